@@ -1,0 +1,89 @@
+"""The values that move through the system: a request in, chunks out, an answer or a failure at the end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from coe.errors import InvalidRequest
+from routers.base import Message
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """What an expert is asked to generate.
+
+    Attributes:
+        messages: the conversation, rendered with the expert's chat template. Empty when `prompt` is given.
+        prompt: raw text, continued without a chat template (`/v1/completions`).
+        max_tokens: most new tokens.
+        temperature: 0 is greedy.
+        top_p: nucleus mass in (0, 1].
+        stop: generation ends before the first of these strings.
+        seed: the same request with the same seed on the same expert gives the same text, whatever shares its batch
+            (greedy ignores it); `None` draws one.
+        deadline_s: seconds from submission after which the request is given up; `None` waits.
+    """
+
+    messages: tuple[Message, ...] = ()
+    prompt: str | None = None
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    deadline_s: float | None = None
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.messages) == (self.prompt is not None):
+            raise InvalidRequest("give either messages or prompt, not both and not neither")
+        if self.max_tokens < 1:
+            raise InvalidRequest(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 2):
+            raise InvalidRequest(f"temperature must lie in [0, 2], got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise InvalidRequest(f"top_p must lie in (0, 1], got {self.top_p}")
+        if any(not s for s in self.stop):
+            raise InvalidRequest("stop strings must not be empty")
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise InvalidRequest(f"deadline_s must be positive, got {self.deadline_s}")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens in and out, special tokens of the chat template included."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer. The last one, and only it, has `finish_reason` and `usage`."""
+
+    text: str
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an expert answered, whole."""
+
+    expert: str
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    cost_usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An expert did not answer; `error` keeps the cause."""
+
+    expert: str
+    error: Exception

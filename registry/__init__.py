@@ -1,0 +1,1 @@
+"""What experts exist: specs, a versioned store, and where their files come from."""

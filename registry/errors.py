@@ -1,0 +1,55 @@
+"""Errors of the registry.
+
+    RegistryError
+    ├── InvalidSpec          a spec or a file of specs is wrong; carries every problem found
+    ├── UnknownExpert        a name that is not registered; carries close matches
+    ├── SourceError          a source cannot be read: missing, truncated, unsupported
+    └── DigestMismatch       the files are not the ones that were registered
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+
+class RegistryError(Exception):
+    """Base of every error that the registry raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong in a document, and where: `place` is `file.yaml:12: experts[3].base`."""
+
+    place: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+class InvalidSpec(RegistryError):
+    """Every problem of a document at once, so that a user mends a file in one go."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class UnknownExpert(RegistryError):
+    """A name that is not registered."""
+
+    def __init__(self, name: str, known: Iterable[str], *, where: str = "the registry") -> None:
+        self.name = name
+        self.suggestions = tuple(get_close_matches(name, list(known), n=3))
+        hint = f"; did you mean {' or '.join(map(repr, self.suggestions))}?" if self.suggestions else ""
+        super().__init__(f"{name!r} is not in {where}{hint} (`coe registry list` shows what is)")
+
+
+class SourceError(RegistryError):
+    """A source cannot be read: missing, truncated, or of a format that is not supported."""
+
+
+class DigestMismatch(RegistryError):
+    """The files of an expert are not the ones that were registered."""

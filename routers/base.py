@@ -1,0 +1,179 @@
+"""The vocabulary of routing: Query -> Router.estimate -> Estimate -> decide -> RoutingDecision."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.errors import NoEligibleExpert, RouterError
+from routers.outcomes import OutcomeTable
+
+Floats = NDArray[np.floating[Any]]
+GENERAL = "general"
+"""Label of a query that no category claims: it goes to the generalist."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation, as in the OpenAI chat format (text content only)."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a router may look at.
+
+    Attributes:
+        allowed: names the caller permits; `None` permits all.
+        dial: USD-to-quality exchange rate of this request (utility = quality - dial * cost); `None` takes the policy's.
+        features: extra signals by name, filled by the caller because `Router.requires` asked for them.
+    """
+
+    messages: tuple[Message, ...]
+    id: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    format: Literal["text", "json"] = "text"
+    allowed: frozenset[str] | None = None
+    dial: float | None = None
+    features: Mapping[str, Floats] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, text: str, **kwargs: Any) -> Self:
+        """A query of a single user message."""
+        return cls(messages=(Message("user", text),), **kwargs)
+
+    @property
+    def text(self) -> str:
+        """The last user message; an empty string where there is none."""
+        return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a router predicts for n queries and m experts.
+
+    Attributes:
+        experts: m names, the columns below.
+        quality: (n, m) expected score in [0, 1].
+        cost_usd: (n, m) expected cost in USD, or `None` where unknown.
+        ood: (n,) how foreign the query is to the training data, in [0, 1].
+        labels: n category names, or `None`.
+        eligible: (n, m) bool: the experts this router would let answer, e.g. the mapped one of a category map under a
+            budget; `None` means all. `decide` leaves this set only where the caller's constraints empty it.
+        abstained: (n,) bool: the router is unsure and sends the query to its generalist; `None` means never.
+        confidence: (n,) probability that the decision is right; `None` takes the chosen expert's quality.
+        reasons: n short sentences for people, or `None`.
+    """
+
+    experts: tuple[str, ...]
+    quality: Floats
+    cost_usd: Floats | None = None
+    ood: Floats | None = None
+    labels: tuple[str, ...] | None = None
+    eligible: NDArray[np.bool_] | None = None
+    abstained: NDArray[np.bool_] | None = None
+    confidence: Floats | None = None
+    reasons: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        n, m = self.quality.shape
+        if m != len(self.experts):
+            raise RouterError(f"quality has {m} columns for {len(self.experts)} experts")
+        for name in ("cost_usd", "eligible"):
+            array = getattr(self, name)
+            if array is not None and array.shape != (n, m):
+                raise RouterError(f"Estimate.{name} has shape {array.shape}, expected {(n, m)}")
+        for name in ("ood", "labels", "abstained", "confidence", "reasons"):
+            value = getattr(self, name)
+            if value is not None and len(value) != n:
+                raise RouterError(f"Estimate.{name} has {len(value)} entries for {n} queries")
+
+    def __len__(self) -> int:
+        return int(self.quality.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingDecision:
+    """Who answers a query, best first.
+
+    Attributes:
+        weights: share of each expert in a composition, summing to 1 (equal utilities give equal shares).
+        scores: utility of each expert in `experts`.
+        experts: may be empty only when `abstained` and there is no generalist.
+    """
+
+    experts: tuple[str, ...]
+    weights: tuple[float, ...]
+    scores: tuple[float, ...]
+    confidence: float
+    label: str | None = None
+    abstained: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Utility:
+    """utility = quality - dial * cost_usd - patience * load_s.
+
+    dial: quality (score in [0, 1]) given up per USD; patience: quality given up per second of waiting for a load.
+    """
+
+    dial: float = 0.0
+    patience: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("dial", "patience"):
+            value = getattr(self, name)
+            if not np.isfinite(value) or value < 0:
+                raise RouterError(f"{name} must be a finite number >= 0, got {value}")
+
+
+@runtime_checkable
+class Router(Protocol):
+    """Scores experts for queries: pure, synchronous, seeded, batch-first."""
+
+    requires: frozenset[str]
+    """Names of `Query.features` that must be filled before `estimate`."""
+
+    def estimate(self, queries: Sequence[Query]) -> Estimate: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RouterState:
+    """A trained router as data: arrays go to safetensors, settings to JSON. No pickle."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    settings: Mapping[str, Any]
+
+
+@runtime_checkable
+class TrainableRouter(Router, Protocol):
+    """A router that learns from an outcome table and can be saved.
+
+    `fit` returns a fitted router (itself). `from_state(state, encoder)` rebuilds exactly what `state()` gave.
+    """
+
+    kind: ClassVar[str]
+    experts: tuple[str, ...]
+
+    def fit(self, table: OutcomeTable) -> Self: ...
+
+    def state(self) -> RouterState: ...
+
+
+def decide(
+    estimate: Estimate,
+    *,
+    utility: Utility | Sequence[Utility] = Utility(),
+    load_s: Mapping[str, float] | None = None,
+    allowed: Collection[str] | Sequence[Collection[str] | None] | None = None,
+    k: int = 1,
+    rng: np.random.Generator | None = None,
+) -> list[RoutingDecision]:
+    raise NoEligibleExpert
