@@ -1,0 +1,64 @@
+"""What every command shares: where results, progress and errors go.
+
+Results go to stdout, everything else (progress, plans, errors) to stderr, so that pipes stay clean.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+console = Console(stderr=True)
+"""Progress, notices and errors."""
+
+JsonTarget = Annotated[
+    str | None, typer.Option("--json", metavar="PATH|-", help="Write the result as JSON to PATH, or to stdout with '-'.")
+]
+
+
+def stdout_console() -> Console:
+    """A console on today's stdout: results for people."""
+    return Console(file=sys.stdout)
+
+
+def emit_json(value: Any, target: str | None) -> None:
+    """Write `value` as JSON to the file `target`, to stdout for "-", nowhere for None.
+
+    NaN becomes null: JSON has no NaN, and a figure that cannot be computed is null by contract.
+    """
+    if target is None:
+        return
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    if target == "-":
+        sys.stdout.write(text + "\n")
+        return
+    from registry.files import atomic_path
+
+    with atomic_path(Path(target)) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """JSON-ready form of pydantic models, dataclasses, NumPy scalars and arrays, sets and paths."""
+    if hasattr(value, "model_dump"):
+        return _plain(value.model_dump(mode="json"))
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(_plain, value))
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and value != value:
+        return None
+    return value
