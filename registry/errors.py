@@ -1,10 +1,12 @@
 """Errors of the registry.
 
-    RegistryError
-    ├── InvalidSpec          a spec or a file of specs is wrong; carries every problem found
-    ├── UnknownExpert        a name that is not registered; carries close matches
-    ├── SourceError          a source cannot be read: missing, truncated, unsupported
-    └── DigestMismatch       the files are not the ones that were registered
+RegistryError
+├── InvalidSpec          a spec or a file of specs is wrong; carries every problem found
+├── UnknownExpert        a name that is not registered; carries close matches
+├── SourceError          a source cannot be read: missing, truncated, unsupported
+├── DigestMismatch       the files are not the ones that were registered
+├── StoreError           the registry's database cannot be read or written
+└── DiskFull             no space left; what was being written is gone, what was there is untouched
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class RegistryError(Exception):
@@ -53,3 +56,20 @@ class SourceError(RegistryError):
 
 class DigestMismatch(RegistryError):
     """The files of an expert are not the ones that were registered."""
+
+
+class StoreError(RegistryError):
+    """The registry's database cannot be opened, read or written."""
+
+
+class DiskFull(RegistryError):
+    """No space left where `path` was to be written."""
+
+    def __init__(self, path: Path, *, free_bytes: int | None = None, needed_bytes: int | None = None) -> None:
+        self.path, self.free_bytes, self.needed_bytes = path, free_bytes, needed_bytes
+        needed = "" if needed_bytes is None else f" {needed_bytes / 1e6:,.1f} MB are needed and"
+        free = "" if free_bytes is None else f" {free_bytes / 1e6:,.1f} MB are free:"
+        super().__init__(
+            f"no space left to write {path.name!r} in {path.parent}:{needed}{free} free some, "
+            f"or set COE_HOME to a larger disk (nothing half-written was kept)"
+        )

@@ -83,9 +83,13 @@ class ExpertSpec(BaseModel):
     @classmethod
     def _name_is_free(cls, name: str) -> str:
         if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIX):
-            raise ValueError(f"{name!r} is reserved: 'auto' and 'coe/...' address routing policies; choose another name")
+            raise ValueError(
+                f"{name!r} is reserved: 'auto' and 'coe/...' address routing policies; choose another name"
+            )
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not a name: letters, digits and . _ / - only, starting with a letter or digit")
+            raise ValueError(
+                f"{name!r} is not a name: letters, digits and . _ / - only, starting with a letter or digit"
+            )
         return name
 
     @model_validator(mode="after")

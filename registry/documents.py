@@ -1,0 +1,197 @@
+"""YAML documents that know their places: every problem of a file at once, each with line and path.
+
+    document = load_document(Path("experts.yaml"))
+    config = validate(document, ServiceConfig)     # raises InvalidSpec: every problem, each with its place
+
+Any YAML of the project is read through here. Values are data only: no tags that build objects, and no environment
+variables are expanded (a secret is named by its variable, never written).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic_core import ErrorDetails
+
+from registry.errors import InvalidSpec, Problem
+
+Loc = tuple[str | int, ...]
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A parsed YAML (or JSON) file.
+
+    Attributes:
+        path: the file, as it was named by the caller.
+        value: plain data: dicts, lists, strings, numbers, booleans, dates, None.
+    """
+
+    path: Path
+    value: Any
+    _root: yaml.Node | None = field(repr=False, default=None)
+
+    @property
+    def folder(self) -> Path:
+        """The file's folder, against which relative paths inside it are read."""
+        return self.path.absolute().parent
+
+    def at(self, loc: Loc) -> Any:
+        """The value at a location: `("experts", 3, "base")`."""
+        value = self.value
+        for key in loc:
+            value = value[key]
+        return value
+
+    def line(self, loc: Loc) -> int:
+        """Line (from 1) of a location, or of its nearest enclosing one that is in the file."""
+        return self._resolve(loc)[1]
+
+    def place(self, loc: Loc) -> str:
+        """`experts.yaml:12: experts[3].base`."""
+        named, line = self._resolve(loc)
+        return f"{self.path}:{line}" + (f": {dotted(named)}" if named else "")
+
+    def problem(self, loc: Loc, message: str) -> Problem:
+        """A problem at a location of this document."""
+        return Problem(self.place(loc), message)
+
+    def _resolve(self, loc: Loc) -> tuple[Loc, int]:
+        """The location without the parts that pydantic adds (tags of unions), and its line."""
+        node, line = self._root, self._root.start_mark.line + 1 if self._root else 1
+        named: list[str | int] = []
+        for position, key in enumerate(loc):
+            child = _child(node, key) if node is not None else None
+            if child is not None:
+                node, line = child
+                named.append(key)
+            elif position == len(loc) - 1 and isinstance(node, yaml.MappingNode):
+                named.append(key)  # a missing field: named, at the line of what should hold it
+        return tuple(named), line
+
+
+def load_document(path: Path) -> Document:
+    """Read a YAML file.
+
+    Raises:
+        InvalidSpec: it cannot be read, is not YAML, or repeats a key; with the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InvalidSpec([Problem(str(path), "there is no such file")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSpec([Problem(str(path), f"cannot be read: {error}")]) from error
+    return parse_document(text, path)
+
+
+def parse_document(text: str, path: Path) -> Document:
+    """Like `load_document`, from text; `path` is what problems name."""
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        problems = [
+            Problem(f"{path}:{line}: {dotted(loc)}", message) for loc, line, message in _key_problems(root, (), set())
+        ]
+        if problems:
+            raise InvalidSpec(problems)
+        value = None if root is None else loader.construct_document(root)
+    except yaml.YAMLError as error:
+        raise InvalidSpec([_syntax_problem(error, path)]) from error
+    return Document(path, value, root)
+
+
+def validate(document: Document, model: type[ModelT], loc: Loc = ()) -> ModelT:
+    """Build `model` from the document (or from the part at `loc`).
+
+    Raises:
+        InvalidSpec: with every problem that pydantic finds, each at its place.
+    """
+    value = document.at(loc)
+    if value is None:
+        raise InvalidSpec([document.problem(loc, f"is empty; expected {', '.join(model.model_fields)}")])
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        known = _field_names(model)
+        found = sorted(
+            (((*loc, *detail["loc"]), message_of(detail, known)) for detail in error.errors(include_url=False)),
+            key=lambda problem: document.line(problem[0]),
+        )
+        raise InvalidSpec([document.problem(*problem) for problem in found]) from None
+
+
+def message_of(detail: ErrorDetails, known_fields: Sequence[str] = ()) -> str:
+    """One pydantic error in plain words."""
+    if detail["type"] == "missing":
+        return "is required"
+    if detail["type"] == "extra_forbidden":
+        close = get_close_matches(str(detail["loc"][-1]), known_fields, n=1)
+        return "is not a known field" + (f"; did you mean {close[0]!r}?" if close else "")
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if detail["type"] in ("value_error", "assertion_error"):
+        return message
+    given = repr(detail["input"])
+    quote = "" if detail["type"] != "string_type" or isinstance(detail["input"], list | dict) else " (quote it in YAML)"
+    return f"{message[0].lower()}{message[1:]}, got {given if len(given) <= 80 else given[:77] + '...'}{quote}"
+
+
+def dotted(loc: Loc) -> str:
+    """`("experts", 3, "base")` as `experts[3].base`."""
+    return re.sub(r"^\.", "", "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in loc))
+
+
+def _child(node: yaml.Node, key: str | int) -> tuple[yaml.Node, int] | None:
+    """The node under `key` and the line on which it starts (for a mapping: the line of the key)."""
+    if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and 0 <= key < len(node.value):
+        return node.value[key], node.value[key].start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        for name, child in reversed(node.value):  # what `<<` merged in comes first, what overrides it after
+            if name.value == str(key):
+                return child, name.start_mark.line + 1
+    return None
+
+
+def _key_problems(node: yaml.Node | None, loc: Loc, seen: set[int]) -> Iterator[tuple[Loc, int, str]]:
+    """Repeated keys: YAML's last value would silently win."""
+    if node is None or id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for index, child in enumerate(node.value):
+            yield from _key_problems(child, (*loc, index), seen)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for name, child in node.value:
+            key, line = str(name.value), name.start_mark.line + 1
+            if key in lines and isinstance(name, yaml.ScalarNode) and name.tag != "tag:yaml.org,2002:merge":
+                yield (*loc, key), line, f"is given twice; the first is on line {lines[key]}"
+            lines.setdefault(key, line)
+            yield from _key_problems(child, (*loc, key), seen)
+
+
+def _syntax_problem(error: yaml.YAMLError, path: Path) -> Problem:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:
+        return Problem(str(path), f"is not YAML: {error}")
+    said = ": ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None))))
+    return Problem(f"{path}:{mark.line + 1}", f"is not YAML: {said} (column {mark.column + 1})")
+
+
+def _field_names(model: type[BaseModel]) -> list[str]:
+    """Names of the fields of a model and of every model inside it, for "did you mean"."""
+    try:
+        schema = model.model_json_schema()
+    except PydanticInvalidForJsonSchema:
+        return list(model.model_fields)
+    parts: list[Mapping[str, Any]] = [schema, *schema.get("$defs", {}).values()]
+    return [name for part in parts for name in part.get("properties", {})]

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from registry.documents import Document, dotted, load_document, parse_document, validate
+from registry.errors import InvalidSpec
+
+FILE = Path("conf.yaml")
+
+
+class Item(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    weight: float = 1.0
+
+    @model_validator(mode="after")
+    def _light(self) -> Item:
+        if self.weight > 10:
+            raise ValueError("too heavy")
+        return self
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    items: list[Item]
+    owner: Item | None = None
+    kind: str | int = "plain"
+
+
+def parse(text: str) -> Document:
+    return parse_document(text, FILE)
+
+
+def problems_of(text: str, model: type[BaseModel] = Config) -> list[str]:
+    with pytest.raises(InvalidSpec) as caught:
+        validate(parse(text), model)
+    assert str(caught.value).splitlines() == [str(problem) for problem in caught.value.problems]
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_a_good_file_becomes_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "conf.yaml"
+    path.write_text("items:\n- name: a\n- {name: é, weight: 2}\n", encoding="utf-8")
+    document = load_document(path)
+    assert validate(document, Config) == Config(items=[Item(name="a"), Item(name="é", weight=2)])
+    assert validate(document, Item, ("items", 1)).weight == 2
+    assert document.folder == tmp_path
+
+
+def test_every_problem_is_reported_with_line_and_path() -> None:
+    text = "\n".join(
+        [
+            "items:",
+            "  - name: 2026-01-01",  # 2
+            "    wieght: 3",  # 3
+            "  - weight: x",  # 4
+            "  - name: c",  # 5
+            "    weight: 11",  # 6
+            "owner: {name: [1, 2]}",  # 7
+            "itms: []",  # 8
+        ]
+    )
+    assert problems_of(text) == [
+        "conf.yaml:2: items[0].name: input should be a valid string, got datetime.date(2026, 1, 1) (quote it in YAML)",
+        "conf.yaml:3: items[0].wieght: is not a known field; did you mean 'weight'?",
+        "conf.yaml:4: items[1].name: is required",
+        "conf.yaml:4: items[1].weight: input should be a valid number, unable to parse string as a number, got 'x'",
+        "conf.yaml:5: items[2]: too heavy",
+        "conf.yaml:7: owner.name: input should be a valid string, got [1, 2]",
+        "conf.yaml:8: itms: is not a known field; did you mean 'items'?",
+    ]
+
+
+def test_tags_of_unions_are_not_part_of_the_path() -> None:
+    assert problems_of("items: []\nkind: []") == [
+        "conf.yaml:2: kind: input should be a valid string, got []",
+        "conf.yaml:2: kind: input should be a valid integer, got []",
+    ]
+
+
+def test_long_values_are_shortened_and_unknown_fields_never_shown() -> None:
+    (problem,) = problems_of("items: " + "x" * 200)
+    assert problem.endswith("xxx...") and len(problem) < 160
+    (problem,) = problems_of("items: []\napi_key: sk-secret")
+    assert "secret" not in problem
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "null", "items: []\nowner: {name: a}\n---\nmore: 1"])
+def test_not_exactly_one_document(text: str) -> None:
+    with pytest.raises(InvalidSpec, match=r"conf.yaml:\d: is (empty; expected items|not YAML: expected a single)"):
+        validate(parse(text), Config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: {\n", r"conf.yaml:3: is not YAML: while parsing a flow node"),
+        ("a: 1\n\tb: 2\n", r"conf.yaml:2: is not YAML: while scanning for the next token"),
+        ("a: *nowhere", r"conf.yaml:1: is not YAML: found undefined alias"),
+        ("\na: !!python/object/apply:os.system ['true']", r"conf.yaml:2: is not YAML: could not determine a con"),
+        ("? [a, b]\n: 1\n? {c: d}\n: 2", r"conf.yaml:1: is not YAML: while constructing a mapping"),
+        ("a: 1\nb: \x00", r"conf.yaml: is not YAML: unacceptable character"),
+    ],
+)
+def test_malformed_yaml_names_its_line(text: str, message: str) -> None:
+    with pytest.raises(InvalidSpec, match=message):
+        parse(text)
+
+
+def test_repeated_keys_are_all_reported() -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        parse("a: 1\nb:\n- c: 1\n  c: 2\na: 3\nd: &x {e: 1}\nf: *x\n")
+    assert [str(problem) for problem in caught.value.problems] == [
+        "conf.yaml:4: b[0].c: is given twice; the first is on line 3",
+        "conf.yaml:5: a: is given twice; the first is on line 1",
+    ]
+
+
+def test_merge_keys_work_and_may_be_overridden() -> None:
+    document = parse("base: &b {name: a, weight: 2}\nitems:\n- <<: *b\n  weight: 3\n- <<: *b\n")
+    assert document.value["items"] == [{"name": "a", "weight": 3}, {"name": "a", "weight": 2}]
+    assert document.line(("items", 0, "weight")) == 4
+
+
+def test_a_document_that_contains_itself_is_refused_by_validation() -> None:
+    assert problems_of("items: &x [*x]")[0].startswith("conf.yaml:1: items[0]")
+
+
+def test_unreadable_files_say_why(tmp_path: Path) -> None:
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes("a: é".encode("latin-1"))
+    for path, message in [
+        (tmp_path / "absent.yaml", "there is no such file"),
+        (tmp_path, "cannot be read: .*directory"),
+        (latin, "cannot be read: 'utf-8'"),
+    ]:
+        with pytest.raises(InvalidSpec, match=f"{path}: {message}"):
+            load_document(path)
+
+
+def test_variables_are_not_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "x")
+    assert parse("a: ${SECRET}").value == {"a": "${SECRET}"}
+
+
+def test_places_of_what_is_not_in_the_file() -> None:
+    document = parse("a:\n  b: 1\n")
+    assert document.place(("a", "b", "c")) == "conf.yaml:2: a.b"
+    assert document.place(("a", "z")) == "conf.yaml:1: a.z"
+    assert document.place(()) == "conf.yaml:1"
+    assert Document(FILE, {}).place(("a",)) == "conf.yaml:1"
+    assert dotted(("a", 0, "b", 1, 2)) == "a[0].b[1][2]"
+
+
+def test_models_without_a_json_schema_still_suggest_fields() -> None:
+    class Odd(BaseModel):
+        model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+        value: Any = None
+        handler: Path | type[Document] = FILE
+        thing: Document | None = None
+
+    assert problems_of("valu: 1", Odd) == ["conf.yaml:1: valu: is not a known field; did you mean 'value'?"]
