@@ -1,0 +1,233 @@
+"""FakeEngine: deterministic experts without weights, for tests, simulations and trying out a configuration.
+
+The source says how an expert behaves; a token is a run of non-whitespace with the whitespace before it:
+
+    fake://echo                     repeats the last user message
+    fake://upper                    repeats it in capitals
+    fake://script?paris=France&...  the answer of the first key that the prompt contains (ignoring case), else echo
+    fake://script?default=no&...    `default` answers where no key is found
+    fake://fail                     fails while generating; ?at=load fails on loading, ?after=N after N tokens
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from coe.engines.base import Adapter, Expert
+from coe.errors import ContextLengthExceeded, EngineError, InvalidRequest, WeightsError
+from coe.types import Chunk, FinishReason, GenerateRequest, Usage
+from registry.spec import ExpertSpec
+
+_SCHEME = "fake"
+_BEHAVIOURS = ("echo", "upper", "script", "fail")
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """A parsed `fake://` source."""
+
+    name: str
+    options: Mapping[str, str]
+
+    @classmethod
+    def of(cls, source: str) -> Behaviour:
+        """Parse a source; one that is not `fake://...` (a stand-in for real weights) echoes.
+
+        Raises:
+            WeightsError: `fake://` with a behaviour that does not exist.
+        """
+        url = urlsplit(source)
+        if url.scheme != _SCHEME:
+            return cls("echo", {})
+        if url.netloc not in _BEHAVIOURS:
+            raise WeightsError(
+                f"{source!r} is no fake expert; there are: {', '.join(f'fake://{b}' for b in _BEHAVIOURS)}"
+            )
+        return cls(url.netloc, dict(parse_qsl(url.query, keep_blank_values=True)))
+
+    def answer(self, prompt: str, question: str) -> str:
+        """What to say to a whole prompt, whose last user message is `question`."""
+        if self.name == "script":
+            return script_answer(self.options, prompt, self.options.get("default", question))
+        return question.upper() if self.name == "upper" else question
+
+
+def script_answer(script: Mapping[str, str], prompt: str, default: str) -> str:
+    """The answer of the first key found in the prompt, ignoring case."""
+    folded = prompt.casefold()
+    return next((a for key, a in script.items() if key != "default" and key.casefold() in folded), default)
+
+
+def tokenize(text: str) -> list[str]:
+    """Whitespace tokens, each with the whitespace before it: joined they are the text again."""
+    return re.findall(r"\s*\S+(?:\s+\Z)?|\s+\Z", text)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a FakeEngine has done, by expert name."""
+
+    loads: Counter[str] = field(default_factory=Counter)
+    unloads: Counter[str] = field(default_factory=Counter)
+    generations: Counter[str] = field(default_factory=Counter)
+    cancelled: Counter[str] = field(default_factory=Counter)
+    in_flight: Counter[str] = field(default_factory=Counter)
+    most_in_flight: Counter[str] = field(default_factory=Counter)
+
+    def enter(self, name: str) -> None:
+        """Count a generation that starts."""
+        self.generations[name] += 1
+        self.in_flight[name] += 1
+        self.most_in_flight[name] = max(self.most_in_flight[name], self.in_flight[name])
+
+
+class FakeExpert:
+    """An expert that answers by its source's behaviour, one token a chunk.
+
+    With an adapter the answer starts with `[adapter's name] `, and an adapter whose source is `fake://...` brings its
+    own behaviour.
+    """
+
+    def __init__(self, spec: ExpertSpec, engine: FakeEngine) -> None:
+        self.spec = spec
+        self.capacity = engine.capacity
+        self._engine = engine
+        self._behaviour = Behaviour.of(spec.source)
+        self._places = asyncio.Semaphore(engine.capacity)
+
+    async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
+        """Yield the answer token by token; see `Expert.generate`. Usage counts whitespace tokens."""
+        if self.spec.name not in self._engine.resident:
+            raise EngineError(f"{self.spec.name!r} is not loaded")
+        name = adapter.spec.name if adapter else self.spec.name
+        prompt_tokens = self._check(request, name)
+        tally = self._engine.tally
+        async with self._places:
+            tally.enter(name)
+            done = False
+            try:
+                async for chunk in self._stream(request, adapter, prompt_tokens):
+                    done = chunk.finish_reason is not None
+                    yield chunk
+            except EngineError:
+                done = True
+                raise
+            finally:
+                tally.in_flight[name] -= 1
+                tally.cancelled[name] += not done
+
+    def _check(self, request: GenerateRequest, name: str) -> int:
+        n_tokens = len(_prompt(request).split())
+        limit = self.spec.context_length
+        if limit is not None and n_tokens + request.max_tokens > limit:
+            raise ContextLengthExceeded(
+                name, prompt_tokens=n_tokens, max_tokens=request.max_tokens, context_length=limit
+            )
+        return n_tokens
+
+    async def _stream(
+        self, request: GenerateRequest, adapter: Adapter | None, prompt_tokens: int
+    ) -> AsyncIterator[Chunk]:
+        behaviour = self._behaviour
+        if adapter and adapter.spec.source.startswith(f"{_SCHEME}://"):
+            behaviour = Behaviour.of(adapter.spec.source)
+        text, reason = _cut(self._say(behaviour, request, adapter), request)
+        tokens = tokenize(text)
+        fail_after = int(behaviour.options.get("after", 0)) if behaviour.name == "fail" else None
+        for i, token in enumerate(tokens):
+            await self._engine.sleep(self._engine.token_delay_s)
+            if i == fail_after:
+                raise EngineError(
+                    f"{self.spec.name!r} failed after {i} tokens, as its source {self.spec.source!r} says"
+                )
+            yield Chunk(token)
+        if fail_after is not None:
+            raise EngineError(f"{self.spec.name!r} failed at the end, as its source {self.spec.source!r} says")
+        yield Chunk("", reason, Usage(prompt_tokens, len(text.split())))
+
+    def _say(self, behaviour: Behaviour, request: GenerateRequest, adapter: Adapter | None) -> str:
+        prompt = _prompt(request)
+        question = next((m.content for m in reversed(request.messages) if m.role == "user"), prompt)
+        answer = behaviour.answer(prompt, question)
+        if self._engine.answers:
+            answer = script_answer(self._engine.answers, prompt, answer)
+        return f"[{adapter.spec.name}] {answer}" if adapter else answer
+
+
+class FakeEngine:
+    """Engine of experts without weights.
+
+    Args:
+        answers: {prompt substring: answer} for every expert, tried before its own behaviour.
+        token_delay_s: seconds before each token.
+        load_delay_s: seconds a load takes.
+        capacity: requests that one expert answers at once; more wait.
+        sleep: how to wait; a simulation passes its own clock's.
+
+    Attributes:
+        tally: counts of loads, unloads, generations, cancellations, by expert (an adapter counts under its own name).
+        resident: names of the experts that are loaded.
+    """
+
+    def __init__(
+        self,
+        answers: Mapping[str, str] | None = None,
+        *,
+        token_delay_s: float = 0.0,
+        load_delay_s: float = 0.0,
+        capacity: int = 8,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        if capacity < 1:
+            raise InvalidRequest(f"capacity must be at least 1, got {capacity}")
+        self.answers = dict(answers or {})
+        self.token_delay_s = token_delay_s
+        self.load_delay_s = load_delay_s
+        self.capacity = capacity
+        self.sleep = sleep
+        self.tally = Tally()
+        self.resident: set[str] = set()
+
+    def footprint(self, spec: ExpertSpec) -> int:
+        """The spec's `size_bytes`; 0 where it has none."""
+        return spec.size_bytes or 0
+
+    async def load(self, spec: ExpertSpec, path: Path) -> FakeExpert:
+        """Count a load; `path` is not looked at. Raises WeightsError for `fake://fail?at=load`."""
+        await self.sleep(self.load_delay_s)
+        expert = FakeExpert(spec, self)
+        if expert._behaviour.options.get("at") == "load":
+            raise WeightsError(f"{spec.name!r} failed to load, as its source {spec.source!r} says")
+        self.tally.loads[spec.name] += 1
+        self.resident.add(spec.name)
+        return expert
+
+    async def unload(self, expert: Expert) -> None:
+        """Count an unload. Raises EngineError while the expert generates, or when it is not loaded."""
+        name = expert.spec.name
+        if name not in self.resident:
+            raise EngineError(f"{name!r} is not loaded")
+        if self.tally.in_flight[name]:
+            raise EngineError(f"{name!r} is generating and cannot be unloaded")
+        self.resident.discard(name)
+        self.tally.unloads[name] += 1
+
+
+def _prompt(request: GenerateRequest) -> str:
+    return "\n".join(m.content for m in request.messages) if request.prompt is None else request.prompt
+
+
+def _cut(text: str, request: GenerateRequest) -> tuple[str, FinishReason]:
+    """The text up to max_tokens or the first stop string, and why it ends."""
+    tokens = tokenize(text)
+    reason: FinishReason = "stop"
+    if len(text.split()) > request.max_tokens:
+        text, reason = "".join(tokens[: request.max_tokens]), "length"
+    cut = min((i for i in (text.find(s) for s in request.stop) if i >= 0), default=None)
+    return (text, reason) if cut is None else (text[:cut], "stop")
