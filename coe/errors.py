@@ -1,16 +1,17 @@
 """Errors of the running system; third-party errors are translated into these at the seam.
 
-    CoeError                     .status: HTTP status, .code: OpenAI-style code, .retryable
-    ├── ConfigError              a config file is wrong; says every problem and its place
-    ├── InvalidRequest           the caller's request cannot be served as asked
-    │   ├── ContextLengthExceeded   prompt + answer do not fit; both numbers
-    │   └── UnknownModel         the `model` asked for does not exist; did you mean
-    ├── EngineError              an engine failed
-    │   ├── WeightsError         weights missing, truncated, of other shapes, or unsupported
-    │   ├── OutOfMemory          not enough free memory, even after evicting what may be evicted
-    │   └── RemoteError          a remote endpoint failed; .retryable says whether trying again makes sense
-    ├── DeadlineExceeded         the request ran past its deadline
-    └── TaskError                an evaluation task is wrong; file and line
+CoeError                     .status: HTTP status, .code: OpenAI-style code, .retryable
+├── ConfigError              a config file is wrong; says every problem and its place
+├── InvalidRequest           the caller's request cannot be served as asked
+│   ├── ContextLengthExceeded   prompt + answer do not fit; both numbers
+│   └── UnknownModel         the `model` asked for does not exist; did you mean
+├── EngineError              an engine failed
+│   ├── WeightsError         weights missing, truncated, of other shapes, or unsupported
+│   ├── OutOfMemory          not enough free memory, even after evicting what may be evicted
+│   └── RemoteError          a remote endpoint failed; .retryable says whether trying again makes sense
+├── Overloaded               too many requests wait; try again later
+├── DeadlineExceeded         the request ran past its deadline
+└── TaskError                an evaluation task is wrong; file and line
 """
 
 from __future__ import annotations
@@ -85,6 +86,14 @@ class RemoteError(EngineError):
     def __init__(self, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
+
+
+class Overloaded(CoeError):
+    """Too many requests wait already."""
+
+    status = 429
+    code = "overloaded"
+    retryable = True
 
 
 class DeadlineExceeded(CoeError):

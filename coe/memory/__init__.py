@@ -1,0 +1,6 @@
+"""Which weights are resident: a byte budget, leases that are never broken, pins, and eviction as pure functions."""
+
+from coe.memory.cache import CacheStats, ExpertCache
+from coe.memory.eviction import EvictionPolicy, Resident, lru
+
+__all__ = ["CacheStats", "EvictionPolicy", "ExpertCache", "Resident", "lru"]

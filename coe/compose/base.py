@@ -1,0 +1,59 @@
+"""Composition: what is done with the chosen experts, as a pure step function.
+
+    step(request, decision, {})          -> Asks: who to ask first
+    step(request, decision, {id: ...})   -> Asks: who to ask next, or Final: the answer
+
+The caller runs the asks and calls again with everything done so far. One form serves three callers: online, the
+orchestrator runs the asks side by side and streams the last one; in a batch, asks are grouped by expert; in an
+evaluation, `done` is filled from recorded answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from coe.types import Answer, Failure, GenerateRequest
+from routers.base import RoutingDecision
+
+AskId = str
+Done = Mapping[AskId, Answer | Failure]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One question to one expert. `id` is unique within the composition of a request."""
+
+    id: AskId
+    expert: str
+    request: GenerateRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Asks:
+    """Questions that may run side by side.
+
+    last: there is one ask, and its answer is the final answer: it may be streamed as it comes.
+    """
+
+    asks: tuple[Ask, ...]
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """The composition is done."""
+
+    answer: Answer
+
+
+class Composition(Protocol):
+    """Pure and stateless: everything it knows is in its arguments.
+
+    Raises the error of the last Failure when no expert answered.
+    """
+
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+        """What to do next, given everything done so far."""
+        ...

@@ -1,0 +1,31 @@
+"""`single`: the best expert answers; if it fails, the next of the decision does."""
+
+from __future__ import annotations
+
+from coe.compose.base import Ask, Asks, Done, Final
+from coe.errors import InvalidRequest
+from coe.types import Answer, Failure, GenerateRequest
+from routers.base import RoutingDecision
+
+
+class Single:
+    """Ask `decision.experts` one after the other until one answers.
+
+    A request that is wrong in itself (InvalidRequest) is refused at once: another expert would not mend it.
+    """
+
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+        """The first answer is final; a failure moves on to the next expert."""
+        last: Failure | None = None
+        for position, expert in enumerate(decision.experts):
+            outcome = done.get(str(position))
+            if isinstance(outcome, Answer):
+                return Final(outcome)
+            if outcome is None:
+                return Asks((Ask(str(position), expert, request),), last=True)
+            last = outcome
+            if isinstance(outcome.error, InvalidRequest):
+                break
+        if last is None:
+            raise InvalidRequest(f"no expert may answer this request: {decision.reason}")
+        raise last.error
