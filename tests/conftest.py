@@ -1,0 +1,24 @@
+"""What every test shares: a home of its own, one compute thread, no network, and the real small bases."""
+
+import os
+from pathlib import Path
+
+# Before torch is imported anywhere: threads of several workers on few cores fight each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["COLUMNS"] = "200"  # tables in captured output are not wrapped
+
+import pytest
+
+REAL_HOME = Path(os.environ.get("COE_HOME") or Path.home() / ".cache" / "coe").expanduser().absolute()
+"""Where models are kept between runs: converting a base takes a while, so tests share it with the demo."""
+
+
+@pytest.fixture(autouse=True)
+def coe_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has an empty home: registries, caches and routers of the user are neither read nor written."""
+    home = tmp_path / "coe-home"
+    monkeypatch.setenv("COE_HOME", str(home))
+    monkeypatch.delenv("COE_REGISTRY", raising=False)
+    return home
