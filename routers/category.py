@@ -1,0 +1,263 @@
+"""CategoryRouter: Composition of Experts (arXiv 2412.01868), a category classifier and a category -> expert map."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.abstention import Doubt, Thresholds, normalised_entropy, tune_thresholds
+from routers.base import Estimate, Query, RouterState
+from routers.category_model import CategoryModel
+from routers.classifiers import (
+    Classifier,
+    ClassifierName,
+    ClassifierSettings,
+    Labels,
+    fit_classifier,
+    probabilities,
+)
+from routers.crossfit import cross_fit, left_out_categories
+from routers.embed import check_dim, embed, embed_queries
+from routers.errors import RouterError
+from routers.mapping import Budget, BudgetKind, map_categories
+from routers.neighbours import Vectors, nearest_distance, quantiles
+
+if TYPE_CHECKING:
+    from routers.encoders import Encoder
+    from routers.outcomes import OutcomeTable
+
+_Floats = NDArray[np.float64]
+_Number = TypeVar("_Number", int, float)
+
+
+class CategoryRouter:
+    """Classify the query, then ask the expert that a budgeted map gives for its category.
+
+    From the paper: the two steps (text embedding -> classifier -> category; category -> expert from the experts' scores
+    in each category under a parameter budget, cumulative or average active), and that uncertain prompts go to a general
+    category. Ours: the classifiers beside kNN and their temperature scaling, the integer programme (`routers.mapping`),
+    shrinkage of rare categories towards the table's mean, the two tests of doubt and how their thresholds are chosen
+    (`routers.abstention`).
+
+    The estimate has quality (n, K) = sum_m P(category m) w_mk, the expected score; for a query that abstains, the
+    experts' mean scores. `eligible` is the mapped expert alone, or the generalist. `ood` is the share of held-out
+    training queries that lie nearer to the training data. `confidence` is the calibrated probability that the query's
+    category is one that the map gives to the chosen expert: that the decision would stand if the category were known.
+
+    Args:
+        classifier: `logistic`, `linear-svm` or `knn`.
+        c: inverse regularisation of the first two; k: neighbours of the last.
+        label_column: the table's column of categories when training; `None` takes its domains, or where it has none
+            k-means clusters of the embeddings, `n_clusters` of them. A query's own label is never read.
+        shrinkage: mean scores of a category are averaged with so many queries of the table's mean.
+        budget: most footprint, `None` for no limit; budget_kind: `cumulative` or `average-active`.
+        footprints: parameters or price of each expert, in the budget's unit; `None` takes the table's mean costs.
+        general: the expert that answers in doubt; not checked against the budget. `None` takes the best of the table
+            within it (of the experts that the map keeps, for a cumulative budget).
+        max_abstain: most held-out training queries that may abstain, a share; with 0 only those queries abstain that are
+            stranger than every held-out training query.
+        ood_prompts: foreign prompts to tune the thresholds on; where there are none, whole categories are left out to
+            play them. Not kept in the artifact.
+        seed: of the inner folds, the clusters and the linear SVM.
+    """
+
+    kind: ClassVar[str] = "category"
+    requires: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        classifier: ClassifierName = "logistic",
+        c: float = 4.0,
+        k: int = 15,
+        label_column: str | None = None,
+        n_clusters: int = 16,
+        shrinkage: float = 20.0,
+        budget: float | None = None,
+        budget_kind: BudgetKind = "average-active",
+        footprints: Mapping[str, float] | None = None,
+        general: str | None = None,
+        max_abstain: float = 0.02,
+        ood_prompts: Sequence[str] = (),
+        seed: int = 0,
+    ) -> None:
+        self.encoder = encoder
+        self.classifier = ClassifierSettings(classifier, c, k, seed)
+        self.label_column = label_column
+        self.n_clusters = _within("n_clusters", n_clusters, 1)
+        self.shrinkage = _within("shrinkage", shrinkage, 0)
+        self.budget = None if budget is None else Budget(budget, budget_kind)
+        self.footprints = None if footprints is None else dict(footprints)
+        self.general = general
+        self.max_abstain = _within("max_abstain", max_abstain, 0, 1)
+        self.ood_prompts = tuple(ood_prompts)
+        self.seed = seed
+        self._model: CategoryModel | None = None
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the experts it was trained on; empty before `fit`."""
+        return () if self._model is None else self._model.experts
+
+    @property
+    def model(self) -> CategoryModel:
+        """What training found.
+
+        Raises:
+            RouterError: it is not trained yet.
+        """
+        if self._model is None:
+            raise RouterError("this category router is not trained: call fit(table), or load a saved one")
+        return self._model
+
+    def fit(self, table: OutcomeTable) -> Self:
+        """Learn categories, map and thresholds from n prompts with their scores.
+
+        Raises:
+            RouterError: a budget that cannot be met, an unknown expert in `general` or `footprints`, fewer rows than
+                neighbours or clusters, or embeddings that are not finite.
+            InvalidOutcomes: `label_column` is not in the table.
+        """
+        x = embed(self.encoder, table.prompts)
+        categories, y = self._categories(table, x)
+        footprints = self._footprints(table)
+        scores = self._by_category(table.scores, y)
+        expert_of = map_categories(np.bincount(y), scores, footprints, self.budget)
+        general = self._general(table, expert_of, footprints)
+        classifier = fit_classifier(self.classifier, x, y)
+        rng = np.random.default_rng(self.seed)
+        seen_afresh = cross_fit(self.classifier, x, y, rng)
+        foreign = self._foreign(classifier, x, y, seen_afresh.temperature, rng)
+        routed = expert_of[seen_afresh.logits.argmax(axis=1)]
+        gain = table.scores[seen_afresh.rows, general] - table.scores[seen_afresh.rows, routed]
+        doubt = seen_afresh.doubt()
+        costs = table.costs_usd
+        self._model = CategoryModel(
+            experts=table.experts,
+            categories=categories,
+            vectors=x,
+            classifier=classifier,
+            temperature=seen_afresh.temperature,
+            thresholds=tune_thresholds(doubt, foreign, gain, self.max_abstain) if len(doubt) else Thresholds(),
+            distance_quantiles=quantiles(doubt.distance if len(doubt) else np.array([2.0])),
+            expert_of=expert_of,
+            general=general,
+            scores=scores,
+            mean_scores=table.scores.mean(axis=0),
+            costs=None if costs is None else self._by_category(costs, y),
+            mean_costs=None if costs is None else costs.mean(axis=0),
+        )
+        return self
+
+    def estimate(self, queries: Sequence[Query]) -> Estimate:
+        """What each of the K experts would score on each of the n queries; see the class."""
+        return self.model.estimate(embed_queries(self.encoder, queries))
+
+    def state(self) -> RouterState:
+        """The trained router as data, training embeddings included, prompts not."""
+        configured = {
+            "classifier": self.classifier.name,
+            "c": self.classifier.c,
+            "k": self.classifier.k,
+            "label_column": self.label_column,
+            "n_clusters": self.n_clusters,
+            "shrinkage": self.shrinkage,
+            "budget": self.budget and self.budget.limit,
+            "budget_kind": self.budget.kind if self.budget else "average-active",
+            "footprints": self.footprints,
+            "general": self.general,
+            "max_abstain": self.max_abstain,
+            "seed": self.seed,
+        }
+        return RouterState(self.model.arrays(), {"settings": configured, **self.model.settings()})
+
+    @classmethod
+    def from_state(cls, state: RouterState, encoder: Encoder) -> Self:
+        """The router whose `state()` this is.
+
+        Raises:
+            InvalidArtifact: something is missing, or the encoder has another dimension.
+        """
+        router = cls(encoder, **state.settings.get("settings", {}))
+        router._model = CategoryModel.restored(state.arrays, state.settings)
+        check_dim(encoder, router._model.vectors, cls.kind)
+        return router
+
+    def _categories(self, table: OutcomeTable, x: Vectors) -> tuple[tuple[str, ...], Labels]:
+        """M names and (n,) labels."""
+        if self.label_column is None and table.domains is None:
+            labels = self._clusters(x)
+        else:
+            labels = table.labels(self.label_column or "domain")
+        names, y = np.unique(np.array(labels, dtype=object), return_inverse=True)
+        if len(names) < 2:
+            warnings.warn(
+                f"every training query is of category {names[0]!r}, so this router always asks its best single expert: "
+                "name another column as label_column, or use kind 'knn'",
+                stacklevel=3,
+            )
+        return tuple(names.tolist()), np.asarray(y, dtype=np.intp)
+
+    def _clusters(self, x: Vectors) -> tuple[str, ...]:
+        from sklearn.cluster import KMeans
+
+        if len(x) < self.n_clusters:
+            raise RouterError(f"{self.n_clusters} clusters asked of {len(x)} training queries: lower n_clusters")
+        clusters = KMeans(self.n_clusters, n_init=4, random_state=self.seed).fit_predict(x)
+        return tuple(f"cluster-{cluster:03d}" for cluster in clusters)
+
+    def _by_category(self, values: _Floats, y: Labels) -> _Floats:
+        """(M, K) means of (n, K) values, each category joined by `shrinkage` queries of the overall mean."""
+        sums = np.zeros((int(y.max()) + 1, values.shape[1]))
+        np.add.at(sums, y, values)
+        counts = np.bincount(y)[:, None]
+        return np.asarray((sums + self.shrinkage * values.mean(axis=0)) / (counts + self.shrinkage))
+
+    def _footprints(self, table: OutcomeTable) -> _Floats | None:
+        if self.footprints is None:
+            if self.budget is not None and table.costs_usd is None:
+                raise RouterError(
+                    "a budget needs the footprint of every expert: give `footprints` (parameters or price), or train "
+                    "on a table with costs"
+                )
+            return None if table.costs_usd is None else table.costs_usd.mean(axis=0)
+        missing = [name for name in table.experts if name not in self.footprints]
+        if missing:
+            raise RouterError(f"no footprint of {', '.join(missing)}: `footprints` must name every expert")
+        return np.array([self.footprints[name] for name in table.experts], dtype=np.float64)
+
+    def _general(self, table: OutcomeTable, expert_of: NDArray[np.intp], footprints: _Floats | None) -> int:
+        """The column of the generalist."""
+        if self.general is not None:
+            if self.general not in table.experts:
+                raise RouterError(f"the generalist {self.general!r} is not in the table: {', '.join(table.experts)}")
+            return table.experts.index(self.general)
+        within = np.ones(len(table.experts), dtype=bool)
+        if self.budget is not None and footprints is not None:
+            kept = np.isin(np.arange(len(within)), expert_of)
+            within = kept if self.budget.kind == "cumulative" else footprints <= self.budget.limit
+        columns = np.flatnonzero(within)
+        prices = None if footprints is None else footprints[columns]
+        best = map_categories([1.0], table.scores[:, columns].mean(axis=0, keepdims=True), prices)  # ties: the cheaper
+        return int(columns[best[0]])
+
+    def _foreign(
+        self, classifier: Classifier, x: Vectors, y: Labels, temperature: float, rng: np.random.Generator
+    ) -> Doubt:
+        """How foreign prompts look: those given, or categories that a classifier was not trained on."""
+        if not self.ood_prompts:
+            return left_out_categories(self.classifier, x, y, temperature, rng)
+        foreign = embed(self.encoder, self.ood_prompts)
+        p = probabilities(classifier.logits(foreign), temperature)
+        return Doubt(normalised_entropy(p), nearest_distance(foreign, x))
+
+
+def _within(name: str, value: _Number, low: float, high: float = np.inf) -> _Number:
+    if not low <= value <= high:
+        raise RouterError(f"{name} must lie in [{low}, {high}], got {value}")
+    return value
