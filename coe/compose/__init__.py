@@ -21,4 +21,4 @@ def build_composition(name: str) -> Composition:
     return COMPOSITIONS[name]()
 
 
-__all__ = ["COMPOSITIONS", "Ask", "Asks", "Composition", "Done", "Final", "build_composition"]
+__all__ = ["COMPOSITIONS", "Ask", "Asks", "Composition", "Done", "Final", "Single", "build_composition"]

@@ -1,0 +1,48 @@
+"""Which experts a configuration names, and where their files are, checked, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from coe.config import Config
+from coe.engines.convert import convert_gguf
+from registry.apply import apply, plan
+from registry.digest import check_files
+from registry.documents import load_document
+from registry.files import coe_home
+from registry.sources import SourceKind, resolve, source_kind
+from registry.spec import ExpertSpec
+from registry.store import Registry, Snapshot
+
+IN_MEMORY = "sqlite://"
+
+
+def open_snapshot(config: Config) -> Snapshot:
+    """The experts of the configured registry, or of the `experts` files themselves.
+
+    Raises:
+        InvalidSpec: an experts file is wrong; every problem at once.
+        RegistryError: the registry cannot be opened.
+    """
+    with Registry(IN_MEMORY if config.experts else config.registry) as registry:
+        for path in config.experts:
+            apply(plan(load_document(path), registry), registry)
+        return registry.snapshot()
+
+
+def locate(spec: ExpertSpec) -> Path:
+    """The folder of an expert's files: downloaded if need be, the same as registered, GGUF converted once.
+
+    Blocks: it may download, hash and convert.
+
+    Raises:
+        SourceError: they cannot be had.
+        DigestMismatch: they are not those that were registered.
+        WeightsError: a GGUF file that cannot be converted.
+    """
+    path = resolve(spec)
+    check_files(spec, path)
+    if path.suffix == ".gguf":
+        assert spec.digest is not None  # check_files compared with it
+        return convert_gguf(path, coe_home() / "converted" / spec.digest.removeprefix("sha256:")[:32])
+    return path

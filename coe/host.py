@@ -1,0 +1,247 @@
+"""Host: the one thing in a process that holds weights and answers for any registered expert.
+
+    async for chunk in host.ask("sql", request): ...
+
+A request waits until the scheduler admits it, leases what must be resident, and generates; the engine batches what runs
+on the same weights. Closing the iterator at any point gives everything back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from coe.catalog import locate, open_snapshot
+from coe.config import Config
+from coe.engines import create_engine, engine_kind
+from coe.engines.base import Adapter, Engine, Expert
+from coe.errors import DeadlineExceeded, Overloaded, UnknownModel, WeightsError
+from coe.memory import ExpertCache
+from coe.scheduler import Waiting, admit
+from coe.types import Chunk, GenerateRequest
+from registry.errors import RegistryError, UnknownExpert
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
+
+UNLOADED_CAPACITY = 32
+"""Requests admitted at once to an expert that is not resident yet, whose real capacity is not known."""
+
+FREE_SHARE = 0.8
+"""Share of the free memory that weights may take where no budget is stated."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A request on its way through the host."""
+
+    id: int
+    group: str
+    submitted_s: float
+    admitted: asyncio.Future[None] = field(repr=False)
+
+
+class Host:
+    """Schedules, leases and generates over a snapshot of experts. Use inside one event loop.
+
+    Args:
+        engines: engine of each kind (`coe.engines.ENGINES`).
+        locate: local path of an expert's verified files; may block (it runs in a thread).
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        engines: Mapping[str, Engine],
+        *,
+        budget_bytes: int,
+        locate: Callable[[ExpertSpec], Path],
+        pins: tuple[str, ...] = (),
+        aging_s: float = 10.0,
+        max_waiting: int = 10_000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.snapshot = snapshot
+        self.in_flight: Counter[str] = Counter()
+        self._engines, self._locate = engines, locate
+        self._aging_s, self._max_waiting, self._clock = aging_s, max_waiting, clock
+        self._waiting: dict[int, _Job] = {}
+        self._next_id = 0
+        self.cache: ExpertCache[Expert] = ExpertCache(
+            budget_bytes,
+            load=self._load,
+            unload=self._unload,
+            footprint=lambda name: self._engine(self._spec(name)).footprint(self._spec(name)),
+            pins=[self._spec(name).residency_key for name in pins],
+            clock=clock,
+        )
+
+    async def ask(self, name: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """Generate with the expert `name`.
+
+        Raises:
+            UnknownModel: no such expert; with close matches.
+            Overloaded: too many requests wait already.
+            OutOfMemory: its weights cannot fit the budget.
+            WeightsError: its files are missing or not those that were registered.
+            DeadlineExceeded: `request.deadline_s` passed.
+            EngineError, InvalidRequest: as the engine says.
+        """
+        spec = self._spec(name)
+        if request.deadline_s is None:
+            chunks = self._generate(spec, request)
+        else:
+            chunks = _until(self._generate(spec, request), request.deadline_s, name)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+
+    def load_s(self) -> dict[str, float]:
+        """Expected seconds to load each expert now: zero for resident ones, else by the rate seen so far."""
+        stats = self.cache.stats
+        rate = stats.bytes_loaded / stats.load_s if stats.load_s else 1e9
+        resident = self.cache.resident
+        keys = {name: spec.residency_key for name, spec in self.snapshot.experts.items()}
+        return {
+            name: 0.0 if key in resident else self._engine(self._spec(key)).footprint(self._spec(key)) / rate
+            for name, key in keys.items()
+        }
+
+    async def aclose(self) -> None:
+        """Unload every expert."""
+        await self.cache.aclose()
+
+    async def _generate(self, spec: ExpertSpec, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        group = spec.residency_key
+        await self._admission(group)
+        try:
+            adapter = await self._adapter(spec)
+            async with self.cache.lease(group) as experts:
+                self._dispatch()  # what was "loading" may be resident now, with places to fill
+                chunks = cast(AsyncGenerator[Chunk, None], experts[group].generate(request, adapter))
+                async with aclosing(chunks):
+                    async for chunk in chunks:
+                        yield chunk
+        finally:
+            self.in_flight[group] -= 1
+            self._dispatch()
+
+    async def _admission(self, group: str) -> None:
+        """Wait for the scheduler. When this returns, a place of the group is ours."""
+        if len(self._waiting) >= self._max_waiting:
+            raise Overloaded(f"{len(self._waiting)} requests wait already (host.max_waiting); try again later")
+        job = _Job(self._next_id, group, self._clock(), asyncio.get_running_loop().create_future())
+        self._next_id += 1
+        self._waiting[job.id] = job
+        self._dispatch()
+        try:
+            await job.admitted
+        except asyncio.CancelledError:
+            self._waiting.pop(job.id, None)
+            if not job.admitted.cancelled():  # admitted in the same instant: hand the place back
+                self.in_flight[group] -= 1
+                self._dispatch()
+            raise
+
+    def _dispatch(self) -> None:
+        """Admit what the scheduler says. Called whenever something changed; cheap when nothing waits."""
+        if not self._waiting:
+            return
+        resident = self.cache.resident
+        ids = admit(
+            [Waiting(job.id, job.group, job.submitted_s) for job in self._waiting.values() if not job.admitted.done()],
+            resident=resident,
+            loading={group for group, count in self.in_flight.items() if count and group not in resident},
+            in_flight=self.in_flight,
+            capacity=self._capacity,
+            loads_now=lambda group, keep: self.cache.fits_now(group, keep=keep),
+            now_s=self._clock(),
+            aging_s=self._aging_s,
+        )
+        for job in map(self._waiting.pop, ids):
+            self.in_flight[job.group] += 1
+            job.admitted.set_result(None)
+
+    def _capacity(self, group: str) -> int:
+        expert = self.cache.peek(group)
+        return UNLOADED_CAPACITY if expert is None else expert.capacity
+
+    async def _adapter(self, spec: ExpertSpec) -> Adapter | None:
+        return Adapter(spec, await self._path(spec)) if spec.kind is Kind.ADAPTER else None
+
+    async def _load(self, name: str) -> Expert:
+        spec = self._spec(name)
+        return await self._engine(spec).load(spec, await self._path(spec))
+
+    async def _unload(self, expert: Expert) -> None:
+        await self._engine(expert.spec).unload(expert)
+
+    async def _path(self, spec: ExpertSpec) -> Path:
+        """Where the files are, as registered: hashing and downloading happen off the event loop."""
+        try:
+            return await asyncio.to_thread(self._locate, spec)
+        except RegistryError as error:
+            raise WeightsError(f"{spec.name!r} cannot be loaded: {error}") from error
+
+    def _engine(self, spec: ExpertSpec) -> Engine:
+        return self._engines[engine_kind(spec)]
+
+    def _spec(self, name: str) -> ExpertSpec:
+        try:
+            return self.snapshot.get(name)
+        except UnknownExpert as error:
+            raise UnknownModel(str(error)) from error
+
+
+async def _until(chunks: AsyncGenerator[Chunk, None], deadline_s: float, name: str) -> AsyncGenerator[Chunk, None]:
+    """The same chunks, until the deadline passes."""
+    clock = asyncio.get_running_loop().time
+    ends = clock() + deadline_s
+    async with aclosing(chunks):
+        while True:
+            try:
+                yield await asyncio.wait_for(anext(chunks), max(0.0, ends - clock()))
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise DeadlineExceeded(f"{name!r} did not finish within {deadline_s:g} s") from None
+
+
+@asynccontextmanager
+async def open_host(config: Config) -> AsyncIterator[Host]:
+    """A Host over the experts that `config` names; everything is unloaded at the end."""
+    snapshot = await asyncio.to_thread(open_snapshot, config)
+    kinds = {engine_kind(spec) for spec in snapshot.experts.values()}
+    host = Host(
+        snapshot,
+        {kind: create_engine(kind, **_options(config, kind)) for kind in sorted(kinds)},
+        budget_bytes=await asyncio.to_thread(_budget_bytes, config, kinds),
+        locate=locate,
+        pins=config.host.pins,
+        aging_s=config.host.aging_s,
+        max_waiting=config.host.max_waiting,
+    )
+    try:
+        yield host
+    finally:
+        await host.aclose()
+
+
+def _options(config: Config, kind: str) -> dict[str, Any]:
+    """The engine's section of the configuration, as its constructor's arguments."""
+    section = getattr(config.engines, kind, None)
+    return section.model_dump() if section is not None else {}
+
+
+def _budget_bytes(config: Config, kinds: Collection[str]) -> int:
+    """The stated budget, else most of what is free: the rest is for key-value caches and activations."""
+    if config.host.budget is not None or "hf" not in kinds:
+        return int(config.host.budget or 0)
+    from coe.engines.hf_load import choose_device, free_bytes
+
+    return int(FREE_SHARE * free_bytes(choose_device(config.engines.hf.device)))

@@ -1,0 +1,94 @@
+"""The whole system in one process: what `coe ask`, the demo and a notebook use. No Ray, no server.
+
+    async with open_local(load_config("service.yaml")) as system:
+        print(await system.ask("Which orders are over 100 euros?"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from coe.compose import build_composition
+from coe.config import Config, PolicyConfig, load_config
+from coe.errors import ConfigError
+from coe.host import Host, open_host
+from coe.orchestrator import Orchestrator, Reply
+from coe.policy import AUTO, Policy
+from coe.types import GenerateRequest
+from registry.errors import UnknownExpert
+from registry.store import Snapshot
+from routers.artifacts import load
+from routers.base import Message, Query, Router, Utility
+from routers.baselines import FixedRouter
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A host that holds weights, and an orchestrator that routes to it."""
+
+    host: Host
+    orchestrator: Orchestrator
+
+    def answer(self, request: GenerateRequest, *, model: str = AUTO, query: Query | None = None) -> Reply:
+        """Route a request now; iterate `reply.chunks` for the answer. See `Orchestrator.answer`."""
+        return self.orchestrator.answer(request, model=model, query=query)
+
+    async def ask(self, text: str, *, model: str = AUTO, max_tokens: int = 256) -> str:
+        """The whole answer to one user message."""
+        return await self.answer(
+            GenerateRequest(messages=(Message("user", text),), max_tokens=max_tokens), model=model
+        ).text()
+
+
+@asynccontextmanager
+async def open_local(config: Config | Path | str) -> AsyncIterator[Local]:
+    """Open the experts and policies of a configuration; experts load when they are first asked.
+
+    Raises:
+        ConfigError: the configuration is wrong, or a policy names an expert that is not registered.
+        RegistryError, RouterError: the registry or a trained router cannot be opened.
+    """
+    config = config if isinstance(config, Config) else load_config(config)
+    async with open_host(config) as host:
+        yield Local(
+            host,
+            Orchestrator(
+                host.snapshot,
+                build_policies(config, host.snapshot),
+                ask=host.ask,
+                default_policy=config.default_policy,
+                load_s=host.load_s,
+            ),
+        )
+
+
+def build_policies(config: Config, snapshot: Snapshot) -> dict[str, Policy]:
+    """The named policies, each with its router loaded and checked against the registered experts."""
+    return {
+        name: Policy(
+            name,
+            router=_router(name, policy, snapshot),
+            composition=build_composition(policy.composition),
+            utility=Utility(dial=policy.dial, patience=policy.patience),
+            k=policy.k,
+            fallback=policy.fallback,
+        )
+        for name, policy in config.policies.items()
+    }
+
+
+def _router(name: str, policy: PolicyConfig, snapshot: Snapshot) -> Router:
+    if policy.router is None:
+        assert policy.expert is not None  # PolicyConfig takes exactly one of the two
+        if policy.expert not in snapshot.experts:
+            raise ConfigError(f"expert of policy {name!r}: {UnknownExpert(policy.expert, snapshot.experts)}")
+        return FixedRouter(expert=policy.expert)
+    router = load(policy.router, experts={e: spec.digest for e, spec in snapshot.experts.items()}).router
+    if router.requires:
+        raise ConfigError(
+            f"the router of policy {name!r} needs the features {sorted(router.requires)}, which nothing here provides"
+        )
+    return router

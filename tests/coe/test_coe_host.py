@@ -1,0 +1,191 @@
+"""The host over fake experts: requests grouped by what must be resident, and nothing held after any ending."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from coe.engines.fake import FakeEngine
+from coe.errors import (
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+    OutOfMemory,
+    Overloaded,
+    UnknownModel,
+    WeightsError,
+)
+from coe.host import Host
+from coe.types import GenerateRequest
+from registry.errors import DigestMismatch
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
+from routers.base import Message
+
+MIB = 2**20
+
+
+def model(name: str, source: str = "fake://upper", size: int = 4 * MIB, **fields: object) -> ExpertSpec:
+    return ExpertSpec(name=name, kind=Kind.MODEL, source=source, size_bytes=size, **fields)  # type: ignore[arg-type]
+
+
+def adapter(name: str, base: str, source: str = "fake://echo") -> ExpertSpec:
+    return ExpertSpec(name=name, kind=Kind.ADAPTER, base=base, source=source)
+
+
+def request(text: str = "hello there", **fields: object) -> GenerateRequest:
+    return GenerateRequest(messages=(Message("user", text),), **fields)  # type: ignore[arg-type]
+
+
+def make(*specs: ExpertSpec, engine: FakeEngine | None = None, budget: int = 10 * MIB, **options: object) -> Host:
+    snapshot = Snapshot(version=1, experts={spec.name: spec for spec in specs})
+    return Host(
+        snapshot,
+        {"fake": engine or FakeEngine()},
+        budget_bytes=budget,
+        **{"locate": lambda spec: Path("/nowhere"), **options},  # type: ignore[arg-type]
+    )
+
+
+async def ask(host: Host, name: str, wanted: GenerateRequest | None = None) -> str:
+    return "".join([chunk.text async for chunk in host.ask(name, wanted or request())])
+
+
+async def test_an_expert_answers_and_stays_resident() -> None:
+    engine = FakeEngine()
+    host = make(model("up"), engine=engine)
+    assert [await ask(host, "up"), await ask(host, "up")] == ["HELLO THERE", "HELLO THERE"]
+    assert engine.tally.loads == {"up": 1} and host.cache.resident == {"up"}
+    await host.aclose()
+    assert engine.tally.unloads == {"up": 1}
+
+
+async def test_adapters_share_the_one_load_of_their_base() -> None:
+    engine = FakeEngine()
+    host = make(model("base"), adapter("x", "base"), adapter("y", "base"), engine=engine)
+    answers = await asyncio.gather(*(ask(host, name) for name in ("x", "y", "base", "x")))
+    assert answers == ["[x] hello there", "[y] hello there", "HELLO THERE", "[x] hello there"]
+    assert engine.tally.loads == {"base": 1}
+
+
+async def test_mixed_requests_are_batched_by_expert_each_loaded_once() -> None:
+    """Three experts, room for two, requests interleaved: in order of arrival this would load sixty times."""
+    engine = FakeEngine(token_delay_s=0.001)
+    host = make(*(model(name) for name in "abc"), engine=engine, aging_s=60.0)
+    answers = await asyncio.gather(*(ask(host, name, request(f"{name} {i}")) for i in range(20) for name in "abc"))
+    assert answers == [f"{name.upper()} {i}" for i in range(20) for name in "abc"]
+    assert engine.tally.loads == {"a": 1, "b": 1, "c": 1}
+
+
+async def test_capacity_bounds_what_runs_at_once_and_everything_is_answered() -> None:
+    engine = FakeEngine(token_delay_s=0.001, capacity=3)
+    host = make(model("a"), engine=engine)
+    answers = await asyncio.gather(*(ask(host, "a", request(str(i))) for i in range(20)))
+    assert answers == [str(i) for i in range(20)]
+    assert engine.tally.most_in_flight["a"] == 3
+
+
+async def test_past_the_aging_bound_a_rare_expert_gets_its_turn_under_constant_load() -> None:
+    engine = FakeEngine(token_delay_s=0.002, capacity=2)
+    host = make(model("busy", size=8 * MIB), model("rare", size=8 * MIB), engine=engine, aging_s=0.05)
+    stop = asyncio.Event()
+
+    async def load() -> None:
+        while not stop.is_set():
+            await ask(host, "busy")
+
+    clients = [asyncio.create_task(load()) for _ in range(6)]
+    await asyncio.sleep(0.02)
+    assert await asyncio.wait_for(ask(host, "rare"), 5) == "HELLO THERE"
+    stop.set()
+    await asyncio.gather(*clients)
+
+
+async def test_a_client_that_leaves_at_any_moment_frees_its_place() -> None:
+    engine = FakeEngine(token_delay_s=0.005, capacity=1)
+    host = make(model("a", size=8 * MIB), model("b", size=8 * MIB), engine=engine)
+    streaming = host.ask("a", request("one two three four"))
+    await anext(streaming)
+    waiting = [asyncio.create_task(ask(host, name)) for name in ("a", "b", "a")]
+    await asyncio.sleep(0.001)
+    for task in waiting[:2]:
+        task.cancel()
+    await streaming.aclose()
+    assert await asyncio.wait_for(waiting[2], 5) == "HELLO THERE"
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert not +host.in_flight and engine.tally.cancelled["a"] == 1
+    assert await ask(host, "b") == "HELLO THERE"
+
+
+async def test_a_client_that_leaves_in_the_instant_of_its_admission_frees_its_place() -> None:
+    engine = FakeEngine(capacity=1)
+    host = make(model("a"), engine=engine)
+    first = host.ask("a", request("one two"))
+    await anext(first)
+    second = asyncio.create_task(ask(host, "a"))
+    await asyncio.sleep(0)
+    await first.aclose()  # admits the second ...
+    second.cancel()  # ... which is cancelled before it runs on
+    await asyncio.gather(second, return_exceptions=True)
+    assert not +host.in_flight
+    assert await asyncio.wait_for(ask(host, "a"), 5) == "HELLO THERE"
+
+
+async def test_errors_of_the_engine_reach_the_caller_and_free_the_place() -> None:
+    host = make(model("broken", "fake://fail"), model("unloadable", "fake://fail?at=load"), model("fine"))
+    for name in ("broken", "unloadable"):
+        with pytest.raises(EngineError):
+            await ask(host, name)
+    assert not +host.in_flight and await ask(host, "fine") == "HELLO THERE"
+
+
+async def test_altered_files_are_refused_at_load_with_the_reason() -> None:
+    def locate(spec: ExpertSpec) -> Path:
+        raise DigestMismatch("model.safetensors differs")
+
+    with pytest.raises(WeightsError, match="'up' cannot be loaded: model.safetensors differs"):
+        await ask(make(model("up"), locate=locate), "up")
+
+
+async def test_what_can_never_fit_is_refused_with_both_numbers() -> None:
+    with pytest.raises(OutOfMemory, match="'huge' need 64 MiB, the budget is 10 MiB"):
+        await ask(make(model("huge", size=64 * MIB)), "huge")
+
+
+async def test_unknown_experts_and_negative_lengths_are_refused() -> None:
+    host = make(model("up"))
+    with pytest.raises(UnknownModel, match="did you mean 'up'"):
+        await ask(host, "upp")
+    with pytest.raises(InvalidRequest, match="max_tokens must be at least 1, got -5"):
+        request(max_tokens=-5)
+
+
+async def test_a_deadline_ends_a_slow_answer_and_frees_its_place() -> None:
+    host = make(model("slow"), engine=FakeEngine(token_delay_s=1.0))
+    with pytest.raises(DeadlineExceeded, match="'slow' did not finish within 0.05 s"):
+        await ask(host, "slow", request(deadline_s=0.05))
+    assert not +host.in_flight
+    assert await ask(make(model("fast")), "fast", request(deadline_s=5)) == "HELLO THERE"
+
+
+async def test_a_full_line_refuses_instead_of_growing() -> None:
+    host = make(model("a"), engine=FakeEngine(token_delay_s=0.01, capacity=1), max_waiting=2)
+    await ask(host, "a")
+    tasks = [asyncio.create_task(ask(host, "a")) for _ in range(5)]
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [str, str, str, Overloaded, Overloaded]
+    assert outcomes[:3] == ["HELLO THERE"] * 3
+
+
+async def test_load_times_are_zero_for_the_resident_and_estimated_for_the_rest() -> None:
+    host = make(model("a"), model("b"), adapter("x", "a"))
+    await ask(host, "a")
+    load_s = host.load_s()
+    assert load_s["a"] == load_s["x"] == 0.0 and load_s["b"] > 0
+
+
+async def test_a_pinned_adapter_pins_its_base() -> None:
+    host = make(model("base"), adapter("x", "base"), model("b"), model("c"), pins=("x",))
+    for name in ("x", "b", "c", "b", "c"):
+        await ask(host, name)
+    assert "base" in host.cache.resident

@@ -1,0 +1,233 @@
+"""How a request is answered: who is chosen, what is streamed, who steps in when an expert fails."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from coe.compose import Ask, Asks, Composition, Final, Single, build_composition
+from coe.compose.base import Done
+from coe.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest, UnknownModel
+from coe.orchestrator import Orchestrator
+from coe.policy import Policy
+from coe.types import Answer, Chunk, Failure, GenerateRequest, Usage
+from registry.spec import ExpertSpec, Kind, Price
+from registry.store import Snapshot
+from routers.base import Estimate, Message, Query, RoutingDecision, Utility
+from routers.errors import NoEligibleExpert
+
+SPECS = [
+    ExpertSpec(
+        name="cheap", kind=Kind.MODEL, source="fake://echo", price=Price(input_usd_per_mtok=1, output_usd_per_mtok=2)
+    ),
+    ExpertSpec(name="good", kind=Kind.MODEL, source="fake://echo"),
+    ExpertSpec(name="general", kind=Kind.MODEL, source="fake://echo"),
+]
+SNAPSHOT = Snapshot(version=1, experts={spec.name: spec for spec in SPECS})
+
+
+@dataclass
+class Table:
+    """A router that says what it is told."""
+
+    quality: Mapping[str, float] = field(default_factory=lambda: {"cheap": 0.5, "good": 0.9, "general": 0.1})
+    cost: Mapping[str, float] = field(default_factory=lambda: {"cheap": 0.0, "good": 1.0, "general": 0.5})
+    requires: frozenset[str] = frozenset()
+
+    def estimate(self, queries: object) -> Estimate:
+        n = len(queries)  # type: ignore[arg-type]
+        rows = np.tile(list(self.quality.values()), (n, 1))
+        return Estimate(tuple(self.quality), rows, cost_usd=np.tile(list(self.cost.values()), (n, 1)))
+
+
+class Backend:
+    """An `ask` that answers with the expert's name, word by word, or fails where told."""
+
+    def __init__(self, fail: Mapping[str, Exception] | None = None, fail_late: Mapping[str, Exception] | None = None):
+        self.fail, self.fail_late = dict(fail or {}), dict(fail_late or {})
+        self.asked: list[str] = []
+        self.closed: list[str] = []
+
+    async def __call__(self, expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        self.asked.append(expert)
+        try:
+            if expert in self.fail:
+                raise self.fail[expert]
+            yield Chunk(f"{expert} ")
+            await asyncio.sleep(0)
+            if expert in self.fail_late:
+                raise self.fail_late[expert]
+            yield Chunk("says hi", "stop", Usage(10, 3))
+        finally:
+            self.closed.append(expert)
+
+
+def orchestrator(backend: Backend, **policies: Policy) -> Orchestrator:
+    return Orchestrator(SNAPSHOT, policies or {"default": Policy("default", Table())}, ask=backend)
+
+
+REQUEST = GenerateRequest(messages=(Message("user", "hi"),))
+
+
+async def test_auto_asks_the_best_expert_and_streams_it() -> None:
+    backend = Backend()
+    reply = orchestrator(backend).answer(REQUEST)
+    assert reply.decision.experts == ("good",) and backend.asked == []
+    assert [chunk.text async for chunk in reply.chunks] == ["good ", "says hi"]
+    assert reply.expert == "good" and reply.policy == "default"
+    assert reply.answer is not None and reply.answer.text == "good says hi" and reply.answer.cost_usd is None
+
+
+async def test_the_answer_carries_its_cost_where_the_price_is_known() -> None:
+    reply = orchestrator(Backend()).answer(REQUEST, model="cheap")
+    assert await reply.text() == "cheap says hi"
+    assert reply.answer is not None and reply.answer.cost_usd == pytest.approx((10 * 1 + 3 * 2) / 1e6)
+    assert reply.policy is None and reply.decision.reason == "asked for by name"
+
+
+async def test_a_requests_own_dial_and_allowed_experts_override_the_policy() -> None:
+    system = orchestrator(Backend())
+    dialled = Query.of("hi", dial=1.0)
+    only = Query.of("hi", allowed=frozenset({"general"}))
+    assert [d.experts for d in system.route([dialled, only, Query.of("hi")])] == [("cheap",), ("general",), ("good",)]
+
+
+async def test_patience_prices_the_time_to_load() -> None:
+    policy = Policy("default", Table(), utility=Utility(patience=0.1))
+    system = Orchestrator(SNAPSHOT, {"default": policy}, ask=Backend(), load_s=lambda: {"good": 5.0})
+    assert system.route([Query.of("hi")])[0].experts == ("cheap",)
+
+
+async def test_named_policies_are_addressed_by_name() -> None:
+    frugal = Policy("frugal", Table(), utility=Utility(dial=1.0))
+    system = orchestrator(Backend(), default=Policy("default", Table()), frugal=frugal)
+    assert system.answer(REQUEST, model="coe/frugal").decision.experts == ("cheap",)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("godo", "did you mean 'good'"), ("coe/defualt", "did you mean 'default'"), ("nothing-like-it", "is not in")],
+)
+async def test_an_unknown_model_is_refused_with_a_suggestion(model: str, message: str) -> None:
+    with pytest.raises(UnknownModel, match=message):
+        orchestrator(Backend()).answer(REQUEST, model=model)
+
+
+async def test_naming_an_expert_that_is_not_allowed_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="not among the allowed"):
+        orchestrator(Backend()).answer(REQUEST, model="good", query=Query.of("hi", allowed=frozenset({"cheap"})))
+
+
+async def test_nobody_left_names_the_constraint() -> None:
+    with pytest.raises(NoEligibleExpert, match="tools"):
+        orchestrator(Backend()).route([Query.of("hi", tools=({"type": "function"},))])
+
+
+async def test_a_failure_before_the_first_chunk_is_mended_by_the_next_expert_and_then_the_fallback() -> None:
+    backend = Backend(fail={"good": EngineError("down"), "cheap": EngineError("down too")})
+    reply = orchestrator(backend, default=Policy("default", Table(), k=2, fallback="general")).answer(REQUEST)
+    assert await reply.text() == "general says hi"
+    assert backend.asked == ["good", "cheap", "general"]
+    assert reply.decision.experts == ("good", "cheap") and reply.expert == "general"
+
+
+async def test_without_a_fallback_the_last_failure_is_raised() -> None:
+    backend = Backend(fail={"good": EngineError("down")})
+    with pytest.raises(EngineError, match="down"):
+        await orchestrator(backend).answer(REQUEST).text()
+
+
+async def test_a_failing_fallback_raises_its_own_error() -> None:
+    backend = Backend(fail={"good": EngineError("down"), "general": EngineError("also down")})
+    with pytest.raises(EngineError, match="also down"):
+        await orchestrator(backend, default=Policy("default", Table(), fallback="general")).answer(REQUEST).text()
+
+
+async def test_a_fallback_that_the_caller_did_not_allow_stays_out() -> None:
+    backend = Backend(fail={"good": EngineError("down")})
+    system = orchestrator(backend, default=Policy("default", Table(), fallback="general"))
+    with pytest.raises(EngineError, match="down"):
+        await system.answer(REQUEST, query=Query.of("hi", allowed=frozenset({"good"}))).text()
+    assert backend.asked == ["good"]
+
+
+async def test_a_failure_after_the_first_chunk_is_raised_what_was_streamed_stays() -> None:
+    backend = Backend(fail_late={"good": EngineError("died")})
+    reply = orchestrator(backend, default=Policy("default", Table(), k=2, fallback="general")).answer(REQUEST)
+    seen = []
+    with pytest.raises(EngineError, match="died"):
+        async for chunk in reply.chunks:
+            seen.append(chunk.text)
+    assert seen == ["good "] and backend.asked == ["good"]
+
+
+async def test_a_wrong_request_is_not_tried_elsewhere() -> None:
+    error = ContextLengthExceeded("good", prompt_tokens=900, max_tokens=200, context_length=1000)
+    backend = Backend(fail={"good": error})
+    system = orchestrator(backend, default=Policy("default", Table(), k=2, fallback="general"))
+    with pytest.raises(ContextLengthExceeded, match=r"900 tokens and 200 .*1000"):
+        await system.answer(REQUEST).text()
+    assert backend.asked == ["good"]
+
+
+async def test_closing_the_reply_closes_the_expert() -> None:
+    backend = Backend()
+    reply = orchestrator(backend).answer(REQUEST)
+    await anext(reply.chunks)
+    await reply.chunks.aclose()
+    assert backend.closed == ["good"]
+
+
+async def test_a_stream_that_ends_without_an_end_is_an_error_not_an_answer() -> None:
+    async def cut(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        yield Chunk("half")
+
+    system = Orchestrator(SNAPSHOT, {"default": Policy("default", Table())}, ask=cut)
+    with pytest.raises(EngineError, match="without finishing"):
+        await system.answer(REQUEST).text()
+
+
+async def test_a_composition_of_several_asks_them_side_by_side_and_gives_the_final_answer() -> None:
+    class Join:
+        def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+            if len(done) < 2:
+                return Asks(tuple(Ask(name, name, request) for name in ("cheap", "good")))
+            texts = [a.text if isinstance(a, Answer) else f"<{a.error}>" for a in done.values()]
+            return Final(Answer("joined", " | ".join(texts), "stop", Usage(1, 1)))
+
+    backend = Backend(fail={"cheap": EngineError("down")})
+    reply = orchestrator(backend, default=Policy("default", Table(), composition=Join())).answer(REQUEST)
+    assert await reply.text() == "<down> | good says hi"
+    assert reply.expert == "joined"
+
+
+async def test_raw_prompts_are_routed_by_their_text() -> None:
+    reply = orchestrator(Backend()).answer(GenerateRequest(prompt="once upon"))
+    assert reply.decision.experts == ("good",)
+
+
+def test_a_fallback_that_is_not_registered_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="fallback of policy 'default'.*did you mean 'general'"):
+        orchestrator(Backend(), default=Policy("default", Table(), fallback="generel"))
+
+
+def test_single_without_experts_says_why() -> None:
+    nobody = RoutingDecision((), (), (), 0.0, abstained=True, reason="nobody is sure")
+    with pytest.raises(InvalidRequest, match="nobody is sure"):
+        Single().step(REQUEST, nobody, {})
+
+
+def test_single_is_pure_the_same_arguments_give_the_same_step() -> None:
+    decision = RoutingDecision(("a", "b"), (0.5, 0.5), (1.0, 1.0), 1.0)
+    step: Callable[[Done], Asks | Final] = lambda done: Single().step(REQUEST, decision, done)  # noqa: E731
+    assert step({}) == step({}) == Asks((Ask("0", "a", REQUEST),), last=True)
+    assert step({"0": Failure("a", EngineError("x"))}) == Asks((Ask("1", "b", REQUEST),), last=True)
+
+
+def test_an_unknown_composition_lists_those_that_exist() -> None:
+    composition: Composition = build_composition("single")
+    assert isinstance(composition, Single)
+    with pytest.raises(ConfigError, match="did you mean 'single'"):
+        build_composition("singel")
