@@ -1,0 +1,55 @@
+"""What a grader is: an answer and the row it belongs to in, a score in [0, 1] out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+
+class GoldError(ValueError):
+    """The row's own right answer cannot be used; loading a task turns this into a TaskError with its line."""
+
+
+class Grader(Protocol):
+    """Scores one answer against the row's `answer`."""
+
+    def grade(self, answer: str, row: Mapping[str, Any]) -> float:
+        """The score in [0, 1]; an answer that cannot be read scores 0 and never raises.
+
+        Raises:
+            GoldError: the row's own answer is unusable. Tasks find this out when they are loaded, by grading "".
+        """
+        ...
+
+
+class GraderModel(BaseModel):
+    """Base of the graders that a task names: the fields are its `grader_options`, unknown ones are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @abstractmethod
+    def grade(self, answer: str, row: Mapping[str, Any]) -> float:
+        """See `Grader.grade`."""
+
+
+def gold_texts(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The right answers of a row whose `answer` is a string, or a list of strings of which any is right."""
+    gold = row["answer"]
+    texts = tuple(gold) if isinstance(gold, list) else (gold,)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise GoldError(f"`answer` must be a non-empty string, or a list of them, not {gold!r}")
+    return texts
+
+
+def without_fence(text: str) -> str:
+    """The inside of a Markdown code block when the text is exactly one, else the text, stripped."""
+    text = text.strip()
+    if not text.startswith("```"):
+        return text
+    body = text.removeprefix("```").removesuffix("```")
+    first, newline, rest = body.partition("\n")
+    is_language = bool(newline) and first.strip().isalnum()
+    return (rest if is_language else body).strip()

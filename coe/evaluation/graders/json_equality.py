@@ -1,0 +1,111 @@
+"""Grader of JSON: equal values, whatever the order of keys and the blanks between them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Any, NoReturn
+
+from pydantic import Field
+
+from coe.evaluation.graders.base import GoldError, GraderModel, without_fence
+
+_FENCE = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
+_OPENING = re.compile(r"[{\[]")
+
+
+class JsonEquality(GraderModel):
+    """1 when the answer is JSON equal to the row's `answer` (a JSON value, or a string of JSON text).
+
+    Order of keys does not count, order of lists does; 1 is 1.0, `"1"` is not 1 and `true` is not 1. Duplicate keys, NaN
+    and Infinity are not JSON. A Markdown code block around the answer is read over.
+
+    allow_text: the value may stand in other text; its last code block counts, else its last object or list.
+    numeric_strings: `"12.5"` and 12.5 are equal. tolerance: greatest difference between numbers.
+    """
+
+    allow_text: bool = False
+    numeric_strings: bool = False
+    tolerance: Annotated[Decimal, Field(ge=0, allow_inf_nan=False)] = Decimal(0)
+
+    def grade(self, answer: str, row: Mapping[str, Any]) -> float:
+        """See `Grader.grade`."""
+        gold = _gold(row["answer"])
+        try:
+            said = self._read(answer)
+            return float(self._equal(said, gold))
+        except (ValueError, RecursionError):  # not JSON, or nested deeper than any real answer
+            return 0.0
+
+    def _read(self, answer: str) -> object:
+        try:
+            return _DECODER.decode(without_fence(answer))
+        except ValueError:
+            if not self.allow_text:
+                raise
+        blocks = _FENCE.findall(answer)
+        return _DECODER.decode(blocks[-1].strip()) if blocks else _last_value(answer)
+
+    def _equal(self, said: object, gold: object) -> bool:
+        if isinstance(said, dict) and isinstance(gold, dict):
+            return said.keys() == gold.keys() and all(self._equal(said[key], gold[key]) for key in gold)
+        if isinstance(said, list) and isinstance(gold, list):
+            return len(said) == len(gold) and all(map(self._equal, said, gold))
+        numbers = self._number(said), self._number(gold)
+        if numbers[0] is not None and numbers[1] is not None:
+            return abs(numbers[0] - numbers[1]) <= self.tolerance
+        return type(said) is type(gold) and said == gold
+
+    def _number(self, value: object) -> Decimal | None:
+        """The value as a number, if it is one; numbers are read as Decimal, so that 0.1 is 0.10."""
+        if isinstance(value, Decimal):
+            return value
+        if self.numeric_strings and isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value):
+            return Decimal(value)
+        return None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        raise ValueError("a key is given twice")
+    return record
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _decimal(digits: str) -> Decimal:
+    if len(digits) > 400 or re.search(r"[eE][-+]?\d{4}", digits):
+        raise ValueError("a number beyond any use")  # its arithmetic could overflow
+    return Decimal(digits)
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique_keys, parse_constant=_refuse, parse_float=_decimal, parse_int=_decimal
+)
+
+
+def _last_value(text: str) -> object:
+    """The last object or list in a text, outermost."""
+    found: list[object] = []
+    position = 0
+    while match := _OPENING.search(text, position):
+        try:
+            value, position = _DECODER.raw_decode(text, match.start())
+            found.append(value)
+        except ValueError:
+            position = match.end()
+    if not found:
+        raise ValueError("no JSON object or list in the text")
+    return found[-1]
+
+
+def _gold(gold: object) -> object:
+    try:
+        return _DECODER.decode(gold if isinstance(gold, str) else json.dumps(gold))
+    except (ValueError, RecursionError) as error:
+        raise GoldError(f"`answer` is not JSON: {error}") from error

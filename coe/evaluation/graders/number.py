@@ -1,0 +1,64 @@
+"""Grader of numbers in free text: `$1,234.50`, `12 %`, `-3e8 m/s`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from coe.evaluation.graders.base import GoldError, GraderModel
+
+# A minus is a sign only where nothing stands right before it: `10-5` and `2023-11-16` hold no negative number.
+_NUMBER = re.compile(
+    r"""(?P<sign>(?<![\w.)\]}%])[-−+])?
+        (?:[$€£¥](?P<inner_sign>[-−])?)?
+        (?P<digits>(?<!\w)(?<!\d[.])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:[.]\d+)?
+                  |(?<![\w.])[.]\d+)
+        (?P<exponent>[eE][-+]?\d{1,3}(?!\d))?""",
+    re.VERBOSE,
+)
+
+
+class Number(GraderModel):
+    """1 when the number in the answer is the right one.
+
+    Thousands commas, currency signs, a percent sign and units are read over: `50%` is 50, not 0.5. Numbers are compared
+    as decimals, exactly but for the tolerance. Fractions and numerals in words are not read.
+
+    take: which number of the answer counts; `only` refuses answers that hold two different ones.
+    tolerance: greatest absolute difference. relative_tolerance: greatest difference as a share of the right number.
+    """
+
+    take: Literal["last", "first", "only"] = "last"
+    tolerance: Annotated[Decimal, Field(ge=0, allow_inf_nan=False)] = Decimal(0)
+    relative_tolerance: Annotated[Decimal, Field(ge=0, allow_inf_nan=False)] = Decimal(0)
+
+    def grade(self, answer: str, row: Mapping[str, Any]) -> float:
+        """See `Grader.grade`."""
+        gold = _gold(row["answer"])
+        found = numbers_in(answer)
+        if not found or (self.take == "only" and len(set(found)) > 1):
+            return 0.0
+        said = found[0] if self.take == "first" else found[-1]
+        return float(abs(said - gold) <= max(self.tolerance, self.relative_tolerance * abs(gold)))
+
+
+def numbers_in(text: str) -> list[Decimal]:
+    """Every number of a text, in order."""
+    return [_value(match) for match in _NUMBER.finditer(text)]
+
+
+def _value(match: re.Match[str]) -> Decimal:
+    value = Decimal(match["digits"].replace(",", "") + (match["exponent"] or ""))
+    negative = (match["sign"] or "+") != "+" or bool(match["inner_sign"])
+    return -value if negative else value
+
+
+def _gold(gold: object) -> Decimal:
+    found = numbers_in(str(gold)) if isinstance(gold, str | int | float) and not isinstance(gold, bool) else []
+    if len(found) != 1:
+        raise GoldError(f"`answer` must hold one number, not {gold!r}")
+    return found[0]

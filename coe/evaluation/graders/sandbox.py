@@ -1,0 +1,148 @@
+"""Untrusted SQL on an in-memory SQLite: reads only, within bounds of work, time and size.
+
+The authorizer admits SELECT, reading the schema's own tables and views, and functions known to be harmless; a progress
+handler bounds the work; value and statement sizes are bounded by the connection's limits.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from coe.evaluation.graders.sql_text import cte_copies
+
+Rows = list[tuple[object, ...]]
+
+MAX_STEPS = 2_000_000
+"""Most SQLite instructions of one query; a query over thousands of rows takes some ten thousand."""
+MAX_SECONDS = 10.0
+"""A second bound, for instructions that are slow each; far above what MAX_STEPS takes."""
+MAX_ROWS = 10_000
+MAX_VALUE_BYTES = 100_000
+MAX_RESULT_BYTES = 10_000_000
+MAX_QUERY_CHARS = 20_000
+MAX_CTE_COPIES = 5_000
+_STEPS_A_CHECK = 200
+
+# No random*, zeroblob, load_extension, fts3_tokenizer: nothing that varies, allocates at will or reaches outside.
+_FUNCTIONS = frozenset(
+    re.findall(
+        r"\S+",
+        """-> ->> abs acos acosh asin asinh atan atan2 atanh avg ceil ceiling char coalesce concat concat_ws cos cosh
+        count cume_dist date datetime degrees dense_rank exp first_value floor format glob group_concat hex ifnull iif
+        instr json json_array json_array_length json_extract json_group_array json_group_object json_object json_quote
+        json_type json_valid julianday lag last_value lead length like likelihood likely ln log log10 log2 lower ltrim
+        max min mod nth_value ntile nullif octet_length percent_rank pi pow power printf quote radians rank replace
+        round row_number rtrim sign sin sinh soundex sqrt strftime string_agg substr substring sum tan tanh time
+        timediff total trim trunc typeof unicode unixepoch unlikely upper""",
+    )
+)
+# What a schema may not do: touch files, settings, or code.
+_DENIED_TO_SCHEMAS = frozenset(
+    {
+        sqlite3.SQLITE_ATTACH,  # VACUUM INTO is one, too
+        sqlite3.SQLITE_DETACH,
+        sqlite3.SQLITE_PRAGMA,
+        sqlite3.SQLITE_CREATE_VTABLE,
+        sqlite3.SQLITE_DROP_VTABLE,
+    }
+)
+_LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: MAX_VALUE_BYTES,
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 4 * MAX_QUERY_CHARS,
+    sqlite3.SQLITE_LIMIT_COLUMN: 200,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 100,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 200,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+    sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 10,
+    sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
+}
+
+
+# Python's module raises sqlite3.Warning for misuse in some versions, and ValueError for text that is not UTF-8.
+_FAILURES = (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError)
+
+
+class QueryError(Exception):
+    """A query failed, asked for what is not allowed, or ran past a bound."""
+
+
+@contextmanager
+def database(schema_sql: str) -> Iterator[sqlite3.Connection]:
+    """A fresh in-memory database built by a script of CREATE and INSERT statements, ready for `select`.
+
+    Raises:
+        QueryError: the script fails, or reaches outside the database.
+    """
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.set_authorizer(_schema_authorizer)
+        _bound_work(connection)
+        try:
+            connection.executescript(schema_sql)
+        except _FAILURES as error:
+            raise QueryError(f"the schema fails: {error}") from error
+        readable = frozenset(name for (name,) in connection.execute("SELECT name FROM sqlite_master"))
+        for limit, value in _LIMITS.items():
+            connection.setlimit(limit, value)
+        connection.set_authorizer(_Reader(readable))
+        yield connection
+
+
+def select(connection: sqlite3.Connection, query: str, max_rows: int = MAX_ROWS) -> Rows:
+    """The rows of one SELECT.
+
+    Raises:
+        QueryError: see there; `max_rows` and the other bounds included.
+    """
+    if not re.match(r"\s*(?:SELECT|WITH|VALUES)\b", query, re.IGNORECASE):
+        raise QueryError("not a SELECT")
+    if len(query) > MAX_QUERY_CHARS or cte_copies(query, MAX_CTE_COPIES) > MAX_CTE_COPIES:
+        raise QueryError("the query is too large")
+    _bound_work(connection)
+    rows: Rows = []
+    size_bytes = 0
+    try:
+        for row in connection.execute(query):
+            rows.append(row)
+            size_bytes += sum(len(value) if isinstance(value, str | bytes) else 8 for value in row)
+            if len(rows) > max_rows or size_bytes > MAX_RESULT_BYTES:
+                raise QueryError(f"the result is larger than {max_rows} rows or {MAX_RESULT_BYTES} bytes")
+    except _FAILURES as error:
+        raise QueryError(str(error)) from error
+    return rows
+
+
+def _schema_authorizer(action: int, *_: str | None) -> int:
+    return sqlite3.SQLITE_DENY if action in _DENIED_TO_SCHEMAS else sqlite3.SQLITE_OK
+
+
+class _Reader:
+    """Authorizer that admits reading the named tables and views, and nothing else."""
+
+    def __init__(self, readable: frozenset[str]) -> None:
+        self._readable = readable
+
+    def __call__(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        allowed = (
+            action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE)
+            # No column: rows are only counted, maybe of a table expression, whose name is not in the schema.
+            or (action == sqlite3.SQLITE_READ and (first in self._readable or not second))
+            or (action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _FUNCTIONS)
+        )
+        return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+
+
+def _bound_work(connection: sqlite3.Connection) -> None:
+    """Interrupt the connection after MAX_STEPS instructions or MAX_SECONDS from now."""
+    checks, deadline = 0, time.monotonic() + MAX_SECONDS
+
+    def is_over() -> bool:
+        nonlocal checks
+        checks += 1
+        return checks * _STEPS_A_CHECK > MAX_STEPS or time.monotonic() > deadline
+
+    connection.set_progress_handler(is_over, _STEPS_A_CHECK)

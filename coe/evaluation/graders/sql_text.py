@@ -1,0 +1,82 @@
+"""What can be said of a SQL query from its text alone."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+_TOKEN = re.compile(
+    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `(?:[^`]|``)*` | \[[^\]]*\]   # strings and quoted names
+        | --[^\n]* | /\*.*?(?:\*/|\Z)                                  # comments
+        | \w+ | \S""",
+    re.VERBOSE | re.DOTALL,
+)
+
+_MOST_DEFINITIONS = 100
+
+
+def has_outer_order(query: str) -> bool:
+    """Whether the query itself (not a part in brackets) has an ORDER BY."""
+    depth, before = 0, ""
+    for token in _tokens(query):
+        depth += {"(": 1, ")": -1}.get(token, 0)
+        if depth == 0 and (before, token) == ("order", "by"):
+            return True
+        before = token
+    return False
+
+
+def cte_copies(query: str, most: int) -> int:
+    """An upper bound, capped above `most`, of the copies of common table expressions made while preparing a query.
+
+    Each mention is a copy, so that a chain of expressions that mention the one before twice doubles at every link, and
+    SQLite before 3.41 cannot be interrupted while it prepares.
+    """
+    tokens = [_name(token) for token in _tokens(query)]
+    definitions = list(_cte_definitions(tokens))
+    if len(definitions) > _MOST_DEFINITIONS:
+        return most + 1
+    times_defined = Counter(name for name, _ in definitions)
+    copies = dict.fromkeys(times_defined, 1)
+    for _ in definitions:
+        for name, body in definitions:
+            # A recursive mention is no copy; a mention in a body that hides an outer one of the same name is.
+            others = (t for t in body if t in copies and (t != name or times_defined[name] > 1))
+            copies[name] = min(max(copies[name], 1 + sum(map(copies.__getitem__, others))), most + 1)
+    return min(sum(copies[token] for token in tokens if token in copies), most + 1)
+
+
+def _tokens(query: str) -> Iterator[str]:
+    """Words and signs, lower-cased, without comments; strings and quoted names keep their quotes."""
+    return (token.lower() for token in _TOKEN.findall(query) if not token.startswith(("--", "/*")))
+
+
+def _name(token: str) -> str:
+    """A token without quotes: SQLite takes a string for a name where a name is due."""
+    return token[1:-1] if len(token) > 1 and token[0] in "'\"`[" else token
+
+
+def _cte_definitions(tokens: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Name of each `name [(columns)] AS [[NOT] MATERIALIZED] (...)`, and the tokens inside its brackets."""
+    for position, token in enumerate(tokens):
+        if token != "as" or position == 0:
+            continue
+        name_at, opening = position - 1, position + 1
+        if tokens[name_at] == ")":
+            name_at = _matching(tokens, name_at, -1) - 1
+        while tokens[opening : opening + 1] in (["not"], ["materialized"]):
+            opening += 1
+        if name_at >= 0 and tokens[opening : opening + 1] == ["("]:
+            yield tokens[name_at], tokens[opening + 1 : _matching(tokens, opening, 1)]
+
+
+def _matching(tokens: list[str], position: int, step: int) -> int:
+    """Where the bracket at `position` is closed (step 1) or was opened (step -1); past the end if nowhere."""
+    depth = 0
+    while 0 <= position < len(tokens):
+        depth += {"(": step, ")": -step}.get(tokens[position], 0)
+        if depth == 0:
+            break
+        position += step
+    return position

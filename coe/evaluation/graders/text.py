@@ -1,0 +1,48 @@
+"""Graders of plain text: the same string, or a string that contains the right one."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from coe.evaluation.graders.base import GraderModel, gold_texts
+
+
+class TextGrader(GraderModel):
+    """What two texts may differ in and still be the same. Unicode forms (é, e + accent) never count.
+
+    ignore_case: `Paris` is `PARIS`. ignore_whitespace: runs of blanks and line ends are one blank, none at the ends.
+    strip: trailing characters that do not count.
+    """
+
+    ignore_case: bool = True
+    ignore_whitespace: bool = True
+    strip: str = ".!?,;:"
+
+    def normal(self, text: str) -> str:
+        """The form in which texts are compared."""
+        text = unicodedata.normalize("NFC", text)
+        if self.ignore_whitespace:
+            text = " ".join(text.split())
+        text = text.rstrip(self.strip).rstrip() if self.ignore_whitespace else text.rstrip(self.strip)
+        return text.casefold() if self.ignore_case else text
+
+
+class Exact(TextGrader):
+    """1 when the answer is the right text, or one of several, after normalisation."""
+
+    def grade(self, answer: str, row: Mapping[str, Any]) -> float:
+        """See `Grader.grade`."""
+        right = {self.normal(gold) for gold in gold_texts(row)}
+        return float(self.normal(answer) in right)
+
+
+class Contains(TextGrader):
+    """1 when the right text, or one of several, stands in the answer as whole words: "It is Paris, I think"."""
+
+    def grade(self, answer: str, row: Mapping[str, Any]) -> float:
+        """See `Grader.grade`."""
+        right, said = [self.normal(gold) for gold in gold_texts(row)], self.normal(answer)
+        return float(any(re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", said) for gold in right))
