@@ -1,0 +1,241 @@
+"""Saved routers: a folder with `router.safetensors` (arrays) and `router.json` (all else). Never a pickle.
+
+`router.json` states what the router was trained on: the experts with their digests, the encoder with its digest, how
+the experts did on the training table (so that a later evaluation knows the best single expert *of the training data*),
+and a digest over both files, which loading checks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from registry.files import atomic_directory, sha256_file
+from routers.base import RouterState, TrainableRouter
+from routers.build import router_class
+from routers.encoders import Encoder, build_encoder
+from routers.errors import InvalidArtifact, RouterError, StaleArtifactWarning, UnknownRouterKind
+from routers.outcomes import OutcomeTable
+from routers.reference import Reference
+
+FORMAT = 1
+ARRAYS, META = "router.safetensors", "router.json"
+_TRAINING_IDS = "training_ids"
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInfo:
+    """The encoder that a router was trained with."""
+
+    name: str
+    digest: str
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactMeta:
+    """What a saved router says of itself.
+
+    Attributes:
+        experts: name -> digest of the files that the outcomes were measured on; `None` where it was not known.
+        encoder: `None` for a router that reads no text.
+        reference: what is kept of the training table.
+        training_ids_digest: `OutcomeTable.training_ids_digest` of the training table.
+        prices: what costs were computed from, as the user gave them; `None` where costs were recorded or unknown.
+        created: UTC, ISO 8601.
+        digest: `sha256:...` over both files.
+    """
+
+    kind: str
+    experts: Mapping[str, str | None]
+    encoder: EncoderInfo | None
+    reference: Reference
+    training_ids_digest: str
+    n_queries: int
+    prices: Mapping[str, Any] | None
+    created: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRouter:
+    """A router from disk, with what its artifact says."""
+
+    router: TrainableRouter
+    meta: ArtifactMeta
+
+
+def save(
+    router: TrainableRouter,
+    folder: Path | str,
+    *,
+    table: OutcomeTable,
+    encoder: Encoder | None,
+    digests: Mapping[str, str | None] | None = None,
+    prices: Mapping[str, Any] | None = None,
+) -> str:
+    """Write a fitted router, whole or not at all; a folder of that name is replaced.
+
+    Args:
+        table: what the router was trained on.
+        encoder: what the router was trained with; `None` for a router that reads no text.
+        digests: expert -> digest of its files, where known.
+        prices: JSON values, kept as a note.
+
+    Returns:
+        The artifact's digest.
+
+    Raises:
+        RouterError: the router's settings are not JSON values.
+    """
+    from safetensors.numpy import save_file
+
+    state = router.state()
+    reference = Reference.of(table.with_experts(router.experts))
+    known = digests or {}
+    document = {
+        "format": FORMAT,
+        "kind": router.kind,
+        "settings": dict(state.settings),
+        "experts": {name: known.get(name) for name in router.experts},
+        "encoder": encoder and {"name": encoder.name, "digest": encoder.digest, "dim": encoder.dim},
+        "reference": reference.to_json(),
+        "training_ids_digest": table.training_ids_digest(),
+        "n_queries": len(table),
+        "prices": prices,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    arrays = {name: np.ascontiguousarray(array) for name, array in state.arrays.items()}
+    with atomic_directory(Path(folder)) as staged:
+        save_file({**arrays, _TRAINING_IDS: reference.ids}, staged / ARRAYS)
+        document["arrays_digest"] = f"sha256:{sha256_file(staged / ARRAYS)}"
+        document["digest"] = _digest(document)
+        (staged / META).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return str(document["digest"])
+
+
+def load(
+    folder: Path | str, *, experts: Mapping[str, str | None] | None = None, encoder: Encoder | None = None
+) -> LoadedRouter:
+    """A saved router, checked.
+
+    Args:
+        experts: name -> digest of the experts that there are; `None` skips the check.
+        encoder: taken instead of the one that the artifact names; its digest must be the same.
+
+    Raises:
+        InvalidArtifact: a file is missing, altered or truncated, the encoder is another one, or the router names an
+            expert that there is not.
+
+    Warns:
+        StaleArtifactWarning: an expert has another digest than the one that the router was trained on.
+    """
+    source = Path(folder)
+    document = _read_document(source)
+    arrays = _read_arrays(source, document)
+    meta = _meta(document, arrays.pop(_TRAINING_IDS))
+    if experts is not None:
+        _check_experts(meta, experts, source)
+    try:
+        kind = router_class(meta.kind)
+    except UnknownRouterKind as error:
+        raise InvalidArtifact(f"{source / META}: {error}") from error
+    state = RouterState(arrays, document["settings"])
+    return LoadedRouter(kind.from_state(state, _encoder(meta, encoder, source)), meta)
+
+
+def _read_document(source: Path) -> dict[str, Any]:
+    for name in (META, ARRAYS):
+        if not (source / name).is_file():
+            raise InvalidArtifact(f"{source} is not a saved router: it has no {name} (`coe router train` makes one)")
+    try:
+        document = json.loads((source / META).read_text(encoding="utf-8"))
+        found, intact = document["format"], document["digest"] == _digest(document)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidArtifact(f"{source / META} is truncated or not a router's: train the router again") from error
+    if found != FORMAT:
+        raise InvalidArtifact(
+            f"{source / META} has format {found}, this version reads {FORMAT}: train the router again"
+        )
+    if not intact:
+        raise InvalidArtifact(f"{source / META} has been altered, its digest does not match: train the router again")
+    return dict(document)
+
+
+def _read_arrays(source: Path, document: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    from safetensors.numpy import load_file
+
+    if document["arrays_digest"] != f"sha256:{sha256_file(source / ARRAYS)}":
+        raise InvalidArtifact(f"{source / ARRAYS} is truncated or has been altered: train the router again")
+    return dict(load_file(source / ARRAYS))
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    """Over all of the document but the digest itself; `arrays_digest` in it covers the other file."""
+    rest = {name: value for name, value in document.items() if name != "digest"}
+    try:
+        text = json.dumps(rest, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise RouterError(f"a {document['kind']} router cannot be saved, its settings are not JSON: {error}") from error
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _meta(document: Mapping[str, Any], training_ids: NDArray[np.uint64]) -> ArtifactMeta:
+    encoder = document["encoder"]
+    return ArtifactMeta(
+        kind=document["kind"],
+        experts=document["experts"],
+        encoder=None if encoder is None else EncoderInfo(**encoder),
+        reference=Reference.from_json(document["reference"], training_ids),
+        training_ids_digest=document["training_ids_digest"],
+        n_queries=document["n_queries"],
+        prices=document["prices"],
+        created=document["created"],
+        digest=document["digest"],
+    )
+
+
+def _check_experts(meta: ArtifactMeta, experts: Mapping[str, str | None], source: Path) -> None:
+    missing = [name for name in meta.experts if name not in experts]
+    if missing:
+        hints = (f"{name!r}{_did_you_mean(name, experts)}" for name in missing)
+        raise InvalidArtifact(
+            f"the router in {source} sends queries to experts that are not registered: {', '.join(hints)}. "
+            "Register them (`coe registry apply`), or train the router again without them (`--experts`)"
+        )
+    for name, trained_on in meta.experts.items():
+        if trained_on is not None and experts[name] is not None and experts[name] != trained_on:
+            warnings.warn(
+                f"{name!r} has other files than those that the router in {source} was trained on: measure it and "
+                "train the router again",
+                StaleArtifactWarning,
+                stacklevel=3,
+            )
+
+
+def _did_you_mean(name: str, known: Mapping[str, Any]) -> str:
+    close = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _encoder(meta: ArtifactMeta, given: Encoder | None, source: Path) -> Encoder | None:
+    if meta.encoder is None:
+        return None
+    encoder = build_encoder(meta.encoder.name) if given is None else given
+    if encoder.digest != meta.encoder.digest:
+        raise InvalidArtifact(
+            f"the router in {source} was trained with encoder {meta.encoder.name!r} ({meta.encoder.digest[:19]}, "
+            f"{meta.encoder.dim} dimensions), not with {encoder.name!r} ({encoder.digest[:19]}): load it with that "
+            "encoder, or train it again with this one"
+        )
+    return encoder

@@ -1,0 +1,122 @@
+"""The visible list of router kinds. A new kind is one file and one line here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, Protocol, get_type_hints
+
+from routers.base import RouterState, TrainableRouter
+from routers.encoders import Encoder
+from routers.errors import InvalidSettings, UnknownRouterKind
+
+KINDS: dict[str, str] = {
+    "category": "routers.category:CategoryRouter",
+    "knn": "routers.knn:KNNRouter",
+    "fixed": "routers.baselines:FixedRouter",
+    "random": "routers.baselines:RandomRouter",
+    "best-single": "routers.baselines:BestSingleRouter",
+}
+"""kind -> `module:Class`, imported only when it is used."""
+
+ORACLES = ("dataset-oracle", "oracle")
+"""Marks that read what a router may not: labels, scores. They stand in every evaluation and cannot be trained."""
+
+
+class RouterClass(Protocol):
+    """A class in `KINDS`: plain keyword settings, `encoder` among them if it reads text."""
+
+    def __call__(self, **settings: Any) -> TrainableRouter:
+        """An unfitted router."""
+        ...
+
+    def from_state(self, state: RouterState, encoder: Encoder | None) -> TrainableRouter:
+        """The router that gave the state."""
+        ...
+
+
+def router_class(kind: str) -> RouterClass:
+    """The class of a kind.
+
+    Raises:
+        UnknownRouterKind: there is no such kind; with close matches and the whole list.
+    """
+    if kind in ORACLES:
+        raise UnknownRouterKind(
+            f"{kind!r} reads the scores or labels of the queries it routes, so it cannot be trained or served; "
+            "`coe router cv` and `coe router eval` show it beside every router"
+        )
+    if kind not in KINDS:
+        close = get_close_matches(kind, KINDS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UnknownRouterKind(f"no router kind {kind!r}; {hint}there are: {', '.join(KINDS)}")
+    module, _, name = KINDS[kind].partition(":")
+    found: RouterClass = getattr(import_module(module), name)
+    return found
+
+
+def settings_of(kind: str) -> dict[str, Any]:
+    """The settings of a kind with their defaults (`inspect.Parameter.empty` where one must be given)."""
+    parameters = inspect.signature(router_class(kind)).parameters.values()
+    return {p.name: p.default for p in parameters if p.name != "encoder"}
+
+
+def reads_text(kind: str) -> bool:
+    """Whether a kind needs an encoder."""
+    return "encoder" in inspect.signature(router_class(kind)).parameters
+
+
+def build(kind: str, encoder: Encoder | None = None, settings: Mapping[str, Any] | None = None) -> TrainableRouter:
+    """An unfitted router.
+
+    Args:
+        encoder: what it reads queries with; ignored by kinds that read no text.
+        settings: keyword arguments of the kind's class.
+
+    Raises:
+        UnknownRouterKind: no such kind.
+        InvalidSettings: a setting that the kind does not have, lacks, or cannot use; names those it has.
+    """
+    given, known = dict(settings or {}), settings_of(kind)
+    _check_names(kind, given, known)
+    given = {name: _checked(kind, name, value) for name, value in given.items()}
+    if reads_text(kind):
+        if encoder is None:
+            raise InvalidSettings(f"a {kind} router reads text: it needs an encoder")
+        given["encoder"] = encoder
+    try:
+        return router_class(kind)(**given)
+    except (TypeError, ValueError) as error:
+        shown = ", ".join(f"{name}={value!r}" for name, value in given.items() if name != "encoder")
+        raise InvalidSettings(f"a {kind} router cannot be made with {shown}: {error}") from error
+
+
+def _check_names(kind: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise InvalidSettings(f"a {kind} router has no setting {name!r}; {hint}it has: {_listed(known)}")
+    missing = [n for n, default in known.items() if default is inspect.Parameter.empty and n not in given]
+    if missing:
+        raise InvalidSettings(f"a {kind} router needs the setting {', '.join(missing)}; it has: {_listed(known)}")
+
+
+def _checked(kind: str, name: str, value: Any) -> Any:
+    """The value, if it is of the type that the class states."""
+    from pydantic import TypeAdapter, ValidationError
+
+    # `Encoder` is imported for type checking only; here it need not mean anything.
+    hints = get_type_hints(router_class(kind).__init__, localns={"Encoder": object})  # type: ignore[misc]
+    try:
+        return TypeAdapter(hints[name]).validate_python(value)
+    except ValidationError as error:
+        found = "; ".join(problem["msg"] for problem in error.errors())
+        raise InvalidSettings(f"setting {name}={value!r} of a {kind} router: {found}") from error
+
+
+def _listed(known: Mapping[str, Any]) -> str:
+    empty = inspect.Parameter.empty
+    return ", ".join(n if default is empty else f"{n}={default!r}" for n, default in known.items()) or "none"
