@@ -10,7 +10,7 @@ from registry.apply import apply, plan
 from registry.digest import check_files
 from registry.documents import load_document
 from registry.files import coe_home
-from registry.sources import SourceKind, resolve, source_kind
+from registry.sources import has_files, resolve
 from registry.spec import ExpertSpec
 from registry.store import Registry, Snapshot
 
@@ -40,6 +40,8 @@ def locate(spec: ExpertSpec) -> Path:
         DigestMismatch: they are not those that were registered.
         WeightsError: a GGUF file that cannot be converted.
     """
+    if not has_files(spec):  # remote and fake experts
+        return Path()
     path = resolve(spec)
     check_files(spec, path)
     if path.suffix == ".gguf":

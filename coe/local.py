@@ -16,13 +16,12 @@ from coe.config import Config, PolicyConfig, load_config
 from coe.errors import ConfigError
 from coe.host import Host, open_host
 from coe.orchestrator import Orchestrator, Reply
-from coe.policy import AUTO, Policy
+from coe.policy import AUTO, Always, Policy
 from coe.types import GenerateRequest
 from registry.errors import UnknownExpert
 from registry.store import Snapshot
 from routers.artifacts import load
 from routers.base import Message, Query, Router, Utility
-from routers.baselines import FixedRouter
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ def _router(name: str, policy: PolicyConfig, snapshot: Snapshot) -> Router:
         assert policy.expert is not None  # PolicyConfig takes exactly one of the two
         if policy.expert not in snapshot.experts:
             raise ConfigError(f"expert of policy {name!r}: {UnknownExpert(policy.expert, snapshot.experts)}")
-        return FixedRouter(expert=policy.expert)
+        return Always(policy.expert)
     router = load(policy.router, experts={e: spec.digest for e, spec in snapshot.experts.items()}).router
     if router.requires:
         raise ConfigError(

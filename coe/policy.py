@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from coe.compose import Composition, Single
 from coe.errors import UnknownModel
 from registry.errors import UnknownExpert
 from registry.spec import RESERVED_PREFIX
 from registry.store import Snapshot
-from routers.base import Router, Utility
+from routers.base import Estimate, Query, Router, Utility
 
 AUTO = "auto"
 """`model` of a request that takes the default policy."""
@@ -26,6 +28,19 @@ class Policy:
     utility: Utility = Utility()
     k: int = 1
     fallback: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Always:
+    """A router for policies that name one expert instead: nothing is known of its quality, and nothing is asked."""
+
+    expert: str
+    requires: frozenset[str] = frozenset()
+
+    def estimate(self, queries: Sequence[Query]) -> Estimate:
+        """The one expert for each of the n queries."""
+        reasons = ("the policy names this expert",) * len(queries)
+        return Estimate((self.expert,), np.ones((len(queries), 1)), reasons=reasons)
 
 
 def address(model: str, policies: Mapping[str, Policy], default: str, snapshot: Snapshot) -> Policy | None:

@@ -1,0 +1,157 @@
+"""The demo: real experts registered, a router trained on what was measured of them, fresh queries answered.
+
+    python -m examples.zoo.demo --seed 7 --n 140
+
+The queries are generated anew from the seed, from phrasings and words that no adapter and no router was trained on. The
+last line is JSON. `best_single_accuracy`: the expert that did best on the training outcomes answers everything.
+`task_oracle_accuracy`: each query goes to the expert that did best on its true family, which no router is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # before tokenizers are imported by anything below
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from coe.config import load_config
+from coe.host import open_host
+from coe.local import Local, open_local
+from examples.zoo.families import FAMILIES
+from examples.zoo.fetch import MODELS, fetch
+from examples.zoo.outcomes import measured_outcomes, shipped_outcomes
+from examples.zoo.report import Question, Result, Results, console, fresh_questions, show
+from registry.files import coe_home
+from registry.store import Snapshot
+from routers.artifacts import save
+from routers.build import build
+from routers.encoders import CachedEncoder, build_encoder
+from routers.outcomes import OutcomeTable
+
+ZOO = Path(__file__).parent
+CONFIG = ZOO / "config.yaml"
+GENERALIST = "smollm2"
+
+
+def train_router(table: OutcomeTable, snapshot: Snapshot) -> Path:
+    """Train the category router on measured outcomes, and save it where the config looks for it."""
+    encoder = CachedEncoder(build_encoder("minilm"))
+    foreign = [json.loads(line)["prompt"] for line in (ZOO / "ood.jsonl").read_text(encoding="utf-8").splitlines()]
+    router = build("category", encoder, {"ood_prompts": foreign, "general": GENERALIST}).fit(table)
+    folder = coe_home() / "zoo" / "router"
+    save(router, folder, table=table, encoder=encoder, digests={n: s.digest for n, s in snapshot.experts.items()})
+    return folder
+
+
+async def training_outcomes() -> tuple[OutcomeTable, Snapshot]:
+    """The shipped outcomes where they were measured on these very experts, else measured now."""
+    async with open_host(load_config(CONFIG)) as host:
+        table = shipped_outcomes(host.snapshot.experts)
+        if table is None:
+            console.print("the experts are not those that the shipped outcomes were measured on: measuring them now")
+            with progress("measuring") as advance:
+                table = await measured_outcomes(host, lambda state: advance(state.expert, state.done, state.total))
+        return table, host.snapshot
+
+
+async def answer_all(system: Local, asked: Sequence[tuple[Question, str]], title: str) -> list[Result]:
+    """Ask everything at once, each with its `model` ("auto" or an expert's name); the host batches by expert."""
+    done = 0
+    with progress(title) as advance:
+
+        async def one(question: Question, model: str) -> Result:
+            nonlocal done
+            reply = system.answer(question.request(), model=model)
+            text = await reply.text()
+            assert reply.answer is not None  # text() returned: the answer is whole
+            done += 1
+            advance(title, done, len(asked))
+            return Result(reply.answer.expert, text, question.grade(text), reply.answer.usage.completion_tokens)
+
+        return await asyncio.gather(*(one(question, model) for question, model in asked))
+
+
+async def answer(table: OutcomeTable, questions: Sequence[Question]) -> tuple[Results, float]:
+    """Answers with routing, of the best single expert, and of each family's own; and tokens/s of the first."""
+    best_single = best_expert(table)
+    specialist = {name: best_expert(table, domain=name) for name in FAMILIES}
+    async with open_local(CONFIG) as system:
+        started = time.perf_counter()
+        routed = await answer_all(system, [(question, "auto") for question in questions], "model auto")
+        seconds = time.perf_counter() - started
+        # Decoding is greedy: what an expert has answered already is not generated again.
+        known = {(q.id, result.expert): result for q, result in zip(questions, routed, strict=True)}
+        rivals = [(q, expert) for q in questions for expert in {best_single, specialist[q.family.name]}]
+        missing = [(q, expert) for q, expert in rivals if (q.id, expert) not in known]
+        answers = await answer_all(system, missing, "best single, oracle")
+        known |= {(q.id, expert): result for (q, expert), result in zip(missing, answers, strict=True)}
+    results = Results(
+        questions=questions,
+        routed=routed,
+        best_single=[known[q.id, best_single] for q in questions],
+        oracle=[known[q.id, specialist[q.family.name]] for q in questions],
+    )
+    return results, sum(result.tokens for result in routed) / seconds
+
+
+def best_expert(table: OutcomeTable, domain: str | None = None) -> str:
+    """The expert with the best mean score, over all rows or those of a domain."""
+    rows = [i for i, label in enumerate(table.labels()) if domain in (None, label)]
+    return table.experts[int(table.scores[rows].mean(axis=0).argmax())]
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each name, with the time that is left."""
+    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        known: dict[str, object] = {}
+
+        def advance(name: str, done: int, total: int) -> None:
+            if name not in known:
+                known[name] = bars.add_task(name, total=total)
+            bars.update(known[name], completed=done)  # type: ignore[arg-type]
+
+        yield advance
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; the last line of stdout is the JSON."""
+    parser = argparse.ArgumentParser(prog="examples.zoo.demo", description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=7, help="of the fresh queries")
+    parser.add_argument("--n", type=int, default=140, help="how many queries")
+    options = parser.parse_args(arguments)
+    if options.n < len(FAMILIES):
+        parser.error(f"--n must be at least {len(FAMILIES)}, one query a family; got {options.n}")
+    started = time.perf_counter()
+    for model in MODELS:
+        fetch(model)
+    table, snapshot = asyncio.run(training_outcomes())
+    console.print(f"{len(snapshot.experts)} experts registered, {len(table)} training queries measured on each")
+    folder = train_router(table, snapshot)
+    console.print(f"category router trained: {folder}")
+    results, tokens_per_s = asyncio.run(answer(table, fresh_questions(options.n, options.seed)))
+    show(results)
+    summary = results.summary() | {
+        "seconds_total": round(time.perf_counter() - started, 1),
+        "tokens_per_s": round(tokens_per_s, 1),
+    }
+    sys.stdout.write(json.dumps(summary) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        console.print("interrupted; what was fetched, measured and trained is kept")
+        sys.exit(130)

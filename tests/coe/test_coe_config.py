@@ -1,0 +1,70 @@
+"""A configuration is read once, with every problem and its place; paths are relative to the file that says them."""
+
+from pathlib import Path
+
+import pytest
+
+from coe.config import Config, load_config
+from coe.errors import ConfigError
+
+
+def write(folder: Path, text: str, name: str = "service.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_paths_are_relative_to_the_file_and_home_is_the_home_of_coe(tmp_path: Path, coe_home: Path) -> None:
+    config = load_config(
+        write(
+            tmp_path,
+            "experts: [experts.yaml, /abs/more.yaml]\n"
+            "policies:\n  default: {router: home://zoo/router}\n  other: {router: routers/x}\n",
+        )
+    )
+    assert config.experts == (tmp_path / "experts.yaml", Path("/abs/more.yaml"))
+    assert config.policies["default"].router == coe_home / "zoo" / "router"
+    assert config.policies["other"].router == tmp_path / "routers" / "x"
+
+
+def test_sizes_are_read_with_their_units(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "host: {budget: 1.5GiB}")).host.budget == 1.5 * 2**30
+
+
+def test_every_problem_is_reported_at_once_with_line_and_field(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "host:\n  budgte: 4GiB\n  aging_s: -1\npolicies:\n  default: {composition: single}\nengines:\n  hf: {max_batch: 0}\n",
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4
+    assert f"{path}:2: host.budgte" in lines[0] and "budget" in lines[0]
+    assert f"{path}:3: host.aging_s" in lines[1]
+    assert f"{path}:5: policies.default" in lines[2] and "give either `router`" in lines[2]
+    assert f"{path}:7: engines.hf.max_batch" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("policies: {a: {expert: x}}\ndefault_policy: b", "default_policy 'b' is not among the policies"),
+        ("registry: sqlite://\nexperts: [x.yaml]", "either `registry` .* or `experts`"),
+        ("policies: {default: {expert: x, router: y}}", "give either `router`"),
+        ("host: [", "service.yaml:1"),
+    ],
+)
+def test_contradictions_and_broken_yaml_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_the_defaults_need_no_file() -> None:
+    config = Config()
+    assert config.host.budget is None and config.engines.hf.device == "auto" and config.policies == {}

@@ -1,0 +1,86 @@
+"""A configuration opened in process: experts from a file, policies by name, a real answer at the end."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coe.errors import ConfigError
+from coe.local import open_local
+from coe.types import GenerateRequest
+from registry.errors import InvalidSpec
+from routers.artifacts import save
+from routers.base import Message
+from routers.build import build
+from routers.encoders import build_encoder
+from routers.errors import InvalidArtifact
+from routers.outcomes import OutcomeTable
+
+EXPERTS = """
+experts:
+  - {name: capital, kind: model, source: "fake://script?france=Paris&japan=Tokyo", context_length: 4096}
+  - {name: loud, kind: model, source: "fake://upper", context_length: 4096}
+"""
+
+
+def config(folder: Path, policies: str) -> Path:
+    (folder / "experts.yaml").write_text(EXPERTS)
+    path = folder / "service.yaml"
+    path.write_text(f"experts: [experts.yaml]\nhost: {{budget: 1GiB}}\npolicies: {policies}\n")
+    return path
+
+
+def train(folder: Path, experts: tuple[str, ...] = ("capital", "loud")) -> None:
+    """Questions on capitals are right with the first expert, shouting with the second."""
+    encoder = build_encoder("hashing:256")
+    countries = "Spain Italy Peru Chad Cuba Iran Mali Oman Fiji Laos Togo Malta Nepal Qatar Samoa Syria".split()
+    words = "dog cat sun moon tree sea rain wind bread milk house road stone river cloud grass".split()
+    prompts = [f"What is the capital city of {country}?" for country in countries]
+    prompts += [f"please shout this word: {word}" for word in words]
+    right = np.repeat([[1.0, 0.0], [0.0, 1.0]], 16, axis=0)
+    table = OutcomeTable(
+        query_ids=tuple(map(str, range(32))),
+        prompts=tuple(prompts),
+        experts=experts,
+        scores=right,
+        domains=("capitals",) * 16 + ("shouting",) * 16,
+    )
+    router = build("category", encoder, {"max_abstain": 0.0}).fit(table)
+    save(router, folder, table=table, encoder=encoder)
+
+
+async def test_auto_routes_each_question_to_the_expert_that_was_measured_best(tmp_path: Path) -> None:
+    train(tmp_path / "router")
+    async with open_local(config(tmp_path, "{default: {router: router}}")) as system:
+        assert await system.ask("What is the capital city of France?") == "Paris"
+        assert await system.ask("please shout this word: hello") == "PLEASE SHOUT THIS WORD: HELLO"
+        reply = system.answer(GenerateRequest(messages=(Message("user", "What is the capital city of Japan?"),)))
+        assert (reply.decision.experts, reply.decision.label) == (("capital",), "capitals")
+        assert await reply.text() == "Tokyo" and reply.expert == "capital"
+
+
+async def test_a_policy_of_one_expert_needs_no_router(tmp_path: Path) -> None:
+    async with open_local(config(tmp_path, "{default: {expert: loud}}")) as system:
+        assert await system.ask("hello") == "HELLO"
+        assert await system.ask("france", model="capital") == "Paris"
+
+
+async def test_a_policy_that_names_an_unknown_expert_is_refused_when_opened(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expert of policy 'default': 'luod' is not in .*did you mean 'loud'"):
+        async with open_local(config(tmp_path, "{default: {expert: luod}}")):
+            pass
+
+
+async def test_a_router_that_names_an_expert_that_is_gone_is_refused_when_opened(tmp_path: Path) -> None:
+    train(tmp_path / "router", experts=("capital", "loudly"))
+    with pytest.raises(InvalidArtifact, match="loudly"):
+        async with open_local(config(tmp_path, "{default: {router: router}}")):
+            pass
+
+
+async def test_a_wrong_experts_file_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = config(tmp_path, "{}")
+    (tmp_path / "experts.yaml").write_text("experts:\n  - {name: auto, kind: model, source: 'fake://echo'}\n")
+    with pytest.raises(InvalidSpec, match=r"experts.yaml:2.*'auto' is reserved"):
+        async with open_local(path):
+            pass

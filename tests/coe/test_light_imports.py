@@ -1,0 +1,36 @@
+"""Importing the packages, or asking for help, loads no heavy library: start-up stays instant."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "ray",
+    "vllm",
+    "openai",
+    "peft",
+    "sentence_transformers",
+)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import coe, routers, registry",
+        "import registry.store, registry.spec, registry.apply",
+        "import routers.base, routers.build",
+        "import coe.orchestrator, coe.scheduler, coe.memory, coe.config",
+        "import coe.cli.app",
+    ],
+)
+def test_imports_stay_light(code: str) -> None:
+    check = f"import sys; {code}; print(sorted(set(sys.modules) & set({HEAVY!r})))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
