@@ -22,7 +22,7 @@ from routers.classifiers import (
 )
 from routers.crossfit import cross_fit, left_out_categories
 from routers.embed import check_dim, embed, embed_queries
-from routers.errors import RouterError
+from routers.errors import InvalidSettings, RouterError
 from routers.mapping import Budget, BudgetKind, map_categories
 from routers.neighbours import Vectors, nearest_distance, quantiles
 
@@ -58,8 +58,8 @@ class CategoryRouter:
         footprints: parameters or price of each expert, in the budget's unit; `None` takes the table's mean costs.
         general: the expert that answers in doubt; not checked against the budget. `None` takes the best of the table
             within it (of the experts that the map keeps, for a cumulative budget).
-        max_abstain: most held-out training queries that may abstain, a share; with 0 only those queries abstain that are
-            stranger than every held-out training query.
+        max_abstain: most held-out training queries that may abstain, a share; with 0 only those queries abstain that
+            are stranger than every held-out training query.
         ood_prompts: foreign prompts to tune the thresholds on; where there are none, whole categories are left out to
             play them. Not kept in the artifact.
         seed: of the inner folds, the clusters and the linear SVM.
@@ -221,21 +221,23 @@ class CategoryRouter:
     def _footprints(self, table: OutcomeTable) -> _Floats | None:
         if self.footprints is None:
             if self.budget is not None and table.costs_usd is None:
-                raise RouterError(
+                raise InvalidSettings(
                     "a budget needs the footprint of every expert: give `footprints` (parameters or price), or train "
                     "on a table with costs"
                 )
             return None if table.costs_usd is None else table.costs_usd.mean(axis=0)
         missing = [name for name in table.experts if name not in self.footprints]
         if missing:
-            raise RouterError(f"no footprint of {', '.join(missing)}: `footprints` must name every expert")
+            raise InvalidSettings(f"no footprint of {', '.join(missing)}: `footprints` must name every expert")
         return np.array([self.footprints[name] for name in table.experts], dtype=np.float64)
 
     def _general(self, table: OutcomeTable, expert_of: NDArray[np.intp], footprints: _Floats | None) -> int:
         """The column of the generalist."""
         if self.general is not None:
             if self.general not in table.experts:
-                raise RouterError(f"the generalist {self.general!r} is not in the table: {', '.join(table.experts)}")
+                raise InvalidSettings(
+                    f"the generalist {self.general!r} is not in the table: {', '.join(table.experts)}"
+                )
             return table.experts.index(self.general)
         within = np.ones(len(table.experts), dtype=bool)
         if self.budget is not None and footprints is not None:
@@ -259,5 +261,5 @@ class CategoryRouter:
 
 def _within(name: str, value: _Number, low: float, high: float = np.inf) -> _Number:
     if not low <= value <= high:
-        raise RouterError(f"{name} must lie in [{low}, {high}], got {value}")
+        raise InvalidSettings(f"{name} must lie in [{low}, {high}], got {value}")
     return value

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.errors import RouterError
+from routers.errors import InvalidSettings, RouterError
 from routers.neighbours import Vectors, top_k
 
 ClassifierName = Literal["logistic", "linear-svm", "knn"]
@@ -87,11 +87,11 @@ class ClassifierSettings:
 
     def __post_init__(self) -> None:
         if self.name not in get_args(ClassifierName):
-            raise RouterError(f"no classifier {self.name!r}; there are: {', '.join(get_args(ClassifierName))}")
+            raise InvalidSettings(f"no classifier {self.name!r}; there are: {', '.join(get_args(ClassifierName))}")
         if not self.c > 0:
-            raise RouterError(f"c must be positive, got {self.c}")
+            raise InvalidSettings(f"c must be positive, got {self.c}")
         if self.k < 1:
-            raise RouterError(f"k must be at least 1, got {self.k}")
+            raise InvalidSettings(f"k must be at least 1, got {self.k}")
 
 
 def fit_classifier(settings: ClassifierSettings, x: Vectors, y: Labels) -> Classifier:

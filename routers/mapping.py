@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from routers.errors import RouterError
+from routers.errors import InvalidSettings, RouterError
 
 BudgetKind = Literal["cumulative", "average-active"]
 TOLERANCE = 1e-9
@@ -40,9 +40,11 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(BudgetKind):
-            raise RouterError(f"budget kind {self.kind!r} does not exist; there are: {', '.join(get_args(BudgetKind))}")
+            raise InvalidSettings(
+                f"budget kind {self.kind!r} does not exist; there are: {', '.join(get_args(BudgetKind))}"
+            )
         if np.isnan(self.limit) or self.limit < 0:
-            raise RouterError(f"a budget must be a number >= 0, got {self.limit}")
+            raise InvalidSettings(f"a budget must be a number >= 0, got {self.limit}")
 
     def used(self, choice: NDArray[np.intp], shares: _Floats, footprints: _Floats) -> float:
         """What a map spends: `choice` (M,) is the expert of each category."""

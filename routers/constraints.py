@@ -1,0 +1,108 @@
+"""What an expert must be able to do, checked before any score: a wrong expert is never an option, however good.
+
+Constraints: the caller's allowed experts, the modality (`chat`: an embedding model cannot answer), tools (`tools`), a
+JSON answer (`json`) - words of `ExpertSpec.capabilities` - and the context length.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from registry.spec import ExpertSpec, Kind
+from routers.base import Query
+from routers.errors import NoEligibleExpert
+
+CHAT, TOOLS, JSON = "chat", "tools", "json"
+ASCII_CHARS_PER_TOKEN = 4
+TOKENS_PER_MESSAGE = 4
+"""Role and separators that a chat template adds around a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Eligible:
+    """Who may answer a query, and why the others may not.
+
+    removed: expert -> the first constraint that it fails, as a clause that begins with the constraint's name.
+    """
+
+    experts: frozenset[str]
+    removed: Mapping[str, str]
+
+
+def prune(queries: Sequence[Query], specs: Mapping[str, ExpertSpec], *, answer_tokens: int = 0) -> list[frozenset[str]]:
+    """The experts that can take each of the n queries: what `decide` calls `allowed`.
+
+    Raises:
+        NoEligibleExpert: there are none for a query; the message names each constraint and whom it removed.
+    """
+    return [_some(query, check(query, specs, answer_tokens=answer_tokens)) for query in queries]
+
+
+def check(query: Query, specs: Mapping[str, ExpertSpec], *, answer_tokens: int = 0) -> Eligible:
+    """Who can take a query, and what removed the others.
+
+    Args:
+        specs: the experts by name, bases of adapters included. Nothing else is eligible: names in `Query.allowed`
+            that are not here are ignored.
+        answer_tokens: room to leave in the context for the answer.
+    """
+    tokens = estimate_tokens(query)
+    removed = {}
+    for name, spec in specs.items():
+        failed = next(_failed(query, spec, _context_length(spec, specs), tokens, answer_tokens), None)
+        if failed is not None:
+            removed[name] = failed
+    return Eligible(frozenset(specs) - frozenset(removed), removed)
+
+
+def estimate_tokens(query: Query) -> int:
+    """Roughly how many tokens the whole conversation takes, tools included; no tokenizer is loaded.
+
+    Four ASCII characters a token, one token for any other character, four for each message: near for English prose,
+    somewhat low for code and digits, high for most other scripts. The engine counts exactly, and refuses what this
+    lets through.
+    """
+    texts = [message.content for message in query.messages]
+    texts += [json.dumps(tool, ensure_ascii=False, default=str) for tool in query.tools]
+    text = "".join(texts)
+    plain = len(text.encode("ascii", "ignore"))
+    return math.ceil(plain / ASCII_CHARS_PER_TOKEN) + len(text) - plain + TOKENS_PER_MESSAGE * len(query.messages)
+
+
+def _failed(
+    query: Query, spec: ExpertSpec, context_length: int | None, tokens: int, answer_tokens: int
+) -> Iterator[str]:
+    """The constraints that an expert fails, the caller's first."""
+    if query.allowed is not None and spec.name not in query.allowed:
+        yield "allowed experts: the caller does not allow it"
+    if spec.kind is Kind.EMBEDDING or CHAT not in spec.capabilities:
+        yield f"modality: it cannot {CHAT}"
+    if query.tools and TOOLS not in spec.capabilities:
+        yield f"{TOOLS}: it cannot call tools"
+    if query.format == "json" and JSON not in spec.capabilities:
+        yield f"{JSON}: it does not promise JSON"
+    if context_length is not None and tokens + answer_tokens > context_length:
+        room = f" and {answer_tokens} for the answer" if answer_tokens else ""
+        yield f"context length: about {tokens} tokens{room} do not fit its {context_length}"
+
+
+def _context_length(spec: ExpertSpec, specs: Mapping[str, ExpertSpec]) -> int | None:
+    """An adapter has its base's context where it states none; `None` is not limited."""
+    if spec.context_length is None and spec.base is not None and spec.base in specs:
+        return specs[spec.base].context_length
+    return spec.context_length
+
+
+def _some(query: Query, eligible: Eligible) -> frozenset[str]:
+    if eligible.experts:
+        return eligible.experts
+    asked = frozenset(eligible.removed) if query.allowed is None else query.allowed
+    reasons = [f"{name} ({why})" for name, why in eligible.removed.items() if name in asked]
+    if unknown := sorted(asked - frozenset(eligible.removed)):
+        registered = ", ".join(eligible.removed) or "none"
+        reasons.append(f"{', '.join(unknown)} (allowed experts: not registered; there are: {registered})")
+    which = f"query {query.id}" if query.id else "this query"
+    raise NoEligibleExpert(f"no expert can take {which}: {'; '.join(reasons) or 'none is registered'}")

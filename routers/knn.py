@@ -1,0 +1,151 @@
+"""KNNRouter: an expert is as good on a query as it was on the most similar training queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.base import Estimate, Query, RouterState
+from routers.embed import check_dim, embed, embed_queries
+from routers.errors import InvalidArtifact, InvalidSettings, RouterError
+from routers.neighbours import Vectors, foreignness, quantiles, self_distances, top_k
+
+if TYPE_CHECKING:
+    from routers.encoders import Encoder
+    from routers.outcomes import OutcomeTable
+
+Weights = Literal["uniform", "distance"]
+NEAREST = 1e-6
+"""Distances are floored at this, so that an identical training query outweighs others without dividing by zero."""
+ROWS_AT_ONCE = 256
+"""Queries whose neighbours' scores are gathered at once: bounds memory to ROWS_AT_ONCE * k * m numbers."""
+
+_Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Memory:
+    """N training queries, m experts."""
+
+    experts: tuple[str, ...]
+    vectors: Vectors  # (N, dim)
+    scores: _Floats  # (N, m)
+    costs: _Floats | None  # (N, m)
+    distance_quantiles: _Floats  # of training queries to their nearest other
+
+
+class KNNRouter:
+    """The mean score of the k nearest training queries, by exact cosine similarity.
+
+    The baseline that most learned routers only match (arXiv 2505.12601). `quality` and `cost_usd` are weighted means
+    over the neighbours; `ood` is the share of training queries that lie nearer to another training query than this
+    query does; the confidence of a decision is the quality of its expert.
+
+    Args:
+        k: neighbours.
+        weights: `uniform`, or `distance`: each neighbour weighs 1 / its cosine distance.
+    """
+
+    kind: ClassVar[str] = "knn"
+    requires: frozenset[str] = frozenset()
+
+    def __init__(self, encoder: Encoder, *, k: int = 100, weights: Weights = "uniform") -> None:
+        if k < 1:
+            raise InvalidSettings(f"k must be at least 1, got {k}")
+        if weights not in ("uniform", "distance"):
+            raise InvalidSettings(f"weights must be 'uniform' or 'distance', got {weights!r}")
+        self.encoder = encoder
+        self.k = k
+        self.weights = weights
+        self._memory: _Memory | None = None
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the experts it was trained on; empty before `fit`."""
+        return () if self._memory is None else self._memory.experts
+
+    def fit(self, table: OutcomeTable) -> Self:
+        """Remember n prompts with their scores and costs.
+
+        Raises:
+            RouterError: fewer rows than neighbours, or embeddings that are not finite.
+        """
+        if len(table) < self.k:
+            raise RouterError(f"k={self.k} neighbours asked of {len(table)} training queries: lower k or add queries")
+        vectors = embed(self.encoder, table.prompts)
+        self._memory = _Memory(
+            table.experts, vectors, table.scores, table.costs_usd, quantiles(self_distances(vectors))
+        )
+        return self
+
+    def estimate(self, queries: Sequence[Query]) -> Estimate:
+        """What each of the m experts scored and cost near each of the n queries."""
+        memory = self._trained()
+        similarities, rows = top_k(embed_queries(self.encoder, queries), memory.vectors, self.k)
+        shares = self._shares(similarities)
+        return Estimate(
+            experts=memory.experts,
+            quality=_mean_of_neighbours(memory.scores, rows, shares).clip(0.0, 1.0),
+            cost_usd=None if memory.costs is None else _mean_of_neighbours(memory.costs, rows, shares),
+            ood=foreignness(1.0 - similarities[:, 0], memory.distance_quantiles),
+        )
+
+    def state(self) -> RouterState:
+        """The trained router as data: embeddings, scores and costs; no prompts."""
+        memory = self._trained()
+        arrays: dict[str, NDArray[Any]] = {
+            "vectors": memory.vectors,
+            "scores": memory.scores,
+            "distance_quantiles": memory.distance_quantiles,
+        }
+        if memory.costs is not None:
+            arrays["costs"] = memory.costs
+        settings = {"settings": {"k": self.k, "weights": self.weights}, "experts": list(memory.experts)}
+        return RouterState(arrays, settings)
+
+    @classmethod
+    def from_state(cls, state: RouterState, encoder: Encoder) -> Self:
+        """The router whose `state()` this is.
+
+        Raises:
+            InvalidArtifact: something is missing, or the encoder has another dimension.
+        """
+        arrays = state.arrays
+        try:
+            router = cls(encoder, **state.settings["settings"])
+            router._memory = _Memory(
+                tuple(state.settings["experts"]),
+                arrays["vectors"],
+                arrays["scores"],
+                arrays.get("costs"),
+                arrays["distance_quantiles"],
+            )
+        except KeyError as error:
+            raise InvalidArtifact(f"the saved knn router lacks {error}: train it again") from error
+        check_dim(encoder, router._memory.vectors, cls.kind)
+        return router
+
+    def _trained(self) -> _Memory:
+        if self._memory is None:
+            raise RouterError("this knn router is not trained: call fit(table), or load a saved one")
+        return self._memory
+
+    def _shares(self, similarities: Vectors) -> _Floats:
+        """(n, k) weights that sum to 1 for each query."""
+        if self.weights == "uniform":
+            return np.full(similarities.shape, 1.0 / self.k)
+        closeness = 1.0 / np.maximum(1.0 - similarities.astype(np.float64), NEAREST)
+        return np.asarray(closeness / closeness.sum(axis=1, keepdims=True))
+
+
+def _mean_of_neighbours(values: _Floats, rows: NDArray[np.intp], shares: _Floats) -> _Floats:
+    """(n, m) means of (N, m) values over (n, k) rows."""
+    means = np.empty((len(rows), values.shape[1]))
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        means[part] = np.einsum("nk,nkm->nm", shares[part], values[rows[part]])
+    return means
