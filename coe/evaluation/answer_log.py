@@ -1,0 +1,126 @@
+"""The answers of a run as they come, in an append-only file that survives a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from coe.errors import CoeError
+from registry.files import translate_disk_full
+
+_FLUSH_RECORDS = 16
+_FLUSH_S = 1.0
+
+
+class RunFolderError(CoeError):
+    """The folder of a run cannot be used; the message says what to do."""
+
+    code = "invalid_run_folder"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One question answered, or failed.
+
+    Attributes:
+        run: fingerprint of the run it belongs to.
+        answer: the text, empty after a failure.
+        error: `ErrorType: message` of a failure, whose score is 0.
+        final: False for a failure that a resumed run tries again.
+    """
+
+    run: str
+    expert: str
+    task: str
+    row: str
+    answer: str
+    score: float
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    error: str | None = None
+    final: bool = True
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """As `Job.key`."""
+        return self.expert, self.task, self.row
+
+
+class AnswerLog:
+    """Appends records to a file; written in batches, whole lines only. Use as a context manager.
+
+    A batch is written after 16 records or one second, and at the end: a kill loses no more than that.
+    """
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path, self._clock = path, clock
+        self._pending: list[bytes] = []
+        self._flushed_s = clock()
+
+    def __enter__(self) -> Self:
+        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            self.flush()
+            os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+
+    def append(self, record: Record) -> None:
+        """Add a record; it is on disk after the next flush."""
+        self._pending.append(json.dumps(asdict(record)).encode() + b"\n")
+        if len(self._pending) >= _FLUSH_RECORDS or self._clock() - self._flushed_s >= _FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending.
+
+        Raises:
+            DiskFull: nothing of the batch was kept.
+        """
+        batch, self._pending = b"".join(self._pending), []
+        size = os.fstat(self._descriptor).st_size
+        with translate_disk_full(self._path):
+            try:
+                while batch:
+                    batch = batch[os.write(self._descriptor, batch) :]
+            except OSError:
+                os.ftruncate(self._descriptor, size)  # a half line must not end up before whole ones
+                raise
+        self._flushed_s = self._clock()
+
+
+def read_log(path: Path, run: str) -> tuple[list[Record], bool]:
+    """The records of a log, the last one of each key, and whether a half line was cut off its end.
+
+    Raises:
+        RunFolderError: a line is damaged, or belongs to another run.
+    """
+    if not path.exists():
+        return [], False
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        os.truncate(path, len(whole))
+    records = {record.key: record for record in _parse(whole, path, run)}
+    return list(records.values()), whole != content
+
+
+def _parse(content: bytes, path: Path, run: str) -> Iterator[Record]:
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            record = Record(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise RunFolderError(f"{path}:{number}: damaged ({error}); start over with --fresh") from error
+        if record.run != run:
+            raise RunFolderError(f"{path}:{number}: an answer of another run; start over with --fresh")
+        yield record

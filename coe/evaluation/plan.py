@@ -1,0 +1,141 @@
+"""What a run will do: experts x tasks x settings, in an order that loads each base once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from coe.errors import InvalidRequest
+from coe.evaluation.tasks import Row, Task
+from coe.types import GenerateRequest
+from registry.errors import UnknownExpert
+from registry.spec import ExpertSpec, Kind
+
+ANSWERING_KINDS = frozenset({Kind.MODEL, Kind.ADAPTER, Kind.REMOTE})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How every question is asked. At temperature 0 the seed changes nothing; `limit` takes a task's first rows."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise InvalidRequest(f"limit must be at least 1, got {self.limit}")
+        GenerateRequest(prompt="", temperature=self.temperature, top_p=self.top_p)  # refuses what it cannot be
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One question to one expert."""
+
+    expert: ExpertSpec
+    task: Task
+    row: Row
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """`(expert, task, row id)`, unique in a run."""
+        return self.expert.name, self.task.name, self.row.id
+
+    def request(self, settings: Settings) -> GenerateRequest:
+        """What the expert is asked. Sampled answers depend on the run's seed and the row, not on when it is asked."""
+        text = f"{settings.seed}/{self.task.name}/{self.row.id}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+        return GenerateRequest(
+            messages=self.row.messages,
+            max_tokens=self.task.max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            stop=self.task.stop,
+            seed=seed if settings.temperature else None,
+            id="/".join(self.key),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run. Two runs are the same when their manifests are: then the answers of one are those of the other.
+
+    Attributes:
+        experts: those measured, in the order of the outcome table's columns.
+        bases: specs of the experts' bases by name, whose digests count for their adapters.
+    """
+
+    experts: tuple[ExpertSpec, ...]
+    tasks: tuple[Task, ...]
+    settings: Settings = Settings()
+    bases: Mapping[str, ExpertSpec] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", tuple(task.head(self.settings.limit) for task in self.tasks))
+
+    def groups(self) -> list[tuple[str, list[Job]]]:
+        """`(what must be resident, jobs)`: a base with all its adapters is one group."""
+        groups: dict[str, list[Job]] = {}
+        for spec in self.experts:
+            groups.setdefault(spec.residency_key, []).extend(self.jobs_of(spec))
+        return list(groups.items())
+
+    def jobs_of(self, spec: ExpertSpec) -> Iterator[Job]:
+        """Every question to one expert."""
+        return (Job(spec, task, row) for task in self.tasks for row in task.rows)
+
+    @property
+    def n_rows(self) -> int:
+        """Questions to each expert."""
+        return sum(len(task.rows) for task in self.tasks)
+
+    def manifest(self) -> dict[str, Any]:
+        """Identity by content of all that bears on the answers and scores."""
+        return {
+            "experts": {spec.name: self._identity(spec) for spec in self.experts},
+            "tasks": {task.name: task.digest for task in self.tasks},
+            "settings": asdict(self.settings),
+        }
+
+    def _identity(self, spec: ExpertSpec) -> str:
+        """The digest of the weights (with the base's), or for a remote expert what it is called and where."""
+        own = spec.digest or _hash([spec.source, spec.revision, spec.model or spec.name])
+        return own if spec.base is None else f"{own} on {self._identity(self.bases[spec.base])}"
+
+
+def plan_run(
+    known: Mapping[str, ExpertSpec],
+    tasks: Sequence[Task],
+    names: Sequence[str] | None = None,
+    settings: Settings | None = None,
+) -> Plan:
+    """A plan for the experts named, or for all that answer questions.
+
+    Raises:
+        UnknownExpert: a name is not known; with close matches.
+        InvalidRequest: a named expert does not answer questions, or there is none at all.
+    """
+    if names is None:
+        chosen = [spec for spec in known.values() if spec.kind in ANSWERING_KINDS]
+    else:
+        chosen = [_named(name, known) for name in dict.fromkeys(names)]
+    if not chosen:
+        raise InvalidRequest("there is no expert to evaluate: register one (`coe registry apply`)")
+    bases = {spec.base: _named(spec.base, known) for spec in chosen if spec.base}
+    return Plan(tuple(chosen), tuple(tasks), settings or Settings(), bases)
+
+
+def _named(name: str, known: Mapping[str, ExpertSpec]) -> ExpertSpec:
+    if name not in known:
+        raise UnknownExpert(name, known)
+    if known[name].kind not in ANSWERING_KINDS:
+        raise InvalidRequest(f"{name!r} is of kind {known[name].kind.value!r}, which is not evaluated on tasks")
+    return known[name]
+
+
+def _hash(value: object) -> str:
+    return f"sha256:{hashlib.sha256(json.dumps(value).encode()).hexdigest()}"

@@ -1,0 +1,151 @@
+"""What a run measured: the outcome table, the summary in run.json, means by expert and task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from coe.evaluation.answer_log import Record
+from coe.evaluation.plan import Plan
+from coe.evaluation.run_folder import RunFolder
+from routers.outcomes import OutcomeTable
+
+Records = Mapping[tuple[str, str, str], Record]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What one process did of a run. `seconds` is wall time, loads included."""
+
+    started_at: str
+    seconds: float
+    answers: int
+    completion_tokens: int
+    loads: Mapping[str, int]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens a second of wall time."""
+        return self.completion_tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One expert on one task: mean score over `n` answers, `failures` of which are errors (score 0)."""
+
+    n: int
+    mean_score: float | None
+    failures: int
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Cell:
+        """The figures of some records; no mean where there are none."""
+        listed = list(records)
+        mean = sum(record.score for record in listed) / len(listed) if listed else None
+        return cls(len(listed), mean, sum(record.error is not None for record in listed))
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures of a run, complete or not.
+
+    Attributes:
+        cells: (expert, task) -> its figures.
+        summary: what run.json says beside the manifest.
+    """
+
+    plan: Plan
+    records: Records = field(repr=False)
+    cells: Mapping[tuple[str, str], Cell]
+    summary: Mapping[str, Any] = field(repr=False)
+
+    def outcome_table(self) -> OutcomeTable:
+        """Rows in the order of tasks and their files, experts in the plan's: the same for any order of answers.
+
+        Costs are left out where an expert has no price. `dataset` is the task, `answer` the right answer.
+        """
+        import pandas as pd
+
+        plan, experts = self.plan, [spec.name for spec in self.plan.experts]
+        rows = [(task, row) for task in plan.tasks for row in task.rows]
+        grid = [[self.records[name, task.name, row.id] for name in experts] for task, row in rows]
+        return OutcomeTable(
+            query_ids=tuple(f"{task.name}/{row.id}" for task, row in rows),
+            prompts=tuple(row.prompt for _, row in rows),
+            experts=tuple(experts),
+            scores=np.array([[record.score for record in line] for line in grid]),
+            costs_usd=self._costs(grid),
+            tokens=np.array([[float(record.completion_tokens) for record in line] for line in grid]),
+            domains=tuple(task.domain for task, _ in rows),
+            answers={name: tuple(line[column].answer for line in grid) for column, name in enumerate(experts)},
+            frame=pd.DataFrame(
+                {"dataset": [task.name for task, _ in rows], "answer": [_text(row.fields["answer"]) for _, row in rows]}
+            ),
+        )
+
+    def _costs(self, grid: list[list[Record]]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]] | None:
+        prices = [spec.price for spec in self.plan.experts]
+        costs = [
+            [
+                np.nan if price is None else price.cost_usd(record.prompt_tokens, record.completion_tokens)
+                for price, record in zip(prices, line, strict=True)
+            ]
+            for line in grid
+        ]
+        return None if None in prices else np.array(costs)
+
+
+def build_report(plan: Plan, records: Records, folder: RunFolder, *, status: str, session: Session) -> Report:
+    """Put the records of a run together; `session` is the one that just ended."""
+    cells = {
+        (spec.name, task.name): Cell.of(
+            r for (expert, name, _), r in records.items() if (expert, name) == (spec.name, task.name)
+        )
+        for spec in plan.experts
+        for task in plan.tasks
+    }
+    summary = {
+        "status": status,
+        "experts": {spec.name: _expert_summary(plan, spec.name, records) for spec in plan.experts},
+        "tasks": {task.name: _task_summary(plan, task.name, cells) for task in plan.tasks},
+        "sessions": _sessions(folder, session),
+    }
+    return Report(plan, records, cells, summary)
+
+
+def _sessions(folder: RunFolder, session: Session) -> list[Mapping[str, Any]]:
+    """All sessions that did something; the first is always told."""
+    if folder.sessions and not session.answers:
+        return list(folder.sessions)
+    return [*folder.sessions, {**asdict(session), "tokens_per_s": round(session.tokens_per_s, 1)}]
+
+
+def _expert_summary(plan: Plan, name: str, records: Records) -> dict[str, Any]:
+    spec = next(spec for spec in plan.experts if spec.name == name)
+    mine = [record for record in records.values() if record.expert == name]
+    answered = [record for record in mine if record.error is None]
+    return {
+        "ref": spec.ref,
+        "digest": spec.digest,
+        "base": spec.base,
+        "price": spec.price.model_dump() if spec.price else None,
+        **asdict(Cell.of(mine)),
+        "prompt_tokens": sum(record.prompt_tokens for record in mine),
+        "completion_tokens": sum(record.completion_tokens for record in mine),
+        "mean_latency_s": round(sum(r.seconds for r in answered) / len(answered), 4) if answered else None,
+        "errors": sorted({record.error for record in mine if record.error})[:3],
+    }
+
+
+def _task_summary(plan: Plan, name: str, cells: Mapping[tuple[str, str], Cell]) -> dict[str, Any]:
+    task = next(task for task in plan.tasks if task.name == name)
+    means = {expert: cell.mean_score for (expert, of), cell in cells.items() if of == name}
+    return {"digest": task.digest, "domain": task.domain, "n_rows": len(task.rows), "mean_score": means}
+
+
+def _text(gold: object) -> str:
+    return gold if isinstance(gold, str) else json.dumps(gold, ensure_ascii=False)
