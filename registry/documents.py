@@ -63,7 +63,7 @@ class Document:
 
     def problem(self, loc: Loc, message: str) -> Problem:
         """A problem at a location of this document."""
-        return Problem(self.place(loc), message)
+        return Problem(self.place(loc), message, self.line(loc))
 
     def _resolve(self, loc: Loc) -> tuple[Loc, int]:
         """The location without the parts that pydantic adds (tags of unions), and its line."""
@@ -113,6 +113,8 @@ def parse_document(text: str, path: Path) -> Document:
 def validate(document: Document, model: type[ModelT], loc: Loc = ()) -> ModelT:
     """Build `model` from the document (or from the part at `loc`).
 
+    Validators find the document's folder in `info.context["folder"]`, to read relative paths against.
+
     Raises:
         InvalidSpec: with every problem that pydantic finds, each at its place.
     """
@@ -120,14 +122,14 @@ def validate(document: Document, model: type[ModelT], loc: Loc = ()) -> ModelT:
     if value is None:
         raise InvalidSpec([document.problem(loc, f"is empty; expected {', '.join(model.model_fields)}")])
     try:
-        return model.model_validate(value)
+        return model.model_validate(value, context={"folder": document.folder})
     except ValidationError as error:
         known = _field_names(model)
-        found = sorted(
-            (((*loc, *detail["loc"]), message_of(detail, known)) for detail in error.errors(include_url=False)),
-            key=lambda problem: document.line(problem[0]),
-        )
-        raise InvalidSpec([document.problem(*problem) for problem in found]) from None
+        found = [
+            document.problem((*loc, *detail["loc"]), message_of(detail, known))
+            for detail in error.errors(include_url=False)
+        ]
+        raise InvalidSpec(sorted(found, key=lambda problem: problem.line)) from None
 
 
 def message_of(detail: ErrorDetails, known_fields: Sequence[str] = ()) -> str:

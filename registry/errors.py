@@ -23,10 +23,11 @@ class RegistryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong in a document, and where: `place` is `file.yaml:12: experts[3].base`."""
+    """One thing wrong in a document, and where: `place` is `file.yaml:12: experts[3].base`, `line` its line (or 0)."""
 
     place: str
     message: str
+    line: int = 0
 
     def __str__(self) -> str:
         return f"{self.place}: {self.message}"

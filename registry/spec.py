@@ -10,6 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 RESERVED_PREFIX = "coe/"
 RESERVED_NAMES = frozenset({"auto", "coe"})
+INPUT_USD_PER_MTOK_PER_BILLION = 0.01
+"""Default price of a local expert: USD per million prompt tokens for each 1e9 active parameters, about what hosted
+open models charge. Only the proportions matter for routing: twice the active parameters, twice the cost."""
+OUTPUT_USD_PER_MTOK_PER_BILLION = 0.03
+"""The same for generated tokens, which are dearer: they are computed one after the other."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
@@ -35,16 +40,41 @@ class Price(BaseModel):
         """Cost in USD of a query with that many tokens in and out."""
         return (prompt_tokens * self.input_usd_per_mtok + completion_tokens * self.output_usd_per_mtok) / 1e6
 
+    @classmethod
+    def of_parameters(cls, active: int) -> Price:
+        """The default price of a local expert: proportional to its active parameters, six significant digits."""
+        rates = (INPUT_USD_PER_MTOK_PER_BILLION, OUTPUT_USD_PER_MTOK_PER_BILLION)
+        input_usd, output_usd = (float(f"{rate * active / 1e9:.6g}") for rate in rates)
+        return cls(input_usd_per_mtok=input_usd, output_usd_per_mtok=output_usd)
+
+    def scaled(self, factor: float) -> Price:
+        """This price times `factor`, six significant digits."""
+        return Price(
+            input_usd_per_mtok=float(f"{self.input_usd_per_mtok * factor:.6g}"),
+            output_usd_per_mtok=float(f"{self.output_usd_per_mtok * factor:.6g}"),
+        )
+
+
+class FileRecord(BaseModel):
+    """One file of a registered expert: what `coe registry verify` compares with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    size_bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+
 
 class ExpertSpec(BaseModel):
     """One expert: a whole model, an adapter on a base, a remote endpoint.
 
     Frozen data; a live expert is built from it by an engine. Sizes, context length, architecture and digest
-    are read from the files (`registry.sources.inspect`), except for remote experts, where the user states them.
+    are read from the files (`registry.describe`), except for remote experts, where the user states them.
 
     Attributes:
         name: unique; not `auto`, nor under `coe/`.
-        source: folder, `*.gguf` file, `hf://org/name[@revision]`, `https://host/v1` or `fake://behaviour`.
+        source: folder or `*.gguf` file (relative to the file that names it, `~/...`, absolute, or `home://...` under
+            `$COE_HOME`), `hf://org/name[@revision]`, `https://host/v1` or `fake://behaviour`; none for composed.
         base: name of the base expert, for adapters only.
         model: the name a remote endpoint knows the expert by; defaults to `name`.
         api_key_env: name of the environment variable that holds a remote endpoint's key.
@@ -52,7 +82,10 @@ class ExpertSpec(BaseModel):
             (active = base active + adapter).
         size_bytes: bytes the weights take on disk, which bounds what they take resident.
         context_length: tokens, prompt and answer together.
+        price: for local experts it defaults to `Price.of_parameters`; an adapter's to its base's price, scaled by
+            their active parameters.
         digest: `sha256:...` over weights, tokenizer, chat template and adapter config (file names included).
+        files: the files under the digest, each with size and hash.
         version: given by the registry; `None` before registration.
     """
 
@@ -60,7 +93,7 @@ class ExpertSpec(BaseModel):
 
     name: str
     kind: Kind
-    source: str
+    source: str = ""
     revision: str | None = None
     base: str | None = None
     model: str | None = None
@@ -77,6 +110,7 @@ class ExpertSpec(BaseModel):
     description: str = ""
     tags: frozenset[str] = frozenset()
     digest: str | None = None
+    files: tuple[FileRecord, ...] = ()
     version: Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("name")
@@ -100,14 +134,29 @@ class ExpertSpec(BaseModel):
             raise ValueError(f"`base` is for adapters; this expert is of kind {self.kind.value!r}")
         if self.kind is Kind.COMPOSED and len(self.members) < 2:
             raise ValueError("a composed expert needs at least two `members`")
+        if self.kind is not Kind.COMPOSED and self.members:
+            raise ValueError(f"`members` is for composed experts; this one is of kind {self.kind.value!r}")
+        if bool(self.source) == (self.kind is Kind.COMPOSED):
+            raise ValueError(
+                "`source` is required: where the expert's files or its endpoint are"
+                if not self.source
+                else "a composed expert has no `source`: its members have"
+            )
         if self.kind is Kind.REMOTE and not self.source.startswith(("http://", "https://")):
             raise ValueError(f"a remote expert's source is an http(s) URL ending in /v1, not {self.source!r}")
+        if self.kind is not Kind.REMOTE and self.source.startswith(("http://", "https://")):
+            raise ValueError(f"an expert at a URL is of kind 'remote', not {self.kind.value!r}")
         return self
 
     @property
     def ref(self) -> str:
         """`name@version`, or the bare name before registration."""
         return self.name if self.version is None else f"{self.name}@{self.version}"
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The names of the experts that this one is made of: its base, or its members."""
+        return (self.base,) if self.base else self.members
 
     @property
     def residency_key(self) -> str:

@@ -1,0 +1,117 @@
+"""From what a user states to a complete spec: facts read from the files, price, digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from registry.digest import digest_of, digest_of_text, hash_files
+from registry.errors import SourceError
+from registry.headers import read_json
+from registry.inspection import Facts, card_licence, inspect
+from registry.lora import read_lora
+from registry.sources import SourceKind, has_files, pinned, resolve, source_kind
+from registry.spec import ExpertSpec, Kind, Price
+
+_READ_FROM_FILES = ("architecture", "parameters_total", "parameters_active", "size_bytes", "context_length")
+
+
+def describe(draft: ExpertSpec, base: ExpertSpec | None = None) -> ExpertSpec:
+    """Complete a draft with what its files say; downloads them if they are on the hub.
+
+    Args:
+        draft: its source is absolute (`sources.absolute_source`).
+        base: the described base, for adapters.
+
+    Raises:
+        SourceError: the files cannot be used, or contradict what the draft states.
+    """
+    if draft.kind is Kind.COMPOSED:
+        return _complete(draft, {}, digest_of_text("composed", *draft.members))
+    if not has_files(draft):
+        return _describe_without_files(draft, base)
+    path = resolve(draft)
+    facts = adapter_facts(draft, path, base) if draft.kind is Kind.ADAPTER else _model_facts(draft, path)
+    if source_kind(draft.source) is SourceKind.HUB:
+        source, commit = pinned(draft.source, path)
+        facts |= {"source": source, "revision": commit}
+    _refuse_contradictions(draft, facts, path)
+    files = hash_files(path)
+    return _complete(draft, facts | {"files": files}, digest_of(files), base)
+
+
+def _describe_without_files(draft: ExpertSpec, base: ExpertSpec | None) -> ExpertSpec:
+    if draft.kind is Kind.REMOTE:
+        if draft.context_length is None:
+            raise SourceError("a remote expert needs `context_length` (tokens): it cannot be read from an endpoint")
+        model = draft.model or draft.name
+        return _complete(draft, {"model": model}, digest_of_text(draft.source, model, draft.revision or ""))
+    inherited = {} if base is None else {name: getattr(base, name) for name in _READ_FROM_FILES}
+    inherited |= {name: value for name in _READ_FROM_FILES if (value := getattr(draft, name)) is not None}
+    return _complete(draft, inherited, digest_of_text(draft.source, draft.base or ""), base)
+
+
+def _model_facts(draft: ExpertSpec, path: Path) -> dict[str, Any]:
+    return _spec_fields(inspect(path, embedding=draft.kind is Kind.EMBEDDING))
+
+
+def adapter_facts(draft: ExpertSpec, path: Path, base: ExpertSpec | None) -> dict[str, Any]:
+    """What the files of an adapter say, once it is sure that they fit `base`. Raises SourceError if they do not."""
+    if base is None:
+        raise SourceError(f"the base {draft.base!r} of {draft.name!r} is needed to check that the adapter fits")
+    if not has_files(base) or base.kind is not Kind.MODEL:
+        raise SourceError(f"the base {base.name!r} ({base.kind.value}) has no weights that an adapter could be put on")
+    if not path.is_dir():
+        raise SourceError(
+            f"{path} is not a folder: an adapter is a folder with adapter_config.json and its safetensors"
+        )
+    base_facts = inspect(resolve(base))
+    tensors = read_lora(path, base.name, base_facts)
+    own = sum(tensor.elements for tensor in tensors.values())
+    return {
+        "architecture": base_facts.architecture,
+        "parameters_total": own,
+        "parameters_active": base_facts.parameters_active + own,
+        "size_bytes": sum(tensor.n_bytes for tensor in tensors.values()),
+        "context_length": base.context_length,
+        "licence": card_licence(path),
+    }
+
+
+def _spec_fields(facts: Facts) -> dict[str, Any]:
+    return {name: getattr(facts, name) for name in (*_READ_FROM_FILES, "licence")}
+
+
+def _refuse_contradictions(draft: ExpertSpec, facts: Mapping[str, Any], path: Path) -> None:
+    """What is stated of local files must be what they say, save a shorter context, or the count of packed weights."""
+    packed = (
+        path.is_dir() and (path / "config.json").exists() and "quantization_config" in read_json(path / "config.json")
+    )
+    for name in _READ_FROM_FILES:
+        stated, read = getattr(draft, name), facts[name]
+        shorter = name == "context_length" and (read is None or stated is None or stated < read)
+        if stated in (None, read) or shorter or (packed and name.startswith("parameters")):
+            continue
+        raise SourceError(f"`{name}` is stated as {stated}, but the files in {path} say {read}; leave it out")
+
+
+def _complete(draft: ExpertSpec, facts: Mapping[str, Any], digest: str, base: ExpertSpec | None = None) -> ExpertSpec:
+    if draft.digest not in (None, digest):
+        raise SourceError(f"the digest of {draft.name!r} is {digest}, not the one stated: {draft.digest}")
+    pinned_fields = {"source", "revision", "files"}
+    stated = {name for name in facts if name not in pinned_fields and getattr(draft, name) is not None}
+    update = {name: value for name, value in facts.items() if name not in stated}
+    described = draft.model_copy(update=update | {"digest": digest, "version": None})
+    if described.price is None and described.kind is not Kind.REMOTE:
+        described = described.model_copy(update={"price": _default_price(described, base)})
+    return described
+
+
+def _default_price(spec: ExpertSpec, base: ExpertSpec | None) -> Price | None:
+    active = spec.parameters_active
+    if active is None:
+        return None
+    if base is not None and base.price is not None and base.parameters_active:
+        return base.price.scaled(active / base.parameters_active)
+    return Price.of_parameters(active)

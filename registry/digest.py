@@ -1,0 +1,128 @@
+"""Identity is content: hashes of an expert's files, and the check that they are still the ones registered.
+
+A digest covers what changes an answer: weights, tokenizer, chat template, configs. It does not cover a card or a log.
+Hashes are remembered under `$COE_HOME/hashes`, by path, size and times of change, so that a check at every load costs a
+few `stat` calls; `verify` never trusts them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from registry.errors import DigestMismatch, SourceError
+from registry.files import atomic_path, coe_home, sha256_file
+from registry.spec import ExpertSpec, FileRecord
+
+# fmt: off
+_FILES = frozenset((
+    "config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json", "tokenizer.json",
+    "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
+    "preprocessor_config.json", "processor_config.json", "modules.json", "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+))
+# fmt: on
+_SUBFOLDERS = re.compile(r"additional_chat_templates|\d+_\w+")  # named templates; modules of sentence-transformers
+_SETTLED_NS = 2_000_000_000  # a file changed this recently may change again within its clock's tick: not remembered
+
+
+def digest_files(path: Path) -> list[Path]:
+    """The files under an expert's digest, sorted by name: a GGUF file itself, or those of a folder that matter."""
+    return sorted(_matching(path)) if path.is_dir() else [path]
+
+
+def hash_files(
+    path: Path, *, fresh: bool = False, on_bytes: Callable[[int], None] | None = None
+) -> tuple[FileRecord, ...]:
+    """Name, size and hash of each file under the digest; `fresh` reads them all again."""
+    root = path if path.is_dir() else path.parent
+    return tuple(
+        FileRecord(
+            name=file.relative_to(root).as_posix(),
+            size_bytes=file.stat().st_size,
+            sha256=sha256_file(file, on_bytes) if fresh else _remembered(file),
+        )
+        for file in digest_files(path)
+    )
+
+
+def digest_of(records: Iterable[FileRecord]) -> str:
+    """`sha256:...` over the sorted names and hashes."""
+    lines = "".join(sorted(f"{record.name}\0{record.sha256}\n" for record in records))
+    return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
+
+
+def digest_of_text(*parts: str) -> str:
+    """`sha256:...` of an expert without files: what addresses it is all its identity."""
+    return "sha256:" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def check_files(
+    spec: ExpertSpec, path: Path, *, fresh: bool = False, on_bytes: Callable[[int], None] | None = None
+) -> None:
+    """Compare an expert's files with what was registered; cheap unless `fresh`, or unless a file was touched.
+
+    Raises:
+        SourceError: nothing is there.
+        DigestMismatch: naming every file that is missing, truncated, altered or new.
+    """
+    if not path.exists():
+        raise SourceError(f"the files of {spec.ref} are gone: there is no {path}")
+    try:
+        found = hash_files(path, fresh=fresh, on_bytes=on_bytes)
+    except OSError as error:
+        raise SourceError(f"the files of {spec.ref} cannot be read: {error}") from error
+    if digest_of(found) == spec.digest:
+        return
+    raise DigestMismatch(
+        f"the files of {spec.ref} in {path} are not the ones registered: {'; '.join(_differences(spec.files, found))}. "
+        f"Restore them, or register them again (`coe registry apply`)"
+    )
+
+
+def _matching(folder: Path) -> Iterator[Path]:
+    for entry in folder.iterdir():
+        if entry.is_dir() and _SUBFOLDERS.fullmatch(entry.name):
+            yield from (file for file in entry.iterdir() if _matters(file) or file.suffix == ".jinja")
+        elif _matters(entry):
+            yield entry
+
+
+def _matters(file: Path) -> bool:
+    return file.is_file() and not file.name.startswith(".") and (file.suffix == ".safetensors" or file.name in _FILES)
+
+
+def _differences(registered: Iterable[FileRecord], found: Iterable[FileRecord]) -> list[str]:
+    then, now = ({record.name: record for record in records} for records in (registered, found))
+    said = [f"{name} is missing" for name in sorted(then.keys() - now.keys())]
+    for name in sorted(then.keys() & now.keys()):
+        before, after = then[name], now[name]
+        if after.size_bytes < before.size_bytes:
+            said.append(f"{name} is truncated ({after.size_bytes:,} bytes of {before.size_bytes:,})")
+        elif after.sha256 != before.sha256:
+            said.append(f"{name} differs")
+    return said + [f"{name} is new" for name in sorted(now.keys() - then.keys())]
+
+
+def _remembered(file: Path) -> str:
+    """The hash of a file, from an earlier reading if nothing touched the file since."""
+    stat = file.stat()
+    place = str(file.resolve())
+    key = [place, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    memory = coe_home() / "hashes" / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.json"
+    try:
+        known = json.loads(memory.read_text())
+    except (OSError, ValueError):  # never hashed, or a damaged memory: hashing again mends both
+        known = {}
+    if isinstance(known, dict) and known.get("key") == key:
+        return str(known["sha256"])
+    sha256 = sha256_file(file)
+    if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS:
+        with atomic_path(memory) as staged:
+            staged.write_text(json.dumps({"key": key, "sha256": sha256}))
+    return sha256

@@ -1,0 +1,141 @@
+"""What a GGUF file holds, from its header alone.
+
+`gguf.GGUFReader` builds several arrays for every token of the vocabulary (20 s for 262k tokens) and trusts the lengths
+that the file states; a registration needs neither, so arrays are stepped over and every length is checked against
+the file. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry.errors import SourceError
+from registry.headers import Tensor
+
+# fmt: off
+SUPPORTED_ARCHITECTURES = frozenset((
+    "bloom", "deci", "falcon", "gemma2", "gemma3", "gemma4", "gpt-oss", "gpt2", "lfm2", "llama", "mamba", "minimax-m2",
+    "mistral", "nemotron", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "stablelm", "starcoder2", "t5",
+    "t5encoder",
+))
+# fmt: on
+"""`general.architecture` of the files that transformers 5.19 can load (a test compares it with its own list)."""
+
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING, _ARRAY = 8, 9
+_MAX_DIMENSIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """Scalar and string metadata (arrays are left out), and every tensor, outermost dimension first."""
+
+    fields: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def architecture(self) -> str:
+        """`general.architecture`, such as `llama`."""
+        return str(self.fields.get("general.architecture", ""))
+
+    def of_architecture(self, key: str) -> int | None:
+        """An integer under the architecture's prefix: `context_length` is `llama.context_length`."""
+        value = self.fields.get(f"{self.architecture}.{key}")
+        return value if isinstance(value, int) else None
+
+
+def read_gguf(path: Path) -> GgufHeader:
+    """Read the header of a GGUF file.
+
+    Raises:
+        SourceError: the file is missing, truncated, damaged, or of an architecture that cannot be loaded.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            header = _Reader(data).header()
+    except FileNotFoundError:
+        raise SourceError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path} is not a whole GGUF file: {error}; download or copy it again") from error
+    if header.architecture not in SUPPORTED_ARCHITECTURES:
+        raise SourceError(
+            f"{path} is of architecture {header.architecture!r}, which transformers cannot load from GGUF; "
+            f"use its safetensors instead. Supported: {', '.join(sorted(SUPPORTED_ARCHITECTURES))}"
+        )
+    return header
+
+
+class _Reader:
+    """Walks through the header; anything that leads outside the file is a ValueError."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data, self._size, self._at = data, len(data), 0
+
+    def header(self) -> GgufHeader:
+        if self._take(4) != b"GGUF":
+            raise ValueError("it does not start with 'GGUF'")
+        version = self._number("<I")
+        if version not in (2, 3):
+            raise ValueError(f"version {version} (big-endian, or unknown) is not supported")
+        n_tensors, n_fields = self._number("<Q"), self._number("<Q")
+        fields: dict[str, Any] = {}
+        for _ in range(n_fields):
+            name = self._string()
+            if (value := self._value(self._number("<I"))) is not None:
+                fields[name] = value
+        infos = [self._tensor_info() for _ in range(n_tensors)]
+        alignment = fields.get("general.alignment", 32)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(f"alignment {alignment!r}")
+        start = -(-self._at // alignment) * alignment
+        end = max((start + offset + tensor.n_bytes for _, tensor, offset in infos), default=0)
+        if end > self._size:
+            raise ValueError(f"{self._size:,} bytes of {end:,}")
+        return GgufHeader(fields, {name: tensor for name, tensor, _ in infos})
+
+    def _tensor_info(self) -> tuple[str, Tensor, int]:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        name, n_dimensions = self._string(), self._number("<I")
+        if n_dimensions > _MAX_DIMENSIONS:
+            raise ValueError(f"{name!r} has {n_dimensions} dimensions")
+        shape = tuple(reversed([self._number("<Q") for _ in range(n_dimensions)]))
+        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(self._number("<I"))]
+        tensor = Tensor(shape, Tensor(shape, 0).elements // block * block_bytes)
+        return name, tensor, self._number("<Q")
+
+    def _value(self, kind: int) -> Any:
+        if kind in _SCALARS:
+            return self._number(_SCALARS[kind])
+        if kind == _STRING:
+            return self._string()
+        if kind != _ARRAY:
+            raise ValueError(f"unknown type {kind} of a field")
+        item, count = self._number("<I"), self._number("<Q")
+        if item in _SCALARS:
+            self._skip(count * struct.calcsize(_SCALARS[item]))
+            return None
+        for _ in range(count):
+            self._skip(self._number("<Q")) if item == _STRING else self._value(item)
+        return None
+
+    def _string(self) -> str:
+        return self._take(self._number("<Q")).decode("utf-8")
+
+    def _number(self, form: str) -> Any:
+        return struct.unpack(form, self._take(struct.calcsize(form)))[0]
+
+    def _take(self, count: int) -> bytes:
+        start = self._at
+        self._skip(count)
+        return self._data[start : self._at]
+
+    def _skip(self, count: int) -> None:
+        if count > self._size - self._at:
+            raise ValueError(f"{count:,} bytes are stated at {self._at:,} of {self._size:,}")
+        self._at += count

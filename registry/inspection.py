@@ -1,0 +1,121 @@
+"""Facts of a model, read from its files: sizes, parameters, context length, architecture, licence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from registry.errors import SourceError
+from registry.gguf_header import GgufHeader, read_gguf
+from registry.headers import Tensor, read_json, read_weights
+
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
+_EXPERT_COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_EXPERTS_USED_KEYS = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "top_k_experts")
+_TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")  # of models that also see or hear
+_ROUTED_EXPERT = re.compile(r"(^|\.)experts\.|\.ffn_(up|gate|down|gate_up)_exps\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a model's files say. `size_bytes` counts weights only; `context_length` is in tokens."""
+
+    architecture: str
+    parameters_total: int
+    parameters_active: int
+    size_bytes: int
+    context_length: int | None
+    licence: str | None
+    tensors: Mapping[str, Tensor]
+    is_gguf: bool
+
+
+def inspect(path: Path, *, embedding: bool = False) -> Facts:
+    """Read the headers of a model: a GGUF file or a folder of safetensors.
+
+    Of a mixture of experts, the active parameters are those of one token: the shared ones and the experts it uses.
+
+    Raises:
+        SourceError: missing, truncated, damaged, pickled, or of an architecture that cannot be loaded.
+    """
+    return _inspect_folder(path, embedding) if path.is_dir() else _inspect_gguf(path)
+
+
+def _inspect_gguf(path: Path) -> Facts:
+    header = read_gguf(path)
+    total = sum(tensor.elements for tensor in header.tensors.values())
+    used, count = header.of_architecture("expert_used_count"), header.of_architecture("expert_count")
+    return Facts(
+        architecture=header.architecture,
+        parameters_total=total,
+        parameters_active=_active(header.tensors, total, used, count),
+        size_bytes=sum(tensor.n_bytes for tensor in header.tensors.values()),
+        context_length=header.of_architecture("context_length"),
+        licence=_licence_of_gguf(header),
+        tensors=header.tensors,
+        is_gguf=True,
+    )
+
+
+def _inspect_folder(folder: Path, embedding: bool) -> Facts:
+    tensors, _ = read_weights(folder)
+    config = read_json(folder / "config.json")
+    total = sum(tensor.elements for tensor in tensors.values())
+    architectures = config.get("architectures")
+    architecture = architectures[0] if isinstance(architectures, list) and architectures else config.get("model_type")
+    if not isinstance(architecture, str):
+        raise SourceError(f"{folder / 'config.json'} names neither `architectures` nor `model_type`")
+    used, count = _number(config, _EXPERTS_USED_KEYS), _number(config, _EXPERT_COUNT_KEYS)
+    return Facts(
+        architecture=architecture,
+        parameters_total=total,
+        parameters_active=_active(tensors, total, used, count),
+        size_bytes=sum(tensor.n_bytes for tensor in tensors.values()),
+        context_length=(_embedding_length(folder) if embedding else None) or _number(config, _CONTEXT_KEYS),
+        licence=card_licence(folder),
+        tensors=tensors,
+        is_gguf=False,
+    )
+
+
+def card_licence(folder: Path) -> str | None:
+    """The `license` that a model card (README.md with YAML on top) states, if there is one."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    if (top := re.match(r"---\n(.*?)\n---", text, re.DOTALL)) is None:
+        return None
+    try:
+        stated = yaml.safe_load(top[1])
+    except yaml.YAMLError:  # a card is prose for people: one that is not YAML states no licence
+        return None
+    licence = stated.get("license") if isinstance(stated, dict) else None
+    return licence if isinstance(licence, str) else None
+
+
+def _licence_of_gguf(header: GgufHeader) -> str | None:
+    licence = header.fields.get("general.license")
+    return licence if isinstance(licence, str) else None
+
+
+def _active(tensors: Mapping[str, Tensor], total: int, used: int | None, count: int | None) -> int:
+    if not used or not count:
+        return total
+    routed = sum(tensor.elements for name, tensor in tensors.items() if _ROUTED_EXPERT.search(name))
+    return total - routed + routed * min(used, count) // count
+
+
+def _number(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    """The first of these keys that has a positive integer, also inside the text part of a multimodal config."""
+    parts = [config, *(config[name] for name in _TEXT_CONFIGS if isinstance(config.get(name), dict))]
+    values = (part.get(key) for part in parts for key in keys)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+
+def _embedding_length(folder: Path) -> int | None:
+    path = folder / "sentence_bert_config.json"
+    return _number(read_json(path), ("max_seq_length",)) if path.exists() else None

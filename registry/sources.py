@@ -1,0 +1,130 @@
+"""Where an expert's files are: a folder, a GGUF file, a repository on the Hugging Face hub, an endpoint, or nowhere.
+
+models/smol, ~/models/smol, /models/smol.gguf    relative to the YAML file that says so
+home://models/smol                               under $COE_HOME
+hf://org/name[@revision]                         safetensors of a repository
+hf://org/name/file.gguf[@revision]               one GGUF file of it
+https://host/v1                                  an OpenAI-compatible endpoint
+fake://behaviour                                 the fake engine
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+
+from registry.errors import SourceError
+from registry.files import coe_home, translate_disk_full
+from registry.spec import ExpertSpec
+
+_HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?P<file>/[\w./ -]+\.gguf)?(@(?P<revision>[\w./-]+))?")
+_WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
+# Copies of the same weights for other programs, and nothing that runs: no pickles, no Python.
+_UNWANTED = ("consolidated*.safetensors", "original/*", "onnx/*", "openvino/*", "gguf/*")
+
+
+class SourceKind(StrEnum):
+    """How a source is reached; the last two have no files."""
+
+    FOLDER = "folder"
+    GGUF = "gguf"
+    HUB = "hub"
+    REMOTE = "remote"
+    FAKE = "fake"
+
+
+def source_kind(source: str) -> SourceKind:
+    """What kind of source a string names. Raises SourceError for a scheme that is not known."""
+    scheme, separator, _ = source.partition("://")
+    if separator and scheme in ("http", "https", "fake", "hf"):
+        return {"hf": SourceKind.HUB, "fake": SourceKind.FAKE}.get(scheme, SourceKind.REMOTE)
+    if separator and scheme != "home":
+        raise SourceError(f"{source!r}: {scheme}:// is not a source; use a path, home://, hf://, https:// or fake://")
+    return SourceKind.GGUF if source.endswith(".gguf") else SourceKind.FOLDER
+
+
+def has_files(spec: ExpertSpec) -> bool:
+    """Whether the expert has weights of its own here (not remote, fake, or composed of others)."""
+    return bool(spec.source) and source_kind(spec.source) not in (SourceKind.REMOTE, SourceKind.FAKE)
+
+
+def absolute_source(source: str, folder: Path) -> str:
+    """The source as it is registered: a relative path is read against `folder`, everything else stays as it is."""
+    if not source or "://" in source:
+        return source
+    return str((folder / Path(source).expanduser()).resolve())
+
+
+def resolve(spec: ExpertSpec) -> Path:
+    """The folder or GGUF file of an expert on this machine; from the hub, it is downloaded (resumably) if need be.
+
+    Raises:
+        SourceError: there is no such place, the hub refuses or cannot be reached, or the expert has no files.
+        DiskFull: the download does not fit.
+    """
+    kind = source_kind(spec.source)
+    if not has_files(spec):
+        raise SourceError(f"{spec.ref} ({spec.source or 'composed'}) has no files of its own")
+    if kind is SourceKind.HUB:
+        return _download(spec.source, spec.revision)
+    inside_home = spec.source.removeprefix("home://")
+    path = Path(inside_home).expanduser() if inside_home == spec.source else coe_home() / inside_home
+    if not path.exists():
+        raise SourceError(f"there is no {'file' if kind is SourceKind.GGUF else 'folder'} {path}")
+    return path
+
+
+def pinned(source: str, path: Path) -> tuple[str, str]:
+    """A hub source without its revision, and the commit that was resolved to (the name of its snapshot folder)."""
+    found = _hub_match(source)
+    root = path
+    for _ in (found["file"] or "").split("/")[1:]:
+        root = root.parent
+    return f"hf://{found['repo']}{found['file'] or ''}", root.name
+
+
+def _hub_match(source: str) -> re.Match[str]:
+    if (found := _HUB.fullmatch(source)) is None:
+        raise SourceError(f"{source!r} is not hf://org/name[/file.gguf][@revision]")
+    return found
+
+
+def _download(source: str, stated: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever client it uses
+
+    found = _hub_match(source)
+    revision = stated or found["revision"]
+    if revision != (found["revision"] or revision):
+        raise SourceError(f"{source!r} and revision {stated!r} name different revisions; keep one")
+    file = (found["file"] or "")[1:]
+    try:
+        with translate_disk_full(Path(HF_HUB_CACHE, "models")):
+            folder = snapshot_download(
+                found["repo"],
+                revision=revision,
+                allow_patterns=[file] if file else list(_WANTED),
+                ignore_patterns=None if file else list(_UNWANTED),
+            )
+    except (OSError, ValueError, HTTPError) as error:
+        raise _hub_error(found["repo"], revision, error) from error
+    if file and not Path(folder, file).exists():
+        raise SourceError(f"{found['repo']} on the Hugging Face hub has no {file}")
+    return Path(folder, file) if file else Path(folder)
+
+
+def _hub_error(repo: str, revision: str | None, error: Exception) -> SourceError:
+    from huggingface_hub import errors
+
+    where = f"{repo} (revision {revision or 'main'}) on the Hugging Face hub"
+    if isinstance(error, errors.GatedRepoError):
+        return SourceError(f"{where} is gated: accept its terms on its page, then set HF_TOKEN")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return SourceError(f"{where} does not exist, or is private: check the name, or set HF_TOKEN")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return SourceError(f"{where}: there is no such revision")
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return SourceError(f"{where} cannot be reached (no network, or HF_HUB_OFFLINE is set), and is not in the cache")
+    return SourceError(f"{where} cannot be downloaded: {error}; start again to go on where it stopped")
