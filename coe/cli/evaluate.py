@@ -1,0 +1,180 @@
+"""`coe eval`: experts x tasks -> an outcome table that routers train on."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coe.cli.output import JsonTarget, console, emit_json, stdout_console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from coe.config import Config
+    from coe.evaluation.plan import Settings
+    from coe.evaluation.report import Report
+    from coe.evaluation.run_folder import RunFolder
+    from coe.evaluation.runner import Progress
+    from coe.evaluation.tasks import Task
+
+TASK_FOLDER = Path("configs/tasks")
+
+
+def evaluate(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="Service configuration (YAML): which experts there are.")
+    ],
+    tasks: Annotated[str, typer.Option(help="Names of tasks, task YAML files, or a folder of them; comma-separated.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; resumed if it holds this run.")],
+    experts: Annotated[str | None, typer.Option(help="Only these experts, comma-separated; default: all.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of each task.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Keep the folder's answers, or discard them.")
+    ] = True,
+    concurrency: Annotated[int, typer.Option(min=1, help="Most questions in flight at once.")] = 32,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of sampling, at temperatures above 0.")] = 0,
+    json: JsonTarget = None,
+) -> None:
+    """Run experts on tasks and write what each answered, scored and cost.
+
+    Writes OUTPUT/outcomes.parquet (the outcome table), run.json (what ran, how fast) and answers.jsonl (answers as they
+    come). Interrupted, the same command goes on where it stopped.
+    """
+    import asyncio
+
+    from coe.config import load_config
+    from coe.evaluation.plan import Settings
+    from coe.evaluation.tasks import find_tasks
+
+    settings = Settings(temperature=temperature, seed=seed, limit=limit)
+    loaded = load_config(config)
+    found = find_tasks(tasks, [TASK_FOLDER, config.absolute().parent / "tasks"])
+    names = None if experts is None else [name.strip() for name in experts.split(",") if name.strip()]
+    try:
+        report = asyncio.run(_run(loaded, found, names, settings, output, fresh=not resume, concurrency=concurrency))
+    except KeyboardInterrupt:
+        again = _again(config, tasks, output, experts, settings)
+        console.print("\n[yellow]interrupted[/]: the answers so far are kept. To go on:", highlight=False)
+        console.print(f"  {again}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    _show(report, output, to_stdout=json != "-")
+    emit_json({"output": output, **report.summary}, json)
+
+
+async def _run(
+    config: Config,
+    tasks: list[Task],
+    names: list[str] | None,
+    settings: Settings,
+    output: Path,
+    *,
+    fresh: bool,
+    concurrency: int,
+) -> Report:
+    from coe.evaluation.plan import plan_run
+    from coe.evaluation.run_folder import open_run_folder
+    from coe.evaluation.runner import run
+    from coe.host import open_host
+
+    async with open_host(config) as host:
+        plan = plan_run(host.snapshot.experts, tasks, names, settings)
+        with open_run_folder(output, plan.manifest(), fresh=fresh) as folder, _bars(plan.n_rows) as on_progress:
+            _tell_resumed(folder)
+            return await run(
+                plan,
+                folder,
+                host.ask,
+                concurrency=concurrency,
+                on_progress=on_progress,
+                loads=lambda: host.cache.stats.loads_by_name,
+            )
+
+
+def _tell_resumed(folder: RunFolder) -> None:
+    if folder.was_cut:
+        console.print("[yellow]a half-written answer at the end of answers.jsonl was dropped; it is asked again[/]")
+    if folder.records:
+        console.print(f"resuming: {len(folder.records)} answers are there already")
+
+
+@contextmanager
+def _bars(n_rows: int) -> Iterator[Callable[[Progress], None]]:
+    """Progress bars on stderr: all experts together, and one for each, with time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[score]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    ids: dict[str, TaskID] = {}
+    latest: dict[str, Progress] = {}
+    with Bars(*columns, console=console) as bars:
+        overall = bars.add_task("[bold]all", total=None, score="")
+
+        def on_progress(progress: Progress) -> None:
+            name = progress.expert
+            if name not in ids:
+                ids[name] = bars.add_task(name, total=progress.total, score="", start=False)
+            latest[name] = progress
+            if 0 < progress.done < progress.total:
+                bars.start_task(ids[name])
+            failed = f", {progress.failures} failed" if progress.failures else ""
+            bars.update(ids[name], completed=progress.done, score=f"{progress.mean_score:.1%}{failed}")
+            done = sum(each.done for each in latest.values())
+            bars.update(overall, completed=done, total=n_rows * len(latest))
+
+        yield on_progress
+
+
+def _show(report: Report, output: Path, *, to_stdout: bool) -> None:
+    from coe.evaluation.run_folder import OUTCOMES
+
+    screen = stdout_console() if to_stdout else console
+    screen.print(_table(report))
+    failures = sum(cell.failures for cell in report.cells.values())
+    if failures:
+        console.print(f"[yellow]{failures} answers failed (score 0); run.json says why[/]")
+    outcomes = output / OUTCOMES
+    command = shlex.join(
+        ["coe", "router", "train", "--outcomes", str(outcomes), "--kind", "category", "--out", "router"]
+    )
+    console.print(f"Outcomes: {outcomes}", highlight=False, soft_wrap=True)
+    console.print(f"Train a router on them: {command}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _table(report: Report) -> Table:
+    """Experts x tasks: mean scores in percent, the best of each task in bold."""
+    from rich.table import Table
+
+    tasks = [task.name for task in report.plan.tasks]
+    table = Table("expert", title="Mean score, %")
+    for task in report.plan.tasks:
+        table.add_column(f"{task.name}\nn = {len(task.rows)}", justify="right")
+    best = {task: max(cell.mean_score or 0.0 for (_, of), cell in report.cells.items() if of == task) for task in tasks}
+    for spec in report.plan.experts:
+        scores = [(report.cells[spec.name, task].mean_score or 0.0, best[task]) for task in tasks]
+        table.add_row(spec.name, *(f"[bold]{s:.1%}[/]" if s == top else f"{s:.1%}" for s, top in scores))
+    return table
+
+
+def _again(config: Path, tasks: str, output: Path, experts: str | None, settings: Settings) -> str:
+    """The command that resumes this run."""
+    words = ["coe", "eval", "--config", str(config), "--tasks", tasks, "--output", str(output)]
+    if experts is not None:
+        words += ["--experts", experts]
+    if settings.limit is not None:
+        words += ["--limit", str(settings.limit)]
+    if settings.temperature:
+        words += ["--temperature", str(settings.temperature), "--seed", str(settings.seed)]
+    return shlex.join(words)
