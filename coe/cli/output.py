@@ -17,7 +17,8 @@ console = Console(stderr=True)
 """Progress, notices and errors."""
 
 JsonTarget = Annotated[
-    str | None, typer.Option("--json", metavar="PATH|-", help="Write the result as JSON to PATH, or to stdout with '-'.")
+    str | None,
+    typer.Option("--json", metavar="PATH|-", help="Write the result as JSON to PATH, or to stdout with '-'."),
 ]
 
 

@@ -1,0 +1,109 @@
+"""`coe outcomes check | import`: is this table fit to train a router, and how to make one of a CSV file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coe.cli.output import JsonTarget, console, emit_json, stdout_console
+
+if TYPE_CHECKING:
+    from routers.outcomes import OutcomeTable
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="Outcome table: .parquet, .jsonl or .csv.")], json: JsonTarget = None
+) -> None:
+    """Print a summary of an outcome table, or everything that is wrong with it (and exit with 1)."""
+    from routers.errors import InvalidOutcomes
+    from routers.outcomes import OutcomeTable
+
+    try:
+        table = OutcomeTable.read(file)
+    except InvalidOutcomes as error:
+        emit_json({"file": str(file), "valid": False, "problems": list(error.problems)}, json)
+        raise
+    document = _summary(table)
+    if json != "-":
+        _print_summary(file, document)
+    emit_json({"file": str(file), "valid": True, "problems": [], **document}, json)
+
+
+@app.command("import")
+def import_file(
+    file: Annotated[Path, typer.Argument(help="CSV file: a row a query, or a row a query and expert.")],
+    out: Annotated[Path, typer.Option("--out", help="Outcome table to write: .parquet or .jsonl.")],
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="THEIRS=OURS", help="Rename a column, e.g. question=prompt; may be repeated."),
+    ] = None,
+    score_columns: Annotated[
+        str | None, typer.Option("--score-columns", metavar="A,B,C", help="Columns of scores, named after experts.")
+    ] = None,
+    scale: Annotated[float, typer.Option("--scale", help="What a full score is in the file, e.g. 100.")] = 1.0,
+    json: JsonTarget = None,
+) -> None:
+    """Make an outcome table of a CSV file.
+
+    Known columns: query_id, prompt, domain, dataset, fold, and either score::EXPERT (cost::, tokens::, answer::) or
+    expert, score (cost, tokens, answer) with a row for each query and expert.
+    """
+    from routers.outcome_import import import_csv
+
+    names = [name.strip() for name in (score_columns or "").split(",") if name.strip()]
+    table = import_csv(file, columns=_renames(columns or []), score_columns=names, scale=scale)
+    table.write(out)
+    console.print(f"wrote {out}", highlight=False)
+    document = _summary(table)
+    if json != "-":
+        _print_summary(out, document)
+    emit_json({"file": str(out), **document}, json)
+
+
+def _renames(texts: list[str]) -> dict[str, str]:
+    renames = {}
+    for text in texts:
+        theirs, separator, ours = text.rpartition("=")
+        if not separator or not theirs or not ours:
+            raise typer.BadParameter(f"{text!r} is not THEIRS=OURS", param_hint="--map")
+        renames[theirs] = ours
+    return renames
+
+
+def _summary(table: OutcomeTable) -> dict[str, Any]:
+    costs = None if table.costs_usd is None else table.costs_usd.mean(axis=0).tolist()
+    return {
+        "n_queries": len(table),
+        "n_experts": len(table.experts),
+        "mean_score": dict(zip(table.experts, table.scores.mean(axis=0).tolist(), strict=True)),
+        "mean_cost_usd": None if costs is None else dict(zip(table.experts, costs, strict=True)),
+        "domains": None if table.domains is None else len(set(table.domains)),
+        "folds": None if table.folds is None else len(set(table.folds.tolist())),
+        "tokens": table.tokens is not None,
+        "answers": sorted(table.answers or {}),
+        "oracle": float(table.scores.max(axis=1).mean()),
+        "digest": table.training_ids_digest(),
+    }
+
+
+def _print_summary(file: Path, summary: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    out = stdout_console()
+    known = {"domains": summary["domains"], "folds": summary["folds"], "answers": len(summary["answers"]) or None}
+    facts = [f"{summary['n_queries']:,} queries", f"{summary['n_experts']} experts"]
+    facts += [f"{count} {name}" if count else f"no {name}" for name, count in known.items()]
+    facts += ["costs known" if summary["mean_cost_usd"] else "no costs (`--prices` gives them)"]
+    out.print(f"{file}: {', '.join(facts)}", highlight=False, markup=False, soft_wrap=True)
+    table = Table("expert", "mean score", "USD / 1k")
+    for name, score in sorted(summary["mean_score"].items(), key=lambda item: -item[1]):
+        cost = f"{1e3 * summary['mean_cost_usd'][name]:.4f}" if summary["mean_cost_usd"] else "-"
+        table.add_row(name, f"{score:.4f}", cost)
+    table.add_section()
+    table.add_row("best expert of each query", f"{summary['oracle']:.4f}", "", style="dim")
+    out.print(table)

@@ -1,0 +1,288 @@
+"""`coe registry`: apply a file of experts, add one, list, show, verify, remove."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coe.cli.output import JsonTarget, console, emit_json, stdout_console
+
+if TYPE_CHECKING:
+    from registry.apply import Plan
+    from registry.spec import ExpertSpec
+    from registry.store import Registry
+
+app = typer.Typer(no_args_is_help=True)
+
+RegistryUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--registry",
+        envvar="COE_REGISTRY",
+        metavar="URL",
+        help="Database URL of the registry; by default SQLite at $COE_HOME/registry.db.",
+    ),
+]
+_ACTION_STYLES = {"add": "[green]+ add[/]", "update": "[yellow]~ update[/]", "remove": "[red]- remove[/]"}
+
+
+@app.command("apply")
+def apply_file(
+    file: Annotated[Path, typer.Argument(help="YAML file with a list `experts`.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the file and print the plan; change nothing.")
+    ] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Also remove experts that the file does not name.")] = False,
+    registry: RegistryUrl = None,
+    json: JsonTarget = None,
+) -> None:
+    """Make the registry hold what FILE says; applying it again changes nothing."""
+    from registry.apply import apply, plan
+    from registry.documents import load_document
+
+    document = load_document(file)
+    with _open(registry) as store:
+        with console.status(f"reading {file}") as status:
+            planned = plan(
+                document,
+                store,
+                prune=prune,
+                on_expert=lambda name, total: status.update(f"reading {name} (of {total})"),
+            )
+        _print_plan(planned)
+        applied = {} if dry_run else {spec.name: spec for spec in apply(planned, store)}
+        version = store.snapshot().version
+    if dry_run:
+        console.print("dry run: nothing was changed")
+    steps = [
+        _step_row(step.action, step.name, applied.get(step.name, step.spec), step.changes) for step in planned.steps
+    ]
+    emit_json({"registry_version": version, "applied": not dry_run, "steps": steps, "warnings": planned.warnings}, json)
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Option(help="Name of the expert.")],
+    source: Annotated[str, typer.Option(help="Folder, .gguf, home://..., hf://org/name[@revision], https://.../v1.")],
+    kind: Annotated[str, typer.Option(help="model, adapter, remote or embedding.")] = "model",
+    base: Annotated[str | None, typer.Option(help="The base of an adapter.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of an hf:// source.")] = None,
+    model: Annotated[str | None, typer.Option(help="The name a remote endpoint knows it by.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with a remote endpoint's key.")] = None,
+    context_length: Annotated[int | None, typer.Option(help="Tokens; needed for remote experts only.")] = None,
+    input_usd_per_mtok: Annotated[float | None, typer.Option(help="Price per million prompt tokens.")] = None,
+    output_usd_per_mtok: Annotated[float | None, typer.Option(help="Price per million generated tokens.")] = None,
+    description: Annotated[str, typer.Option(help="One line on what it is good at.")] = "",
+    licence: Annotated[str | None, typer.Option(help="Licence, where the files do not say.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    registry: RegistryUrl = None,
+    json: JsonTarget = None,
+) -> None:
+    """Register one expert."""
+    from registry.describe import describe
+    from registry.sources import absolute_source
+
+    prices = {"input_usd_per_mtok": input_usd_per_mtok, "output_usd_per_mtok": output_usd_per_mtok}
+    stated = {key: value for key, value in prices.items() if value is not None}
+    draft = _draft(
+        name=name, kind=kind, source=absolute_source(source, Path.cwd()), base=base, revision=revision, model=model,
+        api_key_env=api_key_env, context_length=context_length, price=stated or None, description=description,
+        licence=licence, tags=tag or [],
+    )  # fmt: skip
+    with _open(registry) as store:
+        spec = store.add(describe(draft, store.get(draft.base) if draft.base else None))
+    console.print(f"registered [bold]{spec.ref}[/]")
+    emit_json(spec, json)
+
+
+@app.command("list")
+def list_experts(registry: RegistryUrl = None, json: JsonTarget = None) -> None:
+    """List the experts."""
+    with _open(registry) as store:
+        specs = store.list()
+    if json != "-":
+        stdout_console().print(_table(specs) if specs else "no experts are registered (`coe registry apply FILE.yaml`)")
+    emit_json(specs, json)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="NAME, or NAME@VERSION.")],
+    registry: RegistryUrl = None,
+    json: JsonTarget = None,
+) -> None:
+    """Show all that is known of an expert."""
+    with _open(registry) as store:
+        spec = store.get(name)
+    if json != "-":
+        _print_spec(spec)
+    emit_json(spec, json)
+
+
+@app.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Experts to check; all, if none is named.")] = None,
+    registry: RegistryUrl = None,
+    json: JsonTarget = None,
+) -> None:
+    """Hash the experts' files again and compare with what was registered; exit status 1 if any differs."""
+    with _open(registry) as store:
+        specs = [store.get(name) for name in names] if names else store.list()
+    results = [_result(spec, error) for spec, error in _verify(specs)]
+    for result in results:
+        said = {None: "[dim]no files here[/]", True: "[green]ok[/]", False: "[red]FAILED[/]"}[result["ok"]]
+        console.print(f"{said} {result['expert']}" + (f": {_plain(result['error'])}" if result["error"] else ""))
+    emit_json(results, json)
+    if any(result["ok"] is False for result in results):
+        raise typer.Exit(1)
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="The expert to take out.")],
+    registry: RegistryUrl = None,
+    json: JsonTarget = None,
+) -> None:
+    """Take an expert out of the registry; its files stay."""
+    with _open(registry) as store:
+        store.remove(name)
+        version = store.snapshot().version
+    console.print(f"removed [bold]{name}[/]")
+    emit_json({"removed": name, "registry_version": version}, json)
+
+
+def _open(url: str | None) -> Registry:
+    from registry.store import Registry
+
+    return Registry(url)
+
+
+def _draft(**fields: Any) -> ExpertSpec:
+    """A spec from flags; every wrong flag is reported at once."""
+    from pydantic import ValidationError
+
+    from registry.documents import message_of
+    from registry.errors import InvalidSpec, Problem
+    from registry.spec import ExpertSpec
+
+    try:
+        return ExpertSpec.model_validate(fields)
+    except ValidationError as error:
+        raise InvalidSpec(
+            [
+                Problem(
+                    "--" + str(detail["loc"][-1]).replace("_", "-") if detail["loc"] else "flags", message_of(detail)
+                )
+                for detail in error.errors(include_url=False)
+            ]
+        ) from None
+
+
+def _verify(specs: Sequence[ExpertSpec]) -> Iterable[tuple[ExpertSpec, Exception | None]]:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from registry.digest import check_files
+    from registry.errors import RegistryError
+    from registry.sources import has_files, resolve
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("verify", total=sum(record.size_bytes for spec in specs for record in spec.files))
+        for spec in specs:
+            progress.update(task, description=f"verify {spec.ref}")
+            try:
+                if has_files(spec):
+                    check_files(spec, resolve(spec), fresh=True, on_bytes=lambda count: progress.advance(task, count))
+            except RegistryError as error:
+                yield spec, error
+            else:
+                yield spec, None
+
+
+def _result(spec: ExpertSpec, error: Exception | None) -> dict[str, Any]:
+    from registry.sources import has_files
+
+    ok = (error is None) if has_files(spec) else None
+    return {"expert": spec.ref, "ok": ok, "digest": spec.digest, "error": None if error is None else str(error)}
+
+
+def _print_plan(planned: Plan) -> None:
+    for step in planned.steps:
+        if step.action != "unchanged":
+            changed = [field for field in step.changes if field != "files"]
+            console.print(
+                f"{_ACTION_STYLES[step.action]} {step.name}" + (f" ({', '.join(changed)})" if changed else "")
+            )
+    for warning in planned.warnings:
+        console.print(f"[yellow]warning:[/] {_plain(warning)}")
+    counts = {action: sum(step.action == action for step in planned.steps) for action in (*_ACTION_STYLES, "unchanged")}
+    console.print(
+        f"{counts['add']} to add, {counts['update']} to update, {counts['remove']} to remove, "
+        f"{counts['unchanged']} unchanged"
+    )
+
+
+def _step_row(action: str, name: str, spec: ExpertSpec | None, changes: Sequence[str]) -> dict[str, Any]:
+    version, digest = (None, None) if spec is None else (spec.version, spec.digest)
+    return {"action": action, "name": name, "version": version, "digest": digest, "changes": list(changes)}
+
+
+def _table(specs: Iterable[ExpertSpec]) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("expert", "kind", "base"):
+        table.add_column(column, no_wrap=True)
+    for column in ("parameters", "size", "context", "$/Mtok in", "out"):
+        table.add_column(column, justify="right")
+    for spec in specs:
+        prices = () if spec.price is None else (spec.price.input_usd_per_mtok, spec.price.output_usd_per_mtok)
+        table.add_row(
+            spec.ref,
+            spec.kind.value,
+            spec.base or "",
+            _short(spec.parameters_total),
+            _short(spec.size_bytes, "B"),
+            str(spec.context_length or ""),
+            *(f"{price:.3g}" for price in prices),
+        )
+    return table
+
+
+def _print_spec(spec: ExpertSpec) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for field, value in spec.model_dump(mode="json").items():
+        if field == "files":
+            value = "\n".join(f"{record['name']}  {record['size_bytes']:,} bytes" for record in value)
+        elif isinstance(value, dict):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(sorted(value))
+        if value not in (None, ""):
+            table.add_row(field, _plain(f"{value:,}" if isinstance(value, int) else str(value)))
+    stdout_console().print(table)
+
+
+def _short(count: int | None, unit: str = "") -> str:
+    """`134,515,008` as `135M`, for tables."""
+    if count is None:
+        return ""
+    for factor, letter in ((1e12, "T"), (1e9, "G" if unit else "B"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.3g}{letter}{unit}"
+    return f"{count}{unit}"
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,120 @@
+"""`coe ask` as a user meets it: the answer on stdout, who and why on stderr, one clear line for each mistake."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from coe.cli.app import app, main
+
+EXPERTS = """
+experts:
+  - {name: loud, kind: model, source: "fake://upper", context_length: 512}
+  - {name: capital, kind: model, source: "fake://script?france=Paris", context_length: 512}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    (tmp_path / "experts.yaml").write_text(EXPERTS)
+    path = tmp_path / "service.yaml"
+    path.write_text("experts: [experts.yaml]\nhost: {budget: 1GiB}\npolicies: {default: {expert: loud}}\n")
+    return path
+
+
+@dataclass
+class Ended:
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """The command as the shell starts it, in this process."""
+
+    def call(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["coe", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+def test_the_answer_is_on_stdout_who_and_why_on_stderr(config: Path) -> None:
+    """In a process of its own, as it is installed."""
+    command = [sys.executable, "-c", "from coe.cli.app import main; main()", "ask", "hello there", "-c", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "HELLO THERE\n")
+    assert "loud (2 tokens" in done.stderr and "chosen by policy default" in done.stderr
+
+
+def test_json_has_the_decision_and_leaves_stdout_to_it(config: Path) -> None:
+    done = CliRunner().invoke(app, ["ask", "of France", "-c", str(config), "-m", "capital", "--json", "-"])
+    result = json.loads(done.stdout)
+    assert result["text"] == "Paris" and result["expert"] == "capital" and result["policy"] is None
+    assert result["usage"] == {"prompt_tokens": 2, "completion_tokens": 1}
+    assert result["decision"]["reason"] == "asked for by name"
+
+
+def test_the_question_may_come_from_stdin_with_a_system_message(config: Path) -> None:
+    done = CliRunner().invoke(app, ["ask", "-", "-c", str(config), "--system", "be brief"], input="from a pipe")
+    assert done.exit_code == 0 and done.stdout.startswith("FROM A PIPE")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "luod"], "'luod' is not in the registry; did you mean 'loud'?"),
+        (["--model", "coe/fast"], "'fast' is not in the configured policies"),
+        (["--max-tokens", "-3"], "max_tokens must be at least 1, got -3"),
+        (["--temperature", "9"], "temperature must lie in [0, 2], got 9"),
+        (["--dial", "-1"], "dial must be a finite number >= 0"),
+        (["--allowed", "capital"], "capital"),
+        (["--max-tokens", "600"], "600 are asked for, but 'loud' has a context of 512 tokens"),
+    ],
+)
+def test_mistakes_get_one_clear_line_and_status_1(
+    config: Path, arguments: list[str], message: str, run: Callable[..., Ended]
+) -> None:
+    done = run("ask", "hello", "--config", str(config), *arguments)
+    assert done.status == 1 and done.stdout.strip() == ""
+    assert done.stderr.startswith("error: ") and message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_config_is_named(tmp_path: Path, run: Callable[..., Ended]) -> None:
+    done = run("ask", "hello", "--config", str(tmp_path / "nope.yaml"))
+    assert done.status == 1 and "nope.yaml" in done.stderr and "no such file" in done.stderr
+
+
+def test_help_lists_every_command_and_version_prints_it() -> None:
+    help_text = CliRunner().invoke(app, ["--help"]).stdout
+    assert all(command in help_text for command in ("registry", "outcomes", "router", "route", "ask", "eval"))
+    assert CliRunner().invoke(app, ["--version"]).stdout.startswith("coe 0.")
+
+
+def test_an_interrupt_ends_with_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("coe.cli.app.app", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130 and "interrupted" in capsys.readouterr().err
+
+
+def test_a_bug_of_ours_is_not_dressed_up_as_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("coe.cli.app.app", broken)
+    with pytest.raises(ZeroDivisionError):
+        main()
