@@ -139,12 +139,18 @@ def message_of(detail: ErrorDetails, known_fields: Sequence[str] = ()) -> str:
     if detail["type"] == "extra_forbidden":
         close = get_close_matches(str(detail["loc"][-1]), known_fields, n=1)
         return "is not a known field" + (f"; did you mean {close[0]!r}?" if close else "")
+    if detail["type"] in ("model_type", "dict_type"):
+        return f"should be a mapping of fields, got {_shortened(detail['input'])}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if detail["type"] in ("value_error", "assertion_error"):
         return message
-    given = repr(detail["input"])
     quote = "" if detail["type"] != "string_type" or isinstance(detail["input"], list | dict) else " (quote it in YAML)"
-    return f"{message[0].lower()}{message[1:]}, got {given if len(given) <= 80 else given[:77] + '...'}{quote}"
+    return f"{message[0].lower()}{message[1:]}, got {_shortened(detail['input'])}{quote}"
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def dotted(loc: Loc) -> str:

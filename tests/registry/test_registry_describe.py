@@ -211,7 +211,7 @@ def test_an_adapter_costs_what_its_base_costs_in_proportion(tmp_path: Path, base
     [
         (
             {"model.layers.1.self_attn.v_proj": (HIDDEN, HIDDEN)},
-            r"module model\.layers\.1\.self_attn\.v_proj is made for a weight of shape \(8, 8\), the base's has \(4, 8\)",
+            r"module model\.layers\.1\.self_attn\.v_proj is made for a weight of shape \(8, 8\), the .* \(4, 8\)",
         ),
         (
             {"model.layers.7.self_attn.q_proj": (HIDDEN, HIDDEN)},

@@ -1,0 +1,110 @@
+"""Opening the registry's database, its two kinds of transaction, and its errors in our words."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+
+from registry.errors import StoreError
+from registry.files import coe_home, translate_disk_full
+
+_BUSY_TIMEOUT_S = 30.0
+_WRITES = "registry_writes"
+T = TypeVar("T")
+
+
+def open_engine(url: str | None) -> tuple[Engine, str]:
+    """An engine for `url` (`None`: SQLite at `$COE_HOME/registry.db`), and the URL as it may be shown (no password).
+
+    Raises:
+        StoreError: not a database URL, or its driver is not installed.
+    """
+    try:
+        parsed = make_url(url or f"sqlite:///{coe_home() / 'registry.db'}")
+        shown = parsed.render_as_string(hide_password=True)
+        if parsed.get_backend_name() != "sqlite":
+            return create_engine(parsed, pool_pre_ping=True), shown
+        if url is None:
+            with translate_disk_full(coe_home()):
+                coe_home().mkdir(parents=True, exist_ok=True)
+        engine = create_engine(parsed, connect_args={"timeout": _BUSY_TIMEOUT_S})
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        raise StoreError(f"no driver for {shown} is installed ({error}); for Postgres: pip install psycopg") from error
+    except (ArgumentError, ValueError) as error:
+        named = re.sub(r"//[^/]*@", "//***@", url or "")
+        raise StoreError(f"{named!r} is not a database URL, such as sqlite:///registry.db") from error
+    except OSError as error:
+        raise StoreError(f"the folder {coe_home()} cannot be made: {error}; set COE_HOME to another") from error
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine, shown
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that sees one moment of the database."""
+    with engine.connect() as connection:
+        if engine.dialect.name != "sqlite":  # SQLite's transactions do so anyway
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction that writes: on SQLite it holds the writers' lock from its start, so it never has to give up."""
+    with engine.connect() as connection, connection.execution_options(**{_WRITES: True}).begin():
+        yield connection
+
+
+def with_retries(work: Callable[[], T]) -> T:
+    """Run a transaction again when another writer was first: a lock not given in time, a row or table made just now."""
+    import stamina
+
+    caller = stamina.RetryingCaller(attempts=20, timeout=60.0, wait_initial=0.02, wait_max=0.5, wait_jitter=0.1)
+    return caller(_is_contention, work)
+
+
+@contextmanager
+def translate_errors(shown_url: str) -> Iterator[None]:
+    """Turn what the database says into a StoreError that names it."""
+    try:
+        yield
+    except DBAPIError as error:
+        if "disk is full" in str(error.orig):
+            raise StoreError(
+                f"the registry {shown_url} cannot be written: the disk is full; nothing changed"
+            ) from error
+        raise StoreError(f"the registry {shown_url} cannot be used: {error.orig}") from error
+    except SQLAlchemyError as error:
+        raise StoreError(f"the registry {shown_url} cannot be used: {error}") from error
+
+
+def _is_contention(error: Exception) -> bool:
+    if isinstance(error, IntegrityError):
+        return True
+    said = str(error.orig).lower() if isinstance(error, DBAPIError) else ""
+    return any(words in said for words in ("locked", "already exists", "deadlock", "could not serialize"))
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
+    """Write-ahead logging: readers and the writer do not wait for each other."""
+    connection.isolation_level = None  # the driver must not begin transactions on its own: _begin_sqlite does
+    if connection.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            # Another process is switching it at this moment, or the disk is read-only: both may be read as they are.
+            if not any(words in str(error) for words in ("locked", "readonly", "read-only")):
+                raise
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN")

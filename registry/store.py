@@ -1,0 +1,263 @@
+"""The registry: specs under versioned names, in any SQL database, safe under concurrent writers.
+
+    with Registry() as registry:                  # SQLite at $COE_HOME/registry.db
+        spec = registry.add(describe(draft))      # a new version if its content changed, else the one there is
+        snapshot = registry.snapshot()            # immutable, picklable; a running service holds one
+
+Every change is one transaction that first takes the counter of changes: writers queue there, and readers see the
+registry before or after a change, never within.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Self, TypeVar
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.engine import Connection
+
+from registry.database import open_engine, reading, translate_errors, with_retries, writing
+from registry.errors import RegistryError, StoreError, UnknownExpert
+from registry.spec import ExpertSpec, Kind
+
+_SCHEMA = 1
+_metadata = MetaData()
+_state = Table(
+    "registry_state",
+    _metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("schema", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+)
+_experts = Table(
+    "experts",
+    _metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(128), nullable=False, index=True),
+    Column("version", Integer, nullable=False),
+    Column("current", Boolean, nullable=False, index=True),
+    Column("spec", Text, nullable=False),
+    UniqueConstraint("name", "version"),
+)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The registry at one moment: its version (the count of changes so far) and the experts, by name."""
+
+    version: int
+    experts: Mapping[str, ExpertSpec]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "experts", MappingProxyType(dict(self.experts)))
+
+    def __reduce__(self) -> tuple[type[Snapshot], tuple[int, dict[str, ExpertSpec]]]:
+        return Snapshot, (self.version, dict(self.experts))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.experts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.experts)
+
+    def __len__(self) -> int:
+        return len(self.experts)
+
+    def get(self, name: str) -> ExpertSpec:
+        """The expert of a name, or of `name@version` if that is the version here.
+
+        Raises:
+            UnknownExpert: with close matches.
+        """
+        spec = self.experts.get(name.partition("@")[0])
+        if spec is None:
+            raise UnknownExpert(name, self.experts)
+        if name not in (spec.name, spec.ref):
+            raise UnknownExpert(name, [spec.ref])
+        return spec
+
+
+class Registry:
+    """Experts in a database; a context manager. Not shared between processes: each opens its own.
+
+    Args:
+        url: an SQLAlchemy URL; `None` is SQLite at `$COE_HOME/registry.db`.
+
+    Raises:
+        StoreError: the database cannot be opened, or is not a registry.
+    """
+
+    def __init__(self, url: str | None = None) -> None:
+        self._engine, self.url = open_engine(url)
+        try:
+            self._write(self._create)
+        except RegistryError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+    def add(self, spec: ExpertSpec) -> ExpertSpec:
+        """Register a described spec; see `change`."""
+        return self.change([spec])[0]
+
+    def change(self, add: Sequence[ExpertSpec] = (), remove: Iterable[str] = ()) -> list[ExpertSpec]:
+        """Add and remove experts, all or none; return the added ones with their versions.
+
+        Adding what is already there, unchanged, does nothing: the same content keeps its version.
+
+        Raises:
+            UnknownExpert: a base, a member or a name to remove is not registered.
+            RegistryError: an expert to remove is needed by others, which are named.
+        """
+        return self._write(lambda connection: _change(connection, add, list(remove)))
+
+    def remove(self, name: str) -> None:
+        """Take an expert out; its versions stay readable as `name@version`. Raises like `change`."""
+        self.change(remove=[name])
+
+    def get(self, name: str) -> ExpertSpec:
+        """The current version of a name, or any version ever registered as `name@version`. Raises UnknownExpert."""
+        bare, _, version = name.partition("@")
+        if not version:
+            return self.snapshot().get(bare)
+        with self._read() as connection:
+            rows = connection.execute(select(_experts.c.version, _experts.c.spec).where(_experts.c.name == bare)).all()
+        found = {f"{bare}@{number}": text for number, text in rows}
+        if name not in found:
+            raise UnknownExpert(name, found or self.snapshot())
+        return ExpertSpec.model_validate_json(found[name])
+
+    def list(self) -> list[ExpertSpec]:
+        """The current experts, by name."""
+        return [*self.snapshot().experts.values()]
+
+    def snapshot(self) -> Snapshot:
+        """The registry as it is now."""
+        with self._read() as connection:
+            version = connection.execute(select(_state.c.version)).scalar_one()
+            return Snapshot(version, _current(connection))
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with translate_errors(self.url), reading(self._engine) as connection:
+            yield connection
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
+        def attempt() -> T:
+            with writing(self._engine) as connection:
+                return work(connection)
+
+        with translate_errors(self.url):
+            return with_retries(attempt)
+
+    def _create(self, connection: Connection) -> None:
+        _metadata.create_all(connection)
+        schema = connection.execute(select(_state.c.schema)).scalar_one_or_none()
+        if schema is None:
+            connection.execute(insert(_state).values(id=1, schema=_SCHEMA, version=0))
+        elif schema != _SCHEMA:
+            raise StoreError(
+                f"{self.url} was written by another version of this program (format {schema}, here {_SCHEMA}): "
+                f"upgrade it, or use another registry"
+            )
+
+
+def _change(connection: Connection, add: Sequence[ExpertSpec], remove: Sequence[str]) -> list[ExpertSpec]:
+    version = connection.execute(select(_state.c.version).with_for_update()).scalar_one()  # takes the writers' turn
+    current = _current(connection)
+    if unknown := [name for name in remove if name not in current]:
+        raise UnknownExpert(unknown[0], current)
+    after = {name: spec for name, spec in current.items() if name not in remove}
+    changed = [spec for spec in add if spec.name not in after or not same_content(after[spec.name], spec)]
+    _check_all_references(after | {spec.name: spec for spec in add}, remove)
+    for name in remove:
+        connection.execute(update(_experts).where(_experts.c.name == name).values(current=False))
+    after |= {spec.name: _insert(connection, spec) for spec in changed}
+    if remove or changed:
+        connection.execute(update(_state).values(version=version + 1))
+    return [after[spec.name] for spec in add]
+
+
+def same_content(one: ExpertSpec, other: ExpertSpec) -> bool:
+    """Whether two specs say the same, their versions aside."""
+    return one.model_copy(update={"version": None}) == other.model_copy(update={"version": None})
+
+
+def dependents(experts: Mapping[str, ExpertSpec], name: str) -> list[str]:
+    """The experts that need `name`: adapters on it, compositions of it."""
+    return sorted(spec.name for spec in experts.values() if name in spec.references)
+
+
+def _insert(connection: Connection, spec: ExpertSpec) -> ExpertSpec:
+    latest = connection.execute(select(func.max(_experts.c.version)).where(_experts.c.name == spec.name)).scalar()
+    stored = spec.model_copy(update={"version": (latest or 0) + 1})
+    connection.execute(update(_experts).where(_experts.c.name == spec.name).values(current=False))
+    connection.execute(
+        insert(_experts).values(name=spec.name, version=stored.version, current=True, spec=stored.model_dump_json())
+    )
+    return stored
+
+
+def _current(connection: Connection) -> dict[str, ExpertSpec]:
+    rows = connection.execute(select(_experts.c.spec).where(_experts.c.current).order_by(_experts.c.name)).scalars()
+    return {spec.name: spec for spec in map(ExpertSpec.model_validate_json, rows)}
+
+
+def check_references(
+    spec: ExpertSpec, experts: Mapping[str, ExpertSpec], *, unsound: Collection[str] = (), where: str = "the registry"
+) -> None:
+    """Check that what an expert is made of is there and can be that; names in `unsound` are let pass.
+
+    Raises:
+        UnknownExpert: a base or member that is not there.
+        RegistryError: a base that is not a model, or a member that is itself composed.
+    """
+    for name in spec.references:
+        if name in unsound:
+            continue
+        if (found := experts.get(name)) is None:
+            raise UnknownExpert(name, experts, where=where)
+        if spec.kind is Kind.ADAPTER and found.kind is not Kind.MODEL:
+            raise RegistryError(
+                f"the base of {spec.name!r} must be a model, but {name!r} is of kind {found.kind.value!r}"
+            )
+        if found.kind in (Kind.COMPOSED, Kind.EMBEDDING):
+            raise RegistryError(
+                f"{name!r}, a member of {spec.name!r}, is of kind {found.kind.value!r}; it cannot be one"
+            )
+
+
+def _check_all_references(experts: Mapping[str, ExpertSpec], removed: Sequence[str]) -> None:
+    for name in removed:
+        if name not in experts and (needed_by := dependents(experts, name)):
+            raise RegistryError(f"{name!r} cannot be removed: {', '.join(needed_by)} need it; remove them first")
+    for spec in experts.values():
+        check_references(spec, experts)

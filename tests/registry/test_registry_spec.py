@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from registry.errors import UnknownExpert
+from registry.spec import ExpertSpec, Kind, Price
+
+
+def spec(**fields: Any) -> ExpertSpec:
+    return ExpertSpec(**{"name": "a", "kind": "model", "source": "x"} | fields)
+
+
+@pytest.mark.parametrize("name", ["auto", "coe", "coe/fast"])
+def test_reserved_names_address_policies(name: str) -> None:
+    with pytest.raises(ValidationError, match=r"is reserved: 'auto' and 'coe/\.\.\.' address routing policies"):
+        spec(name=name)
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a b", "a@1", "a" * 129, "ä"])
+def test_names_are_simple(name: str) -> None:
+    with pytest.raises(ValidationError, match="is not a name: letters, digits"):
+        spec(name=name)
+
+
+@pytest.mark.parametrize("name", ["a", "org/Model-7B.v2_x", "coex", "automatic"])
+def test_good_names(name: str) -> None:
+    assert spec(name=name).name == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "adapter"}, "an adapter needs `base`"),
+        ({"base": "b"}, "`base` is for adapters; this expert is of kind 'model'"),
+        ({"kind": "composed", "source": "", "members": ["a"]}, "at least two `members`"),
+        ({"members": ["a", "b"]}, "`members` is for composed experts"),
+        ({"source": ""}, "`source` is required"),
+        ({"kind": "composed", "members": ["b", "c"]}, "a composed expert has no `source`"),
+        ({"kind": "remote"}, "a remote expert's source is an http(s) URL"),
+        ({"source": "https://h/v1"}, "an expert at a URL is of kind 'remote', not 'model'"),
+        ({"price": {"input_usd_per_mtok": float("nan"), "output_usd_per_mtok": 0}}, "finite"),
+        ({"context_length": 0}, "greater than 0"),
+        ({"color": "red"}, "Extra inputs"),
+    ],
+)
+def test_fields_must_fit_the_kind(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        spec(**fields)
+
+
+def test_references_and_residency() -> None:
+    adapter = spec(kind=Kind.ADAPTER, base="b", version=3)
+    assert (adapter.ref, adapter.residency_key, adapter.references) == ("a@3", "b", ("b",))
+    composed = spec(kind=Kind.COMPOSED, source="", members=("b", "c"))
+    assert (composed.ref, composed.residency_key, composed.references) == ("a", "a", ("b", "c"))
+
+
+def test_specs_are_frozen_and_survive_json() -> None:
+    full = spec(price=Price(input_usd_per_mtok=0.1, output_usd_per_mtok=0.3), tags={"x", "y"})
+    with pytest.raises(ValidationError, match="frozen"):
+        full.name = "b"  # type: ignore[misc]
+    assert ExpertSpec.model_validate_json(full.model_dump_json()) == full
+
+
+def test_unknown_experts_come_with_suggestions() -> None:
+    error = UnknownExpert("smoll", ["smol", "gemma"], where="the snapshot")
+    assert error.suggestions == ("smol",)
+    assert str(error).startswith("'smoll' is not in the snapshot; did you mean 'smol'?")
+    assert "did you mean" not in str(UnknownExpert("zzz", ["smol"]))
