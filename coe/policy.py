@@ -30,7 +30,7 @@ class Policy:
     fallback: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Always:
     """A router for policies that name one expert instead: nothing is known of its quality, and nothing is asked."""
 

@@ -212,8 +212,9 @@ class ExpertCache(Generic[T]):
         pinned = sum(s.size_bytes for n, s in self._slots.items() if n in self.pins and n not in wanted)
         if need > self.budget_bytes - pinned:
             held = f" of which pinned experts hold {_mib(pinned)}" if pinned else ""
+            names = ", ".join(map(repr, sorted(wanted)))
             raise OutOfMemory(
-                f"{', '.join(map(repr, sorted(wanted)))} need {_mib(need)}, the budget is {_mib(self.budget_bytes)}{held}: "
+                f"{names} need {_mib(need)}, the budget is {_mib(self.budget_bytes)}{held}: "
                 "raise `host.budget`, choose a smaller expert, or unpin one"
             )
 

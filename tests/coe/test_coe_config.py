@@ -34,7 +34,8 @@ def test_sizes_are_read_with_their_units(tmp_path: Path) -> None:
 def test_every_problem_is_reported_at_once_with_line_and_field(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        "host:\n  budgte: 4GiB\n  aging_s: -1\npolicies:\n  default: {composition: single}\nengines:\n  hf: {max_batch: 0}\n",
+        "host:\n  budgte: 4GiB\n  aging_s: -1\npolicies:\n  default: {composition: single}\n"
+        "engines:\n  hf: {max_batch: 0}\n",
     )
     with pytest.raises(ConfigError) as caught:
         load_config(path)
