@@ -6,7 +6,7 @@ import re
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 RESERVED_PREFIX = "coe/"
 RESERVED_NAMES = frozenset({"auto", "coe"})
@@ -125,6 +125,10 @@ class ExpertSpec(BaseModel):
                 f"{name!r} is not a name: letters, digits and . _ / - only, starting with a letter or digit"
             )
         return name
+
+    @field_serializer("capabilities", "tags", when_used="json")
+    def _in_order(self, values: frozenset[str]) -> list[str]:
+        return sorted(values)  # the same spec is the same JSON
 
     @model_validator(mode="after")
     def _fields_fit_the_kind(self) -> Self:

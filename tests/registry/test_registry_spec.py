@@ -64,6 +64,7 @@ def test_specs_are_frozen_and_survive_json() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         full.name = "b"  # type: ignore[misc]
     assert ExpertSpec.model_validate_json(full.model_dump_json()) == full
+    assert full.model_dump(mode="json")["tags"] == ["x", "y"]
 
 
 def test_unknown_experts_come_with_suggestions() -> None:
