@@ -164,7 +164,7 @@ def _table(report: Report) -> Table:
     best = {task: max(cell.mean_score or 0.0 for (_, of), cell in report.cells.items() if of == task) for task in tasks}
     for spec in report.plan.experts:
         scores = [(report.cells[spec.name, task].mean_score or 0.0, best[task]) for task in tasks]
-        table.add_row(spec.name, *(f"[bold]{s:.1%}[/]" if s == top else f"{s:.1%}" for s, top in scores))
+        table.add_row(spec.name, *(f"[bold]{s:.1%}[/]" if s == top > 0 else f"{s:.1%}" for s, top in scores))
     return table
 
 

@@ -31,6 +31,7 @@ class Record:
     Attributes:
         run: fingerprint of the run it belongs to.
         answer: the text, empty after a failure.
+        seconds: from asking to the last token, waiting for the host and for weights included.
         error: `ErrorType: message` of a failure, whose score is 0.
         final: False for a failure that a resumed run tries again.
     """
