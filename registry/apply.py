@@ -58,7 +58,8 @@ def plan(
     registry: Registry,
     *,
     prune: bool = False,
-    on_expert: Callable[[str, int], None] = lambda name, total: None,
+    on_expert: Callable[[str, int], None] | None = None,
+    on_bytes: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """Compare a file with the registry; weights are hashed and headers read, nothing is registered.
 
@@ -67,13 +68,14 @@ def plan(
         registry: what to compare with; bases may be there rather than in the file.
         prune: plan the removal of experts that the file does not name.
         on_expert: told the name that is read next, and how many there are (for a progress bar).
+        on_bytes: told, while that one's files are hashed, how many bytes of how many are done.
 
     Raises:
         InvalidSpec: with every problem of the file, by line.
     """
     planner = _Planner(document, {} if prune else registry.snapshot().experts)
     planner.parse()
-    planner.describe(on_expert)
+    planner.describe(on_expert, on_bytes)
     if planner.problems:
         raise InvalidSpec(sorted(planner.problems, key=lambda problem: problem.line))
     current = registry.snapshot().experts
@@ -126,14 +128,17 @@ class _Planner:
             source = absolute_source(draft.source, self.document.folder)
             self.drafts[draft.name] = (loc, draft.model_copy(update={"source": source}))
 
-    def describe(self, on_expert: Callable[[str, int], None]) -> None:
+    def describe(
+        self, on_expert: Callable[[str, int], None] | None, on_bytes: Callable[[int, int], None] | None
+    ) -> None:
         """Read the files of every draft, bases before their adapters, then of what is registered on a changed base."""
         order = sorted(self.drafts.values(), key=lambda entry: (entry[1].kind is Kind.ADAPTER, entry[0]))
         for loc, draft in order:
-            on_expert(draft.name, len(order))
+            if on_expert is not None:
+                on_expert(draft.name, len(order))
             try:
                 if self._has_its_references(loc, draft):
-                    self.described[draft.name] = describe(draft, self._find(draft.base))
+                    self.described[draft.name] = describe(draft, self._find(draft.base), on_bytes=on_bytes)
                     continue
                 if has_files(draft):
                     resolve(draft)  # at least say whether its files are there

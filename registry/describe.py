@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from registry.digest import digest_of, digest_of_text, hash_files
+from registry.digest import digest_files, digest_of, digest_of_text, hash_files
 from registry.errors import SourceError
 from registry.headers import read_json
 from registry.inspection import Facts, card_licence, inspect
@@ -17,12 +17,15 @@ from registry.spec import ExpertSpec, Kind, Price
 _READ_FROM_FILES = ("architecture", "parameters_total", "parameters_active", "size_bytes", "context_length")
 
 
-def describe(draft: ExpertSpec, base: ExpertSpec | None = None) -> ExpertSpec:
+def describe(
+    draft: ExpertSpec, base: ExpertSpec | None = None, *, on_bytes: Callable[[int, int], None] | None = None
+) -> ExpertSpec:
     """Complete a draft with what its files say; downloads them if they are on the hub.
 
     Args:
         draft: its source is absolute (`sources.absolute_source`).
         base: the described base, for adapters.
+        on_bytes: told, while files are hashed, how many bytes of how many are done.
 
     Raises:
         SourceError: the files cannot be used, or contradict what the draft states.
@@ -37,8 +40,22 @@ def describe(draft: ExpertSpec, base: ExpertSpec | None = None) -> ExpertSpec:
         source, commit = pinned(draft.source, path)
         facts |= {"source": source, "revision": commit}
     _refuse_contradictions(draft, facts, path)
-    files = hash_files(path)
+    files = hash_files(path, on_bytes=_counter(path, on_bytes))
     return _complete(draft, facts | {"files": files}, digest_of(files), base)
+
+
+def _counter(path: Path, on_bytes: Callable[[int, int], None] | None) -> Callable[[int], None] | None:
+    """From steps to a running count of the bytes of all files."""
+    if on_bytes is None:
+        return None
+    total, done = sum(file.stat().st_size for file in digest_files(path)), 0
+
+    def count(step: int) -> None:
+        nonlocal done
+        done += step
+        on_bytes(done, total)
+
+    return count
 
 
 def _describe_without_files(draft: ExpertSpec, base: ExpertSpec | None) -> ExpertSpec:

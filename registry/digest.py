@@ -12,9 +12,10 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from registry.errors import DigestMismatch, SourceError
+from registry.errors import DigestMismatch, DiskFull, SourceError
 from registry.files import atomic_path, coe_home, sha256_file
 from registry.spec import ExpertSpec, FileRecord
 
@@ -39,13 +40,16 @@ def digest_files(path: Path) -> list[Path]:
 def hash_files(
     path: Path, *, fresh: bool = False, on_bytes: Callable[[int], None] | None = None
 ) -> tuple[FileRecord, ...]:
-    """Name, size and hash of each file under the digest; `fresh` reads them all again."""
+    """Name, size and hash of each file under the digest; `fresh` reads them all again.
+
+    `on_bytes` is told of every step how many bytes it covered, whether they were read or remembered.
+    """
     root = path if path.is_dir() else path.parent
     return tuple(
         FileRecord(
             name=file.relative_to(root).as_posix(),
             size_bytes=file.stat().st_size,
-            sha256=sha256_file(file, on_bytes) if fresh else _remembered(file),
+            sha256=sha256_file(file, on_bytes) if fresh else _remembered(file, on_bytes),
         )
         for file in digest_files(path)
     )
@@ -109,7 +113,7 @@ def _differences(registered: Iterable[FileRecord], found: Iterable[FileRecord]) 
     return said + [f"{name} is new" for name in sorted(now.keys() - then.keys())]
 
 
-def _remembered(file: Path) -> str:
+def _remembered(file: Path, on_bytes: Callable[[int], None] | None) -> str:
     """The hash of a file, from an earlier reading if nothing touched the file since."""
     stat = file.stat()
     place = str(file.resolve())
@@ -120,9 +124,12 @@ def _remembered(file: Path) -> str:
     except (OSError, ValueError):  # never hashed, or a damaged memory: hashing again mends both
         known = {}
     if isinstance(known, dict) and known.get("key") == key:
+        if on_bytes is not None:
+            on_bytes(stat.st_size)
         return str(known["sha256"])
-    sha256 = sha256_file(file)
+    sha256 = sha256_file(file, on_bytes)
     if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS:
-        with atomic_path(memory) as staged:
+        # Where it cannot be written (read-only, full), the next check is slower, and no less right.
+        with suppress(OSError, DiskFull), atomic_path(memory) as staged:
             staged.write_text(json.dumps({"key": key, "sha256": sha256}))
     return sha256

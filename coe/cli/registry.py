@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from registry.apply import Plan
     from registry.spec import ExpertSpec
     from registry.store import Registry
@@ -45,13 +47,8 @@ def apply_file(
 
     document = load_document(file)
     with _open(registry) as store:
-        with console.status(f"reading {file}") as status:
-            planned = plan(
-                document,
-                store,
-                prune=prune,
-                on_expert=lambda name, total: status.update(f"reading {name} (of {total})"),
-            )
+        with _HashingBar() as bar:
+            planned = plan(document, store, prune=prune, on_expert=bar.expert, on_bytes=bar.bytes)
         _print_plan(planned)
         applied = {} if dry_run else {spec.name: spec for spec in apply(planned, store)}
         version = store.snapshot().version
@@ -92,8 +89,9 @@ def add(
         api_key_env=api_key_env, context_length=context_length, price=stated or None, description=description,
         licence=licence, tags=tag or [],
     )  # fmt: skip
-    with _open(registry) as store:
-        spec = store.add(describe(draft, store.get(draft.base) if draft.base else None))
+    with _open(registry) as store, _HashingBar() as bar:
+        bar.expert(name)
+        spec = store.add(describe(draft, store.get(draft.base) if draft.base else None, on_bytes=bar.bytes))
     console.print(f"registered [bold]{spec.ref}[/]")
     emit_json(spec, json)
 
@@ -181,15 +179,51 @@ def _draft(**fields: Any) -> ExpertSpec:
         ) from None
 
 
-def _verify(specs: Sequence[ExpertSpec]) -> Iterable[tuple[ExpertSpec, Exception | None]]:
+class _HashingBar:
+    """A progress bar for each expert whose files are hashed; none while the hub's own download bars are shown."""
+
+    def __init__(self) -> None:
+        self._label = ""
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def expert(self, name: str, total: int = 1) -> None:
+        """The next expert begins."""
+        self._close()
+        self._label = f"reading {name}"
+
+    def bytes(self, done: int, total: int) -> None:
+        """So much of it is hashed."""
+        if self._bar is None:
+            self._bar = _byte_bar()
+            self._bar.start()
+            self._bar.add_task(self._label, total=total)
+        self._bar.update(self._bar.task_ids[0], completed=done)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _byte_bar() -> Progress:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def _verify(specs: Sequence[ExpertSpec]) -> Iterable[tuple[ExpertSpec, Exception | None]]:
     from registry.digest import check_files
     from registry.errors import RegistryError
     from registry.sources import has_files, resolve
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with _byte_bar() as progress:
         task = progress.add_task("verify", total=sum(record.size_bytes for spec in specs for record in spec.files))
         for spec in specs:
             progress.update(task, description=f"verify {spec.ref}")

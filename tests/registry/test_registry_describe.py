@@ -310,3 +310,10 @@ def test_an_adapter_needs_a_base_with_weights(tmp_path: Path, base: ExpertSpec) 
             adapter(folder, other)
     with pytest.raises(SourceError, match="an adapter is a folder"):
         adapter(write_gguf(tmp_path / "a.gguf"), base)
+
+
+def test_hashing_tells_its_progress(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    spec = describe(draft(write_model(tmp_path / "m")), on_bytes=lambda done, total: told.append((done, total)))
+    size = sum(record.size_bytes for record in spec.files)
+    assert told[-1] == (size, size) and [done for done, _ in told] == sorted(done for done, _ in told)

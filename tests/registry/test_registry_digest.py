@@ -165,3 +165,19 @@ def test_progress_is_told(folder: Path) -> None:
     spec, told = registered(folder), []
     check_files(spec, folder, fresh=True, on_bytes=told.append)
     assert sum(told) == sum(record.size_bytes for record in spec.files)
+
+
+def test_remembered_bytes_count_as_progress(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest, "_SETTLED_NS", -1)
+    told: list[list[int]] = [[], []]
+    for steps in told:
+        hash_files(folder, on_bytes=steps.append)
+    assert sum(told[0]) == sum(told[1]) == sum(record.size_bytes for record in hash_files(folder))
+
+
+def test_a_home_that_cannot_be_written_only_costs_time(
+    folder: Path, coe_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digest, "_SETTLED_NS", -1)
+    coe_home.write_text("not a folder")
+    check_files(registered(folder), folder)
