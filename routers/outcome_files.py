@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,8 +121,12 @@ def read_csv(path: Path) -> pd.DataFrame:
         raise InvalidOutcomes("the file is empty", source=str(path))
     _refuse_duplicates(header, path)
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
-    except pd.errors.ParserError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header would lose its end
+            return pd.read_csv(
+                path, dtype=str, keep_default_na=False, na_values=[""], index_col=False, encoding="utf-8-sig"
+            )
+    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise InvalidOutcomes(f"not a CSV file: {str(error).strip()}", source=str(path)) from error
 
 
@@ -235,7 +240,7 @@ def _group(frame: pd.DataFrame, prefix: str, experts: list[str], problems: list[
 def _numbers(frame: pd.DataFrame, name: str, problems: list[str]) -> NDArray[Any]:
     import pandas as pd
 
-    values = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    values = np.array(pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan))
     unread = (
         np.isnan(values) & frame[name].notna().to_numpy() & (frame[name].astype(str).str.lower() != "nan").to_numpy()
     )
