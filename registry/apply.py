@@ -73,12 +73,12 @@ def plan(
     Raises:
         InvalidSpec: with every problem of the file, by line.
     """
-    planner = _Planner(document, {} if prune else registry.snapshot().experts)
+    current = registry.snapshot().experts
+    planner = _Planner(document, {} if prune else current)
     planner.parse()
     planner.describe(on_expert, on_bytes)
     if planner.problems:
         raise InvalidSpec(sorted(planner.problems, key=lambda problem: problem.line))
-    current = registry.snapshot().experts
     steps = [_step(current.get(name), spec) for name, spec in planner.described.items()]
     removed = [Step("remove", name) for name in current if prune and name not in planner.described]
     return Plan((*steps, *removed), tuple(_warnings(planner.described.values())))

@@ -62,6 +62,8 @@ def read_gguf(path: Path) -> GgufHeader:
         raise SourceError(f"there is no file {path}") from None
     except (OSError, ValueError) as error:
         raise SourceError(f"{path} is not a whole GGUF file: {error}; download or copy it again") from error
+    if header.fields.get("split.count", 1) != 1:
+        raise SourceError(f"{path} is one part of a split GGUF: merge the parts first (llama-gguf-split --merge)")
     if header.architecture not in SUPPORTED_ARCHITECTURES:
         raise SourceError(
             f"{path} is of architecture {header.architecture!r}, which transformers cannot load from GGUF; "

@@ -271,8 +271,8 @@ def _table(specs: Iterable[ExpertSpec]) -> Any:
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("expert", "kind", "base"):
         table.add_column(column, no_wrap=True)
-    for column in ("parameters", "size", "context", "$/Mtok in", "out"):
-        table.add_column(column, justify="right")
+    for column in ("params", "size", "context", "$/M in", "$/M out"):
+        table.add_column(column, justify="right", no_wrap=True)
     for spec in specs:
         prices = () if spec.price is None else (spec.price.input_usd_per_mtok, spec.price.output_usd_per_mtok)
         table.add_row(

@@ -159,6 +159,14 @@ def test_directory_replacement_that_never_wins_says_so(tmp_path: Path, monkeypat
         pass
     assert names(tmp_path) == []
 
+    def denied(self: Path, other: Path) -> None:
+        raise FileNotFoundError if self == target else PermissionError("denied")
+
+    monkeypatch.setattr(Path, "replace", denied)
+    with pytest.raises(PermissionError), atomic_directory(target):
+        pass
+    assert names(tmp_path) == []
+
 
 def _write_directory(target: Path, mark: str, turns: int) -> None:
     for _ in range(turns):

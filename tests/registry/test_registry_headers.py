@@ -220,6 +220,12 @@ def test_unsupported_architectures_are_named_with_the_supported_ones(tmp_path: P
         read_gguf(raw_gguf(tmp_path / "none.gguf", []))
 
 
+def test_parts_of_a_split_gguf_are_not_taken_for_the_whole(tmp_path: Path) -> None:
+    path = raw_gguf(tmp_path / "m-00001-of-00003.gguf", [("split.count", 2, struct.pack("<H", 3))])
+    with pytest.raises(SourceError, match="is one part of a split GGUF: merge the parts first"):
+        read_gguf(path)
+
+
 def test_missing_gguf(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="there is no file"):
         read_gguf(tmp_path / "m.gguf")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from registry import database, store
 from registry.errors import RegistryError, StoreError, UnknownExpert
@@ -255,12 +255,19 @@ def test_a_row_that_another_writer_made_first_is_tried_again(
 
     def insert(connection: Any, new: ExpertSpec) -> ExpertSpec:
         tries.append(new.name)
-        stored = original(connection, new)
-        return stored if len(tries) > 1 else original(connection, new.model_copy(update={"name": "b" * 3}))
+        if len(tries) == 1:
+            connection.execute(store._experts.insert().values(name="a", version=1, current=True, spec="{}"))
+        return original(connection, new)
 
     registry.add(spec("a"))
     monkeypatch.setattr(store, "_insert", insert)
     assert registry.add(spec("b")).version == 1
+    assert tries == ["b", "b"] and [expert.name for expert in registry.list()] == ["a", "b"]
+
+
+def test_any_failure_of_the_database_is_ours() -> None:
+    with pytest.raises(StoreError, match="the registry db cannot be used: odd"), database.translate_errors("db"):
+        raise SQLAlchemyError("odd")
 
 
 class FakeSqlite:
