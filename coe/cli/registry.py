@@ -268,7 +268,7 @@ def _table(specs: Iterable[ExpertSpec]) -> Any:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("expert", "kind", "base"):
         table.add_column(column, no_wrap=True)
     for column in ("params", "size", "context", "$/M in", "$/M out"):
