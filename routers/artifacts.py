@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -125,13 +125,16 @@ def save(
 
 
 def load(
-    folder: Path | str, *, experts: Mapping[str, str | None] | None = None, encoder: Encoder | None = None
+    folder: Path | str,
+    *,
+    experts: Mapping[str, str | None] | None = None,
+    make_encoder: Callable[[str], Encoder] = build_encoder,
 ) -> LoadedRouter:
     """A saved router, checked.
 
     Args:
         experts: name -> digest of the experts that there are; `None` skips the check.
-        encoder: taken instead of the one that the artifact names; its digest must be the same.
+        make_encoder: name -> encoder, to share one between routers or to cache what it encodes.
 
     Raises:
         InvalidArtifact: a file is missing, altered or truncated, the encoder is another one, or the router names an
@@ -151,7 +154,7 @@ def load(
     except UnknownRouterKind as error:
         raise InvalidArtifact(f"{source / META}: {error}") from error
     state = RouterState(arrays, document["settings"])
-    return LoadedRouter(kind.from_state(state, _encoder(meta, encoder, source)), meta)
+    return LoadedRouter(kind.from_state(state, _encoder(meta, make_encoder, source)), meta)
 
 
 def _read_document(source: Path) -> dict[str, Any]:
@@ -228,10 +231,10 @@ def _did_you_mean(name: str, known: Mapping[str, Any]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _encoder(meta: ArtifactMeta, given: Encoder | None, source: Path) -> Encoder | None:
+def _encoder(meta: ArtifactMeta, make: Callable[[str], Encoder], source: Path) -> Encoder | None:
     if meta.encoder is None:
         return None
-    encoder = build_encoder(meta.encoder.name) if given is None else given
+    encoder = make(meta.encoder.name)
     if encoder.digest != meta.encoder.digest:
         raise InvalidArtifact(
             f"the router in {source} was trained with encoder {meta.encoder.name!r} ({meta.encoder.digest[:19]}, "

@@ -105,16 +105,21 @@ class SentenceTransformerEncoder:
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
         with self._lock:
-            vectors = self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+            vectors = self._model.encode(_valid(texts), normalize_embeddings=True, show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float32)
 
     def truncated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """(n,) bool: which texts are longer than `max_tokens`."""
-        if not texts:
-            return np.zeros(0, dtype=bool)
-        with self._lock:
-            ids = self._model.tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
-        return np.array([len(row) > self.max_tokens for row in ids])
+        # No token is shorter than a byte, and two are special: most texts need no tokenizer, and no loaded model.
+        long = np.array(
+            [len(text.encode("utf-8", "surrogatepass")) + 2 > self.max_tokens for text in texts], dtype=bool
+        )
+        if long.any():
+            with self._lock:
+                some = _valid([texts[row] for row in np.flatnonzero(long)])
+                ids = self._model.tokenizer(some, truncation=False, padding=False, verbose=False)["input_ids"]
+            long[long] = [len(row) > self.max_tokens for row in ids]
+        return long
 
     @cached_property
     def _model(self) -> SentenceTransformer:
@@ -157,7 +162,8 @@ class HashingEncoder:
         if not texts:
             return np.zeros((0, self.dim), dtype=np.float32)
         words, grams = self._vectorizers
-        both = np.hstack([words.transform(texts).toarray(), grams.transform(texts).toarray()])
+        valid = _valid(texts)
+        both = np.hstack([words.transform(valid).toarray(), grams.transform(valid).toarray()])
         both[~both.any(axis=1), 0] = 1.0
         return np.asarray(both / np.linalg.norm(both, axis=1, keepdims=True), dtype=np.float32)
 
@@ -188,7 +194,7 @@ class CachedEncoder:
     """
 
     def __init__(
-        self, inner: Encoder, folder: Path | None = None, *, on_progress: Progress | None = None, chunk: int = 512
+        self, inner: Encoder, folder: Path | None = None, *, on_progress: Progress | None = None, chunk: int = 128
     ) -> None:
         self.inner = inner
         self.on_progress = on_progress
@@ -265,9 +271,14 @@ def build_encoder(name: str = DEFAULT_ENCODER) -> Encoder:
         return SentenceTransformerEncoder()
     if kind == "hashing" and (argument.isdecimal() or name == "hashing"):
         return HashingEncoder(int(argument)) if argument else HashingEncoder()
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return SentenceTransformerEncoder(name)
     raise InvalidEncoder(f"no encoder {name!r}: use 'minilm', 'hashing', 'hashing:<dim>' or the folder of a model")
+
+
+def _valid(texts: Sequence[str]) -> list[str]:
+    """The texts without lone surrogates, which JSON may carry and no tokenizer takes."""
+    return [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
 
 
 def _minilm_folder() -> Path:
