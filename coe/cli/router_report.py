@@ -20,20 +20,32 @@ if TYPE_CHECKING:
 
 
 def print_reports(reports: Sequence[RouterReport], *, title: str) -> None:
-    """A table with a row a router, and the marks that it is measured by, from worst to best."""
+    """A table with a row a router, and the marks that they are measured by, from worst to best."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=f"{title}: {reports[0].n_queries:,} queries, {reports[0].n_experts} experts")
-    for heading in ("", "accuracy %", "over best single", "gap recovered", "USD / 1k", "abstained", "ms p50"):
-        table.add_column(heading, justify="left" if heading == "" else "right")
+    queries = f"{title}: {reports[0].n_queries:,} queries, {reports[0].n_experts} experts"
+    table = Table(title=queries, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for heading in ("accuracy", "over best single", "gap", "USD / 1k", "abstains", "ms p50"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for index, report in enumerate(reports):
-        if index and report.baselines != reports[index - 1].baselines:
+        if index and not _agree(report.baselines, reports[index - 1].baselines):
             _add_marks(table, reports[index - 1])
         _add_router(table, report)
-    _add_marks(table, reports[-1])
+    _add_marks(table, max(reports, key=lambda report: len(report.baselines)) if _all_agree(reports) else reports[-1])
     stdout_console().print(table)
     for report in reports:
         _print_use(report)
+
+
+def _agree(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether two routers were measured by the same marks, one of them perhaps by more."""
+    return all(one[name] == other[name] for name in one.keys() & other.keys())
+
+
+def _all_agree(reports: Sequence[RouterReport]) -> bool:
+    return all(_agree(report.baselines, reports[0].baselines) for report in reports)
 
 
 def _add_router(table: Table, report: RouterReport) -> None:
@@ -43,7 +55,7 @@ def _add_router(table: Table, report: RouterReport) -> None:
         gain = f"{100 * report.gain_over_best_single:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
     table.add_row(
         f"[bold]{_escape(report.router)}[/]",
-        f"[bold]{100 * report.accuracy:.2f}[/]",
+        f"[bold]{100 * report.accuracy:.2f}%[/]",
         gain,
         _percent(report.gap_recovered),
         _per_thousand(report.mean_cost),
@@ -57,7 +69,7 @@ def _add_marks(table: Table, report: RouterReport) -> None:
     for name, accuracy in sorted(report.baselines.items(), key=lambda item: item[1]):
         gain = "-" if report.best_single is None else f"{100 * (accuracy - report.best_single):+.2f}"
         cost = _per_thousand(report.baseline_costs[name])
-        table.add_row(name.replace("_", " "), f"{100 * accuracy:.2f}", gain, "", cost, "", "", style="dim")
+        table.add_row(name.replace("_", " "), f"{100 * accuracy:.2f}%", gain, "", cost, "", "", style="dim")
     table.add_section()
 
 
