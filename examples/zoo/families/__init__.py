@@ -1,0 +1,17 @@
+"""The task families of the zoo. Adding one is a file here and a line in the list."""
+
+from __future__ import annotations
+
+from examples.zoo.families.arithmetic import MATH
+from examples.zoo.families.base import Draw, Family, Pool, Row, Split
+from examples.zoo.families.dates import DATES
+from examples.zoo.families.fields import FIELDS
+from examples.zoo.families.intent import INTENT
+from examples.zoo.families.sentiment import SENTIMENT
+from examples.zoo.families.shell import SHELL
+from examples.zoo.families.sql import SQL
+from examples.zoo.families.units import UNITS
+
+FAMILIES = {family.name: family for family in (SQL, SHELL, FIELDS, DATES, UNITS, MATH, SENTIMENT, INTENT)}
+
+__all__ = ["FAMILIES", "Draw", "Family", "Pool", "Row", "Split"]

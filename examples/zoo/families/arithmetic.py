@@ -1,0 +1,87 @@
+"""One-step arithmetic stories -> the sum that solves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Final
+
+from examples.zoo.families.base import Draw, Family, Row, lines, words
+
+_STORIES: Final = MappingProxyType(
+    {
+        "+": lines("""
+            {n} has {a} {x} and buys {b} more. How many {x} does {n} have now?
+            There are {a} {x} on the shelf. {n} puts {b} more there. How many are on the shelf?
+            {n} found {a} {x} on Monday and {b} on Tuesday. How many in all?
+            A box holds {a} {x} and a bag holds {b}. How many {x} are there altogether?
+            {n} had {a} {x} and then got {b} as a present. What is the total?
+            {n} picks {a} {x} before lunch and {b} after lunch. How many {x} were picked?
+            One room has {a} {x}, the other has {b}. What do they come to together?
+            {n} counted {a} {x}, and a friend counted {b} others. How many did the two count?
+            Yesterday {a} {x} were delivered, and today another {b}. How many came in?
+            To the {a} {x} that {n} owned, {b} were added. How many {x} is that?
+        """),
+        "-": lines("""
+            {n} had {a} {x} and gave {b} away. How many {x} are left?
+            Of {a} {x}, {n} lost {b}. How many remain?
+            There were {a} {x} in the box until {n} took {b} out. How many stayed in the box?
+            {n} sold {b} of the {a} {x}. How many are still there?
+            {n} baked {a} {x} and the guests ate {b}. What is left?
+            A shop had {a} {x}, then {b} were sold. How many {x} does it still have?
+            From a pile of {a} {x}, {b} were thrown away. How many are left over?
+            {n} needs {a} {x} and has {b} of them. How many are missing?
+            {b} out of {a} {x} got broken. How many are whole?
+            After {n} used up {b} of the {a} {x}, how many were still there?
+        """),
+        "*": lines("""
+            {n} buys {a} boxes with {b} {x} each. How many {x} is that?
+            There are {a} rows of {b} {x}. How many {x} are there?
+            Each of {a} children brings {b} {x}. How many {x} do they bring?
+            {n} packs {b} {x} into each of {a} bags. How many {x} are packed?
+            {a} tables have {b} {x} each. What is the number of {x}?
+            Every day {n} makes {b} {x}. How many {x} are made in {a} days?
+            {a} shelves carry {b} {x} apiece. How many {x} is that in total?
+            On each of {a} pages {n} draws {b} {x}. How many drawings of {x} are there?
+            {n} fills {a} trays, {b} {x} to a tray. How many {x} are used?
+            A week has {a} shifts and each needs {b} {x}. How many {x} are needed?
+        """),
+    }
+)
+_NAMES = words("""
+    Tom Anna Ben Lucy Max Emma Sam Clara Jack Mia Leo Nina Paul Rosa Tim Julia Omar Kate Luke Sofia Ivan Ruth
+    Adam Lily Noah Grace Carlos Jane Oscar Amy Felix Ella Hugo Alice Victor Zoe David Maria Peter Laura
+""")
+_THINGS = words("""
+    apples books coins pens cards stamps shells eggs toys balls cups plates flowers stickers marbles cookies
+    pencils buttons oranges candles bottles chairs letters keys photos stones leaves tickets hats socks lemons
+    spoons boxes beads nuts pears magnets ribbons posters muffins
+""")
+_OPERATIONS: Final[MappingProxyType[str, Callable[[int, int], int]]] = MappingProxyType(
+    {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+)
+
+
+def _make(draw: Draw) -> Row:
+    operation = draw.rng.choice(tuple(_STORIES))
+    if operation == "*":
+        a, b = draw.rng.randrange(2, 10), draw.rng.randrange(2, 10)
+    else:
+        a, b = draw.rng.randrange(11, 60), draw.rng.randrange(2, 10)
+    story = draw.pick(_STORIES[operation]).format(n=draw.pick(_NAMES), x=draw.pick(_THINGS), a=a, b=b)
+    result = str(_OPERATIONS[operation](a, b))
+    return Row(story, result, completion=f"{a} {operation} {b} = {result}")
+
+
+MATH = Family(
+    name="math",
+    about="one-step arithmetic stories, to the sum that solves them",
+    grader="number",
+    max_tokens=20,
+    make=_make,
+    pools={
+        "names": _NAMES,
+        "things": _THINGS,
+        **{f"stories_{sign}": pool for sign, pool in _STORIES.items()},
+    },
+)
