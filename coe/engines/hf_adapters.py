@@ -1,0 +1,155 @@
+"""LoRA adapters on a resident base: read safely, kept in a few slots, mixed in one batch."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from coe.engines.base import Adapter
+from coe.engines.hf_batch import adapter_key
+from coe.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS: Final = "adapter_model.safetensors"
+CONFIG: Final = "adapter_config.json"
+_BASE: Final = "__base__"  # peft's name for "no adapter" in a mixed batch
+_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
+    "use_dora": (False, None),
+    "bias": ("none", None),
+    "modules_to_save": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "alora_invocation_tokens": (None, []),
+    "lora_bias": (False, None),
+}
+"""Settings that a mixed batch cannot hold, with the values that mean "not used"."""
+
+
+class AdapterSlots:
+    """The adapters of one base model; only its worker thread calls this.
+
+    An adapter is loaded when first used and stays until its slot is needed for another: the least recently used one
+    goes, never one of the batch at hand. Adapters are told apart by content, so a new version under an old name is
+    loaded anew. Their weights take the base's device and dtype.
+
+    Args:
+        model: a transformers causal model; peft wraps its layers in place at the first adapter.
+        base: the base's name, for messages.
+        n_slots: most adapters resident at once.
+    """
+
+    def __init__(self, model: Any, base: str, n_slots: int) -> None:
+        self._model = model
+        self._base = base
+        self._n_slots = n_slots
+        self._slots: OrderedDict[str, str] = OrderedDict()  # key -> peft's name, least recently used first
+        self._n_loaded = 0
+        self._peft: Any = None
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def acquire(self, adapter: Adapter, in_use: Collection[str] = ()) -> str:
+        """Peft's name of the adapter, loaded where needed.
+
+        Args:
+            in_use: names that must stay.
+
+        Raises:
+            WeightsError: the adapter's files are missing, unsafe or do not fit the base.
+        """
+        key = adapter_key(adapter)
+        if key not in self._slots:
+            config, weights = _read(adapter)
+            self._evict(in_use)
+            self._slots[key] = self._inject(adapter, config, weights)
+        self._slots.move_to_end(key)
+        return self._slots[key]
+
+    def generate(self, names: Sequence[str | None], **kwargs: Any) -> None:
+        """`model.generate(**kwargs)` with the adapter of each row, `None` for the bare base.
+
+        A batch of one kind takes the short way; only a mixed one pays for running each adapter on its own rows.
+        """
+        kinds = set(names)
+        if self._peft is None or not self._slots:
+            self._model.generate(**kwargs)
+        elif kinds == {None}:
+            with self._peft.disable_adapter():
+                self._model.generate(**kwargs)
+        elif len(kinds) == 1:
+            self._peft.set_adapter(names[0], inference_mode=True)
+            self._model.generate(**kwargs)
+        else:
+            self._peft.generate(adapter_names=[name or _BASE for name in names], **kwargs)
+
+    def _evict(self, in_use: Collection[str]) -> None:
+        if len(self._slots) >= self._n_slots:
+            key = next(key for key, name in self._slots.items() if name not in in_use)
+            self._peft.delete_adapter(self._slots.pop(key))
+
+    def _inject(self, adapter: Adapter, config: Any, weights: dict[str, Tensor]) -> str:
+        from peft import PeftModelForCausalLM, set_peft_model_state_dict
+
+        self._n_loaded += 1
+        name = f"slot{self._n_loaded}"
+        where = {"dtype": self._model.dtype, "device": self._model.device}
+        try:
+            if self._peft is None:
+                self._peft = PeftModelForCausalLM(self._model, config, name, autocast_adapter_dtype=False)
+            else:
+                self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
+            weights = {key: tensor.to(**where) for key, tensor in weights.items()}
+            result: Any = set_peft_model_state_dict(self._peft, weights, adapter_name=name)
+            missing = [key for key in result.missing_keys if f".{name}." in key]
+            if missing or result.unexpected_keys:
+                lost = ", ".join([*missing, *result.unexpected_keys][:3])
+                raise ValueError(f"its weights and the base's layers do not correspond, as in {lost}")
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+            self._discard(name)
+            raise WeightsError(
+                f"adapter {adapter.spec.name!r} ({adapter.path}) does not fit its base {self._base!r}: {error}"
+            ) from error
+        self._peft.eval()
+        self._peft.requires_grad_(False)
+        return name
+
+    def _discard(self, name: str) -> None:
+        if self._peft is not None:
+            with suppress(ValueError):  # it never came as far as being known
+                self._peft.delete_adapter(name)
+
+
+def _read(adapter: Adapter) -> tuple[Any, dict[str, Tensor]]:
+    """The config and weights of an adapter's folder: JSON and safetensors, no pickle, nothing executed."""
+    import torch
+    from peft import LoraConfig
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    where = f"adapter {adapter.spec.name!r} ({adapter.path})"
+    for file in (CONFIG, WEIGHTS):
+        if not (adapter.path / file).is_file():
+            raise WeightsError(f"{where} has no {file}: only LoRA adapters in safetensors can be loaded")
+    try:
+        _check_config(json.loads((adapter.path / CONFIG).read_text(encoding="utf-8")))
+        config = LoraConfig.from_pretrained(str(adapter.path), inference_mode=True)
+        weights = load_file(adapter.path / WEIGHTS)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise WeightsError(f"{where} cannot be read: {error}") from error
+    broken = next((key for key, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
+    if broken is not None:
+        raise WeightsError(f"{where} has weights that are not finite numbers, in {broken}")
+    return config, weights
+
+
+def _check_config(config: Any) -> None:
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ValueError(f"{CONFIG} is of peft_type {config.get('peft_type') if isinstance(config, dict) else None!r}")
+    for setting, neutral in _NEUTRAL.items():
+        if config.get(setting) not in neutral and setting in config:
+            raise ValueError(f"{CONFIG} sets {setting}, which adapters that share a batch cannot have")

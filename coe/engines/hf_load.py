@@ -1,0 +1,195 @@
+"""Loading a causal model for `hf`: where it goes, whether it fits, and what its files may not do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from traceback import clear_frames
+from typing import TYPE_CHECKING, Any, Final
+
+from coe.errors import CoeError, ConfigError, EngineError, OutOfMemory, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+_DTYPES: Final = ("bfloat16", "float16", "float32")
+_LOW_MEMORY_TEXTS: Final = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in memory and what is needed to talk to it.
+
+    Attributes:
+        model: a transformers causal language model, in evaluation mode.
+        tokenizer: its tokenizer.
+        eos: token ids that end an answer, from the generation config, the config and the tokenizer.
+        context_length: tokens of prompt and answer together.
+        cache_bytes_per_token: bytes that a token of one row takes in the key-value cache.
+    """
+
+    model: Any
+    tokenizer: Any
+    eos: frozenset[int]
+    context_length: int
+    cache_bytes_per_token: int
+
+
+def choose_device(device: str) -> str:
+    """`auto` is CUDA, else Apple's MPS, else the CPU; anything else is taken as a torch device.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if not there.get(device.partition(":")[0], False):
+        usable = ", ".join(name for name, is_there in there.items() if is_there)
+        raise ConfigError(f"device {device!r} is not there; this machine has: {usable} ('auto' chooses)")
+    return device
+
+
+def choose_dtype(dtype: str, device: str) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware computes in it, else float16 on an accelerator and float32 on a CPU.
+
+    Raises:
+        ConfigError: no such dtype.
+    """
+    import torch
+
+    if dtype != "auto":
+        if dtype not in _DTYPES:
+            raise ConfigError(f"dtype {dtype!r} is not supported; there are: auto, {', '.join(_DTYPES)}")
+        chosen: torch.dtype = getattr(torch, dtype)
+        return chosen
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device == "mps":
+        return torch.bfloat16
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def free_bytes(device: str) -> int:
+    """Bytes that can still be taken on a device; Apple's accelerators share the host's memory."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil  # type: ignore[import-untyped]  # has no stubs of its own
+
+    return int(psutil.virtual_memory().available)
+
+
+def require_memory(name: str, needed: int, device: str, free: Callable[[str], int] = free_bytes) -> None:
+    """Raises OutOfMemory where the device has less than `needed` bytes free."""
+    available = free(device)
+    if needed > available:
+        raise OutOfMemory(
+            f"{name!r} needs {needed / 2**20:.0f} MiB on {device} and {available / 2**20:.0f} MiB are free: "
+            "stop other programs, or choose a smaller expert"
+        )
+
+
+def load_model(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel:
+    """Load a folder in the Hugging Face layout: local files, safetensors, no code from the folder.
+
+    Raises:
+        WeightsError: files missing, truncated, of other shapes or of an unsupported architecture.
+        OutOfMemory: memory ran out while loading.
+    """
+    if not (path / "config.json").is_file():
+        raise WeightsError(f"{name!r}: {path} has no config.json: it is not the folder of a model")
+    if (path / "adapter_config.json").exists():
+        raise WeightsError(f"{name!r}: {path} holds an adapter: register it with kind 'adapter' and its base")
+    with translate(f"{name!r} cannot be loaded from {path}", WeightsError):
+        return _load(name, path, device, dtype)
+
+
+def _load(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    with _quiet_progress():
+        config = AutoConfig.from_pretrained(path, **local)
+        if "/" in str(getattr(config, "_attn_implementation", "")):
+            raise WeightsError(f"{name!r}: config.json asks for attention code from a repository, which is never run")
+        tokenizer = AutoTokenizer.from_pretrained(path, **local)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            device_map=None if device == "cpu" else {"": device},
+            **local,
+        )
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise WeightsError(f"{name!r}: {path} lacks {len(missing)} of the model's weights, such as {missing[0]}")
+    model.eval().requires_grad_(False)
+    return _describe(model, tokenizer)
+
+
+def _describe(model: Any, tokenizer: Any) -> LoadedModel:
+    text = model.config.get_text_config()
+    eos = _ids(model.generation_config.eos_token_id) | _ids(text.eos_token_id) | _ids(tokenizer.eos_token_id)
+    # What a repository recommends for sampling must not change what a request asks for.
+    model.generation_config = type(model.generation_config)()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        eos=eos,
+        context_length=int(getattr(text, "max_position_embeddings", None) or tokenizer.model_max_length),
+        cache_bytes_per_token=2 * text.num_hidden_layers * heads * head_dim * model.dtype.itemsize,
+    )
+
+
+def _ids(value: int | list[int] | None) -> frozenset[int]:
+    if value is None:
+        return frozenset()
+    return frozenset(value if isinstance(value, list) else [value])
+
+
+@contextmanager
+def _quiet_progress() -> Iterator[None]:
+    """No bars of transformers' own: the program that loads shows its progress."""
+    from transformers.utils import logging as module
+
+    logging: Any = module
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def translate(what: str, error_class: type[EngineError]) -> Iterator[None]:
+    """Turn what torch, transformers and safetensors raise into `error_class`, or OutOfMemory where that was it."""
+    try:
+        yield
+    except CoeError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            clear_frames(error.__traceback__)  # which hold the tensors that did not fit
+            raise OutOfMemory(f"{what}: memory ran out ({error})") from error
+        raise error_class(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch says so on a CPU only in the text of a RuntimeError."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(t in str(error).lower() for t in _LOW_MEMORY_TEXTS)

@@ -1,0 +1,118 @@
+"""TextStream: pieces that are whole characters and never a part of a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coe.engines.hf_text import TextStream
+
+
+def decode_bytes(tokens: Sequence[int]) -> str:
+    return bytes(tokens).decode("utf-8", errors="replace")
+
+
+def pieces(data: bytes, stop: Sequence[str] = ()) -> tuple[list[str], bool]:
+    stream, out = TextStream(decode_bytes, stop), []
+    for byte in data:
+        stream.push(byte)
+        out.append(stream.take())
+        if stream.stopped:
+            return out, True
+    return [*out, stream.take(last=True)], False
+
+
+def test_a_character_comes_out_when_its_last_byte_is_there() -> None:
+    out, _ = pieces("a€🙂é".encode())
+    assert out == ["a", "", "", "€", "", "", "", "🙂", "", "é", ""]
+
+
+def test_a_character_cut_off_by_the_end_shows_as_unfinished() -> None:
+    out, _ = pieces("a€".encode()[:-1])
+    assert out == ["a", "", "", "\ufffd"]
+
+
+def test_invalid_bytes_come_out_when_something_follows_or_after_a_while() -> None:
+    assert "".join(pieces(b"\xff\xffab")[0]) == "\ufffd\ufffdab"
+    out, _ = pieces(b"\xff" * 100)
+    assert "".join(out) == "\ufffd" * 100
+    assert out[64] == "\ufffd" * 65  # not held until the end
+
+
+@given(st.binary(max_size=60))
+@settings(deadline=None)
+def test_pieces_joined_are_the_text_decoded_at_once(data: bytes) -> None:
+    assert "".join(pieces(data)[0]) == decode_bytes(list(data))
+
+
+@pytest.mark.parametrize(
+    ("stop", "shown", "stopped"),
+    [
+        (["END"], "so it ", True),
+        (["it END", "xyz"], "so ", True),
+        (["EN", "END"], "so it ", True),
+        (["ENDE"], "so it END here", False),
+        (["here", "re"], "so it END ", True),
+        (["herein"], "so it END here", False),
+    ],
+)
+def test_text_ends_before_the_first_stop_string_and_no_part_of_it_slips_out(
+    stop: list[str], shown: str, stopped: bool
+) -> None:
+    out, ended = pieces(b"so it END here", stop)
+    assert ("".join(out), ended) == (shown, stopped)
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+@settings(deadline=None)
+def test_stop_strings_cut_as_on_the_whole_text(text: str, stop: list[str]) -> None:
+    cuts = [text.index(s) + len(s) for s in stop if s in text]
+    out, stopped = pieces(text.encode(), stop)
+    assert stopped == bool(cuts)
+    read = text[: min(cuts, default=len(text))]  # generation ends with the first stop string that is complete
+    assert "".join(out) == read[: min((read.index(s) for s in stop if s in read), default=len(read))]
+
+
+def test_nothing_follows_a_stop_and_held_text_comes_at_the_end() -> None:
+    stream = TextStream(decode_bytes, ["ab"])
+    assert stream.watches
+    for byte in b"xa":
+        stream.push(byte)
+    assert stream.take() == "x"
+    assert stream.take(last=True) == "a"
+    assert (stream.take(), stream.stopped) == ("", False)
+    for byte in b"abc":
+        stream.push(byte)
+    assert (stream.take(), stream.stopped, stream.take(last=True)) == ("", True, "")
+    assert not TextStream(decode_bytes).watches
+
+
+def test_words_keep_their_spaces_with_a_tokenizer_that_drops_the_first() -> None:
+    words = ["▁the", "▁end", "s", "▁here"]
+
+    def decode(tokens: Sequence[int]) -> str:
+        return "".join(words[t] for t in tokens).replace("▁", " ").removeprefix(" ")
+
+    stream, out = TextStream(decode), []
+    for token in (0, 1, 2, 3):
+        stream.push(token)
+        out.append(stream.take())
+    assert out == ["the", " end", "s", " here"]
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_real_tokenizer_decodes_the_same_in_pieces(tokenizer: Any, every: int) -> None:
+    text = "the answer: naïve 日本 🙂, end of the end"
+    stream, out = TextStream(partial(tokenizer.decode, skip_special_tokens=True)), []
+    for i, token in enumerate(tokenizer(text)["input_ids"]):
+        stream.push(token)
+        if i % every == 0:
+            out.append(stream.take())
+    assert "".join(out) + stream.take(last=True) == text
+    assert len(out) > 3
+    assert not any("\ufffd" in piece for piece in out)
