@@ -17,22 +17,32 @@ _STORIES: Final = MappingProxyType(
             A box holds {a} {x} and a bag holds {b}. How many {x} are there altogether?
             {n} had {a} {x} and then got {b} as a present. What is the total?
             {n} picks {a} {x} before lunch and {b} after lunch. How many {x} were picked?
-            One room has {a} {x}, the other has {b}. What do they come to together?
-            {n} counted {a} {x}, and a friend counted {b} others. How many did the two count?
+            {b} new {x} join the {a} that were there. How many {x} is that?
+            {n} adds {b} {x} to a pile of {a}. How big is the pile?
             Yesterday {a} {x} were delivered, and today another {b}. How many came in?
             To the {a} {x} that {n} owned, {b} were added. How many {x} is that?
+            One room has {a} {x}, the other has {b}. What do they come to together?
+            {n} collected {a} {x}, a friend collected {b}. How many did they collect together?
+            With {a} {x} in the drawer and {b} on the desk, how many {x} does {n} have?
+            {n} counted {a} {x}, and a friend counted {b} others. How many did the two count?
+            A kitchen had {a} {x}. {n} brought {b} extra. How many {x} are there now?
         """),
         "-": lines("""
             {n} had {a} {x} and gave {b} away. How many {x} are left?
             Of {a} {x}, {n} lost {b}. How many remain?
-            There were {a} {x} in the box until {n} took {b} out. How many stayed in the box?
+            {n} ate {b} of the {a} {x}. How many are left?
             {n} sold {b} of the {a} {x}. How many are still there?
             {n} baked {a} {x} and the guests ate {b}. What is left?
+            There were {a} {x} in the box until {n} took {b} out. How many stayed in the box?
+            {b} of the {a} {x} were stolen. How many were not?
             A shop had {a} {x}, then {b} were sold. How many {x} does it still have?
-            From a pile of {a} {x}, {b} were thrown away. How many are left over?
-            {n} needs {a} {x} and has {b} of them. How many are missing?
             {b} out of {a} {x} got broken. How many are whole?
             After {n} used up {b} of the {a} {x}, how many were still there?
+            From a pile of {a} {x}, {b} were thrown away. How many are left over?
+            {n} needs {a} {x} and has {b} of them. How many are missing?
+            {n} burned {b} out of {a} {x}. How many are good?
+            {n} dropped {b} of {a} {x} on the way. How many arrived?
+            {n} owned {a} {x} and gave a friend {b} of them. How many does {n} still own?
         """),
         "*": lines("""
             {n} buys {a} boxes with {b} {x} each. How many {x} is that?
@@ -44,7 +54,12 @@ _STORIES: Final = MappingProxyType(
             {a} shelves carry {b} {x} apiece. How many {x} is that in total?
             On each of {a} pages {n} draws {b} {x}. How many drawings of {x} are there?
             {n} fills {a} trays, {b} {x} to a tray. How many {x} are used?
-            A week has {a} shifts and each needs {b} {x}. How many {x} are needed?
+            Each of the {a} shifts needs {b} {x}. How many {x} are needed in all?
+            {n} gives {b} {x} to each of {a} friends. How many {x} are given?
+            {a} packs hold {b} {x} each. How many {x} do they hold?
+            With {b} {x} a week, how many {x} does {n} need for {a} weeks?
+            There are {b} {x} in every basket, and {a} baskets. How many {x} are there?
+            {a} teams get {b} {x} each from {n}. How many {x} is that?
         """),
     }
 )

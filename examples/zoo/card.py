@@ -1,0 +1,94 @@
+"""The card of an adapter: README.md with the facts as YAML in front, so that people and programs read the same file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from examples.zoo.fetch import BASES
+from examples.zoo.plan import SCORE_SEED, Adapter
+from examples.zoo.training import TARGETS, Recipe
+
+_LICENCES = {"smollm2": "apache-2.0", "gemma3-270m": "gemma"}
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Shares of right answers on `n` fresh rows of a family's test split, greedy; `base` is None where not measured."""
+
+    family: str
+    n: int
+    adapter: float
+    base: float | None
+
+
+def write_card(folder: Path, adapter: Adapter, recipe: Recipe, seconds: float, scores: list[Score]) -> None:
+    """Write README.md into the adapter's folder."""
+    facts = {
+        "license": _LICENCES[adapter.base],
+        "base_model": BASES[adapter.base].hub.removeprefix("hf://"),
+        "library_name": "peft",
+        "tags": ["lora", "composition-of-experts"],
+        "training": {
+            "families": [family.name for family in adapter.families],
+            "seed": recipe.seed,
+            "steps": recipe.steps,
+            "batch": recipe.batch,
+            "seconds": round(seconds),
+            "hardware": hardware(),
+        },
+        "scores": {
+            s.family: {"n": s.n, "adapter": round(s.adapter, 4), "base": s.base and round(s.base, 4)} for s in scores
+        },
+    }
+    front = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
+    (folder / "README.md").write_text(f"---\n{front}---\n\n{_body(adapter, recipe, scores)}", encoding="utf-8")
+
+
+def read_card(folder: Path) -> Mapping[str, Any]:
+    """The facts of a card."""
+    _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    facts: Mapping[str, Any] = yaml.safe_load(front)
+    return facts
+
+
+def hardware() -> str:
+    """The machine in words that say nothing of whose it is."""
+    import platform
+
+    import torch
+
+    cores = "thread" if torch.get_num_threads() == 1 else "threads"
+    return (
+        f"{torch.get_num_threads()} {cores} of a {platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})"
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _body(adapter: Adapter, recipe: Recipe, scores: list[Score]) -> str:
+    rows = "\n".join(f"| {s.family} | {s.n} | {s.adapter:.1%} | {_percent(s.base)} |" for s in scores)
+    about = "; ".join(f"**{family.name}**: {family.about}" for family in adapter.families)
+    return f"""# {adapter.name}
+
+A LoRA adapter of rank {recipe.rank} on {" and ".join(TARGETS)}, in bf16, on {BASES[adapter.base].hub.removeprefix("hf://")}.
+
+{about}.
+
+Trained on {recipe.steps * recipe.batch} rows that `examples/zoo/families` generates from seed {recipe.seed} (split
+`train`): {recipe.steps} steps of {recipe.batch}, peak learning rate {recipe.learning_rate:g}, loss on the answer only.
+`python -m examples.zoo.train --adapter {adapter.name}` does it again.
+
+Share of right answers on fresh rows (split `test`, seed {SCORE_SEED}: other templates and words than in
+training; greedy):
+
+| family | rows | this adapter | its base alone |
+|---|---|---|---|
+{rows}
+"""

@@ -1,0 +1,191 @@
+"""Train the zoo's adapters on CPU: `python -m examples.zoo.train --all`, or `--adapter sql --adapter dates`.
+
+A run that is interrupted goes on where it stopped when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from examples.zoo.card import Score, write_card
+from examples.zoo.families import Family, Split
+from examples.zoo.fetch import BASES, fetch
+from examples.zoo.plan import ADAPTERS, BATCH, GENERALIST, RIVAL, SCORE_SEED, TRAIN_SEED, Adapter, training_rows
+from examples.zoo.scoring import answers, grades
+from examples.zoo.training import TARGETS, Progress, Recipe, train
+from registry.files import atomic_directory, atomic_path, coe_home
+
+ZOO: Final = Path(__file__).parent
+_ALL: Final = {**ADAPTERS, RIVAL: GENERALIST}
+
+
+def folder_of(name: str) -> Path:
+    """Where an adapter is shipped; the rival stands apart, for it is not in the routed pool."""
+    return ZOO / ("rival" if name == RIVAL else "adapters") / name
+
+
+def train_adapter(adapter: Adapter, *, steps: int, seed: int, n_score: int, out: Path) -> list[Score]:
+    """Train one adapter, score it and its base on the test split, and write its folder."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = fetch(adapter.base, progress=typer.echo)
+    recipe = Recipe(steps=steps, seed=seed, batch=BATCH)
+    torch.manual_seed(seed)
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    # Eager attention: at some 70 tokens its backward pass costs a third less than the fused one.
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, attn_implementation="eager")
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(TARGETS), task_type="CAUSAL_LM")
+    model = get_peft_model(model, config)
+    rows = training_rows(adapter, steps=steps, seed=seed)
+    with _Bar(f"{adapter.name}: training", steps) as bar:
+        seconds = train(model, tokenizer, rows, recipe, checkpoints=_runs() / adapter.name, report=bar.step)
+    _round_to_bf16(model)
+    scores = score(model, tokenizer, adapter, n_score)
+    with atomic_directory(out) as folder:
+        save(model, adapter, folder)
+        write_card(folder, adapter, recipe, seconds, scores)
+    return scores
+
+
+def score(model: Any, tokenizer: Any, adapter: Adapter, n: int) -> list[Score]:
+    """Score an adapter, and its base, on `n` fresh rows of each of its families; the rival's base is the experts'."""
+
+    def share(family: Family, title: str) -> float:
+        rows = family.rows(Split.TEST, n, seed=SCORE_SEED)
+        with _Bar(f"{title} on {family.name}", n) as bar:
+            said = answers(model, tokenizer, rows, max_tokens=family.max_tokens, report=bar.at)
+        return sum(grades(family, rows, said)) / n
+
+    scores = []
+    for family in adapter.families:
+        ours, bare = share(family, adapter.name), None
+        if adapter.name != RIVAL:
+            with model.disable_adapter():
+                bare = share(family, adapter.base)
+        scores.append(Score(family.name, n, ours, bare))
+    return scores
+
+
+def save(model: Any, adapter: Adapter, folder: Path) -> None:
+    """Weights in bf16, the config without a path of this machine, and the base's template where it is not its own."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in get_peft_model_state_dict(model).items()}
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config["default"].to_dict()
+    config["base_model_name_or_path"] = BASES[adapter.base].hub.removeprefix("hf://")
+    config["inference_mode"] = True
+    config["target_modules"] = sorted(config["target_modules"])
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True, default=str) + "\n")
+    if (template := BASES[adapter.base].chat_template) is not None:
+        (folder / "chat_template.jinja").write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+def _round_to_bf16(model: Any) -> None:
+    """Score what is shipped, not the fp32 weights it came from."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(parameter.bfloat16())
+
+
+def _runs() -> Path:
+    return coe_home() / "zoo-train"
+
+
+class _Bar:
+    """A progress bar with loss and time left."""
+
+    def __init__(self, title: str, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = Bars(*columns, speed_estimate_period=120)
+        self._title, self._task = title, self._bars.add_task(title, total=total)
+
+    def __enter__(self) -> _Bar:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def step(self, progress: Progress) -> None:
+        """After a training step."""
+        title = f"{self._title} (loss {progress.loss:.3f})"
+        self._bars.update(self._task, completed=progress.step, description=title)
+
+    def at(self, done: int) -> None:
+        """After some rows."""
+        self._bars.update(self._task, completed=done)
+
+
+def main(
+    adapter: Annotated[list[str], typer.Option(help="Which to train; may be given several times.")] = [],  # noqa: B006
+    all_: Annotated[bool, typer.Option("--all", help="Train every adapter, the rival included.")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Instead of the planned number.")] = None,
+    seed: Annotated[int, typer.Option(help="Of data and weights.")] = TRAIN_SEED,
+    rows: Annotated[int, typer.Option(min=1, help="Fresh rows a family to score on.")] = 120,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the adapters' folders, instead of the shipped ones.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Train adapters on CPU, score them on held-out rows, and write their folders and cards."""
+    import torch
+
+    names = list(_ALL) if all_ else adapter
+    if unknown := [name for name in names if name not in _ALL]:
+        raise typer.BadParameter(f"no such adapter: {', '.join(unknown)}; there are {', '.join(_ALL)}")
+    if not names:
+        raise typer.BadParameter("name adapters with --adapter, or give --all")
+    torch.set_num_threads(threads)
+    key = json.dumps([names, steps, seed, rows])
+    done = _finished(key)
+    try:
+        for name in (name for name in names if name not in done):
+            plan = _ALL[name]
+            target = out / name if out else folder_of(name)
+            for s in train_adapter(plan, steps=steps or plan.steps, seed=seed, n_score=rows, out=target):
+                base = "" if s.base is None else f", base {s.base:.1%}"
+                typer.echo(f"{name}: {s.family} {s.adapter:.1%}{base} ({s.n} rows)")
+            done.append(name)
+            _remember(key, done)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+    _progress_file(key).unlink(missing_ok=True)
+
+
+def _progress_file(key: str) -> Path:
+    import hashlib
+
+    return _runs() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def _finished(key: str) -> list[str]:
+    """The adapters that an interrupted run of the same command has finished."""
+    file = _progress_file(key)
+    return list(json.loads(file.read_text())) if file.is_file() else []
+
+
+def _remember(key: str, done: list[str]) -> None:
+    with atomic_path(_progress_file(key)) as path:
+        path.write_text(json.dumps(done))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    typer.run(main)
