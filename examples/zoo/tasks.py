@@ -1,9 +1,9 @@
-"""Write the families as tasks for `coe eval`: `python -m examples.zoo.tasks --split valid --n 40 --out DIR`."""
+"""Write the families as tasks for `coe eval`: `python -m examples.zoo.tasks`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +14,11 @@ from examples.zoo.families import FAMILIES, Family, Row, Split
 from registry.files import atomic_path
 
 
-def write_task(family: Family, rows: Sequence[Row], folder: Path, *, prefix: str) -> Path:
-    """Write `<family>.yaml` and `<family>.jsonl` into `folder`; ids begin with `prefix`. Returns the YAML."""
+def write_task(family: Family, rows: Mapping[str, Row], folder: Path) -> Path:
+    """Write `<family>.yaml` and `<family>.jsonl` into `folder`; ids are prefixed by the family. Returns the YAML."""
     data = [
-        {"id": f"{prefix}-{family.name}-{i:03d}", "prompt": row.prompt, "answer": row.answer, **row.extras}
-        for i, row in enumerate(rows)
+        {"id": f"{family.name}-{name}", "prompt": row.prompt, "answer": row.answer, **row.extras}
+        for name, row in rows.items()
     ]
     task = {
         "name": family.name,
@@ -37,14 +37,20 @@ def write_task(family: Family, rows: Sequence[Row], folder: Path, *, prefix: str
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder to write to.")],
-    split: Annotated[Split, typer.Option(help="Which templates and words.")] = Split.TEST,
-    seed: Annotated[int, typer.Option()] = 1,
-    n: Annotated[int, typer.Option(min=1, help="Rows a family.")] = 40,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(__file__).parent / "tasks",
+    split: Annotated[list[Split], typer.Option(help="Which templates and words; may be given several times.")] = [  # noqa: B006
+        Split.TRAIN,
+        Split.VALID,
+    ],
+    seed: Annotated[int, typer.Option(help="Of the rows; another one than the adapters were trained on.")] = 1,
+    n: Annotated[int, typer.Option(min=1, help="Rows a family and split.")] = 20,
 ) -> None:
-    """Write one task a family."""
+    """Write one task a family; as it stands, the tasks that the shipped outcomes were measured on."""
     for family in FAMILIES.values():
-        typer.echo(write_task(family, family.rows(split, n, seed=seed), out, prefix=f"{split}-{seed}"))
+        rows = {
+            f"{which}-{seed}-{i:03d}": row for which in split for i, row in enumerate(family.rows(which, n, seed=seed))
+        }
+        typer.echo(write_task(family, rows, out))
 
 
 if __name__ == "__main__":
