@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from routers.abstention import Doubt, Thresholds, normalised_entropy, tune_thresholds
 from routers.base import Estimate, Query, RouterState
-from routers.category_model import CategoryModel
+from routers.category_model import CategoryModel, Choice, choose
 from routers.classifiers import (
     Classifier,
     ClassifierName,
@@ -40,20 +40,24 @@ class CategoryRouter:
     From the paper: the two steps (text embedding -> classifier -> category; category -> expert from the experts' scores
     in each category under a parameter budget, cumulative or average active), and that uncertain prompts go to a general
     category. Ours: the classifiers beside kNN and their temperature scaling, the integer programme (`routers.mapping`),
-    shrinkage of rare categories towards the table's mean, the two tests of doubt and how their thresholds are chosen
-    (`routers.abstention`).
+    scores w_mk that are means over the queries which the classifier, not having seen them, puts into category m (each
+    query counts by its probabilities), their shrinkage towards the table's mean, the choice by expected score, the two
+    tests of doubt and how their thresholds are chosen (`routers.abstention`).
 
     The estimate has quality (n, K) = sum_m P(category m) w_mk, the expected score; for a query that abstains, the
-    experts' mean scores. `eligible` is the mapped expert alone, or the generalist. `ood` is the share of held-out
-    training queries that lie nearer to the training data. `confidence` is the calibrated probability that the query's
-    category is one that the map gives to the chosen expert: that the decision would stand if the category were known.
+    experts' mean scores. `eligible` is the chosen expert alone: the mapped one, or the generalist. `ood` is the share
+    of held-out training queries that lie nearer to the training data. `confidence` is the calibrated probability that
+    the query's category is one that the map gives to the chosen expert.
 
     Args:
         classifier: `logistic`, `linear-svm` or `knn`.
         c: inverse regularisation of the first two; k: neighbours of the last.
         label_column: the table's column of categories when training; `None` takes its domains, or where it has none
             k-means clusters of the embeddings, `n_clusters` of them. A query's own label is never read.
-        shrinkage: mean scores of a category are averaged with so many queries of the table's mean.
+        shrinkage: the scores of a category are averaged with so many queries of the table's mean.
+        choice: `category` asks the expert of the likeliest category; `expected` the one of highest expected score among
+            all that the map keeps. `None` takes `category` under an average-active budget, which the other would not
+            keep to, else `expected`.
         budget: most footprint, `None` for no limit; budget_kind: `cumulative` or `average-active`.
         footprints: parameters or price of each expert, in the budget's unit; `None` takes the table's mean costs.
         general: the expert that answers in doubt; not checked against the budget. `None` takes the best of the table
@@ -77,7 +81,8 @@ class CategoryRouter:
         k: int = 15,
         label_column: str | None = None,
         n_clusters: int = 16,
-        shrinkage: float = 20.0,
+        shrinkage: float = 10.0,
+        choice: Choice | None = None,
         budget: float | None = None,
         budget_kind: BudgetKind = "average-active",
         footprints: Mapping[str, float] | None = None,
@@ -93,6 +98,7 @@ class CategoryRouter:
         self.shrinkage = _within("shrinkage", shrinkage, 0)
         self.budget = None if budget is None else Budget(budget, budget_kind)
         self.footprints = None if footprints is None else dict(footprints)
+        self.choice = _choice(choice, self.budget)
         self.general = general
         self.max_abstain = _within("max_abstain", max_abstain, 0, 1)
         self.ood_prompts = tuple(ood_prompts)
@@ -126,30 +132,32 @@ class CategoryRouter:
         x = embed(self.encoder, table.prompts)
         categories, y = self._categories(table, x)
         footprints = self._footprints(table)
-        scores = self._by_category(table.scores, y)
-        expert_of = map_categories(np.bincount(y), scores, footprints, self.budget)
-        general = self._general(table, expert_of, footprints)
         classifier = fit_classifier(self.classifier, x, y)
         rng = np.random.default_rng(self.seed)
-        seen_afresh = cross_fit(self.classifier, x, y, rng)
-        foreign = self._foreign(classifier, x, y, seen_afresh.temperature, rng)
-        routed = expert_of[seen_afresh.logits.argmax(axis=1)]
-        gain = table.scores[seen_afresh.rows, general] - table.scores[seen_afresh.rows, routed]
-        doubt = seen_afresh.doubt()
+        unseen = cross_fit(self.classifier, x, y, rng)
+        members = unseen.memberships(y)
+        scores = self._by_category(table.scores, members)
+        expert_of = map_categories(members.sum(axis=0), scores, footprints, self.budget)
+        general = self._general(table, expert_of, footprints)
+        foreign = self._foreign(classifier, x, y, unseen.temperature, rng)
+        doubt, rows = unseen.doubt(), unseen.rows
+        routed = choose(members[rows], expert_of, scores, self.choice)
+        gain = table.scores[rows, general] - table.scores[rows, routed]
         costs = table.costs_usd
         self._model = CategoryModel(
             experts=table.experts,
             categories=categories,
             vectors=x,
             classifier=classifier,
-            temperature=seen_afresh.temperature,
+            temperature=unseen.temperature,
             thresholds=tune_thresholds(doubt, foreign, gain, self.max_abstain) if len(doubt) else Thresholds(),
             distance_quantiles=quantiles(doubt.distance if len(doubt) else np.array([2.0])),
             expert_of=expert_of,
+            choice=self.choice,
             general=general,
             scores=scores,
             mean_scores=table.scores.mean(axis=0),
-            costs=None if costs is None else self._by_category(costs, y),
+            costs=None if costs is None else self._by_category(costs, members),
             mean_costs=None if costs is None else costs.mean(axis=0),
         )
         return self
@@ -167,6 +175,7 @@ class CategoryRouter:
             "label_column": self.label_column,
             "n_clusters": self.n_clusters,
             "shrinkage": self.shrinkage,
+            "choice": self.choice,
             "budget": self.budget and self.budget.limit,
             "budget_kind": self.budget.kind if self.budget else "average-active",
             "footprints": self.footprints,
@@ -211,11 +220,9 @@ class CategoryRouter:
         clusters = KMeans(self.n_clusters, n_init=4, random_state=self.seed).fit_predict(x)
         return tuple(f"cluster-{cluster:03d}" for cluster in clusters)
 
-    def _by_category(self, values: _Floats, y: Labels) -> _Floats:
-        """(M, K) means of (n, K) values, each category joined by `shrinkage` queries of the overall mean."""
-        sums = np.zeros((int(y.max()) + 1, values.shape[1]))
-        np.add.at(sums, y, values)
-        counts = np.bincount(y)[:, None]
+    def _by_category(self, values: _Floats, members: _Floats) -> _Floats:
+        """(M, K) means of (n, K) values over (n, M) memberships, joined by `shrinkage` queries of the overall mean."""
+        sums, counts = members.T @ values, members.sum(axis=0)[:, None]
         return np.asarray((sums + self.shrinkage * values.mean(axis=0)) / (counts + self.shrinkage))
 
     def _footprints(self, table: OutcomeTable) -> _Floats | None:
@@ -242,7 +249,7 @@ class CategoryRouter:
         within = np.ones(len(table.experts), dtype=bool)
         if self.budget is not None and footprints is not None:
             kept = np.isin(np.arange(len(within)), expert_of)
-            within = kept if self.budget.kind == "cumulative" else footprints <= self.budget.limit
+            within = kept if self.budget.kind == "cumulative" else self.budget.admits(footprints)
         columns = np.flatnonzero(within)
         prices = None if footprints is None else footprints[columns]
         best = map_categories([1.0], table.scores[:, columns].mean(axis=0, keepdims=True), prices)  # ties: the cheaper
@@ -257,6 +264,15 @@ class CategoryRouter:
         foreign = embed(self.encoder, self.ood_prompts)
         p = probabilities(classifier.logits(foreign), temperature)
         return Doubt(normalised_entropy(p), nearest_distance(foreign, x))
+
+
+def _choice(choice: Choice | None, budget: Budget | None) -> Choice:
+    on_average = budget is not None and budget.kind == "average-active"
+    if choice not in (None, "expected", "category"):
+        raise InvalidSettings(f"choice must be 'expected' or 'category', got {choice!r}")
+    if choice == "expected" and on_average:
+        raise InvalidSettings("an average-active budget is met by the map alone: it needs choice 'category'")
+    return choice or ("category" if on_average else "expected")
 
 
 def _within(name: str, value: _Number, low: float, high: float = np.inf) -> _Number:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ _ARRAYS = ("vectors", "distance_quantiles", "expert_of", "scores", "mean_scores"
 _COSTS = ("costs", "mean_costs")
 
 _Floats = NDArray[np.float64]
+Choice = Literal["expected", "category"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +31,7 @@ class CategoryModel:
         temperature: calibrates the classifier's logits.
         distance_quantiles: how far held-out training queries lie from the training data.
         expert_of: (M,) the map, as columns of `experts`; general: the column of the generalist.
+        choice: how an expert follows from the probabilities, see `choose`.
         scores, costs: (M, K) mean score and USD of each expert in each category, shrunk towards the mean over all
             queries, which is mean_scores, mean_costs (K,). Costs are `None` where unknown.
     """
@@ -42,6 +44,7 @@ class CategoryModel:
     thresholds: Thresholds
     distance_quantiles: _Floats
     expert_of: NDArray[np.intp]
+    choice: Choice
     general: int
     scores: _Floats
     mean_scores: _Floats
@@ -54,7 +57,7 @@ class CategoryModel:
         doubt = Doubt(normalised_entropy(p), nearest_distance(x, self.vectors))
         abstained = self.thresholds.exceeded(doubt)
         label = p.argmax(axis=1)
-        chosen = np.where(abstained, self.general, self.expert_of[label])
+        chosen = np.where(abstained, self.general, choose(p, self.expert_of, self.scores, self.choice))
         columns = np.arange(len(self.experts))
         agreeing = p @ (self.expert_of[:, None] == columns)  # (n, K): P(the category's expert is this one)
         return Estimate(
@@ -66,16 +69,30 @@ class CategoryModel:
             eligible=chosen[:, None] == columns,
             abstained=abstained,
             confidence=agreeing[np.arange(len(x)), chosen].clip(0.0, 1.0),
-            reasons=tuple(self._reason(p[i], doubt, i, bool(abstained[i])) for i in range(len(x))),
+            reasons=tuple(
+                self._doubtful(p[i], float(doubt.entropy[i]), float(doubt.distance[i]))
+                if abstained[i]
+                else self._sure(p[i], int(chosen[i]))
+                for i in range(len(x))
+            ),
         )
 
-    def _reason(self, p: _Floats, doubt: Doubt, i: int, abstained: bool) -> str:
+    def _guess(self, p: _Floats) -> str:
         m = int(p.argmax())
-        guess = f"category {self.categories[m]!r} (p={p[m]:.2f})"
-        if not abstained:
-            return f"{guess} is mapped to {self.experts[self.expert_of[m]]}"
-        failed = self.thresholds.explain(float(doubt.entropy[i]), float(doubt.distance[i]))
-        return f"unsure, so the generalist {self.experts[self.general]}: {failed}; the guess was {guess}"
+        return f"category {self.categories[m]!r} (p={p[m]:.2f})"
+
+    def _doubtful(self, p: _Floats, entropy: float, distance: float) -> str:
+        failed = self.thresholds.explain(entropy, distance)
+        return f"unsure, so the generalist {self.experts[self.general]}: {failed}; the guess was {self._guess(p)}"
+
+    def _sure(self, p: _Floats, chosen: int) -> str:
+        mapped = int(self.expert_of[p.argmax()])
+        told = f"{self._guess(p)} is mapped to {self.experts[mapped]}"
+        if chosen == mapped:
+            return told
+        ours, theirs = p @ self.scores[:, chosen], p @ self.scores[:, mapped]
+        other = self.experts[chosen]
+        return f"{told}, but over all categories {other} is expected to do better: {ours:.3f} > {theirs:.3f}"
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything that is an array."""
@@ -88,6 +105,7 @@ class CategoryModel:
         return {
             "experts": list(self.experts),
             "categories": list(self.categories),
+            "choice_made": self.choice,
             "general_expert": self.experts[self.general],
             "temperature": self.temperature,
             "entropy_threshold": _or_none(self.thresholds.entropy),
@@ -112,12 +130,26 @@ class CategoryModel:
                 thresholds=Thresholds(
                     _or_infinite(settings["entropy_threshold"]), _or_infinite(settings["distance_threshold"])
                 ),
+                choice=settings["choice_made"],
                 general=experts.index(settings["general_expert"]),
                 **{name: arrays[name] for name in _ARRAYS},
                 **{name: arrays.get(name) for name in _COSTS},
             )
         except (KeyError, ValueError) as error:
             raise InvalidArtifact(f"the saved category router lacks {error}: train it again") from error
+
+
+def choose(p: _Floats, expert_of: NDArray[np.intp], scores: _Floats, choice: Choice) -> NDArray[np.intp]:
+    """(n,) columns of the experts for (n, M) category probabilities.
+
+    `category` takes the expert that the map gives to the likeliest category. `expected` takes, of the experts that the
+    map keeps, the one of highest expected score sum_m p_m w_mk: the same where one category is certain, and better
+    where several are likely.
+    """
+    if choice == "category":
+        return np.asarray(expert_of[p.argmax(axis=1)])
+    kept = np.unique(expert_of)
+    return np.asarray(kept[(p @ scores[:, kept]).argmax(axis=1)])
 
 
 def _expected(p: _Floats, by_category: _Floats, abstained: NDArray[np.bool_], overall: _Floats | None) -> _Floats:

@@ -22,6 +22,7 @@ from routers.neighbours import Vectors, nearest_distance
 N_FOLDS = 5
 N_GROUPS = 3
 """Groups of categories that are left out, one after the other, to play the foreign prompts."""
+LEAST_MEMBERSHIP = 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +36,16 @@ class HeldOut:
     logits: Logits
     distance: NDArray[np.float64]
     temperature: float
+
+    def memberships(self, y: Labels) -> NDArray[np.float64]:
+        """(N, M) how much each training row belongs to each category: its probabilities; its label if never held out.
+
+        Never quite 0 over all rows, so that every category has a share.
+        """
+        members = np.zeros((len(y), self.logits.shape[1]))
+        members[np.arange(len(y)), y] = 1.0
+        members[self.rows] = np.maximum(probabilities(self.logits, self.temperature), LEAST_MEMBERSHIP)
+        return members
 
     def doubt(self) -> Doubt:
         """The entropy and distance of each row."""

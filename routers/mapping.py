@@ -46,6 +46,10 @@ class Budget:
         if np.isnan(self.limit) or self.limit < 0:
             raise InvalidSettings(f"a budget must be a number >= 0, got {self.limit}")
 
+    def admits(self, footprint: NDArray[Any] | float) -> Any:
+        """Whether so much is within the limit, a rounding error aside."""
+        return footprint <= self.limit * (1 + TOLERANCE)
+
     def used(self, choice: NDArray[np.intp], shares: _Floats, footprints: _Floats) -> float:
         """What a map spends: `choice` (M,) is the expert of each category."""
         if self.kind == "cumulative":
@@ -76,13 +80,13 @@ def map_categories(
         return _cheapest_argmax(w, p)
     if footprints is None:
         raise RouterError("a budget needs the footprint (parameters or price) of every expert")
-    if p.min() > budget.limit * (1 + TOLERANCE):
+    if not budget.admits(p.min()):
         raise RouterError(
             f"no map fits a {budget.kind} budget of {budget.limit:g}: the smallest that can be met is {p.min():g}, "
             "the footprint of the smallest expert"
         )
     unconstrained = _cheapest_argmax(w, p)
-    if budget.kind == "average-active" and budget.used(unconstrained, pi, p) <= budget.limit:
+    if budget.kind == "average-active" and budget.admits(budget.used(unconstrained, pi, p)):
         return unconstrained
     return _solve(pi, w, p, budget)
 
@@ -120,7 +124,7 @@ def _solve(pi: _Floats, w: _Floats, p: _Floats, budget: Budget) -> NDArray[np.in
     cheaper = _milp(smallest, w.shape, [(spent, -np.inf, limit), (value, as_good, np.inf)])
     # The solver's tolerance may let the second map lose value, or the first overspend, by a hair: prefer the exact one.
     maps = [_choice(x, w.shape) for x in (cheaper, best)]
-    fitting = [c for c in maps if budget.used(c, pi, p) <= budget.limit * (1 + TOLERANCE)]
+    fitting = [c for c in maps if budget.admits(budget.used(c, pi, p))]
     if not fitting:
         raise RouterError(f"the solver found no map within the {budget.kind} budget of {budget.limit:g}")
     top = max(_value(c, pi, w) for c in fitting)
