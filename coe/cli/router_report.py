@@ -27,7 +27,7 @@ def print_reports(reports: Sequence[RouterReport], *, title: str) -> None:
     queries = f"{title}: {reports[0].n_queries:,} queries, {reports[0].n_experts} experts"
     table = Table(title=queries, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold")
-    for heading in ("accuracy", "over best single", "gap", "USD / 1k", "abstains", "ms p50"):
+    for heading in ("accuracy", "over best single", "gap", "USD / 1k", "ms p50"):
         table.add_column(heading, justify="right", no_wrap=True)
     for index, report in enumerate(reports):
         if index and not _agree(report.baselines, reports[index - 1].baselines):
@@ -59,7 +59,6 @@ def _add_router(table: Table, report: RouterReport) -> None:
         gain,
         _percent(report.gap_recovered),
         _per_thousand(report.mean_cost),
-        _percent(report.abstained),
         "-" if report.route_ms_p50 is None else f"{report.route_ms_p50:.1f}",
     )
 
@@ -69,7 +68,7 @@ def _add_marks(table: Table, report: RouterReport) -> None:
     for name, accuracy in sorted(report.baselines.items(), key=lambda item: item[1]):
         gain = "-" if report.best_single is None else f"{100 * (accuracy - report.best_single):+.2f}"
         cost = _per_thousand(report.baseline_costs[name])
-        table.add_row(name.replace("_", " "), f"{100 * accuracy:.2f}%", gain, "", cost, "", "", style="dim")
+        table.add_row(name.replace("_", " "), f"{100 * accuracy:.2f}%", gain, "", cost, "", style="dim")
     table.add_section()
 
 
@@ -77,8 +76,12 @@ def _print_use(report: RouterReport) -> None:
     shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in list(report.expert_use.items())[:6])
     more = len(report.expert_use) - 6
     tail = f" and {more} more" if more > 0 else ""
-    text = f"{report.router} asked {shares}{tail}; calibration error {100 * report.quality_ece:.1f} points"
-    stdout_console().print(text, markup=False, highlight=False)
+    stdout_console().print(
+        f"{report.router} asked {shares}{tail}; abstained on {_percent(report.abstained)}; "
+        f"calibration error {100 * report.quality_ece:.1f} points",
+        markup=False,
+        highlight=False,
+    )
 
 
 def decision_document(estimate: Estimate, decision: RoutingDecision) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+import json
+
+import numpy as np
+import pytest
+from planted_outcomes import planted_table
+
+from routers import artifacts
+from routers.artifacts import ARRAYS, META, load, save
+from routers.base import Query, RouterState, decide
+from routers.build import KINDS, build
+from routers.encoders import HashingEncoder
+from routers.errors import InvalidArtifact, RouterError, StaleArtifactWarning
+
+ENCODER = HashingEncoder(64)
+TABLE = planted_table(120)
+QUERIES = [Query.of(prompt) for prompt in planted_table(12, seed=5).prompts]
+
+
+def trained(kind="knn", **settings):
+    return build(kind, ENCODER, settings).fit(TABLE)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    save(trained(k=10), tmp_path / "r", table=TABLE, encoder=ENCODER)
+    return tmp_path / "r"
+
+
+def edit(folder, **changes):
+    """Change router.json and sign it again."""
+    document = json.loads((folder / META).read_text()) | changes
+    document["digest"] = artifacts._digest(document)
+    (folder / META).write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loaded_router_decides_as_the_one_that_was_saved(tmp_path, kind):
+    router = trained(kind, **({"expert": "law-expert"} if kind == "fixed" else {"k": 10} if kind == "knn" else {}))
+    save(router, tmp_path / "r", table=TABLE, encoder=ENCODER)
+    loaded = load(tmp_path / "r").router
+    expected, found = router.estimate(QUERIES), loaded.estimate(QUERIES)
+    assert found.experts == expected.experts
+    np.testing.assert_array_equal(found.quality, expected.quality)
+    assert decide(found) == decide(expected)
+
+
+def test_the_meta_says_what_the_router_was_trained_on(tmp_path):
+    digests = {"law-expert": "sha256:1"}
+    digest = save(trained(), tmp_path / "r", table=TABLE, encoder=ENCODER, digests=digests, prices={"m": 1})
+    meta = load(tmp_path / "r").meta
+    assert (meta.kind, meta.n_queries, meta.digest, meta.prices) == ("knn", 120, digest, {"m": 1})
+    assert dict(meta.experts) == {name: digests.get(name) for name in TABLE.experts}
+    assert (meta.encoder.name, meta.encoder.digest, meta.encoder.dim) == ("hashing:64", ENCODER.digest, 64)
+    assert meta.training_ids_digest == TABLE.training_ids_digest()
+    assert meta.reference.seen([TABLE.query_ids[3], "other"]).tolist() == [True, False]
+    np.testing.assert_allclose(meta.reference.mean_scores, TABLE.scores.mean(axis=0))
+    law = [domain == "law" for domain in TABLE.domains]
+    np.testing.assert_allclose(meta.reference.by_domain["law"], TABLE.scores[law].mean(axis=0))
+
+
+def test_a_router_without_text_has_no_encoder(tmp_path):
+    save(trained("best-single"), tmp_path / "r", table=TABLE, encoder=None)
+    assert load(tmp_path / "r").meta.encoder is None
+
+
+def test_nothing_but_the_two_files_is_written_and_saving_again_replaces_them(saved):
+    assert sorted(path.name for path in saved.iterdir()) == [META, ARRAYS]
+    save(trained("random"), saved, table=TABLE, encoder=None)
+    assert load(saved).meta.kind == "random"
+    assert [path.name for path in saved.parent.iterdir() if path.name != "coe-home"] == ["r"]
+
+
+@pytest.mark.parametrize("name", [META, ARRAYS])
+def test_missing_files_are_named(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(InvalidArtifact, match=f"is not a saved router: it has no {name}"):
+        load(saved)
+
+
+def test_truncated_and_altered_files_are_named(saved):
+    arrays = (saved / ARRAYS).read_bytes()
+    (saved / ARRAYS).write_bytes(arrays[:-1])
+    with pytest.raises(InvalidArtifact, match=f"{ARRAYS} is truncated or has been altered"):
+        load(saved)
+    (saved / ARRAYS).write_bytes(arrays)
+    text = (saved / META).read_text()
+    (saved / META).write_text(text.replace("law-expert", "law-expart"))
+    with pytest.raises(InvalidArtifact, match=f"{META} has been altered"):
+        load(saved)
+    for broken in (text[: len(text) // 2], "[]", "{}"):
+        (saved / META).write_text(broken)
+        with pytest.raises(InvalidArtifact, match=f"{META} is truncated or not a router's"):
+            load(saved)
+
+
+def test_other_formats_and_kinds_are_refused(saved):
+    edit(saved, format=99)
+    with pytest.raises(InvalidArtifact, match="has format 99, this version reads 1"):
+        load(saved)
+    edit(saved, format=1, kind="psychic")
+    with pytest.raises(InvalidArtifact, match="no router kind 'psychic'"):
+        load(saved)
+
+
+def test_another_encoder_is_refused(saved):
+    with pytest.raises(InvalidArtifact, match=r"was trained with encoder 'hashing:64' .* not with 'hashing:32'"):
+        load(saved, make_encoder=lambda name: HashingEncoder(32))
+    shared = HashingEncoder(64)
+    assert load(saved, make_encoder=lambda name: shared).router.encoder is shared
+
+
+def test_experts_that_are_not_registered_are_named_with_what_to_do(saved):
+    known = dict.fromkeys(["cooking-expert", "geometry-expert", "law-expart", "music-expert"])
+    with pytest.raises(InvalidArtifact) as caught:
+        load(saved, experts=known)
+    assert "'law-expert' (did you mean 'law-expart'?), 'generalist'." in str(caught.value)
+    assert "coe registry apply" in str(caught.value)
+
+
+def test_experts_with_other_files_warn(tmp_path):
+    digests = {"law-expert": "sha256:1", "music-expert": "sha256:2"}
+    save(trained(), tmp_path / "r", table=TABLE, encoder=ENCODER, digests=digests)
+    there = dict.fromkeys(TABLE.experts) | {"music-expert": "sha256:2", "cooking-expert": "sha256:9"}
+    load(tmp_path / "r", experts=there)
+    with pytest.warns(StaleArtifactWarning, match="'law-expert' has other files"):
+        load(tmp_path / "r", experts=there | {"law-expert": "sha256:other"})
+
+
+def test_settings_that_are_not_json_are_refused_and_nothing_is_written(tmp_path, monkeypatch):
+    router = trained()
+    monkeypatch.setattr(type(router), "state", lambda self: RouterState({}, {"limit": float("inf")}))
+    with pytest.raises(RouterError, match="a knn router cannot be saved, its settings are not JSON"):
+        save(router, tmp_path / "r", table=TABLE, encoder=ENCODER)
+    assert not (tmp_path / "r").exists()
