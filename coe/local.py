@@ -35,7 +35,7 @@ class Local:
         """Route a request now; iterate `reply.chunks` for the answer. See `Orchestrator.answer`."""
         return self.orchestrator.answer(request, model=model, query=query)
 
-    async def ask(self, text: str, *, model: str = AUTO, max_tokens: int = 256) -> str:
+    async def ask(self, text: str, *, model: str = AUTO, max_tokens: int | None = None) -> str:
         """The whole answer to one user message."""
         return await self.answer(
             GenerateRequest(messages=(Message("user", text),), max_tokens=max_tokens), model=model

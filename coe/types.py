@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from coe.errors import InvalidRequest
+from coe.errors import ContextLengthExceeded, InvalidRequest
 from routers.base import Message
 
 FinishReason = Literal["stop", "length", "cancelled"]
+DEFAULT_MAX_TOKENS = 512
+"""New tokens where a request states no limit: enough for an answer, and the end of one that would never stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,7 @@ class GenerateRequest:
     Attributes:
         messages: the conversation, rendered with the expert's chat template. Empty when `prompt` is given.
         prompt: raw text, continued without a chat template (`/v1/completions`).
-        max_tokens: most new tokens.
+        max_tokens: most new tokens; `None` takes what the context leaves, up to DEFAULT_MAX_TOKENS.
         temperature: 0 is greedy.
         top_p: nucleus mass in (0, 1].
         stop: generation ends before the first of these strings.
@@ -30,7 +32,7 @@ class GenerateRequest:
 
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
-    max_tokens: int = 256
+    max_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
@@ -41,7 +43,7 @@ class GenerateRequest:
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.prompt is not None):
             raise InvalidRequest("give either messages or prompt, not both and not neither")
-        if self.max_tokens < 1:
+        if self.max_tokens is not None and self.max_tokens < 1:
             raise InvalidRequest(f"max_tokens must be at least 1, got {self.max_tokens}")
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 2):
             raise InvalidRequest(f"temperature must lie in [0, 2], got {self.temperature}")
@@ -51,6 +53,19 @@ class GenerateRequest:
             raise InvalidRequest("stop strings must not be empty")
         if self.deadline_s is not None and not self.deadline_s > 0:
             raise InvalidRequest(f"deadline_s must be positive, got {self.deadline_s}")
+
+    def token_limit(self, prompt_tokens: int, context_length: int, *, expert: str) -> int:
+        """The most new tokens that this request may have after a prompt of that length.
+
+        Raises:
+            ContextLengthExceeded: the prompt leaves no room, or less than is asked for.
+        """
+        wanted = self.max_tokens or min(DEFAULT_MAX_TOKENS, max(1, context_length - prompt_tokens))
+        if prompt_tokens + wanted > context_length:
+            raise ContextLengthExceeded(
+                expert, prompt_tokens=prompt_tokens, max_tokens=wanted, context_length=context_length
+            )
+        return wanted
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ def ask(
         str, typer.Option("--model", "-m", help="'auto' routes, 'coe/<policy>' by that policy, else an expert's name.")
     ] = "auto",
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most new tokens.")] = 256,
+    max_tokens: Annotated[int | None, typer.Option(help="Most new tokens; else what fits, up to 512.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus mass in (0, 1].")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,

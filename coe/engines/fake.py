@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 from coe.engines.base import Adapter, Expert
-from coe.errors import ContextLengthExceeded, EngineError, InvalidRequest, WeightsError
+from coe.errors import EngineError, InvalidRequest, WeightsError
 from coe.types import Chunk, FinishReason, GenerateRequest, Usage
 from registry.spec import ExpertSpec
 
@@ -124,11 +124,8 @@ class FakeExpert:
 
     def _check(self, request: GenerateRequest, name: str) -> int:
         n_tokens = len(_prompt(request).split())
-        limit = self.spec.context_length
-        if limit is not None and n_tokens + request.max_tokens > limit:
-            raise ContextLengthExceeded(
-                name, prompt_tokens=n_tokens, max_tokens=request.max_tokens, context_length=limit
-            )
+        if self.spec.context_length is not None:
+            request.token_limit(n_tokens, self.spec.context_length, expert=name)
         return n_tokens
 
     async def _stream(
@@ -227,7 +224,7 @@ def _cut(text: str, request: GenerateRequest) -> tuple[str, FinishReason]:
     """The text up to max_tokens or the first stop string, and why it ends."""
     tokens = tokenize(text)
     reason: FinishReason = "stop"
-    if len(text.split()) > request.max_tokens:
+    if request.max_tokens is not None and len(text.split()) > request.max_tokens:
         text, reason = "".join(tokens[: request.max_tokens]), "length"
     cut = min((i for i in (text.find(s) for s in request.stop) if i >= 0), default=None)
     return (text, reason) if cut is None else (text[:cut], "stop")

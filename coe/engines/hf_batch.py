@@ -47,6 +47,12 @@ class Row:
     _outbox: list[Item] = field(default_factory=list)
     _shown_at: float = float("-inf")
 
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of the answer; settled before the request became a row."""
+        assert self.request.max_tokens is not None
+        return self.request.max_tokens
+
     def advance(self, token: int) -> None:
         """Take the next token: ends of text, stop strings, limits and cancellation are decided here."""
         self.n_generated += 1
@@ -59,7 +65,7 @@ class Row:
         piece = self.text.take() if due or self.text.watches else ""
         if self.text.stopped:
             return self._finish("stop", piece)
-        if self.n_generated >= self.request.max_tokens:
+        if self.n_generated >= self.max_tokens:
             return self._finish("length", piece)
         if piece:
             self._outbox.append(Chunk(piece))
@@ -142,7 +148,7 @@ def choose_batch(waiting: Sequence[Row], limits: BatchLimits) -> list[Row]:
 def _fits(rows: Sequence[Row], limits: BatchLimits) -> bool:
     prompts = [len(row.prompt_ids) for row in rows]
     longest = max(prompts)
-    width = longest + max(row.request.max_tokens for row in rows)
+    width = longest + max(row.max_tokens for row in rows)
     adapters = {adapter_key(row.adapter) for row in rows if row.adapter}
     return (
         len(adapters) <= limits.adapters

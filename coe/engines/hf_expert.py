@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from coe.engines.hf_batch import BatchLimits, Row, WaitingRows, adapter_key, del
 from coe.engines.hf_load import LoadedModel, translate
 from coe.engines.hf_sampling import RowSampler, Sampling
 from coe.engines.hf_text import TextStream
-from coe.errors import ContextLengthExceeded, EngineError, OutOfMemory
+from coe.errors import EngineError, OutOfMemory
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
 
@@ -95,7 +96,7 @@ class HFExpert:
         name = adapter.spec.name if adapter else self.spec.name
         style = self._style(adapter) if adapter else chat.ChatStyle()
         prompt_ids = chat.encode(loaded.tokenizer, request, template=style.template, expert=name)
-        self._check_length(name, len(prompt_ids), request.max_tokens, adapter)
+        request = self._bounded(request, len(prompt_ids), name, adapter)
         decode = partial(loaded.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return Row(
             request=request,
@@ -113,12 +114,12 @@ class HFExpert:
             self._styles[key] = chat.ChatStyle.read(adapter.path)
         return self._styles[key]
 
-    def _check_length(self, name: str, n_prompt: int, max_tokens: int, adapter: Adapter | None) -> None:
+    def _bounded(self, request: GenerateRequest, n_prompt: int, name: str, adapter: Adapter | None) -> GenerateRequest:
+        """The request with its limit of new tokens settled."""
         limit = self.context_length
         if adapter and adapter.spec.context_length:
             limit = min(limit, adapter.spec.context_length)
-        if n_prompt + max_tokens > limit:
-            raise ContextLengthExceeded(name, prompt_tokens=n_prompt, max_tokens=max_tokens, context_length=limit)
+        return replace(request, max_tokens=request.token_limit(n_prompt, limit, expert=name))
 
     # In the worker thread
 
@@ -185,7 +186,7 @@ class HFExpert:
                 inputs=torch.tensor(ids, device=device),
                 attention_mask=torch.tensor(mask, device=device),
                 do_sample=False,
-                max_new_tokens=max(row.request.max_tokens for row in rows),
+                max_new_tokens=max(row.max_tokens for row in rows),
                 logits_processor=[RowSampler([row.sampling for row in rows])],
                 stopping_criteria=[partial(_advance, rows)],
             )
