@@ -62,10 +62,9 @@ def hardware() -> str:
 
     import torch
 
-    cores = "thread" if torch.get_num_threads() == 1 else "threads"
-    return (
-        f"{torch.get_num_threads()} {cores} of a {platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})"
-    )
+    threads = torch.get_num_threads()
+    cpu = f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{threads} thread{'s' if threads > 1 else ''}, {cpu}, no GPU"
 
 
 def _percent(share: float | None) -> str:

@@ -17,7 +17,7 @@ from examples.zoo.families import Family, Split
 from examples.zoo.fetch import BASES, fetch
 from examples.zoo.plan import ADAPTERS, BATCH, GENERALIST, RIVAL, SCORE_SEED, TRAIN_SEED, Adapter, training_rows
 from examples.zoo.scoring import answers, grades
-from examples.zoo.training import TARGETS, Progress, Recipe, train
+from examples.zoo.training import TARGETS, Progress, Recipe, forget, train
 from registry.files import atomic_directory, atomic_path, coe_home
 
 ZOO: Final = Path(__file__).parent
@@ -51,6 +51,7 @@ def train_adapter(adapter: Adapter, *, steps: int, seed: int, n_score: int, out:
     with atomic_directory(out) as folder:
         save(model, adapter, folder)
         write_card(folder, adapter, recipe, seconds, scores)
+    forget(_runs() / adapter.name)
     return scores
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -69,7 +70,7 @@ def train(
     """Train the LoRA weights of a peft model in place; return the seconds spent.
 
     Step k always sees rows k * batch to (k + 1) * batch, so a run that goes on from a checkpoint sees what it would
-    have seen. The checkpoint is removed at the end.
+    have seen. The last checkpoint is of the end; `forget` removes it once the adapter is written.
 
     Raises:
         ValueError: fewer rows than steps * batch.
@@ -98,11 +99,15 @@ def train(
         spent += time.perf_counter() - began
         done = step + 1
         report(Progress(done, recipe.steps, loss.item(), spent, spent / done * (recipe.steps - done)))
-        if done % checkpoint_every == 0 and done < recipe.steps:
+        if done % checkpoint_every == 0 or done == recipe.steps:
             run.save(done, spent)
-    run.forget()
     model.eval()
     return spent
+
+
+def forget(checkpoints: Path) -> None:
+    """Remove the checkpoint of a run."""
+    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _schedule(step: int, recipe: Recipe) -> float:
@@ -189,8 +194,3 @@ class _Run:
                     "exp_avg_sq": tensors[f"{name}.v"],
                 }
         return int(state["step"]), float(state["seconds"])
-
-    def forget(self) -> None:
-        import shutil
-
-        shutil.rmtree(self.folder, ignore_errors=True)

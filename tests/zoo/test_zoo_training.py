@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from examples.zoo.families import Row
-from examples.zoo.training import Progress, Recipe, _loss, _schedule, _shared_prefix, encode, train
+from examples.zoo.training import Progress, Recipe, _loss, _schedule, _shared_prefix, encode, forget, train
 
 TEMPLATE = "system: be brief\n{% for m in messages %}{{ m['content'] }}\n{% endfor %}answer: "
 RECIPE = Recipe(steps=6, seed=0, batch=2)
@@ -102,6 +102,7 @@ def test_training_lowers_the_loss_and_says_how_long_is_left(tokenizer: Any, tmp_
     assert [progress.step for progress in seen] == list(range(1, 41))
     assert seen[-1].seconds_left == 0.0
     assert seen[-1].seconds == seconds > 0
+    forget(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -126,6 +127,11 @@ def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(tokenizer: Any,
     resumed, steps = adapted(tokenizer), []
     train(resumed, tokenizer, ROWS, RECIPE, checkpoints=tmp_path / "cut", report=lambda p: steps.append(p.step))
     assert steps == [5, 6]  # from the checkpoint after step 4
+    again = adapted(tokenizer)
+    train(again, tokenizer, ROWS, RECIPE, checkpoints=tmp_path / "cut", report=lambda p: steps.append(p.step))
+    assert steps == [5, 6]  # nothing was left to do, after an interruption while scoring for instance
+    for name, weight in weights(again).items():
+        torch.testing.assert_close(weights(resumed)[name], weight)
     for name, weight in weights(whole).items():
         torch.testing.assert_close(weights(resumed)[name], weight)
 
