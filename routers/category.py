@@ -96,7 +96,7 @@ class CategoryRouter:
         self.label_column = label_column
         self.n_clusters = _within("n_clusters", n_clusters, 1)
         self.shrinkage = _within("shrinkage", shrinkage, 0)
-        self.budget = None if budget is None else Budget(budget, budget_kind)
+        self.budget = None if budget is None or np.isposinf(budget) else Budget(budget, budget_kind)
         self.footprints = None if footprints is None else dict(footprints)
         self.choice = _choice(choice, self.budget)
         self.general = general

@@ -105,7 +105,7 @@ class CategoryModel:
         return {
             "experts": list(self.experts),
             "categories": list(self.categories),
-            "choice_made": self.choice,
+            "choice": self.choice,
             "general_expert": self.experts[self.general],
             "temperature": self.temperature,
             "entropy_threshold": _or_none(self.thresholds.entropy),
@@ -130,7 +130,7 @@ class CategoryModel:
                 thresholds=Thresholds(
                     _or_infinite(settings["entropy_threshold"]), _or_infinite(settings["distance_threshold"])
                 ),
-                choice=settings["choice_made"],
+                choice=settings["choice"],
                 general=experts.index(settings["general_expert"]),
                 **{name: arrays[name] for name in _ARRAYS},
                 **{name: arrays.get(name) for name in _COSTS},

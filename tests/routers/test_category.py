@@ -233,6 +233,7 @@ def test_an_unclear_choice_is_explained():
 def test_an_average_active_budget_keeps_to_the_map():
     assert CategoryRouter(ENCODER).choice == CategoryRouter(ENCODER, budget=1.0, budget_kind="cumulative").choice
     assert CategoryRouter(ENCODER, budget=1.0).choice == "category"
+    assert CategoryRouter(ENCODER, budget=np.inf).choice == "expected"  # no budget at all
     with pytest.raises(InvalidSettings, match="needs choice 'category'"):
         CategoryRouter(ENCODER, budget=1.0, choice="expected")
 
