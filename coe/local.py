@@ -1,7 +1,7 @@
 """The whole system in one process: what `coe ask`, the demo and a notebook use. No Ray, no server.
 
-    async with open_local(load_config("service.yaml")) as system:
-        print(await system.ask("Which orders are over 100 euros?"))
+async with open_local(load_config("service.yaml")) as system:
+    print(await system.ask("Which orders are over 100 euros?"))
 """
 
 from __future__ import annotations

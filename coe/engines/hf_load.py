@@ -132,8 +132,8 @@ def _load(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel
     if missing := sorted(info["missing_keys"]):
         raise WeightsError(f"{name!r}: {path} lacks {len(missing)} of the model's weights, such as {missing[0]}")
     model.eval().requires_grad_(False)
-    # The last position's hidden states are a strided slice. torch on a CPU multiplies that with the head by a path that is
-    # hundreds of times slower in bfloat16 (44 s for twenty rows and a vocabulary of 262 k, 0.07 s for a copy).
+    # The last position's hidden states are a strided slice, which torch on a CPU multiplies with the head hundreds of
+    # times slower in bfloat16 than a copy: 44 s instead of 0.07 s for twenty rows and a vocabulary of 262 k.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     return _describe(model, tokenizer)
 
