@@ -87,7 +87,7 @@ class CategoryRouter:
         budget_kind: BudgetKind = "average-active",
         footprints: Mapping[str, float] | None = None,
         general: str | None = None,
-        max_abstain: float = 0.02,
+        max_abstain: float = 0.01,
         ood_prompts: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
