@@ -67,12 +67,13 @@ class HFEngine:
     async def load(self, spec: ExpertSpec, path: Path) -> HFExpert:
         """Load the model in `path`, a folder in the Hugging Face layout. Raises WeightsError or OutOfMemory."""
         loaded = await asyncio.to_thread(self._load, spec, path)
+        device = str(loaded.model.device)
         return HFExpert(
             spec,
             loaded,
             max_batch=self._max_batch,
             max_adapters=self._max_adapters,
-            cache_bytes=lambda: int(self._free(str(loaded.model.device)) * _CACHE_SHARE),
+            cache_bytes=lambda: int(self._free(device) * _CACHE_SHARE),
         )
 
     def _load(self, spec: ExpertSpec, path: Path) -> LoadedModel:

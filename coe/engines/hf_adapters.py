@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from coe.engines.base import Adapter
@@ -65,8 +64,8 @@ class AdapterSlots:
         key = adapter_key(adapter)
         if key not in self._slots:
             config, weights = _read(adapter)
-            self._evict(in_use)
             self._slots[key] = self._inject(adapter, config, weights)
+            self._evict({*in_use, self._slots[key]})
         self._slots.move_to_end(key)
         return self._slots[key]
 
@@ -76,7 +75,7 @@ class AdapterSlots:
         A batch of one kind takes the short way; only a mixed one pays for running each adapter on its own rows.
         """
         kinds = set(names)
-        if self._peft is None or not self._slots:
+        if self._peft is None:
             self._model.generate(**kwargs)
         elif kinds == {None}:
             with self._peft.disable_adapter():
@@ -88,9 +87,9 @@ class AdapterSlots:
             self._peft.generate(adapter_names=[name or _BASE for name in names], **kwargs)
 
     def _evict(self, in_use: Collection[str]) -> None:
-        if len(self._slots) >= self._n_slots:
+        if len(self._slots) > self._n_slots:
             key = next(key for key, name in self._slots.items() if name not in in_use)
-            self._peft.delete_adapter(self._slots.pop(key))
+            self._delete(self._slots.pop(key))
 
     def _inject(self, adapter: Adapter, config: Any, weights: dict[str, Tensor]) -> str:
         from peft import PeftModelForCausalLM, set_peft_model_state_dict
@@ -119,9 +118,19 @@ class AdapterSlots:
         return name
 
     def _discard(self, name: str) -> None:
-        if self._peft is not None:
-            with suppress(ValueError):  # it never came as far as being known
-                self._peft.delete_adapter(name)
+        """Undo an injection that failed; peft cannot do without any adapter, so with the first one it goes itself."""
+        if self._peft is None or name not in self._peft.peft_config:
+            return
+        if self._slots:
+            self._delete(name)
+        else:
+            self._peft.unload()
+            self._peft = None
+
+    def _delete(self, name: str) -> None:
+        """Delete an adapter while there are others; none that is active, of which peft would warn."""
+        self._peft.set_adapter(next(reversed(self._slots.values())), inference_mode=True)
+        self._peft.delete_adapter(name)
 
 
 def _read(adapter: Adapter) -> tuple[Any, dict[str, Tensor]]:

@@ -126,7 +126,7 @@ class BatchLimits:
     adapters: int
     tokens: int | None
     positions: int
-    padding: float = 2.0
+    padding: float = 1.5
     short: int = 64
 
 
