@@ -16,8 +16,7 @@ from routers.errors import InvalidArtifact
 from routers.neighbours import Vectors, foreignness, nearest_distance
 
 CLASSIFIER_PREFIX = "classifier."
-_ARRAYS = ("vectors", "distance_quantiles", "expert_of", "scores", "mean_scores")
-_COSTS = ("costs", "mean_costs")
+_ARRAYS = ("vectors", "distance_quantiles", "expert_of", "scores", "mean_scores", "costs", "mean_costs")
 
 _Floats = NDArray[np.float64]
 Choice = Literal["expected", "category"]
@@ -60,10 +59,13 @@ class CategoryModel:
         chosen = np.where(abstained, self.general, choose(p, self.expert_of, self.scores, self.choice))
         columns = np.arange(len(self.experts))
         agreeing = p @ (self.expert_of[:, None] == columns)  # (n, K): P(the category's expert is this one)
+        cost_usd = None
+        if self.costs is not None and self.mean_costs is not None:
+            cost_usd = _expected(p, self.costs, abstained, self.mean_costs)
         return Estimate(
             experts=self.experts,
             quality=_expected(p, self.scores, abstained, self.mean_scores).clip(0.0, 1.0),
-            cost_usd=None if self.costs is None else _expected(p, self.costs, abstained, self.mean_costs),
+            cost_usd=cost_usd,
             ood=foreignness(doubt.distance, self.distance_quantiles),
             labels=tuple(GENERAL if a else self.categories[m] for m, a in zip(label, abstained, strict=True)),
             eligible=chosen[:, None] == columns,
@@ -96,7 +98,7 @@ class CategoryModel:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything that is an array."""
-        kept = {name: getattr(self, name) for name in (*_ARRAYS, *_COSTS)}
+        kept = {name: getattr(self, name) for name in _ARRAYS}
         parts = {CLASSIFIER_PREFIX + name: array for name, array in self.classifier.arrays().items()}
         return {name: array for name, array in {**kept, **parts}.items() if array is not None}
 
@@ -132,8 +134,13 @@ class CategoryModel:
                 ),
                 choice=settings["choice"],
                 general=experts.index(settings["general_expert"]),
-                **{name: arrays[name] for name in _ARRAYS},
-                **{name: arrays.get(name) for name in _COSTS},
+                vectors=arrays["vectors"],
+                distance_quantiles=arrays["distance_quantiles"],
+                expert_of=arrays["expert_of"],
+                scores=arrays["scores"],
+                mean_scores=arrays["mean_scores"],
+                costs=arrays.get("costs"),
+                mean_costs=arrays.get("mean_costs"),
             )
         except (KeyError, ValueError) as error:
             raise InvalidArtifact(f"the saved category router lacks {error}: train it again") from error
@@ -152,7 +159,7 @@ def choose(p: _Floats, expert_of: NDArray[np.intp], scores: _Floats, choice: Cho
     return np.asarray(kept[(p @ scores[:, kept]).argmax(axis=1)])
 
 
-def _expected(p: _Floats, by_category: _Floats, abstained: NDArray[np.bool_], overall: _Floats | None) -> _Floats:
+def _expected(p: _Floats, by_category: _Floats, abstained: NDArray[np.bool_], overall: _Floats) -> _Floats:
     """(n, K) mean over the categories, or the overall mean for queries that abstain."""
     return np.where(abstained[:, None], overall, p @ by_category)
 
