@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from coe.engines.base import Adapter, Expert
 from coe.engines.remote_errors import seconds_to_retry, translate
 from coe.errors import ConfigError, EngineError, InvalidRequest, RemoteError
-from coe.types import Chunk, FinishReason, GenerateRequest, Usage
+from coe.types import DEFAULT_MAX_TOKENS, Chunk, FinishReason, GenerateRequest, Usage
 from registry.spec import ExpertSpec
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ async def _open(client: AsyncOpenAI, spec: ExpertSpec, request: GenerateRequest)
         "stream_options": {"include_usage": True},
         "temperature": request.temperature,
         "top_p": request.top_p,
-        limit: request.max_tokens,
+        limit: request.max_tokens or DEFAULT_MAX_TOKENS,
     }
     options |= {"stop": list(request.stop)} if request.stop else {}
     options |= {"seed": request.seed} if request.seed is not None else {}
