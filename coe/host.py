@@ -219,8 +219,8 @@ async def open_host(config: Config) -> AsyncIterator[Host]:
     kinds = {engine_kind(spec) for spec in snapshot.experts.values()}
     host = Host(
         snapshot,
-        {kind: create_engine(kind, **_options(config, kind)) for kind in sorted(kinds)},
-        budget_bytes=await asyncio.to_thread(_budget_bytes, config, kinds),
+        {kind: create_engine(kind, **engine_options(config, kind)) for kind in sorted(kinds)},
+        budget_bytes=await asyncio.to_thread(budget_bytes, config, kinds),
         locate=locate,
         pins=config.host.pins,
         aging_s=config.host.aging_s,
@@ -232,13 +232,13 @@ async def open_host(config: Config) -> AsyncIterator[Host]:
         await host.aclose()
 
 
-def _options(config: Config, kind: str) -> dict[str, Any]:
+def engine_options(config: Config, kind: str) -> dict[str, Any]:
     """The engine's section of the configuration, as its constructor's arguments."""
     section = getattr(config.engines, kind, None)
     return section.model_dump() if section is not None else {}
 
 
-def _budget_bytes(config: Config, kinds: Collection[str]) -> int:
+def budget_bytes(config: Config, kinds: Collection[str]) -> int:
     """The stated budget, else most of what is free: the rest is for key-value caches and activations."""
     if config.host.budget is not None or "hf" not in kinds:
         return int(config.host.budget or 0)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coe.config import Config, HostConfig
 from coe.errors import ConfigError
 from coe.local import open_local
 from coe.types import GenerateRequest
@@ -84,3 +85,34 @@ async def test_a_wrong_experts_file_is_refused_with_its_line(tmp_path: Path) -> 
     with pytest.raises(InvalidSpec, match=r"experts.yaml:2.*'auto' is reserved"):
         async with open_local(path):
             pass
+
+
+def test_every_engine_takes_its_section_of_the_configuration() -> None:
+    from coe.engines import ENGINES, create_engine
+    from coe.host import engine_options
+
+    for kind in ENGINES:
+        assert create_engine(kind, **engine_options(Config(), kind))
+
+
+async def test_a_remote_expert_without_its_key_is_refused_by_the_name_of_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FAR_KEY", raising=False)
+    path = config(tmp_path, "{default: {expert: far}}")
+    (tmp_path / "experts.yaml").write_text(
+        "experts:\n  - {name: far, kind: remote, source: 'http://127.0.0.1:9/v1', api_key_env: FAR_KEY, "
+        "context_length: 100, price: {input_usd_per_mtok: 1, output_usd_per_mtok: 1}}\n"
+    )
+    async with open_local(path) as system:
+        with pytest.raises(ConfigError, match="FAR_KEY"):
+            await system.ask("hello")
+
+
+def test_without_a_stated_budget_most_of_the_free_memory_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    from coe.host import budget_bytes
+
+    monkeypatch.setattr("coe.engines.hf_load.free_bytes", lambda device: 1000)
+    assert budget_bytes(Config(), {"hf", "remote"}) == 800
+    assert budget_bytes(Config(host=HostConfig(budget=123)), {"hf"}) == 123
+    assert budget_bytes(Config(), {"remote"}) == 0
