@@ -96,6 +96,12 @@ def encode_messages(
     return _with_one_bos(tokenizer, _token_ids(tokenizer, text))
 
 
+def token_ids(tokenizer: Any, tokens: Sequence[str]) -> frozenset[int]:
+    """Ids of those tokens that the tokenizer has; another one would become its "unknown" token."""
+    ids = zip(tokens, tokenizer.convert_tokens_to_ids(list(tokens)), strict=True)
+    return frozenset(i for token, i in ids if i is not None and tokenizer.convert_ids_to_tokens(i) == token)
+
+
 def _token_ids(tokenizer: Any, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
 from coe.engines.base import Adapter
@@ -17,15 +18,18 @@ if TYPE_CHECKING:
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
 _BASE: Final = "__base__"  # peft's name for "no adapter" in a mixed batch
-_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    "use_dora": (False, None),
-    "bias": ("none", None),
-    "modules_to_save": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "alora_invocation_tokens": (None, []),
-    "lora_bias": (False, None),
-}
-"""Settings that a mixed batch cannot hold, with the values that mean "not used"."""
+_REFUSED: Final = (
+    "bias",
+    "lora_bias",
+    "layer_replication",
+    "modules_to_save",
+    "target_parameters",
+    "trainable_token_indices",
+)
+"""Settings beyond the low-rank matrices of a layer, which rows of other adapters in the batch would feel."""
+_UNUSED: Final[tuple[Any, ...]] = (None, False, "none", [], {})
+_HARMLESS_STARTS: Final = (None, True, False, "gaussian", "eva", "orthogonal")
+"""Ways to initialise training that leave the base's weights alone; others mean another base than the one resident."""
 
 
 class AdapterSlots:
@@ -136,7 +140,6 @@ class AdapterSlots:
 def _read(adapter: Adapter) -> tuple[Any, dict[str, Tensor]]:
     """The config and weights of an adapter's folder: JSON and safetensors, no pickle, nothing executed."""
     import torch
-    from peft import LoraConfig
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -145,8 +148,7 @@ def _read(adapter: Adapter) -> tuple[Any, dict[str, Tensor]]:
         if not (adapter.path / file).is_file():
             raise WeightsError(f"{where} has no {file}: only LoRA adapters in safetensors can be loaded")
     try:
-        _check_config(json.loads((adapter.path / CONFIG).read_text(encoding="utf-8")))
-        config = LoraConfig.from_pretrained(str(adapter.path), inference_mode=True)
+        config = _read_config(adapter)
         weights = load_file(adapter.path / WEIGHTS)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise WeightsError(f"{where} cannot be read: {error}") from error
@@ -156,9 +158,22 @@ def _read(adapter: Adapter) -> tuple[Any, dict[str, Tensor]]:
     return config, weights
 
 
-def _check_config(config: Any) -> None:
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ValueError(f"{CONFIG} is of peft_type {config.get('peft_type') if isinstance(config, dict) else None!r}")
-    for setting, neutral in _NEUTRAL.items():
-        if config.get(setting) not in neutral and setting in config:
-            raise ValueError(f"{CONFIG} sets {setting}, which adapters that share a batch cannot have")
+def _read_config(adapter: Adapter) -> Any:
+    from peft import LoraConfig
+
+    stated = json.loads((adapter.path / CONFIG).read_text(encoding="utf-8"))
+    kind = stated.get("peft_type") if isinstance(stated, dict) else None
+    if kind != "LORA":
+        raise ValueError(f"{CONFIG} is of peft_type {kind!r}, and only LORA is supported")
+    config = LoraConfig.from_pretrained(str(adapter.path), inference_mode=True)
+    variants = [field.name for field in fields(config) if field.metadata.get("is_lora_variant")]
+    used = [name for name in (*_REFUSED, *variants) if getattr(config, name, None) not in _UNUSED]
+    if used:
+        raise ValueError(f"{CONFIG} sets {', '.join(used)}, which an adapter that shares a batch cannot have")
+    if config.init_lora_weights not in _HARMLESS_STARTS:
+        raise ValueError(
+            f"it was trained with init_lora_weights={config.init_lora_weights!r}, on a base changed for it: convert it "
+            "to a plain LoRA adapter (peft: save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    config.init_lora_weights = False  # all are about to be set
+    return config

@@ -228,6 +228,13 @@ class WaitingRows:
                 if self._closed:
                     return []
 
+    def abandon(self) -> list[Row]:
+        """Close, and take all that waits out."""
+        self.close()
+        with self._changed:
+            rows, self._rows = self._rows, []
+            return rows
+
     def _gather(self) -> None:
         give_up_at = time.monotonic() + self._gather_at_most_s
         while not self._closed and len(self._rows) < self._n_full and time.monotonic() < give_up_at:

@@ -102,7 +102,7 @@ class HFExpert:
             request=request,
             prompt_ids=prompt_ids,
             adapter=adapter,
-            eos=loaded.eos | set(loaded.tokenizer.convert_tokens_to_ids(list(style.eos))),
+            eos=loaded.eos | chat.token_ids(loaded.tokenizer, style.eos),
             text=TextStream(decode, request.stop),
             sampling=Sampling.of(request.temperature, request.top_p, request.seed),
             loop=loop,
@@ -124,8 +124,18 @@ class HFExpert:
     # In the worker thread
 
     def _work(self) -> None:
-        while rows := self._waiting.take(self._limits):
-            self._run(rows)
+        rows: list[Row] = []
+        try:
+            while rows := self._waiting.take(self._limits):
+                self._run(rows)
+        except Exception as error:  # a lost device, say: whoever waits must hear of it
+            lost = [*rows, *self._waiting.abandon()]
+            cause = EngineError(
+                f"the worker of {self.spec.name!r} ended: {type(error).__name__}: {error}; load it again"
+            )
+            for row in lost:
+                row.fail(cause)
+            deliver(lost)
 
     def _limits(self) -> BatchLimits:
         assert self._loaded is not None  # given up only after this thread has ended

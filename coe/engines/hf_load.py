@@ -134,7 +134,8 @@ def _load(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel
     model.eval().requires_grad_(False)
     # The last position's hidden states are a strided slice, which torch on a CPU multiplies with the head hundreds of
     # times slower in bfloat16 than a copy: 44 s instead of 0.07 s for twenty rows and a vocabulary of 262 k.
-    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    if (head := model.get_output_embeddings()) is not None:
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     return _describe(model, tokenizer)
 
 

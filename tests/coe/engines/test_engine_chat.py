@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from coe.engines.chat import ChatStyle, encode, encode_messages
+from coe.engines.chat import ChatStyle, encode, encode_messages, token_ids
 from coe.errors import InvalidRequest, WeightsError
 from coe.types import GenerateRequest
 from routers.base import Message
@@ -96,6 +96,11 @@ def test_a_folders_style_is_its_template_and_end_token(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("in file")
     config.write_text(json.dumps({"chat_template": "in config", "eos_token": "<end>"}))
     assert ChatStyle.read(tmp_path) == ChatStyle("in file", ("<end>",))
+
+
+def test_only_tokens_that_exist_end_an_answer(tokenizer: Any) -> None:
+    assert token_ids(tokenizer, ["<|im_end|>", "<unheard-of>"]) == {tokenizer.eos_token_id}
+    assert token_ids(tokenizer, []) == set()
 
 
 @pytest.mark.parametrize(

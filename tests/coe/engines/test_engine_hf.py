@@ -294,6 +294,20 @@ async def test_a_request_that_fits_in_no_memory_says_so(expert: HFExpert, monkey
         await say(expert, ask())
 
 
+async def test_a_worker_that_ends_leaves_nobody_waiting(engine: HFEngine, tiny: Path) -> None:
+    def lost(device: str) -> int:
+        if threading.current_thread().name.startswith("hf:"):
+            raise RuntimeError("the device is lost")
+        return 2**40
+
+    broken = HFEngine("cpu", "float32", free=lost)
+    expert = await broken.load(model_spec(tiny), tiny)
+    answers = await asyncio.gather(*(say(expert, ask()) for _ in range(3)), return_exceptions=True)
+    assert {type(a) for a in answers} == {EngineError}
+    assert any("the worker of 'tiny' ended: RuntimeError: the device is lost" in str(a) for a in answers)
+    await broken.unload(expert)
+
+
 async def test_threads_are_set_only_when_asked_for(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_to: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
