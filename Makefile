@@ -34,7 +34,7 @@ layers: setup
 cover: setup  ## branch coverage, package by package
 	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term
 
-zoo-train: setup  ## train the zoo's adapters again (about half an hour on one core)
+zoo-train: setup  ## train the zoo's adapters again (about an hour on one core)
 	$(BIN)/python -m examples.zoo.train --all
 
 # torchvision and its kind are CUDA builds that nothing here needs; apache-tvm-ffi is what the GPU build of vLLM pins, so

@@ -6,7 +6,7 @@ async with open_local(load_config("service.yaml")) as system:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,10 @@ class Local:
     def answer(self, request: GenerateRequest, *, model: str = AUTO, query: Query | None = None) -> Reply:
         """Route a request now; iterate `reply.chunks` for the answer. See `Orchestrator.answer`."""
         return self.orchestrator.answer(request, model=model, query=query)
+
+    def answers(self, requests: Sequence[GenerateRequest], *, model: str = AUTO) -> list[Reply]:
+        """Route many requests at once; iterate the replies side by side. See `Orchestrator.answers`."""
+        return self.orchestrator.answers(requests, model=model)
 
     async def ask(self, text: str, *, model: str = AUTO, max_tokens: int | None = None) -> str:
         """The whole answer to one user message."""

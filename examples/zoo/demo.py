@@ -26,8 +26,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from coe.config import load_config
 from coe.host import open_host
 from coe.local import Local, open_local
+from coe.orchestrator import Reply
 from examples.zoo.families import FAMILIES
-from examples.zoo.fetch import MODELS, fetch
+from examples.zoo.fetch import BASES, fetch
 from examples.zoo.outcomes import measured_outcomes, shipped_outcomes
 from examples.zoo.report import Question, Result, Results, console, fresh_questions, show
 from registry.files import coe_home
@@ -58,26 +59,26 @@ async def training_outcomes() -> tuple[OutcomeTable, Snapshot]:
         table = shipped_outcomes(host.snapshot.experts)
         if table is None:
             console.print("the experts are not those that the shipped outcomes were measured on: measuring them now")
-            with progress("measuring") as advance:
+            with progress() as advance:
                 table = await measured_outcomes(host, lambda state: advance(state.expert, state.done, state.total))
         return table, host.snapshot
 
 
-async def answer_all(system: Local, asked: Sequence[tuple[Question, str]], title: str) -> list[Result]:
-    """Ask everything at once, each with its `model` ("auto" or an expert's name); the host batches by expert."""
+async def answer_all(system: Local, questions: Sequence[Question], model: str, title: str) -> list[Result]:
+    """Ask everything at once of one `model` ("auto" or an expert's name); the host batches by expert."""
+    replies = system.answers([question.request() for question in questions], model=model)
     done = 0
-    with progress(title) as advance:
+    with progress() as advance:
 
-        async def one(question: Question, model: str) -> Result:
+        async def one(question: Question, reply: Reply) -> Result:
             nonlocal done
-            reply = system.answer(question.request(), model=model)
             text = await reply.text()
             assert reply.answer is not None  # text() returned: the answer is whole
             done += 1
-            advance(title, done, len(asked))
+            advance(title, done, len(questions))
             return Result(reply.answer.expert, text, question.grade(text), reply.answer.usage.completion_tokens)
 
-        return await asyncio.gather(*(one(question, model) for question, model in asked))
+        return await asyncio.gather(*map(one, questions, replies))
 
 
 async def answer(table: OutcomeTable, questions: Sequence[Question]) -> tuple[Results, float]:
@@ -86,14 +87,18 @@ async def answer(table: OutcomeTable, questions: Sequence[Question]) -> tuple[Re
     specialist = {name: best_expert(table, domain=name) for name in FAMILIES}
     async with open_local(CONFIG) as system:
         started = time.perf_counter()
-        routed = await answer_all(system, [(question, "auto") for question in questions], "model auto")
+        routed = await answer_all(system, questions, "auto", "model auto")
         seconds = time.perf_counter() - started
         # Decoding is greedy: what an expert has answered already is not generated again.
         known = {(q.id, result.expert): result for q, result in zip(questions, routed, strict=True)}
-        rivals = [(q, expert) for q in questions for expert in {best_single, specialist[q.family.name]}]
-        missing = [(q, expert) for q, expert in rivals if (q.id, expert) not in known]
-        answers = await answer_all(system, missing, "best single, oracle")
-        known |= {(q.id, expert): result for (q, expert), result in zip(missing, answers, strict=True)}
+        for expert in dict.fromkeys((best_single, *specialist.values())):
+            asked = [
+                q
+                for q in questions
+                if expert in (best_single, specialist[q.family.name]) and (q.id, expert) not in known
+            ]
+            answers = await answer_all(system, asked, expert, f"for comparison: {expert}")
+            known |= {(q.id, expert): result for q, result in zip(asked, answers, strict=True)}
     results = Results(
         questions=questions,
         routed=routed,
@@ -110,7 +115,7 @@ def best_expert(table: OutcomeTable, domain: str | None = None) -> str:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
+def progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each name, with the time that is left."""
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
@@ -133,8 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.n < len(FAMILIES):
         parser.error(f"--n must be at least {len(FAMILIES)}, one query a family; got {options.n}")
     started = time.perf_counter()
-    for model in MODELS:
-        fetch(model)
+    for base in BASES:
+        fetch(base, progress=console.print)
     table, snapshot = asyncio.run(training_outcomes())
     console.print(f"{len(snapshot.experts)} experts registered, {len(table)} training queries measured on each")
     folder = train_router(table, snapshot)

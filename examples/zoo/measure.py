@@ -21,7 +21,7 @@ from registry.files import atomic_path
 async def measure() -> None:
     """Measure, and write the shipped files."""
     async with open_host(load_config(ZOO / "config.yaml")) as host:
-        with progress("measuring") as advance:
+        with progress() as advance:
 
             def show(state: Progress) -> None:
                 advance(state.expert, state.done, state.total)

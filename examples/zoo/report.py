@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from coe.types import GenerateRequest
 from examples.zoo.families import FAMILIES, Family, Row, Split
 from routers.base import Message
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 114)
+"""On a pipe there is no width to ask for: wide enough for the tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,12 @@ def fresh_questions(n: int, seed: int) -> list[Question]:
 
 def show(results: Results) -> None:
     """Print every question with its answer, then a summary by family."""
-    answers = Table("query", "expert", "answer", "right?", title="answers, model: auto", title_justify="left")
+    answers = Table(title="answers, model: auto", title_justify="left")
+    for column, width in (("query", 50), ("expert", 11), ("answer", 34), ("right?", 6)):
+        answers.add_column(column, width=width, no_wrap=True)
     for question, result in zip(results.questions, results.routed, strict=True):
         right = "[green]yes[/]" if result.score == 1 else "[red]no[/]"
-        answers.add_row(_short(question.row.prompt, 64), result.expert, _short(result.text, 48), right)
+        answers.add_row(_short(question.row.prompt, 50), result.expert, _short(result.text, 34), right)
     console.print(answers)
 
     families = Table(
