@@ -22,3 +22,14 @@ def coe_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COE_HOME", str(home))
     monkeypatch.delenv("COE_REGISTRY", raising=False)
     return home
+
+
+@pytest.fixture(scope="session")
+def zoo_bases() -> Path:
+    """The folder of the zoo's base models, fetched and converted on first use, and kept between runs."""
+    from examples.zoo.fetch import BASES, fetch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COE_HOME", str(REAL_HOME))
+        folders = [fetch(base) for base in BASES]
+    return folders[0].parent

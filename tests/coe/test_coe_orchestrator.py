@@ -203,6 +203,21 @@ async def test_a_composition_of_several_asks_them_side_by_side_and_gives_the_fin
     assert reply.expert == "joined"
 
 
+async def test_many_requests_are_routed_in_one_batch_and_answered_side_by_side() -> None:
+    sizes: list[int] = []
+
+    class Counting(Table):
+        def estimate(self, queries: object) -> Estimate:
+            sizes.append(len(queries))  # type: ignore[arg-type]
+            return super().estimate(queries)
+
+    backend = Backend()
+    system = orchestrator(backend, default=Policy("default", Counting()))
+    replies = system.answers([REQUEST] * 5)
+    assert sizes == [5] and backend.asked == []
+    assert await asyncio.gather(*(reply.text() for reply in replies)) == ["good says hi"] * 5
+
+
 async def test_raw_prompts_are_routed_by_their_text() -> None:
     reply = orchestrator(Backend()).answer(GenerateRequest(prompt="once upon"))
     assert reply.decision.experts == ("good",)
