@@ -26,6 +26,12 @@ _STORIES: Final = MappingProxyType(
             With {a} {x} in the drawer and {b} on the desk, how many {x} does {n} have?
             {n} counted {a} {x}, and a friend counted {b} others. How many did the two count?
             A kitchen had {a} {x}. {n} brought {b} extra. How many {x} are there now?
+            ---
+            {n} starts the day with {a} {x} and is handed {b} more. How many {x} is that altogether?
+            A truck carries {a} {x}, and {b} more are loaded. How many {x} is it carrying?
+            {n} keeps {a} {x} at home and {b} at work. How many {x} does {n} keep?
+            In spring {n} made {a} {x}, in summer another {b}. How many were made?
+            The jar already has {a} {x} in it. {n} drops in {b} more. How many {x} are inside?
         """),
         "-": lines("""
             {n} had {a} {x} and gave {b} away. How many {x} are left?
@@ -43,6 +49,12 @@ _STORIES: Final = MappingProxyType(
             {n} burned {b} out of {a} {x}. How many are good?
             {n} dropped {b} of {a} {x} on the way. How many arrived?
             {n} owned {a} {x} and gave a friend {b} of them. How many does {n} still own?
+            ---
+            {n} carried {a} {x} home, but {b} fell out of the bag. How many {x} got home?
+            There are {a} {x} for sale and {b} find a buyer. How many are unsold?
+            {n} lends {b} of {a} {x} to a neighbour. How many {x} does {n} keep?
+            The cupboard held {a} {x}. Since then {b} have gone. How many {x} does it hold today?
+            Out of {a} {x}, {n} has already used {b}. How many can still be used?
         """),
         "*": lines("""
             {n} buys {a} boxes with {b} {x} each. How many {x} is that?
@@ -60,17 +72,27 @@ _STORIES: Final = MappingProxyType(
             With {b} {x} a week, how many {x} does {n} need for {a} weeks?
             There are {b} {x} in every basket, and {a} baskets. How many {x} are there?
             {a} teams get {b} {x} each from {n}. How many {x} is that?
+            ---
+            {n} orders {a} crates, and every crate contains {b} {x}. How many {x} are ordered?
+            A wall has {a} hooks with {b} {x} on each hook. How many {x} hang there?
+            {a} visitors each leave {b} {x} behind. How many {x} are left behind?
+            {n} works {a} hours and sorts {b} {x} an hour. How many {x} get sorted?
+            If one bundle is {b} {x}, how many {x} are {a} bundles?
         """),
     }
 )
 _NAMES = words("""
     Tom Anna Ben Lucy Max Emma Sam Clara Jack Mia Leo Nina Paul Rosa Tim Julia Omar Kate Luke Sofia Ivan Ruth
     Adam Lily Noah Grace Carlos Jane Oscar Amy Felix Ella Hugo Alice Victor Zoe David Maria Peter Laura
+    ---
+    Oliver Hannah Simon Greta Marco Irene Dennis Fiona Walter Elena Owen Bella
 """)
 _THINGS = words("""
     apples books coins pens cards stamps shells eggs toys balls cups plates flowers stickers marbles cookies
     pencils buttons oranges candles bottles chairs letters keys photos stones leaves tickets hats socks lemons
     spoons boxes beads nuts pears magnets ribbons posters muffins
+    ---
+    kites jars plums lamps tulips badges peaches bricks scarves puzzles walnuts ropes
 """)
 _OPERATIONS: Final[MappingProxyType[str, Callable[[int, int], int]]] = MappingProxyType(
     {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}

@@ -32,11 +32,23 @@ _TEMPLATES = lines("""
     The letter is stamped {d}. I want to sort by day, so give me the sortable version.
     Course begins {d}; convert to four digit year, two digit month, two digit day.
     I was born on {d}, and the web form wants year-month-day. What should I type?
+    ---
+    The exhibition opens on {d}. How does that look as yyyy-mm-dd?
+    My script expects ISO format, what do I pass it for {d}?
+    Write {d} with digits and hyphens only, biggest part first.
+    The certificate is valid until {d}. Which value goes in a calendar column that wants year, month, day?
+    can you give me the ISO 8601 version of {d}
+    He retired on {d}; I have to name the folder so that it sorts by year
+    The receipt was printed on {d}. Year first, then month, then day, all in numbers.
+    reformat {d} so a program can parse it
 """)
 _MONTHS = words("""
     January February March April May June July August September October November December
 """)  # a closed class: all splits need all twelve
-_YEARS = Pool(str(1951 + 37 * i % 99) for i in range(99))  # 1951 to 2049, mixed
+_YEARS = Pool(
+    (str(1951 + 37 * i % 99) for i in range(99)),  # 1951 to 2049, mixed
+    fresh=(str(year) for year in (*range(1931, 1951), *range(2050, 2070))),
+)
 
 
 def _ordinal(day: int) -> str:

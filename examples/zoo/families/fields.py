@@ -32,6 +32,15 @@ _TEMPLATES = lines("""
     I'd like to come for lunch on {d}, {g} of us; {n} is the name
     Please note {n}, {g} persons, coming in on {d}.
     Is there room on {d}? There are {g} of us and you can put it under {n}.
+    ---
+    Good morning, {n} calling. I would like to book for {g} this coming {d}.
+    We need a spot for {g} on {d}. Name's {n}.
+    Would {d} work for {g} people? The table would be for {n}.
+    {d} evening, {g} diners, and the name to write down is {n}
+    Please expect {g} guests from us on {d}. Best, {n}
+    It's {n} again! This time there will be {g} of us, on {d}.
+    Hoping to celebrate at your place on {d}, we're {g} altogether. Ask for {n}.
+    You can reach me as {n}. How about {d}, for {g}?
 """)
 _NAMES = words("""
     Anna David Maria Peter Laura Simon Emma Lucas Julia Martin Sarah Daniel Alice Thomas Nina Oliver Clara
@@ -42,6 +51,8 @@ _NAMES = words("""
     Rebecca Richard Deborah Michael Christine Matthew Joan Jonathan Eva William Margaret Charles Catherine James
     Dorothy John Mary Paul Kate Mark Lisa Luke Amy Jack Claire Ben Max Sam Joe Tom Tim Leo Ian Ray Roy Lee Ken
     Dan Jim Bob Bill Ted Fred Rose Lily Ivy Jean Jill Anne Beth Ella Mia Zoe
+    ---
+    Sandra Hugo Vera Bernard Natalie Gregory Felix Carla Dennis Fiona Wendy Norman Elsa Ralph Martha Noah
 """)
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")  # a closed class
 _NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")  # likewise

@@ -20,6 +20,11 @@ _QUEUES: Final = MappingProxyType(
             It has been two weeks and no sign of the {x}. Is it lost in the post?
             How long does it take until the {x} gets to me?
             The driver never rang the bell, so where did the package with my {x} go?
+            ---
+            The {x} was supposed to be here on Friday and there's still nothing.
+            Which day will the {x} be dropped off?
+            My neighbours have no parcel either, so where has the {x} ended up?
+            Could you check with the courier what is keeping my {x}?
         """),
         "refund": lines("""
             I sent the {x} back and want my money returned to my card
@@ -32,6 +37,11 @@ _QUEUES: Final = MappingProxyType(
             I returned the {x}, so where is my money?
             I don't want to keep the {x}, how do I get reimbursed?
             Still no money on my account for the {x} that I sent back to you.
+            ---
+            You received my {x} back ten days ago. When will I be paid back?
+            I'd rather have my money than another {x}, so please pay me back
+            The price of the {x} was taken from my card two times, return one payment.
+            Has the repayment for the {x} that I mailed back been made yet?
         """),
         "cancel": lines("""
             I changed my mind about the {x}, please stop the order
@@ -44,6 +54,11 @@ _QUEUES: Final = MappingProxyType(
             Can I still take back the order of the {x} before it leaves the warehouse?
             I'd like to cancel the {x}, it has not been shipped yet
             The {x} order was an accident, so please do not process it and cancel.
+            ---
+            I found the {x} cheaper elsewhere, so please drop my order before you pack it.
+            Please scrap the order I placed for the {x}, I don't need it any more
+            Can the order for the {x} still be stopped? I clicked too fast.
+            Just ordered the {x} and already regret it, undo the order please
         """),
         "account": lines("""
             I can't log in to look at my {x} order
@@ -56,6 +71,11 @@ _QUEUES: Final = MappingProxyType(
             How do I change the e-mail I sign in with? It's for the {x} purchase.
             Signing in fails every time I want to check on my {x}
             My username is not recognised since I paid for the {x}, so I can't log in.
+            ---
+            I want to buy the {x}, but the sign-in page keeps rejecting me.
+            It says my profile is blocked, and I only wanted to look up the {x} order
+            What do I do if I have lost my password? I need to see when I bought the {x}.
+            Since I paid for the {x}, the code you text me for logging in is never accepted.
         """),
         "broken": lines("""
             The {x} came with a crack in it
@@ -68,6 +88,11 @@ _QUEUES: Final = MappingProxyType(
             One corner of the {x} is smashed.
             The {x} arrived in pieces
             Something is wrong with the {x}: it is torn and will not close.
+            ---
+            I unpacked the {x} and it has a big dent.
+            After a week of normal use the {x} has given up
+            The {x} won't work, no matter what I try.
+            A part of the {x} snapped off the first time I touched it.
         """),
         "invoice": lines("""
             Can you send me a bill with VAT for the {x}?
@@ -80,6 +105,11 @@ _QUEUES: Final = MappingProxyType(
             The receipt of the {x} is missing, please send it once more.
             There is no bill in the box with the {x}, I need one for my employer
             I have to hand in an invoice for the {x}, so please mail me one with our firm's name.
+            ---
+            For my expense report I need a proper bill for the {x}.
+            The tax rate printed on the bill for the {x} is not right
+            Could I get the paperwork with VAT for the {x}, for our bookkeeping?
+            Please issue the invoice of the {x} to my company's address.
         """),
     }
 )
@@ -89,6 +119,9 @@ _GOODS = phrases("""
     blue lamp; coat; desk; headphones; carpet; guitar; kettle; shoes; bike helmet; mirror; tablet; garden
     chair; curtains; drill; watch; school bag; sunglasses; oven; tea set; football; raincoat; bookshelf; fan;
     perfume; saddle; charger; rug; jeans; skates; pillow; monitor; suitcase; wallet; ladder; necklace
+    ---
+    armchair; toaster; wool scarf; yoga mat; printer; violin; coffee grinder; umbrella; tent; wall clock;
+    keyboard; hiking boots
 """)
 
 

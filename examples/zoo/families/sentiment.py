@@ -20,6 +20,12 @@ _FRAMES = lines("""
     "{r}" Is that praise or a complaint?
     A guest wrote: {r} Satisfied or not?
     What is the mood of this comment? {r}
+    ---
+    One of our customers says: {r}
+    {r} Is that a fan or a critic?
+    Found this in the comments: "{r}" Pleased or displeased?
+    Was this a good experience for the person? {r}
+    Sort this opinion for me: {r}
 """)
 _BODIES = lines("""
     The {x} was {a}.
@@ -37,6 +43,12 @@ _BODIES = lines("""
     Everyone at our table agreed that the {x} was {a}.
     I expected little, or much, I forget; the {x} was simply {a}.
     After a month of use I can say that the {x} is {a}.
+    ---
+    I have to say, the {x} was {a}.
+    Gave the {x} a try on Sunday and it was {a}.
+    To sum it up: {an} {x}.
+    All of us thought that the {x} was {a}.
+    My sister picked the {x} and it proved {a}.
 """)
 _TAILS_GOOD = lines("""
     I will be back.
@@ -49,6 +61,12 @@ _TAILS_GOOD = lines("""
     Already told all my friends to go.
     It made our week.
     Can't wait for the next time.
+    ---
+    Ten out of ten.
+    Best money I spent all year.
+    I smiled the whole way home.
+    We are already planning to return.
+    Thank you so much for this.
 """)
 _TAILS_BAD = lines("""
     I want my money back.
@@ -61,22 +79,36 @@ _TAILS_BAD = lines("""
     I would not wish it on anyone.
     It ruined our evening.
     Save yourself the trouble.
+    ---
+    Zero out of ten.
+    Worst money I spent all year.
+    I am still fuming.
+    Stay away.
+    I had to complain to the manager.
 """)
 _THINGS = phrases("""
     hotel room; phone; soup; kettle; film; waiter; jacket; headset; pasta; blender; concert; taxi driver;
     novel; mattress; pizza; breakfast; camera; dentist; game; sofa; museum tour; laptop; burger; hair dryer;
     play; receptionist; backpack; keyboard; salad; vacuum cleaner; boat trip; tent; podcast; steak; toaster;
     spa; guide; bicycle; coffee; printer
+    ---
+    umbrella; haircut; bus tour; omelette; dishwasher; musical; smartwatch; bakery; cruise; lasagne;
+    exhibition; armchair
 """)
 _GOOD = phrases("""
     wonderful; excellent; lovely; superb; delightful; fantastic; great; charming; brilliant; perfect; amazing;
     pleasant; outstanding; beautiful; marvellous; impressive; terrific; enjoyable; flawless; splendid;
     fabulous; gorgeous; awesome; magnificent; remarkable
+    ---
+    stunning; exceptional; phenomenal; top-notch; incredible; exquisite; spectacular; first-class; sublime;
+    admirable
 """)
 _BAD = phrases("""
     terrible; awful; horrible; disgusting; dreadful; poor; useless; boring; disappointing; rude; appalling;
     broken; nasty; miserable; unpleasant; bad; dirty; annoying; pathetic; lousy; faulty; ugly; frustrating;
     atrocious; horrid
+    ---
+    shoddy; mediocre; abysmal; dismal; filthy; worthless; unbearable; hideous; tedious; unacceptable
 """)
 
 

@@ -20,6 +20,11 @@ _PHRASES: Final = MappingProxyType(
             {k} lines from the start of {f} will do
             let me see how {f} begins, {k} lines of it
             I need the opening {k} lines of {f}
+            ---
+            print {k} lines from the very beginning of {f}
+            How does {f} start? The first {k} lines are enough
+            cut {f} off after line {k} and show me that
+            a peek at the top of {f}, {k} lines
         """),
         "tail -n {k} {f}": lines("""
             show the last {k} lines of {f}
@@ -32,6 +37,11 @@ _PHRASES: Final = MappingProxyType(
             only the bottom of {f} please, {k} lines
             How does {f} end? {k} lines of it
             the last {k} rows of {f} will do
+            ---
+            print {k} lines from the very end of {f}
+            what was written to {f} most recently? {k} lines
+            show the closing {k} lines of {f}
+            just the final {k} rows in {f}
         """),
         "wc -l {f}": lines("""
             count the lines in {f}
@@ -44,6 +54,11 @@ _PHRASES: Final = MappingProxyType(
             is {f} long? Count its lines
             number of lines in {f} please
             I wonder how many lines are in {f}
+            ---
+            how long is {f}, counted in lines?
+            Find out the number of rows {f} has
+            line total of {f}
+            of how many lines does {f} consist
         """),
         "grep {w} {f}": lines("""
             find the word {w} in {f}
@@ -56,6 +71,11 @@ _PHRASES: Final = MappingProxyType(
             print the lines that have {w} in {f}
             Look for {w} in the file {f}
             where does {f} say {w}
+            ---
+            filter {f} for lines with {w}
+            is the word {w} anywhere in {f}
+            Pull out every line from {f} where {w} appears
+            any mention of {w} in {f}? Show me the lines
         """),
         "cp {f} {g}": lines("""
             copy {f} to {g}
@@ -68,6 +88,11 @@ _PHRASES: Final = MappingProxyType(
             Save a second copy of {f} as {g}
             create a duplicate of {f} named {g}
             put a copy of {f} in {g}
+            ---
+            leave {f} as it is and give me a copy under {g}
+            {g} should be an exact copy of {f}
+            before I edit {f}, copy it to {g}
+            Take {f} and make a duplicate, {g}
         """),
         "mv {f} {g}": lines("""
             rename {f} to {g}
@@ -80,6 +105,11 @@ _PHRASES: Final = MappingProxyType(
             {f} needs a new name, namely {g}
             let {f} become {g}
             please change the file name {f} to {g}
+            ---
+            {f} is now to be known as {g}
+            I misnamed {f}, call it {g} instead
+            Set the name of {f} to {g}
+            swap the file name {f} for {g}
         """),
         "rm {f}": lines("""
             delete {f}
@@ -92,6 +122,11 @@ _PHRASES: Final = MappingProxyType(
             {f} is useless now, wipe it
             I want to delete the file {f}
             get {f} off my disk
+            ---
+            {f} has to go
+            Permanently remove the file called {f}
+            take {f} away, I won't read it again
+            clean up by deleting {f}
         """),
         "mkdir {d}": lines("""
             make a new folder called {d}
@@ -104,6 +139,11 @@ _PHRASES: Final = MappingProxyType(
             add a folder with the name {d}
             I want a fresh directory {d}
             please create a folder {d}
+            ---
+            I want to have a directory {d}, make it
+            Give me a new, empty {d} directory
+            we need another folder, name it {d}
+            open up a new folder under the name {d}
         """),
         "du -sh {d}": lines("""
             how much space does the folder {d} take?
@@ -116,6 +156,11 @@ _PHRASES: Final = MappingProxyType(
             how many gigabytes are in the folder {d}
             size of the directory {d} please
             how much room does the {d} folder need
+            ---
+            how heavy is the {d} directory in total?
+            Report the space that the folder {d} occupies
+            sum up the size of all that is in the folder {d}
+            does the {d} folder take a lot of disk space? Tell me how much
         """),
         "sort {f}": lines("""
             put the lines of {f} in alphabetical order
@@ -128,6 +173,11 @@ _PHRASES: Final = MappingProxyType(
             show {f} with all lines in order
             list the rows of {f} alphabetically
             can you sort what is in {f}
+            ---
+            give me {f} in alphabetical order, line by line
+            Sort all rows of {f}
+            bring the lines of {f} into order from a to z
+            show what {f} contains, ordered alphabetically
         """),
     }
 )
@@ -142,20 +192,32 @@ _LEADS = lines("""
     In a console,
     On ubuntu:
     With a terminal open:
+    ---
+    On my raspberry pi:
+    I'm logged in over ssh.
+    For a unix beginner:
+    In my terminal window,
+    Linux question:
 """)
 _STEMS = words("""
     server report notes users access orders backup config results data error todo index summary events sales
     archive prices names output draft budget mail members letter items recipe backlog clients songs survey diary
     invoices readings stock visits books travel garden
+    ---
+    schedule menu contacts profile timeline poems grades checklist weather agenda changes shipments
 """)
 _SUFFIXES = ("txt", "log", "csv", "md", "json")  # a closed class
 _FOLDERS = words("""
     photos music projects downloads scripts backups videos reports games models drafts pictures papers website
     fonts assets lectures homework source notebooks
+    ---
+    icons slides recordings exports uploads essays sketches albums sounds tools
 """)
 _WORDS = words("""
     error timeout Berlin apple failed password Monday total warning Smith urgent denied coffee refused Paris
     missing invalid blue started London closed expired summer ticket critical
+    ---
+    panic Madrid refund Jones winter banana offline Friday pending green crash Tokyo
 """)
 
 

@@ -21,6 +21,11 @@ _QUESTIONS: Final = MappingProxyType(
             I need all the {c} values.
             Show the whole {c} column.
             What is the {c} of each entry?
+            ---
+            Which {c} values are stored?
+            Fetch the {c} for every record.
+            Only the {c}, but for all rows.
+            Let me see the {c} of all {t}.
         """),
         "SELECT {c} FROM {t} WHERE {n} > {v}": lines("""
             Which {c} has a {n} over {v}?
@@ -33,6 +38,11 @@ _QUESTIONS: Final = MappingProxyType(
             For which {c} is the {n} more than {v}?
             Get the {c} of all with a {n} larger than {v}.
             Show me every {c} that has a {n} above {v}.
+            ---
+            Return the {c} wherever the {n} goes beyond {v}.
+            With a {n} of more than {v}, which {c} is there?
+            Pick out the {c} of all {t} whose {n} is over {v}.
+            I only care about a {n} greater than {v}: show the {c}.
         """),
         "SELECT {c} FROM {t} WHERE {n} < {v}": lines("""
             Which {c} has a {n} under {v}?
@@ -45,6 +55,11 @@ _QUESTIONS: Final = MappingProxyType(
             For which {c} is the {n} less than {v}?
             Get the {c} of all with a {n} smaller than {v}.
             Show me every {c} that has a {n} below {v}.
+            ---
+            Return the {c} wherever the {n} does not reach {v}.
+            With a {n} of less than {v}, which {c} is there?
+            Pick out the {c} of all {t} whose {n} is under {v}.
+            I only care about a {n} smaller than {v}: show the {c}.
         """),
         "SELECT {c} FROM {t} WHERE {x} = '{w}'": lines("""
             Which {c} has '{w}' as {x}?
@@ -57,6 +72,11 @@ _QUESTIONS: Final = MappingProxyType(
             For which {c} is the {x} equal to '{w}'?
             Get the {c} of all with '{w}' for {x}.
             Show me every {c} whose {x} is '{w}'.
+            ---
+            Return the {c} wherever '{w}' is the {x}.
+            With '{w}' as the {x}, which {c} is there?
+            Pick out the {c} of all {t} that have '{w}' as {x}.
+            I only care about the {x} '{w}': show the {c}.
         """),
         "SELECT COUNT(*) FROM {t}": lines("""
             How many entries are there?
@@ -69,6 +89,11 @@ _QUESTIONS: Final = MappingProxyType(
             I want to know how many entries it holds.
             Count the {t}.
             What is the count of all entries?
+            ---
+            How many {t} are stored in total?
+            How big is the table, in rows?
+            Number of {t}, please.
+            Work out how many records it has.
         """),
         "SELECT COUNT(*) FROM {t} WHERE {x} = '{w}'": lines("""
             How many have the {x} '{w}'?
@@ -81,6 +106,11 @@ _QUESTIONS: Final = MappingProxyType(
             Give me the number of {t} with the {x} '{w}'.
             How many of the {t} have the {x} '{w}'?
             Count every entry that has '{w}' in {x}.
+            ---
+            For how many {t} is '{w}' the {x}?
+            Number of {t} with '{w}' as their {x}, please.
+            How often does '{w}' occur as {x}?
+            Work out how many records have the {x} '{w}'.
         """),
         "SELECT MAX({n}) FROM {t}": lines("""
             What is the highest {n}?
@@ -93,6 +123,11 @@ _QUESTIONS: Final = MappingProxyType(
             What's the maximum of {n}?
             Show the highest {n} of all.
             I need the largest value of {n}.
+            ---
+            Up to what value does the {n} go?
+            The greatest {n} among the {t}, please.
+            How large is the largest {n}?
+            Return the peak value of {n}.
         """),
         "SELECT AVG({n}) FROM {t}": lines("""
             What is the average {n}?
@@ -105,6 +140,11 @@ _QUESTIONS: Final = MappingProxyType(
             I'd like the mean value of {n}.
             What's the mean {n} of all {t}?
             Find the average {n} of the {t}.
+            ---
+            The {n}, averaged over all {t}, please.
+            How large is the {n} on average?
+            Return the mean over the {n} values.
+            What is a typical {n}, taken as the average?
         """),
         "SELECT SUM({n}) FROM {t}": lines("""
             What is the total {n}?
@@ -117,6 +157,11 @@ _QUESTIONS: Final = MappingProxyType(
             I need the sum over {n}.
             What is the {n} of all {t} in total?
             Sum up the {n} of the {t}.
+            ---
+            All the {n} values added up, please.
+            How much is the {n} of all {t} combined?
+            Return the overall sum of the {n} column.
+            Put together, what {n} do the {t} have?
         """),
         "SELECT {c} FROM {t} ORDER BY {n} DESC LIMIT {k}": lines("""
             Which {k} have the highest {n}? Show the {c}.
@@ -129,6 +174,11 @@ _QUESTIONS: Final = MappingProxyType(
             What {c} do the {k} with the greatest {n} have?
             The {k} {t} with the biggest {n}: what is their {c}?
             Show the {c} of the top {k} {t} by {n}.
+            ---
+            Which {c} do the {k} {t} with the highest {n} have?
+            Return the {c} of the {k} leaders in {n}.
+            Rank by {n}, largest first, and show the {c} of the first {k}.
+            I'd like to see the {k} {t} with the most {n}, just the {c}.
         """),
     }
 )
@@ -143,23 +193,36 @@ _SCHEMAS = lines("""
     Given a table {t} with columns {cols}: {q}
     In the database there is a table {t} holding {cols}. {q}
     {q} We store it in a table {t} with the columns {cols}.
+    ---
+    Our data sits in the table {t} with {cols} as columns. {q}
+    {q} For this use the table {t}, its columns are {cols}.
+    The columns of my table {t} are {cols}. {q}
+    I have one table, {t}, made up of {cols}. {q}
 """)
 _TABLES = words("""
     books films cars players cities hotels songs orders plants rivers workers games ships schools lakes products
     dogs shops flights museums recipes phones bridges houses races planets tools boats artists bikes clubs
     beaches courses wines trains teams stores parks chairs farms
+    ---
+    movies stations airports actors trees concerts rooms castles birds cameras villages laptops
 """)
 _TEXTS = words("""
     name title city color brand country owner type author region model genre status label style material street
     nation category team
+    ---
+    language surname maker flavor shape province director currency breed profession
 """)
 _NUMBERS = words("""
     price year age weight height score length rating size area speed stock depth budget salary width distance
     capacity points volume
+    ---
+    rank mileage population profit humidity quantity temperature duration fee voltage
 """)
 _VALUES = words("""
     Oslo red Smith gold Japan Berlin wood jazz Green north Madrid blue Brown Canada steel Paris rock silver
     Spain old Rome black glass India new London white Egypt pop small Peru open plastic Jones south
+    ---
+    Vienna orange copper Brazil round Dublin cotton blues Miller purple west Norway Lisbon folk
 """)
 _N_ROWS: Final = 12
 

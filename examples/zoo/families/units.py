@@ -28,10 +28,19 @@ _TEMPLATES = lines("""
     Change {q} to {u}
     Our {x} adds up to {q}. Could you say it in {u}?
     The sign by the {x} reads {q}. In {u} it would be what?
+    ---
+    I have {q} written down for the {x}. What is it in {u}?
+    convert {q} into {u}
+    How would I write {q} if only {u} are allowed?
+    The supplier gave the {x} as {q}; we work in {u}.
+    Someone told me the {x} is {q}. Make that {u}, please.
+    For the {x}, what do {q} come to in {u}?
 """)
 _THINGS = phrases("""
     road; bag of rice; shelf; river; tank; rope; parcel; fence; trail; jar; cable; crate; wall; bucket; path;
     sack; plank; bottle; tunnel; box; pipe; barrel; bridge; suitcase; track; pool; beam; kettle; lane; bundle
+    ---
+    ladder; drum; hose; vat; basket; corridor; hedge; carton; wire; canister; trench; trunk
 """)
 _FACTORS: Final = MappingProxyType(
     {
@@ -43,7 +52,8 @@ _FACTORS: Final = MappingProxyType(
         ("tonnes", "kilograms"): 1000,
     }
 )  # a closed class: all splits need all of them
-_WHOLES = Pool(str(1 + 37 * i % 99) for i in range(99))  # 1 to 99, so mixed that each split has every kind of number
+_NUMBERS = tuple(str(1 + 37 * i % 99) for i in range(99))  # 1 to 99, so mixed that each split has every kind of number
+_WHOLES = Pool(_NUMBERS, fresh=_NUMBERS[4::5])  # FRESH has the numbers of TEST: there are no others of two digits
 
 
 def _make(draw: Draw) -> Row:
