@@ -1,0 +1,69 @@
+"""`python -m examples.zoo.fresh`: who is asked what, and the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from examples.zoo import fresh as module
+from examples.zoo.families import FAMILIES, Row, Split
+from examples.zoo.plan import RIVAL
+
+app = typer.Typer()
+app.command()(module.main)
+
+
+class _Model:
+    """Answers right with its adapter, if that is the family's own; the rival and all bases answer wrong."""
+
+    def __init__(self, adapter: str) -> None:
+        self.adapter: str | None = adapter
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        name, self.adapter = self.adapter, None
+        yield
+        self.adapter = name
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, list[Row]]]:
+    calls: list[tuple[str | None, list[Row]]] = []
+
+    def answers(model: _Model, _: None, rows: Sequence[Row], *, max_tokens: int) -> list[str]:
+        calls.append((model.adapter, list(rows)))
+        return [row.target if model.adapter not in (None, RIVAL) else "no idea" for row in rows]
+
+    def load(base: str, adapter: str) -> tuple[Any, None]:
+        return _Model(adapter), None
+
+    monkeypatch.setattr(module, "answers", answers)
+    monkeypatch.setattr(module, "_load", load)
+    return calls
+
+
+def test_every_adapter_and_the_rival_are_asked_the_same_fresh_rows(asked: list[tuple[str | None, list[Row]]]) -> None:
+    result = CliRunner().invoke(app, ["--rows", "5", "--seed", "3"])
+    assert result.exit_code == 0
+    assert [name for name, _ in asked] == [who for name in FAMILIES for who in (name, RIVAL)]
+    for (name, ours), (_, rivals) in zip(asked[::2], asked[1::2], strict=True):
+        assert ours == rivals == FAMILIES[str(name)].rows(Split.FRESH, 5, seed=3)
+    assert result.stdout.splitlines()[:3] == [
+        "| family | adapter | rival |",
+        "|---|---:|---:|",
+        "| sql | 100.0% | 0.0% |",
+    ]
+    assert result.stdout.splitlines()[-1] == "| mean | 100.0% | 0.0% |"
+
+
+def test_bases_are_scored_on_request(asked: list[tuple[str | None, list[Row]]]) -> None:
+    result = CliRunner().invoke(app, ["--rows", "2", "--base"])
+    assert result.exit_code == 0
+    assert [name for name, _ in asked[:3]] == ["sql", None, RIVAL]
+    assert "| family | adapter | base | rival |" in result.stdout
+    assert "| units | 100.0% | 0.0% | 0.0% |" in result.stdout
