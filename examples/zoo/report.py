@@ -72,7 +72,7 @@ def fresh_questions(n: int, seed: int) -> list[Question]:
     made = [
         (position, family, row)
         for i, family in enumerate(FAMILIES.values())
-        for position, row in enumerate(family.rows(Split.TEST, count + (i < rest), seed=seed))
+        for position, row in enumerate(family.rows(Split.FRESH, count + (i < rest), seed=seed))
     ]
     made.sort(key=lambda item: item[0])
     return [Question(i, family, row) for i, (_, family, row) in enumerate(made)]
