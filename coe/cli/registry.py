@@ -215,7 +215,7 @@ def _byte_bar() -> Progress:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _verify(specs: Sequence[ExpertSpec]) -> Iterable[tuple[ExpertSpec, Exception | None]]:

@@ -118,7 +118,7 @@ def best_expert(table: OutcomeTable, domain: str | None = None) -> str:
 def progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each name, with the time that is left."""
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         known: dict[str, object] = {}
 
         def advance(name: str, done: int, total: int) -> None:
