@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from coe.errors import ConfigError
 from registry.documents import load_document, validate
 from registry.errors import InvalidSpec
-from registry.files import coe_home
-
-HOME_SCHEME = "home://"
+from registry.sources import local_path
 
 
 class _Section(BaseModel):
@@ -81,10 +79,10 @@ class PolicyConfig(_Section):
     k: Annotated[int, Field(ge=1)] = 1
     fallback: str | None = None
 
-    @field_validator("router")
+    @field_validator("router", mode="before")
     @classmethod
-    def _from_here(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        return None if path is None else _resolve(path, info)
+    def _from_here(cls, path: object, info: ValidationInfo) -> object:
+        return _resolve(path, info)
 
     @model_validator(mode="after")
     def _router_or_expert(self) -> Self:
@@ -103,10 +101,10 @@ class Config(_Section):
     policies: dict[str, PolicyConfig] = {}
     default_policy: str = "default"
 
-    @field_validator("experts")
+    @field_validator("experts", mode="before")
     @classmethod
-    def _experts_from_here(cls, paths: tuple[Path, ...], info: ValidationInfo) -> tuple[Path, ...]:
-        return tuple(_resolve(path, info) for path in paths)
+    def _experts_from_here(cls, paths: object, info: ValidationInfo) -> object:
+        return [_resolve(path, info) for path in paths] if isinstance(paths, list | tuple) else paths
 
     @model_validator(mode="after")
     def _default_exists(self) -> Self:
@@ -131,10 +129,7 @@ def load_config(path: Path | str) -> Config:
         raise ConfigError(str(error)) from error
 
 
-def _resolve(path: Path, info: ValidationInfo) -> Path:
-    """`home://x` is under the home of coe, `~` is the user's, the rest is relative to the file that says it."""
-    text = os.fspath(path)
-    if text.startswith((HOME_SCHEME, "home:/")):  # Path collapses the second slash
-        return coe_home() / text.removeprefix("home:").lstrip("/")
-    context: dict[str, Any] = info.context or {}
-    return Path(context.get("folder", Path.cwd())) / path.expanduser()
+def _resolve(path: object, info: ValidationInfo) -> object:
+    """A path, read against the folder of the file that says it; anything else is left for pydantic to refuse."""
+    folder = (info.context or {}).get("folder", Path.cwd())
+    return local_path(os.fspath(path), folder) if isinstance(path, str | Path) else path

@@ -18,6 +18,7 @@ from registry.errors import SourceError
 from registry.files import coe_home, translate_disk_full
 from registry.spec import ExpertSpec
 
+_HOME = "home://"
 _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?P<file>/[\w./ -]+\.gguf)?(@(?P<revision>[\w./-]+))?")
 _WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
 # Copies of the same weights for other programs, and nothing that runs: no pickles, no Python.
@@ -53,7 +54,14 @@ def absolute_source(source: str, folder: Path) -> str:
     """The source as it is registered: a relative path is read against `folder`, everything else stays as it is."""
     if not source or "://" in source:
         return source
-    return str((folder / Path(source).expanduser()).resolve())
+    return str(local_path(source, folder).resolve())
+
+
+def local_path(source: str, folder: Path | None = None) -> Path:
+    """Where a path in a YAML leads: `home://` is the home of coe, `~` the user's, the rest is read against `folder`."""
+    if source.startswith(_HOME):
+        return coe_home() / source.removeprefix(_HOME)
+    return (folder or Path()) / Path(source).expanduser()
 
 
 def resolve(spec: ExpertSpec) -> Path:
@@ -68,8 +76,7 @@ def resolve(spec: ExpertSpec) -> Path:
         raise SourceError(f"{spec.ref} ({spec.source or 'composed'}) has no files of its own")
     if kind is SourceKind.HUB:
         return _download(spec.source, spec.revision)
-    inside_home = spec.source.removeprefix("home://")
-    path = Path(inside_home).expanduser() if inside_home == spec.source else coe_home() / inside_home
+    path = local_path(spec.source)
     if not path.exists():
         raise SourceError(f"there is no {'file' if kind is SourceKind.GGUF else 'folder'} {path}")
     return path
