@@ -12,6 +12,15 @@ import typer
 
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.registry import RegistryUrl
+from coe.cli.router_report import (
+    check_required,
+    decision_document,
+    encoding_progress,
+    parse_required,
+    print_explanation,
+    print_reports,
+    warnings_on_console,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +43,10 @@ EncoderName = Annotated[str, typer.Option("--encoder", help="`minilm`, `hashing[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the router; may be repeated.")
 ]
+Require = Annotated[
+    list[str] | None,
+    typer.Option("--require", metavar="FIGURE:LOW", help="Exit with 1 unless FIGURE >= LOW; may be repeated."),
+]
 Dial = Annotated[float, typer.Option("--dial", min=0, help="Quality (0 to 1) given up per USD.")]
 
 
@@ -52,7 +65,6 @@ def train(
     json: JsonTarget = None,
 ) -> None:
     """Train a router on an outcome table and save it."""
-    from coe.cli.router_report import encoding_progress, warnings_on_console
     from routers.artifacts import save
     from routers.build import build, reads_text
 
@@ -101,20 +113,10 @@ def cv(
     encoder: EncoderName = "minilm",
     settings: Settings = None,
     dial: Dial = 0.0,
-    require: Annotated[
-        list[str] | None,
-        typer.Option("--require", metavar="FIGURE:LOW", help="Exit with 1 unless FIGURE >= LOW; may be repeated."),
-    ] = None,
+    require: Require = None,
     json: JsonTarget = None,
 ) -> None:
     """Cross-validate routers: train on all folds but one, score the one left out, pool them."""
-    from coe.cli.router_report import (
-        check_required,
-        encoding_progress,
-        parse_required,
-        print_reports,
-        warnings_on_console,
-    )
     from routers.base import Utility
     from routers.build import build, reads_text
     from routers.evaluate import cross_validate
@@ -157,20 +159,10 @@ def evaluate(
     ] = None,
     dial: Dial = 0.0,
     seed: Seed = 0,
-    require: Annotated[
-        list[str] | None,
-        typer.Option("--require", metavar="FIGURE:LOW", help="Exit with 1 unless FIGURE >= LOW; may be repeated."),
-    ] = None,
+    require: Require = None,
     json: JsonTarget = None,
 ) -> None:
     """Score saved routers on a table that they were not trained on."""
-    from coe.cli.router_report import (
-        check_required,
-        encoding_progress,
-        parse_required,
-        print_reports,
-        warnings_on_console,
-    )
     from routers.artifacts import load
     from routers.base import Utility
     from routers.build import build
@@ -215,7 +207,6 @@ def route(
     json: JsonTarget = None,
 ) -> None:
     """Say which expert a saved router gives a query to; no expert is loaded or asked."""
-    from coe.cli.router_report import decision_document, print_explanation, warnings_on_console
     from routers.artifacts import load
     from routers.base import Query, Utility, decide
 
