@@ -139,8 +139,8 @@ def _load(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel
 def copy_before_head(model: Any) -> None:
     """Give the head a copy of the last position's hidden states, which come as a strided slice.
 
-    torch on a CPU multiplies a slice with the head hundreds of times slower in bfloat16 than a copy: 44 s instead of
-    0.07 s for twenty rows and a vocabulary of 262 k.
+    torch on a CPU multiplies a slice with the head hundreds of times slower in bfloat16 than a copy
+    (`benchmarks/head_slice.py`).
     """
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
 
