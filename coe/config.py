@@ -4,6 +4,7 @@
     host: {budget: 8GiB, pins: [general]}
     policies:
       default: {router: ./router, composition: single, fallback: general}
+    serve: {port: 8000, hosts: [{budget: 8GiB}]}     # `coe serve`; everything has a default
 
 Relative paths are relative to the file that names them. Secrets are never in here: specs name environment variables.
 """
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationInfo, fie
 from coe.errors import ConfigError
 from registry.documents import load_document, validate
 from registry.errors import InvalidSpec
+from registry.files import coe_home
 from registry.sources import local_path
 
 
@@ -43,11 +45,20 @@ class RemoteConfig(_Section):
     retries: Annotated[int, Field(ge=0)] = 2
 
 
+class FakeConfig(_Section):
+    """Experts without weights (`source: fake://...`): how long they take, and how many requests one answers at once."""
+
+    token_delay_s: Annotated[float, Field(ge=0)] = 0.0
+    load_delay_s: Annotated[float, Field(ge=0)] = 0.0
+    capacity: Annotated[int, Field(ge=1)] = 8
+
+
 class EnginesConfig(_Section):
     """Settings of each engine."""
 
     hf: HFConfig = HFConfig()
     remote: RemoteConfig = RemoteConfig()
+    fake: FakeConfig = FakeConfig()
 
 
 class HostConfig(_Section):
@@ -61,6 +72,103 @@ class HostConfig(_Section):
     pins: tuple[str, ...] = ()
     aging_s: Annotated[float, Field(gt=0)] = 10.0
     max_waiting: Annotated[int, Field(ge=1)] = 10_000
+
+
+class ReplicasConfig(_Section):
+    """Bounds of autoscaling: a replica is added while each has more than `target` requests, and taken away below."""
+
+    min: Annotated[int, Field(ge=1)] = 1
+    max: Annotated[int, Field(ge=1)] = 1
+    target: Annotated[float, Field(gt=0)] = 16.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fixed(cls, value: object) -> object:
+        return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
+
+
+class ProcessConfig(_Section):
+    """What Ray gives each process of a kind: fractions of a CPU are for placement, `threads` bound what computes."""
+
+    replicas: ReplicasConfig = ReplicasConfig()
+    num_cpus: Annotated[float, Field(ge=0)] = 0.25
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    threads: Annotated[int, Field(ge=1)] = 1
+
+
+class ExpertHostsConfig(ProcessConfig):
+    """A group of equal processes that hold weights.
+
+    experts: those it serves; all of the registry where it is left out. budget, pins: as in `host`, for each process.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "hosts"
+    experts: tuple[str, ...] | None = None
+    budget: ByteSize | None = None
+    pins: tuple[str, ...] | None = None
+
+
+class DecisionLogConfig(_Section):
+    """What was decided, a line a request. Files of `max_bytes` each, the newest `keep` of each gateway process.
+
+    folder: `home://logs` is under `$COE_HOME`; null writes no log. texts: also what was asked, without which a replay
+    starts from the router's estimate.
+    """
+
+    folder: Path | None = Field(default_factory=lambda: coe_home() / "logs" / "decisions")
+    max_bytes: ByteSize = ByteSize(64 * 2**20)
+    keep: Annotated[int, Field(ge=1)] = 16
+    texts: bool = False
+
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _from_here(cls, path: object, info: ValidationInfo) -> object:
+        return _resolve(path, info)
+
+
+class ServeConfig(_Section):
+    """The endpoint of `coe serve`.
+
+    ray: address of a Ray cluster; a Ray of its own on this machine where it is left out.
+    deadline_s: most seconds for a request; a request's own may be shorter. max_in_flight: requests that a gateway
+    process takes on; more get 429. watch_s: how often the registry and the files of the configuration are looked at
+    for changes.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    ray: str | None = None
+    gateway: ProcessConfig = ProcessConfig()
+    hosts: tuple[ExpertHostsConfig, ...] = (ExpertHostsConfig(),)
+    deadline_s: Annotated[float, Field(gt=0)] = 600.0
+    max_in_flight: Annotated[int, Field(ge=1)] = 1024
+    max_body_bytes: ByteSize = ByteSize(4 * 2**20)
+    watch_s: Annotated[float, Field(gt=0)] = 2.0
+    log: DecisionLogConfig = DecisionLogConfig()
+
+    @model_validator(mode="after")
+    def _hosts_have_names(self) -> Self:
+        names = [group.name for group in self.hosts]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"hosts need names of their own, and there must be one; got {names}")
+        return self
+
+
+class BatchConfig(_Section):
+    """The processes of `coe batch`. ray: as in `serve`; hosts: equal processes that hold weights.
+
+    part_rows: rows that are written, and resumed, together.
+    """
+
+    ray: str | None = None
+    hosts: ProcessConfig = ProcessConfig()
+    part_rows: Annotated[int, Field(ge=1)] = 4096
 
 
 class PolicyConfig(_Section):
@@ -100,6 +208,8 @@ class Config(_Section):
     host: HostConfig = HostConfig()
     policies: dict[str, PolicyConfig] = {}
     default_policy: str = "default"
+    serve: ServeConfig = ServeConfig()
+    batch: BatchConfig = BatchConfig()
 
     @field_validator("experts", mode="before")
     @classmethod

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from coe.engines.base import Adapter, Engine, Expert
 from coe.errors import DeadlineExceeded, Overloaded, UnknownModel, WeightsError
 from coe.memory import ExpertCache
 from coe.scheduler import Waiting, admit
-from coe.types import Chunk, GenerateRequest
+from coe.types import Chunk, GenerateRequest, Timing
 from registry.errors import RegistryError, UnknownExpert
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
@@ -35,10 +35,13 @@ UNLOADED_CAPACITY = 32
 FREE_SHARE = 0.8
 """Share of the free memory that weights may take where no budget is stated."""
 
+RECENT = 0.2
+"""Weight of the latest answer in the mean time that answers take."""
+
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A request on its way through the host."""
+    """A request that waits. `group` is what must be resident to answer it, as `name@version`."""
 
     id: int
     group: str
@@ -66,20 +69,37 @@ class Host:
         max_waiting: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.snapshot = snapshot
         self.in_flight: Counter[str] = Counter()
         self._engines, self._locate = engines, locate
         self._aging_s, self._max_waiting, self._clock = aging_s, max_waiting, clock
         self._waiting: dict[int, _Job] = {}
         self._next_id = 0
+        self._pins = pins
+        self._answer_s: dict[str, float] = {}
+        self._groups: dict[str, ExpertSpec] = {}
         self.cache: ExpertCache[Expert] = ExpertCache(
             budget_bytes,
             load=self._load,
             unload=self._unload,
-            footprint=lambda name: self._engine(self._spec(name)).footprint(self._spec(name)),
-            pins=[self._spec(name).residency_key for name in pins],
+            footprint=lambda group: self._footprint(self._groups[group]),
             clock=clock,
         )
+        self.update(snapshot)
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Serve another snapshot from now on.
+
+        Requests under way end on what they began with. An expert that changed is another one: its new weights load
+        when they are first asked for, and the old ones leave when the room is needed.
+
+        Raises:
+            UnknownModel: a pinned expert is not in it; the old snapshot stays.
+        """
+        pins = frozenset(_group(_find(snapshot, name), snapshot) for name in self._pins)
+        self.snapshot, self.cache.pins = snapshot, pins
+        self._groups |= {
+            base.ref: base for base in (snapshot.experts[s.residency_key] for s in snapshot.experts.values())
+        }
 
     async def ask(self, name: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """Generate with the expert `name`.
@@ -92,7 +112,7 @@ class Host:
             DeadlineExceeded: `request.deadline_s` passed.
             EngineError, InvalidRequest: as the engine says.
         """
-        spec = self._spec(name)
+        spec = _find(self.snapshot, name)
         if request.deadline_s is None:
             chunks = self._generate(spec, request)
         else:
@@ -102,30 +122,61 @@ class Host:
                 yield chunk
 
     def load_s(self) -> dict[str, float]:
-        """Expected seconds to load each expert now: zero for resident ones, else by the rate seen so far."""
+        """Expected seconds to load each expert now: zero where its weights are there, or on their way; else by the
+        rate seen so far."""
         stats = self.cache.stats
         rate = stats.bytes_loaded / stats.load_s if stats.load_s else 1e9
-        resident = self.cache.resident
-        keys = {name: spec.residency_key for name, spec in self.snapshot.experts.items()}
-        return {
-            name: 0.0 if key in resident else self._engine(self._spec(key)).footprint(self._spec(key)) / rate
-            for name, key in keys.items()
+        present = self.cache.resident | self.cache.loading
+        bases = {spec.residency_key for spec in self.snapshot.experts.values()}
+        seconds = {
+            name: 0.0 if base.ref in present else self._footprint(base) / rate
+            for name, base in ((name, self.snapshot.experts[name]) for name in bases)
         }
+        return {name: seconds[spec.residency_key] for name, spec in self.snapshot.experts.items()}
+
+    def queue_s(self) -> dict[str, float]:
+        """Expected seconds that a request for each expert would wait for those before it, by the answers so far."""
+        waiting = Counter(job.group for job in self._waiting.values())
+        groups = {name: _group(spec, self.snapshot) for name, spec in self.snapshot.experts.items()}
+        return {
+            name: waiting[group] * self._answer_s.get(group, 0.0) / self._capacity(group)
+            for name, group in groups.items()
+        }
+
+    @property
+    def busy(self) -> int:
+        """Requests that wait or are being answered."""
+        return len(self._waiting) + self.in_flight.total()
+
+    @property
+    def loads(self) -> Counter[str]:
+        """How often each expert was loaded, by name, whatever its version."""
+        by_name: Counter[str] = Counter()
+        for group, count in self.cache.stats.loads_by_name.items():
+            by_name[self._groups[group].name] += count
+        return by_name
 
     async def aclose(self) -> None:
         """Unload every expert."""
         await self.cache.aclose()
 
     async def _generate(self, spec: ExpertSpec, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        group = spec.residency_key
+        group = _group(spec, self.snapshot)
+        submitted = self._clock()
         await self._admission(group)
+        admitted = self._clock()
         try:
             adapter = await self._adapter(spec)
             async with self.cache.lease(group) as experts:
+                leased = self._clock()
                 self._dispatch()  # what was "loading" may be resident now, with places to fill
                 chunks = cast(AsyncGenerator[Chunk, None], experts[group].generate(request, adapter))
                 async with aclosing(chunks):
                     async for chunk in chunks:
+                        if chunk.finish_reason is not None:
+                            engine_s = self._clock() - leased
+                            self._note(group, engine_s)
+                            chunk = replace(chunk, timing=Timing(admitted - submitted, leased - admitted, engine_s))
                         yield chunk
         finally:
             self.in_flight[group] -= 1
@@ -167,6 +218,11 @@ class Host:
             self.in_flight[job.group] += 1
             job.admitted.set_result(None)
 
+    def _note(self, group: str, engine_s: float) -> None:
+        """Keep the mean time of answers, the latest counting most."""
+        mean = self._answer_s.get(group, engine_s)
+        self._answer_s[group] = mean + RECENT * (engine_s - mean)
+
     def _capacity(self, group: str) -> int:
         expert = self.cache.peek(group)
         return UNLOADED_CAPACITY if expert is None else expert.capacity
@@ -174,8 +230,8 @@ class Host:
     async def _adapter(self, spec: ExpertSpec) -> Adapter | None:
         return Adapter(spec, await self._path(spec)) if spec.kind is Kind.ADAPTER else None
 
-    async def _load(self, name: str) -> Expert:
-        spec = self._spec(name)
+    async def _load(self, group: str) -> Expert:
+        spec = self._groups[group]
         return await self._engine(spec).load(spec, await self._path(spec))
 
     async def _unload(self, expert: Expert) -> None:
@@ -191,11 +247,20 @@ class Host:
     def _engine(self, spec: ExpertSpec) -> Engine:
         return self._engines[engine_kind(spec)]
 
-    def _spec(self, name: str) -> ExpertSpec:
-        try:
-            return self.snapshot.get(name)
-        except UnknownExpert as error:
-            raise UnknownModel(str(error)) from error
+    def _footprint(self, spec: ExpertSpec) -> int:
+        return self._engine(spec).footprint(spec)
+
+
+def _find(snapshot: Snapshot, name: str) -> ExpertSpec:
+    try:
+        return snapshot.get(name)
+    except UnknownExpert as error:
+        raise UnknownModel(str(error)) from error
+
+
+def _group(spec: ExpertSpec, snapshot: Snapshot) -> str:
+    """What must be resident to answer with `spec`: its base, or itself, in the version of the snapshot."""
+    return snapshot.experts[spec.residency_key].ref
 
 
 async def _until(chunks: AsyncGenerator[Chunk, None], deadline_s: float, name: str) -> AsyncGenerator[Chunk, None]:
@@ -213,13 +278,17 @@ async def _until(chunks: AsyncGenerator[Chunk, None], deadline_s: float, name: s
 
 
 @asynccontextmanager
-async def open_host(config: Config) -> AsyncIterator[Host]:
-    """A Host over the experts that `config` names; everything is unloaded at the end."""
-    snapshot = await asyncio.to_thread(open_snapshot, config)
+async def open_host(config: Config, snapshot: Snapshot | None = None) -> AsyncIterator[Host]:
+    """A Host over `snapshot`, or over the experts that `config` names; everything is unloaded at the end."""
+    if snapshot is None:
+        snapshot = await asyncio.to_thread(open_snapshot, config)
     kinds = {engine_kind(spec) for spec in snapshot.experts.values()}
+    engines = _Engines(config)
+    for kind in sorted(kinds):
+        engines[kind]  # now, so that a wrong configuration is refused at the start
     host = Host(
         snapshot,
-        {kind: create_engine(kind, **engine_options(config, kind)) for kind in sorted(kinds)},
+        engines,
         budget_bytes=await asyncio.to_thread(budget_bytes, config, kinds),
         locate=locate,
         pins=config.host.pins,
@@ -230,6 +299,18 @@ async def open_host(config: Config) -> AsyncIterator[Host]:
         yield host
     finally:
         await host.aclose()
+
+
+class _Engines(dict[str, Engine]):
+    """The engines of a configuration, each made when it is first needed: a later snapshot may need another kind."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self._config = config
+
+    def __missing__(self, kind: str) -> Engine:
+        self[kind] = engine = create_engine(kind, **engine_options(self._config, kind))
+        return engine
 
 
 def engine_options(config: Config, kind: str) -> dict[str, Any]:

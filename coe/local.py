@@ -70,28 +70,33 @@ async def open_local(config: Config | Path | str) -> AsyncIterator[Local]:
 
 def build_policies(config: Config, snapshot: Snapshot) -> dict[str, Policy]:
     """The named policies, each with its router loaded and checked against the registered experts."""
-    return {
-        name: Policy(
-            name,
-            router=_router(name, policy, snapshot),
-            composition=build_composition(policy.composition),
-            utility=Utility(dial=policy.dial, patience=policy.patience),
-            k=policy.k,
-            fallback=policy.fallback,
-        )
-        for name, policy in config.policies.items()
-    }
+    return {name: _policy(name, policy, snapshot) for name, policy in config.policies.items()}
 
 
-def _router(name: str, policy: PolicyConfig, snapshot: Snapshot) -> Router:
+def _policy(name: str, policy: PolicyConfig, snapshot: Snapshot) -> Policy:
+    router, digest = _router(name, policy, snapshot)
+    return Policy(
+        name,
+        router=router,
+        composition=build_composition(policy.composition),
+        utility=Utility(dial=policy.dial, patience=policy.patience),
+        k=policy.k,
+        fallback=policy.fallback,
+        router_digest=digest,
+    )
+
+
+def _router(name: str, policy: PolicyConfig, snapshot: Snapshot) -> tuple[Router, str | None]:
+    """The router of a policy, and its artifact's digest."""
     if policy.router is None:
         assert policy.expert is not None  # PolicyConfig takes exactly one of the two
         if policy.expert not in snapshot.experts:
             raise ConfigError(f"expert of policy {name!r}: {UnknownExpert(policy.expert, snapshot.experts)}")
-        return Always(policy.expert)
-    router = load(policy.router, experts={e: spec.digest for e, spec in snapshot.experts.items()}).router
+        return Always(policy.expert), None
+    loaded = load(policy.router, experts={e: spec.digest for e, spec in snapshot.experts.items()})
+    router = loaded.router
     if router.requires:
         raise ConfigError(
             f"the router of policy {name!r} needs the features {sorted(router.requires)}, which nothing here provides"
         )
-    return router
+    return router, loaded.meta.digest

@@ -14,14 +14,15 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
-from coe.compose import Ask, Composition, Final, Single
-from coe.errors import CoeError, ConfigError, EngineError, InvalidRequest
-from coe.policy import AUTO, Policy, address, bypass, only
+from coe.compose import Ask, Final
+from coe.errors import CoeError, ConfigError, EngineError
+from coe.policy import AUTO, Policy, address
+from coe.routing import Routed, bypass, route
 from coe.types import Answer, Chunk, Failure, GenerateRequest
 from registry.errors import UnknownExpert
 from registry.store import Snapshot
-from routers.base import Query, RoutingDecision, decide
-from routers.constraints import prune
+from routers.base import Message, Query, RoutingDecision
+from routers.errors import RouterError
 
 AskExpert = Callable[[str, GenerateRequest], AsyncGenerator[Chunk, None]]
 
@@ -31,16 +32,24 @@ class Reply:
     """A decision, and the chunks of the answer as they come.
 
     Attributes:
-        policy: name of the policy that decided; None when the caller named the expert.
         expert: who answers, from the first chunk on; another than decided when the fallback stepped in.
         answer: the whole answer with its cost, after the last chunk.
     """
 
-    decision: RoutingDecision
-    policy: str | None
+    routed: Routed
     chunks: AsyncGenerator[Chunk, None] = field(init=False, repr=False)
     expert: str | None = None
     answer: Answer | None = None
+
+    @property
+    def decision(self) -> RoutingDecision:
+        """Who was chosen, and why."""
+        return self.routed.decision
+
+    @property
+    def policy(self) -> str | None:
+        """Name of the policy that decided; None when the caller named the expert."""
+        return self.routed.policy.name if self.routed.policy else None
 
     async def text(self) -> str:
         """Wait for the whole answer."""
@@ -74,23 +83,25 @@ class Orchestrator:
                     f"fallback of policy {policy.name!r}: {UnknownExpert(policy.fallback, snapshot.experts)}"
                 )
 
-    def route(self, queries: Sequence[Query], model: str = AUTO) -> list[RoutingDecision]:
+    def route(self, queries: Sequence[Query], model: str = AUTO) -> list[Routed]:
         """Who answers each query; asks nobody.
 
         Raises:
             UnknownModel: `model` is neither a policy nor an expert; with close matches.
             NoEligibleExpert: the constraints leave nobody; the message names them.
         """
+        outcomes = self.route_each(queries, model)
+        for outcome in outcomes:
+            if not isinstance(outcome, Routed):
+                raise outcome
+        return [outcome for outcome in outcomes if isinstance(outcome, Routed)]
+
+    def route_each(self, queries: Sequence[Query], model: str = AUTO) -> list[Routed | RouterError | CoeError]:
+        """Like `route`, with the error in the place of each query that nobody may answer. Raises UnknownModel."""
         policy = address(model, self.policies, self.default_policy, self.snapshot)
         if policy is None:
-            return [bypass(query, model) for query in queries]
-        return decide(
-            policy.router.estimate(queries),
-            utility=[policy.utility if q.dial is None else replace(policy.utility, dial=q.dial) for q in queries],
-            load_s=self._load_s() if policy.utility.patience else {},
-            allowed=prune(queries, self.snapshot.experts),
-            k=policy.k,
-        )
+            return [self._bypass(query, model) for query in queries]
+        return [*route(queries, policy, self.snapshot, self._load_s() if policy.utility.patience else {})]
 
     def answer(self, request: GenerateRequest, *, model: str = AUTO, query: Query | None = None) -> Reply:
         """Route one request now; it is answered while `chunks` of the reply is iterated.
@@ -103,44 +114,29 @@ class Orchestrator:
         self, requests: Sequence[GenerateRequest], *, model: str = AUTO, queries: Sequence[Query] | None = None
     ) -> list[Reply]:
         """Route many requests at once, which is much cheaper than one by one; iterate the replies side by side."""
-        queries = queries or [_query_of(request) for request in requests]
-        policy = address(model, self.policies, self.default_policy, self.snapshot)
-        replies = []
-        for request, query, decision in zip(requests, queries, self.route(queries, model), strict=True):
-            replies.append(reply := Reply(decision, policy.name if policy else None))
-            reply.chunks = self._answer(request, reply, policy, query)
-        return replies
+        routed = self.route(queries or [query_of(request) for request in requests], model)
+        return [self.reply(*pair) for pair in zip(requests, routed, strict=True)]
 
-    async def _answer(
-        self, request: GenerateRequest, reply: Reply, policy: Policy | None, query: Query
-    ) -> AsyncGenerator[Chunk, None]:
-        """The composition's chunks; a failure before the first one is the fallback's to mend, where it may."""
-        attempts = [(policy.composition if policy else Single(), reply.decision)]
-        fallback = policy.fallback if policy else None
-        if fallback and fallback not in reply.decision.experts and (query.allowed is None or fallback in query.allowed):
-            attempts.append((Single(), only(fallback, "the chosen experts failed")))
-        while attempts:
-            composition, decision = attempts.pop(0)
-            try:
-                async with aclosing(self._compose(composition, request, decision, reply)) as chunks:
-                    async for chunk in chunks:
-                        yield chunk
-                return
-            except CoeError as error:
-                # Nothing may have been streamed, and another expert would not mend a wrong request.
-                if not attempts or reply.expert is not None or isinstance(error, InvalidRequest):
-                    raise
+    def reply(self, request: GenerateRequest, routed: Routed) -> Reply:
+        """The answer to a request that is routed already, while `chunks` is iterated."""
+        reply = Reply(routed)
+        reply.chunks = self._compose(request, reply)
+        return reply
 
-    async def _compose(
-        self, composition: Composition, request: GenerateRequest, decision: RoutingDecision, reply: Reply
-    ) -> AsyncGenerator[Chunk, None]:
+    def _bypass(self, query: Query, expert: str) -> Routed | CoeError:
+        try:
+            return bypass(query, expert, self.snapshot.experts)
+        except CoeError as error:
+            return error
+
+    async def _compose(self, request: GenerateRequest, reply: Reply) -> AsyncGenerator[Chunk, None]:
         """Step until final: asks run side by side, the last one streams."""
         done: dict[str, Answer | Failure] = {}
         while True:
-            step = composition.step(request, decision, done)
+            step = reply.routed.composition.step(request, reply.decision, done)
             if isinstance(step, Final):
                 reply.expert, reply.answer = step.answer.expert, step.answer
-                yield Chunk(step.answer.text, step.answer.finish_reason, step.answer.usage)
+                yield Chunk(step.answer.text, step.answer.finish_reason, step.answer.usage, step.answer.timing)
                 return
             if not step.last:
                 outcomes = await asyncio.gather(*(self._whole(ask) for ask in step.asks))
@@ -161,7 +157,8 @@ class Orchestrator:
     async def _whole(self, ask: Ask) -> Answer | Failure:
         """The whole answer of an ask whose text is only an ingredient of the final one."""
         done: dict[str, Answer | Failure] = {}
-        async with aclosing(self._stream(ask, done)) as chunks:
+        whole = replace(ask, request=replace(ask.request, stream=False))
+        async with aclosing(self._stream(whole, done)) as chunks:
             async for _ in chunks:
                 pass
         return done[ask.id]
@@ -185,8 +182,10 @@ class Orchestrator:
         assert last.finish_reason is not None and last.usage is not None  # by the contract of Expert.generate
         price = self.snapshot.experts[expert].price
         cost = price.cost_usd(last.usage.prompt_tokens, last.usage.completion_tokens) if price else None
-        return Answer(expert, text, last.finish_reason, last.usage, cost)
+        return Answer(expert, text, last.finish_reason, last.usage, cost, last.timing)
 
 
-def _query_of(request: GenerateRequest) -> Query:
-    return Query(messages=request.messages) if request.messages else Query.of(request.prompt or "")
+def query_of(request: GenerateRequest) -> Query:
+    """What a router sees of a request: the conversation, and the format that is asked for."""
+    messages = request.messages or (Message("user", request.prompt or ""),)
+    return Query(messages, format=request.format)

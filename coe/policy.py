@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from coe.compose import Composition, Single
-from coe.errors import InvalidRequest, UnknownModel
+from coe.errors import UnknownModel
 from registry.errors import UnknownExpert
 from registry.spec import RESERVED_PREFIX
 from registry.store import Snapshot
-from routers.base import Estimate, Query, Router, RoutingDecision, Utility
+from routers.base import Estimate, Query, Router, Utility
 
 AUTO = "auto"
 """`model` of a request that takes the default policy."""
@@ -20,7 +20,10 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Who is chosen (`router`, `utility`, `k`), what they do (`composition`), and who steps in (`fallback`)."""
+    """Who is chosen (`router`, `utility`, `k`), what they do (`composition`), and who steps in (`fallback`).
+
+    router_digest: of the artifact that the router was loaded from; `None` where it comes from none.
+    """
 
     name: str
     router: Router
@@ -28,6 +31,7 @@ class Policy:
     utility: Utility = Utility()
     k: int = 1
     fallback: str | None = None
+    router_digest: str | None = None
 
 
 @dataclass(slots=True)
@@ -58,21 +62,3 @@ def address(model: str, policies: Mapping[str, Policy], default: str, snapshot: 
         names = [*snapshot.experts, AUTO, *(RESERVED_PREFIX + policy for policy in policies)]
         raise UnknownModel(str(UnknownExpert(model, names)))
     return None
-
-
-def bypass(query: Query, expert: str) -> RoutingDecision:
-    """The caller named the expert: nothing is estimated.
-
-    Raises:
-        InvalidRequest: the expert is not among those that the same caller allows.
-    """
-    if query.allowed is not None and expert not in query.allowed:
-        raise InvalidRequest(
-            f"{expert!r} is asked for by name, but is not among the allowed experts {sorted(query.allowed)}"
-        )
-    return only(expert, "asked for by name")
-
-
-def only(expert: str, reason: str) -> RoutingDecision:
-    """A decision that was not a router's."""
-    return RoutingDecision((expert,), (1.0,), (1.0,), confidence=1.0, reason=reason)

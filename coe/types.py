@@ -28,6 +28,9 @@ class GenerateRequest:
         seed: the same request with the same seed on the same expert gives the same text, whatever shares its batch
             (greedy ignores it); `None` draws one.
         deadline_s: seconds from submission after which the request is given up; `None` waits.
+        stream: False when nobody reads before the end: whoever carries the answer may then bring it whole, and ask
+            again elsewhere when its host dies on the way.
+        format: "json" asks for a JSON object; only experts that promise it are asked.
     """
 
     messages: tuple[Message, ...] = ()
@@ -38,6 +41,8 @@ class GenerateRequest:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     deadline_s: float | None = None
+    stream: bool = True
+    format: Literal["text", "json"] = "text"
     id: str = ""
 
     def __post_init__(self) -> None:
@@ -77,12 +82,22 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the seconds of an answer went on its host: waiting to be admitted, loading weights, generating."""
+
+    queue_s: float
+    load_s: float
+    engine_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. The last one, and only it, has `finish_reason` and `usage`."""
+    """A piece of an answer. The last one, and only it, has `finish_reason`, `usage` and, from a host, `timing`."""
 
     text: str
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    timing: Timing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +109,7 @@ class Answer:
     finish_reason: FinishReason
     usage: Usage
     cost_usd: float | None = None
+    timing: Timing | None = None
 
 
 @dataclass(frozen=True, slots=True)

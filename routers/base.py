@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -38,6 +38,7 @@ class Query:
     Attributes:
         allowed: names the caller permits; `None` permits all.
         dial: USD-to-quality exchange rate of this request (utility = quality - dial * cost); `None` takes the policy's.
+        seed: breaks ties between experts by chance, the same one every time; `None` takes the cheaper, then the first.
         features: extra signals by name, filled by the caller because `Router.requires` asked for them.
     """
 
@@ -47,6 +48,7 @@ class Query:
     format: Literal["text", "json"] = "text"
     allowed: frozenset[str] | None = None
     dial: float | None = None
+    seed: int | None = None
     features: Mapping[str, Floats] = field(default_factory=dict)
 
     @classmethod
@@ -102,6 +104,12 @@ class Estimate:
 
     def __len__(self) -> int:
         return int(self.quality.shape[0])
+
+    def row(self, i: int) -> Estimate:
+        """The estimate of the i-th query alone."""
+        parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "experts"}
+        rows: dict[str, Any] = {name: part if part is None else part[i : i + 1] for name, part in parts.items()}
+        return Estimate(self.experts, **rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ async def _run(
                 host.ask,
                 concurrency=concurrency,
                 on_progress=on_progress,
-                loads=lambda: host.cache.stats.loads_by_name,
+                loads=lambda: host.loads,
             )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 
 from coe.compose.base import Ask, Asks, Composition, Done, Final
+from coe.compose.fallback import WithFallback
 from coe.compose.single import Single
 from coe.errors import ConfigError
 
@@ -21,4 +22,4 @@ def build_composition(name: str) -> Composition:
     return COMPOSITIONS[name]()
 
 
-__all__ = ["COMPOSITIONS", "Ask", "Asks", "Composition", "Done", "Final", "Single", "build_composition"]
+__all__ = ["COMPOSITIONS", "Ask", "Asks", "Composition", "Done", "Final", "Single", "WithFallback", "build_composition"]

@@ -103,7 +103,7 @@ class FakeExpert:
 
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
         """Yield the answer token by token; see `Expert.generate`. Usage counts whitespace tokens."""
-        if self.spec.name not in self._engine.resident:
+        if self.spec.ref not in self._engine.resident:
             raise EngineError(f"{self.spec.name!r} is not loaded")
         name = adapter.spec.name if adapter else self.spec.name
         prompt_tokens = self._check(request, name)
@@ -169,7 +169,7 @@ class FakeEngine:
 
     Attributes:
         tally: counts of loads, unloads, generations, cancellations, by expert (an adapter counts under its own name).
-        resident: names of the experts that are loaded.
+        resident: the experts that are loaded, as `name@version` (or the bare name before registration).
     """
 
     def __init__(
@@ -202,17 +202,17 @@ class FakeEngine:
         if expert._behaviour.options.get("at") == "load":
             raise WeightsError(f"{spec.name!r} failed to load, as its source {spec.source!r} says")
         self.tally.loads[spec.name] += 1
-        self.resident.add(spec.name)
+        self.resident.add(spec.ref)
         return expert
 
     async def unload(self, expert: Expert) -> None:
         """Count an unload. Raises EngineError while the expert generates, or when it is not loaded."""
         name = expert.spec.name
-        if name not in self.resident:
+        if expert.spec.ref not in self.resident:
             raise EngineError(f"{name!r} is not loaded")
         if self.tally.in_flight[name]:
             raise EngineError(f"{name!r} is generating and cannot be unloaded")
-        self.resident.discard(name)
+        self.resident.discard(expert.spec.ref)
         self.tally.unloads[name] += 1
 
 

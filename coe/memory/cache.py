@@ -72,7 +72,7 @@ class ExpertCache(Generic[T]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.budget_bytes = budget_bytes
-        self.pins = frozenset(pins)
+        self.pins = frozenset(pins)  # may be replaced at any time
         self.stats = CacheStats()
         self._load, self._unload, self._footprint = load, unload, footprint
         self._policy, self._clock = policy, clock
@@ -84,6 +84,11 @@ class ExpertCache(Generic[T]):
     def resident(self) -> frozenset[str]:
         """Experts whose weights are in memory now."""
         return frozenset(name for name, slot in self._slots.items() if slot.expert is not None)
+
+    @property
+    def loading(self) -> frozenset[str]:
+        """Experts whose weights are on their way into memory."""
+        return frozenset(name for name, slot in self._slots.items() if slot.expert is None)
 
     @property
     def used_bytes(self) -> int:

@@ -91,13 +91,13 @@ async def test_a_requests_own_dial_and_allowed_experts_override_the_policy() -> 
     system = orchestrator(Backend())
     dialled = Query.of("hi", dial=1.0)
     only = Query.of("hi", allowed=frozenset({"general"}))
-    assert [d.experts for d in system.route([dialled, only, Query.of("hi")])] == [("cheap",), ("general",), ("good",)]
+    assert [r.decision.experts for r in system.route([dialled, only, Query.of("hi")])] == [("cheap",), ("general",), ("good",)]
 
 
 async def test_patience_prices_the_time_to_load() -> None:
     policy = Policy("default", Table(), utility=Utility(patience=0.1))
     system = Orchestrator(SNAPSHOT, {"default": policy}, ask=Backend(), load_s=lambda: {"good": 5.0})
-    assert system.route([Query.of("hi")])[0].experts == ("cheap",)
+    assert system.route([Query.of("hi")])[0].decision.experts == ("cheap",)
 
 
 async def test_named_policies_are_addressed_by_name() -> None:

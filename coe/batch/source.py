@@ -1,0 +1,203 @@
+"""The input file: found out once, cut into splits, and read split by split. No process holds more than a split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import IO, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coe.batch.errors import InputError
+from coe.batch.storage import open_file
+
+_BLOCK_BYTES = 8 * 2**20
+_SPLIT_BYTES = 16 * 2**20
+"""A split of JSONL ends at so many bytes even where it has few lines: what a process reads at once stays bounded."""
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
+_SMALLEST_PART, _PARTS = 64, 256
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A run of consecutive rows: the unit that is routed, and stepped, at once.
+
+    Attributes:
+        part: its number, in the order of the input.
+        line: number of its first line (JSONL) or row (Parquet), from 1.
+        rows: lines, blank ones included, or rows.
+        start, length: bytes of the file (JSONL); for Parquet the first row within the row group, and 0.
+        group: row group of a Parquet file.
+    """
+
+    part: int
+    line: int
+    rows: int
+    start: int
+    length: int = 0
+    group: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An input file, as it was when it was scanned. `sha256` is of its bytes."""
+
+    url: str
+    format: Literal["jsonl", "parquet"]
+    sha256: str
+    size_bytes: int
+    rows: int
+    splits: tuple[Split, ...]
+
+    def manifest(self) -> dict[str, Any]:
+        """What makes this input the same one when a run is resumed."""
+        return {key: value for key, value in asdict(self).items() if key != "splits"}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A row as it was read: the bytes of a JSONL line, or the fields of a Parquet row."""
+
+    number: int
+    content: bytes | dict[str, Any]
+
+
+def scan(url: str, part_rows: int) -> Source:
+    """Hash and cut an input file, in one pass.
+
+    Args:
+        part_rows: most rows of a split; there are fewer in a small file, so that it has parts to be resumed by.
+
+    Raises:
+        InputError: there is no such file, it is empty, compressed, or broken Parquet.
+    """
+    if url.endswith(_COMPRESSED):
+        raise InputError(f"{url}: is compressed, and compressed files cannot be read in parts: decompress it first")
+    try:
+        with open_file(url) as file:
+            return _scan_parquet(url, file, part_rows) if _is_parquet(file) else _scan_jsonl(url, file, part_rows)
+    except IsADirectoryError:
+        raise InputError(f"{url}: is a folder; name a file") from None
+    except FileNotFoundError:
+        raise InputError(f"{url}: there is no such file") from None
+    except PermissionError as error:
+        raise InputError(f"{url}: may not be read: {error}") from error
+
+
+def read(source: Source, splits: Sequence[Split]) -> Iterator[tuple[Split, list[Line]]]:
+    """The lines of each split, one split after the other; blank lines are left out.
+
+    The splits of a Parquet row group are cheapest read together: it is decoded from its start.
+    """
+    with open_file(source.url) as file:
+        if source.format == "parquet":
+            yield from _read_parquet(file, splits)
+            return
+        for split in splits:
+            file.seek(split.start)
+            content = file.read(split.length)
+            if len(content) < split.length:
+                raise InputError(f"{source.url}: changed while it was read")
+            yield split, list(_lines(content, split.line))
+
+
+def read_together(source: Source) -> list[tuple[Split, ...]]:
+    """The splits in the bundles that one task should read."""
+    if source.format == "jsonl":
+        return [(split,) for split in source.splits]
+    groups: dict[int, list[Split]] = {}
+    for split in source.splits:
+        groups.setdefault(split.group, []).append(split)
+    return [tuple(group) for group in groups.values()]
+
+
+def rows_per_part(rows: int, most: int) -> int:
+    """`most` for large inputs; for small ones what gives them some parts, so that an interrupted run keeps something."""
+    return min(most, max(_SMALLEST_PART, -(-rows // _PARTS)))
+
+
+def _is_parquet(file: IO[bytes]) -> bool:
+    magic = file.read(4)
+    file.seek(0)
+    return magic == b"PAR1"
+
+
+def _scan_jsonl(url: str, file: IO[bytes], part_rows: int) -> Source:
+    """Line ends are found block by block; only every 64th is kept."""
+    digest, size, lines = hashlib.sha256(), 0, 0
+    marks = [0]  # byte offsets of lines 0, 64, 128, ...
+    last = b"\n"
+    while block := file.read(_BLOCK_BYTES):
+        digest.update(block)
+        ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 0x0A)
+        first = -lines % _SMALLEST_PART  # ends to skip until `lines` is a multiple of 64 again
+        first = (first - 1) % _SMALLEST_PART
+        marks += (ends[first::_SMALLEST_PART] + size + 1).tolist()
+        lines += len(ends)
+        size += len(block)
+        last = block[-1:]
+    lines += last != b"\n"
+    if not size:
+        raise InputError(f"{url}: is empty")
+    splits = tuple(_jsonl_splits(marks, lines, size, rows_per_part(lines, part_rows)))
+    return Source(url, "jsonl", digest.hexdigest(), size, lines, splits)
+
+
+def _jsonl_splits(marks: list[int], lines: int, size: int, part_rows: int) -> Iterator[Split]:
+    step = max(1, part_rows // _SMALLEST_PART)  # marks a split spans at most
+    ends = [*(mark for mark in marks[1:] if mark < size), size]
+    start, begun, part = 0, 0, 0
+    for mark, end in enumerate(ends, start=1):
+        following = ends[mark] if mark < len(ends) else None
+        if following is None or mark - begun >= step or following - start > _SPLIT_BYTES:
+            first, until = begun * _SMALLEST_PART, min(mark * _SMALLEST_PART, lines)
+            yield Split(part, first + 1, until - first, start, end - start)
+            start, begun, part = end, mark, part + 1
+
+
+def _lines(content: bytes, first: int) -> Iterator[Line]:
+    pieces = content.split(b"\n")
+    for number, piece in enumerate(pieces, start=first):
+        text = piece.removeprefix(_BOM) if number == 1 else piece
+        if text.strip():
+            yield Line(number, text)
+
+
+def _scan_parquet(url: str, file: IO[bytes], part_rows: int) -> Source:
+    digest, size = hashlib.sha256(), 0
+    while block := file.read(_BLOCK_BYTES):
+        digest.update(block)
+        size += len(block)
+    try:
+        metadata = pq.ParquetFile(file).metadata
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{url}: is not a whole Parquet file: {error}") from error
+    if not metadata.num_rows:
+        raise InputError(f"{url}: has no rows")
+    splits: list[Split] = []
+    line, most = 1, rows_per_part(metadata.num_rows, part_rows)
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        for start in range(0, rows, most):
+            splits.append(Split(len(splits), line + start, min(most, rows - start), start, group=group))
+        line += rows
+    return Source(url, "parquet", digest.hexdigest(), size, metadata.num_rows, tuple(splits))
+
+
+def _read_parquet(file: IO[bytes], splits: Sequence[Split]) -> Iterator[tuple[Split, list[Line]]]:
+    parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BLOCK_BYTES)
+    group, at, rows = -1, 0, iter(())  # type: ignore[var-annotated]
+    for split in splits:
+        if split.group != group or split.start < at:
+            group, at = split.group, 0
+            batches = parquet.iter_batches(batch_size=split.rows, row_groups=[group])
+            rows = (row for batch in batches for row in batch.to_pylist())
+        next(islice(rows, split.start - at, split.start - at), None)
+        found = list(islice(rows, split.rows))
+        at = split.start + split.rows
+        yield split, [Line(split.line + i, row) for i, row in enumerate(found)]

@@ -1,0 +1,35 @@
+"""The fallback of a policy: one expert that answers when everything that a composition chose has failed."""
+
+from __future__ import annotations
+
+from coe.compose.base import Ask, Asks, Composition, Done, Final
+from coe.errors import CoeError, InvalidRequest
+from coe.types import Answer, Failure, GenerateRequest
+from routers.base import RoutingDecision
+
+FALLBACK = "fallback"
+"""Id of the ask that goes to the fallback."""
+
+
+class WithFallback:
+    """`composition`, and behind it one more expert.
+
+    A request that is wrong in itself (InvalidRequest) is refused at once: another expert would not mend it.
+    """
+
+    def __init__(self, composition: Composition, expert: str) -> None:
+        self.composition, self.expert = composition, expert
+
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+        """The composition's step; where it gives up, the fallback is asked. Raises the fallback's error."""
+        try:
+            return self.composition.step(request, decision, done)
+        except InvalidRequest:
+            raise
+        except CoeError:
+            outcome = done.get(FALLBACK)
+        if isinstance(outcome, Answer):
+            return Final(outcome)
+        if isinstance(outcome, Failure):
+            raise outcome.error
+        return Asks((Ask(FALLBACK, self.expert, request),), last=True)

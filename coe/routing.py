@@ -1,0 +1,154 @@
+"""Routing: queries and a policy give decisions, each with all that it was made from.
+
+What a decision was made from is kept beside it, so that a log can hold it and a replay can make it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from coe.compose import Composition, Single, WithFallback
+from coe.errors import InvalidRequest
+from coe.policy import Policy
+from registry.spec import ExpertSpec
+from registry.store import Snapshot
+from routers.base import Estimate, Query, RoutingDecision, Utility, decide
+from routers.constraints import check, prune
+from routers.errors import RouterError
+
+
+@dataclass(frozen=True, slots=True)
+class Grounds:
+    """What a decision was made from: the arguments of `routers.base.decide`, for one query.
+
+    Attributes:
+        estimate: one row.
+        load_s: seconds to load each expert at that moment; empty where the policy has no patience.
+        allowed: the experts that the constraints left.
+        seed: breaks ties by chance; `None` for the cheaper, then the first.
+    """
+
+    estimate: Estimate
+    utility: Utility
+    allowed: frozenset[str]
+    k: int
+    load_s: Mapping[str, float] = field(default_factory=dict)
+    seed: int | None = None
+
+    def decide(self) -> RoutingDecision:
+        """The decision: the same one, whenever it is made."""
+        return decide(
+            self.estimate,
+            utility=self.utility,
+            load_s=self.load_s,
+            allowed=self.allowed,
+            k=self.k,
+            rng=None if self.seed is None else np.random.default_rng(self.seed),
+        )[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A query with its decision.
+
+    Attributes:
+        policy: the policy that decided; None when the caller named the expert.
+        grounds: what the decision was made from; None when the caller named the expert.
+        composition: what is done with the chosen experts, the fallback included where the caller lets it in.
+    """
+
+    query: Query
+    decision: RoutingDecision
+    policy: Policy | None
+    grounds: Grounds | None
+    composition: Composition
+
+
+def route(
+    queries: Sequence[Query], policy: Policy, snapshot: Snapshot, load_s: Mapping[str, float]
+) -> list[Routed | RouterError]:
+    """Each query's decision, or why there is none: a query that nobody may answer does not disturb the others."""
+    allowed = [_allowed(query, snapshot) for query in queries]
+    outcomes: list[Routed | RouterError | None] = [n if isinstance(n, RouterError) else None for n in allowed]
+    rows = [i for i, outcome in enumerate(outcomes) if outcome is None]
+    if rows:
+        estimate = policy.router.estimate([queries[i] for i in rows])
+        grounds = [_grounds(queries[i], policy, estimate.row(row), allowed[i], load_s) for row, i in enumerate(rows)]
+        for i, ground, decision in zip(rows, grounds, _decide_all(estimate, grounds), strict=True):
+            outcomes[i] = (
+                decision
+                if isinstance(decision, RouterError)
+                else Routed(queries[i], decision, policy, ground, _composition(policy, queries[i]))
+            )
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def bypass(query: Query, expert: str, experts: Mapping[str, ExpertSpec]) -> Routed:
+    """The caller named the expert: nothing is estimated.
+
+    Raises:
+        InvalidRequest: the expert is not among those that the same caller allows, or cannot do what is asked.
+    """
+    if query.allowed is not None and expert not in query.allowed:
+        raise InvalidRequest(
+            f"{expert!r} is asked for by name, but is not among the allowed experts {sorted(query.allowed)}"
+        )
+    why = check(query, experts).removed.get(expert)
+    if why is not None and not why.startswith("context length"):  # an estimate; the engine counts, and says it exactly
+        raise InvalidRequest(f"{expert!r} is asked for by name, but cannot take this request: {why}")
+    decision = RoutingDecision((expert,), (1.0,), (1.0,), confidence=1.0, reason="asked for by name")
+    return Routed(query, decision, None, None, Single())
+
+
+def _grounds(
+    query: Query,
+    policy: Policy,
+    estimate: Estimate,
+    allowed: frozenset[str] | RouterError,
+    load_s: Mapping[str, float],
+) -> Grounds:
+    assert not isinstance(allowed, RouterError)  # only answerable queries are estimated
+    utility = policy.utility if query.dial is None else replace(policy.utility, dial=query.dial)
+    return Grounds(estimate, utility, allowed, policy.k, load_s, query.seed)
+
+
+def _decide_all(
+    estimate: Estimate, grounds: Sequence[Grounds]
+) -> list[RoutingDecision] | list[RoutingDecision | RouterError]:
+    """All decisions at once, which is much cheaper than one by one, unless one of them cannot be made."""
+    if all(ground.seed is None for ground in grounds):
+        try:
+            return decide(
+                estimate,
+                utility=[ground.utility for ground in grounds],
+                load_s=grounds[0].load_s,
+                allowed=[ground.allowed for ground in grounds],
+                k=grounds[0].k,
+            )
+        except RouterError:
+            pass  # some query is wrong: below, each stands for itself
+    return [_decide(ground) for ground in grounds]
+
+
+def _decide(grounds: Grounds) -> RoutingDecision | RouterError:
+    try:
+        return grounds.decide()
+    except RouterError as error:
+        return error
+
+
+def _allowed(query: Query, snapshot: Snapshot) -> frozenset[str] | RouterError:
+    try:
+        return prune([query], snapshot.experts)[0]
+    except RouterError as error:
+        return error
+
+
+def _composition(policy: Policy, query: Query) -> Composition:
+    fallback = policy.fallback
+    if fallback is None or (query.allowed is not None and fallback not in query.allowed):
+        return policy.composition
+    return WithFallback(policy.composition, fallback)
