@@ -7,6 +7,7 @@ CoeError                     .status: HTTP status, .code: OpenAI-style code, .re
 │   └── UnknownModel         the `model` asked for does not exist; did you mean
 ├── EngineError              an engine failed
 │   ├── WeightsError         weights missing, truncated, of other shapes, or unsupported
+│   ├── HostLost             the process that answered died, and what it had begun was shown already
 │   ├── OutOfMemory          not enough free memory, even after evicting what may be evicted
 │   └── RemoteError          a remote endpoint failed; .retryable says whether trying again makes sense
 ├── Overloaded               too many requests wait; try again later
@@ -15,6 +16,8 @@ CoeError                     .status: HTTP status, .code: OpenAI-style code, .re
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class CoeError(Exception):
@@ -49,6 +52,10 @@ class ContextLengthExceeded(InvalidRequest):
             f"the prompt has {prompt_tokens} tokens and {max_tokens} are asked for, but {expert!r} has a context of "
             f"{context_length} tokens: shorten the prompt or lower max_tokens"
         )
+        self.expert = expert
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors travel between processes
+        return _context_length_exceeded, (self.expert, self.prompt_tokens, self.max_tokens, self.context_length)
 
 
 class UnknownModel(InvalidRequest):
@@ -70,6 +77,14 @@ class WeightsError(EngineError):
     code = "invalid_weights"
 
 
+class HostLost(EngineError):
+    """The process that answered died after its first text, which cannot be taken back."""
+
+    status = 502
+    code = "host_lost"
+    retryable = True
+
+
 class OutOfMemory(EngineError):
     """Not enough free memory, even after evicting what may be evicted."""
 
@@ -86,6 +101,9 @@ class RemoteError(EngineError):
     def __init__(self, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remote_error, (self.args[0], self.retryable)
 
 
 class Overloaded(CoeError):
@@ -108,3 +126,15 @@ class TaskError(CoeError):
     """An evaluation task is wrong; the message has file and line."""
 
     code = "invalid_task"
+
+
+def _context_length_exceeded(
+    expert: str, prompt_tokens: int, max_tokens: int, context_length: int
+) -> ContextLengthExceeded:
+    return ContextLengthExceeded(
+        expert, prompt_tokens=prompt_tokens, max_tokens=max_tokens, context_length=context_length
+    )
+
+
+def _remote_error(message: str, retryable: bool) -> RemoteError:
+    return RemoteError(message, retryable=retryable)

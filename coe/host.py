@@ -143,6 +143,17 @@ class Host:
             for name, group in groups.items()
         }
 
+    def fits_free(self, name: str) -> bool:
+        """Whether the expert is there, or could load now without evicting another."""
+        base = self.snapshot.experts[_find(self.snapshot, name).residency_key]
+        present = base.ref in self.cache.resident | self.cache.loading
+        return present or self.cache.used_bytes + self._footprint(base) <= self.cache.budget_bytes
+
+    @property
+    def resident(self) -> frozenset[str]:
+        """Names of the experts whose weights are in memory; an adapter's are its base's."""
+        return frozenset(self._groups[group].name for group in self.cache.resident)
+
     @property
     def busy(self) -> int:
         """Requests that wait or are being answered."""

@@ -6,7 +6,7 @@ async with open_local(load_config("service.yaml")) as system:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ async def open_local(config: Config | Path | str) -> AsyncIterator[Local]:
             host,
             Orchestrator(
                 host.snapshot,
-                build_policies(config, host.snapshot),
+                build_policies(config.policies, host.snapshot),
                 ask=host.ask,
                 default_policy=config.default_policy,
                 load_s=host.load_s,
@@ -68,9 +68,14 @@ async def open_local(config: Config | Path | str) -> AsyncIterator[Local]:
         )
 
 
-def build_policies(config: Config, snapshot: Snapshot) -> dict[str, Policy]:
-    """The named policies, each with its router loaded and checked against the registered experts."""
-    return {name: _policy(name, policy, snapshot) for name, policy in config.policies.items()}
+def build_policies(policies: Mapping[str, PolicyConfig], snapshot: Snapshot) -> dict[str, Policy]:
+    """The named policies, each with its router loaded and checked against the registered experts.
+
+    Raises:
+        ConfigError: a policy names an expert that is not registered, or a composition that does not exist.
+        RouterError: a trained router cannot be loaded.
+    """
+    return {name: _policy(name, policy, snapshot) for name, policy in policies.items()}
 
 
 def _policy(name: str, policy: PolicyConfig, snapshot: Snapshot) -> Policy:
