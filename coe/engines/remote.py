@@ -185,6 +185,7 @@ async def _open(client: AsyncOpenAI, spec: ExpertSpec, request: GenerateRequest)
     options |= {"seed": request.seed} if request.seed is not None else {}
     if request.prompt is not None:
         return await client.completions.create(prompt=request.prompt, **options)
+    options |= {"response_format": {"type": "json_object"}} if request.format == "json" else {}
     turns: Any = [{"role": m.role, "content": m.content} for m in request.messages]
     return await client.chat.completions.create(messages=turns, **options)
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,13 @@ async def test_settings_and_plain_prompts_are_passed_on(endpoint: Endpoint, engi
     body = endpoint.bodies[-1]
     assert (body["prompt"], body["stop"], body["seed"], body["top_p"]) == ("Once", ["\n"], 4, 0.9)
     assert "messages" not in body
+
+
+async def test_a_json_object_is_asked_for_where_the_request_does(endpoint: Endpoint, engine: RemoteEngine) -> None:
+    await ask(engine, endpoint.spec("json-asked"), replace(HELLO, format="json"))
+    await ask(engine, endpoint.spec("json-not"))
+    asked, plain = endpoint.bodies[-2:]
+    assert asked["response_format"] == {"type": "json_object"} and "response_format" not in plain
 
 
 async def test_a_full_answer_says_so(endpoint: Endpoint, engine: RemoteEngine) -> None:
