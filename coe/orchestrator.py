@@ -32,6 +32,7 @@ class Reply:
     """A decision, and the chunks of the answer as they come.
 
     Attributes:
+        asked: the experts that were asked so far, in order.
         expert: who answers, from the first chunk on; another than decided when the fallback stepped in.
         answer: the whole answer with its cost, after the last chunk.
     """
@@ -40,6 +41,7 @@ class Reply:
     chunks: AsyncGenerator[Chunk, None] = field(init=False, repr=False)
     expert: str | None = None
     answer: Answer | None = None
+    asked: list[str] = field(default_factory=list)
 
     @property
     def decision(self) -> RoutingDecision:
@@ -138,6 +140,7 @@ class Orchestrator:
                 reply.expert, reply.answer = step.answer.expert, step.answer
                 yield Chunk(step.answer.text, step.answer.finish_reason, step.answer.usage, step.answer.timing)
                 return
+            reply.asked += [ask.expert for ask in step.asks]
             if not step.last:
                 outcomes = await asyncio.gather(*(self._whole(ask) for ask in step.asks))
                 done.update(zip((ask.id for ask in step.asks), outcomes, strict=True))

@@ -105,4 +105,7 @@ def _some(query: Query, eligible: Eligible) -> frozenset[str]:
         registered = ", ".join(eligible.removed) or "none"
         reasons.append(f"{', '.join(unknown)} (allowed experts: not registered; there are: {registered})")
     which = f"query {query.id}" if query.id else "this query"
-    raise NoEligibleExpert(f"no expert can take {which}: {'; '.join(reasons) or 'none is registered'}")
+    raise NoEligibleExpert(
+        f"no expert can take {which}: {'; '.join(reasons) or 'none is registered'}",
+        constraints={why.partition(":")[0] for name, why in eligible.removed.items() if name in asked},
+    )

@@ -15,6 +15,8 @@ UserWarning
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class RouterError(Exception):
     """Base of every error that the routers raise on purpose."""
@@ -50,7 +52,14 @@ class UnknownRouterKind(RouterError):
 
 
 class NoEligibleExpert(RouterError):
-    """No expert is left after the constraints; the message names them."""
+    """No expert is left after the constraints; the message names them.
+
+    constraints: the names of those that removed an expert, where it is known: "context length", "json", ...
+    """
+
+    def __init__(self, message: str, *, constraints: Iterable[str] = ()) -> None:
+        self.constraints = frozenset(constraints)
+        super().__init__(message)
 
 
 class StaleArtifactWarning(UserWarning):

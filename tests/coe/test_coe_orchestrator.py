@@ -129,7 +129,7 @@ async def test_a_failure_before_the_first_chunk_is_mended_by_the_next_expert_and
     backend = Backend(fail={"good": EngineError("down"), "cheap": EngineError("down too")})
     reply = orchestrator(backend, default=Policy("default", Table(), k=2, fallback="general")).answer(REQUEST)
     assert await reply.text() == "general says hi"
-    assert backend.asked == ["good", "cheap", "general"]
+    assert backend.asked == reply.asked == ["good", "cheap", "general"]
     assert reply.decision.experts == ("good", "cheap") and reply.expert == "general"
 
 

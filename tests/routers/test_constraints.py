@@ -73,6 +73,7 @@ def test_nobody_left_names_every_constraint_and_both_numbers():
         "no expert can take query q7: short (context length: about 504 tokens do not fit its 100); "
         "embedder (modality: it cannot chat)"
     )
+    assert error.value.constraints == {"context length", "modality"}
     with pytest.raises(NoEligibleExpert, match=r"ghost \(allowed experts: not registered; there are: short, long"):
         prune([Query.of("hi", allowed=frozenset({"ghost"}))], SPECS)
     with pytest.raises(NoEligibleExpert, match="this query: none is registered"):
