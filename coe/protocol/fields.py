@@ -1,0 +1,202 @@
+"""The fields of OpenAI's requests: those that are used, those that are refused, and those that change nothing here.
+
+A request may hold any field that OpenAI documents. One that changes the answer, and that nothing here can do, is
+refused where it is not at its default: an answer that silently lacks what was asked for is worse than none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+Neutral = tuple[Any, ...]
+"""Values of a field that ask for nothing."""
+
+_SAMPLING: Final[dict[str, Neutral]] = {
+    "frequency_penalty": (None, 0, 0.0),
+    "logit_bias": (None, {}),
+    "n": (None, 1),
+    "presence_penalty": (None, 0, 0.0),
+}
+REFUSED_IN_CHAT: Final[Mapping[str, Neutral]] = _SAMPLING | {
+    "audio": (None,),
+    "function_call": (None, "none", "auto"),
+    "functions": (None, []),
+    "logprobs": (None, False),
+    "modalities": (None, ["text"]),
+    "moderation": (None,),
+    "prediction": (None,),
+    "reasoning_effort": (None, "none"),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+    "verbosity": (None, "medium"),
+    "web_search_options": (None,),
+}
+REFUSED_IN_COMPLETIONS: Final[Mapping[str, Neutral]] = _SAMPLING | {
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "logprobs": (None,),
+    "suffix": (None, ""),
+}
+REFUSED_IN_MESSAGES: Final[Mapping[str, Neutral]] = {
+    "annotations": (None, []),
+    "audio": (None,),
+    "function_call": (None,),
+    "refusal": (None,),
+    "tool_calls": (None, []),
+}
+"""A message that came out of an answer has these, empty."""
+
+IGNORED_IN_CHAT: Final = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+IGNORED_IN_COMPLETIONS: Final = frozenset({"user"})
+IGNORED_IN_MESSAGES: Final = frozenset({"name", "tool_call_id"})
+
+
+def is_neutral(value: object, neutral: Neutral) -> bool:
+    """Whether `value` asks for nothing; `0` is not `false`."""
+    return any(type(value) is type(default) and value == default for default in neutral)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+def _unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("unicode", "is not text: {reason}", {"reason": error.reason}) from None
+    return text
+
+
+def _one_or_many(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _parts(value: object) -> object:
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    if not isinstance(value, list):
+        raise PydanticCustomError("content", "Input should be a string or an array of text parts")
+    return value
+
+
+def _part(value: object) -> object:
+    if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] != "text":
+        raise PydanticCustomError(
+            "unsupported_value", "parts of type {type} are not supported, only text", {"type": repr(value["type"])}
+        )
+    return value
+
+
+def _prompt(value: object) -> object:
+    if isinstance(value, list) and value and all(isinstance(item, int | list) for item in value):
+        raise PydanticCustomError("unsupported_value", "arrays of tokens are not supported: send text")
+    if isinstance(value, list) and len(value) > 1:
+        raise PydanticCustomError(
+            "unsupported_value", "several prompts in one request are not supported: send one request for each"
+        )
+    if not isinstance(value, str | list) or value == []:
+        raise PydanticCustomError("prompt", "Input should be a string")
+    return value if isinstance(value, str) else value[0]
+
+
+def _answer_format(value: object) -> object:
+    if isinstance(value, dict) and value.get("type") == "json_schema":
+        raise PydanticCustomError(
+            "unsupported_value",
+            '\'json_schema\' is not supported: take {{"type": "json_object"}} and describe the object in a message',
+        )
+    return value
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class TextPart(_Strict):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: Text
+    prompt_cache_breakpoint: object = None
+
+
+class Turn(_Strict):
+    """A message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[list[Annotated[TextPart, BeforeValidator(_part)]], BeforeValidator(_parts)]
+
+
+class StreamOptions(_Strict):
+    """What a stream holds beside the text."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class ResponseFormat(_Strict):
+    """Text, or a JSON object."""
+
+    type: Literal["text", "json_object"]
+
+
+class Extension(_Strict):
+    """The field `coe`: what this project adds to a request.
+
+    experts: those that may answer; exclude: those that may not. dial: quality (score in [0, 1]) given up per USD, in
+    place of the policy's. seed: breaks ties between experts by chance. deadline_s: seconds until the request is given
+    up.
+    """
+
+    experts: Annotated[list[Text], Field(min_length=1)] | None = None
+    exclude: list[Text] | None = None
+    dial: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class CommonFields(_Strict):
+    """What both endpoints use."""
+
+    model: Annotated[Text, Field(min_length=1)]
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    stop: Annotated[list[Annotated[Text, Field(min_length=1)]], BeforeValidator(_one_or_many)] | None = None
+    seed: Seed | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    coe: Extension | None = None
+
+
+class ChatFields(CommonFields):
+    """What `/v1/chat/completions` uses."""
+
+    messages: Annotated[list[Turn], Field(min_length=1)]
+    max_completion_tokens: Count | None = None
+    response_format: Annotated[ResponseFormat, BeforeValidator(_answer_format)] | None = None
+
+
+class CompletionFields(CommonFields):
+    """What `/v1/completions` uses."""
+
+    prompt: Annotated[Text, BeforeValidator(_prompt)]

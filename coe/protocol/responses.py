@@ -1,0 +1,179 @@
+"""OpenAI's answers: bodies of whole answers, of the chunks of a stream, and of the list of models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from coe.policy import AUTO
+from coe.routing import Routed
+from coe.types import Answer, FinishReason, Usage
+from registry.spec import RESERVED_PREFIX, ExpertSpec
+from registry.store import Snapshot
+from routers.base import Estimate
+
+OWNER = "coe"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatAnswer:
+    """Bodies of one answer of `/v1/chat/completions`.
+
+    Attributes:
+        id: of the decision. created: seconds since the epoch. model: the expert that answers.
+        include_usage: every chunk has a `usage`, null until the last.
+    """
+
+    id: str
+    created: int
+    model: str
+    include_usage: bool = False
+    whole_object: ClassVar[str] = "chat.completion"
+    chunk_object: ClassVar[str] = "chat.completion.chunk"
+    prefix: ClassVar[str] = "chatcmpl-"
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        """The whole answer in one body."""
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
+        return _body(self, self.whole_object, [choice]) | {"usage": usage_body(answer.usage)}
+
+    def opening(self) -> list[dict[str, Any]]:
+        """Chunks before the first text: the role."""
+        return [self._chunk({"role": "assistant", "content": "", "refusal": None})]
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """A chunk with text."""
+        return self._chunk({"content": text})
+
+    def ending(self, reason: FinishReason) -> dict[str, Any]:
+        """The chunk that says why the answer ends."""
+        return self._chunk({}, reason)
+
+    def _chunk(self, delta: dict[str, Any], reason: FinishReason | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return _chunk(self, [choice])
+
+
+@dataclass(frozen=True, slots=True)
+class TextAnswer:
+    """Bodies of one answer of `/v1/completions`; as ChatAnswer."""
+
+    id: str
+    created: int
+    model: str
+    include_usage: bool = False
+    whole_object: ClassVar[str] = "text_completion"
+    chunk_object: ClassVar[str] = "text_completion"
+    prefix: ClassVar[str] = "cmpl-"
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        """The whole answer in one body."""
+        body = _body(self, self.whole_object, [self._choice(answer.text, answer.finish_reason)])
+        return body | {"usage": usage_body(answer.usage)}
+
+    def opening(self) -> list[dict[str, Any]]:
+        """Nothing comes before the first text."""
+        return []
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """A chunk with text."""
+        return _chunk(self, [self._choice(text)])
+
+    def ending(self, reason: FinishReason) -> dict[str, Any]:
+        """The chunk that says why the answer ends."""
+        return _chunk(self, [self._choice("", reason)])
+
+    def _choice(self, text: str, reason: FinishReason | None = None) -> dict[str, Any]:
+        return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+AnswerBodies = ChatAnswer | TextAnswer
+
+
+def usage_chunk(bodies: AnswerBodies, usage: Usage) -> dict[str, Any]:
+    """The last chunk of a stream that includes its usage: it has no choices."""
+    return _body(bodies, bodies.chunk_object, []) | {"usage": usage_body(usage)}
+
+
+def usage_body(usage: Usage) -> dict[str, int]:
+    """OpenAI's `usage`."""
+    return asdict(usage) | {"total_tokens": usage.prompt_tokens + usage.completion_tokens}
+
+
+def model_list(snapshot: Snapshot, policies: Iterable[str], created: int) -> dict[str, Any]:
+    """The body of `/v1/models`: `auto`, every policy, every expert. created: seconds since the epoch."""
+    names = (AUTO, *(RESERVED_PREFIX + policy for policy in policies), *snapshot.experts)
+    return {"object": "list", "data": [model_body(name, snapshot, created) for name in names]}
+
+
+def model_body(name: str, snapshot: Snapshot, created: int) -> dict[str, Any]:
+    """One entry of the list. An expert's `coe` says what it is, and what it charges in USD per million tokens."""
+    spec = snapshot.experts.get(name)
+    about = {"kind": "policy"} if spec is None else _about(spec, snapshot)
+    return {"id": name, "object": "model", "created": created, "owned_by": OWNER, "coe": about}
+
+
+def route_body(id: str, routed: Routed, registry_version: int) -> dict[str, Any]:  # noqa: A002  # OpenAI's word
+    """Who was chosen and why: the decision, and what it was made from.
+
+    `estimate` has the expected quality (score in [0, 1]) and cost (USD) of each expert, null where they are unknown
+    and as a whole where the caller named the expert.
+    """
+    policy = routed.policy
+    return {
+        "object": "coe.route",
+        "id": id,
+        "policy": policy.name if policy else None,
+        "decision": asdict(routed.decision),
+        "estimate": _estimate(routed.grounds.estimate) if routed.grounds else None,
+        "allowed": sorted(routed.grounds.allowed) if routed.grounds else list(routed.decision.experts),
+        "router_digest": policy.router_digest if policy else None,
+        "registry_version": registry_version,
+    }
+
+
+def _estimate(estimate: Estimate) -> dict[str, dict[str, float | None]]:
+    costs = estimate.cost_usd
+    return {
+        expert: {
+            "quality": _number(estimate.quality[0, j]),
+            "cost_usd": None if costs is None else _number(costs[0, j]),
+        }
+        for j, expert in enumerate(estimate.experts)
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _about(spec: ExpertSpec, snapshot: Snapshot) -> Mapping[str, Any]:
+    base = snapshot.experts.get(spec.base) if spec.base else None
+    return {
+        "kind": spec.kind.value,
+        "base": spec.base,
+        "context_length": spec.context_length or (base.context_length if base else None),
+        "price": spec.price.model_dump() if spec.price else None,
+        "capabilities": sorted(spec.capabilities),
+        "tags": sorted(spec.tags),
+        "description": spec.description,
+        "version": spec.version,
+    }
+
+
+def _chunk(bodies: AnswerBodies, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    body = _body(bodies, bodies.chunk_object, choices)
+    return body | {"usage": None} if bodies.include_usage else body
+
+
+def _body(bodies: AnswerBodies, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "id": bodies.prefix + bodies.id,
+        "object": kind,
+        "created": bodies.created,
+        "model": bodies.model,
+        "choices": choices,
+    }

@@ -1,0 +1,105 @@
+"""OpenAI's answers: the official client's own types take every body."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from openai.types import Completion, Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from coe.compose import Single
+from coe.policy import Always, Policy
+from coe.protocol.responses import ChatAnswer, TextAnswer, model_list, route_body, usage_chunk
+from coe.routing import Grounds, Routed
+from coe.types import Answer, Usage
+from registry.spec import ExpertSpec, Kind, Price
+from registry.store import Snapshot
+from routers.base import Estimate, Query, RoutingDecision, Utility
+
+ANSWER = Answer("sql", "SELECT 1", "stop", Usage(5, 2))
+USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+
+
+def test_a_whole_chat_answer_is_what_the_client_expects() -> None:
+    body = ChatAnswer("77", 1, "sql").whole(ANSWER)
+    parsed = ChatCompletion.model_validate(body, strict=True)
+    assert (parsed.id, parsed.model, parsed.created) == ("chatcmpl-77", "sql", 1)
+    assert (parsed.choices[0].message.content, parsed.choices[0].finish_reason) == ("SELECT 1", "stop")
+    assert body["usage"] == USAGE
+
+
+def test_a_whole_completion_is_what_the_client_expects() -> None:
+    parsed = Completion.model_validate(TextAnswer("77", 1, "sql").whole(ANSWER), strict=True)
+    assert (parsed.id, parsed.object, parsed.choices[0].text) == ("cmpl-77", "text_completion", "SELECT 1")
+    assert parsed.usage is not None and parsed.usage.total_tokens == 7
+
+
+def test_the_chunks_of_a_chat_answer_open_with_the_role_and_end_with_the_reason() -> None:
+    bodies = ChatAnswer("77", 1, "sql", include_usage=True)
+    chunks = [*bodies.opening(), bodies.piece("SELECT"), bodies.ending("length")]
+    assert all(chunk["usage"] is None for chunk in chunks)
+    parsed = [ChatCompletionChunk.model_validate(chunk, strict=True) for chunk in chunks]
+    deltas = [chunk.choices[0].delta.model_dump(exclude_unset=True) for chunk in parsed]
+    assert deltas == [{"role": "assistant", "content": "", "refusal": None}, {"content": "SELECT"}, {}]
+    assert [chunk.choices[0].finish_reason for chunk in parsed] == [None, None, "length"]
+    last = usage_chunk(bodies, Usage(5, 2))
+    assert last["choices"] == [] and last["usage"] == USAGE
+    assert "usage" not in ChatAnswer("77", 1, "sql").piece("x"), "only where it is asked for"
+
+
+def test_the_chunks_of_a_completion_have_text_only() -> None:
+    bodies = TextAnswer("77", 1, "sql")
+    assert bodies.opening() == []
+    assert bodies.piece("SELECT")["choices"][0] == {
+        "index": 0,
+        "text": "SELECT",
+        "logprobs": None,
+        "finish_reason": None,
+    }
+    assert bodies.ending("stop")["choices"][0]["finish_reason"] == "stop"
+    assert usage_chunk(bodies, Usage(5, 2))["object"] == "text_completion"
+
+
+def test_the_models_are_auto_the_policies_and_the_experts() -> None:
+    base = ExpertSpec(name="base", kind=Kind.MODEL, source="fake://echo", context_length=64, tags=frozenset({"b", "a"}))
+    price = Price(input_usd_per_mtok=1, output_usd_per_mtok=2)
+    adapter = ExpertSpec(name="x", kind=Kind.ADAPTER, base="base", source="fake://echo", price=price)
+    body = model_list(Snapshot(3, {"base": base, "x": adapter}), ["default"], created=9)
+    assert [Model.model_validate(model).id for model in body["data"]] == ["auto", "coe/default", "base", "x"]
+    assert body["data"][0] == {
+        "id": "auto",
+        "object": "model",
+        "created": 9,
+        "owned_by": "coe",
+        "coe": {"kind": "policy"},
+    }
+    about = body["data"][3]["coe"]
+    assert (about["kind"], about["base"], about["context_length"]) == ("adapter", "base", 64)
+    assert about["price"] == {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}
+    assert body["data"][2]["coe"]["tags"] == ["a", "b"] and body["data"][2]["coe"]["price"] is None
+
+
+def test_a_decision_is_told_with_what_it_was_made_from() -> None:
+    estimate = Estimate(("a", "b"), np.array([[0.5, np.nan]]), cost_usd=np.array([[0.01, 0.02]]), labels=("sql",))
+    grounds = Grounds(estimate, Utility(), frozenset({"b", "a"}), 1)
+    policy = Policy("default", Always("a"), router_digest="sha256:1")
+    body = json.loads(
+        json.dumps(
+            route_body("77", Routed(Query.of("hi"), grounds.decide(), policy, grounds, Single()), 4), allow_nan=False
+        )
+    )
+    assert (body["id"], body["policy"], body["router_digest"], body["registry_version"]) == (
+        "77",
+        "default",
+        "sha256:1",
+        4,
+    )
+    assert body["estimate"] == {"a": {"quality": 0.5, "cost_usd": 0.01}, "b": {"quality": None, "cost_usd": 0.02}}
+    assert body["decision"]["experts"] == ["a"] and body["decision"]["label"] == "sql" and body["allowed"] == ["a", "b"]
+
+
+def test_a_named_expert_has_no_estimate() -> None:
+    decision = RoutingDecision(("a",), (1.0,), (1.0,), 1.0, reason="asked for by name")
+    body = route_body("77", Routed(Query.of("hi"), decision, None, None, Single()), 4)
+    assert body["policy"] is body["estimate"] is body["router_digest"] is None and body["allowed"] == ["a"]
