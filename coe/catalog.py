@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from coe.config import Config
@@ -24,10 +25,25 @@ def open_snapshot(config: Config) -> Snapshot:
         InvalidSpec: an experts file is wrong; every problem at once.
         RegistryError: the registry cannot be opened.
     """
-    with Registry(IN_MEMORY if config.experts else config.registry) as registry:
-        for path in config.experts:
-            apply(plan(load_document(path), registry), registry)
+    with open_registry(config) as registry:
+        fill(registry, config.experts)
         return registry.snapshot()
+
+
+def open_registry(config: Config) -> Registry:
+    """The configured registry; an empty one in memory where the configuration names `experts` files."""
+    return Registry(IN_MEMORY if config.experts else config.registry)
+
+
+def fill(registry: Registry, files: Sequence[Path]) -> None:
+    """Make a registry in memory hold what the files say and nothing else; what has not changed keeps its version.
+
+    Raises:
+        InvalidSpec: a file is wrong; every problem at once.
+    """
+    if files:
+        named = {spec.name for path in files for spec in apply(plan(load_document(path), registry), registry)}
+        registry.change(remove=[name for name in registry.snapshot() if name not in named])
 
 
 def locate(spec: ExpertSpec) -> Path:

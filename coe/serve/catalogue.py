@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from coe.config import Config, PolicyConfig
+from coe.config import Config, ExpertHostsConfig, PolicyConfig
+from coe.errors import ConfigError
+from registry.errors import UnknownExpert
 from registry.spec import ExpertSpec
 from registry.store import Snapshot
 
@@ -30,8 +32,14 @@ class Catalogue:
 
     @classmethod
     def of(cls, config: Config, snapshot: Snapshot, generation: int = 1) -> Self:
-        """The catalogue of a configuration."""
-        return cls(generation, snapshot, dict(config.policies), config.default_policy)
+        """The catalogue of a configuration: the experts that some group of hosts serves.
+
+        Raises:
+            ConfigError: a group serves an expert that is not registered.
+        """
+        served = [serving(snapshot, group).experts for group in config.serve.hosts]
+        experts = {name: spec for name, spec in snapshot.experts.items() if any(name in group for group in served)}
+        return cls(generation, Snapshot(snapshot.version, experts), dict(config.policies), config.default_policy)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, as Serve's `user_config` wants them."""
@@ -55,3 +63,18 @@ class Catalogue:
             {name: PolicyConfig.model_validate(value) for name, value in document["policies"].items()},
             document["default_policy"],
         )
+
+
+def serving(snapshot: Snapshot, group: ExpertHostsConfig) -> Snapshot:
+    """The experts that a group of hosts serves, with what they are made of.
+
+    Raises:
+        ConfigError: one of them is not registered.
+    """
+    if group.experts is None:
+        return snapshot
+    try:
+        wanted = {name for expert in group.experts for name in (expert, *snapshot.get(expert).references)}
+    except UnknownExpert as error:
+        raise ConfigError(f"experts of serve.hosts {group.name!r}: {error}") from error
+    return Snapshot(snapshot.version, {name: spec for name, spec in snapshot.experts.items() if name in wanted})

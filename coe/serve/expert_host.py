@@ -13,7 +13,7 @@ from typing import Any, Final
 from coe.config import Config, ExpertHostsConfig
 from coe.errors import CoeError
 from coe.host import Host, open_host
-from coe.serve.catalogue import Catalogue
+from coe.serve.catalogue import Catalogue, serving
 from coe.types import Chunk, GenerateRequest
 from registry.store import Snapshot
 
@@ -39,7 +39,7 @@ class ExpertHost:
 
     def __init__(self, config: Config, group: ExpertHostsConfig) -> None:
         self._config, self._group = config, group
-        self._exit = AsyncExitStack()
+        self._exit = AsyncExitStack()  # never closed: the weights go with the process
         self._host: Host | None = None
         self._generation = 0
         self._changed = asyncio.Condition()
@@ -114,9 +114,6 @@ class ExpertHost:
     def check_health(self) -> None:
         """Serve's probe: a process that answers is well; an expert that fails says so to who asks it."""
 
-    async def __del__(self) -> None:
-        await self._exit.aclose()
-
     async def _at(self, generation: int) -> Host:
         """The host, as soon as it knows the catalogue that a request was routed by."""
         if self._generation < generation:
@@ -139,14 +136,6 @@ class ExpertHost:
             async with host.cache.lease(name):
                 self.loaded_s[name.partition("@")[0]] = round(time.perf_counter() - started, 3)
             log.info("%s loaded in %.2f s", name, self.loaded_s[name.partition("@")[0]])
-
-
-def serving(snapshot: Snapshot, group: ExpertHostsConfig) -> Snapshot:
-    """The experts that a group of hosts serves, with what they are made of."""
-    if group.experts is None:
-        return snapshot
-    wanted = {name for expert in group.experts for name in (expert, *snapshot.get(expert).references)}
-    return Snapshot(snapshot.version, {name: spec for name, spec in snapshot.experts.items() if name in wanted})
 
 
 def own_config(config: Config, group: ExpertHostsConfig, snapshot: Snapshot) -> Config:

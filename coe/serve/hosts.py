@@ -14,8 +14,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from coe.errors import EngineError, HostLost, Overloaded, UnknownModel
-from coe.serve.catalogue import Catalogue
-from coe.serve.expert_host import serving
+from coe.serve.catalogue import Catalogue, serving
 from coe.serve.placement import Board, rank
 from coe.types import Chunk, GenerateRequest
 from registry.errors import UnknownExpert
@@ -109,9 +108,7 @@ class Hosts:
 
     def _handle(self, group: str, expert: str, method: str) -> DeploymentHandle[Any]:
         """The handle's method for a group of experts. Serve chooses the host by `multiplexed_model_id`."""
-        names = self._serving.get(expert, [])
-        if not names:
-            raise EngineError(f"no host serves {expert!r}: add it to the `experts` of one of `serve.hosts`")
+        names = self._serving[expert]
         key = (names[0] if len(names) == 1 else self._soonest(group, names), group, method)
         if key not in self._ready:
             deployment = self._handles[key[0]].options(multiplexed_model_id=group, stream=method == "stream")

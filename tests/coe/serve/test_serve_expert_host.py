@@ -1,0 +1,193 @@
+"""An expert host outside Ray: what it sends, what it says of itself, and catalogues that change under it."""
+
+import asyncio
+import pickle
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from coe.config import Config, ExpertHostsConfig, PolicyConfig
+from coe.errors import ConfigError, ContextLengthExceeded, EngineError, UnknownModel
+from coe.serve.catalogue import Catalogue, serving
+from coe.serve.expert_host import ExpertHost, coalesce, own_config
+from coe.types import Chunk, GenerateRequest, Usage
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
+from routers.base import Message
+
+GROUP = ExpertHostsConfig()
+
+
+def model(name: str, source: str = "fake://upper", **fields: Any) -> ExpertSpec:
+    return ExpertSpec(name=name, kind=Kind.MODEL, source=source, size_bytes=2**20, **fields)
+
+
+def snapshot(*specs: ExpertSpec, version: int = 1) -> Snapshot:
+    return Snapshot(version, {spec.name: spec for spec in specs})
+
+
+def catalogue(*specs: ExpertSpec, generation: int = 1) -> dict[str, Any]:
+    return Catalogue(generation, snapshot(*specs, version=generation), {}, "default").to_json()
+
+
+async def started(*specs: ExpertSpec, group: ExpertHostsConfig = GROUP, **host: Any) -> ExpertHost:
+    config = Config.model_validate({"host": {"budget": 3 * 2**20, **host}})
+    expert_host = ExpertHost(config, group)
+    assert expert_host.record_routing_stats() == {}  # asked by Serve before anything is known
+    await expert_host.reconfigure(catalogue(*specs))
+    expert_host.check_health()
+    return expert_host
+
+
+def request(text: str = "one two three", **fields: Any) -> GenerateRequest:
+    return GenerateRequest(messages=(Message("user", text),), **fields)
+
+
+async def pieces(host: ExpertHost, expert: str, wanted: GenerateRequest, generation: int = 1) -> list[Any]:
+    return [piece async for piece in host.stream(expert, wanted, generation)]
+
+
+async def test_an_answer_streamed_and_whole_is_the_same_text_with_the_host_s_own_timing() -> None:
+    host = await started(model("up"))
+    *texts, last = await pieces(host, "up", request())
+    assert "".join(chunk.text for chunk in (*texts, last)) == "ONE TWO THREE"
+    assert last.finish_reason == "stop" and last.timing.engine_s > 0 and last.timing.load_s >= 0
+    whole = await host.whole("up", request(), 1)
+    assert isinstance(whole, Chunk) and (whole.text, whole.usage) == ("ONE TWO THREE", Usage(3, 3))
+
+
+async def test_errors_are_sent_as_values_and_survive_the_way_between_processes() -> None:
+    host = await started(model("short", context_length=4), model("bad", "fake://fail?after=1"))
+    too_long = await host.whole("short", request(max_tokens=9), 1)
+    assert isinstance(too_long, ContextLengthExceeded)
+    copy = pickle.loads(pickle.dumps(too_long))
+    assert (type(copy), str(copy), copy.max_tokens) == (ContextLengthExceeded, str(too_long), 9)
+    first, error = await pieces(host, "bad", request())
+    assert first.text == "one" and isinstance(error, EngineError)
+    assert isinstance(await host.whole("nobody", request(), 1), UnknownModel)
+
+
+async def test_a_host_tells_where_an_expert_would_start_and_what_it_holds() -> None:
+    host = await started(
+        model("a"), model("b"), ExpertSpec(name="x", kind=Kind.ADAPTER, base="b", source="fake://echo")
+    )
+    assert host.record_routing_stats()["load_s"]["a"] > 0
+    await host.whole("x", request(), 1)
+    told = host.record_routing_stats()
+    assert told["load_s"].keys() == {"a", "b"} and told["load_s"]["b"] == 0 < told["load_s"]["a"]
+    assert (told["tight"], told["busy"], told["queue_s"]) == ([], 0, {})
+    state = host.state()
+    assert (state["resident"], state["loads"], state["generation"]) == (["b"], {"b": 1}, 1)
+    assert state["used_bytes"] == 2**20 and state["budget_bytes"] == 3 * 2**20
+
+
+async def test_an_expert_that_could_come_in_only_by_evicting_is_said_to_be_tight() -> None:
+    host = await started(*(model(name) for name in "abcd"))
+    for name in "abc":
+        await host.whole(name, request(), 1)
+    assert host.record_routing_stats()["tight"] == ["d"]
+
+
+async def test_pinned_experts_are_loaded_before_the_host_is_ready() -> None:
+    host = await started(model("a"), model("b"), pins=("b",))
+    assert host.state()["resident"] == ["b"] and host.loaded_s.keys() == {"b"}
+
+
+async def test_a_new_catalogue_serves_new_experts_and_new_weights_of_old_ones_without_a_restart() -> None:
+    host = await started(model("a", version=1))
+    running = host.stream("a", request("still the old one"), 1)
+    first = await anext(running)
+    changed = catalogue(model("a", "fake://echo", version=2), model("b"), generation=2)
+    await host.reconfigure(changed)
+    assert first.text + "".join([c.text async for c in running if isinstance(c, Chunk)]) == "STILL THE OLD ONE"
+    assert [(await host.whole(name, request("Hi"), 2)).text for name in "ab"] == ["Hi", "HI"]  # type: ignore[union-attr]
+    assert host.state()["loads"] == {"a": 2, "b": 1}
+    await host.reconfigure(catalogue(model("b"), generation=3))
+    assert isinstance(await host.whole("a", request(), 3), UnknownModel)
+
+
+async def test_a_request_routed_by_a_later_catalogue_waits_for_it_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = await started(model("a"))
+    early = asyncio.create_task(host.whole("b", request("hi"), 2))
+    await asyncio.sleep(0.01)
+    assert not early.done()
+    await host.reconfigure(catalogue(model("a"), model("b"), generation=2))
+    assert (await early).text == "HI"  # type: ignore[union-attr]
+    monkeypatch.setattr("coe.serve.expert_host.CATCH_UP_S", 0.01)
+    assert (await host.whole("a", request("hi"), 9)).text == "HI"  # type: ignore[union-attr]  # it never came
+
+
+async def test_a_reader_that_stops_stops_the_expert() -> None:
+    host = await started(model("a"))
+    async with aclosing(host.stream("a", request(), 1)) as stream:
+        await anext(stream)
+    assert host.state()["busy"] == 0
+
+
+def test_a_group_serves_its_experts_with_their_bases_and_pins_only_what_it_serves() -> None:
+    everything = snapshot(
+        model("a"), model("b"), ExpertSpec(name="x", kind=Kind.ADAPTER, base="b", source="fake://echo")
+    )
+    group = ExpertHostsConfig(experts=("x",), budget=2**30)
+    served = serving(everything, group)
+    assert set(served) == {"x", "b"} and serving(everything, GROUP) is everything
+    config = own_config(Config.model_validate({"host": {"pins": ["a", "b"], "aging_s": 3}}), group, served)
+    assert (config.host.pins, config.host.budget, config.host.aging_s) == (("b",), 2**30, 3)
+    assert own_config(config, ExpertHostsConfig(pins=("x",)), served).host.pins == ("x",)
+    with pytest.raises(ConfigError, match="serve.hosts 'hosts'.*did you mean 'x'"):
+        serving(everything, ExpertHostsConfig(experts=("xx",)))
+
+
+def test_a_catalogue_is_what_some_group_serves_and_comes_back_from_json_as_it_was() -> None:
+    everything = snapshot(model("a", tags=frozenset({"t"})), model("b"), version=7)
+    config = Config.model_validate(
+        {"policies": {"default": {"expert": "a"}}, "serve": {"hosts": [{"name": "one", "experts": ["a"]}]}}
+    )
+    made = Catalogue.of(config, everything, generation=3)
+    assert set(made.snapshot) == {"a"} and made.policies == {"default": PolicyConfig(expert="a")}
+    assert Catalogue.from_json(made.to_json()) == made
+
+
+async def produce(*delays: float) -> AsyncGenerator[Chunk, None]:
+    for i, delay in enumerate(delays):
+        await asyncio.sleep(delay)
+        yield Chunk(str(i))
+    yield Chunk("", "stop", Usage(1, len(delays)))
+
+
+async def test_pieces_that_come_together_travel_together_the_first_and_the_last_at_once() -> None:
+    assert [chunk.text async for chunk in coalesce(produce(0, 0, 0, 0), 10.0)] == ["0", "123"]
+
+
+async def test_no_text_is_held_while_an_expert_thinks() -> None:
+    texts = [chunk.text async for chunk in coalesce(produce(0, 0, 0.2), 0.01)]
+    assert texts[:3] == ["0", "1", "2"]
+
+
+async def test_coalescing_stops_its_source_and_passes_its_errors_on() -> None:
+    closed = asyncio.Event()
+
+    async def endless() -> AsyncGenerator[Chunk, None]:
+        try:
+            yield Chunk("a")
+            await asyncio.sleep(60)
+        finally:
+            closed.set()
+
+    stream = coalesce(endless(), 0.01)
+    await anext(stream)
+    reading = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0.01)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    await stream.aclose()
+    assert closed.is_set()
+
+    async def failing() -> AsyncGenerator[Chunk, None]:
+        yield Chunk("a")
+        raise EngineError("down")
+
+    with pytest.raises(EngineError, match="down"):
+        [chunk async for chunk in coalesce(failing(), 0.01)]

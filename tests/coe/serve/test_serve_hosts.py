@@ -1,0 +1,173 @@
+"""The gateway's way to the hosts, over stand-ins for Serve's handles: which group is asked, and what a death means."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
+from ray.serve.exceptions import BackPressureError
+
+from coe.config import ExpertHostsConfig
+from coe.errors import EngineError, HostLost, InvalidRequest, Overloaded, UnknownModel
+from coe.serve.catalogue import Catalogue
+from coe.serve.hosts import ATTEMPTS, Hosts
+from coe.serve.placement import Board, HostView
+from coe.types import Chunk, GenerateRequest, Usage
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
+from routers.base import Message
+
+SPECS = [
+    ExpertSpec(name="base", kind=Kind.MODEL, source="fake://echo"),
+    ExpertSpec(name="sql", kind=Kind.ADAPTER, base="base", source="fake://echo"),
+    ExpertSpec(name="solo", kind=Kind.MODEL, source="fake://echo"),
+]
+CATALOGUE = Catalogue(4, Snapshot(1, {spec.name: spec for spec in SPECS}), {}, "default")
+WHOLE = GenerateRequest(messages=(Message("user", "hi"),), stream=False)
+STREAM = GenerateRequest(messages=(Message("user", "hi"),))
+END = Chunk("", "stop", Usage(1, 1))
+
+
+class Stream:
+    """A stand-in for a DeploymentResponseGenerator: pieces, or an exception to raise."""
+
+    def __init__(self, pieces: list[Any]) -> None:
+        self.pieces, self.cancelled = pieces, False
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        for piece in self.pieces:
+            if isinstance(piece, Exception) and not isinstance(piece, EngineError | InvalidRequest):
+                raise piece
+            yield piece
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Handle:
+    """A stand-in for a DeploymentHandle: gives what `answers` has, call by call, and keeps the calls."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers, self.calls, self.streams = list(answers), [], []  # type: ignore[var-annotated]
+
+    def options(self, *, multiplexed_model_id: str, stream: bool) -> Any:
+        def bound(method: str) -> Callable[..., Any]:
+            def remote(expert: str, request: GenerateRequest, generation: int) -> Any:
+                self.calls.append((method, multiplexed_model_id, expert, generation))
+                answer = self.answers.pop(0)
+                if stream:
+                    self.streams.append(Stream(answer))
+                    return self.streams[-1]
+                return self._whole(answer)
+
+            return remote
+
+        names = ("stream", "whole")
+        return type("Bound", (), {name: type("Method", (), {"remote": staticmethod(bound(name))}) for name in names})
+
+    async def _whole(self, answer: Any) -> Any:
+        if isinstance(answer, ActorDiedError):
+            raise answer
+        return answer
+
+    def broadcast(self, method: str) -> Any:
+        async def results() -> list[Any]:
+            return [{"method": method}]
+
+        return type("Broadcast", (), {"results_async": staticmethod(results)})
+
+
+def hosts(board: Board | None = None, **handles: Handle) -> Hosts:
+    groups = {name: ExpertHostsConfig(name=name) for name in handles}
+    if "small" in groups:
+        groups["small"] = ExpertHostsConfig(name="small", experts=("solo",))
+    return Hosts(handles, groups, board or Board(), CATALOGUE)  # type: ignore[arg-type]
+
+
+async def ask(system: Hosts, expert: str, request: GenerateRequest) -> str:
+    return "".join([chunk.text async for chunk in system.ask(expert, request)])
+
+
+async def test_a_whole_answer_is_one_call_a_stream_another_each_addressed_by_what_must_be_resident() -> None:
+    handle = Handle(Chunk("all", "stop", Usage(1, 1)), [Chunk("a"), Chunk("b"), END])
+    system = hosts(hosts=handle)
+    assert [await ask(system, "sql", WHOLE), await ask(system, "solo", STREAM)] == ["all", "ab"]
+    assert handle.calls == [("whole", "base", "sql", 4), ("stream", "solo", "solo", 4)]
+
+
+async def test_a_death_before_the_first_text_is_asked_again_and_nobody_notices() -> None:
+    handle = Handle(ActorDiedError(), Chunk("all", "stop", Usage(1, 1)), [ActorDiedError()], [Chunk("a"), END])
+    system = hosts(hosts=handle)
+    assert [await ask(system, "sql", WHOLE), await ask(system, "sql", STREAM)] == ["all", "a"]
+    assert len(handle.calls) == 4
+
+
+async def test_a_death_after_the_first_text_ends_the_answer_with_an_error() -> None:
+    handle = Handle([Chunk("half"), ActorDiedError()])
+    seen = []
+    with pytest.raises(HostLost, match="'sql' died"):
+        async for chunk in hosts(hosts=handle).ask("sql", STREAM):
+            seen.append(chunk.text)  # noqa: PERF401  # what came before the error counts
+    assert seen == ["half"] and len(handle.calls) == 1
+
+
+async def test_a_request_that_kills_every_host_is_given_up() -> None:
+    handle = Handle(*[ActorDiedError() for _ in range(ATTEMPTS)])
+    with pytest.raises(EngineError, match=f"{ATTEMPTS} processes died"):
+        await ask(hosts(hosts=handle), "sql", WHOLE)
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("no"), EngineError("down")])
+async def test_an_expert_s_own_error_is_passed_on_and_not_tried_again(error: Exception) -> None:
+    handle = Handle(error, [error])
+    system = hosts(hosts=handle)
+    for request in (WHOLE, STREAM):
+        with pytest.raises(type(error), match=str(error)):
+            await ask(system, "solo", request)
+    assert len(handle.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (RayTaskError("f", "trace", ValueError("a bug")), EngineError),
+        (BackPressureError(num_queued_requests=1, max_queued_requests=1), Overloaded),
+        (ObjectLostError("00", None, ""), EngineError),
+    ],
+)
+async def test_ray_s_own_errors_come_in_our_words(raised: Exception, expected: type[Exception]) -> None:
+    with pytest.raises(expected, match="solo"):
+        await ask(hosts(hosts=Handle([raised])), "solo", STREAM)
+
+
+async def test_a_reader_that_stops_cancels_the_host() -> None:
+    handle = Handle([Chunk("a"), Chunk("b"), END])
+    async with aclosing(hosts(hosts=handle).ask("sql", STREAM)) as chunks:
+        await anext(chunks)
+    assert handle.streams[0].cancelled
+
+
+async def test_an_unknown_expert_is_refused_here() -> None:
+    with pytest.raises(UnknownModel, match="did you mean 'sql'"):
+        await ask(hosts(hosts=Handle()), "sqll", WHOLE)
+
+
+async def test_of_several_groups_the_one_with_the_best_host_is_asked() -> None:
+    answer = Chunk("x", "stop", Usage(1, 1))
+    board = Board(clock=lambda: 0.0)
+    board.publish("small", [HostView("s", load_s={"solo": 0.0})])
+    board.publish("big", [HostView("b", load_s={"solo": 2.0, "base": 5.0})])
+    small, big = Handle(answer, answer), Handle(answer)
+    system = hosts(board, small=small, big=big)
+    await ask(system, "solo", WHOLE)
+    await ask(system, "sql", WHOLE)
+    assert [call[2] for call in small.calls] == ["solo"] and [call[2] for call in big.calls] == ["sql"]
+    assert system.load_s() == {"base": 5.0, "sql": 5.0, "solo": 0.0}
+    assert await system.states() == [{"method": "state"}] * 2
+
+
+async def test_before_any_host_has_spoken_the_first_group_is_asked() -> None:
+    first, second = Handle(Chunk("x", "stop", Usage(1, 1))), Handle()
+    assert await ask(hosts(big=first, other=second), "solo", WHOLE) == "x"
+    assert hosts(big=first).load_s()["solo"] == 0.0
