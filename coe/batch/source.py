@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coe.batch.errors import InputError
-from coe.batch.storage import open_file
+from coe.batch.storage import absolute, open_file
 
 _BLOCK_BYTES = 8 * 2**20
 _SPLIT_BYTES = 16 * 2**20
@@ -78,6 +78,7 @@ def scan(url: str, part_rows: int) -> Source:
     """
     if url.endswith(_COMPRESSED):
         raise InputError(f"{url}: is compressed, and compressed files cannot be read in parts: decompress it first")
+    url = absolute(url)
     try:
         with open_file(url) as file:
             return _scan_parquet(url, file, part_rows) if _is_parquet(file) else _scan_jsonl(url, file, part_rows)
@@ -117,7 +118,7 @@ def read_together(source: Source) -> list[tuple[Split, ...]]:
 
 
 def rows_per_part(rows: int, most: int) -> int:
-    """`most` for large inputs; for small ones what gives them some parts, so that an interrupted run keeps something."""
+    """`most` for large inputs; fewer for small ones, so that they have parts, and an interrupted run keeps some."""
     return min(most, max(_SMALLEST_PART, -(-rows // _PARTS)))
 
 
@@ -191,13 +192,18 @@ def _scan_parquet(url: str, file: IO[bytes], part_rows: int) -> Source:
 
 def _read_parquet(file: IO[bytes], splits: Sequence[Split]) -> Iterator[tuple[Split, list[Line]]]:
     parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BLOCK_BYTES)
-    group, at, rows = -1, 0, iter(())  # type: ignore[var-annotated]
+    group, at = -1, 0
+    rows: Iterator[dict[str, Any]] = iter(())
     for split in splits:
         if split.group != group or split.start < at:
             group, at = split.group, 0
-            batches = parquet.iter_batches(batch_size=split.rows, row_groups=[group])
-            rows = (row for batch in batches for row in batch.to_pylist())
+            rows = _records(parquet.iter_batches(batch_size=split.rows, row_groups=[group]))
         next(islice(rows, split.start - at, split.start - at), None)
         found = list(islice(rows, split.rows))
         at = split.start + split.rows
         yield split, [Line(split.line + i, row) for i, row in enumerate(found)]
+
+
+def _records(batches: Iterator[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        yield from batch.to_pylist()

@@ -32,8 +32,7 @@ class Folder:
     @classmethod
     def of(cls, url: str) -> Folder:
         """The folder at a local path or URL; relative paths are made absolute, since workers run elsewhere."""
-        fs, path = open_url(url)
-        return cls(path if isinstance(fs, LocalFileSystem) else url.rstrip("/"))
+        return cls(absolute(url))
 
     @property
     def local(self) -> Path | None:
@@ -52,14 +51,10 @@ class Folder:
         return bool(fs.exists(path))
 
     def names(self, folder: str) -> frozenset[str]:
-        """The names of the whole files in a folder in here; none where it does not exist."""
+        """The names of the whole files under a folder in here, folders left out; none where it does not exist."""
         fs, path = open_url(self.at(folder))
         fs.invalidate_cache()
-        try:
-            entries = fs.ls(path, detail=False)
-        except FileNotFoundError:
-            return frozenset()
-        return frozenset(name for entry in entries if STAGED not in (name := entry.rstrip("/").rpartition("/")[2]))
+        return frozenset(name for file in fs.find(path) if STAGED not in (name := file.rpartition("/")[2]))
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
@@ -92,6 +87,12 @@ class Folder:
         fs.invalidate_cache()
         if fs.exists(path):
             fs.rm(path, recursive=True)
+
+
+def absolute(url: str) -> str:
+    """The same URL, or the absolute path of a local one."""
+    fs, path = open_url(url)
+    return path if isinstance(fs, LocalFileSystem) else url.rstrip("/")
 
 
 def open_url(url: str) -> tuple[Any, str]:

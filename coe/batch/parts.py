@@ -1,0 +1,276 @@
+"""The part files of a run, and the work on one part: route it, step it. Runs in any process that sees the storage.
+
+    rows/000/000012.parquet              a part of the input, routed
+    asks/0/000/000012.parquet            its asks of stage 0, one row group a unit (see `stages.Unit`)
+    answers/0/000/000012-003.parquet     the answers to its unit 3
+    results/000/000012.parquet           its results, sorted by id; nothing of the part is left to do
+
+A part is deterministic: whoever writes it again, after a crash or beside another process, writes the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coe.batch.records import ANSWERS, ASKS, ROWS, RoutedRow, describe, dump_request, load_outcome, load_request
+from coe.batch.results import RESULT_ROWS, RESULTS, result
+from coe.batch.rows import Row, parse_row
+from coe.batch.source import Source, Split, read
+from coe.batch.stages import Step, Unit, compositions, plan_units, step
+from coe.batch.storage import Folder
+from coe.compose import Ask, Composition, WithFallback, build_composition
+from coe.config import Config
+from coe.errors import CoeError, EngineError
+from coe.local import build_policies
+from coe.orchestrator import Orchestrator
+from coe.routing import Routed
+from coe.types import Answer, Chunk, Failure, GenerateRequest
+from registry.store import Snapshot
+from routers.errors import RouterError
+
+PARTS = "parts"
+_NOTE = b"coe"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every process of a run is told. Plain data, but for the configuration.
+
+    model: of rows that name none.
+    """
+
+    folder: Folder
+    source: Source
+    config: Config
+    snapshot: Snapshot
+    model: str
+
+    def composition_of(self) -> Callable[[RoutedRow], Composition]:
+        """How to find the composition of a row; see `stages.compositions`."""
+        policies = self.config.policies.items()
+        return compositions({name: partial(build_composition, policy.composition) for name, policy in policies})
+
+    def group_of(self, expert: str) -> str:
+        """The residency key of an expert."""
+        return self.snapshot.experts[expert].residency_key
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What is known of a part after a stage was planned. `units` is empty when the part is finished.
+
+    openai: rows that are OpenAI batch lines. ignored: how many rows gave each field that has no effect.
+    """
+
+    part: int
+    rows: int
+    openai: int
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    units: tuple[Unit, ...] = ()
+
+    @classmethod
+    def of(cls, note: Mapping[str, Any]) -> Stepped:
+        """From `asdict`."""
+        return cls(**{**note, "units": tuple(Unit(**unit) for unit in note["units"])})
+
+
+def open_router(config: Config, snapshot: Snapshot) -> Orchestrator:
+    """The configuration's policies, to route by: the same code as online, with nobody behind it to ask.
+
+    Raises:
+        ConfigError, RouterError: a policy or its router is wrong.
+    """
+    policies = build_policies(config.policies, snapshot)
+    return Orchestrator(snapshot, policies, ask=_nobody, default_policy=config.default_policy)
+
+
+def known(folder: Folder, part: int, stage: int) -> Stepped | None:
+    """What an earlier run left of this step, if it got so far."""
+    for name in (results_name(part), _asks(stage, part)):
+        if folder.exists(name):
+            with folder.open(name) as file:
+                return Stepped.of(json.loads(pq.read_schema(file).metadata[_NOTE]))
+    return None
+
+
+class PartRouter:
+    """Routes parts of the input, by the policies of the configuration; holds their routers."""
+
+    def __init__(self, job: Job, orchestrator: Orchestrator) -> None:
+        self._job, self._orchestrator = job, orchestrator
+
+    def route(self, splits: Sequence[Split]) -> Iterator[Stepped]:
+        """Write the rows and the first asks of each split; those that are there already are only looked at."""
+        folder = self._job.folder
+        left = []
+        for split in splits:
+            if (before := known(folder, split.part, stage=0)) is not None:
+                yield before
+            else:
+                left.append(split)
+        for split, lines in read(self._job.source, left) if left else ():
+            rows = [parse_row(line, self._job.model, self._job.snapshot.experts) for line in lines]
+            routed = self._route(rows)
+            about = Stepped(
+                split.part,
+                rows=len(rows),
+                openai=sum(row.endpoint is not None for row in rows),
+                ignored=dict(Counter(name for row in rows for name in row.ignored)),
+            )
+            _write(folder, _rows(split.part), ROWS, [row.record() for row in routed])
+            yield _plan(self._job, about, 0, routed, [{} for _ in routed])
+
+    def _route(self, rows: Sequence[Row]) -> list[RoutedRow]:
+        """Rows of the same `model` are routed in one call."""
+        outcomes: dict[int, Routed | RouterError | CoeError] = {}
+        by_model: dict[str, list[int]] = {}
+        for i, row in enumerate(rows):
+            if row.error is not None:
+                outcomes[i] = row.error
+            else:
+                by_model.setdefault(row.model, []).append(i)
+        for model, members in by_model.items():
+            queries = [query for i in members if (query := rows[i].query) is not None]
+            try:
+                found = self._orchestrator.route_each(queries, model)
+            except CoeError as error:
+                found = [error] * len(members)
+            outcomes.update(zip(members, found, strict=True))
+        return [_routed(row, outcomes[i]) for i, row in enumerate(rows)]
+
+
+def step_part(job: Job, part: int, stage: int) -> Stepped:
+    """Plan the next stage of a part from all its answers so far, or write its results."""
+    folder = job.folder
+    if (before := known(folder, part, stage)) is not None:
+        return before
+    rows = [RoutedRow.of(record) for record in _read(folder, _rows(part))]
+    done: list[dict[str, Answer | Failure]] = [{} for _ in rows]
+    about = None
+    for earlier in range(stage):
+        about = known(folder, part, earlier)
+        assert about is not None  # a stage is planned only when those before it are answered
+        for unit in about.units:
+            for record in _read(folder, answers_name(earlier, unit)):
+                done[record["row"]][record["ask"]] = load_outcome(record)
+    assert about is not None
+    return _plan(job, about, stage, rows, done)
+
+
+def read_asks(folder: Folder, stage: int, unit: Unit) -> list[tuple[int, Ask]]:
+    """The asks of a unit, each with its row's position in the part."""
+    with folder.open(_asks(stage, unit.part)) as file:
+        records = pq.ParquetFile(file).read_row_group(unit.number).to_pylist()
+    return [(r["row"], Ask(r["ask"], r["expert"], load_request(r["request"]))) for r in records]
+
+
+def write_answers(folder: Folder, stage: int, unit: Unit, records: Sequence[Mapping[str, Any]]) -> None:
+    """The answers of a unit, in the order of its asks: from now on it is done."""
+    _write(folder, answers_name(stage, unit), ANSWERS, records)
+
+
+def answers_name(stage: int, unit: Unit) -> str:
+    """Where the answers of a unit are."""
+    return f"{answers_folder(stage)}/{_shelf(unit.part)}/{units_name(unit)}"
+
+
+def units_name(unit: Unit) -> str:
+    """The last part of that name."""
+    return f"{unit.part:06d}-{unit.number:03d}.parquet"
+
+
+def answers_folder(stage: int) -> str:
+    """Where all answers of a stage are."""
+    return f"{PARTS}/answers/{stage}"
+
+
+def _nobody(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+    raise EngineError(f"{expert!r} was asked by a process that only routes")
+
+
+def _plan(
+    job: Job, about: Stepped, stage: int, rows: Sequence[RoutedRow], done: Sequence[Mapping[str, Answer | Failure]]
+) -> Stepped:
+    """Step every row; write the asks that follow, or, where none do, the results."""
+    composition_of = job.composition_of()
+    steps: list[Step | None] = [
+        None if row.error is not None else step(row, composition_of(row), outcomes)
+        for row, outcomes in zip(rows, done, strict=True)
+    ]
+    asks = [(i, ask) for i, following in enumerate(steps) if isinstance(following, tuple) for ask in following]
+    planned = plan_units(about.part, asks, job.group_of)
+    about = Stepped(about.part, about.rows, about.openai, about.ignored, tuple(unit for unit, _ in planned))
+    if asks:
+        groups = ([_ask_record(row, ask) for row, ask in members] for _, members in planned)
+        _write(job.folder, _asks(stage, about.part), ASKS, *groups, note=asdict(about))
+    else:
+        outcomes = (None if isinstance(following, tuple) else following for following in steps)
+        records = [result(row, outcome) for row, outcome in zip(rows, outcomes, strict=True)]
+        records.sort(key=lambda record: (record["id"], record["line"]))
+        pieces = (records[i : i + RESULT_ROWS] for i in range(0, max(1, len(records)), RESULT_ROWS))
+        _write(job.folder, results_name(about.part), RESULTS, *pieces, note=asdict(about))
+    return about
+
+
+def _routed(row: Row, outcome: Routed | RouterError | CoeError) -> RoutedRow:
+    if not isinstance(outcome, Routed):
+        return RoutedRow(row.line, row.id, row.model, row.endpoint, error=describe(outcome))
+    return RoutedRow(
+        line=row.line,
+        id=row.id,
+        model=row.model,
+        endpoint=row.endpoint,
+        request=row.request,
+        policy=outcome.policy.name if outcome.policy else None,
+        fallback=outcome.composition.expert if isinstance(outcome.composition, WithFallback) else None,
+        decision=outcome.decision,
+    )
+
+
+def _ask_record(row: int, ask: Ask) -> dict[str, Any]:
+    return {"row": row, "ask": ask.id, "expert": ask.expert, "request": dump_request(ask.request)}
+
+
+def _write(
+    folder: Folder,
+    name: str,
+    schema: pa.Schema,
+    *row_groups: Sequence[Mapping[str, Any]],
+    note: Mapping[str, Any] | None = None,
+) -> None:
+    schema = schema.with_metadata({_NOTE: json.dumps(note)}) if note is not None else schema
+    with folder.write(name) as file, pq.ParquetWriter(file, schema) as writer:
+        for records in row_groups:
+            writer.write_table(pa.Table.from_pylist(list(records), schema=schema))
+
+
+def _read(folder: Folder, name: str) -> Iterable[dict[str, Any]]:
+    with folder.open(name) as file:
+        records: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+    return records
+
+
+def _rows(part: int) -> str:
+    return f"{PARTS}/rows/{_shelf(part)}/{part:06d}.parquet"
+
+
+def _asks(stage: int, part: int) -> str:
+    return f"{PARTS}/asks/{stage}/{_shelf(part)}/{part:06d}.parquet"
+
+
+def results_name(part: int) -> str:
+    """Where the results of a part are."""
+    return f"{PARTS}/results/{_shelf(part)}/{part:06d}.parquet"
+
+
+def _shelf(part: int) -> str:
+    """A thousand parts to a folder: none grows so large that listing it takes long."""
+    return f"{part // 1000:03d}"

@@ -1,0 +1,162 @@
+"""Requests, decisions, answers and errors as columns of part files, and back."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import pyarrow as pa
+
+import coe.errors
+from coe.errors import CoeError, EngineError
+from coe.protocol.errors import error_body
+from coe.types import Answer, Failure, GenerateRequest, Usage
+from routers.base import Message, RoutingDecision
+
+ROWS = pa.schema(
+    [
+        ("line", pa.int64()),
+        ("id", pa.string()),
+        ("model", pa.string()),
+        ("endpoint", pa.string()),
+        ("request", pa.string()),
+        ("policy", pa.string()),
+        ("fallback", pa.string()),
+        ("decision", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+"""A part of the input, routed."""
+
+ASKS = pa.schema([("row", pa.int32()), ("ask", pa.string()), ("expert", pa.string()), ("request", pa.string())])
+"""Questions of one stage; `row` is the position in the part."""
+
+ANSWERS = pa.schema(
+    [
+        ("row", pa.int32()),
+        ("ask", pa.string()),
+        ("expert", pa.string()),
+        ("text", pa.string()),
+        ("finish_reason", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+        ("cost_usd", pa.float64()),
+        ("error", pa.string()),
+    ]
+)
+"""Their answers, or why there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedRow:
+    """A row of the input with its decision: all that its composition is driven by.
+
+    Attributes:
+        policy, fallback: names; None where the caller named the expert, and where no fallback may step in.
+        error: an OpenAI error with its HTTP status, where there is no decision.
+    """
+
+    line: int
+    id: str
+    model: str
+    endpoint: str | None = None
+    request: GenerateRequest | None = None
+    policy: str | None = None
+    fallback: str | None = None
+    decision: RoutingDecision | None = None
+    error: Mapping[str, Any] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As a row of `ROWS`."""
+        return {
+            "line": self.line,
+            "id": self.id,
+            "model": self.model,
+            "endpoint": self.endpoint,
+            "request": self.request and dump_request(self.request),
+            "policy": self.policy,
+            "fallback": self.fallback,
+            "decision": self.decision and _dump(asdict(self.decision)),
+            "error": self.error and _dump(self.error),
+        }
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> RoutedRow:
+        """The row of a record."""
+        return cls(
+            **{
+                **record,
+                "request": record["request"] and load_request(record["request"]),
+                "decision": record["decision"] and _decision(json.loads(record["decision"])),
+                "error": record["error"] and json.loads(record["error"]),
+            }
+        )
+
+
+def dump_request(request: GenerateRequest) -> str:
+    """As JSON; fields at their defaults are left out."""
+    given = {f.name: getattr(request, f.name) for f in fields(request) if getattr(request, f.name) != f.default}
+    given["messages"] = [[message.role, message.content] for message in request.messages]
+    return _dump(given)
+
+
+def load_request(text: str) -> GenerateRequest:
+    """The request of `dump_request`."""
+    given = json.loads(text)
+    messages = tuple(Message(role, content) for role, content in given.pop("messages"))
+    return GenerateRequest(**{**given, "messages": messages, "stop": tuple(given.get("stop", ()))})
+
+
+def dump_outcome(row: int, ask: str, outcome: Answer | Failure) -> dict[str, Any]:
+    """As a row of `ANSWERS`."""
+    record = dict.fromkeys(ANSWERS.names, None) | {"row": row, "ask": ask, "expert": outcome.expert}
+    if isinstance(outcome, Failure):
+        error = outcome.error
+        kept = {"type": type(error).__name__, "message": str(error), "retryable": getattr(error, "retryable", False)}
+        return record | {"error": _dump(kept)}
+    return record | {
+        "text": outcome.text,
+        "finish_reason": outcome.finish_reason,
+        "prompt_tokens": outcome.usage.prompt_tokens,
+        "completion_tokens": outcome.usage.completion_tokens,
+        "cost_usd": outcome.cost_usd,
+    }
+
+
+def load_outcome(record: Mapping[str, Any]) -> Answer | Failure:
+    """The outcome of `dump_outcome`: the same class of error, with the same message."""
+    if record["error"] is not None:
+        return Failure(record["expert"], _error(**json.loads(record["error"])))
+    usage = Usage(record["prompt_tokens"], record["completion_tokens"])
+    return Answer(record["expert"], record["text"], record["finish_reason"], usage, record["cost_usd"])
+
+
+def describe(error: Exception) -> dict[str, Any]:
+    """An OpenAI error object, and the HTTP status that the endpoint would send with it."""
+    status, body = error_body(error)
+    return {"status": status, **body["error"]}
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """A dataclass as JSON values. (`asdict` makes nonsense of a Counter.)"""
+    given = {f.name: getattr(value, f.name) for f in fields(value)}
+    return {name: dict(each) if isinstance(each, Counter) else each for name, each in given.items()}
+
+
+def _error(type: str, message: str, retryable: bool) -> CoeError:  # noqa: A002  # the record's own key
+    kind = getattr(coe.errors, type, EngineError)
+    error: CoeError = kind.__new__(kind)  # its constructor may want what is only in the message by now
+    error.args, error.retryable = (message,), retryable
+    return error
+
+
+def _decision(fields: dict[str, Any]) -> RoutingDecision:
+    lists = {name: tuple(fields[name]) for name in ("experts", "weights", "scores")}
+    return RoutingDecision(**{**fields, **lists})
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,178 @@
+"""Results: one record a row, merged from sorted parts into one sorted file, a few rows of each part at a time.
+
+Nothing in here depends on when, where or in how many pieces a row was answered.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coe.batch.openai_lines import batch_line
+from coe.batch.records import RoutedRow, describe
+from coe.batch.storage import Folder
+from coe.errors import InvalidRequest
+from coe.types import Answer
+
+RESULTS_FILE, LINES_FILE = "results.parquet", "results.jsonl"
+RESULT_ROWS = 128
+"""Rows of a row group of a sorted part: what a merge holds of each part at a time."""
+FAN_IN = 256
+"""Parts merged at once; more are merged in rounds."""
+_FINAL_ROWS = 8192
+
+_ERROR = pa.struct([("message", pa.string()), ("type", pa.string()), ("param", pa.string()), ("code", pa.string())])
+FINAL = pa.schema(
+    [
+        ("id", pa.string()),
+        ("line", pa.int64()),
+        ("model", pa.string()),
+        ("policy", pa.string()),
+        ("expert", pa.string()),
+        ("answer", pa.string()),
+        ("finish_reason", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+        ("cost_usd", pa.float64()),
+        ("confidence", pa.float64()),
+        ("label", pa.string()),
+        ("reason", pa.string()),
+        ("error", _ERROR),
+    ]
+)
+"""results.parquet: what was asked for, who answered what, and why; or the error."""
+RESULTS = FINAL.append(pa.field("status", pa.int32())).append(pa.field("endpoint", pa.string()))
+"""A part of it, with what only results.jsonl tells."""
+
+Record = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the results hold, by the expert that answered and by the code of the error."""
+
+    rows: int = 0
+    experts: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+
+    def add(self, record: Record) -> None:
+        """Count one result."""
+        self.rows += 1
+        if record["error"] is not None:
+            self.errors[record["error"]["code"] or "unknown"] += 1
+            return
+        self.experts[record["expert"]] += 1
+        self.prompt_tokens += record["prompt_tokens"]
+        self.completion_tokens += record["completion_tokens"]
+        self.cost_usd += record["cost_usd"] or 0.0
+
+
+def result(row: RoutedRow, outcome: Answer | Exception | None) -> Record:
+    """The result of a row; without an outcome it has an error of its own."""
+    record: Record = dict.fromkeys(RESULTS.names)
+    record |= {"id": row.id, "line": row.line, "model": row.model, "policy": row.policy, "endpoint": row.endpoint}
+    if row.decision is not None:
+        decision = row.decision
+        record |= {"confidence": decision.confidence, "label": decision.label, "reason": decision.reason or None}
+    if isinstance(outcome, Answer):
+        return record | {
+            "expert": outcome.expert,
+            "answer": outcome.text,
+            "finish_reason": outcome.finish_reason,
+            "prompt_tokens": outcome.usage.prompt_tokens,
+            "completion_tokens": outcome.usage.completion_tokens,
+            "cost_usd": outcome.cost_usd,
+            "status": 200,
+        }
+    return record | _failed(describe(outcome) if outcome is not None else row.error or {})
+
+
+def merge(
+    folder: Folder, parts: Sequence[str], *, lines: bool, on_rows: Callable[[int], None] = lambda done: None
+) -> Counts:
+    """Merge sorted parts into the final files.
+
+    Args:
+        parts: names of files of `RESULTS`, each sorted by id and line.
+        lines: also write results.jsonl.
+        on_rows: told how many rows more are written.
+    """
+    runs, rounds = list(parts), 0
+    while len(runs) > FAN_IN:
+        merged = [f"parts/merged/{rounds}/{i:06d}.parquet" for i in range(0, len(runs), FAN_IN)]
+        for i, name in enumerate(merged):
+            some = runs[i * FAN_IN : (i + 1) * FAN_IN]
+            with ExitStack() as stack:
+                _write(stack, folder, name, RESULTS, RESULT_ROWS, _merged(stack, folder, some))
+        runs, rounds = merged, rounds + 1
+    counts = Counts()
+    with ExitStack() as stack:
+        out = stack.enter_context(folder.write(LINES_FILE)) if lines else None
+        records = _told(_unique(_merged(stack, folder, runs)), counts, out)
+        _write(stack, folder, RESULTS_FILE, FINAL, _FINAL_ROWS, records, on_rows)
+    return counts
+
+
+def _merged(stack: ExitStack, folder: Folder, names: Sequence[str]) -> Iterator[Record]:
+    """The records of sorted files, sorted."""
+    files = [pq.ParquetFile(stack.enter_context(folder.open(name)), pre_buffer=False) for name in names]
+    return heapq.merge(*map(_records, files), key=lambda record: (record["id"], record["line"]))
+
+
+def _records(file: pq.ParquetFile) -> Iterator[Record]:
+    for group in range(file.num_row_groups):
+        yield from file.read_row_group(group, use_threads=False).to_pylist()
+
+
+def _unique(records: Iterable[Record]) -> Iterator[Record]:
+    """The first row of an id keeps it; the later ones become errors that name its line."""
+    first: Record | None = None
+    for record in records:
+        if first is None or record["id"] != first["id"]:
+            first = record
+            yield record
+            continue
+        told = InvalidRequest(f"line {record['line']}: the id {record['id']!r} is that of line {first['line']} already")
+        kept = {name: record[name] for name in ("id", "line", "model", "endpoint")}
+        yield dict.fromkeys(RESULTS.names) | kept | _failed(describe(told) | {"code": "duplicate_id"})
+
+
+def _told(records: Iterable[Record], counts: Counts, lines: IO[bytes] | None) -> Iterator[Record]:
+    """The same records, counted, and written as lines on the way."""
+    for record in records:
+        counts.add(record)
+        if lines is not None:
+            lines.write(json.dumps(batch_line(record), ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        yield record
+
+
+def _write(
+    stack: ExitStack,
+    folder: Folder,
+    name: str,
+    schema: pa.Schema,
+    group_rows: int,
+    records: Iterator[Record],
+    on_rows: Callable[[int], None] = lambda done: None,
+) -> None:
+    writer = pq.ParquetWriter(stack.enter_context(folder.write(name)), schema)
+    with writer:
+        while some := list(islice(records, group_rows)):
+            writer.write_table(pa.Table.from_pylist(some, schema=schema))
+            on_rows(len(some))
+
+
+def _failed(error: Mapping[str, Any]) -> Record:
+    return {"status": error.get("status"), "error": {name: error.get(name) for name in _ERROR.names}}

@@ -1,0 +1,164 @@
+"""What a line of the input asks for: an OpenAI batch line, or a plain row. Parsed as the endpoint parses a request.
+
+OpenAI:  {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
+plain:   {"id": "a", "prompt": "...", "max_tokens": 20}      one user message; or "messages", as in a chat request
+
+A row without an id gets its line number, `line-0000000012`: these ids sort as the input does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from coe.batch.source import Line
+from coe.errors import CoeError, InvalidRequest
+from coe.protocol.requests import Parsed, parse_chat, parse_completion
+from coe.types import GenerateRequest
+from routers.base import Query
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+_PARSERS: Final[Mapping[str, Callable[[dict[str, Any]], Parsed]]] = {CHAT: parse_chat, COMPLETIONS: parse_completion}
+_BATCH_FIELDS = frozenset({"custom_id", "method", "url", "body"})
+_MOST_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the input: a request, or what is wrong with it.
+
+    Attributes:
+        model: as in a request: `auto`, `coe/<policy>`, or an expert's name.
+        endpoint: of an OpenAI batch line; None for a plain row.
+        ignored: fields that were given and have no effect.
+    """
+
+    line: int
+    id: str
+    model: str
+    endpoint: str | None = None
+    request: GenerateRequest | None = None
+    query: Query | None = None
+    ignored: tuple[str, ...] = ()
+    error: CoeError | None = None
+
+
+def parse_row(line: Line, default_model: str, experts: Collection[str]) -> Row:
+    """The row of a line; never raises: what is wrong is in `error`, with the line's number.
+
+    Args:
+        experts: those that are registered, for `coe.experts` and `coe.exclude` of a row.
+    """
+    row = Row(line.number, f"line-{line.number:010d}", default_model)
+    try:
+        fields = _fields(line.content)
+        batch_line = "custom_id" in fields or "body" in fields
+        row = replace(row, id=_id(fields.get("custom_id" if batch_line else "id"), row.id))
+        endpoint, body = _batch_body(fields) if batch_line else (None, _plain_body(fields))
+        row = replace(row, endpoint=endpoint, model=_model(body, default_model))
+        parsed = _PARSERS[endpoint or CHAT]({**body, "model": row.model})
+        if parsed.stream:
+            raise InvalidRequest("stream: a batch writes whole answers; leave it out")
+        # Nobody waits for one row: a deadline would only make the results depend on the machine.
+        given = parsed.request
+        request = replace(given, stream=False, seed=_seed(given, row.id), deadline_s=None)
+        ignored = (*parsed.ignored, *(("coe.deadline_s",) if given.deadline_s is not None else ()))
+        return replace(row, request=request, query=parsed.query_among(experts), ignored=ignored)
+    except CoeError as error:
+        return replace(row, error=_placed(error, line.number))
+
+
+def _fields(content: bytes | dict[str, Any]) -> dict[str, Any]:
+    """The fields that are given; Parquet has nulls for those that are not."""
+    if isinstance(content, dict):
+        return {key: _given(value) for key, value in content.items() if value is not None}
+    if len(content) > _MOST_BYTES:
+        raise InvalidRequest(f"has {len(content):,} bytes; a row may have {_MOST_BYTES:,}")
+    try:
+        value = json.loads(content)
+        if b"\\ud" in content.lower():  # half of an escaped pair is JSON, but no text that a file could hold
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"is not Unicode text: {error.reason}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"is not UTF-8: {error.reason} at byte {error.start}") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"is not a JSON object but {_kind(value)}")
+    return value
+
+
+def _given(value: Any) -> Any:
+    """A value without nulls, at any depth."""
+    if isinstance(value, dict):
+        return {key: _given(inner) for key, inner in value.items() if inner is not None}
+    return [_given(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _id(value: object, otherwise: str) -> str:
+    if value is None:
+        return otherwise
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value:
+        raise InvalidRequest(f"id (custom_id) must be a string that is not empty, or an integer; got {_kind(value)}")
+    return value
+
+
+def _batch_body(fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Endpoint and body of an OpenAI batch line."""
+    unknown = sorted(fields.keys() - _BATCH_FIELDS)
+    if unknown:
+        raise InvalidRequest(f"unknown field {unknown[0]!r}: a batch line has {', '.join(sorted(_BATCH_FIELDS))}")
+    if fields.get("method", "POST") != "POST":
+        raise InvalidRequest(f"method must be 'POST', got {fields['method']!r}")
+    url = fields.get("url")
+    if not isinstance(url, str) or url not in _PARSERS:
+        raise InvalidRequest(f"url must be one of {', '.join(_PARSERS)}, got {url!r}")
+    body = fields.get("body")
+    if isinstance(body, str):  # Parquet without nested columns
+        body = _fields(body.encode())
+    if not isinstance(body, dict):
+        raise InvalidRequest(f"body must be an object, got {_kind(body)}")
+    return url, body
+
+
+def _plain_body(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A chat request: `prompt` is one user message."""
+    body = {key: value for key, value in fields.items() if key not in ("id", "prompt")}
+    if ("prompt" in fields) == ("messages" in fields):
+        raise InvalidRequest("give either prompt or messages, not both and not neither")
+    if "prompt" in fields:
+        if not isinstance(fields["prompt"], str):
+            raise InvalidRequest(f"prompt must be a string, got {_kind(fields['prompt'])}")
+        body["messages"] = [{"role": "user", "content": fields["prompt"]}]
+    return body
+
+
+def _model(body: Mapping[str, Any], default: str) -> str:
+    model = body.get("model", default)
+    if not isinstance(model, str):
+        raise InvalidRequest(f"model must be a string, got {_kind(model)}")
+    return model
+
+
+def _seed(request: GenerateRequest, row_id: str) -> int | None:
+    """A sampled answer gets a seed of its own, so that a resumed run writes what an uninterrupted one does."""
+    if request.seed is not None or not request.temperature:
+        return request.seed
+    return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:4], "big")
+
+
+def _placed(error: CoeError, line: int) -> CoeError:
+    """The same error; its message says on which line."""
+    error.args = (f"line {line}: {error}",)
+    return error
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,205 @@
+"""A whole run: scan, route, answer stage by stage, merge. Where the work is done is the executor's matter."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from coe.batch.answering import Answered
+from coe.batch.folder import COMPLETE, INTERRUPTED, RUNNING, RunFolder, known_experts, manifest, open_run_folder
+from coe.batch.parts import PARTS, Job, Stepped, answers_folder, open_router, results_name, units_name
+from coe.batch.records import plain
+from coe.batch.results import merge
+from coe.batch.source import Split, read_together, scan
+from coe.batch.stages import Unit, plan_shifts
+from coe.batch.storage import Folder
+from coe.catalog import open_snapshot
+from coe.config import Config
+from coe.policy import AUTO, address
+
+READING, ROUTING, MERGING = "reading the input", "routing", "merging"
+
+
+class Executor(Protocol):
+    """Does the work of a run, in any order, and tells what is done as it is done.
+
+    hosts: processes that answer side by side.
+    """
+
+    hosts: int
+
+    def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[Stepped]:
+        """Route the splits of each bundle (`parts.PartRouter`)."""
+        ...
+
+    def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[Stepped]:
+        """Plan the stage of each part (`parts.step_part`)."""
+        ...
+
+    def answer(self, job: Job, stage: int, shifts: Sequence[tuple[Unit, ...]]) -> Iterator[Answered]:
+        """Answer each shift (`answering.Shift`)."""
+        ...
+
+
+class Watcher(Protocol):
+    """Is told how a run goes on."""
+
+    def phase(self, name: str, totals: Mapping[str, int]) -> None:
+        """A phase begins, with so much to do under each name: rows, parts, or asks by expert."""
+        ...
+
+    def advance(self, name: str, done: int, failed: int = 0) -> None:
+        """So much more is done under a name."""
+        ...
+
+
+@dataclass(slots=True)
+class _Session:
+    """What this process does for the run; goes to run.json, and nowhere else."""
+
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    status: str = RUNNING
+    seconds: float = 0.0
+    phase_s: dict[str, float] = field(default_factory=dict)
+    answers: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    loads: Counter[str] = field(default_factory=Counter)
+
+
+class Batch:
+    """One run, in the folder that is open for it."""
+
+    def __init__(self, job: Job, run: RunFolder, executor: Executor, watch: Watcher) -> None:
+        self._job, self._run, self._executor, self._watch = job, run, executor, watch
+        self._session = _Session()
+        self._parts: dict[int, Stepped] = {}
+
+    def __call__(self) -> dict[str, Any]:
+        """Do what is left; returns what run.json says in the end."""
+        started = time.perf_counter()
+        self._save(RUNNING)
+        try:
+            self._route()
+            stage = 0
+            while units := [unit for part in self._parts.values() for unit in part.units]:
+                self._answer(stage, units)
+                stage += 1
+                self._step(stage)
+            found = self._merge()
+            self._session.seconds = time.perf_counter() - started
+            self._save(COMPLETE, **found)
+        except BaseException:
+            self._session.seconds = time.perf_counter() - started
+            self._save(INTERRUPTED)
+            raise
+        self._job.folder.remove(PARTS)
+        return self._run.run
+
+    def _route(self) -> None:
+        bundles = read_together(self._job.source)
+        with self._phase(ROUTING, {"rows": self._job.source.rows}):
+            for stepped in self._executor.route(self._job, bundles):
+                self._parts[stepped.part] = stepped
+                self._watch.advance("rows", self._job.source.splits[stepped.part].rows)
+
+    def _answer(self, stage: int, units: Sequence[Unit]) -> None:
+        there = self._job.folder.names(answers_folder(stage))
+        left = [unit for unit in units if units_name(unit) not in there]
+        totals = Counter({unit.expert: 0 for unit in units})
+        for unit in units:
+            totals[unit.expert] += unit.asks
+        with self._phase(f"answering, stage {stage + 1}", totals):
+            for unit in set(units) - set(left):
+                self._watch.advance(unit.expert, unit.asks)
+            if not left:
+                return
+            for answered in self._executor.answer(self._job, stage, plan_shifts(left, self._executor.hosts)):
+                self._session.answers += answered.done
+                self._session.failures += answered.failed
+                self._session.loads += answered.loads
+                for expert, done in answered.done.items():
+                    self._watch.advance(expert, done, answered.failed[expert])
+
+    def _step(self, stage: int) -> None:
+        """Parts that had asks have answers now."""
+        parts = [part.part for part in self._parts.values() if part.units]
+        with self._phase(f"planning stage {stage + 1}", {"parts": len(parts)}):
+            for stepped in self._executor.step(self._job, stage, sorted(parts)):
+                self._parts[stepped.part] = stepped
+                self._watch.advance("parts", 1)
+
+    def _merge(self) -> dict[str, Any]:
+        parts = [self._parts[number] for number in sorted(self._parts)]
+        rows = sum(part.rows for part in parts)
+        with self._phase(MERGING, {"rows": rows}):
+            counts = merge(
+                self._job.folder,
+                [results_name(part.part) for part in parts],
+                lines=any(part.openai for part in parts),
+                on_rows=lambda done: self._watch.advance("rows", done),
+            )
+        ignored: Counter[str] = Counter()
+        for part in parts:
+            ignored.update(part.ignored)
+        return {"results": plain(counts), "ignored_fields": dict(ignored)}
+
+    @contextmanager
+    def _phase(self, name: str, totals: Mapping[str, int]) -> Iterator[None]:
+        self._watch.phase(name, totals)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._session.phase_s[name] = round(time.perf_counter() - started, 3)
+
+    def _save(self, status: str, **found: Any) -> None:
+        self._session.status = status
+        self._run.save(status, plain(self._session), **found)
+
+
+def run_batch(
+    config: Config,
+    *,
+    source: str,
+    output: str,
+    executor: Callable[[], AbstractContextManager[Executor]],
+    watch: Watcher,
+    model: str = AUTO,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Answer every row of an input file; see the package's docstring.
+
+    Args:
+        source, output: local paths, or URLs that fsspec knows.
+        executor: opened when there is work; `runner.ray_executor` in earnest.
+        model: of rows that name none.
+        resume: go on with what `output` holds of this run.
+
+    Returns:
+        What run.json says: status, manifest, counts by expert, sessions with loads and times.
+
+    Raises:
+        InputError: the input cannot be read. BatchFolderError: the folder is another run's.
+        ConfigError, RegistryError, RouterError: the configuration, the registry or a router is wrong.
+        UnknownModel: `model` is neither a policy nor an expert.
+    """
+    folder, snapshot = Folder.of(output), open_snapshot(config)
+    policies = open_router(config, snapshot).policies
+    if model != AUTO:  # without policies there is no default, and rows may name experts all the same
+        address(model, policies, config.default_policy, snapshot)
+    watch.phase(READING, {})
+    found = scan(source, config.batch.part_rows)
+    wanted = manifest(config, snapshot, policies, found, model)
+    with open_run_folder(folder, wanted, resume=resume) as run:
+        if run.status == COMPLETE:
+            folder.remove(PARTS)
+            return run.run
+        run.run |= {"input": found.manifest(), "registry_version": snapshot.version}
+        job = Job(folder, found, config, known_experts(snapshot, run), model)
+        with executor() as working:
+            return Batch(job, run, working, watch)()

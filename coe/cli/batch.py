@@ -1,0 +1,164 @@
+"""`coe batch`: a file of requests -> a file of answers, on Ray."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coe.cli.output import JsonTarget, console, emit_json, stdout_console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from coe.config import Config
+
+
+def batch(
+    config: Annotated[Path, typer.Option("--config", "-c", help="The service's YAML.")],
+    source: Annotated[str, typer.Option("--input", "-i", help="JSONL or Parquet: a local path or any fsspec URL.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder of the run: a local path or any fsspec URL.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")] = False,
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="Of rows that name none: 'auto', 'coe/<policy>', or an expert's name."),
+    ] = "auto",
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; else the configuration's, else a Ray of its own.")
+    ] = None,
+    json: JsonTarget = None,
+) -> None:
+    """Answer every row of a file: routed, grouped by expert, each expert loaded once a stage.
+
+    Rows are OpenAI batch lines (custom_id, method, url, body), or plain ones: an optional id, a prompt (one user
+    message) or messages, and any other field of a chat request. Writes OUTPUT/results.parquet, sorted by id, and
+    run.json; for OpenAI batch lines also results.jsonl, in OpenAI's format. A row that fails is recorded with its
+    error. Interrupted at any moment, the same command with --resume goes on, to the same files.
+    """
+    from coe.batch.run import run_batch
+    from coe.batch.runner import ray_executor
+    from coe.config import load_config
+
+    loaded = _with_address(load_config(config), address)
+    try:
+        with _Bars.shown() as bars:
+            run = run_batch(
+                loaded,
+                source=source,
+                output=output,
+                executor=lambda: ray_executor(loaded.batch),
+                watch=bars,
+                model=model,
+                resume=resume,
+            )
+    except KeyboardInterrupt:
+        console.print("\n[yellow]interrupted[/]: what is answered is kept. To go on:", highlight=False)
+        again = _again(config, source, output, model, address)
+        console.print(f"  {again}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    _show(run, output, to_stdout=json != "-")
+    emit_json({"output": output, **run}, json)
+
+
+def _with_address(config: Config, address: str | None) -> Config:
+    if address is None:
+        return config
+    return config.model_copy(update={"batch": config.batch.model_copy(update={"ray": address})})
+
+
+class _Bars:
+    """Progress on stderr: the phases that are over, a line each, and bars with time left of the one that runs."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._phase = ""
+        self._tasks: dict[str, TaskID] = {}
+        self._failed: dict[str, int] = {}
+
+    @classmethod
+    @contextmanager
+    def shown(cls) -> Iterator[_Bars]:
+        """The bars, while the block lasts."""
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Shown
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[failed]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Shown(*columns, console=console) as progress:
+            yield (bars := cls(progress))
+            bars._finish()
+
+    def phase(self, name: str, totals: Mapping[str, int]) -> None:
+        """See `run.Watcher`."""
+        self._finish()
+        self._phase, self._failed = name, dict.fromkeys(totals, 0)
+        self._tasks = {
+            each: self._progress.add_task(f"{name}: {each}", total=total, failed="", start=False)
+            for each, total in totals.items()
+        }
+
+    def advance(self, name: str, done: int, failed: int = 0) -> None:
+        """See `run.Watcher`."""
+        task = self._tasks[name]
+        self._progress.start_task(task)
+        self._failed[name] += failed
+        self._progress.update(task, advance=done, failed=self._told(name))
+
+    def _finish(self) -> None:
+        """Turn the bars of the phase into a line."""
+        done = {name: self._progress.tasks[self._progress.task_ids.index(task)] for name, task in self._tasks.items()}
+        if done:
+            told = ", ".join(f"{task.completed:,.0f} {name} {self._told(name)}".rstrip() for name, task in done.items())
+            self._progress.console.print(f"{self._phase}: {told}", highlight=False)
+        for task in self._tasks.values():
+            self._progress.remove_task(task)
+        self._tasks = {}
+
+    def _told(self, name: str) -> str:
+        return f"[yellow]({self._failed[name]:,} failed)[/]" if self._failed[name] else ""
+
+
+def _show(run: Mapping[str, Any], output: str, *, to_stdout: bool) -> None:
+    from rich.table import Table
+
+    results, loads = run["results"], _loads(run)
+    table = Table("expert", title="Who answered")
+    for column in ("rows", "loads"):
+        table.add_column(column, justify="right")
+    for expert in sorted(results["experts"].keys() | loads.keys()):
+        table.add_row(expert, str(results["experts"].get(expert, 0)), str(loads.get(expert, 0)))
+    (stdout_console() if to_stdout else console).print(table)
+    for code, rows in sorted(results["errors"].items()):
+        console.print(f"[yellow]{rows} rows failed: {code}[/]; their `error` column says why", highlight=False)
+    for field, rows in sorted(run["ignored_fields"].items()):
+        console.print(f"[yellow]{field} has no effect[/]; {rows} rows have it", highlight=False)
+    console.print(f"Results: {output}/results.parquet", highlight=False, soft_wrap=True)
+
+
+def _loads(run: Mapping[str, Any]) -> dict[str, int]:
+    """How often each expert was loaded, all sessions together."""
+    loads: dict[str, int] = {}
+    for session in run["sessions"]:
+        for expert, count in session["loads"].items():
+            loads[expert] = loads.get(expert, 0) + count
+    return loads
+
+
+def _again(config: Path, source: str, output: str, model: str, address: str | None) -> str:
+    """The command that resumes this run."""
+    words = ["coe", "batch", "--config", str(config), "--input", source, "--output", output, "--resume"]
+    if model != "auto":
+        words += ["--model", model]
+    if address is not None:
+        words += ["--address", address]
+    return shlex.join(words)
