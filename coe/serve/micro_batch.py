@@ -1,0 +1,105 @@
+"""Routing on a thread of its own, micro-batched: while the thread works, requests gather; then it takes all of them.
+
+There is no timer: a request that comes alone is routed at once, and under load the batches grow by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from coe.errors import CoeError
+from coe.protocol.errors import FieldProblem, InvalidFields
+from coe.routing import Routed
+from routers.base import Query
+from routers.errors import NoEligibleExpert, RouterError
+
+
+class Routes(Protocol):
+    """What routes a batch: `coe.orchestrator.Orchestrator`."""
+
+    def route_each(self, queries: Sequence[Query], model: str) -> list[Routed | RouterError | CoeError]:
+        """Each query's decision, or its error."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    routes: Routes
+    query: Query
+    model: str
+    routed: asyncio.Future[Routed] = field(repr=False)
+
+
+class MicroBatch:
+    """Routes what comes, on one worker thread. Use inside one event loop."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="router")
+        self._waiting: list[_Waiting] = []
+        self._work: asyncio.Task[None] | None = None
+
+    async def route(self, routes: Routes, query: Query, model: str) -> Routed:
+        """The decision for one query, with `routes` as it is now.
+
+        Raises:
+            CoeError, RouterError: nobody may answer it; the errors of others in its batch stay theirs.
+        """
+        one = _Waiting(routes, query, model, asyncio.get_running_loop().create_future())
+        self._waiting.append(one)
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._route_all())
+        return await one.routed
+
+    async def aclose(self) -> None:
+        """Route what waits, and end the thread."""
+        if self._work is not None:
+            await self._work
+        self._thread.shutdown()
+
+    async def _route_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            batch = [one for one in self._waiting if not one.routed.done()]  # who left meanwhile is not routed
+            self._waiting = []
+            outcomes = await loop.run_in_executor(self._thread, _route_groups, batch)
+            for one, outcome in zip(batch, outcomes, strict=True):
+                if one.routed.done():
+                    continue
+                if isinstance(outcome, Routed):
+                    one.routed.set_result(outcome)
+                else:
+                    one.routed.set_exception(outcome)
+
+
+def _route_groups(batch: Sequence[_Waiting]) -> list[Routed | Exception]:
+    """Outcomes in order; those that go to the same policies and `model` are routed together."""
+    groups: dict[tuple[int, str], list[int]] = {}
+    for i, one in enumerate(batch):
+        groups.setdefault((id(one.routes), one.model), []).append(i)
+    outcomes: dict[int, Routed | Exception] = {}
+    for rows in groups.values():
+        first = batch[rows[0]]
+        outcomes.update(zip(rows, _route(first.routes, [batch[i].query for i in rows], first.model), strict=True))
+    return [outcomes[i] for i in range(len(batch))]
+
+
+def _route(routes: Routes, queries: list[Query], model: str) -> list[Routed | Exception]:
+    """Each query's outcome. One that breaks the router for its whole batch breaks it only for itself."""
+    try:
+        outcomes = routes.route_each(queries, model)
+    except Exception as error:
+        if len(queries) > 1:
+            return [outcome for query in queries for outcome in _route(routes, [query], model)]
+        return [error]
+    return [_blamed(query, outcome) for query, outcome in zip(queries, outcomes, strict=True)]
+
+
+def _blamed(query: Query, outcome: Routed | Exception) -> Routed | Exception:
+    """A router that cannot take a request's own dial is no fault of the server."""
+    if query.dial and isinstance(outcome, RouterError) and not isinstance(outcome, NoEligibleExpert):
+        return InvalidFields(FieldProblem("coe.dial", "unsupported_value", str(outcome)))
+    return outcome

@@ -1,0 +1,132 @@
+"""Routing in micro-batches: what waits is taken together, and nobody pays for another's error."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from coe.compose import Single
+from coe.errors import CoeError, InvalidRequest, UnknownModel
+from coe.routing import Routed
+from coe.serve.micro_batch import MicroBatch
+from routers.base import Query, RoutingDecision
+from routers.errors import NoEligibleExpert, RouterError
+
+
+class Gate:
+    """Routes each query to the expert that its text names, once the gate is open; notes every batch."""
+
+    def __init__(self, *, open: bool = True) -> None:  # noqa: A002
+        self.batches: list[tuple[str, list[str]]] = []
+        self.threads: set[str] = set()
+        self.gate, self.entered = threading.Event(), threading.Event()
+        if open:
+            self.gate.set()
+
+    def route_each(self, queries: Sequence[Query], model: str) -> list[Routed | RouterError | CoeError]:
+        self.entered.set()
+        assert self.gate.wait(5)
+        self.threads.add(threading.current_thread().name)
+        self.batches.append((model, [query.text for query in queries]))
+        if model == "nobody":
+            raise UnknownModel("'nobody' is not there")
+        if any(query.text == "poison" for query in queries):
+            raise ZeroDivisionError("the router breaks")
+        return [self.outcome(query) for query in queries]
+
+    def outcome(self, query: Query) -> Routed | RouterError | CoeError:
+        if query.text.startswith("refuse"):
+            return NoEligibleExpert(query.text) if "dial" not in query.text else RouterError("no costs are known")
+        return Routed(query, RoutingDecision((query.text,), (1.0,), (1.0,), 1.0), None, None, Single())
+
+
+async def route(batch: MicroBatch, gate: Gate, text: str, model: str = "auto", dial: float | None = None) -> str:
+    return (await batch.route(gate, Query.of(text, dial=dial), model)).decision.experts[0]
+
+
+async def held(gate: Gate, batch: MicroBatch) -> asyncio.Task[str]:
+    """A query that keeps the thread busy."""
+    task = asyncio.create_task(route(batch, gate, "first"))
+    await asyncio.to_thread(gate.entered.wait, 5)
+    return task
+
+
+async def test_what_comes_while_the_thread_works_is_routed_together_by_model() -> None:
+    gate, batch = Gate(open=False), MicroBatch()
+    first = await held(gate, batch)
+    names = [("a", "auto"), ("b", "coe/x"), ("c", "auto"), ("d", "coe/x"), ("e", "auto")]
+    tasks = [asyncio.create_task(route(batch, gate, *name)) for name in names]
+    await asyncio.sleep(0.01)
+    gate.gate.set()
+    assert await asyncio.gather(first, *tasks) == ["first", "a", "b", "c", "d", "e"]
+    assert gate.batches == [("auto", ["first"]), ("auto", ["a", "c", "e"]), ("coe/x", ["b", "d"])]
+    assert len(gate.threads) == 1 and threading.current_thread().name not in gate.threads
+    await batch.aclose()
+
+
+async def test_each_query_is_routed_by_the_policies_it_came_with() -> None:
+    old, new, batch = Gate(open=False), Gate(), MicroBatch()
+    first = await held(old, batch)
+    tasks = [asyncio.create_task(route(batch, gate, name)) for gate, name in ((old, "a"), (new, "b"))]
+    await asyncio.sleep(0.01)
+    old.gate.set()
+    await asyncio.gather(first, *tasks)
+    assert old.batches == [("auto", ["first"]), ("auto", ["a"])] and new.batches == [("auto", ["b"])]
+    await batch.aclose()
+
+
+async def test_an_error_reaches_its_own_caller_only() -> None:
+    gate, batch = Gate(open=False), MicroBatch()
+    first = await held(gate, batch)
+    tasks = [
+        asyncio.create_task(route(batch, gate, *name))
+        for name in (("a",), ("refuse",), ("poison",), ("b",), ("c", "nobody"))
+    ]
+    await asyncio.sleep(0.01)
+    gate.gate.set()
+    await first
+    a, refused, poison, b, unknown = await asyncio.gather(*tasks, return_exceptions=True)
+    assert (a, b) == ("a", "b")
+    assert isinstance(refused, NoEligibleExpert) and isinstance(poison, ZeroDivisionError)
+    assert isinstance(unknown, UnknownModel)
+    assert await route(batch, gate, "after") == "after"
+    await batch.aclose()
+
+
+async def test_a_dial_that_the_router_cannot_take_is_the_callers_error() -> None:
+    gate, batch = Gate(), MicroBatch()
+    with pytest.raises(InvalidRequest, match=r"coe.dial: no costs are known"):
+        await route(batch, gate, "refuse dial", dial=2.0)
+    with pytest.raises(RouterError, match="no costs are known"):
+        await route(batch, gate, "refuse dial")
+    with pytest.raises(NoEligibleExpert):
+        await route(batch, gate, "refuse", dial=2.0)
+    await batch.aclose()
+
+
+async def test_a_caller_that_leaves_is_not_routed_and_disturbs_nobody() -> None:
+    gate, batch = Gate(open=False), MicroBatch()
+    first = await held(gate, batch)
+    leaving, staying = (asyncio.create_task(route(batch, gate, name)) for name in ("leaving", "staying"))
+    await asyncio.sleep(0.01)
+    leaving.cancel()
+    first.cancel()  # while the thread works for it
+    await asyncio.sleep(0)
+    gate.gate.set()
+    assert await staying == "staying"
+    assert gate.batches == [("auto", ["first"]), ("auto", ["staying"])]
+    assert (await asyncio.gather(first, leaving, return_exceptions=True))[0].__class__ is asyncio.CancelledError
+    await batch.aclose()
+
+
+async def test_closing_routes_what_waits_and_ends_the_thread() -> None:
+    gate, batch = Gate(), MicroBatch()
+    waiting = asyncio.create_task(route(batch, gate, "last"))
+    await asyncio.sleep(0)
+    await batch.aclose()
+    assert await waiting == "last"
+    assert not any(thread.name in gate.threads for thread in threading.enumerate())
+    await MicroBatch().aclose()
