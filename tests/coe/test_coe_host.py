@@ -189,3 +189,77 @@ async def test_a_pinned_adapter_pins_its_base() -> None:
     for name in ("x", "b", "c", "b", "c"):
         await ask(host, name)
     assert "base" in host.cache.resident
+
+
+async def test_an_answer_says_where_its_seconds_went() -> None:
+    host = make(model("a"), model("b", size=8 * MIB), engine=FakeEngine(load_delay_s=0.02, token_delay_s=0.005))
+    chunks = [chunk async for chunk in host.ask("a", request())]
+    timing = chunks[-1].timing
+    assert timing is not None and timing.load_s >= 0.02 and timing.engine_s >= 0.01
+    assert all(chunk.timing is None for chunk in chunks[:-1])
+    running = asyncio.create_task(ask(host, "a", request("one two three four")))
+    await asyncio.sleep(0.005)
+    waited = [chunk async for chunk in host.ask("b", request())][-1].timing  # no room before `a` is done
+    await running
+    assert waited is not None and waited.queue_s + waited.load_s > 0.02
+
+
+async def test_a_new_snapshot_is_served_at_once_and_what_runs_ends_on_the_old_one() -> None:
+    engine = FakeEngine(token_delay_s=0.005)
+    host = make(model("a", version=1), adapter("x", "a"), engine=engine)
+    running = host.ask("a", request("one two three"))
+    first = await anext(running)
+    new = {"a": model("a", "fake://echo", version=2), "x": adapter("x", "a"), "b": model("b")}
+    host.update(Snapshot(2, new))
+    assert await ask(host, "a") == "hello there" and await ask(host, "x") == "[x] hello there"
+    assert await ask(host, "b") == "HELLO THERE"
+    assert first.text + "".join([chunk.text async for chunk in running]) == "ONE TWO THREE"
+    assert host.loads == {"a": 2, "b": 1} and host.resident == {"a", "b"}
+    host.update(Snapshot(3, {"b": model("b")}))
+    with pytest.raises(UnknownModel, match="'a' is not in"):
+        await ask(host, "a")
+
+
+async def test_old_weights_leave_when_the_room_is_needed() -> None:
+    engine = FakeEngine()
+    host = make(model("a", size=6 * MIB, version=1), engine=engine)
+    await ask(host, "a")
+    host.update(Snapshot(2, {"a": model("a", "fake://echo", size=6 * MIB, version=2)}))
+    assert await ask(host, "a") == "hello there"
+    assert (engine.tally.loads, engine.tally.unloads) == ({"a": 2}, {"a": 1})
+
+
+async def test_pins_follow_the_snapshot_and_one_that_is_gone_refuses_it() -> None:
+    host = make(model("a", version=1), pins=("a",))
+    host.update(Snapshot(2, {"a": model("a", version=2)}))
+    assert host.cache.pins == {"a@2"}
+    with pytest.raises(UnknownModel):
+        host.update(Snapshot(3, {"b": model("b")}))
+    assert "a" in host.snapshot
+
+
+async def test_what_waits_and_what_it_took_before_say_how_long_a_new_request_would_wait() -> None:
+    engine = FakeEngine(token_delay_s=0.01, capacity=1)
+    host = make(model("a"), model("b", size=2 * MIB), engine=engine)
+    assert host.queue_s() == {"a": 0.0, "b": 0.0} and host.busy == 0
+    await ask(host, "a")
+    clients = [asyncio.create_task(ask(host, "a")) for _ in range(4)]
+    await asyncio.sleep(0.005)
+    told = host.queue_s()
+    assert told["a"] >= 3 * 0.02 and told["b"] == 0.0 and host.busy == 4
+    assert host.load_s()["a"] == 0.0 < host.load_s()["b"]
+    assert host.fits_free("a") and host.fits_free("b")
+    await asyncio.gather(*clients)
+
+
+async def test_an_engine_that_a_later_snapshot_needs_is_made_then() -> None:
+    from coe.config import Config
+    from coe.host import open_host
+
+    config = Config.model_validate({"engines": {"fake": {"capacity": 3}}})
+    remote = ExpertSpec(name="far", kind=Kind.REMOTE, source="http://127.0.0.1:9/v1")
+    async with open_host(config, Snapshot(1, {"far": remote})) as host:
+        host.update(Snapshot(2, {"far": remote, "near": model("near")}))
+        host.cache.budget_bytes = 10 * MIB
+        assert await ask(host, "near") == "HELLO THERE"
+        assert host.cache.peek("near").capacity == 3  # type: ignore[union-attr]

@@ -1,0 +1,115 @@
+"""Decisions with all that they were made from: the same again later, and one bad query disturbs no other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from coe.compose import Ask, Asks, Final, Single, WithFallback
+from coe.errors import EngineError, InvalidRequest
+from coe.policy import Policy
+from coe.routing import Routed, bypass, route
+from coe.types import Answer, Failure, GenerateRequest, Usage
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
+from routers.base import Estimate, Message, Query, RoutingDecision, Utility
+from routers.errors import NoEligibleExpert, RouterError
+
+SNAPSHOT = Snapshot(
+    1,
+    {
+        name: ExpertSpec(name=name, kind=Kind.MODEL, source="fake://echo", context_length=length)
+        for name, length in (("a", 100), ("b", None), ("c", None))
+    },
+)
+
+
+@dataclass
+class ByLength:
+    """Quality by the length of the text: the longer, the better `b` is; `c` knows no cost."""
+
+    cost: Mapping[str, float] | None = None
+    batches: tuple[int, ...] = ()
+    requires: frozenset[str] = frozenset()
+
+    def estimate(self, queries: Sequence[Query]) -> Estimate:
+        self.batches += (len(queries),)
+        length = np.array([len(query.text) for query in queries])
+        quality = np.stack([np.full(len(queries), 0.5), length / 100, np.full(len(queries), 0.5)], axis=1)
+        cost = None if self.cost is None else np.tile(list(self.cost.values()), (len(queries), 1))
+        return Estimate(("a", "b", "c"), quality, cost_usd=cost, reasons=tuple(map(str, length)))
+
+
+def decided(outcomes: Sequence[Routed | RouterError]) -> list[RoutingDecision]:
+    return [outcome.decision for outcome in outcomes if isinstance(outcome, Routed)]
+
+
+def test_a_batch_decides_each_query_as_it_would_be_decided_alone() -> None:
+    queries = [Query.of("x" * n, dial=dial) for n, dial in ((10, None), (90, None), (90, 2.0))]
+    policy = Policy("p", ByLength({"a": 0.1, "b": 0.4, "c": 0.2}), utility=Utility(dial=0.1), k=2)
+    together = decided(route(queries, policy, SNAPSHOT, {}))
+    assert together == [decided(route([query], policy, SNAPSHOT, {}))[0] for query in queries]
+    assert [decision.experts[0] for decision in together] == ["a", "b", "a"]
+
+
+def test_what_a_decision_was_made_from_makes_it_again() -> None:
+    policy = Policy("p", ByLength(), utility=Utility(patience=0.1), k=3)
+    [routed] = route([Query.of("x" * 55, allowed=frozenset("abc"))], policy, SNAPSHOT, {"b": 1.0})
+    assert isinstance(routed, Routed) and routed.grounds is not None and routed.policy is policy
+    assert routed.grounds.decide() == routed.decision and routed.decision.experts == ("a", "c", "b")
+    waited = replace(routed.grounds, load_s={})
+    assert waited.decide().experts == ("b", "a", "c")
+
+
+def test_a_seed_breaks_ties_by_chance_always_the_same_one() -> None:
+    policy = Policy("p", ByLength())
+    plain, *seeded = [Query.of("x"), *(Query.of("x", seed=seed) for seed in range(20))]
+    first = [d.experts[0] for d in decided(route([plain, *seeded], policy, SNAPSHOT, {}))]
+    again = [d.experts[0] for d in decided(route([plain, *seeded], policy, SNAPSHOT, {}))]
+    assert first == again and first[0] == "a" and set(first[1:]) == {"a", "c"}
+
+
+def test_a_query_that_nobody_may_answer_does_not_disturb_the_others() -> None:
+    router = ByLength()
+    queries = [Query.of("x"), Query.of("y", tools=({"type": "function"},)), Query.of("x" * 90)]
+    one, nobody, two = route(queries, Policy("p", router), SNAPSHOT, {})
+    assert decided([one, two])[1].experts == ("b",) and router.batches == (2,)
+    assert isinstance(nobody, NoEligibleExpert) and "tools" in str(nobody)
+    assert route([queries[1]], Policy("p", router), SNAPSHOT, {})[0].__class__ is NoEligibleExpert
+    assert route([], Policy("p", router), SNAPSHOT, {}) == [] and router.batches == (2,)
+
+
+def test_a_dial_that_the_router_cannot_price_is_refused_to_its_own_query_only() -> None:
+    fine, refused = route([Query.of("x"), Query.of("x", dial=1.0)], Policy("p", ByLength()), SNAPSHOT, {})
+    assert isinstance(fine, Routed) and isinstance(refused, RouterError) and "knows no costs" in str(refused)
+
+
+def test_naming_an_expert_bypasses_the_router_but_not_what_it_can_do() -> None:
+    routed = bypass(Query.of("hi"), "a", SNAPSHOT.experts)
+    assert routed.decision.experts == ("a",) and routed.grounds is None and routed.policy is None
+    with pytest.raises(InvalidRequest, match="'a'.*does not promise JSON"):
+        bypass(Query.of("hi", format="json"), "a", SNAPSHOT.experts)
+    assert bypass(Query.of("x" * 1000), "a", SNAPSHOT.experts).decision.experts == ("a",)  # the engine counts exactly
+
+
+def test_the_fallback_is_part_of_the_composition_where_the_caller_lets_it_in() -> None:
+    policy = Policy("p", ByLength(), fallback="c")
+    inside, outside = route([Query.of("x"), Query.of("x", allowed=frozenset("a"))], policy, SNAPSHOT, {})
+    assert isinstance(inside, Routed) and isinstance(inside.composition, WithFallback)
+    assert isinstance(outside, Routed) and isinstance(outside.composition, Single)
+
+
+def test_a_fallback_steps_in_once_and_its_own_failure_is_the_answer() -> None:
+    request = GenerateRequest(messages=(Message("user", "hi"),))
+    decision = RoutingDecision(("a",), (1.0,), (1.0,), 1.0)
+    composition = WithFallback(Single(), "c")
+    down = {"0": Failure("a", EngineError("a is down"))}
+    assert composition.step(request, decision, {}) == Asks((Ask("0", "a", request),), last=True)
+    assert composition.step(request, decision, down) == Asks((Ask("fallback", "c", request),), last=True)
+    answer = Answer("c", "hello", "stop", Usage(1, 1))
+    assert composition.step(request, decision, {**down, "fallback": answer}) == Final(answer)
+    with pytest.raises(EngineError, match="c too"):
+        composition.step(request, decision, {**down, "fallback": Failure("c", EngineError("c too"))})
+    with pytest.raises(InvalidRequest, match="too long"):
+        composition.step(request, decision, {"0": Failure("a", InvalidRequest("too long"))})
