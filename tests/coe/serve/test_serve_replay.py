@@ -1,0 +1,240 @@
+"""Replay: a logged decision comes out the same to the last bit, and one that does not is found and named."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from finished_requests import EXPERTS, bypassed, finished, grounds, policy, routed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from coe.policy import Policy
+from coe.routing import Grounds, Routed, route
+from coe.serve.decision_entry import Entry, decode, encode
+from coe.serve.decision_log import read_log
+from coe.serve.finished import Finished
+from coe.serve.replay import Replayed, Rerouter, replay
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
+from routers.base import Estimate, Query, Utility
+from routers.errors import NoEligibleExpert
+
+SNAPSHOT = Snapshot(1, {name: ExpertSpec(name=name, kind=Kind.MODEL, source="fake://echo") for name in EXPERTS})
+
+
+def entry(request: Finished, *, texts: bool = False, **changed: Any) -> Entry:
+    """What the log has of a request; `changed` tampers with the line's decision or grounds."""
+    document = json.loads(encode(request, texts=texts))
+    for path, value in changed.items():
+        section, _, name = path.partition("__")
+        document[section][name] = value
+    return decode(json.dumps(document).encode(), "log.jsonl:1")
+
+
+def again(*entries: Entry, rerouter: Rerouter | None = None) -> Replayed:
+    return replay(entries, rerouter)
+
+
+# Few distinct values, so that ties, NaN and zeros of both signs are common.
+QUALITIES = st.sampled_from([0.0, -0.0, 0.1, 0.1 + 0.2, 0.3, 1.0, np.nan]) | st.floats(0, 1)
+SECONDS = st.sampled_from([0.0, 0.5]) | st.floats(0, 100)
+
+
+@st.composite
+def _grounds(draw: st.DrawFn) -> Grounds:
+    m = draw(st.integers(1, 6))
+    experts = tuple(f"expert-{j}" for j in range(m))
+    dtype = draw(st.sampled_from([np.float64, np.float32]))
+    maybe = st.none()
+
+    def row(
+        values: st.SearchStrategy[Any], kind: Any = dtype, size: tuple[int, ...] = (1, m)
+    ) -> st.SearchStrategy[Any]:
+        if kind is np.float32:
+            values = values.map(lambda value: float(np.float32(value)))
+        return arrays(kind, size, elements=values)
+
+    dial = draw(st.sampled_from([0.0, 0.5]) | st.floats(0, 10))
+    costs = row(st.floats(0, 2) if dial else st.floats(0, 2) | st.just(np.nan))
+    estimate = Estimate(
+        experts,
+        draw(row(QUALITIES)),
+        cost_usd=draw(costs if dial else maybe | costs),
+        ood=draw(maybe | row(st.floats(0, 1), size=(1,))),
+        labels=draw(maybe | st.tuples(st.text(max_size=5))),
+        eligible=draw(maybe | row(st.booleans(), kind=np.bool_)),
+        abstained=draw(maybe | row(st.booleans(), kind=np.bool_, size=(1,))),
+        confidence=draw(maybe | row(st.floats(0, 1) | st.just(np.nan), size=(1,))),
+        reasons=draw(maybe | st.tuples(st.text(max_size=5))),
+    )
+    return Grounds(
+        estimate,
+        Utility(dial, draw(st.sampled_from([0.0, 0.1]) | st.floats(0, 10))),
+        allowed=draw(st.frozensets(st.sampled_from([*experts, "stranger"]), min_size=1)),
+        k=draw(st.integers(1, 4)),
+        load_s=draw(st.dictionaries(st.sampled_from(experts), SECONDS)),
+        seed=draw(maybe | st.integers(0, 2**64)),
+    )
+
+
+@settings(max_examples=400, deadline=None)
+@given(made_from=_grounds())
+def test_any_decision_comes_out_the_same_to_the_last_bit(made_from: Grounds) -> None:
+    try:
+        request = finished(routed=routed(made_from=made_from))
+    except NoEligibleExpert:
+        return  # then there was no decision to log
+    logged = entry(request)
+    assert logged.grounds is not None and request.routed is not None
+    # Both by their bits: 0.0 and -0.0 are equal, and NaN is never equal to itself.
+    assert repr(logged.decision) == repr(request.routed.decision) == repr(logged.grounds.decide())
+    replayed = again(logged)
+    assert (replayed.repeated, replayed.differing) == (1, 0), replayed.differences
+
+
+class Noisy:
+    """A router with another estimate for every query, in float32 as trained routers have."""
+
+    requires: frozenset[str] = frozenset()
+
+    def estimate(self, queries: Any) -> Estimate:
+        rng = np.random.default_rng(len(queries))
+        shape = (len(queries), len(EXPERTS))
+        quality = rng.random(shape).astype(np.float32).round(1)
+        return Estimate(EXPERTS, quality, cost_usd=rng.random(shape), confidence=rng.random(len(queries)))
+
+
+def test_a_log_of_decisions_made_side_by_side_replays_identically(tmp_path: Path) -> None:
+    """In one batch, with dials, seeds and allowed experts of their own, as a gateway under load decides."""
+    variants = product((None, 0.0, 0.7), (None, 3), (None, frozenset({"good", "general"})), range(25))
+    queries = [Query.of(f"{n}", dial=dial, seed=seed, allowed=allowed) for dial, seed, allowed, n in variants]
+    by = Policy("noisy", Noisy(), utility=Utility(0.1, 0.05), k=2)
+    lines = []
+    for batch in (queries, [query for query in queries if query.seed is None]):  # all at once only without seeds
+        for outcome in route(batch, by, SNAPSHOT, {"good": 2.0, "cheap": 0.1}):
+            assert isinstance(outcome, Routed)
+            lines.append(encode(finished(routed=outcome), texts=False))
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"".join(lines))
+    replayed = replay(read_log([path], pytest.fail))
+    assert (replayed.entries, replayed.repeated, replayed.differing) == (450, 450, 0)
+
+
+def test_a_named_expert_and_a_refused_request_are_no_decisions() -> None:
+    refused = finished(routed=None, expert=None, answer=None, error="overloaded", status=429)
+    replayed = again(entry(finished(routed=bypassed("good"))), entry(refused), entry(finished()))
+    assert (replayed.entries, replayed.named, replayed.refused, replayed.repeated) == (3, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "now"),
+    [
+        ("experts", ["cheap", "good"], ["good", "cheap"]),
+        ("weights", [0.5, 0.5], None),
+        ("scores", [0.9, 0.5000000000000001], [0.9, 0.5]),
+        ("confidence", 0.91, 0.9),
+        ("confidence", "NaN", 0.9),
+        ("label", "maths", None),
+        ("abstained", True, False),
+        ("reason", "because", "good has an estimated quality of 0.900"),
+    ],
+)
+def test_a_tampered_decision_is_found_and_named(field: str, value: Any, now: Any) -> None:
+    replayed = again(entry(finished(), **{f"decision__{field}": value}))
+    [difference] = replayed.differences
+    assert (replayed.differing, replayed.repeated) == (1, 0)
+    assert (difference.place, difference.id, difference.field) == ("log.jsonl:1", "d-1", field)
+    assert difference.logged == value and (now is None or difference.now == now)
+
+
+def test_tampered_grounds_are_found_by_what_they_lead_to() -> None:
+    replayed = again(entry(finished(), grounds__quality=[0.5, 0.4, 0.1]))
+    assert {difference.field for difference in replayed.differences} >= {"experts", "scores", "confidence", "reason"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("allowed", ["stranger"], "NoEligibleExpert: allowed experts: stranger may answer"),
+        ("seed", -1, "ValueError"),
+        ("k", 0, "RouterError: k must be at least 1"),
+    ],
+)
+def test_grounds_of_which_no_decision_can_be_made_are_a_difference(field: str, value: Any, why: str) -> None:
+    [difference] = again(entry(finished(), **{f"grounds__{field}": value})).differences
+    assert difference.field == "decision" and difference.logged == ["good", "cheap"]
+    assert why in str(difference.now)
+
+
+def test_differences_beyond_a_thousand_are_only_counted() -> None:
+    replayed = Replayed()
+    bad = entry(finished(), decision__confidence=0.1, decision__label="x")
+    for _ in range(700):
+        replayed.add(bad)
+    assert replayed.differing == 700 and len(replayed.differences) == 1000
+
+
+def anew(entries: Iterable[Entry], *policies: Policy) -> Rerouter:
+    rerouter = Rerouter({each.name: each for each in policies}, SNAPSHOT)
+    again(*entries, rerouter=rerouter)
+    return rerouter
+
+
+def test_the_same_router_chooses_the_same_and_nothing_drifts() -> None:
+    logged = [entry(finished(routed=routed(f"{i}", replace(grounds(), k=1))), texts=True) for i in range(600)]
+    [of] = anew(logged, policy()).by_policy.values()
+    assert (of.routed, of.same_choice, of.same_router, of.nobody, of.largest_drift) == (600, 600, 600, 0, 0.0)
+
+
+def test_another_router_is_told_apart_with_what_it_changes() -> None:
+    logged = [entry(finished(), texts=True)]
+    other = policy({"cheap": 0.95, "good": 0.8, "new": 1.0, "general": np.nan}, digest="sha256:2")
+    of = anew(logged, other).by_policy["default"]
+    assert (of.routed, of.same_choice, of.same_router) == (1, 0, 0)
+    assert of.largest_drift == pytest.approx(0.45)
+
+
+def test_estimates_without_a_common_expert_have_no_drift() -> None:
+    snapshot = Snapshot(1, {"new": SNAPSHOT.experts["good"].model_copy(update={"name": "new"})})
+    rerouter = Rerouter({"default": policy({"new": 1.0})}, snapshot)
+    again(entry(finished(), texts=True), rerouter=rerouter)
+    assert rerouter.by_policy["default"].largest_drift is None
+
+
+def test_load_times_are_those_that_were_logged() -> None:
+    """A patient policy then chose what was resident; routed anew, it does so again."""
+    estimate = Estimate(EXPERTS, np.array([[0.5, 0.9, 0.1]]))
+    then = Grounds(estimate, Utility(patience=0.1), frozenset(EXPERTS), 1, load_s={"good": 30.0})
+    patient = replace(policy(), utility=Utility(patience=0.1))
+    logged = entry(finished(routed=routed(made_from=then, by=patient)), texts=True)
+    assert logged.decision is not None and logged.decision.experts == ("cheap",)
+    assert anew([logged], patient).by_policy["default"].same_choice == 1
+
+
+def test_what_cannot_be_routed_anew_is_counted() -> None:
+    gone = Routed(
+        Query.of("Hi", allowed=frozenset({"gone"})), routed().decision, policy(), grounds(), routed().composition
+    )
+    logged = [
+        entry(finished(), texts=False),
+        entry(finished(routed=routed(by=policy(name="old"))), texts=True),
+        entry(finished(routed=gone), texts=True),
+        entry(finished(routed=bypassed("good")), texts=True),
+    ]
+    rerouter = anew(logged, policy())
+    assert (rerouter.without_text, rerouter.unknown_policy) == (1, 1)
+    assert rerouter.by_policy["default"].nobody == rerouter.by_policy["default"].routed == 1
+
+
+def test_impossible_load_times_are_a_difference_and_no_choice() -> None:
+    broken = entry(finished(), texts=True, grounds__load_s={"good": -1.0})
+    rerouter = Rerouter({"default": policy()}, SNAPSHOT)
+    [difference] = again(broken, rerouter=rerouter).differences
+    assert "load_s must be finite" in str(difference.now)
+    assert rerouter.by_policy["default"].same_choice == 0
