@@ -155,10 +155,10 @@ async def test_a_scrape_of_any_gateway_is_of_all_of_them() -> None:
 
 
 def test_odd_names_survive_the_joining() -> None:
-    odd = 'a"b\\c\nd'
+    odd = 'a"b\\c\nd\r# HELP e'
     metrics = Metrics(odd)
     metrics.observe(finished(routed=bypassed(odd), expert=odd, answer=answer(odd)))
-    assert values(join([metrics.page()]))["coe_prompt_tokens_total", odd, odd] == 7
+    assert values(join([metrics.page(), Metrics("g").page()]))["coe_prompt_tokens_total", odd, odd] == 7
 
 
 def test_processes_tell_themselves_apart() -> None:
