@@ -102,7 +102,7 @@ class Metrics:
     def page(self) -> bytes:
         """What this process counted, as text; every series has the label `gateway`.
 
-        Takes some 2 ms an expert, and may run on any thread.
+        Takes about 1 ms an expert, and may run on any thread.
         """
         return _text(_labelled(self._registry.collect(), self._process))
 
