@@ -1,0 +1,137 @@
+"""`coe replay`: make every decision of a log again, and say which do not come out the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coe.cli.output import JsonTarget, console, emit_json, stdout_console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from coe.serve.decision_entry import Entry
+    from coe.serve.replay import Replayed, Rerouter
+
+_MOST_SHOWN = 20
+_TELL_EVERY = 1000
+
+
+def replay(
+    logs: Annotated[list[Path], typer.Argument(metavar="LOG...", help="Decision logs: files, or folders of them.")],
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="Also route what was asked (a log with `texts`) by this service of today."),
+    ] = None,
+    json_target: JsonTarget = None,
+) -> None:
+    """Make every decision of a log again from what it was made from; exit with 1 unless all are identical."""
+    from coe.serve.decision_log import read_log
+    from coe.serve.replay import replay as make_again
+
+    cut: list[str] = []
+    rerouter = None if config is None else _rerouter(config)
+    replayed = make_again(_told(read_log(logs, cut.append)), rerouter)
+    for place in cut:
+        console.print(f"{place}: a last line that was cut off is left out", highlight=False, soft_wrap=True)
+    if json_target != "-":
+        _print(replayed, rerouter)
+    emit_json(_document(replayed, rerouter, cut), json_target)
+    if replayed.differing:
+        raise typer.Exit(1)
+
+
+def _rerouter(config: Path) -> Rerouter:
+    """The experts and policies that a service of this configuration would have now."""
+    from coe.catalog import open_snapshot
+    from coe.config import load_config
+    from coe.local import build_policies
+    from coe.serve.catalogue import Catalogue
+    from coe.serve.replay import Rerouter
+
+    settings = load_config(config)
+    catalogue = Catalogue.of(settings, open_snapshot(settings))
+    return Rerouter(build_policies(catalogue.policies, catalogue.snapshot), catalogue.snapshot)
+
+
+def _told(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """The entries, while the screen says how many there were."""
+    with console.status("replaying") as status:
+        for count, entry in enumerate(entries, start=1):
+            if count % _TELL_EVERY == 0:
+                status.update(f"replaying: {count:,} entries")
+            yield entry
+
+
+def _print(replayed: Replayed, rerouter: Rerouter | None) -> None:
+    output = stdout_console()
+    output.print(_counts(replayed))
+    if replayed.differences:
+        output.print(_differences(replayed))
+    if rerouter is not None:
+        output.print(_anew(rerouter))
+        for count, why in (
+            (rerouter.without_text, "were logged without texts"),
+            (rerouter.unknown_policy, "are of policies that the configuration does not have"),
+        ):
+            if count:
+                output.print(f"{count:,} entries {why}: not routed anew", highlight=False)
+
+
+def _counts(replayed: Replayed) -> Table:
+    from rich.table import Table
+
+    table = Table("entries", "", title=f"{replayed.entries:,} entries replayed", title_justify="left")
+    rows = (
+        (replayed.repeated, "decided identically"),
+        (replayed.differing, "decided otherwise"),
+        (replayed.named, "named their expert: nothing was decided"),
+        (replayed.refused, "ended before a decision"),
+    )
+    for count, what in rows:
+        table.add_row(f"{count:,}", what)
+    table.columns[0].justify = "right"
+    return table
+
+
+def _differences(replayed: Replayed) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    more = len(replayed.differences) - _MOST_SHOWN
+    table = Table("place", "id", "field", "logged", "now", caption=f"and {more:,} more" if more > 0 else None)
+    for column in table.columns:
+        column.overflow = "fold"
+    for each in replayed.differences[:_MOST_SHOWN]:
+        table.add_row(*(escape(str(value)) for value in (each.place, each.id, each.field, each.logged, each.now)))
+    return table
+
+
+def _anew(rerouter: Rerouter) -> Table:
+    from rich.table import Table
+
+    table = Table(
+        "policy", "routed anew", "same choice", "same router", "nobody may answer", "largest drift of a quality"
+    )
+    for name, anew in sorted(rerouter.by_policy.items()):
+        drift = "" if anew.largest_drift is None else f"{anew.largest_drift:.3g}"
+        counts = (anew.routed, anew.same_choice, anew.same_router, anew.nobody)
+        table.add_row(name, *(f"{count:,}" for count in counts), drift)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def _document(replayed: Replayed, rerouter: Rerouter | None, cut: list[str]) -> dict[str, Any]:
+    anew = None
+    if rerouter is not None:
+        anew = {
+            "policies": rerouter.by_policy,
+            "without_text": rerouter.without_text,
+            "unknown_policy": rerouter.unknown_policy,
+        }
+    fields = ("entries", "repeated", "differing", "named", "refused", "differences")
+    return {**{name: getattr(replayed, name) for name in fields}, "cut": cut, "anew": anew}
