@@ -11,7 +11,7 @@ import sys
 import typer
 
 from coe import __version__
-from coe.cli import ask, evaluate, outcomes, registry, replay, router
+from coe.cli import ask, batch, evaluate, outcomes, registry, replay, router, serve
 from coe.cli.output import console
 
 app = typer.Typer(
@@ -27,6 +27,8 @@ app.add_typer(outcomes.app, name="outcomes", help="Check and import measured out
 app.add_typer(router.app, name="router", help="Train, cross-validate and evaluate routers.")
 app.command("route")(router.route)
 app.command("ask")(ask.ask)
+app.command("serve")(serve.serve)
+app.command("batch")(batch.batch)
 app.command("replay")(replay.replay)
 app.command("eval")(evaluate.evaluate)
 

@@ -96,3 +96,7 @@ class Board:
             return view
         load_s = {**view.load_s, **dict.fromkeys(groups, 0.0)}
         return replace(view, load_s=load_s, tight=view.tight.difference(groups), busy=view.busy + len(groups))
+
+
+BOARD: Final = Board()
+"""What this process knows of the hosts: one for the process, since Serve constructs what writes it (`SoonestStart`)."""

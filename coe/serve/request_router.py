@@ -9,10 +9,8 @@ from typing import Any
 
 from ray.serve.request_router import FIFOMixin, MultiplexMixin, PendingRequest, RequestRouter, RunningReplica
 
-from coe.serve.placement import Board, HostView, rank
-
-BOARD = Board()
-"""What this process knows of the hosts. One for the process, because Serve constructs the request routers itself."""
+from coe.serve import placement  # the module, not its names: Serve pickles this class by value
+from coe.serve.placement import HostView, rank
 
 
 class SoonestStart(FIFOMixin, MultiplexMixin, RequestRouter):
@@ -27,19 +25,21 @@ class SoonestStart(FIFOMixin, MultiplexMixin, RequestRouter):
         """One rank a host, best first; Serve takes the first that accepts another request."""
         deployment = self._deployment_id.name
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        BOARD.publish(deployment, [HostView.of(name, replica.routing_stats) for name, replica in by_id.items()])
+        placement.BOARD.publish(
+            deployment, [HostView.of(name, replica.routing_stats) for name, replica in by_id.items()]
+        )
         if pending_request is None:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # or the loop spins while all are full
         group = pending_request.metadata.multiplexed_model_id
-        return [[by_id[name]] for name in rank(group, BOARD.hosts(deployment))]
+        return [[by_id[name]] for name in rank(group, placement.BOARD.hosts(deployment))]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: Any, result: Any) -> None:
         """Count what was sent since the host last spoke."""
-        BOARD.sent(replica_id.unique_id, pending_request.metadata.multiplexed_model_id)
+        placement.BOARD.sent(replica_id.unique_id, pending_request.metadata.multiplexed_model_id)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Hear of new states also while nothing is asked."""
         super().update_replicas(replicas)
         views = [HostView.of(r.replica_id.unique_id, r.routing_stats) for r in replicas]
-        BOARD.publish(self._deployment_id.name, views)
+        placement.BOARD.publish(self._deployment_id.name, views)

@@ -1,0 +1,104 @@
+"""Gateway: what clients talk to - API, router, orchestrator - as a Ray Serve replica. It holds no weights."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from ray import serve
+
+from coe.config import Config
+from coe.local import build_policies
+from coe.orchestrator import Orchestrator
+from coe.policy import Policy
+from coe.serve.api import build_api
+from coe.serve.catalogue import Catalogue
+from coe.serve.decision_log import DecisionLog
+from coe.serve.hosts import Hosts
+from coe.serve.metrics import Metrics
+from coe.serve.placement import BOARD
+from coe.serve.service import Service
+from registry.store import Snapshot
+from routers.base import Query
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+    from starlette.types import ASGIApp
+
+APP: Final = "coe"
+GATEWAY: Final = "gateway"
+EMPTY: Final = Catalogue(0, Snapshot(0, {}), {}, "default")
+log = logging.getLogger("ray.serve")
+
+
+class Gateway:
+    """Answers HTTP requests by an orchestrator whose `ask` goes to the expert hosts.
+
+    Args:
+        config: the endpoint's settings; fixed for the life of the process.
+        handles: group of hosts -> handle of its deployment.
+    """
+
+    def __init__(self, config: Config, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
+        settings = config.serve
+        self._hosts = Hosts(handles, {group.name: group for group in settings.hosts}, BOARD, EMPTY)
+        process = f"{socket.gethostname()}-{os.getpid()}"
+        self._log = None if settings.log.folder is None else DecisionLog(settings.log, process=process)
+        self._metrics = Metrics(process, dropped=self._dropped, pages=self._pages)
+        self._service = Service(
+            self._orchestrator(EMPTY, {}),
+            settings=settings,
+            log=self._log,
+            metrics=self._metrics,
+            health=self._hosts.states,
+        )
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return build_api(self._service)
+
+    async def reconfigure(self, document: Mapping[str, Any]) -> None:
+        """Answer by a catalogue from now on. Requests under way end on the one they began with."""
+        catalogue = Catalogue.from_json(document)
+        policies = await asyncio.to_thread(build_policies, catalogue.policies, catalogue.snapshot)
+        await asyncio.to_thread(warm, policies.values())
+        self._hosts.update(catalogue)
+        self._service.update(self._orchestrator(catalogue, policies))
+        log.info(
+            "catalogue %d: %d experts, policies %s", catalogue.generation, len(catalogue.snapshot), ", ".join(policies)
+        )
+
+    def page(self) -> bytes:
+        """This process's metrics, for the gateway that is asked for all of them."""
+        return self._metrics.page()
+
+    async def _pages(self) -> Sequence[bytes]:
+        gateways = serve.get_deployment_handle(GATEWAY, APP)
+        pages: list[bytes] = await gateways.broadcast("page").results_async()
+        return pages
+
+    def _dropped(self) -> int:
+        return 0 if self._log is None else self._log.dropped
+
+    def _orchestrator(self, catalogue: Catalogue, policies: Mapping[str, Any]) -> Orchestrator:
+        return Orchestrator(
+            catalogue.snapshot,
+            policies,
+            ask=self._hosts.ask,
+            default_policy=catalogue.default_policy,
+            load_s=self._hosts.load_s,
+        )
+
+    def __del__(self) -> None:
+        self._service.close()
+        if self._log is not None:
+            self._log.close()
+
+
+def warm(policies: Iterable[Policy]) -> None:
+    """Route one query by each policy, so that encoders load now and not under the first request."""
+    for policy in policies:
+        policy.router.estimate([Query.of("Which expert answers this?")])

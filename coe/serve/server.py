@@ -1,0 +1,251 @@
+"""Server: a service on Ray from its start to its end - deployed, watched for changes, taken down.
+
+with Server(source, say) as server:      # Ray up, everything deployed and answering
+    server.watch(stop)                   # pushes what changes, until `stop` is set
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from coe.config import Config
+from coe.errors import CoeError, ConfigError
+from coe.serve.source import Source
+from registry.errors import RegistryError
+from routers.errors import RouterError
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
+
+Say = Callable[[str, str], None]
+"""Told what happens, for people: which part, and what of it."""
+
+OBJECT_STORE_BYTES: Final = 200 * 2**20
+"""Ray's shared memory on this machine: requests and answers are small."""
+STOP_S: Final = 6.0
+"""Seconds for Serve to take its replicas down in order; Ray then ends what is left."""
+POLL_S: Final = 0.2
+ENVIRONMENT: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
+    "RAY_AUTH_MODE": "token",  # Ray's default; unsaid, it warns
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a proxy that died is replaced in seconds
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3",
+    "RAY_SERVE_PROXY_UNHEALTHY_THRESHOLD": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""Settings of Ray that only its environment takes. What the user has set goes before."""
+
+
+class Server:
+    """A service that runs while its block does.
+
+    Raises:
+        ConfigError: the port is taken, or Ray cannot be reached.
+        CoeError: a part cannot start; the message is its own.
+    """
+
+    def __init__(self, source: Source, say: Say) -> None:
+        self._source, self._say = source, say
+        self._settings = source.config.serve
+
+    def __enter__(self) -> Self:
+        if self._settings.ray is None:
+            check_port(self._settings.host, self._settings.port)
+        try:
+            self._start_ray()
+            self._deploy()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def watch(self, stop: threading.Event) -> None:
+        """Push a new catalogue whenever the registry or a file changes, and tell how the processes are."""
+        health = ""
+        while not stop.wait(self._settings.watch_s):
+            health = self._tell_health(health)
+            try:
+                if self._source.changed():
+                    self._push()
+            except (CoeError, RegistryError, RouterError) as error:
+                self._say("not reloaded", f"{error}\nThe service goes on as it was.")
+
+    def _push(self) -> None:
+        before = self._source.catalogue
+        catalogue, fixed = self._source.reread()
+        started = time.perf_counter()
+        self._run()
+        self._await_running(lambda app: None)
+        changes = _changes(before.snapshot.experts, catalogue.snapshot.experts)
+        self._say("reloaded", f"{changes}; policies {', '.join(catalogue.policies)}; {_since(started)}")
+        if fixed:
+            self._say("restart needed", f"the sections {', '.join(fixed)} changed too; they hold from the next start")
+
+    def _start_ray(self) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        import logging
+
+        import ray
+        from ray import serve
+        from ray.serve.config import HTTPOptions
+
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its words for the terminal; its files have all
+        started = time.perf_counter()
+        try:
+            ray.init(**self._ray_options())
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise ConfigError(f"Ray cannot be started or reached ({self._settings.ray or 'local'}): {error}") from error
+        serve.start(
+            proxy_location="HeadOnly" if self._settings.ray is None else "EveryNode",
+            http_options=HTTPOptions(host=self._settings.host, port=self._settings.port),
+        )
+        logs = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"  # type: ignore[attr-defined]
+        self._say("ray", f"up in {_since(started)}, logs in {logs}")
+
+    def _ray_options(self) -> dict[str, Any]:
+        common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "coe"}
+        if self._settings.ray is not None:
+            return common | {"address": self._settings.ray}
+        return common | {
+            "address": "local",
+            "include_dashboard": False,
+            "num_cpus": logical_cpus(self._source.config),
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
+
+    def _deploy(self) -> None:
+        started = time.perf_counter()
+        told: set[str] = set()
+
+        def tell(app: ApplicationStatusOverview) -> None:
+            for name, deployment in app.deployments.items():
+                if deployment.status == "HEALTHY" and name not in told:
+                    told.add(name)
+                    self._say(name, f"{_running(deployment)} up in {_since(started)}")
+                elif deployment.message and deployment.message not in told and name not in told:
+                    told.add(deployment.message)
+                    self._say(name, _last_line(deployment.message))
+
+        self._run()
+        self._await_running(tell)
+
+    def _run(self) -> None:
+        from ray.serve import RunTarget
+        from ray.serve.api import run_many
+
+        from coe.serve.application import build_application
+        from coe.serve.gateway import APP
+
+        application = build_application(self._source.config, self._source.catalogue)
+        run_many(
+            [RunTarget(target=application, name=APP, route_prefix="/")],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+
+    def _await_running(self, tell: Callable[[ApplicationStatusOverview], None]) -> None:
+        """Poll until all is running, telling each status. Raises ConfigError with the reason when it cannot start."""
+        while True:
+            app = _status()
+            tell(app)
+            if app.status == "RUNNING":
+                return
+            if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                reasons = [_last_line(d.message) for d in app.deployments.values() if d.message]
+                raise ConfigError(f"the service cannot start: {'; '.join(reasons) or app.message}")
+            time.sleep(POLL_S)
+
+    def _tell_health(self, before: str) -> str:
+        """Say when a process is missing, and when all are back."""
+        missing = [
+            f"{name}: {_last_line(deployment.message) or deployment.status.lower()}"
+            for name, deployment in _status().deployments.items()
+            if deployment.status == "UNHEALTHY" or not _running(deployment)
+        ]
+        now = "; ".join(missing)
+        if now != before:
+            self._say("processes", now or "all up again")
+        return now
+
+    def _stop(self) -> None:
+        """Take everything down, in order while there is time."""
+        import ray
+        from ray import serve
+
+        if not ray.is_initialized():
+            return
+        down = serve.shutdown if self._settings.ray is None else _delete
+        in_order = threading.Thread(target=down, daemon=True)
+        in_order.start()
+        in_order.join(STOP_S)
+        ray.shutdown()
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ConfigError when nobody could listen there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"{host}:{port} cannot be listened on ({error.strerror}): choose another `--port`, or stop what uses it"
+            ) from error
+
+
+def logical_cpus(config: Config) -> int:
+    """CPUs that a Ray of our own pretends to have: what all processes ask for at most, and as many as there are."""
+    processes = (config.serve.gateway, *config.serve.hosts)
+    wanted = sum(process.replicas.max * process.num_cpus for process in processes)
+    return max(os.cpu_count() or 1, math.ceil(wanted) + 1)
+
+
+def _status() -> ApplicationStatusOverview:
+    from ray import serve
+
+    from coe.serve.gateway import APP
+
+    return serve.status().applications[APP]
+
+
+def _running(deployment: DeploymentStatusOverview) -> int:
+    """How many replicas answer."""
+    return sum(count for state, count in deployment.replica_states.items() if state == "RUNNING")
+
+
+def _delete() -> None:
+    from ray import serve
+
+    from coe.serve.gateway import APP
+
+    serve.delete(APP)
+
+
+def _changes(before: Any, after: Any) -> str:
+    """What a person wants to know of a new snapshot."""
+    parts = {
+        "added": after.keys() - before.keys(),
+        "removed": before.keys() - after.keys(),
+        "changed": {name for name in before.keys() & after.keys() if before[name] != after[name]},
+    }
+    return "; ".join(f"{what} {', '.join(sorted(names))}" for what, names in parts.items() if names) or "same experts"
+
+
+def _last_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def _since(started: float) -> str:
+    return f"{time.perf_counter() - started:.1f} s"

@@ -1,0 +1,138 @@
+"""What a service starts with and changes to: read, checked as a whole, and refused when it is wrong."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from coe.errors import ConfigError
+from coe.serve.source import Source
+from registry.errors import InvalidSpec
+from registry.spec import ExpertSpec, Kind
+from registry.store import Registry
+
+EXPERTS = """
+experts:
+  - {{name: general, kind: model, source: "fake://echo"}}
+  - {{name: loud, kind: model, source: "fake://{loud}"}}
+"""
+CONFIG = """
+experts: [experts.yaml]
+policies:
+  default: {{expert: {expert}, fallback: general}}
+{more}
+"""
+
+
+def write(path: Path, text: str) -> None:
+    """Write, with a time that differs from any before."""
+    later = path.stat().st_mtime_ns + 10**9 if path.exists() else 10**18
+    path.write_text(text)
+    os.utime(path, ns=(later, later))
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Path:
+    write(tmp_path / "experts.yaml", EXPERTS.format(loud="upper"))
+    write(tmp_path / "service.yaml", CONFIG.format(expert="loud", more=""))
+    return tmp_path / "service.yaml"
+
+
+def test_a_source_is_read_once_and_again_only_after_a_change(service: Path) -> None:
+    with Source(service, port=9000, host=None) as source:
+        assert (source.config.serve.port, source.config.serve.host) == (9000, "127.0.0.1")
+        assert set(source.catalogue.snapshot) == {"general", "loud"} and source.catalogue.generation == 1
+        assert not source.changed()
+        write(service, CONFIG.format(expert="general", more=""))
+        assert source.changed()
+        catalogue, fixed = source.reread()
+        assert (catalogue.generation, catalogue.policies["default"].expert, fixed) == (2, "general", [])
+        assert not source.changed() and source.catalogue is catalogue
+
+
+def test_an_expert_that_changes_in_its_file_gets_a_new_version_and_others_keep_theirs(service: Path) -> None:
+    with Source(service) as source:
+        write(service.parent / "experts.yaml", EXPERTS.format(loud="echo"))
+        assert source.changed()
+        snapshot = source.reread()[0].snapshot
+        assert {name: spec.version for name, spec in snapshot.experts.items()} == {"general": 1, "loud": 2}
+
+
+def test_an_expert_that_leaves_its_file_is_served_no_more(service: Path) -> None:
+    with Source(service) as source:
+        write(service, CONFIG.format(expert="general", more=""))
+        write(service.parent / "experts.yaml", 'experts: [{name: general, kind: model, source: "fake://echo"}]')
+        assert set(source.reread()[0].snapshot) == {"general"}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "error", "message"),
+    [
+        ("service.yaml", CONFIG.format(expert="luod", more=""), ConfigError, "policy 'default'.*did you mean 'loud'"),
+        ("service.yaml", CONFIG.format(expert="loud", more="sreve: {}"), ConfigError, "service.yaml:5.*sreve"),
+        ("experts.yaml", "experts: [{name: auto}]", InvalidSpec, "experts.yaml:1.*reserved"),
+        ("experts.yaml", 'experts: [{name: loud, kind: model, source: "fake://echo"}]', ConfigError, "fallback"),
+    ],
+)
+def test_a_change_that_is_wrong_is_refused_once_and_the_service_stays_as_it_was(
+    service: Path, file: str, text: str, error: type[Exception], message: str
+) -> None:
+    with Source(service) as source:
+        before = source.catalogue
+        write(service.parent / file, text)
+        with pytest.raises(error, match=f"(?s){message}"):
+            source.reread()
+        assert source.catalogue is before and not source.changed()
+        write(service, CONFIG.format(expert="general", more=""))
+        write(service.parent / "experts.yaml", EXPERTS.format(loud="upper"))
+        assert source.changed() and source.reread()[0].generation == 2
+
+
+def test_what_needs_a_restart_is_named_and_left_as_it_is(service: Path) -> None:
+    with Source(service) as source:
+        write(service, CONFIG.format(expert="general", more="host: {aging_s: 1}\nserve: {port: 9999}"))
+        catalogue, fixed = source.reread()
+        assert fixed == ["host", "serve"] and catalogue.policies["default"].expert == "general"
+        assert source.config.serve.port == 8000 and not source.changed()
+
+
+def test_a_registry_is_watched_by_its_version(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/registry.db"
+    (tmp_path / "service.yaml").write_text(f"registry: {url}\n")
+    with pytest.raises(ConfigError, match="no expert is registered"):
+        Source(tmp_path / "service.yaml")
+    with Registry(url) as registry:
+        registry.add(ExpertSpec(name="a", kind=Kind.MODEL, source="fake://echo"))
+        with Source(tmp_path / "service.yaml") as source:
+            assert not source.changed()
+            registry.add(ExpertSpec(name="b", kind=Kind.MODEL, source="fake://echo"))
+            assert source.changed() and set(source.reread()[0].snapshot) == {"a", "b"}
+            assert not source.changed()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("host: {pins: [laud]}", "host.pins: 'laud'.*did you mean 'loud'"),
+        ("serve: {hosts: [{name: big, experts: [generl]}]}", "serve.hosts 'big'.*did you mean 'general'"),
+        ("serve: {hosts: [{name: big, pins: [loud], experts: [general]}]}", "pins of serve.hosts 'big'"),
+        ("serve: {hosts: [{name: one, experts: [general]}]}", "policy 'default'"),
+        ("serve: {hosts: [{}, {}]}", "hosts need names of their own"),
+        ("serve: {hosts: []}", "there must be one"),
+        ("serve: {gateway: {replicas: {min: 3, max: 2}}}", "min 3 is more than max 2"),
+        ("serve: {gateway: {replicas: 0}}", "greater than or equal to 1"),
+        ("serve: {port: 99999}", "port"),
+    ],
+)
+def test_a_service_does_not_start_on_what_it_could_not_answer_with(service: Path, more: str, message: str) -> None:
+    write(service, CONFIG.format(expert="loud", more=more))
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        Source(service)
+
+
+def test_replicas_are_a_number_or_bounds(service: Path) -> None:
+    bounds = "serve: {gateway: {replicas: 3}, hosts: [{replicas: {max: 4, target: 8}}]}"
+    write(service, CONFIG.format(expert="loud", more=bounds))
+    with Source(service) as source:
+        gateway, host = source.config.serve.gateway.replicas, source.config.serve.hosts[0].replicas
+        assert (gateway.min, gateway.max) == (3, 3) and (host.min, host.max, host.target) == (1, 4, 8)
