@@ -54,18 +54,19 @@ class MicroBatch:
             self._work = asyncio.create_task(self._route_all())
         return await one.routed
 
-    async def aclose(self) -> None:
-        """Route what waits, and end the thread."""
-        if self._work is not None:
-            await self._work
-        self._thread.shutdown()
+    def close(self) -> None:
+        """End the thread after the batch that it works on; whoever waits then, or comes later, gets an error."""
+        self._thread.shutdown(wait=False)
 
     async def _route_all(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
             batch = [one for one in self._waiting if not one.routed.done()]  # who left meanwhile is not routed
             self._waiting = []
-            outcomes = await loop.run_in_executor(self._thread, _route_groups, batch)
+            try:
+                outcomes = await loop.run_in_executor(self._thread, _route_groups, batch)
+            except RuntimeError as error:  # closed
+                outcomes = [CoeError(f"routing is closed: {error}") for _ in batch]
             for one, outcome in zip(batch, outcomes, strict=True):
                 if one.routed.done():
                     continue

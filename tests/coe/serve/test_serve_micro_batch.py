@@ -21,7 +21,7 @@ class Gate:
 
     def __init__(self, *, open: bool = True) -> None:  # noqa: A002
         self.batches: list[tuple[str, list[str]]] = []
-        self.threads: set[str] = set()
+        self.threads: set[threading.Thread] = set()
         self.gate, self.entered = threading.Event(), threading.Event()
         if open:
             self.gate.set()
@@ -29,7 +29,7 @@ class Gate:
     def route_each(self, queries: Sequence[Query], model: str) -> list[Routed | RouterError | CoeError]:
         self.entered.set()
         assert self.gate.wait(5)
-        self.threads.add(threading.current_thread().name)
+        self.threads.add(threading.current_thread())
         self.batches.append((model, [query.text for query in queries]))
         if model == "nobody":
             raise UnknownModel("'nobody' is not there")
@@ -63,8 +63,8 @@ async def test_what_comes_while_the_thread_works_is_routed_together_by_model() -
     gate.gate.set()
     assert await asyncio.gather(first, *tasks) == ["first", "a", "b", "c", "d", "e"]
     assert gate.batches == [("auto", ["first"]), ("auto", ["a", "c", "e"]), ("coe/x", ["b", "d"])]
-    assert len(gate.threads) == 1 and threading.current_thread().name not in gate.threads
-    await batch.aclose()
+    assert len(gate.threads) == 1 and threading.current_thread() not in gate.threads
+    batch.close()
 
 
 async def test_each_query_is_routed_by_the_policies_it_came_with() -> None:
@@ -75,7 +75,7 @@ async def test_each_query_is_routed_by_the_policies_it_came_with() -> None:
     old.gate.set()
     await asyncio.gather(first, *tasks)
     assert old.batches == [("auto", ["first"]), ("auto", ["a"])] and new.batches == [("auto", ["b"])]
-    await batch.aclose()
+    batch.close()
 
 
 async def test_an_error_reaches_its_own_caller_only() -> None:
@@ -93,7 +93,7 @@ async def test_an_error_reaches_its_own_caller_only() -> None:
     assert isinstance(refused, NoEligibleExpert) and isinstance(poison, ZeroDivisionError)
     assert isinstance(unknown, UnknownModel)
     assert await route(batch, gate, "after") == "after"
-    await batch.aclose()
+    batch.close()
 
 
 async def test_a_dial_that_the_router_cannot_take_is_the_callers_error() -> None:
@@ -104,7 +104,7 @@ async def test_a_dial_that_the_router_cannot_take_is_the_callers_error() -> None
         await route(batch, gate, "refuse dial")
     with pytest.raises(NoEligibleExpert):
         await route(batch, gate, "refuse", dial=2.0)
-    await batch.aclose()
+    batch.close()
 
 
 async def test_a_caller_that_leaves_is_not_routed_and_disturbs_nobody() -> None:
@@ -119,14 +119,22 @@ async def test_a_caller_that_leaves_is_not_routed_and_disturbs_nobody() -> None:
     assert await staying == "staying"
     assert gate.batches == [("auto", ["first"]), ("auto", ["staying"])]
     assert (await asyncio.gather(first, leaving, return_exceptions=True))[0].__class__ is asyncio.CancelledError
-    await batch.aclose()
+    batch.close()
 
 
-async def test_closing_routes_what_waits_and_ends_the_thread() -> None:
-    gate, batch = Gate(), MicroBatch()
-    waiting = asyncio.create_task(route(batch, gate, "last"))
-    await asyncio.sleep(0)
-    await batch.aclose()
-    assert await waiting == "last"
-    assert not any(thread.name in gate.threads for thread in threading.enumerate())
-    await MicroBatch().aclose()
+async def test_closing_ends_the_thread_after_its_work_and_leaves_nobody_waiting() -> None:
+    gate, batch = Gate(open=False), MicroBatch()
+    first = await held(gate, batch)
+    waiting = asyncio.create_task(route(batch, gate, "waiting"))
+    await asyncio.sleep(0.01)
+    batch.close()
+    gate.gate.set()
+    assert await first == "first"
+    with pytest.raises(CoeError, match="routing is closed"):
+        await waiting
+    with pytest.raises(CoeError, match="routing is closed"):
+        await route(batch, gate, "late")
+    batch.close()
+    [thread] = gate.threads
+    await asyncio.to_thread(thread.join, 5)
+    assert not thread.is_alive()

@@ -1,0 +1,93 @@
+"""The HTTP side of a request, message by message."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from api_server import Words
+from starlette.requests import ClientDisconnect
+
+from coe.config import ServeConfig
+from coe.errors import DeadlineExceeded, EngineError
+from coe.orchestrator import Orchestrator
+from coe.policy import Policy
+from coe.protocol.requests import parse_chat
+from coe.serve.exchange import Exchange, disclosed
+from coe.serve.service import Service
+from coe.types import GenerateRequest
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
+
+SNAPSHOT = Snapshot(1, {"a": ExpertSpec(name="a", kind=Kind.MODEL, source="fake://echo")})
+
+
+def service(policy: str = "default") -> Service:
+    def ask(expert: str, request: GenerateRequest) -> Any:
+        raise AssertionError("nobody is asked here")
+
+    policies = {policy: Policy(policy, Words(("a",)))}
+    return Service(Orchestrator(SNAPSHOT, policies, ask=ask, default_policy=policy), settings=ServeConfig())
+
+
+class Wire:
+    """An ASGI connection: what the client sends, and what it was sent."""
+
+    def __init__(self, *messages: dict[str, Any]) -> None:
+        self.coming, self.sent = list(messages), list[dict[str, Any]]()
+
+    async def receive(self) -> Any:
+        await asyncio.sleep(0)
+        return self.coming.pop(0)
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+async def test_work_is_stopped_when_the_client_leaves_whatever_came_before() -> None:
+    stopped = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(5)
+        finally:
+            await asyncio.sleep(0)  # what is closed may take its time
+            stopped.set()
+
+    wire = Wire({"type": "http.request"}, {"type": "http.disconnect"})
+    async with service().call("/") as call:
+        with pytest.raises(ClientDisconnect):
+            await Exchange(call, {"type": "http", "headers": []}, wire.receive, wire.send).unless_gone(work())
+        assert stopped.is_set()
+
+
+async def test_an_error_after_a_whole_answer_is_noted_and_not_sent() -> None:
+    wire = Wire()
+    async with service().call("/") as call:
+        exchange = Exchange(call, {"type": "http", "headers": []}, wire.receive, wire.send)
+        await exchange.json({"ok": True})
+        count = len(wire.sent)
+        await exchange.fail(DeadlineExceeded("late"))
+        assert (len(wire.sent), call.error, call.status) == (count, "deadline_exceeded", 200)
+
+
+async def test_an_error_within_a_stream_ends_it() -> None:
+    wire = Wire()
+    async with service().call("/") as call:
+        call.parsed = parse_chat({"model": "auto", "messages": [{"role": "user", "content": "x"}], "stream": True})
+        exchange = Exchange(call, {"type": "http", "headers": []}, wire.receive, wire.send)
+        await exchange.events({"text": "é"})
+        await exchange.fail(EngineError("died"))
+    start, first, last = wire.sent
+    assert (start["status"], first["body"], first["more_body"]) == (200, 'data: {"text":"é"}\n\n'.encode(), True)
+    assert last["body"].startswith(b'data: {"error":{"message":"died"') and not last["more_body"]
+
+
+async def test_a_policys_name_fits_into_a_header_whatever_it_is() -> None:
+    gateway = service("größer\r\nx-evil: 1")
+    async with gateway.call("/") as call, gateway.within_deadline(call):
+        request = {"model": "auto", "messages": [{"role": "user", "content": "x"}]}
+        await gateway.route(call, parse_chat(request))
+    assert disclosed(call)["x-coe-router"] == "gr%C3%B6%C3%9Fer%0D%0Ax-evil%3A 1"
+    gateway.close()
