@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from coe.batch.parts import answers_name, read_asks, write_answers
+from coe.batch.parts import answers_folder, read_asks, units_name, write_answers
 from coe.batch.records import dump_outcome
 from coe.batch.stages import Unit
 from coe.batch.storage import Folder
@@ -70,21 +70,35 @@ class Shift:
         ticker = asyncio.create_task(self._tick())
         try:
             async with asyncio.TaskGroup() as tasks:
-                for unit in self._units:
-                    # A worker that died may have written some of the units before its work came here.
-                    if await asyncio.to_thread(self._folder.exists, answers_name(self._stage, unit)):
-                        continue
-                    asks = await asyncio.to_thread(read_asks, self._folder, self._stage, unit)
-                    opened = _Open(unit, [{} for _ in asks], len(asks))
-                    for position, (row, ask) in enumerate(asks):
-                        await self._place(unit)
-                        tasks.create_task(self._one(opened, position, row, ask))
+                async with aclosing(self._read()) as units:
+                    async for unit, asks in units:
+                        opened = _Open(unit, [{} for _ in asks], len(asks))
+                        for position, (row, ask) in enumerate(asks):
+                            await self._place(unit)
+                            tasks.create_task(self._one(opened, position, row, ask))
         except* Exception as group:
             raise group.exceptions[0] from None  # one is enough to say; the others follow from it
         finally:
             ticker.cancel()
         self._since.loads = self._host.loads - before
         self._flush()
+
+    async def _read(self) -> AsyncGenerator[tuple[Unit, list[tuple[int, Ask]]], None]:
+        """The units that are not answered yet, each read while the one before it is answered."""
+        # A worker that died may have written some of them before its work came here.
+        there = await asyncio.to_thread(self._folder.names, answers_folder(self._stage))
+        left = [unit for unit in self._units if units_name(unit) not in there]
+        reads = (asyncio.to_thread(read_asks, self._folder, self._stage, unit) for unit in left)
+        following = asyncio.ensure_future(next(reads)) if left else None
+        try:
+            for unit in left:
+                assert following is not None  # there is one for each unit
+                asks = await following
+                following = asyncio.ensure_future(read) if (read := next(reads, None)) else None
+                yield unit, asks
+        finally:
+            if following is not None:
+                following.cancel()
 
     async def _place(self, unit: Unit) -> None:
         while self._in_flight >= self._window(unit):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow as pa
@@ -48,6 +48,7 @@ ANSWERS = pa.schema(
     ]
 )
 """Their answers, or why there is none."""
+_TOLD = ("status", "code", "retryable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class RoutedRow:
             "request": self.request and dump_request(self.request),
             "policy": self.policy,
             "fallback": self.fallback,
-            "decision": self.decision and _dump(asdict(self.decision)),
+            "decision": self.decision and _dump(plain(self.decision)),
             "error": self.error and _dump(self.error),
         }
 
@@ -114,9 +115,7 @@ def dump_outcome(row: int, ask: str, outcome: Answer | Failure) -> dict[str, Any
     """As a row of `ANSWERS`."""
     record = dict.fromkeys(ANSWERS.names, None) | {"row": row, "ask": ask, "expert": outcome.expert}
     if isinstance(outcome, Failure):
-        error = outcome.error
-        kept = {"type": type(error).__name__, "message": str(error), "retryable": getattr(error, "retryable", False)}
-        return record | {"error": _dump(kept)}
+        return record | {"error": _dump(_dump_error(outcome.error))}
     return record | {
         "text": outcome.text,
         "finish_reason": outcome.finish_reason,
@@ -129,7 +128,7 @@ def dump_outcome(row: int, ask: str, outcome: Answer | Failure) -> dict[str, Any
 def load_outcome(record: Mapping[str, Any]) -> Answer | Failure:
     """The outcome of `dump_outcome`: the same class of error, with the same message."""
     if record["error"] is not None:
-        return Failure(record["expert"], _error(**json.loads(record["error"])))
+        return Failure(record["expert"], _load_error(json.loads(record["error"])))
     usage = Usage(record["prompt_tokens"], record["completion_tokens"])
     return Answer(record["expert"], record["text"], record["finish_reason"], usage, record["cost_usd"])
 
@@ -146,10 +145,20 @@ def plain(value: Any) -> dict[str, Any]:
     return {name: dict(each) if isinstance(each, Counter) else each for name, each in given.items()}
 
 
-def _error(type: str, message: str, retryable: bool) -> CoeError:  # noqa: A002  # the record's own key
-    kind = getattr(coe.errors, type, EngineError)
+def _dump_error(error: Exception) -> dict[str, Any]:
+    """Its class, or the one of `coe.errors` that it derives from, and all that is told of it."""
+    kinds = (kind.__name__ for kind in type(error).__mro__ if vars(coe.errors).get(kind.__name__) is kind)
+    told = error if isinstance(error, CoeError) else EngineError(str(error))
+    kept = {name: getattr(told, name) for name in _TOLD}
+    return {"type": next(kinds, "EngineError"), "message": str(error), **kept}
+
+
+def _load_error(kept: Mapping[str, Any]) -> CoeError:
+    kind = getattr(coe.errors, kept["type"])
     error: CoeError = kind.__new__(kind)  # its constructor may want what is only in the message by now
-    error.args, error.retryable = (message,), retryable
+    error.args = (kept["message"],)
+    for name in _TOLD:
+        setattr(error, name, kept[name])
     return error
 
 

@@ -19,7 +19,7 @@ _BLOCK_BYTES = 8 * 2**20
 _SPLIT_BYTES = 16 * 2**20
 """A split of JSONL ends at so many bytes even where it has few lines: what a process reads at once stays bounded."""
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
-_SMALLEST_PART, _PARTS = 64, 256
+_SMALLEST_PART, _PARTS = 64, 128
 _BOM = b"\xef\xbb\xbf"
 
 

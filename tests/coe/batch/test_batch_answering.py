@@ -1,0 +1,206 @@
+"""A shift: enough asks in flight, each unit written once, an expert that cannot be loaded not tried again and again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from coe.batch import answering
+from coe.batch.answering import Answered, Shift
+from coe.batch.parts import ANSWERS, _ask_record, _asks, _write, answers_name
+from coe.batch.records import ASKS
+from coe.batch.stages import Unit
+from coe.batch.storage import Folder
+from coe.compose import Ask
+from coe.engines.fake import FakeEngine
+from coe.errors import EngineError, WeightsError
+from coe.host import Host
+from coe.types import GenerateRequest
+from registry.errors import DiskFull
+from registry.spec import ExpertSpec, Kind, Price
+from registry.store import Snapshot
+from routers.base import Message
+
+PRICE = Price(input_usd_per_mtok=1, output_usd_per_mtok=2)
+
+
+def spec(name: str, source: str, base: str | None = None, **more: Any) -> ExpertSpec:
+    kind = Kind.ADAPTER if base else Kind.MODEL
+    return ExpertSpec(name=name, kind=kind, source=source, base=base, size_bytes=10, context_length=40, **more)
+
+
+SPECS = [
+    spec("echo", "fake://echo", price=PRICE),
+    spec("tuned", "fake://upper", base="echo"),
+    spec("broken", "fake://fail?at=load"),
+    spec("on-broken", "fake://upper", base="broken"),
+    spec("flaky", "fake://fail"),
+]
+
+
+def host(engine: FakeEngine, budget_bytes: int = 100) -> Host:
+    snapshot = Snapshot(version=1, experts={each.name: each for each in SPECS})
+    return Host(snapshot, {"fake": engine}, budget_bytes=budget_bytes, locate=lambda spec: Path())
+
+
+def write_asks(folder: Folder, part: int, experts: Sequence[str], asks: int, text: str = "hello") -> list[Unit]:
+    """A part's asks of stage 0: some for each expert."""
+    groups = []
+    for expert in experts:
+        requests = (GenerateRequest(messages=(Message("user", f"{text} {i}"),)) for i in range(asks))
+        groups.append([_ask_record(i, Ask("0", expert, request)) for i, request in enumerate(requests)])
+    _write(folder, _asks(0, part), ASKS, *groups)
+    bases = {each.name: each.residency_key for each in SPECS}
+    return [Unit(part, number, expert, bases[expert], asks) for number, expert in enumerate(experts)]
+
+
+def answers(folder: Folder, unit: Unit) -> list[dict[str, Any]]:
+    with folder.open(answers_name(0, unit)) as file:
+        table: pa.Table = pq.read_table(file)
+    assert table.schema.equals(ANSWERS)
+    return table.to_pylist()
+
+
+async def work(on: Host, folder: Folder, units: Sequence[Unit]) -> Answered:
+    """The sum of a shift's reports."""
+    whole = Answered()
+
+    def add(report: Answered) -> None:
+        whole.done += report.done
+        whole.failed += report.failed
+        whole.loads += report.loads
+
+    await Shift(on, folder, 0, units, add).run()
+    return whole
+
+
+async def test_every_ask_is_answered_in_its_place(tmp_path: Path) -> None:
+    folder = Folder.of(str(tmp_path))
+    units = [unit for part in range(3) for unit in write_asks(folder, part, ["echo", "tuned"], 40)]
+    report = await work(host(FakeEngine()), folder, units)
+    assert report == Answered(Counter(echo=120, tuned=120), Counter(echo=0, tuned=0), Counter(echo=1))
+    plain, tuned = answers(folder, units[0]), answers(folder, units[1])
+    assert [(a["row"], a["ask"], a["text"]) for a in plain] == [(i, "0", f"hello {i}") for i in range(40)]
+    assert tuned[7]["text"] == "[tuned] HELLO 7" and tuned[7]["cost_usd"] is None
+    assert plain[0]["cost_usd"] == pytest.approx((2 * 1 + 2 * 2) / 1e6)
+
+
+async def test_the_engine_is_kept_busy_and_not_more_across_units(tmp_path: Path) -> None:
+    folder = Folder.of(str(tmp_path))
+    engine = FakeEngine(capacity=4, token_delay_s=0.002)
+    seen: list[int] = []
+
+    class Watching(Host):
+        async def ask(self, name: str, request: GenerateRequest) -> Any:
+            seen.append(self.busy)
+            async for chunk in super().ask(name, request):
+                yield chunk
+
+    on = Watching(host(engine).snapshot, {"fake": engine}, budget_bytes=100, locate=lambda spec: Path())
+    units = [unit for part in range(40) for unit in write_asks(folder, part, ["echo"], 3)]
+    await work(on, folder, units)
+    assert engine.tally.most_in_flight["echo"] == 4
+    assert max(seen) <= answering._WINDOW and max(seen[60:]) <= answering._AHEAD * 4
+
+
+async def test_an_expert_that_cannot_be_loaded_is_tried_once_not_for_every_ask(tmp_path: Path) -> None:
+    folder, tried = Folder.of(str(tmp_path)), Counter[str]()
+
+    class Counting(FakeEngine):
+        async def load(self, spec: ExpertSpec, path: Path) -> Any:
+            tried[spec.name] += 1
+            return await super().load(spec, path)
+
+    units = write_asks(folder, 0, ["broken", "on-broken"], 200)
+    report = await work(host(Counting()), folder, units)
+    assert report.failed == Counter({"broken": 200, "on-broken": 200}) and not report.loads
+    assert tried["broken"] <= 2  # for those that waited at first, for the base and for its adapter
+    assert {a["error"] for a in answers(folder, units[0])} == {answers(folder, units[0])[0]["error"]}
+    assert "failed to load" in answers(folder, units[1])[199]["error"]
+
+
+async def test_an_expert_that_never_fits_is_an_error_of_every_row(tmp_path: Path) -> None:
+    folder = Folder.of(str(tmp_path))
+    units = write_asks(folder, 0, ["echo"], 50)
+    report = await work(host(FakeEngine(), budget_bytes=5), folder, units)
+    assert report.failed == Counter(echo=50) and "raise `host.budget`" in answers(folder, units[0])[49]["error"]
+
+
+async def test_one_failure_or_wrong_request_is_not_the_end_of_the_others(tmp_path: Path) -> None:
+    folder, engine = Folder.of(str(tmp_path)), FakeEngine()
+    long = write_asks(folder, 1, ["echo"], 1, text="word " * 50)
+    units = [*write_asks(folder, 0, ["flaky"], 5), *long, *write_asks(folder, 2, ["echo"], 5)]
+    report = await work(host(engine), folder, units)
+    assert report.failed == Counter(flaky=5, echo=1) and engine.tally.generations["flaky"] == 5
+    assert "context" in answers(folder, long[0])[0]["error"]
+    assert [a["error"] for a in answers(folder, units[2])] == [None] * 5
+
+
+async def test_an_error_that_nobody_foresaw_is_recorded_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = Folder.of(str(tmp_path))
+    units = write_asks(folder, 0, ["echo"], 2)
+
+    class Bug(FakeEngine):
+        def load(self, spec: ExpertSpec, path: Path) -> Any:
+            raise ZeroDivisionError("division by zero")
+
+    await work(host(Bug()), folder, units)
+    assert "ZeroDivisionError: division by zero" in answers(folder, units[0])[0]["error"]
+    assert "echo failed on a row" in caplog.text
+
+
+async def test_an_answer_that_does_not_end_is_an_error(tmp_path: Path) -> None:
+    folder = Folder.of(str(tmp_path))
+    units = write_asks(folder, 0, ["echo"], 1)
+
+    class Cut(Host):
+        async def ask(self, name: str, request: GenerateRequest) -> Any:
+            async for chunk in super().ask(name, request):
+                if chunk.finish_reason is None:
+                    yield chunk
+
+    on = Cut(host(FakeEngine()).snapshot, {"fake": FakeEngine()}, budget_bytes=100, locate=lambda spec: Path())
+    await work(on, folder, units)
+    assert "stopped without finishing" in answers(folder, units[0])[0]["error"]
+
+
+async def test_units_that_are_there_already_are_left_alone(tmp_path: Path) -> None:
+    folder, engine = Folder.of(str(tmp_path)), FakeEngine()
+    units = [unit for part in range(2) for unit in write_asks(folder, part, ["echo"], 3)]
+    await work(host(engine), folder, units[:1])
+    report = await work(host(engine), folder, units)
+    assert report.done == Counter(echo=3) and engine.tally.generations["echo"] == 6
+    assert await work(host(engine), folder, units) == Answered()
+
+
+async def test_a_full_disk_stops_the_shift_with_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder.of(str(tmp_path))
+    units = [unit for part in range(9) for unit in write_asks(folder, part, ["echo"], 9)]
+
+    def full(*arguments: object) -> None:
+        raise DiskFull(tmp_path, free_bytes=0)
+
+    monkeypatch.setattr(answering, "write_answers", full)
+    with pytest.raises(DiskFull):
+        await work(host(FakeEngine()), folder, units)
+
+
+async def test_progress_is_told_while_a_shift_runs(tmp_path: Path) -> None:
+    folder = Folder.of(str(tmp_path))
+    units = write_asks(folder, 0, ["echo"], 30)
+    reports: list[Answered] = []
+    slow = host(FakeEngine(capacity=2, token_delay_s=0.05))
+    await asyncio.wait_for(Shift(slow, folder, 0, units, reports.append).run(), 30)
+    assert len(reports) > 2 and sum(report.done["echo"] for report in reports) == 30
+
+
+def test_the_errors_of_weights_are_those_that_end_an_expert() -> None:
+    shift = Shift(host(FakeEngine()), Folder("memory://x"), 0, [], lambda report: None)
+    assert shift._is_final("echo", WeightsError("torn")) and not shift._is_final("echo", EngineError("odd"))

@@ -1,0 +1,125 @@
+"""Lines of the input: what they ask for, or what is wrong with them and where."""
+
+import json
+from typing import Any
+
+import pytest
+
+from coe.batch.rows import Row, parse_row
+from coe.batch.source import Line
+from coe.errors import CoeError
+from routers.base import Message
+
+EXPERTS = ("geo", "sql")
+
+
+def parse(row: Any, number: int = 7) -> Row:
+    content = row if isinstance(row, bytes | dict) else json.dumps(row).encode()
+    return parse_row(Line(number, content), "auto", EXPERTS)
+
+
+def as_json(row: Any) -> bytes:
+    return json.dumps(row).encode()
+
+
+CHAT = {"model": "geo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+
+
+def test_an_openai_line_for_each_endpoint() -> None:
+    row = parse(as_json({"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": CHAT}))
+    assert (row.id, row.model, row.endpoint, row.error) == ("a", "geo", "/v1/chat/completions", None)
+    assert row.request is not None and row.request.messages == (Message("user", "hi"),)
+    assert (row.request.max_tokens, row.request.stream, row.request.seed) == (5, False, None)
+    text = {"custom_id": "b", "method": "POST", "url": "/v1/completions", "body": {"model": "auto", "prompt": "Once"}}
+    completion = parse(as_json(text)).request
+    assert completion is not None and completion.prompt == "Once" and not completion.messages
+
+
+def test_a_plain_prompt_is_one_user_message_and_takes_the_fields_of_a_chat_request() -> None:
+    row = parse(as_json({"id": 3, "prompt": "hi", "temperature": 0.5, "seed": 9, "model": "sql"}))
+    assert (row.id, row.model, row.endpoint) == ("3", "sql", None)
+    assert row.request is not None and row.query is not None
+    assert row.request.messages == (Message("user", "hi"),) and row.query.text == "hi"
+    assert (row.request.temperature, row.request.seed) == (0.5, 9)
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    told = parse(as_json({"messages": turns})).request
+    assert told is not None and [m.role for m in told.messages] == ["system", "user"]
+
+
+def test_missing_ids_are_line_numbers_that_sort_as_the_input_does() -> None:
+    ids = [parse(as_json({"prompt": "x"}), number).id for number in (2, 10, 100_000)]
+    assert ids == ["line-0000000002", "line-0000000010", "line-0000100000"] == sorted(ids)
+
+
+def test_a_sampled_row_has_a_seed_of_its_own_that_does_not_change() -> None:
+    seeds = [parse(as_json({"id": name, "prompt": "x", "temperature": 1})).request for name in ("a", "a", "b")]
+    values = [request.seed for request in seeds if request is not None]
+    assert values[0] == values[1] != values[2] and None not in values
+
+
+def test_parquet_rows_have_nulls_for_what_is_not_given() -> None:
+    row = parse({"id": None, "prompt": "hi", "messages": None, "max_tokens": None, "model": None})
+    assert row.error is None and (row.id, row.model) == ("line-0000000007", "auto")
+    body = {**CHAT, "messages": [{"role": "user", "content": "hi", "name": None}], "stop": None}
+    nested = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    assert parse(nested).error is None
+    assert parse({**nested, "body": json.dumps(CHAT)}).request == parse(nested).request
+
+
+def test_what_has_no_effect_is_named_and_who_may_answer_is_kept() -> None:
+    row = parse(as_json({"prompt": "x", "user": "me", "coe": {"experts": ["geo"], "deadline_s": 3, "dial": 2.0}}))
+    assert row.error is None and set(row.ignored) == {"user", "coe.deadline_s"}
+    assert row.query is not None and row.query.allowed == {"geo"} and row.query.dial == 2.0
+    assert row.request is not None and row.request.deadline_s is None
+    without = parse(as_json({"prompt": "x", "coe": {"exclude": ["geo"]}}))
+    assert without.query is not None and without.query.allowed == {"sql"}
+
+
+URL = "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (b"{not json", "line 7: is not JSON"),
+        (b'{"prompt": "\xff"}', "line 7: is not UTF-8: .* at byte 12"),
+        (b'{"prompt": "\\ud800"}', "line 7: is not Unicode text"),
+        (b"[1, 2]", "line 7: is not a JSON object but an array"),
+        (b'"text"', "not a JSON object but a string"),
+        (b"[" * 100_000, "line 7: is not JSON"),
+        (as_json({"id": "a"}), "either prompt or messages"),
+        (as_json({"prompt": "a", "messages": []}), "either prompt or messages"),
+        (as_json({"prompt": 3}), "prompt must be a string, got a number"),
+        (as_json({"prompt": "a", "id": ""}), "id .* must be a string that is not empty"),
+        (as_json({"prompt": "a", "id": True}), "got a boolean"),
+        (as_json({"prompt": "a", "model": 3}), "model must be a string"),
+        (as_json({"prompt": "a", "max_token": 3}), "did you mean 'max_tokens'"),
+        (as_json({"prompt": "a", "max_tokens": "many"}), "max_tokens"),
+        (as_json({"prompt": "a", "temperature": 7}), "temperature"),
+        (as_json({"prompt": "a", "stream": True}), "stream: a batch writes whole answers"),
+        (as_json({"prompt": "a", "n": 2}), "n: 2 is not supported"),
+        (as_json({"prompt": "a", "coe": {"experts": ["gei"]}}), "did you mean 'geo'"),
+        (as_json({"custom_id": "a", "url": URL}), "body must be an object, got null"),
+        (as_json({"custom_id": "a", "url": URL, "body": 3}), "body must be an object, got a number"),
+        (as_json({"custom_id": "a", "url": "/v1/embeddings", "body": CHAT}), "url must be one of"),
+        (as_json({"custom_id": "a", "url": URL, "method": "GET", "body": CHAT}), "method must be 'POST', got 'GET'"),
+        (as_json({"custom_id": "a", "url": URL, "body": CHAT, "extra": 1}), "unknown field 'extra'"),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_line(row: bytes, message: str) -> None:
+    error = parse(row).error
+    assert isinstance(error, CoeError)
+    with pytest.raises(CoeError, match=message):
+        raise error
+    assert str(error).startswith("line 7: ")
+
+
+def test_a_wrong_line_keeps_its_id_where_it_has_one() -> None:
+    assert parse(as_json({"id": "mine", "prompt": 3})).id == "mine"
+    assert parse(as_json({"custom_id": "mine", "url": URL, "body": {}})).id == "mine"
+    assert parse(b"{").id == "line-0000000007"
+
+
+def test_a_huge_line_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.batch.rows._MOST_BYTES", 100)
+    assert "has 200 bytes; a row may have 100" in str(parse(b"x" * 200).error)

@@ -1,0 +1,136 @@
+"""What is asked next, by whom and in which order; requests, decisions and answers as columns and back."""
+
+import pytest
+
+from coe.batch.records import RoutedRow, describe, dump_outcome, dump_request, load_outcome, load_request
+from coe.batch.stages import Unit, compositions, plan_shifts, plan_units, step
+from coe.compose import Ask, Single, WithFallback
+from coe.errors import (
+    CoeError,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+    RemoteError,
+    WeightsError,
+)
+from coe.types import Answer, Failure, GenerateRequest, Usage
+from routers.base import Message, RoutingDecision
+
+REQUEST = GenerateRequest(messages=(Message("user", "hi"),), stream=False)
+DECISION = RoutingDecision(("a", "b"), (0.6, 0.4), (0.9, 0.8), 0.9, label="sums", reason="best")
+ROW = RoutedRow(3, "x", "auto", None, REQUEST, policy="p", decision=DECISION)
+BASES = {"base": "base", "tuned": "base", "also-tuned": "base", "alone": "alone"}
+
+
+def answer(expert: str) -> Answer:
+    return Answer(expert, f"{expert} says", "stop", Usage(3, 2), 0.5)
+
+
+def test_a_row_goes_from_expert_to_expert_and_then_to_the_fallback() -> None:
+    row = RoutedRow(**{**{f: getattr(ROW, f) for f in ROW.__slots__}, "fallback": "c"})
+    composition = compositions({"p": Single})(row)
+    assert isinstance(composition, WithFallback)
+    done: dict[str, Answer | Failure] = {}
+    for expert in ("a", "b", "c"):
+        following = step(row, composition, done)
+        assert isinstance(following, tuple) and [ask.expert for ask in following] == [expert]
+        done[following[0].id] = Failure(expert, EngineError(f"{expert} is down"))
+    failed = step(row, composition, done)
+    assert isinstance(failed, EngineError) and str(failed) == "c is down"
+    done["fallback"] = answer("c")
+    assert step(row, composition, done) == answer("c")
+
+
+def test_without_a_policy_the_named_expert_answers_alone() -> None:
+    row = RoutedRow(1, "x", "a", None, REQUEST, decision=DECISION)
+    assert isinstance(compositions({})(row), Single)
+    wrong = {"0": Failure("a", InvalidRequest("too long"))}
+    assert isinstance(step(row, Single(), wrong), InvalidRequest)  # another expert would not mend it
+
+
+def test_units_are_by_expert_bases_before_their_adapters() -> None:
+    names = ("tuned", "alone", "base", "also-tuned", "tuned")
+    asks = [(i, Ask("0", name, REQUEST)) for i, name in enumerate(names)]
+    planned = plan_units(4, asks, BASES.__getitem__)
+    assert [(unit.expert, unit.number, unit.asks) for unit, _ in planned] == [
+        ("alone", 0, 1),
+        ("base", 1, 1),
+        ("also-tuned", 2, 1),
+        ("tuned", 3, 2),
+    ]
+    assert [row for row, _ in planned[3][1]] == [0, 4] and planned[0][0] == Unit(4, 0, "alone", "alone", 1)
+
+
+def unit(part: int, expert: str, asks: int) -> Unit:
+    return Unit(part, 0, expert, BASES[expert], asks)
+
+
+def test_one_host_takes_each_group_once_adapter_by_adapter() -> None:
+    units = [unit(part, expert, 10) for part in (0, 1) for expert in ("alone", "tuned", "base")]
+    first, second = plan_shifts(units, hosts=1)
+    assert [(u.expert, u.part) for u in first] == [("base", 0), ("base", 1), ("tuned", 0), ("tuned", 1)]
+    assert [(u.expert, u.part) for u in second] == [("alone", 0), ("alone", 1)]
+
+
+def test_several_hosts_cut_only_what_is_more_than_their_share() -> None:
+    units = [unit(part, "alone", 10) for part in range(6)] + [unit(0, "base", 10), unit(1, "tuned", 10)]
+    shifts = plan_shifts(units, hosts=2)
+    assert [sum(u.asks for u in shift) for shift in shifts] == [40, 20, 20]
+    assert [shift[0].group for shift in shifts] == ["alone", "alone", "base"]
+    assert sorted((u for shift in shifts for u in shift), key=str) == sorted(units, key=str)
+    assert plan_shifts([], hosts=2) == []
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        REQUEST,
+        GenerateRequest(prompt="once"),
+        GenerateRequest(
+            messages=(Message("system", "s"), Message("user", "ü")),
+            max_tokens=5,
+            temperature=0.5,
+            top_p=0.9,
+            stop=("a", "b"),
+            seed=4,
+            format="json",
+            stream=False,
+        ),
+    ],
+)
+def test_requests_come_back_as_they_were(request_: GenerateRequest) -> None:
+    assert load_request(dump_request(request_)) == request_
+
+
+def test_routed_rows_and_answers_come_back_as_they_were() -> None:
+    wrong = RoutedRow(1, "y", "auto", "/v1/completions", error=describe(InvalidRequest("no")))
+    for row in (ROW, wrong):
+        assert RoutedRow.of(row.record()) == row
+    assert load_outcome(dump_outcome(2, "0", answer("a"))) == answer("a")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        EngineError("down"),
+        WeightsError("torn"),
+        DeadlineExceeded("late"),
+        RemoteError("gone", retryable=True),
+        ContextLengthExceeded("a", prompt_tokens=9, max_tokens=2, context_length=10),
+    ],
+)
+def test_an_error_comes_back_in_its_class_with_its_words(error: CoeError) -> None:
+    failure = load_outcome(dump_outcome(0, "0", Failure("a", error)))
+    assert isinstance(failure, Failure) and isinstance(failure.error, CoeError)
+    assert type(failure.error) is type(error) and str(failure.error) == str(error)
+    assert (failure.error.retryable, failure.error.code) == (error.retryable, error.code)
+    assert describe(failure.error) == describe(error)
+
+
+def test_an_error_of_a_class_of_its_own_comes_back_as_what_it_is_kind_of() -> None:
+    class Special(InvalidRequest):
+        pass
+
+    failure = load_outcome(dump_outcome(0, "0", Failure("a", Special("odd"))))
+    assert isinstance(failure, Failure) and isinstance(failure.error, InvalidRequest)
