@@ -28,7 +28,8 @@ from coe.protocol.errors import INVALID, body_of
 from coe.protocol.requests import Parsed, parse_chat, parse_completion
 from coe.protocol.responses import AnswerBodies, ChatAnswer, TextAnswer, model_body, model_list, route_body, usage_chunk
 from coe.serve.exchange import Exchange
-from coe.serve.service import Call, Service, told
+from coe.serve.service import Service, told
+from coe.types import Answer, Chunk
 
 Handle = Callable[[Exchange, object], Coroutine[Any, Any, None]]
 
@@ -90,22 +91,19 @@ async def answer(
     """Answer a request; a stream begins when its first text is there, so that an error before it has its status."""
     call, parsed = exchange.call, parse(body)
     async with aclosing(service.answer(call, parsed)) as chunks:
-        shape: AnswerBodies | None = None
+        first = await anext(chunks)
+        assert call.reply is not None and call.reply.expert is not None  # known from the first chunk on
+        shape = bodies(call.id, int(call.started_at), call.reply.expert, parsed.include_usage)
+        if parsed.stream:
+            await exchange.events(*shape.opening(), *_pieces(shape, first))
         async for chunk in chunks:
-            if not parsed.stream:
-                continue
-            opening = []
-            if shape is None:
-                shape = bodies(call.id, int(call.started_at), _expert(call), parsed.include_usage)
-                opening = shape.opening()
-            pieces = [shape.piece(chunk.text)] if chunk.text else []
-            if events := [*opening, *pieces]:
-                await exchange.events(*events)
-    if shape is None:
-        shape = bodies(call.id, int(call.started_at), _expert(call), parsed.include_usage)
-        await exchange.json(_whole(shape, exchange))
+            if parsed.stream and chunk.text:
+                await exchange.events(shape.piece(chunk.text))
+    assert call.reply.answer is not None  # after the last chunk
+    if parsed.stream:
+        await exchange.events(*_ending(shape, call.reply.answer, exchange), last=True)
     else:
-        await exchange.events(*_ending(shape, exchange), last=True)
+        await exchange.json(shape.whole(call.reply.answer) | _explained(exchange))
 
 
 async def route(service: Service, exchange: Exchange, body: object) -> None:
@@ -144,24 +142,15 @@ async def metrics(service: Service, request: Request) -> Response:
     return Response(page, headers={"content-type": content_type})
 
 
-def _expert(call: Call) -> str:
-    assert call.reply is not None and call.reply.expert is not None  # known from the first chunk on
-    return call.reply.expert
+def _pieces(shape: AnswerBodies, chunk: Chunk) -> list[dict[str, Any]]:
+    return [shape.piece(chunk.text)] if chunk.text else []
 
 
-def _whole(shape: AnswerBodies, exchange: Exchange) -> dict[str, Any]:
-    reply = exchange.call.reply
-    assert reply is not None and reply.answer is not None  # after the last chunk
-    return shape.whole(reply.answer) | _explained(exchange)
-
-
-def _ending(shape: AnswerBodies, exchange: Exchange) -> list[dict[str, Any]]:
+def _ending(shape: AnswerBodies, answer: Answer, exchange: Exchange) -> list[dict[str, Any]]:
     """The last chunks of a stream: why it ends, and what it took."""
-    reply = exchange.call.reply
-    assert reply is not None and reply.answer is not None  # after the last chunk
-    chunks = [shape.ending(reply.answer.finish_reason)]
+    chunks = [shape.ending(answer.finish_reason)]
     if shape.include_usage:
-        chunks.append(usage_chunk(shape, reply.answer.usage))
+        chunks.append(usage_chunk(shape, answer.usage))
     chunks[-1] |= _explained(exchange)
     return chunks
 

@@ -32,6 +32,7 @@ class Exchange:
         self.call = call
         self.debug = Headers(scope=scope).get("x-coe-debug", "").lower() in ("true", "1")
         self._scope, self._receive, self._send = scope, receive, send
+        self._streaming = False
 
     async def read(self, max_bytes: int) -> object:
         """The JSON value of the body.
@@ -55,6 +56,7 @@ class Exchange:
             headers = [(name.encode(), value.encode("latin-1")) for name, value in disclosed(self.call).items()]
             await self._send({"type": "http.response.start", "status": 200, "headers": _HEAD + headers})
         data = b"".join(map(_event, events)) + (b"data: [DONE]\n\n" if last else b"")
+        self._streaming = not last
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
     async def fail(self, error: Exception) -> None:
@@ -64,7 +66,8 @@ class Exchange:
         if not sent:
             seconds = retry_after_s(error)
             await self.json(body, status, {} if seconds is None else {"retry-after": str(seconds)})
-        elif self.call.parsed is not None and self.call.parsed.stream:
+        elif self._streaming:
+            self._streaming = False
             await self._send({"type": "http.response.body", "body": _event(body), "more_body": False})
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:

@@ -75,10 +75,10 @@ async def test_an_error_after_a_whole_answer_is_noted_and_not_sent() -> None:
 async def test_an_error_within_a_stream_ends_it() -> None:
     wire = Wire()
     async with service().call("/") as call:
-        call.parsed = parse_chat({"model": "auto", "messages": [{"role": "user", "content": "x"}], "stream": True})
         exchange = Exchange(call, {"type": "http", "headers": []}, wire.receive, wire.send)
         await exchange.events({"text": "é"})
         await exchange.fail(EngineError("died"))
+        await exchange.fail(DeadlineExceeded("after the end"))
     start, first, last = wire.sent
     assert (start["status"], first["body"], first["more_body"]) == (200, 'data: {"text":"é"}\n\n'.encode(), True)
     assert last["body"].startswith(b'data: {"error":{"message":"died"') and not last["more_body"]

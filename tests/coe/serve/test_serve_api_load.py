@@ -65,7 +65,7 @@ async def test_a_client_that_leaves_before_the_first_text_frees_the_expert_too()
     async with gateway(token_delay_s=30) as g:
         for stream in (False, True):
             with pytest.raises(openai.APITimeoutError):
-                await g.client.chat.completions.create(model="echo", messages=said("a"), stream=stream, timeout=0.1)
+                await g.client.chat.completions.create(model="echo", messages=said("a"), stream=stream, timeout=0.5)
         lines = await g.log.ended(2)
         assert [(line.error, line.status, line.first_s) for line in lines] == [("cancelled", 499, None)] * 2
         await idle(g)
@@ -102,10 +102,10 @@ async def test_too_many_requests_are_told_when_to_come_back() -> None:
 
 
 async def test_a_deadline_covers_everything_and_frees_the_expert() -> None:
-    async with gateway(token_delay_s=0.05, settings={"deadline_s": 20}) as g:
-        text = "a " * 100
+    async with gateway(token_delay_s=0.02, settings={"deadline_s": 20}) as g:
+        text = "a " * 500
         for stream, name in ((False, "echo"), (True, "echo")):
-            body = {"model": name, "messages": said(text), "stream": stream, "coe": {"deadline_s": 0.2}}
+            body = {"model": name, "messages": said(text), "stream": stream, "coe": {"deadline_s": 0.6}}
             response = await g.http.post("/v1/chat/completions", json=body)
             if stream:
                 last = json.loads(response.text.split("\n\n")[-2].removeprefix("data: "))
@@ -114,11 +114,11 @@ async def test_a_deadline_covers_everything_and_frees_the_expert() -> None:
                 last = response.json()
                 assert response.status_code == 504
             assert last["error"]["code"] == "deadline_exceeded"
-            assert last["error"]["message"] == "the request did not finish within 0.2 s"
+            assert last["error"]["message"] == "the request did not finish within 0.6 s"
         await idle(g)
         assert g.engine.tally.cancelled["echo"] == 2
         assert [line.error for line in g.log.lines] == ["deadline_exceeded"] * 2
-        assert all(line.total_s < 2 for line in g.log.lines)
+        assert all(line.total_s < 5 for line in g.log.lines)
 
 
 async def test_a_slow_body_meets_the_deadline_of_the_service() -> None:
