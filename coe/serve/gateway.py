@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 APP: Final = "coe"
 GATEWAY: Final = "gateway"
+PAGES_S: Final = 5.0
 EMPTY: Final = Catalogue(0, Snapshot(0, {}), {}, "default")
 log = logging.getLogger("ray.serve")
 
@@ -71,14 +72,19 @@ class Gateway:
             "catalogue %d: %d experts, policies %s", catalogue.generation, len(catalogue.snapshot), ", ".join(policies)
         )
 
-    def page(self) -> bytes:
+    async def page(self) -> bytes:
         """This process's metrics, for the gateway that is asked for all of them."""
-        return self._metrics.page()
+        return await asyncio.to_thread(self._metrics.page)
 
     async def _pages(self) -> Sequence[bytes]:
-        gateways = serve.get_deployment_handle(GATEWAY, APP)
-        pages: list[bytes] = await gateways.broadcast("page").results_async()
-        return pages
+        """The pages of all gateways that answer in time; `coe_gateways` on the page says how many did."""
+        asked = serve.get_deployment_handle(GATEWAY, APP).broadcast("page")
+        try:
+            pages = await asked.results_async(timeout_s=PAGES_S, return_exceptions=True)
+        except TimeoutError:
+            log.warning("a gateway did not give its metrics within %g s: this page is of one", PAGES_S)
+            pages = [await self.page()]
+        return [page for page in pages if isinstance(page, bytes)]
 
     def _dropped(self) -> int:
         return 0 if self._log is None else self._log.dropped

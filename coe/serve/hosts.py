@@ -46,7 +46,10 @@ class Hosts:
     ) -> None:
         self._handles, self._groups, self._board = dict(handles), dict(groups), board
         self._ready: dict[tuple[str, str, str], DeploymentHandle[Any]] = {}
-        self.update(catalogue)
+        self._catalogue = catalogue
+        self._serving: dict[str, list[str]] = {}
+        if len(catalogue.snapshot):  # a gateway begins with nothing, which has none of the experts that groups name
+            self.update(catalogue)
 
     def update(self, catalogue: Catalogue) -> None:
         """Serve another catalogue: who serves which expert."""
@@ -136,5 +139,5 @@ class Hosts:
         return [state for states in answers for state in states]
 
     async def _all(self, handle: DeploymentHandle[Any]) -> list[dict[str, Any]]:
-        states: list[dict[str, Any]] = await handle.broadcast("state").results_async()
-        return states
+        states = await handle.broadcast("state").results_async(return_exceptions=True)
+        return [state for state in states if isinstance(state, dict)]  # one that has just died says nothing

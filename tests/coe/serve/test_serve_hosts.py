@@ -72,8 +72,8 @@ class Handle:
         return answer
 
     def broadcast(self, method: str) -> Any:
-        async def results() -> list[Any]:
-            return [{"method": method}]
+        async def results(*, return_exceptions: bool) -> list[Any]:
+            return [{"method": method}, ActorDiedError()]
 
         return type("Broadcast", (), {"results_async": staticmethod(results)})
 
