@@ -11,7 +11,7 @@ from urllib.parse import quote
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from coe.errors import InvalidRequest
 from coe.protocol.errors import RequestTooLarge, retry_after_s
@@ -86,17 +86,14 @@ class Exchange:
             await asyncio.gather(working, watching, return_exceptions=True)
 
     async def _disconnect(self) -> NoReturn:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        raise ClientDisconnect
+        while True:
+            await self._message()
 
     async def _body(self, max_bytes: int) -> bytes:
         """The bytes of the body, never more than `max_bytes` of them in memory."""
         body, size, more = bytearray(), 0, True
         while more and size <= max_bytes * DISCARDED:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
+            message = await self._message()
             piece, more = message.get("body", b""), message.get("more_body", False)
             size += len(piece)
             if size <= max_bytes:
@@ -104,6 +101,16 @@ class Exchange:
         if size > max_bytes:
             raise RequestTooLarge(f"the body has more than {max_bytes:,} bytes (serve.max_body_bytes)")
         return bytes(body)
+
+    async def _message(self) -> Message:
+        """What the client sends next. That it left is told by a message, and by Ray Serve with an exception of its own."""
+        try:
+            message = await self._receive()
+        except Exception as error:
+            raise ClientDisconnect from error
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        return message
 
 
 def parse_json(body: bytes) -> object:

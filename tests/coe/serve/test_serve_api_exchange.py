@@ -39,13 +39,16 @@ class Wire:
 
     async def receive(self) -> Any:
         await asyncio.sleep(0)
+        if not self.coming:
+            raise RuntimeError("the connection is gone")
         return self.coming.pop(0)
 
     async def send(self, message: Any) -> None:
         self.sent.append(message)
 
 
-async def test_work_is_stopped_when_the_client_leaves_whatever_came_before() -> None:
+@pytest.mark.parametrize("goodbye", [[{"type": "http.disconnect"}], []], ids=["message", "exception"])
+async def test_work_is_stopped_when_the_client_leaves_however_that_is_told(goodbye: list[dict[str, Any]]) -> None:
     stopped = asyncio.Event()
 
     async def work() -> None:
@@ -55,7 +58,7 @@ async def test_work_is_stopped_when_the_client_leaves_whatever_came_before() -> 
             await asyncio.sleep(0)  # what is closed may take its time
             stopped.set()
 
-    wire = Wire({"type": "http.request"}, {"type": "http.disconnect"})
+    wire = Wire({"type": "http.request"}, *goodbye)
     async with service().call("/") as call:
         with pytest.raises(ClientDisconnect):
             await Exchange(call, {"type": "http", "headers": []}, wire.receive, wire.send).unless_gone(work())
