@@ -69,13 +69,12 @@ class Shift:
         before = self._host.loads
         ticker = asyncio.create_task(self._tick())
         try:
-            async with asyncio.TaskGroup() as tasks:
-                async with aclosing(self._read()) as units:
-                    async for unit, asks in units:
-                        opened = _Open(unit, [{} for _ in asks], len(asks))
-                        for position, (row, ask) in enumerate(asks):
-                            await self._place(unit)
-                            tasks.create_task(self._one(opened, position, row, ask))
+            async with asyncio.TaskGroup() as tasks, aclosing(self._read()) as units:
+                async for unit, asks in units:
+                    opened = _Open(unit, [{} for _ in asks], len(asks))
+                    for position, (row, ask) in enumerate(asks):
+                        await self._place(unit)
+                        tasks.create_task(self._one(opened, position, row, ask))
         except* Exception as group:
             raise group.exceptions[0] from None  # one is enough to say; the others follow from it
         finally:

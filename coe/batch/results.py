@@ -26,7 +26,7 @@ from coe.types import Answer
 RESULTS_FILE, LINES_FILE = "results.parquet", "results.jsonl"
 RESULT_ROWS = 128
 """Rows of a row group of a sorted part: what a merge holds of each part at a time."""
-FAN_IN = 256
+FAN_IN = 64
 """Parts merged at once; more are merged in rounds."""
 _FINAL_ROWS = 8192
 

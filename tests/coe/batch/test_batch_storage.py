@@ -5,8 +5,8 @@ from pathlib import Path
 
 import fsspec
 import pytest
-
 from batch_runs import MIXED, Quiet, run, service, write_lines
+
 from coe.batch.errors import BatchError, BatchFolderError
 from coe.batch.storage import Folder
 

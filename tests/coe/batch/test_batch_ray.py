@@ -1,0 +1,177 @@
+"""The same runs on Ray Data: what works in one process works in many."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from batch_runs import MIXED, Quiet, Stop, records, results, run, service, write_lines
+
+from coe.batch.errors import BatchError
+from coe.batch.run import run_batch
+from coe.batch.runner import _ours, ray_executor
+from coe.config import BatchConfig, load_config
+from registry.errors import DiskFull
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # Ray Data's own, of its own settings
+    pytest.mark.filterwarnings("ignore::ResourceWarning:ray"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    """One small Ray for the module; a run finds it and leaves it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=6,
+            object_store_memory=200 * 2**20,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    service(tmp_path)
+    write_lines(tmp_path / "in.jsonl", MIXED)
+    return tmp_path
+
+
+def on_ray(place: Path, output: str, watch: Quiet | None = None, **options: Any) -> dict[str, Any]:
+    config = load_config(place / "service.yaml")
+    return run_batch(
+        config,
+        source=str(place / "in.jsonl"),
+        output=str(place / output),
+        executor=lambda: ray_executor(config.batch),
+        watch=watch or Quiet(),
+        **options,
+    )
+
+
+class StopWhen(Quiet):
+    """Stops the run at the n-th advance of a phase, as Ctrl-C would."""
+
+    def __init__(self, phase: str, advances: int) -> None:
+        super().__init__()
+        self.at, self.left = phase, advances
+
+    def advance(self, name: str, done: int, failed: int = 0) -> None:
+        if self.phases[-1][0] == self.at:
+            self.left -= 1
+            if self.left < 0:
+                raise Stop
+
+
+def test_on_ray_the_files_are_those_of_one_process(place: Path) -> None:
+    run(place / "service.yaml", place / "in.jsonl", place / "one")
+    watch = Quiet()
+    found = on_ray(place, "ray", watch)
+    assert results(place / "ray") == results(place / "one")
+    [session] = found["sessions"]
+    assert session["loads"] == {"base": 2, "loud": 1} and session["failures"]["broken"] == 100
+    for name, totals in watch.phases:
+        for each, total in totals.items():
+            assert watch.done[name, each] == total
+    assert ray.is_initialized()  # it was there before
+
+
+def test_interrupted_and_resumed(place: Path) -> None:
+    run(place / "service.yaml", place / "in.jsonl", place / "one")
+    with pytest.raises(Stop):
+        on_ray(place, "ray", StopWhen("answering, stage 1", 1))
+    assert json.loads((place / "ray" / "run.json").read_text())["status"] == "interrupted"
+    on_ray(place, "ray", resume=True)
+    assert results(place / "ray") == results(place / "one")
+
+
+def test_hosts_side_by_side_answer_the_same(place: Path) -> None:
+    run(place / "service.yaml", place / "in.jsonl", place / "one")
+    service(place, more="batch: {hosts: {replicas: 2, num_cpus: 0.1, threads: 2}}\n")
+    found = on_ray(place, "ray")
+    assert results(place / "ray") == results(place / "one")
+    assert 3 <= sum(found["sessions"][0]["loads"].values()) <= 6
+
+
+def test_a_host_that_is_killed_is_replaced_and_its_work_done_again(place: Path) -> None:
+    run(place / "service.yaml", place / "in.jsonl", place / "one")
+    service(place, more="engines: {fake: {token_delay_s: 0.02, capacity: 2}}\n")
+
+    class Killing(Quiet):
+        killed = False
+
+        def advance(self, name: str, done: int, failed: int = 0) -> None:
+            super().advance(name, done, failed)
+            if self.phases[-1][0].startswith("answering") and not self.killed:
+                self.killed = True
+                for process in psutil.Process().children(recursive=True):
+                    if "_HostActor" in " ".join(process.cmdline()):
+                        os.kill(process.pid, signal.SIGKILL)
+
+    watch = Killing()
+    on_ray(place, "ray", watch)
+    assert watch.killed and records(place / "ray") == records(place / "one")
+
+
+def test_an_error_of_ours_comes_through_ray_as_itself(place: Path) -> None:
+    class Shrinks(Quiet):
+        def phase(self, name: str, totals: Mapping[str, int]) -> None:
+            super().phase(name, totals)
+            if name == "routing":
+                (place / "in.jsonl").write_text("gone\n")
+
+    with pytest.raises(BatchError, match="changed while it was read"):
+        on_ray(place, "ray", Shrinks())
+
+
+def test_errors_are_found_in_what_ray_wraps_them_in() -> None:
+    try:
+        try:
+            raise DiskFull(Path("/x"), free_bytes=0)
+        except DiskFull as inner:
+            raise RuntimeError("wrapped") from inner
+    except RuntimeError as outer:
+        assert isinstance(_ours(outer), DiskFull)
+    assert "the batch stopped: odd" in str(_ours(ValueError("odd")))
+
+
+def test_an_address_where_no_ray_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**options: object) -> None:
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with (
+        pytest.raises(BatchError, match="no Ray answers at '10.0.0.1:6379': refused"),
+        ray_executor(BatchConfig(ray="10.0.0.1:6379")),
+    ):
+        pass
+
+
+def test_a_ray_of_its_own_has_room_for_every_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+    ended: list[Sequence[object]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: given.append(options))
+    monkeypatch.setattr(ray, "shutdown", lambda *arguments: ended.append(arguments))
+    config = BatchConfig.model_validate({"hosts": {"replicas": 8, "num_cpus": 0.5}})
+    with ray_executor(config) as executor:
+        assert executor.hosts == 8 and not ended
+    assert len(ended) == 1 and given[0]["num_cpus"] >= 8 * 0.5 + 2
+    assert given[0]["address"] == "local" and given[0]["include_dashboard"] is False
