@@ -103,7 +103,7 @@ class Exchange:
         return bytes(body)
 
     async def _message(self) -> Message:
-        """What the client sends next. That it left is told by a message, and by Ray Serve with an exception of its own."""
+        """What the client sends next. That it left is told by a message; Ray Serve raises an error of its own."""
         try:
             message = await self._receive()
         except Exception as error:
