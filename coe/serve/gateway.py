@@ -49,7 +49,7 @@ class Gateway:
         self._hosts = Hosts(handles, {group.name: group for group in settings.hosts}, BOARD, EMPTY)
         process = f"{socket.gethostname()}-{os.getpid()}"
         self._log = None if settings.log.folder is None else DecisionLog(settings.log, process=process)
-        self._metrics = Metrics(process, dropped=self._dropped, pages=self._pages)
+        self._metrics = Metrics(process, dropped=self._dropped, in_flight=self._in_flight, pages=self._pages)
         self._service = Service(
             self._orchestrator(EMPTY, {}),
             settings=settings,
@@ -85,6 +85,9 @@ class Gateway:
             log.warning("a gateway did not give its metrics within %g s: this page is of one", PAGES_S)
             pages = [await self.page()]
         return [page for page in pages if isinstance(page, bytes)]
+
+    def _in_flight(self) -> int:
+        return self._service.in_flight
 
     def _dropped(self) -> int:
         return 0 if self._log is None else self._log.dropped

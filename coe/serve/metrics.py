@@ -39,12 +39,17 @@ class Metrics:
 
     Args:
         process: value of the label `gateway`; it must differ between processes, on all machines.
-        dropped: decisions that the log has lost so far.
+        dropped: decisions that the log has lost so far; in_flight: requests that are being answered now.
         pages: `Metrics.page` of every gateway; None where there is only this one.
     """
 
     def __init__(
-        self, process: str | None = None, *, dropped: Callable[[], int] = int, pages: Pages | None = None
+        self,
+        process: str | None = None,
+        *,
+        dropped: Callable[[], int] = int,
+        in_flight: Callable[[], int] = int,
+        pages: Pages | None = None,
     ) -> None:
         self._process, self._pages = process or f"{socket.gethostname()}-{os.getpid()}", pages
         self._registry = registry = CollectorRegistry()
@@ -75,7 +80,7 @@ class Metrics:
         self._queue_s = self._seconds("coe_queue_seconds", "Waiting to be admitted on the host.", "expert")
         self._load_s = self._seconds("coe_load_seconds", "Waiting for weights; 0 where they were there.", "expert")
         self._engine_s = self._seconds("coe_engine_seconds", "Generating.", "expert")
-        self._in_flight = Gauge("coe_in_flight", "Requests that are being answered.", registry=registry)
+        Gauge("coe_in_flight", "Requests that are being answered.", registry=registry).set_function(in_flight)
         registry.register(_Dropped(dropped))
 
     def observe(self, finished: Finished) -> None:
@@ -94,10 +99,6 @@ class Metrics:
         _observe(self._route_s, policy, finished.route_s)
         _observe(self._first_s, expert, finished.first_s)
         self._observe_answer(finished)
-
-    def set_in_flight(self, n: int) -> None:
-        """How many requests are being answered now."""
-        self._in_flight.set(n)
 
     def page(self) -> bytes:
         """What this process counted, as text; every series has the label `gateway`.

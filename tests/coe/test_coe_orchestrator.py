@@ -91,7 +91,11 @@ async def test_a_requests_own_dial_and_allowed_experts_override_the_policy() -> 
     system = orchestrator(Backend())
     dialled = Query.of("hi", dial=1.0)
     only = Query.of("hi", allowed=frozenset({"general"}))
-    assert [r.decision.experts for r in system.route([dialled, only, Query.of("hi")])] == [("cheap",), ("general",), ("good",)]
+    assert [r.decision.experts for r in system.route([dialled, only, Query.of("hi")])] == [
+        ("cheap",),
+        ("general",),
+        ("good",),
+    ]
 
 
 async def test_patience_prices_the_time_to_load() -> None:

@@ -116,12 +116,11 @@ def test_answers_without_price_or_timing_leave_those_out() -> None:
 
 
 async def test_gauges_are_what_they_are_now_and_lost_decisions_are_asked_for() -> None:
-    lost = [0]
-    metrics = Metrics("g", dropped=lambda: lost[0])
-    assert values(metrics.page())["coe_decisions_dropped_total", "g"] == 0
-    lost[0] = 12
-    metrics.set_in_flight(7)
-    metrics.set_in_flight(3)
+    lost, running = [0], [7]
+    metrics = Metrics("g", dropped=lambda: lost[0], in_flight=lambda: running[0])
+    before = values(metrics.page())
+    assert (before["coe_decisions_dropped_total", "g"], before["coe_in_flight", "g"]) == (0, 7)
+    lost[0], running[0] = 12, 3
     page, content_type = await metrics.render()
     read = values(page)
     assert (read["coe_in_flight", "g"], read["coe_decisions_dropped_total", "g"]) == (3, 12)
