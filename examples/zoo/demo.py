@@ -2,9 +2,13 @@
 
     python -m examples.zoo.demo --seed 7 --n 140
 
-The queries are generated anew from the seed, from phrasings and words that no adapter and no router was trained on. The
-last line is JSON. `best_single_accuracy`: the expert that did best on the training outcomes answers everything.
+The queries are generated anew from the seed, from phrasings and words that no adapter and no router was trained on.
+They are asked through `coe serve` with the official OpenAI client, every other one streamed, then once more through
+`coe batch`, which must give the same answers.
+
+The last line is JSON. `best_single_accuracy`: the expert that did best on the training outcomes answers everything.
 `task_oracle_accuracy`: each query goes to the expert that did best on its true family, which no router is told.
+`serve_p50_s`: median time of a request, eight at a time.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # before tokenizers are imported by anything below
 
@@ -25,12 +30,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from coe.config import load_config
 from coe.host import open_host
-from coe.local import Local, open_local
-from coe.orchestrator import Reply
 from examples.zoo.families import FAMILIES
 from examples.zoo.fetch import BASES, fetch
 from examples.zoo.outcomes import measured_outcomes, shipped_outcomes
-from examples.zoo.report import Question, Result, Results, console, fresh_questions, show
+from examples.zoo.report import Question, Results, console, fresh_questions, show
+from examples.zoo.service import CLIENTS, Batched, Served, ask_service, run_batch, serving
 from registry.files import coe_home
 from registry.store import Snapshot
 from routers.artifacts import save
@@ -64,48 +68,41 @@ async def training_outcomes() -> tuple[OutcomeTable, Snapshot]:
         return table, host.snapshot
 
 
-async def answer_all(system: Local, questions: Sequence[Question], model: str, title: str) -> list[Result]:
-    """Ask everything at once of one `model` ("auto" or an expert's name); the host batches by expert."""
-    replies = system.answers([question.request() for question in questions], model=model)
-    done = 0
+async def ask(url: str, questions: Sequence[Question], model: str, title: str, clients: int = CLIENTS) -> Served:
+    """The answers of one `model` ("auto" or an expert's name), with a bar."""
     with progress() as advance:
-
-        async def one(question: Question, reply: Reply) -> Result:
-            nonlocal done
-            text = await reply.text()
-            assert reply.answer is not None  # text() returned: the answer is whole
-            done += 1
-            advance(title, done, len(questions))
-            return Result(reply.answer.expert, text, question.grade(text), reply.answer.usage.completion_tokens)
-
-        return await asyncio.gather(*map(one, questions, replies))
+        return await ask_service(url, questions, model, lambda done: advance(title, done, len(questions)), clients)
 
 
-async def answer(table: OutcomeTable, questions: Sequence[Question]) -> tuple[Results, float]:
-    """Answers with routing, of the best single expert, and of each family's own; and tokens/s of the first."""
+async def answer(url: str, table: OutcomeTable, questions: Sequence[Question]) -> tuple[Results, Served]:
+    """Answers with routing, of the best single expert, and of each family's own; the first with their times."""
     best_single = best_expert(table)
     specialist = {name: best_expert(table, domain=name) for name in FAMILIES}
-    async with open_local(CONFIG) as system:
-        started = time.perf_counter()
-        routed = await answer_all(system, questions, "auto", "model auto")
-        seconds = time.perf_counter() - started
-        # Decoding is greedy: what an expert has answered already is not generated again.
-        known = {(q.id, result.expert): result for q, result in zip(questions, routed, strict=True)}
-        for expert in dict.fromkeys((best_single, *specialist.values())):
-            asked = [
-                q
-                for q in questions
-                if expert in (best_single, specialist[q.family.name]) and (q.id, expert) not in known
-            ]
-            answers = await answer_all(system, asked, expert, f"for comparison: {expert}")
-            known |= {(q.id, expert): result for q, result in zip(asked, answers, strict=True)}
+    served = await ask(url, questions, "auto", "model auto")
+    # Decoding is greedy: what an expert has answered already is not generated again.
+    known = {(q.id, result.expert): result for q, result in zip(questions, served.results, strict=True)}
+    for expert in dict.fromkeys((best_single, *specialist.values())):
+        asked = [
+            q for q in questions if expert in (best_single, specialist[q.family.name]) and (q.id, expert) not in known
+        ]
+        answers = await ask(url, asked, expert, f"for comparison: {expert}", clients=len(questions))
+        known |= {(q.id, expert): result for q, result in zip(asked, answers.results, strict=True)}
     results = Results(
         questions=questions,
-        routed=routed,
+        routed=served.results,
         best_single=[known[q.id, best_single] for q in questions],
         oracle=[known[q.id, specialist[q.family.name]] for q in questions],
     )
-    return results, sum(result.tokens for result in routed) / seconds
+    return results, served
+
+
+def differences(results: Results, batched: Batched) -> list[str]:
+    """The questions that the batch answered otherwise than the service, for people."""
+    return [
+        f"question {q.id}: {one.expert} said {one.text!r} to a client, {other.expert} said {other.text!r} in the batch"
+        for q, one, other in zip(results.questions, results.routed, batched.results, strict=True)
+        if (one.expert, one.text) != (other.expert, other.text)
+    ]
 
 
 def best_expert(table: OutcomeTable, domain: str | None = None) -> str:
@@ -144,14 +141,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(f"{len(snapshot.experts)} experts registered, {len(table)} training queries measured on each")
     folder = train_router(table, snapshot)
     console.print(f"category router trained: {folder}")
-    results, tokens_per_s = asyncio.run(answer(table, fresh_questions(options.n, options.seed)))
+    questions = fresh_questions(options.n, options.seed)
+    with serving(CONFIG) as url:
+        results, served = asyncio.run(answer(url, table, questions))
     show(results)
+    with TemporaryDirectory() as scratch:
+        batched = run_batch(CONFIG, questions, Path(scratch))
+    differing = differences(results, batched)
+    console.print(f"coe batch gave {len(questions) - len(differing)} of {len(questions)} answers as the service did")
+    for line in differing:
+        console.print(line, style="red", markup=False)
     summary = results.summary() | {
         "seconds_total": round(time.perf_counter() - started, 1),
-        "tokens_per_s": round(tokens_per_s, 1),
+        "tokens_per_s": round(sum(result.tokens for result in results.routed) / served.wall_s, 1),
+        "serve_p50_s": round(served.p50_s, 3),
+        "batch_rows_per_s": round(batched.rows_per_s, 2),
     }
     sys.stdout.write(json.dumps(summary) + "\n")
-    return 0
+    return 1 if differing else 0
 
 
 if __name__ == "__main__":
