@@ -276,16 +276,19 @@ def _group(spec: ExpertSpec, snapshot: Snapshot) -> str:
 
 async def _until(chunks: AsyncGenerator[Chunk, None], deadline_s: float, name: str) -> AsyncGenerator[Chunk, None]:
     """The same chunks, until the deadline passes."""
-    clock = asyncio.get_running_loop().time
-    ends = clock() + deadline_s
+    ends = asyncio.get_running_loop().time() + deadline_s
     async with aclosing(chunks):
         while True:
             try:
-                yield await asyncio.wait_for(anext(chunks), max(0.0, ends - clock()))
+                async with asyncio.timeout_at(ends) as deadline:  # `wait_for` would make a task for every chunk
+                    chunk = await anext(chunks)
             except StopAsyncIteration:
                 return
             except TimeoutError:
+                if not deadline.expired():
+                    raise
                 raise DeadlineExceeded(f"{name!r} did not finish within {deadline_s:g} s") from None
+            yield chunk
 
 
 @asynccontextmanager

@@ -168,6 +168,16 @@ async def test_a_deadline_ends_a_slow_answer_and_frees_its_place() -> None:
     assert await ask(make(model("fast")), "fast", request(deadline_s=5)) == "HELLO THERE"
 
 
+async def test_an_engine_that_times_out_by_itself_does_not_pass_for_the_deadline() -> None:
+    async def tired(_: float) -> None:
+        raise TimeoutError("the engine's own")
+
+    host = make(model("slow"), engine=FakeEngine(sleep=tired))
+    with pytest.raises(TimeoutError, match="the engine's own"):
+        await ask(host, "slow", request(deadline_s=5))
+    assert not +host.in_flight
+
+
 async def test_a_full_line_refuses_instead_of_growing() -> None:
     host = make(model("a"), engine=FakeEngine(token_delay_s=0.01, capacity=1), max_waiting=2)
     await ask(host, "a")
