@@ -125,7 +125,7 @@ class Host:
         """Expected seconds to load each expert now: zero where its weights are there, or on their way; else by the
         rate seen so far."""
         stats = self.cache.stats
-        rate = stats.bytes_loaded / stats.load_s if stats.load_s else 1e9
+        rate = stats.bytes_loaded / stats.load_s if stats.bytes_loaded and stats.load_s else 1e9
         present = self.cache.resident | self.cache.loading
         bases = {spec.residency_key for spec in self.snapshot.experts.values()}
         seconds = {

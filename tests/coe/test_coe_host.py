@@ -194,6 +194,12 @@ async def test_load_times_are_zero_for_the_resident_and_estimated_for_the_rest()
     assert load_s["a"] == load_s["x"] == 0.0 and load_s["b"] > 0
 
 
+async def test_loads_of_experts_without_bytes_say_nothing_of_the_rate() -> None:
+    host = make(model("light", size=0), model("heavy"), engine=FakeEngine(load_delay_s=0.001))
+    await ask(host, "light")
+    assert host.load_s()["light"] == 0.0 < host.load_s()["heavy"] < 1
+
+
 async def test_a_pinned_adapter_pins_its_base() -> None:
     host = make(model("base"), adapter("x", "base"), model("b"), model("c"), pins=("x",))
     for name in ("x", "b", "c", "b", "c"):
