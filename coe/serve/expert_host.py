@@ -83,7 +83,7 @@ class ExpertHost:
             return error
         return replace(chunk, text=text)
 
-    def state(self) -> dict[str, Any]:
+    async def state(self) -> dict[str, Any]:
         """What there is to say of this host: for people, `/health` and the metrics."""
         host = self._started()
         return {
@@ -97,8 +97,11 @@ class ExpertHost:
             "busy": host.busy,
         }
 
-    def record_routing_stats(self) -> dict[str, Any]:
-        """What placement needs, by group (see `coe.serve.placement.HostView`); Serve calls it twice a second."""
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """What placement needs, by group (see `coe.serve.placement.HostView`); Serve calls it twice a second.
+
+        It awaits nothing: Serve would call a plain function in a thread, beside the loop that changes the host.
+        """
         host = self._host
         if host is None:
             return {}

@@ -35,7 +35,7 @@ def catalogue(*specs: ExpertSpec, generation: int = 1) -> dict[str, Any]:
 async def started(*specs: ExpertSpec, group: ExpertHostsConfig = GROUP, **host: Any) -> ExpertHost:
     config = Config.model_validate({"host": {"budget": 3 * 2**20, **host}})
     expert_host = ExpertHost(config, group)
-    assert expert_host.record_routing_stats() == {}  # asked by Serve before anything is known
+    assert await expert_host.record_routing_stats() == {}  # asked by Serve before anything is known
     await expert_host.reconfigure(catalogue(*specs))
     expert_host.check_health()
     return expert_host
@@ -73,12 +73,12 @@ async def test_a_host_tells_where_an_expert_would_start_and_what_it_holds() -> N
     host = await started(
         model("a"), model("b"), ExpertSpec(name="x", kind=Kind.ADAPTER, base="b", source="fake://echo")
     )
-    assert host.record_routing_stats()["load_s"]["a"] > 0
+    assert (await host.record_routing_stats())["load_s"]["a"] > 0
     await host.whole("x", request(), 1)
-    told = host.record_routing_stats()
+    told = await host.record_routing_stats()
     assert told["load_s"].keys() == {"a", "b"} and told["load_s"]["b"] == 0 < told["load_s"]["a"]
     assert (told["tight"], told["busy"], told["queue_s"]) == ([], 0, {})
-    state = host.state()
+    state = await host.state()
     assert (state["resident"], state["loads"], state["generation"]) == (["b"], {"b": 1}, 1)
     assert state["used_bytes"] == 2**20 and state["budget_bytes"] == 3 * 2**20
 
@@ -87,12 +87,12 @@ async def test_an_expert_that_could_come_in_only_by_evicting_is_said_to_be_tight
     host = await started(*(model(name) for name in "abcd"))
     for name in "abc":
         await host.whole(name, request(), 1)
-    assert host.record_routing_stats()["tight"] == ["d"]
+    assert (await host.record_routing_stats())["tight"] == ["d"]
 
 
 async def test_pinned_experts_are_loaded_before_the_host_is_ready() -> None:
     host = await started(model("a"), model("b"), pins=("b",))
-    assert host.state()["resident"] == ["b"] and host.loaded_s.keys() == {"b"}
+    assert (await host.state())["resident"] == ["b"] and host.loaded_s.keys() == {"b"}
 
 
 async def test_a_new_catalogue_serves_new_experts_and_new_weights_of_old_ones_without_a_restart() -> None:
@@ -103,7 +103,7 @@ async def test_a_new_catalogue_serves_new_experts_and_new_weights_of_old_ones_wi
     await host.reconfigure(changed)
     assert first.text + "".join([c.text async for c in running if isinstance(c, Chunk)]) == "STILL THE OLD ONE"
     assert [(await host.whole(name, request("Hi"), 2)).text for name in "ab"] == ["Hi", "HI"]  # type: ignore[union-attr]
-    assert host.state()["loads"] == {"a": 2, "b": 1}
+    assert (await host.state())["loads"] == {"a": 2, "b": 1}
     await host.reconfigure(catalogue(model("b"), generation=3))
     assert isinstance(await host.whole("a", request(), 3), UnknownModel)
 
@@ -123,7 +123,7 @@ async def test_a_reader_that_stops_stops_the_expert() -> None:
     host = await started(model("a"))
     async with aclosing(host.stream("a", request(), 1)) as stream:
         await anext(stream)
-    assert host.state()["busy"] == 0
+    assert (await host.state())["busy"] == 0
 
 
 def test_a_group_serves_its_experts_with_their_bases_and_pins_only_what_it_serves() -> None:
