@@ -3,8 +3,8 @@
     python benchmarks/batch.py swaps [--rows 400] [--json PATH]
     python benchmarks/batch.py memory [--rows 1000000] [--json PATH]
 
-`swaps`: four experts that take a second to load and of which one fits, asked in random order: by one caller after the
-other, by 32 at a time (both through a Host in this process), and by a batch. All give the same answers, or it says so.
+`swaps`: four experts that take half a second to load and of which one fits, asked in random order: by one caller after
+the other, by 32 at a time (both through a Host in this process), and by a batch. All must give the same answers.
 
 `memory`: short rows and the fake engine; the resident memory of each kind of process, from tenth to tenth of the time.
 """
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def swaps(folder: Path, n_rows: int) -> dict[str, Any]:
-    service = write_service(folder, budget=SIZE_BYTES, load_s=1.0, token_s=0.005, capacity=16)
+    service = write_service(folder, budget=SIZE_BYTES, load_s=0.5, token_s=0.005, capacity=16)
     rng = random.Random(0)
     asked = [(rng.choice(EXPERTS), f"question {i} of {n_rows}") for i in range(n_rows)]
     rivals = [asyncio.run(through_host(service, asked, at_once)) for at_once in (1, 32)]

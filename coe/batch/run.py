@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from coe.batch.answering import Answered
+from coe.batch.errors import BatchError
 from coe.batch.folder import COMPLETE, INTERRUPTED, RUNNING, RunFolder, known_experts, manifest, open_run_folder
 from coe.batch.parts import PARTS, Job, Stepped, answers_folder, open_router, results_name, units_name
 from coe.batch.records import plain
@@ -108,22 +109,34 @@ class Batch:
                 self._watch.advance("rows", self._job.source.splits[stepped.part].rows)
 
     def _answer(self, stage: int, units: Sequence[Unit]) -> None:
-        there = self._job.folder.names(answers_folder(stage))
-        left = [unit for unit in units if units_name(unit) not in there]
+        left = self._unanswered(stage, units)
         totals = Counter({unit.expert: 0 for unit in units})
         for unit in units:
             totals[unit.expert] += unit.asks
         with self._phase(f"answering, stage {stage + 1}", totals):
             for unit in set(units) - set(left):
                 self._watch.advance(unit.expert, unit.asks)
-            if not left:
-                return
-            for answered in self._executor.answer(self._job, stage, plan_shifts(left, self._executor.hosts)):
-                self._session.answers += answered.done
-                self._session.failures += answered.failed
-                self._session.loads += answered.loads
-                for expert, done in answered.done.items():
-                    self._watch.advance(expert, done, answered.failed[expert])
+            while left:
+                self._work(stage, left)
+                before, left = len(left), self._unanswered(stage, left)
+                if len(left) == before:
+                    raise BatchError(
+                        f"{before} files of answers are missing, the first of {left[0].expert!r}: the processes that "
+                        "answer died again and again. Is there memory for what they load? --resume goes on from here"
+                    )
+
+    def _work(self, stage: int, units: Sequence[Unit]) -> None:
+        """Have the units answered. Not all may be: the work of a process that dies is not always taken up again."""
+        for answered in self._executor.answer(self._job, stage, plan_shifts(units, self._executor.hosts)):
+            self._session.answers += answered.done
+            self._session.failures += answered.failed
+            self._session.loads += answered.loads
+            for expert, done in answered.done.items():
+                self._watch.advance(expert, done, answered.failed[expert])
+
+    def _unanswered(self, stage: int, units: Sequence[Unit]) -> list[Unit]:
+        there = self._job.folder.names(answers_folder(stage))
+        return [unit for unit in units if units_name(unit) not in there]
 
     def _step(self, stage: int) -> None:
         """Parts that had asks have answers now."""

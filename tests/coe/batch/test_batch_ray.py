@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,11 +119,32 @@ def test_a_host_that_is_killed_is_replaced_and_its_work_done_again(place: Path) 
                 self.killed = True
                 for process in psutil.Process().children(recursive=True):
                     if "_HostActor" in " ".join(process.cmdline()):
-                        os.kill(process.pid, signal.SIGKILL)
+                        process.kill()
 
     watch = Killing()
     on_ray(place, "ray", watch)
     assert watch.killed and records(place / "ray") == records(place / "one")
+
+
+def test_a_host_that_dies_again_and_again_ends_the_batch_in_words(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.batch.runner._DEATHS", 1)
+    service(place, more="engines: {fake: {token_delay_s: 0.2, capacity: 1}}\n")
+    write_lines(place / "in.jsonl", [{"prompt": f"some words {i}", "model": "loud"} for i in range(200)])
+    deaths = 0
+
+    class Deadly(Quiet):
+        def advance(self, name: str, done: int, failed: int = 0) -> None:
+            nonlocal deaths
+            if self.phases[-1][0].startswith("answering"):
+                for process in psutil.Process().children(recursive=True):
+                    if "_HostActor" in " ".join(process.cmdline()):
+                        deaths += 1
+                        process.kill()
+
+    with pytest.raises(BatchError, match="files of answers are missing, .*'loud': .*died again and again"):
+        on_ray(place, "ray", Deadly())
+    assert deaths >= 2
+    assert json.loads((place / "ray" / "run.json").read_text())["status"] == "interrupted"
 
 
 def test_an_error_of_ours_comes_through_ray_as_itself(place: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from batch_runs import MIXED, InProcess, Quiet, Stop, openai_row, records, results, run, service, write_lines
 
+from coe.batch.answering import Answered
+from coe.batch.errors import BatchError
+from coe.batch.parts import Job
+from coe.batch.stages import Unit
 from coe.compose import COMPOSITIONS, Ask, Asks, Final
 from coe.compose.base import Done
 from coe.config import load_config
@@ -250,6 +255,27 @@ def test_a_resumed_run_counts_what_was_there(place: Path) -> None:
     watch = Quiet()
     go(place, watch=watch, resume=True)
     assert watch.done["answering, stage 1", "base"] == dict(watch.phases)["answering, stage 1"]["base"]
+
+
+def test_what_an_executor_left_undone_is_given_to_it_again_while_that_helps(place: Path) -> None:
+    class Tired(InProcess):
+        """Does one shift at a time, and after `most` of them nothing."""
+
+        most = 10**6
+
+        def answer(self, job: Job, stage: int, shifts: Sequence[tuple[Unit, ...]]) -> Iterator[Answered]:
+            self.most -= 1
+            return super().answer(job, stage, shifts[:1] if self.most >= 0 else [])
+
+    go(place)
+    go(place, "tired", Tired())
+    assert results(place / "tired") == results(place / "out")
+    gone = Tired()
+    gone.most = 1
+    with pytest.raises(BatchError, match="files of answers are missing, .*--resume goes on from here"):
+        go(place, "gone", gone)
+    go(place, "gone", resume=True)
+    assert results(place / "gone") == results(place / "out")
 
 
 def test_new_experts_do_not_join_a_run_that_began_without_them(place: Path) -> None:
