@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import HashingVectorizer
 
 from routers import encoders
 from routers.embedding_store import EmbeddingStore
@@ -40,6 +41,16 @@ def test_hashing_gives_unit_vectors_that_are_closer_for_like_texts():
     assert empty[0] == 1
     assert encoder.encode([]).shape == (0, 256)
     assert not encoder.truncated(["x" * 10_000]).any()
+
+
+def test_hashing_is_what_two_hashing_vectorizers_give():
+    texts = ["Which oven, which flour?", "", "!!!", "猫は屋根の上", "flour " * 500]
+    words = HashingVectorizer(n_features=16, token_pattern=r"\w+").transform(texts).toarray()
+    grams = HashingVectorizer(n_features=16, analyzer="char_wb", ngram_range=(3, 5)).transform(texts).toarray()
+    both = np.hstack([words, grams])
+    both[1, 0] = 1.0  # nothing to count: the first unit vector
+    expected = (both / np.linalg.norm(both, axis=1, keepdims=True)).astype(np.float32)
+    np.testing.assert_array_equal(HashingEncoder(32).encode(texts), expected)
 
 
 def test_hashing_is_equal_in_every_process():
