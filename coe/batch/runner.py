@@ -60,13 +60,13 @@ class RayExecutor:
 
     def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[Stepped]:
         """One actor at first, more while bundles wait: each holds the routers, and their encoder."""
-        pool = ActorPoolStrategy(min_size=1, max_size=_side_by_side(len(bundles)))
+        pool = ActorPoolStrategy(min_size=1, max_size=self._side_by_side(len(bundles)))
         told = _map(len(bundles), _Router, pool, fn_constructor_args=(job, bundles), num_cpus=1)
         return map(Stepped.of, told)
 
     def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[Stepped]:
         """Plain tasks: planning needs no state."""
-        pool = TaskPoolStrategy(size=_side_by_side(len(parts)))
+        pool = TaskPoolStrategy(size=self._side_by_side(len(parts)))
         told = _map(len(parts), _step, pool, fn_args=(job, stage, parts), num_cpus=1)
         return map(Stepped.of, told)
 
@@ -83,6 +83,11 @@ class RayExecutor:
             options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(given.threads)}}
         told = _map(len(shifts), _HostActor, pool, fn_constructor_args=(job, stage, shifts, _DEATHS), **options)
         return (Answered(**{name: Counter(counts) for name, counts in each.items()}) for each in told)
+
+    def _side_by_side(self, items: int) -> int:
+        """Workers worth starting: a start costs seconds, some items do not; and what the hosts need is not there."""
+        cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+        return max(1, min(items // _ITEMS_PER_WORKER, cpus - _reserved_cpus(self._config)))
 
 
 @contextmanager
@@ -117,21 +122,19 @@ def _connect(config: BatchConfig) -> None:
         except (ConnectionError, RayError, ValueError, RuntimeError) as error:
             raise BatchError(f"no Ray answers at {config.ray!r}: {error}") from error
         return
-    hosts = config.hosts
     ray.init(
         address="local",
         include_dashboard=False,
         # More than there are: fractions of a CPU must always find room beside the tasks that read and plan.
-        num_cpus=(os.cpu_count() or 1) + math.ceil(hosts.replicas.max * hosts.num_cpus) + 1,
+        num_cpus=(os.cpu_count() or 1) + _reserved_cpus(config),
         object_store_memory=_OBJECT_STORE_BYTES,
         **quiet,
     )
 
 
-def _side_by_side(items: int) -> int:
-    """Workers worth starting: a start costs seconds, some items do not."""
-    cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-    return max(1, min(items // _ITEMS_PER_WORKER, cpus))
+def _reserved_cpus(config: BatchConfig) -> int:
+    """Logical CPUs for the hosts, and one to spare."""
+    return math.ceil(config.hosts.replicas.max * config.hosts.num_cpus) + 1
 
 
 def _map(
