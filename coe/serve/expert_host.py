@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from typing import Any, Final
@@ -17,8 +17,10 @@ from coe.serve.catalogue import Catalogue, serving
 from coe.types import Chunk, GenerateRequest
 from registry.store import Snapshot
 
-COALESCE_S: Final = 0.025
-"""After its first, an answer's chunks are sent at most this often: each costs a trip between processes."""
+FASTEST_S: Final = 0.025
+SLOWEST_S: Final = 0.25
+CHUNKS_PER_S: Final = 500
+"""Of a host, over all its answers: each chunk costs a trip between processes. See `pace`."""
 CATCH_UP_S: Final = 10.0
 """How long a request waits for the catalogue that it was routed by, when the gateway heard of it first."""
 
@@ -65,7 +67,7 @@ class ExpertHost:
         """The answer in chunks as they come; an error is the last piece."""
         try:
             host = await self._at(generation)
-            async with aclosing(coalesce(host.ask(expert, request), COALESCE_S)) as chunks:
+            async with aclosing(coalesce(host.ask(expert, request), lambda: pace(host.in_flight.total()))) as chunks:
                 async for chunk in chunks:
                     yield chunk
         except CoeError as error:
@@ -148,8 +150,13 @@ def own_config(config: Config, group: ExpertHostsConfig, snapshot: Snapshot) -> 
     return config.model_copy(update={"host": config.host.model_copy(update={"budget": budget, "pins": pins})})
 
 
-async def coalesce(chunks: AsyncGenerator[Chunk, None], every_s: float) -> AsyncGenerator[Chunk, None]:
-    """The same text in fewer chunks: the first and the last at once, and no text is held for more than `every_s`."""
+def pace(answers: int) -> float:
+    """Seconds between the chunks of a stream while a host gives so many answers."""
+    return min(max(FASTEST_S, answers / CHUNKS_PER_S), SLOWEST_S)
+
+
+async def coalesce(chunks: AsyncGenerator[Chunk, None], every_s: Callable[[], float]) -> AsyncGenerator[Chunk, None]:
+    """The same text in fewer chunks: the first and the last at once, and no text is held for more than `every_s()`."""
     clock = asyncio.get_running_loop().time
     text, sent_at = "", float("-inf")
     coming: asyncio.Future[Chunk | None] | None = None
@@ -157,7 +164,7 @@ async def coalesce(chunks: AsyncGenerator[Chunk, None], every_s: float) -> Async
         while True:
             coming = coming or asyncio.ensure_future(anext(chunks, None))
             if text:
-                await asyncio.wait({coming}, timeout=max(0.0, sent_at + every_s - clock()))
+                await asyncio.wait({coming}, timeout=max(0.0, sent_at + every_s() - clock()))
             if text and not coming.done():
                 yield Chunk(text)
                 text, sent_at = "", clock()
@@ -166,7 +173,7 @@ async def coalesce(chunks: AsyncGenerator[Chunk, None], every_s: float) -> Async
             if chunk is None:
                 return
             text += chunk.text
-            if chunk.finish_reason is not None or clock() - sent_at >= every_s:
+            if chunk.finish_reason is not None or clock() - sent_at >= every_s():
                 yield replace(chunk, text=text)
                 text, sent_at = "", clock()
     finally:

@@ -11,7 +11,7 @@ import pytest
 from coe.config import Config, ExpertHostsConfig, PolicyConfig
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, UnknownModel
 from coe.serve.catalogue import Catalogue, serving
-from coe.serve.expert_host import ExpertHost, coalesce, own_config
+from coe.serve.expert_host import ExpertHost, coalesce, own_config, pace
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
@@ -158,12 +158,16 @@ async def produce(*delays: float) -> AsyncGenerator[Chunk, None]:
 
 
 async def test_pieces_that_come_together_travel_together_the_first_and_the_last_at_once() -> None:
-    assert [chunk.text async for chunk in coalesce(produce(0, 0, 0, 0), 10.0)] == ["0", "123"]
+    assert [chunk.text async for chunk in coalesce(produce(0, 0, 0, 0), lambda: 10.0)] == ["0", "123"]
 
 
 async def test_no_text_is_held_while_an_expert_thinks() -> None:
-    texts = [chunk.text async for chunk in coalesce(produce(0, 0, 0.2), 0.01)]
+    texts = [chunk.text async for chunk in coalesce(produce(0, 0, 0.2), lambda: 0.01)]
     assert texts[:3] == ["0", "1", "2"]
+
+
+def test_chunks_are_fewer_the_more_answers_there_are_within_what_a_reader_bears() -> None:
+    assert [pace(answers) for answers in (0, 1, 12, 50, 10_000)] == [0.025, 0.025, 0.025, 0.1, 0.25]
 
 
 async def test_coalescing_stops_its_source_and_passes_its_errors_on() -> None:
@@ -176,7 +180,7 @@ async def test_coalescing_stops_its_source_and_passes_its_errors_on() -> None:
         finally:
             closed.set()
 
-    stream = coalesce(endless(), 0.01)
+    stream = coalesce(endless(), lambda: 0.01)
     await anext(stream)
     reading = asyncio.create_task(anext(stream))
     await asyncio.sleep(0.01)
@@ -190,4 +194,4 @@ async def test_coalescing_stops_its_source_and_passes_its_errors_on() -> None:
         raise EngineError("down")
 
     with pytest.raises(EngineError, match="down"):
-        [chunk async for chunk in coalesce(failing(), 0.01)]
+        [chunk async for chunk in coalesce(failing(), lambda: 0.01)]
