@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -29,7 +31,7 @@ Say = Callable[[str, str], None]
 
 OBJECT_STORE_BYTES: Final = 200 * 2**20
 """Ray's shared memory on this machine: requests and answers are small."""
-STOP_S: Final = 6.0
+STOP_S: Final = 4.0
 """Seconds for Serve to take its replicas down in order; Ray then ends what is left."""
 POLL_S: Final = 0.2
 ENVIRONMENT: Final = {
@@ -63,6 +65,7 @@ class Server:
     def __init__(self, source: Source, say: Say) -> None:
         self._source, self._say = source, say
         self._settings = source.config.serve
+        self._ray_begun = False
 
     def __enter__(self) -> Self:
         if self._settings.ray is None:
@@ -111,7 +114,7 @@ class Server:
         from ray.serve.config import HTTPOptions
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its words for the terminal; its files have all
-        started = time.perf_counter()
+        started, self._ray_begun = time.perf_counter(), True
         try:
             ray.init(**self._ray_options())
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -190,16 +193,34 @@ class Server:
 
     def _stop(self) -> None:
         """Take everything down, in order while there is time."""
+        if not self._ray_begun:  # a Ctrl-C may come while Ray is half imported
+            return
         import ray
         from ray import serve
 
         if not ray.is_initialized():
             return
         down = serve.shutdown if self._settings.ray is None else _delete
-        in_order = threading.Thread(target=down, daemon=True)
-        in_order.start()
-        in_order.join(STOP_S)
-        ray.shutdown()
+        # Ray tells the terminal of Serve's own end as of a failure.
+        with _undisturbed(), Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            in_order = threading.Thread(target=down, daemon=True)
+            in_order.start()
+            in_order.join(STOP_S)
+            ray.shutdown()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """An impatient second Ctrl-C must not break off what ends the processes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check_port(host: str, port: int) -> None:
