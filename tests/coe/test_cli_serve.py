@@ -1,0 +1,153 @@
+"""`coe serve` as a user meets it: mistakes are told before anything starts, and Ctrl-C ends it at any moment."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from http.client import IncompleteRead
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+from serve_process import CONTROLLER, READY_S, STOP_S, starting, until
+
+from coe.cli.app import main
+
+EXPERTS = """
+experts:
+  - {name: loud, kind: model, source: "fake://upper"}
+  - {name: calm, kind: model, source: "fake://echo"}
+"""
+REPLICA = "ray::ServeReplica"
+CONFIG = "experts: [experts.yaml]\nhost: {budget: 1GiB}\npolicies: {default: {expert: loud}}\n"
+
+
+@dataclass
+class Ended:
+    status: int
+    screen: str
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Ended]]:
+    """The command as the shell starts it, in this process, on these files; it must end before Ray starts."""
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray starts"))
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(config: str, *arguments: str, experts: str = EXPERTS) -> Ended:
+        (tmp_path / "experts.yaml").write_text(experts)
+        (tmp_path / "service.yaml").write_text(config)
+        monkeypatch.setattr(sys, "argv", ["coe", "serve", "--config", str(tmp_path / "service.yaml"), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        assert captured.out == "" and "Traceback" not in captured.err
+        return Ended(int(ended.value.code or 0), captured.err)
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("sreve: {port: 1}\n", "service.yaml:4: sreve"),
+        ("serve: {prot: 1}\n", "service.yaml:4: serve.prot"),
+        ("serve: {port: 70000}\n", "serve.port"),
+        ("serve: {hosts: []}\n", "there must be one"),
+        ("serve: {hosts: [{experts: [laud]}]}\n", "serve.hosts 'hosts': 'laud' is not in the registry; did you mean"),
+        ("default_policy: missing\n", "default_policy 'missing' is not among the policies ['default']"),
+    ],
+)
+def test_a_configuration_that_is_wrong_is_refused_with_its_place(
+    run: Callable[..., Ended], config: str, message: str
+) -> None:
+    ended = run(CONFIG + config)
+    assert ended.status == 1 and ended.screen.startswith("error: ") and message in ended.screen
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("{expert: luod}", "'luod' is not in the registry; did you mean 'loud'?"),
+        ("{expert: loud, fallback: clam}", "'clam' is not in the registry; did you mean 'calm'?"),
+        ("{router: trained}", "trained"),
+    ],
+)
+def test_a_policy_that_cannot_answer_is_refused(run: Callable[..., Ended], policy: str, message: str) -> None:
+    ended = run(CONFIG.replace("{expert: loud}", policy))
+    assert ended.status == 1 and ended.screen.startswith("error: ") and message in ended.screen
+
+
+def test_a_service_without_experts_is_refused(run: Callable[..., Ended]) -> None:
+    ended = run("policies: {}\n")
+    assert ended.status == 1 and "no expert is registered" in ended.screen and "coe registry apply" in ended.screen
+
+
+def test_a_configuration_that_is_not_there_is_named(run: Callable[..., Ended], tmp_path: Path) -> None:
+    ended = run(CONFIG, "--config", str(tmp_path / "nope.yaml"))
+    assert ended.status == 1 and "nope.yaml" in ended.screen and "no such file" in ended.screen
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(run: Callable[..., Ended]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        ended = run(CONFIG, "--port", str(port))
+    assert ended.status == 1 and f"127.0.0.1:{port} cannot be listened on" in ended.screen
+    assert "Address already in use" in ended.screen and "--port" in ended.screen
+
+
+def test_an_address_that_is_not_of_this_machine_is_said_too(run: Callable[..., Ended]) -> None:
+    ended = run(CONFIG, "--host", "203.0.113.7")
+    assert ended.status == 1 and "203.0.113.7:8000 cannot be listened on" in ended.screen
+    ended = run(CONFIG, "--host", "no.such.host.invalid")
+    assert ended.status == 1 and "no.such.host.invalid:8000 cannot be listened on" in ended.screen
+
+
+@pytest.mark.parametrize("after_s", [1.0, 2.0])
+def test_ctrl_c_while_it_reads_ends_at_once(tmp_path: Path, after_s: float) -> None:
+    with starting(tmp_path, CONFIG, EXPERTS) as service:
+        time.sleep(after_s)
+        service.ctrl_c()
+        assert service.ended(2 * STOP_S) in (0, 130, -signal.SIGINT)
+        assert "ready" not in service.screen and "Traceback" not in service.screen
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("title", ["/gcs_server", pytest.param(CONTROLLER, marks=pytest.mark.slow), REPLICA])
+def test_ctrl_c_while_ray_or_the_replicas_start_ends_in_time(tmp_path: Path, title: str) -> None:
+    with starting(tmp_path, CONFIG, EXPERTS) as service:
+        until(lambda: service.parts(title), READY_S)
+        service.ctrl_c()
+        assert service.ended() == 0
+        assert service.screen.rstrip().endswith("stopped") and "Traceback" not in service.screen
+
+
+@pytest.mark.integration
+def test_ctrl_c_ends_a_service_that_is_answering(tmp_path: Path) -> None:
+    """With streams under way, to the whole group, and again by somebody impatient."""
+    config = CONFIG + "engines: {fake: {token_delay_s: 0.1}}\n"
+    with starting(tmp_path, config, EXPERTS) as service:
+        service.wait_for("Ctrl-C  stops")
+        body = {"model": "calm", "prompt": "word " * 600, "stream": True}
+        request = Request(f"{service.base_url}/completions", json.dumps(body).encode())
+        streams = [urlopen(request, timeout=30) for _ in range(4)]
+        assert all(stream.readline().startswith(b"data: ") for stream in streams)
+        service.ctrl_c()
+        time.sleep(0.5)
+        service.ctrl_c()
+        assert service.ended() == 0
+        assert service.screen.rstrip().endswith("stopped") and "Traceback" not in service.screen
+        for stream in streams:
+            with suppress(IncompleteRead, ConnectionError), stream:
+                assert b"[DONE]" not in stream.read(), "a minute of text cannot be over"
