@@ -1,0 +1,126 @@
+"""The load that the service's benchmarks make: a closed loop of keep-alive clients in one process, on one event loop.
+
+It runs on the machine that it measures, so it must be cheap and say what it took: `client_cpu` is its share of a core.
+`cpu_ms` is what the processes under load took for a request: what other programs on the machine disturb least.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import psutil
+
+WARM_UP_S = 0.3
+"""Not counted, at the beginning of every round: connections are made, and queues fill."""
+
+
+@dataclass(slots=True)
+class Round:
+    """What one round saw. latencies_s: of the requests that began and ended within `seconds`."""
+
+    seconds: float
+    latencies_s: list[float] = field(default_factory=list)
+    client_cpu: float = 0.0
+    cpu_ms: float = 0.0
+
+    def figures(self) -> dict[str, float]:
+        """Percentiles in milliseconds, requests a second, and the client's share of a core."""
+        if not self.latencies_s:
+            raise RuntimeError(f"no request was answered within {self.seconds:g} s: give more `--seconds`")
+        p50, p95, p99 = np.quantile(1e3 * np.array(self.latencies_s), (0.50, 0.95, 0.99))
+        per_s = len(self.latencies_s) / self.seconds
+        return {
+            "p50_ms": float(p50),
+            "p95_ms": float(p95),
+            "p99_ms": float(p99),
+            "per_s": per_s,
+            "cpu_ms": self.cpu_ms,
+            "client_cpu": self.client_cpu,
+        }
+
+
+async def closed_loop(ask: Callable[[int], Awaitable[None]], n_clients: int, seconds: float) -> Round:
+    """Each client asks again as soon as it is answered. `ask` is given a number that no other call has."""
+    numbers = itertools.count()
+    clock = time.perf_counter
+    begins = clock() + WARM_UP_S
+    ends = begins + seconds
+    seen = Round(seconds)
+
+    async def client() -> None:
+        while (started := clock()) < ends:
+            await ask(next(numbers))
+            if started >= begins and (now := clock()) < ends:
+                seen.latencies_s.append(now - started)
+
+    cpu, own = children_cpu_s(), time.process_time()
+    await asyncio.gather(*(client() for _ in range(n_clients)))
+    seen.client_cpu = (time.process_time() - own) / (clock() - begins + WARM_UP_S)
+    seen.cpu_ms = 1e3 * (children_cpu_s() - cpu) / next(numbers)
+    return seen
+
+
+def children_cpu_s() -> float:
+    """CPU time of all processes that this one has started, and they in turn."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # gone meanwhile
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+@contextmanager
+def serving(service: Path) -> Iterator[str]:
+    """`coe serve` of a configuration, in processes of this one. Gives the URL."""
+    from coe.serve.server import Server
+    from coe.serve.source import Source
+
+    with Source(service) as source, Server(source, lambda part, what: print(f"{part}: {what}", file=sys.stderr)):
+        yield f"http://127.0.0.1:{source.config.serve.port}"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@asynccontextmanager
+async def open_session() -> AsyncIterator[aiohttp.ClientSession]:
+    """Connections that are kept, as many as there are clients."""
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), headers={"content-type": "application/json"}
+    ) as session:
+        yield session
+
+
+async def post(session: aiohttp.ClientSession, url: str, body: bytes, expected: bytes) -> None:
+    """Ask once. Raises RuntimeError when the answer is not the right one: a fast wrong answer is worth nothing."""
+    async with session.post(url, data=body) as response:
+        answer = await response.read()
+    if response.status != 200 or expected not in answer:
+        raise RuntimeError(f"{url} answered {response.status}: {answer[:300]!r}")
+
+
+def medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each figure, over the rounds."""
+    return {name: round(float(np.median([each[name] for each in rounds])), 3) for name in rounds[0]}
+
+
+def spread(rounds: Sequence[dict[str, Any]], name: str) -> tuple[float, float]:
+    """The lowest and the highest of a figure."""
+    values = [each[name] for each in rounds]
+    return round(min(values), 3), round(max(values), 3)
