@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -48,10 +48,11 @@ OF_OWN_RAY: Final = {
     # and computing happen in threads, so that loop is free.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),  # else 4 MiB, and a long prompt fails
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
 }
 """More of them, which all processes must have alike: those of a cluster have what it was started with."""
+OF_SERVING_PROCESSES: Final = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+"""Set when this process has read its own: it has no event loop, and so needs one for calls to the hosts."""
 
 
 class Server:
@@ -104,15 +105,16 @@ class Server:
             self._say("restart needed", f"the sections {', '.join(fixed)} changed too; they hold from the next start")
 
     def _start_ray(self) -> None:
-        own = OF_OWN_RAY if self._settings.ray is None else {}
-        for name, value in (ENVIRONMENT | own).items():
-            os.environ.setdefault(name, value)
+        own = self._settings.ray is None
+        _set_unless_set(ENVIRONMENT | OF_OWN_RAY if own else ENVIRONMENT)
         import logging
 
         import ray
         from ray import serve
         from ray.serve.config import HTTPOptions
 
+        if own:
+            _set_unless_set(OF_SERVING_PROCESSES)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its words for the terminal; its files have all
         started, self._ray_begun = time.perf_counter(), True
         try:
@@ -221,6 +223,11 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _set_unless_set(environment: Mapping[str, str]) -> None:
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
 
 
 def check_port(host: str, port: int) -> None:
