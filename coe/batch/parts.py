@@ -3,7 +3,7 @@
     rows/000/000012.parquet              a part of the input, routed
     asks/0/000/000012.parquet            its asks of stage 0, one row group a unit (see `stages.Unit`)
     answers/0/000/000012-003.parquet     the answers to its unit 3
-    results/000/000012.parquet           its results, sorted by id; nothing of the part is left to do
+    results/000/000012.arrows            its results, sorted by id; nothing of the part is left to do
 
 A part is deterministic: whoever writes it again, after a crash or beside another process, writes the same.
 """
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coe.batch.records import ANSWERS, ASKS, ROWS, RoutedRow, describe, dump_request, load_outcome, load_request
-from coe.batch.results import RESULT_ROWS, RESULTS, result
+from coe.batch.results import read_note, result, write_run
 from coe.batch.rows import Row, parse_row
 from coe.batch.source import Source, Split, read
 from coe.batch.stages import Step, Unit, compositions, plan_units, step
@@ -94,10 +94,11 @@ def open_router(config: Config, snapshot: Snapshot) -> Orchestrator:
 
 def known(folder: Folder, part: int, stage: int) -> Stepped | None:
     """What an earlier run left of this step, if it got so far."""
-    for name in (results_name(part), _asks(stage, part)):
-        if folder.exists(name):
-            with folder.open(name) as file:
-                return Stepped.of(json.loads(pq.read_schema(file).metadata[_NOTE]))
+    if folder.exists(results_name(part)):
+        return Stepped.of(json.loads(read_note(folder, results_name(part))))
+    if folder.exists(_asks(stage, part)):
+        with folder.open(_asks(stage, part)) as file:
+            return Stepped.of(json.loads(pq.read_schema(file).metadata[_NOTE]))
     return None
 
 
@@ -215,8 +216,7 @@ def _plan(
         outcomes = (None if isinstance(following, tuple) else following for following in steps)
         records = [result(row, outcome) for row, outcome in zip(rows, outcomes, strict=True)]
         records.sort(key=lambda record: (record["id"], record["line"]))
-        pieces = (records[i : i + RESULT_ROWS] for i in range(0, max(1, len(records)), RESULT_ROWS))
-        _write(job.folder, results_name(about.part), RESULTS, *pieces, note=asdict(about))
+        write_run(job.folder, results_name(about.part), records, json.dumps(asdict(about)).encode())
     return about
 
 
@@ -268,7 +268,7 @@ def _asks(stage: int, part: int) -> str:
 
 def results_name(part: int) -> str:
     """Where the results of a part are."""
-    return f"{PARTS}/results/{_shelf(part)}/{part:06d}.parquet"
+    return f"{PARTS}/results/{_shelf(part)}/{part:06d}.arrows"
 
 
 def _shelf(part: int) -> str:

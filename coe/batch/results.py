@@ -24,8 +24,8 @@ from coe.errors import InvalidRequest
 from coe.types import Answer
 
 RESULTS_FILE, LINES_FILE = "results.parquet", "results.jsonl"
-RESULT_ROWS = 128
-"""Rows of a row group of a sorted part: what a merge holds of each part at a time."""
+RUN_ROWS = 128
+"""Rows of a batch of a sorted run: what a merge holds of each run at a time."""
 FAN_IN = 64
 """Parts merged at once; more are merged in rounds."""
 _FINAL_ROWS = 8192
@@ -54,6 +54,7 @@ RESULTS = FINAL.append(pa.field("status", pa.int32())).append(pa.field("endpoint
 """A part of it, with what only results.jsonl tells."""
 
 Record = dict[str, Any]
+_NOTE = b"coe"
 
 
 @dataclass(slots=True)
@@ -105,35 +106,55 @@ def merge(
     """Merge sorted parts into the final files.
 
     Args:
-        parts: names of files of `RESULTS`, each sorted by id and line.
+        parts: names of sorted runs (`write_run`).
         lines: also write results.jsonl.
         on_rows: told how many rows more are written.
     """
     runs, rounds = list(parts), 0
     while len(runs) > FAN_IN:
-        merged = [f"parts/merged/{rounds}/{i:06d}.parquet" for i in range(0, len(runs), FAN_IN)]
+        merged = [f"parts/merged/{rounds}/{i:06d}.arrows" for i in range(0, len(runs), FAN_IN)]
         for i, name in enumerate(merged):
             some = runs[i * FAN_IN : (i + 1) * FAN_IN]
             with ExitStack() as stack:
-                _write(stack, folder, name, RESULTS, RESULT_ROWS, _merged(stack, folder, some))
+                write_run(folder, name, _merged(stack, folder, some))
         runs, rounds = merged, rounds + 1
     counts = Counts()
     with ExitStack() as stack:
         out = stack.enter_context(folder.write(LINES_FILE)) if lines else None
         records = _told(_unique(_merged(stack, folder, runs)), counts, out)
-        _write(stack, folder, RESULTS_FILE, FINAL, _FINAL_ROWS, records, on_rows)
+        _write_final(folder, records, on_rows)
     return counts
 
 
+def write_run(folder: Folder, name: str, records: Iterable[Record], note: bytes = b"") -> None:
+    """Write records that are sorted by id and line, with a note.
+
+    As an Arrow stream: unlike Parquet it has no footer, so reading takes the memory of one batch, however long it is.
+    """
+    left = iter(records)
+    schema = RESULTS.with_metadata({_NOTE: note})
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with folder.write(name) as file, pa.ipc.new_stream(file, schema, options=options) as stream:
+        while some := list(islice(left, RUN_ROWS)):
+            stream.write_table(pa.Table.from_pylist(some, schema=schema))
+
+
+def read_note(folder: Folder, name: str) -> bytes:
+    """The note of a run."""
+    with folder.open(name) as file:
+        note: bytes = pa.ipc.open_stream(file).schema.metadata[_NOTE]
+    return note
+
+
 def _merged(stack: ExitStack, folder: Folder, names: Sequence[str]) -> Iterator[Record]:
-    """The records of sorted files, sorted."""
-    files = [pq.ParquetFile(stack.enter_context(folder.open(name)), pre_buffer=False) for name in names]
+    """The records of sorted runs, sorted."""
+    files = [stack.enter_context(folder.open(name)) for name in names]
     return heapq.merge(*map(_records, files), key=lambda record: (record["id"], record["line"]))
 
 
-def _records(file: pq.ParquetFile) -> Iterator[Record]:
-    for group in range(file.num_row_groups):
-        yield from file.read_row_group(group, use_threads=False).to_pylist()
+def _records(file: IO[bytes]) -> Iterator[Record]:
+    for batch in pa.ipc.open_stream(file):
+        yield from batch.to_pylist()
 
 
 def _unique(records: Iterable[Record]) -> Iterator[Record]:
@@ -158,19 +179,10 @@ def _told(records: Iterable[Record], counts: Counts, lines: IO[bytes] | None) ->
         yield record
 
 
-def _write(
-    stack: ExitStack,
-    folder: Folder,
-    name: str,
-    schema: pa.Schema,
-    group_rows: int,
-    records: Iterator[Record],
-    on_rows: Callable[[int], None] = lambda done: None,
-) -> None:
-    writer = pq.ParquetWriter(stack.enter_context(folder.write(name)), schema)
-    with writer:
-        while some := list(islice(records, group_rows)):
-            writer.write_table(pa.Table.from_pylist(some, schema=schema))
+def _write_final(folder: Folder, records: Iterator[Record], on_rows: Callable[[int], None]) -> None:
+    with folder.write(RESULTS_FILE) as file, pq.ParquetWriter(file, FINAL) as writer:
+        while some := list(islice(records, _FINAL_ROWS)):
+            writer.write_table(pa.Table.from_pylist(some, schema=FINAL))
             on_rows(len(some))
 
 

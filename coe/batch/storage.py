@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from coe.batch.errors import BatchError
 from registry.files import atomic_path
 
+_READ_AHEAD_BYTES = 2**20
 STAGED = ".part-"
 """In the names of files that are still being written."""
 
@@ -108,5 +109,6 @@ def open_url(url: str) -> tuple[Any, str]:
 def open_file(url: str) -> Iterator[IO[bytes]]:
     """Read the file at a URL; it can be sought in."""
     fs, path = open_url(url)
-    with fs.open(path, "rb") as file:
+    # Object stores read ahead, 50 MiB by default: too much for each of the many files that a merge has open.
+    with fs.open(path, "rb", block_size=_READ_AHEAD_BYTES) as file:
         yield cast(IO[bytes], file)

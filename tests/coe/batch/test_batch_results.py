@@ -4,13 +4,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from coe.batch import results as module
 from coe.batch.records import RoutedRow, describe
-from coe.batch.results import FINAL, RESULTS, Record, merge, result
+from coe.batch.results import FINAL, Record, merge, read_note, result, write_run
 from coe.batch.storage import Folder
 from coe.errors import EngineError, InvalidRequest
 from coe.types import Answer, GenerateRequest, Usage
@@ -27,11 +26,11 @@ def record(line: int, id: str, endpoint: str | None = CHAT) -> Record:  # noqa: 
 
 
 def write(folder: Folder, parts: Sequence[Sequence[Record]]) -> list[str]:
-    names = [f"{i}.parquet" for i in range(len(parts))]
+    names = [f"{i}.arrows" for i in range(len(parts))]
     for name, part in zip(names, parts, strict=True):
         ordered = sorted(part, key=lambda r: (r["id"], r["line"]))
-        with folder.write(name) as file:
-            pq.write_table(pa.Table.from_pylist(ordered, schema=RESULTS), file, row_group_size=3)
+        write_run(folder, name, ordered, note=name.encode())
+        assert read_note(folder, name) == name.encode()
     return names
 
 
@@ -48,6 +47,7 @@ def test_parts_merge_into_one_sorted_file_whatever_the_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fan_in: int
 ) -> None:
     monkeypatch.setattr(module, "FAN_IN", fan_in)
+    monkeypatch.setattr(module, "RUN_ROWS", 3)
     rows = [record(line, f"id-{line * 7919 % 100:03d}") for line in range(1, 101)]
     folder, other = Folder.of(str(tmp_path / "a")), Folder.of(str(tmp_path / "b"))
     told: list[int] = []
