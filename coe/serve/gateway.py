@@ -62,10 +62,20 @@ class Gateway:
         return build_api(self._service)
 
     async def reconfigure(self, document: Mapping[str, Any]) -> None:
-        """Answer by a catalogue from now on. Requests under way end on the one they began with."""
+        """Answer by a catalogue from now on. Requests under way end on the one they began with.
+
+        One whose routers cannot be loaded changes nothing, and is logged; only the first one raises.
+        """
         catalogue = Catalogue.from_json(document)
-        policies = await asyncio.to_thread(build_policies, catalogue.policies, catalogue.snapshot)
-        await asyncio.to_thread(warm, policies.values())
+        try:
+            policies = await asyncio.to_thread(build_policies, catalogue.policies, catalogue.snapshot)
+            await asyncio.to_thread(warm, policies.values())
+        except Exception:
+            if not len(self._service.orchestrator.snapshot):
+                raise  # it has nothing to answer by, and cannot start
+            # It was checked before it was pushed, so a file has gone since. Serve ends a replica that raises here.
+            log.exception("catalogue %d cannot be answered by; the one before stays", catalogue.generation)
+            return
         self._hosts.update(catalogue)
         self._service.update(self._orchestrator(catalogue, policies))
         log.info(

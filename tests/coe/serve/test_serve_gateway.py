@@ -1,0 +1,51 @@
+"""A gateway under new catalogues, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from coe.config import Config, DecisionLogConfig, ExpertHostsConfig, PolicyConfig, ServeConfig
+from coe.serve.catalogue import Catalogue
+from coe.serve.gateway import Gateway
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
+from routers.errors import RouterError
+
+GROUP = ExpertHostsConfig(experts=("echo",))
+CONFIG = Config(serve=ServeConfig(hosts=(GROUP,), log=DecisionLogConfig(folder=None)))
+SNAPSHOT = Snapshot(3, {"echo": ExpertSpec(name="echo", kind=Kind.MODEL, source="fake://echo")})
+
+
+def catalogue(generation: int, **policies: PolicyConfig) -> Catalogue:
+    return Catalogue(generation, SNAPSHOT, policies, "default")
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    gateway = Gateway(CONFIG, {})
+    yield gateway
+    gateway._service.close()
+
+
+async def test_a_catalogue_is_answered_by_from_then_on(gateway: Gateway) -> None:
+    assert not gateway._service.orchestrator.snapshot.experts
+    await gateway.reconfigure(catalogue(1, default=PolicyConfig(expert="echo")).to_json())
+    assert set(gateway._service.orchestrator.policies) == {"default"}
+    await gateway.reconfigure(
+        catalogue(2, default=PolicyConfig(expert="echo"), more=PolicyConfig(expert="echo")).to_json()
+    )
+    assert set(gateway._service.orchestrator.policies) == {"default", "more"}
+
+
+async def test_a_router_that_has_gone_since_it_was_checked_changes_nothing(gateway: Gateway, tmp_path: Path) -> None:
+    """Serve would end a replica that raises, the only one too."""
+    gone = catalogue(2, default=PolicyConfig(router=tmp_path / "gone")).to_json()
+    with pytest.raises(RouterError, match="gone"):
+        await gateway.reconfigure(gone)
+    await gateway.reconfigure(catalogue(1, default=PolicyConfig(expert="echo")).to_json())
+    before = gateway._service.orchestrator
+    await gateway.reconfigure(gone)
+    assert gateway._service.orchestrator is before
