@@ -1,0 +1,239 @@
+"""kill -9 of every kind of process under load: what is answered all the same, what is lost, and how soon all is back.
+
+`pytest -m slow -s tests/coe/serve/test_serve_faults.py` prints the times; most of each is a Python process that starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from serve_process import CONTROLLER, GATEWAYS, HOSTS, PROXY, ServeProcess, serving, starting, until
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+EXPERTS = """
+experts:
+  - {name: echo, kind: model, source: "fake://echo"}
+  - {name: loud, kind: model, source: "fake://upper"}
+"""
+CONFIG = """
+experts: [experts.yaml]
+engines: {{fake: {{token_delay_s: 0.02, capacity: 64}}}}
+host: {{budget: 1GiB}}
+policies: {{default: {{expert: echo}}}}
+serve:
+  gateway: {{replicas: {replicas}}}
+  hosts: [{{replicas: {replicas}}}]
+  log: {{folder: home/logs/decisions}}
+"""
+CLIENTS = 16
+BACK_S = 60.0
+"""Seconds in which everything must be as before, on a busy machine too."""
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one of each", "two of each"])
+def replicas(request: pytest.FixtureRequest) -> int:
+    count: int = request.param
+    return count
+
+
+@pytest.fixture(scope="module")
+def service(replicas: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
+    with serving(tmp_path_factory.mktemp("service"), CONFIG.format(replicas=replicas), EXPERTS) as service:
+        yield service
+
+
+@dataclass
+class Load:
+    """Clients that ask without a pause, and what became of each request: when it was sent and ended, and its id."""
+
+    answered: list[tuple[float, float, str]] = field(default_factory=list)
+    failed: list[Exception] = field(default_factory=list)
+    over: bool = False
+
+    async def client(self, service: ServeProcess, name: str, retries: int) -> None:
+        async with client_of(service, retries) as client:
+            turn = 0
+            while not self.over:
+                turn += 1
+                text = f"{name} says in turn {turn} that all is well with them"
+                started = time.monotonic()
+                try:
+                    answer = await client.chat.completions.create(model="loud", messages=said(text))
+                except openai.OpenAIError as error:
+                    self.failed.append(error)
+                    await asyncio.sleep(0.1)
+                else:
+                    assert answer.choices[0].message.content == text.upper(), "an answer of somebody else"
+                    self.answered.append((started, time.monotonic(), answer.id))
+
+    async def more(self, count: int) -> None:
+        """Wait until so many more requests are over."""
+        enough = len(self.answered) + len(self.failed) + count
+        async with asyncio.timeout(BACK_S):
+            while len(self.answered) + len(self.failed) < enough:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+    def after(self, moment: float) -> str:
+        """What there is to say of the time since then."""
+        first_s = min(ended for started, ended, _ in self.answered if started > moment) - moment
+        ends = sorted(ended for _, ended, _ in self.answered if ended > moment)
+        silence_s = max(b - a for a, b in zip([moment, *ends], ends, strict=False))
+        slowest_s = max(ended - started for started, ended, _ in self.answered)
+        return (
+            f"{len(self.answered)} answered, {len(self.failed)} failed; first answer to a new request after "
+            f"{first_s:.1f} s, longest silence {silence_s:.1f} s, slowest answer {slowest_s:.1f} s"
+        )
+
+
+def client_of(service: ServeProcess, retries: int) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=service.base_url, api_key="none", max_retries=retries, timeout=BACK_S)
+
+
+def said(text: str) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+async def all_up(service: ServeProcess, replicas: int) -> float:
+    """Wait until every gateway and every host answers; the seconds that took."""
+    started = time.monotonic()
+    while not await asyncio.to_thread(_all_answer, service, replicas):
+        assert time.monotonic() - started < BACK_S, service.screen
+        await asyncio.sleep(0.1)
+    return time.monotonic() - started
+
+
+@asynccontextmanager
+async def load(service: ServeProcess, replicas: int, *, retries: int) -> AsyncIterator[Load]:
+    """Clients at work while the block runs; all that they asked is answered in the end."""
+    await all_up(service, replicas)
+    under = Load()
+    clients = [asyncio.create_task(under.client(service, f"client {i}", retries)) for i in range(CLIENTS)]
+    await under.more(3 * CLIENTS)
+    assert not under.failed
+    yield under
+    await under.more(3 * CLIENTS)
+    under.over = True
+    await asyncio.wait_for(asyncio.gather(*clients), BACK_S)
+    assert service.process.poll() is None, service.screen
+
+
+async def kill_under_load(
+    service: ServeProcess, title: str, replicas: int, retries: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kill a process of a kind and wait until all are back: every request is answered. Prints how long that took."""
+    async with load(service, replicas, retries=retries) as under:
+        victim = service.parts(title)[0]
+        os.kill(victim, signal.SIGKILL)
+        moment = time.monotonic()
+        await asyncio.to_thread(until, lambda: {victim}.isdisjoint(service.parts(title) or {victim}), BACK_S)
+        await all_up(service, replicas)
+        back_s = time.monotonic() - moment
+    with capsys.disabled():
+        print(f"\n{title}, 1 of {replicas}: {under.after(moment)}, all back after {back_s:.1f} s", flush=True)
+    assert not under.failed
+
+
+def _all_answer(service: ServeProcess, replicas: int) -> bool:
+    try:
+        hosts = len(service.hosts())
+        with urllib.request.urlopen(f"{service.url}/metrics", timeout=5) as page:
+            gateways = re.search(r"^coe_gateways ([\d.]+)", page.read().decode(), re.MULTILINE)
+    except OSError:
+        return False
+    return hosts == replicas and gateways is not None and float(gateways[1]) == replicas
+
+
+def logged(service: ServeProcess, pid: int) -> dict[str, dict[str, Any]]:
+    """What a gateway's decision log says, by request id."""
+    lines = [line for path in service.logs.glob(f"*-{pid}-*.jsonl") for line in path.read_text().splitlines()]
+    return {entry["id"]: entry for entry in map(json.loads, lines)}
+
+
+async def test_the_controller_dies_and_nobody_notices(
+    service: ServeProcess, replicas: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """First: what the others need to be replaced is the controller that came back."""
+    await kill_under_load(service, CONTROLLER, replicas, 0, capsys)
+
+
+async def test_a_host_dies_and_every_request_is_answered(
+    service: ServeProcess, replicas: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without any retry of the client's: the gateway asks again, elsewhere or when there is a host again."""
+    await kill_under_load(service, HOSTS, replicas, 0, capsys)
+
+
+async def test_a_host_dies_and_streams_that_had_begun_end_with_an_error(service: ServeProcess, replicas: int) -> None:
+    text = "word " * 300
+
+    async def stream(client: openai.AsyncOpenAI, begun: asyncio.Barrier) -> tuple[str, str | None]:
+        pieces: list[str] = []
+        try:
+            chunks = await client.chat.completions.create(model="loud", messages=said(text), stream=True)
+            pieces.append((await anext(chunks)).choices[0].delta.content or "")
+            await begun.wait()
+            pieces += [chunk.choices[0].delta.content or "" async for chunk in chunks]
+        except openai.APIError as error:
+            return "".join(pieces), error.code
+        return "".join(pieces), None
+
+    await all_up(service, replicas)
+    async with client_of(service, 0) as client, asyncio.timeout(BACK_S):
+        begun = asyncio.Barrier(9)
+        streams = [asyncio.create_task(stream(client, begun)) for _ in range(8)]
+        await begun.wait()
+        for victim in service.parts(HOSTS):
+            os.kill(victim, signal.SIGKILL)
+        moment = time.monotonic()
+        ends = await asyncio.gather(*streams)
+        assert time.monotonic() - moment < 5, "nobody waits for what will not come"
+        assert {code for _, code in ends} == {"host_lost"}
+        assert all(text.upper().startswith(part) for part, _ in ends)
+        answer = await client.chat.completions.create(model="loud", messages=said("again"))
+        assert answer.choices[0].message.content == "AGAIN"
+
+
+async def test_a_gateway_dies_and_only_its_own_requests_need_the_clients_retries(
+    service: ServeProcess, replicas: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a gateway was answering dies with it: the proxy says 500, and the official client asks again."""
+    others = service.parts(GATEWAYS)[1:]
+    before = [set(logged(service, other)) for other in others]
+    await kill_under_load(service, GATEWAYS, replicas, 10, capsys)
+    for other, known in zip(others, before, strict=True):
+        entries = [entry for name, entry in logged(service, other).items() if name not in known]
+        assert len(entries) > CLIENTS and {entry["error"] for entry in entries} == {None}, "untouched"
+
+
+async def test_the_proxy_dies_and_every_request_is_answered_by_the_clients_retries(
+    service: ServeProcess, replicas: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All connections end in it; there is one on each machine, and it comes back on the same port."""
+    await kill_under_load(service, PROXY, replicas, 10, capsys)
+
+
+def test_the_command_itself_dies_and_takes_all_that_serves_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two agents of Ray's, without port or weights of the service, look for its head for a minute before they go."""
+    with starting(tmp_path, CONFIG.format(replicas=1), EXPERTS) as service:
+        service.wait_for("Ctrl-C  stops")
+        service.process.kill()
+        parts = ("raylet", "gcs_server", PROXY, CONTROLLER, GATEWAYS, HOSTS)
+        gone_s = until(lambda: not any(map(service.parts, parts)), 15, lambda: str(service.everything()))
+    with capsys.disabled():
+        print(f"\ncoe serve itself: all that serves is gone after {gone_s:.1f} s", flush=True)
