@@ -17,8 +17,10 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from coe.config import Config
+from coe.config import Config, ExpertHostsConfig
 from coe.errors import CoeError, ConfigError
+from coe.serve.catalogue import serving
+from coe.serve.expert_host import own_config
 from coe.serve.source import Source
 from registry.errors import RegistryError
 from routers.errors import RouterError
@@ -150,10 +152,17 @@ class Server:
                     self._say(name, f"{_running(deployment)} up in {_since(started)}")
                 elif deployment.message and deployment.message not in told and name not in told:
                     told.add(deployment.message)
-                    self._say(name, _last_line(deployment.message))
+                    self._say(name, _gist(deployment.message))
 
+        for group in self._settings.hosts:
+            self._say(group.name, _what_loads(self._source, group))
         self._run()
         self._await_running(tell)
+        for group in self._settings.hosts:
+            for state in _states(group.name):
+                if state["loaded_s"]:
+                    times = ", ".join(f"{name} in {seconds:.1f} s" for name, seconds in state["loaded_s"].items())
+                    self._say(group.name, f"loaded {times}")
 
     def _run(self) -> None:
         from ray.serve import RunTarget
@@ -177,14 +186,14 @@ class Server:
             if app.status == "RUNNING":
                 return
             if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                reasons = [_last_line(d.message) for d in app.deployments.values() if d.message]
+                reasons = [_gist(d.message) for d in app.deployments.values() if d.message]
                 raise ConfigError(f"the service cannot start: {'; '.join(reasons) or app.message}")
             time.sleep(POLL_S)
 
     def _tell_health(self, before: str) -> str:
         """Say when a process is missing, and when all are back."""
         missing = [
-            f"{name}: {_last_line(deployment.message) or deployment.status.lower()}"
+            f"{name}: {_gist(deployment.message) or deployment.status.lower()}"
             for name, deployment in _status().deployments.items()
             if deployment.status == "UNHEALTHY" or not _running(deployment)
         ]
@@ -249,6 +258,25 @@ def logical_cpus(config: Config) -> int:
     return max(os.cpu_count() or 1, math.ceil(wanted) + 1)
 
 
+def _what_loads(source: Source, group: ExpertHostsConfig) -> str:
+    """What a group of hosts loads before it is ready."""
+    served = serving(source.catalogue.snapshot, group)
+    pins = own_config(source.config, group, served).host.pins
+    if not pins:
+        return f"{len(served)} experts, loaded when they are first asked"
+    return f"loading {', '.join(pins)}; of {len(served)} experts, the others when they are first asked"
+
+
+def _states(deployment: str) -> list[dict[str, Any]]:
+    """What the hosts of a group say of themselves."""
+    from ray import serve
+
+    from coe.serve.gateway import APP
+
+    answers = serve.get_deployment_handle(deployment, APP).broadcast("state").results(return_exceptions=True)
+    return [answer for answer in answers if isinstance(answer, dict)]
+
+
 def _status() -> ApplicationStatusOverview:
     from ray import serve
 
@@ -280,9 +308,10 @@ def _changes(before: Any, after: Any) -> str:
     return "; ".join(f"{what} {', '.join(sorted(names))}" for what, names in parts.items() if names) or "same experts"
 
 
-def _last_line(message: str) -> str:
+def _gist(message: str) -> str:
+    """What matters of Serve's words: the error itself of a traceback, else all of them on one line."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    return lines[-1] if "Traceback" in message else " ".join(lines)
 
 
 def _since(started: float) -> str:
