@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from examples.zoo.service import serving
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -20,7 +22,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.integration
-def test_every_block_runs_in_order(tmp_path: Path, zoo_bases: Path) -> None:
+def test_every_block_runs_in_order(tmp_path: Path, zoo_bases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     home.mkdir()
     (home / "models").symlink_to(zoo_bases)
@@ -39,12 +41,22 @@ def test_every_block_runs_in_order(tmp_path: Path, zoo_bases: Path) -> None:
     assert summary["n"] == 16 and summary["experts_used"] >= 6
     assert summary["routed_accuracy"] >= summary["best_single_accuracy"] + 0.25
 
-    [example] = blocks("python")
+    assert summary["serve_p50_s"] > 0 and summary["batch_rows_per_s"] > 0
+    example, client = blocks("python")
     first, second, unrouted = run([sys.executable, "-c", example], environment).strip().splitlines()[:3]
     assert first == "head -n 12 notes.txt" and second == "2031-03-14"
     assert unrouted != first
 
+    [serve] = [block for block in commands if block.startswith("coe serve")]
+    assert serve.split("#")[0].split() == ["coe", "serve", "--config", "examples/zoo/config.yaml"]
+    monkeypatch.setenv("COE_HOME", str(home))
+    with serving(ROOT / "examples/zoo/config.yaml") as url:
+        said = run([sys.executable, "-c", client.replace("http://127.0.0.1:8000/v1", url)], environment)
+    assert said.strip().splitlines() == ["shell says head -n 12 notes.txt", "head -n 12 notes.txt"]
+
     for block in commands[1:]:
+        if block == serve:
+            continue
         output = run(["bash", "-euo", "pipefail", "-c", block.replace("runs/", f"{tmp_path}/runs/")], environment)
         assert output.strip()
 
