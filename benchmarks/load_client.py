@@ -27,7 +27,7 @@ WARM_UP_S = 0.3
 
 @dataclass(slots=True)
 class Round:
-    """What one round saw. latencies_s: of the requests that began and ended within `seconds`."""
+    """What one round saw. latencies_s: of the requests that ended within `seconds`."""
 
     seconds: float
     latencies_s: list[float] = field(default_factory=list)
@@ -61,7 +61,7 @@ async def closed_loop(ask: Callable[[int], Awaitable[None]], n_clients: int, sec
     async def client() -> None:
         while (started := clock()) < ends:
             await ask(next(numbers))
-            if started >= begins and (now := clock()) < ends:
+            if begins <= (now := clock()) < ends:
                 seen.latencies_s.append(now - started)
 
     cpu, own = children_cpu_s(), time.process_time()
