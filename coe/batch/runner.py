@@ -17,12 +17,14 @@ import logging
 import math
 import os
 import queue
+import sys
 import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,11 +109,26 @@ def ray_executor(config: BatchConfig) -> Iterator[RayExecutor]:
         logging.getLogger(logger).setLevel(logging.ERROR)
     try:
         if ours:
-            _connect(config)
+            with _unsaid():
+                _connect(config)
         yield RayExecutor(config)
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """What Ray's core writes to stderr by itself as it starts: that it was told to be quiet. Errors are raised."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _connect(config: BatchConfig) -> None:

@@ -46,8 +46,8 @@ ENVIRONMENT: Final = {
 }
 """Settings of Ray that only its environment takes. What the user has set goes before."""
 OF_OWN_RAY: Final = {
-    # A third less CPU for a request: plain gRPC between processes, and one event loop in each instead of three. Loading
-    # and computing happen in threads, so that loop is free.
+    # Less CPU for a request (docs/results.md): plain gRPC between processes, and one event loop in each instead of
+    # three. Loading and computing happen in threads, so that loop is free.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),  # else 4 MiB, and a long prompt fails
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",

@@ -43,6 +43,12 @@ class Gate:
         return Routed(query, RoutingDecision((query.text,), (1.0,), (1.0,), 1.0), None, None, Single())
 
 
+@pytest.fixture(autouse=True)
+def no_router_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these tests have to route takes no time; they are about routers that take some."""
+    monkeypatch.setattr("coe.serve.micro_batch.QUICK_S", 0.0)
+
+
 async def route(batch: MicroBatch, gate: Gate, text: str, model: str = "auto", dial: float | None = None) -> str:
     return (await batch.route(gate, Query.of(text, dial=dial), model)).decision.experts[0]
 
@@ -138,3 +144,46 @@ async def test_closing_ends_the_thread_after_its_work_and_leaves_nobody_waiting(
     [thread] = gate.threads
     await asyncio.to_thread(thread.join, 5)
     assert not thread.is_alive()
+
+
+async def test_a_router_that_takes_no_time_stays_on_its_caller_s_thread_once_that_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("coe.serve.micro_batch.QUICK_S", 10.0)
+    gate, batch = Gate(), MicroBatch()
+    assert [await route(batch, gate, text) for text in "abc"] == ["a", "b", "c"]
+    assert threading.current_thread() in gate.threads and len(gate.threads) == 2  # the first one was measured
+    with pytest.raises(NoEligibleExpert, match="refuse"):
+        await route(batch, gate, "refuse")
+    assert gate.batches == [("auto", [text]) for text in ("a", "b", "c", "refuse")]
+    batch.close()
+
+
+async def test_a_router_that_becomes_slow_goes_back_to_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.serve.micro_batch.QUICK_S", 0.02)
+
+    class Slow(Gate):
+        busy = False
+
+        def route_each(self, queries: Sequence[Query], model: str) -> list[Routed | RouterError | CoeError]:
+            if self.busy:
+                sum(range(8_000_000))
+            return super().route_each(queries, model)
+
+    gate, batch = Slow(), MicroBatch()
+    await route(batch, gate, "a")
+    gate.busy = True
+    await route(batch, gate, "b")  # on this thread, and too long
+    gate.threads.clear()
+    await route(batch, gate, "c")
+    assert threading.current_thread() not in gate.threads
+    batch.close()
+
+
+async def test_names_that_come_and_go_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.serve.micro_batch._MOST_KEYS", 3)
+    gate, batch = Gate(), MicroBatch()
+    for i in range(10):
+        await route(batch, gate, "a", model=f"m{i}")
+    assert len(batch._query_s) <= 4
+    batch.close()
