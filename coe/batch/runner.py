@@ -81,8 +81,8 @@ class RayExecutor:
             max_tasks_in_flight_per_actor=1,  # a shift is long: who is free first takes the next one
         )
         options: dict[str, Any] = {"num_cpus": given.num_cpus, "num_gpus": given.num_gpus}
-        if given.threads > 1:  # Ray's workers have one thread anyway
-            options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(given.threads)}}
+        if given.threads > 1:  # Ray's workers have one thread anyway, and those that run already are taken
+            options["runtime_env"] = {"env_vars": given.environment}
         told = _map(len(shifts), _HostActor, pool, fn_constructor_args=(job, stage, shifts, _DEATHS), **options)
         return (Answered(**{name: Counter(counts) for name, counts in each.items()}) for each in told)
 

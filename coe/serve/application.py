@@ -57,7 +57,7 @@ def _deployment(target: type, name: str, process: ProcessConfig, pushed: dict[st
         ray_actor_options={
             "num_cpus": process.num_cpus,
             "num_gpus": process.num_gpus,
-            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(process.threads), "TOKENIZERS_PARALLELISM": "false"}},
+            "runtime_env": {"env_vars": process.environment},
         },
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=GRACE_S,
