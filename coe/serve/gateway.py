@@ -50,6 +50,7 @@ class Gateway:
         process = f"{socket.gethostname()}-{os.getpid()}"
         self._log = None if settings.log.folder is None else DecisionLog(settings.log, process=process)
         self._metrics = Metrics(process, dropped=self._dropped, in_flight=self._in_flight, pages=self._pages)
+        self._generation = EMPTY.generation
         self._service = Service(
             self._orchestrator(EMPTY, {}),
             settings=settings,
@@ -78,9 +79,14 @@ class Gateway:
             return
         self._hosts.update(catalogue)
         self._service.update(self._orchestrator(catalogue, policies))
+        self._generation = catalogue.generation
         log.info(
             "catalogue %d: %d experts, policies %s", catalogue.generation, len(catalogue.snapshot), ", ".join(policies)
         )
+
+    async def state(self) -> dict[str, Any]:
+        """Which catalogue it answers by."""
+        return {"generation": self._generation}
 
     async def page(self) -> bytes:
         """This process's metrics, for the gateway that is asked for all of them."""

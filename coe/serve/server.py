@@ -26,7 +26,7 @@ from registry.errors import RegistryError
 from routers.errors import RouterError
 
 if TYPE_CHECKING:
-    from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
+    from ray.serve.schema import ApplicationStatusOverview
 
 Say = Callable[[str, str], None]
 """Told what happens, for people: which part, and what of it."""
@@ -35,7 +35,6 @@ OBJECT_STORE_BYTES: Final = 200 * 2**20
 """Ray's shared memory on this machine: requests and answers are small."""
 STOP_S: Final = 4.0
 """Seconds for Serve to take its replicas down in order; Ray then ends what is left."""
-POLL_S: Final = 0.2
 ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "RAY_AUTH_MODE": "token",  # Ray's default; unsaid, it warns
@@ -96,11 +95,16 @@ class Server:
                 self._say("not reloaded", f"{error}\nThe service goes on as it was.")
 
     def _push(self) -> None:
+        from coe.serve import deployed
+
         before = self._source.catalogue
         catalogue, fixed = self._source.reread()
         started = time.perf_counter()
         self._run()
         self._await_running(lambda app: None)
+        if behind := deployed.behind(catalogue.generation):
+            self._say("not reloaded", f"{behind} gateways could not take it and answer as before; their logs say why")
+            return
         changes = _changes(before.snapshot.experts, catalogue.snapshot.experts)
         self._say("reloaded", f"{changes}; policies {', '.join(catalogue.policies)}; {_since(started)}")
         if fixed:
@@ -142,6 +146,8 @@ class Server:
         }
 
     def _deploy(self) -> None:
+        from coe.serve import deployed
+
         started = time.perf_counter()
         told: set[str] = set()
 
@@ -149,17 +155,17 @@ class Server:
             for name, deployment in app.deployments.items():
                 if deployment.status == "HEALTHY" and name not in told:
                     told.add(name)
-                    self._say(name, f"{_running(deployment)} up in {_since(started)}")
+                    self._say(name, f"{deployed.running(deployment)} up in {_since(started)}")
                 elif deployment.message and deployment.message not in told and name not in told:
                     told.add(deployment.message)
-                    self._say(name, _gist(deployment.message))
+                    self._say(name, deployed.gist(deployment.message))
 
         for group in self._settings.hosts:
             self._say(group.name, _what_loads(self._source, group))
         self._run()
         self._await_running(tell)
         for group in self._settings.hosts:
-            for state in _states(group.name):
+            for state in deployed.states(group.name):
                 if state["loaded_s"]:
                     times = ", ".join(f"{name} in {seconds:.1f} s" for name, seconds in state["loaded_s"].items())
                     self._say(group.name, f"loaded {times}")
@@ -180,22 +186,26 @@ class Server:
 
     def _await_running(self, tell: Callable[[ApplicationStatusOverview], None]) -> None:
         """Poll until all is running, telling each status. Raises ConfigError with the reason when it cannot start."""
+        from coe.serve import deployed
+
         while True:
-            app = _status()
+            app = deployed.status()
             tell(app)
             if app.status == "RUNNING":
                 return
             if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                reasons = [_gist(d.message) for d in app.deployments.values() if d.message]
+                reasons = [deployed.gist(d.message) for d in app.deployments.values() if d.message]
                 raise ConfigError(f"the service cannot start: {'; '.join(reasons) or app.message}")
-            time.sleep(POLL_S)
+            time.sleep(deployed.POLL_S)
 
     def _tell_health(self, before: str) -> str:
         """Say when a process is missing, and when all are back."""
+        from coe.serve import deployed
+
         missing = [
-            f"{name}: {_gist(deployment.message) or deployment.status.lower()}"
-            for name, deployment in _status().deployments.items()
-            if deployment.status == "UNHEALTHY" or not _running(deployment)
+            f"{name}: {deployed.gist(deployment.message) or deployment.status.lower()}"
+            for name, deployment in deployed.status().deployments.items()
+            if deployment.status == "UNHEALTHY" or not deployed.running(deployment)
         ]
         now = "; ".join(missing)
         if now != before:
@@ -211,7 +221,9 @@ class Server:
 
         if not ray.is_initialized():
             return
-        down = serve.shutdown if self._settings.ray is None else _delete
+        from coe.serve import deployed
+
+        down = serve.shutdown if self._settings.ray is None else deployed.delete
         # Ray tells the terminal of Serve's own end as of a failure.
         with _undisturbed(), Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             in_order = threading.Thread(target=down, daemon=True)
@@ -267,37 +279,6 @@ def _what_loads(source: Source, group: ExpertHostsConfig) -> str:
     return f"loading {', '.join(pins)}; of {len(served)} experts, the others when they are first asked"
 
 
-def _states(deployment: str) -> list[dict[str, Any]]:
-    """What the hosts of a group say of themselves."""
-    from ray import serve
-
-    from coe.serve.gateway import APP
-
-    answers = serve.get_deployment_handle(deployment, APP).broadcast("state").results(return_exceptions=True)
-    return [answer for answer in answers if isinstance(answer, dict)]
-
-
-def _status() -> ApplicationStatusOverview:
-    from ray import serve
-
-    from coe.serve.gateway import APP
-
-    return serve.status().applications[APP]
-
-
-def _running(deployment: DeploymentStatusOverview) -> int:
-    """How many replicas answer."""
-    return sum(count for state, count in deployment.replica_states.items() if state == "RUNNING")
-
-
-def _delete() -> None:
-    from ray import serve
-
-    from coe.serve.gateway import APP
-
-    serve.delete(APP)
-
-
 def _changes(before: Any, after: Any) -> str:
     """What a person wants to know of a new snapshot."""
     parts = {
@@ -306,12 +287,6 @@ def _changes(before: Any, after: Any) -> str:
         "changed": {name for name in before.keys() & after.keys() if before[name] != after[name]},
     }
     return "; ".join(f"{what} {', '.join(sorted(names))}" for what, names in parts.items() if names) or "same experts"
-
-
-def _gist(message: str) -> str:
-    """What matters of Serve's words: the error itself of a traceback, else all of them on one line."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1] if "Traceback" in message else " ".join(lines)
 
 
 def _since(started: float) -> str:

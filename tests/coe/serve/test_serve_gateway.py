@@ -38,6 +38,7 @@ async def test_a_catalogue_is_answered_by_from_then_on(gateway: Gateway) -> None
         catalogue(2, default=PolicyConfig(expert="echo"), more=PolicyConfig(expert="echo")).to_json()
     )
     assert set(gateway._service.orchestrator.policies) == {"default", "more"}
+    assert await gateway.state() == {"generation": 2}
 
 
 async def test_a_router_that_has_gone_since_it_was_checked_changes_nothing(gateway: Gateway, tmp_path: Path) -> None:
@@ -49,3 +50,4 @@ async def test_a_router_that_has_gone_since_it_was_checked_changes_nothing(gatew
     before = gateway._service.orchestrator
     await gateway.reconfigure(gone)
     assert gateway._service.orchestrator is before
+    assert await gateway.state() == {"generation": 1}  # which tells the service that it stayed behind
