@@ -1,6 +1,7 @@
 """What every test shares: a home of its own, one compute thread, no network, and the real small bases."""
 
 import os
+import signal
 from pathlib import Path
 
 # Before torch is imported anywhere: threads of several workers on few cores fight each other.
@@ -10,6 +11,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["COLUMNS"] = "200"  # tables in captured output are not wrapped
 
 import pytest
+
+# Tests of Ctrl-C must not depend on who started them: a shell's background jobs ignore it, and so would their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_HOME = Path(os.environ.get("COE_HOME") or Path.home() / ".cache" / "coe").expanduser().absolute()
 """Where models are kept between runs: converting a base takes a while, so tests share it with the demo."""

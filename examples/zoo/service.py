@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import socket
 import statistics
 import subprocess
@@ -44,7 +43,7 @@ def serving(config: Path) -> Iterator[str]:
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        server.send_signal(signal.SIGINT)
+        server.terminate()  # not SIGINT, which whoever started us in the background may have switched off
         server.wait(60)
 
 
