@@ -127,6 +127,9 @@ class Server:
             ray.init(**self._ray_options())
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ConfigError(f"Ray cannot be started or reached ({self._settings.ray or 'local'}): {error}") from error
+        if threading.current_thread() is threading.main_thread():
+            # Ray's core takes SIGTERM for itself, and would end this process on the spot with a stack trace.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         serve.start(
             proxy_location="HeadOnly" if self._settings.ray is None else "EveryNode",
             http_options=HTTPOptions(host=self._settings.host, port=self._settings.port),
