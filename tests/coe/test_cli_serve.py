@@ -151,3 +151,13 @@ def test_ctrl_c_ends_a_service_that_is_answering(tmp_path: Path) -> None:
         for stream in streams:
             with suppress(IncompleteRead, ConnectionError), stream:
                 assert b"[DONE]" not in stream.read(), "a minute of text cannot be over"
+
+
+@pytest.mark.integration
+def test_sigterm_ends_it_as_ctrl_c_does(tmp_path: Path) -> None:
+    """What a service manager sends, to the command alone. Ray's core would take it for a crash."""
+    with starting(tmp_path, CONFIG, EXPERTS) as service:
+        service.wait_for("Ctrl-C  stops")
+        service.process.terminate()
+        assert service.ended() == 0
+        assert service.screen.rstrip().endswith("stopped") and "SIGTERM" not in service.screen
