@@ -327,6 +327,17 @@ class _Engines(dict[str, Engine]):
         return engine
 
 
+async def update_host(host: Host, config: Config, snapshot: Snapshot) -> None:
+    """`host.update`, and memory for weights where the first ones come with this snapshot.
+
+    A host that began without any was given none, unless the configuration states a budget.
+    """
+    if not host.cache.budget_bytes:
+        kinds = {engine_kind(spec) for spec in snapshot.experts.values()}
+        host.cache.budget_bytes = await asyncio.to_thread(budget_bytes, config, kinds)
+    host.update(snapshot)
+
+
 def engine_options(config: Config, kind: str) -> dict[str, Any]:
     """The engine's section of the configuration, as its constructor's arguments."""
     section = getattr(config.engines, kind, None)

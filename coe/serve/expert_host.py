@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from coe.config import Config, ExpertHostsConfig
 from coe.errors import CoeError
-from coe.host import Host, open_host
+from coe.host import Host, open_host, update_host
 from coe.serve.catalogue import Catalogue, serving
 from coe.types import Chunk, GenerateRequest
 from registry.store import Snapshot
@@ -57,7 +57,7 @@ class ExpertHost:
             )
             await self._load_pinned(self._host)
         else:
-            self._host.update(snapshot)
+            await update_host(self._host, self._config, snapshot)
         async with self._changed:
             self._generation = catalogue.generation
             self._changed.notify_all()

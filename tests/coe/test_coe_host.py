@@ -270,12 +270,29 @@ async def test_what_waits_and_what_it_took_before_say_how_long_a_new_request_wou
 
 async def test_an_engine_that_a_later_snapshot_needs_is_made_then() -> None:
     from coe.config import Config
-    from coe.host import open_host
+    from coe.host import open_host, update_host
 
     config = Config.model_validate({"engines": {"fake": {"capacity": 3}}})
     remote = ExpertSpec(name="far", kind=Kind.REMOTE, source="http://127.0.0.1:9/v1")
     async with open_host(config, Snapshot(1, {"far": remote})) as host:
-        host.update(Snapshot(2, {"far": remote, "near": model("near")}))
+        await update_host(host, config, Snapshot(2, {"far": remote, "near": model("near")}))
         host.cache.budget_bytes = 10 * MIB
         assert await ask(host, "near") == "HELLO THERE"
         assert host.cache.peek("near").capacity == 3  # type: ignore[union-attr]
+
+
+async def test_the_first_weights_that_come_with_a_later_snapshot_get_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from coe.config import Config
+    from coe.host import open_host, update_host
+
+    monkeypatch.setattr("coe.engines.hf_load.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("coe.engines.hf_load.choose_device", lambda device: "cpu")
+    remote = ExpertSpec(name="far", kind=Kind.REMOTE, source="http://127.0.0.1:9/v1")
+    weights = ExpertSpec(name="near", kind=Kind.MODEL, source="/models/near", size_bytes=10)
+    async with open_host(Config(), Snapshot(1, {"far": remote})) as host:
+        assert host.cache.budget_bytes == 0
+        await update_host(host, Config(), Snapshot(2, {"far": remote, "near": weights}))
+        assert host.cache.budget_bytes == 800 and "near" in host.snapshot
+        monkeypatch.setattr("coe.engines.hf_load.free_bytes", lambda device: 5)
+        await update_host(host, Config(), Snapshot(3, {"near": weights}))
+        assert host.cache.budget_bytes == 800  # what is loaded now must not shrink what it was promised
