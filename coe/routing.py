@@ -16,7 +16,7 @@ from coe.policy import Policy
 from registry.spec import ExpertSpec
 from registry.store import Snapshot
 from routers.base import Estimate, Query, RoutingDecision, Utility, decide
-from routers.constraints import check, prune
+from routers.constraints import CONTEXT_LENGTH, check, prune
 from routers.errors import RouterError
 
 
@@ -71,19 +71,26 @@ def route(
     queries: Sequence[Query], policy: Policy, snapshot: Snapshot, load_s: Mapping[str, float]
 ) -> list[Routed | RouterError]:
     """Each query's decision, or why there is none: a query that nobody may answer does not disturb the others."""
-    allowed = [_allowed(query, snapshot) for query in queries]
-    outcomes: list[Routed | RouterError | None] = [n if isinstance(n, RouterError) else None for n in allowed]
-    rows = [i for i, outcome in enumerate(outcomes) if outcome is None]
-    if rows:
-        estimate = policy.router.estimate([queries[i] for i in rows])
-        grounds = [_grounds(queries[i], policy, estimate.row(row), allowed[i], load_s) for row, i in enumerate(rows)]
-        for i, ground, decision in zip(rows, grounds, _decide_all(estimate, grounds), strict=True):
+    outcomes: dict[int, Routed | RouterError] = {}
+    answerable: list[tuple[int, Query, frozenset[str]]] = []
+    for i, query in enumerate(queries):
+        try:
+            answerable.append((i, query, prune([query], snapshot.experts)[0]))
+        except RouterError as error:
+            outcomes[i] = error
+    if answerable:
+        estimate = policy.router.estimate([query for _, query, _ in answerable])
+        grounds = [
+            Grounds(estimate.row(row), _utility(policy, query), allowed, policy.k, load_s, query.seed)
+            for row, (_, query, allowed) in enumerate(answerable)
+        ]
+        for (i, query, _), ground, decided in zip(answerable, grounds, _decide_all(estimate, grounds), strict=True):
             outcomes[i] = (
-                decision
-                if isinstance(decision, RouterError)
-                else Routed(queries[i], decision, policy, ground, _composition(policy, queries[i]))
+                decided
+                if isinstance(decided, RouterError)
+                else Routed(query, decided, policy, ground, _composition(policy, query))
             )
-    return [outcome for outcome in outcomes if outcome is not None]
+    return [outcomes[i] for i in range(len(queries))]
 
 
 def bypass(query: Query, expert: str, experts: Mapping[str, ExpertSpec]) -> Routed:
@@ -97,22 +104,14 @@ def bypass(query: Query, expert: str, experts: Mapping[str, ExpertSpec]) -> Rout
             f"{expert!r} is asked for by name, but is not among the allowed experts {sorted(query.allowed)}"
         )
     why = check(query, experts).removed.get(expert)
-    if why is not None and not why.startswith("context length"):  # an estimate; the engine counts, and says it exactly
+    if why is not None and not why.startswith(CONTEXT_LENGTH):  # an estimate; the engine counts, and says it exactly
         raise InvalidRequest(f"{expert!r} is asked for by name, but cannot take this request: {why}")
     decision = RoutingDecision((expert,), (1.0,), (1.0,), confidence=1.0, reason="asked for by name")
     return Routed(query, decision, None, None, Single())
 
 
-def _grounds(
-    query: Query,
-    policy: Policy,
-    estimate: Estimate,
-    allowed: frozenset[str] | RouterError,
-    load_s: Mapping[str, float],
-) -> Grounds:
-    assert not isinstance(allowed, RouterError)  # only answerable queries are estimated
-    utility = policy.utility if query.dial is None else replace(policy.utility, dial=query.dial)
-    return Grounds(estimate, utility, allowed, policy.k, load_s, query.seed)
+def _utility(policy: Policy, query: Query) -> Utility:
+    return policy.utility if query.dial is None else replace(policy.utility, dial=query.dial)
 
 
 def _decide_all(
@@ -136,13 +135,6 @@ def _decide_all(
 def _decide(grounds: Grounds) -> RoutingDecision | RouterError:
     try:
         return grounds.decide()
-    except RouterError as error:
-        return error
-
-
-def _allowed(query: Query, snapshot: Snapshot) -> frozenset[str] | RouterError:
-    try:
-        return prune([query], snapshot.experts)[0]
     except RouterError as error:
         return error
 

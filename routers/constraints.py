@@ -16,6 +16,8 @@ from routers.base import Query
 from routers.errors import NoEligibleExpert
 
 CHAT, TOOLS, JSON = "chat", "tools", "json"
+CONTEXT_LENGTH = "context length"
+"""Names of constraints; that one is an estimate, which the engine settles."""
 ASCII_CHARS_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 4
 """Role and separators that a chat template adds around a message."""
@@ -86,7 +88,7 @@ def _failed(
         yield f"{JSON}: it does not promise JSON"
     if context_length is not None and tokens + answer_tokens > context_length:
         room = f" and {answer_tokens} for the answer" if answer_tokens else ""
-        yield f"context length: about {tokens} tokens{room} do not fit its {context_length}"
+        yield f"{CONTEXT_LENGTH}: about {tokens} tokens{room} do not fit its {context_length}"
 
 
 def _context_length(spec: ExpertSpec, specs: Mapping[str, ExpertSpec]) -> int | None:

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from coe.errors import CoeError, DeadlineExceeded, EngineError, InvalidRequest, Overloaded, WeightsError
 from registry.errors import RegistryError, UnknownExpert
+from routers.constraints import CONTEXT_LENGTH
 from routers.errors import NoEligibleExpert, RouterError
 
 INVALID, RATE, SERVER = "invalid_request_error", "rate_limit_error", "server_error"
-CONTEXT_LENGTH: Final = "context length"
 
 
 @dataclass(frozen=True, slots=True)
