@@ -142,7 +142,7 @@ class Orchestrator:
                 return
             reply.asked += [ask.expert for ask in step.asks]
             if not step.last:
-                outcomes = await asyncio.gather(*(self._whole(ask) for ask in step.asks))
+                outcomes = await asyncio.gather(*(self.whole(ask) for ask in step.asks))
                 done.update(zip((ask.id for ask in step.asks), outcomes, strict=True))
                 continue
             [ask] = step.asks
@@ -157,8 +157,8 @@ class Orchestrator:
             if reply.expert is not None:  # what a client has seen cannot be taken back
                 raise outcome.error
 
-    async def _whole(self, ask: Ask) -> Answer | Failure:
-        """The whole answer of an ask whose text is only an ingredient of the final one."""
+    async def whole(self, ask: Ask) -> Answer | Failure:
+        """The whole answer of an ask that nobody reads as it comes."""
         done: dict[str, Answer | Failure] = {}
         whole = replace(ask, request=replace(ask.request, stream=False))
         async with aclosing(self._stream(whole, done)) as chunks:

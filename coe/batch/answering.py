@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from coe.batch.parts import answers_folder, read_asks, units_name, write_answers
@@ -15,9 +15,10 @@ from coe.batch.records import dump_outcome
 from coe.batch.stages import Unit
 from coe.batch.storage import Folder
 from coe.compose import Ask
-from coe.errors import CoeError, EngineError, InvalidRequest, OutOfMemory, WeightsError
+from coe.errors import EngineError, InvalidRequest, OutOfMemory, WeightsError
 from coe.host import Host
-from coe.types import Answer, Chunk, Failure
+from coe.orchestrator import Orchestrator
+from coe.types import Answer, Failure
 
 logger = logging.getLogger(__name__)
 _AHEAD = 2
@@ -55,8 +56,9 @@ class Shift:
         self, host: Host, folder: Folder, stage: int, units: Sequence[Unit], report: Callable[[Answered], None]
     ) -> None:
         self._host, self._folder, self._stage, self._units = host, folder, stage, units
+        self._orchestrator = Orchestrator(host.snapshot, {}, ask=host.ask)
         self._report, self._since = report, Answered()
-        self._unusable: dict[str, CoeError] = {}
+        self._unusable: dict[str, Exception] = {}
         self._in_flight = 0
         self._place_free = asyncio.Event()
 
@@ -125,31 +127,15 @@ class Shift:
         if ask.expert in self._unusable:
             return Failure(ask.expert, self._unusable[ask.expert])
         try:
-            return await self._generate(ask)
-        except CoeError as error:
-            if self._is_final(ask.expert, error):
-                self._unusable[ask.expert] = error
-            return Failure(ask.expert, error)
+            outcome = await self._orchestrator.whole(ask)
         except Exception as error:
             logger.exception("%s failed on a row", ask.expert)
             return Failure(ask.expert, EngineError(f"{ask.expert!r} failed: {type(error).__name__}: {error}"))
+        if isinstance(outcome, Failure) and self._is_final(ask.expert, outcome.error):
+            self._unusable[ask.expert] = outcome.error
+        return outcome
 
-    async def _generate(self, ask: Ask) -> Answer:
-        text, last = [], None
-        async with aclosing(self._host.ask(ask.expert, replace(ask.request, stream=False))) as chunks:
-            async for chunk in chunks:
-                text.append(chunk.text)
-                last = chunk
-        return self._finished(ask.expert, "".join(text), last)
-
-    def _finished(self, expert: str, text: str, last: Chunk | None) -> Answer:
-        if last is None or last.finish_reason is None or last.usage is None:
-            raise EngineError(f"{expert!r} stopped without finishing its answer")
-        price = self._host.snapshot.experts[expert].price
-        cost = price.cost_usd(last.usage.prompt_tokens, last.usage.completion_tokens) if price else None
-        return Answer(expert, text, last.finish_reason, last.usage, cost)
-
-    def _is_final(self, expert: str, error: CoeError) -> bool:
+    def _is_final(self, expert: str, error: Exception) -> bool:
         """Whether the error is of the expert's weights, and not of one request."""
         if isinstance(error, InvalidRequest):
             return False
