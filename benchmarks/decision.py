@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from routers.base import Query, TrainableRouter, decide
+from routers.base import Query, TrainableRouter
 from routers.build import build
+from routers.decide import decide
 from routers.encoders import CachedEncoder, Encoder, build_encoder
 from routers.outcomes import OutcomeTable
 

@@ -21,7 +21,8 @@ from coe.types import GenerateRequest
 from registry.errors import UnknownExpert
 from registry.store import Snapshot
 from routers.artifacts import load
-from routers.base import Message, Query, Router, Utility
+from routers.base import Message, Query, Router
+from routers.decide import Utility
 
 
 @dataclass(frozen=True, slots=True)

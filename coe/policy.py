@@ -12,7 +12,8 @@ from coe.errors import UnknownModel
 from registry.errors import UnknownExpert
 from registry.spec import RESERVED_PREFIX
 from registry.store import Snapshot
-from routers.base import Estimate, Query, Router, Utility
+from routers.base import Estimate, Query, Router
+from routers.decide import Utility
 
 AUTO = "auto"
 """`model` of a request that takes the default policy."""

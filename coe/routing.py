@@ -15,14 +15,15 @@ from coe.errors import InvalidRequest
 from coe.policy import Policy
 from registry.spec import ExpertSpec
 from registry.store import Snapshot
-from routers.base import Estimate, Query, RoutingDecision, Utility, decide
+from routers.base import Estimate, Query, RoutingDecision
 from routers.constraints import CONTEXT_LENGTH, check, prune
+from routers.decide import Utility, decide
 from routers.errors import RouterError
 
 
 @dataclass(frozen=True, slots=True)
 class Grounds:
-    """What a decision was made from: the arguments of `routers.base.decide`, for one query.
+    """What a decision was made from: the arguments of `routers.decide.decide`, for one query.
 
     Attributes:
         estimate: one row.

@@ -1,24 +1,20 @@
-"""The vocabulary of routing: Query -> Router.estimate -> Estimate -> decide -> RoutingDecision."""
+"""The vocabulary of routing: Query -> Router.estimate -> Estimate -> decide (`routers.decide`) -> RoutingDecision."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.errors import NoEligibleExpert, RouterError
+from routers.errors import RouterError
 
 if TYPE_CHECKING:
     from routers.outcomes import OutcomeTable
 
 Floats = NDArray[np.floating[Any]]
-TIE_DECIMALS = 12
-"""Utilities that agree to so many decimals are equal."""
-WEIGHT_TEMPERATURE = 0.1
-"""Ten points of utility are worth a factor e in a composition's weights."""
 GENERAL = "general"
 """Label of a query that no category claims: it goes to the generalist."""
 
@@ -77,6 +73,7 @@ class Estimate:
         abstained: (n,) bool: the router is unsure and sends the query to its generalist; `None` means never.
         confidence: (n,) probability that the decision is right; `None` takes the chosen expert's quality.
         reasons: n short sentences for people, or `None`.
+        truncated: (n,) bool: the encoder did not read the end of the query; `None` where queries are read whole.
     """
 
     experts: tuple[str, ...]
@@ -88,6 +85,7 @@ class Estimate:
     abstained: NDArray[np.bool_] | None = None
     confidence: Floats | None = None
     reasons: tuple[str, ...] | None = None
+    truncated: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         n, m = self.quality.shape
@@ -97,7 +95,7 @@ class Estimate:
             array = getattr(self, name)
             if array is not None and array.shape != (n, m):
                 raise RouterError(f"Estimate.{name} has shape {array.shape}, expected {(n, m)}")
-        for name in ("ood", "labels", "abstained", "confidence", "reasons"):
+        for name in ("ood", "labels", "abstained", "confidence", "reasons", "truncated"):
             value = getattr(self, name)
             if value is not None and len(value) != n:
                 raise RouterError(f"Estimate.{name} has {len(value)} entries for {n} queries")
@@ -120,6 +118,7 @@ class RoutingDecision:
         weights: share of each expert in a composition, summing to 1 (equal utilities give equal shares).
         scores: utility of each expert in `experts`.
         experts: may be empty only when `abstained` and there is no generalist.
+        truncated: the query was longer than the router reads; it was judged by its beginning.
     """
 
     experts: tuple[str, ...]
@@ -129,23 +128,7 @@ class RoutingDecision:
     label: str | None = None
     abstained: bool = False
     reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Utility:
-    """utility = quality - dial * cost_usd - patience * load_s.
-
-    dial: quality (score in [0, 1]) given up per USD; patience: quality given up per second of waiting for a load.
-    """
-
-    dial: float = 0.0
-    patience: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("dial", "patience"):
-            value = getattr(self, name)
-            if not np.isfinite(value) or value < 0:
-                raise RouterError(f"{name} must be a finite number >= 0, got {value}")
+    truncated: bool = False
 
 
 @runtime_checkable
@@ -185,180 +168,3 @@ class TrainableRouter(Router, Protocol):
     def state(self) -> RouterState:
         """Everything `from_state` needs, as arrays and JSON values."""
         ...
-
-
-def decide(
-    estimate: Estimate,
-    *,
-    utility: Utility | Sequence[Utility] = Utility(),
-    load_s: Mapping[str, float] | None = None,
-    allowed: Collection[str] | Sequence[Collection[str] | None] | None = None,
-    k: int = 1,
-    rng: np.random.Generator | None = None,
-) -> list[RoutingDecision]:
-    """The k experts of highest utility for each of the n queries: pure, and the only place where a choice is made.
-
-    utility = quality - dial * cost_usd - patience * load_s. The choice is among the experts that are allowed and that
-    the router holds eligible; where no expert is both, the best of the allowed answers and `reason` says so. Equal
-    utilities (to 12 decimals) go to the cheaper expert, then to the one listed first; with `rng`, to chance.
-
-    Args:
-        estimate: what a router predicts for n queries and m experts.
-        utility: exchange rates, for all queries or one for each.
-        load_s: seconds until each expert can start, by name; an expert that is not named is ready.
-        allowed: names that may answer, for all queries, or one collection (or `None`: no limit) for each. Names that
-            the estimate does not know are ignored while at least one known name remains.
-        k: most experts in a decision; there are fewer where fewer are allowed and eligible.
-        rng: breaks ties at random instead.
-
-    Returns:
-        n decisions. Their weights are softmax(utility / 0.1) over the chosen experts: ten points of utility are worth
-        a factor e, and what all experts have in common cancels out. Their confidence is the router's own where the
-        router's choice stands, and the best expert's quality where the constraints overruled it.
-
-    Raises:
-        NoEligibleExpert: a query has no allowed expert with a known quality; the message names the constraint.
-        RouterError: a dial > 0 without known costs, or an argument of a wrong length or value.
-    """
-    if k < 1:
-        raise RouterError(f"k must be at least 1, got {k}")
-    utilities = _utilities(estimate, utility, load_s or {})
-    permitted = _permitted(estimate, allowed)
-    candidates = permitted if estimate.eligible is None else permitted & estimate.eligible
-    overruled = ~_any_of_each_row(candidates)
-    candidates = np.where(overruled[:, None], permitted, candidates)
-    order = _best_first(estimate, np.where(candidates, utilities, -np.inf), rng)
-    counts = np.minimum(candidates.sum(axis=1), k)
-    return [
-        _decision(estimate, i, chosen[:count], utilities[i], bool(overruled[i]))
-        for i, (chosen, count) in enumerate(zip(order, counts, strict=True))
-    ]
-
-
-def _utilities(estimate: Estimate, utility: Utility | Sequence[Utility], load_s: Mapping[str, float]) -> Floats:
-    """(n, m) utilities; NaN where the quality is NaN."""
-    rates = [utility] * len(estimate) if isinstance(utility, Utility) else list(utility)
-    if len(rates) != len(estimate):
-        raise RouterError(f"{len(rates)} utilities for {len(estimate)} queries: give one, or one for each query")
-    bad = {name: seconds for name, seconds in load_s.items() if not np.isfinite(seconds) or seconds < 0}
-    if bad:
-        raise RouterError(f"load_s must be finite seconds >= 0, got {bad}")
-    dial = np.array([[rate.dial] for rate in rates]).reshape(-1, 1)
-    patience = np.array([[rate.patience] for rate in rates]).reshape(-1, 1)
-    loads = np.array([load_s.get(name, 0.0) for name in estimate.experts])
-    utilities: Floats = np.asarray(estimate.quality, dtype=np.float64) - patience * loads
-    if dial.any():
-        utilities -= dial * _costs(estimate)
-    return utilities
-
-
-def _costs(estimate: Estimate) -> Floats:
-    """(n, m) costs in USD, all known."""
-    if estimate.cost_usd is None:
-        raise RouterError(
-            "a dial > 0 trades quality for cost, but this router knows no costs: train it on a table with cost columns "
-            "(or with prices), or set the dial to 0"
-        )
-    known = np.isfinite(estimate.cost_usd)
-    if not known.all():
-        names = ", ".join(name for j, name in enumerate(estimate.experts) if not known[:, j].all())
-        raise RouterError(f"a dial > 0 trades quality for cost, but the cost of {names} is unknown: set the dial to 0")
-    return estimate.cost_usd
-
-
-def _permitted(
-    estimate: Estimate, allowed: Collection[str] | Sequence[Collection[str] | None] | None
-) -> NDArray[np.bool_]:
-    """(n, m) bool: allowed by the caller, and of known quality. Every row has one."""
-    masks: dict[frozenset[str] | None, NDArray[np.bool_]] = {}
-    rows = []
-    for i, names in enumerate(_allowed_per_query(estimate, allowed)):
-        key = None if names is None else frozenset(names)
-        if key not in masks:
-            masks[key] = np.array([key is None or name in key for name in estimate.experts], dtype=bool)
-        if not masks[key].any():
-            asked = ", ".join(sorted(key or ())) or "nobody"
-            known = ", ".join(estimate.experts)
-            raise NoEligibleExpert(
-                f"{_which(estimate, i)}allowed experts: {asked} may answer, but the router knows only {known}"
-            )
-        rows.append(masks[key])
-    if not rows:
-        return np.zeros(estimate.quality.shape, dtype=bool)
-    permitted = np.stack(rows)
-    known_quality: NDArray[np.bool_] = permitted & ~np.isnan(estimate.quality)
-    some = _any_of_each_row(known_quality)
-    if not some.all():
-        i = int(some.argmin())
-        names = [name for name, ok in zip(estimate.experts, permitted[i], strict=True) if ok]
-        raise NoEligibleExpert(f"{_which(estimate, i)}quality: the router's estimate is NaN for {', '.join(names)}")
-    return known_quality
-
-
-def _allowed_per_query(
-    estimate: Estimate, allowed: Collection[str] | Sequence[Collection[str] | None] | None
-) -> Iterator[Collection[str] | None]:
-    if isinstance(allowed, str):
-        raise RouterError(f"allowed must be a collection of names, not the string {allowed!r}")
-    entries = None if allowed is None else list(allowed)
-    if entries is None or not entries or all(isinstance(entry, str) for entry in entries):
-        names = None if entries is None else frozenset(str(entry) for entry in entries)
-        yield from [names] * len(estimate)
-        return
-    if len(entries) != len(estimate):
-        raise RouterError(f"{len(entries)} entries in allowed for {len(estimate)} queries: give one for each query")
-    for entry in entries:
-        if isinstance(entry, str):
-            raise RouterError(f"allowed mixes names and collections of names: {entry!r}")
-        yield entry
-
-
-def _any_of_each_row(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(n,) whether each row of an (n, m) mask has a True."""
-    return np.asarray(mask.any(axis=1), dtype=bool)
-
-
-def _which(estimate: Estimate, i: int) -> str:
-    return f"query {i + 1} of {len(estimate)}: " if len(estimate) > 1 else ""
-
-
-def _best_first(estimate: Estimate, utilities: Floats, rng: np.random.Generator | None) -> NDArray[np.intp]:
-    """(n, m) expert columns, best first; the excluded ones (-inf) come last."""
-    rank = -np.round(utilities, TIE_DECIMALS)
-    keys: tuple[NDArray[Any], ...]  # the last one sorts first
-    if rng is not None:
-        keys = (rng.random(rank.shape), rank)
-    else:
-        cost = np.zeros(rank.shape) if estimate.cost_usd is None else estimate.cost_usd  # NaN sorts last
-        keys = (np.broadcast_to(np.arange(rank.shape[1]), rank.shape), cost, rank)
-    return np.asarray(np.lexsort(keys, axis=-1), dtype=np.intp)
-
-
-def _decision(
-    estimate: Estimate, i: int, chosen: NDArray[np.intp], utilities: Floats, overruled: bool
-) -> RoutingDecision:
-    scores = utilities[chosen]
-    weights = np.exp((scores - scores.max()) / WEIGHT_TEMPERATURE)
-    best_quality = estimate.quality[i, chosen[0]]
-    confidence = best_quality if estimate.confidence is None or overruled else estimate.confidence[i]
-    return RoutingDecision(
-        experts=tuple(estimate.experts[j] for j in chosen),
-        weights=tuple((weights / weights.sum()).tolist()),
-        scores=tuple(scores.tolist()),
-        confidence=float(min(max(confidence, 0.0), 1.0)),
-        label=None if estimate.labels is None else estimate.labels[i],
-        abstained=estimate.abstained is not None and bool(estimate.abstained[i]),
-        reason=_reason(estimate, i, chosen, overruled),
-    )
-
-
-def _reason(estimate: Estimate, i: int, chosen: NDArray[np.intp], overruled: bool) -> str:
-    best = int(chosen[0])
-    quality = f"{estimate.experts[best]} has an estimated quality of {estimate.quality[i, best]:.3f}"
-    own = quality if estimate.reasons is None else estimate.reasons[i]
-    if estimate.eligible is None or not overruled:
-        return own
-    preferred = [name for name, ok in zip(estimate.experts, estimate.eligible[i], strict=True) if ok]
-    excluded = ", ".join(preferred) or "every choice of the router"
-    why = f"the constraints exclude {excluded}; best of the allowed: {quality}"
-    return why if estimate.reasons is None else f"{own}; {why}"

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers import metrics
-from routers.base import Query, Router, TrainableRouter, Utility, decide
+from routers.base import Router, TrainableRouter
+from routers.decide import Utility, decide
 from routers.encoders import CachedEncoder
 from routers.errors import EvaluatingOnTrainingData, InvalidOutcomes, RouterError
 from routers.outcomes import OutcomeTable
@@ -138,13 +139,12 @@ def _trained(
 
 
 def _route(router: Router, table: OutcomeTable, utility: Utility) -> Routing:
-    if router.requires:
-        raise RouterError(
-            f"this router needs features that a table does not have: {', '.join(sorted(router.requires))}"
-        )
+    if missing := sorted(router.requires - set(table.features)):
+        raise RouterError(f"this router needs features that the table does not have: {', '.join(missing)}")
+    queries = table.queries()
     parts = []
     for start in range(0, len(table), BATCH):
-        estimate = router.estimate([Query.of(prompt) for prompt in table.prompts[start : start + BATCH]])
+        estimate = router.estimate(queries[start : start + BATCH])
         decisions = decide(estimate, utility=utility, allowed=table.experts)
         chosen = [decision.experts[0] for decision in decisions]
         parts.append(
@@ -161,11 +161,11 @@ def _route_ms(router: TrainableRouter, table: OutcomeTable, utility: Utility, cl
     """Median milliseconds of single queries, spread over the table; encoded afresh, since a live query is new."""
     encoder = getattr(router, "encoder", None)
     rows = np.linspace(0, len(table) - 1, min(TIMED_QUERIES, len(table))).astype(int)
-    times = []
+    queries, times = table.select(rows).queries(), []
     with encoder.bypassed() if isinstance(encoder, CachedEncoder) else nullcontext():
-        for row in (rows[0], *rows):  # the first loads and warms up
+        for query in (queries[0], *queries):  # the first loads and warms up
             before = clock()
-            decide(router.estimate([Query.of(table.prompts[row])]), utility=utility, allowed=table.experts)
+            decide(router.estimate([query]), utility=utility, allowed=table.experts)
             times.append(clock() - before)
     return 1e3 * median(times[1:])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from routers.base import Floats, Query
 from routers.errors import InvalidOutcomes
 from routers.outcome_files import SHOWN_ROWS, columns_of, frame_of, read_frame, rows_problem, write_frame
 
@@ -47,6 +48,8 @@ class OutcomeTable:
         domains: n category names, or `None`.
         folds: (n,) int64, the cross-validation fold of each row, or `None`.
         answers: expert -> n recorded answers ("" where none could be read), or `None`.
+        features: name -> (n, d) signals of the queries, for routers that require them (`Router.requires`); computed
+            beside the table and not part of its file.
 
     Raises:
         InvalidOutcomes: naming every row and column at fault. Rows count from 1.
@@ -62,6 +65,7 @@ class OutcomeTable:
     domains: tuple[str, ...] | None = None
     folds: NDArray[np.int64] | None = None
     answers: Mapping[str, tuple[str, ...]] | None = None
+    features: Mapping[str, Floats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("query_ids", "prompts", "experts", "domains"):
@@ -125,6 +129,7 @@ class OutcomeTable:
             domains=None if self.domains is None else _take(self.domains, picked),
             folds=None if self.folds is None else self.folds[picked],
             answers=None if self.answers is None else {m: _take(a, picked) for m, a in self.answers.items()},
+            features={name: values[picked] for name, values in self.features.items()},
         )
 
     def with_experts(self, names: Sequence[str]) -> Self:
@@ -145,6 +150,13 @@ class OutcomeTable:
             tokens=None if self.tokens is None else self.tokens[:, columns],
             answers=None if self.answers is None else {m: self.answers[m] for m in names if m in self.answers},
         )
+
+    def queries(self) -> list[Query]:
+        """What a router may read of each row: the prompt, and the features."""
+        return [
+            Query.of(prompt, features={name: values[row] for name, values in self.features.items()})
+            for row, prompt in enumerate(self.prompts)
+        ]
 
     def with_prices(self, prices: Mapping[str, Price]) -> Self:
         """The table with `costs_usd` computed from prices, in place of any recorded cost.
@@ -252,6 +264,7 @@ def _shape_problems(table: OutcomeTable) -> list[str]:
         "folds": table.folds,
         "frame": table.frame,
     }
+    lists |= {f"features[{name!r}]": values for name, values in table.features.items()}
     lists |= {f"answers[{name!r}]": values for name, values in (table.answers or {}).items()}
     found += [
         f"{name} has {len(values)} entries for {n} queries"

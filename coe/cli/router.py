@@ -117,8 +117,8 @@ def cv(
     json: JsonTarget = None,
 ) -> None:
     """Cross-validate routers: train on all folds but one, score the one left out, pool them."""
-    from routers.base import Utility
     from routers.build import build, reads_text
+    from routers.decide import Utility
     from routers.evaluate import cross_validate
 
     required = parse_required(require or [])
@@ -164,8 +164,8 @@ def evaluate(
 ) -> None:
     """Score saved routers on a table that they were not trained on."""
     from routers.artifacts import load
-    from routers.base import Utility
     from routers.build import build
+    from routers.decide import Utility
     from routers.evaluate import evaluate
     from routers.outcomes import OutcomeTable
 
@@ -208,7 +208,8 @@ def route(
 ) -> None:
     """Say which expert a saved router gives a query to; no expert is loaded or asked."""
     from routers.artifacts import load
-    from routers.base import Query, Utility, decide
+    from routers.base import Query
+    from routers.decide import Utility, decide
 
     with warnings_on_console():
         loaded = load(router)

@@ -20,7 +20,8 @@ import numpy as np
 from coe.errors import CoeError
 from coe.routing import Grounds
 from coe.serve.finished import Finished
-from routers.base import Estimate, Message, Query, RoutingDecision, Utility
+from routers.base import Estimate, Message, Query, RoutingDecision
+from routers.decide import Utility
 from routers.errors import RouterError
 
 _KIND: Final = "coe-decision/"

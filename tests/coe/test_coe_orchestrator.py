@@ -15,7 +15,8 @@ from coe.policy import Policy
 from coe.types import Answer, Chunk, Failure, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind, Price
 from registry.store import Snapshot
-from routers.base import Estimate, Message, Query, RoutingDecision, Utility
+from routers.base import Estimate, Message, Query, RoutingDecision
+from routers.decide import Utility
 from routers.errors import NoEligibleExpert
 
 SPECS = [

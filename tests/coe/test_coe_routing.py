@@ -13,7 +13,8 @@ from coe.routing import Routed, bypass, route
 from coe.types import Answer, Failure, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
-from routers.base import Estimate, Message, Query, RoutingDecision, Utility
+from routers.base import Estimate, Message, Query, RoutingDecision
+from routers.decide import Utility
 from routers.errors import NoEligibleExpert, RouterError
 
 SNAPSHOT = Snapshot(

@@ -6,8 +6,9 @@ from planted_outcomes import planted_table
 
 from routers import artifacts
 from routers.artifacts import ARRAYS, META, load, save
-from routers.base import Query, RouterState, decide
+from routers.base import Query, RouterState
 from routers.build import KINDS, build
+from routers.decide import decide
 from routers.encoders import HashingEncoder
 from routers.errors import InvalidArtifact, RouterError, StaleArtifactWarning
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from routers.base import Estimate, Message, Query, Router, TrainableRouter, Utility
+from routers.base import Estimate, Message, Query, Router, TrainableRouter
 from routers.baselines import BestSingleRouter
+from routers.decide import Utility
 from routers.errors import RouterError
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from planted_outcomes import planted_table
 
-from routers.base import Query, RouterState, Utility, decide
+from routers.base import Query, RouterState
 from routers.baselines import BestSingleRouter, FixedRouter, RandomRouter
+from routers.decide import Utility, decide
 from routers.errors import InvalidArtifact, InvalidSettings, RouterError
 
 TRAIN = planted_table(200)

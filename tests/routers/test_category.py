@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from planted_outcomes import FOREIGN, WORDS, planted_table
 
-from routers.base import GENERAL, Query, RouterState, decide
+from routers.base import GENERAL, Query, RouterState
 from routers.category import CategoryRouter
 from routers.category_model import choose
+from routers.decide import decide
 from routers.encoders import HashingEncoder
 from routers.errors import InvalidArtifact, InvalidOutcomes, InvalidSettings, RouterError
 

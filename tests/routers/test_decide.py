@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routers.base import Estimate, Utility, decide
+from routers.base import Estimate
+from routers.decide import Utility, decide
 from routers.errors import NoEligibleExpert, RouterError
 
 EXPERTS = ("small", "medium", "large")
@@ -186,3 +187,8 @@ def test_a_batch_decides_as_its_queries_alone_and_as_brute_force(seed, n, k):
         utility = (quality[i] - rates[i].dial * cost[i]).round(9)
         ranked = sorted((-utility[j], cost[i, j], j) for j in range(4) if names[j] in allowed[i])
         assert decision.experts == tuple(names[j] for *_, j in ranked[:k])
+
+
+def test_a_decision_tells_that_the_end_of_its_query_was_not_read():
+    estimate = Estimate(("a",), np.ones((2, 1)), truncated=np.array([True, False]))
+    assert [decision.truncated for decision in decide(estimate)] == [True, False]

@@ -6,8 +6,9 @@ import pytest
 from planted_outcomes import planted_table
 
 from routers import metrics
-from routers.base import Estimate, RouterState, Utility
+from routers.base import Estimate, RouterState
 from routers.build import build
+from routers.decide import Utility
 from routers.encoders import CachedEncoder, HashingEncoder
 from routers.errors import EvaluatingOnTrainingData, InvalidOutcomes, RouterError
 from routers.evaluate import cross_validate, evaluate, stratified_folds
@@ -154,7 +155,7 @@ def test_baselines_are_trained_on_the_training_table():
 def test_routers_that_need_features_are_refused():
     router = Scripted()
     router.requires = frozenset({"entropy"})
-    with pytest.raises(RouterError, match="needs features that a table does not have: entropy"):
+    with pytest.raises(RouterError, match="needs features that the table does not have: entropy"):
         evaluate(router, hand_table())
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from planted_outcomes import FOREIGN, planted_table
 
-from routers.base import Query, RouterState, decide
+from routers.base import Query, RouterState
+from routers.decide import decide
 from routers.encoders import HashingEncoder
 from routers.errors import InvalidArtifact, InvalidSettings, RouterError
 from routers.knn import KNNRouter

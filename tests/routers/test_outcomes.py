@@ -274,3 +274,14 @@ def test_without_token_counts_an_expert_costs_the_same_for_every_query():
 def test_experts_without_a_price_are_named():
     with pytest.raises(InvalidOutcomes, match="no price for org/large"):
         table().with_prices({"small": PRICES["small"]})
+
+
+def test_features_follow_their_rows_into_queries():
+    queries = table(features={"entropy": np.arange(6.0).reshape(3, 2)}).select([2, 0]).queries()
+    assert [query.text for query in queries] == ["say\u2028hi\n", "one plus one?"]
+    assert [query.features["entropy"].tolist() for query in queries] == [[4.0, 5.0], [0.0, 1.0]]
+
+
+def test_features_need_a_row_for_each_query():
+    with pytest.raises(InvalidOutcomes, match=r"features\['entropy'\] has 2 entries for 3 queries"):
+        table(features={"entropy": np.zeros((2, 4))})

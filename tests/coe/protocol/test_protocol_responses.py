@@ -15,7 +15,8 @@ from coe.routing import Grounds, Routed
 from coe.types import Answer, Usage
 from registry.spec import ExpertSpec, Kind, Price
 from registry.store import Snapshot
-from routers.base import Estimate, Query, RoutingDecision, Utility
+from routers.base import Estimate, Query, RoutingDecision
+from routers.decide import Utility
 
 ANSWER = Answer("sql", "SELECT 1", "stop", Usage(5, 2))
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}

@@ -10,7 +10,8 @@ from coe.policy import Policy
 from coe.routing import Grounds, Routed
 from coe.serve.finished import Finished
 from coe.types import Answer, Timing, Usage
-from routers.base import Estimate, Query, RoutingDecision, Utility
+from routers.base import Estimate, Query, RoutingDecision
+from routers.decide import Utility
 
 EXPERTS = ("cheap", "good", "general")
 TIMING = Timing(queue_s=0.5, load_s=1.5, engine_s=3.0)

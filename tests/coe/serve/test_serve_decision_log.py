@@ -21,7 +21,8 @@ from coe.routing import Routed
 from coe.serve import decision_log as module
 from coe.serve.decision_entry import DecisionLogError, decode, encode, query_digest
 from coe.serve.decision_log import DecisionLog, RotatingFiles, read_log
-from routers.base import Estimate, Message, Query, Utility
+from routers.base import Estimate, Message, Query
+from routers.decide import Utility
 
 
 def config(folder: Path, **settings: Any) -> DecisionLogConfig:

@@ -22,7 +22,8 @@ from coe.serve.finished import Finished
 from coe.serve.replay import Replayed, Rerouter, replay
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
-from routers.base import Estimate, Query, Utility
+from routers.base import Estimate, Query
+from routers.decide import Utility
 from routers.errors import NoEligibleExpert
 
 SNAPSHOT = Snapshot(1, {name: ExpertSpec(name=name, kind=Kind.MODEL, source="fake://echo") for name in EXPERTS})
