@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from routers.classifiers import (
     probabilities,
 )
 from routers.crossfit import cross_fit, left_out_categories
-from routers.embed import check_dim, embed, embed_queries
+from routers.embed import check_dim, embed, read_queries
 from routers.errors import InvalidSettings, RouterError
 from routers.mapping import Budget, BudgetKind, map_categories
 from routers.neighbours import Vectors, nearest_distance, quantiles
@@ -164,7 +165,8 @@ class CategoryRouter:
 
     def estimate(self, queries: Sequence[Query]) -> Estimate:
         """What each of the K experts would score on each of the n queries; see the class."""
-        return self.model.estimate(embed_queries(self.encoder, queries))
+        vectors, truncated = read_queries(self.encoder, queries)
+        return replace(self.model.estimate(vectors), truncated=truncated)
 
     def state(self) -> RouterState:
         """The trained router as data, training embeddings included, prompts not."""

@@ -35,9 +35,10 @@ def embed(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
     return vectors
 
 
-def embed_queries(encoder: Encoder, queries: Sequence[Query]) -> NDArray[np.float32]:
-    """`embed` of the last user message of each query."""
-    return embed(encoder, [query.text for query in queries])
+def read_queries(encoder: Encoder, queries: Sequence[Query]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(n, dim) embeddings of the last user messages, and (n,) whether each is longer than what the encoder reads."""
+    texts = [query.text for query in queries]
+    return embed(encoder, texts), encoder.truncated(texts)
 
 
 def check_dim(encoder: Encoder, vectors: NDArray[Any], kind: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.base import Estimate, Query, RouterState
-from routers.embed import check_dim, embed, embed_queries
+from routers.embed import check_dim, embed, read_queries
 from routers.errors import InvalidArtifact, InvalidSettings, RouterError
 from routers.neighbours import Vectors, foreignness, quantiles, self_distances, top_k
 
@@ -85,13 +85,15 @@ class KNNRouter:
     def estimate(self, queries: Sequence[Query]) -> Estimate:
         """What each of the m experts scored and cost near each of the n queries."""
         memory = self._trained()
-        similarities, rows = top_k(embed_queries(self.encoder, queries), memory.vectors, self.k)
+        vectors, truncated = read_queries(self.encoder, queries)
+        similarities, rows = top_k(vectors, memory.vectors, self.k)
         shares = self._shares(similarities)
         return Estimate(
             experts=memory.experts,
             quality=_mean_of_neighbours(memory.scores, rows, shares).clip(0.0, 1.0),
             cost_usd=None if memory.costs is None else _mean_of_neighbours(memory.costs, rows, shares),
             ood=foreignness(1.0 - similarities[:, 0], memory.distance_quantiles),
+            truncated=truncated,
         )
 
     def state(self) -> RouterState:
