@@ -46,10 +46,13 @@ FINAL = pa.schema(
         ("confidence", pa.float64()),
         ("label", pa.string()),
         ("reason", pa.string()),
+        ("truncated", pa.bool_()),
         ("error", _ERROR),
     ]
 )
-"""results.parquet: what was asked for, who answered what, and why; or the error."""
+"""results.parquet: what was asked for, who answered what, and why; or the error.
+
+`truncated`: the router judged the prompt by its beginning."""
 RESULTS = FINAL.append(pa.field("status", pa.int32())).append(pa.field("endpoint", pa.string()))
 """A part of it, with what only results.jsonl tells."""
 
@@ -87,6 +90,7 @@ def result(row: RoutedRow, outcome: Answer | Exception | None) -> Record:
     if row.decision is not None:
         decision = row.decision
         record |= {"confidence": decision.confidence, "label": decision.label, "reason": decision.reason or None}
+        record["truncated"] = decision.truncated
     if isinstance(outcome, Answer):
         return record | {
             "expert": outcome.expert,

@@ -95,6 +95,7 @@ def decision_document(estimate: Estimate, decision: RoutingDecision) -> dict[str
         "label": decision.label,
         "abstained": decision.abstained,
         "reason": decision.reason,
+        "truncated": decision.truncated,
         "ood": None if estimate.ood is None else float(estimate.ood[0]),
         "quality": dict(zip(estimate.experts, estimate.quality[0].tolist(), strict=True)),
         "cost_usd": None if costs is None else dict(zip(estimate.experts, costs[0].tolist(), strict=True)),
@@ -110,6 +111,7 @@ def print_explanation(estimate: Estimate, decision: RoutingDecision) -> None:
     if estimate.ood is not None:
         facts["unlike training"] = f"{float(estimate.ood[0]):.3f}"
     facts["abstained"] = "yes, so the generalist answers" if decision.abstained else None
+    facts["truncated"] = "yes: the prompt is longer than the encoder reads" if decision.truncated else None
     facts["reason"] = decision.reason or None
     for name, value in facts.items():
         if value is not None:

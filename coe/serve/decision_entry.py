@@ -102,6 +102,7 @@ def decision_document(decision: RoutingDecision) -> dict[str, Any]:
         "label": decision.label,
         "abstained": decision.abstained,
         "reason": decision.reason,
+        "truncated": decision.truncated,
     }
 
 
@@ -183,6 +184,7 @@ def _grounds_document(grounds: Grounds) -> dict[str, Any]:
         "abstained": None if estimate.abstained is None else bool(estimate.abstained[0]),
         "confidence": None if estimate.confidence is None else _number(estimate.confidence[0]),
         "reason": None if estimate.reasons is None else estimate.reasons[0],
+        "truncated": None if estimate.truncated is None else bool(estimate.truncated[0]),
         "utility": {"dial": _number(grounds.utility.dial), "patience": _number(grounds.utility.patience)},
         "load_s": {name: _number(seconds) for name, seconds in grounds.load_s.items()},
         "allowed": sorted(grounds.allowed),
@@ -258,6 +260,7 @@ def _estimate(document: Mapping[str, Any]) -> Estimate:
         row[name] for name in ("cost_usd", "ood", "eligible", "abstained", "confidence")
     )
     label, reason = row["label"], row["reason"]
+    truncated = row.get("truncated")  # lines written before there was one have none
     return Estimate(
         tuple(document["experts"]),
         np.array([document["quality"]], dtype=np.float64),
@@ -268,6 +271,7 @@ def _estimate(document: Mapping[str, Any]) -> Estimate:
         abstained=None if abstained is None else np.array(abstained, dtype=bool),
         confidence=None if confidence is None else np.array(confidence, dtype=np.float64),
         reasons=None if reason is None else tuple(reason),
+        truncated=None if truncated is None else np.array(truncated, dtype=bool),
     )
 
 
@@ -280,4 +284,5 @@ def _decision(document: Mapping[str, Any]) -> RoutingDecision:
         label=document["label"],
         abstained=document["abstained"],
         reason=document["reason"],
+        truncated=document.get("truncated", False),
     )

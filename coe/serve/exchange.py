@@ -126,12 +126,17 @@ def parse_json(body: bytes) -> object:
 
 
 def disclosed(call: Call) -> dict[str, str]:
-    """Headers that say who answers, who decided that, and what of the request has no effect; as far as it is known."""
+    """Headers that say who answers, who decided that and what of the request has no effect, as far as it is known.
+
+    `x-coe-truncated: true`: the router judged the prompt by its beginning; absent where it read all of it.
+    """
     headers = {"x-coe-decision-id": call.id}
     if call.routed is not None:
         policy = call.routed.policy
         headers["x-coe-router"] = quote(policy.name, safe="/ ") if policy else DIRECT
         headers["x-coe-confidence"] = f"{call.routed.decision.confidence:.4f}"
+        if call.routed.decision.truncated:
+            headers["x-coe-truncated"] = "true"
     if call.reply is not None and call.reply.expert is not None:
         headers["x-coe-expert"] = call.reply.expert
     if call.parsed is not None and call.parsed.ignored:

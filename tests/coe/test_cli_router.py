@@ -5,8 +5,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from coe.cli.route import route
 from coe.cli.router import app as router_app
-from coe.cli.router import route
 from registry.spec import ExpertSpec
 from registry.store import Registry
 from routers.artifacts import load
@@ -226,7 +226,7 @@ def test_route_explains_itself(trained):
         assert fact in shown
     document = json.loads(run("route", "triangle radius circle number 7", "--router", trained, "--json", "-").stdout)
     assert document["expert"] == document["experts"][0] == "shapes-expert"
-    assert document["label"] == "shapes"
+    assert document["label"] == "shapes" and document["truncated"] is False
     assert set(document["quality"]) == {f"{topic}-expert" for topic in WORDS}
     assert document["cost_usd"]["law-expert"] == pytest.approx(500 * 3e-6)
 

@@ -99,6 +99,7 @@ def test_a_result_says_who_answered_and_why() -> None:
         "confidence": 0.75,
         "label": "sums",
         "reason": "best",
+        "truncated": False,
         "error": None,
         "status": 200,
         "endpoint": CHAT,

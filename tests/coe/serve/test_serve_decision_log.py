@@ -115,11 +115,12 @@ def test_every_field_of_the_grounds_survives_to_the_last_bit() -> None:
         abstained=np.array([True]),
         confidence=np.array([-np.inf]),
         reasons=("because",),
+        truncated=np.array([True]),
     )
     made_from = grounds(estimate=estimate, utility=Utility(0.0, 0.3), load_s={"a": 1 / 3}, allowed=frozenset("ab"), k=1)
     back = decode(encode(finished(routed=routed(made_from=made_from)), texts=False), "here").grounds
     assert back is not None and back.load_s == {"a": 1 / 3} and back.utility == Utility(0.0, 0.3)
-    for name in ("quality", "cost_usd", "ood", "eligible", "abstained", "confidence"):
+    for name in ("quality", "cost_usd", "ood", "eligible", "abstained", "confidence", "truncated"):
         np.testing.assert_array_equal(getattr(back.estimate, name), getattr(estimate, name), strict=name != "ood")
     assert (back.estimate.labels, back.estimate.reasons) == (("maths",), ("because",))
     assert (back.allowed, back.k, back.seed) == (frozenset("ab"), 1, None)

@@ -73,6 +73,7 @@ def _grounds(draw: st.DrawFn) -> Grounds:
         abstained=draw(maybe | row(st.booleans(), kind=np.bool_, size=(1,))),
         confidence=draw(maybe | row(st.floats(0, 1) | st.just(np.nan), size=(1,))),
         reasons=draw(maybe | st.tuples(st.text(max_size=5))),
+        truncated=draw(maybe | row(st.booleans(), kind=np.bool_, size=(1,))),
     )
     return Grounds(
         estimate,
@@ -143,6 +144,7 @@ def test_a_named_expert_and_a_refused_request_are_no_decisions() -> None:
         ("confidence", "NaN", 0.9),
         ("label", "maths", None),
         ("abstained", True, False),
+        ("truncated", True, False),
         ("reason", "because", "good has an estimated quality of 0.900"),
     ],
 )
@@ -152,6 +154,14 @@ def test_a_tampered_decision_is_found_and_named(field: str, value: Any, now: Any
     assert (replayed.differing, replayed.repeated) == (1, 0)
     assert (difference.place, difference.id, difference.field) == ("log.jsonl:1", "d-1", field)
     assert difference.logged == value and (now is None or difference.now == now)
+
+
+def test_a_line_from_before_truncation_was_told_replays() -> None:
+    document = json.loads(encode(finished(), texts=False))
+    del document["decision"]["truncated"], document["grounds"]["truncated"]
+    old = decode(json.dumps(document).encode(), "log.jsonl:1")
+    assert old.decision is not None and not old.decision.truncated
+    assert again(old).repeated == 1
 
 
 def test_tampered_grounds_are_found_by_what_they_lead_to() -> None:
