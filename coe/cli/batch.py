@@ -27,8 +27,9 @@ def batch(
         str,
         typer.Option("--model", "-m", help="Of rows that name none: 'auto', 'coe/<policy>', or an expert's name."),
     ] = "auto",
-    address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster; else the configuration's, else a Ray of its own.")
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster ('auto'); else the configuration's, else a Ray of its own."),
     ] = None,
     json: JsonTarget = None,
 ) -> None:
@@ -43,7 +44,7 @@ def batch(
     from coe.batch.runner import ray_executor
     from coe.config import load_config
 
-    loaded = _with_address(load_config(config), address)
+    loaded = _with_address(load_config(config), ray)
     try:
         with _Bars.shown() as bars:
             run = run_batch(
@@ -57,7 +58,7 @@ def batch(
             )
     except KeyboardInterrupt:
         console.print("\n[yellow]interrupted[/]: what is answered is kept. To go on:", highlight=False)
-        again = _again(config, source, output, model, address)
+        again = _again(config, source, output, model, ray)
         console.print(f"  {again}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
     _show(run, output, to_stdout=json != "-")
@@ -154,11 +155,11 @@ def _loads(run: Mapping[str, Any]) -> dict[str, int]:
     return loads
 
 
-def _again(config: Path, source: str, output: str, model: str, address: str | None) -> str:
+def _again(config: Path, source: str, output: str, model: str, ray: str | None) -> str:
     """The command that resumes this run."""
     words = ["coe", "batch", "--config", str(config), "--input", source, "--output", output, "--resume"]
     if model != "auto":
         words += ["--model", model]
-    if address is not None:
-        words += ["--address", address]
+    if ray is not None:
+        words += ["--ray", ray]
     return shlex.join(words)

@@ -105,7 +105,7 @@ def test_json_goes_to_a_file_or_alone_to_stdout(place: Path) -> None:
 
 
 def test_the_model_of_rows_that_name_none_and_the_address_can_be_given(place: Path) -> None:
-    assert coe_batch("--model", "loud", "--address", "auto").exit_code == 0
+    assert coe_batch("--model", "loud", "--ray", "auto").exit_code == 0
     rows = {row["id"]: row for row in pq.read_table("out/results.parquet").to_pylist()}
     assert rows["fr"]["expert"] == "loud" and InProcess.addresses == ["auto"]
 
@@ -149,7 +149,7 @@ def test_ctrl_c_keeps_the_answers_and_says_how_to_go_on(place: Path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(FakeExpert, "generate", interrupted)
-        result = coe_batch("--model", "auto", "--address", "auto")
+        result = coe_batch("--model", "auto", "--ray", "auto")
     assert result.exit_code == 130 and "interrupted: what is answered is kept" in result.stderr
     assert json.loads(Path("out/run.json").read_text())["status"] == "interrupted"
     words = shlex.split(result.stderr.strip().splitlines()[-1])
