@@ -70,7 +70,8 @@ class Estimate:
         labels: n category names, or `None`.
         eligible: (n, m) bool: the experts this router would let answer, e.g. the mapped one of a category map under a
             budget; `None` means all. `decide` leaves this set only where the caller's constraints empty it.
-        abstained: (n,) bool: the router is unsure and sends the query to its generalist; `None` means never.
+        abstained: (n,) bool: the router is unsure and sends the query to its generalist, or, where it holds nobody
+            eligible, wants it refused; `None` means never.
         confidence: (n,) probability that the decision is right; `None` takes the chosen expert's quality.
         reasons: n short sentences for people, or `None`.
         truncated: (n,) bool: the encoder did not read the end of the query; `None` where queries are read whole.
@@ -112,13 +113,14 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class RoutingDecision:
-    """Who answers a query, best first.
+    """Who answers a query, in the order in which they are asked: best first, or cheap first in a cascade.
 
     Attributes:
         weights: share of each expert in a composition, summing to 1 (equal utilities give equal shares).
         scores: utility of each expert in `experts`.
         experts: may be empty only when `abstained` and there is no generalist.
         truncated: the query was longer than the router reads; it was judged by its beginning.
+        quality: estimated quality of each expert in `experts`; empty where nothing was estimated.
     """
 
     experts: tuple[str, ...]
@@ -129,6 +131,7 @@ class RoutingDecision:
     abstained: bool = False
     reason: str = ""
     truncated: bool = False
+    quality: tuple[float, ...] = ()
 
 
 @runtime_checkable

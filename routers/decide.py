@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from routers.base import Estimate, Floats, RoutingDecision
 from routers.errors import NoEligibleExpert, RouterError
+from routers.selectors import TIE_DECIMALS as TIE_DECIMALS
+from routers.selectors import Candidates, Selector, TopK, known_costs
 
-TIE_DECIMALS = 12
-"""Utilities that agree to so many decimals are equal."""
 WEIGHT_TEMPERATURE = 0.1
 """Ten points of utility are worth a factor e in a composition's weights."""
 
@@ -41,13 +41,15 @@ def decide(
     utility: Utility | Sequence[Utility] = Utility(),
     load_s: Mapping[str, float] | None = None,
     allowed: Collection[str] | Sequence[Collection[str] | None] | None = None,
-    k: int = 1,
+    select: Selector | None = None,
+    k: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> list[RoutingDecision]:
-    """The k experts of highest utility for each of the n queries: pure, and the only place where a choice is made.
+    """Who answers each of the n queries: pure, and the only place where a choice is made.
 
     utility = quality - dial * cost_usd - patience * load_s. The choice is among the experts that are allowed and that
-    the router holds eligible; where no expert is both, the best of the allowed answers and `reason` says so. Equal
+    the router holds eligible; where no expert is both, the best of the allowed answers and `reason` says so. A query
+    that abstains and for which the router holds nobody eligible is refused: its decision has no experts. Equal
     utilities (to 12 decimals) go to the cheaper expert, then to the one listed first; with `rng`, to chance.
 
     Args:
@@ -56,30 +58,36 @@ def decide(
         load_s: seconds until each expert can start, by name; an expert that is not named is ready.
         allowed: names that may answer, for all queries, or one collection (or `None`: no limit) for each. Names that
             the estimate does not know are ignored while at least one known name remains.
-        k: most experts in a decision; there are fewer where fewer are allowed and eligible.
+        select: how many of them are asked, and in which order; `None` takes those of highest utility.
+        k: short for `select=TopK(k)`: the k of highest utility, 1 by default; fewer where fewer are left.
         rng: breaks ties at random instead.
 
     Returns:
         n decisions. Their weights are softmax(utility / 0.1) over the chosen experts: ten points of utility are worth
         a factor e, and what all experts have in common cancels out. Their confidence is the router's own where the
-        router's choice stands, and the best expert's quality where the constraints overruled it.
+        best candidate comes first, and the first expert's quality where constraints or the selector overruled it.
 
     Raises:
         NoEligibleExpert: a query has no allowed expert with a known quality; the message names the constraint.
-        RouterError: a dial > 0 without known costs, or an argument of a wrong length or value.
+        RouterError: a dial > 0 or a cascade without known costs, or an argument of a wrong length or value.
     """
-    if k < 1:
-        raise RouterError(f"k must be at least 1, got {k}")
+    if select is not None and k is not None:
+        raise RouterError("give either select or k: `k` is short for `select=TopK(k)`")
+    select = TopK(1 if k is None else k) if select is None else select
     utilities = _utilities(estimate, utility, load_s or {})
     permitted = _permitted(estimate, allowed)
     candidates = permitted if estimate.eligible is None else permitted & estimate.eligible
     overruled = ~_any_of_each_row(candidates)
     candidates = np.where(overruled[:, None], permitted, candidates)
     order = _best_first(estimate, np.where(candidates, utilities, -np.inf), rng)
-    counts = np.minimum(candidates.sum(axis=1), k)
+    chosen = select.choose(Candidates(estimate, utilities, order, candidates.sum(axis=1)))
+    stands = [not over and columns[0] == row[0] for over, columns, row in zip(overruled, chosen, order, strict=True)]
+    refused = _refused(estimate)
     return [
-        _decision(estimate, i, chosen[:count], utilities[i], bool(overruled[i]))
-        for i, (chosen, count) in enumerate(zip(order, counts, strict=True))
+        _refusal(estimate, i)
+        if refused[i]
+        else _decision(estimate, i, columns, utilities[i], bool(overruled[i]), bool(stands[i]))
+        for i, columns in enumerate(chosen)
     ]
 
 
@@ -96,22 +104,8 @@ def _utilities(estimate: Estimate, utility: Utility | Sequence[Utility], load_s:
     loads = np.array([load_s.get(name, 0.0) for name in estimate.experts])
     utilities: Floats = np.asarray(estimate.quality, dtype=np.float64) - patience * loads
     if dial.any():
-        utilities -= dial * _costs(estimate)
+        utilities -= dial * known_costs(estimate, "a dial > 0 trades quality for cost", "set the dial to 0")
     return utilities
-
-
-def _costs(estimate: Estimate) -> Floats:
-    """(n, m) costs in USD, all known."""
-    if estimate.cost_usd is None:
-        raise RouterError(
-            "a dial > 0 trades quality for cost, but this router knows no costs: train it on a table with cost columns "
-            "(or with prices), or set the dial to 0"
-        )
-    known = np.isfinite(estimate.cost_usd)
-    if not known.all():
-        names = ", ".join(name for j, name in enumerate(estimate.experts) if not known[:, j].all())
-        raise RouterError(f"a dial > 0 trades quality for cost, but the cost of {names} is unknown: set the dial to 0")
-    return estimate.cost_usd
 
 
 def _permitted(
@@ -170,6 +164,26 @@ def _which(estimate: Estimate, i: int) -> str:
     return f"query {i + 1} of {len(estimate)}: " if len(estimate) > 1 else ""
 
 
+def _refused(estimate: Estimate) -> NDArray[np.bool_]:
+    """(n,) whether the router abstains and would let nobody answer in its place."""
+    if estimate.abstained is None or estimate.eligible is None:
+        return np.zeros(len(estimate), dtype=bool)
+    return np.asarray(estimate.abstained & ~_any_of_each_row(estimate.eligible))
+
+
+def _refusal(estimate: Estimate, i: int) -> RoutingDecision:
+    return RoutingDecision(
+        experts=(),
+        weights=(),
+        scores=(),
+        confidence=0.0,
+        label=None if estimate.labels is None else estimate.labels[i],
+        abstained=True,
+        reason="the router abstains" if estimate.reasons is None else estimate.reasons[i],
+        truncated=estimate.truncated is not None and bool(estimate.truncated[i]),
+    )
+
+
 def _best_first(estimate: Estimate, utilities: Floats, rng: np.random.Generator | None) -> NDArray[np.intp]:
     """(n, m) expert columns, best first; the excluded ones (-inf) come last."""
     rank = -np.round(utilities, TIE_DECIMALS)
@@ -183,12 +197,12 @@ def _best_first(estimate: Estimate, utilities: Floats, rng: np.random.Generator 
 
 
 def _decision(
-    estimate: Estimate, i: int, chosen: NDArray[np.intp], utilities: Floats, overruled: bool
+    estimate: Estimate, i: int, chosen: NDArray[np.intp], utilities: Floats, overruled: bool, stands: bool
 ) -> RoutingDecision:
     scores = utilities[chosen]
     weights = np.exp((scores - scores.max()) / WEIGHT_TEMPERATURE)
-    best_quality = estimate.quality[i, chosen[0]]
-    confidence = best_quality if estimate.confidence is None or overruled else estimate.confidence[i]
+    quality = estimate.quality[i, chosen]
+    confidence = quality[0] if estimate.confidence is None or not stands else estimate.confidence[i]
     return RoutingDecision(
         experts=tuple(estimate.experts[j] for j in chosen),
         weights=tuple((weights / weights.sum()).tolist()),
@@ -198,6 +212,7 @@ def _decision(
         abstained=estimate.abstained is not None and bool(estimate.abstained[i]),
         reason=_reason(estimate, i, chosen, overruled),
         truncated=estimate.truncated is not None and bool(estimate.truncated[i]),
+        quality=tuple(quality.tolist()),
     )
 
 

@@ -1,0 +1,235 @@
+"""Selectors: how many of the candidates are asked, and in which order. Any selector works on any Estimate.
+
+    top-k     the k of highest utility; `best` is top-1
+    dynamic   as many as it takes until one of them is right with probability p
+    cascade   the cheapest that is good enough first, then better and dearer ones
+
+To add one: a frozen dataclass with `kind`, `k` and `choose`, and its line in `SELECTORS`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.base import Estimate, Floats
+from routers.errors import InvalidSettings, RouterError
+
+TIE_DECIMALS = 12
+"""Utilities that agree to so many decimals are equal."""
+
+Columns = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Who may be asked: n queries, m experts.
+
+    Attributes:
+        utilities: (n, m) float64.
+        order: (n, m) columns, best utility first (ties settled); those who may not be asked come last.
+        counts: (n,) how many of each row of `order` may be asked; at least 1.
+    """
+
+    estimate: Estimate
+    utilities: Floats
+    order: Columns
+    counts: Columns
+
+
+class Selector(Protocol):
+    """Who of the candidates is asked. A frozen value: two of equal settings are equal."""
+
+    kind: ClassVar[str]
+
+    @property
+    def k(self) -> int:
+        """Most experts of a decision."""
+        ...
+
+    def choose(self, candidates: Candidates) -> list[Columns]:
+        """n arrays of 1 to k columns each, in the order in which they are to be asked. Pure."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The k of highest utility, best first; fewer where fewer are candidates."""
+
+    kind: ClassVar[str] = "top-k"
+    k: int = 1
+
+    def __post_init__(self) -> None:
+        _check_k(self.k)
+
+    def choose(self, candidates: Candidates) -> list[Columns]:
+        """See `Selector.choose`."""
+        return _first(candidates, np.minimum(candidates.counts, self.k))
+
+
+@dataclass(frozen=True, slots=True)
+class Dynamic:
+    """Experts in order of utility until the probability that one of them is right reaches p, at most k.
+
+    With estimated qualities q_1, q_2, ... in that order and independent errors, the first j have a right answer among
+    them with probability 1 - prod_(i<=j) (1 - q_i). After dynamic routing inside mixture-of-experts models (arXiv
+    2403.07652), which adds experts until their cumulated gate probability exceeds p; ours is at the level of queries,
+    and experts may be right side by side, so the probabilities do not add up but multiply. Experts err on the same
+    queries, so the probability is an optimistic one: choose p by what it costs (`dynamic_for_calls`).
+    """
+
+    kind: ClassVar[str] = "dynamic"
+    p: float = 0.9
+    k: int = 5
+
+    def __post_init__(self) -> None:
+        _check_k(self.k)
+        _check_number("p", self.p, 0.0, 1.0)
+
+    def choose(self, candidates: Candidates) -> list[Columns]:
+        """See `Selector.choose`."""
+        reached = one_is_right(candidates, self.k)
+        enough = 1 + (reached[:, :-1] < self.p).sum(axis=1)
+        return _first(candidates, np.minimum(candidates.counts, enough))
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """The cheapest expert that is good enough, by what is predicted; then better and dearer ones.
+
+    Good enough: its estimated quality is at least `threshold`, and its utility at most `tolerance` below the best one;
+    where nobody is, the best one is asked. With k > 1 there follow those who step in next: each dearer than the one
+    before and of higher utility, the cheapest such first; where there are more than k, the last one is still the best.
+    Equal costs go to the higher utility. After FrugalGPT (arXiv 2305.05176), which learns when a cheap answer suffices;
+    here it is decided before anything is asked. The composition `cascade` decides by the answers.
+
+    Raises:
+        RouterError: from `choose`, where costs are unknown.
+    """
+
+    kind: ClassVar[str] = "cascade"
+    tolerance: float = math.inf
+    threshold: float = 0.0
+    k: int = 1
+
+    def __post_init__(self) -> None:
+        _check_k(self.k)
+        _check_number("tolerance", self.tolerance, 0.0, math.inf)
+        _check_number("threshold", self.threshold, 0.0, 1.0)
+        if math.isinf(self.tolerance) and self.threshold == 0:
+            raise InvalidSettings(
+                "a cascade selector needs `tolerance` (utility below the best) or `threshold` (least quality): without "
+                "either, the cheapest expert would answer everything"
+            )
+
+    def choose(self, candidates: Candidates) -> list[Columns]:
+        """See `Selector.choose`."""
+        costs = known_costs(candidates.estimate, "a cascade asks cheap experts first", "take another selector")
+        utilities = np.round(candidates.utilities, TIE_DECIMALS)
+        return [self._path(candidates, i, costs[i], utilities[i]) for i in range(len(candidates.order))]
+
+    def _path(self, candidates: Candidates, i: int, costs: Floats, utilities: Floats) -> Columns:
+        ranked = candidates.order[i, : candidates.counts[i]]
+        quality, best = candidates.estimate.quality[i], ranked[0]
+        # `ranked` settles ties of cost: sorting is stable.
+        cheap_first = ranked[np.argsort(costs[ranked], kind="stable")]
+        suffices = (quality[cheap_first] >= self.threshold) & (
+            utilities[cheap_first] >= round(float(utilities[best]) - self.tolerance, TIE_DECIMALS)
+        )
+        start = cheap_first[suffices.argmax()] if suffices.any() else best
+        path = [start]
+        for column in cheap_first:
+            if costs[column] > costs[path[-1]] and utilities[column] > utilities[path[-1]]:
+                path.append(column)
+        shortened = path if len(path) <= self.k else [*path[: self.k - 1], path[-1]] if self.k > 1 else path[:1]
+        return np.array(shortened, dtype=np.intp)
+
+
+SELECTORS: dict[str, type[TopK] | type[Dynamic] | type[Cascade]] = {
+    selector.kind: selector for selector in (TopK, Dynamic, Cascade)
+}
+"""kind -> class. `best` is another name of top-k with k = 1."""
+BEST = "best"
+
+
+def build_selector(document: str | Mapping[str, Any], **defaults: Any) -> Selector:
+    """A selector from its name, or from a mapping with `kind` and settings: `{kind: dynamic, p: 0.9, k: 5}`.
+
+    Args:
+        defaults: settings that the mapping may leave out.
+
+    Raises:
+        InvalidSettings: no such kind, or a setting that it does not have or cannot use.
+    """
+    given = {"kind": document} if isinstance(document, str) else dict(document)
+    kind = given.pop("kind", None)
+    if kind not in (BEST, *SELECTORS):
+        close = get_close_matches(str(kind), [BEST, *SELECTORS], n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise InvalidSettings(f"no selector {kind!r}; {hint}there are: {BEST}, {', '.join(SELECTORS)}")
+    settings = {**defaults, **given}
+    if kind == BEST:
+        if settings.get("k", 1) != 1:
+            raise InvalidSettings(f"selector 'best' asks one expert, not k={settings['k']}: take 'top-k'")
+        kind, settings = TopK.kind, {**settings, "k": 1}
+    known = list(inspect.signature(SELECTORS[kind]).parameters)
+    strangers = [name for name in settings if name not in known]
+    if strangers:
+        raise InvalidSettings(f"selector {kind!r} has no setting {', '.join(strangers)}; it has: {', '.join(known)}")
+    return SELECTORS[kind](**settings)
+
+
+def selector_document(selector: Selector) -> dict[str, Any]:
+    """A selector as JSON values: `build_selector` gives it back equal. Infinite settings are left out."""
+    settings = asdict(selector)  # type: ignore[call-overload]  # every selector is a dataclass
+    return {"kind": selector.kind, **{name: value for name, value in settings.items() if math.isfinite(value)}}
+
+
+def one_is_right(candidates: Candidates, k: int) -> Floats:
+    """(n, min(k, m)) probability that one of the first j + 1 candidates is right, errors taken as independent."""
+    columns = candidates.order[:, :k]
+    quality = np.take_along_axis(np.asarray(candidates.estimate.quality, dtype=np.float64), columns, axis=1)
+    wrong = np.where(np.arange(columns.shape[1]) < candidates.counts[:, None], 1.0 - quality.clip(0.0, 1.0), 1.0)
+    return np.asarray(1.0 - np.cumprod(wrong, axis=1))
+
+
+def known_costs(estimate: Estimate, purpose: str, instead: str) -> Floats:
+    """(n, m) costs in USD, all of them known.
+
+    Args:
+        purpose: what they are needed for; instead: what to do without them.
+
+    Raises:
+        RouterError: some are not.
+    """
+    if estimate.cost_usd is None:
+        raise RouterError(
+            f"{purpose}, but this router knows no costs: train it on a table with cost columns (or with prices), or "
+            f"{instead}"
+        )
+    known = np.isfinite(estimate.cost_usd)
+    if not known.all():
+        names = ", ".join(name for j, name in enumerate(estimate.experts) if not known[:, j].all())
+        raise RouterError(f"{purpose}, but the cost of {names} is unknown: {instead}")
+    return np.asarray(estimate.cost_usd, dtype=np.float64)
+
+
+def _first(candidates: Candidates, counts: Columns) -> list[Columns]:
+    return [row[:count] for row, count in zip(candidates.order, counts, strict=True)]
+
+
+def _check_k(k: object) -> None:
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise InvalidSettings(f"k must be at least 1, a whole number; got {k!r}")
+
+
+def _check_number(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InvalidSettings(f"{name} must be a number in [{low:g}, {high:g}], got {value!r}")
