@@ -50,7 +50,7 @@ class ArtifactMeta:
         experts: name -> digest of the files that the outcomes were measured on; `None` where it was not known.
         encoder: `None` for a router that reads no text.
         reference: what is kept of the training table.
-        training_ids_digest: `OutcomeTable.training_ids_digest` of the training table.
+        training_ids_digest: `Reference.ids_digest` of the training table.
         prices: what costs were computed from, as the user gave them; `None` where costs were recorded or unknown.
         created: UTC, ISO 8601.
         digest: `sha256:...` over both files.
@@ -98,10 +98,23 @@ def save(
     Raises:
         RouterError: the router's settings are not JSON values.
     """
+    reference = Reference.of(table.with_experts(router.experts))
+    return save_as(router, folder, reference=reference, encoder=encoder, digests=digests, prices=prices)
+
+
+def save_as(
+    router: TrainableRouter,
+    folder: Path | str,
+    *,
+    reference: Reference,
+    encoder: Encoder | None,
+    digests: Mapping[str, str | None] | None = None,
+    prices: Mapping[str, Any] | None = None,
+) -> str:
+    """`save` where the training table itself is no longer at hand: after an update."""
     from safetensors.numpy import save_file
 
     state = router.state()
-    reference = Reference.of(table.with_experts(router.experts))
     known = digests or {}
     document = {
         "format": FORMAT,
@@ -110,8 +123,8 @@ def save(
         "experts": {name: known.get(name) for name in router.experts},
         "encoder": encoder and {"name": encoder.name, "digest": encoder.digest, "dim": encoder.dim},
         "reference": reference.to_json(),
-        "training_ids_digest": table.training_ids_digest(),
-        "n_queries": len(table),
+        "training_ids_digest": reference.ids_digest(),
+        "n_queries": len(reference.ids),
         "prices": prices,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

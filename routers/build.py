@@ -15,6 +15,8 @@ from routers.errors import InvalidSettings, UnknownRouterKind
 KINDS: dict[str, str] = {
     "category": "routers.category:CategoryRouter",
     "knn": "routers.knn:KNNRouter",
+    "cluster": "routers.cluster:ClusterRouter",
+    "guarded": "routers.guarded:GuardedRouter",
     "fixed": "routers.baselines:FixedRouter",
     "random": "routers.baselines:RandomRouter",
     "best-single": "routers.baselines:BestSingleRouter",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,14 @@ from routers.classifiers import (
     fit_classifier,
     probabilities,
 )
+from routers.competence import shrunk_means
 from routers.crossfit import cross_fit, left_out_categories
 from routers.embed import check_dim, embed, read_queries
-from routers.errors import InvalidSettings, RouterError
+from routers.errors import InvalidArtifact, InvalidSettings, RouterError
+from routers.kmeans import kmeans
 from routers.mapping import Budget, BudgetKind, map_categories
-from routers.neighbours import Vectors, nearest_distance, quantiles
+from routers.neighbours import Vectors, nearest_distance, quantiles, top_k
+from routers.training_rows import TrainingRows
 
 if TYPE_CHECKING:
     from routers.encoders import Encoder
@@ -33,6 +36,16 @@ if TYPE_CHECKING:
 
 _Floats = NDArray[np.float64]
 _Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Memory:
+    """What everything but the embeddings can be learned from again."""
+
+    rows: TrainingRows
+    vectors: Vectors  # (N, dim)
+    labels: tuple[str, ...] | None  # N categories; `None` where they are clusters
+    foreign: Vectors | None  # (n_foreign, dim) of the foreign prompts that were given
 
 
 class CategoryRouter:
@@ -105,11 +118,21 @@ class CategoryRouter:
         self.ood_prompts = tuple(ood_prompts)
         self.seed = seed
         self._model: CategoryModel | None = None
+        self._memory: _Memory | None = None
 
     @property
     def experts(self) -> tuple[str, ...]:
         """Names of the experts it was trained on; empty before `fit`."""
         return () if self._model is None else self._model.experts
+
+    @property
+    def rows(self) -> TrainingRows:
+        """What is kept of the training table.
+
+        Raises:
+            RouterError: it is not trained yet.
+        """
+        return self._trained().rows
 
     @property
     def model(self) -> CategoryModel:
@@ -130,38 +153,32 @@ class CategoryRouter:
                 neighbours or clusters, or embeddings that are not finite.
             InvalidOutcomes: `label_column` is not in the table.
         """
-        x = embed(self.encoder, table.prompts)
-        categories, y = self._categories(table, x)
-        footprints = self._footprints(table)
-        classifier = fit_classifier(self.classifier, x, y)
-        rng = np.random.default_rng(self.seed)
-        unseen = cross_fit(self.classifier, x, y, rng)
-        members = unseen.memberships(y)
-        scores = self._by_category(table.scores, members)
-        expert_of = map_categories(members.sum(axis=0), scores, footprints, self.budget)
-        general = self._general(table, expert_of, footprints)
-        foreign = self._foreign(classifier, x, y, unseen.temperature, rng)
-        doubt, rows = unseen.doubt(), unseen.rows
-        routed = choose(members[rows], expert_of, scores, self.choice)
-        gain = table.scores[rows, general] - table.scores[rows, routed]
-        costs = table.costs_usd
-        self._model = CategoryModel(
-            experts=table.experts,
-            categories=categories,
-            vectors=x,
-            classifier=classifier,
-            temperature=unseen.temperature,
-            thresholds=tune_thresholds(doubt, foreign, gain, self.max_abstain) if len(doubt) else Thresholds(),
-            distance_quantiles=quantiles(doubt.distance if len(doubt) else np.array([2.0])),
-            expert_of=expert_of,
-            choice=self.choice,
-            general=general,
-            scores=scores,
-            mean_scores=table.scores.mean(axis=0),
-            costs=None if costs is None else self._by_category(costs, members),
-            mean_costs=None if costs is None else costs.mean(axis=0),
+        memory = _Memory(
+            TrainingRows.of(table),
+            embed(self.encoder, table.prompts),
+            self._labels(table),
+            embed(self.encoder, self.ood_prompts) if self.ood_prompts else None,
         )
-        return self
+        return self._learn(memory)
+
+    def extended(self, table: OutcomeTable) -> Self:
+        """A router that has also seen the n rows of a table; equal to one fitted on all rows. Encodes only the new.
+
+        Everything but the embeddings is learned again: classifier (or clusters), map and thresholds.
+        """
+        memory = self._trained()
+        labels = self._labels(table)
+        more = replace(
+            memory,
+            rows=memory.rows.joined(TrainingRows.of(table)),
+            vectors=np.vstack([memory.vectors, embed(self.encoder, table.prompts)]),
+            labels=None if memory.labels is None or labels is None else memory.labels + labels,
+        )
+        return self._untrained()._learn(more)
+
+    def with_rows(self, rows: TrainingRows) -> Self:
+        """A router that knows other outcomes of the same queries; equal to one fitted on them. Encodes nothing."""
+        return self._untrained()._learn(replace(self._trained(), rows=rows))
 
     def estimate(self, queries: Sequence[Query]) -> Estimate:
         """What each of the K experts would score on each of the n queries; see the class."""
@@ -169,8 +186,38 @@ class CategoryRouter:
         return replace(self.model.estimate(vectors), truncated=truncated)
 
     def state(self) -> RouterState:
-        """The trained router as data, training embeddings included, prompts not."""
-        configured = {
+        """The trained router as data, embeddings of the training and the foreign prompts included, prompts not."""
+        memory = self._trained()
+        arrays = {**self.model.arrays(), **memory.rows.arrays()}
+        if memory.labels is not None:
+            arrays["labels"] = np.searchsorted(self.model.categories, memory.labels)
+        if memory.foreign is not None:
+            arrays["foreign"] = memory.foreign
+        settings = {**self.model.settings(), **memory.rows.settings()}
+        return RouterState(arrays, {"settings": self._settings(), **settings})
+
+    @classmethod
+    def from_state(cls, state: RouterState, encoder: Encoder) -> Self:
+        """The router whose `state()` this is.
+
+        Raises:
+            InvalidArtifact: something is missing, or the encoder has another dimension.
+        """
+        arrays = state.arrays
+        router = cls(encoder, **state.settings.get("settings", {}))
+        model = CategoryModel.restored(arrays, state.settings)
+        labels = tuple(model.categories[i] for i in arrays["labels"]) if "labels" in arrays else None
+        try:
+            rows = TrainingRows.restored(arrays, state.settings)
+        except KeyError as error:
+            raise InvalidArtifact(f"the saved category router lacks {error}: train it again") from error
+        router._memory = _Memory(rows, model.vectors, labels, arrays.get("foreign"))
+        router._model = model
+        check_dim(encoder, model.vectors, cls.kind)
+        return router
+
+    def _settings(self) -> dict[str, Any]:
+        return {
             "classifier": self.classifier.name,
             "c": self.classifier.c,
             "k": self.classifier.k,
@@ -185,26 +232,59 @@ class CategoryRouter:
             "max_abstain": self.max_abstain,
             "seed": self.seed,
         }
-        return RouterState(self.model.arrays(), {"settings": configured, **self.model.settings()})
 
-    @classmethod
-    def from_state(cls, state: RouterState, encoder: Encoder) -> Self:
-        """The router whose `state()` this is.
+    def _untrained(self) -> Self:
+        return type(self)(self.encoder, **self._settings())
 
-        Raises:
-            InvalidArtifact: something is missing, or the encoder has another dimension.
-        """
-        router = cls(encoder, **state.settings.get("settings", {}))
-        router._model = CategoryModel.restored(state.arrays, state.settings)
-        check_dim(encoder, router._model.vectors, cls.kind)
-        return router
+    def _trained(self) -> _Memory:
+        if self._memory is None:
+            raise RouterError("this category router is not trained: call fit(table), or load a saved one")
+        return self._memory
 
-    def _categories(self, table: OutcomeTable, x: Vectors) -> tuple[tuple[str, ...], Labels]:
-        """M names and (n,) labels."""
+    def _learn(self, memory: _Memory) -> Self:
+        rows, x = memory.rows, memory.vectors
+        categories, y = self._categories(memory)
+        footprints = self._footprints(rows)
+        classifier = fit_classifier(self.classifier, x, y)
+        rng = np.random.default_rng(self.seed)
+        unseen = cross_fit(self.classifier, x, y, rng)
+        members = unseen.memberships(y)
+        scores = shrunk_means(rows.scores, members, self.shrinkage)
+        expert_of = map_categories(members.sum(axis=0), scores, footprints, self.budget)
+        general = self._general(rows, expert_of, footprints)
+        foreign = self._foreign(classifier, memory, y, unseen.temperature, rng)
+        doubt, held_out = unseen.doubt(), unseen.rows
+        routed = choose(members[held_out], expert_of, scores, self.choice)
+        gain = rows.scores[held_out, general] - rows.scores[held_out, routed]
+        costs = rows.costs
+        self._memory = memory
+        self._model = CategoryModel(
+            experts=rows.experts,
+            categories=categories,
+            vectors=x,
+            classifier=classifier,
+            temperature=unseen.temperature,
+            thresholds=tune_thresholds(doubt, foreign, gain, self.max_abstain) if len(doubt) else Thresholds(),
+            distance_quantiles=quantiles(doubt.distance if len(doubt) else np.array([2.0])),
+            expert_of=expert_of,
+            choice=self.choice,
+            general=general,
+            scores=scores,
+            mean_scores=rows.scores.mean(axis=0),
+            costs=None if costs is None else shrunk_means(costs, members, self.shrinkage),
+            mean_costs=None if costs is None else costs.mean(axis=0),
+        )
+        return self
+
+    def _labels(self, table: OutcomeTable) -> tuple[str, ...] | None:
+        """n names of categories; `None` where the queries have to be clustered."""
         if self.label_column is None and table.domains is None:
-            labels = self._clusters(x)
-        else:
-            labels = table.labels(self.label_column or "domain")
+            return None
+        return table.labels(self.label_column or "domain")
+
+    def _categories(self, memory: _Memory) -> tuple[tuple[str, ...], Labels]:
+        """M names and (n,) labels."""
+        labels = self._clusters(memory.vectors) if memory.labels is None else memory.labels
         names, y = np.unique(np.array(labels, dtype=object), return_inverse=True)
         if len(names) < 2:
             warnings.warn(
@@ -215,57 +295,45 @@ class CategoryRouter:
         return tuple(names.tolist()), np.asarray(y, dtype=np.intp)
 
     def _clusters(self, x: Vectors) -> tuple[str, ...]:
-        from sklearn.cluster import KMeans
+        _, nearest = top_k(x, kmeans(x, self.n_clusters, self.seed), 1)
+        return tuple(f"cluster-{cluster:03d}" for cluster in nearest[:, 0])
 
-        if len(x) < self.n_clusters:
-            raise RouterError(f"{self.n_clusters} clusters asked of {len(x)} training queries: lower n_clusters")
-        clusters = KMeans(self.n_clusters, n_init=4, random_state=self.seed).fit_predict(x)
-        return tuple(f"cluster-{cluster:03d}" for cluster in clusters)
-
-    def _by_category(self, values: _Floats, members: _Floats) -> _Floats:
-        """(M, K) means of (n, K) values over (n, M) memberships, joined by `shrinkage` queries of the overall mean."""
-        sums, counts = members.T @ values, members.sum(axis=0)[:, None]
-        return np.asarray((sums + self.shrinkage * values.mean(axis=0)) / (counts + self.shrinkage))
-
-    def _footprints(self, table: OutcomeTable) -> _Floats | None:
+    def _footprints(self, rows: TrainingRows) -> _Floats | None:
         if self.footprints is None:
-            if self.budget is not None and table.costs_usd is None:
+            if self.budget is not None and rows.costs is None:
                 raise InvalidSettings(
                     "a budget needs the footprint of every expert: give `footprints` (parameters or price), or train "
                     "on a table with costs"
                 )
-            return None if table.costs_usd is None else table.costs_usd.mean(axis=0)
-        missing = [name for name in table.experts if name not in self.footprints]
+            return None if rows.costs is None else rows.costs.mean(axis=0)
+        missing = [name for name in rows.experts if name not in self.footprints]
         if missing:
             raise InvalidSettings(f"no footprint of {', '.join(missing)}: `footprints` must name every expert")
-        return np.array([self.footprints[name] for name in table.experts], dtype=np.float64)
+        return np.array([self.footprints[name] for name in rows.experts], dtype=np.float64)
 
-    def _general(self, table: OutcomeTable, expert_of: NDArray[np.intp], footprints: _Floats | None) -> int:
+    def _general(self, rows: TrainingRows, expert_of: NDArray[np.intp], footprints: _Floats | None) -> int:
         """The column of the generalist."""
         if self.general is not None:
-            if self.general not in table.experts:
-                raise InvalidSettings(
-                    f"the generalist {self.general!r} is not in the table: {', '.join(table.experts)}"
-                )
-            return table.experts.index(self.general)
-        within = np.ones(len(table.experts), dtype=bool)
+            if self.general not in rows.experts:
+                raise InvalidSettings(f"the generalist {self.general!r} is not in the table: {', '.join(rows.experts)}")
+            return rows.experts.index(self.general)
+        within = np.ones(len(rows.experts), dtype=bool)
         if self.budget is not None and footprints is not None:
             kept = np.isin(np.arange(len(within)), expert_of)
             within = kept if self.budget.kind == "cumulative" else self.budget.admits(footprints)
         columns = np.flatnonzero(within)
         prices = None if footprints is None else footprints[columns]
-        best = map_categories([1.0], table.scores[:, columns].mean(axis=0, keepdims=True), prices)  # ties: the cheaper
+        best = map_categories([1.0], rows.scores[:, columns].mean(axis=0, keepdims=True), prices)  # ties: the cheaper
         return int(columns[best[0]])
 
     def _foreign(
-        self, classifier: Classifier, x: Vectors, y: Labels, temperature: float, rng: np.random.Generator
+        self, classifier: Classifier, memory: _Memory, y: Labels, temperature: float, rng: np.random.Generator
     ) -> Doubt:
         """How foreign prompts look: those given, or categories that a classifier was not trained on."""
-        if not self.ood_prompts:
-            return left_out_categories(self.classifier, x, y, temperature, rng)
-        foreign = embed(self.encoder, self.ood_prompts)
-        p = probabilities(classifier.logits(foreign), temperature)
-        return Doubt(normalised_entropy(p), nearest_distance(foreign, x))
+        if memory.foreign is None:
+            return left_out_categories(self.classifier, memory.vectors, y, temperature, rng)
+        p = probabilities(classifier.logits(memory.foreign), temperature)
+        return Doubt(normalised_entropy(p), nearest_distance(memory.foreign, memory.vectors))
 
 
 def _choice(choice: Choice | None, budget: Budget | None) -> Choice:

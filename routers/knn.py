@@ -13,6 +13,7 @@ from routers.base import Estimate, Query, RouterState
 from routers.embed import check_dim, embed, read_queries
 from routers.errors import InvalidArtifact, InvalidSettings, RouterError
 from routers.neighbours import Vectors, foreignness, quantiles, self_distances, top_k
+from routers.training_rows import TrainingRows
 
 if TYPE_CHECKING:
     from routers.encoders import Encoder
@@ -31,10 +32,8 @@ _Floats = NDArray[np.float64]
 class _Memory:
     """N training queries, m experts."""
 
-    experts: tuple[str, ...]
+    rows: TrainingRows
     vectors: Vectors  # (N, dim)
-    scores: _Floats  # (N, m)
-    costs: _Floats | None  # (N, m)
     distance_quantiles: _Floats  # of training queries to their nearest other
 
 
@@ -66,7 +65,16 @@ class KNNRouter:
     @property
     def experts(self) -> tuple[str, ...]:
         """Names of the experts it was trained on; empty before `fit`."""
-        return () if self._memory is None else self._memory.experts
+        return () if self._memory is None else self._memory.rows.experts
+
+    @property
+    def rows(self) -> TrainingRows:
+        """What is kept of the training table.
+
+        Raises:
+            RouterError: it is not trained yet.
+        """
+        return self._trained().rows
 
     def fit(self, table: OutcomeTable) -> Self:
         """Remember n prompts with their scores and costs.
@@ -74,13 +82,17 @@ class KNNRouter:
         Raises:
             RouterError: fewer rows than neighbours, or embeddings that are not finite.
         """
-        if len(table) < self.k:
-            raise RouterError(f"k={self.k} neighbours asked of {len(table)} training queries: lower k or add queries")
-        vectors = embed(self.encoder, table.prompts)
-        self._memory = _Memory(
-            table.experts, vectors, table.scores, table.costs_usd, quantiles(self_distances(vectors))
-        )
-        return self
+        return self._remember(TrainingRows.of(table), embed(self.encoder, table.prompts))
+
+    def extended(self, table: OutcomeTable) -> Self:
+        """A router that has also seen the n rows of a table; equal to one fitted on all rows. Encodes only the new."""
+        memory = self._trained()
+        vectors = np.vstack([memory.vectors, embed(self.encoder, table.prompts)])
+        return self._untrained()._remember(memory.rows.joined(TrainingRows.of(table)), vectors)
+
+    def with_rows(self, rows: TrainingRows) -> Self:
+        """A router that knows other outcomes of the same queries; equal to one fitted on them. Encodes nothing."""
+        return self._untrained()._remember(rows, self._trained().vectors)
 
     def estimate(self, queries: Sequence[Query]) -> Estimate:
         """What each of the m experts scored and cost near each of the n queries."""
@@ -89,9 +101,9 @@ class KNNRouter:
         similarities, rows = top_k(vectors, memory.vectors, self.k)
         shares = self._shares(similarities)
         return Estimate(
-            experts=memory.experts,
-            quality=_mean_of_neighbours(memory.scores, rows, shares).clip(0.0, 1.0),
-            cost_usd=None if memory.costs is None else _mean_of_neighbours(memory.costs, rows, shares),
+            experts=memory.rows.experts,
+            quality=_mean_of_neighbours(memory.rows.scores, rows, shares).clip(0.0, 1.0),
+            cost_usd=None if memory.rows.costs is None else _mean_of_neighbours(memory.rows.costs, rows, shares),
             ood=foreignness(1.0 - similarities[:, 0], memory.distance_quantiles),
             truncated=truncated,
         )
@@ -99,15 +111,8 @@ class KNNRouter:
     def state(self) -> RouterState:
         """The trained router as data: embeddings, scores and costs; no prompts."""
         memory = self._trained()
-        arrays: dict[str, NDArray[Any]] = {
-            "vectors": memory.vectors,
-            "scores": memory.scores,
-            "distance_quantiles": memory.distance_quantiles,
-        }
-        if memory.costs is not None:
-            arrays["costs"] = memory.costs
-        settings = {"settings": {"k": self.k, "weights": self.weights}, "experts": list(memory.experts)}
-        return RouterState(arrays, settings)
+        arrays: dict[str, NDArray[Any]] = {"vectors": memory.vectors, "distance_quantiles": memory.distance_quantiles}
+        return RouterState({**arrays, **memory.rows.arrays()}, {"settings": self._settings(), **memory.rows.settings()})
 
     @classmethod
     def from_state(cls, state: RouterState, encoder: Encoder) -> Self:
@@ -119,17 +124,24 @@ class KNNRouter:
         arrays = state.arrays
         try:
             router = cls(encoder, **state.settings["settings"])
-            router._memory = _Memory(
-                tuple(state.settings["experts"]),
-                arrays["vectors"],
-                arrays["scores"],
-                arrays.get("costs"),
-                arrays["distance_quantiles"],
-            )
+            rows = TrainingRows.restored(arrays, state.settings)
+            router._memory = _Memory(rows, arrays["vectors"], arrays["distance_quantiles"])
         except KeyError as error:
             raise InvalidArtifact(f"the saved knn router lacks {error}: train it again") from error
         check_dim(encoder, router._memory.vectors, cls.kind)
         return router
+
+    def _settings(self) -> dict[str, Any]:
+        return {"k": self.k, "weights": self.weights}
+
+    def _untrained(self) -> Self:
+        return type(self)(self.encoder, **self._settings())
+
+    def _remember(self, rows: TrainingRows, vectors: Vectors) -> Self:
+        if len(rows) < self.k:
+            raise RouterError(f"k={self.k} neighbours asked of {len(rows)} training queries: lower k or add queries")
+        self._memory = _Memory(rows, vectors, quantiles(self_distances(vectors)))
+        return self
 
     def _trained(self) -> _Memory:
         if self._memory is None:

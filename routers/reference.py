@@ -32,11 +32,22 @@ class Reference:
     @classmethod
     def of(cls, table: OutcomeTable) -> Self:
         """The reference that a training table gives."""
+        return cls.of_scores(table.experts, table.scores, table.domains, hashed_ids(table.query_ids))
+
+    @classmethod
+    def of_scores(
+        cls,
+        experts: tuple[str, ...],
+        scores: NDArray[np.float64],
+        domains: Sequence[str] | None,
+        ids: NDArray[np.uint64],
+    ) -> Self:
+        """The same from (n, m) scores, n domains or `None`, and the (n,) `hashed_ids` of the queries."""
         by_domain: dict[str, NDArray[np.float64]] = {}
-        if table.domains is not None:
-            domains = np.array(table.domains, dtype=object)
-            by_domain = {d: table.scores[domains == d].mean(axis=0) for d in sorted(set(table.domains))}
-        return cls(table.experts, table.scores.mean(axis=0), by_domain, np.sort(_hashes(table.query_ids)))
+        if domains is not None:
+            of = np.array(domains, dtype=object)
+            by_domain = {domain: scores[of == domain].mean(axis=0) for domain in sorted(set(domains))}
+        return cls(experts, scores.mean(axis=0), by_domain, np.sort(ids))
 
     def with_experts(self, names: Sequence[str]) -> Self:
         """The same for these experts, in this order; all of them must be among `experts`."""
@@ -46,7 +57,11 @@ class Reference:
 
     def seen(self, query_ids: Sequence[str]) -> NDArray[np.bool_]:
         """(k,) bool: which of k queries were trained on."""
-        return np.isin(_hashes(query_ids), self.ids)
+        return np.isin(hashed_ids(query_ids), self.ids)
+
+    def ids_digest(self) -> str:
+        """`sha256:...` over `ids`: equal for the same queries in any order."""
+        return f"sha256:{hashlib.sha256(self.ids.astype('<u8').tobytes()).hexdigest()}"
 
     def to_json(self) -> dict[str, Any]:
         """All but `ids`, as JSON values; `from_json` gives the reference back."""
@@ -60,6 +75,7 @@ class Reference:
         return cls(tuple(document["experts"]), np.array(document["mean_scores"]), by_domain, ids)
 
 
-def _hashes(ids: Sequence[str]) -> NDArray[np.uint64]:
+def hashed_ids(ids: Sequence[str]) -> NDArray[np.uint64]:
+    """(n,) a 64-bit hash of each query id: tells queries apart without keeping their ids."""
     digests = (hashlib.blake2b(i.encode("utf-8", "surrogatepass"), digest_size=8).digest() for i in ids)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)

@@ -6,8 +6,10 @@ import typer
 
 from coe.cli.router_eval import cv, evaluate
 from coe.cli.router_train import train
+from coe.cli.router_update import update
 
 app = typer.Typer(no_args_is_help=True)
 app.command("train")(train)
 app.command("cv")(cv)
 app.command("eval")(evaluate)
+app.command("update")(update)

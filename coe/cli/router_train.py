@@ -51,8 +51,8 @@ def train(
         started = time.perf_counter()
         router = build(kind, encodes, chosen).fit(table)
         seconds = time.perf_counter() - started
-        digests = _registered_digests(registry, router.experts)
-        digest = save(router, out, table=table, encoder=encodes, digests=digests, prices=_price_notes(prices))
+        digests = registered_digests(registry, router.experts)
+        digest = save(router, out, table=table, encoder=encodes, digests=digests, prices=price_notes(prices))
         if encodes is not None:
             tell_of_truncation(encodes, table.prompts)
     console.print(
@@ -74,7 +74,7 @@ def train(
     )
 
 
-def _registered_digests(url: str | None, experts: Sequence[str]) -> dict[str, str | None]:
+def registered_digests(url: str | None, experts: Sequence[str]) -> dict[str, str | None]:
     """The digests of those experts that are registered; none where there is no registry."""
     from registry.files import coe_home
     from registry.store import Registry
@@ -86,7 +86,8 @@ def _registered_digests(url: str | None, experts: Sequence[str]) -> dict[str, st
     return {name: registered[name].digest for name in experts if name in registered}
 
 
-def _price_notes(path: Path | None) -> dict[str, Any] | None:
+def price_notes(path: Path | None) -> dict[str, Any] | None:
+    """The prices of a file as an artifact keeps them."""
     from routers.prices import read_prices
 
     return None if path is None else {name: price.model_dump() for name, price in read_prices(path).items()}

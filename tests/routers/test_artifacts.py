@@ -11,6 +11,7 @@ from routers.build import KINDS, build
 from routers.decide import decide
 from routers.encoders import HashingEncoder
 from routers.errors import InvalidArtifact, RouterError, StaleArtifactWarning
+from routers.reference import Reference
 
 ENCODER = HashingEncoder(64)
 TABLE = planted_table(120)
@@ -52,7 +53,8 @@ def test_the_meta_says_what_the_router_was_trained_on(tmp_path):
     assert (meta.kind, meta.n_queries, meta.digest, meta.prices) == ("knn", 120, digest, {"m": 1})
     assert dict(meta.experts) == {name: digests.get(name) for name in TABLE.experts}
     assert (meta.encoder.name, meta.encoder.digest, meta.encoder.dim) == ("hashing:64", ENCODER.digest, 64)
-    assert meta.training_ids_digest == TABLE.training_ids_digest()
+    assert meta.training_ids_digest == Reference.of(TABLE).ids_digest()
+    assert meta.training_ids_digest != Reference.of(TABLE.select([0, 1])).ids_digest()
     assert meta.reference.seen([TABLE.query_ids[3], "other"]).tolist() == [True, False]
     np.testing.assert_allclose(meta.reference.mean_scores, TABLE.scores.mean(axis=0))
     law = [domain == "law" for domain in TABLE.domains]

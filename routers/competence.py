@@ -1,0 +1,25 @@
+"""How well experts do on groups of queries, where some groups are small."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Floats = NDArray[np.float64]
+
+
+def shrunk_means(values: _Floats, members: _Floats, shrinkage: float) -> _Floats:
+    """(M, m) means of (N, m) values over M groups, joined by `shrinkage` queries of the overall mean.
+
+    Args:
+        members: (N, M) how much each query belongs to each group, >= 0. A group without any gets the overall mean.
+    """
+    overall = values.mean(axis=0)
+    counts = members.sum(axis=0)[:, None] + shrinkage
+    means = (members.T @ values + shrinkage * overall) / np.where(counts > 0, counts, 1.0)
+    return np.where(counts > 0, means, overall)
+
+
+def one_hot(groups: NDArray[np.intp], n_groups: int) -> _Floats:
+    """(N, M) memberships of queries that belong to one group each."""
+    return np.asarray(groups[:, None] == np.arange(n_groups), dtype=np.float64)

@@ -1,0 +1,31 @@
+"""k-means over embeddings."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from routers.errors import RouterError
+from routers.neighbours import Vectors
+
+N_INIT = 4
+"""Starts, of which the best is kept."""
+
+
+def kmeans(vectors: Vectors, n_clusters: int, seed: int) -> Vectors:
+    """(C, dim) centres of (N, dim) unit vectors, scaled to length 1: what they are nearest to by cosine.
+
+    C is `n_clusters`, or the number of different vectors where that is less. scikit-learn's k-means, on one sample of
+    starts for a seed.
+
+    Raises:
+        RouterError: fewer rows than clusters.
+    """
+    from sklearn.cluster import KMeans
+
+    if len(vectors) < n_clusters:
+        raise RouterError(f"{n_clusters} clusters asked of {len(vectors)} training queries: lower n_clusters")
+    n_different = len(np.unique(vectors, axis=0))
+    model = KMeans(min(n_clusters, n_different), n_init=N_INIT, random_state=seed).fit(vectors)
+    centres = np.asarray(model.cluster_centers_, dtype=np.float32)
+    lengths = np.linalg.norm(centres, axis=1, keepdims=True)
+    return np.asarray(centres / np.where(lengths > 0, lengths, 1.0), dtype=np.float32)
