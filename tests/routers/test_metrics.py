@@ -33,6 +33,25 @@ def test_gap_recovered():
     assert metrics.gap_recovered(0.5, 0.5, 0.5) is None
 
 
+def test_gain_and_saving_relative_to_the_best_single_expert():
+    assert metrics.perf_gain(0.66, 0.6) == pytest.approx(0.1)
+    assert metrics.cost_save(3.0, 4.0) == 0.25
+    assert metrics.perf_gain(0.5, 0.0) is None
+    assert metrics.cost_save(1.0, 0.0) is None
+
+
+def test_the_interval_of_a_saving_is_that_of_a_ratio():
+    rng = np.random.default_rng(0)
+    theirs = rng.uniform(1, 3, 4000)
+    ours = theirs * 0.6
+    assert metrics.bootstrap_saving(ours, theirs) == pytest.approx((0.4, 0.4))
+    low, high = metrics.bootstrap_saving(rng.permutation(ours), theirs, seed=1)
+    # delta method: the saving's variance is that of (ours - .6 theirs) / 2 over n
+    width = 1.96 * np.sqrt(2 * 0.36 / 3) / 2 / np.sqrt(4000)
+    assert (low, high) == pytest.approx((0.4 - width, 0.4 + width), abs=0.003)
+    assert metrics.bootstrap_saving([1.0, 1.0], [0.0, 1.0]) is None
+
+
 def test_the_bootstrap_interval_is_that_of_the_normal_law_on_many_queries():
     rng = np.random.default_rng(0)
     difference = rng.normal(0.1, 1.0, size=4000)
