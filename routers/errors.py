@@ -10,7 +10,8 @@ RouterError
 
 UserWarning
 ├── StaleArtifactWarning       an expert's files are not those that the router was trained on
-└── EvaluatingOnTrainingData   a router is scored on rows that it was trained on
+├── EvaluatingOnTrainingData   a router is scored on rows that it was trained on
+└── BaselineLeftOut            a router to compare with could not be trained on the table
 """
 
 from __future__ import annotations
@@ -68,3 +69,7 @@ class StaleArtifactWarning(UserWarning):
 
 class EvaluatingOnTrainingData(UserWarning):
     """A router is scored on rows that it was trained on: the figures flatter it."""
+
+
+class BaselineLeftOut(UserWarning):
+    """A router to compare with could not be trained on the table: the comparison is poorer by one line."""

@@ -9,26 +9,34 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from statistics import median
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from routers import metrics
-from routers.base import Router, TrainableRouter
-from routers.decide import Utility, decide
-from routers.encoders import CachedEncoder
-from routers.errors import EvaluatingOnTrainingData, InvalidOutcomes, RouterError
+from routers.base import TrainableRouter
+from routers.build import build, settings_of
+from routers.decide import Utility
+from routers.dial import Factory, Solution, Target, inner_routings, solve_on
+from routers.encoders import Encoder
+from routers.errors import BaselineLeftOut, EvaluatingOnTrainingData, InvalidOutcomes, RouterError
+from routers.lines import Line, marks_of
 from routers.outcomes import OutcomeTable
 from routers.reference import Reference
-from routers.report import Line, RouterReport, Routing, marks_of, report
+from routers.report import Heading, RouterReport, report
+from routers.routing import Choosing, Compose, Routing, route, route_ms
 
-Factory = Callable[[], TrainableRouter]
-"""Makes an unfitted router."""
-BATCH = 1024
-"""Queries routed at once: bounds what a router's (n_queries, n_training_rows) arrays take."""
-TIMED_QUERIES = 21
+BASELINE_KINDS = ("knn", "category")
+"""Learned routers that stand beside every other one, at their default settings."""
+
+
+def standard_baselines(encoder: Encoder | None, *, seed: int = 0) -> dict[str, Factory]:
+    """kNN and category at their default settings; none without an encoder, since both read text."""
+    if encoder is None:
+        return {}
+    seeds = {kind: {"seed": seed} if "seed" in settings_of(kind) else {} for kind in BASELINE_KINDS}
+    return {kind: partial(build, kind, encoder, seeds[kind]) for kind in BASELINE_KINDS}
 
 
 def evaluate(
@@ -41,6 +49,9 @@ def evaluate(
     baselines: Mapping[str, Factory] | None = None,
     experts: Sequence[str] | None = None,
     utility: Utility = Utility(),
+    top_k: int = 1,
+    compose: Compose | None = None,
+    composition: str = "single",
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> RouterReport:
@@ -51,9 +62,10 @@ def evaluate(
         reference: of the training table, as its artifact keeps it; without it (and without `train_table`) there is no
             best single expert to compare with.
         train_table: the training table itself, in place of `reference`; `baselines` are trained on it.
-        baselines: name -> factory of further routers to show.
+        baselines: name -> factory of further routers to show; one that cannot be trained is left out with a warning.
         experts: evaluate on this part of the router's experts.
         utility: how quality is traded against cost.
+        top_k: experts asked a query; compose: what they come to together, from recorded answers; composition: its name.
         seed: of the bootstrap.
         clock: seconds, for `route_ms_p50`.
 
@@ -64,6 +76,7 @@ def evaluate(
 
     Warns:
         EvaluatingOnTrainingData: rows of the table were trained on.
+        BaselineLeftOut: a baseline could not be trained on the training table.
     """
     pool = tuple(experts or router.experts)
     if strangers := [name for name in pool if name not in router.experts]:
@@ -76,14 +89,24 @@ def evaluate(
     if reference is not None:
         reference = reference.with_experts(pool)
         _warn_of_overlap(reference, table)
-    lines = marks_of(table, reference)
+    marks = marks_of(table, reference)
     if baselines:
         if train_table is None:
             raise RouterError("baselines have to be trained: give train_table")
-        lines |= _trained(baselines, train_table, table, utility)
-    routing = _route(router, table, utility)
-    elapsed = _route_ms(router, table, utility, clock)
-    return report(name or router.kind, router.kind, table, routing, lines, elapsed, seed)
+        for label, make in baselines.items():
+            if fitted := _fitted(label, make, train_table):
+                marks[label] = Line.of(table, route(fitted, table, Choosing(utility)).picks)
+    routing = route(router, table, Choosing(utility, top_k, compose))
+    heading = Heading(
+        name or router.kind,
+        router.kind,
+        dials=(utility.dial,),
+        top_k=top_k,
+        composition=composition,
+        route_ms=route_ms(router, table, utility, clock),
+        seed=seed,
+    )
+    return report(heading, table, routing, marks)
 
 
 def cross_validate(
@@ -94,30 +117,134 @@ def cross_validate(
     name: str = "",
     baselines: Mapping[str, Factory] | None = None,
     utility: Utility = Utility(),
+    target: Target | None = None,
+    top_k: int = 1,
+    compose: Compose | None = None,
+    composition: str = "single",
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> RouterReport:
+    """`cross_validate_all` for one router; it is called after its kind where `name` is empty."""
+    (found,) = cross_validate_all(
+        {name: make_router},
+        table,
+        folds,
+        baselines=baselines,
+        utility=utility,
+        target=target,
+        top_k=top_k,
+        compose=compose,
+        composition=composition,
+        seed=seed,
+        clock=clock,
+    )
+    return found if name else replace(found, router=found.kind)
+
+
+def cross_validate_all(
+    routers: Mapping[str, Factory],
+    table: OutcomeTable,
+    folds: NDArray[np.int64],
+    *,
+    baselines: Mapping[str, Factory] | None = None,
+    utility: Utility = Utility(),
+    target: Target | None = None,
+    top_k: int = 1,
+    compose: Compose | None = None,
+    composition: str = "single",
+    seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[RouterReport]:
     """Train on all folds but one, route the one left out, pool all of them. See `evaluate` for the arguments.
 
+    With a target the dial of each fold is solved on the other folds alone, by a cross-validation inside them; the
+    dial of `utility` is not used for the routers then, only for the baselines.
+
     Args:
-        folds: (n,) fold of each row, two different ones at least.
+        routers: name -> factory.
+        folds: (n,) fold of each row; two different ones at least, three with a target.
+        baselines: name -> factory of further routers to show at the dial of `utility`. A factory that is also among
+            `routers` is trained once.
 
     Raises:
-        InvalidOutcomes: folds of a wrong length or fewer than two.
+        InvalidOutcomes: folds of a wrong length, or too few.
     """
-    if len(folds) != len(table) or len(np.unique(folds)) < 2:
-        raise InvalidOutcomes(f"cross-validation needs two folds or more, and one for each of the {len(table)} rows")
-    order, parts, lines = [], [], list[dict[str, Line]]()
-    for fold in np.unique(folds):
-        train, test = table.select(folds != fold), table.select(folds == fold)
-        router = make_router().fit(train)
-        parts.append(_route(router, test, utility))
-        lines.append(marks_of(test, Reference.of(train)) | _trained(baselines or {}, train, test, utility))
-        order.append(np.flatnonzero(folds == fold))
-    elapsed = _route_ms(router, test, utility, clock)
-    rows = table.select(np.concatenate(order))
-    pooled = {label: Line.joined([part[label] for part in lines]) for label in lines[0]}
-    return report(name or router.kind, router.kind, rows, Routing.joined(parts), pooled, elapsed, seed)
+    plan = _Plan(table, _checked(folds, table, 2 if target is None else 3), Choosing(utility, top_k, compose))
+    plain = _Plan(table, plan.folds, Choosing(utility))
+    runs = {name: plan.run(make, target) for name, make in routers.items()}
+    marks = plan.marks()
+    shared = {id(make): runs[name] for name, make in routers.items() if target is None and compose is None}
+    for label, make in (baselines or {}).items():
+        run = shared.get(id(make)) or _baseline(label, make, plain)
+        if run is not None:
+            marks[label] = Line.of(plan.rows, run.routing.picks)
+    last = table.select(plan.folds == plan.names[-1])
+    reports = []
+    for name, run in runs.items():
+        heading = Heading(
+            name,
+            run.router.kind,
+            dials=run.dials,
+            target=target,
+            solutions=run.solutions,
+            top_k=top_k,
+            composition=composition,
+            route_ms=route_ms(run.router, last, replace(utility, dial=run.dials[-1]), clock),
+            seed=seed,
+        )
+        reports.append(report(heading, plan.rows, run.routing, marks))
+    return reports
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A router over all folds: the rows in the order of the folds, and the router of the last one."""
+
+    router: TrainableRouter
+    routing: Routing
+    dials: tuple[float, ...]
+    solutions: tuple[Solution, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A table in folds, and how queries are answered."""
+
+    table: OutcomeTable
+    folds: NDArray[np.int64]
+    choosing: Choosing
+
+    @property
+    def names(self) -> list[int]:
+        return [int(fold) for fold in np.unique(self.folds)]
+
+    @property
+    def rows(self) -> OutcomeTable:
+        """The table in the order of the folds."""
+        return self.table.select(np.argsort(self.folds, kind="stable"))
+
+    def marks(self) -> dict[str, Line]:
+        """The marks of all folds; best single and dataset oracle chosen on the rows outside each."""
+        parts = [
+            marks_of(self.table.select(self.folds == fold), Reference.of(self.table.select(self.folds != fold)))
+            for fold in self.names
+        ]
+        return {label: Line.joined([part[label] for part in parts]) for label in parts[0]}
+
+    def run(self, make: Factory, target: Target | None = None) -> _Run:
+        """A router over all folds, each at its own dial where there is a target."""
+        solutions = {}
+        if target is not None:
+            for fold, train, routing in inner_routings(make, self.table, self.folds):
+                solutions[fold] = solve_on(routing, train, target)
+        utility, parts, dials = self.choosing.utility, [], []
+        for fold in self.names:
+            router = make().fit(self.table.select(self.folds != fold))
+            at = replace(utility, dial=solutions[fold].dial) if target is not None else utility
+            parts.append(route(router, self.table.select(self.folds == fold), replace(self.choosing, utility=at)))
+            dials.append(at.dial)
+        alike = tuple(dials) if target is not None else (utility.dial,)
+        return _Run(router, Routing.joined(parts), alike, tuple(solutions.values()))
 
 
 def stratified_folds(labels: Sequence[str], n_folds: int = 5, *, seed: int = 0) -> NDArray[np.int64]:
@@ -132,42 +259,31 @@ def stratified_folds(labels: Sequence[str], n_folds: int = 5, *, seed: int = 0) 
     return folds
 
 
-def _trained(
-    baselines: Mapping[str, Factory], train: OutcomeTable, test: OutcomeTable, utility: Utility
-) -> dict[str, Line]:
-    return {n: Line.of(test, _route(make().fit(train), test, utility).picks) for n, make in baselines.items()}
+def _checked(folds: NDArray[np.int64], table: OutcomeTable, least: int) -> NDArray[np.int64]:
+    if len(folds) != len(table) or len(np.unique(folds)) < least:
+        some = {2: "two folds or more", 3: "three folds or more to solve a dial inside it"}[least]
+        raise InvalidOutcomes(f"cross-validation needs {some}, and one for each of the {len(table)} rows")
+    return np.asarray(folds)
 
 
-def _route(router: Router, table: OutcomeTable, utility: Utility) -> Routing:
-    if missing := sorted(router.requires - set(table.features)):
-        raise RouterError(f"this router needs features that the table does not have: {', '.join(missing)}")
-    queries = table.queries()
-    parts = []
-    for start in range(0, len(table), BATCH):
-        estimate = router.estimate(queries[start : start + BATCH])
-        decisions = decide(estimate, utility=utility, allowed=table.experts)
-        chosen = [decision.experts[0] for decision in decisions]
-        parts.append(
-            Routing(
-                picks=np.array([table.experts.index(name) for name in chosen], dtype=np.intp),
-                quality=metrics.picked(estimate.quality, [estimate.experts.index(name) for name in chosen]),
-                abstained=np.array([decision.abstained for decision in decisions]),
-            )
-        )
-    return Routing.joined(parts)
+def _fitted(label: str, make: Factory, train: OutcomeTable) -> TrainableRouter | None:
+    try:
+        return make().fit(train)
+    except RouterError as error:
+        _warn_left_out(label, error)
+        return None
 
 
-def _route_ms(router: TrainableRouter, table: OutcomeTable, utility: Utility, clock: Callable[[], float]) -> float:
-    """Median milliseconds of single queries, spread over the table; encoded afresh, since a live query is new."""
-    encoder = getattr(router, "encoder", None)
-    rows = np.linspace(0, len(table) - 1, min(TIMED_QUERIES, len(table))).astype(int)
-    queries, times = table.select(rows).queries(), []
-    with encoder.bypassed() if isinstance(encoder, CachedEncoder) else nullcontext():
-        for query in (queries[0], *queries):  # the first loads and warms up
-            before = clock()
-            decide(router.estimate([query]), utility=utility, allowed=table.experts)
-            times.append(clock() - before)
-    return 1e3 * median(times[1:])
+def _baseline(label: str, make: Factory, plan: _Plan) -> _Run | None:
+    try:
+        return plan.run(make)
+    except RouterError as error:
+        _warn_left_out(label, error)
+        return None
+
+
+def _warn_left_out(label: str, error: RouterError) -> None:
+    warnings.warn(f"the baseline {label} is left out: {error}", BaselineLeftOut, stacklevel=4)
 
 
 def _warn_of_overlap(reference: Reference, table: OutcomeTable) -> None:

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from routers import metrics
+from routers import curves, metrics
+from routers.dial import Solution, Target
+from routers.lines import Line
 from routers.outcomes import OutcomeTable
-from routers.reference import Reference
+from routers.pair import PairCurve, pair_curve
+from routers.routing import Routing
 
 _NOTE = {"in_json": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """What a report was made from, query by query, for plots and paired comparisons.
+
+    Attributes:
+        table: the n scored rows; routing, line: what the router did with them, in the same order.
+        marks: name -> what other ways of choosing came to on the same rows.
+        curve: the router at every dial; `None` without costs, and for compositions.
+    """
+
+    table: OutcomeTable
+    routing: Routing
+    line: Line
+    marks: Mapping[str, Line]
+    curve: curves.Sweep | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +45,18 @@ class RouterReport:
         gain_over_best_single: accuracy - best_single, with its 95% paired bootstrap interval.
         gap_recovered: (accuracy - best_single) / (oracle - best_single).
         route_ms_p50: median milliseconds to encode and decide one query alone, nothing cached.
-        baselines: name -> accuracy, for rows of a table.
-        baseline_costs: name -> mean cost.
+        baselines: name -> accuracy, for rows of a table; baseline_costs: name -> mean cost.
+        cost_saved: 1 - mean_cost / best_single_cost at the dial in use, with its 95% paired bootstrap interval;
+            perf_gain: accuracy / best_single - 1 there.
+        aiq: mean height of the cost-quality hull between c_min and c_max, the mean costs of the cheapest and of the
+            dearest single expert on these rows; aiq_experts: the same of the single experts' own hull.
+        ece: calibration error of the score that the router expected, against the actual score.
+        apgr, cpt50, cpt80: of a pool of two, strong and weak on these rows (see `routers.pair`).
+        dials: the dial in use: one, or one for each fold; target: what they were solved for.
+        calls: experts asked a query; top_k, composition: how many were to be asked, and what was made of them.
+        abstained, truncated: shares of the queries.
         expert_use: expert -> share of the queries it was given.
-        quality_ece: ECE of the score that the router expected, against the actual score.
-        abstained: share of the queries on which the router abstained.
+        by_domain: domain -> n_queries, accuracy, best_single, expert_use; `None` where the table has no domains.
     """
 
     router: str
@@ -49,10 +75,29 @@ class RouterReport:
     best_single_cost: float | None
     route_ms_p50: float | None
     baselines: Mapping[str, float]
-    baseline_costs: Mapping[str, float | None] = field(metadata=_NOTE)
-    expert_use: Mapping[str, float] = field(metadata=_NOTE)
-    quality_ece: float = field(metadata=_NOTE)
-    abstained: float = field(metadata=_NOTE)
+    baseline_costs: Mapping[str, float | None]
+    cost_saved: float | None
+    cost_saved_ci95_low: float | None
+    cost_saved_ci95_high: float | None
+    perf_gain: float | None
+    aiq: float | None
+    aiq_experts: float | None
+    c_min: float | None
+    c_max: float | None
+    ece: float
+    apgr: float | None
+    cpt50: float | None
+    cpt80: float | None
+    dials: Sequence[float]
+    target: Mapping[str, Any] | None
+    top_k: int
+    composition: str
+    calls: float
+    abstained: float
+    truncated: float
+    expert_use: Mapping[str, float]
+    by_domain: Mapping[str, Mapping[str, Any]] | None
+    detail: Detail = field(metadata=_NOTE, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """The object that `coe router cv` and `coe router eval` write."""
@@ -60,100 +105,136 @@ class RouterReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """What a way of choosing experts came to: (n,) scores, and (n,) costs where they are known."""
-
-    scores: NDArray[np.float64]
-    costs: NDArray[np.float64] | None
-
-    @classmethod
-    def of(cls, table: OutcomeTable, picks: NDArray[np.intp]) -> Self:
-        """What the picked experts (n,) scored and cost."""
-        costs = table.costs_usd
-        return cls(metrics.picked(table.scores, picks), None if costs is None else metrics.picked(costs, picks))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """The parts, end to end."""
-        costs = [part.costs for part in parts if part.costs is not None]
-        return cls(np.concatenate([part.scores for part in parts]), np.concatenate(costs) if costs else None)
-
-    @property
-    def accuracy(self) -> float:
-        """Mean score."""
-        return float(self.scores.mean())
-
-    @property
-    def mean_cost(self) -> float | None:
-        """USD a query."""
-        return None if self.costs is None else float(self.costs.mean())
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """What a router did with n queries.
+class Heading:
+    """What a report says of how it came about.
 
     Attributes:
-        picks: (n,) chosen experts, as columns of the table.
-        quality: (n,) the score that the router expected of them.
-        abstained: (n,) bool.
+        name, kind: of the router; dials: in use; target, solutions: how they were found, one for each fold.
+        top_k, composition: experts asked, and what was made of their answers.
+        route_ms: median milliseconds a decision.
+        seed: of the bootstrap.
     """
 
-    picks: NDArray[np.intp]
-    quality: NDArray[np.float64]
-    abstained: NDArray[np.bool_]
-
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """The parts, end to end."""
-        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
-
-
-def marks_of(table: OutcomeTable, reference: Reference | None) -> dict[str, Line]:
-    """Random, best single, dataset oracle and oracle, as far as they can be known."""
-    costs = table.costs_usd
-    marks = {"random": Line(table.scores.mean(axis=1), None if costs is None else costs.mean(axis=1))}
-    if reference is not None:
-        best = metrics.best_single(reference.mean_scores)
-        marks["best_single"] = Line.of(table, np.full(len(table), best))
-        if table.domains is not None and reference.by_domain:
-            picks = metrics.dataset_oracle(table.domains, reference.by_domain, best)
-            marks["dataset_oracle"] = Line.of(table, picks)
-    return marks | {"oracle": Line.of(table, metrics.oracle(table.scores, costs))}
+    name: str
+    kind: str
+    dials: Sequence[float] = (0.0,)
+    target: Target | None = None
+    solutions: Sequence[Solution] = ()
+    top_k: int = 1
+    composition: str = "single"
+    route_ms: float | None = None
+    seed: int = 0
 
 
-def report(
-    name: str,
-    kind: str,
-    table: OutcomeTable,
-    routing: Routing,
-    lines: Mapping[str, Line],
-    route_ms: float,
-    seed: int,
-) -> RouterReport:
-    """Compare a routing of the table's n queries with the marks in `lines`; `seed` is the bootstrap's."""
-    routed, best, dataset = Line.of(table, routing.picks), lines.get("best_single"), lines.get("dataset_oracle")
-    low, high = metrics.paired_bootstrap(routed.scores, best.scores, seed=seed) if best else (None, None)
-    oracle = lines["oracle"].accuracy
+def report(heading: Heading, table: OutcomeTable, routing: Routing, marks: Mapping[str, Line]) -> RouterReport:
+    """Compare a routing of the table's n queries with the marks."""
+    routed, best, dataset = _line(table, routing), marks.get("best_single"), marks.get("dataset_oracle")
+    oracle = marks["oracle"].accuracy
+    curve = routing.sweep(table) if routing.scores is None else None
+    pair = _pair(table, routing, best)
+    calls = routing.calls
     return RouterReport(
-        router=name,
-        kind=kind,
+        router=heading.name,
+        kind=heading.kind,
         n_queries=len(table),
         n_experts=len(table.experts),
         accuracy=routed.accuracy,
         best_single=best.accuracy if best else None,
         dataset_oracle=dataset.accuracy if dataset else None,
         oracle=oracle,
-        gain_over_best_single=routed.accuracy - best.accuracy if best else None,
-        gain_ci95_low=low,
-        gain_ci95_high=high,
         gap_recovered=metrics.gap_recovered(routed.accuracy, best.accuracy, oracle) if best else None,
         mean_cost=routed.mean_cost,
         best_single_cost=best.mean_cost if best else None,
-        route_ms_p50=route_ms,
-        baselines={label: line.accuracy for label, line in lines.items()},
-        baseline_costs={label: line.mean_cost for label, line in lines.items()},
-        expert_use=metrics.expert_use(routing.picks, table.experts),
-        quality_ece=metrics.expected_calibration_error(routing.quality, routed.scores),
+        route_ms_p50=heading.route_ms,
+        baselines={label: line.accuracy for label, line in marks.items()},
+        baseline_costs={label: line.mean_cost for label, line in marks.items()},
+        **_gains(routed, best, heading.seed),
+        **_areas(table, curve),
+        ece=metrics.expected_calibration_error(routing.expected, table_scores(table, routing)),
+        apgr=pair.apgr if pair else None,
+        cpt50=pair.cpt(0.5) if pair else None,
+        cpt80=pair.cpt(0.8) if pair else None,
+        dials=tuple(heading.dials),
+        target=_target(heading),
+        top_k=heading.top_k,
+        composition=heading.composition,
+        calls=1.0 if calls is None else float(calls.mean()),
         abstained=float(routing.abstained.mean()),
+        truncated=float(routing.truncated.mean()),
+        expert_use=metrics.expert_use(routing.picks, table.experts),
+        by_domain=_by_domain(table, routing, routed, best),
+        detail=Detail(table, routing, routed, dict(marks), curve),
     )
+
+
+def table_scores(table: OutcomeTable, routing: Routing) -> metrics.Floats:
+    """(n,) what the first choices scored."""
+    return metrics.picked(table.scores, routing.picks)
+
+
+def _line(table: OutcomeTable, routing: Routing) -> Line:
+    return Line.of(table, routing.picks) if routing.scores is None else Line(routing.scores, routing.spent)
+
+
+def _gains(routed: Line, best: Line | None, seed: int) -> dict[str, float | None]:
+    """What is gained over the best single expert, and what is saved, with their intervals."""
+    names = ["gain_over_best_single", "gain_ci95_low", "gain_ci95_high", "perf_gain"]
+    names += ["cost_saved", "cost_saved_ci95_low", "cost_saved_ci95_high"]
+    found: dict[str, float | None] = dict.fromkeys(names)
+    if best is None:
+        return found
+    low, high = metrics.paired_bootstrap(routed.scores, best.scores, seed=seed)
+    gain, perf = routed.accuracy - best.accuracy, metrics.perf_gain(routed.accuracy, best.accuracy)
+    found |= {"gain_over_best_single": gain, "gain_ci95_low": low, "gain_ci95_high": high, "perf_gain": perf}
+    if routed.costs is not None and best.costs is not None:
+        saved = metrics.cost_save(float(routed.costs.mean()), float(best.costs.mean()))
+        low_high = metrics.bootstrap_saving(routed.costs, best.costs, seed=seed) or (None, None)
+        found |= {"cost_saved": saved, "cost_saved_ci95_low": low_high[0], "cost_saved_ci95_high": low_high[1]}
+    return found
+
+
+def _areas(table: OutcomeTable, curve: curves.Sweep | None) -> dict[str, float | None]:
+    """AIQ of the router and of the single experts, between the costs of the cheapest and the dearest of them."""
+    if table.costs_usd is None:
+        return dict.fromkeys(("aiq", "aiq_experts", "c_min", "c_max"))
+    costs, scores = table.costs_usd.mean(axis=0), table.scores.mean(axis=0)
+    low, high = float(costs.min()), float(costs.max())
+    return {
+        "aiq": None if curve is None else curves.aiq(curve.mean_cost, curve.accuracy, low, high),
+        "aiq_experts": curves.aiq(costs, scores, low, high),
+        "c_min": low,
+        "c_max": high,
+    }
+
+
+def _pair(table: OutcomeTable, routing: Routing, best: Line | None) -> PairCurve | None:
+    """The curve of a pool of two; the strong expert is the one that is better on these rows."""
+    if len(table.experts) != 2:
+        return None
+    strong = int(table.scores.mean(axis=0).argmax())
+    preference = routing.quality[:, strong] - routing.quality[:, 1 - strong]
+    return pair_curve(preference, table.scores[:, strong], table.scores[:, 1 - strong])
+
+
+def _target(heading: Heading) -> dict[str, Any] | None:
+    if heading.target is None:
+        return None
+    return {"name": heading.target.name, "folds": [solution.to_json(heading.target) for solution in heading.solutions]}
+
+
+def _by_domain(
+    table: OutcomeTable, routing: Routing, routed: Line, best: Line | None
+) -> dict[str, dict[str, Any]] | None:
+    if table.domains is None:
+        return None
+    domains, found = np.array(table.domains, dtype=object), {}
+    for domain in sorted(set(table.domains)):
+        rows = domains == domain
+        found[domain] = {
+            "n_queries": int(rows.sum()),
+            "accuracy": float(routed.scores[rows].mean()),
+            "best_single": None if best is None else float(best.scores[rows].mean()),
+            "mean_cost": None if routed.costs is None else float(routed.costs[rows].mean()),
+            "expert_use": metrics.expert_use(routing.picks[rows], table.experts),
+        }
+    return found

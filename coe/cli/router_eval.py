@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from routers.evaluate import Factory
+    from routers.dial import Factory
     from routers.outcomes import OutcomeTable
 
 

@@ -78,7 +78,7 @@ def _print_use(report: RouterReport) -> None:
     tail = f" and {more} more" if more > 0 else ""
     stdout_console().print(
         f"{report.router} asked {shares}{tail}; abstained on {_percent(report.abstained)}; "
-        f"calibration error {100 * report.quality_ece:.1f} points",
+        f"calibration error {100 * report.ece:.1f} points",
         markup=False,
         highlight=False,
     )

@@ -20,6 +20,10 @@ KEYS = (
     "router kind n_queries n_experts accuracy best_single dataset_oracle oracle gain_over_best_single gain_ci95_low "
     "gain_ci95_high gap_recovered mean_cost best_single_cost route_ms_p50 baselines"
 ).split()
+MORE_KEYS = (
+    "baseline_costs cost_saved cost_saved_ci95_low cost_saved_ci95_high perf_gain aiq aiq_experts c_min c_max ece apgr "
+    "cpt50 cpt80 dials target top_k composition calls abstained truncated expert_use by_domain"
+).split()
 
 
 class Scripted:
@@ -80,8 +84,19 @@ def test_every_figure_by_hand():
     assert report.baseline_costs == {"random": 8.25, "best_single": 15, "dataset_oracle": 6, "oracle": 8.25}
     assert report.expert_use == {"a": 0.5, "b": 0.5}
     assert report.abstained == 0.25
-    assert report.quality_ece == pytest.approx(0.125)  # expects 0.75, scores 0.625
-    assert list(report.to_json()) == KEYS
+    assert report.ece == pytest.approx(0.125)  # expects 0.75, scores 0.625
+    assert report.cost_saved == pytest.approx(1 - 8.25 / 15)
+    assert report.cost_saved_ci95_low < report.cost_saved < report.cost_saved_ci95_high
+    assert report.perf_gain == 0
+    assert (report.c_min, report.c_max) == (1.5, 15)
+    assert report.aiq is None  # the router predicts no costs
+    assert report.aiq_experts == pytest.approx((0.5 + 0.625) / 2)  # from a (1.5, .5) to b (15, .625)
+    assert report.apgr == pytest.approx(0.75)  # gains 1 - .5 where b is asked for, then 0: PGR 0, .5, 1, 1, 1
+    assert (report.dials, report.target, report.top_k, report.composition, report.calls) == ((0,), None, 1, "single", 1)
+    assert report.by_domain["y"] == {
+        "n_queries": 2, "accuracy": 0.25, "best_single": 0.75, "mean_cost": 11, "expert_use": {"a": 0.5, "b": 0.5},
+    }  # fmt: skip
+    assert list(report.to_json()) == KEYS + MORE_KEYS
 
 
 def test_the_router_is_shown_prompts_only():
@@ -97,7 +112,8 @@ def test_what_is_not_known_is_none():
     unknown = {name for name, value in document.items() if value is None}
     assert unknown == {
         "best_single", "dataset_oracle", "gain_over_best_single", "gain_ci95_low", "gain_ci95_high", "gap_recovered",
-        "mean_cost", "best_single_cost",
+        "mean_cost", "best_single_cost", "cost_saved", "cost_saved_ci95_low", "cost_saved_ci95_high", "perf_gain",
+        "aiq", "aiq_experts", "c_min", "c_max", "target", "by_domain",
     }  # fmt: skip
     assert set(report.baselines) == {"random", "oracle"}
     assert report.baseline_costs == {"random": None, "oracle": None}
