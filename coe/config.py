@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -22,6 +22,8 @@ from registry.documents import load_document, validate
 from registry.errors import InvalidSpec
 from registry.files import coe_home
 from registry.sources import local_path
+from routers.errors import InvalidSettings
+from routers.selectors import Selector, build_selector
 
 
 class _Section(BaseModel):
@@ -177,26 +179,68 @@ class BatchConfig(_Section):
     part_rows: Annotated[int, Field(ge=1)] = 4096
 
 
+class CompositionConfig(BaseModel):
+    """What is done with the chosen experts: a name, or `{kind: cascade, confidence: 0.8}` with settings of its own."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    kind: str = "single"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All but the kind; `coe.compose.build_composition` checks them."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+
 class PolicyConfig(_Section):
     """A named way to answer, addressed as `model: "coe/<name>"`.
 
     router: folder of a trained router (`coe router train`). expert: always this one, in place of a router.
+    select: how many experts a decision holds, and in which order: `best`, or `{kind: dynamic, p: 0.9, k: 5}`
+    (`routers.selectors`). k: most of them; alone it is short for `{kind: top-k, k: ...}`.
+    composition: what they do (`coe.compose`).
     dial: quality (score in [0, 1]) given up per USD. patience: quality given up per second of loading.
     fallback: the expert that answers when the chosen one fails before its first token.
     """
 
     router: Path | None = None
     expert: str | None = None
-    composition: str = "single"
+    composition: CompositionConfig = CompositionConfig()
+    select: str | dict[str, Any] | None = None
     dial: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     patience: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    k: Annotated[int, Field(ge=1)] = 1
+    k: Annotated[int, Field(ge=1)] | None = None
     fallback: str | None = None
 
     @field_validator("router", mode="before")
     @classmethod
     def _from_here(cls, path: object, info: ValidationInfo) -> object:
         return _resolve(path, info)
+
+    @property
+    def selector(self) -> Selector:
+        """`select` and `k` as one value.
+
+        Raises:
+            InvalidSettings: no such selector, or settings that it cannot use; a PolicyConfig that exists has none.
+        """
+        if self.select is None:
+            return build_selector({"kind": "top-k", "k": self.k or 1})
+        if self.k is not None and isinstance(self.select, dict) and "k" in self.select:
+            raise InvalidSettings("k is given twice: in the policy and in its `select`")
+        return build_selector(self.select, **({} if self.k is None else {"k": self.k}))
+
+    @model_validator(mode="after")
+    def _selects(self) -> Self:
+        try:
+            _ = self.selector
+        except InvalidSettings as error:
+            raise ValueError(str(error)) from error
+        return self
 
     @model_validator(mode="after")
     def _router_or_expert(self) -> Self:

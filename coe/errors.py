@@ -10,6 +10,7 @@ CoeError                     .status: HTTP status, .code: OpenAI-style code, .re
 │   ├── HostLost             the process that answered died, and what it had begun was shown already
 │   ├── OutOfMemory          not enough free memory, even after evicting what may be evicted
 │   └── RemoteError          a remote endpoint failed; .retryable says whether trying again makes sense
+├── Abstained                the router is unsure, and the policy refuses rather than guesses
 ├── Overloaded               too many requests wait; try again later
 ├── DeadlineExceeded         the request ran past its deadline
 └── TaskError                an evaluation task is wrong; file and line
@@ -104,6 +105,13 @@ class RemoteError(EngineError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _remote_error, (self.args[0], self.retryable)
+
+
+class Abstained(CoeError):
+    """The router abstained, and nobody was to answer in its place; the message says why."""
+
+    status = 422
+    code = "abstained"
 
 
 class Overloaded(CoeError):

@@ -84,9 +84,9 @@ def _policy(name: str, policy: PolicyConfig, snapshot: Snapshot) -> Policy:
     return Policy(
         name,
         router=router,
-        composition=build_composition(policy.composition),
+        composition=build_composition(policy.composition.kind, policy.composition.settings),
         utility=Utility(dial=policy.dial, patience=policy.patience),
-        k=policy.k,
+        select=policy.selector,
         fallback=policy.fallback,
         router_digest=digest,
     )

@@ -14,6 +14,7 @@ from registry.spec import RESERVED_PREFIX
 from registry.store import Snapshot
 from routers.base import Estimate, Query, Router
 from routers.decide import Utility
+from routers.selectors import Selector, TopK
 
 AUTO = "auto"
 """`model` of a request that takes the default policy."""
@@ -21,7 +22,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Who is chosen (`router`, `utility`, `k`), what they do (`composition`), and who steps in (`fallback`).
+    """Who is chosen (`router`, `utility`, `select`), what they do (`composition`), and who steps in (`fallback`).
 
     router_digest: of the artifact that the router was loaded from; `None` where it comes from none.
     """
@@ -30,7 +31,7 @@ class Policy:
     router: Router
     composition: Composition = field(default_factory=Single)
     utility: Utility = Utility()
-    k: int = 1
+    select: Selector = field(default_factory=TopK)
     fallback: str | None = None
     router_digest: str | None = None
 

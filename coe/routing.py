@@ -19,6 +19,7 @@ from routers.base import Estimate, Query, RoutingDecision
 from routers.constraints import CONTEXT_LENGTH, check, prune
 from routers.decide import Utility, decide
 from routers.errors import RouterError
+from routers.selectors import Selector, TopK
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Grounds:
     estimate: Estimate
     utility: Utility
     allowed: frozenset[str]
-    k: int
+    select: Selector = field(default_factory=TopK)
     load_s: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
 
@@ -46,7 +47,7 @@ class Grounds:
             utility=self.utility,
             load_s=self.load_s,
             allowed=self.allowed,
-            k=self.k,
+            select=self.select,
             rng=None if self.seed is None else np.random.default_rng(self.seed),
         )[0]
 
@@ -82,7 +83,7 @@ def route(
     if answerable:
         estimate = policy.router.estimate([query for _, query, _ in answerable])
         grounds = [
-            Grounds(estimate.row(row), _utility(policy, query), allowed, policy.k, load_s, query.seed)
+            Grounds(estimate.row(row), _utility(policy, query), allowed, policy.select, load_s, query.seed)
             for row, (_, query, allowed) in enumerate(answerable)
         ]
         for (i, query, _), ground, decided in zip(answerable, grounds, _decide_all(estimate, grounds), strict=True):
@@ -126,7 +127,7 @@ def _decide_all(
                 utility=[ground.utility for ground in grounds],
                 load_s=grounds[0].load_s,
                 allowed=[ground.allowed for ground in grounds],
-                k=grounds[0].k,
+                select=grounds[0].select,
             )
         except RouterError:
             pass  # some query is wrong: below, each stands for itself

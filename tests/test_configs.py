@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from coe.compose import build_composition
+from coe.compose import COMPOSITIONS, build_composition
 from coe.config import load_config
 from coe.evaluation.tasks import load_task
 from registry.documents import load_document, validate
@@ -12,6 +12,7 @@ from registry.sources import absolute_source, source_kind
 from registry.spec import ExpertSpec
 from routers.build import build
 from routers.encoders import HashingEncoder, build_encoder
+from routers.selectors import SELECTORS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -33,7 +34,13 @@ def test_no_folder_is_forgotten() -> None:
 @pytest.mark.parametrize("path", files("coe"), ids=name)
 def test_services(path: Path) -> None:
     for policy in load_config(path).policies.values():
-        build_composition(policy.composition)
+        build_composition(policy.composition.kind, policy.composition.settings)
+
+
+def test_every_composition_and_selector_has_an_example() -> None:
+    policies = [policy for path in files("coe") for policy in load_config(path).policies.values()]
+    assert {policy.composition.kind for policy in policies} == set(COMPOSITIONS)
+    assert {policy.selector.kind for policy in policies} == set(SELECTORS)
 
 
 @pytest.mark.parametrize("path", files("registry"), ids=name)

@@ -55,8 +55,8 @@ class Job:
 
     def composition_of(self) -> Callable[[RoutedRow], Composition]:
         """How to find the composition of a row; see `stages.compositions`."""
-        policies = self.config.policies.items()
-        return compositions({name: partial(build_composition, policy.composition) for name, policy in policies})
+        chosen = {name: policy.composition for name, policy in self.config.policies.items()}
+        return compositions({name: partial(build_composition, it.kind, it.settings) for name, it in chosen.items()})
 
     def group_of(self, expert: str) -> str:
         """The residency key of an expert."""

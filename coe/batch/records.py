@@ -163,7 +163,7 @@ def _load_error(kept: Mapping[str, Any]) -> CoeError:
 
 
 def _decision(fields: dict[str, Any]) -> RoutingDecision:
-    lists = {name: tuple(fields[name]) for name in ("experts", "weights", "scores")}
+    lists = {name: tuple(fields.get(name, ())) for name in ("experts", "weights", "scores", "quality")}
     return RoutingDecision(**{**fields, **lists})
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from coe.errors import Abstained, CoeError, InvalidRequest
 from coe.types import Answer, Failure, GenerateRequest
 from routers.base import RoutingDecision
 
@@ -57,3 +58,10 @@ class Composition(Protocol):
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
         """What to do next, given everything done so far."""
         ...
+
+
+def nobody(decision: RoutingDecision) -> CoeError:
+    """The error of a decision without experts: the router abstained, or the request leaves nobody."""
+    if decision.abstained:
+        return Abstained(f"no expert is trusted with this request: {decision.reason}")
+    return InvalidRequest(f"no expert may answer this request: {decision.reason}")

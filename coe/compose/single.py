@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coe.compose.base import Ask, Asks, Done, Final
+from coe.compose.base import Ask, Asks, Done, Final, nobody
 from coe.errors import InvalidRequest
 from coe.types import Answer, Failure, GenerateRequest
 from routers.base import RoutingDecision
@@ -27,5 +27,5 @@ class Single:
             if isinstance(outcome.error, InvalidRequest):
                 break
         if last is None:
-            raise InvalidRequest(f"no expert may answer this request: {decision.reason}")
+            raise nobody(decision)
         raise last.error

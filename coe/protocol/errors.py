@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from coe.errors import CoeError, DeadlineExceeded, EngineError, InvalidRequest, Overloaded, WeightsError
+from coe.errors import Abstained, CoeError, DeadlineExceeded, EngineError, InvalidRequest, Overloaded, WeightsError
 from registry.errors import RegistryError, UnknownExpert
 from routers.constraints import CONTEXT_LENGTH
 from routers.errors import NoEligibleExpert, RouterError
@@ -59,7 +59,7 @@ _OUTSIDE: Final[Mapping[type[Exception], tuple[int, str]]] = {
     RegistryError: (500, "registry_error"),
 }
 """Status and code of errors that know neither: the first that fits."""
-_PUBLIC: Final = (InvalidRequest, EngineError, Overloaded, DeadlineExceeded, NoEligibleExpert, UnknownExpert)
+_PUBLIC: Final = (Abstained, InvalidRequest, EngineError, Overloaded, DeadlineExceeded, NoEligibleExpert, UnknownExpert)
 _INTERNAL: Final = (WeightsError,)
 """Of the public ones: its message names files of the server."""
 

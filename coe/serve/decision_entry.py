@@ -23,6 +23,7 @@ from coe.serve.finished import Finished
 from routers.base import Estimate, Message, Query, RoutingDecision
 from routers.decide import Utility
 from routers.errors import RouterError
+from routers.selectors import build_selector, selector_document
 
 _KIND: Final = "coe-decision/"
 FORMAT: Final = f"{_KIND}1"
@@ -188,7 +189,7 @@ def _grounds_document(grounds: Grounds) -> dict[str, Any]:
         "utility": {"dial": _number(grounds.utility.dial), "patience": _number(grounds.utility.patience)},
         "load_s": {name: _number(seconds) for name, seconds in grounds.load_s.items()},
         "allowed": sorted(grounds.allowed),
-        "k": grounds.k,
+        "select": selector_document(grounds.select),
         "seed": grounds.seed,
     }
 
@@ -218,7 +219,8 @@ def _check_format(document: object, place: str) -> None:
 
 
 def _entry(document: Mapping[str, Any], place: str) -> Entry:
-    query, grounds, decision = document["query"], document["grounds"], document["decision"]
+    query, decision = document["query"], document["decision"]
+    grounds = None if document["grounds"] is None else _grounds(document["grounds"])
     return Entry(
         place,
         id=document["id"],
@@ -226,8 +228,8 @@ def _entry(document: Mapping[str, Any], place: str) -> Entry:
         policy=document["policy"],
         router_digest=document["router_digest"],
         query=_query(query) if query is not None and "messages" in query else None,
-        grounds=None if grounds is None else _grounds(grounds),
-        decision=None if decision is None else _decision(decision),
+        grounds=grounds,
+        decision=None if decision is None else _decision(decision, grounds),
     )
 
 
@@ -247,7 +249,7 @@ def _grounds(document: Mapping[str, Any]) -> Grounds:
         _estimate(document),
         utility=Utility(float(document["utility"]["dial"]), float(document["utility"]["patience"])),
         allowed=frozenset(document["allowed"]),
-        k=index(document["k"]),
+        select=build_selector(document["select"] if "select" in document else {"kind": "top-k", "k": document["k"]}),
         load_s={name: float(seconds) for name, seconds in document["load_s"].items()},
         seed=None if document["seed"] is None else index(document["seed"]),
     )
@@ -275,7 +277,8 @@ def _estimate(document: Mapping[str, Any]) -> Estimate:
     )
 
 
-def _decision(document: Mapping[str, Any]) -> RoutingDecision:
+def _decision(document: Mapping[str, Any], grounds: Grounds | None) -> RoutingDecision:
+    quality = _quality(grounds.estimate) if grounds is not None else {}
     return RoutingDecision(
         experts=tuple(document["experts"]),
         weights=tuple(float(weight) for weight in document["weights"]),
@@ -285,4 +288,10 @@ def _decision(document: Mapping[str, Any]) -> RoutingDecision:
         abstained=document["abstained"],
         reason=document["reason"],
         truncated=document.get("truncated", False),
+        quality=tuple(quality.get(expert, math.nan) for expert in document["experts"]) if grounds else (),
     )
+
+
+def _quality(estimate: Estimate) -> dict[str, float]:
+    """The estimated quality of each expert, which a line says once: in its grounds."""
+    return dict(zip(estimate.experts, estimate.quality[0].tolist(), strict=True))

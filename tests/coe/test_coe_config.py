@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from coe.config import Config, load_config
+from coe.config import Config, PolicyConfig, load_config
 from coe.errors import ConfigError
+from routers.selectors import Cascade, Dynamic, Selector, TopK
 
 
 def write(folder: Path, text: str, name: str = "service.yaml") -> Path:
@@ -54,6 +55,10 @@ def test_every_problem_is_reported_at_once_with_line_and_field(tmp_path: Path) -
         ("registry: sqlite://\nexperts: [x.yaml]", "either `registry` .* or `experts`"),
         ("policies: {default: {expert: x, router: y}}", "give either `router`"),
         ("host: [", "service.yaml:1"),
+        ("policies: {default: {expert: x, select: dynamc}}", "default.*no selector 'dynamc'; did you mean 'dynamic'"),
+        ("policies: {default: {expert: x, select: {kind: dynamic, p: 2}}}", r"p must be a number in \[0, 1\], got 2"),
+        ("policies: {default: {expert: x, select: {kind: dynamic, k: 2}, k: 3}}", "k is given twice"),
+        ("policies: {default: {expert: x, k: 0}}", "policies.default.k"),
     ],
 )
 def test_contradictions_and_broken_yaml_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -69,3 +74,29 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_the_defaults_need_no_file() -> None:
     config = Config()
     assert config.host.budget is None and config.engines.hf.device == "auto" and config.policies == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "selector"),
+    [
+        ("", TopK(1)),
+        ("k: 3", TopK(3)),
+        ("select: best", TopK(1)),
+        ("select: dynamic", Dynamic()),
+        ("select: {kind: dynamic, p: 0.8}, k: 3", Dynamic(0.8, 3)),
+        ("select: {kind: cascade, tolerance: 0.05, k: 2}", Cascade(tolerance=0.05, k=2)),
+    ],
+)
+def test_a_policy_says_how_many_experts_it_takes(tmp_path: Path, text: str, selector: Selector) -> None:
+    policy = load_config(write(tmp_path, f"policies: {{default: {{expert: x, {text}}}}}")).policies["default"]
+    assert policy.selector == selector
+    assert PolicyConfig.model_validate_json(policy.model_dump_json()) == policy  # as it goes to the replicas
+
+
+def test_a_composition_is_a_name_or_a_kind_with_settings(tmp_path: Path) -> None:
+    text = "policies: {default: {expert: x}, all: {expert: x, composition: vote}, some: {expert: x, composition: %s}}"
+    policies = load_config(write(tmp_path, text % "{kind: cascade, confidence: 0.8}")).policies
+    assert [policy.composition.kind for policy in policies.values()] == ["single", "vote", "cascade"]
+    assert policies["some"].composition.settings == {"confidence": 0.8} and not policies["all"].composition.settings
+    for policy in policies.values():
+        assert PolicyConfig.model_validate_json(policy.model_dump_json()) == policy

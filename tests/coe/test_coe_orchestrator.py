@@ -18,6 +18,7 @@ from registry.store import Snapshot
 from routers.base import Estimate, Message, Query, RoutingDecision
 from routers.decide import Utility
 from routers.errors import NoEligibleExpert
+from routers.selectors import TopK
 
 SPECS = [
     ExpertSpec(
@@ -132,7 +133,9 @@ async def test_nobody_left_names_the_constraint() -> None:
 
 async def test_a_failure_before_the_first_chunk_is_mended_by_the_next_expert_and_then_the_fallback() -> None:
     backend = Backend(fail={"good": EngineError("down"), "cheap": EngineError("down too")})
-    reply = orchestrator(backend, default=Policy("default", Table(), k=2, fallback="general")).answer(REQUEST)
+    reply = orchestrator(backend, default=Policy("default", Table(), select=TopK(2), fallback="general")).answer(
+        REQUEST
+    )
     assert await reply.text() == "general says hi"
     assert backend.asked == reply.asked == ["good", "cheap", "general"]
     assert reply.decision.experts == ("good", "cheap") and reply.expert == "general"
@@ -160,7 +163,9 @@ async def test_a_fallback_that_the_caller_did_not_allow_stays_out() -> None:
 
 async def test_a_failure_after_the_first_chunk_is_raised_what_was_streamed_stays() -> None:
     backend = Backend(fail_late={"good": EngineError("died")})
-    reply = orchestrator(backend, default=Policy("default", Table(), k=2, fallback="general")).answer(REQUEST)
+    reply = orchestrator(backend, default=Policy("default", Table(), select=TopK(2), fallback="general")).answer(
+        REQUEST
+    )
     seen = []
     with pytest.raises(EngineError, match="died"):
         async for chunk in reply.chunks:
@@ -171,7 +176,7 @@ async def test_a_failure_after_the_first_chunk_is_raised_what_was_streamed_stays
 async def test_a_wrong_request_is_not_tried_elsewhere() -> None:
     error = ContextLengthExceeded("good", prompt_tokens=900, max_tokens=200, context_length=1000)
     backend = Backend(fail={"good": error})
-    system = orchestrator(backend, default=Policy("default", Table(), k=2, fallback="general"))
+    system = orchestrator(backend, default=Policy("default", Table(), select=TopK(2), fallback="general"))
     with pytest.raises(ContextLengthExceeded, match=r"900 tokens and 200 .*1000"):
         await system.answer(REQUEST).text()
     assert backend.asked == ["good"]
@@ -234,8 +239,8 @@ def test_a_fallback_that_is_not_registered_is_a_config_error() -> None:
 
 
 def test_single_without_experts_says_why() -> None:
-    nobody = RoutingDecision((), (), (), 0.0, abstained=True, reason="nobody is sure")
-    with pytest.raises(InvalidRequest, match="nobody is sure"):
+    nobody = RoutingDecision((), (), (), 0.0, reason="nobody is there")
+    with pytest.raises(InvalidRequest, match="nobody is there"):
         Single().step(REQUEST, nobody, {})
 
 

@@ -16,6 +16,7 @@ from registry.store import Snapshot
 from routers.base import Estimate, Message, Query, RoutingDecision
 from routers.decide import Utility
 from routers.errors import NoEligibleExpert, RouterError
+from routers.selectors import TopK
 
 SNAPSHOT = Snapshot(
     1,
@@ -48,14 +49,14 @@ def decided(outcomes: Sequence[Routed | RouterError]) -> list[RoutingDecision]:
 
 def test_a_batch_decides_each_query_as_it_would_be_decided_alone() -> None:
     queries = [Query.of("x" * n, dial=dial) for n, dial in ((10, None), (90, None), (90, 2.0))]
-    policy = Policy("p", ByLength({"a": 0.1, "b": 0.4, "c": 0.2}), utility=Utility(dial=0.1), k=2)
+    policy = Policy("p", ByLength({"a": 0.1, "b": 0.4, "c": 0.2}), utility=Utility(dial=0.1), select=TopK(2))
     together = decided(route(queries, policy, SNAPSHOT, {}))
     assert together == [decided(route([query], policy, SNAPSHOT, {}))[0] for query in queries]
     assert [decision.experts[0] for decision in together] == ["a", "b", "a"]
 
 
 def test_what_a_decision_was_made_from_makes_it_again() -> None:
-    policy = Policy("p", ByLength(), utility=Utility(patience=0.1), k=3)
+    policy = Policy("p", ByLength(), utility=Utility(patience=0.1), select=TopK(3))
     [routed] = route([Query.of("x" * 55, allowed=frozenset("abc"))], policy, SNAPSHOT, {"b": 1.0})
     assert isinstance(routed, Routed) and routed.grounds is not None and routed.policy is policy
     assert routed.grounds.decide() == routed.decision and routed.decision.experts == ("a", "c", "b")

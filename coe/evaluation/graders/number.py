@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from coe.compose.reading import numbers_in
 from coe.evaluation.graders.base import GoldError, GraderModel
-
-# A minus is a sign only where nothing stands right before it: `10-5` and `2023-11-16` hold no negative number.
-_NUMBER = re.compile(
-    r"""(?P<sign>(?<![\w.)\]}%])[-−+])?
-        (?:[$€£¥](?P<inner_sign>[-−])?)?
-        (?P<digits>(?<!\w)(?<!\d[.])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:[.]\d+)?
-                  |(?<![\w.])[.]\d+)
-        (?P<exponent>[eE][-+]?\d{1,3}(?!\d))?""",
-    re.VERBOSE,
-)
 
 
 class Number(GraderModel):
@@ -44,17 +34,6 @@ class Number(GraderModel):
             return 0.0
         said = found[0] if self.take == "first" else found[-1]
         return float(abs(said - gold) <= max(self.tolerance, self.relative_tolerance * abs(gold)))
-
-
-def numbers_in(text: str) -> list[Decimal]:
-    """Every number of a text, in order."""
-    return [_value(match) for match in _NUMBER.finditer(text)]
-
-
-def _value(match: re.Match[str]) -> Decimal:
-    value = Decimal(match["digits"].replace(",", "") + (match["exponent"] or ""))
-    negative = (match["sign"] or "+") != "+" or bool(match["inner_sign"])
-    return -value if negative else value
 
 
 def _gold(gold: object) -> Decimal:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from coe.compose.reading import numbers_in
 from coe.evaluation.graders import GRADERS, GoldError
 from coe.evaluation.graders.choice import Choice
 from coe.evaluation.graders.json_equality import JsonEquality
-from coe.evaluation.graders.number import Number, numbers_in
+from coe.evaluation.graders.number import Number
 from coe.evaluation.graders.text import Contains, Exact
 
 

@@ -30,6 +30,7 @@ TOLD = {
     coe.errors.OutOfMemory("x"): (503, SERVER, "out_of_memory", "told"),
     coe.errors.HostLost("x"): (502, SERVER, "host_lost", "told"),
     coe.errors.RemoteError("x"): (502, SERVER, "remote_error", "told"),
+    coe.errors.Abstained("x"): (422, BAD, "abstained", "told"),
     coe.errors.Overloaded("x"): (429, RATE, "overloaded", "told"),
     coe.errors.DeadlineExceeded("x"): (504, SERVER, "deadline_exceeded", "told"),
     coe.errors.TaskError("x"): (500, SERVER, "invalid_task", "hidden"),

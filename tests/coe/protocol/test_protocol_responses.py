@@ -83,7 +83,7 @@ def test_the_models_are_auto_the_policies_and_the_experts() -> None:
 
 def test_a_decision_is_told_with_what_it_was_made_from() -> None:
     estimate = Estimate(("a", "b"), np.array([[0.5, np.nan]]), cost_usd=np.array([[0.01, 0.02]]), labels=("sql",))
-    grounds = Grounds(estimate, Utility(), frozenset({"b", "a"}), 1)
+    grounds = Grounds(estimate, Utility(), frozenset({"b", "a"}))
     policy = Policy("default", Always("a"), router_digest="sha256:1")
     body = json.loads(
         json.dumps(

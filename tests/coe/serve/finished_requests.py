@@ -12,6 +12,7 @@ from coe.serve.finished import Finished
 from coe.types import Answer, Timing, Usage
 from routers.base import Estimate, Query, RoutingDecision
 from routers.decide import Utility
+from routers.selectors import TopK
 
 EXPERTS = ("cheap", "good", "general")
 TIMING = Timing(queue_s=0.5, load_s=1.5, engine_s=3.0)
@@ -38,7 +39,9 @@ def policy(
 
 def grounds(**changes: Any) -> Grounds:
     estimate = Estimate(EXPERTS, np.array([[0.5, 0.9, 0.1]]), cost_usd=np.array([[0.0, 0.01, 0.002]]))
-    return Grounds(**{"estimate": estimate, "utility": Utility(), "allowed": frozenset(EXPERTS), "k": 2, **changes})
+    return Grounds(
+        **{"estimate": estimate, "utility": Utility(), "allowed": frozenset(EXPERTS), "select": TopK(2), **changes}
+    )
 
 
 def routed(text: str = "Which is it?", made_from: Grounds | None = None, by: Policy | None = None) -> Routed:

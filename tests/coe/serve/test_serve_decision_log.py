@@ -23,6 +23,7 @@ from coe.serve.decision_entry import DecisionLogError, decode, encode, query_dig
 from coe.serve.decision_log import DecisionLog, RotatingFiles, read_log
 from routers.base import Estimate, Message, Query
 from routers.decide import Utility
+from routers.selectors import Dynamic
 
 
 def config(folder: Path, **settings: Any) -> DecisionLogConfig:
@@ -53,7 +54,7 @@ def test_a_line_says_everything_about_a_request() -> None:
         "dial": None,
         "seed": None,
     }
-    assert line["grounds"]["quality"] == [0.5, 0.9, 0.1] and line["grounds"]["k"] == 2
+    assert line["grounds"]["quality"] == [0.5, 0.9, 0.1] and line["grounds"]["select"] == {"kind": "top-k", "k": 2}
     assert line["grounds"]["allowed"] == ["cheap", "general", "good"]
     assert line["decision"]["experts"] == ["good", "cheap"]
     assert (line["expert"], line["status"], line["error"], line["streamed"]) == ("good", 200, None, False)
@@ -117,13 +118,19 @@ def test_every_field_of_the_grounds_survives_to_the_last_bit() -> None:
         reasons=("because",),
         truncated=np.array([True]),
     )
-    made_from = grounds(estimate=estimate, utility=Utility(0.0, 0.3), load_s={"a": 1 / 3}, allowed=frozenset("ab"), k=1)
+    made_from = grounds(
+        estimate=estimate,
+        utility=Utility(0.0, 0.3),
+        load_s={"a": 1 / 3},
+        allowed=frozenset("ab"),
+        select=Dynamic(p=0.1 + 0.2, k=3),
+    )
     back = decode(encode(finished(routed=routed(made_from=made_from)), texts=False), "here").grounds
     assert back is not None and back.load_s == {"a": 1 / 3} and back.utility == Utility(0.0, 0.3)
     for name in ("quality", "cost_usd", "ood", "eligible", "abstained", "confidence", "truncated"):
         np.testing.assert_array_equal(getattr(back.estimate, name), getattr(estimate, name), strict=name != "ood")
     assert (back.estimate.labels, back.estimate.reasons) == (("maths",), ("because",))
-    assert (back.allowed, back.k, back.seed) == (frozenset("ab"), 1, None)
+    assert (back.allowed, back.select, back.seed) == (frozenset("ab"), Dynamic(p=0.1 + 0.2, k=3), None)
 
 
 def test_lines_are_in_the_file_in_order_after_close(tmp_path: Path) -> None:
@@ -387,7 +394,14 @@ def test_a_bad_line_in_the_middle_is_an_error_with_its_place(tmp_path: Path, bad
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("k", "two"), ("seed", 1.5), ("quality", [0.5]), ("utility", {"dial": 1})]
+    ("field", "value"),
+    [
+        ("select", "two"),
+        ("select", {"kind": "top-k", "k": 0}),
+        ("seed", 1.5),
+        ("quality", [0.5]),
+        ("utility", {"dial": 1}),
+    ],
 )
 def test_values_of_a_wrong_kind_are_an_error_not_another_decision(field: str, value: object) -> None:
     document = json.loads(encode(finished(), texts=False))

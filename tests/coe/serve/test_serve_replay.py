@@ -25,6 +25,7 @@ from registry.store import Snapshot
 from routers.base import Estimate, Query
 from routers.decide import Utility
 from routers.errors import NoEligibleExpert
+from routers.selectors import Cascade, Dynamic, Selector, TopK
 
 SNAPSHOT = Snapshot(1, {name: ExpertSpec(name=name, kind=Kind.MODEL, source="fake://echo") for name in EXPERTS})
 
@@ -79,10 +80,18 @@ def _grounds(draw: st.DrawFn) -> Grounds:
         estimate,
         Utility(dial, draw(st.sampled_from([0.0, 0.1]) | st.floats(0, 10))),
         allowed=draw(st.frozensets(st.sampled_from([*experts, "stranger"]), min_size=1)),
-        k=draw(st.integers(1, 4)),
+        select=draw(_selectors(costs=estimate.cost_usd is not None and bool(np.isfinite(estimate.cost_usd).all()))),
         load_s=draw(st.dictionaries(st.sampled_from(experts), SECONDS)),
         seed=draw(maybe | st.integers(0, 2**64)),
     )
+
+
+def _selectors(*, costs: bool) -> st.SearchStrategy[Selector]:
+    k = st.integers(1, 4)
+    kinds: list[st.SearchStrategy[Selector]] = [st.builds(TopK, k=k), st.builds(Dynamic, p=st.floats(0, 1), k=k)]
+    if costs:
+        kinds.append(st.builds(Cascade, tolerance=st.floats(0, 1), threshold=st.floats(0, 1), k=k))
+    return st.one_of(kinds)
 
 
 @settings(max_examples=400, deadline=None)
@@ -116,7 +125,7 @@ def test_a_log_of_decisions_made_side_by_side_replays_identically(tmp_path: Path
     """In one batch, with dials, seeds and allowed experts of their own, as a gateway under load decides."""
     variants = product((None, 0.0, 0.7), (None, 3), (None, frozenset({"good", "general"})), range(25))
     queries = [Query.of(f"{n}", dial=dial, seed=seed, allowed=allowed) for dial, seed, allowed, n in variants]
-    by = Policy("noisy", Noisy(), utility=Utility(0.1, 0.05), k=2)
+    by = Policy("noisy", Noisy(), utility=Utility(0.1, 0.05), select=TopK(2))
     lines = []
     for batch in (queries, [query for query in queries if query.seed is None]):  # all at once only without seeds
         for outcome in route(batch, by, SNAPSHOT, {"good": 2.0, "cheap": 0.1}):
@@ -164,6 +173,16 @@ def test_a_line_from_before_truncation_was_told_replays() -> None:
     assert again(old).repeated == 1
 
 
+def test_a_line_from_before_there_were_selectors_replays() -> None:
+    document = json.loads(encode(finished(), texts=False))
+    del document["grounds"]["select"]
+    document["grounds"]["k"] = 2
+    old = decode(json.dumps(document).encode(), "log.jsonl:1")
+    assert old.grounds is not None and old.grounds.select == TopK(2)
+    assert old.decision is not None and old.decision.quality == (0.9, 0.5)
+    assert again(old).repeated == 1
+
+
 def test_tampered_grounds_are_found_by_what_they_lead_to() -> None:
     replayed = again(entry(finished(), grounds__quality=[0.5, 0.4, 0.1]))
     assert {difference.field for difference in replayed.differences} >= {"experts", "scores", "confidence", "reason"}
@@ -174,7 +193,6 @@ def test_tampered_grounds_are_found_by_what_they_lead_to() -> None:
     [
         ("allowed", ["stranger"], "NoEligibleExpert: allowed experts: stranger may answer"),
         ("seed", -1, "ValueError"),
-        ("k", 0, "RouterError: k must be at least 1"),
     ],
 )
 def test_grounds_of_which_no_decision_can_be_made_are_a_difference(field: str, value: Any, why: str) -> None:
@@ -198,7 +216,7 @@ def anew(entries: Iterable[Entry], *policies: Policy) -> Rerouter:
 
 
 def test_the_same_router_chooses_the_same_and_nothing_drifts() -> None:
-    logged = [entry(finished(routed=routed(f"{i}", replace(grounds(), k=1))), texts=True) for i in range(600)]
+    logged = [entry(finished(routed=routed(f"{i}", replace(grounds(), select=TopK()))), texts=True) for i in range(600)]
     [of] = anew(logged, policy()).by_policy.values()
     assert (of.routed, of.same_choice, of.same_router, of.nobody, of.largest_drift) == (600, 600, 600, 0, 0.0)
 
@@ -221,7 +239,7 @@ def test_estimates_without_a_common_expert_have_no_drift() -> None:
 def test_load_times_are_those_that_were_logged() -> None:
     """A patient policy then chose what was resident; routed anew, it does so again."""
     estimate = Estimate(EXPERTS, np.array([[0.5, 0.9, 0.1]]))
-    then = Grounds(estimate, Utility(patience=0.1), frozenset(EXPERTS), 1, load_s={"good": 30.0})
+    then = Grounds(estimate, Utility(patience=0.1), frozenset(EXPERTS), TopK(), load_s={"good": 30.0})
     patient = replace(policy(), utility=Utility(patience=0.1))
     logged = entry(finished(routed=routed(made_from=then, by=patient)), texts=True)
     assert logged.decision is not None and logged.decision.experts == ("cheap",)

@@ -1,0 +1,38 @@
+"""`vote`: all chosen experts answer, and what most of them say is the answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coe.compose.answer_key import KeyKind, key_of
+from coe.compose.ballots import asks, cast, elected, give_up, only_one, strength
+from coe.compose.base import Asks, Done, Final
+from coe.types import GenerateRequest
+from routers.base import RoutingDecision
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """Majority of the extracted answers, as in self-consistency (arXiv 2203.11171) but of several experts.
+
+    All are asked side by side; the answer of the best expert on the winning side is returned, with the usage and the
+    cost of all. Equal sides: the one of the expert with the highest utility. Experts that fail or say nothing do not
+    vote; where all fail, the last failure is raised. A decision of one expert is just asked.
+
+    key: what counts as the same answer, see `coe.compose.answer_key`.
+    """
+
+    key: KeyKind = "auto"
+
+    def __post_init__(self) -> None:
+        key_of(self.key)
+
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+        """All asks, then the count. Nothing can be streamed: the answer stands when the last vote is cast."""
+        if not done and decision.experts:
+            several = len(decision.experts) > 1
+            return asks(request, decision, range(len(decision.experts))) if several else only_one(request, decision)
+        ballots = cast(done, key_of(self.key))
+        if not ballots:
+            raise give_up(decision, done)
+        return elected(decision, ballots, strength(ballots, [1.0] * len(decision.experts)))

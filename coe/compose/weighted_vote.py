@@ -1,0 +1,61 @@
+"""`weighted-vote`: all chosen experts answer, and each vote counts by how good its expert is on such queries."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from coe.compose.answer_key import KeyKind, key_of
+from coe.compose.ballots import asks, cast, elected, give_up, only_one, strength
+from coe.compose.base import Asks, Done, Final
+from coe.errors import ConfigError
+from coe.types import GenerateRequest
+from routers.base import RoutingDecision
+
+LEAST_QUALITY, MOST_QUALITY = 0.02, 0.98
+"""Estimates beyond these count as these: none is so sure that it should decide alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedVote:
+    """A vote weighted by estimated quality.
+
+    The weight of an expert whose estimated quality is q is log(q / (1 - q)) + log(options - 1), at least 0. That is the
+    evidence of its vote where experts err independently and evenly over the other options: then the strongest side is
+    the likeliest answer (Nitzan and Paroush 1982; one-coin Dawid and Skene 1979). The more options there are, the more
+    an agreement of weak experts is worth.
+
+    key: what counts as the same answer. options: how many answers are plausible: those of a multiple choice; for free
+    text, where wrong answers seldom agree, more.
+    """
+
+    key: KeyKind = "auto"
+    options: int = 10
+
+    def __post_init__(self) -> None:
+        key_of(self.key)
+        check_options(self.options)
+
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+        """All asks, then the count."""
+        if not done and decision.experts:
+            several = len(decision.experts) > 1
+            return asks(request, decision, range(len(decision.experts))) if several else only_one(request, decision)
+        ballots = cast(done, key_of(self.key))
+        if not ballots:
+            raise give_up(decision, done)
+        return elected(decision, ballots, strength(ballots, evidence(decision, self.options)))
+
+
+def evidence(decision: RoutingDecision, options: int) -> list[float]:
+    """The weight of each expert's vote; 1 where nothing was estimated."""
+    if not decision.quality:
+        return [1.0] * len(decision.experts)
+    clipped = (min(max(quality, LEAST_QUALITY), MOST_QUALITY) for quality in decision.quality)
+    return [max(0.0, math.log(q / (1 - q)) + math.log(options - 1)) for q in clipped]
+
+
+def check_options(options: object) -> None:
+    """Raises ConfigError where `options` is not a whole number of at least 2."""
+    if isinstance(options, bool) or not isinstance(options, int) or options < 2:
+        raise ConfigError(f"options must be at least 2, a whole number; got {options!r}")

@@ -1,0 +1,254 @@
+"""Replay of compositions: what a vote or a cascade would have scored and cost, from the recorded answers of a table.
+
+    replayed = replay_composition(router, table, composition="weighted-vote", select="dynamic")
+    print(replayed.accuracy, replayed.mean_calls)
+
+The same `Composition.step` that serves and batches is driven with recorded answers, so what is measured is what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.compose import Asks, Composition, Final, build_composition
+from coe.errors import CoeError
+from coe.types import Answer, Failure, GenerateRequest, Usage
+from routers.base import Message, Router, RoutingDecision
+from routers.decide import Utility, decide
+from routers.errors import InvalidOutcomes, RouterError
+from routers.outcomes import OutcomeTable
+from routers.selectors import Selector, TopK, build_selector
+
+BATCH = 1024
+"""Queries routed at once."""
+_BISECTIONS = 12
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replayed:
+    """What a composition would have done on n queries.
+
+    Attributes:
+        scores: (n,) score of the final answer, in [0, 1].
+        costs_usd: (n,) summed over everyone who was asked; None where the table has no costs.
+        calls: (n,) how many experts were asked.
+        rounds: (n,) how often one had to wait for answers before the next was asked; 1 where all are asked at once.
+        experts: the expert whose answer was returned, n names.
+    """
+
+    scores: Floats
+    costs_usd: Floats | None
+    calls: NDArray[np.int64]
+    rounds: NDArray[np.int64]
+    experts: tuple[str, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean score."""
+        return float(self.scores.mean())
+
+    @property
+    def mean_calls(self) -> float:
+        """Mean number of experts asked a query."""
+        return float(self.calls.mean())
+
+    @property
+    def mean_cost_usd(self) -> float | None:
+        """Mean cost of a query, everyone asked included."""
+        return None if self.costs_usd is None else float(self.costs_usd.mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """The means, for people and machines."""
+        return {
+            "n": len(self.scores),
+            "accuracy": self.accuracy,
+            "mean_cost_usd": self.mean_cost_usd,
+            "mean_calls": self.mean_calls,
+            "mean_rounds": float(self.rounds.mean()),
+        }
+
+
+def replay_composition(
+    router: Router,
+    table: OutcomeTable,
+    *,
+    composition: str | Composition = "single",
+    settings: Mapping[str, Any] | None = None,
+    select: str | Mapping[str, Any] | Selector | None = None,
+    k: int | None = None,
+    utility: Utility = Utility(),
+) -> Replayed:
+    """Route every query of a table and replay a composition of the chosen experts. What `coe router eval` calls.
+
+    Args:
+        router: fitted, on other rows than these.
+        table: with recorded answers (`answer::<expert>`) where the composition compares answers.
+        composition: a name in `coe.compose.COMPOSITIONS` with its `settings`, or one that is built already.
+        select: a selector, its name, or its document (`routers.selectors.build_selector`). k: most experts; alone it
+            takes the k of highest utility.
+
+    Raises:
+        ConfigError, InvalidSettings: no such composition or selector, or settings that they cannot use.
+        InvalidOutcomes: the table lacks the answers of an expert that is asked.
+    """
+    chosen = composition if not isinstance(composition, str) else build_composition(composition, settings)
+    return replay(table, decisions(router, table, select=_selector(select, k), utility=utility), chosen)
+
+
+def decisions(
+    router: Router, table: OutcomeTable, *, select: Selector | None = None, utility: Utility = Utility()
+) -> list[RoutingDecision]:
+    """The decision of each of the n queries, among the experts of the table."""
+    queries, made = table.queries(), list[RoutingDecision]()
+    for start in range(0, len(queries), BATCH):
+        estimate = router.estimate(queries[start : start + BATCH])
+        made += decide(estimate, utility=utility, select=select, allowed=table.experts)
+    return made
+
+
+def replay(table: OutcomeTable, decisions: Sequence[RoutingDecision], composition: Composition) -> Replayed:
+    """Drive a composition over n decisions with the recorded answers of their experts.
+
+    The score is that of the expert whose answer is returned; for a text of the composition's own, 1 or 0 by the table's
+    column `answer`, else the score of an expert that gave the same. A table without answers replays compositions that
+    compare none (`single`).
+
+    Raises:
+        InvalidOutcomes: as many decisions as queries are needed, an expert is not in the table, or its answers are
+            not, or a composed answer cannot be scored.
+    """
+    if len(decisions) != len(table):
+        raise InvalidOutcomes(f"{len(decisions)} decisions for {len(table)} queries")
+    recorded = _Recorded(table)
+    done = [recorded.run(row, decision, composition) for row, decision in enumerate(decisions)]
+    costs = np.array([[run.cost_usd for run in done]])
+    return Replayed(
+        scores=np.array([run.score for run in done]),
+        costs_usd=None if table.costs_usd is None else costs[0].astype(np.float64),
+        calls=np.array([run.calls for run in done], dtype=np.int64),
+        rounds=np.array([run.rounds for run in done], dtype=np.int64),
+        experts=tuple(run.expert for run in done),
+    )
+
+
+def confidence_for_calls(
+    table: OutcomeTable,
+    decisions: Sequence[RoutingDecision],
+    make: Callable[[float], Composition],
+    calls: float,
+) -> float:
+    """The highest confidence at which a composition asks at most `calls` experts a query on average, by bisection.
+
+    The same queries at a higher confidence must not take fewer calls, as is so of `cascade`.
+
+    Args:
+        table, decisions: of training rows, by estimates that are out-of-fold.
+        make: a composition of that confidence, as `lambda c: Cascade(confidence=c)`.
+
+    Raises:
+        RouterError: a budget of less than one call a query.
+    """
+    if not calls >= 1:
+        raise RouterError(f"every query asks one expert at least: calls must be >= 1, got {calls}")
+    low, high = 0.0, 1.0
+    if replay(table, decisions, make(high)).mean_calls <= calls:
+        return high
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if replay(table, decisions, make(middle)).mean_calls <= calls else (low, middle)
+    return low
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    score: float
+    cost_usd: float | None
+    calls: int
+    rounds: int
+    expert: str
+
+
+class _Recorded:
+    """The answers of a table, as a backend that is never late."""
+
+    def __init__(self, table: OutcomeTable) -> None:
+        self._table = table
+        self._column = {name: column for column, name in enumerate(table.experts)}
+        self._right = None
+        if table.frame is not None and "answer" in table.frame:
+            self._right = table.labels("answer")
+
+    def run(self, row: int, decision: RoutingDecision, composition: Composition) -> _Run:
+        request = GenerateRequest(messages=(Message("user", self._table.prompts[row]),))
+        done: dict[str, Answer | Failure] = {}
+        rounds = 0
+        while isinstance(step := self._step(row, composition, request, decision, done), Asks):
+            if self._table.answers is None and not step.last:
+                raise InvalidOutcomes("this composition compares answers, but the table has none: `answer::<expert>`")
+            done |= {ask.id: self._answer(row, ask.expert) for ask in step.asks}
+            rounds += 1
+        costs = [outcome.cost_usd for outcome in done.values() if isinstance(outcome, Answer)]
+        return _Run(
+            score=self._score(row, step.answer),
+            cost_usd=None if self._table.costs_usd is None else sum(cost or 0.0 for cost in costs),
+            calls=len(done),
+            rounds=rounds,
+            expert=step.answer.expert,
+        )
+
+    def _step(
+        self,
+        row: int,
+        composition: Composition,
+        request: GenerateRequest,
+        decision: RoutingDecision,
+        done: Mapping[str, Answer | Failure],
+    ) -> Asks | Final:
+        try:
+            return composition.step(request, decision, done)
+        except CoeError as error:
+            raise InvalidOutcomes(f"query {self._table.query_ids[row]!r} cannot be replayed: {error}") from error
+
+    def _answer(self, row: int, expert: str) -> Answer:
+        table = self._table
+        column = self._column.get(expert)
+        if column is None:
+            raise InvalidOutcomes(f"expert {expert!r} is asked, but not in the table: {', '.join(table.experts)}")
+        if table.answers is not None and expert not in table.answers:
+            raise InvalidOutcomes(f"no answers of {expert!r}: the table has no column `answer::{expert}`")
+        return Answer(
+            expert,
+            text=table.answers[expert][row] if table.answers is not None else "",
+            finish_reason="stop",
+            usage=Usage(0, 0 if table.tokens is None else int(table.tokens[row, column])),
+            cost_usd=None if table.costs_usd is None else float(table.costs_usd[row, column]),
+        )
+
+    def _score(self, row: int, answer: Answer) -> float:
+        table, column = self._table, self._column.get(answer.expert)
+        if column is not None and (table.answers is None or table.answers[answer.expert][row] == answer.text):
+            return float(table.scores[row, column])
+        if self._right is not None:
+            return float(answer.text == self._right[row])
+        for name, texts in (table.answers or {}).items():
+            if texts[row] == answer.text:
+                return float(table.scores[row, self._column[name]])
+        raise InvalidOutcomes(
+            f"query {table.query_ids[row]!r}: the composed answer {answer.text[:60]!r} is nobody's recorded answer, "
+            "and the table has no column `answer` to compare it with"
+        )
+
+
+def _selector(select: str | Mapping[str, Any] | Selector | None, k: int | None) -> Selector:
+    if select is None:
+        return TopK(1 if k is None else k)
+    if isinstance(select, str | Mapping):
+        return build_selector(select, **({} if k is None else {"k": k}))
+    return select

@@ -1,0 +1,42 @@
+"""Experts that say what they are told, for the tests of compositions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from coe.compose import Asks, Composition
+from coe.types import Answer, Failure, GenerateRequest, Timing, Usage
+from routers.base import Message, RoutingDecision
+
+REQUEST = GenerateRequest(messages=(Message("user", "Which is it?"),))
+
+
+def decision(**quality: float) -> RoutingDecision:
+    """Experts in this order, their utilities their qualities."""
+    values = tuple(quality.values())
+    return RoutingDecision(tuple(quality), (1 / len(values),) * len(values), values, values[0], quality=values)
+
+
+def answer(expert: str, text: str, cost_usd: float | None = 1.0, timing: Timing | None = None) -> Answer:
+    return Answer(expert, text, "stop", Usage(10, 2), cost_usd, timing)
+
+
+def run(
+    composition: Composition, of: RoutingDecision, says: Mapping[str, str | Exception | Answer]
+) -> tuple[Answer, list[list[str]]]:
+    """The final answer, and who was asked in each round. A stream's answer must be what the next step says."""
+    done: dict[str, Answer | Failure] = {}
+    rounds = []
+    while isinstance(step := composition.step(REQUEST, of, done), Asks):
+        rounds.append([ask.expert for ask in step.asks])
+        for ask in step.asks:
+            said = says[ask.expert]
+            assert ask.id not in done
+            if isinstance(said, Exception):
+                done[ask.id] = Failure(ask.expert, said)
+            else:
+                done[ask.id] = answer(ask.expert, said) if isinstance(said, str) else said
+        if step.last and isinstance(streamed := done[step.asks[0].id], Answer):
+            following = composition.step(REQUEST, of, done)
+            assert not isinstance(following, Asks) and following.answer.text == streamed.text
+    return step.answer, rounds

@@ -1,0 +1,127 @@
+"""Votes: who wins, what is returned, what it took, and what happens when experts fail."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recorded_experts import REQUEST, answer, decision, run
+
+from coe.compose import Asks, Composition, Vote, WeightedVote, build_composition
+from coe.compose.weighted_vote import evidence
+from coe.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest
+from coe.types import Timing, Usage
+from routers.base import RoutingDecision
+
+THREE = decision(a=0.8, b=0.6, c=0.5)
+DOWN, WRONG = EngineError("down"), ContextLengthExceeded("b", prompt_tokens=9, max_tokens=1, context_length=8)
+
+
+def test_the_majority_wins_and_its_best_expert_is_quoted_in_full() -> None:
+    final, rounds = run(Vote(), THREE, {"a": "It is 4. The answer is C", "b": "The answer is (B).", "c": "B"})
+    assert (final.expert, final.text) == ("b", "The answer is (B).")
+    assert rounds == [["a", "b", "c"]]
+
+
+def test_what_all_of_them_took_is_disclosed() -> None:
+    timed = {
+        "a": answer("a", "C", 0.5, Timing(0, 0, 2)),
+        "b": answer("b", "B", 0.25, Timing(1, 2, 3)),
+        "c": answer("c", "B", 0.125, Timing(0, 0, 4)),
+    }
+    final, _ = run(Vote(), THREE, timed)
+    assert (final.usage, final.cost_usd, final.timing) == (Usage(30, 6), 0.875, Timing(1, 2, 3))
+
+
+def test_a_cost_that_is_unknown_leaves_the_sum_unknown() -> None:
+    final, _ = run(Vote(), THREE, {"a": "A", "b": answer("b", "A", None), "c": "A"})
+    assert final.cost_usd is None
+
+
+def test_ties_go_to_the_side_of_the_best_expert() -> None:
+    assert run(Vote(), THREE, {"a": "C", "b": "B", "c": "A"})[0].expert == "a"
+    four = decision(a=0.8, b=0.6, c=0.5, d=0.4)
+    assert run(Vote(), four, {"a": "A", "b": "B", "c": "B", "d": "A"})[0].expert == "a"
+    cheap_first = decision(a=0.4, b=0.6)
+    assert run(Vote(), cheap_first, {"a": "A", "b": "B"})[0].expert == "b"
+
+
+def test_who_says_nothing_does_not_vote() -> None:
+    assert run(Vote(), THREE, {"a": "", "b": " ", "c": "B"})[0].text == "B"
+    assert run(Vote(key="choice"), THREE, {"a": "no idea", "b": "no idea", "c": "B"})[0].expert == "c"
+    assert run(Vote(), THREE, {"a": "", "b": "", "c": ""})[0].expert == "a"
+
+
+def test_the_rest_decide_when_some_fail() -> None:
+    final, _ = run(Vote(), THREE, {"a": DOWN, "b": "B", "c": "C"})
+    assert (final.expert, final.cost_usd) == ("b", 2.0)
+
+
+@pytest.mark.parametrize("composition", [Vote(), WeightedVote()])
+def test_when_all_fail_the_last_error_is_raised_but_the_requests_own_fault_first(composition: Composition) -> None:
+    with pytest.raises(EngineError, match="also down"):
+        run(composition, THREE, {"a": DOWN, "b": DOWN, "c": EngineError("also down")})
+    with pytest.raises(ContextLengthExceeded):
+        run(composition, THREE, {"a": DOWN, "b": WRONG, "c": DOWN})
+    with pytest.raises(InvalidRequest, match="no expert may answer this request: too long"):
+        composition.step(REQUEST, RoutingDecision((), (), (), 0.0, reason="too long"), {})
+
+
+@pytest.mark.parametrize("composition", [Vote(), WeightedVote()])
+def test_one_expert_is_just_asked_and_may_be_streamed(composition: Composition) -> None:
+    step = composition.step(REQUEST, decision(a=0.8), {})
+    assert isinstance(step, Asks) and step.last and len(step.asks) == 1
+    several = composition.step(REQUEST, THREE, {})
+    assert isinstance(several, Asks) and not several.last and len({ask.id for ask in several.asks}) == 3
+
+
+def test_the_weight_of_a_vote_is_the_log_odds_of_its_experts_quality() -> None:
+    weights = evidence(decision(a=0.8, b=0.5, c=0.05, d=1.0), 10)
+    assert weights[:2] == pytest.approx([math.log(4 * 9), math.log(9)])
+    assert weights[2] == 0.0  # worse than guessing among ten: log(9 / 19) < 0
+    assert weights[3] == pytest.approx(math.log(0.98 / 0.02 * 9))
+    assert evidence(RoutingDecision(("a",), (1.0,), (1.0,), 1.0), 10) == [1.0]
+
+
+def test_one_strong_expert_outweighs_two_weak_ones_when_few_options_make_agreement_cheap() -> None:
+    says = {"a": "A", "b": "B", "c": "B"}
+    strong = decision(a=0.9, b=0.6, c=0.6)  # log-odds 2.20 against 2 * 0.41
+    assert run(WeightedVote(options=2), strong, says)[0].expert == "a"
+    assert run(WeightedVote(options=10), strong, says)[0].expert == "b"  # 2.20 + 2.20 against 2 * (0.41 + 2.20)
+    assert run(Vote(), strong, says)[0].expert == "b"
+
+
+@given(
+    qualities=st.lists(st.floats(0, 1), min_size=1, max_size=5),
+    texts=st.lists(st.sampled_from(["A", "B", "C", ""]), min_size=5, max_size=5),
+    composition=st.sampled_from([Vote(), WeightedVote(), WeightedVote(options=3)]),
+)
+def test_any_vote_returns_an_answer_of_a_strongest_side(
+    qualities: list[float], texts: list[str], composition: Vote | WeightedVote
+) -> None:
+    of = decision(**{f"e{i}": quality for i, quality in enumerate(qualities)})
+    said = dict(zip(of.experts, texts, strict=False))
+    final, [asked] = run(composition, of, said)
+    assert asked == list(of.experts) and final.cost_usd == len(asked)
+    weights = [1.0] * 5 if isinstance(composition, Vote) else evidence(of, composition.options)
+    sides = {text: sum(w for w, t in zip(weights, said.values(), strict=False) if t == text) for text in said.values()}
+    sides.pop("", None)
+    if sides:
+        assert sides[final.text] == pytest.approx(max(sides.values()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("vot", {}, "no composition 'vot'; did you mean 'vote'"),
+        ("vote", {"options": 3}, "composition 'vote' has no setting options; it has: key"),
+        ("single", {"key": "auto"}, "it has: none"),
+        ("vote", {"key": "letter"}, "no answer key 'letter'"),
+        ("weighted-vote", {"options": 1}, "options must be at least 2"),
+        ("cascade", {"confidence": 0}, r"confidence must be a number in \(0, 1\], got 0"),
+        ("cascade", {"confidence": "high"}, "confidence must be a number"),
+    ],
+)
+def test_compositions_that_cannot_be_built_say_why(kind: str, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_composition(kind, settings)
