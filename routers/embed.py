@@ -41,6 +41,47 @@ def read_queries(encoder: Encoder, queries: Sequence[Query]) -> tuple[NDArray[np
     return embed(encoder, texts), encoder.truncated(texts)
 
 
+class LastBatch:
+    """An encoder that remembers its last batch, for routers of several parts that read the same queries in turn."""
+
+    def __init__(self, inner: Encoder) -> None:
+        self.inner = inner
+        self._last: tuple[list[str], NDArray[np.float32]] | None = None  # replaced whole: threads may share it
+
+    @property
+    def name(self) -> str:
+        """The inner encoder's name."""
+        return self.inner.name
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.inner.dim
+
+    @property
+    def digest(self) -> str:
+        """The inner encoder's digest."""
+        return self.inner.digest
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The inner encoder's limit."""
+        return self.inner.max_tokens
+
+    def truncated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """(n,) bool: which texts are longer than `max_tokens`."""
+        return self.inner.truncated(texts)
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(n, dim) float32, every row of length 1."""
+        last = self._last
+        if last is not None and last[0] == list(texts):
+            return last[1]
+        vectors = self.inner.encode(texts)
+        self._last = (list(texts), vectors)
+        return vectors
+
+
 def check_dim(encoder: Encoder, vectors: NDArray[Any], kind: str) -> None:
     """Refuse a saved router that was trained with an encoder of another width.
 
