@@ -16,6 +16,8 @@ KINDS: dict[str, str] = {
     "category": "routers.category:CategoryRouter",
     "knn": "routers.knn:KNNRouter",
     "cluster": "routers.cluster:ClusterRouter",
+    "factor": "routers.factor:FactorRouter",
+    "contrastive": "routers.contrastive:ContrastiveRouter",
     "guarded": "routers.guarded:GuardedRouter",
     "fixed": "routers.baselines:FixedRouter",
     "random": "routers.baselines:RandomRouter",
