@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from coe.compose.answer_key import AnswerKey
 from coe.compose.base import Ask, Asks, Done, Final, nobody
@@ -51,12 +52,14 @@ def rounds(done: Done) -> int:
     return 1 + max((int(name.partition(".")[0]) for name in done if "." in name), default=-1)
 
 
-def strength(ballots: Iterable[Ballot], weights: Sequence[float]) -> dict[str, float]:
-    """Summed weight of each key, in order of its best placed ballot."""
+def strength(
+    ballots: Iterable[Ballot], weights: Sequence[float], ahead: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, float]:
+    """Summed weight of each key that was named, in order of its best placed ballot; `ahead` is what keys begin with."""
     sums: dict[str, float] = {}
     for ballot in ballots:
         if ballot.key is not None:
-            sums[ballot.key] = sums.get(ballot.key, 0.0) + weights[ballot.position]
+            sums[ballot.key] = sums.get(ballot.key, ahead.get(ballot.key, 0.0)) + weights[ballot.position]
     return sums
 
 
@@ -66,7 +69,7 @@ def elected(decision: RoutingDecision, ballots: Sequence[Ballot], strength: Mapp
     Equally strong sides: the one of the best expert, by its utility, then by its place in the decision. Where nobody
     said anything, all are on one side.
     """
-    most = max(strength.values(), default=0.0)
+    most = max(strength.values(), default=-math.inf)
     sides: set[str | None] = {key for key, weight in strength.items() if math.isclose(weight, most, rel_tol=1e-12)} or {
         None
     }

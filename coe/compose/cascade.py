@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from coe.compose.answer_key import KeyKind, key_of
 from coe.compose.ballots import asks, cast, elected, give_up, rounds, strength
 from coe.compose.base import Asks, Done, Final
-from coe.compose.weighted_vote import check_options, evidence
+from coe.compose.weighted_vote import check_options, evidence, head_start, read_prior
 from coe.errors import ConfigError
 from coe.types import Answer, GenerateRequest
 from routers.base import RoutingDecision
+from routers.option_prior import OptionPrior
 
 _SLACK = 1e-9
 """Sums that differ by so little are equal: the order in which votes are added up must not decide."""
@@ -38,55 +39,58 @@ class Cascade:
     2310.03094) count agreeing samples; here experts' estimated qualities weigh them.
 
     confidence: in (0, 1]; choose it on training rows (`coe.evaluation.replay.confidence_for_calls`).
-    key, options: as in `weighted-vote`.
+    key, options, prior: as in `weighted-vote`; a prior gives each side its head start.
     """
 
     confidence: float = 0.9
     key: KeyKind = "auto"
     options: int = 10
+    prior: OptionPrior | str | None = None
 
     def __post_init__(self) -> None:
         key_of(self.key)
         check_options(self.options)
         check_confidence(self.confidence)
+        object.__setattr__(self, "prior", read_prior(self.prior))
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
         """The next asks, or the answer when there is no point in more."""
         weights, ballots = evidence(decision, self.options), cast(done, key_of(self.key))
-        first = done.get("0.0")
-        if isinstance(first, Answer) and self._needed({}, weights) == 1:
+        first, alone = done.get("0.0"), self._needed({}, weights, {}) == 1
+        if alone and isinstance(first, Answer):
             return Final(first)
         asked = sum("." in name for name in done)
-        sides, left = strength(ballots, weights), weights[asked:]
-        if asked and (not left or self._settled(sides, left)):
+        ahead = head_start(self.prior, request)
+        sides, left = strength(ballots, weights, ahead), weights[asked:]
+        if asked and (not left or self._settled(sides, left, ahead)):
             if not ballots:
                 raise give_up(decision, done)
             return elected(decision, ballots, sides)
         if not left:
             raise give_up(decision, done)
-        count = self._needed(sides, left)
+        alone = len(left) == 1 or (alone and not asked)
+        count = 1 if alone else self._needed(sides, left, ahead)
         following = asks(request, decision, range(asked, asked + count), round=rounds(done))
-        return replace(following, last=count == 1 and not ballots and (len(left) == 1 or not asked))
+        return replace(following, last=alone and not ballots)
 
-    def _settled(self, sides: Mapping[str, float], left: Sequence[float]) -> bool:
+    def _settled(self, sides: Mapping[str, float], left: Sequence[float], ahead: Mapping[str, float]) -> bool:
         """Whether the strongest side suffices, or cannot be outvoted by experts of these weights."""
-        strengths = sorted(sides.values(), reverse=True)
-        if not strengths:
+        if not sides:
             return False
-        runner_up = strengths[1] if len(strengths) > 1 else 0.0
-        return strengths[0] > runner_up + sum(left) + _SLACK or self._probability(strengths) >= self.confidence - _SLACK
+        strongest, *rivals = sorted(sides.values(), reverse=True)
+        unnamed = [value for key, value in ahead.items() if key not in sides]
+        rivals += unnamed if ahead else [0.0] * max(0, self.options - len(sides))
+        if strongest > max(rivals, default=0.0) + sum(left) + _SLACK:
+            return True
+        probability = 1.0 / (1.0 + sum(math.exp(rival - strongest) for rival in rivals))
+        return probability >= self.confidence - _SLACK
 
-    def _probability(self, strengths: Sequence[float]) -> float:
-        """That the first of these strengths, the largest, is of the right answer."""
-        rivals = sum(math.exp(other - strengths[0]) for other in strengths[1:])
-        unnamed = max(0, self.options - len(strengths)) * math.exp(-strengths[0])
-        return 1.0 / (1.0 + rivals + unnamed)
-
-    def _needed(self, sides: Mapping[str, float], left: Sequence[float]) -> int:
-        """The fewest further experts whose agreement with the strongest side would settle it."""
-        leader = max(sides, key=lambda key: sides[key], default="")
+    def _needed(self, sides: Mapping[str, float], left: Sequence[float], ahead: Mapping[str, float]) -> int:
+        """The fewest further experts whose agreement on the side that leads would settle it."""
+        known = {**ahead, **sides} or {"": 0.0}
+        leader = max(known, key=lambda key: known[key])
         for count in range(1, len(left)):
-            if self._settled({**sides, leader: sides.get(leader, 0.0) + sum(left[:count])}, left[count:]):
+            if self._settled({**sides, leader: known[leader] + sum(left[:count])}, left[count:], ahead):
                 return count
         return len(left)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coe.compose.answer_key import KeyKind, key_of
@@ -11,6 +12,8 @@ from coe.compose.base import Asks, Done, Final
 from coe.errors import ConfigError
 from coe.types import GenerateRequest
 from routers.base import RoutingDecision
+from routers.errors import InvalidArtifact
+from routers.option_prior import OptionPrior
 
 LEAST_QUALITY, MOST_QUALITY = 0.02, 0.98
 """Estimates beyond these count as these: none is so sure that it should decide alone."""
@@ -23,18 +26,21 @@ class WeightedVote:
     The weight of an expert whose estimated quality is q is log(q / (1 - q)) + log(options - 1), at least 0. That is the
     evidence of its vote where experts err independently and evenly over the other options: then the strongest side is
     the likeliest answer (Nitzan and Paroush 1982; one-coin Dawid and Skene 1979). The more options there are, the more
-    an agreement of weak experts is worth.
+    an agreement of weak experts is worth. With a prior, each listed option begins with log(P(option) * options), which
+    makes it Bayes' rule (`routers.option_prior`).
 
     key: what counts as the same answer. options: how many answers are plausible: those of a multiple choice; for free
-    text, where wrong answers seldom agree, more.
+    text, where wrong answers seldom agree, more. prior: file of a trained OptionPrior, or the prior itself.
     """
 
     key: KeyKind = "auto"
     options: int = 10
+    prior: OptionPrior | str | None = None
 
     def __post_init__(self) -> None:
         key_of(self.key)
         check_options(self.options)
+        object.__setattr__(self, "prior", read_prior(self.prior))
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
         """All asks, then the count."""
@@ -44,7 +50,8 @@ class WeightedVote:
         ballots = cast(done, key_of(self.key))
         if not ballots:
             raise give_up(decision, done)
-        return elected(decision, ballots, strength(ballots, evidence(decision, self.options)))
+        ahead = head_start(self.prior, request)
+        return elected(decision, ballots, strength(ballots, evidence(decision, self.options), ahead))
 
 
 def evidence(decision: RoutingDecision, options: int) -> list[float]:
@@ -53,6 +60,32 @@ def evidence(decision: RoutingDecision, options: int) -> list[float]:
         return [1.0] * len(decision.experts)
     clipped = (min(max(quality, LEAST_QUALITY), MOST_QUALITY) for quality in decision.quality)
     return [max(0.0, math.log(q / (1 - q)) + math.log(options - 1)) for q in clipped]
+
+
+def head_start(prior: OptionPrior | str | None, request: GenerateRequest) -> Mapping[str, float]:
+    """letter -> log(P(option) * options) of each option that the request lists; empty without any, or without a prior.
+
+    An even prior gives 0 to all.
+    """
+    if not isinstance(prior, OptionPrior):
+        return {}
+    texts = [message.content for message in request.messages if message.role == "user"]
+    found = prior.log_prior(texts[-1] if texts else request.prompt or "")
+    return {letter: value + math.log(len(found)) for letter, value in found.items()}
+
+
+def read_prior(prior: OptionPrior | str | None) -> OptionPrior | None:
+    """The prior of a setting.
+
+    Raises:
+        ConfigError: it names a file that holds none.
+    """
+    if prior is None or isinstance(prior, OptionPrior):
+        return prior
+    try:
+        return OptionPrior.read(prior)
+    except InvalidArtifact as error:
+        raise ConfigError(f"prior: {error}") from error
 
 
 def check_options(options: object) -> None:

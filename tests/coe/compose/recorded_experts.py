@@ -7,8 +7,19 @@ from collections.abc import Mapping
 from coe.compose import Asks, Composition
 from coe.types import Answer, Failure, GenerateRequest, Timing, Usage
 from routers.base import Message, RoutingDecision
+from routers.option_prior import FEATURES, OptionPrior
 
 REQUEST = GenerateRequest(messages=(Message("user", "Which is it?"),))
+
+LISTED = GenerateRequest(
+    messages=(Message("user", "Which of them is the capital of the north?\nA. paris\nB. capital\nC. rome"),)
+)
+"""A question with options; only the words of B stand in it."""
+
+
+def prior(**weights: float) -> OptionPrior:
+    """Of these weights; the others are 0."""
+    return OptionPrior({name: weights.get(name, 0.0) for name in FEATURES})
 
 
 def decision(**quality: float) -> RoutingDecision:
@@ -22,12 +33,15 @@ def answer(expert: str, text: str, cost_usd: float | None = 1.0, timing: Timing 
 
 
 def run(
-    composition: Composition, of: RoutingDecision, says: Mapping[str, str | Exception | Answer]
+    composition: Composition,
+    of: RoutingDecision,
+    says: Mapping[str, str | Exception | Answer],
+    request: GenerateRequest = REQUEST,
 ) -> tuple[Answer, list[list[str]]]:
     """The final answer, and who was asked in each round. A stream's answer must be what the next step says."""
     done: dict[str, Answer | Failure] = {}
     rounds = []
-    while isinstance(step := composition.step(REQUEST, of, done), Asks):
+    while isinstance(step := composition.step(request, of, done), Asks):
         rounds.append([ask.expert for ask in step.asks])
         for ask in step.asks:
             said = says[ask.expert]
@@ -37,6 +51,6 @@ def run(
             else:
                 done[ask.id] = answer(ask.expert, said) if isinstance(said, str) else said
         if step.last and isinstance(streamed := done[step.asks[0].id], Answer):
-            following = composition.step(REQUEST, of, done)
+            following = composition.step(request, of, done)
             assert not isinstance(following, Asks) and following.answer.text == streamed.text
     return step.answer, rounds

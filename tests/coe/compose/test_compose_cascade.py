@@ -5,7 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recorded_experts import REQUEST, answer, decision, run
+from recorded_experts import LISTED, REQUEST, answer, decision, prior, run
 
 from coe.compose import Asks, Cascade, WeightedVote
 from coe.compose.weighted_vote import evidence
@@ -102,13 +102,21 @@ def stops(strengths: list[float], left: float, confidence: float, options: int) 
     return first > max([0.0, *others]) + left + 1e-9 or math.exp(first) / total >= confidence - 1e-9
 
 
-@given(qualities=QUALITIES, texts=TEXTS, options=st.integers(2, 12))
+@given(qualities=QUALITIES, texts=TEXTS, options=st.integers(2, 12), favours=st.floats(-4, 4) | st.none())
 def test_without_a_threshold_the_answer_is_that_of_the_weighted_vote(
-    qualities: list[float], texts: list[str], options: int
+    qualities: list[float], texts: list[str], options: int, favours: float | None
 ) -> None:
     of = decision(**{f"e{i}": quality for i, quality in enumerate(qualities)})
     says = dict(zip(of.experts, texts, strict=False))
-    if not texts[0]:
-        return  # the one answer that is final whatever it says may be empty
-    voted, _ = run(WeightedVote(options=options), of, says)
-    assert run(Cascade(1.0, options=options), of, says)[0].text == voted.text
+    cascade = Cascade(1.0, options=options, prior=None if favours is None else prior(in_question=favours))
+    if isinstance(step := cascade.step(LISTED, of, {}), Asks) and step.last:
+        return  # one answer that is final whatever it says, and whatever the prior
+    voted, _ = run(WeightedVote(options=options, prior=cascade.prior), of, says, LISTED)
+    assert run(cascade, of, says, LISTED)[0].text == voted.text
+
+
+def test_a_prior_may_settle_what_the_answers_leave_open() -> None:
+    # b and c differ from a; where the prior speaks for what a says, they are not asked at all
+    for favours, rounds in ((0.0, [["a", "b"], ["c"]]), (3.0, [["a"]])):
+        cascade = Cascade(0.9, prior=prior(in_question=favours))
+        assert run(cascade, THREE, {"a": "B", "b": "A", "c": "A"}, LISTED)[1] == rounds

@@ -1,14 +1,15 @@
 """Votes: who wins, what is returned, what it took, and what happens when experts fail."""
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recorded_experts import REQUEST, answer, decision, run
+from recorded_experts import LISTED, REQUEST, answer, decision, prior, run
 
 from coe.compose import Asks, Composition, Vote, WeightedVote, build_composition
-from coe.compose.weighted_vote import evidence
+from coe.compose.weighted_vote import evidence, head_start
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest
 from coe.types import Timing, Usage
 from routers.base import RoutingDecision
@@ -108,6 +109,27 @@ def test_any_vote_returns_an_answer_of_a_strongest_side(
     sides.pop("", None)
     if sides:
         assert sides[final.text] == pytest.approx(max(sides.values()))
+
+
+def test_a_prior_gives_the_options_that_a_question_lists_a_head_start() -> None:
+    # with weight log(9) on the words of the question: P(A), P(B), P(C) = 1/11, 9/11, 1/11
+    ahead = head_start(prior(in_question=math.log(9)), LISTED)
+    assert ahead == pytest.approx({"A": math.log(3 / 11), "B": math.log(27 / 11), "C": math.log(3 / 11)})
+    assert head_start(prior(in_question=0.0), LISTED) == pytest.approx({"A": 0, "B": 0, "C": 0})
+    assert head_start(prior(in_question=1.0), REQUEST) == {} == head_start(None, LISTED)
+
+
+def test_the_prior_settles_close_votes_and_not_clear_ones(tmp_path: Path) -> None:
+    prior(in_question=math.log(9)).write(tmp_path / "prior.json")
+    vote = build_composition("weighted-vote", {"options": 3, "prior": str(tmp_path / "prior.json")})
+    close, clear = decision(a=0.7, b=0.6), decision(a=0.95, b=0.5)
+    says = {"a": "A", "b": "B"}
+    assert run(WeightedVote(options=3), close, says, LISTED)[0].text == "A"
+    assert run(vote, close, says, LISTED)[0].text == "B"
+    assert run(vote, clear, says, LISTED)[0].text == "A"  # 19 : 1 against the prior's 1 : 9
+    assert run(vote, close, {"a": "C", "b": "A"}, LISTED)[0].text == "C"  # what nobody says does not win
+    with pytest.raises(ConfigError, match="prior: .*none.json is no option prior"):
+        build_composition("cascade", {"prior": str(tmp_path / "none.json")})
 
 
 @pytest.mark.parametrize(
