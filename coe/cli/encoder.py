@@ -1,0 +1,54 @@
+"""`coe encoder`: make a fast encoder out of a good one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coe.cli.output import JsonTarget, console, emit_json, stdout_console
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Encoders turn prompts into vectors."""
+
+
+@app.command()
+def distill(
+    out: Annotated[Path, typer.Option(help="Folder to write; `--encoder FOLDER` takes it from then on.")],
+    source: Annotated[
+        str, typer.Option("--from", metavar="ENCODER", help="minilm, or the folder of a sentence-transformers model.")
+    ] = "minilm",
+    dim: Annotated[int, typer.Option(help="Dimensions of the new vectors.")] = 256,
+    outcomes: Annotated[
+        list[Path] | None,
+        typer.Option(help="Fit the vectors to the prompts of this outcome table; may be given several times."),
+    ] = None,
+    json: JsonTarget = None,
+) -> None:
+    """Distil a static encoder: a text is the mean of its tokens' vectors, which takes a fraction of a millisecond.
+
+    With --outcomes it is fitted to those prompts, and nearer to the source on others like them. Give what routers will
+    be trained on, without the rows that they will be evaluated on.
+    """
+    from coe.cli.router_report import encoding_progress
+    from routers.encoder_distill import distill as distil
+    from routers.encoders import CachedEncoder, SentenceTransformerEncoder, build_encoder
+    from routers.errors import InvalidEncoder
+    from routers.outcomes import OutcomeTable
+
+    teacher = build_encoder(source)
+    if not isinstance(teacher, SentenceTransformerEncoder):
+        raise InvalidEncoder(f"encoder {source!r} is no sentence-transformers model: there is nothing to distil in it")
+    texts = [prompt for path in outcomes or () for prompt in OutcomeTable.read(path).prompts]
+    with encoding_progress() as on_progress:
+        targets = CachedEncoder(teacher, on_progress=on_progress)
+        made = distil(teacher, out, dim=dim, texts=texts, targets=targets, on_progress=on_progress)
+    if json != "-":
+        stdout_console().print(f"wrote {out}: {made.dim} dimensions, {made.digest[:19]}", highlight=False)
+        console.print(f"use it: coe router train --encoder {out} ...", highlight=False)
+    emit_json({"folder": str(out), "dim": made.dim, "digest": made.digest, "source": source, "texts": len(texts)}, json)

@@ -1,0 +1,50 @@
+"""Encoder: text -> (n, dim) unit vectors, and what its implementations share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+"""Called with (texts done, texts in all) while encoding."""
+
+
+class Encoder(Protocol):
+    """Text to unit vectors, batch-first and deterministic."""
+
+    @property
+    def name(self) -> str:
+        """What `build_encoder` builds this encoder from."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """`sha256:...` of all that the vectors depend on: equal digests give equal vectors."""
+        ...
+
+    @property
+    def max_tokens(self) -> int | None:
+        """What a text is cut to; `None` when texts of any length are read whole."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """(n, dim) float32, every row of length 1."""
+        ...
+
+    def truncated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """(n,) bool: which texts are longer than `max_tokens`, so that their end is not seen."""
+        ...
+
+
+def valid_texts(texts: Sequence[str]) -> list[str]:
+    """The texts without lone surrogates, which JSON may carry and no tokenizer takes."""
+    return [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
