@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,9 +59,9 @@ class CategoryRouter:
     tests of doubt and how their thresholds are chosen (`routers.abstention`).
 
     The estimate has quality (n, K) = sum_m P(category m) w_mk, the expected score; for a query that abstains, the
-    experts' mean scores. `eligible` is the chosen expert alone: the mapped one, or the generalist. `ood` is the share
-    of held-out training queries that lie nearer to the training data. `confidence` is the calibrated probability that
-    the query's category is one that the map gives to the chosen expert.
+    experts' mean scores. `eligible` is the chosen expert alone: the mapped one, or the generalist (`soft` lets more
+    answer). `ood` is the share of held-out training queries that lie nearer to the training data. `confidence` is the
+    calibrated probability that the query's category is one that the map gives to the chosen expert.
 
     Args:
         classifier: `logistic`, `linear-svm` or `knn`.
@@ -70,8 +70,10 @@ class CategoryRouter:
             k-means clusters of the embeddings, `n_clusters` of them. A query's own label is never read.
         shrinkage: the scores of a category are averaged with so many queries of the table's mean.
         choice: `category` asks the expert of the likeliest category; `expected` the one of highest expected score among
-            all that the map keeps. `None` takes `category` under an average-active budget, which the other would not
-            keep to, else `expected`.
+            all that the map keeps. `None` takes `category` under an average-active budget, which the others would not
+            keep to, else `expected`. `soft` leaves every expert eligible (of those that a cumulative budget keeps), so
+            that k experts can be asked and a dial has a choice; the confidence is then the quality of the best. In doubt
+            the generalist stays the only one.
         budget: most footprint, `None` for no limit; budget_kind: `cumulative` or `average-active`.
         footprints: parameters or price of each expert, in the budget's unit; `None` takes the table's mean costs.
         general: the expert that answers in doubt; not checked against the budget. `None` takes the best of the table
@@ -251,10 +253,11 @@ class CategoryRouter:
         members = unseen.memberships(y)
         scores = shrunk_means(rows.scores, members, self.shrinkage)
         expert_of = map_categories(members.sum(axis=0), scores, footprints, self.budget)
+        kept = self._kept(expert_of, len(rows.experts))
         general = self._general(rows, expert_of, footprints)
         foreign = self._foreign(classifier, memory, y, unseen.temperature, rng)
         doubt, held_out = unseen.doubt(), unseen.rows
-        routed = choose(members[held_out], expert_of, scores, self.choice)
+        routed = choose(members[held_out], expert_of, scores, self.choice, kept)
         gain = rows.scores[held_out, general] - rows.scores[held_out, routed]
         costs = rows.costs
         self._memory = memory
@@ -267,6 +270,7 @@ class CategoryRouter:
             thresholds=tune_thresholds(doubt, foreign, gain, self.max_abstain) if len(doubt) else Thresholds(),
             distance_quantiles=quantiles(doubt.distance if len(doubt) else np.array([2.0])),
             expert_of=expert_of,
+            kept=kept,
             choice=self.choice,
             general=general,
             scores=scores,
@@ -311,6 +315,12 @@ class CategoryRouter:
             raise InvalidSettings(f"no footprint of {', '.join(missing)}: `footprints` must name every expert")
         return np.array([self.footprints[name] for name in rows.experts], dtype=np.float64)
 
+    def _kept(self, expert_of: NDArray[np.intp], n_experts: int) -> NDArray[np.bool_]:
+        """(K,) the experts that a cumulative budget keeps; all where there is none."""
+        if self.budget is None or self.budget.kind != "cumulative":
+            return np.ones(n_experts, dtype=bool)
+        return np.isin(np.arange(n_experts), expert_of)
+
     def _general(self, rows: TrainingRows, expert_of: NDArray[np.intp], footprints: _Floats | None) -> int:
         """The column of the generalist."""
         if self.general is not None:
@@ -338,9 +348,9 @@ class CategoryRouter:
 
 def _choice(choice: Choice | None, budget: Budget | None) -> Choice:
     on_average = budget is not None and budget.kind == "average-active"
-    if choice not in (None, "expected", "category"):
-        raise InvalidSettings(f"choice must be 'expected' or 'category', got {choice!r}")
-    if choice == "expected" and on_average:
+    if choice is not None and choice not in get_args(Choice):
+        raise InvalidSettings(f"choice must be one of {', '.join(get_args(Choice))}, got {choice!r}")
+    if choice not in (None, "category") and on_average:
         raise InvalidSettings("an average-active budget is met by the map alone: it needs choice 'category'")
     return choice or ("category" if on_average else "expected")
 

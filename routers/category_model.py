@@ -16,10 +16,10 @@ from routers.errors import InvalidArtifact
 from routers.neighbours import Vectors, foreignness, nearest_distance
 
 CLASSIFIER_PREFIX = "classifier."
-_ARRAYS = ("vectors", "distance_quantiles", "expert_of", "scores", "mean_scores", "costs", "mean_costs")
+_ARRAYS = ("vectors", "distance_quantiles", "expert_of", "kept", "scores", "mean_scores", "costs", "mean_costs")
 
 _Floats = NDArray[np.float64]
-Choice = Literal["expected", "category"]
+Choice = Literal["expected", "category", "soft"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +30,7 @@ class CategoryModel:
         temperature: calibrates the classifier's logits.
         distance_quantiles: how far held-out training queries lie from the training data.
         expert_of: (M,) the map, as columns of `experts`; general: the column of the generalist.
+        kept: (K,) bool: the experts that a cumulative budget keeps; without one, all.
         choice: how an expert follows from the probabilities, see `choose`.
         scores, costs: (M, K) mean score and USD of each expert in each category, shrunk towards the mean over all
             queries, which is mean_scores, mean_costs (K,). Costs are `None` where unknown.
@@ -43,6 +44,7 @@ class CategoryModel:
     thresholds: Thresholds
     distance_quantiles: _Floats
     expert_of: NDArray[np.intp]
+    kept: NDArray[np.bool_]
     choice: Choice
     general: int
     scores: _Floats
@@ -56,7 +58,8 @@ class CategoryModel:
         doubt = Doubt(normalised_entropy(p), nearest_distance(x, self.vectors))
         abstained = self.thresholds.exceeded(doubt)
         label = p.argmax(axis=1)
-        chosen = np.where(abstained, self.general, choose(p, self.expert_of, self.scores, self.choice))
+        best = choose(p, self.expert_of, self.scores, self.choice, self.kept)
+        chosen = np.where(abstained, self.general, best)
         columns = np.arange(len(self.experts))
         agreeing = p @ (self.expert_of[:, None] == columns)  # (n, K): P(the category's expert is this one)
         cost_usd = None
@@ -68,9 +71,9 @@ class CategoryModel:
             cost_usd=cost_usd,
             ood=foreignness(doubt.distance, self.distance_quantiles),
             labels=tuple(GENERAL if a else self.categories[m] for m, a in zip(label, abstained, strict=True)),
-            eligible=chosen[:, None] == columns,
+            eligible=self._eligible(chosen, abstained),
             abstained=abstained,
-            confidence=agreeing[np.arange(len(x)), chosen].clip(0.0, 1.0),
+            confidence=None if self.choice == "soft" else agreeing[np.arange(len(x)), chosen].clip(0.0, 1.0),
             reasons=tuple(
                 self._doubtful(p[i], float(doubt.entropy[i]), float(doubt.distance[i]))
                 if abstained[i]
@@ -78,6 +81,11 @@ class CategoryModel:
                 for i in range(len(x))
             ),
         )
+
+    def _eligible(self, chosen: NDArray[np.intp], abstained: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(n, K): the chosen expert alone; with `soft` all that are kept, unless the query abstains."""
+        alone = chosen[:, None] == np.arange(len(self.experts))
+        return np.where(abstained[:, None], alone, self.kept) if self.choice == "soft" else alone
 
     def _guess(self, p: _Floats) -> str:
         m = int(p.argmax())
@@ -88,6 +96,8 @@ class CategoryModel:
         return f"unsure, so the generalist {self.experts[self.general]}: {failed}; the guess was {self._guess(p)}"
 
     def _sure(self, p: _Floats, chosen: int) -> str:
+        if self.choice == "soft":
+            return f"{self._guess(p)}; over all categories {self.experts[chosen]} is expected to do best"
         mapped = int(self.expert_of[p.argmax()])
         told = f"{self._guess(p)} is mapped to {self.experts[mapped]}"
         if chosen == mapped:
@@ -137,6 +147,7 @@ class CategoryModel:
                 vectors=arrays["vectors"],
                 distance_quantiles=arrays["distance_quantiles"],
                 expert_of=arrays["expert_of"],
+                kept=arrays["kept"],
                 scores=arrays["scores"],
                 mean_scores=arrays["mean_scores"],
                 costs=arrays.get("costs"),
@@ -146,17 +157,19 @@ class CategoryModel:
             raise InvalidArtifact(f"the saved category router lacks {error}: train it again") from error
 
 
-def choose(p: _Floats, expert_of: NDArray[np.intp], scores: _Floats, choice: Choice) -> NDArray[np.intp]:
+def choose(
+    p: _Floats, expert_of: NDArray[np.intp], scores: _Floats, choice: Choice, kept: NDArray[np.bool_]
+) -> NDArray[np.intp]:
     """(n,) columns of the experts for (n, M) category probabilities.
 
-    `category` takes the expert that the map gives to the likeliest category. `expected` takes, of the experts that the
-    map keeps, the one of highest expected score sum_m p_m w_mk: the same where one category is certain, and better
-    where several are likely.
+    `category` takes the expert that the map gives to the likeliest category. `expected` takes, of the experts in the
+    map, the one of highest expected score sum_m p_m w_mk: the same where one category is certain, and better where
+    several are likely. `soft` takes the one of highest expected score among all that are `kept`.
     """
     if choice == "category":
         return np.asarray(expert_of[p.argmax(axis=1)])
-    kept = np.unique(expert_of)
-    return np.asarray(kept[(p @ scores[:, kept]).argmax(axis=1)])
+    columns = np.flatnonzero(kept) if choice == "soft" else np.unique(expert_of)
+    return np.asarray(columns[(p @ scores[:, columns]).argmax(axis=1)])
 
 
 def _expected(p: _Floats, by_category: _Floats, abstained: NDArray[np.bool_], overall: _Floats) -> _Floats:

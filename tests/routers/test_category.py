@@ -12,7 +12,8 @@ from planted_outcomes import FOREIGN, WORDS, planted_table
 from routers.base import GENERAL, Query, RouterState
 from routers.category import CategoryRouter
 from routers.category_model import choose
-from routers.decide import decide
+from routers.classifiers import probabilities
+from routers.decide import Utility, decide
 from routers.encoders import HashingEncoder
 from routers.errors import InvalidArtifact, InvalidOutcomes, InvalidSettings, RouterError
 
@@ -210,12 +211,47 @@ def test_rare_categories_lean_on_the_whole_table():
 
 def test_an_unclear_category_is_answered_by_whom_the_likely_ones_need():
     """Three categories at 0.4, 0.3 and 0.3: the map's expert of the first is bad at the other two."""
-    p, expert_of = np.array([[0.4, 0.3, 0.3]]), np.array([0, 1, 1])
+    p, expert_of, kept = np.array([[0.4, 0.3, 0.3]]), np.array([0, 1, 1]), np.ones(3, dtype=bool)
     scores = np.array([[0.9, 0.8, 0.95], [0.1, 0.7, 0.95], [0.1, 0.7, 0.95]])  # expert 2 is not in the map
-    assert choose(p, expert_of, scores, "category").tolist() == [0]
-    assert choose(p, expert_of, scores, "expected").tolist() == [1]
+    assert choose(p, expert_of, scores, "category", kept).tolist() == [0]
+    assert choose(p, expert_of, scores, "expected", kept).tolist() == [1]
+    assert choose(p, expert_of, scores, "soft", kept).tolist() == [2]
+    assert choose(p, expert_of, scores, "soft", np.array([True, True, False])).tolist() == [1]
     sure = np.array([[0.98, 0.01, 0.01]])
-    assert choose(sure, expert_of, scores, "expected").tolist() == [0]
+    assert choose(sure, expert_of, scores, "expected", kept).tolist() == [0]
+
+
+def test_the_soft_choice_lets_every_expert_answer_by_its_expected_score():
+    router = CategoryRouter(ENCODER, choice="soft").fit(TRAIN)
+    estimate, model = router.estimate(TEST_QUERIES), router.model
+    sure = ~estimate.abstained
+    p = probabilities(model.classifier.logits(ENCODER.encode(TEST.prompts)), model.temperature)
+    assert estimate.quality[sure] == pytest.approx((p @ model.scores)[sure])
+    assert estimate.eligible[sure].all()
+    assert estimate.confidence is None
+    decisions = decide(estimate, k=3)
+    assert [len(decision.experts) for decision in decisions] == [3 if s else 1 for s in sure]
+    first = next(decision for decision, s in zip(decisions, sure, strict=True) if s)
+    assert first.experts[0] == "cooking-expert"
+    assert first.confidence == first.scores[0]
+    assert "over all categories cooking-expert is expected to do best" in first.reason
+    thrifty = decide(estimate, utility=Utility(dial=1e4))
+    assert {d.experts[0] for d, s in zip(thrifty, sure, strict=True) if s} == {"cooking-expert"}  # the cheapest
+    doubtful = decide(router.estimate([Query.of(text) for text in FOREIGN]), k=3)
+    assert all(decision.experts == ("generalist",) for decision in doubtful)
+
+
+def test_the_soft_choice_keeps_to_what_a_cumulative_budget_keeps():
+    footprints = dict.fromkeys(TRAIN.experts, 1.0)
+    router = CategoryRouter(ENCODER, choice="soft", budget=2.0, budget_kind="cumulative", footprints=footprints)
+    estimate = router.fit(TRAIN).estimate(TEST_QUERIES)
+    kept = {router.model.experts[k] for k in router.model.expert_of}
+    assert len(kept) == 2
+    assert {name for decision in decide(estimate, k=3) for name in decision.experts} == kept
+    restored = CategoryRouter.from_state(router.state(), ENCODER)
+    assert np.array_equal(restored.estimate(TEST_QUERIES).eligible, estimate.eligible)
+    with pytest.raises(InvalidSettings, match="an average-active budget is met by the map alone"):
+        CategoryRouter(ENCODER, choice="soft", budget=1.0)
 
 
 def test_an_unclear_choice_is_explained():
@@ -266,7 +302,7 @@ def test_the_smallest_tables_do_not_break_it():
         ({"shrinkage": -1.0}, "shrinkage must lie in"),
         ({"max_abstain": 1.5}, r"max_abstain must lie in \[0, 1\], got 1.5"),
         ({"budget": -1.0}, "a number >= 0"),
-        ({"choice": "lottery"}, "'expected' or 'category', got 'lottery'"),
+        ({"choice": "lottery"}, "one of expected, category, soft, got 'lottery'"),
         ({"budget": 1.0, "budget_kind": "weekly"}, "budget kind 'weekly' does not exist"),
     ],
 )
