@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from routers.outcomes import OutcomeTable
 
 _Floats = NDArray[np.float64]
+CLUSTER_STARTS = 4
+"""How often k-means begins anew where the categories are clusters: there are few, so that a bad start tells."""
 _Number = TypeVar("_Number", int, float)
 
 
@@ -72,8 +74,8 @@ class CategoryRouter:
         choice: `category` asks the expert of the likeliest category; `expected` the one of highest expected score among
             all that the map keeps. `None` takes `category` under an average-active budget, which the others would not
             keep to, else `expected`. `soft` leaves every expert eligible (of those that a cumulative budget keeps), so
-            that k experts can be asked and a dial has a choice; the confidence is then the quality of the best. In doubt
-            the generalist stays the only one.
+            that k experts can be asked and a dial has a choice; the confidence is then the quality of the best, and in
+            doubt the generalist stays the only one.
         budget: most footprint, `None` for no limit; budget_kind: `cumulative` or `average-active`.
         footprints: parameters or price of each expert, in the budget's unit; `None` takes the table's mean costs.
         general: the expert that answers in doubt; not checked against the budget. `None` takes the best of the table
@@ -299,7 +301,7 @@ class CategoryRouter:
         return tuple(names.tolist()), np.asarray(y, dtype=np.intp)
 
     def _clusters(self, x: Vectors) -> tuple[str, ...]:
-        _, nearest = top_k(x, kmeans(x, self.n_clusters, self.seed), 1)
+        _, nearest = top_k(x, kmeans(x, self.n_clusters, self.seed, starts=CLUSTER_STARTS), 1)
         return tuple(f"cluster-{cluster:03d}" for cluster in nearest[:, 0])
 
     def _footprints(self, rows: TrainingRows) -> _Floats | None:
