@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from routers.metrics import DRAWS, Floats, Picks, picked
+from routers.selectors import TIE_DECIMALS
 
-_TIE_DECIMALS = 12  # as in `routers.decide`
 DIALS = 200
 """Dials of a sweep."""
 
@@ -63,7 +63,7 @@ def choose(
     if eligible is not None:
         kept = possible & eligible
         possible = np.where(kept.any(axis=1, keepdims=True), kept, possible)
-    utility = np.where(possible, np.round(utility, _TIE_DECIMALS), -np.inf)
+    utility = np.where(possible, np.round(utility, TIE_DECIMALS), -np.inf)
     best = utility == utility.max(axis=1, keepdims=True)
     if costs is None:
         return np.asarray(best.argmax(axis=1))

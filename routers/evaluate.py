@@ -24,8 +24,19 @@ from routers.errors import BaselineLeftOut, EvaluatingOnTrainingData, InvalidOut
 from routers.lines import Line, marks_of
 from routers.outcomes import OutcomeTable
 from routers.reference import Reference
-from routers.report import Heading, RouterReport, report
+from routers.report import Heading, RouterReport, line_of, report
 from routers.routing import Choosing, Compose, Routing, route, route_ms
+from routers.selectors import Selector
+
+__all__ = [
+    "BASELINE_KINDS",
+    "Factory",
+    "cross_validate",
+    "cross_validate_all",
+    "evaluate",
+    "standard_baselines",
+    "stratified_folds",
+]
 
 BASELINE_KINDS = ("knn", "category")
 """Learned routers that stand beside every other one, at their default settings."""
@@ -49,7 +60,7 @@ def evaluate(
     baselines: Mapping[str, Factory] | None = None,
     experts: Sequence[str] | None = None,
     utility: Utility = Utility(),
-    top_k: int = 1,
+    select: Selector | None = None,
     compose: Compose | None = None,
     composition: str = "single",
     seed: int = 0,
@@ -65,7 +76,8 @@ def evaluate(
         baselines: name -> factory of further routers to show; one that cannot be trained is left out with a warning.
         experts: evaluate on this part of the router's experts.
         utility: how quality is traded against cost.
-        top_k: experts asked a query; compose: what they come to together, from recorded answers; composition: its name.
+        select: who is asked, the best by default.
+        compose: what they come to together, from recorded answers; composition: its name.
         seed: of the bootstrap.
         clock: seconds, for `route_ms_p50`.
 
@@ -95,13 +107,13 @@ def evaluate(
             raise RouterError("baselines have to be trained: give train_table")
         for label, make in baselines.items():
             if fitted := _fitted(label, make, train_table):
-                marks[label] = Line.of(table, route(fitted, table, Choosing(utility)).picks)
-    routing = route(router, table, Choosing(utility, top_k, compose))
+                marks[label] = line_of(table, route(fitted, table, Choosing(utility)))
+    routing = route(router, table, Choosing(utility, select, compose))
     heading = Heading(
         name or router.kind,
         router.kind,
         dials=(utility.dial,),
-        top_k=top_k,
+        top_k=1 if select is None else select.k,
         composition=composition,
         route_ms=route_ms(router, table, utility, clock),
         seed=seed,
@@ -118,7 +130,7 @@ def cross_validate(
     baselines: Mapping[str, Factory] | None = None,
     utility: Utility = Utility(),
     target: Target | None = None,
-    top_k: int = 1,
+    select: Selector | None = None,
     compose: Compose | None = None,
     composition: str = "single",
     seed: int = 0,
@@ -132,7 +144,7 @@ def cross_validate(
         baselines=baselines,
         utility=utility,
         target=target,
-        top_k=top_k,
+        select=select,
         compose=compose,
         composition=composition,
         seed=seed,
@@ -149,7 +161,7 @@ def cross_validate_all(
     baselines: Mapping[str, Factory] | None = None,
     utility: Utility = Utility(),
     target: Target | None = None,
-    top_k: int = 1,
+    select: Selector | None = None,
     compose: Compose | None = None,
     composition: str = "single",
     seed: int = 0,
@@ -169,7 +181,7 @@ def cross_validate_all(
     Raises:
         InvalidOutcomes: folds of a wrong length, or too few.
     """
-    plan = _Plan(table, _checked(folds, table, 2 if target is None else 3), Choosing(utility, top_k, compose))
+    plan = _Plan(table, _checked(folds, table, 2 if target is None else 3), Choosing(utility, select, compose))
     plain = _Plan(table, plan.folds, Choosing(utility))
     runs = {name: plan.run(make, target) for name, make in routers.items()}
     marks = plan.marks()
@@ -177,7 +189,7 @@ def cross_validate_all(
     for label, make in (baselines or {}).items():
         run = shared.get(id(make)) or _baseline(label, make, plain)
         if run is not None:
-            marks[label] = Line.of(plan.rows, run.routing.picks)
+            marks[label] = line_of(plan.rows, run.routing)
     last = table.select(plan.folds == plan.names[-1])
     reports = []
     for name, run in runs.items():
@@ -187,7 +199,7 @@ def cross_validate_all(
             dials=run.dials,
             target=target,
             solutions=run.solutions,
-            top_k=top_k,
+            top_k=1 if select is None else select.k,
             composition=composition,
             route_ms=route_ms(run.router, last, replace(utility, dial=run.dials[-1]), clock),
             seed=seed,

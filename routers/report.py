@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from routers import curves, metrics
 from routers.dial import Solution, Target
@@ -26,6 +27,7 @@ class Detail:
         table: the n scored rows; routing, line: what the router did with them, in the same order.
         marks: name -> what other ways of choosing came to on the same rows.
         curve: the router at every dial; `None` without costs, and for compositions.
+        pair: of a pool of two, else `None`.
     """
 
     table: OutcomeTable
@@ -33,6 +35,7 @@ class Detail:
     line: Line
     marks: Mapping[str, Line]
     curve: curves.Sweep | None
+    pair: PairCurve | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,8 @@ class RouterReport:
         ece: calibration error of the score that the router expected, against the actual score.
         apgr, cpt50, cpt80: of a pool of two, strong and weak on these rows (see `routers.pair`).
         dials: the dial in use: one, or one for each fold; target: what they were solved for.
-        calls: experts asked a query; top_k, composition: how many were to be asked, and what was made of them.
-        abstained, truncated: shares of the queries.
+        calls: experts asked a query; top_k, composition: most to be asked, and what is made of their answers.
+        abstained, truncated, refused: shares of the queries; nobody is asked a refused one, which scores and costs 0.
         expert_use: expert -> share of the queries it was given.
         by_domain: domain -> n_queries, accuracy, best_single, expert_use; `None` where the table has no domains.
     """
@@ -84,7 +87,7 @@ class RouterReport:
     aiq_experts: float | None
     c_min: float | None
     c_max: float | None
-    ece: float
+    ece: float | None
     apgr: float | None
     cpt50: float | None
     cpt80: float | None
@@ -95,9 +98,16 @@ class RouterReport:
     calls: float
     abstained: float
     truncated: float
+    refused: float
     expert_use: Mapping[str, float]
     by_domain: Mapping[str, Mapping[str, Any]] | None
     detail: Detail = field(metadata=_NOTE, repr=False, compare=False)
+
+    def picks(self) -> dict[str, str | None]:
+        """query id -> the expert that is asked first; `None` where nobody is."""
+        table, routing = self.detail.table, self.detail.routing
+        names = [None if no else table.experts[m] for m, no in zip(routing.picks, routing.refused, strict=True)]
+        return dict(zip(table.query_ids, names, strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """The object that `coe router cv` and `coe router eval` write."""
@@ -128,10 +138,10 @@ class Heading:
 
 def report(heading: Heading, table: OutcomeTable, routing: Routing, marks: Mapping[str, Line]) -> RouterReport:
     """Compare a routing of the table's n queries with the marks."""
-    routed, best, dataset = _line(table, routing), marks.get("best_single"), marks.get("dataset_oracle")
+    routed, best, dataset = line_of(table, routing), marks.get("best_single"), marks.get("dataset_oracle")
     oracle = marks["oracle"].accuracy
     curve = routing.sweep(table) if routing.scores is None else None
-    pair = _pair(table, routing, best)
+    pair = _pair(table, routing)
     calls = routing.calls
     return RouterReport(
         router=heading.name,
@@ -150,7 +160,7 @@ def report(heading: Heading, table: OutcomeTable, routing: Routing, marks: Mappi
         baseline_costs={label: line.mean_cost for label, line in marks.items()},
         **_gains(routed, best, heading.seed),
         **_areas(table, curve),
-        ece=metrics.expected_calibration_error(routing.expected, table_scores(table, routing)),
+        ece=_ece(table, routing),
         apgr=pair.apgr if pair else None,
         cpt50=pair.cpt(0.5) if pair else None,
         cpt80=pair.cpt(0.8) if pair else None,
@@ -158,22 +168,34 @@ def report(heading: Heading, table: OutcomeTable, routing: Routing, marks: Mappi
         target=_target(heading),
         top_k=heading.top_k,
         composition=heading.composition,
-        calls=1.0 if calls is None else float(calls.mean()),
+        calls=float((~routing.refused).mean() if calls is None else calls.mean()),
         abstained=float(routing.abstained.mean()),
         truncated=float(routing.truncated.mean()),
-        expert_use=metrics.expert_use(routing.picks, table.experts),
+        refused=float(routing.refused.mean()),
+        expert_use=_use(table, routing, np.ones(len(table), dtype=bool)),
         by_domain=_by_domain(table, routing, routed, best),
-        detail=Detail(table, routing, routed, dict(marks), curve),
+        detail=Detail(table, routing, routed, dict(marks), curve, pair),
     )
 
 
-def table_scores(table: OutcomeTable, routing: Routing) -> metrics.Floats:
-    """(n,) what the first choices scored."""
-    return metrics.picked(table.scores, routing.picks)
+def line_of(table: OutcomeTable, routing: Routing) -> Line:
+    """What the choices came to; a query that nobody is asked scores and costs 0."""
+    if routing.scores is not None:
+        return Line(routing.scores, routing.spent)
+    line, answered = Line.of(table, routing.picks), ~routing.refused
+    return Line(line.scores * answered, None if line.costs is None else line.costs * answered)
 
 
-def _line(table: OutcomeTable, routing: Routing) -> Line:
-    return Line.of(table, routing.picks) if routing.scores is None else Line(routing.scores, routing.spent)
+def _ece(table: OutcomeTable, routing: Routing) -> float | None:
+    """ECE of the first choices' expected scores, over the queries that somebody is asked."""
+    asked = ~routing.refused
+    scores = metrics.picked(table.scores, routing.picks)
+    return metrics.expected_calibration_error(routing.expected[asked], scores[asked]) if asked.any() else None
+
+
+def _use(table: OutcomeTable, routing: Routing, rows: NDArray[np.bool_]) -> dict[str, float]:
+    asked = rows & ~routing.refused
+    return metrics.expert_use(routing.picks[asked], table.experts) if asked.any() else {}
 
 
 def _gains(routed: Line, best: Line | None, seed: int) -> dict[str, float | None]:
@@ -207,7 +229,7 @@ def _areas(table: OutcomeTable, curve: curves.Sweep | None) -> dict[str, float |
     }
 
 
-def _pair(table: OutcomeTable, routing: Routing, best: Line | None) -> PairCurve | None:
+def _pair(table: OutcomeTable, routing: Routing) -> PairCurve | None:
     """The curve of a pool of two; the strong expert is the one that is better on these rows."""
     if len(table.experts) != 2:
         return None
@@ -235,6 +257,6 @@ def _by_domain(
             "accuracy": float(routed.scores[rows].mean()),
             "best_single": None if best is None else float(best.scores[rows].mean()),
             "mean_cost": None if routed.costs is None else float(routed.costs[rows].mean()),
-            "expert_use": metrics.expert_use(routing.picks[rows], table.experts),
+            "expert_use": _use(table, routing, rows),
         }
     return found

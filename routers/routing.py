@@ -18,6 +18,7 @@ from routers.decide import Utility, decide
 from routers.encoders import CachedEncoder
 from routers.errors import RouterError
 from routers.outcomes import OutcomeTable
+from routers.selectors import Selector
 
 BATCH = 1024
 """Queries routed at once: bounds what a router's (n_queries, n_training_rows) arrays take."""
@@ -36,6 +37,7 @@ class Routing:
         eligible: (n, m) whom the router would let answer, or `None` for all.
         picks: (n,) first choices, as columns of the table.
         abstained, truncated: (n,).
+        refused: (n,) nobody is asked: score 0 at no cost.
         scores, spent: (n,) what the choice came to, where it is more than its first expert; else `None`.
         calls: (n,) experts asked; `None` for one each.
     """
@@ -46,6 +48,7 @@ class Routing:
     picks: metrics.Picks
     abstained: Mask
     truncated: Mask
+    refused: Mask
     scores: metrics.Floats | None = None
     spent: metrics.Floats | None = None
     calls: metrics.Floats | None = None
@@ -73,7 +76,9 @@ class Routing:
         """The cost-quality curve on the table that was routed; `None` where costs are unknown or not predicted."""
         if self.costs is None or table.costs_usd is None or not np.isfinite(self.costs).all():
             return None
-        return curves.sweep(self.quality, self.costs, self.eligible, table.scores, table.costs_usd, dials)
+        answered = ~self.refused[:, None]
+        recorded = table.scores * answered, table.costs_usd * answered
+        return curves.sweep(self.quality, self.costs, self.eligible, *recorded, dials)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +96,10 @@ Compose = Callable[[OutcomeTable, Sequence[RoutingDecision]], Composed]
 
 @dataclass(frozen=True, slots=True)
 class Choosing:
-    """How estimates become answers: `k` experts a query at `utility`; `compose` says what they come to together."""
+    """How estimates become answers: whom `select` asks at `utility`; `compose` says what they come to together."""
 
     utility: Utility = Utility()
-    k: int = 1
+    select: Selector | None = None
     compose: Compose | None = None
 
 
@@ -130,22 +135,33 @@ def route_ms(
 
 
 def _chosen(estimate: Estimate, table: OutcomeTable, rows: NDArray[np.intp], choosing: Choosing) -> Routing:
-    decisions = decide(estimate, utility=choosing.utility, allowed=table.experts, k=choosing.k)
+    decisions = decide(estimate, utility=choosing.utility, allowed=table.experts, select=choosing.select)
     columns = [estimate.experts.index(name) for name in table.experts]
     column_of = {name: column for column, name in enumerate(table.experts)}
     truncated = estimate.truncated
+    first = [decision.experts[0] if decision.experts else table.experts[0] for decision in decisions]
     routing = Routing(
         quality=np.asarray(estimate.quality[:, columns], dtype=np.float64),
         costs=None if estimate.cost_usd is None else np.asarray(estimate.cost_usd[:, columns], dtype=np.float64),
         eligible=None if estimate.eligible is None else estimate.eligible[:, columns],
-        picks=np.array([column_of[decision.experts[0]] for decision in decisions], dtype=np.intp),
+        picks=np.array([column_of[name] for name in first], dtype=np.intp),
         abstained=np.array([decision.abstained for decision in decisions], dtype=bool),
         truncated=np.zeros(len(decisions), dtype=bool) if truncated is None else np.asarray(truncated, dtype=bool),
+        refused=np.array([not decision.experts for decision in decisions], dtype=bool),
     )
-    if choosing.compose is None:
-        return routing
-    played = choosing.compose(table.select(rows), decisions)
-    return replace(routing, scores=played.scores, spent=played.costs, calls=played.calls)
+    return routing if choosing.compose is None else _played(routing, table.select(rows), decisions, choosing.compose)
+
+
+def _played(routing: Routing, table: OutcomeTable, decisions: Sequence[RoutingDecision], compose: Compose) -> Routing:
+    """The same with what the composition makes of the decisions; those that ask nobody come to nothing."""
+    asked = np.flatnonzero(~routing.refused)
+    scores, spent, calls = np.zeros(len(decisions)), np.zeros(len(decisions)), np.zeros(len(decisions))
+    played = compose(table.select(asked), [decisions[row] for row in asked])
+    scores[asked], calls[asked] = played.scores, played.calls
+    if played.costs is None:
+        return replace(routing, scores=scores, calls=calls)
+    spent[asked] = played.costs
+    return replace(routing, scores=scores, spent=spent, calls=calls)
 
 
 def _end_to_end(values: Sequence[Any]) -> Any:

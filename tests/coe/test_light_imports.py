@@ -12,6 +12,7 @@ HEAVY = (
     "scipy",
     "pandas",
     "pyarrow",
+    "matplotlib",
     "ray",
     "vllm",
     "openai",

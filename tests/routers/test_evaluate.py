@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,10 +11,12 @@ from routers.base import Estimate, RouterState
 from routers.build import build
 from routers.decide import Utility
 from routers.encoders import CachedEncoder, HashingEncoder
-from routers.errors import EvaluatingOnTrainingData, InvalidOutcomes, RouterError
-from routers.evaluate import cross_validate, evaluate, stratified_folds
+from routers.errors import BaselineLeftOut, EvaluatingOnTrainingData, InvalidOutcomes, RouterError
+from routers.evaluate import cross_validate, cross_validate_all, evaluate, standard_baselines, stratified_folds
 from routers.outcomes import OutcomeTable
 from routers.reference import Reference
+from routers.routing import Composed
+from routers.selectors import TopK
 
 ENCODER = HashingEncoder(128)
 KEYS = (
@@ -22,7 +25,7 @@ KEYS = (
 ).split()
 MORE_KEYS = (
     "baseline_costs cost_saved cost_saved_ci95_low cost_saved_ci95_high perf_gain aiq aiq_experts c_min c_max ece apgr "
-    "cpt50 cpt80 dials target top_k composition calls abstained truncated expert_use by_domain"
+    "cpt50 cpt80 dials target top_k composition calls abstained truncated refused expert_use by_domain"
 ).split()
 
 
@@ -134,6 +137,39 @@ def test_costs_decide_with_a_dial():
     assert thrifty.expert_use == {"cooking-expert": 1.0}
 
 
+class Refusing(Scripted):
+    """Lets nobody answer what it is unsure of."""
+
+    def estimate(self, queries):
+        found = super().estimate(queries)
+        return replace(found, eligible=np.repeat(~found.abstained[:, None], 2, axis=1), cost_usd=found.quality * 10)
+
+
+def test_a_refused_query_scores_and_costs_nothing():
+    report = evaluate(Refusing(), hand_table(), reference=hand_reference())
+    assert report.accuracy == (1 + 1 + 0 + 0) / 4
+    assert report.mean_cost == (1 + 10 + 2 + 0) / 4
+    assert (report.refused, report.abstained, report.calls) == (0.25, 0.25, 0.75)
+    assert report.expert_use == {"a": pytest.approx(2 / 3), "b": pytest.approx(1 / 3)}
+    assert report.detail.curve.accuracy[0] == report.accuracy
+    assert report.detail.curve.mean_cost[0] == report.mean_cost
+
+
+def test_what_a_composition_comes_to():
+    def cheapest_of_two(table, decisions):
+        assert all(len(decision.experts) == 2 for decision in decisions)
+        return Composed(table.scores[:, 0], table.costs_usd.sum(axis=1), np.full(len(table), 2.0))
+
+    report = evaluate(
+        Scripted(), hand_table(), reference=hand_reference(), select=TopK(2), compose=cheapest_of_two, composition="x"
+    )
+    assert report.accuracy == 0.5
+    assert report.mean_cost == 16.5
+    assert (report.top_k, report.composition, report.calls) == (2, "x", 2)
+    assert report.by_domain["x"]["accuracy"] == 0.5
+    assert report.aiq is None
+
+
 def test_evaluating_on_training_rows_warns():
     table = planted_table(60)
     router = build("knn", ENCODER, {"k": 5}).fit(table)
@@ -205,6 +241,34 @@ def test_cross_validation_pools_what_each_fold_scores():
     assert report.gain_over_best_single == 0
     assert (report.n_queries, report.n_experts) == (150, 5)
     assert report.baselines["random"] == pytest.approx(table.scores.mean())
+
+
+def test_baselines_that_cannot_be_trained_are_left_out_with_a_warning():
+    table = planted_table(90)
+    make, folds = partial(build, "knn", ENCODER, {"k": 10}), stratified_folds(table.domains, 3)
+    baselines = standard_baselines(ENCODER) | {"mine": make}
+    with pytest.warns(BaselineLeftOut, match="the baseline knn is left out: k=100 neighbours asked of 60"):
+        report = cross_validate(make, table, folds, baselines=baselines)
+    assert "knn" not in report.baselines
+    assert report.baselines["mine"] == report.accuracy
+    assert report.baselines["category"] > report.best_single
+    assert standard_baselines(None) == {}
+
+
+def test_several_routers_share_their_baselines():
+    fits = []
+
+    class Counting(Scripted):
+        def fit(self, table):
+            fits.append(len(table))
+            return self
+
+    reports = cross_validate_all({"one": Counting, "two": Scripted}, hand_table(), np.array([0, 0, 1, 1]),
+                                 baselines={"one": Counting, "other": Scripted})  # fmt: skip
+    assert [report.router for report in reports] == ["one", "two"]
+    assert fits == [2, 2]
+    assert reports[0].baselines == reports[1].baselines
+    assert {"one", "other"} < set(reports[0].baselines)
 
 
 def test_cross_validation_finds_the_planted_topics():
