@@ -54,6 +54,8 @@ class ArtifactMeta:
         prices: what costs were computed from, as the user gave them; `None` where costs were recorded or unknown.
         created: UTC, ISO 8601.
         digest: `sha256:...` over both files.
+        solved: the dial that training found for a target, and what it came to out of fold (`routers.dial.Solution`);
+            `None` where no target was given.
     """
 
     kind: str
@@ -65,6 +67,12 @@ class ArtifactMeta:
     prices: Mapping[str, Any] | None
     created: str
     digest: str
+    solved: Mapping[str, Any] | None = None
+
+    @property
+    def dial(self) -> float:
+        """Quality given up per USD where the caller says nothing else: the solved dial, or 0."""
+        return 0.0 if self.solved is None else float(self.solved["dial"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,7 @@ def save(
     encoder: Encoder | None,
     digests: Mapping[str, str | None] | None = None,
     prices: Mapping[str, Any] | None = None,
+    solved: Mapping[str, Any] | None = None,
 ) -> str:
     """Write a fitted router, whole or not at all; a folder of that name is replaced.
 
@@ -91,6 +100,7 @@ def save(
         encoder: what the router was trained with; `None` for a router that reads no text.
         digests: expert -> digest of its files, where known.
         prices: JSON values, kept as a note.
+        solved: `Solution.to_json` of the dial that was found for a target.
 
     Returns:
         The artifact's digest.
@@ -99,7 +109,7 @@ def save(
         RouterError: the router's settings are not JSON values.
     """
     reference = Reference.of(table.with_experts(router.experts))
-    return save_as(router, folder, reference=reference, encoder=encoder, digests=digests, prices=prices)
+    return save_as(router, folder, reference=reference, encoder=encoder, digests=digests, prices=prices, solved=solved)
 
 
 def save_as(
@@ -110,6 +120,7 @@ def save_as(
     encoder: Encoder | None,
     digests: Mapping[str, str | None] | None = None,
     prices: Mapping[str, Any] | None = None,
+    solved: Mapping[str, Any] | None = None,
 ) -> str:
     """`save` where the training table itself is no longer at hand: after an update."""
     from safetensors.numpy import save_file
@@ -126,6 +137,7 @@ def save_as(
         "training_ids_digest": reference.ids_digest(),
         "n_queries": len(reference.ids),
         "prices": prices,
+        "solved": solved,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     arrays = {name: np.ascontiguousarray(array) for name, array in state.arrays.items()}
@@ -218,6 +230,7 @@ def _meta(document: Mapping[str, Any], training_ids: NDArray[np.uint64]) -> Arti
         prices=document["prices"],
         created=document["created"],
         digest=document["digest"],
+        solved=document.get("solved"),
     )
 
 

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from coe.cli.output import JsonTarget, emit_json, stdout_console
+from coe.cli.route_report import decision_document, print_explanation
 from coe.cli.router_options import Dial, names_of, tell_of_truncation
-from coe.cli.router_report import decision_document, print_explanation, warnings_on_console
+from coe.cli.router_report import warnings_on_console
 
 
 def route(
@@ -17,7 +18,7 @@ def route(
     router: Annotated[Path, typer.Option("--router", help="Folder of a saved router.")],
     explain: Annotated[bool, typer.Option("--explain", help="Show what the router thinks of every expert.")] = False,
     allowed: Annotated[str | None, typer.Option("--allowed", metavar="A,B", help="Only these may answer.")] = None,
-    dial: Dial = 0.0,
+    dial: Dial = None,
     json: JsonTarget = None,
 ) -> None:
     """Say which expert a saved router gives a query to; no expert is loaded or asked."""
@@ -28,12 +29,13 @@ def route(
     with warnings_on_console():
         loaded = load(router)
     estimate = loaded.router.estimate([Query.of(text)])
-    (decision,) = decide(estimate, utility=Utility(dial=dial), allowed=names_of(allowed), k=len(estimate.experts))
+    utility = Utility(dial=loaded.meta.dial if dial is None else dial)
+    (decision,) = decide(estimate, utility=utility, allowed=names_of(allowed), k=len(estimate.experts))
     encodes = getattr(loaded.router, "encoder", None)
     if encodes is not None:
         tell_of_truncation(encodes, [text])
     if json != "-":
-        stdout_console().print(decision.experts[0], highlight=False, markup=False)
+        stdout_console().print(decision.experts[0] if decision.experts else "nobody", highlight=False, markup=False)
         if explain:
             print_explanation(estimate, decision)
     emit_json(decision_document(estimate, decision), json)

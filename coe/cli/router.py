@@ -1,10 +1,11 @@
-"""`coe router train | cv | eval`: learn who answers what, and measure it."""
+"""`coe router train | update | cv | eval | compare`: learn who answers what, and measure it."""
 
 from __future__ import annotations
 
 import typer
 
-from coe.cli.router_eval import cv, evaluate
+from coe.cli.router_cv import cv
+from coe.cli.router_eval import evaluate
 from coe.cli.router_train import train
 from coe.cli.router_update import update
 

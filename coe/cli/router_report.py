@@ -1,4 +1,4 @@
-"""How routers are shown: report tables, an explained decision, the encoding bar, warnings, required figures."""
+"""How reports are shown: tables, plots, JSON; the encoding bar, warnings, and figures that are required."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -15,7 +16,6 @@ from coe.cli.output import console, stdout_console
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from routers.base import Estimate, RoutingDecision
     from routers.report import RouterReport
 
 
@@ -26,8 +26,8 @@ def print_reports(reports: Sequence[RouterReport], *, title: str) -> None:
 
     queries = f"{title}: {reports[0].n_queries:,} queries, {reports[0].n_experts} experts"
     table = Table(title=queries, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for heading in ("accuracy", "over best single", "gap", "USD / 1k", "ms p50"):
+    table.add_column("", overflow="fold", min_width=14)
+    for heading in ("accuracy", "over best single", "gap", "USD / 1k", "saved"):
         table.add_column(heading, justify="right", no_wrap=True)
     for index, report in enumerate(reports):
         if index and not _agree(report.baselines, reports[index - 1].baselines):
@@ -58,8 +58,8 @@ def _add_router(table: Table, report: RouterReport) -> None:
         f"[bold]{100 * report.accuracy:.2f}%[/]",
         gain,
         _percent(report.gap_recovered),
-        _per_thousand(report.mean_cost),
-        "-" if report.route_ms_p50 is None else f"{report.route_ms_p50:.1f}",
+        per_thousand(report.mean_cost),
+        _percent(report.cost_saved),
     )
 
 
@@ -67,70 +67,49 @@ def _add_marks(table: Table, report: RouterReport) -> None:
     table.add_section()
     for name, accuracy in sorted(report.baselines.items(), key=lambda item: item[1]):
         gain = "-" if report.best_single is None else f"{100 * (accuracy - report.best_single):+.2f}"
-        cost = _per_thousand(report.baseline_costs[name])
-        table.add_row(name.replace("_", " "), f"{100 * accuracy:.2f}%", gain, "", cost, "", style="dim")
+        cost, single = report.baseline_costs[name], report.best_single_cost
+        saved = "-" if cost is None or not single else _percent(1 - cost / single)
+        row = (name.replace("_", " "), f"{100 * accuracy:.2f}%", gain, "", per_thousand(cost), saved)
+        table.add_row(*row, style="dim")
     table.add_section()
 
 
 def _print_use(report: RouterReport) -> None:
     shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in list(report.expert_use.items())[:6])
     more = len(report.expert_use) - 6
-    tail = f" and {more} more" if more > 0 else ""
-    stdout_console().print(
-        f"{report.router} asked {shares}{tail}; abstained on {_percent(report.abstained)}; "
-        f"calibration error {100 * report.ece:.1f} points",
-        markup=False,
-        highlight=False,
-    )
+    facts = [f"asked {shares}{f' and {more} more' if more > 0 else ''}", f"abstained on {_percent(report.abstained)}"]
+    facts += [f"calibration error {100 * report.ece:.1f} points"] if report.ece is not None else []
+    if report.aiq is not None and report.aiq_experts is not None:
+        facts.append(f"AIQ {100 * report.aiq:.2f}, of the single experts {100 * report.aiq_experts:.2f}")
+    facts += [f"{report.route_ms_p50:.1f} ms a decision"] if report.route_ms_p50 is not None else []
+    facts += [f"refused {_percent(report.refused)}"] if report.refused else []
+    facts += [f"{report.composition} of {report.calls:.2f} experts a query"] if report.composition != "single" else []
+    if report.target is not None:
+        facts.append(f"dial solved in each fold: {', '.join(f'{dial:.4g}' for dial in report.dials)}")
+    if report.cost_saved is not None and report.cost_saved_ci95_low is not None and any(report.dials):
+        low, high = report.cost_saved_ci95_low, report.cost_saved_ci95_high
+        facts.append(f"saved {_percent(report.cost_saved)} [{_percent(low)}, {_percent(high)}]")
+    if report.apgr is not None:
+        facts.append(f"APGR {report.apgr:.3f}, CPT50 {_percent(report.cpt50)}, CPT80 {_percent(report.cpt80)}")
+    line = f"{report.router} {'; '.join(facts)}"
+    stdout_console().print(line, markup=False, highlight=False)
 
 
-def decision_document(estimate: Estimate, decision: RoutingDecision) -> dict[str, Any]:
-    """JSON form of one decision, with the estimate that it was made from."""
-    costs = estimate.cost_usd
-    return {
-        "expert": decision.experts[0],
-        "experts": list(decision.experts),
-        "scores": list(decision.scores),
-        "confidence": decision.confidence,
-        "label": decision.label,
-        "abstained": decision.abstained,
-        "reason": decision.reason,
-        "truncated": decision.truncated,
-        "ood": None if estimate.ood is None else float(estimate.ood[0]),
-        "quality": dict(zip(estimate.experts, estimate.quality[0].tolist(), strict=True)),
-        "cost_usd": None if costs is None else dict(zip(estimate.experts, costs[0].tolist(), strict=True)),
-    }
+def report_documents(reports: Sequence[RouterReport], *, with_picks: bool) -> list[dict[str, Any]]:
+    """The JSON form of reports; with the expert of each query where that is asked for."""
+    documents = [report.to_json() for report in reports]
+    if with_picks:
+        for document, report in zip(documents, reports, strict=True):
+            document["picks"] = report.picks()
+    return documents
 
 
-def print_explanation(estimate: Estimate, decision: RoutingDecision) -> None:
-    """Why: the category, the confidence, and every expert's expected score and cost, best first."""
-    from rich.table import Table
+def draw(reports: Sequence[RouterReport], path: Path, *, title: str) -> None:
+    """Draw reports to a PNG file, and say so."""
+    from routers.plots import draw_reports
 
-    out = stdout_console()
-    facts: dict[str, Any] = {"category": decision.label, "confidence": f"{decision.confidence:.3f}"}
-    if estimate.ood is not None:
-        facts["unlike training"] = f"{float(estimate.ood[0]):.3f}"
-    facts["abstained"] = "yes, so the generalist answers" if decision.abstained else None
-    facts["truncated"] = "yes: the prompt is longer than the encoder reads" if decision.truncated else None
-    facts["reason"] = decision.reason or None
-    for name, value in facts.items():
-        if value is not None:
-            out.print(f"{name:>16}: {value}", markup=False, highlight=False)
-    utilities = dict(zip(decision.experts, decision.scores, strict=True))
-    table = Table("expert", "expected score", "USD / 1k", "utility")
-    rows = sorted(
-        range(len(estimate.experts)),
-        key=lambda m: (-utilities.get(estimate.experts[m], -9e99), -estimate.quality[0, m]),
-    )
-    for m in rows:
-        name = estimate.experts[m]
-        cost = None if estimate.cost_usd is None else float(estimate.cost_usd[0, m])
-        utility = f"{utilities[name]:.4f}" if name in utilities else "not eligible"
-        chosen = name == decision.experts[0]
-        table.add_row(
-            _escape(name), f"{estimate.quality[0, m]:.4f}", _per_thousand(cost), utility, style="bold" if chosen else ""
-        )
-    out.print(table)
+    draw_reports(reports, path, title=title)
+    console.print(f"drew {path}", highlight=False, markup=False)
 
 
 @contextmanager
@@ -156,8 +135,8 @@ def warnings_on_console() -> Iterator[None]:
         try:
             yield
         finally:
-            for warning in caught:
-                console.print(f"[yellow]warning:[/] {_escape(str(warning.message))}", highlight=False)
+            for message in dict.fromkeys(str(warning.message) for warning in caught):  # once, not once a fold
+                console.print(f"[yellow]warning:[/] {_escape(message)}", highlight=False)
 
 
 def parse_required(texts: Sequence[str]) -> dict[str, float]:
@@ -203,7 +182,8 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}%"
 
 
-def _per_thousand(cost: float | None) -> str:
+def per_thousand(cost: float | None) -> str:
+    """USD for a thousand queries."""
     return "-" if cost is None else f"{1e3 * cost:.4f}"
 
 

@@ -3,56 +3,90 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.registry import RegistryUrl
 from coe.cli.router_options import (
+    BudgetMinutes,
+    BudgetUsd,
     EncoderName,
+    Encoders,
     Experts,
+    FoldColumn,
+    Folds,
     LabelColumn,
+    Margin,
     Outcomes,
     Prices,
+    SaveCostFlag,
     Seed,
     Settings,
     encoder_of,
+    folds_of,
+    names_of,
     settings_of_kinds,
     table_of,
+    target_of,
     tell_of_truncation,
 )
 from coe.cli.router_report import encoding_progress, warnings_on_console
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from routers.dial import Factory, Target
+    from routers.outcomes import OutcomeTable
+
 
 def train(
     outcomes: Outcomes,
-    kind: Annotated[str, typer.Option("--kind", help="category, knn, fixed, random or best-single.")],
+    kind: Annotated[str, typer.Option("--kind", help="auto, quality, category, cluster, knn ...: see `docs/routers`.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write the router to.")],
     experts: Experts = None,
     prices: Prices = None,
     label_column: LabelColumn = None,
     seed: Seed = 0,
-    encoder: EncoderName = "minilm",
+    encoder: EncoderName = None,
     settings: Settings = None,
+    budget_usd: BudgetUsd = None,
+    save_cost: SaveCostFlag = False,
+    margin: Margin = None,
+    fold_column: FoldColumn = "fold",
+    folds: Folds = 5,
+    budget_minutes: BudgetMinutes = None,
+    encoders: Encoders = None,
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
-    """Train a router on an outcome table and save it."""
+    """Train a router on an outcome table and save it, with a dial solved on its folds where a target is given."""
     from routers.artifacts import save
     from routers.build import build, reads_text
 
+    target = target_of(budget_usd, save_cost, margin)
     table = table_of(outcomes, experts, prices)
-    chosen = settings_of_kinds([kind], settings or [], label_column, seed)[kind]
+    flags = {"label_column": label_column, "budget_minutes": budget_minutes, "encoders": names_of(encoders)}
+    chosen = settings_of_kinds([kind], settings or [], seed, **flags)[kind]
     with warnings_on_console(), encoding_progress() as on_progress:
         encodes = encoder_of(encoder, on_progress) if reads_text(kind) else None
         started = time.perf_counter()
-        router = build(kind, encodes, chosen).fit(table)
+        make = partial(build, kind, encodes, chosen)
+        solved = None
+        if target is not None:
+            solved = _solved(make, table, folds_of(table, fold_column, folds, seed), target)
+        router = make().fit(table)
         seconds = time.perf_counter() - started
         digests = registered_digests(registry, router.experts)
-        digest = save(router, out, table=table, encoder=encodes, digests=digests, prices=price_notes(prices))
+        _tell_of_strangers(registry, router.experts, digests)
+        notes = price_notes(prices)
+        digest = save(router, out, table=table, encoder=encodes, digests=digests, prices=notes, solved=solved)
         if encodes is not None:
             tell_of_truncation(encodes, table.prompts)
     console.print(
@@ -69,9 +103,39 @@ def train(
             "experts": list(router.experts),
             "digest": digest,
             "seconds": seconds,
+            "solved": solved,
+            "unregistered": [name for name in router.experts if name not in digests],
         },
         json,
     )
+
+
+def _solved(make: Factory, table: OutcomeTable, folds: NDArray[np.int64], target: Target) -> dict[str, Any]:
+    """The dial for a target, from routers that had not seen the rows that they are judged by."""
+    from routers.dial import MeetBudget, out_of_fold, solve_on
+
+    found = solve_on(out_of_fold(make, table, folds), table, target)
+    saved = 1 - found.mean_cost / found.best_single_cost if found.best_single_cost else 0.0
+    console.print(
+        f"dial {found.dial:.4g}: out of fold {100 * found.accuracy:.2f}% at {1e3 * found.mean_cost:.4f} USD per 1k "
+        f"queries, {100 * saved:.1f}% less than the best single expert ({100 * found.best_single:.2f}%)",
+        highlight=False,
+    )
+    if not found.met:
+        missed = "this budget" if isinstance(target, MeetBudget) else "the accuracy of the best single expert"
+        console.print(f"[yellow]warning:[/] no dial reaches {missed} on the training folds; this one comes nearest")
+    return found.to_json(target)
+
+
+def _tell_of_strangers(url: str | None, experts: Sequence[str], digests: Mapping[str, str | None]) -> None:
+    """Warn of experts that a registry, where there is one, does not know: nothing could serve them."""
+    strangers = [name for name in experts if name not in digests]
+    if strangers and (url is not None or digests):
+        console.print(
+            f"[yellow]warning:[/] not registered: {escape(', '.join(strangers))}; register them before this router is "
+            "served (`coe registry apply`), or train it without them (`--experts`)",
+            highlight=False,
+        )
 
 
 def registered_digests(url: str | None, experts: Sequence[str]) -> dict[str, str | None]:
