@@ -17,6 +17,7 @@ from coe.errors import ConfigError
 from coe.host import Host, open_host
 from coe.orchestrator import Orchestrator, Reply
 from coe.policy import AUTO, Always, Policy
+from coe.signals import Filled, Signals
 from coe.types import GenerateRequest
 from registry.errors import UnknownExpert
 from registry.store import Snapshot
@@ -73,14 +74,16 @@ def build_policies(policies: Mapping[str, PolicyConfig], snapshot: Snapshot) -> 
     """The named policies, each with its router loaded and checked against the registered experts.
 
     Raises:
-        ConfigError: a policy names an expert that is not registered, or a composition that does not exist.
+        ConfigError: a policy names an expert that is not registered, or a composition that does not exist; or its
+            router requires signals that no registered expert gives.
         RouterError: a trained router cannot be loaded.
     """
-    return {name: _policy(name, policy, snapshot) for name, policy in policies.items()}
+    signals = Signals(snapshot)  # shared: policies that need the same expert's load it once
+    return {name: _policy(name, policy, snapshot, signals) for name, policy in policies.items()}
 
 
-def _policy(name: str, policy: PolicyConfig, snapshot: Snapshot) -> Policy:
-    router, digest = _router(name, policy, snapshot)
+def _policy(name: str, policy: PolicyConfig, snapshot: Snapshot, signals: Signals) -> Policy:
+    router, digest = _router(name, policy, snapshot, signals)
     return Policy(
         name,
         router=router,
@@ -92,7 +95,7 @@ def _policy(name: str, policy: PolicyConfig, snapshot: Snapshot) -> Policy:
     )
 
 
-def _router(name: str, policy: PolicyConfig, snapshot: Snapshot) -> tuple[Router, str | None]:
+def _router(name: str, policy: PolicyConfig, snapshot: Snapshot, signals: Signals) -> tuple[Router, str | None]:
     """The router of a policy, and its artifact's digest."""
     if policy.router is None:
         assert policy.expert is not None  # PolicyConfig takes exactly one of the two
@@ -101,8 +104,10 @@ def _router(name: str, policy: PolicyConfig, snapshot: Snapshot) -> tuple[Router
         return Always(policy.expert), None
     loaded = load(policy.router, experts={e: spec.digest for e, spec in snapshot.experts.items()})
     router = loaded.router
-    if router.requires:
-        raise ConfigError(
-            f"the router of policy {name!r} needs the features {sorted(router.requires)}, which nothing here provides"
-        )
-    return router, loaded.meta.digest
+    if not router.requires:
+        return router, loaded.meta.digest
+    try:
+        signals.check(router.requires)
+    except ConfigError as error:
+        raise ConfigError(f"the router of policy {name!r} needs what cannot be provided: {error}") from error
+    return Filled(router, signals), loaded.meta.digest
