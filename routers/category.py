@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from routers.abstention import Doubt, Thresholds, normalised_entropy, tune_thresholds
 from routers.base import Estimate, Query, RouterState
+from routers.category_budget import footprints_of, generalist, kept_by
 from routers.category_model import CategoryModel, Choice, choose
 from routers.classifiers import (
     Classifier,
@@ -248,15 +249,15 @@ class CategoryRouter:
     def _learn(self, memory: _Memory) -> Self:
         rows, x = memory.rows, memory.vectors
         categories, y = self._categories(memory)
-        footprints = self._footprints(rows)
+        footprints = footprints_of(rows, self.footprints, self.budget)
         classifier = fit_classifier(self.classifier, x, y)
         rng = np.random.default_rng(self.seed)
         unseen = cross_fit(self.classifier, x, y, rng)
         members = unseen.memberships(y)
         scores = shrunk_means(rows.scores, members, self.shrinkage)
         expert_of = map_categories(members.sum(axis=0), scores, footprints, self.budget)
-        kept = self._kept(expert_of, len(rows.experts))
-        general = self._general(rows, expert_of, footprints)
+        kept = kept_by(self.budget, expert_of, len(rows.experts))
+        general = generalist(rows, self.general, kept, footprints, self.budget)
         foreign = self._foreign(classifier, memory, y, unseen.temperature, rng)
         doubt, held_out = unseen.doubt(), unseen.rows
         routed = choose(members[held_out], expert_of, scores, self.choice, kept)
@@ -296,47 +297,13 @@ class CategoryRouter:
             warnings.warn(
                 f"every training query is of category {names[0]!r}, so this router always asks its best single expert: "
                 "name another column as label_column, or use kind 'knn'",
-                stacklevel=3,
+                stacklevel=4,
             )
         return tuple(names.tolist()), np.asarray(y, dtype=np.intp)
 
     def _clusters(self, x: Vectors) -> tuple[str, ...]:
         _, nearest = top_k(x, kmeans(x, self.n_clusters, self.seed, starts=CLUSTER_STARTS), 1)
         return tuple(f"cluster-{cluster:03d}" for cluster in nearest[:, 0])
-
-    def _footprints(self, rows: TrainingRows) -> _Floats | None:
-        if self.footprints is None:
-            if self.budget is not None and rows.costs is None:
-                raise InvalidSettings(
-                    "a budget needs the footprint of every expert: give `footprints` (parameters or price), or train "
-                    "on a table with costs"
-                )
-            return None if rows.costs is None else rows.costs.mean(axis=0)
-        missing = [name for name in rows.experts if name not in self.footprints]
-        if missing:
-            raise InvalidSettings(f"no footprint of {', '.join(missing)}: `footprints` must name every expert")
-        return np.array([self.footprints[name] for name in rows.experts], dtype=np.float64)
-
-    def _kept(self, expert_of: NDArray[np.intp], n_experts: int) -> NDArray[np.bool_]:
-        """(K,) the experts that a cumulative budget keeps; all where there is none."""
-        if self.budget is None or self.budget.kind != "cumulative":
-            return np.ones(n_experts, dtype=bool)
-        return np.isin(np.arange(n_experts), expert_of)
-
-    def _general(self, rows: TrainingRows, expert_of: NDArray[np.intp], footprints: _Floats | None) -> int:
-        """The column of the generalist."""
-        if self.general is not None:
-            if self.general not in rows.experts:
-                raise InvalidSettings(f"the generalist {self.general!r} is not in the table: {', '.join(rows.experts)}")
-            return rows.experts.index(self.general)
-        within = np.ones(len(rows.experts), dtype=bool)
-        if self.budget is not None and footprints is not None:
-            kept = np.isin(np.arange(len(within)), expert_of)
-            within = kept if self.budget.kind == "cumulative" else self.budget.admits(footprints)
-        columns = np.flatnonzero(within)
-        prices = None if footprints is None else footprints[columns]
-        best = map_categories([1.0], rows.scores[:, columns].mean(axis=0, keepdims=True), prices)  # ties: the cheaper
-        return int(columns[best[0]])
 
     def _foreign(
         self, classifier: Classifier, memory: _Memory, y: Labels, temperature: float, rng: np.random.Generator
