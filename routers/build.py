@@ -19,6 +19,8 @@ KINDS: dict[str, str] = {
     "factor": "routers.factor:FactorRouter",
     "contrastive": "routers.contrastive:ContrastiveRouter",
     "guarded": "routers.guarded:GuardedRouter",
+    "quality": "routers.quality:QualityRouter",
+    "auto": "routers.auto:AutoRouter",
     "fixed": "routers.baselines:FixedRouter",
     "random": "routers.baselines:RandomRouter",
     "best-single": "routers.baselines:BestSingleRouter",
