@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from coe.cli.router_compare import compare
 from coe.cli.router_cv import cv
 from coe.cli.router_eval import evaluate
 from coe.cli.router_train import train
@@ -14,3 +15,4 @@ app.command("train")(train)
 app.command("cv")(cv)
 app.command("eval")(evaluate)
 app.command("update")(update)
+app.command("compare")(compare)

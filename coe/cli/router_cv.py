@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from coe.cli.auto_report import telling
 from coe.cli.output import JsonTarget, emit_json
 from coe.cli.router_options import (
     BudgetMinutes,
@@ -32,8 +33,8 @@ from coe.cli.router_options import (
     WithPicks,
     compose_of,
     encoder_of,
+    first_and_further,
     folds_of,
-    names_of,
     selector_of,
     settings_of_kinds,
     table_of,
@@ -83,7 +84,8 @@ def cv(
     required, target = parse_required(require or []), target_of(budget_usd, save_cost, margin)
     if target is not None and dial is not None:
         raise typer.BadParameter("the dial is either given or solved", param_hint="--dial")
-    flags = {"label_column": label_column, "budget_minutes": budget_minutes, "encoders": names_of(encoders)}
+    encoder, further = first_and_further(encoder, encoders)
+    flags = {"label_column": label_column, "budget_minutes": budget_minutes, "encoders": further}
     chosen = settings_of_kinds(kind, settings or [], seed, **flags)
     plain = settings_of_kinds(BASELINE_KINDS, [], seed)
     recorded = compose_of(compose, top_k)
@@ -98,7 +100,7 @@ def cv(
         # A kind at its default settings is the baseline of that name: trained once, it stands in both places.
         as_baseline = {name for name in baselines if chosen.get(name) == plain[name]}
         reports = cross_validate_all(
-            {n: baselines[n] if n in as_baseline else partial(build, n, encodes, chosen[n]) for n in kind},
+            {n: baselines[n] if n in as_baseline else telling(partial(build, n, encodes, chosen[n])) for n in kind},
             table,
             assigned,
             baselines=baselines,

@@ -95,6 +95,15 @@ def names_of(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
+def first_and_further(encoder: str | None, encoders: str | None) -> tuple[str | None, list[str] | None]:
+    """The encoder that is used first, and the further ones that `auto` tries, of --encoder and --encoders."""
+    names = names_of(encoders)
+    if not names:
+        return encoder, names
+    first = encoder or names[0]
+    return first, [name for name in names if name != first]
+
+
 def settings_of_kinds(kinds: Sequence[str], given: Sequence[str], seed: int, **flags: Any) -> dict[str, dict[str, Any]]:
     """kind -> settings. A setting goes to the kinds that have it; where none has, all get it, and refuse it.
 

@@ -16,6 +16,7 @@ from coe.cli.output import console, stdout_console
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from routers.compare import Comparison
     from routers.report import RouterReport
 
 
@@ -139,19 +140,17 @@ def warnings_on_console() -> Iterator[None]:
                 console.print(f"[yellow]warning:[/] {_escape(message)}", highlight=False)
 
 
-def parse_required(texts: Sequence[str]) -> dict[str, float]:
-    """`figure:low` pairs.
+def parse_required(texts: Sequence[str], *, of: type[Any] | None = None) -> dict[str, float]:
+    """`figure:low` pairs of a report, or of another class of figures.
 
     Raises:
         typer.BadParameter: not of that form, or a figure that reports do not have.
     """
-    required = {}
+    required, known = {}, _figures(of) if texts else []
     for text in texts:
         name, _, low = text.rpartition(":")
-        if name not in _figures():
-            raise typer.BadParameter(
-                f"{text!r} is not FIGURE:LOW; figures: {', '.join(_figures())}", param_hint="--require"
-            )
+        if name not in known:
+            raise typer.BadParameter(f"{text!r} is not FIGURE:LOW; figures: {', '.join(known)}", param_hint="--require")
         try:
             required[name] = float(low)
         except ValueError as error:
@@ -159,7 +158,7 @@ def parse_required(texts: Sequence[str]) -> dict[str, float]:
     return required
 
 
-def check_required(reports: Sequence[RouterReport], required: Mapping[str, float]) -> None:
+def check_required(reports: Sequence[RouterReport | Comparison], required: Mapping[str, float]) -> None:
     """Exit with 1 when a report has a figure below what is required, or has not got it."""
     failed = False
     for report in reports:
@@ -172,10 +171,10 @@ def check_required(reports: Sequence[RouterReport], required: Mapping[str, float
         raise typer.Exit(1)
 
 
-def _figures() -> list[str]:
+def _figures(of: type[Any] | None) -> list[str]:
     from routers.report import RouterReport
 
-    return [f.name for f in fields(RouterReport) if f.type in ("float", "float | None", "int")]
+    return [f.name for f in fields(of or RouterReport) if f.type in ("float", "float | None", "int")]
 
 
 def _percent(value: float | None) -> str:

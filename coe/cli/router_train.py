@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from coe.cli.auto_report import auto_document, print_choice, telling
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.registry import RegistryUrl
 from coe.cli.router_options import (
@@ -29,8 +30,8 @@ from coe.cli.router_options import (
     Seed,
     Settings,
     encoder_of,
+    first_and_further,
     folds_of,
-    names_of,
     settings_of_kinds,
     table_of,
     target_of,
@@ -72,12 +73,13 @@ def train(
 
     target = target_of(budget_usd, save_cost, margin)
     table = table_of(outcomes, experts, prices)
-    flags = {"label_column": label_column, "budget_minutes": budget_minutes, "encoders": names_of(encoders)}
+    encoder, further = first_and_further(encoder, encoders)
+    flags = {"label_column": label_column, "budget_minutes": budget_minutes, "encoders": further}
     chosen = settings_of_kinds([kind], settings or [], seed, **flags)[kind]
     with warnings_on_console(), encoding_progress() as on_progress:
         encodes = encoder_of(encoder, on_progress) if reads_text(kind) else None
         started = time.perf_counter()
-        make = partial(build, kind, encodes, chosen)
+        make = telling(partial(build, kind, encodes, chosen))
         solved = None
         if target is not None:
             solved = _solved(make, table, folds_of(table, fold_column, folds, seed), target)
@@ -93,6 +95,7 @@ def train(
         f"trained a {kind} router on {len(table):,} queries of {len(router.experts)} experts in {seconds:.1f} s"
     )
     if json != "-":
+        print_choice(router)
         stdout_console().print(f"{out}  {digest}", highlight=False, soft_wrap=True)
     emit_json(
         {
@@ -104,6 +107,7 @@ def train(
             "digest": digest,
             "seconds": seconds,
             "solved": solved,
+            **auto_document(router),
             "unregistered": [name for name in router.experts if name not in digests],
         },
         json,

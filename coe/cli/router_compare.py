@@ -1,0 +1,114 @@
+"""`coe router compare`: routers against each other on the same queries, pair by pair."""
+
+from __future__ import annotations
+
+import json as json_text
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from coe.cli.output import JsonTarget, emit_json, stdout_console
+from coe.cli.router_options import Dial, Experts, Outcomes, Prices, Require, Seed, encoder_of, table_of
+from coe.cli.router_report import check_required, encoding_progress, parse_required, per_thousand, warnings_on_console
+
+if TYPE_CHECKING:
+    from routers.compare import Comparison
+    from routers.lines import Line
+    from routers.outcomes import OutcomeTable
+
+
+def compare(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="REPORT.json|ROUTER_DIR...",
+            help="Reports written with --with-picks, or folders of saved routers. The first is the reference.",
+        ),
+    ],
+    outcomes: Outcomes,
+    experts: Experts = None,
+    prices: Prices = None,
+    dial: Dial = None,
+    seed: Seed = 0,
+    require: Require = None,
+    json: JsonTarget = None,
+) -> None:
+    """Compare routers on the same queries: paired differences with intervals, wins and losses, costs."""
+    from routers.compare import Comparison, compare
+
+    required = parse_required(require or [], of=Comparison)
+    table = table_of(outcomes, experts, prices)
+    with warnings_on_console():
+        lines = [named for source in sources for named in _lines(source, table, dial)]
+    if len(lines) < 2:
+        raise typer.BadParameter("there is only one router: give two, or a report of several", param_hint="sources")
+    (reference, theirs), *others = lines
+    found = [compare(name, ours, reference, theirs, seed=seed) for name, ours in others]
+    if json != "-":
+        _print(reference, theirs, found, title=outcomes.name)
+    emit_json([comparison.to_json() for comparison in found], json)
+    check_required(found, required)
+
+
+def _lines(source: Path, table: OutcomeTable, dial: float | None) -> Iterator[tuple[str, Line]]:
+    """(name, what it came to) of every router in a report or a folder."""
+    from routers.compare import line_of_picks
+
+    if source.is_dir():
+        yield str(source), _routed(source, table, dial)
+        return
+    for document in _read(source):
+        name = f"{source.stem}: {document['router']}"
+        if "picks" not in document:
+            raise typer.BadParameter(f"{source} has no picks: write it with --with-picks", param_hint="sources")
+        yield name, line_of_picks(table, document["picks"], source=name)
+
+
+def _read(source: Path) -> Sequence[dict[str, Any]]:
+    try:
+        documents = json_text.loads(source.read_text(encoding="utf-8"))
+        if all(isinstance(document["router"], str) for document in documents):
+            return list(documents)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise typer.BadParameter(f"{source} is no report of `coe router`: {error}", param_hint="sources") from error
+    raise typer.BadParameter(f"{source} is no report of `coe router`", param_hint="sources")
+
+
+def _routed(folder: Path, table: OutcomeTable, dial: float | None) -> Line:
+    from routers.artifacts import load
+    from routers.decide import Utility
+    from routers.report import line_of
+    from routers.routing import Choosing, route
+
+    with encoding_progress() as on_progress:
+        loaded = load(folder, make_encoder=lambda name: encoder_of(name, on_progress))
+        table = table.with_experts([name for name in table.experts if name in loaded.router.experts])
+        choosing = Choosing(Utility(dial=loaded.meta.dial if dial is None else dial))
+        return line_of(table, route(loaded.router, table, choosing))
+
+
+def _print(reference: str, theirs: Line, found: Sequence[Comparison], *, title: str) -> None:
+    from rich import box
+    from rich.table import Table
+
+    heading = f"{title}: {len(theirs.scores):,} queries, compared with {reference}"
+    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", overflow="fold", min_width=14)
+    for name in ("accuracy", "difference", "won : lost", "USD / 1k", "difference"):
+        table.add_column(name, justify="right", no_wrap=True)
+    row = (f"{100 * theirs.accuracy:.2f}%", "", "", per_thousand(theirs.mean_cost), "")
+    table.add_row(escape(reference), *row)
+    for one in found:
+        low, high = 100 * one.gain_ci95_low, 100 * one.gain_ci95_high
+        table.add_row(
+            escape(one.router),
+            f"{100 * one.accuracy:.2f}%",
+            f"{100 * one.gain:+.2f} [{low:+.2f}, {high:+.2f}]",
+            f"{one.wins:,} : {one.losses:,}",
+            per_thousand(one.mean_cost),
+            "-" if one.cost_gain is None else f"{1e3 * one.cost_gain:+.4f}",
+        )
+    stdout_console().print(table)
