@@ -1,6 +1,6 @@
 """The dial that meets a target, found on training rows: estimates made by routers that had not seen those rows.
 
-A dial that is read off the curve of the queries it is reported for flatters, up to twofold on recorded tables. So
+A dial that is read off the curve of the queries it is reported for flatters: the luckiest of many is taken. So
 `out_of_fold` routes every training row by a router that was trained on the others, `solve` finds the dial there, and
 `routers.evaluate.cross_validate` does both inside each of its outer folds.
 """
@@ -41,7 +41,7 @@ class SaveCost:
     """The lowest mean cost at which the router is no worse than the best single expert.
 
     margin: how far accuracy must lie above the best single expert's on the training rows, in standard errors of the
-        paired difference. 0 reaches it on new queries about as often as not; 1 misses it on one set in six or so.
+        paired difference. The cheapest of many dials that reach it is a lucky one; the margin pays for that.
     """
 
     name: ClassVar[str] = "save-cost"
