@@ -49,6 +49,7 @@ from coe.cli.router_report import (
     report_documents,
     warnings_on_console,
 )
+from coe.cli.router_signals import with_signals
 
 
 def cv(
@@ -96,6 +97,8 @@ def cv(
         if encodes is not None:
             encodes.encode(table.prompts)  # all folds at once: one bar, and the cache serves every fold
             tell_of_truncation(encodes, table.prompts)
+        requires = {name for n in kind for name in build(n, encodes, chosen[n]).requires}
+        table = with_signals(table, requires, None, on_progress)
         baselines = standard_baselines(encodes, seed=seed)
         # A kind at its default settings is the baseline of that name: trained once, it stands in both places.
         as_baseline = {name for name in baselines if chosen.get(name) == plain[name]}

@@ -34,6 +34,7 @@ from coe.cli.router_report import (
     report_documents,
     warnings_on_console,
 )
+from coe.cli.router_signals import with_signals
 
 if TYPE_CHECKING:
     from routers.artifacts import LoadedRouter
@@ -74,7 +75,7 @@ def evaluate(
             loaded = load(folder, make_encoder=lambda name: encoder_of(name, on_progress))
             report = evaluate(
                 loaded.router,
-                table,
+                with_signals(table, loaded.router.requires, None, on_progress),
                 name=str(folder),
                 reference=loaded.meta.reference,
                 train_table=train_table,

@@ -38,6 +38,7 @@ from coe.cli.router_options import (
     tell_of_truncation,
 )
 from coe.cli.router_report import encoding_progress, warnings_on_console
+from coe.cli.router_signals import with_signals
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,6 +81,7 @@ def train(
         encodes = encoder_of(encoder, on_progress) if reads_text(kind) else None
         started = time.perf_counter()
         make = telling(partial(build, kind, encodes, chosen))
+        table = with_signals(table, make().requires, registry, on_progress)
         solved = None
         if target is not None:
             solved = _solved(make, table, folds_of(table, fold_column, folds, seed), target)

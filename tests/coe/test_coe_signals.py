@@ -182,3 +182,27 @@ def test_a_policy_loads_a_router_with_signals_and_refuses_what_cannot_be_provide
         ConfigError, match="router of policy 'default' needs what cannot be provided: .*uncertainty/tiny"
     ):
         build_policies(config, without)
+
+
+def test_router_train_reads_what_the_kind_requires(snapshot: Snapshot, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from coe.cli.router import app
+    from registry.apply import apply, plan
+    from registry.documents import load_document
+    from registry.store import Registry
+    from routers.artifacts import load
+
+    tiny = tmp_path / "experts.yaml"
+    tiny.write_text(f"experts: [{{name: tiny, kind: model, source: {snapshot.experts['tiny'].source}}}]\n")
+    with Registry(None) as store:
+        apply(plan(load_document(tiny), store), store)
+    planted = table([f"the {'answer ' * (i % 7)}{i}" for i in range(60)])
+    planted.write(tmp_path / "table.parquet")
+    arguments = (
+        f"train --outcomes {tmp_path}/table.parquet --kind quality --out {tmp_path}/r --encoder hashing:32".split()
+    )
+    arguments += ["--set", 'signals=["uncertainty/tiny"]']
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert load(tmp_path / "r").router.requires == {"uncertainty/tiny"}
