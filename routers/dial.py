@@ -128,12 +128,18 @@ def out_of_fold(make_router: Factory, table: OutcomeTable, folds: NDArray[np.int
 
 
 def inner_routings(
-    make_router: Factory, table: OutcomeTable, folds: NDArray[np.int64]
+    make_router: Factory,
+    table: OutcomeTable,
+    folds: NDArray[np.int64],
+    on_fit: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, OutcomeTable, Routing]]:
     """For each fold: the rows of all others, routed out of fold without it.
 
     A router trained without folds f and g serves both: it routes g for the outer fold f, and f for the outer fold g.
     So K folds take K (K - 1) / 2 trainings, not K (K - 1).
+
+    Args:
+        on_fit: called after each training.
 
     Yields:
         K times (outer fold, its training rows, their routing).
@@ -143,6 +149,7 @@ def inner_routings(
     for i, f in enumerate(names):
         for g in names[i + 1 :]:
             router = make_router().fit(table.select((folds != f) & (folds != g)))
+            on_fit()
             parts[f][g] = route(router, table.select(folds == g))
             parts[g][f] = route(router, table.select(folds == f))
     for fold in names:

@@ -166,6 +166,7 @@ def cross_validate_all(
     composition: str = "single",
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[RouterReport]:
     """Train on all folds but one, route the one left out, pool all of them. See `evaluate` for the arguments.
 
@@ -177,17 +178,23 @@ def cross_validate_all(
         folds: (n,) fold of each row; two different ones at least, three with a target.
         baselines: name -> factory of further routers to show at the dial of `utility`. A factory that is also among
             `routers` is trained once.
+        on_progress: called with (trainings done, trainings in all), the first time with none done.
 
     Raises:
         InvalidOutcomes: folds of a wrong length, or too few.
     """
-    plan = _Plan(table, _checked(folds, table, 2 if target is None else 3), Choosing(utility, select, compose))
-    plain = _Plan(table, plan.folds, Choosing(utility))
+    checked = _checked(folds, table, 2 if target is None else 3)
+    shared = target is None and compose is None
+    trained = [*routers.values()] if shared else []
+    others = {label: make for label, make in (baselines or {}).items() if not any(make is one for one in trained)}
+    count = _Counter(_trainings(len(np.unique(checked)), len(routers), len(others), target), on_progress)
+    plan = _Plan(table, checked, Choosing(utility, select, compose), count)
+    plain = _Plan(table, checked, Choosing(utility), count)
     runs = {name: plan.run(make, target) for name, make in routers.items()}
     marks = plan.marks()
-    shared = {id(make): runs[name] for name, make in routers.items() if target is None and compose is None}
+    run_of = {id(make): runs[name] for name, make in routers.items()}
     for label, make in (baselines or {}).items():
-        run = shared.get(id(make)) or _baseline(label, make, plain)
+        run = _baseline(label, make, plain) if label in others else run_of[id(make)]
         if run is not None:
             marks[label] = line_of(plan.rows, run.routing)
     last = table.select(plan.folds == plan.names[-1])
@@ -208,6 +215,23 @@ def cross_validate_all(
     return reports
 
 
+class _Counter:
+    """Counts trainings aloud."""
+
+    def __init__(self, total: int, tell: Callable[[int, int], None]) -> None:
+        self._total, self._tell, self._done = total, tell, 0
+        tell(0, total)
+
+    def __call__(self) -> None:
+        self._done += 1
+        self._tell(self._done, self._total)
+
+
+def _trainings(n_folds: int, n_routers: int, n_baselines: int, target: Target | None) -> int:
+    inner = 0 if target is None else n_folds * (n_folds - 1) // 2
+    return n_routers * (n_folds + inner) + n_baselines * n_folds
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     """A router over all folds: the rows in the order of the folds, and the router of the last one."""
@@ -225,6 +249,7 @@ class _Plan:
     table: OutcomeTable
     folds: NDArray[np.int64]
     choosing: Choosing
+    count: _Counter
 
     @property
     def names(self) -> list[int]:
@@ -247,11 +272,12 @@ class _Plan:
         """A router over all folds, each at its own dial where there is a target."""
         solutions = {}
         if target is not None:
-            for fold, train, routing in inner_routings(make, self.table, self.folds):
+            for fold, train, routing in inner_routings(make, self.table, self.folds, self.count):
                 solutions[fold] = solve_on(routing, train, target)
         utility, parts, dials = self.choosing.utility, [], []
         for fold in self.names:
             router = make().fit(self.table.select(self.folds != fold))
+            self.count()
             at = replace(utility, dial=solutions[fold].dial) if target is not None else utility
             parts.append(route(router, self.table.select(self.folds == fold), replace(self.choosing, utility=at)))
             dials.append(at.dial)

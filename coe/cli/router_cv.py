@@ -43,9 +43,10 @@ from coe.cli.router_options import (
 )
 from coe.cli.router_report import (
     check_required,
-    encoding_progress,
+    draw,
     parse_required,
     print_reports,
+    progress_bars,
     report_documents,
     warnings_on_console,
 )
@@ -92,7 +93,8 @@ def cv(
     recorded = compose_of(compose, top_k)
     table = table_of(outcomes, experts, prices)
     assigned = folds_of(table, fold_column, folds, seed)
-    with warnings_on_console(), encoding_progress() as on_progress:
+    with warnings_on_console(), progress_bars() as bar:
+        on_progress = bar("encoding prompts")
         encodes = encoder_of(encoder, on_progress) if encoder or any(map(reads_text, kind)) else None
         if encodes is not None:
             encodes.encode(table.prompts)  # all folds at once: one bar, and the cache serves every fold
@@ -113,13 +115,12 @@ def cv(
             compose=recorded,
             composition=compose or "single",
             seed=seed,
+            on_progress=bar("training routers"),
         )
     title = f"{outcomes.name}, {len(set(assigned.tolist()))} folds"
     if json != "-":
         print_reports(reports, title=title)
     emit_json(report_documents(reports, with_picks=with_picks), json)
     if plot is not None:
-        from coe.cli.router_report import draw
-
         draw(reports, plot, title=title)
     check_required(reports, required)

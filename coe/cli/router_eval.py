@@ -28,6 +28,7 @@ from coe.cli.router_options import (
 )
 from coe.cli.router_report import (
     check_required,
+    draw,
     encoding_progress,
     parse_required,
     print_reports,
@@ -94,8 +95,6 @@ def evaluate(
         print_reports(reports, title=outcomes.name)
     emit_json(report_documents(reports, with_picks=with_picks), json)
     if plot is not None:
-        from coe.cli.router_report import draw
-
         draw(reports, plot, title=outcomes.name)
     check_required(reports, required)
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from routers.compare import Comparison
     from routers.report import RouterReport
 
+OnProgress = Callable[[int, int], None]
+"""Called with what is done, and what there is to do."""
+
 
 def print_reports(reports: Sequence[RouterReport], *, title: str) -> None:
     """A table with a row a router, and the marks that they are measured by, from worst to best."""
@@ -114,18 +117,29 @@ def draw(reports: Sequence[RouterReport], path: Path, *, title: str) -> None:
 
 
 @contextmanager
-def encoding_progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr that appears when texts have to be encoded."""
+def progress_bars() -> Iterator[Callable[[str], OnProgress]]:
+    """Bars on stderr, each made by its name, and shown from when its callback is told of work until that is done."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("encoding prompts", total=None, visible=False)
 
-        def on_progress(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total, visible=done < total)
+        def bar(what: str) -> OnProgress:
+            task = progress.add_task(what, total=None, visible=False)
 
-        yield on_progress
+            def on_progress(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total, visible=done < total)
+
+            return on_progress
+
+        yield bar
+
+
+@contextmanager
+def encoding_progress() -> Iterator[OnProgress]:
+    """A bar on stderr that appears when texts have to be encoded."""
+    with progress_bars() as bar:
+        yield bar("encoding prompts")
 
 
 @contextmanager

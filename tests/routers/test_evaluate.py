@@ -10,6 +10,7 @@ from routers import metrics
 from routers.base import Estimate, RouterState
 from routers.build import build
 from routers.decide import Utility
+from routers.dial import MeetBudget
 from routers.encoders import CachedEncoder, HashingEncoder
 from routers.errors import BaselineLeftOut, EvaluatingOnTrainingData, InvalidOutcomes, RouterError
 from routers.evaluate import cross_validate, cross_validate_all, evaluate, standard_baselines, stratified_folds
@@ -269,6 +270,16 @@ def test_several_routers_share_their_baselines():
     assert fits == [2, 2]
     assert reports[0].baselines == reports[1].baselines
     assert {"one", "other"} < set(reports[0].baselines)
+
+
+@pytest.mark.parametrize(("target", "trainings"), [(None, 3 + 3), (MeetBudget(1e-3), 3 + 3 + 3 + 3)])
+def test_progress_counts_every_training(target, trainings):
+    table, told = planted_table(90), []
+    make = partial(build, "best-single")
+    cross_validate_all({"one": make}, table, stratified_folds(table.domains, 3), target=target,
+                       baselines={"one": make, "other": partial(build, "random")},
+                       on_progress=lambda *counts: told.append(counts))  # fmt: skip
+    assert told == [(done, trainings) for done in range(trainings + 1)]
 
 
 def test_cross_validation_finds_the_planted_topics():
