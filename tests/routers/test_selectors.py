@@ -7,8 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from routers.base import Estimate
 from routers.decide import Utility, decide
@@ -93,14 +94,14 @@ def test_ties_in_a_cascade():
     assert chosen(Cascade(tolerance=0.0, k=3), same_quality) == ("medium",)
 
 
+LEVELS = st.sampled_from([0.0, 0.1, 0.2, 0.35, 0.5, 0.50001, 0.75, 0.9, 1.0])
+
+
 @st.composite
 def estimates(draw) -> Estimate:
-    n, m = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    levels = st.sampled_from([0.0, 0.2, 0.5, 0.50001, 0.9, 1.0]) | st.floats(0, 1)
-    row = st.lists(levels, min_size=m, max_size=m)
-    grid = st.lists(row, min_size=n, max_size=n)
-    eligible = np.array(draw(st.lists(st.lists(st.booleans(), min_size=m, max_size=m), min_size=n, max_size=n)))
-    return estimate(draw(grid), draw(grid), eligible=eligible)
+    shape = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    quality, cost = draw(arrays(np.float64, shape, elements=LEVELS)), draw(arrays(np.float64, shape, elements=LEVELS))
+    return estimate(quality, cost, eligible=draw(arrays(np.bool_, shape)))
 
 
 SELECTED = st.one_of(
@@ -110,6 +111,7 @@ SELECTED = st.one_of(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(of=estimates(), select=SELECTED)
 def test_any_selector_asks_some_candidates_once_each_and_at_most_k(of: Estimate, select: Selector):
     everybody = decide(of, k=len(of.experts))
@@ -121,6 +123,7 @@ def test_any_selector_asks_some_candidates_once_each_and_at_most_k(of: Estimate,
         assert decide(of.row(i), select=select) == [decision]
 
 
+@settings(max_examples=50, deadline=None)
 @given(of=estimates(), p=st.floats(0, 1), k=st.integers(1, 5))
 def test_dynamic_takes_the_shortest_prefix_that_reaches_p(of: Estimate, p: float, k: int):
     for got, best in zip(decide(of, select=Dynamic(p, k)), decide(of, k=k), strict=True):
@@ -131,6 +134,7 @@ def test_dynamic_takes_the_shortest_prefix_that_reaches_p(of: Estimate, p: float
         assert size == len(best.experts) or reached[size - 1] >= p
 
 
+@settings(max_examples=50, deadline=None)
 @given(of=estimates(), tolerance=st.floats(0, 1), k=st.integers(1, 5))
 def test_a_cascade_rises_in_cost_and_quality_up_to_the_best(of: Estimate, tolerance: float, k: int):
     for i, (path, best) in enumerate(zip(decide(of, select=Cascade(tolerance, k=k)), decide(of), strict=True)):
@@ -185,6 +189,7 @@ def test_the_p_of_a_dynamic_selector_is_solved_for_a_budget_of_calls():
         dynamic_for_calls(three, 0.5, k=3)
 
 
+@settings(max_examples=50, deadline=None)
 @given(of=estimates(), calls=st.floats(1, 5), k=st.integers(1, 4))
 def test_a_solved_p_meets_its_budget(of: Estimate, calls: float, k: int):
     solved = dynamic_for_calls(of, calls, k=k)
@@ -200,6 +205,7 @@ def test_the_tolerance_of_a_cascade_is_the_least_that_meets_a_cost():
         cascade_for_cost(two, 0.5)
 
 
+@settings(max_examples=50, deadline=None)
 @given(of=estimates(), budget=st.floats(0, 1))
 def test_a_solved_tolerance_meets_its_budget(of: Estimate, budget: float):
     try:

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_experts import LISTED, REQUEST, answer, decision, prior, run
 
@@ -71,6 +71,7 @@ TEXTS = st.lists(st.sampled_from(["A", "B", "C", ""]), min_size=5, max_size=5)
 QUALITIES = st.lists(st.floats(0, 1), min_size=1, max_size=5)
 
 
+@settings(max_examples=50, deadline=None)
 @given(qualities=QUALITIES, texts=TEXTS, confidence=st.floats(0.01, 1), options=st.integers(2, 12))
 def test_side_by_side_takes_no_call_more_than_one_by_one(
     qualities: list[float], texts: list[str], confidence: float, options: int
@@ -102,6 +103,7 @@ def stops(strengths: list[float], left: float, confidence: float, options: int) 
     return first > max([0.0, *others]) + left + 1e-9 or math.exp(first) / total >= confidence - 1e-9
 
 
+@settings(max_examples=50, deadline=None)
 @given(qualities=QUALITIES, texts=TEXTS, options=st.integers(2, 12), favours=st.floats(-4, 4) | st.none())
 def test_without_a_threshold_the_answer_is_that_of_the_weighted_vote(
     qualities: list[float], texts: list[str], options: int, favours: float | None

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_experts import LISTED, REQUEST, answer, decision, prior, run
 
@@ -92,6 +92,7 @@ def test_one_strong_expert_outweighs_two_weak_ones_when_few_options_make_agreeme
     assert run(Vote(), strong, says)[0].expert == "b"
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     qualities=st.lists(st.floats(0, 1), min_size=1, max_size=5),
     texts=st.lists(st.sampled_from(["A", "B", "C", ""]), min_size=5, max_size=5),
