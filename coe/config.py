@@ -180,7 +180,10 @@ class BatchConfig(_Section):
 
 
 class CompositionConfig(BaseModel):
-    """What is done with the chosen experts: a name, or `{kind: cascade, confidence: 0.8}` with settings of its own."""
+    """What is done with the chosen experts: a name, or `{kind: cascade, confidence: 0.8}` with settings of its own.
+
+    prior: a path, as all paths read against the folder of the file that names it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
     kind: str = "single"
@@ -192,7 +195,9 @@ class CompositionConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, value: object) -> object:
+    def _named(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, dict) and isinstance(value.get("prior"), str):
+            return {**value, "prior": str(_resolve(value["prior"], info))}
         return {"kind": value} if isinstance(value, str) else value
 
 

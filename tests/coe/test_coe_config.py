@@ -98,5 +98,8 @@ def test_a_composition_is_a_name_or_a_kind_with_settings(tmp_path: Path) -> None
     policies = load_config(write(tmp_path, text % "{kind: cascade, confidence: 0.8}")).policies
     assert [policy.composition.kind for policy in policies.values()] == ["single", "vote", "cascade"]
     assert policies["some"].composition.settings == {"confidence": 0.8} and not policies["all"].composition.settings
+    told = load_config(write(tmp_path, text % "{kind: cascade, prior: priors/exam.json}")).policies["some"]
+    assert told.composition.settings == {"prior": str(tmp_path / "priors" / "exam.json")}
+    assert PolicyConfig.model_validate_json(told.model_dump_json()) == told
     for policy in policies.values():
         assert PolicyConfig.model_validate_json(policy.model_dump_json()) == policy

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from coe.compose import Ask, Asks, Composition, Final, Single, build_composition
+from coe.compose import Ask, Asks, Composition, Final, Single, Vote, build_composition
 from coe.compose.base import Done
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest, UnknownModel
 from coe.orchestrator import Orchestrator
@@ -256,3 +256,36 @@ def test_an_unknown_composition_lists_those_that_exist() -> None:
     assert isinstance(composition, Single)
     with pytest.raises(ConfigError, match="did you mean 'single'"):
         build_composition("singel")
+
+
+async def test_a_vote_that_is_given_up_ends_every_ask() -> None:
+    under_way, ended = set[str](), set[str]()
+
+    async def never(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        assert not request.stream  # nobody reads it as it comes
+        under_way.add(expert)
+        try:
+            await asyncio.sleep(60)
+            yield Chunk("too late")
+        finally:
+            ended.add(expert)
+
+    policy = Policy("default", Table(), composition=Vote(), select=TopK(3))
+    reply = Orchestrator(SNAPSHOT, {"default": policy}, ask=never).answer(REQUEST)
+    waiting = asyncio.create_task(reply.text())
+    while len(under_way) < 3:  # noqa: ASYNC110  # it is told from within
+        await asyncio.sleep(0)
+    assert reply.asked == ["good", "cheap", "general"] and reply.expert is None
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert ended == under_way
+
+
+async def test_a_policy_that_votes_returns_the_best_of_the_majority_and_the_fallback_when_all_fail() -> None:
+    policy = Policy("default", Table(), composition=Vote(), select=TopK(2), fallback="general")
+    reply = orchestrator(Backend(fail={"good": EngineError("down")}), default=policy).answer(REQUEST)
+    assert await reply.text() == "cheap says hi" and reply.expert == "cheap" and reply.asked == ["good", "cheap"]
+    backend = Backend(fail={"good": EngineError("down"), "cheap": EngineError("down too")})
+    reply = orchestrator(backend, default=policy).answer(REQUEST)
+    assert await reply.text() == "general says hi" and reply.asked == ["good", "cheap", "general"]
