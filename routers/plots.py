@@ -35,6 +35,8 @@ LOG_FROM = 20.0
 """Costs that differ by more than this factor stand on a logarithmic axis."""
 LABELLED = 6
 """Most single experts that are named in the plot of costs."""
+CROWDED = 24
+"""More domains than these are shown without figures, their names upright."""
 _MILLE = 1e3
 
 
@@ -84,7 +86,7 @@ def draw_curves(axes: Axes, reports: Sequence[RouterReport]) -> None:
     axes.set_xlabel("mean cost (USD per 1,000 queries)")
     axes.set_ylabel("accuracy (%)")
     axes.set_title("quality at every dial; large marker: the dial in use; band: 95% bootstrap", fontsize=10)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="lower right", fontsize=8, framealpha=0.6)
     axes.grid(alpha=0.25)
 
 
@@ -108,6 +110,8 @@ def _areas(report: RouterReport) -> str:
 
 
 def _draw_experts(axes: Axes, report: RouterReport) -> None:
+    from matplotlib.patheffects import withStroke
+
     table = report.detail.table
     if table.costs_usd is None:
         return
@@ -130,8 +134,9 @@ def _draw_experts(axes: Axes, report: RouterReport) -> None:
             xytext=(-5 if right else 6, -11),
             ha="right" if right else "left",
             fontsize=7,
-            color="0.25",
+            color="0.2",
             zorder=5,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
 
 
@@ -190,6 +195,7 @@ def draw_accuracies(axes: Axes, reports: Sequence[RouterReport]) -> None:
 def draw_reliability(axes: Axes, reports: Sequence[RouterReport]) -> None:
     """Actual against expected score (%) of the chosen expert, in bins of equal mass; bar: one standard error."""
     axes.plot([0, 100], [0, 100], color="0.6", lw=1, ls=(0, (2, 2)))
+    lowest = list[float]()
     for index, report in enumerate(reports):
         routing, table = report.detail.routing, report.detail.table
         asked = ~routing.refused
@@ -201,10 +207,12 @@ def draw_reliability(axes: Axes, reports: Sequence[RouterReport]) -> None:
         x = [100 * expected[part].mean() for part in parts]
         y = [100 * actual[part].mean() for part in parts]
         error = [100 * actual[part].std() / np.sqrt(len(part)) for part in parts]
+        lowest += [min(x), min(y)]
         name = f"{report.router} (ECE {100 * (report.ece or 0.0):.1f})"
         axes.errorbar(x, y, error, color=colour, linestyle=dash, marker=marker, ms=5, lw=1.2, label=name)
-    axes.set_xlim(0, 100)
-    axes.set_ylim(0, 100)
+    low = 10 * np.floor(min(lowest, default=0.0) / 10)
+    axes.set_xlim(low, 100)
+    axes.set_ylim(low, 100)
     axes.set_aspect("equal")
     axes.set_xlabel("expected score of the chosen expert (%)")
     axes.set_ylabel("actual score (%)")
@@ -230,14 +238,16 @@ def draw_domains(axes: Axes, reports: Sequence[RouterReport]) -> None:
     names += [_short(table.experts[m], 34) for m in order]
     image = axes.imshow(values, aspect="auto", cmap="cividis", vmin=float(values.min()), vmax=float(values.max()))
     middle = (values.min() + values.max()) / 2
-    if len(domains) <= 24:
+    if len(domains) <= CROWDED:
         for row, column in np.ndindex(values.shape):
             ink = "black" if values[row, column] > middle else "white"
             text = f"{values[row, column]:.0f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
     counts = [first.by_domain[domain]["n_queries"] for domain in domains]
     labels = [f"{_short(domain, 22)} ({count:,})" for domain, count in zip(domains, counts, strict=True)]
-    axes.set_xticks(range(len(domains)), labels, rotation=35, ha="right", fontsize=8 if len(domains) <= 24 else 6)
+    crowded = len(domains) > CROWDED
+    axes.set_xticks(range(len(domains)), labels, rotation=90 if crowded else 35, ha="center" if crowded else "right")
+    axes.tick_params(axis="x", labelsize=6 if crowded else 8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.axhline(head - 0.5, color="white", lw=3)
     axes.set_title("accuracy (%) in each domain (queries); above the line: routed and best single", fontsize=10)
