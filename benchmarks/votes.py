@@ -129,7 +129,9 @@ def measured(pool: str, folds: Sequence[Fold]) -> dict[str, Any]:
     print(f"\n{pool}: {sum(len(fold.test) for fold in folds)} questions")
     print(f"{'':44}{'accuracy %':>11}{'calls':>7}{'rounds':>8}{'USD/1k':>8}  difference")
     scores: dict[str, np.ndarray] = {}
-    found = {}
+    alone, even = without_experts(folds)
+    print(f"{'the prior alone, nobody asked':44}{100 * alone:11.2f}{0:7.2f}  ({100 * even:.2f} by chance)")
+    found: dict[str, Any] = {"prior alone": {"accuracy": alone, "by_chance": even, "calls": 0}}
     for name, way in ways(pool).items():
         chosen = [way(fold) for fold in folds]
         runs = [
@@ -143,6 +145,17 @@ def measured(pool: str, folds: Sequence[Fold]) -> dict[str, Any]:
             found[name]["difference_ci95"] = paired_bootstrap(scores[name], scores[reference])
         _print(name, found[name], reference)
     return found
+
+
+def without_experts(folds: Sequence[Fold]) -> tuple[float, float]:
+    """Accuracy of the likeliest option by the prior, and of any option: what the wording of questions gives away."""
+    right, chance = [], []
+    for fold in folds:
+        for prompt, answer in zip(fold.test.prompts, fold.test.labels("answer"), strict=True):
+            options = fold.prior.log_prior(prompt)
+            right.append(bool(options) and max(options, key=lambda letter: options[letter]) == answer)
+            chance.append(1 / len(options) if options else 0.0)
+    return float(np.mean(right)), float(np.mean(chance))
 
 
 def read_table() -> OutcomeTable:
