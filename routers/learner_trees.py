@@ -7,18 +7,19 @@ a leaf is its own child, so that who has arrived stays.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from routers.features import Matrix, Seen
-from routers.learners import Floats, centred
+from routers.learners import Category, Floats, centred, residuals
 
 TREES = 100
 LEAST_LEAF = 15
 FEATURE_SHARE = 0.2
+COPIES = 4
 CELLS_AT_ONCE = 200_000
 """Most (query, tree) pairs that are walked at once: bounds memory."""
 
@@ -81,35 +82,66 @@ class Forest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trees:
-    """Trees on centred scores: what makes one expert better than another. The stack adds how hard a query is."""
+    """The mean of two forests, which lean on the category estimate each in its own way.
 
-    forest: Forest
+    The first predicts centred scores from all blocks and the category estimates of the m experts, these `COPIES` times
+    as likely to be drawn for a split as another column. The second adds to the category estimate what it leaves.
+    """
+
+    base: Category
+    direct: Forest
+    added: Forest
 
     @classmethod
     def fit(cls, seen: Seen, y: Floats, rng: np.random.Generator) -> Trees:
-        """Grow the trees."""
-        from sklearn.ensemble import ExtraTreesRegressor
-
-        grown = ExtraTreesRegressor(
-            TREES,
-            min_samples_leaf=LEAST_LEAF,
-            max_features=FEATURE_SHARE,
-            random_state=int(rng.integers(2**31)),
-        ).fit(seen.x, centred(y))
-        return cls(forest_of([tree.tree_ for tree in grown.estimators_], y.shape[1]))
+        """Grow half of the trees for each forest."""
+        base, residual = residuals(seen, y, rng)
+        estimates = _estimates(base, seen)
+        direct = _grown(np.hstack([seen.x, *[estimates] * COPIES]), centred(y), rng)
+        return cls(base, _without_copies(direct, seen.x.shape[1], y.shape[1]), _grown(seen.x, residual, rng))
 
     def predict(self, seen: Seen) -> Floats:
-        """(n, m) scores, less the mean of each query's."""
-        return self.forest.predict(seen.x)
+        """(n, m) scores, of which only the differences between experts mean something."""
+        direct = self.direct.predict(np.hstack([seen.x, _estimates(self.base, seen)]))
+        return 0.5 * (direct + self.base.predict(seen) + self.added.predict(seen.x))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The trees."""
-        return self.forest.arrays()
+        """Base and trees."""
+        forests = {"direct": self.direct, "added": self.added}
+        trees = {f"{which}.{name}": array for which, one in forests.items() for name, array in one.arrays().items()}
+        return {**self.base.arrays(), **trees}
 
     @classmethod
     def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Trees:
         """The reverse of `arrays`."""
-        return cls(Forest.restored(arrays))
+        return cls(Category.restored(arrays), _forest(arrays, "direct."), _forest(arrays, "added."))
+
+
+def _grown(x: Matrix, y: Floats, rng: np.random.Generator) -> Forest:
+    from sklearn.ensemble import ExtraTreesRegressor
+
+    grown = ExtraTreesRegressor(
+        TREES // 2,
+        min_samples_leaf=LEAST_LEAF,
+        max_features=FEATURE_SHARE,
+        random_state=int(rng.integers(2**31)),
+    ).fit(x, y)
+    return forest_of([tree.tree_ for tree in grown.estimators_], y.shape[1])
+
+
+def _estimates(base: Category, seen: Seen) -> Matrix:
+    return centred(base.predict(seen)).astype(np.float32)
+
+
+def _without_copies(forest: Forest, width: int, n_experts: int) -> Forest:
+    """The same forest over `width` columns and one copy of the estimates."""
+    copied = forest.feature >= width
+    feature = np.where(copied, width + (forest.feature - width) % n_experts, forest.feature)
+    return replace(forest, feature=feature.astype(np.int32))
+
+
+def _forest(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Forest:
+    return Forest.restored({n.removeprefix(prefix): array for n, array in arrays.items() if n.startswith(prefix)})
 
 
 def forest_of(trees: list[Any], n_outputs: int) -> Forest:

@@ -2,7 +2,7 @@
 
 A fitted learner is plain arrays and predicts with numpy; scikit-learn, scipy and torch are needed to fit. `trees` and
 `ridge` learn scores that are centred over the experts of each query: what makes one expert better than another, not how
-hard the query is. `ridge` starts from the category estimate and learns what that leaves.
+hard the query is. Both start from the category estimate.
 """
 
 from __future__ import annotations

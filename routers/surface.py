@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
+from math import log1p
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,7 @@ NAMES = (
 _OPTION = re.compile(r"(?:^|\s)\(?[A-J][\).:]")
 _NUMBER = re.compile(r"\d+")
 _LATEX = re.compile(r"\\[a-zA-Z]+")
-_ASKING = [re.compile(rf"\b{words}\b") for words in ASKING]
+_WORD = re.compile(r"\w+")
 _MOST_CHARACTERS = 20_000
 """Longer texts are judged by their beginning, so that a decision takes bounded time."""
 
@@ -36,24 +38,26 @@ def surface(texts: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _of(text: str) -> list[float]:
-    lower, end = text.lower(), text.rstrip()[-1:]
+    words = _WORD.findall(text.lower())
+    said = {*words, *map(" ".join, pairwise(words))}
+    end = text.rstrip()[-1:]
     return [
         *_sizes(text),
         *_shares(text),
-        np.log1p(len(_NUMBER.findall(text))),
-        np.log1p(len(_OPTION.findall(text))),
+        log1p(len(_NUMBER.findall(text))),
+        log1p(len(_OPTION.findall(text))),
         "```" in text or "def " in text,
         "import " in text,
         "return" in text,
         text.count("$") > 1,
-        np.log1p(len(_LATEX.findall(text))),
-        np.log1p(text.count("?")),
-        np.log1p(text.count("\n\n")),
+        log1p(len(_LATEX.findall(text))),
+        log1p(text.count("?")),
+        log1p(text.count("\n\n")),
         "_" in text,
         '"' in text,
-        np.log1p(text.count("=")),
-        np.log1p(text.count("%")),
-        *(pattern.search(lower) is not None for pattern in _ASKING),
+        log1p(text.count("=")),
+        log1p(text.count("%")),
+        *(asked in said for asked in ASKING),
         end == "?",
         end == ":",
         end == ".",
@@ -63,13 +67,20 @@ def _of(text: str) -> list[float]:
 def _sizes(text: str) -> list[float]:
     words = len(text.split())
     lines = text.count("\n") + 1
-    return [np.log1p(len(text)), np.log1p(words), np.log1p(lines), len(text) / max(words, 1)]
+    return [log1p(len(text)), log1p(words), log1p(lines), len(text) / max(words, 1)]
 
 
 def _shares(text: str) -> list[float]:
-    """Of digits, capitals, punctuation, and characters that are not ASCII."""
+    """Of ASCII digits, capitals and punctuation, and of characters that are not ASCII."""
+    found = np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+    counts = np.add.reduceat(np.bincount(found, minlength=256), _RANGES)
+    digits, capitals = counts[_DIGITS], counts[_CAPITALS]
     length = max(len(text), 1)
-    punctuation = len(text) - sum(map(str.isalnum, text)) - sum(map(str.isspace, text))
-    foreign = 0 if text.isascii() else sum(not character.isascii() for character in text)
-    counts = (sum(map(str.isdigit, text)), sum(map(str.isupper, text)), punctuation, foreign)
-    return [count / length for count in counts]
+    return [count / length for count in (digits, capitals, counts[_MARKS].sum(), counts[_LEADING])]
+
+
+# Bytes of UTF-8, cut into ranges: control and space, marks, 0-9, marks, A-Z, marks, a-z, marks, DEL and continuation
+# bytes, and the first bytes of characters that are not ASCII.
+_RANGES = [0, 33, 48, 58, 65, 91, 97, 123, 127, 192]
+_DIGITS, _CAPITALS, _LEADING = 2, 4, 9
+_MARKS = [1, 3, 5, 7]
