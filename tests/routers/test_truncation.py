@@ -26,7 +26,7 @@ class ShortSighted(HashingEncoder):
         return np.array([len(text.split()) > 8 for text in texts], dtype=bool)
 
 
-@pytest.mark.parametrize("kind", ["knn", "category"])
+@pytest.mark.parametrize("kind", ["knn", "category", "cluster", "factor", "contrastive"])
 def test_a_long_prompt_is_told_from_the_estimate_to_the_decision(kind):
     short = "triangle radius circle"
     queries = [Query.of(short), Query.of(" ".join([short] * 3))]
