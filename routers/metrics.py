@@ -135,11 +135,17 @@ def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, *, bin
         confidence, correct: (n,) predicted and actual score in [0, 1].
     """
     p, y = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    edges = np.quantile(p, np.linspace(0, 1, bins + 1)[1:-1])
-    index = np.searchsorted(edges, p, side="left")
+    index = mass_bins(p, bins)
     counts = np.bincount(index, minlength=bins)
     gaps = np.abs(np.bincount(index, weights=p - y, minlength=bins))
     return float(gaps.sum() / counts.sum())
+
+
+def mass_bins(values: ArrayLike, bins: int) -> Picks:
+    """(n,) the bin 0 .. bins - 1 of each value; bins of equal mass, but equal values share one."""
+    numbers = np.asarray(values, dtype=np.float64)
+    edges = np.quantile(numbers, np.linspace(0, 1, bins + 1)[1:-1])
+    return np.asarray(np.searchsorted(edges, numbers, side="left"))
 
 
 def expert_use(picks: ArrayLike, experts: Sequence[str]) -> dict[str, float]:

@@ -203,7 +203,8 @@ def draw_reliability(axes: Axes, reports: Sequence[RouterReport]) -> None:
         if not len(expected):
             continue
         colour, dash, marker = STYLES[index % len(STYLES)]
-        parts = np.array_split(np.argsort(expected, kind="stable"), min(BINS, len(expected)))
+        bins = metrics.mass_bins(expected, BINS)
+        parts = [np.flatnonzero(bins == one) for one in np.unique(bins)]
         x = [100 * expected[part].mean() for part in parts]
         y = [100 * actual[part].mean() for part in parts]
         error = [100 * actual[part].std() / np.sqrt(len(part)) for part in parts]

@@ -85,5 +85,10 @@ def test_equal_confidences_share_a_bin():
     assert metrics.expected_calibration_error(confidence, correct) == pytest.approx(0)
 
 
+def test_bins_of_equal_mass_keep_equal_values_together():
+    assert metrics.mass_bins([4, 1, 3, 2], 2).tolist() == [1, 0, 1, 0]
+    assert len(set(metrics.mass_bins([0.7, 0.7, 0.7, 0.7], 4).tolist())) == 1
+
+
 def test_expert_use_is_sorted_and_leaves_out_the_unused():
     assert list(metrics.expert_use([2, 0, 2, 2], ["a", "b", "c"]).items()) == [("c", 0.75), ("a", 0.25)]

@@ -71,3 +71,14 @@ def test_a_pool_of_two_without_costs_shows_what_strong_calls_recover():
     axes = figure(found).axes[0]
     assert axes.get_xlabel() == "calls of the strong expert (%)"
     assert f"near (APGR {found[0].apgr:.3f})" in texts(axes)
+
+
+def test_calibration_keeps_equal_expectations_together():
+    found = reports(planted_table(150))[1:]  # best-single expects one score in each of three folds
+    bars = figure(found).axes[1].containers[0]
+    x, y = np.array(bars[0].get_data(), dtype=float)
+    routing, table = found[0].detail.routing, found[0].detail.table
+    expected = np.unique(routing.expected)
+    np.testing.assert_allclose(x, 100 * expected)
+    scores = table.scores[np.arange(len(table)), routing.picks]
+    np.testing.assert_allclose(y, [100 * scores[routing.expected == one].mean() for one in expected])
