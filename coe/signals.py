@@ -1,6 +1,6 @@
 """Own signals of a small expert: what a model that is hosted anyway thinks of a prompt, as features for routers.
 
-    hidden/<expert>        (2 h,) hidden states of the middle and of the last layer, each averaged over the tokens
+    hidden/<expert>        (2 h,) hidden states of the prompt's last token, in the middle and in the last layer
     uncertainty/<expert>   (4,) of the next token: entropy in nats, probability of the likeliest; of the prompt: mean
                            log-likelihood of its tokens, log of their number
 
@@ -218,9 +218,9 @@ def _read_batch(model: Any, ids: Sequence[Sequence[int]]) -> Iterator[Vectors]:
         input_ids=tokens, attention_mask=mask, output_hidden_states=True, use_cache=False
     ).hidden_states
     for row, length in enumerate(map(len, ids)):
-        middle, last = states[len(states) // 2][row, :length], states[-1][row, :length]
+        middle, last = states[len(states) // 2][row, length - 1], states[-1][row, :length]
         uncertainty = _uncertainty(_log_probabilities(model, last), tokens[row, :length])
-        yield torch.cat([middle.mean(0), last.mean(0), uncertainty]).float().cpu().numpy()
+        yield torch.cat([middle, last[-1], uncertainty]).float().cpu().numpy()
 
 
 def _log_probabilities(model: Any, states: Any) -> Any:

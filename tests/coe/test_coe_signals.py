@@ -91,7 +91,7 @@ def by_hand(loaded: LoadedModel, text: str) -> tuple[Any, Any]:
     with torch.inference_mode():
         out = loaded.model(ids, output_hidden_states=True)
     log_p = out.logits[0].log_softmax(-1).double().numpy()
-    hidden = np.concatenate([out.hidden_states[i][0].mean(0).numpy() for i in (2, 4)])
+    hidden = np.concatenate([out.hidden_states[i][0, -1].numpy() for i in (2, 4)])
     tokens, last = ids[0].numpy(), log_p[-1]
     likelihood = np.mean([log_p[i, tokens[i + 1]] for i in range(len(tokens) - 1)])
     return hidden, [-(np.exp(last) * last).sum(), np.exp(last.max()), likelihood, np.log(len(tokens))]
