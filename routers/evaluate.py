@@ -36,6 +36,7 @@ __all__ = [
     "evaluate",
     "standard_baselines",
     "stratified_folds",
+    "warn_of_overlap",
 ]
 
 BASELINE_KINDS = ("knn", "category")
@@ -100,7 +101,7 @@ def evaluate(
         reference = Reference.of(train_table)
     if reference is not None:
         reference = reference.with_experts(pool)
-        _warn_of_overlap(reference, table)
+        warn_of_overlap(reference, table)
     marks = marks_of(table, reference)
     if baselines:
         if train_table is None:
@@ -324,7 +325,8 @@ def _warn_left_out(label: str, error: RouterError) -> None:
     warnings.warn(f"the baseline {label} is left out: {error}", BaselineLeftOut, stacklevel=4)
 
 
-def _warn_of_overlap(reference: Reference, table: OutcomeTable) -> None:
+def warn_of_overlap(reference: Reference, table: OutcomeTable) -> None:
+    """Warn (EvaluatingOnTrainingData) where rows of a table were trained on."""
     seen = int(reference.seen(table.query_ids).sum())
     if seen:
         warnings.warn(

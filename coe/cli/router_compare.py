@@ -80,11 +80,13 @@ def _read(source: Path) -> Sequence[dict[str, Any]]:
 def _routed(folder: Path, table: OutcomeTable, dial: float | None) -> Line:
     from routers.artifacts import load
     from routers.decide import Utility
+    from routers.evaluate import warn_of_overlap
     from routers.report import line_of
     from routers.routing import Choosing, route
 
     with encoding_progress() as on_progress:
         loaded = load(folder, make_encoder=lambda name: encoder_of(name, on_progress))
+        warn_of_overlap(loaded.meta.reference, table)
         table = table.with_experts([name for name in table.experts if name in loaded.router.experts])
         choosing = Choosing(Utility(dial=loaded.meta.dial if dial is None else dial))
         return line_of(table, route(loaded.router, table, choosing))

@@ -40,6 +40,8 @@ def test_saved_routers_are_compared_on_another_table(files, trained):  # noqa: F
     assert refused.exit_code == 1
     assert "gain is" in refused.stderr
     assert run(*command, "--require", "aiq:0", ok=False).exit_code == 2
+    flattered = run("router", "compare", files / "dice", trained, "--outcomes", files / "train.parquet").stderr
+    assert "150 of 150 queries were trained on" in " ".join(flattered.split())
 
 
 def test_what_cannot_be_compared(files, reported):  # noqa: F811
