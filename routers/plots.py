@@ -111,6 +111,7 @@ def _areas(report: RouterReport) -> str:
 
 def _draw_experts(axes: Axes, report: RouterReport) -> None:
     from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     table = report.detail.table
     if table.costs_usd is None:
@@ -124,7 +125,9 @@ def _draw_experts(axes: Axes, report: RouterReport) -> None:
     corners = [int(np.flatnonzero((costs == c) & (scores == s))[0]) for c, s in zip(at, height, strict=True)]
     if costs.min() > 0 and costs.max() > LOG_FROM * costs.min():
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     for column in corners[-LABELLED:]:
         right = costs[column] > 0.6 * costs.max()
         axes.annotate(

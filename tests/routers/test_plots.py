@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -43,6 +44,18 @@ def test_the_curve_is_the_sweep_in_usd_per_thousand():
 def test_routers_can_be_told_apart_in_grey():
     dashes = [(line.get_linestyle(), line.get_marker()) for line in figure(reports(planted_table(150))).axes[1].lines]
     assert len(set(dashes)) == len(dashes)
+
+
+def test_costs_far_apart_stand_on_a_logarithmic_axis_with_plain_numbers():
+    table = planted_table(90)
+    wide = replace(table, costs_usd=table.costs_usd * [1, 5, 20, 50, 100])
+    drawn = figure(reports(wide))
+    drawn.canvas.draw()
+    axes = drawn.axes[0]
+    assert axes.get_xscale() == "log"
+    shown = [label.get_text() for label in (*axes.get_xticklabels(), *axes.get_xticklabels(minor=True))]
+    assert {"1", "2", "5", "10"} <= set(shown)
+    assert not any("10^" in text for text in shown)
 
 
 def test_domains_show_every_expert_by_falling_mean():
