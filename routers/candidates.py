@@ -36,7 +36,7 @@ CANDIDATES: tuple[Candidate, ...] = (
 )
 """Tried in this order, the cheap ones first, so that a small budget still buys a choice.
 
-Left out because they never won on recorded tables and take long: factor, contrastive. Give your own list to try them.
+The setting `candidates` takes any other list, of every kind there is.
 """
 
 

@@ -20,8 +20,8 @@ TREES = 100
 LEAST_LEAF = 15
 FEATURE_SHARE = 0.2
 COPIES = 4
-CELLS_AT_ONCE = 200_000
-"""Most (query, tree) pairs that are walked at once: bounds memory."""
+CELLS_AT_ONCE = 500_000
+"""Most values of leaves that are gathered at once: bounds memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,23 +49,21 @@ class Forest:
     def predict(self, x: Matrix) -> Floats:
         """(n, m) means over the trees for (n, d) rows."""
         found = np.empty((len(x), self.values.shape[1]))
-        step = max(1, CELLS_AT_ONCE // len(self.roots))
+        step = max(1, CELLS_AT_ONCE // (len(self.roots) * self.values.shape[1]))
         for start in range(0, len(x), step):
             part = slice(start, start + step)
-            leaves = self.leaf[self._walk(x[part])]
-            total = np.zeros((len(leaves), self.values.shape[1]))
-            for tree in range(len(self.roots)):  # tree after tree: no (n, T, m) array
-                total += self.values[leaves[:, tree]]
-            found[part] = total / len(self.roots)
+            leaves = self.values[self.leaf[self._walk(x[part])]]  # (rows, T, m)
+            found[part] = leaves.mean(axis=1, dtype=np.float64)
         return found
 
-    def _walk(self, x: Matrix) -> NDArray[np.int32]:
+    def _walk(self, x: Matrix) -> NDArray[np.intp]:
         """(n, T) the leaf of each row in each tree."""
-        nodes = np.repeat(self.roots[None], len(x), axis=0)
-        rows = np.arange(len(x))[:, None]
+        nodes = np.repeat(self.roots[None].astype(np.intp), len(x), axis=0)
+        cells, children = np.ascontiguousarray(x).ravel(), self.children.ravel()  # `take` is faster than fancy indexing
+        first = np.arange(len(x))[:, None] * x.shape[1]
         for _ in range(self.depth):
-            right = x[rows, self.feature[nodes]] > self.threshold[nodes]
-            nodes = self.children[nodes, right.view(np.int8)]
+            right = cells.take(first + self.feature.take(nodes)) > self.threshold.take(nodes)
+            nodes = children.take(2 * nodes + right).astype(np.intp)
         return nodes
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -82,51 +80,51 @@ class Forest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trees:
-    """The mean of two forests, which lean on the category estimate each in its own way.
+    """Trees that lean on the category estimate, each half in its own way.
 
-    The first predicts centred scores from all blocks and the category estimates of the m experts, these `COPIES` times
-    as likely to be drawn for a split as another column. The second adds to the category estimate what it leaves.
+    The first half predicts centred scores from all blocks and the category estimates of the m experts, these `COPIES`
+    times as likely to be drawn for a split as another column. The second half adds to the category estimate what it
+    leaves. The mean of both is that of all trees plus half of the estimate.
     """
 
     base: Category
-    direct: Forest
-    added: Forest
+    forest: Forest
 
     @classmethod
     def fit(cls, seen: Seen, y: Floats, rng: np.random.Generator) -> Trees:
-        """Grow half of the trees for each forest."""
+        """Grow half of the trees for each way."""
         base, residual = residuals(seen, y, rng)
         estimates = _estimates(base, seen)
-        direct = _grown(np.hstack([seen.x, *[estimates] * COPIES]), centred(y), rng)
-        return cls(base, _without_copies(direct, seen.x.shape[1], y.shape[1]), _grown(seen.x, residual, rng))
+        trees = [
+            *_grown(np.hstack([seen.x, *[estimates] * COPIES]), centred(y), rng),
+            *_grown(seen.x, residual, rng),
+        ]
+        return cls(base, _without_copies(forest_of(trees, y.shape[1]), seen.x.shape[1], y.shape[1]))
 
     def predict(self, seen: Seen) -> Floats:
         """(n, m) scores, of which only the differences between experts mean something."""
-        direct = self.direct.predict(np.hstack([seen.x, _estimates(self.base, seen)]))
-        return 0.5 * (direct + self.base.predict(seen) + self.added.predict(seen.x))
+        x = np.hstack([seen.x, _estimates(self.base, seen)])
+        return self.forest.predict(x) + 0.5 * self.base.predict(seen)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Base and trees."""
-        forests = {"direct": self.direct, "added": self.added}
-        trees = {f"{which}.{name}": array for which, one in forests.items() for name, array in one.arrays().items()}
-        return {**self.base.arrays(), **trees}
+        return {**self.base.arrays(), **self.forest.arrays()}
 
     @classmethod
     def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Trees:
         """The reverse of `arrays`."""
-        return cls(Category.restored(arrays), _forest(arrays, "direct."), _forest(arrays, "added."))
+        return cls(Category.restored(arrays), Forest.restored(arrays))
 
 
-def _grown(x: Matrix, y: Floats, rng: np.random.Generator) -> Forest:
+def _grown(x: Matrix, y: Floats, rng: np.random.Generator) -> list[Any]:
+    """Half of the trees, as scikit-learn keeps them."""
     from sklearn.ensemble import ExtraTreesRegressor
 
-    grown = ExtraTreesRegressor(
-        TREES // 2,
-        min_samples_leaf=LEAST_LEAF,
-        max_features=FEATURE_SHARE,
-        random_state=int(rng.integers(2**31)),
+    seed = int(rng.integers(2**31))
+    model = ExtraTreesRegressor(
+        TREES // 2, min_samples_leaf=LEAST_LEAF, max_features=FEATURE_SHARE, random_state=seed
     ).fit(x, y)
-    return forest_of([tree.tree_ for tree in grown.estimators_], y.shape[1])
+    return [tree.tree_ for tree in model.estimators_]
 
 
 def _estimates(base: Category, seen: Seen) -> Matrix:
@@ -138,10 +136,6 @@ def _without_copies(forest: Forest, width: int, n_experts: int) -> Forest:
     copied = forest.feature >= width
     feature = np.where(copied, width + (forest.feature - width) % n_experts, forest.feature)
     return replace(forest, feature=feature.astype(np.int32))
-
-
-def _forest(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Forest:
-    return Forest.restored({n.removeprefix(prefix): array for n, array in arrays.items() if n.startswith(prefix)})
 
 
 def forest_of(trees: list[Any], n_outputs: int) -> Forest:

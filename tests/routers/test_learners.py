@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from routers.errors import InvalidSettings
 from routers.features import Seen
 from routers.learner_mlp import SHARPNESS, regret_loss
-from routers.learner_trees import forest_of
+from routers.learner_trees import _without_copies, forest_of
 from routers.learners import LEARNERS, Category, Logistic, Neighbours, centred, learner_class
 from routers.linear import ALPHAS, fit_line
 
@@ -64,6 +64,17 @@ def test_walking_the_trees_gives_what_scikit_learn_predicts():
     grown = ExtraTreesRegressor(20, min_samples_leaf=3, random_state=0).fit(seen.x, y)
     forest = forest_of([tree.tree_ for tree in grown.estimators_], 3)
     np.testing.assert_allclose(forest.predict(new.x), grown.predict(new.x), rtol=0, atol=1e-6)
+
+
+def test_columns_that_were_copied_for_training_are_read_once():
+    rng = np.random.default_rng(0)
+    x, estimates, y = rng.normal(size=(300, 2)), rng.normal(size=(300, 3)), rng.normal(size=(300, 3))
+    copied = np.hstack([x, *[estimates] * 4]).astype(np.float32)
+    grown = ExtraTreesRegressor(10, min_samples_leaf=3, random_state=0).fit(copied, y + estimates)
+    forest = _without_copies(forest_of([tree.tree_ for tree in grown.estimators_], 3), 2, 3)
+    assert forest.feature.max() == 4
+    found = forest.predict(np.hstack([x, estimates]).astype(np.float32))
+    np.testing.assert_allclose(found, grown.predict(copied), rtol=0, atol=1e-6)
 
 
 def test_a_tree_that_cannot_split_is_a_leaf():
