@@ -21,17 +21,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from routers import metrics
 from routers.base import Estimate, Query, RouterState, TrainableRouter
 from routers.blend import blend
-from routers.build import KINDS, build, reads_text, router_class, settings_of
+from routers.build import KINDS, reads_text, router_class, settings_of
 from routers.candidates import BASELINE_KIND, CANDIDATES, Candidate, Row
 from routers.encoders import CachedEncoder, Encoder, build_encoder
 from routers.errors import InvalidArtifact, InvalidSettings, RouterError
 from routers.evaluate import stratified_folds
 from routers.remembered import Remembered
-from routers.routing import Routing, route
 from routers.selection import Choice, Expected, Trial, choose, expect
+from routers.trials import Deadline, Workshop, tried
 
 if TYPE_CHECKING:
     from routers.outcomes import OutcomeTable
@@ -139,21 +138,27 @@ class AutoRouter:
         """
         if missing := sorted(set(self.signals) - set(table.features)):
             raise RouterError(f"this router needs features that the table does not have: {', '.join(missing)}")
-        started = self.clock()
+        deadline = Deadline(self.clock, self.clock(), self.budget_minutes)
         encoders = self._encoders()
-        shared = {name: Remembered(encoder, table.prompts) for name, encoder in encoders.items()}
-        labels = table.domains or ("",) * len(table)
-        folds = np.asarray(stratified_folds(labels, self.n_folds, seed=self.seed), dtype=np.intp)
-        tried = list(self._tried(table, folds, shared, started))
-        self.scoreboard = tuple(row for row, _ in tried)
-        numbers = [number for number, (_, trial) in enumerate(tried) if trial is not None]
-        trials = [trial for _, trial in tried if trial is not None]
-        found = choose(trials, table.scores, folds, seed=self.seed)
-        self._choice = replace(found, members=tuple(numbers[member] for member in found.members))
-        self._expected = expect(trials, table.scores, folds, seed=self.seed)
+        defaults = {"seed": self.seed, "label_column": self.label_column}
+        workshop = Workshop({name: Remembered(one, table.prompts) for name, one in encoders.items()}, defaults)
+        folds = self._folds(table)
+        board: list[Row] = []
+        trials: dict[int, Trial] = {}  # by row of the scoreboard
+        for row, trial in tried(self._all(encoders), workshop, table, folds, deadline, seed=self.seed):
+            if trial is not None:
+                trials[len(board)] = trial
+            board.append(row)
+            if self.on_progress is not None:
+                self.on_progress(row)
+        found = choose(list(trials.values()), table.scores, folds, seed=self.seed)
+        rows = list(trials)
+        self.scoreboard = tuple(board)
+        self._choice = replace(found, members=tuple(rows[member] for member in found.members))
+        self._expected = expect(list(trials.values()), table.scores, folds, seed=self.seed)
         self._chosen = tuple(
-            self._fitted(self.scoreboard[member].candidate, weight, table, shared, encoders)
-            for member, weight in zip(self._choice.members, self._choice.weights, strict=True)
+            _fitted(board[row].candidate, weight, workshop, table, encoders)
+            for row, weight in zip(self._choice.members, self._choice.weights, strict=True)
         )
         return self
 
@@ -229,6 +234,12 @@ class AutoRouter:
         others = [name for name in self.encoders if name != self.encoder.name]
         return {self.encoder.name: self.encoder, **{name: CachedEncoder(build_encoder(name)) for name in others}}
 
+    def _folds(self, table: OutcomeTable) -> NDArray[np.intp]:
+        """(n,) inner folds, with the categories spread evenly where there are any."""
+        labelled = self.label_column is not None or table.domains is not None
+        labels = table.labels(self.label_column or "domain") if labelled else ("",) * len(table)
+        return np.asarray(stratified_folds(labels, self.n_folds, seed=self.seed), dtype=np.intp)
+
     def _all(self, encoders: Mapping[str, Any]) -> Iterator[Candidate]:
         """Every candidate with every encoder, the baseline first."""
         yield Candidate(BASELINE_KIND)
@@ -244,107 +255,15 @@ class AutoRouter:
                 else:
                     yield from (replace(variant, encoder=name) for name in encoders)
 
-    def _tried(
-        self,
-        table: OutcomeTable,
-        folds: NDArray[np.intp],
-        shared: Mapping[str, Remembered],
-        started: float,
-    ) -> Iterator[tuple[Row, Trial | None]]:
-        """A row for each candidate, and its trial where it was tried to the end."""
-        base: Trial | None = None
-        seconds_of: dict[tuple[str, str | None], float] = {}  # the last of a kind and encoder, a fold
-        for candidate in self._all(shared):
-            key = candidate.kind, candidate.encoder
-            before = self.clock()
-            known = seconds_of.get(key, 0.0)
-            tried = self._try(candidate, table, folds, shared, started, known, free=base is None)
-            seconds = self.clock() - before
-            if isinstance(tried, Trial):
-                base = base or tried
-                seconds_of[key] = seconds / self.n_folds
-                row = _scored(candidate, tried, base, seconds, self.seed)
-            else:
-                row = Row(candidate, skipped=tried)
-            if self.on_progress is not None:
-                self.on_progress(row)
-            yield row, tried if isinstance(tried, Trial) else None
 
-    def _try(
-        self,
-        candidate: Candidate,
-        table: OutcomeTable,
-        folds: NDArray[np.intp],
-        shared: Mapping[str, Remembered],
-        started: float,
-        seconds: float,
-        *,
-        free: bool,
-    ) -> Trial | str:
-        """Its trial, or why there is none.
-
-        seconds: what a fold of such a candidate took before, 0 where none did; free: whatever it takes.
-        """
-        parts: list[Routing] = []
-        order = []
-        for done, fold in enumerate(range(self.n_folds)):
-            left = (self.n_folds - done) * seconds
-            if not free and (problem := self._over_budget(started, left)):
-                return problem
-            before = self.clock()
-            train, test = table.select(folds != fold), table.select(folds == fold)
-            try:
-                parts.append(route(self._built(candidate, shared).fit(train), test))
-            except RouterError as error:
-                if free:
-                    raise
-                return str(error)
-            order.append(np.flatnonzero(folds == fold))
-            seconds = self.clock() - before
-        rows, routing = np.concatenate(order), Routing.joined(parts)
-        quality, won = np.empty(table.scores.shape), np.empty(len(table))
-        quality[rows] = routing.quality
-        won[rows] = metrics.picked(table.scores[rows], routing.picks)
-        return Trial(quality, won)
-
-    def _over_budget(self, started: float, needed_s: float) -> str | None:
-        """Why a candidate that needs so many more seconds cannot be tried to its end."""
-        if self.budget_minutes is None:
-            return None
-        left = 60 * self.budget_minutes - (self.clock() - started)
-        if left <= 0:
-            return f"the budget of {self.budget_minutes:g} minutes is spent"
-        if needed_s > left:
-            return f"it would take {needed_s:.0f} s more, and {left:.0f} s of the budget are left"
-        return None
-
-    def _built(self, candidate: Candidate, encoders: Mapping[str, Encoder]) -> TrainableRouter:
-        known = settings_of(candidate.kind)
-        own = {"seed": self.seed, "label_column": self.label_column}
-        settings = {name: value for name, value in own.items() if name in known} | dict(candidate.settings)
-        name = self.encoder.name if candidate.encoder is None else candidate.encoder
-        return build(candidate.kind, encoders[name] if reads_text(candidate.kind) else None, settings)
-
-    def _fitted(
-        self,
-        candidate: Candidate,
-        weight: float,
-        table: OutcomeTable,
-        shared: Mapping[str, Remembered],
-        encoders: Mapping[str, Encoder],
-    ) -> Chosen:
-        """Fitted on the whole table, and then given the encoder itself, which is to read new queries."""
-        router = self._built(candidate, shared).fit(table)
-        if not reads_text(candidate.kind):
-            return Chosen(router, weight, None)
-        name = self.encoder.name if candidate.encoder is None else candidate.encoder
-        return Chosen(router_class(candidate.kind).from_state(router.state(), encoders[name]), weight, name)
-
-
-def _scored(candidate: Candidate, trial: Trial, base: Trial, seconds: float, seed: int) -> Row:
-    low, high = metrics.paired_bootstrap(trial.won, base.won, seed=seed)
-    score = float(trial.won.mean())
-    return Row(candidate, score, score - float(base.won.mean()), low, high, seconds)
+def _fitted(
+    candidate: Candidate, weight: float, workshop: Workshop, table: OutcomeTable, encoders: Mapping[str, Encoder]
+) -> Chosen:
+    """Fitted on the whole table, and then given the encoder itself, which is to read new queries."""
+    router, name = workshop.built(candidate).fit(table), workshop.encoder_name(candidate)
+    if name is None:
+        return Chosen(router, weight, None)
+    return Chosen(router_class(candidate.kind).from_state(router.state(), encoders[name]), weight, name)
 
 
 def _row(row: Mapping[str, Any]) -> Row:
