@@ -32,9 +32,11 @@ CANDIDATES: tuple[Candidate, ...] = (
     Candidate("knn", {"k": 40}),
     Candidate("knn", {"k": 100}),
     Candidate("cluster"),
+    Candidate("quality", {"learners": ["category", "ridge", "knn"]}),
     Candidate("quality"),
 )
-"""Tried in this order, the cheap ones first, so that a small budget still buys a choice.
+"""Tried in this order, the cheap ones first, so that a small budget still buys a choice. `quality` without trees is what is
+left where categories say all there is to say: trees then find patterns that are none.
 
 The setting `candidates` takes any other list, of every kind there is.
 """
