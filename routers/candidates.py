@@ -35,9 +35,9 @@ CANDIDATES: tuple[Candidate, ...] = (
     Candidate("quality", {"learners": ["category", "ridge", "knn"]}),
     Candidate("quality"),
 )
-"""Tried in this order, the cheap ones first, so that a small budget still buys a choice. `quality` without trees is what is
-left where categories say all there is to say: trees then find patterns that are none.
+"""Tried in this order, the cheap ones first, so that a small budget still buys a choice.
 
+`quality` without trees is for tables where categories say all there is to say; trees then find patterns that are none.
 The setting `candidates` takes any other list, of every kind there is.
 """
 
