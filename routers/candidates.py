@@ -28,7 +28,7 @@ class Candidate:
 
 
 CANDIDATES: tuple[Candidate, ...] = (
-    Candidate("category"),
+    Candidate("category", {"choice": "soft"}),  # every expert stays eligible: for dials, and several experts a query
     Candidate("knn", {"k": 40}),
     Candidate("knn", {"k": 100}),
     Candidate("cluster"),
