@@ -21,7 +21,7 @@ from coe.signals import Filled, Signals
 from coe.types import GenerateRequest
 from registry.errors import UnknownExpert
 from registry.store import Snapshot
-from routers.artifacts import load
+from routers.artifacts import ArtifactMeta, load
 from routers.base import Message, Query, Router
 from routers.decide import Utility
 
@@ -83,20 +83,23 @@ def build_policies(policies: Mapping[str, PolicyConfig], snapshot: Snapshot) -> 
 
 
 def _policy(name: str, policy: PolicyConfig, snapshot: Snapshot, signals: Signals) -> Policy:
-    router, digest = _router(name, policy, snapshot, signals)
+    router, meta = _router(name, policy, snapshot, signals)
+    solved = 0.0 if meta is None else meta.dial
     return Policy(
         name,
         router=router,
         composition=build_composition(policy.composition.kind, policy.composition.settings),
-        utility=Utility(dial=policy.dial, patience=policy.patience),
+        utility=Utility(dial=solved if policy.dial is None else policy.dial, patience=policy.patience),
         select=policy.selector,
         fallback=policy.fallback,
-        router_digest=digest,
+        router_digest=None if meta is None else meta.digest,
     )
 
 
-def _router(name: str, policy: PolicyConfig, snapshot: Snapshot, signals: Signals) -> tuple[Router, str | None]:
-    """The router of a policy, and its artifact's digest."""
+def _router(
+    name: str, policy: PolicyConfig, snapshot: Snapshot, signals: Signals
+) -> tuple[Router, ArtifactMeta | None]:
+    """The router of a policy, and what its artifact says of itself."""
     if policy.router is None:
         assert policy.expert is not None  # PolicyConfig takes exactly one of the two
         if policy.expert not in snapshot.experts:
@@ -105,9 +108,9 @@ def _router(name: str, policy: PolicyConfig, snapshot: Snapshot, signals: Signal
     loaded = load(policy.router, experts={e: spec.digest for e, spec in snapshot.experts.items()})
     router = loaded.router
     if not router.requires:
-        return router, loaded.meta.digest
+        return router, loaded.meta
     try:
         signals.check(router.requires)
     except ConfigError as error:
         raise ConfigError(f"the router of policy {name!r} needs what cannot be provided: {error}") from error
-    return Filled(router, signals), loaded.meta.digest
+    return Filled(router, signals), loaded.meta

@@ -63,6 +63,11 @@ def update(
         f"updated a {updated.kind} router, now of {len(updated.rows):,} queries and {len(updated.experts)} experts, in "
         f"{seconds:.1f} s"
     )
+    if loaded.meta.solved is not None:
+        console.print(
+            f"[yellow]note:[/] the dial {loaded.meta.dial:.4g} was solved on the old outcomes and is not carried over: "
+            "solve it anew (`coe router train --save-cost` or `--budget-usd`), or set it in the policy"
+        )
     if json != "-":
         stdout_console().print(f"{out}  {digest}", highlight=False, soft_wrap=True)
     emit_json(

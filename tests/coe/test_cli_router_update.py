@@ -1,6 +1,7 @@
 """`coe router update` on saved routers: what it writes, and what it refuses."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +68,17 @@ def test_an_expert_goes_and_another_comes(router, tmp_path, coe_home):
     assert dict(meta.experts) == {"judge": None, "poet": "sha256:poet"}
     assert meta.reference.experts == ("judge", "poet")
     np.testing.assert_allclose(meta.reference.mean_scores, [0.5, 0.0])
+
+
+def test_a_solved_dial_is_not_carried_over_in_silence(tmp_path):
+    priced = replace(outcomes(0, 40), costs_usd=np.full((40, 2), 0.25))
+    priced.write(tmp_path / "train.parquet")
+    run("train", "--outcomes", tmp_path / "train.parquet", "--kind", "knn", "--set", "k=5", "--encoder", "hashing:64",
+        "--budget-usd", "1", "--out", tmp_path / "r")  # fmt: skip
+    assert load(tmp_path / "r").meta.solved is not None
+    result = run("update", tmp_path / "r", "--remove-expert", "cook", "--out", tmp_path / "u")
+    assert "was solved on the old outcomes and is not carried over" in " ".join(result.stderr.split())
+    assert load(tmp_path / "u").meta.solved is None
 
 
 def test_what_cannot_be_updated_is_said_and_nothing_is_written(router, tmp_path):
