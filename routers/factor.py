@@ -59,7 +59,8 @@ class FactorRouter:
     + b), by the Bradley-Terry likelihood, a tie counting half. Then 2 P - 1 is the expected difference of their scores.
     So that quality stays an expected score, the mean of both is learned beside it: quality is that mean, plus and minus
     P - 1/2. The strong one is asked where 2 P - 1 > dial * (its additional cost): the dial sweeps the share of calls
-    that go to it. A table of two experts gives a pair without being told; the better one on average is the strong one.
+    that go to it. A table of two experts is a pair only when told so: what each scores says more than who wins (on
+    recorded outcomes of two models the plain form had the larger area under the curve of calls).
 
     Args:
         rank: dimensions of the shared space.
@@ -108,7 +109,7 @@ class FactorRouter:
             InvalidOutcomes: an expert of the pair is not in the table.
             RouterError: embeddings that are not finite.
         """
-        pair = self._pair(table)
+        pair = None if self.strong is None or self.weak is None else (self.strong, self.weak)
         table = table if pair is None else table.with_experts(pair)
         x = embed(self.encoder, table.prompts)
         targets = table.scores if pair is None else _pair_targets(table.scores)
@@ -191,16 +192,6 @@ class FactorRouter:
         if self._model is None:
             raise RouterError("this factor router is not trained: call fit(table), or load a saved one")
         return self._model
-
-    def _pair(self, table: OutcomeTable) -> tuple[str, str] | None:
-        """(strong, weak), if there is a pair."""
-        if self.strong is not None and self.weak is not None:
-            return self.strong, self.weak
-        if len(table.experts) != 2:
-            return None
-        first, second = table.experts
-        means = table.scores.mean(axis=0)
-        return (second, first) if means[1] > means[0] else (first, second)
 
     def _train(self, x: Vectors, targets: _Floats, *, paired: bool) -> tuple[dict[str, NDArray[np.float32]], Platt]:
         """Train on a part to find when to stop and how to calibrate, then on all rows."""

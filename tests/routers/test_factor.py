@@ -87,8 +87,13 @@ def test_the_pair_by_hand():
     assert _pair_quality(np.array([[0.9, 0.9], [0.25, 0.1]])) == pytest.approx(np.array([[1.0, 0.2], [0.0, 0.5]]))
 
 
+def test_two_experts_are_a_pair_only_when_they_are_named_so():
+    estimate = trained(pair_table(600, 0)).estimate(pair_table(200, 1).queries())
+    assert estimate.experts == ("weak", "strong") and estimate.reasons is None
+
+
 def test_a_dial_sweeps_the_calls_of_the_strong_expert():
-    router, test = trained(pair_table(600, 0)), pair_table(200, 1)
+    router, test = trained(pair_table(600, 0), strong="strong", weak="weak"), pair_table(200, 1)
     assert router.experts == ("strong", "weak")
     estimate = router.estimate(test.queries())
     music = np.array([topic == "music" for topic in test.domains])
