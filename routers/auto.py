@@ -63,6 +63,7 @@ class AutoRouter:
             last fit of what is chosen comes on top.
         n_folds: inner folds, 3 or more.
         label_column: the table's column of categories when training; `None` takes its domains if it has any.
+        more_labels: further columns of categories, for candidates that can use them.
         signals: names of `Query.features`; given some, `quality` is also tried with them.
         seed: of the folds, the intervals, and the candidates.
     """
@@ -78,6 +79,7 @@ class AutoRouter:
         budget_minutes: float | None = None,
         n_folds: int = 3,
         label_column: str | None = None,
+        more_labels: Sequence[str] = (),
         signals: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
@@ -93,6 +95,7 @@ class AutoRouter:
         self.budget_minutes = budget_minutes
         self.n_folds = n_folds
         self.label_column = label_column
+        self.more_labels = tuple(more_labels)
         self.signals = tuple(signals)
         self.seed = seed
         self.on_progress: OnRow | None = None
@@ -140,7 +143,7 @@ class AutoRouter:
             raise RouterError(f"this router needs features that the table does not have: {', '.join(missing)}")
         deadline = Deadline(self.clock, self.clock(), self.budget_minutes)
         encoders = self._encoders()
-        defaults = {"seed": self.seed, "label_column": self.label_column}
+        defaults = {"seed": self.seed, "label_column": self.label_column, "more_labels": list(self.more_labels)}
         workshop = Workshop({name: Remembered(one, table.prompts) for name, one in encoders.items()}, defaults)
         folds = self._folds(table)
         board: list[Row] = []
@@ -189,6 +192,7 @@ class AutoRouter:
             "budget_minutes": self.budget_minutes,
             "n_folds": self.n_folds,
             "label_column": self.label_column,
+            "more_labels": list(self.more_labels),
             "signals": list(self.signals),
             "seed": self.seed,
         }

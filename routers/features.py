@@ -1,9 +1,9 @@
 """What the learners of a `quality` router see of a query: blocks of features, each reduced and scaled on training rows.
 
 Blocks: the embedding; lexical (`routers.lexical`); surface (`routers.surface`); signals (`Query.features` by name);
-and the probabilities of the table's categories, given by a classifier over the blocks before. Training rows get
-probabilities from classifiers that were not trained on them, as a query will. Each block's columns have a total
-variance of 1 over the training rows, so that no block drowns another; trees do not mind.
+and the probabilities of the table's categories, given by a classifier over the blocks before, one for each column of
+labels. Training rows get probabilities from classifiers that were not trained on them, as a query will. Each block's
+columns have a total variance of 1 over the training rows, so that no block drowns another; trees do not mind.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Texts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Categories:
-    """M category names and the classifier of queries, over the other blocks."""
+    """The M names of one column of labels and its classifier of queries, over the other blocks."""
 
     names: tuple[str, ...]
     classifier: Linear
@@ -77,7 +77,8 @@ class Categories:
 class Seen:
     """n queries as learners see them.
 
-    x: (n, d) all blocks; p: (n, M) probabilities of the categories, `None` where there are none.
+    x: (n, d) all blocks; p: (n, M) probabilities of the categories of all columns of labels, divided by the number of
+    columns so that a row has sum 1; `None` where there are none.
     """
 
     x: Matrix
@@ -92,16 +93,16 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
-    """All fitted blocks; `lexical` and `categories` are `None` where they are not used."""
+    """All fitted blocks; `lexical` is `None` and `categories` empty where they are not used."""
 
     blocks: Mapping[str, Block]
     lexical: Lexical | None
-    categories: Categories | None
+    categories: tuple[Categories, ...]
 
     def transform(self, queries: Texts) -> Seen:
         """What learners see of n queries."""
         x = np.hstack([block.transform(_raw(name, queries, self.lexical)) for name, block in self.blocks.items()])
-        return _seen(x, None if self.categories is None else self.categories.probabilities(x))
+        return _seen(x, [categories.probabilities(x) for categories in self.categories])
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything that is an array; the names hold no dot but those put here."""
@@ -112,16 +113,13 @@ class Features:
         }
         if self.lexical is not None:
             found |= {f"lexical.{name}": array for name, array in self.lexical.arrays().items()}
-        if self.categories is not None:
-            found |= {f"classifier.{name}": array for name, array in self.categories.classifier.arrays().items()}
+        for i, categories in enumerate(self.categories):
+            found |= {f"classifier.{i}.{name}": array for name, array in categories.classifier.arrays().items()}
         return found
 
     def settings(self) -> dict[str, Any]:
         """Everything else, as JSON values."""
-        categories = self.categories and {
-            "names": list(self.categories.names),
-            "temperature": self.categories.temperature,
-        }
+        categories = [{"names": list(one.names), "temperature": one.temperature} for one in self.categories]
         return {"blocks": list(self.blocks), "categories": categories}
 
     @classmethod
@@ -132,16 +130,20 @@ class Features:
             for name in settings["blocks"]
         }
         lexical = Lexical(arrays["lexical.idf"], arrays["lexical.components"]) if "lexical" in blocks else None
-        known, categories = settings["categories"], None
-        if known is not None:
-            classifier = Linear(arrays["classifier.coef"], arrays["classifier.intercept"])
-            categories = Categories(tuple(known["names"]), classifier, known["temperature"])
+        categories = tuple(
+            Categories(
+                tuple(known["names"]),
+                Linear(arrays[f"classifier.{i}.coef"], arrays[f"classifier.{i}.intercept"]),
+                known["temperature"],
+            )
+            for i, known in enumerate(settings["categories"])
+        )
         return cls(blocks, lexical, categories)
 
 
 def fit_features(
     queries: Texts,
-    labels: Sequence[str] | None,
+    labels: Sequence[Sequence[str]],
     *,
     lexical: bool,
     surface_marks: bool,
@@ -150,7 +152,7 @@ def fit_features(
     """Fit the blocks on n training queries, and what learners see of these.
 
     Args:
-        labels: n categories, or `None` for no such block; fewer than two different ones count as none.
+        labels: columns of n categories each; one with fewer than two different ones counts as none.
     """
     words, reduced = fit_lexical(queries.texts, DIMS, seed=seed) if lexical else (None, None)
     raw = {"embedding": queries.embeddings}
@@ -161,8 +163,8 @@ def fit_features(
     raw |= {f"signal.{name}": np.asarray(values, dtype=np.float32) for name, values in queries.signals.items()}
     blocks = {name: _fit_block(values, one_scale=name == "embedding") for name, values in raw.items()}
     x = np.hstack([block.transform(raw[name]) for name, block in blocks.items()])
-    categories, p = _fit_categories(x, labels, seed)
-    return Features(blocks, words, categories), _seen(x, p)
+    fitted = [_fit_categories(x, column, seed) for column in labels if len(set(column)) > 1]
+    return Features(blocks, words, tuple(one for one, _ in fitted)), _seen(x, [p for _, p in fitted])
 
 
 def _raw(name: str, queries: Texts, lexical: Lexical | None) -> NDArray[Any]:
@@ -175,10 +177,11 @@ def _raw(name: str, queries: Texts, lexical: Lexical | None) -> NDArray[Any]:
     return queries.signals[name.removeprefix("signal.")]
 
 
-def _seen(x: Matrix, p: NDArray[np.float64] | None) -> Seen:
-    if p is None:
+def _seen(x: Matrix, columns: Sequence[NDArray[np.float64]]) -> Seen:
+    if not columns:
         return Seen(x, None)
-    return Seen(np.hstack([x, (CATEGORY_WEIGHT * p).astype(np.float32)]), p)
+    p = np.hstack(columns)
+    return Seen(np.hstack([x, (CATEGORY_WEIGHT * p).astype(np.float32)]), p / len(columns))
 
 
 def _fit_block(values: NDArray[Any], *, one_scale: bool) -> Block:
@@ -200,12 +203,8 @@ def _fit_block(values: NDArray[Any], *, one_scale: bool) -> Block:
     return Block(*(np.ascontiguousarray(part, dtype=np.float32) for part in (mean, scale, weights)))
 
 
-def _fit_categories(
-    x: Matrix, labels: Sequence[str] | None, seed: int
-) -> tuple[Categories | None, NDArray[np.float64] | None]:
+def _fit_categories(x: Matrix, labels: Sequence[str], seed: int) -> tuple[Categories, NDArray[np.float64]]:
     """The classifier of all rows, and for each row the probabilities that classifiers of other rows give it."""
-    if labels is None or len(set(labels)) < 2:
-        return None, None
     names, found = np.unique(np.array(labels, dtype=object), return_inverse=True)
     y: Labels = np.asarray(found, dtype=np.intp)
     logits = _cross_fitted_logits(x, y, np.random.default_rng(seed))

@@ -47,6 +47,7 @@ class QualityRouter:
         lexical, surface: whether to use these features.
         label_column: the table's column of categories when training; `None` takes its domains if it has any. A query's
             own label is never read.
+        more_labels: further columns of categories, finer or of another kind (a source, say).
         signals: names of `Query.features` to use; the router then requires them.
         seed: of the folds, the trees and the networks.
     """
@@ -61,6 +62,7 @@ class QualityRouter:
         lexical: bool = True,
         surface: bool = True,
         label_column: str | None = None,
+        more_labels: Sequence[str] = (),
         signals: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
@@ -75,6 +77,7 @@ class QualityRouter:
         self.lexical = lexical
         self.surface = surface
         self.label_column = label_column
+        self.more_labels = tuple(more_labels)
         self.signals = tuple(signals)
         self.requires: frozenset[str] = frozenset(signals)
         self.seed = seed
@@ -101,7 +104,7 @@ class QualityRouter:
 
         Raises:
             RouterError: too few rows, signals that the table lacks, or embeddings that are not finite.
-            InvalidOutcomes: `label_column` is not in the table.
+            InvalidOutcomes: a column of labels is not in the table.
         """
         if len(table) < LEAST_ROWS:
             raise RouterError(f"a quality router needs {LEAST_ROWS} training queries or more, got {len(table)}")
@@ -109,7 +112,8 @@ class QualityRouter:
             raise RouterError(f"this router needs features that the table does not have: {', '.join(missing)}")
         vectors = embed(self.encoder, table.prompts)
         texts = Texts(table.prompts, vectors, {name: table.features[name] for name in self.signals})
-        labels = table.labels(self.label_column or "domain") if self.label_column or table.domains else None
+        main = [self.label_column or "domain"] if self.label_column or table.domains else []
+        labels = [table.labels(column) for column in (*main, *self.more_labels)]
         features, seen = fit_features(texts, labels, lexical=self.lexical, surface_marks=self.surface, seed=self.seed)
         rng = np.random.default_rng(self.seed)
         folds, y = fold_of(len(table), N_FOLDS, rng), table.scores
@@ -145,6 +149,7 @@ class QualityRouter:
             "lexical": self.lexical,
             "surface": self.surface,
             "label_column": self.label_column,
+            "more_labels": list(self.more_labels),
             "signals": list(self.signals),
             "seed": self.seed,
         }

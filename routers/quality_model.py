@@ -93,9 +93,10 @@ class QualityModel:
         return self.stack.combine(np.stack([member.predict(seen) for member in self.members.values()]))
 
     def _labels(self, seen: Seen) -> tuple[str, ...] | None:
-        if self.features.categories is None or seen.p is None:
+        if seen.p is None:
             return None
-        return tuple(self.features.categories.names[c] for c in seen.p.argmax(axis=1))
+        names = self.features.categories[0].names
+        return tuple(names[c] for c in seen.p[:, : len(names)].argmax(axis=1))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything that is an array."""

@@ -36,7 +36,7 @@ def test_surface_marks_by_hand():
 
 @pytest.mark.parametrize("text", ["", " ", "猫は屋根の上で寝ています", "\ud800", "x" * 100_000])
 def test_no_text_is_too_strange(text):
-    features, _ = fit_features(texts_of(TABLE), TABLE.domains, lexical=True, surface_marks=True, seed=0)
+    features, _ = fit_features(texts_of(TABLE), [TABLE.domains], lexical=True, surface_marks=True, seed=0)
     seen = features.transform(Texts([text], ENCODER.encode([text]), {}))
     assert np.isfinite(seen.x).all()
     assert np.isfinite(seen.p).all()
@@ -56,7 +56,7 @@ def test_lexical_buckets_are_those_of_every_process():
 
 
 def test_every_block_has_the_same_weight():
-    features, seen = fit_features(texts_of(TABLE), None, lexical=True, surface_marks=True, seed=0)
+    features, seen = fit_features(texts_of(TABLE), [], lexical=True, surface_marks=True, seed=0)
     assert list(features.blocks) == ["embedding", "lexical", "surface"]
     widths = [block.weights.shape[1] for block in features.blocks.values()]
     assert max(widths) <= DIMS
@@ -68,42 +68,56 @@ def test_every_block_has_the_same_weight():
 def test_training_rows_are_not_told_their_own_category():
     rng = np.random.default_rng(0)
     labels = [f"label-{i}" for i in rng.integers(4, size=len(TABLE))]  # nothing in the prompts says which
-    _, seen = fit_features(texts_of(TABLE), labels, lexical=True, surface_marks=True, seed=0)
+    _, seen = fit_features(texts_of(TABLE), [labels], lexical=True, surface_marks=True, seed=0)
     names = np.unique(labels)
     assert np.mean(names[seen.p.argmax(axis=1)] == labels) < 0.4
     np.testing.assert_allclose(seen.p.sum(axis=1), 1.0)
 
 
 def test_categories_of_new_queries_are_found():
-    features, _ = fit_features(texts_of(TABLE), TABLE.domains, lexical=True, surface_marks=True, seed=0)
+    features, _ = fit_features(texts_of(TABLE), [TABLE.domains], lexical=True, surface_marks=True, seed=0)
     seen = features.transform(texts_of(NEW))
-    names = np.array(features.categories.names)
+    names = np.array(features.categories[0].names)
     assert np.mean(names[seen.p.argmax(axis=1)] == np.array(NEW.domains)) > 0.95
 
 
 def test_a_category_of_a_single_query_does_no_harm():
     labels = ["rare", *TABLE.domains[1:]]
-    features, seen = fit_features(texts_of(TABLE), labels, lexical=False, surface_marks=True, seed=0)
-    assert "rare" in features.categories.names
+    features, seen = fit_features(texts_of(TABLE), [labels], lexical=False, surface_marks=True, seed=0)
+    assert "rare" in features.categories[0].names
     assert np.isfinite(seen.p).all()
 
 
+def test_every_column_of_labels_counts_alike():
+    halves = [str(domain in ("law", "music")) for domain in TABLE.domains]
+    features, seen = fit_features(texts_of(TABLE), [TABLE.domains, halves], lexical=True, surface_marks=True, seed=0)
+    assert [len(column.names) for column in features.categories] == [4, 2]
+    np.testing.assert_allclose(seen.p[:, :4].sum(axis=1), 0.5)
+    np.testing.assert_allclose(seen.p[:, 4:].sum(axis=1), 0.5)
+    found = features.transform(texts_of(NEW))
+    told = np.array(features.categories[1].names)[found.p[:, 4:].argmax(axis=1)]
+    assert np.mean(told == [str(domain in ("law", "music")) for domain in NEW.domains]) > 0.95
+    again = Features.restored(features.arrays(), features.settings()).transform(texts_of(NEW))
+    np.testing.assert_array_equal(again.x, found.x)
+    np.testing.assert_array_equal(again.p, found.p)
+
+
 def test_one_category_is_none():
-    features, seen = fit_features(texts_of(TABLE), ["all"] * len(TABLE), lexical=False, surface_marks=False, seed=0)
-    assert features.categories is None
+    features, seen = fit_features(texts_of(TABLE), [["all"] * len(TABLE)], lexical=False, surface_marks=False, seed=0)
+    assert features.categories == ()
     assert seen.p is None
 
 
 def test_wide_signals_are_reduced_and_outliers_cut():
     rng = np.random.default_rng(0)
     states = rng.normal(size=(len(TABLE), 300))
-    features, seen = fit_features(texts_of(TABLE, {"states": states}), None, lexical=False, surface_marks=False, seed=0)
+    features, seen = fit_features(texts_of(TABLE, {"states": states}), [], lexical=False, surface_marks=False, seed=0)
     assert features.blocks["signal.states"].weights.shape == (300, DIMS)
     wild = features.transform(Texts(["x"], ENCODER.encode(["x"]), {"states": np.full((1, 300), 1e9)}))
     assert np.abs(wild.x).max() < 100 * np.abs(seen.x).max()
 
 
 def test_features_come_back_from_their_arrays():
-    features, _ = fit_features(texts_of(TABLE), TABLE.domains, lexical=True, surface_marks=True, seed=0)
+    features, _ = fit_features(texts_of(TABLE), [TABLE.domains], lexical=True, surface_marks=True, seed=0)
     back = Features.restored(features.arrays(), features.settings())
     np.testing.assert_array_equal(back.transform(texts_of(NEW)).x, features.transform(texts_of(NEW)).x)
