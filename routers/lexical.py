@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 BUCKETS = 2**15
-_TERM = re.compile(r"\w+|[^\w\s]")
+_ALONE = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Scripts that set no blanks between words (Thai, Lao, kana, Han): each character is a term, and so is each pair."""
+_TERM = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+|[^\w\s]")
 _MOST_CHARACTERS = 20_000
 """Longer texts are read up to here, so that a decision takes bounded time."""
 
@@ -68,6 +70,12 @@ def fit_lexical(texts: Sequence[str], dims: int, *, seed: int) -> tuple[Lexical,
     return lexical, np.asarray(matrix @ lexical.components, dtype=np.float32)
 
 
+def terms(text: str) -> list[str]:
+    """Words, or characters of scripts that set no blanks between words, and marks; then each pair of neighbours."""
+    words = _TERM.findall(text[:_MOST_CHARACTERS].lower())
+    return [*words, *map(" ".join, pairwise(words))]
+
+
 def _weighted(text: str, idf: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     buckets, counts = _counts(text)
     return buckets, _unit(counts, idf[buckets])
@@ -75,9 +83,7 @@ def _weighted(text: str, idf: NDArray[np.float32]) -> tuple[NDArray[np.intp], ND
 
 def _counts(text: str) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """The buckets of a text's terms, and how often each occurs."""
-    words = _TERM.findall(text[:_MOST_CHARACTERS].lower())
-    terms = [*words, *map(" ".join, pairwise(words))]
-    hashes = [zlib.crc32(term.encode("utf-8", "surrogatepass")) % BUCKETS for term in terms]
+    hashes = [zlib.crc32(term.encode("utf-8", "surrogatepass")) % BUCKETS for term in terms(text)]
     buckets, counts = np.unique(np.array(hashes, dtype=np.intp), return_counts=True)
     return buckets, counts.astype(np.intp)
 

@@ -11,7 +11,7 @@ from planted_outcomes import planted_table
 
 from routers.encoders import HashingEncoder
 from routers.features import DIMS, Features, Texts, fit_features
-from routers.lexical import fit_lexical
+from routers.lexical import fit_lexical, terms
 from routers.surface import NAMES, surface
 
 ENCODER = HashingEncoder(64)
@@ -47,6 +47,28 @@ def test_lexical_reads_a_text_as_it_did_in_training():
     lexical, reduced = fit_lexical(TABLE.prompts, 16, seed=0)
     np.testing.assert_allclose(lexical.transform(TABLE.prompts), reduced, atol=1e-5)
     assert not lexical.transform([""]).any()
+
+
+def test_scripts_without_blanks_between_words_are_read_by_character():
+    assert terms("中国 GDP_2 增长!") == [
+        "中",
+        "国",
+        "gdp_2",
+        "增",
+        "长",
+        "!",
+        "中 国",
+        "国 gdp_2",
+        "gdp_2 增",
+        "增 长",
+        "长 !",
+    ]
+    assert terms("한국어 ภาษา")[:5] == ["한국어", "ภ", "า", "ษ", "า"]  # Korean sets blanks
+    questions = [f"郁金香真正的原产地是{place}" for place in "荷土法意德英"] * 4
+    answers = [f"经济的性质如何{part}" for part in "甲乙丙丁戊己"] * 4
+    _, reduced = fit_lexical([*questions, *answers], 2, seed=0)
+    near = reduced @ reduced.T
+    assert near[:24, :24].min() > near[:24, 24:].max()
 
 
 def test_lexical_buckets_are_those_of_every_process():
