@@ -1,5 +1,8 @@
 """Extremely randomised trees (Geurts et al. 2006) as arrays: grown by scikit-learn, walked by numpy.
 
+Three learners, which lean on the category estimate in no way, as on further columns, or as on what they are added to.
+Which of them does best differs from table to table; a stack finds out.
+
 All trees stand behind one another in the same arrays. A walk takes all queries down all trees at once, a level a step;
 a leaf is its own child, so that who has arrived stays.
 """
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 from routers.features import Matrix, Seen
 from routers.learners import Category, Floats, centred, residuals
 
-TREES = 100
+TREES = 50
 LEAST_LEAF = 15
 FEATURE_SHARE = 0.2
 COPIES = 4
@@ -72,7 +75,7 @@ class Forest:
         return {**{name: getattr(self, name) for name in names}, "depth": np.array([self.depth])}
 
     @classmethod
-    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Forest:
+    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
         """The reverse of `arrays`."""
         names = ("roots", "feature", "threshold", "children", "leaf", "values")
         return cls(**{name: arrays[name] for name in names}, depth=int(arrays["depth"][0]))
@@ -80,51 +83,71 @@ class Forest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trees:
-    """Trees that lean on the category estimate, each half in its own way.
-
-    The first half predicts centred scores from all blocks and the category estimates of the m experts, these `COPIES`
-    times as likely to be drawn for a split as another column. The second half adds to the category estimate what it
-    leaves. The mean of both is that of all trees plus half of the estimate.
-    """
+    """Trees that predict the centred scores; how hard a query is they leave to the category estimate."""
 
     base: Category
     forest: Forest
 
     @classmethod
-    def fit(cls, seen: Seen, y: Floats, rng: np.random.Generator) -> Trees:
-        """Grow half of the trees for each way."""
-        base, residual = residuals(seen, y, rng)
-        estimates = _estimates(base, seen)
-        trees = [
-            *_grown(np.hstack([seen.x, *[estimates] * COPIES]), centred(y), rng),
-            *_grown(seen.x, residual, rng),
-        ]
-        return cls(base, _without_copies(forest_of(trees, y.shape[1]), seen.x.shape[1], y.shape[1]))
+    def fit(cls, seen: Seen, y: Floats, rng: np.random.Generator) -> Self:
+        """Grow them."""
+        return cls(Category.fit(seen, y, rng), _grown(seen.x, centred(y), rng))
 
     def predict(self, seen: Seen) -> Floats:
-        """(n, m) scores, of which only the differences between experts mean something."""
-        x = np.hstack([seen.x, _estimates(self.base, seen)])
-        return self.forest.predict(x) + 0.5 * self.base.predict(seen)
+        """(n, m) scores."""
+        return np.asarray(self.forest.predict(seen.x) + self.base.predict(seen).mean(axis=1, keepdims=True))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Base and trees."""
         return {**self.base.arrays(), **self.forest.arrays()}
 
     @classmethod
-    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Trees:
+    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
         """The reverse of `arrays`."""
         return cls(Category.restored(arrays), Forest.restored(arrays))
 
 
-def _grown(x: Matrix, y: Floats, rng: np.random.Generator) -> list[Any]:
-    """Half of the trees, as scikit-learn keeps them."""
+class GuidedTrees(Trees):
+    """Trees that also see the category estimates of the m experts as columns.
+
+    These are `COPIES` times as likely to be drawn for a split as another column.
+    """
+
+    @classmethod
+    def fit(cls, seen: Seen, y: Floats, rng: np.random.Generator) -> Self:
+        """Grow them over the copies, and then do without copies."""
+        base = Category.fit(seen, y, rng)
+        forest = _grown(np.hstack([seen.x, *[_estimates(base, seen)] * COPIES]), centred(y), rng)
+        return cls(base, _without_copies(forest, seen.x.shape[1], y.shape[1]))
+
+    def predict(self, seen: Seen) -> Floats:
+        """(n, m) scores."""
+        found = self.forest.predict(np.hstack([seen.x, _estimates(self.base, seen)]))
+        return np.asarray(found + self.base.predict(seen).mean(axis=1, keepdims=True))
+
+
+class ResidualTrees(Trees):
+    """Trees that predict what the category estimate leaves of the centred scores, and are added to it."""
+
+    @classmethod
+    def fit(cls, seen: Seen, y: Floats, rng: np.random.Generator) -> Self:
+        """Grow them on the residuals."""
+        base, residual = residuals(seen, y, rng)
+        return cls(base, _grown(seen.x, residual, rng))
+
+    def predict(self, seen: Seen) -> Floats:
+        """(n, m) scores."""
+        return self.forest.predict(seen.x) + self.base.predict(seen)
+
+
+def _grown(x: Matrix, y: Floats, rng: np.random.Generator) -> Forest:
     from sklearn.ensemble import ExtraTreesRegressor
 
     seed = int(rng.integers(2**31))
-    model = ExtraTreesRegressor(
-        TREES // 2, min_samples_leaf=LEAST_LEAF, max_features=FEATURE_SHARE, random_state=seed
-    ).fit(x, y)
-    return [tree.tree_ for tree in model.estimators_]
+    model = ExtraTreesRegressor(TREES, min_samples_leaf=LEAST_LEAF, max_features=FEATURE_SHARE, random_state=seed).fit(
+        x, y
+    )
+    return forest_of([tree.tree_ for tree in model.estimators_], y.shape[1])
 
 
 def _estimates(base: Category, seen: Seen) -> Matrix:

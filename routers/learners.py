@@ -1,8 +1,8 @@
 """Learners: from what is seen of n queries (`routers.features.Seen`) to the scores of m experts, behind one form.
 
-A fitted learner is plain arrays and predicts with numpy; scikit-learn, scipy and torch are needed to fit. `trees` and
-`ridge` learn scores that are centred over the experts of each query: what makes one expert better than another, not how
-hard the query is. Both start from the category estimate.
+A fitted learner is plain arrays and predicts with numpy; scikit-learn, scipy and torch are needed to fit. `ridge` and
+the trees learn scores that are centred over the experts of each query: what makes one expert better than another. How
+hard the query is they take from the category estimate.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ LEARNERS: dict[str, str] = {
     "logistic": "routers.learners:Logistic",
     "knn": "routers.learners:Neighbours",
     "trees": "routers.learner_trees:Trees",
+    "guided-trees": "routers.learner_trees:GuidedTrees",
+    "residual-trees": "routers.learner_trees:ResidualTrees",
     "mlp": "routers.learner_mlp:Networks",
 }
 """name -> `module:Class`, imported only when it is used."""

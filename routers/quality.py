@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from routers.encoders import Encoder
     from routers.outcomes import OutcomeTable
 
-STACKED = ("category", "ridge", "trees")
+STACKED = ("category", "ridge", "trees", "guided-trees", "residual-trees")
 """Learners by default. On recorded tables the others got little weight beside them or none, and `mlp` takes long."""
 N_FOLDS = 3
 LEAST_ROWS = 20

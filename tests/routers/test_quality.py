@@ -131,7 +131,7 @@ def test_signals_are_required_and_used():
 
 def test_weights_of_the_stack_can_be_read(router):
     weights = router.state().settings["stack_weights"]["ranking"]
-    assert list(weights) == ["category", "ridge", "trees", "expert means"]
+    assert list(weights) == ["category", "ridge", "trees", "guided-trees", "residual-trees", "expert means"]
     assert sum(weights.values()) == pytest.approx(1.0, abs=1e-3)
 
 
