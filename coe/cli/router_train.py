@@ -93,9 +93,7 @@ def train(
         digest = save(router, out, table=table, encoder=encodes, digests=digests, prices=notes, solved=solved)
         if encodes is not None:
             tell_of_truncation(encodes, table.prompts)
-    console.print(
-        f"trained a {kind} router on {len(table):,} queries of {len(router.experts)} experts in {seconds:.1f} s"
-    )
+    console.print(f"trained {kind} on {len(table):,} queries of {len(router.experts)} experts in {seconds:.1f} s")
     if json != "-":
         print_choice(router)
         stdout_console().print(f"{out}  {digest}", highlight=False, soft_wrap=True)

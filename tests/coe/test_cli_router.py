@@ -83,7 +83,7 @@ def test_train_saves_a_router_that_says_how_it_was_made(files):
     assert (document["kind"], document["n_queries"], document["experts"]) == ("knn", 150, ["law-expert", "food-expert"])
     assert load(files / "r").router.k == 9
     assert meta.encoder.name == "hashing:64"
-    assert "trained a knn router on 150 queries of 2 experts" in result.stderr
+    assert "trained knn on 150 queries of 2 experts" in result.stderr
 
 
 def test_train_records_prices_and_the_digests_of_registered_experts(files, coe_home):
