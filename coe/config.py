@@ -193,6 +193,12 @@ class CompositionConfig(BaseModel):
         """All but the kind; `coe.compose.build_composition` checks them."""
         return dict(self.model_extra or {})
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files that it is read from beside the configuration."""
+        prior = self.settings.get("prior")
+        return (Path(prior),) if isinstance(prior, str) else ()
+
     @model_validator(mode="before")
     @classmethod
     def _named(cls, value: object, info: ValidationInfo) -> object:

@@ -18,6 +18,7 @@ from coe.batch.source import Source
 from coe.batch.storage import Folder
 from coe.config import Config
 from coe.policy import Policy
+from registry.files import sha256_file
 from registry.spec import ExpertSpec
 from registry.store import Snapshot
 
@@ -56,7 +57,11 @@ def manifest(
 ) -> Manifest:
     """What makes a run the same one: everything that its results depend on."""
     described = {
-        name: {**policy.model_dump(mode="json", exclude={"router"}), "router": policies[name].router_digest}
+        name: {
+            **policy.model_dump(mode="json", exclude={"router"}),
+            "router": policies[name].router_digest,
+            "files": [sha256_file(path) for path in policy.composition.files],
+        }
         for name, policy in config.policies.items()
     }
     return {

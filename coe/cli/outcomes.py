@@ -1,4 +1,4 @@
-"""`coe outcomes check | import`: is this table fit to train a router, and how to make one of a CSV file."""
+"""`coe outcomes check | import | prior`: is this table fit to train a router, how to make one, what options tell."""
 
 from __future__ import annotations
 
@@ -63,6 +63,40 @@ def import_file(
     if json != "-":
         _print_summary(out, document)
     emit_json({"file": str(out), **document}, json)
+
+
+@app.command()
+def prior(
+    file: Annotated[Path, typer.Argument(help="Outcome table of multiple-choice questions with their answers.")],
+    out: Annotated[Path, typer.Option("--out", help="JSON file to write: `prior` of a vote or cascade.")],
+    column: Annotated[
+        str, typer.Option("--answer-column", help="Column with the letter of the right option.")
+    ] = "answer",
+    json: JsonTarget = None,
+) -> None:
+    """Learn how likely each option of a question is before anybody answers, for votes on questions of the same source.
+
+    Uses how options are worded and nothing of the subject, so it holds for questions from where these come from only.
+    """
+    from routers.option_prior import OptionPrior
+    from routers.outcomes import OutcomeTable
+
+    table = OutcomeTable.read(file)
+    learned = OptionPrior.fit(table, column=column)
+    learned.write(out)
+    told = [learned.log_prior(prompt) for prompt in table.prompts]
+    right = table.labels(column)
+    listed = [(options, letter) for options, letter in zip(told, right, strict=True) if letter in options]
+    first = sum(max(options, key=options.__getitem__) == letter for options, letter in listed) / len(listed)
+    chance = sum(1 / len(options) for options, _ in listed) / len(listed)
+    if json != "-":
+        stdout_console().print(
+            f"{out}: learned from {len(listed):,} of {len(table):,} questions. By itself it names the right option of "
+            f"{100 * first:.1f}% of these, chance of {100 * chance:.1f}%",
+            highlight=False,
+            soft_wrap=True,
+        )
+    emit_json({"prior": str(out), "n_questions": len(listed), "accuracy": first, "chance": chance}, json)
 
 
 def _renames(texts: list[str]) -> dict[str, str]:

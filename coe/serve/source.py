@@ -76,7 +76,8 @@ class Source:
     def _stamps(self, config: Config) -> object:
         """What differs after a change: the files' times and sizes, and the registry's version."""
         routers = [policy.router / META for policy in config.policies.values() if policy.router is not None]
-        files = [_stamp(path) for path in (self.path, *config.experts, *routers)]
+        priors = [path for policy in config.policies.values() for path in policy.composition.files]
+        files = [_stamp(path) for path in (self.path, *config.experts, *routers, *priors)]
         return files, None if config.experts else self._registry.snapshot().version
 
 

@@ -1,10 +1,12 @@
 import json
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from coe.cli.outcomes import app
 from routers.errors import InvalidOutcomes
+from routers.option_prior import OptionPrior
 from routers.outcomes import OutcomeTable
 
 LONG = (
@@ -70,3 +72,30 @@ def test_a_map_has_two_sides(csv_file, tmp_path, mapping):
     assert result.exit_code == 2
     assert "is not THEIRS=OURS" in result.stderr
     assert not (tmp_path / "t.parquet").exists()
+
+
+def test_prior_learns_the_habits_of_the_questions_and_says_what_they_are_worth(tmp_path):
+    longest = "The right option is the long one with a full stop."
+    prompts = [f"Question {i}?\nA. {longest if i % 2 else 'no'}\nB. {'no' if i % 2 else longest}" for i in range(40)]
+    table = OutcomeTable(
+        query_ids=[f"q{i}" for i in range(40)],
+        prompts=prompts,
+        experts=("a",),
+        scores=[[1.0]] * 40,
+        frame=pd.DataFrame({"answer": ["A" if i % 2 else "B" for i in range(40)]}),
+    )
+    table.write(tmp_path / "t.parquet")
+    result = run("prior", tmp_path / "t.parquet", "--out", tmp_path / "prior.json", "--json", "-")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert (document["n_questions"], document["accuracy"], document["chance"]) == (40, 1.0, 0.5)
+    told = OptionPrior.read(tmp_path / "prior.json").log_prior(f"New?\nA. no\nB. {longest}\nC. perhaps")
+    assert max(told, key=told.__getitem__) == "B"
+
+
+def test_prior_refuses_a_table_whose_prompts_list_no_options(tmp_path, csv_file):
+    out = tmp_path / "t.parquet"
+    run("import", csv_file, "--out", out, "--map", "id=query_id", "--map", "question=prompt", "--scale", "100")
+    result = run("prior", out, "--out", tmp_path / "prior.json")
+    assert isinstance(result.exception, InvalidOutcomes) and "no column 'answer'" in str(result.exception)
+    assert not (tmp_path / "prior.json").exists()

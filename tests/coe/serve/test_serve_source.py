@@ -10,6 +10,7 @@ from coe.serve.source import Source
 from registry.errors import InvalidSpec
 from registry.spec import ExpertSpec, Kind
 from registry.store import Registry
+from routers.option_prior import FEATURES, OptionPrior
 
 EXPERTS = """
 experts:
@@ -48,6 +49,17 @@ def test_a_source_is_read_once_and_again_only_after_a_change(service: Path) -> N
         catalogue, fixed = source.reread()
         assert (catalogue.generation, catalogue.policies["default"].expert, fixed) == (2, "general", [])
         assert not source.changed() and source.catalogue is catalogue
+
+
+def test_the_prior_of_a_vote_is_watched_as_routers_are(service: Path) -> None:
+    prior = service.parent / "prior.json"
+    OptionPrior(dict.fromkeys(FEATURES, 0.0)).write(prior)
+    policy = "  vote: {expert: loud, composition: {kind: weighted-vote, prior: prior.json}}"
+    write(service, CONFIG.format(expert="loud", more=policy))
+    with Source(service) as source:
+        assert not source.changed()
+        write(prior, prior.read_text().replace('"length": 0.0', '"length": 0.5'))
+        assert source.changed() and source.reread()[0].generation == 2
 
 
 def test_an_expert_that_changes_in_its_file_gets_a_new_version_and_others_keep_theirs(service: Path) -> None:
