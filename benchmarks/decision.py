@@ -3,7 +3,8 @@
     COE_DATA_DIR=... python benchmarks/decision.py [--sets routerdc7 mmlupro28] [--kinds ...] [--encoders minilm ...]
 
 Trains every kind on four folds of a table and routes prompts of the fifth. `encode` is an encoder alone; `decide` is
-all else that `estimate` and `decide` do, from the embedding to the RoutingDecision; `both` is what a query waits for.
+all else that `estimate` and `decide` do, from the embedding to the RoutingDecision; `both` is what a query waits for,
+timed for every encoder but the first: a slow one's share is all of it.
 `train_s` begins with the embeddings; `peak_mib` is what training took beyond them, `artifact_mib` what `save` writes.
 """
 
@@ -67,6 +68,7 @@ def measure(name: str, kinds: Sequence[str], encoders: Sequence[str]) -> Iterato
             router, trained = train_measured(kind, recorded, train)
             if encoder == encoders[0]:
                 yield row(name, f"decide: {kind}", trained | timings(routing(router), test.prompts))
+                continue
             live = type(router).from_state(router.state(), encodes)
             yield row(name, f"both: {encoder} + {kind}", timings(routing(live), test.prompts))
 
