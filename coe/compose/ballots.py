@@ -47,6 +47,24 @@ def cast(done: Done, key: AnswerKey) -> list[Ballot]:
     return sorted(ballots, key=lambda ballot: ballot.position)
 
 
+def poll(
+    request: GenerateRequest,
+    decision: RoutingDecision,
+    done: Done,
+    key: AnswerKey,
+    weights: Sequence[float],
+    ahead: Mapping[str, float] = MappingProxyType({}),
+) -> Asks | Final:
+    """A vote's step: all experts side by side, then the strongest side. A decision of one expert is just asked."""
+    if not done and decision.experts:
+        several = len(decision.experts) > 1
+        return asks(request, decision, range(len(decision.experts))) if several else only_one(request, decision)
+    ballots = cast(done, key)
+    if not ballots:
+        raise give_up(decision, done)
+    return elected(decision, ballots, strength(ballots, weights, ahead))
+
+
 def rounds(done: Done) -> int:
     """How many rounds of asks there were."""
     return 1 + max((int(name.partition(".")[0]) for name in done if "." in name), default=-1)

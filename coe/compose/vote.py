@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coe.compose.answer_key import KeyKind, key_of
-from coe.compose.ballots import asks, cast, elected, give_up, only_one, strength
+from coe.compose.ballots import poll
 from coe.compose.base import Asks, Done, Final
 from coe.types import GenerateRequest
 from routers.base import RoutingDecision
@@ -29,10 +29,4 @@ class Vote:
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
         """All asks, then the count. Nothing can be streamed: the answer stands when the last vote is cast."""
-        if not done and decision.experts:
-            several = len(decision.experts) > 1
-            return asks(request, decision, range(len(decision.experts))) if several else only_one(request, decision)
-        ballots = cast(done, key_of(self.key))
-        if not ballots:
-            raise give_up(decision, done)
-        return elected(decision, ballots, strength(ballots, [1.0] * len(decision.experts)))
+        return poll(request, decision, done, key_of(self.key), [1.0] * len(decision.experts))

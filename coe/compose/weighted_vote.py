@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coe.compose.answer_key import KeyKind, key_of
-from coe.compose.ballots import asks, cast, elected, give_up, only_one, strength
+from coe.compose.ballots import poll
 from coe.compose.base import Asks, Done, Final
 from coe.errors import ConfigError
 from coe.types import GenerateRequest
@@ -44,14 +44,8 @@ class WeightedVote:
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
         """All asks, then the count."""
-        if not done and decision.experts:
-            several = len(decision.experts) > 1
-            return asks(request, decision, range(len(decision.experts))) if several else only_one(request, decision)
-        ballots = cast(done, key_of(self.key))
-        if not ballots:
-            raise give_up(decision, done)
-        ahead = head_start(self.prior, request)
-        return elected(decision, ballots, strength(ballots, evidence(decision, self.options), ahead))
+        weights, ahead = evidence(decision, self.options), head_start(self.prior, request)
+        return poll(request, decision, done, key_of(self.key), weights, ahead)
 
 
 def evidence(decision: RoutingDecision, options: int) -> list[float]:
