@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from routers.encoder_base import WrappedEncoder
 from routers.errors import InvalidArtifact, RouterError
 
 if TYPE_CHECKING:
@@ -41,36 +42,12 @@ def read_queries(encoder: Encoder, queries: Sequence[Query]) -> tuple[NDArray[np
     return embed(encoder, texts), encoder.truncated(texts)
 
 
-class LastBatch:
+class LastBatch(WrappedEncoder):
     """An encoder that remembers its last batch, for routers of several parts that read the same queries in turn."""
 
     def __init__(self, inner: Encoder) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self._last: tuple[list[str], NDArray[np.float32]] | None = None  # replaced whole: threads may share it
-
-    @property
-    def name(self) -> str:
-        """The inner encoder's name."""
-        return self.inner.name
-
-    @property
-    def dim(self) -> int:
-        """Length of a vector."""
-        return self.inner.dim
-
-    @property
-    def digest(self) -> str:
-        """The inner encoder's digest."""
-        return self.inner.digest
-
-    @property
-    def max_tokens(self) -> int | None:
-        """The inner encoder's limit."""
-        return self.inner.max_tokens
-
-    def truncated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """(n,) bool: which texts are longer than `max_tokens`."""
-        return self.inner.truncated(texts)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, dim) float32, every row of length 1."""

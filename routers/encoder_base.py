@@ -45,6 +45,37 @@ class Encoder(Protocol):
         ...
 
 
+class WrappedEncoder:
+    """All of an encoder but `encode`, which differs between those that wrap one to save it work."""
+
+    def __init__(self, inner: Encoder) -> None:
+        self.inner = inner
+
+    @property
+    def name(self) -> str:
+        """The inner encoder's name."""
+        return self.inner.name
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.inner.dim
+
+    @property
+    def digest(self) -> str:
+        """The inner encoder's digest."""
+        return self.inner.digest
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The inner encoder's limit."""
+        return self.inner.max_tokens
+
+    def truncated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """(n,) bool: which texts are longer than `max_tokens`."""
+        return self.inner.truncated(texts)
+
+
 def valid_texts(texts: Sequence[str]) -> list[str]:
     """The texts without lone surrogates, which JSON may carry and no tokenizer takes."""
     return [text.encode("utf-8", "replace").decode("utf-8") for text in texts]

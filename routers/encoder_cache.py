@@ -9,14 +9,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from registry.files import coe_home
 from routers.embedding_store import EmbeddingStore
-from routers.encoder_base import Encoder, Progress, Vectors
+from routers.encoder_base import Encoder, Progress, Vectors, WrappedEncoder
 
 
-class CachedEncoder:
+class CachedEncoder(WrappedEncoder):
     """An encoder whose vectors are kept on disk, one file per encoder digest: a text is encoded once.
 
     Work is stored every `chunk` texts, so that an interrupted run goes on where it stopped. Only digests of texts are
@@ -30,36 +29,17 @@ class CachedEncoder:
     def __init__(
         self, inner: Encoder, folder: Path | None = None, *, on_progress: Progress | None = None, chunk: int = 128
     ) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.on_progress = on_progress
         self._chunk = chunk
         self._bypassed = False
         digest = inner.digest.removeprefix("sha256:")
         self._store = EmbeddingStore((folder or coe_home() / "embeddings") / f"{digest}.sqlite")
 
-    @property
-    def name(self) -> str:
-        """The inner encoder's name."""
-        return self.inner.name
-
     @cached_property
     def dim(self) -> int:
         """Length of a vector; known from the store without loading a model."""
         return self._store.dim() or self.inner.dim
-
-    @property
-    def digest(self) -> str:
-        """The inner encoder's digest."""
-        return self.inner.digest
-
-    @property
-    def max_tokens(self) -> int | None:
-        """The inner encoder's limit."""
-        return self.inner.max_tokens
-
-    def truncated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """(n,) bool: which texts are longer than `max_tokens`."""
-        return self.inner.truncated(texts)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """(n, dim) float32, every row of length 1."""

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.embed import embed
-from routers.encoders import Encoder, Vectors
+from routers.encoder_base import Encoder, Vectors, WrappedEncoder
 
 
-class Remembered:
+class Remembered(WrappedEncoder):
     """The vectors of n texts, computed when first asked for; other texts go to the inner encoder.
 
     Args:
@@ -21,11 +21,7 @@ class Remembered:
     """
 
     def __init__(self, inner: Encoder, texts: Sequence[str]) -> None:
-        self.inner = inner
-        self.name = inner.name
-        self.dim = inner.dim
-        self.digest = inner.digest
-        self.max_tokens = inner.max_tokens
+        super().__init__(inner)
         self._texts = list(dict.fromkeys(texts))
         self._row_of = {text: row for row, text in enumerate(self._texts)}
 
