@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,8 @@ from registry.store import Snapshot
 from routers.base import Message, Query, RoutingDecision
 from routers.errors import RouterError
 
+LEAST_S = 1e-3
+"""A deadline that has passed: whoever is asked says so at once."""
 AskExpert = Callable[[str, GenerateRequest], AsyncGenerator[Chunk, None]]
 
 
@@ -32,7 +35,7 @@ class Reply:
     """A decision, and the chunks of the answer as they come.
 
     Attributes:
-        asked: the experts that were asked so far, in order.
+        asked: the experts that were asked so far, in order. done: what they answered, by the id of the ask.
         expert: who answers, from the first chunk on; another than decided when the fallback stepped in.
         answer: the whole answer with its cost, after the last chunk.
     """
@@ -42,6 +45,7 @@ class Reply:
     expert: str | None = None
     answer: Answer | None = None
     asked: list[str] = field(default_factory=list)
+    done: dict[str, Answer | Failure] = field(default_factory=dict)
 
     @property
     def decision(self) -> RoutingDecision:
@@ -76,9 +80,10 @@ class Orchestrator:
         ask: AskExpert,
         default_policy: str = "default",
         load_s: Callable[[], Mapping[str, float]] = dict,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.snapshot, self.policies, self.default_policy = snapshot, dict(policies), default_policy
-        self._ask, self._load_s = ask, load_s
+        self._ask, self._load_s, self._clock = ask, load_s, clock
         for policy in self.policies.values():
             if policy.fallback is not None and policy.fallback not in snapshot.experts:
                 raise ConfigError(
@@ -133,7 +138,7 @@ class Orchestrator:
 
     async def _compose(self, request: GenerateRequest, reply: Reply) -> AsyncGenerator[Chunk, None]:
         """Step until final: asks run side by side, the last one streams."""
-        done: dict[str, Answer | Failure] = {}
+        done, began = reply.done, self._clock()
         while True:
             step = reply.routed.composition.step(request, reply.decision, done)
             if isinstance(step, Final):
@@ -142,20 +147,31 @@ class Orchestrator:
                 return
             reply.asked += [ask.expert for ask in step.asks]
             if not step.last:
-                outcomes = await asyncio.gather(*(self.whole(ask) for ask in step.asks))
+                outcomes = await asyncio.gather(*(self.whole(self._in_time(ask, request, began)) for ask in step.asks))
                 done.update(zip((ask.id for ask in step.asks), outcomes, strict=True))
                 continue
             [ask] = step.asks
-            async with aclosing(self._stream(ask, done)) as chunks:
+            async with aclosing(self._stream(self._in_time(ask, request, began), done)) as chunks:
                 async for chunk in chunks:
                     reply.expert = ask.expert
-                    yield chunk
+                    if chunk.finish_reason is None:
+                        yield chunk
             outcome = done[ask.id]
             if isinstance(outcome, Answer):
-                reply.answer = outcome
+                final = reply.routed.composition.step(request, reply.decision, done)
+                assert isinstance(final, Final)  # by the contract of `Asks.last`
+                reply.answer = final.answer
+                yield Chunk(chunk.text, final.answer.finish_reason, final.answer.usage, final.answer.timing)
                 return
             if reply.expert is not None:  # what a client has seen cannot be taken back
                 raise outcome.error
+
+    def _in_time(self, ask: Ask, request: GenerateRequest, began: float) -> Ask:
+        """The ask, no longer than what is left of the request's deadline."""
+        if request.deadline_s is None:
+            return ask
+        left = max(request.deadline_s - (self._clock() - began), LEAST_S)
+        return replace(ask, request=replace(ask.request, deadline_s=min(ask.request.deadline_s or left, left)))
 
     async def whole(self, ask: Ask) -> Answer | Failure:
         """The whole answer of an ask that nobody reads as it comes."""

@@ -5,6 +5,7 @@ What a decision was made from is kept beside it, so that a log can hold it and a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -83,7 +84,7 @@ def route(
     if answerable:
         estimate = policy.router.estimate([query for _, query, _ in answerable])
         grounds = [
-            Grounds(estimate.row(row), _utility(policy, query), allowed, policy.select, load_s, query.seed)
+            Grounds(estimate.row(row), _utility(policy, query), allowed, policy.select, load_s, _seed(policy, query))
             for row, (_, query, allowed) in enumerate(answerable)
         ]
         for (i, query, _), ground, decided in zip(answerable, grounds, _decide_all(estimate, grounds), strict=True):
@@ -114,6 +115,14 @@ def bypass(query: Query, expert: str, experts: Mapping[str, ExpertSpec]) -> Rout
 
 def _utility(policy: Policy, query: Query) -> Utility:
     return policy.utility if query.dial is None else replace(policy.utility, dial=query.dial)
+
+
+def _seed(policy: Policy, query: Query) -> int | None:
+    """Of chance: the query's own; where the policy draws and the query brings none, one of its text."""
+    if query.seed is not None or not policy.select.draws:
+        return query.seed
+    digest = hashlib.sha256(f"{policy.select}\n{query.text}".encode("utf-8", "surrogatepass"))
+    return int.from_bytes(digest.digest()[:6], "big")
 
 
 def _decide_all(

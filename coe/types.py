@@ -102,7 +102,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an expert answered, whole."""
+    """What an expert answered, whole.
+
+    notes: what the caller should know of how it came about: who failed, what was cut.
+    """
 
     expert: str
     text: str
@@ -110,6 +113,7 @@ class Answer:
     usage: Usage
     cost_usd: float | None = None
     timing: Timing | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

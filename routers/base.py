@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from routers.outcomes import OutcomeTable
 
 Floats = NDArray[np.floating[Any]]
+Words = tuple[str, ...]
 GENERAL = "general"
 """Label of a query that no category claims: it goes to the generalist."""
 
@@ -35,7 +36,7 @@ class Query:
         allowed: names the caller permits; `None` permits all.
         dial: USD-to-quality exchange rate of this request (utility = quality - dial * cost); `None` takes the policy's.
         seed: breaks ties between experts by chance, the same one every time; `None` takes the cheaper, then the first.
-        features: extra signals by name, filled by the caller because `Router.requires` asked for them.
+        features: signals by name, numbers or words, filled by the caller because `Router.requires` asked for them.
     """
 
     messages: tuple[Message, ...]
@@ -45,7 +46,7 @@ class Query:
     allowed: frozenset[str] | None = None
     dial: float | None = None
     seed: int | None = None
-    features: Mapping[str, Floats] = field(default_factory=dict)
+    features: Mapping[str, Floats | Words] = field(default_factory=dict)
 
     @classmethod
     def of(cls, text: str, **kwargs: Any) -> Self:
@@ -75,6 +76,8 @@ class Estimate:
         confidence: (n,) probability that the decision is right; `None` takes the chosen expert's quality.
         reasons: n short sentences for people, or `None`.
         truncated: (n,) bool: the encoder did not read the end of the query; `None` where queries are read whole.
+        weights: (n, m) >= 0: how much of a say each expert should have, by the router's own account. What the selector
+            `recruit` goes by; `None`: by utility.
     """
 
     experts: tuple[str, ...]
@@ -87,12 +90,13 @@ class Estimate:
     confidence: Floats | None = None
     reasons: tuple[str, ...] | None = None
     truncated: NDArray[np.bool_] | None = None
+    weights: Floats | None = None
 
     def __post_init__(self) -> None:
         n, m = self.quality.shape
         if m != len(self.experts):
             raise RouterError(f"quality has {m} columns for {len(self.experts)} experts")
-        for name in ("cost_usd", "eligible"):
+        for name in ("cost_usd", "eligible", "weights"):
             array = getattr(self, name)
             if array is not None and array.shape != (n, m):
                 raise RouterError(f"Estimate.{name} has shape {array.shape}, expected {(n, m)}")
@@ -114,6 +118,8 @@ class Estimate:
 @dataclass(frozen=True, slots=True)
 class RoutingDecision:
     """Who answers a query, in the order in which they are asked: best first, or cheap first in a cascade.
+
+    An expert that was drawn several times (selector `recruit`) stands there as often.
 
     Attributes:
         weights: share of each expert in a composition, summing to 1 (equal utilities give equal shares).

@@ -60,11 +60,12 @@ def decide(
             the estimate does not know are ignored while at least one known name remains.
         select: how many of them are asked, and in which order; `None` takes those of highest utility.
         k: short for `select=TopK(k)`: the k of highest utility, 1 by default; fewer where fewer are left.
-        rng: breaks ties at random instead.
+        rng: breaks ties at random instead, and draws where the selector does.
 
     Returns:
         n decisions. Their weights are softmax(utility / 0.1) over the chosen experts: ten points of utility are worth
-        a factor e, and what all experts have in common cancels out. Their confidence is the router's own where the
+        a factor e, and what all experts have in common cancels out; or what the router itself gives them
+        (`Estimate.weights`). Their confidence is the router's own where the
         best candidate comes first, and the first expert's quality where constraints or the selector overruled it.
 
     Raises:
@@ -80,13 +81,14 @@ def decide(
     overruled = ~_any_of_each_row(candidates)
     candidates = np.where(overruled[:, None], permitted, candidates)
     order = _best_first(estimate, np.where(candidates, utilities, -np.inf), rng)
-    chosen = select.choose(Candidates(estimate, utilities, order, candidates.sum(axis=1)))
+    weights = np.where(candidates, _weights(estimate, utilities), 0.0)
+    chosen = select.choose(Candidates(estimate, utilities, order, candidates.sum(axis=1), weights, rng))
     stands = [not over and columns[0] == row[0] for over, columns, row in zip(overruled, chosen, order, strict=True)]
     refused = _refused(estimate)
     return [
         _refusal(estimate, i)
         if refused[i]
-        else _decision(estimate, i, columns, utilities[i], bool(overruled[i]), bool(stands[i]))
+        else _decision(estimate, i, columns, utilities[i], weights[i], bool(overruled[i]), bool(stands[i]))
         for i, columns in enumerate(chosen)
     ]
 
@@ -106,6 +108,16 @@ def _utilities(estimate: Estimate, utility: Utility | Sequence[Utility], load_s:
     if dial.any():
         utilities -= dial * known_costs(estimate, "a dial > 0 trades quality for cost", "set the dial to 0")
     return utilities
+
+
+def _weights(estimate: Estimate, utilities: Floats) -> Floats:
+    """(n, m) >= 0: the router's own weights as far as the price leaves them, or softmax(utility / 0.1)."""
+    if estimate.weights is None:
+        best = np.nanmax(utilities, axis=1, keepdims=True, initial=-np.inf)
+        return np.asarray(np.nan_to_num(np.exp((utilities - best) / WEIGHT_TEMPERATURE)))
+    quality = np.asarray(estimate.quality, dtype=np.float64)
+    left = np.where(quality > 0, utilities.clip(0.0, None) / np.where(quality > 0, quality, 1.0), 1.0)
+    return np.asarray(np.nan_to_num(estimate.weights * left))
 
 
 def _permitted(
@@ -197,15 +209,23 @@ def _best_first(estimate: Estimate, utilities: Floats, rng: np.random.Generator 
 
 
 def _decision(
-    estimate: Estimate, i: int, chosen: NDArray[np.intp], utilities: Floats, overruled: bool, stands: bool
+    estimate: Estimate,
+    i: int,
+    chosen: NDArray[np.intp],
+    utilities: Floats,
+    weights: Floats,
+    overruled: bool,
+    stands: bool,
 ) -> RoutingDecision:
     scores = utilities[chosen]
-    weights = np.exp((scores - scores.max()) / WEIGHT_TEMPERATURE)
+    shares = weights[chosen]
+    if estimate.weights is None or not shares.any():
+        shares = np.exp((scores - scores.max()) / WEIGHT_TEMPERATURE)
     quality = estimate.quality[i, chosen]
     confidence = quality[0] if estimate.confidence is None or not stands else estimate.confidence[i]
     return RoutingDecision(
         experts=tuple(estimate.experts[j] for j in chosen),
-        weights=tuple((weights / weights.sum()).tolist()),
+        weights=tuple((shares / shares.sum()).tolist()),
         scores=tuple(scores.tolist()),
         confidence=float(min(max(confidence, 0.0), 1.0)),
         label=None if estimate.labels is None else estimate.labels[i],

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from routers.base import Floats, Query
+from routers.base import Floats, Query, Words
 from routers.errors import InvalidOutcomes
 from routers.outcome_files import SHOWN_ROWS, columns_of, frame_of, read_frame, rows_problem, write_frame
 
@@ -48,8 +48,8 @@ class OutcomeTable:
         domains: n category names, or `None`.
         folds: (n,) int64, the cross-validation fold of each row, or `None`.
         answers: expert -> n recorded answers ("" where none could be read), or `None`.
-        features: name -> (n, d) signals of the queries, for routers that require them (`Router.requires`); computed
-            beside the table and not part of its file.
+        features: name -> (n, d) signals of the queries, or n tuples of words, for routers that require them
+            (`Router.requires`); computed beside the table and not part of its file.
 
     Raises:
         InvalidOutcomes: naming every row and column at fault. Rows count from 1.
@@ -65,7 +65,7 @@ class OutcomeTable:
     domains: tuple[str, ...] | None = None
     folds: NDArray[np.int64] | None = None
     answers: Mapping[str, tuple[str, ...]] | None = None
-    features: Mapping[str, Floats] = field(default_factory=dict)
+    features: Mapping[str, Floats | Sequence[Words]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("query_ids", "prompts", "experts", "domains"):
@@ -129,7 +129,10 @@ class OutcomeTable:
             domains=None if self.domains is None else _take(self.domains, picked),
             folds=None if self.folds is None else self.folds[picked],
             answers=None if self.answers is None else {m: _take(a, picked) for m, a in self.answers.items()},
-            features={name: values[picked] for name, values in self.features.items()},
+            features={
+                name: values[picked] if isinstance(values, np.ndarray) else tuple(values[i] for i in picked)
+                for name, values in self.features.items()
+            },
         )
 
     def with_experts(self, names: Sequence[str]) -> Self:

@@ -110,8 +110,8 @@ class QualityRouter:
             raise RouterError(f"a quality router needs {LEAST_ROWS} training queries or more, got {len(table)}")
         if missing := sorted(self.requires - set(table.features)):
             raise RouterError(f"this router needs features that the table does not have: {', '.join(missing)}")
-        vectors = embed(self.encoder, table.prompts)
-        texts = Texts(table.prompts, vectors, {name: table.features[name] for name in self.signals})
+        vectors, queries = embed(self.encoder, table.prompts), table.queries() if self.signals else []
+        texts = Texts(table.prompts, vectors, {name: _signal(name, queries) for name in self.signals})
         main = [self.label_column or "domain"] if self.label_column or table.domains else []
         labels = [table.labels(column) for column in (*main, *self.more_labels)]
         features, seen = fit_features(texts, labels, lexical=self.lexical, surface_marks=self.surface, seed=self.seed)
@@ -179,4 +179,6 @@ def _signal(name: str, queries: Sequence[Query]) -> Vectors:
     lacking = [i for i, query in enumerate(queries, start=1) if name not in query.features]
     if lacking:
         raise RouterError(f"query {lacking[0]} of {len(queries)} lacks the feature {name!r} that this router requires")
-    return np.array([np.atleast_1d(query.features[name]) for query in queries], dtype=np.float32)
+    if any(isinstance(query.features[name], tuple) for query in queries):
+        raise RouterError(f"feature {name!r} is words: a quality router takes numbers; a skill router reads words")
+    return np.array([np.atleast_1d(np.asarray(query.features[name])) for query in queries], dtype=np.float32)

@@ -1,6 +1,7 @@
 """Selectors: how many of the candidates are asked, and in which order. Any selector works on any Estimate.
 
     top-k     the k of highest utility; `best` is top-1
+    recruit   the k of largest say (`Estimate.weights`), or k draws by it
     dynamic   as many as it takes until one of them is right with probability p
     cascade   the cheapest that is good enough first, then better and dearer ones
 
@@ -14,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,18 +37,27 @@ class Candidates:
         utilities: (n, m) float64.
         order: (n, m) columns, best utility first (ties settled); those who may not be asked come last.
         counts: (n,) how many of each row of `order` may be asked; at least 1.
+        weights: (n, m) how much of a say each expert has, in every row 0 for those who may not be asked.
+        rng: for selectors that draw; `None`: they begin one of their own seed.
     """
 
     estimate: Estimate
     utilities: Floats
     order: Columns
     counts: Columns
+    weights: Floats
+    rng: np.random.Generator | None = None
 
 
 class Selector(Protocol):
     """Who of the candidates is asked. A frozen value: two of equal settings are equal."""
 
     kind: ClassVar[str]
+
+    @property
+    def draws(self) -> bool:
+        """Whether the choice is by chance."""
+        ...
 
     @property
     def k(self) -> int:
@@ -64,6 +74,7 @@ class TopK:
     """The k of highest utility, best first; fewer where fewer are candidates."""
 
     kind: ClassVar[str] = "top-k"
+    draws: ClassVar[bool] = False
     k: int = 1
 
     def __post_init__(self) -> None:
@@ -86,6 +97,7 @@ class Dynamic:
     """
 
     kind: ClassVar[str] = "dynamic"
+    draws: ClassVar[bool] = False
     p: float = 0.9
     k: int = 5
 
@@ -115,6 +127,7 @@ class Cascade:
     """
 
     kind: ClassVar[str] = "cascade"
+    draws: ClassVar[bool] = False
     tolerance: float = math.inf
     threshold: float = 0.0
     k: int = 1
@@ -152,8 +165,57 @@ class Cascade:
         return np.array(shortened, dtype=np.intp)
 
 
-SELECTORS: dict[str, type[TopK] | type[Dynamic] | type[Cascade]] = {
-    selector.kind: selector for selector in (TopK, Dynamic, Cascade)
+@dataclass(frozen=True, slots=True)
+class Recruit:
+    """The k experts that the router gives the largest say, or k draws by it (Symbolic-MoE, arXiv 2503.05641).
+
+    The say of an expert is the router's `Estimate.weights`, in proportion to the share of its quality that its price
+    and its loading leave (utility / quality, at least 0). The source draws k times with replacement, so that an expert
+    may be recruited twice; by default the choice is not by chance: the k of most weight, equal ones by utility. Experts
+    without any weight are asked only where nobody has some.
+
+    Args:
+        draw: "top", or "replacement": as the source does. seed: of the draws of a query that brings none.
+    """
+
+    kind: ClassVar[str] = "recruit"
+    k: int = 3
+    draw: Literal["top", "replacement"] = "top"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_k(self.k)
+        if self.draw not in ("top", "replacement"):
+            raise InvalidSettings(f"draw must be 'top' or 'replacement', got {self.draw!r}")
+        if type(self.seed) is not int or self.seed < 0:
+            raise InvalidSettings(f"seed must be a whole number >= 0, got {self.seed!r}")
+
+    @property
+    def draws(self) -> bool:
+        """See `Selector.draws`."""
+        return self.draw != "top"
+
+    def choose(self, candidates: Candidates) -> list[Columns]:
+        """See `Selector.choose`. Heaviest first; an expert that was drawn twice stands there twice."""
+        given = candidates.rng
+        rng = np.random.default_rng(self.seed) if given is None else given
+        return [self._row(candidates, i, rng) for i in range(len(candidates.order))]
+
+    def _row(self, candidates: Candidates, i: int, rng: np.random.Generator) -> Columns:
+        ranked = candidates.order[i, : candidates.counts[i]]
+        weights = np.round(candidates.weights[i, ranked], TIE_DECIMALS)
+        if not weights.any():
+            return ranked[: self.k]
+        heaviest = np.argsort(-weights, kind="stable")  # of equal weight: in order of utility
+        if self.draw == "top":
+            return np.asarray(ranked[heaviest[weights[heaviest] > 0][: self.k]], dtype=np.intp)
+        shares = weights[heaviest] / weights.sum()
+        drawn = np.sort(rng.choice(len(ranked), size=self.k, p=shares))
+        return np.asarray(ranked[heaviest[drawn]], dtype=np.intp)
+
+
+SELECTORS: dict[str, type[TopK] | type[Dynamic] | type[Cascade] | type[Recruit]] = {
+    selector.kind: selector for selector in (TopK, Dynamic, Cascade, Recruit)
 }
 """kind -> class. `best` is another name of top-k with k = 1."""
 BEST = "best"
@@ -189,7 +251,7 @@ def build_selector(document: str | Mapping[str, Any], **defaults: Any) -> Select
 def selector_document(selector: Selector) -> dict[str, Any]:
     """A selector as JSON values: `build_selector` gives it back equal. Infinite settings are left out."""
     settings = asdict(selector)  # type: ignore[call-overload]  # every selector is a dataclass
-    return {"kind": selector.kind, **{name: value for name, value in settings.items() if math.isfinite(value)}}
+    return {"kind": selector.kind, **{name: value for name, value in settings.items() if value != math.inf}}
 
 
 def one_is_right(candidates: Candidates, k: int) -> Floats:

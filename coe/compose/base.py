@@ -35,7 +35,8 @@ class Ask:
 class Asks:
     """Questions that may run side by side.
 
-    last: there is one ask, and its answer is the final answer: it may be streamed as it comes.
+    last: there is one ask, and its text is the final text: it may be streamed as it comes. The step after its answer
+        is final, with what the request took in all.
     """
 
     asks: tuple[Ask, ...]

@@ -186,6 +186,7 @@ def _grounds_document(grounds: Grounds) -> dict[str, Any]:
         "confidence": None if estimate.confidence is None else _number(estimate.confidence[0]),
         "reason": None if estimate.reasons is None else estimate.reasons[0],
         "truncated": None if estimate.truncated is None else bool(estimate.truncated[0]),
+        "weights": None if estimate.weights is None else _numbers(estimate.weights[0]),
         "utility": {"dial": _number(grounds.utility.dial), "patience": _number(grounds.utility.patience)},
         "load_s": {name: _number(seconds) for name, seconds in grounds.load_s.items()},
         "allowed": sorted(grounds.allowed),
@@ -262,7 +263,7 @@ def _estimate(document: Mapping[str, Any]) -> Estimate:
         row[name] for name in ("cost_usd", "ood", "eligible", "abstained", "confidence")
     )
     label, reason = row["label"], row["reason"]
-    truncated = row.get("truncated")  # lines written before there was one have none
+    truncated, weights = row.get("truncated"), row.get("weights")  # lines written before there were any have none
     return Estimate(
         tuple(document["experts"]),
         np.array([document["quality"]], dtype=np.float64),
@@ -274,6 +275,7 @@ def _estimate(document: Mapping[str, Any]) -> Estimate:
         confidence=None if confidence is None else np.array(confidence, dtype=np.float64),
         reasons=None if reason is None else tuple(reason),
         truncated=None if truncated is None else np.array(truncated, dtype=bool),
+        weights=None if weights is None else np.array(weights, dtype=np.float64),
     )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -211,6 +211,57 @@ async def test_a_composition_of_several_asks_them_side_by_side_and_gives_the_fin
     reply = orchestrator(backend, default=Policy("default", Table(), composition=Join())).answer(REQUEST)
     assert await reply.text() == "<down> | good says hi"
     assert reply.expert == "joined"
+
+
+class Draft:
+    """A draft by `cheap`, finished by `good`, whose text streams; what both took is added up."""
+
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+        if "draft" not in done:
+            return Asks((Ask("draft", "cheap", request),))
+        if (last := done.get("last")) is None:
+            return Asks((Ask("last", "good", request),), last=True)
+        assert isinstance(last, Answer)
+        first = done["draft"]
+        tokens = last.usage.completion_tokens + (first.usage.completion_tokens if isinstance(first, Answer) else 0)
+        note = () if isinstance(first, Answer) else (f"{first.expert} failed",)
+        return Final(replace(last, usage=Usage(last.usage.prompt_tokens, tokens), notes=note))
+
+
+async def test_what_streams_last_ends_with_what_the_whole_request_took() -> None:
+    backend = Backend()
+    reply = orchestrator(backend, default=Policy("default", Table(), composition=Draft())).answer(REQUEST)
+    chunks = [chunk async for chunk in reply.chunks]
+    assert "".join(chunk.text for chunk in chunks) == "good says hi" and len(chunks) > 1
+    assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert reply.answer is not None and chunks[-1].usage == reply.answer.usage
+    draft, last = reply.done["draft"], reply.done["last"]
+    assert isinstance(draft, Answer) and isinstance(last, Answer) and draft.text == "cheap says hi"
+    assert reply.answer.usage.completion_tokens == draft.usage.completion_tokens + last.usage.completion_tokens
+    assert reply.asked == ["cheap", "good"] and reply.expert == "good"
+
+
+async def test_an_answer_notes_who_failed_on_the_way() -> None:
+    backend = Backend(fail={"cheap": EngineError("down")})
+    reply = orchestrator(backend, default=Policy("default", Table(), composition=Draft())).answer(REQUEST)
+    assert await reply.text() == "good says hi"
+    assert reply.answer is not None and reply.answer.notes == ("cheap failed",)
+
+
+async def test_each_ask_gets_what_is_left_of_the_deadline() -> None:
+    now, deadlines = [100.0], []
+
+    async def slow(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        deadlines.append(request.deadline_s)
+        now[0] += 4.0
+        yield Chunk("x", "stop", Usage(1, 1))
+
+    policies = {"default": Policy("default", Table(), composition=Draft())}
+    system = Orchestrator(SNAPSHOT, policies, ask=slow, clock=lambda: now[0])
+    await system.answer(replace(REQUEST, deadline_s=10.0)).text()
+    assert deadlines == [10.0, 6.0]
+    await system.answer(replace(REQUEST, deadline_s=3.0)).text()
+    assert deadlines[2:] == [3.0, pytest.approx(1e-3)]  # too late: whoever is asked says so
 
 
 async def test_many_requests_are_routed_in_one_batch_and_answered_side_by_side() -> None:

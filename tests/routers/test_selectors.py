@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from routers.base import Estimate
 from routers.decide import Utility, decide
 from routers.errors import InvalidSettings, RouterError
-from routers.selectors import SELECTORS, Cascade, Dynamic, Selector, TopK, build_selector, selector_document
+from routers.selectors import SELECTORS, Cascade, Dynamic, Recruit, Selector, TopK, build_selector, selector_document
 from routers.thresholds import cascade_for_cost, dynamic_for_calls
 
 EXPERTS = ("small", "medium", "large", "huge")
@@ -94,6 +94,50 @@ def test_ties_in_a_cascade():
     assert chosen(Cascade(tolerance=0.0, k=3), same_quality) == ("medium",)
 
 
+def weighted(weights, quality=(0.5, 0.7, 0.8, 0.75), cost=None) -> Estimate:
+    return estimate([quality], cost, weights=np.array([weights], dtype=float))
+
+
+def test_recruits_are_those_of_most_weight_whatever_their_quality():
+    decision = decide(weighted([3.0, 1.0, 0.0, 2.0]), select=Recruit(2))[0]
+    assert decision.experts == ("small", "huge") and decision.weights == (0.6, 0.4)
+    assert decision.quality == (0.5, 0.75)
+    assert chosen(Recruit(9), weighted([3.0, 1.0, 0.0, 2.0])) == ("small", "huge", "medium")  # no weight, no say
+    assert chosen(Recruit(2), weighted([1.0, 1.0, 1.0, 0.0])) == ("large", "medium")  # equal: by utility
+    assert chosen(Recruit(2), weighted([0.0] * 4)) == ("large", "huge")
+
+
+def test_without_weights_of_the_router_recruits_are_the_top_k():
+    assert decide(ONE, select=Recruit(3)) == decide(ONE, k=3)
+
+
+def test_recruits_are_among_the_allowed():
+    of = weighted([3.0, 1.0, 0.0, 2.0])
+    assert chosen(Recruit(2), of, allowed={"medium", "large", "huge"}) == ("huge", "medium")
+    assert decide(of, select=Recruit(2), allowed={"large"})[0].weights == (1.0,)
+
+
+def test_a_price_takes_its_share_of_a_recruits_weight():
+    # utilities 0.4 of 0.8 and 0.6 of 0.6: half of 3 is left, all of 2
+    of = weighted([3.0, 2.0], quality=(0.8, 0.6), cost=[[0.4, 0.0]])
+    assert decide(of, select=Recruit(2))[0].weights == (0.6, 0.4)
+    priced = decide(of, select=Recruit(2), utility=Utility(dial=1.0))[0]
+    assert priced.experts == ("medium", "small") and priced.weights == pytest.approx((4 / 7, 3 / 7))
+
+
+def test_draws_with_replacement_follow_the_weights_and_repeat_with_the_seed():
+    of = weighted([0.7, 0.2, 0.1, 0.0])
+    select = Recruit(3, draw="replacement", seed=5)
+    assert decide(of, select=select) == decide(of, select=select)
+    rng = np.random.default_rng(0)
+    drawn = [decide(of, select=select, rng=rng)[0].experts for _ in range(2000)]
+    assert all(len(experts) == 3 for experts in drawn)
+    shares = [np.mean([experts.count(name) for experts in drawn]) / 3 for name in EXPERTS]
+    assert shares == pytest.approx([0.7, 0.2, 0.1, 0.0], abs=0.02)
+    assert ("small", "small", "small") in drawn  # 0.343 of the time
+    assert chosen(Recruit(3, "replacement"), of, allowed={"huge"}) == ("huge",)
+
+
 LEVELS = st.sampled_from([0.0, 0.1, 0.2, 0.35, 0.5, 0.50001, 0.75, 0.9, 1.0])
 
 
@@ -108,6 +152,7 @@ SELECTED = st.one_of(
     st.builds(TopK, k=st.integers(1, 5)),
     st.builds(Dynamic, p=st.floats(0, 1), k=st.integers(1, 5)),
     st.builds(Cascade, tolerance=st.floats(0, 1), threshold=st.floats(0, 1), k=st.integers(1, 5)),
+    st.builds(Recruit, k=st.integers(1, 5)),
 )
 
 
@@ -145,7 +190,10 @@ def test_a_cascade_rises_in_cost_and_quality_up_to_the_best(of: Estimate, tolera
             assert path.quality[-1] == pytest.approx(best.quality[0], abs=1e-11)
 
 
-@pytest.mark.parametrize("select", [TopK(3), Dynamic(0.75, 4), Cascade(tolerance=0.1), Cascade(threshold=0.5, k=2)])
+@pytest.mark.parametrize(
+    "select",
+    [TopK(3), Dynamic(0.75, 4), Cascade(tolerance=0.1), Cascade(threshold=0.5, k=2), Recruit(2, "replacement", 7)],
+)
 def test_a_selector_is_a_value_that_its_document_gives_back(select: Selector):
     assert build_selector(selector_document(select)) == select
     assert math.inf not in selector_document(select).values()
@@ -155,7 +203,7 @@ def test_selectors_by_name_with_defaults():
     assert build_selector("best") == TopK(1)
     assert build_selector("dynamic", k=3) == Dynamic(k=3)
     assert build_selector({"kind": "dynamic", "p": 0.5}, k=3) == Dynamic(0.5, 3)
-    assert set(SELECTORS) == {"top-k", "dynamic", "cascade"}
+    assert set(SELECTORS) == {"top-k", "dynamic", "cascade", "recruit"}
 
 
 @pytest.mark.parametrize(
@@ -168,6 +216,8 @@ def test_selectors_by_name_with_defaults():
         ({"kind": "dynamic", "p": "high"}, "p must be a number"),
         ({"kind": "dynamic", "p": math.nan}, "p must be a number"),
         ({"kind": "top-k", "k": 0}, "k must be at least 1"),
+        ({"kind": "recruit", "draw": "lots"}, "draw must be 'top' or 'replacement'"),
+        ({"kind": "recruit", "seed": -1}, "seed must be a whole number >= 0"),
         ({"kind": "top-k", "k": 2.0}, "k must be at least 1, a whole number"),
         ({"kind": "top-k", "k": True}, "k must be at least 1, a whole number"),
         ({"kind": "best", "k": 2}, "asks one expert, not k=2"),
