@@ -1,0 +1,171 @@
+"""Recruiting by skills, as in Symbolic-MoE (arXiv 2503.05641): pure functions, and what they say of one query.
+
+Notation: N training queries, n queries, m experts, K skills; y is a score in [0, 1]. A query's skills are a row of K
+numbers >= 0: how often each skill was named, or what share of the query it is (then they sum to 1).
+
+The formulas are those of the paper's code, checked by hand in the tests. What differs is said where it does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Found = Literal["exact", "alias", "nearest", "read"]
+WithoutSkills = Literal["competency", "uniform"]
+
+
+@dataclass(frozen=True, slots=True)
+class QuerySkill:
+    """One skill of a query.
+
+    Attributes:
+        name: of the vocabulary.
+        share: of the query, in (0, 1]; those of a query sum to 1.
+        found: `exact`: the word is the skill's name; `alias`: the name of a synonym that was merged into it; `nearest`:
+            a word that the vocabulary does not have, whose nearest skill this is; `read`: no word, the query's text is
+            like the training queries of this skill.
+        word: that was looked up; `None` where the text was read.
+        cosine: of the word and the skill (of the synonym, for an alias: 1); `None` where the text was read.
+    """
+
+    name: str
+    share: float
+    found: Found
+    word: str | None = None
+    cosine: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What one expert brings to a query.
+
+    Attributes:
+        profile: its entry in the profile for each skill of `Explanation.skills`, in that order.
+        suitability: S_i, the local one; 0 where the query has no known skill.
+        competency: gamma_i, the global one; those of all experts sum to 1.
+        weight: of recruiting it; those of all experts sum to 1. 0: not recruited while others can be.
+        quality: expected score in [0, 1].
+        trimmed: too seldom recruited on the training queries, so that it never is.
+    """
+
+    expert: str
+    profile: tuple[float, ...]
+    suitability: float
+    competency: float
+    weight: float
+    quality: float
+    trimmed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why whom for one query: what `SkillRouter.explain(query)` returns.
+
+    Attributes:
+        skills: largest share first; empty where none is known.
+        unknown: words that are like no skill.
+        experts: all of them, most weight first (equal ones: the higher quality, then as trained).
+        reason: the same in a short sentence, as in the decision.
+    """
+
+    skills: tuple[QuerySkill, ...]
+    unknown: tuple[str, ...]
+    experts: tuple[Standing, ...]
+    reason: str
+
+
+def profiles(scores: Floats, skills: Floats) -> Floats:
+    """(K, m) profiles: for each skill of each training query, +1 where the expert was right and -1 where it was wrong.
+
+    Args:
+        scores: (N, m); a score between 0 and 1 counts 2 y - 1, which the source, whose answers are right or wrong, does
+            not need.
+        skills: (N, K).
+    """
+    return np.asarray(skills.T @ (2.0 * scores - 1.0))
+
+
+def suitability(skills: Floats, profile: Floats) -> Floats:
+    """(n, m) local suitability S_i: the sum of expert i's profile over the skills of the query.
+
+    With `skills` that count how often each is named this is the source's sum; with shares its mean.
+    """
+    return np.asarray(skills @ profile)
+
+
+def competency(profile: Floats, temperature: float) -> Floats:
+    """(m,) global competency gamma_i, which sums to 1: in proportion to x_i^(1/T), x_i expert i's profile summed up.
+
+    Where any of the sums is negative all are shifted by -min + 1. The source's T is 0.5. Where all sums are 0, on which
+    the source divides by zero, all are equally competent.
+    """
+    totals = profile.sum(axis=0)
+    x = totals - totals.min() + 1.0 if (totals < 0).any() else totals
+    if not x.any():
+        return np.full(len(x), 1.0 / len(x))
+    scaled = (x / x.max()) ** (1.0 / temperature)  # relative: powers of large sums overflow
+    return np.asarray(scaled / scaled.sum())
+
+
+def recruiting_weights(local: Floats, gamma: Floats, kept: NDArray[np.bool_] | None = None) -> Floats:
+    """(n, m) weights S_i gamma_i, each row summing to 1, of the experts with S_i > 0.
+
+    Where nobody has S_i > 0, all count, shifted by -min + 1. Experts who are not kept have no weight, and the others
+    are weighed as if they were not there. Where the weights are all 0 because the competencies are, these are left out.
+
+    Args:
+        local: (n, m) suitabilities. gamma: (m,) competencies. kept: (m,) bool, at least one True; `None`: all.
+    """
+    among = np.ones(len(gamma), dtype=bool) if kept is None else kept
+    lowest = np.where(among, local, np.inf).min(axis=1, keepdims=True)
+    some = (among & (local > 0)).any(axis=1, keepdims=True)
+    s = np.where(among, np.where(some, local.clip(0.0, None), local - lowest + 1.0), 0.0)
+    weights = s * gamma
+    weights = np.where(weights.any(axis=1, keepdims=True), weights, s)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def without_skills(gamma: Floats, kept: NDArray[np.bool_], how: WithoutSkills) -> Floats:
+    """(m,) weights for a query without a known skill: the competencies, or `uniform`, as in the source."""
+    weights = np.where(kept, gamma if how == "competency" else 1.0, 0.0)
+    weights = weights if weights.any() else kept.astype(np.float64)
+    return np.asarray(weights / weights.sum())
+
+
+def kept_after_trimming(weights: Floats, k: int, least_share: float) -> NDArray[np.bool_]:
+    """(m,) bool: the experts who are recruited for at least a share of the training queries.
+
+    Recruited are those of a query's k largest weights; equal ones share the last place. At least k experts are kept,
+    the most recruited. The paper trims by the queries of the test set, so that a decision depends on which others stand
+    beside it; here it is by the training queries, once, when the router is trained.
+
+    Args:
+        weights: (N, m) of the training queries.
+    """
+    n, m = weights.shape
+    if m <= k:
+        return np.ones(m, dtype=bool)
+    last = np.sort(weights, axis=1)[:, m - k]
+    share = ((weights > 0) & (weights >= last[:, None])).sum(axis=0) / max(1, n)
+    kth = np.sort(share)[m - k]
+    return np.asarray((share >= least_share) | (share >= kth), dtype=bool)
+
+
+def stated(query_skills: tuple[QuerySkill, ...], first: str, how: str, unknown: tuple[str, ...] = ()) -> str:
+    """The skills with their shares and why the first was recruited, in a sentence for people."""
+    if query_skills:
+        named = ", ".join(f"{skill.name} {skill.share:.0%}" for skill in query_skills)
+        return f"needs {named}; {first} {how}"
+    words = f"none of {', '.join(unknown)} is a known skill" if unknown else "no skill is known"
+    return f"{words}; {first} {how}"
+
+
+def share_of(counts: NDArray[Any]) -> Floats:
+    """(n, K) rows of counts as shares that sum to 1; rows of zeros stay."""
+    total = counts.sum(axis=1, keepdims=True)
+    return np.asarray(counts / np.where(total > 0, total, 1.0), dtype=np.float64)
