@@ -149,6 +149,30 @@ class Host:
         present = base.ref in self.cache.resident | self.cache.loading
         return present or self.cache.used_bytes + self._footprint(base) <= self.cache.budget_bytes
 
+    def prefetch(self, name: str, *, keep: Collection[str] = ()) -> bool:
+        """Begin to load an expert that will be asked soon, beside what is used, waited for, or named in `keep`.
+
+        Returns at once, and holds nothing: see `ExpertCache.prefetch`.
+
+        Returns:
+            Whether its weights are there now, or on their way.
+
+        Raises:
+            UnknownModel: no such expert; with close matches.
+        """
+        wanted = {job.group for job in self._waiting.values()} | set(+self.in_flight)
+        kept = {_group(_find(self.snapshot, each), self.snapshot) for each in keep}
+        return self.cache.prefetch(_group(_find(self.snapshot, name), self.snapshot), keep=wanted | kept)
+
+    def footprint(self, name: str) -> int:
+        """Bytes that must be resident to ask an expert; an adapter's are its base's.
+
+        Raises:
+            UnknownModel: no such expert; with close matches.
+            WeightsError: its size is not known.
+        """
+        return self._footprint(self.snapshot.experts[_find(self.snapshot, name).residency_key])
+
     @property
     def resident(self) -> frozenset[str]:
         """Names of the experts whose weights are in memory; an adapter's are its base's."""

@@ -92,7 +92,7 @@ class ExpertCache(Generic[T]):
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of resident and loading experts, and of those still being unloaded."""
+        """Bytes of resident and loading experts, and of those still being unloaded where nobody loads in their room."""
         return sum(slot.size_bytes for slot in self._slots.values()) + self._unloading_bytes
 
     def peek(self, name: str) -> T | None:
@@ -103,6 +103,23 @@ class ExpertCache(Generic[T]):
     def fits_now(self, *names: str, keep: Collection[str] = ()) -> bool:
         """Whether a lease of these would be granted now, without waiting and without evicting any of `keep`."""
         return not self._queue and self._plan(set(names), keep) is not None
+
+    def prefetch(self, name: str, *, keep: Collection[str] = ()) -> bool:
+        """Begin to load an expert for a later lease, where that disturbs nobody; returns at once.
+
+        Nothing happens while a lease waits, or where room would have to be made that leases, pins or `keep` hold. The
+        expert is held by nobody: a lease that needs its room takes it once it is loaded. If loading fails, the next
+        lease tries again, and tells.
+
+        Returns:
+            Whether it is resident now, or on its way.
+        """
+        if name not in self._slots:
+            plan = None if self._queue else self._plan({name}, keep)
+            if plan is None:
+                return False
+            self._bring_in_beside(plan, name)
+        return True
 
     @asynccontextmanager
     async def lease(self, *names: str) -> AsyncIterator[Mapping[str, T]]:
@@ -149,21 +166,7 @@ class ExpertCache(Generic[T]):
             self._wake()
 
     def _reserve(self, wanted: set[str], evict: tuple[Resident, ...]) -> dict[str, _Slot[T]]:
-        evicted = []
-        for victim in evict:
-            slot = self._slots.pop(victim.name)
-            assert slot.expert is not None
-            evicted.append((slot.expert, slot.size_bytes))
-            self._unloading_bytes += slot.size_bytes
-            self.stats.evictions += 1
-        # The room of the evicted is promised to this lease: it counts once, as theirs, until they are gone.
-        missing = [name for name in sorted(wanted) if name not in self._slots]
-        freed = asyncio.ensure_future(self._free(evicted)) if evicted else None
-        for name in missing:
-            slot = _Slot[T](size_bytes=self._footprint(name))
-            slot.loading = asyncio.ensure_future(self._bring_in(name, slot, freed))
-            slot.loading.add_done_callback(_retrieved)
-            self._slots[name] = slot
+        self._bring_in_beside(evict, *sorted(name for name in wanted if name not in self._slots))
         slots = {name: self._slots[name] for name in wanted}
         for slot in slots.values():
             slot.leases += 1
@@ -171,12 +174,32 @@ class ExpertCache(Generic[T]):
             slot.last_used_s = self._clock()
         return slots
 
-    async def _free(self, evicted: list[tuple[T, int]]) -> None:
+    def _bring_in_beside(self, evict: tuple[Resident, ...], *missing: str) -> None:
+        """Start to load what is missing, in the room of what is evicted."""
+        evicted = []
+        for victim in evict:
+            slot = self._slots.pop(victim.name)
+            assert slot.expert is not None
+            evicted.append(slot.expert)
+            self.stats.evictions += 1
+        sizes = {name: self._footprint(name) for name in missing}
+        # The room of the evicted is promised to the missing, who wait until they are gone: it counts once.
+        beyond = max(0, sum(victim.size_bytes for victim in evict) - sum(sizes.values()))
+        freed = asyncio.ensure_future(self._free(evicted, beyond)) if evicted else None
+        self._unloading_bytes += beyond
+        for name, size_bytes in sizes.items():
+            slot = _Slot[T](size_bytes, last_used_s=self._clock())
+            slot.loading = asyncio.ensure_future(self._bring_in(name, slot, freed))
+            slot.loading.add_done_callback(_retrieved)
+            self._slots[name] = slot
+
+    async def _free(self, evicted: list[T], beyond: int) -> None:
+        """Unload; `beyond` are the bytes that this frees beside those that were promised."""
         try:
-            for expert, _ in evicted:
+            for expert in evicted:
                 await self._unload(expert)
         finally:
-            self._unloading_bytes -= sum(size for _, size in evicted)
+            self._unloading_bytes -= beyond
 
     async def _bring_in(self, name: str, slot: _Slot[T], freed: asyncio.Future[None] | None) -> T:
         """Load one expert after the room is free. On failure the slot disappears, so that a later lease retries."""

@@ -296,3 +296,38 @@ async def test_the_first_weights_that_come_with_a_later_snapshot_get_memory(monk
         monkeypatch.setattr("coe.engines.hf_load.free_bytes", lambda device: 5)
         await update_host(host, Config(), Snapshot(3, {"near": weights}))
         assert host.cache.budget_bytes == 800  # what is loaded now must not shrink what it was promised
+
+
+async def test_a_prefetched_expert_is_there_when_it_is_asked_and_the_one_at_work_stays() -> None:
+    engine = FakeEngine(load_delay_s=0.05, token_delay_s=0.005)
+    host = make(model("a"), model("b"), adapter("x", "b"), model("c"), engine=engine)
+    await ask(host, "a")
+    working = asyncio.create_task(ask(host, "a", request("one two three four")))
+    await asyncio.sleep(0)
+    assert host.prefetch("x") and host.cache.loading == {"b"}
+    assert await asyncio.wait_for(working, 0.045) == "ONE TWO THREE FOUR"
+    first = [chunk async for chunk in host.ask("x", request())][-1].timing
+    assert first is not None and first.load_s < 0.05
+    assert not host.prefetch("c", keep=["a", "x"]) and host.prefetch("c", keep=["x"])
+    assert await ask(host, "c") == "HELLO THERE" and host.resident == {"b", "c"}
+    assert engine.tally.loads == {"a": 1, "b": 1, "c": 1}
+
+
+async def test_a_prefetch_does_not_take_the_room_of_those_who_wait() -> None:
+    engine = FakeEngine(load_delay_s=0.01, token_delay_s=0.005, capacity=1)
+    host = make(model("a"), model("b"), model("c"), engine=engine)
+    await ask(host, "a")
+    await ask(host, "b")
+    clients = [asyncio.create_task(ask(host, name)) for name in ("a", "a", "b")]
+    await asyncio.sleep(0)
+    assert not host.prefetch("c")
+    await asyncio.gather(*clients)
+    assert host.prefetch("c") and engine.tally.loads == {"a": 1, "b": 1}
+    await host.aclose()
+
+
+def test_what_must_be_resident_has_a_size_before_it_is_loaded() -> None:
+    host = make(model("a"), adapter("x", "a"))
+    assert host.footprint("a") == host.footprint("x") == 4 * MIB
+    with pytest.raises(UnknownModel):
+        host.prefetch("y")

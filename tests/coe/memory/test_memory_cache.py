@@ -156,6 +156,69 @@ async def test_fits_now_says_whether_a_lease_would_wait_and_respects_what_to_kee
     assert shelf.cache.peek("a") == "A" and shelf.cache.peek("c") is None
 
 
+async def test_the_room_of_what_is_unloaded_is_counted_once() -> None:
+    shelf = Shelf()
+    await use(shelf, "a")
+    await use(shelf, "b")
+    shelf.delay_s = 0.01
+    await asyncio.gather(use(shelf, "c"), use(shelf, "c"), use(shelf, "c"))  # in the room of `a`, one after the other
+    assert shelf.resident == {"b", "c"} and shelf.cache.stats.evictions == 1
+
+
+async def test_a_prefetch_loads_beside_what_is_kept_and_nobody_waits_for_it() -> None:
+    shelf = Shelf()
+    shelf.delay_s = 0.01
+    async with shelf.cache.lease("a"):
+        assert shelf.cache.prefetch("b", keep=["a"]) and shelf.cache.loading == {"b"}
+        assert shelf.cache.prefetch("b")  # on its way: not once more
+        await asyncio.wait_for(use(shelf, "a"), 0.005)
+        assert not shelf.cache.prefetch("c", keep=["a"])  # what is on its way is not pushed out again
+    await use(shelf, "b")
+    assert shelf.loads == ["a", "b"]
+
+
+async def test_a_prefetch_makes_room_of_what_nobody_needs_and_of_nothing_else() -> None:
+    shelf = Shelf()
+    await use(shelf, "a")
+    await use(shelf, "b")
+    assert not shelf.cache.prefetch("c", keep=["a", "b"]) and not shelf.cache.prefetch("huge")
+    assert shelf.cache.prefetch("c", keep=["a"])  # the older one, which plain LRU would take
+    await use(shelf, "c")
+    assert shelf.resident == {"a", "c"} and shelf.cache.used_bytes == 8
+
+
+async def test_a_prefetch_never_stands_in_line() -> None:
+    shelf = Shelf()
+    async with shelf.cache.lease("a"):
+        waiter = asyncio.create_task(use(shelf, "big"))
+        await asyncio.sleep(0)
+        assert not shelf.cache.prefetch("b") and shelf.cache.prefetch("a")
+    await waiter
+    assert shelf.loads == ["a", "big"]
+
+
+async def test_a_lease_takes_the_room_of_a_prefetch_that_was_in_vain() -> None:
+    shelf = Shelf()
+    shelf.delay_s = 0.005
+    assert shelf.cache.prefetch("a")
+    await asyncio.wait_for(use(shelf, "big"), 1)
+    assert shelf.resident == {"big"}
+
+
+async def test_a_prefetch_that_fails_or_is_cut_short_leaves_nothing_behind() -> None:
+    shelf = Shelf()
+    shelf.fail = {"a"}
+    assert shelf.cache.prefetch("a")
+    await asyncio.sleep(0.005)
+    assert shelf.cache.used_bytes == 0
+    shelf.fail, shelf.delay_s = set(), 10
+    assert shelf.cache.prefetch("a")
+    await asyncio.sleep(0.001)
+    shelf.delay_s = 0
+    await shelf.cache.aclose()
+    assert shelf.resident == set() and shelf.cache.used_bytes == 0
+
+
 async def test_close_unloads_everything_also_what_was_still_loading() -> None:
     shelf = Shelf()
     await use(shelf, "a")
