@@ -16,45 +16,16 @@ from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Self, TypeVar
 
-from sqlalchemy import (
-    Boolean,
-    Column,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    func,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.engine import Connection
 
 from registry.database import open_engine, reading, translate_errors, with_retries, writing
-from registry.errors import RegistryError, StoreError, UnknownExpert
+from registry.errors import RegistryError, UnknownExpert
+from registry.schema import prepare
 from registry.spec import ExpertSpec, Kind
+from registry.tables import experts as _experts
+from registry.tables import state as _state
 
-_SCHEMA = 1
-_metadata = MetaData()
-_state = Table(
-    "registry_state",
-    _metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False),
-    Column("schema", Integer, nullable=False),
-    Column("version", Integer, nullable=False),
-)
-_experts = Table(
-    "experts",
-    _metadata,
-    Column("id", Integer, primary_key=True),
-    Column("name", String(128), nullable=False, index=True),
-    Column("version", Integer, nullable=False),
-    Column("current", Boolean, nullable=False, index=True),
-    Column("spec", Text, nullable=False),
-    UniqueConstraint("name", "version"),
-)
 T = TypeVar("T")
 
 
@@ -107,7 +78,7 @@ class Registry:
     def __init__(self, url: str | None = None) -> None:
         self._engine, self.url = open_engine(url)
         try:
-            self._write(self._create)
+            self._write(lambda connection: prepare(connection, self.url))
         except RegistryError:
             self.close()
             raise
@@ -177,17 +148,6 @@ class Registry:
 
         with translate_errors(self.url):
             return with_retries(attempt)
-
-    def _create(self, connection: Connection) -> None:
-        _metadata.create_all(connection)
-        schema = connection.execute(select(_state.c.schema)).scalar_one_or_none()
-        if schema is None:
-            connection.execute(insert(_state).values(id=1, schema=_SCHEMA, version=0))
-        elif schema != _SCHEMA:
-            raise StoreError(
-                f"{self.url} was written by another version of this program (format {schema}, here {_SCHEMA}): "
-                f"upgrade it, or use another registry"
-            )
 
 
 def _change(connection: Connection, add: Sequence[ExpertSpec], remove: Sequence[str]) -> list[ExpertSpec]:

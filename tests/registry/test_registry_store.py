@@ -219,7 +219,7 @@ def test_a_registry_of_another_format(registry: Registry, coe_home: Path) -> Non
     with connection:
         connection.execute("UPDATE registry_state SET schema = 99")
     connection.close()
-    with pytest.raises(StoreError, match=r"format 99, here 1\): upgrade it, or use another registry"):
+    with pytest.raises(StoreError, match=r"format 99, here 2\): upgrade the program, or use another registry"):
         Registry()
 
 

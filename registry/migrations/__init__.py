@@ -1,0 +1,1 @@
+"""Steps from each format of the registry's database to the next, run by Alembic (`registry.schema`)."""

@@ -1,0 +1,61 @@
+"""The format of the registry's database: a new one is made, an old one is upgraded in place, a newer one is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import insert, inspect, select
+from sqlalchemy.engine import Connection
+
+from registry.errors import StoreError
+from registry.tables import SCHEMA, alembic_version, metadata, state
+
+_STEPS = Path(__file__).parent / "migrations"
+
+
+def prepare(connection: Connection, shown_url: str) -> None:
+    """Bring a database to the format of this program, all or nothing: within the transaction that writes.
+
+    Raises:
+        StoreError: it is of a later format than this program knows.
+    """
+    found = _format(connection)
+    if found is None:
+        _make(connection)
+        return
+    if found < SCHEMA:
+        found = _format(connection, waiting=True)  # whoever upgrades it at this moment is let finish
+        assert found is not None
+    if not 1 <= found <= SCHEMA:
+        raise StoreError(
+            f"{shown_url} was written by another version of this program (format {found}, here {SCHEMA}): "
+            f"upgrade the program, or use another registry"
+        )
+    if found < SCHEMA:
+        _upgrade(connection, found)
+
+
+def _format(connection: Connection, *, waiting: bool = False) -> int | None:
+    """The format that the database is of; None where there is no registry yet."""
+    if not inspect(connection).has_table(state.name):
+        return None
+    query = select(state.c.schema)
+    return connection.execute(query.with_for_update() if waiting else query).scalar_one_or_none()
+
+
+def _make(connection: Connection) -> None:
+    """An empty registry, without Alembic: every `coe ask` makes one in memory."""
+    metadata.create_all(connection)
+    alembic_version.create(connection, checkfirst=True)
+    connection.execute(insert(state).values(id=1, schema=SCHEMA, version=0))
+    connection.execute(insert(alembic_version).values(version_num=f"{SCHEMA:04d}"))
+
+
+def _upgrade(connection: Connection, found: int) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(_STEPS).replace("%", "%%"))
+    command.stamp(config, f"{found:04d}", purge=True)  # the first format was written before there were steps
+    command.upgrade(config, "head")

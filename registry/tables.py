@@ -1,0 +1,65 @@
+"""The registry's tables. What changes here needs a step in `registry/migrations` and the next number in `SCHEMA`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Double,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+SCHEMA: Final = 2
+"""The format of a database, in `registry_state.schema`; the step that leads to it is the one of the same number."""
+MAX_TEXT: Final = 256
+"""Characters of the longest skill or source: what an index of any database takes."""
+
+metadata = MetaData()
+state = Table(
+    "registry_state",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("schema", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+)
+experts = Table(
+    "experts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(128), nullable=False, index=True),
+    Column("version", Integer, nullable=False),
+    Column("current", Boolean, nullable=False, index=True),
+    Column("spec", Text, nullable=False),
+    UniqueConstraint("name", "version"),
+)
+profiles = Table(
+    "profiles",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("expert", String(128), nullable=False),
+    Column("identity", String(MAX_TEXT), nullable=False),
+    Column("source", String(MAX_TEXT), nullable=False),
+    Column("skill", String(MAX_TEXT), nullable=False),
+    Column("digest", String(128), nullable=False),
+    Column("score", Double, nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("completion_tokens", Double, nullable=True),
+    Column("seconds", Double, nullable=True),
+    UniqueConstraint("expert", "identity", "source", "skill", name="uq_profiles"),
+)
+
+alembic_version = Table(
+    "alembic_version",
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
+"""Alembic's own note of the step that a database is at; a new database gets it without Alembic."""
