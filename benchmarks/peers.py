@@ -77,6 +77,7 @@ def compare(name: str, ours: Sequence[str], peer_python: Path | None) -> Iterato
         if peer_python is not None:
             for kind, result in llmrouter_lib(peer_python, vectors, train, test):
                 results.setdefault(f"llmrouter-lib: {kind}", []).append(result)
+        print(f"{name}: fold {fold} is done", file=sys.stderr, flush=True)
     rows = np.concatenate(order)
     for router, parts in results.items():
         picks = np.concatenate([part.picks for part in parts])

@@ -61,10 +61,19 @@ Folds = Annotated[int, typer.Option("--folds", min=2, help="How many folds to dr
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="Most experts to ask for an answer.")]
 Compose = Annotated[
     str | None,
-    typer.Option("--compose", help="What is made of their recorded answers: vote, weighted-vote, cascade, single."),
+    typer.Option(
+        "--compose",
+        metavar="NAME[,KEY=VALUE...]",
+        help="What is made of their recorded answers: vote, weighted-vote,options=4, cascade, single.",
+    ),
 ]
 Select = Annotated[
-    str | None, typer.Option("--select", help="Who is asked: top-k, cascade or dynamic, with --top-k as most.")
+    str | None,
+    typer.Option(
+        "--select",
+        metavar="NAME[,KEY=VALUE...]",
+        help="Who is asked: top-k, recruit, dynamic,p=0.9 or cascade,tolerance=0.1, with --top-k as most.",
+    ),
 ]
 Plot = Annotated[
     Path | None, typer.Option("--plot", metavar="OUT.png", help="Draw curves, domains and calibration to this file.")
@@ -125,12 +134,12 @@ def settings_of_kinds(kinds: Sequence[str], given: Sequence[str], seed: int, **f
     }
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _setting(text: str, flag: str = "--set") -> tuple[str, Any]:
     import json
 
     name, separator, value = text.partition("=")
     if not separator:
-        raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--set")
+        raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint=flag)
     try:
         return name, json.loads(value)
     except ValueError:
@@ -158,7 +167,14 @@ def selector_of(select: str | None, top_k: int) -> Selector:
     """Who is asked."""
     from routers.selectors import build_selector
 
-    return build_selector(select or "top-k", k=top_k)
+    kind, settings = _kind_of(select or "top-k", "--select")
+    return build_selector({"kind": kind, **settings}, k=top_k)
+
+
+def _kind_of(text: str, flag: str) -> tuple[str, dict[str, Any]]:
+    """The name and the settings of `NAME,KEY=VALUE,...`."""
+    kind, *settings = (part.strip() for part in text.split(","))
+    return kind, dict(_setting(setting, flag) for setting in settings)
 
 
 def compose_of(name: str | None, top_k: int) -> ComposeRecorded | None:
@@ -175,7 +191,8 @@ def compose_of(name: str | None, top_k: int) -> ComposeRecorded | None:
     from coe.evaluation.replay import replay
     from routers.routing import Composed
 
-    composition = build_composition(name)
+    kind, settings = _kind_of(name, "--compose")
+    composition = build_composition(kind, settings)
 
     def compose(table: OutcomeTable, decisions: Sequence[RoutingDecision]) -> Composed:
         replayed = replay(table, decisions, composition)

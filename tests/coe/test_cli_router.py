@@ -236,6 +236,13 @@ def test_compositions_are_replayed_from_recorded_answers(files):
     assert vote["accuracy"] == pytest.approx((table.scores.sum(axis=1) >= 2).mean())
     shown = run(*command, "--top-k", "3", "--compose", "vote").stdout
     assert "vote of 3.00 experts a query" in " ".join(shown.split())
+    weighted = run(
+        *command, "--top-k", "3", "--select", "dynamic,p=0.0", "--compose", "weighted-vote,options=2", "--json", "-"
+    )
+    assert json.loads(weighted.stdout)[0]["calls"] == 1  # the first alone is right with a probability of 0 or more
+    wrong = run(*command, "--compose", "weighted-vote,optoins=2", ok=False)
+    assert str(wrong.exception).startswith("composition 'weighted-vote' has no setting optoins; it has: key, options")
+    assert "'options' is not KEY=VALUE" in run(*command, "--compose", "vote,options", ok=False).stderr
     alone = run(*command, "--top-k", "3", ok=False)
     assert alone.exit_code == 2
     assert "say with --compose" in alone.stderr
