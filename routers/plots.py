@@ -221,7 +221,7 @@ def draw_reliability(axes: Axes, reports: Sequence[RouterReport]) -> None:
     axes.set_xlabel("expected score of the chosen expert (%)")
     axes.set_ylabel("actual score (%)")
     axes.set_title("calibration, ten bins of equal mass", fontsize=10)
-    axes.legend(loc="upper left", fontsize=8)
+    axes.legend(loc="upper left", fontsize=8, framealpha=0.6)
     axes.grid(alpha=0.25)
 
 

@@ -97,11 +97,11 @@ def _print(reference: str, theirs: Line, found: Sequence[Comparison], *, title: 
     from rich.table import Table
 
     heading = f"{title}: {len(theirs.scores):,} queries, compared with {reference}"
-    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", overflow="fold", min_width=14)
-    for name in ("accuracy", "difference", "won : lost", "USD / 1k", "difference"):
+    for name in ("accuracy", "difference", "won : lost", "USD / 1k"):
         table.add_column(name, justify="right", no_wrap=True)
-    row = (f"{100 * theirs.accuracy:.2f}%", "", "", per_thousand(theirs.mean_cost), "")
+    row = (f"{100 * theirs.accuracy:.2f}%", "", "", per_thousand(theirs.mean_cost))
     table.add_row(escape(reference), *row)
     for one in found:
         low, high = 100 * one.gain_ci95_low, 100 * one.gain_ci95_high
@@ -110,7 +110,6 @@ def _print(reference: str, theirs: Line, found: Sequence[Comparison], *, title: 
             f"{100 * one.accuracy:.2f}%",
             f"{100 * one.gain:+.2f} [{low:+.2f}, {high:+.2f}]",
             f"{one.wins:,} : {one.losses:,}",
-            per_thousand(one.mean_cost),
-            "-" if one.cost_gain is None else f"{1e3 * one.cost_gain:+.4f}",
+            per_thousand(one.mean_cost) + ("" if one.cost_gain is None else f" ({1e3 * one.cost_gain:+.4f})"),
         )
     stdout_console().print(table)
