@@ -11,11 +11,11 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from registry.errors import DigestMismatch, DiskFull, SourceError
+from registry.errors import DigestMismatch, DiskFull, SourceError, UnknownExpert
 from registry.files import atomic_path, coe_home, sha256_file
 from registry.spec import ExpertSpec, FileRecord
 
@@ -61,9 +61,27 @@ def digest_of(records: Iterable[FileRecord]) -> str:
     return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
 
 
-def digest_of_text(*parts: str) -> str:
+def digest_of_text(*parts: str | None) -> str:
     """`sha256:...` of an expert without files: what addresses it is all its identity."""
     return "sha256:" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def identity(spec: ExpertSpec, experts: Mapping[str, ExpertSpec]) -> str:
+    """What an expert is, by content: two with the same identity answer alike.
+
+    Its digest, or for one without, what it is called and where; an adapter's with that of its base, a composed expert's
+    with those of its members.
+
+    Raises:
+        UnknownExpert: a base or member is not among `experts`.
+    """
+    own = spec.digest or digest_of_text(spec.source, spec.revision, spec.model or spec.name)
+    if unknown := [name for name in spec.references if name not in experts]:
+        raise UnknownExpert(unknown[0], experts)
+    parts = [identity(experts[name], experts) for name in spec.references]
+    if spec.base is not None:
+        return f"{own} on {parts[0]}"
+    return digest_of_text(own, *parts) if parts else own
 
 
 def check_files(

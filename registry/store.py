@@ -20,7 +20,9 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.engine import Connection
 
 from registry.database import open_engine, reading, translate_errors, with_retries, writing
+from registry.digest import identity
 from registry.errors import RegistryError, UnknownExpert
+from registry.profiles import AGGREGATION, ProfileRow, Profiles, read, record
 from registry.schema import prepare
 from registry.spec import ExpertSpec, Kind
 from registry.tables import experts as _experts
@@ -135,6 +137,37 @@ class Registry:
         with self._read() as connection:
             version = connection.execute(select(_state.c.version)).scalar_one()
             return Snapshot(version, _current(connection))
+
+    def record(self, rows: Sequence[ProfileRow]) -> None:
+        """Store what sources say of experts, all or none; what they said of the same experts before is replaced.
+
+        The version stays: what is known of experts has changed, not the experts.
+
+        Raises:
+            UnknownExpert: a name was never registered.
+            RegistryError: a row cannot be stored; which, and why.
+        """
+        self._write(lambda connection: record(connection, rows))
+
+    def recorded(self, expert: str | None = None) -> Sequence[ProfileRow]:
+        """Every row that is stored, of what experts are and of what they were; those of one expert where named."""
+        with self._read() as connection:
+            return read(connection, expert)
+
+    def profiles(self, *, aggregating: bool = False) -> Profiles:
+        """What was measured of the experts as they are now, all sources added up.
+
+        Args:
+            aggregating: what was measured of them as aggregators of others' answers, in place of their own answers.
+        """
+        with self._read() as connection:
+            current, rows = _current(connection), read(connection)
+        now = {name: identity(spec, current) for name, spec in current.items()}
+        return Profiles.of_rows(
+            row
+            for row in rows
+            if now.get(row.expert) == row.identity and row.source.startswith(AGGREGATION) == aggregating
+        )
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:

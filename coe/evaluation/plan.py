@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from coe.errors import InvalidRequest
 from coe.evaluation.tasks import Row, Task
 from coe.types import GenerateRequest
+from registry.digest import identity
 from registry.errors import UnknownExpert
 from registry.spec import ExpertSpec, Kind
 
@@ -96,15 +96,10 @@ class Plan:
     def manifest(self) -> dict[str, Any]:
         """Identity by content of all that bears on the answers and scores."""
         return {
-            "experts": {spec.name: self._identity(spec) for spec in self.experts},
+            "experts": {spec.name: identity(spec, self.bases) for spec in self.experts},
             "tasks": {task.name: task.digest for task in self.tasks},
             "settings": asdict(self.settings),
         }
-
-    def _identity(self, spec: ExpertSpec) -> str:
-        """The digest of the weights (with the base's), or for a remote expert what it is called and where."""
-        own = spec.digest or _hash([spec.source, spec.revision, spec.model or spec.name])
-        return own if spec.base is None else f"{own} on {self._identity(self.bases[spec.base])}"
 
 
 def plan_run(
@@ -135,7 +130,3 @@ def _named(name: str, known: Mapping[str, ExpertSpec]) -> ExpertSpec:
     if known[name].kind not in ANSWERING_KINDS:
         raise InvalidRequest(f"{name!r} is of kind {known[name].kind.value!r}, which is not evaluated on tasks")
     return known[name]
-
-
-def _hash(value: object) -> str:
-    return f"sha256:{hashlib.sha256(json.dumps(value).encode()).hexdigest()}"

@@ -1,0 +1,166 @@
+"""Profiles: what was measured of each expert, as counts by skill, so that what is measured later adds up.
+
+    registry.record([ProfileRow("sql", identity(spec, experts), "task/orders", digest, "joins", Measure(41.0, 50))])
+    registry.profiles().of("sql")["joins"]          # of every source together, of the expert as it is now
+
+A row belongs to an expert as it was (`registry.digest.identity`) and to the source that was read. Reading a source
+again replaces its rows, so that nothing counts twice; another source adds to them. An expert whose content changes
+starts anew, and the rows of what it was stay readable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, Self
+
+from sqlalchemy import and_, delete, insert, or_, select
+from sqlalchemy.engine import Connection
+
+from registry.errors import RegistryError, UnknownExpert
+from registry.tables import MAX_TEXT, experts, profiles, state
+
+AGGREGATION: Final = "aggregation/"
+"""What the names of sources begin with that tried experts as aggregators of others' answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What an expert made of some questions.
+
+    Attributes:
+        score: summed over the questions, each in [0, 1]. n: how many they are.
+        completion_tokens, seconds: summed too; `None` where they were not recorded.
+    """
+
+    score: float
+    n: int
+    completion_tokens: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or not -1e-9 <= self.score <= self.n + 1e-9:
+            raise RegistryError(f"a score of {self.score} on {self.n} questions cannot be: each is in [0, 1]")
+        for name in ("completion_tokens", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise RegistryError(f"{name} must be finite and not negative, got {value}")
+
+    @property
+    def accuracy(self) -> float:
+        """Mean score."""
+        return self.score / self.n
+
+    def __add__(self, other: Measure) -> Measure:
+        return Measure(
+            self.score + other.score,
+            self.n + other.n,
+            _sum(self.completion_tokens, other.completion_tokens),
+            _sum(self.seconds, other.seconds),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRow:
+    """What one source says of one expert in one skill.
+
+    Attributes:
+        identity: of the expert when it was measured (`registry.digest.identity`).
+        source: what was read: a task, a table. digest: of its content.
+    """
+
+    expert: str
+    identity: str
+    source: str
+    digest: str
+    skill: str
+    measure: Measure
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Experts x skills: the measure of each, where there is one."""
+
+    cells: Mapping[tuple[str, str], Measure]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cells", MappingProxyType(dict(self.cells)))
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[ProfileRow]) -> Self:
+        """The rows of several sources added up."""
+        cells: dict[tuple[str, str], Measure] = {}
+        for row in rows:
+            key = (row.expert, row.skill)
+            cells[key] = cells[key] + row.measure if key in cells else row.measure
+        return cls(cells)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Those measured in any skill, by name."""
+        return tuple(sorted({expert for expert, _ in self.cells}))
+
+    @property
+    def skills(self) -> tuple[str, ...]:
+        """Those in which any expert was measured, by name."""
+        return tuple(sorted({skill for _, skill in self.cells}))
+
+    def of(self, expert: str) -> dict[str, Measure]:
+        """The measures of one expert by skill; empty where there are none."""
+        return {skill: self.cells[name, skill] for name, skill in sorted(self.cells) if name == expert}
+
+    def total(self, expert: str) -> Measure | None:
+        """Of all skills together (a question of two skills counts twice); `None` where there is none."""
+        measures = list(self.of(expert).values())
+        return None if not measures else sum(measures[1:], start=measures[0])
+
+
+def record(connection: Connection, rows: Sequence[ProfileRow]) -> None:
+    """Store rows; whatever their sources said of these experts before goes. See `Registry.record`."""
+    connection.execute(select(state.c.version).with_for_update())  # takes the writers' turn
+    _check(connection, rows)
+    for expert, identity, source, digest in {(row.expert, row.identity, row.source, row.digest) for row in rows}:
+        same_source = or_(profiles.c.source == source, profiles.c.digest == digest)
+        of_expert = and_(profiles.c.expert == expert, profiles.c.identity == identity)
+        connection.execute(delete(profiles).where(of_expert, same_source))
+    if rows:
+        connection.execute(insert(profiles), [_values(row) for row in rows])
+
+
+def read(connection: Connection, expert: str | None = None) -> list[ProfileRow]:
+    """Every row that was stored and not replaced since, in the order of storing; those of one expert where named."""
+    columns = [column for column in profiles.columns if column is not profiles.c.id]
+    query = select(*columns).order_by(profiles.c.id)
+    found = connection.execute(query if expert is None else query.where(profiles.c.expert == expert)).mappings()
+    return [_row(dict(values)) for values in found]
+
+
+def _check(connection: Connection, rows: Sequence[ProfileRow]) -> None:
+    known = set(connection.execute(select(experts.c.name).distinct()).scalars())
+    keys = set()
+    for row in rows:
+        if row.expert not in known:
+            raise UnknownExpert(row.expert, known)
+        for name in ("identity", "source", "skill"):
+            text = getattr(row, name)
+            if not text or len(text) > MAX_TEXT:
+                raise RegistryError(f"a {name} has 1 to {MAX_TEXT} characters, this one has {len(text)}: {text[:60]!r}")
+        keys.add((row.expert, row.identity, row.source, row.skill))
+    if len(keys) < len(rows):
+        raise RegistryError("a source says something of an expert's skill twice: add it up first")
+
+
+def _values(row: ProfileRow) -> dict[str, Any]:
+    measure = {name: getattr(row.measure, name) for name in Measure.__dataclass_fields__}
+    return {name: getattr(row, name) for name in ("expert", "identity", "source", "digest", "skill")} | measure
+
+
+def _row(values: dict[str, Any]) -> ProfileRow:
+    measure = Measure(**{name: values.pop(name) for name in Measure.__dataclass_fields__})
+    return ProfileRow(**values, measure=measure)
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
