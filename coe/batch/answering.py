@@ -1,13 +1,17 @@
-"""Answering a shift: the asks of one group, with as many in flight as keep the engine busy, written unit by unit."""
+"""Answering a shift: the asks of one group, with as many in flight as keep the engine busy, written unit by unit.
+
+While they are answered, what the next shift needs is loaded beside them, where memory has room for both.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from coe.batch.parts import answers_folder, read_asks, units_name, write_answers
@@ -18,7 +22,7 @@ from coe.compose import Ask
 from coe.errors import EngineError, InvalidRequest, OutOfMemory, WeightsError
 from coe.host import Host
 from coe.orchestrator import Orchestrator
-from coe.types import Answer, Failure
+from coe.types import Answer, Chunk, Failure, GenerateRequest
 
 logger = logging.getLogger(__name__)
 _AHEAD = 2
@@ -29,11 +33,54 @@ _WINDOW = 32
 
 @dataclass(slots=True)
 class Answered:
-    """What happened since the last report of a shift, by expert."""
+    """What happened since the last report of a shift, by expert.
+
+    Attributes:
+        loads: of bases, and experts that are none's adapter; also of what was loaded for a later shift.
+        loaded_bytes, load_s: bytes that came into memory, and the seconds it took to bring them, by nobody in
+            particular.
+        work_s: seconds from the first token to the last answer of the shifts on a base.
+    """
 
     done: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: Counter[str] = field(default_factory=Counter)
+    completion_tokens: Counter[str] = field(default_factory=Counter)
     loads: Counter[str] = field(default_factory=Counter)
+    loaded_bytes: int = 0
+    load_s: float = 0.0
+    work_s: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Answered:
+        """From `records.plain`."""
+        given: dict[str, Any] = {n: Counter(each) if isinstance(each, dict) else each for n, each in told.items()}
+        return cls(**given)
+
+    def __iadd__(self, other: Answered) -> Answered:
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+        return self
+
+
+class Loads:
+    """What a host loaded since that was last told. One for all its shifts: one may load what the next one needs."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._loads, self._bytes, self._seconds = self._now()
+
+    def tell(self, report: Answered) -> None:
+        """Add to a report what is new."""
+        loads, loaded_bytes, seconds = self._now()
+        report.loads += loads - self._loads
+        report.loaded_bytes += loaded_bytes - self._bytes
+        report.load_s += seconds - self._seconds
+        self._loads, self._bytes, self._seconds = loads, loaded_bytes, seconds
+
+    def _now(self) -> tuple[Counter[str], int, float]:
+        stats = self._host.cache.stats
+        return self._host.loads, stats.bytes_loaded, stats.load_s
 
 
 @dataclass(slots=True)
@@ -50,14 +97,26 @@ class Shift:
 
     Args:
         report: told from time to time what was done since the last time.
+        loads: of the host, where it works on several shifts.
+        following: an expert of the shift that comes next: loaded once this one's is at work.
     """
 
     def __init__(
-        self, host: Host, folder: Folder, stage: int, units: Sequence[Unit], report: Callable[[Answered], None]
+        self,
+        host: Host,
+        folder: Folder,
+        stage: int,
+        units: Sequence[Unit],
+        report: Callable[[Answered], None],
+        *,
+        loads: Loads | None = None,
+        following: str | None = None,
     ) -> None:
         self._host, self._folder, self._stage, self._units = host, folder, stage, units
-        self._orchestrator = Orchestrator(host.snapshot, {}, ask=host.ask)
+        self._orchestrator = Orchestrator(host.snapshot, {}, ask=self._ask)
         self._report, self._since = report, Answered()
+        self._loads, self._following = loads or Loads(host), following
+        self._began_s: float | None = None
         self._unusable: dict[str, Exception] = {}
         self._in_flight = 0
         self._place_free = asyncio.Event()
@@ -68,7 +127,6 @@ class Shift:
         Raises:
             RegistryError: the answers cannot be written.
         """
-        before = self._host.loads
         ticker = asyncio.create_task(self._tick())
         try:
             async with asyncio.TaskGroup() as tasks, aclosing(self._read()) as units:
@@ -81,7 +139,9 @@ class Shift:
             raise group.exceptions[0] from None  # one is enough to say; the others follow from it
         finally:
             ticker.cancel()
-        self._since.loads = self._host.loads - before
+        if self._began_s is not None:
+            seconds: Any = time.perf_counter() - self._began_s  # a Counter adds them as well as whole numbers
+            self._since.work_s[self._units[0].group] += seconds
         self._flush()
 
     async def _read(self) -> AsyncGenerator[tuple[Unit, list[tuple[int, Ask]]], None]:
@@ -111,12 +171,33 @@ class Shift:
         expert = self._host.cache.peek(self._ref(unit.expert))
         return _WINDOW if expert is None else _AHEAD * expert.capacity
 
+    async def _ask(self, name: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """The host's answer; its first chunk says that the expert is at work."""
+        began = False
+        async with aclosing(self._host.ask(name, request)) as chunks:
+            async for chunk in chunks:
+                if not began:
+                    began = True
+                    self._at_work()
+                yield chunk
+
+    def _at_work(self) -> None:
+        """Load what comes next; where there is no room yet, there may be when the next answer begins."""
+        if self._began_s is None:
+            self._began_s = time.perf_counter()
+        if self._following is not None and self._host.prefetch(self._following, keep=(self._units[0].group,)):
+            self._following = None
+
     async def _one(self, opened: _Open, position: int, row: int, ask: Ask) -> None:
         outcome = await self._answer(ask)
         self._in_flight -= 1
         self._place_free.set()
         self._since.done[ask.expert] += 1
-        self._since.failed[ask.expert] += isinstance(outcome, Failure)
+        if isinstance(outcome, Failure):
+            self._since.failed[ask.expert] += 1
+        else:
+            self._since.prompt_tokens[ask.expert] += outcome.usage.prompt_tokens
+            self._since.completion_tokens[ask.expert] += outcome.usage.completion_tokens
         opened.records[position] = dump_outcome(row, ask.id, outcome)
         opened.left -= 1
         if not opened.left:
@@ -155,5 +236,6 @@ class Shift:
 
     def _flush(self) -> None:
         since, self._since = self._since, Answered()
-        if since.done or since.loads:
+        self._loads.tell(since)
+        if since != Answered():
             self._report(since)

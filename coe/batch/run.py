@@ -16,11 +16,12 @@ from coe.batch.folder import COMPLETE, INTERRUPTED, RUNNING, RunFolder, known_ex
 from coe.batch.parts import PARTS, Job, Stepped, answers_folder, open_router, results_name, units_name
 from coe.batch.records import plain
 from coe.batch.results import merge
-from coe.batch.source import Split, read_together, scan
+from coe.batch.source import Source, Split, read_together, scan
 from coe.batch.stages import Unit, plan_shifts
 from coe.batch.storage import Folder
 from coe.catalog import open_snapshot
 from coe.config import Config
+from coe.orchestrator import Orchestrator
 from coe.policy import AUTO, address
 
 READING, ROUTING, MERGING = "reading the input", "routing", "merging"
@@ -67,9 +68,13 @@ class _Session:
     status: str = RUNNING
     seconds: float = 0.0
     phase_s: dict[str, float] = field(default_factory=dict)
-    answers: Counter[str] = field(default_factory=Counter)
-    failures: Counter[str] = field(default_factory=Counter)
-    loads: Counter[str] = field(default_factory=Counter)
+    answered: Answered = field(default_factory=Answered)
+
+    def record(self) -> dict[str, Any]:
+        """As it stands in run.json."""
+        record = plain(self)
+        told = plain(record.pop("answered"))
+        return {**record, "answers": told.pop("done"), "failures": told.pop("failed"), **told}
 
 
 class Batch:
@@ -85,12 +90,7 @@ class Batch:
         started = time.perf_counter()
         self._save(RUNNING)
         try:
-            self._route()
-            stage = 0
-            while units := [unit for part in self._parts.values() for unit in part.units]:
-                self._answer(stage, units)
-                stage += 1
-                self._step(stage)
+            self.answer()
             found = self._merge()
             self._session.seconds = time.perf_counter() - started
             self._save(COMPLETE, **found)
@@ -100,6 +100,15 @@ class Batch:
             raise
         self._job.folder.remove(PARTS)
         return self._run.run
+
+    def answer(self) -> None:
+        """All but the merge: route, then stage by stage ask and plan what is asked next."""
+        self._route()
+        stage = 0
+        while units := [unit for part in self._parts.values() for unit in part.units]:
+            self._answer(stage, units)
+            stage += 1
+            self._step(stage)
 
     def _route(self) -> None:
         bundles = read_together(self._job.source)
@@ -128,9 +137,7 @@ class Batch:
     def _work(self, stage: int, units: Sequence[Unit]) -> None:
         """Have the units answered. Not all may be: the work of a process that dies is not always taken up again."""
         for answered in self._executor.answer(self._job, stage, plan_shifts(units, self._executor.hosts)):
-            self._session.answers += answered.done
-            self._session.failures += answered.failed
-            self._session.loads += answered.loads
+            self._session.answered += answered
             for expert, done in answered.done.items():
                 self._watch.advance(expert, done, answered.failed[expert])
 
@@ -172,7 +179,17 @@ class Batch:
 
     def _save(self, status: str, **found: Any) -> None:
         self._session.status = status
-        self._run.save(status, plain(self._session), **found)
+        self._run.save(status, self._session.record(), **found)
+
+
+def open_input(config: Config, source: str, model: str, watch: Watcher) -> tuple[Orchestrator, Source]:
+    """What routes the input, over the configured experts, and the input cut into splits. Raises as `run_batch`."""
+    snapshot = open_snapshot(config)
+    router = open_router(config, snapshot)
+    if model != AUTO:  # without policies there is no default, and rows may name experts all the same
+        address(model, router.policies, config.default_policy, snapshot)
+    watch.phase(READING, {})
+    return router, scan(source, config.batch.part_rows)
 
 
 def run_batch(
@@ -201,13 +218,10 @@ def run_batch(
         ConfigError, RegistryError, RouterError: the configuration, the registry or a router is wrong.
         UnknownModel: `model` is neither a policy nor an expert.
     """
-    folder, snapshot = Folder.of(output), open_snapshot(config)
-    policies = open_router(config, snapshot).policies
-    if model != AUTO:  # without policies there is no default, and rows may name experts all the same
-        address(model, policies, config.default_policy, snapshot)
-    watch.phase(READING, {})
-    found = scan(source, config.batch.part_rows)
-    wanted = manifest(config, snapshot, policies, found, model)
+    folder = Folder.of(output)
+    router, found = open_input(config, source, model, watch)
+    snapshot = router.snapshot
+    wanted = manifest(config, snapshot, router.policies, found, model)
     with open_run_folder(folder, wanted, resume=resume) as run:
         if run.status == COMPLETE:
             folder.remove(PARTS)

@@ -20,7 +20,6 @@ import queue
 import sys
 import threading
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict
@@ -33,12 +32,13 @@ import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.exceptions import RayError
 
-from coe.batch.answering import Answered, Shift
+from coe.batch.answering import Answered, Loads, Shift
 from coe.batch.errors import BatchError
 from coe.batch.parts import PARTS, Job, PartRouter, Stepped, open_router, step_part
 from coe.batch.records import plain
 from coe.batch.source import Split
 from coe.batch.stages import Unit
+from coe.batch.turns import Turns
 from coe.config import BatchConfig
 from coe.errors import CoeError
 from coe.host import open_host
@@ -78,13 +78,14 @@ class RayExecutor:
         pool = ActorPoolStrategy(
             min_size=min(given.replicas.min, len(shifts)),
             max_size=min(given.replicas.max, len(shifts)),
-            max_tasks_in_flight_per_actor=1,  # a shift is long: who is free first takes the next one
+            max_tasks_in_flight_per_actor=1,  # a turn is long: who is free first takes the next one
         )
         options: dict[str, Any] = {"num_cpus": given.num_cpus, "num_gpus": given.num_gpus}
         if given.threads > 1:  # Ray's workers have one thread anyway, and those that run already are taken
             options["runtime_env"] = {"env_vars": given.environment}
-        told = _map(len(shifts), _HostActor, pool, fn_constructor_args=(job, stage, shifts, _DEATHS), **options)
-        return (Answered(**{name: Counter(counts) for name, counts in each.items()}) for each in told)
+        turns = ray.remote(num_cpus=0)(Turns).remote(len(shifts), pool.max_size)
+        told = _map(len(shifts), _HostActor, pool, fn_constructor_args=(job, stage, shifts, turns, _DEATHS), **options)
+        return map(Answered.of, told)
 
     def _side_by_side(self, items: int) -> int:
         """Workers worth starting: a start costs seconds, some items do not; and what the hosts need is not there."""
@@ -201,16 +202,21 @@ def _step(batch: _Batch, job: Job, stage: int, parts: Sequence[int]) -> Iterator
 
 
 class _HostActor:
-    """The actor that answers; its work is a shift. The host lives on an event loop of its own between shifts."""
+    """The actor that answers; its work is a shift a turn. The host lives on an event loop of its own between shifts.
 
-    def __init__(self, job: Job, stage: int, shifts: Sequence[tuple[Unit, ...]], most_deaths: int) -> None:
-        self._job, self._stage, self._shifts = job, stage, shifts
+    turns: the actor that says which shift it is, and which one to expect (`turns.Turns`).
+    """
+
+    def __init__(self, job: Job, stage: int, shifts: Sequence[tuple[Unit, ...]], turns: Any, most_deaths: int) -> None:
+        self._job, self._stage, self._shifts, self._turns = job, stage, shifts, turns
+        self._name = uuid.uuid4().hex
         self._gives_up = self._died_too_often(most_deaths)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="host", daemon=True).start()
         self._stack = AsyncExitStack()
         opened = self._stack.enter_async_context(open_host(job.config, job.snapshot))
         self._host = asyncio.run_coroutine_threadsafe(opened, self._loop).result()
+        self._loads = Loads(self._host)
 
     def _died_too_often(self, most: int) -> bool:
         """Note that this actor stands in for one that died, and whether so many did that it is better to stop."""
@@ -224,14 +230,26 @@ class _HostActor:
     def __call__(self, batch: _Batch) -> Iterator[_Batch]:
         if self._gives_up:
             return  # Ray would drop an error here, as told already by the one that died; the run sees what is missing
-        for number in batch["number"]:
+        for turn in batch["number"]:
             reports: queue.SimpleQueue[Answered | None] = queue.SimpleQueue()
-            shift = Shift(self._host, self._job.folder, self._stage, self._shifts[number], reports.put)
+            shift = self._shift(int(turn), reports.put)
             running = asyncio.run_coroutine_threadsafe(shift.run(), self._loop)
             running.add_done_callback(lambda _, reports=reports: reports.put(None))  # type: ignore[misc]
             while (answered := reports.get()) is not None:
                 yield _report(plain(answered))
             running.result()
+
+    def _shift(self, turn: int, report: Callable[[Answered], None]) -> Shift:
+        number, following = ray.get(self._turns.take.remote(turn, self._name))
+        return Shift(
+            self._host,
+            self._job.folder,
+            self._stage,
+            self._shifts[number],
+            report,
+            loads=self._loads,
+            following=None if following is None else self._shifts[following][0].expert,
+        )
 
 
 def _report(value: dict[str, Any]) -> _Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from coe.batch import answering
-from coe.batch.answering import Answered, Shift
+from coe.batch import answering, records
+from coe.batch.answering import Answered, Loads, Shift
 from coe.batch.parts import ANSWERS, _ask_record, _asks, _write, answers_name
 from coe.batch.records import ASKS
 from coe.batch.stages import Unit
@@ -42,6 +43,7 @@ SPECS = [
     spec("broken", "fake://fail?at=load"),
     spec("on-broken", "fake://upper", base="broken"),
     spec("flaky", "fake://fail"),
+    spec("loud", "fake://upper"),
 ]
 
 
@@ -68,16 +70,17 @@ def answers(folder: Folder, unit: Unit) -> list[dict[str, Any]]:
     return table.to_pylist()
 
 
-async def work(on: Host, folder: Folder, units: Sequence[Unit]) -> Answered:
+async def work(on: Host, folder: Folder, units: Sequence[Unit], following: str | None = None) -> Answered:
     """The sum of a shift's reports."""
+    reports: list[Answered] = []
+    await Shift(on, folder, 0, units, reports.append, following=following).run()
+    return sum_of(reports)
+
+
+def sum_of(reports: Sequence[Answered]) -> Answered:
     whole = Answered()
-
-    def add(report: Answered) -> None:
-        whole.done += report.done
-        whole.failed += report.failed
-        whole.loads += report.loads
-
-    await Shift(on, folder, 0, units, add).run()
+    for report in reports:
+        whole += report
     return whole
 
 
@@ -85,7 +88,11 @@ async def test_every_ask_is_answered_in_its_place(tmp_path: Path) -> None:
     folder = Folder.of(str(tmp_path))
     units = [unit for part in range(3) for unit in write_asks(folder, part, ["echo", "tuned"], 40)]
     report = await work(host(FakeEngine()), folder, units)
-    assert report == Answered(Counter(echo=120, tuned=120), Counter(echo=0, tuned=0), Counter(echo=1))
+    assert (report.done, report.failed, report.loads) == (Counter(echo=120, tuned=120), Counter(), Counter(echo=1))
+    assert report.prompt_tokens == Counter(echo=240, tuned=240)  # words
+    assert report.completion_tokens == Counter(echo=240, tuned=360)
+    assert report.loaded_bytes == 10 and report.load_s >= 0 and set(report.work_s) == {"echo"}
+    assert Answered.of(json.loads(json.dumps(records.plain(report)))) == report
     plain, tuned = answers(folder, units[0]), answers(folder, units[1])
     assert [(a["row"], a["ask"], a["text"]) for a in plain] == [(i, "0", f"hello {i}") for i in range(40)]
     assert tuned[7]["text"] == "[tuned] HELLO 7" and tuned[7]["cost_usd"] is None
@@ -169,6 +176,49 @@ async def test_an_answer_that_does_not_end_is_an_error(tmp_path: Path) -> None:
     on = Cut(host(FakeEngine()).snapshot, {"fake": FakeEngine()}, budget_bytes=100, locate=lambda spec: Path())
     await work(on, folder, units)
     assert "stopped without finishing" in answers(folder, units[0])[0]["error"]
+
+
+async def test_the_next_expert_is_loaded_while_this_one_works_and_each_load_is_told_once(tmp_path: Path) -> None:
+    folder, engine = Folder.of(str(tmp_path)), FakeEngine(load_delay_s=0.02, token_delay_s=0.01, capacity=4)
+    on = host(engine, budget_bytes=20)
+    shifts = [write_asks(folder, part, [name], 12) for part, name in enumerate(("echo", "flaky", "echo", "loud"))]
+    loads, reports = Loads(on), []
+    for units, following in zip(shifts, ("flaky", "echo", "loud", None), strict=True):
+        present = on.resident
+        await Shift(on, folder, 0, units, reports.append, loads=loads, following=following).run()
+        assert len(reports) == 1 or units[0].expert in present
+    whole = sum_of(reports)
+    assert whole.loads == engine.tally.loads == Counter(echo=1, flaky=1, loud=1) and whole.loaded_bytes == 30
+    assert whole.done == Counter(echo=24, flaky=12, loud=12) and on.resident == {"echo", "loud"}
+
+
+async def test_where_memory_holds_one_the_next_expert_waits_for_its_turn(tmp_path: Path) -> None:
+    folder, engine = Folder.of(str(tmp_path)), FakeEngine(token_delay_s=0.001)
+    on = host(engine, budget_bytes=15)
+    for part, (name, following) in enumerate((("echo", "loud"), ("loud", None))):
+        report = await work(on, folder, write_asks(folder, part, [name], 20), following)
+        assert on.resident == {name} and report.loads == Counter({name: 1})
+
+
+async def test_a_shift_that_is_stopped_leaves_a_host_that_closes(tmp_path: Path) -> None:
+    folder, engine = Folder.of(str(tmp_path)), FakeEngine(token_delay_s=0.01)
+    on = host(engine, budget_bytes=20)
+    await work(on, folder, write_asks(folder, 0, ["echo"], 1))
+    engine.load_delay_s = 10
+    working = asyncio.create_task(work(on, folder, write_asks(folder, 1, ["echo"], 50), "loud"))
+    await asyncio.sleep(0.1)
+    assert on.cache.loading == {"loud"}
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    await asyncio.wait_for(on.aclose(), 1)
+    assert engine.tally.loads == {"echo": 1} == engine.tally.unloads and not on.cache.used_bytes
+
+
+async def test_nothing_is_loaded_for_a_shift_that_is_done_already(tmp_path: Path) -> None:
+    folder, engine = Folder.of(str(tmp_path)), FakeEngine()
+    units = write_asks(folder, 0, ["echo"], 3)
+    await work(host(engine), folder, units)
+    assert await work(host(engine), folder, units, "loud") == Answered() and engine.tally.loads == {"echo": 1}
 
 
 async def test_units_that_are_there_already_are_left_alone(tmp_path: Path) -> None:
