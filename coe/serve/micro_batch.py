@@ -7,6 +7,7 @@ routing a query takes less than the way to another thread and back (no encoder, 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,9 @@ from routers.errors import NoEligibleExpert, RouterError
 
 QUICK_S: Final = 0.001
 """CPU time of routing a query below which the event loop may as well do it."""
+WAITS_S: Final = 0.1
+"""Seconds without CPU time after which routing is held to wait for something, as for an expert whose keywords it reads.
+That must never happen on the event loop, however quick most queries are."""
 _MOST_KEYS: Final = 1000
 RECENT: Final = 0.3
 """Weight of the latest batch in the mean time that a query takes."""
@@ -91,12 +95,14 @@ class MicroBatch:
 
     def _timed(self, batch: Sequence[_Waiting]) -> list[Routed | Exception]:
         """The outcomes of a batch; where all of it is for the same policies and `model`, what a query took is noted."""
-        started = time.thread_time()
+        started, began = time.thread_time(), time.perf_counter()
         outcomes = _route_groups(batch)
         keys = {(id(one.routes), one.model) for one in batch}
         if len(keys) == 1:
             [key] = keys
-            query_s = (time.thread_time() - started) / len(batch)
+            busy_s = time.thread_time() - started
+            waited_s = time.perf_counter() - began - busy_s
+            query_s = busy_s / len(batch) if waited_s < WAITS_S else math.inf
             before = self._query_s.get(key, query_s)
             if len(self._query_s) > _MOST_KEYS:  # old policies', and names that nobody has
                 self._query_s.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -186,4 +187,21 @@ async def test_names_that_come_and_go_are_not_kept_for_ever(monkeypatch: pytest.
     for i in range(10):
         await route(batch, gate, "a", model=f"m{i}")
     assert len(batch._query_s) <= 4
+    batch.close()
+
+
+async def test_a_router_that_once_waited_stays_on_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting takes no CPU time, but the event loop must not be the one that waits."""
+    monkeypatch.setattr("coe.serve.micro_batch.QUICK_S", 0.02)
+
+    class Waits(Gate):
+        def route_each(self, queries: Sequence[Query], model: str) -> list[Routed | RouterError | CoeError]:
+            if queries[0].text == "unknown":
+                time.sleep(0.15)
+            return super().route_each(queries, model)
+
+    gate, batch = Waits(), MicroBatch()
+    for text in ["unknown", *["known"] * 30, "unknown"]:
+        await route(batch, gate, text)
+    assert threading.current_thread() not in gate.threads
     batch.close()
