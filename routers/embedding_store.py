@@ -1,4 +1,4 @@
-"""Vectors on disk, by key, in one SQLite file: many processes may read and write it, and damage is never believed."""
+"""Vectors and other values on disk, by key, in one SQLite file that many processes may use; damage is not believed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -16,43 +16,44 @@ from numpy.typing import NDArray
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_V = TypeVar("_V")
+Vector = NDArray[np.float32]
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BUSY_TIMEOUT_S = 60.0
 _KEYS_A_QUERY = 500
 _CHECK_BYTES = 8
+# The names are those of the first values that were stored so.
 _SCHEMA = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB, checksum BLOB) WITHOUT ROWID"
 
 
-class EmbeddingStore:
-    """key -> float32 vector.
+class Store(Generic[_V]):
+    """key -> value.
 
     Every row carries a checksum, and a row that fails it counts as absent. A file that SQLite finds damaged or cut is
     deleted and begun anew: what it held can be computed again. When the disk is full or read-only the store says so
     once a call and the caller goes on without it.
+
+    Args:
+        to_bytes, from_bytes: the value as it is stored, and back.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, to_bytes: Callable[[_V], bytes], from_bytes: Callable[[bytes], _V]) -> None:
         self.path = path
+        self._to_bytes, self._from_bytes = to_bytes, from_bytes
 
-    def get(self, keys: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
-        """The vectors of those keys that are stored and whole."""
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, _V]:
+        """The values of those keys that are stored and whole."""
         if not self.path.exists():
             return {}
-        return self._guarded(lambda connection: dict(_rows(connection, list(dict.fromkeys(keys)))), default={})
+        nothing: dict[bytes, bytes] = {}
+        found = self._guarded(lambda connection: dict(_rows(connection, list(dict.fromkeys(keys)))), default=nothing)
+        return {key: self._from_bytes(data) for key, data in found.items()}
 
-    def put(self, vectors: Mapping[bytes, NDArray[np.float32]]) -> None:
-        """Store vectors, in one transaction."""
-        rows = []
-        for key, vector in vectors.items():
-            data = np.ascontiguousarray(vector, dtype="<f4").tobytes()
-            rows.append((key, data, _checksum(key, data)))
+    def put(self, values: Mapping[bytes, _V]) -> None:
+        """Store values, in one transaction."""
+        stored = {key: self._to_bytes(value) for key, value in values.items()}
+        rows = [(key, data, _checksum(key, data)) for key, data in stored.items()]
         self._guarded(lambda connection: _insert(connection, rows), default=None)
-
-    def dim(self) -> int | None:
-        """Length of the stored vectors; `None` while there are none."""
-        if not self.path.exists():
-            return None
-        return self._guarded(_dim, default=None)
 
     def _guarded(self, work: Callable[[sqlite3.Connection], _T], *, default: _T) -> _T:
         for attempt in (1, 2):
@@ -60,10 +61,10 @@ class EmbeddingStore:
                 return self._run(work)
             except (sqlite3.Error, OSError) as error:
                 if attempt == 1 and _is_damage(error):
-                    _log.warning("the embedding cache %s is damaged and is begun anew: %s", self.path, error)
+                    _log.warning("the cache %s is damaged and is begun anew: %s", self.path, error)
                     self._reset()
                 else:
-                    _log.warning("the embedding cache %s is not used: %s", self.path, error)
+                    _log.warning("the cache %s is not used: %s", self.path, error)
                     break
         return default
 
@@ -86,14 +87,35 @@ class EmbeddingStore:
                 self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
 
 
-def _rows(connection: sqlite3.Connection, keys: list[bytes]) -> Iterator[tuple[bytes, NDArray[np.float32]]]:
+class EmbeddingStore(Store[Vector]):
+    """key -> float32 vector."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, _to_bytes, _from_bytes)
+
+    def dim(self) -> int | None:
+        """Length of the stored vectors; `None` while there are none."""
+        if not self.path.exists():
+            return None
+        return self._guarded(_dim, default=None)
+
+
+def _to_bytes(vector: Vector) -> bytes:
+    return np.ascontiguousarray(vector, dtype="<f4").tobytes()
+
+
+def _from_bytes(data: bytes) -> Vector:
+    return np.frombuffer(data, dtype="<f4").astype(np.float32)
+
+
+def _rows(connection: sqlite3.Connection, keys: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
     for start in range(0, len(keys), _KEYS_A_QUERY):
         some = keys[start : start + _KEYS_A_QUERY]
         marks = ",".join("?" * len(some))
         query = f"SELECT key, vector, checksum FROM vectors WHERE key IN ({marks})"
         for key, data, checksum in connection.execute(query, some):
             if checksum == _checksum(key, data):
-                yield key, np.frombuffer(data, dtype="<f4").astype(np.float32)
+                yield key, data
 
 
 def _insert(connection: sqlite3.Connection, rows: list[tuple[bytes, bytes, bytes]]) -> None:
