@@ -13,9 +13,10 @@ import pytest
 from coe.config import PolicyConfig
 from coe.engines.hf_load import LoadedModel, load_model
 from coe.errors import ConfigError
+from coe.hidden import MAX_TOKENS, SignalReader
 from coe.local import build_policies
 from coe.routing import Routed, route
-from coe.signals import MAX_TOKENS, Filled, SignalReader, Signals
+from coe.signals import Filled, Signals
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.artifacts import save

@@ -1,0 +1,182 @@
+"""Keywords: the skills that a chat expert names for a query, after Symbolic-MoE (arXiv 2503.05641).
+
+As in the source the expert is asked five times at temperature 0.7 for the two to five skills, subjects or kinds of
+knowledge that a question takes; its answers are split on commas, in lower case, and what has at most 20 characters and
+was named more than once is kept. The words of the prompt are ours, and so is what follows: every sample has a seed of
+its own (of the query and the number of the sample), so that a query has the same keywords whenever it is asked; words
+come in the order of how often they were named; marks of markdown around them are dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from coe.compose.synthesis import without_thoughts
+from coe.config import EnginesConfig
+from coe.errors import CoeError, ContextLengthExceeded
+from coe.hosted import Ask, HostedExpert
+from coe.types import GenerateRequest
+from registry.files import coe_home
+from registry.spec import ExpertSpec
+from registry.store import Snapshot
+from routers.base import Message, Words
+from routers.embedding_store import Store
+
+PROMPT: Final = """{question}
+
+Do not answer this. Name the 2 to 5 core skills, subjects or kinds of knowledge that answering it takes.
+For example: algebra, date arithmetic, contract law, genetics.
+Write one line and nothing else, in this form:
+Keywords: first, second, third"""
+SAMPLES: Final = 5
+TEMPERATURE: Final = 0.7
+MAX_TOKENS: Final = 64
+"""Of an answer. The source allows 4,096; five keywords take fewer than 40."""
+SEED: Final = 0
+MAX_CHARACTERS: Final = 4000
+"""Of a question; what follows is not shown. Fewer where the expert's context holds fewer."""
+LEAST_CHARACTERS: Final = 100
+"""Of a question: an expert whose context does not hold these has no use."""
+LONGEST: Final = 20
+"""Characters of a keyword."""
+OFTEN: Final = 2
+"""How often a keyword is named at least."""
+
+_FORMAT: Final = 1
+_MARK = re.compile(r"\bkeywords?\b[\s*_]*[:：](?P<rest>.*)", re.IGNORECASE)
+_BULLET = re.compile(r"\s*(?:[-*•]|\d+[.)])\s*")
+_AROUND: Final = " \t.*_`\"'<>[]"
+
+
+class KeywordReader:
+    """The keywords that one expert gives; loaded when it is first asked, on a host of its own. Close it after use.
+
+    Args:
+        name: a chat expert of the snapshot: a model, an adapter (its base is loaded with it), or a remote one.
+        engines: their settings.
+    """
+
+    at_once: Final = 32
+    """Texts that are read, and stored, together."""
+
+    def __init__(self, name: str, snapshot: Snapshot, engines: EnginesConfig | None = None) -> None:
+        self._expert = HostedExpert(name, snapshot, engines)
+        spec = snapshot.get(name)
+        self._identity = [_identity(snapshot.experts[one]) for one in sorted({spec.name, spec.residency_key})]
+
+    def read(self, texts: Sequence[str]) -> list[Words]:
+        """Of each of n texts.
+
+        Raises:
+            CoeError: of the first text whose keywords could not be read: weights, memory, an endpoint.
+        """
+        found = self.read_each(texts)
+        for one in found:
+            if isinstance(one, CoeError):
+                raise one
+        return [one for one in found if not isinstance(one, CoeError)]
+
+    def read_each(self, texts: Sequence[str]) -> list[Words | CoeError]:
+        """Of each of n texts, or why they could not be read."""
+
+        async def work(ask: Ask) -> list[Words | CoeError]:
+            return list(await asyncio.gather(*(_words_or_error(ask, text) for text in texts)))
+
+        try:
+            return self._expert.run(work)
+        except CoeError as error:  # nothing could be asked at all
+            return [error] * len(texts)
+
+    def store(self) -> Store[Words]:
+        """Where keywords are kept, by the expert's digest and all that they depend on."""
+        settings = [_FORMAT, PROMPT, SAMPLES, TEMPERATURE, MAX_TOKENS, SEED, MAX_CHARACTERS, LONGEST, OFTEN]
+        key = json.dumps(["keywords", self._identity, settings])
+        path = coe_home() / "signals" / f"{hashlib.sha256(key.encode()).hexdigest()}.sqlite"
+        return Store(path, _to_bytes, _from_bytes)
+
+    def close(self) -> None:
+        """Unload the expert."""
+        self._expert.close()
+
+
+def parse(answer: str) -> list[str]:
+    """The keywords of one answer, as often as they stand there, of whatever length; none where it has no such line.
+
+    Counted are all lines with "Keywords:", and where nothing follows on the line, the lines below it.
+    """
+    words: list[str] = []
+    listing = False
+    for line in without_thoughts(answer).splitlines():
+        if (mark := _MARK.search(line)) is not None:
+            rest = mark["rest"]
+            listing = not rest.strip(_AROUND)
+        elif listing and line.strip():
+            rest = _BULLET.sub("", line, count=1)
+        else:
+            listing = listing and not words
+            continue
+        words += [word for part in rest.split(",") if (word := part.strip(_AROUND).lower())]
+    return words
+
+
+def keep(answers: Iterable[Sequence[str]]) -> Words:
+    """The keywords of all answers that are short and were named more than once: most often first, then first named."""
+    counts = Counter(word for words in answers for word in words)  # keeps the order in which they came
+    often = [word for word, count in counts.items() if count >= OFTEN and len(word) <= LONGEST]
+    return tuple(sorted(often, key=lambda word: -counts[word]))
+
+
+def request_of(text: str, sample: int, characters: int = MAX_CHARACTERS) -> GenerateRequest:
+    """What the expert is asked for one sample."""
+    valid = text[:characters].encode("utf-8", "replace").decode("utf-8")  # JSON may carry lone surrogates
+    digest = hashlib.sha256(f"{SEED} {sample} {text}".encode("utf-8", "surrogatepass"))
+    return GenerateRequest(
+        messages=(Message("user", PROMPT.replace("{question}", valid)),),
+        max_tokens=MAX_TOKENS,
+        temperature=TEMPERATURE,
+        seed=int.from_bytes(digest.digest()[:6], "big"),
+        stream=False,
+    )
+
+
+async def _words_or_error(ask: Ask, text: str) -> Words | CoeError:
+    if not text.strip():
+        return ()
+    answers = await asyncio.gather(*(_answer(ask, text, sample) for sample in range(SAMPLES)), return_exceptions=True)
+    for one in answers:
+        if isinstance(one, CoeError):
+            return one
+        if isinstance(one, BaseException):
+            raise one
+    return keep(parse(one) for one in answers if isinstance(one, str))
+
+
+async def _answer(ask: Ask, text: str, sample: int) -> str:
+    """One sample; where the expert's context does not hold the question, of its beginning."""
+    characters = MAX_CHARACTERS
+    while True:
+        try:
+            return await ask(request_of(text, sample, characters))
+        except ContextLengthExceeded:
+            characters = min(characters, len(text)) // 2
+            if characters < LEAST_CHARACTERS:
+                raise
+
+
+def _identity(spec: ExpertSpec) -> str:
+    """Of what answers: its content, and where that is not known, its place and version."""
+    return spec.digest or f"{spec.ref} {spec.source} {spec.model or ''}"
+
+
+def _to_bytes(words: Words) -> bytes:
+    return json.dumps(words).encode()
+
+
+def _from_bytes(data: bytes) -> Words:
+    return tuple(json.loads(data))
