@@ -20,6 +20,7 @@ KINDS: dict[str, str] = {
     "contrastive": "routers.contrastive:ContrastiveRouter",
     "guarded": "routers.guarded:GuardedRouter",
     "quality": "routers.quality:QualityRouter",
+    "skill": "routers.skill:SkillRouter",
     "auto": "routers.auto:AutoRouter",
     "fixed": "routers.baselines:FixedRouter",
     "random": "routers.baselines:RandomRouter",

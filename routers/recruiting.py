@@ -8,6 +8,7 @@ The formulas are those of the paper's code, checked by hand in the tests. What d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Found = Literal["exact", "alias", "nearest", "read"]
 WithoutSkills = Literal["competency", "uniform"]
+SHOWN = 3
+"""Skills that a reason names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +159,18 @@ def kept_after_trimming(weights: Floats, k: int, least_share: float) -> NDArray[
     return np.asarray((share >= least_share) | (share >= kth), dtype=bool)
 
 
-def stated(query_skills: tuple[QuerySkill, ...], first: str, how: str, unknown: tuple[str, ...] = ()) -> str:
-    """The skills with their shares and why the first was recruited, in a sentence for people."""
-    if query_skills:
-        named = ", ".join(f"{skill.name} {skill.share:.0%}" for skill in query_skills)
-        return f"needs {named}; {first} {how}"
-    words = f"none of {', '.join(unknown)} is a known skill" if unknown else "no skill is known"
-    return f"{words}; {first} {how}"
+def stated(skills: Sequence[tuple[str, float]], first: str, why: str, unknown: Sequence[str] = ()) -> str:
+    """The skills with their shares and why the first was recruited, in a sentence for people.
+
+    Args:
+        skills: names and shares, largest first. why: what is to be said of the first; unknown: words without a skill.
+    """
+    if not skills:
+        words = f"none of {', '.join(map(repr, unknown))} is a known skill" if unknown else "no skill is known"
+        return f"{words}: {first} {why}"
+    named = ", ".join(f"{name} {share:.0%}" for name, share in skills[:SHOWN])
+    more = f" and {len(skills) - SHOWN} more" if len(skills) > SHOWN else ""
+    return f"needs {named}{more}: {first} {why}"
 
 
 def share_of(counts: NDArray[Any]) -> Floats:

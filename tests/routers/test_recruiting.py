@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from routers.recruiting import (
-    QuerySkill,
     competency,
     kept_after_trimming,
     profiles,
@@ -105,7 +104,8 @@ def test_trimming_does_not_depend_on_the_order_of_the_experts():
 
 
 def test_a_reason_names_skills_and_shares():
-    skills = (QuerySkill("optics", 0.75, "read"), QuerySkill("algebra", 0.25, "read"))
-    assert stated(skills, "m1", "has the most say") == "needs optics 75%, algebra 25%; m1 has the most say"
-    assert stated((), "m1", "leads", ("zorp",)) == "none of zorp is a known skill; m1 leads"
-    assert stated((), "m1", "leads") == "no skill is known; m1 leads"
+    skills = [("optics", 0.5), ("algebra", 0.3), ("law", 0.1), ("music", 0.1)]
+    assert stated(skills[:2], "m1", "is best") == "needs optics 50%, algebra 30%: m1 is best"
+    assert stated(skills, "m1", "is best") == "needs optics 50%, algebra 30%, law 10% and 1 more: m1 is best"
+    assert stated([], "m1", "is best", ["zorp"]) == "none of 'zorp' is a known skill: m1 is best"
+    assert stated([], "m1", "is best") == "no skill is known: m1 is best"
