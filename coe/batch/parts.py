@@ -11,6 +11,7 @@ A part is deterministic: whoever writes it again, after a crash or beside anothe
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -164,6 +165,21 @@ def step_part(job: Job, part: int, stage: int) -> Stepped:
                 done[record["row"]][record["ask"]] = load_outcome(record)
     assert about is not None
     return _plan(job, about, stage, rows, done)
+
+
+def routing_errors(folder: Folder, part: int) -> Counter[str]:
+    """How many rows of a routed part nobody is asked for, by the code of their error."""
+    with folder.open(_rows(part)) as file:
+        errors = pq.read_table(file, columns=["error"]).column("error").to_pylist()
+    return Counter(json.loads(error)["code"] for error in errors if error is not None)
+
+
+def copy_routed(source: Folder, target: Folder, part: int) -> None:
+    """Put a routed part, with its first asks where it has any, into another folder."""
+    for name in (_rows(part), _asks(0, part)):
+        if source.exists(name):
+            with source.open(name) as read, target.write(name) as written:
+                shutil.copyfileobj(read, written)
 
 
 def read_asks(folder: Folder, stage: int, unit: Unit) -> list[tuple[int, Ask]]:

@@ -11,7 +11,7 @@ import sys
 import typer
 
 from coe import __version__
-from coe.cli import ask, batch, encoder, evaluate, outcomes, registry, replay, route, router, serve
+from coe.cli import ask, batch, encoder, evaluate, outcomes, plan, profile, registry, replay, route, router, serve
 from coe.cli.output import console
 
 app = typer.Typer(
@@ -30,8 +30,10 @@ app.command("route")(route.route)
 app.command("ask")(ask.ask)
 app.command("serve")(serve.serve)
 app.command("batch")(batch.batch)
+app.command("plan")(plan.plan)
 app.command("replay")(replay.replay)
 app.command("eval")(evaluate.evaluate)
+app.command("profile")(profile.profile)
 
 
 def _version(show: bool) -> None:

@@ -46,7 +46,7 @@ def batch(
 
     loaded = _with_address(load_config(config), ray)
     try:
-        with _Bars.shown() as bars:
+        with Bars.shown() as bars:
             run = run_batch(
                 loaded,
                 source=source,
@@ -71,7 +71,7 @@ def _with_address(config: Config, address: str | None) -> Config:
     return config.model_copy(update={"batch": config.batch.model_copy(update={"ray": address})})
 
 
-class _Bars:
+class Bars:
     """Progress on stderr: the phases that are over, a line each, and bars with time left of the one that runs."""
 
     def __init__(self, progress: Progress) -> None:
@@ -82,7 +82,7 @@ class _Bars:
 
     @classmethod
     @contextmanager
-    def shown(cls) -> Iterator[_Bars]:
+    def shown(cls) -> Iterator[Bars]:
         """The bars, while the block lasts."""
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Shown

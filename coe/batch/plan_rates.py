@@ -1,0 +1,90 @@
+"""How fast loads and answers are, and how long answers get: of an earlier run, of profiles, or as the user says."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from coe.batch.errors import BatchFolderError
+from coe.batch.folder import RUN
+from coe.batch.storage import Folder
+from registry.profiles import Profiles
+from registry.store import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What is known beforehand of how fast things go.
+
+    Attributes:
+        load_bytes_per_s: of weights on their way into memory.
+        tokens_per_s: new tokens that a host generates, prompts read on the way; of a group in `by_group` its own.
+        mean_tokens: of an expert's answers.
+    """
+
+    load_bytes_per_s: float | None = None
+    tokens_per_s: float | None = None
+    by_group: Mapping[str, float] = field(default_factory=dict)
+    mean_tokens: Mapping[str, float] = field(default_factory=dict)
+
+    def load_s(self, size_bytes: int | None) -> float | None:
+        """Seconds to load so many bytes; what has no weights here takes none."""
+        if size_bytes == 0:
+            return 0.0
+        return None if size_bytes is None or not self.load_bytes_per_s else size_bytes / self.load_bytes_per_s
+
+    def work_s(self, group: str, tokens: float | None) -> float | None:
+        """Seconds to generate so many tokens with the experts of a group."""
+        rate = self.by_group.get(group, self.tokens_per_s)
+        return None if tokens is None or not rate else tokens / rate
+
+
+def rates_of_run(output: str, snapshot: Snapshot) -> Rates:
+    """What an earlier run measured, by the run.json in its folder.
+
+    A host's tokens a second are those of the shifts of each group, from their first token to their last answer.
+
+    Raises:
+        BatchFolderError: there is none, or none that has these figures.
+    """
+    folder = Folder.of(output)
+    if not folder.exists(RUN):
+        raise BatchFolderError(f"{folder.at(RUN)} does not exist: name the --output of an earlier `coe batch`")
+    try:
+        with folder.open(RUN) as file:
+            sessions: Sequence[Mapping[str, Any]] = json.loads(file.read())["sessions"]
+        answers = _counted(sessions, "answers")
+        answers.subtract(_counted(sessions, "failures"))
+        tokens, work_s = _counted(sessions, "completion_tokens"), _counted(sessions, "work_s")
+        loaded_bytes, load_s = (sum(each[name] for each in sessions) for name in ("loaded_bytes", "load_s"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BatchFolderError(f"{folder.at(RUN)} has no figures of loads and answers to plan by") from error
+    groups: Counter[str] = Counter()
+    for name, count in tokens.items():
+        if name in snapshot.experts:
+            groups[snapshot.experts[name].residency_key] += count
+    return Rates(
+        load_bytes_per_s=loaded_bytes / load_s if loaded_bytes and load_s else None,
+        by_group={group: count / work_s[group] for group, count in groups.items() if work_s[group]},
+        mean_tokens={name: count / answers[name] for name, count in tokens.items() if answers[name] > 0},
+    )
+
+
+def profiled_tokens(profiles: Profiles) -> dict[str, float]:
+    """Mean tokens of each expert's answers, where they were recorded."""
+    totals = ((expert, profiles.total(expert)) for expert in profiles.experts)
+    return {
+        expert: total.completion_tokens / total.n
+        for expert, total in totals
+        if total is not None and total.completion_tokens is not None
+    }
+
+
+def _counted(sessions: Iterable[Mapping[str, Any]], name: str) -> Counter[str]:
+    whole: Counter[str] = Counter()
+    for session in sessions:
+        whole.update(session[name])
+    return whole

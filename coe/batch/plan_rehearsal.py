@@ -1,0 +1,165 @@
+"""A batch without its experts: routed and stepped in earnest, answered by stand-ins, to see what would be asked.
+
+The work of a run is done by the run's own code (`run.Batch`, `parts`), in a folder that is thrown away. Only who
+answers is another: a stand-in, whose answer has the length that the expert's may have and says what nobody else says,
+or what everybody says. So compositions that stop early on agreement show the most, or the least, that they may ask.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from coe.batch.answering import Answered
+from coe.batch.parts import (
+    Job,
+    PartRouter,
+    Stepped,
+    copy_routed,
+    read_asks,
+    routing_errors,
+    step_part,
+    write_answers,
+)
+from coe.batch.records import dump_outcome
+from coe.batch.source import Split
+from coe.batch.stages import Unit
+from coe.batch.storage import Folder
+from coe.compose import Ask
+from coe.orchestrator import Orchestrator, query_of
+from coe.types import DEFAULT_MAX_TOKENS, Answer, GenerateRequest, Usage
+from registry.spec import ExpertSpec
+from routers.constraints import ASCII_CHARS_PER_TOKEN, estimate_tokens
+
+_SAME = "stand-in"
+_LETTERS = "klmnopqrst"
+"""Of which the stand-ins' own words are made: neither options nor numbers, which keys of answers could take for one."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """What one expert is asked in a shift.
+
+    Attributes:
+        prompt_tokens: estimated (`routers.constraints.estimate_tokens`).
+        tokens_at_most: new tokens, by the limits of the requests.
+        tokens: new tokens as they are expected; None where nothing is known of the expert's answers.
+        too_long: asks that seem not to fit the expert's context.
+    """
+
+    asks: int = 0
+    prompt_tokens: int = 0
+    tokens_at_most: int = 0
+    tokens: float | None = 0.0
+    too_long: int = 0
+
+    def __add__(self, other: Asked) -> Asked:
+        return Asked(
+            self.asks + other.asks,
+            self.prompt_tokens + other.prompt_tokens,
+            self.tokens_at_most + other.tokens_at_most,
+            None if self.tokens is None or other.tokens is None else self.tokens + other.tokens,
+            self.too_long + other.too_long,
+        )
+
+
+@dataclass(slots=True)
+class Shift:
+    """The work on one group, by expert."""
+
+    group: str
+    experts: dict[str, Asked] = field(default_factory=dict)
+
+
+class Rehearsal:
+    """An executor (`run.Executor`) that asks nobody, and keeps what would have been asked.
+
+    Args:
+        router: routes the input.
+        mean_tokens: of the experts' answers, where that is known.
+
+    Attributes:
+        agree: whether all stand-ins say the same.
+        stages: the shifts of each stage, in their order.
+        errors: rows that nobody is asked for, by the code of their error.
+    """
+
+    def __init__(self, hosts: int, router: Orchestrator, mean_tokens: Mapping[str, float]) -> None:
+        self.hosts, self.agree = hosts, False
+        self.stages: list[list[Shift]] = []
+        self.errors: Counter[str] = Counter()
+        self._router, self._mean_tokens = router, mean_tokens
+        self._routed: list[tuple[Stepped, Folder]] = []
+
+    def agreeing(self) -> Rehearsal:
+        """Another one, of the same input, that need not be routed again: all its stand-ins say the same."""
+        other = Rehearsal(self.hosts, self._router, self._mean_tokens)
+        other.agree, other._routed = True, self._routed
+        return other
+
+    def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[Stepped]:
+        """Route in this process, or take over what is routed."""
+        if self._routed:
+            for stepped, folder in self._routed:
+                copy_routed(folder, job.folder, stepped.part)
+                yield stepped
+            return
+        router = PartRouter(job, self._router)
+        for bundle in bundles:
+            for stepped in router.route(bundle):
+                self.errors += routing_errors(job.folder, stepped.part)
+                self._routed.append((stepped, job.folder))
+                yield stepped
+
+    def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[Stepped]:
+        """Plan the stage of each part."""
+        for part in parts:
+            yield step_part(job, part, stage)
+
+    def answer(self, job: Job, stage: int, shifts: Sequence[tuple[Unit, ...]]) -> Iterator[Answered]:
+        """Write stand-in answers."""
+        self.stages.append([])
+        for units in shifts:
+            self.stages[-1].append(shift := Shift(units[0].group))
+            for unit in units:
+                asked = shift.experts.setdefault(unit.expert, Asked())
+                asks = read_asks(job.folder, stage, unit)
+                answers = [(row, ask, self._stand_in(job, ask, asked)) for row, ask in asks]
+                records = [dump_outcome(row, ask.id, answer) for row, ask, answer in answers]
+                write_answers(job.folder, stage, unit, records)
+                yield Answered(done=Counter({unit.expert: unit.asks}))
+
+    def _stand_in(self, job: Job, ask: Ask, asked: Asked) -> Answer:
+        """An answer in the expert's place; what it would take is added to `asked`."""
+        spec = job.snapshot.experts[ask.expert]
+        prompt_tokens = estimate_tokens(query_of(ask.request))
+        at_most, fits = _limit(ask.request, prompt_tokens, _context_length(spec, job))
+        mean = self._mean_tokens.get(ask.expert)
+        asked.asks += 1
+        asked.prompt_tokens += prompt_tokens
+        asked.tokens_at_most += at_most
+        asked.tokens = None if mean is None or asked.tokens is None else asked.tokens + min(mean, at_most)
+        asked.too_long += not fits
+        n_tokens = at_most if mean is None else max(1, round(min(mean, at_most)))
+        return Answer(ask.expert, self._text(ask, n_tokens), "stop", Usage(prompt_tokens, n_tokens))
+
+    def _text(self, ask: Ask, n_tokens: int) -> str:
+        digits = str(zlib.crc32(f"{ask.expert} {ask.id}".encode()))
+        word = _SAME if self.agree else "".join(_LETTERS[int(digit)] for digit in digits)
+        return word + " and" * max(0, n_tokens - len(word) // ASCII_CHARS_PER_TOKEN)
+
+
+def _limit(request: GenerateRequest, prompt_tokens: int, context_length: int | None) -> tuple[int, bool]:
+    """Most new tokens, and whether the prompt and what is asked for fit the context."""
+    wanted = request.max_tokens or DEFAULT_MAX_TOKENS
+    if context_length is None or prompt_tokens + wanted <= context_length:
+        return wanted, True
+    left = max(1, context_length - prompt_tokens)
+    return left, request.max_tokens is None and prompt_tokens < context_length
+
+
+def _context_length(spec: ExpertSpec, job: Job) -> int | None:
+    """An adapter has its base's where it states none."""
+    return spec.context_length or job.snapshot.experts[spec.residency_key].context_length

@@ -1,0 +1,207 @@
+"""`coe plan`: what a batch will ask, load and cost, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coe.cli.output import JsonTarget, console, emit_json, stdout_console
+
+if TYPE_CHECKING:
+    from coe.batch.plan import Plan
+    from coe.batch.plan_rates import Rates
+    from coe.batch.run import Watcher
+    from coe.config import Config
+
+UNKNOWN = "unknown"
+
+
+def plan(
+    config: Annotated[Path, typer.Option("--config", "-c", help="The service's YAML.")],
+    source: Annotated[str, typer.Option("--input", "-i", help="JSONL or Parquet: a local path or any fsspec URL.")],
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="Of rows that name none: 'auto', 'coe/<policy>', or an expert's name."),
+    ] = "auto",
+    like: Annotated[
+        str | None, typer.Option(help="Output folder of an earlier `coe batch`: its rates and lengths of answers.")
+    ] = None,
+    load_rate: Annotated[str | None, typer.Option(help="Bytes of weights that load in a second, as '500MB'.")] = None,
+    tokens_per_s: Annotated[
+        float | None, typer.Option(min=0.0, help="New tokens that one host generates in a second, in full batches.")
+    ] = None,
+    json: JsonTarget = None,
+) -> None:
+    """Say what `coe batch` would do with an input: who is asked, what is loaded, tokens, price and time.
+
+    The input is routed for real; no expert is loaded or asked. Prompt tokens are estimates (four characters a token).
+    New tokens are bounds, by the requests' limits; what is expected is told where the registry's profiles or an earlier
+    run (--like) know the lengths of an expert's answers. Seconds want rates, of --like or given. What is not known is
+    said to be unknown. Exit status 1: an expert does not fit a host's memory.
+    """
+    from coe.batch.plan import plan_batch
+    from coe.config import load_config
+
+    loaded = load_config(config)
+    rates = _rates(loaded, like, load_rate, tokens_per_s)
+    with _routing() as watch:
+        planned = plan_batch(loaded, source=source, model=model, watch=watch, rates=rates)
+    record = planned.record()
+    _show(planned, record, to_stdout=json != "-")
+    emit_json(record, json)
+    if record["memory"]["too_large"]:
+        raise typer.Exit(1)
+
+
+def _rates(config: Config, like: str | None, load_rate: str | None, tokens_per_s: float | None) -> Rates:
+    """What is given goes before what an earlier run measured, and that before profiles."""
+    from coe.batch.plan_rates import Rates, profiled_tokens, rates_of_run
+    from coe.catalog import fill, open_registry
+
+    with open_registry(config) as registry:
+        fill(registry, config.experts)
+        profiled = profiled_tokens(registry.profiles())
+        rates = Rates() if like is None else rates_of_run(like, registry.snapshot())
+    rates = replace(rates, mean_tokens={**profiled, **rates.mean_tokens})
+    if load_rate is not None:
+        rates = replace(rates, load_bytes_per_s=_bytes(load_rate))
+    if tokens_per_s:
+        rates = replace(rates, tokens_per_s=tokens_per_s, by_group={})
+    return rates
+
+
+def _bytes(text: str) -> float:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return float(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise typer.BadParameter(f"{text!r} is no number of bytes; write it as '500MB' or '1.5GiB'") from None
+
+
+@contextmanager
+def _routing() -> Iterator[Watcher]:
+    """Bars while the input is read and routed; the rest takes no time worth showing."""
+    from coe.batch.run import ROUTING
+    from coe.cli.batch import Bars
+
+    class Routing:
+        def __init__(self, bars: Bars) -> None:
+            self._bars, self._routes = bars, False
+
+        def phase(self, name: str, totals: Mapping[str, int]) -> None:
+            self._routes = name == ROUTING
+            self._bars.phase(name if self._routes else "", totals if self._routes else {})
+
+        def advance(self, name: str, done: int, failed: int = 0) -> None:
+            if self._routes:
+                self._bars.advance(name, done, failed)
+
+    with Bars.shown() as bars:
+        yield Routing(bars)
+
+
+def _show(planned: Plan, record: Mapping[str, Any], *, to_stdout: bool) -> None:
+    out = stdout_console() if to_stdout else console
+    for number, stage in enumerate(record["stages"], start=1):
+        out.print(_table(number, stage, record["memory"]["sizes"]))
+    for line in [*_totals(record), *_notes(planned, record)]:
+        out.print(line, highlight=False, soft_wrap=True)
+    for group in record["memory"]["too_large"]:
+        needs, budget = planned.memory.needed(group), record["memory"]["budget_bytes"]
+        told = f"{group!r} needs {_size(needs)}, pins included; a host's budget is {_size(budget)}"
+        console.print(f"[bold red]error:[/] {told}: raise `host.budget`, or choose a smaller expert", highlight=False)
+
+
+def _table(number: int, stage: Mapping[str, Any], sizes: Mapping[str, int | None]) -> Any:
+    from rich.table import Table
+
+    table = Table("expert", "with", title=f"Stage {number}")
+    for column in ("asks", "loads", "moved", "prompt tokens", "new tokens", "USD"):
+        table.add_column(column, justify="right")
+    for name, expert in sorted(stage["experts"].items(), key=lambda item: (item[1]["group"], item[0])):
+        group = expert["group"]
+        # A base's loads stand once: at itself, or at the first of its adapters.
+        first = next(n for n in sorted(stage["experts"]) if stage["experts"][n]["group"] == group)
+        own = name == group or (group not in stage["experts"] and name == first)
+        loads = stage["loads"][group] if own else 0
+        moved = None if sizes[group] is None else loads * (sizes[group] or 0)
+        table.add_row(
+            name,
+            "" if name == group else group,
+            f"{expert['asks']:,}",
+            str(loads) if own else "",
+            _size(moved) if own else "",
+            f"~{expert['prompt_tokens']:,}",
+            _bounded(expert["tokens"], expert["tokens_at_most"], "{:,.0f}"),
+            _bounded(expert["cost_usd"], expert["cost_usd_at_most"], "{:.4f}"),
+        )
+    return table
+
+
+def _totals(record: Mapping[str, Any]) -> Iterator[str]:
+    totals = record["totals"]
+    yield (
+        f"In all: {totals['asks']:,} asks, {totals['loads']} loads, {_size(totals['loaded_bytes'])} moved, "
+        f"about {totals['prompt_tokens']:,} prompt tokens, "
+        f"new tokens {_bounded(totals['tokens'], totals['tokens_at_most'], '{:,.0f}')}, "
+        f"USD {_bounded(totals['cost_usd'], totals['cost_usd_at_most'], '{:.4f}')}, "
+        f"seconds {_bounded(totals['seconds'], totals['seconds_at_most'], '{:,.0f}')}"
+    )
+    least = record["if_answers_agree"]
+    if least is not None:
+        yield (
+            "What is asked depends on answers: this is the most. If all experts agree: "
+            f"{least['asks']:,} asks, {least['loads']} loads, {_size(least['loaded_bytes'])} moved, "
+            f"USD {_bounded(least['cost_usd'], least['cost_usd_at_most'], '{:.4f}')}, "
+            f"seconds {_bounded(least['seconds'], least['seconds_at_most'], '{:,.0f}')}"
+        )
+
+
+def _notes(planned: Plan, record: Mapping[str, Any]) -> Iterator[str]:
+    """What the figures rest on."""
+    for code, rows in sorted(record["errors"].items()):
+        yield f"[yellow]{rows:,} rows will fail before anyone is asked: {code}[/]"
+    if record["totals"]["too_long"]:
+        yield f"[yellow]{record['totals']['too_long']:,} asks seem not to fit their expert's context[/]"
+    budget = _size(record["memory"]["budget_bytes"])
+    if record["hosts"] == 1:
+        ahead = sum(stage["loads_ahead"] for stage in record["stages"])
+        yield (
+            f"One host with {budget} for weights: {ahead} of {record['totals']['loads']} loads fit beside the expert "
+            "that works before them, and go on meanwhile."
+        )
+    else:
+        yield f"{record['hosts']} hosts with {budget} for weights each; a group that several share is loaded by each."
+    missing = list(_missing(planned, record))
+    if missing:
+        yield f"Not known: {', '.join(missing)}; --like takes them from an earlier run."
+
+
+def _missing(planned: Plan, record: Mapping[str, Any]) -> Iterator[str]:
+    rates, sizes = planned.rates, planned.memory.sizes
+    if any(rates.load_s(size) is None for size in sizes.values()):
+        yield "how fast weights load (--load-rate)"
+    if any(rates.work_s(group, 1) is None for group in sizes):
+        yield "how fast tokens are generated (--tokens-per-s)"
+    if record["totals"]["tokens"] is None:
+        yield "how long answers get"
+
+
+def _bounded(expected: float | None, at_most: float | None, form: str) -> str:
+    """What is expected, and the bound."""
+    if at_most is None:
+        return UNKNOWN
+    bound = f"≤ {form.format(at_most)}"
+    return bound if expected is None else f"~{form.format(expected)} ({bound})"
+
+
+def _size(size_bytes: float | None) -> str:
+    if size_bytes is None:
+        return UNKNOWN
+    return f"{size_bytes / 2**20:,.0f} MiB" if size_bytes >= 2**20 else f"{size_bytes:,.0f} B"

@@ -1,0 +1,184 @@
+"""A plan says what a batch then does: the same asks and loads, prices and seconds by hand, and nothing guessed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from batch_runs import MIXED, InProcess, Quiet, run, service, write_lines
+
+from coe.batch.errors import BatchFolderError, InputError
+from coe.batch.plan import Memory, Plan, plan_batch
+from coe.batch.plan_rates import Rates, profiled_tokens, rates_of_run
+from coe.batch.plan_rehearsal import Asked, Shift
+from coe.config import load_config
+from coe.errors import UnknownModel
+from registry.profiles import Measure, Profiles
+from registry.spec import ExpertSpec, Kind, Price
+from registry.store import Snapshot
+from routers.artifacts import save
+from routers.build import build
+from routers.encoders import build_encoder
+from routers.outcomes import OutcomeTable
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    service(tmp_path)
+    write_lines(tmp_path / "in.jsonl", MIXED)
+    return tmp_path
+
+
+def plan(place: Path, **options: Any) -> Plan:
+    config = load_config(place / "service.yaml")
+    return plan_batch(config, source=str(place / "in.jsonl"), watch=Quiet(), **options)
+
+
+def knn(place: Path) -> None:
+    """A router that knows base as the best, then loud, then tuned."""
+    encoder = build_encoder("hashing:64")
+    table = OutcomeTable(
+        query_ids=tuple("0123456789"),
+        prompts=tuple(f"question {i}" for i in range(10)),
+        experts=("base", "loud", "tuned"),
+        scores=np.array([[1.0] * 3] * 6 + [[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]] + [[0.0] * 3] * 2),
+    )
+    save(build("knn", encoder, {"k": 10}).fit(table), place / "router", table=table, encoder=encoder)
+
+
+def test_the_first_stage_asks_and_loads_what_the_batch_does(place: Path) -> None:
+    executor = InProcess()
+    run(place / "service.yaml", place / "in.jsonl", place / "out", executor)
+    planned = plan(place)
+    record = planned.record()
+    [stage] = record["stages"]  # nobody is expected to fail, so nobody steps in
+    session = json.loads((place / "out" / "run.json").read_text())["sessions"][0]
+    assert {name: each["asks"] for name, each in stage["experts"].items()} == session["answers"] | {"base": 51}
+    assert [tuple(shift.experts) for shift in planned.stages[0]] == executor.shifts[0]
+    assert stage["loads"] == {"base": 1, "broken": 1, "loud": 1} and stage["loaded_bytes"] == 300
+    assert record["errors"] == {"model_not_found": 50, "invalid_request": 1} and record["if_answers_agree"] is None
+    assert not list(place.glob("*plan*"))  # what it wrote is gone
+
+
+def test_prompts_bounds_and_prices_by_hand(place: Path) -> None:
+    rows = [
+        {"prompt": "x" * 40, "model": "base", "max_tokens": 10},  # 4 + 40 / 4
+        {"prompt": "x" * 40, "model": "base"},  # what its context of 64 leaves
+        {"prompt": "x" * 236, "model": "base", "max_tokens": 10},  # 63 and 10 do not fit
+        {"prompt": "x", "model": "tuned"},
+    ]
+    write_lines(place / "in.jsonl", rows)
+    [stage] = plan(place, rates=Rates(mean_tokens={"base": 20.0})).record()["stages"]
+    base, tuned = stage["experts"]["base"], stage["experts"]["tuned"]
+    assert (base["asks"], base["prompt_tokens"], base["too_long"]) == (3, 14 + 14 + 63, 1)
+    assert base["tokens_at_most"] == 10 + 50 + 1 and base["tokens"] == 10 + 20 + 1
+    assert base["cost_usd_at_most"] == pytest.approx((91 * 1 + 61 * 2) / 1e6)
+    assert base["cost_usd"] == pytest.approx((91 * 1 + 31 * 2) / 1e6)
+    assert tuned["tokens"] is None and tuned["cost_usd_at_most"] is None  # it has no price
+    assert stage["loads"] == {"base": 1}
+
+
+def test_a_cascade_is_told_by_the_most_and_the_least_that_it_may_ask(place: Path) -> None:
+    knn(place)
+    service(place, "{default: {router: router, composition: {kind: cascade, confidence: 0.99}, k: 3}}")
+    write_lines(place / "in.jsonl", [{"prompt": f"say {i}"} for i in range(5)])
+    executor = InProcess()
+    run(place / "service.yaml", place / "in.jsonl", place / "out", executor)
+    record = plan(place).record()
+    least = record["if_answers_agree"]["asks"]
+    session = json.loads((place / "out" / "run.json").read_text())["sessions"][0]
+    assert record["totals"]["asks"] == 15 > least >= 10
+    assert least <= sum(session["answers"].values()) <= 15
+
+
+def test_a_vote_asks_the_same_whatever_is_answered(place: Path) -> None:
+    knn(place)
+    service(place, "{default: {router: router, composition: vote, k: 3}}")
+    write_lines(place / "in.jsonl", [{"prompt": f"say {i}"} for i in range(5)])
+    record = plan(place).record()
+    assert record["totals"]["asks"] == 15 and record["totals"]["loads"] == 2 and record["if_answers_agree"] is None
+
+
+SPECS = {
+    name: ExpertSpec(name=name, kind=Kind.MODEL, source="fake://echo", price=Price.of_parameters(10**9))
+    for name in ("a", "b", "c")
+}
+
+
+def planned(shifts: str, memory: Memory, hosts: int = 1, rates: Rates | None = None) -> dict[str, Any]:
+    """The record of a stage of a shift a letter, of 100 tokens each."""
+    stage = [Shift(group, {group: Asked(10, 50, 200, 100.0)}) for group in shifts]
+    rates = rates or Rates(load_bytes_per_s=2.0, tokens_per_s=50.0)
+    [record] = Plan(1, hosts, Snapshot(1, SPECS), [stage], [stage], {}, memory, rates).record()["stages"]
+    return dict(record)
+
+
+def test_seconds_overlap_where_memory_has_room_for_two() -> None:
+    sizes = dict.fromkeys("abc", 6)  # 3 s to load, 2 s to answer (4 s at most)
+    alone = planned("abc", Memory(6, sizes))
+    assert (alone["seconds"], alone["seconds_at_most"], alone["loads_ahead"]) == (15.0, 21.0, 0)
+    beside = planned("abc", Memory(12, sizes))
+    # Expected: work hides 2 s of each later load. At most: all of it.
+    assert (beside["seconds"], beside["seconds_at_most"], beside["loads_ahead"]) == (3 + 3 + 3 + 2, 3 + 4 * 3, 2)
+    pinned = planned("abc", Memory(17, sizes | {"d": 6}, frozenset("d")))
+    assert pinned["seconds"] == 15.0
+
+
+def test_hosts_work_side_by_side_and_a_group_that_goes_on_is_not_loaded_again() -> None:
+    sizes = dict.fromkeys("abc", 6)
+    assert planned("abc", Memory(6, sizes), hosts=3)["seconds"] == 5.0
+    assert planned("aab", Memory(6, sizes), hosts=1)["seconds"] == 3 + 2 + 2 + 3 + 2
+    assert planned("abc", Memory(6, sizes), hosts=2)["loads_ahead"] is None
+
+
+def test_what_is_not_known_is_none_and_what_has_no_weights_takes_no_time_to_load() -> None:
+    sizes = {"a": 6, "b": None, "c": 0}
+    assert planned("a", Memory(6, sizes), rates=Rates(tokens_per_s=50.0))["seconds"] is None
+    assert planned("a", Memory(6, sizes), rates=Rates(load_bytes_per_s=1.0))["seconds"] is None
+    unsized = planned("ab", Memory(6, sizes))
+    assert unsized["seconds"] is None and unsized["loaded_bytes"] is None and unsized["loads_ahead"] == 0
+    assert planned("c", Memory(0, sizes), rates=Rates(by_group={"c": 100.0}))["seconds"] == 1.0
+    assert Memory(5, sizes).too_large == ["a"] and Memory(6, sizes).fits("a") and not Memory(9, sizes).fits("b")
+
+
+def test_an_earlier_run_tells_lengths_and_rates(place: Path) -> None:
+    run(place / "service.yaml", place / "in.jsonl", place / "out")
+    path = place / "out" / "run.json"
+    told = json.loads(path.read_text())
+    [session] = told["sessions"]
+    session |= {"work_s": {"base": 2.0, "loud": 0.5}, "load_s": 1.5, "loaded_bytes": 300}
+    path.write_text(json.dumps(told))
+    rates = rates_of_run(str(place / "out"), plan(place).snapshot)
+    assert rates.mean_tokens == pytest.approx({"base": (50 * 2 + 50 * 2 + 3) / 101, "loud": 2.0, "tuned": 3.0})
+    assert rates.by_group == {"base": (203 + 150) / 2.0, "loud": 100 / 0.5} and rates.load_bytes_per_s == 200.0
+    record = plan(place, rates=rates).record()
+    assert record["totals"]["tokens"] is None  # `broken` never answered
+    assert record["stages"][0]["experts"]["loud"]["tokens"] == 100.0
+    path.write_text('{"sessions": [{}]}')
+    with pytest.raises(BatchFolderError, match="has no figures"):
+        rates_of_run(str(place / "out"), plan(place).snapshot)
+    with pytest.raises(BatchFolderError, match="does not exist"):
+        rates_of_run(str(place / "nowhere"), plan(place).snapshot)
+
+
+def test_profiles_tell_lengths_where_they_were_recorded() -> None:
+    cells = {("a", "x"): Measure(1.0, 2, 60.0), ("a", "y"): Measure(0.0, 1, 30.0), ("b", "x"): Measure(1.0, 2)}
+    assert profiled_tokens(Profiles(cells)) == {"a": 30.0}
+
+
+def test_wrong_inputs_and_models_are_refused_as_by_the_batch(place: Path) -> None:
+    with pytest.raises(UnknownModel, match="did you mean 'shaky'"):
+        plan(place, model="coe/shakey")
+    (place / "in.jsonl").unlink()
+    with pytest.raises(InputError, match="no such file"):
+        plan(place)
+
+
+def test_rows_of_nothing_but_errors_ask_nobody(place: Path) -> None:
+    write_lines(place / "in.jsonl", ["nonsense", "[]"])
+    record = plan(place).record()
+    assert record["stages"] == [] and record["errors"] == {"invalid_request": 2}
+    assert record["totals"]["asks"] == record["totals"]["loads"] == 0

@@ -1,0 +1,96 @@
+"""`coe plan` from the command line: figures to read, what they rest on, and an exit status that checks memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from coe.batch.errors import BatchFolderError
+from coe.cli.plan import plan
+from registry.digest import identity
+from registry.profiles import Measure, ProfileRow
+from registry.spec import ExpertSpec
+from registry.store import Registry
+
+PRICE = {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 2.0}
+EXPERTS: list[dict[str, Any]] = [
+    {"name": name, "kind": "model", "source": "fake://upper", "size_bytes": 2**20, "price": PRICE}
+    for name in ("a", "b")
+]
+SERVICE = """
+experts: [experts.yaml]
+host: {budget: 2MiB}
+policies:
+  default: {expert: a}
+"""
+app = typer.Typer()
+app.command()(plan)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("experts.yaml").write_text(json.dumps({"experts": EXPERTS}))
+    Path("service.yaml").write_text(SERVICE)
+    rows = [{"prompt": "x" * 40, "max_tokens": 50, "model": model} for model in ("a", "a", "b")]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{oops\n")
+    return tmp_path
+
+
+def coe_plan(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["--config", "service.yaml", "--input", "in.jsonl", *arguments])
+
+
+def test_it_says_who_is_asked_what_is_moved_and_what_is_not_known(place: Path) -> None:
+    result = coe_plan()
+    assert result.exit_code == 0, result.output
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines()]
+    assert ["a", "", "2", "1", "1 MiB", "~28", "≤ 100", "≤ 0.0002"] in lines
+    assert "In all: 3 asks, 2 loads, 2 MiB moved, about 42 prompt tokens, new tokens ≤ 150" in result.stdout
+    assert "seconds unknown" in result.stdout and "1 rows will fail before anyone is asked" in result.stdout
+    assert "1 of 2 loads fit beside the expert that works before them" in result.stdout
+    assert (
+        "Not known: how fast weights load (--load-rate), how fast tokens are generated (--tokens-per-s), "
+        "how long answers get; --like takes them from an earlier run."
+    ) in result.stdout
+    assert sorted(path.name for path in place.iterdir()) == ["experts.yaml", "in.jsonl", "service.yaml"]
+
+
+def test_rates_give_seconds_and_json_goes_alone_to_stdout(place: Path) -> None:
+    result = coe_plan("--load-rate", "512KiB", "--tokens-per-s", "50", "--json", "-")
+    totals = json.loads(result.stdout)["totals"]
+    assert totals["seconds_at_most"] == 2 + 2 + 1 and totals["seconds"] is None  # `b` loads while `a` works
+    assert totals["cost_usd_at_most"] == pytest.approx((42 + 150 * 2) / 1e6)
+
+
+def test_profiles_of_the_registry_tell_how_long_answers_get(place: Path) -> None:
+    url = f"sqlite:///{place}/registry.db"
+    with Registry(url) as registry:
+        specs = {each["name"]: ExpertSpec.model_validate(each) for each in EXPERTS}
+        registry.change(add=specs.values())
+        rows = [
+            ProfileRow(name, identity(spec, specs), "task", "sha256:0", "any", Measure(1.0, 2, 40.0))
+            for name, spec in specs.items()
+        ]
+        registry.record(rows)
+    Path("service.yaml").write_text(SERVICE.replace("experts: [experts.yaml]", f"registry: {url}"))
+    result = coe_plan()
+    assert "new tokens ~60 (≤ 150), USD ~0.0002 (≤ 0.0003)" in result.stdout and "how long answers" not in result.stdout
+
+
+def test_an_expert_that_fits_no_host_is_an_error_before_anything_runs(place: Path) -> None:
+    Path("service.yaml").write_text(SERVICE.replace("2MiB", "1000000"))
+    result = coe_plan()
+    assert result.exit_code == 1
+    assert "'a' needs 1 MiB, pins included; a host's budget is 1,000,000 B" in " ".join(result.stderr.split())
+
+
+def test_wrong_arguments_are_refused_in_words(place: Path) -> None:
+    result = coe_plan("--load-rate", "fast")
+    assert result.exit_code == 2 and "'fast' is no number of bytes" in " ".join(result.stderr.split())
+    assert isinstance(coe_plan("--like", "nowhere").exception, BatchFolderError)
