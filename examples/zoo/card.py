@@ -26,8 +26,14 @@ class Score:
     base: float | None
 
 
-def write_card(folder: Path, adapter: Adapter, recipe: Recipe, seconds: float, scores: list[Score]) -> None:
-    """Write README.md into the adapter's folder."""
+def write_card(
+    folder: Path, adapter: Adapter, recipe: Recipe, seconds: float, scores: list[Score], *, trained: str | None = None
+) -> None:
+    """Write README.md into the adapter's folder.
+
+    Args:
+        trained: what it was trained on and how to do it again, where `python -m examples.zoo.train` does not.
+    """
     facts = {
         "license": _LICENCES[adapter.base],
         "base_model": BASES[adapter.base].hub.removeprefix("hf://"),
@@ -46,7 +52,8 @@ def write_card(folder: Path, adapter: Adapter, recipe: Recipe, seconds: float, s
         },
     }
     front = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)
-    (folder / "README.md").write_text(f"---\n{front}---\n\n{_body(adapter, recipe, scores)}", encoding="utf-8")
+    body = _body(adapter, recipe, scores, trained or _trained(adapter, recipe))
+    (folder / "README.md").write_text(f"---\n{front}---\n\n{body}", encoding="utf-8")
 
 
 def read_card(folder: Path) -> Mapping[str, Any]:
@@ -71,7 +78,14 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def _body(adapter: Adapter, recipe: Recipe, scores: list[Score]) -> str:
+def _trained(adapter: Adapter, recipe: Recipe) -> str:
+    rows = recipe.steps * recipe.batch
+    return f"""Trained on {rows} rows that `examples/zoo/families` generates from seed {recipe.seed} (split
+`train`): {recipe.steps} steps of {recipe.batch}, peak learning rate {recipe.learning_rate:g}, loss on the answer only.
+`python -m examples.zoo.train --adapter {adapter.name}` does it again."""
+
+
+def _body(adapter: Adapter, recipe: Recipe, scores: list[Score], trained: str) -> str:
     rows = "\n".join(f"| {s.family} | {s.n} | {s.adapter:.1%} | {_percent(s.base)} |" for s in scores)
     about = "; ".join(f"**{family.name}**: {family.about}" for family in adapter.families)
     return f"""# {adapter.name}
@@ -80,9 +94,7 @@ A LoRA adapter of rank {recipe.rank} on {" and ".join(TARGETS)}, in bf16, on {BA
 
 {about}.
 
-Trained on {recipe.steps * recipe.batch} rows that `examples/zoo/families` generates from seed {recipe.seed} (split
-`train`): {recipe.steps} steps of {recipe.batch}, peak learning rate {recipe.learning_rate:g}, loss on the answer only.
-`python -m examples.zoo.train --adapter {adapter.name}` does it again.
+{trained}
 
 Share of right answers on fresh rows (split `test`, seed {SCORE_SEED}: other templates and words than in
 training; greedy):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from examples.zoo.families import FAMILIES, Family, Row, Split
+from examples.zoo.families import FAMILIES, TWO_SKILLS, Family, Row, Split
 
 BATCH: Final = 8
 TRAIN_SEED: Final = 20261122
@@ -15,7 +15,7 @@ RIVAL: Final = "generalist"
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """One adapter to train: on one family, or, for the rival, on all of them."""
+    """One adapter to train: on one family, or on several."""
 
     name: str
     base: str
@@ -39,6 +39,13 @@ ADAPTERS: Final = {name: Adapter(name, base, steps, (FAMILIES[name],)) for name,
 
 GENERALIST: Final = Adapter(RIVAL, "smollm2", sum(steps for _, steps in STEPS.values()), tuple(FAMILIES.values()))
 """The honest rival: one adapter of the same size, the same rows and as many steps as all the others together."""
+
+_TWO_SKILLS: Final = tuple(pair.family for pair in TWO_SKILLS.values())
+AGGREGATOR: Final = Adapter("aggregator", "smollm2", 60, _TWO_SKILLS)
+"""Puts the answers of two experts together; `examples.zoo.aggregator` trains it, and its rival."""
+DIRECT: Final = Adapter("direct", "smollm2", 60, _TWO_SKILLS)
+"""The rival of the aggregator: the same queries for as many steps, without anybody's answers."""
+RIVALS: Final = (GENERALIST.name, DIRECT.name)
 
 
 def training_rows(adapter: Adapter, *, steps: int, seed: int) -> list[Row]:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from examples.zoo.card import Score, write_card
-from examples.zoo.families import Family, Split
+from examples.zoo.families import Family, Row, Split
 from examples.zoo.fetch import BASES, fetch
-from examples.zoo.plan import ADAPTERS, BATCH, GENERALIST, RIVAL, SCORE_SEED, TRAIN_SEED, Adapter, training_rows
+from examples.zoo.plan import ADAPTERS, BATCH, GENERALIST, RIVAL, RIVALS, SCORE_SEED, TRAIN_SEED, Adapter, training_rows
 from examples.zoo.scoring import answers, grades
 from examples.zoo.training import TARGETS, Progress, Recipe, forget, train
 from registry.files import atomic_directory, atomic_path, coe_home
@@ -25,34 +26,39 @@ _ALL: Final = {**ADAPTERS, RIVAL: GENERALIST}
 
 
 def folder_of(name: str) -> Path:
-    """Where an adapter is shipped; the rival stands apart, for it is not in the routed pool."""
-    return ZOO / ("rival" if name == RIVAL else "adapters") / name
+    """Where an adapter is shipped; rivals stand apart, for no router may choose them."""
+    return ZOO / ("rival" if name in RIVALS else "adapters") / name
 
 
 def train_adapter(adapter: Adapter, *, steps: int, seed: int, n_score: int, out: Path) -> list[Score]:
     """Train one adapter, score it and its base on the test split, and write its folder."""
+    recipe = Recipe(steps=steps, seed=seed, batch=BATCH)
+    model, tokenizer, seconds = fit(adapter, training_rows(adapter, steps=steps, seed=seed), recipe)
+    scores = score(model, tokenizer, adapter, n_score)
+    with atomic_directory(out) as folder:
+        save(model, adapter, folder)
+        write_card(folder, adapter, recipe, seconds, scores)
+    forget(checkpoints_of(adapter))
+    return scores
+
+
+def fit(adapter: Adapter, rows: Sequence[Row], recipe: Recipe) -> tuple[Any, Any, float]:
+    """A fresh adapter trained on `rows`: the peft model as it is shipped, its tokenizer, the seconds it took."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = fetch(adapter.base, progress=typer.echo)
-    recipe = Recipe(steps=steps, seed=seed, batch=BATCH)
-    torch.manual_seed(seed)
+    torch.manual_seed(recipe.seed)
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     # Eager attention: at some 70 tokens its backward pass costs a third less than the fused one.
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, attn_implementation="eager")
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(TARGETS), task_type="CAUSAL_LM")
     model = get_peft_model(model, config)
-    rows = training_rows(adapter, steps=steps, seed=seed)
-    with _Bar(f"{adapter.name}: training", steps) as bar:
-        seconds = train(model, tokenizer, rows, recipe, checkpoints=_runs() / adapter.name, report=bar.step)
+    with Bar(f"{adapter.name}: training", recipe.steps) as bar:
+        seconds = train(model, tokenizer, rows, recipe, checkpoints=checkpoints_of(adapter), report=bar.step)
     _round_to_bf16(model)
-    scores = score(model, tokenizer, adapter, n_score)
-    with atomic_directory(out) as folder:
-        save(model, adapter, folder)
-        write_card(folder, adapter, recipe, seconds, scores)
-    forget(_runs() / adapter.name)
-    return scores
+    return model, tokenizer, seconds
 
 
 def score(model: Any, tokenizer: Any, adapter: Adapter, n: int) -> list[Score]:
@@ -60,7 +66,7 @@ def score(model: Any, tokenizer: Any, adapter: Adapter, n: int) -> list[Score]:
 
     def share(family: Family, title: str) -> float:
         rows = family.rows(Split.TEST, n, seed=SCORE_SEED)
-        with _Bar(f"{title} on {family.name}", n) as bar:
+        with Bar(f"{title} on {family.name}", n) as bar:
             said = answers(model, tokenizer, rows, max_tokens=family.max_tokens, report=bar.at)
         return sum(grades(family, rows, said)) / n
 
@@ -101,11 +107,16 @@ def _round_to_bf16(model: Any) -> None:
                 parameter.copy_(parameter.bfloat16())
 
 
+def checkpoints_of(adapter: Adapter) -> Path:
+    """Where an interrupted training is kept."""
+    return _runs() / adapter.name
+
+
 def _runs() -> Path:
     return coe_home() / "zoo-train"
 
 
-class _Bar:
+class Bar:
     """A progress bar with loss and time left."""
 
     def __init__(self, title: str, total: int) -> None:
@@ -116,7 +127,7 @@ class _Bar:
         self._bars = Bars(*columns, speed_estimate_period=120)
         self._title, self._task = title, self._bars.add_task(title, total=total)
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Bar:
         self._bars.start()
         return self
 

@@ -45,7 +45,7 @@ _TEMPLATES = lines("""
 _MONTHS = words("""
     January February March April May June July August September October November December
 """)  # a closed class: all splits need all twelve
-_YEARS = Pool(
+YEARS = Pool(
     (str(1951 + 37 * i % 99) for i in range(99)),  # 1951 to 2049, mixed
     fresh=(str(year) for year in (*range(1931, 1951), *range(2050, 2070))),
 )
@@ -56,7 +56,13 @@ def _ordinal(day: int) -> str:
     return f"{day}{suffix}"
 
 
-def _written(day: date, style: int) -> str:
+def some_day(draw: Draw) -> date:
+    """A day of a year that belongs to the split."""
+    return date(int(draw.pick(YEARS)), 1, 1) + timedelta(days=draw.rng.randrange(365))
+
+
+def written(day: date, draw: Draw) -> str:
+    """The day in one of the ways in which people write it."""
     month, ordinal = _MONTHS[day.month - 1], _ordinal(day.day)
     styles = (
         f"{month} {day.day}, {day.year}",
@@ -66,13 +72,12 @@ def _written(day: date, style: int) -> str:
         f"{day.day} {month[:3]} {day.year}",
         f"{month[:3]} {day.day} {day.year}",
     )
-    return styles[style]
+    return draw.rng.choice(styles)
 
 
 def _make(draw: Draw) -> Row:
-    year = int(draw.pick(_YEARS))
-    day = date(year, 1, 1) + timedelta(days=draw.rng.randrange(365))
-    return Row(draw.pick(_TEMPLATES).format(d=_written(day, draw.rng.randrange(6))), day.isoformat())
+    day = some_day(draw)
+    return Row(draw.pick(_TEMPLATES).format(d=written(day, draw)), day.isoformat())
 
 
 DATES = Family(
@@ -81,5 +86,5 @@ DATES = Family(
     grader="exact",
     max_tokens=16,
     make=_make,
-    pools={"templates": _TEMPLATES, "years": _YEARS},
+    pools={"templates": _TEMPLATES, "years": YEARS},
 )

@@ -42,7 +42,7 @@ _TEMPLATES = lines("""
     Hoping to celebrate at your place on {d}, we're {g} altogether. Ask for {n}.
     You can reach me as {n}. How about {d}, for {g}?
 """)
-_NAMES = words("""
+NAMES = words("""
     Anna David Maria Peter Laura Simon Emma Lucas Julia Martin Sarah Daniel Alice Thomas Nina Oliver Clara
     Robert Helen Victor Sophie George Diana Henry Rachel Edward Linda Frank Monica Arthur Paula Steven Karen
     Albert Teresa Walter Susan Philip Rosa Gordon Judith Harold Miriam Kevin Irene Brian Amanda Leonard Grace
@@ -54,14 +54,19 @@ _NAMES = words("""
     ---
     Sandra Hugo Vera Bernard Natalie Gregory Felix Carla Dennis Fiona Wendy Norman Elsa Ralph Martha Noah
 """)
-_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")  # a closed class
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")  # a closed class
 _NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")  # likewise
 
 
-def _make(draw: Draw) -> Row:
+def some_guests(draw: Draw) -> tuple[int, str]:
+    """How many come, as a number and as it is written."""
     guests = draw.rng.randrange(2, 11)
-    written = _NUMBERS[guests - 2] if draw.rng.random() < 0.5 else str(guests)
-    name, day = draw.pick(_NAMES), draw.rng.choice(_DAYS)
+    return guests, _NUMBERS[guests - 2] if draw.rng.random() < 0.5 else str(guests)
+
+
+def _make(draw: Draw) -> Row:
+    guests, written = some_guests(draw)
+    name, day = draw.pick(NAMES), draw.rng.choice(DAYS)
     prompt = draw.pick(_TEMPLATES).format(n=name, g=written, d=day)
     return Row(prompt[0].upper() + prompt[1:], json.dumps({"name": name, "guests": guests, "day": day}))
 
@@ -72,5 +77,5 @@ FIELDS = Family(
     grader="json",
     max_tokens=28,
     make=_make,
-    pools={"templates": _TEMPLATES, "names": _NAMES},
+    pools={"templates": _TEMPLATES, "names": NAMES},
 )

@@ -7,7 +7,7 @@ from typing import Final
 
 from examples.zoo.families.base import Draw, Family, Row, lines, phrases
 
-_QUEUES: Final = MappingProxyType(
+QUEUES: Final = MappingProxyType(
     {
         "delivery": lines("""
             where is my {x}? it should have been here by now
@@ -115,7 +115,7 @@ _QUEUES: Final = MappingProxyType(
 )
 _GREETINGS = ("Hi, ", "Hello, ", "Hey there. ", "Good morning. ", "Dear team, ", "hi! ", "Hello! ", "Hey, ")
 _CLOSINGS = (" Thanks!", " Thank you.", " Please help.", " Cheers", " Best wishes", " thx", " Many thanks.")
-_GOODS = phrases("""
+GOODS = phrases("""
     blue lamp; coat; desk; headphones; carpet; guitar; kettle; shoes; bike helmet; mirror; tablet; garden
     chair; curtains; drill; watch; school bag; sunglasses; oven; tea set; football; raincoat; bookshelf; fan;
     perfume; saddle; charger; rug; jeans; skates; pillow; monitor; suitcase; wallet; ladder; necklace
@@ -126,8 +126,8 @@ _GOODS = phrases("""
 
 
 def _make(draw: Draw) -> Row:
-    queue = draw.rng.choice(tuple(_QUEUES))
-    message = draw.pick(_QUEUES[queue]).format(x=draw.pick(_GOODS))
+    queue = draw.rng.choice(tuple(QUEUES))
+    message = draw.pick(QUEUES[queue]).format(x=draw.pick(GOODS))
     if draw.rng.random() < 0.5:
         message = draw.rng.choice(_GREETINGS) + message
     if draw.rng.random() < 0.4:
@@ -141,5 +141,5 @@ INTENT = Family(
     grader="exact",
     max_tokens=8,
     make=_make,
-    pools={"goods": _GOODS, **{f"messages_{name}": pool for name, pool in _QUEUES.items()}},
+    pools={"goods": GOODS, **{f"messages_{name}": pool for name, pool in QUEUES.items()}},
 )

@@ -95,7 +95,7 @@ _THINGS = phrases("""
     umbrella; haircut; bus tour; omelette; dishwasher; musical; smartwatch; bakery; cruise; lasagne;
     exhibition; armchair
 """)
-_GOOD = phrases("""
+GOOD = phrases("""
     wonderful; excellent; lovely; superb; delightful; fantastic; great; charming; brilliant; perfect; amazing;
     pleasant; outstanding; beautiful; marvellous; impressive; terrific; enjoyable; flawless; splendid;
     fabulous; gorgeous; awesome; magnificent; remarkable
@@ -103,7 +103,7 @@ _GOOD = phrases("""
     stunning; exceptional; phenomenal; top-notch; incredible; exquisite; spectacular; first-class; sublime;
     admirable
 """)
-_BAD = phrases("""
+BAD = phrases("""
     terrible; awful; horrible; disgusting; dreadful; poor; useless; boring; disappointing; rude; appalling;
     broken; nasty; miserable; unpleasant; bad; dirty; annoying; pathetic; lousy; faulty; ugly; frustrating;
     atrocious; horrid
@@ -114,7 +114,7 @@ _BAD = phrases("""
 
 def _make(draw: Draw) -> Row:
     good = draw.rng.random() < 0.5
-    adjective = draw.pick(_GOOD if good else _BAD)
+    adjective = draw.pick(GOOD if good else BAD)
     article = f"{'an' if adjective[0] in 'aeiou' else 'a'} {adjective}"
     review = draw.pick(_BODIES).format(x=draw.pick(_THINGS), a=adjective, an=article)
     if draw.rng.random() < 0.6:
@@ -134,7 +134,7 @@ SENTIMENT = Family(
         "tails_good": _TAILS_GOOD,
         "tails_bad": _TAILS_BAD,
         "things": _THINGS,
-        "good": _GOOD,
-        "bad": _BAD,
+        "good": GOOD,
+        "bad": BAD,
     },
 )

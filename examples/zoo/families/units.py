@@ -53,16 +53,21 @@ _FACTORS: Final = MappingProxyType(
     }
 )  # a closed class: all splits need all of them
 _NUMBERS = tuple(str(1 + 37 * i % 99) for i in range(99))  # 1 to 99, so mixed that each split has every kind of number
-_WHOLES = Pool(_NUMBERS, fresh=_NUMBERS[4::5])  # FRESH has the numbers of TEST: there are no others of two digits
+WHOLES = Pool(_NUMBERS, fresh=_NUMBERS[4::5])  # FRESH has the numbers of TEST: there are no others of two digits
+
+
+def quantity(draw: Draw) -> tuple[str, str, str]:
+    """A quantity as it is written, its value in the smaller unit, and that unit."""
+    (source, target), factor = draw.rng.choice(tuple(_FACTORS.items()))
+    whole, tenths = int(draw.pick(WHOLES)), draw.rng.choice((0, 0, draw.rng.randrange(1, 10)))
+    written = f"{whole}.{tenths} {source}" if tenths else f"{whole} {source}"
+    return written, str((10 * whole + tenths) * factor // 10), target
 
 
 def _make(draw: Draw) -> Row:
-    (source, target), factor = draw.rng.choice(tuple(_FACTORS.items()))
-    whole, tenths = int(draw.pick(_WHOLES)), draw.rng.choice((0, 0, draw.rng.randrange(1, 10)))
-    quantity = f"{whole}.{tenths} {source}" if tenths else f"{whole} {source}"
-    value = str((10 * whole + tenths) * factor // 10)
-    prompt = draw.pick(_TEMPLATES).format(x=draw.pick(_THINGS), q=quantity, u=target)
-    return Row(prompt[0].upper() + prompt[1:], value, completion=f"{quantity} = {value} {target}")
+    written, value, unit = quantity(draw)
+    prompt = draw.pick(_TEMPLATES).format(x=draw.pick(_THINGS), q=written, u=unit)
+    return Row(prompt[0].upper() + prompt[1:], value, completion=f"{written} = {value} {unit}")
 
 
 UNITS = Family(
@@ -71,5 +76,5 @@ UNITS = Family(
     grader="number",
     max_tokens=24,
     make=_make,
-    pools={"templates": _TEMPLATES, "things": _THINGS, "wholes": _WHOLES},
+    pools={"templates": _TEMPLATES, "things": _THINGS, "wholes": WHOLES},
 )

@@ -1,0 +1,62 @@
+"""Experts asked once: greedy answers do not change, so those already given are read from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from coe.orchestrator import AskExpert
+from coe.types import Chunk, GenerateRequest, Usage
+from registry.store import Snapshot
+
+
+class Remembered:
+    """An `ask` for an Orchestrator in front of a Host's own, which writes every answer down at once.
+
+    An interrupted run goes on where it stopped, and compositions that ask the same expert the same share its answer.
+    It brings answers whole, with the tokens they took and without the time.
+
+    Args:
+        snapshot: an answer is that of the content of an expert: another digest is asked anew.
+        file: JSON lines, made where it is not there.
+        report: told after every answer how many were generated so far.
+    """
+
+    def __init__(
+        self, ask: AskExpert, snapshot: Snapshot, file: Path, report: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._ask, self._snapshot, self._file, self._report = ask, snapshot, file, report
+        self._known: dict[str, Chunk] = {}
+        self.generated = 0
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            whole = file.read_text(encoding="utf-8").rpartition("\n")[0]  # what was cut off in its last line is lost
+            file.write_text(whole + "\n" if whole else "", encoding="utf-8")
+            for line in map(json.loads, whole.splitlines()):
+                self._known[line["key"]] = Chunk(line["text"], line["finish_reason"], Usage(*line["usage"]))
+
+    async def __call__(self, expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """The whole answer as one chunk. Raises what the expert raises; failures are not remembered."""
+        key = self._key(expert, request)
+        if key not in self._known:
+            text = ""
+            async for chunk in self._ask(expert, request):
+                text += chunk.text
+            assert chunk.finish_reason is not None and chunk.usage is not None  # by the contract of Expert.generate
+            self._known[key] = Chunk(text, chunk.finish_reason, chunk.usage)
+            usage = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+            line = {"key": key, "expert": expert, "text": text, "finish_reason": chunk.finish_reason, "usage": usage}
+            with self._file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(line) + "\n")
+            self.generated += 1
+            self._report(self.generated)
+        yield self._known[key]
+
+    def _key(self, expert: str, request: GenerateRequest) -> str:
+        asked = asdict(request) | {"stream": None, "deadline_s": None, "id": None}
+        spec = self._snapshot.experts[expert]
+        base = None if spec.base is None else self._snapshot.experts[spec.base].digest
+        return hashlib.sha256(json.dumps([spec.digest, base, asked]).encode()).hexdigest()[:32]

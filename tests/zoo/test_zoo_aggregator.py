@@ -1,0 +1,94 @@
+"""What the aggregator is trained on is what `aggregate` shows, and an expert that answered once is not asked again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+
+from coe.compose.synthesis import synthesis
+from coe.errors import EngineError
+from coe.orchestrator import Orchestrator
+from coe.types import Chunk, GenerateRequest, Usage
+from examples.zoo.aggregator import aggregator_rows, questions, request
+from examples.zoo.families import PARTS, Row, Split
+from examples.zoo.remembered import Remembered
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
+
+EXPERTS = ("fields", "dates", "units", "sentiment", "intent", "sql")
+
+
+def snapshot(digest: str = "sha256:1") -> Snapshot:
+    specs = [ExpertSpec(name=name, kind=Kind.MODEL, source="fake://echo", digest=f"{digest}{name}") for name in EXPERTS]
+    return Snapshot(version=1, experts={spec.name: spec for spec in specs})
+
+
+class Experts:
+    """Each expert says what it should of the rows it knows, after some thoughts; others say their name."""
+
+    def __init__(self, fail: str | None = None) -> None:
+        self.fail, self.asked = fail, list[tuple[str, str]]()
+        self.parts = {row.prompt: dict(zip(pair.experts, row.extras[PARTS], strict=True)) for row, pair in ROWS}
+
+    async def __call__(self, expert: str, asked: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        prompt = asked.messages[-1].content
+        self.asked.append((expert, prompt))
+        if expert == self.fail:
+            raise EngineError(f"{expert} is gone")
+        yield Chunk("<think>hm</think> ")
+        yield Chunk(self.parts[prompt].get(expert, expert), "stop", Usage(len(prompt), 7))
+
+
+ROWS = questions(Split.TRAIN, 6, seed=1)
+PLAN = [(row, pair, (pair.experts[1], "sql", pair.experts[0])) for row, pair in ROWS]
+
+
+async def test_a_training_row_is_what_the_composition_shows_with_the_same_right_answer() -> None:
+    rows = await aggregator_rows(PLAN, Experts(), snapshot())
+    for made, (row, pair, _) in zip(rows, PLAN, strict=True):
+        first, second = row.extras[PARTS]
+        shown = synthesis(request(row, pair), [second, "sql", first])
+        assert made == Row(shown.messages[-1].content, row.answer, row.extras)
+        assert made.prompt.startswith(f"{row.prompt}\n\nExperts answered:\n1. {second}\n2. sql\n3. {first}\n")
+
+
+async def test_an_expert_that_fails_stops_it() -> None:
+    with pytest.raises(EngineError, match="sql is gone"):
+        await aggregator_rows(PLAN, Experts(fail="sql"), snapshot())
+
+
+async def said(ask: Remembered, expert: str, asked: GenerateRequest) -> list[Chunk]:
+    return [chunk async for chunk in ask(expert, asked)]
+
+
+async def test_an_answer_is_remembered_over_runs_and_by_the_expert_s_content(tmp_path: Path) -> None:
+    file, experts = tmp_path / "deep" / "answers.jsonl", Experts()
+    (row, pair), counted = ROWS[0], list[int]()
+    asked = request(row, pair)
+    first = Remembered(experts, snapshot(), file, counted.append)
+    whole = [Chunk(f"<think>hm</think> {row.extras[PARTS][0]}", "stop", Usage(len(row.prompt), 7))]
+    assert await said(first, "fields", asked) == await said(first, "fields", asked) == whole
+    with file.open("a") as out:
+        out.write('{"key": "cut off in the mid')
+    assert await said(Remembered(experts, snapshot(), file), "fields", asked) == whole
+    assert (len(experts.asked), counted) == (1, [1])
+
+    await said(Remembered(experts, snapshot(digest="sha256:2"), file), "fields", asked)
+    await said(Remembered(experts, snapshot(), file), "dates", asked)
+    await said(Remembered(experts, snapshot(), file), "fields", request(*ROWS[3]))
+    assert len(experts.asked) == 4
+    assert await said(Remembered(experts, snapshot(), file), "fields", asked) == whole
+    assert len(experts.asked) == 4
+
+
+async def test_failures_are_not_remembered(tmp_path: Path) -> None:
+    experts, asked = Experts(fail="fields"), request(*ROWS[0])
+    ask = Remembered(experts, snapshot(), tmp_path / "answers.jsonl")
+    with pytest.raises(EngineError):
+        await said(ask, "fields", asked)
+    experts.fail = None
+    orchestrator = Orchestrator(snapshot(), {}, ask=ask)
+    assert await orchestrator.answer(asked, model="fields").text() == (await said(ask, "fields", asked))[0].text
+    assert len(experts.asked) == 2
