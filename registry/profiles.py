@@ -109,7 +109,7 @@ class Profiles:
 
     def of(self, expert: str) -> dict[str, Measure]:
         """The measures of one expert by skill; empty where there are none."""
-        return {skill: self.cells[name, skill] for name, skill in sorted(self.cells) if name == expert}
+        return {skill: self.cells[expert, skill] for skill in sorted(s for name, s in self.cells if name == expert)}
 
     def total(self, expert: str) -> Measure | None:
         """Of all skills together (a question of two skills counts twice); `None` where there is none."""

@@ -8,8 +8,10 @@ expert's mean, with a wide interval. Symbolic-MoE (arXiv 2503.05641) takes s - (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from registry.profiles import Measure, Profiles
 
@@ -80,11 +82,19 @@ def shrunken(measure: Measure, mean: float, shrinkage: float = SHRINKAGE) -> flo
     return (measure.score + shrinkage * mean) / (measure.n + shrinkage)
 
 
-def interval(measure: Measure, mean: float = 0.5, shrinkage: float = 2.0) -> tuple[float, float]:
-    """Where the accuracy lies with 95% probability; by default with nothing known beforehand (any is as likely)."""
+def interval(measure: Measure, mean: float, shrinkage: float = SHRINKAGE) -> tuple[float, float]:
+    """Where the accuracy in a skill lies with 95% probability; see the module."""
     from scipy.special import betaincinv
 
     right = max(measure.score, 0.0) + shrinkage * mean
     wrong = max(measure.n - measure.score, 0.0) + shrinkage * (1.0 - mean)
     tail = (1.0 - COVERAGE) / 2
     return float(betaincinv(right, wrong, tail)), float(betaincinv(right, wrong, 1.0 - tail))
+
+
+def wilson(measure: Measure) -> tuple[float, float]:
+    """Wilson's interval of the accuracy by the counts alone, at 95%."""
+    z, n, p = NormalDist().inv_cdf((1.0 + COVERAGE) / 2), measure.n, measure.accuracy
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(max(p * (1 - p), 0.0) / n + z * z / (4 * n * n))
+    return 0.0 if p <= 0 else centre - half, 1.0 if p >= 1 else centre + half

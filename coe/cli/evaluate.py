@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
+from coe.cli.router_options import names_of
+from coe.cli.runs import run_in
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from coe.config import Config
     from coe.evaluation.plan import Settings
     from coe.evaluation.report import Report
-    from coe.evaluation.run_folder import RunFolder
-    from coe.evaluation.runner import Progress
-    from coe.evaluation.tasks import Task
 
 TASK_FOLDER = Path("configs/tasks")
 
@@ -48,16 +44,18 @@ def evaluate(
     """
     import asyncio
 
+    from coe.catalog import open_snapshot
     from coe.config import load_config
-    from coe.evaluation.plan import Settings
+    from coe.evaluation.plan import Settings, plan_run
     from coe.evaluation.tasks import find_tasks
 
     settings = Settings(temperature=temperature, seed=seed, limit=limit)
     loaded = load_config(config)
     found = find_tasks(tasks, [TASK_FOLDER, config.absolute().parent / "tasks"])
-    names = None if experts is None else [name.strip() for name in experts.split(",") if name.strip()]
+    snapshot = open_snapshot(loaded)
+    plan = plan_run(snapshot.experts, found, names_of(experts), settings)
     try:
-        report = asyncio.run(_run(loaded, found, names, settings, output, fresh=not resume, concurrency=concurrency))
+        report = asyncio.run(run_in(output, plan, loaded, snapshot, fresh=not resume, concurrency=concurrency))
     except KeyboardInterrupt:
         again = _again(config, tasks, output, experts, settings)
         console.print("\n[yellow]interrupted[/]: the answers so far are kept. To go on:", highlight=False)
@@ -65,76 +63,6 @@ def evaluate(
         raise typer.Exit(130) from None
     _show(report, output, to_stdout=json != "-")
     emit_json({"output": output, **report.summary}, json)
-
-
-async def _run(
-    config: Config,
-    tasks: list[Task],
-    names: list[str] | None,
-    settings: Settings,
-    output: Path,
-    *,
-    fresh: bool,
-    concurrency: int,
-) -> Report:
-    from coe.evaluation.plan import plan_run
-    from coe.evaluation.run_folder import open_run_folder
-    from coe.evaluation.runner import run
-    from coe.host import open_host
-
-    async with open_host(config) as host:
-        plan = plan_run(host.snapshot.experts, tasks, names, settings)
-        with open_run_folder(output, plan.manifest(), fresh=fresh) as folder, _bars(plan.n_rows) as on_progress:
-            _tell_resumed(folder)
-            return await run(
-                plan,
-                folder,
-                host.ask,
-                concurrency=concurrency,
-                on_progress=on_progress,
-                loads=lambda: host.loads,
-            )
-
-
-def _tell_resumed(folder: RunFolder) -> None:
-    if folder.was_cut:
-        console.print("[yellow]a half-written answer at the end of answers.jsonl was dropped; it is asked again[/]")
-    if folder.records:
-        console.print(f"resuming: {len(folder.records)} answers are there already")
-
-
-@contextmanager
-def _bars(n_rows: int) -> Iterator[Callable[[Progress], None]]:
-    """Progress bars on stderr: all experts together, and one for each, with time left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[score]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    ids: dict[str, TaskID] = {}
-    latest: dict[str, Progress] = {}
-    with Bars(*columns, console=console) as bars:
-        overall = bars.add_task("[bold]all", total=None, score="")
-
-        def on_progress(progress: Progress) -> None:
-            name = progress.expert
-            if name not in ids:
-                ids[name] = bars.add_task(name, total=progress.total, score="", start=False)
-            latest[name] = progress
-            if 0 < progress.done < progress.total:
-                bars.start_task(ids[name])
-            failed = f", {progress.failures} failed" if progress.failures else ""
-            bars.update(ids[name], completed=progress.done, score=f"{progress.mean_score:.1%}{failed}")
-            done = sum(each.done for each in latest.values())
-            bars.update(overall, completed=done, total=n_rows * len(latest))
-
-        yield on_progress
 
 
 def _show(report: Report, output: Path, *, to_stdout: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
+from coe.cli.profile_report import print_profile, profile_document
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -112,12 +113,14 @@ def show(
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
-    """Show all that is known of an expert."""
+    """Show all that is known of an expert: what its files say, and what it is good at."""
     with _open(registry) as store:
         spec = store.get(name)
+        profile = profile_document(spec, store)
     if json != "-":
         _print_spec(spec)
-    emit_json(spec, json)
+        print_profile(name, profile)
+    emit_json({**spec.model_dump(mode="json"), "profile": profile}, json)
 
 
 @app.command()

@@ -52,6 +52,11 @@ class RunFolder:
             temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def fingerprint_of(manifest: Mapping[str, Any]) -> str:
+    """What tells one run from another."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+
+
 @contextmanager
 def open_run_folder(path: Path, manifest: Mapping[str, Any], *, fresh: bool = False) -> Iterator[RunFolder]:
     """Take the folder for the run that `manifest` describes; what it holds of that run is resumed.
@@ -70,14 +75,14 @@ def open_run_folder(path: Path, manifest: Mapping[str, Any], *, fresh: bool = Fa
         with FileLock(path / _LOCK, timeout=0):
             yield _take(path, manifest, fresh=fresh)
     except Timeout:
-        raise RunFolderError(f"{path} is in use by another `coe eval`; wait for it or use another --output") from None
+        raise RunFolderError(f"{path} is in use by another process; wait for it or use another --output") from None
 
 
 def _take(path: Path, manifest: Mapping[str, Any], *, fresh: bool) -> RunFolder:
     if fresh:
         for name in (OUTCOMES, ANSWERS, RUN):
             (path / name).unlink(missing_ok=True)
-    fingerprint = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+    fingerprint = fingerprint_of(manifest)
     earlier = _earlier_run(path)
     if earlier is not None and earlier["fingerprint"] != fingerprint:
         difference = "; ".join(_differences(earlier["manifest"], manifest))

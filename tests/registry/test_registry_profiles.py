@@ -15,7 +15,7 @@ from registry.errors import RegistryError, UnknownExpert
 from registry.profiles import Measure, ProfileRow, Profiles
 from registry.spec import ExpertSpec, Kind
 from registry.store import Registry
-from registry.strengths import interval, strengths
+from registry.strengths import interval, strengths, wilson
 
 
 def spec(name: str, digest: str = "1", **fields: Any) -> ExpertSpec:
@@ -190,7 +190,14 @@ def test_intervals_are_wide_where_little_is_known() -> None:
 
 
 def test_an_interval_by_hand() -> None:
-    """All right on n questions, nothing known before: Beta(n + 1, 1), whose q-quantile is q ** (1 / (n + 1))."""
-    low, high = interval(Measure(9, 9))
+    """All right on n questions, where one that was right counts beforehand: Beta(n + 1, 1), by its distribution."""
+    low, high = interval(Measure(9, 9), mean=0.5, shrinkage=2.0)
     assert low == pytest.approx(0.025**0.1) and high == pytest.approx(0.975**0.1)
-    assert interval(Measure(0, 9)) == pytest.approx((1 - high, 1 - low))
+    assert interval(Measure(0, 9), 0.5, 2.0) == pytest.approx((1 - high, 1 - low))
+
+
+def test_wilsons_interval_by_hand() -> None:
+    """4 of 10: the two p at which |0.4 - p| is 1.96 standard errors."""
+    for bound in wilson(Measure(4, 10)):
+        assert abs(0.4 - bound) == pytest.approx(1.959964 * (bound * (1 - bound) / 10) ** 0.5, rel=1e-5)
+    assert wilson(Measure(10, 10))[1] == 1.0 and wilson(Measure(0, 10))[0] == 0.0

@@ -1,0 +1,94 @@
+"""Where `coe profile` knows experts from and keeps what it learns, and how it asks them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coe.cli.runs import run_in
+
+if TYPE_CHECKING:
+    from coe.config import Config
+    from coe.evaluation.plan import Plan
+    from coe.evaluation.report import Report
+    from coe.evaluation.tasks import Task
+    from registry.profiles import ProfileRow
+    from registry.store import Registry, Snapshot
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where experts are known and profiles are kept. keeps: False for a registry in memory."""
+
+    config: Config | None
+    url: str | None
+    keeps: bool
+    snapshot: Snapshot
+
+    @classmethod
+    def of(cls, config: Path | None, url: str | None, *, with_output: bool) -> Place:
+        """Of a configuration, or of a registry's URL. Raises ConfigError where the result would be lost."""
+        from coe.catalog import open_snapshot
+        from coe.config import Config, load_config
+        from coe.errors import ConfigError
+
+        loaded = None if config is None else load_config(config)
+        if loaded is not None and loaded.experts and not with_output:
+            raise ConfigError(
+                f"{config} names `experts` files, so that its registry is in memory and keeps no profiles. Register "
+                "them (`coe registry apply FILE`) and give `registry` in its place, or say with --json or --output "
+                "where the result goes"
+            )
+        known = open_snapshot(Config(registry=url) if loaded is None else loaded)
+        return cls(loaded, url if loaded is None else loaded.registry, loaded is None or not loaded.experts, known)
+
+    def open(self) -> Registry:
+        """The registry that keeps."""
+        from registry.store import Registry
+
+        return Registry(self.url)
+
+    def store(self, rows: Sequence[ProfileRow]) -> None:
+        """Keep them, where they can be kept."""
+        if self.keeps and rows:
+            with self.open() as registry:
+                registry.record(rows)
+
+    def recorded(self) -> Sequence[ProfileRow]:
+        """What is kept already."""
+        if not self.keeps:
+            return ()
+        with self.open() as registry:
+            return registry.recorded()
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How experts are asked."""
+
+    place: Place
+    output: Path | None
+    task_folders: tuple[Path, ...]
+    fresh: bool
+    concurrency: int
+
+    def run(self, plan: Plan, part: str = "") -> Report:
+        """Carry out a plan in its folder: `part` of the output, or one of its own."""
+        from coe.evaluation.run_folder import fingerprint_of
+        from registry.files import coe_home
+
+        folder = self.output / part if self.output else coe_home() / "profiles" / fingerprint_of(plan.manifest())
+        assert self.place.config is not None  # _check_flags
+        running = run_in(
+            folder, plan, self.place.config, self.place.snapshot, fresh=self.fresh, concurrency=self.concurrency
+        )
+        return asyncio.run(running)
+
+    def find(self, tasks: str) -> list[Task]:
+        """The tasks of a flag."""
+        from coe.evaluation.tasks import find_tasks
+
+        return find_tasks(tasks, self.task_folders)

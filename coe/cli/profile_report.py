@@ -1,0 +1,162 @@
+"""Profiles and trials of aggregators for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from coe.cli.output import console, stdout_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from coe.evaluation.aggregators import Choice, Tried
+    from registry.profiles import ProfileRow, Profiles
+    from registry.spec import ExpertSpec
+    from registry.store import Registry
+
+_SHOWN = 8
+"""Most strengths, and most weaknesses, that are shown of an expert."""
+
+
+def print_profiles(rows: Sequence[ProfileRow], *, kept: bool) -> None:
+    """An expert a line: how many questions, how well, and where best and worst."""
+    from registry.profiles import Profiles
+    from registry.strengths import strengths
+
+    profiles = Profiles.of_rows(rows)
+    table = _table("expert", "counts", "mean", "strongest", "weakest")
+    for expert in profiles.experts:
+        total, skills = profiles.total(expert), strengths(profiles, expert)
+        assert total is not None  # it is one of those measured
+        best, worst = skills[0], skills[-1]
+        weakest = "" if best is worst else f"{worst.skill} {worst.accuracy:.1%}"
+        table.add_row(expert, f"{total.n:,}", f"{total.accuracy:.1%}", f"{best.skill} {best.accuracy:.1%}", weakest)
+    stdout_console().print(table)
+    sources = ", ".join(sorted({row.source for row in rows}))
+    told = "`coe registry show NAME` tells more" if kept else "not kept: the registry is in memory"
+    console.print(f"read from {sources}; {told}", highlight=False, markup=False, soft_wrap=True)
+
+
+def profile_document(spec: ExpertSpec, store: Registry) -> dict[str, Any] | None:
+    """All that is known of what an expert is good at; `None` where nothing was measured of what it is."""
+    from registry.digest import identity
+    from registry.profiles import AGGREGATION, Profiles
+
+    known = store.snapshot().experts
+    if any(name not in known for name in spec.references):
+        return None  # an earlier version, whose base is gone
+    own, rows = identity(spec, known), store.recorded(spec.name)
+    mine = [row for row in rows if row.identity == own]
+    if not mine:
+        return None
+    answers = Profiles.of_rows(row for row in mine if not row.source.startswith(AGGREGATION))
+    trials = Profiles.of_rows(row for row in mine if row.source.startswith(AGGREGATION))
+    total = answers.total(spec.name)
+    return {
+        "identity": own,
+        "n": 0 if total is None else total.n,
+        "accuracy": None if total is None else total.accuracy,
+        "skills": _skills(answers, store.profiles(), spec.name),
+        "aggregating": _skills(trials, store.profiles(aggregating=True), spec.name),
+        "sources": {
+            row.source: {"digest": row.digest, "n": sum(each.measure.n for each in mine if each.source == row.source)}
+            for row in mine
+        },
+        "counts_of_earlier_content": sum(row.measure.n for row in rows if row.identity != own),
+    }
+
+
+def print_profile(name: str, document: dict[str, Any] | None) -> None:
+    """Strengths and weaknesses, or how they come to be known."""
+    out = stdout_console()
+    if document is None:
+        out.print(
+            f"nothing was measured of {name} as it is: `coe profile --outcomes FILE` reads a table, "
+            "`coe profile --config FILE --tasks NAMES` asks it",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+        return
+    skills, half = document["skills"], (len(document["skills"]) + 1) // 2
+    if skills:
+        out.print(_skill_table("strongest", skills[: min(_SHOWN, half)]))
+    if weak := skills[half:][::-1][:_SHOWN]:
+        out.print(_skill_table("weakest", weak))
+    if document["aggregating"]:
+        out.print(_skill_table("aggregating others' answers", document["aggregating"][:_SHOWN]))
+    out.print(_read_from(document), highlight=False, markup=False, soft_wrap=True)
+
+
+def print_choice(results: Sequence[Tried], choice: Choice, out: Console) -> None:
+    """How every expert aggregated, who did best on each label, and what a policy says to use them."""
+    import yaml
+
+    table = _table("aggregator", "accuracy", "95%", "n", "USD / 1k", "tokens", "s", "failed")
+    for one in results:
+        if one.label is None:
+            table.add_row(
+                f"[bold]{one.expert}[/]" if one.expert == choice.best else one.expert,
+                f"{one.accuracy:.1%}", f"{one.low:.1%} - {one.high:.1%}", str(one.n),
+                "-" if one.mean_cost_usd is None else f"{1e3 * one.mean_cost_usd:.4f}",
+                f"{one.mean_tokens:.1f}", f"{one.mean_seconds:.2f}", str(one.failures),
+            )  # fmt: skip
+    out.print(table)
+    out.print("taking one of the three at random: 33.3%", highlight=False)
+    if len(choice.of_label) > 1:
+        out.print(_label_table(results, choice))
+    text = yaml.safe_dump({"composition": choice.composition()}, default_flow_style=None, sort_keys=False, width=110)
+    out.print(f"in a policy of the configuration:\n{text}", highlight=False, markup=False, soft_wrap=True, end="")
+
+
+def _label_table(results: Sequence[Tried], choice: Choice) -> Table:
+    table = _table("label", "aggregator", "accuracy", "95%", "n")
+    for one in results:
+        if one.label is not None and choice.of_label[one.label] == one.expert:
+            table.add_row(one.label, one.expert, f"{one.accuracy:.1%}", f"{one.low:.1%} - {one.high:.1%}", str(one.n))
+    return table
+
+
+def _skills(own: Profiles, everybody: Profiles, name: str) -> list[dict[str, Any]]:
+    """The strengths of an expert, which may be one that was, beside those of the others as they are."""
+    from registry.profiles import Profiles
+    from registry.strengths import strengths
+
+    others = {key: cell for key, cell in everybody.cells.items() if key[0] != name}
+    found = strengths(Profiles({**others, **own.cells}), name)
+    return [{field: getattr(one, field) for field in one.__dataclass_fields__} | {"lead": one.lead} for one in found]
+
+
+def _skill_table(title: str, skills: Sequence[dict[str, Any]]) -> Table:
+    table = _table(title, "accuracy", "95%", "n", "others", "lead")
+    for one in skills:
+        others = "-" if one["others"] is None else f"{one['others']:.1%}"
+        lead = "-" if one["lead"] is None else f"{100 * one['lead']:+.1f}"
+        table.add_row(
+            one["skill"],
+            f"{one['accuracy']:.1%}",
+            f"{one['low']:.1%} - {one['high']:.1%}",
+            f"{one['n']:,}",
+            others,
+            lead,
+        )
+    return table
+
+
+def _read_from(document: dict[str, Any]) -> str:
+    read = ", ".join(f"{source} ({told['n']:,})" for source, told in document["sources"].items())
+    mean = "" if document["accuracy"] is None else f"mean {document['accuracy']:.1%} of {document['n']:,} counts; "
+    earlier = document["counts_of_earlier_content"]
+    return f"{mean}measured by {read}" + (f"; {earlier:,} counts of what it was before are kept" if earlier else "")
+
+
+def _table(first: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first)
+    for column in columns:
+        text = column in ("strongest", "weakest", "aggregator")
+        table.add_column(column, justify="left" if text else "right", no_wrap=not text)
+    return table

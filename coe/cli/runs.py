@@ -1,0 +1,80 @@
+"""Runs of experts on tasks, as the commands make them: in a folder, with progress on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coe.cli.output import console
+
+if TYPE_CHECKING:
+    from coe.config import Config
+    from coe.evaluation.plan import Plan
+    from coe.evaluation.report import Report
+    from coe.evaluation.run_folder import RunFolder
+    from coe.evaluation.runner import Progress
+    from registry.store import Snapshot
+
+
+async def run_in(
+    output: Path, plan: Plan, config: Config, snapshot: Snapshot, *, fresh: bool, concurrency: int
+) -> Report:
+    """Carry out a plan in a folder, which is resumed if it holds this run.
+
+    Raises:
+        RunFolderError: the folder holds another run, and it is not to be started afresh.
+        CoeError: see `coe.evaluation.runner.run`; what was answered is kept.
+    """
+    from coe.evaluation.run_folder import open_run_folder
+    from coe.evaluation.runner import run
+    from coe.host import open_host
+
+    async with open_host(config, snapshot) as host:
+        with open_run_folder(output, plan.manifest(), fresh=fresh) as folder, _bars(plan.n_rows) as on_progress:
+            _tell_resumed(folder)
+            return await run(
+                plan, folder, host.ask, concurrency=concurrency, on_progress=on_progress, loads=lambda: host.loads
+            )
+
+
+def _tell_resumed(folder: RunFolder) -> None:
+    if folder.was_cut:
+        console.print("[yellow]a half-written answer at the end of answers.jsonl was dropped; it is asked again[/]")
+    if folder.records:
+        console.print(f"resuming: {len(folder.records)} answers are there already")
+
+
+@contextmanager
+def _bars(n_rows: int) -> Iterator[Callable[[Progress], None]]:
+    """Progress bars on stderr: all experts together, and one for each, with time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[score]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    ids: dict[str, TaskID] = {}
+    latest: dict[str, Progress] = {}
+    with Bars(*columns, console=console) as bars:
+        overall = bars.add_task("[bold]all", total=None, score="")
+
+        def on_progress(progress: Progress) -> None:
+            name = progress.expert
+            if name not in ids:
+                ids[name] = bars.add_task(name, total=progress.total, score="", start=False)
+            latest[name] = progress
+            if 0 < progress.done < progress.total:
+                bars.start_task(ids[name])
+            failed = f", {progress.failures} failed" if progress.failures else ""
+            bars.update(ids[name], completed=progress.done, score=f"{progress.mean_score:.1%}{failed}")
+            done = sum(each.done for each in latest.values())
+            bars.update(overall, completed=done, total=n_rows * len(latest))
+
+        yield on_progress

@@ -1,0 +1,307 @@
+"""Which expert aggregates best: a trial on validation questions, as in Symbolic-MoE (arXiv 2503.05641).
+
+    trial = trial_of_task(task, recorded, seed=0)         # each question with one right and two wrong answers, shuffled
+    report = await run(plan_run(experts, [trial.task]), folder, host.ask)       # every expert aggregates them
+    choice = chosen(tried(report, [trial]))               # who did so best, of each label and of all
+
+The answers are recorded ones of the experts; right is a score of 1, wrong one of 0, and no text is shown twice. What is
+asked is what the composition `aggregate` asks (`coe.compose.synthesis`), and the task's grader says what came out.
+What differs from the source: who aggregates a label is chosen by accuracy that is shrunken towards the expert's own
+mean, so that a label of few questions gets who is best over all; between equals, the cheaper one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from coe.compose.synthesis import TEMPLATE, synthesis, without_thoughts
+from coe.errors import TaskError
+from coe.evaluation.answer_log import Record
+from coe.evaluation.graders import GRADERS, GoldError
+from coe.evaluation.profiling import Skills, skills_of_row, skills_of_table
+from coe.evaluation.report import Report
+from coe.evaluation.tasks import Row, Task
+from coe.types import DEFAULT_MAX_TOKENS, GenerateRequest
+from registry.profiles import AGGREGATION, Measure, ProfileRow
+from registry.spec import Price
+from registry.strengths import own_mean, shrunken, wilson
+from routers.base import Message
+from routers.errors import InvalidOutcomes
+from routers.outcomes import OutcomeTable
+
+N_WRONG = 2
+"""Wrong answers that are shown beside the right one."""
+Recorded = Sequence[tuple[str, float]]
+"""What experts answered one question: text and score."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A validation set for aggregators.
+
+    Attributes:
+        task: its rows ask to aggregate; their ids, answers and grader are those of the questions.
+        skills: row id -> labels of the question.
+        no_right, few_wrong: how many questions were left out for want of a right answer, or of two wrong ones.
+    """
+
+    task: Task
+    skills: Mapping[str, Skills] = field(repr=False)
+    no_right: int
+    few_wrong: int
+
+    @property
+    def source(self) -> str:
+        """What it is called in the registry."""
+        return f"{AGGREGATION}{self.task.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """How one expert aggregated the questions of a label; `label` is None for all together.
+
+    low, high: Wilson's 95% interval of the accuracy. failures: answers that could not be had (score 0).
+    """
+
+    expert: str
+    label: str | None
+    n: int
+    accuracy: float
+    shrunken: float
+    low: float
+    high: float
+    mean_cost_usd: float | None
+    mean_tokens: float
+    mean_seconds: float
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The aggregator of all labels, and of those for which another one is better."""
+
+    best: str
+    of_label: Mapping[str, str]
+
+    def composition(self) -> dict[str, Any]:
+        """What a policy says to use it."""
+        others = {label: expert for label, expert in self.of_label.items() if expert != self.best}
+        return {"kind": "aggregate", "aggregator": {"default": self.best, **others} if others else self.best}
+
+
+def trial_of_task(
+    task: Task,
+    recorded: Mapping[str, Recorded],
+    *,
+    skills: Mapping[str, Skills] | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    template: str = TEMPLATE,
+) -> Trial:
+    """The questions of a task that have the answers it takes, each in the words of an aggregator.
+
+    Args:
+        recorded: row id -> what experts answered.
+        skills: row id -> labels; by default as `coe.evaluation.profiling.skills_of_row` reads them.
+        seed: which answers are shown, and in which order; of a question it depends on nothing else.
+        limit: so many of the questions that can be used, evenly over the labels.
+
+    Raises:
+        TaskError: there is no such question; says what they lack.
+    """
+    usable, no_right, few_wrong = list[tuple[Row, list[str]]](), 0, 0
+    for row in task.rows:
+        right, wrong = _sides(recorded.get(row.id, ()))
+        no_right += not right
+        few_wrong += bool(right) and len(wrong) < N_WRONG
+        if right and len(wrong) >= N_WRONG:
+            usable.append((row, _shuffled(right, wrong, random.Random(f"{seed}/{task.name}/{row.id}"))))
+    labels = {row.id: skills[row.id] if skills is not None else skills_of_row(task, row) for row, _ in usable}
+    taken = _evenly({row: words[0] for row, words in labels.items()}, limit)
+    rows = [
+        replace(row, messages=synthesis(GenerateRequest(messages=row.messages), shown, template).messages)
+        for row, shown in usable
+        if row.id in taken
+    ]
+    if not rows:
+        raise TaskError(
+            f"no question of {task.name!r} has one right and {N_WRONG} different wrong answers: of {len(task.rows)}, "
+            f"{no_right} have no right one and {few_wrong} too few wrong ones; record the answers of more experts"
+        )
+    labels = {row.id: labels[row.id] for row in rows}
+    digest = _digest([task.digest, [[row.id, [m.content for m in row.messages], labels[row.id]] for row in rows]])
+    return Trial(replace(task, rows=tuple(rows), digest=digest), labels, no_right, few_wrong)
+
+
+def recorded_answers(table: OutcomeTable, task: Task | None = None) -> dict[str, Recorded]:
+    """Row id -> what the table's experts answered; of a task, by the ids that `coe eval` gives its rows.
+
+    Raises:
+        InvalidOutcomes: no answers are recorded, or none of the task's questions is in the table.
+    """
+    if not table.answers:
+        raise InvalidOutcomes("the table has no recorded answers (`answer::<expert>`); `coe eval` records them")
+    prefix = "" if task is None else f"{task.name}/"
+    columns = [
+        (table.answers[name], table.scores[:, i]) for i, name in enumerate(table.experts) if name in table.answers
+    ]
+    found: dict[str, Recorded] = {
+        query_id.removeprefix(prefix): [(texts[row], float(scores[row])) for texts, scores in columns]
+        for row, query_id in enumerate(table.query_ids)
+        if query_id.startswith(prefix)
+    }
+    if task is not None and not found.keys() & {row.id for row in task.rows}:
+        raise InvalidOutcomes(f"the table has no question of task {task.name!r}: their ids would be `{prefix}<row id>`")
+    return found
+
+
+def run_answers(report: Report, task: Task) -> dict[str, Recorded]:
+    """Row id -> what the experts of a run answered a task; failures answered nothing."""
+    return {
+        row.id: [
+            (record.answer, record.score)
+            for spec in report.plan.experts
+            if (record := report.records[spec.name, task.name, row.id]).error is None
+        ]
+        for row in task.rows
+    }
+
+
+def task_of_table(
+    table: OutcomeTable, name: str, grader: str, *, column: str = "domain"
+) -> tuple[Task, dict[str, Skills]]:
+    """The questions of a table as a task, and their labels by row id, for tables that no task of ours made.
+
+    Args:
+        grader: a name in `coe.evaluation.graders.GRADERS`; right is the column `answer`, other columns are its fields.
+        column: of the labels.
+
+    Raises:
+        InvalidOutcomes: there is no column `answer`, or no such column of labels.
+        TaskError: no such grader, or it cannot use a right answer.
+    """
+    if grader not in GRADERS:
+        raise TaskError(f"there is no grader {grader!r}; there are: {', '.join(GRADERS)}")
+    if table.frame is None or "answer" not in table.frame:
+        raise InvalidOutcomes("the table has no column `answer` with the right answers")
+    grades = GRADERS[grader]()
+    fields = [{str(key): value for key, value in line.items()} for line in table.frame.to_dict(orient="records")]
+    rows = tuple(
+        Row(query_id, (Message("user", prompt),), line)
+        for query_id, prompt, line in zip(table.query_ids, table.prompts, fields, strict=True)
+    )
+    for row in rows:
+        try:
+            grades.grade("", row.fields)
+        except GoldError as error:
+            raise TaskError(f"query {row.id!r} of the table cannot be graded by {grader!r}: {error}") from error
+    digest = _digest([grader, [[row.id, row.prompt, str(row.fields["answer"])] for row in rows]])
+    task = Task(name, name, rows, grades, max_tokens=DEFAULT_MAX_TOKENS, digest=digest)
+    return task, dict(zip(table.query_ids, skills_of_table(table, column), strict=True))
+
+
+def tried(report: Report, trials: Sequence[Trial]) -> list[Tried]:
+    """How each expert aggregated each label, best first, and before them all labels together."""
+    labels = {(trial.task.name, row): words for trial in trials for row, words in trial.skills.items()}
+    found = []
+    for spec in report.plan.experts:
+        records = [record for record in report.records.values() if record.expert == spec.name]
+        by_label: dict[str, list[Record]] = {}
+        for record in records:
+            for label in labels[record.task, record.row]:
+                by_label.setdefault(label, []).append(record)
+        mean = own_mean([_measure(records)])
+        found.append(_tried(spec.name, None, records, spec.price, mean))
+        found += [_tried(spec.name, label, of, spec.price, mean) for label, of in sorted(by_label.items())]
+    return sorted(found, key=lambda one: (one.label is not None, one.label or "", *_order(one)))
+
+
+def chosen(results: Iterable[Tried]) -> Choice:
+    """The most accurate aggregator, of all and of each label; between equals the cheaper one, in money, then tokens."""
+    best: dict[str | None, Tried] = {}
+    for one in results:
+        if one.label not in best or _order(one) < _order(best[one.label]):
+            best[one.label] = one
+    return Choice(best[None].expert, {label: one.expert for label, one in best.items() if label is not None})
+
+
+def trial_rows(report: Report, trials: Sequence[Trial], identities: Mapping[str, str]) -> list[ProfileRow]:
+    """What the trials say of the experts, for the registry; a failed aggregation counts: nobody else would answer."""
+    rows = []
+    for trial in trials:
+        for spec in report.plan.experts:
+            counts: dict[str, list[Record]] = {}
+            for row, words in trial.skills.items():
+                for label in words:
+                    counts.setdefault(label, []).append(report.records[spec.name, trial.task.name, row])
+            rows += [
+                ProfileRow(spec.name, identities[spec.name], trial.source, trial.task.digest, label, _measure(records))
+                for label, records in counts.items()
+            ]
+    return rows
+
+
+def _sides(answers: Recorded) -> tuple[list[str], list[str]]:
+    """The different right texts and the different wrong ones, without thoughts; both in order, whoever said them."""
+    said = [(without_thoughts(text), score) for text, score in answers]
+    right = sorted({text for text, score in said if text and score >= 1.0})
+    wrong = sorted({text for text, score in said if text and score <= 0.0} - set(right))
+    return right, wrong
+
+
+def _evenly(labels: Mapping[str, str], limit: int | None) -> set[str]:
+    """So many row ids, from each label as many as from any other while it has more; the first ones of each."""
+    turns: dict[str, int] = {}
+    order = []
+    for place, (row, label) in enumerate(labels.items()):
+        turns[label] = turns.get(label, 0) + 1
+        order.append((turns[label], place, row))
+    return {row for _, _, row in sorted(order)[:limit]}
+
+
+def _shuffled(right: Sequence[str], wrong: Sequence[str], rng: random.Random) -> list[str]:
+    shown = [rng.choice(right), *rng.sample(wrong, N_WRONG)]
+    rng.shuffle(shown)
+    return shown
+
+
+def _tried(expert: str, label: str | None, records: Sequence[Record], price: Price | None, mean: float) -> Tried:
+    n, measure = len(records), _measure(records)
+    low, high = wilson(measure)
+    costs = None if price is None else [price.cost_usd(one.prompt_tokens, one.completion_tokens) for one in records]
+    return Tried(
+        expert=expert,
+        label=label,
+        n=n,
+        accuracy=measure.accuracy,
+        shrunken=shrunken(measure, mean),
+        low=low,
+        high=high,
+        mean_cost_usd=None if costs is None else sum(costs) / n,
+        mean_tokens=sum(one.completion_tokens for one in records) / n,
+        mean_seconds=sum(one.seconds for one in records) / n,
+        failures=sum(one.error is not None for one in records),
+    )
+
+
+def _measure(records: Sequence[Record]) -> Measure:
+    return Measure(
+        sum(record.score for record in records),
+        len(records),
+        float(sum(record.completion_tokens for record in records)),
+        sum(record.seconds for record in records),
+    )
+
+
+def _order(one: Tried) -> tuple[float, float, float, str]:
+    cost = float("inf") if one.mean_cost_usd is None else one.mean_cost_usd
+    return (-one.shrunken, cost, one.mean_tokens, one.expert)
+
+
+def _digest(value: object) -> str:
+    return f"sha256:{hashlib.sha256(json.dumps(value).encode()).hexdigest()}"

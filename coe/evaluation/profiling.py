@@ -1,0 +1,177 @@
+"""Profiling: from what experts scored on questions to counts by skill, as the registry keeps them.
+
+    rows = table_rows(OutcomeTable.read(path), "mmlupro", identities)      # recorded by others
+    rows = run_rows(await run(plan, folder, host.ask), identities)         # asked now
+    registry.record(rows)
+
+Symbolic-MoE (arXiv 2503.05641) profiles an expert by +1 for each skill of a question that it got right and -1 where it
+got it wrong. Summed score and count hold the same (2 score - count), scores between 0 and 1 too, and how sure they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from coe.errors import TaskError
+from coe.evaluation.answer_log import Record
+from coe.evaluation.plan import Plan
+from coe.evaluation.report import Report
+from coe.evaluation.run_folder import OUTCOMES, RUN
+from coe.evaluation.tasks import Row, Task
+from registry.profiles import Measure, ProfileRow
+from routers.outcomes import OutcomeTable
+
+Skills = tuple[str, ...]
+Counts = dict[tuple[str, str], Measure]
+"""(expert, skill) -> what was measured."""
+
+
+def skills_of_row(task: Task, row: Row) -> Skills:
+    """The row's own `skills` (a list of words, or one) or `domain`, else the domain of the task (by default its name).
+
+    Raises:
+        TaskError: they are neither a text nor a list of texts.
+    """
+    stated = row.fields.get("skills") or row.fields.get("domain") or task.domain
+    named = [stated] if isinstance(stated, str) else stated
+    if not isinstance(named, list) or not all(isinstance(word, str) and word.strip() for word in named):
+        raise TaskError(f"task {task.name!r}, row {row.id!r}: `skills` must be a list of words, not {stated!r}")
+    return _distinct(named)
+
+
+def skills_of_table(table: OutcomeTable, column: str = "domain") -> list[Skills]:
+    """The skills of each query: the column's text, or each of its texts where it holds lists.
+
+    Raises:
+        InvalidOutcomes: there is no such column (with close matches), or it is empty in some rows.
+    """
+    texts = table.labels(column)
+    if column == "domain" or table.frame is None:
+        return [_distinct([text]) for text in texts]
+    values = [value.tolist() if hasattr(value, "tolist") else value for value in table.frame[column]]
+    return [
+        _distinct(map(str, value)) if isinstance(value, list | tuple) and value else _distinct([text])
+        for value, text in zip(values, texts, strict=True)
+    ]
+
+
+def table_rows(
+    table: OutcomeTable, source: str, identities: Mapping[str, str], *, column: str = "domain"
+) -> list[ProfileRow]:
+    """What a table says of its experts.
+
+    Args:
+        source: what the table is called.
+        identities: of every expert of the table, when it was measured.
+
+    Raises:
+        InvalidOutcomes: see `skills_of_table`.
+    """
+    skills = skills_of_table(table, column)
+    rows = []
+    for number, expert in enumerate(table.experts):
+        scores = table.scores[:, number].tolist()
+        tokens = None if table.tokens is None else table.tokens[:, number].tolist()
+        measures = [Measure(score, 1, None if tokens is None else tokens[query]) for query, score in enumerate(scores)]
+        digest = _digest(sorted(zip(table.query_ids, table.prompts, skills, scores, strict=True)))
+        rows += _rows(expert, identities[expert], source, digest, _counted(measures, skills))
+    return rows
+
+
+def run_rows(
+    report: Report, identities: Mapping[str, str], skills: Mapping[tuple[str, str], Skills]
+) -> list[ProfileRow]:
+    """What a complete run says of its experts, a source a task. Questions that an engine failed on are left out: they
+    say nothing of the expert, and are asked again by the next run.
+
+    Args:
+        skills: (task, row id) -> the row's.
+    """
+    rows = []
+    for task in report.plan.tasks:
+        for spec in report.plan.experts:
+            records = [report.records[spec.name, task.name, row.id] for row in task.rows]
+            told = [record for record in records if record.final]
+            counts = _counted([_measure(record) for record in told], [skills[task.name, record.row] for record in told])
+            digest = run_digest(report.plan, task, failed=[record.row for record in records if not record.final])
+            rows += _rows(spec.name, identities[spec.name], source_of(task), digest, counts)
+    return rows
+
+
+def skills_of_tasks(tasks: Iterable[Task]) -> dict[tuple[str, str], Skills]:
+    """(task, row id) -> its skills. Raises TaskError like `skills_of_row`."""
+    return {(task.name, row.id): skills_of_row(task, row) for task in tasks for row in task.rows}
+
+
+def source_of(task: Task) -> str:
+    """What a task is called as a source."""
+    return f"task/{task.name}"
+
+
+def run_digest(plan: Plan, task: Task, *, failed: Collection[str] = ()) -> str:
+    """Of everything that was asked: a run that would ask the same need not be made again."""
+    return _digest([task.digest, plan.manifest()["settings"], sorted(failed)])
+
+
+def unmeasured(plan: Plan, recorded: Iterable[ProfileRow]) -> tuple[list[str], list[Task]]:
+    """The experts of a plan that lack a task's profile, and the tasks that any of them lacks."""
+    have = {(row.expert, row.identity, row.source, row.digest) for row in recorded}
+    identities = plan.manifest()["experts"]
+    lacking = [
+        (spec.name, task)
+        for spec in plan.experts
+        for task in plan.tasks
+        if (spec.name, identities[spec.name], source_of(task), run_digest(plan, task)) not in have
+    ]
+    names = {name for name, _ in lacking}
+    wanted = {task.name for _, task in lacking}
+    return (
+        [spec.name for spec in plan.experts if spec.name in names],
+        [task for task in plan.tasks if task.name in wanted],
+    )
+
+
+def measured_identities(outcomes: Path) -> dict[str, str]:
+    """What the experts of a table were when `coe eval` measured them, by the run.json beside it; empty without one."""
+    run = outcomes.parent / RUN
+    if outcomes.name != OUTCOMES or not run.is_file():
+        return {}
+    try:
+        manifest: Any = json.loads(run.read_text(encoding="utf-8"))["manifest"]["experts"]
+        return {str(name): str(identity) for name, identity in manifest.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):  # another program's run.json
+        return {}
+
+
+def default_source(outcomes: Path) -> str:
+    """What a table is called where nobody says: its folder and name, since every run's is `outcomes.parquet`."""
+    path = outcomes.absolute()
+    return f"{path.parent.name}/{path.stem}"
+
+
+def _counted(measures: Sequence[Measure], skills: Sequence[Skills]) -> dict[str, Measure]:
+    counts: dict[str, Measure] = {}
+    for measure, words in zip(measures, skills, strict=True):
+        for word in words:
+            counts[word] = counts[word] + measure if word in counts else measure
+    return counts
+
+
+def _measure(record: Record) -> Measure:
+    return Measure(record.score, 1, record.completion_tokens, record.seconds)
+
+
+def _rows(expert: str, identity: str, source: str, digest: str, counts: Mapping[str, Measure]) -> list[ProfileRow]:
+    return [ProfileRow(expert, identity, source, digest, skill, measure) for skill, measure in counts.items()]
+
+
+def _distinct(words: Iterable[str]) -> Skills:
+    return tuple(dict.fromkeys(" ".join(word.split()) for word in words))
+
+
+def _digest(value: object) -> str:
+    return f"sha256:{hashlib.sha256(json.dumps(value).encode()).hexdigest()}"
