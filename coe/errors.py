@@ -4,6 +4,7 @@ CoeError                     .status: HTTP status, .code: OpenAI-style code, .re
 ├── ConfigError              a config file is wrong; says every problem and its place
 ├── InvalidRequest           the caller's request cannot be served as asked
 │   ├── ContextLengthExceeded   prompt + answer do not fit; both numbers
+│   ├── NotAllowed           the caller, or what is asked for, rules out an expert that a policy names
 │   └── UnknownModel         the `model` asked for does not exist; did you mean
 ├── EngineError              an engine failed
 │   ├── WeightsError         weights missing, truncated, of other shapes, or unsupported
@@ -57,6 +58,12 @@ class ContextLengthExceeded(InvalidRequest):
 
     def __reduce__(self) -> tuple[Any, ...]:  # errors travel between processes
         return _context_length_exceeded, (self.expert, self.prompt_tokens, self.max_tokens, self.context_length)
+
+
+class NotAllowed(InvalidRequest):
+    """An expert that a policy names may not take this request, or cannot."""
+
+    code = "no_eligible_expert"
 
 
 class UnknownModel(InvalidRequest):

@@ -6,12 +6,13 @@ async with open_local(load_config("service.yaml")) as system:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe.compose import build_composition
+from coe.compose import Composition, build_composition, named_experts
 from coe.config import Config, PolicyConfig, load_config
 from coe.errors import ConfigError
 from coe.host import Host, open_host
@@ -23,6 +24,7 @@ from registry.errors import UnknownExpert
 from registry.store import Snapshot
 from routers.artifacts import ArtifactMeta, load
 from routers.base import Message, Query, Router
+from routers.constraints import CHAT
 from routers.decide import Utility
 
 
@@ -58,28 +60,37 @@ async def open_local(config: Config | Path | str) -> AsyncIterator[Local]:
     """
     config = config if isinstance(config, Config) else load_config(config)
     async with open_host(config) as host:
-        yield Local(
-            host,
-            Orchestrator(
-                host.snapshot,
-                build_policies(config.policies, host.snapshot),
-                ask=host.ask,
-                default_policy=config.default_policy,
-                load_s=host.load_s,
-            ),
-        )
+        signals = Signals(host.snapshot, config.engines)
+        try:
+            yield Local(
+                host,
+                Orchestrator(
+                    host.snapshot,
+                    build_policies(config.policies, host.snapshot, signals),
+                    ask=host.ask,
+                    default_policy=config.default_policy,
+                    load_s=host.load_s,
+                ),
+            )
+        finally:
+            await asyncio.to_thread(signals.close)
 
 
-def build_policies(policies: Mapping[str, PolicyConfig], snapshot: Snapshot) -> dict[str, Policy]:
+def build_policies(
+    policies: Mapping[str, PolicyConfig], snapshot: Snapshot, signals: Signals | None = None
+) -> dict[str, Policy]:
     """The named policies, each with its router loaded and checked against the registered experts.
 
+    Args:
+        signals: who gives what the routers require; by default the experts of the snapshot, on engines as they come.
+
     Raises:
-        ConfigError: a policy names an expert that is not registered, or a composition that does not exist; or its
-            router requires signals that no registered expert gives.
+        ConfigError: a policy or its composition names an expert that is not registered or cannot answer, or a
+            composition that does not exist; or its router requires signals that no registered expert gives.
         RouterError: a trained router cannot be loaded.
     """
-    signals = Signals(snapshot)  # shared: policies that need the same expert's load it once
-    return {name: _policy(name, policy, snapshot, signals) for name, policy in policies.items()}
+    shared = signals or Signals(snapshot)  # policies that need the same expert's load it once
+    return {name: _policy(name, policy, snapshot, shared) for name, policy in policies.items()}
 
 
 def _policy(name: str, policy: PolicyConfig, snapshot: Snapshot, signals: Signals) -> Policy:
@@ -88,12 +99,27 @@ def _policy(name: str, policy: PolicyConfig, snapshot: Snapshot, signals: Signal
     return Policy(
         name,
         router=router,
-        composition=build_composition(policy.composition.kind, policy.composition.settings),
+        composition=_composition(name, policy, snapshot),
         utility=Utility(dial=solved if policy.dial is None else policy.dial, patience=policy.patience),
         select=policy.selector,
         fallback=policy.fallback,
         router_digest=None if meta is None else meta.digest,
     )
+
+
+def _composition(name: str, policy: PolicyConfig, snapshot: Snapshot) -> Composition:
+    """The composition of a policy; those whom it names are experts that answer."""
+    kind = policy.composition.kind
+    try:
+        composition = build_composition(kind, policy.composition.settings)
+    except ConfigError as error:
+        raise ConfigError(f"policy {name!r}: {error}") from error
+    for expert in named_experts(composition):
+        if expert not in snapshot.experts:
+            raise ConfigError(f"{kind} of policy {name!r}: {UnknownExpert(expert, snapshot.experts)}")
+        if CHAT not in snapshot.experts[expert].capabilities:
+            raise ConfigError(f"{kind} of policy {name!r}: {expert!r} cannot {CHAT}, so it cannot answer")
+    return composition
 
 
 def _router(

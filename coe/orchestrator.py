@@ -36,6 +36,7 @@ class Reply:
 
     Attributes:
         asked: the experts that were asked so far, in order. done: what they answered, by the id of the ask.
+        notes: what is known so far of how the answer comes about (`Answer.notes`); whole after the last chunk.
         expert: who answers, from the first chunk on; another than decided when the fallback stepped in.
         answer: the whole answer with its cost, after the last chunk.
     """
@@ -46,6 +47,7 @@ class Reply:
     answer: Answer | None = None
     asked: list[str] = field(default_factory=list)
     done: dict[str, Answer | Failure] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def decision(self) -> RoutingDecision:
@@ -137,16 +139,16 @@ class Orchestrator:
             return error
 
     async def _compose(self, request: GenerateRequest, reply: Reply) -> AsyncGenerator[Chunk, None]:
-        """Step until final: asks run side by side, the last one streams."""
+        """Step until final: asks run side by side, the last one streams where somebody reads it as it comes."""
         done, began = reply.done, self._clock()
         while True:
             step = reply.routed.composition.step(request, reply.decision, done)
             if isinstance(step, Final):
-                reply.expert, reply.answer = step.answer.expert, step.answer
-                yield Chunk(step.answer.text, step.answer.finish_reason, step.answer.usage, step.answer.timing)
+                yield _ended(reply, step.answer, step.answer.text)
                 return
             reply.asked += [ask.expert for ask in step.asks]
-            if not step.last:
+            reply.notes = step.notes
+            if not (step.last and request.stream):
                 outcomes = await asyncio.gather(*(self.whole(self._in_time(ask, request, began)) for ask in step.asks))
                 done.update(zip((ask.id for ask in step.asks), outcomes, strict=True))
                 continue
@@ -160,8 +162,7 @@ class Orchestrator:
             if isinstance(outcome, Answer):
                 final = reply.routed.composition.step(request, reply.decision, done)
                 assert isinstance(final, Final)  # by the contract of `Asks.last`
-                reply.answer = final.answer
-                yield Chunk(chunk.text, final.answer.finish_reason, final.answer.usage, final.answer.timing)
+                yield _ended(reply, final.answer, chunk.text)
                 return
             if reply.expert is not None:  # what a client has seen cannot be taken back
                 raise outcome.error
@@ -202,6 +203,12 @@ class Orchestrator:
         price = self.snapshot.experts[expert].price
         cost = price.cost_usd(last.usage.prompt_tokens, last.usage.completion_tokens) if price else None
         return Answer(expert, text, last.finish_reason, last.usage, cost, last.timing)
+
+
+def _ended(reply: Reply, answer: Answer, text: str) -> Chunk:
+    """The last chunk of a reply, with what is left of its text."""
+    reply.expert, reply.answer, reply.notes = answer.expert, answer, answer.notes
+    return Chunk(text, answer.finish_reason, answer.usage, answer.timing, answer.cost_usd)
 
 
 def query_of(request: GenerateRequest) -> Query:

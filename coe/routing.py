@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from coe.compose import Composition, Single, WithFallback
+from coe.compose import Composition, Single, WithFallback, named_experts, without
 from coe.errors import InvalidRequest
 from coe.policy import Policy
 from registry.spec import ExpertSpec
@@ -60,7 +60,8 @@ class Routed:
     Attributes:
         policy: the policy that decided; None when the caller named the expert.
         grounds: what the decision was made from; None when the caller named the expert.
-        composition: what is done with the chosen experts, the fallback included where the caller lets it in.
+        composition: what is done with the chosen experts, the fallback included where the caller lets it in, and
+            without the experts that it names and the request rules out.
     """
 
     query: Query
@@ -91,7 +92,7 @@ def route(
             outcomes[i] = (
                 decided
                 if isinstance(decided, RouterError)
-                else Routed(query, decided, policy, ground, _composition(policy, query))
+                else Routed(query, decided, policy, ground, _composition(policy, query, snapshot.experts))
             )
     return [outcomes[i] for i in range(len(queries))]
 
@@ -150,8 +151,11 @@ def _decide(grounds: Grounds) -> RoutingDecision | RouterError:
         return error
 
 
-def _composition(policy: Policy, query: Query) -> Composition:
-    fallback = policy.fallback
+def _composition(policy: Policy, query: Query, experts: Mapping[str, ExpertSpec]) -> Composition:
+    composition, fallback = policy.composition, policy.fallback
+    if named_experts(composition):
+        removed = check(query, experts).removed
+        composition = without(composition, {e: why for e, why in removed.items() if not why.startswith(CONTEXT_LENGTH)})
     if fallback is None or (query.allowed is not None and fallback not in query.allowed):
-        return policy.composition
-    return WithFallback(policy.composition, fallback)
+        return composition
+    return WithFallback(composition, fallback)

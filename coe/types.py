@@ -92,12 +92,16 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. The last one, and only it, has `finish_reason`, `usage` and, from a host, `timing`."""
+    """A piece of an answer. The last one, and only it, has `finish_reason`, `usage` and, from a host, `timing`.
+
+    cost_usd: from an orchestrator, which knows the prices; None where one is unknown.
+    """
 
     text: str
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     timing: Timing | None = None
+    cost_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coe.batch.rows import COMPLETIONS
-from coe.protocol.responses import ChatAnswer, TextAnswer
+from coe.protocol.responses import ChatAnswer, TextAnswer, usage_body
 from coe.types import Answer, Usage
 
 CREATED = 0
@@ -34,4 +34,20 @@ def _body(record: Mapping[str, Any], token: str) -> dict[str, Any]:
     bodies = TextAnswer if record["endpoint"] == COMPLETIONS else ChatAnswer
     usage = Usage(record["prompt_tokens"], record["completion_tokens"])
     answer = Answer(record["expert"], record["answer"], record["finish_reason"], usage)
-    return bodies(token, CREATED, record["expert"]).whole(answer)
+    return bodies(token, CREATED, record["expert"]).whole(answer) | _explained(record)
+
+
+def _explained(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The field `coe`, as the endpoint has it: the notes, and, where the row asks for them, the experts' answers."""
+    if not record["notes"] and record["answers"] is None:
+        return {}
+    said = {} if record["answers"] is None else {"answers": [_said(answer) for answer in record["answers"]]}
+    return {"coe": {"notes": record["notes"], **said}}
+
+
+def _said(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """One of `coe.protocol.responses.answers_body`, from a row of the column `answers`."""
+    tokens = (answer["prompt_tokens"], answer["completion_tokens"])
+    usage = None if answer["error"] is not None else usage_body(Usage(*tokens))
+    said = {name: answer[name] for name in ("ask", "expert", "text", "finish_reason")}
+    return {**said, "usage": usage, "cost_usd": answer["cost_usd"], "error": answer["error"]}

@@ -27,7 +27,7 @@ from coe.batch.rows import Row, parse_row
 from coe.batch.source import Source, Split, read
 from coe.batch.stages import Step, Unit, compositions, plan_units, step
 from coe.batch.storage import Folder
-from coe.compose import Ask, Composition, WithFallback, build_composition
+from coe.compose import Ask, Composition, WithFallback, build_composition, ruled_out
 from coe.config import Config
 from coe.errors import CoeError, EngineError
 from coe.local import build_policies
@@ -230,7 +230,7 @@ def _plan(
         _write(job.folder, _asks(stage, about.part), ASKS, *groups, note=asdict(about))
     else:
         outcomes = (None if isinstance(following, tuple) else following for following in steps)
-        records = [result(row, outcome) for row, outcome in zip(rows, outcomes, strict=True)]
+        records = [result(row, outcome, said) for row, outcome, said in zip(rows, outcomes, done, strict=True)]
         records.sort(key=lambda record: (record["id"], record["line"]))
         write_run(job.folder, results_name(about.part), records, json.dumps(asdict(about)).encode())
     return about
@@ -247,6 +247,8 @@ def _routed(row: Row, outcome: Routed | RouterError | CoeError) -> RoutedRow:
         request=row.request,
         policy=outcome.policy.name if outcome.policy else None,
         fallback=outcome.composition.expert if isinstance(outcome.composition, WithFallback) else None,
+        barred=ruled_out(outcome.composition) or None,
+        answers=row.answers,
         decision=outcome.decision,
     )
 

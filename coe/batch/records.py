@@ -25,6 +25,8 @@ ROWS = pa.schema(
         ("request", pa.string()),
         ("policy", pa.string()),
         ("fallback", pa.string()),
+        ("barred", pa.string()),
+        ("answers", pa.bool_()),
         ("decision", pa.string()),
         ("error", pa.string()),
     ]
@@ -49,6 +51,8 @@ ANSWERS = pa.schema(
 )
 """Their answers, or why there is none."""
 _TOLD = ("status", "code", "retryable")
+_NUMBERS = ("expert", "prompt_tokens", "max_tokens", "context_length")
+"""What a ContextLengthExceeded tells a composition, that asks for less then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class RoutedRow:
 
     Attributes:
         policy, fallback: names; None where the caller named the expert, and where no fallback may step in.
+        barred: experts that the composition names and the request rules out, and why (`coe.compose.Without`).
+        answers: whether the result has every expert's answer.
         error: an OpenAI error with its HTTP status, where there is no decision.
     """
 
@@ -67,6 +73,8 @@ class RoutedRow:
     request: GenerateRequest | None = None
     policy: str | None = None
     fallback: str | None = None
+    barred: Mapping[str, str] | None = None
+    answers: bool = False
     decision: RoutingDecision | None = None
     error: Mapping[str, Any] | None = None
 
@@ -80,6 +88,8 @@ class RoutedRow:
             "request": self.request and dump_request(self.request),
             "policy": self.policy,
             "fallback": self.fallback,
+            "barred": self.barred and _dump(self.barred),
+            "answers": self.answers,
             "decision": self.decision and _dump(plain(self.decision)),
             "error": self.error and _dump(self.error),
         }
@@ -91,6 +101,7 @@ class RoutedRow:
             **{
                 **record,
                 "request": record["request"] and load_request(record["request"]),
+                "barred": record["barred"] and json.loads(record["barred"]),
                 "decision": record["decision"] and _decision(json.loads(record["decision"])),
                 "error": record["error"] and json.loads(record["error"]),
             }
@@ -98,8 +109,13 @@ class RoutedRow:
 
 
 def dump_request(request: GenerateRequest) -> str:
-    """As JSON; fields at their defaults are left out."""
+    """As JSON; fields at their defaults are left out.
+
+    So is the deadline, which a composition may set: in a batch nobody waits for one answer: a deadline there would only
+    make the results depend on the machine.
+    """
     given = {f.name: getattr(request, f.name) for f in fields(request) if getattr(request, f.name) != f.default}
+    given.pop("deadline_s", None)
     given["messages"] = [[message.role, message.content] for message in request.messages]
     return _dump(given)
 
@@ -150,6 +166,7 @@ def _dump_error(error: Exception) -> dict[str, Any]:
     kinds = (kind.__name__ for kind in type(error).__mro__ if vars(coe.errors).get(kind.__name__) is kind)
     told = error if isinstance(error, CoeError) else EngineError(str(error))
     kept = {name: getattr(told, name) for name in _TOLD}
+    kept |= {name: getattr(told, name) for name in _NUMBERS if hasattr(told, name)}
     return {"type": next(kinds, "EngineError"), "message": str(error), **kept}
 
 
@@ -157,7 +174,7 @@ def _load_error(kept: Mapping[str, Any]) -> CoeError:
     kind = getattr(coe.errors, kept["type"])
     error: CoeError = kind.__new__(kind)  # its constructor may want what is only in the message by now
     error.args = (kept["message"],)
-    for name in _TOLD:
+    for name in (*_TOLD, *(name for name in _NUMBERS if name in kept)):
         setattr(error, name, kept[name])
     return error
 

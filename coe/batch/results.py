@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
+from types import MappingProxyType
 from typing import IO, Any
 
 import pyarrow as pa
@@ -21,7 +22,8 @@ from coe.batch.openai_lines import batch_line
 from coe.batch.records import RoutedRow, describe
 from coe.batch.storage import Folder
 from coe.errors import InvalidRequest
-from coe.types import Answer
+from coe.protocol.responses import answers_body
+from coe.types import Answer, Failure
 
 RESULTS_FILE, LINES_FILE = "results.parquet", "results.jsonl"
 RUN_ROWS = 128
@@ -31,6 +33,20 @@ FAN_IN = 64
 _FINAL_ROWS = 8192
 
 _ERROR = pa.struct([("message", pa.string()), ("type", pa.string()), ("param", pa.string()), ("code", pa.string())])
+_ANSWERS = pa.list_(
+    pa.struct(
+        [
+            ("ask", pa.string()),
+            ("expert", pa.string()),
+            ("text", pa.string()),
+            ("finish_reason", pa.string()),
+            ("prompt_tokens", pa.int32()),
+            ("completion_tokens", pa.int32()),
+            ("cost_usd", pa.float64()),
+            ("error", _ERROR),
+        ]
+    )
+)
 FINAL = pa.schema(
     [
         ("id", pa.string()),
@@ -47,16 +63,20 @@ FINAL = pa.schema(
         ("label", pa.string()),
         ("reason", pa.string()),
         ("truncated", pa.bool_()),
+        ("notes", pa.list_(pa.string())),
+        ("answers", _ANSWERS),
         ("error", _ERROR),
     ]
 )
 """results.parquet: what was asked for, who answered what, and why; or the error.
 
-`truncated`: the router judged the prompt by its beginning."""
+`truncated`: the router judged the prompt by its beginning. `notes`: who failed, what was cut. `answers`: what each
+expert said that was asked, where the row asks for it."""
 RESULTS = FINAL.append(pa.field("status", pa.int32())).append(pa.field("endpoint", pa.string()))
 """A part of it, with what only results.jsonl tells."""
 
 Record = dict[str, Any]
+_NOTHING: Mapping[str, Answer | Failure] = MappingProxyType({})
 _NOTE = b"coe"
 
 
@@ -83,14 +103,18 @@ class Counts:
         self.cost_usd += record["cost_usd"] or 0.0
 
 
-def result(row: RoutedRow, outcome: Answer | Exception | None) -> Record:
-    """The result of a row; without an outcome it has an error of its own."""
+def result(
+    row: RoutedRow, outcome: Answer | Exception | None, done: Mapping[str, Answer | Failure] = _NOTHING
+) -> Record:
+    """The result of a row; without an outcome it has an error of its own. `done`: what its asks gave."""
     record: Record = dict.fromkeys(RESULTS.names)
     record |= {"id": row.id, "line": row.line, "model": row.model, "policy": row.policy, "endpoint": row.endpoint}
     if row.decision is not None:
         decision = row.decision
         record |= {"confidence": decision.confidence, "label": decision.label, "reason": decision.reason or None}
         record["truncated"] = decision.truncated
+    if row.answers and row.decision is not None:
+        record["answers"] = [_said(answer) for answer in answers_body(done)]
     if isinstance(outcome, Answer):
         return record | {
             "expert": outcome.expert,
@@ -99,6 +123,7 @@ def result(row: RoutedRow, outcome: Answer | Exception | None) -> Record:
             "prompt_tokens": outcome.usage.prompt_tokens,
             "completion_tokens": outcome.usage.completion_tokens,
             "cost_usd": outcome.cost_usd,
+            "notes": list(outcome.notes),
             "status": 200,
         }
     return record | _failed(describe(outcome) if outcome is not None else row.error or {})
@@ -188,6 +213,13 @@ def _write_final(folder: Folder, records: Iterator[Record], on_rows: Callable[[i
         while some := list(islice(records, _FINAL_ROWS)):
             writer.write_table(pa.Table.from_pylist(some, schema=FINAL))
             on_rows(len(some))
+
+
+def _said(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """One of `answers_body` as a row of the column `answers`."""
+    usage = answer["usage"] or {}
+    tokens = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
+    return {name: value for name, value in answer.items() if name != "usage"} | tokens
 
 
 def _failed(error: Mapping[str, Any]) -> Record:

@@ -34,6 +34,7 @@ class Row:
         model: as in a request: `auto`, `coe/<policy>`, or an expert's name.
         endpoint: of an OpenAI batch line; None for a plain row.
         ignored: fields that were given and have no effect.
+        answers: whether its result has what each expert said.
     """
 
     line: int
@@ -43,6 +44,7 @@ class Row:
     request: GenerateRequest | None = None
     query: Query | None = None
     ignored: tuple[str, ...] = ()
+    answers: bool = False
     error: CoeError | None = None
 
 
@@ -66,7 +68,8 @@ def parse_row(line: Line, default_model: str, experts: Collection[str]) -> Row:
         given = parsed.request
         request = replace(given, stream=False, seed=_seed(given, row.id), deadline_s=None)
         ignored = (*parsed.ignored, *(("coe.deadline_s",) if given.deadline_s is not None else ()))
-        return replace(row, request=request, query=parsed.query_among(experts), ignored=ignored)
+        query = parsed.query_among(experts)
+        return replace(row, request=request, query=query, ignored=ignored, answers=parsed.answers)
     except CoeError as error:
         return replace(row, error=_placed(error, line.number))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coe.batch.records import RoutedRow
-from coe.compose import Ask, Composition, Final, Single, WithFallback
+from coe.compose import Ask, Composition, Final, Single, WithFallback, without
 from coe.errors import CoeError
 from coe.types import Answer, Failure
 
@@ -34,11 +34,11 @@ class Unit:
 
 
 def compositions(kinds: Mapping[str, Callable[[], Composition]]) -> Callable[[RoutedRow], Composition]:
-    """How to find a row's composition: by its policy's name, the fallback included."""
+    """How to find a row's composition: by its policy's name, the fallback included, without whom the row rules out."""
     built = {policy: build() for policy, build in kinds.items()}
 
     def of(row: RoutedRow) -> Composition:
-        composition = Single() if row.policy is None else built[row.policy]
+        composition = Single() if row.policy is None else without(built[row.policy], row.barred or {})
         return composition if row.fallback is None else WithFallback(composition, row.fallback)
 
     return of

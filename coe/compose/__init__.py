@@ -5,9 +5,13 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from coe.compose.base import Ask, Asks, Composition, Done, Final
+from coe.compose.aggregate import Aggregate
+from coe.compose.among import Without, ruled_out, without
+from coe.compose.base import Ask, Asks, Composition, Done, Final, named_experts
 from coe.compose.cascade import Cascade
-from coe.compose.fallback import WithFallback
+from coe.compose.chain import Chain
+from coe.compose.fallback import FALLBACK, WithFallback
+from coe.compose.self_consistency import SelfConsistency
 from coe.compose.single import Single
 from coe.compose.vote import Vote
 from coe.compose.weighted_vote import WeightedVote
@@ -18,6 +22,9 @@ COMPOSITIONS: dict[str, Callable[..., Composition]] = {
     "vote": Vote,
     "weighted-vote": WeightedVote,
     "cascade": Cascade,
+    "aggregate": Aggregate,
+    "chain": Chain,
+    "self-consistency": SelfConsistency,
 }
 
 
@@ -25,30 +32,40 @@ def build_composition(kind: str, settings: Mapping[str, Any] | None = None) -> C
     """The composition of that name, with its own settings.
 
     Raises:
-        ConfigError: there is none, with those that exist; or a setting that it does not have or cannot use.
+        ConfigError: there is none, with those that exist; or a setting that it does not have, lacks or cannot use.
     """
     if kind not in COMPOSITIONS:
         close = get_close_matches(kind, COMPOSITIONS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"there is no composition {kind!r}{hint} Known: {', '.join(COMPOSITIONS)}")
-    given, known = dict(settings or {}), list(inspect.signature(COMPOSITIONS[kind]).parameters)
+    given, known = dict(settings or {}), inspect.signature(COMPOSITIONS[kind]).parameters
     if strangers := [name for name in given if name not in known]:
         has = ", ".join(known) or "none"
         raise ConfigError(f"composition {kind!r} has no setting {', '.join(strangers)}; it has: {has}")
+    if lacking := [name for name, has in known.items() if has.default is has.empty and name not in given]:
+        raise ConfigError(f"composition {kind!r} needs the setting {', '.join(lacking)}")
     return COMPOSITIONS[kind](**given)
 
 
 __all__ = [
     "COMPOSITIONS",
+    "FALLBACK",
+    "Aggregate",
     "Ask",
     "Asks",
     "Cascade",
+    "Chain",
     "Composition",
     "Done",
     "Final",
+    "SelfConsistency",
     "Single",
     "Vote",
     "WeightedVote",
     "WithFallback",
+    "Without",
     "build_composition",
+    "named_experts",
+    "ruled_out",
+    "without",
 ]

@@ -1,35 +1,74 @@
-"""What the compositions that ask several experts share: who said what, and one Answer that stands for all of them."""
+"""What the compositions that ask several experts share: who said what, and one Answer that stands for all of them.
+
+Ids of asks are `<round>.<position>`: asks of the same round ran side by side; the position is that in the decision, or
+a word.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from coe.compose.answer_key import AnswerKey
 from coe.compose.base import Ask, Asks, Done, Final, nobody
-from coe.errors import InvalidRequest
+from coe.compose.notes import failures, in_order
+from coe.errors import InvalidRequest, NotAllowed
 from coe.types import Answer, Failure, GenerateRequest, Timing, Usage
 from routers.base import RoutingDecision
+
+_SEEDS = 2**64
+"""Seeds are whole numbers of 64 bits, with a sign."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ballot:
     """What one expert said.
 
-    position: in the decision. round: asks of the same round ran side by side. key: None where it said nothing.
+    position: in the decision. key: None where it said nothing.
     """
 
     position: int
-    round: int
     answer: Answer
     key: str | None
 
 
+def drawn(request: GenerateRequest, decision: RoutingDecision) -> tuple[RoutingDecision, tuple[int, ...]]:
+    """The decision without asks that would have the same answer, and how often each of its experts was drawn.
+
+    An expert that was drawn twice is asked once where the request does not sample; what it says then counts twice.
+    Where it samples, each draw is an ask of its own (see `asks`).
+    """
+    counts = Counter(decision.experts)
+    if request.temperature or len(counts) == len(decision.experts):
+        return decision, (1,) * len(decision.experts)
+    firsts = [decision.experts.index(expert) for expert in counts]
+    weights = [sum(w for e, w in zip(decision.experts, decision.weights, strict=True) if e == name) for name in counts]
+    once = replace(
+        decision,
+        experts=tuple(counts),
+        weights=tuple(weights),
+        scores=tuple(decision.scores[i] for i in firsts),
+        quality=tuple(decision.quality[i] for i in firsts) if decision.quality else (),
+    )
+    return once, tuple(counts.values())
+
+
 def asks(request: GenerateRequest, decision: RoutingDecision, positions: Iterable[int], *, round: int = 0) -> Asks:  # noqa: A002
-    """The experts at these positions, side by side."""
-    return Asks(tuple(Ask(f"{round}.{i}", decision.experts[i], request) for i in positions))
+    """The experts at these positions, side by side; one that stands there again samples by a seed of its own."""
+    experts = decision.experts
+    return Asks(
+        tuple(Ask(f"{round}.{i}", experts[i], _again(request, experts[:i].count(experts[i]))) for i in positions)
+    )
+
+
+def _again(request: GenerateRequest, times: int) -> GenerateRequest:
+    """The request with another seed for each time that the same expert was asked it before."""
+    if not times or request.seed is None:
+        return request
+    return replace(request, seed=(request.seed + times + _SEEDS // 2) % _SEEDS - _SEEDS // 2)
 
 
 def only_one(request: GenerateRequest, decision: RoutingDecision) -> Asks:
@@ -41,9 +80,9 @@ def cast(done: Done, key: AnswerKey) -> list[Ballot]:
     """The ballots so far, best placed first; failures cast none."""
     ballots = []
     for name, outcome in done.items():
-        round_, dot, position = name.partition(".")
-        if dot and isinstance(outcome, Answer):
-            ballots.append(Ballot(int(position), int(round_), outcome, key(outcome.text)))
+        _, _, position = name.partition(".")
+        if position.isdecimal() and isinstance(outcome, Answer):
+            ballots.append(Ballot(int(position), outcome, key(outcome.text)))
     return sorted(ballots, key=lambda ballot: ballot.position)
 
 
@@ -62,7 +101,7 @@ def poll(
     ballots = cast(done, key)
     if not ballots:
         raise give_up(decision, done)
-    return elected(decision, ballots, strength(ballots, weights, ahead))
+    return elected(decision, ballots, strength(ballots, weights, ahead), done)
 
 
 def rounds(done: Done) -> int:
@@ -81,8 +120,8 @@ def strength(
     return sums
 
 
-def elected(decision: RoutingDecision, ballots: Sequence[Ballot], strength: Mapping[str, float]) -> Final:
-    """The answer of the best expert on the strongest side, with the usage and the cost of all of them.
+def elected(decision: RoutingDecision, ballots: Sequence[Ballot], strength: Mapping[str, float], done: Done) -> Final:
+    """The answer of the best expert on the strongest side, with the usage and the cost of all that were asked.
 
     Equally strong sides: the one of the best expert, by its utility, then by its place in the decision. Where nobody
     said anything, all are on one side.
@@ -94,32 +133,34 @@ def elected(decision: RoutingDecision, ballots: Sequence[Ballot], strength: Mapp
     best = max(
         (ballot for ballot in ballots if ballot.key in sides), key=lambda b: (decision.scores[b.position], -b.position)
     )
-    return Final(together(best.answer, ballots))
+    return Final(together(best.answer, done, failures(done)))
 
 
-def together(answer: Answer, ballots: Sequence[Ballot]) -> Answer:
-    """An answer with what all ballots took: tokens and costs added up, of each round the time of the slowest.
+def together(answer: Answer, done: Done, notes: tuple[str, ...]) -> Answer:
+    """An answer with what all asks took: tokens and costs added up, of each round the time of the slowest.
 
     The cost is unknown where one of them is.
     """
-    every = [ballot.answer for ballot in ballots]
+    answered = [(name, outcome) for name, outcome in in_order(done) if isinstance(outcome, Answer)]
+    every = [one for _, one in answered]
     costs = [one.cost_usd for one in every]
     return replace(
         answer,
         usage=Usage(sum(one.usage.prompt_tokens for one in every), sum(one.usage.completion_tokens for one in every)),
         cost_usd=None if None in costs else sum(cost for cost in costs if cost is not None),
-        timing=_timing(ballots),
+        timing=_timing(answered),
+        notes=notes,
     )
 
 
-def _timing(ballots: Sequence[Ballot]) -> Timing | None:
-    slowest: dict[int, Timing] = {}
-    for ballot in ballots:
-        timing = ballot.answer.timing
+def _timing(answered: Sequence[tuple[str, Answer]]) -> Timing | None:
+    slowest: dict[str, Timing] = {}
+    for name, answer in answered:
+        round_, timing = name.partition(".")[0], answer.timing
         if timing is None:
             return None
-        if ballot.round not in slowest or _seconds(timing) > _seconds(slowest[ballot.round]):
-            slowest[ballot.round] = timing
+        if round_ not in slowest or _seconds(timing) > _seconds(slowest[round_]):
+            slowest[round_] = timing
     every = slowest.values()
     return Timing(sum(t.queue_s for t in every), sum(t.load_s for t in every), sum(t.engine_s for t in every))
 
@@ -130,8 +171,8 @@ def _seconds(timing: Timing) -> float:
 
 def give_up(decision: RoutingDecision, done: Done) -> Exception:
     """Why there is no answer: the request's own fault where an expert says so, else the last failure."""
-    failures = [outcome.error for outcome in done.values() if isinstance(outcome, Failure)]
-    wrong = [error for error in failures if isinstance(error, InvalidRequest)]
-    if not failures:
+    errors = [outcome.error for _, outcome in in_order(done) if isinstance(outcome, Failure)]
+    wrong = [error for error in errors if isinstance(error, InvalidRequest) and not isinstance(error, NotAllowed)]
+    if not errors:
         return nobody(decision)
-    return (wrong or failures)[-1]
+    return (wrong or errors)[-1]

@@ -37,10 +37,12 @@ class Asks:
 
     last: there is one ask, and its text is the final text: it may be streamed as it comes. The step after its answer
         is final, with what the request took in all.
+    notes: what is known already of how the answer comes about (`Answer.notes`): a stream says it before its text.
     """
 
     asks: tuple[Ask, ...]
     last: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +55,18 @@ class Final:
 class Composition(Protocol):
     """Pure and stateless: everything it knows is in its arguments.
 
-    Raises the error of the last Failure when no expert answered.
+    Raises the error of the last Failure when no expert answered. One that asks others than the decision's experts has
+    their names in an attribute `experts` (see `named_experts`).
     """
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
         """What to do next, given everything done so far."""
         ...
+
+
+def named_experts(composition: Composition) -> tuple[str, ...]:
+    """The experts that a composition asks by name, whomever a decision holds."""
+    return tuple(getattr(composition, "experts", None) or ())
 
 
 def nobody(decision: RoutingDecision) -> CoeError:

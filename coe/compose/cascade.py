@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from coe.compose.answer_key import KeyKind, key_of
-from coe.compose.ballots import asks, cast, elected, give_up, rounds, strength
+from coe.compose.ballots import asks, cast, drawn, elected, give_up, rounds, strength
 from coe.compose.base import Asks, Done, Final
+from coe.compose.notes import failures
 from coe.compose.weighted_vote import check_options, evidence, head_start, read_prior
 from coe.errors import ConfigError
 from coe.types import Answer, GenerateRequest
@@ -55,7 +56,8 @@ class Cascade:
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
         """The next asks, or the answer when there is no point in more."""
-        weights, ballots = evidence(decision, self.options), cast(done, key_of(self.key))
+        decision, counts = drawn(request, decision)
+        weights, ballots = evidence(decision, self.options, counts), cast(done, key_of(self.key))
         first, alone = done.get("0.0"), self._needed({}, weights, {}) == 1
         if alone and isinstance(first, Answer):
             return Final(first)
@@ -65,13 +67,13 @@ class Cascade:
         if asked and (not left or self._settled(sides, left, ahead)):
             if not ballots:
                 raise give_up(decision, done)
-            return elected(decision, ballots, sides)
+            return elected(decision, ballots, sides, done)
         if not left:
             raise give_up(decision, done)
         alone = len(left) == 1 or (alone and not asked)
         count = 1 if alone else self._needed(sides, left, ahead)
         following = asks(request, decision, range(asked, asked + count), round=rounds(done))
-        return replace(following, last=alone and not ballots)
+        return replace(following, last=alone and not ballots, notes=failures(done))
 
     def _settled(self, sides: Mapping[str, float], left: Sequence[float], ahead: Mapping[str, float]) -> bool:
         """Whether the strongest side suffices, or cannot be outvoted by experts of these weights."""

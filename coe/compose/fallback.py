@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from coe.compose.base import Ask, Asks, Composition, Done, Final
+from coe.compose.notes import failures
 from coe.errors import CoeError, InvalidRequest
 from coe.types import Answer, Failure, GenerateRequest
 from routers.base import RoutingDecision
@@ -29,7 +32,7 @@ class WithFallback:
         except CoeError:
             outcome = done.get(FALLBACK)
         if isinstance(outcome, Answer):
-            return Final(outcome)
+            return Final(replace(outcome, notes=failures(done)))
         if isinstance(outcome, Failure):
             raise outcome.error
-        return Asks((Ask(FALLBACK, self.expert, request),), last=True)
+        return Asks((Ask(FALLBACK, self.expert, request),), last=True, notes=failures(done))

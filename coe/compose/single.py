@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from coe.compose.base import Ask, Asks, Done, Final, nobody
+from coe.compose.notes import failures
 from coe.errors import InvalidRequest
 from coe.types import Answer, Failure, GenerateRequest
 from routers.base import RoutingDecision
@@ -20,9 +23,9 @@ class Single:
         for position, expert in enumerate(decision.experts):
             outcome = done.get(str(position))
             if isinstance(outcome, Answer):
-                return Final(outcome)
+                return Final(replace(outcome, notes=failures(done)))
             if outcome is None:
-                return Asks((Ask(str(position), expert, request),), last=True)
+                return Asks((Ask(str(position), expert, request),), last=True, notes=failures(done))
             last = outcome
             if isinstance(outcome.error, InvalidRequest):
                 break

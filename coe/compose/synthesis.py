@@ -1,4 +1,4 @@
-"""What an aggregator is shown: the request, and what the experts answered it."""
+"""What an expert is shown that works on the answers of others: the request, and what they answered it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from coe.errors import ConfigError
 from coe.types import GenerateRequest
 from routers.base import Message
 
-QUESTION, ANSWERS = "{question}", "{answers}"
+QUESTION, ANSWERS, DRAFT = "{question}", "{answers}", "{draft}"
 TEMPLATE = f"""{QUESTION}
 
 Experts answered:
@@ -19,15 +19,27 @@ Experts answered:
 Some of these answers may be wrong or incomplete. Reply with the one final answer only."""
 """The last user message of what the aggregator is asked. The words are ours; the source (Symbolic-MoE, arXiv
 2503.05641) shows the question and the answers in the same order."""
+REFINE = f"""{QUESTION}
+
+A draft of the answer:
+{DRAFT}
+
+It may be wrong or incomplete. Reply with the final answer only."""
+"""The same of what an expert is asked that refines a draft; the words are ours."""
 CUT = " [cut]"
 """Marks an answer of which the end is not shown."""
 _THOUGHTS_END = "</think>"
 _THOUGHTS = re.compile(r"<think>.*\Z", re.DOTALL)
 
 
-def check_template(template: str) -> None:
-    """Raises ConfigError where a template lacks the place of the question or of the answers, or has one twice."""
-    for place in (QUESTION, ANSWERS):
+def check_template(template: object, *places: str) -> None:
+    """Raises ConfigError where a template is no text, lacks a place, or has one twice.
+
+    places: by default those of the question and of the answers.
+    """
+    if not isinstance(template, str):
+        raise ConfigError(f"the template must be a text, got {template!r}")
+    for place in places or (QUESTION, ANSWERS):
         if template.count(place) != 1:
             raise ConfigError(f"the template must hold {place} once, it has it {template.count(place)} times")
 
@@ -50,10 +62,20 @@ def synthesis(request: GenerateRequest, answers: Sequence[str], template: str = 
         answers: in the order in which they are shown, numbered from 1; their thoughts are taken out before.
     """
     shown = "\n".join(f"{i}. {answer}" for i, answer in enumerate(answers, start=1))
+    return _within(request, template, ANSWERS, shown)
+
+
+def refinement(request: GenerateRequest, draft: str, template: str = REFINE) -> GenerateRequest:
+    """The request of an expert that refines a draft: the conversation, its last user message in the template."""
+    return _within(request, template, DRAFT, draft)
+
+
+def _within(request: GenerateRequest, template: str, place: str, shown: str) -> GenerateRequest:
+    """The request with its question in the template, and `shown` at its place."""
 
     def filled(question: str) -> str:
         before, _, after = template.partition(QUESTION)  # what is filled in may hold the other place's name
-        first, second = (part.replace(ANSWERS, shown) for part in (before, after))
+        first, second = (part.replace(place, shown) for part in (before, after))
         return first + question + second
 
     if request.prompt is not None:

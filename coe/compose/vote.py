@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coe.compose.answer_key import KeyKind, key_of
-from coe.compose.ballots import poll
+from coe.compose.ballots import drawn, poll
 from coe.compose.base import Asks, Done, Final
 from coe.types import GenerateRequest
 from routers.base import RoutingDecision
@@ -17,7 +17,8 @@ class Vote:
 
     All are asked side by side; the answer of the best expert on the winning side is returned, with the usage and the
     cost of all. Equal sides: the one of the expert with the highest utility. Experts that fail or say nothing do not
-    vote; where all fail, the last failure is raised. A decision of one expert is just asked.
+    vote; where all fail, the last failure is raised. A decision of one expert is just asked. Experts that were drawn
+    several times have as many votes.
 
     key: what counts as the same answer, see `coe.compose.answer_key`.
     """
@@ -29,4 +30,5 @@ class Vote:
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
         """All asks, then the count. Nothing can be streamed: the answer stands when the last vote is cast."""
-        return poll(request, decision, done, key_of(self.key), [1.0] * len(decision.experts))
+        decision, counts = drawn(request, decision)
+        return poll(request, decision, done, key_of(self.key), counts)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from coe.compose.answer_key import KeyKind, key_of
-from coe.compose.ballots import poll
+from coe.compose.ballots import drawn, poll
 from coe.compose.base import Asks, Done, Final
 from coe.errors import ConfigError
 from coe.types import GenerateRequest
@@ -44,16 +44,19 @@ class WeightedVote:
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
         """All asks, then the count."""
-        weights, ahead = evidence(decision, self.options), head_start(self.prior, request)
+        decision, counts = drawn(request, decision)
+        weights, ahead = evidence(decision, self.options, counts), head_start(self.prior, request)
         return poll(request, decision, done, key_of(self.key), weights, ahead)
 
 
-def evidence(decision: RoutingDecision, options: int) -> list[float]:
-    """The weight of each expert's vote; 1 where nothing was estimated."""
+def evidence(decision: RoutingDecision, options: int, counts: Sequence[int] = ()) -> list[float]:
+    """The weight of each expert's vote; 1 where nothing was estimated. counts: how often each has it."""
+    counts = counts or (1,) * len(decision.experts)
     if not decision.quality:
-        return [1.0] * len(decision.experts)
+        return [float(count) for count in counts]
     clipped = (min(max(quality, LEAST_QUALITY), MOST_QUALITY) for quality in decision.quality)
-    return [max(0.0, math.log(q / (1 - q)) + math.log(options - 1)) for q in clipped]
+    weights = (max(0.0, math.log(q / (1 - q)) + math.log(options - 1)) for q in clipped)
+    return [weight * count for weight, count in zip(weights, counts, strict=True)]
 
 
 def head_start(prior: OptionPrior | str | None, request: GenerateRequest) -> Mapping[str, float]:

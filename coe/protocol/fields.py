@@ -164,7 +164,7 @@ class Extension(_Strict):
 
     experts: those that may answer; exclude: those that may not. dial: quality (score in [0, 1]) given up per USD, in
     place of the policy's. seed: breaks ties between experts by chance. deadline_s: seconds until the request is given
-    up.
+    up. answers: also return what each expert said that was asked.
     """
 
     experts: Annotated[list[Text], Field(min_length=1)] | None = None
@@ -172,6 +172,7 @@ class Extension(_Strict):
     dial: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    answers: bool | None = None
 
 
 class CommonFields(_Strict):

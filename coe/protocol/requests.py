@@ -39,6 +39,7 @@ class Parsed:
         include_usage: a stream ends with a chunk that has the usage.
         ignored: fields that were given and change nothing, sorted.
         exclude: experts that may not answer.
+        answers: what each expert said is returned, too.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Parsed:
     include_usage: bool = False
     ignored: tuple[str, ...] = ()
     exclude: frozenset[str] = frozenset()
+    answers: bool = False
 
     def query_among(self, experts: Collection[str]) -> Query:
         """The query over the registered `experts`, without those that are excluded.
@@ -152,6 +154,7 @@ def _parsed(fields: f.CommonFields, request: GenerateRequest, ignored: set[str])
         include_usage=bool(fields.stream_options and fields.stream_options.include_usage),
         ignored=tuple(sorted(ignored)),
         exclude=frozenset(own.exclude or ()),
+        answers=bool(own.answers),
     )
 
 

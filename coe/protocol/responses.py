@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+from coe.compose.notes import in_order
 from coe.policy import AUTO
+from coe.protocol.errors import error_body
 from coe.routing import Routed
-from coe.types import Answer, FinishReason, Usage
+from coe.types import Answer, Failure, FinishReason, Usage
 from registry.spec import RESERVED_PREFIX, ExpertSpec
 from registry.store import Snapshot
 from routers.base import Estimate
@@ -101,6 +103,24 @@ def usage_chunk(bodies: AnswerBodies, usage: Usage) -> dict[str, Any]:
 def usage_body(usage: Usage) -> dict[str, int]:
     """OpenAI's `usage`."""
     return asdict(usage) | {"total_tokens": usage.prompt_tokens + usage.completion_tokens}
+
+
+def answers_body(done: Mapping[str, Answer | Failure], *, logged_as: str | None = None) -> list[dict[str, Any]]:
+    """What each expert said, in the order in which they were asked; `error` is OpenAI's, null where there is none.
+
+    Args:
+        done: outcomes by the id of the ask.
+        logged_as: as in `error_body`.
+    """
+    return [{"ask": ask, **_outcome(outcome, logged_as)} for ask, outcome in in_order(done)]
+
+
+def _outcome(outcome: Answer | Failure, logged_as: str | None) -> dict[str, Any]:
+    if isinstance(outcome, Answer):
+        said = {"text": outcome.text, "finish_reason": outcome.finish_reason, "usage": usage_body(outcome.usage)}
+        return {"expert": outcome.expert, **said, "cost_usd": outcome.cost_usd, "error": None}
+    nothing = dict.fromkeys(("text", "finish_reason", "usage", "cost_usd"))
+    return {"expert": outcome.expert, **nothing, "error": error_body(outcome.error, logged_as=logged_as)[1]["error"]}
 
 
 def model_list(snapshot: Snapshot, policies: Iterable[str], created: int) -> dict[str, Any]:

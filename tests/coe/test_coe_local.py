@@ -81,6 +81,33 @@ async def test_a_policy_that_names_an_unknown_expert_is_refused_when_opened(tmp_
             pass
 
 
+@pytest.mark.parametrize(
+    ("composition", "message"),
+    [
+        (
+            "{kind: aggregate, aggregator: luod}",
+            "aggregate of policy 'default': 'luod' is not in .*did you mean 'loud'",
+        ),
+        (
+            "{kind: aggregate, aggregator: {a: loud, default: coe/default}}",
+            "aggregate .* 'coe/default' is not in the reg",
+        ),
+        ("{kind: aggregate, aggregator: vectors}", "'vectors' cannot chat, so it cannot answer"),
+        ("{kind: chain, experts: [loud, captal]}", "chain of policy 'default': 'captal' is not in .*mean 'capital'"),
+        ("aggregate", "policy 'default': composition 'aggregate' needs the setting aggregator"),
+    ],
+)
+async def test_a_composition_that_names_whom_it_cannot_ask_is_refused_when_opened(
+    tmp_path: Path, composition: str, message: str
+) -> None:
+    path = config(tmp_path, f"{{default: {{expert: loud, composition: {composition}}}}}")
+    with (tmp_path / "experts.yaml").open("a") as file:
+        file.write("  - {name: vectors, kind: embedding, source: 'fake://echo', capabilities: [embed]}\n")
+    with pytest.raises(ConfigError, match=message):
+        async with open_local(path):
+            pass
+
+
 async def test_a_router_that_names_an_expert_that_is_gone_is_refused_when_opened(tmp_path: Path) -> None:
     train(tmp_path / "router", experts=("capital", "loudly"))
     with pytest.raises(InvalidArtifact, match="loudly"):

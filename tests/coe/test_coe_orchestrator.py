@@ -299,7 +299,9 @@ def test_single_is_pure_the_same_arguments_give_the_same_step() -> None:
     decision = RoutingDecision(("a", "b"), (0.5, 0.5), (1.0, 1.0), 1.0)
     step: Callable[[Done], Asks | Final] = lambda done: Single().step(REQUEST, decision, done)  # noqa: E731
     assert step({}) == step({}) == Asks((Ask("0", "a", REQUEST),), last=True)
-    assert step({"0": Failure("a", EngineError("x"))}) == Asks((Ask("1", "b", REQUEST),), last=True)
+    assert step({"0": Failure("a", EngineError("x"))}) == Asks(
+        (Ask("1", "b", REQUEST),), last=True, notes=("a failed: EngineError: x",)
+    )
 
 
 def test_an_unknown_composition_lists_those_that_exist() -> None:

@@ -108,9 +108,10 @@ def test_a_fallback_steps_in_once_and_its_own_failure_is_the_answer() -> None:
     composition = WithFallback(Single(), "c")
     down = {"0": Failure("a", EngineError("a is down"))}
     assert composition.step(request, decision, {}) == Asks((Ask("0", "a", request),), last=True)
-    assert composition.step(request, decision, down) == Asks((Ask("fallback", "c", request),), last=True)
+    why = ("a failed: EngineError: a is down",)
+    assert composition.step(request, decision, down) == Asks((Ask("fallback", "c", request),), last=True, notes=why)
     answer = Answer("c", "hello", "stop", Usage(1, 1))
-    assert composition.step(request, decision, {**down, "fallback": answer}) == Final(answer)
+    assert composition.step(request, decision, {**down, "fallback": answer}) == Final(replace(answer, notes=why))
     with pytest.raises(EngineError, match="c too"):
         composition.step(request, decision, {**down, "fallback": Failure("c", EngineError("c too"))})
     with pytest.raises(InvalidRequest, match="too long"):

@@ -100,6 +100,8 @@ def test_a_result_says_who_answered_and_why() -> None:
         "label": "sums",
         "reason": "best",
         "truncated": False,
+        "notes": [],
+        "answers": None,
         "error": None,
         "status": 200,
         "endpoint": CHAT,

@@ -1,10 +1,12 @@
 """What is asked next, by whom and in which order; requests, decisions and answers as columns and back."""
 
+from dataclasses import replace
+
 import pytest
 
 from coe.batch.records import RoutedRow, describe, dump_outcome, dump_request, load_outcome, load_request
 from coe.batch.stages import Unit, compositions, plan_shifts, plan_units, step
-from coe.compose import Ask, Single, WithFallback
+from coe.compose import Aggregate, Ask, Single, WithFallback, Without
 from coe.errors import (
     CoeError,
     ContextLengthExceeded,
@@ -39,7 +41,8 @@ def test_a_row_goes_from_expert_to_expert_and_then_to_the_fallback() -> None:
     failed = step(row, composition, done)
     assert isinstance(failed, EngineError) and str(failed) == "c is down"
     done["fallback"] = answer("c")
-    assert step(row, composition, done) == answer("c")
+    notes = ("a failed: EngineError: a is down", "b failed: EngineError: b is down")
+    assert step(row, composition, done) == replace(answer("c"), notes=notes)
 
 
 def test_without_a_policy_the_named_expert_answers_alone() -> None:
@@ -134,3 +137,18 @@ def test_an_error_of_a_class_of_its_own_comes_back_as_what_it_is_kind_of() -> No
 
     failure = load_outcome(dump_outcome(0, "0", Failure("a", Special("odd"))))
     assert isinstance(failure, Failure) and isinstance(failure.error, InvalidRequest)
+
+
+def test_what_a_composition_reads_of_an_error_is_kept_and_its_deadlines_are_not() -> None:
+    error = ContextLengthExceeded("c", prompt_tokens=90, max_tokens=20, context_length=100)
+    kept = load_outcome(dump_outcome(3, "1.aggregator", Failure("c", error)))
+    assert isinstance(kept, Failure) and isinstance(kept.error, ContextLengthExceeded)
+    assert vars(kept.error) | {"status": 0} == {**vars(error), "status": 0, "code": error.code, "retryable": False}
+    assert load_request(dump_request(replace(REQUEST, deadline_s=2.0))) == REQUEST
+
+
+def test_a_row_keeps_whom_it_rules_out_and_that_it_wants_all_answers() -> None:
+    row = replace(ROW, barred={"z": "allowed experts: the caller does not allow it"}, answers=True)
+    assert RoutedRow.of(row.record()) == row
+    assert isinstance(compositions({"p": lambda: Aggregate("z")})(row), Without)
+    assert compositions({"p": lambda: Aggregate("z")})(ROW) == Aggregate("z")

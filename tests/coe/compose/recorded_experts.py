@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from coe.compose import Asks, Composition
 from coe.types import Answer, Failure, GenerateRequest, Timing, Usage
@@ -15,6 +15,11 @@ LISTED = GenerateRequest(
     messages=(Message("user", "Which of them is the capital of the north?\nA. paris\nB. capital\nC. rome"),)
 )
 """A question with options; only the words of B stand in it."""
+
+
+Said = str | Exception | Answer
+Says = Mapping[str, Said | Callable[[GenerateRequest], Said]]
+"""What each expert says, or how it makes that of what it is asked."""
 
 
 def prior(**weights: float) -> OptionPrior:
@@ -35,7 +40,7 @@ def answer(expert: str, text: str, cost_usd: float | None = 1.0, timing: Timing 
 def run(
     composition: Composition,
     of: RoutingDecision,
-    says: Mapping[str, str | Exception | Answer],
+    says: Says,
     request: GenerateRequest = REQUEST,
 ) -> tuple[Answer, list[list[str]]]:
     """The final answer, and who was asked in each round. A stream's answer must be what the next step says."""
@@ -44,7 +49,8 @@ def run(
     while isinstance(step := composition.step(request, of, done), Asks):
         rounds.append([ask.expert for ask in step.asks])
         for ask in step.asks:
-            said = says[ask.expert]
+            told = says[ask.expert]
+            said = told(ask.request) if callable(told) else told
             assert ask.id not in done
             if isinstance(said, Exception):
                 done[ask.id] = Failure(ask.expert, said)

@@ -24,6 +24,7 @@ TOLD = {
         "context_length_exceeded",
         "told",
     ),
+    coe.errors.NotAllowed("x"): (400, BAD, "no_eligible_expert", "told"),
     coe.errors.UnknownModel("x"): (404, BAD, "model_not_found", "told"),
     coe.errors.EngineError("x"): (500, SERVER, "engine_error", "told"),
     coe.errors.WeightsError("x"): (500, SERVER, "invalid_weights", "hidden"),

@@ -78,9 +78,13 @@ async def test_what_is_told_of_a_request_has_its_times_and_its_answer() -> None:
     call = await answered(service, parsed(seed=5, temperature=0.5))
     [line] = log.lines
     assert (line.id, line.started_at, line.registry_version, line.seed) == (call.id, 1.7e9, 3, 5)
-    assert (line.route_s, line.first_s, line.total_s) == (0, 1, 2)
+    assert (line.route_s, line.first_s, line.total_s) == (0, 2, 2)  # nobody reads it before its end
     assert line.expert == "upper" and line.answer is not None and line.answer.text == "two words"
-    assert ask.requests[0].id == call.id and ask.requests[0].deadline_s == 60 and not ask.requests[0].stream
+    assert (
+        ask.requests[0].id == call.id
+        and ask.requests[0].deadline_s == pytest.approx(60, abs=1)
+        and not ask.requests[0].stream
+    )
     service.close()
 
 
@@ -89,7 +93,7 @@ async def test_a_requests_own_deadline_counts_but_never_beyond_the_services() ->
     service, ask = make(clock)
     for own in (10, 600):
         await answered(service, parsed(coe={"deadline_s": own}))
-    assert [request.deadline_s for request in ask.requests] == [10, 60]
+    assert [request.deadline_s for request in ask.requests] == pytest.approx([10, 60], abs=1)
     with pytest.raises(DeadlineExceeded, match="within 0.01 s"):
         async with service.call("/v1/route") as call, service.within_deadline(call):
             await service.route(call, parsed(coe={"deadline_s": 0.01}))

@@ -1,0 +1,50 @@
+"""Experts that a composition names, and that a request rules out: they are not asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from coe.compose.base import Asks, Composition, Done, Final, named_experts
+from coe.compose.fallback import WithFallback
+from coe.errors import NotAllowed
+from coe.types import Answer, Failure, GenerateRequest
+from routers.base import RoutingDecision
+
+
+class Without:
+    """`composition`, for which the experts in `barred` have failed before they are asked.
+
+    barred: expert -> why, as `allowed experts: the caller does not allow it`.
+    """
+
+    def __init__(self, composition: Composition, barred: Mapping[str, str]) -> None:
+        self.composition, self.barred = composition, dict(barred)
+
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+        """The composition's step, without the asks that are not allowed."""
+        known: dict[str, Answer | Failure] = dict(done)
+        while True:
+            following = self.composition.step(request, decision, known)
+            if isinstance(following, Final):
+                return following
+            refused = [ask for ask in following.asks if ask.expert in self.barred]
+            if not refused:
+                return following
+            for ask in refused:
+                known[ask.id] = Failure(ask.expert, NotAllowed(f"{ask.expert!r}: {self.barred[ask.expert]}"))
+
+
+def without(composition: Composition, removed: Mapping[str, str]) -> Composition:
+    """The composition over the experts that are left.
+
+    Args:
+        removed: those that a request rules out, and why; those count that the composition asks by name.
+    """
+    barred = {name: removed[name] for name in named_experts(composition) if name in removed}
+    return Without(composition, barred) if barred else composition
+
+
+def ruled_out(composition: Composition) -> Mapping[str, str]:
+    """The `removed` with which `without` gives this composition again; a fallback before it does not matter."""
+    inner = composition.composition if isinstance(composition, WithFallback) else composition
+    return inner.barred if isinstance(inner, Without) else {}

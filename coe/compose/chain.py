@@ -1,0 +1,80 @@
+"""`chain`: one expert refines what another has drafted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from coe.compose.ballots import give_up, together
+from coe.compose.base import Ask, Asks, Done, Final, nobody
+from coe.compose.notes import failures
+from coe.compose.settings import check_name, check_seconds
+from coe.compose.synthesis import DRAFT, QUESTION, REFINE, check_template, refinement, without_thoughts
+from coe.errors import ConfigError
+from coe.types import Answer, GenerateRequest
+from routers.base import RoutingDecision
+
+ORDERS = ("rising", "falling")
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A draft goes from expert to expert; each is shown the request and the draft, and the last one's answer streams.
+
+    The first is asked the request as it is. Who fails, passes its deadline or says nothing is skipped: the draft goes
+    on to the next one, and `Answer.notes` says so. Where the last one fails, the draft so far is the answer. Thoughts
+    (what stands before a closing think tag) are not handed on.
+
+    order: "rising": in the order of their utility, so that the best of the decision's experts has the last word;
+    "falling": the best one drafts. experts: these instead, whomever the decision holds.
+    template: what the later ones are asked, with the places {question} and {draft}.
+    expert_deadline_s: seconds for each but the last, loading included. A batch does not hold to it.
+    """
+
+    order: Literal["rising", "falling"] = "rising"
+    experts: Sequence[str] | None = None
+    template: str = REFINE
+    expert_deadline_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.order not in ORDERS:
+            raise ConfigError(f"order must be 'rising' or 'falling', got {self.order!r}")
+        if self.experts is not None:
+            if isinstance(self.experts, str) or len(self.experts) < 2:
+                raise ConfigError(f"experts of a chain must be a list of at least two names, got {self.experts!r}")
+            for name in self.experts:
+                check_name("each of `experts`", name)
+        check_template(self.template, QUESTION, DRAFT)
+        check_seconds("expert_deadline_s", self.expert_deadline_s)
+
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+        """The next expert's ask, or the last draft."""
+        if not decision.experts:
+            raise nobody(decision)
+        experts = self._experts(decision)
+        answer, draft, silent = None, "", list[str]()
+        for place, expert in enumerate(experts):
+            ask, last = f"{place}.0", place == len(experts) - 1
+            outcome = done.get(ask)
+            if outcome is None:
+                asked = self._asked(request, draft, last)
+                return Asks((Ask(ask, expert, asked),), last=last, notes=(*failures(done), *silent))
+            if isinstance(outcome, Answer):
+                said = without_thoughts(outcome.text)
+                silent += [] if said or last else [f"{expert} said nothing"]
+                answer, draft = (outcome, said) if said or last or answer is None else (answer, draft)
+        if answer is None:
+            raise give_up(decision, done)
+        return Final(together(answer, done, (*failures(done), *silent)))
+
+    def _experts(self, decision: RoutingDecision) -> Sequence[str]:
+        if self.experts is not None:
+            return self.experts
+        best_first = sorted(range(len(decision.experts)), key=lambda i: -decision.scores[i])
+        ordered = best_first if self.order == "falling" else reversed(best_first)
+        return [decision.experts[i] for i in ordered]
+
+    def _asked(self, request: GenerateRequest, draft: str, last: bool) -> GenerateRequest:
+        asked = refinement(request, draft, self.template) if draft else request
+        return asked if last else replace(asked, deadline_s=self.expert_deadline_s or request.deadline_s)

@@ -1,0 +1,62 @@
+"""`self-consistency`: the best expert answers several times, and what it says most often is the answer."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from coe.compose.answer_key import KeyKind, key_of
+from coe.compose.ballots import poll
+from coe.compose.base import Asks, Done, Final
+from coe.compose.settings import check_count, check_temperature
+from coe.types import GenerateRequest
+from routers.base import RoutingDecision
+
+
+@dataclass(frozen=True, slots=True)
+class SelfConsistency:
+    """Majority of n sampled answers of the decision's first expert (arXiv 2203.11171).
+
+    The samples are asked side by side with the seeds s, s + 1, ...; s is the request's own. A request without one has
+    one of its text, so that the same question has the same answer; only where it asks for sampling itself (a
+    temperature above 0) and brings no seed, the samples are new ones each time. Equal sides: the one that was said
+    first. Samples that fail or say nothing do not vote; where all fail, the last failure is raised.
+
+    n: samples, at least 2. temperature: of the samples, in place of the request's; above 0. The source samples at 0.5
+    to 0.7 and returns the winning answer; here it is the first sample that gave it, whole. key: what counts as the same
+    answer.
+    """
+
+    n: int = 5
+    temperature: float = 0.7
+    key: KeyKind = "auto"
+
+    def __post_init__(self) -> None:
+        check_count("n", self.n, least=2)
+        check_temperature("temperature", self.temperature)
+        key_of(self.key)
+
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+        """All samples, then the count."""
+        sampled = replace(request, temperature=self.temperature, seed=_seed(request))
+        return poll(sampled, self._samples(decision), done, key_of(self.key), [1.0] * self.n)
+
+    def _samples(self, decision: RoutingDecision) -> RoutingDecision:
+        """The first expert, as often as it is to be asked."""
+        if not decision.experts:
+            return decision
+        return replace(
+            decision,
+            experts=decision.experts[:1] * self.n,
+            weights=(1 / self.n,) * self.n,
+            scores=decision.scores[:1] * self.n,
+            quality=decision.quality[:1] * self.n,
+        )
+
+
+def _seed(request: GenerateRequest) -> int | None:
+    if request.seed is not None or request.temperature:
+        return request.seed
+    turns = [part for message in request.messages for part in (message.role, message.content)]
+    text = "\0".join([*turns, request.prompt or ""])
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big")

@@ -1,0 +1,95 @@
+"""A chain: who drafts, who has the last word, and what becomes of a draft when the next expert fails."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from recorded_experts import REQUEST, answer, decision, run
+
+from coe.compose import Asks, Chain, build_composition, named_experts
+from coe.compose.synthesis import refinement
+from coe.errors import ConfigError, EngineError, InvalidRequest
+from coe.types import GenerateRequest, Timing, Usage
+from routers.base import RoutingDecision
+
+THREE = decision(a=0.8, b=0.6, c=0.5)
+DOWN = EngineError("it is down")
+
+
+def more(letter: str):  # type: ignore[no-untyped-def]  # a function of a request
+    """An expert that adds a letter to the draft it is shown."""
+
+    def ask(request: GenerateRequest) -> str:
+        drafted = request.messages[-1].content.split("A draft of the answer:\n")
+        return (drafted[1].split("\n\n")[0] if len(drafted) > 1 else "") + letter
+
+    return ask
+
+
+EACH = {name: more(name) for name in "abc"}
+
+
+def test_the_best_has_the_last_word_or_drafts_or_the_order_is_given() -> None:
+    assert run(Chain(), THREE, EACH)[0].text == "cba"
+    assert run(Chain(order="falling"), THREE, EACH)[0].text == "abc"
+    final, rounds = run(Chain(experts=["b", "c", "b"]), decision(a=1.0), EACH)
+    assert final.text == "bcb" and rounds == [["b"], ["c"], ["b"]]
+    assert run(Chain(), decision(b=0.4, a=0.8, c=0.6), EACH)[0].text == "bca"
+    assert named_experts(Chain(experts=["b", "c"])) == ("b", "c") and named_experts(Chain()) == ()
+
+
+def test_each_is_shown_the_request_and_the_draft_and_only_the_last_streams() -> None:
+    steps = [Chain().step(REQUEST, THREE, done) for done in ({}, {"0.0": answer("c", "<think>so</think>4")})]
+    assert all(isinstance(step, Asks) and not step.last for step in steps)
+    assert isinstance(steps[1], Asks) and steps[1].asks[0].request == refinement(REQUEST, "4")
+    last = Chain().step(REQUEST, THREE, {"0.0": answer("c", "4"), "1.0": answer("b", "5")})
+    assert isinstance(last, Asks) and last.last and last.asks[0].expert == "a"
+    mine = Chain(template="{draft}? {question}").step(REQUEST, THREE, {"0.0": answer("c", "4")})
+    assert isinstance(mine, Asks) and mine.asks[0].request.messages[-1].content == "4? Which is it?"
+
+
+def test_who_fails_or_says_nothing_is_skipped_and_named() -> None:
+    final, _ = run(Chain(), THREE, {**EACH, "b": DOWN})
+    assert final.text == "ca" and final.notes == ("b failed: EngineError: it is down",)
+    assert run(Chain(), THREE, {**EACH, "c": DOWN})[0].text == "ba"
+    assert run(Chain(), THREE, {**EACH, "b": "<think>so"})[0].notes == ("b said nothing",)
+    final, _ = run(Chain(), THREE, {**EACH, "a": DOWN})
+    assert (final.expert, final.text, final.notes) == ("b", "cb", ("a failed: EngineError: it is down",))
+
+
+def test_all_of_them_are_paid_for_one_after_the_other() -> None:
+    says = {name: answer(name, name, 0.5, Timing(1, 0, 2)) for name in "abc"}
+    final, _ = run(Chain(), THREE, says)
+    assert (final.usage, final.cost_usd, final.timing) == (Usage(30, 6), 1.5, Timing(3, 0, 6))
+
+
+def test_when_all_fail_the_last_error_is_raised_and_nobody_is_asked_without_experts() -> None:
+    with pytest.raises(EngineError, match="it is down"):
+        run(Chain(), THREE, dict.fromkeys("abc", DOWN))
+    with pytest.raises(InvalidRequest, match="no expert may answer"):
+        Chain(experts=["a", "b"]).step(REQUEST, RoutingDecision((), (), (), 0.0), {})
+
+
+def test_the_deadline_is_that_of_each_but_the_last() -> None:
+    request = replace(REQUEST, deadline_s=60.0)
+    first = Chain(expert_deadline_s=2).step(request, decision(a=0.8, b=0.6), {})
+    last = Chain(expert_deadline_s=2).step(request, decision(a=0.8, b=0.6), {"0.0": answer("b", "4")})
+    assert isinstance(first, Asks) and first.asks[0].request.deadline_s == 2
+    assert isinstance(last, Asks) and last.asks[0].request.deadline_s == 60
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"order": "random"}, "order must be 'rising' or 'falling', got 'random'"),
+        ({"experts": "a"}, "a list of at least two names"),
+        ({"experts": ["a"]}, "a list of at least two names"),
+        ({"experts": ["a", 3]}, "each of `experts` must be the name of an expert, got 3"),
+        ({"template": "{question} {answers}"}, "must hold {draft} once"),
+        ({"expert_deadline_s": "soon"}, "expert_deadline_s must be a number of seconds"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_composition("chain", settings)
