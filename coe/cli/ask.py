@@ -86,13 +86,19 @@ def _show(text: str, json_target: str | None) -> None:
 
 
 def _explain(reply: Reply, first_s: float, seconds: float) -> None:
+    from coe.compose import FALLBACK
+
     answer, decision = reply.answer, reply.decision
     assert answer is not None  # the chunks ended without an error
     cost = "" if answer.cost_usd is None else f", ${answer.cost_usd:.2g}"
     took = f"{answer.usage.completion_tokens} tokens{cost}, first after {first_s:.1f} s, done after {seconds:.1f} s"
     by = f"policy {reply.policy}" if reply.policy else "you"
-    why = decision.reason + ("" if answer.expert in decision.experts else "; it failed, the fallback answered")
+    why = decision.reason + ("; the fallback answered" if FALLBACK in reply.done else "")
     console.print(f"[bold]{answer.expert}[/] ({took})\nchosen by {by}, confidence {decision.confidence:.2f}: {why}")
+    if len(reply.asked) > 1:
+        console.print(f"asked: {', '.join(reply.asked)}", highlight=False, markup=False)
+    for note in answer.notes:
+        console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
 
 
 def _as_json(reply: Reply) -> dict[str, Any]:
@@ -104,6 +110,8 @@ def _as_json(reply: Reply) -> dict[str, Any]:
         "finish_reason": answer.finish_reason,
         "usage": answer.usage,
         "cost_usd": answer.cost_usd,
+        "notes": answer.notes,
+        "asked": reply.asked,
         "policy": reply.policy,
         "decision": decision,
     }

@@ -26,7 +26,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coe.policy import address
 from coe.protocol.errors import INVALID, body_of
 from coe.protocol.requests import Parsed, parse_chat, parse_completion
-from coe.protocol.responses import AnswerBodies, ChatAnswer, TextAnswer, model_body, model_list, route_body, usage_chunk
+from coe.protocol.responses import (
+    AnswerBodies,
+    ChatAnswer,
+    TextAnswer,
+    answers_body,
+    model_body,
+    model_list,
+    route_body,
+    usage_chunk,
+)
 from coe.serve.exchange import Exchange
 from coe.serve.service import Service, told
 from coe.types import Answer, Chunk
@@ -156,17 +165,26 @@ def _ending(shape: AnswerBodies, answer: Answer, exchange: Exchange) -> list[dic
 
 
 def _explained(exchange: Exchange) -> dict[str, Any]:
-    """The field `coe` of an answer, where it is asked for: the decision, who was asked, cost, and where time went."""
-    if not exchange.debug:
-        return {}
+    """The field `coe` of an answer, where it is asked for.
+
+    With `"coe": {"answers": true}` it has what each expert said, and the notes; with `x-coe-debug: true` also the
+    decision, who was asked, cost, and where time went.
+    """
     call = exchange.call
+    assert call.parsed is not None and call.reply is not None
+    if not (exchange.debug or call.parsed.answers):
+        return {}
+    said = {"notes": call.reply.notes, "answers": answers_body(call.reply.done, logged_as=call.id)}
+    if not exchange.debug:
+        return {"coe": said}
     finished = call.finished()
-    assert call.routed is not None and call.reply is not None and finished.answer is not None
+    assert call.routed is not None and finished.answer is not None
     timing = finished.answer.timing
     return {
         "coe": {
             **route_body(call.id, call.routed, finished.registry_version),
             "asked": call.reply.asked,
+            **said,
             "cost_usd": finished.answer.cost_usd,
             "timing": {
                 "route_s": finished.route_s,

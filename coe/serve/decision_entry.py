@@ -135,6 +135,7 @@ def _document(finished: Finished, texts: bool) -> dict[str, Any]:
         "seed": finished.seed,
         "usage": asdict(answer.usage) if answer else None,
         "cost_usd": None if answer is None else _number(answer.cost_usd),
+        "notes": list(answer.notes) if answer else [],
         "latency_s": _latencies(finished),
     }
 

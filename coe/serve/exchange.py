@@ -20,6 +20,8 @@ from coe.serve.service import Call
 T = TypeVar("T")
 DISCARDED: Final = 8
 """A client that sends too much is heard out up to so many times the limit, so that it gets to read why."""
+MOST_NOTES: Final = 1000
+"""Characters of the notes that a header holds: proxies refuse long ones. `x-coe-debug: true` brings all."""
 DIRECT: Final = "direct"
 """`x-coe-router` where the caller named the expert."""
 _HEAD: Final = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -129,6 +131,7 @@ def disclosed(call: Call) -> dict[str, str]:
     """Headers that say who answers, who decided that and what of the request has no effect, as far as it is known.
 
     `x-coe-truncated: true`: the router judged the prompt by its beginning; absent where it read all of it.
+    `x-coe-notes`: who failed and what was cut; a stream's headers say what is known before its first text.
     """
     headers = {"x-coe-decision-id": call.id}
     if call.routed is not None:
@@ -139,9 +142,18 @@ def disclosed(call: Call) -> dict[str, str]:
             headers["x-coe-truncated"] = "true"
     if call.reply is not None and call.reply.expert is not None:
         headers["x-coe-expert"] = call.reply.expert
+    if call.reply is not None and call.reply.notes:
+        headers["x-coe-notes"] = header_text("; ".join(call.reply.notes))
     if call.parsed is not None and call.parsed.ignored:
         headers["x-coe-warning"] = f"ignored: {', '.join(call.parsed.ignored)}"
     return headers
+
+
+def header_text(text: str) -> str:
+    """A text as the value of a header: printable ASCII on one line, of at most MOST_NOTES characters."""
+    line = " ".join(text.split()).encode("ascii", "replace").decode()
+    printable = "".join(character if character.isprintable() else "?" for character in line)
+    return printable if len(printable) <= MOST_NOTES else printable[: MOST_NOTES - 3] + "..."
 
 
 def _no_number(name: str) -> NoReturn:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from coe.routing import Routed
-from coe.types import Answer
+from coe.types import Answer, Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +19,14 @@ class Finished:
         model: as asked.
         routed: None when it was refused before anybody was chosen.
         expert: who answered, or had begun to; another than decided when the fallback stepped in.
-        answer: the whole answer; None when there is none.
+        answer: the whole answer, with what all asks took; None when there is none.
         error: OpenAI-style code of what went wrong ("overloaded", ...), "cancelled" when the client left, else None.
         status: HTTP status that was sent.
         seed: of the sampling, as asked.
         registry_version: of the snapshot that it was routed over.
         started_at: seconds since the epoch.
         route_s: until the decision; first_s: until the first text; total_s: until the end. None where it never came.
+        done: what each expert said that was asked, by the id of the ask (`coe.compose`).
     """
 
     id: str
@@ -42,6 +44,7 @@ class Finished:
     route_s: float | None
     first_s: float | None
     total_s: float
+    done: Mapping[str, Answer | Failure] = field(default_factory=dict)
 
     @property
     def gateway_s(self) -> float | None:

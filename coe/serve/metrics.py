@@ -22,7 +22,9 @@ from typing import Final
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from coe.compose import FALLBACK
 from coe.serve.finished import Finished
+from coe.types import Answer
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _ENDPOINTS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/route"})
@@ -92,7 +94,7 @@ class Metrics:
         if routed is not None:
             if routed.decision.abstained:
                 self._abstained.labels(policy).inc()
-            if expert and expert not in routed.decision.experts:
+            if expert and FALLBACK in finished.done:
                 self._fallbacks.labels(policy).inc()
         _observe(self._request_s, endpoint, finished.total_s)
         _observe(self._gateway_s, endpoint, finished.gateway_s)
@@ -116,17 +118,18 @@ class Metrics:
         return Histogram(name, f"Seconds. {documentation}", (label,), registry=self._registry, buckets=_SECONDS)
 
     def _observe_answer(self, finished: Finished) -> None:
-        answer = finished.answer
-        if answer is None:
-            return
-        self._prompt_tokens.labels(answer.expert).inc(answer.usage.prompt_tokens)
-        self._completion_tokens.labels(answer.expert).inc(answer.usage.completion_tokens)
-        if answer.cost_usd is not None:
-            self._cost.labels(answer.expert).inc(answer.cost_usd)
-        if answer.timing is not None:
-            _observe(self._queue_s, answer.expert, answer.timing.queue_s)
-            _observe(self._load_s, answer.expert, answer.timing.load_s)
-            _observe(self._engine_s, answer.expert, answer.timing.engine_s)
+        """What each expert said that was asked, whether or not it became the answer: all of it was generated."""
+        for answer in finished.done.values():
+            if not isinstance(answer, Answer):
+                continue
+            self._prompt_tokens.labels(answer.expert).inc(answer.usage.prompt_tokens)
+            self._completion_tokens.labels(answer.expert).inc(answer.usage.completion_tokens)
+            if answer.cost_usd is not None:
+                self._cost.labels(answer.expert).inc(answer.cost_usd)
+            if answer.timing is not None:
+                _observe(self._queue_s, answer.expert, answer.timing.queue_s)
+                _observe(self._load_s, answer.expert, answer.timing.load_s)
+                _observe(self._engine_s, answer.expert, answer.timing.engine_s)
 
 
 def join(pages: Sequence[bytes]) -> bytes:

@@ -124,6 +124,7 @@ class Call:
             route_s=self.route_s,
             first_s=self.first_s,
             total_s=self.elapsed_s,
+            done=reply.done if reply else {},
         )
 
 

@@ -69,6 +69,19 @@ def test_the_question_may_come_from_stdin_with_a_system_message(config: Path) ->
     assert done.exit_code == 0 and done.stdout.startswith("FROM A PIPE")
 
 
+def test_who_failed_and_who_was_asked_is_told_beside_the_answer(config: Path) -> None:
+    with (config.parent / "experts.yaml").open("a") as file:
+        file.write('  - {name: ill, kind: model, source: "fake://fail"}\n')
+    policy = "{expert: capital, composition: {kind: chain, experts: [ill, capital, loud]}}"
+    config.write_text(config.read_text().replace("{expert: loud}", policy))
+    done = CliRunner().invoke(app, ["ask", "of France", "-c", str(config)])
+    assert done.exit_code == 0 and "A DRAFT OF THE ANSWER:\nPARIS" in done.stdout
+    assert "asked: ill, capital, loud" in done.stderr and "fallback" not in done.stderr
+    assert "note: ill failed: EngineError: 'ill' failed after 0 tokens" in " ".join(done.stderr.split())
+    result = json.loads(CliRunner().invoke(app, ["ask", "of France", "-c", str(config), "--json", "-"]).stdout)
+    assert result["asked"] == ["ill", "capital", "loud"] and len(result["notes"]) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

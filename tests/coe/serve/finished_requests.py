@@ -59,7 +59,7 @@ def answer(expert: str = "good", cost_usd: float | None = 0.25, timing: Timing |
 
 
 def finished(**changes: Any) -> Finished:
-    """A plain, answered request, but for what is said otherwise."""
+    """A plain, answered request, but for what is said otherwise; its answer is what its one ask gave."""
     usual: dict[str, Any] = {
         "id": "d-1",
         "endpoint": "/v1/chat/completions",
@@ -77,4 +77,5 @@ def finished(**changes: Any) -> Finished:
         "first_s": 2.1,
         "total_s": 5.125,
     }
-    return Finished(**{**usual, **changes})
+    given = {**usual, **changes}
+    return Finished(**{"done": {"0": given["answer"]} if given["answer"] else {}, **given})

@@ -99,7 +99,9 @@ def test_abstentions_and_fallbacks_are_counted_by_policy() -> None:
             by.composition,
         )
     )
-    stepped_in = finished(routed=decided, expert="general", answer=answer("general"))
+    stepped_in = finished(
+        routed=decided, expert="general", answer=answer("general"), done={"fallback": answer("general")}
+    )
     nobody = finished(routed=decided, expert=None, answer=None, status=503, error="engine_error")
     read = observed(abstained, stepped_in, nobody)
     assert read["coe_abstained_total", "careful", "g"] == 1
