@@ -32,7 +32,8 @@ class Measure:
 
     Attributes:
         score: summed over the questions, each in [0, 1]. n: how many they are.
-        completion_tokens, seconds: summed too; `None` where they were not recorded.
+        completion_tokens, seconds: summed too, the seconds from asking to the end, waiting included; `None` where they
+            were not recorded.
     """
 
     score: float

@@ -223,8 +223,9 @@ def _try_aggregators(asking: Asking, trials: Sequence[Trial], names: list[str] |
             for trial in trials
         ],
         "tried": results,
-        "best": choice.best,
-        "of_label": dict(choice.of_label),
+        "best": choice.best.expert,
+        "beats_chance": choice.beats_chance,
+        "of_label": {label: one.expert for label, one in choice.of_label.items()},
         "composition": choice.composition(),
     }
     identities = plan.manifest()["experts"]

@@ -92,28 +92,31 @@ def print_choice(results: Sequence[Tried], choice: Choice, out: Console) -> None
     """How every expert aggregated, who did best on each label, and what a policy says to use them."""
     import yaml
 
-    table = _table("aggregator", "accuracy", "95%", "n", "USD / 1k", "tokens", "s", "failed")
+    from coe.evaluation.aggregators import CHANCE
+
+    table = _table("aggregator", "accuracy", "95%", "n", "USD / 1k", "tokens", "failed")
     for one in results:
         if one.label is None:
             table.add_row(
-                f"[bold]{one.expert}[/]" if one.expert == choice.best else one.expert,
+                f"[bold]{one.expert}[/]" if one.expert == choice.best.expert else one.expert,
                 f"{one.accuracy:.1%}", f"{one.low:.1%} - {one.high:.1%}", str(one.n),
                 "-" if one.mean_cost_usd is None else f"{1e3 * one.mean_cost_usd:.4f}",
-                f"{one.mean_tokens:.1f}", f"{one.mean_seconds:.2f}", str(one.failures),
+                f"{one.mean_tokens:.1f}", str(one.failures),
             )  # fmt: skip
     out.print(table)
-    out.print("taking one of the three at random: 33.3%", highlight=False)
+    out.print(f"taking one of the answers at random: {CHANCE:.1%}", highlight=False)
     if len(choice.of_label) > 1:
-        out.print(_label_table(results, choice))
+        out.print(_label_table(choice))
+    if not choice.beats_chance:
+        console.print("[yellow]nobody is surely better than that: a vote needs no aggregator[/]")
     text = yaml.safe_dump({"composition": choice.composition()}, default_flow_style=None, sort_keys=False, width=110)
     out.print(f"in a policy of the configuration:\n{text}", highlight=False, markup=False, soft_wrap=True, end="")
 
 
-def _label_table(results: Sequence[Tried], choice: Choice) -> Table:
+def _label_table(choice: Choice) -> Table:
     table = _table("label", "aggregator", "accuracy", "95%", "n")
-    for one in results:
-        if one.label is not None and choice.of_label[one.label] == one.expert:
-            table.add_row(one.label, one.expert, f"{one.accuracy:.1%}", f"{one.low:.1%} - {one.high:.1%}", str(one.n))
+    for label, one in choice.of_label.items():
+        table.add_row(label, one.expert, f"{one.accuracy:.1%}", f"{one.low:.1%} - {one.high:.1%}", str(one.n))
     return table
 
 

@@ -36,6 +36,8 @@ from routers.outcomes import OutcomeTable
 
 N_WRONG = 2
 """Wrong answers that are shown beside the right one."""
+CHANCE = 1 / (1 + N_WRONG)
+"""Accuracy of who takes one of them at random."""
 Recorded = Sequence[tuple[str, float]]
 """What experts answered one question: text and score."""
 
@@ -83,15 +85,21 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The aggregator of all labels, and of those for which another one is better."""
+    """The best aggregator, over all labels together and of each."""
 
-    best: str
-    of_label: Mapping[str, str]
+    best: Tried
+    of_label: Mapping[str, Tried]
+
+    @property
+    def beats_chance(self) -> bool:
+        """Whether the best is surely better than taking one of the answers at random."""
+        return self.best.low > CHANCE
 
     def composition(self) -> dict[str, Any]:
         """What a policy says to use it."""
-        others = {label: expert for label, expert in self.of_label.items() if expert != self.best}
-        return {"kind": "aggregate", "aggregator": {"default": self.best, **others} if others else self.best}
+        default = self.best.expert
+        others = {label: one.expert for label, one in self.of_label.items() if one.expert != default}
+        return {"kind": "aggregate", "aggregator": {"default": default, **others} if others else default}
 
 
 def trial_of_task(
@@ -222,12 +230,15 @@ def tried(report: Report, trials: Sequence[Trial]) -> list[Tried]:
 
 
 def chosen(results: Iterable[Tried]) -> Choice:
-    """The most accurate aggregator, of all and of each label; between equals the cheaper one, in money, then tokens."""
-    best: dict[str | None, Tried] = {}
-    for one in results:
-        if one.label not in best or _order(one) < _order(best[one.label]):
-            best[one.label] = one
-    return Choice(best[None].expert, {label: one.expert for label, one in best.items() if label is not None})
+    """The most accurate aggregator, of all and of each label; between equals the one that is best over all, then the
+    cheaper one, in money, then in tokens."""
+    listed = list(results)
+    best = min((one for one in listed if one.label is None), key=_order)
+    of_label: dict[str, Tried] = {}
+    for one in sorted(listed, key=lambda one: (-one.shrunken, one.expert != best.expert, *_order(one))):
+        if one.label is not None:
+            of_label.setdefault(one.label, one)
+    return Choice(best, dict(sorted(of_label.items())))
 
 
 def trial_rows(report: Report, trials: Sequence[Trial], identities: Mapping[str, str]) -> list[ProfileRow]:

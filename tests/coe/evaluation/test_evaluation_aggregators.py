@@ -158,7 +158,7 @@ async def test_who_picks_the_right_answer_wins(tmp_path: Path) -> None:
     assert 0.5 < over_all["picks"].low < 0.6 and over_all["picks"].high == 1.0
     assert next(one.expert for one in results if one.label == "geography") == "picks"
     choice = chosen(results)
-    assert choice.composition() == {"kind": "aggregate", "aggregator": "picks"}
+    assert choice.composition() == {"kind": "aggregate", "aggregator": "picks"} and choice.beats_chance
     rows = trial_rows(report, [trial], plan_identities(report))
     assert {row.source for row in rows} == {"aggregation/capitals"}
     found = Profiles.of_rows(rows)
@@ -186,9 +186,19 @@ async def test_each_label_has_its_own_winner_and_equals_go_to_the_cheaper(tmp_pa
     trial = trial_of_task(task(), recorded(), skills=labels)
     report, _ = await try_out(tmp_path, trial, say, usd={"cheap": 0.5})
     choice = chosen(tried(report, [trial]))
-    assert choice.best == "cheap" and dict(choice.of_label) == {"north": "north", "south": "cheap"}
+    assert choice.best.expert == "cheap" and not choice.beats_chance
+    assert {label: one.expert for label, one in choice.of_label.items()} == {"north": "north", "south": "cheap"}
     aggregator = {"default": "cheap", "north": "north"}
     assert choice.composition() == {"kind": "aggregate", "aggregator": aggregator}
+
+
+async def test_equals_on_a_label_leave_it_to_the_best_over_all(tmp_path: Path) -> None:
+    """Nobody is right on `none`; there the cheaper one is no better."""
+    labels = dict.fromkeys(CITIES, ("some",)) | {"fr": ("none",)}
+    say = {"good": lambda lines: right(lines) if right(lines) != "Paris" else "London", "cheap": lambda lines: "London"}
+    trial = trial_of_task(task(), recorded(), skills=labels)
+    report, _ = await try_out(tmp_path, trial, say, usd={"cheap": 0.1})
+    assert chosen(tried(report, [trial])).composition() == {"kind": "aggregate", "aggregator": "good"}
 
 
 async def test_a_trial_is_resumed(tmp_path: Path) -> None:
