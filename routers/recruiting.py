@@ -20,6 +20,8 @@ Found = Literal["exact", "alias", "nearest", "read"]
 WithoutSkills = Literal["competency", "uniform"]
 SHOWN = 3
 """Skills that a reason names."""
+RESERVE = 1e-6
+"""What those weigh together who are not suitable, beside those who are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,9 @@ def competency(profile: Floats, temperature: float) -> Floats:
     return np.asarray(scaled / scaled.sum())
 
 
-def recruiting_weights(local: Floats, gamma: Floats, kept: NDArray[np.bool_] | None = None) -> Floats:
+def recruiting_weights(
+    local: Floats, gamma: Floats, kept: NDArray[np.bool_] | None = None, *, reserve: bool = False
+) -> Floats:
     """(n, m) weights S_i gamma_i, each row summing to 1, of the experts with S_i > 0.
 
     Where nobody has S_i > 0, all count, shifted by -min + 1. Experts who are not kept have no weight, and the others
@@ -123,14 +127,23 @@ def recruiting_weights(local: Floats, gamma: Floats, kept: NDArray[np.bool_] | N
 
     Args:
         local: (n, m) suitabilities. gamma: (m,) competencies. kept: (m,) bool, at least one True; `None`: all.
+        reserve: who has S_i <= 0 stands in reserve, which the source, drawing with replacement, does not need: with
+            shifted weights that are a millionth of all, so that the k of most weight are k where fewer are suitable.
     """
     among = np.ones(len(gamma), dtype=bool) if kept is None else kept
+    suitable = among & (local > 0)
     lowest = np.where(among, local, np.inf).min(axis=1, keepdims=True)
-    some = (among & (local > 0)).any(axis=1, keepdims=True)
-    s = np.where(among, np.where(some, local.clip(0.0, None), local - lowest + 1.0), 0.0)
+    shifted = _rows_to_one(np.where(among & ~suitable, local - lowest + 1.0, 0.0), gamma)
+    weights = np.where(
+        suitable.any(axis=1, keepdims=True), _rows_to_one(np.where(suitable, local, 0.0), gamma), shifted
+    )
+    return share_of(weights + RESERVE * shifted) if reserve else weights
+
+
+def _rows_to_one(s: Floats, gamma: Floats) -> Floats:
+    """(n, m) s gamma, or where that is 0 for all of a row s, each row divided by its sum; rows of zeros stay."""
     weights = s * gamma
-    weights = np.where(weights.any(axis=1, keepdims=True), weights, s)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+    return share_of(np.where(weights.any(axis=1, keepdims=True), weights, s))
 
 
 def without_skills(gamma: Floats, kept: NDArray[np.bool_], how: WithoutSkills) -> Floats:

@@ -61,6 +61,8 @@ class SkillRouter:
         shrinkage: the accuracies and costs of a skill are averaged with so many queries of the table's mean.
         temperature: of the competencies; the lower, the more the best over all skills are preferred.
         without_skills: who is recruited for a query without a known skill: by `competency`, or `uniform`, all alike.
+        reserve: experts who are not right more often than wrong where the query's skills were needed are recruited
+            after all others, instead of never (as in the source): k are asked where fewer are suitable.
         trim: least share of the training queries that an expert must be recruited for, to be recruited at all.
         trim_k: recruits a query when this is counted: the k of the selector. So many are kept at least.
     """
@@ -80,6 +82,7 @@ class SkillRouter:
         shrinkage: float = 20.0,
         temperature: float = 0.5,
         without_skills: WithoutSkills = "competency",
+        reserve: bool = True,
         trim: float = 0.05,
         trim_k: int = 3,
     ) -> None:
@@ -106,6 +109,7 @@ class SkillRouter:
         self.shrinkage = shrinkage
         self.temperature = temperature
         self.without_skills: WithoutSkills = without_skills
+        self.reserve = reserve
         self.trim = trim
         self.trim_k = trim_k
         self._state: _Trained | None = None
@@ -150,6 +154,7 @@ class SkillRouter:
             temperature=self.temperature,
             shrinkage=self.shrinkage,
             unknown=self.without_skills,
+            reserve=self.reserve,
         )
         texts = None if self.skills is not None else LabelledTexts.of(embed(self.encoder, table.prompts), members)
         kept = model.trimmed(self._training_skills(members, texts, len(vocabulary)), self.trim_k, self.trim)
@@ -197,7 +202,9 @@ class SkillRouter:
         except KeyError as error:
             raise InvalidArtifact(f"the saved skill router lacks {error}: train it again") from error
         check_dim(encoder, vocabulary.vectors, cls.kind)
-        model = SkillModel.restored(state.arrays, state.settings, vocabulary.names, router.without_skills)
+        model = SkillModel.restored(
+            state.arrays, state.settings, vocabulary.names, router.without_skills, router.reserve
+        )
         router._state = _Trained(vocabulary, model, texts)
         return router
 
@@ -212,6 +219,7 @@ class SkillRouter:
             "shrinkage": self.shrinkage,
             "temperature": self.temperature,
             "without_skills": self.without_skills,
+            "reserve": self.reserve,
             "trim": self.trim,
             "trim_k": self.trim_k,
         }

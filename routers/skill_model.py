@@ -56,6 +56,7 @@ class SkillModel:
     costs: Floats | None
     mean_costs: Floats | None
     without_skills: WithoutSkills
+    reserve: bool
 
     @classmethod
     def learned(
@@ -69,6 +70,7 @@ class SkillModel:
         temperature: float,
         shrinkage: float,
         unknown: WithoutSkills,
+        reserve: bool,
     ) -> Self:
         """From (N, m) scores and costs of training queries that need (N, K) skills, 0 or 1. Nobody is trimmed yet."""
         shares, profile = share_of(members), profiles(scores, members)
@@ -83,18 +85,22 @@ class SkillModel:
             costs=None if costs is None else shrunk_means(costs, shares, shrinkage),
             mean_costs=None if costs is None else costs.mean(axis=0),
             without_skills=unknown,
+            reserve=reserve,
         )
 
     def trimmed(self, skills: Floats, k: int, least_share: float) -> NDArray[np.bool_]:
         """(m,) bool: who is recruited for enough of the (N, K) training queries, k a query."""
-        return kept_after_trimming(recruiting_weights(suitability(skills, self.profile), self.gamma), k, least_share)
+        weights = recruiting_weights(suitability(skills, self.profile), self.gamma, reserve=self.reserve)
+        return kept_after_trimming(weights, k, least_share)
 
     def estimate(self, reading: Reading) -> Estimate:
         """The estimate for n queries; see `SkillRouter` for what it holds."""
         shares, known = reading.shares, reading.known
         local = suitability(reading.skills, self.profile)
         unread = without_skills(self.gamma, self.kept, self.without_skills)
-        weights = np.where(known[:, None], recruiting_weights(local, self.gamma, self.kept), unread)
+        weights = np.where(
+            known[:, None], recruiting_weights(local, self.gamma, self.kept, reserve=self.reserve), unread
+        )
         quality = _expected(shares, known, self.accuracy, self.mean_scores).clip(0.0, 1.0)
         first = _best_first(weights, quality)[:, 0]
         cost_usd = None
@@ -164,6 +170,7 @@ class SkillModel:
         settings: Mapping[str, Any],
         skills: tuple[str, ...],
         unknown: WithoutSkills,
+        reserve: bool,
     ) -> Self:
         """What `arrays()` and `settings()` were taken from; its estimates are identical to the bit.
 
@@ -182,6 +189,7 @@ class SkillModel:
                 costs=arrays.get("costs"),
                 mean_costs=arrays.get("mean_costs"),
                 without_skills=unknown,
+                reserve=reserve,
             )
         except KeyError as error:
             raise InvalidArtifact(f"the saved skill router lacks {error}: train it again") from error

@@ -64,6 +64,16 @@ def test_who_is_not_kept_is_not_there():
     assert recruiting_weights(local, gamma, kept) == pytest.approx(np.array([[0, 3 / 4, 1 / 4], [0, 1 / 4, 3 / 4]]))
 
 
+def test_who_is_not_suitable_stands_in_reserve():
+    local, gamma = np.array([[4.0, -1.0, 0.0], [-1.0, -2.0, -3.0]]), np.array([0.5, 0.25, 0.25])
+    weights = recruiting_weights(local, gamma, reserve=True)
+    # shifted by -min + 1 those in reserve of the first query are 1 and 2
+    assert weights[0] == pytest.approx([1.0, 1e-6 / 3, 2e-6 / 3], rel=1e-5)
+    assert weights.sum(axis=1) == pytest.approx([1.0, 1.0])
+    assert weights[1] == pytest.approx(recruiting_weights(local, gamma)[1])
+    assert recruiting_weights(local, gamma, np.array([True, False, True]), reserve=True)[0, 1] == 0.0
+
+
 def test_suitable_experts_without_any_competency_are_weighed_by_suitability_alone():
     assert recruiting_weights(np.array([[3.0, 1.0, 0.0]]), np.array([0.0, 0.0, 1.0]))[0] == pytest.approx(
         [0.75, 0.25, 0]
