@@ -79,10 +79,10 @@ def profile(
     except KeyboardInterrupt:
         console.print("\n[yellow]interrupted[/]: the answers so far are kept; the same command goes on from there")
         raise typer.Exit(130) from None
-    place.store(rows)
+    stored_in = place.store(rows)
     if json != "-":
         show()
-    document = {"stored_in": place.url if place.keeps else None, **document, "rows": rows}
+    document = {"stored_in": stored_in, **document, "rows": rows}
     if output is not None:
         emit_json(document, str(output / ("aggregators.json" if aggregators else "profile.json")))
     emit_json(document, json)

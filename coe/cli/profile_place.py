@@ -51,11 +51,13 @@ class Place:
 
         return Registry(self.url)
 
-    def store(self, rows: Sequence[ProfileRow]) -> None:
-        """Keep them, where they can be kept."""
-        if self.keeps and rows:
-            with self.open() as registry:
-                registry.record(rows)
+    def store(self, rows: Sequence[ProfileRow]) -> str | None:
+        """Keep them, where they can be kept; says where, without a password."""
+        if not self.keeps:
+            return None
+        with self.open() as registry:
+            registry.record(rows)
+            return registry.url
 
     def recorded(self) -> Sequence[ProfileRow]:
         """What is kept already."""

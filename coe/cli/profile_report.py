@@ -22,6 +22,8 @@ _SHOWN = 8
 
 def print_profiles(rows: Sequence[ProfileRow], *, kept: bool) -> None:
     """An expert a line: how many questions, how well, and where best and worst."""
+    from rich.markup import escape
+
     from registry.profiles import Profiles
     from registry.strengths import strengths
 
@@ -31,8 +33,9 @@ def print_profiles(rows: Sequence[ProfileRow], *, kept: bool) -> None:
         total, skills = profiles.total(expert), strengths(profiles, expert)
         assert total is not None  # it is one of those measured
         best, worst = skills[0], skills[-1]
-        weakest = "" if best is worst else f"{worst.skill} {worst.accuracy:.1%}"
-        table.add_row(expert, f"{total.n:,}", f"{total.accuracy:.1%}", f"{best.skill} {best.accuracy:.1%}", weakest)
+        weakest = "" if best is worst else f"{escape(worst.skill)} {worst.accuracy:.1%}"
+        strongest = f"{escape(best.skill)} {best.accuracy:.1%}"
+        table.add_row(expert, f"{total.n:,}", f"{total.accuracy:.1%}", strongest, weakest)
     stdout_console().print(table)
     sources = ", ".join(sorted({row.source for row in rows}))
     told = "`coe registry show NAME` tells more" if kept else "not kept: the registry is in memory"
@@ -40,17 +43,16 @@ def print_profiles(rows: Sequence[ProfileRow], *, kept: bool) -> None:
 
 
 def profile_document(spec: ExpertSpec, store: Registry) -> dict[str, Any] | None:
-    """All that is known of what an expert is good at; `None` where nothing was measured of what it is."""
+    """All that is known of what an expert is good at; `None` where nothing was ever measured."""
     from registry.digest import identity
     from registry.profiles import AGGREGATION, Profiles
 
-    known = store.snapshot().experts
-    if any(name not in known for name in spec.references):
-        return None  # an earlier version, whose base is gone
-    own, rows = identity(spec, known), store.recorded(spec.name)
-    mine = [row for row in rows if row.identity == own]
-    if not mine:
+    rows, known = store.recorded(spec.name), store.snapshot().experts
+    if not rows:
         return None
+    is_whole = all(name in known for name in spec.references)  # an earlier version's base may be gone
+    own = identity(spec, known) if is_whole else None
+    mine = [row for row in rows if row.identity == own]
     answers = Profiles.of_rows(row for row in mine if not row.source.startswith(AGGREGATION))
     trials = Profiles.of_rows(row for row in mine if row.source.startswith(AGGREGATION))
     total = answers.total(spec.name)
@@ -64,17 +66,19 @@ def profile_document(spec: ExpertSpec, store: Registry) -> dict[str, Any] | None
             row.source: {"digest": row.digest, "n": sum(each.measure.n for each in mine if each.source == row.source)}
             for row in mine
         },
-        "counts_of_earlier_content": sum(row.measure.n for row in rows if row.identity != own),
+        "counts_of_other_content": sum(row.measure.n for row in rows if row.identity != own),
     }
 
 
 def print_profile(name: str, document: dict[str, Any] | None) -> None:
     """Strengths and weaknesses, or how they come to be known."""
     out = stdout_console()
-    if document is None:
+    if document is None or not document["sources"]:
+        of_others = 0 if document is None else document["counts_of_other_content"]
         out.print(
             f"nothing was measured of {name} as it is: `coe profile --outcomes FILE` reads a table, "
-            "`coe profile --config FILE --tasks NAMES` asks it",
+            "`coe profile --config FILE --tasks NAMES` asks it"
+            + (f" ({of_others:,} counts are of other versions)" if of_others else ""),
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
         return
@@ -114,9 +118,11 @@ def print_choice(results: Sequence[Tried], choice: Choice, out: Console) -> None
 
 
 def _label_table(choice: Choice) -> Table:
+    from rich.markup import escape
+
     table = _table("label", "aggregator", "accuracy", "95%", "n")
     for label, one in choice.of_label.items():
-        table.add_row(label, one.expert, f"{one.accuracy:.1%}", f"{one.low:.1%} - {one.high:.1%}", str(one.n))
+        table.add_row(escape(label), one.expert, f"{one.accuracy:.1%}", f"{one.low:.1%} - {one.high:.1%}", str(one.n))
     return table
 
 
@@ -131,12 +137,14 @@ def _skills(own: Profiles, everybody: Profiles, name: str) -> list[dict[str, Any
 
 
 def _skill_table(title: str, skills: Sequence[dict[str, Any]]) -> Table:
+    from rich.markup import escape
+
     table = _table(title, "accuracy", "95%", "n", "others", "lead")
     for one in skills:
         others = "-" if one["others"] is None else f"{one['others']:.1%}"
         lead = "-" if one["lead"] is None else f"{100 * one['lead']:+.1f}"
         table.add_row(
-            one["skill"],
+            escape(one["skill"]),
             f"{one['accuracy']:.1%}",
             f"{one['low']:.1%} - {one['high']:.1%}",
             f"{one['n']:,}",
@@ -149,8 +157,8 @@ def _skill_table(title: str, skills: Sequence[dict[str, Any]]) -> Table:
 def _read_from(document: dict[str, Any]) -> str:
     read = ", ".join(f"{source} ({told['n']:,})" for source, told in document["sources"].items())
     mean = "" if document["accuracy"] is None else f"mean {document['accuracy']:.1%} of {document['n']:,} counts; "
-    earlier = document["counts_of_earlier_content"]
-    return f"{mean}measured by {read}" + (f"; {earlier:,} counts of what it was before are kept" if earlier else "")
+    others = document["counts_of_other_content"]
+    return f"{mean}measured by {read}" + (f"; {others:,} more counts are of other versions" if others else "")
 
 
 def _table(first: str, *columns: str) -> Table:

@@ -126,9 +126,11 @@ def test_what_was_measured_is_not_asked_again(service: Path, monkeypatch: pytest
     Path("experts.yaml").write_text(EXPERTS.replace("spain=Madrid", "spain=Madrid&france=Paris"))
     register()
     assert counts("spain") == {}, "it is another expert now"
+    shown = CliRunner().invoke(registry_app, ["show", "spain", "--registry", REGISTRY]).stdout
+    assert "nothing was measured of spain as it is" in shown and "(5 counts are of other versions)" in shown
     on_tasks()
     assert asked == ["spain"] * 3 and counts("spain")["north"] == (1, 1) and counts("geo") == before
-    assert show("spain")["counts_of_earlier_content"] == 5 and show("spain@1")["accuracy"] == 0.2
+    assert show("spain")["counts_of_other_content"] == 5 and show("spain@1")["accuracy"] == 0.2
     asked.clear()
     on_tasks("--fresh", "--experts", "lost")
     assert asked == ["lost"] * 3 and counts("geo") == before
@@ -183,6 +185,14 @@ def test_the_registry_shows_strengths_and_weaknesses(service: Path) -> None:
     assert lines[strongest + 2].startswith("law 65.3%") and lines[strongest + 2].endswith(" 2 41.7% +23.6")
     assert lines[weakest + 2].startswith("math 52.8%")
     assert any(line.startswith("mean 62.5% of 4 counts; measured by") for line in lines)
+
+
+def test_names_of_skills_are_no_markup(service: Path) -> None:
+    result = coe_profile(
+        "--outcomes", str(table("t.parquet", domains=("[red]x",) * 2 + ("[/]",) * 2)), "--registry", REGISTRY
+    )
+    assert "[red]x" in result.stdout and "[/]" in result.stdout
+    assert "[red]x" in CliRunner().invoke(registry_app, ["show", "geo", "--registry", REGISTRY]).stdout
 
 
 def test_the_best_aggregator_is_found_shown_and_kept(service: Path) -> None:
