@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from coe.compose import Composition, build_composition, named_experts
 from coe.config import Config, PolicyConfig, load_config
@@ -21,6 +22,7 @@ from coe.policy import AUTO, Always, Policy
 from coe.signals import Filled, Signals
 from coe.types import GenerateRequest
 from registry.errors import UnknownExpert
+from registry.files import sha256_file
 from registry.store import Snapshot
 from routers.artifacts import ArtifactMeta, load
 from routers.base import Message, Query, Router
@@ -91,6 +93,15 @@ def build_policies(
     """
     shared = signals or Signals(snapshot)  # policies that need the same expert's load it once
     return {name: _policy(name, policy, snapshot, shared) for name, policy in policies.items()}
+
+
+def describe_policy(policy: PolicyConfig, built: Policy) -> dict[str, Any]:
+    """What the answers of a policy depend on, beside the experts: its settings, its router's content, its files'."""
+    return {
+        **policy.model_dump(mode="json", exclude={"router"}),
+        "router": built.router_digest,
+        "files": [sha256_file(path) for path in policy.composition.files],
+    }
 
 
 def _policy(name: str, policy: PolicyConfig, snapshot: Snapshot, signals: Signals) -> Policy:

@@ -17,8 +17,8 @@ from coe.batch.parts import PARTS
 from coe.batch.source import Source
 from coe.batch.storage import Folder
 from coe.config import Config
+from coe.local import describe_policy
 from coe.policy import Policy
-from registry.files import sha256_file
 from registry.spec import ExpertSpec
 from registry.store import Snapshot
 
@@ -56,14 +56,7 @@ def manifest(
     config: Config, snapshot: Snapshot, policies: Mapping[str, Policy], source: Source, model: str
 ) -> Manifest:
     """What makes a run the same one: everything that its results depend on."""
-    described = {
-        name: {
-            **policy.model_dump(mode="json", exclude={"router"}),
-            "router": policies[name].router_digest,
-            "files": [sha256_file(path) for path in policy.composition.files],
-        }
-        for name, policy in config.policies.items()
-    }
+    described = {name: describe_policy(policy, policies[name]) for name, policy in config.policies.items()}
     return {
         "coe": __version__,
         "input": {"sha256": source.sha256, "rows": source.rows, "parts": len(source.splits)},

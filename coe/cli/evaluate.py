@@ -15,6 +15,7 @@ from coe.cli.runs import run_in
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from coe.config import Config, PolicyConfig
     from coe.evaluation.plan import Settings
     from coe.evaluation.report import Report
 
@@ -27,7 +28,9 @@ def evaluate(
     ],
     tasks: Annotated[str, typer.Option(help="Names of tasks, task YAML files, or a folder of them; comma-separated.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; resumed if it holds this run.")],
-    experts: Annotated[str | None, typer.Option(help="Only these experts, comma-separated; default: all.")] = None,
+    experts: Annotated[
+        str | None, typer.Option(help="Only these, comma-separated: experts, or `coe/<policy>`; default: all experts.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of each task.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Keep the folder's answers, or discard them.")
@@ -37,7 +40,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of sampling, at temperatures above 0.")] = 0,
     json: JsonTarget = None,
 ) -> None:
-    """Run experts on tasks and write what each answered, scored and cost.
+    """Run experts on tasks and write what each answered, scored and cost; a policy counts as one more expert.
 
     Writes OUTPUT/outcomes.parquet (the outcome table), run.json (what ran, how fast) and answers.jsonl (answers as they
     come). Interrupted, the same command goes on where it stopped.
@@ -47,22 +50,47 @@ def evaluate(
     from coe.catalog import open_snapshot
     from coe.config import load_config
     from coe.evaluation.plan import Settings, plan_run
+    from coe.evaluation.policies import columns
     from coe.evaluation.tasks import find_tasks
+    from coe.local import build_policies
+    from coe.signals import Signals
 
     settings = Settings(temperature=temperature, seed=seed, limit=limit)
     loaded = load_config(config)
     found = find_tasks(tasks, [TASK_FOLDER, config.absolute().parent / "tasks"])
     snapshot = open_snapshot(loaded)
-    plan = plan_run(snapshot.experts, found, names_of(experts), settings)
+    names = names_of(experts)
+    signals = Signals(snapshot, loaded.engines)
+    policies = build_policies(_named_policies(loaded, names), snapshot, signals)
+    plan = plan_run(snapshot.experts, found, names, settings, columns(loaded, policies, snapshot))
+    running = run_in(output, plan, loaded, snapshot, fresh=not resume, concurrency=concurrency, policies=policies)
     try:
-        report = asyncio.run(run_in(output, plan, loaded, snapshot, fresh=not resume, concurrency=concurrency))
+        report = asyncio.run(running)
     except KeyboardInterrupt:
         again = _again(config, tasks, output, experts, settings)
         console.print("\n[yellow]interrupted[/]: the answers so far are kept. To go on:", highlight=False)
         console.print(f"  {again}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
+    finally:
+        signals.close()
     _show(report, output, to_stdout=json != "-")
     emit_json({"output": output, **report.summary}, json)
+
+
+def _named_policies(config: Config, names: list[str] | None) -> dict[str, PolicyConfig]:
+    """The policies that are named, as `coe/<policy>`.
+
+    Raises:
+        UnknownExpert: there is no such policy; with close matches.
+    """
+    from registry.errors import UnknownExpert
+    from registry.spec import RESERVED_PREFIX
+
+    wanted = [name.removeprefix(RESERVED_PREFIX) for name in names or () if name.startswith(RESERVED_PREFIX)]
+    for name in wanted:
+        if name not in config.policies:
+            raise UnknownExpert(name, config.policies, where="the configured policies")
+    return {name: config.policies[name] for name in wanted}
 
 
 def _show(report: Report, output: Path, *, to_stdout: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,27 +15,39 @@ if TYPE_CHECKING:
     from coe.evaluation.report import Report
     from coe.evaluation.run_folder import RunFolder
     from coe.evaluation.runner import Progress
+    from coe.policy import Policy
     from registry.store import Snapshot
 
 
 async def run_in(
-    output: Path, plan: Plan, config: Config, snapshot: Snapshot, *, fresh: bool, concurrency: int
+    output: Path,
+    plan: Plan,
+    config: Config,
+    snapshot: Snapshot,
+    *,
+    fresh: bool,
+    concurrency: int,
+    policies: Mapping[str, Policy] | None = None,
 ) -> Report:
     """Carry out a plan in a folder, which is resumed if it holds this run.
+
+    Args:
+        policies: those that the plan has columns of.
 
     Raises:
         RunFolderError: the folder holds another run, and it is not to be started afresh.
         CoeError: see `coe.evaluation.runner.run`; what was answered is kept.
     """
+    from coe.evaluation.policies import asking
     from coe.evaluation.run_folder import open_run_folder
     from coe.evaluation.runner import run
     from coe.host import open_host
 
-    async with open_host(config, snapshot) as host:
+    async with open_host(config, snapshot) as host, asking(host, policies or {}) as ask:
         with open_run_folder(output, plan.manifest(), fresh=fresh) as folder, _bars(plan.n_rows) as on_progress:
             _tell_resumed(folder)
             return await run(
-                plan, folder, host.ask, concurrency=concurrency, on_progress=on_progress, loads=lambda: host.loads
+                plan, folder, ask, concurrency=concurrency, on_progress=on_progress, loads=lambda: host.loads
             )
 
 

@@ -33,6 +33,7 @@ class Record:
         answer: the text, empty after a failure.
         seconds: from asking to the last token, waiting for the host and for weights included.
         error: `ErrorType: message` of a failure, whose score is 0.
+        cost_usd: of a policy's answer: of everybody who was asked; None where a price is unknown, and for experts.
         final: False for a failure that a resumed run tries again.
     """
 
@@ -47,6 +48,7 @@ class Record:
     seconds: float
     error: str | None = None
     final: bool = True
+    cost_usd: float | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:

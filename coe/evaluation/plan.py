@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from coe.errors import InvalidRequest
@@ -33,10 +34,37 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One question to one expert."""
+class PolicyColumn:
+    """A policy, measured as one more expert; see `coe.evaluation.policies`.
 
-    expert: ExpertSpec
+    name: `coe/<policy>`. digest: of everything that its answers depend on. It has no weights and no price of its own:
+    what it costs is what everybody costs whom it asks.
+    """
+
+    name: str
+    digest: str
+    base: None = None
+    price: None = None
+
+    @property
+    def ref(self) -> str:
+        """As of an expert."""
+        return self.name
+
+    @property
+    def residency_key(self) -> str:
+        """It is asked by itself: whom it needs is not known before."""
+        return self.name
+
+
+Column = ExpertSpec | PolicyColumn
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One question to one expert, or to a policy."""
+
+    expert: Column
     task: Task
     row: Row
 
@@ -65,11 +93,11 @@ class Plan:
     """A run. Two runs are the same when their manifests are: then the answers of one are those of the other.
 
     Attributes:
-        experts: those measured, in the order of the outcome table's columns.
+        experts: those measured, policies among them, in the order of the outcome table's columns.
         bases: specs of the experts' bases by name, whose digests count for their adapters.
     """
 
-    experts: tuple[ExpertSpec, ...]
+    experts: tuple[Column, ...]
     tasks: tuple[Task, ...]
     settings: Settings = Settings()
     bases: Mapping[str, ExpertSpec] = field(default_factory=dict)
@@ -84,7 +112,7 @@ class Plan:
             groups.setdefault(spec.residency_key, []).extend(self.jobs_of(spec))
         return list(groups.items())
 
-    def jobs_of(self, spec: ExpertSpec) -> Iterator[Job]:
+    def jobs_of(self, spec: Column) -> Iterator[Job]:
         """Every question to one expert."""
         return (Job(spec, task, row) for task in self.tasks for row in task.rows)
 
@@ -96,7 +124,10 @@ class Plan:
     def manifest(self) -> dict[str, Any]:
         """Identity by content of all that bears on the answers and scores."""
         return {
-            "experts": {spec.name: identity(spec, self.bases) for spec in self.experts},
+            "experts": {
+                spec.name: identity(spec, self.bases) if isinstance(spec, ExpertSpec) else spec.digest
+                for spec in self.experts
+            },
             "tasks": {task.name: task.digest for task in self.tasks},
             "settings": asdict(self.settings),
         }
@@ -107,17 +138,22 @@ def plan_run(
     tasks: Sequence[Task],
     names: Sequence[str] | None = None,
     settings: Settings | None = None,
+    policies: Mapping[str, PolicyColumn] = MappingProxyType({}),
 ) -> Plan:
     """A plan for the experts named, or for all that answer questions.
+
+    Args:
+        policies: those that may be named, too, as `coe/<policy>`.
 
     Raises:
         UnknownExpert: a name is not known; with close matches.
         InvalidRequest: a named expert does not answer questions, or there is none at all.
     """
+    chosen: list[Column]
     if names is None:
         chosen = [spec for spec in known.values() if spec.kind in ANSWERING_KINDS]
     else:
-        chosen = [_named(name, known) for name in dict.fromkeys(names)]
+        chosen = [policies[name] if name in policies else _named(name, known) for name in dict.fromkeys(names)]
     if not chosen:
         raise InvalidRequest("there is no expert to evaluate: register one (`coe registry apply`)")
     bases = {spec.base: _named(spec.base, known) for spec in chosen if spec.base}

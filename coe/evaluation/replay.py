@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.compose import Asks, Composition, Final, build_composition
+from coe.compose import Ask, Asks, Composition, Final, build_composition
 from coe.errors import CoeError
 from coe.types import Answer, Failure, GenerateRequest, Usage
 from routers.base import Message, Router, RoutingDecision
@@ -122,7 +122,8 @@ def replay(table: OutcomeTable, decisions: Sequence[RoutingDecision], compositio
 
     Raises:
         InvalidOutcomes: as many decisions as queries are needed, an expert is not in the table, or its answers are
-            not, or a composed answer cannot be scored.
+            not, or a composed answer cannot be scored; or the composition asks what nobody has recorded an answer to
+            (`aggregate`, `chain`, `self-consistency`).
     """
     if len(decisions) != len(table):
         raise InvalidOutcomes(f"{len(decisions)} decisions for {len(table)} queries")
@@ -192,7 +193,9 @@ class _Recorded:
         while isinstance(step := self._step(row, composition, request, decision, done), Asks):
             if self._table.answers is None and not step.last:
                 raise InvalidOutcomes("this composition compares answers, but the table has none: `answer::<expert>`")
-            done |= {ask.id: self._answer(row, ask.expert) for ask in step.asks}
+            for ask in step.asks:
+                self._check(ask, request, composition)
+                done[ask.id] = self._answer(row, ask.expert)
             rounds += 1
         costs = [outcome.cost_usd for outcome in done.values() if isinstance(outcome, Answer)]
         return _Run(
@@ -215,6 +218,17 @@ class _Recorded:
             return composition.step(request, decision, done)
         except CoeError as error:
             raise InvalidOutcomes(f"query {self._table.query_ids[row]!r} cannot be replayed: {error}") from error
+
+    @staticmethod
+    def _check(ask: Ask, recorded: GenerateRequest, composition: Composition) -> None:
+        """Raises InvalidOutcomes where an expert is asked something else than what its recorded answer is to."""
+        if (ask.request.messages, ask.request.temperature) == (recorded.messages, recorded.temperature):
+            return
+        what = "for samples" if ask.request.temperature else "about what others answered"
+        raise InvalidOutcomes(
+            f"{type(composition).__name__} asks {ask.expert!r} {what}, which no table has recorded: only votes can be "
+            "replayed. Measure it on live experts: coe eval --experts coe/<policy>, with a policy of this composition"
+        )
 
     def _answer(self, row: int, expert: str) -> Answer:
         table = self._table

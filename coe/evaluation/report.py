@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from coe.evaluation.answer_log import Record
-from coe.evaluation.plan import Plan
+from coe.evaluation.plan import Column, Plan, PolicyColumn
 from coe.evaluation.run_folder import RunFolder
 from routers.outcomes import OutcomeTable
 
@@ -66,7 +66,8 @@ class Report:
     def outcome_table(self) -> OutcomeTable:
         """Rows in the order of tasks and their files, experts in the plan's: the same for any order of answers.
 
-        Costs are left out where an expert has no price. `dataset` is the task, `answer` the right answer.
+        Costs are left out where an expert, or one that a policy asked, has no price. `dataset` is the task, `answer`
+        the right answer.
         """
         import pandas as pd
 
@@ -88,15 +89,15 @@ class Report:
         )
 
     def _costs(self, grid: list[list[Record]]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]] | None:
-        prices = [spec.price for spec in self.plan.experts]
-        costs = [
-            [
-                np.nan if price is None else price.cost_usd(record.prompt_tokens, record.completion_tokens)
-                for price, record in zip(prices, line, strict=True)
-            ]
-            for line in grid
-        ]
-        return None if None in prices else np.array(costs)
+        costs = [[_cost(column, r) for column, r in zip(self.plan.experts, line, strict=True)] for line in grid]
+        return None if any(None in line for line in costs) else np.array(costs, dtype=np.float64)
+
+
+def _cost(column: Column, record: Record) -> float | None:
+    """USD, None where it is unknown. A policy that failed is not billed, as an expert that failed is not."""
+    if isinstance(column, PolicyColumn):
+        return 0.0 if record.error is not None else record.cost_usd
+    return column.price.cost_usd(record.prompt_tokens, record.completion_tokens) if column.price else None
 
 
 def build_report(plan: Plan, records: Records, folder: RunFolder, *, status: str, session: Session) -> Report:

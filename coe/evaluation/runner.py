@@ -119,12 +119,12 @@ class _Run:
         """Ask, grade, and put both into a record; so a failure of this row."""
         started = time.perf_counter()
         try:
-            text, usage = await _collect(self.ask(job.expert.name, job.request(self.plan.settings)))
+            text, usage, cost_usd = await _collect(self.ask(job.expert.name, job.request(self.plan.settings)))
             error, final = None, True
         except _FATAL:
             raise
         except CoeError as failure:
-            text, usage = "", Usage(0, 0)
+            text, usage, cost_usd = "", Usage(0, 0), None
             error, final = f"{type(failure).__name__}: {failure}", isinstance(failure, InvalidRequest)
         seconds = time.perf_counter() - started
         # In a thread: a slow grade (SQL) must not hold up the stream of other answers.
@@ -141,6 +141,7 @@ class _Run:
             seconds=round(seconds, 4),
             error=error,
             final=final,
+            cost_usd=cost_usd,
         )
 
     def tell(self, name: str) -> None:
@@ -199,14 +200,14 @@ async def run(
     return report
 
 
-async def _collect(chunks: AsyncGenerator[Chunk, None]) -> tuple[str, Usage]:
-    texts, usage = [], Usage(0, 0)
+async def _collect(chunks: AsyncGenerator[Chunk, None]) -> tuple[str, Usage, float | None]:
+    texts, usage, cost_usd = [], Usage(0, 0), None
     async with aclosing(chunks):
         async for chunk in chunks:
             texts.append(chunk.text)
-            usage = chunk.usage or usage
+            usage, cost_usd = chunk.usage or usage, chunk.cost_usd
     # A lone surrogate (half an emoji) cannot be written as UTF-8.
-    return "".join(texts).encode("utf-8", "replace").decode(), usage
+    return "".join(texts).encode("utf-8", "replace").decode(), usage, cost_usd
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

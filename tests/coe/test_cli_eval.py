@@ -97,6 +97,48 @@ def test_wrong_names_are_told(service: Path) -> None:
     assert not Path("run").exists()
 
 
+PRICED = """
+experts:
+  - {name: geo, kind: model, source: "fake://script?france=It is Paris.&default=Rome",
+     price: {input_usd_per_mtok: 1, output_usd_per_mtok: 2}}
+  - {name: sums, kind: model, source: "fake://script?default=4", price: {input_usd_per_mtok: 1, output_usd_per_mtok: 2}}
+"""
+TOGETHER = "both: {expert: geo, composition: {kind: chain, experts: [geo, sums], template: '{question} {draft}'}}"
+
+
+def test_a_policy_is_one_more_column_with_all_that_it_costs(service: Path) -> None:
+    Path("experts.yaml").write_text(PRICED)
+    with Path("service.yaml").open("a") as file:
+        file.write(f"default_policy: both\npolicies:\n  {TOGETHER}\n")
+    result = coe_eval("--experts", "geo,sums,coe/both")
+    assert result.exit_code == 0, result.output
+    table = OutcomeTable.read("run/outcomes.parquet")
+    assert table.experts == ("geo", "sums", "coe/both") and table.answers is not None
+    assert table.answers["coe/both"] == ("4",) * 5 and table.scores[:, 2].tolist() == [0, 0, 1, 1, 1]
+    # of France: geo reads 3 words and writes 3, sums reads those 6 and writes 1
+    assert table.costs_usd is not None and table.tokens is not None
+    assert table.costs_usd[0, 2] == pytest.approx((3 + 6 + 2 * (3 + 1)) / 1e6) and table.tokens[0, 2] == 4
+    assert table.costs_usd[0, 0] == pytest.approx((3 + 2 * 3) / 1e6)
+    assert coe_eval("--experts", "geo,sums,coe/both").exit_code == 0  # the same run
+    Path("service.yaml").write_text(Path("service.yaml").read_text().replace("{draft}", "or {draft}"))
+    changed = coe_eval("--experts", "geo,sums,coe/both")
+    assert isinstance(changed.exception, RunFolderError) and "experts: ~coe/both" in str(changed.exception)
+
+
+def test_a_policy_that_does_not_exist_or_may_not_answer_is_told(service: Path) -> None:
+    with Path("service.yaml").open("a") as file:
+        file.write(f"default_policy: both\npolicies:\n  {TOGETHER}\n")
+    unknown = coe_eval("--experts", "coe/bth").exception
+    assert isinstance(unknown, UnknownExpert) and "did you mean 'both'" in str(unknown)
+    assert coe_eval("--experts", "coe/both").exit_code == 0
+    assert OutcomeTable.read("run/outcomes.parquet").costs_usd is None  # prices are unknown
+    Path("experts.yaml").write_text(EXPERTS.replace("kind: model,", "kind: model, context_length: 6,"))
+    nobody = coe_eval("--experts", "coe/both", output="other")
+    assert nobody.exit_code == 0 and "answers failed (score 0)" in nobody.stderr
+    errors = json.loads(Path("other/run.json").read_text())["experts"]["coe/both"]["errors"]
+    assert any("InvalidRequest: no expert can take this query: geo (context length: about" in error for error in errors)
+
+
 def test_failed_answers_are_counted(service: Path) -> None:
     Path("experts.yaml").write_text(EXPERTS.replace("kind: model,", "kind: model, context_length: 257,", 1))
     result = coe_eval()

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coe.compose import Asks, Cascade, Composition, Final, Single, Vote, WeightedVote
+from coe.compose import Aggregate, Asks, Cascade, Chain, Composition, Final, SelfConsistency, Single, Vote, WeightedVote
 from coe.errors import ConfigError
 from coe.evaluation.replay import confidence_for_calls, decisions, replay, replay_composition
 from coe.types import Answer, Usage
-from routers.base import Estimate
+from routers.base import Estimate, RoutingDecision
 from routers.decide import decide
 from routers.errors import InvalidOutcomes, RouterError
 from routers.outcomes import OutcomeTable
@@ -137,3 +137,26 @@ def test_a_confidence_is_solved_for_a_budget_of_calls() -> None:
     assert 0 < confidence_for_calls(agreed, made(3), Cascade, 1.0) <= 0.6
     with pytest.raises(RouterError, match="calls must be >= 1"):
         confidence_for_calls(agreed, made(3), Cascade, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("composition", "asked"),
+    [
+        (Aggregate("z"), "Aggregate asks 'z' about what others answered"),
+        (Aggregate("a"), "Aggregate asks 'a' about what others answered"),
+        (Chain(), "Chain asks 'b' about what others answered"),
+        (SelfConsistency(), "SelfConsistency asks 'a' for samples"),
+    ],
+)
+def test_what_nobody_has_recorded_cannot_be_replayed_and_it_says_what_to_do(
+    composition: Composition, asked: str
+) -> None:
+    with pytest.raises(InvalidOutcomes, match=f"{asked}, which no table has recorded.*coe eval --experts coe/<policy>"):
+        replay(table(), made(3), composition)
+
+
+def test_an_expert_that_was_drawn_twice_counts_twice_in_a_replay_and_is_paid_once() -> None:
+    drawn = RoutingDecision(("a", "b", "a"), (0.4, 0.2, 0.4), (0.6, 0.6, 0.6), 0.6)
+    replayed = replay(table(), [drawn] * 4, Vote())
+    assert replayed.experts[:2] == ("a", "a") and replayed.calls.tolist() == [2] * 4
+    assert replayed.costs_usd is not None and replayed.costs_usd.tolist() == [3.0] * 4
