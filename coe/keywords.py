@@ -1,10 +1,14 @@
 """Keywords: the skills that a chat expert names for a query, after Symbolic-MoE (arXiv 2503.05641).
 
 As in the source the expert is asked five times at temperature 0.7 for the two to five skills, subjects or kinds of
-knowledge that a question takes; its answers are split on commas, in lower case, and what has at most 20 characters and
-was named more than once is kept. The words of the prompt are ours, and so is what follows: every sample has a seed of
-its own (of the query and the number of the sample), so that a query has the same keywords whenever it is asked; words
-come in the order of how often they were named; marks of markdown around them are dropped.
+knowledge that a question takes; its answers, in the form "Keywords: a, b, c", are split on commas and folded to lower
+case, and what has at most 20 characters and was named more than once is kept.
+
+Ours: the words of the prompt, and the examples before it, as turns of the conversation; the source describes the form,
+which small experts do not keep to. A word counts once an answer: small experts repeat themselves, and the source would
+keep what a single answer repeats. Marks of markdown around words are dropped, and words without a letter. Words come in
+the order of how often they were named. Every sample has a seed of its own (of the query and the number of the sample),
+so that a query has the same keywords whenever it is asked.
 """
 
 from __future__ import annotations
@@ -28,15 +32,22 @@ from registry.store import Snapshot
 from routers.base import Message, Words
 from routers.embedding_store import Store
 
-PROMPT: Final = """{question}
+PROMPT: Final = """Name the 2 to 5 core skills, subjects or kinds of knowledge that this question takes, as keywords.
+Do not answer it.
 
-Do not answer this. Name the 2 to 5 core skills, subjects or kinds of knowledge that answering it takes.
-For example: algebra, date arithmetic, contract law, genetics.
-Write one line and nothing else, in this form:
-Keywords: first, second, third"""
+Question: {question}"""
+EXAMPLES: Final = (
+    ("Is a verbal agreement to sell a house binding?", "contract law, property law"),
+    (
+        "A train covers 180 km in 2.5 hours. How fast is that in metres per second?",
+        "arithmetic, unit conversion, physics",
+    ),
+    ("Why does bread dough rise?", "cooking, chemistry, biology"),
+)
+"""Turns of the conversation before the question: they show the form, which small experts do not take from words."""
 SAMPLES: Final = 5
 TEMPERATURE: Final = 0.7
-MAX_TOKENS: Final = 64
+MAX_TOKENS: Final = 48
 """Of an answer. The source allows 4,096; five keywords take fewer than 40."""
 SEED: Final = 0
 MAX_CHARACTERS: Final = 4000
@@ -46,7 +57,10 @@ LEAST_CHARACTERS: Final = 100
 LONGEST: Final = 20
 """Characters of a keyword."""
 OFTEN: Final = 2
-"""How often a keyword is named at least."""
+"""Answers that a keyword stands in at least."""
+
+MARK: Final = "Keywords:"
+"""Begins the line of an answer that holds them."""
 
 _FORMAT: Final = 1
 _MARK = re.compile(r"\bkeywords?\b[\s*_]*[:：](?P<rest>.*)", re.IGNORECASE)
@@ -95,7 +109,7 @@ class KeywordReader:
 
     def store(self) -> Store[Words]:
         """Where keywords are kept, by the expert's digest and all that they depend on."""
-        settings = [_FORMAT, PROMPT, SAMPLES, TEMPERATURE, MAX_TOKENS, SEED, MAX_CHARACTERS, LONGEST, OFTEN]
+        settings = [_FORMAT, PROMPT, EXAMPLES, SAMPLES, TEMPERATURE, MAX_TOKENS, SEED, MAX_CHARACTERS, LONGEST, OFTEN]
         key = json.dumps(["keywords", self._identity, settings])
         path = coe_home() / "signals" / f"{hashlib.sha256(key.encode()).hexdigest()}.sqlite"
         return Store(path, _to_bytes, _from_bytes)
@@ -121,13 +135,14 @@ def parse(answer: str) -> list[str]:
         else:
             listing = listing and not words
             continue
-        words += [word for part in rest.split(",") if (word := part.strip(_AROUND).lower())]
+        found = (part.strip(_AROUND).lower() for part in rest.split(","))
+        words += [word for word in found if any(map(str.isalpha, word))]
     return words
 
 
 def keep(answers: Iterable[Sequence[str]]) -> Words:
-    """The keywords of all answers that are short and were named more than once: most often first, then first named."""
-    counts = Counter(word for words in answers for word in words)  # keeps the order in which they came
+    """The short keywords that stand in more than one answer: those of most answers first, then those first named."""
+    counts = Counter(word for words in answers for word in dict.fromkeys(words))  # keeps the order in which they came
     often = [word for word, count in counts.items() if count >= OFTEN and len(word) <= LONGEST]
     return tuple(sorted(often, key=lambda word: -counts[word]))
 
@@ -136,13 +151,20 @@ def request_of(text: str, sample: int, characters: int = MAX_CHARACTERS) -> Gene
     """What the expert is asked for one sample."""
     valid = text[:characters].encode("utf-8", "replace").decode("utf-8")  # JSON may carry lone surrogates
     digest = hashlib.sha256(f"{SEED} {sample} {text}".encode("utf-8", "surrogatepass"))
+    turns = [
+        turn for question, words in EXAMPLES for turn in (_asked(question), Message("assistant", f"{MARK} {words}"))
+    ]
     return GenerateRequest(
-        messages=(Message("user", PROMPT.replace("{question}", valid)),),
+        messages=(*turns, _asked(valid)),
         max_tokens=MAX_TOKENS,
         temperature=TEMPERATURE,
         seed=int.from_bytes(digest.digest()[:6], "big"),
         stream=False,
     )
+
+
+def _asked(question: str) -> Message:
+    return Message("user", PROMPT.replace("{question}", question))
 
 
 async def _words_or_error(ask: Ask, text: str) -> Words | CoeError:

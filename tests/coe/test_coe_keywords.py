@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ SNAPSHOT = snapshot_of(
     model("skills", SCRIPT),
     model("broken", "fake://fail"),
     model("unloadable", "fake://fail?at=load"),
-    model("small", SCRIPT, context_length=150),
-    model("tiny", SCRIPT, context_length=70),
+    model("small", SCRIPT, context_length=230),
+    model("tiny", SCRIPT, context_length=195),
     model("base", "fake://echo", capabilities=frozenset({"completion"})),
     ExpertSpec(name="on-base", kind=Kind.ADAPTER, base="base", source="fake://script?Paris=Keywords: maps, maps"),
     ExpertSpec(name="vectors", kind=Kind.EMBEDDING, source="fake://echo", capabilities=frozenset({"embed"})),
@@ -81,6 +82,7 @@ def nothing_is_left() -> Any:
         ("<think>Keywords: it never ends", []),
         ("Keywords: , ., ,law", ["law"]),
         ("Keywords: c++, c#, .net, U.S. history", ["c++", "c#", "net", "u.s. history"]),
+        ("Keywords: 24, 1965, 3d", ["3d"]),
         ("The answer is 42, as everybody knows.", []),
         ("Keywords：数学, 法律", ["数学", "法律"]),
         ("", []),
@@ -90,9 +92,9 @@ def test_the_keywords_of_an_answer(answer: str, words: list[str]) -> None:
     assert parse(answer) == words
 
 
-def test_kept_is_what_is_short_and_named_more_than_once_most_often_first() -> None:
+def test_kept_is_what_is_short_and_in_more_than_one_answer_those_of_most_first() -> None:
     long = "x" * (LONGEST + 1)
-    answers = [["law", "tax", long], ["ethics", "tax", long], ["tax", "ethics", "once"], ["law"], []]
+    answers = [["law", "tax", long], ["ethics", "tax", long], ["tax", "ethics", "once", "once"], ["law"], []]
     assert keep(answers) == ("tax", "law", "ethics")  # 3; 2 and named first; 2
     assert keep([["x" * LONGEST], ["x" * LONGEST]]) == ("x" * LONGEST,)
     assert keep([]) == keep([["law"], ["tax"]]) == ()
@@ -103,8 +105,8 @@ def test_every_sample_of_a_query_has_a_seed_of_its_own_and_the_same_one_again() 
     assert len(set(seeds)) == 3 * SAMPLES
     assert seeds == [request_of(text, i).seed for text in ("a", "b", "a\ud800") for i in range(SAMPLES)]
     asked = request_of("Where is {question}? \ud800", 0)
-    assert asked.temperature == 0.7
-    assert "Where is {question}? ?" in asked.messages[0].content
+    assert (asked.temperature, [turn.role for turn in asked.messages]) == (0.7, ["user", "assistant"] * 3 + ["user"])
+    assert "Where is {question}? ?" in asked.messages[-1].content
 
 
 def test_an_expert_is_asked_from_any_thread_and_from_within_a_loop() -> None:
@@ -132,9 +134,8 @@ def test_an_expert_is_asked_from_any_thread_and_from_within_a_loop() -> None:
 
 
 def test_an_adapter_is_asked_on_its_base() -> None:
-    reader = KeywordReader("on-base", SNAPSHOT)
-    assert reader.read(["Paris"]) == [("maps",)]
-    reader.close()
+    with closing(KeywordReader("on-base", SNAPSHOT)) as reader:
+        assert reader.read(["Paris"]) == [("maps",)]
 
 
 def test_all_samples_of_all_texts_are_in_flight_together() -> None:
@@ -202,12 +203,10 @@ def test_an_interrupt_cancels_what_is_being_asked(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_question_that_the_context_does_not_hold_is_shown_in_part() -> None:
-    small, tiny = KeywordReader("small", SNAPSHOT), KeywordReader("tiny", SNAPSHOT)
-    assert small.read(["Paris " * 300]) == [("geography", "capitals")]
-    with pytest.raises(ContextLengthExceeded):
+    with closing(KeywordReader("small", SNAPSHOT)) as small:
+        assert small.read(["Paris " * 300]) == [("geography", "capitals")]
+    with closing(KeywordReader("tiny", SNAPSHOT)) as tiny, pytest.raises(ContextLengthExceeded):
         tiny.read(["Paris " * 300])
-    small.close()
-    tiny.close()
 
 
 @pytest.mark.parametrize(("name", "why"), [("broken", "failed after|failed at"), ("unloadable", "failed to load")])
@@ -225,10 +224,9 @@ def test_an_expert_that_fails_stops_training_and_costs_a_query_only_its_keywords
 
 def test_a_key_that_is_missing_is_told() -> None:
     away = ExpertSpec(name="away", kind=Kind.REMOTE, source="https://host/v1", api_key_env="NOBODY_SETS_THIS")
-    reader = KeywordReader("away", snapshot_of(away))
-    with pytest.raises(ConfigError, match="set the environment variable NOBODY_SETS_THIS"):
+    told = pytest.raises(ConfigError, match="set the environment variable NOBODY_SETS_THIS")
+    with closing(KeywordReader("away", snapshot_of(away))) as reader, told:
         reader.read(["Paris"])
-    reader.close()
 
 
 class Counting(KeywordReader):
