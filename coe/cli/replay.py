@@ -51,10 +51,12 @@ def _rerouter(config: Path) -> Rerouter:
     from coe.local import build_policies
     from coe.serve.catalogue import Catalogue
     from coe.serve.replay import Rerouter
+    from coe.signals import Signals
 
     settings = load_config(config)
     catalogue = Catalogue.of(settings, open_snapshot(settings))
-    return Rerouter(build_policies(catalogue.policies, catalogue.snapshot), catalogue.snapshot)
+    signals = Signals(catalogue.snapshot, settings.engines)
+    return Rerouter(build_policies(catalogue.policies, catalogue.snapshot, signals), catalogue.snapshot)
 
 
 def _told(entries: Iterator[Entry]) -> Iterator[Entry]:

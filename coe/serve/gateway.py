@@ -22,6 +22,7 @@ from coe.serve.hosts import Hosts
 from coe.serve.metrics import Metrics
 from coe.serve.placement import BOARD
 from coe.serve.service import Service
+from coe.signals import Signals
 from registry.store import Snapshot
 from routers.base import Query
 
@@ -45,7 +46,7 @@ class Gateway:
     """
 
     def __init__(self, config: Config, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
-        settings = config.serve
+        settings, self._engines = config.serve, config.engines
         self._hosts = Hosts(handles, {group.name: group for group in settings.hosts}, BOARD, EMPTY)
         process = f"{socket.gethostname()}-{os.getpid()}"
         self._log = None if settings.log.folder is None else DecisionLog(settings.log, process=process)
@@ -69,7 +70,8 @@ class Gateway:
         """
         catalogue = Catalogue.from_json(document)
         try:
-            policies = await asyncio.to_thread(build_policies, catalogue.policies, catalogue.snapshot)
+            signals = Signals(catalogue.snapshot, self._engines)  # unloads when the last request by it has ended
+            policies = await asyncio.to_thread(build_policies, catalogue.policies, catalogue.snapshot, signals)
             await asyncio.to_thread(warm, policies.values())
         except Exception:
             if not len(self._service.orchestrator.snapshot):
