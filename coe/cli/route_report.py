@@ -7,19 +7,24 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from coe.cli.output import stdout_console
+from coe.cli.recruiting_report import print_recruiting
 from coe.cli.router_report import per_thousand
 
 if TYPE_CHECKING:
     from routers.base import Estimate, RoutingDecision
+    from routers.recruiting import Explanation
 
 
-def decision_document(estimate: Estimate, decision: RoutingDecision) -> dict[str, Any]:
-    """JSON form of one decision, with the estimate that it was made from."""
+def decision_document(
+    estimate: Estimate, decision: RoutingDecision, recruiting: Explanation | None = None
+) -> dict[str, Any]:
+    """JSON form of one decision, with the estimate that it was made from, and why whom where it went by skills."""
     costs = estimate.cost_usd
     return {
         "expert": decision.experts[0] if decision.experts else None,
         "experts": list(decision.experts),
         "scores": list(decision.scores),
+        "weights": list(decision.weights),
         "confidence": decision.confidence,
         "label": decision.label,
         "abstained": decision.abstained,
@@ -28,35 +33,53 @@ def decision_document(estimate: Estimate, decision: RoutingDecision) -> dict[str
         "ood": None if estimate.ood is None else float(estimate.ood[0]),
         "quality": dict(zip(estimate.experts, estimate.quality[0].tolist(), strict=True)),
         "cost_usd": None if costs is None else dict(zip(estimate.experts, costs[0].tolist(), strict=True)),
+        "recruiting": recruiting,
     }
 
 
-def print_explanation(estimate: Estimate, decision: RoutingDecision) -> None:
-    """Why: the category, the confidence, and every expert's expected score and cost, best first."""
+def print_explanation(
+    estimate: Estimate,
+    decision: RoutingDecision,
+    *,
+    ranked: bool,
+    recruiting: Explanation | None = None,
+) -> None:
+    """Why: the category, the confidence, and every expert's expected score and cost, best first.
+
+    Args:
+        ranked: the decision ranks all who may be asked, and the first one is; else it is whom a selector asks.
+        recruiting: shown before the table of scores.
+    """
     from rich.table import Table
 
     out = stdout_console()
-    facts: dict[str, Any] = {"category": decision.label, "confidence": f"{decision.confidence:.3f}"}
-    if estimate.ood is not None:
-        facts["unlike training"] = f"{float(estimate.ood[0]):.3f}"
-    facts["abstained"] = "yes, so the generalist answers" if decision.abstained else None
-    facts["truncated"] = "yes: the prompt is longer than the encoder reads" if decision.truncated else None
-    facts["reason"] = decision.reason or None
-    for name, value in facts.items():
-        if value is not None:
-            out.print(f"{name:>16}: {value}", markup=False, highlight=False)
+    for name, value in _facts(estimate, decision).items():
+        out.print(f"{name:>16}: {value}", markup=False, highlight=False)
+    if recruiting is not None:
+        print_recruiting(out, recruiting, decision)
     utilities = dict(zip(decision.experts, decision.scores, strict=True))
     table = Table("expert", "expected score", "USD / 1k", "utility")
     rows = sorted(
         range(len(estimate.experts)),
         key=lambda m: (-utilities.get(estimate.experts[m], -9e99), -estimate.quality[0, m]),
     )
+    asked, left_out = (decision.experts[:1], "not eligible") if ranked else (decision.experts, "not asked")
     for m in rows:
         name = estimate.experts[m]
         cost = None if estimate.cost_usd is None else float(estimate.cost_usd[0, m])
-        utility = f"{utilities[name]:.4f}" if name in utilities else "not eligible"
-        chosen = name in decision.experts[:1]
-        table.add_row(
-            escape(name), f"{estimate.quality[0, m]:.4f}", per_thousand(cost), utility, style="bold" if chosen else ""
-        )
+        utility = f"{utilities[name]:.4f}" if name in utilities else left_out
+        style = "bold" if name in asked else ""
+        table.add_row(escape(name), f"{estimate.quality[0, m]:.4f}", per_thousand(cost), utility, style=style)
     out.print(table)
+
+
+def _facts(estimate: Estimate, decision: RoutingDecision) -> dict[str, Any]:
+    facts = {
+        "category": decision.label,
+        "confidence": f"{decision.confidence:.3f}",
+        "unlike training": None if estimate.ood is None else f"{float(estimate.ood[0]):.3f}",
+        "abstained": "yes, so the generalist answers" if decision.abstained else None,
+        "truncated": "yes: the prompt is longer than the encoder reads" if decision.truncated else None,
+        "reason": decision.reason or None,
+    }
+    return {name: value for name, value in facts.items() if value is not None}

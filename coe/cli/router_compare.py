@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json as json_text
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +12,10 @@ import typer
 from rich.markup import escape
 
 from coe.cli.output import JsonTarget, emit_json, stdout_console
+from coe.cli.registry import RegistryUrl
 from coe.cli.router_options import Dial, Experts, Outcomes, Prices, Require, Seed, encoder_of, table_of
 from coe.cli.router_report import check_required, encoding_progress, parse_required, per_thousand, warnings_on_console
+from coe.cli.router_signals import SignalConfig, with_signals
 
 if TYPE_CHECKING:
     from routers.compare import Comparison
@@ -34,6 +37,8 @@ def compare(
     dial: Dial = None,
     seed: Seed = 0,
     require: Require = None,
+    config: SignalConfig = None,
+    registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
     """Compare routers on the same queries: paired differences with intervals, wins and losses, costs."""
@@ -41,8 +46,9 @@ def compare(
 
     required = parse_required(require or [], of=Comparison)
     table = table_of(outcomes, experts, prices)
+    reads = partial(with_signals, config=config, url=registry)
     with warnings_on_console():
-        lines = [named for source in sources for named in _lines(source, table, dial)]
+        lines = [named for source in sources for named in _lines(source, table, dial, reads)]
     if len(lines) < 2:
         raise typer.BadParameter("there is only one router: give two, or a report of several", param_hint="sources")
     (reference, theirs), *others = lines
@@ -53,12 +59,14 @@ def compare(
     check_required(found, required)
 
 
-def _lines(source: Path, table: OutcomeTable, dial: float | None) -> Iterator[tuple[str, Line]]:
+def _lines(
+    source: Path, table: OutcomeTable, dial: float | None, reads: Callable[..., OutcomeTable]
+) -> Iterator[tuple[str, Line]]:
     """(name, what it came to) of every router in a report or a folder."""
     from routers.compare import line_of_picks
 
     if source.is_dir():
-        yield str(source), _routed(source, table, dial)
+        yield str(source), _routed(source, table, dial, reads)
         return
     for document in _read(source):
         name = f"{source.stem}: {document['router']}"
@@ -77,7 +85,7 @@ def _read(source: Path) -> Sequence[dict[str, Any]]:
     raise typer.BadParameter(f"{source} is no report of `coe router`", param_hint="sources")
 
 
-def _routed(folder: Path, table: OutcomeTable, dial: float | None) -> Line:
+def _routed(folder: Path, table: OutcomeTable, dial: float | None, reads: Callable[..., OutcomeTable]) -> Line:
     from routers.artifacts import load
     from routers.decide import Utility
     from routers.evaluate import warn_of_overlap
@@ -89,6 +97,7 @@ def _routed(folder: Path, table: OutcomeTable, dial: float | None) -> Line:
         warn_of_overlap(loaded.meta.reference, table)
         table = table.with_experts([name for name in table.experts if name in loaded.router.experts])
         choosing = Choosing(Utility(dial=loaded.meta.dial if dial is None else dial))
+        table = reads(table, loaded.router.requires, on_progress)
         return line_of(table, route(loaded.router, table, choosing))
 
 

@@ -9,6 +9,7 @@ import typer
 
 from coe.cli.auto_report import telling
 from coe.cli.output import JsonTarget, emit_json
+from coe.cli.registry import RegistryUrl
 from coe.cli.router_options import (
     BudgetMinutes,
     BudgetUsd,
@@ -50,7 +51,7 @@ from coe.cli.router_report import (
     report_documents,
     warnings_on_console,
 )
-from coe.cli.router_signals import with_signals
+from coe.cli.router_signals import SignalConfig, with_signals
 
 
 def cv(
@@ -76,6 +77,8 @@ def cv(
     plot: Plot = None,
     with_picks: WithPicks = False,
     require: Require = None,
+    config: SignalConfig = None,
+    registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
     """Cross-validate routers: train on all folds but one, score the one left out, pool them."""
@@ -100,7 +103,7 @@ def cv(
             encodes.encode(table.prompts)  # all folds at once: one bar, and the cache serves every fold
             tell_of_truncation(encodes, table.prompts)
         requires = {name for n in kind for name in build(n, encodes, chosen[n]).requires}
-        table = with_signals(table, requires, None, on_progress)
+        table = with_signals(table, requires, bar("reading signals"), config=config, url=registry)
         baselines = standard_baselines(encodes, seed=seed)
         # A kind at its default settings is the baseline of that name: trained once, it stands in both places.
         as_baseline = {name for name in baselines if chosen.get(name) == plain[name]}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coe.cli.output import JsonTarget, console, emit_json
+from coe.cli.registry import RegistryUrl
 from coe.cli.router_options import (
     Compose,
     Dial,
@@ -35,7 +36,7 @@ from coe.cli.router_report import (
     report_documents,
     warnings_on_console,
 )
-from coe.cli.router_signals import with_signals
+from coe.cli.router_signals import SignalConfig, with_signals
 
 if TYPE_CHECKING:
     from routers.artifacts import LoadedRouter
@@ -60,6 +61,8 @@ def evaluate(
     plot: Plot = None,
     with_picks: WithPicks = False,
     require: Require = None,
+    config: SignalConfig = None,
+    registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
     """Score saved routers on a table that they were not trained on."""
@@ -76,7 +79,7 @@ def evaluate(
             loaded = load(folder, make_encoder=lambda name: encoder_of(name, on_progress))
             report = evaluate(
                 loaded.router,
-                with_signals(table, loaded.router.requires, None, on_progress),
+                with_signals(table, loaded.router.requires, on_progress, config=config, url=registry),
                 name=str(folder),
                 reference=loaded.meta.reference,
                 train_table=train_table,

@@ -38,7 +38,7 @@ from coe.cli.router_options import (
     tell_of_truncation,
 )
 from coe.cli.router_report import encoding_progress, warnings_on_console
-from coe.cli.router_signals import with_signals
+from coe.cli.router_signals import SignalConfig, with_signals
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +65,7 @@ def train(
     folds: Folds = 5,
     budget_minutes: BudgetMinutes = None,
     encoders: Encoders = None,
+    config: SignalConfig = None,
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
@@ -81,7 +82,7 @@ def train(
         encodes = encoder_of(encoder, on_progress) if reads_text(kind) else None
         started = time.perf_counter()
         make = telling(partial(build, kind, encodes, chosen))
-        table = with_signals(table, make().requires, registry, on_progress)
+        table = with_signals(table, make().requires, on_progress, config=config, url=registry)
         solved = None
         if target is not None:
             solved = _solved(make, table, folds_of(table, fold_column, folds, seed), target)
