@@ -62,6 +62,8 @@ def profile(
     the same command goes on where it stopped.
     """
     _check_flags(outcomes, tasks, config, aggregators=aggregators, grader=grader)
+    if tasks is not None and (label_column or source):
+        raise typer.BadParameter("--label-column and --source are of a table: a task has its own", param_hint="--tasks")
     if config is not None and _is_typed(context, "registry"):
         raise typer.BadParameter("the configuration says which registry: give one of the two", param_hint="--registry")
     place = Place.of(config, registry, with_output=json is not None or output is not None)

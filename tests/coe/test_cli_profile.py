@@ -283,6 +283,7 @@ def test_a_registry_in_memory_keeps_nothing_and_says_so_first(service: Path) -> 
         (["--outcomes", "t.parquet", "--tasks", "x", "--config", "c"], "either --outcomes or --tasks"),
         (["--tasks", "x"], "give the service's configuration"),
         (["--outcomes", "t.parquet", "--grader", "choice"], "for --aggregators with --outcomes and no --tasks"),
+        (["--tasks", "x", "--config", "service.yaml", "--source", "s"], "are of a table"),
         (["--tasks", "x", "--config", "service.yaml", "--registry", "sqlite://"], "give one of the two"),
     ],
 )

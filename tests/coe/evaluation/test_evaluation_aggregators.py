@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from coe.compose import build_composition
 from coe.errors import ContextLengthExceeded, TaskError
 from coe.evaluation.aggregators import (
     Trial,
@@ -190,6 +191,7 @@ async def test_each_label_has_its_own_winner_and_equals_go_to_the_cheaper(tmp_pa
     assert {label: one.expert for label, one in choice.of_label.items()} == {"north": "north", "south": "cheap"}
     aggregator = {"default": "cheap", "north": "north"}
     assert choice.composition() == {"kind": "aggregate", "aggregator": aggregator}
+    build_composition("aggregate", {"aggregator": aggregator})
 
 
 async def test_equals_on_a_label_leave_it_to_the_best_over_all(tmp_path: Path) -> None:
