@@ -156,15 +156,26 @@ def step_part(job: Job, part: int, stage: int) -> Stepped:
         return before
     rows = [RoutedRow.of(record) for record in _read(folder, _rows(part))]
     done: list[dict[str, Answer | Failure]] = [{} for _ in rows]
-    about = None
+    composition_of, about = job.composition_of(), None
     for earlier in range(stage):
         about = known(folder, part, earlier)
         assert about is not None  # a stage is planned only when those before it are answered
-        for unit in about.units:
-            for record in _read(folder, answers_name(earlier, unit)):
-                done[record["row"]][record["ask"]] = load_outcome(record)
+        outcomes = _outcomes(folder, earlier, about.units)
+        for number, mine in outcomes.items():
+            following = step(rows[number], composition_of(rows[number]), done[number])
+            assert isinstance(following, tuple)  # it was asked, and the same is asked again
+            done[number] |= {ask.id: mine[ask.id] for ask in following}  # in the order of the asks, as online
     assert about is not None
     return _plan(job, about, stage, rows, done)
+
+
+def _outcomes(folder: Folder, stage: int, units: Iterable[Unit]) -> dict[int, dict[str, Answer | Failure]]:
+    """The answers of a stage by row, then by ask."""
+    outcomes: dict[int, dict[str, Answer | Failure]] = {}
+    for unit in units:
+        for record in _read(folder, answers_name(stage, unit)):
+            outcomes.setdefault(record["row"], {})[record["ask"]] = load_outcome(record)
+    return outcomes
 
 
 def routing_errors(folder: Folder, part: int) -> Counter[str]:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from coe.batch.answering import Answered, Shift
+from coe.batch.answering import Answered, Loads, Shift
 from coe.batch.parts import Job, PartRouter, Stepped, open_router, step_part
 from coe.batch.run import run_batch
 from coe.batch.source import Split
 from coe.batch.stages import Unit
+from coe.batch.turns import Turns
 from coe.config import Config, load_config
 from coe.host import open_host
 
@@ -97,15 +98,22 @@ class InProcess:
 
     def answer(self, job: Job, stage: int, shifts: Sequence[tuple[Unit, ...]]) -> Iterator[Answered]:
         self.shifts.append([tuple(dict.fromkeys(unit.expert for unit in shift)) for shift in shifts])
-        for shift in shifts:
-            for units in [(unit,) for unit in shift] if self.left is not None else [shift]:
-                yield from asyncio.run(self._answer(job, stage, units))
-                self._tick()
+        for some in [shifts] if self.left is None else [[(unit,)] for shift in shifts for unit in shift]:
+            yield from asyncio.run(self._answer(job, stage, some))
+            self._tick()
 
-    async def _answer(self, job: Job, stage: int, units: Sequence[Unit]) -> list[Answered]:
+    async def _answer(self, job: Job, stage: int, shifts: Sequence[tuple[Unit, ...]]) -> list[Answered]:
+        """One host for all shifts, as the actors of Ray hold one."""
         reports: list[Answered] = []
+        turns = Turns(len(shifts), hosts=1)
         async with open_host(job.config, job.snapshot) as host:
-            await Shift(host, job.folder, stage, units, reports.append).run()
+            loads = Loads(host)
+            for turn in range(len(shifts)):
+                number, ahead = turns.take(turn, "host")
+                following = None if ahead is None else shifts[ahead][0].expert
+                await Shift(
+                    host, job.folder, stage, shifts[number], reports.append, loads=loads, following=following
+                ).run()
         return reports
 
     def _tick(self) -> None:
