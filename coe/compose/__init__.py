@@ -6,11 +6,11 @@ from difflib import get_close_matches
 from typing import Any
 
 from coe.compose.aggregate import Aggregate
-from coe.compose.among import Without, ruled_out, without
 from coe.compose.base import Ask, Asks, Composition, Done, Final, named_experts
 from coe.compose.cascade import Cascade
 from coe.compose.chain import Chain
 from coe.compose.fallback import FALLBACK, WithFallback
+from coe.compose.ruled_out import Without, ruled_out, without
 from coe.compose.self_consistency import SelfConsistency
 from coe.compose.single import Single
 from coe.compose.vote import Vote

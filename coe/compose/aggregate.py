@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from coe.compose.answer_key import auto
 from coe.compose.ballots import Ballot, asks, cast, drawn, elected, give_up, only_one, strength, together
@@ -74,13 +75,12 @@ class Aggregate:
             if decision.experts == (aggregator,):
                 return only_one(request, decision)  # nothing to aggregate
             return asks(self._recruiting(request), decision, range(len(decision.experts)))
-        ballots = cast(done, _key)
-        if not ballots:
+        panel = _Panel(decision, counts, done)
+        if not panel.ballots:
             raise give_up(decision, done)
-        heard = [ballot for ballot in ballots if without_thoughts(ballot.answer.text)]
-        if not heard or [ballot.answer.expert for ballot in heard] == [aggregator]:
-            return elected(decision, ballots, strength(ballots, counts), done)
-        return self._aggregated(request, aggregator, decision, ballots, heard, counts, done)
+        if panel.speakers in ([], [aggregator]):
+            return panel.vote()
+        return self._aggregated(request, aggregator, panel)
 
     def _aggregator(self, decision: RoutingDecision) -> str:
         if isinstance(self.aggregator, str):
@@ -94,64 +94,81 @@ class Aggregate:
             max_tokens=self.max_answer_tokens or request.max_tokens,
         )
 
-    def _aggregated(
-        self,
-        request: GenerateRequest,
-        aggregator: str,
-        decision: RoutingDecision,
-        ballots: Sequence[Ballot],
-        heard: Sequence[Ballot],
-        counts: Sequence[int],
-        done: Done,
-    ) -> Asks | Final:
+    def _aggregated(self, request: GenerateRequest, aggregator: str, panel: _Panel) -> Asks | Final:
         """The aggregator's next ask, or the answer."""
-        recruits = {name: outcome for name, outcome in done.items() if name.startswith("0.")}
-        silent = [f"{ballot.answer.expert} said nothing" for ballot in ballots if ballot not in heard]
-        notes = (*failures(recruits), *dict.fromkeys(silent))
-        shown = _Shown(heard, counts)
+        shown = _Shown(panel.answers)
         for attempt in range(1, MOST_ASKS + 1):
             ask = Ask(f"{attempt}.aggregator", aggregator, synthesis(request, shown.texts, self.template))
-            outcome = done.get(ask.id)
+            outcome = panel.done.get(ask.id)
             if outcome is None:
-                return Asks((ask,), last=True, notes=notes + shown.notes)
+                return Asks((ask,), last=True, notes=panel.notes + shown.notes)
             if isinstance(outcome, Answer):
-                return Final(together(outcome, done, notes + shown.notes + _ended(request, outcome)))
+                return Final(together(outcome, panel.done, panel.notes + shown.notes + _ended(request, outcome)))
             shorter = shown.fitting(ask.request, outcome.error)
             if shorter is None:
                 break
             shown = shorter
         assert isinstance(outcome, Failure)
         why = f"{aggregator} could not aggregate: {said(outcome.error)}"
-        final = elected(decision, ballots, strength(ballots, counts), done)
-        return Final(replace(final.answer, notes=(*notes, f"{why}; this is what most of the experts say")))
+        return panel.vote(f"{why}; this is what most of the experts say")
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """What the experts of a decision said. `counts`: how often each was drawn."""
+
+    decision: RoutingDecision
+    counts: Sequence[int]
+    done: Done
+
+    @cached_property
+    def ballots(self) -> list[Ballot]:
+        """Of all that answered."""
+        return cast(self.done, _key)
+
+    @cached_property
+    def answers(self) -> list[tuple[str, str]]:
+        """`(expert, text)` of those that said something, as often as they were drawn."""
+        texts = [(ballot, without_thoughts(ballot.answer.text)) for ballot in self.ballots]
+        return [(b.answer.expert, text) for b, text in texts if text for _ in range(self.counts[b.position])]
+
+    @property
+    def speakers(self) -> list[str]:
+        """Who said something: once for each answer, however often it counts."""
+        return [ballot.answer.expert for ballot in self.ballots if without_thoughts(ballot.answer.text)]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Who failed, and who said nothing."""
+        recruits = {name: outcome for name, outcome in self.done.items() if name.startswith("0.")}
+        silent = {ballot.answer.expert: None for ballot in self.ballots if not without_thoughts(ballot.answer.text)}
+        return (*failures(recruits), *(f"{expert} said nothing" for expert in silent))
+
+    def vote(self, *more: str) -> Final:
+        """What most of them say, with these notes beside their own."""
+        final = elected(self.decision, self.ballots, strength(self.ballots, self.counts), self.done)
+        return Final(replace(final.answer, notes=(*self.notes, *more)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
     """What the aggregator is shown of the answers: of each at most `limit` characters."""
 
-    heard: Sequence[Ballot]
-    counts: Sequence[int]
+    answers: Sequence[tuple[str, str]]
     limit: int | None = None
     why: str = ""
 
     @property
-    def whole(self) -> list[str]:
-        """Each as often as its expert was drawn."""
-        return [text for b in self.heard for text in [without_thoughts(b.answer.text)] * self.counts[b.position]]
-
-    @property
     def texts(self) -> list[str]:
         """As far as they are shown."""
-        return self.whole if self.limit is None else [shortened(text, self.limit) for text in self.whole]
+        return [text if self.limit is None else shortened(text, self.limit) for _, text in self.answers]
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Whose answers are cut, and where."""
         if self.limit is None:
             return ()
-        long = [b.answer.expert for b in self.heard if len(without_thoughts(b.answer.text)) > self.limit]
-        whose = ", ".join(dict.fromkeys(long))
+        whose = ", ".join(dict.fromkeys(expert for expert, text in self.answers if len(text) > self.limit))
         return (f"the aggregator saw the first {self.limit} characters of what was said by {whose}: {self.why}",)
 
     def fitting(self, asked: GenerateRequest, error: Exception) -> _Shown | None:
@@ -163,7 +180,7 @@ class _Shown:
         characters = len(asked.prompt or "") + sum(len(message.content) for message in asked.messages)
         now = sum(map(len, self.texts))
         fits = _MARGIN * (now - excess * characters / max(1, error.prompt_tokens))
-        limit = _level([len(text) for text in self.whole], max(min(fits, _MOST_KEPT * now), _LEAST_KEPT * now))
+        limit = _level([len(text) for _, text in self.answers], max(min(fits, _MOST_KEPT * now), _LEAST_KEPT * now))
         if limit < LEAST_CHARACTERS:
             return None
         why = f"the context of {error.expert} holds {error.context_length} tokens"

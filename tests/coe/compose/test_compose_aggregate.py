@@ -108,6 +108,8 @@ def test_nobody_aggregates_an_answer_of_its_own_alone() -> None:
     assert run(Aggregate("a"), decision(a=0.9), {"a": "4"}) == (answer("a", "4"), [["a"]])
     final, rounds = run(Aggregate("a"), THREE, {"a": "4", "b": DOWN, "c": DOWN})
     assert (final.text, rounds) == ("4", [["a", "b", "c"]]) and len(final.notes) == 2
+    twice = RoutingDecision(("a", "a", "b"), (0.4, 0.4, 0.2), (0.8, 0.8, 0.5), 0.8)
+    assert run(Aggregate("a"), twice, {"a": "4", "b": ""})[0].notes == ("b said nothing",)
     assert run(Aggregate("z"), decision(a=0.9), {"a": "4", "z": "five"})[0].text == "five"
 
 
@@ -209,8 +211,8 @@ def test_an_aggregator_that_the_caller_does_not_allow_is_not_asked() -> None:
     final, rounds = run(barred, THREE, {"a": "C", "b": "B", "c": "B"})
     assert (final.expert, rounds) == ("b", [["a", "b", "c"]])
     assert final.notes == (
-        "z could not aggregate: NotAllowed: 'z': allowed experts: the caller does not allow it; "
-        "this is what most of the experts say",
+        "z could not aggregate: NotAllowed: 'z' cannot take this request: "
+        "allowed experts: the caller does not allow it; this is what most of the experts say",
     )
     assert without(Aggregate("z"), {"y": "gone"}) == Aggregate("z")
     chain = without(build_composition("chain", {"experts": ["y", "a"]}), {"y": "gone"})

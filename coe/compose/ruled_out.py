@@ -14,7 +14,8 @@ from routers.base import RoutingDecision
 class Without:
     """`composition`, for which the experts in `barred` have failed before they are asked.
 
-    barred: expert -> why, as `allowed experts: the caller does not allow it`.
+    barred: experts that the composition names, and why each cannot take the request, as
+        `allowed experts: the caller does not allow it`.
     """
 
     def __init__(self, composition: Composition, barred: Mapping[str, str]) -> None:
@@ -31,7 +32,10 @@ class Without:
             if not refused:
                 return following
             for ask in refused:
-                known[ask.id] = Failure(ask.expert, NotAllowed(f"{ask.expert!r}: {self.barred[ask.expert]}"))
+                known[ask.id] = Failure(ask.expert, self._error(ask.expert))
+
+    def _error(self, expert: str) -> NotAllowed:
+        return NotAllowed(f"{expert!r} cannot take this request: {self.barred[expert]}")
 
 
 def without(composition: Composition, removed: Mapping[str, str]) -> Composition:
