@@ -102,6 +102,24 @@ def test_a_vote_asks_the_same_whatever_is_answered(place: Path) -> None:
     assert record["totals"]["asks"] == 15 and record["totals"]["loads"] == 2 and record["if_answers_agree"] is None
 
 
+def test_a_second_stage_is_planned_by_aggregator_with_prompts_that_hold_the_answers(place: Path) -> None:
+    knn(place)
+    aggregate = "{kind: aggregate, aggregator: tuned, max_answer_tokens: 8}"
+    service(place, f"{{default: {{router: router, composition: {aggregate}, k: 2}}}}")
+    write_lines(place / "in.jsonl", [{"prompt": f"say {i}", "max_tokens": 4} for i in range(5)])
+    executor = InProcess()
+    run(place / "service.yaml", place / "in.jsonl", place / "out", executor)
+    first, second = plan(place).record()["stages"]
+    assert [{name: each["asks"] for name, each in stage["experts"].items()} for stage in (first, second)] == [
+        {"base": 5, "loud": 5},
+        {"tuned": 5},
+    ]
+    assert executor.shifts == [[("base",), ("loud",)], [("tuned",)]] and second["loads"] == {"base": 1}
+    assert first["experts"]["base"]["tokens_at_most"] == 5 * 8 and second["experts"]["tuned"]["tokens_at_most"] == 5 * 4
+    # What is asked is as long as the question, the template and two answers of eight tokens.
+    assert second["experts"]["tuned"]["prompt_tokens"] > first["experts"]["base"]["prompt_tokens"] + 5 * 16
+
+
 SPECS = {
     name: ExpertSpec(name=name, kind=Kind.MODEL, source="fake://echo", price=Price.of_parameters(10**9))
     for name in ("a", "b", "c")
