@@ -352,6 +352,20 @@ def test_settings_that_make_no_sense_are_named(settings, message):
         SkillRouter(ENCODER, **settings)
 
 
+def test_a_text_that_is_longer_than_what_is_read_is_told():
+    class ShortSighted(HashingEncoder):
+        max_tokens = 8
+
+        def truncated(self, texts):
+            return np.array([len(text.split()) > 8 for text in texts], dtype=bool)
+
+    short = "violin chord court"
+    queries = [Query.of(short), Query.of(" ".join([short] * 3))]
+    router = SkillRouter(ShortSighted(64), skill_column="skills").fit(TRAIN)
+    assert router.estimate(queries).truncated.tolist() == [False, True]
+    assert BY_WORDS.estimate([words("sounds")]).truncated is None
+
+
 def test_it_must_be_trained_and_fit_its_encoder():
     with pytest.raises(RouterError, match="this skill router is not trained"):
         SkillRouter(ENCODER).estimate([])

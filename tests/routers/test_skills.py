@@ -153,6 +153,13 @@ def test_columns_of_skills_are_lists_or_text_with_commas():
     assert labelled(table(level=[1, 2]), "level") == [("1",), ("2",)]
 
 
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_lists_of_skills_come_back_from_files(suffix, tmp_path):
+    table(skills=[["algebra", "optics"], []]).write(tmp_path / f"outcomes{suffix}")
+    again = OutcomeTable.read(tmp_path / f"outcomes{suffix}")
+    assert labelled(again, "skills") == [("algebra", "optics"), ()]
+
+
 def test_a_domain_is_one_skill_unless_its_column_is_named():
     rows = table(domain=["law, international", "law"])
     assert labelled(rows, None) == [("law, international",), ("law",)]
