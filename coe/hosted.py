@@ -47,6 +47,7 @@ class HostedExpert:
         self._config = Config(engines=engines or EnginesConfig())
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
+        self._finalizer: weakref.finalize[..., HostedExpert] | None = None
 
     def run(self, work: Callable[[Ask], Coroutine[Any, Any, _T]]) -> _T:
         """What `work(ask)` returns. It is cancelled where the caller is interrupted.
@@ -66,6 +67,8 @@ class HostedExpert:
         """Unload the expert and end the thread; what is being asked then fails. A later `run` begins anew."""
         with self._lock:
             worker, self._worker = self._worker, None
+            if self._finalizer is not None:
+                self._finalizer.detach()
         if worker is not None:
             worker.stop()
             worker.thread.join()
@@ -74,7 +77,7 @@ class HostedExpert:
         with self._lock:
             if self._worker is None or not self._worker.thread.is_alive():
                 self._worker = _Worker(self.name, self._alone, self._config)
-                weakref.finalize(self, _end, self._worker)
+                self._finalizer = weakref.finalize(self, _end, self._worker)
                 self._worker.thread.start()
             return self._worker
 

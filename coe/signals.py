@@ -108,7 +108,7 @@ class Signals:
         features |= {name: _part(name, rows) for name in names if not _is_words(name)}
         for expert in _experts(names, KEYWORDS):
             asked = self._keyword_reader(expert)
-            words = _stored(asked.store(), asked.read, asked.at_once, table.prompts, on_progress)
+            words = _stored(asked.store(), asked.read_each, asked.at_once, table.prompts, on_progress)
             features[f"{KEYWORDS}/{expert}"] = tuple(words[key] for key in keys)
         return replace(table, features=features)
 
@@ -126,7 +126,8 @@ class Signals:
         parts: dict[str, Vectors | list[Words]] = {name: _part(name, rows) for name in names if not _is_words(name)}
         for expert in _experts(names, KEYWORDS):
             reader = self._keyword_reader(expert)
-            known = _stored(reader.store(), partial(_read_or_log, expert, reader), reader.at_once, texts, None)
+            log = partial(_log_errors, expert)
+            known = _stored(reader.store(), reader.read_each, reader.at_once, texts, on_errors=log)
             parts[f"{KEYWORDS}/{expert}"] = [known.get(key, ()) for key in _digests(texts)]
         return [
             replace(query, features={**query.features, **{name: part[i] for name, part in parts.items()}})
@@ -140,7 +141,7 @@ class Signals:
 
     def _keyword_reader(self, expert: str) -> KeywordReader:
         if expert not in self._keywords:
-            self._keywords[expert] = self._make_keywords(expert, self._snapshot, self._engines)
+            self._keywords.setdefault(expert, self._make_keywords(expert, self._snapshot, self._engines))
         return self._keywords[expert]
 
 
@@ -181,40 +182,44 @@ def _digests(texts: Sequence[str]) -> list[bytes]:
 
 def _stored(
     store: Store[_V],
-    read: Callable[[list[str]], Iterable[_V | None]],
+    read: Callable[[list[str]], Iterable[_V | CoeError]],
     at_once: int,
     texts: Sequence[str],
-    on_progress: Progress | None,
+    on_progress: Progress | None = None,
+    on_errors: Callable[[list[CoeError]], None] | None = None,
 ) -> dict[bytes, _V]:
-    """Digest of a text -> value, read where it is not stored yet, so many at once; none where `read` gave `None`."""
+    """Digest of a text -> value, read where it is not stored yet, so many at once; none of a text that failed.
+
+    Raises:
+        CoeError: the first one, after the others were stored, where there is no `on_errors`.
+    """
     keys = _digests(texts)
     known = store.get(keys)
     missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
     todo = sorted(missing, key=lambda key: -len(missing[key]))  # texts of like length share a batch
     for start in range(0, len(todo), at_once):
         some = todo[start : start + at_once]
-        values = zip(some, read([missing[key] for key in some]), strict=True)
-        fresh = {key: value for key, value in values if value is not None}
+        found = dict(zip(some, read([missing[key] for key in some]), strict=True))
+        fresh = {key: value for key, value in found.items() if not isinstance(value, CoeError)}
         store.put(fresh)
         known |= fresh
+        if errors := [value for value in found.values() if isinstance(value, CoeError)]:
+            if on_errors is None:
+                raise errors[0]
+            on_errors(errors)
         if on_progress is not None:
             on_progress(min(start + at_once, len(todo)), len(todo))
     return known
 
 
-def _read_or_log(expert: str, reader: KeywordReader, texts: Sequence[str]) -> list[Words | None]:
-    found = reader.read_each(texts)
-    errors = [one for one in found if isinstance(one, CoeError)]
-    if errors:
-        _log.warning(
-            "the keywords of %d of %d queries could not be read by %r: they are routed without; %s: %s",
-            len(errors),
-            len(texts),
-            expert,
-            type(errors[0]).__name__,
-            errors[0],
-        )
-    return [None if isinstance(one, CoeError) else one for one in found]
+def _log_errors(expert: str, errors: list[CoeError]) -> None:
+    _log.warning(
+        "%r could not name the keywords of %d queries, which are routed without; %s: %s",
+        expert,
+        len(errors),
+        type(errors[0]).__name__,
+        errors[0],
+    )
 
 
 def _part(name: str, rows: dict[str, Vectors]) -> Vectors:

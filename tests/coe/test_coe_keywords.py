@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import subprocess
 import sys
@@ -219,7 +220,7 @@ def test_an_expert_that_fails_stops_training_and_costs_a_query_only_its_keywords
             signals.add_features(table("Where is Paris?"), [feature])
         [query] = signals.fill([Query.of("Where is Paris?")], [feature])
     assert query.features == {feature: ()}
-    assert f"the keywords of 1 of 1 queries could not be read by '{name}'" in caplog.text
+    assert f"'{name}' could not name the keywords of 1 queries, which are routed without; " in caplog.text
 
 
 def test_a_key_that_is_missing_is_told() -> None:
@@ -227,6 +228,22 @@ def test_a_key_that_is_missing_is_told() -> None:
     told = pytest.raises(ConfigError, match="set the environment variable NOBODY_SETS_THIS")
     with closing(KeywordReader("away", snapshot_of(away))) as reader, told:
         reader.read(["Paris"])
+
+
+def test_what_others_were_named_is_kept_where_one_fails() -> None:
+    asked: list[str] = []
+
+    class Flaky(KeywordReader):
+        def read_each(self, texts: Any) -> Any:
+            asked.extend(texts)
+            return [EngineError("lost") if text == "b" and len(asked) < 4 else (text,) for text in texts]
+
+    with Signals(SNAPSHOT, keywords=Flaky) as signals:
+        with pytest.raises(EngineError, match="lost"):
+            signals.add_features(table("a", "b", "c"), ["keywords/skills"])
+        whole = signals.add_features(table("a", "b", "c"), ["keywords/skills"])
+    assert whole.features == {"keywords/skills": (("a",), ("b",), ("c",))}
+    assert asked == ["a", "b", "c", "b"]
 
 
 class Counting(KeywordReader):
@@ -341,3 +358,38 @@ def test_a_script_that_closes_nothing_ends_in_silence() -> None:
     )
     assert ended.stdout == "[('geography', 'capitals')]\n"
     assert ended.stderr == ""
+
+
+REAL = """
+import sys
+import coe.keywords
+from coe.config import EnginesConfig, HFConfig
+from coe.keywords import KeywordReader
+from registry.describe import describe
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
+
+coe.keywords.MAX_TOKENS, coe.keywords.SAMPLES, coe.keywords.OFTEN = 8, 2, 1
+spec = describe(ExpertSpec(name="skills", kind=Kind.MODEL, source=sys.argv[1], version=1))
+engines = EnginesConfig(hf=HFConfig(device="cpu", dtype="float32", threads=1))
+reader = KeywordReader("skills", Snapshot(1, {"skills": spec}), engines)
+texts = ["Why does bread dough rise in the oven?", "How much is 3 + 4?"]
+both = reader.read(texts)
+assert both == [reader.read([text])[0] for text in texts], both
+print(both[0])
+"""
+
+
+@pytest.mark.integration
+def test_a_real_small_model_names_the_same_keywords_alone_and_in_a_batch(zoo_bases: Path) -> None:
+    """In a script that closes nothing, whose end nothing must disturb."""
+    ended = subprocess.run(
+        [sys.executable, "-c", REAL, str(zoo_bases / "smollm2-135m-instruct")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    words = ast.literal_eval(ended.stdout)
+    assert words and all(isinstance(word, str) and len(word) <= LONGEST for word in words)
