@@ -33,6 +33,7 @@ from coe.errors import CoeError, EngineError
 from coe.local import build_policies
 from coe.orchestrator import Orchestrator
 from coe.routing import Routed
+from coe.signals import Signals
 from coe.types import Answer, Chunk, Failure, GenerateRequest
 from registry.store import Snapshot
 from routers.errors import RouterError
@@ -89,7 +90,7 @@ def open_router(config: Config, snapshot: Snapshot) -> Orchestrator:
     Raises:
         ConfigError, RouterError: a policy or its router is wrong.
     """
-    policies = build_policies(config.policies, snapshot)
+    policies = build_policies(config.policies, snapshot, Signals(snapshot, config.engines))
     return Orchestrator(snapshot, policies, ask=_nobody, default_policy=config.default_policy)
 
 
