@@ -79,4 +79,4 @@ def _why(standing: Standing, recruiting: Explanation, times: int) -> str:
         )
     if all(one.suitability <= 0 for one in recruiting.experts):
         return f"{weight}; nobody was right more often than wrong here, S {standing.suitability:+.2f}"
-    return f"{weight}; S {standing.suitability:+.2f}, so only where nobody better may be asked"
+    return f"{weight}; S {standing.suitability:+.2f}: in reserve, for fewer are suitable than are asked"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from typer.testing import CliRunner, Result
 from coe.cli.route import route
 from coe.cli.router import app as router_app
 from coe.errors import ConfigError
+from coe.local import open_local
+from coe.types import GenerateRequest
 from registry.apply import apply, plan
 from registry.documents import load_document
 from registry.store import Registry
 from routers.artifacts import load
+from routers.base import Message
 from routers.outcomes import OutcomeTable
 
 app = typer.Typer()
@@ -94,6 +98,7 @@ def test_route_reads_the_keywords_and_tells_why_whom(files: Path, by_words: Path
     shown = run(*command, "--explain", "-k", 2).stdout
     assert shown.splitlines()[0] == "cook"
     assert "skill: cooking 50%, named" in shown and "skill: chemistry 50%, named" in shown
+    assert "lawyer: weight 0.000; S -28.00: in reserve" in shown
     assert "cook: weight " in shown and "for it: chemistry +20.0, cooking +20.0" in shown
     document = json.loads(run(*command, "-k", 2, "--json", "-").stdout)
     assert document["expert"] == "cook" and sum(document["weights"]) == pytest.approx(1)
@@ -123,3 +128,18 @@ def test_route_without_a_known_skill_recruits_by_competency(files: Path, by_word
     command = ["route", "What is this?", "--router", by_words, "--config", files / "service.yaml", "--explain"]
     shown = run(*command).stdout
     assert "no skill is known, so by competency" in shown
+
+
+async def test_a_service_in_process_recruits_by_keywords_and_leaves_nothing_behind(files: Path, by_words: Path) -> None:
+    policies = "policies: {default: {router: w, select: {kind: recruit, k: 2}}}\n"
+    (files / "local.yaml").write_text(f"experts: [experts.yaml]\n{policies}")
+    async with open_local(files / "local.yaml") as system:
+        replies = system.answers([request("butter on an oven plate"), request("a tenant moves out")])
+        assert [reply.decision.experts[0] for reply in replies] == ["cook", "lawyer"]
+        assert await replies[0].text() == "butter on an oven plate"
+        assert "expert:names" in {thread.name for thread in threading.enumerate()}
+    assert "expert:names" not in {thread.name for thread in threading.enumerate()}
+
+
+def request(text: str) -> GenerateRequest:
+    return GenerateRequest(messages=(Message("user", text),))
