@@ -67,8 +67,7 @@ class HostedExpert:
         """Unload the expert and end the thread; what is being asked then fails. A later `run` begins anew."""
         with self._lock:
             worker, self._worker = self._worker, None
-            if self._finalizer is not None:
-                self._finalizer.detach()
+            self._forget()
         if worker is not None:
             worker.stop()
             worker.thread.join()
@@ -76,10 +75,16 @@ class HostedExpert:
     def _started(self) -> _Worker:
         with self._lock:
             if self._worker is None or not self._worker.thread.is_alive():
+                self._forget()
                 self._worker = _Worker(self.name, self._alone, self._config)
                 self._finalizer = weakref.finalize(self, _end, self._worker)
                 self._worker.thread.start()
             return self._worker
+
+    def _forget(self) -> None:
+        """A worker that has ended, and its host, need not be kept for the end of the interpreter."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
 
 
 class _Worker:
