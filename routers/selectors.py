@@ -150,7 +150,7 @@ class Cascade:
 
     def _path(self, candidates: Candidates, i: int, costs: Floats, utilities: Floats) -> Columns:
         ranked = candidates.order[i, : candidates.counts[i]]
-        quality, best = candidates.estimate.quality[i], ranked[0]
+        quality, best = np.asarray(candidates.estimate.quality[i], dtype=np.float64), ranked[0]  # as a log keeps it
         # `ranked` settles ties of cost: sorting is stable.
         cheap_first = ranked[np.argsort(costs[ranked], kind="stable")]
         suffices = (quality[cheap_first] >= self.threshold) & (

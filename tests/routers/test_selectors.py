@@ -87,6 +87,14 @@ def test_cascade_without_costs_says_what_to_do():
         decide(estimate([[0.5, 0.7]], [[1.0, np.nan]]), select=Cascade(tolerance=0.1))
 
 
+def test_a_cascade_compares_as_exactly_as_its_threshold_is_given():
+    quality = np.array([[0.1, 0.9]], dtype=np.float32)  # a little more than 0.1, and less than the threshold
+    of = Estimate(("a", "b"), quality, np.array([[1.0, 2.0]]))
+    select = Cascade(threshold=float(quality[0, 0]) + 1e-12)
+    again = Estimate(("a", "b"), quality.astype(np.float64), of.cost_usd)
+    assert chosen(select, of) == chosen(select, again) == ("b",)
+
+
 def test_ties_in_a_cascade():
     same_cost = estimate([[0.5, 0.7, 0.7]], [[1.0, 1.0, 1.0]])
     assert chosen(Cascade(tolerance=0.5, k=3), same_cost) == ("medium",)
