@@ -1,6 +1,6 @@
 """Our routers beside others', on the same folds and vectors: accuracy, seconds to train, milliseconds to route.
 
-    COE_DATA_DIR=... python benchmarks/peers.py --peer-python PATH [--sets llmrouter9 mmlupro28] [--json PATH]
+    COE_DATA_DIR=... python benchmarks/peers.py --peer-python PATH [--sets llmrouter9 mmlupro28] [--folds 0 1]
 
 The rivals: routers of llmrouter-lib 0.4.0 in an environment of its own (PATH is its python; `pip install
 llmrouter-lib==0.4.0 torch==2.13.0`), with its own trainers and the settings of its example configurations, on our
@@ -52,22 +52,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", type=Path, help="python of the environment with llmrouter-lib")
     parser.add_argument("--sets", nargs="+", default=["llmrouter9", "mmlupro28"])
+    parser.add_argument("--folds", nargs="+", type=int, help="only these; by default all five")
     parser.add_argument("--ours", nargs="+", default=list(OURS))
     parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args()
-    rows = [row for name in options.sets for row in compare(name, options.ours, options.peer_python)]
+    rows = [row for name in options.sets for row in compare(name, options.ours, options.peer_python, options.folds)]
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def compare(name: str, ours: Sequence[str], peer_python: Path | None) -> Iterator[dict[str, Any]]:
-    """One row a router, over all folds of a table."""
+def compare(
+    name: str, ours: Sequence[str], peer_python: Path | None, folds: Sequence[int] | None
+) -> Iterator[dict[str, Any]]:
+    """One row a router, over the folds of a table."""
     table = read_table(name)
     vectors = Recorded(CachedEncoder(build_encoder()), table.prompts)
     results: dict[str, list[Result]] = {}
     order = []
     assert table.folds is not None
-    for fold in np.unique(table.folds):
+    for fold in folds or np.unique(table.folds):
         train, test = table.select(table.folds != fold), table.select(table.folds == fold)
         order.append(np.flatnonzero(table.folds == fold))
         for kind in ours:
