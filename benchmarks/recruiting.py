@@ -45,13 +45,22 @@ FOLDS = range(5)
 SIZES = (3, 5)
 TOLD = "told"
 REFERENCE = "kNN 150, top-k"
+ALIKE = 100.0
+"""A temperature at which all experts are nearly equally competent, so that suitability alone decides."""
 GRID = [
     {"skill_column": column, "temperature": temperature}
-    for column, temperature in itertools.product((None, "src"), (0.5, 100.0))
+    for column, temperature in itertools.product((None, "src"), (0.5, ALIKE))
 ]
 """What `chosen` chooses from: whose labels are skills (domain, or source), and how much the overall level counts."""
 
-WITH_PRIOR = (REFERENCE, "skills: domain", "skills: chosen", "fixed top-k", "quality router, top-k")
+WITH_PRIOR = (
+    REFERENCE,
+    "skills: domain",
+    "skills: source, all alike",
+    "skills: chosen",
+    "fixed top-k",
+    "quality router, top-k",
+)
 """Ways that are also shown with the option prior, which knows nothing of experts."""
 
 CHECKED = 40
@@ -179,6 +188,10 @@ def ways(pool: Pool, k: int, picked: list[dict[str, Any]], with_quality: bool) -
         REFERENCE: (pool.decisions("knn", {"k": 150}, TopK(k)), None),
         "skills: domain": (pool.decisions("skill", skilled(k), Recruit(k)), None),
         "skills: source": (pool.decisions("skill", skilled(k, skill_column="src"), Recruit(k)), None),
+        "skills: source, all alike": (
+            pool.decisions("skill", skilled(k, skill_column="src", temperature=ALIKE), Recruit(k)),
+            None,
+        ),
         "skills: chosen": (chosen, picked),
         "skills: domain, only the suitable": (pool.decisions("skill", skilled(k, reserve=False), Recruit(k)), None),
         "skills: domain, drawn (the source)": (pool.decisions("skill", skilled(k, reserve=False), drawn), None),

@@ -21,7 +21,7 @@ WithoutSkills = Literal["competency", "uniform"]
 SHOWN = 3
 """Skills that a reason names."""
 RESERVE = 1e-6
-"""What those weigh together who are not suitable, beside those who are."""
+"""What those who are not suitable weigh together at most, beside those who are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +128,19 @@ def recruiting_weights(
     Args:
         local: (n, m) suitabilities. gamma: (m,) competencies. kept: (m,) bool, at least one True; `None`: all.
         reserve: who has S_i <= 0 stands in reserve, which the source, drawing with replacement, does not need: with
-            shifted weights that are a millionth of all, so that the k of most weight are k where fewer are suitable.
+            shifted weights that are a millionth of all, or less than that of any who is suitable, so that the k of most
+            weight are k where fewer are suitable.
     """
     among = np.ones(len(gamma), dtype=bool) if kept is None else kept
     suitable = among & (local > 0)
+    some = suitable.any(axis=1, keepdims=True)
     lowest = np.where(among, local, np.inf).min(axis=1, keepdims=True)
     shifted = _rows_to_one(np.where(among & ~suitable, local - lowest + 1.0, 0.0), gamma)
-    weights = np.where(
-        suitable.any(axis=1, keepdims=True), _rows_to_one(np.where(suitable, local, 0.0), gamma), shifted
-    )
-    return share_of(weights + RESERVE * shifted) if reserve else weights
+    weights = np.where(some, _rows_to_one(np.where(suitable, local, 0.0), gamma), shifted)
+    if not reserve:
+        return weights
+    least = np.where(weights > 0, weights, 1.0).min(axis=1, keepdims=True)
+    return share_of(np.where(some, weights + np.minimum(RESERVE, least / 2) * shifted, weights))
 
 
 def _rows_to_one(s: Floats, gamma: Floats) -> Floats:

@@ -74,6 +74,15 @@ def test_who_is_not_suitable_stands_in_reserve():
     assert recruiting_weights(local, gamma, np.array([True, False, True]), reserve=True)[0, 1] == 0.0
 
 
+def test_a_reserve_never_outweighs_who_is_suitable():
+    local, gamma = (
+        np.array([[4.0, 1.0, -1.0]]),
+        np.array([0.5, 1e-8, 0.5]),
+    )  # the second is suitable, but weak elsewhere
+    ours, weak, spare = recruiting_weights(local, gamma, reserve=True)[0]
+    assert ours > weak > spare > 0
+
+
 def test_suitable_experts_without_any_competency_are_weighed_by_suitability_alone():
     assert recruiting_weights(np.array([[3.0, 1.0, 0.0]]), np.array([0.0, 0.0, 1.0]))[0] == pytest.approx(
         [0.75, 0.25, 0]
