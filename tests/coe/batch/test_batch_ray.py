@@ -89,6 +89,16 @@ def test_on_ray_the_files_are_those_of_one_process(place: Path) -> None:
     assert ray.is_initialized()  # it was there before
 
 
+def test_where_memory_holds_two_each_expert_is_loaded_once_a_stage_all_the_same(place: Path) -> None:
+    run(place / "service.yaml", place / "in.jsonl", place / "one")
+    path = service(place, more="engines: {fake: {load_delay_s: 0.2}}\n")
+    path.write_text(path.read_text().replace("budget: 100", "budget: 200"))
+    [session] = on_ray(place, "ray")["sessions"]
+    assert results(place / "ray") == results(place / "one")
+    assert session["loads"] == {"base": 2, "loud": 1} and session["loaded_bytes"] == 300
+    assert session["load_s"] >= 0.6 and set(session["work_s"]) == {"base", "loud"}
+
+
 def test_interrupted_and_resumed(place: Path) -> None:
     run(place / "service.yaml", place / "in.jsonl", place / "one")
     with pytest.raises(Stop):
