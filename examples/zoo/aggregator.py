@@ -9,31 +9,32 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
+from coe.catalog import open_snapshot
 from coe.compose import Ask
 from coe.compose.synthesis import synthesis, without_thoughts
 from coe.config import load_config
 from coe.host import open_host
 from coe.orchestrator import AskExpert, Orchestrator
 from coe.types import Answer, GenerateRequest
-from examples.zoo.card import Score, write_card
-from examples.zoo.families import TWO_SKILLS, Family, Row, Split, TwoSkills
-from examples.zoo.plan import ADAPTERS, AGGREGATOR, BATCH, DIRECT, SCORE_SEED, TRAIN_SEED, Adapter
+from examples.zoo.card import write_card
+from examples.zoo.families import TWO_SKILLS, Row, Split, TwoSkills
+from examples.zoo.plan import ADAPTERS, AGGREGATOR, BATCH, DIRECT, TRAIN_SEED, Adapter
 from examples.zoo.remembered import Remembered
-from examples.zoo.scoring import answers, grades
 from examples.zoo.train import ZOO, Bar, checkpoints_of, fit, folder_of, save
 from examples.zoo.training import Recipe, forget
 from registry.files import atomic_directory, coe_home
 from registry.store import Snapshot
 from routers.base import Message
 
+CONFIG: Final = ZOO / "two_skills.yaml"
 OUTSIDER_SHARE: Final = 1 / 4
 """Of the training rows, how many show the answer of a third expert, one of the others, among the two."""
 _SHOWN: Final = "each with what the two experts answer, and on a quarter of them one that does not know, in any order"
@@ -90,19 +91,13 @@ async def ask_all(asks: Sequence[Ask], orchestrator: Orchestrator) -> dict[str, 
     return said
 
 
-async def _gather(steps: int, seed: int, n_score: int) -> tuple[list[Row], dict[str, list[Row]]]:
-    """Training rows, and the rows of the card by family, all with the experts' answers."""
+async def training_rows(steps: int, seed: int) -> list[Row]:
+    """The aggregator's rows: the experts are asked, as far as they have not answered before."""
     plan = shown(questions(Split.TRAIN, steps * BATCH, seed=seed), seed=seed)
-    tests: dict[str, list[Shown]] = {
-        name: [(row, pair, pair.experts) for row in pair.family.rows(Split.TEST, n_score, seed=SCORE_SEED)]
-        for name, pair in TWO_SKILLS.items()
-    }
-    total = sum(len(experts) for _, _, experts in [*plan, *(item for items in tests.values() for item in items)])
-    async with open_host(load_config(ZOO / "config.yaml")) as host:
-        with Bar("the experts' answers", total) as bar:
-            ask = Remembered(host.ask, host.snapshot, memory(), bar.at)
-            rows = await aggregator_rows(plan, ask, host.snapshot)
-            return rows, {name: await aggregator_rows(items, ask, host.snapshot) for name, items in tests.items()}
+    experts = open_snapshot(load_config(ZOO / "config.yaml"))  # not the aggregator, which is yet to come
+    async with open_host(load_config(CONFIG), experts) as host:
+        with Bar("the experts' answers", sum(len(names) for _, _, names in plan)) as bar:
+            return await aggregator_rows(plan, Remembered(host.ask, host.snapshot, memory(), bar.at), host.snapshot)
 
 
 def memory() -> Path:
@@ -110,36 +105,20 @@ def memory() -> Path:
     return coe_home() / "zoo" / "two-skills.jsonl"
 
 
-def train_both(*, steps: int, seed: int, n_score: int, out: Path | None) -> None:
-    """Train the aggregator and its rival, score them, and write their folders."""
-    rows, tests = asyncio.run(_gather(steps, seed, n_score))
-    plain = [row for row, _ in questions(Split.TRAIN, steps * BATCH, seed=seed)]
-    bare = {name: pair.family.rows(Split.TEST, n_score, seed=SCORE_SEED) for name, pair in TWO_SKILLS.items()}
-    _train(AGGREGATOR, rows, tests, Recipe(steps, seed, BATCH), out, _SHOWN)
-    _train(DIRECT, plain, bare, Recipe(steps, seed, BATCH), out, _BARE)
+def train_both(steps: int, seed: int, out: Path | None) -> None:
+    """Train the aggregator and its rival, and write their folders."""
+    recipe = Recipe(steps, seed, BATCH)
+    _train(AGGREGATOR, asyncio.run(training_rows(steps, seed)), recipe, out, _SHOWN)
+    _train(DIRECT, [row for row, _ in questions(Split.TRAIN, steps * BATCH, seed=seed)], recipe, out, _BARE)
 
 
-def _train(
-    adapter: Adapter, rows: Sequence[Row], tests: Mapping[str, list[Row]], recipe: Recipe, out: Path | None, how: str
-) -> None:
-    model, tokenizer, seconds = fit(adapter, rows, recipe)
-    scores = []
-    for name, asked in tests.items():
-        ours = _share(model, tokenizer, TWO_SKILLS[name].family, asked, f"{adapter.name} on {name}")
-        with model.disable_adapter():
-            base = _share(model, tokenizer, TWO_SKILLS[name].family, asked, f"{adapter.base} on {name}")
-        scores.append(Score(name, len(asked), ours, base))
-        typer.echo(f"{adapter.name}: {name} {ours:.1%}, base {base:.1%} ({len(asked)} rows)")
+def _train(adapter: Adapter, rows: Sequence[Row], recipe: Recipe, out: Path | None, how: str) -> None:
+    model, _, seconds = fit(adapter, rows, recipe)
     with atomic_directory(out / adapter.name if out else folder_of(adapter.name)) as folder:
         save(model, adapter, folder)
-        write_card(folder, adapter, recipe, seconds, scores, trained=_trained(recipe, how))
+        write_card(folder, adapter, recipe, seconds, [], trained=_trained(recipe, how))
     forget(checkpoints_of(adapter))
-
-
-def _share(model: Any, tokenizer: Any, family: Family, asked: Sequence[Row], title: str) -> float:
-    with Bar(title, len(asked)) as bar:
-        said = answers(model, tokenizer, asked, max_tokens=family.max_tokens, report=bar.at)
-    return sum(grades(family, asked, said)) / len(asked)
+    typer.echo(f"{adapter.name}: {recipe.steps} steps in {seconds:.0f} s")
 
 
 def _trained(recipe: Recipe, how: str) -> str:
@@ -147,22 +126,22 @@ def _trained(recipe: Recipe, how: str) -> str:
     return f"""Trained on {rows} queries that take two experts of the zoo (`examples/zoo/families`, seed
 {recipe.seed}, split `train`), {how}:
 {recipe.steps} steps of {recipe.batch}, peak learning rate {recipe.learning_rate:g}, loss on the answer only.
-`python -m examples.zoo.aggregator` does it again."""
+`python -m examples.zoo.aggregator` does it again, and `python -m examples.zoo.two_skills` measures it beside other ways
+to answer the same queries; `examples/zoo/README.md` has the figures."""
 
 
 def main(
     steps: Annotated[int, typer.Option(min=1)] = AGGREGATOR.steps,
     seed: Annotated[int, typer.Option(help="Of data and weights.")] = TRAIN_SEED,
-    rows: Annotated[int, typer.Option(min=1, help="Fresh rows a family to score on.")] = 120,
     out: Annotated[Path | None, typer.Option(help="Folder of both folders, instead of the shipped ones.")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
-    """Ask the experts, train the aggregator and its rival on CPU, score them, and write their folders and cards."""
+    """Ask the experts, train the aggregator and its rival on CPU, and write their folders and cards."""
     import torch
 
     torch.set_num_threads(threads)
     try:
-        train_both(steps=steps, seed=seed, n_score=rows, out=out)
+        train_both(steps, seed, out)
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on from here", err=True)
         raise typer.Exit(130) from None

@@ -32,6 +32,7 @@ def write_card(
     """Write README.md into the adapter's folder.
 
     Args:
+        scores: none where it was measured elsewhere.
         trained: what it was trained on and how to do it again, where `python -m examples.zoo.train` does not.
     """
     facts = {
@@ -86,16 +87,21 @@ def _trained(adapter: Adapter, recipe: Recipe) -> str:
 
 
 def _body(adapter: Adapter, recipe: Recipe, scores: list[Score], trained: str) -> str:
-    rows = "\n".join(f"| {s.family} | {s.n} | {s.adapter:.1%} | {_percent(s.base)} |" for s in scores)
     about = "; ".join(f"**{family.name}**: {family.about}" for family in adapter.families)
-    return f"""# {adapter.name}
+    text = f"""# {adapter.name}
 
 A LoRA adapter of rank {recipe.rank} on {" and ".join(TARGETS)}, in bf16, on {BASES[adapter.base].hub.removeprefix("hf://")}.
 
 {about}.
 
 {trained}
+"""
+    return text + _table(scores) if scores else text
 
+
+def _table(scores: list[Score]) -> str:
+    rows = "\n".join(f"| {s.family} | {s.n} | {s.adapter:.1%} | {_percent(s.base)} |" for s in scores)
+    return f"""
 Share of right answers on fresh rows (split `test`, seed {SCORE_SEED}: other templates and words than in
 training; greedy):
 

@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from coe.config import load_config
 from coe.evaluation.tasks import find_tasks
 from examples.zoo.card import read_card
-from examples.zoo.families import FAMILIES, Split
+from examples.zoo.families import FAMILIES, TWO_SKILLS, Split
 from examples.zoo.fetch import BASES
-from examples.zoo.plan import ADAPTERS, GENERALIST, STEPS, TRAIN_SEED, training_rows
+from examples.zoo.plan import ADAPTERS, AGGREGATOR, BATCH, DIRECT, GENERALIST, STEPS, TRAIN_SEED, training_rows
 from examples.zoo.tasks import write_task
 from examples.zoo.train import ZOO, folder_of
 from registry.documents import load_document
 from routers.outcomes import OutcomeTable
 
 SHIPPED = {**ADAPTERS, GENERALIST.name: GENERALIST}
+FOR_TWO_SKILLS = {adapter.name: adapter for adapter in (AGGREGATOR, DIRECT)}
 every_adapter = pytest.mark.parametrize("name", SHIPPED)
 
 
@@ -27,9 +29,9 @@ def test_every_family_has_an_adapter_and_gemma_has_one_at_least() -> None:
     assert {adapter.base for adapter in ADAPTERS.values()} == set(BASES)
 
 
-@every_adapter
+@pytest.mark.parametrize("name", SHIPPED | FOR_TWO_SKILLS)
 def test_an_adapter_is_small_bf16_and_knows_no_machine(name: str) -> None:
-    folder = folder_of(name)
+    folder, base = folder_of(name), BASES[(SHIPPED | FOR_TWO_SKILLS)[name].base]
     weights = folder / "adapter_model.safetensors"
     assert weights.stat().st_size <= 2e6
     with safe_open(weights, "pt") as file:
@@ -38,9 +40,8 @@ def test_an_adapter_is_small_bf16_and_knows_no_machine(name: str) -> None:
     assert all(".q_proj." in key or ".v_proj." in key for key in slices)
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["r"] == 8
-    assert config["base_model_name_or_path"] == BASES[SHIPPED[name].base].hub.removeprefix("hf://")
-    template = BASES[SHIPPED[name].base].chat_template
-    assert (folder / "chat_template.jinja").exists() == (template is not None)
+    assert config["base_model_name_or_path"] == base.hub.removeprefix("hf://")
+    assert (folder / "chat_template.jinja").exists() == (base.chat_template is not None)
     assert not any(path.suffix in {".bin", ".pt", ".pkl", ".py"} for path in folder.iterdir())
 
 
@@ -88,6 +89,19 @@ def test_experts_yaml_lists_the_bases_and_every_adapter_but_the_rival() -> None:
         assert (ZOO / experts[name]["source"]).samefile(folder_of(name))
     for name, base in BASES.items():
         assert experts[name]["source"] == f"home://models/{base.folder}"
+
+
+def test_what_two_skills_take_is_listed_apart_and_was_trained_on_equal_terms() -> None:
+    experts = {entry["name"]: entry for entry in load_document(ZOO / "aggregator.yaml").value["experts"]}
+    assert set(experts) == set(FOR_TWO_SKILLS)
+    for name, adapter in FOR_TWO_SKILLS.items():
+        assert experts[name]["base"] == adapter.base
+        assert (ZOO / experts[name]["source"]).samefile(folder_of(name))
+        card = read_card(folder_of(name))
+        assert card["training"]["families"] == list(TWO_SKILLS)
+        facts = [card["training"][key] for key in ("seed", "steps", "batch")]
+        assert facts == [TRAIN_SEED, AGGREGATOR.steps, BATCH]
+    assert load_config(ZOO / "two_skills.yaml").experts == (ZOO / "experts.yaml", ZOO / "aggregator.yaml")
 
 
 def test_shipped_tasks_are_what_the_generators_write(tmp_path: Path) -> None:
