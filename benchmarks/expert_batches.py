@@ -42,6 +42,8 @@ import yaml
 
 from coe.batch.answering import Answered, Loads, Shift
 from coe.batch.parts import Job, PartRouter, Stepped, open_router, step_part
+from coe.batch.plan import plan_batch
+from coe.batch.plan_rates import rates_of_run
 from coe.batch.run import run_batch
 from coe.batch.source import Split
 from coe.batch.stages import Unit
@@ -182,8 +184,12 @@ def by_expert(config: Config, source: Path, output: Path) -> Way:
     table = pq.read_table(output / "results.parquet")
     way.outputs = dict(zip(table.column("id").to_pylist(), table.column("answer").to_pylist(), strict=True))
     phases = run["sessions"][0]["phase_s"]
+    rates = rates_of_run(str(output), executor.host.snapshot)
+    planned = plan_batch(config, source=str(source), watch=Unseen(), rates=rates).record()["totals"]
     way.more = {
         "answering_s": sum(seconds for name, seconds in phases.items() if name.startswith("answering")),
+        "planned_s": planned["seconds"],
+        "planned_loads": planned["loads"],
         "load_s_waited_for": waited,
         "load_share_hidden": 1 - waited / way.load_s,
     }
@@ -311,6 +317,7 @@ def show(n_rows: int, stages: Sequence[Stage], ways: dict[str, dict[str, Any]], 
     overlapped, batch = least["overlapped_s"], ways["batch"]
     print(f"overlapped bound {overlapped:.1f} s: the batch took {batch['seconds'] / overlapped:.2f} of it")
     print(f"loads hidden behind work: {batch['load_share_hidden']:.0%}; answering took {batch['answering_s']:.1f} s")
+    print(f"`coe plan --like` this run: {batch['planned_loads']:.0f} loads, {batch['planned_s']:.1f} s")
     print("the same outputs" if same else "THE OUTPUTS DIFFER", flush=True)
 
 

@@ -39,7 +39,7 @@ class Answered:
         loads: of bases, and experts that are none's adapter; also of what was loaded for a later shift.
         loaded_bytes, load_s: bytes that came into memory, and the seconds it took to bring them, by nobody in
             particular.
-        work_s: seconds from the first token to the last answer of the shifts on a base.
+        work_s: of the shifts on a base, seconds since its weights were there, until the last answer.
     """
 
     done: Counter[str] = field(default_factory=Counter)
@@ -172,19 +172,20 @@ class Shift:
         return _WINDOW if expert is None else _AHEAD * expert.capacity
 
     async def _ask(self, name: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """The host's answer; its first chunk says that the expert is at work."""
+        """The host's answer; its first chunk says that the expert is at work, its last one since when."""
         began = False
         async with aclosing(self._host.ask(name, request)) as chunks:
             async for chunk in chunks:
                 if not began:
                     began = True
-                    self._at_work()
+                    self._load_following()
+                if chunk.timing is not None:
+                    leased_s = time.perf_counter() - chunk.timing.engine_s
+                    self._began_s = min(self._began_s or leased_s, leased_s)
                 yield chunk
 
-    def _at_work(self) -> None:
+    def _load_following(self) -> None:
         """Load what comes next; where there is no room yet, there may be when the next answer begins."""
-        if self._began_s is None:
-            self._began_s = time.perf_counter()
         if self._following is not None and self._host.prefetch(self._following, keep=(self._units[0].group,)):
             self._following = None
 
