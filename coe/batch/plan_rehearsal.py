@@ -33,9 +33,10 @@ from coe.types import DEFAULT_MAX_TOKENS, Answer, GenerateRequest, Usage
 from registry.spec import ExpertSpec
 from routers.constraints import ASCII_CHARS_PER_TOKEN, estimate_tokens
 
-_SAME = "stand-in"
 _LETTERS = "klmnopqrst"
 """Of which the stand-ins' own words are made: neither options nor numbers, which keys of answers could take for one."""
+_DIGITS = 10
+"""Letters of a word: whether the stand-ins agree or not, their answers are of the same length."""
 
 
 @dataclass(slots=True)
@@ -146,9 +147,9 @@ class Rehearsal:
         return Answer(ask.expert, self._text(ask, n_tokens), "stop", Usage(prompt_tokens, n_tokens))
 
     def _text(self, ask: Ask, n_tokens: int) -> str:
-        digits = str(zlib.crc32(f"{ask.expert} {ask.id}".encode()))
-        word = _SAME if self.agree else "".join(_LETTERS[int(digit)] for digit in digits)
-        return word + " and" * max(0, n_tokens - len(word) // ASCII_CHARS_PER_TOKEN)
+        number = 0 if self.agree else zlib.crc32(f"{ask.expert} {ask.id}".encode())
+        word = "".join(_LETTERS[int(digit)] for digit in f"{number:0{_DIGITS}}")
+        return word + " and" * max(0, n_tokens - _DIGITS // ASCII_CHARS_PER_TOKEN)
 
 
 def _limit(request: GenerateRequest, prompt_tokens: int, context_length: int | None) -> tuple[int, bool]:

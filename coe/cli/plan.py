@@ -168,7 +168,8 @@ def _notes(planned: Plan, record: Mapping[str, Any]) -> Iterator[str]:
     for code, rows in sorted(record["errors"].items()):
         yield f"[yellow]{rows:,} rows will fail before anyone is asked: {code}[/]"
     if record["totals"]["too_long"]:
-        yield f"[yellow]{record['totals']['too_long']:,} asks seem not to fit their expert's context[/]"
+        told = f"[yellow]{record['totals']['too_long']:,} asks seem not to fit their expert's context[/]"
+        yield f"{told}, with answers in them as long as they may get"
     budget = _size(record["memory"]["budget_bytes"])
     if record["hosts"] == 1:
         ahead = sum(stage["loads_ahead"] for stage in record["stages"])

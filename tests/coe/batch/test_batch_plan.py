@@ -109,7 +109,9 @@ def test_a_second_stage_is_planned_by_aggregator_with_prompts_that_hold_the_answ
     write_lines(place / "in.jsonl", [{"prompt": f"say {i}", "max_tokens": 4} for i in range(5)])
     executor = InProcess()
     run(place / "service.yaml", place / "in.jsonl", place / "out", executor)
-    first, second = plan(place).record()["stages"]
+    record = plan(place).record()
+    first, second = record["stages"]
+    assert record["if_answers_agree"] is None  # the aggregator is asked whatever they say
     assert [{name: each["asks"] for name, each in stage["experts"].items()} for stage in (first, second)] == [
         {"base": 5, "loud": 5},
         {"tuned": 5},
