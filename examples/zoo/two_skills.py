@@ -14,7 +14,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -26,6 +25,7 @@ from coe.host import open_host
 from coe.orchestrator import AskExpert, Orchestrator
 from coe.policy import Policy
 from coe.routing import Routed
+from coe.types import GenerateRequest
 from examples.zoo.aggregator import CONFIG, ask_all, memory, request
 from examples.zoo.families import TWO_SKILLS, Row, Split, TwoSkills
 from examples.zoo.outcomes import SHIPPED
@@ -45,27 +45,21 @@ ROUTED, SKILLED, NEAREST = "category", "skill", "knn"
 """Policies, by the kind of their router; all learned from the zoo's outcomes, where a query takes one expert."""
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How a method answers: a policy that routes, or a composition over experts that are given by the family."""
+Given = Callable[[TwoSkills], tuple[tuple[str, ...], Composition]]
+"""The experts of a family that a method is given, and what it does with them."""
 
-    policy: str | None = None
-    composition: Callable[[TwoSkills], Composition] | None = None
-    experts: Callable[[TwoSkills], tuple[str, ...]] = lambda pair: pair.experts
-
-
-WAYS: Final[Mapping[str, Way]] = {
-    "single: routed": Way(policy=ROUTED),
-    "vote of the two": Way(composition=lambda _: Vote()),
-    "chain: first, second": Way(composition=lambda pair: Chain(experts=pair.experts)),
-    "chain: second, first": Way(composition=lambda pair: Chain(experts=pair.experts[::-1])),
-    "aggregate: base": Way(composition=lambda _: Aggregate(BASE)),
-    "aggregate: trained": Way(composition=lambda _: Aggregate(AGGREGATOR.name)),
-    "aggregate: trained, knn recruits": Way(policy=NEAREST),
-    "aggregate: trained, skill recruits": Way(policy=SKILLED),
-    "trained without answers": Way(composition=lambda _: Single(), experts=lambda _: (DIRECT.name,)),
+WAYS: Final[Mapping[str, str | Given]] = {
+    "single: routed": ROUTED,
+    "vote of the two": lambda pair: (pair.experts, Vote()),
+    "chain: first, second": lambda pair: (pair.experts, Chain(experts=pair.experts)),
+    "chain: second, first": lambda pair: (pair.experts, Chain(experts=pair.experts[::-1])),
+    "aggregate: base": lambda pair: (pair.experts, Aggregate(BASE)),
+    "aggregate: trained": lambda pair: (pair.experts, Aggregate(AGGREGATOR.name)),
+    "aggregate: trained, knn recruits": NEAREST,
+    "aggregate: trained, skill recruits": SKILLED,
+    "trained without answers": lambda _: ((DIRECT.name,), Single()),
 }
-"""Methods by name. "the two" and "first, second" are those of `TwoSkills.experts`."""
+"""Methods by name: a policy, or experts that are given. "the two" and "first, second": of `TwoSkills.experts`."""
 AGGREGATED: Final = "aggregate: trained"
 RULE: Final = "rule by hand"
 BETTER_OF_TWO: Final = "single: better of the two"
@@ -96,28 +90,26 @@ def recruits(rows: Mapping[str, Sequence[Row]], policy: Policy) -> dict[str, flo
 
 async def answer(name: str, pair: TwoSkills, rows: Sequence[Row], orchestrator: Orchestrator) -> list[Answered]:
     """What a method says to rows of one family."""
-    way = WAYS[name]
     requests = [request(row, pair) for row in rows]
-    if way.policy is not None:
-        replies = orchestrator.answers(requests, model=f"coe/{way.policy}")
+    way = WAYS[name]
+    if isinstance(way, str):
+        replies = orchestrator.answers(requests, model=f"coe/{way}")
     else:
-        assert way.composition is not None
-        experts = way.experts(pair)
-        share = (1 / len(experts),) * len(experts)
-        decision = RoutingDecision(experts, share, (1.0,) * len(experts), confidence=1.0, reason="given")
-        queries = [Query(request.messages) for request in requests]
-        replies = [
-            orchestrator.reply(asked, Routed(query, decision, None, None, way.composition(pair)))
-            for asked, query in zip(requests, queries, strict=True)
-        ]
+        replies = [orchestrator.reply(asked, _given(asked, *way(pair))) for asked in requests]
     texts = await asyncio.gather(*(reply.text() for reply in replies))
-    scores = grades(pair.family, rows, texts)
     found = []
-    for reply, text, score in zip(replies, texts, scores, strict=True):
+    for reply, text, score in zip(replies, texts, grades(pair.family, rows, texts), strict=True):
         assert reply.answer is not None  # the chunks were read to their end
         usage = reply.answer.usage
         found.append(Answered(text, score, reply.decision.experts, usage.prompt_tokens, usage.completion_tokens))
     return found
+
+
+def _given(asked: GenerateRequest, experts: tuple[str, ...], composition: Composition) -> Routed:
+    """Routed to experts that nobody had to find."""
+    shares = (1 / len(experts),) * len(experts)
+    decision = RoutingDecision(experts, shares, (1.0,) * len(experts), confidence=1.0, reason="given")
+    return Routed(Query(asked.messages), decision, None, None, composition)
 
 
 async def references(pair: TwoSkills, rows: Sequence[Row], orchestrator: Orchestrator) -> dict[str, list[Answered]]:
