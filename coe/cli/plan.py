@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -138,8 +138,8 @@ def _table(number: int, stage: Mapping[str, Any], sizes: Mapping[str, int | None
             str(loads) if own else "",
             _size(moved) if own else "",
             f"~{expert['prompt_tokens']:,}",
-            _bounded(expert["tokens"], expert["tokens_at_most"], "{:,.0f}"),
-            _bounded(expert["cost_usd"], expert["cost_usd_at_most"], "{:.4f}"),
+            _bounded(expert["tokens"], expert["tokens_at_most"], _whole),
+            _bounded(expert["cost_usd"], expert["cost_usd_at_most"], _usd),
         )
     return table
 
@@ -147,19 +147,19 @@ def _table(number: int, stage: Mapping[str, Any], sizes: Mapping[str, int | None
 def _totals(record: Mapping[str, Any]) -> Iterator[str]:
     totals = record["totals"]
     yield (
-        f"In all: {totals['asks']:,} asks, {totals['loads']} loads, {_size(totals['loaded_bytes'])} moved, "
+        f"In all: {totals['asks']:,} asks, {_loads(totals['loads'])}, {_size(totals['loaded_bytes'])} moved, "
         f"about {totals['prompt_tokens']:,} prompt tokens, "
-        f"new tokens {_bounded(totals['tokens'], totals['tokens_at_most'], '{:,.0f}')}, "
-        f"USD {_bounded(totals['cost_usd'], totals['cost_usd_at_most'], '{:.4f}')}, "
-        f"seconds {_bounded(totals['seconds'], totals['seconds_at_most'], '{:,.0f}')}"
+        f"new tokens {_bounded(totals['tokens'], totals['tokens_at_most'], _whole)}, "
+        f"USD {_bounded(totals['cost_usd'], totals['cost_usd_at_most'], _usd)}, "
+        f"seconds {_bounded(totals['seconds'], totals['seconds_at_most'], _whole)}"
     )
     least = record["if_answers_agree"]
     if least is not None:
         yield (
             "What is asked depends on answers: this is the most. If all experts agree: "
-            f"{least['asks']:,} asks, {least['loads']} loads, {_size(least['loaded_bytes'])} moved, "
-            f"USD {_bounded(least['cost_usd'], least['cost_usd_at_most'], '{:.4f}')}, "
-            f"seconds {_bounded(least['seconds'], least['seconds_at_most'], '{:,.0f}')}"
+            f"{least['asks']:,} asks, {_loads(least['loads'])}, {_size(least['loaded_bytes'])} moved, "
+            f"USD {_bounded(least['cost_usd'], least['cost_usd_at_most'], _usd)}, "
+            f"seconds {_bounded(least['seconds'], least['seconds_at_most'], _whole)}"
         )
 
 
@@ -194,12 +194,24 @@ def _missing(planned: Plan, record: Mapping[str, Any]) -> Iterator[str]:
         yield "how long answers get"
 
 
-def _bounded(expected: float | None, at_most: float | None, form: str) -> str:
+def _bounded(expected: float | None, at_most: float | None, form: Callable[[float], str]) -> str:
     """What is expected, and the bound."""
     if at_most is None:
         return UNKNOWN
-    bound = f"≤ {form.format(at_most)}"
-    return bound if expected is None else f"~{form.format(expected)} ({bound})"
+    bound = f"≤ {form(at_most)}"
+    return bound if expected is None else f"~{form(expected)} ({bound})"
+
+
+def _loads(count: int) -> str:
+    return f"{count:,} load{'s' * (count != 1)}"
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _usd(value: float) -> str:
+    return f"{value:,.2f}" if value >= 1 else f"{value:.2g}"  # small experts answer for millionths
 
 
 def _size(size_bytes: float | None) -> str:
