@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from coe.batch.answering import Answered, Loads, Shift
@@ -19,6 +20,10 @@ from coe.batch.stages import Unit
 from coe.batch.turns import Turns
 from coe.config import Config, load_config
 from coe.host import open_host
+from routers.artifacts import save
+from routers.build import build
+from routers.encoders import build_encoder
+from routers.outcomes import OutcomeTable
 
 EXPERTS = """
 experts:
@@ -41,6 +46,20 @@ def service(folder: Path, policies: str = POLICIES, more: str = "") -> Path:
     path = folder / "service.yaml"
     path.write_text(f"experts: [experts.yaml]\nhost: {{budget: 100}}\npolicies: {policies}\n{more}")
     return path
+
+
+def save_router(folder: Path) -> None:
+    """A kNN router to which every query is alike: base is the best, then loud, tuned, flaky."""
+    encoder = build_encoder("hashing:64")
+    table = OutcomeTable(
+        query_ids=tuple("0123456789"),
+        prompts=tuple(f"question {i}" for i in range(10)),
+        experts=("base", "loud", "tuned", "flaky"),
+        scores=np.array(
+            [[1.0] * 4] * 6 + [[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0] * 4]
+        ),
+    )
+    save(build("knn", encoder, {"k": 10}).fit(table), folder, table=table, encoder=encoder)
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any] | str]) -> Path:

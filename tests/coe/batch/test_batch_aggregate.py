@@ -7,17 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from batch_runs import InProcess, openai_row, records, run, service, write_lines
+from batch_runs import InProcess, openai_row, records, run, save_router, service, write_lines
 
 from coe.local import open_local
 from coe.protocol.requests import parse_chat
 from coe.types import Answer
-from routers.artifacts import save
-from routers.build import build
-from routers.encoders import build_encoder
-from routers.outcomes import OutcomeTable
 
 POLICIES = """
   default: {router: router, composition: {kind: aggregate, aggregator: base, expert_deadline_s: 0.001}, k: 4}
@@ -42,16 +37,7 @@ BODIES: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """Experts in the order base, loud, tuned, flaky: base echoes, loud and tuned shout, flaky fails."""
-    encoder = build_encoder("hashing:64")
-    table = OutcomeTable(
-        query_ids=tuple("0123456789"),
-        prompts=tuple(f"question {i}" for i in range(10)),
-        experts=("base", "loud", "tuned", "flaky"),
-        scores=np.array(
-            [[1.0] * 4] * 6 + [[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0] * 4]
-        ),
-    )
-    save(build("knn", encoder, {"k": 10}).fit(table), tmp_path / "router", table=table, encoder=encoder)
+    save_router(tmp_path / "router")
     service(tmp_path, POLICIES.replace(", expert_deadline_s: 0.001", ""))
     write_lines(tmp_path / "in.jsonl", [{"id": name, **body} for name, body in BODIES.items()])
     return tmp_path

@@ -5,17 +5,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import numpy as np
 import pytest
-from batch_runs import InProcess, records, run, service, write_lines
+from batch_runs import InProcess, records, run, save_router, service, write_lines
 
 from coe.local import open_local
 from coe.types import GenerateRequest
-from routers.artifacts import save
 from routers.base import Message
-from routers.build import build
-from routers.encoders import build_encoder
-from routers.outcomes import OutcomeTable
 
 POLICIES = """
   default: {router: router, composition: vote, k: 3}
@@ -27,16 +22,7 @@ POLICIES = """
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """Experts in the order base, loud, tuned, flaky: loud says the same as base, in capitals; flaky fails."""
-    encoder = build_encoder("hashing:64")
-    table = OutcomeTable(
-        query_ids=tuple("0123456789"),
-        prompts=tuple(f"question {i}" for i in range(10)),
-        experts=("base", "loud", "tuned", "flaky"),
-        scores=np.array(
-            [[1.0] * 4] * 6 + [[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0] * 4]
-        ),
-    )
-    save(build("knn", encoder, {"k": 10}).fit(table), tmp_path / "router", table=table, encoder=encoder)
+    save_router(tmp_path / "router")
     service(tmp_path, POLICIES)
     models = ["auto", "coe/early", "coe/ill"]
     rows = [
