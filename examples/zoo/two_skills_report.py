@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from examples.zoo.families import Row
+from registry.profiles import Measure
+from registry.strengths import wilson
 from routers.metrics import paired_bootstrap
 
 
@@ -52,11 +54,9 @@ class Method:
 
     def share(self, family: str | None = None) -> tuple[float, float, float]:
         """Share of right answers and its 95% Wilson interval, of one family or of all."""
-        from scipy.stats import binomtest
-
         scores = [a.score for a in (self.everything if family is None else self.by_family[family])]
-        interval = binomtest(round(sum(scores)), len(scores)).proportion_ci(method="wilson")
-        return sum(scores) / len(scores), float(interval.low), float(interval.high)
+        measure = Measure(sum(scores), len(scores))
+        return measure.accuracy, *wilson(measure)
 
     def wrong(self, asked: Mapping[str, Sequence[Row]], n: int) -> Iterator[str]:
         """The first `n` wrong answers of each family, for people."""
