@@ -26,8 +26,8 @@ from coe.config import EnginesConfig
 from coe.errors import CoeError, ContextLengthExceeded
 from coe.hosted import Ask, HostedExpert
 from coe.types import GenerateRequest
+from registry.digest import identity
 from registry.files import coe_home
-from registry.spec import ExpertSpec
 from registry.store import Snapshot
 from routers.base import Message, Words
 from routers.embedding_store import Store
@@ -81,8 +81,7 @@ class KeywordReader:
 
     def __init__(self, name: str, snapshot: Snapshot, engines: EnginesConfig | None = None) -> None:
         self._expert = HostedExpert(name, snapshot, engines)
-        spec = snapshot.get(name)
-        self._identity = [_identity(snapshot.experts[one]) for one in sorted({spec.name, spec.residency_key})]
+        self._identity = identity(snapshot.get(name), snapshot.experts)
 
     def read(self, texts: Sequence[str]) -> list[Words]:
         """Of each of n texts.
@@ -189,11 +188,6 @@ async def _answer(ask: Ask, text: str, sample: int) -> str:
             characters = min(characters, len(text)) // 2
             if characters < LEAST_CHARACTERS:
                 raise
-
-
-def _identity(spec: ExpertSpec) -> str:
-    """Of what answers: its content, and where that is not known, its place and version."""
-    return spec.digest or f"{spec.ref} {spec.source} {spec.model or ''}"
 
 
 def _to_bytes(words: Words) -> bytes:
