@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from registry.files import atomic_directory
-from routers import metrics
+from registry.storage import atomic_directory
 from routers.build import build, reads_text
-from routers.encoders import CachedEncoder, build_encoder
-from routers.outcomes import OutcomeTable
-from routers.routing import route
+from routers.encoders.build import CachedEncoder, build_encoder
+from routers.evaluation import metrics
+from routers.evaluation.recorded_routing import route
+from routers.outcomes.table import OutcomeTable
 
 NINE = (
     "mathstral-7B", "Meta-Llama-3_1-8B-Instruct", "Phi-3-mini-4k-instruct", "gemma-7b", "Qwen1.5-7B-Chat", "Yi-34B",

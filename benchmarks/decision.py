@@ -27,11 +27,11 @@ import numpy as np
 from recorded import Recorded
 
 from routers import artifacts
-from routers.base import Query, TrainableRouter
-from routers.build import build
+from routers.base import Query
+from routers.build import TrainableRouter, build
 from routers.decide import decide
-from routers.encoders import CachedEncoder, Encoder, build_encoder
-from routers.outcomes import OutcomeTable
+from routers.encoders.build import CachedEncoder, Encoder, build_encoder
+from routers.outcomes.table import OutcomeTable
 
 KINDS = ("knn", "cluster", "category", "factor", "contrastive", "quality")
 BATCHES = {1: 300, 256: 12}

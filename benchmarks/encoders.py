@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from routers.build import build
 from routers.decide import decide
-from routers.encoder_distill import distill
-from routers.encoders import CachedEncoder, Encoder, SentenceTransformerEncoder
-from routers.outcomes import OutcomeTable
+from routers.encoders.build import CachedEncoder, Encoder, SentenceTransformerEncoder
+from routers.encoders.distill import distill
+from routers.outcomes.table import OutcomeTable
 
 SETS = ("routerdc7", "llmrouter9", "mmlupro28", "routerbench3", "routellm2")
 

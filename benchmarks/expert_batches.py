@@ -42,8 +42,8 @@ import yaml
 
 from coe.batch.answering import Answered, Loads, Shift
 from coe.batch.parts import Job, PartRouter, Stepped, open_router, step_part
-from coe.batch.plan import plan_batch
-from coe.batch.plan_rates import rates_of_run
+from coe.batch.planning.plan import plan_batch
+from coe.batch.planning.rates import rates_of_run
 from coe.batch.run import run_batch
 from coe.batch.source import Split
 from coe.batch.stages import Unit
@@ -56,8 +56,8 @@ from examples.zoo.fetch import fetch
 from routers.artifacts import save
 from routers.base import Message
 from routers.build import build
-from routers.encoders import build_encoder
-from routers.outcomes import OutcomeTable
+from routers.encoders.build import build_encoder
+from routers.outcomes.table import OutcomeTable
 
 ZOO = Path(__file__).parent.parent / "examples" / "zoo"
 EXPERTS = ("dates", "fields", "intent", "sentiment", "shell", "sql")

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from routers.base import Query, TrainableRouter
-from routers.build import build
+from routers.base import Query
+from routers.build import TrainableRouter, build
 from routers.decide import decide
-from routers.encoders import CachedEncoder, build_encoder
-from routers.outcomes import OutcomeTable
+from routers.encoders.build import CachedEncoder, build_encoder
+from routers.outcomes.table import OutcomeTable
 
 IN_SCOPE, OUT_OF_SCOPE = 600, 400
 

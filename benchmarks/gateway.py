@@ -46,8 +46,8 @@ from coe.types import GenerateRequest
 from routers.artifacts import save
 from routers.base import Message
 from routers.build import build
-from routers.encoders import build_encoder
-from routers.outcomes import OutcomeTable
+from routers.encoders.build import build_encoder
+from routers.outcomes.table import OutcomeTable
 
 TOPICS = {
     "cooking": ("oven", "flour", "butter", "recipe", "simmer", "garlic", "roast", "whisk", "dough", "saucepan"),

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from coe.engines.base import Adapter
-from coe.engines.hf import HFEngine
-from coe.engines.hf_expert import HFExpert
+from coe.engines.hf.engine import HFEngine
+from coe.engines.hf.expert import HFExpert
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
 

@@ -84,8 +84,8 @@ def children_cpu_s() -> float:
 @contextmanager
 def serving(service: Path) -> Iterator[str]:
     """`coe serve` of a configuration, in processes of this one. Gives the URL."""
-    from coe.serve.server import Server
-    from coe.serve.source import Source
+    from coe.serve.cluster.server import Server
+    from coe.serve.cluster.source import Source
 
     with Source(service) as source, Server(source, lambda part, what: print(f"{part}: {what}", file=sys.stderr)):
         yield f"http://127.0.0.1:{source.config.serve.port}"

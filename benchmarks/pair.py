@@ -3,7 +3,8 @@
     COE_DATA_DIR=... python benchmarks/pair.py [--router 'quality {"learners": ["category", "knn"]}'] ...
 
 Reads routellm2, keeps the MMLU rows that RouteLLM evaluates on (`contaminated` ones are left out), trains on four of
-the given folds and routes the fifth. The dial sweeps the share of strong calls over the pooled folds (`routers.pair`).
+the given folds and routes the fifth. The dial sweeps the share of strong calls over the pooled folds
+(`routers.evaluation.pair`).
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from routers.build import build
-from routers.encoders import CachedEncoder, build_encoder
-from routers.evaluate import cross_validate
-from routers.outcomes import OutcomeTable
-from routers.remembered import Remembered
+from routers.encoders.build import CachedEncoder, build_encoder
+from routers.encoders.remembered import Remembered
+from routers.evaluation.cross_validation import cross_validate
+from routers.outcomes.table import OutcomeTable
 
 ROUTERS = (
     "knn",

@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from recorded import Recorded
 
-from routers import metrics
 from routers.base import Query
 from routers.build import build
 from routers.decide import decide
-from routers.encoders import CachedEncoder, build_encoder
-from routers.outcomes import OutcomeTable
+from routers.encoders.build import CachedEncoder, build_encoder
+from routers.evaluation import metrics
+from routers.outcomes.table import OutcomeTable
 
 OURS = ("best-single", "knn", "cluster", "category", "quality")
 PEERS = ("knnrouter", "knnrouter-100", "svmrouter", "mlprouter", "mfrouter")

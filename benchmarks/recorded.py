@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from routers.encoders import Encoder
+from routers.encoders.build import Encoder
 
 
 class Recorded:

@@ -29,16 +29,16 @@ import numpy as np
 from votes import NINE, read_table
 
 from coe.compose import Vote, WeightedVote
+from coe.compose.option_prior import OptionPrior
 from coe.compose.weighted_vote import evidence
 from coe.evaluation.replay import replay
 from routers.base import Estimate, RoutingDecision
 from routers.build import build
 from routers.decide import decide
-from routers.encoders import CachedEncoder, build_encoder
-from routers.metrics import paired_bootstrap
-from routers.option_prior import OptionPrior
-from routers.outcomes import OutcomeTable
-from routers.remembered import Remembered
+from routers.encoders.build import CachedEncoder, build_encoder
+from routers.encoders.remembered import Remembered
+from routers.evaluation.metrics import paired_bootstrap
+from routers.outcomes.table import OutcomeTable
 from routers.selectors import Recruit, Selector, TopK
 
 FOLDS = range(5)

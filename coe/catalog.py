@@ -10,9 +10,9 @@ from coe.engines.convert import convert_gguf
 from registry.apply import apply, plan
 from registry.digest import check_files
 from registry.documents import load_document
-from registry.files import coe_home
 from registry.sources import has_files, resolve
 from registry.spec import ExpertSpec
+from registry.storage import coe_home
 from registry.store import Registry, Snapshot
 
 IN_MEMORY = "sqlite://"

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationInfo, fie
 from coe.errors import ConfigError
 from registry.documents import load_document, validate
 from registry.errors import InvalidSpec
-from registry.files import coe_home
 from registry.sources import local_path
+from registry.storage import coe_home
 from routers.errors import InvalidSettings
 from routers.selectors import Selector, build_selector
 

@@ -372,6 +372,6 @@ def budget_bytes(config: Config, kinds: Collection[str]) -> int:
     """The stated budget, else most of what is free: the rest is for key-value caches and activations."""
     if config.host.budget is not None or "hf" not in kinds:
         return int(config.host.budget or 0)
-    from coe.engines.hf_load import choose_device, free_bytes
+    from coe.engines.hf.load import choose_device, free_bytes
 
     return int(FREE_SHARE * free_bytes(choose_device(config.engines.hf.device)))

@@ -19,10 +19,10 @@ from coe.errors import ConfigError
 from coe.host import Host, open_host
 from coe.orchestrator import Orchestrator, Reply
 from coe.policy import AUTO, Always, Policy
-from coe.signals import Filled, Signals
+from coe.signals.signals import Filled, Signals
 from coe.types import GenerateRequest
 from registry.errors import UnknownExpert
-from registry.files import sha256_file
+from registry.storage import sha256_file
 from registry.store import Snapshot
 from routers.artifacts import ArtifactMeta, load
 from routers.base import Message, Query, Router

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from registry.errors import StoreError
-from registry.files import coe_home, translate_disk_full
+from registry.storage import coe_home, translate_disk_full
 
 _BUSY_TIMEOUT_S = 30.0
 _WRITES = "registry_writes"

@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from registry.errors import DigestMismatch, DiskFull, SourceError, UnknownExpert
-from registry.files import atomic_path, coe_home, sha256_file
 from registry.spec import ExpertSpec, FileRecord
+from registry.storage import atomic_path, coe_home, sha256_file
 
 # fmt: off
 _FILES = frozenset((

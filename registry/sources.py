@@ -15,8 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from registry.errors import SourceError
-from registry.files import coe_home, translate_disk_full
 from registry.spec import ExpertSpec
+from registry.storage import coe_home, translate_disk_full
 
 _HOME = "home://"
 _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?P<file>/[\w./ -]+\.gguf)?(@(?P<revision>[\w./-]+))?")

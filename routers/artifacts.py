@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.files import atomic_directory, sha256_file
-from routers.base import RouterState, TrainableRouter
-from routers.build import router_class
-from routers.encoders import Encoder, build_encoder
+from registry.storage import atomic_directory, sha256_file
+from routers.base import RouterState
+from routers.build import TrainableRouter, router_class
+from routers.encoders.build import Encoder, build_encoder
 from routers.errors import InvalidArtifact, RouterError, StaleArtifactWarning, UnknownRouterKind
-from routers.outcomes import OutcomeTable
-from routers.reference import Reference
+from routers.outcomes.reference import Reference
+from routers.outcomes.table import OutcomeTable
 
 FORMAT = 1
 ARRAYS, META = "router.safetensors", "router.json"
@@ -54,8 +54,8 @@ class ArtifactMeta:
         prices: what costs were computed from, as the user gave them; `None` where costs were recorded or unknown.
         created: UTC, ISO 8601.
         digest: `sha256:...` over both files.
-        solved: the dial that training found for a target, and what it came to out of fold (`routers.dial.Solution`);
-            `None` where no target was given.
+        solved: the dial that training found for a target, and what it came to out of fold
+            (`routers.evaluation.cost_weight.Solution`); `None` where no target was given.
     """
 
     kind: str

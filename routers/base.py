@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from routers.errors import RouterError
-
-if TYPE_CHECKING:
-    from routers.outcomes import OutcomeTable
 
 Floats = NDArray[np.floating[Any]]
 Words = tuple[str, ...]
@@ -158,22 +155,3 @@ class RouterState:
 
     arrays: Mapping[str, NDArray[Any]]
     settings: Mapping[str, Any]
-
-
-@runtime_checkable
-class TrainableRouter(Router, Protocol):
-    """A router that learns from an outcome table and can be saved.
-
-    `fit` returns a fitted router (itself). `from_state(state, encoder)` rebuilds exactly what `state()` gave.
-    """
-
-    kind: ClassVar[str]
-    experts: tuple[str, ...]
-
-    def fit(self, table: OutcomeTable) -> Self:
-        """Learn from n queries with their scores; returns the fitted router itself."""
-        ...
-
-    def state(self) -> RouterState:
-        """Everything `from_state` needs, as arrays and JSON values."""
-        ...

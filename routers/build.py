@@ -6,30 +6,50 @@ import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, Protocol, get_type_hints
+from typing import Any, ClassVar, Protocol, Self, get_type_hints, runtime_checkable
 
-from routers.base import RouterState, TrainableRouter
-from routers.encoders import Encoder
+from routers.base import Router, RouterState
+from routers.encoders.build import Encoder
 from routers.errors import InvalidSettings, UnknownRouterKind
+from routers.outcomes.table import OutcomeTable
 
 KINDS: dict[str, str] = {
-    "category": "routers.category:CategoryRouter",
-    "knn": "routers.knn:KNNRouter",
-    "cluster": "routers.cluster:ClusterRouter",
-    "factor": "routers.factor:FactorRouter",
-    "contrastive": "routers.contrastive:ContrastiveRouter",
-    "guarded": "routers.guarded:GuardedRouter",
-    "quality": "routers.quality:QualityRouter",
-    "skill": "routers.skill:SkillRouter",
-    "auto": "routers.auto:AutoRouter",
-    "fixed": "routers.baselines:FixedRouter",
-    "random": "routers.baselines:RandomRouter",
-    "best-single": "routers.baselines:BestSingleRouter",
+    "category": "routers.kinds.category.router:CategoryRouter",
+    "knn": "routers.kinds.knn:KNNRouter",
+    "cluster": "routers.kinds.cluster:ClusterRouter",
+    "factor": "routers.kinds.factor:FactorRouter",
+    "contrastive": "routers.kinds.contrastive.router:ContrastiveRouter",
+    "guarded": "routers.kinds.guarded:GuardedRouter",
+    "quality": "routers.kinds.quality.router:QualityRouter",
+    "skill": "routers.kinds.skill.router:SkillRouter",
+    "auto": "routers.kinds.auto.router:AutoRouter",
+    "fixed": "routers.kinds.baselines:FixedRouter",
+    "random": "routers.kinds.baselines:RandomRouter",
+    "best-single": "routers.kinds.baselines:BestSingleRouter",
 }
 """kind -> `module:Class`, imported only when it is used."""
 
 ORACLES = ("dataset-oracle", "oracle")
 """Marks that read what a router may not: labels, scores. They stand in every evaluation and cannot be trained."""
+
+
+@runtime_checkable
+class TrainableRouter(Router, Protocol):
+    """A router that learns from an outcome table and can be saved.
+
+    `fit` returns a fitted router (itself). `from_state(state, encoder)` rebuilds exactly what `state()` gave.
+    """
+
+    kind: ClassVar[str]
+    experts: tuple[str, ...]
+
+    def fit(self, table: OutcomeTable) -> Self:
+        """Learn from n queries with their scores; returns the fitted router itself."""
+        ...
+
+    def state(self) -> RouterState:
+        """Everything `from_state` needs, as arrays and JSON values."""
+        ...
 
 
 class RouterClass(Protocol):

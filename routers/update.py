@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.base import TrainableRouter
+from routers.build import TrainableRouter
 from routers.errors import InvalidOutcomes, InvalidSettings, RouterError
-from routers.outcomes import OutcomeTable
-from routers.training_rows import TrainingRows
+from routers.outcomes.table import OutcomeTable
+from routers.outcomes.training_rows import TrainingRows
 
 if TYPE_CHECKING:
-    from routers.encoders import Encoder
+    from routers.encoders.build import Encoder
 
 SHOWN = 3
 """Query ids and names that a message lists."""

@@ -11,7 +11,7 @@ from registry.documents import load_document, validate
 from registry.sources import absolute_source, source_kind
 from registry.spec import ExpertSpec
 from routers.build import build
-from routers.encoders import HashingEncoder, build_encoder
+from routers.encoders.build import HashingEncoder, build_encoder
 from routers.selectors import SELECTORS
 
 CONFIGS = Path(__file__).parent.parent / "configs"

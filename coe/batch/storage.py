@@ -17,7 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from coe.batch.errors import BatchError
-from registry.files import atomic_path
+from registry.storage import atomic_path
 
 _READ_AHEAD_BYTES = 2**20
 STAGED = ".part-"

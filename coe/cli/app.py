@@ -11,8 +11,9 @@ import sys
 import typer
 
 from coe import __version__
-from coe.cli import ask, batch, encoder, evaluate, outcomes, plan, profile, registry, replay, route, router, serve
+from coe.cli import ask, batch, encoder, evaluate, outcomes, plan, profile, registry, replay, route, serve
 from coe.cli.output import console
+from coe.cli.router.app import app as router_app
 
 app = typer.Typer(
     name="coe",
@@ -24,7 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(registry.app, name="registry", help="What experts exist: apply, list, verify.")
 app.add_typer(outcomes.app, name="outcomes", help="Check and import measured outcomes.")
-app.add_typer(router.app, name="router", help="Train, cross-validate and evaluate routers.")
+app.add_typer(router_app, name="router", help="Train, cross-validate and evaluate routers.")
 app.add_typer(encoder.app, name="encoder", help="Make a fast encoder out of a good one.")
 app.command("route")(route.route)
 app.command("ask")(ask.ask)

@@ -35,11 +35,11 @@ def distill(
     With --outcomes it is fitted to those prompts, and nearer to the source on others like them. Give what routers will
     be trained on, without the rows that they will be evaluated on.
     """
-    from coe.cli.router_report import encoding_progress
-    from routers.encoder_distill import distill as distil
-    from routers.encoders import CachedEncoder, SentenceTransformerEncoder, build_encoder
+    from coe.cli.router.report import encoding_progress
+    from routers.encoders.build import CachedEncoder, SentenceTransformerEncoder, build_encoder
+    from routers.encoders.distill import distill as distil
     from routers.errors import InvalidEncoder
-    from routers.outcomes import OutcomeTable
+    from routers.outcomes.table import OutcomeTable
 
     teacher = build_encoder(source)
     if not isinstance(teacher, SentenceTransformerEncoder):

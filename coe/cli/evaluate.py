@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
-from coe.cli.router_options import names_of
+from coe.cli.router.options import names_of
 from coe.cli.runs import run_in
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def evaluate(
     from coe.evaluation.policies import columns
     from coe.evaluation.tasks import find_tasks
     from coe.local import build_policies
-    from coe.signals import Signals
+    from coe.signals.signals import Signals
 
     settings = Settings(temperature=temperature, seed=seed, limit=limit)
     loaded = load_config(config)

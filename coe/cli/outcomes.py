@@ -10,7 +10,7 @@ import typer
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 
 if TYPE_CHECKING:
-    from routers.outcomes import OutcomeTable
+    from routers.outcomes.table import OutcomeTable
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -21,7 +21,7 @@ def check(
 ) -> None:
     """Print a summary of an outcome table, or everything that is wrong with it (and exit with 1)."""
     from routers.errors import InvalidOutcomes
-    from routers.outcomes import OutcomeTable
+    from routers.outcomes.table import OutcomeTable
 
     try:
         table = OutcomeTable.read(file)
@@ -53,7 +53,7 @@ def import_file(
     Known columns: query_id, prompt, domain, dataset, fold, and either score::EXPERT (cost::, tokens::, answer::) or
     expert, score (cost, tokens, answer) with a row for each query and expert.
     """
-    from routers.outcome_import import import_csv
+    from routers.outcomes.csv_import import import_csv
 
     names = [name.strip() for name in (score_columns or "").split(",") if name.strip()]
     table = import_csv(file, columns=_renames(columns or []), score_columns=names, scale=scale)
@@ -78,8 +78,8 @@ def prior(
 
     Uses how options are worded and nothing of the subject, so it holds for questions from where these come from only.
     """
-    from routers.option_prior import OptionPrior
-    from routers.outcomes import OutcomeTable
+    from coe.compose.option_prior import OptionPrior
+    from routers.outcomes.table import OutcomeTable
 
     table = OutcomeTable.read(file)
     learned = OptionPrior.fit(table, column=column)

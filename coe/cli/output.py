@@ -38,7 +38,7 @@ def emit_json(value: Any, target: str | None) -> None:
     if target == "-":
         sys.stdout.write(text + "\n")
         return
-    from registry.files import atomic_path
+    from registry.storage import atomic_path
 
     with atomic_path(Path(target)) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -13,8 +13,8 @@ import typer
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 
 if TYPE_CHECKING:
-    from coe.batch.plan import Plan
-    from coe.batch.plan_rates import Rates
+    from coe.batch.planning.plan import Plan
+    from coe.batch.planning.rates import Rates
     from coe.batch.run import Watcher
     from coe.config import Config
 
@@ -44,7 +44,7 @@ def plan(
     run (--like) know the lengths of an expert's answers. Seconds want rates, of --like or given. What is not known is
     said to be unknown. Exit status 1: an expert does not fit a host's memory.
     """
-    from coe.batch.plan import plan_batch
+    from coe.batch.planning.plan import plan_batch
     from coe.config import load_config
 
     loaded = load_config(config)
@@ -60,7 +60,7 @@ def plan(
 
 def _rates(config: Config, like: str | None, load_rate: str | None, tokens_per_s: float | None) -> Rates:
     """What is given goes before what an earlier run measured, and that before profiles."""
-    from coe.batch.plan_rates import Rates, profiled_tokens, rates_of_run
+    from coe.batch.planning.rates import Rates, profiled_tokens, rates_of_run
     from coe.catalog import fill, open_registry
 
     with open_registry(config) as registry:

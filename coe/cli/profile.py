@@ -13,7 +13,7 @@ from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.profile_place import Asking, Place
 from coe.cli.profile_report import print_choice, print_profiles
 from coe.cli.registry import RegistryUrl
-from coe.cli.router_options import Experts, LabelColumn, Seed, names_of
+from coe.cli.router.options import Experts, LabelColumn, Seed, names_of
 
 if TYPE_CHECKING:
     from coe.evaluation.aggregators import Trial
@@ -120,7 +120,7 @@ def _read_outcomes(
     from coe.evaluation.profiling import default_source, measured_identities, table_rows
     from registry.digest import identity
     from registry.errors import RegistryError
-    from routers.outcomes import OutcomeTable
+    from routers.outcomes.table import OutcomeTable
 
     table = OutcomeTable.read(path)
     table = table if names is None else table.with_experts(names)
@@ -185,7 +185,7 @@ def _trials(
     from coe.evaluation.aggregators import recorded_answers, run_answers, task_of_table, trial_of_task
     from coe.evaluation.plan import Settings, plan_run
     from coe.evaluation.profiling import default_source
-    from routers.outcomes import OutcomeTable
+    from routers.outcomes.table import OutcomeTable
 
     if tasks is None:
         assert outcomes is not None and grader is not None  # _check_flags

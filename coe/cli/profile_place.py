@@ -80,7 +80,7 @@ class Asking:
     def run(self, plan: Plan, part: str = "") -> Report:
         """Carry out a plan in its folder: `part` of the output, or one of its own."""
         from coe.evaluation.run_folder import fingerprint_of
-        from registry.files import coe_home
+        from registry.storage import coe_home
 
         folder = self.output / part if self.output else coe_home() / "profiles" / fingerprint_of(plan.manifest())
         assert self.place.config is not None  # _check_flags

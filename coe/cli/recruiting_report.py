@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from routers.base import RoutingDecision
-    from routers.recruiting import Explanation, QuerySkill, Standing
+    from routers.kinds.skill.recruiting import Explanation, QuerySkill, Standing
 
 MOST_SKILLS = 5
 """Skills that the table shows, of the largest share; the JSON has all."""

@@ -13,8 +13,8 @@ from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from coe.serve.decision_entry import Entry
-    from coe.serve.replay import Replayed, Rerouter
+    from coe.serve.decisions.entry import Entry
+    from coe.serve.decisions.replay import Replayed, Rerouter
 
 _MOST_SHOWN = 20
 _TELL_EVERY = 1000
@@ -29,8 +29,8 @@ def replay(
     json_target: JsonTarget = None,
 ) -> None:
     """Make every decision of a log again from what it was made from; exit with 1 unless all are identical."""
-    from coe.serve.decision_log import read_log
-    from coe.serve.replay import replay as make_again
+    from coe.serve.decisions.log import read_log
+    from coe.serve.decisions.replay import replay as make_again
 
     cut: list[str] = []
     rerouter = None if config is None else _rerouter(config)
@@ -49,9 +49,9 @@ def _rerouter(config: Path) -> Rerouter:
     from coe.catalog import open_snapshot
     from coe.config import load_config
     from coe.local import build_policies
-    from coe.serve.catalogue import Catalogue
-    from coe.serve.replay import Rerouter
-    from coe.signals import Signals
+    from coe.serve.cluster.catalogue import Catalogue
+    from coe.serve.decisions.replay import Rerouter
+    from coe.signals.signals import Signals
 
     settings = load_config(config)
     catalogue = Catalogue.of(settings, open_snapshot(settings))

@@ -10,13 +10,13 @@ import typer
 from coe.cli.output import JsonTarget, emit_json, stdout_console
 from coe.cli.registry import RegistryUrl
 from coe.cli.route_report import decision_document, print_explanation
-from coe.cli.router_options import Dial, names_of, tell_of_truncation
-from coe.cli.router_report import warnings_on_console
-from coe.cli.router_signals import SignalConfig, query_with_signals
+from coe.cli.router.options import Dial, names_of, tell_of_truncation
+from coe.cli.router.report import warnings_on_console
+from coe.cli.router.signals import SignalConfig, query_with_signals
 
 if TYPE_CHECKING:
     from routers.base import Estimate, Query, Router
-    from routers.recruiting import Explanation
+    from routers.kinds.skill.recruiting import Explanation
     from routers.selectors import Selector
 
 

@@ -8,11 +8,11 @@ from rich.markup import escape
 
 from coe.cli.output import stdout_console
 from coe.cli.recruiting_report import print_recruiting
-from coe.cli.router_report import per_thousand
+from coe.cli.router.report import per_thousand
 
 if TYPE_CHECKING:
     from routers.base import Estimate, RoutingDecision
-    from routers.recruiting import Explanation
+    from routers.kinds.skill.recruiting import Explanation
 
 
 def decision_document(

@@ -11,7 +11,7 @@ from rich.markup import escape
 from coe.cli.output import console
 
 if TYPE_CHECKING:
-    from coe.serve.source import Source
+    from coe.serve.cluster.source import Source
 
 
 def serve(
@@ -32,8 +32,8 @@ def serve(
     import signal
     import threading
 
-    from coe.serve.server import Server
-    from coe.serve.source import Source
+    from coe.serve.cluster.server import Server
+    from coe.serve.cluster.source import Source
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -10,11 +10,11 @@ from coe.compose.answer_key import KeyKind, key_of
 from coe.compose.ballots import asks, cast, drawn, elected, give_up, rounds, strength
 from coe.compose.base import Asks, Done, Final
 from coe.compose.notes import failures
+from coe.compose.option_prior import OptionPrior
 from coe.compose.weighted_vote import check_options, evidence, head_start, read_prior
 from coe.errors import ConfigError
 from coe.types import Answer, GenerateRequest
 from routers.base import RoutingDecision
-from routers.option_prior import OptionPrior
 
 _SLACK = 1e-9
 """Sums that differ by so little are equal: the order in which votes are added up must not decide."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from coe.compose.answer_key import KeyKind, key_of
 from coe.compose.ballots import drawn, poll
 from coe.compose.base import Asks, Done, Final
+from coe.compose.option_prior import OptionPrior
 from coe.errors import ConfigError
 from coe.types import GenerateRequest
 from routers.base import RoutingDecision
 from routers.errors import InvalidArtifact
-from routers.option_prior import OptionPrior
 
 LEAST_QUALITY, MOST_QUALITY = 0.02, 0.98
 """Estimates beyond these count as these: none is so sure that it should decide alone."""
@@ -27,7 +27,7 @@ class WeightedVote:
     evidence of its vote where experts err independently and evenly over the other options: then the strongest side is
     the likeliest answer (Nitzan and Paroush 1982; one-coin Dawid and Skene 1979). The more options there are, the more
     an agreement of weak experts is worth. With a prior, each listed option begins with log(P(option) * options), which
-    makes it Bayes' rule (`routers.option_prior`).
+    makes it Bayes' rule (`coe.compose.option_prior`).
 
     key: what counts as the same answer. options: how many answers are plausible: those of a multiple choice; for free
     text, where wrong answers seldom agree, more. prior: file of a trained OptionPrior, or the prior itself.

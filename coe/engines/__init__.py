@@ -13,8 +13,8 @@ __all__ = ["ENGINES", "Adapter", "Engine", "Expert", "create_engine", "engine_ki
 
 ENGINES: Final[dict[str, str]] = {
     "fake": "coe.engines.fake:FakeEngine",
-    "hf": "coe.engines.hf:HFEngine",
-    "remote": "coe.engines.remote:RemoteEngine",
+    "hf": "coe.engines.hf.engine:HFEngine",
+    "remote": "coe.engines.remote.engine:RemoteEngine",
 }
 """Kind -> where its class is. Adding an engine is one file and one line here; it is imported when first created."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coe.errors import WeightsError
-from registry.files import atomic_directory, require_free, sha256_file
+from registry.storage import atomic_directory, require_free, sha256_file
 
 MARKER: Final = "conversion.json"
 _FORMAT: Final = 1

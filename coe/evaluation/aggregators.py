@@ -32,7 +32,7 @@ from registry.spec import Price
 from registry.strengths import own_mean, shrunken, wilson
 from routers.base import Message
 from routers.errors import InvalidOutcomes
-from routers.outcomes import OutcomeTable
+from routers.outcomes.table import OutcomeTable
 
 N_WRONG = 2
 """Wrong answers that are shown beside the right one."""

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from coe.errors import CoeError
-from registry.files import translate_disk_full
+from registry.storage import translate_disk_full
 
 _FLUSH_RECORDS = 16
 _FLUSH_S = 1.0

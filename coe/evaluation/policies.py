@@ -24,7 +24,7 @@ from coe.host import Host
 from coe.local import describe_policy
 from coe.orchestrator import AskExpert, Orchestrator, query_of
 from coe.policy import Policy
-from coe.serve.micro_batch import MicroBatch
+from coe.serve.http.micro_batch import MicroBatch
 from coe.types import Chunk, GenerateRequest
 from registry.digest import identity
 from registry.spec import RESERVED_PREFIX

@@ -23,7 +23,7 @@ from coe.evaluation.report import Report
 from coe.evaluation.run_folder import OUTCOMES, RUN
 from coe.evaluation.tasks import Row, Task
 from registry.profiles import Measure, ProfileRow
-from routers.outcomes import OutcomeTable
+from routers.outcomes.table import OutcomeTable
 
 Skills = tuple[str, ...]
 Counts = dict[tuple[str, str], Measure]

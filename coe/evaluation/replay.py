@@ -21,7 +21,7 @@ from coe.types import Answer, Failure, GenerateRequest, Usage
 from routers.base import Message, Router, RoutingDecision
 from routers.decide import Utility, decide
 from routers.errors import InvalidOutcomes, RouterError
-from routers.outcomes import OutcomeTable
+from routers.outcomes.table import OutcomeTable
 from routers.selectors import Selector, TopK, build_selector
 
 BATCH = 1024

@@ -12,7 +12,7 @@ import numpy as np
 from coe.evaluation.answer_log import Record
 from coe.evaluation.plan import Column, Plan, PolicyColumn
 from coe.evaluation.run_folder import RunFolder
-from routers.outcomes import OutcomeTable
+from routers.outcomes.table import OutcomeTable
 
 Records = Mapping[tuple[str, str, str], Record]
 

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from coe.evaluation.answer_log import Record, RunFolderError, read_log
-from registry.files import atomic_path
+from registry.storage import atomic_path
 
 ANSWERS, OUTCOMES, RUN, _LOCK = "answers.jsonl", "outcomes.parquet", "run.json", ".lock"
 

@@ -30,7 +30,7 @@ from examples.zoo.plan import ADAPTERS, AGGREGATOR, BATCH, DIRECT, TRAIN_SEED, A
 from examples.zoo.remembered import Remembered
 from examples.zoo.train import ZOO, Bar, checkpoints_of, fit, folder_of, save
 from examples.zoo.training import Recipe, forget
-from registry.files import atomic_directory, coe_home
+from registry.storage import atomic_directory, coe_home
 from registry.store import Snapshot
 from routers.base import Message
 

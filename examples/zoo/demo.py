@@ -35,12 +35,12 @@ from examples.zoo.fetch import BASES, fetch
 from examples.zoo.outcomes import measured_outcomes, shipped_outcomes
 from examples.zoo.report import Question, Results, console, fresh_questions, show
 from examples.zoo.service import CLIENTS, Batched, Served, ask_service, run_batch, serving
-from registry.files import coe_home
+from registry.storage import coe_home
 from registry.store import Snapshot
 from routers.artifacts import save
 from routers.build import build
-from routers.encoders import CachedEncoder, build_encoder
-from routers.outcomes import OutcomeTable
+from routers.encoders.build import CachedEncoder, build_encoder
+from routers.outcomes.table import OutcomeTable
 
 ZOO = Path(__file__).parent
 CONFIG = ZOO / "config.yaml"

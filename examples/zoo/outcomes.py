@@ -15,9 +15,9 @@ from coe.evaluation.run_folder import open_run_folder
 from coe.evaluation.runner import Progress, run
 from coe.evaluation.tasks import find_tasks
 from coe.host import Host
-from registry.files import coe_home
 from registry.spec import ExpertSpec
-from routers.outcomes import OutcomeTable
+from registry.storage import coe_home
+from routers.outcomes.table import OutcomeTable
 
 ZOO = Path(__file__).parent
 SHIPPED = ZOO / "outcomes.parquet"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from coe.engines.hf_load import copy_before_head
+from coe.engines.hf.load import copy_before_head
 from coe.evaluation.graders import GRADERS
 from examples.zoo.families import Family, Row
 from examples.zoo.training import encode

@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from examples.zoo.families import FAMILIES, Family, Row, Split
-from registry.files import atomic_path
+from registry.storage import atomic_path
 
 
 def write_task(family: Family, rows: Mapping[str, Row], folder: Path) -> Path:

@@ -19,7 +19,7 @@ from examples.zoo.fetch import BASES, fetch
 from examples.zoo.plan import ADAPTERS, BATCH, GENERALIST, RIVAL, RIVALS, SCORE_SEED, TRAIN_SEED, Adapter, training_rows
 from examples.zoo.scoring import answers, grades
 from examples.zoo.training import TARGETS, Progress, Recipe, forget, train
-from registry.files import atomic_directory, atomic_path, coe_home
+from registry.storage import atomic_directory, atomic_path, coe_home
 
 ZOO: Final = Path(__file__).parent
 _ALL: Final = {**ADAPTERS, RIVAL: GENERALIST}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from coe.engines.chat import encode_messages
 from examples.zoo.families import Row
-from registry.files import atomic_directory
+from registry.storage import atomic_directory
 from routers.base import Message
 
 if TYPE_CHECKING:

@@ -36,8 +36,8 @@ from examples.zoo.two_skills_report import Answered, Method, contrasts, summary,
 from routers.base import Query, RoutingDecision
 from routers.build import build
 from routers.decide import decide
-from routers.encoders import CachedEncoder, build_encoder
-from routers.outcomes import OutcomeTable
+from routers.encoders.build import CachedEncoder, build_encoder
+from routers.outcomes.table import OutcomeTable
 from routers.selectors import Recruit, TopK
 
 BASE: Final = "smollm2"

@@ -12,7 +12,7 @@ import numpy as np
 from examples.zoo.families import Row
 from registry.profiles import Measure
 from registry.strengths import wilson
-from routers.metrics import paired_bootstrap
+from routers.evaluation.metrics import paired_bootstrap
 
 
 @dataclass(frozen=True, slots=True)

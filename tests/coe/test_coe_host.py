@@ -285,15 +285,15 @@ async def test_the_first_weights_that_come_with_a_later_snapshot_get_memory(monk
     from coe.config import Config
     from coe.host import open_host, update_host
 
-    monkeypatch.setattr("coe.engines.hf_load.free_bytes", lambda device: 1000)
-    monkeypatch.setattr("coe.engines.hf_load.choose_device", lambda device: "cpu")
+    monkeypatch.setattr("coe.engines.hf.load.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("coe.engines.hf.load.choose_device", lambda device: "cpu")
     remote = ExpertSpec(name="far", kind=Kind.REMOTE, source="http://127.0.0.1:9/v1")
     weights = ExpertSpec(name="near", kind=Kind.MODEL, source="/models/near", size_bytes=10)
     async with open_host(Config(), Snapshot(1, {"far": remote})) as host:
         assert host.cache.budget_bytes == 0
         await update_host(host, Config(), Snapshot(2, {"far": remote, "near": weights}))
         assert host.cache.budget_bytes == 800 and "near" in host.snapshot
-        monkeypatch.setattr("coe.engines.hf_load.free_bytes", lambda device: 5)
+        monkeypatch.setattr("coe.engines.hf.load.free_bytes", lambda device: 5)
         await update_host(host, Config(), Snapshot(3, {"near": weights}))
         assert host.cache.budget_bytes == 800  # what is loaded now must not shrink what it was promised
 

@@ -13,9 +13,9 @@ from registry.errors import InvalidSpec
 from routers.artifacts import save
 from routers.base import Message
 from routers.build import build
-from routers.encoders import build_encoder
+from routers.encoders.build import build_encoder
 from routers.errors import InvalidArtifact
-from routers.outcomes import OutcomeTable
+from routers.outcomes.table import OutcomeTable
 
 EXPERTS = """
 experts:
@@ -148,7 +148,7 @@ async def test_a_remote_expert_without_its_key_is_refused_by_the_name_of_the_var
 def test_without_a_stated_budget_most_of_the_free_memory_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     from coe.host import budget_bytes
 
-    monkeypatch.setattr("coe.engines.hf_load.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("coe.engines.hf.load.free_bytes", lambda device: 1000)
     assert budget_bytes(Config(), {"hf", "remote"}) == 800
     assert budget_bytes(Config(host=HostConfig(budget=123)), {"hf"}) == 123
     assert budget_bytes(Config(), {"remote"}) == 0

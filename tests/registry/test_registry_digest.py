@@ -10,8 +10,8 @@ from model_files import write_gguf, write_model
 from registry import digest
 from registry.digest import check_files, digest_files, digest_of, digest_of_text, hash_files
 from registry.errors import DigestMismatch, SourceError
-from registry.files import sha256_file
 from registry.spec import ExpertSpec, Kind
+from registry.storage import sha256_file
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from routers.artifacts import ARRAYS, META, load, save
 from routers.base import Query, RouterState
 from routers.build import KINDS, build
 from routers.decide import decide
-from routers.encoders import HashingEncoder
+from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidArtifact, RouterError, StaleArtifactWarning
-from routers.reference import Reference
+from routers.outcomes.reference import Reference
 
 ENCODER = HashingEncoder(64)
 TABLE = planted_table(120)

@@ -13,7 +13,7 @@ from routers.artifacts import load, save
 from routers.base import Query
 from routers.build import build
 from routers.decide import Utility, decide
-from routers.encoders import HashingEncoder
+from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidArtifact, InvalidOutcomes, RouterError
 
 ENCODER = HashingEncoder(64)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from routers.base import Estimate, Message, Query, Router, TrainableRouter
-from routers.baselines import BestSingleRouter
+from routers.base import Estimate, Message, Query, Router
+from routers.build import TrainableRouter
 from routers.decide import Utility
 from routers.errors import RouterError
+from routers.kinds.baselines import BestSingleRouter
 
 
 def test_the_text_of_a_query_is_its_last_user_message():

@@ -4,9 +4,8 @@ import types
 import pytest
 
 from routers import build as build_module
-from routers.base import TrainableRouter
-from routers.build import KINDS, build, reads_text, router_class, settings_of
-from routers.encoders import HashingEncoder
+from routers.build import KINDS, TrainableRouter, build, reads_text, router_class, settings_of
+from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidSettings, RouterError, UnknownRouterKind
 
 

@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 from routers.base import Estimate
 from routers.decide import Utility, decide
 from routers.errors import InvalidSettings, RouterError
+from routers.evaluation.thresholds import cascade_for_cost, dynamic_for_calls
 from routers.selectors import SELECTORS, Cascade, Dynamic, Recruit, Selector, TopK, build_selector, selector_document
-from routers.thresholds import cascade_for_cost, dynamic_for_calls
 
 EXPERTS = ("small", "medium", "large", "huge")
 

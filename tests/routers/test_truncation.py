@@ -9,7 +9,7 @@ from planted_outcomes import planted_table
 from routers.base import Query
 from routers.build import build
 from routers.decide import decide
-from routers.encoders import HashingEncoder
+from routers.encoders.build import HashingEncoder
 
 TABLE = planted_table(120)
 

@@ -17,7 +17,7 @@ from examples.zoo.plan import ADAPTERS, AGGREGATOR, BATCH, DIRECT, GENERALIST, S
 from examples.zoo.tasks import write_task
 from examples.zoo.train import ZOO, folder_of
 from registry.documents import load_document
-from routers.outcomes import OutcomeTable
+from routers.outcomes.table import OutcomeTable
 
 SHIPPED = {**ADAPTERS, GENERALIST.name: GENERALIST}
 FOR_TWO_SKILLS = {adapter.name: adapter for adapter in (AGGREGATOR, DIRECT)}

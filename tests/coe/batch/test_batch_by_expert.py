@@ -17,7 +17,7 @@ from coe.compose import COMPOSITIONS, Ask, Asks, Final
 from coe.compose.base import Done
 from coe.local import open_local
 from coe.types import Answer, GenerateRequest, Usage
-from registry.files import atomic_path
+from registry.storage import atomic_path
 from routers.base import Message, RoutingDecision
 
 MODELS = ("ant", "bee", "cat", "dog", "elk")

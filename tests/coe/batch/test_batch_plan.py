@@ -11,9 +11,9 @@ import pytest
 from batch_runs import MIXED, InProcess, Quiet, run, service, write_lines
 
 from coe.batch.errors import BatchFolderError, InputError
-from coe.batch.plan import Memory, Plan, plan_batch
-from coe.batch.plan_rates import Rates, profiled_tokens, rates_of_run
-from coe.batch.plan_rehearsal import Asked, Shift
+from coe.batch.planning.plan import Memory, Plan, plan_batch
+from coe.batch.planning.rates import Rates, profiled_tokens, rates_of_run
+from coe.batch.planning.rehearsal import Asked, Shift
 from coe.config import load_config
 from coe.errors import UnknownModel
 from registry.profiles import Measure, Profiles
@@ -21,8 +21,8 @@ from registry.spec import ExpertSpec, Kind, Price
 from registry.store import Snapshot
 from routers.artifacts import save
 from routers.build import build
-from routers.encoders import build_encoder
-from routers.outcomes import OutcomeTable
+from routers.encoders.build import build_encoder
+from routers.outcomes.table import OutcomeTable
 
 
 @pytest.fixture

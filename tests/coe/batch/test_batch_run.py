@@ -26,8 +26,8 @@ from registry.errors import InvalidSpec
 from routers.artifacts import save
 from routers.base import RoutingDecision
 from routers.build import build
-from routers.encoders import build_encoder
-from routers.outcomes import OutcomeTable
+from routers.encoders.build import build_encoder
+from routers.outcomes.table import OutcomeTable
 
 
 @pytest.fixture

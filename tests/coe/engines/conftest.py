@@ -12,8 +12,8 @@ import pytest
 from engine_models import CONTEXT, N_ADAPTERS, adapter_spec, make_tokenizer, model_spec
 
 from coe.engines.base import Adapter
-from coe.engines.hf import HFEngine
-from coe.engines.hf_expert import HFExpert
+from coe.engines.hf.engine import HFEngine
+from coe.engines.hf.expert import HFExpert
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from coe.engines import convert
 from coe.engines.convert import MARKER, convert_gguf, is_converted, supported_architectures
 from coe.errors import WeightsError
 from registry.errors import DiskFull
-from registry.files import sha256_file
+from registry.storage import sha256_file
 
 VOCAB = ["<unk>", "<s>", "</s>", "a", "b", "c", "ab", "Ġ"]
 DIM, HIDDEN = 32, 64

@@ -10,7 +10,7 @@ from engine_models import adapter_spec, model_spec
 
 from coe.compose import Aggregate, Composition, SelfConsistency
 from coe.engines.base import Adapter
-from coe.engines.hf import HFEngine
+from coe.engines.hf.engine import HFEngine
 from coe.host import Host
 from coe.orchestrator import Orchestrator, Reply
 from coe.policy import Policy

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from coe.engines.base import Adapter
-from coe.engines.hf_batch import COALESCE_S, BatchLimits, Row, WaitingRows, adapter_key, choose_batch, deliver
-from coe.engines.hf_text import TextStream
+from coe.engines.hf.batch import COALESCE_S, BatchLimits, Row, WaitingRows, adapter_key, choose_batch, deliver
+from coe.engines.hf.text import TextStream
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from coe.engines.hf import HFEngine
-from coe.engines.hf_load import choose_device, choose_dtype, free_bytes, is_out_of_memory, load_model, translate
+from coe.engines.hf.engine import HFEngine
+from coe.engines.hf.load import choose_device, choose_dtype, free_bytes, is_out_of_memory, load_model, translate
 from coe.errors import ConfigError, EngineError, OutOfMemory, WeightsError
 from registry.spec import ExpertSpec, Kind
 

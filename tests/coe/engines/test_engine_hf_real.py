@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from engine_models import say
 
-from coe.engines.hf import HFEngine
+from coe.engines.hf.engine import HFEngine
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
 from routers.base import Message

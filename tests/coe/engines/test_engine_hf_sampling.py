@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from coe.engines import hf_sampling  # noqa: E402
-from coe.engines.hf_sampling import RowSampler, Sampling, pick  # noqa: E402
+from coe.engines.hf import sampling as hf_sampling  # noqa: E402
+from coe.engines.hf.sampling import RowSampler, Sampling, pick  # noqa: E402
 
 
 def sampling(temperature: float = 1.0, top_p: float = 1.0, seed: int = 0) -> Sampling:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.engines.hf_text import TextStream
+from coe.engines.hf.text import TextStream
 
 
 def decode_bytes(tokens: Sequence[int]) -> str:

@@ -20,8 +20,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from coe.engines.base import Adapter
 from coe.engines.fake import FakeEngine
-from coe.engines.remote import RemoteEngine, RemoteExpert
-from coe.engines.remote_errors import may_pass, seconds_to_retry, translated
+from coe.engines.remote.engine import RemoteEngine, RemoteExpert
+from coe.engines.remote.errors import may_pass, seconds_to_retry, translated
 from coe.errors import CoeError, ConfigError, EngineError, InvalidRequest, RemoteError
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind

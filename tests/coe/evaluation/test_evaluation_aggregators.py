@@ -32,7 +32,7 @@ from registry.profiles import Measure, Profiles
 from registry.spec import ExpertSpec, Kind, Price
 from routers.base import Message
 from routers.errors import InvalidOutcomes
-from routers.outcomes import OutcomeTable
+from routers.outcomes.table import OutcomeTable
 
 CITIES = {"fr": "Paris", "it": "Rome", "es": "Madrid", "pt": "Lisbon", "at": "Vienna"}
 ANSWERS = [("Berlin", 0.0), ("Oslo", 0.0), ("Bern", 0.0), ("Kiev", 0.0)]

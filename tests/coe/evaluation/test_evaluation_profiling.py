@@ -30,7 +30,7 @@ from registry.profiles import Measure, ProfileRow, Profiles
 from registry.spec import ExpertSpec, Kind
 from routers.base import Message
 from routers.errors import InvalidOutcomes
-from routers.outcomes import OutcomeTable
+from routers.outcomes.table import OutcomeTable
 
 NOW = {"a": "sha256:a", "b": "sha256:b"}
 

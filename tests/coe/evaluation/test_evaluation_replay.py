@@ -13,7 +13,7 @@ from coe.types import Answer, Usage
 from routers.base import Estimate, RoutingDecision
 from routers.decide import decide
 from routers.errors import InvalidOutcomes, RouterError
-from routers.outcomes import OutcomeTable
+from routers.outcomes.table import OutcomeTable
 from routers.selectors import Dynamic, TopK
 
 EXPERTS = ("a", "b", "c")

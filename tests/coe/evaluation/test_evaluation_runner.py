@@ -30,7 +30,7 @@ from registry.errors import DiskFull, UnknownExpert
 from registry.spec import ExpertSpec, Kind, Price
 from registry.store import Snapshot
 from routers.base import Message
-from routers.outcomes import OutcomeTable
+from routers.outcomes.table import OutcomeTable
 
 MIB = 2**20
 

@@ -17,9 +17,9 @@ from coe.orchestrator import Orchestrator
 from coe.policy import Policy
 from coe.protocol.requests import parse_chat
 from coe.routing import Routed, route
-from coe.serve.decision_entry import encode
-from coe.serve.exchange import MOST_NOTES, header_text
-from coe.serve.metrics import Metrics
+from coe.serve.decisions.entry import encode
+from coe.serve.http.exchange import MOST_NOTES, header_text
+from coe.serve.http.metrics import Metrics
 from coe.types import GenerateRequest
 from registry.store import Snapshot
 from routers.base import Query

@@ -11,7 +11,7 @@ import openai
 import pytest
 from api_server import Gateway, gateway
 
-from coe.serve.exchange import parse_json
+from coe.serve.http.exchange import parse_json
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 

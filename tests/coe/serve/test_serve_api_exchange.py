@@ -15,8 +15,8 @@ from coe.errors import DeadlineExceeded, EngineError
 from coe.orchestrator import Orchestrator
 from coe.policy import Policy
 from coe.protocol.requests import parse_chat
-from coe.serve.exchange import Exchange, disclosed
-from coe.serve.service import Service
+from coe.serve.http.exchange import Exchange, disclosed
+from coe.serve.http.service import Service
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot

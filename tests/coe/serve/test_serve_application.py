@@ -3,9 +3,9 @@
 from typing import Any
 
 from coe.config import Config
-from coe.serve.application import build_application
-from coe.serve.catalogue import Catalogue
-from coe.serve.expert_host import ExpertHost
+from coe.serve.cluster.application import build_application
+from coe.serve.cluster.catalogue import Catalogue
+from coe.serve.cluster.expert_host import ExpertHost
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 

@@ -18,9 +18,9 @@ from finished_requests import answer, bypassed, finished, grounds, policy, route
 from coe.compose import Single
 from coe.config import DecisionLogConfig
 from coe.routing import Routed
-from coe.serve import decision_log as module
-from coe.serve.decision_entry import DecisionLogError, decode, encode, query_digest
-from coe.serve.decision_log import DecisionLog, RotatingFiles, read_log
+from coe.serve.decisions import log as module
+from coe.serve.decisions.entry import DecisionLogError, decode, encode, query_digest
+from coe.serve.decisions.log import DecisionLog, RotatingFiles, read_log
 from routers.base import Estimate, Message, Query
 from routers.decide import Utility
 from routers.selectors import Dynamic

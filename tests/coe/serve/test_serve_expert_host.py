@@ -10,8 +10,8 @@ import pytest
 
 from coe.config import Config, ExpertHostsConfig, PolicyConfig
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, UnknownModel
-from coe.serve.catalogue import Catalogue, serving
-from coe.serve.expert_host import ExpertHost, coalesce, own_config, pace
+from coe.serve.cluster.catalogue import Catalogue, serving
+from coe.serve.cluster.expert_host import ExpertHost, coalesce, own_config, pace
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
@@ -115,7 +115,7 @@ async def test_a_request_routed_by_a_later_catalogue_waits_for_it_to_come(monkey
     assert not early.done()
     await host.reconfigure(catalogue(model("a"), model("b"), generation=2))
     assert (await early).text == "HI"  # type: ignore[union-attr]
-    monkeypatch.setattr("coe.serve.expert_host.CATCH_UP_S", 0.01)
+    monkeypatch.setattr("coe.serve.cluster.expert_host.CATCH_UP_S", 0.01)
     assert (await host.whole("a", request("hi"), 9)).text == "HI"  # type: ignore[union-attr]  # it never came
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from coe.config import Config, DecisionLogConfig, ExpertHostsConfig, PolicyConfig, ServeConfig
-from coe.serve.catalogue import Catalogue
-from coe.serve.gateway import Gateway
+from coe.serve.cluster.catalogue import Catalogue
+from coe.serve.cluster.gateway import Gateway
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.errors import RouterError

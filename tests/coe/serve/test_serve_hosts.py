@@ -10,9 +10,9 @@ from ray.serve.exceptions import BackPressureError
 
 from coe.config import ExpertHostsConfig
 from coe.errors import EngineError, HostLost, InvalidRequest, Overloaded, UnknownModel
-from coe.serve.catalogue import Catalogue
-from coe.serve.hosts import ATTEMPTS, Hosts
-from coe.serve.placement import Board, HostView
+from coe.serve.cluster.catalogue import Catalogue
+from coe.serve.cluster.hosts import ATTEMPTS, Hosts
+from coe.serve.cluster.placement import Board, HostView
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot

@@ -4,8 +4,8 @@ import pytest
 from finished_requests import answer, bypassed, finished, grounds, policy, routed
 from prometheus_client.parser import text_string_to_metric_families
 
-from coe.serve.finished import Finished
-from coe.serve.metrics import Metrics, join
+from coe.serve.http.finished import Finished
+from coe.serve.http.metrics import Metrics, join
 from coe.types import Timing
 
 Values = dict[tuple[str, ...], float]

@@ -12,7 +12,7 @@ import pytest
 from coe.compose import Single
 from coe.errors import CoeError, InvalidRequest, UnknownModel
 from coe.routing import Routed
-from coe.serve.micro_batch import MicroBatch
+from coe.serve.http.micro_batch import MicroBatch
 from routers.base import Query, RoutingDecision
 from routers.errors import NoEligibleExpert, RouterError
 
@@ -47,7 +47,7 @@ class Gate:
 @pytest.fixture(autouse=True)
 def no_router_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What these tests have to route takes no time; they are about routers that take some."""
-    monkeypatch.setattr("coe.serve.micro_batch.QUICK_S", 0.0)
+    monkeypatch.setattr("coe.serve.http.micro_batch.QUICK_S", 0.0)
 
 
 async def route(batch: MicroBatch, gate: Gate, text: str, model: str = "auto", dial: float | None = None) -> str:
@@ -150,7 +150,7 @@ async def test_closing_ends_the_thread_after_its_work_and_leaves_nobody_waiting(
 async def test_a_router_that_takes_no_time_stays_on_its_caller_s_thread_once_that_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("coe.serve.micro_batch.QUICK_S", 10.0)
+    monkeypatch.setattr("coe.serve.http.micro_batch.QUICK_S", 10.0)
     gate, batch = Gate(), MicroBatch()
     assert [await route(batch, gate, text) for text in "abc"] == ["a", "b", "c"]
     assert threading.current_thread() in gate.threads and len(gate.threads) == 2  # the first one was measured
@@ -161,7 +161,7 @@ async def test_a_router_that_takes_no_time_stays_on_its_caller_s_thread_once_tha
 
 
 async def test_a_router_that_becomes_slow_goes_back_to_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.serve.micro_batch.QUICK_S", 0.02)
+    monkeypatch.setattr("coe.serve.http.micro_batch.QUICK_S", 0.02)
 
     class Slow(Gate):
         busy = False
@@ -182,7 +182,7 @@ async def test_a_router_that_becomes_slow_goes_back_to_the_thread(monkeypatch: p
 
 
 async def test_names_that_come_and_go_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.serve.micro_batch._MOST_KEYS", 3)
+    monkeypatch.setattr("coe.serve.http.micro_batch._MOST_KEYS", 3)
     gate, batch = Gate(), MicroBatch()
     for i in range(10):
         await route(batch, gate, "a", model=f"m{i}")
@@ -192,7 +192,7 @@ async def test_names_that_come_and_go_are_not_kept_for_ever(monkeypatch: pytest.
 
 async def test_a_router_that_once_waited_stays_on_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting takes no CPU time, but the event loop must not be the one that waits."""
-    monkeypatch.setattr("coe.serve.micro_batch.QUICK_S", 0.02)
+    monkeypatch.setattr("coe.serve.http.micro_batch.QUICK_S", 0.02)
 
     class Waits(Gate):
         def route_each(self, queries: Sequence[Query], model: str) -> list[Routed | RouterError | CoeError]:

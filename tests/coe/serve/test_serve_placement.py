@@ -1,6 +1,6 @@
 """Which host a request goes to, from what the hosts say of themselves."""
 
-from coe.serve.placement import HEARD_S, Board, HostView, rank
+from coe.serve.cluster.placement import HEARD_S, Board, HostView, rank
 
 
 def test_the_host_that_has_the_expert_is_first_however_busy_until_waiting_costs_more_than_loading() -> None:

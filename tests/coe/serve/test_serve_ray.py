@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from coe.cli.app import app
 from routers.artifacts import save
-from routers.baselines import RandomRouter
-from routers.outcomes import OutcomeTable
+from routers.kinds.baselines import RandomRouter
+from routers.outcomes.table import OutcomeTable
 
 pytestmark = [pytest.mark.integration]
 

@@ -16,10 +16,10 @@ from hypothesis.extra.numpy import arrays
 
 from coe.policy import Policy
 from coe.routing import Grounds, Routed, route
-from coe.serve.decision_entry import Entry, decode, encode
-from coe.serve.decision_log import read_log
-from coe.serve.finished import Finished
-from coe.serve.replay import Replayed, Rerouter, replay
+from coe.serve.decisions.entry import Entry, decode, encode
+from coe.serve.decisions.log import read_log
+from coe.serve.decisions.replay import Replayed, Rerouter, replay
+from coe.serve.http.finished import Finished
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.base import Estimate, Query

@@ -17,8 +17,8 @@ from coe.orchestrator import Orchestrator
 from coe.policy import Policy
 from coe.protocol.errors import retry_after_s
 from coe.protocol.requests import Parsed, parse_chat
-from coe.serve import service as module
-from coe.serve.service import Call, Full, Service
+from coe.serve.http import service as module
+from coe.serve.http.service import Call, Full, Service
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.store import Snapshot
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from coe.compose.option_prior import FEATURES, OptionPrior
 from coe.errors import ConfigError
-from coe.serve.source import Source
+from coe.serve.cluster.source import Source
 from registry.errors import InvalidSpec
 from registry.spec import ExpertSpec, Kind
 from registry.store import Registry
-from routers.option_prior import FEATURES, OptionPrior
 
 EXPERTS = """
 experts:

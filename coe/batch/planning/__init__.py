@@ -1,0 +1,1 @@
+"""`coe plan`: what a batch will call, load, move and cost, found by rehearsing it."""

@@ -1,0 +1,1 @@
+"""`coe router`: train, cross-validate, evaluate, compare and update routers."""

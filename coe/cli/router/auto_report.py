@@ -1,0 +1,94 @@
+"""How `--kind auto` is shown: what it tries while it tries it, its scoreboard, its choice, what to expect of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from coe.cli.output import console, stdout_console
+
+if TYPE_CHECKING:
+    from routers.build import TrainableRouter
+    from routers.kinds.auto.candidates import Row
+    from routers.kinds.auto.router import AutoRouter
+
+
+def telling(make: Callable[[], TrainableRouter]) -> Callable[[], TrainableRouter]:
+    """The same factory; an `auto` router tells on the console of each candidate as it is done."""
+    from routers.kinds.auto.router import AutoRouter
+
+    def made() -> TrainableRouter:
+        router = make()
+        if isinstance(router, AutoRouter):
+            router.on_progress = _tell
+        return router
+
+    return made
+
+
+def auto_document(router: TrainableRouter) -> dict[str, Any]:
+    """What an `auto` router tried, chose and expects, as JSON values; nothing of other kinds."""
+    from routers.kinds.auto.router import AutoRouter
+
+    if not isinstance(router, AutoRouter):
+        return {}
+    board = [{**asdict(row), "candidate": str(row.candidate)} for row in router.scoreboard]
+    return {"scoreboard": board, "choice": asdict(router.choice), "expected": asdict(router.expected)}
+
+
+def print_choice(router: TrainableRouter) -> None:
+    """The scoreboard of an `auto` router, best first, its choice, and the estimate that was not selected on."""
+    from routers.kinds.auto.candidates import BASELINE_KIND
+    from routers.kinds.auto.router import AutoRouter
+
+    if not isinstance(router, AutoRouter):
+        return
+    out, choice, expected = stdout_console(), router.choice, router.expected
+    out.print(_scoreboard(router))
+    out.print(f"chosen: {choice.reason}", markup=False, highlight=False)
+    if all(router.scoreboard[member].candidate.kind == BASELINE_KIND for member in choice.members):
+        out.print(
+            "no router beats the best single expert on this table by more than chance: every query goes to that "
+            "expert. What a router could still save is cost: train one with --save-cost.",
+            style="bold",
+        )
+    low, high = 100 * expected.gain_ci95_low, 100 * expected.gain_ci95_high
+    out.print(
+        f"expected on new queries: {100 * expected.score:.2f}%, {100 * expected.gain:+.2f} [{low:+.2f}, {high:+.2f}] "
+        f"over the best single expert ({100 * expected.best_single:.2f}%); from rows that the choice had not seen",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _scoreboard(router: AutoRouter) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    weights = dict(zip(router.choice.members, router.choice.weights, strict=True))
+    table = Table(title="tried, on inner folds", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", overflow="fold", min_width=14)
+    for name in ("accuracy", "over best single", "seconds", "weight"):
+        table.add_column(name, justify="right", no_wrap=True)
+    rows = enumerate(router.scoreboard)
+    for number, row in sorted(rows, key=lambda pair: -(-1.0 if pair[1].score is None else pair[1].score)):
+        weight = f"{weights[number]:.2f}" if number in weights else ""
+        table.add_row(escape(str(row.candidate)), *_figures(row), weight, style="bold" if number in weights else "")
+    return table
+
+
+def _figures(row: Row) -> tuple[str, str, str]:
+    if row.score is None:
+        return "skipped", escape(row.skipped or ""), ""
+    gain = "-"
+    if row.gain is not None and row.gain_ci95_low is not None and row.gain_ci95_high is not None:
+        gain = f"{100 * row.gain:+.2f} [{100 * row.gain_ci95_low:+.2f}, {100 * row.gain_ci95_high:+.2f}]"
+    return f"{100 * row.score:.2f}%", gain, "-" if row.seconds is None else f"{row.seconds:.1f}"
+
+
+def _tell(row: Row) -> None:
+    figures = row.skipped if row.score is None else f"{100 * row.score:.2f}%"
+    console.print(f"tried {row.candidate}: {figures}", style="dim", markup=False, highlight=False)

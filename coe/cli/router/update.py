@@ -1,0 +1,95 @@
+"""`coe router update`: further outcomes, a further expert or one expert less, without encoding anything again."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coe.cli.output import JsonTarget, console, emit_json, stdout_console
+from coe.cli.registry import RegistryUrl
+from coe.cli.router.options import Experts, Prices, encoder_of, table_of
+from coe.cli.router.report import encoding_progress, warnings_on_console
+from coe.cli.router.train import price_notes, registered_digests
+
+if TYPE_CHECKING:
+    from routers.outcomes.table import OutcomeTable
+    from routers.update import Updatable
+
+
+def update(
+    router: Annotated[Path, typer.Argument(metavar="ROUTER_DIR", help="Folder of a saved knn, cluster or category.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the router to; may be the same.")],
+    outcomes: Annotated[
+        Path | None, typer.Option("--outcomes", help="Further rows; with --add-expert, its scores in training.")
+    ] = None,
+    add_expert: Annotated[
+        list[str] | None, typer.Option("--add-expert", help="An expert of --outcomes to add; may be repeated.")
+    ] = None,
+    remove_expert: Annotated[
+        list[str] | None, typer.Option("--remove-expert", help="An expert to do without; may be repeated.")
+    ] = None,
+    experts: Experts = None,
+    prices: Prices = None,
+    registry: RegistryUrl = None,
+    json: JsonTarget = None,
+) -> None:
+    """Update a saved router: only the prompts of further rows are encoded."""
+    from routers.artifacts import load, save_as
+    from routers.update import updatable
+
+    if outcomes is None and not remove_expert:
+        raise typer.BadParameter("give --outcomes, --remove-expert, or both: there is nothing to update")
+    if add_expert and outcomes is None:
+        raise typer.BadParameter("it needs --outcomes with the expert's scores", param_hint="--add-expert")
+    names = ",".join(add_expert) if add_expert else experts
+    table = None if outcomes is None else table_of(outcomes, names, prices)
+    with warnings_on_console(), encoding_progress() as on_progress:
+        loaded = load(router, make_encoder=lambda name: encoder_of(name, on_progress))
+        started = time.perf_counter()
+        updated = _updated(updatable(loaded.router), table, bool(add_expert), remove_expert or [])
+        seconds = time.perf_counter() - started
+        digest = save_as(
+            updated,
+            out,
+            reference=updated.rows.reference(),
+            encoder=updated.encoder,
+            digests={**loaded.meta.experts, **registered_digests(registry, add_expert or [])},
+            prices=price_notes(prices) or loaded.meta.prices,
+        )
+    console.print(
+        f"updated a {updated.kind} router, now of {len(updated.rows):,} queries and {len(updated.experts)} experts, in "
+        f"{seconds:.1f} s"
+    )
+    if loaded.meta.solved is not None:
+        console.print(
+            f"[yellow]note:[/] the dial {loaded.meta.dial:.4g} was solved on the old outcomes and is not carried over: "
+            "solve it anew (`coe router train --save-cost` or `--budget-usd`), or set it in the policy"
+        )
+    if json != "-":
+        stdout_console().print(f"{out}  {digest}", highlight=False, soft_wrap=True)
+    emit_json(
+        {
+            "router": str(out),
+            "kind": updated.kind,
+            "n_queries": len(updated.rows),
+            "n_experts": len(updated.experts),
+            "experts": list(updated.experts),
+            "digest": digest,
+            "seconds": seconds,
+        },
+        json,
+    )
+
+
+def _updated(router: Updatable, table: OutcomeTable | None, add: bool, remove: list[str]) -> Updatable:
+    """First without the experts that go, then with the table's experts or rows."""
+    from routers.update import add_expert, add_rows, remove_expert
+
+    for name in remove:
+        router = remove_expert(router, name)
+    if table is None:
+        return router
+    return add_expert(router, table) if add else add_rows(router, table)

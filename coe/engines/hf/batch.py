@@ -1,0 +1,242 @@
+"""The requests of one model: who waits, who goes into the next batch, and what each row of a batch has generated."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from coe.engines.base import Adapter
+from coe.engines.hf.sampling import Sampling
+from coe.engines.hf.text import TextStream
+from coe.types import Chunk, FinishReason, GenerateRequest, Usage
+
+Item = Chunk | Exception
+COALESCE_S: Final = 0.025
+"""After the first, text is handed out at most this often: every piece costs a trip between threads, then a network."""
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One request on its way through a batch. The event loop makes and reads it, the worker thread advances it.
+
+    Attributes:
+        prompt_ids: token ids of the rendered prompt.
+        eos: token ids that end the answer.
+        slot: peft's name of the adapter once it is loaded.
+        cancelled: set by the reader when it goes away; the row ends at the next token.
+    """
+
+    request: GenerateRequest
+    prompt_ids: list[int]
+    adapter: Adapter | None
+    eos: frozenset[int]
+    text: TextStream
+    sampling: Sampling | None
+    loop: asyncio.AbstractEventLoop
+    queue: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
+    clock: Callable[[], float] = time.monotonic
+    slot: str | None = None
+    cancelled: bool = False
+    done: bool = False
+    n_generated: int = 0
+    _outbox: list[Item] = field(default_factory=list)
+    _shown_at: float = float("-inf")
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of the answer; settled before the request became a row."""
+        assert self.request.max_tokens is not None
+        return self.request.max_tokens
+
+    def advance(self, token: int) -> None:
+        """Take the next token: ends of text, stop strings, limits and cancellation are decided here."""
+        self.n_generated += 1
+        if self.cancelled:
+            return self._finish("cancelled")
+        if token in self.eos:
+            return self._finish("stop")
+        self.text.push(token)
+        due = self.clock() - self._shown_at >= COALESCE_S
+        piece = self.text.take() if due or self.text.watches else ""
+        if self.text.stopped:
+            return self._finish("stop", piece)
+        if self.n_generated >= self.max_tokens:
+            return self._finish("length", piece)
+        if piece:
+            self._outbox.append(Chunk(piece))
+            self._shown_at = self.clock()
+        return None
+
+    def fail(self, error: Exception) -> None:
+        """End the row with an error for its reader."""
+        if not self.done:
+            self.done = True
+            self._outbox.append(error)
+
+    def _finish(self, reason: FinishReason, piece: str = "") -> None:
+        self.done = True
+        text = piece + self.text.take(last=True)
+        self._outbox.append(Chunk(text, reason, Usage(len(self.prompt_ids), self.n_generated)))
+
+    def drain(self) -> list[Item]:
+        """What is ready for the reader, taken out."""
+        items, self._outbox = self._outbox, []
+        return items
+
+
+def deliver(rows: Iterable[Row]) -> None:
+    """Hand what is ready to the readers: one trip to an event loop for all its rows."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Row, list[Item]]]] = {}
+    for row in rows:
+        if items := row.drain():
+            by_loop.setdefault(row.loop, []).append((row, items))
+    for loop, ready in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_put, ready)
+        except RuntimeError:  # the loop is closed: nobody reads any more
+            for row, _ in ready:
+                row.cancelled = True
+
+
+def _put(ready: Sequence[tuple[Row, Sequence[Item]]]) -> None:
+    for row, items in ready:
+        for item in items:
+            row.queue.put_nowait(item)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """What a batch may hold.
+
+    Attributes:
+        rows: most rows.
+        adapters: most different adapters.
+        tokens: most tokens in the key-value cache (rows x longest prompt and answer); `None` is no limit.
+        positions: most padded prompt plus answer, the model's context.
+        padding: a batch's padded prompts may have this many times the tokens of its prompts...
+        short: ...unless all its prompts are at most this long, when padding costs next to nothing.
+    """
+
+    rows: int
+    adapters: int
+    tokens: int | None
+    positions: int
+    padding: float = 1.5
+    short: int = 64
+
+
+def choose_batch(waiting: Sequence[Row], limits: BatchLimits) -> list[Row]:
+    """The rows to run next, from `waiting`, oldest first.
+
+    The oldest always goes, so nobody starves; others join in their order when they fit: left padding makes every row as
+    long as the longest, so a short question does not join a long document's batch unless many share the cost.
+    """
+    chosen: list[Row] = []
+    for row in waiting:
+        if len(chosen) == limits.rows:
+            break
+        if not chosen or _fits([*chosen, row], limits):
+            chosen.append(row)
+    return chosen
+
+
+def _fits(rows: Sequence[Row], limits: BatchLimits) -> bool:
+    prompts = [len(row.prompt_ids) for row in rows]
+    longest = max(prompts)
+    width = longest + max(row.max_tokens for row in rows)
+    adapters = {adapter_key(row.adapter) for row in rows if row.adapter}
+    return (
+        len(adapters) <= limits.adapters
+        and width <= limits.positions
+        and (limits.tokens is None or width * len(rows) <= limits.tokens)
+        and (longest <= limits.short or longest * len(rows) <= limits.padding * sum(prompts))
+    )
+
+
+def adapter_key(adapter: Adapter) -> str:
+    """What makes two adapters the same weights: the digest; without one, the folder and when its files changed."""
+    if adapter.spec.digest:
+        return adapter.spec.digest
+    files = sorted(p for p in adapter.path.glob("*") if p.is_file())
+    stamps = ",".join(f"{p.name}:{s.st_size}:{s.st_mtime_ns}" for p, s in ((p, p.stat()) for p in files))
+    return f"{adapter.path}:{stamps}"
+
+
+class WaitingRows:
+    """The queue between the event loop and the worker thread.
+
+    Rows that come together should run together, for the next batch starts only when this one has ended. So a batch that
+    is not full waits for the rows that are on their way, and a moment for others.
+
+    Args:
+        n_full: enough rows for a batch.
+        gather_s: how long after an arrival to wait for another one.
+        gather_at_most_s: how long to wait in all.
+    """
+
+    def __init__(self, n_full: int, gather_s: float = 0.003, gather_at_most_s: float = 0.1) -> None:
+        self._n_full, self._gather_s, self._gather_at_most_s = n_full, gather_s, gather_at_most_s
+        self._rows: list[Row] = []
+        self._n_expected = 0
+        self._changed = threading.Condition()
+        self._closed = False
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """A row is being prepared and will be put, or given up, inside this block."""
+        self._expect(1)
+        try:
+            yield
+        finally:
+            self._expect(-1)
+
+    def _expect(self, n: int) -> None:
+        with self._changed:
+            self._n_expected += n
+            self._changed.notify()
+
+    def put(self, row: Row) -> bool:
+        """Add a row; `False` when the queue is closed."""
+        with self._changed:
+            if not self._closed:
+                self._rows.append(row)
+                self._changed.notify()
+            return not self._closed
+
+    def close(self) -> None:
+        """Take no more rows; `take` gives what is there, then nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def take(self, limits: Callable[[], BatchLimits]) -> list[Row]:
+        """Wait for rows and take a batch of them; empty when the queue is closed and empty."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: bool(self._rows) or self._closed)
+                self._gather()
+                self._rows = [row for row in self._rows if not row.cancelled]
+                if self._rows:
+                    batch = choose_batch(self._rows, limits())
+                    self._rows = [row for row in self._rows if row not in batch]
+                    return batch
+                if self._closed:
+                    return []
+
+    def abandon(self) -> list[Row]:
+        """Close, and take all that waits out."""
+        self.close()
+        with self._changed:
+            rows, self._rows = self._rows, []
+            return rows
+
+    def _gather(self) -> None:
+        give_up_at = time.monotonic() + self._gather_at_most_s
+        while not self._closed and len(self._rows) < self._n_full and time.monotonic() < give_up_at:
+            if not self._changed.wait(self._gather_s) and not self._n_expected:
+                return

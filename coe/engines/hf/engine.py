@@ -1,0 +1,109 @@
+"""HFEngine: transformers and peft, on CUDA, Apple's MPS or the CPU."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from coe.engines.base import Expert
+from coe.engines.hf.expert import HFExpert
+from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, free_bytes, load_model, require_memory
+from coe.errors import ConfigError, WeightsError
+from registry.spec import ExpertSpec
+
+_CACHE_SHARE: Final = 0.6
+"""Share of the free memory that the key-value cache of a batch may take; activations take the rest."""
+
+
+class HFEngine:
+    """Loads causal language models with transformers; LoRA adapters come with the requests.
+
+    Args:
+        device: `auto` (CUDA, else MPS, else CPU) or a torch device.
+        dtype: `auto` (bfloat16 where the hardware computes in it, else float16 on an accelerator, float32 on a CPU),
+            `bfloat16`, `float16` or `float32`. Only float32 gives the same answer alone and in a batch: in the shorter
+            types another batch shape rounds otherwise, and near-ties may fall otherwise.
+        max_batch: requests generated together.
+        max_adapters: adapters kept on a resident base.
+        threads: CPU threads of this whole process for torch; `None` leaves them. One for each engine process is right
+            where several share the cores.
+        free: bytes free on a device.
+    """
+
+    def __init__(
+        self,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_batch: int = 32,
+        max_adapters: int = 16,
+        threads: int | None = None,
+        *,
+        free: Callable[[str], int] = free_bytes,
+    ) -> None:
+        for name, value in (("max_batch", max_batch), ("max_adapters", max_adapters), ("threads", threads)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        self._device, self._dtype = device, dtype
+        self._max_batch, self._max_adapters, self._threads = max_batch, max_adapters, threads
+        self._free = free
+
+    def footprint(self, spec: ExpertSpec) -> int:
+        """Bytes of the weights in the engine's dtype.
+
+        Raises:
+            WeightsError: the spec says neither parameters nor size.
+        """
+        itemsize = choose_dtype(self._dtype, choose_device(self._device)).itemsize
+        if spec.parameters_total is not None:
+            return spec.parameters_total * itemsize
+        if spec.size_bytes is not None:
+            # Files hold at least two bytes a weight, except GGUF, which is unpacked from at least two bits.
+            return spec.size_bytes * (itemsize * 4 if spec.source.endswith(".gguf") else itemsize // 2)
+        raise WeightsError(f"the size of {spec.name!r} is not known: register it again, so that its files are read")
+
+    async def load(self, spec: ExpertSpec, path: Path) -> HFExpert:
+        """Load the model in `path`, a folder in the Hugging Face layout. Raises WeightsError or OutOfMemory."""
+        loaded = await asyncio.to_thread(self._load, spec, path)
+        device = str(loaded.model.device)
+        return HFExpert(
+            spec,
+            loaded,
+            max_batch=self._max_batch,
+            max_adapters=self._max_adapters,
+            cache_bytes=lambda: int(self._free(device) * _CACHE_SHARE),
+        )
+
+    def _load(self, spec: ExpertSpec, path: Path) -> LoadedModel:
+        import torch
+
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        device = choose_device(self._device)
+        dtype = choose_dtype(self._dtype, device)
+        require_memory(spec.name, _bytes_needed(path, dtype.itemsize), device, self._free)
+        return load_model(spec.name, path, device, dtype)
+
+    async def unload(self, expert: Expert) -> None:
+        """Wait for the answers under way, stop the worker thread and free the memory."""
+        if not isinstance(expert, HFExpert):
+            raise TypeError(f"{expert!r} was not loaded by this engine")
+        await expert.close()
+        await asyncio.to_thread(_free_memory)
+
+
+def _bytes_needed(path: Path, itemsize: int) -> int:
+    """Bytes of the weights of a folder once loaded; its files hold at least two bytes a weight."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors")) * itemsize // 2
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()

@@ -1,0 +1,216 @@
+"""HFExpert: one resident model that batches within itself, on one worker thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from coe.engines import chat
+from coe.engines.base import Adapter
+from coe.engines.hf.adapters import AdapterSlots
+from coe.engines.hf.batch import BatchLimits, Row, WaitingRows, adapter_key, deliver
+from coe.engines.hf.load import LoadedModel, translate
+from coe.engines.hf.sampling import RowSampler, Sampling
+from coe.engines.hf.text import TextStream
+from coe.errors import EngineError, OutOfMemory
+from coe.types import Chunk, GenerateRequest
+from registry.spec import ExpertSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class HFExpert:
+    """A transformers model that answers up to `capacity` requests in one batch, adapters mixed.
+
+    Requests are rendered and checked where they are asked; a worker thread takes what waits, runs one
+    `model.generate` for all of it, and hands text to each reader as its tokens come. A row that is finished or
+    cancelled is over for its reader at once, and the batch ends with its last live row.
+
+    Args:
+        spec: what it is.
+        loaded: the model, its tokenizer and limits.
+        max_batch: most rows of a batch.
+        max_adapters: most adapters kept on the model.
+        cache_bytes: how many bytes the key-value cache of a batch may take now.
+    """
+
+    def __init__(
+        self,
+        spec: ExpertSpec,
+        loaded: LoadedModel,
+        *,
+        max_batch: int,
+        max_adapters: int,
+        cache_bytes: Callable[[], int],
+    ) -> None:
+        self.spec = spec
+        self.capacity = max_batch
+        self.context_length = min(spec.context_length or loaded.context_length, loaded.context_length)
+        self._loaded: LoadedModel | None = loaded
+        self._slots = AdapterSlots(loaded.model, spec.name, max_adapters)
+        self._max_adapters = max_adapters
+        self._cache_bytes = cache_bytes
+        self._styles: dict[str, chat.ChatStyle] = {}
+        self._waiting = WaitingRows(max_batch)
+        self._thread = threading.Thread(target=self._work, name=f"hf:{spec.name}", daemon=True)
+        self._thread.start()
+
+    async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
+        """Yield the answer's text as it comes; see `Expert.generate`. Usage counts every token, an end token too."""
+        with self._waiting.expecting():
+            row = await asyncio.to_thread(self._prepare, request, adapter, asyncio.get_running_loop())
+            if not self._waiting.put(row):
+                raise self._gone()
+        try:
+            while True:
+                item = await row.queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            row.cancelled = True
+
+    async def close(self) -> None:
+        """Answer what was asked, take no more, and let go of the weights."""
+        self._waiting.close()
+        await asyncio.to_thread(self._thread.join)
+        self._loaded = None
+        del self._slots
+
+    def _gone(self) -> EngineError:
+        return EngineError(f"{self.spec.name!r} was unloaded: load it again")
+
+    # In the asking thread
+
+    def _prepare(self, request: GenerateRequest, adapter: Adapter | None, loop: asyncio.AbstractEventLoop) -> Row:
+        loaded = self._loaded
+        if loaded is None:
+            raise self._gone()
+        name = adapter.spec.name if adapter else self.spec.name
+        style = self._style(adapter) if adapter else chat.ChatStyle()
+        prompt_ids = chat.encode(loaded.tokenizer, request, template=style.template, expert=name)
+        request = self._bounded(request, len(prompt_ids), name, adapter)
+        decode = partial(loaded.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Row(
+            request=request,
+            prompt_ids=prompt_ids,
+            adapter=adapter,
+            eos=loaded.eos | chat.token_ids(loaded.tokenizer, style.eos),
+            text=TextStream(decode, request.stop),
+            sampling=Sampling.of(request.temperature, request.top_p, request.seed),
+            loop=loop,
+        )
+
+    def _style(self, adapter: Adapter) -> chat.ChatStyle:
+        key = adapter_key(adapter)
+        if key not in self._styles:
+            self._styles[key] = chat.ChatStyle.read(adapter.path)
+        return self._styles[key]
+
+    def _bounded(self, request: GenerateRequest, n_prompt: int, name: str, adapter: Adapter | None) -> GenerateRequest:
+        """The request with its limit of new tokens settled."""
+        limit = self.context_length
+        if adapter and adapter.spec.context_length:
+            limit = min(limit, adapter.spec.context_length)
+        return replace(request, max_tokens=request.token_limit(n_prompt, limit, expert=name))
+
+    # In the worker thread
+
+    def _work(self) -> None:
+        rows: list[Row] = []
+        try:
+            while rows := self._waiting.take(self._limits):
+                self._run(rows)
+        except Exception as error:  # a lost device, say: whoever waits must hear of it
+            lost = [*rows, *self._waiting.abandon()]
+            cause = EngineError(
+                f"the worker of {self.spec.name!r} ended: {type(error).__name__}: {error}; load it again"
+            )
+            for row in lost:
+                row.fail(cause)
+            deliver(lost)
+
+    def _limits(self) -> BatchLimits:
+        assert self._loaded is not None  # given up only after this thread has ended
+        return BatchLimits(
+            rows=self.capacity,
+            adapters=self._max_adapters,
+            tokens=self._cache_bytes() // self._loaded.cache_bytes_per_token,
+            positions=self.context_length,
+        )
+
+    def _run(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._acquire(row, rows)
+        if live := [row for row in rows if not row.done]:
+            self._generate_or_split(live)
+        deliver(rows)
+
+    def _acquire(self, row: Row, rows: Sequence[Row]) -> None:
+        """Load the row's adapter where needed; a row whose adapter cannot be loaded fails alone."""
+        if row.adapter is None:
+            return
+        try:
+            with translate(f"adapter {row.adapter.spec.name!r} cannot be loaded", EngineError):
+                row.slot = self._slots.acquire(row.adapter, {r.slot for r in rows if r.slot})
+        except EngineError as error:
+            row.fail(error)
+
+    def _generate_or_split(self, rows: Sequence[Row]) -> None:
+        """Where memory runs out before the first token, half as many rows may fit."""
+        if not self._attempt(rows):
+            half = len(rows) // 2
+            self._generate_or_split(rows[:half])
+            self._generate_or_split(rows[half:])
+
+    def _attempt(self, rows: Sequence[Row]) -> bool:
+        try:
+            with translate(f"{self.spec.name!r} failed while generating", EngineError):
+                self._generate(rows)
+        except EngineError as error:
+            if isinstance(error, OutOfMemory) and len(rows) > 1 and not any(row.n_generated for row in rows):
+                return False
+            for row in rows:
+                row.fail(error)
+        return True
+
+    def _generate(self, rows: Sequence[Row]) -> None:
+        import torch
+
+        assert self._loaded is not None
+        device, pad = self._loaded.model.device, min(self._loaded.eos, default=0)
+        width = max(len(row.prompt_ids) for row in rows)
+        gaps = [width - len(row.prompt_ids) for row in rows]
+        ids = [[pad] * gap + row.prompt_ids for gap, row in zip(gaps, rows, strict=True)]
+        mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
+        with torch.inference_mode():
+            self._slots.generate(
+                [row.slot for row in rows],
+                inputs=torch.tensor(ids, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                do_sample=False,
+                max_new_tokens=max(row.max_tokens for row in rows),
+                logits_processor=[RowSampler([row.sampling for row in rows])],
+                stopping_criteria=[partial(_advance, rows)],
+            )
+
+
+def _advance(rows: Sequence[Row], input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+    """A transformers stopping criterion that also streams: the one place that sees each new token of each row once.
+
+    (A `BaseStreamer` gets the tokens only after the stopping criteria have decided, so it could not decide with them.)
+    """
+    import torch
+
+    for row, token in zip(rows, input_ids[:, -1].tolist(), strict=True):
+        if not row.done:
+            row.advance(token)
+    deliver(rows)
+    return torch.tensor([row.done for row in rows], device=input_ids.device)

@@ -1,0 +1,1 @@
+"""The engine `remote`: experts behind OpenAI-compatible endpoints."""

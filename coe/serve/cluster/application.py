@@ -1,0 +1,70 @@
+"""The Serve application of a configuration: one deployment of gateways, one for each group of expert hosts."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.schema import LoggingConfig
+
+from coe.config import Config, ExpertHostsConfig, ProcessConfig
+from coe.serve.cluster.catalogue import Catalogue
+from coe.serve.cluster.expert_host import ExpertHost
+from coe.serve.cluster.gateway import GATEWAY, Gateway
+from coe.serve.cluster.request_router import SoonestStart
+
+ROUTER: Final[dict[str, Any]] = {"request_router_class": SoonestStart, "request_routing_stats_period_s": 0.5}
+"""Serve chooses the host by what the hosts say of themselves, twice a second."""
+HEALTH_PERIOD_S: Final = 2.0
+GRACE_S: Final = 5.0
+"""Seconds that a replica which is stopped may take to finish what it answers."""
+VERSION: Final = "1"
+"""Of every deployment: while it stays the same, a new catalogue reconfigures replicas and does not restart them."""
+
+
+def build_application(config: Config, catalogue: Catalogue) -> Application:
+    """What `serve.run` runs. Deploying it again with another catalogue pushes that to the running replicas."""
+    pushed = catalogue.to_json()
+    hosts = {group.name: _hosts(config, group, pushed) for group in config.serve.hosts}
+    gateway = _deployment(serve.ingress()(Gateway), GATEWAY, config.serve.gateway, pushed)
+    # A gateway refuses what is too much for it in OpenAI's words; Serve's own limit must not come first.
+    return gateway.options(max_ongoing_requests=4 * config.serve.max_in_flight).bind(config, hosts)
+
+
+def _hosts(config: Config, group: ExpertHostsConfig, pushed: dict[str, Any]) -> Application:
+    deployment = _deployment(ExpertHost, group.name, group, pushed)
+    return deployment.options(
+        max_ongoing_requests=2 * config.host.max_waiting,  # the host's own scheduler queues, and refuses
+        request_router_config=RequestRouterConfig(**ROUTER),
+    ).bind(config, group)
+
+
+def _deployment(target: type, name: str, process: ProcessConfig, pushed: dict[str, Any]) -> Deployment:
+    replicas = process.replicas
+    options: dict[str, Any] = {"num_replicas": replicas.min}
+    if replicas.min < replicas.max:
+        options = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=replicas.min, max_replicas=replicas.max, target_ongoing_requests=replicas.target
+            )
+        }
+    deployment: Any = serve.deployment(target)
+    deployment = deployment.options(
+        name=name,
+        user_config=pushed,
+        ray_actor_options={
+            "num_cpus": process.num_cpus,
+            "num_gpus": process.num_gpus,
+            "runtime_env": {"env_vars": process.environment},
+        },
+        health_check_period_s=HEALTH_PERIOD_S,
+        graceful_shutdown_timeout_s=GRACE_S,
+        graceful_shutdown_wait_loop_s=0.2,
+        logging_config=LoggingConfig(enable_access_log=False),
+        **options,
+    )
+    # Serve gives every deployment a random version, and restarts the replicas of another one, unless it is told one.
+    versioned: Deployment = deployment.options(version=VERSION, _internal=True)
+    return versioned

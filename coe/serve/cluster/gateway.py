@@ -1,0 +1,131 @@
+"""Gateway: what clients talk to - API, router, orchestrator - as a Ray Serve replica. It holds no weights."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from ray import serve
+
+from coe.config import Config
+from coe.local import build_policies
+from coe.orchestrator import Orchestrator
+from coe.policy import Policy
+from coe.serve.cluster.catalogue import Catalogue
+from coe.serve.cluster.hosts import Hosts
+from coe.serve.cluster.placement import BOARD
+from coe.serve.decisions.log import DecisionLog
+from coe.serve.http.api import build_api
+from coe.serve.http.metrics import Metrics
+from coe.serve.http.service import Service
+from coe.signals.signals import Signals
+from registry.store import Snapshot
+from routers.base import Query
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+    from starlette.types import ASGIApp
+
+APP: Final = "coe"
+GATEWAY: Final = "gateway"
+PAGES_S: Final = 5.0
+EMPTY: Final = Catalogue(0, Snapshot(0, {}), {}, "default")
+log = logging.getLogger("ray.serve")
+
+
+class Gateway:
+    """Answers HTTP requests by an orchestrator whose `ask` goes to the expert hosts.
+
+    Args:
+        config: the endpoint's settings; fixed for the life of the process.
+        handles: group of hosts -> handle of its deployment.
+    """
+
+    def __init__(self, config: Config, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
+        settings, self._engines = config.serve, config.engines
+        self._hosts = Hosts(handles, {group.name: group for group in settings.hosts}, BOARD, EMPTY)
+        process = f"{socket.gethostname()}-{os.getpid()}"
+        self._log = None if settings.log.folder is None else DecisionLog(settings.log, process=process)
+        self._metrics = Metrics(process, dropped=self._dropped, in_flight=self._in_flight, pages=self._pages)
+        self._generation = EMPTY.generation
+        self._service = Service(
+            self._orchestrator(EMPTY, {}),
+            settings=settings,
+            log=self._log,
+            metrics=self._metrics,
+            health=self._hosts.states,
+        )
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return build_api(self._service)
+
+    async def reconfigure(self, document: Mapping[str, Any]) -> None:
+        """Answer by a catalogue from now on. Requests under way end on the one they began with.
+
+        One whose routers cannot be loaded changes nothing, and is logged; only the first one raises.
+        """
+        catalogue = Catalogue.from_json(document)
+        try:
+            signals = Signals(catalogue.snapshot, self._engines)  # unloads when the last request by it has ended
+            policies = await asyncio.to_thread(build_policies, catalogue.policies, catalogue.snapshot, signals)
+            await asyncio.to_thread(warm, policies.values())
+        except Exception:
+            if not len(self._service.orchestrator.snapshot):
+                raise  # it has nothing to answer by, and cannot start
+            # It was checked before it was pushed, so a file has gone since. Serve ends a replica that raises here.
+            log.exception("catalogue %d cannot be answered by; the one before stays", catalogue.generation)
+            return
+        self._hosts.update(catalogue)
+        self._service.update(self._orchestrator(catalogue, policies))
+        self._generation = catalogue.generation
+        log.info(
+            "catalogue %d: %d experts, policies %s", catalogue.generation, len(catalogue.snapshot), ", ".join(policies)
+        )
+
+    async def state(self) -> dict[str, Any]:
+        """Which catalogue it answers by."""
+        return {"generation": self._generation}
+
+    async def page(self) -> bytes:
+        """This process's metrics, for the gateway that is asked for all of them."""
+        return await asyncio.to_thread(self._metrics.page)
+
+    async def _pages(self) -> Sequence[bytes]:
+        """The pages of all gateways that answer in time; `coe_gateways` on the page says how many did."""
+        asked = serve.get_deployment_handle(GATEWAY, APP).broadcast("page")
+        try:
+            pages = await asked.results_async(timeout_s=PAGES_S, return_exceptions=True)
+        except TimeoutError:
+            log.warning("a gateway did not give its metrics within %g s: this page is of one", PAGES_S)
+            pages = [await self.page()]
+        return [page for page in pages if isinstance(page, bytes)]
+
+    def _in_flight(self) -> int:
+        return self._service.in_flight
+
+    def _dropped(self) -> int:
+        return 0 if self._log is None else self._log.dropped
+
+    def _orchestrator(self, catalogue: Catalogue, policies: Mapping[str, Any]) -> Orchestrator:
+        return Orchestrator(
+            catalogue.snapshot,
+            policies,
+            ask=self._hosts.ask,
+            default_policy=catalogue.default_policy,
+            load_s=self._hosts.load_s,
+        )
+
+    def __del__(self) -> None:
+        self._service.close()
+        if self._log is not None:
+            self._log.close()
+
+
+def warm(policies: Iterable[Policy]) -> None:
+    """Route one query by each policy, so that encoders load now and not under the first request."""
+    for policy in policies:
+        policy.router.estimate([Query.of("Which expert answers this?")])

@@ -1,0 +1,143 @@
+"""Hosts: the gateway's way to the processes that hold weights, and what happens when one of them dies.
+
+A request of which nothing was shown yet is asked again on another host, or on the replacement when there is no other;
+after its first text it ends with an error, because what a client has seen cannot be taken back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from coe.errors import EngineError, HostLost, Overloaded, UnknownModel
+from coe.serve.cluster.catalogue import Catalogue, serving
+from coe.serve.cluster.placement import Board, rank
+from coe.types import Chunk, GenerateRequest
+from registry.errors import UnknownExpert
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+    from coe.config import ExpertHostsConfig
+
+ATTEMPTS: Final = 5
+"""Hosts that may die under one request before it is given up: by then the request is what kills them."""
+
+
+class Hosts:
+    """`ask` for an orchestrator, over handles to groups of expert hosts.
+
+    Args:
+        handles: group's name -> handle of its deployment.
+        groups: the same names -> what each group serves.
+        board: what is known of every host now.
+    """
+
+    def __init__(
+        self,
+        handles: Mapping[str, DeploymentHandle[Any]],
+        groups: Mapping[str, ExpertHostsConfig],
+        board: Board,
+        catalogue: Catalogue,
+    ) -> None:
+        self._handles, self._groups, self._board = dict(handles), dict(groups), board
+        self._ready: dict[tuple[str, str, str], DeploymentHandle[Any]] = {}
+        self._catalogue = catalogue
+        self._serving: dict[str, list[str]] = {}
+        if len(catalogue.snapshot):  # a gateway begins with nothing, which has none of the experts that groups name
+            self.update(catalogue)
+
+    def update(self, catalogue: Catalogue) -> None:
+        """Serve another catalogue: who serves which expert."""
+        served = {name: serving(catalogue.snapshot, group) for name, group in self._groups.items()}
+        self._serving = {
+            expert: [name for name, snapshot in served.items() if expert in snapshot]
+            for expert in catalogue.snapshot.experts
+        }
+        self._catalogue = catalogue
+
+    async def ask(self, expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """Generate with the expert where it can start soonest; see `coe.host.Host.ask`.
+
+        Raises:
+            HostLost: its host died after the first text; EngineError: hosts died under it again and again.
+            Otherwise as the host says.
+        """
+        catalogue = self._catalogue
+        try:
+            group = catalogue.snapshot.get(expert).residency_key
+        except UnknownExpert as error:
+            raise UnknownModel(str(error)) from error
+        for _ in range(ATTEMPTS):
+            shown = False
+            pieces = self._pieces(expert, group, request, catalogue.generation)
+            try:
+                async for piece in pieces:
+                    if not isinstance(piece, Chunk):
+                        raise piece
+                    shown = True
+                    yield piece
+                return
+            except RayTaskError as error:  # a bug in the host's own code: its traceback is in the host's log
+                raise EngineError(f"the host of {expert!r} failed: {error.cause}") from error
+            except (BackPressureError, DeploymentUnavailableError) as error:
+                raise Overloaded(f"the hosts of {expert!r} take no more requests now: {error}") from error
+            except RayActorError as error:
+                if shown:
+                    raise HostLost(f"the process that answered with {expert!r} died; ask again") from error
+            except RayError as error:
+                raise EngineError(f"the host of {expert!r} cannot be reached: {error}") from error
+            finally:
+                await pieces.aclose()
+        raise EngineError(f"{ATTEMPTS} processes died while answering with {expert!r}; see their logs")
+
+    async def _pieces(
+        self, expert: str, group: str, request: GenerateRequest, generation: int
+    ) -> AsyncGenerator[Chunk | Exception, None]:
+        """What the host sends; whoever stops reading stops the host."""
+        if not request.stream:
+            yield await self._handle(group, expert, "whole").remote(expert, request, generation)
+            return
+        stream: Any = self._handle(group, expert, "stream").remote(expert, request, generation)
+        try:
+            async for piece in stream:
+                yield piece
+        finally:
+            stream.cancel()
+
+    def _handle(self, group: str, expert: str, method: str) -> DeploymentHandle[Any]:
+        """The handle's method for a group of experts. Serve chooses the host by `multiplexed_model_id`."""
+        names = self._serving[expert]
+        key = (names[0] if len(names) == 1 else self._soonest(group, names), group, method)
+        if key not in self._ready:
+            deployment = self._handles[key[0]].options(multiplexed_model_id=group, stream=method == "stream")
+            self._ready[key] = getattr(deployment, method)
+        return self._ready[key]
+
+    def _soonest(self, group: str, names: list[str]) -> str:
+        """Of several deployments, the one with the host that is best now."""
+        hosts = {host.id: (name, host) for name in names for host in self._board.hosts(name)}
+        order = rank(group, [host for _, host in hosts.values()])
+        return hosts[order[0]][0] if order else names[0]
+
+    def load_s(self) -> dict[str, float]:
+        """Expected seconds until each expert could be ready somewhere: what policies with patience ask."""
+        seconds: dict[str, float] = {}
+        for expert, names in self._serving.items():
+            group = self._catalogue.snapshot.experts[expert].residency_key
+            known = [host.load_s[group] for name in names for host in self._board.hosts(name) if group in host.load_s]
+            seconds[expert] = min(known, default=0.0)
+        return seconds
+
+    async def states(self) -> list[dict[str, Any]]:
+        """What every host says of itself, for `/health` and people."""
+        answers = await asyncio.gather(*(self._all(handle) for handle in self._handles.values()))
+        return [state for states in answers for state in states]
+
+    async def _all(self, handle: DeploymentHandle[Any]) -> list[dict[str, Any]]:
+        states = await handle.broadcast("state").results_async(return_exceptions=True)
+        return [state for state in states if isinstance(state, dict)]  # one that has just died says nothing

@@ -1,0 +1,296 @@
+"""Server: a service on Ray from its start to its end - deployed, watched for changes, taken down.
+
+with Server(source, say) as server:      # Ray up, everything deployed and answering
+    server.watch(stop)                   # pushes what changes, until `stop` is set
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from coe.config import Config, ExpertHostsConfig
+from coe.errors import CoeError, ConfigError
+from coe.serve.cluster.catalogue import serving
+from coe.serve.cluster.expert_host import own_config
+from coe.serve.cluster.source import Source
+from registry.errors import RegistryError
+from routers.errors import RouterError
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ApplicationStatusOverview
+
+Say = Callable[[str, str], None]
+"""Told what happens, for people: which part, and what of it."""
+
+OBJECT_STORE_BYTES: Final = 200 * 2**20
+"""Ray's shared memory on this machine: requests and answers are small."""
+STOP_S: Final = 4.0
+"""Seconds for Serve to take its replicas down in order; Ray then ends what is left."""
+ENVIRONMENT: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
+    "RAY_AUTH_MODE": "token",  # Ray's default; unsaid, it warns
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a proxy that died is replaced in seconds
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3",
+    "RAY_SERVE_PROXY_UNHEALTHY_THRESHOLD": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""Settings of Ray that only its environment takes. What the user has set goes before."""
+OF_OWN_RAY: Final = {
+    # Less CPU for a request (docs/results.md): plain gRPC between processes, and one event loop in each instead of
+    # three. Loading and computing happen in threads, so that loop is free.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),  # else 4 MiB, and a long prompt fails
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+}
+"""More of them, which all processes must have alike: those of a cluster have what it was started with."""
+OF_SERVING_PROCESSES: Final = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+"""Set when this process has read its own: it has no event loop, and so needs one for calls to the hosts."""
+
+
+class Server:
+    """A service that runs while its block does.
+
+    Raises:
+        ConfigError: the port is taken, or Ray cannot be reached.
+        CoeError: a part cannot start; the message is its own.
+    """
+
+    def __init__(self, source: Source, say: Say) -> None:
+        self._source, self._say = source, say
+        self._settings = source.config.serve
+        self._ray_begun = False
+
+    def __enter__(self) -> Self:
+        if self._settings.ray is None:
+            check_port(self._settings.host, self._settings.port)
+        try:
+            self._start_ray()
+            self._deploy()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def watch(self, stop: threading.Event) -> None:
+        """Push a new catalogue whenever the registry or a file changes, and tell how the processes are."""
+        health = ""
+        while not stop.wait(self._settings.watch_s):
+            health = self._tell_health(health)
+            try:
+                if self._source.changed():
+                    self._push()
+            except (CoeError, RegistryError, RouterError) as error:
+                self._say("not reloaded", f"{error}\nThe service goes on as it was.")
+
+    def _push(self) -> None:
+        from coe.serve.cluster import deployed
+
+        before = self._source.catalogue
+        catalogue, fixed = self._source.reread()
+        started = time.perf_counter()
+        self._run()
+        self._await_running(lambda app: None)
+        if behind := deployed.behind(catalogue.generation):
+            self._say("not reloaded", f"{behind} gateways could not take it and answer as before; their logs say why")
+            return
+        changes = _changes(before.snapshot.experts, catalogue.snapshot.experts)
+        self._say("reloaded", f"{changes}; policies {', '.join(catalogue.policies)}; {_since(started)}")
+        if fixed:
+            self._say("restart needed", f"the sections {', '.join(fixed)} changed too; they hold from the next start")
+
+    def _start_ray(self) -> None:
+        own = self._settings.ray is None
+        _set_unless_set(ENVIRONMENT | OF_OWN_RAY if own else ENVIRONMENT)
+        import logging
+
+        import ray
+        from ray import serve
+        from ray.serve.config import HTTPOptions
+
+        if own:
+            _set_unless_set(OF_SERVING_PROCESSES)
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its words for the terminal; its files have all
+        started, self._ray_begun = time.perf_counter(), True
+        try:
+            ray.init(**self._ray_options())
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise ConfigError(f"Ray cannot be started or reached ({self._settings.ray or 'local'}): {error}") from error
+        if threading.current_thread() is threading.main_thread():
+            # Ray's core takes SIGTERM for itself, and would end this process on the spot with a stack trace.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        serve.start(
+            proxy_location="HeadOnly" if self._settings.ray is None else "EveryNode",
+            http_options=HTTPOptions(host=self._settings.host, port=self._settings.port),
+        )
+        logs = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"  # type: ignore[attr-defined]
+        self._say("ray", f"up in {_since(started)}, logs in {logs}")
+
+    def _ray_options(self) -> dict[str, Any]:
+        common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "coe"}
+        if self._settings.ray is not None:
+            return common | {"address": self._settings.ray}
+        return common | {
+            "address": "local",
+            "include_dashboard": False,
+            "num_cpus": logical_cpus(self._source.config),
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
+
+    def _deploy(self) -> None:
+        from coe.serve.cluster import deployed
+
+        started = time.perf_counter()
+        told: set[str] = set()
+
+        def tell(app: ApplicationStatusOverview) -> None:
+            for name, deployment in app.deployments.items():
+                if deployment.status == "HEALTHY" and name not in told:
+                    told.add(name)
+                    self._say(name, f"{deployed.running(deployment)} up in {_since(started)}")
+                elif deployment.message and deployment.message not in told and name not in told:
+                    told.add(deployment.message)
+                    self._say(name, deployed.gist(deployment.message))
+
+        for group in self._settings.hosts:
+            self._say(group.name, _what_loads(self._source, group))
+        self._run()
+        self._await_running(tell)
+        for group in self._settings.hosts:
+            for state in deployed.states(group.name):
+                if state["loaded_s"]:
+                    times = ", ".join(f"{name} in {seconds:.1f} s" for name, seconds in state["loaded_s"].items())
+                    self._say(group.name, f"loaded {times}")
+
+    def _run(self) -> None:
+        from ray.serve import RunTarget
+        from ray.serve.api import run_many
+
+        from coe.serve.cluster.application import build_application
+        from coe.serve.cluster.gateway import APP
+
+        application = build_application(self._source.config, self._source.catalogue)
+        run_many(
+            [RunTarget(target=application, name=APP, route_prefix="/")],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+
+    def _await_running(self, tell: Callable[[ApplicationStatusOverview], None]) -> None:
+        """Poll until all is running, telling each status. Raises ConfigError with the reason when it cannot start."""
+        from coe.serve.cluster import deployed
+
+        while True:
+            app = deployed.status()
+            tell(app)
+            if app.status == "RUNNING":
+                return
+            if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                reasons = [deployed.gist(d.message) for d in app.deployments.values() if d.message]
+                raise ConfigError(f"the service cannot start: {'; '.join(reasons) or app.message}")
+            time.sleep(deployed.POLL_S)
+
+    def _tell_health(self, before: str) -> str:
+        """Say when a process is missing, and when all are back."""
+        from coe.serve.cluster import deployed
+
+        missing = [
+            f"{name}: {deployed.gist(deployment.message) or deployment.status.lower()}"
+            for name, deployment in deployed.status().deployments.items()
+            if deployment.status == "UNHEALTHY" or not deployed.running(deployment)
+        ]
+        now = "; ".join(missing)
+        if now != before:
+            self._say("processes", now or "all up again")
+        return now
+
+    def _stop(self) -> None:
+        """Take everything down, in order while there is time."""
+        if not self._ray_begun:  # a Ctrl-C may come while Ray is half imported
+            return
+        import ray
+        from ray import serve
+
+        if not ray.is_initialized():
+            return
+        from coe.serve.cluster import deployed
+
+        down = serve.shutdown if self._settings.ray is None else deployed.delete
+        # Ray tells the terminal of Serve's own end as of a failure.
+        with _undisturbed(), Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            in_order = threading.Thread(target=down, daemon=True)
+            in_order.start()
+            in_order.join(STOP_S)
+            ray.shutdown()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """An impatient second Ctrl-C must not break off what ends the processes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _set_unless_set(environment: Mapping[str, str]) -> None:
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ConfigError when nobody could listen there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"{host}:{port} cannot be listened on ({error.strerror}): choose another `--port`, or stop what uses it"
+            ) from error
+
+
+def logical_cpus(config: Config) -> int:
+    """CPUs that a Ray of our own pretends to have: what all processes ask for at most, and as many as there are."""
+    processes = (config.serve.gateway, *config.serve.hosts)
+    wanted = sum(process.replicas.max * process.num_cpus for process in processes)
+    return max(os.cpu_count() or 1, math.ceil(wanted) + 1)
+
+
+def _what_loads(source: Source, group: ExpertHostsConfig) -> str:
+    """What a group of hosts loads before it is ready."""
+    served = serving(source.catalogue.snapshot, group)
+    pins = own_config(source.config, group, served).host.pins
+    if not pins:
+        return f"{len(served)} experts, loaded when they are first asked"
+    return f"loading {', '.join(pins)}; of {len(served)} experts, the others when they are first asked"
+
+
+def _changes(before: Any, after: Any) -> str:
+    """What a person wants to know of a new snapshot."""
+    parts = {
+        "added": after.keys() - before.keys(),
+        "removed": before.keys() - after.keys(),
+        "changed": {name for name in before.keys() & after.keys() if before[name] != after[name]},
+    }
+    return "; ".join(f"{what} {', '.join(sorted(names))}" for what, names in parts.items() if names) or "same experts"
+
+
+def _since(started: float) -> str:
+    return f"{time.perf_counter() - started:.1f} s"

@@ -1,0 +1,117 @@
+"""Source: where a service's configuration, experts and routers are, read at the start and whenever they change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from coe.catalog import fill, open_registry
+from coe.config import Config, load_config
+from coe.errors import ConfigError
+from coe.local import build_policies
+from coe.orchestrator import Orchestrator
+from coe.serve.cluster.catalogue import Catalogue, serving
+from coe.serve.cluster.expert_host import own_config
+from registry.errors import UnknownExpert
+from registry.store import Snapshot
+from routers.artifacts import META
+
+FIXED = ("engines", "host", "serve", "registry", "experts")
+"""Sections that hold for the life of a service; the others may change while it runs."""
+
+
+class Source:
+    """Reads and validates; a context manager, since it keeps the registry open.
+
+    Args:
+        path: the configuration.
+        overrides: fields of its `serve` section that the command line sets.
+
+    Raises:
+        ConfigError, RegistryError, RouterError: from the constructor and `read`; a service must not start, or change,
+            by something that is wrong.
+    """
+
+    def __init__(self, path: Path, **overrides: Any) -> None:
+        self.path = path
+        self._overrides = {name: value for name, value in overrides.items() if value is not None}
+        self.config = self._load()
+        self._registry = open_registry(self.config)
+        self._seen: object = None
+        self.catalogue = self.read(self.config, 1)
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._registry.close()
+
+    def changed(self) -> bool:
+        """Whether any file, or the registry, is another than when it was last read."""
+        return self._seen != self._stamps(self.config)
+
+    def reread(self) -> tuple[Catalogue, list[str]]:
+        """The next catalogue, and the sections that changed too but need a restart. On an error nothing changes."""
+        self._seen = self._stamps(self.config)  # what is wrong is told once, not again and again
+        config = self._load()
+        fixed = [name for name in FIXED if getattr(config, name) != getattr(self.config, name)]
+        kept = config.model_copy(update={name: getattr(self.config, name) for name in FIXED})
+        catalogue = self.read(kept, self.catalogue.generation + 1)
+        self.config, self.catalogue = kept, catalogue
+        return catalogue, fixed
+
+    def read(self, config: Config, generation: int) -> Catalogue:
+        """The catalogue of a configuration as its files and the registry are now, checked as a whole."""
+        self._seen = self._stamps(config)
+        fill(self._registry, config.experts)
+        catalogue = Catalogue.of(config, self._registry.snapshot(), generation)
+        check(config, catalogue)
+        return catalogue
+
+    def _load(self) -> Config:
+        config = load_config(self.path)
+        serve = config.serve.model_copy(update=self._overrides)
+        return config.model_copy(update={"serve": serve})
+
+    def _stamps(self, config: Config) -> object:
+        """What differs after a change: the files' times and sizes, and the registry's version."""
+        routers = [policy.router / META for policy in config.policies.values() if policy.router is not None]
+        priors = [path for policy in config.policies.values() for path in policy.composition.files]
+        files = [_stamp(path) for path in (self.path, *config.experts, *routers, *priors)]
+        return files, None if config.experts else self._registry.snapshot().version
+
+
+def check(config: Config, catalogue: Catalogue) -> None:
+    """Refuse what a service could not answer with.
+
+    Raises:
+        ConfigError: a policy, fallback or pin names an expert that is not served, or there is none at all.
+        RouterError: a router cannot be loaded.
+    """
+    snapshot = catalogue.snapshot
+    if not len(snapshot):
+        raise ConfigError("no expert is registered: `coe registry apply FILE`, or name files in `experts`")
+    _check_names(snapshot, config.host.pins, "host.pins")
+    for group in config.serve.hosts:
+        served = serving(snapshot, group)
+        _check_names(served, own_config(config, group, served).host.pins, f"pins of serve.hosts {group.name!r}")
+    policies = build_policies(catalogue.policies, snapshot)
+    Orchestrator(snapshot, policies, ask=_nobody, default_policy=catalogue.default_policy)  # checks the fallbacks
+
+
+def _check_names(snapshot: Snapshot, names: tuple[str, ...], what: str) -> None:
+    for name in names:
+        if name not in snapshot:
+            raise ConfigError(f"{what}: {UnknownExpert(name, snapshot)}")
+
+
+def _nobody(expert: str, request: object) -> Any:
+    raise AssertionError("nothing is asked while a configuration is checked")
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return str(path), 0, 0
+    return str(path), stat.st_mtime_ns, stat.st_size

@@ -1,0 +1,300 @@
+"""What a line of the decision log says: a request that is over, as JSON and back.
+
+A line holds everything that its decision was made from, so that `Entry.grounds.decide()` makes it again. Floats are
+written with all their digits; what JSON has no number for (NaN, infinities) is written as a string.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from operator import index
+from typing import Any, Final
+
+import numpy as np
+
+from coe.errors import CoeError
+from coe.routing import Grounds
+from coe.serve.http.finished import Finished
+from routers.base import Estimate, Message, Query, RoutingDecision
+from routers.decide import Utility
+from routers.errors import RouterError
+from routers.selectors import build_selector, selector_document
+
+_KIND: Final = "coe-decision/"
+FORMAT: Final = f"{_KIND}1"
+"""First field of every line; another number is another layout."""
+_BEGINNING: Final = f'{{"format":"{_KIND}'.encode()
+
+
+class DecisionLogError(CoeError):
+    """A decision log cannot be read; the message has file and line."""
+
+    code = "invalid_decision_log"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a log, as far as a replay needs it.
+
+    Attributes:
+        place: file:line.
+        policy: that decided; None when the caller named the expert, or nobody was chosen.
+        query: what was asked; None where the log was kept without texts.
+        grounds: what the decision was made from; None when the caller named the expert, or nobody was chosen.
+        decision: as it was made; None when the request was refused before.
+    """
+
+    place: str
+    id: str
+    model: str
+    policy: str | None
+    router_digest: str | None
+    query: Query | None
+    grounds: Grounds | None
+    decision: RoutingDecision | None
+
+
+def encode(finished: Finished, *, texts: bool) -> bytes:
+    """The line of a request, with its line end. `texts`: also what was asked."""
+    return json.dumps(_document(finished, texts), separators=(",", ":"), allow_nan=False, default=str).encode() + b"\n"
+
+
+def decode(line: bytes, place: str) -> Entry:
+    """The entry of a line.
+
+    Raises:
+        DecisionLogError: the line is damaged, of another kind, or of another version; `place` says where.
+    """
+    try:
+        document = json.loads(line)
+    except ValueError as error:
+        raise DecisionLogError(f"{place}: this line is damaged: {error}") from error
+    _check_format(document, place)
+    try:
+        return _entry(document, place)
+    except (KeyError, TypeError, ValueError, RouterError) as error:
+        what = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise DecisionLogError(f"{place}: this line is damaged: {what}") from error
+
+
+def is_cut(line: bytes) -> bool:
+    """Whether this is the beginning of a line whose writer was killed."""
+    if line.endswith(b"\n"):
+        return False
+    try:
+        json.loads(line)
+    except ValueError:
+        return _BEGINNING.startswith(line[: len(_BEGINNING)])
+    return False  # whole but for its end
+
+
+def decision_document(decision: RoutingDecision) -> dict[str, Any]:
+    """A decision as JSON values: equal documents are decisions that are equal bit by bit."""
+    return {
+        "experts": list(decision.experts),
+        "weights": _numbers(decision.weights),
+        "scores": _numbers(decision.scores),
+        "confidence": _number(decision.confidence),
+        "label": decision.label,
+        "abstained": decision.abstained,
+        "reason": decision.reason,
+        "truncated": decision.truncated,
+    }
+
+
+def query_digest(query: Query) -> str:
+    """sha256 over the canonical JSON of what was asked: messages, tools and format."""
+    canonical = json.dumps(_texts(query), sort_keys=True, separators=(",", ":"), default=str)
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _document(finished: Finished, texts: bool) -> dict[str, Any]:
+    routed, answer = finished.routed, finished.answer
+    policy = routed.policy if routed else None
+    return {
+        "format": FORMAT,
+        "id": finished.id,
+        "time": datetime.fromtimestamp(finished.started_at, UTC).isoformat(timespec="microseconds"),
+        "endpoint": finished.endpoint,
+        "model": finished.model,
+        "policy": policy.name if policy else None,
+        "router_digest": policy.router_digest if policy else None,
+        "registry_version": finished.registry_version,
+        "query": _query_document(routed.query, texts) if routed else None,
+        "grounds": _grounds_document(routed.grounds) if routed and routed.grounds else None,
+        "decision": decision_document(routed.decision) if routed else None,
+        "expert": finished.expert,
+        "status": finished.status,
+        "error": finished.error,
+        "streamed": finished.streamed,
+        "seed": finished.seed,
+        "usage": asdict(answer.usage) if answer else None,
+        "cost_usd": None if answer is None else _number(answer.cost_usd),
+        "notes": list(answer.notes) if answer else [],
+        "latency_s": _latencies(finished),
+    }
+
+
+def _latencies(finished: Finished) -> dict[str, float | str | None]:
+    timing = finished.answer.timing if finished.answer else None
+    seconds = {
+        "route": finished.route_s,
+        "first": finished.first_s,
+        "total": finished.total_s,
+        "gateway": finished.gateway_s,
+        "queue": timing.queue_s if timing else None,
+        "load": timing.load_s if timing else None,
+        "engine": timing.engine_s if timing else None,
+    }
+    return {name: _number(value) for name, value in seconds.items()}
+
+
+def _query_document(query: Query, texts: bool) -> dict[str, Any]:
+    return {
+        "digest": query_digest(query),
+        "n_messages": len(query.messages),
+        "n_characters": sum(len(message.content) for message in query.messages),
+        "allowed": None if query.allowed is None else sorted(query.allowed),
+        "dial": _number(query.dial),
+        "seed": query.seed,
+        **(_texts(query) if texts else {}),
+    }
+
+
+def _texts(query: Query) -> dict[str, Any]:
+    return {
+        "messages": [asdict(message) for message in query.messages],
+        "tools": [dict(tool) for tool in query.tools],
+        "format": query.format,
+    }
+
+
+def _grounds_document(grounds: Grounds) -> dict[str, Any]:
+    estimate = grounds.estimate
+    return {
+        "experts": estimate.experts,
+        "quality": _numbers(estimate.quality[0]),
+        "cost_usd": None if estimate.cost_usd is None else _numbers(estimate.cost_usd[0]),
+        "ood": None if estimate.ood is None else _number(estimate.ood[0]),
+        "label": None if estimate.labels is None else estimate.labels[0],
+        "eligible": None if estimate.eligible is None else [bool(value) for value in estimate.eligible[0]],
+        "abstained": None if estimate.abstained is None else bool(estimate.abstained[0]),
+        "confidence": None if estimate.confidence is None else _number(estimate.confidence[0]),
+        "reason": None if estimate.reasons is None else estimate.reasons[0],
+        "truncated": None if estimate.truncated is None else bool(estimate.truncated[0]),
+        "weights": None if estimate.weights is None else _numbers(estimate.weights[0]),
+        "utility": {"dial": _number(grounds.utility.dial), "patience": _number(grounds.utility.patience)},
+        "load_s": {name: _number(seconds) for name, seconds in grounds.load_s.items()},
+        "allowed": sorted(grounds.allowed),
+        "select": selector_document(grounds.select),
+        "seed": grounds.seed,
+    }
+
+
+def _numbers(values: Iterable[float]) -> list[float | str | None]:
+    return [_number(value) for value in values]
+
+
+def _number(value: float | None) -> float | str | None:
+    """`float()` of what this gives is the value again, bit by bit; any NaN is NaN."""
+    if value is None:
+        return None
+    if math.isfinite(value):
+        return float(value)
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _check_format(document: object, place: str) -> None:
+    stated = document.get("format") if isinstance(document, dict) else None
+    if not isinstance(stated, str) or not stated.startswith(_KIND):
+        raise DecisionLogError(f"{place}: this is not a decision log, whose lines begin with a format {FORMAT!r}")
+    if stated != FORMAT:
+        raise DecisionLogError(
+            f"{place}: a decision log of format {stated!r}, but this version reads {FORMAT!r}: replay it with the "
+            "version that wrote it"
+        )
+
+
+def _entry(document: Mapping[str, Any], place: str) -> Entry:
+    query, decision = document["query"], document["decision"]
+    grounds = None if document["grounds"] is None else _grounds(document["grounds"])
+    return Entry(
+        place,
+        id=document["id"],
+        model=document["model"],
+        policy=document["policy"],
+        router_digest=document["router_digest"],
+        query=_query(query) if query is not None and "messages" in query else None,
+        grounds=grounds,
+        decision=None if decision is None else _decision(decision, grounds),
+    )
+
+
+def _query(document: Mapping[str, Any]) -> Query:
+    return Query(
+        messages=tuple(Message(**message) for message in document["messages"]),
+        tools=tuple(document["tools"]),
+        format=document["format"],
+        allowed=None if document["allowed"] is None else frozenset(document["allowed"]),
+        dial=None if document["dial"] is None else float(document["dial"]),
+        seed=None if document["seed"] is None else index(document["seed"]),
+    )
+
+
+def _grounds(document: Mapping[str, Any]) -> Grounds:
+    return Grounds(
+        _estimate(document),
+        utility=Utility(float(document["utility"]["dial"]), float(document["utility"]["patience"])),
+        allowed=frozenset(document["allowed"]),
+        select=build_selector(document["select"] if "select" in document else {"kind": "top-k", "k": document["k"]}),
+        load_s={name: float(seconds) for name, seconds in document["load_s"].items()},
+        seed=None if document["seed"] is None else index(document["seed"]),
+    )
+
+
+def _estimate(document: Mapping[str, Any]) -> Estimate:
+    """The one row that was logged."""
+    row = {name: None if value is None else [value] for name, value in document.items()}
+    cost, ood, eligible, abstained, confidence = (
+        row[name] for name in ("cost_usd", "ood", "eligible", "abstained", "confidence")
+    )
+    label, reason = row["label"], row["reason"]
+    truncated, weights = row.get("truncated"), row.get("weights")  # lines written before there were any have none
+    return Estimate(
+        tuple(document["experts"]),
+        np.array([document["quality"]], dtype=np.float64),
+        cost_usd=None if cost is None else np.array(cost, dtype=np.float64),
+        ood=None if ood is None else np.array(ood, dtype=np.float64),
+        labels=None if label is None else tuple(label),
+        eligible=None if eligible is None else np.array(eligible, dtype=bool),
+        abstained=None if abstained is None else np.array(abstained, dtype=bool),
+        confidence=None if confidence is None else np.array(confidence, dtype=np.float64),
+        reasons=None if reason is None else tuple(reason),
+        truncated=None if truncated is None else np.array(truncated, dtype=bool),
+        weights=None if weights is None else np.array(weights, dtype=np.float64),
+    )
+
+
+def _decision(document: Mapping[str, Any], grounds: Grounds | None) -> RoutingDecision:
+    quality = _quality(grounds.estimate) if grounds is not None else {}
+    return RoutingDecision(
+        experts=tuple(document["experts"]),
+        weights=tuple(float(weight) for weight in document["weights"]),
+        scores=tuple(float(score) for score in document["scores"]),
+        confidence=float(document["confidence"]),
+        label=document["label"],
+        abstained=document["abstained"],
+        reason=document["reason"],
+        truncated=document.get("truncated", False),
+        quality=tuple(quality.get(expert, math.nan) for expert in document["experts"]) if grounds else (),
+    )
+
+
+def _quality(estimate: Estimate) -> dict[str, float]:
+    """The estimated quality of each expert, which a line says once: in its grounds."""
+    return dict(zip(estimate.experts, estimate.quality[0].tolist(), strict=True))

@@ -1,0 +1,224 @@
+"""The OpenAI-compatible API, as an ASGI application over a Service.
+
+    POST /v1/chat/completions, /v1/completions    an answer, whole or as server-sent events
+    POST /v1/route                                the decision alone, by the same code
+    GET  /v1/models, /v1/models/{id}, /health, /metrics
+
+Every answer discloses who was chosen (`x-coe-*` headers, and `model`), every error has OpenAI's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from coe.policy import address
+from coe.protocol.errors import INVALID, body_of
+from coe.protocol.requests import Parsed, parse_chat, parse_completion
+from coe.protocol.responses import (
+    AnswerBodies,
+    ChatAnswer,
+    TextAnswer,
+    answers_body,
+    model_body,
+    model_list,
+    route_body,
+    usage_chunk,
+)
+from coe.serve.http.exchange import Exchange
+from coe.serve.http.service import Service, told
+from coe.types import Answer, Chunk
+
+Handle = Callable[[Exchange, object], Coroutine[Any, Any, None]]
+
+
+def build_api(service: Service) -> ASGIApp:
+    """The application. It holds nothing itself: closing the service is its owner's."""
+    chat = partial(answer, service, parse_chat, ChatAnswer)
+    completion = partial(answer, service, parse_completion, TextAnswer)
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", Post(service, chat), methods=["POST"]),
+            Route("/v1/completions", Post(service, completion), methods=["POST"]),
+            Route("/v1/route", Post(service, partial(route, service)), methods=["POST"]),
+            Route("/v1/models", partial(_guarded, service, models)),
+            Route("/v1/models/{id:path}", partial(_guarded, service, model)),
+            Route("/health", partial(_guarded, service, health)),
+            Route("/metrics", partial(_guarded, service, metrics)),
+        ],
+        exception_handlers={HTTPException: _http_error},
+    )
+    app.router.redirect_slashes = False  # a path with a slash too many is unknown, in OpenAI's shape
+    return app
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """An endpoint that takes a JSON body: one `Call`, from its arrival until the last byte is sent."""
+
+    service: Service
+    handle: Handle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        try:
+            async with self.service.call(scope["path"]) as call:
+                await self._exchange(Exchange(call, scope, receive, send))
+        except ClientDisconnect:
+            return  # nobody is there to be answered; the call has noted it
+
+    async def _exchange(self, exchange: Exchange) -> None:
+        try:
+            async with self.service.within_deadline(exchange.call):
+                self.service.admit()
+                body = await exchange.read(self.service.settings.max_body_bytes)
+                await exchange.unless_gone(self.handle(exchange, body))
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            await exchange.fail(error)
+
+
+async def answer(
+    service: Service,
+    parse: Callable[[object], Parsed],
+    bodies: type[ChatAnswer] | type[TextAnswer],
+    exchange: Exchange,
+    body: object,
+) -> None:
+    """Answer a request; a stream begins when its first text is there, so that an error before it has its status."""
+    call, parsed = exchange.call, parse(body)
+    async with aclosing(service.answer(call, parsed)) as chunks:
+        first = await anext(chunks)
+        assert call.reply is not None and call.reply.expert is not None  # known from the first chunk on
+        shape = bodies(call.id, int(call.started_at), call.reply.expert, parsed.include_usage)
+        if parsed.stream:
+            await exchange.events(*shape.opening(), *_pieces(shape, first))
+        async for chunk in chunks:
+            if parsed.stream and chunk.text:
+                await exchange.events(shape.piece(chunk.text))
+    assert call.reply.answer is not None  # after the last chunk
+    if parsed.stream:
+        await exchange.events(*_ending(shape, call.reply.answer, exchange), last=True)
+    else:
+        await exchange.json(shape.whole(call.reply.answer) | _explained(exchange))
+
+
+async def route(service: Service, exchange: Exchange, body: object) -> None:
+    """Who would answer a chat or a completion request, and why; nobody is asked."""
+    is_completion = isinstance(body, dict) and "prompt" in body and "messages" not in body
+    parsed = parse_completion(body) if is_completion else parse_chat(body)
+    routed = await service.route(exchange.call, parsed)
+    version = exchange.call.orchestrator.snapshot.version
+    await exchange.json({"model": parsed.model, **route_body(exchange.call.id, routed, version)})
+
+
+async def models(service: Service, request: Request) -> Response:
+    """What `model` of a request may be."""
+    orchestrator = service.orchestrator
+    return JSONResponse(model_list(orchestrator.snapshot, orchestrator.policies, service.started_at))
+
+
+async def model(service: Service, request: Request) -> Response:
+    """One of them."""
+    name, orchestrator = request.path_params["id"], service.orchestrator
+    address(name, orchestrator.policies, orchestrator.default_policy, orchestrator.snapshot)
+    return JSONResponse(model_body(name, orchestrator.snapshot, service.started_at))
+
+
+async def health(service: Service, request: Request) -> Response:
+    """200 when requests can be answered, else 503 and why not."""
+    ok, about = await service.health()
+    return JSONResponse(about, 200 if ok else 503)
+
+
+async def metrics(service: Service, request: Request) -> Response:
+    """A page for Prometheus."""
+    if service.metrics is None:
+        raise HTTPException(404)
+    page, content_type = await service.metrics.render()
+    return Response(page, headers={"content-type": content_type})
+
+
+def _pieces(shape: AnswerBodies, chunk: Chunk) -> list[dict[str, Any]]:
+    return [shape.piece(chunk.text)] if chunk.text else []
+
+
+def _ending(shape: AnswerBodies, answer: Answer, exchange: Exchange) -> list[dict[str, Any]]:
+    """The last chunks of a stream: why it ends, and what it took."""
+    chunks = [shape.ending(answer.finish_reason)]
+    if shape.include_usage:
+        chunks.append(usage_chunk(shape, answer.usage))
+    chunks[-1] |= _explained(exchange)
+    return chunks
+
+
+def _explained(exchange: Exchange) -> dict[str, Any]:
+    """The field `coe` of an answer, where it is asked for.
+
+    With `"coe": {"answers": true}` it has what each expert said, and the notes; with `x-coe-debug: true` also the
+    decision, who was asked, cost, and where time went.
+    """
+    call = exchange.call
+    assert call.parsed is not None and call.reply is not None
+    if not (exchange.debug or call.parsed.answers):
+        return {}
+    said = {"notes": call.reply.notes, "answers": answers_body(call.reply.done, logged_as=call.id)}
+    if not exchange.debug:
+        return {"coe": said}
+    finished = call.finished()
+    assert call.routed is not None and finished.answer is not None
+    timing = finished.answer.timing
+    return {
+        "coe": {
+            **route_body(call.id, call.routed, finished.registry_version),
+            "asked": call.reply.asked,
+            **said,
+            "cost_usd": finished.answer.cost_usd,
+            "timing": {
+                "route_s": finished.route_s,
+                "first_s": finished.first_s,
+                "total_s": finished.total_s,
+                "gateway_s": finished.gateway_s,
+                "queue_s": timing and timing.queue_s,
+                "load_s": timing and timing.load_s,
+                "engine_s": timing and timing.engine_s,
+            },
+        }
+    }
+
+
+async def _guarded(
+    service: Service, endpoint: Callable[[Service, Request], Awaitable[Response]], request: Request
+) -> Response:
+    """An endpoint without a body; its errors have OpenAI's shape too."""
+    try:
+        return await endpoint(service, request)
+    except HTTPException:
+        raise
+    except Exception as error:
+        status, body = told(error, uuid4().hex, request.url.path)
+        return JSONResponse(body, status)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("allow", "")
+        body = body_of(f"{where}: the method is not allowed here, only {allowed}", INVALID, "method_not_supported")
+    else:
+        body = body_of(f"{where}: there is no such path; /v1/models lists what may be asked", INVALID, "unknown_url")
+    return JSONResponse(body, error.status_code, error.headers)

@@ -1,0 +1,291 @@
+"""Service: requests on their way through a gateway, without any HTTP: places, deadlines, routing, and what is told
+of each request when it is over.
+
+    async with service.call("/v1/chat/completions") as call:        # takes a place; tells the log at the end
+        routed = await service.route(call, parsed)
+        async with aclosing(service.answer(call, parsed)) as chunks: ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+from uuid import uuid4
+
+from coe.config import ServeConfig
+from coe.errors import DeadlineExceeded, Overloaded
+from coe.orchestrator import Orchestrator, Reply
+from coe.protocol.errors import error_body, is_internal
+from coe.protocol.requests import Parsed
+from coe.routing import Routed
+from coe.serve.http.finished import Finished
+from coe.serve.http.micro_batch import MicroBatch
+from coe.types import Chunk
+
+CANCELLED = "cancelled"
+CLIENT_GONE = 499
+"""Status of a request whose client left before there was one; it is logged, and never sent."""
+RECENT = 0.1
+"""Weight of the latest request in the mean time that requests take."""
+HEALTH_S = 5.0
+"""Seconds in which the expert hosts must say how they are."""
+logger = logging.getLogger(__name__)
+
+
+class Log(Protocol):
+    """Keeps what was decided."""
+
+    def write(self, finished: Finished) -> None:
+        """Keep one request; must not block."""
+        ...
+
+
+class Metrics(Protocol):
+    """Counts what was done."""
+
+    def observe(self, finished: Finished) -> None:
+        """Count one request."""
+        ...
+
+    def render(self) -> Awaitable[tuple[bytes, str]]:
+        """A page for Prometheus, and its content type."""
+        ...
+
+
+class Full(Overloaded):
+    """This process has taken on all that it may; `retry_after_s` until a place is likely free."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type[Full], tuple[str, float]]:
+        return Full, (str(self), self.retry_after_s)
+
+
+@dataclass(slots=True)
+class Call:
+    """One request on its way; at its end it is a `Finished`.
+
+    Attributes:
+        orchestrator: the one at its arrival: a change of the registry or the policies does not touch it.
+        status: HTTP status that was sent; 0 before.
+        error: code of what went wrong.
+    """
+
+    id: str
+    endpoint: str
+    orchestrator: Orchestrator
+    started_at: float
+    started: float
+    clock: Callable[[], float] = field(repr=False)
+    ends: asyncio.Timeout = field(repr=False)
+    deadline_s: float
+    parsed: Parsed | None = None
+    routed: Routed | None = None
+    reply: Reply | None = None
+    status: int = 0
+    error: str | None = None
+    route_s: float | None = None
+    first_s: float | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since its arrival."""
+        return self.clock() - self.started
+
+    def failed(self, error: BaseException) -> tuple[int, dict[str, Any]]:
+        """Note an error; its HTTP status and OpenAI's body."""
+        status, body = told(error, self.id, self.endpoint)
+        self.error = body["error"]["code"]
+        return status, body
+
+    def finished(self) -> Finished:
+        """What is told of it."""
+        parsed, reply = self.parsed, self.reply
+        return Finished(
+            id=self.id,
+            endpoint=self.endpoint,
+            model=parsed.model if parsed else "",
+            routed=self.routed,
+            expert=reply.expert if reply else None,
+            answer=reply.answer if reply else None,
+            error=self.error,
+            status=self.status or CLIENT_GONE,
+            streamed=parsed is not None and parsed.stream,
+            seed=parsed.request.seed if parsed else None,
+            registry_version=self.orchestrator.snapshot.version,
+            started_at=self.started_at,
+            route_s=self.route_s,
+            first_s=self.first_s,
+            total_s=self.elapsed_s,
+            done=reply.done if reply else {},
+        )
+
+
+class Service:
+    """Takes requests on, routes and answers them. Use inside one event loop.
+
+    Args:
+        settings: `deadline_s` and `max_in_flight` are kept here, `max_body_bytes` by the API.
+        health: what the expert hosts say of themselves; None where there are none apart from this process.
+        clock: seconds; wall: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        orchestrator: Orchestrator,
+        *,
+        settings: ServeConfig,
+        log: Log | None = None,
+        metrics: Metrics | None = None,
+        health: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.orchestrator, self.settings, self.metrics = orchestrator, settings, metrics
+        self.started_at = int(wall())
+        self.in_flight = 0
+        self._log, self._health, self._clock, self._wall = log, health, clock, wall
+        self._batch = MicroBatch()
+        self._mean_s = 0.0
+
+    def update(self, orchestrator: Orchestrator) -> None:
+        """Route and answer by another orchestrator from now on; requests under way end on theirs."""
+        self.orchestrator = orchestrator
+
+    def close(self) -> None:
+        """End the routing thread."""
+        self._batch.close()
+
+    @asynccontextmanager
+    async def call(self, endpoint: str) -> AsyncIterator[Call]:
+        """A request, from its arrival until its answer is sent. Whatever ends it, the log and the metrics are told."""
+        deadline_s = self.settings.deadline_s
+        call = Call(
+            id=uuid4().hex,
+            endpoint=endpoint,
+            orchestrator=self.orchestrator,
+            started_at=self._wall(),
+            started=self._clock(),
+            clock=self._clock,
+            ends=asyncio.timeout(deadline_s),
+            deadline_s=deadline_s,
+        )
+        self.in_flight += 1
+        try:
+            yield call
+        except BaseException:
+            call.error = call.error or CANCELLED  # nothing but the client's leaving gets this far
+            raise
+        finally:
+            self.in_flight -= 1
+            self._tell(call.finished())
+
+    @asynccontextmanager
+    async def within_deadline(self, call: Call) -> AsyncIterator[None]:
+        """Everything that takes time.
+
+        Raises:
+            DeadlineExceeded: it took longer than the service, or the request itself, allows.
+        """
+        try:
+            async with call.ends:
+                yield
+        except TimeoutError as error:
+            if not call.ends.expired():
+                raise
+            raise DeadlineExceeded(f"the request did not finish within {call.deadline_s:g} s") from error
+
+    def admit(self) -> None:
+        """Refuse the latest call where there are too many.
+
+        Raises:
+            Overloaded: with the time until a place is likely free.
+        """
+        most = self.settings.max_in_flight
+        if self.in_flight > most:
+            raise Full(
+                f"{most} requests are under way already (serve.max_in_flight); try again later", self._mean_s / most
+            )
+
+    async def route(self, call: Call, parsed: Parsed) -> Routed:
+        """Who answers; nobody is asked.
+
+        Raises:
+            InvalidRequest, NoEligibleExpert: nobody may; the message says why.
+        """
+        call.parsed = parsed
+        self._shorten(call, parsed.request.deadline_s)
+        query = parsed.query_among(call.orchestrator.snapshot.experts)
+        call.routed = await self._batch.route(call.orchestrator, query, parsed.model)
+        call.route_s = call.elapsed_s
+        return call.routed
+
+    async def answer(self, call: Call, parsed: Parsed) -> AsyncGenerator[Chunk, None]:
+        """Route, and answer. `call.reply` says who answers from the first chunk on, and has all after the last."""
+        routed = await self.route(call, parsed)
+        left_s = max(call.deadline_s - call.elapsed_s, 1e-3)
+        call.reply = call.orchestrator.reply(replace(parsed.request, deadline_s=left_s, id=call.id), routed)
+        async with aclosing(call.reply.chunks) as chunks:
+            async for chunk in chunks:
+                if call.first_s is None:
+                    call.first_s = call.elapsed_s
+                yield chunk
+
+    async def health(self) -> tuple[bool, dict[str, Any]]:
+        """Whether requests can be answered now, and what is there."""
+        orchestrator = self.orchestrator
+        about: dict[str, Any] = {
+            "registry_version": orchestrator.snapshot.version,
+            "experts": len(orchestrator.snapshot),
+            "policies": sorted(orchestrator.policies),
+            "in_flight": self.in_flight,
+        }
+        problem = None if orchestrator.snapshot.experts else "no experts are registered"
+        if self._health is not None:
+            try:
+                about["hosts"] = list(await asyncio.wait_for(self._health(), HEALTH_S))
+                problem = problem or (None if about["hosts"] else "there is no expert host")
+            except Exception as error:
+                logger.warning("the expert hosts do not answer", exc_info=error)
+                problem = "the expert hosts do not answer"
+        return problem is None, {"status": "ok" if problem is None else "unavailable", "problem": problem, **about}
+
+    def _shorten(self, call: Call, deadline_s: float | None) -> None:
+        """A request's own deadline counts from its arrival, and is never longer than the service's."""
+        if deadline_s is None or deadline_s >= call.deadline_s:
+            return
+        call.deadline_s = deadline_s
+        call.ends.reschedule(asyncio.get_running_loop().time() + max(deadline_s - call.elapsed_s, 0.0))
+
+    def _tell(self, finished: Finished) -> None:
+        if finished.answer is not None:
+            self._mean_s += RECENT * (finished.total_s - self._mean_s)
+        with _only_logged("the decision log"):
+            if self._log is not None:
+                self._log.write(finished)
+        with _only_logged("the metrics"):
+            if self.metrics is not None:
+                self.metrics.observe(finished)
+
+
+def told(error: BaseException, id: str, endpoint: str) -> tuple[int, dict[str, Any]]:  # noqa: A002  # a request's word
+    """HTTP status and OpenAI's body of an error. What is inside an internal one is logged under `id`, not sent."""
+    if is_internal(error):
+        logger.error("request %s to %s failed", id, endpoint, exc_info=error)
+    return error_body(error, logged_as=id)
+
+
+@contextmanager
+def _only_logged(what: str) -> Iterator[None]:
+    """A request is not lost because of those who only watch."""
+    try:
+        yield
+    except Exception:
+        logger.exception("%s could not take a request that is over", what)

@@ -1,0 +1,136 @@
+"""Hidden states and uncertainty: what a model makes of a prompt in one forward pass.
+
+The model comes with the loader of the hf engine, in float32: so that a prompt has the same signals alone and in a
+batch, to rounding. Prompts are read raw, without a chat template, up to `MAX_TOKENS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.catalog import locate
+from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, load_model, require_memory, translate
+from coe.errors import EngineError
+from registry.spec import ExpertSpec
+from registry.storage import coe_home
+from routers.encoders.store import EmbeddingStore
+
+MAX_TOKENS: Final = 256
+"""Of a prompt; what follows is not read."""
+N_UNCERTAINTY: Final = 4
+"""Columns of the uncertainty, after those of the hidden states."""
+_FORMAT: Final = 1
+_TOKENS_AT_ONCE: Final = 1024
+_DTYPE: Final = "float32"
+
+Vectors = NDArray[np.float32]
+
+
+class SignalReader:
+    """The model of one expert, loaded when it is first read with; safe to share between threads.
+
+    Args:
+        spec: of kind `model`.
+        find: folder of its verified files; may block.
+        device: as for the hf engine.
+    """
+
+    at_once: Final = 64
+    """Texts that are read, and stored, together."""
+
+    def __init__(self, spec: ExpertSpec, *, find: Callable[[ExpertSpec], Path] = locate, device: str = "auto") -> None:
+        self.spec = spec
+        self._find, self._device = find, device
+        self._lock = threading.Lock()
+        self._loaded: LoadedModel | None = None
+
+    def read(self, texts: Sequence[str]) -> Vectors:
+        """(n, 2 h + 4) of n texts: hidden states, then uncertainty.
+
+        Raises:
+            WeightsError, OutOfMemory: the model cannot be loaded. EngineError: it failed.
+        """
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+            with translate(f"{self.spec.name!r} failed while reading prompts", EngineError):
+                return _read(self._loaded, texts)
+
+    def store(self) -> EmbeddingStore:
+        """Where the signals of tables are kept, by the model's digest."""
+        key = f"signals-{_FORMAT} {self.spec.digest or self.spec.ref} {MAX_TOKENS} {_DTYPE}"
+        return EmbeddingStore(coe_home() / "signals" / f"{hashlib.sha256(key.encode()).hexdigest()}.sqlite")
+
+    def _load(self) -> LoadedModel:
+        device, path = choose_device(self._device), self._find(self.spec)
+        needed = sum(file.stat().st_size for file in path.glob("*.safetensors")) * 2  # files hold two bytes a weight
+        require_memory(self.spec.name, needed, device)
+        return load_model(self.spec.name, path, device, choose_dtype(_DTYPE, device))
+
+
+def _read(loaded: LoadedModel, texts: Sequence[str]) -> Vectors:
+    import torch
+
+    ids = [_tokens(loaded, text) for text in texts]
+    signals = np.empty((len(texts), 2 * loaded.model.config.get_text_config().hidden_size + N_UNCERTAINTY), np.float32)
+    with torch.inference_mode():
+        for rows in _batches(ids):
+            for row, values in zip(rows, _read_batch(loaded.model, [ids[row] for row in rows]), strict=True):
+                signals[row] = values
+    return signals
+
+
+def _tokens(loaded: LoadedModel, text: str) -> list[int]:
+    valid = text.encode("utf-8", "replace").decode("utf-8")  # JSON may carry lone surrogates
+    ids: list[int] = loaded.tokenizer(valid, truncation=True, max_length=MAX_TOKENS)["input_ids"]
+    return ids or [min(loaded.eos, default=0)]  # something must be read
+
+
+def _batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Rows of like length, of at most `_TOKENS_AT_ONCE` tokens with their padding."""
+    order, start = sorted(range(len(ids)), key=lambda row: -len(ids[row])), 0
+    while start < len(order):
+        rows = order[start : start + max(1, _TOKENS_AT_ONCE // len(ids[order[start]]))]
+        yield rows
+        start += len(rows)
+
+
+def _read_batch(model: Any, ids: Sequence[Sequence[int]]) -> Iterator[Vectors]:
+    """(2 h + 4,) of each row, padded on the right, where a causal model does not look."""
+    import torch
+
+    width = max(map(len, ids))
+    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in ids], device=model.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=model.device)
+    states = model.base_model(
+        input_ids=tokens, attention_mask=mask, output_hidden_states=True, use_cache=False
+    ).hidden_states
+    for row, length in enumerate(map(len, ids)):
+        middle, last = states[len(states) // 2][row, length - 1], states[-1][row, :length]
+        uncertainty = _uncertainty(_log_probabilities(model, last), tokens[row, :length])
+        yield torch.cat([middle, last[-1], uncertainty]).float().cpu().numpy()
+
+
+def _log_probabilities(model: Any, states: Any) -> Any:
+    """(tokens, vocabulary) of the token after each position."""
+    import torch
+
+    logits = model.get_output_embeddings()(states).float()
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return (logits if cap is None else cap * torch.tanh(logits / cap)).log_softmax(-1)
+
+
+def _uncertainty(log_p: Any, tokens: Any) -> Any:
+    import torch
+
+    last, count = log_p[-1], len(tokens)
+    likelihood = log_p[:-1].gather(1, tokens[1:, None]).mean() if count > 1 else last.new_zeros(())
+    entropy = -(last.exp() * last).sum()
+    return torch.stack([entropy, last.max().exp(), likelihood, last.new_tensor(count).log()])

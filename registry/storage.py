@@ -1,0 +1,196 @@
+"""Shared storage: the home folder (`coe_home`), atomic writes, content hashes.
+
+A file is written beside its target under a staging name, synced, and renamed: no reader ever takes a half-written file
+for a whole one. A staging name carries host and process, so that what a killed process left behind is recognised and
+removed by the next writer of the same target, and nobody's live work is.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from registry.errors import DiskFull
+
+_STAGED = re.compile(r"\.(?P<target>.+)\.part-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}(\.\w+)?")
+_FOREIGN_LEFTOVER_AGE_S = 24 * 3600.0
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_READ_BYTES = 1 << 20
+
+
+def coe_home() -> Path:
+    """The folder of registry, caches and downloaded models: `$COE_HOME`, or `~/.cache/coe`. It may not exist yet."""
+    stated = os.environ.get("COE_HOME", "").strip()
+    return Path(stated).expanduser().absolute() if stated else Path.home() / ".cache" / "coe"
+
+
+def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """Hex SHA-256 of a file's content; `on_bytes` is told how many bytes each step read (for a progress bar)."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            if on_bytes is not None:
+                on_bytes(count)
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target` to write to; on success it replaces `target`, on any failure it is removed.
+
+    The yielded path has the suffix of `target`, does not exist yet, and may be written by any library. Missing parent
+    folders are made.
+
+    Raises:
+        DiskFull: writing failed for want of space; the target is as it was.
+    """
+    staged = _stage(target)
+    try:
+        with translate_disk_full(target):
+            yield staged
+            _sync(staged)
+            staged.replace(target)
+    finally:
+        staged.unlink(missing_ok=True)
+    _sync(target.parent)
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a fresh, empty folder beside `target`; on success it becomes `target`, on any failure it is removed.
+
+    A folder that is already there is replaced: for an instant `target` does not exist, but it is never half-written.
+
+    Raises:
+        DiskFull: writing failed for want of space; the target is as it was.
+    """
+    staged = _stage(target)
+    try:
+        with translate_disk_full(target):
+            staged.mkdir()
+            yield staged
+            for folder, _, names in os.walk(staged):
+                for name in names:
+                    _sync(Path(folder, name))
+                _sync(Path(folder))
+            _replace_directory(staged, target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    _sync(target.parent)
+
+
+def remove_leftovers(folder: Path, target: str | None = None) -> list[Path]:
+    """Remove what killed writers left in `folder` (of `target` only, when named); return what was removed.
+
+    A leftover is a staging file or folder whose process is gone from this host, or, from another host (a shared disk),
+    one untouched for a day.
+    """
+    removed = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = _STAGED.fullmatch(path.name)
+        if found is None or (target is not None and found["target"] != _staging_stem(target)):
+            continue
+        with suppress(FileNotFoundError):  # another process may be cleaning too
+            if _is_abandoned(path, found["host"], int(found["pid"])):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                removed.append(path)
+    return removed
+
+
+@contextmanager
+def translate_disk_full(target: Path) -> Iterator[None]:
+    """Turn "no space left" from any library into `DiskFull`, which says where and how much is free."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_disk_full(error):
+            raise
+        raise DiskFull(target, free_bytes=_free_bytes(target.parent)) from error
+
+
+def require_free(target: Path, needed_bytes: int) -> None:
+    """Refuse early, with both numbers, to write `needed_bytes` under `target` where they cannot fit."""
+    free = _free_bytes(target.parent)
+    if free is not None and free < needed_bytes:
+        raise DiskFull(target, free_bytes=free, needed_bytes=needed_bytes)
+
+
+def _stage(target: Path) -> Path:
+    """A fresh staging path beside `target`, after the leftovers of earlier writers are gone."""
+    with translate_disk_full(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target.parent, target.name)
+    owner = f"{_host()}-{os.getpid()}-{secrets.token_hex(4)}"
+    suffix = target.suffix if re.fullmatch(r"\.\w+", target.suffix) else ""
+    return target.with_name(f".{_staging_stem(target.name)}.part-{owner}{suffix}")
+
+
+def _staging_stem(name: str) -> str:
+    """The target's part of a staging name, short enough for file systems that allow 255 bytes."""
+    return name if len(name.encode()) <= 120 else hashlib.sha256(name.encode()).hexdigest()
+
+
+def _replace_directory(staged: Path, target: Path) -> None:
+    for _ in range(100):  # each turn means that another writer of the same target got in between
+        aside = _stage(target)
+        with suppress(FileNotFoundError):
+            target.replace(aside)
+        try:
+            staged.replace(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    raise OSError(errno.EBUSY, "other processes keep replacing this folder", str(target))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _is_abandoned(path: Path, host: str, pid: int) -> bool:
+    if host != _host():
+        return time.time() - path.stat().st_mtime > _FOREIGN_LEFTOVER_AGE_S
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False  # alive, of another user
+    return False
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Rust libraries (safetensors) raise their own classes, with the system's words in the message."""
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return True
+    return "No space left on device" in str(error) and not isinstance(error, DiskFull)
+
+
+def _free_bytes(folder: Path) -> int | None:
+    for existing in (folder, *folder.absolute().parents):
+        with suppress(OSError):
+            return shutil.disk_usage(existing).free
+    return None

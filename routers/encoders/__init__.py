@@ -1,0 +1,1 @@
+"""Encoders turn text into vectors; `build` lists them by name."""

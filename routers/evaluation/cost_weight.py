@@ -1,0 +1,163 @@
+"""The dial that meets a target, found on training rows: estimates made by routers that had not seen those rows.
+
+A dial that is read off the curve of the queries it is reported for flatters: the luckiest of many is taken. So
+`out_of_fold` routes every training row by a router that was trained on the others, `solve` finds the dial there, and
+`routers.evaluation.cross_validation.cross_validate` does both inside each of its outer folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.build import TrainableRouter
+from routers.errors import InvalidSettings, RouterError
+from routers.evaluation import curves, metrics
+from routers.evaluation.recorded_routing import Routing, route
+from routers.outcomes.table import OutcomeTable
+
+Factory = Callable[[], TrainableRouter]
+"""Makes an unfitted router."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeetBudget:
+    """The highest accuracy at a mean cost of at most `usd` a query."""
+
+    name: ClassVar[str] = "budget"
+    usd: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.usd) and self.usd > 0):
+            raise InvalidSettings(f"a budget must be a positive number of USD a query, got {self.usd}")
+
+
+@dataclass(frozen=True, slots=True)
+class SaveCost:
+    """The lowest mean cost at which the router is no worse than the best single expert.
+
+    margin: how far accuracy must lie above the best single expert's on the training rows, in standard errors of the
+        paired difference. The cheapest of many dials that reach it is a lucky one; the margin pays for that.
+    """
+
+    name: ClassVar[str] = "save-cost"
+    margin: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.margin):
+            raise InvalidSettings(f"a margin is a number of standard errors, got {self.margin}")
+
+
+Target = MeetBudget | SaveCost
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A dial, and what it came to on the rows that it was found on.
+
+    Attributes:
+        accuracy, mean_cost: on those rows; best_single, best_single_cost: of the best single expert there.
+        met: whether the target is reached at all. Where it is not, the dial is that of the lowest cost for a budget,
+            and of the highest accuracy for a saving.
+    """
+
+    dial: float
+    accuracy: float
+    mean_cost: float
+    best_single: float
+    best_single_cost: float
+    met: bool
+
+    def to_json(self, target: Target) -> dict[str, Any]:
+        """What an artifact keeps of it."""
+        return {"target": {"name": target.name, **asdict(target)}, **asdict(self)}
+
+
+def solve(curve: curves.Sweep, target: Target, best_scores: metrics.Floats, best_costs: metrics.Floats) -> Solution:
+    """The dial of a sweep that meets a target best.
+
+    Args:
+        curve: n rows at t dials, routed by routers that had not seen them.
+        best_scores, best_costs: (n,) of the best single expert of those rows.
+    """
+    accuracy, cost = curve.accuracy, curve.mean_cost
+    if isinstance(target, MeetBudget):
+        within = cost <= target.usd
+        index = int(np.where(within, accuracy, -np.inf).argmax() if within.any() else cost.argmin())
+    else:
+        gain = curve.scores - best_scores
+        error = gain.std(axis=1) / np.sqrt(gain.shape[1])
+        within = gain.mean(axis=1) >= target.margin * error
+        index = int(np.where(within, cost, np.inf).argmin() if within.any() else accuracy.argmax())
+    return Solution(
+        dial=float(curve.dials[index]),
+        accuracy=float(accuracy[index]),
+        mean_cost=float(cost[index]),
+        best_single=float(best_scores.mean()),
+        best_single_cost=float(best_costs.mean()),
+        met=bool(within.any()),
+    )
+
+
+def solve_on(routing: Routing, table: OutcomeTable, target: Target) -> Solution:
+    """The dial that meets a target on rows that were routed out of fold.
+
+    Raises:
+        RouterError: costs are not recorded, or the router does not predict them.
+    """
+    if table.costs_usd is None:
+        raise RouterError(
+            "a dial is solved for costs, and the table has none: add `cost::<expert>` columns, or give prices"
+        )
+    curve = routing.sweep(table)
+    if curve is None:
+        raise RouterError("a dial is solved for costs, and this kind of router does not predict any")
+    best = np.full(len(table), metrics.best_single(table.scores.mean(axis=0)))
+    return solve(curve, target, metrics.picked(table.scores, best), metrics.picked(table.costs_usd, best))
+
+
+def out_of_fold(make_router: Factory, table: OutcomeTable, folds: NDArray[np.int64]) -> Routing:
+    """Every row of a table routed by a router that was trained on the other folds; rows in the table's order."""
+    names = np.unique(folds)
+    parts = {int(f): route(make_router().fit(table.select(folds != f)), table.select(folds == f)) for f in names}
+    return _in_order(parts, folds)
+
+
+def inner_routings(
+    make_router: Factory,
+    table: OutcomeTable,
+    folds: NDArray[np.int64],
+    on_fit: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[int, OutcomeTable, Routing]]:
+    """For each fold: the rows of all others, routed out of fold without it.
+
+    A router trained without folds f and g serves both: it routes g for the outer fold f, and f for the outer fold g.
+    So K folds take K (K - 1) / 2 trainings, not K (K - 1).
+
+    Args:
+        on_fit: called after each training.
+
+    Yields:
+        K times (outer fold, its training rows, their routing).
+    """
+    names = [int(fold) for fold in np.unique(folds)]
+    parts: dict[int, dict[int, Routing]] = {fold: {} for fold in names}
+    for i, f in enumerate(names):
+        for g in names[i + 1 :]:
+            router = make_router().fit(table.select((folds != f) & (folds != g)))
+            on_fit()
+            parts[f][g] = route(router, table.select(folds == g))
+            parts[g][f] = route(router, table.select(folds == f))
+    for fold in names:
+        rows = folds != fold
+        yield fold, table.select(rows), _in_order(parts[fold], folds[rows])
+
+
+def _in_order(parts: dict[int, Routing], folds: NDArray[np.int64]) -> Routing:
+    """The routings of single folds as one, in the order of their rows."""
+    order = np.concatenate([np.flatnonzero(folds == fold) for fold in parts])
+    return Routing.joined(list(parts.values())).taken(np.argsort(order))

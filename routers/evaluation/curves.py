@@ -1,0 +1,196 @@
+"""Cost-quality curves: what one pass of estimates comes to at every dial. Pure functions over (n_queries, n_experts).
+
+A point of a curve is (mean cost in USD a query, accuracy). Notation as in `routers.evaluation.metrics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from routers.evaluation.metrics import DRAWS, Floats, Picks, picked
+from routers.selectors import TIE_DECIMALS
+
+DIALS = 200
+"""Dials of a sweep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A routing of n queries at t dials.
+
+    Attributes:
+        dials: (t,) ascending, the first is 0.
+        scores, costs: (t, n) what the experts chosen at each dial scored and cost (USD).
+    """
+
+    dials: Floats
+    scores: Floats
+    costs: Floats
+
+    @property
+    def accuracy(self) -> Floats:
+        """(t,) mean score at each dial."""
+        return np.asarray(self.scores.mean(axis=1))
+
+    @property
+    def mean_cost(self) -> Floats:
+        """(t,) USD a query at each dial."""
+        return np.asarray(self.costs.mean(axis=1))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Sweep]) -> Sweep:
+        """Sweeps of other queries at the same dials, side by side."""
+        return cls(parts[0].dials, *(np.concatenate([getattr(p, a) for p in parts], 1) for a in ("scores", "costs")))
+
+
+def choose(
+    quality: Floats, costs: Floats | None, eligible: NDArray[np.bool_] | None = None, dial: float = 0.0
+) -> Picks:
+    """(n,) the choice that `routers.decide.decide` makes with k = 1, for all queries at once.
+
+    Args:
+        quality, costs: (n, m) predicted; costs may be `None` where the dial is 0.
+        eligible: (n, m); `None` means all. A row without any leaves all.
+    """
+    utility = np.asarray(quality, dtype=np.float64)
+    if dial and costs is not None:
+        utility = utility - dial * costs
+    possible = ~np.isnan(utility)
+    if eligible is not None:
+        kept = possible & eligible
+        possible = np.where(kept.any(axis=1, keepdims=True), kept, possible)
+    utility = np.where(possible, np.round(utility, TIE_DECIMALS), -np.inf)
+    best = utility == utility.max(axis=1, keepdims=True)
+    if costs is None:
+        return np.asarray(best.argmax(axis=1))
+    unknown_last = np.where(np.isnan(costs), np.finfo(np.float64).max, costs)
+    return np.asarray(np.where(best, unknown_last, np.inf).argmin(axis=1))
+
+
+def dial_grid(quality: Floats, costs: Floats, eligible: NDArray[np.bool_] | None = None, count: int = DIALS) -> Floats:
+    """(t,) dials from 0 to where every query goes to its cheapest expert, at about equal steps of predicted cost.
+
+    A query leaves its expert b for a cheaper one j at the dial (q_b - q_j) / (c_b - c_j), the first of those j first.
+
+    Args:
+        quality, costs: (n, m) predicted.
+        eligible: (n, m); `None` means all.
+    """
+    at, drops = _turns(quality, costs, eligible)
+    if not len(at):
+        return np.zeros(1)
+    order = np.argsort(at, kind="stable")
+    fallen = np.cumsum(drops[order])
+    steps = np.searchsorted(fallen, np.linspace(0, fallen[-1], max(count - 2, 2)))
+    return np.unique(np.concatenate([[0.0], at[order][np.minimum(steps, len(at) - 1)], [2.0 * at.max()]]))
+
+
+def _turns(quality: Floats, costs: Floats, eligible: NDArray[np.bool_] | None) -> tuple[Floats, Floats]:
+    """At which dials queries turn to a cheaper expert, and by how much their predicted cost falls there."""
+    rows, now = np.arange(len(quality)), choose(quality, costs, eligible)
+    found: list[tuple[Floats, Floats]] = []
+    for _ in range(quality.shape[1] - 1):
+        cheaper_by = costs[rows, now][:, None] - costs
+        possible = cheaper_by > 0 if eligible is None else (cheaper_by > 0) & eligible
+        rates = np.full(quality.shape, np.inf)
+        np.divide(quality[rows, now][:, None] - quality, cheaper_by, out=rates, where=possible)
+        rates[np.isnan(rates)] = np.inf
+        then = rates.argmin(axis=1)
+        turns = np.isfinite(rates[rows, then])
+        if not turns.any():
+            break
+        found.append((rates[rows, then][turns], cheaper_by[rows, then][turns]))
+        now = np.where(turns, then, now)
+    at, drops = (np.concatenate(parts) for parts in zip(*found, strict=True)) if found else (np.zeros(0), np.zeros(0))
+    return at.clip(0.0), drops
+
+
+def sweep(
+    quality: Floats,
+    predicted_costs: Floats,
+    eligible: NDArray[np.bool_] | None,
+    scores: Floats,
+    costs: Floats,
+    dials: Floats | None = None,
+) -> Sweep:
+    """Decide the same estimates at every dial.
+
+    Args:
+        quality, predicted_costs, eligible: (n, m) what the router predicted.
+        scores, costs: (n, m) what the experts scored and cost.
+        dials: (t,); `None` takes `dial_grid`.
+    """
+    grid = dial_grid(quality, predicted_costs, eligible) if dials is None else dials
+    picks = [choose(quality, predicted_costs, eligible, float(dial)) for dial in grid]
+    return Sweep(grid, np.stack([picked(scores, p) for p in picks]), np.stack([picked(costs, p) for p in picks]))
+
+
+def hull(costs: ArrayLike, accuracies: ArrayLike) -> tuple[Floats, Floats]:
+    """Corners of the upper non-decreasing concave hull of points, by ascending cost.
+
+    What lies on an edge is reached by sending each query to one of its two ends by lot.
+
+    Args:
+        costs, accuracies: (t,) points.
+    """
+    x, y = np.asarray(costs, dtype=np.float64), np.asarray(accuracies, dtype=np.float64)
+    corners: list[tuple[float, float]] = []
+    for i in np.lexsort((-y, x)):
+        point = (float(x[i]), float(y[i]))
+        if corners and point[1] <= corners[-1][1]:
+            continue  # dearer and no better
+        while len(corners) > 1 and _below(corners[-2], corners[-1], point):
+            corners.pop()
+        corners.append(point)
+    return np.array([c for c, _ in corners]), np.array([a for _, a in corners])
+
+
+def _below(left: tuple[float, float], middle: tuple[float, float], right: tuple[float, float]) -> bool:
+    """Whether the middle point lies on or under the line from left to right."""
+    return (middle[1] - left[1]) * (right[0] - left[0]) <= (right[1] - left[1]) * (middle[0] - left[0])
+
+
+def aiq(costs: ArrayLike, accuracies: ArrayLike, c_min: float, c_max: float) -> float | None:
+    """AIQ = (1 / (c_max - c_min)) * integral of the hull from c_min to c_max (RouterBench, arXiv 2403.12031).
+
+    The bounds are the mean costs of the cheapest and of the dearest single expert of the pool, so that two routers over
+    the same pool are measured alike; RouterBench's own code takes the bounds of whatever is plotted together. Right of
+    the hull accuracy stays what it is; left of it runs the line to (0, 0): some queries are not answered.
+
+    Returns:
+        A mean accuracy in [0, 1]; `None` where all experts cost the same.
+    """
+    if not c_max > c_min:
+        return None
+    x, y = hull(costs, accuracies)
+    if x[0] > 0:
+        x, y = np.concatenate([[0.0], x]), np.concatenate([[0.0], y])
+    inside = x[(x > c_min) & (x < c_max)]
+    at = np.concatenate([[c_min], inside, [c_max]])
+    return float(np.trapezoid(np.interp(at, x, y), at) / (c_max - c_min))
+
+
+def cost_saved(costs: ArrayLike, accuracies: ArrayLike, best_single: float, best_single_cost: float) -> float | None:
+    """1 - (lowest mean cost on the curve with A >= B) / cost of the best single expert.
+
+    Read off the curve of the queries that it is reported for, it flatters: choose the dial on training folds
+    (`routers.evaluation.cost_weight`), and report what it saves elsewhere.
+
+    Returns:
+        A share, negative where B is only reached at a higher cost; `None` where it is not reached, or B costs nothing.
+    """
+    x, reached = np.asarray(costs, dtype=np.float64), np.asarray(accuracies, dtype=np.float64) >= best_single
+    return float(1.0 - x[reached].min() / best_single_cost) if reached.any() and best_single_cost > 0 else None
+
+
+def band(curve: Sweep, *, draws: int = DRAWS, seed: int = 0, level: float = 0.95) -> tuple[Floats, Floats]:
+    """(t,) bounds of the accuracy at each dial: percentiles over resampled queries, the same ones at every dial."""
+    n, rng = curve.scores.shape[1], np.random.default_rng(seed)
+    counts = rng.multinomial(n, np.full(n, 1.0 / n), size=draws).astype(np.float32)
+    means = counts @ curve.scores.T.astype(np.float32) / n  # (draws, t)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)

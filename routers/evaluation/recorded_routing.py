@@ -1,0 +1,170 @@
+"""Routing: what a router did with the n queries of a table, its estimates kept whole, so that any dial can be tried."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
+from statistics import median
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.base import Estimate, Router, RoutingDecision
+from routers.build import TrainableRouter
+from routers.decide import Utility, decide
+from routers.encoders.build import CachedEncoder
+from routers.errors import RouterError
+from routers.evaluation import curves, metrics
+from routers.outcomes.table import OutcomeTable
+from routers.selectors import Selector
+
+BATCH = 1024
+"""Queries routed at once: bounds what a router's (n_queries, n_training_rows) arrays take."""
+TIMED_QUERIES = 21
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What a router predicted of n queries and the m experts of a table, and whom it chose.
+
+    Attributes:
+        quality: (n, m) expected scores, columns as in the table.
+        costs: (n, m) expected USD a query, or `None`.
+        eligible: (n, m) whom the router would let answer, or `None` for all.
+        picks: (n,) first choices, as columns of the table.
+        abstained, truncated: (n,).
+        refused: (n,) nobody is asked: score 0 at no cost.
+        scores, spent: (n,) what the choice came to, where it is more than its first expert; else `None`.
+        calls: (n,) experts asked; `None` for one each.
+    """
+
+    quality: metrics.Floats
+    costs: metrics.Floats | None
+    eligible: Mask | None
+    picks: metrics.Picks
+    abstained: Mask
+    truncated: Mask
+    refused: Mask
+    scores: metrics.Floats | None = None
+    spent: metrics.Floats | None = None
+    calls: metrics.Floats | None = None
+
+    @property
+    def expected(self) -> metrics.Floats:
+        """(n,) the score that the router expected of its first choice."""
+        return metrics.picked(self.quality, self.picks)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The parts, end to end."""
+        return cls(*(_end_to_end([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+    def taken(self, rows: NDArray[np.intp]) -> Self:
+        """The rows of an index array, in that order."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: array[rows] for name, array in arrays.items() if array is not None})
+
+    def at(self, dial: float) -> Self:
+        """The same estimates decided at another dial."""
+        return replace(self, picks=curves.choose(self.quality, self.costs, self.eligible, dial))
+
+    def sweep(self, table: OutcomeTable, dials: metrics.Floats | None = None) -> curves.Sweep | None:
+        """The cost-quality curve on the table that was routed; `None` where costs are unknown or not predicted."""
+        if self.costs is None or table.costs_usd is None or not np.isfinite(self.costs).all():
+            return None
+        answered = ~self.refused[:, None]
+        recorded = table.scores * answered, table.costs_usd * answered
+        return curves.sweep(self.quality, self.costs, self.eligible, *recorded, dials)
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """What the experts of n decisions come to together: (n,) scores, (n,) USD or `None`, (n,) experts asked."""
+
+    scores: metrics.Floats
+    costs: metrics.Floats | None
+    calls: metrics.Floats
+
+
+Compose = Callable[[OutcomeTable, Sequence[RoutingDecision]], Composed]
+"""Plays a composition over the recorded answers of a table's rows, given a decision for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choosing:
+    """How estimates become answers: whom `select` asks at `utility`; `compose` says what they come to together."""
+
+    utility: Utility = Utility()
+    select: Selector | None = None
+    compose: Compose | None = None
+
+
+def route(router: Router, table: OutcomeTable, choosing: Choosing = Choosing()) -> Routing:
+    """Let a router choose for every row of a table; it is shown prompts and features, nothing else.
+
+    Raises:
+        RouterError: the router needs features that the table does not have, or a dial is set without known costs.
+    """
+    if missing := sorted(router.requires - set(table.features)):
+        raise RouterError(f"this router needs features that the table does not have: {', '.join(missing)}")
+    queries, parts = table.queries(), []
+    for start in range(0, len(table), BATCH):
+        rows = np.arange(start, min(start + BATCH, len(table)))
+        estimate = router.estimate(queries[start : start + BATCH])
+        parts.append(_chosen(estimate, table, rows, choosing))
+    return Routing.joined(parts)
+
+
+def route_ms(
+    router: TrainableRouter, table: OutcomeTable, utility: Utility, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Median milliseconds of single queries, spread over the table; encoded afresh, since a live query is new."""
+    encoder = getattr(router, "encoder", None)
+    rows = np.linspace(0, len(table) - 1, min(TIMED_QUERIES, len(table))).astype(int)
+    queries, times = table.select(rows).queries(), []
+    with encoder.bypassed() if isinstance(encoder, CachedEncoder) else nullcontext():
+        for query in (queries[0], *queries):  # the first loads and warms up
+            before = clock()
+            decide(router.estimate([query]), utility=utility, allowed=table.experts)
+            times.append(clock() - before)
+    return 1e3 * median(times[1:])
+
+
+def _chosen(estimate: Estimate, table: OutcomeTable, rows: NDArray[np.intp], choosing: Choosing) -> Routing:
+    decisions = decide(estimate, utility=choosing.utility, allowed=table.experts, select=choosing.select)
+    columns = [estimate.experts.index(name) for name in table.experts]
+    column_of = {name: column for column, name in enumerate(table.experts)}
+    truncated = estimate.truncated
+    first = [decision.experts[0] if decision.experts else table.experts[0] for decision in decisions]
+    routing = Routing(
+        quality=np.asarray(estimate.quality[:, columns], dtype=np.float64),
+        costs=None if estimate.cost_usd is None else np.asarray(estimate.cost_usd[:, columns], dtype=np.float64),
+        eligible=None if estimate.eligible is None else estimate.eligible[:, columns],
+        picks=np.array([column_of[name] for name in first], dtype=np.intp),
+        abstained=np.array([decision.abstained for decision in decisions], dtype=bool),
+        truncated=np.zeros(len(decisions), dtype=bool) if truncated is None else np.asarray(truncated, dtype=bool),
+        refused=np.array([not decision.experts for decision in decisions], dtype=bool),
+    )
+    return routing if choosing.compose is None else _played(routing, table.select(rows), decisions, choosing.compose)
+
+
+def _played(routing: Routing, table: OutcomeTable, decisions: Sequence[RoutingDecision], compose: Compose) -> Routing:
+    """The same with what the composition makes of the decisions; those that ask nobody come to nothing."""
+    asked = np.flatnonzero(~routing.refused)
+    scores, spent, calls = np.zeros(len(decisions)), np.zeros(len(decisions)), np.zeros(len(decisions))
+    played = compose(table.select(asked), [decisions[row] for row in asked])
+    scores[asked], calls[asked] = played.scores, played.calls
+    if played.costs is None:
+        return replace(routing, scores=scores, calls=calls)
+    spent[asked] = played.costs
+    return replace(routing, scores=scores, spent=spent, calls=calls)
+
+
+def _end_to_end(values: Sequence[Any]) -> Any:
+    """The arrays, end to end; `None` where one is not known."""
+    return None if any(value is None for value in values) else np.concatenate(values)

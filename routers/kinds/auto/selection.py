@@ -1,0 +1,119 @@
+"""Which of several routers is best, and what the choosing itself is worth: pure functions over held-out predictions.
+
+Every candidate has predicted each of the n queries without having been fitted on it (inner folds). `choose` takes the
+candidate of the highest mean score, or a stack of all of them if that is better, and takes the best single expert
+instead where the gain over it could be chance. A maximum over candidates flatters itself, so its own figure is never
+reported: `expect` chooses again without each fold in turn and scores that choice on the fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.evaluation import metrics
+from routers.kinds.quality.learners import Floats, centred
+from routers.kinds.quality.stacking import stack_weights
+
+LEAST_WEIGHT = 0.05
+"""Members of a stack that weigh less are left out."""
+BASELINE = 0
+"""Which candidate is the best single expert."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """What a candidate predicted and won on rows that it was not fitted on.
+
+    quality: (n, m) expected scores; won: (n,) score of the expert that it chose.
+    """
+
+    quality: Floats
+    won: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Candidates by number, heaviest first, with weights of sum 1; and what the choice was made by, for people."""
+
+    members: tuple[int, ...]
+    weights: tuple[float, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a router that is chosen in this way scores on new queries, and how much more than the best single expert.
+
+    Attributes:
+        score, best_single: mean scores over rows that neither the candidates nor the choice between them had seen.
+        gain_ci95_low, gain_ci95_high: paired bootstrap interval of the difference.
+    """
+
+    score: float
+    best_single: float
+    gain: float
+    gain_ci95_low: float
+    gain_ci95_high: float
+
+
+def choose(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, seed: int = 0) -> Choice:
+    """The best candidate or stack by (n, m) scores; trial `BASELINE` must be that of the best single expert.
+
+    The stack's weights for a fold come from the other folds when it is compared, and from all rows when it is chosen. A
+    choice has to beat the best single expert by more than chance: the 95% interval of its gain must lie above 0.
+    """
+    means = [float(trial.won.mean()) for trial in trials]
+    best = int(np.argmax(means))  # the first of equals, which is the cheaper
+    chosen, won, what = Choice((best,), (1.0,), ""), trials[best].won, "best of the candidates"
+    stacked = _stacked_scores(trials, y, folds) if len(trials) > 1 else won
+    if stacked.mean() > won.mean():
+        chosen, won, what = _stack(trials, y), stacked, "the stack beats each of its members"
+    low, high = metrics.paired_bootstrap(won, trials[BASELINE].won, seed=seed)
+    gain = won.mean() - trials[BASELINE].won.mean()
+    told = f"{100 * gain:+.2f} points over the best single expert, 95% interval [{100 * low:+.2f}, {100 * high:+.2f}]"
+    if low <= 0.0:
+        return Choice((BASELINE,), (1.0,), f"no candidate surely beats the best single expert: at best {told}")
+    return Choice(chosen.members, chosen.weights, f"{what}: {told}")
+
+
+def expect(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, seed: int = 0) -> Expected:
+    """What `choose` is worth: for each of three folds or more, choose on the others and score on this one."""
+    won = np.empty(len(y))
+    for fold in np.unique(folds):
+        inner, outer = folds != fold, folds == fold
+        kept = [Trial(trial.quality[inner], trial.won[inner]) for trial in trials]
+        choice = choose(kept, y[inner], folds[inner], seed=seed)
+        won[outer] = _scores(choice, [Trial(t.quality[outer], t.won[outer]) for t in trials], y[outer])
+    base = trials[BASELINE].won
+    low, high = metrics.paired_bootstrap(won, base, seed=seed)
+    return Expected(float(won.mean()), float(base.mean()), float(won.mean() - base.mean()), low, high)
+
+
+def _stack(trials: Sequence[Trial], y: Floats) -> Choice:
+    """The stack of all rows, without members that hardly count."""
+    weights = stack_weights(np.stack([centred(trial.quality) for trial in trials]), centred(y))
+    kept = [i for i in np.argsort(-weights, kind="stable").tolist() if weights[i] >= LEAST_WEIGHT]
+    shares = weights[kept] / weights[kept].sum()
+    return Choice(tuple(kept), tuple(shares.tolist()), "")
+
+
+def _stacked_scores(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp]) -> Floats:
+    """(n,) scores of stacks whose weights come from the other folds."""
+    won = np.empty(len(y))
+    for fold in np.unique(folds):
+        inner, outer = folds != fold, folds == fold
+        choice = _stack([Trial(trial.quality[inner], trial.won[inner]) for trial in trials], y[inner])
+        won[outer] = _scores(choice, [Trial(trial.quality[outer], trial.won[outer]) for trial in trials], y[outer])
+    return won
+
+
+def _scores(choice: Choice, trials: Sequence[Trial], y: Floats) -> Floats:
+    """(n,) what a choice wins: one candidate decides as it does, a stack takes the highest quality."""
+    if len(choice.members) == 1:
+        return trials[choice.members[0]].won
+    parts = [w * trials[i].quality for i, w in zip(choice.members, choice.weights, strict=True)]
+    return metrics.picked(y, np.sum(parts, axis=0).argmax(axis=1))

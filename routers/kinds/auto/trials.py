@@ -1,0 +1,147 @@
+"""Trying candidates on inner folds: each routes rows that it was not fitted on, as long as the time allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.build import TrainableRouter, build, reads_text, settings_of
+from routers.errors import RouterError
+from routers.evaluation import metrics
+from routers.evaluation.recorded_routing import Routing, route
+from routers.kinds.auto.candidates import Candidate, Row
+from routers.kinds.auto.selection import Trial
+
+if TYPE_CHECKING:
+    from routers.encoders.build import Encoder
+    from routers.outcomes.table import OutcomeTable
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When trying has to end.
+
+    clock: seconds; started: when it began; minutes: how long it may take, `None` for no limit.
+    """
+
+    clock: Callable[[], float]
+    started: float
+    minutes: float | None
+
+    def problem(self, needed_s: float) -> str | None:
+        """Why something that takes so many seconds cannot be done; `None` where it can."""
+        if self.minutes is None:
+            return None
+        left = 60 * self.minutes - (self.clock() - self.started)
+        if left <= 0:
+            return f"the budget of {self.minutes:g} minutes is spent"
+        if needed_s > left:
+            return f"it would take {needed_s:.0f} s more, and {left:.0f} s of the budget are left"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Builds candidates.
+
+    encoders: by name, the first one for candidates that name none; defaults: settings for kinds that have them.
+    """
+
+    encoders: Mapping[str, Encoder]
+    defaults: Mapping[str, Any]
+
+    def encoder_name(self, candidate: Candidate) -> str | None:
+        """What a candidate reads with; `None` where it reads no text."""
+        if not reads_text(candidate.kind):
+            return None
+        return candidate.encoder or next(iter(self.encoders))
+
+    def built(self, candidate: Candidate) -> TrainableRouter:
+        """The router, not fitted; raises RouterError where its settings cannot be used."""
+        known, name = settings_of(candidate.kind), self.encoder_name(candidate)
+        settings = {key: value for key, value in self.defaults.items() if key in known} | dict(candidate.settings)
+        if name is not None and name not in self.encoders:
+            raise RouterError(f"no encoder {name!r} was given; there are: {', '.join(self.encoders)}")
+        return build(candidate.kind, None if name is None else self.encoders[name], settings)
+
+
+def tried(
+    candidates: Iterable[Candidate],
+    workshop: Workshop,
+    table: OutcomeTable,
+    folds: NDArray[np.intp],
+    deadline: Deadline,
+    *,
+    seed: int,
+) -> Iterator[tuple[Row, Trial | None]]:
+    """A row for each candidate, and its trial where it was tried to the end.
+
+    The first candidate is what the others are compared with: it is tried whatever it takes, and may not fail.
+
+    Args:
+        folds: (n,) inner fold of each row.
+        seed: of the intervals.
+    """
+    base: Trial | None = None
+    seconds_of: dict[tuple[str, str | None], float] = {}  # of the last of a kind with an encoder, a fold
+    for candidate in candidates:
+        key = candidate.kind, candidate.encoder
+        before = deadline.clock()
+        found = _trial(
+            candidate, workshop, table, folds, deadline, seconds_of.get(key, 0.0), whatever_it_takes=base is None
+        )
+        seconds = deadline.clock() - before
+        if isinstance(found, str):
+            yield Row(candidate, skipped=found), None
+            continue
+        base = base or found
+        seconds_of[key] = seconds / len(np.unique(folds))
+        yield _row(candidate, found, base, seconds, seed), found
+
+
+def _trial(
+    candidate: Candidate,
+    workshop: Workshop,
+    table: OutcomeTable,
+    folds: NDArray[np.intp],
+    deadline: Deadline,
+    seconds: float,
+    *,
+    whatever_it_takes: bool,
+) -> Trial | str:
+    """What it predicted and won, or why it was not tried to the end.
+
+    seconds: what a fold of such a candidate took before, 0 where none did.
+    """
+    quality, won = np.empty(table.scores.shape), np.empty(len(table))
+    numbers = np.unique(folds)
+    for done, fold in enumerate(numbers):
+        problem = deadline.problem((len(numbers) - done) * seconds)
+        if problem is not None and not whatever_it_takes:
+            return problem
+        before, outer = deadline.clock(), folds == fold
+        try:
+            routing = _routed(workshop.built(candidate), table.select(~outer), table.select(outer))
+        except RouterError as error:
+            if whatever_it_takes:
+                raise
+            return str(error)
+        quality[outer] = routing.quality
+        won[outer] = metrics.picked(table.scores[outer], routing.picks)
+        seconds = deadline.clock() - before
+    return Trial(quality, won)
+
+
+def _routed(router: TrainableRouter, train: OutcomeTable, test: OutcomeTable) -> Routing:
+    router.fit(train)
+    return route(router, test)
+
+
+def _row(candidate: Candidate, trial: Trial, base: Trial, seconds: float, seed: int) -> Row:
+    low, high = metrics.paired_bootstrap(trial.won, base.won, seed=seed)
+    score = float(trial.won.mean())
+    return Row(candidate, score, score - float(base.won.mean()), low, high, seconds)

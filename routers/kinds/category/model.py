@@ -1,0 +1,185 @@
+"""What a trained CategoryRouter knows, as plain arrays: estimates from embeddings, and to and from a saved state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.base import GENERAL, Estimate
+from routers.errors import InvalidArtifact
+from routers.numeric.abstention import Doubt, Thresholds, normalised_entropy
+from routers.numeric.classifiers import Classifier, probabilities, restore
+from routers.numeric.neighbours import Vectors, foreignness, nearest_distance
+
+CLASSIFIER_PREFIX = "classifier."
+_ARRAYS = ("vectors", "distance_quantiles", "expert_of", "kept", "scores", "mean_scores", "costs", "mean_costs")
+
+_Floats = NDArray[np.float64]
+Choice = Literal["expected", "category", "soft"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CategoryModel:
+    """M categories, K experts, and N training embeddings.
+
+    Attributes:
+        temperature: calibrates the classifier's logits.
+        distance_quantiles: how far held-out training queries lie from the training data.
+        expert_of: (M,) the map, as columns of `experts`; general: the column of the generalist.
+        kept: (K,) bool: the experts that a cumulative budget keeps; without one, all.
+        choice: how an expert follows from the probabilities, see `choose`.
+        scores, costs: (M, K) mean score and USD of each expert in each category, shrunk towards the mean over all
+            queries, which is mean_scores, mean_costs (K,). Costs are `None` where unknown.
+    """
+
+    experts: tuple[str, ...]
+    categories: tuple[str, ...]
+    vectors: Vectors
+    classifier: Classifier
+    temperature: float
+    thresholds: Thresholds
+    distance_quantiles: _Floats
+    expert_of: NDArray[np.intp]
+    kept: NDArray[np.bool_]
+    choice: Choice
+    general: int
+    scores: _Floats
+    mean_scores: _Floats
+    costs: _Floats | None
+    mean_costs: _Floats | None
+
+    def estimate(self, x: Vectors) -> Estimate:
+        """The estimate for (n, dim) embeddings; see `CategoryRouter` for what it holds."""
+        p = probabilities(self.classifier.logits(x), self.temperature)
+        doubt = Doubt(normalised_entropy(p), nearest_distance(x, self.vectors))
+        abstained = self.thresholds.exceeded(doubt)
+        label = p.argmax(axis=1)
+        best = choose(p, self.expert_of, self.scores, self.choice, self.kept)
+        chosen = np.where(abstained, self.general, best)
+        columns = np.arange(len(self.experts))
+        agreeing = p @ (self.expert_of[:, None] == columns)  # (n, K): P(the category's expert is this one)
+        cost_usd = None
+        if self.costs is not None and self.mean_costs is not None:
+            cost_usd = _expected(p, self.costs, abstained, self.mean_costs)
+        return Estimate(
+            experts=self.experts,
+            quality=_expected(p, self.scores, abstained, self.mean_scores).clip(0.0, 1.0),
+            cost_usd=cost_usd,
+            ood=foreignness(doubt.distance, self.distance_quantiles),
+            labels=tuple(GENERAL if a else self.categories[m] for m, a in zip(label, abstained, strict=True)),
+            eligible=self._eligible(chosen, abstained),
+            abstained=abstained,
+            confidence=None if self.choice == "soft" else agreeing[np.arange(len(x)), chosen].clip(0.0, 1.0),
+            reasons=tuple(
+                self._doubtful(p[i], float(doubt.entropy[i]), float(doubt.distance[i]))
+                if abstained[i]
+                else self._sure(p[i], int(chosen[i]))
+                for i in range(len(x))
+            ),
+        )
+
+    def _eligible(self, chosen: NDArray[np.intp], abstained: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(n, K): the chosen expert alone; with `soft` all that are kept, unless the query abstains."""
+        alone = chosen[:, None] == np.arange(len(self.experts))
+        return np.where(abstained[:, None], alone, self.kept) if self.choice == "soft" else alone
+
+    def _guess(self, p: _Floats) -> str:
+        m = int(p.argmax())
+        return f"category {self.categories[m]!r} (p={p[m]:.2f})"
+
+    def _doubtful(self, p: _Floats, entropy: float, distance: float) -> str:
+        failed = self.thresholds.explain(entropy, distance)
+        return f"unsure, so the generalist {self.experts[self.general]}: {failed}; the guess was {self._guess(p)}"
+
+    def _sure(self, p: _Floats, chosen: int) -> str:
+        if self.choice == "soft":
+            return f"{self._guess(p)}; over all categories {self.experts[chosen]} is expected to do best"
+        mapped = int(self.expert_of[p.argmax()])
+        told = f"{self._guess(p)} is mapped to {self.experts[mapped]}"
+        if chosen == mapped:
+            return told
+        ours, theirs = p @ self.scores[:, chosen], p @ self.scores[:, mapped]
+        other = self.experts[chosen]
+        return f"{told}, but over all categories {other} is expected to do better: {ours:.3f} > {theirs:.3f}"
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything that is an array."""
+        kept = {name: getattr(self, name) for name in _ARRAYS}
+        parts = {CLASSIFIER_PREFIX + name: array for name, array in self.classifier.arrays().items()}
+        return {name: array for name, array in {**kept, **parts}.items() if array is not None}
+
+    def settings(self) -> dict[str, Any]:
+        """Everything else, as JSON values."""
+        return {
+            "experts": list(self.experts),
+            "categories": list(self.categories),
+            "choice": self.choice,
+            "general_expert": self.experts[self.general],
+            "temperature": self.temperature,
+            "entropy_threshold": _or_none(self.thresholds.entropy),
+            "distance_threshold": _or_none(self.thresholds.distance),
+        }
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> Self:
+        """What `arrays()` and `settings()` were taken from; its estimates are identical to the bit.
+
+        Raises:
+            InvalidArtifact: something is missing.
+        """
+        parts = {name: array for name, array in arrays.items() if name.startswith(CLASSIFIER_PREFIX)}
+        try:
+            experts = tuple(settings["experts"])
+            return cls(
+                experts=experts,
+                categories=tuple(settings["categories"]),
+                classifier=restore({n.removeprefix(CLASSIFIER_PREFIX): a for n, a in parts.items()}, arrays["vectors"]),
+                temperature=settings["temperature"],
+                thresholds=Thresholds(
+                    _or_infinite(settings["entropy_threshold"]), _or_infinite(settings["distance_threshold"])
+                ),
+                choice=settings["choice"],
+                general=experts.index(settings["general_expert"]),
+                vectors=arrays["vectors"],
+                distance_quantiles=arrays["distance_quantiles"],
+                expert_of=arrays["expert_of"],
+                kept=arrays["kept"],
+                scores=arrays["scores"],
+                mean_scores=arrays["mean_scores"],
+                costs=arrays.get("costs"),
+                mean_costs=arrays.get("mean_costs"),
+            )
+        except (KeyError, ValueError) as error:
+            raise InvalidArtifact(f"the saved category router lacks {error}: train it again") from error
+
+
+def choose(
+    p: _Floats, expert_of: NDArray[np.intp], scores: _Floats, choice: Choice, kept: NDArray[np.bool_]
+) -> NDArray[np.intp]:
+    """(n,) columns of the experts for (n, M) category probabilities.
+
+    `category` takes the expert that the map gives to the likeliest category. `expected` takes, of the experts in the
+    map, the one of highest expected score sum_m p_m w_mk: the same where one category is certain, and better where
+    several are likely. `soft` takes the one of highest expected score among all that are `kept`.
+    """
+    if choice == "category":
+        return np.asarray(expert_of[p.argmax(axis=1)])
+    columns = np.flatnonzero(kept) if choice == "soft" else np.unique(expert_of)
+    return np.asarray(columns[(p @ scores[:, columns]).argmax(axis=1)])
+
+
+def _expected(p: _Floats, by_category: _Floats, abstained: NDArray[np.bool_], overall: _Floats) -> _Floats:
+    """(n, K) mean over the categories, or the overall mean for queries that abstain."""
+    return np.where(abstained[:, None], overall, p @ by_category)
+
+
+def _or_none(limit: float) -> float | None:
+    return None if np.isinf(limit) else limit  # JSON has no infinity
+
+
+def _or_infinite(limit: float | None) -> float:
+    return np.inf if limit is None else limit

@@ -1,0 +1,1 @@
+"""`quality`: stacked, calibrated learners of the score of each expert."""

@@ -1,0 +1,145 @@
+"""What a trained QualityRouter knows, as plain arrays: estimates of queries, and to and from a saved state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.base import Estimate
+from routers.errors import InvalidArtifact
+from routers.kinds.quality.features import Features, Seen, Texts
+from routers.kinds.quality.learners import Floats, Learner, learner_class
+from routers.kinds.quality.stacking import Stack
+from routers.numeric.neighbours import Vectors, foreignness, nearest_distance
+from routers.numeric.ridge import Line, fit_line
+
+_LEAST_COST_USD = 1e-9
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Costs:
+    """USD a query: exp of a line in the features, within what was seen, times a factor that keeps each expert's mean.
+
+    low, high: (m,) log costs seen in training; factor: (m,).
+    """
+
+    line: Line
+    low: Floats
+    high: Floats
+    factor: Floats
+
+    def predict(self, x: NDArray[Any]) -> Floats:
+        """(n, m) USD."""
+        return self._relative(x) * self.factor
+
+    def _relative(self, x: NDArray[Any]) -> Floats:
+        return np.asarray(np.exp(self.line.predict(x).clip(self.low, self.high)))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything."""
+        return {**self.line.arrays(), "low": self.low, "high": self.high, "factor": self.factor}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """The reverse of `arrays`."""
+        return cls(Line.restored(arrays), arrays["low"], arrays["high"], arrays["factor"])
+
+
+def fit_costs(x: NDArray[Any], costs_usd: Floats) -> Costs:
+    """The costs (n, m) of n queries with (n, d) features."""
+    logs = np.log(np.maximum(costs_usd, _LEAST_COST_USD))
+    found = Costs(fit_line(x, logs), logs.min(axis=0), logs.max(axis=0), np.ones(logs.shape[1]))
+    factor = costs_usd.mean(axis=0) / found.predict(x).mean(axis=0)
+    return Costs(found.line, found.low, found.high, factor)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QualityModel:
+    """K learners of m experts.
+
+    Attributes:
+        members: name -> learner, in the order of the stack's weights.
+        costs: `None` where unknown.
+        vectors: (N, dim) embeddings of some training queries, to tell how foreign a query is.
+        distance_quantiles: of training queries to their nearest other among `vectors`.
+    """
+
+    experts: tuple[str, ...]
+    features: Features
+    members: Mapping[str, Learner]
+    stack: Stack
+    costs: Costs | None
+    vectors: Vectors
+    distance_quantiles: Floats
+
+    def estimate(self, queries: Texts, truncated: NDArray[np.bool_]) -> Estimate:
+        """The estimate of n queries; see `QualityRouter` for what it holds."""
+        seen = self.features.transform(queries)
+        return Estimate(
+            experts=self.experts,
+            quality=self.quality(seen),
+            cost_usd=None if self.costs is None else self.costs.predict(seen.x),
+            ood=foreignness(nearest_distance(queries.embeddings, self.vectors), self.distance_quantiles),
+            labels=self._labels(seen),
+            truncated=truncated,
+        )
+
+    def quality(self, seen: Seen) -> Floats:
+        """(n, m) calibrated scores."""
+        return self.stack.combine(np.stack([member.predict(seen) for member in self.members.values()]))
+
+    def _labels(self, seen: Seen) -> tuple[str, ...] | None:
+        if seen.p is None:
+            return None
+        names = self.features.categories[0].names
+        return tuple(names[c] for c in seen.p[:, : len(names)].argmax(axis=1))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything that is an array."""
+        parts: dict[str, Mapping[str, NDArray[Any]]] = {"features": self.features.arrays()}
+        parts |= {f"member-{name}": member.arrays() for name, member in self.members.items()}
+        parts["stack"] = self.stack.arrays()
+        if self.costs is not None:
+            parts["costs"] = self.costs.arrays()
+        found = {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+        return {**found, "vectors": self.vectors, "distance_quantiles": self.distance_quantiles}
+
+    def settings(self) -> dict[str, Any]:
+        """Everything else, as JSON values; with the stack's weights for people to read."""
+        names = [*self.members, "expert means"]
+        weights = {
+            part: dict(zip(names, getattr(self.stack, part).round(4).tolist(), strict=True))
+            for part in ("ranking", "level")
+        }
+        return {"experts": list(self.experts), "features": self.features.settings(), "stack_weights": weights}
+
+    @classmethod
+    def restored(
+        cls, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any], members: tuple[str, ...]
+    ) -> Self:
+        """What `arrays()` and `settings()` were taken from; its estimates are identical to the bit.
+
+        Raises:
+            InvalidArtifact: something is missing.
+        """
+        try:
+            return cls(
+                experts=tuple(settings["experts"]),
+                features=Features.restored(_under("features", arrays), settings["features"]),
+                members={name: learner_class(name).restored(_under(f"member-{name}", arrays)) for name in members},
+                stack=Stack.restored(_under("stack", arrays)),
+                costs=Costs.restored(found) if (found := _under("costs", arrays)) else None,
+                vectors=arrays["vectors"],
+                distance_quantiles=arrays["distance_quantiles"],
+            )
+        except KeyError as error:
+            raise InvalidArtifact(f"the saved quality router lacks {error}: train it again") from error
+
+
+def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    start = f"{prefix}."
+    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}

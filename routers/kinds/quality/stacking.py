@@ -1,0 +1,119 @@
+"""Stacking (Wolpert 1992, Breiman 1996): several learners' predictions become one calibrated estimate.
+
+Learner k predicts P_k (n, m). A prediction is two things: its mean over the experts, how hard the query is, and the
+rest, which expert is better. Each is stacked by weights of its own, non-negative and with sum 1, chosen by least
+squares on predictions of rows that the learners were not fitted on. One more member of both stacks is the experts' mean
+scores: what it weighs, the estimate shrinks towards them, and where nothing can be learned it has all the weight and
+every query goes to the best single expert. Last, one increasing curve for all experts, sigmoid(a + b logit(.)),
+calibrates the estimate and leaves the order of the experts as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from routers.kinds.quality.learners import Floats, centred, sigmoid
+
+_SUM_TO_ONE = 1e3
+"""How much the sum of the weights counts beside the error: in effect a constraint, and then made exact."""
+_MARGIN = 0.005
+"""Estimates are kept so far from 0 and 1 before their log-odds are taken."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stack:
+    """The weights of K members; the last weight of each is that of the experts' means.
+
+    means: (m,) mean scores; ranking, level: (K + 1,) weights; intercept, slope: of the curve, slope > 0.
+    """
+
+    means: Floats
+    ranking: Floats
+    level: Floats
+    intercept: float
+    slope: float
+
+    def combine(self, predictions: Floats) -> Floats:
+        """(n, m) calibrated scores of (K, n, m) predictions."""
+        return sigmoid(self.intercept + self.slope * _logit(self.joined(predictions)))
+
+    def joined(self, predictions: Floats) -> Floats:
+        """(n, m) weighted means of (K, n, m) predictions, not calibrated."""
+        members = _with_means(predictions, self.means)
+        ranks = np.tensordot(self.ranking, _ranks(members), axes=1)
+        levels = np.tensordot(self.level, members.mean(axis=2), axes=1)
+        return np.asarray(ranks + levels[:, None])
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything."""
+        curve = np.array([self.intercept, self.slope])
+        return {"means": self.means, "ranking": self.ranking, "level": self.level, "curve": curve}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """The reverse of `arrays`; raises KeyError where one is missing."""
+        intercept, slope = arrays["curve"].tolist()
+        return cls(arrays["means"], arrays["ranking"], arrays["level"], intercept, slope)
+
+
+def fit_stack(predictions: Floats, y: Floats) -> Stack:
+    """The stack of (K, n, m) predictions of rows that no member was fitted on, for (n, m) scores."""
+    means = y.mean(axis=0)
+    members = _with_means(predictions, means)
+    ranking = stack_weights(_ranks(members), centred(y))
+    level = stack_weights(members.mean(axis=2), y.mean(axis=1))
+    uncalibrated = Stack(means, ranking, level, 0.0, 1.0)
+    intercept, slope = _fit_curve(_logit(uncalibrated.joined(predictions)), y)
+    return Stack(means, ranking, level, intercept, slope)
+
+
+def stack_weights(members: Floats, target: Floats) -> Floats:
+    """(K,) weights >= 0 with sum 1 of least mean squared error, of (K, ...) members and a (...) target."""
+    from scipy.optimize import nnls
+
+    a = members.reshape(len(members), -1)
+    scale = np.sqrt(a.shape[1])
+    gram, moment = a @ a.T / scale**2, a @ target.ravel() / scale**2
+    # |A w - t|^2 = |R w - q|^2 + const with gram = R^T R: a small problem, whatever n and m are
+    values, vectors = np.linalg.eigh(gram)
+    if values[-1] <= 0.0:  # nothing tells the members apart
+        return np.asarray(np.eye(len(a))[-1])
+    kept = values > values[-1] * 1e-12
+    root = np.sqrt(values[kept])[:, None] * vectors[:, kept].T
+    right = (vectors[:, kept].T @ moment) / np.sqrt(values[kept])
+    penalty = _SUM_TO_ONE * max(float(np.sqrt(values[-1])), 1e-12)
+    weights, _ = nnls(np.vstack([root, np.full((1, len(a)), penalty)]), np.append(right, penalty))
+    return np.asarray(weights / weights.sum())
+
+
+def _with_means(predictions: Floats, means: Floats) -> Floats:
+    """(K + 1, n, m): the means as one more member."""
+    return np.concatenate([predictions, np.broadcast_to(means, (1, *predictions.shape[1:]))])
+
+
+def _ranks(members: Floats) -> Floats:
+    return np.asarray(members - members.mean(axis=2, keepdims=True))
+
+
+def _logit(p: Floats) -> Floats:
+    inside = p.clip(_MARGIN, 1 - _MARGIN)
+    return np.asarray(np.log(inside / (1 - inside)))
+
+
+def _fit_curve(logits: Floats, y: Floats) -> tuple[float, float]:
+    """Intercept and positive slope of least cross-entropy, over all queries and experts (Platt scaling)."""
+    from scipy.optimize import minimize
+
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        z = parameters[0] + np.exp(parameters[1]) * logits
+        error = sigmoid(z) - y
+        slope = float((error * logits).mean() * np.exp(parameters[1]))
+        return float((np.logaddexp(0.0, z) - y * z).mean()), np.array([error.mean(), slope])
+
+    found = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-10, 10), (-3, 3)])
+    return float(found.x[0]), float(np.exp(found.x[1]))

@@ -1,0 +1,123 @@
+"""A gateway's API on a real socket, in the test's own event loop, over a host with fake experts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import uvicorn
+
+from coe.config import ServeConfig
+from coe.engines.fake import FakeEngine
+from coe.host import Host
+from coe.orchestrator import Orchestrator
+from coe.policy import Policy
+from coe.serve.http.api import build_api
+from coe.serve.http.finished import Finished
+from coe.serve.http.service import Service
+from registry.spec import ExpertSpec, Kind, Price
+from registry.store import Snapshot
+from routers.base import Estimate, Query
+
+
+def expert(name: str, source: str = "fake://echo", **fields: Any) -> ExpertSpec:
+    return ExpertSpec(name=name, kind=Kind.MODEL, source=source, **fields)
+
+
+PRICE = Price(input_usd_per_mtok=1, output_usd_per_mtok=2)
+EXPERTS = (
+    expert("echo"),
+    expert("upper", "fake://upper", price=PRICE, tags=frozenset({"loud"})),
+    expert("short", context_length=16),
+    expert("broken", "fake://fail"),
+    expert("half", "fake://fail?after=2"),
+    expert("unloadable", "fake://fail?at=load"),
+)
+
+
+@dataclass
+class Words:
+    """A router that takes the expert which the query names; else the first one."""
+
+    experts: tuple[str, ...]
+    requires: frozenset[str] = frozenset()
+
+    def estimate(self, queries: Sequence[Query]) -> Estimate:
+        if any("break the router" in query.text for query in queries):
+            raise ZeroDivisionError("a secret of the router")
+        rows = [
+            [0.9 if name in q.text.split() else 0.5 - j / 100 for j, name in enumerate(self.experts)] for q in queries
+        ]
+        return Estimate(self.experts, np.array(rows))
+
+
+@dataclass
+class Log:
+    """What was told of each request."""
+
+    lines: list[Finished] = field(default_factory=list)
+
+    def write(self, finished: Finished) -> None:
+        self.lines.append(finished)
+
+    async def ended(self, count: int) -> list[Finished]:
+        """Wait until so many requests are over."""
+        async with asyncio.timeout(5):
+            while len(self.lines) < count:  # noqa: ASYNC110  # it is told from within
+                await asyncio.sleep(0.001)
+        return self.lines
+
+
+def orchestrator_over(host: Host, experts: Sequence[ExpertSpec] = EXPERTS, version: int = 7) -> Orchestrator:
+    snapshot = Snapshot(version, {spec.name: spec for spec in experts})
+    router = Words(tuple(snapshot))
+    policies = {
+        "default": Policy("default", router, router_digest="sha256:1"),
+        "safe": Policy("safe", router, fallback="echo"),
+    }
+    return Orchestrator(snapshot, policies, ask=host.ask)
+
+
+@dataclass
+class Gateway:
+    """A running endpoint, and all that is behind it."""
+
+    service: Service
+    host: Host
+    engine: FakeEngine
+    log: Log
+    url: str
+    client: openai.AsyncOpenAI
+    http: Any
+
+
+@asynccontextmanager
+async def gateway(
+    *, token_delay_s: float = 0.0, capacity: int = 32, settings: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[Gateway]:
+    """Everything, listening; closed at the end, with nothing left running."""
+    engine, log = FakeEngine(token_delay_s=token_delay_s, capacity=capacity), Log()
+    snapshot = Snapshot(7, {spec.name: spec for spec in EXPERTS})
+    host = Host(snapshot, {"fake": engine}, budget_bytes=2**20, locate=lambda spec: Path("/nowhere"))
+    service = Service(orchestrator_over(host), settings=ServeConfig(**(settings or {})), log=log, **options)
+    config = uvicorn.Config(build_api(service), port=0, log_level="critical", ws="none", lifespan="off")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server._serve())  # without `serve`'s signal handlers
+    while not server.started:  # noqa: ASYNC110  # it has no event
+        await asyncio.sleep(0.001)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    http = openai.DefaultAsyncHttpxClient(base_url=url)
+    try:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http) as client:
+            yield Gateway(service, host, engine, log, url, client, http)
+    finally:
+        server.should_exit = True
+        await serving
+        service.close()
+        await host.aclose()

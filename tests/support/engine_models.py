@@ -1,0 +1,63 @@
+"""What the tests of the engines share: a tiny tokenizer, specs, and whole answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coe.engines.base import Adapter
+from coe.engines.hf.expert import HFExpert
+from coe.types import Chunk, GenerateRequest, Usage
+from registry.spec import ExpertSpec, Kind
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CONTEXT = 512
+N_ADAPTERS = 4
+
+
+@dataclass(frozen=True)
+class Said:
+    text: str
+    reason: str | None
+    usage: Usage | None
+    chunks: tuple[Chunk, ...]
+
+
+async def say(expert: HFExpert, request: GenerateRequest, adapter: Adapter | None = None) -> Said:
+    chunks = [chunk async for chunk in expert.generate(request, adapter)]
+    assert all(c.finish_reason is None and c.usage is None for c in chunks[:-1])
+    return Said("".join(c.text for c in chunks), chunks[-1].finish_reason, chunks[-1].usage, tuple(chunks))
+
+
+def make_tokenizer() -> Any:
+    """Byte-level BPE with a few merges: characters outside ASCII, and most words, take several tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(["the capital of france is paris, the end of the answer"] * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def adapter_spec(folder: Path, **fields: Any) -> ExpertSpec:
+    return ExpertSpec(name=folder.name, kind=Kind.ADAPTER, source=str(folder), base="tiny", **fields)
+
+
+def model_spec(folder: Path, **fields: Any) -> ExpertSpec:
+    return ExpertSpec(name="tiny", kind=Kind.MODEL, source=str(folder), **fields)

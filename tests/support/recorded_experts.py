@@ -1,0 +1,62 @@
+"""Experts that say what they are told, for the tests of compositions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from coe.compose import Asks, Composition
+from coe.compose.option_prior import FEATURES, OptionPrior
+from coe.types import Answer, Failure, GenerateRequest, Timing, Usage
+from routers.base import Message, RoutingDecision
+
+REQUEST = GenerateRequest(messages=(Message("user", "Which is it?"),))
+
+LISTED = GenerateRequest(
+    messages=(Message("user", "Which of them is the capital of the north?\nA. paris\nB. capital\nC. rome"),)
+)
+"""A question with options; only the words of B stand in it."""
+
+
+Said = str | Exception | Answer
+Says = Mapping[str, Said | Callable[[GenerateRequest], Said]]
+"""What each expert says, or how it makes that of what it is asked."""
+
+
+def prior(**weights: float) -> OptionPrior:
+    """Of these weights; the others are 0."""
+    return OptionPrior({name: weights.get(name, 0.0) for name in FEATURES})
+
+
+def decision(**quality: float) -> RoutingDecision:
+    """Experts in this order, their utilities their qualities."""
+    values = tuple(quality.values())
+    return RoutingDecision(tuple(quality), (1 / len(values),) * len(values), values, values[0], quality=values)
+
+
+def answer(expert: str, text: str, cost_usd: float | None = 1.0, timing: Timing | None = None) -> Answer:
+    return Answer(expert, text, "stop", Usage(10, 2), cost_usd, timing)
+
+
+def run(
+    composition: Composition,
+    of: RoutingDecision,
+    says: Says,
+    request: GenerateRequest = REQUEST,
+) -> tuple[Answer, list[list[str]]]:
+    """The final answer, and who was asked in each round. A stream's answer must be what the next step says."""
+    done: dict[str, Answer | Failure] = {}
+    rounds = []
+    while isinstance(step := composition.step(request, of, done), Asks):
+        rounds.append([ask.expert for ask in step.asks])
+        for ask in step.asks:
+            told = says[ask.expert]
+            said = told(ask.request) if callable(told) else told
+            assert ask.id not in done
+            if isinstance(said, Exception):
+                done[ask.id] = Failure(ask.expert, said)
+            else:
+                done[ask.id] = answer(ask.expert, said) if isinstance(said, str) else said
+        if step.last and isinstance(streamed := done[step.asks[0].id], Answer):
+            following = composition.step(request, of, done)
+            assert not isinstance(following, Asks) and following.answer.text == streamed.text
+    return step.answer, rounds
