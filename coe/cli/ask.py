@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coe.cli.output import JsonTarget, console, emit_json
+from coe.cli.progress import status
 
 if TYPE_CHECKING:
     from coe.config import Config
@@ -66,7 +67,7 @@ async def _ask(config: Config, request: GenerateRequest, query: Query, model: st
     first_s = 0.0
     async with open_local(config) as system:
         reply = system.answer(request, model=model, query=query)
-        with console.status(f"{', '.join(reply.decision.experts)}: loading"):
+        with status(f"{', '.join(reply.decision.experts)}: loading"):
             first = await anext(reply.chunks)
         first_s = time.perf_counter() - started
         _show(first.text, json_target)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
+from coe.cli.progress import Progress, Task, progress
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from coe.config import Config
 
 
@@ -46,13 +45,13 @@ def batch(
 
     loaded = _with_address(load_config(config), ray)
     try:
-        with Bars.shown() as bars:
+        with BatchProgress.shown() as watcher:
             run = run_batch(
                 loaded,
                 source=source,
                 output=output,
                 executor=lambda: ray_executor(loaded.batch),
-                watch=bars,
+                watch=watcher,
                 model=model,
                 resume=resume,
             )
@@ -71,61 +70,47 @@ def _with_address(config: Config, address: str | None) -> Config:
     return config.model_copy(update={"batch": config.batch.model_copy(update={"ray": address})})
 
 
-class Bars:
-    """Progress on stderr: the phases that are over, a line each, and bars with time left of the one that runs."""
+class BatchProgress:
+    """Progress on stderr: a line for each phase that is over, and a bar for each part of the current phase."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
         self._phase = ""
-        self._tasks: dict[str, TaskID] = {}
+        self._tasks: dict[str, Task] = {}
         self._failed: dict[str, int] = {}
 
     @classmethod
     @contextmanager
-    def shown(cls) -> Iterator[Bars]:
-        """The bars, while the block lasts."""
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Shown
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[failed]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Shown(*columns, console=console) as progress:
-            yield (bars := cls(progress))
+    def shown(cls) -> Iterator[BatchProgress]:
+        """Show progress while the block runs."""
+        with progress() as shown:
+            yield (bars := cls(shown))
             bars._finish()
 
     def phase(self, name: str, totals: Mapping[str, int]) -> None:
         """See `run.Watcher`."""
         self._finish()
         self._phase, self._failed = name, dict.fromkeys(totals, 0)
-        self._tasks = {
-            each: self._progress.add_task(f"{name}: {each}", total=total, failed="", start=False)
-            for each, total in totals.items()
-        }
+        self._tasks = {each: self._shown.add(f"{name}: {each}", total) for each, total in totals.items()}
 
     def advance(self, name: str, done: int, failed: int = 0) -> None:
         """See `run.Watcher`."""
-        task = self._tasks[name]
-        self._progress.start_task(task)
         self._failed[name] += failed
-        self._progress.update(task, advance=done, failed=self._told(name))
+        self._tasks[name].advance(done)
+        self._tasks[name].update(note=self._failures(name))
 
     def _finish(self) -> None:
         """Turn the bars of the phase into a line."""
-        done = {name: self._progress.tasks[self._progress.task_ids.index(task)] for name, task in self._tasks.items()}
-        if done:
-            told = ", ".join(f"{task.completed:,.0f} {name} {self._told(name)}".rstrip() for name, task in done.items())
-            self._progress.console.print(f"{self._phase}: {told}", highlight=False)
+        if self._tasks:
+            counts = (
+                f"{task.completed:,.0f} {name} {self._failures(name)}".rstrip() for name, task in self._tasks.items()
+            )
+            self._shown.line(f"{self._phase}: {', '.join(counts)}")
         for task in self._tasks.values():
-            self._progress.remove_task(task)
+            task.remove()
         self._tasks = {}
 
-    def _told(self, name: str) -> str:
+    def _failures(self, name: str) -> str:
         return f"[yellow]({self._failed[name]:,} failed)[/]" if self._failed[name] else ""
 
 

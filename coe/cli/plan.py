@@ -86,12 +86,12 @@ def _bytes(text: str) -> float:
 
 @contextmanager
 def _routing() -> Iterator[Watcher]:
-    """Bars while the input is read and routed; the rest takes no time worth showing."""
+    """Progress while the input is read and routed; the other phases are short."""
     from coe.batch.run import ROUTING
-    from coe.cli.batch import Bars
+    from coe.cli.batch import BatchProgress
 
     class Routing:
-        def __init__(self, bars: Bars) -> None:
+        def __init__(self, bars: BatchProgress) -> None:
             self._bars, self._routes = bars, False
 
         def phase(self, name: str, totals: Mapping[str, int]) -> None:
@@ -102,7 +102,7 @@ def _routing() -> Iterator[Watcher]:
             if self._routes:
                 self._bars.advance(name, done, failed)
 
-    with Bars.shown() as bars:
+    with BatchProgress.shown() as bars:
         yield Routing(bars)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.profile_report import print_profile, profile_document
+from coe.cli.progress import Progress, Task, progress
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from registry.apply import Plan
     from registry.spec import ExpertSpec
     from registry.store import Registry
@@ -48,7 +48,7 @@ def apply_file(
 
     document = load_document(file)
     with _open(registry) as store:
-        with _HashingBar() as bar:
+        with _hashing() as bar:
             planned = plan(document, store, prune=prune, on_expert=bar.expert, on_bytes=bar.bytes)
         _print_plan(planned)
         applied = {} if dry_run else {spec.name: spec for spec in apply(planned, store)}
@@ -90,7 +90,7 @@ def add(
         api_key_env=api_key_env, context_length=context_length, price=stated or None, description=description,
         licence=licence, tags=tag or [],
     )  # fmt: skip
-    with _open(registry) as store, _HashingBar() as bar:
+    with _open(registry) as store, _hashing() as bar:
         bar.expert(name)
         spec = store.add(describe(draft, store.get(draft.base) if draft.base else None, on_bytes=bar.bytes))
     console.print(f"registered [bold]{spec.ref}[/]")
@@ -182,43 +182,30 @@ def _draft(**fields: Any) -> ExpertSpec:
         ) from None
 
 
-class _HashingBar:
-    """A progress bar for each expert whose files are hashed; none while the hub's own download bars are shown."""
+class _HashingProgress:
+    """Progress of the expert whose files are downloaded or hashed."""
 
-    def __init__(self) -> None:
-        self._label = ""
-        self._bar: Progress | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._close()
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+        self._task: Task | None = None
 
     def expert(self, name: str, total: int = 1) -> None:
         """The next expert begins."""
-        self._close()
-        self._label = f"reading {name}"
+        if self._task is not None:
+            self._task.remove()
+        self._task = self._shown.add(f"reading {name}", in_bytes=True)
+        self._task.advance(0)
 
     def bytes(self, done: int, total: int) -> None:
-        """So much of it is hashed."""
-        if self._bar is None:
-            self._bar = _byte_bar()
-            self._bar.start()
-            self._bar.add_task(self._label, total=total)
-        self._bar.update(self._bar.task_ids[0], completed=done)
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        """`done` of `total` bytes of its files are hashed."""
+        assert self._task is not None  # `expert` comes first
+        self._task.update(completed=done, total=total)
 
 
-def _byte_bar() -> Progress:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+@contextmanager
+def _hashing() -> Iterator[_HashingProgress]:
+    with progress(transient=True) as shown:
+        yield _HashingProgress(shown)
 
 
 def _verify(specs: Sequence[ExpertSpec]) -> Iterable[tuple[ExpertSpec, Exception | None]]:
@@ -226,13 +213,14 @@ def _verify(specs: Sequence[ExpertSpec]) -> Iterable[tuple[ExpertSpec, Exception
     from registry.errors import RegistryError
     from registry.sources import has_files, resolve
 
-    with _byte_bar() as progress:
-        task = progress.add_task("verify", total=sum(record.size_bytes for spec in specs for record in spec.files))
+    with progress(transient=True) as shown:
+        total = sum(record.size_bytes for spec in specs for record in spec.files)
+        task = shown.add("verify", total, in_bytes=True)
         for spec in specs:
-            progress.update(task, description=f"verify {spec.ref}")
+            task.update(name=f"verify {spec.ref}")
             try:
                 if has_files(spec):
-                    check_files(spec, resolve(spec), fresh=True, on_bytes=lambda count: progress.advance(task, count))
+                    check_files(spec, resolve(spec), fresh=True, on_bytes=task.advance)
             except RegistryError as error:
                 yield spec, error
             else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
+from coe.cli.progress import progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from coe.serve.decisions.replay import Replayed, Rerouter
 
 _MOST_SHOWN = 20
-_TELL_EVERY = 1000
+_SHOW_EVERY = 1000
 
 
 def replay(
@@ -60,11 +61,12 @@ def _rerouter(config: Path) -> Rerouter:
 
 
 def _told(entries: Iterator[Entry]) -> Iterator[Entry]:
-    """The entries, while the screen says how many there were."""
-    with console.status("replaying") as status:
+    """The entries, with their count as progress."""
+    with progress(transient=True) as shown:
+        task = shown.add("replayed entries")
         for count, entry in enumerate(entries, start=1):
-            if count % _TELL_EVERY == 0:
-                status.update(f"replaying: {count:,} entries")
+            if count % _SHOW_EVERY == 0:
+                task.update(completed=count)
             yield entry
 
 

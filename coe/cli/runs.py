@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coe.cli.output import console
+from coe.cli.progress import Task, progress
 
 if TYPE_CHECKING:
     from coe.config import Config
@@ -60,33 +61,20 @@ def _tell_resumed(folder: RunFolder) -> None:
 
 @contextmanager
 def _bars(n_rows: int) -> Iterator[Callable[[Progress], None]]:
-    """Progress bars on stderr: all experts together, and one for each, with time left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[score]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    ids: dict[str, TaskID] = {}
+    """Progress on stderr: all experts together, and one bar for each."""
+    tasks: dict[str, Task] = {}
     latest: dict[str, Progress] = {}
-    with Bars(*columns, console=console) as bars:
-        overall = bars.add_task("[bold]all", total=None, score="")
+    with progress() as shown:
+        overall = shown.add("[bold]all[/]")
 
-        def on_progress(progress: Progress) -> None:
-            name = progress.expert
-            if name not in ids:
-                ids[name] = bars.add_task(name, total=progress.total, score="", start=False)
-            latest[name] = progress
-            if 0 < progress.done < progress.total:
-                bars.start_task(ids[name])
-            failed = f", {progress.failures} failed" if progress.failures else ""
-            bars.update(ids[name], completed=progress.done, score=f"{progress.mean_score:.1%}{failed}")
+        def on_progress(now: Progress) -> None:
+            if now.expert not in tasks:
+                tasks[now.expert] = shown.add(now.expert, now.total)
+            latest[now.expert] = now
+            if now.done:
+                failed = f", {now.failures} failed" if now.failures else ""
+                tasks[now.expert].update(completed=now.done, note=f"{now.mean_score:.1%}{failed}")
             done = sum(each.done for each in latest.values())
-            bars.update(overall, completed=done, total=n_rows * len(latest))
+            overall.update(completed=done, total=n_rows * len(latest))
 
         yield on_progress

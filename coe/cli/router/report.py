@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from coe.cli.output import console, stdout_console
+from coe.cli.progress import Task, progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -118,17 +119,19 @@ def draw(reports: Sequence[RouterReport], path: Path, *, title: str) -> None:
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str], OnProgress]]:
-    """Bars on stderr, each made by its name, and shown from when its callback is told of work until that is done."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """Progress on stderr: one task for each name, shown while its callback reports unfinished work."""
+    with progress(transient=True) as shown:
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-
-        def bar(what: str) -> OnProgress:
-            task = progress.add_task(what, total=None, visible=False)
+        def bar(name: str) -> OnProgress:
+            tasks: list[Task] = []
 
             def on_progress(done: int, total: int) -> None:
-                progress.update(task, completed=done, total=total, visible=done < total)
+                if not tasks and done < total:
+                    tasks.append(shown.add(name, total))
+                if tasks:
+                    tasks[0].update(completed=done, total=total)
+                if tasks and done >= total:
+                    tasks.pop().remove()
 
             return on_progress
 
