@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from registry.storage import atomic_directory
-from routers.build import build, reads_text
 from routers.encoders.build import CachedEncoder, build_encoder
 from routers.evaluation import metrics
 from routers.evaluation.recorded_routing import route
+from routers.factory import build, reads_text
 from routers.outcomes.table import OutcomeTable
 
 NINE = (

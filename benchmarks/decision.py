@@ -28,9 +28,9 @@ from recorded import Recorded
 
 from routers import artifacts
 from routers.base import Query
-from routers.build import TrainableRouter, build
-from routers.decide import decide
+from routers.decision import decide
 from routers.encoders.build import CachedEncoder, Encoder, build_encoder
+from routers.factory import TrainableRouter, build
 from routers.outcomes.table import OutcomeTable
 
 KINDS = ("knn", "cluster", "category", "factor", "contrastive", "quality")

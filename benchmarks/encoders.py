@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.build import build
-from routers.decide import decide
+from routers.decision import decide
 from routers.encoders.build import CachedEncoder, Encoder, SentenceTransformerEncoder
 from routers.encoders.distill import distill
+from routers.factory import build
 from routers.outcomes.table import OutcomeTable
 
 SETS = ("routerdc7", "llmrouter9", "mmlupro28", "routerbench3", "routellm2")

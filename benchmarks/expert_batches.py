@@ -55,8 +55,8 @@ from coe.types import Answer, Failure, GenerateRequest
 from examples.zoo.fetch import fetch
 from routers.artifacts import save
 from routers.base import Message
-from routers.build import build
 from routers.encoders.build import build_encoder
+from routers.factory import build
 from routers.outcomes.table import OutcomeTable
 
 ZOO = Path(__file__).parent.parent / "examples" / "zoo"

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from routers.base import Query
-from routers.build import TrainableRouter, build
-from routers.decide import decide
+from routers.decision import decide
 from routers.encoders.build import CachedEncoder, build_encoder
+from routers.factory import TrainableRouter, build
 from routers.outcomes.table import OutcomeTable
 
 IN_SCOPE, OUT_OF_SCOPE = 600, 400

@@ -45,8 +45,8 @@ from coe.local import open_local
 from coe.types import GenerateRequest
 from routers.artifacts import save
 from routers.base import Message
-from routers.build import build
 from routers.encoders.build import build_encoder
+from routers.factory import build
 from routers.outcomes.table import OutcomeTable
 
 TOPICS = {

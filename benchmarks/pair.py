@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from routers.build import build
 from routers.encoders.build import CachedEncoder, build_encoder
 from routers.encoders.remembered import Remembered
 from routers.evaluation.cross_validation import cross_validate
+from routers.factory import build
 from routers.outcomes.table import OutcomeTable
 
 ROUTERS = (

@@ -29,10 +29,10 @@ import numpy as np
 from recorded import Recorded
 
 from routers.base import Query
-from routers.build import build
-from routers.decide import decide
+from routers.decision import decide
 from routers.encoders.build import CachedEncoder, build_encoder
 from routers.evaluation import metrics
+from routers.factory import build
 from routers.outcomes.table import OutcomeTable
 
 OURS = ("best-single", "knn", "cluster", "category", "quality")

@@ -33,11 +33,11 @@ from coe.compose.option_prior import OptionPrior
 from coe.compose.weighted_vote import evidence
 from coe.evaluation.replay import replay
 from routers.base import Estimate, RoutingDecision
-from routers.build import build
-from routers.decide import decide
+from routers.decision import decide
 from routers.encoders.build import CachedEncoder, build_encoder
 from routers.encoders.remembered import Remembered
 from routers.evaluation.metrics import paired_bootstrap
+from routers.factory import build
 from routers.outcomes.table import OutcomeTable
 from routers.selectors import Recruit, Selector, TopK
 

@@ -27,11 +27,11 @@ from coe.compose import Cascade, Composition, Single, Vote, WeightedVote
 from coe.compose.option_prior import OptionPrior
 from coe.evaluation.replay import Replayed, confidence_for_calls, replay
 from routers.base import Estimate, Router, RoutingDecision
-from routers.build import build
-from routers.decide import decide
+from routers.decision import decide
 from routers.encoders.build import CachedEncoder, build_encoder
 from routers.evaluation.metrics import paired_bootstrap
 from routers.evaluation.thresholds import dynamic_for_calls
+from routers.factory import build
 from routers.outcomes.table import OutcomeTable
 from routers.selectors import Selector, TopK
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from coe.config import Config
 from coe.engines.convert import convert_gguf
-from registry.apply import apply, plan
 from registry.digest import check_files
 from registry.documents import load_document
+from registry.reconcile import apply, plan
 from registry.sources import has_files, resolve
 from registry.spec import ExpertSpec
 from registry.storage import coe_home

@@ -27,7 +27,7 @@ from registry.store import Snapshot
 from routers.artifacts import ArtifactMeta, load
 from routers.base import Message, Query, Router
 from routers.constraints import CHAT
-from routers.decide import Utility
+from routers.decision import Utility
 
 
 @dataclass(frozen=True, slots=True)

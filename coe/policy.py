@@ -13,7 +13,7 @@ from registry.errors import UnknownExpert
 from registry.spec import RESERVED_PREFIX
 from registry.store import Snapshot
 from routers.base import Estimate, Query, Router
-from routers.decide import Utility
+from routers.decision import Utility
 from routers.selectors import Selector, TopK
 
 AUTO = "auto"

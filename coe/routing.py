@@ -18,14 +18,14 @@ from registry.spec import ExpertSpec
 from registry.store import Snapshot
 from routers.base import Estimate, Query, RoutingDecision
 from routers.constraints import CONTEXT_LENGTH, check, prune
-from routers.decide import Utility, decide
+from routers.decision import Utility, decide
 from routers.errors import RouterError
 from routers.selectors import Selector, TopK
 
 
 @dataclass(frozen=True, slots=True)
 class Grounds:
-    """What a decision was made from: the arguments of `routers.decide.decide`, for one query.
+    """What a decision was made from: the arguments of `routers.decision.decide`, for one query.
 
     Attributes:
         estimate: one row.

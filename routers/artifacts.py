@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from registry.storage import atomic_directory, sha256_file
 from routers.base import RouterState
-from routers.build import TrainableRouter, router_class
 from routers.encoders.build import Encoder, build_encoder
 from routers.errors import InvalidArtifact, RouterError, StaleArtifactWarning, UnknownRouterKind
+from routers.factory import TrainableRouter, router_class
 from routers.outcomes.reference import Reference
 from routers.outcomes.table import OutcomeTable
 

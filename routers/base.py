@@ -1,4 +1,4 @@
-"""The vocabulary of routing: Query -> Router.estimate -> Estimate -> decide (`routers.decide`) -> RoutingDecision."""
+"""The vocabulary of routing: Query -> Router.estimate -> Estimate -> decide (`routers.decision`) -> RoutingDecision."""
 
 from __future__ import annotations
 

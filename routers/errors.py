@@ -5,7 +5,7 @@ RouterError
 ├── InvalidEncoder       an encoder's name, folder or weights cannot be used
 ├── InvalidArtifact      a saved router is missing, altered, or does not fit the encoder
 ├── InvalidSettings      a router was given settings that it does not have; names those it has
-├── UnknownRouterKind    a kind that is not in `routers.build.KINDS`
+├── UnknownRouterKind    a kind that is not in `routers.factory.KINDS`
 └── NoEligibleExpert     constraints leave no expert; names the constraint that did
 
 UserWarning

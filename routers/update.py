@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.build import TrainableRouter
 from routers.errors import InvalidOutcomes, InvalidSettings, RouterError
+from routers.factory import TrainableRouter
 from routers.outcomes.table import OutcomeTable
 from routers.outcomes.training_rows import TrainingRows
 

@@ -10,8 +10,8 @@ from coe.evaluation.tasks import load_task
 from registry.documents import load_document, validate
 from registry.sources import absolute_source, source_kind
 from registry.spec import ExpertSpec
-from routers.build import build
 from routers.encoders.build import HashingEncoder, build_encoder
+from routers.factory import build
 from routers.selectors import SELECTORS
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -14,7 +14,7 @@ from coe.cli.profile_report import print_profile, profile_document
 from coe.cli.progress import Progress, Task, progress
 
 if TYPE_CHECKING:
-    from registry.apply import Plan
+    from registry.reconcile import Plan
     from registry.spec import ExpertSpec
     from registry.store import Registry
 
@@ -43,8 +43,8 @@ def apply_file(
     json: JsonTarget = None,
 ) -> None:
     """Make the registry hold what FILE says; applying it again changes nothing."""
-    from registry.apply import apply, plan
     from registry.documents import load_document
+    from registry.reconcile import apply, plan
 
     document = load_document(file)
     with _open(registry) as store:

@@ -41,7 +41,7 @@ def route(
     """Say whom a saved router gives a query to; nobody is asked to answer it."""
     from routers.artifacts import load
     from routers.base import Query
-    from routers.decide import Utility, decide
+    from routers.decision import Utility, decide
 
     with warnings_on_console():
         loaded = load(router)

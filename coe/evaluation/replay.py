@@ -19,7 +19,7 @@ from coe.compose import Ask, Asks, Composition, Final, build_composition
 from coe.errors import CoeError
 from coe.types import Answer, Failure, GenerateRequest, Usage
 from routers.base import Message, Router, RoutingDecision
-from routers.decide import Utility, decide
+from routers.decision import Utility, decide
 from routers.errors import InvalidOutcomes, RouterError
 from routers.outcomes.table import OutcomeTable
 from routers.selectors import Selector, TopK, build_selector

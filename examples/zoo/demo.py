@@ -38,8 +38,8 @@ from examples.zoo.service import CLIENTS, Batched, Served, ask_service, run_batc
 from registry.storage import coe_home
 from registry.store import Snapshot
 from routers.artifacts import save
-from routers.build import build
 from routers.encoders.build import CachedEncoder, build_encoder
+from routers.factory import build
 from routers.outcomes.table import OutcomeTable
 
 ZOO = Path(__file__).parent

@@ -34,9 +34,9 @@ from examples.zoo.remembered import Remembered
 from examples.zoo.scoring import grades
 from examples.zoo.two_skills_report import Answered, Method, contrasts, summary, table
 from routers.base import Query, RoutingDecision
-from routers.build import build
-from routers.decide import decide
+from routers.decision import decide
 from routers.encoders.build import CachedEncoder, build_encoder
+from routers.factory import build
 from routers.outcomes.table import OutcomeTable
 from routers.selectors import Recruit, TopK
 

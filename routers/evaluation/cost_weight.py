@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.build import TrainableRouter
 from routers.errors import InvalidSettings, RouterError
 from routers.evaluation import curves, metrics
 from routers.evaluation.recorded_routing import Routing, route
+from routers.factory import TrainableRouter
 from routers.outcomes.table import OutcomeTable
 
 Factory = Callable[[], TrainableRouter]

@@ -15,14 +15,14 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.build import TrainableRouter, build, settings_of
-from routers.decide import Utility
+from routers.decision import Utility
 from routers.encoders.build import Encoder
 from routers.errors import BaselineLeftOut, EvaluatingOnTrainingData, InvalidOutcomes, RouterError
 from routers.evaluation.cost_weight import Factory, Solution, Target, inner_routings, solve_on
 from routers.evaluation.recorded_routing import Choosing, Compose, Routing, route, route_ms
 from routers.evaluation.report import Heading, RouterReport, line_of, report
 from routers.evaluation.summary import Line, marks_of
+from routers.factory import TrainableRouter, build, settings_of
 from routers.outcomes.reference import Reference
 from routers.outcomes.table import OutcomeTable
 from routers.selectors import Selector

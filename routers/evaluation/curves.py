@@ -50,7 +50,7 @@ class Sweep:
 def choose(
     quality: Floats, costs: Floats | None, eligible: NDArray[np.bool_] | None = None, dial: float = 0.0
 ) -> Picks:
-    """(n,) the choice that `routers.decide.decide` makes with k = 1, for all queries at once.
+    """(n,) the choice that `routers.decision.decide` makes with k = 1, for all queries at once.
 
     Args:
         quality, costs: (n, m) predicted; costs may be `None` where the dial is 0.

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.base import Estimate, Router, RoutingDecision
-from routers.build import TrainableRouter
-from routers.decide import Utility, decide
+from routers.decision import Utility, decide
 from routers.encoders.build import CachedEncoder
 from routers.errors import RouterError
 from routers.evaluation import curves, metrics
+from routers.factory import TrainableRouter
 from routers.outcomes.table import OutcomeTable
 from routers.selectors import Selector
 

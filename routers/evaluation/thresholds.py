@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from routers.base import Estimate, Floats
-from routers.decide import Utility, decide
+from routers.decision import Utility, decide
 from routers.errors import RouterError
 from routers.selectors import Cascade, Dynamic, Selector, known_costs
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.base import GENERAL, Estimate, Query, RouterState
-from routers.build import TrainableRouter
-from routers.decide import decide
+from routers.decision import decide
 from routers.encoders.embed import LastBatch, check_dim, embed
 from routers.errors import InvalidArtifact, InvalidSettings, RouterError
+from routers.factory import TrainableRouter
 from routers.numeric.conformal import conformal_p, conformal_threshold, risk_threshold
 from routers.numeric.mahalanobis import Mahalanobis
 
@@ -97,7 +97,7 @@ class GuardedRouter:
         generalist: str | None = None,
         seed: int = 0,
     ) -> None:
-        from routers.build import build  # which knows this class by name
+        from routers.factory import build  # which knows this class by name
 
         if kind == self.kind:
             raise InvalidSettings("a guarded router guards a router of another kind: name that one")
@@ -202,7 +202,7 @@ class GuardedRouter:
         Raises:
             InvalidArtifact: something is missing, or the encoder has another dimension.
         """
-        from routers.build import router_class
+        from routers.factory import router_class
 
         inner = {n.removeprefix(INNER_PREFIX): a for n, a in state.arrays.items() if n.startswith(INNER_PREFIX)}
         try:

@@ -12,9 +12,9 @@ from coe.types import GenerateRequest
 from registry.errors import InvalidSpec
 from routers.artifacts import save
 from routers.base import Message
-from routers.build import build
 from routers.encoders.build import build_encoder
 from routers.errors import InvalidArtifact
+from routers.factory import build
 from routers.outcomes.table import OutcomeTable
 
 EXPERTS = """

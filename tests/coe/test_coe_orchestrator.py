@@ -16,7 +16,7 @@ from coe.types import Answer, Chunk, Failure, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind, Price
 from registry.store import Snapshot
 from routers.base import Estimate, Message, Query, RoutingDecision
-from routers.decide import Utility
+from routers.decision import Utility
 from routers.errors import NoEligibleExpert
 from routers.selectors import TopK
 

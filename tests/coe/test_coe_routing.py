@@ -14,7 +14,7 @@ from coe.types import Answer, Failure, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.base import Estimate, Message, Query, RoutingDecision
-from routers.decide import Utility
+from routers.decision import Utility
 from routers.errors import NoEligibleExpert, RouterError
 from routers.selectors import TopK
 

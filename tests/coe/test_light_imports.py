@@ -25,8 +25,8 @@ HEAVY = (
     "code",
     [
         "import coe, routers, registry",
-        "import registry.store, registry.spec, registry.apply",
-        "import routers.base, routers.build",
+        "import registry.store, registry.spec, registry.reconcile",
+        "import routers.base, routers.factory",
         "import coe.orchestrator, coe.scheduler, coe.memory, coe.config",
         "import coe.cli.app",
     ],

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-LIGHT = ["spec", "errors", "storage", "documents", "store", "sources", "describe", "digest", "apply"]
+LIGHT = ["spec", "errors", "storage", "documents", "store", "sources", "describe", "digest", "reconcile"]
 
 
 @pytest.mark.parametrize("modules", [["registry"], [f"registry.{name}" for name in LIGHT]], ids=["package", "modules"])

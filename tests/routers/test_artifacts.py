@@ -7,10 +7,10 @@ from planted_outcomes import planted_table
 from routers import artifacts
 from routers.artifacts import ARRAYS, META, load, save
 from routers.base import Query, RouterState
-from routers.build import KINDS, build
-from routers.decide import decide
+from routers.decision import decide
 from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidArtifact, RouterError, StaleArtifactWarning
+from routers.factory import KINDS, build
 from routers.outcomes.reference import Reference
 
 ENCODER = HashingEncoder(64)

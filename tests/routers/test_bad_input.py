@@ -11,10 +11,10 @@ from planted_outcomes import planted_table
 
 from routers.artifacts import load, save
 from routers.base import Query
-from routers.build import build
-from routers.decide import Utility, decide
+from routers.decision import Utility, decide
 from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidArtifact, InvalidOutcomes, RouterError
+from routers.factory import build
 
 ENCODER = HashingEncoder(64)
 TABLE = planted_table(80)

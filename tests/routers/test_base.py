@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from routers.base import Estimate, Message, Query, Router
-from routers.build import TrainableRouter
-from routers.decide import Utility
+from routers.decision import Utility
 from routers.errors import RouterError
+from routers.factory import TrainableRouter
 from routers.kinds.baselines import BestSingleRouter
 
 

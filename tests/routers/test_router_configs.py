@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from routers.build import KINDS, build, reads_text
 from routers.encoders.build import HashingEncoder, build_encoder
+from routers.factory import KINDS, build, reads_text
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "routers").glob("*.yaml"))
 

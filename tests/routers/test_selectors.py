@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from routers.base import Estimate
-from routers.decide import Utility, decide
+from routers.decision import Utility, decide
 from routers.errors import InvalidSettings, RouterError
 from routers.evaluation.thresholds import cascade_for_cost, dynamic_for_calls
 from routers.selectors import SELECTORS, Cascade, Dynamic, Recruit, Selector, TopK, build_selector, selector_document

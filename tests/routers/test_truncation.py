@@ -7,9 +7,9 @@ import pytest
 from planted_outcomes import planted_table
 
 from routers.base import Query
-from routers.build import build
-from routers.decide import decide
+from routers.decision import decide
 from routers.encoders.build import HashingEncoder
+from routers.factory import build
 
 TABLE = planted_table(120)
 

@@ -11,9 +11,9 @@ from planted_outcomes import FOREIGN, planted_table
 
 from routers.artifacts import load, save_as
 from routers.base import Query
-from routers.build import build
 from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidOutcomes, InvalidSettings, RouterError
+from routers.factory import build
 from routers.outcomes.reference import Reference
 from routers.outcomes.table import OutcomeTable
 from routers.update import add_expert, add_rows, remove_expert, updatable

@@ -21,8 +21,8 @@ from coe.batch.turns import Turns
 from coe.config import Config, load_config
 from coe.host import open_host
 from routers.artifacts import save
-from routers.build import build
 from routers.encoders.build import build_encoder
+from routers.factory import build
 from routers.outcomes.table import OutcomeTable
 
 EXPERTS = """

@@ -11,7 +11,7 @@ from coe.routing import Grounds, Routed
 from coe.serve.http.finished import Finished
 from coe.types import Answer, Timing, Usage
 from routers.base import Estimate, Query, RoutingDecision
-from routers.decide import Utility
+from routers.decision import Utility
 from routers.selectors import TopK
 
 EXPERTS = ("cheap", "good", "general")

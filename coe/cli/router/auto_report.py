@@ -11,7 +11,7 @@ from rich.markup import escape
 from coe.cli.output import console, stdout_console
 
 if TYPE_CHECKING:
-    from routers.build import TrainableRouter
+    from routers.factory import TrainableRouter
     from routers.kinds.auto.candidates import Row
     from routers.kinds.auto.router import AutoRouter
 

@@ -87,7 +87,7 @@ def _read(source: Path) -> Sequence[dict[str, Any]]:
 
 def _routed(folder: Path, table: OutcomeTable, dial: float | None, reads: Callable[..., OutcomeTable]) -> Line:
     from routers.artifacts import load
-    from routers.decide import Utility
+    from routers.decision import Utility
     from routers.evaluation.cross_validation import warn_of_overlap
     from routers.evaluation.recorded_routing import Choosing, route
     from routers.evaluation.report import line_of

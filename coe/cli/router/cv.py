@@ -82,9 +82,9 @@ def cv(
     json: JsonTarget = None,
 ) -> None:
     """Cross-validate routers: train on all folds but one, score the one left out, pool them."""
-    from routers.build import build, reads_text
-    from routers.decide import Utility
+    from routers.decision import Utility
     from routers.evaluation.cross_validation import BASELINE_KINDS, cross_validate_all, standard_baselines
+    from routers.factory import build, reads_text
 
     required, target = parse_required(require or []), target_of(budget_usd, save_cost, margin)
     if target is not None and dial is not None:

@@ -67,7 +67,7 @@ def evaluate(
 ) -> None:
     """Score saved routers on a table that they were not trained on."""
     from routers.artifacts import load
-    from routers.decide import Utility
+    from routers.decision import Utility
     from routers.evaluation.cross_validation import evaluate
 
     required, recorded = parse_required(require or []), compose_of(compose, top_k)

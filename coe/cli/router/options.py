@@ -120,7 +120,7 @@ def settings_of_kinds(kinds: Sequence[str], given: Sequence[str], seed: int, **f
         given: `KEY=VALUE` each.
         flags: settings that have a flag of their own; `None` where it was not given.
     """
-    from routers.build import settings_of
+    from routers.factory import settings_of
 
     stated = dict(map(_setting, given)) | {name: value for name, value in flags.items() if value is not None}
     known = {kind: settings_of(kind) for kind in kinds}

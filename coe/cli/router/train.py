@@ -71,7 +71,7 @@ def train(
 ) -> None:
     """Train a router on an outcome table and save it, with a dial solved on its folds where a target is given."""
     from routers.artifacts import save
-    from routers.build import build, reads_text
+    from routers.factory import build, reads_text
 
     target = target_of(budget_usd, save_cost, margin)
     table = table_of(outcomes, experts, prices)

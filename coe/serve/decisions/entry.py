@@ -21,7 +21,7 @@ from coe.errors import CoeError
 from coe.routing import Grounds
 from coe.serve.http.finished import Finished
 from routers.base import Estimate, Message, Query, RoutingDecision
-from routers.decide import Utility
+from routers.decision import Utility
 from routers.errors import RouterError
 from routers.selectors import build_selector, selector_document
 

@@ -12,7 +12,7 @@ BASELINE_KIND = "best-single"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A kind of router with its settings, as `routers.build.build` takes them.
+    """A kind of router with its settings, as `routers.factory.build` takes them.
 
     encoder: name of the encoder, `None` where the kind reads no text, or the first one is meant.
     """

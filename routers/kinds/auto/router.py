@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.base import Estimate, Query, RouterState
-from routers.build import KINDS, TrainableRouter, reads_text, router_class, settings_of
 from routers.encoders.build import CachedEncoder, Encoder, build_encoder
 from routers.encoders.remembered import Remembered
 from routers.errors import InvalidArtifact, InvalidSettings, RouterError
 from routers.evaluation.cross_validation import stratified_folds
+from routers.factory import KINDS, TrainableRouter, reads_text, router_class, settings_of
 from routers.kinds.auto.blend import blend
 from routers.kinds.auto.candidates import BASELINE_KIND, CANDIDATES, Candidate, Row
 from routers.kinds.auto.selection import Choice, Expected, Trial, choose, expect

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.build import TrainableRouter, build, reads_text, settings_of
 from routers.errors import RouterError
 from routers.evaluation import metrics
 from routers.evaluation.recorded_routing import Routing, route
+from routers.factory import TrainableRouter, build, reads_text, settings_of
 from routers.kinds.auto.candidates import Candidate, Row
 from routers.kinds.auto.selection import Trial
 

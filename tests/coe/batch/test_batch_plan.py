@@ -20,8 +20,8 @@ from registry.profiles import Measure, Profiles
 from registry.spec import ExpertSpec, Kind, Price
 from registry.store import Snapshot
 from routers.artifacts import save
-from routers.build import build
 from routers.encoders.build import build_encoder
+from routers.factory import build
 from routers.outcomes.table import OutcomeTable
 
 

@@ -25,8 +25,8 @@ from coe.types import Answer, GenerateRequest, Usage
 from registry.errors import InvalidSpec
 from routers.artifacts import save
 from routers.base import RoutingDecision
-from routers.build import build
 from routers.encoders.build import build_encoder
+from routers.factory import build
 from routers.outcomes.table import OutcomeTable
 
 

@@ -17,8 +17,8 @@ from coe.cli.router.app import app as router_app
 from coe.errors import ConfigError
 from coe.local import open_local
 from coe.types import GenerateRequest
-from registry.apply import apply, plan
 from registry.documents import load_document
+from registry.reconcile import apply, plan
 from registry.store import Registry
 from routers.artifacts import load
 from routers.base import Message

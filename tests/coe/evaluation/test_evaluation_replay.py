@@ -11,7 +11,7 @@ from coe.errors import ConfigError
 from coe.evaluation.replay import confidence_for_calls, decisions, replay, replay_composition
 from coe.types import Answer, Usage
 from routers.base import Estimate, RoutingDecision
-from routers.decide import decide
+from routers.decision import decide
 from routers.errors import InvalidOutcomes, RouterError
 from routers.outcomes.table import OutcomeTable
 from routers.selectors import Dynamic, TopK

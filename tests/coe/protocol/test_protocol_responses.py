@@ -16,7 +16,7 @@ from coe.types import Answer, Usage
 from registry.spec import ExpertSpec, Kind, Price
 from registry.store import Snapshot
 from routers.base import Estimate, Query, RoutingDecision
-from routers.decide import Utility
+from routers.decision import Utility
 
 ANSWER = Answer("sql", "SELECT 1", "stop", Usage(5, 2))
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}

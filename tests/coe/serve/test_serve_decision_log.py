@@ -22,7 +22,7 @@ from coe.serve.decisions import log as module
 from coe.serve.decisions.entry import DecisionLogError, decode, encode, query_digest
 from coe.serve.decisions.log import DecisionLog, RotatingFiles, read_log
 from routers.base import Estimate, Message, Query
-from routers.decide import Utility
+from routers.decision import Utility
 from routers.selectors import Dynamic
 
 

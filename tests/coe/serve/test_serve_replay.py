@@ -23,7 +23,7 @@ from coe.serve.http.finished import Finished
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.base import Estimate, Query
-from routers.decide import Utility
+from routers.decision import Utility
 from routers.errors import NoEligibleExpert
 from routers.selectors import Cascade, Dynamic, Selector, TopK
 

@@ -21,8 +21,8 @@ from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.artifacts import save
 from routers.base import Estimate, Query
-from routers.build import build
 from routers.encoders.build import HashingEncoder
+from routers.factory import build
 from routers.outcomes.table import OutcomeTable
 
 TEXTS = ["the capital of france is paris", "", "é\ud83d", "the end of the answer " * 200, "the"]
@@ -186,8 +186,8 @@ def test_router_train_reads_what_the_kind_requires(snapshot: Snapshot, tmp_path:
     from typer.testing import CliRunner
 
     from coe.cli.router.app import app
-    from registry.apply import apply, plan
     from registry.documents import load_document
+    from registry.reconcile import apply, plan
     from registry.store import Registry
     from routers.artifacts import load
 

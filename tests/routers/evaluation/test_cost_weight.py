@@ -5,12 +5,12 @@ import pytest
 from planted_outcomes import planted_table
 
 from routers.base import Estimate, RouterState
-from routers.build import build
 from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidOutcomes, InvalidSettings, RouterError
 from routers.evaluation.cost_weight import MeetBudget, SaveCost, inner_routings, out_of_fold, solve, solve_on
 from routers.evaluation.cross_validation import cross_validate, stratified_folds
 from routers.evaluation.curves import Sweep
+from routers.factory import build
 
 ENCODER = HashingEncoder(128)
 CURVE = Sweep(

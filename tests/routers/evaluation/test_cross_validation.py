@@ -7,8 +7,7 @@ import pytest
 from planted_outcomes import planted_table
 
 from routers.base import Estimate, RouterState
-from routers.build import build
-from routers.decide import Utility
+from routers.decision import Utility
 from routers.encoders.build import CachedEncoder, HashingEncoder
 from routers.errors import BaselineLeftOut, EvaluatingOnTrainingData, InvalidOutcomes, RouterError
 from routers.evaluation import metrics
@@ -21,6 +20,7 @@ from routers.evaluation.cross_validation import (
     stratified_folds,
 )
 from routers.evaluation.recorded_routing import Composed
+from routers.factory import build
 from routers.outcomes.reference import Reference
 from routers.outcomes.table import OutcomeTable
 from routers.selectors import TopK

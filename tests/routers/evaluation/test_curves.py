@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from routers.base import Estimate
-from routers.decide import Utility, decide
+from routers.decision import Utility, decide
 from routers.evaluation import curves
 
 QUALITY = np.array([[0.5, 0.9], [0.5, 0.7], [0.6, 0.6]])

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from planted_outcomes import planted_table
 
-from routers.build import build
 from routers.encoders.build import HashingEncoder
 from routers.evaluation.cross_validation import cross_validate_all, stratified_folds
 from routers.evaluation.plots import draw_reports, figure
+from routers.factory import build
 
 ENCODER = HashingEncoder(64)
 

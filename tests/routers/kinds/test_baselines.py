@@ -10,7 +10,7 @@ import pytest
 from planted_outcomes import planted_table
 
 from routers.base import Query, RouterState
-from routers.decide import Utility, decide
+from routers.decision import Utility, decide
 from routers.errors import InvalidArtifact, InvalidSettings, RouterError
 from routers.kinds.baselines import BestSingleRouter, FixedRouter, RandomRouter
 

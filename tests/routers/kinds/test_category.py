@@ -10,7 +10,7 @@ import pytest
 from planted_outcomes import FOREIGN, WORDS, planted_table
 
 from routers.base import GENERAL, Query, RouterState
-from routers.decide import Utility, decide
+from routers.decision import Utility, decide
 from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidArtifact, InvalidOutcomes, InvalidSettings, RouterError
 from routers.kinds.category.model import choose

@@ -10,7 +10,7 @@ import pytest
 from planted_outcomes import FOREIGN, planted_table
 
 from routers.base import Query, RouterState
-from routers.decide import Utility, decide
+from routers.decision import Utility, decide
 from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidArtifact, InvalidSettings, RouterError
 from routers.kinds.cluster import ClusterRouter, quality_cost_mix, rank_scores

@@ -10,7 +10,7 @@ import torch
 from planted_outcomes import planted_table
 
 from routers.base import RouterState
-from routers.decide import decide
+from routers.decision import decide
 from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidArtifact, InvalidSettings, RouterError
 from routers.kinds.contrastive.losses import sample_llm_loss, sample_sample_loss

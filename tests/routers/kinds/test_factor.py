@@ -9,7 +9,7 @@ import pytest
 from planted_outcomes import planted_table, prompt
 
 from routers.base import Query, RouterState
-from routers.decide import Utility, decide
+from routers.decision import Utility, decide
 from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidArtifact, InvalidOutcomes, InvalidSettings, RouterError
 from routers.kinds.factor import FactorRouter, _pair_quality, _pair_targets

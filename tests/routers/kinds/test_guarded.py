@@ -9,11 +9,11 @@ import pytest
 from planted_outcomes import FOREIGN, planted_table
 
 from routers.base import GENERAL, Query, RouterState
-from routers.build import build
-from routers.decide import decide
+from routers.decision import decide
 from routers.encoders.build import HashingEncoder
 from routers.encoders.embed import LastBatch
 from routers.errors import InvalidArtifact, InvalidSettings, RouterError
+from routers.factory import build
 from routers.kinds.guarded import GuardedRouter
 from routers.numeric.mahalanobis import Mahalanobis
 

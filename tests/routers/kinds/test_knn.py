@@ -9,7 +9,7 @@ import pytest
 from planted_outcomes import FOREIGN, planted_table
 
 from routers.base import Query, RouterState
-from routers.decide import decide
+from routers.decision import decide
 from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidArtifact, InvalidSettings, RouterError
 from routers.kinds.knn import KNNRouter

@@ -11,7 +11,7 @@ from planted_outcomes import FOREIGN, planted_table
 
 from routers import artifacts
 from routers.base import Query, RouterState
-from routers.decide import Utility, decide
+from routers.decision import Utility, decide
 from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidArtifact, InvalidOutcomes, InvalidSettings, RouterError
 from routers.evaluation.metrics import expected_calibration_error, picked

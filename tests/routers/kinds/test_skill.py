@@ -12,7 +12,7 @@ from planted_outcomes import FILLER, FOREIGN, WORDS, planted_table
 
 from routers.artifacts import load, save
 from routers.base import GENERAL, Query, RouterState
-from routers.decide import Utility, decide
+from routers.decision import Utility, decide
 from routers.encoders.build import HashingEncoder, build_encoder
 from routers.errors import InvalidArtifact, InvalidOutcomes, InvalidSettings, RouterError
 from routers.kinds.skill.router import SkillRouter

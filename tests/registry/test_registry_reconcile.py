@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from model_files import HIDDEN, llama_tensors, write_adapter, write_gguf, write_model
 
-from registry.apply import Plan, apply, plan
 from registry.documents import parse_document
 from registry.errors import InvalidSpec, RegistryError
+from registry.reconcile import Plan, apply, plan
 from registry.spec import ExpertSpec, Kind
 from registry.store import Registry
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routers.base import Estimate
-from routers.decide import Utility, decide
+from routers.decision import Utility, decide
 from routers.errors import NoEligibleExpert, RouterError
 
 EXPERTS = ("small", "medium", "large")

@@ -3,10 +3,10 @@ import types
 
 import pytest
 
-from routers import build as build_module
-from routers.build import KINDS, TrainableRouter, build, reads_text, router_class, settings_of
+from routers import factory
 from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidSettings, RouterError, UnknownRouterKind
+from routers.factory import KINDS, TrainableRouter, build, reads_text, router_class, settings_of
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,6 +73,6 @@ def test_a_class_that_raises_other_errors_is_translated(monkeypatch):
     module = types.ModuleType("picky_routers")
     module.Picky = Picky
     monkeypatch.setitem(sys.modules, "picky_routers", module)
-    monkeypatch.setitem(build_module.KINDS, "picky", "picky_routers:Picky")
+    monkeypatch.setitem(factory.KINDS, "picky", "picky_routers:Picky")
     with pytest.raises(InvalidSettings, match="a picky router cannot be made with level=1: level 1 is taken"):
         build("picky", settings={"level": 1})
