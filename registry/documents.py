@@ -63,7 +63,8 @@ class Document:
 
     def problem(self, loc: Loc, message: str) -> Problem:
         """A problem at a location of this document."""
-        return Problem(self.place(loc), message, self.line(loc))
+        named, line = self._resolve(loc)
+        return Problem(str(self.path), message, line, dotted(named))
 
     def _resolve(self, loc: Loc) -> tuple[Loc, int]:
         """The location without the parts that pydantic adds (tags of unions), and its line."""
@@ -100,7 +101,7 @@ def parse_document(text: str, path: Path) -> Document:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         problems = [
-            Problem(f"{path}:{line}: {dotted(loc)}", message) for loc, line, message in _key_problems(root, (), set())
+            Problem(str(path), message, line, dotted(loc)) for loc, line, message in _key_problems(root, (), set())
         ]
         if problems:
             raise InvalidSpec(problems)
@@ -192,7 +193,7 @@ def _syntax_problem(error: yaml.YAMLError, path: Path) -> Problem:
     if mark is None:
         return Problem(str(path), f"is not YAML: {error}")
     said = ": ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None))))
-    return Problem(f"{path}:{mark.line + 1}", f"is not YAML: {said} (column {mark.column + 1})")
+    return Problem(str(path), f"is not YAML: {said} (column {mark.column + 1})", mark.line + 1)
 
 
 def _field_names(model: type[BaseModel]) -> list[str]:

@@ -23,11 +23,23 @@ class RegistryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong in a document, and where: `place` is `file.yaml:12: experts[3].base`, `line` its line (or 0)."""
+    """One thing wrong in a document.
 
-    place: str
+    Attributes:
+        file: the document, as its reader named it; or what stands in its place, such as a flag of a command.
+        line: from 1; 0 where the problem has none.
+        field: `experts[3].base`; empty where the problem is the whole document's.
+    """
+
+    file: str
     message: str
     line: int = 0
+    field: str = ""
+
+    @property
+    def place(self) -> str:
+        """`file.yaml:12: experts[3].base`."""
+        return self.file + (f":{self.line}" if self.line else "") + (f": {self.field}" if self.field else "")
 
     def __str__(self) -> str:
         return f"{self.place}: {self.message}"
@@ -41,14 +53,24 @@ class InvalidSpec(RegistryError):
         super().__init__("\n".join(map(str, self.problems)))
 
 
+_MOST_LISTED = 8
+
+
 class UnknownExpert(RegistryError):
-    """A name that is not registered."""
+    """A name that is not known; the message has close matches, or else the names that are."""
 
     def __init__(self, name: str, known: Iterable[str], *, where: str = "the registry") -> None:
         self.name = name
-        self.suggestions = tuple(get_close_matches(name, list(known), n=3))
-        hint = f"; did you mean {' or '.join(map(repr, self.suggestions))}?" if self.suggestions else ""
-        super().__init__(f"{name!r} is not in {where}{hint} (`coe registry list` shows what is)")
+        names = list(known)
+        self.suggestions = tuple(get_close_matches(name, names, n=3))
+        if self.suggestions:
+            hint = f"; did you mean {' or '.join(map(repr, self.suggestions))}?"
+        elif names:
+            more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+            hint = f"; known: {', '.join(names[:_MOST_LISTED])}{more}"
+        else:
+            hint = ", which is empty"
+        super().__init__(f"{name!r} is not in {where}{hint}")
 
 
 class SourceError(RegistryError):

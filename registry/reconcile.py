@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from registry.describe import adapter_facts, describe
 from registry.documents import Document, Loc, validate
 from registry.errors import InvalidSpec, Problem, RegistryError
-from registry.sources import absolute_source, has_files, resolve
+from registry.sources import SourceKind, absolute_source, has_files, is_here, resolve, source_kind
 from registry.spec import ExpertSpec, Kind
 from registry.store import Registry, check_references, dependents
 
@@ -32,6 +32,23 @@ class Step:
     name: str
     spec: ExpertSpec | None = None
     changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a file of experts says, without a registry that holds it.
+
+    Attributes:
+        experts: by name; described, or as stated where the files are `absent`.
+        problems: by line.
+        absent: experts whose files on the hub, or whose base's, are not on this machine yet.
+        broken: names in the file that are no experts because of a problem.
+    """
+
+    experts: Mapping[str, ExpertSpec]
+    problems: tuple[Problem, ...]
+    absent: tuple[str, ...] = ()
+    broken: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +101,29 @@ def plan(
     return Plan((*steps, *removed), tuple(_warnings(planner.described.values())))
 
 
+def check(
+    document: Document,
+    registered: Mapping[str, ExpertSpec],
+    *,
+    on_expert: Callable[[str, int], None] | None = None,
+    on_bytes: Callable[[int, int], None] | None = None,
+) -> Checked:
+    """Check a file like `plan`, but download nothing, and return what is wrong in place of raising it.
+
+    Args:
+        document, on_expert, on_bytes: as for `plan`.
+        registered: experts that the file may refer to.
+    """
+    planner = _Planner(document, registered, download=False)
+    try:
+        planner.parse()
+    except InvalidSpec as error:
+        return Checked({}, error.problems)
+    planner.describe(on_expert, on_bytes)
+    problems = sorted(planner.problems, key=lambda problem: problem.line)
+    return Checked(planner.described, tuple(problems), tuple(planner.absent), frozenset(planner.broken))
+
+
 def apply(plan: Plan, registry: Registry) -> list[ExpertSpec]:
     """Carry out a plan, all or nothing; return the experts of the file with their versions.
 
@@ -97,8 +137,9 @@ def apply(plan: Plan, registry: Registry) -> list[ExpertSpec]:
 class _Planner:
     """Collects drafts, then described specs, and every problem on the way."""
 
-    def __init__(self, document: Document, registered: Mapping[str, ExpertSpec]) -> None:
-        self.document, self.registered = document, registered
+    def __init__(self, document: Document, registered: Mapping[str, ExpertSpec], *, download: bool = True) -> None:
+        self.document, self.registered, self.download = document, registered, download
+        self.absent: list[str] = []
         self.problems: list[Problem] = []
         self.drafts: dict[str, tuple[Loc, ExpertSpec]] = {}
         self.described: dict[str, ExpertSpec] = {}
@@ -138,7 +179,7 @@ class _Planner:
                 on_expert(draft.name, len(order))
             try:
                 if self._has_its_references(loc, draft):
-                    self.described[draft.name] = describe(draft, self._find(draft.base), on_bytes=on_bytes)
+                    self.described[draft.name] = self._describe(draft, on_bytes)
                     continue
                 if has_files(draft):
                     resolve(draft)  # at least say whether its files are there
@@ -148,6 +189,17 @@ class _Planner:
         self.described = {name: self.described[name] for name in self.drafts if name in self.described}
         for name in self.drafts:
             self._check_registered_adapters(name)
+
+    def _describe(self, draft: ExpertSpec, on_bytes: Callable[[int, int], None] | None) -> ExpertSpec:
+        if not self.download and (draft.base in self.absent or not self._is_here(draft)):
+            self.absent.append(draft.name)
+            return draft
+        return describe(draft, self._find(draft.base), on_bytes=on_bytes)
+
+    @staticmethod
+    def _is_here(draft: ExpertSpec) -> bool:
+        """Whether the files are on this machine, or are missing where only this machine can have them."""
+        return is_here(draft) or source_kind(draft.source) is not SourceKind.HUB
 
     def _has_its_references(self, loc: Loc, draft: ExpertSpec) -> bool:
         """Whether base and members are sound; of a broken one, its own problem says enough."""

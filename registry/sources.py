@@ -82,6 +82,19 @@ def resolve(spec: ExpertSpec) -> Path:
     return path
 
 
+def is_here(spec: ExpertSpec) -> bool:
+    """Whether `resolve` finds the files without a download. Raises SourceError for a source that it cannot read."""
+    if not has_files(spec):
+        return True
+    if source_kind(spec.source) is SourceKind.HUB:
+        try:
+            return _download(spec.source, spec.revision, local_only=True).exists()
+        except SourceError:
+            _hub_match(spec.source)  # one that is not of that form is an error, not a file that is yet to come
+            return False
+    return local_path(spec.source).exists()
+
+
 def pinned(source: str, path: Path) -> tuple[str, str]:
     """A hub source without its revision, and the commit that was resolved to (the name of its snapshot folder)."""
     found = _hub_match(source)
@@ -97,7 +110,7 @@ def _hub_match(source: str) -> re.Match[str]:
     return found
 
 
-def _download(source: str, stated: str | None) -> Path:
+def _download(source: str, stated: str | None, *, local_only: bool = False) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever client it uses
@@ -112,6 +125,7 @@ def _download(source: str, stated: str | None) -> Path:
             folder = snapshot_download(
                 found["repo"],
                 revision=revision,
+                local_files_only=local_only,
                 allow_patterns=[file] if file else list(_WANTED),
                 ignore_patterns=None if file else list(_UNWANTED),
             )

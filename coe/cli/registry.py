@@ -182,7 +182,7 @@ def _draft(**fields: Any) -> ExpertSpec:
         ) from None
 
 
-class _HashingProgress:
+class HashingProgress:
     """Progress of the expert whose files are downloaded or hashed."""
 
     def __init__(self, shown: Progress) -> None:
@@ -203,9 +203,9 @@ class _HashingProgress:
 
 
 @contextmanager
-def _hashing() -> Iterator[_HashingProgress]:
+def _hashing() -> Iterator[HashingProgress]:
     with progress(transient=True) as shown:
-        yield _HashingProgress(shown)
+        yield HashingProgress(shown)
 
 
 def _verify(specs: Sequence[ExpertSpec]) -> Iterable[tuple[ExpertSpec, Exception | None]]:

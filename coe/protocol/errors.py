@@ -12,7 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from coe.errors import Abstained, CoeError, DeadlineExceeded, EngineError, InvalidRequest, Overloaded, WeightsError
+from coe.errors import (
+    Abstained,
+    CoeError,
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+    Overloaded,
+    UnknownModel,
+    WeightsError,
+)
 from registry.errors import RegistryError, UnknownExpert
 from routers.constraints import CONTEXT_LENGTH
 from routers.errors import NoEligibleExpert, RouterError
@@ -74,6 +83,8 @@ def error_body(error: BaseException, *, logged_as: str | None = None) -> tuple[i
     """
     status, code = _status(error)
     message = str(error) or type(error).__name__
+    if logged_as is not None and isinstance(error, UnknownModel | UnknownExpert):  # the reader is a client
+        message += (" " if message.endswith("?") else "; ") + "GET /v1/models lists all"
     if is_internal(error) and logged_as is not None:
         message = f"the server failed on this request; the cause is logged under the id {logged_as}"
     return status, body_of(message, type_of(status), code, getattr(error, "param", None))

@@ -1,0 +1,146 @@
+"""`coe config check`: all problems at once, each with file, line and field."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batch_runs import save_router, service
+from typer.testing import CliRunner
+
+from coe.cli.app import app
+
+EXPERTS = """experts:
+  - {name: echo, kind: model, source: "fake://echo"}
+  - {name: upper, kind: model, source: "fake://upper"}
+  - {name: vectors, kind: embedding, source: "fake://echo", capabilities: [embedding]}
+"""
+
+
+def check(config: Path) -> dict[str, Any]:
+    result = CliRunner().invoke(app, ["config", "check", str(config), "--json", "-"])
+    document = json.loads(result.stdout)
+    assert result.exit_code == (0 if document["valid"] else 1)
+    return dict(document)
+
+
+def write(folder: Path, config: str, experts: str = EXPERTS) -> Path:
+    (folder / "experts.yaml").write_text(experts)
+    path = folder / "coe.yaml"
+    path.write_text(config)
+    return path
+
+
+def places(document: dict[str, Any], kind: str = "problems") -> list[tuple[str, int | None, str | None]]:
+    return [(Path(one["file"]).name, one["line"], one["field"]) for one in document[kind]]
+
+
+def test_a_sound_configuration_is_valid(tmp_path: Path) -> None:
+    document = check(
+        write(tmp_path, "experts: [experts.yaml]\npolicies:\n  default: {expert: echo, fallback: upper}\n")
+    )
+    assert document["valid"] and document["problems"] == document["notes"] == []
+    assert document["experts"] == ["echo", "upper", "vectors"] and document["policies"] == ["default"]
+
+
+def test_a_trained_router_is_part_of_the_check(tmp_path: Path) -> None:
+    save_router(tmp_path / "router")
+    assert check(service(tmp_path, "{default: {router: router, fallback: base}}"))["valid"]
+    (tmp_path / "router" / "router.json").write_text("{}")
+    document = check(tmp_path / "service.yaml")
+    assert places(document) == [("service.yaml", 3, "policies.default.router")]
+    assert "train the router again" in document["problems"][0]["message"]
+
+
+def test_a_router_of_experts_that_there_are_not_is_a_problem(tmp_path: Path) -> None:
+    save_router(tmp_path / "router")
+    document = check(write(tmp_path, "experts: [experts.yaml]\npolicies:\n  default:\n    router: router\n"))
+    assert places(document) == [("coe.yaml", 4, "policies.default.router")]
+    assert "base" in document["problems"][0]["message"] and "flaky" in document["problems"][0]["message"]
+
+
+def test_all_problems_at_once_with_file_line_and_field(tmp_path: Path) -> None:
+    config = """experts: [experts.yaml, gone.yaml]
+host: {pins: [nope]}
+engines: {hf: {max_batch: 0}}
+policies:
+  default: {router: ./router, fallback: nope, composition: {kind: vot}}
+  two: {expert: uper}
+  three: {expert: echo, router: x}
+  four:
+    expert: echo
+    composition: {kind: chain, experts: [upper, ehco]}
+  five: {expert: vectors}
+  six: {expert: half}
+"""
+    experts = EXPERTS + '  - {name: half, kind: model, source: "fake://x", sise: 3}\n  - {name: sql, kind: adapter}\n'
+    document = check(write(tmp_path, config, experts))
+    assert places(document) == [
+        ("coe.yaml", 1, "experts[1]"),
+        ("coe.yaml", 2, "host.pins[0]"),
+        ("coe.yaml", 3, "engines.hf.max_batch"),
+        ("coe.yaml", 5, "policies.default.router"),
+        ("coe.yaml", 5, "policies.default.fallback"),
+        ("coe.yaml", 5, "policies.default.composition"),
+        ("coe.yaml", 6, "policies.two.expert"),
+        ("coe.yaml", 7, "policies.three"),
+        ("coe.yaml", 10, "policies.four.composition"),
+        ("coe.yaml", 11, "policies.five.expert"),
+        ("experts.yaml", 5, "experts[3].sise"),
+        ("experts.yaml", 6, "experts[4]"),
+    ]
+    messages = "\n".join(one["message"] for one in document["problems"])
+    assert (
+        "did you mean 'upper'" in messages and "did you mean 'vote'" in messages and "did you mean 'echo'" in messages
+    )
+
+
+def test_the_parts_of_a_pool_are_checked(tmp_path: Path) -> None:
+    config = "experts: [experts.yaml]\npolicies: {default: {expert: echo}}\nserve:\n  hosts:\n"
+    document = check(write(tmp_path, config + "    - {experts: [echo, uper]}\n"))
+    assert places(document) == [("coe.yaml", 5, "serve.hosts[0].experts[1]")]
+
+
+@pytest.mark.parametrize(
+    ("config", "place", "words"),
+    [
+        ("experts: [experts.yaml", ("coe.yaml", 1, None), "is not YAML"),
+        ("- a list\n", ("coe.yaml", 1, None), "mapping"),
+        ("", ("coe.yaml", 1, None), "is empty"),
+        ("polices: {}\n", ("coe.yaml", 1, "polices"), "did you mean 'policies'"),
+        ("policies: {default: {expert: a}}\n", ("coe.yaml", 1, "registry"), "no expert is registered"),
+        ("registry: 7\n", ("coe.yaml", 1, "registry"), "string"),
+    ],
+)
+def test_a_file_that_is_wrong_as_a_whole(
+    tmp_path: Path, config: str, place: tuple[str, int, str | None], words: str
+) -> None:
+    document = check(write(tmp_path, config))
+    assert place in places(document)
+    assert words in document["problems"][places(document).index(place)]["message"]
+
+
+def test_notes_do_not_make_it_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    remote = "{name: r, kind: remote, source: 'https://x.test/v1', context_length: 9, api_key_env: SOME_KEY}"
+    experts = f"experts:\n  - {remote}\n  - {{name: far, kind: model, source: 'hf://org/absent'}}\n"
+    document = check(write(tmp_path, "experts: [experts.yaml]\n", experts))
+    assert document["valid"]
+    assert places(document, "notes") == [
+        ("experts.yaml", None, None),
+        ("experts.yaml", 2, "experts[0].api_key_env"),
+        ("coe.yaml", 1, None),
+    ]
+    downloads, key, policy = (note["message"] for note in document["notes"])
+    assert "far" in downloads and "SOME_KEY" in key and "no policy" in policy
+
+
+def test_people_read_one_problem_a_line_and_what_to_do_next(tmp_path: Path) -> None:
+    config = write(tmp_path, "experts: [experts.yaml]\npolicies: {default: {expert: ecko}}\n")
+    result = CliRunner().invoke(app, ["config", "check", str(config)])
+    assert result.exit_code == 1 and result.stdout == ""
+    assert f"wrong: {config}:2: policies.default.expert: 'ecko' is not in" in result.stderr
+    config.write_text("experts: [experts.yaml]\npolicies: {default: {expert: echo}}\n")
+    result = CliRunner().invoke(app, ["config", "check", str(config)])
+    assert result.exit_code == 0 and f"{config} is valid: 3 experts, policies default" in result.stdout
+    assert f"coe chat --config {config}" in result.stderr
