@@ -3,7 +3,7 @@
     COE_DATA_DIR=... python benchmarks/pair.py [--router 'quality {"learners": ["category", "knn"]}'] ...
 
 Reads routellm2, keeps the MMLU rows that RouteLLM evaluates on (`contaminated` ones are left out), trains on four of
-the given folds and routes the fifth. The dial sweeps the share of strong calls over the pooled folds
+the given folds and routes the fifth. The cost weight sweeps the share of strong calls over the pooled folds
 (`routers.evaluation.pair`).
 """
 

@@ -214,8 +214,8 @@ class PolicyConfig(_Section):
     select: how many experts a decision holds, and in which order: `best`, or `{kind: dynamic, p: 0.9, k: 5}`
     (`routers.selectors`). k: most of them; alone it is short for `{kind: top-k, k: ...}`.
     composition: what they do (`coe.compose`).
-    dial: quality (score in [0, 1]) given up per USD; left out, the one that was solved for the router in training, else
-    0. patience: quality given up per second of loading.
+    cost_weight: quality (score in [0, 1]) given up per USD; left out, the one that was solved for the router in training, else
+    0. latency_weight: quality given up per second of loading.
     fallback: the expert that answers when the chosen one fails before its first token.
     """
 
@@ -223,8 +223,8 @@ class PolicyConfig(_Section):
     expert: str | None = None
     composition: CompositionConfig = CompositionConfig()
     select: str | dict[str, Any] | None = None
-    dial: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    patience: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    cost_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    latency_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     k: Annotated[int, Field(ge=1)] | None = None
     fallback: str | None = None
 

@@ -106,12 +106,15 @@ def describe_policy(policy: PolicyConfig, built: Policy) -> dict[str, Any]:
 
 def _policy(name: str, policy: PolicyConfig, snapshot: Snapshot, signals: Signals) -> Policy:
     router, meta = _router(name, policy, snapshot, signals)
-    solved = 0.0 if meta is None else meta.dial
+    solved = 0.0 if meta is None else meta.cost_weight
     return Policy(
         name,
         router=router,
         composition=_composition(name, policy, snapshot),
-        utility=Utility(dial=solved if policy.dial is None else policy.dial, patience=policy.patience),
+        utility=Utility(
+            cost_weight=solved if policy.cost_weight is None else policy.cost_weight,
+            latency_weight=policy.latency_weight,
+        ),
         select=policy.selector,
         fallback=policy.fallback,
         router_digest=None if meta is None else meta.digest,

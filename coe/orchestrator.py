@@ -71,7 +71,7 @@ class Orchestrator:
     Args:
         policies: by name; `default_policy` answers `model: "auto"`, `coe/<name>` addresses the others.
         ask: `(expert, request) -> chunks`.
-        load_s: expected seconds to load each expert now, asked for by policies with patience.
+        load_s: expected seconds to load each expert now, asked for by policies with latency weight.
     """
 
     def __init__(
@@ -110,12 +110,12 @@ class Orchestrator:
         policy = address(model, self.policies, self.default_policy, self.snapshot)
         if policy is None:
             return [self._bypass(query, model) for query in queries]
-        return [*route(queries, policy, self.snapshot, self._load_s() if policy.utility.patience else {})]
+        return [*route(queries, policy, self.snapshot, self._load_s() if policy.utility.latency_weight else {})]
 
     def answer(self, request: GenerateRequest, *, model: str = AUTO, query: Query | None = None) -> Reply:
         """Route one request now; it is answered while `chunks` of the reply is iterated.
 
-        `query` carries what a request does not: allowed experts, dial, tools. By default it is the conversation alone.
+        `query` carries what a request does not: allowed experts, cost weight, tools. By default it is the conversation alone.
         """
         return self.answers([request], model=model, queries=None if query is None else [query])[0]
 

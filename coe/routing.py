@@ -29,7 +29,7 @@ class Grounds:
 
     Attributes:
         estimate: one row.
-        load_s: seconds to load each expert at that moment; empty where the policy has no patience.
+        load_s: seconds to load each expert at that moment; empty where the policy has no latency weight.
         allowed: the experts that the constraints left.
         seed: breaks ties by chance; `None` for the cheaper, then the first.
     """
@@ -115,7 +115,7 @@ def bypass(query: Query, expert: str, experts: Mapping[str, ExpertSpec]) -> Rout
 
 
 def _utility(policy: Policy, query: Query) -> Utility:
-    return policy.utility if query.dial is None else replace(policy.utility, dial=query.dial)
+    return policy.utility if query.cost_weight is None else replace(policy.utility, cost_weight=query.cost_weight)
 
 
 def _seed(policy: Policy, query: Query) -> int | None:

@@ -54,7 +54,7 @@ class ArtifactMeta:
         prices: what costs were computed from, as the user gave them; `None` where costs were recorded or unknown.
         created: UTC, ISO 8601.
         digest: `sha256:...` over both files.
-        solved: the dial that training found for a target, and what it came to out of fold
+        solved: the cost weight that training found for a target, and what it came to out of fold
             (`routers.evaluation.cost_weight.Solution`); `None` where no target was given.
     """
 
@@ -70,9 +70,9 @@ class ArtifactMeta:
     solved: Mapping[str, Any] | None = None
 
     @property
-    def dial(self) -> float:
-        """Quality given up per USD where the caller says nothing else: the solved dial, or 0."""
-        return 0.0 if self.solved is None else float(self.solved["dial"])
+    def cost_weight(self) -> float:
+        """Quality given up per USD where the caller says nothing else: the solved cost weight, or 0."""
+        return 0.0 if self.solved is None else float(self.solved["cost_weight"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def save(
         encoder: what the router was trained with; `None` for a router that reads no text.
         digests: expert -> digest of its files, where known.
         prices: JSON values, kept as a note.
-        solved: `Solution.to_json` of the dial that was found for a target.
+        solved: `Solution.to_json` of the cost weight that was found for a target.
 
     Returns:
         The artifact's digest.

@@ -31,7 +31,7 @@ class Query:
 
     Attributes:
         allowed: names the caller permits; `None` permits all.
-        dial: USD-to-quality exchange rate of this request (utility = quality - dial * cost); `None` takes the policy's.
+        cost_weight: USD-to-quality exchange rate of this request (utility = quality - cost_weight * cost); `None` takes the policy's.
         seed: breaks ties between experts by chance, the same one every time; `None` takes the cheaper, then the first.
         features: signals by name, numbers or words, filled by the caller because `Router.requires` asked for them.
     """
@@ -41,7 +41,7 @@ class Query:
     tools: tuple[Mapping[str, Any], ...] = ()
     format: Literal["text", "json"] = "text"
     allowed: frozenset[str] | None = None
-    dial: float | None = None
+    cost_weight: float | None = None
     seed: int | None = None
     features: Mapping[str, Floats | Words] = field(default_factory=dict)
 

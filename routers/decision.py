@@ -20,16 +20,16 @@ WEIGHT_TEMPERATURE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Utility:
-    """utility = quality - dial * cost_usd - patience * load_s.
+    """utility = quality - cost_weight * cost_usd - latency_weight * load_s.
 
-    dial: quality (score in [0, 1]) given up per USD; patience: quality given up per second of waiting for a load.
+    cost_weight: quality (score in [0, 1]) given up per USD; latency_weight: quality given up per second of waiting for a load.
     """
 
-    dial: float = 0.0
-    patience: float = 0.0
+    cost_weight: float = 0.0
+    latency_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("dial", "patience"):
+        for name in ("cost_weight", "latency_weight"):
             value = getattr(self, name)
             if not np.isfinite(value) or value < 0:
                 raise RouterError(f"{name} must be a finite number >= 0, got {value}")
@@ -47,7 +47,7 @@ def decide(
 ) -> list[RoutingDecision]:
     """Who answers each of the n queries: pure, and the only place where a choice is made.
 
-    utility = quality - dial * cost_usd - patience * load_s. The choice is among the experts that are allowed and that
+    utility = quality - cost_weight * cost_usd - latency_weight * load_s. The choice is among the experts that are allowed and that
     the router holds eligible; where no expert is both, the best of the allowed answers and `reason` says so. A query
     that abstains and for which the router holds nobody eligible is refused: its decision has no experts. Equal
     utilities (to 12 decimals) go to the cheaper expert, then to the one listed first; with `rng`, to chance.
@@ -70,7 +70,7 @@ def decide(
 
     Raises:
         NoEligibleExpert: a query has no allowed expert with a known quality; the message names the constraint.
-        RouterError: a dial > 0 or a cascade without known costs, or an argument of a wrong length or value.
+        RouterError: a cost weight > 0 or a cascade without known costs, or an argument of a wrong length or value.
     """
     if select is not None and k is not None:
         raise RouterError("give either select or k: `k` is short for `select=TopK(k)`")
@@ -101,12 +101,14 @@ def _utilities(estimate: Estimate, utility: Utility | Sequence[Utility], load_s:
     bad = {name: seconds for name, seconds in load_s.items() if not np.isfinite(seconds) or seconds < 0}
     if bad:
         raise RouterError(f"load_s must be finite seconds >= 0, got {bad}")
-    dial = np.array([[rate.dial] for rate in rates]).reshape(-1, 1)
-    patience = np.array([[rate.patience] for rate in rates]).reshape(-1, 1)
+    cost_weight = np.array([[rate.cost_weight] for rate in rates]).reshape(-1, 1)
+    latency_weight = np.array([[rate.latency_weight] for rate in rates]).reshape(-1, 1)
     loads = np.array([load_s.get(name, 0.0) for name in estimate.experts])
-    utilities: Floats = np.asarray(estimate.quality, dtype=np.float64) - patience * loads
-    if dial.any():
-        utilities -= dial * known_costs(estimate, "a dial > 0 trades quality for cost", "set the dial to 0")
+    utilities: Floats = np.asarray(estimate.quality, dtype=np.float64) - latency_weight * loads
+    if cost_weight.any():
+        utilities -= cost_weight * known_costs(
+            estimate, "a cost weight > 0 trades quality for cost", "set the cost weight to 0"
+        )
     return utilities
 
 

@@ -30,7 +30,7 @@ def ask(
     stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
     allowed: Annotated[str | None, typer.Option(help="Comma-separated experts that may answer.")] = None,
-    dial: Annotated[float | None, typer.Option(help="Quality given up per USD; overrides the policy's.")] = None,
+    cost_weight: Annotated[float | None, typer.Option(help="Quality given up per USD; overrides the policy's.")] = None,
     deadline: Annotated[float | None, typer.Option(help="Seconds after which to give up.")] = None,
     json_target: JsonTarget = None,
 ) -> None:
@@ -54,7 +54,7 @@ def ask(
         deadline_s=deadline,
     )
     names = frozenset(name.strip() for name in allowed.split(",")) if allowed is not None else None
-    query = Query(messages=messages, allowed=names, dial=dial)
+    query = Query(messages=messages, allowed=names, cost_weight=cost_weight)
     asyncio.run(_ask(load_config(config), request, query, model, json_target))
 
 

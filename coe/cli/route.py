@@ -10,7 +10,7 @@ import typer
 from coe.cli.output import JsonTarget, emit_json, stdout_console
 from coe.cli.registry import RegistryUrl
 from coe.cli.route_report import decision_document, print_explanation
-from coe.cli.router.options import Dial, names_of, tell_of_truncation
+from coe.cli.router.options import CostWeight, names_of, tell_of_truncation
 from coe.cli.router.report import warnings_on_console
 from coe.cli.router.signals import SignalConfig, query_with_signals
 
@@ -33,7 +33,7 @@ def route(
     ] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", "-k", min=1, help="Most experts to ask.")] = None,
     allowed: Annotated[str | None, typer.Option("--allowed", metavar="A,B", help="Only these may answer.")] = None,
-    dial: Dial = None,
+    cost_weight: CostWeight = None,
     config: SignalConfig = None,
     registry: RegistryUrl = None,
     json: JsonTarget = None,
@@ -48,7 +48,7 @@ def route(
     query = query_with_signals(Query.of(text), loaded.router.requires, config=config, url=registry)
     estimate = loaded.router.estimate([query])
     chosen = _selector(select, top_k, estimate)
-    utility = Utility(dial=loaded.meta.dial if dial is None else dial)
+    utility = Utility(cost_weight=loaded.meta.cost_weight if cost_weight is None else cost_weight)
     ranking = len(estimate.experts) if chosen is None else None
     (decision,) = decide(estimate, utility=utility, allowed=names_of(allowed), select=chosen, k=ranking)
     encodes = getattr(loaded.router, "encoder", None)

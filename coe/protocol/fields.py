@@ -162,14 +162,14 @@ class ResponseFormat(_Strict):
 class Extension(_Strict):
     """The field `coe`: what this project adds to a request.
 
-    experts: those that may answer; exclude: those that may not. dial: quality (score in [0, 1]) given up per USD, in
+    experts: those that may answer; exclude: those that may not. cost_weight: quality (score in [0, 1]) given up per USD, in
     place of the policy's. seed: breaks ties between experts by chance. deadline_s: seconds until the request is given
     up. answers: also return what each expert said that was asked.
     """
 
     experts: Annotated[list[Text], Field(min_length=1)] | None = None
     exclude: list[Text] | None = None
-    dial: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    cost_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     answers: bool | None = None

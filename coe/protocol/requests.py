@@ -143,7 +143,7 @@ def _parsed(fields: f.CommonFields, request: GenerateRequest, ignored: set[str])
         request.messages or (Message("user", request.prompt or ""),),
         format=request.format,
         allowed=None if own.experts is None else frozenset(own.experts),
-        dial=own.dial,
+        cost_weight=own.cost_weight,
         seed=own.seed,
     )
     return Parsed(

@@ -1,7 +1,7 @@
-"""The dial that meets a target, found on training rows: estimates made by routers that had not seen those rows.
+"""The cost weight that meets a target, found on training rows: estimates made by routers that had not seen those rows.
 
-A dial that is read off the curve of the queries it is reported for flatters: the luckiest of many is taken. So
-`out_of_fold` routes every training row by a router that was trained on the others, `solve` finds the dial there, and
+A cost weight that is read off the curve of the queries it is reported for flatters: the luckiest of many is taken. So
+`out_of_fold` routes every training row by a router that was trained on the others, `solve` finds the cost weight there, and
 `routers.evaluation.cross_validation.cross_validate` does both inside each of its outer folds.
 """
 
@@ -41,7 +41,7 @@ class SaveCost:
     """The lowest mean cost at which the router is no worse than the best single expert.
 
     margin: how far accuracy must lie above the best single expert's on the training rows, in standard errors of the
-        paired difference. The cheapest of many dials that reach it is a lucky one; the margin pays for that.
+        paired difference. The cheapest of many cost weights that reach it is a lucky one; the margin pays for that.
     """
 
     name: ClassVar[str] = "save-cost"
@@ -57,15 +57,15 @@ Target = MeetBudget | SaveCost
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A dial, and what it came to on the rows that it was found on.
+    """A cost weight, and what it came to on the rows that it was found on.
 
     Attributes:
         accuracy, mean_cost: on those rows; best_single, best_single_cost: of the best single expert there.
-        met: whether the target is reached at all. Where it is not, the dial is that of the lowest cost for a budget,
+        met: whether the target is reached at all. Where it is not, the cost weight is that of the lowest cost for a budget,
             and of the highest accuracy for a saving.
     """
 
-    dial: float
+    cost_weight: float
     accuracy: float
     mean_cost: float
     best_single: float
@@ -78,10 +78,10 @@ class Solution:
 
 
 def solve(curve: curves.Sweep, target: Target, best_scores: metrics.Floats, best_costs: metrics.Floats) -> Solution:
-    """The dial of a sweep that meets a target best.
+    """The cost weight of a sweep that meets a target best.
 
     Args:
-        curve: n rows at t dials, routed by routers that had not seen them.
+        curve: n rows at t cost weights, routed by routers that had not seen them.
         best_scores, best_costs: (n,) of the best single expert of those rows.
     """
     accuracy, cost = curve.accuracy, curve.mean_cost
@@ -94,7 +94,7 @@ def solve(curve: curves.Sweep, target: Target, best_scores: metrics.Floats, best
         within = gain.mean(axis=1) >= target.margin * error
         index = int(np.where(within, cost, np.inf).argmin() if within.any() else accuracy.argmax())
     return Solution(
-        dial=float(curve.dials[index]),
+        cost_weight=float(curve.cost_weights[index]),
         accuracy=float(accuracy[index]),
         mean_cost=float(cost[index]),
         best_single=float(best_scores.mean()),
@@ -104,18 +104,18 @@ def solve(curve: curves.Sweep, target: Target, best_scores: metrics.Floats, best
 
 
 def solve_on(routing: Routing, table: OutcomeTable, target: Target) -> Solution:
-    """The dial that meets a target on rows that were routed out of fold.
+    """The cost weight that meets a target on rows that were routed out of fold.
 
     Raises:
         RouterError: costs are not recorded, or the router does not predict them.
     """
     if table.costs_usd is None:
         raise RouterError(
-            "a dial is solved for costs, and the table has none: add `cost::<expert>` columns, or give prices"
+            "a cost weight is solved for costs, and the table has none: add `cost::<expert>` columns, or give prices"
         )
     curve = routing.sweep(table)
     if curve is None:
-        raise RouterError("a dial is solved for costs, and this kind of router does not predict any")
+        raise RouterError("a cost weight is solved for costs, and this kind of router does not predict any")
     best = np.full(len(table), metrics.best_single(table.scores.mean(axis=0)))
     return solve(curve, target, metrics.picked(table.scores, best), metrics.picked(table.costs_usd, best))
 

@@ -112,7 +112,7 @@ def evaluate(
     heading = Heading(
         name or router.kind,
         router.kind,
-        dials=(utility.dial,),
+        cost_weights=(utility.cost_weight,),
         top_k=1 if select is None else select.k,
         composition=composition,
         route_ms=route_ms(router, table, utility, clock),
@@ -170,13 +170,13 @@ def cross_validate_all(
 ) -> list[RouterReport]:
     """Train on all folds but one, route the one left out, pool all of them. See `evaluate` for the arguments.
 
-    With a target the dial of each fold is solved on the other folds alone, by a cross-validation inside them; the
-    dial of `utility` is not used for the routers then, only for the baselines.
+    With a target the cost weight of each fold is solved on the other folds alone, by a cross-validation inside them; the
+    cost weight of `utility` is not used for the routers then, only for the baselines.
 
     Args:
         routers: name -> factory.
         folds: (n,) fold of each row; two different ones at least, three with a target.
-        baselines: name -> factory of further routers to show at the dial of `utility`. A factory that is also among
+        baselines: name -> factory of further routers to show at the cost weight of `utility`. A factory that is also among
             `routers` is trained once.
         on_progress: called with (trainings done, trainings in all), the first time with none done.
 
@@ -203,12 +203,12 @@ def cross_validate_all(
         heading = Heading(
             name,
             run.router.kind,
-            dials=run.dials,
+            cost_weights=run.cost_weights,
             target=target,
             solutions=run.solutions,
             top_k=1 if select is None else select.k,
             composition=composition,
-            route_ms=route_ms(run.router, last, replace(utility, dial=run.dials[-1]), clock),
+            route_ms=route_ms(run.router, last, replace(utility, cost_weight=run.cost_weights[-1]), clock),
             seed=seed,
         )
         reports.append(report(heading, plan.rows, run.routing, marks))
@@ -238,7 +238,7 @@ class _Run:
 
     router: TrainableRouter
     routing: Routing
-    dials: tuple[float, ...]
+    cost_weights: tuple[float, ...]
     solutions: tuple[Solution, ...]
 
 
@@ -269,19 +269,19 @@ class _Plan:
         return {label: Line.joined([part[label] for part in parts]) for label in parts[0]}
 
     def run(self, make: Factory, target: Target | None = None) -> _Run:
-        """A router over all folds, each at its own dial where there is a target."""
+        """A router over all folds, each at its own cost weight where there is a target."""
         solutions = {}
         if target is not None:
             for fold, train, routing in inner_routings(make, self.table, self.folds, self.count):
                 solutions[fold] = solve_on(routing, train, target)
-        utility, parts, dials = self.choosing.utility, [], []
+        utility, parts, cost_weights = self.choosing.utility, [], []
         for fold in self.names:
             router = make().fit(self.table.select(self.folds != fold))
             self.count()
-            at = replace(utility, dial=solutions[fold].dial) if target is not None else utility
+            at = replace(utility, cost_weight=solutions[fold].cost_weight) if target is not None else utility
             parts.append(route(router, self.table.select(self.folds == fold), replace(self.choosing, utility=at)))
-            dials.append(at.dial)
-        alike = tuple(dials) if target is not None else (utility.dial,)
+            cost_weights.append(at.cost_weight)
+        alike = tuple(cost_weights) if target is not None else (utility.cost_weight,)
         return _Run(router, Routing.joined(parts), alike, tuple(solutions.values()))
 
 
@@ -299,7 +299,7 @@ def stratified_folds(labels: Sequence[str], n_folds: int = 5, *, seed: int = 0) 
 
 def _checked(folds: NDArray[np.int64], table: OutcomeTable, least: int) -> NDArray[np.int64]:
     if len(folds) != len(table) or len(np.unique(folds)) < least:
-        some = {2: "two folds or more", 3: "three folds or more to solve a dial inside it"}[least]
+        some = {2: "two folds or more", 3: "three folds or more to solve a cost weight inside it"}[least]
         raise InvalidOutcomes(f"cross-validation needs {some}, and one for each of the {len(table)} rows")
     return np.asarray(folds)
 

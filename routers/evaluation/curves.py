@@ -1,4 +1,4 @@
-"""Cost-quality curves: what one pass of estimates comes to at every dial. Pure functions over (n_queries, n_experts).
+"""Cost-quality curves: what one pass of estimates comes to at every cost weight. Pure functions over (n_queries, n_experts).
 
 A point of a curve is (mean cost in USD a query, accuracy). Notation as in `routers.evaluation.metrics`.
 """
@@ -14,51 +14,53 @@ from numpy.typing import ArrayLike, NDArray
 from routers.evaluation.metrics import DRAWS, Floats, Picks, picked
 from routers.selectors import TIE_DECIMALS
 
-DIALS = 200
-"""Dials of a sweep."""
+COST_WEIGHTS = 200
+"""Cost weights of a sweep."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A routing of n queries at t dials.
+    """A routing of n queries at t cost weights.
 
     Attributes:
-        dials: (t,) ascending, the first is 0.
-        scores, costs: (t, n) what the experts chosen at each dial scored and cost (USD).
+        cost_weights: (t,) ascending, the first is 0.
+        scores, costs: (t, n) what the experts chosen at each cost weight scored and cost (USD).
     """
 
-    dials: Floats
+    cost_weights: Floats
     scores: Floats
     costs: Floats
 
     @property
     def accuracy(self) -> Floats:
-        """(t,) mean score at each dial."""
+        """(t,) mean score at each cost weight."""
         return np.asarray(self.scores.mean(axis=1))
 
     @property
     def mean_cost(self) -> Floats:
-        """(t,) USD a query at each dial."""
+        """(t,) USD a query at each cost weight."""
         return np.asarray(self.costs.mean(axis=1))
 
     @classmethod
     def joined(cls, parts: Sequence[Sweep]) -> Sweep:
-        """Sweeps of other queries at the same dials, side by side."""
-        return cls(parts[0].dials, *(np.concatenate([getattr(p, a) for p in parts], 1) for a in ("scores", "costs")))
+        """Sweeps of other queries at the same cost weights, side by side."""
+        return cls(
+            parts[0].cost_weights, *(np.concatenate([getattr(p, a) for p in parts], 1) for a in ("scores", "costs"))
+        )
 
 
 def choose(
-    quality: Floats, costs: Floats | None, eligible: NDArray[np.bool_] | None = None, dial: float = 0.0
+    quality: Floats, costs: Floats | None, eligible: NDArray[np.bool_] | None = None, cost_weight: float = 0.0
 ) -> Picks:
     """(n,) the choice that `routers.decision.decide` makes with k = 1, for all queries at once.
 
     Args:
-        quality, costs: (n, m) predicted; costs may be `None` where the dial is 0.
+        quality, costs: (n, m) predicted; costs may be `None` where the cost weight is 0.
         eligible: (n, m); `None` means all. A row without any leaves all.
     """
     utility = np.asarray(quality, dtype=np.float64)
-    if dial and costs is not None:
-        utility = utility - dial * costs
+    if cost_weight and costs is not None:
+        utility = utility - cost_weight * costs
     possible = ~np.isnan(utility)
     if eligible is not None:
         kept = possible & eligible
@@ -71,10 +73,12 @@ def choose(
     return np.asarray(np.where(best, unknown_last, np.inf).argmin(axis=1))
 
 
-def dial_grid(quality: Floats, costs: Floats, eligible: NDArray[np.bool_] | None = None, count: int = DIALS) -> Floats:
-    """(t,) dials from 0 to where every query goes to its cheapest expert, at about equal steps of predicted cost.
+def cost_weight_grid(
+    quality: Floats, costs: Floats, eligible: NDArray[np.bool_] | None = None, count: int = COST_WEIGHTS
+) -> Floats:
+    """(t,) cost weights from 0 to where every query goes to its cheapest expert, at about equal steps of predicted cost.
 
-    A query leaves its expert b for a cheaper one j at the dial (q_b - q_j) / (c_b - c_j), the first of those j first.
+    A query leaves its expert b for a cheaper one j at the cost weight (q_b - q_j) / (c_b - c_j), the first of those j first.
 
     Args:
         quality, costs: (n, m) predicted.
@@ -90,7 +94,7 @@ def dial_grid(quality: Floats, costs: Floats, eligible: NDArray[np.bool_] | None
 
 
 def _turns(quality: Floats, costs: Floats, eligible: NDArray[np.bool_] | None) -> tuple[Floats, Floats]:
-    """At which dials queries turn to a cheaper expert, and by how much their predicted cost falls there."""
+    """At which cost weights queries turn to a cheaper expert, and by how much their predicted cost falls there."""
     rows, now = np.arange(len(quality)), choose(quality, costs, eligible)
     found: list[tuple[Floats, Floats]] = []
     for _ in range(quality.shape[1] - 1):
@@ -115,17 +119,17 @@ def sweep(
     eligible: NDArray[np.bool_] | None,
     scores: Floats,
     costs: Floats,
-    dials: Floats | None = None,
+    cost_weights: Floats | None = None,
 ) -> Sweep:
-    """Decide the same estimates at every dial.
+    """Decide the same estimates at every cost weight.
 
     Args:
         quality, predicted_costs, eligible: (n, m) what the router predicted.
         scores, costs: (n, m) what the experts scored and cost.
-        dials: (t,); `None` takes `dial_grid`.
+        cost_weights: (t,); `None` takes `cost_weight_grid`.
     """
-    grid = dial_grid(quality, predicted_costs, eligible) if dials is None else dials
-    picks = [choose(quality, predicted_costs, eligible, float(dial)) for dial in grid]
+    grid = cost_weight_grid(quality, predicted_costs, eligible) if cost_weights is None else cost_weights
+    picks = [choose(quality, predicted_costs, eligible, float(cost_weight)) for cost_weight in grid]
     return Sweep(grid, np.stack([picked(scores, p) for p in picks]), np.stack([picked(costs, p) for p in picks]))
 
 
@@ -177,7 +181,7 @@ def aiq(costs: ArrayLike, accuracies: ArrayLike, c_min: float, c_max: float) -> 
 def cost_saved(costs: ArrayLike, accuracies: ArrayLike, best_single: float, best_single_cost: float) -> float | None:
     """1 - (lowest mean cost on the curve with A >= B) / cost of the best single expert.
 
-    Read off the curve of the queries that it is reported for, it flatters: choose the dial on training folds
+    Read off the curve of the queries that it is reported for, it flatters: choose the cost weight on training folds
     (`routers.evaluation.cost_weight`), and report what it saves elsewhere.
 
     Returns:
@@ -188,7 +192,7 @@ def cost_saved(costs: ArrayLike, accuracies: ArrayLike, best_single: float, best
 
 
 def band(curve: Sweep, *, draws: int = DRAWS, seed: int = 0, level: float = 0.95) -> tuple[Floats, Floats]:
-    """(t,) bounds of the accuracy at each dial: percentiles over resampled queries, the same ones at every dial."""
+    """(t,) bounds of the accuracy at each cost weight: percentiles over resampled queries, the same ones at every cost weight."""
     n, rng = curve.scores.shape[1], np.random.default_rng(seed)
     counts = rng.multinomial(n, np.full(n, 1.0 / n), size=draws).astype(np.float32)
     means = counts @ curve.scores.T.astype(np.float32) / n  # (draws, t)

@@ -78,14 +78,16 @@ def figure(reports: Sequence[RouterReport], *, title: str = "") -> Figure:
 
 
 def draw_curves(axes: Axes, reports: Sequence[RouterReport]) -> None:
-    """Accuracy (%) against USD per 1,000 queries: each router at every dial, the single experts and their hull."""
+    """Accuracy (%) against USD per 1,000 queries: each router at every cost weight, the single experts and their hull."""
     for index, report in enumerate(reports):
         if report.detail.curve is not None:
             _draw_curve(axes, report, index, with_band=index < BANDS)
     _draw_experts(axes, reports[0])
     axes.set_xlabel("mean cost (USD per 1,000 queries)")
     axes.set_ylabel("accuracy (%)")
-    axes.set_title("quality at every dial; large marker: the dial in use; band: 95% bootstrap", fontsize=10)
+    axes.set_title(
+        "quality at every cost weight; large marker: the cost weight in use; band: 95% bootstrap", fontsize=10
+    )
     axes.legend(loc="lower right", fontsize=8, framealpha=0.6)
     axes.grid(alpha=0.25)
 

@@ -1,4 +1,4 @@
-"""Routing: what a router did with the n queries of a table, its estimates kept whole, so that any dial can be tried."""
+"""Routing: what a router did with the n queries of a table, its estimates kept whole, so that any cost weight can be tried."""
 
 from __future__ import annotations
 
@@ -69,17 +69,17 @@ class Routing:
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: array[rows] for name, array in arrays.items() if array is not None})
 
-    def at(self, dial: float) -> Self:
-        """The same estimates decided at another dial."""
-        return replace(self, picks=curves.choose(self.quality, self.costs, self.eligible, dial))
+    def at(self, cost_weight: float) -> Self:
+        """The same estimates decided at another cost weight."""
+        return replace(self, picks=curves.choose(self.quality, self.costs, self.eligible, cost_weight))
 
-    def sweep(self, table: OutcomeTable, dials: metrics.Floats | None = None) -> curves.Sweep | None:
+    def sweep(self, table: OutcomeTable, cost_weights: metrics.Floats | None = None) -> curves.Sweep | None:
         """The cost-quality curve on the table that was routed; `None` where costs are unknown or not predicted."""
         if self.costs is None or table.costs_usd is None or not np.isfinite(self.costs).all():
             return None
         answered = ~self.refused[:, None]
         recorded = table.scores * answered, table.costs_usd * answered
-        return curves.sweep(self.quality, self.costs, self.eligible, *recorded, dials)
+        return curves.sweep(self.quality, self.costs, self.eligible, *recorded, cost_weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def route(router: Router, table: OutcomeTable, choosing: Choosing = Choosing()) 
     """Let a router choose for every row of a table; it is shown prompts and features, nothing else.
 
     Raises:
-        RouterError: the router needs features that the table does not have, or a dial is set without known costs.
+        RouterError: the router needs features that the table does not have, or a cost weight is set without known costs.
     """
     if missing := sorted(router.requires - set(table.features)):
         raise RouterError(f"this router needs features that the table does not have: {', '.join(missing)}")

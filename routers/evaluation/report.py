@@ -26,7 +26,7 @@ class Detail:
     Attributes:
         table: the n scored rows; routing, line: what the router did with them, in the same order.
         marks: name -> what other ways of choosing came to on the same rows.
-        curve: the router at every dial; `None` without costs, and for compositions.
+        curve: the router at every cost weight; `None` without costs, and for compositions.
         pair: of a pool of two, else `None`.
     """
 
@@ -49,13 +49,13 @@ class RouterReport:
         gap_recovered: (accuracy - best_single) / (oracle - best_single).
         route_ms_p50: median milliseconds to encode and decide one query alone, nothing cached.
         baselines: name -> accuracy, for rows of a table; baseline_costs: name -> mean cost.
-        cost_saved: 1 - mean_cost / best_single_cost at the dial in use, with its 95% paired bootstrap interval;
+        cost_saved: 1 - mean_cost / best_single_cost at the cost weight in use, with its 95% paired bootstrap interval;
             perf_gain: accuracy / best_single - 1 there.
         aiq: mean height of the cost-quality hull between c_min and c_max, the mean costs of the cheapest and of the
             dearest single expert on these rows; aiq_experts: the same of the single experts' own hull.
         ece: calibration error of the score that the router expected, against the actual score.
         apgr, cpt50, cpt80: of a pool of two, strong and weak on these rows (see `routers.evaluation.pair`).
-        dials: the dial in use: one, or one for each fold; target: what they were solved for.
+        cost_weights: the cost weight in use: one, or one for each fold; target: what they were solved for.
         calls: experts asked a query; top_k, composition: most to be asked, and what is made of their answers.
         abstained, truncated, refused: shares of the queries; nobody is asked a refused one, which scores and costs 0.
         expert_use: expert -> share of the queries it was given.
@@ -91,7 +91,7 @@ class RouterReport:
     apgr: float | None
     cpt50: float | None
     cpt80: float | None
-    dials: Sequence[float]
+    cost_weights: Sequence[float]
     target: Mapping[str, Any] | None
     top_k: int
     composition: str
@@ -119,7 +119,7 @@ class Heading:
     """What a report says of how it came about.
 
     Attributes:
-        name, kind: of the router; dials: in use; target, solutions: how they were found, one for each fold.
+        name, kind: of the router; cost weights: in use; target, solutions: how they were found, one for each fold.
         top_k, composition: experts asked, and what was made of their answers.
         route_ms: median milliseconds a decision.
         seed: of the bootstrap.
@@ -127,7 +127,7 @@ class Heading:
 
     name: str
     kind: str
-    dials: Sequence[float] = (0.0,)
+    cost_weights: Sequence[float] = (0.0,)
     target: Target | None = None
     solutions: Sequence[Solution] = ()
     top_k: int = 1
@@ -164,7 +164,7 @@ def report(heading: Heading, table: OutcomeTable, routing: Routing, marks: Mappi
         apgr=pair.apgr if pair else None,
         cpt50=pair.cpt(0.5) if pair else None,
         cpt80=pair.cpt(0.8) if pair else None,
-        dials=tuple(heading.dials),
+        cost_weights=tuple(heading.cost_weights),
         target=_target(heading),
         top_k=heading.top_k,
         composition=heading.composition,

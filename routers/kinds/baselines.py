@@ -80,7 +80,7 @@ class _MeansRouter:
 
 
 class BestSingleRouter(_MeansRouter):
-    """Every query to the expert with the best mean score in training; with a dial, to the one of best utility."""
+    """Every query to the expert with the best mean score in training; with a cost weight, to the one of best utility."""
 
     kind: ClassVar[str] = "best-single"
 
@@ -127,7 +127,7 @@ class RandomRouter(_MeansRouter):
     """A random expert for each query, always the same one for the same text and seed.
 
     `quality` is a lottery ticket, not an estimate, so that choices of several experts and choices among a few allowed
-    ones are random too; a dial makes no sense here. The confidence is the mean score of all experts.
+    ones are random too; a cost weight makes no sense here. The confidence is the mean score of all experts.
 
     Args:
         seed: another seed draws other experts.

@@ -31,7 +31,7 @@ def config(folder: Path, policies: str) -> Path:
     return path
 
 
-def train(folder: Path, experts: tuple[str, ...] = ("capital", "loud"), dial: float | None = None) -> None:
+def train(folder: Path, experts: tuple[str, ...] = ("capital", "loud"), cost_weight: float | None = None) -> None:
     """Questions on capitals are right with the first expert, shouting with the second."""
     encoder = build_encoder("hashing:256")
     countries = "Spain Italy Peru Chad Cuba Iran Mali Oman Fiji Laos Togo Malta Nepal Qatar Samoa Syria".split()
@@ -47,7 +47,13 @@ def train(folder: Path, experts: tuple[str, ...] = ("capital", "loud"), dial: fl
         domains=("capitals",) * 16 + ("shouting",) * 16,
     )
     router = build("category", encoder, {"max_abstain": 0.0}).fit(table)
-    save(router, folder, table=table, encoder=encoder, solved=None if dial is None else {"dial": dial})
+    save(
+        router,
+        folder,
+        table=table,
+        encoder=encoder,
+        solved=None if cost_weight is None else {"cost_weight": cost_weight},
+    )
 
 
 async def test_auto_routes_each_question_to_the_expert_that_was_measured_best(tmp_path: Path) -> None:
@@ -60,13 +66,13 @@ async def test_auto_routes_each_question_to_the_expert_that_was_measured_best(tm
         assert await reply.text() == "Tokyo" and reply.expert == "capital"
 
 
-async def test_a_policy_takes_the_dial_that_training_solved_unless_it_states_its_own(tmp_path: Path) -> None:
-    train(tmp_path / "solved", dial=12.5)
+async def test_a_policy_takes_the_cost_weight_that_training_solved_unless_it_states_its_own(tmp_path: Path) -> None:
+    train(tmp_path / "solved", cost_weight=12.5)
     train(tmp_path / "plain")
-    policies = "{default: {router: solved}, own: {router: solved, dial: 0}, plain: {router: plain}}"
+    policies = "{default: {router: solved}, own: {router: solved, cost_weight: 0}, plain: {router: plain}}"
     async with open_local(config(tmp_path, policies)) as system:
-        dials = {name: policy.utility.dial for name, policy in system.orchestrator.policies.items()}
-    assert dials == {"default": 12.5, "own": 0.0, "plain": 0.0}
+        cost_weights = {name: policy.utility.cost_weight for name, policy in system.orchestrator.policies.items()}
+    assert cost_weights == {"default": 12.5, "own": 0.0, "plain": 0.0}
 
 
 async def test_a_policy_of_one_expert_needs_no_router(tmp_path: Path) -> None:

@@ -89,25 +89,25 @@ async def test_the_answer_carries_its_cost_where_the_price_is_known() -> None:
     assert reply.policy is None and reply.decision.reason == "asked for by name"
 
 
-async def test_a_requests_own_dial_and_allowed_experts_override_the_policy() -> None:
+async def test_a_requests_own_cost_weight_and_allowed_experts_override_the_policy() -> None:
     system = orchestrator(Backend())
-    dialled = Query.of("hi", dial=1.0)
+    weighted = Query.of("hi", cost_weight=1.0)
     only = Query.of("hi", allowed=frozenset({"general"}))
-    assert [r.decision.experts for r in system.route([dialled, only, Query.of("hi")])] == [
+    assert [r.decision.experts for r in system.route([weighted, only, Query.of("hi")])] == [
         ("cheap",),
         ("general",),
         ("good",),
     ]
 
 
-async def test_patience_prices_the_time_to_load() -> None:
-    policy = Policy("default", Table(), utility=Utility(patience=0.1))
+async def test_latency_weight_prices_the_time_to_load() -> None:
+    policy = Policy("default", Table(), utility=Utility(latency_weight=0.1))
     system = Orchestrator(SNAPSHOT, {"default": policy}, ask=Backend(), load_s=lambda: {"good": 5.0})
     assert system.route([Query.of("hi")])[0].decision.experts == ("cheap",)
 
 
 async def test_named_policies_are_addressed_by_name() -> None:
-    frugal = Policy("frugal", Table(), utility=Utility(dial=1.0))
+    frugal = Policy("frugal", Table(), utility=Utility(cost_weight=1.0))
     system = orchestrator(Backend(), default=Policy("default", Table()), frugal=frugal)
     assert system.answer(REQUEST, model="coe/frugal").decision.experts == ("cheap",)
 

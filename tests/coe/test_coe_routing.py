@@ -48,15 +48,15 @@ def decided(outcomes: Sequence[Routed | RouterError]) -> list[RoutingDecision]:
 
 
 def test_a_batch_decides_each_query_as_it_would_be_decided_alone() -> None:
-    queries = [Query.of("x" * n, dial=dial) for n, dial in ((10, None), (90, None), (90, 2.0))]
-    policy = Policy("p", ByLength({"a": 0.1, "b": 0.4, "c": 0.2}), utility=Utility(dial=0.1), select=TopK(2))
+    queries = [Query.of("x" * n, cost_weight=cost_weight) for n, cost_weight in ((10, None), (90, None), (90, 2.0))]
+    policy = Policy("p", ByLength({"a": 0.1, "b": 0.4, "c": 0.2}), utility=Utility(cost_weight=0.1), select=TopK(2))
     together = decided(route(queries, policy, SNAPSHOT, {}))
     assert together == [decided(route([query], policy, SNAPSHOT, {}))[0] for query in queries]
     assert [decision.experts[0] for decision in together] == ["a", "b", "a"]
 
 
 def test_what_a_decision_was_made_from_makes_it_again() -> None:
-    policy = Policy("p", ByLength(), utility=Utility(patience=0.1), select=TopK(3))
+    policy = Policy("p", ByLength(), utility=Utility(latency_weight=0.1), select=TopK(3))
     [routed] = route([Query.of("x" * 55, allowed=frozenset("abc"))], policy, SNAPSHOT, {"b": 1.0})
     assert isinstance(routed, Routed) and routed.grounds is not None and routed.policy is policy
     assert routed.grounds.decide() == routed.decision and routed.decision.experts == ("a", "c", "b")
@@ -82,8 +82,8 @@ def test_a_query_that_nobody_may_answer_does_not_disturb_the_others() -> None:
     assert route([], Policy("p", router), SNAPSHOT, {}) == [] and router.batches == (2,)
 
 
-def test_a_dial_that_the_router_cannot_price_is_refused_to_its_own_query_only() -> None:
-    fine, refused = route([Query.of("x"), Query.of("x", dial=1.0)], Policy("p", ByLength()), SNAPSHOT, {})
+def test_a_cost_weight_that_the_router_cannot_price_is_refused_to_its_own_query_only() -> None:
+    fine, refused = route([Query.of("x"), Query.of("x", cost_weight=1.0)], Policy("p", ByLength()), SNAPSHOT, {})
     assert isinstance(fine, Routed) and isinstance(refused, RouterError) and "knows no costs" in str(refused)
 
 

@@ -71,16 +71,16 @@ def test_scores_that_are_all_alike_leave_the_cheapest_or_any(kind, level):
     estimate = router.estimate(TABLE.queries()[:20])
     sane(estimate)
     assert estimate.quality == pytest.approx(level, abs=0.1)
-    thrifty = decide(estimate, utility=Utility(dial=1e3))
+    thrifty = decide(estimate, utility=Utility(cost_weight=1e3))
     assert {d.experts[0] for d in thrifty} == {"cooking-expert"}
 
 
-def test_a_dial_without_costs_is_refused_with_the_remedy(kind):
+def test_a_cost_weight_without_costs_is_refused_with_the_remedy(kind):
     router = trained(kind, planted_table(80, costs=False))
     estimate = router.estimate(TABLE.queries()[:3])
     assert estimate.cost_usd is None
     with pytest.raises(RouterError, match="this router knows no costs: train it on a table with cost columns"):
-        decide(estimate, utility=Utility(dial=1.0))
+        decide(estimate, utility=Utility(cost_weight=1.0))
 
 
 def test_prompts_that_are_all_the_same(kind):

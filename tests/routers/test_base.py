@@ -36,7 +36,7 @@ def test_an_estimate_checks_its_shapes():
 
 
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
-@pytest.mark.parametrize("name", ["dial", "patience"])
+@pytest.mark.parametrize("name", ["cost_weight", "latency_weight"])
 def test_rates_are_finite_and_not_negative(name, value):
     with pytest.raises(RouterError, match=f"{name} must be a finite number >= 0"):
         Utility(**{name: value})

@@ -32,16 +32,16 @@ def test_the_best_quality_wins_where_cost_is_free():
     assert decision.reason == "large has an estimated quality of 0.800"
 
 
-def test_a_dial_prices_quality_against_cost():
-    [decision] = decide(ONE, utility=Utility(dial=2.0))
+def test_a_cost_weight_prices_quality_against_cost():
+    [decision] = decide(ONE, utility=Utility(cost_weight=2.0))
     assert decision.experts == ("medium",)
     assert decision.scores[0] == pytest.approx(0.7 - 2.0 * 0.01)
-    assert decide(ONE, utility=Utility(dial=100.0))[0].experts == ("small",)
+    assert decide(ONE, utility=Utility(cost_weight=100.0))[0].experts == ("small",)
 
 
-def test_patience_prices_the_wait_for_a_load():
+def test_latency_weight_prices_the_wait_for_a_load():
     loads = {"large": 3.0, "medium": 0.5, "of another host": 9.0}
-    [decision] = decide(ONE, utility=Utility(patience=0.1), load_s=loads)
+    [decision] = decide(ONE, utility=Utility(latency_weight=0.1), load_s=loads)
     assert decision.experts == ("medium",)
     assert decision.scores[0] == pytest.approx(0.7 - 0.1 * 0.5)
     assert decide(ONE, load_s=loads)[0].experts == ("large",)
@@ -49,7 +49,7 @@ def test_patience_prices_the_wait_for_a_load():
 
 def test_each_query_has_its_own_utility_and_its_own_allowed_experts():
     three = estimate([[0.5, 0.7, 0.8]] * 3, [[0.001, 0.01, 0.1]] * 3)
-    utilities = [Utility(), Utility(dial=2.0), Utility()]
+    utilities = [Utility(), Utility(cost_weight=2.0), Utility()]
     decisions = decide(three, utility=utilities, allowed=[None, None, {"small"}])
     assert [d.experts[0] for d in decisions] == ["large", "medium", "small"]
 
@@ -85,9 +85,9 @@ def test_ties_go_to_chance_with_an_rng_and_better_experts_still_win():
     assert "large" not in firsts
 
 
-def test_only_eligible_experts_are_chosen_whatever_the_dial():
+def test_only_eligible_experts_are_chosen_whatever_the_cost_weight():
     mapped = estimate([[0.5, 0.7, 0.8]], [[1, 1, 1]], eligible=np.array([[True, False, False]]), reasons=("mapped",))
-    [decision] = decide(mapped, k=3, utility=Utility(dial=0.1))
+    [decision] = decide(mapped, k=3, utility=Utility(cost_weight=0.1))
     assert (decision.experts, decision.reason) == (("small",), "mapped")
 
 
@@ -165,11 +165,11 @@ def test_allowed_that_mixes_names_and_collections_is_refused():
         decide(estimate([[0.5, 0.7, 0.8]] * 2), allowed=[["small"], "large"])
 
 
-def test_a_dial_needs_costs():
+def test_a_cost_weight_needs_costs():
     with pytest.raises(RouterError, match="this router knows no costs"):
-        decide(estimate([[0.5, 0.7, 0.8]]), utility=Utility(dial=1.0))
+        decide(estimate([[0.5, 0.7, 0.8]]), utility=Utility(cost_weight=1.0))
     with pytest.raises(RouterError, match="the cost of medium is unknown"):
-        decide(estimate([[0.5, 0.7, 0.8]], [[1, np.nan, 1]]), utility=Utility(dial=1.0))
+        decide(estimate([[0.5, 0.7, 0.8]], [[1, np.nan, 1]]), utility=Utility(cost_weight=1.0))
 
 
 @settings(max_examples=40, deadline=None)
@@ -178,13 +178,13 @@ def test_a_batch_decides_as_its_queries_alone_and_as_brute_force(seed, n, k):
     rng = np.random.default_rng(seed)
     quality, cost = rng.random((n, 4)).round(1), rng.random((n, 4)).round(1)
     names = ("a", "b", "c", "d")
-    rates = [Utility(dial=float(rng.integers(3)) / 2) for _ in range(n)]
+    rates = [Utility(cost_weight=float(rng.integers(3)) / 2) for _ in range(n)]
     allowed = [set(rng.choice(names, rng.integers(1, 5), replace=False).tolist()) for _ in range(n)]
     together = decide(Estimate(names, quality, cost), utility=rates, allowed=allowed, k=k)
     for i, decision in enumerate(together):
         alone = decide(Estimate(names, quality[[i]], cost[[i]]), utility=rates[i], allowed=allowed[i], k=k)
         assert [decision] == alone
-        utility = (quality[i] - rates[i].dial * cost[i]).round(9)
+        utility = (quality[i] - rates[i].cost_weight * cost[i]).round(9)
         ranked = sorted((-utility[j], cost[i, j], j) for j in range(4) if names[j] in allowed[i])
         assert decision.experts == tuple(names[j] for *_, j in ranked[:k])
 

@@ -74,7 +74,9 @@ def test_cascade_goes_on_to_dearer_and_better_experts_and_ends_with_the_best():
 
 def test_cascade_compares_by_utility_and_its_first_expert_bears_the_confidence():
     told = estimate([[0.5, 0.7, 0.8, 0.75]], [[1e-3, 1e-2, 1e-1, 1.0]], confidence=np.array([0.99]))
-    assert chosen(Cascade(tolerance=0.1, k=4), told, utility=Utility(dial=2.0)) == ("medium",)  # 0.68 is the best now
+    assert chosen(Cascade(tolerance=0.1, k=4), told, utility=Utility(cost_weight=2.0)) == (
+        "medium",
+    )  # 0.68 is the best now
     assert decide(told, select=Cascade(tolerance=0.0))[0].confidence == 0.99
     [cheap] = decide(told, select=Cascade(tolerance=0.3, k=2))
     assert (cheap.confidence, cheap.quality, cheap.scores) == (0.5, (0.5, 0.8), (0.5, 0.8))
@@ -129,7 +131,7 @@ def test_a_price_takes_its_share_of_a_recruits_weight():
     # utilities 0.4 of 0.8 and 0.6 of 0.6: half of 3 is left, all of 2
     of = weighted([3.0, 2.0], quality=(0.8, 0.6), cost=[[0.4, 0.0]])
     assert decide(of, select=Recruit(2))[0].weights == (0.6, 0.4)
-    priced = decide(of, select=Recruit(2), utility=Utility(dial=1.0))[0]
+    priced = decide(of, select=Recruit(2), utility=Utility(cost_weight=1.0))[0]
     assert priced.experts == ("medium", "small") and priced.weights == pytest.approx((4 / 7, 3 / 7))
 
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from coe.cli.output import JsonTarget, emit_json, stdout_console
 from coe.cli.registry import RegistryUrl
-from coe.cli.router.options import Dial, Experts, Outcomes, Prices, Require, Seed, encoder_of, table_of
+from coe.cli.router.options import CostWeight, Experts, Outcomes, Prices, Require, Seed, encoder_of, table_of
 from coe.cli.router.report import check_required, encoding_progress, parse_required, per_thousand, warnings_on_console
 from coe.cli.router.signals import SignalConfig, with_signals
 
@@ -34,7 +34,7 @@ def compare(
     outcomes: Outcomes,
     experts: Experts = None,
     prices: Prices = None,
-    dial: Dial = None,
+    cost_weight: CostWeight = None,
     seed: Seed = 0,
     require: Require = None,
     config: SignalConfig = None,
@@ -48,7 +48,7 @@ def compare(
     table = table_of(outcomes, experts, prices)
     reads = partial(with_signals, config=config, url=registry)
     with warnings_on_console():
-        lines = [named for source in sources for named in _lines(source, table, dial, reads)]
+        lines = [named for source in sources for named in _lines(source, table, cost_weight, reads)]
     if len(lines) < 2:
         raise typer.BadParameter("there is only one router: give two, or a report of several", param_hint="sources")
     (reference, theirs), *others = lines
@@ -60,13 +60,13 @@ def compare(
 
 
 def _lines(
-    source: Path, table: OutcomeTable, dial: float | None, reads: Callable[..., OutcomeTable]
+    source: Path, table: OutcomeTable, cost_weight: float | None, reads: Callable[..., OutcomeTable]
 ) -> Iterator[tuple[str, Line]]:
     """(name, what it came to) of every router in a report or a folder."""
     from routers.evaluation.compare import line_of_picks
 
     if source.is_dir():
-        yield str(source), _routed(source, table, dial, reads)
+        yield str(source), _routed(source, table, cost_weight, reads)
         return
     for document in _read(source):
         name = f"{source.stem}: {document['router']}"
@@ -85,7 +85,7 @@ def _read(source: Path) -> Sequence[dict[str, Any]]:
     raise typer.BadParameter(f"{source} is no report of `coe router`", param_hint="sources")
 
 
-def _routed(folder: Path, table: OutcomeTable, dial: float | None, reads: Callable[..., OutcomeTable]) -> Line:
+def _routed(folder: Path, table: OutcomeTable, cost_weight: float | None, reads: Callable[..., OutcomeTable]) -> Line:
     from routers.artifacts import load
     from routers.decision import Utility
     from routers.evaluation.cross_validation import warn_of_overlap
@@ -96,7 +96,7 @@ def _routed(folder: Path, table: OutcomeTable, dial: float | None, reads: Callab
         loaded = load(folder, make_encoder=lambda name: encoder_of(name, on_progress))
         warn_of_overlap(loaded.meta.reference, table)
         table = table.with_experts([name for name in table.experts if name in loaded.router.experts])
-        choosing = Choosing(Utility(dial=loaded.meta.dial if dial is None else dial))
+        choosing = Choosing(Utility(cost_weight=loaded.meta.cost_weight if cost_weight is None else cost_weight))
         table = reads(table, loaded.router.requires, on_progress)
         return line_of(table, route(loaded.router, table, choosing))
 

@@ -14,7 +14,7 @@ from coe.cli.router.options import (
     BudgetMinutes,
     BudgetUsd,
     Compose,
-    Dial,
+    CostWeight,
     EncoderName,
     Encoders,
     Experts,
@@ -65,7 +65,7 @@ def cv(
     seed: Seed = 0,
     encoder: EncoderName = None,
     settings: Settings = None,
-    dial: Dial = None,
+    cost_weight: CostWeight = None,
     budget_usd: BudgetUsd = None,
     save_cost: SaveCostFlag = False,
     margin: Margin = None,
@@ -87,8 +87,8 @@ def cv(
     from routers.factory import build, reads_text
 
     required, target = parse_required(require or []), target_of(budget_usd, save_cost, margin)
-    if target is not None and dial is not None:
-        raise typer.BadParameter("the dial is either given or solved", param_hint="--dial")
+    if target is not None and cost_weight is not None:
+        raise typer.BadParameter("the cost weight is either given or solved", param_hint="--cost-weight")
     encoder, further = first_and_further(encoder, encoders)
     flags = {"label_column": label_column, "budget_minutes": budget_minutes, "encoders": further}
     chosen = settings_of_kinds(kind, settings or [], seed, **flags)
@@ -112,7 +112,7 @@ def cv(
             table,
             assigned,
             baselines=baselines,
-            utility=Utility(dial=dial or 0.0),
+            utility=Utility(cost_weight=cost_weight or 0.0),
             target=target,
             select=selector_of(select, top_k),
             compose=recorded,

@@ -11,7 +11,7 @@ from coe.cli.output import JsonTarget, console, emit_json
 from coe.cli.registry import RegistryUrl
 from coe.cli.router.options import (
     Compose,
-    Dial,
+    CostWeight,
     Experts,
     Outcomes,
     Plot,
@@ -53,7 +53,7 @@ def evaluate(
         Path | None,
         typer.Option("--train-outcomes", help="The training table: also shows kNN and category trained on it."),
     ] = None,
-    dial: Dial = None,
+    cost_weight: CostWeight = None,
     top_k: TopK = 1,
     select: Select = None,
     compose: Compose = None,
@@ -85,7 +85,7 @@ def evaluate(
                 train_table=train_table,
                 baselines=_baselines(loaded, train_table, seed),
                 experts=names_of(experts),
-                utility=Utility(dial=loaded.meta.dial if dial is None else dial),
+                utility=Utility(cost_weight=loaded.meta.cost_weight if cost_weight is None else cost_weight),
                 select=selector_of(select, top_k),
                 compose=recorded,
                 composition=compose or "single",

@@ -38,17 +38,23 @@ Require = Annotated[
     list[str] | None,
     typer.Option("--require", metavar="FIGURE:LOW", help="Exit with 1 unless FIGURE >= LOW; may be repeated."),
 ]
-Dial = Annotated[
+CostWeight = Annotated[
     float | None,
-    typer.Option("--dial", min=0, help="Quality (0 to 1) given up per USD; by default what training solved, or 0."),
+    typer.Option(
+        "--cost-weight", min=0, help="Quality (0 to 1) given up per USD; by default what training solved, or 0."
+    ),
 ]
 BudgetUsd = Annotated[
     float | None,
-    typer.Option("--budget-usd", metavar="USD", help="Solve the dial for this mean cost a query, on training folds."),
+    typer.Option(
+        "--budget-usd", metavar="USD", help="Solve the cost weight for this mean cost a query, on training folds."
+    ),
 ]
 SaveCostFlag = Annotated[
     bool,
-    typer.Option("--save-cost", help="Solve the dial for the lowest cost at the accuracy of the best single expert."),
+    typer.Option(
+        "--save-cost", help="Solve the cost weight for the lowest cost at the accuracy of the best single expert."
+    ),
 ]
 Margin = Annotated[
     float | None,
@@ -147,7 +153,7 @@ def _setting(text: str, flag: str = "--set") -> tuple[str, Any]:
 
 
 def target_of(budget_usd: float | None, save_cost: bool, margin: float | None) -> Target | None:
-    """What the dial is solved for, if anything.
+    """What the cost weight is solved for, if anything.
 
     Raises:
         typer.BadParameter: two targets at once, or a margin of none.

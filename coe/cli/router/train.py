@@ -69,7 +69,7 @@ def train(
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
-    """Train a router on an outcome table and save it, with a dial solved on its folds where a target is given."""
+    """Train a router on an outcome table and save it, with a cost weight solved on its folds where a target is given."""
     from routers.artifacts import save
     from routers.factory import build, reads_text
 
@@ -116,19 +116,21 @@ def train(
 
 
 def _solved(make: Factory, table: OutcomeTable, folds: NDArray[np.int64], target: Target) -> dict[str, Any]:
-    """The dial for a target, from routers that had not seen the rows that they are judged by."""
+    """The cost weight for a target, from routers that had not seen the rows that they are judged by."""
     from routers.evaluation.cost_weight import MeetBudget, out_of_fold, solve_on
 
     found = solve_on(out_of_fold(make, table, folds), table, target)
     saved = 1 - found.mean_cost / found.best_single_cost if found.best_single_cost else 0.0
     console.print(
-        f"dial {found.dial:.4g}: out of fold {100 * found.accuracy:.2f}% at {1e3 * found.mean_cost:.4f} USD per 1k "
+        f"cost weight {found.cost_weight:.4g}: out of fold {100 * found.accuracy:.2f}% at {1e3 * found.mean_cost:.4f} USD per 1k "
         f"queries, {100 * saved:.1f}% less than the best single expert ({100 * found.best_single:.2f}%)",
         highlight=False,
     )
     if not found.met:
         missed = "this budget" if isinstance(target, MeetBudget) else "the accuracy of the best single expert"
-        console.print(f"[yellow]warning:[/] no dial reaches {missed} on the training folds; this one comes nearest")
+        console.print(
+            f"[yellow]warning:[/] no cost weight reaches {missed} on the training folds; this one comes nearest"
+        )
     return found.to_json(target)
 
 

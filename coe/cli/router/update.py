@@ -65,7 +65,7 @@ def update(
     )
     if loaded.meta.solved is not None:
         console.print(
-            f"[yellow]note:[/] the dial {loaded.meta.dial:.4g} was solved on the old outcomes and is not carried over: "
+            f"[yellow]note:[/] the cost weight {loaded.meta.cost_weight:.4g} was solved on the old outcomes and is not carried over: "
             "solve it anew (`coe router train --save-cost` or `--budget-usd`), or set it in the policy"
         )
     if json != "-":

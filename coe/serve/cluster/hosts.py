@@ -125,7 +125,7 @@ class Hosts:
         return hosts[order[0]][0] if order else names[0]
 
     def load_s(self) -> dict[str, float]:
-        """Expected seconds until each expert could be ready somewhere: what policies with patience ask."""
+        """Expected seconds until each expert could be ready somewhere: what policies with latency weight ask."""
         seconds: dict[str, float] = {}
         for expert, names in self._serving.items():
             group = self._catalogue.snapshot.experts[expert].residency_key

@@ -160,7 +160,7 @@ def _query_document(query: Query, texts: bool) -> dict[str, Any]:
         "n_messages": len(query.messages),
         "n_characters": sum(len(message.content) for message in query.messages),
         "allowed": None if query.allowed is None else sorted(query.allowed),
-        "dial": _number(query.dial),
+        "cost_weight": _number(query.cost_weight),
         "seed": query.seed,
         **(_texts(query) if texts else {}),
     }
@@ -188,7 +188,10 @@ def _grounds_document(grounds: Grounds) -> dict[str, Any]:
         "reason": None if estimate.reasons is None else estimate.reasons[0],
         "truncated": None if estimate.truncated is None else bool(estimate.truncated[0]),
         "weights": None if estimate.weights is None else _numbers(estimate.weights[0]),
-        "utility": {"dial": _number(grounds.utility.dial), "patience": _number(grounds.utility.patience)},
+        "utility": {
+            "cost_weight": _number(grounds.utility.cost_weight),
+            "latency_weight": _number(grounds.utility.latency_weight),
+        },
         "load_s": {name: _number(seconds) for name, seconds in grounds.load_s.items()},
         "allowed": sorted(grounds.allowed),
         "select": selector_document(grounds.select),
@@ -241,7 +244,7 @@ def _query(document: Mapping[str, Any]) -> Query:
         tools=tuple(document["tools"]),
         format=document["format"],
         allowed=None if document["allowed"] is None else frozenset(document["allowed"]),
-        dial=None if document["dial"] is None else float(document["dial"]),
+        cost_weight=None if document["cost_weight"] is None else float(document["cost_weight"]),
         seed=None if document["seed"] is None else index(document["seed"]),
     )
 
@@ -249,7 +252,7 @@ def _query(document: Mapping[str, Any]) -> Query:
 def _grounds(document: Mapping[str, Any]) -> Grounds:
     return Grounds(
         _estimate(document),
-        utility=Utility(float(document["utility"]["dial"]), float(document["utility"]["patience"])),
+        utility=Utility(float(document["utility"]["cost_weight"]), float(document["utility"]["latency_weight"])),
         allowed=frozenset(document["allowed"]),
         select=build_selector(document["select"] if "select" in document else {"kind": "top-k", "k": document["k"]}),
         load_s={name: float(seconds) for name, seconds in document["load_s"].items()},

@@ -134,7 +134,7 @@ def _route(routes: Routes, queries: list[Query], model: str) -> list[Routed | Ex
 
 
 def _blamed(query: Query, outcome: Routed | Exception) -> Routed | Exception:
-    """A router that cannot take a request's own dial is no fault of the server."""
-    if query.dial and isinstance(outcome, RouterError) and not isinstance(outcome, NoEligibleExpert):
-        return InvalidFields(FieldProblem("coe.dial", "unsupported_value", str(outcome)))
+    """A router that cannot take a request's own cost weight is no fault of the server."""
+    if query.cost_weight and isinstance(outcome, RouterError) and not isinstance(outcome, NoEligibleExpert):
+        return InvalidFields(FieldProblem("coe.cost_weight", "unsupported_value", str(outcome)))
     return outcome

@@ -28,7 +28,9 @@ class Candidate:
 
 
 CANDIDATES: tuple[Candidate, ...] = (
-    Candidate("category", {"choice": "soft"}),  # every expert stays eligible: for dials, and several experts a query
+    Candidate(
+        "category", {"choice": "soft"}
+    ),  # every expert stays eligible: for cost weights, and several experts a query
     Candidate("knn", {"k": 40}),
     Candidate("knn", {"k": 100}),
     Candidate("cluster"),

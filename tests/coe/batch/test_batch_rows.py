@@ -67,9 +67,11 @@ def test_parquet_rows_have_nulls_for_what_is_not_given() -> None:
 
 
 def test_what_has_no_effect_is_named_and_who_may_answer_is_kept() -> None:
-    row = parse(as_json({"prompt": "x", "user": "me", "coe": {"experts": ["geo"], "deadline_s": 3, "dial": 2.0}}))
+    row = parse(
+        as_json({"prompt": "x", "user": "me", "coe": {"experts": ["geo"], "deadline_s": 3, "cost_weight": 2.0}})
+    )
     assert row.error is None and set(row.ignored) == {"user", "coe.deadline_s"}
-    assert row.query is not None and row.query.allowed == {"geo"} and row.query.dial == 2.0
+    assert row.query is not None and row.query.allowed == {"geo"} and row.query.cost_weight == 2.0
     assert row.request is not None and row.request.deadline_s is None
     without = parse(as_json({"prompt": "x", "coe": {"exclude": ["geo"]}}))
     assert without.query is not None and without.query.allowed == {"sql"}

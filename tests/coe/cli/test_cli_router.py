@@ -30,7 +30,7 @@ KEYS = {
 }  # fmt: skip
 MORE_KEYS = {
     "baseline_costs", "cost_saved", "cost_saved_ci95_low", "cost_saved_ci95_high", "perf_gain", "aiq", "aiq_experts",
-    "c_min", "c_max", "ece", "apgr", "cpt50", "cpt80", "dials", "target", "top_k", "composition", "calls", "abstained",
+    "c_min", "c_max", "ece", "apgr", "cpt50", "cpt80", "cost_weights", "target", "top_k", "composition", "calls", "abstained",
     "truncated", "refused", "expert_use", "by_domain",
 }  # fmt: skip
 
@@ -157,13 +157,13 @@ def test_cv_shows_baselines_for_kinds_that_read_no_text_where_an_encoder_is_give
     assert set(encoded["baselines"]) - set(plain["baselines"]) == {"knn", "category"}
 
 
-def test_cv_solves_a_dial_in_each_fold(files):
+def test_cv_solves_a_cost_weight_in_each_fold(files):
     command = ["router", "cv", "--outcomes", files / "train.parquet", "--encoder", "hashing:128", "--kind", "knn"]
     command += ["--set", "k=15", *priced(files), "--json", files / "cv.json"]
     shown = run(*command, "--budget-usd", "0.004").stdout
     (report,) = json.loads((files / "cv.json").read_text())
-    assert "dial solved in each fold: " in shown
-    assert len(report["dials"]) == 3
+    assert "cost weight solved in each fold: " in shown
+    assert len(report["cost_weights"]) == 3
     assert report["target"]["name"] == "budget"
     assert {fold["target"]["usd"] for fold in report["target"]["folds"]} == {0.004}
     assert all(fold["mean_cost"] <= 0.004 for fold in report["target"]["folds"])
@@ -180,33 +180,33 @@ def test_cv_solves_a_dial_in_each_fold(files):
 
 def test_targets_that_contradict_each_other(files):
     command = ["router", "cv", "--outcomes", files / "train.parquet", "--kind", "best-single"]
-    for wrong in (["--save-cost", "--budget-usd", "1"], ["--margin", "1"], ["--save-cost", "--dial", "1"]):
+    for wrong in (["--save-cost", "--budget-usd", "1"], ["--margin", "1"], ["--save-cost", "--cost-weight", "1"]):
         assert run(*command, *wrong, ok=False).exit_code == 2
     missing = run(*command, "--save-cost", ok=False)
     assert "the table has none: add `cost::<expert>` columns, or give prices" in str(missing.exception)
-    unknown = run("router", "cv", "--outcomes", files / "train.parquet", "--kind", "knn", "--dial", "1",
+    unknown = run("router", "cv", "--outcomes", files / "train.parquet", "--kind", "knn", "--cost-weight", "1",
                   "--encoder", "hashing:64", "--set", "k=9", ok=False)  # fmt: skip
     assert "this router knows no costs" in str(unknown.exception)
 
 
-def test_a_router_is_trained_for_a_target_and_keeps_its_dial(files):
+def test_a_router_is_trained_for_a_target_and_keeps_its_cost_weight(files):
     command = ["router", "train", "--outcomes", files / "train.parquet", "--kind", "knn", "--encoder", "hashing:128"]
     command += ["--set", "k=15", *priced(files), "--out", files / "r"]
     result = run(*command, "--budget-usd", "0.004", "--json", files / "train.json")
     solved = json.loads((files / "train.json").read_text())["solved"]
     meta = load(files / "r").meta
     assert meta.solved == solved
-    assert meta.dial == solved["dial"] > 0
+    assert meta.cost_weight == solved["cost_weight"] > 0
     assert solved["mean_cost"] <= 0.004
-    assert f"dial {solved['dial']:.4g}: out of fold" in result.stderr
+    assert f"cost weight {solved['cost_weight']:.4g}: out of fold" in result.stderr
     test = ["--outcomes", files / "test.jsonl", *priced(files), "--json", "-"]
     (kept,) = json.loads(run("router", "eval", files / "r", *test).stdout)
-    (free,) = json.loads(run("router", "eval", files / "r", *test, "--dial", "0").stdout)
-    assert kept["dials"] == [solved["dial"]]
+    (free,) = json.loads(run("router", "eval", files / "r", *test, "--cost-weight", "0").stdout)
+    assert kept["cost_weights"] == [solved["cost_weight"]]
     assert kept["mean_cost"] < free["mean_cost"]
-    assert load(trained_without(files)).meta.dial == 0
+    assert load(trained_without(files)).meta.cost_weight == 0
     low = run(*command, "--budget-usd", "0.0005")
-    assert "no dial reaches this budget" in " ".join(low.stderr.split())
+    assert "no cost weight reaches this budget" in " ".join(low.stderr.split())
 
 
 def trained_without(files):

@@ -70,7 +70,7 @@ def test_an_expert_goes_and_another_comes(router, tmp_path, coe_home):
     np.testing.assert_allclose(meta.reference.mean_scores, [0.5, 0.0])
 
 
-def test_a_solved_dial_is_not_carried_over_in_silence(tmp_path):
+def test_a_solved_cost_weight_is_not_carried_over_in_silence(tmp_path):
     priced = replace(outcomes(0, 40), costs_usd=np.full((40, 2), 0.25))
     priced.write(tmp_path / "train.parquet")
     run("train", "--outcomes", tmp_path / "train.parquet", "--kind", "knn", "--set", "k=5", "--encoder", "hashing:64",

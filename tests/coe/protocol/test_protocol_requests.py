@@ -65,7 +65,7 @@ def test_every_used_field_of_a_chat_request_arrives() -> None:
         user="u",
         store=False,
         metadata=None,
-        coe={"experts": ["x", "y"], "exclude": ["y"], "dial": 2, "seed": 5, "deadline_s": 1.5},
+        coe={"experts": ["x", "y"], "exclude": ["y"], "cost_weight": 2, "seed": 5, "deadline_s": 1.5},
     )
     messages = (Message("system", "Be brief."), Message("user", "ab"), Message("assistant", "c"), Message("tool", "d"))
     assert parsed.request == GenerateRequest(
@@ -79,7 +79,7 @@ def test_every_used_field_of_a_chat_request_arrives() -> None:
         stream=True,
         format="json",
     )
-    assert parsed.query == Query(messages, format="json", allowed=frozenset({"x", "y"}), dial=2.0, seed=5)
+    assert parsed.query == Query(messages, format="json", allowed=frozenset({"x", "y"}), cost_weight=2.0, seed=5)
     assert parsed.model == "coe/frugal" and parsed.stream and parsed.include_usage
     assert parsed.ignored == (
         "messages[].name",
@@ -214,7 +214,7 @@ def test_wrong_messages_say_where_and_what(turn: object, param: str, message: st
         ({"toools": []}, "toools", "did you mean 'tools'"),
         ({"usr": "x"}, "usr", "did you mean 'user'"),
         ({"coe": {"expert": ["x"]}}, "coe.expert", "did you mean 'experts'"),
-        ({"coe": {"dial": -1}}, "coe.dial", "should be greater than or equal to 0, got -1"),
+        ({"coe": {"cost_weight": -1}}, "coe.cost_weight", "should be greater than or equal to 0, got -1"),
         ({"coe": {"deadline_s": 0}}, "coe.deadline_s", "should be greater than 0, got 0"),
         ({"coe": {"experts": []}}, "coe.experts", "must not be empty"),
         ({"coe": []}, "coe", "should be an object, got []"),

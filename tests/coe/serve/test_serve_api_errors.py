@@ -51,8 +51,8 @@ async def test_wrong_requests_are_bad_requests_that_name_the_field() -> None:
         assert (error.param, error.code) == ("temprature", "unknown_parameter") and "'temperature'" in error.message
         error = await refused(g, extra_body={"coe": {"exclude": ["uper"]}})
         assert error.param == "coe.exclude" and "did you mean 'upper'" in error.message
-        error = await refused(g, extra_body={"coe": {"dial": 2}})
-        assert (error.param, error.status_code) == ("coe.dial", 400) and "knows no costs" in error.message
+        error = await refused(g, extra_body={"coe": {"cost_weight": 2}})
+        assert (error.param, error.status_code) == ("coe.cost_weight", 400) and "knows no costs" in error.message
 
 
 async def test_json_is_refused_where_no_expert_promises_it() -> None:

@@ -51,7 +51,7 @@ def test_a_line_says_everything_about_a_request() -> None:
         "n_messages": 1,
         "n_characters": 12,
         "allowed": None,
-        "dial": None,
+        "cost_weight": None,
         "seed": None,
     }
     assert line["grounds"]["quality"] == [0.5, 0.9, 0.1] and line["grounds"]["select"] == {"kind": "top-k", "k": 2}
@@ -90,7 +90,7 @@ def test_texts_are_written_only_when_asked_for_and_come_back_as_the_query() -> N
         tools=({"type": "function", "function": {"name": "f"}},),
         format="json",
         allowed=frozenset({"good", "cheap"}),
-        dial=0.1,
+        cost_weight=0.1,
         seed=7,
     )
     request = finished(routed=Routed(query, routed().decision, policy(), grounds(), Single()))
@@ -101,7 +101,7 @@ def test_texts_are_written_only_when_asked_for_and_come_back_as_the_query() -> N
 
 def test_equal_queries_have_equal_digests_whatever_else_is_asked() -> None:
     one = query_digest(Query.of("a", tools=({"x": 1, "y": 2},)))
-    assert one == query_digest(Query.of("a", tools=({"y": 2, "x": 1},), dial=3.0, allowed=frozenset("b")))
+    assert one == query_digest(Query.of("a", tools=({"y": 2, "x": 1},), cost_weight=3.0, allowed=frozenset("b")))
     assert one != query_digest(Query.of("b", tools=({"x": 1, "y": 2},))) != query_digest(Query.of("b"))
 
 
@@ -400,7 +400,7 @@ def test_a_bad_line_in_the_middle_is_an_error_with_its_place(tmp_path: Path, bad
         ("select", {"kind": "top-k", "k": 0}),
         ("seed", 1.5),
         ("quality", [0.5]),
-        ("utility", {"dial": 1}),
+        ("utility", {"cost_weight": 1}),
     ],
 )
 def test_values_of_a_wrong_kind_are_an_error_not_another_decision(field: str, value: object) -> None:

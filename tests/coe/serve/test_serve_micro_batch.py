@@ -40,7 +40,9 @@ class Gate:
 
     def outcome(self, query: Query) -> Routed | RouterError | CoeError:
         if query.text.startswith("refuse"):
-            return NoEligibleExpert(query.text) if "dial" not in query.text else RouterError("no costs are known")
+            return (
+                NoEligibleExpert(query.text) if "cost_weight" not in query.text else RouterError("no costs are known")
+            )
         return Routed(query, RoutingDecision((query.text,), (1.0,), (1.0,), 1.0), None, None, Single())
 
 
@@ -50,8 +52,8 @@ def no_router_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coe.serve.http.micro_batch.QUICK_S", 0.0)
 
 
-async def route(batch: MicroBatch, gate: Gate, text: str, model: str = "auto", dial: float | None = None) -> str:
-    return (await batch.route(gate, Query.of(text, dial=dial), model)).decision.experts[0]
+async def route(batch: MicroBatch, gate: Gate, text: str, model: str = "auto", cost_weight: float | None = None) -> str:
+    return (await batch.route(gate, Query.of(text, cost_weight=cost_weight), model)).decision.experts[0]
 
 
 async def held(gate: Gate, batch: MicroBatch) -> asyncio.Task[str]:
@@ -103,14 +105,14 @@ async def test_an_error_reaches_its_own_caller_only() -> None:
     batch.close()
 
 
-async def test_a_dial_that_the_router_cannot_take_is_the_callers_error() -> None:
+async def test_a_cost_weight_that_the_router_cannot_take_is_the_callers_error() -> None:
     gate, batch = Gate(), MicroBatch()
-    with pytest.raises(InvalidRequest, match=r"coe.dial: no costs are known"):
-        await route(batch, gate, "refuse dial", dial=2.0)
+    with pytest.raises(InvalidRequest, match=r"coe.cost_weight: no costs are known"):
+        await route(batch, gate, "refuse cost weight", cost_weight=2.0)
     with pytest.raises(RouterError, match="no costs are known"):
-        await route(batch, gate, "refuse dial")
+        await route(batch, gate, "refuse cost weight")
     with pytest.raises(NoEligibleExpert):
-        await route(batch, gate, "refuse", dial=2.0)
+        await route(batch, gate, "refuse", cost_weight=2.0)
     batch.close()
 
 

@@ -62,12 +62,12 @@ def _grounds(draw: st.DrawFn) -> Grounds:
             values = values.map(lambda value: float(np.float32(value)))
         return arrays(kind, size, elements=values)
 
-    dial = draw(st.sampled_from([0.0, 0.5]) | st.floats(0, 10))
-    costs = row(st.floats(0, 2) if dial else st.floats(0, 2) | st.just(np.nan))
+    cost_weight = draw(st.sampled_from([0.0, 0.5]) | st.floats(0, 10))
+    costs = row(st.floats(0, 2) if cost_weight else st.floats(0, 2) | st.just(np.nan))
     estimate = Estimate(
         experts,
         draw(row(QUALITIES)),
-        cost_usd=draw(costs if dial else maybe | costs),
+        cost_usd=draw(costs if cost_weight else maybe | costs),
         ood=draw(maybe | row(st.floats(0, 1), size=(1,))),
         labels=draw(maybe | st.tuples(st.text(max_size=5))),
         eligible=draw(maybe | row(st.booleans(), kind=np.bool_)),
@@ -78,7 +78,7 @@ def _grounds(draw: st.DrawFn) -> Grounds:
     )
     return Grounds(
         estimate,
-        Utility(dial, draw(st.sampled_from([0.0, 0.1]) | st.floats(0, 10))),
+        Utility(cost_weight, draw(st.sampled_from([0.0, 0.1]) | st.floats(0, 10))),
         allowed=draw(st.frozensets(st.sampled_from([*experts, "stranger"]), min_size=1)),
         select=draw(_selectors(costs=estimate.cost_usd is not None and bool(np.isfinite(estimate.cost_usd).all()))),
         load_s=draw(st.dictionaries(st.sampled_from(experts), SECONDS)),
@@ -122,9 +122,12 @@ class Noisy:
 
 
 def test_a_log_of_decisions_made_side_by_side_replays_identically(tmp_path: Path) -> None:
-    """In one batch, with dials, seeds and allowed experts of their own, as a gateway under load decides."""
+    """In one batch, with cost weights, seeds and allowed experts of their own, as a gateway under load decides."""
     variants = product((None, 0.0, 0.7), (None, 3), (None, frozenset({"good", "general"})), range(25))
-    queries = [Query.of(f"{n}", dial=dial, seed=seed, allowed=allowed) for dial, seed, allowed, n in variants]
+    queries = [
+        Query.of(f"{n}", cost_weight=cost_weight, seed=seed, allowed=allowed)
+        for cost_weight, seed, allowed, n in variants
+    ]
     by = Policy("noisy", Noisy(), utility=Utility(0.1, 0.05), select=TopK(2))
     lines = []
     for batch in (queries, [query for query in queries if query.seed is None]):  # all at once only without seeds
@@ -239,8 +242,8 @@ def test_estimates_without_a_common_expert_have_no_drift() -> None:
 def test_load_times_are_those_that_were_logged() -> None:
     """A patient policy then chose what was resident; routed anew, it does so again."""
     estimate = Estimate(EXPERTS, np.array([[0.5, 0.9, 0.1]]))
-    then = Grounds(estimate, Utility(patience=0.1), frozenset(EXPERTS), TopK(), load_s={"good": 30.0})
-    patient = replace(policy(), utility=Utility(patience=0.1))
+    then = Grounds(estimate, Utility(latency_weight=0.1), frozenset(EXPERTS), TopK(), load_s={"good": 30.0})
+    patient = replace(policy(), utility=Utility(latency_weight=0.1))
     logged = entry(finished(routed=routed(made_from=then, by=patient)), texts=True)
     assert logged.decision is not None and logged.decision.experts == ("cheap",)
     assert anew([logged], patient).by_policy["default"].same_choice == 1

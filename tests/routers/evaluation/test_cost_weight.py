@@ -14,41 +14,41 @@ from routers.factory import build
 
 ENCODER = HashingEncoder(128)
 CURVE = Sweep(
-    dials=np.array([0.0, 1.0, 2.0]),
+    cost_weights=np.array([0.0, 1.0, 2.0]),
     scores=np.array([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]], dtype=float),
     costs=np.array([[4, 4, 4, 4], [2, 2, 2, 2], [1, 1, 1, 1]], dtype=float),
 )
 BEST = np.array([1, 1, 0, 0], dtype=float), np.full(4, 5.0)
 
 
-def test_a_budget_takes_the_most_accurate_dial_within_it():
+def test_a_budget_takes_the_most_accurate_cost_weight_within_it():
     found = solve(CURVE, MeetBudget(2.5), *BEST)
-    assert (found.dial, found.accuracy, found.mean_cost, found.met) == (1.0, 0.5, 2.0, True)
-    assert solve(CURVE, MeetBudget(9), *BEST).dial == 0.0
+    assert (found.cost_weight, found.accuracy, found.mean_cost, found.met) == (1.0, 0.5, 2.0, True)
+    assert solve(CURVE, MeetBudget(9), *BEST).cost_weight == 0.0
     short = solve(CURVE, MeetBudget(0.5), *BEST)
-    assert (short.dial, short.met) == (2.0, False)
+    assert (short.cost_weight, short.met) == (2.0, False)
 
 
-def test_a_saving_takes_the_cheapest_dial_that_is_no_worse():
+def test_a_saving_takes_the_cheapest_cost_weight_that_is_no_worse():
     found = solve(CURVE, SaveCost(margin=0), *BEST)
-    assert (found.dial, found.accuracy, found.mean_cost, found.met) == (1.0, 0.5, 2.0, True)
+    assert (found.cost_weight, found.accuracy, found.mean_cost, found.met) == (1.0, 0.5, 2.0, True)
     assert (found.best_single, found.best_single_cost) == (0.5, 5.0)
 
 
 def test_the_margin_counts_standard_errors():
     single = np.array([1, 0, 0, 0], dtype=float), np.full(4, 5.0)
-    # gains (0, 1, 1, 0) at dial 0: mean .5, standard error .25; (0, 1, 0, 0) at dial 1: .25 and .2165; none at dial 2
-    assert solve(CURVE, SaveCost(margin=1.0), *single).dial == 2.0  # no gain, and no doubt of it
-    dear = Sweep(CURVE.dials[:2], CURVE.scores[:2], CURVE.costs[:2])
-    assert solve(dear, SaveCost(margin=1.15), *single).dial == 1.0
-    assert solve(dear, SaveCost(margin=1.16), *single).dial == 0.0
+    # gains (0, 1, 1, 0) at cost weight 0: mean .5, standard error .25; (0, 1, 0, 0) at cost weight 1: .25 and .2165; none at cost weight 2
+    assert solve(CURVE, SaveCost(margin=1.0), *single).cost_weight == 2.0  # no gain, and no doubt of it
+    dear = Sweep(CURVE.cost_weights[:2], CURVE.scores[:2], CURVE.costs[:2])
+    assert solve(dear, SaveCost(margin=1.15), *single).cost_weight == 1.0
+    assert solve(dear, SaveCost(margin=1.16), *single).cost_weight == 0.0
     beyond = solve(dear, SaveCost(margin=2.01), *single)
-    assert (beyond.dial, beyond.met) == (0.0, False)
+    assert (beyond.cost_weight, beyond.met) == (0.0, False)
 
 
 def test_where_nothing_reaches_the_best_single_expert_accuracy_comes_first():
     found = solve(CURVE, SaveCost(0), np.ones(4), np.full(4, 5.0))
-    assert (found.dial, found.met) == (0.0, False)
+    assert (found.cost_weight, found.met) == (0.0, False)
 
 
 @pytest.mark.parametrize("make", [lambda: MeetBudget(0), lambda: MeetBudget(float("nan")), lambda: SaveCost(np.inf)])
@@ -107,13 +107,13 @@ def test_solving_needs_costs():
         solve_on(routing, planted_table(40), SaveCost())
 
 
-def test_cross_validation_solves_a_dial_for_each_fold_on_the_others():
+def test_cross_validation_solves_a_cost_weight_for_each_fold_on_the_others():
     table = planted_table(400, good=0.95)
     folds = stratified_folds(table.domains, 4)
     make = partial(build, "knn", ENCODER, {"k": 15})
     free = cross_validate(make, table, folds)
     report = cross_validate(make, table, folds, target=MeetBudget(2e-3))
-    assert len(report.dials) == len(report.target["folds"]) == 4
+    assert len(report.cost_weights) == len(report.target["folds"]) == 4
     assert report.target["name"] == "budget"
     assert all(fold["mean_cost"] <= 2e-3 for fold in report.target["folds"])
     assert report.mean_cost == pytest.approx(2e-3, rel=0.1) and report.mean_cost < free.mean_cost
@@ -123,19 +123,19 @@ def test_cross_validation_solves_a_dial_for_each_fold_on_the_others():
     assert saved.cost_saved_ci95_low < saved.cost_saved < saved.cost_saved_ci95_high
 
 
-def test_the_solved_dial_of_a_fold_does_not_depend_on_its_own_rows():
+def test_the_solved_cost_weight_of_a_fold_does_not_depend_on_its_own_rows():
     table = planted_table(200)
     folds = stratified_folds(table.domains, 4)
     make = partial(build, "knn", ENCODER, {"k": 15})
     scores = table.scores.copy()
     scores[folds == 0] = 1 - scores[folds == 0]
     changed = type(table)(table.query_ids, table.prompts, table.experts, scores, table.costs_usd)
-    one, other = (cross_validate(make, t, folds, target=SaveCost(0)).dials for t in (table, changed))
+    one, other = (cross_validate(make, t, folds, target=SaveCost(0)).cost_weights for t in (table, changed))
     assert one[0] == other[0]
     assert one[1:] != other[1:]
 
 
 def test_two_folds_leave_nothing_to_solve_on():
     table = planted_table(40)
-    with pytest.raises(InvalidOutcomes, match="three folds or more to solve a dial"):
+    with pytest.raises(InvalidOutcomes, match="three folds or more to solve a cost weight"):
         cross_validate(partial(build, "best-single"), table, np.arange(40) % 2, target=SaveCost())

@@ -32,7 +32,7 @@ KEYS = (
 ).split()
 MORE_KEYS = (
     "baseline_costs cost_saved cost_saved_ci95_low cost_saved_ci95_high perf_gain aiq aiq_experts c_min c_max ece apgr "
-    "cpt50 cpt80 dials target top_k composition calls abstained truncated refused expert_use by_domain"
+    "cpt50 cpt80 cost weights target top_k composition calls abstained truncated refused expert_use by_domain"
 ).split()
 
 
@@ -102,7 +102,13 @@ def test_every_figure_by_hand():
     assert report.aiq is None  # the router predicts no costs
     assert report.aiq_experts == pytest.approx((0.5 + 0.625) / 2)  # from a (1.5, .5) to b (15, .625)
     assert report.apgr == pytest.approx(0.75)  # gains 1 - .5 where b is asked for, then 0: PGR 0, .5, 1, 1, 1
-    assert (report.dials, report.target, report.top_k, report.composition, report.calls) == ((0,), None, 1, "single", 1)
+    assert (report.cost_weights, report.target, report.top_k, report.composition, report.calls) == (
+        (0,),
+        None,
+        1,
+        "single",
+        1,
+    )
     assert report.by_domain["y"] == {
         "n_queries": 2, "accuracy": 0.25, "best_single": 0.75, "mean_cost": 11, "expert_use": {"a": 0.5, "b": 0.5},
     }  # fmt: skip
@@ -134,11 +140,11 @@ def test_without_domains_there_is_a_best_single_expert_but_no_dataset_oracle():
     assert (report.best_single, report.dataset_oracle) == (0.625, None)
 
 
-def test_costs_decide_with_a_dial():
+def test_costs_decide_with_a_cost_weight():
     table = planted_table(80)
     router = build("knn", ENCODER, {"k": 10}).fit(table)
     other = planted_table(80, seed=1)
-    plain, thrifty = (evaluate(router, other, utility=Utility(dial=dial)) for dial in (0, 1e6))
+    plain, thrifty = (evaluate(router, other, utility=Utility(cost_weight=cost_weight)) for cost_weight in (0, 1e6))
     assert thrifty.mean_cost == pytest.approx(1e-3)
     assert plain.mean_cost > 2e-3
     assert thrifty.expert_use == {"cooking-expert": 1.0}

@@ -17,11 +17,11 @@ def test_choices_are_those_of_decide():
     eligible = rng.random((200, 5)) < 0.5
     eligible[0] = False
     names = tuple("abcde")
-    for dial in (0.0, 0.3, 1.0, 50.0):
+    for cost_weight in (0.0, 0.3, 1.0, 50.0):
         estimate = Estimate(names, quality, costs, eligible=eligible)
-        decisions = decide(estimate, utility=Utility(dial))
+        decisions = decide(estimate, utility=Utility(cost_weight))
         expected = [names.index(decision.experts[0]) for decision in decisions]
-        assert curves.choose(quality, costs, eligible, dial).tolist() == expected
+        assert curves.choose(quality, costs, eligible, cost_weight).tolist() == expected
 
 
 def test_choices_without_costs_and_with_what_is_not_known():
@@ -33,31 +33,33 @@ def test_choices_without_costs_and_with_what_is_not_known():
 def test_a_sweep_goes_from_the_best_to_the_cheapest():
     curve = curves.sweep(QUALITY, COSTS, None, SCORES, COSTS)
     # query 1 turns at (0.9 - 0.5) / 2 = 0.2, query 2 at 0.1, query 3 always takes the cheaper of equals
-    assert curve.dials[0] == 0
-    assert curve.dials[-1] == pytest.approx(0.4)
-    at = {round(float(d), 3): (a, c) for d, a, c in zip(curve.dials, curve.accuracy, curve.mean_cost, strict=True)}
+    assert curve.cost_weights[0] == 0
+    assert curve.cost_weights[-1] == pytest.approx(0.4)
+    at = {
+        round(float(d), 3): (a, c) for d, a, c in zip(curve.cost_weights, curve.accuracy, curve.mean_cost, strict=True)
+    }
     assert at[0.0] == pytest.approx((2 / 3, 7 / 3))
     assert at[0.4] == pytest.approx((2 / 3, 1))
     np.testing.assert_allclose(curves.sweep(QUALITY, COSTS, None, SCORES, COSTS, np.array([0.15])).accuracy, [1.0])
     assert (np.diff(curve.mean_cost) <= 1e-12).all()
 
 
-def test_dials_fall_where_choices_change_at_even_steps_of_cost():
+def test_cost_weights_fall_where_choices_change_at_even_steps_of_cost():
     rng = np.random.default_rng(0)
     quality, costs = rng.random((300, 6)), rng.random((300, 6))
     curve = curves.sweep(quality, costs, None, quality, costs)
     steps = -np.diff(curve.mean_cost)
-    assert len(curve.dials) > 150
+    assert len(curve.cost_weights) > 150
     assert steps[1:-1].max() < 4 * np.median(steps)
     np.testing.assert_allclose(curve.mean_cost[-1], costs.min(axis=1).mean())
-    utility = (curve.scores - curve.dials[:, None] * curve.costs).sum(axis=1)
-    everyone = (quality[None] - curve.dials[:, None, None] * costs[None]).max(axis=2).sum(axis=1)
+    utility = (curve.scores - curve.cost_weights[:, None] * curve.costs).sum(axis=1)
+    everyone = (quality[None] - curve.cost_weights[:, None, None] * costs[None]).max(axis=2).sum(axis=1)
     np.testing.assert_allclose(utility, everyone)
 
 
-def test_where_no_dial_changes_a_choice_there_is_one_point():
+def test_where_no_cost_weight_changes_a_choice_there_is_one_point():
     same = np.ones((3, 2))
-    assert curves.dial_grid(QUALITY, same).tolist() == [0]
+    assert curves.cost_weight_grid(QUALITY, same).tolist() == [0]
 
 
 def test_only_eligible_experts_are_swept():

@@ -32,19 +32,21 @@ def test_a_saved_baseline_decides_identically(router):
     assert saved_and_loaded(no_costs).estimate(QUERIES[:1]).cost_usd is None
 
 
-def test_best_single_is_the_best_of_the_training_table_and_obeys_the_dial():
+def test_best_single_is_the_best_of_the_training_table_and_obeys_the_cost_weight():
     router = BestSingleRouter().fit(TRAIN)
     best = TRAIN.experts[TRAIN.scores.mean(axis=0).argmax()]
     assert best == "generalist"
     decisions = decide(router.estimate(QUERIES))
     assert {d.experts for d in decisions} == {(best,)}
     assert decisions[0].confidence == pytest.approx(TRAIN.scores[:, -1].mean())
-    assert decide(router.estimate(QUERIES[:1]), utility=Utility(dial=1000.0))[0].experts == ("cooking-expert",)
+    assert decide(router.estimate(QUERIES[:1]), utility=Utility(cost_weight=1000.0))[0].experts == ("cooking-expert",)
 
 
-def test_fixed_asks_one_expert_whatever_the_dial():
+def test_fixed_asks_one_expert_whatever_the_cost_weight():
     router = FixedRouter("music-expert").fit(TRAIN)
-    assert {d.experts for d in decide(router.estimate(QUERIES), utility=Utility(dial=9.0), k=3)} == {("music-expert",)}
+    assert {d.experts for d in decide(router.estimate(QUERIES), utility=Utility(cost_weight=9.0), k=3)} == {
+        ("music-expert",)
+    }
     with pytest.raises(InvalidSettings, match="'nobody' is not in the table"):
         FixedRouter("nobody").fit(TRAIN)
 

@@ -235,7 +235,7 @@ def test_the_soft_choice_lets_every_expert_answer_by_its_expected_score():
     assert first.experts[0] == "cooking-expert"
     assert first.confidence == first.scores[0]
     assert "over all categories cooking-expert is expected to do best" in first.reason
-    thrifty = decide(estimate, utility=Utility(dial=1e4))
+    thrifty = decide(estimate, utility=Utility(cost_weight=1e4))
     assert {d.experts[0] for d, s in zip(thrifty, sure, strict=True) if s} == {"cooking-expert"}  # the cheapest
     doubtful = decide(router.estimate([Query.of(text) for text in FOREIGN]), k=3)
     assert all(decision.experts == ("generalist",) for decision in doubtful)

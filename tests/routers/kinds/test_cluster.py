@@ -100,10 +100,10 @@ def test_the_mix_weighs_quality_against_cost_in_each_cluster():
     assert decide(cheap.estimate([Query.of("1")]))[0].experts == ("north",)
 
 
-def test_a_dial_trades_the_quality_for_cost():
+def test_a_cost_weight_trades_the_quality_for_cost():
     estimate = small(nearest=1).estimate([Query.of("0")])  # qualities 0.1, 1, 0.9 at 1, 2, 4 USD
     assert decide(estimate)[0].experts == ("east",)
-    assert decide(estimate, utility=Utility(dial=2.0))[0].experts == ("north",)
+    assert decide(estimate, utility=Utility(cost_weight=2.0))[0].experts == ("north",)
 
 
 @pytest.mark.parametrize("score", ["mean", "rank"])

@@ -92,7 +92,7 @@ def test_two_experts_are_a_pair_only_when_they_are_named_so():
     assert estimate.experts == ("weak", "strong") and estimate.reasons is None
 
 
-def test_a_dial_sweeps_the_calls_of_the_strong_expert():
+def test_a_cost_weight_sweeps_the_calls_of_the_strong_expert():
     router, test = trained(pair_table(600, 0), strong="strong", weak="weak"), pair_table(200, 1)
     assert router.experts == ("strong", "weak")
     estimate = router.estimate(test.queries())
@@ -102,7 +102,8 @@ def test_a_dial_sweeps_the_calls_of_the_strong_expert():
     assert gain[~music].mean() == pytest.approx(0.0, abs=0.12)
     assert estimate.quality[:, 0].mean() == pytest.approx(0.9, abs=0.06)
     share = [
-        np.mean([d.experts[0] == "strong" for d in decide(estimate, utility=Utility(dial))]) for dial in (0, 0.4, 2)
+        np.mean([d.experts[0] == "strong" for d in decide(estimate, utility=Utility(cost_weight))])
+        for cost_weight in (0, 0.4, 2)
     ]
     assert share[0] > 0.5 > share[2] == 0.0
     assert share[1] == pytest.approx(0.5, abs=0.05)  # music is worth 0.36, law is not
@@ -147,5 +148,5 @@ def test_what_cannot_be_done_is_said(router):
 
 def test_a_query_is_a_text_and_nothing_else(router):
     text = TEST.prompts[0]
-    plain, dressed = Query.of(text), Query.of(text, id="x", dial=3.0, seed=4)
+    plain, dressed = Query.of(text), Query.of(text, id="x", cost_weight=3.0, seed=4)
     assert np.array_equal(router.estimate([plain]).quality, router.estimate([dressed]).quality)

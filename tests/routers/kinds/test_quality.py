@@ -59,7 +59,7 @@ def test_quality_is_the_chance_of_a_right_answer(estimate):
 
 def test_costs_are_those_of_the_table(estimate):
     np.testing.assert_allclose(estimate.cost_usd, np.tile(TRAIN.costs_usd[0], (len(TEST), 1)), rtol=1e-6)
-    dear = decide(estimate, utility=Utility(dial=1e4))
+    dear = decide(estimate, utility=Utility(cost_weight=1e4))
     assert {decision.experts[0] for decision in dear} == {TRAIN.experts[0]}
 
 

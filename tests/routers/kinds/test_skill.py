@@ -204,7 +204,7 @@ def test_weights_sum_to_one_and_costs_are_those_of_the_skills():
     estimate = BY_TEXT.estimate(TEST.queries())
     assert estimate.weights.sum(axis=1) == pytest.approx(np.ones(len(TEST)))
     assert estimate.cost_usd == pytest.approx(np.tile([1e-3, 2e-3, 3e-3, 4e-3], (len(TEST), 1)))
-    cheap = decide(estimate, utility=Utility(dial=1e3))[0]
+    cheap = decide(estimate, utility=Utility(cost_weight=1e3))[0]
     assert cheap.experts == ("cooking-expert",)
 
 
