@@ -47,7 +47,7 @@ from coe.batch.planning.rates import rates_of_run
 from coe.batch.run import run_batch
 from coe.batch.source import Split
 from coe.batch.stages import Unit
-from coe.compose import Ask, Final
+from coe.compose import ExpertCall, Final
 from coe.config import Config, load_config
 from coe.host import Host, open_host
 from coe.orchestrator import Orchestrator, query_of
@@ -152,7 +152,7 @@ async def answer_window(
     done: list[dict[str, Answer | Failure]] = [{} for _ in rows]
     stage = 0
     while True:
-        asks: dict[str, list[tuple[int, Ask]]] = {}
+        calls: dict[str, list[tuple[int, ExpertCall]]] = {}
         for i, (request, each) in enumerate(zip(requests, routed, strict=True)):
             if rows[i]["id"] in way.outputs:
                 continue
@@ -160,16 +160,16 @@ async def answer_window(
             if isinstance(following, Final):
                 way.outputs[rows[i]["id"]] = following.answer.text
                 continue
-            for ask in following.asks:
-                asks.setdefault(ask.expert, []).append((i, ask))
-        if not asks:
+            for call in following.calls:
+                calls.setdefault(call.expert, []).append((i, call))
+        if not calls:
             return
         stages += [{}] if stage == len(stages) else []
-        for expert, mine in asks.items():
-            stages[stage].setdefault(expert, []).extend(ask.request for _, ask in mine)
-            outcomes = await asyncio.gather(*(asking.whole(ask) for _, ask in mine))
-            for (i, ask), outcome in zip(mine, outcomes, strict=True):
-                done[i][ask.id] = outcome
+        for expert, mine in calls.items():
+            stages[stage].setdefault(expert, []).extend(call.request for _, call in mine)
+            outcomes = await asyncio.gather(*(asking.whole(call) for _, call in mine))
+            for (i, call), outcome in zip(mine, outcomes, strict=True):
+                done[i][call.id] = outcome
         stage += 1
 
 
@@ -241,11 +241,11 @@ class InProcess:
 
     @contextmanager
     def _watched(self, stage: int) -> Iterator[None]:
-        """Notes the longest that an ask of each expert waited for weights."""
-        ask: Callable[..., Any] = self.host.ask
+        """Notes the longest that a call of each expert waited for weights."""
+        call: Callable[..., Any] = self.host.ask
 
         async def watched(name: str, request: GenerateRequest) -> Any:
-            async for chunk in ask(name, request):
+            async for chunk in call(name, request):
                 if chunk.timing is not None:
                     key = (stage, name)
                     self.waited_s[key] = max(self.waited_s.get(key, 0.0), chunk.timing.load_s)
@@ -255,7 +255,7 @@ class InProcess:
         try:
             yield
         finally:
-            self.host.ask = ask  # type: ignore[method-assign]
+            self.host.ask = call  # type: ignore[method-assign]
 
     def _wait(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -285,7 +285,7 @@ async def load_and_work(
     began = time.perf_counter()
     async with host.cache.lease(host.snapshot.experts[expert].ref):
         loaded = time.perf_counter()
-        await asyncio.gather(*(asking.whole(Ask("0", expert, request)) for request in requests))
+        await asyncio.gather(*(asking.whole(ExpertCall("0", expert, request)) for request in requests))
         return loaded - began, time.perf_counter() - loaded
 
 
@@ -304,8 +304,8 @@ def summary(ways: Sequence[Way]) -> dict[str, Any]:
 
 
 def show(n_rows: int, stages: Sequence[Stage], ways: dict[str, dict[str, Any]], same: bool) -> None:
-    asks = [sum(map(len, stage.values())) for stage in stages]
-    print(f"{n_rows} queries; asks by stage: {asks}, of {[len(stage) for stage in stages]} experts")
+    calls = [sum(map(len, stage.values())) for stage in stages]
+    print(f"{n_rows} queries; calls by stage: {calls}, of {[len(stage) for stage in stages]} experts")
     print(
         f"{'way':<10} {'loads':>6} {'MiB':>7} {'load s':>7} {'seconds':>8} {'/ bound':>8} {'cpu s':>7} {'/ bound':>8}"
     )

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from coe.catalog import open_snapshot
 from coe.config import load_config
+from coe.experts import open_snapshot
 from coe.signals.keywords import KeywordReader
 from coe.signals.signals import KEYWORDS, Signals
 

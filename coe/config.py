@@ -4,7 +4,7 @@
     host: {budget: 8GiB, pins: [general]}
     policies:
       default: {router: ./router, composition: single, fallback: general}
-    serve: {port: 8000, hosts: [{budget: 8GiB}]}     # `coe serve`; everything has a default
+    serve: {port: 8000, pools: [{budget: 8GiB}]}     # `coe serve`; everything has a default
 
 Relative paths are relative to the file that names them. Secrets are never in here: specs name environment variables.
 """
@@ -110,8 +110,8 @@ class ProcessConfig(_Section):
         return {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
-class ExpertHostsConfig(ProcessConfig):
-    """A group of equal processes that hold weights.
+class HostPoolConfig(ProcessConfig):
+    """A pool of equal processes that hold weights.
 
     experts: those it serves; all of the registry where it is left out. budget, pins: as in `host`, for each process.
     """
@@ -153,7 +153,7 @@ class ServeConfig(_Section):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     ray: str | None = None
     gateway: ProcessConfig = ProcessConfig()
-    hosts: tuple[ExpertHostsConfig, ...] = (ExpertHostsConfig(),)
+    pools: tuple[HostPoolConfig, ...] = (HostPoolConfig(),)
     deadline_s: Annotated[float, Field(gt=0)] = 600.0
     max_in_flight: Annotated[int, Field(ge=1)] = 1024
     max_body_bytes: ByteSize = ByteSize(4 * 2**20)
@@ -161,10 +161,10 @@ class ServeConfig(_Section):
     log: DecisionLogConfig = DecisionLogConfig()
 
     @model_validator(mode="after")
-    def _hosts_have_names(self) -> Self:
-        names = [group.name for group in self.hosts]
+    def _pools_have_names(self) -> Self:
+        names = [pool.name for pool in self.pools]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"hosts need names of their own, and there must be one; got {names}")
+            raise ValueError(f"pools need names of their own, and there must be one; got {names}")
         return self
 
 
@@ -214,9 +214,9 @@ class PolicyConfig(_Section):
     select: how many experts a decision holds, and in which order: `best`, or `{kind: dynamic, p: 0.9, k: 5}`
     (`routers.selectors`). k: most of them; alone it is short for `{kind: top-k, k: ...}`.
     composition: what they do (`coe.compose`).
-    cost_weight: quality (score in [0, 1]) given up per USD; left out, the one that was solved for the router in training, else
-    0. latency_weight: quality given up per second of loading.
-    fallback: the expert that answers when the chosen one fails before its first token.
+    cost_weight: quality (score in [0, 1]) given up per USD; left out, the one that was solved for the router in
+    training, else 0. latency_weight: quality given up per second of loading. fallback: the expert that answers when the
+    chosen one fails before its first token.
     """
 
     router: Path | None = None

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from coe.catalog import locate, open_snapshot
 from coe.config import Config
 from coe.engines import create_engine, engine_kind
 from coe.engines.base import Adapter, Engine, Expert
 from coe.errors import DeadlineExceeded, Overloaded, UnknownModel, WeightsError
+from coe.experts import locate, open_snapshot
 from coe.memory import ExpertCache
 from coe.scheduler import Waiting, admit
 from coe.types import Chunk, GenerateRequest, Timing
@@ -41,10 +41,10 @@ RECENT = 0.2
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A request that waits. `group` is what must be resident to answer it, as `name@version`."""
+    """A request that waits. `residency` is what must be resident to answer it, as `name@version`."""
 
     id: int
-    group: str
+    residency: str
     submitted_s: float
     admitted: asyncio.Future[None] = field(repr=False)
 
@@ -76,12 +76,12 @@ class Host:
         self._next_id = 0
         self._pins = pins
         self._answer_s: dict[str, float] = {}
-        self._groups: dict[str, ExpertSpec] = {}
+        self._residencies: dict[str, ExpertSpec] = {}
         self.cache: ExpertCache[Expert] = ExpertCache(
             budget_bytes,
             load=self._load,
             unload=self._unload,
-            footprint=lambda group: self._footprint(self._groups[group]),
+            footprint=lambda residency: self._footprint(self._residencies[residency]),
             clock=clock,
         )
         self.update(snapshot)
@@ -95,9 +95,9 @@ class Host:
         Raises:
             UnknownModel: a pinned expert is not in it; the old snapshot stays.
         """
-        pins = frozenset(_group(_find(snapshot, name), snapshot) for name in self._pins)
+        pins = frozenset(_residency(_find(snapshot, name), snapshot) for name in self._pins)
         self.snapshot, self.cache.pins = snapshot, pins
-        self._groups |= {
+        self._residencies |= {
             base.ref: base for base in (snapshot.experts[s.residency_key] for s in snapshot.experts.values())
         }
 
@@ -136,11 +136,11 @@ class Host:
 
     def queue_s(self) -> dict[str, float]:
         """Expected seconds that a request for each expert would wait for those before it, by the answers so far."""
-        waiting = Counter(job.group for job in self._waiting.values())
-        groups = {name: _group(spec, self.snapshot) for name, spec in self.snapshot.experts.items()}
+        waiting = Counter(job.residency for job in self._waiting.values())
+        residencies = {name: _residency(spec, self.snapshot) for name, spec in self.snapshot.experts.items()}
         return {
-            name: waiting[group] * self._answer_s.get(group, 0.0) / self._capacity(group)
-            for name, group in groups.items()
+            name: waiting[residency] * self._answer_s.get(residency, 0.0) / self._capacity(residency)
+            for name, residency in residencies.items()
         }
 
     def fits_free(self, name: str) -> bool:
@@ -160,9 +160,9 @@ class Host:
         Raises:
             UnknownModel: no such expert; with close matches.
         """
-        wanted = {job.group for job in self._waiting.values()} | set(+self.in_flight)
-        kept = {_group(_find(self.snapshot, each), self.snapshot) for each in keep}
-        return self.cache.prefetch(_group(_find(self.snapshot, name), self.snapshot), keep=wanted | kept)
+        wanted = {job.residency for job in self._waiting.values()} | set(+self.in_flight)
+        kept = {_residency(_find(self.snapshot, each), self.snapshot) for each in keep}
+        return self.cache.prefetch(_residency(_find(self.snapshot, name), self.snapshot), keep=wanted | kept)
 
     def footprint(self, name: str) -> int:
         """Bytes that must be resident to ask an expert; an adapter's are its base's.
@@ -176,7 +176,7 @@ class Host:
     @property
     def resident(self) -> frozenset[str]:
         """Names of the experts whose weights are in memory; an adapter's are its base's."""
-        return frozenset(self._groups[group].name for group in self.cache.resident)
+        return frozenset(self._residencies[residency].name for residency in self.cache.resident)
 
     @property
     def busy(self) -> int:
@@ -187,8 +187,8 @@ class Host:
     def loads(self) -> Counter[str]:
         """How often each expert was loaded, by name, whatever its version."""
         by_name: Counter[str] = Counter()
-        for group, count in self.cache.stats.loads_by_name.items():
-            by_name[self._groups[group].name] += count
+        for residency, count in self.cache.stats.loads_by_name.items():
+            by_name[self._residencies[residency].name] += count
         return by_name
 
     async def aclose(self) -> None:
@@ -196,32 +196,32 @@ class Host:
         await self.cache.aclose()
 
     async def _generate(self, spec: ExpertSpec, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        group = _group(spec, self.snapshot)
+        residency = _residency(spec, self.snapshot)
         submitted = self._clock()
-        await self._admission(group)
+        await self._admission(residency)
         admitted = self._clock()
         try:
             adapter = await self._adapter(spec)
-            async with self.cache.lease(group) as experts:
+            async with self.cache.lease(residency) as experts:
                 leased = self._clock()
                 self._dispatch()  # what was "loading" may be resident now, with places to fill
-                chunks = cast(AsyncGenerator[Chunk, None], experts[group].generate(request, adapter))
+                chunks = cast(AsyncGenerator[Chunk, None], experts[residency].generate(request, adapter))
                 async with aclosing(chunks):
                     async for chunk in chunks:
                         if chunk.finish_reason is not None:
                             engine_s = self._clock() - leased
-                            self._note(group, engine_s)
+                            self._note(residency, engine_s)
                             chunk = replace(chunk, timing=Timing(admitted - submitted, leased - admitted, engine_s))
                         yield chunk
         finally:
-            self.in_flight[group] -= 1
+            self.in_flight[residency] -= 1
             self._dispatch()
 
-    async def _admission(self, group: str) -> None:
-        """Wait for the scheduler. When this returns, a place of the group is ours."""
+    async def _admission(self, residency: str) -> None:
+        """Wait for the scheduler. When this returns, a place of the residency is ours."""
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{len(self._waiting)} requests wait already (host.max_waiting); try again later")
-        job = _Job(self._next_id, group, self._clock(), asyncio.get_running_loop().create_future())
+        job = _Job(self._next_id, residency, self._clock(), asyncio.get_running_loop().create_future())
         self._next_id += 1
         self._waiting[job.id] = job
         self._dispatch()
@@ -230,7 +230,7 @@ class Host:
         except asyncio.CancelledError:
             self._waiting.pop(job.id, None)
             if not job.admitted.cancelled():  # admitted in the same instant: hand the place back
-                self.in_flight[group] -= 1
+                self.in_flight[residency] -= 1
                 self._dispatch()
             raise
 
@@ -240,33 +240,37 @@ class Host:
             return
         resident = self.cache.resident
         ids = admit(
-            [Waiting(job.id, job.group, job.submitted_s) for job in self._waiting.values() if not job.admitted.done()],
+            [
+                Waiting(job.id, job.residency, job.submitted_s)
+                for job in self._waiting.values()
+                if not job.admitted.done()
+            ],
             resident=resident,
-            loading={group for group, count in self.in_flight.items() if count and group not in resident},
+            loading={residency for residency, count in self.in_flight.items() if count and residency not in resident},
             in_flight=self.in_flight,
             capacity=self._capacity,
-            loads_now=lambda group, keep: self.cache.fits_now(group, keep=keep),
+            loads_now=lambda residency, keep: self.cache.fits_now(residency, keep=keep),
             now_s=self._clock(),
             aging_s=self._aging_s,
         )
         for job in map(self._waiting.pop, ids):
-            self.in_flight[job.group] += 1
+            self.in_flight[job.residency] += 1
             job.admitted.set_result(None)
 
-    def _note(self, group: str, engine_s: float) -> None:
+    def _note(self, residency: str, engine_s: float) -> None:
         """Keep the mean time of answers, the latest counting most."""
-        mean = self._answer_s.get(group, engine_s)
-        self._answer_s[group] = mean + RECENT * (engine_s - mean)
+        mean = self._answer_s.get(residency, engine_s)
+        self._answer_s[residency] = mean + RECENT * (engine_s - mean)
 
-    def _capacity(self, group: str) -> int:
-        expert = self.cache.peek(group)
+    def _capacity(self, residency: str) -> int:
+        expert = self.cache.peek(residency)
         return UNLOADED_CAPACITY if expert is None else expert.capacity
 
     async def _adapter(self, spec: ExpertSpec) -> Adapter | None:
         return Adapter(spec, await self._path(spec)) if spec.kind is Kind.ADAPTER else None
 
-    async def _load(self, group: str) -> Expert:
-        spec = self._groups[group]
+    async def _load(self, residency: str) -> Expert:
+        spec = self._residencies[residency]
         return await self._engine(spec).load(spec, await self._path(spec))
 
     async def _unload(self, expert: Expert) -> None:
@@ -293,7 +297,7 @@ def _find(snapshot: Snapshot, name: str) -> ExpertSpec:
         raise UnknownModel(str(error)) from error
 
 
-def _group(spec: ExpertSpec, snapshot: Snapshot) -> str:
+def _residency(spec: ExpertSpec, snapshot: Snapshot) -> str:
     """What must be resident to answer with `spec`: its base, or itself, in the version of the snapshot."""
     return snapshot.experts[spec.residency_key].ref
 

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
-from coe.compose import Ask, Final
+from coe.compose import ExpertCall, Final
 from coe.errors import CoeError, ConfigError, EngineError
 from coe.policy import AUTO, Policy, address
 from coe.routing import Routed, bypass, route
@@ -35,7 +35,7 @@ class Reply:
     """A decision, and the chunks of the answer as they come.
 
     Attributes:
-        asked: the experts that were asked so far, in order. done: what they answered, by the id of the ask.
+        asked: the experts that were asked so far, in order. done: what they answered, by the id of the call.
         notes: what is known so far of how the answer comes about (`Answer.notes`); whole after the last chunk.
         expert: who answers, from the first chunk on; another than decided when the fallback stepped in.
         answer: the whole answer with its cost, after the last chunk.
@@ -115,7 +115,8 @@ class Orchestrator:
     def answer(self, request: GenerateRequest, *, model: str = AUTO, query: Query | None = None) -> Reply:
         """Route one request now; it is answered while `chunks` of the reply is iterated.
 
-        `query` carries what a request does not: allowed experts, cost weight, tools. By default it is the conversation alone.
+        `query` carries what a request does not: allowed experts, cost weight, tools. By default it is the conversation
+        alone.
         """
         return self.answers([request], model=model, queries=None if query is None else [query])[0]
 
@@ -139,64 +140,66 @@ class Orchestrator:
             return error
 
     async def _compose(self, request: GenerateRequest, reply: Reply) -> AsyncGenerator[Chunk, None]:
-        """Step until final: asks run side by side, the last one streams where somebody reads it as it comes."""
+        """Step until final: calls run side by side, the last one streams where somebody reads it as it comes."""
         done, began = reply.done, self._clock()
         while True:
             step = reply.routed.composition.step(request, reply.decision, done)
             if isinstance(step, Final):
                 yield _ended(reply, step.answer, step.answer.text)
                 return
-            reply.asked += [ask.expert for ask in step.asks]
+            reply.asked += [call.expert for call in step.calls]
             reply.notes = step.notes
             if not (step.last and request.stream):
-                outcomes = await asyncio.gather(*(self.whole(self._in_time(ask, request, began)) for ask in step.asks))
-                done.update(zip((ask.id for ask in step.asks), outcomes, strict=True))
+                outcomes = await asyncio.gather(
+                    *(self.whole(self._in_time(call, request, began)) for call in step.calls)
+                )
+                done.update(zip((call.id for call in step.calls), outcomes, strict=True))
                 continue
-            [ask] = step.asks
-            async with aclosing(self._stream(self._in_time(ask, request, began), done)) as chunks:
+            [call] = step.calls
+            async with aclosing(self._stream(self._in_time(call, request, began), done)) as chunks:
                 async for chunk in chunks:
-                    reply.expert = ask.expert
+                    reply.expert = call.expert
                     if chunk.finish_reason is None:
                         yield chunk
-            outcome = done[ask.id]
+            outcome = done[call.id]
             if isinstance(outcome, Answer):
                 final = reply.routed.composition.step(request, reply.decision, done)
-                assert isinstance(final, Final)  # by the contract of `Asks.last`
+                assert isinstance(final, Final)  # by the contract of `ExpertCalls.last`
                 yield _ended(reply, final.answer, chunk.text)
                 return
             if reply.expert is not None:  # what a client has seen cannot be taken back
                 raise outcome.error
 
-    def _in_time(self, ask: Ask, request: GenerateRequest, began: float) -> Ask:
-        """The ask, no longer than what is left of the request's deadline."""
+    def _in_time(self, call: ExpertCall, request: GenerateRequest, began: float) -> ExpertCall:
+        """The call, no longer than what is left of the request's deadline."""
         if request.deadline_s is None:
-            return ask
+            return call
         left = max(request.deadline_s - (self._clock() - began), LEAST_S)
-        return replace(ask, request=replace(ask.request, deadline_s=min(ask.request.deadline_s or left, left)))
+        return replace(call, request=replace(call.request, deadline_s=min(call.request.deadline_s or left, left)))
 
-    async def whole(self, ask: Ask) -> Answer | Failure:
-        """The whole answer of an ask that nobody reads as it comes."""
+    async def whole(self, call: ExpertCall) -> Answer | Failure:
+        """The whole answer of a call that nobody reads as it comes."""
         done: dict[str, Answer | Failure] = {}
-        whole = replace(ask, request=replace(ask.request, stream=False))
+        whole = replace(call, request=replace(call.request, stream=False))
         async with aclosing(self._stream(whole, done)) as chunks:
             async for _ in chunks:
                 pass
-        return done[ask.id]
+        return done[call.id]
 
-    async def _stream(self, ask: Ask, done: dict[str, Answer | Failure]) -> AsyncGenerator[Chunk, None]:
-        """Chunks of one ask, and its outcome into `done`."""
+    async def _stream(self, call: ExpertCall, done: dict[str, Answer | Failure]) -> AsyncGenerator[Chunk, None]:
+        """Chunks of one call, and its outcome into `done`."""
         text = ""
         try:
-            async with aclosing(self._ask(ask.expert, ask.request)) as chunks:
+            async with aclosing(self._ask(call.expert, call.request)) as chunks:
                 async for chunk in chunks:
                     text += chunk.text
                     if chunk.finish_reason is not None:
-                        done[ask.id] = self._finished(ask.expert, text, chunk)
+                        done[call.id] = self._finished(call.expert, text, chunk)
                     yield chunk
-            if ask.id not in done:
-                raise EngineError(f"{ask.expert!r} stopped without finishing its answer")
+            if call.id not in done:
+                raise EngineError(f"{call.expert!r} stopped without finishing its answer")
         except CoeError as error:
-            done[ask.id] = Failure(ask.expert, error)
+            done[call.id] = Failure(call.expert, error)
 
     def _finished(self, expert: str, text: str, last: Chunk) -> Answer:
         assert last.finish_reason is not None and last.usage is not None  # by the contract of Expert.generate

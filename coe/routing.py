@@ -24,7 +24,7 @@ from routers.selectors import Selector, TopK
 
 
 @dataclass(frozen=True, slots=True)
-class Grounds:
+class DecisionInputs:
     """What a decision was made from: the arguments of `routers.decision.decide`, for one query.
 
     Attributes:
@@ -59,7 +59,7 @@ class Routed:
 
     Attributes:
         policy: the policy that decided; None when the caller named the expert.
-        grounds: what the decision was made from; None when the caller named the expert.
+        inputs: what the decision was made from; None when the caller named the expert.
         composition: what is done with the chosen experts, the fallback included where the caller lets it in, and
             without the experts that it names and the request rules out.
     """
@@ -67,7 +67,7 @@ class Routed:
     query: Query
     decision: RoutingDecision
     policy: Policy | None
-    grounds: Grounds | None
+    inputs: DecisionInputs | None
     composition: Composition
 
 
@@ -84,15 +84,17 @@ def route(
             outcomes[i] = error
     if answerable:
         estimate = policy.router.estimate([query for _, query, _ in answerable])
-        grounds = [
-            Grounds(estimate.row(row), _utility(policy, query), allowed, policy.select, load_s, _seed(policy, query))
+        inputs = [
+            DecisionInputs(
+                estimate.row(row), _utility(policy, query), allowed, policy.select, load_s, _seed(policy, query)
+            )
             for row, (_, query, allowed) in enumerate(answerable)
         ]
-        for (i, query, _), ground, decided in zip(answerable, grounds, _decide_all(estimate, grounds), strict=True):
+        for (i, query, _), made_from, decided in zip(answerable, inputs, _decide_all(estimate, inputs), strict=True):
             outcomes[i] = (
                 decided
                 if isinstance(decided, RouterError)
-                else Routed(query, decided, policy, ground, _composition(policy, query, snapshot.experts))
+                else Routed(query, decided, policy, made_from, _composition(policy, query, snapshot.experts))
             )
     return [outcomes[i] for i in range(len(queries))]
 
@@ -127,26 +129,26 @@ def _seed(policy: Policy, query: Query) -> int | None:
 
 
 def _decide_all(
-    estimate: Estimate, grounds: Sequence[Grounds]
+    estimate: Estimate, inputs: Sequence[DecisionInputs]
 ) -> list[RoutingDecision] | list[RoutingDecision | RouterError]:
     """All decisions at once, which is much cheaper than one by one, unless one of them cannot be made."""
-    if all(ground.seed is None for ground in grounds):
+    if all(inputs.seed is None for inputs in inputs):
         try:
             return decide(
                 estimate,
-                utility=[ground.utility for ground in grounds],
-                load_s=grounds[0].load_s,
-                allowed=[ground.allowed for ground in grounds],
-                select=grounds[0].select,
+                utility=[inputs.utility for inputs in inputs],
+                load_s=inputs[0].load_s,
+                allowed=[inputs.allowed for inputs in inputs],
+                select=inputs[0].select,
             )
         except RouterError:
             pass  # some query is wrong: below, each stands for itself
-    return [_decide(ground) for ground in grounds]
+    return [_decide(inputs) for inputs in inputs]
 
 
-def _decide(grounds: Grounds) -> RoutingDecision | RouterError:
+def _decide(inputs: DecisionInputs) -> RoutingDecision | RouterError:
     try:
-        return grounds.decide()
+        return inputs.decide()
     except RouterError as error:
         return error
 

@@ -1,12 +1,13 @@
 """What to admit next: a pure function of what waits, what is resident and the time.
 
 Requests are grouped by what must be resident to answer them (adapters by their base), because a switch costs a load
-and a batch costs little more than one request. The engine batches within a group; this file chooses between groups:
+and a batch costs little more than one request. The engine batches within a residency; this file chooses between
+residencies:
 
-  1. a request past the aging bound goes first, and while its group cannot load, nothing else is admitted (drain);
-  2. requests of resident groups fill free places, oldest first;
-  3. a group that loads without waiting for a busy expert starts loading, one at a time, oldest first;
-  4. a group that must wait for a busy expert only when no resident group has requests left: no thrashing.
+  1. a request past the aging bound goes first, and while its residency cannot load, nothing else is admitted (drain);
+  2. requests of resident residencies fill free places, oldest first;
+  3. a residency that loads without waiting for a busy expert starts loading, one at a time, oldest first;
+  4. a residency that must wait for a busy expert only when no resident residency has requests left: no thrashing.
 
 The source for grouping is CoServe and Samba-CoE (arXiv 2405.07518); the aging bound is ours.
 """
@@ -19,10 +20,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A request that is not admitted yet. `group` is the residency key of its expert."""
+    """A request that is not admitted yet. `residency` is the residency key of its expert."""
 
     id: int
-    group: str
+    residency: str
     submitted_s: float
 
 
@@ -41,47 +42,47 @@ def admit(
 
     Args:
         waiting: in order of submission.
-        resident, loading: groups whose weights are in memory, or on their way.
-        in_flight: admitted and unfinished requests of each group.
-        capacity: requests worth having in flight on a group.
-        loads_now: `(group, keep)`: whether its weights could come in now, without evicting any of `keep`.
+        resident, loading: residencies whose weights are in memory, or on their way.
+        in_flight: admitted and unfinished requests of each residency.
+        capacity: requests worth having in flight on a residency.
+        loads_now: `(residency, keep)`: whether its weights could come in now, without evicting any of `keep`.
         now_s, aging_s: the clock, and how long a request may be passed over for others.
 
-    Guarantees: no group exceeds its capacity; at most one group that is not resident is admitted a call; a call with
-    nothing in flight and nothing loading admits at least one request if any waits.
+    Guarantees: no residency exceeds its capacity; at most one residency that is not resident is admitted a call; a call
+    with nothing in flight and nothing loading admits at least one request if any waits.
     """
     queues: dict[str, list[Waiting]] = {}
     for request in waiting:
-        queues.setdefault(request.group, []).append(request)
+        queues.setdefault(request.residency, []).append(request)
     present = set(resident) | set(loading)
 
     overdue = next(
-        (w for w in waiting if now_s - w.submitted_s > aging_s and _free(w.group, in_flight, capacity)), None
+        (w for w in waiting if now_s - w.submitted_s > aging_s and _free(w.residency, in_flight, capacity)), None
     )
-    if overdue is not None and overdue.group not in present:
+    if overdue is not None and overdue.residency not in present:
         # A load on its way is finished first: two at once could evict each other's room.
-        return [] if loading else _take(queues[overdue.group], in_flight, capacity)
+        return [] if loading else _take(queues[overdue.residency], in_flight, capacity)
 
     admitted: list[int] = []
-    for group in sorted(present & queues.keys(), key=lambda g: queues[g][0].submitted_s):
-        admitted += _take(queues[group], in_flight, capacity)
+    for residency in sorted(present & queues.keys(), key=lambda g: queues[g][0].submitted_s):
+        admitted += _take(queues[residency], in_flight, capacity)
     if loading:
         return admitted
 
     absent = sorted((q for g, q in queues.items() if g not in present), key=lambda q: q[0].submitted_s)
     wanted = present & queues.keys()
-    busy = wanted | {group for group, count in in_flight.items() if count}
+    busy = wanted | {residency for residency, count in in_flight.items() if count}
     for queue in absent:
-        if loads_now(queue[0].group, busy):
+        if loads_now(queue[0].residency, busy):
             return admitted + _take(queue, in_flight, capacity)
     if absent and not wanted:
         return admitted + _take(absent[0], in_flight, capacity)
     return admitted
 
 
-def _free(group: str, in_flight: Mapping[str, int], capacity: Callable[[str], int]) -> int:
-    return max(0, capacity(group) - in_flight.get(group, 0))
+def _free(residency: str, in_flight: Mapping[str, int], capacity: Callable[[str], int]) -> int:
+    return max(0, capacity(residency) - in_flight.get(residency, 0))
 
 
 def _take(queue: Sequence[Waiting], in_flight: Mapping[str, int], capacity: Callable[[str], int]) -> list[int]:
-    return [request.id for request in queue[: _free(queue[0].group, in_flight, capacity)]]
+    return [request.id for request in queue[: _free(queue[0].residency, in_flight, capacity)]]

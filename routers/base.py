@@ -31,9 +31,10 @@ class Query:
 
     Attributes:
         allowed: names the caller permits; `None` permits all.
-        cost_weight: USD-to-quality exchange rate of this request (utility = quality - cost_weight * cost); `None` takes the policy's.
-        seed: breaks ties between experts by chance, the same one every time; `None` takes the cheaper, then the first.
-        features: signals by name, numbers or words, filled by the caller because `Router.requires` asked for them.
+        cost_weight: USD-to-quality exchange rate of this request (utility = quality - cost_weight * cost); `None` takes
+        the policy's. seed: breaks ties between experts by chance, the same one every time; `None` takes the cheaper,
+        then the first. features: signals by name, numbers or words, filled by the caller because `Router.requires`
+        asked for them.
     """
 
     messages: tuple[Message, ...]

@@ -22,7 +22,8 @@ WEIGHT_TEMPERATURE = 0.1
 class Utility:
     """utility = quality - cost_weight * cost_usd - latency_weight * load_s.
 
-    cost_weight: quality (score in [0, 1]) given up per USD; latency_weight: quality given up per second of waiting for a load.
+    cost_weight: quality (score in [0, 1]) given up per USD; latency_weight: quality given up per second of waiting for
+    a load.
     """
 
     cost_weight: float = 0.0
@@ -47,10 +48,11 @@ def decide(
 ) -> list[RoutingDecision]:
     """Who answers each of the n queries: pure, and the only place where a choice is made.
 
-    utility = quality - cost_weight * cost_usd - latency_weight * load_s. The choice is among the experts that are allowed and that
-    the router holds eligible; where no expert is both, the best of the allowed answers and `reason` says so. A query
-    that abstains and for which the router holds nobody eligible is refused: its decision has no experts. Equal
-    utilities (to 12 decimals) go to the cheaper expert, then to the one listed first; with `rng`, to chance.
+    utility = quality - cost_weight * cost_usd - latency_weight * load_s. The choice is among the experts that are
+    allowed and that the router holds eligible; where no expert is both, the best of the allowed answers and `reason`
+    says so. A query that abstains and for which the router holds nobody eligible is refused: its decision has no
+    experts. Equal utilities (to 12 decimals) go to the cheaper expert, then to the one listed first; with `rng`, to
+    chance.
 
     Args:
         estimate: what a router predicts for n queries and m experts.

@@ -1,4 +1,4 @@
-"""Answering a shift: the asks of one group, with as many in flight as keep the engine busy, written unit by unit.
+"""Answering a shift: the calls of one residency, with as many in flight as keep the engine busy, written unit by unit.
 
 While they are answered, what the next shift needs is loaded beside them, where memory has room for both.
 """
@@ -14,11 +14,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from coe.batch.parts import answers_folder, read_asks, units_name, write_answers
+from coe.batch.parts import answers_folder, read_calls, units_name, write_answers
 from coe.batch.records import dump_outcome
 from coe.batch.stages import Unit
 from coe.batch.storage import Folder
-from coe.compose import Ask
+from coe.compose import ExpertCall
 from coe.errors import EngineError, InvalidRequest, OutOfMemory, WeightsError
 from coe.host import Host
 from coe.orchestrator import Orchestrator
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _AHEAD = 2
 """Times an expert's capacity that is asked at once: the next requests wait at the engine when one is done."""
 _WINDOW = 32
-"""Asks at once while the expert loads, and its capacity is not known."""
+"""ExpertCalls at once while the expert loads, and its capacity is not known."""
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class Loads:
 
 @dataclass(slots=True)
 class _Open:
-    """A unit with asks in flight: it is written when none is left."""
+    """A unit with calls in flight: it is written when none is left."""
 
     unit: Unit
     records: list[dict[str, Any]]
@@ -93,7 +93,7 @@ class _Open:
 
 
 class Shift:
-    """The work on one group of a stage.
+    """The work on one residency of a stage.
 
     Args:
         report: told from time to time what was done since the last time.
@@ -130,33 +130,33 @@ class Shift:
         ticker = asyncio.create_task(self._tick())
         try:
             async with asyncio.TaskGroup() as tasks, aclosing(self._read()) as units:
-                async for unit, asks in units:
-                    opened = _Open(unit, [{} for _ in asks], len(asks))
-                    for position, (row, ask) in enumerate(asks):
+                async for unit, calls in units:
+                    opened = _Open(unit, [{} for _ in calls], len(calls))
+                    for position, (row, call) in enumerate(calls):
                         await self._place(unit)
-                        tasks.create_task(self._one(opened, position, row, ask))
+                        tasks.create_task(self._one(opened, position, row, call))
         except* Exception as group:
             raise group.exceptions[0] from None  # one is enough to say; the others follow from it
         finally:
             ticker.cancel()
         if self._began_s is not None:
             seconds: Any = time.perf_counter() - self._began_s  # a Counter adds them as well as whole numbers
-            self._since.work_s[self._units[0].group] += seconds
+            self._since.work_s[self._units[0].residency] += seconds
         self._flush()
 
-    async def _read(self) -> AsyncGenerator[tuple[Unit, list[tuple[int, Ask]]], None]:
+    async def _read(self) -> AsyncGenerator[tuple[Unit, list[tuple[int, ExpertCall]]], None]:
         """The units that are not answered yet, each read while the one before it is answered."""
         # A worker that died may have written some of them before its work came here.
         there = await asyncio.to_thread(self._folder.names, answers_folder(self._stage))
         left = [unit for unit in self._units if units_name(unit) not in there]
-        reads = (asyncio.to_thread(read_asks, self._folder, self._stage, unit) for unit in left)
+        reads = (asyncio.to_thread(read_calls, self._folder, self._stage, unit) for unit in left)
         following = asyncio.ensure_future(next(reads)) if left else None
         try:
             for unit in left:
                 assert following is not None  # there is one for each unit
-                asks = await following
+                calls = await following
                 following = asyncio.ensure_future(read) if (read := next(reads, None)) else None
-                yield unit, asks
+                yield unit, calls
         finally:
             if following is not None:
                 following.cancel()
@@ -186,35 +186,35 @@ class Shift:
 
     def _load_following(self) -> None:
         """Load what comes next; where there is no room yet, there may be when the next answer begins."""
-        if self._following is not None and self._host.prefetch(self._following, keep=(self._units[0].group,)):
+        if self._following is not None and self._host.prefetch(self._following, keep=(self._units[0].residency,)):
             self._following = None
 
-    async def _one(self, opened: _Open, position: int, row: int, ask: Ask) -> None:
-        outcome = await self._answer(ask)
+    async def _one(self, opened: _Open, position: int, row: int, call: ExpertCall) -> None:
+        outcome = await self._answer(call)
         self._in_flight -= 1
         self._place_free.set()
-        self._since.done[ask.expert] += 1
+        self._since.done[call.expert] += 1
         if isinstance(outcome, Failure):
-            self._since.failed[ask.expert] += 1
+            self._since.failed[call.expert] += 1
         else:
-            self._since.prompt_tokens[ask.expert] += outcome.usage.prompt_tokens
-            self._since.completion_tokens[ask.expert] += outcome.usage.completion_tokens
-        opened.records[position] = dump_outcome(row, ask.id, outcome)
+            self._since.prompt_tokens[call.expert] += outcome.usage.prompt_tokens
+            self._since.completion_tokens[call.expert] += outcome.usage.completion_tokens
+        opened.records[position] = dump_outcome(row, call.id, outcome)
         opened.left -= 1
         if not opened.left:
             await asyncio.to_thread(write_answers, self._folder, self._stage, opened.unit, opened.records)
 
-    async def _answer(self, ask: Ask) -> Answer | Failure:
-        """The whole answer. An expert that cannot be loaded is not loaded again for each of its asks."""
-        if ask.expert in self._unusable:
-            return Failure(ask.expert, self._unusable[ask.expert])
+    async def _answer(self, call: ExpertCall) -> Answer | Failure:
+        """The whole answer. An expert that cannot be loaded is not loaded again for each of its calls."""
+        if call.expert in self._unusable:
+            return Failure(call.expert, self._unusable[call.expert])
         try:
-            outcome = await self._orchestrator.whole(ask)
+            outcome = await self._orchestrator.whole(call)
         except Exception as error:
-            logger.exception("%s failed on a row", ask.expert)
-            return Failure(ask.expert, EngineError(f"{ask.expert!r} failed: {type(error).__name__}: {error}"))
-        if isinstance(outcome, Failure) and self._is_final(ask.expert, outcome.error):
-            self._unusable[ask.expert] = outcome.error
+            logger.exception("%s failed on a row", call.expert)
+            return Failure(call.expert, EngineError(f"{call.expert!r} failed: {type(error).__name__}: {error}"))
+        if isinstance(outcome, Failure) and self._is_final(call.expert, outcome.error):
+            self._unusable[call.expert] = outcome.error
         return outcome
 
     def _is_final(self, expert: str, error: Exception) -> bool:
@@ -226,7 +226,7 @@ class Shift:
         return isinstance(error, WeightsError)
 
     def _ref(self, expert: str) -> str:
-        """What the host's cache calls the group of an expert."""
+        """What the host's cache calls the residency of an expert."""
         experts = self._host.snapshot.experts
         return experts[experts[expert].residency_key].ref
 

@@ -49,5 +49,5 @@ def _said(answer: Mapping[str, Any]) -> dict[str, Any]:
     """One of `coe.protocol.responses.answers_body`, from a row of the column `answers`."""
     tokens = (answer["prompt_tokens"], answer["completion_tokens"])
     usage = None if answer["error"] is not None else usage_body(Usage(*tokens))
-    said = {name: answer[name] for name in ("ask", "expert", "text", "finish_reason")}
+    said = {name: answer[name] for name in ("call", "expert", "text", "finish_reason")}
     return {**said, "usage": usage, "cost_usd": answer["cost_usd"], "error": answer["error"]}

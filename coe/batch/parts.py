@@ -1,7 +1,7 @@
 """The part files of a run, and the work on one part: route it, step it. Runs in any process that sees the storage.
 
     rows/000/000012.parquet              a part of the input, routed
-    asks/0/000/000012.parquet            its asks of stage 0, one row group a unit (see `stages.Unit`)
+    calls/0/000/000012.parquet            its calls of stage 0, one row group a unit (see `stages.Unit`)
     answers/0/000/000012-003.parquet     the answers to its unit 3
     results/000/000012.arrows            its results, sorted by id; nothing of the part is left to do
 
@@ -21,13 +21,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coe.batch.records import ANSWERS, ASKS, ROWS, RoutedRow, describe, dump_request, load_outcome, load_request
+from coe.batch.records import ANSWERS, CALLS, ROWS, RoutedRow, describe, dump_request, load_outcome, load_request
 from coe.batch.results import read_note, result, write_run
 from coe.batch.rows import Row, parse_row
 from coe.batch.source import Source, Split, read
 from coe.batch.stages import Step, Unit, compositions, plan_units, step
 from coe.batch.storage import Folder
-from coe.compose import Ask, Composition, WithFallback, build_composition, ruled_out
+from coe.compose import Composition, ExpertCall, WithFallback, build_composition, ruled_out
 from coe.config import Config
 from coe.errors import CoeError, EngineError
 from coe.local import build_policies
@@ -60,7 +60,7 @@ class Job:
         chosen = {name: policy.composition for name, policy in self.config.policies.items()}
         return compositions({name: partial(build_composition, it.kind, it.settings) for name, it in chosen.items()})
 
-    def group_of(self, expert: str) -> str:
+    def residency_of(self, expert: str) -> str:
         """The residency key of an expert."""
         return self.snapshot.experts[expert].residency_key
 
@@ -98,8 +98,8 @@ def known(folder: Folder, part: int, stage: int) -> Stepped | None:
     """What an earlier run left of this step, if it got so far."""
     if folder.exists(results_name(part)):
         return Stepped.of(json.loads(read_note(folder, results_name(part))))
-    if folder.exists(_asks(stage, part)):
-        with folder.open(_asks(stage, part)) as file:
+    if folder.exists(_calls(stage, part)):
+        with folder.open(_calls(stage, part)) as file:
             return Stepped.of(json.loads(pq.read_schema(file).metadata[_NOTE]))
     return None
 
@@ -111,7 +111,7 @@ class PartRouter:
         self._job, self._orchestrator = job, orchestrator
 
     def route(self, splits: Sequence[Split]) -> Iterator[Stepped]:
-        """Write the rows and the first asks of each split; those that are there already are only looked at."""
+        """Write the rows and the first calls of each split; those that are there already are only looked at."""
         folder = self._job.folder
         left = []
         for split in splits:
@@ -165,7 +165,7 @@ def step_part(job: Job, part: int, stage: int) -> Stepped:
         for number, mine in outcomes.items():
             following = step(rows[number], composition_of(rows[number]), done[number])
             assert isinstance(following, tuple)  # it was asked, and the same is asked again
-            done[number] |= {ask.id: mine[ask.id] for ask in following}  # in the order of the asks, as online
+            done[number] |= {call.id: mine[call.id] for call in following}  # in the order of the calls, as online
     assert about is not None
     return _plan(job, about, stage, rows, done)
 
@@ -175,7 +175,7 @@ def _outcomes(folder: Folder, stage: int, units: Iterable[Unit]) -> dict[int, di
     outcomes: dict[int, dict[str, Answer | Failure]] = {}
     for unit in units:
         for record in _read(folder, answers_name(stage, unit)):
-            outcomes.setdefault(record["row"], {})[record["ask"]] = load_outcome(record)
+            outcomes.setdefault(record["row"], {})[record["call"]] = load_outcome(record)
     return outcomes
 
 
@@ -187,22 +187,22 @@ def routing_errors(folder: Folder, part: int) -> Counter[str]:
 
 
 def copy_routed(source: Folder, target: Folder, part: int) -> None:
-    """Put a routed part, with its first asks where it has any, into another folder."""
-    for name in (_rows(part), _asks(0, part)):
+    """Put a routed part, with its first calls where it has any, into another folder."""
+    for name in (_rows(part), _calls(0, part)):
         if source.exists(name):
             with source.open(name) as read, target.write(name) as written:
                 shutil.copyfileobj(read, written)
 
 
-def read_asks(folder: Folder, stage: int, unit: Unit) -> list[tuple[int, Ask]]:
-    """The asks of a unit, each with its row's position in the part."""
-    with folder.open(_asks(stage, unit.part)) as file:
+def read_calls(folder: Folder, stage: int, unit: Unit) -> list[tuple[int, ExpertCall]]:
+    """The calls of a unit, each with its row's position in the part."""
+    with folder.open(_calls(stage, unit.part)) as file:
         records = pq.ParquetFile(file).read_row_group(unit.number).to_pylist()
-    return [(r["row"], Ask(r["ask"], r["expert"], load_request(r["request"]))) for r in records]
+    return [(r["row"], ExpertCall(r["call"], r["expert"], load_request(r["request"]))) for r in records]
 
 
 def write_answers(folder: Folder, stage: int, unit: Unit, records: Sequence[Mapping[str, Any]]) -> None:
-    """The answers of a unit, in the order of its asks: from now on it is done."""
+    """The answers of a unit, in the order of its calls: from now on it is done."""
     _write(folder, answers_name(stage, unit), ANSWERS, records)
 
 
@@ -228,18 +228,18 @@ def _nobody(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None
 def _plan(
     job: Job, about: Stepped, stage: int, rows: Sequence[RoutedRow], done: Sequence[Mapping[str, Answer | Failure]]
 ) -> Stepped:
-    """Step every row; write the asks that follow, or, where none do, the results."""
+    """Step every row; write the calls that follow, or, where none do, the results."""
     composition_of = job.composition_of()
     steps: list[Step | None] = [
         None if row.error is not None else step(row, composition_of(row), outcomes)
         for row, outcomes in zip(rows, done, strict=True)
     ]
-    asks = [(i, ask) for i, following in enumerate(steps) if isinstance(following, tuple) for ask in following]
-    planned = plan_units(about.part, asks, job.group_of)
+    calls = [(i, call) for i, following in enumerate(steps) if isinstance(following, tuple) for call in following]
+    planned = plan_units(about.part, calls, job.residency_of)
     about = Stepped(about.part, about.rows, about.openai, about.ignored, tuple(unit for unit, _ in planned))
-    if asks:
-        groups = ([_ask_record(row, ask) for row, ask in members] for _, members in planned)
-        _write(job.folder, _asks(stage, about.part), ASKS, *groups, note=asdict(about))
+    if calls:
+        groups = ([_call_record(row, call) for row, call in members] for _, members in planned)
+        _write(job.folder, _calls(stage, about.part), CALLS, *groups, note=asdict(about))
     else:
         outcomes = (None if isinstance(following, tuple) else following for following in steps)
         records = [result(row, outcome, said) for row, outcome, said in zip(rows, outcomes, done, strict=True)]
@@ -265,8 +265,8 @@ def _routed(row: Row, outcome: Routed | RouterError | CoeError) -> RoutedRow:
     )
 
 
-def _ask_record(row: int, ask: Ask) -> dict[str, Any]:
-    return {"row": row, "ask": ask.id, "expert": ask.expert, "request": dump_request(ask.request)}
+def _call_record(row: int, call: ExpertCall) -> dict[str, Any]:
+    return {"row": row, "call": call.id, "expert": call.expert, "request": dump_request(call.request)}
 
 
 def _write(
@@ -292,8 +292,8 @@ def _rows(part: int) -> str:
     return f"{PARTS}/rows/{_shelf(part)}/{part:06d}.parquet"
 
 
-def _asks(stage: int, part: int) -> str:
-    return f"{PARTS}/asks/{stage}/{_shelf(part)}/{part:06d}.parquet"
+def _calls(stage: int, part: int) -> str:
+    return f"{PARTS}/calls/{stage}/{_shelf(part)}/{part:06d}.parquet"
 
 
 def results_name(part: int) -> str:

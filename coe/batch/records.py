@@ -33,13 +33,13 @@ ROWS = pa.schema(
 )
 """A part of the input, routed."""
 
-ASKS = pa.schema([("row", pa.int32()), ("ask", pa.string()), ("expert", pa.string()), ("request", pa.string())])
+CALLS = pa.schema([("row", pa.int32()), ("call", pa.string()), ("expert", pa.string()), ("request", pa.string())])
 """Questions of one stage; `row` is the position in the part."""
 
 ANSWERS = pa.schema(
     [
         ("row", pa.int32()),
-        ("ask", pa.string()),
+        ("call", pa.string()),
         ("expert", pa.string()),
         ("text", pa.string()),
         ("finish_reason", pa.string()),
@@ -127,9 +127,9 @@ def load_request(text: str) -> GenerateRequest:
     return GenerateRequest(**{**given, "messages": messages, "stop": tuple(given.get("stop", ()))})
 
 
-def dump_outcome(row: int, ask: str, outcome: Answer | Failure) -> dict[str, Any]:
+def dump_outcome(row: int, call: str, outcome: Answer | Failure) -> dict[str, Any]:
     """As a row of `ANSWERS`."""
-    record = dict.fromkeys(ANSWERS.names, None) | {"row": row, "ask": ask, "expert": outcome.expert}
+    record = dict.fromkeys(ANSWERS.names, None) | {"row": row, "call": call, "expert": outcome.expert}
     if isinstance(outcome, Failure):
         return record | {"error": _dump(_dump_error(outcome.error))}
     return record | {

@@ -36,7 +36,7 @@ _ERROR = pa.struct([("message", pa.string()), ("type", pa.string()), ("param", p
 _ANSWERS = pa.list_(
     pa.struct(
         [
-            ("ask", pa.string()),
+            ("call", pa.string()),
             ("expert", pa.string()),
             ("text", pa.string()),
             ("finish_reason", pa.string()),
@@ -106,7 +106,7 @@ class Counts:
 def result(
     row: RoutedRow, outcome: Answer | Exception | None, done: Mapping[str, Answer | Failure] = _NOTHING
 ) -> Record:
-    """The result of a row; without an outcome it has an error of its own. `done`: what its asks gave."""
+    """The result of a row; without an outcome it has an error of its own. `done`: what its calls gave."""
     record: Record = dict.fromkeys(RESULTS.names)
     record |= {"id": row.id, "line": row.line, "model": row.model, "policy": row.policy, "endpoint": row.endpoint}
     if row.decision is not None:

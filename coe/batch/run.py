@@ -19,8 +19,8 @@ from coe.batch.results import merge
 from coe.batch.source import Source, Split, read_together, scan
 from coe.batch.stages import Unit, plan_shifts
 from coe.batch.storage import Folder
-from coe.catalog import open_snapshot
 from coe.config import Config
+from coe.experts import open_snapshot
 from coe.orchestrator import Orchestrator
 from coe.policy import AUTO, address
 
@@ -52,7 +52,7 @@ class Watcher(Protocol):
     """Is told how a run goes on."""
 
     def phase(self, name: str, totals: Mapping[str, int]) -> None:
-        """A phase begins, with so much to do under each name: rows, parts, or asks by expert."""
+        """A phase begins, with so much to do under each name: rows, parts, or calls by expert."""
         ...
 
     def advance(self, name: str, done: int, failed: int = 0) -> None:
@@ -121,10 +121,10 @@ class Batch:
         left = self._unanswered(stage, units)
         totals = Counter({unit.expert: 0 for unit in units})
         for unit in units:
-            totals[unit.expert] += unit.asks
+            totals[unit.expert] += unit.calls
         with self._phase(f"answering, stage {stage + 1}", totals):
             for unit in set(units) - set(left):
-                self._watch.advance(unit.expert, unit.asks)
+                self._watch.advance(unit.expert, unit.calls)
             while left:
                 self._work(stage, left)
                 before, left = len(left), self._unanswered(stage, left)
@@ -146,7 +146,7 @@ class Batch:
         return [unit for unit in units if units_name(unit) not in there]
 
     def _step(self, stage: int) -> None:
-        """Parts that had asks have answers now."""
+        """Parts that had calls have answers now."""
         parts = [part.part for part in self._parts.values() if part.units]
         with self._phase(f"planning stage {stage + 1}", {"parts": len(parts)}):
             for stepped in self._executor.step(self._job, stage, sorted(parts)):

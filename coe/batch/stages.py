@@ -1,6 +1,6 @@
 """What to ask next, and in which order: pure functions of rows and answers.
 
-A stage is one step of every row's composition. Its asks are grouped by what must be resident to answer them (adapters
+A stage is one step of every row's composition. Its calls are grouped by what must be resident to answer them (adapters
 by their base, then by adapter), so that each expert is loaded once a stage.
 """
 
@@ -10,27 +10,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coe.batch.records import RoutedRow
-from coe.compose import Ask, Composition, Final, Single, WithFallback, without
+from coe.compose import Composition, ExpertCall, Final, Single, WithFallback, without
 from coe.errors import CoeError
 from coe.types import Answer, Failure
 
-Step = tuple[Ask, ...] | Answer | CoeError
+Step = tuple[ExpertCall, ...] | Answer | CoeError
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The asks of one part to one expert: what is answered into one file.
+    """The calls of one part to one expert: what is answered into one file.
 
     Attributes:
-        number: position among the part's units, and of its row group in the part's file of asks.
-        group: residency key of the expert.
+        number: position among the part's units, and of its row residency in the part's file of calls.
+        residency: residency key of the expert.
     """
 
     part: int
     number: int
     expert: str
-    group: str
-    asks: int
+    residency: str
+    calls: int
 
 
 def compositions(kinds: Mapping[str, Callable[[], Composition]]) -> Callable[[RoutedRow], Composition]:
@@ -51,48 +51,48 @@ def step(row: RoutedRow, composition: Composition, done: Mapping[str, Answer | F
         following = composition.step(row.request, row.decision, done)
     except CoeError as error:
         return error
-    return following.answer if isinstance(following, Final) else following.asks
+    return following.answer if isinstance(following, Final) else following.calls
 
 
 def plan_units(
-    part: int, asks: Iterable[tuple[int, Ask]], group_of: Callable[[str], str]
-) -> list[tuple[Unit, list[tuple[int, Ask]]]]:
-    """The asks of a part by unit: bases first in order of their names, their adapters behind them."""
-    by_expert: dict[str, list[tuple[int, Ask]]] = {}
-    for row, ask in asks:
-        by_expert.setdefault(ask.expert, []).append((row, ask))
-    ordered = sorted(by_expert, key=lambda expert: (group_of(expert), expert != group_of(expert), expert))
+    part: int, calls: Iterable[tuple[int, ExpertCall]], residency_of: Callable[[str], str]
+) -> list[tuple[Unit, list[tuple[int, ExpertCall]]]]:
+    """The calls of a part by unit: bases first in order of their names, their adapters behind them."""
+    by_expert: dict[str, list[tuple[int, ExpertCall]]] = {}
+    for row, call in calls:
+        by_expert.setdefault(call.expert, []).append((row, call))
+    ordered = sorted(by_expert, key=lambda expert: (residency_of(expert), expert != residency_of(expert), expert))
     return [
-        (Unit(part, number, expert, group_of(expert), len(by_expert[expert])), by_expert[expert])
+        (Unit(part, number, expert, residency_of(expert), len(by_expert[expert])), by_expert[expert])
         for number, expert in enumerate(ordered)
     ]
 
 
 def plan_shifts(units: Sequence[Unit], hosts: int) -> list[tuple[Unit, ...]]:
-    """What the hosts do one after the other: a shift is the work on one group, the largest shifts come first.
+    """What the hosts do one after the other: a shift is the work on one residency, the largest shifts come first.
 
-    With one host every group is one shift, so everything is loaded once. With several, a group that is more than a
-    host's share of the work is cut, and loaded by each host that takes a piece.
+    With one host every residency is one shift, so everything is loaded once. With several, a residency that is more
+    than a host's share of the work is cut, and loaded by each host that takes a piece.
     """
-    share = -(-sum(unit.asks for unit in units) // hosts)
+    share = -(-sum(unit.calls for unit in units) // hosts)
     shifts: list[tuple[Unit, ...]] = []
-    for group in sorted({unit.group for unit in units}):
-        mine = [unit for unit in units if unit.group == group]
-        mine.sort(key=lambda unit: (unit.expert != group, unit.expert, unit.part))
+    for residency in sorted({unit.residency for unit in units}):
+        mine = [unit for unit in units if unit.residency == residency]
+        mine.sort(key=lambda unit: (unit.expert != residency, unit.expert, unit.part))
         shifts += _cut(mine, share)
-    return sorted(shifts, key=lambda shift: (-_asks(shift), shift[0].group))
+    return sorted(shifts, key=lambda shift: (-_calls(shift), shift[0].residency))
 
 
 def _cut(units: Sequence[Unit], share: int) -> Iterable[tuple[Unit, ...]]:
     """Runs of at most `share` asks, or of one unit."""
     run: list[Unit] = []
     for unit in units:
-        if run and _asks(run) + unit.asks > share:
+        if run and _calls(run) + unit.calls > share:
             yield tuple(run)
             run = []
         run.append(unit)
     yield tuple(run)
 
 
-def _asks(units: Iterable[Unit]) -> int:
-    return sum(unit.asks for unit in units)
+def _calls(units: Iterable[Unit]) -> int:
+    return sum(unit.calls for unit in units)

@@ -47,11 +47,11 @@ def evaluate(
     """
     import asyncio
 
-    from coe.catalog import open_snapshot
     from coe.config import load_config
     from coe.evaluation.plan import Settings, plan_run
     from coe.evaluation.policies import columns
     from coe.evaluation.tasks import find_tasks
+    from coe.experts import open_snapshot
     from coe.local import build_policies
     from coe.signals.signals import Signals
 

@@ -61,7 +61,7 @@ def plan(
 def _rates(config: Config, like: str | None, load_rate: str | None, tokens_per_s: float | None) -> Rates:
     """What is given goes before what an earlier run measured, and that before profiles."""
     from coe.batch.planning.rates import Rates, profiled_tokens, rates_of_run
-    from coe.catalog import fill, open_registry
+    from coe.experts import fill, open_registry
 
     with open_registry(config) as registry:
         fill(registry, config.experts)
@@ -71,7 +71,7 @@ def _rates(config: Config, like: str | None, load_rate: str | None, tokens_per_s
     if load_rate is not None:
         rates = replace(rates, load_bytes_per_s=_bytes(load_rate))
     if tokens_per_s:
-        rates = replace(rates, tokens_per_s=tokens_per_s, by_group={})
+        rates = replace(rates, tokens_per_s=tokens_per_s, by_residency={})
     return rates
 
 
@@ -112,9 +112,9 @@ def _show(planned: Plan, record: Mapping[str, Any], *, to_stdout: bool) -> None:
         out.print(_table(number, stage, record["memory"]["sizes"]))
     for line in [*_totals(record), *_notes(planned, record)]:
         out.print(line, highlight=False, soft_wrap=True)
-    for group in record["memory"]["too_large"]:
-        needs, budget = planned.memory.needed(group), record["memory"]["budget_bytes"]
-        told = f"{group!r} needs {_size(needs)}, pins included; a host's budget is {_size(budget)}"
+    for residency in record["memory"]["too_large"]:
+        needs, budget = planned.memory.needed(residency), record["memory"]["budget_bytes"]
+        told = f"{residency!r} needs {_size(needs)}, pins included; a host's budget is {_size(budget)}"
         console.print(f"[bold red]error:[/] {told}: raise `host.budget`, or choose a smaller expert", highlight=False)
 
 
@@ -122,19 +122,19 @@ def _table(number: int, stage: Mapping[str, Any], sizes: Mapping[str, int | None
     from rich.table import Table
 
     table = Table("expert", "with", title=f"Stage {number}")
-    for column in ("asks", "loads", "moved", "prompt tokens", "new tokens", "USD"):
+    for column in ("calls", "loads", "moved", "prompt tokens", "new tokens", "USD"):
         table.add_column(column, justify="right")
-    for name, expert in sorted(stage["experts"].items(), key=lambda item: (item[1]["group"], item[0])):
-        group = expert["group"]
+    for name, expert in sorted(stage["experts"].items(), key=lambda item: (item[1]["residency"], item[0])):
+        residency = expert["residency"]
         # A base's loads stand once: at itself, or at the first of its adapters.
-        first = next(n for n in sorted(stage["experts"]) if stage["experts"][n]["group"] == group)
-        own = name == group or (group not in stage["experts"] and name == first)
-        loads = stage["loads"][group] if own else 0
-        moved = None if sizes[group] is None else loads * (sizes[group] or 0)
+        first = next(n for n in sorted(stage["experts"]) if stage["experts"][n]["residency"] == residency)
+        own = name == residency or (residency not in stage["experts"] and name == first)
+        loads = stage["loads"][residency] if own else 0
+        moved = None if sizes[residency] is None else loads * (sizes[residency] or 0)
         table.add_row(
             name,
-            "" if name == group else group,
-            f"{expert['asks']:,}",
+            "" if name == residency else residency,
+            f"{expert['calls']:,}",
             str(loads) if own else "",
             _size(moved) if own else "",
             f"~{expert['prompt_tokens']:,}",
@@ -147,7 +147,7 @@ def _table(number: int, stage: Mapping[str, Any], sizes: Mapping[str, int | None
 def _totals(record: Mapping[str, Any]) -> Iterator[str]:
     totals = record["totals"]
     yield (
-        f"In all: {totals['asks']:,} asks, {_loads(totals['loads'])}, {_size(totals['loaded_bytes'])} moved, "
+        f"In all: {totals['calls']:,} calls, {_loads(totals['loads'])}, {_size(totals['loaded_bytes'])} moved, "
         f"about {totals['prompt_tokens']:,} prompt tokens, "
         f"new tokens {_bounded(totals['tokens'], totals['tokens_at_most'], _whole)}, "
         f"USD {_bounded(totals['cost_usd'], totals['cost_usd_at_most'], _usd)}, "
@@ -157,7 +157,7 @@ def _totals(record: Mapping[str, Any]) -> Iterator[str]:
     if least is not None:
         yield (
             "What is asked depends on answers: this is the most. If all experts agree: "
-            f"{least['asks']:,} asks, {_loads(least['loads'])}, {_size(least['loaded_bytes'])} moved, "
+            f"{least['calls']:,} calls, {_loads(least['loads'])}, {_size(least['loaded_bytes'])} moved, "
             f"USD {_bounded(least['cost_usd'], least['cost_usd_at_most'], _usd)}, "
             f"seconds {_bounded(least['seconds'], least['seconds_at_most'], _whole)}"
         )
@@ -168,7 +168,7 @@ def _notes(planned: Plan, record: Mapping[str, Any]) -> Iterator[str]:
     for code, rows in sorted(record["errors"].items()):
         yield f"[yellow]{rows:,} rows will fail before anyone is asked: {code}[/]"
     if record["totals"]["too_long"]:
-        told = f"[yellow]{record['totals']['too_long']:,} asks seem not to fit their expert's context[/]"
+        told = f"[yellow]{record['totals']['too_long']:,} calls seem not to fit their expert's context[/]"
         yield f"{told}, with answers in them as long as they may get"
     budget = _size(record["memory"]["budget_bytes"])
     if record["hosts"] == 1:
@@ -178,7 +178,9 @@ def _notes(planned: Plan, record: Mapping[str, Any]) -> Iterator[str]:
             "that works before them, and go on meanwhile."
         )
     else:
-        yield f"{record['hosts']} hosts with {budget} for weights each; a group that several share is loaded by each."
+        yield (
+            f"{record['hosts']} hosts with {budget} for weights each; an expert that several share is loaded by each."
+        )
     missing = list(_missing(planned, record))
     if missing:
         yield f"Not known: {', '.join(missing)}; --like takes them from an earlier run."
@@ -188,7 +190,7 @@ def _missing(planned: Plan, record: Mapping[str, Any]) -> Iterator[str]:
     rates, sizes = planned.rates, planned.memory.sizes
     if any(rates.load_s(size) is None for size in sizes.values()):
         yield "how fast weights load (--load-rate)"
-    if any(rates.work_s(group, 1) is None for group in sizes):
+    if any(rates.work_s(residency, 1) is None for residency in sizes):
         yield "how fast tokens are generated (--tokens-per-s)"
     if record["totals"]["tokens"] is None:
         yield "how long answers get"

@@ -31,9 +31,9 @@ class Place:
     @classmethod
     def of(cls, config: Path | None, url: str | None, *, with_output: bool) -> Place:
         """Of a configuration, or of a registry's URL. Raises ConfigError where the result would be lost."""
-        from coe.catalog import open_snapshot
         from coe.config import Config, load_config
         from coe.errors import ConfigError
+        from coe.experts import open_snapshot
 
         loaded = None if config is None else load_config(config)
         if loaded is not None and loaded.experts and not with_output:

@@ -47,17 +47,17 @@ def replay(
 
 def _rerouter(config: Path) -> Rerouter:
     """The experts and policies that a service of this configuration would have now."""
-    from coe.catalog import open_snapshot
     from coe.config import load_config
+    from coe.experts import open_snapshot
     from coe.local import build_policies
-    from coe.serve.cluster.catalogue import Catalogue
+    from coe.serve.cluster.catalog import Catalog
     from coe.serve.decisions.replay import Rerouter
     from coe.signals.signals import Signals
 
     settings = load_config(config)
-    catalogue = Catalogue.of(settings, open_snapshot(settings))
-    signals = Signals(catalogue.snapshot, settings.engines)
-    return Rerouter(build_policies(catalogue.policies, catalogue.snapshot, signals), catalogue.snapshot)
+    catalog = Catalog.of(settings, open_snapshot(settings))
+    signals = Signals(catalog.snapshot, settings.engines)
+    return Rerouter(build_policies(catalog.policies, catalog.snapshot, signals), catalog.snapshot)
 
 
 def _told(entries: Iterator[Entry]) -> Iterator[Entry]:

@@ -52,10 +52,10 @@ def _say(part: str, what: str) -> None:
 
 
 def _welcome(source: Source) -> None:
-    settings, catalogue = source.config.serve, source.catalogue
-    policies = [f"coe/{name}" for name in catalogue.policies]
+    settings, catalog = source.config.serve, source.catalog
+    policies = [f"coe/{name}" for name in catalog.policies]
     models = ", ".join((["auto"] if policies else []) + policies)
     _say("ready", f"http://{settings.host}:{settings.port}/v1 for any OpenAI client")
-    _say("models", f"{models}{' or ' if models else ''}one of {len(catalogue.snapshot)} experts by name")
+    _say("models", f"{models}{' or ' if models else ''}one of {len(catalog.snapshot)} experts by name")
     _say("decisions", str(settings.log.folder or "are not logged"))
     _say("Ctrl-C", "stops")

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from coe.compose.aggregate import Aggregate
-from coe.compose.base import Ask, Asks, Composition, Done, Final, named_experts
+from coe.compose.base import Composition, Done, ExpertCall, ExpertCalls, Final, named_experts
 from coe.compose.cascade import Cascade
 from coe.compose.chain import Chain
 from coe.compose.fallback import FALLBACK, WithFallback
@@ -51,12 +51,12 @@ __all__ = [
     "COMPOSITIONS",
     "FALLBACK",
     "Aggregate",
-    "Ask",
-    "Asks",
     "Cascade",
     "Chain",
     "Composition",
     "Done",
+    "ExpertCall",
+    "ExpertCalls",
     "Final",
     "SelfConsistency",
     "Single",

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from coe.compose.answer_key import auto
-from coe.compose.ballots import Ballot, asks, cast, drawn, elected, give_up, only_one, strength, together
-from coe.compose.base import Ask, Asks, Done, Final, nobody
+from coe.compose.ballots import Ballot, calls, cast, drawn, elected, give_up, only_one, strength, together
+from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, nobody
 from coe.compose.notes import failures, said
 from coe.compose.settings import check_count, check_name, check_seconds
 from coe.compose.synthesis import TEMPLATE, check_template, shortened, synthesis, without_thoughts
@@ -65,8 +65,8 @@ class Aggregate:
         named = [self.aggregator] if isinstance(self.aggregator, str) else self.aggregator.values()
         return tuple(dict.fromkeys(named))
 
-    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
-        """The experts' asks; the aggregator's, again with less where it has to be; its answer."""
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
+        """The experts' calls; the aggregator's, again with less where it has to be; its answer."""
         decision, counts = drawn(request, decision)
         if not decision.experts:
             raise nobody(decision)
@@ -74,7 +74,7 @@ class Aggregate:
         if not done:
             if decision.experts == (aggregator,):
                 return only_one(request, decision)  # nothing to aggregate
-            return asks(self._recruiting(request), decision, range(len(decision.experts)))
+            return calls(self._recruiting(request), decision, range(len(decision.experts)))
         panel = _Panel(decision, counts, done)
         if not panel.ballots:
             raise give_up(decision, done)
@@ -94,17 +94,17 @@ class Aggregate:
             max_tokens=self.max_answer_tokens or request.max_tokens,
         )
 
-    def _aggregated(self, request: GenerateRequest, aggregator: str, panel: _Panel) -> Asks | Final:
-        """The aggregator's next ask, or the answer."""
+    def _aggregated(self, request: GenerateRequest, aggregator: str, panel: _Panel) -> ExpertCalls | Final:
+        """The aggregator's next call, or the answer."""
         shown = _Shown(panel.answers)
         for attempt in range(1, MOST_ASKS + 1):
-            ask = Ask(f"{attempt}.aggregator", aggregator, synthesis(request, shown.texts, self.template))
-            outcome = panel.done.get(ask.id)
+            call = ExpertCall(f"{attempt}.aggregator", aggregator, synthesis(request, shown.texts, self.template))
+            outcome = panel.done.get(call.id)
             if outcome is None:
-                return Asks((ask,), last=True, notes=panel.notes + shown.notes)
+                return ExpertCalls((call,), last=True, notes=panel.notes + shown.notes)
             if isinstance(outcome, Answer):
                 return Final(together(outcome, panel.done, panel.notes + shown.notes + _ended(request, outcome)))
-            shorter = shown.fitting(ask.request, outcome.error)
+            shorter = shown.fitting(call.request, outcome.error)
             if shorter is None:
                 break
             shown = shorter

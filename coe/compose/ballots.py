@@ -1,7 +1,7 @@
 """What the compositions that ask several experts share: who said what, and one Answer that stands for all of them.
 
-Ids of asks are `<round>.<position>`: asks of the same round ran side by side; the position is that in the decision, or
-a word.
+Ids of calls are `<round>.<position>`: calls of the same round ran side by side; the position is that in the decision,
+or a word.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from coe.compose.answer_key import AnswerKey
-from coe.compose.base import Ask, Asks, Done, Final, nobody
+from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, nobody
 from coe.compose.notes import failures, in_order
 from coe.errors import InvalidRequest, NotAllowed
 from coe.types import Answer, Failure, GenerateRequest, Timing, Usage
@@ -36,10 +36,10 @@ class Ballot:
 
 
 def drawn(request: GenerateRequest, decision: RoutingDecision) -> tuple[RoutingDecision, tuple[int, ...]]:
-    """The decision without asks that would have the same answer, and how often each of its experts was drawn.
+    """The decision without calls that would have the same answer, and how often each of its experts was drawn.
 
     An expert that was drawn twice is asked once where the request does not sample; what it says then counts twice.
-    Where it samples, each draw is an ask of its own (see `asks`).
+    Where it samples, each draw is a call of its own (see `calls`).
     """
     counts = Counter(decision.experts)
     if request.temperature or len(counts) == len(decision.experts):
@@ -56,11 +56,17 @@ def drawn(request: GenerateRequest, decision: RoutingDecision) -> tuple[RoutingD
     return once, tuple(counts.values())
 
 
-def asks(request: GenerateRequest, decision: RoutingDecision, positions: Iterable[int], *, round: int = 0) -> Asks:  # noqa: A002
+def calls(
+    request: GenerateRequest,
+    decision: RoutingDecision,
+    positions: Iterable[int],
+    *,
+    round: int = 0,  # noqa: A002
+) -> ExpertCalls:
     """The experts at these positions, side by side; one that stands there again samples by a seed of its own."""
     experts = decision.experts
-    return Asks(
-        tuple(Ask(f"{round}.{i}", experts[i], _again(request, experts[:i].count(experts[i]))) for i in positions)
+    return ExpertCalls(
+        tuple(ExpertCall(f"{round}.{i}", experts[i], _again(request, experts[:i].count(experts[i]))) for i in positions)
     )
 
 
@@ -71,9 +77,9 @@ def _again(request: GenerateRequest, times: int) -> GenerateRequest:
     return replace(request, seed=(request.seed + times + _SEEDS // 2) % _SEEDS - _SEEDS // 2)
 
 
-def only_one(request: GenerateRequest, decision: RoutingDecision) -> Asks:
+def only_one(request: GenerateRequest, decision: RoutingDecision) -> ExpertCalls:
     """The first expert alone: whatever it says is the answer, and may be streamed."""
-    return replace(asks(request, decision, [0]), last=True)
+    return replace(calls(request, decision, [0]), last=True)
 
 
 def cast(done: Done, key: AnswerKey) -> list[Ballot]:
@@ -93,11 +99,11 @@ def poll(
     key: AnswerKey,
     weights: Sequence[float],
     ahead: Mapping[str, float] = MappingProxyType({}),
-) -> Asks | Final:
+) -> ExpertCalls | Final:
     """A vote's step: all experts side by side, then the strongest side. A decision of one expert is just asked."""
     if not done and decision.experts:
         several = len(decision.experts) > 1
-        return asks(request, decision, range(len(decision.experts))) if several else only_one(request, decision)
+        return calls(request, decision, range(len(decision.experts))) if several else only_one(request, decision)
     ballots = cast(done, key)
     if not ballots:
         raise give_up(decision, done)
@@ -105,7 +111,7 @@ def poll(
 
 
 def rounds(done: Done) -> int:
-    """How many rounds of asks there were."""
+    """How many rounds of calls there were."""
     return 1 + max((int(name.partition(".")[0]) for name in done if "." in name), default=-1)
 
 
@@ -137,7 +143,7 @@ def elected(decision: RoutingDecision, ballots: Sequence[Ballot], strength: Mapp
 
 
 def together(answer: Answer, done: Done, notes: tuple[str, ...]) -> Answer:
-    """An answer with what all asks took: tokens and costs added up, of each round the time of the slowest.
+    """An answer with what all calls took: tokens and costs added up, of each round the time of the slowest.
 
     The cost is unknown where one of them is.
     """

@@ -1,10 +1,10 @@
 """Composition: what is done with the chosen experts, as a pure step function.
 
-    step(request, decision, {})          -> Asks: who to ask first
-    step(request, decision, {id: ...})   -> Asks: who to ask next, or Final: the answer
+    step(request, decision, {})          -> ExpertCalls: who to ask first
+    step(request, decision, {id: ...})   -> ExpertCalls: who to ask next, or Final: the answer
 
-The caller runs the asks and calls again with everything done so far. One form serves three callers: online, the
-orchestrator runs the asks side by side and streams the last one; in a batch, asks are grouped by expert; in an
+The caller runs the calls and calls again with everything done so far. One form serves three callers: online, the
+orchestrator runs the calls side by side and streams the last one; in a batch, calls are grouped by expert; in an
 evaluation, `done` is filled from recorded answers.
 """
 
@@ -18,29 +18,29 @@ from coe.errors import Abstained, CoeError, InvalidRequest
 from coe.types import Answer, Failure, GenerateRequest
 from routers.base import RoutingDecision
 
-AskId = str
-Done = Mapping[AskId, Answer | Failure]
+CallId = str
+Done = Mapping[CallId, Answer | Failure]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ExpertCall:
     """One question to one expert. `id` is unique within the composition of a request."""
 
-    id: AskId
+    id: CallId
     expert: str
     request: GenerateRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Asks:
+class ExpertCalls:
     """Questions that may run side by side.
 
-    last: there is one ask, and its text is the final text: it may be streamed as it comes. The step after its answer
+    last: there is one call, and its text is the final text: it may be streamed as it comes. The step after its answer
         is final, with what the request took in all.
     notes: what is known already of how the answer comes about (`Answer.notes`): a stream says it before its text.
     """
 
-    asks: tuple[Ask, ...]
+    calls: tuple[ExpertCall, ...]
     last: bool = False
     notes: tuple[str, ...] = ()
 
@@ -59,13 +59,13 @@ class Composition(Protocol):
     their names in an attribute `experts` (see `named_experts`).
     """
 
-    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
         """What to do next, given everything done so far."""
         ...
 
 
 def named_experts(composition: Composition) -> tuple[str, ...]:
-    """The experts that a composition asks by name, whomever a decision holds."""
+    """The experts that a composition calls by name, whomever a decision holds."""
     return tuple(getattr(composition, "experts", None) or ())
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from coe.compose.answer_key import KeyKind, key_of
-from coe.compose.ballots import asks, cast, drawn, elected, give_up, rounds, strength
-from coe.compose.base import Asks, Done, Final
+from coe.compose.ballots import calls, cast, drawn, elected, give_up, rounds, strength
+from coe.compose.base import Done, ExpertCalls, Final
 from coe.compose.notes import failures
 from coe.compose.option_prior import OptionPrior
 from coe.compose.weighted_vote import check_options, evidence, head_start, read_prior
@@ -54,8 +54,8 @@ class Cascade:
         check_confidence(self.confidence)
         object.__setattr__(self, "prior", read_prior(self.prior))
 
-    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
-        """The next asks, or the answer when there is no point in more."""
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
+        """The next calls, or the answer when there is no point in more."""
         decision, counts = drawn(request, decision)
         weights, ballots = evidence(decision, self.options, counts), cast(done, key_of(self.key))
         first, alone = done.get("0.0"), self._needed({}, weights, {}) == 1
@@ -72,7 +72,7 @@ class Cascade:
             raise give_up(decision, done)
         alone = len(left) == 1 or (alone and not asked)
         count = 1 if alone else self._needed(sides, left, ahead)
-        following = asks(request, decision, range(asked, asked + count), round=rounds(done))
+        following = calls(request, decision, range(asked, asked + count), round=rounds(done))
         return replace(following, last=alone and not ballots, notes=failures(done))
 
     def _settled(self, sides: Mapping[str, float], left: Sequence[float], ahead: Mapping[str, float]) -> bool:

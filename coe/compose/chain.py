@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from coe.compose.ballots import give_up, together
-from coe.compose.base import Ask, Asks, Done, Final, nobody
+from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, nobody
 from coe.compose.notes import failures
 from coe.compose.settings import check_name, check_seconds
 from coe.compose.synthesis import DRAFT, QUESTION, REFINE, check_template, refinement, without_thoughts
@@ -48,18 +48,18 @@ class Chain:
         check_template(self.template, QUESTION, DRAFT)
         check_seconds("expert_deadline_s", self.expert_deadline_s)
 
-    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
-        """The next expert's ask, or the last draft."""
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
+        """The next expert's call, or the last draft."""
         if not decision.experts:
             raise nobody(decision)
         experts = self._experts(decision)
         answer, draft, silent = None, "", list[str]()
         for place, expert in enumerate(experts):
-            ask, last = f"{place}.0", place == len(experts) - 1
-            outcome = done.get(ask)
+            call, last = f"{place}.0", place == len(experts) - 1
+            outcome = done.get(call)
             if outcome is None:
                 asked = self._asked(request, draft, last)
-                return Asks((Ask(ask, expert, asked),), last=last, notes=(*failures(done), *silent))
+                return ExpertCalls((ExpertCall(call, expert, asked),), last=last, notes=(*failures(done), *silent))
             if isinstance(outcome, Answer):
                 said = without_thoughts(outcome.text)
                 silent += [] if said or last else [f"{expert} said nothing"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coe.compose.base import Ask, Asks, Composition, Done, Final
+from coe.compose.base import Composition, Done, ExpertCall, ExpertCalls, Final
 from coe.compose.notes import failures
 from coe.errors import CoeError, InvalidRequest
 from coe.types import Answer, Failure, GenerateRequest
 from routers.base import RoutingDecision
 
 FALLBACK = "fallback"
-"""Id of the ask that goes to the fallback."""
+"""Id of the call that goes to the fallback."""
 
 
 class WithFallback:
@@ -23,7 +23,7 @@ class WithFallback:
     def __init__(self, composition: Composition, expert: str) -> None:
         self.composition, self.expert = composition, expert
 
-    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
         """The composition's step; where it gives up, the fallback is asked. Raises the fallback's error."""
         try:
             return self.composition.step(request, decision, done)
@@ -35,4 +35,4 @@ class WithFallback:
             return Final(replace(outcome, notes=failures(done)))
         if isinstance(outcome, Failure):
             raise outcome.error
-        return Asks((Ask(FALLBACK, self.expert, request),), last=True, notes=failures(done))
+        return ExpertCalls((ExpertCall(FALLBACK, self.expert, request),), last=True, notes=failures(done))

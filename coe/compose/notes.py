@@ -27,6 +27,6 @@ def in_order(done: Done) -> Iterator[tuple[str, Answer | Failure]]:
     return iter(sorted(done.items(), key=lambda named: _place(named[0])))
 
 
-def _place(ask: str) -> list[tuple[bool, int, str]]:
+def _place(call: str) -> list[tuple[bool, int, str]]:
     """Numbers by their value, before words."""
-    return [(False, int(part), "") if part.isdecimal() else (True, 0, part) for part in ask.split(".")]
+    return [(False, int(part), "") if part.isdecimal() else (True, 0, part) for part in call.split(".")]

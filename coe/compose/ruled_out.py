@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from coe.compose.base import Asks, Composition, Done, Final, named_experts
+from coe.compose.base import Composition, Done, ExpertCalls, Final, named_experts
 from coe.compose.fallback import WithFallback
 from coe.errors import NotAllowed
 from coe.types import Answer, Failure, GenerateRequest
@@ -21,18 +21,18 @@ class Without:
     def __init__(self, composition: Composition, barred: Mapping[str, str]) -> None:
         self.composition, self.barred = composition, dict(barred)
 
-    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
-        """The composition's step, without the asks that are not allowed."""
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
+        """The composition's step, without the calls that are not allowed."""
         known: dict[str, Answer | Failure] = dict(done)
         while True:
             following = self.composition.step(request, decision, known)
             if isinstance(following, Final):
                 return following
-            refused = [ask for ask in following.asks if ask.expert in self.barred]
+            refused = [call for call in following.calls if call.expert in self.barred]
             if not refused:
                 return following
-            for ask in refused:
-                known[ask.id] = Failure(ask.expert, self._error(ask.expert))
+            for call in refused:
+                known[call.id] = Failure(call.expert, self._error(call.expert))
 
     def _error(self, expert: str) -> NotAllowed:
         return NotAllowed(f"{expert!r} cannot take this request: {self.barred[expert]}")
@@ -42,7 +42,7 @@ def without(composition: Composition, removed: Mapping[str, str]) -> Composition
     """The composition over the experts that are left.
 
     Args:
-        removed: those that a request rules out, and why; those count that the composition asks by name.
+        removed: those that a request rules out, and why; those count that the composition calls by name.
     """
     barred = {name: removed[name] for name in named_experts(composition) if name in removed}
     return Without(composition, barred) if barred else composition

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from coe.compose.answer_key import KeyKind, key_of
 from coe.compose.ballots import poll
-from coe.compose.base import Asks, Done, Final
+from coe.compose.base import Done, ExpertCalls, Final
 from coe.compose.settings import check_count, check_temperature
 from coe.types import GenerateRequest
 from routers.base import RoutingDecision
@@ -36,7 +36,7 @@ class SelfConsistency:
         check_temperature("temperature", self.temperature)
         key_of(self.key)
 
-    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
         """All samples, then the count."""
         sampled = replace(request, temperature=self.temperature, seed=_seed(request))
         return poll(sampled, self._samples(decision), done, key_of(self.key), [1.0] * self.n)

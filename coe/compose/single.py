@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coe.compose.base import Ask, Asks, Done, Final, nobody
+from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, nobody
 from coe.compose.notes import failures
 from coe.errors import InvalidRequest
 from coe.types import Answer, Failure, GenerateRequest
@@ -17,7 +17,7 @@ class Single:
     A request that is wrong in itself (InvalidRequest) is refused at once: another expert would not mend it.
     """
 
-    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
         """The first answer is final; a failure moves on to the next expert."""
         last: Failure | None = None
         for position, expert in enumerate(decision.experts):
@@ -25,7 +25,7 @@ class Single:
             if isinstance(outcome, Answer):
                 return Final(replace(outcome, notes=failures(done)))
             if outcome is None:
-                return Asks((Ask(str(position), expert, request),), last=True, notes=failures(done))
+                return ExpertCalls((ExpertCall(str(position), expert, request),), last=True, notes=failures(done))
             last = outcome
             if isinstance(outcome.error, InvalidRequest):
                 break

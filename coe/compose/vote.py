@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from coe.compose.answer_key import KeyKind, key_of
 from coe.compose.ballots import drawn, poll
-from coe.compose.base import Asks, Done, Final
+from coe.compose.base import Done, ExpertCalls, Final
 from coe.types import GenerateRequest
 from routers.base import RoutingDecision
 
@@ -28,7 +28,7 @@ class Vote:
     def __post_init__(self) -> None:
         key_of(self.key)
 
-    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
-        """All asks, then the count. Nothing can be streamed: the answer stands when the last vote is cast."""
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
+        """All calls, then the count. Nothing can be streamed: the answer stands when the last vote is cast."""
         decision, counts = drawn(request, decision)
         return poll(request, decision, done, key_of(self.key), counts)

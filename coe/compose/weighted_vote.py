@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from coe.compose.answer_key import KeyKind, key_of
 from coe.compose.ballots import drawn, poll
-from coe.compose.base import Asks, Done, Final
+from coe.compose.base import Done, ExpertCalls, Final
 from coe.compose.option_prior import OptionPrior
 from coe.errors import ConfigError
 from coe.types import GenerateRequest
@@ -42,8 +42,8 @@ class WeightedVote:
         check_options(self.options)
         object.__setattr__(self, "prior", read_prior(self.prior))
 
-    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
-        """All asks, then the count."""
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
+        """All calls, then the count."""
         decision, counts = drawn(request, decision)
         weights, ahead = evidence(decision, self.options, counts), head_start(self.prior, request)
         return poll(request, decision, done, key_of(self.key), weights, ahead)

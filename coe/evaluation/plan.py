@@ -105,12 +105,12 @@ class Plan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(task.head(self.settings.limit) for task in self.tasks))
 
-    def groups(self) -> list[tuple[str, list[Job]]]:
-        """`(what must be resident, jobs)`: a base with all its adapters is one group."""
-        groups: dict[str, list[Job]] = {}
+    def residencies(self) -> list[tuple[str, list[Job]]]:
+        """`(what must be resident, jobs)`: a base with all its adapters is one residency."""
+        residencies: dict[str, list[Job]] = {}
         for spec in self.experts:
-            groups.setdefault(spec.residency_key, []).extend(self.jobs_of(spec))
-        return list(groups.items())
+            residencies.setdefault(spec.residency_key, []).extend(self.jobs_of(spec))
+        return list(residencies.items())
 
     def jobs_of(self, spec: Column) -> Iterator[Job]:
         """Every question to one expert."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.compose import Ask, Asks, Composition, Final, build_composition
+from coe.compose import Composition, ExpertCall, ExpertCalls, Final, build_composition
 from coe.errors import CoeError
 from coe.types import Answer, Failure, GenerateRequest, Usage
 from routers.base import Message, Router, RoutingDecision
@@ -190,12 +190,12 @@ class _Recorded:
         request = GenerateRequest(messages=(Message("user", self._table.prompts[row]),))
         done: dict[str, Answer | Failure] = {}
         rounds = 0
-        while isinstance(step := self._step(row, composition, request, decision, done), Asks):
+        while isinstance(step := self._step(row, composition, request, decision, done), ExpertCalls):
             if self._table.answers is None and not step.last:
                 raise InvalidOutcomes("this composition compares answers, but the table has none: `answer::<expert>`")
-            for ask in step.asks:
-                self._check(ask, request, composition)
-                done[ask.id] = self._answer(row, ask.expert)
+            for call in step.calls:
+                self._check(call, request, composition)
+                done[call.id] = self._answer(row, call.expert)
             rounds += 1
         costs = [outcome.cost_usd for outcome in done.values() if isinstance(outcome, Answer)]
         return _Run(
@@ -213,20 +213,20 @@ class _Recorded:
         request: GenerateRequest,
         decision: RoutingDecision,
         done: Mapping[str, Answer | Failure],
-    ) -> Asks | Final:
+    ) -> ExpertCalls | Final:
         try:
             return composition.step(request, decision, done)
         except CoeError as error:
             raise InvalidOutcomes(f"query {self._table.query_ids[row]!r} cannot be replayed: {error}") from error
 
     @staticmethod
-    def _check(ask: Ask, recorded: GenerateRequest, composition: Composition) -> None:
+    def _check(call: ExpertCall, recorded: GenerateRequest, composition: Composition) -> None:
         """Raises InvalidOutcomes where an expert is asked something else than what its recorded answer is to."""
-        if (ask.request.messages, ask.request.temperature) == (recorded.messages, recorded.temperature):
+        if (call.request.messages, call.request.temperature) == (recorded.messages, recorded.temperature):
             return
-        what = "for samples" if ask.request.temperature else "about what others answered"
+        what = "for samples" if call.request.temperature else "about what others answered"
         raise InvalidOutcomes(
-            f"{type(composition).__name__} asks {ask.expert!r} {what}, which no table has recorded: only votes can be "
+            f"{type(composition).__name__} asks {call.expert!r} {what}, which no table has recorded: only votes can be "
             "replayed. Measure it on live experts: coe eval --experts coe/<policy>, with a policy of this composition"
         )
 

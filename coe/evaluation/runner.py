@@ -89,7 +89,7 @@ class _Run:
         for name in self.tallies:
             self.tell(name)
 
-    async def group(self, jobs: Sequence[Job], concurrency: int) -> None:
+    async def residency(self, jobs: Sequence[Job], concurrency: int) -> None:
         """Answer the jobs of one base and its adapters, `concurrency` at a time."""
         left = iter([job for job in jobs if job.key not in self.records])
         try:
@@ -178,8 +178,8 @@ async def run(
     started_at, started, status = datetime.now(UTC), time.perf_counter(), "stopped"
     try:
         with AnswerLog(folder.answers) as session.log:
-            for _, jobs in plan.groups():
-                await session.group(jobs, concurrency)
+            for _, jobs in plan.residencies():
+                await session.residency(jobs, concurrency)
         status = "complete"
     except asyncio.CancelledError:
         status = "interrupted"

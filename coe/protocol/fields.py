@@ -162,9 +162,9 @@ class ResponseFormat(_Strict):
 class Extension(_Strict):
     """The field `coe`: what this project adds to a request.
 
-    experts: those that may answer; exclude: those that may not. cost_weight: quality (score in [0, 1]) given up per USD, in
-    place of the policy's. seed: breaks ties between experts by chance. deadline_s: seconds until the request is given
-    up. answers: also return what each expert said that was asked.
+    experts: those that may answer; exclude: those that may not. cost_weight: quality (score in [0, 1]) given up per
+    USD, in place of the policy's. seed: breaks ties between experts by chance. deadline_s: seconds until the request is
+    given up. answers: also return what each expert said that was asked.
     """
 
     experts: Annotated[list[Text], Field(min_length=1)] | None = None

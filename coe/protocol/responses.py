@@ -112,7 +112,7 @@ def answers_body(done: Mapping[str, Answer | Failure], *, logged_as: str | None 
         done: outcomes by the id of the ask.
         logged_as: as in `error_body`.
     """
-    return [{"ask": ask, **_outcome(outcome, logged_as)} for ask, outcome in in_order(done)]
+    return [{"call": call, **_outcome(outcome, logged_as)} for call, outcome in in_order(done)]
 
 
 def _outcome(outcome: Answer | Failure, logged_as: str | None) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def model_body(name: str, snapshot: Snapshot, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": OWNER, "coe": about}
 
 
-def route_body(id: str, routed: Routed, registry_version: int) -> dict[str, Any]:  # noqa: A002  # OpenAI's word
+def route_body(id: str, routed: Routed, registry_version: int) -> dict[str, Any]:  # OpenAI's word  # noqa: A002
     """Who was chosen and why: the decision, and what it was made from.
 
     `estimate` has the expected quality (score in [0, 1]) and cost (USD) of each expert, null where they are unknown
@@ -148,8 +148,8 @@ def route_body(id: str, routed: Routed, registry_version: int) -> dict[str, Any]
         "id": id,
         "policy": policy.name if policy else None,
         "decision": asdict(routed.decision),
-        "estimate": _estimate(routed.grounds.estimate) if routed.grounds else None,
-        "allowed": sorted(routed.grounds.allowed) if routed.grounds else list(routed.decision.experts),
+        "estimate": _estimate(routed.inputs.estimate) if routed.inputs else None,
+        "allowed": sorted(routed.inputs.allowed) if routed.inputs else list(routed.decision.experts),
         "router_digest": policy.router_digest if policy else None,
         "registry_version": registry_version,
     }

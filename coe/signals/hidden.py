@@ -15,9 +15,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.catalog import locate
 from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, load_model, require_memory, translate
 from coe.errors import EngineError
+from coe.experts import locate
 from registry.spec import ExpertSpec
 from registry.storage import coe_home
 from routers.encoders.store import EmbeddingStore

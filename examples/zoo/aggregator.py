@@ -17,10 +17,10 @@ from typing import Annotated, Final
 
 import typer
 
-from coe.catalog import open_snapshot
-from coe.compose import Ask
+from coe.compose import ExpertCall
 from coe.compose.synthesis import synthesis, without_thoughts
 from coe.config import load_config
+from coe.experts import open_snapshot
 from coe.host import open_host
 from coe.orchestrator import AskExpert, Orchestrator
 from coe.types import Answer, GenerateRequest
@@ -71,23 +71,25 @@ def request(row: Row, pair: TwoSkills) -> GenerateRequest:
 async def aggregator_rows(plan: Sequence[Shown], ask: AskExpert, snapshot: Snapshot) -> list[Row]:
     """The rows with the prompt that the composition `aggregate` would show, of what the experts really answer."""
     requests = [request(row, pair) for row, pair, _ in plan]
-    asks = [Ask(f"{i}/{expert}", expert, requests[i]) for i, (_, _, experts) in enumerate(plan) for expert in experts]
-    said = await ask_all(asks, Orchestrator(snapshot, {}, ask=ask))
+    calls = [
+        ExpertCall(f"{i}/{expert}", expert, requests[i]) for i, (_, _, experts) in enumerate(plan) for expert in experts
+    ]
+    said = await call_all(calls, Orchestrator(snapshot, {}, ask=ask))
     return [
         replace(row, prompt=synthesis(requests[i], [said[f"{i}/{expert}"] for expert in experts]).messages[-1].content)
         for i, (row, _, experts) in enumerate(plan)
     ]
 
 
-async def ask_all(asks: Sequence[Ask], orchestrator: Orchestrator) -> dict[str, str]:
+async def call_all(calls: Sequence[ExpertCall], orchestrator: Orchestrator) -> dict[str, str]:
     """What is said to every ask, by its id, without thoughts. Raises the error of an expert that fails."""
     # A batch of one adapter and of equal lengths is several times as fast as a mixed one.
-    ordered = sorted(asks, key=lambda ask: (ask.expert, len(ask.request.messages[-1].content)))
+    ordered = sorted(calls, key=lambda call: (call.expert, len(call.request.messages[-1].content)))
     said = {}
-    for ask, outcome in zip(ordered, await asyncio.gather(*map(orchestrator.whole, ordered)), strict=True):
+    for call, outcome in zip(ordered, await asyncio.gather(*map(orchestrator.whole, ordered)), strict=True):
         if not isinstance(outcome, Answer):
             raise outcome.error
-        said[ask.id] = without_thoughts(outcome.text)
+        said[call.id] = without_thoughts(outcome.text)
     return said
 
 

@@ -19,14 +19,14 @@ from typing import Annotated, Final
 
 import typer
 
-from coe.compose import Aggregate, Ask, Chain, Composition, Single, Vote
+from coe.compose import Aggregate, Chain, Composition, ExpertCall, Single, Vote
 from coe.config import load_config
 from coe.host import open_host
 from coe.orchestrator import AskExpert, Orchestrator
 from coe.policy import Policy
 from coe.routing import Routed
 from coe.types import GenerateRequest
-from examples.zoo.aggregator import CONFIG, ask_all, memory, request
+from examples.zoo.aggregator import CONFIG, call_all, memory, request
 from examples.zoo.families import TWO_SKILLS, Row, Split, TwoSkills
 from examples.zoo.outcomes import SHIPPED
 from examples.zoo.plan import AGGREGATOR, DIRECT, SCORE_SEED
@@ -114,8 +114,8 @@ def _given(asked: GenerateRequest, experts: tuple[str, ...], composition: Compos
 
 async def references(pair: TwoSkills, rows: Sequence[Row], orchestrator: Orchestrator) -> dict[str, list[Answered]]:
     """What takes the right answer, or a hand for every family: the better of the two experts, and a rule."""
-    asks = [Ask(f"{i}/{name}", name, request(row, pair)) for i, row in enumerate(rows) for name in pair.experts]
-    said = await ask_all(asks, orchestrator)
+    calls = [ExpertCall(f"{i}/{name}", name, request(row, pair)) for i, row in enumerate(rows) for name in pair.experts]
+    said = await call_all(calls, orchestrator)
     first, second = ([said[f"{i}/{name}"] for i in range(len(rows))] for name in pair.experts)
     by_score = [grades(pair.family, rows, texts) for texts in (first, second)]
     better = [

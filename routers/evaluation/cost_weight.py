@@ -1,8 +1,8 @@
 """The cost weight that meets a target, found on training rows: estimates made by routers that had not seen those rows.
 
 A cost weight that is read off the curve of the queries it is reported for flatters: the luckiest of many is taken. So
-`out_of_fold` routes every training row by a router that was trained on the others, `solve` finds the cost weight there, and
-`routers.evaluation.cross_validation.cross_validate` does both inside each of its outer folds.
+`out_of_fold` routes every training row by a router that was trained on the others, `solve` finds the cost weight there,
+and `routers.evaluation.cross_validation.cross_validate` does both inside each of its outer folds.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Solution:
 
     Attributes:
         accuracy, mean_cost: on those rows; best_single, best_single_cost: of the best single expert there.
-        met: whether the target is reached at all. Where it is not, the cost weight is that of the lowest cost for a budget,
-            and of the highest accuracy for a saving.
+        met: whether the target is reached at all. Where it is not, the cost weight is that of the lowest cost for a
+            budget, and of the highest accuracy for a saving.
     """
 
     cost_weight: float

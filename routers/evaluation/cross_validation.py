@@ -170,14 +170,14 @@ def cross_validate_all(
 ) -> list[RouterReport]:
     """Train on all folds but one, route the one left out, pool all of them. See `evaluate` for the arguments.
 
-    With a target the cost weight of each fold is solved on the other folds alone, by a cross-validation inside them; the
-    cost weight of `utility` is not used for the routers then, only for the baselines.
+    With a target the cost weight of each fold is solved on the other folds alone, by a cross-validation inside them;
+    the cost weight of `utility` is not used for the routers then, only for the baselines.
 
     Args:
         routers: name -> factory.
         folds: (n,) fold of each row; two different ones at least, three with a target.
-        baselines: name -> factory of further routers to show at the cost weight of `utility`. A factory that is also among
-            `routers` is trained once.
+        baselines: name -> factory of further routers to show at the cost weight of `utility`. A factory that is also
+            among `routers` is trained once.
         on_progress: called with (trainings done, trainings in all), the first time with none done.
 
     Raises:

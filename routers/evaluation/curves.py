@@ -1,4 +1,4 @@
-"""Cost-quality curves: what one pass of estimates comes to at every cost weight. Pure functions over (n_queries, n_experts).
+"""Cost-quality curves: one pass of estimates, decided at every cost weight. Pure functions over (n_queries, n_experts).
 
 A point of a curve is (mean cost in USD a query, accuracy). Notation as in `routers.evaluation.metrics`.
 """
@@ -76,9 +76,10 @@ def choose(
 def cost_weight_grid(
     quality: Floats, costs: Floats, eligible: NDArray[np.bool_] | None = None, count: int = COST_WEIGHTS
 ) -> Floats:
-    """(t,) cost weights from 0 to where every query goes to its cheapest expert, at about equal steps of predicted cost.
+    """(t,) cost weights, from 0 to where every query goes to its cheapest expert, at equal steps of predicted cost.
 
-    A query leaves its expert b for a cheaper one j at the cost weight (q_b - q_j) / (c_b - c_j), the first of those j first.
+    A query leaves its expert b for a cheaper one j at the cost weight (q_b - q_j) / (c_b - c_j), the first of those j
+    first.
 
     Args:
         quality, costs: (n, m) predicted.
@@ -192,7 +193,7 @@ def cost_saved(costs: ArrayLike, accuracies: ArrayLike, best_single: float, best
 
 
 def band(curve: Sweep, *, draws: int = DRAWS, seed: int = 0, level: float = 0.95) -> tuple[Floats, Floats]:
-    """(t,) bounds of the accuracy at each cost weight: percentiles over resampled queries, the same ones at every cost weight."""
+    """(t,) bounds of the accuracy at each cost weight: percentiles over queries, resampled alike."""
     n, rng = curve.scores.shape[1], np.random.default_rng(seed)
     counts = rng.multinomial(n, np.full(n, 1.0 / n), size=draws).astype(np.float32)
     means = counts @ curve.scores.T.astype(np.float32) / n  # (draws, t)

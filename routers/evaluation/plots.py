@@ -78,7 +78,7 @@ def figure(reports: Sequence[RouterReport], *, title: str = "") -> Figure:
 
 
 def draw_curves(axes: Axes, reports: Sequence[RouterReport]) -> None:
-    """Accuracy (%) against USD per 1,000 queries: each router at every cost weight, the single experts and their hull."""
+    """Accuracy (%) against USD per 1,000 queries: routers at every cost weight, single experts and their hull."""
     for index, report in enumerate(reports):
         if report.detail.curve is not None:
             _draw_curve(axes, report, index, with_band=index < BANDS)

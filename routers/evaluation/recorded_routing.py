@@ -1,4 +1,4 @@
-"""Routing: what a router did with the n queries of a table, its estimates kept whole, so that any cost weight can be tried."""
+"""What a router did with the n queries of a table: its estimates are kept, so that any cost weight can be tried."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ def route(router: Router, table: OutcomeTable, choosing: Choosing = Choosing()) 
     """Let a router choose for every row of a table; it is shown prompts and features, nothing else.
 
     Raises:
-        RouterError: the router needs features that the table does not have, or a cost weight is set without known costs.
+        RouterError: the router needs features that the table does not have, or a cost weight is set without known
+            costs.
     """
     if missing := sorted(router.requires - set(table.features)):
         raise RouterError(f"this router needs features that the table does not have: {', '.join(missing)}")

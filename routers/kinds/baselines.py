@@ -80,7 +80,7 @@ class _MeansRouter:
 
 
 class BestSingleRouter(_MeansRouter):
-    """Every query to the expert with the best mean score in training; with a cost weight, to the one of best utility."""
+    """Every query to the expert of best mean score in training; with a cost weight, to that of best utility."""
 
     kind: ClassVar[str] = "best-single"
 

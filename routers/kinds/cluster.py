@@ -74,7 +74,8 @@ class ClusterRouter:
     rank 0 being the expert of highest accuracy in c. From Avengers-Pro (arXiv 2508.12631): of each cluster the mix
     (1 - w) (acc - min) / (max - min) + w (1 - cost / max cost), summed in the same way. Ours: centres of length 1,
     accuracies shrunk towards the table's, experts of equal accuracy share the better rank, and `quality`, which is the
-    expected accuracy sum_c p_c acc_mc whatever the choice follows, so that confidences and cost weights keep their meaning.
+    expected accuracy sum_c p_c acc_mc whatever the choice follows, so that confidences and cost weights keep their
+    meaning.
 
     With `score="mean"` the choice is by that quality and every expert is eligible. With `rank` and `mix` the `top_n`
     experts of highest score are eligible: with 1 the choice is the paper's own; with more, `decide` takes of these the

@@ -58,9 +58,9 @@ class FactorRouter:
     A pair. Of two experts, `strong` and `weak`, RouteLLM's mode is learned: P(strong wins) = sigmoid(<W q, e_s - e_w>
     + b), by the Bradley-Terry likelihood, a tie counting half. Then 2 P - 1 is the expected difference of their scores.
     So that quality stays an expected score, the mean of both is learned beside it: quality is that mean, plus and minus
-    P - 1/2. The strong one is asked where 2 P - 1 > cost weight * (its additional cost): the cost weight sweeps the share of calls
-    that go to it. A table of two experts is a pair only when told so: what each scores says more than who wins (on
-    recorded outcomes of two models the plain form had the larger area under the curve of calls).
+    P - 1/2. The strong one is asked where 2 P - 1 > cost weight * (its additional cost): the cost weight sweeps the
+    share of calls that go to it. A table of two experts is a pair only when told so: what each scores says more than
+    who wins (on recorded outcomes of two models the plain form had the larger area under the curve of calls).
 
     Args:
         rank: dimensions of the shared space.

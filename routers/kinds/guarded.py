@@ -64,9 +64,9 @@ class GuardedRouter:
     - `calibrated`: abstains where the expected score of the decision is below `least_quality`. The expectation is an
       isotonic fit of score on confidence, so this holds as well as that fit does: no guarantee in finite samples.
 
-    The guarantees are about the router's own choice: by quality, among all experts it finds eligible. A cost weight or a
-    constraint of the request changes the choice and leaves the abstention as it is. What an inner router abstains from
-    by itself stays abstained, and comes on top.
+    The guarantees are about the router's own choice: by quality, among all experts it finds eligible. A cost weight or
+    a constraint of the request changes the choice and leaves the abstention as it is. What an inner router abstains
+    from by itself stays abstained, and comes on top.
 
     The estimate is the inner one; where a query abstains its label is `general`, its only eligible expert the
     generalist, or nobody (`refuse`): then `decide` gives a decision without experts.

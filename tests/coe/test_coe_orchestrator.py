@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from coe.compose import Ask, Asks, Composition, Final, Single, Vote, build_composition
+from coe.compose import Composition, ExpertCall, ExpertCalls, Final, Single, Vote, build_composition
 from coe.compose.base import Done
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest, UnknownModel
 from coe.orchestrator import Orchestrator
@@ -169,7 +169,7 @@ async def test_a_failure_after_the_first_chunk_is_raised_what_was_streamed_stays
     seen = []
     with pytest.raises(EngineError, match="died"):
         async for chunk in reply.chunks:
-            seen.append(chunk.text)  # noqa: PERF401  # what came before the error counts
+            seen.append(chunk.text)  # what came before the error counts  # noqa: PERF401
     assert seen == ["good "] and backend.asked == ["good"]
 
 
@@ -201,9 +201,9 @@ async def test_a_stream_that_ends_without_an_end_is_an_error_not_an_answer() -> 
 
 async def test_a_composition_of_several_asks_them_side_by_side_and_gives_the_final_answer() -> None:
     class Join:
-        def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+        def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
             if len(done) < 2:
-                return Asks(tuple(Ask(name, name, request) for name in ("cheap", "good")))
+                return ExpertCalls(tuple(ExpertCall(name, name, request) for name in ("cheap", "good")))
             texts = [a.text if isinstance(a, Answer) else f"<{a.error}>" for a in done.values()]
             return Final(Answer("joined", " | ".join(texts), "stop", Usage(1, 1)))
 
@@ -216,11 +216,11 @@ async def test_a_composition_of_several_asks_them_side_by_side_and_gives_the_fin
 class Draft:
     """A draft by `cheap`, finished by `good`, whose text streams; what both took is added up."""
 
-    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
         if "draft" not in done:
-            return Asks((Ask("draft", "cheap", request),))
+            return ExpertCalls((ExpertCall("draft", "cheap", request),))
         if (last := done.get("last")) is None:
-            return Asks((Ask("last", "good", request),), last=True)
+            return ExpertCalls((ExpertCall("last", "good", request),), last=True)
         assert isinstance(last, Answer)
         first = done["draft"]
         tokens = last.usage.completion_tokens + (first.usage.completion_tokens if isinstance(first, Answer) else 0)
@@ -297,10 +297,10 @@ def test_single_without_experts_says_why() -> None:
 
 def test_single_is_pure_the_same_arguments_give_the_same_step() -> None:
     decision = RoutingDecision(("a", "b"), (0.5, 0.5), (1.0, 1.0), 1.0)
-    step: Callable[[Done], Asks | Final] = lambda done: Single().step(REQUEST, decision, done)  # noqa: E731
-    assert step({}) == step({}) == Asks((Ask("0", "a", REQUEST),), last=True)
-    assert step({"0": Failure("a", EngineError("x"))}) == Asks(
-        (Ask("1", "b", REQUEST),), last=True, notes=("a failed: EngineError: x",)
+    step: Callable[[Done], ExpertCalls | Final] = lambda done: Single().step(REQUEST, decision, done)  # noqa: E731
+    assert step({}) == step({}) == ExpertCalls((ExpertCall("0", "a", REQUEST),), last=True)
+    assert step({"0": Failure("a", EngineError("x"))}) == ExpertCalls(
+        (ExpertCall("1", "b", REQUEST),), last=True, notes=("a failed: EngineError: x",)
     )
 
 
@@ -326,7 +326,7 @@ async def test_a_vote_that_is_given_up_ends_every_ask() -> None:
     policy = Policy("default", Table(), composition=Vote(), select=TopK(3))
     reply = Orchestrator(SNAPSHOT, {"default": policy}, ask=never).answer(REQUEST)
     waiting = asyncio.create_task(reply.text())
-    while len(under_way) < 3:  # noqa: ASYNC110  # it is told from within
+    while len(under_way) < 3:  # it is told from within  # noqa: ASYNC110
         await asyncio.sleep(0)
     assert reply.asked == ["good", "cheap", "general"] and reply.expert is None
     waiting.cancel()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from coe.compose import Ask, Asks, Final, Single, WithFallback
+from coe.compose import ExpertCall, ExpertCalls, Final, Single, WithFallback
 from coe.errors import EngineError, InvalidRequest
 from coe.policy import Policy
 from coe.routing import Routed, bypass, route
@@ -58,9 +58,9 @@ def test_a_batch_decides_each_query_as_it_would_be_decided_alone() -> None:
 def test_what_a_decision_was_made_from_makes_it_again() -> None:
     policy = Policy("p", ByLength(), utility=Utility(latency_weight=0.1), select=TopK(3))
     [routed] = route([Query.of("x" * 55, allowed=frozenset("abc"))], policy, SNAPSHOT, {"b": 1.0})
-    assert isinstance(routed, Routed) and routed.grounds is not None and routed.policy is policy
-    assert routed.grounds.decide() == routed.decision and routed.decision.experts == ("a", "c", "b")
-    waited = replace(routed.grounds, load_s={})
+    assert isinstance(routed, Routed) and routed.inputs is not None and routed.policy is policy
+    assert routed.inputs.decide() == routed.decision and routed.decision.experts == ("a", "c", "b")
+    waited = replace(routed.inputs, load_s={})
     assert waited.decide().experts == ("b", "a", "c")
 
 
@@ -89,7 +89,7 @@ def test_a_cost_weight_that_the_router_cannot_price_is_refused_to_its_own_query_
 
 def test_naming_an_expert_bypasses_the_router_but_not_what_it_can_do() -> None:
     routed = bypass(Query.of("hi"), "a", SNAPSHOT.experts)
-    assert routed.decision.experts == ("a",) and routed.grounds is None and routed.policy is None
+    assert routed.decision.experts == ("a",) and routed.inputs is None and routed.policy is None
     with pytest.raises(InvalidRequest, match="'a'.*does not promise JSON"):
         bypass(Query.of("hi", format="json"), "a", SNAPSHOT.experts)
     assert bypass(Query.of("x" * 1000), "a", SNAPSHOT.experts).decision.experts == ("a",)  # the engine counts exactly
@@ -107,9 +107,11 @@ def test_a_fallback_steps_in_once_and_its_own_failure_is_the_answer() -> None:
     decision = RoutingDecision(("a",), (1.0,), (1.0,), 1.0)
     composition = WithFallback(Single(), "c")
     down = {"0": Failure("a", EngineError("a is down"))}
-    assert composition.step(request, decision, {}) == Asks((Ask("0", "a", request),), last=True)
+    assert composition.step(request, decision, {}) == ExpertCalls((ExpertCall("0", "a", request),), last=True)
     why = ("a failed: EngineError: a is down",)
-    assert composition.step(request, decision, down) == Asks((Ask("fallback", "c", request),), last=True, notes=why)
+    assert composition.step(request, decision, down) == ExpertCalls(
+        (ExpertCall("fallback", "c", request),), last=True, notes=why
+    )
     answer = Answer("c", "hello", "stop", Usage(1, 1))
     assert composition.step(request, decision, {**down, "fallback": answer}) == Final(replace(answer, notes=why))
     with pytest.raises(EngineError, match="c too"):

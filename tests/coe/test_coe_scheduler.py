@@ -14,8 +14,8 @@ def plan(waiting: list[tuple[int, str, float]], **options: object) -> list[int]:
     arguments: dict[str, object] = {
         "resident": (),
         "in_flight": {},
-        "capacity": lambda group: 4,
-        "loads_now": lambda group, keep: True,
+        "capacity": lambda residency: 4,
+        "loads_now": lambda residency, keep: True,
         "now_s": 0.0,
         "aging_s": NEVER,
         **options,
@@ -35,7 +35,7 @@ def test_capacity_counts_what_is_in_flight() -> None:
 
 def test_a_resident_expert_goes_before_an_older_request_that_needs_a_busy_ones_room() -> None:
     waiting = [(1, "b", 0.0), (2, "a", 1.0)]
-    assert plan(waiting, resident=["a"], loads_now=lambda group, keep: False) == [2]
+    assert plan(waiting, resident=["a"], loads_now=lambda residency, keep: False) == [2]
 
 
 def test_an_expert_that_fits_beside_the_busy_ones_loads_meanwhile_one_at_a_time() -> None:
@@ -50,7 +50,7 @@ def test_loading_may_not_evict_what_is_waited_for_or_busy() -> None:
         [(1, "b", 0.0), (2, "a", 1.0)],
         resident=["a", "d"],
         in_flight={"d": 1},
-        loads_now=lambda group, keep: asked.append((group, frozenset(keep))) or False,
+        loads_now=lambda residency, keep: asked.append((residency, frozenset(keep))) or False,
     )
     assert asked == [("b", frozenset({"a", "d"}))]
 
@@ -90,16 +90,16 @@ def test_every_request_is_served_within_its_bound_whatever_arrives(
         while next_arrival < len(arrivals) and arrivals[next_arrival][0] <= now:
             waiting.append(Waiting(next_arrival, arrivals[next_arrival][1], arrivals[next_arrival][0]))
             next_arrival += 1
-        in_flight = Counter(group for _, _, group in running)
+        in_flight = Counter(residency for _, _, residency in running)
 
-        def loads_now(group: str, keep: object, busy: Counter[str] = in_flight) -> bool:
+        def loads_now(residency: str, keep: object, busy: Counter[str] = in_flight) -> bool:
             return len(resident) < room or any(r not in keep and not busy[r] for r in resident)  # type: ignore[operator]
 
         ids = admit(
             waiting,
             resident=resident,
             in_flight=in_flight,
-            capacity=lambda group: capacity,
+            capacity=lambda residency: capacity,
             loads_now=loads_now,
             now_s=now,
             aging_s=aging,
@@ -108,20 +108,20 @@ def test_every_request_is_served_within_its_bound_whatever_arrives(
         chosen = [w for w in waiting if w.id in ids]
         for request in chosen:
             start = now
-            if request.group not in resident:
+            if request.residency not in resident:
                 if len(resident) >= room:
                     idle = [r for r in resident if not any(g == r for _, _, g in running)]
                     if not idle:
                         start = max(t for t, _, _ in running)
                     resident.remove((idle or resident)[0])
-                resident.append(request.group)
+                resident.append(request.residency)
                 start += 1
-            running.append((start + 1, request.id, request.group))
+            running.append((start + 1, request.id, request.residency))
             admitted_at[request.id] = now
             waiting.remove(request)
-        assert all(count <= capacity for count in Counter(group for _, _, group in running).values())
+        assert all(count <= capacity for count in Counter(residency for _, _, residency in running).values())
         now += 0.5
-    # A drain, a load and the requests ahead of it in its own group are all that may come on top of the bound.
+    # A drain, a load and the requests ahead of it in its own residency are all that may come on top of the bound.
     worst = max(admitted_at[i] - t for i, (t, _) in enumerate(arrivals))
     assert worst <= aging + 3.0 * len(arrivals)
     assert len(admitted_at) == len(arrivals)

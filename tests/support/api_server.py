@@ -69,7 +69,7 @@ class Log:
     async def ended(self, count: int) -> list[Finished]:
         """Wait until so many requests are over."""
         async with asyncio.timeout(5):
-            while len(self.lines) < count:  # noqa: ASYNC110  # it is told from within
+            while len(self.lines) < count:  # it is told from within  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         return self.lines
 
@@ -109,7 +109,7 @@ async def gateway(
     config = uvicorn.Config(build_api(service), port=0, log_level="critical", ws="none", lifespan="off")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())  # without `serve`'s signal handlers
-    while not server.started:  # noqa: ASYNC110  # it has no event
+    while not server.started:  # it has no event  # noqa: ASYNC110
         await asyncio.sleep(0.001)
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     http = openai.DefaultAsyncHttpxClient(base_url=url)

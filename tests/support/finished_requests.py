@@ -7,7 +7,7 @@ import numpy as np
 
 from coe.compose import Single
 from coe.policy import Policy
-from coe.routing import Grounds, Routed
+from coe.routing import DecisionInputs, Routed
 from coe.serve.http.finished import Finished
 from coe.types import Answer, Timing, Usage
 from routers.base import Estimate, Query, RoutingDecision
@@ -37,15 +37,15 @@ def policy(
     return Policy(name, router=router, router_digest=digest)
 
 
-def grounds(**changes: Any) -> Grounds:
+def inputs(**changes: Any) -> DecisionInputs:
     estimate = Estimate(EXPERTS, np.array([[0.5, 0.9, 0.1]]), cost_usd=np.array([[0.0, 0.01, 0.002]]))
-    return Grounds(
+    return DecisionInputs(
         **{"estimate": estimate, "utility": Utility(), "allowed": frozenset(EXPERTS), "select": TopK(2), **changes}
     )
 
 
-def routed(text: str = "Which is it?", made_from: Grounds | None = None, by: Policy | None = None) -> Routed:
-    made_from = made_from or grounds()
+def routed(text: str = "Which is it?", made_from: DecisionInputs | None = None, by: Policy | None = None) -> Routed:
+    made_from = made_from or inputs()
     return Routed(Query.of(text), made_from.decide(), by or policy(), made_from, Single())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from coe.compose import Asks, Composition
+from coe.compose import Composition, ExpertCalls
 from coe.compose.option_prior import FEATURES, OptionPrior
 from coe.types import Answer, Failure, GenerateRequest, Timing, Usage
 from routers.base import Message, RoutingDecision
@@ -46,17 +46,17 @@ def run(
     """The final answer, and who was asked in each round. A stream's answer must be what the next step says."""
     done: dict[str, Answer | Failure] = {}
     rounds = []
-    while isinstance(step := composition.step(request, of, done), Asks):
-        rounds.append([ask.expert for ask in step.asks])
-        for ask in step.asks:
-            told = says[ask.expert]
-            said = told(ask.request) if callable(told) else told
-            assert ask.id not in done
+    while isinstance(step := composition.step(request, of, done), ExpertCalls):
+        rounds.append([call.expert for call in step.calls])
+        for call in step.calls:
+            told = says[call.expert]
+            said = told(call.request) if callable(told) else told
+            assert call.id not in done
             if isinstance(said, Exception):
-                done[ask.id] = Failure(ask.expert, said)
+                done[call.id] = Failure(call.expert, said)
             else:
-                done[ask.id] = answer(ask.expert, said) if isinstance(said, str) else said
-        if step.last and isinstance(streamed := done[step.asks[0].id], Answer):
+                done[call.id] = answer(call.expert, said) if isinstance(said, str) else said
+        if step.last and isinstance(streamed := done[step.calls[0].id], Answer):
             following = composition.step(request, of, done)
-            assert not isinstance(following, Asks) and following.answer.text == streamed.text
+            assert not isinstance(following, ExpertCalls) and following.answer.text == streamed.text
     return step.answer, rounds

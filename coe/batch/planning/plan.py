@@ -33,27 +33,27 @@ class Memory:
 
     Attributes:
         budget_bytes: for all weights.
-        sizes: bytes of each group; None where its files do not say.
-        pins: groups that stay once they are loaded; they have sizes, too.
+        sizes: bytes of each residency; None where its files do not say.
+        pins: residencies that stay once they are loaded; they have sizes, too.
     """
 
     budget_bytes: int
     sizes: Mapping[str, int | None]
     pins: frozenset[str] = frozenset()
 
-    def needed(self, *groups: str) -> float | None:
+    def needed(self, *residencies: str) -> float | None:
         """Bytes of these, and of what is pinned."""
-        return _added(self.sizes[group] for group in self.pins.union(groups))
+        return _added(self.sizes[residency] for residency in self.pins.union(residencies))
 
-    def fits(self, *groups: str) -> bool:
+    def fits(self, *residencies: str) -> bool:
         """Whether these fit at once; of unknown sizes it is not known, so not."""
-        needed = self.needed(*groups)
+        needed = self.needed(*residencies)
         return needed is not None and needed <= self.budget_bytes
 
     @property
     def too_large(self) -> list[str]:
         """Groups that never fit."""
-        return [group for group in self.sizes if (self.needed(group) or 0) > self.budget_bytes]
+        return [residency for residency in self.sizes if (self.needed(residency) or 0) > self.budget_bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +95,14 @@ class Plan:
         }
 
     def _stage(self, shifts: Sequence[Shift]) -> dict[str, Any]:
-        groups = [shift.group for shift in shifts]
+        residencies = [shift.residency for shift in shifts]
         experts = _by_expert(shifts)
         records = {name: self._expert(name, asked) for name, asked in experts.items()}
         return {
             "experts": records,
-            "loads": dict(Counter(groups)),
-            "loaded_bytes": _added(self.memory.sizes[group] for group in groups),
-            "loads_ahead": sum(map(self.memory.fits, groups, groups[1:])) if self.hosts == 1 else None,
+            "loads": dict(Counter(residencies)),
+            "loaded_bytes": _added(self.memory.sizes[residency] for residency in residencies),
+            "loads_ahead": sum(map(self.memory.fits, residencies, residencies[1:])) if self.hosts == 1 else None,
             "seconds": self._seconds(shifts, at_most=False),
             "seconds_at_most": self._seconds(shifts, at_most=True),
         }
@@ -111,8 +111,8 @@ class Plan:
         price = self.snapshot.experts[name].price
         expected = asked.tokens
         return {
-            "group": self.snapshot.experts[name].residency_key,
-            "asks": asked.asks,
+            "residency": self.snapshot.experts[name].residency_key,
+            "calls": asked.calls,
             "too_long": asked.too_long,
             "prompt_tokens": asked.prompt_tokens,
             "tokens": expected,
@@ -128,17 +128,17 @@ class Plan:
         for shift in shifts:
             asked = shift.experts.values()
             tokens = _added(each.tokens_at_most if at_most else each.tokens for each in asked)
-            load_s = self.rates.load_s(self.memory.sizes[shift.group])
-            work_s = self.rates.work_s(shift.group, tokens)
+            load_s = self.rates.load_s(self.memory.sizes[shift.residency])
+            work_s = self.rates.work_s(shift.residency, tokens)
             if load_s is None or work_s is None:
                 return None
             free, host = heapq.heappop(hosts)
-            before, group = began.get(host, (free, ""))
-            if group == shift.group:
+            before, residency = began.get(host, (free, ""))
+            if residency == shift.residency:
                 load_s = 0.0
-            loads_from = before if group and self.memory.fits(group, shift.group) else free
+            loads_from = before if residency and self.memory.fits(residency, shift.residency) else free
             starts = max(free, loads_from + load_s)
-            began[host] = (starts, shift.group)
+            began[host] = (starts, shift.residency)
             heapq.heappush(hosts, (starts + work_s, host))
         return max(free for free, _ in hosts)
 
@@ -168,8 +168,8 @@ def plan_batch(config: Config, *, source: str, watch: Watcher, model: str = AUTO
         rehearse(most, "most", watch)
         several = len(most.stages) > 1  # what is asked first depends on no answer
         fewest = rehearse(most.agreeing(), "fewest", _Unseen()) if several else most
-    groups = {shift.group for stage in most.stages for shift in stage}
-    memory = asyncio.run(_memory(config, router.snapshot, groups))
+    residencies = {shift.residency for stage in most.stages for shift in stage}
+    memory = asyncio.run(_memory(config, router.snapshot, residencies))
     return Plan(found.rows, most.hosts, router.snapshot, most.stages, fewest.stages, most.errors, memory, rates)
 
 
@@ -183,15 +183,15 @@ class _Unseen:
         """See `run.Watcher`."""
 
 
-async def _memory(config: Config, snapshot: Snapshot, groups: Collection[str]) -> Memory:
+async def _memory(config: Config, snapshot: Snapshot, residencies: Collection[str]) -> Memory:
     pins = frozenset(snapshot.get(name).residency_key for name in config.host.pins)
     sizes: dict[str, int | None] = {}
     async with open_host(config, snapshot) as host:
-        for group in sorted(pins.union(groups)):
+        for residency in sorted(pins.union(residencies)):
             try:
-                sizes[group] = host.footprint(group)
+                sizes[residency] = host.footprint(residency)
             except WeightsError:
-                sizes[group] = None
+                sizes[residency] = None
         return Memory(host.cache.budget_bytes, sizes, pins)
 
 
@@ -204,7 +204,7 @@ def _by_expert(shifts: Iterable[Shift]) -> dict[str, Asked]:
     return dict(sorted(experts.items()))
 
 
-_FIGURES = ("asks", "too_long", "prompt_tokens", "tokens", "tokens_at_most", "cost_usd", "cost_usd_at_most")
+_FIGURES = ("calls", "too_long", "prompt_tokens", "tokens", "tokens_at_most", "cost_usd", "cost_usd_at_most")
 
 
 def _summed(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -21,13 +21,13 @@ class Rates:
 
     Attributes:
         load_bytes_per_s: of weights on their way into memory.
-        tokens_per_s: new tokens that a host generates, prompts read on the way; of a group in `by_group` its own.
-        mean_tokens: of an expert's answers.
+        tokens_per_s: new tokens that a host generates, prompts read on the way; of a residency in `by_residency` its
+        own. mean_tokens: of an expert's answers.
     """
 
     load_bytes_per_s: float | None = None
     tokens_per_s: float | None = None
-    by_group: Mapping[str, float] = field(default_factory=dict)
+    by_residency: Mapping[str, float] = field(default_factory=dict)
     mean_tokens: Mapping[str, float] = field(default_factory=dict)
 
     def load_s(self, size_bytes: int | None) -> float | None:
@@ -36,16 +36,16 @@ class Rates:
             return 0.0
         return None if size_bytes is None or not self.load_bytes_per_s else size_bytes / self.load_bytes_per_s
 
-    def work_s(self, group: str, tokens: float | None) -> float | None:
-        """Seconds to generate so many tokens with the experts of a group."""
-        rate = self.by_group.get(group, self.tokens_per_s)
+    def work_s(self, residency: str, tokens: float | None) -> float | None:
+        """Seconds to generate so many tokens with the experts of a residency."""
+        rate = self.by_residency.get(residency, self.tokens_per_s)
         return None if tokens is None or not rate else tokens / rate
 
 
 def rates_of_run(output: str, snapshot: Snapshot) -> Rates:
     """What an earlier run measured, by the run.json in its folder.
 
-    A host's tokens a second are those of the shifts of each group, from its weights being there to the last answer.
+    A host's tokens a second are those of the shifts of each residency, from its weights being there to the last answer.
 
     Raises:
         BatchFolderError: there is none, or none that has these figures.
@@ -62,13 +62,15 @@ def rates_of_run(output: str, snapshot: Snapshot) -> Rates:
         loaded_bytes, load_s = (sum(each[name] for each in sessions) for name in ("loaded_bytes", "load_s"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BatchFolderError(f"{folder.at(RUN)} has no figures of loads and answers to plan by") from error
-    groups: Counter[str] = Counter()
+    residencies: Counter[str] = Counter()
     for name, count in tokens.items():
         if name in snapshot.experts:
-            groups[snapshot.experts[name].residency_key] += count
+            residencies[snapshot.experts[name].residency_key] += count
     return Rates(
         load_bytes_per_s=loaded_bytes / load_s if loaded_bytes and load_s else None,
-        by_group={group: count / work_s[group] for group, count in groups.items() if work_s[group]},
+        by_residency={
+            residency: count / work_s[residency] for residency, count in residencies.items() if work_s[residency]
+        },
         mean_tokens={name: count / answers[name] for name, count in tokens.items() if answers[name] > 0},
     )
 

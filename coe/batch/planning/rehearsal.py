@@ -18,7 +18,7 @@ from coe.batch.parts import (
     PartRouter,
     Stepped,
     copy_routed,
-    read_asks,
+    read_calls,
     routing_errors,
     step_part,
     write_answers,
@@ -27,7 +27,7 @@ from coe.batch.records import dump_outcome
 from coe.batch.source import Split
 from coe.batch.stages import Unit
 from coe.batch.storage import Folder
-from coe.compose import Ask
+from coe.compose import ExpertCall
 from coe.orchestrator import Orchestrator, query_of
 from coe.types import DEFAULT_MAX_TOKENS, Answer, GenerateRequest, Usage
 from registry.spec import ExpertSpec
@@ -47,10 +47,10 @@ class Asked:
         prompt_tokens: estimated (`routers.constraints.estimate_tokens`).
         tokens_at_most: new tokens, by the limits of the requests.
         tokens: new tokens as they are expected; None where nothing is known of the expert's answers.
-        too_long: asks that seem not to fit the expert's context.
+        too_long: calls that seem not to fit the expert's context.
     """
 
-    asks: int = 0
+    calls: int = 0
     prompt_tokens: int = 0
     tokens_at_most: int = 0
     tokens: float | None = 0.0
@@ -58,7 +58,7 @@ class Asked:
 
     def __add__(self, other: Asked) -> Asked:
         return Asked(
-            self.asks + other.asks,
+            self.calls + other.calls,
             self.prompt_tokens + other.prompt_tokens,
             self.tokens_at_most + other.tokens_at_most,
             None if self.tokens is None or other.tokens is None else self.tokens + other.tokens,
@@ -68,9 +68,9 @@ class Asked:
 
 @dataclass(slots=True)
 class Shift:
-    """The work on one group, by expert."""
+    """The work on one residency, by expert."""
 
-    group: str
+    residency: str
     experts: dict[str, Asked] = field(default_factory=dict)
 
 
@@ -123,31 +123,31 @@ class Rehearsal:
         """Write stand-in answers."""
         self.stages.append([])
         for units in shifts:
-            self.stages[-1].append(shift := Shift(units[0].group))
+            self.stages[-1].append(shift := Shift(units[0].residency))
             for unit in units:
                 asked = shift.experts.setdefault(unit.expert, Asked())
-                asks = read_asks(job.folder, stage, unit)
-                answers = [(row, ask, self._stand_in(job, ask, asked)) for row, ask in asks]
-                records = [dump_outcome(row, ask.id, answer) for row, ask, answer in answers]
+                calls = read_calls(job.folder, stage, unit)
+                answers = [(row, call, self._stand_in(job, call, asked)) for row, call in calls]
+                records = [dump_outcome(row, call.id, answer) for row, call, answer in answers]
                 write_answers(job.folder, stage, unit, records)
-                yield Answered(done=Counter({unit.expert: unit.asks}))
+                yield Answered(done=Counter({unit.expert: unit.calls}))
 
-    def _stand_in(self, job: Job, ask: Ask, asked: Asked) -> Answer:
+    def _stand_in(self, job: Job, call: ExpertCall, asked: Asked) -> Answer:
         """An answer in the expert's place; what it would take is added to `asked`."""
-        spec = job.snapshot.experts[ask.expert]
-        prompt_tokens = estimate_tokens(query_of(ask.request))
-        at_most, fits = _limit(ask.request, prompt_tokens, _context_length(spec, job))
-        mean = self._mean_tokens.get(ask.expert)
-        asked.asks += 1
+        spec = job.snapshot.experts[call.expert]
+        prompt_tokens = estimate_tokens(query_of(call.request))
+        at_most, fits = _limit(call.request, prompt_tokens, _context_length(spec, job))
+        mean = self._mean_tokens.get(call.expert)
+        asked.calls += 1
         asked.prompt_tokens += prompt_tokens
         asked.tokens_at_most += at_most
         asked.tokens = None if mean is None or asked.tokens is None else asked.tokens + min(mean, at_most)
         asked.too_long += not fits
         n_tokens = at_most if mean is None else max(1, round(min(mean, at_most)))
-        return Answer(ask.expert, self._text(ask, n_tokens), "stop", Usage(prompt_tokens, n_tokens))
+        return Answer(call.expert, self._text(call, n_tokens), "stop", Usage(prompt_tokens, n_tokens))
 
-    def _text(self, ask: Ask, n_tokens: int) -> str:
-        number = 0 if self.agree else zlib.crc32(f"{ask.expert} {ask.id}".encode())
+    def _text(self, call: ExpertCall, n_tokens: int) -> str:
+        number = 0 if self.agree else zlib.crc32(f"{call.expert} {call.id}".encode())
         word = "".join(_LETTERS[int(digit)] for digit in f"{number:0{_DIGITS}}")
         return word + " and" * max(0, n_tokens - _DIGITS // ASCII_CHARS_PER_TOKEN)
 

@@ -90,7 +90,9 @@ def _print_use(report: RouterReport) -> None:
     facts += [f"refused {_percent(report.refused)}"] if report.refused else []
     facts += [f"{report.composition} of {report.calls:.2f} experts a query"] if report.composition != "single" else []
     if report.target is not None:
-        facts.append(f"cost weight solved in each fold: {', '.join(f'{cost_weight:.4g}' for cost_weight in report.cost_weights)}")
+        facts.append(
+            f"cost weight solved in each fold: {', '.join(f'{cost_weight:.4g}' for cost_weight in report.cost_weights)}"
+        )
     if report.cost_saved is not None and report.cost_saved_ci95_low is not None and any(report.cost_weights):
         low, high = report.cost_saved_ci95_low, report.cost_saved_ci95_high
         facts.append(f"saved {_percent(report.cost_saved)} [{_percent(low)}, {_percent(high)}]")

@@ -58,8 +58,8 @@ def query_with_signals(
 
 
 def _signals(config: Path | None, url: str | None) -> Signals:
-    from coe.catalog import open_snapshot
     from coe.config import Config, load_config
+    from coe.experts import open_snapshot
     from coe.signals.signals import Signals
 
     service = Config(registry=url) if config is None else load_config(config)

@@ -69,7 +69,7 @@ def train(
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
-    """Train a router on an outcome table and save it, with a cost weight solved on its folds where a target is given."""
+    """Train a router on an outcome table and save it; with a target, also solve its cost weight on the folds."""
     from routers.artifacts import save
     from routers.factory import build, reads_text
 
@@ -122,8 +122,8 @@ def _solved(make: Factory, table: OutcomeTable, folds: NDArray[np.int64], target
     found = solve_on(out_of_fold(make, table, folds), table, target)
     saved = 1 - found.mean_cost / found.best_single_cost if found.best_single_cost else 0.0
     console.print(
-        f"cost weight {found.cost_weight:.4g}: out of fold {100 * found.accuracy:.2f}% at {1e3 * found.mean_cost:.4f} USD per 1k "
-        f"queries, {100 * saved:.1f}% less than the best single expert ({100 * found.best_single:.2f}%)",
+        f"cost weight {found.cost_weight:.4g}: out of fold {100 * found.accuracy:.2f}% at {1e3 * found.mean_cost:.4f} "
+        f"USD per 1k queries, {100 * saved:.1f}% less than the best single expert ({100 * found.best_single:.2f}%)",
         highlight=False,
     )
     if not found.met:

@@ -65,8 +65,8 @@ def update(
     )
     if loaded.meta.solved is not None:
         console.print(
-            f"[yellow]note:[/] the cost weight {loaded.meta.cost_weight:.4g} was solved on the old outcomes and is not carried over: "
-            "solve it anew (`coe router train --save-cost` or `--budget-usd`), or set it in the policy"
+            f"[yellow]note:[/] the cost weight {loaded.meta.cost_weight:.4g} was solved on the old outcomes and is not "
+            "carried over: solve it again (`coe router train --save-cost` or `--budget-usd`), or set it in the policy"
         )
     if json != "-":
         stdout_console().print(f"{out}  {digest}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The Serve application of a configuration: one deployment of gateways, one for each group of expert hosts."""
+"""The Serve application of a configuration: one deployment of gateways, one for each pool of expert hosts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
-from coe.config import Config, ExpertHostsConfig, ProcessConfig
-from coe.serve.cluster.catalogue import Catalogue
+from coe.config import Config, HostPoolConfig, ProcessConfig
+from coe.serve.cluster.catalog import Catalog
 from coe.serve.cluster.expert_host import ExpertHost
 from coe.serve.cluster.gateway import GATEWAY, Gateway
 from coe.serve.cluster.request_router import SoonestStart
@@ -21,24 +21,24 @@ HEALTH_PERIOD_S: Final = 2.0
 GRACE_S: Final = 5.0
 """Seconds that a replica which is stopped may take to finish what it answers."""
 VERSION: Final = "1"
-"""Of every deployment: while it stays the same, a new catalogue reconfigures replicas and does not restart them."""
+"""Of every deployment: while it stays the same, a new catalog reconfigures replicas and does not restart them."""
 
 
-def build_application(config: Config, catalogue: Catalogue) -> Application:
-    """What `serve.run` runs. Deploying it again with another catalogue pushes that to the running replicas."""
-    pushed = catalogue.to_json()
-    hosts = {group.name: _hosts(config, group, pushed) for group in config.serve.hosts}
+def build_application(config: Config, catalog: Catalog) -> Application:
+    """What `serve.run` runs. Deploying it again with another catalog pushes that to the running replicas."""
+    pushed = catalog.to_json()
+    hosts = {pool.name: _hosts(config, pool, pushed) for pool in config.serve.pools}
     gateway = _deployment(serve.ingress()(Gateway), GATEWAY, config.serve.gateway, pushed)
     # A gateway refuses what is too much for it in OpenAI's words; Serve's own limit must not come first.
     return gateway.options(max_ongoing_requests=4 * config.serve.max_in_flight).bind(config, hosts)
 
 
-def _hosts(config: Config, group: ExpertHostsConfig, pushed: dict[str, Any]) -> Application:
-    deployment = _deployment(ExpertHost, group.name, group, pushed)
+def _hosts(config: Config, pool: HostPoolConfig, pushed: dict[str, Any]) -> Application:
+    deployment = _deployment(ExpertHost, pool.name, pool, pushed)
     return deployment.options(
         max_ongoing_requests=2 * config.host.max_waiting,  # the host's own scheduler queues, and refuses
         request_router_config=RequestRouterConfig(**ROUTER),
-    ).bind(config, group)
+    ).bind(config, pool)
 
 
 def _deployment(target: type, name: str, process: ProcessConfig, pushed: dict[str, Any]) -> Deployment:

@@ -35,7 +35,7 @@ def states(deployment: str) -> list[dict[str, Any]]:
 
 
 def behind(generation: int) -> int:
-    """How many gateways do not answer by that catalogue, after the time that loading its routers may take."""
+    """How many gateways do not answer by that catalog, after the time that loading its routers may take."""
     ends = time.perf_counter() + TAKEN_S
     while True:
         late = len([state for state in states(GATEWAY) if state["generation"] < generation])

@@ -10,10 +10,10 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from typing import Any, Final
 
-from coe.config import Config, ExpertHostsConfig
+from coe.config import Config, HostPoolConfig
 from coe.errors import CoeError
 from coe.host import Host, open_host, update_host
-from coe.serve.cluster.catalogue import Catalogue, serving
+from coe.serve.cluster.catalog import Catalog, serving
 from coe.types import Chunk, GenerateRequest
 from registry.store import Snapshot
 
@@ -22,7 +22,7 @@ SLOWEST_S: Final = 0.25
 CHUNKS_PER_S: Final = 500
 """Of a host, over all its answers: each chunk costs a trip between processes. See `pace`."""
 CATCH_UP_S: Final = 10.0
-"""How long a request waits for the catalogue that it was routed by, when the gateway heard of it first."""
+"""How long a request waits for the catalog that it was routed by, when the gateway heard of it first."""
 
 Piece = Chunk | CoeError
 log = logging.getLogger("ray.serve")
@@ -36,11 +36,11 @@ class ExpertHost:
 
     Args:
         config: engines and host settings; fixed for the life of the process.
-        group: which of the configuration's groups of hosts this one belongs to.
+        pool: which of the configuration's pools of expert hosts this one belongs to.
     """
 
-    def __init__(self, config: Config, group: ExpertHostsConfig) -> None:
-        self._config, self._group = config, group
+    def __init__(self, config: Config, pool: HostPoolConfig) -> None:
+        self._config, self._pool = config, pool
         self._exit = AsyncExitStack()  # never closed: the weights go with the process
         self._host: Host | None = None
         self._generation = 0
@@ -48,20 +48,20 @@ class ExpertHost:
         self.loaded_s: dict[str, float] = {}
 
     async def reconfigure(self, document: Mapping[str, Any]) -> None:
-        """Serve the experts of a catalogue from now on; the first one also loads the pinned ones."""
-        catalogue = Catalogue.from_json(document)
-        snapshot = serving(catalogue.snapshot, self._group)
+        """Serve the experts of a catalog from now on; the first one also loads the pinned ones."""
+        catalog = Catalog.from_json(document)
+        snapshot = serving(catalog.snapshot, self._pool)
         if self._host is None:
             self._host = await self._exit.enter_async_context(
-                open_host(own_config(self._config, self._group, snapshot), snapshot)
+                open_host(own_config(self._config, self._pool, snapshot), snapshot)
             )
             await self._load_pinned(self._host)
         else:
             await update_host(self._host, self._config, snapshot)
         async with self._changed:
-            self._generation = catalogue.generation
+            self._generation = catalog.generation
             self._changed.notify_all()
-        log.info("catalogue %d: %d experts", catalogue.generation, len(snapshot))
+        log.info("catalog %d: %d experts", catalog.generation, len(snapshot))
 
     async def stream(self, expert: str, request: GenerateRequest, generation: int) -> AsyncGenerator[Piece, None]:
         """The answer in chunks as they come; an error is the last piece."""
@@ -89,7 +89,7 @@ class ExpertHost:
         """What there is to say of this host: for people, `/health` and the metrics."""
         host = self._started()
         return {
-            "group": self._group.name,
+            "pool": self._pool.name,
             "generation": self._generation,
             "resident": sorted(host.resident),
             "loaded_s": self.loaded_s,
@@ -100,7 +100,7 @@ class ExpertHost:
         }
 
     async def record_routing_stats(self) -> dict[str, Any]:
-        """What placement needs, by group (see `coe.serve.cluster.placement.HostView`); Serve calls it twice a second.
+        """What placement needs, by pool (see `coe.serve.cluster.placement.HostView`); Serve calls it twice a second.
 
         It awaits nothing: Serve would call a plain function in a thread, beside the loop that changes the host.
         """
@@ -120,14 +120,14 @@ class ExpertHost:
         """Serve's probe: a process that answers is well; an expert that fails says so to who asks it."""
 
     async def _at(self, generation: int) -> Host:
-        """The host, as soon as it knows the catalogue that a request was routed by."""
+        """The host, as soon as it knows the catalog that a request was routed by."""
         if self._generation < generation:
             async with self._changed:
                 known = self._changed.wait_for(lambda: self._generation >= generation)
                 try:
                     await asyncio.wait_for(known, CATCH_UP_S)
                 except TimeoutError:
-                    log.warning("catalogue %d has not come; answering by %d", generation, self._generation)
+                    log.warning("catalog %d has not come; answering by %d", generation, self._generation)
         return self._started()
 
     def _started(self) -> Host:
@@ -143,10 +143,10 @@ class ExpertHost:
             log.info("%s loaded in %.2f s", name, self.loaded_s[name.partition("@")[0]])
 
 
-def own_config(config: Config, group: ExpertHostsConfig, snapshot: Snapshot) -> Config:
-    """The configuration of a host: what its group says goes before the `host` section, whose pins it may not serve."""
-    pins = group.pins if group.pins is not None else tuple(name for name in config.host.pins if name in snapshot)
-    budget = group.budget if group.budget is not None else config.host.budget
+def own_config(config: Config, pool: HostPoolConfig, snapshot: Snapshot) -> Config:
+    """The configuration of a host: what its pool says goes before the `host` section, whose pins it may not serve."""
+    pins = pool.pins if pool.pins is not None else tuple(name for name in config.host.pins if name in snapshot)
+    budget = pool.budget if pool.budget is not None else config.host.budget
     return config.model_copy(update={"host": config.host.model_copy(update={"budget": budget, "pins": pins})})
 
 

@@ -15,7 +15,7 @@ from coe.config import Config
 from coe.local import build_policies
 from coe.orchestrator import Orchestrator
 from coe.policy import Policy
-from coe.serve.cluster.catalogue import Catalogue
+from coe.serve.cluster.catalog import Catalog
 from coe.serve.cluster.hosts import Hosts
 from coe.serve.cluster.placement import BOARD
 from coe.serve.decisions.log import DecisionLog
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 APP: Final = "coe"
 GATEWAY: Final = "gateway"
 PAGES_S: Final = 5.0
-EMPTY: Final = Catalogue(0, Snapshot(0, {}), {}, "default")
+EMPTY: Final = Catalog(0, Snapshot(0, {}), {}, "default")
 log = logging.getLogger("ray.serve")
 
 
@@ -42,12 +42,12 @@ class Gateway:
 
     Args:
         config: the endpoint's settings; fixed for the life of the process.
-        handles: group of hosts -> handle of its deployment.
+        handles: pool of hosts -> handle of its deployment.
     """
 
     def __init__(self, config: Config, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         settings, self._engines = config.serve, config.engines
-        self._hosts = Hosts(handles, {group.name: group for group in settings.hosts}, BOARD, EMPTY)
+        self._hosts = Hosts(handles, {pool.name: pool for pool in settings.pools}, BOARD, EMPTY)
         process = f"{socket.gethostname()}-{os.getpid()}"
         self._log = None if settings.log.folder is None else DecisionLog(settings.log, process=process)
         self._metrics = Metrics(process, dropped=self._dropped, in_flight=self._in_flight, pages=self._pages)
@@ -64,30 +64,28 @@ class Gateway:
         return build_api(self._service)
 
     async def reconfigure(self, document: Mapping[str, Any]) -> None:
-        """Answer by a catalogue from now on. Requests under way end on the one they began with.
+        """Answer by a catalog from now on. Requests under way end on the one they began with.
 
         One whose routers cannot be loaded changes nothing, and is logged; only the first one raises.
         """
-        catalogue = Catalogue.from_json(document)
+        catalog = Catalog.from_json(document)
         try:
-            signals = Signals(catalogue.snapshot, self._engines)  # unloads when the last request by it has ended
-            policies = await asyncio.to_thread(build_policies, catalogue.policies, catalogue.snapshot, signals)
+            signals = Signals(catalog.snapshot, self._engines)  # unloads when the last request by it has ended
+            policies = await asyncio.to_thread(build_policies, catalog.policies, catalog.snapshot, signals)
             await asyncio.to_thread(warm, policies.values())
         except Exception:
             if not len(self._service.orchestrator.snapshot):
                 raise  # it has nothing to answer by, and cannot start
             # It was checked before it was pushed, so a file has gone since. Serve ends a replica that raises here.
-            log.exception("catalogue %d cannot be answered by; the one before stays", catalogue.generation)
+            log.exception("catalog %d cannot be answered by; the one before stays", catalog.generation)
             return
-        self._hosts.update(catalogue)
-        self._service.update(self._orchestrator(catalogue, policies))
-        self._generation = catalogue.generation
-        log.info(
-            "catalogue %d: %d experts, policies %s", catalogue.generation, len(catalogue.snapshot), ", ".join(policies)
-        )
+        self._hosts.update(catalog)
+        self._service.update(self._orchestrator(catalog, policies))
+        self._generation = catalog.generation
+        log.info("catalog %d: %d experts, policies %s", catalog.generation, len(catalog.snapshot), ", ".join(policies))
 
     async def state(self) -> dict[str, Any]:
-        """Which catalogue it answers by."""
+        """Which catalog it answers by."""
         return {"generation": self._generation}
 
     async def page(self) -> bytes:
@@ -110,12 +108,12 @@ class Gateway:
     def _dropped(self) -> int:
         return 0 if self._log is None else self._log.dropped
 
-    def _orchestrator(self, catalogue: Catalogue, policies: Mapping[str, Any]) -> Orchestrator:
+    def _orchestrator(self, catalog: Catalog, policies: Mapping[str, Any]) -> Orchestrator:
         return Orchestrator(
-            catalogue.snapshot,
+            catalog.snapshot,
             policies,
             ask=self._hosts.ask,
-            default_policy=catalogue.default_policy,
+            default_policy=catalog.default_policy,
             load_s=self._hosts.load_s,
         )
 

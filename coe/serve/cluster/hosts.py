@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from coe.errors import EngineError, HostLost, Overloaded, UnknownModel
-from coe.serve.cluster.catalogue import Catalogue, serving
+from coe.serve.cluster.catalog import Catalog, serving
 from coe.serve.cluster.placement import Board, rank
 from coe.types import Chunk, GenerateRequest
 from registry.errors import UnknownExpert
@@ -22,43 +22,43 @@ from registry.errors import UnknownExpert
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-    from coe.config import ExpertHostsConfig
+    from coe.config import HostPoolConfig
 
 ATTEMPTS: Final = 5
 """Hosts that may die under one request before it is given up: by then the request is what kills them."""
 
 
 class Hosts:
-    """`ask` for an orchestrator, over handles to groups of expert hosts.
+    """`ask` for an orchestrator, over handles to pools of expert hosts.
 
     Args:
-        handles: group's name -> handle of its deployment.
-        groups: the same names -> what each group serves.
+        handles: name of a pool -> handle of its deployment.
+        pools: the same names -> what each pool serves.
         board: what is known of every host now.
     """
 
     def __init__(
         self,
         handles: Mapping[str, DeploymentHandle[Any]],
-        groups: Mapping[str, ExpertHostsConfig],
+        pools: Mapping[str, HostPoolConfig],
         board: Board,
-        catalogue: Catalogue,
+        catalog: Catalog,
     ) -> None:
-        self._handles, self._groups, self._board = dict(handles), dict(groups), board
+        self._handles, self._pools, self._board = dict(handles), dict(pools), board
         self._ready: dict[tuple[str, str, str], DeploymentHandle[Any]] = {}
-        self._catalogue = catalogue
+        self._catalog = catalog
         self._serving: dict[str, list[str]] = {}
-        if len(catalogue.snapshot):  # a gateway begins with nothing, which has none of the experts that groups name
-            self.update(catalogue)
+        if len(catalog.snapshot):  # a gateway begins with nothing, which has none of the experts that pools name
+            self.update(catalog)
 
-    def update(self, catalogue: Catalogue) -> None:
-        """Serve another catalogue: who serves which expert."""
-        served = {name: serving(catalogue.snapshot, group) for name, group in self._groups.items()}
+    def update(self, catalog: Catalog) -> None:
+        """Serve another catalog: who serves which expert."""
+        served = {name: serving(catalog.snapshot, pool) for name, pool in self._pools.items()}
         self._serving = {
             expert: [name for name, snapshot in served.items() if expert in snapshot]
-            for expert in catalogue.snapshot.experts
+            for expert in catalog.snapshot.experts
         }
-        self._catalogue = catalogue
+        self._catalog = catalog
 
     async def ask(self, expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """Generate with the expert where it can start soonest; see `coe.host.Host.ask`.
@@ -67,14 +67,14 @@ class Hosts:
             HostLost: its host died after the first text; EngineError: hosts died under it again and again.
             Otherwise as the host says.
         """
-        catalogue = self._catalogue
+        catalog = self._catalog
         try:
-            group = catalogue.snapshot.get(expert).residency_key
+            residency = catalog.snapshot.get(expert).residency_key
         except UnknownExpert as error:
             raise UnknownModel(str(error)) from error
         for _ in range(ATTEMPTS):
             shown = False
-            pieces = self._pieces(expert, group, request, catalogue.generation)
+            pieces = self._pieces(expert, residency, request, catalog.generation)
             try:
                 async for piece in pieces:
                     if not isinstance(piece, Chunk):
@@ -96,40 +96,42 @@ class Hosts:
         raise EngineError(f"{ATTEMPTS} processes died while answering with {expert!r}; see their logs")
 
     async def _pieces(
-        self, expert: str, group: str, request: GenerateRequest, generation: int
+        self, expert: str, residency: str, request: GenerateRequest, generation: int
     ) -> AsyncGenerator[Chunk | Exception, None]:
         """What the host sends; whoever stops reading stops the host."""
         if not request.stream:
-            yield await self._handle(group, expert, "whole").remote(expert, request, generation)
+            yield await self._handle(residency, expert, "whole").remote(expert, request, generation)
             return
-        stream: Any = self._handle(group, expert, "stream").remote(expert, request, generation)
+        stream: Any = self._handle(residency, expert, "stream").remote(expert, request, generation)
         try:
             async for piece in stream:
                 yield piece
         finally:
             stream.cancel()
 
-    def _handle(self, group: str, expert: str, method: str) -> DeploymentHandle[Any]:
-        """The handle's method for a group of experts. Serve chooses the host by `multiplexed_model_id`."""
+    def _handle(self, residency: str, expert: str, method: str) -> DeploymentHandle[Any]:
+        """The handle's method for a residency. Serve chooses the host by `multiplexed_model_id`."""
         names = self._serving[expert]
-        key = (names[0] if len(names) == 1 else self._soonest(group, names), group, method)
+        key = (names[0] if len(names) == 1 else self._soonest(residency, names), residency, method)
         if key not in self._ready:
-            deployment = self._handles[key[0]].options(multiplexed_model_id=group, stream=method == "stream")
+            deployment = self._handles[key[0]].options(multiplexed_model_id=residency, stream=method == "stream")
             self._ready[key] = getattr(deployment, method)
         return self._ready[key]
 
-    def _soonest(self, group: str, names: list[str]) -> str:
+    def _soonest(self, residency: str, names: list[str]) -> str:
         """Of several deployments, the one with the host that is best now."""
         hosts = {host.id: (name, host) for name in names for host in self._board.hosts(name)}
-        order = rank(group, [host for _, host in hosts.values()])
+        order = rank(residency, [host for _, host in hosts.values()])
         return hosts[order[0]][0] if order else names[0]
 
     def load_s(self) -> dict[str, float]:
         """Expected seconds until each expert could be ready somewhere: what policies with latency weight ask."""
         seconds: dict[str, float] = {}
         for expert, names in self._serving.items():
-            group = self._catalogue.snapshot.experts[expert].residency_key
-            known = [host.load_s[group] for name in names for host in self._board.hosts(name) if group in host.load_s]
+            residency = self._catalog.snapshot.experts[expert].residency_key
+            known = [
+                host.load_s[residency] for name in names for host in self._board.hosts(name) if residency in host.load_s
+            ]
             seconds[expert] = min(known, default=0.0)
         return seconds
 

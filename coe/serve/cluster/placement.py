@@ -25,9 +25,9 @@ class HostView:
     """What a host last said of itself. Groups are names of experts that must be resident: an adapter's base.
 
     Attributes:
-        load_s: group -> expected seconds to load it; zero where it is resident or on its way.
-        queue_s: group -> expected seconds of the requests that wait for it.
-        tight: groups that could come in only by evicting another one.
+        load_s: residency -> expected seconds to load it; zero where it is resident or on its way.
+        queue_s: residency -> expected seconds of the requests that wait for it.
+        tight: residencies that could come in only by evicting another one.
         busy: requests that wait or are being answered.
     """
 
@@ -45,14 +45,14 @@ class HostView:
         return cls(host_id, state["load_s"], state["queue_s"], frozenset(state["tight"]), state["busy"])
 
 
-def rank(group: str, hosts: Iterable[HostView]) -> list[str]:
+def rank(residency: str, hosts: Iterable[HostView]) -> list[str]:
     """Ids of the hosts, best first: the soonest start, then room without evicting, then the fewest requests."""
     hosts = list(hosts)
-    unknown_s = max((host.load_s[group] for host in hosts if group in host.load_s), default=0.0)
+    unknown_s = max((host.load_s[residency] for host in hosts if residency in host.load_s), default=0.0)
 
     def key(host: HostView) -> tuple[int, bool, int, str]:
-        start_s = host.load_s.get(group, unknown_s) + host.queue_s.get(group, 0.0)
-        return (round(start_s / ROUNDING_S), group in host.tight, host.busy, host.id)
+        start_s = host.load_s.get(residency, unknown_s) + host.queue_s.get(residency, 0.0)
+        return (round(start_s / ROUNDING_S), residency in host.tight, host.busy, host.id)
 
     return [host.id for host in sorted(hosts, key=key)]
 
@@ -77,12 +77,12 @@ class Board:
                 self._sent.pop(gone, None)
             self._views[deployment] = {view.id: view for view in views}
 
-    def sent(self, host_id: str, group: str) -> None:
-        """A request for `group` goes to that host now."""
+    def sent(self, host_id: str, residency: str) -> None:
+        """A request for `residency` goes to that host now."""
         with self._lock:
             since = self._clock() - HEARD_S
             recent = [entry for entry in self._sent.get(host_id, ()) if entry[0] > since]
-            self._sent[host_id] = [*recent, (self._clock(), group)]
+            self._sent[host_id] = [*recent, (self._clock(), residency)]
 
     def hosts(self, deployment: str) -> list[HostView]:
         """The hosts of a deployment as far as is known now."""
@@ -91,11 +91,11 @@ class Board:
 
     def _corrected(self, view: HostView) -> HostView:
         since = self._clock() - HEARD_S
-        groups = [group for at, group in self._sent.get(view.id, ()) if at > since]
-        if not groups:
+        residencies = [residency for at, residency in self._sent.get(view.id, ()) if at > since]
+        if not residencies:
             return view
-        load_s = {**view.load_s, **dict.fromkeys(groups, 0.0)}
-        return replace(view, load_s=load_s, tight=view.tight.difference(groups), busy=view.busy + len(groups))
+        load_s = {**view.load_s, **dict.fromkeys(residencies, 0.0)}
+        return replace(view, load_s=load_s, tight=view.tight.difference(residencies), busy=view.busy + len(residencies))
 
 
 BOARD: Final = Board()

@@ -31,8 +31,8 @@ class SoonestStart(FIFOMixin, MultiplexMixin, RequestRouter):
         if pending_request is None:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # or the loop spins while all are full
-        group = pending_request.metadata.multiplexed_model_id
-        return [[by_id[name]] for name in rank(group, placement.BOARD.hosts(deployment))]
+        residency = pending_request.metadata.multiplexed_model_id
+        return [[by_id[name]] for name in rank(residency, placement.BOARD.hosts(deployment))]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: Any, result: Any) -> None:
         """Count what was sent since the host last spoke."""

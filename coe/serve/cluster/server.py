@@ -17,9 +17,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from coe.config import Config, ExpertHostsConfig
+from coe.config import Config, HostPoolConfig
 from coe.errors import CoeError, ConfigError
-from coe.serve.cluster.catalogue import serving
+from coe.serve.cluster.catalog import serving
 from coe.serve.cluster.expert_host import own_config
 from coe.serve.cluster.source import Source
 from registry.errors import RegistryError
@@ -84,7 +84,7 @@ class Server:
         self._stop()
 
     def watch(self, stop: threading.Event) -> None:
-        """Push a new catalogue whenever the registry or a file changes, and tell how the processes are."""
+        """Push a new catalog whenever the registry or a file changes, and tell how the processes are."""
         health = ""
         while not stop.wait(self._settings.watch_s):
             health = self._tell_health(health)
@@ -97,16 +97,16 @@ class Server:
     def _push(self) -> None:
         from coe.serve.cluster import deployed
 
-        before = self._source.catalogue
-        catalogue, fixed = self._source.reread()
+        before = self._source.catalog
+        catalog, fixed = self._source.reread()
         started = time.perf_counter()
         self._run()
         self._await_running(lambda app: None)
-        if behind := deployed.behind(catalogue.generation):
+        if behind := deployed.behind(catalog.generation):
             self._say("not reloaded", f"{behind} gateways could not take it and answer as before; their logs say why")
             return
-        changes = _changes(before.snapshot.experts, catalogue.snapshot.experts)
-        self._say("reloaded", f"{changes}; policies {', '.join(catalogue.policies)}; {_since(started)}")
+        changes = _changes(before.snapshot.experts, catalog.snapshot.experts)
+        self._say("reloaded", f"{changes}; policies {', '.join(catalog.policies)}; {_since(started)}")
         if fixed:
             self._say("restart needed", f"the sections {', '.join(fixed)} changed too; they hold from the next start")
 
@@ -163,15 +163,15 @@ class Server:
                     told.add(deployment.message)
                     self._say(name, deployed.gist(deployment.message))
 
-        for group in self._settings.hosts:
-            self._say(group.name, _what_loads(self._source, group))
+        for pool in self._settings.pools:
+            self._say(pool.name, _what_loads(self._source, pool))
         self._run()
         self._await_running(tell)
-        for group in self._settings.hosts:
-            for state in deployed.states(group.name):
+        for pool in self._settings.pools:
+            for state in deployed.states(pool.name):
                 if state["loaded_s"]:
                     times = ", ".join(f"{name} in {seconds:.1f} s" for name, seconds in state["loaded_s"].items())
-                    self._say(group.name, f"loaded {times}")
+                    self._say(pool.name, f"loaded {times}")
 
     def _run(self) -> None:
         from ray.serve import RunTarget
@@ -180,7 +180,7 @@ class Server:
         from coe.serve.cluster.application import build_application
         from coe.serve.cluster.gateway import APP
 
-        application = build_application(self._source.config, self._source.catalogue)
+        application = build_application(self._source.config, self._source.catalog)
         run_many(
             [RunTarget(target=application, name=APP, route_prefix="/")],
             wait_for_ingress_deployment_creation=False,
@@ -268,15 +268,15 @@ def check_port(host: str, port: int) -> None:
 
 def logical_cpus(config: Config) -> int:
     """CPUs that a Ray of our own pretends to have: what all processes ask for at most, and as many as there are."""
-    processes = (config.serve.gateway, *config.serve.hosts)
+    processes = (config.serve.gateway, *config.serve.pools)
     wanted = sum(process.replicas.max * process.num_cpus for process in processes)
     return max(os.cpu_count() or 1, math.ceil(wanted) + 1)
 
 
-def _what_loads(source: Source, group: ExpertHostsConfig) -> str:
-    """What a group of hosts loads before it is ready."""
-    served = serving(source.catalogue.snapshot, group)
-    pins = own_config(source.config, group, served).host.pins
+def _what_loads(source: Source, pool: HostPoolConfig) -> str:
+    """What a pool of hosts loads before it is ready."""
+    served = serving(source.catalog.snapshot, pool)
+    pins = own_config(source.config, pool, served).host.pins
     if not pins:
         return f"{len(served)} experts, loaded when they are first asked"
     return f"loading {', '.join(pins)}; of {len(served)} experts, the others when they are first asked"

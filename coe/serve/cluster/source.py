@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from coe.catalog import fill, open_registry
 from coe.config import Config, load_config
 from coe.errors import ConfigError
+from coe.experts import fill, open_registry
 from coe.local import build_policies
 from coe.orchestrator import Orchestrator
-from coe.serve.cluster.catalogue import Catalogue, serving
+from coe.serve.cluster.catalog import Catalog, serving
 from coe.serve.cluster.expert_host import own_config
 from registry.errors import UnknownExpert
 from registry.store import Snapshot
@@ -38,7 +38,7 @@ class Source:
         self.config = self._load()
         self._registry = open_registry(self.config)
         self._seen: object = None
-        self.catalogue = self.read(self.config, 1)
+        self.catalog = self.read(self.config, 1)
 
     def __enter__(self) -> Source:
         return self
@@ -50,23 +50,23 @@ class Source:
         """Whether any file, or the registry, is another than when it was last read."""
         return self._seen != self._stamps(self.config)
 
-    def reread(self) -> tuple[Catalogue, list[str]]:
-        """The next catalogue, and the sections that changed too but need a restart. On an error nothing changes."""
+    def reread(self) -> tuple[Catalog, list[str]]:
+        """The next catalog, and the sections that changed too but need a restart. On an error nothing changes."""
         self._seen = self._stamps(self.config)  # what is wrong is told once, not again and again
         config = self._load()
         fixed = [name for name in FIXED if getattr(config, name) != getattr(self.config, name)]
         kept = config.model_copy(update={name: getattr(self.config, name) for name in FIXED})
-        catalogue = self.read(kept, self.catalogue.generation + 1)
-        self.config, self.catalogue = kept, catalogue
-        return catalogue, fixed
+        catalog = self.read(kept, self.catalog.generation + 1)
+        self.config, self.catalog = kept, catalog
+        return catalog, fixed
 
-    def read(self, config: Config, generation: int) -> Catalogue:
-        """The catalogue of a configuration as its files and the registry are now, checked as a whole."""
+    def read(self, config: Config, generation: int) -> Catalog:
+        """The catalog of a configuration as its files and the registry are now, checked as a whole."""
         self._seen = self._stamps(config)
         fill(self._registry, config.experts)
-        catalogue = Catalogue.of(config, self._registry.snapshot(), generation)
-        check(config, catalogue)
-        return catalogue
+        catalog = Catalog.of(config, self._registry.snapshot(), generation)
+        check(config, catalog)
+        return catalog
 
     def _load(self) -> Config:
         config = load_config(self.path)
@@ -81,22 +81,22 @@ class Source:
         return files, None if config.experts else self._registry.snapshot().version
 
 
-def check(config: Config, catalogue: Catalogue) -> None:
+def check(config: Config, catalog: Catalog) -> None:
     """Refuse what a service could not answer with.
 
     Raises:
         ConfigError: a policy, fallback or pin names an expert that is not served, or there is none at all.
         RouterError: a router cannot be loaded.
     """
-    snapshot = catalogue.snapshot
+    snapshot = catalog.snapshot
     if not len(snapshot):
         raise ConfigError("no expert is registered: `coe registry apply FILE`, or name files in `experts`")
     _check_names(snapshot, config.host.pins, "host.pins")
-    for group in config.serve.hosts:
-        served = serving(snapshot, group)
-        _check_names(served, own_config(config, group, served).host.pins, f"pins of serve.hosts {group.name!r}")
-    policies = build_policies(catalogue.policies, snapshot)
-    Orchestrator(snapshot, policies, ask=_nobody, default_policy=catalogue.default_policy)  # checks the fallbacks
+    for pool in config.serve.pools:
+        served = serving(snapshot, pool)
+        _check_names(served, own_config(config, pool, served).host.pins, f"pins of serve.pools {pool.name!r}")
+    policies = build_policies(catalog.policies, snapshot)
+    Orchestrator(snapshot, policies, ask=_nobody, default_policy=catalog.default_policy)  # checks the fallbacks
 
 
 def _check_names(snapshot: Snapshot, names: tuple[str, ...], what: str) -> None:

@@ -1,6 +1,6 @@
 """What a line of the decision log says: a request that is over, as JSON and back.
 
-A line holds everything that its decision was made from, so that `Entry.grounds.decide()` makes it again. Floats are
+A line holds everything that its decision was made from, so that `Entry.inputs.decide()` makes it again. Floats are
 written with all their digits; what JSON has no number for (NaN, infinities) is written as a string.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from coe.errors import CoeError
-from coe.routing import Grounds
+from coe.routing import DecisionInputs
 from coe.serve.http.finished import Finished
 from routers.base import Estimate, Message, Query, RoutingDecision
 from routers.decision import Utility
@@ -45,7 +45,7 @@ class Entry:
         place: file:line.
         policy: that decided; None when the caller named the expert, or nobody was chosen.
         query: what was asked; None where the log was kept without texts.
-        grounds: what the decision was made from; None when the caller named the expert, or nobody was chosen.
+        inputs: what the decision was made from; None when the caller named the expert, or nobody was chosen.
         decision: as it was made; None when the request was refused before.
     """
 
@@ -55,7 +55,7 @@ class Entry:
     policy: str | None
     router_digest: str | None
     query: Query | None
-    grounds: Grounds | None
+    inputs: DecisionInputs | None
     decision: RoutingDecision | None
 
 
@@ -126,7 +126,7 @@ def _document(finished: Finished, texts: bool) -> dict[str, Any]:
         "router_digest": policy.router_digest if policy else None,
         "registry_version": finished.registry_version,
         "query": _query_document(routed.query, texts) if routed else None,
-        "grounds": _grounds_document(routed.grounds) if routed and routed.grounds else None,
+        "inputs": _inputs_document(routed.inputs) if routed and routed.inputs else None,
         "decision": decision_document(routed.decision) if routed else None,
         "expert": finished.expert,
         "status": finished.status,
@@ -174,8 +174,8 @@ def _texts(query: Query) -> dict[str, Any]:
     }
 
 
-def _grounds_document(grounds: Grounds) -> dict[str, Any]:
-    estimate = grounds.estimate
+def _inputs_document(inputs: DecisionInputs) -> dict[str, Any]:
+    estimate = inputs.estimate
     return {
         "experts": estimate.experts,
         "quality": _numbers(estimate.quality[0]),
@@ -189,13 +189,13 @@ def _grounds_document(grounds: Grounds) -> dict[str, Any]:
         "truncated": None if estimate.truncated is None else bool(estimate.truncated[0]),
         "weights": None if estimate.weights is None else _numbers(estimate.weights[0]),
         "utility": {
-            "cost_weight": _number(grounds.utility.cost_weight),
-            "latency_weight": _number(grounds.utility.latency_weight),
+            "cost_weight": _number(inputs.utility.cost_weight),
+            "latency_weight": _number(inputs.utility.latency_weight),
         },
-        "load_s": {name: _number(seconds) for name, seconds in grounds.load_s.items()},
-        "allowed": sorted(grounds.allowed),
-        "select": selector_document(grounds.select),
-        "seed": grounds.seed,
+        "load_s": {name: _number(seconds) for name, seconds in inputs.load_s.items()},
+        "allowed": sorted(inputs.allowed),
+        "select": selector_document(inputs.select),
+        "seed": inputs.seed,
     }
 
 
@@ -225,7 +225,7 @@ def _check_format(document: object, place: str) -> None:
 
 def _entry(document: Mapping[str, Any], place: str) -> Entry:
     query, decision = document["query"], document["decision"]
-    grounds = None if document["grounds"] is None else _grounds(document["grounds"])
+    inputs = None if document["inputs"] is None else _inputs(document["inputs"])
     return Entry(
         place,
         id=document["id"],
@@ -233,8 +233,8 @@ def _entry(document: Mapping[str, Any], place: str) -> Entry:
         policy=document["policy"],
         router_digest=document["router_digest"],
         query=_query(query) if query is not None and "messages" in query else None,
-        grounds=grounds,
-        decision=None if decision is None else _decision(decision, grounds),
+        inputs=inputs,
+        decision=None if decision is None else _decision(decision, inputs),
     )
 
 
@@ -249,8 +249,8 @@ def _query(document: Mapping[str, Any]) -> Query:
     )
 
 
-def _grounds(document: Mapping[str, Any]) -> Grounds:
-    return Grounds(
+def _inputs(document: Mapping[str, Any]) -> DecisionInputs:
+    return DecisionInputs(
         _estimate(document),
         utility=Utility(float(document["utility"]["cost_weight"]), float(document["utility"]["latency_weight"])),
         allowed=frozenset(document["allowed"]),
@@ -283,8 +283,8 @@ def _estimate(document: Mapping[str, Any]) -> Estimate:
     )
 
 
-def _decision(document: Mapping[str, Any], grounds: Grounds | None) -> RoutingDecision:
-    quality = _quality(grounds.estimate) if grounds is not None else {}
+def _decision(document: Mapping[str, Any], inputs: DecisionInputs | None) -> RoutingDecision:
+    quality = _quality(inputs.estimate) if inputs is not None else {}
     return RoutingDecision(
         experts=tuple(document["experts"]),
         weights=tuple(float(weight) for weight in document["weights"]),
@@ -294,10 +294,10 @@ def _decision(document: Mapping[str, Any], grounds: Grounds | None) -> RoutingDe
         abstained=document["abstained"],
         reason=document["reason"],
         truncated=document.get("truncated", False),
-        quality=tuple(quality.get(expert, math.nan) for expert in document["experts"]) if grounds else (),
+        quality=tuple(quality.get(expert, math.nan) for expert in document["experts"]) if inputs else (),
     )
 
 
 def _quality(estimate: Estimate) -> dict[str, float]:
-    """The estimated quality of each expert, which a line says once: in its grounds."""
+    """The estimated quality of each expert, which a line says once: in its inputs."""
     return dict(zip(estimate.experts, estimate.quality[0].tolist(), strict=True))

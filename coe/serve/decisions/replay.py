@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from coe.policy import Policy
-from coe.routing import Grounds, Routed, route
+from coe.routing import DecisionInputs, Routed, route
 from coe.serve.decisions.entry import Entry, decision_document
 from registry.store import Snapshot
 from routers.base import Estimate, Query, RoutingDecision
@@ -59,19 +59,19 @@ class Replayed:
         self.entries += 1
         if entry.decision is None:
             self.refused += 1
-        elif entry.grounds is None:
+        elif entry.inputs is None:
             self.named += 1
-        elif found := differences(entry, entry.grounds, entry.decision):
+        elif found := differences(entry, entry.inputs, entry.decision):
             self.differing += 1
             self.differences += found[: _MOST_DIFFERENCES - len(self.differences)]
         else:
             self.repeated += 1
 
 
-def differences(entry: Entry, grounds: Grounds, logged: RoutingDecision) -> list[Difference]:
+def differences(entry: Entry, inputs: DecisionInputs, logged: RoutingDecision) -> list[Difference]:
     """Each field of the decision that comes out otherwise now."""
     try:
-        now = grounds.decide()
+        now = inputs.decide()
     except (RouterError, ValueError) as error:  # ValueError: a seed that NumPy refuses
         return [Difference(entry.place, entry.id, "decision", list(logged.experts), f"{type(error).__name__}: {error}")]
     was, is_ = decision_document(logged), decision_document(now)
@@ -110,11 +110,11 @@ class Rerouter:
         self.by_policy: dict[str, Anew] = {}
         self.without_text = self.unknown_policy = 0
         self._policies, self._snapshot = policies, snapshot
-        self._waiting: dict[str, list[tuple[Query, Grounds, Entry]]] = {}
+        self._waiting: dict[str, list[tuple[Query, DecisionInputs, Entry]]] = {}
 
     def add(self, entry: Entry) -> None:
         """Take an entry; it is counted when there are enough for a batch, or at `flush`."""
-        if entry.grounds is None or entry.policy is None:
+        if entry.inputs is None or entry.policy is None:
             return
         if entry.query is None:
             self.without_text += 1
@@ -122,7 +122,7 @@ class Rerouter:
             self.unknown_policy += 1
         else:
             waiting = self._waiting.setdefault(entry.policy, [])
-            waiting.append((entry.query, entry.grounds, entry))
+            waiting.append((entry.query, entry.inputs, entry))
             if len(waiting) >= _BATCH:
                 self._route(entry.policy)
 
@@ -135,14 +135,14 @@ class Rerouter:
         policy, waiting = self._policies[name], self._waiting.pop(name)
         anew = self.by_policy.setdefault(name, Anew())
         outcomes = route([query for query, _, _ in waiting], policy, self._snapshot, {})
-        for (_, grounds, entry), outcome in zip(waiting, outcomes, strict=True):
+        for (_, inputs, entry), outcome in zip(waiting, outcomes, strict=True):
             anew.routed += 1
             anew.same_router += entry.router_digest == policy.router_digest
             if isinstance(outcome, Routed):
-                assert outcome.grounds is not None  # a policy decided
-                now = replace(outcome.grounds, load_s=grounds.load_s)
+                assert outcome.inputs is not None  # a policy decided
+                now = replace(outcome.inputs, load_s=inputs.load_s)
                 anew.same_choice += entry.decision is not None and _choice(now) == entry.decision.experts
-                drifts = [anew.largest_drift, _drift(grounds.estimate, now.estimate)]
+                drifts = [anew.largest_drift, _drift(inputs.estimate, now.estimate)]
                 anew.largest_drift = max((drift for drift in drifts if drift is not None), default=None)
             else:
                 anew.nobody += 1
@@ -165,9 +165,9 @@ def _differ(was: object, now: object) -> bool:
     return json.dumps(was) != json.dumps(now)
 
 
-def _choice(grounds: Grounds) -> tuple[str, ...] | None:
+def _choice(inputs: DecisionInputs) -> tuple[str, ...] | None:
     try:
-        return grounds.decide().experts
+        return inputs.decide().experts
     except RouterError:  # load times that nobody can have logged; `Replayed` names them
         return None
 

@@ -275,7 +275,7 @@ class Service:
                 self.metrics.observe(finished)
 
 
-def told(error: BaseException, id: str, endpoint: str) -> tuple[int, dict[str, Any]]:  # noqa: A002  # a request's word
+def told(error: BaseException, id: str, endpoint: str) -> tuple[int, dict[str, Any]]:  # a request's word  # noqa: A002
     """HTTP status and OpenAI's body of an error. What is inside an internal one is logged under `id`, not sent."""
     if is_internal(error):
         logger.error("request %s to %s failed", id, endpoint, exc_info=error)

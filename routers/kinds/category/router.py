@@ -76,8 +76,8 @@ class CategoryRouter:
         choice: `category` asks the expert of the likeliest category; `expected` the one of highest expected score among
             all that the map keeps. `None` takes `category` under an average-active budget, which the others would not
             keep to, else `expected`. `soft` leaves every expert eligible (of those that a cumulative budget keeps), so
-            that k experts can be asked and a cost weight has a choice; the confidence is then the quality of the best, and in
-            doubt the generalist stays the only one.
+            that k experts can be asked and a cost weight has a choice; the confidence is then the quality of the best,
+            and in doubt the generalist stays the only one.
         budget: most footprint, `None` for no limit; budget_kind: `cumulative` or `average-active`.
         footprints: parameters or price of each expert, in the budget's unit; `None` takes the table's mean costs.
         general: the expert that answers in doubt; not checked against the budget. `None` takes the best of the table

@@ -102,15 +102,15 @@ def test_the_answers_of_all_experts_are_there_where_a_row_asks_for_them(place: P
     found = records(place / "out")
     assert found["long"]["answers"] is None is found["one"]["answers"]
     said = found["plain"]["answers"]
-    assert [(each["ask"], each["expert"], each["text"]) for each in said[:4]] == [
+    assert [(each["call"], each["expert"], each["text"]) for each in said[:4]] == [
         ("0.0", "base", "say 1"),
         ("0.1", "loud", "SAY 1"),
         ("0.2", "tuned", "[tuned] SAY 1"),
         ("0.3", "flaky", None),
     ]
-    assert said[3]["error"]["code"] == "engine_error" and said[3]["text"] is None and said[4]["ask"] == "1.aggregator"
+    assert said[3]["error"]["code"] == "engine_error" and said[3]["text"] is None and said[4]["call"] == "1.aggregator"
     assert sum(each["prompt_tokens"] or 0 for each in said) == found["plain"]["prompt_tokens"]
-    assert [each["ask"] for each in found["samples"]["answers"]] == ["0.0", "0.1", "0.2"]
+    assert [each["call"] for each in found["samples"]["answers"]] == ["0.0", "0.1", "0.2"]
     lines = {
         line["custom_id"]: line["response"]["body"]
         for line in map(json.loads, (place / "out/results.jsonl").read_text().splitlines())

@@ -1,4 +1,4 @@
-"""A shift: enough asks in flight, each unit written once, an expert that cannot be loaded not tried again and again."""
+"""A shift: enough calls in flight, each unit written once, an expert that fails to load is not tried repeatedly."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 
 from coe.batch import answering, records
 from coe.batch.answering import Answered, Loads, Shift
-from coe.batch.parts import ANSWERS, _ask_record, _asks, _write, answers_name
-from coe.batch.records import ASKS
+from coe.batch.parts import ANSWERS, _call_record, _calls, _write, answers_name
+from coe.batch.records import CALLS
 from coe.batch.stages import Unit
 from coe.batch.storage import Folder
-from coe.compose import Ask
+from coe.compose import ExpertCall
 from coe.engines.fake import FakeEngine
 from coe.errors import EngineError, WeightsError
 from coe.host import Host
@@ -52,15 +52,15 @@ def host(engine: FakeEngine, budget_bytes: int = 100) -> Host:
     return Host(snapshot, {"fake": engine}, budget_bytes=budget_bytes, locate=lambda spec: Path())
 
 
-def write_asks(folder: Folder, part: int, experts: Sequence[str], asks: int, text: str = "hello") -> list[Unit]:
-    """A part's asks of stage 0: some for each expert."""
+def write_calls(folder: Folder, part: int, experts: Sequence[str], calls: int, text: str = "hello") -> list[Unit]:
+    """A part's calls of stage 0: some for each expert."""
     groups = []
     for expert in experts:
-        requests = (GenerateRequest(messages=(Message("user", f"{text} {i}"),)) for i in range(asks))
-        groups.append([_ask_record(i, Ask("0", expert, request)) for i, request in enumerate(requests)])
-    _write(folder, _asks(0, part), ASKS, *groups)
+        requests = (GenerateRequest(messages=(Message("user", f"{text} {i}"),)) for i in range(calls))
+        groups.append([_call_record(i, ExpertCall("0", expert, request)) for i, request in enumerate(requests)])
+    _write(folder, _calls(0, part), CALLS, *groups)
     bases = {each.name: each.residency_key for each in SPECS}
-    return [Unit(part, number, expert, bases[expert], asks) for number, expert in enumerate(experts)]
+    return [Unit(part, number, expert, bases[expert], calls) for number, expert in enumerate(experts)]
 
 
 def answers(folder: Folder, unit: Unit) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def sum_of(reports: Sequence[Answered]) -> Answered:
 
 async def test_every_ask_is_answered_in_its_place(tmp_path: Path) -> None:
     folder = Folder.of(str(tmp_path))
-    units = [unit for part in range(3) for unit in write_asks(folder, part, ["echo", "tuned"], 40)]
+    units = [unit for part in range(3) for unit in write_calls(folder, part, ["echo", "tuned"], 40)]
     report = await work(host(FakeEngine()), folder, units)
     assert (report.done, report.failed, report.loads) == (Counter(echo=120, tuned=120), Counter(), Counter(echo=1))
     assert report.prompt_tokens == Counter(echo=240, tuned=240)  # words
@@ -94,7 +94,7 @@ async def test_every_ask_is_answered_in_its_place(tmp_path: Path) -> None:
     assert report.loaded_bytes == 10 and report.load_s >= 0 and set(report.work_s) == {"echo"}
     assert Answered.of(json.loads(json.dumps(records.plain(report)))) == report
     plain, tuned = answers(folder, units[0]), answers(folder, units[1])
-    assert [(a["row"], a["ask"], a["text"]) for a in plain] == [(i, "0", f"hello {i}") for i in range(40)]
+    assert [(a["row"], a["call"], a["text"]) for a in plain] == [(i, "0", f"hello {i}") for i in range(40)]
     assert tuned[7]["text"] == "[tuned] HELLO 7" and tuned[7]["cost_usd"] is None
     assert plain[0]["cost_usd"] == pytest.approx((2 * 1 + 2 * 2) / 1e6)
 
@@ -111,7 +111,7 @@ async def test_the_engine_is_kept_busy_and_not_more_across_units(tmp_path: Path)
                 yield chunk
 
     on = Watching(host(engine).snapshot, {"fake": engine}, budget_bytes=100, locate=lambda spec: Path())
-    units = [unit for part in range(40) for unit in write_asks(folder, part, ["echo"], 3)]
+    units = [unit for part in range(40) for unit in write_calls(folder, part, ["echo"], 3)]
     await work(on, folder, units)
     assert engine.tally.most_in_flight["echo"] == 4
     assert max(seen) <= answering._WINDOW and max(seen[60:]) <= answering._AHEAD * 4
@@ -125,7 +125,7 @@ async def test_an_expert_that_cannot_be_loaded_is_tried_once_not_for_every_ask(t
             tried[spec.name] += 1
             return await super().load(spec, path)
 
-    units = write_asks(folder, 0, ["broken", "on-broken"], 200)
+    units = write_calls(folder, 0, ["broken", "on-broken"], 200)
     report = await work(host(Counting()), folder, units)
     assert report.failed == Counter({"broken": 200, "on-broken": 200}) and not report.loads
     assert tried["broken"] <= 2  # for those that waited at first, for the base and for its adapter
@@ -135,15 +135,15 @@ async def test_an_expert_that_cannot_be_loaded_is_tried_once_not_for_every_ask(t
 
 async def test_an_expert_that_never_fits_is_an_error_of_every_row(tmp_path: Path) -> None:
     folder = Folder.of(str(tmp_path))
-    units = write_asks(folder, 0, ["echo"], 50)
+    units = write_calls(folder, 0, ["echo"], 50)
     report = await work(host(FakeEngine(), budget_bytes=5), folder, units)
     assert report.failed == Counter(echo=50) and "raise `host.budget`" in answers(folder, units[0])[49]["error"]
 
 
 async def test_one_failure_or_wrong_request_is_not_the_end_of_the_others(tmp_path: Path) -> None:
     folder, engine = Folder.of(str(tmp_path)), FakeEngine()
-    long = write_asks(folder, 1, ["echo"], 1, text="word " * 50)
-    units = [*write_asks(folder, 0, ["flaky"], 5), *long, *write_asks(folder, 2, ["echo"], 5)]
+    long = write_calls(folder, 1, ["echo"], 1, text="word " * 50)
+    units = [*write_calls(folder, 0, ["flaky"], 5), *long, *write_calls(folder, 2, ["echo"], 5)]
     report = await work(host(engine), folder, units)
     assert report.failed == Counter(flaky=5, echo=1) and engine.tally.generations["flaky"] == 5
     assert "context" in answers(folder, long[0])[0]["error"]
@@ -152,7 +152,7 @@ async def test_one_failure_or_wrong_request_is_not_the_end_of_the_others(tmp_pat
 
 async def test_an_error_that_nobody_foresaw_is_recorded_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = Folder.of(str(tmp_path))
-    units = write_asks(folder, 0, ["echo"], 2)
+    units = write_calls(folder, 0, ["echo"], 2)
 
     class Bug(FakeEngine):
         def load(self, spec: ExpertSpec, path: Path) -> Any:
@@ -165,7 +165,7 @@ async def test_an_error_that_nobody_foresaw_is_recorded_too(tmp_path: Path, capl
 
 async def test_an_answer_that_does_not_end_is_an_error(tmp_path: Path) -> None:
     folder = Folder.of(str(tmp_path))
-    units = write_asks(folder, 0, ["echo"], 1)
+    units = write_calls(folder, 0, ["echo"], 1)
 
     class Cut(Host):
         async def ask(self, name: str, request: GenerateRequest) -> Any:
@@ -181,7 +181,7 @@ async def test_an_answer_that_does_not_end_is_an_error(tmp_path: Path) -> None:
 async def test_the_next_expert_is_loaded_while_this_one_works_and_each_load_is_told_once(tmp_path: Path) -> None:
     folder, engine = Folder.of(str(tmp_path)), FakeEngine(load_delay_s=0.02, token_delay_s=0.01, capacity=4)
     on = host(engine, budget_bytes=20)
-    shifts = [write_asks(folder, part, [name], 12) for part, name in enumerate(("echo", "flaky", "echo", "loud"))]
+    shifts = [write_calls(folder, part, [name], 12) for part, name in enumerate(("echo", "flaky", "echo", "loud"))]
     loads, reports = Loads(on), []
     for units, following in zip(shifts, ("flaky", "echo", "loud", None), strict=True):
         present = on.resident
@@ -196,16 +196,16 @@ async def test_where_memory_holds_one_the_next_expert_waits_for_its_turn(tmp_pat
     folder, engine = Folder.of(str(tmp_path)), FakeEngine(token_delay_s=0.001)
     on = host(engine, budget_bytes=15)
     for part, (name, following) in enumerate((("echo", "loud"), ("loud", None))):
-        report = await work(on, folder, write_asks(folder, part, [name], 20), following)
+        report = await work(on, folder, write_calls(folder, part, [name], 20), following)
         assert on.resident == {name} and report.loads == Counter({name: 1})
 
 
 async def test_a_shift_that_is_stopped_leaves_a_host_that_closes(tmp_path: Path) -> None:
     folder, engine = Folder.of(str(tmp_path)), FakeEngine(token_delay_s=0.01)
     on = host(engine, budget_bytes=20)
-    await work(on, folder, write_asks(folder, 0, ["echo"], 1))
+    await work(on, folder, write_calls(folder, 0, ["echo"], 1))
     engine.load_delay_s = 10
-    working = asyncio.create_task(work(on, folder, write_asks(folder, 1, ["echo"], 50), "loud"))
+    working = asyncio.create_task(work(on, folder, write_calls(folder, 1, ["echo"], 50), "loud"))
     await asyncio.sleep(0.1)
     assert on.cache.loading == {"loud"}
     working.cancel()
@@ -216,14 +216,14 @@ async def test_a_shift_that_is_stopped_leaves_a_host_that_closes(tmp_path: Path)
 
 async def test_nothing_is_loaded_for_a_shift_that_is_done_already(tmp_path: Path) -> None:
     folder, engine = Folder.of(str(tmp_path)), FakeEngine()
-    units = write_asks(folder, 0, ["echo"], 3)
+    units = write_calls(folder, 0, ["echo"], 3)
     await work(host(engine), folder, units)
     assert await work(host(engine), folder, units, "loud") == Answered() and engine.tally.loads == {"echo": 1}
 
 
 async def test_units_that_are_there_already_are_left_alone(tmp_path: Path) -> None:
     folder, engine = Folder.of(str(tmp_path)), FakeEngine()
-    units = [unit for part in range(2) for unit in write_asks(folder, part, ["echo"], 3)]
+    units = [unit for part in range(2) for unit in write_calls(folder, part, ["echo"], 3)]
     await work(host(engine), folder, units[:1])
     report = await work(host(engine), folder, units)
     assert report.done == Counter(echo=3) and engine.tally.generations["echo"] == 6
@@ -232,7 +232,7 @@ async def test_units_that_are_there_already_are_left_alone(tmp_path: Path) -> No
 
 async def test_a_full_disk_stops_the_shift_with_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Folder.of(str(tmp_path))
-    units = [unit for part in range(9) for unit in write_asks(folder, part, ["echo"], 9)]
+    units = [unit for part in range(9) for unit in write_calls(folder, part, ["echo"], 9)]
 
     def full(*arguments: object) -> None:
         raise DiskFull(tmp_path, free_bytes=0)
@@ -244,7 +244,7 @@ async def test_a_full_disk_stops_the_shift_with_its_own_error(tmp_path: Path, mo
 
 async def test_progress_is_told_while_a_shift_runs(tmp_path: Path) -> None:
     folder = Folder.of(str(tmp_path))
-    units = write_asks(folder, 0, ["echo"], 30)
+    units = write_calls(folder, 0, ["echo"], 30)
     reports: list[Answered] = []
     slow = host(FakeEngine(capacity=2, token_delay_s=0.05))
     await asyncio.wait_for(Shift(slow, folder, 0, units, reports.append).run(), 30)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from batch_runs import InProcess, Quiet, Stop, records, results, run, write_lines
 
-from coe.compose import COMPOSITIONS, Ask, Asks, Final
+from coe.compose import COMPOSITIONS, ExpertCall, ExpertCalls, Final
 from coe.compose.base import Done
 from coe.local import open_local
 from coe.types import Answer, GenerateRequest, Usage
@@ -30,12 +30,12 @@ CHECKED = len(range(0, ROWS, 5))
 class Panel:
     """Two experts of seven answer; one of three makes one answer of theirs; a last one checks every fifth row."""
 
-    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
         number = int(request.messages[-1].content.split()[-1])
         pool = MODELS + ADAPTERS
         if not done:
             two = (pool[number % 7], pool[(number + 3) % 7])
-            return Asks(tuple(Ask(f"0.{i}", expert, request) for i, expert in enumerate(two)))
+            return ExpertCalls(tuple(ExpertCall(f"0.{i}", expert, request) for i, expert in enumerate(two)))
         said = [outcome.text for outcome in done.values() if isinstance(outcome, Answer)]
         if "1" not in done:
             return self._ask("1", AGGREGATORS[number % 3], said, request, last=number % 5 > 0)
@@ -47,9 +47,9 @@ class Panel:
         assert isinstance(last, Answer)
         return Final(replace(last, usage=total))
 
-    def _ask(self, ask: str, expert: str, said: list[str], request: GenerateRequest, *, last: bool) -> Asks:
+    def _ask(self, call: str, expert: str, said: list[str], request: GenerateRequest, *, last: bool) -> ExpertCalls:
         shown = GenerateRequest(messages=(*request.messages, Message("user", " | ".join(said))))
-        return Asks((Ask(ask, expert, shown),), last=last)
+        return ExpertCalls((ExpertCall(call, expert, shown),), last=last)
 
 
 @pytest.fixture

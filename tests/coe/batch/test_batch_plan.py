@@ -1,4 +1,4 @@
-"""A plan says what a batch then does: the same asks and loads, prices and seconds by hand, and nothing guessed."""
+"""A plan says what a batch then does: the same calls and loads, prices and seconds by hand, and nothing guessed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_first_stage_asks_and_loads_what_the_batch_does(place: Path) -> None
     record = planned.record()
     [stage] = record["stages"]  # nobody is expected to fail, so nobody steps in
     session = json.loads((place / "out" / "run.json").read_text())["sessions"][0]
-    assert {name: each["asks"] for name, each in stage["experts"].items()} == session["answers"] | {"base": 51}
+    assert {name: each["calls"] for name, each in stage["experts"].items()} == session["answers"] | {"base": 51}
     assert [tuple(shift.experts) for shift in planned.stages[0]] == executor.shifts[0]
     assert stage["loads"] == {"base": 1, "broken": 1, "loud": 1} and stage["loaded_bytes"] == 300
     assert record["errors"] == {"model_not_found": 50, "invalid_request": 1} and record["if_answers_agree"] is None
@@ -73,7 +73,7 @@ def test_prompts_bounds_and_prices_by_hand(place: Path) -> None:
     write_lines(place / "in.jsonl", rows)
     [stage] = plan(place, rates=Rates(mean_tokens={"base": 20.0})).record()["stages"]
     base, tuned = stage["experts"]["base"], stage["experts"]["tuned"]
-    assert (base["asks"], base["prompt_tokens"], base["too_long"]) == (3, 14 + 14 + 63, 1)
+    assert (base["calls"], base["prompt_tokens"], base["too_long"]) == (3, 14 + 14 + 63, 1)
     assert base["tokens_at_most"] == 10 + 50 + 1 and base["tokens"] == 10 + 20 + 1
     assert base["cost_usd_at_most"] == pytest.approx((91 * 1 + 61 * 2) / 1e6)
     assert base["cost_usd"] == pytest.approx((91 * 1 + 31 * 2) / 1e6)
@@ -88,9 +88,9 @@ def test_a_cascade_is_told_by_the_most_and_the_least_that_it_may_ask(place: Path
     executor = InProcess()
     run(place / "service.yaml", place / "in.jsonl", place / "out", executor)
     record = plan(place).record()
-    least = record["if_answers_agree"]["asks"]
+    least = record["if_answers_agree"]["calls"]
     session = json.loads((place / "out" / "run.json").read_text())["sessions"][0]
-    assert record["totals"]["asks"] == 15 > least >= 10
+    assert record["totals"]["calls"] == 15 > least >= 10
     assert least <= sum(session["answers"].values()) <= 15
 
 
@@ -99,7 +99,7 @@ def test_a_vote_asks_the_same_whatever_is_answered(place: Path) -> None:
     service(place, "{default: {router: router, composition: vote, k: 3}}")
     write_lines(place / "in.jsonl", [{"prompt": f"say {i}"} for i in range(5)])
     record = plan(place).record()
-    assert record["totals"]["asks"] == 15 and record["totals"]["loads"] == 2 and record["if_answers_agree"] is None
+    assert record["totals"]["calls"] == 15 and record["totals"]["loads"] == 2 and record["if_answers_agree"] is None
 
 
 def test_a_second_stage_is_planned_by_aggregator_with_prompts_that_hold_the_answers(place: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_second_stage_is_planned_by_aggregator_with_prompts_that_hold_the_answ
     record = plan(place).record()
     first, second = record["stages"]
     assert record["if_answers_agree"] is None  # the aggregator is asked whatever they say
-    assert [{name: each["asks"] for name, each in stage["experts"].items()} for stage in (first, second)] == [
+    assert [{name: each["calls"] for name, each in stage["experts"].items()} for stage in (first, second)] == [
         {"base": 5, "loud": 5},
         {"tuned": 5},
     ]
@@ -130,7 +130,7 @@ SPECS = {
 
 def planned(shifts: str, memory: Memory, hosts: int = 1, rates: Rates | None = None) -> dict[str, Any]:
     """The record of a stage of a shift a letter, of 100 tokens each."""
-    stage = [Shift(group, {group: Asked(10, 50, 200, 100.0)}) for group in shifts]
+    stage = [Shift(residency, {residency: Asked(10, 50, 200, 100.0)}) for residency in shifts]
     rates = rates or Rates(load_bytes_per_s=2.0, tokens_per_s=50.0)
     [record] = Plan(1, hosts, Snapshot(1, SPECS), [stage], [stage], {}, memory, rates).record()["stages"]
     return dict(record)
@@ -160,7 +160,7 @@ def test_what_is_not_known_is_none_and_what_has_no_weights_takes_no_time_to_load
     assert planned("a", Memory(6, sizes), rates=Rates(load_bytes_per_s=1.0))["seconds"] is None
     unsized = planned("ab", Memory(6, sizes))
     assert unsized["seconds"] is None and unsized["loaded_bytes"] is None and unsized["loads_ahead"] == 0
-    assert planned("c", Memory(0, sizes), rates=Rates(by_group={"c": 100.0}))["seconds"] == 1.0
+    assert planned("c", Memory(0, sizes), rates=Rates(by_residency={"c": 100.0}))["seconds"] == 1.0
     assert Memory(5, sizes).too_large == ["a"] and Memory(6, sizes).fits("a") and not Memory(9, sizes).fits("b")
 
 
@@ -173,7 +173,7 @@ def test_an_earlier_run_tells_lengths_and_rates(place: Path) -> None:
     path.write_text(json.dumps(told))
     rates = rates_of_run(str(place / "out"), plan(place).snapshot)
     assert rates.mean_tokens == pytest.approx({"base": (50 * 2 + 50 * 2 + 3) / 101, "loud": 2.0, "tuned": 3.0})
-    assert rates.by_group == {"base": (203 + 150) / 2.0, "loud": 100 / 0.5} and rates.load_bytes_per_s == 200.0
+    assert rates.by_residency == {"base": (203 + 150) / 2.0, "loud": 100 / 0.5} and rates.load_bytes_per_s == 200.0
     record = plan(place, rates=rates).record()
     assert record["totals"]["tokens"] is None  # `broken` never answered
     assert record["stages"][0]["experts"]["loud"]["tokens"] == 100.0
@@ -201,4 +201,4 @@ def test_rows_of_nothing_but_errors_ask_nobody(place: Path) -> None:
     write_lines(place / "in.jsonl", ["nonsense", "[]"])
     record = plan(place).record()
     assert record["stages"] == [] and record["errors"] == {"invalid_request": 2}
-    assert record["totals"]["asks"] == record["totals"]["loads"] == 0
+    assert record["totals"]["calls"] == record["totals"]["loads"] == 0

@@ -17,7 +17,7 @@ from coe.batch.answering import Answered
 from coe.batch.errors import BatchError
 from coe.batch.parts import Job
 from coe.batch.stages import Unit
-from coe.compose import COMPOSITIONS, Ask, Asks, Final
+from coe.compose import COMPOSITIONS, ExpertCall, ExpertCalls, Final
 from coe.compose.base import Done
 from coe.config import load_config
 from coe.errors import ConfigError, UnknownModel
@@ -155,11 +155,11 @@ def test_without_policies_rows_name_their_experts(place: Path) -> None:
 
 def test_a_trained_router_sends_each_row_to_the_expert_that_was_measured_best(place: Path) -> None:
     encoder = build_encoder("hashing:256")
-    asks = [f"capital of {name}?" for name in "Peru Chad Cuba Iran Mali Oman Fiji Laos Togo Malta".split()]
+    calls = [f"capital of {name}?" for name in "Peru Chad Cuba Iran Mali Oman Fiji Laos Togo Malta".split()]
     shouts = [f"please shout {word}" for word in "dog cat sun moon tree sea rain wind bread milk".split()]
     table = OutcomeTable(
         query_ids=tuple(map(str, range(20))),
-        prompts=(*asks, *shouts),
+        prompts=(*calls, *shouts),
         experts=("base", "loud"),
         scores=np.repeat([[1.0, 0.0], [0.0, 1.0]], 10, axis=0),
         domains=("capitals",) * 10 + ("shouting",) * 10,
@@ -181,12 +181,12 @@ def test_a_trained_router_sends_each_row_to_the_expert_that_was_measured_best(pl
 class Debate:
     """Two experts answer, a third one joins what they said."""
 
-    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> Asks | Final:
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
         if not done:
-            return Asks((Ask("first", "base", request), Ask("second", "loud", request)))
+            return ExpertCalls((ExpertCall("first", "base", request), ExpertCall("second", "loud", request)))
         if "join" not in done:
             said = "|".join(a.text for name in ("first", "second") if isinstance(a := done[name], Answer))
-            return Asks((Ask("join", "tuned", GenerateRequest(prompt=said)),), last=True)
+            return ExpertCalls((ExpertCall("join", "tuned", GenerateRequest(prompt=said)),), last=True)
         joined = done["join"]
         assert isinstance(joined, Answer)
         return Final(Answer("debate", joined.text, "stop", Usage(1, 1)))

@@ -6,7 +6,7 @@ import pytest
 
 from coe.batch.records import RoutedRow, describe, dump_outcome, dump_request, load_outcome, load_request
 from coe.batch.stages import Unit, compositions, plan_shifts, plan_units, step
-from coe.compose import Aggregate, Ask, Single, WithFallback, Without
+from coe.compose import Aggregate, ExpertCall, Single, WithFallback, Without
 from coe.errors import (
     CoeError,
     ContextLengthExceeded,
@@ -36,7 +36,7 @@ def test_a_row_goes_from_expert_to_expert_and_then_to_the_fallback() -> None:
     done: dict[str, Answer | Failure] = {}
     for expert in ("a", "b", "c"):
         following = step(row, composition, done)
-        assert isinstance(following, tuple) and [ask.expert for ask in following] == [expert]
+        assert isinstance(following, tuple) and [call.expert for call in following] == [expert]
         done[following[0].id] = Failure(expert, EngineError(f"{expert} is down"))
     failed = step(row, composition, done)
     assert isinstance(failed, EngineError) and str(failed) == "c is down"
@@ -54,9 +54,9 @@ def test_without_a_policy_the_named_expert_answers_alone() -> None:
 
 def test_units_are_by_expert_bases_before_their_adapters() -> None:
     names = ("tuned", "alone", "base", "also-tuned", "tuned")
-    asks = [(i, Ask("0", name, REQUEST)) for i, name in enumerate(names)]
-    planned = plan_units(4, asks, BASES.__getitem__)
-    assert [(unit.expert, unit.number, unit.asks) for unit, _ in planned] == [
+    calls = [(i, ExpertCall("0", name, REQUEST)) for i, name in enumerate(names)]
+    planned = plan_units(4, calls, BASES.__getitem__)
+    assert [(unit.expert, unit.number, unit.calls) for unit, _ in planned] == [
         ("alone", 0, 1),
         ("base", 1, 1),
         ("also-tuned", 2, 1),
@@ -65,8 +65,8 @@ def test_units_are_by_expert_bases_before_their_adapters() -> None:
     assert [row for row, _ in planned[3][1]] == [0, 4] and planned[0][0] == Unit(4, 0, "alone", "alone", 1)
 
 
-def unit(part: int, expert: str, asks: int) -> Unit:
-    return Unit(part, 0, expert, BASES[expert], asks)
+def unit(part: int, expert: str, calls: int) -> Unit:
+    return Unit(part, 0, expert, BASES[expert], calls)
 
 
 def test_one_host_takes_each_group_once_adapter_by_adapter() -> None:
@@ -79,8 +79,8 @@ def test_one_host_takes_each_group_once_adapter_by_adapter() -> None:
 def test_several_hosts_cut_only_what_is_more_than_their_share() -> None:
     units = [unit(part, "alone", 10) for part in range(6)] + [unit(0, "base", 10), unit(1, "tuned", 10)]
     shifts = plan_shifts(units, hosts=2)
-    assert [sum(u.asks for u in shift) for shift in shifts] == [40, 20, 20]
-    assert [shift[0].group for shift in shifts] == ["alone", "alone", "base"]
+    assert [sum(u.calls for u in shift) for shift in shifts] == [40, 20, 20]
+    assert [shift[0].residency for shift in shifts] == ["alone", "alone", "base"]
     assert sorted((u for shift in shifts for u in shift), key=str) == sorted(units, key=str)
     assert plan_shifts([], hosts=2) == []
 

@@ -89,7 +89,7 @@ def test_who_failed_and_who_was_asked_is_told_beside_the_answer(config: Path) ->
         (["--model", "coe/fast"], "'fast' is not in the configured policies"),
         (["--max-tokens", "-3"], "max_tokens must be at least 1, got -3"),
         (["--temperature", "9"], "temperature must lie in [0, 2], got 9"),
-        (["--cost-weight", "-1"], "cost weight must be a finite number >= 0"),
+        (["--cost-weight", "-1"], "cost_weight must be a finite number >= 0"),
         (["--allowed", "capital"], "capital"),
         (["--max-tokens", "600"], "600 are asked for, but 'loud' has a context of 512 tokens"),
     ],

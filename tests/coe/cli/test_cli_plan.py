@@ -51,7 +51,7 @@ def test_it_says_who_is_asked_what_is_moved_and_what_is_not_known(place: Path) -
     assert result.exit_code == 0, result.output
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines()]
     assert ["a", "", "2", "1", "1 MiB", "~28", "≤ 100", "≤ 0.00023"] in lines
-    assert "In all: 3 asks, 2 loads, 2 MiB moved, about 42 prompt tokens, new tokens ≤ 150" in result.stdout
+    assert "In all: 3 calls, 2 loads, 2 MiB moved, about 42 prompt tokens, new tokens ≤ 150" in result.stdout
     assert "seconds unknown" in result.stdout and "1 rows will fail before anyone is asked" in result.stdout
     assert "1 of 2 loads fit beside the expert that works before them" in result.stdout
     assert (

@@ -62,8 +62,8 @@ def run(
         ("sreve: {port: 1}\n", "service.yaml:4: sreve"),
         ("serve: {prot: 1}\n", "service.yaml:4: serve.prot"),
         ("serve: {port: 70000}\n", "serve.port"),
-        ("serve: {hosts: []}\n", "there must be one"),
-        ("serve: {hosts: [{experts: [laud]}]}\n", "serve.hosts 'hosts': 'laud' is not in the registry; did you mean"),
+        ("serve: {pools: []}\n", "there must be one"),
+        ("serve: {pools: [{experts: [laud]}]}\n", "serve.pools 'hosts': 'laud' is not in the registry; did you mean"),
         ("default_policy: missing\n", "default_policy 'missing' is not among the policies ['default']"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_experts import REQUEST, Said, answer, decision, run
 
-from coe.compose import Aggregate, Asks, Final, Without, build_composition, named_experts, without
+from coe.compose import Aggregate, ExpertCalls, Final, Without, build_composition, named_experts, without
 from coe.compose.synthesis import TEMPLATE, synthesis
 from coe.errors import ConfigError, ContextLengthExceeded, DeadlineExceeded, EngineError, NotAllowed, WeightsError
 from coe.types import Answer, Failure, GenerateRequest, Timing, Usage
@@ -28,13 +28,13 @@ def shown(request: GenerateRequest) -> str:
 def holding(tokens: int, expert: str = "z") -> Callable[[GenerateRequest], Said]:
     """One whose context holds so many words: it says what it is shown, and takes as many tokens."""
 
-    def ask(request: GenerateRequest) -> Said:
+    def call(request: GenerateRequest) -> Said:
         words, wanted = len(shown(request).split()), request.max_tokens or 1
         if words + wanted > tokens:
             return ContextLengthExceeded(expert, prompt_tokens=words, max_tokens=wanted, context_length=tokens)
         return Answer(expert, shown(request), "stop", Usage(words, 1), 0.5)
 
-    return ask
+    return call
 
 
 def test_the_aggregator_sees_the_request_and_all_answers_without_their_thoughts() -> None:
@@ -49,9 +49,9 @@ def test_the_aggregator_sees_the_request_and_all_answers_without_their_thoughts(
 
 def test_the_aggregators_ask_streams_and_the_others_do_not() -> None:
     first = Aggregate("z").step(REQUEST, THREE, {})
-    assert isinstance(first, Asks) and not first.last and [ask.request for ask in first.asks] == [REQUEST] * 3
+    assert isinstance(first, ExpertCalls) and not first.last and [call.request for call in first.calls] == [REQUEST] * 3
     second = Aggregate("z").step(REQUEST, THREE, {"0.0": answer("a", "4"), "0.1": Failure("b", LATE)})
-    assert isinstance(second, Asks) and second.last and len(second.asks) == 1
+    assert isinstance(second, ExpertCalls) and second.last and len(second.calls) == 1
     assert second.notes == ("b failed: DeadlineExceeded: 'b' did not finish within 2 s",)
 
 
@@ -104,7 +104,7 @@ def test_an_aggregator_that_is_recruited_too_answers_twice() -> None:
 
 def test_nobody_aggregates_an_answer_of_its_own_alone() -> None:
     alone = Aggregate("a").step(REQUEST, decision(a=0.9), {})
-    assert isinstance(alone, Asks) and alone.last
+    assert isinstance(alone, ExpertCalls) and alone.last
     assert run(Aggregate("a"), decision(a=0.9), {"a": "4"}) == (answer("a", "4"), [["a"]])
     final, rounds = run(Aggregate("a"), THREE, {"a": "4", "b": DOWN, "c": DOWN})
     assert (final.text, rounds) == ("4", [["a", "b", "c"]]) and len(final.notes) == 2
@@ -131,11 +131,11 @@ def test_deadline_and_length_are_the_experts_own() -> None:
     request = replace(REQUEST, max_tokens=9, deadline_s=60.0)
     composition = Aggregate("z", expert_deadline_s=2, max_answer_tokens=300)
     first = composition.step(request, THREE, {})
-    assert isinstance(first, Asks)
-    assert {(ask.request.deadline_s, ask.request.max_tokens) for ask in first.asks} == {(2, 300)}
+    assert isinstance(first, ExpertCalls)
+    assert {(call.request.deadline_s, call.request.max_tokens) for call in first.calls} == {(2, 300)}
     second = composition.step(request, THREE, {"0.0": answer("a", "4")})
-    assert isinstance(second, Asks) and second.asks[0].request.max_tokens == 9
-    assert second.asks[0].request.deadline_s == 60
+    assert isinstance(second, ExpertCalls) and second.calls[0].request.max_tokens == 9
+    assert second.calls[0].request.deadline_s == 60
 
 
 def test_an_expert_that_was_drawn_twice_is_asked_once_and_shown_twice() -> None:
@@ -144,7 +144,7 @@ def test_an_expert_that_was_drawn_twice_is_asked_once_and_shown_twice() -> None:
     assert rounds == [["a", "b"], ["z"]] and final.text == shown(synthesis(REQUEST, ["4", "4", "5"]))
     sampled = replace(REQUEST, temperature=0.7, seed=7)
     step = Aggregate("z").step(sampled, twice, {})
-    assert isinstance(step, Asks) and [(ask.expert, ask.request.seed) for ask in step.asks] == [
+    assert isinstance(step, ExpertCalls) and [(call.expert, call.request.seed) for call in step.calls] == [
         ("a", 7),
         ("a", 8),
         ("b", 7),

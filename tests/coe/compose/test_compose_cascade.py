@@ -1,4 +1,4 @@
-"""The answer-level cascade: when it stops, whom it asks side by side, and that it never changes who wins."""
+"""The answer-level cascade: when it stops, whom it calls side by side, and that it never changes who wins."""
 
 import math
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_experts import LISTED, REQUEST, answer, decision, prior, run
 
-from coe.compose import Asks, Cascade, WeightedVote
+from coe.compose import Cascade, ExpertCalls, WeightedVote
 from coe.compose.weighted_vote import evidence
 from coe.errors import EngineError, InvalidRequest
 from coe.types import Timing
@@ -33,7 +33,7 @@ def test_two_that_differ_need_the_third() -> None:
 def test_one_answer_suffices_where_its_experts_estimate_does_and_is_streamed() -> None:
     sure = decision(a=0.95, b=0.6, c=0.6)
     step = Cascade(confidence=0.9).step(REQUEST, sure, {})
-    assert isinstance(step, Asks) and step.last
+    assert isinstance(step, ExpertCalls) and step.last
     assert run(Cascade(confidence=0.9), sure, {"a": "A"})[1] == [["a"]]
     assert run(Cascade(confidence=0.9), sure, {"a": EngineError("down"), "b": "B", "c": "B"})[1] == [["a"], ["b", "c"]]
 
@@ -85,7 +85,7 @@ def test_side_by_side_takes_no_call_more_than_one_by_one(
 
 
 def one_by_one(weights: list[float], says: dict[str, str], confidence: float, options: int) -> list[str]:
-    """Whom a cascade asks that never asks two at once."""
+    """Whom a cascade calls that never asks two at once."""
     sides: dict[str, float] = {}
     for i, text in enumerate(says.values()):
         left = sum(weights[i + 1 :])
@@ -111,7 +111,7 @@ def test_without_a_threshold_the_answer_is_that_of_the_weighted_vote(
     of = decision(**{f"e{i}": quality for i, quality in enumerate(qualities)})
     says = dict(zip(of.experts, texts, strict=False))
     cascade = Cascade(1.0, options=options, prior=None if favours is None else prior(in_question=favours))
-    if isinstance(step := cascade.step(LISTED, of, {}), Asks) and step.last:
+    if isinstance(step := cascade.step(LISTED, of, {}), ExpertCalls) and step.last:
         return  # one answer that is final whatever it says, and whatever the prior
     voted, _ = run(WeightedVote(options=options, prior=cascade.prior), of, says, LISTED)
     assert run(cascade, of, says, LISTED)[0].text == voted.text

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from recorded_experts import REQUEST, answer, decision, run
 
-from coe.compose import Asks, Chain, build_composition, named_experts
+from coe.compose import Chain, ExpertCalls, build_composition, named_experts
 from coe.compose.synthesis import refinement
 from coe.errors import ConfigError, EngineError, InvalidRequest
 from coe.types import GenerateRequest, Timing, Usage
@@ -20,11 +20,11 @@ DOWN = EngineError("it is down")
 def more(letter: str):  # type: ignore[no-untyped-def]  # a function of a request
     """An expert that adds a letter to the draft it is shown."""
 
-    def ask(request: GenerateRequest) -> str:
+    def call(request: GenerateRequest) -> str:
         drafted = request.messages[-1].content.split("A draft of the answer:\n")
         return (drafted[1].split("\n\n")[0] if len(drafted) > 1 else "") + letter
 
-    return ask
+    return call
 
 
 EACH = {name: more(name) for name in "abc"}
@@ -41,12 +41,12 @@ def test_the_best_has_the_last_word_or_drafts_or_the_order_is_given() -> None:
 
 def test_each_is_shown_the_request_and_the_draft_and_only_the_last_streams() -> None:
     steps = [Chain().step(REQUEST, THREE, done) for done in ({}, {"0.0": answer("c", "<think>so</think>4")})]
-    assert all(isinstance(step, Asks) and not step.last for step in steps)
-    assert isinstance(steps[1], Asks) and steps[1].asks[0].request == refinement(REQUEST, "4")
+    assert all(isinstance(step, ExpertCalls) and not step.last for step in steps)
+    assert isinstance(steps[1], ExpertCalls) and steps[1].calls[0].request == refinement(REQUEST, "4")
     last = Chain().step(REQUEST, THREE, {"0.0": answer("c", "4"), "1.0": answer("b", "5")})
-    assert isinstance(last, Asks) and last.last and last.asks[0].expert == "a"
+    assert isinstance(last, ExpertCalls) and last.last and last.calls[0].expert == "a"
     mine = Chain(template="{draft}? {question}").step(REQUEST, THREE, {"0.0": answer("c", "4")})
-    assert isinstance(mine, Asks) and mine.asks[0].request.messages[-1].content == "4? Which is it?"
+    assert isinstance(mine, ExpertCalls) and mine.calls[0].request.messages[-1].content == "4? Which is it?"
 
 
 def test_who_fails_or_says_nothing_is_skipped_and_named() -> None:
@@ -75,8 +75,8 @@ def test_the_deadline_is_that_of_each_but_the_last() -> None:
     request = replace(REQUEST, deadline_s=60.0)
     first = Chain(expert_deadline_s=2).step(request, decision(a=0.8, b=0.6), {})
     last = Chain(expert_deadline_s=2).step(request, decision(a=0.8, b=0.6), {"0.0": answer("b", "4")})
-    assert isinstance(first, Asks) and first.asks[0].request.deadline_s == 2
-    assert isinstance(last, Asks) and last.asks[0].request.deadline_s == 60
+    assert isinstance(first, ExpertCalls) and first.calls[0].request.deadline_s == 2
+    assert isinstance(last, ExpertCalls) and last.calls[0].request.deadline_s == 60
 
 
 @pytest.mark.parametrize(

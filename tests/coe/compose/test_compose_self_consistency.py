@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded_experts import REQUEST, answer, decision, run
 
-from coe.compose import Asks, Cascade, Composition, SelfConsistency, Vote, WeightedVote, build_composition
-from coe.compose.ballots import asks, drawn
+from coe.compose import Cascade, Composition, ExpertCalls, SelfConsistency, Vote, WeightedVote, build_composition
+from coe.compose.ballots import calls, drawn
 from coe.errors import ConfigError, EngineError
 from coe.types import GenerateRequest, Usage
 from routers.base import RoutingDecision
@@ -20,9 +20,9 @@ THREE = decision(a=0.8, b=0.6, c=0.5)
 
 def seeds(composition: Composition, request: GenerateRequest) -> list[int | None]:
     step = composition.step(request, THREE, {})
-    assert isinstance(step, Asks) and not step.last and {ask.expert for ask in step.asks} == {"a"}
-    assert {ask.request.temperature for ask in step.asks} == {0.7}
-    return [ask.request.seed for ask in step.asks]
+    assert isinstance(step, ExpertCalls) and not step.last and {call.expert for call in step.calls} == {"a"}
+    assert {call.request.temperature for call in step.calls} == {0.7}
+    return [call.request.seed for call in step.calls]
 
 
 def test_what_the_best_expert_says_most_often_is_the_answer() -> None:
@@ -85,7 +85,7 @@ def test_draws_that_sample_are_asks_of_their_own() -> None:
     says = {3: "B", 4: "C"}
     final, rounds = run(Vote(), TWICE, {"a": "C", "b": lambda r: says[r.seed]}, sampled)  # type: ignore[index]
     assert (final.text, rounds, final.usage) == ("C", [["b", "a", "b"]], Usage(30, 6))
-    assert [ask.request.seed for ask in asks(replace(sampled, seed=None), TWICE, range(3)).asks] == [None] * 3
+    assert [call.request.seed for call in calls(replace(sampled, seed=None), TWICE, range(3)).calls] == [None] * 3
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=6), st.booleans())
@@ -95,6 +95,6 @@ def test_draws_are_counted_whole_and_seeds_differ(experts: list[str], samples: b
     request = replace(REQUEST, temperature=0.5 * samples, seed=2**63 - 2)
     once, counts = drawn(request, of)
     assert sum(counts) == n and sum(once.weights) == pytest.approx(1)
-    asked = [(ask.expert, ask.request.seed) for ask in asks(request, once, range(len(once.experts))).asks]
+    asked = [(call.expert, call.request.seed) for call in calls(request, once, range(len(once.experts))).calls]
     assert len(set(asked)) == len(asked) and {expert for expert, _ in asked} == set(experts)
     assert all(seed is not None and -(2**63) <= seed < 2**63 for _, seed in asked)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_experts import LISTED, REQUEST, answer, decision, prior, run
 
-from coe.compose import Asks, Composition, Vote, WeightedVote, build_composition
+from coe.compose import Composition, ExpertCalls, Vote, WeightedVote, build_composition
 from coe.compose.weighted_vote import evidence, head_start
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest
 from coe.types import Timing, Usage
@@ -71,9 +71,9 @@ def test_when_all_fail_the_last_error_is_raised_but_the_requests_own_fault_first
 @pytest.mark.parametrize("composition", [Vote(), WeightedVote()])
 def test_one_expert_is_just_asked_and_may_be_streamed(composition: Composition) -> None:
     step = composition.step(REQUEST, decision(a=0.8), {})
-    assert isinstance(step, Asks) and step.last and len(step.asks) == 1
+    assert isinstance(step, ExpertCalls) and step.last and len(step.calls) == 1
     several = composition.step(REQUEST, THREE, {})
-    assert isinstance(several, Asks) and not several.last and len({ask.id for ask in several.asks}) == 3
+    assert isinstance(several, ExpertCalls) and not several.last and len({call.id for call in several.calls}) == 3
 
 
 def test_the_weight_of_a_vote_is_the_log_odds_of_its_experts_quality() -> None:

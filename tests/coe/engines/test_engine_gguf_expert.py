@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from test_engine_convert import write_gguf
 
-from coe.catalog import locate, open_snapshot
 from coe.config import load_config
+from coe.experts import locate, open_snapshot
 from coe.local import open_local
 from coe.types import GenerateRequest
 from registry.errors import DigestMismatch

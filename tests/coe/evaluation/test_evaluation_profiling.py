@@ -120,7 +120,7 @@ PLAN = plan_run({name: spec(name) for name in NOW}, [task("caps"), task("sums")]
 def records(plan: Plan, **failed: bool) -> Report:
     """`a` is right on everything, `b` on nothing; of `failed` (row id -> final) nobody has an answer."""
     found = {}
-    for job in (job for _, jobs in plan.groups() for job in jobs):
+    for job in (job for _, jobs in plan.residencies() for job in jobs):
         error = "EngineError: no" if job.row.id in failed else None
         score = float(job.expert.name == "a" and error is None)
         one = Record("run", *job.key, "text", score, 7, 3, 0.5, error, failed.get(job.row.id, True))

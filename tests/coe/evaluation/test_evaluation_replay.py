@@ -6,7 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coe.compose import Aggregate, Asks, Cascade, Chain, Composition, Final, SelfConsistency, Single, Vote, WeightedVote
+from coe.compose import (
+    Aggregate,
+    Cascade,
+    Chain,
+    Composition,
+    ExpertCalls,
+    Final,
+    SelfConsistency,
+    Single,
+    Vote,
+    WeightedVote,
+)
 from coe.errors import ConfigError
 from coe.evaluation.replay import confidence_for_calls, decisions, replay, replay_composition
 from coe.types import Answer, Usage
@@ -113,7 +124,7 @@ class Says:
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def step(self, request, decision, done) -> Asks | Final:
+    def step(self, request, decision, done) -> ExpertCalls | Final:
         if not done:
             return Vote().step(request, decision, done)
         return Final(Answer("nobody", self.text, "stop", Usage(0, 0)))

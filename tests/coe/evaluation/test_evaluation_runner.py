@@ -331,7 +331,10 @@ def test_sampled_requests_depend_on_the_run_and_the_row_only() -> None:
     def seeds(**settings: Any) -> list[int | None]:
         plan = plan_run(EXPERTS, TASKS, settings=Settings(**settings))
         return [
-            job.request(plan.settings).seed for _, jobs in plan.groups() for job in jobs if job.expert.name == "echo"
+            job.request(plan.settings).seed
+            for _, jobs in plan.residencies()
+            for job in jobs
+            if job.expert.name == "echo"
         ]
 
     assert seeds() == [None] * 5
@@ -342,7 +345,7 @@ def test_sampled_requests_depend_on_the_run_and_the_row_only() -> None:
 def test_a_limit_takes_the_first_rows_of_each_task() -> None:
     plan = plan_run(EXPERTS, TASKS, ["caps"], Settings(limit=2))
     assert plan.n_rows == 4
-    assert [job.key for _, jobs in plan.groups() for job in jobs] == [
+    assert [job.key for _, jobs in plan.residencies() for job in jobs] == [
         ("caps", "capitals", "fr"),
         ("caps", "capitals", "it"),
         ("caps", "sums", "a"),

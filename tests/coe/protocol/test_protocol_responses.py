@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from coe.compose import Single
 from coe.policy import Always, Policy
 from coe.protocol.responses import ChatAnswer, TextAnswer, model_list, route_body, usage_chunk
-from coe.routing import Grounds, Routed
+from coe.routing import DecisionInputs, Routed
 from coe.types import Answer, Usage
 from registry.spec import ExpertSpec, Kind, Price
 from registry.store import Snapshot
@@ -83,11 +83,11 @@ def test_the_models_are_auto_the_policies_and_the_experts() -> None:
 
 def test_a_decision_is_told_with_what_it_was_made_from() -> None:
     estimate = Estimate(("a", "b"), np.array([[0.5, np.nan]]), cost_usd=np.array([[0.01, 0.02]]), labels=("sql",))
-    grounds = Grounds(estimate, Utility(), frozenset({"b", "a"}))
+    inputs = DecisionInputs(estimate, Utility(), frozenset({"b", "a"}))
     policy = Policy("default", Always("a"), router_digest="sha256:1")
     body = json.loads(
         json.dumps(
-            route_body("77", Routed(Query.of("hi"), grounds.decide(), policy, grounds, Single()), 4), allow_nan=False
+            route_body("77", Routed(Query.of("hi"), inputs.decide(), policy, inputs, Single()), 4), allow_nan=False
         )
     )
     assert (body["id"], body["policy"], body["router_digest"], body["registry_version"]) == (

@@ -75,7 +75,7 @@ async def test_the_aggregators_tokens_stream_and_the_headers_tell_what_is_known_
         assert headers["x-coe-notes"] == "; ".join(FAILED) and headers["x-coe-expert"] == "echo"
         told = chunks[-1].model_extra["coe"]
         assert told.keys() == {"notes", "answers"} and told["notes"] == list(FAILED)
-        assert [(a["ask"], a["expert"]) for a in told["answers"]][-2:] == [
+        assert [(a["call"], a["expert"]) for a in told["answers"]][-2:] == [
             ("0.5", "unloadable"),
             ("1.aggregator", "echo"),
         ]
@@ -88,10 +88,10 @@ async def test_what_each_expert_said_comes_where_it_is_asked_for(debug: bool) ->
         how: dict[str, Any] = {"extra_headers": {"x-coe-debug": "true"}} if debug else {}
         how = how or {"extra_body": {"coe": {"answers": True}}}
         _, answer = await ask(g, **how)
-        answers = {each["ask"]: each for each in answer.model_extra["coe"]["answers"]}
+        answers = {each["call"]: each for each in answer.model_extra["coe"]["answers"]}
         usage = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
         assert answers["0.0"] == {
-            "ask": "0.0",
+            "call": "0.0",
             "expert": "upper",
             "text": "HELLO UPPER WORLD",
             "finish_reason": "stop",

@@ -99,7 +99,7 @@ async def test_a_request_may_name_who_may_answer() -> None:
         )
         assert answer.model == "short"
         [first, _] = await g.log.ended(2)
-        assert first.routed is not None and first.routed.grounds is not None and first.routed.grounds.seed == 3
+        assert first.routed is not None and first.routed.inputs is not None and first.routed.inputs.seed == 3
 
 
 async def test_what_has_no_effect_is_said_in_a_header() -> None:

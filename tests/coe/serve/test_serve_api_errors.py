@@ -111,7 +111,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done() 
         stream = await g.client.chat.completions.create(**body)
         with pytest.raises(openai.APIError, match="after 2 tokens"):
             async for chunk in stream:
-                seen.append(chunk.choices[0].delta.content)  # noqa: PERF401  # what came before the error counts
+                seen.append(chunk.choices[0].delta.content)  # what came before the error counts  # noqa: PERF401
         assert seen == ["", "a", " b"]
         lines = await g.log.ended(2)
         assert [(line.status, line.error, line.expert, line.answer) for line in lines] == [

@@ -27,7 +27,7 @@ async def text_of(g: Gateway, model: str, text: str, stream: bool) -> tuple[str,
 async def idle(g: Gateway) -> None:
     """Wait until nothing runs any more."""
     async with asyncio.timeout(5):
-        while g.host.busy or g.service.in_flight:  # noqa: ASYNC110  # there is no event for nothing
+        while g.host.busy or g.service.in_flight:  # there is no event for nothing  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from coe.config import Config
 from coe.serve.cluster.application import build_application
-from coe.serve.cluster.catalogue import Catalogue
+from coe.serve.cluster.catalog import Catalog
 from coe.serve.cluster.expert_host import ExpertHost
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
@@ -14,7 +14,7 @@ CONFIG = Config.model_validate(
         "host": {"max_waiting": 50},
         "serve": {
             "gateway": {"replicas": {"min": 2, "max": 8, "target": 32}, "num_cpus": 1, "threads": 2},
-            "hosts": [{"name": "big", "num_gpus": 1}, {"name": "small", "replicas": 3, "num_cpus": 0.1}],
+            "pools": [{"name": "big", "num_gpus": 1}, {"name": "small", "replicas": 3, "num_cpus": 0.1}],
             "max_in_flight": 10,
         },
     }
@@ -24,7 +24,7 @@ SNAPSHOT = Snapshot(1, {"a": ExpertSpec(name="a", kind=Kind.MODEL, source="fake:
 
 def deployments(generation: int = 1) -> dict[str, Any]:
     """Name -> deployment, of the whole application."""
-    gateway = build_application(CONFIG, Catalogue.of(CONFIG, SNAPSHOT, generation))._bound_deployment
+    gateway = build_application(CONFIG, Catalog.of(CONFIG, SNAPSHOT, generation))._bound_deployment
     hosts = gateway.init_args[1]
     return {"gateway": gateway, **{name: host._bound_deployment for name, host in hosts.items()}}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from finished_requests import answer, bypassed, finished, grounds, policy, routed
+from finished_requests import answer, bypassed, finished, inputs, policy, routed
 
 from coe.compose import Single
 from coe.config import DecisionLogConfig
@@ -54,8 +54,8 @@ def test_a_line_says_everything_about_a_request() -> None:
         "cost_weight": None,
         "seed": None,
     }
-    assert line["grounds"]["quality"] == [0.5, 0.9, 0.1] and line["grounds"]["select"] == {"kind": "top-k", "k": 2}
-    assert line["grounds"]["allowed"] == ["cheap", "general", "good"]
+    assert line["inputs"]["quality"] == [0.5, 0.9, 0.1] and line["inputs"]["select"] == {"kind": "top-k", "k": 2}
+    assert line["inputs"]["allowed"] == ["cheap", "general", "good"]
     assert line["decision"]["experts"] == ["good", "cheap"]
     assert (line["expert"], line["status"], line["error"], line["streamed"]) == ("good", 200, None, False)
     assert line["usage"] == {"prompt_tokens": 7, "completion_tokens": 3} and line["cost_usd"] == 0.25
@@ -73,10 +73,10 @@ def test_a_line_says_everything_about_a_request() -> None:
 def test_a_refused_request_has_a_line_without_a_decision() -> None:
     refused = finished(routed=None, expert=None, answer=None, error="model_not_found", status=404, first_s=None)
     line = json.loads(encode(refused, texts=True))
-    assert line["decision"] is line["grounds"] is line["query"] is line["usage"] is line["cost_usd"] is None
+    assert line["decision"] is line["inputs"] is line["query"] is line["usage"] is line["cost_usd"] is None
     assert line["error"] == "model_not_found" and line["latency_s"]["gateway"] is None
     entry = decode(encode(refused, texts=True), "here")
-    assert entry.decision is None and entry.grounds is None and entry.query is None and entry.policy is None
+    assert entry.decision is None and entry.inputs is None and entry.query is None and entry.policy is None
 
 
 def test_an_answer_without_timing_or_price_leaves_those_out() -> None:
@@ -93,7 +93,7 @@ def test_texts_are_written_only_when_asked_for_and_come_back_as_the_query() -> N
         cost_weight=0.1,
         seed=7,
     )
-    request = finished(routed=Routed(query, routed().decision, policy(), grounds(), Single()))
+    request = finished(routed=Routed(query, routed().decision, policy(), inputs(), Single()))
     assert b"be brief" not in encode(request, texts=False)
     assert decode(encode(request, texts=False), "here").query is None
     assert decode(encode(request, texts=True), "here").query == query
@@ -105,7 +105,7 @@ def test_equal_queries_have_equal_digests_whatever_else_is_asked() -> None:
     assert one != query_digest(Query.of("b", tools=({"x": 1, "y": 2},))) != query_digest(Query.of("b"))
 
 
-def test_every_field_of_the_grounds_survives_to_the_last_bit() -> None:
+def test_every_field_of_the_decision_inputs_survives_to_the_last_bit() -> None:
     estimate = Estimate(
         ("a", "b"),
         np.array([[0.1 + 0.2, np.nan]]),
@@ -118,14 +118,14 @@ def test_every_field_of_the_grounds_survives_to_the_last_bit() -> None:
         reasons=("because",),
         truncated=np.array([True]),
     )
-    made_from = grounds(
+    made_from = inputs(
         estimate=estimate,
         utility=Utility(0.0, 0.3),
         load_s={"a": 1 / 3},
         allowed=frozenset("ab"),
         select=Dynamic(p=0.1 + 0.2, k=3),
     )
-    back = decode(encode(finished(routed=routed(made_from=made_from)), texts=False), "here").grounds
+    back = decode(encode(finished(routed=routed(made_from=made_from)), texts=False), "here").inputs
     assert back is not None and back.load_s == {"a": 1 / 3} and back.utility == Utility(0.0, 0.3)
     for name in ("quality", "cost_usd", "ood", "eligible", "abstained", "confidence", "truncated"):
         np.testing.assert_array_equal(getattr(back.estimate, name), getattr(estimate, name), strict=name != "ood")
@@ -405,7 +405,7 @@ def test_a_bad_line_in_the_middle_is_an_error_with_its_place(tmp_path: Path, bad
 )
 def test_values_of_a_wrong_kind_are_an_error_not_another_decision(field: str, value: object) -> None:
     document = json.loads(encode(finished(), texts=False))
-    document["grounds"][field] = value
+    document["inputs"][field] = value
     with pytest.raises(DecisionLogError, match="log.jsonl:4: this line is damaged"):
         decode(json.dumps(document).encode(), "log.jsonl:4")
 
@@ -421,7 +421,7 @@ def test_files_and_folders_that_are_no_log_are_named(tmp_path: Path) -> None:
         ids(tmp_path / "log.jsonl" / "below")
 
 
-def test_bypassed_requests_are_logged_without_grounds() -> None:
+def test_bypassed_requests_are_logged_without_decision_inputs() -> None:
     entry = decode(encode(finished(routed=bypassed("good"), model="good"), texts=True), "here")
-    assert entry.grounds is None and entry.policy is None
+    assert entry.inputs is None and entry.policy is None
     assert entry.decision is not None and entry.decision.reason == "asked for by name"

@@ -1,4 +1,4 @@
-"""An expert host outside Ray: what it sends, what it says of itself, and catalogues that change under it."""
+"""An expert host outside Ray: what it sends, what it says of itself, and catalogs that change under it."""
 
 import asyncio
 import pickle
@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from coe.config import Config, ExpertHostsConfig, PolicyConfig
+from coe.config import Config, HostPoolConfig, PolicyConfig
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, UnknownModel
-from coe.serve.cluster.catalogue import Catalogue, serving
+from coe.serve.cluster.catalog import Catalog, serving
 from coe.serve.cluster.expert_host import ExpertHost, coalesce, own_config, pace
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.base import Message
 
-GROUP = ExpertHostsConfig()
+GROUP = HostPoolConfig()
 
 
 def model(name: str, source: str = "fake://upper", **fields: Any) -> ExpertSpec:
@@ -28,15 +28,15 @@ def snapshot(*specs: ExpertSpec, version: int = 1) -> Snapshot:
     return Snapshot(version, {spec.name: spec for spec in specs})
 
 
-def catalogue(*specs: ExpertSpec, generation: int = 1) -> dict[str, Any]:
-    return Catalogue(generation, snapshot(*specs, version=generation), {}, "default").to_json()
+def catalog(*specs: ExpertSpec, generation: int = 1) -> dict[str, Any]:
+    return Catalog(generation, snapshot(*specs, version=generation), {}, "default").to_json()
 
 
-async def started(*specs: ExpertSpec, group: ExpertHostsConfig = GROUP, **host: Any) -> ExpertHost:
+async def started(*specs: ExpertSpec, pool: HostPoolConfig = GROUP, **host: Any) -> ExpertHost:
     config = Config.model_validate({"host": {"budget": 3 * 2**20, **host}})
-    expert_host = ExpertHost(config, group)
+    expert_host = ExpertHost(config, pool)
     assert await expert_host.record_routing_stats() == {}  # asked by Serve before anything is known
-    await expert_host.reconfigure(catalogue(*specs))
+    await expert_host.reconfigure(catalog(*specs))
     expert_host.check_health()
     return expert_host
 
@@ -99,12 +99,12 @@ async def test_a_new_catalogue_serves_new_experts_and_new_weights_of_old_ones_wi
     host = await started(model("a", version=1))
     running = host.stream("a", request("still the old one"), 1)
     first = await anext(running)
-    changed = catalogue(model("a", "fake://echo", version=2), model("b"), generation=2)
+    changed = catalog(model("a", "fake://echo", version=2), model("b"), generation=2)
     await host.reconfigure(changed)
     assert first.text + "".join([c.text async for c in running if isinstance(c, Chunk)]) == "STILL THE OLD ONE"
     assert [(await host.whole(name, request("Hi"), 2)).text for name in "ab"] == ["Hi", "HI"]  # type: ignore[union-attr]
     assert (await host.state())["loads"] == {"a": 2, "b": 1}
-    await host.reconfigure(catalogue(model("b"), generation=3))
+    await host.reconfigure(catalog(model("b"), generation=3))
     assert isinstance(await host.whole("a", request(), 3), UnknownModel)
 
 
@@ -113,7 +113,7 @@ async def test_a_request_routed_by_a_later_catalogue_waits_for_it_to_come(monkey
     early = asyncio.create_task(host.whole("b", request("hi"), 2))
     await asyncio.sleep(0.01)
     assert not early.done()
-    await host.reconfigure(catalogue(model("a"), model("b"), generation=2))
+    await host.reconfigure(catalog(model("a"), model("b"), generation=2))
     assert (await early).text == "HI"  # type: ignore[union-attr]
     monkeypatch.setattr("coe.serve.cluster.expert_host.CATCH_UP_S", 0.01)
     assert (await host.whole("a", request("hi"), 9)).text == "HI"  # type: ignore[union-attr]  # it never came
@@ -130,24 +130,24 @@ def test_a_group_serves_its_experts_with_their_bases_and_pins_only_what_it_serve
     everything = snapshot(
         model("a"), model("b"), ExpertSpec(name="x", kind=Kind.ADAPTER, base="b", source="fake://echo")
     )
-    group = ExpertHostsConfig(experts=("x",), budget=2**30)
-    served = serving(everything, group)
+    pool = HostPoolConfig(experts=("x",), budget=2**30)
+    served = serving(everything, pool)
     assert set(served) == {"x", "b"} and serving(everything, GROUP) is everything
-    config = own_config(Config.model_validate({"host": {"pins": ["a", "b"], "aging_s": 3}}), group, served)
+    config = own_config(Config.model_validate({"host": {"pins": ["a", "b"], "aging_s": 3}}), pool, served)
     assert (config.host.pins, config.host.budget, config.host.aging_s) == (("b",), 2**30, 3)
-    assert own_config(config, ExpertHostsConfig(pins=("x",)), served).host.pins == ("x",)
-    with pytest.raises(ConfigError, match="serve.hosts 'hosts'.*did you mean 'x'"):
-        serving(everything, ExpertHostsConfig(experts=("xx",)))
+    assert own_config(config, HostPoolConfig(pins=("x",)), served).host.pins == ("x",)
+    with pytest.raises(ConfigError, match="serve.pools 'hosts'.*did you mean 'x'"):
+        serving(everything, HostPoolConfig(experts=("xx",)))
 
 
-def test_a_catalogue_is_what_some_group_serves_and_comes_back_from_json_as_it_was() -> None:
+def test_a_catalog_is_what_some_pool_serves_and_comes_back_from_json_as_it_was() -> None:
     everything = snapshot(model("a", tags=frozenset({"t"})), model("b"), version=7)
     config = Config.model_validate(
-        {"policies": {"default": {"expert": "a"}}, "serve": {"hosts": [{"name": "one", "experts": ["a"]}]}}
+        {"policies": {"default": {"expert": "a"}}, "serve": {"pools": [{"name": "one", "experts": ["a"]}]}}
     )
-    made = Catalogue.of(config, everything, generation=3)
+    made = Catalog.of(config, everything, generation=3)
     assert set(made.snapshot) == {"a"} and made.policies == {"default": PolicyConfig(expert="a")}
-    assert Catalogue.from_json(made.to_json()) == made
+    assert Catalog.from_json(made.to_json()) == made
 
 
 async def produce(*delays: float) -> AsyncGenerator[Chunk, None]:

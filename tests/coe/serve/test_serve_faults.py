@@ -36,7 +36,7 @@ host: {{budget: 1GiB}}
 policies: {{default: {{expert: echo}}}}
 serve:
   gateway: {{replicas: {replicas}}}
-  hosts: [{{replicas: {replicas}}}]
+  pools: [{{replicas: {replicas}}}]
   log: {{folder: home/logs/decisions}}
 """
 CLIENTS = 16

@@ -1,4 +1,4 @@
-"""A gateway under new catalogues, without Ray."""
+"""A gateway under new catalogs, without Ray."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from coe.config import Config, DecisionLogConfig, ExpertHostsConfig, PolicyConfig, ServeConfig
-from coe.serve.cluster.catalogue import Catalogue
+from coe.config import Config, DecisionLogConfig, HostPoolConfig, PolicyConfig, ServeConfig
+from coe.serve.cluster.catalog import Catalog
 from coe.serve.cluster.gateway import Gateway
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.errors import RouterError
 
-GROUP = ExpertHostsConfig(experts=("echo",))
-CONFIG = Config(serve=ServeConfig(hosts=(GROUP,), log=DecisionLogConfig(folder=None)))
+GROUP = HostPoolConfig(experts=("echo",))
+CONFIG = Config(serve=ServeConfig(pools=(GROUP,), log=DecisionLogConfig(folder=None)))
 SNAPSHOT = Snapshot(3, {"echo": ExpertSpec(name="echo", kind=Kind.MODEL, source="fake://echo")})
 
 
-def catalogue(generation: int, **policies: PolicyConfig) -> Catalogue:
-    return Catalogue(generation, SNAPSHOT, policies, "default")
+def catalog(generation: int, **policies: PolicyConfig) -> Catalog:
+    return Catalog(generation, SNAPSHOT, policies, "default")
 
 
 @pytest.fixture
@@ -32,10 +32,10 @@ def gateway() -> Iterator[Gateway]:
 
 async def test_a_catalogue_is_answered_by_from_then_on(gateway: Gateway) -> None:
     assert not gateway._service.orchestrator.snapshot.experts
-    await gateway.reconfigure(catalogue(1, default=PolicyConfig(expert="echo")).to_json())
+    await gateway.reconfigure(catalog(1, default=PolicyConfig(expert="echo")).to_json())
     assert set(gateway._service.orchestrator.policies) == {"default"}
     await gateway.reconfigure(
-        catalogue(2, default=PolicyConfig(expert="echo"), more=PolicyConfig(expert="echo")).to_json()
+        catalog(2, default=PolicyConfig(expert="echo"), more=PolicyConfig(expert="echo")).to_json()
     )
     assert set(gateway._service.orchestrator.policies) == {"default", "more"}
     assert await gateway.state() == {"generation": 2}
@@ -43,10 +43,10 @@ async def test_a_catalogue_is_answered_by_from_then_on(gateway: Gateway) -> None
 
 async def test_a_router_that_has_gone_since_it_was_checked_changes_nothing(gateway: Gateway, tmp_path: Path) -> None:
     """Serve would end a replica that raises, the only one too."""
-    gone = catalogue(2, default=PolicyConfig(router=tmp_path / "gone")).to_json()
+    gone = catalog(2, default=PolicyConfig(router=tmp_path / "gone")).to_json()
     with pytest.raises(RouterError, match="gone"):
         await gateway.reconfigure(gone)
-    await gateway.reconfigure(catalogue(1, default=PolicyConfig(expert="echo")).to_json())
+    await gateway.reconfigure(catalog(1, default=PolicyConfig(expert="echo")).to_json())
     before = gateway._service.orchestrator
     await gateway.reconfigure(gone)
     assert gateway._service.orchestrator is before

@@ -8,9 +8,9 @@ import pytest
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from coe.config import ExpertHostsConfig
+from coe.config import HostPoolConfig
 from coe.errors import EngineError, HostLost, InvalidRequest, Overloaded, UnknownModel
-from coe.serve.cluster.catalogue import Catalogue
+from coe.serve.cluster.catalog import Catalog
 from coe.serve.cluster.hosts import ATTEMPTS, Hosts
 from coe.serve.cluster.placement import Board, HostView
 from coe.types import Chunk, GenerateRequest, Usage
@@ -23,7 +23,7 @@ SPECS = [
     ExpertSpec(name="sql", kind=Kind.ADAPTER, base="base", source="fake://echo"),
     ExpertSpec(name="solo", kind=Kind.MODEL, source="fake://echo"),
 ]
-CATALOGUE = Catalogue(4, Snapshot(1, {spec.name: spec for spec in SPECS}), {}, "default")
+CATALOG = Catalog(4, Snapshot(1, {spec.name: spec for spec in SPECS}), {}, "default")
 WHOLE = GenerateRequest(messages=(Message("user", "hi"),), stream=False)
 STREAM = GenerateRequest(messages=(Message("user", "hi"),))
 END = Chunk("", "stop", Usage(1, 1))
@@ -79,10 +79,10 @@ class Handle:
 
 
 def hosts(board: Board | None = None, **handles: Handle) -> Hosts:
-    groups = {name: ExpertHostsConfig(name=name) for name in handles}
+    groups = {name: HostPoolConfig(name=name) for name in handles}
     if "small" in groups:
-        groups["small"] = ExpertHostsConfig(name="small", experts=("solo",))
-    return Hosts(handles, groups, board or Board(), CATALOGUE)  # type: ignore[arg-type]
+        groups["small"] = HostPoolConfig(name="small", experts=("solo",))
+    return Hosts(handles, groups, board or Board(), CATALOG)  # type: ignore[arg-type]
 
 
 async def ask(system: Hosts, expert: str, request: GenerateRequest) -> str:
@@ -108,7 +108,7 @@ async def test_a_death_after_the_first_text_ends_the_answer_with_an_error() -> N
     seen = []
     with pytest.raises(HostLost, match="'sql' died"):
         async for chunk in hosts(hosts=handle).ask("sql", STREAM):
-            seen.append(chunk.text)  # noqa: PERF401  # what came before the error counts
+            seen.append(chunk.text)  # what came before the error counts  # noqa: PERF401
     assert seen == ["half"] and len(handle.calls) == 1
 
 

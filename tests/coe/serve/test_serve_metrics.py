@@ -1,7 +1,7 @@
 """Metrics: what is counted, by value, as Prometheus reads it; and several gateways on one page."""
 
 import pytest
-from finished_requests import answer, bypassed, finished, grounds, policy, routed
+from finished_requests import answer, bypassed, finished, inputs, policy, routed
 from prometheus_client.parser import text_string_to_metric_families
 
 from coe.serve.http.finished import Finished
@@ -87,7 +87,7 @@ def test_a_named_expert_has_no_policy_and_no_fallback() -> None:
 
 
 def test_abstentions_and_fallbacks_are_counted_by_policy() -> None:
-    unsure = grounds()
+    unsure = inputs()
     by = policy(name="careful")
     decided = routed(made_from=unsure, by=by)
     abstained = finished(

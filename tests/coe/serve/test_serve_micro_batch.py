@@ -41,7 +41,7 @@ class Gate:
     def outcome(self, query: Query) -> Routed | RouterError | CoeError:
         if query.text.startswith("refuse"):
             return (
-                NoEligibleExpert(query.text) if "cost_weight" not in query.text else RouterError("no costs are known")
+                NoEligibleExpert(query.text) if "cost weight" not in query.text else RouterError("no costs are known")
             )
         return Routed(query, RoutingDecision((query.text,), (1.0,), (1.0,), 1.0), None, None, Single())
 

@@ -43,7 +43,7 @@ serve:
   watch_s: 0.2
   max_body_bytes: 100KB
   gateway: {{replicas: 2}}
-  hosts:
+  pools:
     - {{name: hosts, replicas: 2, budget: 4GB}}
     - {{name: aside, experts: [capital, echo], budget: 2GB}}
   log: {{folder: home/logs/decisions, texts: true}}

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from finished_requests import EXPERTS, bypassed, finished, grounds, policy, routed
+from finished_requests import EXPERTS, bypassed, finished, inputs, policy, routed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from coe.policy import Policy
-from coe.routing import Grounds, Routed, route
+from coe.routing import DecisionInputs, Routed, route
 from coe.serve.decisions.entry import Entry, decode, encode
 from coe.serve.decisions.log import read_log
 from coe.serve.decisions.replay import Replayed, Rerouter, replay
@@ -31,7 +31,7 @@ SNAPSHOT = Snapshot(1, {name: ExpertSpec(name=name, kind=Kind.MODEL, source="fak
 
 
 def entry(request: Finished, *, texts: bool = False, **changed: Any) -> Entry:
-    """What the log has of a request; `changed` tampers with the line's decision or grounds."""
+    """What the log has of a request; `changed` tampers with the line's decision or its inputs."""
     document = json.loads(encode(request, texts=texts))
     for path, value in changed.items():
         section, _, name = path.partition("__")
@@ -49,7 +49,7 @@ SECONDS = st.sampled_from([0.0, 0.5]) | st.floats(0, 100)
 
 
 @st.composite
-def _grounds(draw: st.DrawFn) -> Grounds:
+def _inputs(draw: st.DrawFn) -> DecisionInputs:
     m = draw(st.integers(1, 6))
     experts = tuple(f"expert-{j}" for j in range(m))
     dtype = draw(st.sampled_from([np.float64, np.float32]))
@@ -76,7 +76,7 @@ def _grounds(draw: st.DrawFn) -> Grounds:
         reasons=draw(maybe | st.tuples(st.text(max_size=5))),
         truncated=draw(maybe | row(st.booleans(), kind=np.bool_, size=(1,))),
     )
-    return Grounds(
+    return DecisionInputs(
         estimate,
         Utility(cost_weight, draw(st.sampled_from([0.0, 0.1]) | st.floats(0, 10))),
         allowed=draw(st.frozensets(st.sampled_from([*experts, "stranger"]), min_size=1)),
@@ -95,16 +95,16 @@ def _selectors(*, costs: bool) -> st.SearchStrategy[Selector]:
 
 
 @settings(max_examples=400, deadline=None)
-@given(made_from=_grounds())
-def test_any_decision_comes_out_the_same_to_the_last_bit(made_from: Grounds) -> None:
+@given(made_from=_inputs())
+def test_any_decision_comes_out_the_same_to_the_last_bit(made_from: DecisionInputs) -> None:
     try:
         request = finished(routed=routed(made_from=made_from))
     except NoEligibleExpert:
         return  # then there was no decision to log
     logged = entry(request)
-    assert logged.grounds is not None and request.routed is not None
+    assert logged.inputs is not None and request.routed is not None
     # Both by their bits: 0.0 and -0.0 are equal, and NaN is never equal to itself.
-    assert repr(logged.decision) == repr(request.routed.decision) == repr(logged.grounds.decide())
+    assert repr(logged.decision) == repr(request.routed.decision) == repr(logged.inputs.decide())
     replayed = again(logged)
     assert (replayed.repeated, replayed.differing) == (1, 0), replayed.differences
 
@@ -170,7 +170,7 @@ def test_a_tampered_decision_is_found_and_named(field: str, value: Any, now: Any
 
 def test_a_line_from_before_truncation_was_told_replays() -> None:
     document = json.loads(encode(finished(), texts=False))
-    del document["decision"]["truncated"], document["grounds"]["truncated"]
+    del document["decision"]["truncated"], document["inputs"]["truncated"]
     old = decode(json.dumps(document).encode(), "log.jsonl:1")
     assert old.decision is not None and not old.decision.truncated
     assert again(old).repeated == 1
@@ -178,16 +178,16 @@ def test_a_line_from_before_truncation_was_told_replays() -> None:
 
 def test_a_line_from_before_there_were_selectors_replays() -> None:
     document = json.loads(encode(finished(), texts=False))
-    del document["grounds"]["select"]
-    document["grounds"]["k"] = 2
+    del document["inputs"]["select"]
+    document["inputs"]["k"] = 2
     old = decode(json.dumps(document).encode(), "log.jsonl:1")
-    assert old.grounds is not None and old.grounds.select == TopK(2)
+    assert old.inputs is not None and old.inputs.select == TopK(2)
     assert old.decision is not None and old.decision.quality == (0.9, 0.5)
     assert again(old).repeated == 1
 
 
-def test_tampered_grounds_are_found_by_what_they_lead_to() -> None:
-    replayed = again(entry(finished(), grounds__quality=[0.5, 0.4, 0.1]))
+def test_tampered_decision_inputs_are_found_by_what_they_lead_to() -> None:
+    replayed = again(entry(finished(), inputs__quality=[0.5, 0.4, 0.1]))
     assert {difference.field for difference in replayed.differences} >= {"experts", "scores", "confidence", "reason"}
 
 
@@ -198,8 +198,8 @@ def test_tampered_grounds_are_found_by_what_they_lead_to() -> None:
         ("seed", -1, "ValueError"),
     ],
 )
-def test_grounds_of_which_no_decision_can_be_made_are_a_difference(field: str, value: Any, why: str) -> None:
-    [difference] = again(entry(finished(), **{f"grounds__{field}": value})).differences
+def test_decision_inputs_of_which_no_decision_can_be_made_are_a_difference(field: str, value: Any, why: str) -> None:
+    [difference] = again(entry(finished(), **{f"inputs__{field}": value})).differences
     assert difference.field == "decision" and difference.logged == ["good", "cheap"]
     assert why in str(difference.now)
 
@@ -219,7 +219,7 @@ def anew(entries: Iterable[Entry], *policies: Policy) -> Rerouter:
 
 
 def test_the_same_router_chooses_the_same_and_nothing_drifts() -> None:
-    logged = [entry(finished(routed=routed(f"{i}", replace(grounds(), select=TopK()))), texts=True) for i in range(600)]
+    logged = [entry(finished(routed=routed(f"{i}", replace(inputs(), select=TopK()))), texts=True) for i in range(600)]
     [of] = anew(logged, policy()).by_policy.values()
     assert (of.routed, of.same_choice, of.same_router, of.nobody, of.largest_drift) == (600, 600, 600, 0, 0.0)
 
@@ -242,7 +242,7 @@ def test_estimates_without_a_common_expert_have_no_drift() -> None:
 def test_load_times_are_those_that_were_logged() -> None:
     """A patient policy then chose what was resident; routed anew, it does so again."""
     estimate = Estimate(EXPERTS, np.array([[0.5, 0.9, 0.1]]))
-    then = Grounds(estimate, Utility(latency_weight=0.1), frozenset(EXPERTS), TopK(), load_s={"good": 30.0})
+    then = DecisionInputs(estimate, Utility(latency_weight=0.1), frozenset(EXPERTS), TopK(), load_s={"good": 30.0})
     patient = replace(policy(), utility=Utility(latency_weight=0.1))
     logged = entry(finished(routed=routed(made_from=then, by=patient)), texts=True)
     assert logged.decision is not None and logged.decision.experts == ("cheap",)
@@ -251,7 +251,7 @@ def test_load_times_are_those_that_were_logged() -> None:
 
 def test_what_cannot_be_routed_anew_is_counted() -> None:
     gone = Routed(
-        Query.of("Hi", allowed=frozenset({"gone"})), routed().decision, policy(), grounds(), routed().composition
+        Query.of("Hi", allowed=frozenset({"gone"})), routed().decision, policy(), inputs(), routed().composition
     )
     logged = [
         entry(finished(), texts=False),
@@ -265,7 +265,7 @@ def test_what_cannot_be_routed_anew_is_counted() -> None:
 
 
 def test_impossible_load_times_are_a_difference_and_no_choice() -> None:
-    broken = entry(finished(), texts=True, grounds__load_s={"good": -1.0})
+    broken = entry(finished(), texts=True, inputs__load_s={"good": -1.0})
     rerouter = Rerouter({"default": policy()}, SNAPSHOT)
     [difference] = again(broken, rerouter=rerouter).differences
     assert "load_s must be finite" in str(difference.now)

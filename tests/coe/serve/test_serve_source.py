@@ -42,13 +42,13 @@ def service(tmp_path: Path) -> Path:
 def test_a_source_is_read_once_and_again_only_after_a_change(service: Path) -> None:
     with Source(service, port=9000, host=None) as source:
         assert (source.config.serve.port, source.config.serve.host) == (9000, "127.0.0.1")
-        assert set(source.catalogue.snapshot) == {"general", "loud"} and source.catalogue.generation == 1
+        assert set(source.catalog.snapshot) == {"general", "loud"} and source.catalog.generation == 1
         assert not source.changed()
         write(service, CONFIG.format(expert="general", more=""))
         assert source.changed()
-        catalogue, fixed = source.reread()
-        assert (catalogue.generation, catalogue.policies["default"].expert, fixed) == (2, "general", [])
-        assert not source.changed() and source.catalogue is catalogue
+        catalog, fixed = source.reread()
+        assert (catalog.generation, catalog.policies["default"].expert, fixed) == (2, "general", [])
+        assert not source.changed() and source.catalog is catalog
 
 
 def test_the_prior_of_a_vote_is_watched_as_routers_are(service: Path) -> None:
@@ -90,11 +90,11 @@ def test_a_change_that_is_wrong_is_refused_once_and_the_service_stays_as_it_was(
     service: Path, file: str, text: str, error: type[Exception], message: str
 ) -> None:
     with Source(service) as source:
-        before = source.catalogue
+        before = source.catalog
         write(service.parent / file, text)
         with pytest.raises(error, match=f"(?s){message}"):
             source.reread()
-        assert source.catalogue is before and not source.changed()
+        assert source.catalog is before and not source.changed()
         write(service, CONFIG.format(expert="general", more=""))
         write(service.parent / "experts.yaml", EXPERTS.format(loud="upper"))
         assert source.changed() and source.reread()[0].generation == 2
@@ -103,8 +103,8 @@ def test_a_change_that_is_wrong_is_refused_once_and_the_service_stays_as_it_was(
 def test_what_needs_a_restart_is_named_and_left_as_it_is(service: Path) -> None:
     with Source(service) as source:
         write(service, CONFIG.format(expert="general", more="host: {aging_s: 1}\nserve: {port: 9999}"))
-        catalogue, fixed = source.reread()
-        assert fixed == ["host", "serve"] and catalogue.policies["default"].expert == "general"
+        catalog, fixed = source.reread()
+        assert fixed == ["host", "serve"] and catalog.policies["default"].expert == "general"
         assert source.config.serve.port == 8000 and not source.changed()
 
 
@@ -126,11 +126,11 @@ def test_a_registry_is_watched_by_its_version(tmp_path: Path) -> None:
     ("more", "message"),
     [
         ("host: {pins: [laud]}", "host.pins: 'laud'.*did you mean 'loud'"),
-        ("serve: {hosts: [{name: big, experts: [generl]}]}", "serve.hosts 'big'.*did you mean 'general'"),
-        ("serve: {hosts: [{name: big, pins: [loud], experts: [general]}]}", "pins of serve.hosts 'big'"),
-        ("serve: {hosts: [{name: one, experts: [general]}]}", "policy 'default'"),
-        ("serve: {hosts: [{}, {}]}", "hosts need names of their own"),
-        ("serve: {hosts: []}", "there must be one"),
+        ("serve: {pools: [{name: big, experts: [generl]}]}", "serve.pools 'big'.*did you mean 'general'"),
+        ("serve: {pools: [{name: big, pins: [loud], experts: [general]}]}", "pins of serve.pools 'big'"),
+        ("serve: {pools: [{name: one, experts: [general]}]}", "policy 'default'"),
+        ("serve: {pools: [{}, {}]}", "pools need names of their own"),
+        ("serve: {pools: []}", "there must be one"),
         ("serve: {gateway: {replicas: {min: 3, max: 2}}}", "min 3 is more than max 2"),
         ("serve: {gateway: {replicas: 0}}", "greater than or equal to 1"),
         ("serve: {port: 99999}", "port"),
@@ -143,8 +143,8 @@ def test_a_service_does_not_start_on_what_it_could_not_answer_with(service: Path
 
 
 def test_replicas_are_a_number_or_bounds(service: Path) -> None:
-    bounds = "serve: {gateway: {replicas: 3}, hosts: [{replicas: {max: 4, target: 8}}]}"
+    bounds = "serve: {gateway: {replicas: 3}, pools: [{replicas: {max: 4, target: 8}}]}"
     write(service, CONFIG.format(expert="loud", more=bounds))
     with Source(service) as source:
-        gateway, host = source.config.serve.gateway.replicas, source.config.serve.hosts[0].replicas
+        gateway, host = source.config.serve.gateway.replicas, source.config.serve.pools[0].replicas
         assert (gateway.min, gateway.max) == (3, 3) and (host.min, host.max, host.target) == (1, 4, 8)

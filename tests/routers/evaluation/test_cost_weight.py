@@ -37,7 +37,7 @@ def test_a_saving_takes_the_cheapest_cost_weight_that_is_no_worse():
 
 def test_the_margin_counts_standard_errors():
     single = np.array([1, 0, 0, 0], dtype=float), np.full(4, 5.0)
-    # gains (0, 1, 1, 0) at cost weight 0: mean .5, standard error .25; (0, 1, 0, 0) at cost weight 1: .25 and .2165; none at cost weight 2
+    # gains (0, 1, 1, 0) at weight 0: mean .5, standard error .25; (0, 1, 0, 0) at weight 1: .25, .2165; none at 2
     assert solve(CURVE, SaveCost(margin=1.0), *single).cost_weight == 2.0  # no gain, and no doubt of it
     dear = Sweep(CURVE.cost_weights[:2], CURVE.scores[:2], CURVE.costs[:2])
     assert solve(dear, SaveCost(margin=1.15), *single).cost_weight == 1.0

@@ -1,4 +1,4 @@
-"""Catalogue: what may change while a service runs - its experts and its policies - as JSON that Serve pushes.
+"""Catalog: what may change while a service runs - its experts and its policies - as JSON that Serve pushes.
 
 A service starts with one and is given another whenever the registry, the configuration or a router on disk changes.
 Whatever else a configuration says (engines, hosts, the endpoint) is fixed at the start.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from coe.config import Config, ExpertHostsConfig, PolicyConfig
+from coe.config import Config, HostPoolConfig, PolicyConfig
 from coe.errors import ConfigError
 from registry.errors import UnknownExpert
 from registry.spec import ExpertSpec
@@ -19,7 +19,7 @@ from registry.store import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
-class Catalogue:
+class Catalog:
     """Experts and policies at one moment.
 
     generation: counts the changes since the service started; a replica that has heard of a later one is ahead.
@@ -32,13 +32,13 @@ class Catalogue:
 
     @classmethod
     def of(cls, config: Config, snapshot: Snapshot, generation: int = 1) -> Self:
-        """The catalogue of a configuration: the experts that some group of hosts serves.
+        """The catalog of a configuration: the experts that some pool of hosts serves.
 
         Raises:
-            ConfigError: a group serves an expert that is not registered.
+            ConfigError: a pool serves an expert that is not registered.
         """
-        served = [serving(snapshot, group).experts for group in config.serve.hosts]
-        experts = {name: spec for name, spec in snapshot.experts.items() if any(name in group for group in served)}
+        served = [serving(snapshot, pool).experts for pool in config.serve.pools]
+        experts = {name: spec for name, spec in snapshot.experts.items() if any(name in pool for pool in served)}
         return cls(generation, Snapshot(snapshot.version, experts), dict(config.policies), config.default_policy)
 
     def to_json(self) -> dict[str, Any]:
@@ -65,16 +65,16 @@ class Catalogue:
         )
 
 
-def serving(snapshot: Snapshot, group: ExpertHostsConfig) -> Snapshot:
-    """The experts that a group of hosts serves, with what they are made of.
+def serving(snapshot: Snapshot, pool: HostPoolConfig) -> Snapshot:
+    """The experts that a pool of hosts serves, with what they are made of.
 
     Raises:
         ConfigError: one of them is not registered.
     """
-    if group.experts is None:
+    if pool.experts is None:
         return snapshot
     try:
-        wanted = {name for expert in group.experts for name in (expert, *snapshot.get(expert).references)}
+        wanted = {name for expert in pool.experts for name in (expert, *snapshot.get(expert).references)}
     except UnknownExpert as error:
-        raise ConfigError(f"experts of serve.hosts {group.name!r}: {error}") from error
+        raise ConfigError(f"experts of serve.pools {pool.name!r}: {error}") from error
     return Snapshot(snapshot.version, {name: spec for name, spec in snapshot.experts.items() if name in wanted})
