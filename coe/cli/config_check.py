@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coe.catalog import open_snapshot
 from coe.config import CompositionConfig, Config, PolicyConfig
 from coe.errors import CoeError
+from coe.experts import open_snapshot
 from coe.local import build_policies
 from registry.documents import Document, Loc, load_document, validate
 from registry.errors import InvalidSpec, Problem, RegistryError, UnknownExpert
@@ -165,7 +165,7 @@ def _missing_keys(document: Document, experts: Mapping[str, ExpertSpec]) -> Iter
 def _check_names(document: Document, config: Config, snapshot: Snapshot, findings: Findings) -> None:
     """Experts that `host` and `serve` name."""
     named: list[tuple[Loc, str]] = [(("host", "pins", i), pin) for i, pin in enumerate(config.host.pins)]
-    for number, hosts in enumerate(config.serve.hosts):
+    for number, hosts in enumerate(config.serve.pools):
         at: Loc = ("serve", "hosts", number)
         named += [((*at, "experts", i), name) for i, name in enumerate(hosts.experts or ())]
         named += [((*at, "pins", i), name) for i, name in enumerate(hosts.pins or ())]
