@@ -11,7 +11,7 @@ import sys
 import typer
 
 from coe import __version__
-from coe.cli import ask, batch, config, encoder, evaluate, outcomes, plan, profile, registry, replay, route, serve
+from coe.cli import ask, batch, config, encoder, evaluate, init, outcomes, plan, profile, registry, replay, route, serve
 from coe.cli.output import console
 from coe.cli.router.app import app as router_app
 
@@ -28,6 +28,7 @@ app.add_typer(outcomes.app, name="outcomes", help="Check and import measured out
 app.add_typer(router_app, name="router", help="Train, cross-validate and evaluate routers.")
 app.add_typer(encoder.app, name="encoder", help="Make a fast encoder out of a good one.")
 app.add_typer(config.app, name="config", help="Check a configuration.")
+app.command("init")(init.init)
 app.command("route")(route.route)
 app.command("ask")(ask.ask)
 app.command("serve")(serve.serve)

@@ -1,0 +1,103 @@
+"""`coe init`: an experts file and a configuration for models that exist, ready for `coe ask` and `coe chat`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coe.cli.output import JsonTarget, console, emit_json
+from coe.cli.progress import progress, status
+
+if TYPE_CHECKING:
+    from coe.cli.config_check import Findings
+    from coe.cli.init_found import Found
+
+EXPERTS_FILE, CONFIG_FILE = "experts.yaml", "coe.yaml"
+
+
+def init(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FOLDER|GGUF|REPO|URL]...",
+            help="Model folders, LoRA adapter folders, GGUF files, a folder of these, repositories on the Hugging Face "
+            "hub (org/name), URLs of OpenAI-compatible endpoints. None: a template.",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
+    api_key_env: Annotated[
+        str | None, typer.Option("--api-key-env", metavar="NAME", help="Environment variable with the endpoints' key.")
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for each endpoint.")] = 10.0,
+    json: JsonTarget = None,
+) -> None:
+    """Write experts.yaml and coe.yaml for models that you have, with comments.
+
+    Nothing is downloaded. The headers of local files are read, endpoints are asked for their models. The base of an
+    adapter is found among the arguments, beside it, under $COE_HOME/models, or named as its repository.
+    """
+    from coe.cli.init_files import config_text, experts_text, template_texts
+    from coe.cli.init_sources import inspect_sources
+
+    files = [out / EXPERTS_FILE, out / CONFIG_FILE]
+    existing = [str(file) for file in files if file.exists()]
+    if existing and not force:
+        raise typer.BadParameter(f"{' and '.join(existing)} exist: choose another --out, or give --force")
+    found: list[Found] = []
+    notes: list[str] = []
+    if sources:
+        with status("reading the models"):
+            found, notes = inspect_sources(sources, api_key_env=api_key_env, timeout_s=timeout)
+        texts = experts_text(found, out), config_text(found, EXPERTS_FILE)
+    else:
+        texts = template_texts(EXPERTS_FILE)
+    _write(files, texts)
+    checked = _check(out / CONFIG_FILE)
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    _show(out, files, checked, template=not sources)
+    emit_json(
+        {"files": files, "experts": [one.entry for one in found], "notes": notes, "problems": checked.problems}, json
+    )
+    if checked.problems:
+        raise typer.Exit(1)
+
+
+def _write(files: list[Path], texts: tuple[str, str]) -> None:
+    from registry.storage import atomic_path
+
+    for file, text in zip(files, texts, strict=True):
+        with atomic_path(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _check(config: Path) -> Findings:
+    from coe.cli.config_check import check_config
+    from coe.cli.registry import HashingProgress
+
+    with progress(transient=True) as shown:
+        hashing = HashingProgress(shown)
+        return check_config(config, on_expert=hashing.expert, on_bytes=hashing.bytes)
+
+
+def _show(out: Path, files: list[Path], checked: Findings, *, template: bool) -> None:
+    from coe.cli.config import print_problem
+
+    for file in files:
+        console.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)
+    for problem in checked.problems:
+        print_problem(problem, "[bold red]wrong:[/]")
+    for note in checked.notes:
+        print_problem(note, "[yellow]note:[/]")
+    if checked.problems:
+        return
+    config = shlex.quote(str(out / CONFIG_FILE))
+    if template:
+        text = f"The one expert so far repeats the question. Replace it in {files[0]}, then: coe config check {config}"
+    else:
+        text = f"{len(checked.experts)} experts. Try them: coe chat --config {config}"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,209 @@
+"""What the arguments of `coe init` are: models, adapters and endpoints, as entries of an experts file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from coe.cli.init_endpoint import list_models
+from coe.cli.init_found import ADAPTER_CONFIG, MODEL_CONFIG, MODULES, Found
+from coe.cli.init_hub import describe_repository
+from coe.errors import ConfigError
+from registry.errors import RegistryError, SourceError
+from registry.headers import ADAPTER_FILE, read_json
+from registry.inspection import Facts, inspect
+from registry.lora import read_lora
+from registry.sources import SourceKind, local_path, source_kind
+from registry.spec import RESERVED_NAMES, RESERVED_PREFIX, Kind
+from registry.storage import coe_home
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(/[\w./ -]+\.gguf)?(@[\w./-]+)?")
+_MOST_EXPERTS = 200
+
+
+def inspect_sources(
+    sources: Sequence[str], *, api_key_env: str | None, timeout_s: float
+) -> tuple[list[Found], list[str]]:
+    """The experts that the arguments are, and notes for the reader.
+
+    Args:
+        api_key_env: environment variable with the key of the endpoints.
+        timeout_s: seconds for each endpoint.
+
+    Raises:
+        ConfigError: arguments that are no expert, all of them at once.
+    """
+    found, notes, problems = [], [], []
+    for source in dict.fromkeys(sources):
+        try:
+            experts, more = _inspect(source, api_key_env, timeout_s)
+        except (RegistryError, ConfigError) as error:
+            problems.append(f"{source}: {error}")
+            continue
+        found += experts
+        notes += more
+    _name(found)
+    if not problems:
+        problems += _find_bases(found, notes, timeout_s)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    if len(found) > _MOST_EXPERTS:
+        raise ConfigError(f"these are {len(found)} experts, more than {_MOST_EXPERTS}: name fewer of them")
+    return found, notes
+
+
+def _inspect(source: str, api_key_env: str | None, timeout_s: float) -> tuple[list[Found], list[str]]:
+    path = local_path(source)
+    if "://" not in source and not path.exists() and _REPOSITORY.fullmatch(source):
+        source = f"hf://{source}"
+    match source_kind(source):
+        case SourceKind.REMOTE:
+            return list_models(source, api_key_env, timeout_s)
+        case SourceKind.HUB:
+            found, notes = describe_repository(source, timeout_s)
+            return [found], notes
+        case SourceKind.FAKE:
+            entry = {"name": source.removeprefix("fake://").partition("?")[0], "kind": "model", "source": source}
+            return [Found(entry, comment="no weights: for tests")], []
+    return list(_local(path)), []
+
+
+def _local(path: Path) -> Iterator[Found]:
+    if not path.exists():
+        raise SourceError("there is no such file or folder; a repository on the hub is written org/name")
+    path = path.resolve()
+    if path.is_file() or (one := _of_folder(path)) is None:
+        yield from [_gguf(path)] if path.is_file() else _inside(path)
+    else:
+        yield one
+
+
+def _of_folder(path: Path) -> Found | None:
+    """The expert of a folder that is one; `None` for others."""
+    if (path / ADAPTER_CONFIG).is_file():
+        if not (path / ADAPTER_FILE).is_file():
+            raise SourceError(f"the adapter has no {ADAPTER_FILE}: adapters are read from safetensors only")
+        base = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
+        return Found(_entry(path, Kind.ADAPTER), path, origin=base if isinstance(base, str) else "")
+    if not (path / MODEL_CONFIG).is_file():
+        return None
+    if (path / MODULES).is_file():
+        entry = _entry(path, Kind.EMBEDDING) | {"capabilities": ["embedding"]}
+        return Found(entry, path, "makes vectors, answers nothing")
+    return _model(path)
+
+
+def _inside(folder: Path) -> Iterator[Found]:
+    """The experts that a folder holds: its GGUF files, and its subfolders that are models or adapters."""
+    found = [_gguf(path) for path in sorted(folder.glob("*.gguf"))]
+    found += [one for path in sorted(folder.iterdir()) if path.is_dir() and (one := _of_folder(path)) is not None]
+    if not found:
+        raise SourceError(
+            f"the folder has neither {MODEL_CONFIG} (a model) nor {ADAPTER_CONFIG} (an adapter), "
+            "and no GGUF file, model or adapter inside"
+        )
+    yield from found
+
+
+def _gguf(path: Path) -> Found:
+    if path.suffix != ".gguf":
+        raise SourceError("is neither a folder nor a .gguf file")
+    return _model(path)
+
+
+def _model(path: Path) -> Found:
+    facts = inspect(path)
+    return Found(_entry(path, Kind.MODEL), path, _described(facts), path.stem, facts)
+
+
+def _entry(path: Path, kind: Kind) -> dict[str, Any]:
+    return {"name": path.stem if path.suffix == ".gguf" else path.name, "kind": kind.value, "source": str(path)}
+
+
+def _described(facts: Facts) -> str:
+    context = "" if facts.context_length is None else f", context {facts.context_length:,} tokens"
+    size = f"{facts.parameters_total / 1e6:,.0f}M parameters, {facts.size_bytes / 2**20:,.0f} MiB"
+    return f"{facts.architecture}, {size}{context}"
+
+
+def _name(found: Sequence[Found]) -> None:
+    """Names that the registry takes, all different."""
+    taken: set[str] = set()
+    for one in found:
+        plain = re.sub(r"[^a-z0-9._/-]+", "-", one.name.lower()).strip("._/-")[:120] or "expert"
+        if plain in RESERVED_NAMES or plain.startswith(RESERVED_PREFIX):
+            plain = f"expert-{plain.replace('/', '-')}"
+        name, number = plain, 1
+        while name in taken:
+            number += 1
+            name = f"{plain}-{number}"
+        taken.add(name)
+        one.entry["name"] = name
+
+
+def _find_bases(found: list[Found], notes: list[str], timeout_s: float) -> Iterator[str]:
+    """Set `base` of every adapter, adding models that are found elsewhere; a base that is not found is a problem."""
+    for adapter in [one for one in found if one.kind is Kind.ADAPTER]:
+        base = _base_among(adapter, found) or _base_elsewhere(adapter, timeout_s)
+        if base is None:
+            stated = f" (its config says {adapter.origin!r})" if adapter.origin else ""
+            place = adapter.path or adapter.entry["source"]
+            yield f"{place}: the base of this adapter{stated} is not among the arguments: add its folder"
+            continue
+        if base not in found:
+            found.append(base)
+            _name(found)
+            notes.append(f"{base.path or base.entry['source']} is added: the base of {adapter.name}")
+        adapter.entry = {**adapter.entry, "base": base.name}
+        adapter.comment = f"on {base.name}"
+
+
+def _base_among(adapter: Found, found: Sequence[Found]) -> Found | None:
+    """The model that the adapter's config names, else the only one that its weights fit."""
+    models = [one for one in found if one.kind is Kind.MODEL]
+    fitting = [one for one in models if _fits(adapter, one)]
+    named = [one for one in fitting if _is_named(one, adapter.origin)]
+    if named:
+        return named[0]
+    local = [one for one in fitting if one.facts is not None and adapter.path is not None]
+    return local[0] if len(local) == 1 else None
+
+
+def _fits(adapter: Found, base: Found) -> bool:
+    if adapter.path is None or base.facts is None:
+        return True  # not downloaded yet: the name decides
+    try:
+        read_lora(adapter.path, base.name, base.facts)
+    except SourceError:
+        return False
+    return True
+
+
+def _is_named(model: Found, origin: str) -> bool:
+    """Whether `origin`, a path or a repository of an adapter's config, is this model."""
+    if not origin:
+        return False
+    if model.path is not None and local_path(origin).exists():
+        return local_path(origin).resolve() == model.path
+    return Path(origin).name.lower() == Path(model.origin).name.lower()
+
+
+def _base_elsewhere(adapter: Found, timeout_s: float) -> Found | None:
+    """The base where the adapter's config says it is, beside the adapter, under $COE_HOME/models, or on the hub."""
+    if not adapter.origin:
+        return None
+    name = Path(adapter.origin).name
+    beside = [] if adapter.path is None else [adapter.path.parent]
+    for path in (local_path(adapter.origin), *_folders_named(name, *beside, coe_home() / "models")):
+        if path.exists() and (base := next(iter(_local(path)), None)) is not None and base.kind is Kind.MODEL:
+            return base if _fits(adapter, base) else None
+    return (
+        describe_repository(f"hf://{adapter.origin}", timeout_s)[0] if _REPOSITORY.fullmatch(adapter.origin) else None
+    )
+
+
+def _folders_named(name: str, *parents: Path) -> Iterator[Path]:
+    for parent in parents:
+        yield from (path for path in (parent.iterdir() if parent.is_dir() else ()) if path.name.lower() == name.lower())

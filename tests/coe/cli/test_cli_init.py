@@ -1,0 +1,208 @@
+"""`coe init`: what it is given becomes an experts file and a configuration that load and answer at once."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.hf_api import ModelInfo
+from model_files import write_adapter, write_model
+from typer.testing import CliRunner
+
+from coe.cli.app import app
+from coe.config import load_config
+from coe.errors import CoeError
+from coe.local import open_local
+
+
+def init(*words: object, ok: bool = True) -> Any:
+    result = CliRunner().invoke(app, ["init", *map(str, words)])
+    assert (result.exit_code == 0) is ok, result.output
+    return result
+
+
+def experts_in(folder: Path) -> dict[str, dict[str, Any]]:
+    return {entry["name"]: entry for entry in yaml.safe_load((folder / "experts.yaml").read_text())["experts"]}
+
+
+@contextmanager
+def endpoint(body: bytes, status: int = 200, *, delay_s: float = 0.0) -> Iterator[str]:
+    """An endpoint that answers every GET alike, and records the keys that it is sent."""
+    stop = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append((self.path, self.headers.get("Authorization", "")))
+            stop.wait(delay_s)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    seen: list[tuple[str, str]] = []
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.seen = seen  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            stop.set()
+            server.shutdown()
+            thread.join()
+
+
+def test_the_template_loads_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "wrote experts.yaml" in init().stderr
+    checked = CliRunner().invoke(app, ["config", "check"])
+    assert checked.exit_code == 0 and "coe.yaml is valid: 1 experts, policies default" in checked.stdout
+    answered = CliRunner().invoke(app, ["ask", "say this", "--config", "coe.yaml"])
+    assert answered.exit_code == 0 and answered.stdout.strip() == "say this"
+
+
+def test_the_template_names_every_kind_of_expert_in_comments_that_are_right(tmp_path: Path) -> None:
+    init("--out", tmp_path)
+    text = (tmp_path / "experts.yaml").read_text()
+    commented = [line.removeprefix("  # ") for line in text.splitlines() if line.startswith("  # ")]
+    entries = yaml.safe_load("\n".join(commented))
+    assert [entry["kind"] for entry in entries] == ["model", "model", "model", "adapter", "remote"]
+    from registry.spec import ExpertSpec
+
+    assert [ExpertSpec.model_validate(entry).name for entry in entries] == ["general", "small", "hub", "sql", "big"]
+
+
+def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
+    (tmp_path / "coe.yaml").write_text("mine")
+    assert "exist" in init("--out", tmp_path, ok=False).output
+    assert (tmp_path / "coe.yaml").read_text() == "mine" and not (tmp_path / "experts.yaml").exists()
+    init("--out", tmp_path, "--force")
+    assert (tmp_path / "coe.yaml").read_text() != "mine"
+
+
+def test_models_and_adapters_of_folders(tmp_path: Path) -> None:
+    write_model(tmp_path / "models" / "Base Model")
+    write_adapter(tmp_path / "adapters" / "sql")
+    init(tmp_path / "adapters", tmp_path / "models", "--out", tmp_path)
+    entries = experts_in(tmp_path)
+    assert entries["base-model"] == {
+        "name": "base-model", "kind": "model", "source": "models/Base Model", "description": "",
+    }  # fmt: skip
+    assert entries["sql"]["kind"] == "adapter" and entries["sql"]["base"] == "base-model"
+    assert list(entries) == ["base-model", "sql"], "an adapter stands after its base"
+    config = load_config(tmp_path / "coe.yaml")
+    assert config.policies["default"].expert == "base-model"
+
+
+def test_the_base_is_found_where_the_adapter_says_it_is(tmp_path: Path, coe_home: Path) -> None:
+    write_model(coe_home / "models" / "Base-7B")
+    write_adapter(tmp_path / "sql", base_model_name_or_path="org/base-7b")
+    service = tmp_path / "service"
+    result = init(tmp_path / "sql", "--out", service)
+    assert "is added: the base of sql" in result.stderr
+    assert experts_in(service)["base-7b"]["source"] == "home://models/Base-7B"
+    assert experts_in(service)["sql"]["base"] == "base-7b"
+
+
+def test_a_base_on_the_hub_is_named_and_not_downloaded(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "sql", base_model_name_or_path="org/elsewhere")
+    init(tmp_path / "sql", "--out", tmp_path)
+    assert experts_in(tmp_path)["elsewhere"]["source"] == "hf://org/elsewhere"
+
+
+def test_a_repository_on_the_hub_is_a_model_or_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def model_info(self: object, repo: str, **_: object) -> ModelInfo:
+        if repo == "org/gone":
+            raise hub_errors.OfflineModeIsEnabled("no network")
+        names = ["adapter_config.json"] if repo == "org/sql-lora" else ["config.json"]
+        return ModelInfo(id=repo, siblings=[{"rfilename": name} for name in names])
+
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(config))
+    result = init("org/base", "hf://org/sql-lora", "org/gone", "--out", tmp_path)
+    entries = experts_in(tmp_path)
+    assert (entries["base"]["kind"], entries["sql-lora"]["kind"]) == ("model", "adapter")
+    assert entries["sql-lora"]["base"] == "base" and entries["gone"]["source"] == "hf://org/gone"
+    assert "org/gone is taken as a model" in result.stderr
+
+
+def test_the_models_of_an_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [{"id": "org/Big", "max_model_len": 4096}, {"id": "small"}, {"id": "auto"}, {"id": "coe/default"}]
+    monkeypatch.setenv("A_KEY", "secret")
+    with endpoint(json.dumps({"data": models}).encode()) as url:
+        result = init(url, "--api-key-env", "A_KEY", "--out", tmp_path)
+    entries = experts_in(tmp_path)
+    assert list(entries) == ["big", "small"]
+    assert entries["big"] == {
+        "name": "big", "kind": "remote", "source": f"{url}/v1", "model": "org/Big", "context_length": 4096,
+        "api_key_env": "A_KEY", "description": "",
+    }  # fmt: skip
+    assert "does not state the context length of 1 models" in result.stderr
+    assert "secret" not in (tmp_path / "experts.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"{}", 401, "HTTP 401; name its key with --api-key-env"),
+        (b"<html>", 200, "does not answer with a list of models"),
+        (b'{"data": []}', 200, "lists no model"),
+        (b" " * (9 * 2**20), 200, "more than 8 MiB"),
+    ],
+)
+def test_an_endpoint_that_is_none(tmp_path: Path, body: bytes, status: int, words: str) -> None:
+    with endpoint(body, status) as url:
+        result = init(url, "--out", tmp_path, ok=False)
+    assert isinstance(result.exception, CoeError) and words in str(result.exception)
+    assert not (tmp_path / "coe.yaml").exists()
+
+
+def test_an_endpoint_that_does_not_answer_is_left_in_time(tmp_path: Path) -> None:
+    with endpoint(b"", delay_s=30) as url:
+        result = init(url, "--timeout", "0.2", "--out", tmp_path, ok=False)
+    assert "did not answer within 0.2 s" in str(result.exception)
+    result = init("http://127.0.0.1:1", "--out", tmp_path, ok=False)
+    assert "cannot be reached" in str(result.exception) and "`coe init` without arguments" in str(result.exception)
+
+
+def test_all_wrong_arguments_at_once(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    error = str(init("nope", tmp_path / "empty", tmp_path / "notes.txt", "--out", tmp_path, ok=False).exception)
+    assert len(error.splitlines()) == 3
+    assert "nope: there is no such file" in error and "neither config.json" in error and "nor a .gguf" in error
+
+
+def test_an_adapter_whose_base_cannot_be_found(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "sql", base_model_name_or_path="")
+    error = str(init(tmp_path / "sql", "--out", tmp_path, ok=False).exception)
+    assert "the base of this adapter is not among the arguments" in error
+
+
+def test_names_are_such_as_the_registry_takes(tmp_path: Path) -> None:
+    init("fake://echo", "fake://echo?x=1", "fake://auto", "--out", tmp_path)
+    assert list(experts_in(tmp_path)) == ["echo", "echo-2", "expert-auto"]
+
+    async def ask() -> str:
+        async with open_local(tmp_path / "coe.yaml") as system:
+            return await system.ask("hello")
+
+    assert asyncio.run(ask()) == "hello"
+
+
+def test_json_is_alone_on_stdout(tmp_path: Path) -> None:
+    document = json.loads(init("fake://echo", "--out", tmp_path, "--json", "-").stdout)
+    assert document["experts"] == [{"name": "echo", "kind": "model", "source": "fake://echo"}]
+    assert document["files"] == [str(tmp_path / "experts.yaml"), str(tmp_path / "coe.yaml")]
