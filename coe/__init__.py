@@ -1,3 +1,130 @@
-"""Serve and route many expert LLMs and LoRA adapters as one system."""
+"""Serve and route many expert LLMs and LoRA adapters as one system.
 
-__version__ = "0.1.0"
+    local         open_local: the whole system in one process, for notebooks, `coe ask` and the demo
+    orchestrator  how a request is answered, end to end; routing and policy: which policy decides, and how
+    compose       what is done with the chosen experts: one answers, several vote, a cascade asks on
+    host          holds weights: schedules, leases, generates; scheduler and memory decide what is resident
+    engines       turn an expert's files into text: transformers, remote endpoints, fakes, plug-ins
+    signals       features that routers ask for: hidden states, keywords
+    config        one tree of settings, validated at once; experts: which experts it names
+    evaluation    tasks, graders and runs: what experts and policies score
+    batch         offline runs over files
+    serve         the OpenAI-compatible service on Ray Serve; protocol: its requests and responses
+    cli           the command `coe`
+    types, errors the values that move through the system; CoeError and what derives from it
+
+What `__all__` lists is the public interface; it is imported when it is first used. Plug-ins: docs/plugins.md.
+"""
+
+from typing import TYPE_CHECKING
+
+from coe.version import __version__
+from registry.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from coe.compose import COMPOSITIONS, Composition, Done, ExpertCall, ExpertCalls, Final, Single, build_composition
+    from coe.config import CompositionConfig, Config, PolicyConfig, load_config
+    from coe.engines import ENGINES, Adapter, Engine, Expert, create_engine
+    from coe.errors import (
+        Abstained,
+        CoeError,
+        ConfigError,
+        ContextLengthExceeded,
+        DeadlineExceeded,
+        EngineError,
+        HostLost,
+        InvalidRequest,
+        NotAllowed,
+        OutOfMemory,
+        Overloaded,
+        RemoteError,
+        TaskError,
+        UnknownModel,
+        WeightsError,
+    )
+    from coe.evaluation.graders import GRADERS, GoldError, Grader, GraderModel
+    from coe.evaluation.tasks import Task, load_task
+    from coe.host import Host, open_host
+    from coe.local import System, open_local
+    from coe.orchestrator import Orchestrator, Reply
+    from coe.policy import Policy
+    from coe.types import Answer, Chunk, Failure, GenerateRequest, Timing, Usage
+    from routers.base import Message, Query
+
+__all__ = [
+    "COMPOSITIONS",
+    "ENGINES",
+    "GRADERS",
+    "Abstained",
+    "Adapter",
+    "Answer",
+    "Chunk",
+    "CoeError",
+    "Composition",
+    "CompositionConfig",
+    "Config",
+    "ConfigError",
+    "ContextLengthExceeded",
+    "DeadlineExceeded",
+    "Done",
+    "Engine",
+    "EngineError",
+    "Expert",
+    "ExpertCall",
+    "ExpertCalls",
+    "Failure",
+    "Final",
+    "GenerateRequest",
+    "GoldError",
+    "Grader",
+    "GraderModel",
+    "Host",
+    "HostLost",
+    "InvalidRequest",
+    "Message",
+    "NotAllowed",
+    "Orchestrator",
+    "OutOfMemory",
+    "Overloaded",
+    "Policy",
+    "PolicyConfig",
+    "Query",
+    "RemoteError",
+    "Reply",
+    "Single",
+    "System",
+    "Task",
+    "TaskError",
+    "Timing",
+    "UnknownModel",
+    "Usage",
+    "WeightsError",
+    "__version__",
+    "build_composition",
+    "create_engine",
+    "load_config",
+    "load_task",
+    "open_host",
+    "open_local",
+]
+
+_ROOMS = {
+    "coe.compose": "COMPOSITIONS ExpertCall ExpertCalls Composition Done Final Single build_composition",
+    "coe.config": "CompositionConfig Config PolicyConfig load_config",
+    "coe.engines": "ENGINES Adapter Engine Expert create_engine",
+    "coe.errors": (
+        "Abstained CoeError ConfigError ContextLengthExceeded DeadlineExceeded EngineError HostLost InvalidRequest "
+        "NotAllowed OutOfMemory Overloaded RemoteError TaskError UnknownModel WeightsError"
+    ),
+    "coe.evaluation.graders": "GRADERS GoldError Grader GraderModel",
+    "coe.evaluation.tasks": "Task load_task",
+    "coe.host": "Host open_host",
+    "coe.local": "System open_local",
+    "coe.orchestrator": "Orchestrator Reply",
+    "coe.policy": "Policy",
+    "coe.types": "Answer Chunk Failure GenerateRequest Timing Usage",
+    "routers.base": "Message Query",
+}
+
+if not TYPE_CHECKING:  # a type checker reads the imports above, and refuses names that are not there
+    __getattr__, __dir__ = lazy_exports(__name__, _ROOMS)

@@ -15,11 +15,22 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 from coe.errors import ConfigError
 from registry.documents import load_document, validate
 from registry.errors import InvalidSpec
+from registry.plugins import Plugins
 from registry.sources import local_path
 from registry.storage import coe_home
 from routers.errors import InvalidSettings
@@ -55,12 +66,31 @@ class FakeConfig(_Section):
     capacity: Annotated[int, Field(ge=1)] = 8
 
 
+def _installed_engine(name: str) -> str:
+    if name not in Plugins("coe.engines", "engine", {}):
+        raise PydanticKnownError("extra_forbidden")
+    return name
+
+
 class EnginesConfig(_Section):
-    """Settings of each engine."""
+    """Settings of each engine.
+
+    An engine of a plug-in has a section under its name (or `module:Class`): the arguments of its class.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[Annotated[str, AfterValidator(_installed_engine)], dict[str, Any]] = Field(init=False)
 
     hf: HFConfig = HFConfig()
     remote: RemoteConfig = RemoteConfig()
     fake: FakeConfig = FakeConfig()
+
+    def settings(self, kind: str) -> dict[str, Any]:
+        """The section of an engine, as its constructor's arguments; empty where it has none."""
+        if kind in type(self).model_fields:
+            section: BaseModel = getattr(self, kind)
+            return section.model_dump()
+        return dict((self.model_extra or {}).get(kind, {}))
 
 
 class HostConfig(_Section):
@@ -210,7 +240,8 @@ class CompositionConfig(BaseModel):
 class PolicyConfig(_Section):
     """A named way to answer, addressed as `model: "coe/<name>"`.
 
-    router: folder of a trained router (`coe router train`). expert: always this one, in place of a router.
+    router: folder of a trained router (`coe router train`). plugins: modules that the folder may name as
+    `module:Class` and that are then imported (docs/plugins.md). expert: always this one, in place of a router.
     select: how many experts a decision holds, and in which order: `best`, or `{kind: dynamic, p: 0.9, k: 5}`
     (`routers.selectors`). k: most of them; alone it is short for `{kind: top-k, k: ...}`.
     composition: what they do (`coe.compose`).
@@ -220,6 +251,7 @@ class PolicyConfig(_Section):
     """
 
     router: Path | None = None
+    plugins: tuple[str, ...] = ()
     expert: str | None = None
     composition: CompositionConfig = CompositionConfig()
     select: str | dict[str, Any] | None = None

@@ -47,7 +47,8 @@ def fill(registry: Registry, files: Sequence[Path]) -> None:
 
 
 def locate(spec: ExpertSpec) -> Path:
-    """The folder of an expert's files: downloaded if need be, the same as registered, GGUF converted once.
+    """The folder of an expert's files: downloaded if need be, the same as registered, GGUF converted once
+    for the `hf` engine.
 
     Blocks: it may download, hash and convert.
 
@@ -60,7 +61,7 @@ def locate(spec: ExpertSpec) -> Path:
         return Path()
     path = resolve(spec)
     check_files(spec, path)
-    if path.suffix == ".gguf":
+    if path.suffix == ".gguf" and spec.engine in (None, "hf"):  # an engine that is named reads what is there
         assert spec.digest is not None  # check_files compared with it
         return convert_gguf(path, coe_home() / "converted" / spec.digest.removeprefix("sha256:")[:32])
     return path

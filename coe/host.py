@@ -35,6 +35,9 @@ UNLOADED_CAPACITY = 32
 FREE_SHARE = 0.8
 """Share of the free memory that weights may take where no budget is stated."""
 
+WITHOUT_WEIGHTS = frozenset({"fake", "remote"})
+"""Engines that need no memory for weights."""
+
 RECENT = 0.2
 """Weight of the latest answer in the mean time that answers take."""
 
@@ -368,13 +371,12 @@ async def update_host(host: Host, config: Config, snapshot: Snapshot) -> None:
 
 def engine_options(config: Config, kind: str) -> dict[str, Any]:
     """The engine's section of the configuration, as its constructor's arguments."""
-    section = getattr(config.engines, kind, None)
-    return section.model_dump() if section is not None else {}
+    return config.engines.settings(kind)
 
 
 def budget_bytes(config: Config, kinds: Collection[str]) -> int:
     """The stated budget, else most of what is free: the rest is for key-value caches and activations."""
-    if config.host.budget is not None or "hf" not in kinds:
+    if config.host.budget is not None or WITHOUT_WEIGHTS.issuperset(kinds):
         return int(config.host.budget or 0)
     from coe.engines.hf.load import choose_device, free_bytes
 

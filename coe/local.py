@@ -31,7 +31,7 @@ from routers.decision import Utility
 
 
 @dataclass(frozen=True, slots=True)
-class Local:
+class System:
     """A host that holds weights, and an orchestrator that routes to it."""
 
     host: Host
@@ -53,7 +53,7 @@ class Local:
 
 
 @asynccontextmanager
-async def open_local(config: Config | Path | str) -> AsyncIterator[Local]:
+async def open_local(config: Config | Path | str) -> AsyncIterator[System]:
     """Open the experts and policies of a configuration; experts load when they are first asked.
 
     Raises:
@@ -64,7 +64,7 @@ async def open_local(config: Config | Path | str) -> AsyncIterator[Local]:
     async with open_host(config) as host:
         signals = Signals(host.snapshot, config.engines)
         try:
-            yield Local(
+            yield System(
                 host,
                 Orchestrator(
                     host.snapshot,
@@ -98,7 +98,7 @@ def build_policies(
 def describe_policy(policy: PolicyConfig, built: Policy) -> dict[str, Any]:
     """What the answers of a policy depend on, beside the experts: its settings, its router's content, its files'."""
     return {
-        **policy.model_dump(mode="json", exclude={"router"}),
+        **policy.model_dump(mode="json", exclude={"router", "plugins"}),
         "router": built.router_digest,
         "files": [sha256_file(path) for path in policy.composition.files],
     }
@@ -145,7 +145,8 @@ def _router(
         if policy.expert not in snapshot.experts:
             raise ConfigError(f"expert of policy {name!r}: {UnknownExpert(policy.expert, snapshot.experts)}")
         return Always(policy.expert), None
-    loaded = load(policy.router, experts={e: spec.digest for e, spec in snapshot.experts.items()})
+    digests = {e: spec.digest for e, spec in snapshot.experts.items()}
+    loaded = load(policy.router, experts=digests, plugins=policy.plugins)
     router = loaded.router
     if not router.requires:
         return router, loaded.meta

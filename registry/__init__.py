@@ -1,1 +1,94 @@
-"""What experts exist: specs, a versioned store, and where their files come from."""
+"""What experts exist: specs, a versioned store, and where their files come from. Pure data: no torch, no Ray.
+
+    spec          ExpertSpec: everything that is known of an expert without loading it
+    store         Registry and its Snapshot, in any SQL database; database, schema, tables, migrations below it
+    reconcile     experts files: plan, show, apply in one transaction; documents reads any YAML with line numbers
+    sources       folders, GGUF files, the Hugging Face hub, endpoints; storage: COE_HOME, atomic writes
+    describe      from a stated source to a full spec; inspection, headers, gguf_header and lora read the files
+    digest        identity by content
+    profiles      measured strengths of experts; strengths summarises them
+    plugins       classes of other packages: entry points and `module:Class`
+    spelling      "did you mean"; lazy: the exports of this file
+    errors        RegistryError and what derives from it
+
+What `__all__` lists is the public interface; it is imported when it is first used.
+"""
+
+from typing import TYPE_CHECKING
+
+from registry.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from registry.digest import identity
+    from registry.documents import Document, load_document, validate
+    from registry.errors import (
+        DigestMismatch,
+        DiskFull,
+        InvalidSpec,
+        PluginError,
+        Problem,
+        RegistryError,
+        SourceError,
+        StoreError,
+        UnknownExpert,
+        UnknownPlugin,
+    )
+    from registry.plugins import Plugins, only_modules
+    from registry.profiles import Measure, ProfileRow
+    from registry.reconcile import Plan, Step, apply, plan
+    from registry.sources import SourceKind
+    from registry.spec import ExpertSpec, FileRecord, Kind, Price
+    from registry.storage import coe_home
+    from registry.store import Registry, Snapshot
+
+__all__ = [
+    "DigestMismatch",
+    "DiskFull",
+    "Document",
+    "ExpertSpec",
+    "FileRecord",
+    "InvalidSpec",
+    "Kind",
+    "Measure",
+    "Plan",
+    "PluginError",
+    "Plugins",
+    "Price",
+    "Problem",
+    "ProfileRow",
+    "Registry",
+    "RegistryError",
+    "Snapshot",
+    "SourceError",
+    "SourceKind",
+    "Step",
+    "StoreError",
+    "UnknownExpert",
+    "UnknownPlugin",
+    "apply",
+    "coe_home",
+    "identity",
+    "load_document",
+    "only_modules",
+    "plan",
+    "validate",
+]
+
+_ROOMS = {
+    "registry.digest": "identity",
+    "registry.documents": "Document load_document validate",
+    "registry.errors": (
+        "DigestMismatch DiskFull InvalidSpec PluginError Problem RegistryError SourceError StoreError UnknownExpert "
+        "UnknownPlugin"
+    ),
+    "registry.plugins": "Plugins only_modules",
+    "registry.profiles": "Measure ProfileRow",
+    "registry.reconcile": "Plan Step apply plan",
+    "registry.sources": "SourceKind",
+    "registry.spec": "ExpertSpec FileRecord Kind Price",
+    "registry.storage": "coe_home",
+    "registry.store": "Registry Snapshot",
+}
+
+if not TYPE_CHECKING:  # a type checker reads the imports above, and refuses names that are not there
+    __getattr__, __dir__ = lazy_exports(__name__, _ROOMS)

@@ -36,7 +36,7 @@ def describe(
         return _describe_without_files(draft, base)
     path = resolve(draft)
     facts = adapter_facts(draft, path, base) if draft.kind is Kind.ADAPTER else _model_facts(draft, path)
-    if source_kind(draft.source) is SourceKind.HUB:
+    if source_kind(draft.source, engine=draft.engine) is SourceKind.HUB:
         source, commit = pinned(draft.source, path)
         facts |= {"source": source, "revision": commit}
     _refuse_contradictions(draft, facts, path)
@@ -64,9 +64,10 @@ def _describe_without_files(draft: ExpertSpec, base: ExpertSpec | None) -> Exper
             raise SourceError("a remote expert needs `context_length` (tokens): it cannot be read from an endpoint")
         model = draft.model or draft.name
         return _complete(draft, {"model": model}, digest_of_text(draft.source, model, draft.revision or ""))
+    engine = [draft.engine] if draft.engine else []
     inherited = {} if base is None else {name: getattr(base, name) for name in _READ_FROM_FILES}
     inherited |= {name: value for name in _READ_FROM_FILES if (value := getattr(draft, name)) is not None}
-    return _complete(draft, inherited, digest_of_text(draft.source, draft.base or ""), base)
+    return _complete(draft, inherited, digest_of_text(draft.source, draft.base or "", *engine), base)
 
 
 def _model_facts(draft: ExpertSpec, path: Path) -> dict[str, Any]:

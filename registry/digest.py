@@ -76,6 +76,8 @@ def identity(spec: ExpertSpec, experts: Mapping[str, ExpertSpec]) -> str:
         UnknownExpert: a base or member is not among `experts`.
     """
     own = spec.digest or digest_of_text(spec.source, spec.revision, spec.model or spec.name)
+    if spec.engine is not None:  # the same files may answer otherwise on another engine
+        own = digest_of_text(own, "engine", spec.engine)
     if unknown := [name for name in spec.references if name not in experts]:
         raise UnknownExpert(unknown[0], experts)
     parts = [identity(experts[name], experts) for name in spec.references]

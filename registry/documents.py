@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +21,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import ErrorDetails
 
 from registry.errors import InvalidSpec, Problem
+from registry.spelling import did_you_mean
 
 Loc = tuple[str | int, ...]
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -138,8 +138,7 @@ def message_of(detail: ErrorDetails, known_fields: Sequence[str] = ()) -> str:
     if detail["type"] == "missing":
         return "is required"
     if detail["type"] == "extra_forbidden":
-        close = get_close_matches(str(detail["loc"][-1]), known_fields, n=1)
-        return "is not a known field" + (f"; did you mean {close[0]!r}?" if close else "")
+        return "is not a known field" + did_you_mean(str(detail["loc"][-1]), known_fields)
     if detail["type"] in ("model_type", "dict_type"):
         return f"should be a mapping of fields, got {_shortened(detail['input'])}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")

@@ -6,6 +6,8 @@ RegistryError
 ├── SourceError          a source cannot be read: missing, truncated, unsupported
 ├── DigestMismatch       the files are not the ones that were registered
 ├── StoreError           the registry's database cannot be read or written
+├── PluginError          a plug-in cannot be imported, is not allowed here, or is not what it should be
+│   └── UnknownPlugin    a name that is neither built in nor installed; carries close matches
 └── DiskFull             no space left; what was being written is gone, what was there is untouched
 """
 
@@ -13,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
+
+from registry.spelling import close_matches, did_you_mean
 
 
 class RegistryError(Exception):
@@ -62,9 +65,9 @@ class UnknownExpert(RegistryError):
     def __init__(self, name: str, known: Iterable[str], *, where: str = "the registry") -> None:
         self.name = name
         names = list(known)
-        self.suggestions = tuple(get_close_matches(name, names, n=3))
+        self.suggestions = close_matches(name, names, most=3)
         if self.suggestions:
-            hint = f"; did you mean {' or '.join(map(repr, self.suggestions))}?"
+            hint = did_you_mean(name, names, most=3)
         elif names:
             more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
             hint = f"; known: {', '.join(names[:_MOST_LISTED])}{more}"
@@ -83,6 +86,14 @@ class DigestMismatch(RegistryError):
 
 class StoreError(RegistryError):
     """The registry's database cannot be opened, read or written."""
+
+
+class PluginError(RegistryError):
+    """A plug-in cannot be imported, is not allowed here, lacks a method, or shares its name with another one."""
+
+
+class UnknownPlugin(PluginError):
+    """A name that is neither built in nor an installed entry point; the message lists those that are."""
 
 
 class DiskFull(RegistryError):

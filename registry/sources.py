@@ -6,6 +6,7 @@ hf://org/name[@revision]                         safetensors of a repository
 hf://org/name/file.gguf[@revision]               one GGUF file of it
 https://host/v1                                  an OpenAI-compatible endpoint
 fake://behaviour                                 the fake engine
+scheme://...                                     whatever the expert's `engine`, a plug-in, makes of it
 """
 
 from __future__ import annotations
@@ -26,28 +27,39 @@ _UNWANTED = ("consolidated*.safetensors", "original/*", "onnx/*", "openvino/*", 
 
 
 class SourceKind(StrEnum):
-    """How a source is reached; the last two have no files."""
+    """How a source is reached; the last three have no files."""
 
     FOLDER = "folder"
     GGUF = "gguf"
     HUB = "hub"
     REMOTE = "remote"
     FAKE = "fake"
+    ENGINE = "engine"
 
 
-def source_kind(source: str) -> SourceKind:
-    """What kind of source a string names. Raises SourceError for a scheme that is not known."""
+def source_kind(source: str, *, engine: str | None = None) -> SourceKind:
+    """What kind of source a string names; an expert's `engine` may read schemes of its own.
+
+    Raises:
+        SourceError: a scheme that is not known, and no engine that may know it.
+    """
     scheme, separator, _ = source.partition("://")
     if separator and scheme in ("http", "https", "fake", "hf"):
         return {"hf": SourceKind.HUB, "fake": SourceKind.FAKE}.get(scheme, SourceKind.REMOTE)
     if separator and scheme != "home":
-        raise SourceError(f"{source!r}: {scheme}:// is not a source; use a path, home://, hf://, https:// or fake://")
+        if engine is not None:
+            return SourceKind.ENGINE
+        raise SourceError(
+            f"{source!r}: {scheme}:// is not a source; use a path, home://, hf://, https:// or fake://, or name the "
+            "`engine` that reads it"
+        )
     return SourceKind.GGUF if source.endswith(".gguf") else SourceKind.FOLDER
 
 
 def has_files(spec: ExpertSpec) -> bool:
-    """Whether the expert has weights of its own here (not remote, fake, or composed of others)."""
-    return bool(spec.source) and source_kind(spec.source) not in (SourceKind.REMOTE, SourceKind.FAKE)
+    """Whether the expert has weights of its own here (not remote, fake, of a plug-in's scheme, or composed)."""
+    kinds = (SourceKind.FOLDER, SourceKind.GGUF, SourceKind.HUB)
+    return bool(spec.source) and source_kind(spec.source, engine=spec.engine) in kinds
 
 
 def absolute_source(source: str, folder: Path) -> str:
@@ -71,7 +83,7 @@ def resolve(spec: ExpertSpec) -> Path:
         SourceError: there is no such place, the hub refuses or cannot be reached, or the expert has no files.
         DiskFull: the download does not fit.
     """
-    kind = source_kind(spec.source)
+    kind = source_kind(spec.source, engine=spec.engine)
     if not has_files(spec):
         raise SourceError(f"{spec.ref} ({spec.source or 'composed'}) has no files of its own")
     if kind is SourceKind.HUB:

@@ -74,7 +74,10 @@ class ExpertSpec(BaseModel):
     Attributes:
         name: unique; not `auto`, nor under `coe/`.
         source: folder or `*.gguf` file (relative to the file that names it, `~/...`, absolute, or `home://...` under
-            `$COE_HOME`), `hf://org/name[@revision]`, `https://host/v1` or `fake://behaviour`; none for composed.
+            `$COE_HOME`), `hf://org/name[@revision]`, `https://host/v1` or `fake://behaviour`; none for composed. With
+            an `engine` of its own, also any other `scheme://...` that the engine reads.
+        engine: kind of the engine that serves the expert: built in, of a plug-in, or `module:Class`; `None` takes the
+            one that fits the source. An adapter runs on its base's.
         base: name of the base expert, for adapters only.
         model: the name a remote endpoint knows the expert by; defaults to `name`.
         api_key_env: name of the environment variable that holds a remote endpoint's key.
@@ -95,6 +98,7 @@ class ExpertSpec(BaseModel):
     kind: Kind
     source: str = ""
     revision: str | None = None
+    engine: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     base: str | None = None
     model: str | None = None
     api_key_env: str | None = None
@@ -140,6 +144,9 @@ class ExpertSpec(BaseModel):
             raise ValueError("a composed expert needs at least two `members`")
         if self.kind is not Kind.COMPOSED and self.members:
             raise ValueError(f"`members` is for composed experts; this one is of kind {self.kind.value!r}")
+        if self.engine and self.kind in (Kind.ADAPTER, Kind.COMPOSED):
+            runs_on = "its base's engine" if self.kind is Kind.ADAPTER else "the engines of its members"
+            raise ValueError(f"an expert of kind {self.kind.value!r} runs on {runs_on}: leave `engine` out")
         if bool(self.source) == (self.kind is Kind.COMPOSED):
             raise ValueError(
                 "`source` is required: where the expert's files or its endpoint are"

@@ -10,21 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.plugins import only_modules
+from registry.spelling import question
 from registry.storage import atomic_directory, sha256_file
 from routers.base import RouterState
 from routers.encoders.build import Encoder, build_encoder
 from routers.errors import InvalidArtifact, RouterError, StaleArtifactWarning, UnknownRouterKind
-from routers.factory import TrainableRouter, router_class
+from routers.factory import TrainableRouter, kind_of, router_class
 from routers.outcomes.reference import Reference
 from routers.outcomes.table import OutcomeTable
 
@@ -129,7 +130,7 @@ def save_as(
     known = digests or {}
     document = {
         "format": FORMAT,
-        "kind": router.kind,
+        "kind": kind_of(router),
         "settings": dict(state.settings),
         "experts": {name: known.get(name) for name in router.experts},
         "encoder": encoder and {"name": encoder.name, "digest": encoder.digest, "dim": encoder.dim},
@@ -154,12 +155,17 @@ def load(
     *,
     experts: Mapping[str, str | None] | None = None,
     make_encoder: Callable[[str], Encoder] = build_encoder,
+    plugins: Collection[str] = (),
 ) -> LoadedRouter:
     """A saved router, checked.
+
+    Nothing that the folder names is imported, except built-in kinds, kinds of installed packages (entry points), and
+    `module:Class` of modules in `plugins` or `$COE_PLUGINS`: the folder may come from somebody else.
 
     Args:
         experts: name -> digest of the experts that there are; `None` skips the check.
         make_encoder: name -> encoder, to share one between routers or to cache what it encodes.
+        plugins: modules that the artifact may name as `module:Class`; a package includes what is below it.
 
     Raises:
         InvalidArtifact: a file is missing, altered or truncated, the encoder is another one, or the router names an
@@ -174,12 +180,13 @@ def load(
     meta = _meta(document, arrays.pop(_TRAINING_IDS))
     if experts is not None:
         _check_experts(meta, experts, source)
+    state = RouterState(arrays, document["settings"])
     try:
-        kind = router_class(meta.kind)
+        with only_modules(plugins):  # also for the kinds that `guarded` and `auto` hold
+            kind = router_class(meta.kind)
+            return LoadedRouter(kind.from_state(state, _encoder(meta, make_encoder, source)), meta)
     except UnknownRouterKind as error:
         raise InvalidArtifact(f"{source / META}: {error}") from error
-    state = RouterState(arrays, document["settings"])
-    return LoadedRouter(kind.from_state(state, _encoder(meta, make_encoder, source)), meta)
 
 
 def _read_document(source: Path) -> dict[str, Any]:
@@ -237,9 +244,10 @@ def _meta(document: Mapping[str, Any], training_ids: NDArray[np.uint64]) -> Arti
 def _check_experts(meta: ArtifactMeta, experts: Mapping[str, str | None], source: Path) -> None:
     missing = [name for name in meta.experts if name not in experts]
     if missing:
-        hints = (f"{name!r}{_did_you_mean(name, experts)}" for name in missing)
+        hints = {name: question(name, experts) for name in missing}
+        shown = (f"{name!r} ({hint})" if hint else repr(name) for name, hint in hints.items())
         raise InvalidArtifact(
-            f"the router in {source} sends queries to experts that are not registered: {', '.join(hints)}. "
+            f"the router in {source} sends queries to experts that are not registered: {', '.join(shown)}. "
             "Register them (`coe registry apply`), or train the router again without them (`--experts`)"
         )
     for name, trained_on in meta.experts.items():
@@ -250,11 +258,6 @@ def _check_experts(meta: ArtifactMeta, experts: Mapping[str, str | None], source
                 StaleArtifactWarning,
                 stacklevel=3,
             )
-
-
-def _did_you_mean(name: str, known: Mapping[str, Any]) -> str:
-    close = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _encoder(meta: ArtifactMeta, make: Callable[[str], Encoder], source: Path) -> Encoder | None:

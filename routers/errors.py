@@ -5,7 +5,7 @@ RouterError
 ├── InvalidEncoder       an encoder's name, folder or weights cannot be used
 ├── InvalidArtifact      a saved router is missing, altered, or does not fit the encoder
 ├── InvalidSettings      a router was given settings that it does not have; names those it has
-├── UnknownRouterKind    a kind that is not in `routers.factory.KINDS`
+├── UnknownRouterKind    a kind that does not exist, or whose class cannot be imported or is no router
 └── NoEligibleExpert     constraints leave no expert; names the constraint that did
 
 UserWarning
@@ -49,7 +49,7 @@ class InvalidSettings(RouterError):
 
 
 class UnknownRouterKind(RouterError):
-    """A router kind that does not exist; the message lists those that do."""
+    """A router kind that does not exist (the message lists those that do), or whose class cannot be used."""
 
 
 class NoEligibleExpert(RouterError):

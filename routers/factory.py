@@ -1,16 +1,20 @@
-"""The visible list of router kinds. A new kind is one file and one line here."""
+"""The visible list of router kinds, and how a router is made. A new kind is one file and one line here.
+
+Other packages add kinds by entry points in the group `coe.routers`; `module:Class` names any class (docs/plugins.md).
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from difflib import get_close_matches
-from importlib import import_module
 from typing import Any, ClassVar, Protocol, Self, get_type_hints, runtime_checkable
 
+from registry.errors import PluginError
+from registry.plugins import Plugins
+from registry.spelling import did_you_mean
 from routers.base import Router, RouterState
 from routers.encoders.build import Encoder
-from routers.errors import InvalidSettings, UnknownRouterKind
+from routers.errors import InvalidSettings, RouterError, UnknownRouterKind
 from routers.outcomes.table import OutcomeTable
 
 KINDS: dict[str, str] = {
@@ -28,6 +32,9 @@ KINDS: dict[str, str] = {
     "best-single": "routers.kinds.baselines:BestSingleRouter",
 }
 """kind -> `module:Class`, imported only when it is used."""
+
+ROUTERS = Plugins("coe.routers", "router kind", KINDS, needs=("kind", "fit", "estimate", "state", "from_state"))
+"""The kinds above, and those of plug-ins."""
 
 ORACLES = ("dataset-oracle", "oracle")
 """Marks that read what a router may not: labels, scores. They stand in every evaluation and cannot be trained."""
@@ -65,29 +72,41 @@ class RouterClass(Protocol):
 
 
 def router_class(kind: str) -> RouterClass:
-    """The class of a kind.
+    """The class of a kind: a built-in name, an installed entry point, or `module:Class`.
 
     Raises:
-        UnknownRouterKind: there is no such kind; with close matches and the whole list.
+        UnknownRouterKind: there is no such kind, with close matches and the whole list; or its class cannot be
+            imported or is no router.
     """
     if kind in ORACLES:
         raise UnknownRouterKind(
             f"{kind!r} reads the scores or labels of the queries it routes, so it cannot be trained or served; "
             "`coe router cv` and `coe router eval` show it beside every router"
         )
-    if kind not in KINDS:
-        close = get_close_matches(kind, KINDS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UnknownRouterKind(f"no router kind {kind!r}; {hint}there are: {', '.join(KINDS)}")
-    module, _, name = KINDS[kind].partition(":")
-    found: RouterClass = getattr(import_module(module), name)
+    try:
+        found: RouterClass = ROUTERS.load(kind)
+    except PluginError as error:
+        raise UnknownRouterKind(str(error)) from error
     return found
+
+
+def kind_of(router: TrainableRouter) -> str:
+    """The name under which the router's class is found again: its `kind`, or `module:Class` for a class without one.
+
+    Raises:
+        RouterError: the class is defined inside a function.
+    """
+    try:
+        return ROUTERS.name_of(type(router), router.kind)
+    except PluginError as error:
+        raise RouterError(f"a {router.kind} router cannot be saved: {error}") from error
 
 
 def settings_of(kind: str) -> dict[str, Any]:
     """The settings of a kind with their defaults (`inspect.Parameter.empty` where one must be given)."""
     parameters = inspect.signature(router_class(kind)).parameters.values()
-    return {p.name: p.default for p in parameters if p.name != "encoder"}
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {p.name: p.default for p in parameters if p.name != "encoder" and p.kind not in variadic}
 
 
 def reads_text(kind: str) -> bool:
@@ -114,18 +133,20 @@ def build(kind: str, encoder: Encoder | None = None, settings: Mapping[str, Any]
             raise InvalidSettings(f"a {kind} router reads text: it needs an encoder")
         given["encoder"] = encoder
     try:
-        return router_class(kind)(**given)
+        router = router_class(kind)(**given)
     except (TypeError, ValueError) as error:
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items() if name != "encoder")
         raise InvalidSettings(f"a {kind} router cannot be made with {shown}: {error}") from error
+    if lacking := [name for name in ("requires", "experts") if not hasattr(router, name)]:
+        raise UnknownRouterKind(f"a {kind} router has no attribute {', '.join(lacking)} (routers.TrainableRouter)")
+    return router
 
 
 def _check_names(kind: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     for name in given:
         if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise InvalidSettings(f"a {kind} router has no setting {name!r}; {hint}it has: {_listed(known)}")
+            hint = did_you_mean(name, known) or ";"
+            raise InvalidSettings(f"a {kind} router has no setting {name!r}{hint} it has: {_listed(known)}")
     missing = [n for n, default in known.items() if default is inspect.Parameter.empty and n not in given]
     if missing:
         raise InvalidSettings(f"a {kind} router needs the setting {', '.join(missing)}; it has: {_listed(known)}")
@@ -135,10 +156,15 @@ def _checked(kind: str, name: str, value: Any) -> Any:
     """The value, if it is of the type that the class states."""
     from pydantic import TypeAdapter, ValidationError
 
-    # `Encoder` is imported for type checking only; here it need not mean anything.
-    hints = get_type_hints(router_class(kind).__init__, localns={"Encoder": object})  # type: ignore[misc]
     try:
-        return TypeAdapter(hints[name]).validate_python(value)
+        # `Encoder` is imported for type checking only; here it need not mean anything.
+        hints = get_type_hints(router_class(kind).__init__, localns={"Encoder": object})  # type: ignore[misc]
+    except NameError as error:
+        raise InvalidSettings(
+            f"the settings of a {kind} router cannot be checked: {error}; import it outside `if TYPE_CHECKING`"
+        ) from error
+    try:
+        return TypeAdapter(hints.get(name, Any)).validate_python(value)
     except ValidationError as error:
         found = "; ".join(problem["msg"] for problem in error.errors())
         raise InvalidSettings(f"setting {name}={value!r} of a {kind} router: {found}") from error

@@ -14,12 +14,12 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.spelling import did_you_mean
 from routers.base import Estimate, Floats
 from routers.errors import InvalidSettings, RouterError
 
@@ -233,9 +233,7 @@ def build_selector(document: str | Mapping[str, Any], **defaults: Any) -> Select
     given = {"kind": document} if isinstance(document, str) else dict(document)
     kind = given.pop("kind", None)
     if kind not in (BEST, *SELECTORS):
-        close = get_close_matches(str(kind), [BEST, *SELECTORS], n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise InvalidSettings(f"no selector {kind!r}; {hint}there are: {BEST}, {', '.join(SELECTORS)}")
+        raise InvalidSettings(f"no selector {kind!r}{did_you_mean(str(kind), (BEST, *SELECTORS), listed=True)}")
     settings = {**defaults, **given}
     if kind == BEST:
         if settings.get("k", 1) != 1:

@@ -11,7 +11,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from coe import __version__
 from coe.batch.errors import BatchFolderError
 from coe.batch.parts import PARTS
 from coe.batch.source import Source
@@ -19,6 +18,7 @@ from coe.batch.storage import Folder
 from coe.config import Config
 from coe.local import describe_policy
 from coe.policy import Policy
+from coe.version import __version__
 from registry.spec import ExpertSpec
 from registry.store import Snapshot
 
@@ -164,5 +164,6 @@ def _change(name: str, before: object, after: object) -> str:
 
 def _identity(spec: ExpertSpec) -> str:
     """Of what an expert answers and charges: its content where that is known, and its spec."""
-    said = spec.model_dump_json(exclude={"version", "tags", "description", "licence", "files"})
+    irrelevant = {"version", "tags", "description", "licence", "files"}
+    said = spec.model_dump_json(exclude=irrelevant if spec.engine else irrelevant | {"engine"})
     return hashlib.sha256(said.encode()).hexdigest()[:16]

@@ -10,10 +10,10 @@ import sys
 
 import typer
 
-from coe import __version__
 from coe.cli import ask, batch, config, encoder, evaluate, init, outcomes, plan, profile, registry, replay, route, serve
 from coe.cli.output import console
 from coe.cli.router.app import app as router_app
+from coe.version import __version__
 
 app = typer.Typer(
     name="coe",

@@ -66,6 +66,7 @@ def add(
     name: Annotated[str, typer.Option(help="Name of the expert.")],
     source: Annotated[str, typer.Option(help="Folder, .gguf, home://..., hf://org/name[@revision], https://.../v1.")],
     kind: Annotated[str, typer.Option(help="model, adapter, remote or embedding.")] = "model",
+    engine: Annotated[str | None, typer.Option(help="Engine that serves it, where the source does not say.")] = None,
     base: Annotated[str | None, typer.Option(help="The base of an adapter.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of an hf:// source.")] = None,
     model: Annotated[str | None, typer.Option(help="The name a remote endpoint knows it by.")] = None,
@@ -86,9 +87,9 @@ def add(
     prices = {"input_usd_per_mtok": input_usd_per_mtok, "output_usd_per_mtok": output_usd_per_mtok}
     stated = {key: value for key, value in prices.items() if value is not None}
     draft = _draft(
-        name=name, kind=kind, source=absolute_source(source, Path.cwd()), base=base, revision=revision, model=model,
-        api_key_env=api_key_env, context_length=context_length, price=stated or None, description=description,
-        licence=licence, tags=tag or [],
+        name=name, kind=kind, source=absolute_source(source, Path.cwd()), engine=engine, base=base, revision=revision,
+        model=model, api_key_env=api_key_env, context_length=context_length, price=stated or None,
+        description=description, licence=licence, tags=tag or [],
     )  # fmt: skip
     with _open(registry) as store, _hashing() as bar:
         bar.expert(name)

@@ -1,8 +1,11 @@
-"""Compositions: what is done with the chosen experts. To add one: one file, one line here, one YAML, one test."""
+"""Compositions: what is done with the chosen experts. To add one: one file, one line here, one YAML, one test.
+
+Other packages add compositions by entry points in the group `coe.compositions`; `module:Class` names any class
+(docs/plugins.md).
+"""
 
 import inspect
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from coe.compose.aggregate import Aggregate
@@ -16,6 +19,8 @@ from coe.compose.single import Single
 from coe.compose.vote import Vote
 from coe.compose.weighted_vote import WeightedVote
 from coe.errors import ConfigError
+from registry.errors import PluginError
+from registry.plugins import Plugins
 
 COMPOSITIONS: dict[str, Callable[..., Composition]] = {
     "single": Single,
@@ -26,25 +31,41 @@ COMPOSITIONS: dict[str, Callable[..., Composition]] = {
     "chain": Chain,
     "self-consistency": SelfConsistency,
 }
+"""kind -> class."""
+
+_PLUGINS = Plugins("coe.compositions", "composition", COMPOSITIONS, needs=("step",))
+
+
+def composition_class(kind: str) -> Callable[..., Composition]:
+    """The class of a kind: a built-in name, an installed entry point, or `module:Class`.
+
+    Raises:
+        ConfigError: there is none, with those that exist; or it cannot be imported, or is no composition.
+    """
+    try:
+        found: Callable[..., Composition] = _PLUGINS.load(kind)
+    except PluginError as error:
+        raise ConfigError(str(error)) from error
+    return found
 
 
 def build_composition(kind: str, settings: Mapping[str, Any] | None = None) -> Composition:
     """The composition of that name, with its own settings.
 
     Raises:
-        ConfigError: there is none, with those that exist; or a setting that it does not have, lacks or cannot use.
+        ConfigError: no such kind (see `composition_class`); or a setting that it does not have, lacks or cannot use.
     """
-    if kind not in COMPOSITIONS:
-        close = get_close_matches(kind, COMPOSITIONS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"there is no composition {kind!r}{hint} Known: {', '.join(COMPOSITIONS)}")
-    given, known = dict(settings or {}), inspect.signature(COMPOSITIONS[kind]).parameters
+    made = composition_class(kind)
+    given, known = dict(settings or {}), inspect.signature(made).parameters
     if strangers := [name for name in given if name not in known]:
         has = ", ".join(known) or "none"
         raise ConfigError(f"composition {kind!r} has no setting {', '.join(strangers)}; it has: {has}")
     if lacking := [name for name, has in known.items() if has.default is has.empty and name not in given]:
         raise ConfigError(f"composition {kind!r} needs the setting {', '.join(lacking)}")
-    return COMPOSITIONS[kind](**given)
+    try:
+        return made(**given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"composition {kind!r} cannot be made with {given}: {error}") from error
 
 
 __all__ = [
@@ -65,6 +86,7 @@ __all__ = [
     "WithFallback",
     "Without",
     "build_composition",
+    "composition_class",
     "named_experts",
     "ruled_out",
     "without",

@@ -22,11 +22,12 @@ from typing import Any
 from coe.compose.synthesis import TEMPLATE, synthesis, without_thoughts
 from coe.errors import TaskError
 from coe.evaluation.answer_log import Record
-from coe.evaluation.graders import GRADERS, GoldError
+from coe.evaluation.graders import GoldError, grader_class
 from coe.evaluation.profiling import Skills, skills_of_row, skills_of_table
 from coe.evaluation.report import Report
 from coe.evaluation.tasks import Row, Task
 from coe.types import DEFAULT_MAX_TOKENS, GenerateRequest
+from registry.errors import PluginError
 from registry.profiles import AGGREGATION, Measure, ProfileRow
 from registry.spec import Price
 from registry.strengths import own_mean, shrunken, wilson
@@ -193,11 +194,13 @@ def task_of_table(
         InvalidOutcomes: there is no column `answer`, or no such column of labels.
         TaskError: no such grader, or it cannot use a right answer.
     """
-    if grader not in GRADERS:
-        raise TaskError(f"there is no grader {grader!r}; there are: {', '.join(GRADERS)}")
+    try:
+        model = grader_class(grader)
+    except PluginError as error:
+        raise TaskError(str(error)) from error
     if table.frame is None or "answer" not in table.frame:
         raise InvalidOutcomes("the table has no column `answer` with the right answers")
-    grades = GRADERS[grader]()
+    grades = model()
     fields = [{str(key): value for key, value in line.items()} for line in table.frame.to_dict(orient="records")]
     rows = tuple(
         Row(query_id, (Message("user", prompt),), line)

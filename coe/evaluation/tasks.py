@@ -15,16 +15,16 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from coe.errors import TaskError
-from coe.evaluation.graders import GRADERS, GoldError, Grader, GraderModel
+from coe.evaluation.graders import GoldError, Grader, GraderModel, grader_class
 from registry.documents import Document, dotted, load_document, message_of, validate
-from registry.errors import InvalidSpec
+from registry.errors import InvalidSpec, PluginError
+from registry.spelling import did_you_mean
 from routers.base import Message
 
 _SHOWN_PROBLEMS = 20
@@ -36,7 +36,8 @@ class TaskFile(BaseModel):
 
     Attributes:
         data: the JSONL file, relative to the YAML.
-        grader, grader_options: a name in `coe.evaluation.graders.GRADERS` and its fields.
+        grader, grader_options: a name in `coe.evaluation.graders.GRADERS`, of a plug-in, or `module:Class`; and its
+            fields.
         domain: the category that routers learn from; the task's name where not given.
         max_tokens, stop: bounds of every answer.
         system: put before every row that has no system message of its own.
@@ -166,9 +167,8 @@ def _paths(name: str, folders: Sequence[Path]) -> list[Path]:
     known = {file.stem: file for folder in reversed(folders) for file in _yaml_files(folder)}
     if name in known:
         return [known[name]]
-    close = get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there are: {', '.join(known) or 'none'}"
-    raise TaskError(f"no task {name!r} in {', '.join(map(str, folders)) or 'any folder'}; {hint}")
+    hint = did_you_mean(name, known, most=3, listed=True)
+    raise TaskError(f"no task {name!r} in {', '.join(map(str, folders)) or 'any folder'}{hint}")
 
 
 def _yaml_files(folder: Path) -> list[Path]:
@@ -176,11 +176,10 @@ def _yaml_files(folder: Path) -> list[Path]:
 
 
 def _grader(document: Document, spec: TaskFile) -> GraderModel:
-    if spec.grader not in GRADERS:
-        close = get_close_matches(spec.grader, GRADERS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(GRADERS)}"
-        raise InvalidSpec([document.problem(("grader",), f"there is no grader {spec.grader!r}; {hint}")])
-    model = GRADERS[spec.grader]
+    try:
+        model = grader_class(spec.grader)
+    except PluginError as error:
+        raise InvalidSpec([document.problem(("grader",), str(error))]) from error
     return validate(document, model, ("grader_options",)) if spec.grader_options else model()
 
 

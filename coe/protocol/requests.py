@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -19,6 +18,7 @@ from coe.protocol import fields as f
 from coe.protocol.errors import FieldProblem, InvalidFields
 from coe.types import GenerateRequest
 from registry.documents import dotted
+from registry.spelling import did_you_mean
 from routers.base import Message, Query
 
 _ModelT = TypeVar("_ModelT", bound=f.CommonFields)
@@ -59,7 +59,7 @@ class Parsed:
         """
         named = {"coe.experts": self.query.allowed or frozenset(), "coe.exclude": self.exclude}
         problems = [
-            FieldProblem(param, "unknown_expert", f"{name!r} is not registered{_hint(name, experts)}")
+            FieldProblem(param, "unknown_expert", f"{name!r} is not registered{did_you_mean(name, experts)}")
             for param, names in named.items()
             for name in sorted(names.difference(experts))
         ]
@@ -218,7 +218,7 @@ def _problem(detail: ErrorDetails, model: type[BaseModel], known: Collection[str
     if kind in ("too_short", "string_too_short"):
         return FieldProblem(param, code, "must not be empty")
     if kind == "extra_forbidden":
-        return FieldProblem(param, code, f"is not a known field{_hint(str(loc[-1]), _names(model, loc, known))}")
+        return FieldProblem(param, code, f"is not a known field{did_you_mean(str(loc[-1]), _names(model, loc, known))}")
     expected = "should be an object" if kind in ("model_type", "dict_type") else detail["msg"].removeprefix("Input ")
     got = "" if kind in ("unsupported_value", "unicode") else f", got {_shown(detail['input'])}"
     return FieldProblem(param, code, expected + got)
@@ -235,11 +235,6 @@ def _names(model: type[BaseModel], loc: tuple[int | str, ...], known: Collection
     if len(loc) == 1:
         return known
     return f.TextPart.model_fields if "content" in loc else inner[str(loc[0])]
-
-
-def _hint(name: str, known: Collection[str]) -> str:
-    close = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _shown(value: object) -> str:

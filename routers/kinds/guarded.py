@@ -174,13 +174,15 @@ class GuardedRouter:
 
     def state(self) -> RouterState:
         """The inner router's state under `inner.`, and the guard's."""
+        from routers.factory import kind_of
+
         guard, inner = self._trained(), self.inner.state()
         arrays = {INNER_PREFIX + name: array for name, array in inner.arrays.items()}
         arrays |= {"calibration": guard.calibration, "curve": guard.curve}
         if guard.distance is not None:
             arrays |= {"mean": guard.distance.mean, "whitening": guard.distance.whitening}
         settings = {
-            "kind": self.inner.kind,
+            "kind": kind_of(self.inner),
             "settings": self.settings,
             "method": self.method,
             "alpha": self.alpha,
@@ -202,12 +204,12 @@ class GuardedRouter:
         Raises:
             InvalidArtifact: something is missing, or the encoder has another dimension.
         """
-        from routers.factory import router_class
+        from routers.factory import kind_of, router_class
 
         inner = {n.removeprefix(INNER_PREFIX): a for n, a in state.arrays.items() if n.startswith(INNER_PREFIX)}
         try:
             router = cls(encoder, **state.settings["settings"])
-            router.inner = router_class(router.inner.kind).from_state(
+            router.inner = router_class(kind_of(router.inner)).from_state(
                 RouterState(inner, state.settings["inner"]), router._shared
             )
             conformal = router.method == "conformal"

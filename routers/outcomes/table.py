@@ -11,13 +11,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from registry.spelling import did_you_mean
 from routers.base import Floats, Query, Words
 from routers.errors import InvalidOutcomes
 from routers.outcomes.files import SHOWN_ROWS, columns_of, frame_of, read_frame, rows_problem, write_frame
@@ -220,9 +220,7 @@ def _take(values: Sequence[str], rows: NDArray[np.int64]) -> tuple[str, ...]:
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
-    close = get_close_matches(name, names, n=3)
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there are: {', '.join(names) or 'none'}"
-    return f"no {what} {name!r} in the table; {hint}"
+    return f"no {what} {name!r} in the table{did_you_mean(name, names, most=3, listed=True)}"
 
 
 def _problems(table: OutcomeTable) -> list[str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from coe.config import Config, PolicyConfig, load_config
+from coe.config import Config, EnginesConfig, PolicyConfig, load_config
 from coe.errors import ConfigError
 from routers.selectors import Cascade, Dynamic, Selector, TopK
 
@@ -103,3 +103,16 @@ def test_a_composition_is_a_name_or_a_kind_with_settings(tmp_path: Path) -> None
     assert PolicyConfig.model_validate_json(told.model_dump_json()) == told
     for policy in policies.values():
         assert PolicyConfig.model_validate_json(policy.model_dump_json()) == policy
+
+
+def test_an_engine_of_a_plugin_has_a_section_and_a_typo_has_none(tmp_path: Path) -> None:
+    engines = load_config(
+        write(tmp_path, "engines: {'my_pkg.engine:MyEngine': {depth: 2}, fake: {capacity: 3}}")
+    ).engines
+    assert engines.settings("my_pkg.engine:MyEngine") == {"depth": 2}
+    assert engines.settings("fake")["capacity"] == 3 and engines.settings("another") == {}
+    assert EnginesConfig.model_validate_json(engines.model_dump_json()) == engines
+    with pytest.raises(ConfigError, match=r":2: engines.fak: is not a known field; did you mean 'fake'\?"):
+        load_config(write(tmp_path, "engines:\n  fak: {capacity: 3}"))
+    with pytest.raises(ConfigError, match=r"engines.my_pkg:Engine: should be a mapping of fields, got 3"):
+        load_config(write(tmp_path, "engines: {'my_pkg:Engine': 3}"))

@@ -25,6 +25,9 @@ HEAVY = (
     "code",
     [
         "import coe, routers, registry",
+        "from routers import Query, build, decide",
+        "from coe import GenerateRequest, Composition, Engine, open_local",
+        "from registry import ExpertSpec, Registry, apply, plan",
         "import registry.store, registry.spec, registry.reconcile",
         "import routers.base, routers.factory",
         "import coe.orchestrator, coe.scheduler, coe.memory, coe.config",

@@ -19,7 +19,7 @@ from model_files import (
 from safetensors.numpy import save_file
 
 from registry.describe import describe
-from registry.digest import digest_of, hash_files
+from registry.digest import digest_of, hash_files, identity
 from registry.errors import SourceError
 from registry.spec import (
     INPUT_USD_PER_MTOK_PER_BILLION,
@@ -317,3 +317,15 @@ def test_hashing_tells_its_progress(tmp_path: Path) -> None:
     spec = describe(draft(write_model(tmp_path / "m")), on_bytes=lambda done, total: told.append((done, total)))
     size = sum(record.size_bytes for record in spec.files)
     assert told[-1] == (size, size) and [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_an_engine_is_a_part_of_what_an_expert_is_and_nothing_changes_without_one() -> None:
+    """The digests are those of registries and saved routers that were written before experts could name an engine."""
+    echo = describe(ExpertSpec(name="echo", kind=Kind.MODEL, source="fake://echo", context_length=64))
+    assert echo.digest == "sha256:6ff38b9bb348ac586393e65fd12e3ec0b0d5c482785628b40686a04fa343dc95"
+    own = ExpertSpec(name="echo", kind=Kind.MODEL, source="fake://echo", context_length=64)
+    assert identity(own, {}) == "sha256:8d323c184a387a2987521232189fcde96a11f72b212d688e524642d54b49c9a6"
+    assert identity(echo, {}) == echo.digest
+    elsewhere = describe(own.model_copy(update={"engine": "loud"}))
+    assert elsewhere.engine == "loud" and elsewhere.digest != echo.digest
+    assert len({identity(spec, {}) for spec in (echo, elsewhere, echo.model_copy(update={"engine": "loud"}))}) == 3

@@ -39,8 +39,16 @@ def test_kinds_of_sources(source: str, kind: SourceKind) -> None:
 
 
 def test_unknown_schemes_say_what_there_is() -> None:
-    with pytest.raises(SourceError, match="s3:// is not a source; use a path, home://"):
+    with pytest.raises(SourceError, match="s3:// is not a source; use a path, home://.* or name the `engine`"):
         source_kind("s3://bucket/model")
+
+
+def test_an_engine_reads_schemes_of_its_own() -> None:
+    assert source_kind("s3://bucket/model", engine="bucket") is SourceKind.ENGINE
+    assert source_kind("hf://org/name", engine="bucket") is SourceKind.HUB
+    assert absolute_source("s3://bucket/model", Path("/conf")) == "s3://bucket/model"
+    assert not has_files(spec("s3://bucket/model").model_copy(update={"engine": "bucket"}))
+    assert has_files(spec("models/a").model_copy(update={"engine": "bucket"}))
 
 
 def test_relative_paths_are_read_against_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,9 @@ def test_good_names(name: str) -> None:
         ({"price": {"input_usd_per_mtok": float("nan"), "output_usd_per_mtok": 0}}, "finite"),
         ({"context_length": 0}, "greater than 0"),
         ({"color": "red"}, "Extra inputs"),
+        ({"kind": "adapter", "base": "b", "engine": "x"}, "runs on its base's engine: leave `engine` out"),
+        ({"kind": "composed", "source": "", "members": ["b", "c"], "engine": "x"}, "the engines of its members"),
+        ({"engine": ""}, "at least 1 character"),
     ],
 )
 def test_fields_must_fit_the_kind(fields: dict[str, Any], message: str) -> None:

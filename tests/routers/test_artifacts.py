@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from routers.decision import decide
 from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidArtifact, RouterError, StaleArtifactWarning
 from routers.factory import KINDS, build
+from routers.kinds.auto.router import Chosen
+from routers.kinds.baselines import FixedRouter
 from routers.outcomes.reference import Reference
 
 ENCODER = HashingEncoder(64)
@@ -135,3 +138,80 @@ def test_settings_that_are_not_json_are_refused_and_nothing_is_written(tmp_path,
     with pytest.raises(RouterError, match="a knn router cannot be saved, its settings are not JSON"):
         save(router, tmp_path / "r", table=TABLE, encoder=ENCODER)
     assert not (tmp_path / "r").exists()
+
+
+PLUGIN = """
+import numpy as np
+from routers import Estimate, RouterState
+
+class First:
+    kind = "first"
+    requires = frozenset()
+    experts = ()
+    def fit(self, table):
+        self.experts = table.experts
+        return self
+    def estimate(self, queries):
+        return Estimate(self.experts, np.tile(np.linspace(1, 0, len(self.experts)), (len(queries), 1)))
+    def state(self):
+        return RouterState({}, {"experts": list(self.experts)})
+    @classmethod
+    def from_state(cls, state, encoder):
+        router = cls()
+        router.experts = tuple(state.settings["experts"])
+        return router
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """The name of a module of somebody else, which has not been imported."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "first_router.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    yield "first_router"
+    sys.modules.pop("first_router", None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("first_router:First", {}),
+        ("guarded", {"kind": "first_router:First", "method": "risk", "alpha": 0.5}),
+        ("auto", {"candidates": [{"kind": "first_router:First"}]}),
+    ],
+)
+def test_a_class_of_somebody_else_is_imported_only_where_it_is_allowed(tmp_path, plugin, monkeypatch, kind, settings):
+    """The artifact may come from a stranger: by itself it runs no code, whether its kind or that of a part names it."""
+    router = build(kind, ENCODER, settings).fit(TABLE)
+    if kind == "auto":  # whatever it chose on this table, hold the plug-in
+        router._chosen = (Chosen(build("first_router:First").fit(TABLE), 1.0, None),)
+    save(router, tmp_path / "r", table=TABLE, encoder=ENCODER)
+    sys.modules.pop(plugin)
+    with pytest.raises(InvalidArtifact, match="the module 'first_router' is not imported.*COE_PLUGINS=first_router"):
+        load(tmp_path / "r")
+    assert plugin not in sys.modules, "nothing ran"
+    for loaded in (load(tmp_path / "r", plugins=[plugin]), _from_environment(tmp_path / "r", plugin, monkeypatch)):
+        np.testing.assert_array_equal(loaded.router.estimate(QUERIES).quality, router.estimate(QUERIES).quality)
+        assert loaded.meta.kind == kind
+
+
+def _from_environment(folder, plugin, monkeypatch):
+    monkeypatch.setenv("COE_PLUGINS", plugin)
+    return load(folder)
+
+
+def test_no_class_but_a_router_is_taken_from_an_artifact(saved):
+    edit(saved, kind="subprocess:Popen")
+    with pytest.raises(InvalidArtifact, match="the module 'subprocess' is not imported"):
+        load(saved)
+    with pytest.raises(InvalidArtifact, match="the class Popen has no kind, fit, estimate, state, from_state"):
+        load(saved, plugins=["subprocess"])
+
+
+def test_a_class_that_no_name_leads_to_cannot_be_saved(tmp_path):
+    class Local(FixedRouter):
+        kind = "local"
+
+    with pytest.raises(RouterError, match="a local router cannot be saved: .*Local is defined inside a function"):
+        save(Local("law-expert").fit(TABLE), tmp_path / "r", table=TABLE, encoder=None)

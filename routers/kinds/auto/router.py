@@ -26,7 +26,7 @@ from routers.encoders.build import CachedEncoder, Encoder, build_encoder
 from routers.encoders.remembered import Remembered
 from routers.errors import InvalidArtifact, InvalidSettings, RouterError
 from routers.evaluation.cross_validation import stratified_folds
-from routers.factory import KINDS, TrainableRouter, reads_text, router_class, settings_of
+from routers.factory import ROUTERS, TrainableRouter, kind_of, reads_text, router_class, settings_of
 from routers.kinds.auto.blend import blend
 from routers.kinds.auto.candidates import BASELINE_KIND, CANDIDATES, Candidate, Row
 from routers.kinds.auto.selection import Choice, Expected, Trial, choose, expect
@@ -88,8 +88,10 @@ class AutoRouter:
             raise InvalidSettings(f"n_folds must be at least 3, so that a choice can be scored; got {n_folds}")
         if budget_minutes is not None and not budget_minutes > 0:
             raise InvalidSettings(f"budget_minutes must be positive, got {budget_minutes}")
-        if unknown := [c.kind for c in candidates if c.kind not in KINDS or c.kind == self.kind]:
-            raise InvalidSettings(f"{', '.join(unknown)} cannot be a candidate; there are: {', '.join(KINDS)}")
+        if unknown := [c.kind for c in candidates if c.kind not in ROUTERS or c.kind == self.kind]:
+            raise InvalidSettings(
+                f"{', '.join(unknown)} cannot be a candidate; there are: {', '.join(ROUTERS.names())}"
+            )
         self.encoder = encoder
         self.encoders = tuple(encoders)
         self.candidates = tuple(candidates)
@@ -179,7 +181,7 @@ class AutoRouter:
         digests = {name: encoder.digest for name, encoder in self._encoders().items()}
         members = [
             {
-                "kind": chosen.router.kind,
+                "kind": kind_of(chosen.router),
                 "weight": chosen.weight,
                 "encoder": chosen.encoder,
                 "encoder_digest": None if chosen.encoder is None else digests[chosen.encoder],

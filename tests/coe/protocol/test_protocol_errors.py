@@ -51,6 +51,8 @@ TOLD = {
     registry.errors.DigestMismatch("x"): (500, SERVER, "registry_error", "hidden"),
     registry.errors.StoreError("x"): (500, SERVER, "registry_error", "hidden"),
     registry.errors.DiskFull(Path("x")): (500, SERVER, "registry_error", "hidden"),
+    registry.errors.PluginError("x"): (500, SERVER, "registry_error", "hidden"),
+    registry.errors.UnknownPlugin("x"): (500, SERVER, "registry_error", "hidden"),
     ValueError("x"): (500, SERVER, "internal_error", "hidden"),
 }
 

@@ -1,0 +1,24 @@
+import pytest
+
+from registry.spelling import close_matches, did_you_mean, question
+
+KNOWN = ("category", "knn", "cluster")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("categry", {}, "; did you mean 'category'?"),
+        ("categry", {"listed": True}, "; did you mean 'category'? there are: category, knn, cluster"),
+        ("xyz", {}, ""),
+        ("xyz", {"listed": True}, "; there are: category, knn, cluster"),
+    ],
+)
+def test_the_end_of_a_message(name, options, expected):
+    assert did_you_mean(name, KNOWN, **options) == expected
+
+
+def test_several_suggestions_and_an_empty_list():
+    assert question("rouge", ["rouge1", "rouge2", "blue"], most=2) == "did you mean 'rouge2' or 'rouge1'?"
+    assert close_matches("rouge", ["rouge1", "rouge2", "blue"]) == ("rouge2",)
+    assert did_you_mean("x", [], listed=True) == "; there are: none"
