@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import queue
+import signal
 import sys
 import threading
 import uuid
@@ -110,7 +111,7 @@ def ray_executor(config: BatchConfig) -> Iterator[RayExecutor]:
         logging.getLogger(logger).setLevel(logging.ERROR)
     try:
         if ours:
-            with _unsaid():
+            with _unsaid(), _own_sigterm():
                 _connect(config)
         yield RayExecutor(config)
     finally:
@@ -130,6 +131,15 @@ def _unsaid() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM: Ray's core replaces it by one that ends the process on the spot."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _connect(config: BatchConfig) -> None:

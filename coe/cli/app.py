@@ -1,42 +1,65 @@
 """Mounts the commands and turns errors into one clear line and an exit status.
 
-Exit status: 0 done; 1 a check said no, or the work failed; 2 the command line is wrong; 130 interrupted.
+Exit status: 0 done; 1 a check failed, or the work did; 2 the command line is wrong; 130 Ctrl-C; 143 SIGTERM.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from coe.cli import ask, batch, config, encoder, evaluate, init, outcomes, plan, profile, registry, replay, route, serve
+from coe.cli import ask, batch, encoder, evaluate, interrupts, outcomes, plan, registry, replay, serve
+from coe.cli.config import command as config
+from coe.cli.init import command as init
 from coe.cli.output import console
+from coe.cli.profile import command as profile
+from coe.cli.route import command as route
 from coe.cli.router.app import app as router_app
 from coe.version import __version__
 
+START, ASK, EXPERTS, MEASURE, ROUTERS, SERVE = "Start", "Ask", "Experts", "Measure", "Routers", "Serve"
+
+_ORDER = (
+    *("init", "config", "ask", "route", "registry", "eval", "outcomes", "profile", "router", "encoder"),
+    *("serve", "plan", "batch", "replay"),
+)
+
+
+class _InOrder(TyperGroup):
+    """Lists commands and groups in one order, as a reader meets them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names in `_ORDER`, and what is not in it last."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
+
 app = typer.Typer(
     name="coe",
+    cls=_InOrder,
     help="Serve and route many expert LLMs and LoRA adapters as one system.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(registry.app, name="registry", help="What experts exist: apply, list, verify.")
-app.add_typer(outcomes.app, name="outcomes", help="Check and import measured outcomes.")
-app.add_typer(router_app, name="router", help="Train, cross-validate and evaluate routers.")
-app.add_typer(encoder.app, name="encoder", help="Make a fast encoder out of a good one.")
-app.add_typer(config.app, name="config", help="Check a configuration.")
-app.command("init")(init.init)
-app.command("route")(route.route)
-app.command("ask")(ask.ask)
-app.command("serve")(serve.serve)
-app.command("batch")(batch.batch)
-app.command("plan")(plan.plan)
-app.command("replay")(replay.replay)
-app.command("eval")(evaluate.evaluate)
-app.command("profile")(profile.profile)
+app.command("init", rich_help_panel=START)(init.init)
+app.add_typer(config.app, name="config", rich_help_panel=START, help="Check a configuration.")
+app.command("ask", rich_help_panel=ASK)(ask.ask)
+app.command("route", rich_help_panel=ASK)(route.route)
+app.add_typer(registry.app, name="registry", rich_help_panel=EXPERTS, help="Register, list and verify experts.")
+app.command("eval", rich_help_panel=MEASURE)(evaluate.evaluate)
+app.add_typer(outcomes.app, name="outcomes", rich_help_panel=MEASURE, help="Check and import outcome tables.")
+app.command("profile", rich_help_panel=MEASURE)(profile.profile)
+app.add_typer(router_app, name="router", rich_help_panel=ROUTERS, help="Train, evaluate and compare routers.")
+app.add_typer(encoder.app, name="encoder", rich_help_panel=ROUTERS, help="Distill fast encoders for routers.")
+app.command("serve", rich_help_panel=SERVE)(serve.serve)
+app.command("plan", rich_help_panel=SERVE)(plan.plan)
+app.command("batch", rich_help_panel=SERVE)(batch.batch)
+app.command("replay", rich_help_panel=SERVE)(replay.replay)
 
 
 def _version(show: bool) -> None:
@@ -54,13 +77,14 @@ def _root(
 
 def main() -> None:
     """Entry point of the `coe` command."""
-    # Nothing is fetched from a hub behind the user's back, and tokenizers do not fork threads under us.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers must not fork threads
+    interrupts.watch_signals()
     try:
         app()
-    except KeyboardInterrupt:
-        console.print("\n[yellow]interrupted[/]")
-        sys.exit(130)
+    except SystemExit as end:
+        sys.exit(interrupts.status_of(end.code))
+    except KeyboardInterrupt:  # before a command has begun
+        sys.exit(interrupts.status_of(interrupts.BY_CTRL_C))
     except Exception as error:
         if not _ours(error) or os.environ.get("COE_TRACEBACK"):
             raise

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coe.cli.interrupts import interrupted
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import Progress, Task, progress
 
@@ -56,10 +57,7 @@ def batch(
                 resume=resume,
             )
     except KeyboardInterrupt:
-        console.print("\n[yellow]interrupted[/]: what is answered is kept. To go on:", highlight=False)
-        again = _again(config, source, output, model, ray)
-        console.print(f"  {again}", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise interrupted("the answers so far are kept.", _again(config, source, output, model, ray)) from None
     _show(run, output, to_stdout=json != "-")
     emit_json({"output": output, **run}, json)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coe.cli.interrupts import interrupted
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.router.options import names_of
 from coe.cli.runs import run_in
@@ -68,9 +69,7 @@ def evaluate(
         report = asyncio.run(running)
     except KeyboardInterrupt:
         again = _again(config, tasks, output, experts, settings)
-        console.print("\n[yellow]interrupted[/]: the answers so far are kept. To go on:", highlight=False)
-        console.print(f"  {again}", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise interrupted("the answers so far are kept.", again) from None
     finally:
         signals.close()
     _show(report, output, to_stdout=json != "-")

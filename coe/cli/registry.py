@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coe.cli.expert_profile import print_profile, profile_document
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
-from coe.cli.profile_report import print_profile, profile_document
 from coe.cli.progress import Progress, Task, progress
 
 if TYPE_CHECKING:

@@ -149,7 +149,7 @@ def test_ctrl_c_keeps_the_answers_and_says_how_to_go_on(place: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(FakeExpert, "generate", interrupted)
         result = coe_batch("--model", "auto", "--ray", "auto")
-    assert result.exit_code == 130 and "interrupted: what is answered is kept" in result.stderr
+    assert result.exit_code == 130 and "interrupted: the answers so far are kept" in result.stderr
     assert json.loads(Path("out/run.json").read_text())["status"] == "interrupted"
     words = shlex.split(result.stderr.strip().splitlines()[-1])
     assert words[:2] == ["coe", "batch"] and "--resume" in words

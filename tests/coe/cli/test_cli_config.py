@@ -96,9 +96,9 @@ policies:
 
 
 def test_the_parts_of_a_pool_are_checked(tmp_path: Path) -> None:
-    config = "experts: [experts.yaml]\npolicies: {default: {expert: echo}}\nserve:\n  hosts:\n"
+    config = "experts: [experts.yaml]\npolicies: {default: {expert: echo}}\nserve:\n  pools:\n"
     document = check(write(tmp_path, config + "    - {experts: [echo, uper]}\n"))
-    assert places(document) == [("coe.yaml", 5, "serve.hosts[0].experts[1]")]
+    assert places(document) == [("coe.yaml", 5, "serve.pools[0].experts[1]")]
 
 
 @pytest.mark.parametrize(

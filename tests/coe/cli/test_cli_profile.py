@@ -14,7 +14,7 @@ import typer
 import yaml
 from typer.testing import CliRunner, Result
 
-from coe.cli.profile import profile
+from coe.cli.profile.command import profile
 from coe.cli.registry import app as registry_app
 from coe.engines.fake import FakeExpert
 from coe.errors import ConfigError, TaskError

@@ -5,7 +5,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from coe.cli.route import route
+from coe.cli.route.command import route
 from coe.cli.router.app import app as router_app
 from registry.spec import ExpertSpec
 from registry.store import Registry

@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from coe.cli.route import route
+from coe.cli.route.command import route
 from coe.cli.router.app import app as router_app
 from coe.errors import ConfigError
 from coe.local import open_local

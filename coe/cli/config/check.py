@@ -166,7 +166,7 @@ def _check_names(document: Document, config: Config, snapshot: Snapshot, finding
     """Experts that `host` and `serve` name."""
     named: list[tuple[Loc, str]] = [(("host", "pins", i), pin) for i, pin in enumerate(config.host.pins)]
     for number, hosts in enumerate(config.serve.pools):
-        at: Loc = ("serve", "hosts", number)
+        at: Loc = ("serve", "pools", number)
         named += [((*at, "experts", i), name) for i, name in enumerate(hosts.experts or ())]
         named += [((*at, "pins", i), name) for i, name in enumerate(hosts.pins or ())]
     for loc, name in named:

@@ -9,7 +9,7 @@ import typer
 
 from coe.cli.output import JsonTarget, emit_json, stdout_console
 from coe.cli.registry import RegistryUrl
-from coe.cli.route_report import decision_document, print_explanation
+from coe.cli.route.report import decision_document, print_explanation
 from coe.cli.router.options import CostWeight, names_of, tell_of_truncation
 from coe.cli.router.report import warnings_on_console
 from coe.cli.router.signals import SignalConfig, query_with_signals

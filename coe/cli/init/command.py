@@ -12,8 +12,8 @@ from coe.cli.output import JsonTarget, console, emit_json
 from coe.cli.progress import progress, status
 
 if TYPE_CHECKING:
-    from coe.cli.config_check import Findings
-    from coe.cli.init_found import Found
+    from coe.cli.config.check import Findings
+    from coe.cli.init.found import Found
 
 EXPERTS_FILE, CONFIG_FILE = "experts.yaml", "coe.yaml"
 
@@ -40,8 +40,8 @@ def init(
     Nothing is downloaded. The headers of local files are read, endpoints are asked for their models. The base of an
     adapter is found among the arguments, beside it, under $COE_HOME/models, or named as its repository.
     """
-    from coe.cli.init_files import config_text, experts_text, template_texts
-    from coe.cli.init_sources import inspect_sources
+    from coe.cli.init.files import config_text, experts_text, template_texts
+    from coe.cli.init.sources import inspect_sources
 
     files = [out / EXPERTS_FILE, out / CONFIG_FILE]
     existing = [str(file) for file in files if file.exists()]
@@ -76,7 +76,7 @@ def _write(files: list[Path], texts: tuple[str, str]) -> None:
 
 
 def _check(config: Path) -> Findings:
-    from coe.cli.config_check import check_config
+    from coe.cli.config.check import check_config
     from coe.cli.registry import HashingProgress
 
     with progress(transient=True) as shown:
@@ -85,7 +85,7 @@ def _check(config: Path) -> Findings:
 
 
 def _show(out: Path, files: list[Path], checked: Findings, *, template: bool) -> None:
-    from coe.cli.config import print_problem
+    from coe.cli.config.command import print_problem
 
     for file in files:
         console.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)

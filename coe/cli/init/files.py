@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coe.cli.init_found import Found
+from coe.cli.init.found import Found
 from registry.spec import Kind
 from registry.storage import coe_home
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coe.cli.evaluate import TASK_FOLDER
+from coe.cli.interrupts import interrupted
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
-from coe.cli.profile_place import Asking, Place
-from coe.cli.profile_report import print_choice, print_profiles
+from coe.cli.profile.place import Asking, Place
+from coe.cli.profile.report import print_choice, print_profiles
 from coe.cli.registry import RegistryUrl
 from coe.cli.router.options import Experts, LabelColumn, Seed, names_of
 
@@ -79,8 +80,7 @@ def profile(
             assert outcomes is not None  # _check_flags
             document, rows, show = _read_outcomes(place, outcomes, names_of(experts), label_column, source, limit)
     except KeyboardInterrupt:
-        console.print("\n[yellow]interrupted[/]: the answers so far are kept; the same command goes on from there")
-        raise typer.Exit(130) from None
+        raise interrupted("the answers so far are kept; the same command goes on from there") from None
     stored_in = place.store(rows)
     if json != "-":
         show()

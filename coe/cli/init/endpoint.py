@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from coe.cli.init_found import Found
+from coe.cli.init.found import Found
 from coe.errors import ConfigError
 from registry.spec import RESERVED_NAMES, RESERVED_PREFIX
 

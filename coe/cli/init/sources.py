@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from coe.cli.init_endpoint import list_models
-from coe.cli.init_found import ADAPTER_CONFIG, MODEL_CONFIG, MODULES, Found
-from coe.cli.init_hub import describe_repository
+from coe.cli.init.endpoint import list_models
+from coe.cli.init.found import ADAPTER_CONFIG, MODEL_CONFIG, MODULES, Found
+from coe.cli.init.hub import describe_repository
 from coe.errors import ConfigError
 from registry.errors import RegistryError, SourceError
 from registry.headers import ADAPTER_FILE, read_json

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from coe.cli.output import stdout_console
-from coe.cli.recruiting_report import print_recruiting
+from coe.cli.route.recruiting import print_recruiting
 from coe.cli.router.report import per_thousand
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ def check(
     fallbacks, compositions and pins name. All problems are listed at once, each with file, line and field. Files are
     read and hashed; nothing is downloaded and no model is loaded.
     """
-    from coe.cli.config_check import check_config
+    from coe.cli.config.check import check_config
 
     with progress(transient=True) as shown:
         hashing = HashingProgress(shown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from coe.cli.init_found import ADAPTER_CONFIG, Found
+from coe.cli.init.found import ADAPTER_CONFIG, Found
 from registry.errors import SourceError
 from registry.headers import read_json
 from registry.spec import Kind

@@ -1,45 +1,21 @@
-"""Profiles and trials of aggregators for people."""
+"""What is known of one expert: its strengths and weaknesses by skill, as `coe registry show` prints them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from coe.cli.output import console, stdout_console
+from coe.cli.output import stdout_console
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
-    from coe.evaluation.aggregators import Choice, Tried
-    from registry.profiles import ProfileRow, Profiles
+    from registry.profiles import Profiles
     from registry.spec import ExpertSpec
     from registry.store import Registry
 
 _SHOWN = 8
 """Most strengths, and most weaknesses, that are shown of an expert."""
-
-
-def print_profiles(rows: Sequence[ProfileRow], *, kept: bool) -> None:
-    """An expert a line: how many questions, how well, and where best and worst."""
-    from rich.markup import escape
-
-    from registry.profiles import Profiles
-    from registry.strengths import strengths
-
-    profiles = Profiles.of_rows(rows)
-    table = _table("expert", "counts", "mean", "strongest", "weakest")
-    for expert in profiles.experts:
-        total, skills = profiles.total(expert), strengths(profiles, expert)
-        assert total is not None  # it is one of those measured
-        best, worst = skills[0], skills[-1]
-        weakest = "" if best is worst else f"{escape(worst.skill)} {worst.accuracy:.1%}"
-        strongest = f"{escape(best.skill)} {best.accuracy:.1%}"
-        table.add_row(expert, f"{total.n:,}", f"{total.accuracy:.1%}", strongest, weakest)
-    stdout_console().print(table)
-    sources = ", ".join(sorted({row.source for row in rows}))
-    told = "`coe registry show NAME` tells more" if kept else "not kept: the registry is in memory"
-    console.print(f"read from {sources}; {told}", highlight=False, markup=False, soft_wrap=True)
 
 
 def profile_document(spec: ExpertSpec, store: Registry) -> dict[str, Any] | None:
@@ -92,40 +68,6 @@ def print_profile(name: str, document: dict[str, Any] | None) -> None:
     out.print(_read_from(document), highlight=False, markup=False, soft_wrap=True)
 
 
-def print_choice(results: Sequence[Tried], choice: Choice, out: Console) -> None:
-    """How every expert aggregated, who did best on each label, and what a policy says to use them."""
-    import yaml
-
-    from coe.evaluation.aggregators import CHANCE
-
-    table = _table("aggregator", "accuracy", "95%", "n", "USD / 1k", "tokens", "failed")
-    for one in results:
-        if one.label is None:
-            table.add_row(
-                f"[bold]{one.expert}[/]" if one.expert == choice.best.expert else one.expert,
-                f"{one.accuracy:.1%}", f"{one.low:.1%} - {one.high:.1%}", str(one.n),
-                "-" if one.mean_cost_usd is None else f"{1e3 * one.mean_cost_usd:.4f}",
-                f"{one.mean_tokens:.1f}", str(one.failures),
-            )  # fmt: skip
-    out.print(table)
-    out.print(f"taking one of the answers at random: {CHANCE:.1%}", highlight=False)
-    if len(choice.of_label) > 1:
-        out.print(_label_table(choice))
-    if not choice.beats_chance:
-        console.print("[yellow]nobody is surely better than that: a vote needs no aggregator[/]")
-    text = yaml.safe_dump({"composition": choice.composition()}, default_flow_style=None, sort_keys=False, width=110)
-    out.print(f"in a policy of the configuration:\n{text}", highlight=False, markup=False, soft_wrap=True, end="")
-
-
-def _label_table(choice: Choice) -> Table:
-    from rich.markup import escape
-
-    table = _table("label", "aggregator", "accuracy", "95%", "n")
-    for label, one in choice.of_label.items():
-        table.add_row(escape(label), one.expert, f"{one.accuracy:.1%}", f"{one.low:.1%} - {one.high:.1%}", str(one.n))
-    return table
-
-
 def _skills(own: Profiles, everybody: Profiles, name: str) -> list[dict[str, Any]]:
     """The strengths of an expert, which may be one that was, beside those of the others as they are."""
     from registry.profiles import Profiles
@@ -139,7 +81,7 @@ def _skills(own: Profiles, everybody: Profiles, name: str) -> list[dict[str, Any
 def _skill_table(title: str, skills: Sequence[dict[str, Any]]) -> Table:
     from rich.markup import escape
 
-    table = _table(title, "accuracy", "95%", "n", "others", "lead")
+    table = plain_table(title, "accuracy", "95%", "n", "others", "lead")
     for one in skills:
         others = "-" if one["others"] is None else f"{one['others']:.1%}"
         lead = "-" if one["lead"] is None else f"{100 * one['lead']:+.1f}"
@@ -161,7 +103,8 @@ def _read_from(document: dict[str, Any]) -> str:
     return f"{mean}measured by {read}" + (f"; {others:,} more counts are of other versions" if others else "")
 
 
-def _table(first: str, *columns: str) -> Table:
+def plain_table(first: str, *columns: str) -> Table:
+    """A table without a frame: the first column and those of text to the left, figures to the right."""
     from rich import box
     from rich.table import Table
 

@@ -1,0 +1,1 @@
+"""`coe config`: is a configuration right, and what may it hold."""

@@ -1,0 +1,1 @@
+"""`coe init`: an experts file and a configuration for models that exist."""

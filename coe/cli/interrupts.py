@@ -1,0 +1,66 @@
+"""Ctrl-C and SIGTERM: both end a command alike, with what to type to go on, and exit status 130 or 143.
+
+Signals belong to the process, so this module keeps what it saw of them.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from types import FrameType
+
+import typer
+
+from coe.cli.output import console
+
+BY_CTRL_C = 128 + signal.SIGINT
+_BY_SIGTERM = 128 + signal.SIGTERM
+
+
+@dataclass(slots=True)
+class _Seen:
+    sigterm: bool = False
+    printed: bool = False
+
+
+_seen = _Seen()
+
+
+def watch_signals() -> None:
+    """From now on, SIGTERM does what Ctrl-C does: `KeyboardInterrupt`, or the cancellation of an asyncio program."""
+    _seen.sigterm = _seen.printed = False
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(_: int, frame: FrameType | None) -> None:
+    _seen.sigterm = True
+    handler = signal.getsignal(signal.SIGINT)  # asyncio has its own while a program runs
+    if callable(handler):
+        handler(signal.SIGINT, frame)
+    else:  # a shell's background job ignores Ctrl-C, which SIGTERM is not
+        raise KeyboardInterrupt
+
+
+def interrupted(kept: str = "", resume: str | None = None) -> typer.Exit:
+    """Print that the command was interrupted; raise what is returned.
+
+    Args:
+        kept: what is kept of the work. resume: the command that goes on with it.
+    """
+    _seen.printed = True
+    console.print(f"\n[yellow]interrupted[/]{': ' if kept else ''}{kept}", highlight=False, soft_wrap=True)
+    if resume is not None:
+        console.print(f"To go on:\n  {resume}", highlight=False, markup=False, soft_wrap=True)
+    return typer.Exit(exit_status())
+
+
+def exit_status() -> int:
+    """128 + the number of the signal, as shells have it."""
+    return _BY_SIGTERM if _seen.sigterm else BY_CTRL_C
+
+
+def status_of(status: str | int | None) -> str | int | None:
+    """The exit status of a command that ended with `status`; prints what an interrupted one has not printed."""
+    if status != BY_CTRL_C:
+        return status
+    return status if _seen.printed else interrupted().exit_code

@@ -1,0 +1,1 @@
+"""`coe route`: which expert a router chooses, and why."""
