@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from routers.base import Estimate, Floats, RoutingDecision
 from routers.errors import NoEligibleExpert, RouterError
-from routers.selectors import TIE_DECIMALS as TIE_DECIMALS
+from routers.ranking import TIE_DECIMALS as TIE_DECIMALS
+from routers.ranking import Ranking
 from routers.selectors import Candidates, Selector, TopK, known_costs
 
 WEIGHT_TEMPERATURE = 0.1
@@ -79,12 +79,11 @@ def decide(
     select = TopK(1 if k is None else k) if select is None else select
     utilities = _utilities(estimate, utility, load_s or {})
     permitted = _permitted(estimate, allowed)
-    candidates = permitted if estimate.eligible is None else permitted & estimate.eligible
-    overruled = ~_any_of_each_row(candidates)
-    candidates = np.where(overruled[:, None], permitted, candidates)
-    order = _best_first(estimate, np.where(candidates, utilities, -np.inf), rng)
-    weights = np.where(candidates, _weights(estimate, utilities), 0.0)
-    chosen = select.choose(Candidates(estimate, utilities, order, candidates.sum(axis=1), weights, rng))
+    ranking = Ranking.of(permitted, estimate.eligible, estimate.cost_usd, rng)
+    order = ranking.order(utilities)
+    weights = np.where(ranking.candidates, _weights(estimate, utilities), 0.0)
+    chosen = select.choose(Candidates(estimate, utilities, order, ranking.candidates.sum(axis=1), weights, rng))
+    overruled = ranking.overruled
     stands = [not over and columns[0] == row[0] for over, columns, row in zip(overruled, chosen, order, strict=True)]
     refused = _refused(estimate)
     return [
@@ -198,18 +197,6 @@ def _refusal(estimate: Estimate, i: int) -> RoutingDecision:
         reason="the router abstains" if estimate.reasons is None else estimate.reasons[i],
         truncated=estimate.truncated is not None and bool(estimate.truncated[i]),
     )
-
-
-def _best_first(estimate: Estimate, utilities: Floats, rng: np.random.Generator | None) -> NDArray[np.intp]:
-    """(n, m) expert columns, best first; the excluded ones (-inf) come last."""
-    rank = -np.round(utilities, TIE_DECIMALS)
-    keys: tuple[NDArray[Any], ...]  # the last one sorts first
-    if rng is not None:
-        keys = (rng.random(rank.shape), rank)
-    else:
-        cost = np.zeros(rank.shape) if estimate.cost_usd is None else estimate.cost_usd  # NaN sorts last
-        keys = (np.broadcast_to(np.arange(rank.shape[1]), rank.shape), cost, rank)
-    return np.asarray(np.lexsort(keys, axis=-1), dtype=np.intp)
 
 
 def _decision(

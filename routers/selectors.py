@@ -17,16 +17,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from registry.spelling import did_you_mean
 from routers.base import Estimate, Floats
 from routers.errors import InvalidSettings, RouterError
-
-TIE_DECIMALS = 12
-"""Utilities that agree to so many decimals are equal."""
-
-Columns = NDArray[np.intp]
+from routers.ranking import TIE_DECIMALS, Columns
 
 
 @dataclass(frozen=True, slots=True, eq=False)

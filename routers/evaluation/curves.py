@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from routers.evaluation.metrics import DRAWS, Floats, Picks, picked
-from routers.selectors import TIE_DECIMALS
+from routers.ranking import Ranking
 
 COST_WEIGHTS = 200
 """Cost weights of a sweep."""
@@ -52,25 +52,15 @@ class Sweep:
 def choose(
     quality: Floats, costs: Floats | None, eligible: NDArray[np.bool_] | None = None, cost_weight: float = 0.0
 ) -> Picks:
-    """(n,) the choice that `routers.decision.decide` makes with k = 1, for all queries at once.
+    """(n,) the choice that `routers.decision.decide` makes with k = 1.
 
     Args:
         quality, costs: (n, m) predicted; costs may be `None` where the cost weight is 0.
-        eligible: (n, m); `None` means all. A row without any leaves all.
+        eligible: (n, m); `None` means all. A row without any eligible expert leaves all.
     """
-    utility = np.asarray(quality, dtype=np.float64)
-    if cost_weight and costs is not None:
-        utility = utility - cost_weight * costs
-    possible = ~np.isnan(utility)
-    if eligible is not None:
-        kept = possible & eligible
-        possible = np.where(kept.any(axis=1, keepdims=True), kept, possible)
-    utility = np.where(possible, np.round(utility, TIE_DECIMALS), -np.inf)
-    best = utility == utility.max(axis=1, keepdims=True)
-    if costs is None:
-        return np.asarray(best.argmax(axis=1))
-    unknown_last = np.where(np.isnan(costs), np.finfo(np.float64).max, costs)
-    return np.asarray(np.where(best, unknown_last, np.inf).argmin(axis=1))
+    weighed = quality if costs is None or not cost_weight else quality - cost_weight * costs
+    utility = np.asarray(weighed, dtype=np.float64)
+    return Ranking.of(~np.isnan(utility), eligible, costs).first(utility)
 
 
 def cost_weight_grid(
@@ -130,7 +120,8 @@ def sweep(
         cost_weights: (t,); `None` takes `cost_weight_grid`.
     """
     grid = cost_weight_grid(quality, predicted_costs, eligible) if cost_weights is None else cost_weights
-    picks = [choose(quality, predicted_costs, eligible, float(cost_weight)) for cost_weight in grid]
+    ranking = Ranking.of(~np.isnan(quality - predicted_costs), eligible, predicted_costs)
+    picks = [ranking.first(quality - cost_weight * predicted_costs) for cost_weight in grid]
     return Sweep(grid, np.stack([picked(scores, p) for p in picks]), np.stack([picked(costs, p) for p in picks]))
 
 

@@ -29,7 +29,7 @@ from routers.kinds.skill.recruiting import (
 )
 from routers.kinds.skill.vocabulary import NONE, Match
 from routers.numeric.shrinkage import shrunk_means
-from routers.selectors import TIE_DECIMALS
+from routers.ranking import TIE_DECIMALS
 
 _ARRAYS = ("profile", "gamma", "kept", "accuracy", "mean_scores", "costs", "mean_costs")
 
