@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from coe.cli import ask, batch, encoder, evaluate, interrupts, outcomes, plan, registry, replay, serve
+from coe.cli.chat import command as chat
 from coe.cli.config import command as config
 from coe.cli.init import command as init
 from coe.cli.output import console
@@ -24,7 +25,7 @@ from coe.version import __version__
 START, ASK, EXPERTS, MEASURE, ROUTERS, SERVE = "Start", "Ask", "Experts", "Measure", "Routers", "Serve"
 
 _ORDER = (
-    *("init", "config", "ask", "route", "registry", "eval", "outcomes", "profile", "router", "encoder"),
+    *("init", "config", "ask", "chat", "route", "registry", "eval", "outcomes", "profile", "router", "encoder"),
     *("serve", "plan", "batch", "replay"),
 )
 
@@ -49,6 +50,7 @@ app = typer.Typer(
 app.command("init", rich_help_panel=START)(init.init)
 app.add_typer(config.app, name="config", rich_help_panel=START, help="Check a configuration.")
 app.command("ask", rich_help_panel=ASK)(ask.ask)
+app.command("chat", rich_help_panel=ASK)(chat.chat)
 app.command("route", rich_help_panel=ASK)(route.route)
 app.add_typer(registry.app, name="registry", rich_help_panel=EXPERTS, help="Register, list and verify experts.")
 app.command("eval", rich_help_panel=MEASURE)(evaluate.evaluate)

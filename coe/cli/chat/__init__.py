@@ -1,0 +1,1 @@
+"""`coe chat`: a conversation in the terminal."""
