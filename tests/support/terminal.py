@@ -62,7 +62,7 @@ class Terminal:
 def terminal(*words: str, cwd: Path, environment: Mapping[str, str] | None = None) -> Iterator[Terminal]:
     """`coe` with these words on a terminal; killed at the end of the block if it still runs."""
     master, slave = pty.openpty()
-    variables = {**os.environ, "TERM": "xterm", "PYTHONPATH": os.getcwd(), **(environment or {})}
+    variables = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(Path.cwd()), **(environment or {})}
     process = subprocess.Popen(
         [*COE, *words], stdin=slave, stdout=slave, stderr=slave, cwd=cwd, env=variables, start_new_session=True,
         preexec_fn=_controlling,
