@@ -17,11 +17,11 @@ from typing import Any
 from coe.batch.parts import answers_folder, read_calls, units_name, write_answers
 from coe.batch.records import dump_outcome
 from coe.batch.stages import Unit
-from coe.batch.storage import Folder
 from coe.compose import ExpertCall
 from coe.errors import EngineError, InvalidRequest, OutOfMemory, WeightsError
 from coe.host import Host
 from coe.orchestrator import Orchestrator
+from coe.runs.storage import Folder
 from coe.types import Answer, Chunk, Failure, GenerateRequest
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,3 @@ class InputError(BatchError):
     """The input file cannot be read as JSONL or Parquet."""
 
     code = "invalid_input"
-
-
-class BatchFolderError(BatchError):
-    """The output folder belongs to another run, or to a running one."""
-
-    code = "invalid_run_folder"

@@ -26,13 +26,13 @@ from coe.batch.results import read_note, result, write_run
 from coe.batch.rows import Row, parse_row
 from coe.batch.source import Source, Split, read
 from coe.batch.stages import Step, Unit, compositions, plan_units, step
-from coe.batch.storage import Folder
 from coe.compose import Composition, ExpertCall, WithFallback, build_composition, ruled_out
 from coe.config import Config
 from coe.errors import CoeError, EngineError
 from coe.local import build_policies
 from coe.orchestrator import Orchestrator
 from coe.routing import Routed
+from coe.runs.storage import Folder
 from coe.signals.signals import Signals
 from coe.types import Answer, Chunk, Failure, GenerateRequest
 from registry.store import Snapshot

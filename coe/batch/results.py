@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 
 from coe.batch.openai_lines import batch_line
 from coe.batch.records import RoutedRow, describe
-from coe.batch.storage import Folder
 from coe.errors import InvalidRequest
 from coe.protocol.responses import answers_body
+from coe.runs.storage import Folder
 from coe.types import Answer, Failure
 
 RESULTS_FILE, LINES_FILE = "results.parquet", "results.jsonl"

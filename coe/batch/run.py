@@ -12,17 +12,18 @@ from typing import Any, Protocol
 
 from coe.batch.answering import Answered
 from coe.batch.errors import BatchError
-from coe.batch.folder import COMPLETE, INTERRUPTED, RUNNING, RunFolder, known_experts, manifest, open_run_folder
+from coe.batch.manifest import known_experts, manifest, open_batch_folder
 from coe.batch.parts import PARTS, Job, Stepped, answers_folder, open_router, results_name, units_name
 from coe.batch.records import plain
 from coe.batch.results import merge
 from coe.batch.source import Source, Split, read_together, scan
 from coe.batch.stages import Unit, plan_shifts
-from coe.batch.storage import Folder
 from coe.config import Config
 from coe.experts import open_snapshot
 from coe.orchestrator import Orchestrator
 from coe.policy import AUTO, address
+from coe.runs.folder import COMPLETE, RUNNING, RunFolder, status_after
+from coe.runs.storage import Folder
 
 READING, ROUTING, MERGING = "reading the input", "routing", "merging"
 
@@ -94,9 +95,9 @@ class Batch:
             found = self._merge()
             self._session.seconds = time.perf_counter() - started
             self._save(COMPLETE, **found)
-        except BaseException:
+        except BaseException as error:
             self._session.seconds = time.perf_counter() - started
-            self._save(INTERRUPTED)
+            self._save(status_after(error))
             raise
         self._job.folder.remove(PARTS)
         return self._run.run
@@ -208,13 +209,14 @@ def run_batch(
         source, output: local paths, or URLs that fsspec knows.
         executor: opened when there is work; `runner.ray_executor` in earnest.
         model: of rows that name none.
-        resume: go on with what `output` holds of this run.
+        resume: continue the run that `output` holds.
 
     Returns:
         What run.json says: status, manifest, counts by expert, sessions with loads and times.
 
     Raises:
-        InputError: the input cannot be read. BatchFolderError: the folder is another run's.
+        InputError: the input cannot be read.
+        RunFolderError: the folder holds another run, or this one and `resume` is False.
         ConfigError, RegistryError, RouterError: the configuration, the registry or a router is wrong.
         UnknownModel: `model` is neither a policy nor an expert.
     """
@@ -222,11 +224,11 @@ def run_batch(
     router, found = open_input(config, source, model, watch)
     snapshot = router.snapshot
     wanted = manifest(config, snapshot, router.policies, found, model)
-    with open_run_folder(folder, wanted, resume=resume) as run:
+    with open_batch_folder(folder, wanted, resume=resume) as run:
         if run.status == COMPLETE:
             folder.remove(PARTS)
             return run.run
         run.run |= {"input": found.manifest(), "registry_version": snapshot.version}
-        job = Job(folder, found, config, known_experts(snapshot, run), model)
+        job = Job(folder, found, config, known_experts(snapshot, run.run), model)
         with executor() as working:
             return Batch(job, run, working, watch)()

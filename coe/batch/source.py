@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coe.batch.errors import InputError
-from coe.batch.storage import absolute, open_file
+from coe.runs.storage import absolute, open_file
 
 _BLOCK_BYTES = 8 * 2**20
 _SPLIT_BYTES = 16 * 2**20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,19 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coe.cli.interrupts import interrupted
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import Progress, Task, progress
+from coe.cli.runs import Resume, resumable
 
 if TYPE_CHECKING:
     from coe.config import Config
 
 
 def batch(
+    context: typer.Context,
     config: Annotated[Path, typer.Option("--config", "-c", help="The service's YAML.")],
     source: Annotated[str, typer.Option("--input", "-i", help="JSONL or Parquet: a local path or any fsspec URL.")],
     output: Annotated[str, typer.Option("--output", "-o", help="Folder of the run: a local path or any fsspec URL.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")] = False,
+    resume: Resume = False,
     model: Annotated[
         str,
         typer.Option("--model", "-m", help="Of rows that name none: 'auto', 'coe/<policy>', or an expert's name."),
@@ -38,26 +38,23 @@ def batch(
     Rows are OpenAI batch lines (custom_id, method, url, body), or plain ones: an optional id, a prompt (one user
     message) or messages, and any other field of a chat request. Writes OUTPUT/results.parquet, sorted by id, and
     run.json; for OpenAI batch lines also results.jsonl, in OpenAI's format. A row that fails is recorded with its
-    error. Interrupted at any moment, the same command with --resume goes on, to the same files.
+    error. Interrupted at any moment, the same command with --resume continues, to the same files.
     """
     from coe.batch.run import run_batch
     from coe.batch.runner import ray_executor
     from coe.config import load_config
 
     loaded = _with_address(load_config(config), ray)
-    try:
-        with BatchProgress.shown() as watcher:
-            run = run_batch(
-                loaded,
-                source=source,
-                output=output,
-                executor=lambda: ray_executor(loaded.batch),
-                watch=watcher,
-                model=model,
-                resume=resume,
-            )
-    except KeyboardInterrupt:
-        raise interrupted("the answers so far are kept.", _again(config, source, output, model, ray)) from None
+    with resumable(context, "batch"), BatchProgress.shown() as watcher:
+        run = run_batch(
+            loaded,
+            source=source,
+            output=output,
+            executor=lambda: ray_executor(loaded.batch),
+            watch=watcher,
+            model=model,
+            resume=resume,
+        )
     _show(run, output, to_stdout=json != "-")
     emit_json({"output": output, **run}, json)
 
@@ -136,13 +133,3 @@ def _loads(run: Mapping[str, Any]) -> dict[str, int]:
         for expert, count in session["loads"].items():
             loads[expert] = loads.get(expert, 0) + count
     return loads
-
-
-def _again(config: Path, source: str, output: str, model: str, ray: str | None) -> str:
-    """The command that resumes this run."""
-    words = ["coe", "batch", "--config", str(config), "--input", source, "--output", output, "--resume"]
-    if model != "auto":
-        words += ["--model", model]
-    if ray is not None:
-        words += ["--ray", ray]
-    return shlex.join(words)

@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coe.cli.interrupts import interrupted
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.router.options import names_of
-from coe.cli.runs import run_in
+from coe.cli.runs import Resume, resumable, run_in
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from coe.config import Config, PolicyConfig
-    from coe.evaluation.plan import Settings
     from coe.evaluation.report import Report
 
 TASK_FOLDER = Path("configs/tasks")
 
 
 def evaluate(
+    context: typer.Context,
     config: Annotated[
         Path, typer.Option("--config", "-c", help="Service configuration (YAML): which experts there are.")
     ],
     tasks: Annotated[str, typer.Option(help="Names of tasks, task YAML files, or a folder of them; comma-separated.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; resumed if it holds this run.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
     experts: Annotated[
         str | None, typer.Option(help="Only these, comma-separated: experts, or `coe/<policy>`; default: all experts.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of each task.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Keep the folder's answers, or discard them.")
-    ] = True,
+    resume: Resume = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Most questions in flight at once.")] = 32,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of sampling, at temperatures above 0.")] = 0,
@@ -44,7 +42,7 @@ def evaluate(
     """Run experts on tasks and write what each answered, scored and cost; a policy counts as one more expert.
 
     Writes OUTPUT/outcomes.parquet (the outcome table), run.json (what ran, how fast) and answers.jsonl (answers as they
-    come). Interrupted, the same command goes on where it stopped.
+    come). Interrupted, the same command with --resume continues.
     """
     import asyncio
 
@@ -64,14 +62,9 @@ def evaluate(
     signals = Signals(snapshot, loaded.engines)
     policies = build_policies(_named_policies(loaded, names), snapshot, signals)
     plan = plan_run(snapshot.experts, found, names, settings, columns(loaded, policies, snapshot))
-    running = run_in(output, plan, loaded, snapshot, fresh=not resume, concurrency=concurrency, policies=policies)
-    try:
+    running = run_in(output, plan, loaded, snapshot, resume=resume, concurrency=concurrency, policies=policies)
+    with resumable(context, "eval"), closing(signals):
         report = asyncio.run(running)
-    except KeyboardInterrupt:
-        again = _again(config, tasks, output, experts, settings)
-        raise interrupted("the answers so far are kept.", again) from None
-    finally:
-        signals.close()
     _show(report, output, to_stdout=json != "-")
     emit_json({"output": output, **report.summary}, json)
 
@@ -93,7 +86,7 @@ def _named_policies(config: Config, names: list[str] | None) -> dict[str, Policy
 
 
 def _show(report: Report, output: Path, *, to_stdout: bool) -> None:
-    from coe.evaluation.run_folder import OUTCOMES
+    from coe.evaluation.answer_folder import OUTCOMES
 
     screen = stdout_console() if to_stdout else console
     screen.print(_table(report))
@@ -121,15 +114,3 @@ def _table(report: Report) -> Table:
         scores = [(report.cells[spec.name, task].mean_score or 0.0, best[task]) for task in tasks]
         table.add_row(spec.name, *(f"[bold]{s:.1%}[/]" if s == top > 0 else f"{s:.1%}" for s, top in scores))
     return table
-
-
-def _again(config: Path, tasks: str, output: Path, experts: str | None, settings: Settings) -> str:
-    """The command that resumes this run."""
-    words = ["coe", "eval", "--config", str(config), "--tasks", tasks, "--output", str(output)]
-    if experts is not None:
-        words += ["--experts", experts]
-    if settings.limit is not None:
-        words += ["--limit", str(settings.limit)]
-    if settings.temperature:
-        words += ["--temperature", str(settings.temperature), "--seed", str(settings.seed)]
-    return shlex.join(words)

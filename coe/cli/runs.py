@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from coe.cli.interrupts import interrupted
 from coe.cli.output import console
 from coe.cli.progress import Task, progress
 
 if TYPE_CHECKING:
     from coe.config import Config
+    from coe.evaluation.answer_folder import AnswerFolder
     from coe.evaluation.plan import Plan
     from coe.evaluation.report import Report
-    from coe.evaluation.run_folder import RunFolder
     from coe.evaluation.runner import Progress
     from coe.policy import Policy
     from registry.store import Snapshot
+
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue the run in the folder; without it, a folder with a run is refused."),
+]
+
+
+@contextmanager
+def resumable(context: typer.Context, command: str) -> Iterator[None]:
+    """On Ctrl-C or SIGTERM, print the command that continues the run, and exit."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise interrupted("the answers so far are kept.", _resuming(context, command)) from None
+
+
+def _resuming(context: typer.Context, command: str) -> str:
+    """The command line as it was given, with --resume."""
+    words = ["coe", command]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name == "resume" or source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[name]
+        words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
+    return shlex.join([*words, "--resume"])
 
 
 async def run_in(
@@ -26,37 +57,42 @@ async def run_in(
     config: Config,
     snapshot: Snapshot,
     *,
-    fresh: bool,
+    resume: bool,
     concurrency: int,
+    discard: bool = False,
     policies: Mapping[str, Policy] | None = None,
 ) -> Report:
-    """Carry out a plan in a folder, which is resumed if it holds this run.
+    """Carry out a plan in a folder.
 
     Args:
+        resume, discard: as in `coe.evaluation.answer_folder.open_answer_folder`.
         policies: those that the plan has columns of.
 
     Raises:
-        RunFolderError: the folder holds another run, and it is not to be started afresh.
-        CoeError: see `coe.evaluation.runner.run`; what was answered is kept.
+        RunFolderError: the folder holds another run, or this one without `resume`.
+        CoeError: see `coe.evaluation.runner.run`; the answers so far are kept.
     """
+    from coe.evaluation.answer_folder import open_answer_folder
     from coe.evaluation.policies import asking
-    from coe.evaluation.run_folder import open_run_folder
     from coe.evaluation.runner import run
     from coe.host import open_host
 
     async with open_host(config, snapshot) as host, asking(host, policies or {}) as ask:
-        with open_run_folder(output, plan.manifest(), fresh=fresh) as folder, _bars(plan.n_rows) as on_progress:
-            _tell_resumed(folder)
+        opened = open_answer_folder(output, plan, resume=resume, discard=discard)
+        with opened as folder, _bars(plan.n_rows) as on_progress:
+            _show_resumed(folder)
             return await run(
                 plan, folder, ask, concurrency=concurrency, on_progress=on_progress, loads=lambda: host.loads
             )
 
 
-def _tell_resumed(folder: RunFolder) -> None:
+def _show_resumed(folder: AnswerFolder) -> None:
     if folder.was_cut:
-        console.print("[yellow]a half-written answer at the end of answers.jsonl was dropped; it is asked again[/]")
+        console.print(
+            "[yellow]dropped a half-written answer at the end of answers.jsonl; its question is asked again[/]"
+        )
     if folder.records:
-        console.print(f"resuming: {len(folder.records)} answers are there already")
+        console.print(f"resuming: {len(folder.records)} answers are in the folder")
 
 
 @contextmanager

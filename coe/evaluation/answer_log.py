@@ -11,17 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from coe.errors import CoeError
+from coe.runs.errors import RunFolderError
 from registry.storage import translate_disk_full
 
 _FLUSH_RECORDS = 16
 _FLUSH_S = 1.0
-
-
-class RunFolderError(CoeError):
-    """The folder of a run cannot be used; the message says what to do."""
-
-    code = "invalid_run_folder"
+_REMEDY = "delete the line, or use another --output"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +118,7 @@ def _parse(content: bytes, path: Path, run: str) -> Iterator[Record]:
         try:
             record = Record(**json.loads(line))
         except (ValueError, TypeError) as error:
-            raise RunFolderError(f"{path}:{number}: damaged ({error}); start over with --fresh") from error
+            raise RunFolderError(f"{path}:{number}: damaged ({error}); {_REMEDY}") from error
         if record.run != run:
-            raise RunFolderError(f"{path}:{number}: an answer of another run; start over with --fresh")
+            raise RunFolderError(f"{path}:{number}: an answer of another run; delete the line, or use another --output")
         yield record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
@@ -131,6 +132,11 @@ class Plan:
             "tasks": {task.name: task.digest for task in self.tasks},
             "settings": asdict(self.settings),
         }
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the manifest."""
+        return hashlib.sha256(json.dumps(self.manifest(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def plan_run(

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from coe.errors import TaskError
+from coe.evaluation.answer_folder import OUTCOMES
 from coe.evaluation.answer_log import Record
 from coe.evaluation.plan import Plan
 from coe.evaluation.report import Report
-from coe.evaluation.run_folder import OUTCOMES, RUN
 from coe.evaluation.tasks import Row, Task
+from coe.runs.folder import RUN
 from registry.profiles import Measure, ProfileRow
 from routers.outcomes.table import OutcomeTable
 

@@ -11,26 +11,9 @@ import numpy as np
 
 from coe.evaluation.answer_log import Record
 from coe.evaluation.plan import Column, Plan, PolicyColumn
-from coe.evaluation.run_folder import RunFolder
 from routers.outcomes.table import OutcomeTable
 
 Records = Mapping[tuple[str, str, str], Record]
-
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """What one process did of a run. `seconds` is wall time, loads included."""
-
-    started_at: str
-    seconds: float
-    answers: int
-    completion_tokens: int
-    loads: Mapping[str, int]
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Generated tokens a second of wall time."""
-        return self.completion_tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +38,7 @@ class Report:
 
     Attributes:
         cells: (expert, task) -> its figures.
-        summary: what run.json says beside the manifest.
+        summary: the content of run.json; before it is written, figures by expert and by task.
     """
 
     plan: Plan
@@ -100,8 +83,8 @@ def _cost(column: Column, record: Record) -> float | None:
     return column.price.cost_usd(record.prompt_tokens, record.completion_tokens) if column.price else None
 
 
-def build_report(plan: Plan, records: Records, folder: RunFolder, *, status: str, session: Session) -> Report:
-    """Put the records of a run together; `session` is the one that just ended."""
+def build_report(plan: Plan, records: Records) -> Report:
+    """The figures of a run's records."""
     cells = {
         (spec.name, task.name): Cell.of(
             r for (expert, name, _), r in records.items() if (expert, name) == (spec.name, task.name)
@@ -110,19 +93,10 @@ def build_report(plan: Plan, records: Records, folder: RunFolder, *, status: str
         for task in plan.tasks
     }
     summary = {
-        "status": status,
         "experts": {spec.name: _expert_summary(plan, spec.name, records) for spec in plan.experts},
         "tasks": {task.name: _task_summary(plan, task.name, cells) for task in plan.tasks},
-        "sessions": _sessions(folder, session),
     }
     return Report(plan, records, cells, summary)
-
-
-def _sessions(folder: RunFolder, session: Session) -> list[Mapping[str, Any]]:
-    """All sessions that did something; the first is always told."""
-    if folder.sessions and not session.answers:
-        return list(folder.sessions)
-    return [*folder.sessions, {**asdict(session), "tokens_per_s": round(session.tokens_per_s, 1)}]
 
 
 def _expert_summary(plan: Plan, name: str, records: Records) -> dict[str, Any]:

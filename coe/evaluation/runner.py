@@ -1,6 +1,6 @@
 """Runs experts on tasks: each base is loaded once, every answer is kept as it comes, a killed run goes on.
 
-    with open_run_folder(path, plan.manifest()) as folder:
+    with open_answer_folder(path, plan) as folder:
         report = await run(plan, folder, host.ask)
 
 Failures. A row that cannot be asked as it is (too long for the context, say) scores 0 for good. A row that an engine
@@ -16,14 +16,15 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from coe.errors import CoeError, ConfigError, EngineError, InvalidRequest, OutOfMemory, UnknownModel, WeightsError
+from coe.evaluation.answer_folder import AnswerFolder
 from coe.evaluation.answer_log import AnswerLog, Record
 from coe.evaluation.plan import Job, Plan
-from coe.evaluation.report import Report, Session, build_report
-from coe.evaluation.run_folder import RunFolder
+from coe.evaluation.report import Report, build_report
+from coe.runs.folder import COMPLETE, status_after
 from coe.types import Chunk, GenerateRequest, Usage
 
 Ask = Callable[[str, GenerateRequest], AsyncGenerator[Chunk, None]]
@@ -71,7 +72,7 @@ class _Run:
     """A session of a run."""
 
     plan: Plan
-    folder: RunFolder
+    folder: AnswerFolder
     ask: Ask
     on_progress: Callable[[Progress], None]
     log: AnswerLog = field(init=False)
@@ -130,7 +131,7 @@ class _Run:
         # In a thread: a slow grade (SQL) must not hold up the stream of other answers.
         score = 0.0 if error else await asyncio.to_thread(job.task.grader.grade, text, job.row.fields)
         return Record(
-            run=self.folder.fingerprint,
+            run=self.plan.fingerprint,
             expert=job.expert.name,
             task=job.task.name,
             row=job.row.id,
@@ -152,7 +153,7 @@ class _Run:
 
 async def run(
     plan: Plan,
-    folder: RunFolder,
+    folder: AnswerFolder,
     ask: Ask,
     *,
     concurrency: int = 32,
@@ -175,27 +176,29 @@ async def run(
     """
     session = _Run(plan, folder, ask, on_progress)
     session.resume()
-    started_at, started, status = datetime.now(UTC), time.perf_counter(), "stopped"
+    started_at, started, status = datetime.now(UTC), time.perf_counter(), COMPLETE
     try:
         with AnswerLog(folder.answers) as session.log:
             for _, jobs in plan.residencies():
                 await session.residency(jobs, concurrency)
-        status = "complete"
-    except asyncio.CancelledError:
-        status = "interrupted"
+    except BaseException as error:
+        status = status_after(error)
         raise
     finally:
         known = {record.key for record in folder.records if record.final}
         new = [record for key, record in session.records.items() if key not in known]
-        this = Session(
-            started_at=started_at.isoformat(timespec="seconds"),
-            seconds=round(time.perf_counter() - started, 3),
-            answers=len(new),
-            completion_tokens=sum(record.completion_tokens for record in new),
-            loads=dict(loads()),
-        )
-        report = build_report(plan, session.records, folder, status=status, session=this)
-        folder.write_run(report.summary)
+        seconds, tokens = time.perf_counter() - started, sum(record.completion_tokens for record in new)
+        this = {
+            "started_at": started_at.isoformat(timespec="seconds"),
+            "seconds": round(seconds, 3),
+            "answers": len(new),
+            "completion_tokens": tokens,
+            "loads": dict(loads()),
+            "tokens_per_s": round(tokens / seconds, 1),
+        }
+        report = build_report(plan, session.records)
+        had_work = new or not folder.run.sessions  # a session without work is only recorded where it is the first
+        report = replace(report, summary=folder.run.save(status, this if had_work else None, **report.summary))
     report.outcome_table().write(folder.outcomes)
     return report
 

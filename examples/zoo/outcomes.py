@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from coe.evaluation.answer_folder import open_answer_folder
 from coe.evaluation.plan import plan_run
-from coe.evaluation.run_folder import open_run_folder
 from coe.evaluation.runner import Progress, run
 from coe.evaluation.tasks import find_tasks
 from coe.host import Host
@@ -34,8 +34,8 @@ def shipped_outcomes(experts: Mapping[str, ExpertSpec]) -> OutcomeTable | None:
 
 
 async def measured_outcomes(host: Host, on_progress: Callable[[Progress], None]) -> OutcomeTable:
-    """Ask every expert every training question, as `coe eval` does; stopped at any point, it goes on from there."""
+    """Ask every expert every training question, as `coe eval` does; what an interrupted call answered is kept."""
     plan = plan_run(host.snapshot.experts, find_tasks(str(ZOO / "tasks"), []))
-    with open_run_folder(coe_home() / "zoo" / "outcomes", plan.manifest(), fresh=False) as folder:
+    with open_answer_folder(coe_home() / "zoo" / "outcomes", plan, resume=True) as folder:
         report = await run(plan, folder, host.ask, on_progress=on_progress)
         return report.outcome_table()

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from coe.batch.folder import RunFolder
 from coe.batch.parts import Job
 from coe.batch.planning.rates import Rates
 from coe.batch.planning.rehearsal import Asked, Rehearsal, Shift
 from coe.batch.run import Batch, Watcher, open_input
-from coe.batch.storage import Folder
 from coe.config import Config
 from coe.errors import WeightsError
 from coe.host import open_host
 from coe.policy import AUTO
+from coe.runs.folder import RunFolder
+from coe.runs.storage import Folder
 from registry.store import Snapshot
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from coe.batch.errors import BatchFolderError
-from coe.batch.folder import RUN
-from coe.batch.storage import Folder
+from coe.runs.errors import RunFolderError
+from coe.runs.folder import RUN
+from coe.runs.storage import Folder
 from registry.profiles import Profiles
 from registry.store import Snapshot
 
@@ -48,11 +48,11 @@ def rates_of_run(output: str, snapshot: Snapshot) -> Rates:
     A host's tokens a second are those of the shifts of each residency, from its weights being there to the last answer.
 
     Raises:
-        BatchFolderError: there is none, or none that has these figures.
+        RunFolderError: there is none, or none that has these figures.
     """
     folder = Folder.of(output)
     if not folder.exists(RUN):
-        raise BatchFolderError(f"{folder.at(RUN)} does not exist: name the --output of an earlier `coe batch`")
+        raise RunFolderError(f"{folder.at(RUN)} does not exist: name the --output of an earlier `coe batch`")
     try:
         with folder.open(RUN) as file:
             sessions: Sequence[Mapping[str, Any]] = json.loads(file.read())["sessions"]
@@ -61,7 +61,7 @@ def rates_of_run(output: str, snapshot: Snapshot) -> Rates:
         tokens, work_s = _counted(sessions, "completion_tokens"), _counted(sessions, "work_s")
         loaded_bytes, load_s = (sum(each[name] for each in sessions) for name in ("loaded_bytes", "load_s"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BatchFolderError(f"{folder.at(RUN)} has no figures of loads and answers to plan by") from error
+        raise RunFolderError(f"{folder.at(RUN)} has no figures of loads and answers to plan by") from error
     residencies: Counter[str] = Counter()
     for name, count in tokens.items():
         if name in snapshot.experts:

@@ -26,9 +26,9 @@ from coe.batch.parts import (
 from coe.batch.records import dump_outcome
 from coe.batch.source import Split
 from coe.batch.stages import Unit
-from coe.batch.storage import Folder
 from coe.compose import ExpertCall
 from coe.orchestrator import Orchestrator, query_of
+from coe.runs.storage import Folder
 from coe.types import DEFAULT_MAX_TOKENS, Answer, GenerateRequest, Usage
 from registry.spec import ExpertSpec
 from routers.constraints import ASCII_CHARS_PER_TOKEN, estimate_tokens

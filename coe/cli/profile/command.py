@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coe.cli.evaluate import TASK_FOLDER
-from coe.cli.interrupts import interrupted
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.profile.place import Asking, Place
 from coe.cli.profile.report import print_choice, print_profiles
 from coe.cli.registry import RegistryUrl
 from coe.cli.router.options import Experts, LabelColumn, Seed, names_of
+from coe.cli.runs import Resume, resumable
 
 if TYPE_CHECKING:
     from coe.evaluation.aggregators import Trial
@@ -50,17 +50,19 @@ def profile(
         typer.Option("--output", "-o", help="Folder of the answers; by default one under $COE_HOME/profiles."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Keep what was answered before, or ask all of it again.")
-    ] = True,
+    resume: Resume = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Ask everything, also what the registry has counts of; discards earlier answers."),
+    ] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Most questions in flight at once.")] = 32,
     seed: Seed = 0,
     json: JsonTarget = None,
 ) -> None:
     """Measure experts by skill, or read it from an outcome table, and keep the counts in the registry.
 
-    What was measured before is not asked again: a new expert, or one that changed, is measured by itself. Interrupted,
-    the same command goes on where it stopped.
+    Only experts and tasks without counts are asked: a new expert, or one that changed, is measured alone. Interrupted,
+    the same command with --resume continues.
     """
     _check_flags(outcomes, tasks, config, aggregators=aggregators, grader=grader)
     if tasks is not None and (label_column or source):
@@ -69,8 +71,8 @@ def profile(
         raise typer.BadParameter("the configuration says which registry: give one of the two", param_hint="--registry")
     place = Place.of(config, registry, with_output=json is not None or output is not None)
     folders = (TASK_FOLDER, *([config.absolute().parent / "tasks"] if config else []))
-    asking = Asking(place, output, folders, fresh=not resume, concurrency=concurrency)
-    try:
+    asking = Asking(place, output, folders, resume=resume, fresh=fresh, concurrency=concurrency)
+    with resumable(context, "profile"):
         if aggregators:
             trials = _trials(asking, outcomes, tasks, grader, label_column, source, limit=limit, seed=seed)
             document, rows, show = _try_aggregators(asking, trials, names_of(experts))
@@ -79,8 +81,6 @@ def profile(
         else:
             assert outcomes is not None  # _check_flags
             document, rows, show = _read_outcomes(place, outcomes, names_of(experts), label_column, source, limit)
-    except KeyboardInterrupt:
-        raise interrupted("the answers so far are kept; the same command goes on from there") from None
     stored_in = place.store(rows)
     if json != "-":
         show()
@@ -167,7 +167,7 @@ def _ask_tasks(asking: Asking, tasks: str, names: list[str] | None, limit: int |
 def _tell_failures(report: Report) -> None:
     failed = sum(not record.final for record in report.records.values())
     if failed:
-        console.print(f"[yellow]{failed} answers failed and do not count; the same command asks them again[/]")
+        console.print(f"[yellow]{failed} answers failed and do not count; the same command with --resume asks again[/]")
 
 
 def _trials(

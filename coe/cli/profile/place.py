@@ -74,18 +74,23 @@ class Asking:
     place: Place
     output: Path | None
     task_folders: tuple[Path, ...]
+    resume: bool
     fresh: bool
     concurrency: int
 
     def run(self, plan: Plan, part: str = "") -> Report:
-        """Carry out a plan in its folder: `part` of the output, or one of its own."""
-        from coe.evaluation.run_folder import fingerprint_of
+        """Carry out a plan in `part` of the output; without an output, in a cache, named by the plan's content."""
         from registry.storage import coe_home
 
-        folder = self.output / part if self.output else coe_home() / "profiles" / fingerprint_of(plan.manifest())
         assert self.place.config is not None  # _check_flags
         running = run_in(
-            folder, plan, self.place.config, self.place.snapshot, fresh=self.fresh, concurrency=self.concurrency
+            self.output / part if self.output else coe_home() / "profiles" / plan.fingerprint,
+            plan,
+            self.place.config,
+            self.place.snapshot,
+            resume=self.resume or not self.output,
+            discard=self.fresh and not self.resume,
+            concurrency=self.concurrency,
         )
         return asyncio.run(running)
 

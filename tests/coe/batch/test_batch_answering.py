@@ -18,11 +18,11 @@ from coe.batch.answering import Answered, Loads, Shift
 from coe.batch.parts import ANSWERS, _call_record, _calls, _write, answers_name
 from coe.batch.records import CALLS
 from coe.batch.stages import Unit
-from coe.batch.storage import Folder
 from coe.compose import ExpertCall
 from coe.engines.fake import FakeEngine
 from coe.errors import EngineError, WeightsError
 from coe.host import Host
+from coe.runs.storage import Folder
 from coe.types import GenerateRequest
 from registry.errors import DiskFull
 from registry.spec import ExpertSpec, Kind, Price

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from batch_runs import MIXED, InProcess, Quiet, run, service, write_lines
 
-from coe.batch.errors import BatchFolderError, InputError
+from coe.batch.errors import InputError
 from coe.batch.planning.plan import Memory, Plan, plan_batch
 from coe.batch.planning.rates import Rates, profiled_tokens, rates_of_run
 from coe.batch.planning.rehearsal import Asked, Shift
 from coe.config import load_config
 from coe.errors import UnknownModel
+from coe.runs.errors import RunFolderError
 from registry.profiles import Measure, Profiles
 from registry.spec import ExpertSpec, Kind, Price
 from registry.store import Snapshot
@@ -178,9 +179,9 @@ def test_an_earlier_run_tells_lengths_and_rates(place: Path) -> None:
     assert record["totals"]["tokens"] is None  # `broken` never answered
     assert record["stages"][0]["experts"]["loud"]["tokens"] == 100.0
     path.write_text('{"sessions": [{}]}')
-    with pytest.raises(BatchFolderError, match="has no figures"):
+    with pytest.raises(RunFolderError, match="has no figures"):
         rates_of_run(str(place / "out"), plan(place).snapshot)
-    with pytest.raises(BatchFolderError, match="does not exist"):
+    with pytest.raises(RunFolderError, match="does not exist"):
         rates_of_run(str(place / "nowhere"), plan(place).snapshot)
 
 

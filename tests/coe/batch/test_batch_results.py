@@ -10,8 +10,8 @@ import pytest
 from coe.batch import results as module
 from coe.batch.records import RoutedRow, describe
 from coe.batch.results import FINAL, Record, merge, read_note, result, write_run
-from coe.batch.storage import Folder
 from coe.errors import EngineError, InvalidRequest
+from coe.runs.storage import Folder
 from coe.types import Answer, GenerateRequest, Usage
 from routers.base import Message, RoutingDecision
 

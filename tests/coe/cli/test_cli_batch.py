@@ -21,11 +21,12 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from coe.batch.errors import BatchFolderError, InputError
+from coe.batch.errors import InputError
 from coe.cli.batch import batch
 from coe.config import BatchConfig
 from coe.engines.fake import FakeExpert
 from coe.errors import ConfigError, UnknownModel
+from coe.runs.errors import RunFolderError
 
 EXPERTS = """
 experts:
@@ -129,12 +130,14 @@ def test_wrong_arguments_are_refused_in_words(
 def test_a_folder_that_holds_a_run_is_not_overwritten(place: Path) -> None:
     coe_batch()
     refused = coe_batch()
-    assert isinstance(refused.exception, BatchFolderError) and "add --resume" in str(refused.exception)
+    assert isinstance(refused.exception, RunFolderError) and "add --resume" in str(refused.exception)
     other = coe_batch("--resume", "--model", "loud")
-    assert isinstance(other.exception, BatchFolderError) and "model: auto -> loud" in str(other.exception)
+    assert isinstance(other.exception, RunFolderError) and "model: auto -> loud" in str(other.exception)
 
 
-def test_ctrl_c_keeps_the_answers_and_says_how_to_go_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_the_answers_and_prints_the_command_that_continues(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert coe_batch(output="whole").exit_code == 0
     generate, asked = FakeExpert.generate, 0
 
@@ -157,13 +160,13 @@ def test_ctrl_c_keeps_the_answers_and_says_how_to_go_on(place: Path, monkeypatch
     assert Path("out/results.parquet").read_bytes() == Path("whole/results.parquet").read_bytes()
 
 
-def test_the_command_that_goes_on_says_the_model_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_that_continues_has_the_model_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("coe.batch.run.run_batch", stop)
     words = shlex.split(coe_batch("--model", "loud").stderr.strip().splitlines()[-1])
-    assert words[-2:] == ["--model", "loud"]
+    assert words[-3:] == ["--model", "loud", "--resume"]
 
 
 def killed(process: subprocess.Popen[bytes]) -> None:

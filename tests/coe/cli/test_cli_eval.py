@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from coe.cli.evaluate import evaluate
 from coe.engines.fake import FakeExpert
 from coe.errors import TaskError
-from coe.evaluation.answer_log import RunFolderError
+from coe.runs.errors import RunFolderError
 from registry.errors import UnknownExpert
 from routers.outcomes.table import OutcomeTable
 
@@ -70,8 +70,8 @@ def test_json_goes_to_a_file_or_alone_to_stdout(service: Path) -> None:
     assert printed["status"] == "complete" and printed["output"] == "run"
     assert printed["tasks"]["sums"]["mean_score"] == {"geo": 0, "sums": 1}
     assert sum(printed["sessions"][0]["loads"].values()) == 2
-    again = coe_eval("--json", "figures.json")
-    assert "resuming: 10 answers are there already" in again.stderr
+    again = coe_eval("--resume", "--json", "figures.json")
+    assert "resuming: 10 answers are in the folder" in again.stderr
     assert json.loads(Path("figures.json").read_text()) == printed
 
 
@@ -81,12 +81,16 @@ def test_experts_and_rows_can_be_chosen(service: Path) -> None:
     assert table.experts == ("sums",) and table.query_ids == ("capitals/fr", "sums/0")
 
 
-def test_another_run_is_refused_unless_fresh(service: Path) -> None:
+def test_a_folder_with_a_run_needs_resume_and_the_same_settings(service: Path) -> None:
     assert coe_eval().exit_code == 0
-    refused = coe_eval("--limit", "1")
-    assert isinstance(refused.exception, RunFolderError) and "settings: ~limit" in str(refused.exception)
-    assert coe_eval("--limit", "1", "--fresh").exit_code == 0
-    assert len(OutcomeTable.read("run/outcomes.parquet")) == 2
+    refused = coe_eval()
+    assert isinstance(refused.exception, RunFolderError) and "add --resume" in str(refused.exception)
+    for more in ((), ("--resume",)):
+        other = coe_eval("--limit", "1", *more)
+        assert isinstance(other.exception, RunFolderError) and "settings: ~limit None -> 1" in str(other.exception)
+    assert coe_eval("--resume").exit_code == 0
+    assert coe_eval("--limit", "1", "--resume", output="new").exit_code == 0
+    assert len(OutcomeTable.read("run/outcomes.parquet")) == 5 and len(OutcomeTable.read("new/outcomes.parquet")) == 2
 
 
 def test_wrong_names_are_told(service: Path) -> None:
@@ -119,9 +123,9 @@ def test_a_policy_is_one_more_column_with_all_that_it_costs(service: Path) -> No
     assert table.costs_usd is not None and table.tokens is not None
     assert table.costs_usd[0, 2] == pytest.approx((3 + 6 + 2 * (3 + 1)) / 1e6) and table.tokens[0, 2] == 4
     assert table.costs_usd[0, 0] == pytest.approx((3 + 2 * 3) / 1e6)
-    assert coe_eval("--experts", "geo,sums,coe/both").exit_code == 0  # the same run
+    assert coe_eval("--experts", "geo,sums,coe/both", "--resume").exit_code == 0  # the same run
     Path("service.yaml").write_text(Path("service.yaml").read_text().replace("{draft}", "or {draft}"))
-    changed = coe_eval("--experts", "geo,sums,coe/both")
+    changed = coe_eval("--experts", "geo,sums,coe/both", "--resume")
     assert isinstance(changed.exception, RunFolderError) and "experts: ~coe/both" in str(changed.exception)
 
 
@@ -146,7 +150,10 @@ def test_failed_answers_are_counted(service: Path) -> None:
     assert "4 answers failed (score 0); run.json says why" in result.stderr
 
 
-def test_ctrl_c_keeps_the_answers_and_says_how_to_go_on(service: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sampling", [("--temperature", "0.5", "--seed", "3"), ("--seed", "3")])
+def test_ctrl_c_keeps_the_answers_and_prints_the_command_that_continues(
+    service: Path, monkeypatch: pytest.MonkeyPatch, sampling: tuple[str, ...]
+) -> None:
     generate, asked = FakeExpert.generate, 0
 
     async def interrupted(self: FakeExpert, *arguments: Any) -> Any:
@@ -158,9 +165,7 @@ def test_ctrl_c_keeps_the_answers_and_says_how_to_go_on(service: Path, monkeypat
             yield chunk
 
     monkeypatch.setattr(FakeExpert, "generate", interrupted)
-    result = coe_eval(
-        "--concurrency", "1", "--experts", "geo,sums", "--limit", "9", "--temperature", "0.5", "--seed", "3"
-    )
+    result = coe_eval("--concurrency", "1", "--experts", "geo,sums", "--limit", "9", *sampling)
     assert result.exit_code == 130
     command = result.stderr.strip().splitlines()[-1].strip()
     assert "interrupted: the answers so far are kept" in result.stderr

@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from coe.batch.errors import BatchFolderError
 from coe.cli.plan import plan
+from coe.runs.errors import RunFolderError
 from registry.digest import identity
 from registry.profiles import Measure, ProfileRow
 from registry.spec import ExpertSpec
@@ -94,4 +94,4 @@ def test_an_expert_that_fits_no_host_is_an_error_before_anything_runs(place: Pat
 def test_wrong_arguments_are_refused_in_words(place: Path) -> None:
     result = coe_plan("--load-rate", "fast")
     assert result.exit_code == 2 and "'fast' is no number of bytes" in " ".join(result.stderr.split())
-    assert isinstance(coe_plan("--like", "nowhere").exception, BatchFolderError)
+    assert isinstance(coe_plan("--like", "nowhere").exception, RunFolderError)

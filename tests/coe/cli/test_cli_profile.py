@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from pathlib import Path
 from typing import Any
@@ -305,7 +306,9 @@ def test_ctrl_c_keeps_the_answers(service: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(FakeExpert, "generate", interrupted)
     result = on_tasks("--concurrency", "1", ok=False)
-    assert result.exit_code == 130 and "the same command goes on from there" in result.stderr
+    assert result.exit_code == 130 and "the answers so far are kept" in result.stderr
     assert counts("geo") == {}, "half a run is no profile"
-    assert "answers are there already" in on_tasks().stderr
+    words = shlex.split(result.stderr.strip().splitlines()[-1])
+    assert words[:2] == ["coe", "profile"] and words[-1] == "--resume"
+    assert "answers are in the folder" in coe_profile(*words[2:]).stderr
     assert counts("geo")["old"] == (2, 2) and asked < 6 + 9

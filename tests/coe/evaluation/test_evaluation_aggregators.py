@@ -21,10 +21,10 @@ from coe.evaluation.aggregators import (
     trial_rows,
     tried,
 )
+from coe.evaluation.answer_folder import open_answer_folder
 from coe.evaluation.graders.text import Contains, Exact
 from coe.evaluation.plan import plan_run
 from coe.evaluation.report import Report
-from coe.evaluation.run_folder import open_run_folder
 from coe.evaluation.runner import run
 from coe.evaluation.tasks import Row, Task
 from coe.types import Chunk, GenerateRequest, Usage
@@ -142,7 +142,7 @@ async def try_out(
     folder: Path, trial: Trial, say: Mapping[str, Any], usd: Mapping[str, float] = {}
 ) -> tuple[Report, Trial]:
     plan = plan_run({name: spec(name, usd.get(name, 1.0)) for name in say}, [trial.task])
-    with open_run_folder(folder, plan.manifest()) as opened:
+    with open_answer_folder(folder, plan, resume=True) as opened:
         return await run(plan, opened, asking(say)), trial
 
 

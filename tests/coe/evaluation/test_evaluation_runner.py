@@ -16,15 +16,16 @@ import pytest
 
 from coe.engines.fake import FakeEngine
 from coe.errors import ContextLengthExceeded, EngineError, InvalidRequest, RemoteError, WeightsError
-from coe.evaluation.answer_log import AnswerLog, Record, RunFolderError, read_log
+from coe.evaluation.answer_folder import open_answer_folder
+from coe.evaluation.answer_log import AnswerLog, Record, read_log
 from coe.evaluation.graders.number import Number
 from coe.evaluation.graders.text import Exact
 from coe.evaluation.plan import Plan, Settings, plan_run
 from coe.evaluation.report import Report
-from coe.evaluation.run_folder import open_run_folder
 from coe.evaluation.runner import Ask, Progress, run
 from coe.evaluation.tasks import Row, Task
 from coe.host import Host
+from coe.runs.errors import RunFolderError
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.errors import DiskFull, UnknownExpert
 from registry.spec import ExpertSpec, Kind, Price
@@ -83,9 +84,15 @@ def host(engine: FakeEngine | None = None, specs: dict[str, ExpertSpec] = EXPERT
 
 
 async def evaluate(
-    folder: Path, ask: Ask | None = None, plan: Plan = PLAN, *, fresh: bool = False, **options: Any
+    folder: Path,
+    ask: Ask | None = None,
+    plan: Plan = PLAN,
+    *,
+    resume: bool = True,
+    discard: bool = False,
+    **options: Any,
 ) -> Report:
-    with open_run_folder(folder, plan.manifest(), fresh=fresh) as opened:
+    with open_answer_folder(folder, plan, resume=resume, discard=discard) as opened:
         return await run(plan, opened, ask or host().ask, **options)
 
 
@@ -170,7 +177,7 @@ async def test_a_killed_run_goes_on_to_the_same_bytes(seed: int, tmp_path: Path)
     kept = lines[: random.Random(seed).randrange(len(lines))]
     (folder / "answers.jsonl").write_bytes(kept)
     asked: list[tuple[str, str]] = []
-    with open_run_folder(folder, PLAN.manifest()) as opened:
+    with open_answer_folder(folder, PLAN, resume=True) as opened:
         assert opened.was_cut == (not kept.endswith(b"\n") and bool(kept))
         await run(PLAN, opened, counting(asked))
     assert (folder / "outcomes.parquet").read_bytes() == whole
@@ -178,14 +185,14 @@ async def test_a_killed_run_goes_on_to_the_same_bytes(seed: int, tmp_path: Path)
     assert len((folder / "answers.jsonl").read_bytes().splitlines()) == 20
 
 
-async def test_a_complete_run_asks_nothing_and_a_fresh_one_everything(tmp_path: Path) -> None:
+async def test_a_complete_run_asks_nothing_and_a_discarded_one_everything(tmp_path: Path) -> None:
     await evaluate(tmp_path)
     asked: list[tuple[str, str]] = []
     told: list[Progress] = []
     report = await evaluate(tmp_path, counting(asked), on_progress=told.append)
     assert asked == [] and len(report.summary["sessions"]) == 1
     assert [(p.expert, p.done, p.total) for p in told] == [(name, 5, 5) for name in EXPERTS]
-    await evaluate(tmp_path, counting(asked), fresh=True)
+    await evaluate(tmp_path, counting(asked), discard=True)
     assert len(asked) == 20
 
 
@@ -214,16 +221,18 @@ async def test_stale_answers_are_never_reused(tmp_path: Path) -> None:
     await evaluate(tmp_path)
     changed = {**EXPERTS, "echo": EXPERTS["echo"].model_copy(update={"digest": "sha256:other"})}
     others = {
-        r"experts: ~echo ~echo-lora": plan_run(changed, TASKS),
-        r"experts: -echo-lora -caps-lora": plan_run(EXPERTS, TASKS, ["echo", "caps"]),
+        r"experts: ~echo sha256:echo -> sha256:other, ~echo-lora": plan_run(changed, TASKS),
+        r"experts: -echo-lora, -caps-lora": plan_run(EXPERTS, TASKS, ["echo", "caps"]),
         r"tasks: -sums": plan_run(EXPERTS, TASKS[:1]),
         r"tasks: ~sums": plan_run(EXPERTS, (TASKS[0], replace(TASKS[1], digest="sha256:new"))),
-        r"settings: ~temperature": plan_run(EXPERTS, TASKS, settings=Settings(temperature=0.5)),
-        r"settings: ~limit": plan_run(EXPERTS, TASKS, settings=Settings(limit=1)),
+        r"settings: ~temperature 0.0 -> 0.5": plan_run(EXPERTS, TASKS, settings=Settings(temperature=0.5)),
+        r"settings: ~limit None -> 1": plan_run(EXPERTS, TASKS, settings=Settings(limit=1)),
     }
     for difference, plan in others.items():
-        with pytest.raises(RunFolderError, match=rf"holds another run \({difference}\).*--output.*--fresh"):
+        with pytest.raises(RunFolderError, match=rf"holds another run \({difference}.*\).*--output"):
             await evaluate(tmp_path, plan=plan)
+    with pytest.raises(RunFolderError, match=r"holds this run already \(complete\): add --resume .*another --output"):
+        await evaluate(tmp_path, resume=False)
     answers = (tmp_path / "answers.jsonl").read_text().replace('"run": "', '"run": "0')
     (tmp_path / "answers.jsonl").write_text(answers)
     with pytest.raises(RunFolderError, match=r"answers.jsonl:1: an answer of another run"):
@@ -240,9 +249,9 @@ async def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
             await evaluate(tmp_path)
     (tmp_path / "run.json").unlink()
     (tmp_path / "answers.jsonl").write_text("")
-    with pytest.raises(RunFolderError, match=r"no run.json that says whose"):
+    with pytest.raises(RunFolderError, match=r"no run.json, which would say"):
         await evaluate(tmp_path)
-    await evaluate(tmp_path, fresh=True)
+    await evaluate(tmp_path, discard=True)
     lines = (tmp_path / "answers.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "answers.jsonl").write_text("".join([*lines[:2], "{}\n", *lines[2:]]))
     with pytest.raises(RunFolderError, match=r"answers.jsonl:3: damaged"):
@@ -250,7 +259,7 @@ async def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
 
 
 async def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
-    with open_run_folder(tmp_path, PLAN.manifest()), pytest.raises(RunFolderError, match="in use"):
+    with open_answer_folder(tmp_path, PLAN), pytest.raises(RunFolderError, match="in use"):
         await evaluate(tmp_path)
 
 

@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from coe.batch.errors import BatchError
+from coe.runs.errors import StorageError
 from registry.storage import atomic_path
 
 _READ_AHEAD_BYTES = 2**20
@@ -97,11 +97,11 @@ def absolute(url: str) -> str:
 
 
 def open_url(url: str) -> tuple[Any, str]:
-    """The file system of a URL or local path, and the path on it. Raises BatchError where fsspec knows none."""
+    """The file system of a URL or local path, and the path on it. Raises StorageError where fsspec knows none."""
     try:
         fs, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
-        raise BatchError(f"{url}: cannot be opened: {error}") from error
+        raise StorageError(f"{url}: cannot be opened: {error}") from error
     return fs, str(path).rstrip("/")
 
 

@@ -1,0 +1,68 @@
+"""The folder of an evaluation: a run folder, the answers of earlier sessions, and the outcome table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from coe.evaluation.answer_log import Record, read_log
+from coe.evaluation.plan import Plan
+from coe.runs.folder import RUN, RUNNING, RunFolder, open_run_folder
+from coe.runs.storage import Folder
+
+ANSWERS, OUTCOMES = "answers.jsonl", "outcomes.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFolder:
+    """An open, locked folder of an evaluation.
+
+    Attributes:
+        records: answers of earlier sessions.
+        was_cut: whether a half-written answer was dropped.
+    """
+
+    path: Path
+    run: RunFolder
+    records: tuple[Record, ...]
+    was_cut: bool
+
+    @property
+    def answers(self) -> Path:
+        """`answers.jsonl`: every answer, in the order of completion."""
+        return self.path / ANSWERS
+
+    @property
+    def outcomes(self) -> Path:
+        """`outcomes.parquet`: the outcome table, written when the run is complete."""
+        return self.path / OUTCOMES
+
+
+@contextmanager
+def open_answer_folder(
+    path: Path, plan: Plan, *, resume: bool = False, discard: bool = False
+) -> Iterator[AnswerFolder]:
+    """Lock the folder for a plan, and read the answers that it holds.
+
+    Args:
+        resume: continue the run that the folder holds.
+        discard: remove the run that the folder holds, and start a new one.
+
+    Raises:
+        RunFolderError: see `coe.runs.folder.open_run_folder`; also where answers.jsonl is damaged.
+    """
+    folder = Folder.of(str(path))
+    with open_run_folder(
+        folder,
+        plan.manifest(),
+        command="coe eval",
+        data=[ANSWERS],
+        resume=resume,
+        discard=[OUTCOMES, ANSWERS, RUN] if discard else [],
+    ) as run:
+        records, was_cut = read_log(path / ANSWERS, plan.fingerprint)
+        if not folder.exists(RUN):  # the log must not exist without it
+            run.save(RUNNING, fingerprint=plan.fingerprint)
+        yield AnswerFolder(path, run, tuple(records), was_cut)
