@@ -12,6 +12,7 @@ import pyarrow as pa
 
 import coe.errors
 from coe.errors import CoeError, EngineError
+from coe.protocol.decision import decision_document, decision_from
 from coe.protocol.errors import error_body
 from coe.types import Answer, Failure, GenerateRequest, Usage
 from routers.base import Message, RoutingDecision
@@ -90,7 +91,7 @@ class RoutedRow:
             "fallback": self.fallback,
             "barred": self.barred and _dump(self.barred),
             "answers": self.answers,
-            "decision": self.decision and _dump(plain(self.decision)),
+            "decision": self.decision and _dump(decision_document(self.decision)),
             "error": self.error and _dump(self.error),
         }
 
@@ -102,7 +103,7 @@ class RoutedRow:
                 **record,
                 "request": record["request"] and load_request(record["request"]),
                 "barred": record["barred"] and json.loads(record["barred"]),
-                "decision": record["decision"] and _decision(json.loads(record["decision"])),
+                "decision": record["decision"] and decision_from(json.loads(record["decision"])),
                 "error": record["error"] and json.loads(record["error"]),
             }
         )
@@ -177,11 +178,6 @@ def _load_error(kept: Mapping[str, Any]) -> CoeError:
     for name in (*_TOLD, *(name for name in _NUMBERS if name in kept)):
         setattr(error, name, kept[name])
     return error
-
-
-def _decision(fields: dict[str, Any]) -> RoutingDecision:
-    lists = {name: tuple(fields.get(name, ())) for name in ("experts", "weights", "scores", "quality")}
-    return RoutingDecision(**{**fields, **lists})
 
 
 def _dump(value: object) -> str:
