@@ -31,7 +31,7 @@ from votes import NINE, read_table
 from coe.compose import Vote, WeightedVote
 from coe.compose.option_prior import OptionPrior
 from coe.compose.weighted_vote import evidence
-from coe.evaluation.replay import replay
+from coe.evaluation.recorded_answers import replay
 from routers.base import Estimate, RoutingDecision
 from routers.decision import decide
 from routers.encoders.build import CachedEncoder, build_encoder

@@ -25,7 +25,7 @@ import numpy as np
 
 from coe.compose import Cascade, Composition, Single, Vote, WeightedVote
 from coe.compose.option_prior import OptionPrior
-from coe.evaluation.replay import Replayed, confidence_for_calls, replay
+from coe.evaluation.recorded_answers import CompositionResults, confidence_for_calls, replay
 from routers.base import Estimate, Router, RoutingDecision
 from routers.decision import decide
 from routers.encoders.build import CachedEncoder, build_encoder
@@ -176,8 +176,8 @@ def _cascade(fold: Fold, k: int, calls: float, with_prior: bool) -> Cascade:
     return Cascade(confidence, prior=prior)
 
 
-def _row(runs: Sequence[Replayed]) -> dict[str, Any]:
-    def mean(values: Callable[[Replayed], Any]) -> float:
+def _row(runs: Sequence[CompositionResults]) -> dict[str, Any]:
+    def mean(values: Callable[[CompositionResults], Any]) -> float:
         return float(np.concatenate([values(run) for run in runs]).mean())
 
     return {

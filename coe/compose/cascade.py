@@ -39,7 +39,7 @@ class Cascade:
     Agreement as the ground to stop: FrugalGPT (arXiv 2305.05176) learns a scorer, mixture-of-thought cascades (arXiv
     2310.03094) count agreeing samples; here experts' estimated qualities weigh them.
 
-    confidence: in (0, 1]; choose it on training rows (`coe.evaluation.replay.confidence_for_calls`).
+    confidence: in (0, 1]; choose it on training rows (`coe.evaluation.recorded_answers.confidence_for_calls`).
     key, options, prior: as in `weighted-vote`; a prior gives each side its head start.
     """
 

@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Replayed:
+class CompositionResults:
     """What a composition would have done on n queries.
 
     Attributes:
@@ -84,7 +84,7 @@ def replay_composition(
     select: str | Mapping[str, Any] | Selector | None = None,
     k: int | None = None,
     utility: Utility = Utility(),
-) -> Replayed:
+) -> CompositionResults:
     """Route every query of a table and replay a composition of the chosen experts. What `coe router eval` calls.
 
     Args:
@@ -113,7 +113,7 @@ def decisions(
     return made
 
 
-def replay(table: OutcomeTable, decisions: Sequence[RoutingDecision], composition: Composition) -> Replayed:
+def replay(table: OutcomeTable, decisions: Sequence[RoutingDecision], composition: Composition) -> CompositionResults:
     """Drive a composition over n decisions with the recorded answers of their experts.
 
     The score is that of the expert whose answer is returned; for a text of the composition's own, 1 or 0 by the table's
@@ -130,7 +130,7 @@ def replay(table: OutcomeTable, decisions: Sequence[RoutingDecision], compositio
     recorded = _Recorded(table)
     done = [recorded.run(row, decision, composition) for row, decision in enumerate(decisions)]
     costs = np.array([[run.cost_usd for run in done]])
-    return Replayed(
+    return CompositionResults(
         scores=np.array([run.score for run in done]),
         costs_usd=None if table.costs_usd is None else costs[0].astype(np.float64),
         calls=np.array([run.calls for run in done], dtype=np.int64),

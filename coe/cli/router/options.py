@@ -194,7 +194,7 @@ def compose_of(name: str | None, top_k: int) -> ComposeRecorded | None:
             raise typer.BadParameter("say with --compose what is made of several answers", param_hint="--top-k")
         return None
     from coe.compose import build_composition
-    from coe.evaluation.replay import replay
+    from coe.evaluation.recorded_answers import replay
     from routers.evaluation.recorded_routing import Composed
 
     kind, settings = _kind_of(name, "--compose")

@@ -19,7 +19,7 @@ from coe.compose import (
     WeightedVote,
 )
 from coe.errors import ConfigError
-from coe.evaluation.replay import confidence_for_calls, decisions, replay, replay_composition
+from coe.evaluation.recorded_answers import confidence_for_calls, decisions, replay, replay_composition
 from coe.types import Answer, Usage
 from routers.base import Estimate, RoutingDecision
 from routers.decision import decide
