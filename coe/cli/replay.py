@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from coe.serve.decisions.entry import Entry
-    from coe.serve.decisions.replay import Replayed, Rerouter
+    from coe.serve.decisions.replay import ReplayReport, Rerouter
 
 _MOST_SHOWN = 20
 _SHOW_EVERY = 1000
@@ -70,7 +70,7 @@ def _told(entries: Iterator[Entry]) -> Iterator[Entry]:
             yield entry
 
 
-def _print(replayed: Replayed, rerouter: Rerouter | None) -> None:
+def _print(replayed: ReplayReport, rerouter: Rerouter | None) -> None:
     output = stdout_console()
     output.print(_counts(replayed))
     if replayed.differences:
@@ -85,7 +85,7 @@ def _print(replayed: Replayed, rerouter: Rerouter | None) -> None:
                 output.print(f"{count:,} entries {why}: not routed anew", highlight=False)
 
 
-def _counts(replayed: Replayed) -> Table:
+def _counts(replayed: ReplayReport) -> Table:
     from rich.table import Table
 
     table = Table("entries", "", title=f"{replayed.entries:,} entries replayed", title_justify="left")
@@ -101,7 +101,7 @@ def _counts(replayed: Replayed) -> Table:
     return table
 
 
-def _differences(replayed: Replayed) -> Table:
+def _differences(replayed: ReplayReport) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
@@ -129,7 +129,7 @@ def _anew(rerouter: Rerouter) -> Table:
     return table
 
 
-def _document(replayed: Replayed, rerouter: Rerouter | None, cut: list[str]) -> dict[str, Any]:
+def _document(replayed: ReplayReport, rerouter: Rerouter | None, cut: list[str]) -> dict[str, Any]:
     anew = None
     if rerouter is not None:
         anew = {

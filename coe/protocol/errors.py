@@ -1,8 +1,8 @@
-"""Errors as OpenAI's clients know them: an HTTP status, and a body with message, type, param and code.
+"""Errors in OpenAI's form: an HTTP status, and a body with message, type, param and code.
 
 InvalidRequest
-├── InvalidFields      a request's fields are wrong; every problem at once, `.param` is the first field
-└── RequestTooLarge    a body has more bytes than are taken
+├── InvalidFields      fields of a request are invalid; lists every problem, `.param` is the first field
+└── RequestTooLarge    the body exceeds the limit
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INVALID, RATE, SERVER = "invalid_request_error", "rate_limit_error", "server_err
 
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
-    """One thing wrong in a request. `param` is its place, as `messages[0].role`; `code` an OpenAI-style code."""
+    """One problem of a request. `param` is its place, such as `messages[0].role`; `code` an OpenAI-style code."""
 
     param: str
     code: str
@@ -42,7 +42,7 @@ class FieldProblem:
 
 
 class InvalidFields(InvalidRequest):
-    """A request's fields are wrong; the message has every problem, `param` and `code` are the first one's."""
+    """Fields of a request are invalid. The message lists every problem; `param` and `code` are those of the first."""
 
     def __init__(self, *problems: FieldProblem) -> None:
         self.problems = problems
@@ -55,7 +55,7 @@ class InvalidFields(InvalidRequest):
 
 
 class RequestTooLarge(InvalidRequest):
-    """A body has more bytes than are taken."""
+    """The body exceeds the limit."""
 
     status = 413
     code = "request_too_large"
@@ -67,10 +67,10 @@ _OUTSIDE: Final[Mapping[type[Exception], tuple[int, str]]] = {
     UnknownExpert: (404, "model_not_found"),
     RegistryError: (500, "registry_error"),
 }
-"""Status and code of errors that know neither: the first that fits."""
+"""Status and code of errors without their own; the first match counts."""
 _PUBLIC: Final = (Abstained, InvalidRequest, EngineError, Overloaded, DeadlineExceeded, NoEligibleExpert, UnknownExpert)
 _INTERNAL: Final = (WeightsError,)
-"""Of the public ones: its message names files of the server."""
+"""Public errors whose message names files of the server."""
 
 
 def error_body(error: BaseException, *, logged_as: str | None = None) -> tuple[int, dict[str, Any]]:
@@ -78,8 +78,8 @@ def error_body(error: BaseException, *, logged_as: str | None = None) -> tuple[i
 
     Args:
         error: any exception.
-        logged_as: the id under which the error is logged, for readers who may not see what is inside: the message of
-            an internal error then names only that. Without one, every message is the error's own.
+        logged_as: id under which the error is logged. If given, the message of an internal error names only this id,
+            so that details stay on the server; otherwise every message is the error's own.
     """
     status, code = _status(error)
     message = str(error) or type(error).__name__
@@ -101,12 +101,12 @@ def body_of(message: str, kind: str, code: str, param: str | None = None) -> dic
 
 
 def is_internal(error: BaseException) -> bool:
-    """Whether the message of an error is for the log, not for the client."""
+    """Whether the message of an error belongs in the log only."""
     return not isinstance(error, _PUBLIC) or isinstance(error, _INTERNAL)
 
 
 def retry_after_s(error: BaseException) -> int | None:
-    """Whole seconds after which the same request may be taken: for 429 and 503, at least 1. None for others."""
+    """Whole seconds after which to retry: at least 1 for 429 and 503, otherwise None."""
     if not isinstance(error, CoeError) or error.status not in (429, 503):
         return None
     return max(1, math.ceil(getattr(error, "retry_after_s", 1)))
@@ -116,5 +116,5 @@ def _status(error: BaseException) -> tuple[int, str]:
     if isinstance(error, CoeError):
         return error.status, error.code
     if isinstance(error, NoEligibleExpert) and CONTEXT_LENGTH in error.constraints:
-        return 400, "context_length_exceeded"  # with a shorter prompt there is somebody
+        return 400, "context_length_exceeded"  # a shorter prompt would leave an expert
     return next((told for cls, told in _OUTSIDE.items() if isinstance(error, cls)), (500, "internal_error"))

@@ -1,7 +1,7 @@
-"""The fields of OpenAI's requests: those that are used, those that are refused, and those that change nothing here.
+"""The fields of OpenAI's requests: used, refused, or ignored.
 
-A request may hold any field that OpenAI documents. One that changes the answer, and that nothing here can do, is
-refused where it is not at its default: an answer that silently lacks what was asked for is worse than none.
+A request may hold any field that OpenAI documents. A field that would change the answer but is not supported is refused
+unless it has its default: an answer that silently lacks a requested feature is worse than an error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 Neutral = tuple[Any, ...]
-"""Values of a field that ask for nothing."""
+"""Neutral values of a field: they request nothing."""
 
 _SAMPLING: Final[dict[str, Neutral]] = {
     "frequency_penalty": (None, 0, 0.0),
@@ -49,7 +49,7 @@ REFUSED_IN_MESSAGES: Final[Mapping[str, Neutral]] = {
     "refusal": (None,),
     "tool_calls": (None, []),
 }
-"""A message that came out of an answer has these, empty."""
+"""Fields that a message copied from an answer carries, empty."""
 
 IGNORED_IN_CHAT: Final = frozenset(
     {
@@ -69,7 +69,7 @@ IGNORED_IN_MESSAGES: Final = frozenset({"name", "tool_call_id"})
 
 
 def is_neutral(value: object, neutral: Neutral) -> bool:
-    """Whether `value` asks for nothing; `0` is not `false`."""
+    """Whether `value` is neutral; `0` is not `false`."""
     return any(type(value) is type(default) and value == default for default in neutral)
 
 
@@ -147,7 +147,7 @@ class Turn(_Strict):
 
 
 class StreamOptions(_Strict):
-    """What a stream holds beside the text."""
+    """Options of a stream."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
@@ -160,11 +160,11 @@ class ResponseFormat(_Strict):
 
 
 class Extension(_Strict):
-    """The field `coe`: what this project adds to a request.
+    """The field `coe`: this project's extension of a request.
 
-    experts: those that may answer; exclude: those that may not. cost_weight: quality (score in [0, 1]) given up per
-    USD, in place of the policy's. seed: breaks ties between experts by chance. deadline_s: seconds until the request is
-    given up. answers: also return what each expert said that was asked.
+    experts: names that may answer; exclude: names that may not. cost_weight: quality (score in [0, 1]) given up per
+    USD, overriding the policy. seed: breaks ties between experts at random. deadline_s: seconds until the request is
+    given up. answers: also return the answer of each called expert.
     """
 
     experts: Annotated[list[Text], Field(min_length=1)] | None = None
@@ -176,7 +176,7 @@ class Extension(_Strict):
 
 
 class CommonFields(_Strict):
-    """What both endpoints use."""
+    """Fields of both endpoints."""
 
     model: Annotated[Text, Field(min_length=1)]
     max_tokens: Count | None = None
@@ -190,7 +190,7 @@ class CommonFields(_Strict):
 
 
 class ChatFields(CommonFields):
-    """What `/v1/chat/completions` uses."""
+    """Fields of `/v1/chat/completions`."""
 
     messages: Annotated[list[Turn], Field(min_length=1)]
     max_completion_tokens: Count | None = None
@@ -198,6 +198,6 @@ class ChatFields(CommonFields):
 
 
 class CompletionFields(CommonFields):
-    """What `/v1/completions` uses."""
+    """Fields of `/v1/completions`."""
 
     prompt: Annotated[Text, BeforeValidator(_prompt)]

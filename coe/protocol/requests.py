@@ -1,6 +1,6 @@
-"""OpenAI's requests: a JSON body in, a `GenerateRequest` and a `Query` out, or every problem of the body at once.
+"""OpenAI's requests: parses a JSON body into a `GenerateRequest` and a `Query`, or reports every problem at once.
 
-An absent `temperature` is 0, not OpenAI's 1: answers are greedy, and repeat, unless sampling is asked for.
+An absent `temperature` is 0, not OpenAI's 1: answers are greedy and repeatable unless sampling is requested.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _CODES = {
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A request as the system takes it.
+    """A parsed request.
 
     Attributes:
         model: `auto`, `coe/<policy>`, or an expert's name.
-        query: what a router may look at. `exclude` is not in it yet: see `query_among`.
+        query: what a router may look at; without `exclude`, see `query_among`.
         include_usage: a stream ends with a chunk that has the usage.
-        ignored: fields that were given and change nothing, sorted.
+        ignored: given fields without effect, sorted.
         exclude: experts that may not answer.
-        answers: what each expert said is returned, too.
+        answers: also return the answer of each called expert.
     """
 
     model: str
@@ -52,10 +52,10 @@ class Parsed:
     answers: bool = False
 
     def query_among(self, experts: Collection[str]) -> Query:
-        """The query over the registered `experts`, without those that are excluded.
+        """The query, restricted to the registered `experts` that are allowed and not excluded.
 
         Raises:
-            InvalidFields: an expert that is allowed or excluded is not registered, or none is left.
+            InvalidFields: an allowed or excluded expert is not registered, or none is left.
         """
         named = {"coe.experts": self.query.allowed or frozenset(), "coe.exclude": self.exclude}
         problems = [
@@ -69,7 +69,7 @@ class Parsed:
             return self.query
         allowed = (self.query.allowed or frozenset(experts)) - self.exclude
         if not allowed:
-            raise InvalidFields(FieldProblem("coe.exclude", "no_eligible_expert", "leaves nobody who may answer"))
+            raise InvalidFields(FieldProblem("coe.exclude", "no_eligible_expert", "excludes every allowed expert"))
         return replace(self.query, allowed=allowed)
 
 
@@ -159,7 +159,7 @@ def _parsed(fields: f.CommonFields, request: GenerateRequest, ignored: set[str])
 
 
 def _turns(messages: object) -> tuple[object, list[FieldProblem], set[str]]:
-    """The messages without what is refused or ignored, the problems of that, and what is ignored."""
+    """The messages without refused or ignored fields, the problems, and the ignored fields."""
     if not isinstance(messages, list):
         return messages, [], set()
     turns: list[object] = []
@@ -179,7 +179,7 @@ def _turns(messages: object) -> tuple[object, list[FieldProblem], set[str]]:
 def _validate(
     body: dict[str, Any], model: type[_ModelT], refused: Mapping[str, f.Neutral], ignored: Collection[str]
 ) -> tuple[_ModelT | None, list[FieldProblem], set[str]]:
-    """The fields that are used, the problems of the body, and the names of what is ignored in it."""
+    """The used fields, the problems of the body, and the names of the ignored fields."""
     problems = list(_refused(body, refused))
     given = {name for name in ignored if body.get(name) is not None}
     known = (*model.model_fields, *refused, *ignored)
@@ -209,7 +209,7 @@ def _refused(body: Mapping[str, Any], refused: Mapping[str, f.Neutral], place: s
 
 
 def _problem(detail: ErrorDetails, model: type[BaseModel], known: Collection[str]) -> FieldProblem:
-    """One of pydantic's errors in a client's words: the field, what is expected, what was got."""
+    """A pydantic error for a client: the field, the expected and the given value."""
     kind, loc = detail["type"], detail["loc"]
     param = dotted(loc)
     code = _CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
@@ -225,7 +225,7 @@ def _problem(detail: ErrorDetails, model: type[BaseModel], known: Collection[str
 
 
 def _names(model: type[BaseModel], loc: tuple[int | str, ...], known: Collection[str]) -> Collection[str]:
-    """The fields that exist where `loc` says that one does not."""
+    """The known fields at `loc`."""
     inner: dict[str, Collection[str]] = {
         "coe": f.Extension.model_fields,
         "stream_options": f.StreamOptions.model_fields,

@@ -1,4 +1,4 @@
-"""The Serve application of a configuration: one deployment of gateways, one for each pool of expert hosts."""
+"""The Serve application of a configuration: one deployment of gateways, and one per pool of expert hosts."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from coe.serve.cluster.gateway import GATEWAY, Gateway
 from coe.serve.cluster.request_router import SoonestStart
 
 ROUTER: Final[dict[str, Any]] = {"request_router_class": SoonestStart, "request_routing_stats_period_s": 0.5}
-"""Serve chooses the host by what the hosts say of themselves, twice a second."""
+"""Serve's request router for expert hosts; hosts report their state twice a second."""
 HEALTH_PERIOD_S: Final = 2.0
 GRACE_S: Final = 5.0
-"""Seconds that a replica which is stopped may take to finish what it answers."""
+"""Seconds a stopping replica has to finish its requests."""
 VERSION: Final = "1"
-"""Of every deployment: while it stays the same, a new catalog reconfigures replicas and does not restart them."""
+"""Version of every deployment. While it is constant, a new catalog reconfigures replicas instead of restarting them."""
 
 
 def build_application(config: Config, catalog: Catalog) -> Application:
-    """What `serve.run` runs. Deploying it again with another catalog pushes that to the running replicas."""
+    """The application for `serve.run`. Deploying it again with another catalog pushes that to the running replicas."""
     pushed = catalog.to_json()
     hosts = {pool.name: _hosts(config, pool, pushed) for pool in config.serve.pools}
     gateway = _deployment(serve.ingress()(Gateway), GATEWAY, config.serve.gateway, pushed)
-    # A gateway refuses what is too much for it in OpenAI's words; Serve's own limit must not come first.
+    # The gateway refuses excess requests with OpenAI's error body; Serve's own limit must not apply first.
     return gateway.options(max_ongoing_requests=4 * config.serve.max_in_flight).bind(config, hosts)
 
 
 def _hosts(config: Config, pool: HostPoolConfig, pushed: dict[str, Any]) -> Application:
     deployment = _deployment(ExpertHost, pool.name, pool, pushed)
     return deployment.options(
-        max_ongoing_requests=2 * config.host.max_waiting,  # the host's own scheduler queues, and refuses
+        max_ongoing_requests=2 * config.host.max_waiting,  # the host's scheduler queues and refuses
         request_router_config=RequestRouterConfig(**ROUTER),
     ).bind(config, pool)
 
@@ -65,6 +65,9 @@ def _deployment(target: type, name: str, process: ProcessConfig, pushed: dict[st
         logging_config=LoggingConfig(enable_access_log=False),
         **options,
     )
-    # Serve gives every deployment a random version, and restarts the replicas of another one, unless it is told one.
+    # Replicas are reconfigured, not replaced: Serve restarts the replicas of a deployment whose version changes, and
+    # gives each deploy a random version unless this private option states one. Its public alternative, a broadcast,
+    # does not reach replicas that start later. Without the option a reload becomes a rolling restart: slower, still
+    # correct.
     versioned: Deployment = deployment.options(version=VERSION, _internal=True)
     return versioned

@@ -1,7 +1,10 @@
-"""Catalog: what may change while a service runs - its experts and its policies - as JSON that Serve pushes.
+"""Catalog: the experts and policies of a running service, as JSON that Serve pushes to all replicas.
 
-A service starts with one and is given another whenever the registry, the configuration or a router on disk changes.
-Whatever else a configuration says (engines, hosts, the endpoint) is fixed at the start.
+A new catalog is pushed whenever the registry, the configuration or a router on disk changes. The other sections of a
+configuration (engines, host, serve) are fixed at the start. A replica that restarts gets the latest catalog; a host
+that receives it later than the gateway makes the request wait for it. A request ends on the catalog it started with. An
+expert with new content is `name@version` to the cache, so old weights finish their requests and are never mistaken for
+the new ones.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from registry.store import Snapshot
 class Catalog:
     """Experts and policies at one moment.
 
-    generation: counts the changes since the service started; a replica that has heard of a later one is ahead.
+    generation: number of the catalog since the service started; replicas compare it to find who is ahead.
     """
 
     generation: int
@@ -32,17 +35,17 @@ class Catalog:
 
     @classmethod
     def of(cls, config: Config, snapshot: Snapshot, generation: int = 1) -> Self:
-        """The catalog of a configuration: the experts that some pool of hosts serves.
+        """The catalog of a configuration: the experts that at least one pool serves.
 
         Raises:
-            ConfigError: a pool serves an expert that is not registered.
+            ConfigError: a pool names an expert that is not registered.
         """
         served = [serving(snapshot, pool).experts for pool in config.serve.pools]
         experts = {name: spec for name, spec in snapshot.experts.items() if any(name in pool for pool in served)}
         return cls(generation, Snapshot(snapshot.version, experts), dict(config.policies), config.default_policy)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, as Serve's `user_config` wants them."""
+        """The catalog as JSON values, for Serve's `user_config`."""
         return {
             "generation": self.generation,
             "version": self.snapshot.version,
@@ -55,7 +58,7 @@ class Catalog:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Exactly what `to_json` was given."""
+        """The catalog that `to_json` wrote."""
         specs = [ExpertSpec.model_validate(value) for value in document["experts"]]
         return cls(
             document["generation"],
@@ -66,7 +69,7 @@ class Catalog:
 
 
 def serving(snapshot: Snapshot, pool: HostPoolConfig) -> Snapshot:
-    """The experts that a pool of hosts serves, with what they are made of.
+    """The experts that a pool serves, and those they refer to (bases, members).
 
     Raises:
         ConfigError: one of them is not registered.

@@ -1,6 +1,6 @@
-"""What Ray Serve says of a running service, and what its processes say of themselves.
+"""The state of a running service: as Ray Serve reports it, and as its processes report it.
 
-To be imported once Ray's environment is set: it is read on import.
+Import after Ray's environment variables are set; Ray reads them on import.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from coe.serve.cluster.gateway import APP, GATEWAY
 
 POLL_S: Final = 0.2
 TAKEN_S: Final = 15.0
-"""Seconds in which gateways should answer by what was pushed."""
+"""Seconds within which gateways should use a pushed catalog."""
 
 
 def status() -> ApplicationStatusOverview:
-    """Of the whole service."""
+    """Status of the application."""
     return serve.status().applications[APP]
 
 
 def running(deployment: DeploymentStatusOverview) -> int:
-    """How many replicas answer."""
+    """Number of running replicas."""
     return sum(count for state, count in deployment.replica_states.items() if state == "RUNNING")
 
 
 def states(deployment: str) -> list[dict[str, Any]]:
-    """What the processes of a deployment say of themselves."""
+    """State that each process of a deployment reports."""
     answers = serve.get_deployment_handle(deployment, APP).broadcast("state").results(return_exceptions=True)
     return [answer for answer in answers if isinstance(answer, dict)]
 
 
 def behind(generation: int) -> int:
-    """How many gateways do not answer by that catalog, after the time that loading its routers may take."""
+    """Number of gateways without that catalog, after the time that loading its routers may take."""
     ends = time.perf_counter() + TAKEN_S
     while True:
         late = len([state for state in states(GATEWAY) if state["generation"] < generation])
@@ -45,11 +45,11 @@ def behind(generation: int) -> int:
 
 
 def delete() -> None:
-    """Take the service down; what else Serve runs stays."""
+    """Delete the application; other applications of Serve stay."""
     serve.delete(APP)
 
 
 def gist(message: str) -> str:
-    """What matters of Serve's words: the error itself of a traceback, else all of them on one line."""
+    """The essence of a message from Serve: the error at the end of a traceback, otherwise the message on one line."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return lines[-1] if "Traceback" in message else " ".join(lines)

@@ -20,35 +20,35 @@ from registry.store import Snapshot
 FASTEST_S: Final = 0.025
 SLOWEST_S: Final = 0.25
 CHUNKS_PER_S: Final = 500
-"""Of a host, over all its answers: each chunk costs a trip between processes. See `pace`."""
+"""Most chunks a host sends per second over all answers, since each costs a message between processes. See `pace`."""
 CATCH_UP_S: Final = 10.0
-"""How long a request waits for the catalog that it was routed by, when the gateway heard of it first."""
+"""Seconds a request waits for the catalog it was routed with, if the gateway received that first."""
 
 Piece = Chunk | CoeError
 log = logging.getLogger("ray.serve")
 
 
 class ExpertHost:
-    """What a gateway calls: `stream` and `whole` for answers.
+    """One replica of a pool. Gateways call `stream` and `whole`.
 
-    Errors are sent as values: they are part of the protocol, and Ray would wrap and log them. What is raised is a bug,
-    or Ray's own word that this process is gone.
+    Errors cross processes as values: they are part of the protocol, and Ray would wrap and log exceptions. So an
+    exception at the gateway is either a bug or Ray's report that this process is gone.
 
     Args:
         config: engines and host settings; fixed for the life of the process.
-        pool: which of the configuration's pools of expert hosts this one belongs to.
+        pool: the configured pool this host belongs to.
     """
 
     def __init__(self, config: Config, pool: HostPoolConfig) -> None:
         self._config, self._pool = config, pool
-        self._exit = AsyncExitStack()  # never closed: the weights go with the process
+        self._exit = AsyncExitStack()  # never closed: the process ends with its weights
         self._host: Host | None = None
         self._generation = 0
         self._changed = asyncio.Condition()
         self.loaded_s: dict[str, float] = {}
 
     async def reconfigure(self, document: Mapping[str, Any]) -> None:
-        """Serve the experts of a catalog from now on; the first one also loads the pinned ones."""
+        """Serve the experts of a new catalog. The first catalog also loads the pinned experts."""
         catalog = Catalog.from_json(document)
         snapshot = serving(catalog.snapshot, self._pool)
         if self._host is None:
@@ -64,7 +64,7 @@ class ExpertHost:
         log.info("catalog %d: %d experts", catalog.generation, len(snapshot))
 
     async def stream(self, expert: str, request: GenerateRequest, generation: int) -> AsyncGenerator[Piece, None]:
-        """The answer in chunks as they come; an error is the last piece."""
+        """The answer in chunks as they are generated; an error is the last piece."""
         try:
             host = await self._at(generation)
             async with aclosing(coalesce(host.ask(expert, request), lambda: pace(host.in_flight.total()))) as chunks:
@@ -86,7 +86,7 @@ class ExpertHost:
         return replace(chunk, text=text)
 
     async def state(self) -> dict[str, Any]:
-        """What there is to say of this host: for people, `/health` and the metrics."""
+        """The state of this host, for `/health`, metrics and status lines."""
         host = self._started()
         return {
             "pool": self._pool.name,
@@ -100,9 +100,10 @@ class ExpertHost:
         }
 
     async def record_routing_stats(self) -> dict[str, Any]:
-        """What placement needs, by pool (see `coe.serve.cluster.placement.HostView`); Serve calls it twice a second.
+        """The state that placement reads (`coe.serve.cluster.placement.HostStatus`). Serve calls it twice a second.
 
-        It awaits nothing: Serve would call a plain function in a thread, beside the loop that changes the host.
+        It awaits nothing, but must be async: Serve calls a plain function in a thread, beside the loop that changes the
+        host.
         """
         host = self._host
         if host is None:
@@ -117,17 +118,17 @@ class ExpertHost:
         }
 
     def check_health(self) -> None:
-        """Serve's probe: a process that answers is well; an expert that fails says so to who asks it."""
+        """Serve's health check: a process that responds is healthy; an expert's failure goes to its own requests."""
 
     async def _at(self, generation: int) -> Host:
-        """The host, as soon as it knows the catalog that a request was routed by."""
+        """The host, once it has the catalog that a request was routed with."""
         if self._generation < generation:
             async with self._changed:
                 known = self._changed.wait_for(lambda: self._generation >= generation)
                 try:
                     await asyncio.wait_for(known, CATCH_UP_S)
                 except TimeoutError:
-                    log.warning("catalog %d has not come; answering by %d", generation, self._generation)
+                    log.warning("catalog %d has not arrived; answering with %d", generation, self._generation)
         return self._started()
 
     def _started(self) -> Host:
@@ -135,7 +136,7 @@ class ExpertHost:
         return self._host
 
     async def _load_pinned(self, host: Host) -> None:
-        """Bring in the experts that are to stay, so that the first request need not wait; say how long each took."""
+        """Load the pinned experts before the first request, and log the seconds of each."""
         for name in sorted(host.cache.pins):
             started = time.perf_counter()
             async with host.cache.lease(name):
@@ -144,19 +145,19 @@ class ExpertHost:
 
 
 def own_config(config: Config, pool: HostPoolConfig, snapshot: Snapshot) -> Config:
-    """The configuration of a host: what its pool says goes before the `host` section, whose pins it may not serve."""
+    """The configuration of a host: its pool overrides the `host` section; pins it does not serve are left out."""
     pins = pool.pins if pool.pins is not None else tuple(name for name in config.host.pins if name in snapshot)
     budget = pool.budget if pool.budget is not None else config.host.budget
     return config.model_copy(update={"host": config.host.model_copy(update={"budget": budget, "pins": pins})})
 
 
 def pace(answers: int) -> float:
-    """Seconds between the chunks of a stream while a host gives so many answers."""
+    """Seconds between the chunks of a stream while a host streams `n` answers."""
     return min(max(FASTEST_S, answers / CHUNKS_PER_S), SLOWEST_S)
 
 
 async def coalesce(chunks: AsyncGenerator[Chunk, None], every_s: Callable[[], float]) -> AsyncGenerator[Chunk, None]:
-    """The same text in fewer chunks: the first and the last at once, and no text is held for more than `every_s()`."""
+    """The same text in fewer chunks: the first and last at once; no text is held back longer than `every_s()`."""
     clock = asyncio.get_running_loop().time
     text, sent_at = "", float("-inf")
     coming: asyncio.Future[Chunk | None] | None = None

@@ -1,4 +1,4 @@
-"""Gateway: what clients talk to - API, router, orchestrator - as a Ray Serve replica. It holds no weights."""
+"""Gateway: API, router and orchestrator as a Ray Serve replica. Clients talk to it; it holds no weights."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from coe.local import build_policies
 from coe.orchestrator import Orchestrator
 from coe.policy import Policy
 from coe.serve.cluster.catalog import Catalog
-from coe.serve.cluster.hosts import Hosts
 from coe.serve.cluster.placement import BOARD
+from coe.serve.cluster.pool_client import PoolClient
 from coe.serve.decisions.log import DecisionLog
 from coe.serve.http.api import build_api
 from coe.serve.http.metrics import Metrics
@@ -38,16 +38,16 @@ log = logging.getLogger("ray.serve")
 
 
 class Gateway:
-    """Answers HTTP requests by an orchestrator whose `ask` goes to the expert hosts.
+    """Answers HTTP requests with an orchestrator whose expert calls go to pools of expert hosts.
 
     Args:
-        config: the endpoint's settings; fixed for the life of the process.
-        handles: pool of hosts -> handle of its deployment.
+        config: settings of the endpoint; fixed for the life of the process.
+        handles: name of a pool -> handle of its deployment.
     """
 
     def __init__(self, config: Config, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         settings, self._engines = config.serve, config.engines
-        self._hosts = Hosts(handles, {pool.name: pool for pool in settings.pools}, BOARD, EMPTY)
+        self._hosts = PoolClient(handles, {pool.name: pool for pool in settings.pools}, BOARD, EMPTY)
         process = f"{socket.gethostname()}-{os.getpid()}"
         self._log = None if settings.log.folder is None else DecisionLog(settings.log, process=process)
         self._metrics = Metrics(process, dropped=self._dropped, in_flight=self._in_flight, pages=self._pages)
@@ -64,20 +64,21 @@ class Gateway:
         return build_api(self._service)
 
     async def reconfigure(self, document: Mapping[str, Any]) -> None:
-        """Answer by a catalog from now on. Requests under way end on the one they began with.
+        """Use a new catalog. Requests in progress keep the one they started with.
 
-        One whose routers cannot be loaded changes nothing, and is logged; only the first one raises.
+        A catalog whose routers fail to load is logged and ignored; only the first catalog raises.
         """
         catalog = Catalog.from_json(document)
         try:
-            signals = Signals(catalog.snapshot, self._engines)  # unloads when the last request by it has ended
+            signals = Signals(catalog.snapshot, self._engines)  # unloads after the last request that uses it
             policies = await asyncio.to_thread(build_policies, catalog.policies, catalog.snapshot, signals)
             await asyncio.to_thread(warm, policies.values())
         except Exception:
             if not len(self._service.orchestrator.snapshot):
-                raise  # it has nothing to answer by, and cannot start
-            # It was checked before it was pushed, so a file has gone since. Serve ends a replica that raises here.
-            log.exception("catalog %d cannot be answered by; the one before stays", catalog.generation)
+                raise  # without a first catalog the replica cannot start
+            # The catalog was checked before the push, so a file disappeared since. Serve kills a replica that raises
+            # here.
+            log.exception("catalog %d failed to load; keeping the previous one", catalog.generation)
             return
         self._hosts.update(catalog)
         self._service.update(self._orchestrator(catalog, policies))
@@ -85,20 +86,20 @@ class Gateway:
         log.info("catalog %d: %d experts, policies %s", catalog.generation, len(catalog.snapshot), ", ".join(policies))
 
     async def state(self) -> dict[str, Any]:
-        """Which catalog it answers by."""
+        """The generation of the catalog in use."""
         return {"generation": self._generation}
 
     async def page(self) -> bytes:
-        """This process's metrics, for the gateway that is asked for all of them."""
+        """The metrics page of this process, for the gateway that merges them."""
         return await asyncio.to_thread(self._metrics.page)
 
     async def _pages(self) -> Sequence[bytes]:
-        """The pages of all gateways that answer in time; `coe_gateways` on the page says how many did."""
+        """The pages of all gateways that respond in time; `coe_gateways` on the merged page counts them."""
         asked = serve.get_deployment_handle(GATEWAY, APP).broadcast("page")
         try:
             pages = await asked.results_async(timeout_s=PAGES_S, return_exceptions=True)
         except TimeoutError:
-            log.warning("a gateway did not give its metrics within %g s: this page is of one", PAGES_S)
+            log.warning("a gateway did not return its metrics within %g s: this page covers one gateway", PAGES_S)
             pages = [await self.page()]
         return [page for page in pages if isinstance(page, bytes)]
 
@@ -124,6 +125,6 @@ class Gateway:
 
 
 def warm(policies: Iterable[Policy]) -> None:
-    """Route one query by each policy, so that encoders load now and not under the first request."""
+    """Route one query with each policy, so that encoders load before the first request."""
     for policy in policies:
         policy.router.estimate([Query.of("Which expert answers this?")])

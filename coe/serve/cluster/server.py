@@ -1,7 +1,7 @@
-"""Server: a service on Ray from its start to its end - deployed, watched for changes, taken down.
+"""Server: deploys a service on Ray, pushes changes to it, and takes it down.
 
-with Server(source, say) as server:      # Ray up, everything deployed and answering
-    server.watch(stop)                   # pushes what changes, until `stop` is set
+with Server(source, say) as server:      # Ray is up, every deployment is running
+    server.watch(stop)                   # pushes changes until `stop` is set
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ if TYPE_CHECKING:
     from ray.serve.schema import ApplicationStatusOverview
 
 Say = Callable[[str, str], None]
-"""Told what happens, for people: which part, and what of it."""
+"""`(part, message)`: a status line for the terminal."""
 
 OBJECT_STORE_BYTES: Final = 200 * 2**20
-"""Ray's shared memory on this machine: requests and answers are small."""
+"""Bytes of Ray's object store on this machine; requests and answers are small."""
 STOP_S: Final = 4.0
-"""Seconds for Serve to take its replicas down in order; Ray then ends what is left."""
+"""Seconds Serve has to stop its replicas in order; Ray then kills the rest."""
 ENVIRONMENT: Final = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
-    "RAY_AUTH_MODE": "token",  # Ray's default; unsaid, it warns
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a proxy that died is replaced in seconds
+    "RAY_USAGE_STATS_ENABLED": "0",  # no usage reports
+    "RAY_AUTH_MODE": "token",  # Ray's default; it warns if unset
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a dead proxy is replaced within seconds
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3",
     "RAY_SERVE_PROXY_UNHEALTHY_THRESHOLD": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-"""Settings of Ray that only its environment takes. What the user has set goes before."""
+"""Settings of Ray that exist only as environment variables. Values set by the user take precedence."""
 OF_OWN_RAY: Final = {
-    # Less CPU for a request (docs/results.md): plain gRPC between processes, and one event loop in each instead of
-    # three. Loading and computing happen in threads, so that loop is free.
+    # Less CPU per request (docs/results.md): plain gRPC between processes, and one event loop per process instead of
+    # three. Loading and generation run in threads, so the loop stays free.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),  # else 4 MiB, and a long prompt fails
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),  # the default of 4 MiB fails on a long prompt
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
 }
-"""More of them, which all processes must have alike: those of a cluster have what it was started with."""
+"""Settings that must be equal in all processes of a Ray cluster; a cluster keeps those it was started with."""
 OF_SERVING_PROCESSES: Final = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
-"""Set when this process has read its own: it has no event loop, and so needs one for calls to the hosts."""
+"""Set after this process has read its own settings: it has no event loop, so its calls to hosts need Serve's."""
 
 
 class Server:
-    """A service that runs while its block does.
+    """Runs a service for the duration of its `with` block.
 
     Raises:
         ConfigError: the port is taken, or Ray cannot be reached.
-        CoeError: a part cannot start; the message is its own.
+        CoeError: a deployment cannot start; the message is its own.
     """
 
     def __init__(self, source: Source, say: Say) -> None:
@@ -84,7 +84,7 @@ class Server:
         self._stop()
 
     def watch(self, stop: threading.Event) -> None:
-        """Push a new catalog whenever the registry or a file changes, and tell how the processes are."""
+        """Push a new catalog whenever the registry or a file changes, and report the health of the processes."""
         health = ""
         while not stop.wait(self._settings.watch_s):
             health = self._tell_health(health)
@@ -92,7 +92,7 @@ class Server:
                 if self._source.changed():
                     self._push()
             except (CoeError, RegistryError, RouterError) as error:
-                self._say("not reloaded", f"{error}\nThe service goes on as it was.")
+                self._say("not reloaded", f"{error}\nThe service continues unchanged.")
 
     def _push(self) -> None:
         from coe.serve.cluster import deployed
@@ -103,12 +103,14 @@ class Server:
         self._run()
         self._await_running(lambda app: None)
         if behind := deployed.behind(catalog.generation):
-            self._say("not reloaded", f"{behind} gateways could not take it and answer as before; their logs say why")
+            self._say(
+                "not reloaded", f"{behind} gateways failed to load the change and answer as before: see their log"
+            )
             return
         changes = _changes(before.snapshot.experts, catalog.snapshot.experts)
         self._say("reloaded", f"{changes}; policies {', '.join(catalog.policies)}; {_since(started)}")
         if fixed:
-            self._say("restart needed", f"the sections {', '.join(fixed)} changed too; they hold from the next start")
+            self._say("restart needed", f"the sections {', '.join(fixed)} changed too and take effect at a restart")
 
     def _start_ray(self) -> None:
         own = self._settings.ray is None
@@ -121,14 +123,14 @@ class Server:
 
         if own:
             _set_unless_set(OF_SERVING_PROCESSES)
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its words for the terminal; its files have all
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # Ray's terminal output; its log files are complete
         started, self._ray_begun = time.perf_counter(), True
         try:
             ray.init(**self._ray_options())
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ConfigError(f"Ray cannot be started or reached ({self._settings.ray or 'local'}): {error}") from error
         if threading.current_thread() is threading.main_thread():
-            # Ray's core takes SIGTERM for itself, and would end this process on the spot with a stack trace.
+            # Ray's core handles SIGTERM itself and would end this process at once with a stack trace.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         serve.start(
             proxy_location="HeadOnly" if self._settings.ray is None else "EveryNode",
@@ -188,7 +190,7 @@ class Server:
         )
 
     def _await_running(self, tell: Callable[[ApplicationStatusOverview], None]) -> None:
-        """Poll until all is running, telling each status. Raises ConfigError with the reason when it cannot start."""
+        """Poll until every deployment runs, reporting each status. Raises ConfigError with the reason if it fails."""
         from coe.serve.cluster import deployed
 
         while True:
@@ -202,7 +204,7 @@ class Server:
             time.sleep(deployed.POLL_S)
 
     def _tell_health(self, before: str) -> str:
-        """Say when a process is missing, and when all are back."""
+        """Report when a process is missing, and when all are back."""
         from coe.serve.cluster import deployed
 
         missing = [
@@ -216,8 +218,8 @@ class Server:
         return now
 
     def _stop(self) -> None:
-        """Take everything down, in order while there is time."""
-        if not self._ray_begun:  # a Ctrl-C may come while Ray is half imported
+        """Stop the service, in order while time remains."""
+        if not self._ray_begun:  # Ctrl-C may arrive while Ray is partly imported
             return
         import ray
         from ray import serve
@@ -227,7 +229,7 @@ class Server:
         from coe.serve.cluster import deployed
 
         down = serve.shutdown if self._settings.ray is None else deployed.delete
-        # Ray tells the terminal of Serve's own end as of a failure.
+        # Ray reports Serve's regular end as a failure on the terminal.
         with _undisturbed(), Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             in_order = threading.Thread(target=down, daemon=True)
             in_order.start()
@@ -237,7 +239,7 @@ class Server:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """An impatient second Ctrl-C must not break off what ends the processes."""
+    """Ignore a second Ctrl-C while the processes are being stopped."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -255,7 +257,7 @@ def _set_unless_set(environment: Mapping[str, str]) -> None:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises ConfigError when nobody could listen there."""
+    """Raises ConfigError if the address cannot be bound."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -267,23 +269,23 @@ def check_port(host: str, port: int) -> None:
 
 
 def logical_cpus(config: Config) -> int:
-    """CPUs that a Ray of our own pretends to have: what all processes ask for at most, and as many as there are."""
+    """Logical CPUs of a Ray instance started here: the most that all processes request, and at least the real count."""
     processes = (config.serve.gateway, *config.serve.pools)
     wanted = sum(process.replicas.max * process.num_cpus for process in processes)
     return max(os.cpu_count() or 1, math.ceil(wanted) + 1)
 
 
 def _what_loads(source: Source, pool: HostPoolConfig) -> str:
-    """What a pool of hosts loads before it is ready."""
+    """Status text: the experts a pool loads before it is ready."""
     served = serving(source.catalog.snapshot, pool)
     pins = own_config(source.config, pool, served).host.pins
     if not pins:
-        return f"{len(served)} experts, loaded when they are first asked"
-    return f"loading {', '.join(pins)}; of {len(served)} experts, the others when they are first asked"
+        return f"{len(served)} experts, loaded on their first request"
+    return f"loading {', '.join(pins)}; the others of {len(served)} experts load on their first request"
 
 
 def _changes(before: Any, after: Any) -> str:
-    """What a person wants to know of a new snapshot."""
+    """Status text: experts added, changed and removed."""
     parts = {
         "added": after.keys() - before.keys(),
         "removed": before.keys() - after.keys(),

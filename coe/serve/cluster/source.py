@@ -1,4 +1,4 @@
-"""Source: where a service's configuration, experts and routers are, read at the start and whenever they change."""
+"""Source: reads configuration, experts and routers of a service, at the start and whenever they change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from registry.store import Snapshot
 from routers.artifacts import META
 
 FIXED = ("engines", "host", "serve", "registry", "experts")
-"""Sections that hold for the life of a service; the others may change while it runs."""
+"""Sections that are fixed while a service runs; the others may change."""
 
 
 class Source:
@@ -28,8 +28,8 @@ class Source:
         overrides: fields of its `serve` section that the command line sets.
 
     Raises:
-        ConfigError, RegistryError, RouterError: from the constructor and `read`; a service must not start, or change,
-            by something that is wrong.
+        ConfigError, RegistryError, RouterError: from the constructor and `read`, so that a service never starts or
+            changes on invalid input.
     """
 
     def __init__(self, path: Path, **overrides: Any) -> None:
@@ -47,12 +47,12 @@ class Source:
         self._registry.close()
 
     def changed(self) -> bool:
-        """Whether any file, or the registry, is another than when it was last read."""
+        """Whether a file or the registry changed since the last read."""
         return self._seen != self._stamps(self.config)
 
     def reread(self) -> tuple[Catalog, list[str]]:
-        """The next catalog, and the sections that changed too but need a restart. On an error nothing changes."""
-        self._seen = self._stamps(self.config)  # what is wrong is told once, not again and again
+        """The next catalog, and the changed sections that need a restart. On an error nothing changes."""
+        self._seen = self._stamps(self.config)  # an error is reported once per change
         config = self._load()
         fixed = [name for name in FIXED if getattr(config, name) != getattr(self.config, name)]
         kept = config.model_copy(update={name: getattr(self.config, name) for name in FIXED})
@@ -61,7 +61,7 @@ class Source:
         return catalog, fixed
 
     def read(self, config: Config, generation: int) -> Catalog:
-        """The catalog of a configuration as its files and the registry are now, checked as a whole."""
+        """The catalog of the current files and registry, checked as a whole."""
         self._seen = self._stamps(config)
         fill(self._registry, config.experts)
         catalog = Catalog.of(config, self._registry.snapshot(), generation)
@@ -74,7 +74,7 @@ class Source:
         return config.model_copy(update={"serve": serve})
 
     def _stamps(self, config: Config) -> object:
-        """What differs after a change: the files' times and sizes, and the registry's version."""
+        """A fingerprint of the inputs: times and sizes of the files, version of the registry."""
         routers = [policy.router / META for policy in config.policies.values() if policy.router is not None]
         priors = [path for policy in config.policies.values() for path in policy.composition.files]
         files = [_stamp(path) for path in (self.path, *config.experts, *routers, *priors)]
@@ -82,10 +82,10 @@ class Source:
 
 
 def check(config: Config, catalog: Catalog) -> None:
-    """Refuse what a service could not answer with.
+    """Refuse a catalog that a service could not answer with.
 
     Raises:
-        ConfigError: a policy, fallback or pin names an expert that is not served, or there is none at all.
+        ConfigError: a policy, fallback or pin names an expert that is not served, or no expert is registered.
         RouterError: a router cannot be loaded.
     """
     snapshot = catalog.snapshot
@@ -106,7 +106,7 @@ def _check_names(snapshot: Snapshot, names: tuple[str, ...], what: str) -> None:
 
 
 def _nobody(expert: str, request: object) -> Any:
-    raise AssertionError("nothing is asked while a configuration is checked")
+    raise AssertionError("no expert is called while a configuration is checked")
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:

@@ -1,7 +1,7 @@
-"""What a line of the decision log says: a request that is over, as JSON and back.
+"""A line of the decision log: a finished request as JSON, and back.
 
-A line holds everything that its decision was made from, so that `Entry.inputs.decide()` makes it again. Floats are
-written with all their digits; what JSON has no number for (NaN, infinities) is written as a string.
+A line holds every input of its decision, so `Entry.inputs.decide()` reproduces it. Floats are written with all digits;
+values that JSON cannot express (NaN, infinities) are strings.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from routers.selectors import build_selector, selector_document
 
 _KIND: Final = "coe-decision/"
 FORMAT: Final = f"{_KIND}1"
-"""First field of every line; another number is another layout."""
+"""First field of every line; the number is the version of the layout."""
 _BEGINNING: Final = f'{{"format":"{_KIND}'.encode()
 
 
 class DecisionLogError(CoeError):
-    """A decision log cannot be read; the message has file and line."""
+    """A decision log cannot be read; the message names file and line."""
 
     code = "invalid_decision_log"
 
@@ -43,10 +43,10 @@ class Entry:
 
     Attributes:
         place: file:line.
-        policy: that decided; None when the caller named the expert, or nobody was chosen.
-        query: what was asked; None where the log was kept without texts.
-        inputs: what the decision was made from; None when the caller named the expert, or nobody was chosen.
-        decision: as it was made; None when the request was refused before.
+        policy: the policy that decided; None if the caller named the expert, or no expert was chosen.
+        query: the query; None if the log was written without texts.
+        inputs: the inputs of the decision; None if the caller named the expert, or no expert was chosen.
+        decision: the logged decision; None if the request was refused before one.
     """
 
     place: str
@@ -60,7 +60,7 @@ class Entry:
 
 
 def encode(finished: Finished, *, texts: bool) -> bytes:
-    """The line of a request, with its line end. `texts`: also what was asked."""
+    """The line of a request, newline included. `texts`: include the query's text."""
     return json.dumps(_document(finished, texts), separators=(",", ":"), allow_nan=False, default=str).encode() + b"\n"
 
 
@@ -68,7 +68,7 @@ def decode(line: bytes, place: str) -> Entry:
     """The entry of a line.
 
     Raises:
-        DecisionLogError: the line is damaged, of another kind, or of another version; `place` says where.
+        DecisionLogError: the line is damaged, not of a decision log, or of another version; names `place`.
     """
     try:
         document = json.loads(line)
@@ -83,14 +83,14 @@ def decode(line: bytes, place: str) -> Entry:
 
 
 def is_cut(line: bytes) -> bool:
-    """Whether this is the beginning of a line whose writer was killed."""
+    """Whether the line is incomplete, as a killed writer leaves it."""
     if line.endswith(b"\n"):
         return False
     try:
         json.loads(line)
     except ValueError:
         return _BEGINNING.startswith(line[: len(_BEGINNING)])
-    return False  # whole but for its end
+    return False  # complete except for its newline
 
 
 def decision_document(decision: RoutingDecision) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def decision_document(decision: RoutingDecision) -> dict[str, Any]:
 
 
 def query_digest(query: Query) -> str:
-    """sha256 over the canonical JSON of what was asked: messages, tools and format."""
+    """sha256 over the canonical JSON of a query: messages, tools and format."""
     canonical = json.dumps(_texts(query), sort_keys=True, separators=(",", ":"), default=str)
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -204,7 +204,7 @@ def _numbers(values: Iterable[float]) -> list[float | str | None]:
 
 
 def _number(value: float | None) -> float | str | None:
-    """`float()` of what this gives is the value again, bit by bit; any NaN is NaN."""
+    """A JSON value whose `float()` is bit-identical to `value`; any NaN is NaN."""
     if value is None:
         return None
     if math.isfinite(value):
@@ -215,7 +215,7 @@ def _number(value: float | None) -> float | str | None:
 def _check_format(document: object, place: str) -> None:
     stated = document.get("format") if isinstance(document, dict) else None
     if not isinstance(stated, str) or not stated.startswith(_KIND):
-        raise DecisionLogError(f"{place}: this is not a decision log, whose lines begin with a format {FORMAT!r}")
+        raise DecisionLogError(f"{place}: not a decision log: lines start with the format {FORMAT!r}")
     if stated != FORMAT:
         raise DecisionLogError(
             f"{place}: a decision log of format {stated!r}, but this version reads {FORMAT!r}: replay it with the "
@@ -261,13 +261,13 @@ def _inputs(document: Mapping[str, Any]) -> DecisionInputs:
 
 
 def _estimate(document: Mapping[str, Any]) -> Estimate:
-    """The one row that was logged."""
+    """The logged row."""
     row = {name: None if value is None else [value] for name, value in document.items()}
     cost, ood, eligible, abstained, confidence = (
         row[name] for name in ("cost_usd", "ood", "eligible", "abstained", "confidence")
     )
     label, reason = row["label"], row["reason"]
-    truncated, weights = row.get("truncated"), row.get("weights")  # lines written before there were any have none
+    truncated, weights = row.get("truncated"), row.get("weights")  # absent in lines of earlier builds
     return Estimate(
         tuple(document["experts"]),
         np.array([document["quality"]], dtype=np.float64),
@@ -299,5 +299,5 @@ def _decision(document: Mapping[str, Any], inputs: DecisionInputs | None) -> Rou
 
 
 def _quality(estimate: Estimate) -> dict[str, float]:
-    """The estimated quality of each expert, which a line says once: in its inputs."""
+    """The estimated quality of each expert; a line stores it once, in its inputs."""
     return dict(zip(estimate.experts, estimate.quality[0].tolist(), strict=True))

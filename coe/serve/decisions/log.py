@@ -1,11 +1,11 @@
-"""The decision log: a line for each request that is over, written beside the service and read back in order.
+"""The decision log: one line per finished request, written by each gateway and read back in order.
 
-Lines are written by a thread of their own: who answers requests never waits for the disk. What cannot be written (a
-full disk, a lost folder, a disk that is too slow) is dropped and counted, and the service goes on.
+A separate thread writes the lines, so requests never wait for the disk. Lines that cannot be written (full disk, lost
+folder, slow disk) are dropped and counted, and the service continues.
 
-Files are `decisions-<UTC start of the process>-<process>-<number>.jsonl`, so that names in order are files in order.
-The newest `keep` of each running process are kept, and the newest `keep` of all that ended, taken together: restarts do
-not fill the disk. A process holds a lock on the file that it writes; whose newest file is not locked has ended.
+Files are `decisions-<UTC start of the process>-<process>-<number>.jsonl`, so files sort by name. The newest `keep`
+files of each running process are kept, and the newest `keep` files of all ended processes together, so restarts do not
+fill the disk. A process locks the file it writes; a process whose newest file is not locked has ended.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from coe.serve.http.finished import Finished
 
 _PATTERN: Final = "decisions-*.jsonl"
 _PENDING_BYTES: Final = 32 * 2**20
-"""Lines that may wait for the disk; more are dropped."""
+"""Most lines queued for the disk; more are dropped."""
 log = logging.getLogger(__name__)
 
 
 class DecisionLog:
-    """Writes what was decided, without ever making its caller wait for the disk, or fail.
+    """Writes decisions. Never blocks its caller on the disk and never raises.
 
     Args:
         config: its folder must not be None.
-        process: names this process in file names, apart from all others that write into the folder at that time.
+        process: name of this process in file names, unique among processes that write into the folder.
     """
 
     def __init__(
         self, config: DecisionLogConfig, *, process: str | None = None, pending_bytes: int = _PENDING_BYTES
     ) -> None:
-        assert config.folder is not None  # without a folder there is no log
+        assert config.folder is not None  # no folder, no log
         self._texts, self._most_pending_bytes = config.texts, pending_bytes
         self._files = RotatingFiles(config.folder, process or str(os.getpid()), config.max_bytes, config.keep)
         self._changed = threading.Condition()
@@ -52,12 +52,12 @@ class DecisionLog:
         self._pending_bytes = 0
         self._closed = self._failing = False
         self.dropped = 0
-        """Decisions that were lost since the start."""
+        """Number of decisions lost since the start."""
         self._writer = threading.Thread(target=self._run, name="decision-log", daemon=True)
         self._writer.start()
 
     def write(self, finished: Finished) -> None:
-        """Log a request that is over; it is in the file soon after."""
+        """Queue a finished request for the file."""
         line = encode(finished, texts=self._texts)
         with self._changed:
             if self._closed:
@@ -70,15 +70,15 @@ class DecisionLog:
                 self._changed.notify()
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Write what is pending; what a stuck disk has not taken after `timeout_s` seconds is lost, and said."""
+        """Write pending lines. Lines that the disk has not taken after `timeout_s` seconds are lost and reported."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._writer.join(timeout_s)
         with self._changed:
             if self._writer.is_alive():
-                self.dropped += len(self._lines) + 1  # one is on its way
-                log.error("decision log: the disk took nothing for %g s; %d decisions lost", timeout_s, self.dropped)
+                self.dropped += len(self._lines) + 1  # one is being written
+                log.error("decision log: the disk did not respond for %g s; %d decisions lost", timeout_s, self.dropped)
                 self._lines.clear()
 
     def _run(self) -> None:
@@ -95,12 +95,12 @@ class DecisionLog:
                     self._drop(str(error))
                 elif self._failing and not self._lines:
                     self._failing = False
-                    log.warning("decision log: written again; %d decisions were dropped so far", self.dropped)
+                    log.warning("decision log: writing again; %d decisions dropped so far", self.dropped)
         if (error := _failure(self._files.close)) is not None:
             log.error("decision log: %s", error)
 
     def _drop(self, why: str) -> None:
-        """Count a lost line, and say the first one of an outage. Called under the lock."""
+        """Count a lost line, and log the first of an outage. Called under the lock."""
         self.dropped += 1
         if not self._failing:
             self._failing = True
@@ -108,9 +108,9 @@ class DecisionLog:
 
 
 class RotatingFiles:
-    """Appends lines to files of at most `max_bytes`, each line whole, and removes old files. Blocks on the disk.
+    """Appends whole lines to files of at most `max_bytes`, and removes old files. Blocks on the disk.
 
-    A line longer than `max_bytes` has a file of its own. Files are readable by their owner only: they may hold texts.
+    A line longer than `max_bytes` gets its own file. Files are readable by their owner only, since they may hold texts.
     """
 
     def __init__(self, folder: Path, process: str, max_bytes: int, keep: int) -> None:
@@ -121,9 +121,9 @@ class RotatingFiles:
         self._descriptor: int | None = None
 
     def append(self, line: bytes) -> None:
-        """Append a line. Raises OSError, and nothing of the line is kept."""
+        """Append a line. On OSError nothing of the line remains."""
         if self._descriptor is not None and self._is_lost(self._descriptor):
-            os.close(self._descriptor)  # a file that was removed takes lines and keeps none
+            os.close(self._descriptor)  # a removed file accepts lines and keeps none
             self._descriptor = None
         if self._descriptor is None or (self._size and self._size + len(line) > self._max_bytes):
             self._descriptor = self._next_file()
@@ -147,7 +147,7 @@ class RotatingFiles:
                 self._descriptor = None
 
     def _cut_back(self, descriptor: int) -> None:
-        """Half a line must not end up before whole ones: it is removed, or else the last of its file."""
+        """Remove a partial line; if that fails, make it the last of its file."""
         try:
             os.ftruncate(descriptor, self._size)
         except OSError:
@@ -167,7 +167,7 @@ class RotatingFiles:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._path(self._number + 1)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        with suppress(OSError):  # a file system without locks: others may count our old files among the ended ones
+        with suppress(OSError):  # no locks on this file system: other processes may treat our old files as ended
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if self._descriptor is not None:
             os.close(self._descriptor)
@@ -186,14 +186,14 @@ class RotatingFiles:
 
 
 def read_log(paths: Iterable[Path], on_cut: Callable[[str], None]) -> Iterator[Entry]:
-    """The entries of files, in the order given; of a folder's files, those of the process that began first come first.
+    """The entries of files, in the order given; files of a folder are ordered by the start of their process.
 
-    Reads a line at a time. `on_cut` is told the place of a last line that was cut off, as a process that is killed may
-    leave it; that line is left out.
+    Reads one line at a time. An incomplete last line, as a killed process leaves it, is skipped; `on_cut` gets its
+    place.
 
     Raises:
-        DecisionLogError: there is no such file, it is no decision log or of another format, or a line before the last
-            is damaged; with file and line.
+        DecisionLogError: a file is missing, not a decision log or of another format, or a line before the last is
+            damaged; names file and line.
     """
     for file in [file for path in paths for file in _files(path)]:
         yield from _read_file(file, on_cut)
@@ -204,7 +204,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     files = sorted(path.glob(_PATTERN))
     if not files:
-        raise DecisionLogError(f"{path}: has no decision log; there would be files {_PATTERN}")
+        raise DecisionLogError(f"{path}: contains no decision log (no files {_PATTERN})")
     return files
 
 
@@ -218,7 +218,7 @@ def _read_file(path: Path, on_cut: Callable[[str], None]) -> Iterator[Entry]:
                 else:
                     yield decode(line, place)
     except FileNotFoundError:
-        raise DecisionLogError(f"{path}: there is no such file") from None
+        raise DecisionLogError(f"{path}: no such file") from None
     except OSError as error:
         raise DecisionLogError(f"{path}: cannot be read: {error}") from error
 
@@ -245,6 +245,6 @@ def _is_locked(path: Path) -> bool:
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         try:
-            path.unlink(missing_ok=True)  # another process may be removing it too
+            path.unlink(missing_ok=True)  # another process may remove it too
         except OSError as error:
             log.warning("decision log: an old file cannot be removed: %s", error)

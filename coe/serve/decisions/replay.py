@@ -1,6 +1,6 @@
-"""Replay: every logged decision is made again, from what it was made from; nothing is left to compare but the result.
+"""Replay: recompute every logged decision from its logged inputs, and compare.
 
-With the policies of today, what was asked is routed anew too, which says what a new router would have changed.
+Given the current policies, the logged queries are also routed again, which shows what a new router would change.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from routers.base import Estimate, Query, RoutingDecision
 from routers.errors import RouterError
 
 _BATCH: Final = 256
-"""Queries that are routed anew at once."""
+"""Queries routed per batch."""
 _MOST_DIFFERENCES: Final = 1000
-"""Differences that a report holds; more are only counted."""
+"""Most differences a report lists; more are only counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A field of a decision that did not come out as it was logged; both values as in the log."""
+    """A field of a decision that differs from the log; both values as in the log."""
 
     place: str
     id: str
@@ -37,13 +37,13 @@ class Difference:
 
 
 @dataclass(slots=True)
-class Replayed:
-    """What came of making logged decisions again.
+class ReplayReport:
+    """The result of recomputing logged decisions.
 
     Attributes:
-        repeated: decisions that are identical in every field; differing: those that are not.
-        named: requests whose caller named the expert, which is no decision of a policy.
-        refused: requests that ended before anybody was chosen.
+        repeated: number of decisions identical in every field; differing: number of the others.
+        named: requests whose caller named the expert, so no policy decided.
+        refused: requests that ended before a decision.
         differences: field by field, the first thousand.
     """
 
@@ -55,7 +55,7 @@ class Replayed:
     differences: list[Difference] = field(default_factory=list)
 
     def add(self, entry: Entry) -> None:
-        """Make the decision of an entry again."""
+        """Recompute the decision of an entry."""
         self.entries += 1
         if entry.decision is None:
             self.refused += 1
@@ -69,7 +69,7 @@ class Replayed:
 
 
 def differences(entry: Entry, inputs: DecisionInputs, logged: RoutingDecision) -> list[Difference]:
-    """Each field of the decision that comes out otherwise now."""
+    """Each field of the recomputed decision that differs from the log."""
     try:
         now = inputs.decide()
     except (RouterError, ValueError) as error:  # ValueError: a seed that NumPy refuses
@@ -82,14 +82,14 @@ def differences(entry: Entry, inputs: DecisionInputs, logged: RoutingDecision) -
 
 @dataclass(slots=True)
 class Anew:
-    """How a policy of today decides what was asked then.
+    """How a current policy routes the logged queries.
 
     Attributes:
-        routed: entries of this policy that were routed anew.
-        same_choice: those for which the same experts come out, in the same order.
-        same_router: those that were decided by the router of today, by its digest.
-        nobody: those that nobody may answer today.
-        largest_drift: of the estimated quality of any expert that both know; None where there is none.
+        routed: number of entries of this policy routed again.
+        same_choice: entries with the same experts in the same order.
+        same_router: entries decided by the current router, by its digest.
+        nobody: entries that no expert may answer now.
+        largest_drift: largest change in estimated quality of an expert known to both; None if there is none.
     """
 
     routed: int = 0
@@ -100,10 +100,10 @@ class Anew:
 
 
 class Rerouter:
-    """Routes logged queries anew, many at once. Load times are taken as they were logged.
+    """Routes logged queries again, in batches, with the logged load times.
 
     Attributes:
-        without_text: entries whose text was not logged; unknown_policy: those of policies that are not there today.
+        without_text: entries logged without text; unknown_policy: entries of policies that no longer exist.
     """
 
     def __init__(self, policies: Mapping[str, Policy], snapshot: Snapshot) -> None:
@@ -113,7 +113,7 @@ class Rerouter:
         self._waiting: dict[str, list[tuple[Query, DecisionInputs, Entry]]] = {}
 
     def add(self, entry: Entry) -> None:
-        """Take an entry; it is counted when there are enough for a batch, or at `flush`."""
+        """Queue an entry; a full batch is routed at once, the rest at `flush`."""
         if entry.inputs is None or entry.policy is None:
             return
         if entry.query is None:
@@ -127,7 +127,7 @@ class Rerouter:
                 self._route(entry.policy)
 
     def flush(self) -> None:
-        """Route what waits."""
+        """Route the queued entries."""
         for name in list(self._waiting):
             self._route(name)
 
@@ -148,9 +148,9 @@ class Rerouter:
                 anew.nobody += 1
 
 
-def replay(entries: Iterable[Entry], rerouter: Rerouter | None = None) -> Replayed:
-    """Make every decision again, one entry at a time; with a rerouter, route what was asked anew."""
-    replayed = Replayed()
+def replay(entries: Iterable[Entry], rerouter: Rerouter | None = None) -> ReplayReport:
+    """Recompute every decision, one entry at a time; with a rerouter, also route the queries again."""
+    replayed = ReplayReport()
     for entry in entries:
         replayed.add(entry)
         if rerouter is not None:
@@ -161,19 +161,19 @@ def replay(entries: Iterable[Entry], rerouter: Rerouter | None = None) -> Replay
 
 
 def _differ(was: object, now: object) -> bool:
-    """As they are written: NaN is NaN, 0.0 is not -0.0."""
+    """Equality as written: NaN equals NaN, 0.0 differs from -0.0."""
     return json.dumps(was) != json.dumps(now)
 
 
 def _choice(inputs: DecisionInputs) -> tuple[str, ...] | None:
     try:
         return inputs.decide().experts
-    except RouterError:  # load times that nobody can have logged; `Replayed` names them
+    except RouterError:  # impossible load times; `ReplayReport` lists them
         return None
 
 
 def _drift(was: Estimate, now: Estimate) -> float | None:
-    """The largest change of a quality that is known in both."""
+    """The largest change of a quality known to both."""
     qualities = dict(zip(now.experts, now.quality[0], strict=True))
     common = [
         (quality, qualities[name])

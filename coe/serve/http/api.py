@@ -1,10 +1,11 @@
 """The OpenAI-compatible API, as an ASGI application over a Service.
 
-    POST /v1/chat/completions, /v1/completions    an answer, whole or as server-sent events
-    POST /v1/route                                the decision alone, by the same code
+    POST /v1/chat/completions, /v1/completions    an answer, as one body or as server-sent events
+    POST /v1/route                                the routing decision only
     GET  /v1/models, /v1/models/{id}, /health, /metrics
 
-Every answer discloses who was chosen (`x-coe-*` headers, and `model`), every error has OpenAI's shape.
+Every answer names the expert (`model` and the `x-coe-*` headers); every error has OpenAI's shape. To add an endpoint,
+add a `Route` in `build_api` and its handler below.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from coe.protocol.responses import (
     usage_chunk,
 )
 from coe.serve.http.exchange import Exchange
-from coe.serve.http.service import Service, told
+from coe.serve.http.service import Service, error_response
 from coe.types import Answer, Chunk
 
 Handle = Callable[[Exchange, object], Coroutine[Any, Any, None]]
 
 
 def build_api(service: Service) -> ASGIApp:
-    """The application. It holds nothing itself: closing the service is its owner's."""
+    """The ASGI application. It holds no resources; the caller closes the service."""
     chat = partial(answer, service, parse_chat, ChatAnswer)
     completion = partial(answer, service, parse_completion, TextAnswer)
     app = Starlette(
@@ -59,24 +60,24 @@ def build_api(service: Service) -> ASGIApp:
         ],
         exception_handlers={HTTPException: _http_error},
     )
-    app.router.redirect_slashes = False  # a path with a slash too many is unknown, in OpenAI's shape
+    app.router.redirect_slashes = False  # a path with a trailing slash gets a 404 in OpenAI's shape
     return app
 
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """An endpoint that takes a JSON body: one `Call`, from its arrival until the last byte is sent."""
+    """An endpoint with a JSON body. A `Call` covers it from arrival to the last byte sent."""
 
     service: Service
     handle: Handle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """The ASGI entry point."""
         try:
             async with self.service.call(scope["path"]) as call:
                 await self._exchange(Exchange(call, scope, receive, send))
         except ClientDisconnect:
-            return  # nobody is there to be answered; the call has noted it
+            return  # no client to answer; the call has recorded it
 
     async def _exchange(self, exchange: Exchange) -> None:
         try:
@@ -97,7 +98,7 @@ async def answer(
     exchange: Exchange,
     body: object,
 ) -> None:
-    """Answer a request; a stream begins when its first text is there, so that an error before it has its status."""
+    """Answer a request. A stream starts with the first text, so an earlier error still gets its own HTTP status."""
     call, parsed = exchange.call, parse(body)
     async with aclosing(service.answer(call, parsed)) as chunks:
         first = await anext(chunks)
@@ -116,7 +117,7 @@ async def answer(
 
 
 async def route(service: Service, exchange: Exchange, body: object) -> None:
-    """Who would answer a chat or a completion request, and why; nobody is asked."""
+    """The decision for a chat or completion request. No expert is called."""
     is_completion = isinstance(body, dict) and "prompt" in body and "messages" not in body
     parsed = parse_completion(body) if is_completion else parse_chat(body)
     routed = await service.route(exchange.call, parsed)
@@ -125,26 +126,26 @@ async def route(service: Service, exchange: Exchange, body: object) -> None:
 
 
 async def models(service: Service, request: Request) -> Response:
-    """What `model` of a request may be."""
+    """Every valid value of a request's `model`."""
     orchestrator = service.orchestrator
     return JSONResponse(model_list(orchestrator.snapshot, orchestrator.policies, service.started_at))
 
 
 async def model(service: Service, request: Request) -> Response:
-    """One of them."""
+    """One model by id."""
     name, orchestrator = request.path_params["id"], service.orchestrator
     address(name, orchestrator.policies, orchestrator.default_policy, orchestrator.snapshot)
     return JSONResponse(model_body(name, orchestrator.snapshot, service.started_at))
 
 
 async def health(service: Service, request: Request) -> Response:
-    """200 when requests can be answered, else 503 and why not."""
+    """200 when requests can be answered, otherwise 503 with the problem."""
     ok, about = await service.health()
     return JSONResponse(about, 200 if ok else 503)
 
 
 async def metrics(service: Service, request: Request) -> Response:
-    """A page for Prometheus."""
+    """Metrics in the Prometheus text format."""
     if service.metrics is None:
         raise HTTPException(404)
     page, content_type = await service.metrics.render()
@@ -156,7 +157,7 @@ def _pieces(shape: AnswerBodies, chunk: Chunk) -> list[dict[str, Any]]:
 
 
 def _ending(shape: AnswerBodies, answer: Answer, exchange: Exchange) -> list[dict[str, Any]]:
-    """The last chunks of a stream: why it ends, and what it took."""
+    """The last chunks of a stream: finish reason and usage."""
     chunks = [shape.ending(answer.finish_reason)]
     if shape.include_usage:
         chunks.append(usage_chunk(shape, answer.usage))
@@ -165,10 +166,10 @@ def _ending(shape: AnswerBodies, answer: Answer, exchange: Exchange) -> list[dic
 
 
 def _explained(exchange: Exchange) -> dict[str, Any]:
-    """The field `coe` of an answer, where it is asked for.
+    """The field `coe` of an answer, present on request.
 
-    With `"coe": {"answers": true}` it has what each expert said, and the notes; with `x-coe-debug: true` also the
-    decision, who was asked, cost, and where time went.
+    `"coe": {"answers": true}` adds the answer of each expert and the notes; `x-coe-debug: true` also adds the decision,
+    the experts called, cost and timing.
     """
     call = exchange.call
     assert call.parsed is not None and call.reply is not None
@@ -202,23 +203,27 @@ def _explained(exchange: Exchange) -> dict[str, Any]:
 async def _guarded(
     service: Service, endpoint: Callable[[Service, Request], Awaitable[Response]], request: Request
 ) -> Response:
-    """An endpoint without a body; its errors have OpenAI's shape too."""
+    """An endpoint without a body. Its errors have OpenAI's shape too."""
     try:
         return await endpoint(service, request)
     except HTTPException:
         raise
     except Exception as error:
-        status, body = told(error, uuid4().hex, request.url.path)
+        status, body = error_response(error, uuid4().hex, request.url.path)
         return JSONResponse(body, status)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods."""
+    """Errors for unknown paths and methods."""
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path}"
     if error.status_code == 405:
         allowed = (error.headers or {}).get("allow", "")
-        body = body_of(f"{where}: the method is not allowed here, only {allowed}", INVALID, "method_not_supported")
+        body = body_of(f"{where}: method not allowed; use {allowed}", INVALID, "method_not_supported")
     else:
-        body = body_of(f"{where}: there is no such path; /v1/models lists what may be asked", INVALID, "unknown_url")
+        body = body_of(
+            f"{where}: no such endpoint; GET /v1/models lists what a request may name",
+            INVALID,
+            "unknown_url",
+        )
     return JSONResponse(body, error.status_code, error.headers)

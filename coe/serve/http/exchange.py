@@ -1,4 +1,4 @@
-"""The HTTP side of a request: its body in, one JSON body or a stream of events out, errors in OpenAI's shape."""
+"""One HTTP exchange: reads a JSON body; sends a JSON body, a stream of events, or an error in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from coe.serve.http.service import Call
 
 T = TypeVar("T")
 DISCARDED: Final = 8
-"""A client that sends too much is heard out up to so many times the limit, so that it gets to read why."""
+"""A body over the limit is read and discarded up to this multiple of it, so that the client receives the error."""
 MOST_NOTES: Final = 1000
-"""Characters of the notes that a header holds: proxies refuse long ones. `x-coe-debug: true` brings all."""
+"""Most characters of notes in a header, since proxies refuse long ones. `x-coe-debug: true` returns all of them."""
 DIRECT: Final = "direct"
-"""`x-coe-router` where the caller named the expert."""
+"""`x-coe-router` of a request whose `model` names an expert."""
 _HEAD: Final = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
 
 class Exchange:
-    """One request and its answer over ASGI; what is sent discloses who was chosen, in headers."""
+    """One request and its answer over ASGI. Headers disclose the routing decision."""
 
     def __init__(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         self.call = call
@@ -40,19 +40,20 @@ class Exchange:
         """The JSON value of the body.
 
         Raises:
-            RequestTooLarge: it has more than `max_bytes`. InvalidRequest: it is not JSON in UTF-8.
-            ClientDisconnect: the client left.
+            RequestTooLarge: the body exceeds `max_bytes`.
+            InvalidRequest: the body is not JSON in UTF-8.
+            ClientDisconnect: the client disconnected.
         """
         return parse_json(await self._body(max_bytes))
 
     async def json(self, body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        """Send a whole body."""
+        """Send one JSON body."""
         self.call.status = status
         response = JSONResponse(body, status, {**disclosed(self.call), **(headers or {})})
         await response(self._scope, self._receive, self._send)
 
     async def events(self, *events: Mapping[str, Any], last: bool = False) -> None:
-        """Send server-sent events; the first ones come with the headers, after the last one comes `[DONE]`."""
+        """Send server-sent events. The first call also sends the headers; `last` appends `[DONE]`."""
         if not self.call.status:
             self.call.status = 200
             headers = [(name.encode(), value.encode("latin-1")) for name, value in disclosed(self.call).items()]
@@ -62,7 +63,7 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
     async def fail(self, error: Exception) -> None:
-        """Send an error: with its status where nothing was sent, else as the last event of the stream."""
+        """Send an error: with its HTTP status if nothing was sent yet, otherwise as the last event of the stream."""
         sent = self.call.status
         status, body = self.call.failed(error)
         if not sent:
@@ -73,10 +74,10 @@ class Exchange:
             await self._send({"type": "http.response.body", "body": _event(body), "more_body": False})
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
-        """Work that is stopped when the client leaves; after the body was read.
+        """Run `work`, and cancel it when the client disconnects. Call after the body is read.
 
         Raises:
-            ClientDisconnect: the client left.
+            ClientDisconnect: the client disconnected.
         """
         working, watching = asyncio.ensure_future(work), asyncio.ensure_future(self._disconnect())
         try:
@@ -92,7 +93,7 @@ class Exchange:
             await self._message()
 
     async def _body(self, max_bytes: int) -> bytes:
-        """The bytes of the body, never more than `max_bytes` of them in memory."""
+        """The bytes of the body; at most `max_bytes` are kept in memory."""
         body, size, more = bytearray(), 0, True
         while more and size <= max_bytes * DISCARDED:
             message = await self._message()
@@ -101,11 +102,11 @@ class Exchange:
             if size <= max_bytes:
                 body += piece
         if size > max_bytes:
-            raise RequestTooLarge(f"the body has more than {max_bytes:,} bytes (serve.max_body_bytes)")
+            raise RequestTooLarge(f"the body exceeds {max_bytes:,} bytes (serve.max_body_bytes)")
         return bytes(body)
 
     async def _message(self) -> Message:
-        """What the client sends next. That it left is told by a message; Ray Serve raises an error of its own."""
+        """The next ASGI message. A disconnect arrives as a message, or as an exception of Ray Serve's own."""
         try:
             message = await self._receive()
         except Exception as error:
@@ -116,7 +117,7 @@ class Exchange:
 
 
 def parse_json(body: bytes) -> object:
-    """A JSON value. Raises InvalidRequest, with the place of what is wrong."""
+    """A JSON value. Raises InvalidRequest with the position of the error."""
     try:
         return json.loads(body.decode("utf-8-sig"), parse_constant=_no_number)
     except UnicodeDecodeError as error:
@@ -128,10 +129,10 @@ def parse_json(body: bytes) -> object:
 
 
 def disclosed(call: Call) -> dict[str, str]:
-    """Headers that say who answers, who decided that and what of the request has no effect, as far as it is known.
+    """Headers that disclose expert, policy and confidence, and request fields without effect, as far as known.
 
-    `x-coe-truncated: true`: the router judged the prompt by its beginning; absent where it read all of it.
-    `x-coe-notes`: who failed and what was cut; a stream's headers say what is known before its first text.
+    `x-coe-truncated: true`: the router read only the beginning of the prompt; absent if it read all of it.
+    `x-coe-notes`: failed experts and truncated inputs; for a stream, those known before its first text.
     """
     headers = {"x-coe-decision-id": call.id}
     if call.routed is not None:
@@ -150,7 +151,7 @@ def disclosed(call: Call) -> dict[str, str]:
 
 
 def header_text(text: str) -> str:
-    """A text as the value of a header: printable ASCII on one line, of at most MOST_NOTES characters."""
+    """A text as a header value: printable ASCII on one line, at most MOST_NOTES characters."""
     line = " ".join(text.split()).encode("ascii", "replace").decode()
     printable = "".join(character if character.isprintable() else "?" for character in line)
     return printable if len(printable) <= MOST_NOTES else printable[: MOST_NOTES - 3] + "..."

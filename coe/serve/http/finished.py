@@ -1,4 +1,4 @@
-"""One request that is over: what the decision log and the metrics are told of it."""
+"""A finished request, as the decision log and the metrics record it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from coe.types import Answer, Failure
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A request that is over, however it ended.
+    """A finished request: answered, refused, failed or cancelled.
 
     Attributes:
-        id: of the decision; the answer's headers and its log line carry the same.
-        endpoint: path, as "/v1/chat/completions".
-        model: as asked.
-        routed: None when it was refused before anybody was chosen.
-        expert: who answered, or had begun to; another than decided when the fallback stepped in.
-        answer: the whole answer, with what all asks took; None when there is none.
-        error: OpenAI-style code of what went wrong ("overloaded", ...), "cancelled" when the client left, else None.
-        status: HTTP status that was sent.
-        seed: of the sampling, as asked.
-        registry_version: of the snapshot that it was routed over.
+        id: id of the decision; also in the answer's headers and in the log.
+        endpoint: path, such as "/v1/chat/completions".
+        model: as requested.
+        routed: None if the request was refused before a decision.
+        expert: the expert that answered or had started to; differs from the decision if the fallback answered.
+        answer: the whole answer, with the usage of all expert calls; None if there is none.
+        error: OpenAI-style error code ("overloaded", ...), "cancelled" if the client disconnected, otherwise None.
+        status: HTTP status sent.
+        seed: requested sampling seed.
+        registry_version: of the snapshot used for routing.
         started_at: seconds since the epoch.
-        route_s: until the decision; first_s: until the first text; total_s: until the end. None where it never came.
-        done: what each expert said that was asked, by the id of the ask (`coe.compose`).
+        route_s, first_s, total_s: seconds to the decision, to the first text, to the end. None if never reached.
+        done: outcome of each expert call, by the id of the call (`coe.compose`).
     """
 
     id: str
@@ -48,6 +48,6 @@ class Finished:
 
     @property
     def gateway_s(self) -> float | None:
-        """Seconds outside the expert's host: parsing, routing, the way there and back. None without an answer."""
+        """Seconds spent outside the expert host: parsing, routing, transport. None without an answer."""
         timing = self.answer.timing if self.answer else None
         return None if timing is None else max(0.0, self.total_s - timing.queue_s - timing.load_s - timing.engine_s)

@@ -1,13 +1,13 @@
 """Prometheus metrics of the gateways.
 
-Every gateway process counts what it answered itself. A scrape reaches one of them, through Serve's proxy; that one
-asks all of them for their page (`pages`, a Serve broadcast) and joins them, each series with the label `gateway`, so
-that the page is whole and fresh whichever process is asked. As with any other target, the series of a process end with
-it; `sum without (gateway) (rate(...))` is right across restarts.
+Every gateway process counts its own requests. A scrape reaches one gateway, through Serve's proxy; that gateway
+collects the pages of all of them (`pages`, a Serve broadcast) and merges them, each series with the label `gateway`. So
+the page is complete and fresh whichever process answers. The series of a process end with it, as for any target; `sum
+without (gateway) (rate(...))` is correct across restarts.
 
-Ray's own pipeline (`ray.util.metrics`, exported by every node) was the alternative. It works without the dashboard, but
-is 10 s stale, gives histogram sums from bucket midpoints rather than from the values, and hides these series among 0.3
-to 1 MB of others. What Ray itself knows of its replicas (`ray_serve_*`) is on those pages, unchanged.
+The alternative is Ray's own pipeline (`ray.util.metrics`, exported by every node). It works without the dashboard, but
+is 10 s stale, computes histogram sums from bucket midpoints instead of values, and buries these series in 0.3 to 1 MB
+of others. Ray's metrics of its replicas (`ray_serve_*`) stay on those pages.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from coe.types import Answer
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _ENDPOINTS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/route"})
-"""A client may ask for any path: others share one label."""
+"""Known paths; all others share one label, since clients may request any path."""
 
 Pages = Callable[[], Awaitable[Sequence[bytes]]]
-"""The pages of all gateways that answer, the asking one included."""
+"""Returns the pages of all gateways that respond, the calling one included."""
 
 
 class Metrics:
-    """What one process counts, and the page of all of them.
+    """The metrics of one process, and the merged page of all of them.
 
-    Labels are bounded: experts and policies are those that were chosen, never what a client wrote. Nobody is "".
+    Label values are bounded: chosen experts and policies only, never client input. No expert is "".
 
     Args:
-        process: value of the label `gateway`; it must differ between processes, on all machines.
-        dropped: decisions that the log has lost so far; in_flight: requests that are being answered now.
-        pages: `Metrics.page` of every gateway; None where there is only this one.
+        process: value of the label `gateway`; unique among processes on all machines.
+        dropped: number of decisions the log has lost; in_flight: number of requests in progress.
+        pages: `Metrics.page` of every gateway; None if this process is the only one.
     """
 
     def __init__(
@@ -57,36 +57,36 @@ class Metrics:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "coe_requests_total",
-            "Requests that are over.",
+            "Finished requests.",
             ("endpoint", "policy", "expert", "status"),
             registry=registry,
         )
         self._prompt_tokens = Counter("coe_prompt_tokens_total", "Tokens read.", ("expert",), registry=registry)
         self._completion_tokens = Counter(
-            "coe_completion_tokens_total", "Tokens written.", ("expert",), registry=registry
+            "coe_completion_tokens_total", "Tokens generated.", ("expert",), registry=registry
         )
-        self._cost = Counter("coe_cost_usd_total", "USD, of experts that have a price.", ("expert",), registry=registry)
+        self._cost = Counter("coe_cost_usd_total", "USD, for experts with a price.", ("expert",), registry=registry)
         self._abstained = Counter(
             "coe_abstained_total",
-            "Decisions for the generalist, the router being unsure.",
+            "Decisions in which the router abstained.",
             ("policy",),
             registry=registry,
         )
         self._fallbacks = Counter(
-            "coe_fallbacks_total", "Answers by another than was chosen.", ("policy",), registry=registry
+            "coe_fallbacks_total", "Answers by an expert other than the chosen one.", ("policy",), registry=registry
         )
-        self._request_s = self._seconds("coe_request_seconds", "From the request to the end of its answer.", "endpoint")
-        self._gateway_s = self._seconds("coe_gateway_seconds", "Outside the expert's host.", "endpoint")
-        self._route_s = self._seconds("coe_route_seconds", "From the request to the decision.", "policy")
-        self._first_s = self._seconds("coe_first_token_seconds", "From the request to the first text.", "expert")
-        self._queue_s = self._seconds("coe_queue_seconds", "Waiting to be admitted on the host.", "expert")
-        self._load_s = self._seconds("coe_load_seconds", "Waiting for weights; 0 where they were there.", "expert")
+        self._request_s = self._seconds("coe_request_seconds", "From request to end of answer.", "endpoint")
+        self._gateway_s = self._seconds("coe_gateway_seconds", "Outside the expert host.", "endpoint")
+        self._route_s = self._seconds("coe_route_seconds", "From request to decision.", "policy")
+        self._first_s = self._seconds("coe_first_token_seconds", "From request to first text.", "expert")
+        self._queue_s = self._seconds("coe_queue_seconds", "Waiting for admission on the host.", "expert")
+        self._load_s = self._seconds("coe_load_seconds", "Waiting for weights to load; 0 if resident.", "expert")
         self._engine_s = self._seconds("coe_engine_seconds", "Generating.", "expert")
-        Gauge("coe_in_flight", "Requests that are being answered.", registry=registry).set_function(in_flight)
+        Gauge("coe_in_flight", "Requests in progress.", registry=registry).set_function(in_flight)
         registry.register(_Dropped(dropped))
 
     def observe(self, finished: Finished) -> None:
-        """Count a request that is over."""
+        """Count a finished request."""
         routed, expert = finished.routed, finished.expert or ""
         policy = routed.policy.name if routed and routed.policy else ""
         endpoint = finished.endpoint if finished.endpoint in _ENDPOINTS else "other"
@@ -103,14 +103,14 @@ class Metrics:
         self._observe_answer(finished)
 
     def page(self) -> bytes:
-        """What this process counted, as text; every series has the label `gateway`.
+        """The metrics of this process as text; every series has the label `gateway`.
 
-        Takes about 1 ms an expert, and may run on any thread.
+        Takes about 1 ms per expert. Safe on any thread.
         """
         return _text(_labelled(self._registry.collect(), self._process))
 
     async def render(self) -> tuple[bytes, str]:
-        """The page of all gateways, and its content type."""
+        """The merged page of all gateways, and its content type."""
         pages = [await asyncio.to_thread(self.page)] if self._pages is None else await self._pages()
         return join(pages), CONTENT_TYPE_PLAIN_0_0_4
 
@@ -118,7 +118,7 @@ class Metrics:
         return Histogram(name, f"Seconds. {documentation}", (label,), registry=self._registry, buckets=_SECONDS)
 
     def _observe_answer(self, finished: Finished) -> None:
-        """What each expert said that was asked, whether or not it became the answer: all of it was generated."""
+        """Count the tokens of every expert call, whether or not it became the answer."""
         for answer in finished.done.values():
             if not isinstance(answer, Answer):
                 continue
@@ -133,10 +133,10 @@ class Metrics:
 
 
 def join(pages: Sequence[bytes]) -> bytes:
-    """One page of several that `Metrics.page` gave: the series of a name stand together, under one HELP and TYPE.
+    """Merge pages of `Metrics.page`: the series of a name are grouped under one HELP and TYPE.
 
-    Lines are moved, not parsed, which is some fifty times cheaper: the event loop waits meanwhile. `coe_gateways` says
-    how many pages there are: fewer than there should be means that a gateway did not answer.
+    Lines are moved, not parsed, which is about fifty times cheaper; the event loop is blocked meanwhile. `coe_gateways`
+    is the number of pages: fewer than the number of gateways means that one did not respond.
     """
     families: dict[bytes, tuple[dict[bytes, bytes], list[bytes]]] = {}  # name -> ({HELP, TYPE}, samples)
     for page in pages:
@@ -145,25 +145,25 @@ def join(pages: Sequence[bytes]) -> bytes:
                 _, kind, name, _ = line.split(b" ", 3)
                 heads, samples = families.setdefault(name, ({}, []))
                 heads.setdefault(kind, line)
-            else:  # of the name that was stated before
+            else:  # a sample of the name stated before
                 samples.append(line)
-    answered = GaugeMetricFamily("coe_gateways", "Gateways that this page is of.", value=len(pages))
+    answered = GaugeMetricFamily("coe_gateways", "Gateways merged into this page.", value=len(pages))
     lines = (line for heads, samples in families.values() for line in (*heads.values(), *samples))
     return b"".join(lines) + _text([answered])
 
 
 class _Dropped:
-    """A counter that another part keeps."""
+    """A counter whose value is kept elsewhere."""
 
     def __init__(self, count: Callable[[], int]) -> None:
         self._count = count
 
     def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily("coe_decisions_dropped", "Decisions that the log has lost.", value=self._count())
+        yield CounterMetricFamily("coe_decisions_dropped", "Decisions the log has lost.", value=self._count())
 
 
 class _Families:
-    """Families as the collector that `generate_latest` takes."""
+    """Metric families as a collector for `generate_latest`."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
@@ -177,7 +177,7 @@ def _text(families: Iterable[Metric]) -> bytes:
 
 
 def _labelled(families: Iterable[Metric], process: str) -> Iterator[Metric]:
-    """Each sample with the label of its process, without the times of creation, which nobody asks for."""
+    """Each sample with the label of its process, without creation timestamps."""
     for family in families:
         labelled = _empty(family)
         labelled.samples = [

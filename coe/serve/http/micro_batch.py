@@ -1,7 +1,7 @@
-"""Routing on a thread of its own, micro-batched: while the thread works, requests gather; then it takes all of them.
+"""Micro-batched routing on one worker thread: while it works, requests queue; then it routes all of them at once.
 
-There is no timer: a request that comes alone is routed at once, and under load the batches grow by themselves. Where
-routing a query takes less than the way to another thread and back (no encoder, or a static one), it stays where it is.
+There is no timer: a lone request is routed at once, and batches grow under load. Queries that route faster than a
+thread hand-over (no encoder, or a static one) are routed on the event loop.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from routers.base import Query
 from routers.errors import NoEligibleExpert, RouterError
 
 QUICK_S: Final = 0.001
-"""CPU time of routing a query below which the event loop may as well do it."""
+"""Mean CPU seconds per query below which routing runs on the event loop."""
 WAITS_S: Final = 0.1
-"""Seconds without CPU time after which routing is held to wait for something, as for an expert whose keywords it reads.
-That must never happen on the event loop, however quick most queries are."""
+"""Seconds without CPU time that mark a router as waiting for something, such as the expert of its keywords. Such a
+router never runs on the event loop, however quick most queries are."""
 _MOST_KEYS: Final = 1000
 RECENT: Final = 0.3
-"""Weight of the latest batch in the mean time that a query takes."""
+"""Weight of the latest batch in the running mean of seconds per query."""
 
 
 class Routes(Protocol):
-    """What routes a batch: `coe.orchestrator.Orchestrator`."""
+    """Routes a batch: `coe.orchestrator.Orchestrator`."""
 
     def route_each(self, queries: Sequence[Query], model: str) -> list[Routed | RouterError | CoeError]:
-        """Each query's decision, or its error."""
+        """The decision or the error of each query."""
         ...
 
 
@@ -47,7 +47,7 @@ class _Waiting:
 
 
 class MicroBatch:
-    """Routes what comes, on one worker thread. Use inside one event loop."""
+    """Routes queries on one worker thread. Use inside one event loop."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="router")
@@ -56,10 +56,10 @@ class MicroBatch:
         self._work: asyncio.Task[None] | None = None
 
     async def route(self, routes: Routes, query: Query, model: str) -> Routed:
-        """The decision for one query, with `routes` as it is now.
+        """The decision for one query.
 
         Raises:
-            CoeError, RouterError: nobody may answer it; the errors of others in its batch stay theirs.
+            CoeError, RouterError: no expert may answer the query. Other queries of the batch are unaffected.
         """
         one = _Waiting(routes, query, model, asyncio.get_running_loop().create_future())
         if self._query_s.get((id(routes), model), QUICK_S) < QUICK_S:
@@ -73,13 +73,13 @@ class MicroBatch:
         return await one.routed
 
     def close(self) -> None:
-        """End the thread after the batch that it works on; whoever waits then, or comes later, gets an error."""
+        """End the thread after its current batch. Queued and later queries get an error."""
         self._thread.shutdown(wait=False)
 
     async def _route_all(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
-            batch = [one for one in self._waiting if not one.routed.done()]  # who left meanwhile is not routed
+            batch = [one for one in self._waiting if not one.routed.done()]  # skip requests whose client left
             self._waiting = []
             try:
                 outcomes = await loop.run_in_executor(self._thread, self._timed, batch)
@@ -94,7 +94,7 @@ class MicroBatch:
                     one.routed.set_exception(outcome)
 
     def _timed(self, batch: Sequence[_Waiting]) -> list[Routed | Exception]:
-        """The outcomes of a batch; where all of it is for the same policies and `model`, what a query took is noted."""
+        """The outcomes of a batch. Updates the mean seconds per query if the whole batch has one policy and model."""
         started, began = time.thread_time(), time.perf_counter()
         outcomes = _route_groups(batch)
         keys = {(id(one.routes), one.model) for one in batch}
@@ -104,14 +104,14 @@ class MicroBatch:
             waited_s = time.perf_counter() - began - busy_s
             query_s = busy_s / len(batch) if waited_s < WAITS_S else math.inf
             before = self._query_s.get(key, query_s)
-            if len(self._query_s) > _MOST_KEYS:  # old policies', and names that nobody has
+            if len(self._query_s) > _MOST_KEYS:  # replaced policies, unknown names
                 self._query_s.clear()
             self._query_s[key] = before + RECENT * (query_s - before)
         return outcomes
 
 
 def _route_groups(batch: Sequence[_Waiting]) -> list[Routed | Exception]:
-    """Outcomes in order; those that go to the same policies and `model` are routed together."""
+    """Outcomes in order; queries of the same policies and `model` are routed together."""
     groups: dict[tuple[int, str], list[int]] = {}
     for i, one in enumerate(batch):
         groups.setdefault((id(one.routes), one.model), []).append(i)
@@ -123,7 +123,7 @@ def _route_groups(batch: Sequence[_Waiting]) -> list[Routed | Exception]:
 
 
 def _route(routes: Routes, queries: list[Query], model: str) -> list[Routed | Exception]:
-    """Each query's outcome. One that breaks the router for its whole batch breaks it only for itself."""
+    """The outcome of each query. If a query breaks the batch, each is routed alone, so only that one fails."""
     try:
         outcomes = routes.route_each(queries, model)
     except Exception as error:
@@ -134,7 +134,7 @@ def _route(routes: Routes, queries: list[Query], model: str) -> list[Routed | Ex
 
 
 def _blamed(query: Query, outcome: Routed | Exception) -> Routed | Exception:
-    """A router that cannot take a request's own cost weight is no fault of the server."""
+    """Report a router's refusal of the request's own `cost_weight` as a client error."""
     if query.cost_weight and isinstance(outcome, RouterError) and not isinstance(outcome, NoEligibleExpert):
         return InvalidFields(FieldProblem("coe.cost_weight", "unsupported_value", str(outcome)))
     return outcome

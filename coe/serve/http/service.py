@@ -1,9 +1,8 @@
-"""Service: requests on their way through a gateway, without any HTTP: places, deadlines, routing, and what is told
-of each request when it is over.
+"""Service: a request's path through a gateway, without HTTP: admission, deadline, routing, answer, log and metrics.
 
-    async with service.call("/v1/chat/completions") as call:        # takes a place; tells the log at the end
-        routed = await service.route(call, parsed)
-        async with aclosing(service.answer(call, parsed)) as chunks: ...
+async with service.call("/v1/chat/completions") as call:        # counts as in flight; logged at the end
+    routed = await service.route(call, parsed)
+    async with aclosing(service.answer(call, parsed)) as chunks: ...
 """
 
 from __future__ import annotations
@@ -29,36 +28,36 @@ from coe.types import Chunk
 
 CANCELLED = "cancelled"
 CLIENT_GONE = 499
-"""Status of a request whose client left before there was one; it is logged, and never sent."""
+"""Logged status of a request whose client disconnected before any status was sent."""
 RECENT = 0.1
-"""Weight of the latest request in the mean time that requests take."""
+"""Weight of the latest request in the running mean of seconds per request."""
 HEALTH_S = 5.0
-"""Seconds in which the expert hosts must say how they are."""
+"""Seconds the expert hosts have to report their state."""
 logger = logging.getLogger(__name__)
 
 
 class Log(Protocol):
-    """Keeps what was decided."""
+    """Records decisions."""
 
     def write(self, finished: Finished) -> None:
-        """Keep one request; must not block."""
+        """Record a finished request. Must not block."""
         ...
 
 
 class Metrics(Protocol):
-    """Counts what was done."""
+    """Counts requests."""
 
     def observe(self, finished: Finished) -> None:
-        """Count one request."""
+        """Count a finished request."""
         ...
 
     def render(self) -> Awaitable[tuple[bytes, str]]:
-        """A page for Prometheus, and its content type."""
+        """The Prometheus page, and its content type."""
         ...
 
 
 class Full(Overloaded):
-    """This process has taken on all that it may; `retry_after_s` until a place is likely free."""
+    """This process has `max_in_flight` requests; `retry_after_s` is the expected time until one ends."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -70,12 +69,12 @@ class Full(Overloaded):
 
 @dataclass(slots=True)
 class Call:
-    """One request on its way; at its end it is a `Finished`.
+    """A request in progress; it becomes a `Finished`.
 
     Attributes:
-        orchestrator: the one at its arrival: a change of the registry or the policies does not touch it.
-        status: HTTP status that was sent; 0 before.
-        error: code of what went wrong.
+        orchestrator: the one current at arrival; later changes of experts or policies do not affect this request.
+        status: HTTP status sent; 0 before.
+        error: error code, if any.
     """
 
     id: str
@@ -96,17 +95,17 @@ class Call:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since its arrival."""
+        """Seconds since arrival."""
         return self.clock() - self.started
 
     def failed(self, error: BaseException) -> tuple[int, dict[str, Any]]:
-        """Note an error; its HTTP status and OpenAI's body."""
-        status, body = told(error, self.id, self.endpoint)
+        """Record an error. Returns its HTTP status and OpenAI's body."""
+        status, body = error_response(error, self.id, self.endpoint)
         self.error = body["error"]["code"]
         return status, body
 
     def finished(self) -> Finished:
-        """What is told of it."""
+        """The record for log and metrics."""
         parsed, reply = self.parsed, self.reply
         return Finished(
             id=self.id,
@@ -129,12 +128,12 @@ class Call:
 
 
 class Service:
-    """Takes requests on, routes and answers them. Use inside one event loop.
+    """Admits, routes and answers requests. Use inside one event loop.
 
     Args:
-        settings: `deadline_s` and `max_in_flight` are kept here, `max_body_bytes` by the API.
-        health: what the expert hosts say of themselves; None where there are none apart from this process.
-        clock: seconds; wall: seconds since the epoch.
+        settings: `deadline_s` and `max_in_flight` are enforced here, `max_body_bytes` by the API.
+        health: returns the state of every expert host; None if experts run in this process.
+        clock: monotonic seconds; wall: seconds since the epoch.
     """
 
     def __init__(
@@ -156,7 +155,7 @@ class Service:
         self._mean_s = 0.0
 
     def update(self, orchestrator: Orchestrator) -> None:
-        """Route and answer by another orchestrator from now on; requests under way end on theirs."""
+        """Use another orchestrator for new requests; requests in progress keep theirs."""
         self.orchestrator = orchestrator
 
     def close(self) -> None:
@@ -165,7 +164,7 @@ class Service:
 
     @asynccontextmanager
     async def call(self, endpoint: str) -> AsyncIterator[Call]:
-        """A request, from its arrival until its answer is sent. Whatever ends it, the log and the metrics are told."""
+        """A request, from arrival until its answer is sent. Log and metrics record it however it ends."""
         deadline_s = self.settings.deadline_s
         call = Call(
             id=uuid4().hex,
@@ -181,7 +180,7 @@ class Service:
         try:
             yield call
         except BaseException:
-            call.error = call.error or CANCELLED  # nothing but the client's leaving gets this far
+            call.error = call.error or CANCELLED  # only a client disconnect gets here
             raise
         finally:
             self.in_flight -= 1
@@ -189,10 +188,10 @@ class Service:
 
     @asynccontextmanager
     async def within_deadline(self, call: Call) -> AsyncIterator[None]:
-        """Everything that takes time.
+        """Bound the block by the deadline of the service or of the request, whichever is earlier.
 
         Raises:
-            DeadlineExceeded: it took longer than the service, or the request itself, allows.
+            DeadlineExceeded: the deadline passed.
         """
         try:
             async with call.ends:
@@ -203,22 +202,22 @@ class Service:
             raise DeadlineExceeded(f"the request did not finish within {call.deadline_s:g} s") from error
 
     def admit(self) -> None:
-        """Refuse the latest call where there are too many.
+        """Refuse the latest call if too many are in flight.
 
         Raises:
-            Overloaded: with the time until a place is likely free.
+            Overloaded: with the expected time until one ends.
         """
         most = self.settings.max_in_flight
         if self.in_flight > most:
             raise Full(
-                f"{most} requests are under way already (serve.max_in_flight); try again later", self._mean_s / most
+                f"{most} requests are in flight already (serve.max_in_flight); try again later", self._mean_s / most
             )
 
     async def route(self, call: Call, parsed: Parsed) -> Routed:
-        """Who answers; nobody is asked.
+        """The routing decision. No expert is called.
 
         Raises:
-            InvalidRequest, NoEligibleExpert: nobody may; the message says why.
+            InvalidRequest, NoEligibleExpert: no expert may answer; the message says why.
         """
         call.parsed = parsed
         self._shorten(call, parsed.request.deadline_s)
@@ -228,7 +227,7 @@ class Service:
         return call.routed
 
     async def answer(self, call: Call, parsed: Parsed) -> AsyncGenerator[Chunk, None]:
-        """Route, and answer. `call.reply` says who answers from the first chunk on, and has all after the last."""
+        """Route and answer. `call.reply.expert` is set from the first chunk on, `call.reply.answer` after the last."""
         routed = await self.route(call, parsed)
         left_s = max(call.deadline_s - call.elapsed_s, 1e-3)
         call.reply = call.orchestrator.reply(replace(parsed.request, deadline_s=left_s, id=call.id), routed)
@@ -239,7 +238,7 @@ class Service:
                 yield chunk
 
     async def health(self) -> tuple[bool, dict[str, Any]]:
-        """Whether requests can be answered now, and what is there."""
+        """Whether requests can be answered now, and the body of `/health`."""
         orchestrator = self.orchestrator
         about: dict[str, Any] = {
             "registry_version": orchestrator.snapshot.version,
@@ -251,14 +250,14 @@ class Service:
         if self._health is not None:
             try:
                 about["hosts"] = list(await asyncio.wait_for(self._health(), HEALTH_S))
-                problem = problem or (None if about["hosts"] else "there is no expert host")
+                problem = problem or (None if about["hosts"] else "no expert host is running")
             except Exception as error:
-                logger.warning("the expert hosts do not answer", exc_info=error)
-                problem = "the expert hosts do not answer"
+                logger.warning("the expert hosts do not respond", exc_info=error)
+                problem = "the expert hosts do not respond"
         return problem is None, {"status": "ok" if problem is None else "unavailable", "problem": problem, **about}
 
     def _shorten(self, call: Call, deadline_s: float | None) -> None:
-        """A request's own deadline counts from its arrival, and is never longer than the service's."""
+        """Apply the request's own deadline: it counts from arrival and never exceeds that of the service."""
         if deadline_s is None or deadline_s >= call.deadline_s:
             return
         call.deadline_s = deadline_s
@@ -275,8 +274,8 @@ class Service:
                 self.metrics.observe(finished)
 
 
-def told(error: BaseException, id: str, endpoint: str) -> tuple[int, dict[str, Any]]:  # a request's word  # noqa: A002
-    """HTTP status and OpenAI's body of an error. What is inside an internal one is logged under `id`, not sent."""
+def error_response(error: BaseException, id: str, endpoint: str) -> tuple[int, dict[str, Any]]:  # noqa: A002
+    """HTTP status and OpenAI's body of an error. Details of an internal error are logged under `id`, not sent."""
     if is_internal(error):
         logger.error("request %s to %s failed", id, endpoint, exc_info=error)
     return error_body(error, logged_as=id)
@@ -284,8 +283,8 @@ def told(error: BaseException, id: str, endpoint: str) -> tuple[int, dict[str, A
 
 @contextmanager
 def _only_logged(what: str) -> Iterator[None]:
-    """A request is not lost because of those who only watch."""
+    """A failure of the log or the metrics must not fail the request."""
     try:
         yield
     except Exception:
-        logger.exception("%s could not take a request that is over", what)
+        logger.exception("%s failed to record a finished request", what)

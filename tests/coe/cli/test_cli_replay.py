@@ -184,8 +184,8 @@ def test_routed_anew_by_another_router_it_says_how_much_changes(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "log.jsonl: there is no such file"),
-        ('{"custom_id": "1"}\n', "log.jsonl:1: this is not a decision log"),
+        (None, "log.jsonl: no such file"),
+        ('{"custom_id": "1"}\n', "log.jsonl:1: not a decision log"),
         ('{"format": "coe-decision/2"}\n', "log.jsonl:1: a decision log of format 'coe-decision/2'"),
         ('{"format": "coe-decision/1"\n', "log.jsonl:1: this line is damaged"),
     ],

@@ -90,7 +90,7 @@ async def test_too_many_requests_are_told_when_to_come_back() -> None:
         async with asyncio.timeout(5):
             while g.service.in_flight < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-        with pytest.raises(openai.RateLimitError, match=r"2 requests are under way already") as caught:
+        with pytest.raises(openai.RateLimitError, match=r"2 requests are in flight already") as caught:
             await g.client.chat.completions.create(model="echo", messages=said("b"))
         assert caught.value.response.headers["retry-after"] == "1"
         assert (caught.value.code, caught.value.type) == ("overloaded", "rate_limit_error")

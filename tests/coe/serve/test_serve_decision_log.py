@@ -219,7 +219,7 @@ def test_a_stuck_disk_neither_delays_the_caller_nor_grows_the_queue(
     log.close()
     assert len(ids(tmp_path)) == 5
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2 and "does not keep up" in said[0] and "16 decisions were dropped" in said[1]
+    assert len(said) == 2 and "does not keep up" in said[0] and "16 decisions dropped" in said[1]
 
 
 def test_closing_does_not_wait_for_a_disk_that_is_stuck(
@@ -270,7 +270,7 @@ def test_a_full_disk_drops_counts_and_says_so_once_and_then_goes_on(
     log.close()
     assert ids(tmp_path) == ["before", "after"], "no half line is left between them"
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2 and "No space left" in said[0] and "3 decisions were dropped" in said[1]
+    assert len(said) == 2 and "No space left" in said[0] and "3 decisions dropped" in said[1]
 
 
 def test_half_a_line_that_cannot_be_removed_ends_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,9 +379,9 @@ def test_a_last_line_that_lacks_only_its_end_counts(tmp_path: Path) -> None:
         (b'{"format":"coe-decision/1","id":"x"}\n', "field 'query' is missing"),
         (b"\xff\xfe\n", "this line is damaged"),
         (b'{"format":"coe-decision/9"}\n', "a decision log of format 'coe-decision/9', but this version reads"),
-        (b'{"format":"parquet"}\n', "this is not a decision log"),
-        (b'{"id":"custom"}\n', "this is not a decision log"),
-        (b"[1,2]\n", "this is not a decision log"),
+        (b'{"format":"parquet"}\n', "not a decision log"),
+        (b'{"id":"custom"}\n', "not a decision log"),
+        (b"[1,2]\n", "not a decision log"),
     ],
 )
 def test_a_bad_line_in_the_middle_is_an_error_with_its_place(tmp_path: Path, bad: bytes, why: str) -> None:
@@ -411,9 +411,9 @@ def test_values_of_a_wrong_kind_are_an_error_not_another_decision(field: str, va
 
 
 def test_files_and_folders_that_are_no_log_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DecisionLogError, match="nope.jsonl: there is no such file"):
+    with pytest.raises(DecisionLogError, match="nope.jsonl: no such file"):
         ids(tmp_path / "nope.jsonl")
-    with pytest.raises(DecisionLogError, match=r"has no decision log; there would be files decisions-\*\.jsonl"):
+    with pytest.raises(DecisionLogError, match=r"contains no decision log \(no files decisions-\*\.jsonl\)"):
         ids(tmp_path)
     (tmp_path / "log.jsonl").touch()
     assert ids(tmp_path / "log.jsonl") == []

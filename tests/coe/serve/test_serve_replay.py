@@ -18,7 +18,7 @@ from coe.policy import Policy
 from coe.routing import DecisionInputs, Routed, route
 from coe.serve.decisions.entry import Entry, decode, encode
 from coe.serve.decisions.log import read_log
-from coe.serve.decisions.replay import Replayed, Rerouter, replay
+from coe.serve.decisions.replay import ReplayReport, Rerouter, replay
 from coe.serve.http.finished import Finished
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
@@ -39,7 +39,7 @@ def entry(request: Finished, *, texts: bool = False, **changed: Any) -> Entry:
     return decode(json.dumps(document).encode(), "log.jsonl:1")
 
 
-def again(*entries: Entry, rerouter: Rerouter | None = None) -> Replayed:
+def again(*entries: Entry, rerouter: Rerouter | None = None) -> ReplayReport:
     return replay(entries, rerouter)
 
 
@@ -205,7 +205,7 @@ def test_decision_inputs_of_which_no_decision_can_be_made_are_a_difference(field
 
 
 def test_differences_beyond_a_thousand_are_only_counted() -> None:
-    replayed = Replayed()
+    replayed = ReplayReport()
     bad = entry(finished(), decision__confidence=0.1, decision__label="x")
     for _ in range(700):
         replayed.add(bad)

@@ -112,7 +112,7 @@ async def test_places_are_counted_and_given_back_and_the_wait_is_estimated(monke
     async with service.call("/a"), service.call("/b"):
         service.admit()
         async with service.call("/c"):
-            with pytest.raises(Overloaded, match="2 requests are under way already") as caught:
+            with pytest.raises(Overloaded, match="2 requests are in flight already") as caught:
                 service.admit()
             assert retry_after_s(caught.value) == 1
         service.admit()
@@ -139,7 +139,7 @@ async def test_a_log_or_metrics_that_break_cost_no_answer(caplog: pytest.LogCapt
     service, _ = make(Clock(), log=Broken(), metrics=Broken())
     await answered(service, parsed())
     told = [record.getMessage() for record in caplog.records]
-    assert told == [f"{what} could not take a request that is over" for what in ("the decision log", "the metrics")]
+    assert told == [f"{what} failed to record a finished request" for what in ("the decision log", "the metrics")]
     service.close()
 
 
@@ -147,9 +147,9 @@ async def test_a_log_or_metrics_that_break_cost_no_answer(caplog: pytest.LogCapt
     ("states", "problem"),
     [
         ([{"host": "a", "resident": ["upper"]}], None),
-        ([], "there is no expert host"),
-        (OSError("gone"), "the expert hosts do not answer"),
-        (None, "the expert hosts do not answer"),
+        ([], "no expert host is running"),
+        (OSError("gone"), "the expert hosts do not respond"),
+        (None, "the expert hosts do not respond"),
     ],
 )
 async def test_health_is_that_of_the_hosts(

@@ -1,7 +1,9 @@
-"""Hosts: the gateway's way to the processes that hold weights, and what happens when one of them dies.
+"""PoolClient: a gateway's connection to the pools of expert hosts, with retries when a host dies.
 
-A request of which nothing was shown yet is asked again on another host, or on the replacement when there is no other;
-after its first text it ends with an error, because what a client has seen cannot be taken back.
+A call whose answer has not started is retried on another host, or on the replacement if there is no other. After the
+first text it ends with an error, since text a client has received cannot be taken back. With `GenerateRequest.stream`
+False the answer starts only when it is whole. If a gateway or the proxy dies, its client connections break; the
+official client retries those, as it does 5xx.
 """
 
 from __future__ import annotations
@@ -25,16 +27,16 @@ if TYPE_CHECKING:
     from coe.config import HostPoolConfig
 
 ATTEMPTS: Final = 5
-"""Hosts that may die under one request before it is given up: by then the request is what kills them."""
+"""PoolClient that may die under one call before it fails: by then the request itself is the likely cause."""
 
 
-class Hosts:
+class PoolClient:
     """`ask` for an orchestrator, over handles to pools of expert hosts.
 
     Args:
         handles: name of a pool -> handle of its deployment.
-        pools: the same names -> what each pool serves.
-        board: what is known of every host now.
+        pools: name of a pool -> its configuration.
+        board: the latest status of every host.
     """
 
     def __init__(
@@ -48,11 +50,11 @@ class Hosts:
         self._ready: dict[tuple[str, str, str], DeploymentHandle[Any]] = {}
         self._catalog = catalog
         self._serving: dict[str, list[str]] = {}
-        if len(catalog.snapshot):  # a gateway begins with nothing, which has none of the experts that pools name
+        if len(catalog.snapshot):  # a gateway starts with an empty catalog, without the experts that pools name
             self.update(catalog)
 
     def update(self, catalog: Catalog) -> None:
-        """Serve another catalog: who serves which expert."""
+        """Use a new catalog: which pools serve which expert."""
         served = {name: serving(catalog.snapshot, pool) for name, pool in self._pools.items()}
         self._serving = {
             expert: [name for name, snapshot in served.items() if expert in snapshot]
@@ -61,11 +63,12 @@ class Hosts:
         self._catalog = catalog
 
     async def ask(self, expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """Generate with the expert where it can start soonest; see `coe.host.Host.ask`.
+        """Generate with the expert on the host where it can start soonest; see `coe.host.Host.ask`.
 
         Raises:
-            HostLost: its host died after the first text; EngineError: hosts died under it again and again.
-            Otherwise as the host says.
+            HostLost: the host died after the first text.
+            EngineError: ATTEMPTS hosts died under this call.
+            CoeError: as raised by the host.
         """
         catalog = self._catalog
         try:
@@ -82,13 +85,13 @@ class Hosts:
                     shown = True
                     yield piece
                 return
-            except RayTaskError as error:  # a bug in the host's own code: its traceback is in the host's log
+            except RayTaskError as error:  # a bug in the host's code; the traceback is in the host's log
                 raise EngineError(f"the host of {expert!r} failed: {error.cause}") from error
             except (BackPressureError, DeploymentUnavailableError) as error:
-                raise Overloaded(f"the hosts of {expert!r} take no more requests now: {error}") from error
+                raise Overloaded(f"the hosts of {expert!r} accept no more requests now: {error}") from error
             except RayActorError as error:
                 if shown:
-                    raise HostLost(f"the process that answered with {expert!r} died; ask again") from error
+                    raise HostLost(f"the process that answered with {expert!r} died; retry the request") from error
             except RayError as error:
                 raise EngineError(f"the host of {expert!r} cannot be reached: {error}") from error
             finally:
@@ -98,7 +101,7 @@ class Hosts:
     async def _pieces(
         self, expert: str, residency: str, request: GenerateRequest, generation: int
     ) -> AsyncGenerator[Chunk | Exception, None]:
-        """What the host sends; whoever stops reading stops the host."""
+        """The pieces that the host sends; closing the iterator cancels the call."""
         if not request.stream:
             yield await self._handle(residency, expert, "whole").remote(expert, request, generation)
             return
@@ -119,13 +122,13 @@ class Hosts:
         return self._ready[key]
 
     def _soonest(self, residency: str, names: list[str]) -> str:
-        """Of several deployments, the one with the host that is best now."""
+        """The deployment whose best host can start soonest."""
         hosts = {host.id: (name, host) for name in names for host in self._board.hosts(name)}
         order = rank(residency, [host for _, host in hosts.values()])
         return hosts[order[0]][0] if order else names[0]
 
     def load_s(self) -> dict[str, float]:
-        """Expected seconds until each expert could be ready somewhere: what policies with latency weight ask."""
+        """Expected seconds until each expert could be ready on any host, for policies with a latency weight."""
         seconds: dict[str, float] = {}
         for expert, names in self._serving.items():
             residency = self._catalog.snapshot.experts[expert].residency_key
@@ -136,10 +139,10 @@ class Hosts:
         return seconds
 
     async def states(self) -> list[dict[str, Any]]:
-        """What every host says of itself, for `/health` and people."""
+        """The state of every host, for `/health`."""
         answers = await asyncio.gather(*(self._all(handle) for handle in self._handles.values()))
         return [state for states in answers for state in states]
 
     async def _all(self, handle: DeploymentHandle[Any]) -> list[dict[str, Any]]:
         states = await handle.broadcast("state").results_async(return_exceptions=True)
-        return [state for state in states if isinstance(state, dict)]  # one that has just died says nothing
+        return [state for state in states if isinstance(state, dict)]  # a host that just died reports nothing

@@ -11,8 +11,8 @@ from ray.serve.exceptions import BackPressureError
 from coe.config import HostPoolConfig
 from coe.errors import EngineError, HostLost, InvalidRequest, Overloaded, UnknownModel
 from coe.serve.cluster.catalog import Catalog
-from coe.serve.cluster.hosts import ATTEMPTS, Hosts
-from coe.serve.cluster.placement import Board, HostView
+from coe.serve.cluster.placement import Board, HostStatus
+from coe.serve.cluster.pool_client import ATTEMPTS, PoolClient
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
@@ -78,14 +78,14 @@ class Handle:
         return type("Broadcast", (), {"results_async": staticmethod(results)})
 
 
-def hosts(board: Board | None = None, **handles: Handle) -> Hosts:
+def hosts(board: Board | None = None, **handles: Handle) -> PoolClient:
     groups = {name: HostPoolConfig(name=name) for name in handles}
     if "small" in groups:
         groups["small"] = HostPoolConfig(name="small", experts=("solo",))
-    return Hosts(handles, groups, board or Board(), CATALOG)  # type: ignore[arg-type]
+    return PoolClient(handles, groups, board or Board(), CATALOG)  # type: ignore[arg-type]
 
 
-async def ask(system: Hosts, expert: str, request: GenerateRequest) -> str:
+async def ask(system: PoolClient, expert: str, request: GenerateRequest) -> str:
     return "".join([chunk.text async for chunk in system.ask(expert, request)])
 
 
@@ -156,8 +156,8 @@ async def test_an_unknown_expert_is_refused_here() -> None:
 async def test_of_several_groups_the_one_with_the_best_host_is_asked() -> None:
     answer = Chunk("x", "stop", Usage(1, 1))
     board = Board(clock=lambda: 0.0)
-    board.publish("small", [HostView("s", load_s={"solo": 0.0})])
-    board.publish("big", [HostView("b", load_s={"solo": 2.0, "base": 5.0})])
+    board.publish("small", [HostStatus("s", load_s={"solo": 0.0})])
+    board.publish("big", [HostStatus("b", load_s={"solo": 2.0, "base": 5.0})])
     small, big = Handle(answer, answer), Handle(answer)
     system = hosts(board, small=small, big=big)
     await ask(system, "solo", WHOLE)
