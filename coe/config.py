@@ -38,32 +38,42 @@ from routers.selectors import Selector, build_selector
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class HFConfig(_Section):
-    """The transformers engine. `auto` takes CUDA, else MPS, else the CPU; bf16 wherever the device has it."""
+    """The transformers engine, for models and adapters with weights on this machine."""
 
     device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1` or `mps`; `auto` takes CUDA, else MPS, else the CPU."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Type of the weights; `auto` takes bfloat16 where the device has it."""
     max_batch: Annotated[int, Field(ge=1)] = 32
+    """Most requests that one model generates for at once."""
     max_adapters: Annotated[int, Field(ge=1)] = 16
+    """Most adapters that stay loaded on one base."""
     threads: Annotated[int, Field(ge=1)] | None = None
+    """Compute threads of the process; null leaves PyTorch's own choice."""
 
 
 class RemoteConfig(_Section):
-    """Remote OpenAI-compatible endpoints: timeouts in seconds; retries happen only before the first token."""
+    """The engine of experts behind OpenAI-compatible endpoints."""
 
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds without any byte from the endpoint before a request fails."""
     retries: Annotated[int, Field(ge=0)] = 2
+    """Further attempts after a failure that may pass; only before the first token of an answer."""
 
 
 class FakeConfig(_Section):
-    """Experts without weights (`source: fake://...`): how long they take, and how many requests one answers at once."""
+    """Experts without weights (`source: fake://...`), for tests."""
 
     token_delay_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds for each token."""
     load_delay_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds for each load."""
     capacity: Annotated[int, Field(ge=1)] = 8
+    """Most requests that one expert answers at once."""
 
 
 def _installed_engine(name: str) -> str:
@@ -78,12 +88,15 @@ class EnginesConfig(_Section):
     An engine of a plug-in has a section under its name (or `module:Class`): the arguments of its class.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
     __pydantic_extra__: dict[Annotated[str, AfterValidator(_installed_engine)], dict[str, Any]] = Field(init=False)
 
     hf: HFConfig = HFConfig()
+    """The transformers engine."""
     remote: RemoteConfig = RemoteConfig()
+    """Remote endpoints."""
     fake: FakeConfig = FakeConfig()
+    """Experts without weights."""
 
     def settings(self, kind: str) -> dict[str, Any]:
         """The section of an engine, as its constructor's arguments; empty where it has none."""
@@ -94,24 +107,28 @@ class EnginesConfig(_Section):
 
 
 class HostConfig(_Section):
-    """One process that holds weights.
-
-    budget: bytes that resident experts may take ("8GiB"); None takes 80% of what is free on the device at the start.
-    pins: experts that stay resident once loaded. aging_s: seconds a request may be passed over for resident experts.
-    """
+    """One process that holds weights."""
 
     budget: ByteSize | None = None
+    """Bytes that resident experts may take, such as "8GiB"; null takes 80% of the memory that is free on the device at
+    the start."""
     pins: tuple[str, ...] = ()
+    """Experts that stay resident once they are loaded."""
     aging_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds that a request may be passed over in favour of resident experts."""
     max_waiting: Annotated[int, Field(ge=1)] = 10_000
+    """Most requests that wait; more are refused."""
 
 
 class ReplicasConfig(_Section):
-    """Bounds of autoscaling: a replica is added while each has more than `target` requests, and taken away below."""
+    """Bounds of autoscaling; a whole number in place of the section fixes the count."""
 
     min: Annotated[int, Field(ge=1)] = 1
+    """Fewest processes."""
     max: Annotated[int, Field(ge=1)] = 1
+    """Most processes."""
     target: Annotated[float, Field(gt=0)] = 16.0
+    """Requests in flight per process above which one is added, and below which one is removed."""
 
     @model_validator(mode="before")
     @classmethod
@@ -126,12 +143,16 @@ class ReplicasConfig(_Section):
 
 
 class ProcessConfig(_Section):
-    """What Ray gives each process of a kind: fractions of a CPU are for placement, `threads` bound what computes."""
+    """Processes of one kind under Ray."""
 
     replicas: ReplicasConfig = ReplicasConfig()
+    """How many processes."""
     num_cpus: Annotated[float, Field(ge=0)] = 0.25
+    """CPUs that Ray reserves for each, for placement only; fractions are allowed."""
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that Ray reserves for each; fractions share one."""
     threads: Annotated[int, Field(ge=1)] = 1
+    """Compute threads of each process."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -141,28 +162,29 @@ class ProcessConfig(_Section):
 
 
 class HostPoolConfig(ProcessConfig):
-    """A pool of equal processes that hold weights.
-
-    experts: those it serves; all of the registry where it is left out. budget, pins: as in `host`, for each process.
-    """
+    """A pool of equal processes that hold weights."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "hosts"
+    """Name of the pool, in messages and metrics; each pool has its own."""
     experts: tuple[str, ...] | None = None
+    """Experts that the pool serves, with their bases; null serves all."""
     budget: ByteSize | None = None
+    """As `host.budget`, for each process; null takes that."""
     pins: tuple[str, ...] | None = None
+    """As `host.pins`, for each process; null takes those that the pool serves."""
 
 
 class DecisionLogConfig(_Section):
-    """What was decided, a line a request. Files of `max_bytes` each, the newest `keep` of each gateway process.
-
-    folder: `home://logs` is under `$COE_HOME`; null writes no log. texts: also what was asked, without which a replay
-    starts from the router's estimate.
-    """
+    """The decision log: one line of JSON per request."""
 
     folder: Path | None = Field(default_factory=lambda: coe_home() / "logs" / "decisions")
+    """Folder of the log; `home://logs` is under `$COE_HOME`; null writes no log."""
     max_bytes: ByteSize = ByteSize(64 * 2**20)
+    """Bytes of one file of the log."""
     keep: Annotated[int, Field(ge=1)] = 16
+    """Newest files that are kept for each gateway process."""
     texts: bool = False
+    """Log the text of requests too; without it `coe replay` starts from the logged estimate and cannot route again."""
 
     @field_validator("folder", mode="before")
     @classmethod
@@ -171,24 +193,28 @@ class DecisionLogConfig(_Section):
 
 
 class ServeConfig(_Section):
-    """The endpoint of `coe serve`.
-
-    ray: address of a Ray cluster; a Ray of its own on this machine where it is left out.
-    deadline_s: most seconds for a request; a request's own may be shorter. max_in_flight: requests that a gateway
-    process takes on; more get 429. watch_s: how often the registry and the files of the configuration are looked at
-    for changes.
-    """
+    """The endpoint of `coe serve`."""
 
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port to listen on."""
     ray: str | None = None
+    """Address of a Ray cluster (`auto`: the one of this machine); null starts a Ray on this machine."""
     gateway: ProcessConfig = ProcessConfig()
+    """Processes that take requests and route them."""
     pools: tuple[HostPoolConfig, ...] = (HostPoolConfig(),)
+    """Processes that hold weights, by pool."""
     deadline_s: Annotated[float, Field(gt=0)] = 600.0
+    """Most seconds for a request; a request may ask for less."""
     max_in_flight: Annotated[int, Field(ge=1)] = 1024
+    """Most requests in flight per gateway process; more get HTTP 429."""
     max_body_bytes: ByteSize = ByteSize(4 * 2**20)
+    """Most bytes of a request's body; larger ones get HTTP 413."""
     watch_s: Annotated[float, Field(gt=0)] = 2.0
+    """Seconds between two looks at the registry and the files of the configuration for changes."""
     log: DecisionLogConfig = DecisionLogConfig()
+    """The decision log."""
 
     @model_validator(mode="after")
     def _pools_have_names(self) -> Self:
@@ -199,24 +225,23 @@ class ServeConfig(_Section):
 
 
 class BatchConfig(_Section):
-    """The processes of `coe batch`. ray: as in `serve`; hosts: equal processes that hold weights.
-
-    part_rows: rows that are written, and resumed, together.
-    """
+    """The processes of `coe batch`."""
 
     ray: str | None = None
+    """Address of a Ray cluster; null starts a Ray on this machine."""
     hosts: ProcessConfig = ProcessConfig()
+    """Processes that hold weights."""
     part_rows: Annotated[int, Field(ge=1)] = 4096
+    """Rows that are written, and resumed, together."""
 
 
 class CompositionConfig(BaseModel):
-    """What is done with the chosen experts: a name, or `{kind: cascade, confidence: 0.8}` with settings of its own.
+    """What is done with the chosen experts: a name, or `{kind: cascade, confidence: 0.8}` with settings of its own."""
 
-    prior: a path, as all paths read against the folder of the file that names it.
-    """
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
-    model_config = ConfigDict(frozen=True, extra="allow")
     kind: str = "single"
+    """Name of the composition; its own settings stand beside it."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -238,27 +263,27 @@ class CompositionConfig(BaseModel):
 
 
 class PolicyConfig(_Section):
-    """A named way to answer, addressed as `model: "coe/<name>"`.
-
-    router: folder of a trained router (`coe router train`). plugins: modules that the folder may name as
-    `module:Class` and that are then imported (docs/plugins.md). expert: always this one, in place of a router.
-    select: how many experts a decision holds, and in which order: `best`, or `{kind: dynamic, p: 0.9, k: 5}`
-    (`routers.selectors`). k: most of them; alone it is short for `{kind: top-k, k: ...}`.
-    composition: what they do (`coe.compose`).
-    cost_weight: quality (score in [0, 1]) given up per USD; left out, the one that was solved for the router in
-    training, else 0. latency_weight: quality given up per second of loading. fallback: the expert that answers when the
-    chosen one fails before its first token.
-    """
+    """A named way to answer, addressed as `model: coe/NAME`. Needs either `router` or `expert`."""
 
     router: Path | None = None
+    """Folder of a trained router (`coe router train`)."""
     plugins: tuple[str, ...] = ()
+    """Modules that the folder may name as `module:Class`; they are imported then (docs/plugins.md)."""
     expert: str | None = None
+    """Always this expert, in place of a router."""
     composition: CompositionConfig = CompositionConfig()
+    """What is done with the chosen experts: a name, or a mapping with settings."""
     select: str | dict[str, Any] | None = None
+    """How many experts a decision holds, and in which order: a name, or a mapping such as `{kind: dynamic, p: 0.9, k:
+    5}`; null takes the `k` best."""
     cost_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Quality (a score in [0, 1]) given up per USD; null takes the one that training solved for the router, else 0."""
     latency_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Quality given up per second that loading an expert takes."""
     k: Annotated[int, Field(ge=1)] | None = None
+    """Most experts of a decision; alone it is short for `select: {kind: top-k, k: ...}`."""
     fallback: str | None = None
+    """The expert that answers when the chosen one fails before its first token."""
 
     @field_validator("router", mode="before")
     @classmethod
@@ -294,16 +319,25 @@ class PolicyConfig(_Section):
 
 
 class Config(_Section):
-    """Everything a service is told. See the module's docstring for an example."""
+    """The configuration of a service; every key has a default."""
 
     registry: str | None = None
+    """SQLAlchemy URL of the registry; null takes SQLite at `$COE_HOME/registry.db`. The password
+    belongs into the environment."""
     experts: tuple[Path, ...] = ()
+    """Experts files; the registry is then in memory and holds what they say. Not with `registry`."""
     engines: EnginesConfig = EnginesConfig()
+    """Settings of each engine."""
     host: HostConfig = HostConfig()
+    """Memory for weights, per process."""
     policies: dict[str, PolicyConfig] = {}
+    """Ways to answer, by name."""
     default_policy: str = "default"
+    """The policy of `model: auto`."""
     serve: ServeConfig = ServeConfig()
+    """The endpoint of `coe serve`."""
     batch: BatchConfig = BatchConfig()
+    """The processes of `coe batch`."""
 
     @field_validator("experts", mode="before")
     @classmethod

@@ -31,10 +31,12 @@ class Kind(StrEnum):
 class Price(BaseModel):
     """What an expert charges, in USD per million tokens."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     input_usd_per_mtok: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """USD per million prompt tokens."""
     output_usd_per_mtok: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """USD per million generated tokens."""
 
     def cost_usd(self, prompt_tokens: float, completion_tokens: float) -> float:
         """Cost in USD of a query with that many tokens in and out."""
@@ -58,64 +60,73 @@ class Price(BaseModel):
 class FileRecord(BaseModel):
     """One file of a registered expert: what `coe registry verify` compares with."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
+    """Name inside the expert's folder."""
     size_bytes: Annotated[int, Field(ge=0)]
+    """Its size."""
     sha256: str
+    """Its content's hash."""
 
 
 class ExpertSpec(BaseModel):
     """One expert: a whole model, an adapter on a base, a remote endpoint.
 
-    Frozen data; a live expert is built from it by an engine. Sizes, context length, architecture and digest
-    are read from the files (`registry.describe`), except for remote experts, where the user states them.
-
-    Attributes:
-        name: unique; not `auto`, nor under `coe/`.
-        source: folder or `*.gguf` file (relative to the file that names it, `~/...`, absolute, or `home://...` under
-            `$COE_HOME`), `hf://org/name[@revision]`, `https://host/v1` or `fake://behaviour`; none for composed. With
-            an `engine` of its own, also any other `scheme://...` that the engine reads.
-        engine: kind of the engine that serves the expert: built in, of a plug-in, or `module:Class`; `None` takes the
-            one that fits the source. An adapter runs on its base's.
-        base: name of the base expert, for adapters only.
-        model: the name a remote endpoint knows the expert by; defaults to `name`.
-        api_key_env: name of the environment variable that holds a remote endpoint's key.
-        parameters_total, parameters_active: counts; for an adapter its own weights and the base's are apart
-            (active = base active + adapter).
-        size_bytes: bytes the weights take on disk, which bounds what they take resident.
-        context_length: tokens, prompt and answer together.
-        price: for local experts it defaults to `Price.of_parameters`; an adapter's to its base's price, scaled by
-            their active parameters.
-        digest: `sha256:...` over weights, tokenizer, chat template and adapter config (file names included).
-        files: the files under the digest, each with size and hash.
-        version: given by the registry; `None` before registration.
+    Frozen data; a live expert is built from it by an engine. Sizes, context length, architecture and digest are read
+    from the files (`registry.describe`), except for remote experts, where the user states them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
+    """Unique name, by which requests address the expert; not `auto`, nor under `coe/`."""
     kind: Kind
+    """What it is made of; `adapter` needs `base`, `composed` needs `members`."""
     source: str = ""
+    """A folder or `*.gguf` file (relative to the file that names it, `~/...`, absolute, or `home://...` under
+    `$COE_HOME`), `hf://org/name[/file.gguf][@revision]`, `https://host/v1`, or `fake://behaviour`; none for composed.
+    With an `engine` of its own, also any other `scheme://...` that the engine reads."""
     revision: str | None = None
+    """Branch, tag or commit of an `hf://` source; the registry pins the commit."""
     engine: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """Kind of the engine that serves the expert: built in, of a plug-in, or `module:Class`; null takes the one that
+    fits the source. An adapter runs on its base's."""
     base: str | None = None
+    """Name of the expert that an adapter was trained on."""
     model: str | None = None
+    """Name by which a remote endpoint knows the expert; null takes `name`."""
     api_key_env: str | None = None
+    """Environment variable with the key of a remote endpoint."""
     members: tuple[str, ...] = ()
+    """Names of the experts that a composed one is made of."""
     architecture: str | None = None
+    """Class of the model; read from the files."""
     parameters_total: Annotated[int, Field(ge=0)] | None = None
+    """Number of weights, an adapter's own ones; read from the files."""
     parameters_active: Annotated[int, Field(ge=0)] | None = None
+    """Weights that one token uses; for an adapter with its base's. Read from the files."""
     size_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Bytes of the weights on disk, which bound what they take resident; read from the files."""
     context_length: Annotated[int, Field(gt=0)] | None = None
+    """Tokens of prompt and answer together; read from the files, and required for remote experts."""
     price: Price | None = None
+    """What it charges; null takes one in proportion to the active parameters for local experts, and leaves it unknown
+    for remote ones."""
     capabilities: frozenset[str] = frozenset({"chat"})
+    """What it can do: `chat`, `tools`, `json` (JSON mode), `embedding`."""
     licence: str | None = None
+    """Licence of the weights; read from the model card where there is one."""
     description: str = ""
+    """One line on what it is good at."""
     tags: frozenset[str] = frozenset()
+    """Words to select experts by."""
     digest: str | None = None
+    """`sha256:...` over weights, tokenizer, chat template and adapter config; stated, it must be that of the files."""
     files: tuple[FileRecord, ...] = ()
+    """The files under the digest; given by the registry."""
     version: Annotated[int, Field(ge=1)] | None = None
+    """Given by the registry."""
 
     @field_validator("name")
     @classmethod

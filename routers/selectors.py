@@ -66,7 +66,10 @@ class Selector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """The k of highest utility, best first; fewer where fewer are candidates."""
+    """The k of highest utility, best first; fewer where fewer are candidates.
+
+    k: most experts.
+    """
 
     kind: ClassVar[str] = "top-k"
     draws: ClassVar[bool] = False
@@ -89,6 +92,9 @@ class Dynamic:
     2403.07652), which adds experts until their cumulated gate probability exceeds p; ours is at the level of queries,
     and experts may be right side by side, so the probabilities do not add up but multiply. Experts err on the same
     queries, so the probability is an optimistic one: choose p by what it costs (`dynamic_for_calls`).
+
+    p: probability in (0, 1] at which to stop.
+    k: most experts.
     """
 
     kind: ClassVar[str] = "dynamic"
@@ -116,6 +122,10 @@ class Cascade:
     before and of higher utility, the cheapest such first; where there are more than k, the last one is still the best.
     Equal costs go to the higher utility. After FrugalGPT (arXiv 2305.05176), which learns when a cheap answer suffices;
     here it is decided before anything is asked. The composition `cascade` decides by the answers.
+
+    tolerance: utility below the best one that is still good enough.
+    threshold: least estimated quality that is good enough.
+    k: most experts.
 
     Raises:
         RouterError: from `choose`, where costs are unknown.
@@ -169,8 +179,9 @@ class Recruit:
     may be recruited twice; by default the choice is not by chance: the k of most weight, equal ones by utility. Experts
     without any weight are asked only where nobody has some.
 
-    Args:
-        draw: "top", or "replacement": as the source does. seed: of the draws of a query that brings none.
+    k: experts, or draws.
+    draw: "top", or "replacement": as the source does.
+    seed: of the draws of a query that brings none.
     """
 
     kind: ClassVar[str] = "recruit"

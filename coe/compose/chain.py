@@ -27,7 +27,7 @@ class Chain:
     (what stands before a closing think tag) are not handed on.
 
     order: "rising": in the order of their utility, so that the best of the decision's experts has the last word;
-    "falling": the best one drafts. experts: these instead, whomever the decision holds.
+    "falling": the best one drafts. experts: these, in place of the decision's.
     template: what the later ones are asked, with the places {question} and {draft}.
     expert_deadline_s: seconds for each but the last, loading included. A batch does not hold to it.
     """

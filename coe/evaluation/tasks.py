@@ -32,44 +32,56 @@ _Text = Annotated[str, Field(min_length=1)]
 
 
 class TaskFile(BaseModel):
-    """The YAML of a task.
+    """The YAML of a task."""
 
-    Attributes:
-        data: the JSONL file, relative to the YAML.
-        grader, grader_options: a name in `coe.evaluation.graders.GRADERS`, of a plug-in, or `module:Class`; and its
-            fields.
-        domain: the category that routers learn from; the task's name where not given.
-        max_tokens, stop: bounds of every answer.
-        system: put before every row that has no system message of its own.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the task."""
     data: Path
+    """JSONL file with the rows, relative to this file."""
     grader: str
+    """How an answer is scored: a grader's name, one of a plug-in, or `module:Class`."""
     grader_options: dict[str, Any] = {}
+    """Settings of the grader."""
     domain: _Text | None = None
+    """The category that routers learn from; null takes the task's name."""
     description: str = ""
+    """One line on what it asks."""
     max_tokens: Annotated[int, Field(ge=1)] = 256
+    """Most new tokens of an answer."""
     stop: tuple[_Text, ...] = ()
+    """An answer ends before the first of these strings."""
     system: _Text | None = None
+    """System message of every row that has none of its own."""
     licence: str | None = Field(None, validation_alias=AliasChoices("licence", "license"))
+    """Licence of the rows."""
 
 
-class _Turn(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class MessageLine(BaseModel):
+    """One message of a row's conversation."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
     role: str = Field(pattern="^(system|user|assistant|tool)$")
+    """`system`, `user`, `assistant` or `tool`."""
     content: str
+    """Its text."""
 
 
-class _RowModel(BaseModel):
-    """What every row must have; other fields are the grader's."""
+class RowLine(BaseModel):
+    """One row of a task's JSONL file; other fields are the grader's."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     id: str | int
+    """Unique in the file."""
     prompt: _Text | None = None
-    messages: Annotated[list[_Turn], Field(min_length=1)] | None = None
+    """The question, as one user message."""
+    messages: Annotated[list[MessageLine], Field(min_length=1)] | None = None
+    """A conversation that ends with the question, in place of `prompt`."""
     answer: Any
+    """The right answer, in the form that the grader reads."""
 
     @model_validator(mode="after")
     def _one_question(self) -> Self:
@@ -214,7 +226,7 @@ def _read_rows(data: Path, spec: TaskFile, grader: Grader, *, named_in: str) -> 
 def _row(line: str, system: str | None) -> Row:
     try:
         fields = json.loads(line)
-        model = _RowModel.model_validate(fields)
+        model = RowLine.model_validate(fields)
     except ValidationError as error:
         raise TaskError("\n".join(_told(error))) from None
     except (ValueError, RecursionError) as error:

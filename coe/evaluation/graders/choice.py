@@ -17,6 +17,8 @@ class Choice(GraderModel):
     What is said to be *the answer* counts most, and of several such statements the last; then a leading letter, then a
     last line that is a letter, then the only letter that is named at all. An answer that hedges ("A or B") scores 0.
     A row's `choices`, a list of texts, bounds the letters, and an answer equal to one of them names its letter.
+
+    letters: the letters of options, in order.
     """
 
     letters: Annotated[str, Field(pattern="^[A-Z]+$")] = "ABCDEFGHIJ"
