@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from coe.compose.notes import in_order
 from coe.policy import AUTO
+from coe.protocol.decision import decision_document
 from coe.protocol.errors import error_body
 from coe.routing import Routed
 from coe.types import Answer, Failure, FinishReason, Usage
@@ -151,7 +152,7 @@ def route_body(id: str, routed: Routed, registry_version: int) -> dict[str, Any]
         "object": "coe.route",
         "id": id,
         "policy": policy.name if policy else None,
-        "decision": asdict(routed.decision),
+        "decision": decision_document(routed.decision),
         "estimate": _estimate(routed.inputs.estimate) if routed.inputs else None,
         "allowed": sorted(routed.inputs.allowed) if routed.inputs else list(routed.decision.experts),
         "router_digest": policy.router_digest if policy else None,

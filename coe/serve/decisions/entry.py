@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from operator import index
@@ -18,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from coe.errors import CoeError
+from coe.protocol.decision import decision_document, decision_from, json_number, json_numbers
 from coe.routing import DecisionInputs
 from coe.serve.http.finished import Finished
 from routers.base import Estimate, Message, Query, RoutingDecision
@@ -93,20 +93,6 @@ def is_cut(line: bytes) -> bool:
     return False  # complete except for its newline
 
 
-def decision_document(decision: RoutingDecision) -> dict[str, Any]:
-    """A decision as JSON values: equal documents are decisions that are equal bit by bit."""
-    return {
-        "experts": list(decision.experts),
-        "weights": _numbers(decision.weights),
-        "scores": _numbers(decision.scores),
-        "confidence": _number(decision.confidence),
-        "label": decision.label,
-        "abstained": decision.abstained,
-        "reason": decision.reason,
-        "truncated": decision.truncated,
-    }
-
-
 def query_digest(query: Query) -> str:
     """sha256 over the canonical JSON of a query: messages, tools and format."""
     canonical = json.dumps(_texts(query), sort_keys=True, separators=(",", ":"), default=str)
@@ -134,7 +120,7 @@ def _document(finished: Finished, texts: bool) -> dict[str, Any]:
         "streamed": finished.streamed,
         "seed": finished.seed,
         "usage": asdict(answer.usage) if answer else None,
-        "cost_usd": None if answer is None else _number(answer.cost_usd),
+        "cost_usd": None if answer is None else json_number(answer.cost_usd),
         "notes": list(answer.notes) if answer else [],
         "latency_s": _latencies(finished),
     }
@@ -151,7 +137,7 @@ def _latencies(finished: Finished) -> dict[str, float | str | None]:
         "load": timing.load_s if timing else None,
         "engine": timing.engine_s if timing else None,
     }
-    return {name: _number(value) for name, value in seconds.items()}
+    return {name: json_number(value) for name, value in seconds.items()}
 
 
 def _query_document(query: Query, texts: bool) -> dict[str, Any]:
@@ -160,7 +146,7 @@ def _query_document(query: Query, texts: bool) -> dict[str, Any]:
         "n_messages": len(query.messages),
         "n_characters": sum(len(message.content) for message in query.messages),
         "allowed": None if query.allowed is None else sorted(query.allowed),
-        "cost_weight": _number(query.cost_weight),
+        "cost_weight": json_number(query.cost_weight),
         "seed": query.seed,
         **(_texts(query) if texts else {}),
     }
@@ -178,38 +164,25 @@ def _inputs_document(inputs: DecisionInputs) -> dict[str, Any]:
     estimate = inputs.estimate
     return {
         "experts": estimate.experts,
-        "quality": _numbers(estimate.quality[0]),
-        "cost_usd": None if estimate.cost_usd is None else _numbers(estimate.cost_usd[0]),
-        "ood": None if estimate.ood is None else _number(estimate.ood[0]),
+        "quality": json_numbers(estimate.quality[0]),
+        "cost_usd": None if estimate.cost_usd is None else json_numbers(estimate.cost_usd[0]),
+        "ood": None if estimate.ood is None else json_number(estimate.ood[0]),
         "label": None if estimate.labels is None else estimate.labels[0],
         "eligible": None if estimate.eligible is None else [bool(value) for value in estimate.eligible[0]],
         "abstained": None if estimate.abstained is None else bool(estimate.abstained[0]),
-        "confidence": None if estimate.confidence is None else _number(estimate.confidence[0]),
+        "confidence": None if estimate.confidence is None else json_number(estimate.confidence[0]),
         "reason": None if estimate.reasons is None else estimate.reasons[0],
         "truncated": None if estimate.truncated is None else bool(estimate.truncated[0]),
-        "weights": None if estimate.weights is None else _numbers(estimate.weights[0]),
+        "weights": None if estimate.weights is None else json_numbers(estimate.weights[0]),
         "utility": {
-            "cost_weight": _number(inputs.utility.cost_weight),
-            "latency_weight": _number(inputs.utility.latency_weight),
+            "cost_weight": json_number(inputs.utility.cost_weight),
+            "latency_weight": json_number(inputs.utility.latency_weight),
         },
-        "load_s": {name: _number(seconds) for name, seconds in inputs.load_s.items()},
+        "load_s": {name: json_number(seconds) for name, seconds in inputs.load_s.items()},
         "allowed": sorted(inputs.allowed),
         "select": selector_document(inputs.select),
         "seed": inputs.seed,
     }
-
-
-def _numbers(values: Iterable[float]) -> list[float | str | None]:
-    return [_number(value) for value in values]
-
-
-def _number(value: float | None) -> float | str | None:
-    """A JSON value whose `float()` is bit-identical to `value`; any NaN is NaN."""
-    if value is None:
-        return None
-    if math.isfinite(value):
-        return float(value)
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _check_format(document: object, place: str) -> None:
@@ -234,7 +207,7 @@ def _entry(document: Mapping[str, Any], place: str) -> Entry:
         router_digest=document["router_digest"],
         query=_query(query) if query is not None and "messages" in query else None,
         inputs=inputs,
-        decision=None if decision is None else _decision(decision, inputs),
+        decision=None if decision is None else decision_from(decision),
     )
 
 
@@ -281,23 +254,3 @@ def _estimate(document: Mapping[str, Any]) -> Estimate:
         truncated=None if truncated is None else np.array(truncated, dtype=bool),
         weights=None if weights is None else np.array(weights, dtype=np.float64),
     )
-
-
-def _decision(document: Mapping[str, Any], inputs: DecisionInputs | None) -> RoutingDecision:
-    quality = _quality(inputs.estimate) if inputs is not None else {}
-    return RoutingDecision(
-        experts=tuple(document["experts"]),
-        weights=tuple(float(weight) for weight in document["weights"]),
-        scores=tuple(float(score) for score in document["scores"]),
-        confidence=float(document["confidence"]),
-        label=document["label"],
-        abstained=document["abstained"],
-        reason=document["reason"],
-        truncated=document.get("truncated", False),
-        quality=tuple(quality.get(expert, math.nan) for expert in document["experts"]) if inputs else (),
-    )
-
-
-def _quality(estimate: Estimate) -> dict[str, float]:
-    """The estimated quality of each expert; a line stores it once, in its inputs."""
-    return dict(zip(estimate.experts, estimate.quality[0].tolist(), strict=True))

@@ -13,8 +13,9 @@ from typing import Any, Final
 import numpy as np
 
 from coe.policy import Policy
+from coe.protocol.decision import decision_document
 from coe.routing import DecisionInputs, Routed, route
-from coe.serve.decisions.entry import Entry, decision_document
+from coe.serve.decisions.entry import Entry
 from registry.store import Snapshot
 from routers.base import Estimate, Query, RoutingDecision
 from routers.errors import RouterError
