@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 SEED ?= 7
 N ?= 140
+# Test processes: one for each core. `make test WORKERS=0` runs everything in one process.
+WORKERS ?= logical
 
 .PHONY: setup demo test check lint types layers cover zoo-train lock clean
 
@@ -17,7 +19,7 @@ demo: setup  ## real experts, a trained router, N fresh queries
 	$(BIN)/python -m examples.zoo.demo --seed $(SEED) --n $(N)
 
 test: setup  ## unit and integration tests, real small models included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: lint types layers test  ## exactly what CI runs, before one demo
 

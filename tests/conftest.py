@@ -1,5 +1,6 @@
 """What every test shares: a home of its own, one compute thread, no network, and the real small bases."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -17,6 +18,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_HOME = Path(os.environ.get("COE_HOME") or Path.home() / ".cache" / "coe").expanduser().absolute()
 """Where models are kept between runs: converting a base takes a while, so tests share it with the demo."""
+
+
+def _fsync(descriptor: int) -> None:
+    """No power is cut during a test, and what a killed process wrote stays; a wrong descriptor is an error as ever."""
+    os.fstat(descriptor)
+
+
+os.fsync = _fsync
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +46,22 @@ def zoo_bases() -> Path:
         patch.setenv("COE_HOME", str(REAL_HOME))
         folders = [fetch(base) for base in BASES]
     return folders[0].parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers a file is the unit of work; the long ones start first.
+
+    The README's test takes longest, then the files that start processes and real models.
+    """
+    if not hasattr(config, "workerinput"):  # this process is not a worker of pytest-xdist
+        return
+    long = {item.path for item in items if item.get_closest_marker("integration")}
+    items.sort(key=lambda item: (item.path.name != "test_readme.py", item.path not in long))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What the imports made lives until the end: unloading a model, which collects garbage, need not visit it."""
+    gc.collect()
+    gc.freeze()

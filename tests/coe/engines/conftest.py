@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -56,6 +57,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
         if "lora_B" in name:
             weights.data.mul_(20)
     peft.save_pretrained(root / "adapters")
+    gc.freeze()  # peft was imported here: engines collect garbage as they unload, and need not visit its modules
     return root / "model"
 
 
