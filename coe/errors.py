@@ -10,6 +10,7 @@ CoeError                     .status: HTTP status, .code: OpenAI-style code, .re
 │   ├── WeightsError         weights missing, truncated, of other shapes, or unsupported
 │   ├── HostLost             the process that answered died, and what it had begun was shown already
 │   ├── OutOfMemory          not enough free memory, even after evicting what may be evicted
+│   ├── Unsupported          the expert's engine cannot do what a call needs
 │   └── RemoteError          a remote endpoint failed; .retryable says whether trying again makes sense
 ├── Abstained                the router is unsure, and the policy refuses rather than guesses
 ├── Overloaded               too many requests wait; try again later
@@ -98,6 +99,13 @@ class OutOfMemory(EngineError):
 
     status = 503
     code = "out_of_memory"
+
+
+class Unsupported(EngineError):
+    """The expert's engine cannot do what a call needs."""
+
+    status = 501
+    code = "unsupported"
 
 
 class RemoteError(EngineError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,11 +19,11 @@ from typing import Any, cast
 
 from coe.config import Config
 from coe.engines import create_engine, engine_kind
-from coe.engines.base import Adapter, Engine, Expert
-from coe.errors import DeadlineExceeded, Overloaded, UnknownModel, WeightsError
+from coe.engines.base import Adapter, ComposedEngine, Engine, Expert, Member
+from coe.errors import DeadlineExceeded, Overloaded, UnknownModel, Unsupported, WeightsError
 from coe.experts import locate, open_snapshot
 from coe.memory import ExpertCache
-from coe.scheduler import Waiting, admit
+from coe.scheduler import Residency, Waiting, admit
 from coe.types import Chunk, GenerateRequest, Timing
 from registry.errors import RegistryError, UnknownExpert
 from registry.spec import ExpertSpec, Kind
@@ -44,10 +44,10 @@ RECENT = 0.2
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A request that waits. `residency` is what must be resident to answer it, as `name@version`."""
+    """A request that waits. `residency` names the weights that must be resident to answer it, as `name@version`."""
 
     id: int
-    residency: str
+    residency: Residency
     submitted_s: float
     admitted: asyncio.Future[None] = field(repr=False)
 
@@ -72,19 +72,21 @@ class Host:
         max_waiting: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.in_flight: Counter[str] = Counter()
+        self.in_flight: Counter[str] = Counter()  # requests on each of the weights, by `name@version`
+        self.answering = 0
         self._engines, self._locate = engines, locate
         self._aging_s, self._max_waiting, self._clock = aging_s, max_waiting, clock
         self._waiting: dict[int, _Job] = {}
         self._next_id = 0
         self._pins = pins
-        self._answer_s: dict[str, float] = {}
-        self._residencies: dict[str, ExpertSpec] = {}
+        self._answer_s: dict[Residency, float] = {}
+        self._needed: dict[str, tuple[ExpertSpec, ...]] = {}
+        self._specs: dict[str, ExpertSpec] = {}  # of all weights ever needed, by `name@version`
         self.cache: ExpertCache[Expert] = ExpertCache(
             budget_bytes,
             load=self._load,
             unload=self._unload,
-            footprint=lambda residency: self._footprint(self._residencies[residency]),
+            footprint=lambda ref: self._footprint(self._specs[ref]),
             clock=clock,
         )
         self.update(snapshot)
@@ -98,11 +100,10 @@ class Host:
         Raises:
             UnknownModel: a pinned expert is not in it; the old snapshot stays.
         """
-        pins = frozenset(_residency(_find(snapshot, name), snapshot) for name in self._pins)
+        pins = frozenset(ref for name in self._pins for ref in _refs(_weights(_find(snapshot, name), snapshot)))
         self.snapshot, self.cache.pins = snapshot, pins
-        self._residencies |= {
-            base.ref: base for base in (snapshot.experts[s.residency_key] for s in snapshot.experts.values())
-        }
+        self._needed = {name: _weights(spec, snapshot) for name, spec in snapshot.experts.items()}
+        self._specs |= {each.ref: each for weights in self._needed.values() for each in weights}
 
     async def ask(self, name: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """Generate with the expert `name`.
@@ -113,9 +114,11 @@ class Host:
             OutOfMemory: its weights cannot fit the budget.
             WeightsError: its files are missing or not those that were registered.
             DeadlineExceeded: `request.deadline_s` passed.
+            Unsupported: its engine cannot produce what `request.wants`, or serves no composed experts.
             EngineError, InvalidRequest: as the engine says.
         """
         spec = _find(self.snapshot, name)
+        self._check_served(spec, request)
         if request.deadline_s is None:
             chunks = self._generate(spec, request)
         else:
@@ -125,73 +128,74 @@ class Host:
                 yield chunk
 
     def load_s(self) -> dict[str, float]:
-        """Expected seconds to load each expert now: zero where its weights are there, or on their way; else by the
-        rate seen so far."""
+        """Expected seconds to load each expert now, at the rate of the loads so far; 0 if resident or loading."""
         stats = self.cache.stats
         rate = stats.bytes_loaded / stats.load_s if stats.bytes_loaded and stats.load_s else 1e9
-        present = self.cache.resident | self.cache.loading
-        bases = {spec.residency_key for spec in self.snapshot.experts.values()}
-        seconds = {
-            name: 0.0 if base.ref in present else self._footprint(base) / rate
-            for name, base in ((name, self.snapshot.experts[name]) for name in bases)
-        }
-        return {name: seconds[spec.residency_key] for name, spec in self.snapshot.experts.items()}
+        absent = {spec.ref: spec for weights in self._needed.values() for spec in self._absent(weights)}
+        seconds = {ref: self._footprint(spec) / rate for ref, spec in absent.items()}
+        return {name: sum(seconds.get(each.ref, 0.0) for each in weights) for name, weights in self._needed.items()}
 
     def queue_s(self) -> dict[str, float]:
-        """Expected seconds that a request for each expert would wait for those before it, by the answers so far."""
+        """Expected seconds that a new request for each expert waits for earlier ones, from the answers so far."""
         waiting = Counter(job.residency for job in self._waiting.values())
-        residencies = {name: _residency(spec, self.snapshot) for name, spec in self.snapshot.experts.items()}
-        return {
-            name: waiting[residency] * self._answer_s.get(residency, 0.0) / self._capacity(residency)
-            for name, residency in residencies.items()
-        }
+        seconds = {residency: self._queue_s(residency, waiting) for residency in set(map(_refs, self._needed.values()))}
+        return {name: seconds[_refs(weights)] for name, weights in self._needed.items()}
 
     def fits_free(self, name: str) -> bool:
-        """Whether the expert is there, or could load now without evicting another."""
-        base = self.snapshot.experts[_find(self.snapshot, name).residency_key]
-        present = base.ref in self.cache.resident | self.cache.loading
-        return present or self.cache.used_bytes + self._footprint(base) <= self.cache.budget_bytes
+        """Whether the expert is resident, loading, or could load now without evicting another."""
+        absent = self._absent(self._weights_of(name))
+        return not absent or self.cache.used_bytes + sum(map(self._footprint, absent)) <= self.cache.budget_bytes
 
-    def prefetch(self, name: str, *, keep: Collection[str] = ()) -> bool:
-        """Begin to load an expert that will be asked soon, beside what is used, waited for, or named in `keep`.
+    def is_resident(self, name: str) -> bool:
+        """Whether all weights that the expert needs are in memory."""
+        return self.cache.resident.issuperset(_refs(self._weights_of(name)))
 
-        Returns at once, and holds nothing: see `ExpertCache.prefetch`.
+    def capacity(self, name: str) -> int | None:
+        """Requests for the expert worth having in flight at once; None while its weights are not in memory."""
+        refs = _refs(self._weights_of(name))
+        return min(map(self._capacity, refs)) if self.cache.resident.issuperset(refs) else None
+
+    def prefetch(self, *names: str, keep: Collection[str] = ()) -> bool:
+        """Start loading experts that are needed soon, beside what is in use, waited for, or named in `keep`.
+
+        Returns at once and leases nothing: see `ExpertCache.prefetch`.
 
         Returns:
-            Whether its weights are there now, or on their way.
+            Whether all their weights are in memory now, or on their way.
 
         Raises:
             UnknownModel: no such expert; with close matches.
         """
-        wanted = {job.residency for job in self._waiting.values()} | set(+self.in_flight)
-        kept = {_residency(_find(self.snapshot, each), self.snapshot) for each in keep}
-        return self.cache.prefetch(_residency(_find(self.snapshot, name), self.snapshot), keep=wanted | kept)
+        wanted = {ref for job in self._waiting.values() for ref in job.residency} | set(+self.in_flight)
+        kept = {ref for name in keep for ref in _refs(self._weights_of(name))}
+        refs = (ref for name in names for ref in _refs(self._weights_of(name)))
+        return self.cache.prefetch(*refs, keep=wanted | kept)
 
-    def footprint(self, name: str) -> int:
-        """Bytes that must be resident to ask an expert; an adapter's are its base's.
+    def footprint(self, *names: str) -> int:
+        """Bytes that must be resident to answer with these experts; shared weights, such as a base, count once.
 
         Raises:
             UnknownModel: no such expert; with close matches.
-            WeightsError: its size is not known.
+            WeightsError: the size of one is not known.
         """
-        return self._footprint(self.snapshot.experts[_find(self.snapshot, name).residency_key])
+        return sum(map(self._footprint, {each.ref: each for name in names for each in self._weights_of(name)}.values()))
 
     @property
     def resident(self) -> frozenset[str]:
         """Names of the experts whose weights are in memory; an adapter's are its base's."""
-        return frozenset(self._residencies[residency].name for residency in self.cache.resident)
+        return frozenset(self._specs[ref].name for ref in self.cache.resident)
 
     @property
     def busy(self) -> int:
         """Requests that wait or are being answered."""
-        return len(self._waiting) + self.in_flight.total()
+        return len(self._waiting) + self.answering
 
     @property
     def loads(self) -> Counter[str]:
         """How often each expert was loaded, by name, whatever its version."""
         by_name: Counter[str] = Counter()
-        for residency, count in self.cache.stats.loads_by_name.items():
-            by_name[self._residencies[residency].name] += count
+        for ref, count in self.cache.stats.loads_by_name.items():
+            by_name[self._specs[ref].name] += count
         return by_name
 
     async def aclose(self) -> None:
@@ -199,16 +203,19 @@ class Host:
         await self.cache.aclose()
 
     async def _generate(self, spec: ExpertSpec, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        residency = _residency(spec, self.snapshot)
+        snapshot = self.snapshot  # may be replaced meanwhile
+        residency = _refs(_weights(spec, snapshot))
         submitted = self._clock()
         await self._admission(residency)
         admitted = self._clock()
         try:
-            adapter = await self._adapter(spec)
-            async with self.cache.lease(residency) as experts:
+            adapters = await self._adapters(spec, snapshot)
+            # Leased per request, not per batch: a lease costs microseconds, and a cancelled request disturbs no other.
+            async with self.cache.lease(*residency) as experts:
                 leased = self._clock()
                 self._dispatch()  # what was "loading" may be resident now, with places to fill
-                chunks = cast(AsyncGenerator[Chunk, None], experts[residency].generate(request, adapter))
+                expert, adapter = self._expert(spec, snapshot, experts, adapters)
+                chunks = cast(AsyncGenerator[Chunk, None], expert.generate(request, adapter))
                 async with aclosing(chunks):
                     async for chunk in chunks:
                         if chunk.finish_reason is not None:
@@ -217,11 +224,42 @@ class Host:
                             chunk = replace(chunk, timing=Timing(admitted - submitted, leased - admitted, engine_s))
                         yield chunk
         finally:
-            self.in_flight[residency] -= 1
+            self._take_places(residency, -1)
             self._dispatch()
 
-    async def _admission(self, residency: str) -> None:
-        """Wait for the scheduler. When this returns, a place of the residency is ours."""
+    def _expert(
+        self,
+        spec: ExpertSpec,
+        snapshot: Snapshot,
+        experts: Mapping[str, Expert],
+        adapters: Mapping[str, Adapter],
+    ) -> tuple[Expert, Adapter | None]:
+        """What generates: the leased weights, or for a composed expert what its engine makes of its members."""
+        if spec.kind is not Kind.COMPOSED:
+            [expert] = experts.values()
+            return expert, adapters.get(spec.name)
+        members = {}
+        for member in (snapshot.experts[name] for name in spec.members):
+            [weights] = _weights(member, snapshot)  # a member is a model, an adapter or a remote expert
+            members[member.name] = Member(experts[weights.ref], adapters.get(member.name))
+        return cast(ComposedEngine, self._engine(spec)).compose(spec, members), None
+
+    def _check_served(self, spec: ExpertSpec, request: GenerateRequest) -> None:
+        """Raises Unsupported before anything is loaded or waited for."""
+        served = spec if spec.kind is Kind.COMPOSED else self._needed[spec.name][0]  # an adapter by its base's engine
+        engine, kind = self._engine(served), engine_kind(served)
+        if not engine.capabilities.serves(request.wants):
+            raise Unsupported(f"{spec.name!r} cannot return {request.wants!r}: its engine {kind!r} does not produce it")
+        if spec.kind is Kind.COMPOSED and not isinstance(engine, ComposedEngine):
+            raise Unsupported(f"{spec.name!r} is a composed expert, and its engine {kind!r} serves none")
+
+    async def _adapters(self, spec: ExpertSpec, snapshot: Snapshot) -> dict[str, Adapter]:
+        """The adapters that a request uses: the expert itself, or members of a composed one."""
+        parts = [snapshot.experts[name] for name in spec.members] or [spec]
+        return {part.name: Adapter(part, await self._path(part)) for part in parts if part.kind is Kind.ADAPTER}
+
+    async def _admission(self, residency: Residency) -> None:
+        """Wait for the scheduler. On return, the request holds a place on its weights."""
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded(f"{len(self._waiting)} requests wait already (host.max_waiting); try again later")
         job = _Job(self._next_id, residency, self._clock(), asyncio.get_running_loop().create_future())
@@ -233,9 +271,14 @@ class Host:
         except asyncio.CancelledError:
             self._waiting.pop(job.id, None)
             if not job.admitted.cancelled():  # admitted in the same instant: hand the place back
-                self.in_flight[residency] -= 1
+                self._take_places(residency, -1)
                 self._dispatch()
             raise
+
+    def _take_places(self, residency: Residency, places: int = 1) -> None:
+        self.answering += places
+        for ref in residency:
+            self.in_flight[ref] += places
 
     def _dispatch(self) -> None:
         """Admit what the scheduler says. Called whenever something changed; cheap when nothing waits."""
@@ -249,31 +292,42 @@ class Host:
                 if not job.admitted.done()
             ],
             resident=resident,
-            loading={residency for residency, count in self.in_flight.items() if count and residency not in resident},
+            loading={ref for ref, count in self.in_flight.items() if count and ref not in resident},
             in_flight=self.in_flight,
             capacity=self._capacity,
-            loads_now=lambda residency, keep: self.cache.fits_now(residency, keep=keep),
+            loads_now=lambda residency, keep: self.cache.fits_now(*residency, keep=keep),
             now_s=self._clock(),
             aging_s=self._aging_s,
         )
         for job in map(self._waiting.pop, ids):
-            self.in_flight[job.residency] += 1
+            self._take_places(job.residency)
             job.admitted.set_result(None)
 
-    def _note(self, residency: str, engine_s: float) -> None:
+    def _note(self, residency: Residency, engine_s: float) -> None:
         """Keep the mean time of answers, the latest counting most."""
         mean = self._answer_s.get(residency, engine_s)
         self._answer_s[residency] = mean + RECENT * (engine_s - mean)
 
-    def _capacity(self, residency: str) -> int:
-        expert = self.cache.peek(residency)
+    def _queue_s(self, residency: Residency, waiting: Mapping[Residency, int]) -> float:
+        """Seconds of the waiting requests that use any of the same weights."""
+        rivals = (other for other in waiting if not set(other).isdisjoint(residency))
+        ahead = sum(waiting[other] * self._answer_s.get(other, 0.0) for other in rivals)
+        return ahead / min(map(self._capacity, residency))
+
+    def _capacity(self, ref: str) -> int:
+        expert = self.cache.peek(ref)
         return UNLOADED_CAPACITY if expert is None else expert.capacity
 
-    async def _adapter(self, spec: ExpertSpec) -> Adapter | None:
-        return Adapter(spec, await self._path(spec)) if spec.kind is Kind.ADAPTER else None
+    def _weights_of(self, name: str) -> tuple[ExpertSpec, ...]:
+        return self._needed[_find(self.snapshot, name).name]
 
-    async def _load(self, residency: str) -> Expert:
-        spec = self._residencies[residency]
+    def _absent(self, weights: Iterable[ExpertSpec]) -> list[ExpertSpec]:
+        """Those neither in memory nor on their way."""
+        present = self.cache.resident | self.cache.loading
+        return [spec for spec in weights if spec.ref not in present]
+
+    async def _load(self, ref: str) -> Expert:
+        spec = self._specs[ref]
         return await self._engine(spec).load(spec, await self._path(spec))
 
     async def _unload(self, expert: Expert) -> None:
@@ -300,9 +354,13 @@ def _find(snapshot: Snapshot, name: str) -> ExpertSpec:
         raise UnknownModel(str(error)) from error
 
 
-def _residency(spec: ExpertSpec, snapshot: Snapshot) -> str:
-    """What must be resident to answer with `spec`: its base, or itself, in the version of the snapshot."""
-    return snapshot.experts[spec.residency_key].ref
+def _weights(spec: ExpertSpec, snapshot: Snapshot) -> tuple[ExpertSpec, ...]:
+    """The experts whose weights `spec` needs in memory (itself, its base, or its members'), in order of their names."""
+    return tuple(snapshot.experts[name] for name in sorted(spec.residency_keys(snapshot.experts)))
+
+
+def _refs(weights: Iterable[ExpertSpec]) -> Residency:
+    return tuple(spec.ref for spec in weights)
 
 
 async def _until(chunks: AsyncGenerator[Chunk, None], deadline_s: float, name: str) -> AsyncGenerator[Chunk, None]:

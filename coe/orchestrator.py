@@ -190,7 +190,7 @@ class Orchestrator:
         """Chunks of one call, and its outcome into `done`."""
         text = ""
         try:
-            async with aclosing(self._ask(call.expert, call.request)) as chunks:
+            async with aclosing(self._ask(call.expert, replace(call.request, wants=call.wants))) as chunks:
                 async for chunk in chunks:
                     text += chunk.text
                     if chunk.finish_reason is not None:
@@ -205,7 +205,7 @@ class Orchestrator:
         assert last.finish_reason is not None and last.usage is not None  # by the contract of Expert.generate
         price = self.snapshot.experts[expert].price
         cost = price.cost_usd(last.usage.prompt_tokens, last.usage.completion_tokens) if price else None
-        return Answer(expert, text, last.finish_reason, last.usage, cost, last.timing)
+        return Answer(expert, text, last.finish_reason, last.usage, cost, last.timing, value=last.value)
 
 
 def _ended(reply: Reply, answer: Answer, text: str) -> Chunk:

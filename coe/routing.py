@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from coe.compose import Composition, Single, WithFallback, named_experts, without
+from coe.engines import capabilities
 from coe.errors import InvalidRequest
 from coe.policy import Policy
 from registry.spec import ExpertSpec
@@ -76,10 +77,11 @@ def route(
 ) -> list[Routed | RouterError]:
     """Each query's decision, or why there is none: a query that nobody may answer does not disturb the others."""
     outcomes: dict[int, Routed | RouterError] = {}
+    engines = capabilities(snapshot.experts)
     answerable: list[tuple[int, Query, frozenset[str]]] = []
     for i, query in enumerate(queries):
         try:
-            answerable.append((i, query, prune([query], snapshot.experts)[0]))
+            answerable.append((i, query, prune([query], snapshot.experts, engines=engines)[0]))
         except RouterError as error:
             outcomes[i] = error
     if answerable:
@@ -109,11 +111,16 @@ def bypass(query: Query, expert: str, experts: Mapping[str, ExpertSpec]) -> Rout
         raise InvalidRequest(
             f"{expert!r} is asked for by name, but is not among the allowed experts {sorted(query.allowed)}"
         )
-    why = check(query, experts).removed.get(expert)
+    why = _check(query, experts).get(expert)
     if why is not None and not why.startswith(CONTEXT_LENGTH):  # an estimate; the engine counts, and says it exactly
         raise InvalidRequest(f"{expert!r} is asked for by name, but cannot take this request: {why}")
     decision = RoutingDecision((expert,), (1.0,), (1.0,), confidence=1.0, reason="asked for by name")
     return Routed(query, decision, None, None, Single())
+
+
+def _check(query: Query, experts: Mapping[str, ExpertSpec]) -> Mapping[str, str]:
+    """Expert -> why the query rules it out, what its engine cannot do included."""
+    return check(query, experts, engines=capabilities(experts)).removed
 
 
 def _utility(policy: Policy, query: Query) -> Utility:
@@ -156,7 +163,7 @@ def _decide(inputs: DecisionInputs) -> RoutingDecision | RouterError:
 def _composition(policy: Policy, query: Query, experts: Mapping[str, ExpertSpec]) -> Composition:
     composition, fallback = policy.composition, policy.fallback
     if named_experts(composition):
-        removed = check(query, experts).removed
+        removed = _check(query, experts)
         composition = without(composition, {e: why for e, why in removed.items() if not why.startswith(CONTEXT_LENGTH)})
     if fallback is None or (query.allowed is not None and fallback not in query.allowed):
         return composition

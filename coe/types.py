@@ -10,6 +10,8 @@ from coe.errors import ContextLengthExceeded, InvalidRequest
 from routers.base import Message
 
 FinishReason = Literal["stop", "length", "cancelled"]
+Wants = Literal["text", "latent", "scores", "embedding"]
+"""What a call returns: text, or data that a composition works with, encoded by the engine (`Answer.value`)."""
 DEFAULT_MAX_TOKENS = 512
 """New tokens where a request states no limit: enough for an answer, and the end of one that would never stop."""
 
@@ -30,7 +32,8 @@ class GenerateRequest:
         deadline_s: seconds from submission after which the request is given up; `None` waits.
         stream: False when nobody reads before the end: whoever carries the answer may then bring it whole, and ask
             again elsewhere when its host dies on the way.
-        format: "json" asks for a JSON object; only experts that promise it are asked.
+        format: "json" requires a JSON object; only experts with the capability `json` are eligible.
+        wants: what to return; anything but text needs an engine that can produce it (`Capabilities.serves`).
     """
 
     messages: tuple[Message, ...] = ()
@@ -44,6 +47,7 @@ class GenerateRequest:
     stream: bool = True
     format: Literal["text", "json"] = "text"
     id: str = ""
+    wants: Wants = "text"
 
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.prompt is not None):
@@ -94,7 +98,8 @@ class Timing:
 class Chunk:
     """A piece of an answer. The last one, and only it, has `finish_reason`, `usage` and, from a host, `timing`.
 
-    cost_usd: from an orchestrator, which knows the prices; None where one is unknown.
+    cost_usd: from an orchestrator, which knows the prices; None where one is unknown. value: in the last chunk of a
+    request that wants something else than text: the result, encoded by the engine.
     """
 
     text: str
@@ -102,13 +107,15 @@ class Chunk:
     usage: Usage | None = None
     timing: Timing | None = None
     cost_usd: float | None = None
+    value: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an expert answered, whole.
+    """The complete answer of an expert.
 
-    notes: what the caller should know of how it came about: who failed, what was cut.
+    notes: what the caller should know about how it came about: which experts failed, what was cut. value: the result of
+    a request that wants something else than text.
     """
 
     expert: str
@@ -118,6 +125,7 @@ class Answer:
     cost_usd: float | None = None
     timing: Timing | None = None
     notes: tuple[str, ...] = ()
+    value: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ def describe(
         SourceError: the files cannot be used, or contradict what the draft states.
     """
     if draft.kind is Kind.COMPOSED:
-        return _complete(draft, {}, digest_of_text("composed", *draft.members))
+        return _complete(draft, {}, digest_of_text("composed", draft.architecture, *draft.members))
     if not has_files(draft):
         return _describe_without_files(draft, base)
     path = resolve(draft)

@@ -18,7 +18,7 @@ from registry.documents import Document, Loc, validate
 from registry.errors import InvalidSpec, Problem, RegistryError
 from registry.sources import SourceKind, absolute_source, has_files, is_here, resolve, source_kind
 from registry.spec import ExpertSpec, Kind
-from registry.store import Registry, check_references, dependents
+from registry.store import Registry, check_references, check_servable, dependents
 
 Action = Literal["add", "update", "unchanged", "remove"]
 _GIVEN_BY_THE_REGISTRY = ("version", "files")
@@ -208,6 +208,11 @@ class _Planner:
             check_references(draft, known, unsound=self.broken, where="this file or the registry")
         except RegistryError as error:
             self._problem((*loc, "base" if draft.base else "members"), str(error))
+            return False
+        try:
+            check_servable(draft)
+        except RegistryError as error:
+            self._problem((*loc, "kind"), str(error))
             return False
         return self.broken.isdisjoint(draft.references)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Self
 
@@ -15,6 +16,10 @@ INPUT_USD_PER_MTOK_PER_BILLION = 0.01
 open models charge. Only the proportions matter for routing: twice the active parameters, twice the cost."""
 OUTPUT_USD_PER_MTOK_PER_BILLION = 0.03
 """The same for generated tokens, which are dearer: they are computed one after the other."""
+COMPOSED_ARCHITECTURES: dict[str, str] = {}
+"""`architecture` of the composed experts that can be served -> kind of the engine that serves them. None so far."""
+_SEPARATOR = "+"
+"""Joins the names of a residency; no name has it."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
@@ -101,7 +106,7 @@ class ExpertSpec(BaseModel):
     members: tuple[str, ...] = ()
     """Names of the experts that a composed one is made of."""
     architecture: str | None = None
-    """Class of the model; read from the files."""
+    """Class of the model, read from the files; of a composed expert, how its members are combined (stated)."""
     parameters_total: Annotated[int, Field(ge=0)] | None = None
     """Number of weights, an adapter's own ones; read from the files."""
     parameters_active: Annotated[int, Field(ge=0)] | None = None
@@ -180,7 +185,23 @@ class ExpertSpec(BaseModel):
         """The names of the experts that this one is made of: its base, or its members."""
         return (self.base,) if self.base else self.members
 
-    @property
-    def residency_key(self) -> str:
-        """What must be resident to answer with this expert: an adapter's base, else the expert itself."""
-        return self.base or self.name
+    def residency_keys(self, experts: Mapping[str, ExpertSpec]) -> tuple[str, ...]:
+        """Names of the experts whose weights must be resident to answer with this one: distinct, in order.
+
+        A model needs itself, an adapter its base, a composed expert what its members need.
+
+        Args:
+            experts: by name; the members of a composed expert are among them.
+        """
+        if self.kind is Kind.COMPOSED:
+            return tuple(dict.fromkeys(key for name in self.members for key in experts[name].residency_keys(experts)))
+        return (self.base or self.name,)
+
+    def residency(self, experts: Mapping[str, ExpertSpec]) -> str:
+        """`residency_keys` as one string, equal for all experts that need the same weights; see `residency_names`."""
+        return _SEPARATOR.join(sorted(self.residency_keys(experts)))
+
+
+def residency_names(residency: str) -> tuple[str, ...]:
+    """The names of the experts in an `ExpertSpec.residency`, sorted."""
+    return tuple(residency.split(_SEPARATOR))

@@ -24,7 +24,7 @@ from registry.digest import identity
 from registry.errors import RegistryError, UnknownExpert
 from registry.profiles import AGGREGATION, ProfileRow, Profiles, read, record
 from registry.schema import prepare
-from registry.spec import ExpertSpec, Kind
+from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
 from registry.tables import experts as _experts
 from registry.tables import state as _state
 
@@ -65,6 +65,10 @@ class Snapshot:
         if name not in (spec.name, spec.ref):
             raise UnknownExpert(name, [spec.ref])
         return spec
+
+    def residency(self, name: str) -> str:
+        """`ExpertSpec.residency` of the expert `name`. Raises UnknownExpert."""
+        return self.get(name).residency(self.experts)
 
 
 class Registry:
@@ -108,7 +112,7 @@ class Registry:
 
         Raises:
             UnknownExpert: a base, a member or a name to remove is not registered.
-            RegistryError: an expert to remove is needed by others, which are named.
+            RegistryError: an expert to remove is needed by others, which are named; or no engine serves one to add.
         """
         return self._write(lambda connection: _change(connection, add, list(remove)))
 
@@ -191,6 +195,8 @@ def _change(connection: Connection, add: Sequence[ExpertSpec], remove: Sequence[
     after = {name: spec for name, spec in current.items() if name not in remove}
     changed = [spec for spec in add if spec.name not in after or not same_content(after[spec.name], spec)]
     _check_all_references(after | {spec.name: spec for spec in add}, remove)
+    for spec in add:
+        check_servable(spec)
     for name in remove:
         connection.execute(update(_experts).where(_experts.c.name == name).values(current=False))
     after |= {spec.name: _insert(connection, spec) for spec in changed}
@@ -246,6 +252,21 @@ def check_references(
             raise RegistryError(
                 f"{name!r}, a member of {spec.name!r}, is of kind {found.kind.value!r}; it cannot be one"
             )
+
+
+def check_servable(spec: ExpertSpec) -> None:
+    """Refuse a composed expert that no engine serves when it is registered, not when it is first called.
+
+    Raises:
+        RegistryError: with what to use instead.
+    """
+    if spec.kind is Kind.COMPOSED and spec.architecture not in COMPOSED_ARCHITECTURES:
+        served = ", ".join(COMPOSED_ARCHITECTURES) or "none"
+        raise RegistryError(
+            f"no engine serves the composed expert {spec.name!r} (architecture: {spec.architecture}; served: {served})."
+            " Register its members, and combine their answers by a policy of the configuration, whose `composition` is "
+            f"`vote`, `cascade`, `aggregate` or another of docs/compositions.md; it is called as `coe/{spec.name}`"
+        )
 
 
 def _check_all_references(experts: Mapping[str, ExpertSpec], removed: Sequence[str]) -> None:

@@ -18,6 +18,8 @@ from routers.errors import NoEligibleExpert
 CHAT, TOOLS, JSON = "chat", "tools", "json"
 CONTEXT_LENGTH = "context length"
 """Names of constraints; that one is an estimate, which the engine settles."""
+_ENGINE_NEEDS = frozenset({TOOLS})
+"""Constraints that also depend on the engine. (`json` does not: experts are trained to answer in JSON.)"""
 ASCII_CHARS_PER_TOKEN = 4
 TOKENS_PER_MESSAGE = 4
 """Role and separators that a chat template adds around a message."""
@@ -34,27 +36,42 @@ class Eligible:
     removed: Mapping[str, str]
 
 
-def prune(queries: Sequence[Query], specs: Mapping[str, ExpertSpec], *, answer_tokens: int = 0) -> list[frozenset[str]]:
-    """The experts that can take each of the n queries: what `decide` calls `allowed`.
+def prune(
+    queries: Sequence[Query],
+    specs: Mapping[str, ExpertSpec],
+    *,
+    answer_tokens: int = 0,
+    engines: Mapping[str, frozenset[str]] | None = None,
+) -> list[frozenset[str]]:
+    """The experts that can take each of the n queries: what `decide` calls `allowed`. Arguments as for `check`.
 
     Raises:
         NoEligibleExpert: there are none for a query; the message names each constraint and whom it removed.
     """
-    return [_some(query, check(query, specs, answer_tokens=answer_tokens)) for query in queries]
+    return [_some(query, check(query, specs, answer_tokens=answer_tokens, engines=engines)) for query in queries]
 
 
-def check(query: Query, specs: Mapping[str, ExpertSpec], *, answer_tokens: int = 0) -> Eligible:
+def check(
+    query: Query,
+    specs: Mapping[str, ExpertSpec],
+    *,
+    answer_tokens: int = 0,
+    engines: Mapping[str, frozenset[str]] | None = None,
+) -> Eligible:
     """Who can take a query, and what removed the others.
 
     Args:
         specs: the experts by name, bases of adapters included. Nothing else is eligible: names in `Query.allowed`
             that are not here are ignored.
         answer_tokens: room to leave in the context for the answer.
+        engines: expert -> what the engine that serves it can do (`tools`, ...); by default not checked. An expert needs
+            both: its own capability, and an engine that has it.
     """
     tokens = estimate_tokens(query)
     removed = {}
     for name, spec in specs.items():
-        failed = next(_failed(query, spec, _context_length(spec, specs), tokens, answer_tokens), None)
+        lacks = frozenset[str]() if engines is None else _ENGINE_NEEDS - engines.get(name, _ENGINE_NEEDS)
+        failed = next(_failed(query, spec, lacks, _context_length(spec, specs), tokens, answer_tokens), None)
         if failed is not None:
             removed[name] = failed
     return Eligible(frozenset(specs) - frozenset(removed), removed)
@@ -75,15 +92,17 @@ def estimate_tokens(query: Query) -> int:
 
 
 def _failed(
-    query: Query, spec: ExpertSpec, context_length: int | None, tokens: int, answer_tokens: int
+    query: Query, spec: ExpertSpec, lacks: frozenset[str], context_length: int | None, tokens: int, answer_tokens: int
 ) -> Iterator[str]:
-    """The constraints that an expert fails, the caller's first."""
+    """The constraints that an expert fails, the caller's first. lacks: what its engine cannot do."""
     if query.allowed is not None and spec.name not in query.allowed:
         yield "allowed experts: the caller does not allow it"
     if spec.kind is Kind.EMBEDDING or CHAT not in spec.capabilities:
         yield f"modality: it cannot {CHAT}"
     if query.tools and TOOLS not in spec.capabilities:
         yield f"{TOOLS}: it cannot call tools"
+    if query.tools and TOOLS in lacks:
+        yield f"{TOOLS}: the engine that serves it cannot call tools"
     if query.format == "json" and JSON not in spec.capabilities:
         yield f"{JSON}: it does not promise JSON"
     if context_length is not None and tokens + answer_tokens > context_length:

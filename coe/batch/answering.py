@@ -23,6 +23,7 @@ from coe.host import Host
 from coe.orchestrator import Orchestrator
 from coe.runs.storage import Folder
 from coe.types import Answer, Chunk, Failure, GenerateRequest
+from registry.spec import residency_names
 
 logger = logging.getLogger(__name__)
 _AHEAD = 2
@@ -168,8 +169,8 @@ class Shift:
         self._in_flight += 1
 
     def _window(self, unit: Unit) -> int:
-        expert = self._host.cache.peek(self._ref(unit.expert))
-        return _WINDOW if expert is None else _AHEAD * expert.capacity
+        capacity = self._host.capacity(unit.expert)
+        return _WINDOW if capacity is None else _AHEAD * capacity
 
     async def _ask(self, name: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """The host's answer; its first chunk says that the expert is at work, its last one since when."""
@@ -186,7 +187,10 @@ class Shift:
 
     def _load_following(self) -> None:
         """Load what comes next; where there is no room yet, there may be when the next answer begins."""
-        if self._following is not None and self._host.prefetch(self._following, keep=(self._units[0].residency,)):
+        if self._following is None:
+            return
+        keep = residency_names(self._units[0].residency)
+        if self._host.prefetch(*residency_names(self._following), keep=keep):
             self._following = None
 
     async def _one(self, opened: _Open, position: int, row: int, call: ExpertCall) -> None:
@@ -222,13 +226,8 @@ class Shift:
         if isinstance(error, InvalidRequest):
             return False
         if isinstance(error, OutOfMemory):
-            return self._ref(expert) not in self._host.cache.resident
+            return not self._host.is_resident(expert)
         return isinstance(error, WeightsError)
-
-    def _ref(self, expert: str) -> str:
-        """What the host's cache calls the residency of an expert."""
-        experts = self._host.snapshot.experts
-        return experts[experts[expert].residency_key].ref
 
     async def _tick(self) -> None:
         while True:

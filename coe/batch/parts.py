@@ -61,8 +61,8 @@ class Job:
         return compositions({name: partial(build_composition, it.kind, it.settings) for name, it in chosen.items()})
 
     def residency_of(self, expert: str) -> str:
-        """The residency key of an expert."""
-        return self.snapshot.experts[expert].residency_key
+        """What must be resident to call an expert; see `ExpertSpec.residency`."""
+        return self.snapshot.residency(expert)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ def read_calls(folder: Folder, stage: int, unit: Unit) -> list[tuple[int, Expert
     """The calls of a unit, each with its row's position in the part."""
     with folder.open(_calls(stage, unit.part)) as file:
         records = pq.ParquetFile(file).read_row_group(unit.number).to_pylist()
-    return [(r["row"], ExpertCall(r["call"], r["expert"], load_request(r["request"]))) for r in records]
+    return [(r["row"], ExpertCall(r["call"], r["expert"], load_request(r["request"]), r["wants"])) for r in records]
 
 
 def write_answers(folder: Folder, stage: int, unit: Unit, records: Sequence[Mapping[str, Any]]) -> None:
@@ -266,7 +266,8 @@ def _routed(row: Row, outcome: Routed | RouterError | CoeError) -> RoutedRow:
 
 
 def _call_record(row: int, call: ExpertCall) -> dict[str, Any]:
-    return {"row": row, "call": call.id, "expert": call.expert, "request": dump_request(call.request)}
+    request = dump_request(call.request)
+    return {"row": row, "call": call.id, "expert": call.expert, "request": request, "wants": call.wants}
 
 
 def _write(

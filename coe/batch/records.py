@@ -34,7 +34,15 @@ ROWS = pa.schema(
 )
 """A part of the input, routed."""
 
-CALLS = pa.schema([("row", pa.int32()), ("call", pa.string()), ("expert", pa.string()), ("request", pa.string())])
+CALLS = pa.schema(
+    [
+        ("row", pa.int32()),
+        ("call", pa.string()),
+        ("expert", pa.string()),
+        ("request", pa.string()),
+        ("wants", pa.string()),
+    ]
+)
 """Questions of one stage; `row` is the position in the part."""
 
 ANSWERS = pa.schema(
@@ -47,6 +55,7 @@ ANSWERS = pa.schema(
         ("prompt_tokens", pa.int32()),
         ("completion_tokens", pa.int32()),
         ("cost_usd", pa.float64()),
+        ("value", pa.binary()),
         ("error", pa.string()),
     ]
 )
@@ -139,6 +148,7 @@ def dump_outcome(row: int, call: str, outcome: Answer | Failure) -> dict[str, An
         "prompt_tokens": outcome.usage.prompt_tokens,
         "completion_tokens": outcome.usage.completion_tokens,
         "cost_usd": outcome.cost_usd,
+        "value": outcome.value,
     }
 
 
@@ -147,7 +157,9 @@ def load_outcome(record: Mapping[str, Any]) -> Answer | Failure:
     if record["error"] is not None:
         return Failure(record["expert"], _load_error(json.loads(record["error"])))
     usage = Usage(record["prompt_tokens"], record["completion_tokens"])
-    return Answer(record["expert"], record["text"], record["finish_reason"], usage, record["cost_usd"])
+    return Answer(
+        record["expert"], record["text"], record["finish_reason"], usage, record["cost_usd"], value=record["value"]
+    )
 
 
 def describe(error: Exception) -> dict[str, Any]:

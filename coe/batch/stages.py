@@ -23,7 +23,7 @@ class Unit:
 
     Attributes:
         number: position among the part's units, and of its row residency in the part's file of calls.
-        residency: residency key of the expert.
+        residency: what must be resident to call the expert; see `ExpertSpec.residency`.
     """
 
     part: int

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from coe.errors import Abstained, CoeError, InvalidRequest
-from coe.types import Answer, Failure, GenerateRequest
+from coe.types import Answer, Failure, GenerateRequest, Wants
 from routers.base import RoutingDecision
 
 CallId = str
@@ -24,11 +24,16 @@ Done = Mapping[CallId, Answer | Failure]
 
 @dataclass(frozen=True, slots=True)
 class ExpertCall:
-    """One question to one expert. `id` is unique within the composition of a request."""
+    """One call to one expert.
+
+    id: unique within the composition of a request. wants: what the call returns; a call that wants something its
+    expert's engine cannot produce fails with Unsupported before anything runs.
+    """
 
     id: CallId
     expert: str
     request: GenerateRequest
+    wants: Wants = "text"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,17 @@ which engine serves it by `engine:` in its spec (docs/plugins.md).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final
 
-from coe.engines.base import Adapter, Engine, Expert
+from coe.engines.base import Adapter, Capabilities, Engine, Expert
 from coe.errors import ConfigError
 from registry.errors import PluginError
 from registry.plugins import Plugins
-from registry.spec import ExpertSpec, Kind
+from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
 
-__all__ = ["ENGINES", "Adapter", "Engine", "Expert", "create_engine", "engine_kind"]
+__all__ = ["ENGINES", "Adapter", "Capabilities", "Engine", "Expert", "capabilities", "create_engine", "engine_kind"]
 
 ENGINES: Final[dict[str, str]] = {
     "fake": "coe.engines.fake:FakeEngine",
@@ -23,7 +25,7 @@ ENGINES: Final[dict[str, str]] = {
 }
 """Kind -> where its class is. Adding an engine is one file and one line here; it is imported when first created."""
 
-_PLUGINS = Plugins("coe.engines", "engine", ENGINES, needs=("footprint", "load", "unload"))
+_PLUGINS = Plugins("coe.engines", "engine", ENGINES, needs=("capabilities", "footprint", "load", "unload"))
 
 
 def engine_kind(spec: ExpertSpec, default: str = "hf") -> str:
@@ -32,6 +34,8 @@ def engine_kind(spec: ExpertSpec, default: str = "hf") -> str:
         return spec.engine
     if spec.kind is Kind.REMOTE:
         return "remote"
+    if spec.kind is Kind.COMPOSED:
+        return COMPOSED_ARCHITECTURES.get(spec.architecture or "", default)
     return "fake" if spec.source.startswith("fake://") else default
 
 
@@ -48,3 +52,21 @@ def create_engine(kind: str, **options: Any) -> Engine:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"engine {kind!r} cannot be created with {options}: {error}") from error
     return engine
+
+
+def capabilities(experts: Mapping[str, ExpertSpec]) -> dict[str, frozenset[str]]:
+    """Expert -> names of what the engine that serves it can do (see `Capabilities`), for `routers.constraints`.
+
+    Experts whose engine is not installed in this process are left out: nothing is known about it here.
+    """
+    known = {name: _names(engine_kind(experts[spec.base] if spec.base else spec)) for name, spec in experts.items()}
+    return {name: names for name, names in known.items() if names is not None}
+
+
+@cache
+def _names(kind: str) -> frozenset[str] | None:
+    try:
+        able: Capabilities = _PLUGINS.load(kind).capabilities
+    except PluginError:
+        return None
+    return able.names

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol, runtime_checkable
 
-from coe.types import Chunk, GenerateRequest
+from coe.types import Chunk, GenerateRequest, Wants
 from registry.spec import ExpertSpec
 
 
@@ -17,6 +17,44 @@ class Adapter:
 
     spec: ExpertSpec
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do, whatever expert it serves. Read before any expert is scored, and before a call runs.
+
+    Attributes:
+        streaming: text comes in chunks, as it is generated.
+        adapters: LoRA adapters on a resident base, mixed in a batch.
+        tools: tool calls.
+        json_schema: output constrained to a JSON schema.
+        logprobs, prompt_logprobs: log-probabilities of generated tokens, and of the prompt's.
+        embeddings: a vector of a text.
+        latent: hidden states, for compositions that exchange them.
+        sleep: weights leave the device while the engine process stays.
+    """
+
+    streaming: bool = False
+    adapters: bool = False
+    tools: bool = False
+    json_schema: bool = False
+    logprobs: bool = False
+    prompt_logprobs: bool = False
+    embeddings: bool = False
+    latent: bool = False
+    sleep: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The capabilities that it has."""
+        return frozenset(field.name for field in fields(self) if getattr(self, field.name))
+
+    def serves(self, wants: Wants) -> bool:
+        """Whether a call can have such a result; every engine generates text."""
+        return wants == "text" or _NEEDED[wants] in self.names
+
+
+_NEEDED: Final[Mapping[str, str]] = {"latent": "latent", "scores": "prompt_logprobs", "embedding": "embeddings"}
 
 
 class Expert(Protocol):
@@ -40,8 +78,21 @@ class Expert(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a composed expert while it is leased: resident weights, and the adapter where it is one."""
+
+    expert: Expert
+    adapter: Adapter | None = None
+
+
 class Engine(Protocol):
     """Turns a spec and its files into a resident Expert."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this kind of engine can do: a class attribute, known without loading anything."""
+        ...
 
     def footprint(self, spec: ExpertSpec) -> int:
         """Bytes the expert takes while resident, an upper estimate known before loading."""
@@ -53,4 +104,13 @@ class Engine(Protocol):
 
     async def unload(self, expert: Expert) -> None:
         """Give the memory back; never writes anything."""
+        ...
+
+
+@runtime_checkable
+class ComposedEngine(Protocol):
+    """An engine that also serves composed experts (`registry.spec.COMPOSED_ARCHITECTURES`)."""
+
+    def compose(self, spec: ExpertSpec, members: Mapping[str, Member]) -> Expert:
+        """An expert made of leased members, by name; it is used for one request, and loads nothing."""
         ...

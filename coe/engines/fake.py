@@ -17,9 +17,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
-from coe.engines.base import Adapter, Expert
+from coe.engines.base import Adapter, Capabilities, Expert
 from coe.errors import EngineError, InvalidRequest, WeightsError
 from coe.types import Chunk, FinishReason, GenerateRequest, Usage
 from registry.spec import ExpertSpec
@@ -174,6 +175,8 @@ class FakeEngine:
         tally: counts of loads, unloads, generations, cancellations, by expert (an adapter counts under its own name).
         resident: the experts that are loaded, as `name@version` (or the bare name before registration).
     """
+
+    capabilities: Final = Capabilities(streaming=True, adapters=True)
 
     def __init__(
         self,

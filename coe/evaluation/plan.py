@@ -52,9 +52,8 @@ class PolicyColumn:
         """As of an expert."""
         return self.name
 
-    @property
-    def residency_key(self) -> str:
-        """It is asked by itself: whom it needs is not known before."""
+    def residency(self, experts: Mapping[str, ExpertSpec]) -> str:
+        """Its own name: which experts it calls is not known in advance."""
         return self.name
 
 
@@ -95,7 +94,7 @@ class Plan:
 
     Attributes:
         experts: those measured, policies among them, in the order of the outcome table's columns.
-        bases: specs of the experts' bases by name, whose digests count for their adapters.
+        bases: specs by name of what the experts are made of (bases, members), whose digests count for them.
     """
 
     experts: tuple[Column, ...]
@@ -110,7 +109,7 @@ class Plan:
         """`(what must be resident, jobs)`: a base with all its adapters is one residency."""
         residencies: dict[str, list[Job]] = {}
         for spec in self.experts:
-            residencies.setdefault(spec.residency_key, []).extend(self.jobs_of(spec))
+            residencies.setdefault(spec.residency(self.bases), []).extend(self.jobs_of(spec))
         return list(residencies.items())
 
     def jobs_of(self, spec: Column) -> Iterator[Job]:
@@ -162,8 +161,16 @@ def plan_run(
         chosen = [policies[name] if name in policies else _named(name, known) for name in dict.fromkeys(names)]
     if not chosen:
         raise InvalidRequest("there is no expert to evaluate: register one (`coe registry apply`)")
-    bases = {spec.base: _named(spec.base, known) for spec in chosen if spec.base}
+    specs = [spec for spec in chosen if isinstance(spec, ExpertSpec)]
+    bases = {name: _named(name, known) for spec in specs for name in _parts(spec, known)}
     return Plan(tuple(chosen), tuple(tasks), settings or Settings(), bases)
+
+
+def _parts(spec: ExpertSpec, known: Mapping[str, ExpertSpec]) -> Iterator[str]:
+    """The names of the experts that one is made of: a base, or members and their bases."""
+    for name in spec.references:
+        yield name
+        yield from _parts(_named(name, known), known)
 
 
 def _named(name: str, known: Mapping[str, ExpertSpec]) -> ExpertSpec:

@@ -104,21 +104,21 @@ class ExpertCache(Generic[T]):
         """Whether a lease of these would be granted now, without waiting and without evicting any of `keep`."""
         return not self._queue and self._plan(set(names), keep) is not None
 
-    def prefetch(self, name: str, *, keep: Collection[str] = ()) -> bool:
-        """Begin to load an expert for a later lease, where that disturbs nobody; returns at once.
+    def prefetch(self, *names: str, keep: Collection[str] = ()) -> bool:
+        """Start loading all of `names` for a later lease, or none of them; returns immediately.
 
-        Nothing happens while a lease waits, or where room would have to be made that leases, pins or `keep` hold. The
-        expert is held by nobody: a lease that needs its room takes it once it is loaded. If loading fails, the next
-        lease tries again, and tells.
+        Nothing happens while a lease waits, or if the room is held by leases, pins or `keep`. The loaded experts are
+        not leased: a lease that needs their room evicts them. If loading fails, the next lease retries and raises.
 
         Returns:
-            Whether it is resident now, or on its way.
+            Whether all of them are resident or loading now.
         """
-        if name not in self._slots:
-            plan = None if self._queue else self._plan({name}, keep)
+        missing = sorted({name for name in names if name not in self._slots})
+        if missing:
+            plan = None if self._queue else self._plan(set(names), keep)
             if plan is None:
                 return False
-            self._bring_in_beside(plan, name)
+            self._bring_in_beside(plan, *missing)
         return True
 
     @asynccontextmanager

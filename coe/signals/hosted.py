@@ -41,7 +41,7 @@ class HostedExpert:
 
     def __init__(self, name: str, snapshot: Snapshot, engines: EnginesConfig | None = None) -> None:
         spec = snapshot.get(name)
-        needed = {spec.name, spec.residency_key}
+        needed = {spec.name, *spec.references, *spec.residency_keys(snapshot.experts)}
         self.name = spec.name
         self._alone = Snapshot(snapshot.version, {one: snapshot.experts[one] for one in sorted(needed)})
         self._config = Config(engines=engines or EnginesConfig())

@@ -1,10 +1,12 @@
 """The host over fake experts: requests grouped by what must be resident, and nothing held after any ending."""
 
 import asyncio
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from coe.engines.base import Adapter, Member
 from coe.engines.fake import FakeEngine
 from coe.errors import (
     DeadlineExceeded,
@@ -13,12 +15,13 @@ from coe.errors import (
     OutOfMemory,
     Overloaded,
     UnknownModel,
+    Unsupported,
     WeightsError,
 )
 from coe.host import Host
-from coe.types import GenerateRequest
+from coe.types import Chunk, GenerateRequest, Usage
 from registry.errors import DigestMismatch
-from registry.spec import ExpertSpec, Kind
+from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.base import Message
 
@@ -331,3 +334,80 @@ def test_what_must_be_resident_has_a_size_before_it_is_loaded() -> None:
     assert host.footprint("a") == host.footprint("x") == 4 * MIB
     with pytest.raises(UnknownModel):
         host.prefetch("y")
+
+
+class Duet:
+    """A composed expert: what its members say, one after the other."""
+
+    def __init__(self, spec: ExpertSpec, members: Mapping[str, Member]) -> None:
+        self.spec, self.capacity, self._members = spec, 8, members
+
+    async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
+        assert adapter is None
+        for name, member in self._members.items():
+            texts = [chunk.text async for chunk in member.expert.generate(request, member.adapter)]
+            yield Chunk(f"{name}: {''.join(texts)}; ")
+        yield Chunk("", "stop", Usage(1, 1))
+
+
+class DuetEngine(FakeEngine):
+    def compose(self, spec: ExpertSpec, members: Mapping[str, Member]) -> Duet:
+        return Duet(spec, members)
+
+
+def duet(*members: str) -> ExpertSpec:
+    return ExpertSpec(name="duet", kind=Kind.COMPOSED, members=members, architecture="duet")
+
+
+@pytest.fixture
+def duets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMPOSED_ARCHITECTURES, "duet", "fake")
+
+
+@pytest.mark.usefixtures("duets")
+async def test_a_composed_expert_holds_the_weights_of_all_its_members_while_it_answers() -> None:
+    engine = DuetEngine(load_delay_s=0.001, token_delay_s=0.001)
+    host = make(model("a"), model("b"), adapter("x", "b"), duet("x", "a"), model("c"), engine=engine)
+    assert host.footprint("duet") == 8 * MIB and host.footprint("duet", "x", "c") == 12 * MIB
+    assert host.load_s()["duet"] == host.load_s()["a"] + host.load_s()["x"] > 0
+    assert host.fits_free("duet") and not host.is_resident("duet") and host.capacity("duet") is None
+    answers = await asyncio.gather(*(ask(host, name) for name in ("duet", "a", "x", "c", "duet")))
+    both = "x: [x] hello there; a: HELLO THERE; "
+    assert answers == [both, "HELLO THERE", "[x] hello there", "HELLO THERE", both]
+    assert host.busy == 0 and not +host.in_flight, "a request counts once, and leaves no place taken"
+    assert engine.tally.loads == {"a": 1, "b": 1, "c": 1}, "both weights came in once, and stayed until c needed room"
+
+
+@pytest.mark.usefixtures("duets")
+async def test_the_weights_of_a_composed_expert_come_in_together_or_not_at_all() -> None:
+    host = make(model("a"), model("b"), duet("a", "b"), engine=DuetEngine(), pins=("duet",))
+    assert host.cache.pins == {"a", "b"} and host.prefetch("duet") and host.cache.loading == {"a", "b"}
+    assert await ask(host, "duet") == "a: HELLO THERE; b: HELLO THERE; "
+    assert host.load_s()["duet"] == 0 and host.is_resident("duet") and host.capacity("duet") == 8
+    narrow = make(model("a"), model("b"), duet("a", "b"), engine=DuetEngine(), budget=5 * MIB)
+    with pytest.raises(OutOfMemory, match="'a', 'b' need 8 MiB"):
+        await ask(narrow, "duet")
+    assert not narrow.resident and not narrow.prefetch("duet") and not narrow.cache.loading
+
+
+@pytest.mark.usefixtures("duets")
+async def test_waiting_requests_for_any_of_its_weights_delay_a_composed_expert() -> None:
+    engine = DuetEngine(token_delay_s=0.01, capacity=1)
+    host = make(model("a"), model("b"), model("c"), duet("a", "b"), engine=engine)
+    await ask(host, "a")
+    clients = [asyncio.create_task(ask(host, "a")) for _ in range(3)]
+    await asyncio.sleep(0)
+    waits = host.queue_s()
+    assert waits["duet"] == waits["a"] > 0 and waits["b"] == waits["c"] == 0
+    await asyncio.gather(*clients)
+
+
+@pytest.mark.usefixtures("duets")
+async def test_what_no_engine_can_do_is_refused_before_anything_is_loaded() -> None:
+    engine = FakeEngine()
+    host = make(model("a"), model("b"), duet("a", "b"), engine=engine)
+    with pytest.raises(Unsupported, match="'a' cannot return 'latent'"):
+        await ask(host, "a", request(wants="latent"))
+    with pytest.raises(Unsupported, match="'duet' is a composed expert, and its engine 'fake' serves none"):
+        await ask(host, "duet")
+    assert not engine.tally.loads and host.busy == 0 and not +host.in_flight

@@ -9,7 +9,7 @@ import pytest
 
 from coe.compose import Composition, ExpertCall, ExpertCalls, Final, Single, Vote, build_composition
 from coe.compose.base import Done
-from coe.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest, UnknownModel
+from coe.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest, UnknownModel, Unsupported
 from coe.orchestrator import Orchestrator
 from coe.policy import Policy
 from coe.types import Answer, Chunk, Failure, GenerateRequest, Usage
@@ -342,3 +342,36 @@ async def test_a_policy_that_votes_returns_the_best_of_the_majority_and_the_fall
     backend = Backend(fail={"good": EngineError("down"), "cheap": EngineError("down too")})
     reply = orchestrator(backend, default=policy).answer(REQUEST)
     assert await reply.text() == "general says hi" and reply.asked == ["good", "cheap", "general"]
+
+
+class ByVector:
+    """Asks the decision's experts for an embedding of the request, then the one with the shortest for its text."""
+
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
+        vectors = [ExpertCall(f"0.{name}", name, request, wants="embedding") for name in decision.experts]
+        if not done:
+            return ExpertCalls(tuple(vectors))
+        answer = done.get("1")
+        if isinstance(answer, Answer):
+            return Final(answer)
+        known = {o.expert: o.value for o in done.values() if isinstance(o, Answer) and o.value is not None}
+        return ExpertCalls((ExpertCall("1", min(known, key=lambda name: len(known[name])), request),), last=True)
+
+
+async def test_a_call_may_want_something_else_than_text_and_its_value_reaches_the_composition() -> None:
+    wanted: list[tuple[str, str]] = []
+
+    async def ask(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        wanted.append((expert, request.wants))
+        if request.wants == "text":
+            yield Chunk(expert, "stop", Usage(1, 1))
+        elif expert == "cheap":
+            raise Unsupported("no embeddings")
+        else:
+            yield Chunk("", "stop", Usage(1, 0), value=expert.encode())
+
+    policy = Policy("default", Table(), ByVector(), select=TopK(3))
+    system = Orchestrator(SNAPSHOT, {"default": policy}, ask=ask)
+    assert await system.answer(REQUEST).text() == "good"
+    assert sorted(wanted[:3]) == [("cheap", "embedding"), ("general", "embedding"), ("good", "embedding")]
+    assert wanted[3:] == [("good", "text")]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from coe.compose import ExpertCall, ExpertCalls, Final, Single, WithFallback
+from coe.engines import Capabilities
 from coe.errors import EngineError, InvalidRequest
 from coe.policy import Policy
 from coe.routing import Routed, bypass, route
@@ -118,3 +119,24 @@ def test_a_fallback_steps_in_once_and_its_own_failure_is_the_answer() -> None:
         composition.step(request, decision, {**down, "fallback": Failure("c", EngineError("c too"))})
     with pytest.raises(InvalidRequest, match="too long"):
         composition.step(request, decision, {"0": Failure("a", InvalidRequest("too long"))})
+
+
+def test_an_expert_whose_engine_cannot_do_what_a_query_needs_is_removed_before_any_score(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    able = {n: replace_spec(spec, capabilities=frozenset({"chat", "tools"})) for n, spec in SNAPSHOT.experts.items()}
+    snapshot, query = Snapshot(1, able), Query.of("x", tools=({"type": "function"},))
+    router = ByLength()
+    [refused] = route([query], Policy("p", router), snapshot, {})
+    assert isinstance(refused, NoEligibleExpert) and router.batches == ()
+    assert "a (tools: the engine that serves it cannot call tools)" in str(refused)
+    with pytest.raises(InvalidRequest, match="'b'.*the engine that serves it cannot call tools"):
+        bypass(query, "b", snapshot.experts)
+    monkeypatch.setattr("coe.engines._names", lambda kind: Capabilities(tools=True).names)
+    assert decided(route([query], Policy("p", router), snapshot, {}))[0].experts == ("a",)
+    [nobody] = route([query], Policy("p", router), SNAPSHOT, {})
+    assert isinstance(nobody, NoEligibleExpert), "the engine alone is not enough: the expert must be able to as well"
+
+
+def replace_spec(spec: ExpertSpec, **fields: object) -> ExpertSpec:
+    return spec.model_copy(update=fields)

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.scheduler import Waiting, admit
+from coe.scheduler import Residency, Waiting, admit
 
 NEVER = 1e9
 
@@ -20,7 +20,7 @@ def plan(waiting: list[tuple[int, str, float]], **options: object) -> list[int]:
         "aging_s": NEVER,
         **options,
     }
-    return admit([Waiting(*w) for w in waiting], **arguments)  # type: ignore[arg-type]
+    return admit([Waiting(i, tuple(names), at) for i, names, at in waiting], **arguments)  # type: ignore[arg-type]
 
 
 def test_requests_of_one_group_are_admitted_together_in_order() -> None:
@@ -45,14 +45,14 @@ def test_an_expert_that_fits_beside_the_busy_ones_loads_meanwhile_one_at_a_time(
 
 
 def test_loading_may_not_evict_what_is_waited_for_or_busy() -> None:
-    asked: list[tuple[str, frozenset[str]]] = []
+    asked: list[tuple[tuple[str, ...], frozenset[str]]] = []
     plan(
         [(1, "b", 0.0), (2, "a", 1.0)],
         resident=["a", "d"],
         in_flight={"d": 1},
         loads_now=lambda residency, keep: asked.append((residency, frozenset(keep))) or False,
     )
-    assert asked == [("b", frozenset({"a", "d"}))]
+    assert asked == [(("b",), frozenset({"a", "d"}))]
 
 
 def test_a_switch_that_must_wait_starts_when_no_resident_group_has_requests_left() -> None:
@@ -63,6 +63,22 @@ def test_past_the_aging_bound_a_request_goes_first_and_alone() -> None:
     waiting = [(1, "b", 0.0), (2, "a", 1.0)]
     assert plan(waiting, resident=["a"], loads_now=lambda *_: False, now_s=11.0, aging_s=10.0) == [1]
     assert plan(waiting, resident=["a"], loading=["c"], now_s=11.0, aging_s=10.0) == []
+
+
+def test_a_request_of_several_weights_is_resident_when_all_of_them_are() -> None:
+    waiting = [(1, "ab", 0.0), (2, "a", 1.0)]
+    assert plan(waiting, resident=["a", "b"]) == [1, 2]
+    assert plan(waiting, resident=["a"], loading=["b"]) == [1, 2]
+    assert plan(waiting, resident=["a"], loads_now=lambda residency, keep: False) == [2]
+    asked: list[tuple[object, object]] = []
+    plan(waiting, resident=["a"], loads_now=lambda residency, keep: asked.append((residency, set(keep))) or False)
+    assert asked == [(("a", "b"), {"a"})]
+
+
+def test_requests_that_share_weights_share_their_places() -> None:
+    waiting = [(1, "ab", 0.0), (2, "ab", 0.1), (3, "a", 0.2), (4, "b", 0.3), (5, "b", 0.4)]
+    assert plan(waiting, resident=["a", "b"], in_flight={"a": 2}, capacity=lambda name: 4) == [1, 2, 4, 5]
+    assert plan(waiting, resident=["a", "b"], capacity={"a": 4, "b": 1}.__getitem__) == [1, 3]
 
 
 def test_nothing_waits_nothing_is_admitted() -> None:
@@ -88,11 +104,11 @@ def test_every_request_is_served_within_its_bound_whatever_arrives(
     while next_arrival < len(arrivals) or waiting or running:
         running = [r for r in running if r[0] > now]
         while next_arrival < len(arrivals) and arrivals[next_arrival][0] <= now:
-            waiting.append(Waiting(next_arrival, arrivals[next_arrival][1], arrivals[next_arrival][0]))
+            waiting.append(Waiting(next_arrival, (arrivals[next_arrival][1],), arrivals[next_arrival][0]))
             next_arrival += 1
         in_flight = Counter(residency for _, _, residency in running)
 
-        def loads_now(residency: str, keep: object, busy: Counter[str] = in_flight) -> bool:
+        def loads_now(residency: Residency, keep: object, busy: Counter[str] = in_flight) -> bool:
             return len(resident) < room or any(r not in keep and not busy[r] for r in resident)  # type: ignore[operator]
 
         ids = admit(
@@ -107,16 +123,16 @@ def test_every_request_is_served_within_its_bound_whatever_arrives(
         assert ids or running or not waiting, "an idle host admits"
         chosen = [w for w in waiting if w.id in ids]
         for request in chosen:
-            start = now
-            if request.residency not in resident:
+            start, [name] = now, request.residency
+            if name not in resident:
                 if len(resident) >= room:
                     idle = [r for r in resident if not any(g == r for _, _, g in running)]
                     if not idle:
                         start = max(t for t, _, _ in running)
                     resident.remove((idle or resident)[0])
-                resident.append(request.residency)
+                resident.append(name)
                 start += 1
-            running.append((start + 1, request.id, request.residency))
+            running.append((start + 1, request.id, name))
             admitted_at[request.id] = now
             waiting.remove(request)
         assert all(count <= capacity for count in Counter(residency for _, _, residency in running).values())

@@ -10,7 +10,7 @@ from model_files import HIDDEN, llama_tensors, write_adapter, write_gguf, write_
 from registry.documents import parse_document
 from registry.errors import InvalidSpec, RegistryError
 from registry.reconcile import Plan, apply, plan
-from registry.spec import ExpertSpec, Kind
+from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
 from registry.store import Registry
 
 
@@ -205,10 +205,10 @@ def test_a_changed_base_must_still_fit_what_is_registered_on_it(registry: Regist
     assert "needs 'smol'" in found[0] and "does not fit its base" in found[0]
 
 
-def test_remote_and_composed_experts(registry: Registry, tmp_path: Path) -> None:
+def test_remote_and_composed_experts(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = """\
 experts:
-  - {name: pair, kind: composed, members: [gpt, paid]}
+  - {name: pair, kind: composed, architecture: pairs, members: [gpt, paid]}
   - {name: gpt, kind: remote, source: "https://host/v1", context_length: 1000}
   - name: paid
     kind: remote
@@ -216,6 +216,9 @@ experts:
     context_length: 1000
     price: {input_usd_per_mtok: 1, output_usd_per_mtok: 2}
 """
+    [refused] = problems_of(text, registry, tmp_path)
+    assert refused.startswith("e.yaml:2: experts[0].kind: no engine serves the composed expert 'pair'")
+    monkeypatch.setitem(COMPOSED_ARCHITECTURES, "pairs", "fake")
     planned = plan_of(text, registry, tmp_path)
     assert planned.warnings == ("gpt: no price is stated, so routing cannot weigh what it costs; add `price`",)
     assert [spec.name for spec in apply(planned, registry)] == ["pair", "gpt", "paid"]

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from registry.errors import UnknownExpert
-from registry.spec import ExpertSpec, Kind, Price
+from registry.spec import ExpertSpec, Kind, Price, residency_names
 
 
 def spec(**fields: Any) -> ExpertSpec:
@@ -57,9 +57,16 @@ def test_fields_must_fit_the_kind(fields: dict[str, Any], message: str) -> None:
 
 def test_references_and_residency() -> None:
     adapter = spec(kind=Kind.ADAPTER, base="b", version=3)
-    assert (adapter.ref, adapter.residency_key, adapter.references) == ("a@3", "b", ("b",))
-    composed = spec(kind=Kind.COMPOSED, source="", members=("b", "c"))
-    assert (composed.ref, composed.residency_key, composed.references) == ("a", "a", ("b", "c"))
+    assert (adapter.ref, adapter.residency_keys({}), adapter.references) == ("a@3", ("b",), ("b",))
+    composed = spec(kind=Kind.COMPOSED, source="", members=("x", "c", "b", "y"))
+    assert (composed.ref, composed.references) == ("a", ("x", "c", "b", "y"))
+    x, y = (spec(name=name, kind=Kind.ADAPTER, base="b") for name in "xy")
+    experts = {"x": x, "y": y, "b": spec(name="b"), "c": spec(name="c"), "a": composed}
+    assert composed.residency_keys(experts) == ("b", "c"), "two adapters need their base once"
+    assert composed.residency(experts) == "b+c" and residency_names("b+c") == ("b", "c")
+    other = spec(kind=Kind.COMPOSED, source="", members=("c", "x"))
+    assert other.residency_keys(experts) == ("c", "b") and other.residency(experts) == "b+c", "the same weights"
+    assert x.residency(experts) == spec(name="b").residency(experts) == "b"
 
 
 def test_specs_are_frozen_and_survive_json() -> None:

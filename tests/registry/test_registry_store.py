@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from registry import database, store
 from registry.errors import RegistryError, StoreError, UnknownExpert
-from registry.spec import ExpertSpec, Kind
+from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
 from registry.store import Registry, Snapshot
 
 
@@ -26,7 +26,13 @@ def adapter(name: str, base: str) -> ExpertSpec:
 
 
 def composed(name: str, *members: str) -> ExpertSpec:
-    return spec(name, kind=Kind.COMPOSED, source="", members=members)
+    return spec(name, kind=Kind.COMPOSED, source="", members=members, architecture="pairs")
+
+
+@pytest.fixture
+def pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that serves composed experts of one architecture."""
+    monkeypatch.setitem(COMPOSED_ARCHITECTURES, "pairs", "fake")
 
 
 @pytest.fixture
@@ -77,6 +83,14 @@ def test_unknown_names_have_suggestions(registry: Registry) -> None:
         registry.remove("smo")
 
 
+def test_a_composed_expert_that_no_engine_serves_is_refused_at_registration(registry: Registry) -> None:
+    registry.change([spec("a"), spec("b")])
+    with pytest.raises(RegistryError, match=r"no engine serves .*'both'.*called as `coe/both`"):
+        registry.add(composed("both", "a", "b"))
+    assert "both" not in registry.snapshot()
+
+
+@pytest.mark.usefixtures("pairs")
 def test_references_must_be_there_and_of_the_right_kind(registry: Registry) -> None:
     with pytest.raises(UnknownExpert, match="'base'"):
         registry.add(adapter("a", "base"))
@@ -91,6 +105,7 @@ def test_references_must_be_there_and_of_the_right_kind(registry: Registry) -> N
     assert registry.snapshot().version == 2
 
 
+@pytest.mark.usefixtures("pairs")
 def test_what_others_need_stays(registry: Registry) -> None:
     registry.change([spec("base"), adapter("a", "base"), composed("c", "a", "base")])
     with pytest.raises(RegistryError, match="'base' cannot be removed: a, c need it; remove them first"):

@@ -85,3 +85,13 @@ def test_tokens_are_estimated_without_a_tokenizer():
     assert estimate_tokens(Query.of("猫は屋根の上")) == 6 + 4
     assert estimate_tokens(Query(messages=())) == 0
     assert estimate_tokens(Query.of("a", tools=({"name": "f" * 40},))) > 10
+
+
+def test_an_engine_limits_what_its_experts_can_do_and_only_what_is_known_of_it():
+    tools = Query.of("hi", tools=({"type": "function"},))
+    without = check(tools, SPECS, engines={"able": frozenset({"streaming"})})
+    assert without.removed["able"] == "tools: the engine that serves it cannot call tools"
+    assert without.removed["long"] == "tools: it cannot call tools", "the expert's own limit is reported first"
+    assert check(tools, SPECS, engines={"able": frozenset({"tools"})}).experts == {"able"}
+    assert check(tools, SPECS, engines={}).experts == {"able"}
+    assert check(Query.of("hi"), SPECS, engines={"able": frozenset()}) == check(Query.of("hi"), SPECS)

@@ -24,6 +24,7 @@ from coe.host import open_host
 from coe.policy import AUTO
 from coe.runs.folder import RunFolder
 from coe.runs.storage import Folder
+from registry.spec import residency_names
 from registry.store import Snapshot
 
 
@@ -33,8 +34,8 @@ class Memory:
 
     Attributes:
         budget_bytes: for all weights.
-        sizes: bytes of each residency; None where its files do not say.
-        pins: residencies that stay once they are loaded; they have sizes, too.
+        sizes: bytes of each residency, and of each expert in one; None if its files do not state it.
+        pins: experts whose weights stay once loaded; they have sizes, too.
     """
 
     budget_bytes: int
@@ -43,7 +44,8 @@ class Memory:
 
     def needed(self, *residencies: str) -> float | None:
         """Bytes of these, and of what is pinned."""
-        return _added(self.sizes[residency] for residency in self.pins.union(residencies))
+        names = self.pins.union(*map(residency_names, residencies))
+        return _added(self.sizes[name] for name in names)
 
     def fits(self, *residencies: str) -> bool:
         """Whether these fit at once; of unknown sizes it is not known, so not."""
@@ -52,7 +54,7 @@ class Memory:
 
     @property
     def too_large(self) -> list[str]:
-        """Groups that never fit."""
+        """Residencies that never fit."""
         return [residency for residency in self.sizes if (self.needed(residency) or 0) > self.budget_bytes]
 
 
@@ -111,7 +113,7 @@ class Plan:
         price = self.snapshot.experts[name].price
         expected = asked.tokens
         return {
-            "residency": self.snapshot.experts[name].residency_key,
+            "residency": self.snapshot.residency(name),
             "calls": asked.calls,
             "too_long": asked.too_long,
             "prompt_tokens": asked.prompt_tokens,
@@ -184,12 +186,12 @@ class _Unseen:
 
 
 async def _memory(config: Config, snapshot: Snapshot, residencies: Collection[str]) -> Memory:
-    pins = frozenset(snapshot.get(name).residency_key for name in config.host.pins)
+    pins = frozenset(key for name in config.host.pins for key in snapshot.get(name).residency_keys(snapshot.experts))
     sizes: dict[str, int | None] = {}
     async with open_host(config, snapshot) as host:
-        for residency in sorted(pins.union(residencies)):
+        for residency in sorted(pins.union(residencies, *map(residency_names, residencies))):
             try:
-                sizes[residency] = host.footprint(residency)
+                sizes[residency] = host.footprint(*residency_names(residency))
             except WeightsError:
                 sizes[residency] = None
         return Memory(host.cache.budget_bytes, sizes, pins)

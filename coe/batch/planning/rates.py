@@ -65,7 +65,7 @@ def rates_of_run(output: str, snapshot: Snapshot) -> Rates:
     residencies: Counter[str] = Counter()
     for name, count in tokens.items():
         if name in snapshot.experts:
-            residencies[snapshot.experts[name].residency_key] += count
+            residencies[snapshot.residency(name)] += count
     return Rates(
         load_bytes_per_s=loaded_bytes / load_s if loaded_bytes and load_s else None,
         by_residency={

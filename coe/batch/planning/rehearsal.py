@@ -162,5 +162,9 @@ def _limit(request: GenerateRequest, prompt_tokens: int, context_length: int | N
 
 
 def _context_length(spec: ExpertSpec, job: Job) -> int | None:
-    """An adapter has its base's where it states none."""
-    return spec.context_length or job.snapshot.experts[spec.residency_key].context_length
+    """Of an expert that states none, that of the weights it runs on, the shortest."""
+    if spec.context_length is not None:
+        return spec.context_length
+    experts = job.snapshot.experts
+    weights = (experts[name].context_length for name in spec.residency_keys(experts))
+    return min((length for length in weights if length is not None), default=None)

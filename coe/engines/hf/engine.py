@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from coe.engines.base import Expert
+from coe.engines.base import Capabilities, Expert
 from coe.engines.hf.expert import HFExpert
 from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, free_bytes, load_model, require_memory
 from coe.errors import ConfigError, WeightsError
@@ -32,6 +32,8 @@ class HFEngine:
             where several share the cores.
         free: bytes free on a device.
     """
+
+    capabilities: Final = Capabilities(streaming=True, adapters=True)
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from coe.engines.base import Adapter, Expert
+from coe.engines.base import Adapter, Capabilities, Expert
 from coe.engines.remote.errors import seconds_to_retry, translate
 from coe.errors import ConfigError, EngineError, InvalidRequest, RemoteError
 from coe.types import DEFAULT_MAX_TOKENS, Chunk, FinishReason, GenerateRequest, Usage
@@ -50,6 +50,8 @@ class RemoteEngine:
         capacity: requests in flight at one endpoint.
         environ: where keys are looked up.
     """
+
+    capabilities: Final = Capabilities(streaming=True)
 
     def __init__(
         self,

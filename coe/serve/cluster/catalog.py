@@ -77,7 +77,10 @@ def serving(snapshot: Snapshot, pool: HostPoolConfig) -> Snapshot:
     if pool.experts is None:
         return snapshot
     try:
-        wanted = {name for expert in pool.experts for name in (expert, *snapshot.get(expert).references)}
+        specs = [snapshot.get(expert) for expert in pool.experts]
+        wanted = {
+            name for spec in specs for name in (spec.name, *spec.references, *spec.residency_keys(snapshot.experts))
+        }
     except UnknownExpert as error:
         raise ConfigError(f"experts of serve.pools {pool.name!r}: {error}") from error
     return Snapshot(snapshot.version, {name: spec for name, spec in snapshot.experts.items() if name in wanted})

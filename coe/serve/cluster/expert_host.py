@@ -67,7 +67,7 @@ class ExpertHost:
         """The answer in chunks as they are generated; an error is the last piece."""
         try:
             host = await self._at(generation)
-            async with aclosing(coalesce(host.ask(expert, request), lambda: pace(host.in_flight.total()))) as chunks:
+            async with aclosing(coalesce(host.ask(expert, request), lambda: pace(host.answering))) as chunks:
                 async for chunk in chunks:
                     yield chunk
         except CoeError as error:
@@ -108,12 +108,13 @@ class ExpertHost:
         host = self._host
         if host is None:
             return {}
-        bases = {spec.residency_key for spec in host.snapshot.experts.values()}
+        experts = host.snapshot.experts
+        any_of = {spec.residency(experts): name for name, spec in experts.items()}
         load_s, queue_s = host.load_s(), host.queue_s()
         return {
-            "load_s": {base: load_s[base] for base in bases},
-            "queue_s": {base: queue_s[base] for base in bases if queue_s[base]},
-            "tight": [base for base in bases if load_s[base] and not host.fits_free(base)],
+            "load_s": {residency: load_s[name] for residency, name in any_of.items()},
+            "queue_s": {residency: queue_s[name] for residency, name in any_of.items() if queue_s[name]},
+            "tight": [residency for residency, name in any_of.items() if load_s[name] and not host.fits_free(name)],
             "busy": host.busy,
         }
 

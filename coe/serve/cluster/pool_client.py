@@ -72,7 +72,7 @@ class PoolClient:
         """
         catalog = self._catalog
         try:
-            residency = catalog.snapshot.get(expert).residency_key
+            residency = catalog.snapshot.residency(expert)
         except UnknownExpert as error:
             raise UnknownModel(str(error)) from error
         for _ in range(ATTEMPTS):
@@ -131,7 +131,7 @@ class PoolClient:
         """Expected seconds until each expert could be ready on any host, for policies with a latency weight."""
         seconds: dict[str, float] = {}
         for expert, names in self._serving.items():
-            residency = self._catalog.snapshot.experts[expert].residency_key
+            residency = self._catalog.snapshot.residency(expert)
             known = [
                 host.load_s[residency] for name in names for host in self._board.hosts(name) if residency in host.load_s
             ]

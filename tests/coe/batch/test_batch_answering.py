@@ -15,7 +15,7 @@ import pytest
 
 from coe.batch import answering, records
 from coe.batch.answering import Answered, Loads, Shift
-from coe.batch.parts import ANSWERS, _call_record, _calls, _write, answers_name
+from coe.batch.parts import ANSWERS, _call_record, _calls, _write, answers_name, read_calls
 from coe.batch.records import CALLS
 from coe.batch.stages import Unit
 from coe.compose import ExpertCall
@@ -59,7 +59,8 @@ def write_calls(folder: Folder, part: int, experts: Sequence[str], calls: int, t
         requests = (GenerateRequest(messages=(Message("user", f"{text} {i}"),)) for i in range(calls))
         groups.append([_call_record(i, ExpertCall("0", expert, request)) for i, request in enumerate(requests)])
     _write(folder, _calls(0, part), CALLS, *groups)
-    bases = {each.name: each.residency_key for each in SPECS}
+    experts_by_name = {each.name: each for each in SPECS}
+    bases = {each.name: each.residency(experts_by_name) for each in SPECS}
     return [Unit(part, number, expert, bases[expert], calls) for number, expert in enumerate(experts)]
 
 
@@ -254,3 +255,11 @@ async def test_progress_is_told_while_a_shift_runs(tmp_path: Path) -> None:
 def test_the_errors_of_weights_are_those_that_end_an_expert() -> None:
     shift = Shift(host(FakeEngine()), Folder("memory://x"), 0, [], lambda report: None)
     assert shift._is_final("echo", WeightsError("torn")) and not shift._is_final("echo", EngineError("odd"))
+
+
+def test_what_a_call_wants_is_kept_with_it(tmp_path: Path) -> None:
+    folder, unit = Folder.of(str(tmp_path)), Unit(0, 0, "echo", "echo", 2)
+    request = GenerateRequest(messages=(Message("user", "hi"),))
+    calls = [(0, ExpertCall("0", "echo", request, wants="latent")), (1, ExpertCall("0", "echo", request))]
+    _write(folder, _calls(0, 0), CALLS, [_call_record(row, call) for row, call in calls])
+    assert read_calls(folder, 0, unit) == calls

@@ -111,6 +111,8 @@ def test_routed_rows_and_answers_come_back_as_they_were() -> None:
     for row in (ROW, wrong):
         assert RoutedRow.of(row.record()) == row
     assert load_outcome(dump_outcome(2, "0", answer("a"))) == answer("a")
+    vector = replace(answer("a"), text="", value=b"\x00\xff")
+    assert load_outcome(dump_outcome(2, "0", vector)) == vector
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from coe.engines import ENGINES, create_engine
+import pytest
+
+from coe.engines import ENGINES, Capabilities, capabilities, create_engine, engine_kind
+from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
 
 
 def test_every_listed_engine_can_be_created() -> None:
@@ -11,3 +14,26 @@ def test_every_listed_engine_can_be_created() -> None:
         "hf": "HFEngine",
         "remote": "RemoteEngine",
     }
+
+
+def test_the_capabilities_of_experts_are_those_of_the_engines_that_serve_them() -> None:
+    specs = [
+        ExpertSpec(name="model", kind=Kind.MODEL, source="/models/m"),
+        ExpertSpec(name="remote", kind=Kind.REMOTE, source="https://host/v1"),
+        ExpertSpec(name="tuned", kind=Kind.ADAPTER, base="model", source="fake://echo"),
+        ExpertSpec(name="elsewhere", kind=Kind.MODEL, source="/models/m", engine="not-installed-here"),
+    ]
+    known = capabilities({spec.name: spec for spec in specs})
+    assert known == {n: {"streaming", "adapters"} for n in ("model", "tuned")} | {"remote": {"streaming"}}
+
+
+def test_what_a_call_may_want_needs_a_capability() -> None:
+    able = Capabilities(prompt_logprobs=True)
+    assert able.serves("text") and able.serves("scores") and not able.serves("latent")
+    assert Capabilities(latent=True, embeddings=True).names == {"latent", "embeddings"}
+
+
+def test_the_architecture_of_a_composed_expert_says_which_engine_serves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMPOSED_ARCHITECTURES, "notes", "fake")
+    both = ExpertSpec(name="both", kind=Kind.COMPOSED, members=("a", "b"), architecture="notes")
+    assert engine_kind(both) == "fake"
