@@ -6,7 +6,7 @@ The experts are adapters of the zoo merged into SmolLM2 (written to --folder, or
 float32), their queries those of the zoo's tasks in random order, greedy, in float32, in this process, on one thread:
 
     in order    windows of arrivals, grouped by expert within a window, weights in an LRU cache of two
-    batch       `run_batch` with its shifts in this process: one load per expert a stage, the next one while this works
+    batch       `run_batch` with its items in this process: one load per expert a stage, the next one while this works
     bound       each expert loaded once, nothing going on beside it; then all its queries at once at the full batch.
                 Added up; and `overlapped`, where each load but the first hides behind the work before it
 
@@ -40,13 +40,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
-from coe.batch.answering import Answered, Loads, Shift
-from coe.batch.parts import Job, PartRouter, Stepped, open_router, step_part
+from coe.batch.answering import Answerer, LoadCounter, WorkReport
+from coe.batch.parts import Job, PartRouter, PlannedPart, open_router, step_part
 from coe.batch.planning.plan import plan_batch
 from coe.batch.planning.rates import rates_of_run
 from coe.batch.run import run_batch
 from coe.batch.source import Split
-from coe.batch.stages import Unit
+from coe.batch.stages import WorkItem
 from coe.compose import ExpertCall, Final
 from coe.config import Config, load_config
 from coe.host import Host, open_host
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def compare(config: Config, scratch: Path, rows: Sequence[dict[str, Any]], window: int, repeats: int) -> dict[str, Any]:
-    """All ways, in turns; medians over the repeats."""
+    """All ways, in claims; medians over the repeats."""
     source = scratch / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     taken: dict[str, list[Way]] = {}
@@ -209,7 +209,7 @@ class InProcess:
     def __enter__(self) -> InProcess:
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self.host = self._wait(self._stack.enter_async_context(open_host(self._config)))
-        self._loads = Loads(self.host)
+        self._loads = LoadCounter(self.host)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -220,23 +220,23 @@ class InProcess:
     def opened(self) -> Iterator[InProcess]:
         yield self
 
-    def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[Stepped]:
+    def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[PlannedPart]:
         router = PartRouter(job, open_router(job.config, job.snapshot))
         for bundle in bundles:
             yield from router.route(bundle)
 
-    def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[Stepped]:
+    def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[PlannedPart]:
         return (step_part(job, part, stage) for part in parts)
 
-    def answer(self, job: Job, stage: int, shifts: Sequence[tuple[Unit, ...]]) -> Iterator[Answered]:
-        reports: list[Answered] = []
-        for number, units in enumerate(shifts):
-            following = shifts[number + 1][0].expert if number + 1 < len(shifts) else None
+    def answer(self, job: Job, stage: int, items: Sequence[WorkItem]) -> Iterator[WorkReport]:
+        reports: list[WorkReport] = []
+        for number, units in enumerate(items):
+            following = items[number + 1][0].expert if number + 1 < len(items) else None
             with self._watched(stage):
-                shift = Shift(
+                item = Answerer(
                     self.host, job.folder, stage, units, reports.append, loads=self._loads, following=following
                 )
-                self._wait(shift.run())
+                self._wait(item.run())
         yield from reports
 
     @contextmanager

@@ -1,6 +1,6 @@
-"""Answering a shift: the calls of one residency, with as many in flight as keep the engine busy, written unit by unit.
+"""Answering a item: the calls of one residency, with as many in flight as keep the engine busy, written unit by unit.
 
-While they are answered, what the next shift needs is loaded beside them, where memory has room for both.
+While they are answered, what the next item needs is loaded beside them, where memory has room for both.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _WINDOW = 32
 
 
 @dataclass(slots=True)
-class Answered:
-    """What happened since the last report of a shift, by expert.
+class WorkReport:
+    """What happened since the last report of a item, by expert.
 
     Attributes:
-        loads: of bases, and experts that are none's adapter; also of what was loaded for a later shift.
+        loads: of bases, and experts that are none's adapter; also of what was loaded for a later item.
         loaded_bytes, load_s: bytes that came into memory, and the seconds it took to bring them, by nobody in
             particular.
-        work_s: of the shifts on a base, seconds since its weights were there, until the last answer.
+        work_s: of the items on a base, seconds since its weights were there, until the last answer.
     """
 
     done: Counter[str] = field(default_factory=Counter)
@@ -53,25 +53,25 @@ class Answered:
     work_s: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Answered:
+    def of(cls, told: Mapping[str, Any]) -> WorkReport:
         """From `records.plain`."""
         given: dict[str, Any] = {n: Counter(each) if isinstance(each, dict) else each for n, each in told.items()}
         return cls(**given)
 
-    def __iadd__(self, other: Answered) -> Answered:
+    def __iadd__(self, other: WorkReport) -> WorkReport:
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
         return self
 
 
-class Loads:
-    """What a host loaded since that was last told. One for all its shifts: one may load what the next one needs."""
+class LoadCounter:
+    """What a host loaded since that was last told. One for all its items: one may load what the next one needs."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._loads, self._bytes, self._seconds = self._now()
 
-    def tell(self, report: Answered) -> None:
+    def tell(self, report: WorkReport) -> None:
         """Add to a report what is new."""
         loads, loaded_bytes, seconds = self._now()
         report.loads += loads - self._loads
@@ -93,13 +93,13 @@ class _Open:
     left: int
 
 
-class Shift:
+class Answerer:
     """The work on one residency of a stage.
 
     Args:
         report: told from time to time what was done since the last time.
-        loads: of the host, where it works on several shifts.
-        following: an expert of the shift that comes next: loaded once this one's is at work.
+        loads: of the host, where it works on several items.
+        following: an expert of the item that comes next: loaded once this one's is at work.
     """
 
     def __init__(
@@ -108,15 +108,15 @@ class Shift:
         folder: Folder,
         stage: int,
         units: Sequence[Unit],
-        report: Callable[[Answered], None],
+        report: Callable[[WorkReport], None],
         *,
-        loads: Loads | None = None,
+        loads: LoadCounter | None = None,
         following: str | None = None,
     ) -> None:
         self._host, self._folder, self._stage, self._units = host, folder, stage, units
         self._orchestrator = Orchestrator(host.snapshot, {}, ask=self._ask)
-        self._report, self._since = report, Answered()
-        self._loads, self._following = loads or Loads(host), following
+        self._report, self._since = report, WorkReport()
+        self._loads, self._following = loads or LoadCounter(host), following
         self._began_s: float | None = None
         self._unusable: dict[str, Exception] = {}
         self._in_flight = 0
@@ -235,7 +235,7 @@ class Shift:
             self._flush()
 
     def _flush(self) -> None:
-        since, self._since = self._since, Answered()
+        since, self._since = self._since, WorkReport()
         self._loads.tell(since)
-        if since != Answered():
+        if since != WorkReport():
             self._report(since)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from coe.batch.records import ANSWERS, CALLS, ROWS, RoutedRow, describe, dump_request, load_outcome, load_request
 from coe.batch.results import read_note, result, write_run
-from coe.batch.rows import Row, parse_row
+from coe.batch.rows import InputRow, parse_row
 from coe.batch.source import Source, Split, read
 from coe.batch.stages import Step, Unit, compositions, plan_units, step
 from coe.compose import Composition, ExpertCall, WithFallback, build_composition, ruled_out
@@ -66,7 +66,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
+class PlannedPart:
     """What is known of a part after a stage was planned. `units` is empty when the part is finished.
 
     openai: rows that are OpenAI batch lines. ignored: how many rows gave each field that has no effect.
@@ -79,7 +79,7 @@ class Stepped:
     units: tuple[Unit, ...] = ()
 
     @classmethod
-    def of(cls, note: Mapping[str, Any]) -> Stepped:
+    def of(cls, note: Mapping[str, Any]) -> PlannedPart:
         """From `asdict`."""
         return cls(**{**note, "units": tuple(Unit(**unit) for unit in note["units"])})
 
@@ -94,13 +94,13 @@ def open_router(config: Config, snapshot: Snapshot) -> Orchestrator:
     return Orchestrator(snapshot, policies, ask=_nobody, default_policy=config.default_policy)
 
 
-def known(folder: Folder, part: int, stage: int) -> Stepped | None:
+def known(folder: Folder, part: int, stage: int) -> PlannedPart | None:
     """What an earlier run left of this step, if it got so far."""
     if folder.exists(results_name(part)):
-        return Stepped.of(json.loads(read_note(folder, results_name(part))))
+        return PlannedPart.of(json.loads(read_note(folder, results_name(part))))
     if folder.exists(_calls(stage, part)):
         with folder.open(_calls(stage, part)) as file:
-            return Stepped.of(json.loads(pq.read_schema(file).metadata[_NOTE]))
+            return PlannedPart.of(json.loads(pq.read_schema(file).metadata[_NOTE]))
     return None
 
 
@@ -110,7 +110,7 @@ class PartRouter:
     def __init__(self, job: Job, orchestrator: Orchestrator) -> None:
         self._job, self._orchestrator = job, orchestrator
 
-    def route(self, splits: Sequence[Split]) -> Iterator[Stepped]:
+    def route(self, splits: Sequence[Split]) -> Iterator[PlannedPart]:
         """Write the rows and the first calls of each split; those that are there already are only looked at."""
         folder = self._job.folder
         left = []
@@ -122,7 +122,7 @@ class PartRouter:
         for split, lines in read(self._job.source, left) if left else ():
             rows = [parse_row(line, self._job.model, self._job.snapshot.experts) for line in lines]
             routed = self._route(rows)
-            about = Stepped(
+            about = PlannedPart(
                 split.part,
                 rows=len(rows),
                 openai=sum(row.endpoint is not None for row in rows),
@@ -131,7 +131,7 @@ class PartRouter:
             _write(folder, _rows(split.part), ROWS, [row.record() for row in routed])
             yield _plan(self._job, about, 0, routed, [{} for _ in routed])
 
-    def _route(self, rows: Sequence[Row]) -> list[RoutedRow]:
+    def _route(self, rows: Sequence[InputRow]) -> list[RoutedRow]:
         """Rows of the same `model` are routed in one call."""
         outcomes: dict[int, Routed | RouterError | CoeError] = {}
         by_model: dict[str, list[int]] = {}
@@ -150,7 +150,7 @@ class PartRouter:
         return [_routed(row, outcomes[i]) for i, row in enumerate(rows)]
 
 
-def step_part(job: Job, part: int, stage: int) -> Stepped:
+def step_part(job: Job, part: int, stage: int) -> PlannedPart:
     """Plan the next stage of a part from all its answers so far, or write its results."""
     folder = job.folder
     if (before := known(folder, part, stage)) is not None:
@@ -226,8 +226,8 @@ def _nobody(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None
 
 
 def _plan(
-    job: Job, about: Stepped, stage: int, rows: Sequence[RoutedRow], done: Sequence[Mapping[str, Answer | Failure]]
-) -> Stepped:
+    job: Job, about: PlannedPart, stage: int, rows: Sequence[RoutedRow], done: Sequence[Mapping[str, Answer | Failure]]
+) -> PlannedPart:
     """Step every row; write the calls that follow, or, where none do, the results."""
     composition_of = job.composition_of()
     steps: list[Step | None] = [
@@ -236,7 +236,7 @@ def _plan(
     ]
     calls = [(i, call) for i, following in enumerate(steps) if isinstance(following, tuple) for call in following]
     planned = plan_units(about.part, calls, job.residency_of)
-    about = Stepped(about.part, about.rows, about.openai, about.ignored, tuple(unit for unit, _ in planned))
+    about = PlannedPart(about.part, about.rows, about.openai, about.ignored, tuple(unit for unit, _ in planned))
     if calls:
         groups = ([_call_record(row, call) for row, call in members] for _, members in planned)
         _write(job.folder, _calls(stage, about.part), CALLS, *groups, note=asdict(about))
@@ -248,7 +248,7 @@ def _plan(
     return about
 
 
-def _routed(row: Row, outcome: Routed | RouterError | CoeError) -> RoutedRow:
+def _routed(row: InputRow, outcome: Routed | RouterError | CoeError) -> RoutedRow:
     if not isinstance(outcome, Routed):
         return RoutedRow(row.line, row.id, row.model, row.endpoint, error=describe(outcome))
     return RoutedRow(

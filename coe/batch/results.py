@@ -75,7 +75,7 @@ expert said that was asked, where the row asks for it."""
 RESULTS = FINAL.append(pa.field("status", pa.int32())).append(pa.field("endpoint", pa.string()))
 """A part of it, with what only results.jsonl tells."""
 
-Record = dict[str, Any]
+Result = dict[str, Any]
 _NOTHING: Mapping[str, Answer | Failure] = MappingProxyType({})
 _NOTE = b"coe"
 
@@ -91,7 +91,7 @@ class Counts:
     completion_tokens: int = 0
     cost_usd: float = 0.0
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Result) -> None:
         """Count one result."""
         self.rows += 1
         if record["error"] is not None:
@@ -105,9 +105,9 @@ class Counts:
 
 def result(
     row: RoutedRow, outcome: Answer | Exception | None, done: Mapping[str, Answer | Failure] = _NOTHING
-) -> Record:
+) -> Result:
     """The result of a row; without an outcome it has an error of its own. `done`: what its calls gave."""
-    record: Record = dict.fromkeys(RESULTS.names)
+    record: Result = dict.fromkeys(RESULTS.names)
     record |= {"id": row.id, "line": row.line, "model": row.model, "policy": row.policy, "endpoint": row.endpoint}
     if row.decision is not None:
         decision = row.decision
@@ -155,7 +155,7 @@ def merge(
     return counts
 
 
-def write_run(folder: Folder, name: str, records: Iterable[Record], note: bytes = b"") -> None:
+def write_run(folder: Folder, name: str, records: Iterable[Result], note: bytes = b"") -> None:
     """Write records that are sorted by id and line, with a note.
 
     As an Arrow stream: unlike Parquet it has no footer, so reading takes the memory of one batch, however long it is.
@@ -175,20 +175,20 @@ def read_note(folder: Folder, name: str) -> bytes:
     return note
 
 
-def _merged(stack: ExitStack, folder: Folder, names: Sequence[str]) -> Iterator[Record]:
+def _merged(stack: ExitStack, folder: Folder, names: Sequence[str]) -> Iterator[Result]:
     """The records of sorted runs, sorted."""
     files = [stack.enter_context(folder.open(name)) for name in names]
     return heapq.merge(*map(_records, files), key=lambda record: (record["id"], record["line"]))
 
 
-def _records(file: IO[bytes]) -> Iterator[Record]:
+def _records(file: IO[bytes]) -> Iterator[Result]:
     for batch in pa.ipc.open_stream(file):
         yield from batch.to_pylist()
 
 
-def _unique(records: Iterable[Record]) -> Iterator[Record]:
+def _unique(records: Iterable[Result]) -> Iterator[Result]:
     """The first row of an id keeps it; the later ones become errors that name its line."""
-    first: Record | None = None
+    first: Result | None = None
     for record in records:
         if first is None or record["id"] != first["id"]:
             first = record
@@ -199,7 +199,7 @@ def _unique(records: Iterable[Record]) -> Iterator[Record]:
         yield dict.fromkeys(RESULTS.names) | kept | _failed(describe(told) | {"code": "duplicate_id"})
 
 
-def _told(records: Iterable[Record], counts: Counts, lines: IO[bytes] | None) -> Iterator[Record]:
+def _told(records: Iterable[Result], counts: Counts, lines: IO[bytes] | None) -> Iterator[Result]:
     """The same records, counted, and written as lines on the way."""
     for record in records:
         counts.add(record)
@@ -208,7 +208,7 @@ def _told(records: Iterable[Record], counts: Counts, lines: IO[bytes] | None) ->
         yield record
 
 
-def _write_final(folder: Folder, records: Iterator[Record], on_rows: Callable[[int], None]) -> None:
+def _write_final(folder: Folder, records: Iterator[Result], on_rows: Callable[[int], None]) -> None:
     with folder.write(RESULTS_FILE) as file, pq.ParquetWriter(file, FINAL) as writer:
         while some := list(islice(records, _FINAL_ROWS)):
             writer.write_table(pa.Table.from_pylist(some, schema=FINAL))
@@ -222,5 +222,5 @@ def _said(answer: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in answer.items() if name != "usage"} | tokens
 
 
-def _failed(error: Mapping[str, Any]) -> Record:
+def _failed(error: Mapping[str, Any]) -> Result:
     return {"status": error.get("status"), "error": {name: error.get(name) for name in _ERROR.names}}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from coe.batch.source import Line
+from coe.batch.source import RawRow
 from coe.errors import CoeError, InvalidRequest
 from coe.protocol.requests import Parsed, parse_chat, parse_completion
 from coe.types import GenerateRequest
@@ -27,7 +27,7 @@ _MOST_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class InputRow:
     """A row of the input: a request, or what is wrong with it.
 
     Attributes:
@@ -48,13 +48,13 @@ class Row:
     error: CoeError | None = None
 
 
-def parse_row(line: Line, default_model: str, experts: Collection[str]) -> Row:
+def parse_row(line: RawRow, default_model: str, experts: Collection[str]) -> InputRow:
     """The row of a line; never raises: what is wrong is in `error`, with the line's number.
 
     Args:
         experts: those that are registered, for `coe.experts` and `coe.exclude` of a row.
     """
-    row = Row(line.number, f"line-{line.number:010d}", default_model)
+    row = InputRow(line.number, f"line-{line.number:010d}", default_model)
     try:
         fields = _fields(line.content)
         batch_line = "custom_id" in fields or "body" in fields

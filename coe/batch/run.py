@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from coe.batch.answering import Answered
+from coe.batch.answering import WorkReport
 from coe.batch.errors import BatchError
 from coe.batch.manifest import known_experts, manifest, open_batch_folder
-from coe.batch.parts import PARTS, Job, Stepped, answers_folder, open_router, results_name, units_name
+from coe.batch.parts import PARTS, Job, PlannedPart, answers_folder, open_router, results_name, units_name
 from coe.batch.records import plain
 from coe.batch.results import merge
 from coe.batch.source import Source, Split, read_together, scan
-from coe.batch.stages import Unit, plan_shifts
+from coe.batch.stages import Unit, WorkItem, plan_work_items
 from coe.config import Config
 from coe.experts import open_snapshot
 from coe.orchestrator import Orchestrator
@@ -36,16 +36,16 @@ class Executor(Protocol):
 
     hosts: int
 
-    def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[Stepped]:
+    def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[PlannedPart]:
         """Route the splits of each bundle (`parts.PartRouter`)."""
         ...
 
-    def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[Stepped]:
+    def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[PlannedPart]:
         """Plan the stage of each part (`parts.step_part`)."""
         ...
 
-    def answer(self, job: Job, stage: int, shifts: Sequence[tuple[Unit, ...]]) -> Iterator[Answered]:
-        """Answer each shift (`answering.Shift`)."""
+    def answer(self, job: Job, stage: int, items: Sequence[WorkItem]) -> Iterator[WorkReport]:
+        """Answer each item (`answering.Answerer`)."""
         ...
 
 
@@ -69,7 +69,7 @@ class _Session:
     status: str = RUNNING
     seconds: float = 0.0
     phase_s: dict[str, float] = field(default_factory=dict)
-    answered: Answered = field(default_factory=Answered)
+    answered: WorkReport = field(default_factory=WorkReport)
 
     def record(self) -> dict[str, Any]:
         """As it stands in run.json."""
@@ -84,7 +84,7 @@ class Batch:
     def __init__(self, job: Job, run: RunFolder, executor: Executor, watch: Watcher) -> None:
         self._job, self._run, self._executor, self._watch = job, run, executor, watch
         self._session = _Session()
-        self._parts: dict[int, Stepped] = {}
+        self._parts: dict[int, PlannedPart] = {}
 
     def __call__(self) -> dict[str, Any]:
         """Do what is left; returns what run.json says in the end."""
@@ -137,7 +137,7 @@ class Batch:
 
     def _work(self, stage: int, units: Sequence[Unit]) -> None:
         """Have the units answered. Not all may be: the work of a process that dies is not always taken up again."""
-        for answered in self._executor.answer(self._job, stage, plan_shifts(units, self._executor.hosts)):
+        for answered in self._executor.answer(self._job, stage, plan_work_items(units, self._executor.hosts)):
             self._session.answered += answered
             for expert, done in answered.done.items():
                 self._watch.advance(expert, done, answered.failed[expert])

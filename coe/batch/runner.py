@@ -1,6 +1,6 @@
 """The work of a run on Ray Data: the only place that touches it.
 
-What flows through Ray Data is small: numbers of bundles and shifts in, reports out. Rows and answers go through the
+What flows through Ray Data is small: numbers of bundles and items in, reports out. Rows and answers go through the
 part files, so nothing has to fit in the object store, and a worker that dies costs what it had not written.
 
 Ray Data's own checkpoints (`DataContext.checkpoint_config`, Ray 2.60) were tried first: read_parquet -> map_batches
@@ -33,13 +33,13 @@ import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.exceptions import RayError
 
-from coe.batch.answering import Answered, Loads, Shift
+from coe.batch.answering import Answerer, LoadCounter, WorkReport
+from coe.batch.claims import Claims
 from coe.batch.errors import BatchError
-from coe.batch.parts import PARTS, Job, PartRouter, Stepped, open_router, step_part
+from coe.batch.parts import PARTS, Job, PartRouter, PlannedPart, open_router, step_part
 from coe.batch.records import plain
 from coe.batch.source import Split
-from coe.batch.stages import Unit
-from coe.batch.turns import Turns
+from coe.batch.stages import WorkItem
 from coe.config import BatchConfig
 from coe.errors import CoeError
 from coe.host import open_host
@@ -61,32 +61,32 @@ class RayExecutor:
         self._config = config
         self.hosts = config.hosts.replicas.max
 
-    def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[Stepped]:
+    def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[PlannedPart]:
         """One actor at first, more while bundles wait: each holds the routers, and their encoder."""
         pool = ActorPoolStrategy(min_size=1, max_size=self._side_by_side(len(bundles)))
         told = _map(len(bundles), _Router, pool, fn_constructor_args=(job, bundles), num_cpus=1)
-        return map(Stepped.of, told)
+        return map(PlannedPart.of, told)
 
-    def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[Stepped]:
+    def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[PlannedPart]:
         """Plain tasks: planning needs no state."""
         pool = TaskPoolStrategy(size=self._side_by_side(len(parts)))
         told = _map(len(parts), _step, pool, fn_args=(job, stage, parts), num_cpus=1)
-        return map(Stepped.of, told)
+        return map(PlannedPart.of, told)
 
-    def answer(self, job: Job, stage: int, shifts: Sequence[tuple[Unit, ...]]) -> Iterator[Answered]:
+    def answer(self, job: Job, stage: int, items: Sequence[WorkItem]) -> Iterator[WorkReport]:
         """Actors that hold a host each."""
         given = self._config.hosts
         pool = ActorPoolStrategy(
-            min_size=min(given.replicas.min, len(shifts)),
-            max_size=min(given.replicas.max, len(shifts)),
+            min_size=min(given.replicas.min, len(items)),
+            max_size=min(given.replicas.max, len(items)),
             max_tasks_in_flight_per_actor=1,  # a turn is long: who is free first takes the next one
         )
         options: dict[str, Any] = {"num_cpus": given.num_cpus, "num_gpus": given.num_gpus}
         if given.threads > 1:  # Ray's workers have one thread anyway, and those that run already are taken
             options["runtime_env"] = {"env_vars": given.environment}
-        turns = ray.remote(num_cpus=0)(Turns).remote(len(shifts), pool.max_size)
-        told = _map(len(shifts), _HostActor, pool, fn_constructor_args=(job, stage, shifts, turns, _DEATHS), **options)
-        return map(Answered.of, told)
+        claims = ray.remote(num_cpus=0)(Claims).remote(len(items), pool.max_size)
+        told = _map(len(items), _HostActor, pool, fn_constructor_args=(job, stage, items, claims, _DEATHS), **options)
+        return map(WorkReport.of, told)
 
     def _side_by_side(self, items: int) -> int:
         """Workers worth starting: a start costs seconds, some items do not; and what the hosts need is not there."""
@@ -212,13 +212,13 @@ def _step(batch: _Batch, job: Job, stage: int, parts: Sequence[int]) -> Iterator
 
 
 class _HostActor:
-    """The actor that answers; its work is a shift a turn. The host lives on an event loop of its own between shifts.
+    """The actor that answers; its work is a item a turn. The host lives on an event loop of its own between items.
 
-    turns: the actor that says which shift it is, and which one to expect (`turns.Turns`).
+    claims: the actor that says which item it is, and which one to expect (`claims.Claims`).
     """
 
-    def __init__(self, job: Job, stage: int, shifts: Sequence[tuple[Unit, ...]], turns: Any, most_deaths: int) -> None:
-        self._job, self._stage, self._shifts, self._turns = job, stage, shifts, turns
+    def __init__(self, job: Job, stage: int, items: Sequence[WorkItem], claims: Any, most_deaths: int) -> None:
+        self._job, self._stage, self._items, self._claims = job, stage, items, claims
         self._name = uuid.uuid4().hex
         self._gives_up = self._died_too_often(most_deaths)
         self._loop = asyncio.new_event_loop()
@@ -226,7 +226,7 @@ class _HostActor:
         self._stack = AsyncExitStack()
         opened = self._stack.enter_async_context(open_host(job.config, job.snapshot))
         self._host = asyncio.run_coroutine_threadsafe(opened, self._loop).result()
-        self._loads = Loads(self._host)
+        self._loads = LoadCounter(self._host)
 
     def _died_too_often(self, most: int) -> bool:
         """Note that this actor stands in for one that died, and whether so many did that it is better to stop."""
@@ -241,24 +241,24 @@ class _HostActor:
         if self._gives_up:
             return  # Ray would drop an error here, as told already by the one that died; the run sees what is missing
         for turn in batch["number"]:
-            reports: queue.SimpleQueue[Answered | None] = queue.SimpleQueue()
-            shift = self._shift(int(turn), reports.put)
-            running = asyncio.run_coroutine_threadsafe(shift.run(), self._loop)
+            reports: queue.SimpleQueue[WorkReport | None] = queue.SimpleQueue()
+            item = self._shift(int(turn), reports.put)
+            running = asyncio.run_coroutine_threadsafe(item.run(), self._loop)
             running.add_done_callback(lambda _, reports=reports: reports.put(None))  # type: ignore[misc]
             while (answered := reports.get()) is not None:
                 yield _report(plain(answered))
             running.result()
 
-    def _shift(self, turn: int, report: Callable[[Answered], None]) -> Shift:
-        number, following = ray.get(self._turns.take.remote(turn, self._name))
-        return Shift(
+    def _shift(self, turn: int, report: Callable[[WorkReport], None]) -> Answerer:
+        number, following = ray.get(self._claims.claim.remote(turn, self._name))
+        return Answerer(
             self._host,
             self._job.folder,
             self._stage,
-            self._shifts[number],
+            self._items[number],
             report,
             loads=self._loads,
-            following=None if following is None else self._shifts[following][0].expert,
+            following=None if following is None else self._items[following][0].expert,
         )
 
 

@@ -60,7 +60,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class RawRow:
     """A row as it was read: the bytes of a JSONL line, or the fields of a Parquet row."""
 
     number: int
@@ -90,7 +90,7 @@ def scan(url: str, part_rows: int) -> Source:
         raise InputError(f"{url}: may not be read: {error}") from error
 
 
-def read(source: Source, splits: Sequence[Split]) -> Iterator[tuple[Split, list[Line]]]:
+def read(source: Source, splits: Sequence[Split]) -> Iterator[tuple[Split, list[RawRow]]]:
     """The lines of each split, one split after the other; blank lines are left out.
 
     The splits of a Parquet row group are cheapest read together: it is decoded from its start.
@@ -129,7 +129,7 @@ def _is_parquet(file: IO[bytes]) -> bool:
 
 
 def _scan_jsonl(url: str, file: IO[bytes], part_rows: int) -> Source:
-    """Line ends are found block by block; only every 64th is kept."""
+    """RawRow ends are found block by block; only every 64th is kept."""
     digest, size, lines = hashlib.sha256(), 0, 0
     marks = [0]  # byte offsets of lines 0, 64, 128, ...
     last = b"\n"
@@ -161,12 +161,12 @@ def _jsonl_splits(marks: list[int], lines: int, size: int, part_rows: int) -> It
             start, begun, part = end, mark, part + 1
 
 
-def _lines(content: bytes, first: int) -> Iterator[Line]:
+def _lines(content: bytes, first: int) -> Iterator[RawRow]:
     pieces = content.split(b"\n")
     for number, piece in enumerate(pieces, start=first):
         text = piece.removeprefix(_BOM) if number == 1 else piece
         if text.strip():
-            yield Line(number, text)
+            yield RawRow(number, text)
 
 
 def _scan_parquet(url: str, file: IO[bytes], part_rows: int) -> Source:
@@ -190,7 +190,7 @@ def _scan_parquet(url: str, file: IO[bytes], part_rows: int) -> Source:
     return Source(url, "parquet", digest.hexdigest(), size, metadata.num_rows, tuple(splits))
 
 
-def _read_parquet(file: IO[bytes], splits: Sequence[Split]) -> Iterator[tuple[Split, list[Line]]]:
+def _read_parquet(file: IO[bytes], splits: Sequence[Split]) -> Iterator[tuple[Split, list[RawRow]]]:
     parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_BLOCK_BYTES)
     group, at = -1, 0
     rows: Iterator[dict[str, Any]] = iter(())
@@ -201,7 +201,7 @@ def _read_parquet(file: IO[bytes], splits: Sequence[Split]) -> Iterator[tuple[Sp
         next(islice(rows, split.start - at, split.start - at), None)
         found = list(islice(rows, split.rows))
         at = split.start + split.rows
-        yield split, [Line(split.line + i, row) for i, row in enumerate(found)]
+        yield split, [RawRow(split.line + i, row) for i, row in enumerate(found)]
 
 
 def _records(batches: Iterator[pa.RecordBatch]) -> Iterator[dict[str, Any]]:

@@ -33,6 +33,10 @@ class Unit:
     calls: int
 
 
+WorkItem = tuple[Unit, ...]
+"""Units of one residency, which one host answers in one go."""
+
+
 def compositions(kinds: Mapping[str, Callable[[], Composition]]) -> Callable[[RoutedRow], Composition]:
     """How to find a row's composition: by its policy's name, the fallback included, without whom the row rules out."""
     built = {policy: build() for policy, build in kinds.items()}
@@ -68,22 +72,22 @@ def plan_units(
     ]
 
 
-def plan_shifts(units: Sequence[Unit], hosts: int) -> list[tuple[Unit, ...]]:
-    """What the hosts do one after the other: a shift is the work on one residency, the largest shifts come first.
+def plan_work_items(units: Sequence[Unit], hosts: int) -> list[WorkItem]:
+    """The work items of a stage, the largest first.
 
-    With one host every residency is one shift, so everything is loaded once. With several, a residency that is more
-    than a host's share of the work is cut, and loaded by each host that takes a piece.
+    With one host every residency is one item, so each is loaded once. With several hosts, a residency with more than
+    one host's share of the calls is split, and loaded by each host that answers a piece.
     """
     share = -(-sum(unit.calls for unit in units) // hosts)
-    shifts: list[tuple[Unit, ...]] = []
+    items: list[WorkItem] = []
     for residency in sorted({unit.residency for unit in units}):
         mine = [unit for unit in units if unit.residency == residency]
         mine.sort(key=lambda unit: (unit.expert != residency, unit.expert, unit.part))
-        shifts += _cut(mine, share)
-    return sorted(shifts, key=lambda shift: (-_calls(shift), shift[0].residency))
+        items += _cut(mine, share)
+    return sorted(items, key=lambda item: (-_calls(item), item[0].residency))
 
 
-def _cut(units: Sequence[Unit], share: int) -> Iterable[tuple[Unit, ...]]:
+def _cut(units: Sequence[Unit], share: int) -> Iterable[WorkItem]:
     """Runs of at most `share` asks, or of one unit."""
     run: list[Unit] = []
     for unit in units:

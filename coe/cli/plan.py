@@ -13,7 +13,7 @@ import typer
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 
 if TYPE_CHECKING:
-    from coe.batch.planning.plan import Plan
+    from coe.batch.planning.plan import BatchPlan
     from coe.batch.planning.rates import Rates
     from coe.batch.run import Watcher
     from coe.config import Config
@@ -106,7 +106,7 @@ def _routing() -> Iterator[Watcher]:
         yield Routing(bars)
 
 
-def _show(planned: Plan, record: Mapping[str, Any], *, to_stdout: bool) -> None:
+def _show(planned: BatchPlan, record: Mapping[str, Any], *, to_stdout: bool) -> None:
     out = stdout_console() if to_stdout else console
     for number, stage in enumerate(record["stages"], start=1):
         out.print(_table(number, stage, record["memory"]["sizes"]))
@@ -163,7 +163,7 @@ def _totals(record: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _notes(planned: Plan, record: Mapping[str, Any]) -> Iterator[str]:
+def _notes(planned: BatchPlan, record: Mapping[str, Any]) -> Iterator[str]:
     """What the figures rest on."""
     for code, rows in sorted(record["errors"].items()):
         yield f"[yellow]{rows:,} rows will fail before anyone is asked: {code}[/]"
@@ -186,7 +186,7 @@ def _notes(planned: Plan, record: Mapping[str, Any]) -> Iterator[str]:
         yield f"Not known: {', '.join(missing)}; --like takes them from an earlier run."
 
 
-def _missing(planned: Plan, record: Mapping[str, Any]) -> Iterator[str]:
+def _missing(planned: BatchPlan, record: Mapping[str, Any]) -> Iterator[str]:
     rates, sizes = planned.rates, planned.memory.sizes
     if any(rates.load_s(size) is None for size in sizes.values()):
         yield "how fast weights load (--load-rate)"

@@ -17,7 +17,7 @@ from coe.cli.progress import Task, progress
 if TYPE_CHECKING:
     from coe.config import Config
     from coe.evaluation.answer_folder import AnswerFolder
-    from coe.evaluation.plan import Plan
+    from coe.evaluation.plan import EvaluationPlan
     from coe.evaluation.report import Report
     from coe.evaluation.runner import Progress
     from coe.policy import Policy
@@ -53,7 +53,7 @@ def _resuming(context: typer.Context, command: str) -> str:
 
 async def run_in(
     output: Path,
-    plan: Plan,
+    plan: EvaluationPlan,
     config: Config,
     snapshot: Snapshot,
     *,

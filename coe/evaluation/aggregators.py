@@ -2,7 +2,7 @@
 
     trial = trial_of_task(task, recorded, seed=0)         # each question with one right and two wrong answers, shuffled
     report = await run(plan_run(experts, [trial.task]), folder, host.ask)       # every expert aggregates them
-    choice = chosen(tried(report, [trial]))               # who did so best, of each label and of all
+    best = best_aggregators(aggregator_scores(report, [trial]))     # the most accurate: overall, and of each label
 
 The answers are recorded ones of the experts; right is a score of 1, wrong one of 0, and no text is shown twice. What is
 asked is what the composition `aggregate` asks (`coe.compose.synthesis`), and the task's grader says what came out.
@@ -21,11 +21,11 @@ from typing import Any
 
 from coe.compose.synthesis import TEMPLATE, synthesis, without_thoughts
 from coe.errors import TaskError
-from coe.evaluation.answer_log import Record
+from coe.evaluation.answer_log import AnswerRecord
 from coe.evaluation.graders import GoldError, grader_class
 from coe.evaluation.profiling import Skills, skills_of_row, skills_of_table
 from coe.evaluation.report import Report
-from coe.evaluation.tasks import Row, Task
+from coe.evaluation.tasks import Task, TaskRow
 from coe.types import DEFAULT_MAX_TOKENS, GenerateRequest
 from registry.errors import PluginError
 from registry.profiles import AGGREGATION, Measure, ProfileRow
@@ -65,7 +65,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class AggregatorScore:
     """How one expert aggregated the questions of a label; `label` is None for all together.
 
     low, high: Wilson's 95% interval of the accuracy. failures: answers that could not be had (score 0).
@@ -85,11 +85,11 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class BestAggregators:
     """The best aggregator, over all labels together and of each."""
 
-    best: Tried
-    of_label: Mapping[str, Tried]
+    best: AggregatorScore
+    of_label: Mapping[str, AggregatorScore]
 
     @property
     def beats_chance(self) -> bool:
@@ -123,7 +123,7 @@ def trial_of_task(
     Raises:
         TaskError: there is no such question; says what they lack.
     """
-    usable, no_right, few_wrong = list[tuple[Row, list[str]]](), 0, 0
+    usable, no_right, few_wrong = list[tuple[TaskRow, list[str]]](), 0, 0
     for row in task.rows:
         right, wrong = _sides(recorded.get(row.id, ()))
         no_right += not right
@@ -203,7 +203,7 @@ def task_of_table(
     grades = model()
     fields = [{str(key): value for key, value in line.items()} for line in table.frame.to_dict(orient="records")]
     rows = tuple(
-        Row(query_id, (Message("user", prompt),), line)
+        TaskRow(query_id, (Message("user", prompt),), line)
         for query_id, prompt, line in zip(table.query_ids, table.prompts, fields, strict=True)
     )
     for row in rows:
@@ -216,32 +216,32 @@ def task_of_table(
     return task, dict(zip(table.query_ids, skills_of_table(table, column), strict=True))
 
 
-def tried(report: Report, trials: Sequence[Trial]) -> list[Tried]:
+def aggregator_scores(report: Report, trials: Sequence[Trial]) -> list[AggregatorScore]:
     """How each expert aggregated each label, best first, and before them all labels together."""
     labels = {(trial.task.name, row): words for trial in trials for row, words in trial.skills.items()}
     found = []
     for spec in report.plan.experts:
         records = [record for record in report.records.values() if record.expert == spec.name]
-        by_label: dict[str, list[Record]] = {}
+        by_label: dict[str, list[AnswerRecord]] = {}
         for record in records:
             for label in labels[record.task, record.row]:
                 by_label.setdefault(label, []).append(record)
         mean = own_mean([_measure(records)])
-        found.append(_tried(spec.name, None, records, spec.price, mean))
-        found += [_tried(spec.name, label, of, spec.price, mean) for label, of in sorted(by_label.items())]
+        found.append(_score(spec.name, None, records, spec.price, mean))
+        found += [_score(spec.name, label, of, spec.price, mean) for label, of in sorted(by_label.items())]
     return sorted(found, key=lambda one: (one.label is not None, one.label or "", *_order(one)))
 
 
-def chosen(results: Iterable[Tried]) -> Choice:
+def best_aggregators(results: Iterable[AggregatorScore]) -> BestAggregators:
     """The most accurate aggregator, of all and of each label; between equals the one that is best over all, then the
     cheaper one, in money, then in tokens."""
     listed = list(results)
     best = min((one for one in listed if one.label is None), key=_order)
-    of_label: dict[str, Tried] = {}
+    of_label: dict[str, AggregatorScore] = {}
     for one in sorted(listed, key=lambda one: (-one.shrunken, one.expert != best.expert, *_order(one))):
         if one.label is not None:
             of_label.setdefault(one.label, one)
-    return Choice(best, dict(sorted(of_label.items())))
+    return BestAggregators(best, dict(sorted(of_label.items())))
 
 
 def trial_rows(report: Report, trials: Sequence[Trial], identities: Mapping[str, str]) -> list[ProfileRow]:
@@ -249,7 +249,7 @@ def trial_rows(report: Report, trials: Sequence[Trial], identities: Mapping[str,
     rows = []
     for trial in trials:
         for spec in report.plan.experts:
-            counts: dict[str, list[Record]] = {}
+            counts: dict[str, list[AnswerRecord]] = {}
             for row, words in trial.skills.items():
                 for label in words:
                     counts.setdefault(label, []).append(report.records[spec.name, trial.task.name, row])
@@ -284,11 +284,13 @@ def _shuffled(right: Sequence[str], wrong: Sequence[str], rng: random.Random) ->
     return shown
 
 
-def _tried(expert: str, label: str | None, records: Sequence[Record], price: Price | None, mean: float) -> Tried:
+def _score(
+    expert: str, label: str | None, records: Sequence[AnswerRecord], price: Price | None, mean: float
+) -> AggregatorScore:
     n, measure = len(records), _measure(records)
     low, high = wilson(measure)
     costs = None if price is None else [price.cost_usd(one.prompt_tokens, one.completion_tokens) for one in records]
-    return Tried(
+    return AggregatorScore(
         expert=expert,
         label=label,
         n=n,
@@ -303,7 +305,7 @@ def _tried(expert: str, label: str | None, records: Sequence[Record], price: Pri
     )
 
 
-def _measure(records: Sequence[Record]) -> Measure:
+def _measure(records: Sequence[AnswerRecord]) -> Measure:
     return Measure(
         sum(record.score for record in records),
         len(records),
@@ -312,7 +314,7 @@ def _measure(records: Sequence[Record]) -> Measure:
     )
 
 
-def _order(one: Tried) -> tuple[float, float, float, str]:
+def _order(one: AggregatorScore) -> tuple[float, float, float, str]:
     cost = float("inf") if one.mean_cost_usd is None else one.mean_cost_usd
     return (-one.shrunken, cost, one.mean_tokens, one.expert)
 

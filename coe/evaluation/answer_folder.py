@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe.evaluation.answer_log import Record, read_log
-from coe.evaluation.plan import Plan
+from coe.evaluation.answer_log import AnswerRecord, read_log
+from coe.evaluation.plan import EvaluationPlan
 from coe.runs.folder import RUN, RUNNING, RunFolder, open_run_folder
 from coe.runs.storage import Folder
 
@@ -26,7 +26,7 @@ class AnswerFolder:
 
     path: Path
     run: RunFolder
-    records: tuple[Record, ...]
+    records: tuple[AnswerRecord, ...]
     was_cut: bool
 
     @property
@@ -42,7 +42,7 @@ class AnswerFolder:
 
 @contextmanager
 def open_answer_folder(
-    path: Path, plan: Plan, *, resume: bool = False, discard: bool = False
+    path: Path, plan: EvaluationPlan, *, resume: bool = False, discard: bool = False
 ) -> Iterator[AnswerFolder]:
     """Lock the folder for a plan, and read the answers that it holds.
 

@@ -20,7 +20,7 @@ _REMEDY = "delete the line, or use another --output"
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class AnswerRecord:
     """One question answered, or failed.
 
     Attributes:
@@ -47,7 +47,7 @@ class Record:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """As `Job.key`."""
+        """As `Question.key`."""
         return self.expert, self.task, self.row
 
 
@@ -73,7 +73,7 @@ class AnswerLog:
         finally:
             os.close(self._descriptor)
 
-    def append(self, record: Record) -> None:
+    def append(self, record: AnswerRecord) -> None:
         """Add a record; it is on disk after the next flush."""
         self._pending.append(json.dumps(asdict(record)).encode() + b"\n")
         if len(self._pending) >= _FLUSH_RECORDS or self._clock() - self._flushed_s >= _FLUSH_S:
@@ -97,7 +97,7 @@ class AnswerLog:
         self._flushed_s = self._clock()
 
 
-def read_log(path: Path, run: str) -> tuple[list[Record], bool]:
+def read_log(path: Path, run: str) -> tuple[list[AnswerRecord], bool]:
     """The records of a log, the last one of each key, and whether a half line was cut off its end.
 
     Raises:
@@ -113,10 +113,10 @@ def read_log(path: Path, run: str) -> tuple[list[Record], bool]:
     return list(records.values()), whole != content
 
 
-def _parse(content: bytes, path: Path, run: str) -> Iterator[Record]:
+def _parse(content: bytes, path: Path, run: str) -> Iterator[AnswerRecord]:
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
-            record = Record(**json.loads(line))
+            record = AnswerRecord(**json.loads(line))
         except (ValueError, TypeError) as error:
             raise RunFolderError(f"{path}:{number}: damaged ({error}); {_REMEDY}") from error
         if record.run != run:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from coe.errors import InvalidRequest
-from coe.evaluation.tasks import Row, Task
+from coe.evaluation.tasks import Task, TaskRow
 from coe.types import GenerateRequest
 from registry.digest import identity
 from registry.errors import UnknownExpert
@@ -61,12 +61,12 @@ Column = ExpertSpec | PolicyColumn
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Question:
     """One question to one expert, or to a policy."""
 
     expert: Column
     task: Task
-    row: Row
+    row: TaskRow
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -89,7 +89,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """A run. Two runs are the same when their manifests are: then the answers of one are those of the other.
 
     Attributes:
@@ -105,16 +105,16 @@ class Plan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(task.head(self.settings.limit) for task in self.tasks))
 
-    def residencies(self) -> list[tuple[str, list[Job]]]:
-        """`(what must be resident, jobs)`: a base with all its adapters is one residency."""
-        residencies: dict[str, list[Job]] = {}
+    def residencies(self) -> list[tuple[str, list[Question]]]:
+        """`(what must be resident, questions)`: a base with all its adapters is one residency."""
+        residencies: dict[str, list[Question]] = {}
         for spec in self.experts:
-            residencies.setdefault(spec.residency(self.bases), []).extend(self.jobs_of(spec))
+            residencies.setdefault(spec.residency(self.bases), []).extend(self.questions_to(spec))
         return list(residencies.items())
 
-    def jobs_of(self, spec: Column) -> Iterator[Job]:
+    def questions_to(self, spec: Column) -> Iterator[Question]:
         """Every question to one expert."""
-        return (Job(spec, task, row) for task in self.tasks for row in task.rows)
+        return (Question(spec, task, row) for task in self.tasks for row in task.rows)
 
     @property
     def n_rows(self) -> int:
@@ -144,7 +144,7 @@ def plan_run(
     names: Sequence[str] | None = None,
     settings: Settings | None = None,
     policies: Mapping[str, PolicyColumn] = MappingProxyType({}),
-) -> Plan:
+) -> EvaluationPlan:
     """A plan for the experts named, or for all that answer questions.
 
     Args:
@@ -163,7 +163,7 @@ def plan_run(
         raise InvalidRequest("there is no expert to evaluate: register one (`coe registry apply`)")
     specs = [spec for spec in chosen if isinstance(spec, ExpertSpec)]
     bases = {name: _named(name, known) for spec in specs for name in _parts(spec, known)}
-    return Plan(tuple(chosen), tuple(tasks), settings or Settings(), bases)
+    return EvaluationPlan(tuple(chosen), tuple(tasks), settings or Settings(), bases)
 
 
 def _parts(spec: ExpertSpec, known: Mapping[str, ExpertSpec]) -> Iterator[str]:

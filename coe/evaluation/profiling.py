@@ -18,10 +18,10 @@ from typing import Any
 
 from coe.errors import TaskError
 from coe.evaluation.answer_folder import OUTCOMES
-from coe.evaluation.answer_log import Record
-from coe.evaluation.plan import Plan
+from coe.evaluation.answer_log import AnswerRecord
+from coe.evaluation.plan import EvaluationPlan
 from coe.evaluation.report import Report
-from coe.evaluation.tasks import Row, Task
+from coe.evaluation.tasks import Task, TaskRow
 from coe.runs.folder import RUN
 from registry.profiles import Measure, ProfileRow
 from routers.outcomes.table import OutcomeTable
@@ -31,7 +31,7 @@ Counts = dict[tuple[str, str], Measure]
 """(expert, skill) -> what was measured."""
 
 
-def skills_of_row(task: Task, row: Row) -> Skills:
+def skills_of_row(task: Task, row: TaskRow) -> Skills:
     """The row's own `skills` (a list of words, or one) or `domain`, else the domain of the task (by default its name).
 
     Raises:
@@ -113,12 +113,12 @@ def source_of(task: Task) -> str:
     return f"task/{task.name}"
 
 
-def run_digest(plan: Plan, task: Task, *, failed: Collection[str] = ()) -> str:
+def run_digest(plan: EvaluationPlan, task: Task, *, failed: Collection[str] = ()) -> str:
     """Of everything that was asked: a run that would ask the same need not be made again."""
     return _digest([task.digest, plan.manifest()["settings"], sorted(failed)])
 
 
-def unmeasured(plan: Plan, recorded: Iterable[ProfileRow]) -> tuple[list[str], list[Task]]:
+def unmeasured(plan: EvaluationPlan, recorded: Iterable[ProfileRow]) -> tuple[list[str], list[Task]]:
     """The experts of a plan that lack a task's profile, and the tasks that any of them lacks."""
     have = {(row.expert, row.identity, row.source, row.digest) for row in recorded}
     identities = plan.manifest()["experts"]
@@ -162,7 +162,7 @@ def _counted(measures: Sequence[Measure], skills: Sequence[Skills]) -> dict[str,
     return counts
 
 
-def _measure(record: Record) -> Measure:
+def _measure(record: AnswerRecord) -> Measure:
     return Measure(record.score, 1, record.completion_tokens, record.seconds)
 
 

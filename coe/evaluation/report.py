@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from coe.evaluation.answer_log import Record
-from coe.evaluation.plan import Column, Plan, PolicyColumn
+from coe.evaluation.answer_log import AnswerRecord
+from coe.evaluation.plan import Column, EvaluationPlan, PolicyColumn
 from routers.outcomes.table import OutcomeTable
 
-Records = Mapping[tuple[str, str, str], Record]
+Records = Mapping[tuple[str, str, str], AnswerRecord]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Cell:
     failures: int
 
     @classmethod
-    def of(cls, records: Iterable[Record]) -> Cell:
+    def of(cls, records: Iterable[AnswerRecord]) -> Cell:
         """The figures of some records; no mean where there are none."""
         listed = list(records)
         mean = sum(record.score for record in listed) / len(listed) if listed else None
@@ -41,7 +41,7 @@ class Report:
         summary: the content of run.json; before it is written, figures by expert and by task.
     """
 
-    plan: Plan
+    plan: EvaluationPlan
     records: Records = field(repr=False)
     cells: Mapping[tuple[str, str], Cell]
     summary: Mapping[str, Any] = field(repr=False)
@@ -71,19 +71,19 @@ class Report:
             ),
         )
 
-    def _costs(self, grid: list[list[Record]]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]] | None:
+    def _costs(self, grid: list[list[AnswerRecord]]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]] | None:
         costs = [[_cost(column, r) for column, r in zip(self.plan.experts, line, strict=True)] for line in grid]
         return None if any(None in line for line in costs) else np.array(costs, dtype=np.float64)
 
 
-def _cost(column: Column, record: Record) -> float | None:
+def _cost(column: Column, record: AnswerRecord) -> float | None:
     """USD, None where it is unknown. A policy that failed is not billed, as an expert that failed is not."""
     if isinstance(column, PolicyColumn):
         return 0.0 if record.error is not None else record.cost_usd
     return column.price.cost_usd(record.prompt_tokens, record.completion_tokens) if column.price else None
 
 
-def build_report(plan: Plan, records: Records) -> Report:
+def build_report(plan: EvaluationPlan, records: Records) -> Report:
     """The figures of a run's records."""
     cells = {
         (spec.name, task.name): Cell.of(
@@ -99,7 +99,7 @@ def build_report(plan: Plan, records: Records) -> Report:
     return Report(plan, records, cells, summary)
 
 
-def _expert_summary(plan: Plan, name: str, records: Records) -> dict[str, Any]:
+def _expert_summary(plan: EvaluationPlan, name: str, records: Records) -> dict[str, Any]:
     spec = next(spec for spec in plan.experts if spec.name == name)
     mine = [record for record in records.values() if record.expert == name]
     answered = [record for record in mine if record.error is None]
@@ -116,7 +116,7 @@ def _expert_summary(plan: Plan, name: str, records: Records) -> dict[str, Any]:
     }
 
 
-def _task_summary(plan: Plan, name: str, cells: Mapping[tuple[str, str], Cell]) -> dict[str, Any]:
+def _task_summary(plan: EvaluationPlan, name: str, cells: Mapping[tuple[str, str], Cell]) -> dict[str, Any]:
     task = next(task for task in plan.tasks if task.name == name)
     means = {expert: cell.mean_score for (expert, of), cell in cells.items() if of == name}
     return {"digest": task.digest, "domain": task.domain, "n_rows": len(task.rows), "mean_score": means}

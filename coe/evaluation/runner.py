@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 
 from coe.errors import CoeError, ConfigError, EngineError, InvalidRequest, OutOfMemory, UnknownModel, WeightsError
 from coe.evaluation.answer_folder import AnswerFolder
-from coe.evaluation.answer_log import AnswerLog, Record
-from coe.evaluation.plan import Job, Plan
+from coe.evaluation.answer_log import AnswerLog, AnswerRecord
+from coe.evaluation.plan import EvaluationPlan, Question
 from coe.evaluation.report import Report, build_report
 from coe.runs.folder import COMPLETE, status_after
 from coe.types import Chunk, GenerateRequest, Usage
@@ -55,7 +55,7 @@ class _Tally:
     failures: int = 0
     refusals: int = 0
 
-    def add(self, record: Record) -> None:
+    def add(self, record: AnswerRecord) -> None:
         self.done += 1
         self.score += record.score
         self.failures += record.error is not None
@@ -71,12 +71,12 @@ class _Tally:
 class _Run:
     """A session of a run."""
 
-    plan: Plan
+    plan: EvaluationPlan
     folder: AnswerFolder
     ask: Ask
     on_progress: Callable[[Progress], None]
     log: AnswerLog = field(init=False)
-    records: dict[tuple[str, str, str], Record] = field(default_factory=dict)
+    records: dict[tuple[str, str, str], AnswerRecord] = field(default_factory=dict)
     tallies: dict[str, _Tally] = field(default_factory=dict)
     answered: int = 0
 
@@ -90,9 +90,9 @@ class _Run:
         for name in self.tallies:
             self.tell(name)
 
-    async def residency(self, jobs: Sequence[Job], concurrency: int) -> None:
-        """Answer the jobs of one base and its adapters, `concurrency` at a time."""
-        left = iter([job for job in jobs if job.key not in self.records])
+    async def residency(self, questions: Sequence[Question], concurrency: int) -> None:
+        """Answer the questions of one base and its adapters, `concurrency` at a time."""
+        left = iter([question for question in questions if question.key not in self.records])
         try:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(concurrency):
@@ -101,10 +101,10 @@ class _Run:
             error = _first(group)
             raise error from error.__cause__
 
-    async def work(self, left: Iterator[Job]) -> None:
-        """Answer one job after the other, from an iterator that all workers share."""
-        for job in left:
-            record = await self.answer(job)
+    async def work(self, left: Iterator[Question]) -> None:
+        """Answer one question after the other, from an iterator that all workers share."""
+        for question in left:
+            record = await self.answer(question)
             self.log.append(record)
             self.records[record.key] = record
             self.answered += 1
@@ -116,11 +116,11 @@ class _Run:
                     f"{record.expert!r} failed on all of its {tally.done} first rows; the last one: {record.error}"
                 )
 
-    async def answer(self, job: Job) -> Record:
+    async def answer(self, question: Question) -> AnswerRecord:
         """Ask, grade, and put both into a record; so a failure of this row."""
         started = time.perf_counter()
         try:
-            text, usage, cost_usd = await _collect(self.ask(job.expert.name, job.request(self.plan.settings)))
+            text, usage, cost_usd = await _collect(self.ask(question.expert.name, question.request(self.plan.settings)))
             error, final = None, True
         except _FATAL:
             raise
@@ -129,12 +129,12 @@ class _Run:
             error, final = f"{type(failure).__name__}: {failure}", isinstance(failure, InvalidRequest)
         seconds = time.perf_counter() - started
         # In a thread: a slow grade (SQL) must not hold up the stream of other answers.
-        score = 0.0 if error else await asyncio.to_thread(job.task.grader.grade, text, job.row.fields)
-        return Record(
+        score = 0.0 if error else await asyncio.to_thread(question.task.grader.grade, text, question.row.fields)
+        return AnswerRecord(
             run=self.plan.fingerprint,
-            expert=job.expert.name,
-            task=job.task.name,
-            row=job.row.id,
+            expert=question.expert.name,
+            task=question.task.name,
+            row=question.row.id,
             answer=text,
             score=score,
             prompt_tokens=usage.prompt_tokens,
@@ -152,7 +152,7 @@ class _Run:
 
 
 async def run(
-    plan: Plan,
+    plan: EvaluationPlan,
     folder: AnswerFolder,
     ask: Ask,
     *,
@@ -179,8 +179,8 @@ async def run(
     started_at, started, status = datetime.now(UTC), time.perf_counter(), COMPLETE
     try:
         with AnswerLog(folder.answers) as session.log:
-            for _, jobs in plan.residencies():
-                await session.residency(jobs, concurrency)
+            for _, questions in plan.residencies():
+                await session.residency(questions, concurrency)
     except BaseException as error:
         status = status_after(error)
         raise

@@ -93,7 +93,7 @@ class RowLine(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TaskRow:
     """One question. `fields` is the whole JSON object, which the grader reads."""
 
     id: str
@@ -112,7 +112,7 @@ class Task:
 
     name: str
     domain: str
-    rows: tuple[Row, ...] = field(repr=False)
+    rows: tuple[TaskRow, ...] = field(repr=False)
     grader: Grader
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
@@ -195,14 +195,14 @@ def _grader(document: Document, spec: TaskFile) -> GraderModel:
     return validate(document, model, ("grader_options",)) if spec.grader_options else model()
 
 
-def _read_rows(data: Path, spec: TaskFile, grader: Grader, *, named_in: str) -> tuple[Row, ...]:
+def _read_rows(data: Path, spec: TaskFile, grader: Grader, *, named_in: str) -> tuple[TaskRow, ...]:
     try:
         text = data.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise TaskError(f"{named_in}: there is no such file: {data}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{data}: cannot be read: {error}") from error
-    rows: dict[str, tuple[Row, int]] = {}
+    rows: dict[str, tuple[TaskRow, int]] = {}
     problems: list[str] = []
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split inside JSON strings
         if not line.strip():
@@ -223,7 +223,7 @@ def _read_rows(data: Path, spec: TaskFile, grader: Grader, *, named_in: str) -> 
     return tuple(row for row, _ in rows.values())
 
 
-def _row(line: str, system: str | None) -> Row:
+def _row(line: str, system: str | None) -> TaskRow:
     try:
         fields = json.loads(line)
         model = RowLine.model_validate(fields)
@@ -235,7 +235,7 @@ def _row(line: str, system: str | None) -> Row:
     messages = turns or [Message("user", model.prompt or "")]
     if system is not None and all(message.role != "system" for message in messages):
         messages.insert(0, Message("system", system))
-    return Row(str(model.id), tuple(messages), fields)
+    return TaskRow(str(model.id), tuple(messages), fields)
 
 
 def _told(error: ValidationError) -> Iterator[str]:
@@ -244,7 +244,7 @@ def _told(error: ValidationError) -> Iterator[str]:
         yield f"{place}: {message_of(detail)}" if place else message_of(detail)
 
 
-def _digest(spec: TaskFile, grader: GraderModel, rows: Sequence[Row]) -> str:
+def _digest(spec: TaskFile, grader: GraderModel, rows: Sequence[TaskRow]) -> str:
     """Content of all that bears on questions and scores, wherever the files lie."""
     meaning = {
         "name": spec.name,

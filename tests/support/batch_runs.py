@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from coe.batch.answering import Answered, Loads, Shift
-from coe.batch.parts import Job, PartRouter, Stepped, open_router, step_part
+from coe.batch.answering import Answerer, LoadCounter, WorkReport
+from coe.batch.claims import Claims
+from coe.batch.parts import Job, PartRouter, PlannedPart, open_router, step_part
 from coe.batch.run import run_batch
 from coe.batch.source import Split
-from coe.batch.stages import Unit
-from coe.batch.turns import Turns
+from coe.batch.stages import WorkItem
 from coe.config import Config, load_config
 from coe.host import open_host
 from routers.artifacts import save
@@ -98,10 +98,10 @@ class InProcess:
 
     def __init__(self, hosts: int = 1, stop_after: int | None = None) -> None:
         self.hosts, self.left = hosts, stop_after
-        self.shifts: list[list[tuple[str, ...]]] = []
+        self.items: list[list[tuple[str, ...]]] = []
         self.routed = self.stepped = 0
 
-    def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[Stepped]:
+    def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[PlannedPart]:
         router = PartRouter(job, open_router(job.config, job.snapshot))
         for bundle in bundles:
             for stepped in router.route(bundle):
@@ -109,29 +109,29 @@ class InProcess:
                 self._tick()
                 yield stepped
 
-    def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[Stepped]:
+    def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[PlannedPart]:
         for part in parts:
             self.stepped += 1
             yield step_part(job, part, stage)
             self._tick()
 
-    def answer(self, job: Job, stage: int, shifts: Sequence[tuple[Unit, ...]]) -> Iterator[Answered]:
-        self.shifts.append([tuple(dict.fromkeys(unit.expert for unit in shift)) for shift in shifts])
-        for some in [shifts] if self.left is None else [[(unit,)] for shift in shifts for unit in shift]:
+    def answer(self, job: Job, stage: int, items: Sequence[WorkItem]) -> Iterator[WorkReport]:
+        self.items.append([tuple(dict.fromkeys(unit.expert for unit in item)) for item in items])
+        for some in [items] if self.left is None else [[(unit,)] for item in items for unit in item]:
             yield from asyncio.run(self._answer(job, stage, some))
             self._tick()
 
-    async def _answer(self, job: Job, stage: int, shifts: Sequence[tuple[Unit, ...]]) -> list[Answered]:
-        """One host for all shifts, as the actors of Ray hold one."""
-        reports: list[Answered] = []
-        turns = Turns(len(shifts), hosts=1)
+    async def _answer(self, job: Job, stage: int, items: Sequence[WorkItem]) -> list[WorkReport]:
+        """One host for all items, as the actors of Ray hold one."""
+        reports: list[WorkReport] = []
+        claims = Claims(len(items), hosts=1)
         async with open_host(job.config, job.snapshot) as host:
-            loads = Loads(host)
-            for turn in range(len(shifts)):
-                number, ahead = turns.take(turn, "host")
-                following = None if ahead is None else shifts[ahead][0].expert
-                await Shift(
-                    host, job.folder, stage, shifts[number], reports.append, loads=loads, following=following
+            loads = LoadCounter(host)
+            for turn in range(len(items)):
+                number, ahead = claims.claim(turn, "host")
+                following = None if ahead is None else items[ahead][0].expert
+                await Answerer(
+                    host, job.folder, stage, items[number], reports.append, loads=loads, following=following
                 ).run()
         return reports
 

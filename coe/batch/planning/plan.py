@@ -16,7 +16,7 @@ from typing import Any
 
 from coe.batch.parts import Job
 from coe.batch.planning.rates import Rates
-from coe.batch.planning.rehearsal import Asked, Rehearsal, Shift
+from coe.batch.planning.rehearsal import Demand, PlannedItem, Rehearsal
 from coe.batch.run import Batch, Watcher, open_input
 from coe.config import Config
 from coe.errors import WeightsError
@@ -59,11 +59,11 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BatchPlan:
     """A batch as it will go if no expert fails.
 
     Attributes:
-        stages: the shifts of each, in their order; where answers decide what is asked next, the most that may be.
+        stages: the items of each, in their order; where answers decide what is asked next, the most that may be.
         fewest: the same if all answers agree, which is the least.
         errors: rows that nobody is asked for, by the code of their error.
     """
@@ -71,16 +71,16 @@ class Plan:
     rows: int
     hosts: int
     snapshot: Snapshot
-    stages: Sequence[Sequence[Shift]]
-    fewest: Sequence[Sequence[Shift]]
+    stages: Sequence[Sequence[PlannedItem]]
+    fewest: Sequence[Sequence[PlannedItem]]
     errors: Mapping[str, int]
     memory: Memory
     rates: Rates
 
     def record(self) -> dict[str, Any]:
         """All figures, as plain values; the unknown ones are None."""
-        stages = [self._stage(shifts) for shifts in self.stages]
-        totals, least = _summed(stages), _summed([self._stage(shifts) for shifts in self.fewest])
+        stages = [self._stage(items) for items in self.stages]
+        totals, least = _summed(stages), _summed([self._stage(items) for items in self.fewest])
         return {
             "rows": self.rows,
             "errors": dict(self.errors),
@@ -96,20 +96,20 @@ class Plan:
             "if_answers_agree": None if least == totals else least,
         }
 
-    def _stage(self, shifts: Sequence[Shift]) -> dict[str, Any]:
-        residencies = [shift.residency for shift in shifts]
-        experts = _by_expert(shifts)
+    def _stage(self, items: Sequence[PlannedItem]) -> dict[str, Any]:
+        residencies = [item.residency for item in items]
+        experts = _by_expert(items)
         records = {name: self._expert(name, asked) for name, asked in experts.items()}
         return {
             "experts": records,
             "loads": dict(Counter(residencies)),
             "loaded_bytes": _added(self.memory.sizes[residency] for residency in residencies),
             "loads_ahead": sum(map(self.memory.fits, residencies, residencies[1:])) if self.hosts == 1 else None,
-            "seconds": self._seconds(shifts, at_most=False),
-            "seconds_at_most": self._seconds(shifts, at_most=True),
+            "seconds": self._seconds(items, at_most=False),
+            "seconds_at_most": self._seconds(items, at_most=True),
         }
 
-    def _expert(self, name: str, asked: Asked) -> dict[str, Any]:
+    def _expert(self, name: str, asked: Demand) -> dict[str, Any]:
         price = self.snapshot.experts[name].price
         expected = asked.tokens
         return {
@@ -123,29 +123,31 @@ class Plan:
             "cost_usd_at_most": price and price.cost_usd(asked.prompt_tokens, asked.tokens_at_most),
         }
 
-    def _seconds(self, shifts: Sequence[Shift], *, at_most: bool) -> float | None:
-        """How long a stage takes: who is free first takes the next shift, and loads what comes next while it works."""
+    def _seconds(self, items: Sequence[PlannedItem], *, at_most: bool) -> float | None:
+        """How long a stage takes: who is free first takes the next item, and loads what comes next while it works."""
         hosts = [(0.0, number) for number in range(self.hosts)]
         began: dict[int, tuple[float, str]] = {}
-        for shift in shifts:
-            asked = shift.experts.values()
+        for item in items:
+            asked = item.experts.values()
             tokens = _added(each.tokens_at_most if at_most else each.tokens for each in asked)
-            load_s = self.rates.load_s(self.memory.sizes[shift.residency])
-            work_s = self.rates.work_s(shift.residency, tokens)
+            load_s = self.rates.load_s(self.memory.sizes[item.residency])
+            work_s = self.rates.work_s(item.residency, tokens)
             if load_s is None or work_s is None:
                 return None
             free, host = heapq.heappop(hosts)
             before, residency = began.get(host, (free, ""))
-            if residency == shift.residency:
+            if residency == item.residency:
                 load_s = 0.0
-            loads_from = before if residency and self.memory.fits(residency, shift.residency) else free
+            loads_from = before if residency and self.memory.fits(residency, item.residency) else free
             starts = max(free, loads_from + load_s)
-            began[host] = (starts, shift.residency)
+            began[host] = (starts, item.residency)
             heapq.heappush(hosts, (starts + work_s, host))
         return max(free for free, _ in hosts)
 
 
-def plan_batch(config: Config, *, source: str, watch: Watcher, model: str = AUTO, rates: Rates | None = None) -> Plan:
+def plan_batch(
+    config: Config, *, source: str, watch: Watcher, model: str = AUTO, rates: Rates | None = None
+) -> BatchPlan:
     """Route the input, and see who would be asked what. No expert is loaded, and nothing is written that stays.
 
     Args:
@@ -170,9 +172,9 @@ def plan_batch(config: Config, *, source: str, watch: Watcher, model: str = AUTO
         rehearse(most, "most", watch)
         several = len(most.stages) > 1  # what is asked first depends on no answer
         fewest = rehearse(most.agreeing(), "fewest", _Unseen()) if several else most
-    residencies = {shift.residency for stage in most.stages for shift in stage}
+    residencies = {item.residency for stage in most.stages for item in stage}
     memory = asyncio.run(_memory(config, router.snapshot, residencies))
-    return Plan(found.rows, most.hosts, router.snapshot, most.stages, fewest.stages, most.errors, memory, rates)
+    return BatchPlan(found.rows, most.hosts, router.snapshot, most.stages, fewest.stages, most.errors, memory, rates)
 
 
 class _Unseen:
@@ -197,12 +199,12 @@ async def _memory(config: Config, snapshot: Snapshot, residencies: Collection[st
         return Memory(host.cache.budget_bytes, sizes, pins)
 
 
-def _by_expert(shifts: Iterable[Shift]) -> dict[str, Asked]:
-    """What each expert is asked in all shifts of a stage."""
-    experts: dict[str, Asked] = {}
-    for shift in shifts:
-        for name, asked in shift.experts.items():
-            experts[name] = experts.get(name, Asked()) + asked
+def _by_expert(items: Iterable[PlannedItem]) -> dict[str, Demand]:
+    """What each expert is asked in all items of a stage."""
+    experts: dict[str, Demand] = {}
+    for item in items:
+        for name, asked in item.experts.items():
+            experts[name] = experts.get(name, Demand()) + asked
     return dict(sorted(experts.items()))
 
 

@@ -45,7 +45,7 @@ class Rates:
 def rates_of_run(output: str, snapshot: Snapshot) -> Rates:
     """What an earlier run measured, by the run.json in its folder.
 
-    A host's tokens a second are those of the shifts of each residency, from its weights being there to the last answer.
+    A host's tokens a second are those of the items of each residency, from its weights being there to the last answer.
 
     Raises:
         RunFolderError: there is none, or none that has these figures.

@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from coe.batch.answering import Answered
+from coe.batch.answering import WorkReport
 from coe.batch.parts import (
     Job,
     PartRouter,
-    Stepped,
+    PlannedPart,
     copy_routed,
     read_calls,
     routing_errors,
@@ -25,7 +25,7 @@ from coe.batch.parts import (
 )
 from coe.batch.records import dump_outcome
 from coe.batch.source import Split
-from coe.batch.stages import Unit
+from coe.batch.stages import WorkItem
 from coe.compose import ExpertCall
 from coe.orchestrator import Orchestrator, query_of
 from coe.runs.storage import Folder
@@ -40,8 +40,8 @@ _DIGITS = 10
 
 
 @dataclass(slots=True)
-class Asked:
-    """What one expert is asked in a shift.
+class Demand:
+    """What one expert is asked in a item.
 
     Attributes:
         prompt_tokens: estimated (`routers.constraints.estimate_tokens`).
@@ -56,8 +56,8 @@ class Asked:
     tokens: float | None = 0.0
     too_long: int = 0
 
-    def __add__(self, other: Asked) -> Asked:
-        return Asked(
+    def __add__(self, other: Demand) -> Demand:
+        return Demand(
             self.calls + other.calls,
             self.prompt_tokens + other.prompt_tokens,
             self.tokens_at_most + other.tokens_at_most,
@@ -67,11 +67,11 @@ class Asked:
 
 
 @dataclass(slots=True)
-class Shift:
+class PlannedItem:
     """The work on one residency, by expert."""
 
     residency: str
-    experts: dict[str, Asked] = field(default_factory=dict)
+    experts: dict[str, Demand] = field(default_factory=dict)
 
 
 class Rehearsal:
@@ -83,16 +83,16 @@ class Rehearsal:
 
     Attributes:
         agree: whether all stand-ins say the same.
-        stages: the shifts of each stage, in their order.
+        stages: the items of each stage, in their order.
         errors: rows that nobody is asked for, by the code of their error.
     """
 
     def __init__(self, hosts: int, router: Orchestrator, mean_tokens: Mapping[str, float]) -> None:
         self.hosts, self.agree = hosts, False
-        self.stages: list[list[Shift]] = []
+        self.stages: list[list[PlannedItem]] = []
         self.errors: Counter[str] = Counter()
         self._router, self._mean_tokens = router, mean_tokens
-        self._routed: list[tuple[Stepped, Folder]] = []
+        self._routed: list[tuple[PlannedPart, Folder]] = []
 
     def agreeing(self) -> Rehearsal:
         """Another one, of the same input, that need not be routed again: all its stand-ins say the same."""
@@ -100,7 +100,7 @@ class Rehearsal:
         other.agree, other._routed = True, self._routed
         return other
 
-    def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[Stepped]:
+    def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[PlannedPart]:
         """Route in this process, or take over what is routed."""
         if self._routed:
             for stepped, folder in self._routed:
@@ -114,25 +114,25 @@ class Rehearsal:
                 self._routed.append((stepped, job.folder))
                 yield stepped
 
-    def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[Stepped]:
-        """Plan the stage of each part."""
+    def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[PlannedPart]:
+        """BatchPlan the stage of each part."""
         for part in parts:
             yield step_part(job, part, stage)
 
-    def answer(self, job: Job, stage: int, shifts: Sequence[tuple[Unit, ...]]) -> Iterator[Answered]:
+    def answer(self, job: Job, stage: int, items: Sequence[WorkItem]) -> Iterator[WorkReport]:
         """Write stand-in answers."""
         self.stages.append([])
-        for units in shifts:
-            self.stages[-1].append(shift := Shift(units[0].residency))
+        for units in items:
+            self.stages[-1].append(item := PlannedItem(units[0].residency))
             for unit in units:
-                asked = shift.experts.setdefault(unit.expert, Asked())
+                asked = item.experts.setdefault(unit.expert, Demand())
                 calls = read_calls(job.folder, stage, unit)
                 answers = [(row, call, self._stand_in(job, call, asked)) for row, call in calls]
                 records = [dump_outcome(row, call.id, answer) for row, call, answer in answers]
                 write_answers(job.folder, stage, unit, records)
-                yield Answered(done=Counter({unit.expert: unit.calls}))
+                yield WorkReport(done=Counter({unit.expert: unit.calls}))
 
-    def _stand_in(self, job: Job, call: ExpertCall, asked: Asked) -> Answer:
+    def _stand_in(self, job: Job, call: ExpertCall, asked: Demand) -> Answer:
         """An answer in the expert's place; what it would take is added to `asked`."""
         spec = job.snapshot.experts[call.expert]
         prompt_tokens = estimate_tokens(query_of(call.request))

@@ -202,7 +202,7 @@ def _trials(
 
 
 def _try_aggregators(asking: Asking, trials: Sequence[Trial], names: list[str] | None) -> Done:
-    from coe.evaluation.aggregators import chosen, trial_rows, tried
+    from coe.evaluation.aggregators import aggregator_scores, best_aggregators, trial_rows
     from coe.evaluation.plan import plan_run
 
     for trial in trials:
@@ -212,8 +212,8 @@ def _try_aggregators(asking: Asking, trials: Sequence[Trial], names: list[str] |
         console.print(told, highlight=False, soft_wrap=True)
     plan = plan_run(asking.place.snapshot.experts, [trial.task for trial in trials], names)
     report = asking.run(plan, "trial")
-    results = tried(report, trials)
-    choice = chosen(results)
+    results = aggregator_scores(report, trials)
+    choice = best_aggregators(results)
     document = {
         "trials": [
             {

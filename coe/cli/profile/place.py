@@ -12,7 +12,7 @@ from coe.cli.runs import run_in
 
 if TYPE_CHECKING:
     from coe.config import Config
-    from coe.evaluation.plan import Plan
+    from coe.evaluation.plan import EvaluationPlan
     from coe.evaluation.report import Report
     from coe.evaluation.tasks import Task
     from registry.profiles import ProfileRow
@@ -78,7 +78,7 @@ class Asking:
     fresh: bool
     concurrency: int
 
-    def run(self, plan: Plan, part: str = "") -> Report:
+    def run(self, plan: EvaluationPlan, part: str = "") -> Report:
         """Carry out a plan in `part` of the output; without an output, in a cache, named by the plan's content."""
         from registry.storage import coe_home
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from coe.evaluation.aggregators import Choice, Tried
+    from coe.evaluation.aggregators import AggregatorScore, BestAggregators
     from registry.profiles import ProfileRow
 
 
@@ -38,7 +38,7 @@ def print_profiles(rows: Sequence[ProfileRow], *, kept: bool) -> None:
     console.print(f"read from {sources}; {told}", highlight=False, markup=False, soft_wrap=True)
 
 
-def print_choice(results: Sequence[Tried], choice: Choice, out: Console) -> None:
+def print_choice(results: Sequence[AggregatorScore], choice: BestAggregators, out: Console) -> None:
     """How every expert aggregated, who did best on each label, and what a policy says to use them."""
     import yaml
 
@@ -63,7 +63,7 @@ def print_choice(results: Sequence[Tried], choice: Choice, out: Console) -> None
     out.print(f"in a policy of the configuration:\n{text}", highlight=False, markup=False, soft_wrap=True, end="")
 
 
-def _label_table(choice: Choice) -> Table:
+def _label_table(choice: BestAggregators) -> Table:
     from rich.markup import escape
 
     table = plain_table("label", "aggregator", "accuracy", "95%", "n")

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from coe.evaluation.graders.base import GoldError, Grader, GraderModel
-from coe.evaluation.graders.choice import Choice
 from coe.evaluation.graders.json_equality import JsonEquality
+from coe.evaluation.graders.multiple_choice import MultipleChoice
 from coe.evaluation.graders.number import Number
 from coe.evaluation.graders.sql import SqlResult
 from coe.evaluation.graders.text import Contains, Exact
@@ -20,7 +20,7 @@ GRADERS: Final[Mapping[str, type[GraderModel]]] = {
     "exact": Exact,
     "contains": Contains,
     "number": Number,
-    "choice": Choice,
+    "choice": MultipleChoice,
     "json": JsonEquality,
     "sql": SqlResult,
 }

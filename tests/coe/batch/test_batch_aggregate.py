@@ -126,4 +126,4 @@ def test_the_second_stage_is_grouped_by_aggregator(place: Path) -> None:
     rows = [{"id": str(i), "prompt": f"say {i}", "model": model} for i in range(4) for model in ("auto", "coe/lost")]
     write_lines(place / "in.jsonl", rows)
     run(place / "service.yaml", place / "in.jsonl", place / "out", executor)
-    assert sorted(executor.shifts[1]) == [("base",), ("broken",)]
+    assert sorted(executor.items[1]) == [("base",), ("broken",)]

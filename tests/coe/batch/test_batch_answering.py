@@ -1,4 +1,4 @@
-"""A shift: enough calls in flight, each unit written once, an expert that fails to load is not tried repeatedly."""
+"""A item: enough calls in flight, each unit written once, an expert that fails to load is not tried repeatedly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from coe.batch import answering, records
-from coe.batch.answering import Answered, Loads, Shift
+from coe.batch.answering import Answerer, LoadCounter, WorkReport
 from coe.batch.parts import ANSWERS, _call_record, _calls, _write, answers_name, read_calls
 from coe.batch.records import CALLS
 from coe.batch.stages import Unit
@@ -71,15 +71,15 @@ def answers(folder: Folder, unit: Unit) -> list[dict[str, Any]]:
     return table.to_pylist()
 
 
-async def work(on: Host, folder: Folder, units: Sequence[Unit], following: str | None = None) -> Answered:
-    """The sum of a shift's reports."""
-    reports: list[Answered] = []
-    await Shift(on, folder, 0, units, reports.append, following=following).run()
+async def work(on: Host, folder: Folder, units: Sequence[Unit], following: str | None = None) -> WorkReport:
+    """The sum of a item's reports."""
+    reports: list[WorkReport] = []
+    await Answerer(on, folder, 0, units, reports.append, following=following).run()
     return sum_of(reports)
 
 
-def sum_of(reports: Sequence[Answered]) -> Answered:
-    whole = Answered()
+def sum_of(reports: Sequence[WorkReport]) -> WorkReport:
+    whole = WorkReport()
     for report in reports:
         whole += report
     return whole
@@ -93,7 +93,7 @@ async def test_every_ask_is_answered_in_its_place(tmp_path: Path) -> None:
     assert report.prompt_tokens == Counter(echo=240, tuned=240)  # words
     assert report.completion_tokens == Counter(echo=240, tuned=360)
     assert report.loaded_bytes == 10 and report.load_s >= 0 and set(report.work_s) == {"echo"}
-    assert Answered.of(json.loads(json.dumps(records.plain(report)))) == report
+    assert WorkReport.of(json.loads(json.dumps(records.plain(report)))) == report
     plain, tuned = answers(folder, units[0]), answers(folder, units[1])
     assert [(a["row"], a["call"], a["text"]) for a in plain] == [(i, "0", f"hello {i}") for i in range(40)]
     assert tuned[7]["text"] == "[tuned] HELLO 7" and tuned[7]["cost_usd"] is None
@@ -182,11 +182,11 @@ async def test_an_answer_that_does_not_end_is_an_error(tmp_path: Path) -> None:
 async def test_the_next_expert_is_loaded_while_this_one_works_and_each_load_is_told_once(tmp_path: Path) -> None:
     folder, engine = Folder.of(str(tmp_path)), FakeEngine(load_delay_s=0.02, token_delay_s=0.01, capacity=4)
     on = host(engine, budget_bytes=20)
-    shifts = [write_calls(folder, part, [name], 12) for part, name in enumerate(("echo", "flaky", "echo", "loud"))]
-    loads, reports = Loads(on), []
-    for units, following in zip(shifts, ("flaky", "echo", "loud", None), strict=True):
+    items = [write_calls(folder, part, [name], 12) for part, name in enumerate(("echo", "flaky", "echo", "loud"))]
+    loads, reports = LoadCounter(on), []
+    for units, following in zip(items, ("flaky", "echo", "loud", None), strict=True):
         present = on.resident
-        await Shift(on, folder, 0, units, reports.append, loads=loads, following=following).run()
+        await Answerer(on, folder, 0, units, reports.append, loads=loads, following=following).run()
         assert len(reports) == 1 or units[0].expert in present
     whole = sum_of(reports)
     assert whole.loads == engine.tally.loads == Counter(echo=1, flaky=1, loud=1) and whole.loaded_bytes == 30
@@ -219,7 +219,7 @@ async def test_nothing_is_loaded_for_a_shift_that_is_done_already(tmp_path: Path
     folder, engine = Folder.of(str(tmp_path)), FakeEngine()
     units = write_calls(folder, 0, ["echo"], 3)
     await work(host(engine), folder, units)
-    assert await work(host(engine), folder, units, "loud") == Answered() and engine.tally.loads == {"echo": 1}
+    assert await work(host(engine), folder, units, "loud") == WorkReport() and engine.tally.loads == {"echo": 1}
 
 
 async def test_units_that_are_there_already_are_left_alone(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ async def test_units_that_are_there_already_are_left_alone(tmp_path: Path) -> No
     await work(host(engine), folder, units[:1])
     report = await work(host(engine), folder, units)
     assert report.done == Counter(echo=3) and engine.tally.generations["echo"] == 6
-    assert await work(host(engine), folder, units) == Answered()
+    assert await work(host(engine), folder, units) == WorkReport()
 
 
 async def test_a_full_disk_stops_the_shift_with_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,15 +246,15 @@ async def test_a_full_disk_stops_the_shift_with_its_own_error(tmp_path: Path, mo
 async def test_progress_is_told_while_a_shift_runs(tmp_path: Path) -> None:
     folder = Folder.of(str(tmp_path))
     units = write_calls(folder, 0, ["echo"], 30)
-    reports: list[Answered] = []
+    reports: list[WorkReport] = []
     slow = host(FakeEngine(capacity=2, token_delay_s=0.05))
-    await asyncio.wait_for(Shift(slow, folder, 0, units, reports.append).run(), 30)
+    await asyncio.wait_for(Answerer(slow, folder, 0, units, reports.append).run(), 30)
     assert len(reports) > 2 and sum(report.done["echo"] for report in reports) == 30
 
 
 def test_the_errors_of_weights_are_those_that_end_an_expert() -> None:
-    shift = Shift(host(FakeEngine()), Folder("memory://x"), 0, [], lambda report: None)
-    assert shift._is_final("echo", WeightsError("torn")) and not shift._is_final("echo", EngineError("odd"))
+    answerer = Answerer(host(FakeEngine()), Folder("memory://x"), 0, [], lambda report: None)
+    assert answerer._is_final("echo", WeightsError("torn")) and not answerer._is_final("echo", EngineError("odd"))
 
 
 def test_what_a_call_wants_is_kept_with_it(tmp_path: Path) -> None:

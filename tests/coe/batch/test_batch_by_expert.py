@@ -81,7 +81,7 @@ def go(place: Path, output: str = "out", executor: InProcess | None = None, **op
 def test_each_expert_is_loaded_once_a_stage_and_adapters_of_a_base_together(place: Path) -> None:
     executor = InProcess()
     [session] = go(place, executor=executor)["sessions"]
-    first, second, third = executor.shifts
+    first, second, third = executor.items
     assert sorted(first) == [("ant",), ("bee",), ("cat",), ("dog",), ("elk", "fox", "gnu")]
     assert sorted(second) == [("cat",), ("fox", "gnu")] and third == [("ant",)]
     assert session["loads"] == {"ant": 2, "bee": 1, "cat": 2, "dog": 1, "elk": 2}  # the hosts of a stage end with it
@@ -124,7 +124,7 @@ def test_what_is_answered_by_expert_is_what_is_answered_one_by_one(place: Path) 
 def test_stopped_at_every_moment_of_every_stage_and_resumed_the_file_is_the_same(place: Path) -> None:
     counting = InProcess(stop_after=10**6)
     go(place, "counted", counting)
-    assert counting.left is not None and len(counting.shifts) == 3
+    assert counting.left is not None and len(counting.items) == 3
     moments, whole = 10**6 - counting.left, results(place / "counted")
     assert moments > 20
     stages = set()
@@ -132,7 +132,7 @@ def test_stopped_at_every_moment_of_every_stage_and_resumed_the_file_is_the_same
         stopped, output = InProcess(stop_after=moment), f"stopped-{moment}"
         with pytest.raises(Stop):
             go(place, output, stopped)
-        stages.add(len(stopped.shifts))
+        stages.add(len(stopped.items))
         go(place, output, resume=True)
         assert results(place / output) == whole
     assert stages == {0, 1, 2, 3}

@@ -11,9 +11,9 @@ import pytest
 from batch_runs import MIXED, InProcess, Quiet, run, service, write_lines
 
 from coe.batch.errors import InputError
-from coe.batch.planning.plan import Memory, Plan, plan_batch
+from coe.batch.planning.plan import BatchPlan, Memory, plan_batch
 from coe.batch.planning.rates import Rates, profiled_tokens, rates_of_run
-from coe.batch.planning.rehearsal import Asked, Shift
+from coe.batch.planning.rehearsal import Demand, PlannedItem
 from coe.config import load_config
 from coe.errors import UnknownModel
 from coe.runs.errors import RunFolderError
@@ -33,7 +33,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def plan(place: Path, **options: Any) -> Plan:
+def plan(place: Path, **options: Any) -> BatchPlan:
     config = load_config(place / "service.yaml")
     return plan_batch(config, source=str(place / "in.jsonl"), watch=Quiet(), **options)
 
@@ -58,7 +58,7 @@ def test_the_first_stage_asks_and_loads_what_the_batch_does(place: Path) -> None
     [stage] = record["stages"]  # nobody is expected to fail, so nobody steps in
     session = json.loads((place / "out" / "run.json").read_text())["sessions"][0]
     assert {name: each["calls"] for name, each in stage["experts"].items()} == session["answers"] | {"base": 51}
-    assert [tuple(shift.experts) for shift in planned.stages[0]] == executor.shifts[0]
+    assert [tuple(item.experts) for item in planned.stages[0]] == executor.items[0]
     assert stage["loads"] == {"base": 1, "broken": 1, "loud": 1} and stage["loaded_bytes"] == 300
     assert record["errors"] == {"model_not_found": 50, "invalid_request": 1} and record["if_answers_agree"] is None
     assert not list(place.glob("*plan*"))  # what it wrote is gone
@@ -117,7 +117,7 @@ def test_a_second_stage_is_planned_by_aggregator_with_prompts_that_hold_the_answ
         {"base": 5, "loud": 5},
         {"tuned": 5},
     ]
-    assert executor.shifts == [[("base",), ("loud",)], [("tuned",)]] and second["loads"] == {"base": 1}
+    assert executor.items == [[("base",), ("loud",)], [("tuned",)]] and second["loads"] == {"base": 1}
     assert first["experts"]["base"]["tokens_at_most"] == 5 * 8 and second["experts"]["tuned"]["tokens_at_most"] == 5 * 4
     # What is asked is as long as the question, the template and two answers of eight tokens.
     assert second["experts"]["tuned"]["prompt_tokens"] > first["experts"]["base"]["prompt_tokens"] + 5 * 16
@@ -129,11 +129,11 @@ SPECS = {
 }
 
 
-def planned(shifts: str, memory: Memory, hosts: int = 1, rates: Rates | None = None) -> dict[str, Any]:
-    """The record of a stage of a shift a letter, of 100 tokens each."""
-    stage = [Shift(residency, {residency: Asked(10, 50, 200, 100.0)}) for residency in shifts]
+def planned(items: str, memory: Memory, hosts: int = 1, rates: Rates | None = None) -> dict[str, Any]:
+    """The record of a stage of a item a letter, of 100 tokens each."""
+    stage = [PlannedItem(residency, {residency: Demand(10, 50, 200, 100.0)}) for residency in items]
     rates = rates or Rates(load_bytes_per_s=2.0, tokens_per_s=50.0)
-    [record] = Plan(1, hosts, Snapshot(1, SPECS), [stage], [stage], {}, memory, rates).record()["stages"]
+    [record] = BatchPlan(1, hosts, Snapshot(1, SPECS), [stage], [stage], {}, memory, rates).record()["stages"]
     return dict(record)
 
 

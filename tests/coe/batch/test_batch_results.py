@@ -9,7 +9,7 @@ import pytest
 
 from coe.batch import results as module
 from coe.batch.records import RoutedRow, describe
-from coe.batch.results import FINAL, Record, merge, read_note, result, write_run
+from coe.batch.results import FINAL, Result, merge, read_note, result, write_run
 from coe.errors import EngineError, InvalidRequest
 from coe.runs.storage import Folder
 from coe.types import Answer, GenerateRequest, Usage
@@ -18,14 +18,14 @@ from routers.base import Message, RoutingDecision
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
-def record(line: int, id: str, endpoint: str | None = CHAT) -> Record:  # noqa: A002
+def record(line: int, id: str, endpoint: str | None = CHAT) -> Result:  # noqa: A002
     decision = RoutingDecision(("a",), (1.0,), (0.9,), 0.75, label="sums", reason="best")
     request = GenerateRequest(messages=(Message("user", "hi"),))
     row = RoutedRow(line, id, "auto", endpoint, request, policy="default", decision=decision)
     return result(row, Answer("a", f"answer {line}", "stop", Usage(3, 2), 0.5))
 
 
-def write(folder: Folder, parts: Sequence[Sequence[Record]]) -> list[str]:
+def write(folder: Folder, parts: Sequence[Sequence[Result]]) -> list[str]:
     names = [f"{i}.arrows" for i in range(len(parts))]
     for name, part in zip(names, parts, strict=True):
         ordered = sorted(part, key=lambda r: (r["id"], r["line"]))
@@ -34,11 +34,11 @@ def write(folder: Folder, parts: Sequence[Sequence[Record]]) -> list[str]:
     return names
 
 
-def merged(folder: Folder) -> list[Record]:
+def merged(folder: Folder) -> list[Result]:
     with folder.open("results.parquet") as file:
         table = pq.read_table(file)
     assert table.schema.equals(FINAL)
-    rows: list[Record] = table.to_pylist()
+    rows: list[Result] = table.to_pylist()
     return rows
 
 

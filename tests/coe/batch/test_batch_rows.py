@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 
-from coe.batch.rows import Row, parse_row
-from coe.batch.source import Line
+from coe.batch.rows import InputRow, parse_row
+from coe.batch.source import RawRow
 from coe.errors import CoeError
 from routers.base import Message
 
 EXPERTS = ("geo", "sql")
 
 
-def parse(row: Any, number: int = 7) -> Row:
+def parse(row: Any, number: int = 7) -> InputRow:
     content = row if isinstance(row, bytes | dict) else json.dumps(row).encode()
-    return parse_row(Line(number, content), "auto", EXPERTS)
+    return parse_row(RawRow(number, content), "auto", EXPERTS)
 
 
 def as_json(row: Any) -> bytes:
@@ -41,8 +41,8 @@ def test_a_plain_prompt_is_one_user_message_and_takes_the_fields_of_a_chat_reque
     assert row.request is not None and row.query is not None
     assert row.request.messages == (Message("user", "hi"),) and row.query.text == "hi"
     assert (row.request.temperature, row.request.seed) == (0.5, 9)
-    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
-    told = parse(as_json({"messages": turns})).request
+    claims = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    told = parse(as_json({"messages": claims})).request
     assert told is not None and [m.role for m in told.messages] == ["system", "user"]
 
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from batch_runs import MIXED, InProcess, Quiet, Stop, openai_row, records, results, run, service, write_lines
 
-from coe.batch.answering import Answered
+from coe.batch.answering import WorkReport
 from coe.batch.errors import BatchError
 from coe.batch.parts import Job
-from coe.batch.stages import Unit
+from coe.batch.stages import WorkItem
 from coe.compose import COMPOSITIONS, ExpertCall, ExpertCalls, Final
 from coe.compose.base import Done
 from coe.config import load_config
@@ -77,7 +77,7 @@ def test_the_folder_says_what_ran_and_holds_nothing_else(place: Path) -> None:
 def test_asks_are_grouped_by_what_must_be_resident(place: Path) -> None:
     executor = InProcess()
     go(place, executor=executor)
-    first, second = executor.shifts
+    first, second = executor.items
     assert sorted(first) == [("base", "tuned"), ("broken",), ("loud",)] and second == [("base",)]
 
 
@@ -127,7 +127,7 @@ def test_a_file_of_nothing_but_errors_asks_nobody(place: Path) -> None:
     write_lines(place / "in.jsonl", ["nonsense", "[]"])
     executor = InProcess()
     assert go(place, executor=executor)["results"]["errors"] == {"invalid_request": 2}
-    assert executor.shifts == [] and len(records(place / "out")) == 2
+    assert executor.items == [] and len(records(place / "out")) == 2
 
 
 def test_wrong_configurations_and_models_are_refused_before_anything_is_written(place: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_composition_of_two_stages_is_answered_stage_by_stage(place: Path, mon
     write_lines(place / "in.jsonl", [{"id": f"{i:03d}", "prompt": f"q {i}"} for i in range(150)])
     executor = InProcess()
     found = go(place, executor=executor)
-    assert executor.shifts == [[("base",), ("loud",)], [("tuned",)]]
+    assert executor.items == [[("base",), ("loud",)], [("tuned",)]]
     rows = records(place / "out")
     assert rows["007"]["answer"] == "[tuned] Q 7|Q 7" and rows["007"]["expert"] == "debate"
     assert found["sessions"][0]["loads"] == {"base": 2, "loud": 1}
@@ -208,7 +208,7 @@ def test_several_hosts_give_the_same_files(place: Path) -> None:
     go(place)
     executor = InProcess(hosts=3)
     go(place, "more", executor)
-    assert len(executor.shifts[0]) > 3 and results(place / "more") == results(place / "out")
+    assert len(executor.items[0]) > 3 and results(place / "more") == results(place / "out")
 
 
 def stops(place: Path) -> int:
@@ -259,13 +259,13 @@ def test_a_resumed_run_counts_what_was_there(place: Path) -> None:
 
 def test_what_an_executor_left_undone_is_given_to_it_again_while_that_helps(place: Path) -> None:
     class Tired(InProcess):
-        """Does one shift at a time, and after `most` of them nothing."""
+        """Does one item at a time, and after `most` of them nothing."""
 
         most = 10**6
 
-        def answer(self, job: Job, stage: int, shifts: Sequence[tuple[Unit, ...]]) -> Iterator[Answered]:
+        def answer(self, job: Job, stage: int, items: Sequence[WorkItem]) -> Iterator[WorkReport]:
             self.most -= 1
-            return super().answer(job, stage, shifts[:1] if self.most >= 0 else [])
+            return super().answer(job, stage, items[:1] if self.most >= 0 else [])
 
     go(place)
     go(place, "tired", Tired())

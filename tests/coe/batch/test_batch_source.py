@@ -9,10 +9,10 @@ import pytest
 
 from coe.batch import source as module
 from coe.batch.errors import InputError
-from coe.batch.source import Line, Source, read, read_together, rows_per_part, scan
+from coe.batch.source import RawRow, Source, read, read_together, rows_per_part, scan
 
 
-def lines_of(source: Source) -> list[Line]:
+def lines_of(source: Source) -> list[RawRow]:
     return [line for bundle in read_together(source) for _, lines in read(source, bundle) for line in lines]
 
 
@@ -28,7 +28,7 @@ def test_every_line_is_read_once_with_its_number(
         path = tmp_path / "rows.jsonl"
         path.write_bytes(b"\n".join(pieces) + end)
         source = scan(str(path), part_rows=100)
-        assert lines_of(source) == [Line(i, piece) for i, piece in enumerate(pieces, start=1) if piece]
+        assert lines_of(source) == [RawRow(i, piece) for i, piece in enumerate(pieces, start=1) if piece]
         assert source.rows == n_lines and [split.part for split in source.splits] == [*range(len(source.splits))]
 
 
@@ -58,7 +58,7 @@ def test_a_file_is_known_by_its_content_not_by_its_place(tmp_path: Path) -> None
 
 def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     (tmp_path / "rows").write_bytes(b'\xef\xbb\xbf{"prompt": "x"}\n')
-    assert lines_of(scan(str(tmp_path / "rows"), 64)) == [Line(1, b'{"prompt": "x"}')]
+    assert lines_of(scan(str(tmp_path / "rows"), 64)) == [RawRow(1, b'{"prompt": "x"}')]
 
 
 def test_parquet_rows_come_by_row_group_in_order(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_parquet_rows_come_by_row_group_in_order(tmp_path: Path) -> None:
     source = scan(str(path), part_rows=64)
     assert (source.format, source.rows) == ("parquet", 500)
     assert [split.rows for split in source.splits] == [64, 64, 64, 8, 64, 64, 64, 8, 64, 36]
-    expected = [Line(i + 1, {"prompt": f"p{i}", "max_tokens": None}) for i in range(500)]
+    expected = [RawRow(i + 1, {"prompt": f"p{i}", "max_tokens": None}) for i in range(500)]
     assert lines_of(source) == expected
     some = [source.splits[i] for i in (9, 1, 3)]  # what an interrupted run left, in any order
     assert [lines for _, lines in read(source, some)] == [

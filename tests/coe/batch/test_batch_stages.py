@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from coe.batch.records import RoutedRow, describe, dump_outcome, dump_request, load_outcome, load_request
-from coe.batch.stages import Unit, compositions, plan_shifts, plan_units, step
+from coe.batch.stages import Unit, compositions, plan_units, plan_work_items, step
 from coe.compose import Aggregate, ExpertCall, Single, WithFallback, Without
 from coe.errors import (
     CoeError,
@@ -71,18 +71,18 @@ def unit(part: int, expert: str, calls: int) -> Unit:
 
 def test_one_host_takes_each_group_once_adapter_by_adapter() -> None:
     units = [unit(part, expert, 10) for part in (0, 1) for expert in ("alone", "tuned", "base")]
-    first, second = plan_shifts(units, hosts=1)
+    first, second = plan_work_items(units, hosts=1)
     assert [(u.expert, u.part) for u in first] == [("base", 0), ("base", 1), ("tuned", 0), ("tuned", 1)]
     assert [(u.expert, u.part) for u in second] == [("alone", 0), ("alone", 1)]
 
 
 def test_several_hosts_cut_only_what_is_more_than_their_share() -> None:
     units = [unit(part, "alone", 10) for part in range(6)] + [unit(0, "base", 10), unit(1, "tuned", 10)]
-    shifts = plan_shifts(units, hosts=2)
-    assert [sum(u.calls for u in shift) for shift in shifts] == [40, 20, 20]
-    assert [shift[0].residency for shift in shifts] == ["alone", "alone", "base"]
-    assert sorted((u for shift in shifts for u in shift), key=str) == sorted(units, key=str)
-    assert plan_shifts([], hosts=2) == []
+    items = plan_work_items(units, hosts=2)
+    assert [sum(u.calls for u in item) for item in items] == [40, 20, 20]
+    assert [item[0].residency for item in items] == ["alone", "alone", "base"]
+    assert sorted((u for item in items for u in item), key=str) == sorted(units, key=str)
+    assert plan_work_items([], hosts=2) == []
 
 
 @pytest.mark.parametrize(

@@ -66,4 +66,4 @@ def test_votes_and_cascades_answer_as_they_do_online(place: Path) -> None:
 def test_each_expert_is_loaded_once_for_all_votes(place: Path) -> None:
     executor = InProcess()
     run(place / "service.yaml", place / "in.jsonl", place / "out", executor)
-    assert sorted(executor.shifts[0]) == sorted([("base", "tuned"), ("loud",), ("flaky",)])
+    assert sorted(executor.items[0]) == sorted([("base", "tuned"), ("loud",), ("flaky",)])

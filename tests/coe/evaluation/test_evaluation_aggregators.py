@@ -14,19 +14,19 @@ from coe.compose import build_composition
 from coe.errors import ContextLengthExceeded, TaskError
 from coe.evaluation.aggregators import (
     Trial,
-    chosen,
+    aggregator_scores,
+    best_aggregators,
     recorded_answers,
     task_of_table,
     trial_of_task,
     trial_rows,
-    tried,
 )
 from coe.evaluation.answer_folder import open_answer_folder
 from coe.evaluation.graders.text import Contains, Exact
 from coe.evaluation.plan import plan_run
 from coe.evaluation.report import Report
 from coe.evaluation.runner import run
-from coe.evaluation.tasks import Row, Task
+from coe.evaluation.tasks import Task, TaskRow
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.profiles import Measure, Profiles
 from registry.spec import ExpertSpec, Kind, Price
@@ -40,7 +40,7 @@ ANSWERS = [("Berlin", 0.0), ("Oslo", 0.0), ("Bern", 0.0), ("Kiev", 0.0)]
 
 def task(*ids: str, **fields: Any) -> Task:
     rows = tuple(
-        Row(id_, (Message("system", "Brief."), Message("user", f"Capital of {id_}?")),
+        TaskRow(id_, (Message("system", "Brief."), Message("user", f"Capital of {id_}?")),
             {"id": id_, "answer": CITIES[id_], **fields})
         for id_ in ids or CITIES
     )  # fmt: skip
@@ -149,7 +149,7 @@ async def try_out(
 async def test_who_picks_the_right_answer_wins(tmp_path: Path) -> None:
     say = {"first": lambda lines: lines[0], "picks": right, "full": full, "babbles": lambda lines: "London"}
     report, trial = await try_out(tmp_path, trial_of_task(task(), recorded()), say)
-    results = tried(report, [trial])
+    results = aggregator_scores(report, [trial])
     over_all = {one.expert: one for one in results if one.label is None}
     assert (over_all["picks"].accuracy, over_all["picks"].n, over_all["picks"].failures) == (1.0, 5, 0)
     assert (over_all["full"].accuracy, over_all["full"].failures) == (0.0, 5)
@@ -158,8 +158,8 @@ async def test_who_picks_the_right_answer_wins(tmp_path: Path) -> None:
     assert over_all["picks"].mean_cost_usd == pytest.approx(102e-6) and over_all["picks"].mean_tokens == 2
     assert 0.5 < over_all["picks"].low < 0.6 and over_all["picks"].high == 1.0
     assert next(one.expert for one in results if one.label == "geography") == "picks"
-    choice = chosen(results)
-    assert choice.composition() == {"kind": "aggregate", "aggregator": "picks"} and choice.beats_chance
+    best = best_aggregators(results)
+    assert best.composition() == {"kind": "aggregate", "aggregator": "picks"} and best.beats_chance
     rows = trial_rows(report, [trial], plan_identities(report))
     assert {row.source for row in rows} == {"aggregation/capitals"}
     found = Profiles.of_rows(rows)
@@ -186,11 +186,11 @@ async def test_each_label_has_its_own_winner_and_equals_go_to_the_cheaper(tmp_pa
     }
     trial = trial_of_task(task(), recorded(), skills=labels)
     report, _ = await try_out(tmp_path, trial, say, usd={"cheap": 0.5})
-    choice = chosen(tried(report, [trial]))
-    assert choice.best.expert == "cheap" and not choice.beats_chance
-    assert {label: one.expert for label, one in choice.of_label.items()} == {"north": "north", "south": "cheap"}
+    best = best_aggregators(aggregator_scores(report, [trial]))
+    assert best.best.expert == "cheap" and not best.beats_chance
+    assert {label: one.expert for label, one in best.of_label.items()} == {"north": "north", "south": "cheap"}
     aggregator = {"default": "cheap", "north": "north"}
-    assert choice.composition() == {"kind": "aggregate", "aggregator": aggregator}
+    assert best.composition() == {"kind": "aggregate", "aggregator": aggregator}
     build_composition("aggregate", {"aggregator": aggregator})
 
 
@@ -200,14 +200,17 @@ async def test_equals_on_a_label_leave_it_to_the_best_over_all(tmp_path: Path) -
     say = {"good": lambda lines: right(lines) if right(lines) != "Paris" else "London", "cheap": lambda lines: "London"}
     trial = trial_of_task(task(), recorded(), skills=labels)
     report, _ = await try_out(tmp_path, trial, say, usd={"cheap": 0.1})
-    assert chosen(tried(report, [trial])).composition() == {"kind": "aggregate", "aggregator": "good"}
+    assert best_aggregators(aggregator_scores(report, [trial])).composition() == {
+        "kind": "aggregate",
+        "aggregator": "good",
+    }
 
 
 async def test_a_trial_is_resumed(tmp_path: Path) -> None:
     trial = trial_of_task(task(), recorded())
     await try_out(tmp_path, trial, {"picks": right})
     report, _ = await try_out(tmp_path, trial, {"picks": lambda lines: "not asked again"})
-    assert tried(report, [trial])[0].accuracy == 1.0
+    assert aggregator_scores(report, [trial])[0].accuracy == 1.0
 
 
 def outcomes(**fields: Any) -> OutcomeTable:

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from coe.compose.reading import numbers_in
 from coe.evaluation.graders import GRADERS, GoldError
-from coe.evaluation.graders.choice import Choice
 from coe.evaluation.graders.json_equality import JsonEquality
+from coe.evaluation.graders.multiple_choice import MultipleChoice
 from coe.evaluation.graders.number import Number
 from coe.evaluation.graders.text import Contains, Exact
 
@@ -153,8 +153,8 @@ def test_number_gold_must_hold_one_number(gold: Any) -> None:
     ],
 )
 def test_choice_reads_the_letter(answer: str) -> None:
-    assert Choice().grade(answer, row("B")) == 1
-    assert Choice().grade(answer, row("C")) == 0
+    assert MultipleChoice().grade(answer, row("B")) == 1
+    assert MultipleChoice().grade(answer, row("C")) == 0
 
 
 @pytest.mark.parametrize(
@@ -175,17 +175,17 @@ def test_choice_reads_the_letter(answer: str) -> None:
 )
 def test_choice_refuses_what_names_no_option_or_several(answer: str) -> None:
     for gold in "AB":
-        assert Choice().grade(answer, row(gold)) == 0
+        assert MultipleChoice().grade(answer, row(gold)) == 0
 
 
 def test_choice_knows_the_row_s_options() -> None:
     options = row("B", choices=["Rome", "Paris"])
-    assert Choice().grade("paris.", options) == 1
-    assert Choice().grade("C", options) == 0
+    assert MultipleChoice().grade("paris.", options) == 1
+    assert MultipleChoice().grade("C", options) == 0
     with pytest.raises(GoldError, match="one letter of AB"):
-        Choice().grade("A", row("C", choices=["Rome", "Paris"]))
+        MultipleChoice().grade("A", row("C", choices=["Rome", "Paris"]))
     with pytest.raises(GoldError, match="one letter of XY"):
-        Choice(letters="XY").grade("X", row("A"))
+        MultipleChoice(letters="XY").grade("X", row("A"))
 
 
 @pytest.mark.parametrize(

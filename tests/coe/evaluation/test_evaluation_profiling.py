@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from coe.errors import TaskError
-from coe.evaluation.answer_log import Record
+from coe.evaluation.answer_log import AnswerRecord
 from coe.evaluation.graders.text import Exact
-from coe.evaluation.plan import Plan, Settings, plan_run
+from coe.evaluation.plan import EvaluationPlan, Settings, plan_run
 from coe.evaluation.profiling import (
     default_source,
     measured_identities,
@@ -25,7 +25,7 @@ from coe.evaluation.profiling import (
     unmeasured,
 )
 from coe.evaluation.report import Report
-from coe.evaluation.tasks import Row, Task
+from coe.evaluation.tasks import Task, TaskRow
 from registry.profiles import Measure, ProfileRow, Profiles
 from registry.spec import ExpertSpec, Kind
 from routers.base import Message
@@ -100,7 +100,7 @@ def spec(name: str) -> ExpertSpec:
 
 def task(name: str = "caps", **fields: Any) -> Task:
     rows = tuple(
-        Row(id_, (Message("user", id_),), {"id": id_, "prompt": id_, "answer": id_, **fields.get(id_, {})})
+        TaskRow(id_, (Message("user", id_),), {"id": id_, "prompt": id_, "answer": id_, **fields.get(id_, {})})
         for id_ in ("x", "y", "z")
     )
     return Task(name, "geography", rows, Exact(), digest=f"sha256:{name}")
@@ -117,14 +117,14 @@ def test_the_skills_of_a_row_are_its_own_or_the_tasks() -> None:
 PLAN = plan_run({name: spec(name) for name in NOW}, [task("caps"), task("sums")])
 
 
-def records(plan: Plan, **failed: bool) -> Report:
+def records(plan: EvaluationPlan, **failed: bool) -> Report:
     """`a` is right on everything, `b` on nothing; of `failed` (row id -> final) nobody has an answer."""
     found = {}
-    for job in (job for _, jobs in plan.residencies() for job in jobs):
-        error = "EngineError: no" if job.row.id in failed else None
-        score = float(job.expert.name == "a" and error is None)
-        one = Record("run", *job.key, "text", score, 7, 3, 0.5, error, failed.get(job.row.id, True))
-        found[job.key] = one
+    for question in (question for _, questions in plan.residencies() for question in questions):
+        error = "EngineError: no" if question.row.id in failed else None
+        score = float(question.expert.name == "a" and error is None)
+        one = AnswerRecord("run", *question.key, "text", score, 7, 3, 0.5, error, failed.get(question.row.id, True))
+        found[question.key] = one
     return Report(plan, found, {}, {})
 
 

@@ -17,13 +17,13 @@ import pytest
 from coe.engines.fake import FakeEngine
 from coe.errors import ContextLengthExceeded, EngineError, InvalidRequest, RemoteError, WeightsError
 from coe.evaluation.answer_folder import open_answer_folder
-from coe.evaluation.answer_log import AnswerLog, Record, read_log
+from coe.evaluation.answer_log import AnswerLog, AnswerRecord, read_log
 from coe.evaluation.graders.number import Number
 from coe.evaluation.graders.text import Exact
-from coe.evaluation.plan import Plan, Settings, plan_run
+from coe.evaluation.plan import EvaluationPlan, Settings, plan_run
 from coe.evaluation.report import Report
 from coe.evaluation.runner import Ask, Progress, run
-from coe.evaluation.tasks import Row, Task
+from coe.evaluation.tasks import Task, TaskRow
 from coe.host import Host
 from coe.runs.errors import RunFolderError
 from coe.types import Chunk, GenerateRequest, Usage
@@ -65,7 +65,7 @@ EXPERTS = {
 
 def task(name: str, pairs: list[tuple[str, str, Any]], grader: Any, **fields: Any) -> Task:
     rows = tuple(
-        Row(id_, (Message("user", prompt),), {"id": id_, "prompt": prompt, "answer": gold})
+        TaskRow(id_, (Message("user", prompt),), {"id": id_, "prompt": prompt, "answer": gold})
         for id_, prompt, gold in pairs
     )
     return Task(name, fields.pop("domain", name), rows, grader, digest=f"sha256:{name}", **fields)
@@ -86,7 +86,7 @@ def host(engine: FakeEngine | None = None, specs: dict[str, ExpertSpec] = EXPERT
 async def evaluate(
     folder: Path,
     ask: Ask | None = None,
-    plan: Plan = PLAN,
+    plan: EvaluationPlan = PLAN,
     *,
     resume: bool = True,
     discard: bool = False,
@@ -340,10 +340,10 @@ def test_sampled_requests_depend_on_the_run_and_the_row_only() -> None:
     def seeds(**settings: Any) -> list[int | None]:
         plan = plan_run(EXPERTS, TASKS, settings=Settings(**settings))
         return [
-            job.request(plan.settings).seed
-            for _, jobs in plan.residencies()
-            for job in jobs
-            if job.expert.name == "echo"
+            question.request(plan.settings).seed
+            for _, questions in plan.residencies()
+            for question in questions
+            if question.expert.name == "echo"
         ]
 
     assert seeds() == [None] * 5
@@ -354,7 +354,7 @@ def test_sampled_requests_depend_on_the_run_and_the_row_only() -> None:
 def test_a_limit_takes_the_first_rows_of_each_task() -> None:
     plan = plan_run(EXPERTS, TASKS, ["caps"], Settings(limit=2))
     assert plan.n_rows == 4
-    assert [job.key for _, jobs in plan.residencies() for job in jobs] == [
+    assert [question.key for _, questions in plan.residencies() for question in questions] == [
         ("caps", "capitals", "fr"),
         ("caps", "capitals", "it"),
         ("caps", "sums", "a"),
@@ -387,8 +387,8 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
         Settings(**settings)
 
 
-def record(row: str) -> Record:
-    return Record("r", "e", "t", row, "answer", 1.0, 1, 1, 0.1)
+def record(row: str) -> AnswerRecord:
+    return AnswerRecord("r", "e", "t", row, "answer", 1.0, 1, 1, 0.1)
 
 
 def test_answers_are_written_in_batches(tmp_path: Path) -> None:

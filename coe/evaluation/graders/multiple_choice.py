@@ -11,7 +11,7 @@ from coe.compose.reading import letter_in
 from coe.evaluation.graders.base import GoldError, GraderModel
 
 
-class Choice(GraderModel):
+class MultipleChoice(GraderModel):
     """1 when the answer names the right option: `B`, `(b)`, `**B**`, `The answer is (B).`, `B) Paris`, `\\boxed{B}`.
 
     What is said to be *the answer* counts most, and of several such statements the last; then a leading letter, then a
