@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from coe.cli import ask, batch, encoder, evaluate, interrupts, outcomes, plan, registry, replay, serve
 from coe.cli.chat import command as chat
 from coe.cli.config import command as config
+from coe.cli.doctor import command as doctor
 from coe.cli.init import command as init
 from coe.cli.output import console
 from coe.cli.profile import command as profile
@@ -25,7 +26,20 @@ from coe.version import __version__
 START, ASK, EXPERTS, MEASURE, ROUTERS, SERVE = "Start", "Ask", "Experts", "Measure", "Routers", "Serve"
 
 _ORDER = (
-    *("init", "config", "ask", "chat", "route", "registry", "eval", "outcomes", "profile", "router", "encoder"),
+    *(
+        "init",
+        "config",
+        "doctor",
+        "ask",
+        "chat",
+        "route",
+        "registry",
+        "eval",
+        "outcomes",
+        "profile",
+        "router",
+        "encoder",
+    ),
     *("serve", "plan", "batch", "replay"),
 )
 
@@ -49,6 +63,7 @@ app = typer.Typer(
 )
 app.command("init", rich_help_panel=START)(init.init)
 app.add_typer(config.app, name="config", rich_help_panel=START, help="Check a configuration.")
+app.command("doctor", rich_help_panel=START)(doctor.doctor)
 app.command("ask", rich_help_panel=ASK)(ask.ask)
 app.command("chat", rich_help_panel=ASK)(chat.chat)
 app.command("route", rich_help_panel=ASK)(route.route)

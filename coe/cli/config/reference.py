@@ -101,7 +101,7 @@ def _settings(kind: Callable[..., Any]) -> Iterator[Entry]:
             yield name, type_text, default, meaning or described.get(name, "")
         return
     parameters = inspect.signature(kind).parameters
-    hints = typing.get_type_hints(kind.__init__)  # type: ignore[misc]
+    hints = typing.get_type_hints(kind.__init__)
     described = describe_names(kind, parameters)
     for name, parameter in parameters.items():
         default = "required" if parameter.default is parameter.empty else _default_text(parameter.default)

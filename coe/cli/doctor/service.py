@@ -1,0 +1,135 @@
+"""Checks of what a service needs: its port, its experts and their files, its configuration, and Ray."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from coe.cli.doctor.finding import Finding, Level
+from registry.errors import RegistryError
+from registry.storage import coe_home
+
+HEALTH_S = 3.0
+"""Seconds that whatever listens on the port may take to answer."""
+_RAY_PROCESSES = ("gcs_server", "raylet")
+
+
+def port(host: str, number: int) -> Iterator[Finding]:
+    """Whether `coe serve` could listen there."""
+    from coe.errors import ConfigError
+    from coe.serve.cluster.server import check_port
+
+    place = f"{host}:{number}"
+    try:
+        check_port(host, number)
+    except ConfigError as error:
+        if _is_service(host, number):
+            yield Finding("port", Level.OK, f"a service answers at http://{place}/v1")
+        else:
+            fix = (
+                f"stop what listens there, or choose another: coe serve --port {number + 1 if number < 65535 else 8000}"
+            )
+            yield Finding("port", Level.BROKEN, f"{place} cannot be listened on: {error.__cause__}", fix)
+    else:
+        yield Finding("port", Level.OK, f"{place} is free")
+
+
+def registry(url: str | None) -> Iterator[Finding]:
+    """The registry, and the entries whose files are gone."""
+    from registry.store import Registry
+
+    if url is None and not (coe_home() / "registry.db").exists():
+        text = "there is no registry yet"
+        yield Finding(
+            "registry", Level.OK, f"{text}; `coe registry apply FILE` makes one, a configuration may do without"
+        )
+        return
+    try:
+        with Registry(url) as store:
+            shown, specs = store.url, store.list()
+    except RegistryError as error:
+        yield Finding("registry", Level.BROKEN, str(error), "check --registry, or COE_REGISTRY")
+        return
+    from registry.sources import SourceKind, is_here, source_kind
+
+    absent = [spec for spec in specs if not is_here(spec)]
+    for spec in absent:
+        if source_kind(spec.source) is SourceKind.HUB:
+            yield Finding("registry", Level.OK, f"{spec.name}: {spec.source} is downloaded when it is first used")
+        else:
+            fix = f"restore it, register it again, or: coe registry remove {spec.name}"
+            yield Finding("registry", Level.BROKEN, f"{spec.name}: {spec.source} is gone", fix)
+    yield Finding("registry", Level.OK, f"{shown}: {len(specs)} experts")
+
+
+def configuration(path: Path) -> Iterator[Finding]:
+    """All that `coe config check` finds."""
+    from coe.cli.config.check import check_config
+
+    found = check_config(path)
+    for problem in found.problems:
+        yield Finding("config", Level.BROKEN, str(problem), f"correct {problem.file}")
+    for note in found.notes:
+        yield Finding("config", Level.WARNING, str(note))
+    if not found.problems:
+        yield Finding("config", Level.OK, f"{path}: {len(found.experts)} experts, {len(found.policies)} policies")
+
+
+def budget(path: Path) -> Iterator[Finding]:
+    """Whether each model fits the memory that the configuration gives, and that the machine has."""
+    from coe.config import load_config
+    from coe.errors import CoeError
+    from coe.experts import open_snapshot
+
+    try:
+        config = load_config(path)
+        snapshot = open_snapshot(config)
+    except (CoeError, RegistryError):
+        return  # `configuration` reports it
+    total = psutil.virtual_memory().total
+    limit = config.host.budget or int(0.8 * psutil.virtual_memory().available)
+    if config.host.budget is not None and config.host.budget > total and config.engines.hf.device in ("auto", "cpu"):
+        text = f"`host.budget` is {config.host.budget / 2**30:.1f} GiB, the machine has {total / 2**30:.1f} GiB"
+        yield Finding("budget", Level.WARNING, text, "lower it, unless experts are loaded to a GPU")
+    for spec in snapshot.experts.values():
+        if spec.size_bytes is not None and spec.size_bytes > limit:
+            text = f"{spec.name} takes {spec.size_bytes / 2**30:.1f} GiB, the budget is {limit / 2**30:.1f} GiB"
+            yield Finding("budget", Level.BROKEN, text, "raise `host.budget`, or choose a smaller expert")
+
+
+def ray() -> Iterator[Finding]:
+    """Processes of Ray that run, and the space that its sessions take."""
+    running = [one for one in psutil.process_iter(["name", "pid", "ppid"]) if one.info["name"] in _RAY_PROCESSES]
+    orphans = [one for one in running if one.info["ppid"] == 1]
+    if orphans:
+        pids = " ".join(str(one.info["pid"]) for one in orphans)
+        text = f"{len(orphans)} processes of Ray have lost the command that started them (pid {pids})"
+        yield Finding("ray", Level.WARNING, text, f"unless a cluster is meant to run here: kill {pids}")
+    elif running:
+        yield Finding("ray", Level.OK, "a Ray runs, of a service or a batch")
+    else:
+        yield Finding("ray", Level.OK, "no Ray runs")
+    shm = Path("/dev/shm")
+    if shm.is_dir():
+        left = psutil.disk_usage(str(shm)).free
+        if left < 300 * 2**20:
+            text = f"/dev/shm has {left / 2**20:.0f} MiB free; Ray keeps its objects there"
+            yield Finding("ray", Level.WARNING, text, "give the container more shared memory: docker run --shm-size=1g")
+
+
+def _is_service(host: str, number: int) -> bool:
+    """Whether a service of ours answers at the port."""
+    place = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+    place = f"[{place}]" if ":" in place else place
+    try:
+        with urllib.request.urlopen(f"http://{place}:{number}/health", timeout=HEALTH_S) as answer:
+            return isinstance(json.loads(answer.read(2**20)), dict)
+    except urllib.error.HTTPError as error:
+        return error.code == 503
+    except (TimeoutError, OSError, ValueError):
+        return False
