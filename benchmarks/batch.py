@@ -1,12 +1,12 @@
-"""`coe batch`: loads and rows a second beside asking query by query, and its memory over many rows.
+"""`coe batch`: loads and rows per second against answering query by query, and its memory over many rows.
 
     python benchmarks/batch.py swaps [--rows 400] [--json PATH]
     python benchmarks/batch.py memory [--rows 1000000] [--json PATH]
 
-`swaps`: four experts that take half a second to load and of which one fits, asked in random order: by one caller after
-the other, by 32 at a time (both through a Host in this process), and by a batch. All must give the same answers.
+`swaps`: four experts that take 0.5 s to load, with memory for one, called in random order: one request at a time, 32 at
+a time (both through a Host in this process), and as a batch. All must give the same answers.
 
-`memory`: short rows and the fake engine; the resident memory of each kind of process, from tenth to tenth of the time.
+`memory`: short rows and the fake engine; the resident memory of each kind of process, in ten equal spans of time.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def swaps(folder: Path, n_rows: int) -> dict[str, Any]:
 
 
 async def through_host(service: Path, asked: Sequence[tuple[str, str]], at_once: int) -> dict[str, Any]:
-    """In order, `at_once` callers at a time."""
+    """Requests in order, `at_once` at a time."""
     answers: dict[int, str] = {}
     async with open_host(load_config(service)) as host:
         orchestrator = Orchestrator(host.snapshot, {}, ask=host.ask)
@@ -168,7 +168,7 @@ def kind_of(words: Sequence[str]) -> str:
 
 
 def by_tenth(samples: Sequence[tuple[float, dict[str, float]]], seconds: float) -> list[dict[str, float]]:
-    """The peak of each kind within each tenth of the time."""
+    """The peak of each kind of process in each tenth of the time."""
     tenths: list[dict[str, float]] = [{} for _ in range(TENTHS)]
     for at, largest in samples:
         tenth = tenths[min(TENTHS - 1, int(TENTHS * at / seconds))]

@@ -2,9 +2,9 @@
 
     COE_DATA_DIR=... python benchmarks/cross_validation.py --out runs [--tables llmrouter9] [--kinds auto quality]
 
-Every (table, kind, fold) is a file under --out: what is there is not run again, so a run that was stopped goes on, and
-`--only-report` sums up what there is. `auto` chooses inside the training folds, so its figures are nested. Training and
-selection see the training folds alone; of the test fold a router reads the prompts.
+Every (table, kind, fold) is a file under --out. Existing files are not run again, so an interrupted run resumes, and
+`--only-report` summarises the existing files. `auto` selects inside the training folds, so its figures are nested.
+Training and selection see only the training folds; from the test fold a router reads only the prompts.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read(name: str) -> OutcomeTable:
 
 
 def run(kind: str, settings: dict[str, object], table: OutcomeTable, fold: int, encoder: CachedEncoder) -> dict:
-    """Scores, those of the best single expert of the training folds, and what training took, on one fold."""
+    """Scores of the router and of the training folds' best single expert, and seconds of training, for one fold."""
     train, test = table.select(table.folds != fold), table.select(table.folds == fold)
     router = build(kind, encoder if reads_text(kind) else None, settings)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -88,7 +88,7 @@ def summary(folds: list[dict]) -> dict:
 
 
 def report(out: Path) -> dict:
-    """table -> kind -> summary, of all the files that there are."""
+    """table -> kind -> summary of all existing files."""
     found: dict[str, dict] = {}
     for folder in sorted(out.glob("*/*/*")):
         table, kind = folder.parts[-3:-1]

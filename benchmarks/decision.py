@@ -1,11 +1,11 @@
-"""What a routing decision costs: training, memory, p50 and p99 of each kind beside its encoder's, on one thread.
+"""The cost of a routing decision: training, memory, p50 and p99 of each kind and its encoder, on one thread.
 
     COE_DATA_DIR=... python benchmarks/decision.py [--sets routerdc7 mmlupro28] [--kinds ...] [--encoders minilm ...]
 
-Trains every kind on four folds of a table and routes prompts of the fifth. `encode` is an encoder alone; `decide` is
-all else that `estimate` and `decide` do, from the embedding to the RoutingDecision; `both` is what a query waits for,
-timed for every encoder but the first: a slow one's share is all of it.
-`train_s` begins with the embeddings; `peak_mib` is what training took beyond them, `artifact_mib` what `save` writes.
+Trains every kind on four folds of a table and routes prompts of the fifth. `encode` is the encoder alone; `decide` is
+the rest, from the embedding to the RoutingDecision; `both` is the latency of a query, timed for every encoder except
+the first, whose share is nearly all of it. `train_s` starts with the embeddings; `peak_mib` is the memory of training
+beyond them; `artifact_mib` is the size that `save` writes.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from routers.outcomes.table import OutcomeTable
 
 KINDS = ("knn", "cluster", "category", "factor", "contrastive", "quality")
 BATCHES = {1: 300, 256: 12}
-"""Batch size -> how often it is timed, at most."""
+"""Batch size -> most repetitions."""
 LONGEST_S = 10.0
-"""A slow one is timed so long, and three times at least."""
+"""Seconds after which repetition stops, after at least three."""
 HELD_OUT_FOLD = 4
 _MIB = 2**20
 

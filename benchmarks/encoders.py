@@ -1,10 +1,9 @@
-"""What a static encoder loses against the model it is distilled from: kNN and category on given folds, and its speed.
+"""Accuracy a static encoder loses against the model it is distilled from (kNN, category; given folds), and its speed.
 
     COE_DATA_DIR=... python benchmarks/encoders.py [--sets llmrouter9 ...] [--dims 256 384] [--kinds knn category]
 
-`plain` averages the tokens' vectors; `fitted` is fitted to the prompts of the training folds, never to those it is
-scored on. `encode_ms` is the median of single prompts, `per_s` prompts a second in batches of 256, of CPU time on one
-thread.
+`plain` averages token vectors; `fitted` is fitted to the prompts of the training folds only. `encode_ms` is the median
+of single prompts, `per_s` prompts per second in batches of 256, both in CPU time on one thread.
 """
 
 from __future__ import annotations

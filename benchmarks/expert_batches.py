@@ -1,17 +1,17 @@
-"""Six full-weight experts, memory for two: asked in order of arrival, and by expert, beside the least it could take.
+"""Six full-weight experts, memory for two: served in order of arrival, and grouped by expert, against a lower bound.
 
     python benchmarks/expert_batches.py [--queries 240] [--window 32] [--two-stage 48] [--repeats 1] [--json PATH]
 
 The experts are adapters of the zoo merged into SmolLM2 (written to --folder, or a temporary one; 540 MB each in
-float32), their queries those of the zoo's tasks in random order, greedy, in float32, in this process, on one thread:
+float32). The queries are those of the zoo's tasks in random order, answered greedily in this process on one thread:
 
     in order    windows of arrivals, grouped by expert within a window, weights in an LRU cache of two
     batch       `run_batch` with its items in this process: one load per expert a stage, the next one while this works
-    bound       each expert loaded once, nothing going on beside it; then all its queries at once at the full batch.
-                Added up; and `overlapped`, where each load but the first hides behind the work before it
+    bound       each expert loaded once with nothing else running, then all its queries in full batches; as a sum, and
+                `overlapped`, with every load but the first hidden behind the work before it
 
-`--two-stage N` also asks N queries of two experts each, with answers made of both by two aggregators. All ways must
-give the same outputs. `cpu` is this process' CPU time, which other programs on the machine disturb least.
+`--two-stage N` also sends N queries to two experts each, merged by one of two aggregators. All ways must give the same
+outputs. `cpu` is the CPU time of this process, which other programs on the machine disturb least.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ from routers.outcomes.table import OutcomeTable
 ZOO = Path(__file__).parent.parent / "examples" / "zoo"
 EXPERTS = ("dates", "fields", "intent", "sentiment", "shell", "sql")
 AGGREGATORS = {"dates": "fields", "fields": "intent", "intent": "fields", "sentiment": "intent", "shell": "fields"}
-"""Who makes one answer of two, by the task of the question; of the others `intent`."""
+"""Aggregator by the task of the question; `intent` for all others."""
 Stage = dict[str, list[GenerateRequest]]
-"""What each expert is asked in a stage."""
+"""The requests of each expert in a stage."""
 
 
 @dataclass
 class Way:
-    """What one way took."""
+    """Cost of one way."""
 
     loads: int = 0
     loaded_bytes: int = 0
@@ -262,7 +262,7 @@ class InProcess:
 
 
 async def bound(config: Config, stages: Sequence[Stage]) -> Way:
-    """Load, then work, one after the other; nothing beside it."""
+    """Load, then generate, sequentially."""
     way = Way()
     seconds = 0.0
     overlapped = 0.0
@@ -322,7 +322,7 @@ def show(n_rows: int, stages: Sequence[Stage], ways: dict[str, dict[str, Any]], 
 
 
 class Unseen:
-    """A watcher of what is not shown."""
+    """A watcher that shows nothing."""
 
     def phase(self, name: str, totals: Any) -> None:
         print(f"  {name}", file=sys.stderr)
@@ -350,7 +350,7 @@ def request_of(row: dict[str, Any]) -> GenerateRequest:
 
 
 def write_service(scratch: Path, experts: Path, max_batch: int) -> Config:
-    """The merged experts as a service with memory for two of them, and policies that ask two and join what they say."""
+    """A configuration of the merged experts with memory for two, and policies that aggregate two answers."""
     for name in EXPERTS:
         if not (experts / name / "config.json").exists():
             merge(name, experts / name)
@@ -381,7 +381,7 @@ async def largest(config: Config) -> int:
 
 
 def merge(name: str, folder: Path) -> None:
-    """The zoo's adapter in the weights of its base, as a model of its own."""
+    """Merge a zoo adapter into its base, as a full model."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -401,7 +401,7 @@ def aggregator_of(task: str) -> str:
 
 
 def train_router(folder: Path) -> None:
-    """Knows that the expert of a query's task is the best, and the one before it in the list the second."""
+    """Ranks the expert of a query's task first, and the one before it in the list second."""
     rows = queries(20 * len(EXPERTS))
     best = [EXPERTS.index(row["model"]) for row in rows]
     scores = np.zeros((len(rows), len(EXPERTS)))

@@ -3,7 +3,7 @@
     python benchmarks/footprint.py --repeat 9 -- coe --help
     python benchmarks/footprint.py -- make demo
 
-The peak is that of the largest single process among the command and those it waited for.
+The peak is that of the largest single process among the command and its waited-for children.
 """
 
 from __future__ import annotations

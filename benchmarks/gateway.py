@@ -1,18 +1,18 @@
-"""What a request pays on its way through `coe serve`, beside a bare Ray Serve echo and a bare uvicorn echo.
+"""Overhead of a request through `coe serve`, against a bare Ray Serve echo and a bare uvicorn echo.
 
     python benchmarks/gateway.py [--clients 1 16 64] [--seconds 3] [--rounds 5] [--json PATH]
 
-One run, one Ray, one client process (see `load_client.py`); in every round each rival is loaded in turn, so that other
-programs on the machine disturb all alike. Experts are fake and answer at once, so nearly all of the time is the way.
+One run, one Ray, one client process (see `load_client.py`). Every round loads each rival in turn, so that other
+programs on the machine disturb all alike. Experts are fake and answer at once, so nearly all time is overhead.
 
     uvicorn        FastAPI on uvicorn: a JSON body in, the same JSON out
     serve echo     the same on Ray Serve with one hop: proxy -> ingress deployment -> handle -> second deployment
-    expert         coe: a policy that always asks the same expert; all but the routing
+    expert         coe: a policy with a fixed expert; everything except routing
     category, knn  coe: a trained router with the hashing encoder, which is static: no weights
-    minilm         coe: the category router with MiniLM, which encodes every prompt anew
-    in process     the category policy without HTTP and Ray: the router's, the host's and the engine's own time
+    minilm         coe: the category router with MiniLM, which encodes every prompt
+    in process     the category policy without HTTP and Ray: time of router, host and engine
 
-The service is as `coe serve` starts it: decisions are logged, metrics counted, answers checked by the client.
+The service runs as `coe serve` starts it: decisions are logged, metrics counted, answers checked by the client.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def write_service(folder: Path, policies: Sequence[str]) -> Path:
 
 
 def outcomes(rng: np.random.Generator, n: int = 400) -> OutcomeTable:
-    """Expert i is good at topic i; a generalist is middling at all."""
+    """Expert i is good at topic i; a generalist is mediocre at all."""
     topics = [list(TOPICS)[i % len(TOPICS)] for i in range(n)]
     p = np.array([[0.9 if topic == own else 0.3 for own in TOPICS] + [0.6] for topic in topics])
     return OutcomeTable(
@@ -167,7 +167,7 @@ def deploy_echo() -> None:
 
 @contextmanager
 def echoing() -> Iterator[str]:
-    """uvicorn in a process of its own. Gives the URL."""
+    """uvicorn in its own process. Yields the URL."""
     port = free_port()
     words = ["uvicorn", "gateway:uvicorn_echo", "--app-dir", str(Path(__file__).parent), "--port", str(port)]
     process = subprocess.Popen([sys.executable, "-m", *words, "--no-access-log", "--log-level", "warning"])
@@ -232,7 +232,7 @@ async def compare(
     seconds: float,
     scraped: Callable[[], Awaitable[dict[str, float]]],
 ) -> list[dict[str, Any]]:
-    """A row for each way."""
+    """One row per way."""
     rounds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for number in range(-1, n_rounds):  # the first one warms up
         for way, ask in ways.items():
@@ -246,7 +246,7 @@ async def compare(
 
 
 def row(way: str, clients: int, own: list[dict[str, float]], base: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians over the rounds, and of what the median request takes more than the echo's of the same round."""
+    """Medians over the rounds, and the median overhead over the echo of the same round."""
     over = [each["p50_ms"] - echo["p50_ms"] for each, echo in zip(own, base, strict=True)]
     return {
         "way": way,
@@ -269,7 +269,7 @@ async def scrape(session: aiohttp.ClientSession, base: str) -> dict[str, float]:
 
 
 def own_times(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """Mean milliseconds by the service's own clocks: its gateway's time over the engine's, and until its decision."""
+    """Mean milliseconds by the service's clocks: gateway time beyond the engine, and time to the decision."""
     times = {}
     for name in ("gateway", "route", "engine"):
         total, n = (

@@ -1,11 +1,11 @@
-"""Tokens per second of the hf engine beside bare `transformers.generate`, in one process, in turns.
+"""Tokens per second of the hf engine against bare `transformers.generate`, in one process, interleaved.
 
     python benchmarks/hf_throughput.py MODEL_DIR [--threads 1] [--repeats 3] [--tokens 64] [--json PATH|-]
 
 Each repeat runs bare transformers, then the engine (base only, one adapter, four adapters mixed), at each batch size,
-on the same prompts with as many greedy tokens (an end token does not end an answer). The ratio compares neighbours in
-time, so that other programs on the machine disturb both sides alike; medians over the repeats are shown. "cpu" is the
-same ratio in tokens per second of this process' CPU time, which a busy machine disturbs least.
+on the same prompts with the same number of greedy tokens (an end token does not stop). The ratio compares runs that are
+adjacent in time, so that other programs disturb both sides alike; medians over the repeats are shown. "cpu" is the same
+ratio in tokens per second of CPU time, which a busy machine disturbs least.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def bare(expert_model: Any, tokenizer: Any, prompts: Sequence[str], n_tokens: in
 
 
 async def engine(expert: HFExpert, prompts: Sequence[str], n_tokens: int, adapters: Sequence[Adapter | None]) -> Speed:
-    """Speed of the engine, all prompts asked at once."""
+    """Speed of the engine, all prompts submitted at once."""
 
     async def one(prompt: str, adapter: Adapter | None) -> int:
         chunks = [c async for c in expert.generate(GenerateRequest(prompt=prompt, max_tokens=n_tokens), adapter)]

@@ -1,9 +1,9 @@
-"""What keywords an expert gives, and what they cost: of the first prompts of each task of the zoo, on one thread.
+"""The keywords an expert gives, and their cost: first prompts of each zoo task, on one thread.
 
     python benchmarks/keywords.py EXPERT [--config examples/zoo/config.yaml] [--limit 5] [--json PATH]
 
-All samples of all prompts are asked side by side, as in training, and nothing is read from the cache. Seconds are given
-twice: as they passed, and of CPU time, which other programs on the machine disturb less.
+All samples of all prompts run concurrently, as in training, without the cache. Seconds are given as wall time and as
+CPU time, which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def prompts_of_tasks(limit: int) -> list[str]:
 
 
 def measure(reader: KeywordReader, prompts: list[str]) -> dict[str, Any]:
-    """Keywords and seconds a query, of one alone and of all together."""
+    """Keywords and seconds per query, alone and all together."""
     reader.read(["Hello"])  # loads it
     alone, together = timed(reader, prompts[:1]), timed(reader, prompts)
     for prompt, words in together["keywords"].items():

@@ -1,7 +1,7 @@
-"""The load that the service's benchmarks make: a closed loop of keep-alive clients in one process, on one event loop.
+"""Load generator of the service benchmarks: a closed loop of keep-alive clients in one process, on one event loop.
 
-It runs on the machine that it measures, so it must be cheap and say what it took: `client_cpu` is its share of a core.
-`cpu_ms` is what the processes under load took for a request: what other programs on the machine disturb least.
+It runs on the measured machine, so it must be cheap and report its own share: `client_cpu`, in cores. `cpu_ms` is the
+CPU time per request of the processes under load, which other programs on the machine disturb least.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import numpy as np
 import psutil
 
 WARM_UP_S = 0.3
-"""Not counted, at the beginning of every round: connections are made, and queues fill."""
+"""Seconds at the start of every round that are not counted: connections open and queues fill."""
 
 
 @dataclass(slots=True)
 class Round:
-    """What one round saw. latencies_s: of the requests that ended within `seconds`."""
+    """Result of one round. latencies_s: of the requests that finished within `seconds`."""
 
     seconds: float
     latencies_s: list[float] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Round:
     cpu_ms: float = 0.0
 
     def figures(self) -> dict[str, float]:
-        """Percentiles in milliseconds, requests a second, and the client's share of a core."""
+        """Percentiles in milliseconds, requests per second, and the client's share of a core."""
         if not self.latencies_s:
             raise RuntimeError(f"no request was answered within {self.seconds:g} s: give more `--seconds`")
         p50, p95, p99 = np.quantile(1e3 * np.array(self.latencies_s), (0.50, 0.95, 0.99))
@@ -51,7 +51,7 @@ class Round:
 
 
 async def closed_loop(ask: Callable[[int], Awaitable[None]], n_clients: int, seconds: float) -> Round:
-    """Each client asks again as soon as it is answered. `ask` is given a number that no other call has."""
+    """Each client sends its next request on an answer. `ask` gets a number unique to the call."""
     numbers = itertools.count()
     clock = time.perf_counter
     begins = clock() + WARM_UP_S
@@ -72,7 +72,7 @@ async def closed_loop(ask: Callable[[int], Awaitable[None]], n_clients: int, sec
 
 
 def children_cpu_s() -> float:
-    """CPU time of all processes that this one has started, and they in turn."""
+    """CPU time of all descendants of this process."""
     total = 0.0
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # gone meanwhile
@@ -83,7 +83,7 @@ def children_cpu_s() -> float:
 
 @contextmanager
 def serving(service: Path) -> Iterator[str]:
-    """`coe serve` of a configuration, in processes of this one. Gives the URL."""
+    """`coe serve` of a configuration, as a child process. Yields the URL."""
     from coe.serve.cluster.server import Server
     from coe.serve.cluster.source import Source
 
@@ -100,7 +100,7 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def open_session() -> AsyncIterator[aiohttp.ClientSession]:
-    """Connections that are kept, as many as there are clients."""
+    """Keep-alive connections, one per client."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), headers={"content-type": "application/json"}
     ) as session:
@@ -108,7 +108,7 @@ async def open_session() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def post(session: aiohttp.ClientSession, url: str, body: bytes, expected: bytes) -> None:
-    """Ask once. Raises RuntimeError when the answer is not the right one: a fast wrong answer is worth nothing."""
+    """Send one request. Raises RuntimeError on a wrong answer: a fast wrong answer is worth nothing."""
     async with session.post(url, data=body) as response:
         answer = await response.read()
     if response.status != 200 or expected not in answer:

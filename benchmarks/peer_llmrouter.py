@@ -1,9 +1,9 @@
-"""Routers of llmrouter-lib on one fold; runs in an environment of its own, where that package is installed.
+"""Routers of llmrouter-lib on one fold; runs in a separate environment with that package.
 
     python peer_llmrouter.py FOLDER KIND     reads FOLDER/{train,test}.npz, writes FOLDER/KIND.json
 
-Driven by `peers.py`. The package's own files, classes and trainers are used; only its encoder, a Longformer that it
-fetches from a hub, is replaced by the vectors that all rivals read.
+Driven by `peers.py`. It uses the package's own files, classes and trainers; only its encoder, a Longformer fetched from
+a hub, is replaced by the vectors that all rivals read.
 """
 
 from __future__ import annotations

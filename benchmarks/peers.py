@@ -1,12 +1,12 @@
-"""Our routers beside others', on the same folds and vectors: accuracy, seconds to train, milliseconds to route.
+"""Our routers against others, on the same folds and vectors: accuracy, seconds to train, milliseconds to route.
 
     COE_DATA_DIR=... python benchmarks/peers.py --peer-python PATH [--sets llmrouter9 mmlupro28] [--folds 0 1]
 
-The rivals: routers of llmrouter-lib 0.4.0 in an environment of its own (PATH is its python; `pip install
+The rivals: routers of llmrouter-lib 0.4.0 in a separate environment (PATH is its python; `pip install
 llmrouter-lib==0.4.0 torch==2.13.0`), with its own trainers and the settings of its example configurations, on our
-encoder's vectors instead of its Longformer's; and what a notebook does with scikit-learn: TF-IDF, then a classifier of
-the best model, or a ridge on all scores. Five folds, one thread, everything in turns. Encoding is not counted, except
-TF-IDF, which is a part of those pipelines.
+encoder's vectors instead of its Longformer's; and two scikit-learn pipelines as in a notebook: TF-IDF, then a
+classifier of the best model, or a ridge on all scores. Five folds, one thread, interleaved. Encoding is not counted,
+except TF-IDF, which is part of those pipelines.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
 def compare(
     name: str, ours: Sequence[str], peer_python: Path | None, folds: Sequence[int] | None
 ) -> Iterator[dict[str, Any]]:
-    """One row a router, over the folds of a table."""
+    """One row per router, over the folds of a table."""
     table = read_table(name)
     vectors = Recorded(CachedEncoder(build_encoder()), table.prompts)
     results: dict[str, list[Result]] = {}
@@ -118,7 +118,7 @@ def our_router(kind: str, vectors: Recorded, train: OutcomeTable, test: OutcomeT
 
 
 def notebook(pipeline: str, train: OutcomeTable, test: OutcomeTable) -> Result:
-    """What one writes with scikit-learn in a few lines."""
+    """A router in a few lines of scikit-learn."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
@@ -142,7 +142,7 @@ def notebook(pipeline: str, train: OutcomeTable, test: OutcomeTable) -> Result:
 def llmrouter_lib(
     python: Path, vectors: Recorded, train: OutcomeTable, test: OutcomeTable
 ) -> Iterator[tuple[str, Result]]:
-    """Its routers, each in a process of its own."""
+    """The routers of llmrouter-lib, each in its own process."""
     script = Path(__file__).with_name("peer_llmrouter.py")
     with tempfile.TemporaryDirectory() as folder:
         for part, rows in (("train", train), ("test", test)):

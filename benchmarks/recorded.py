@@ -1,4 +1,4 @@
-"""An encoder that gives back vectors made before: what is timed then is everything but encoding."""
+"""An encoder that returns precomputed vectors, so that everything but encoding is timed."""
 
 from __future__ import annotations
 
