@@ -50,7 +50,7 @@ class Ranking:
             costs: (n, m) USD, or `None`.
         """
         candidates = permitted if eligible is None else permitted & eligible
-        overruled = ~candidates.any(axis=1)
+        overruled = np.asarray(~candidates.any(axis=1), dtype=bool)
         if overruled.any():
             candidates = np.where(overruled[:, None], permitted, candidates)
         settled_by = rng.random(permitted.shape) if rng is not None else costs
