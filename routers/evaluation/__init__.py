@@ -1,1 +1,1 @@
-"""What a router is worth: cross-validation, metrics, cost-quality curves, reports and plots."""
+"""Evaluation of routers: cross-validation, metrics, cost-quality curves, reports and plots."""

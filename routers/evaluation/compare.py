@@ -1,4 +1,4 @@
-"""Two routers on the same queries: what one gains over the other, query by query."""
+"""Comparison of two routers on the same queries, query by query."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 
 from routers.errors import InvalidOutcomes
 from routers.evaluation import metrics
-from routers.evaluation.summary import Line
+from routers.evaluation.summary import ReportRow
 from routers.outcomes.table import OutcomeTable
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A router beside a reference; scores in [0, 1], costs USD a query, `None` where costs are unknown.
+    """A router compared with a reference; scores in [0, 1], costs in USD per query, `None` if costs are unknown.
 
     Attributes:
-        gain: accuracy less that of the reference, with its 95% paired bootstrap interval.
-        wins, losses, ties: queries on which it scored more, less, or the same.
-        cost_gain: mean cost less that of the reference, with its interval; below 0 it is cheaper.
+        gain: accuracy minus that of the reference, with its 95% paired bootstrap interval.
+        wins, losses, ties: queries on which the router scores more, less, or the same.
+        cost_gain: mean cost minus that of the reference, with its interval; negative if the router is cheaper.
     """
 
     router: str
@@ -44,8 +44,8 @@ class Comparison:
         return asdict(self)
 
 
-def compare(router: str, ours: Line, reference: str, theirs: Line, *, seed: int = 0) -> Comparison:
-    """Compare what two routings of the same n queries came to; `seed` is the bootstrap's."""
+def compare(router: str, ours: ReportRow, reference: str, theirs: ReportRow, *, seed: int = 0) -> Comparison:
+    """Compare two results on the same n queries; `seed` is that of the bootstrap."""
     difference = ours.scores - theirs.scores
     low, high = metrics.paired_bootstrap(ours.scores, theirs.scores, seed=seed)
     costs: tuple[float | None, float | None, float | None] = (None, None, None)
@@ -70,25 +70,24 @@ def compare(router: str, ours: Line, reference: str, theirs: Line, *, seed: int 
     )
 
 
-def line_of_picks(table: OutcomeTable, picks: Mapping[str, str | None], *, source: str) -> Line:
-    """What recorded picks came to on a table; `None` is a refused query, which scores and costs 0.
+def row_of_picks(table: OutcomeTable, picks: Mapping[str, str | None], *, source: str) -> ReportRow:
+    """Scores and costs of recorded picks on a table; `None` is a refused query, which scores and costs 0.
 
     Args:
-        picks: query id -> expert, for every query of the table at least.
-        source: where they come from, for messages.
+        picks: query id -> expert, for at least every query of the table.
+        source: where the picks come from, for messages.
 
     Raises:
-        InvalidOutcomes: queries without a pick, or experts that are not in the table.
+        InvalidOutcomes: queries without a pick, or picked experts that are not in the table.
     """
     if missing := [name for name in table.query_ids if name not in picks]:
         raise InvalidOutcomes(
-            f"{source} has no pick for {len(missing):,} of {len(table):,} queries, {missing[0]!r} for one: compare "
-            "routers on the table that they were measured on"
+            f"{source} has no pick for {len(missing):,} of {len(table):,} queries, for example {missing[0]!r}: "
+            "compare routers on the table that they were measured on"
         )
     column_of = {name: column for column, name in enumerate(table.experts)}
-    if strangers := sorted({pick for q in table.query_ids if (pick := picks[q]) is not None and pick not in column_of}):
-        raise InvalidOutcomes(f"{source} picks experts that are not in the table: {', '.join(strangers)}")
+    if unknown := sorted({pick for q in table.query_ids if (pick := picks[q]) is not None and pick not in column_of}):
+        raise InvalidOutcomes(f"{source} picks experts that are not in the table: {', '.join(unknown)}")
     chosen = [picks[name] for name in table.query_ids]
-    line = Line.of(table, np.array([0 if name is None else column_of[name] for name in chosen], dtype=np.intp))
-    answered = np.array([name is not None for name in chosen])
-    return Line(line.scores * answered, None if line.costs is None else line.costs * answered)
+    row = ReportRow.of(table, np.array([0 if name is None else column_of[name] for name in chosen], dtype=np.intp))
+    return row.answered(np.array([name is not None for name in chosen]))

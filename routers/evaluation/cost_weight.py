@@ -1,8 +1,8 @@
-"""The cost weight that meets a target, found on training rows: estimates made by routers that had not seen those rows.
+"""The cost weight that meets a target, solved on out-of-fold estimates of training rows.
 
-A cost weight that is read off the curve of the queries it is reported for flatters: the luckiest of many is taken. So
-`out_of_fold` routes every training row by a router that was trained on the others, `solve` finds the cost weight there,
-and `routers.evaluation.cross_validation.cross_validate` does both inside each of its outer folds.
+A cost weight picked on the curve of the queries that it is reported for is biased: it is the luckiest of many. So
+`out_of_fold` routes every training row by a router trained on the other folds, `solve` finds the cost weight there, and
+`routers.evaluation.cross_validation.cross_validate` does both inside each of its outer folds.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ Factory = Callable[[], TrainableRouter]
 
 @dataclass(frozen=True, slots=True)
 class MeetBudget:
-    """The highest accuracy at a mean cost of at most `usd` a query."""
+    """The highest accuracy at a mean cost of at most `usd` per query."""
 
     name: ClassVar[str] = "budget"
     usd: float
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.usd) and self.usd > 0):
-            raise InvalidSettings(f"a budget must be a positive number of USD a query, got {self.usd}")
+            raise InvalidSettings(f"a budget must be a positive number of USD per query, got {self.usd}")
 
 
 @dataclass(frozen=True, slots=True)
 class SaveCost:
     """The lowest mean cost at which the router is no worse than the best single expert.
 
-    margin: how far accuracy must lie above the best single expert's on the training rows, in standard errors of the
-        paired difference. The cheapest of many cost weights that reach it is a lucky one; the margin pays for that.
+    margin: required accuracy above the best single expert's on the training rows, in standard errors of the paired
+        difference. It compensates for taking the cheapest of many cost weights, which favours lucky ones.
     """
 
     name: ClassVar[str] = "save-cost"
@@ -49,7 +49,7 @@ class SaveCost:
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.margin):
-            raise InvalidSettings(f"a margin is a number of standard errors, got {self.margin}")
+            raise InvalidSettings(f"a margin must be a finite number of standard errors, got {self.margin}")
 
 
 Target = MeetBudget | SaveCost
@@ -57,12 +57,12 @@ Target = MeetBudget | SaveCost
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A cost weight, and what it came to on the rows that it was found on.
+    """A solved cost weight, with its results on the rows that it was solved on.
 
     Attributes:
         accuracy, mean_cost: on those rows; best_single, best_single_cost: of the best single expert there.
-        met: whether the target is reached at all. Where it is not, the cost weight is that of the lowest cost for a
-            budget, and of the highest accuracy for a saving.
+        met: whether any cost weight reaches the target. If none does, `cost_weight` is the one of lowest cost for a
+            budget, and the one of highest accuracy for a saving.
     """
 
     cost_weight: float
@@ -73,16 +73,16 @@ class Solution:
     met: bool
 
     def to_json(self, target: Target) -> dict[str, Any]:
-        """What an artifact keeps of it."""
+        """The form that an artifact stores."""
         return {"target": {"name": target.name, **asdict(target)}, **asdict(self)}
 
 
 def solve(curve: curves.Sweep, target: Target, best_scores: metrics.Floats, best_costs: metrics.Floats) -> Solution:
-    """The cost weight of a sweep that meets a target best.
+    """The cost weight of a sweep that best meets a target.
 
     Args:
-        curve: n rows at t cost weights, routed by routers that had not seen them.
-        best_scores, best_costs: (n,) of the best single expert of those rows.
+        curve: n rows at t cost weights, routed out of fold.
+        best_scores, best_costs: (n,) of the best single expert on those rows.
     """
     accuracy, cost = curve.accuracy, curve.mean_cost
     if isinstance(target, MeetBudget):
@@ -104,24 +104,26 @@ def solve(curve: curves.Sweep, target: Target, best_scores: metrics.Floats, best
 
 
 def solve_on(routing: Routing, table: OutcomeTable, target: Target) -> Solution:
-    """The cost weight that meets a target on rows that were routed out of fold.
+    """The cost weight that meets a target on a table that was routed out of fold.
 
     Raises:
-        RouterError: costs are not recorded, or the router does not predict them.
+        RouterError: the table has no costs, or the router predicts none.
     """
     if table.costs_usd is None:
         raise RouterError(
-            "a cost weight is solved for costs, and the table has none: add `cost::<expert>` columns, or give prices"
+            "solving a cost weight needs costs, but the table has none: add `cost::<expert>` columns, or give --prices"
         )
     curve = routing.sweep(table)
     if curve is None:
-        raise RouterError("a cost weight is solved for costs, and this kind of router does not predict any")
+        raise RouterError(
+            "solving a cost weight needs predicted costs, but this kind of router predicts none: use another kind"
+        )
     best = np.full(len(table), metrics.best_single(table.scores.mean(axis=0)))
     return solve(curve, target, metrics.picked(table.scores, best), metrics.picked(table.costs_usd, best))
 
 
 def out_of_fold(make_router: Factory, table: OutcomeTable, folds: NDArray[np.int64]) -> Routing:
-    """Every row of a table routed by a router that was trained on the other folds; rows in the table's order."""
+    """Every row of a table, routed by a router trained on the other folds; rows in the order of the table."""
     names = np.unique(folds)
     parts = {int(f): route(make_router().fit(table.select(folds != f)), table.select(folds == f)) for f in names}
     return _in_order(parts, folds)
@@ -133,10 +135,10 @@ def inner_routings(
     folds: NDArray[np.int64],
     on_fit: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, OutcomeTable, Routing]]:
-    """For each fold: the rows of all others, routed out of fold without it.
+    """For each outer fold: the rows of all other folds, routed out of fold by routers that never saw the outer fold.
 
     A router trained without folds f and g serves both: it routes g for the outer fold f, and f for the outer fold g.
-    So K folds take K (K - 1) / 2 trainings, not K (K - 1).
+    So K folds take K (K - 1) / 2 trainings instead of K (K - 1).
 
     Args:
         on_fit: called after each training.
@@ -158,6 +160,6 @@ def inner_routings(
 
 
 def _in_order(parts: dict[int, Routing], folds: NDArray[np.int64]) -> Routing:
-    """The routings of single folds as one, in the order of their rows."""
+    """The routings of single folds, joined in the order of the table's rows."""
     order = np.concatenate([np.flatnonzero(folds == fold) for fold in parts])
     return Routing.joined(list(parts.values())).taken(np.argsort(order))

@@ -1,7 +1,7 @@
-"""What a router is worth on a table: beside the experts it chooses from, and beside the marks it cannot reach.
+"""Evaluation of routers on a table, by cross-validation or on held-out rows, compared with experts and baselines.
 
-The router sees each query's prompt and nothing else of the table. The best single expert and the dataset oracle are
-chosen on training rows and scored on the rows at hand; the oracle and random need no training.
+A router sees the prompt of each query and nothing else of the table. The best single expert and the dataset oracle are
+chosen on training rows and scored on the evaluated rows; the oracle and random need no training.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.decision import Utility
 from routers.encoders.build import Encoder
 from routers.errors import BaselineLeftOut, EvaluatingOnTrainingData, InvalidOutcomes, RouterError
 from routers.evaluation.cost_weight import Factory, Solution, Target, inner_routings, solve_on
-from routers.evaluation.recorded_routing import Choosing, Compose, Routing, route, route_ms
-from routers.evaluation.report import Heading, RouterReport, line_of, report
-from routers.evaluation.summary import Line, marks_of
+from routers.evaluation.recorded_routing import Choosing, Routing, route, route_ms
+from routers.evaluation.report import Heading, RouterReport, report, row_of
+from routers.evaluation.summary import ReportRow, baselines_of
 from routers.factory import TrainableRouter, build, settings_of
 from routers.outcomes.reference import Reference
 from routers.outcomes.table import OutcomeTable
-from routers.selectors import Selector
 
 __all__ = [
     "BASELINE_KINDS",
@@ -39,7 +38,8 @@ __all__ = [
 ]
 
 BASELINE_KINDS = ("knn", "category")
-"""Learned routers that stand beside every other one, at their default settings."""
+"""Kinds that every router is compared with, at their default settings."""
+T = TypeVar("T")
 
 
 def standard_baselines(encoder: Encoder | None, *, seed: int = 0) -> dict[str, Factory]:
@@ -59,31 +59,27 @@ def evaluate(
     train_table: OutcomeTable | None = None,
     baselines: Mapping[str, Factory] | None = None,
     experts: Sequence[str] | None = None,
-    utility: Utility = Utility(),
-    select: Selector | None = None,
-    compose: Compose | None = None,
-    composition: str = "single",
+    choosing: Choosing = Choosing(),
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> RouterReport:
     """Score a fitted router on a table that it was not trained on.
 
     Args:
-        name: what the report calls it; its kind where empty.
-        reference: of the training table, as its artifact keeps it; without it (and without `train_table`) there is no
+        name: of the router in the report; its kind if empty.
+        reference: of the training table, as the artifact stores it; without it (and without `train_table`) there is no
             best single expert to compare with.
-        train_table: the training table itself, in place of `reference`; `baselines` are trained on it.
-        baselines: name -> factory of further routers to show; one that cannot be trained is left out with a warning.
-        experts: evaluate on this part of the router's experts.
-        utility: how quality is traded against cost.
-        select: who is asked, the best by default.
-        compose: what they come to together, from recorded answers; composition: its name.
+        train_table: the training table itself, instead of `reference`; `baselines` are trained on it.
+        baselines: name -> factory of further routers to compare with; one that cannot be trained is left out with a
+            warning.
+        experts: evaluate on this subset of the router's experts.
+        choosing: how estimates become answers; baselines use its utility alone.
         seed: of the bootstrap.
         clock: seconds, for `route_ms_p50`.
 
     Raises:
         InvalidOutcomes: the table lacks one of the experts.
-        RouterError: `experts` that the router does not know, features that it needs and a table does not have, or
+        RouterError: `experts` that the router does not know, features that it requires and the table lacks, or
             baselines without their training table.
 
     Warns:
@@ -91,9 +87,9 @@ def evaluate(
         BaselineLeftOut: a baseline could not be trained on the training table.
     """
     pool = tuple(experts or router.experts)
-    if strangers := [name for name in pool if name not in router.experts]:
+    if unknown := [name for name in pool if name not in router.experts]:
         known = ", ".join(router.experts)
-        raise RouterError(f"this router was not trained on {', '.join(strangers)}; it knows: {known}")
+        raise RouterError(f"this router was not trained on {', '.join(unknown)}; its experts are: {known}")
     table = table.with_experts(pool)
     if train_table is not None:
         train_table = train_table.with_experts(pool)
@@ -101,24 +97,24 @@ def evaluate(
     if reference is not None:
         reference = reference.with_experts(pool)
         warn_of_overlap(reference, table)
-    marks = marks_of(table, reference)
+    rows = baselines_of(table, reference)
     if baselines:
         if train_table is None:
-            raise RouterError("baselines have to be trained: give train_table")
+            raise RouterError("baselines need their training table: give train_table")
         for label, make in baselines.items():
-            if fitted := _fitted(label, make, train_table):
-                marks[label] = line_of(table, route(fitted, table, Choosing(utility)))
-    routing = route(router, table, Choosing(utility, select, compose))
+            if fitted := _or_warn(label, partial(_fitted, make, train_table)):
+                rows[label] = row_of(table, route(fitted, table, Choosing(choosing.utility)))
+    utility = choosing.utility
     heading = Heading(
         name or router.kind,
         router.kind,
         cost_weights=(utility.cost_weight,),
-        top_k=1 if select is None else select.k,
-        composition=composition,
+        top_k=choosing.top_k,
+        composition=choosing.composition,
         route_ms=route_ms(router, table, utility, clock),
         seed=seed,
     )
-    return report(heading, table, routing, marks)
+    return report(heading, table, route(router, table, choosing), rows)
 
 
 def cross_validate(
@@ -128,25 +124,19 @@ def cross_validate(
     *,
     name: str = "",
     baselines: Mapping[str, Factory] | None = None,
-    utility: Utility = Utility(),
+    choosing: Choosing = Choosing(),
     target: Target | None = None,
-    select: Selector | None = None,
-    compose: Compose | None = None,
-    composition: str = "single",
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> RouterReport:
-    """`cross_validate_all` for one router; it is called after its kind where `name` is empty."""
+    """`cross_validate_all` for one router; its name in the report is its kind if `name` is empty."""
     (found,) = cross_validate_all(
         {name: make_router},
         table,
         folds,
         baselines=baselines,
-        utility=utility,
+        choosing=choosing,
         target=target,
-        select=select,
-        compose=compose,
-        composition=composition,
         seed=seed,
         clock=clock,
     )
@@ -159,45 +149,42 @@ def cross_validate_all(
     folds: NDArray[np.int64],
     *,
     baselines: Mapping[str, Factory] | None = None,
-    utility: Utility = Utility(),
+    choosing: Choosing = Choosing(),
     target: Target | None = None,
-    select: Selector | None = None,
-    compose: Compose | None = None,
-    composition: str = "single",
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[RouterReport]:
-    """Train on all folds but one, route the one left out, pool all of them. See `evaluate` for the arguments.
+    """Train on all folds but one, route the one left out, pool all folds. See `evaluate` for the other arguments.
 
-    With a target the cost weight of each fold is solved on the other folds alone, by a cross-validation inside them;
-    the cost weight of `utility` is not used for the routers then, only for the baselines.
+    With a target, the cost weight of each fold is solved on the other folds by a cross-validation inside them; the cost
+    weight of `choosing` then applies to the baselines only.
 
     Args:
         routers: name -> factory.
-        folds: (n,) fold of each row; two different ones at least, three with a target.
-        baselines: name -> factory of further routers to show at the cost weight of `utility`. A factory that is also
-            among `routers` is trained once.
-        on_progress: called with (trainings done, trainings in all), the first time with none done.
+        folds: (n,) fold of each row; at least two different ones, three with a target.
+        baselines: name -> factory of further routers, at the cost weight of `choosing`. A factory that is also among
+            `routers` is trained once.
+        on_progress: called with (trainings done, trainings in all), first with none done.
 
     Raises:
         InvalidOutcomes: folds of a wrong length, or too few.
     """
     checked = _checked(folds, table, 2 if target is None else 3)
-    shared = target is None and compose is None
+    shared = target is None and choosing.compose is None
     trained = [*routers.values()] if shared else []
     others = {label: make for label, make in (baselines or {}).items() if not any(make is one for one in trained)}
     count = _Counter(_trainings(len(np.unique(checked)), len(routers), len(others), target), on_progress)
-    plan = _Plan(table, checked, Choosing(utility, select, compose), count)
-    plain = _Plan(table, checked, Choosing(utility), count)
-    runs = {name: plan.run(make, target) for name, make in routers.items()}
-    marks = plan.marks()
-    run_of = {id(make): runs[name] for name, make in routers.items()}
+    folded = _FoldedTable(table, checked, count)
+    runs = {name: folded.run(make, choosing, target) for name, make in routers.items()}
+    rows = folded.baselines()
+    run_of: dict[int, _PooledRun | None] = {id(make): runs[name] for name, make in routers.items()}
     for label, make in (baselines or {}).items():
-        run = _baseline(label, make, plain) if label in others else run_of[id(make)]
-        if run is not None:
-            marks[label] = line_of(plan.rows, run.routing)
-    last = table.select(plan.folds == plan.names[-1])
+        if label in others:
+            run_of[id(make)] = _or_warn(label, partial(folded.run, make, Choosing(choosing.utility)))
+        if (run := run_of[id(make)]) is not None:
+            rows[label] = row_of(folded.rows, run.routing)
+    last = table.select(folded.folds == folded.names[-1])
     reports = []
     for name, run in runs.items():
         heading = Heading(
@@ -206,25 +193,25 @@ def cross_validate_all(
             cost_weights=run.cost_weights,
             target=target,
             solutions=run.solutions,
-            top_k=1 if select is None else select.k,
-            composition=composition,
-            route_ms=route_ms(run.router, last, replace(utility, cost_weight=run.cost_weights[-1]), clock),
+            top_k=choosing.top_k,
+            composition=choosing.composition,
+            route_ms=route_ms(run.router, last, replace(choosing.utility, cost_weight=run.cost_weights[-1]), clock),
             seed=seed,
         )
-        reports.append(report(heading, plan.rows, run.routing, marks))
+        reports.append(report(heading, folded.rows, run.routing, rows))
     return reports
 
 
 class _Counter:
-    """Counts trainings aloud."""
+    """Counts trainings and reports each one."""
 
-    def __init__(self, total: int, tell: Callable[[int, int], None]) -> None:
-        self._total, self._tell, self._done = total, tell, 0
-        tell(0, total)
+    def __init__(self, total: int, on_progress: Callable[[int, int], None]) -> None:
+        self._total, self._on_progress, self._done = total, on_progress, 0
+        on_progress(0, total)
 
     def __call__(self) -> None:
         self._done += 1
-        self._tell(self._done, self._total)
+        self._on_progress(self._done, self._total)
 
 
 def _trainings(n_folds: int, n_routers: int, n_baselines: int, target: Target | None) -> int:
@@ -233,8 +220,8 @@ def _trainings(n_folds: int, n_routers: int, n_baselines: int, target: Target | 
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """A router over all folds: the rows in the order of the folds, and the router of the last one."""
+class _PooledRun:
+    """A router over all folds: its routing, rows in the order of the folds, and the router of the last fold."""
 
     router: TrainableRouter
     routing: Routing
@@ -243,12 +230,11 @@ class _Run:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """A table in folds, and how queries are answered."""
+class _FoldedTable:
+    """A table split into folds, and the counter of trainings on it."""
 
     table: OutcomeTable
     folds: NDArray[np.int64]
-    choosing: Choosing
     count: _Counter
 
     @property
@@ -260,33 +246,36 @@ class _Plan:
         """The table in the order of the folds."""
         return self.table.select(np.argsort(self.folds, kind="stable"))
 
-    def marks(self) -> dict[str, Line]:
-        """The marks of all folds; best single and dataset oracle chosen on the rows outside each."""
+    def baselines(self) -> dict[str, ReportRow]:
+        """Baselines pooled over folds; best single and dataset oracle are chosen on the rows outside each fold."""
         parts = [
-            marks_of(self.table.select(self.folds == fold), Reference.of(self.table.select(self.folds != fold)))
+            baselines_of(self.table.select(self.folds == fold), Reference.of(self.table.select(self.folds != fold)))
             for fold in self.names
         ]
-        return {label: Line.joined([part[label] for part in parts]) for label in parts[0]}
+        return {label: ReportRow.joined([part[label] for part in parts]) for label in parts[0]}
 
-    def run(self, make: Factory, target: Target | None = None) -> _Run:
-        """A router over all folds, each at its own cost weight where there is a target."""
+    def run(self, make: Factory, choosing: Choosing, target: Target | None = None) -> _PooledRun:
+        """A router over all folds; with a target, each fold at its own solved cost weight."""
         solutions = {}
         if target is not None:
             for fold, train, routing in inner_routings(make, self.table, self.folds, self.count):
                 solutions[fold] = solve_on(routing, train, target)
-        utility, parts, cost_weights = self.choosing.utility, [], []
+        parts, cost_weights = [], []
         for fold in self.names:
             router = make().fit(self.table.select(self.folds != fold))
             self.count()
-            at = replace(utility, cost_weight=solutions[fold].cost_weight) if target is not None else utility
-            parts.append(route(router, self.table.select(self.folds == fold), replace(self.choosing, utility=at)))
-            cost_weights.append(at.cost_weight)
-        alike = tuple(cost_weights) if target is not None else (utility.cost_weight,)
-        return _Run(router, Routing.joined(parts), alike, tuple(solutions.values()))
+            at = choosing.at(solutions[fold].cost_weight) if target is not None else choosing
+            parts.append(route(router, self.table.select(self.folds == fold), at))
+            cost_weights.append(at.utility.cost_weight)
+        in_use = tuple(cost_weights) if target is not None else (choosing.utility.cost_weight,)
+        return _PooledRun(router, Routing.joined(parts), in_use, tuple(solutions.values()))
 
 
 def stratified_folds(labels: Sequence[str], n_folds: int = 5, *, seed: int = 0) -> NDArray[np.int64]:
-    """(n,) folds 0 .. n_folds - 1 of nearly equal size, every label spread over them as evenly as it can be."""
+    """(n,) folds 0 .. n_folds - 1 of nearly equal size, every label spread over them as evenly as possible.
+
+    Unlike scikit-learn's StratifiedKFold it accepts labels with fewer rows than folds, which domains may have.
+    """
     if n_folds < 2 or n_folds > len(labels):
         raise InvalidOutcomes(f"{len(labels)} rows cannot be split into {n_folds} folds")
     rng = np.random.default_rng(seed)
@@ -299,38 +288,31 @@ def stratified_folds(labels: Sequence[str], n_folds: int = 5, *, seed: int = 0) 
 
 def _checked(folds: NDArray[np.int64], table: OutcomeTable, least: int) -> NDArray[np.int64]:
     if len(folds) != len(table) or len(np.unique(folds)) < least:
-        some = {2: "two folds or more", 3: "three folds or more to solve a cost weight inside it"}[least]
-        raise InvalidOutcomes(f"cross-validation needs {some}, and one for each of the {len(table)} rows")
+        some = {2: "at least two folds", 3: "at least three folds to solve a cost weight inside it"}[least]
+        raise InvalidOutcomes(f"cross-validation needs {some}, and one fold number for each of the {len(table)} rows")
     return np.asarray(folds)
 
 
-def _fitted(label: str, make: Factory, train: OutcomeTable) -> TrainableRouter | None:
+def _fitted(make: Factory, table: OutcomeTable) -> TrainableRouter:
+    return make().fit(table)
+
+
+def _or_warn(label: str, train: Callable[[], T]) -> T | None:
+    """The trained baseline, or `None` with a warning if it cannot be trained on this table."""
     try:
-        return make().fit(train)
+        return train()
     except RouterError as error:
-        _warn_left_out(label, error)
+        warnings.warn(f"the baseline {label} is left out: {error}", BaselineLeftOut, stacklevel=3)
         return None
-
-
-def _baseline(label: str, make: Factory, plan: _Plan) -> _Run | None:
-    try:
-        return plan.run(make)
-    except RouterError as error:
-        _warn_left_out(label, error)
-        return None
-
-
-def _warn_left_out(label: str, error: RouterError) -> None:
-    warnings.warn(f"the baseline {label} is left out: {error}", BaselineLeftOut, stacklevel=4)
 
 
 def warn_of_overlap(reference: Reference, table: OutcomeTable) -> None:
-    """Warn (EvaluatingOnTrainingData) where rows of a table were trained on."""
+    """Warn (EvaluatingOnTrainingData) if rows of a table were trained on."""
     seen = int(reference.seen(table.query_ids).sum())
     if seen:
         warnings.warn(
-            f"{seen} of {len(table)} queries were trained on: the figures flatter this router. Evaluate on other rows, "
-            "or cross-validate (`coe router cv`)",
+            f"{seen} of {len(table)} queries were trained on, so the figures of this router are too high: evaluate on "
+            "other rows, or cross-validate (`coe router cv`)",
             EvaluatingOnTrainingData,
             stacklevel=3,
         )

@@ -1,6 +1,6 @@
-"""Cost-quality curves: one pass of estimates, decided at every cost weight. Pure functions over (n_queries, n_experts).
+"""Cost-quality curves: the same estimates decided at every cost weight. Pure functions over (n_queries, n_experts).
 
-A point of a curve is (mean cost in USD a query, accuracy). Notation as in `routers.evaluation.metrics`.
+A point of a curve is (mean cost in USD per query, accuracy). Notation as in `routers.evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from routers.evaluation.metrics import DRAWS, Floats, Picks, picked
 from routers.ranking import Ranking
 
 COST_WEIGHTS = 200
-"""Cost weights of a sweep."""
+"""Number of cost weights in a sweep."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A routing of n queries at t cost weights.
+    """The results of n queries at t cost weights.
 
     Attributes:
         cost_weights: (t,) ascending, the first is 0.
-        scores, costs: (t, n) what the experts chosen at each cost weight scored and cost (USD).
+        scores, costs: (t, n) recorded scores and costs (USD) of the experts chosen at each cost weight.
     """
 
     cost_weights: Floats
@@ -38,12 +38,12 @@ class Sweep:
 
     @property
     def mean_cost(self) -> Floats:
-        """(t,) USD a query at each cost weight."""
+        """(t,) USD per query at each cost weight."""
         return np.asarray(self.costs.mean(axis=1))
 
     @classmethod
     def joined(cls, parts: Sequence[Sweep]) -> Sweep:
-        """Sweeps of other queries at the same cost weights, side by side."""
+        """Sweeps of different queries at the same cost weights, concatenated."""
         return cls(
             parts[0].cost_weights, *(np.concatenate([getattr(p, a) for p in parts], 1) for a in ("scores", "costs"))
         )
@@ -68,14 +68,14 @@ def cost_weight_grid(
 ) -> Floats:
     """(t,) cost weights, from 0 to where every query goes to its cheapest expert, at equal steps of predicted cost.
 
-    A query leaves its expert b for a cheaper one j at the cost weight (q_b - q_j) / (c_b - c_j), the first of those j
-    first.
+    A query switches from its expert b to a cheaper expert j at the cost weight (q_b - q_j) / (c_b - c_j); the lowest
+    of these weights comes first.
 
     Args:
         quality, costs: (n, m) predicted.
         eligible: (n, m); `None` means all.
     """
-    at, drops = _turns(quality, costs, eligible)
+    at, drops = _switches(quality, costs, eligible)
     if not len(at):
         return np.zeros(1)
     order = np.argsort(at, kind="stable")
@@ -84,8 +84,8 @@ def cost_weight_grid(
     return np.unique(np.concatenate([[0.0], at[order][np.minimum(steps, len(at) - 1)], [2.0 * at.max()]]))
 
 
-def _turns(quality: Floats, costs: Floats, eligible: NDArray[np.bool_] | None) -> tuple[Floats, Floats]:
-    """At which cost weights queries turn to a cheaper expert, and by how much their predicted cost falls there."""
+def _switches(quality: Floats, costs: Floats, eligible: NDArray[np.bool_] | None) -> tuple[Floats, Floats]:
+    """Cost weights at which queries switch to a cheaper expert, and how much their predicted cost drops there."""
     rows, now = np.arange(len(quality)), choose(quality, costs, eligible)
     found: list[tuple[Floats, Floats]] = []
     for _ in range(quality.shape[1] - 1):
@@ -95,11 +95,11 @@ def _turns(quality: Floats, costs: Floats, eligible: NDArray[np.bool_] | None) -
         np.divide(quality[rows, now][:, None] - quality, cheaper_by, out=rates, where=possible)
         rates[np.isnan(rates)] = np.inf
         then = rates.argmin(axis=1)
-        turns = np.isfinite(rates[rows, then])
-        if not turns.any():
+        switches = np.isfinite(rates[rows, then])
+        if not switches.any():
             break
-        found.append((rates[rows, then][turns], cheaper_by[rows, then][turns]))
-        now = np.where(turns, then, now)
+        found.append((rates[rows, then][switches], cheaper_by[rows, then][switches]))
+        now = np.where(switches, then, now)
     at, drops = (np.concatenate(parts) for parts in zip(*found, strict=True)) if found else (np.zeros(0), np.zeros(0))
     return at.clip(0.0), drops
 
@@ -115,9 +115,9 @@ def sweep(
     """Decide the same estimates at every cost weight.
 
     Args:
-        quality, predicted_costs, eligible: (n, m) what the router predicted.
-        scores, costs: (n, m) what the experts scored and cost.
-        cost_weights: (t,); `None` takes `cost_weight_grid`.
+        quality, predicted_costs, eligible: (n, m) predicted by the router.
+        scores, costs: (n, m) recorded of the experts.
+        cost_weights: (t,); `None` means `cost_weight_grid`.
     """
     grid = cost_weight_grid(quality, predicted_costs, eligible) if cost_weights is None else cost_weights
     ranking = Ranking.of(~np.isnan(quality - predicted_costs), eligible, predicted_costs)
@@ -126,9 +126,9 @@ def sweep(
 
 
 def hull(costs: ArrayLike, accuracies: ArrayLike) -> tuple[Floats, Floats]:
-    """Corners of the upper non-decreasing concave hull of points, by ascending cost.
+    """Corners of the upper, non-decreasing, concave hull of points, by ascending cost.
 
-    What lies on an edge is reached by sending each query to one of its two ends by lot.
+    Points on an edge are reached by sending each query to one of the two ends at random.
 
     Args:
         costs, accuracies: (t,) points.
@@ -138,7 +138,7 @@ def hull(costs: ArrayLike, accuracies: ArrayLike) -> tuple[Floats, Floats]:
     for i in np.lexsort((-y, x)):
         point = (float(x[i]), float(y[i]))
         if corners and point[1] <= corners[-1][1]:
-            continue  # dearer and no better
+            continue  # costs more and is no better
         while len(corners) > 1 and _below(corners[-2], corners[-1], point):
             corners.pop()
         corners.append(point)
@@ -146,19 +146,19 @@ def hull(costs: ArrayLike, accuracies: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def _below(left: tuple[float, float], middle: tuple[float, float], right: tuple[float, float]) -> bool:
-    """Whether the middle point lies on or under the line from left to right."""
+    """Whether the middle point is on or below the line from left to right."""
     return (middle[1] - left[1]) * (right[0] - left[0]) <= (right[1] - left[1]) * (middle[0] - left[0])
 
 
 def aiq(costs: ArrayLike, accuracies: ArrayLike, c_min: float, c_max: float) -> float | None:
     """AIQ = (1 / (c_max - c_min)) * integral of the hull from c_min to c_max (RouterBench, arXiv 2403.12031).
 
-    The bounds are the mean costs of the cheapest and of the dearest single expert of the pool, so that two routers over
-    the same pool are measured alike; RouterBench's own code takes the bounds of whatever is plotted together. Right of
-    the hull accuracy stays what it is; left of it runs the line to (0, 0): some queries are not answered.
+    The bounds are the mean costs of the cheapest and of the most expensive single expert of the pool, so that routers
+    over the same pool are comparable; RouterBench's own code uses the bounds of the curves plotted together. To the
+    right of the hull accuracy is constant; to the left it follows the line to (0, 0): some queries are not answered.
 
     Returns:
-        A mean accuracy in [0, 1]; `None` where all experts cost the same.
+        A mean accuracy in [0, 1]; `None` if all experts cost the same.
     """
     if not c_max > c_min:
         return None
@@ -170,21 +170,11 @@ def aiq(costs: ArrayLike, accuracies: ArrayLike, c_min: float, c_max: float) -> 
     return float(np.trapezoid(np.interp(at, x, y), at) / (c_max - c_min))
 
 
-def cost_saved(costs: ArrayLike, accuracies: ArrayLike, best_single: float, best_single_cost: float) -> float | None:
-    """1 - (lowest mean cost on the curve with A >= B) / cost of the best single expert.
-
-    Read off the curve of the queries that it is reported for, it flatters: choose the cost weight on training folds
-    (`routers.evaluation.cost_weight`), and report what it saves elsewhere.
-
-    Returns:
-        A share, negative where B is only reached at a higher cost; `None` where it is not reached, or B costs nothing.
-    """
-    x, reached = np.asarray(costs, dtype=np.float64), np.asarray(accuracies, dtype=np.float64) >= best_single
-    return float(1.0 - x[reached].min() / best_single_cost) if reached.any() and best_single_cost > 0 else None
-
-
 def band(curve: Sweep, *, draws: int = DRAWS, seed: int = 0, level: float = 0.95) -> tuple[Floats, Floats]:
-    """(t,) bounds of the accuracy at each cost weight: percentiles over queries, resampled alike."""
+    """(t,) bounds of the accuracy at each cost weight: percentiles over resampled queries.
+
+    Each draw resamples the same queries at every cost weight, as counts: one matrix product covers all of them.
+    """
     n, rng = curve.scores.shape[1], np.random.default_rng(seed)
     counts = rng.multinomial(n, np.full(n, 1.0 / n), size=draws).astype(np.float32)
     means = counts @ curve.scores.T.astype(np.float32) / n  # (draws, t)

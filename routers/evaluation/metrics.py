@@ -1,4 +1,4 @@
-"""What a routing is worth: pure functions over (n_queries, n_experts) arrays.
+"""Metrics of routing: pure functions over (n_queries, n_experts) arrays.
 
 Notation: y_qm is the score of expert m on query q, c_qm its cost, m(q) the expert that a router picks. A pick is an
 (n,) array of expert indices.
@@ -6,7 +6,7 @@ Notation: y_qm is the score of expert m on query q, c_qm its cost, m(q) the expe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 Picks = NDArray[np.intp]
 DRAWS = 2_000
 """Resamples of a bootstrap interval."""
-_CELLS_A_CHUNK = 4_000_000
+_CELLS_PER_BATCH = 4_000_000  # bounds memory: 2,000 draws of 14,000 queries are 230 MB of indices
 
 
 def picked(values: ArrayLike, picks: ArrayLike) -> Floats:
@@ -24,39 +24,29 @@ def picked(values: ArrayLike, picks: ArrayLike) -> Floats:
     return np.asarray(array[np.arange(len(array)), index])
 
 
-def accuracy(scores: ArrayLike, picks: ArrayLike) -> float:
-    """A = mean_q y_q,m(q)."""
-    return float(picked(scores, picks).mean())
-
-
-def mean_cost(costs_usd: ArrayLike, picks: ArrayLike) -> float:
-    """mean_q c_q,m(q), in USD a query."""
-    return float(picked(costs_usd, picks).mean())
-
-
 def best_single(mean_scores: ArrayLike) -> int:
-    """argmax_m mean_q y_qm over *training* queries; B is the accuracy of that one expert on the scored queries.
+    """argmax_m mean_q y_qm over *training* queries; B is the accuracy of that expert on the scored queries.
 
     Args:
-        mean_scores: (m,) mean training score of each expert. The first of equals wins.
+        mean_scores: (m,) mean training score of each expert. Ties go to the first.
     """
     return int(np.asarray(mean_scores, dtype=np.float64).argmax())
 
 
 def dataset_oracle(labels: Sequence[str], mean_scores: Mapping[str, Floats], fallback: int) -> Picks:
-    """(n,) the expert with the best mean training score in each query's true label, which a router is never told.
+    """(n,) the expert with the best mean training score in each query's true label, which routers never see.
 
     Args:
         labels: n true labels.
         mean_scores: label -> (m,) mean training scores.
-        fallback: the expert for a label that training never saw.
+        fallback: the expert for labels without training queries.
     """
     best = {label: best_single(means) for label, means in mean_scores.items()}
     return np.array([best.get(label, fallback) for label in labels], dtype=np.intp)
 
 
 def oracle(scores: ArrayLike, costs_usd: ArrayLike | None = None) -> Picks:
-    """(n,) argmax_m y_qm, so that O = mean_q max_m y_qm; the cheapest of equals where costs are known."""
+    """(n,) argmax_m y_qm, so that O = mean_q max_m y_qm; ties go to the cheapest if costs are known."""
     y = np.asarray(scores, dtype=np.float64)
     if costs_usd is None:
         return np.asarray(y.argmax(axis=1))
@@ -65,17 +55,17 @@ def oracle(scores: ArrayLike, costs_usd: ArrayLike | None = None) -> Picks:
 
 
 def gap_recovered(accuracy: float, best_single: float, oracle: float) -> float | None:
-    """(A - B) / (O - B): 0 at the best single expert, 1 at the oracle. `None` where there is no gap."""
+    """(A - B) / (O - B): 0 at the best single expert, 1 at the oracle. `None` if there is no gap."""
     return (accuracy - best_single) / (oracle - best_single) if oracle > best_single else None
 
 
 def perf_gain(accuracy: float, best_single: float) -> float | None:
-    """PerfGain = A / B - 1 (LLMRouterBench). `None` where B is 0."""
+    """PerfGain = A / B - 1 (LLMRouterBench). `None` if B is 0."""
     return accuracy / best_single - 1.0 if best_single > 0 else None
 
 
 def cost_save(mean_cost: float, best_single_cost: float) -> float | None:
-    """CostSave = 1 - cost / cost of the best single expert (LLMRouterBench). `None` where that costs nothing."""
+    """CostSave = 1 - cost / cost of the best single expert (LLMRouterBench). `None` if that expert is free."""
     return 1.0 - mean_cost / best_single_cost if best_single_cost > 0 else None
 
 
@@ -89,7 +79,10 @@ def paired_bootstrap(
         level: 0.95 gives the 2.5 and the 97.5 percentile.
     """
     difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
-    return _percentiles(_resampled_means(difference[None], draws, seed)[0], level)
+    if len(difference) < 2:
+        return float(difference.mean()), float(difference.mean())
+    low, high, _ = _bootstrap((difference,), lambda values, axis: values.mean(axis), draws, seed, level)
+    return low, high
 
 
 def bootstrap_saving(
@@ -101,35 +94,44 @@ def bootstrap_saving(
         ours, theirs: (n,) costs of two routings of the same queries.
 
     Returns:
-        `None` where theirs cost nothing, in a resample too.
+        `None` if theirs are free, in a resample too.
     """
-    both = np.stack([np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)])
-    ours_means, theirs_means = _resampled_means(both, draws, seed)
-    return _percentiles(1.0 - ours_means / theirs_means, level) if (theirs_means > 0).all() else None
+    both = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    if len(both[0]) < 2 or not both[1].any():
+        saving = cost_save(both[0].mean(), both[1].mean())
+        return None if saving is None else (float(saving), float(saving))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high, resampled = _bootstrap(
+            both, lambda o, t, axis: 1.0 - o.mean(axis) / t.mean(axis), draws, seed, level
+        )
+    return (low, high) if np.isfinite(resampled).all() else None
 
 
-def _resampled_means(values: Floats, draws: int, seed: int) -> Floats:
-    """(r, draws) means of the (r, n) values over resampled columns, the same ones for every row."""
-    n, rng = values.shape[1], np.random.default_rng(seed)
-    means = np.empty((len(values), draws))
-    step = max(1, _CELLS_A_CHUNK // n)  # bounds memory: 2,000 draws of 14,000 queries are 230 MB of indices
-    for start in range(0, draws, step):
-        stop = min(start + step, draws)
-        rows = rng.integers(n, size=(stop - start, n))
-        for row, of_row in enumerate(values):
-            means[row, start:stop] = of_row[rows].mean(axis=1)
-    return means
+def _bootstrap(
+    samples: tuple[Floats, ...], statistic: Callable[..., Floats], draws: int, seed: int, level: float
+) -> tuple[float, float, Floats]:
+    """Bounds of the percentile interval, and the statistic of every resample; samples are resampled together."""
+    from scipy.stats import bootstrap
 
-
-def _percentiles(values: Floats, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    found = bootstrap(
+        samples,
+        statistic,
+        n_resamples=draws,
+        batch=max(1, _CELLS_PER_BATCH // len(samples[0])),
+        vectorized=True,
+        paired=len(samples) > 1,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    interval = found.confidence_interval
+    return float(interval.low), float(interval.high), found.bootstrap_distribution
 
 
 def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, *, bins: int = 10) -> float:
-    """ECE: mean |confidence - accuracy| over bins of equal mass, weighted by their queries.
+    """ECE: mean |confidence - accuracy| over bins of equal mass, weighted by their numbers of queries.
 
-    Equal confidences share a bin, so that bins are only as equal as the confidences are distinct.
+    Equal confidences share a bin, so bins are of equal size only as far as confidences are distinct.
 
     Args:
         confidence, correct: (n,) predicted and actual score in [0, 1].
@@ -142,14 +144,14 @@ def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, *, bin
 
 
 def mass_bins(values: ArrayLike, bins: int) -> Picks:
-    """(n,) the bin 0 .. bins - 1 of each value; bins of equal mass, but equal values share one."""
+    """(n,) the bin 0 .. bins - 1 of each value; bins of equal mass, except that equal values share a bin."""
     numbers = np.asarray(values, dtype=np.float64)
     edges = np.quantile(numbers, np.linspace(0, 1, bins + 1)[1:-1])
     return np.asarray(np.searchsorted(edges, numbers, side="left"))
 
 
 def expert_use(picks: ArrayLike, experts: Sequence[str]) -> dict[str, float]:
-    """Share of the queries that each expert answers, largest first; experts that answer none are left out."""
+    """expert -> share of the queries it answers, largest first; experts that answer none are left out."""
     counts = np.bincount(np.asarray(picks, dtype=np.intp), minlength=len(experts))
     order = np.argsort(-counts, kind="stable")
     return {experts[m]: float(counts[m] / counts.sum()) for m in order if counts[m]}

@@ -1,7 +1,7 @@
-"""Metrics of a strong and a weak expert (RouteLLM, arXiv 2406.18665): how many strong calls buy how much of the gap.
+"""Metrics of a strong and a weak expert (RouteLLM, arXiv 2406.18665): the gap recovered by a share of strong calls.
 
-A router's preference for the strong expert, one number a query, orders the queries; the share r of strong calls then
-runs from 0 to 1. Queries of equal preference are in a random order: their gain is spread evenly over them.
+A router's preference for the strong expert, one number per query, orders the queries; the share r of strong calls then
+runs from 0 to 1. Queries of equal preference are in random order: their gain is spread evenly over them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PairCurve:
         return float(np.trapezoid(self.pgr, self.shares))
 
     def cpt(self, level: float) -> float:
-        """CPT: the smallest share of strong calls with PGR >= level, between two queries on the line."""
+        """CPT: the smallest share of strong calls with PGR >= level, interpolated between queries."""
         first = int(np.argmax(self.pgr >= level - 1e-12))  # PGR(1) = 1 reaches every level up to 1
         if first == 0:
             return float(self.shares[0])
@@ -44,11 +44,11 @@ def pair_curve(preference: ArrayLike, strong: ArrayLike, weak: ArrayLike) -> Pai
     """The curve of a router between two experts.
 
     Args:
-        preference: (n,) how much rather the strong expert, e.g. its predicted quality less the weak one's.
+        preference: (n,) for the strong expert, e.g. its predicted quality minus that of the weak one.
         strong, weak: (n,) their scores.
 
     Returns:
-        `None` where the strong expert is not better on these queries: there is no gap to recover.
+        `None` if the strong expert is not better on these queries: there is no gap to recover.
     """
     order_of, inverse = np.unique(-np.asarray(preference, dtype=np.float64), return_inverse=True)
     difference = np.asarray(strong, dtype=np.float64) - np.asarray(weak, dtype=np.float64)

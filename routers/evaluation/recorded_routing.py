@@ -1,4 +1,4 @@
-"""What a router did with the n queries of a table: its estimates are kept, so that any cost weight can be tried."""
+"""A router's choices on the n queries of a table, with its estimates, so that other cost weights can be tried."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ from routers.outcomes.table import OutcomeTable
 from routers.selectors import Selector
 
 BATCH = 1024
-"""Queries routed at once: bounds what a router's (n_queries, n_training_rows) arrays take."""
+"""Queries per call of `estimate`: bounds the memory of (n_queries, n_training_rows) arrays inside routers."""
 TIMED_QUERIES = 21
+"""Queries timed one by one for `route_ms`."""
 
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What a router predicted of n queries and the m experts of a table, and whom it chose.
+    """Predictions and choices of a router for n queries and the m experts of a table.
 
     Attributes:
         quality: (n, m) expected scores, columns as in the table.
-        costs: (n, m) expected USD a query, or `None`.
-        eligible: (n, m) whom the router would let answer, or `None` for all.
+        costs: (n, m) expected USD per query, or `None`.
+        eligible: (n, m) experts that the router lets answer, or `None` for all.
         picks: (n,) first choices, as columns of the table.
         abstained, truncated: (n,).
-        refused: (n,) nobody is asked: score 0 at no cost.
-        scores, spent: (n,) what the choice came to, where it is more than its first expert; else `None`.
-        calls: (n,) experts asked; `None` for one each.
+        refused: (n,) no expert is asked: score 0 at cost 0.
+        scores, spent: (n,) score and USD of a composition; `None` if the first choice alone answers.
+        calls: (n,) experts asked; `None` means one per query.
     """
 
     quality: metrics.Floats
@@ -56,12 +57,12 @@ class Routing:
 
     @property
     def expected(self) -> metrics.Floats:
-        """(n,) the score that the router expected of its first choice."""
+        """(n,) expected score of the first choice."""
         return metrics.picked(self.quality, self.picks)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """The parts, end to end."""
+        """The parts, concatenated."""
         return cls(*(_end_to_end([getattr(part, f.name) for part in parts]) for f in fields(cls)))
 
     def taken(self, rows: NDArray[np.intp]) -> Self:
@@ -69,12 +70,8 @@ class Routing:
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: array[rows] for name, array in arrays.items() if array is not None})
 
-    def at(self, cost_weight: float) -> Self:
-        """The same estimates decided at another cost weight."""
-        return replace(self, picks=curves.choose(self.quality, self.costs, self.eligible, cost_weight))
-
     def sweep(self, table: OutcomeTable, cost_weights: metrics.Floats | None = None) -> curves.Sweep | None:
-        """The cost-quality curve on the table that was routed; `None` where costs are unknown or not predicted."""
+        """The cost-quality curve on the routed table; `None` if costs are unknown or not predicted."""
         if self.costs is None or table.costs_usd is None or not np.isfinite(self.costs).all():
             return None
         answered = ~self.refused[:, None]
@@ -84,7 +81,7 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """What the experts of n decisions come to together: (n,) scores, (n,) USD or `None`, (n,) experts asked."""
+    """Result of a composition on n decisions: (n,) scores, (n,) USD or `None`, (n,) experts asked."""
 
     scores: metrics.Floats
     costs: metrics.Floats | None
@@ -92,27 +89,40 @@ class Composed:
 
 
 Compose = Callable[[OutcomeTable, Sequence[RoutingDecision]], Composed]
-"""Plays a composition over the recorded answers of a table's rows, given a decision for each."""
+"""Replays a composition over the recorded answers of a table's rows, given a decision for each row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choosing:
-    """How estimates become answers: whom `select` asks at `utility`; `compose` says what they come to together."""
+    """How estimates become answers: `select` picks experts at `utility` (the best by default), `compose` combines their
+    recorded answers; `composition` is its name in reports."""
 
     utility: Utility = Utility()
     select: Selector | None = None
     compose: Compose | None = None
+    composition: str = "single"
+
+    @property
+    def top_k(self) -> int:
+        """The most experts asked per query."""
+        return 1 if self.select is None else self.select.k
+
+    def at(self, cost_weight: float) -> Self:
+        """The same at another cost weight."""
+        return replace(self, utility=replace(self.utility, cost_weight=cost_weight))
 
 
 def route(router: Router, table: OutcomeTable, choosing: Choosing = Choosing()) -> Routing:
-    """Let a router choose for every row of a table; it is shown prompts and features, nothing else.
+    """Route every row of a table; the router sees prompts and features only.
 
     Raises:
-        RouterError: the router needs features that the table does not have, or a cost weight is set without known
-            costs.
+        RouterError: the router needs features that the table lacks, or a cost weight > 0 without known costs.
     """
     if missing := sorted(router.requires - set(table.features)):
-        raise RouterError(f"this router needs features that the table does not have: {', '.join(missing)}")
+        raise RouterError(
+            f"the table has no features {', '.join(missing)}, which this router requires: add them to the table "
+            "(`OutcomeTable.features`), or run `coe router` with the experts that compute them"
+        )
     queries, parts = table.queries(), []
     for start in range(0, len(table), BATCH):
         rows = np.arange(start, min(start + BATCH, len(table)))
@@ -124,12 +134,12 @@ def route(router: Router, table: OutcomeTable, choosing: Choosing = Choosing()) 
 def route_ms(
     router: TrainableRouter, table: OutcomeTable, utility: Utility, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Median milliseconds of single queries, spread over the table; encoded afresh, since a live query is new."""
+    """Median milliseconds to route one query, over queries spread over the table; the encoder cache is bypassed."""
     encoder = getattr(router, "encoder", None)
     rows = np.linspace(0, len(table) - 1, min(TIMED_QUERIES, len(table))).astype(int)
     queries, times = table.select(rows).queries(), []
     with encoder.bypassed() if isinstance(encoder, CachedEncoder) else nullcontext():
-        for query in (queries[0], *queries):  # the first loads and warms up
+        for query in (queries[0], *queries):  # the first call loads and warms up
             before = clock()
             decide(router.estimate([query]), utility=utility, allowed=table.experts)
             times.append(clock() - before)
@@ -151,21 +161,21 @@ def _chosen(estimate: Estimate, table: OutcomeTable, rows: NDArray[np.intp], cho
         truncated=np.zeros(len(decisions), dtype=bool) if truncated is None else np.asarray(truncated, dtype=bool),
         refused=np.array([not decision.experts for decision in decisions], dtype=bool),
     )
-    return routing if choosing.compose is None else _played(routing, table.select(rows), decisions, choosing.compose)
+    return routing if choosing.compose is None else _composed(routing, table.select(rows), decisions, choosing.compose)
 
 
-def _played(routing: Routing, table: OutcomeTable, decisions: Sequence[RoutingDecision], compose: Compose) -> Routing:
-    """The same with what the composition makes of the decisions; those that ask nobody come to nothing."""
+def _composed(routing: Routing, table: OutcomeTable, decisions: Sequence[RoutingDecision], compose: Compose) -> Routing:
+    """The routing with scores, USD and calls of a composition; refused queries have 0 of each."""
     asked = np.flatnonzero(~routing.refused)
     scores, spent, calls = np.zeros(len(decisions)), np.zeros(len(decisions)), np.zeros(len(decisions))
-    played = compose(table.select(asked), [decisions[row] for row in asked])
-    scores[asked], calls[asked] = played.scores, played.calls
-    if played.costs is None:
+    composed = compose(table.select(asked), [decisions[row] for row in asked])
+    scores[asked], calls[asked] = composed.scores, composed.calls
+    if composed.costs is None:
         return replace(routing, scores=scores, calls=calls)
-    spent[asked] = played.costs
+    spent[asked] = composed.costs
     return replace(routing, scores=scores, spent=spent, calls=calls)
 
 
 def _end_to_end(values: Sequence[Any]) -> Any:
-    """The arrays, end to end; `None` where one is not known."""
+    """The arrays, concatenated; `None` if one is `None`."""
     return None if any(value is None for value in values) else np.concatenate(values)

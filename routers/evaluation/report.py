@@ -1,4 +1,4 @@
-"""RouterReport: a router beside the experts it chooses from, and beside the marks it cannot reach."""
+"""RouterReport: the figures of one router on one table, compared with baselines."""
 
 from __future__ import annotations
 
@@ -13,34 +13,31 @@ from routers.evaluation import curves, metrics
 from routers.evaluation.cost_weight import Solution, Target
 from routers.evaluation.pair import PairCurve, pair_curve
 from routers.evaluation.recorded_routing import Routing
-from routers.evaluation.summary import Line
+from routers.evaluation.summary import ReportRow
 from routers.outcomes.table import OutcomeTable
 
-_NOTE = {"in_json": False}
+_NOT_IN_JSON = {"in_json": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """What a report was made from, query by query, for plots and paired comparisons.
+    """The data of a report, query by query, for plots and paired comparisons.
 
     Attributes:
-        table: the n scored rows; routing, line: what the router did with them, in the same order.
-        marks: name -> what other ways of choosing came to on the same rows.
+        table: the n scored rows; routing: the router's choices, in the same order.
         curve: the router at every cost weight; `None` without costs, and for compositions.
-        pair: of a pool of two, else `None`.
+        pair: PGR curve of a pool of two experts, else `None`.
     """
 
     table: OutcomeTable
     routing: Routing
-    line: Line
-    marks: Mapping[str, Line]
     curve: curves.Sweep | None
     pair: PairCurve | None
 
 
 @dataclass(frozen=True, slots=True)
 class RouterReport:
-    """One router on one table; accuracies are mean scores in [0, 1], costs USD a query, `None` what is unknown.
+    """One router on one table; accuracies are mean scores in [0, 1], costs USD per query, unknown figures `None`.
 
     Attributes:
         best_single: accuracy of the expert that was best on the training rows; dataset_oracle: of the expert that was
@@ -48,18 +45,18 @@ class RouterReport:
         gain_over_best_single: accuracy - best_single, with its 95% paired bootstrap interval.
         gap_recovered: (accuracy - best_single) / (oracle - best_single).
         route_ms_p50: median milliseconds to encode and decide one query alone, nothing cached.
-        baselines: name -> accuracy, for rows of a table; baseline_costs: name -> mean cost.
+        baselines: name -> accuracy; baseline_costs: name -> mean cost.
         cost_saved: 1 - mean_cost / best_single_cost at the cost weight in use, with its 95% paired bootstrap interval;
             perf_gain: accuracy / best_single - 1 there.
-        aiq: mean height of the cost-quality hull between c_min and c_max, the mean costs of the cheapest and of the
-            dearest single expert on these rows; aiq_experts: the same of the single experts' own hull.
-        ece: calibration error of the score that the router expected, against the actual score.
+        aiq: mean height of the cost-quality hull between c_min and c_max, the mean costs of the cheapest and
+            of the most expensive single expert on these rows; aiq_experts: the same of the single experts' own hull.
+        ece: calibration error of the expected score of the first choice, against its actual score.
         apgr, cpt50, cpt80: of a pool of two, strong and weak on these rows (see `routers.evaluation.pair`).
-        cost_weights: the cost weight in use: one, or one for each fold; target: what they were solved for.
-        calls: experts asked a query; top_k, composition: most to be asked, and what is made of their answers.
-        abstained, truncated, refused: shares of the queries; nobody is asked a refused one, which scores and costs 0.
-        expert_use: expert -> share of the queries it was given.
-        by_domain: domain -> n_queries, accuracy, best_single, expert_use; `None` where the table has no domains.
+        cost_weights: the cost weight in use: one, or one per fold if solved; target: what they were solved for.
+        calls: experts asked per query; top_k, composition: the most experts asked, and how answers are combined.
+        abstained, truncated, refused: shares of the queries; a refused query asks no expert, scores 0 and costs 0.
+        expert_use: expert -> share of the queries that it answers first.
+        by_domain: domain -> n_queries, accuracy, best_single, expert_use; `None` if the table has no domains.
     """
 
     router: str
@@ -101,10 +98,10 @@ class RouterReport:
     refused: float
     expert_use: Mapping[str, float]
     by_domain: Mapping[str, Mapping[str, Any]] | None
-    detail: Detail = field(metadata=_NOTE, repr=False, compare=False)
+    detail: Detail = field(metadata=_NOT_IN_JSON, repr=False, compare=False)
 
     def picks(self) -> dict[str, str | None]:
-        """query id -> the expert that is asked first; `None` where nobody is."""
+        """query id -> the expert asked first; `None` for a refused query."""
         table, routing = self.detail.table, self.detail.routing
         names = [None if no else table.experts[m] for m, no in zip(routing.picks, routing.refused, strict=True)]
         return dict(zip(table.query_ids, names, strict=True))
@@ -116,12 +113,12 @@ class RouterReport:
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """What a report says of how it came about.
+    """The settings that a report was made with.
 
     Attributes:
-        name, kind: of the router; cost weights: in use; target, solutions: how they were found, one for each fold.
-        top_k, composition: experts asked, and what was made of their answers.
-        route_ms: median milliseconds a decision.
+        name, kind: of the router; cost_weights: in use; target, solutions: how they were solved, one per fold.
+        top_k, composition: the most experts asked, and how answers are combined.
+        route_ms: median milliseconds per decision.
         seed: of the bootstrap.
     """
 
@@ -136,10 +133,10 @@ class Heading:
     seed: int = 0
 
 
-def report(heading: Heading, table: OutcomeTable, routing: Routing, marks: Mapping[str, Line]) -> RouterReport:
-    """Compare a routing of the table's n queries with the marks."""
-    routed, best, dataset = line_of(table, routing), marks.get("best_single"), marks.get("dataset_oracle")
-    oracle = marks["oracle"].accuracy
+def report(heading: Heading, table: OutcomeTable, routing: Routing, baselines: Mapping[str, ReportRow]) -> RouterReport:
+    """Compare a routing of the table's n queries with the baselines."""
+    routed, best, dataset = row_of(table, routing), baselines.get("best_single"), baselines.get("dataset_oracle")
+    oracle = baselines["oracle"].accuracy
     curve = routing.sweep(table) if routing.scores is None else None
     pair = _pair(table, routing)
     calls = routing.calls
@@ -156,8 +153,8 @@ def report(heading: Heading, table: OutcomeTable, routing: Routing, marks: Mappi
         mean_cost=routed.mean_cost,
         best_single_cost=best.mean_cost if best else None,
         route_ms_p50=heading.route_ms,
-        baselines={label: line.accuracy for label, line in marks.items()},
-        baseline_costs={label: line.mean_cost for label, line in marks.items()},
+        baselines={label: row.accuracy for label, row in baselines.items()},
+        baseline_costs={label: row.mean_cost for label, row in baselines.items()},
         **_gains(routed, best, heading.seed),
         **_areas(table, curve),
         ece=_ece(table, routing),
@@ -174,20 +171,19 @@ def report(heading: Heading, table: OutcomeTable, routing: Routing, marks: Mappi
         refused=float(routing.refused.mean()),
         expert_use=_use(table, routing, np.ones(len(table), dtype=bool)),
         by_domain=_by_domain(table, routing, routed, best),
-        detail=Detail(table, routing, routed, dict(marks), curve, pair),
+        detail=Detail(table, routing, curve, pair),
     )
 
 
-def line_of(table: OutcomeTable, routing: Routing) -> Line:
-    """What the choices came to; a query that nobody is asked scores and costs 0."""
+def row_of(table: OutcomeTable, routing: Routing) -> ReportRow:
+    """Scores and costs of the choices; a refused query scores and costs 0."""
     if routing.scores is not None:
-        return Line(routing.scores, routing.spent)
-    line, answered = Line.of(table, routing.picks), ~routing.refused
-    return Line(line.scores * answered, None if line.costs is None else line.costs * answered)
+        return ReportRow(routing.scores, routing.spent)
+    return ReportRow.of(table, routing.picks).answered(~routing.refused)
 
 
 def _ece(table: OutcomeTable, routing: Routing) -> float | None:
-    """ECE of the first choices' expected scores, over the queries that somebody is asked."""
+    """ECE of the expected scores of the first choices, over the queries that are not refused."""
     asked = ~routing.refused
     scores = metrics.picked(table.scores, routing.picks)
     return metrics.expected_calibration_error(routing.expected[asked], scores[asked]) if asked.any() else None
@@ -198,8 +194,8 @@ def _use(table: OutcomeTable, routing: Routing, rows: NDArray[np.bool_]) -> dict
     return metrics.expert_use(routing.picks[asked], table.experts) if asked.any() else {}
 
 
-def _gains(routed: Line, best: Line | None, seed: int) -> dict[str, float | None]:
-    """What is gained over the best single expert, and what is saved, with their intervals."""
+def _gains(routed: ReportRow, best: ReportRow | None, seed: int) -> dict[str, float | None]:
+    """Gain over the best single expert and cost saved, with their intervals."""
     names = ["gain_over_best_single", "gain_ci95_low", "gain_ci95_high", "perf_gain"]
     names += ["cost_saved", "cost_saved_ci95_low", "cost_saved_ci95_high"]
     found: dict[str, float | None] = dict.fromkeys(names)
@@ -216,7 +212,7 @@ def _gains(routed: Line, best: Line | None, seed: int) -> dict[str, float | None
 
 
 def _areas(table: OutcomeTable, curve: curves.Sweep | None) -> dict[str, float | None]:
-    """AIQ of the router and of the single experts, between the costs of the cheapest and the dearest of them."""
+    """AIQ of the router and of the single experts, between the costs of the cheapest and the most expensive."""
     if table.costs_usd is None:
         return dict.fromkeys(("aiq", "aiq_experts", "c_min", "c_max"))
     costs, scores = table.costs_usd.mean(axis=0), table.scores.mean(axis=0)
@@ -230,7 +226,7 @@ def _areas(table: OutcomeTable, curve: curves.Sweep | None) -> dict[str, float |
 
 
 def _pair(table: OutcomeTable, routing: Routing) -> PairCurve | None:
-    """The curve of a pool of two; the strong expert is the one that is better on these rows."""
+    """The PGR curve of a pool of two; the strong expert is the better one on these rows."""
     if len(table.experts) != 2:
         return None
     strong = int(table.scores.mean(axis=0).argmax())
@@ -245,7 +241,7 @@ def _target(heading: Heading) -> dict[str, Any] | None:
 
 
 def _by_domain(
-    table: OutcomeTable, routing: Routing, routed: Line, best: Line | None
+    table: OutcomeTable, routing: Routing, routed: ReportRow, best: ReportRow | None
 ) -> dict[str, dict[str, Any]] | None:
     if table.domains is None:
         return None

@@ -1,4 +1,4 @@
-"""`coe router train | update | cv | eval | compare`: learn who answers what, and measure it."""
+"""`coe router train | update | cv | eval | compare`: train routers and measure them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How `--kind auto` is shown: what it tries while it tries it, its scoreboard, its choice, what to expect of it."""
+"""Output of `--kind auto`: candidates as they are tried, the scoreboard, the choice, the expected accuracy."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from routers.kinds.auto.router import AutoRouter
 
 
-def telling(make: Callable[[], TrainableRouter]) -> Callable[[], TrainableRouter]:
-    """The same factory; an `auto` router tells on the console of each candidate as it is done."""
+def with_progress_lines(make: Callable[[], TrainableRouter]) -> Callable[[], TrainableRouter]:
+    """The same factory; an `auto` router prints a line for each candidate that it has tried."""
     from routers.kinds.auto.router import AutoRouter
 
     def made() -> TrainableRouter:
         router = make()
         if isinstance(router, AutoRouter):
-            router.on_progress = _tell
+            router.on_progress = _print_candidate
         return router
 
     return made
 
 
 def auto_document(router: TrainableRouter) -> dict[str, Any]:
-    """What an `auto` router tried, chose and expects, as JSON values; nothing of other kinds."""
+    """What an `auto` router tried, chose and expects, as JSON values; empty for other kinds."""
     from routers.kinds.auto.router import AutoRouter
 
     if not isinstance(router, AutoRouter):
@@ -40,7 +40,7 @@ def auto_document(router: TrainableRouter) -> dict[str, Any]:
 
 
 def print_choice(router: TrainableRouter) -> None:
-    """The scoreboard of an `auto` router, best first, its choice, and the estimate that was not selected on."""
+    """Print the scoreboard of an `auto` router, best first, its choice, and its unbiased estimate."""
     from routers.kinds.auto.candidates import BASELINE_KIND
     from routers.kinds.auto.router import AutoRouter
 
@@ -52,13 +52,13 @@ def print_choice(router: TrainableRouter) -> None:
     if all(router.scoreboard[member].candidate.kind == BASELINE_KIND for member in choice.members):
         out.print(
             "no router beats the best single expert on this table by more than chance: every query goes to that "
-            "expert. What a router could still save is cost: train one with --save-cost.",
+            "expert. A router can still save cost: train one with --save-cost.",
             style="bold",
         )
     low, high = 100 * expected.gain_ci95_low, 100 * expected.gain_ci95_high
     out.print(
         f"expected on new queries: {100 * expected.score:.2f}%, {100 * expected.gain:+.2f} [{low:+.2f}, {high:+.2f}] "
-        f"over the best single expert ({100 * expected.best_single:.2f}%); from rows that the choice had not seen",
+        f"over the best single expert ({100 * expected.best_single:.2f}%); measured on rows outside the selection",
         markup=False,
         highlight=False,
     )
@@ -69,7 +69,7 @@ def _scoreboard(router: AutoRouter) -> Any:
     from rich.table import Table
 
     weights = dict(zip(router.choice.members, router.choice.weights, strict=True))
-    table = Table(title="tried, on inner folds", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="candidates, on inner folds", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold", min_width=14)
     for name in ("accuracy", "over best single", "seconds", "weight"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -89,6 +89,6 @@ def _figures(row: Row) -> tuple[str, str, str]:
     return f"{100 * row.score:.2f}%", gain, "-" if row.seconds is None else f"{row.seconds:.1f}"
 
 
-def _tell(row: Row) -> None:
+def _print_candidate(row: Row) -> None:
     figures = row.skipped if row.score is None else f"{100 * row.score:.2f}%"
     console.print(f"tried {row.candidate}: {figures}", style="dim", markup=False, highlight=False)

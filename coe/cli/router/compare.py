@@ -1,78 +1,80 @@
-"""`coe router compare`: routers against each other on the same queries, pair by pair."""
+"""`coe router compare`: compare routers with a reference, query by query."""
 
 from __future__ import annotations
 
 import json as json_text
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from coe.cli.option_groups import with_option_groups
 from coe.cli.output import JsonTarget, emit_json, stdout_console
-from coe.cli.registry import RegistryUrl
-from coe.cli.router.options import CostWeight, Experts, Outcomes, Prices, Require, Seed, encoder_of, table_of
-from coe.cli.router.report import check_required, encoding_progress, parse_required, per_thousand, warnings_on_console
-from coe.cli.router.signals import SignalConfig, with_signals
+from coe.cli.router.options import CostWeight, Seed, TableOptions, encoder_of
+from coe.cli.router.report import (
+    Require,
+    check_required,
+    encoding_progress,
+    parse_required,
+    per_thousand,
+    warnings_on_console,
+)
+from coe.cli.router.signals import SignalOptions
 
 if TYPE_CHECKING:
     from routers.evaluation.compare import Comparison
-    from routers.evaluation.summary import Line
+    from routers.evaluation.summary import ReportRow
     from routers.outcomes.table import OutcomeTable
 
 
+@with_option_groups
 def compare(
     sources: Annotated[
         list[Path],
         typer.Argument(
             metavar="REPORT.json|ROUTER_DIR...",
-            help="Reports written with --with-picks, or folders of saved routers. The first is the reference.",
+            help="Reports written with --with-picks, or folders of saved routers. The first router is the reference.",
         ),
     ],
-    outcomes: Outcomes,
-    experts: Experts = None,
-    prices: Prices = None,
+    tables: TableOptions,
+    signals: SignalOptions,
     cost_weight: CostWeight = None,
     seed: Seed = 0,
     require: Require = None,
-    config: SignalConfig = None,
-    registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
     """Compare routers on the same queries: paired differences with intervals, wins and losses, costs."""
     from routers.evaluation.compare import Comparison, compare
 
-    required = parse_required(require or [], of=Comparison)
-    table = table_of(outcomes, experts, prices)
-    reads = partial(with_signals, config=config, url=registry)
+    required, table = parse_required(require or [], of=Comparison), tables.read()
     with warnings_on_console():
-        lines = [named for source in sources for named in _lines(source, table, cost_weight, reads)]
-    if len(lines) < 2:
+        rows = [named for source in sources for named in _rows(source, table, cost_weight, signals)]
+    if len(rows) < 2:
         raise typer.BadParameter("there is only one router: give two, or a report of several", param_hint="sources")
-    (reference, theirs), *others = lines
+    (reference, theirs), *others = rows
     found = [compare(name, ours, reference, theirs, seed=seed) for name, ours in others]
     if json != "-":
-        _print(reference, theirs, found, title=outcomes.name)
+        _print(reference, theirs, found, title=tables.outcomes.name)
     emit_json([comparison.to_json() for comparison in found], json)
     check_required(found, required)
 
 
-def _lines(
-    source: Path, table: OutcomeTable, cost_weight: float | None, reads: Callable[..., OutcomeTable]
-) -> Iterator[tuple[str, Line]]:
-    """(name, what it came to) of every router in a report or a folder."""
-    from routers.evaluation.compare import line_of_picks
+def _rows(
+    source: Path, table: OutcomeTable, cost_weight: float | None, signals: SignalOptions
+) -> Iterator[tuple[str, ReportRow]]:
+    """(name, row) of every router in a report or a folder."""
+    from routers.evaluation.compare import row_of_picks
 
     if source.is_dir():
-        yield str(source), _routed(source, table, cost_weight, reads)
+        yield str(source), _routed(source, table, cost_weight, signals)
         return
     for document in _read(source):
         name = f"{source.stem}: {document['router']}"
         if "picks" not in document:
             raise typer.BadParameter(f"{source} has no picks: write it with --with-picks", param_hint="sources")
-        yield name, line_of_picks(table, document["picks"], source=name)
+        yield name, row_of_picks(table, document["picks"], source=name)
 
 
 def _read(source: Path) -> Sequence[dict[str, Any]]:
@@ -85,23 +87,23 @@ def _read(source: Path) -> Sequence[dict[str, Any]]:
     raise typer.BadParameter(f"{source} is no report of `coe router`", param_hint="sources")
 
 
-def _routed(folder: Path, table: OutcomeTable, cost_weight: float | None, reads: Callable[..., OutcomeTable]) -> Line:
+def _routed(folder: Path, table: OutcomeTable, cost_weight: float | None, signals: SignalOptions) -> ReportRow:
     from routers.artifacts import load
     from routers.decision import Utility
     from routers.evaluation.cross_validation import warn_of_overlap
     from routers.evaluation.recorded_routing import Choosing, route
-    from routers.evaluation.report import line_of
+    from routers.evaluation.report import row_of
 
     with encoding_progress() as on_progress:
         loaded = load(folder, make_encoder=lambda name: encoder_of(name, on_progress))
         warn_of_overlap(loaded.meta.reference, table)
         table = table.with_experts([name for name in table.experts if name in loaded.router.experts])
         choosing = Choosing(Utility(cost_weight=loaded.meta.cost_weight if cost_weight is None else cost_weight))
-        table = reads(table, loaded.router.requires, on_progress)
-        return line_of(table, route(loaded.router, table, choosing))
+        table = signals.add_to(table, loaded.router.requires, on_progress)
+        return row_of(table, route(loaded.router, table, choosing))
 
 
-def _print(reference: str, theirs: Line, found: Sequence[Comparison], *, title: str) -> None:
+def _print(reference: str, theirs: ReportRow, found: Sequence[Comparison], *, title: str) -> None:
     from rich import box
     from rich.table import Table
 

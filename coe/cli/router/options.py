@@ -1,8 +1,9 @@
-"""What the router commands share: their flags, and how a table, settings and an encoder are read from them."""
+"""Options that the router commands share: dataclasses that turn flags into the objects that the flags describe."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,86 +16,205 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from routers.base import RoutingDecision
-    from routers.encoders.build import Encoder
+    from routers.encoders.build import CachedEncoder, Encoder
     from routers.evaluation.cost_weight import Target
-    from routers.evaluation.recorded_routing import Compose as ComposeRecorded
+    from routers.evaluation.recorded_routing import Choosing, Compose
     from routers.outcomes.table import OutcomeTable
-    from routers.selectors import Selector
 
-Outcomes = Annotated[Path, typer.Option("--outcomes", help="Outcome table: .parquet, .jsonl or .csv.")]
-Experts = Annotated[str | None, typer.Option("--experts", metavar="A,B,C", help="Only these experts.")]
-Prices = Annotated[Path | None, typer.Option("--prices", help="JSON with USD per million tokens of each expert.")]
+Experts = Annotated[str | None, typer.Option("--experts", metavar="A,B,C", help="Use only these experts.")]
+Prices = Annotated[
+    Path | None,
+    typer.Option("--prices", help="JSON file with USD per million tokens of each expert; replaces recorded costs."),
+]
 LabelColumn = Annotated[
-    str | None, typer.Option("--label-column", help="Column that holds the categories; by default `domain`.")
+    str | None, typer.Option("--label-column", help="Column with the categories. Default: `domain`.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
-EncoderName = Annotated[
-    str | None, typer.Option("--encoder", help="`minilm` (the default), `hashing[:dim]`, or the folder of a model.")
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the router; may be repeated.")
-]
-Require = Annotated[
-    list[str] | None,
-    typer.Option("--require", metavar="FIGURE:LOW", help="Exit with 1 unless FIGURE >= LOW; may be repeated."),
-]
+Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
 CostWeight = Annotated[
     float | None,
     typer.Option(
-        "--cost-weight", min=0, help="Quality (0 to 1) given up per USD; by default what training solved, or 0."
+        "--cost-weight", min=0, help="Quality (0 to 1) given up per USD. Default: the weight solved in training, or 0."
     ),
-]
-BudgetUsd = Annotated[
-    float | None,
-    typer.Option(
-        "--budget-usd", metavar="USD", help="Solve the cost weight for this mean cost a query, on training folds."
-    ),
-]
-SaveCostFlag = Annotated[
-    bool,
-    typer.Option(
-        "--save-cost", help="Solve the cost weight for the lowest cost at the accuracy of the best single expert."
-    ),
-]
-Margin = Annotated[
-    float | None,
-    typer.Option("--margin", help="With --save-cost: standard errors above the best single expert; by default 1."),
-]
-FoldColumn = Annotated[
-    str, typer.Option("--fold-column", help="Column of folds; where it is missing, --folds are drawn.")
-]
-Folds = Annotated[int, typer.Option("--folds", min=2, help="How many folds to draw, stratified by domain.")]
-TopK = Annotated[int, typer.Option("--top-k", min=1, help="Most experts to ask for an answer.")]
-Compose = Annotated[
-    str | None,
-    typer.Option(
-        "--compose",
-        metavar="NAME[,KEY=VALUE...]",
-        help="What is made of their recorded answers: vote, weighted-vote,options=4, cascade, single.",
-    ),
-]
-Select = Annotated[
-    str | None,
-    typer.Option(
-        "--select",
-        metavar="NAME[,KEY=VALUE...]",
-        help="Who is asked: top-k, recruit, dynamic,p=0.9 or cascade,tolerance=0.1, with --top-k as most.",
-    ),
-]
-Plot = Annotated[
-    Path | None, typer.Option("--plot", metavar="OUT.png", help="Draw curves, domains and calibration to this file.")
-]
-WithPicks = Annotated[
-    bool, typer.Option("--with-picks", help="In the JSON, also the expert of every query, for `coe router compare`.")
-]
-BudgetMinutes = Annotated[
-    float | None, typer.Option("--budget-minutes", min=0, help="With --kind auto: how long it may try candidates.")
 ]
 Encoders = Annotated[str | None, typer.Option("--encoders", metavar="A,B", help="With --kind auto: encoders to try.")]
 
 
+@dataclass(frozen=True)
+class TableOptions:
+    """An outcome table: its file, its experts, its prices."""
+
+    outcomes: Annotated[Path, typer.Option("--outcomes", help="Outcome table: .parquet, .jsonl or .csv.")]
+    experts: Experts = None
+    prices: Prices = None
+
+    def read(self) -> OutcomeTable:
+        """The table with these experts only, at these prices."""
+        return table_of(self.outcomes, self.experts, self.prices)
+
+
+@dataclass(frozen=True)
+class LearningOptions:
+    """What a router kind learns with: its settings and its encoder."""
+
+    label_column: LabelColumn = None
+    encoder: Annotated[
+        str | None,
+        typer.Option("--encoder", help="Text encoder: `minilm` (default), `hashing[:dim]`, or a model folder."),
+    ] = None
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a setting of the router. Repeatable.")
+    ] = None
+    budget_minutes: Annotated[
+        float | None,
+        typer.Option("--budget-minutes", min=0, help="With --kind auto: time limit for candidates."),
+    ] = None
+    encoders: Encoders = None
+
+    @property
+    def first_encoder(self) -> str | None:
+        """The encoder that every kind uses: --encoder, or the first of --encoders."""
+        return self.encoder or next(iter(names_of(self.encoders) or ()), None)
+
+    def settings_of(self, kinds: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
+        """kind -> settings. A setting goes to the kinds that have it; if none has it, all get it and reject it."""
+        others = names_of(self.encoders)
+        flags: dict[str, Any] = {
+            "label_column": self.label_column,
+            "budget_minutes": self.budget_minutes,
+            "encoders": [name for name in others if name != self.first_encoder] if others else others,
+        }
+        stated = dict(map(_setting, self.settings or [])) | {
+            n: value for n, value in flags.items() if value is not None
+        }
+        return _settings_of_kinds(kinds, stated, seed)
+
+
+@dataclass(frozen=True)
+class FoldOptions:
+    """How a table is split into folds."""
+
+    fold_column: Annotated[
+        str, typer.Option("--fold-column", help="Column with the folds. Without one, --folds are drawn.")
+    ] = "fold"
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Number of folds to draw, stratified by domain.")] = 5
+
+    def of(self, table: OutcomeTable, seed: int) -> NDArray[np.int64]:
+        """(n,) the folds of the column, or drawn ones if the table has no column `fold`."""
+        import numpy as np
+
+        from routers.evaluation.cross_validation import stratified_folds
+
+        if self.fold_column != "fold":
+            return np.unique(np.array(table.labels(self.fold_column)), return_inverse=True)[1].astype(np.int64)
+        if table.folds is not None:
+            return table.folds
+        console.print(f"the table has no folds: drawing {self.folds}, stratified by domain, with seed {seed}")
+        return stratified_folds(table.domains or ("",) * len(table), self.folds, seed=seed)
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """What the cost weight is solved for."""
+
+    budget_usd: Annotated[
+        float | None,
+        typer.Option(
+            "--budget-usd",
+            metavar="USD",
+            help="Solve the cost weight for at most this mean cost per query.",
+        ),
+    ] = None
+    save_cost: Annotated[
+        bool,
+        typer.Option(
+            "--save-cost", help="Solve the cost weight for the lowest cost at the accuracy of the best single expert."
+        ),
+    ] = False
+    margin: Annotated[
+        float | None,
+        typer.Option("--margin", help="With --save-cost: standard errors above the best single expert. Default: 1."),
+    ] = None
+
+    @property
+    def target(self) -> Target | None:
+        """The target, or `None`.
+
+        Raises:
+            typer.BadParameter: two targets, or a margin without --save-cost.
+        """
+        from routers.evaluation.cost_weight import MeetBudget, SaveCost
+
+        if self.save_cost and self.budget_usd is not None:
+            raise typer.BadParameter("give either --budget-usd or --save-cost", param_hint="--budget-usd")
+        if self.margin is not None and not self.save_cost:
+            raise typer.BadParameter("needs --save-cost", param_hint="--margin")
+        if self.save_cost:
+            return SaveCost() if self.margin is None else SaveCost(self.margin)
+        return None if self.budget_usd is None else MeetBudget(self.budget_usd)
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How estimates become answers: the cost weight, which experts are asked, how their answers are combined."""
+
+    cost_weight: CostWeight = None
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Most experts asked per query.")] = 1
+    select: Annotated[
+        str | None,
+        typer.Option(
+            "--select",
+            metavar="NAME[,KEY=VALUE...]",
+            help="Which experts are asked, at most --top-k: top-k, recruit, dynamic,p=0.9 or cascade,tolerance=0.1.",
+        ),
+    ] = None
+    compose: Annotated[
+        str | None,
+        typer.Option(
+            "--compose",
+            metavar="NAME[,KEY=VALUE...]",
+            help="How their recorded answers are combined: vote, weighted-vote,options=4, cascade or single.",
+        ),
+    ] = None
+
+    def choosing(self) -> Choosing:
+        """The choice and the composition, at --cost-weight or 0.
+
+        Raises:
+            typer.BadParameter: several experts are asked, but nothing combines their answers.
+            InvalidSettings, ConfigError: no such selector or composition, or unusable settings.
+        """
+        from routers.decision import Utility
+        from routers.evaluation.recorded_routing import Choosing
+        from routers.selectors import build_selector
+
+        kind, settings = _kind_of(self.select or "top-k", "--select")
+        if self.compose is None and self.top_k > 1:
+            raise typer.BadParameter("several answers need --compose to combine them", param_hint="--top-k")
+        return Choosing(
+            Utility(cost_weight=self.cost_weight or 0.0),
+            build_selector({"kind": kind, **settings}, k=self.top_k),
+            None if self.compose is None else self._replayed(self.compose),
+            self.compose or "single",
+        )
+
+    @staticmethod
+    def _replayed(text: str) -> Compose:
+        """A composition, replayed from recorded answers."""
+        from coe.compose import build_composition
+        from coe.evaluation.recorded_answers import replay
+        from routers.evaluation.recorded_routing import Composed
+
+        composition = build_composition(*_kind_of(text, "--compose"))
+
+        def compose(table: OutcomeTable, decisions: Sequence[RoutingDecision]) -> Composed:
+            found = replay(table, decisions, composition)
+            return Composed(found.scores, found.costs_usd, found.calls.astype(float))
+
+        return compose
+
+
 def table_of(path: Path, experts: str | None, prices: Path | None) -> OutcomeTable:
-    """The outcome table of a file: these experts only, at these prices."""
+    """The outcome table of a file, with these experts only, at these prices."""
     from routers.outcomes.prices import read_prices
     from routers.outcomes.table import OutcomeTable
 
@@ -106,29 +226,30 @@ def table_of(path: Path, experts: str | None, prices: Path | None) -> OutcomeTab
 
 
 def names_of(text: str | None) -> list[str] | None:
-    """The names in a list that is separated by commas."""
+    """The names of a comma-separated list."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def first_and_further(encoder: str | None, encoders: str | None) -> tuple[str | None, list[str] | None]:
-    """The encoder that is used first, and the further ones that `auto` tries, of --encoder and --encoders."""
-    names = names_of(encoders)
-    if not names:
-        return encoder, names
-    first = encoder or names[0]
-    return first, [name for name in names if name != first]
+def encoder_of(name: str | None, on_progress: Callable[[int, int], None]) -> CachedEncoder:
+    """The encoder of that name, or the default one; its embeddings are cached on disk."""
+    from routers.encoders.build import DEFAULT_ENCODER, CachedEncoder, build_encoder
+
+    return CachedEncoder(build_encoder(name or DEFAULT_ENCODER), on_progress=on_progress)
 
 
-def settings_of_kinds(kinds: Sequence[str], given: Sequence[str], seed: int, **flags: Any) -> dict[str, dict[str, Any]]:
-    """kind -> settings. A setting goes to the kinds that have it; where none has, all get it, and refuse it.
+def tell_of_truncation(encoder: Encoder, texts: Collection[str]) -> None:
+    """Print how many prompts are longer than the encoder reads."""
+    cut = int(encoder.truncated(list(texts)).sum())
+    if cut:
+        console.print(
+            f"[yellow]note:[/] {cut:,} of {len(texts):,} prompts are longer than the {encoder.max_tokens} tokens that "
+            f"encoder {encoder.name} reads; the router ignores the rest of these prompts"
+        )
 
-    Args:
-        given: `KEY=VALUE` each.
-        flags: settings that have a flag of their own; `None` where it was not given.
-    """
+
+def _settings_of_kinds(kinds: Sequence[str], stated: dict[str, Any], seed: int) -> dict[str, dict[str, Any]]:
     from routers.factory import settings_of
 
-    stated = dict(map(_setting, given)) | {name: value for name, value in flags.items() if value is not None}
     known = {kind: settings_of(kind) for kind in kinds}
     nowhere = {name for name in stated if not any(name in settings for settings in known.values())}
     return {
@@ -138,6 +259,12 @@ def settings_of_kinds(kinds: Sequence[str], given: Sequence[str], seed: int, **f
         }
         for kind, settings in known.items()
     }
+
+
+def _kind_of(text: str, flag: str) -> tuple[str, dict[str, Any]]:
+    """The name and the settings of `NAME,KEY=VALUE,...`."""
+    kind, *settings = (part.strip() for part in text.split(","))
+    return kind, dict(_setting(setting, flag) for setting in settings)
 
 
 def _setting(text: str, flag: str = "--set") -> tuple[str, Any]:
@@ -150,89 +277,3 @@ def _setting(text: str, flag: str = "--set") -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value  # a bare word
-
-
-def target_of(budget_usd: float | None, save_cost: bool, margin: float | None) -> Target | None:
-    """What the cost weight is solved for, if anything.
-
-    Raises:
-        typer.BadParameter: two targets at once, or a margin of none.
-    """
-    from routers.evaluation.cost_weight import MeetBudget, SaveCost
-
-    if save_cost and budget_usd is not None:
-        raise typer.BadParameter("give either --budget-usd or --save-cost", param_hint="--budget-usd")
-    if margin is not None and not save_cost:
-        raise typer.BadParameter("it needs --save-cost", param_hint="--margin")
-    if save_cost:
-        return SaveCost() if margin is None else SaveCost(margin)
-    return None if budget_usd is None else MeetBudget(budget_usd)
-
-
-def selector_of(select: str | None, top_k: int) -> Selector:
-    """Who is asked."""
-    from routers.selectors import build_selector
-
-    kind, settings = _kind_of(select or "top-k", "--select")
-    return build_selector({"kind": kind, **settings}, k=top_k)
-
-
-def _kind_of(text: str, flag: str) -> tuple[str, dict[str, Any]]:
-    """The name and the settings of `NAME,KEY=VALUE,...`."""
-    kind, *settings = (part.strip() for part in text.split(","))
-    return kind, dict(_setting(setting, flag) for setting in settings)
-
-
-def compose_of(name: str | None, top_k: int) -> ComposeRecorded | None:
-    """A composition that is replayed from a table's recorded answers; `None` where one expert answers.
-
-    Raises:
-        typer.BadParameter: several experts are to be asked, and nothing is made of their answers.
-    """
-    if name is None:
-        if top_k > 1:
-            raise typer.BadParameter("say with --compose what is made of several answers", param_hint="--top-k")
-        return None
-    from coe.compose import build_composition
-    from coe.evaluation.recorded_answers import replay
-    from routers.evaluation.recorded_routing import Composed
-
-    kind, settings = _kind_of(name, "--compose")
-    composition = build_composition(kind, settings)
-
-    def compose(table: OutcomeTable, decisions: Sequence[RoutingDecision]) -> Composed:
-        replayed = replay(table, decisions, composition)
-        return Composed(replayed.scores, replayed.costs_usd, replayed.calls.astype(float))
-
-    return compose
-
-
-def folds_of(table: OutcomeTable, column: str, count: int, seed: int) -> NDArray[np.int64]:
-    """The folds of a column, or drawn ones where the table has no column `fold`."""
-    import numpy as np
-
-    from routers.evaluation.cross_validation import stratified_folds
-
-    if column == "fold" and table.folds is not None:
-        return table.folds
-    if column == "fold":
-        console.print(f"the table has no folds: drawing {count}, stratified by domain, with seed {seed}")
-        return stratified_folds(table.domains or ("",) * len(table), count, seed=seed)
-    return np.unique(np.array(table.labels(column)), return_inverse=True)[1].astype(np.int64)
-
-
-def encoder_of(name: str | None, on_progress: Any) -> Encoder:
-    """The encoder of that name, or the default one, its vectors kept on disk."""
-    from routers.encoders.build import DEFAULT_ENCODER, CachedEncoder, build_encoder
-
-    return CachedEncoder(build_encoder(name or DEFAULT_ENCODER), on_progress=on_progress)
-
-
-def tell_of_truncation(encoder: Encoder, texts: Sequence[str]) -> None:
-    """Say on the console how many prompts the encoder does not read to their end."""
-    cut = int(encoder.truncated(texts).sum())
-    if cut:
-        console.print(
-            f"[yellow]note:[/] {cut:,} of {len(texts):,} prompts are longer than the {encoder.max_tokens} tokens that "
-            f"encoder {encoder.name} reads; the router does not see their end"
-        )

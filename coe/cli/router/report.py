@@ -1,17 +1,18 @@
-"""How reports are shown: tables, plots, JSON; the encoding bar, warnings, and figures that are required."""
+"""Output of the router commands: tables, plots, JSON, progress bars, warnings, and required figures."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from coe.cli.output import console, stdout_console
+from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import Task, progress
 
 if TYPE_CHECKING:
@@ -21,11 +22,46 @@ if TYPE_CHECKING:
     from routers.evaluation.report import RouterReport
 
 OnProgress = Callable[[int, int], None]
-"""Called with what is done, and what there is to do."""
+"""Called with (done, total)."""
+Require = Annotated[
+    list[str] | None,
+    typer.Option("--require", metavar="FIGURE:LOW", help="Exit with status 1 unless FIGURE >= LOW. Repeatable."),
+]
+MOST_NAMED = 6
+"""Experts named in the line below the table."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What is written about routers."""
+
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="OUT.png", help="Draw cost-quality curves, domains and calibration."),
+    ] = None
+    with_picks: Annotated[
+        bool,
+        typer.Option("--with-picks", help="Add the expert of every query to the JSON, for `coe router compare`."),
+    ] = False
+    require: Require = None
+    json: JsonTarget = None
+
+    def write(self, reports: Sequence[RouterReport], required: Mapping[str, float], *, title: str) -> None:
+        """Print, write JSON, draw; then exit with 1 if a figure is below what is required."""
+        if self.json != "-":
+            print_reports(reports, title=title)
+        picks = ({"picks": report.picks()} if self.with_picks else {} for report in reports)
+        emit_json([report.to_json() | more for report, more in zip(reports, picks, strict=True)], self.json)
+        if self.plot is not None:
+            from routers.evaluation.plots import draw_reports
+
+            draw_reports(reports, self.plot, title=title)
+            console.print(f"drew {self.plot}", highlight=False, markup=False)
+        check_required(reports, required)
 
 
 def print_reports(reports: Sequence[RouterReport], *, title: str) -> None:
-    """A table with a row a router, and the marks that they are measured by, from worst to best."""
+    """Print a table with one row per router and per baseline, the baselines from worst to best."""
     from rich import box
     from rich.table import Table
 
@@ -36,16 +72,18 @@ def print_reports(reports: Sequence[RouterReport], *, title: str) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for index, report in enumerate(reports):
         if index and not _agree(report.baselines, reports[index - 1].baselines):
-            _add_marks(table, reports[index - 1])
+            _add_baselines(table, reports[index - 1])
         _add_router(table, report)
-    _add_marks(table, max(reports, key=lambda report: len(report.baselines)) if _all_agree(reports) else reports[-1])
+    _add_baselines(
+        table, max(reports, key=lambda report: len(report.baselines)) if _all_agree(reports) else reports[-1]
+    )
     stdout_console().print(table)
     for report in reports:
         _print_use(report)
 
 
 def _agree(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    """Whether two routers were measured by the same marks, one of them perhaps by more."""
+    """Whether two routers have the same baselines; one of them may have more."""
     return all(one[name] == other[name] for name in one.keys() & other.keys())
 
 
@@ -59,7 +97,7 @@ def _add_router(table: Table, report: RouterReport) -> None:
         low, high = report.gain_ci95_low or 0.0, report.gain_ci95_high or 0.0
         gain = f"{100 * report.gain_over_best_single:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
     table.add_row(
-        f"[bold]{_escape(report.router)}[/]",
+        f"[bold]{escape(report.router)}[/]",
         f"[bold]{100 * report.accuracy:.2f}%[/]",
         gain,
         _percent(report.gap_recovered),
@@ -68,7 +106,7 @@ def _add_router(table: Table, report: RouterReport) -> None:
     )
 
 
-def _add_marks(table: Table, report: RouterReport) -> None:
+def _add_baselines(table: Table, report: RouterReport) -> None:
     table.add_section()
     for name, accuracy in sorted(report.baselines.items(), key=lambda item: item[1]):
         gain = "-" if report.best_single is None else f"{100 * (accuracy - report.best_single):+.2f}"
@@ -80,8 +118,8 @@ def _add_marks(table: Table, report: RouterReport) -> None:
 
 
 def _print_use(report: RouterReport) -> None:
-    shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in list(report.expert_use.items())[:6])
-    more = len(report.expert_use) - 6
+    shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in list(report.expert_use.items())[:MOST_NAMED])
+    more = len(report.expert_use) - MOST_NAMED
     facts = [f"asked {shares}{f' and {more} more' if more > 0 else ''}", f"abstained on {_percent(report.abstained)}"]
     facts += [f"calibration error {100 * report.ece:.1f} points"] if report.ece is not None else []
     if report.aiq is not None and report.aiq_experts is not None:
@@ -98,30 +136,12 @@ def _print_use(report: RouterReport) -> None:
         facts.append(f"saved {_percent(report.cost_saved)} [{_percent(low)}, {_percent(high)}]")
     if report.apgr is not None:
         facts.append(f"APGR {report.apgr:.3f}, CPT50 {_percent(report.cpt50)}, CPT80 {_percent(report.cpt80)}")
-    line = f"{report.router} {'; '.join(facts)}"
-    stdout_console().print(line, markup=False, highlight=False)
-
-
-def report_documents(reports: Sequence[RouterReport], *, with_picks: bool) -> list[dict[str, Any]]:
-    """The JSON form of reports; with the expert of each query where that is asked for."""
-    documents = [report.to_json() for report in reports]
-    if with_picks:
-        for document, report in zip(documents, reports, strict=True):
-            document["picks"] = report.picks()
-    return documents
-
-
-def draw(reports: Sequence[RouterReport], path: Path, *, title: str) -> None:
-    """Draw reports to a PNG file, and say so."""
-    from routers.evaluation.plots import draw_reports
-
-    draw_reports(reports, path, title=title)
-    console.print(f"drew {path}", highlight=False, markup=False)
+    stdout_console().print(f"{report.router} {'; '.join(facts)}", markup=False, highlight=False)
 
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str], OnProgress]]:
-    """Progress on stderr: one task for each name, shown while its callback reports unfinished work."""
+    """Progress bars on stderr, one per name, shown while the callback reports unfinished work."""
     with progress(transient=True) as shown:
 
         def bar(name: str) -> OnProgress:
@@ -142,28 +162,31 @@ def progress_bars() -> Iterator[Callable[[str], OnProgress]]:
 
 @contextmanager
 def encoding_progress() -> Iterator[OnProgress]:
-    """A bar on stderr that appears when texts have to be encoded."""
+    """A progress bar on stderr, shown while texts are encoded."""
     with progress_bars() as bar:
         yield bar("encoding prompts")
 
 
 @contextmanager
 def warnings_on_console() -> Iterator[None]:
-    """Show the routers' own warnings as notices for people, without file names and line numbers."""
+    """Print the warnings of routers without file names and line numbers, each one once."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             yield
         finally:
-            for message in dict.fromkeys(str(warning.message) for warning in caught):  # once, not once a fold
-                console.print(f"[yellow]warning:[/] {_escape(message)}", highlight=False)
+            for message in dict.fromkeys(str(warning.message) for warning in caught):
+                console.print(f"[yellow]warning:[/] {escape(message)}", highlight=False)
 
 
 def parse_required(texts: Sequence[str], *, of: type[Any] | None = None) -> dict[str, float]:
-    """`figure:low` pairs of a report, or of another class of figures.
+    """figure -> lower bound, from `FIGURE:LOW` texts.
+
+    Args:
+        of: dataclass whose numeric fields are the figures; `None` means `RouterReport`.
 
     Raises:
-        typer.BadParameter: not of that form, or a figure that reports do not have.
+        typer.BadParameter: a text of another form, or an unknown figure.
     """
     required, known = {}, _figures(of) if texts else []
     for text in texts:
@@ -178,14 +201,14 @@ def parse_required(texts: Sequence[str], *, of: type[Any] | None = None) -> dict
 
 
 def check_required(reports: Sequence[RouterReport | Comparison], required: Mapping[str, float]) -> None:
-    """Exit with 1 when a report has a figure below what is required, or has not got it."""
+    """Exit with 1 if a required figure is below its bound or missing."""
     failed = False
     for report in reports:
         for name, low in required.items():
             value = getattr(report, name)
             if value is None or value < low:
                 failed = True
-                console.print(f"[bold red]required:[/] {_escape(report.router)}: {name} is {value}, not >= {low:g}")
+                console.print(f"[bold red]required:[/] {escape(report.router)}: {name} is {value}, not >= {low:g}")
     if failed:
         raise typer.Exit(1)
 
@@ -201,11 +224,5 @@ def _percent(value: float | None) -> str:
 
 
 def per_thousand(cost: float | None) -> str:
-    """USD for a thousand queries."""
+    """A cost in USD per 1,000 queries."""
     return "-" if cost is None else f"{1e3 * cost:.4f}"
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

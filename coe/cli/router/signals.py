@@ -1,12 +1,15 @@
-"""The signals that a router requires: beside the table that it is trained or scored on, or in a query."""
+"""Signals that a router requires: added to the table it is trained or scored on, or to a query."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from coe.cli.registry import RegistryUrl
 
 if TYPE_CHECKING:
     from coe.signals.signals import Signals
@@ -18,39 +21,43 @@ SignalConfig = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="A service's YAML: where a router requires signals, its experts give them, on its engines; "
-        "else those of the registry.",
+        help="Service configuration (YAML) whose experts compute the signals that a router requires. "
+        "Default: the experts of the registry.",
     ),
 ]
 
 
-def with_signals(
-    table: OutcomeTable,
-    names: Collection[str],
-    on_progress: Callable[[int, int], None],
-    *,
-    config: Path | None = None,
-    url: str | None = None,
-) -> OutcomeTable:
-    """The table with those features, read by the experts that they name; the table itself for none.
+@dataclass(frozen=True)
+class SignalOptions:
+    """Which experts compute signals: those of a service's configuration, or of a registry."""
 
-    Args:
-        config: of the service whose experts they are; `None`: those of the registry at `url`.
+    config: SignalConfig = None
+    registry: RegistryUrl = None
 
-    Raises:
-        ConfigError: a name is no signal of a registered expert, or the configuration is wrong.
-        EngineError: an expert failed.
-    """
-    if not names:
-        return table
-    with _signals(config, url) as signals:
-        return signals.add_features(table, names, on_progress=on_progress)
+    def add_to(
+        self, table: OutcomeTable, names: Collection[str], on_progress: Callable[[int, int], None]
+    ) -> OutcomeTable:
+        """The table with the named signals as features; the table itself if there are no names.
+
+        Raises:
+            ConfigError: a name is no signal of a registered expert, or the configuration is invalid.
+            EngineError: an expert failed.
+        """
+        if not names:
+            return table
+        with _signals(self.config, self.registry) as signals:
+            return signals.add_features(table, names, on_progress=on_progress)
 
 
 def query_with_signals(
     query: Query, names: Collection[str], *, config: Path | None = None, url: str | None = None
 ) -> Query:
-    """The query with those features; see `with_signals`. Keywords that cannot be read are none, which is logged."""
+    """The query with the named signals as features; keywords that cannot be read are empty, which is logged.
+
+    Raises:
+        ConfigError: a name is no signal of a registered expert, or the configuration is invalid.
+        EngineError: an expert failed.
+    """
     if not names:
         return query
     with _signals(config, url) as signals:

@@ -1,4 +1,4 @@
-"""`coe router train`: learn from an outcome table who answers what, and save it."""
+"""`coe router train`: train a router on an outcome table and save it."""
 
 from __future__ import annotations
 
@@ -11,34 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from coe.cli.option_groups import with_option_groups
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
-from coe.cli.registry import RegistryUrl
-from coe.cli.router.auto_report import auto_document, print_choice, telling
+from coe.cli.router.auto_report import auto_document, print_choice, with_progress_lines
 from coe.cli.router.options import (
-    BudgetMinutes,
-    BudgetUsd,
-    EncoderName,
-    Encoders,
-    Experts,
-    FoldColumn,
-    Folds,
-    LabelColumn,
-    Margin,
-    Outcomes,
-    Prices,
-    SaveCostFlag,
+    FoldOptions,
+    LearningOptions,
     Seed,
-    Settings,
+    TableOptions,
+    TargetOptions,
     encoder_of,
-    first_and_further,
-    folds_of,
-    settings_of_kinds,
-    table_of,
-    target_of,
     tell_of_truncation,
 )
 from coe.cli.router.report import encoding_progress, warnings_on_console
-from coe.cli.router.signals import SignalConfig, with_signals
+from coe.cli.router.signals import SignalOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,52 +34,41 @@ if TYPE_CHECKING:
     from routers.outcomes.table import OutcomeTable
 
 
+@with_option_groups
 def train(
-    outcomes: Outcomes,
-    kind: Annotated[str, typer.Option("--kind", help="auto, quality, category, cluster, knn ...: see `docs/routers`.")],
+    tables: TableOptions,
+    kind: Annotated[
+        str,
+        typer.Option("--kind", help="Router kind: auto, quality, category, cluster, knn, ...; see `docs/routers`."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write the router to.")],
-    experts: Experts = None,
-    prices: Prices = None,
-    label_column: LabelColumn = None,
+    learning: LearningOptions,
+    targets: TargetOptions,
+    splits: FoldOptions,
+    signals: SignalOptions,
     seed: Seed = 0,
-    encoder: EncoderName = None,
-    settings: Settings = None,
-    budget_usd: BudgetUsd = None,
-    save_cost: SaveCostFlag = False,
-    margin: Margin = None,
-    fold_column: FoldColumn = "fold",
-    folds: Folds = 5,
-    budget_minutes: BudgetMinutes = None,
-    encoders: Encoders = None,
-    config: SignalConfig = None,
-    registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
     """Train a router on an outcome table and save it; with a target, also solve its cost weight on the folds."""
     from routers.artifacts import save
     from routers.factory import build, reads_text
 
-    target = target_of(budget_usd, save_cost, margin)
-    table = table_of(outcomes, experts, prices)
-    encoder, further = first_and_further(encoder, encoders)
-    flags = {"label_column": label_column, "budget_minutes": budget_minutes, "encoders": further}
-    chosen = settings_of_kinds([kind], settings or [], seed, **flags)[kind]
+    target, table = targets.target, tables.read()
+    chosen = learning.settings_of([kind], seed)[kind]
     with warnings_on_console(), encoding_progress() as on_progress:
-        encodes = encoder_of(encoder, on_progress) if reads_text(kind) else None
+        encoder = encoder_of(learning.first_encoder, on_progress) if reads_text(kind) else None
         started = time.perf_counter()
-        make = telling(partial(build, kind, encodes, chosen))
-        table = with_signals(table, make().requires, on_progress, config=config, url=registry)
-        solved = None
-        if target is not None:
-            solved = _solved(make, table, folds_of(table, fold_column, folds, seed), target)
+        make = with_progress_lines(partial(build, kind, encoder, chosen))
+        table = signals.add_to(table, make().requires, on_progress)
+        solved = None if target is None else _solved(make, table, splits.of(table, seed), target)
         router = make().fit(table)
         seconds = time.perf_counter() - started
-        digests = registered_digests(registry, router.experts)
-        _tell_of_strangers(registry, router.experts, digests)
-        notes = price_notes(prices)
-        digest = save(router, out, table=table, encoder=encodes, digests=digests, prices=notes, solved=solved)
-        if encodes is not None:
-            tell_of_truncation(encodes, table.prompts)
+        digests = registered_digests(signals.registry, router.experts)
+        _warn_of_unregistered(signals.registry, router.experts, digests)
+        notes = price_notes(tables.prices)
+        digest = save(router, out, table=table, encoder=encoder, digests=digests, prices=notes, solved=solved)
+        if encoder is not None:
+            tell_of_truncation(encoder, table.prompts)
     console.print(f"trained {kind} on {len(table):,} queries of {len(router.experts)} experts in {seconds:.1f} s")
     if json != "-":
         print_choice(router)
@@ -116,7 +91,7 @@ def train(
 
 
 def _solved(make: Factory, table: OutcomeTable, folds: NDArray[np.int64], target: Target) -> dict[str, Any]:
-    """The cost weight for a target, from routers that had not seen the rows that they are judged by."""
+    """The cost weight for a target, solved on out-of-fold estimates."""
     from routers.evaluation.cost_weight import MeetBudget, out_of_fold, solve_on
 
     found = solve_on(out_of_fold(make, table, folds), table, target)
@@ -128,25 +103,23 @@ def _solved(make: Factory, table: OutcomeTable, folds: NDArray[np.int64], target
     )
     if not found.met:
         missed = "this budget" if isinstance(target, MeetBudget) else "the accuracy of the best single expert"
-        console.print(
-            f"[yellow]warning:[/] no cost weight reaches {missed} on the training folds; this one comes nearest"
-        )
+        console.print(f"[yellow]warning:[/] no cost weight reaches {missed} on the training folds; using the closest")
     return found.to_json(target)
 
 
-def _tell_of_strangers(url: str | None, experts: Sequence[str], digests: Mapping[str, str | None]) -> None:
-    """Warn of experts that a registry, where there is one, does not know: nothing could serve them."""
-    strangers = [name for name in experts if name not in digests]
-    if strangers and (url is not None or digests):
+def _warn_of_unregistered(url: str | None, experts: Sequence[str], digests: Mapping[str, str | None]) -> None:
+    """Warn of experts that are not in the registry, if there is one: they cannot be served."""
+    unknown = [name for name in experts if name not in digests]
+    if unknown and (url is not None or digests):
         console.print(
-            f"[yellow]warning:[/] not registered: {escape(', '.join(strangers))}; register them before this router is "
-            "served (`coe registry apply`), or train it without them (`--experts`)",
+            f"[yellow]warning:[/] not registered: {escape(', '.join(unknown))}; register these experts before serving "
+            "this router (`coe registry apply`), or train without them (`--experts`)",
             highlight=False,
         )
 
 
 def registered_digests(url: str | None, experts: Sequence[str]) -> dict[str, str | None]:
-    """The digests of those experts that are registered; none where there is no registry."""
+    """expert -> digest, of the experts that are registered; empty without a registry."""
     from registry.storage import coe_home
     from registry.store import Registry
 

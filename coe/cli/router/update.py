@@ -1,4 +1,4 @@
-"""`coe router update`: further outcomes, a further expert or one expert less, without encoding anything again."""
+"""`coe router update`: add outcomes, add or remove experts, without encoding earlier prompts again."""
 
 from __future__ import annotations
 
@@ -20,30 +20,36 @@ if TYPE_CHECKING:
 
 
 def update(
-    router: Annotated[Path, typer.Argument(metavar="ROUTER_DIR", help="Folder of a saved knn, cluster or category.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write the router to; may be the same.")],
+    router: Annotated[
+        Path, typer.Argument(metavar="ROUTER_DIR", help="Saved router of kind knn, cluster or category.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the router to; may be ROUTER_DIR.")],
     outcomes: Annotated[
-        Path | None, typer.Option("--outcomes", help="Further rows; with --add-expert, its scores in training.")
+        Path | None,
+        typer.Option(
+            "--outcomes",
+            help="Table with new rows; with --add-expert, its scores on training queries.",
+        ),
     ] = None,
     add_expert: Annotated[
-        list[str] | None, typer.Option("--add-expert", help="An expert of --outcomes to add; may be repeated.")
+        list[str] | None, typer.Option("--add-expert", help="Expert of --outcomes to add. Repeatable.")
     ] = None,
     remove_expert: Annotated[
-        list[str] | None, typer.Option("--remove-expert", help="An expert to do without; may be repeated.")
+        list[str] | None, typer.Option("--remove-expert", help="Expert to remove. Repeatable.")
     ] = None,
     experts: Experts = None,
     prices: Prices = None,
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
-    """Update a saved router: only the prompts of further rows are encoded."""
+    """Update a saved router with new rows or experts; only the prompts of new rows are encoded."""
     from routers.artifacts import load, save_as
     from routers.update import updatable
 
     if outcomes is None and not remove_expert:
         raise typer.BadParameter("give --outcomes, --remove-expert, or both: there is nothing to update")
     if add_expert and outcomes is None:
-        raise typer.BadParameter("it needs --outcomes with the expert's scores", param_hint="--add-expert")
+        raise typer.BadParameter("needs --outcomes with the expert's scores", param_hint="--add-expert")
     names = ",".join(add_expert) if add_expert else experts
     table = None if outcomes is None else table_of(outcomes, names, prices)
     with warnings_on_console(), encoding_progress() as on_progress:
@@ -85,7 +91,7 @@ def update(
 
 
 def _updated(router: Updatable, table: OutcomeTable | None, add: bool, remove: list[str]) -> Updatable:
-    """First without the experts that go, then with the table's experts or rows."""
+    """Remove experts first, then add the table's experts or rows."""
     from routers.update import add_expert, add_rows, remove_expert
 
     for name in remove:

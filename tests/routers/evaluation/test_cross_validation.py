@@ -19,7 +19,7 @@ from routers.evaluation.cross_validation import (
     standard_baselines,
     stratified_folds,
 )
-from routers.evaluation.recorded_routing import Composed
+from routers.evaluation.recorded_routing import Choosing, Composed
 from routers.factory import build
 from routers.outcomes.reference import Reference
 from routers.outcomes.table import OutcomeTable
@@ -144,7 +144,7 @@ def test_costs_decide_with_a_cost_weight():
     table = planted_table(80)
     router = build("knn", ENCODER, {"k": 10}).fit(table)
     other = planted_table(80, seed=1)
-    plain, thrifty = (evaluate(router, other, utility=Utility(cost_weight=cost_weight)) for cost_weight in (0, 1e6))
+    plain, thrifty = (evaluate(router, other, choosing=Choosing(Utility(cost_weight))) for cost_weight in (0, 1e6))
     assert thrifty.mean_cost == pytest.approx(1e-3)
     assert plain.mean_cost > 2e-3
     assert thrifty.expert_use == {"cooking-expert": 1.0}
@@ -174,7 +174,10 @@ def test_what_a_composition_comes_to():
         return Composed(table.scores[:, 0], table.costs_usd.sum(axis=1), np.full(len(table), 2.0))
 
     report = evaluate(
-        Scripted(), hand_table(), reference=hand_reference(), select=TopK(2), compose=cheapest_of_two, composition="x"
+        Scripted(),
+        hand_table(),
+        reference=hand_reference(),
+        choosing=Choosing(select=TopK(2), compose=cheapest_of_two, composition="x"),
     )
     assert report.accuracy == 0.5
     assert report.mean_cost == 16.5
@@ -200,7 +203,7 @@ def test_a_part_of_the_experts():
     assert report.n_experts == 2
     assert set(report.expert_use) <= set(pool)
     assert report.oracle == test.with_experts(pool).scores.max(axis=1).mean()
-    with pytest.raises(RouterError, match="was not trained on chess-expert; it knows: cooking-expert"):
+    with pytest.raises(RouterError, match="was not trained on chess-expert; its experts are: cooking-expert"):
         evaluate(router, test, experts=["chess-expert"])
     with pytest.raises(InvalidOutcomes, match="no expert 'cooking-expert' in the table"):
         evaluate(router, test.with_experts(pool))
@@ -220,7 +223,7 @@ def test_baselines_are_trained_on_the_training_table():
 def test_routers_that_need_features_are_refused():
     router = Scripted()
     router.requires = frozenset({"entropy"})
-    with pytest.raises(RouterError, match="needs features that the table does not have: entropy"):
+    with pytest.raises(RouterError, match="the table has no features entropy, which this router requires"):
         evaluate(router, hand_table())
 
 
@@ -323,7 +326,7 @@ def test_a_router_never_sees_a_row_of_the_fold_it_is_scored_on():
 
 @pytest.mark.parametrize("folds", [np.zeros(4, dtype=np.int64), np.arange(3)])
 def test_folds_must_divide_the_rows(folds):
-    with pytest.raises(InvalidOutcomes, match="two folds or more, and one for each of the 4 rows"):
+    with pytest.raises(InvalidOutcomes, match="at least two folds, and one fold number for each of the 4 rows"):
         cross_validate(Scripted, hand_table(), folds)
 
 

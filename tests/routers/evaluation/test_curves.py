@@ -86,13 +86,6 @@ def test_aiq_by_hand():
     assert curves.aiq([1], [0.5], 1, 1) is None
 
 
-def test_what_is_saved_by_hand():
-    assert curves.cost_saved([1, 2, 4], [0.2, 0.6, 0.9], 0.6, 8) == pytest.approx(0.75)
-    assert curves.cost_saved([1, 2, 4], [0.2, 0.6, 0.9], 0.9, 2) == pytest.approx(-1)
-    assert curves.cost_saved([1, 2, 4], [0.2, 0.6, 0.9], 0.95, 8) is None
-    assert curves.cost_saved([1], [0.5], 0.5, 0) is None
-
-
 def test_the_band_is_that_of_the_normal_law():
     scores = (np.random.default_rng(0).random((2, 2000)) < [[0.8], [0.5]]).astype(float)
     low, high = curves.band(curves.Sweep(np.array([0.0, 1.0]), scores, scores), seed=3)

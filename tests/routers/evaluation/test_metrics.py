@@ -7,9 +7,9 @@ SCORES = np.array([[1, 0], [1, 0], [0, 1], [0, 0.5]])
 COSTS = np.array([[1, 2], [1, 2], [3, 4], [3, 4]])
 
 
-def test_accuracy_and_cost_follow_the_picks():
-    assert metrics.accuracy(SCORES, [0, 0, 1, 1]) == (1 + 1 + 1 + 0.5) / 4
-    assert metrics.mean_cost(COSTS, [0, 1, 0, 1]) == (1 + 2 + 3 + 4) / 4
+def test_scores_and_costs_follow_the_picks():
+    assert metrics.picked(SCORES, [0, 0, 1, 1]).tolist() == [1, 1, 1, 0.5]
+    assert metrics.picked(COSTS, [0, 1, 0, 1]).tolist() == [1, 2, 3, 4]
 
 
 def test_the_best_single_expert_is_the_first_of_equals():
@@ -50,6 +50,8 @@ def test_the_interval_of_a_saving_is_that_of_a_ratio():
     width = 1.96 * np.sqrt(2 * 0.36 / 3) / 2 / np.sqrt(4000)
     assert (low, high) == pytest.approx((0.4 - width, 0.4 + width), abs=0.003)
     assert metrics.bootstrap_saving([1.0, 1.0], [0.0, 1.0]) is None
+    assert metrics.bootstrap_saving([1.0, 1.0], [0.0, 0.0]) is None
+    assert metrics.bootstrap_saving([1.0], [2.0]) == (0.5, 0.5)
 
 
 def test_the_bootstrap_interval_is_that_of_the_normal_law_on_many_queries():
@@ -69,7 +71,7 @@ def test_the_bootstrap_is_paired_and_seeded():
 
 
 def test_a_narrow_level_lies_inside_a_wide_one(monkeypatch):
-    monkeypatch.setattr(metrics, "_CELLS_A_CHUNK", 100)  # many chunks
+    monkeypatch.setattr(metrics, "_CELLS_PER_BATCH", 100)  # many batches
     ours, theirs = np.random.default_rng(0).random((2, 30))
     wide, narrow = (metrics.paired_bootstrap(ours, theirs, level=level) for level in (0.95, 0.5))
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
