@@ -25,23 +25,12 @@ from coe.version import __version__
 
 START, ASK, EXPERTS, MEASURE, ROUTERS, SERVE = "Start", "Ask", "Experts", "Measure", "Routers", "Serve"
 
+# fmt: off
 _ORDER = (
-    *(
-        "init",
-        "config",
-        "doctor",
-        "ask",
-        "chat",
-        "route",
-        "registry",
-        "eval",
-        "outcomes",
-        "profile",
-        "router",
-        "encoder",
-    ),
-    *("serve", "plan", "batch", "replay"),
+    "init", "config", "doctor", "ask", "chat", "route", "registry", "eval", "outcomes", "profile", "router", "encoder",
+    "serve", "plan", "batch", "replay",
 )
+# fmt: on
 
 
 class _InOrder(TyperGroup):

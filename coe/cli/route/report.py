@@ -63,7 +63,7 @@ def print_explanation(
         range(len(estimate.experts)),
         key=lambda m: (-utilities.get(estimate.experts[m], -9e99), -estimate.quality[0, m]),
     )
-    asked, left_out = (decision.experts[:1], "not eligible") if ranked else (decision.experts, "not asked")
+    asked, left_out = (decision.experts[:1], "not eligible") if ranked else (decision.experts, "not chosen")
     for m in rows:
         name = estimate.experts[m]
         cost = None if estimate.cost_usd is None else float(estimate.cost_usd[0, m])

@@ -1,0 +1,70 @@
+"""`coe route --config`: the decision that the service would make."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batch_runs import save_router, service
+from typer.testing import CliRunner
+
+from coe.cli.app import app
+from coe.errors import ConfigError
+from registry.errors import UnknownExpert
+from routers.errors import NoEligibleExpert
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    save_router(tmp_path / "router")
+    return service(
+        tmp_path, "{default: {router: router}, two: {router: router, k: 2, select: top-k}, loud: {expert: loud}}"
+    )
+
+
+def route(*words: object, ok: bool = True) -> Any:
+    result = CliRunner().invoke(app, ["route", "hello", *map(str, words)])
+    assert (result.exit_code == 0) is ok, result.output
+    return result
+
+
+def test_the_default_policy_decides_unless_another_is_named(config: Path) -> None:
+    assert route("--config", config).stdout == "base\n"
+    assert route("--config", config, "--policy", "loud").stdout == "loud\n"
+    assert route("--config", config, "--policy", "two").stdout == "base\nloud\n"
+
+
+def test_it_is_the_decision_of_the_service(config: Path) -> None:
+    asked = CliRunner().invoke(app, ["ask", "hello", "-c", str(config), "--json", "-"])
+    answer, decision = json.loads(asked.stdout), json.loads(route("-c", config, "--json", "-").stdout)
+    assert answer["decision"]["experts"] == decision["experts"] and answer["decision"]["scores"] == decision["scores"]
+    assert decision["quality"] == pytest.approx({"base": 0.9, "loud": 0.8, "tuned": 0.7, "flaky": 0.6})
+
+
+def test_constraints_and_flags_count(config: Path) -> None:
+    assert route("-c", config, "--allowed", "tuned,flaky").stdout == "tuned\n"
+    assert route("-c", config, "--top-k", 3).stdout == "base\nloud\ntuned\n"
+    assert isinstance(route("-c", config, "--allowed", "broken", ok=False).exception, NoEligibleExpert)
+
+
+def test_explain_shows_every_expert(config: Path) -> None:
+    shown = route("-c", config, "--explain").stdout
+    assert "expected score" in shown and all(name in shown for name in ("base", "loud", "tuned", "flaky"))
+    assert "not chosen" in shown
+
+
+def test_the_router_alone_decides_the_same(config: Path) -> None:
+    assert route("--router", config.parent / "router").stdout == "base\n"
+
+
+def test_flags_that_do_not_go_together(config: Path) -> None:
+    assert "give --config FILE of a service, or --router DIR" in route(ok=False).output
+    result = route("--router", config.parent / "router", "--policy", "two", ok=False)
+    assert "names a policy of --config" in result.output
+    error = route("-c", config, "--policy", "tow", ok=False).exception
+    assert isinstance(error, UnknownExpert) and "did you mean 'two'" in str(error)
+
+
+def test_a_configuration_without_policies(tmp_path: Path) -> None:
+    error = route("-c", service(tmp_path, "{}"), ok=False).exception
+    assert isinstance(error, ConfigError) and "has no policy" in str(error)
