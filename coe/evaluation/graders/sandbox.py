@@ -12,14 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from coe.evaluation.graders.sql_text import cte_copies
+from coe.evaluation.graders.sql_text import cte_copies, first_word
 
 Rows = list[tuple[object, ...]]
 
 MAX_STEPS = 2_000_000
-"""Most SQLite instructions of one query; a query over thousands of rows takes some ten thousand."""
+"""SQLite instructions of one query at most; a query over thousands of rows takes some ten thousand."""
 MAX_SECONDS = 5.0
-"""A second bound, for instructions that are slow each; far above what MAX_STEPS takes."""
+"""A second bound, for slow instructions; far above what MAX_STEPS usually take."""
 MAX_ROWS = 10_000
 MAX_VALUE_BYTES = 20_000
 MAX_RESULT_BYTES = 2_000_000
@@ -27,8 +27,8 @@ MAX_QUERY_CHARS = 20_000
 MAX_CTE_COPIES = 5_000
 _STEPS_A_CHECK = 200
 
-# No random*, zeroblob, load_extension: nothing that varies, allocates at will (json_group_array does, past the limit of
-# a value's size) or reaches outside.
+# Without random*, zeroblob and load_extension: no function that varies, reaches outside, or allocates without bound, as
+# json_group_array does past the limit of a value's size.
 _FUNCTIONS = frozenset(
     re.findall(
         r"\S+",
@@ -41,7 +41,7 @@ _FUNCTIONS = frozenset(
         timediff total trim trunc typeof unicode unixepoch unlikely upper""",
     )
 )
-# What a schema may not do: touch files, settings, or code.
+# A schema must not touch files, settings or code.
 _DENIED_TO_SCHEMAS = frozenset(
     {
         sqlite3.SQLITE_ATTACH,  # VACUUM INTO is one, too
@@ -64,17 +64,17 @@ _LIMITS = {
 }
 
 
-# Python's module raises sqlite3.Warning for misuse in some versions, and ValueError for text that is not UTF-8.
+# The sqlite3 module raises sqlite3.Warning for misuse in some versions, and ValueError for text that is not UTF-8.
 _FAILURES = (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError)
 
 
 class QueryError(Exception):
-    """A query failed, asked for what is not allowed, or ran past a bound."""
+    """A query failed, does what is not allowed, or exceeded a bound."""
 
 
 @contextmanager
 def database(schema_sql: str) -> Iterator[sqlite3.Connection]:
-    """A fresh in-memory database built by a script of CREATE and INSERT statements, ready for `select`.
+    """A new in-memory database built by a script of CREATE and INSERT statements, ready for `select`.
 
     Raises:
         QueryError: the script fails, or reaches outside the database.
@@ -97,9 +97,9 @@ def select(connection: sqlite3.Connection, query: str, max_rows: int = MAX_ROWS)
     """The rows of one SELECT.
 
     Raises:
-        QueryError: see there; `max_rows` and the other bounds included.
+        QueryError: the query fails, is no SELECT, reads what it may not, or exceeds `max_rows` or another bound.
     """
-    if not re.match(r"\s*(?:SELECT|WITH|VALUES)\b", query, re.IGNORECASE):
+    if first_word(query[:MAX_QUERY_CHARS]) not in ("select", "with", "values"):
         raise QueryError("not a SELECT")
     if len(query) > MAX_QUERY_CHARS or cte_copies(query, MAX_CTE_COPIES) > MAX_CTE_COPIES:
         raise QueryError("the query is too large")
@@ -130,7 +130,7 @@ class _Reader:
     def __call__(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
         allowed = (
             action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE)
-            # No column: rows are only counted, maybe of a table expression, whose name is not in the schema.
+            # Without a column, rows are only counted, and the table may be an expression that the schema does not name.
             or (action == sqlite3.SQLITE_READ and (first in self._readable or not second))
             or (action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _FUNCTIONS)
         )

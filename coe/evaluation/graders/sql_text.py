@@ -1,4 +1,8 @@
-"""What can be said of a SQL query from its text alone."""
+"""What the text of a SQL query tells without running it: its first word, its order, copies of its table expressions.
+
+This reads tokens only. A parser is the wrong tool for hostile text: sqlglot's takes exponential time in nested calls,
+8.7 s for a query with 16 of them (docs/results.md), and cannot be interrupted.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,12 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-_MOST_DEFINITIONS = 100
+_MAX_DEFINITIONS = 100
+
+
+def first_word(query: str) -> str:
+    """The first word after comments, in lower case."""
+    return next(_tokens(query), "")
 
 
 def has_outer_order(query: str) -> bool:
@@ -28,14 +37,17 @@ def has_outer_order(query: str) -> bool:
 
 
 def cte_copies(query: str, most: int) -> int:
-    """An upper bound, capped above `most`, of the copies of common table expressions made while preparing a query.
+    """An upper bound of the copies of common table expressions that SQLite makes to prepare a query.
 
-    Each mention is a copy, so that a chain of expressions that mention the one before twice doubles at every link, and
-    SQLite before 3.41 cannot be interrupted while it prepares.
+    Each mention is a copy: in a chain in which every expression mentions the one before twice, their number doubles at
+    each link. SQLite before 3.41 cannot be interrupted while it prepares.
+
+    Args:
+        most: the largest bound that matters; above it the result is `most + 1`.
     """
     tokens = [_name(token) for token in _tokens(query)]
     definitions = list(_cte_definitions(tokens))
-    if len(definitions) > _MOST_DEFINITIONS:
+    if len(definitions) > _MAX_DEFINITIONS:
         return most + 1
     times_defined = Counter(name for name, _ in definitions)
     copies = dict.fromkeys(times_defined, 1)
@@ -48,17 +60,17 @@ def cte_copies(query: str, most: int) -> int:
 
 
 def _tokens(query: str) -> Iterator[str]:
-    """Words and signs, lower-cased, without comments; strings and quoted names keep their quotes."""
+    """Words and signs in lower case, without comments; strings and quoted names keep their quotes."""
     return (token.lower() for token in _TOKEN.findall(query) if not token.startswith(("--", "/*")))
 
 
 def _name(token: str) -> str:
-    """A token without quotes: SQLite takes a string for a name where a name is due."""
+    """A token without quotes: SQLite reads a string as a name where a name is expected."""
     return token[1:-1] if len(token) > 1 and token[0] in "'\"`[" else token
 
 
 def _cte_definitions(tokens: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Name of each `name [(columns)] AS [[NOT] MATERIALIZED] (...)`, and the tokens inside its brackets."""
+    """Name and body of each `name [(columns)] AS [[NOT] MATERIALIZED] (body)`."""
     for position, token in enumerate(tokens):
         if token != "as" or position == 0:
             continue

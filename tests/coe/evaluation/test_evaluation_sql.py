@@ -33,6 +33,7 @@ def grade(answer: str, gold: str, **options: float) -> float:
         "WITH i AS (SELECT * FROM city WHERE country = 'Italy') SELECT name FROM i",
         "VALUES ('Milan'), ('Rome')",
         "SELECT name FROM city GROUP BY name HAVING max(country) = 'Italy' -- both",
+        "-- cities of Italy\n/* with no order */ SELECT name FROM city WHERE country = 'Italy'",
     ],
 )
 def test_another_query_with_the_same_result_is_right(answer: str) -> None:
@@ -112,6 +113,8 @@ HOSTILE = {
     "pragma function": "SELECT * FROM pragma_table_info('city')",
     "schema table": "SELECT name FROM sqlite_master",
     "explain": "EXPLAIN SELECT 1",
+    "explain behind a comment": "/* SELECT */ -- SELECT\nEXPLAIN SELECT 1",
+    "nested calls that a parser reads in exponential time": "SELECT 1 FROM " + "DATE (" * 24 + "1" + ")" * 24,
     "extension": "SELECT load_extension('{path}')",
     "tokenizer": "SELECT fts3_tokenizer('simple')",
     "writefile": "SELECT writefile('{path}', 'x')",
