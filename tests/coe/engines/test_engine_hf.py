@@ -16,6 +16,7 @@ from engine_models import CONTEXT, Said, adapter_spec, model_spec, say
 
 from coe.engines.base import Adapter
 from coe.engines.fake import FakeEngine
+from coe.engines.hf import decoding
 from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
@@ -129,6 +130,37 @@ async def test_stop_strings_cut_across_tokens_and_other_rows_go_on(expert: HFExp
     assert other.text == whole.text
     assert cut.usage is not None
     assert cut.usage.completion_tokens < 40
+
+
+async def test_finished_rows_leave_the_batch(
+    expert: HFExpert, adapters: list[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[tuple[GenerateRequest, Adapter | None]] = [
+        (ask(question, max_tokens=n), adapter)
+        for question, n, adapter in zip(
+            QUESTIONS, (3, 12, 6, 9), (adapters[0], None, adapters[1], adapters[0]), strict=False
+        )
+    ]
+    expected = [(await say(expert, *request)).text for request in requests]
+    sizes: list[int] = []
+    forward = decoding._forward
+
+    def counted(model: Any, input_ids: torch.Tensor, *args: Any) -> Any:
+        sizes.append(len(input_ids))
+        return forward(model, input_ids, *args)
+
+    monkeypatch.setattr(decoding, "_forward", counted)
+    assert [said.text for said in await together(expert, requests)] == expected
+    assert sizes == [4] * 3 + [3] * 3 + [2] * 3 + [1] * 3
+
+
+async def test_rows_stay_in_a_cache_that_cannot_drop_them(expert: HFExpert, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [(ask(question, max_tokens=n), None) for question, n in zip(QUESTIONS, (2, 8, 5), strict=False)]
+    expected = [(await say(expert, *request)).text for request in requests]
+    monkeypatch.setattr(decoding, "_is_selectable", lambda inputs: False)
+    said = await together(expert, requests)
+    assert [each.text for each in said] == expected
+    assert [each.usage and each.usage.completion_tokens for each in said] == [2, 8, 5]
 
 
 async def test_an_end_token_ends_an_answer(engine: HFEngine, tiny: Path, tokenizer: Any) -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -276,6 +277,24 @@ class TestMiniLM:
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
         similarity = vectors @ vectors.T - 2 * np.eye(8)
         assert similarity.argmax(axis=1).tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
+
+    def test_the_length_of_a_vector_is_known_without_loading_the_model(self, minilm):
+        code = "import sys; from routers.encoders.build import build_encoder; "
+        code += "print(build_encoder('minilm').dim, 'sentence_transformers' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["384", "False"]
+        assert minilm._model.get_embedding_dimension() == 384
+
+    @pytest.mark.parametrize("module", ["1_Pooling/config.json", "modules.json"])
+    def test_the_length_of_a_vector_is_the_models_where_the_files_do_not_state_it(self, minilm, tmp_path, module):
+        folder = Path(shutil.copytree(minilm.folder, tmp_path / "model"))
+        config = json.loads((folder / module).read_text())
+        if module == "modules.json":
+            config[-1]["type"] = "sentence_transformers.models.LayerNorm"
+        else:
+            config["pooling_mode_cls_token"] = True  # two ways of pooling, side by side
+        (folder / module).write_text(json.dumps(config))
+        assert encoder_transformer._stated_dim(folder) is None
 
     def test_long_texts_are_cut_and_said_so(self, minilm):
         long, longer = "word " * 300, "word " * 300 + "triangle " * 50

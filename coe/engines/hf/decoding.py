@@ -1,0 +1,120 @@
+"""The decoding loop of a batch: one token a step for every row that is not finished.
+
+transformers prepares the inputs and the cache, then hands over (`generate(custom_generate=...)`). Its own loop computes
+finished rows until the last row of the batch ends; answers of different lengths make that most of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from coe.engines.hf.batch import Row, deliver
+from coe.engines.hf.sampling import RowSampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Decoding:
+    """A `custom_generate` of transformers for the rows of one batch. Text goes to the readers after every step.
+
+    Args:
+        rows: in the order of the prompts.
+        on_kept: called with the positions of the rows that stay, whenever finished rows leave the batch.
+    """
+
+    def __init__(self, rows: Sequence[Row], on_kept: Callable[[Sequence[int]], None]) -> None:
+        self._rows = list(rows)
+        self._on_kept = on_kept
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        generation_config: Any = None,
+        **inputs: Any,
+    ) -> Tensor:
+        """Generate until every row is finished.
+
+        Args:
+            input_ids: (n_rows, n_tokens) left-padded prompts.
+            logits_processor, stopping_criteria, generation_config: not used; rows carry their own settings.
+            inputs: what transformers prepared: attention mask, positions, cache.
+
+        Returns:
+            (n_left, n_tokens + n_new) tokens of the rows that stayed until the end.
+        """
+        n_new = None  # all tokens of the prompt first
+        while True:
+            scores, inputs = _forward(model, input_ids, inputs, n_new)
+            n_new = 1 if inputs.get("use_cache") else None
+            tokens = RowSampler([row.sampling for row in self._rows])(input_ids, scores).argmax(dim=-1)
+            input_ids = _append(input_ids, tokens)
+            self._advance(tokens.tolist())
+            if all(row.done for row in self._rows):
+                return input_ids
+            input_ids, inputs = self._drop_finished(input_ids, inputs)
+
+    def _advance(self, tokens: Sequence[int]) -> None:
+        for row, token in zip(self._rows, tokens, strict=True):
+            if not row.done:
+                row.advance(token)
+        deliver(self._rows)
+
+    def _drop_finished(self, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """The same without the finished rows, where the cache can do without them."""
+        kept = [i for i, row in enumerate(self._rows) if not row.done]
+        if len(kept) == len(self._rows) or not _is_selectable(inputs):
+            return input_ids, inputs
+        inputs = _select(inputs, kept, len(self._rows), input_ids.device)
+        self._rows = [self._rows[i] for i in kept]
+        self._on_kept(kept)
+        return input_ids[kept], inputs
+
+
+def _forward(model: Any, input_ids: Tensor, inputs: dict[str, Any], n_new: int | None) -> tuple[Tensor, dict[str, Any]]:
+    """Scores of the next token, (n_rows, n_vocabulary) float32, and the inputs of the step after this one."""
+    import torch
+
+    first = n_new is None
+    prepared = model.prepare_inputs_for_generation(
+        input_ids, next_sequence_length=n_new, is_first_iteration=first, **inputs
+    )
+    output = model(**prepared, return_dict=True)
+    following = model._update_model_kwargs_for_generation(output, inputs)
+    # A copy, so that the scores of a whole prompt can go.
+    return output.logits[:, -1].to(copy=True, dtype=torch.float32), following
+
+
+def _append(input_ids: Tensor, tokens: Tensor) -> Tensor:
+    import torch
+
+    return torch.cat([input_ids, tokens[:, None]], dim=-1)
+
+
+def _is_selectable(inputs: Mapping[str, Any]) -> bool:
+    """Whether rows can leave: the cache holds keys and values by row and nothing else, and so do the other inputs."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    cache, positions = inputs.get("past_key_values"), inputs.get("position_ids")
+    by_row = positions is None or positions.ndim == 2  # models of images and video have a leading axis of their own
+    return (
+        by_row
+        and isinstance(cache, DynamicCache)
+        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+    )
+
+
+def _select(inputs: dict[str, Any], kept: Sequence[int], n_rows: int, device: Any) -> dict[str, Any]:
+    """Masks, positions and cache of the rows in `kept`."""
+    import torch
+
+    cache = inputs["past_key_values"]
+    cache.batch_select_indices(torch.tensor(kept, device=device))
+    return {
+        name: value[kept] if isinstance(value, torch.Tensor) and value.ndim == 2 and len(value) == n_rows else value
+        for name, value in inputs.items()
+    }
