@@ -61,10 +61,11 @@ def run(kind: str, settings: dict[str, object], table: OutcomeTable, fold: int, 
         "fit_cpu_s": cpu,
     }
     if kind == "auto":
-        members = zip(router.choice.members, router.choice.weights, strict=True)
-        found["chosen"] = {str(router.scoreboard[member].candidate): weight for member, weight in members}
-        found["reason"] = router.choice.reason
-        found["own_estimate"] = router.expected.gain
+        model, selection = router.model, router.model.selection
+        members = zip(selection.members, selection.weights, strict=True)
+        found["chosen"] = {str(model.scoreboard[member].candidate): weight for member, weight in members}
+        found["reason"] = selection.reason
+        found["own_estimate"] = model.expected.gain
     return found
 
 

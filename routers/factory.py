@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any, ClassVar, Protocol, Self, get_type_hints, runtime_checkable
 
 from registry.errors import PluginError
@@ -104,9 +105,16 @@ def kind_of(router: TrainableRouter) -> str:
 
 def settings_of(kind: str) -> dict[str, Any]:
     """The settings of a kind with their defaults (`inspect.Parameter.empty` where one must be given)."""
-    parameters = inspect.signature(router_class(kind)).parameters.values()
+    parameters = inspect.signature(_stated_by(kind)).parameters.values()
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {p.name: p.default for p in parameters if p.name != "encoder" and p.kind not in variadic}
+
+
+def _stated_by(kind: str) -> Any:
+    """The class whose constructor has a kind's settings: its dataclass `Settings`, or the router class itself."""
+    found = router_class(kind)
+    settings = getattr(found, "Settings", None)
+    return settings if is_dataclass(settings) else found
 
 
 def reads_text(kind: str) -> bool:
@@ -158,7 +166,7 @@ def _checked(kind: str, name: str, value: Any) -> Any:
 
     try:
         # `Encoder` is imported for type checking only; here it need not mean anything.
-        hints = get_type_hints(router_class(kind).__init__, localns={"Encoder": object})  # type: ignore[misc]
+        hints = get_type_hints(_stated_by(kind).__init__, localns={"Encoder": object})
     except NameError as error:
         raise InvalidSettings(
             f"the settings of a {kind} router cannot be checked: {error}; import it outside `if TYPE_CHECKING`"

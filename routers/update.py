@@ -10,7 +10,7 @@ its clusters, so that it equals a router with those centres, whereas one fitted 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ class Updatable(TrainableRouter, Protocol):
     """A router that keeps its training rows: knn, cluster, category."""
 
     encoder: Encoder
+    settings: Any
 
     @property
     def rows(self) -> TrainingRows:
@@ -109,7 +110,7 @@ def remove_expert(router: R, name: str) -> R:
         raise InvalidSettings(f"the router does not know {name!r}; its experts are {', '.join(rows.experts)}")
     if len(rows.experts) == 1:
         raise InvalidSettings(f"{name!r} is the router's only expert: there would be nobody left to answer")
-    if name == getattr(router, "general", None):
+    if name == getattr(router.settings, "general", None):
         raise InvalidSettings(
             f"{name!r} is the router's generalist (its setting general): train a router with another generalist"
         )

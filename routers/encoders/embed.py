@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,14 +59,14 @@ class LastBatch(WrappedEncoder):
         return vectors
 
 
-def check_dim(encoder: Encoder, vectors: NDArray[Any], kind: str) -> None:
-    """Refuse a saved router that was trained with an encoder of another width.
+def check_dim(encoder: Encoder, dim: int, kind: str) -> None:
+    """Refuse a saved router that was trained on embeddings of `dim` dimensions with an encoder of another width.
 
     Raises:
-        InvalidArtifact: the last axis of `vectors` is not the encoder's `dim`.
+        InvalidArtifact: the encoder gives another number of dimensions.
     """
-    if vectors.shape[-1] != encoder.dim:
+    if dim != encoder.dim:
         raise InvalidArtifact(
-            f"this {kind} router was trained on embeddings of {vectors.shape[-1]} dimensions, but encoder "
+            f"this {kind} router was trained on embeddings of {dim} dimensions, but encoder "
             f"{encoder.name} gives {encoder.dim}: load it with the encoder it was trained with"
         )

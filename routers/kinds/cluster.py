@@ -1,50 +1,89 @@
-"""ClusterRouter: k-means clusters of the training queries, and how well each expert does in them (Avengers)."""
+"""ClusterRouter: k-means clusters of the training queries, and each expert's mean score in them (Avengers)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.base import Estimate, Query, RouterState
-from routers.encoders.embed import check_dim, embed, read_queries
-from routers.errors import InvalidArtifact, InvalidSettings, RouterError
+from routers.base import Estimate, Query
+from routers.encoders.embed import embed, read_queries
+from routers.errors import RouterError
+from routers.fitted import EmbeddingRouter
 from routers.numeric.kmeans import kmeans
-from routers.numeric.neighbours import Vectors, foreignness, quantiles, top_k
+from routers.numeric.neighbours import Vectors, foreignness, mean_of_rows, quantiles, top_k
 from routers.numeric.shrinkage import one_hot, shrunk_means
 from routers.outcomes.training_rows import TrainingRows
+from routers.settings import check_choice, check_range
 
 if TYPE_CHECKING:
-    from routers.encoders.build import Encoder
     from routers.outcomes.table import OutcomeTable
 
 Score = Literal["mean", "rank", "mix"]
 RANK_OFFSET = 0.1
-"""Keeps the best rank, 0, from dividing by zero, and decides how much more it counts than the second."""
+"""Keeps the best rank, 0, from dividing by zero, and sets how much more it counts than the second."""
 
 _Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """Settings of `ClusterRouter`.
+
+    Attributes:
+        n_clusters: number of centres; fewer where there are fewer different prompts.
+        nearest: number of centres that a query is compared with.
+        beta: inverse temperature of their weights: the larger, the more the nearest centre counts.
+        shrinkage: accuracies and costs of a cluster shrink to the table's means with the weight of this many queries.
+        score: what the choice follows: `mean`, `rank` or `mix`.
+        top_n: number of experts that `rank` and `mix` make eligible.
+        cost_weight: weight w of the cost in `mix`, in [0, 1].
+        seed: seed of k-means.
+    """
+
+    n_clusters: int = 64
+    nearest: int = 5
+    beta: float = 6.0
+    shrinkage: float = 20.0
+    score: Score = "mean"
+    top_n: int = 1
+    cost_weight: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range(self, "n_clusters", "nearest", "top_n", low=1)
+        check_range(self, "beta", "shrinkage")
+        check_choice(self, "score", get_args(Score))
+        check_range(self, "cost_weight", high=1)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class _Clusters:
-    """C clusters of N training queries, m experts."""
+class Clusters:
+    """C clusters of N training queries, m experts.
+
+    Attributes:
+        centres: (C, dim), of length 1.
+        cluster_of: (N,) nearest centre of each training query; distances: (N,) cosine distance to it.
+    """
 
     rows: TrainingRows
-    centres: Vectors  # (C, dim), of length 1
-    cluster_of: NDArray[np.intp]  # (N,)
-    distances: _Floats  # (N,) of each training query to its centre
+    centres: Vectors
+    cluster_of: NDArray[np.intp]
+    distances: _Floats
 
     @classmethod
     def of(cls, rows: TrainingRows, vectors: Vectors, centres: Vectors) -> Self:
-        return cls(rows, centres, *_assigned(vectors, centres))
+        """Assign (N, dim) vectors to their nearest centres."""
+        similarities, nearest = top_k(vectors, centres, 1)
+        return cls(rows, centres, nearest[:, 0], 1.0 - similarities[:, 0].astype(np.float64))
 
-    def joined(self, rows: TrainingRows, vectors: Vectors) -> _Clusters:
+    def joined(self, rows: TrainingRows, vectors: Vectors) -> Clusters:
         """The same clusters with further queries in them."""
-        more = _Clusters.of(rows, vectors, self.centres)
-        return _Clusters(
+        more = Clusters.of(rows, vectors, self.centres)
+        return Clusters(
             self.rows.joined(rows),
             self.centres,
             np.concatenate([self.cluster_of, more.cluster_of]),
@@ -57,213 +96,148 @@ class _Clusters:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Table:
-    """What the estimate is computed from: (C, m) each, and the distribution of distances."""
+class ClusterModel:
+    """What the estimate is computed from.
 
+    Attributes:
+        accuracy, costs: (C, m) mean scores and USD; costs are `None` where unknown.
+        preference: (C, m) what the choice follows; `None` where that is the accuracy.
+        distance_quantiles: distances of the training queries to their centres.
+    """
+
+    clusters: Clusters
     accuracy: _Floats
     costs: _Floats | None
-    preference: _Floats | None  # what the choice follows; `None` where that is the accuracy
+    preference: _Floats | None
     distance_quantiles: _Floats
 
+    @classmethod
+    def of(cls, clusters: Clusters, settings: ClusterSettings) -> Self:
+        """Average the scores and costs of each cluster; raises RouterError for a mix without costs."""
+        rows, preference = clusters.rows, None
+        check_costs(settings, rows.costs)
+        accuracy = clusters.means(rows.scores, settings.shrinkage)
+        costs = None if rows.costs is None else clusters.means(rows.costs, settings.shrinkage)
+        if settings.score == "rank":
+            preference = rank_scores(accuracy)
+        elif settings.score == "mix" and costs is not None:
+            preference = quality_cost_mix(accuracy, costs, settings.cost_weight)
+        return cls(clusters, accuracy, costs, preference, quantiles(clusters.distances))
 
-class ClusterRouter:
-    """k-means clusters of the queries; an expert is as good on a query as it was in the clusters near it.
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """m names."""
+        return self.clusters.rows.experts
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of the embeddings."""
+        return int(self.clusters.centres.shape[1])
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Centres, and cluster, distance, scores and costs of each training query."""
+        found = self.clusters
+        own = {name: getattr(found, name) for name in ("centres", "cluster_of", "distances")}
+        return {**own, **found.rows.arrays()}
+
+    def values(self) -> dict[str, Any]:
+        """Experts and domains."""
+        return self.clusters.rows.settings()
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any], settings: ClusterSettings) -> Self:
+        """The model of `arrays()` and `values()`."""
+        rows = TrainingRows.restored(arrays, values)
+        return cls.of(Clusters(rows, arrays["centres"], arrays["cluster_of"], arrays["distances"]), settings)
+
+
+class ClusterRouter(EmbeddingRouter[ClusterSettings, ClusterModel]):
+    """k-means clusters of the queries; an expert's quality is its mean score in the clusters nearest to a query.
 
     From Avengers (arXiv 2505.19797): unit embeddings, k-means with 64 centres c, for a query q the nearest centres by
     d_c = 1 - c.q, their weights p = softmax(-beta d) with beta = 6, and the rank score sum_c p_c / (rank_mc + 0.1),
     rank 0 being the expert of highest accuracy in c. From Avengers-Pro (arXiv 2508.12631): of each cluster the mix
     (1 - w) (acc - min) / (max - min) + w (1 - cost / max cost), summed in the same way. Ours: centres of length 1,
-    accuracies shrunk towards the table's, experts of equal accuracy share the better rank, and `quality`, which is the
-    expected accuracy sum_c p_c acc_mc whatever the choice follows, so that confidences and cost weights keep their
+    accuracies shrunk to the table's mean, a shared better rank for experts of equal accuracy, and `quality`, which is
+    the expected accuracy sum_c p_c acc_mc whatever the choice follows, so that confidences and cost weights keep their
     meaning.
 
-    With `score="mean"` the choice is by that quality and every expert is eligible. With `rank` and `mix` the `top_n`
-    experts of highest score are eligible: with 1 the choice is the paper's own; with more, `decide` takes of these the
-    one of highest utility, or all of them where k are asked for (the paper's top_n, which then vote).
-
-    Args:
-        n_clusters: centres; fewer where there are fewer different prompts.
-        nearest: centres that a query looks at.
-        beta: how much more the nearest of them counts.
-        shrinkage: the accuracies and costs of a cluster are averaged with so many queries of the table's mean.
-        score: what the choice follows: `mean`, `rank` or `mix`.
-        top_n: how many experts `rank` and `mix` let answer.
-        cost_weight: the mix's w in [0, 1].
-        seed: of the k-means.
+    With `score="mean"` the choice follows that quality and every expert is eligible. With `rank` and `mix` the `top_n`
+    experts of highest score are eligible: 1 gives the paper's choice; with more, `decide` takes the one of highest
+    utility, or several where k experts are asked for (the paper's top_n, which then vote).
     """
 
     kind: ClassVar[str] = "cluster"
-    requires: frozenset[str] = frozenset()
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        n_clusters: int = 64,
-        nearest: int = 5,
-        beta: float = 6.0,
-        shrinkage: float = 20.0,
-        score: Score = "mean",
-        top_n: int = 1,
-        cost_weight: float = 0.3,
-        seed: int = 0,
-    ) -> None:
-        for name, count in (("n_clusters", n_clusters), ("nearest", nearest), ("top_n", top_n)):
-            if count < 1:
-                raise InvalidSettings(f"{name} must be at least 1, got {count}")
-        for name, value in (("beta", beta), ("shrinkage", shrinkage)):
-            if not (np.isfinite(value) and value >= 0):
-                raise InvalidSettings(f"{name} must be a finite number >= 0, got {value}")
-        if score not in get_args(Score):
-            raise InvalidSettings(f"score must be one of {', '.join(get_args(Score))}, got {score!r}")
-        if not 0 <= cost_weight <= 1:
-            raise InvalidSettings(f"cost_weight must lie in [0, 1], got {cost_weight}")
-        self.encoder = encoder
-        self.n_clusters = n_clusters
-        self.nearest = nearest
-        self.beta = beta
-        self.shrinkage = shrinkage
-        self.score: Score = score
-        self.top_n = top_n
-        self.cost_weight = cost_weight
-        self.seed = seed
-        self._clusters: _Clusters | None = None
-        self._table: _Table | None = None
-
-    @property
-    def experts(self) -> tuple[str, ...]:
-        """Names of the experts it was trained on; empty before `fit`."""
-        return () if self._clusters is None else self._clusters.rows.experts
+    Settings = ClusterSettings
+    Model = ClusterModel
 
     @property
     def rows(self) -> TrainingRows:
-        """What is kept of the training table.
-
-        Raises:
-            RouterError: it is not trained yet.
-        """
-        return self._trained()[0].rows
+        """What is kept of the training table; raises RouterError before `fit`."""
+        return self.model.clusters.rows
 
     def fit(self, table: OutcomeTable) -> Self:
-        """Find clusters of n prompts, and the experts' scores and costs in them.
+        """Cluster n prompts and average the experts' scores and costs in each cluster.
 
         Raises:
             RouterError: fewer rows than clusters, a mix without costs, or embeddings that are not finite.
         """
-        self._check_costs(table.costs_usd)
+        check_costs(self.settings, table.costs_usd)
         vectors = embed(self.encoder, table.prompts)
-        centres = kmeans(vectors, self.n_clusters, self.seed)
-        return self._learn(_Clusters.of(TrainingRows.of(table), vectors, centres))
-
-    def extended(self, table: OutcomeTable) -> Self:
-        """A router that has also seen the n rows of a table, in the same clusters. Encodes only the new."""
-        clusters = self._trained()[0].joined(TrainingRows.of(table), embed(self.encoder, table.prompts))
-        return self._untrained()._learn(clusters)
-
-    def with_rows(self, rows: TrainingRows) -> Self:
-        """A router that knows other outcomes of the same queries; equal to one fitted on them. Encodes nothing."""
-        clusters = self._trained()[0]
-        return self._untrained()._learn(_Clusters(rows, clusters.centres, clusters.cluster_of, clusters.distances))
-
-    def estimate(self, queries: Sequence[Query]) -> Estimate:
-        """What each of the m experts scored and cost in the clusters near each of the n queries."""
-        clusters, table = self._trained()
-        vectors, truncated = read_queries(self.encoder, queries)
-        similarities, near = top_k(vectors, clusters.centres, min(self.nearest, len(clusters.centres)))
-        shares = self._shares(similarities)
-
-        def mixed(values: _Floats) -> _Floats:
-            return np.asarray(np.einsum("nc,ncm->nm", shares, values[near]))
-
-        return Estimate(
-            experts=clusters.rows.experts,
-            quality=mixed(table.accuracy).clip(0.0, 1.0),
-            cost_usd=None if table.costs is None else mixed(table.costs),
-            ood=foreignness(1.0 - similarities[:, 0].astype(np.float64), table.distance_quantiles),
-            labels=tuple(f"cluster-{cluster:03d}" for cluster in near[:, 0]),
-            eligible=None if table.preference is None else self._best(mixed(table.preference)),
-            truncated=truncated,
-        )
-
-    def state(self) -> RouterState:
-        """The trained router as data: centres, and the training queries' clusters, scores and costs; no prompts."""
-        clusters, _ = self._trained()
-        arrays: dict[str, NDArray[Any]] = {
-            "centres": clusters.centres,
-            "cluster_of": clusters.cluster_of,
-            "distances": clusters.distances,
-            **clusters.rows.arrays(),
-        }
-        return RouterState(arrays, {"settings": self._settings(), **clusters.rows.settings()})
-
-    @classmethod
-    def from_state(cls, state: RouterState, encoder: Encoder) -> Self:
-        """The router whose `state()` this is.
-
-        Raises:
-            InvalidArtifact: something is missing, or the encoder has another dimension.
-        """
-        arrays = state.arrays
-        try:
-            rows = TrainingRows.restored(arrays, state.settings)
-            clusters = _Clusters(rows, arrays["centres"], arrays["cluster_of"], arrays["distances"])
-            router = cls(encoder, **state.settings["settings"])._learn(clusters)
-        except KeyError as error:
-            raise InvalidArtifact(f"the saved cluster router lacks {error}: train it again") from error
-        check_dim(encoder, clusters.centres, cls.kind)
-        return router
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "n_clusters": self.n_clusters,
-            "nearest": self.nearest,
-            "beta": self.beta,
-            "shrinkage": self.shrinkage,
-            "score": self.score,
-            "top_n": self.top_n,
-            "cost_weight": self.cost_weight,
-            "seed": self.seed,
-        }
-
-    def _untrained(self) -> Self:
-        return type(self)(self.encoder, **self._settings())
-
-    def _learn(self, clusters: _Clusters) -> Self:
-        rows = clusters.rows
-        self._check_costs(rows.costs)
-        accuracy = clusters.means(rows.scores, self.shrinkage)
-        costs = None if rows.costs is None else clusters.means(rows.costs, self.shrinkage)
-        preference = None
-        if self.score == "rank":
-            preference = rank_scores(accuracy)
-        elif self.score == "mix" and costs is not None:
-            preference = quality_cost_mix(accuracy, costs, self.cost_weight)
-        self._clusters = clusters
-        self._table = _Table(accuracy, costs, preference, quantiles(clusters.distances))
+        centres = kmeans(vectors, self.settings.n_clusters, self.settings.seed)
+        self._model = ClusterModel.of(Clusters.of(TrainingRows.of(table), vectors, centres), self.settings)
         return self
 
-    def _check_costs(self, costs: _Floats | None) -> None:
-        if self.score == "mix" and costs is None:
-            raise RouterError(
-                "score 'mix' weighs quality against cost, but the table knows no costs: add cost columns or prices, or "
-                "take score 'mean' or 'rank'"
-            )
+    def extended(self, table: OutcomeTable) -> Self:
+        """A router with n further rows in the same clusters. Only the new prompts are encoded."""
+        more = self.model.clusters.joined(TrainingRows.of(table), embed(self.encoder, table.prompts))
+        return self.with_model(ClusterModel.of(more, self.settings))
 
-    def _trained(self) -> tuple[_Clusters, _Table]:
-        if self._clusters is None or self._table is None:
-            raise RouterError("this cluster router is not trained: call fit(table), or load a saved one")
-        return self._clusters, self._table
+    def with_rows(self, rows: TrainingRows) -> Self:
+        """A router with other outcomes of the same queries, equal to one fitted on them. Nothing is encoded."""
+        return self.with_model(ClusterModel.of(replace(self.model.clusters, rows=rows), self.settings))
+
+    def estimate(self, queries: Sequence[Query]) -> Estimate:
+        """Mean score and cost of each of the m experts in the clusters nearest to each of the n queries."""
+        model = self.model
+        centres = model.clusters.centres
+        vectors, truncated = read_queries(self.encoder, queries)
+        similarities, near = top_k(vectors, centres, min(self.settings.nearest, len(centres)))
+        shares = self._shares(similarities)
+        preference = None if model.preference is None else mean_of_rows(model.preference, near, shares)
+        return Estimate(
+            experts=model.experts,
+            quality=mean_of_rows(model.accuracy, near, shares).clip(0.0, 1.0),
+            cost_usd=None if model.costs is None else mean_of_rows(model.costs, near, shares),
+            ood=foreignness(1.0 - similarities[:, 0].astype(np.float64), model.distance_quantiles),
+            labels=tuple(f"cluster-{cluster:03d}" for cluster in near[:, 0]),
+            eligible=None if preference is None else self._best(preference),
+            truncated=truncated,
+        )
 
     def _shares(self, similarities: Vectors) -> _Floats:
         """(n, nearest) softmax(-beta d), by columns of falling similarity."""
         distances = 1.0 - similarities.astype(np.float64)
-        weights = np.exp(-self.beta * (distances - distances[:, :1]))
+        weights = np.exp(-self.settings.beta * (distances - distances[:, :1]))
         return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
     def _best(self, preference: _Floats) -> NDArray[np.bool_]:
-        """(n, m) bool: the `top_n` of highest preference, and who equals the last of them."""
-        last = np.sort(preference, axis=1)[:, -min(self.top_n, preference.shape[1])]
+        """(n, m) bool: the `top_n` of highest preference, and those equal to the last of them."""
+        last = np.sort(preference, axis=1)[:, -min(self.settings.top_n, preference.shape[1])]
         return np.asarray(preference >= last[:, None] - 1e-12, dtype=bool)
+
+
+def check_costs(settings: ClusterSettings, costs: _Floats | None) -> None:
+    """Refuse `score="mix"` where costs are unknown.
+
+    Raises:
+        RouterError: what to do.
+    """
+    if settings.score == "mix" and costs is None:
+        raise RouterError(
+            "score 'mix' weighs quality against cost, but the table knows no costs: add cost columns or prices, or "
+            "take score 'mean' or 'rank'"
+        )
 
 
 def rank_scores(accuracy: _Floats) -> _Floats:
@@ -275,16 +249,10 @@ def rank_scores(accuracy: _Floats) -> _Floats:
 def quality_cost_mix(accuracy: _Floats, costs: _Floats, cost_weight: float) -> _Floats:
     """(C, m) (1 - w) (acc - min) / (max - min) + w (1 - cost / max cost), minima and maxima over a cluster's experts.
 
-    Where all are equally good the first term is 1, where all are free the second.
+    The first term is 1 where all experts are equally good, the second where all are free.
     """
     low, high = accuracy.min(axis=1, keepdims=True), accuracy.max(axis=1, keepdims=True)
     spread, dearest = high - low, costs.max(axis=1, keepdims=True)
     quality = np.where(spread > 0, (accuracy - low) / np.where(spread > 0, spread, 1.0), 1.0)
     cheapness = 1.0 - costs / np.where(dearest > 0, dearest, 1.0)
     return np.asarray((1 - cost_weight) * quality + cost_weight * cheapness)
-
-
-def _assigned(vectors: Vectors, centres: Vectors) -> tuple[NDArray[np.intp], _Floats]:
-    """(n,) the nearest centre of each vector, and how far it is."""
-    similarities, rows = top_k(vectors, centres, 1)
-    return rows[:, 0], 1.0 - similarities[:, 0].astype(np.float64)

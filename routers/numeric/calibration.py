@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,15 @@ class Platt:
     def probabilities(self, logits: _Floats) -> _Floats:
         """(n, m) of (n, m) logits."""
         return sigmoid(logits * self.slope + self.offset)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Both, by name."""
+        return {"slope": self.slope, "offset": self.offset}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """The reverse of `arrays`; raises KeyError where one is missing."""
+        return cls(arrays["slope"], arrays["offset"])
 
 
 def sigmoid(z: _Floats) -> _Floats:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from routers.errors import InvalidSettings, RouterError
 from routers.numeric.neighbours import Vectors, top_k
+from routers.settings import check_positive, check_range
 
 ClassifierName = Literal["logistic", "linear-svm", "knn"]
 Logits = NDArray[np.float64]
@@ -88,10 +89,8 @@ class ClassifierSettings:
     def __post_init__(self) -> None:
         if self.name not in get_args(ClassifierName):
             raise InvalidSettings(f"no classifier {self.name!r}; there are: {', '.join(get_args(ClassifierName))}")
-        if not self.c > 0:
-            raise InvalidSettings(f"c must be positive, got {self.c}")
-        if self.k < 1:
-            raise InvalidSettings(f"k must be at least 1, got {self.k}")
+        check_positive(self, "c")
+        check_range(self, "k", low=1)
 
 
 def fit_classifier(settings: ClassifierSettings, x: Vectors, y: Labels) -> Classifier:

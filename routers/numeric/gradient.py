@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.errors import InvalidSettings
+from routers.settings import check_positive, check_range
 
 if TYPE_CHECKING:
     import torch
@@ -38,13 +38,9 @@ class Schedule:
     batch: int = 256
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise InvalidSettings(f"learning_rate must be positive, got {self.learning_rate}")
-        if not self.weight_decay >= 0:
-            raise InvalidSettings(f"weight_decay must be at least 0, got {self.weight_decay}")
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise InvalidSettings(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_positive(self, "learning_rate")
+        check_range(self, "weight_decay")
+        check_range(self, "epochs", "batch", low=1)
 
 
 def split_rows(n: int, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

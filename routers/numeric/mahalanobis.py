@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,3 +41,12 @@ class Mahalanobis:
         """(n,) of (n, dim) embeddings."""
         whitened = (x - self.mean).astype(np.float64) @ self.whitening
         return np.asarray(np.sqrt(np.einsum("nd,nd->n", whitened, whitened)))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Both, by name."""
+        return {"mean": self.mean, "whitening": self.whitening}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """The reverse of `arrays`; raises KeyError where one is missing."""
+        return cls(arrays["mean"], arrays["whitening"])

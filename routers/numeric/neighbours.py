@@ -32,6 +32,15 @@ def top_k(queries: Vectors, vectors: Vectors, k: int) -> tuple[Vectors, NDArray[
     return similarities, rows
 
 
+def mean_of_rows(values: NDArray[np.float64], rows: NDArray[np.intp], shares: NDArray[np.float64]) -> Any:
+    """(n, m) means of (N, m) values over (n, k) rows with (n, k) shares that sum to 1."""
+    means = np.empty((len(rows), values.shape[1]))
+    for start in range(0, len(rows), CHUNK_ROWS):  # bounds memory to CHUNK_ROWS * k * m numbers
+        part = slice(start, start + CHUNK_ROWS)
+        means[part] = np.einsum("nk,nkm->nm", shares[part], values[rows[part]])
+    return means
+
+
 def nearest_distance(queries: Vectors, vectors: Vectors) -> NDArray[np.float64]:
     """(n,) cosine distance, in [0, 2], of each query to the nearest of `vectors`."""
     distances = np.empty(len(queries))

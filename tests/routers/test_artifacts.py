@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from routers.decision import decide
 from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidArtifact, RouterError, StaleArtifactWarning
 from routers.factory import KINDS, build
-from routers.kinds.auto.router import Chosen
+from routers.kinds.auto.router import Member
 from routers.kinds.baselines import FixedRouter
 from routers.outcomes.reference import Reference
 
@@ -185,7 +186,8 @@ def test_a_class_of_somebody_else_is_imported_only_where_it_is_allowed(tmp_path,
     """The artifact may come from a stranger: by itself it runs no code, whether its kind or that of a part names it."""
     router = build(kind, ENCODER, settings).fit(TABLE)
     if kind == "auto":  # whatever it chose on this table, hold the plug-in
-        router._chosen = (Chosen(build("first_router:First").fit(TABLE), 1.0, None),)
+        member = Member(build("first_router:First").fit(TABLE), 1.0, None, None)
+        router = router.with_model(replace(router.model, members=(member,)))
     save(router, tmp_path / "r", table=TABLE, encoder=ENCODER)
     sys.modules.pop(plugin)
     with pytest.raises(InvalidArtifact, match="the module 'first_router' is not imported.*COE_PLUGINS=first_router"):
@@ -214,4 +216,4 @@ def test_a_class_that_no_name_leads_to_cannot_be_saved(tmp_path):
         kind = "local"
 
     with pytest.raises(RouterError, match="a local router cannot be saved: .*Local is defined inside a function"):
-        save(Local("law-expert").fit(TABLE), tmp_path / "r", table=TABLE, encoder=None)
+        save(Local(expert="law-expert").fit(TABLE), tmp_path / "r", table=TABLE, encoder=None)

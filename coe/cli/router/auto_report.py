@@ -12,8 +12,8 @@ from coe.cli.output import console, stdout_console
 
 if TYPE_CHECKING:
     from routers.factory import TrainableRouter
-    from routers.kinds.auto.candidates import Row
-    from routers.kinds.auto.router import AutoRouter
+    from routers.kinds.auto.candidates import ScoreboardRow
+    from routers.kinds.auto.router import AutoModel
 
 
 def with_progress_lines(make: Callable[[], TrainableRouter]) -> Callable[[], TrainableRouter]:
@@ -35,8 +35,9 @@ def auto_document(router: TrainableRouter) -> dict[str, Any]:
 
     if not isinstance(router, AutoRouter):
         return {}
-    board = [{**asdict(row), "candidate": str(row.candidate)} for row in router.scoreboard]
-    return {"scoreboard": board, "choice": asdict(router.choice), "expected": asdict(router.expected)}
+    model = router.model
+    board = [{**asdict(row), "candidate": str(row.candidate)} for row in model.scoreboard]
+    return {"scoreboard": board, "choice": asdict(model.selection), "expected": asdict(model.expected)}
 
 
 def print_choice(router: TrainableRouter) -> None:
@@ -46,10 +47,10 @@ def print_choice(router: TrainableRouter) -> None:
 
     if not isinstance(router, AutoRouter):
         return
-    out, choice, expected = stdout_console(), router.choice, router.expected
-    out.print(_scoreboard(router))
-    out.print(f"chosen: {choice.reason}", markup=False, highlight=False)
-    if all(router.scoreboard[member].candidate.kind == BASELINE_KIND for member in choice.members):
+    out, model, expected = stdout_console(), router.model, router.model.expected
+    out.print(_scoreboard(model))
+    out.print(f"chosen: {model.selection.reason}", markup=False, highlight=False)
+    if all(model.scoreboard[member].candidate.kind == BASELINE_KIND for member in model.selection.members):
         out.print(
             "no router beats the best single expert on this table by more than chance: every query goes to that "
             "expert. A router can still save cost: train one with --save-cost.",
@@ -64,23 +65,23 @@ def print_choice(router: TrainableRouter) -> None:
     )
 
 
-def _scoreboard(router: AutoRouter) -> Any:
+def _scoreboard(model: AutoModel) -> Any:
     from rich import box
     from rich.table import Table
 
-    weights = dict(zip(router.choice.members, router.choice.weights, strict=True))
+    weights = dict(zip(model.selection.members, model.selection.weights, strict=True))
     table = Table(title="candidates, on inner folds", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold", min_width=14)
     for name in ("accuracy", "over best single", "seconds", "weight"):
         table.add_column(name, justify="right", no_wrap=True)
-    rows = enumerate(router.scoreboard)
+    rows = enumerate(model.scoreboard)
     for number, row in sorted(rows, key=lambda pair: -(-1.0 if pair[1].score is None else pair[1].score)):
         weight = f"{weights[number]:.2f}" if number in weights else ""
         table.add_row(escape(str(row.candidate)), *_figures(row), weight, style="bold" if number in weights else "")
     return table
 
 
-def _figures(row: Row) -> tuple[str, str, str]:
+def _figures(row: ScoreboardRow) -> tuple[str, str, str]:
     if row.score is None:
         return "skipped", escape(row.skipped or ""), ""
     gain = "-"
@@ -89,6 +90,6 @@ def _figures(row: Row) -> tuple[str, str, str]:
     return f"{100 * row.score:.2f}%", gain, "-" if row.seconds is None else f"{row.seconds:.1f}"
 
 
-def _print_candidate(row: Row) -> None:
+def _print_candidate(row: ScoreboardRow) -> None:
     figures = row.skipped if row.score is None else f"{100 * row.score:.2f}%"
     console.print(f"tried {row.candidate}: {figures}", style="dim", markup=False, highlight=False)

@@ -45,7 +45,7 @@ The setting `candidates` takes any other list, of every kind there is.
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ScoreboardRow:
     """A line of the scoreboard.
 
     Attributes:

@@ -36,7 +36,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Selection:
     """Candidates by number, heaviest first, with weights of sum 1; and what the choice was made by, for people."""
 
     members: tuple[int, ...]
@@ -60,7 +60,7 @@ class Expected:
     gain_ci95_high: float
 
 
-def choose(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, seed: int = 0) -> Choice:
+def choose(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, seed: int = 0) -> Selection:
     """The best candidate or stack by (n, m) scores; trial `BASELINE` must be that of the best single expert.
 
     The stack's weights for a fold come from the other folds when it is compared, and from all rows when it is chosen. A
@@ -68,7 +68,7 @@ def choose(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, seed:
     """
     means = [float(trial.won.mean()) for trial in trials]
     best = int(np.argmax(means))  # the first of equals, which is the cheaper
-    chosen, won, what = Choice((best,), (1.0,), ""), trials[best].won, "best of the candidates"
+    chosen, won, what = Selection((best,), (1.0,), ""), trials[best].won, "best of the candidates"
     stacked = _stacked_scores(trials, y, folds) if len(trials) > 1 else won
     if stacked.mean() > won.mean():
         chosen, won, what = _stack(trials, y), stacked, "the stack beats each of its members"
@@ -76,8 +76,8 @@ def choose(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, seed:
     gain = won.mean() - trials[BASELINE].won.mean()
     told = f"{100 * gain:+.2f} points over the best single expert, 95% interval [{100 * low:+.2f}, {100 * high:+.2f}]"
     if low <= 0.0:
-        return Choice((BASELINE,), (1.0,), f"no candidate surely beats the best single expert: at best {told}")
-    return Choice(chosen.members, chosen.weights, f"{what}: {told}")
+        return Selection((BASELINE,), (1.0,), f"no candidate surely beats the best single expert: at best {told}")
+    return Selection(chosen.members, chosen.weights, f"{what}: {told}")
 
 
 def expect(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, seed: int = 0) -> Expected:
@@ -93,12 +93,12 @@ def expect(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, seed:
     return Expected(float(won.mean()), float(base.mean()), float(won.mean() - base.mean()), low, high)
 
 
-def _stack(trials: Sequence[Trial], y: Floats) -> Choice:
+def _stack(trials: Sequence[Trial], y: Floats) -> Selection:
     """The stack of all rows, without members that hardly count."""
     weights = stack_weights(np.stack([centred(trial.quality) for trial in trials]), centred(y))
     kept = [i for i in np.argsort(-weights, kind="stable").tolist() if weights[i] >= LEAST_WEIGHT]
     shares = weights[kept] / weights[kept].sum()
-    return Choice(tuple(kept), tuple(shares.tolist()), "")
+    return Selection(tuple(kept), tuple(shares.tolist()), "")
 
 
 def _stacked_scores(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp]) -> Floats:
@@ -111,7 +111,7 @@ def _stacked_scores(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp])
     return won
 
 
-def _scores(choice: Choice, trials: Sequence[Trial], y: Floats) -> Floats:
+def _scores(choice: Selection, trials: Sequence[Trial], y: Floats) -> Floats:
     """(n,) what a choice wins: one candidate decides as it does, a stack takes the highest quality."""
     if len(choice.members) == 1:
         return trials[choice.members[0]].won

@@ -13,7 +13,7 @@ from routers.errors import RouterError
 from routers.evaluation import metrics
 from routers.evaluation.recorded_routing import Routing, route
 from routers.factory import TrainableRouter, build, reads_text, settings_of
-from routers.kinds.auto.candidates import Candidate, Row
+from routers.kinds.auto.candidates import Candidate, ScoreboardRow
 from routers.kinds.auto.selection import Trial
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def tried(
     deadline: Deadline,
     *,
     seed: int,
-) -> Iterator[tuple[Row, Trial | None]]:
+) -> Iterator[tuple[ScoreboardRow, Trial | None]]:
     """A row for each candidate, and its trial where it was tried to the end.
 
     The first candidate is what the others are compared with: it is tried whatever it takes, and may not fail.
@@ -96,7 +96,7 @@ def tried(
         )
         seconds = deadline.clock() - before
         if isinstance(found, str):
-            yield Row(candidate, skipped=found), None
+            yield ScoreboardRow(candidate, skipped=found), None
             continue
         base = base or found
         seconds_of[key] = seconds / len(np.unique(folds))
@@ -141,7 +141,7 @@ def _routed(router: TrainableRouter, train: OutcomeTable, test: OutcomeTable) ->
     return route(router, test)
 
 
-def _row(candidate: Candidate, trial: Trial, base: Trial, seconds: float, seed: int) -> Row:
+def _row(candidate: Candidate, trial: Trial, base: Trial, seconds: float, seed: int) -> ScoreboardRow:
     low, high = metrics.paired_bootstrap(trial.won, base.won, seed=seed)
     score = float(trial.won.mean())
-    return Row(candidate, score, score - float(base.won.mean()), low, high, seconds)
+    return ScoreboardRow(candidate, score, score - float(base.won.mean()), low, high, seconds)

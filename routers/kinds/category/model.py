@@ -10,47 +10,78 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.base import GENERAL, Estimate
-from routers.errors import InvalidArtifact
+from routers.fitted import under
 from routers.numeric.abstention import Doubt, Thresholds, normalised_entropy
 from routers.numeric.classifiers import Classifier, probabilities, restore
 from routers.numeric.neighbours import Vectors, foreignness, nearest_distance
+from routers.outcomes.training_rows import TrainingRows
 
 CLASSIFIER_PREFIX = "classifier."
 _ARRAYS = ("vectors", "distance_quantiles", "expert_of", "kept", "scores", "mean_scores", "costs", "mean_costs")
 
 _Floats = NDArray[np.float64]
-Choice = Literal["expected", "category", "soft"]
+ExpertChoice = Literal["expected", "category", "soft"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingData:
+    """What everything but the embeddings can be learned from again: N training queries.
+
+    Attributes:
+        vectors: (N, dim) embeddings.
+        labels: N categories; `None` where they are clusters.
+        foreign: (n_foreign, dim) embeddings of the foreign prompts that were given, or `None`.
+    """
+
+    rows: TrainingRows
+    vectors: Vectors
+    labels: tuple[str, ...] | None
+    foreign: Vectors | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CategoryModel:
-    """M categories, K experts, and N training embeddings.
+    """M categories, K experts, and N training queries.
 
     Attributes:
         temperature: calibrates the classifier's logits.
-        distance_quantiles: how far held-out training queries lie from the training data.
+        distance_quantiles: distances of held-out training queries to the training data.
         expert_of: (M,) the map, as columns of `experts`; general: the column of the generalist.
         kept: (K,) bool: the experts that a cumulative budget keeps; without one, all.
         choice: how an expert follows from the probabilities, see `choose`.
-        scores, costs: (M, K) mean score and USD of each expert in each category, shrunk towards the mean over all
-            queries, which is mean_scores, mean_costs (K,). Costs are `None` where unknown.
+        scores, costs: (M, K) mean score and USD of each expert in each category, shrunk to the mean over all queries,
+            which is mean_scores, mean_costs (K,). Costs are `None` where unknown.
     """
 
-    experts: tuple[str, ...]
+    data: TrainingData
     categories: tuple[str, ...]
-    vectors: Vectors
     classifier: Classifier
     temperature: float
     thresholds: Thresholds
     distance_quantiles: _Floats
     expert_of: NDArray[np.intp]
     kept: NDArray[np.bool_]
-    choice: Choice
+    choice: ExpertChoice
     general: int
     scores: _Floats
     mean_scores: _Floats
     costs: _Floats | None
     mean_costs: _Floats | None
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """K names."""
+        return self.data.rows.experts
+
+    @property
+    def vectors(self) -> Vectors:
+        """(N, dim) training embeddings."""
+        return self.data.vectors
+
+    @property
+    def dim(self) -> int:
+        """Dimensions of the embeddings."""
+        return int(self.vectors.shape[1])
 
     def estimate(self, x: Vectors) -> Estimate:
         """The estimate for (n, dim) embeddings; see `CategoryRouter` for what it holds."""
@@ -107,58 +138,51 @@ class CategoryModel:
         return f"{told}, but over all categories {other} is expected to do better: {ours:.3f} > {theirs:.3f}"
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Everything that is an array."""
-        kept = {name: getattr(self, name) for name in _ARRAYS}
+        """Everything that is an array, training and foreign embeddings included."""
+        kept: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
+        kept["foreign"] = self.data.foreign
+        if self.data.labels is not None:
+            kept["labels"] = np.searchsorted(self.categories, self.data.labels)
         parts = {CLASSIFIER_PREFIX + name: array for name, array in self.classifier.arrays().items()}
-        return {name: array for name, array in {**kept, **parts}.items() if array is not None}
+        found = {**kept, **parts, **self.data.rows.arrays()}
+        return {name: array for name, array in found.items() if array is not None}
 
-    def settings(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
         """Everything else, as JSON values."""
         return {
-            "experts": list(self.experts),
             "categories": list(self.categories),
             "choice": self.choice,
             "general_expert": self.experts[self.general],
             "temperature": self.temperature,
             "entropy_threshold": _or_none(self.thresholds.entropy),
             "distance_threshold": _or_none(self.thresholds.distance),
+            **self.data.rows.settings(),
         }
 
     @classmethod
-    def restored(cls, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> Self:
-        """What `arrays()` and `settings()` were taken from; its estimates are identical to the bit.
-
-        Raises:
-            InvalidArtifact: something is missing.
-        """
-        parts = {name: array for name, array in arrays.items() if name.startswith(CLASSIFIER_PREFIX)}
-        try:
-            experts = tuple(settings["experts"])
-            return cls(
-                experts=experts,
-                categories=tuple(settings["categories"]),
-                classifier=restore({n.removeprefix(CLASSIFIER_PREFIX): a for n, a in parts.items()}, arrays["vectors"]),
-                temperature=settings["temperature"],
-                thresholds=Thresholds(
-                    _or_infinite(settings["entropy_threshold"]), _or_infinite(settings["distance_threshold"])
-                ),
-                choice=settings["choice"],
-                general=experts.index(settings["general_expert"]),
-                vectors=arrays["vectors"],
-                distance_quantiles=arrays["distance_quantiles"],
-                expert_of=arrays["expert_of"],
-                kept=arrays["kept"],
-                scores=arrays["scores"],
-                mean_scores=arrays["mean_scores"],
-                costs=arrays.get("costs"),
-                mean_costs=arrays.get("mean_costs"),
-            )
-        except (KeyError, ValueError) as error:
-            raise InvalidArtifact(f"the saved category router lacks {error}: train it again") from error
+    def restored(cls, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any], settings: object) -> Self:
+        """The model of `arrays()` and `values()`; its estimates are identical to the bit."""
+        categories, vectors = tuple(values["categories"]), arrays["vectors"]
+        labels = tuple(categories[i] for i in arrays["labels"]) if "labels" in arrays else None
+        rows = TrainingRows.restored(arrays, values)
+        limits = (_or_infinite(values[name]) for name in ("entropy_threshold", "distance_threshold"))
+        always = ("distance_quantiles", "expert_of", "kept", "scores", "mean_scores")
+        return cls(
+            data=TrainingData(rows, vectors, labels, arrays.get("foreign")),
+            categories=categories,
+            classifier=restore(under(CLASSIFIER_PREFIX, arrays), vectors),
+            temperature=values["temperature"],
+            thresholds=Thresholds(*limits),
+            choice=values["choice"],
+            general=rows.experts.index(values["general_expert"]),
+            **{name: arrays[name] for name in always},
+            costs=arrays.get("costs"),
+            mean_costs=arrays.get("mean_costs"),
+        )
 
 
 def choose(
-    p: _Floats, expert_of: NDArray[np.intp], scores: _Floats, choice: Choice, kept: NDArray[np.bool_]
+    p: _Floats, expert_of: NDArray[np.intp], scores: _Floats, choice: ExpertChoice, kept: NDArray[np.bool_]
 ) -> NDArray[np.intp]:
     """(n,) columns of the experts for (n, M) category probabilities.
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.base import Estimate
-from routers.errors import InvalidArtifact
+from routers.fitted import under
 from routers.kinds.quality.features import Features, Seen, Texts
 from routers.kinds.quality.learners import Floats, Learner, learner_class
 from routers.kinds.quality.stacking import Stack
@@ -76,6 +76,11 @@ class QualityModel:
     vectors: Vectors
     distance_quantiles: Floats
 
+    @property
+    def dim(self) -> int:
+        """Dimensions of the embeddings."""
+        return int(self.vectors.shape[1])
+
     def estimate(self, queries: Texts, truncated: NDArray[np.bool_]) -> Estimate:
         """The estimate of n queries; see `QualityRouter` for what it holds."""
         seen = self.features.transform(queries)
@@ -108,7 +113,7 @@ class QualityModel:
         found = {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
         return {**found, "vectors": self.vectors, "distance_quantiles": self.distance_quantiles}
 
-    def settings(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
         """Everything else, as JSON values; with the stack's weights for people to read."""
         names = [*self.members, "expert means"]
         weights = {
@@ -118,28 +123,16 @@ class QualityModel:
         return {"experts": list(self.experts), "features": self.features.settings(), "stack_weights": weights}
 
     @classmethod
-    def restored(
-        cls, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any], members: tuple[str, ...]
-    ) -> Self:
-        """What `arrays()` and `settings()` were taken from; its estimates are identical to the bit.
-
-        Raises:
-            InvalidArtifact: something is missing.
-        """
-        try:
-            return cls(
-                experts=tuple(settings["experts"]),
-                features=Features.restored(_under("features", arrays), settings["features"]),
-                members={name: learner_class(name).restored(_under(f"member-{name}", arrays)) for name in members},
-                stack=Stack.restored(_under("stack", arrays)),
-                costs=Costs.restored(found) if (found := _under("costs", arrays)) else None,
-                vectors=arrays["vectors"],
-                distance_quantiles=arrays["distance_quantiles"],
-            )
-        except KeyError as error:
-            raise InvalidArtifact(f"the saved quality router lacks {error}: train it again") from error
-
-
-def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    start = f"{prefix}."
-    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+    def restored(cls, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any], settings: Any) -> Self:
+        """The model of `arrays()` and `values()`, for settings with its `learners`; its estimates are identical."""
+        return cls(
+            experts=tuple(values["experts"]),
+            features=Features.restored(under("features.", arrays), values["features"]),
+            members={
+                name: learner_class(name).restored(under(f"member-{name}.", arrays)) for name in settings.learners
+            },
+            stack=Stack.restored(under("stack.", arrays)),
+            costs=Costs.restored(found) if (found := under("costs.", arrays)) else None,
+            vectors=arrays["vectors"],
+            distance_quantiles=arrays["distance_quantiles"],
+        )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
-from routers.base import Estimate, Query, RouterState
-from routers.encoders.embed import check_dim, embed, read_queries
+from routers.base import Estimate, Query
+from routers.encoders.embed import embed, read_queries
 from routers.errors import InvalidSettings, RouterError
+from routers.fitted import EmbeddingRouter
 from routers.kinds.quality.features import Texts, fit_features
 from routers.kinds.quality.learners import LEARNERS, cross_predict, fold_of, learner_class
 from routers.kinds.quality.model import QualityModel, fit_costs
@@ -17,7 +19,6 @@ from routers.kinds.quality.stacking import fit_stack
 from routers.numeric.neighbours import Vectors, quantiles, self_distances
 
 if TYPE_CHECKING:
-    from routers.encoders.build import Encoder
     from routers.outcomes.table import OutcomeTable
 
 STACKED = ("category", "ridge", "trees", "guided-trees", "residual-trees")
@@ -28,77 +29,61 @@ KEPT_VECTORS = 2048
 """Most training embeddings that are kept, evenly spaced, to tell what is foreign."""
 
 
-class QualityRouter:
-    """Predicts what each expert would score, and is right about how sure it can be.
+@dataclass(frozen=True, slots=True)
+class QualitySettings:
+    """Settings of `QualityRouter`.
 
-    Features (`routers.kinds.quality.features`): the embedding, TF-IDF of the words, what the prompt looks like, signals
-    that the caller computes, and probabilities of the table's categories. Learners (`routers.kinds.quality.learners`)
-    predict (n, m) scores from them; predictions on rows that they were not fitted on decide how much each counts, how
-    far all of them shrink towards the experts' mean scores, and the curve that calibrates the result
-    (`routers.kinds.quality.stacking`).
+    Attributes:
+        learners: names in `routers.kinds.quality.learners.LEARNERS`.
+        lexical, surface: whether to use these features.
+        label_column: the table's column of categories when training; `None` takes its domains, if any. A query's own
+            label is never read.
+        more_labels: further columns of categories (finer ones, or a source).
+        signals: names of `Query.features` to use; the router then requires them.
+        seed: of the folds, the trees and the networks.
+    """
+
+    learners: Sequence[str] = STACKED
+    lexical: bool = True
+    surface: bool = True
+    label_column: str | None = None
+    more_labels: Sequence[str] = ()
+    signals: Sequence[str] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.learners or len(set(self.learners)) < len(self.learners):
+            raise InvalidSettings(
+                f"learners must be different names out of {', '.join(LEARNERS)}; got {list(self.learners)}"
+            )
+        for name in self.learners:
+            learner_class(name)
+
+
+class QualityRouter(EmbeddingRouter[QualitySettings, QualityModel]):
+    """Predicts each expert's score as a calibrated probability.
+
+    Features (`routers.kinds.quality.features`): the embedding, TF-IDF of the words, surface features of the prompt,
+    signals that the caller computes, and probabilities of the table's categories. Learners
+    (`routers.kinds.quality.learners`) predict (n, m) scores from them; their predictions on held-out rows set the
+    weight of each learner, the shrinkage of all of them to the experts' mean scores, and the curve that calibrates the
+    result (`routers.kinds.quality.stacking`).
 
     The estimate has quality (n, m), a probability of a right answer where scores are 0 or 1; `cost_usd`, where the
     table has costs; `ood`, the share of training queries that lie nearer to another one than this query does; `labels`,
     the likeliest category. The confidence of a decision is the quality of its expert.
 
     No single paper: stacking is Wolpert's and Breiman's, the loss of the networks is the expected regret of a choice.
-
-    Args:
-        learners: names, of `routers.kinds.quality.learners.LEARNERS`.
-        lexical, surface: whether to use these features.
-        label_column: the table's column of categories when training; `None` takes its domains if it has any. A query's
-            own label is never read.
-        more_labels: further columns of categories, finer or of another kind (a source, say).
-        signals: names of `Query.features` to use; the router then requires them.
-        seed: of the folds, the trees and the networks.
     """
 
     kind: ClassVar[str] = "quality"
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        learners: Sequence[str] = STACKED,
-        lexical: bool = True,
-        surface: bool = True,
-        label_column: str | None = None,
-        more_labels: Sequence[str] = (),
-        signals: Sequence[str] = (),
-        seed: int = 0,
-    ) -> None:
-        if not learners or len(set(learners)) < len(learners):
-            raise InvalidSettings(
-                f"learners must be different names out of {', '.join(LEARNERS)}; got {list(learners)}"
-            )
-        for name in learners:
-            learner_class(name)
-        self.encoder = encoder
-        self.learners = tuple(learners)
-        self.lexical = lexical
-        self.surface = surface
-        self.label_column = label_column
-        self.more_labels = tuple(more_labels)
-        self.signals = tuple(signals)
-        self.requires: frozenset[str] = frozenset(signals)
-        self.seed = seed
-        self._model: QualityModel | None = None
+    Settings = QualitySettings
+    Model = QualityModel
 
     @property
-    def experts(self) -> tuple[str, ...]:
-        """Names of the experts it was trained on; empty before `fit`."""
-        return () if self._model is None else self._model.experts
-
-    @property
-    def model(self) -> QualityModel:
-        """What training found.
-
-        Raises:
-            RouterError: it is not trained yet.
-        """
-        if self._model is None:
-            raise RouterError("this quality router is not trained: call fit(table), or load a saved one")
-        return self._model
+    def requires(self) -> frozenset[str]:
+        """The signals."""
+        return frozenset(self.settings.signals)
 
     def fit(self, table: OutcomeTable) -> Self:
         """Learn from n prompts with their scores.
@@ -111,14 +96,17 @@ class QualityRouter:
             raise RouterError(f"a quality router needs {LEAST_ROWS} training queries or more, got {len(table)}")
         if missing := sorted(self.requires - set(table.features)):
             raise RouterError(f"this router needs features that the table does not have: {', '.join(missing)}")
-        vectors, queries = embed(self.encoder, table.prompts), table.queries() if self.signals else []
-        texts = Texts(table.prompts, vectors, {name: _signal(name, queries) for name in self.signals})
-        main = [self.label_column or "domain"] if self.label_column or table.domains else []
-        labels = [table.labels(column) for column in (*main, *self.more_labels)]
-        features, seen = fit_features(texts, labels, lexical=self.lexical, surface_marks=self.surface, seed=self.seed)
-        rng = np.random.default_rng(self.seed)
+        settings = self.settings
+        vectors, queries = embed(self.encoder, table.prompts), table.queries() if settings.signals else []
+        texts = Texts(table.prompts, vectors, {name: _signal(name, queries) for name in settings.signals})
+        main = [settings.label_column or "domain"] if settings.label_column or table.domains else []
+        labels = [table.labels(column) for column in (*main, *settings.more_labels)]
+        features, seen = fit_features(
+            texts, labels, lexical=settings.lexical, surface_marks=settings.surface, seed=settings.seed
+        )
+        rng = np.random.default_rng(settings.seed)
         folds, y = fold_of(len(table), N_FOLDS, rng), table.scores
-        classes = {name: learner_class(name) for name in self.learners}
+        classes = {name: learner_class(name) for name in settings.learners}
         held_out = [cross_predict(one, seen, y, folds, rng) for one in classes.values()]
         some = _some(vectors)
         self._model = QualityModel(
@@ -133,40 +121,15 @@ class QualityRouter:
         return self
 
     def estimate(self, queries: Sequence[Query]) -> Estimate:
-        """What each of the m experts would score on each of the n queries; see the class.
+        """Expected score of each of the m experts on each of the n queries; see the class.
 
         Raises:
             RouterError: a query lacks a required feature.
         """
         model = self.model
         vectors, truncated = read_queries(self.encoder, queries)
-        signals = {name: _signal(name, queries) for name in self.signals}
+        signals = {name: _signal(name, queries) for name in self.settings.signals}
         return model.estimate(Texts([query.text for query in queries], vectors, signals), truncated)
-
-    def state(self) -> RouterState:
-        """The trained router as data; no prompts."""
-        configured = {
-            "learners": list(self.learners),
-            "lexical": self.lexical,
-            "surface": self.surface,
-            "label_column": self.label_column,
-            "more_labels": list(self.more_labels),
-            "signals": list(self.signals),
-            "seed": self.seed,
-        }
-        return RouterState(self.model.arrays(), {"settings": configured, **self.model.settings()})
-
-    @classmethod
-    def from_state(cls, state: RouterState, encoder: Encoder) -> Self:
-        """The router whose `state()` this is.
-
-        Raises:
-            InvalidArtifact: something is missing, or the encoder has another dimension.
-        """
-        router = cls(encoder, **state.settings.get("settings", {}))
-        router._model = QualityModel.restored(state.arrays, state.settings, router.learners)
-        check_dim(encoder, router._model.vectors, cls.kind)
-        return router
 
 
 def _some(vectors: Vectors) -> Vectors:

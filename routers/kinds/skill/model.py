@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.base import GENERAL, Estimate
-from routers.errors import InvalidArtifact
 from routers.kinds.skill.reading import Reading
 from routers.kinds.skill.recruiting import (
     Explanation,
@@ -159,40 +158,19 @@ class SkillModel:
         kept = {name: getattr(self, name) for name in _ARRAYS}
         return {name: array for name, array in kept.items() if array is not None}
 
-    def settings(self) -> dict[str, Any]:
-        """Everything else, as JSON values."""
-        return {"experts": list(self.experts)}
-
     @classmethod
     def restored(
         cls,
         arrays: Mapping[str, NDArray[Any]],
-        settings: Mapping[str, Any],
+        experts: Sequence[str],
         skills: tuple[str, ...],
+        *,
         unknown: WithoutSkills,
         reserve: bool,
     ) -> Self:
-        """What `arrays()` and `settings()` were taken from; its estimates are identical to the bit.
-
-        Raises:
-            InvalidArtifact: something is missing.
-        """
-        try:
-            return cls(
-                experts=tuple(settings["experts"]),
-                skills=skills,
-                profile=arrays["profile"],
-                gamma=arrays["gamma"],
-                kept=arrays["kept"],
-                accuracy=arrays["accuracy"],
-                mean_scores=arrays["mean_scores"],
-                costs=arrays.get("costs"),
-                mean_costs=arrays.get("mean_costs"),
-                without_skills=unknown,
-                reserve=reserve,
-            )
-        except KeyError as error:
-            raise InvalidArtifact(f"the saved skill router lacks {error}: train it again") from error
+        """The model of `arrays()`; its estimates are identical to the bit."""
+        found: dict[str, Any] = {n: arrays.get(n) if n.endswith("costs") else arrays[n] for n in _ARRAYS}
+        return cls(tuple(experts), skills, without_skills=unknown, reserve=reserve, **found)
 
 
 def _expected(shares: Floats, known: NDArray[np.bool_], by_skill: Floats, overall: Floats) -> Floats:

@@ -81,7 +81,7 @@ def test_train_saves_a_router_that_says_how_it_was_made(files):
     meta = load(files / "r").meta
     assert document["digest"] == meta.digest
     assert (document["kind"], document["n_queries"], document["experts"]) == ("knn", 150, ["law-expert", "food-expert"])
-    assert load(files / "r").router.k == 9
+    assert load(files / "r").router.settings.k == 9
     assert meta.encoder.name == "hashing:64"
     assert "trained knn on 150 queries of 2 experts" in result.stderr
 
@@ -114,7 +114,7 @@ def test_seed_and_label_column_reach_the_kinds_that_have_them(files):
     ]
     run(*command, "--kind", "category", "--label-column", "topic", "--seed", "7")
     router = load(files / "r").router
-    assert (router.seed, router.label_column) == (7, "topic")
+    assert (router.settings.seed, router.settings.label_column) == (7, "topic")
     assert sorted(router.model.categories) == sorted(WORDS)
     refused = run(*command, "--kind", "knn", "--label-column", "topic", ok=False)
     assert isinstance(refused.exception, InvalidSettings)

@@ -31,30 +31,30 @@ def router():
 
 def test_the_planted_winner_is_chosen():
     router = AutoRouter(ENCODER, candidates=[Candidate("random"), Candidate("category")]).fit(TRAIN)
-    assert router.chosen[0].router.kind == "category"
-    assert router.chosen[0].weight > 0.8
+    assert router.model.members[0].router.kind == "category"
+    assert router.model.members[0].weight > 0.8
     picks = router.estimate(TEST.queries()).quality.argmax(axis=1)
     names = [TRAIN.experts[pick] for pick in picks]
     assert np.mean([n == f"{topic}-expert" for n, topic in zip(names, TEST.domains, strict=True)]) > 0.95
 
 
 def test_the_scoreboard_names_every_candidate_with_its_gain(router):
-    assert [row.candidate.kind for row in router.scoreboard] == ["best-single", "category", "knn", "cluster"]
-    base, category = router.scoreboard[:2]
+    assert [row.candidate.kind for row in router.model.scoreboard] == ["best-single", "category", "knn", "cluster"]
+    base, category = router.model.scoreboard[:2]
     assert base.gain == 0.0
     assert category.gain == pytest.approx(category.score - base.score)
     assert 0 < category.gain_ci95_low < category.gain < category.gain_ci95_high
-    assert all(row.skipped is None and row.seconds > 0 for row in router.scoreboard)
+    assert all(row.skipped is None and row.seconds > 0 for row in router.model.scoreboard)
 
 
 def test_one_expert_that_always_wins_stays_the_only_one_and_is_named():
     scores = TRAIN.scores * 0.5
     scores[:, 3] = 1.0
     router = AutoRouter(ENCODER, candidates=CHEAP).fit(replace(TRAIN, scores=scores))
-    assert [chosen.router.kind for chosen in router.chosen] == ["best-single"]
-    assert "no candidate surely beats the best single expert" in router.choice.reason
+    assert [chosen.router.kind for chosen in router.model.members] == ["best-single"]
+    assert "no candidate surely beats the best single expert" in router.model.selection.reason
     assert set(router.estimate(TEST.queries()).quality.argmax(axis=1)) == {3}
-    assert router.expected.gain == 0.0
+    assert router.model.expected.gain == 0.0
 
 
 def noise_trials(seed: int, n: int = 600, m: int = 4, candidates: int = 12):
@@ -128,27 +128,29 @@ def test_a_spent_budget_starts_no_further_candidate():
     assert seen[0].skipped is None
     assert "budget" in seen[-1].skipped
     assert seen[-1].score is None
-    assert tuple(seen) == router.scoreboard
+    assert tuple(seen) == router.model.scoreboard
 
 
 def test_a_candidate_that_would_take_too_long_is_given_up_after_its_first_fold():
     router = AutoRouter(ENCODER, candidates=CHEAP[:1], budget_minutes=5)
     router.clock = Ticking(60.0)
-    assert "would take" in router.fit(TRAIN).scoreboard[1].skipped or "spent" in router.scoreboard[1].skipped
-    assert [chosen.router.kind for chosen in router.chosen] == ["best-single"]
+    assert (
+        "would take" in router.fit(TRAIN).model.scoreboard[1].skipped or "spent" in router.model.scoreboard[1].skipped
+    )
+    assert [chosen.router.kind for chosen in router.model.members] == ["best-single"]
 
 
 def test_a_candidate_that_cannot_be_fitted_says_why():
     router = AutoRouter(ENCODER, candidates=[Candidate("knn", {"k": 10_000}), Candidate("category")]).fit(TRAIN)
-    assert "k=10000 neighbours asked of 160 training queries" in router.scoreboard[1].skipped
-    assert router.chosen[0].router.kind == "category"
+    assert "k=10000 neighbours asked of 160 training queries" in router.model.scoreboard[1].skipped
+    assert router.model.members[0].router.kind == "category"
 
 
 def test_further_encoders_are_tried_and_come_back(tmp_path, monkeypatch):
     monkeypatch.setenv("COE_HOME", str(tmp_path))
     router = AutoRouter(HashingEncoder(2), encoders=["hashing:128"], candidates=[Candidate("category")]).fit(TRAIN)
-    assert [row.candidate.encoder for row in router.scoreboard] == [None, "hashing:2", "hashing:128"]
-    assert router.chosen[0].encoder == "hashing:128"
+    assert [row.candidate.encoder for row in router.model.scoreboard] == [None, "hashing:2", "hashing:128"]
+    assert router.model.members[0].encoder == "hashing:128"
     back = AutoRouter.from_state(router.state(), HashingEncoder(2))
     assert (back.estimate(TEST.queries()).quality == router.estimate(TEST.queries()).quality).all()
 
@@ -162,7 +164,7 @@ def test_signals_are_tried_beside_the_same_candidate_without():
     with pytest.raises(RouterError, match="does not have: hint"):
         router.fit(dull)
     router.fit(replace(dull, features={"hint": hint}))
-    assert [row.candidate.settings.get("signals") for row in router.scoreboard] == [None, None, ["hint"]]
+    assert [row.candidate.settings.get("signals") for row in router.model.scoreboard] == [None, None, ["hint"]]
     assert router.requires == {"hint"}
 
 
@@ -170,8 +172,8 @@ def test_a_saved_router_is_the_same_to_the_bit(router, tmp_path):
     artifacts.save(router, tmp_path / "router", table=TRAIN, encoder=ENCODER)
     loaded = artifacts.load(tmp_path / "router", make_encoder=lambda name: ENCODER).router
     np.testing.assert_array_equal(loaded.estimate(TEST.queries()).quality, router.estimate(TEST.queries()).quality)
-    assert loaded.scoreboard == router.scoreboard
-    assert (loaded.choice, loaded.expected) == (router.choice, router.expected)
+    assert loaded.model.scoreboard == router.model.scoreboard
+    assert (loaded.model.selection, loaded.model.expected) == (router.model.selection, router.model.expected)
     assert json.dumps(loaded.state().settings) == json.dumps(router.state().settings)
 
 
@@ -190,7 +192,7 @@ def test_a_state_that_lacks_something_or_names_another_encoder_is_refused(router
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"n_folds": 2}, "n_folds must be at least 3"),
+        ({"n_folds": 2}, "n_folds must be finite and at least 3"),
         ({"budget_minutes": 0.0}, "budget_minutes must be positive"),
         ({"candidates": [Candidate("auto")]}, "auto cannot be a candidate"),
         ({"candidates": [Candidate("oracle")]}, "oracle cannot be a candidate"),
@@ -202,7 +204,7 @@ def test_wrong_settings_are_refused(settings, said):
 
 
 def test_an_untrained_router_says_so():
-    for ask in (lambda r: r.estimate([]), lambda r: r.choice, lambda r: r.chosen, lambda r: r.state()):
+    for ask in (lambda r: r.estimate([]), lambda r: r.model, lambda r: r.state()):
         with pytest.raises(RouterError, match="not trained"):
             ask(AutoRouter(ENCODER))
 

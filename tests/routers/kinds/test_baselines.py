@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -24,11 +25,11 @@ def saved_and_loaded(router):
     return type(router).from_state(RouterState(dict(state.arrays), settings), None)
 
 
-@pytest.mark.parametrize("router", [BestSingleRouter(), FixedRouter("law-expert"), RandomRouter(seed=5)])
+@pytest.mark.parametrize("router", [BestSingleRouter(), FixedRouter(expert="law-expert"), RandomRouter(seed=5)])
 def test_a_saved_baseline_decides_identically(router):
     router.fit(TRAIN)
     assert decide(saved_and_loaded(router).estimate(QUERIES[:20])) == decide(router.estimate(QUERIES[:20]))
-    no_costs = type(router)(**router._settings()).fit(planted_table(20, costs=False))
+    no_costs = type(router)(**asdict(router.settings)).fit(planted_table(20, costs=False))
     assert saved_and_loaded(no_costs).estimate(QUERIES[:1]).cost_usd is None
 
 
@@ -43,12 +44,12 @@ def test_best_single_is_the_best_of_the_training_table_and_obeys_the_cost_weight
 
 
 def test_fixed_asks_one_expert_whatever_the_cost_weight():
-    router = FixedRouter("music-expert").fit(TRAIN)
+    router = FixedRouter(expert="music-expert").fit(TRAIN)
     assert {d.experts for d in decide(router.estimate(QUERIES), utility=Utility(cost_weight=9.0), k=3)} == {
         ("music-expert",)
     }
     with pytest.raises(InvalidSettings, match="'nobody' is not in the table"):
-        FixedRouter("nobody").fit(TRAIN)
+        FixedRouter(expert="nobody").fit(TRAIN)
 
 
 def test_random_spreads_evenly_and_repeats_itself():
@@ -62,7 +63,7 @@ def test_random_spreads_evenly_and_repeats_itself():
     assert decide(router.estimate(QUERIES[:1]))[0].confidence == pytest.approx(TRAIN.scores.mean())
 
 
-@pytest.mark.parametrize("router", [BestSingleRouter(), FixedRouter("a"), RandomRouter()])
+@pytest.mark.parametrize("router", [BestSingleRouter(), FixedRouter(expert="a"), RandomRouter()])
 def test_no_queries_and_no_training(router):
     with pytest.raises(RouterError, match=f"this {router.kind} router is not trained"):
         router.estimate(QUERIES[:1])

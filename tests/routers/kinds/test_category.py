@@ -120,7 +120,7 @@ def test_doubt_can_be_tuned_on_given_foreign_prompts_which_are_not_kept():
     assert all(d.abstained for d in decide(router.estimate([Query.of(text) for text in FOREIGN[3:]])))
     state = router.state()
     assert "zxqv" not in json.dumps(state.settings)
-    assert CategoryRouter.from_state(state, ENCODER).ood_prompts == ()
+    assert CategoryRouter.from_state(state, ENCODER).settings.ood_prompts == ()
 
 
 def test_familiar_queries_hardly_abstain():
@@ -268,16 +268,19 @@ def test_an_unclear_choice_is_explained():
 
 
 def test_an_average_active_budget_keeps_to_the_map():
-    assert CategoryRouter(ENCODER).choice == CategoryRouter(ENCODER, budget=1.0, budget_kind="cumulative").choice
-    assert CategoryRouter(ENCODER, budget=1.0).choice == "category"
-    assert CategoryRouter(ENCODER, budget=np.inf).choice == "expected"  # no budget at all
+    def chosen(**settings):
+        return CategoryRouter(ENCODER, **settings).settings.choice
+
+    assert chosen() == chosen(budget=1.0, budget_kind="cumulative")
+    assert chosen(budget=1.0) == "category"
+    assert chosen(budget=np.inf) == "expected"  # no budget at all
     with pytest.raises(InvalidSettings, match="needs choice 'category'"):
         CategoryRouter(ENCODER, budget=1.0, choice="expected")
 
 
 def test_a_single_category_works_as_best_single_and_warns():
     table = planted_table(60, topics=("law",))
-    with pytest.warns(UserWarning, match="always asks its best single expert"):
+    with pytest.warns(UserWarning, match="always chooses its best single expert"):
         router = CategoryRouter(ENCODER).fit(table)
     decisions = decide(router.estimate([Query.of(p) for p in table.prompts[:5]]))
     assert {d.experts[0] for d in decisions} == {table.experts[table.scores.mean(axis=0).argmax()]}
@@ -297,12 +300,12 @@ def test_the_smallest_tables_do_not_break_it():
     [
         ({"classifier": "forest"}, "no classifier 'forest'; there are: logistic, linear-svm, knn"),
         ({"c": 0.0}, "c must be positive"),
-        ({"k": 0}, "k must be at least 1"),
-        ({"n_clusters": 0}, r"n_clusters must lie in \[1, inf\]"),
-        ({"shrinkage": -1.0}, "shrinkage must lie in"),
+        ({"k": 0}, "k must be finite and at least 1"),
+        ({"n_clusters": 0}, r"n_clusters must be finite and at least 1"),
+        ({"shrinkage": -1.0}, "shrinkage must be finite and at least 0, got -1.0"),
         ({"max_abstain": 1.5}, r"max_abstain must lie in \[0, 1\], got 1.5"),
         ({"budget": -1.0}, "a number >= 0"),
-        ({"choice": "lottery"}, "one of expected, category, soft, got 'lottery'"),
+        ({"choice": "lottery"}, "choice must be one of expected, category, soft, got 'lottery'"),
         ({"budget": 1.0, "budget_kind": "weekly"}, "budget kind 'weekly' does not exist"),
     ],
 )

@@ -90,11 +90,11 @@ def test_the_numpy_head_is_the_one_that_was_trained(router):
     from routers.kinds.contrastive.router import _head
 
     x = ENCODER.encode(TEST.prompts[:7])
-    layers = {name: torch.from_numpy(array) for name, array in router._model.layers.items()}
+    layers = {name: torch.from_numpy(array) for name, array in router.model.layers.items()}
     expected = torch.nn.functional.cosine_similarity(
         _head(layers, torch.from_numpy(x))[:, :, None], layers["experts"][None], dim=1
     )
-    assert router._model.cosines(x) == pytest.approx(expected.numpy(), abs=1e-6)
+    assert router.model.cosines(x) == pytest.approx(expected.numpy(), abs=1e-6)
 
 
 def test_queries_alone_and_together_and_after_saving_are_estimated_alike(router):
@@ -115,11 +115,11 @@ def test_training_twice_gives_the_same_router():
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"width": 0}, "width must be at least 1"),
-        ({"hidden": -1}, "hidden must be at least 0"),
-        ({"n_clusters": 0}, "n_clusters must be at least 1"),
+        ({"width": 0}, "width must be finite and at least 1"),
+        ({"hidden": -1}, "hidden must be finite and at least 0"),
+        ({"n_clusters": 0}, "n_clusters must be finite and at least 1"),
         ({"temperature": 0.0}, "temperature must be positive"),
-        ({"sample_weight": -1.0}, "sample_weight must be at least 0"),
+        ({"sample_weight": -1.0}, "sample_weight must be finite and at least 0"),
     ],
 )
 def test_settings_that_make_no_sense(settings, problem):
