@@ -3,15 +3,16 @@
     local         open_local: the whole system in one process, for notebooks, `coe ask` and the demo
     orchestrator  how a request is answered, end to end; routing and policy: which policy decides, and how
     compose       what is done with the chosen experts: one answers, several vote, a cascade asks on
-    host          holds weights: schedules, leases, generates; scheduler and memory decide what is resident
+    host          holds weights: schedules, leases, generates; scheduler: which request is next
+    memory        the cache of resident experts: byte budget, leases, pins, eviction
     engines       turn an expert's files into text: transformers, remote endpoints, fakes, plug-ins
     signals       features that routers ask for: hidden states, keywords
     config        one tree of settings, validated at once; experts: which experts it names
-    evaluation    tasks, graders and runs: what experts and policies score
-    batch         offline runs over files
+    evaluation    tasks, graders: what experts and policies score
+    batch         offline answers to files of requests; runs: folders of runs that resume, of both
     serve         the OpenAI-compatible service on Ray Serve; protocol: its requests and responses
     cli           the command `coe`
-    types, errors the values that move through the system; CoeError and what derives from it
+    types         the values that move through the system; errors: CoeError and what derives from it
 
 What `__all__` lists is the public interface; it is imported when it is first used. Plug-ins: docs/plugins.md.
 """
@@ -24,7 +25,7 @@ from registry.lazy import lazy_exports
 if TYPE_CHECKING:
     from coe.compose import COMPOSITIONS, Composition, Done, ExpertCall, ExpertCalls, Final, Single, build_composition
     from coe.config import CompositionConfig, Config, PolicyConfig, load_config
-    from coe.engines import ENGINES, Adapter, Engine, Expert, create_engine
+    from coe.engines import ENGINES, Adapter, Capabilities, Engine, Expert, create_engine
     from coe.errors import (
         Abstained,
         CoeError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         RemoteError,
         TaskError,
         UnknownModel,
+        Unsupported,
         WeightsError,
     )
     from coe.evaluation.graders import GRADERS, GoldError, Grader, GraderModel
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from coe.local import System, open_local
     from coe.orchestrator import Orchestrator, Reply
     from coe.policy import Policy
-    from coe.types import Answer, Chunk, Failure, GenerateRequest, Timing, Usage
+    from coe.types import Answer, Chunk, Failure, GenerateRequest, Timing, Usage, Wants
     from routers.base import Message, Query
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "Abstained",
     "Adapter",
     "Answer",
+    "Capabilities",
     "Chunk",
     "CoeError",
     "Composition",
@@ -97,7 +100,9 @@ __all__ = [
     "TaskError",
     "Timing",
     "UnknownModel",
+    "Unsupported",
     "Usage",
+    "Wants",
     "WeightsError",
     "__version__",
     "build_composition",
@@ -111,10 +116,10 @@ __all__ = [
 _ROOMS = {
     "coe.compose": "COMPOSITIONS ExpertCall ExpertCalls Composition Done Final Single build_composition",
     "coe.config": "CompositionConfig Config PolicyConfig load_config",
-    "coe.engines": "ENGINES Adapter Engine Expert create_engine",
+    "coe.engines": "ENGINES Adapter Capabilities Engine Expert create_engine",
     "coe.errors": (
         "Abstained CoeError ConfigError ContextLengthExceeded DeadlineExceeded EngineError HostLost InvalidRequest "
-        "NotAllowed OutOfMemory Overloaded RemoteError TaskError UnknownModel WeightsError"
+        "NotAllowed OutOfMemory Overloaded RemoteError TaskError UnknownModel Unsupported WeightsError"
     ),
     "coe.evaluation.graders": "GRADERS GoldError Grader GraderModel",
     "coe.evaluation.tasks": "Task load_task",
@@ -122,7 +127,7 @@ _ROOMS = {
     "coe.local": "System open_local",
     "coe.orchestrator": "Orchestrator Reply",
     "coe.policy": "Policy",
-    "coe.types": "Answer Chunk Failure GenerateRequest Timing Usage",
+    "coe.types": "Answer Chunk Failure GenerateRequest Timing Usage Wants",
     "routers.base": "Message Query",
 }
 

@@ -1,9 +1,10 @@
 """Which expert answers: a router estimates every expert's quality and cost, `decide` chooses. No engine, no Ray.
 
     base          Query, Estimate, Router, RoutingDecision: the vocabulary
-    decision      decide: from estimates to decisions, under a cost weight
+    decision      decide: from estimates to decisions, under a cost weight; ranking: the rule that it ranks by
     selectors     how many experts a decision holds; constraints: which experts can take a query at all
     factory       the list of router kinds; build makes a router from a kind and its settings
+    fitted        what router kinds share: settings, a fitted model, and their way to an artifact and back
     artifacts     save and load trained routers: safetensors and JSON, never a pickle
     update        add rows or experts to a trained router, or remove an expert
     outcomes      OutcomeTable: n queries x m experts, the one input of training and evaluation

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import pkgutil
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -13,11 +15,13 @@ import pytest
 
 PUBLIC = {
     "coe": """
-        COMPOSITIONS ENGINES GRADERS Abstained Adapter Answer Chunk CoeError Composition CompositionConfig Config
+        COMPOSITIONS ENGINES GRADERS Abstained Adapter Answer Capabilities Chunk CoeError Composition CompositionConfig
+        Config
         ConfigError ContextLengthExceeded DeadlineExceeded Done Engine EngineError Expert ExpertCall ExpertCalls Failure
         Final GenerateRequest GoldError Grader GraderModel Host HostLost InvalidRequest Message NotAllowed Orchestrator
         OutOfMemory Overloaded Policy PolicyConfig Query RemoteError Reply Single System Task TaskError Timing
-        UnknownModel Usage WeightsError __version__ build_composition create_engine load_config load_task open_host
+        UnknownModel Unsupported Usage Wants WeightsError __version__ build_composition create_engine load_config
+        load_task open_host
         open_local
     """,
     "routers": """
@@ -47,6 +51,23 @@ def test_the_public_names_are_these(package: str) -> None:
         assert not inspect.ismodule(value), f"{package}.{name} is a module: rename one of the two"
         if inspect.isclass(value) or inspect.isfunction(value):
             assert inspect.getdoc(value), f"{package}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_every_error_and_warning_is_public(package: str) -> None:
+    module, errors = import_module(package), import_module(f"{package}.errors")
+    own = {
+        name for name, value in vars(errors).items() if inspect.isclass(value) and value.__module__ == errors.__name__
+    }
+    assert own <= set(module.__all__)
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_the_docstring_names_every_room(package: str) -> None:
+    module = import_module(package)
+    words = set(re.findall(r"\w+", inspect.getdoc(module) or ""))
+    rooms = {found.name for found in pkgutil.iter_modules(module.__path__)} - {"version"}
+    assert rooms <= words, f"{package}/__init__.py does not say what these are for: {sorted(rooms - words)}"
 
 
 @pytest.mark.parametrize("package", PUBLIC)

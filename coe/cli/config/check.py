@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coe.config import CompositionConfig, Config, PolicyConfig
+from coe.engines import create_engine
 from coe.errors import CoeError
 from coe.experts import open_snapshot
 from coe.local import build_policies
@@ -65,6 +66,7 @@ def check_config(path: Path, *, on_expert: OnExpert | None = None, on_bytes: OnB
     findings.experts, findings.policies = tuple(snapshot), tuple(config.policies)
     if findings.experts:
         _check_names(document, config, snapshot, findings)
+        _check_engines(document, config, snapshot, findings)
         for name, policy in config.policies.items():
             _check_policy(document, name, policy, snapshot, findings)
     if not config.policies:
@@ -172,6 +174,21 @@ def _check_names(document: Document, config: Config, snapshot: Snapshot, finding
     for loc, name in named:
         if name not in snapshot and name not in findings.broken:
             findings.problems.append(document.problem(loc, str(UnknownExpert(name, snapshot, where=_KNOWN))))
+
+
+def _check_engines(document: Document, config: Config, snapshot: Snapshot, findings: Findings) -> None:
+    """Engines that experts name: they exist, and take their section of the configuration."""
+    experts_of: dict[str, list[str]] = {}
+    for name, spec in snapshot.experts.items():
+        if spec.engine is not None:
+            experts_of.setdefault(spec.engine, []).append(name)
+    for kind, experts in experts_of.items():
+        settings = config.engines.settings(kind)
+        loc: Loc = ("engines", kind) if settings else ("experts",) if config.experts else ("registry",)
+        try:
+            create_engine(kind, **settings)
+        except CoeError as error:
+            findings.problems.append(document.problem(loc, f"engine of {', '.join(experts)}: {error}"))
 
 
 def _check_policy(document: Document, name: str, policy: PolicyConfig, snapshot: Snapshot, findings: Findings) -> None:

@@ -144,3 +144,17 @@ def test_people_read_one_problem_a_line_and_what_to_do_next(tmp_path: Path) -> N
     result = CliRunner().invoke(app, ["config", "check", str(config)])
     assert result.exit_code == 0 and f"{config} is valid: 3 experts, policies default" in result.stdout
     assert f"coe chat --config {config}" in result.stderr
+
+
+def test_the_engines_that_experts_name_are_checked(tmp_path: Path) -> None:
+    config = "experts: [experts.yaml]\npolicies: {default: {expert: echo}}\nengines:\n  fake: {capacity: 2}\n"
+    experts = EXPERTS + '  - {name: odd, kind: model, source: "odd://x", engine: fakee}\n'
+    document = check(write(tmp_path, config, experts))
+    assert places(document) == [("coe.yaml", 1, "experts")]
+    [problem] = document["problems"]
+    assert problem["message"].startswith("engine of odd: there is no engine 'fakee'; did you mean 'fake'?")
+    assert check(write(tmp_path, config, experts.replace("fakee", "fake")))["valid"]
+    config += "  'coe.engines.fake:FakeEngine': {capactiy: 2}\n"
+    document = check(write(tmp_path, config, experts.replace("fakee", "coe.engines.fake:FakeEngine")))
+    assert places(document) == [("coe.yaml", 5, "engines.coe.engines.fake:FakeEngine")]
+    assert "unexpected keyword argument 'capactiy'" in document["problems"][0]["message"]
