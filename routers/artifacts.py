@@ -1,8 +1,11 @@
 """Saved routers: a folder with `router.safetensors` (arrays) and `router.json` (all else). Never a pickle.
 
-`router.json` states what the router was trained on: the experts with their digests, the encoder with its digest, how
-the experts did on the training table (so that a later evaluation knows the best single expert *of the training data*),
-and a digest over both files, which loading checks.
+`router.json` records what the router was trained on: the experts with their digests, the encoder with its digest, the
+mean scores of the experts on the training table (so that a later evaluation knows the best single expert *of the
+training data*), and a digest over both files, which `load` checks.
+
+scikit-learn and torch fit routers, NumPy predicts: an artifact holds arrays only. A tree, for instance, is five arrays
+and a walk of twenty lines, which is also faster for one query than the library that grew it.
 """
 
 from __future__ import annotations
@@ -45,18 +48,18 @@ class EncoderInfo:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactMeta:
-    """What a saved router says of itself.
+    """The metadata of a saved router.
 
     Attributes:
-        experts: name -> digest of the files that the outcomes were measured on; `None` where it was not known.
+        experts: name -> digest of the files that the outcomes were measured on; `None` if unknown.
         encoder: `None` for a router that reads no text.
-        reference: what is kept of the training table.
+        reference: summary of the training table.
         training_ids_digest: `Reference.ids_digest` of the training table.
-        prices: what costs were computed from, as the user gave them; `None` where costs were recorded or unknown.
+        prices: the prices that costs were computed from; `None` if costs were recorded or unknown.
         created: UTC, ISO 8601.
         digest: `sha256:...` over both files.
-        solved: the cost weight that training found for a target, and what it came to out of fold
-            (`routers.evaluation.cost_weight.Solution`); `None` where no target was given.
+        solved: the cost weight that training solved for a target, with its out-of-fold results
+            (`routers.evaluation.cost_weight.Solution`); `None` without a target.
     """
 
     kind: str
@@ -72,13 +75,13 @@ class ArtifactMeta:
 
     @property
     def cost_weight(self) -> float:
-        """Quality given up per USD where the caller says nothing else: the solved cost weight, or 0."""
+        """Default quality given up per USD: the solved cost weight, or 0."""
         return 0.0 if self.solved is None else float(self.solved["cost_weight"])
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedRouter:
-    """A router from disk, with what its artifact says."""
+    """A router loaded from disk, with the metadata of its artifact."""
 
     router: TrainableRouter
     meta: ArtifactMeta
@@ -88,44 +91,30 @@ def save(
     router: TrainableRouter,
     folder: Path | str,
     *,
-    table: OutcomeTable,
+    table: OutcomeTable | Reference,
     encoder: Encoder | None,
     digests: Mapping[str, str | None] | None = None,
     prices: Mapping[str, Any] | None = None,
     solved: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write a fitted router, whole or not at all; a folder of that name is replaced.
+    """Write a fitted router atomically; an existing folder of that name is replaced.
 
     Args:
-        table: what the router was trained on.
-        encoder: what the router was trained with; `None` for a router that reads no text.
-        digests: expert -> digest of its files, where known.
-        prices: JSON values, kept as a note.
-        solved: `Solution.to_json` of the cost weight that was found for a target.
+        table: the training table; its `Reference` if the table itself is gone, as after an update.
+        encoder: the encoder that the router was trained with; `None` for a router that reads no text.
+        digests: expert -> digest of its files, if known.
+        prices: JSON values, stored as given.
+        solved: `Solution.to_json` of the cost weight that was solved for a target.
 
     Returns:
         The artifact's digest.
 
     Raises:
-        RouterError: the router's settings are not JSON values.
+        RouterError: the settings of the router are not JSON values.
     """
-    reference = Reference.of(table.with_experts(router.experts))
-    return save_as(router, folder, reference=reference, encoder=encoder, digests=digests, prices=prices, solved=solved)
-
-
-def save_as(
-    router: TrainableRouter,
-    folder: Path | str,
-    *,
-    reference: Reference,
-    encoder: Encoder | None,
-    digests: Mapping[str, str | None] | None = None,
-    prices: Mapping[str, Any] | None = None,
-    solved: Mapping[str, Any] | None = None,
-) -> str:
-    """`save` where the training table itself is no longer at hand: after an update."""
     from safetensors.numpy import save_file
 
+    reference = table if isinstance(table, Reference) else Reference.of(table.with_experts(router.experts))
     state = router.state()
     known = digests or {}
     document = {
@@ -157,22 +146,22 @@ def load(
     make_encoder: Callable[[str], Encoder] = build_encoder,
     plugins: Collection[str] = (),
 ) -> LoadedRouter:
-    """A saved router, checked.
+    """Load and check a saved router.
 
-    Nothing that the folder names is imported, except built-in kinds, kinds of installed packages (entry points), and
-    `module:Class` of modules in `plugins` or `$COE_PLUGINS`: the folder may come from somebody else.
+    Only built-in kinds, kinds of installed packages (entry points), and `module:Class` of modules in `plugins` or
+    `$COE_PLUGINS` are imported, since the folder may come from an untrusted source.
 
     Args:
-        experts: name -> digest of the experts that there are; `None` skips the check.
-        make_encoder: name -> encoder, to share one between routers or to cache what it encodes.
-        plugins: modules that the artifact may name as `module:Class`; a package includes what is below it.
+        experts: name -> digest of the available experts; `None` skips the check.
+        make_encoder: name -> encoder, to share an encoder between routers or to cache embeddings.
+        plugins: modules that the artifact may name as `module:Class`; a package includes its submodules.
 
     Raises:
-        InvalidArtifact: a file is missing, altered or truncated, the encoder is another one, or the router names an
-            expert that there is not.
+        InvalidArtifact: a file is missing, altered or truncated, the encoder differs, or the router names an expert
+            that is not available.
 
     Warns:
-        StaleArtifactWarning: an expert has another digest than the one that the router was trained on.
+        StaleArtifactWarning: an expert has another digest than in training.
     """
     source = Path(folder)
     document = _read_document(source)
@@ -197,13 +186,15 @@ def _read_document(source: Path) -> dict[str, Any]:
         document = json.loads((source / META).read_text(encoding="utf-8"))
         found, intact = document["format"], document["digest"] == _digest(document)
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidArtifact(f"{source / META} is truncated or not a router's: train the router again") from error
+        raise InvalidArtifact(
+            f"{source / META} is truncated or not that of a router: train the router again"
+        ) from error
     if found != FORMAT:
         raise InvalidArtifact(
-            f"{source / META} has format {found}, this version reads {FORMAT}: train the router again"
+            f"{source / META} has format {found}, but this version reads {FORMAT}: train the router again"
         )
     if not intact:
-        raise InvalidArtifact(f"{source / META} has been altered, its digest does not match: train the router again")
+        raise InvalidArtifact(f"{source / META} has been altered (its digest does not match): train the router again")
     return dict(document)
 
 
@@ -216,7 +207,7 @@ def _read_arrays(source: Path, document: dict[str, Any]) -> dict[str, NDArray[An
 
 
 def _digest(document: Mapping[str, Any]) -> str:
-    """Over all of the document but the digest itself; `arrays_digest` in it covers the other file."""
+    """Digest over the document without its own digest; `arrays_digest` in the document covers the other file."""
     rest = {name: value for name, value in document.items() if name != "digest"}
     try:
         text = json.dumps(rest, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -248,12 +239,12 @@ def _check_experts(meta: ArtifactMeta, experts: Mapping[str, str | None], source
         shown = (f"{name!r} ({hint})" if hint else repr(name) for name, hint in hints.items())
         raise InvalidArtifact(
             f"the router in {source} sends queries to experts that are not registered: {', '.join(shown)}. "
-            "Register them (`coe registry apply`), or train the router again without them (`--experts`)"
+            "Register these experts (`coe registry apply`), or train the router without them (`--experts`)"
         )
     for name, trained_on in meta.experts.items():
         if trained_on is not None and experts[name] is not None and experts[name] != trained_on:
             warnings.warn(
-                f"{name!r} has other files than those that the router in {source} was trained on: measure it and "
+                f"the files of {name!r} changed since the router in {source} was trained: measure the expert, then "
                 "train the router again",
                 StaleArtifactWarning,
                 stacklevel=3,
@@ -267,7 +258,7 @@ def _encoder(meta: ArtifactMeta, make: Callable[[str], Encoder], source: Path) -
     if encoder.digest != meta.encoder.digest:
         raise InvalidArtifact(
             f"the router in {source} was trained with encoder {meta.encoder.name!r} ({meta.encoder.digest[:19]}, "
-            f"{meta.encoder.dim} dimensions), not with {encoder.name!r} ({encoder.digest[:19]}): load it with that "
-            "encoder, or train it again with this one"
+            f"{meta.encoder.dim} dimensions), not with {encoder.name!r} ({encoder.digest[:19]}): load it with the "
+            "first encoder, or train it again with the second"
         )
     return encoder

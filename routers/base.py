@@ -14,12 +14,12 @@ from routers.errors import RouterError
 Floats = NDArray[np.floating[Any]]
 Words = tuple[str, ...]
 GENERAL = "general"
-"""Label of a query that no category claims: it goes to the generalist."""
+"""Label of a query that fits no category: it goes to the generalist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation, as in the OpenAI chat format (text content only)."""
+    """One message of a conversation, as in the OpenAI chat format (text content only)."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
@@ -27,14 +27,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a router may look at.
+    """Everything that a router may read.
 
     Attributes:
-        allowed: names the caller permits; `None` permits all.
-        cost_weight: USD-to-quality exchange rate of this request (utility = quality - cost_weight * cost); `None` takes
-        the policy's. seed: breaks ties between experts by chance, the same one every time; `None` takes the cheaper,
-        then the first. features: signals by name, numbers or words, filled by the caller because `Router.requires`
-        asked for them.
+        allowed: names of the experts that the caller permits; `None` permits all.
+        cost_weight: quality given up per USD in this request (utility = quality - cost_weight * cost); `None` means
+            that of the policy.
+        seed: breaks ties between experts at random, reproducibly; `None` means the cheaper expert, then the first.
+        features: name -> signal, numbers or words. The caller fills in what `Router.requires` names.
     """
 
     messages: tuple[Message, ...]
@@ -48,35 +48,42 @@ class Query:
 
     @classmethod
     def of(cls, text: str, **kwargs: Any) -> Self:
-        """A query of a single user message."""
+        """A query with a single user message."""
         return cls(messages=(Message("user", text),), **kwargs)
 
     @property
     def text(self) -> str:
-        """The last user message; an empty string where there is none."""
+        """The last user message; empty if there is none."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a router predicts for n queries and m experts.
+    """Predictions of a router for n queries and m experts.
 
     Attributes:
-        experts: m names, the columns below.
+        experts: m names, the columns of the arrays.
         quality: (n, m) expected score in [0, 1].
-        cost_usd: (n, m) expected cost in USD, or `None` where unknown.
-        ood: (n,) how foreign the query is to the training data, in [0, 1].
+        cost_usd: (n, m) expected cost in USD, or `None` if unknown.
+        ood: (n,) how far the query is out of distribution of the training data, in [0, 1].
         labels: n category names, or `None`.
-        eligible: (n, m) bool: the experts this router would let answer, e.g. the mapped one of a category map under a
-            budget; `None` means all. `decide` leaves this set only where the caller's constraints empty it.
-        abstained: (n,) bool: the router is unsure and sends the query to its generalist, or, where it holds nobody
-            eligible, wants it refused; `None` means never.
-        confidence: (n,) probability that the decision is right; `None` takes the chosen expert's quality.
-        reasons: n short sentences for people, or `None`.
-        truncated: (n,) bool: the encoder did not read the end of the query; `None` where queries are read whole.
-        weights: (n, m) >= 0: how much of a say each expert should have, by the router's own account. What the selector
-            `recruit` goes by; `None`: by utility.
+        eligible: (n, m) bool: the experts that this router lets answer; `None` means all. `decide` leaves this set only
+            if the caller's constraints empty it.
+        abstained: (n,) bool: the router is unsure and sends the query to its generalist or, if no expert is eligible,
+            refuses it; `None` means never.
+        confidence: (n,) probability that the decision is right; `None` means the quality of the chosen expert.
+        reasons: n short explanations, or `None`.
+        truncated: (n,) bool: the encoder did not read the end of the query; `None` if queries are read whole.
+        weights: (n, m) >= 0: share of each expert in the answer, as the router sees it; the selector `recruit` ranks by
+            it. `None` means shares by utility.
     """
+
+    # `eligible` exists because a category map under a budget may send a category to a cheaper expert than the one of
+    # highest quality, which an argmax over qualities cannot express. `weights` exists because recruiting (Symbolic-MoE)
+    # ranks by suitability x competency, which is no expected score; cost weights, votes and confidence still need the
+    # calibrated quality. The router decides on abstention, since it knows its thresholds and its generalist. `quality`
+    # is a probability: votes weigh by its log-odds, the dynamic selector multiplies its complements, a cascade stops by
+    # it; so routers calibrate on held-out rows.
 
     experts: tuple[str, ...]
     quality: Floats
@@ -107,7 +114,7 @@ class Estimate:
         return int(self.quality.shape[0])
 
     def row(self, i: int) -> Estimate:
-        """The estimate of the i-th query alone."""
+        """The estimate of the i-th query."""
         parts: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "experts"}
         rows: dict[str, Any] = {name: part if part is None else part[i : i + 1] for name, part in parts.items()}
         return Estimate(self.experts, **rows)
@@ -115,16 +122,16 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class RoutingDecision:
-    """Who answers a query, in the order in which they are asked: best first, or cheap first in a cascade.
+    """The experts that answer a query, in the order of asking: best first, or cheapest first in a cascade.
 
-    An expert that was drawn several times (selector `recruit`) stands there as often.
+    An expert that the selector `recruit` draws several times is listed as often.
 
     Attributes:
+        experts: empty only if the router abstained and has no generalist.
         weights: share of each expert in a composition, summing to 1 (equal utilities give equal shares).
         scores: utility of each expert in `experts`.
-        experts: may be empty only when `abstained` and there is no generalist.
-        truncated: the query was longer than the router reads; it was judged by its beginning.
-        quality: estimated quality of each expert in `experts`; empty where nothing was estimated.
+        truncated: the query is longer than the router reads, so the decision rests on its beginning.
+        quality: estimated quality of each expert in `experts`; empty if nothing was estimated.
     """
 
     experts: tuple[str, ...]
@@ -143,16 +150,16 @@ class Router(Protocol):
     """Scores experts for queries: pure, synchronous, seeded, batch-first."""
 
     requires: frozenset[str]
-    """Names of `Query.features` that must be filled before `estimate`."""
+    """Names of the `Query.features` that `estimate` needs."""
 
     def estimate(self, queries: Sequence[Query]) -> Estimate:
-        """What each expert would score on each of the n queries; never reads a query's own label."""
+        """Expected scores of the experts on n queries; never reads labels of these queries."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RouterState:
-    """A trained router as data: arrays go to safetensors, settings to JSON. No pickle."""
+    """A trained router as data: arrays are saved as safetensors, settings as JSON. No pickle."""
 
     arrays: Mapping[str, NDArray[Any]]
     settings: Mapping[str, Any]

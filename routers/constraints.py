@@ -1,4 +1,4 @@
-"""What an expert must be able to do, checked before any score: a wrong expert is never an option, however good.
+"""Constraints: what an expert must be able to do, checked before any score is computed.
 
 Constraints: the caller's allowed experts, the modality (`chat`: an embedding model cannot answer), tools (`tools`), a
 JSON answer (`json`) - words of `ExpertSpec.capabilities` - and the context length.
@@ -17,7 +17,7 @@ from routers.errors import NoEligibleExpert
 
 CHAT, TOOLS, JSON = "chat", "tools", "json"
 CONTEXT_LENGTH = "context length"
-"""Names of constraints; that one is an estimate, which the engine settles."""
+"""Names of constraints. The context length is checked against an estimate; the engine counts exactly."""
 _ENGINE_NEEDS = frozenset({TOOLS})
 """Constraints that also depend on the engine. (`json` does not: experts are trained to answer in JSON.)"""
 ASCII_CHARS_PER_TOKEN = 4
@@ -27,9 +27,9 @@ TOKENS_PER_MESSAGE = 4
 
 @dataclass(frozen=True, slots=True)
 class Eligible:
-    """Who may answer a query, and why the others may not.
+    """The experts that can answer a query, and why the others cannot.
 
-    removed: expert -> the first constraint that it fails, as a clause that begins with the constraint's name.
+    removed: expert -> the first constraint that it fails, as a clause that starts with the name of the constraint.
     """
 
     experts: frozenset[str]
@@ -43,10 +43,10 @@ def prune(
     answer_tokens: int = 0,
     engines: Mapping[str, frozenset[str]] | None = None,
 ) -> list[frozenset[str]]:
-    """The experts that can take each of the n queries: what `decide` calls `allowed`. Arguments as for `check`.
+    """The experts that can answer each of n queries, which is the `allowed` of `decide`. Arguments as for `check`.
 
     Raises:
-        NoEligibleExpert: there are none for a query; the message names each constraint and whom it removed.
+        NoEligibleExpert: no expert can answer a query; the message lists each constraint with the experts it excludes.
     """
     return [_some(query, check(query, specs, answer_tokens=answer_tokens, engines=engines)) for query in queries]
 
@@ -58,14 +58,14 @@ def check(
     answer_tokens: int = 0,
     engines: Mapping[str, frozenset[str]] | None = None,
 ) -> Eligible:
-    """Who can take a query, and what removed the others.
+    """The experts that can answer a query, and the constraint that excludes each of the others.
 
     Args:
-        specs: the experts by name, bases of adapters included. Nothing else is eligible: names in `Query.allowed`
-            that are not here are ignored.
+        specs: name -> expert, bases of adapters included. No other expert is eligible: names in `Query.allowed` that
+            are missing here are ignored.
         answer_tokens: room to leave in the context for the answer.
-        engines: expert -> what the engine that serves it can do (`tools`, ...); by default not checked. An expert needs
-            both: its own capability, and an engine that has it.
+        engines: expert -> capabilities of the engine that serves it (`tools`, ...); `None` means not checked. An expert
+            needs both its own capability and that of its engine.
     """
     tokens = estimate_tokens(query)
     removed = {}
@@ -78,11 +78,10 @@ def check(
 
 
 def estimate_tokens(query: Query) -> int:
-    """Roughly how many tokens the whole conversation takes, tools included; no tokenizer is loaded.
+    """Approximate number of tokens of the whole conversation, tools included; no tokenizer is loaded.
 
-    Four ASCII characters a token, one token for any other character, four for each message: near for English prose,
-    somewhat low for code and digits, high for most other scripts. The engine counts exactly, and refuses what this
-    lets through.
+    One token per four ASCII characters, one per other character, four per message: close for English prose, somewhat
+    low for code and digits, high for most other scripts. The engine counts exactly and rejects what is too long.
     """
     texts = [message.content for message in query.messages]
     texts += [json.dumps(tool, ensure_ascii=False, default=str) for tool in query.tools]
@@ -94,7 +93,7 @@ def estimate_tokens(query: Query) -> int:
 def _failed(
     query: Query, spec: ExpertSpec, lacks: frozenset[str], context_length: int | None, tokens: int, answer_tokens: int
 ) -> Iterator[str]:
-    """The constraints that an expert fails, the caller's first. lacks: what its engine cannot do."""
+    """The constraints that an expert fails, the caller's first. lacks: capabilities that its engine does not have."""
     if query.allowed is not None and spec.name not in query.allowed:
         yield "allowed experts: the caller does not allow it"
     if spec.kind is Kind.EMBEDDING or CHAT not in spec.capabilities:
@@ -111,7 +110,7 @@ def _failed(
 
 
 def _context_length(spec: ExpertSpec, specs: Mapping[str, ExpertSpec]) -> int | None:
-    """An adapter has its base's context where it states none; `None` is not limited."""
+    """Of an adapter that states none, the context length of its base; `None` means no limit."""
     if spec.context_length is None and spec.base is not None and spec.base in specs:
         return specs[spec.base].context_length
     return spec.context_length
@@ -124,7 +123,7 @@ def _some(query: Query, eligible: Eligible) -> frozenset[str]:
     reasons = [f"{name} ({why})" for name, why in eligible.removed.items() if name in asked]
     if unknown := sorted(asked - frozenset(eligible.removed)):
         registered = ", ".join(eligible.removed) or "none"
-        reasons.append(f"{', '.join(unknown)} (allowed experts: not registered; there are: {registered})")
+        reasons.append(f"{', '.join(unknown)} (allowed experts: not registered; registered: {registered})")
     which = f"query {query.id}" if query.id else "this query"
     raise NoEligibleExpert(
         f"no expert can take {which}: {'; '.join(reasons) or 'none is registered'}",

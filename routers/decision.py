@@ -1,4 +1,4 @@
-"""decide: an Estimate becomes decisions. Pure, and the only place where a choice is made."""
+"""decide: turns an Estimate into decisions. Pure, and the only place where experts are chosen."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from routers.ranking import Ranking
 from routers.selectors import Candidates, Selector, TopK, known_costs
 
 WEIGHT_TEMPERATURE = 0.1
-"""Ten points of utility are worth a factor e in a composition's weights."""
+"""A difference of 0.1 in utility is a factor e in the weights of a composition."""
 
 
 @dataclass(frozen=True, slots=True)
 class Utility:
     """utility = quality - cost_weight * cost_usd - latency_weight * load_s.
 
-    cost_weight: quality (score in [0, 1]) given up per USD; latency_weight: quality given up per second of waiting for
-    a load.
+    cost_weight: quality (score in [0, 1]) given up per USD; latency_weight: quality given up per second of load time.
+
+    Raises:
+        RouterError: a weight is negative or not finite.
     """
 
     cost_weight: float = 0.0
@@ -46,32 +48,31 @@ def decide(
     k: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> list[RoutingDecision]:
-    """Who answers each of the n queries: pure, and the only place where a choice is made.
+    """Choose the experts that answer each of n queries.
 
-    utility = quality - cost_weight * cost_usd - latency_weight * load_s. The choice is among the experts that are
-    allowed and that the router holds eligible; where no expert is both, the best of the allowed answers and `reason`
-    says so. A query that abstains and for which the router holds nobody eligible is refused: its decision has no
-    experts. Equal utilities (to 12 decimals) go to the cheaper expert, then to the one listed first; with `rng`, to
-    chance.
+    utility = quality - cost_weight * cost_usd - latency_weight * load_s. The candidates are the experts that are both
+    allowed and eligible; if no expert is both, the best allowed expert answers and `reason` says so. A query on which
+    the router abstains without any eligible expert is refused: its decision has no experts. Equal utilities (to 12
+    decimals) go to the cheaper expert, then to the one listed first; with `rng`, to chance.
 
     Args:
-        estimate: what a router predicts for n queries and m experts.
-        utility: exchange rates, for all queries or one for each.
-        load_s: seconds until each expert can start, by name; an expert that is not named is ready.
-        allowed: names that may answer, for all queries, or one collection (or `None`: no limit) for each. Names that
-            the estimate does not know are ignored while at least one known name remains.
-        select: how many of them are asked, and in which order; `None` takes those of highest utility.
-        k: short for `select=TopK(k)`: the k of highest utility, 1 by default; fewer where fewer are left.
-        rng: breaks ties at random instead, and draws where the selector does.
+        estimate: predictions of a router for n queries and m experts.
+        utility: cost and latency weights, one for all queries or one per query.
+        load_s: expert -> seconds until it can start; experts that are not listed are ready.
+        allowed: names that may answer, one collection for all queries, or one (`None`: no limit) per query. Names that
+            the estimate does not have are ignored as long as one known name remains.
+        select: how many candidates are asked, in which order; `None` means the best one.
+        k: short for `select=TopK(k)`; fewer experts if there are fewer candidates.
+        rng: breaks ties at random, and is the source of chance of selectors that draw.
 
     Returns:
-        n decisions. Their weights are softmax(utility / 0.1) over the chosen experts: ten points of utility are worth
-        a factor e, and what all experts have in common cancels out; or what the router itself gives them
-        (`Estimate.weights`). Their confidence is the router's own where the
-        best candidate comes first, and the first expert's quality where constraints or the selector overruled it.
+        n decisions. Weights are `Estimate.weights` of the chosen experts if the router gives them, else
+        softmax(utility / 0.1): a difference of 0.1 in utility is a factor e, and common offsets cancel out. Confidence
+        is that of the estimate if the best candidate comes first, and the quality of the first expert if constraints or
+        the selector changed the choice.
 
     Raises:
-        NoEligibleExpert: a query has no allowed expert with a known quality; the message names the constraint.
+        NoEligibleExpert: a query has no allowed expert of known quality; the message names the constraint.
         RouterError: a cost weight > 0 or a cascade without known costs, or an argument of a wrong length or value.
     """
     if select is not None and k is not None:
@@ -95,10 +96,10 @@ def decide(
 
 
 def _utilities(estimate: Estimate, utility: Utility | Sequence[Utility], load_s: Mapping[str, float]) -> Floats:
-    """(n, m) utilities; NaN where the quality is NaN."""
+    """(n, m) utilities; NaN if the quality is NaN."""
     rates = [utility] * len(estimate) if isinstance(utility, Utility) else list(utility)
     if len(rates) != len(estimate):
-        raise RouterError(f"{len(rates)} utilities for {len(estimate)} queries: give one, or one for each query")
+        raise RouterError(f"{len(rates)} utilities for {len(estimate)} queries: give one for all, or one per query")
     bad = {name: seconds for name, seconds in load_s.items() if not np.isfinite(seconds) or seconds < 0}
     if bad:
         raise RouterError(f"load_s must be finite seconds >= 0, got {bad}")
@@ -114,7 +115,7 @@ def _utilities(estimate: Estimate, utility: Utility | Sequence[Utility], load_s:
 
 
 def _weights(estimate: Estimate, utilities: Floats) -> Floats:
-    """(n, m) >= 0: the router's own weights as far as the price leaves them, or softmax(utility / 0.1)."""
+    """(n, m) >= 0: `Estimate.weights` scaled by utility / quality, or softmax(utility / 0.1) up to a factor."""
     if estimate.weights is None:
         best = np.nanmax(utilities, axis=1, keepdims=True, initial=-np.inf)
         return np.asarray(np.nan_to_num(np.exp((utilities - best) / WEIGHT_TEMPERATURE)))
@@ -126,7 +127,7 @@ def _weights(estimate: Estimate, utilities: Floats) -> Floats:
 def _permitted(
     estimate: Estimate, allowed: Collection[str] | Sequence[Collection[str] | None] | None
 ) -> NDArray[np.bool_]:
-    """(n, m) bool: allowed by the caller, and of known quality. Every row has one."""
+    """(n, m) bool: allowed by the caller, and of known quality. Every row has at least one."""
     masks: dict[frozenset[str] | None, NDArray[np.bool_]] = {}
     rows = []
     for i, names in enumerate(_allowed_per_query(estimate, allowed)):
@@ -134,10 +135,10 @@ def _permitted(
         if key not in masks:
             masks[key] = np.array([key is None or name in key for name in estimate.experts], dtype=bool)
         if not masks[key].any():
-            asked = ", ".join(sorted(key or ())) or "nobody"
+            asked = ", ".join(sorted(key or ())) or "no expert"
             known = ", ".join(estimate.experts)
             raise NoEligibleExpert(
-                f"{_which(estimate, i)}allowed experts: {asked} may answer, but the router knows only {known}"
+                f"{_which(estimate, i)}allowed experts: {asked} may answer, but this router only knows {known}"
             )
         rows.append(masks[key])
     if not rows:
@@ -163,7 +164,7 @@ def _allowed_per_query(
         yield from [names] * len(estimate)
         return
     if len(entries) != len(estimate):
-        raise RouterError(f"{len(entries)} entries in allowed for {len(estimate)} queries: give one for each query")
+        raise RouterError(f"{len(entries)} entries in allowed for {len(estimate)} queries: give one per query")
     for entry in entries:
         if isinstance(entry, str):
             raise RouterError(f"allowed mixes names and collections of names: {entry!r}")
@@ -180,7 +181,7 @@ def _which(estimate: Estimate, i: int) -> str:
 
 
 def _refused(estimate: Estimate) -> NDArray[np.bool_]:
-    """(n,) whether the router abstains and would let nobody answer in its place."""
+    """(n,) whether the router abstains and no expert is eligible."""
     if estimate.abstained is None or estimate.eligible is None:
         return np.zeros(len(estimate), dtype=bool)
     return np.asarray(estimate.abstained & ~_any_of_each_row(estimate.eligible))

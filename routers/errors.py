@@ -1,17 +1,17 @@
 """Errors of the routers.
 
 RouterError
-├── InvalidOutcomes      an outcome table is empty, duplicated, has NaN or scores outside [0, 1]; carries every problem
+├── InvalidOutcomes      an outcome table is empty, or has duplicates, NaN or scores outside [0, 1]; lists all problems
 ├── InvalidEncoder       an encoder's name, folder or weights cannot be used
 ├── InvalidArtifact      a saved router is missing, altered, or does not fit the encoder
-├── InvalidSettings      a router was given settings that it does not have; names those it has
+├── InvalidSettings      unknown or unusable settings of a router or selector; lists the known ones
 ├── UnknownRouterKind    a kind that does not exist, or whose class cannot be imported or is no router
-└── NoEligibleExpert     constraints leave no expert; names the constraint that did
+└── NoEligibleExpert     the constraints exclude every expert; names the constraints
 
 UserWarning
-├── StaleArtifactWarning       an expert's files are not those that the router was trained on
+├── StaleArtifactWarning       the files of an expert changed since the router was trained
 ├── EvaluatingOnTrainingData   a router is scored on rows that it was trained on
-└── BaselineLeftOut            a router to compare with could not be trained on the table
+└── BaselineLeftOut            a baseline could not be trained on the table
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from collections.abc import Iterable
 
 
 class RouterError(Exception):
-    """Base of every error that the routers raise on purpose."""
+    """Base of all errors that `routers` raises on purpose."""
 
 
 class InvalidOutcomes(RouterError):
-    """An outcome table cannot be used; `problems` names every row or column at fault, `source` the file."""
+    """An outcome table cannot be used; `problems` lists every faulty row or column, `source` is the file."""
 
     def __init__(self, *problems: str, source: str = "") -> None:
         self.problems = problems
@@ -45,17 +45,17 @@ class InvalidArtifact(RouterError):
 
 
 class InvalidSettings(RouterError):
-    """A router was given settings that it does not have or cannot use; the message names those it has."""
+    """Settings that a router or selector does not have or cannot use; the message lists the known ones."""
 
 
 class UnknownRouterKind(RouterError):
-    """A router kind that does not exist (the message lists those that do), or whose class cannot be used."""
+    """A router kind that does not exist (the message lists the known ones), or whose class cannot be used."""
 
 
 class NoEligibleExpert(RouterError):
-    """No expert is left after the constraints; the message names them.
+    """The constraints exclude every expert; the message names them.
 
-    constraints: the names of those that removed an expert, where it is known: "context length", "json", ...
+    constraints: names of the constraints that excluded an expert, if known: "context length", "json", ...
     """
 
     def __init__(self, message: str, *, constraints: Iterable[str] = ()) -> None:
@@ -64,12 +64,12 @@ class NoEligibleExpert(RouterError):
 
 
 class StaleArtifactWarning(UserWarning):
-    """An expert's files are not those that the router was trained on: its estimates may be off."""
+    """The files of an expert changed since the router was trained: its estimates may be wrong."""
 
 
 class EvaluatingOnTrainingData(UserWarning):
-    """A router is scored on rows that it was trained on: the figures flatter it."""
+    """A router is scored on rows that it was trained on: its figures are too high."""
 
 
 class BaselineLeftOut(UserWarning):
-    """A router to compare with could not be trained on the table: the comparison is poorer by one line."""
+    """A baseline could not be trained on the table: the report lacks its row."""

@@ -1,11 +1,12 @@
-"""Selectors: how many of the candidates are asked, and in which order. Any selector works on any Estimate.
+"""Selectors: how many candidates are asked, in which order. Any selector works on any Estimate.
 
-    top-k     the k of highest utility; `best` is top-1
-    recruit   the k of largest say (`Estimate.weights`), or k draws by it
-    dynamic   as many as it takes until one of them is right with probability p
-    cascade   the cheapest that is good enough first, then better and dearer ones
+    top-k     the k experts of highest utility; `best` is top-1
+    recruit   the k experts of largest weight (`Estimate.weights`), or k draws by weight
+    dynamic   experts until one of them is right with probability p
+    cascade   the cheapest expert that is good enough first, then better and more expensive ones
 
-To add one: a frozen dataclass with `kind`, `k` and `choose`, and its line in `SELECTORS`.
+To add one: a frozen dataclass with `kind`, `k` and `choose`, and its line in `SELECTORS`. A selector is data, so that a
+decision log can store it; its threshold is solved on training rows (`routers.evaluation.thresholds`), not on test rows.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from routers.ranking import TIE_DECIMALS, Columns
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """Who may be asked: n queries, m experts.
+    """The experts that may be asked, for n queries and m experts.
 
     Attributes:
         utilities: (n, m) float64.
-        order: (n, m) columns, best utility first (ties settled); those who may not be asked come last.
-        counts: (n,) how many of each row of `order` may be asked; at least 1.
-        weights: (n, m) how much of a say each expert has, in every row 0 for those who may not be asked.
-        rng: for selectors that draw; `None`: they begin one of their own seed.
+        order: (n, m) columns, best utility first (ties settled); experts that may not be asked come last.
+        counts: (n,) how many columns of each row of `order` may be asked; at least 1.
+        weights: (n, m) weight of each expert, 0 for experts that may not be asked.
+        rng: for selectors that draw; `None` means a generator of the selector's own seed.
     """
 
     estimate: Estimate
@@ -45,30 +46,30 @@ class Candidates:
 
 
 class Selector(Protocol):
-    """Who of the candidates is asked. A frozen value: two of equal settings are equal."""
+    """Picks the experts to ask among the candidates. A frozen value: selectors of equal settings are equal."""
 
     kind: ClassVar[str]
 
     @property
     def draws(self) -> bool:
-        """Whether the choice is by chance."""
+        """Whether the choice is random."""
         ...
 
     @property
     def k(self) -> int:
-        """Most experts of a decision."""
+        """The most experts of a decision."""
         ...
 
     def choose(self, candidates: Candidates) -> list[Columns]:
-        """n arrays of 1 to k columns each, in the order in which they are to be asked. Pure."""
+        """n arrays of 1 to k columns, in the order in which the experts are asked. Pure."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """The k of highest utility, best first; fewer where fewer are candidates.
+    """The k experts of highest utility, best first; fewer if there are fewer candidates.
 
-    k: most experts.
+    k: the most experts.
     """
 
     kind: ClassVar[str] = "top-k"
@@ -87,14 +88,14 @@ class TopK:
 class Dynamic:
     """Experts in order of utility until the probability that one of them is right reaches p, at most k.
 
-    With estimated qualities q_1, q_2, ... in that order and independent errors, the first j have a right answer among
-    them with probability 1 - prod_(i<=j) (1 - q_i). After dynamic routing inside mixture-of-experts models (arXiv
-    2403.07652), which adds experts until their cumulated gate probability exceeds p; ours is at the level of queries,
-    and experts may be right side by side, so the probabilities do not add up but multiply. Experts err on the same
-    queries, so the probability is an optimistic one: choose p by what it costs (`dynamic_for_calls`).
+    With estimated qualities q_1, q_2, ... in that order and independent errors, one of the first j answers is right
+    with probability 1 - prod_(i<=j) (1 - q_i). Adapted from dynamic routing inside mixture-of-experts models (arXiv
+    2403.07652), which adds experts until their cumulative gate probability exceeds p. Here the unit is a query, and
+    several experts may be right, so complements multiply instead of probabilities adding up. Experts err on the same
+    queries, so the probability is optimistic: choose p by its cost in calls (`dynamic_for_calls`).
 
     p: probability in (0, 1] at which to stop.
-    k: most experts.
+    k: the most experts.
     """
 
     kind: ClassVar[str] = "dynamic"
@@ -115,20 +116,20 @@ class Dynamic:
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
-    """The cheapest expert that is good enough, by what is predicted; then better and dearer ones.
+    """The cheapest expert that is predicted to be good enough; then better and more expensive ones.
 
-    Good enough: its estimated quality is at least `threshold`, and its utility at most `tolerance` below the best one;
-    where nobody is, the best one is asked. With k > 1 there follow those who step in next: each dearer than the one
-    before and of higher utility, the cheapest such first; where there are more than k, the last one is still the best.
-    Equal costs go to the higher utility. After FrugalGPT (arXiv 2305.05176), which learns when a cheap answer suffices;
-    here it is decided before anything is asked. The composition `cascade` decides by the answers.
+    Good enough: estimated quality of at least `threshold`, and utility at most `tolerance` below the best; if no expert
+    is, the best one is asked. With k > 1 follow experts that each cost more and have a higher utility than the one
+    before, cheapest first; if these are more than k, the last one is still the best. Equal costs go to the higher
+    utility. Adapted from FrugalGPT (arXiv 2305.05176), which learns when a cheap answer suffices; this selector decides
+    before any expert is asked. The composition `cascade` decides by the answers.
 
-    tolerance: utility below the best one that is still good enough.
+    tolerance: how far below the best utility is still good enough.
     threshold: least estimated quality that is good enough.
-    k: most experts.
+    k: the most experts.
 
     Raises:
-        RouterError: from `choose`, where costs are unknown.
+        RouterError: from `choose`, if costs are unknown.
     """
 
     kind: ClassVar[str] = "cascade"
@@ -144,7 +145,7 @@ class Cascade:
         if math.isinf(self.tolerance) and self.threshold == 0:
             raise InvalidSettings(
                 "a cascade selector needs `tolerance` (utility below the best) or `threshold` (least quality): without "
-                "either, the cheapest expert would answer everything"
+                "one, the cheapest expert would answer every query"
             )
 
     def choose(self, candidates: Candidates) -> list[Columns]:
@@ -155,8 +156,8 @@ class Cascade:
 
     def _path(self, candidates: Candidates, i: int, costs: Floats, utilities: Floats) -> Columns:
         ranked = candidates.order[i, : candidates.counts[i]]
-        quality, best = np.asarray(candidates.estimate.quality[i], dtype=np.float64), ranked[0]  # as a log keeps it
-        # `ranked` settles ties of cost: sorting is stable.
+        quality, best = np.asarray(candidates.estimate.quality[i], dtype=np.float64), ranked[0]  # as in a log
+        # Stable: equal costs keep the order of `ranked`.
         cheap_first = ranked[np.argsort(costs[ranked], kind="stable")]
         suffices = (quality[cheap_first] >= self.threshold) & (
             utilities[cheap_first] >= round(float(utilities[best]) - self.tolerance, TIE_DECIMALS)
@@ -172,16 +173,16 @@ class Cascade:
 
 @dataclass(frozen=True, slots=True)
 class Recruit:
-    """The k experts that the router gives the largest say, or k draws by it (Symbolic-MoE, arXiv 2503.05641).
+    """The k experts of largest weight, or k draws by weight (Symbolic-MoE, arXiv 2503.05641).
 
-    The say of an expert is the router's `Estimate.weights`, in proportion to the share of its quality that its price
-    and its loading leave (utility / quality, at least 0). The source draws k times with replacement, so that an expert
-    may be recruited twice; by default the choice is not by chance: the k of most weight, equal ones by utility. Experts
-    without any weight are asked only where nobody has some.
+    The weight of an expert is `Estimate.weights` times utility / quality (at least 0): the share of its quality that
+    price and load time leave. The paper draws k times with replacement, so an expert may be recruited twice; the
+    default here is deterministic: the k of largest weight, ties by utility. Experts of weight 0 are asked only if all
+    weights are 0.
 
-    k: experts, or draws.
-    draw: "top", or "replacement": as the source does.
-    seed: of the draws of a query that brings none.
+    k: number of experts, or of draws.
+    draw: "top", or "replacement" as in the paper.
+    seed: of the draws for queries without a seed.
     """
 
     kind: ClassVar[str] = "recruit"
@@ -202,7 +203,7 @@ class Recruit:
         return self.draw != "top"
 
     def choose(self, candidates: Candidates) -> list[Columns]:
-        """See `Selector.choose`. Heaviest first; an expert that was drawn twice stands there twice."""
+        """See `Selector.choose`. Largest weight first; an expert that is drawn twice is listed twice."""
         given = candidates.rng
         rng = np.random.default_rng(self.seed) if given is None else given
         return [self._row(candidates, i, rng) for i in range(len(candidates.order))]
@@ -212,7 +213,7 @@ class Recruit:
         weights = np.round(candidates.weights[i, ranked], TIE_DECIMALS)
         if not weights.any():
             return ranked[: self.k]
-        heaviest = np.argsort(-weights, kind="stable")  # of equal weight: in order of utility
+        heaviest = np.argsort(-weights, kind="stable")  # equal weights stay in order of utility
         if self.draw == "top":
             return np.asarray(ranked[heaviest[weights[heaviest] > 0][: self.k]], dtype=np.intp)
         shares = weights[heaviest] / weights.sum()
@@ -223,18 +224,18 @@ class Recruit:
 SELECTORS: dict[str, type[TopK] | type[Dynamic] | type[Cascade] | type[Recruit]] = {
     selector.kind: selector for selector in (TopK, Dynamic, Cascade, Recruit)
 }
-"""kind -> class. `best` is another name of top-k with k = 1."""
+"""kind -> class. `best` is another name for top-k with k = 1."""
 BEST = "best"
 
 
 def build_selector(document: str | Mapping[str, Any], **defaults: Any) -> Selector:
-    """A selector from its name, or from a mapping with `kind` and settings: `{kind: dynamic, p: 0.9, k: 5}`.
+    """A selector from its name, or from a mapping of `kind` and settings: `{kind: dynamic, p: 0.9, k: 5}`.
 
     Args:
-        defaults: settings that the mapping may leave out.
+        defaults: settings used if the mapping leaves them out.
 
     Raises:
-        InvalidSettings: no such kind, or a setting that it does not have or cannot use.
+        InvalidSettings: an unknown kind, or an unknown or unusable setting.
     """
     given = {"kind": document} if isinstance(document, str) else dict(document)
     kind = given.pop("kind", None)
@@ -243,23 +244,23 @@ def build_selector(document: str | Mapping[str, Any], **defaults: Any) -> Select
     settings = {**defaults, **given}
     if kind == BEST:
         if settings.get("k", 1) != 1:
-            raise InvalidSettings(f"selector 'best' asks one expert, not k={settings['k']}: take 'top-k'")
+            raise InvalidSettings(f"selector 'best' asks one expert, not k={settings['k']}: use 'top-k'")
         kind, settings = TopK.kind, {**settings, "k": 1}
     known = list(inspect.signature(SELECTORS[kind]).parameters)
-    strangers = [name for name in settings if name not in known]
-    if strangers:
-        raise InvalidSettings(f"selector {kind!r} has no setting {', '.join(strangers)}; it has: {', '.join(known)}")
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise InvalidSettings(f"selector {kind!r} has no setting {', '.join(unknown)}; it has: {', '.join(known)}")
     return SELECTORS[kind](**settings)
 
 
 def selector_document(selector: Selector) -> dict[str, Any]:
-    """A selector as JSON values: `build_selector` gives it back equal. Infinite settings are left out."""
+    """A selector as JSON values, from which `build_selector` rebuilds an equal one. Infinite settings are left out."""
     settings = asdict(selector)  # type: ignore[call-overload]  # every selector is a dataclass
     return {"kind": selector.kind, **{name: value for name, value in settings.items() if value != math.inf}}
 
 
 def one_is_right(candidates: Candidates, k: int) -> Floats:
-    """(n, min(k, m)) probability that one of the first j + 1 candidates is right, errors taken as independent."""
+    """(n, min(k, m)) probability that one of the first j + 1 candidates is right, if errors are independent."""
     columns = candidates.order[:, :k]
     quality = np.take_along_axis(np.asarray(candidates.estimate.quality, dtype=np.float64), columns, axis=1)
     wrong = np.where(np.arange(columns.shape[1]) < candidates.counts[:, None], 1.0 - quality.clip(0.0, 1.0), 1.0)
@@ -270,10 +271,10 @@ def known_costs(estimate: Estimate, purpose: str, instead: str) -> Floats:
     """(n, m) costs in USD, all of them known.
 
     Args:
-        purpose: what they are needed for; instead: what to do without them.
+        purpose: why costs are needed; instead: what to do without them. Both are part of the message.
 
     Raises:
-        RouterError: some are not.
+        RouterError: some costs are unknown.
     """
     if estimate.cost_usd is None:
         raise RouterError(
@@ -293,7 +294,7 @@ def _first(candidates: Candidates, counts: Columns) -> list[Columns]:
 
 def _check_k(k: object) -> None:
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise InvalidSettings(f"k must be at least 1, a whole number; got {k!r}")
+        raise InvalidSettings(f"k must be a whole number >= 1, got {k!r}")
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:

@@ -1,10 +1,10 @@
-"""Learn more without encoding anything again: further rows, a further expert, or one expert less.
+"""Updates of a router without encoding its training prompts again: new rows, new experts, or fewer experts.
 
-A router that can do this keeps what it needs of its training table (`TrainingRows`, and embeddings or clusters). Each
-function gives a new router and leaves the old one as it is, so that one which is serving can be replaced at once.
+A router that can be updated keeps its training rows (`TrainingRows`, and embeddings or clusters). Each function returns
+a new router and leaves the old one unchanged, so that a serving router can be replaced at once.
 
-What the result equals: `knn` and `category` a router fitted on all the rows, with the same embeddings; `cluster` keeps
-its clusters, so that it equals a router with those centres, whereas one fitted anew would find others.
+An updated `knn` or `category` router equals one fitted on all rows with the same embeddings. A `cluster` router keeps
+its centres; one fitted from scratch would find others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from routers.encoders.build import Encoder
 
 SHOWN = 3
-"""Query ids and names that a message lists."""
+"""The most query ids or names that a message lists."""
 
 
 @runtime_checkable
@@ -36,15 +36,15 @@ class Updatable(TrainableRouter, Protocol):
 
     @property
     def rows(self) -> TrainingRows:
-        """What is kept of the training table."""
+        """The training rows that the router keeps."""
         ...
 
     def extended(self, table: OutcomeTable) -> Self:
-        """A router that has also seen the rows of a table; encodes only these."""
+        """A router that has also seen the rows of a table; encodes only their prompts."""
         ...
 
     def with_rows(self, rows: TrainingRows) -> Self:
-        """A router that knows other outcomes of the same queries; encodes nothing."""
+        """A router with other outcomes of the same queries; encodes nothing."""
         ...
 
 
@@ -52,28 +52,28 @@ R = TypeVar("R", bound=Updatable)
 
 
 def updatable(router: TrainableRouter) -> Updatable:
-    """The router, if it is one that can be updated.
+    """The router, if it can be updated.
 
     Raises:
-        RouterError: it is not.
+        RouterError: it cannot.
     """
     if not isinstance(router, Updatable):
         raise RouterError(
-            f"a {router.kind} router keeps nothing of its training table, so it cannot be updated: train it again. "
-            "Routers of kind knn, cluster and category can"
+            f"a {router.kind} router keeps no training rows, so it cannot be updated: train it again. "
+            "Routers of kind knn, cluster and category can be updated"
         )
     return router
 
 
 def add_rows(router: R, table: OutcomeTable) -> R:
-    """A router that has also learned from the n new rows of a table; only their prompts are encoded.
+    """A router that has also learned from the new rows of a table; only their prompts are encoded.
 
     Args:
-        table: of the router's experts, in any order.
+        table: with the experts of the router, in any order.
 
     Raises:
-        InvalidOutcomes: an expert of the router is missing or there is one that it does not know, a row was trained on
-            before, or there are no costs or domains where the router knows them.
+        InvalidOutcomes: an expert is missing or unknown, a row was trained on before, or costs or domains are missing
+            that the router has.
     """
     if problems := list(_problems_of_rows(router.rows, table)):
         raise InvalidOutcomes(*problems)
@@ -84,11 +84,11 @@ def add_expert(router: R, table: OutcomeTable) -> R:
     """A router that also knows the experts of a table, measured on the training queries; nothing is encoded.
 
     Args:
-        table: a row for every training query, found by its id; other rows are left out. Its experts are the new ones.
+        table: the new experts, with a row for every training query, matched by id; other rows are ignored.
 
     Raises:
-        InvalidOutcomes: an expert that is there already, training queries without a row, or no costs where the router
-            knows them.
+        InvalidOutcomes: an expert is already known, a training query has no row, or costs are missing that the router
+            has.
     """
     rows, new = router.rows, TrainingRows.of(table)
     if problems := list(_problems_of_experts(rows, new)):
@@ -103,13 +103,13 @@ def remove_expert(router: R, name: str) -> R:
     """A router without one of its experts; nothing is encoded.
 
     Raises:
-        InvalidSettings: the router does not know the expert, knows no other, or has it as its generalist.
+        InvalidSettings: the expert is unknown, the only one, or the generalist of the router.
     """
     rows = router.rows
     if name not in rows.experts:
         raise InvalidSettings(f"the router does not know {name!r}; its experts are {', '.join(rows.experts)}")
     if len(rows.experts) == 1:
-        raise InvalidSettings(f"{name!r} is the router's only expert: there would be nobody left to answer")
+        raise InvalidSettings(f"{name!r} is the only expert of the router: no expert would be left to answer")
     if name == getattr(router.settings, "general", None):
         raise InvalidSettings(
             f"{name!r} is the router's generalist (its setting general): train a router with another generalist"
@@ -122,39 +122,39 @@ def remove_expert(router: R, name: str) -> R:
 
 def _problems_of_rows(rows: TrainingRows, table: OutcomeTable) -> Iterator[str]:
     new = TrainingRows.of(table)
-    if strangers := [name for name in new.experts if name not in rows.experts]:
+    if unknown := [name for name in new.experts if name not in rows.experts]:
         yield (
-            f"{_listed(strangers)}: not among the router's experts, {', '.join(rows.experts)}; leave them out, or add "
-            "them first by their scores on the training queries"
+            f"{_listed(unknown)}: not among the experts of the router ({', '.join(rows.experts)}): leave them out, or "
+            "add them first, with their scores on the training queries"
         )
     if missing := [name for name in rows.experts if name not in new.experts]:
-        yield f"no scores of {_listed(missing)}: a router needs every expert's score on every query it learns from"
+        yield f"no scores of {_listed(missing)}: a router needs the score of every expert on every training query"
     if (known := np.isin(new.ids, rows.ids)).any():
         ids = _listed([table.query_ids[row] for row in np.flatnonzero(known)])
         yield f"{known.sum()} of {len(new)} rows were trained on before: leave out the query ids {ids}"
     if rows.domains is not None and new.domains is None:
-        yield "the router knows the domains of its training queries, the table does not: add a column `domain`"
+        yield "the router has the domains of its training queries, but the table has none: add a column `domain`"
     yield from _problem_of_costs(rows, new)
 
 
 def _problems_of_experts(rows: TrainingRows, new: TrainingRows) -> Iterator[str]:
     if there := [name for name in new.experts if name in rows.experts]:
-        yield f"among the router's experts already: {_listed(there)}; remove them first, or leave them out"
+        yield f"already experts of the router: {_listed(there)}; remove them first, or leave them out"
     if missing := int((~np.isin(rows.ids, new.ids)).sum()):
         yield (
             f"no scores of {_listed(new.experts)} on {missing} of the {len(rows)} training queries: a router needs "
-            "every expert's score on every query it learns from"
+            "the score of every expert on every training query"
         )
     yield from _problem_of_costs(rows, new)
 
 
 def _problem_of_costs(rows: TrainingRows, new: TrainingRows) -> Iterator[str]:
     if rows.costs is not None and new.costs is None:
-        yield "the router knows costs, the table does not: add columns `cost::<expert>`, or prices"
+        yield "the router has costs, but the table has none: add columns `cost::<expert>`, or give --prices"
 
 
 def _places(ids: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.intp]:
-    """(N,) where each wanted id stands among the ids; all of them do."""
+    """(N,) the position of each wanted id in `ids`; all of them are present."""
     order = np.argsort(ids)
     return np.asarray(order[np.searchsorted(ids, wanted, sorter=order)])
 

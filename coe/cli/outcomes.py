@@ -1,4 +1,4 @@
-"""`coe outcomes check | import | prior`: is this table fit to train a router, how to make one, what options tell."""
+"""`coe outcomes check | import | prior`: check and import outcome tables, learn a prior of answer options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True)
 def check(
     file: Annotated[Path, typer.Argument(help="Outcome table: .parquet, .jsonl or .csv.")], json: JsonTarget = None
 ) -> None:
-    """Print a summary of an outcome table, or everything that is wrong with it (and exit with 1)."""
+    """Print a summary of an outcome table; if it is invalid, list all problems and exit with 1."""
     from routers.errors import InvalidOutcomes
     from routers.outcomes.table import OutcomeTable
 
@@ -36,22 +36,23 @@ def check(
 
 @app.command("import")
 def import_file(
-    file: Annotated[Path, typer.Argument(help="CSV file: a row a query, or a row a query and expert.")],
+    file: Annotated[Path, typer.Argument(help="CSV file with one row per query, or one per query and expert.")],
     out: Annotated[Path, typer.Option("--out", help="Outcome table to write: .parquet or .jsonl.")],
     columns: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="THEIRS=OURS", help="Rename a column, e.g. question=prompt; may be repeated."),
+        typer.Option("--map", metavar="THEIRS=OURS", help="Rename a column, e.g. question=prompt. Repeatable."),
     ] = None,
     score_columns: Annotated[
-        str | None, typer.Option("--score-columns", metavar="A,B,C", help="Columns of scores, named after experts.")
+        str | None,
+        typer.Option("--score-columns", metavar="A,B,C", help="Columns of scores, named after their experts."),
     ] = None,
-    scale: Annotated[float, typer.Option("--scale", help="What a full score is in the file, e.g. 100.")] = 1.0,
+    scale: Annotated[float, typer.Option("--scale", help="The full score in the file, e.g. 100.")] = 1.0,
     json: JsonTarget = None,
 ) -> None:
-    """Make an outcome table of a CSV file.
+    """Import a CSV file as an outcome table.
 
     Known columns: query_id, prompt, domain, dataset, fold, and either score::EXPERT (cost::, tokens::, answer::) or
-    expert, score (cost, tokens, answer) with a row for each query and expert.
+    expert, score (cost, tokens, answer) with one row per query and expert.
     """
     from routers.outcomes.csv_import import import_csv
 
@@ -67,16 +68,16 @@ def import_file(
 
 @app.command()
 def prior(
-    file: Annotated[Path, typer.Argument(help="Outcome table of multiple-choice questions with their answers.")],
-    out: Annotated[Path, typer.Option("--out", help="JSON file to write: `prior` of a vote or cascade.")],
+    file: Annotated[Path, typer.Argument(help="Outcome table of multiple-choice questions with right answers.")],
+    out: Annotated[Path, typer.Option("--out", help="JSON file to write, the setting `prior` of a vote or cascade.")],
     column: Annotated[
         str, typer.Option("--answer-column", help="Column with the letter of the right option.")
     ] = "answer",
     json: JsonTarget = None,
 ) -> None:
-    """Learn how likely each option of a question is before anybody answers, for votes on questions of the same source.
+    """Learn how likely each option of a question is a priori, for votes on questions of the same source.
 
-    Uses how options are worded and nothing of the subject, so it holds for questions from where these come from only.
+    The prior depends on the wording of options and not on the subject, so it applies to questions of that source only.
     """
     from coe.compose.option_prior import OptionPrior
     from routers.outcomes.table import OutcomeTable
@@ -84,15 +85,15 @@ def prior(
     table = OutcomeTable.read(file)
     learned = OptionPrior.fit(table, column=column)
     learned.write(out)
-    told = [learned.log_prior(prompt) for prompt in table.prompts]
+    priors = [learned.log_prior(prompt) for prompt in table.prompts]
     right = table.labels(column)
-    listed = [(options, letter) for options, letter in zip(told, right, strict=True) if letter in options]
+    listed = [(options, letter) for options, letter in zip(priors, right, strict=True) if letter in options]
     first = sum(max(options, key=options.__getitem__) == letter for options, letter in listed) / len(listed)
     chance = sum(1 / len(options) for options, _ in listed) / len(listed)
     if json != "-":
         stdout_console().print(
-            f"{out}: learned from {len(listed):,} of {len(table):,} questions. By itself it names the right option of "
-            f"{100 * first:.1f}% of these, chance of {100 * chance:.1f}%",
+            f"{out}: learned from {len(listed):,} of {len(table):,} questions. Alone it finds the right option of "
+            f"{100 * first:.1f}% of these; chance is {100 * chance:.1f}%",
             highlight=False,
             soft_wrap=True,
         )
@@ -132,7 +133,7 @@ def _print_summary(file: Path, summary: dict[str, Any]) -> None:
     known = {"domains": summary["domains"], "folds": summary["folds"], "answers": len(summary["answers"]) or None}
     facts = [f"{summary['n_queries']:,} queries", f"{summary['n_experts']} experts"]
     facts += [f"{count} {name}" if count else f"no {name}" for name, count in known.items()]
-    facts += ["costs known" if summary["mean_cost_usd"] else "no costs (`--prices` gives them)"]
+    facts += ["costs" if summary["mean_cost_usd"] else "no costs (add them with `--prices` in `coe router`)"]
     out.print(f"{file}: {', '.join(facts)}", highlight=False, markup=False, soft_wrap=True)
     table = Table("expert", "mean score", "USD / 1k")
     for name, score in sorted(summary["mean_score"].items(), key=lambda item: -item[1]):

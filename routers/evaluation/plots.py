@@ -1,6 +1,6 @@
-"""Reports as one picture: cost against quality, calibration, and who is good at what. Agg only: no display is needed.
+"""Plots of reports: cost against quality, calibration, accuracy by domain. No display is needed.
 
-Lines differ by dash and marker as well as by colour, so that they can be told apart in grey.
+Curves differ by dash and marker as well as by colour, so that a greyscale print is readable.
 """
 
 from __future__ import annotations
@@ -27,26 +27,25 @@ STYLES = (
     ("#CC79A7", (0, (5, 1, 1, 1, 1, 1)), "v"),
     ("#E69F00", (0, (1, 1)), "P"),
 )
-"""Colour (Okabe and Ito's, for the colour-blind), dash and marker of each router in turn."""
+"""Colour (Okabe and Ito's palette, safe for colour blindness), dash and marker of each router in turn."""
 BANDS = 3
-"""Most routers whose intervals are drawn: more would hide each other."""
+"""The most routers with a confidence band: more would hide each other."""
 BINS = 10
 LOG_FROM = 20.0
-"""Costs that differ by more than this factor stand on a logarithmic axis."""
+"""Costs that differ by more than this factor are drawn on a logarithmic axis."""
 LABELLED = 6
-"""Most single experts that are named in the plot of costs."""
+"""The most single experts labelled in the plot of costs."""
 CROWDED = 24
-"""More domains than these are shown without figures, their names upright."""
+"""More domains than these are drawn without numbers, with vertical labels."""
 _MILLE = 1e3
 
 
 def draw_reports(reports: Sequence[RouterReport], path: Path | str, *, title: str = "") -> None:
-    """Write one PNG: curves (or accuracies where costs are unknown) and calibration above, domains below.
+    """Write a PNG: curves (accuracies if costs are unknown) and calibration on top, domains below.
 
     Args:
-        reports: at least one, of the same queries and experts for the parts that show single experts; those are taken
-            from the first.
-        path: written whole or not at all.
+        reports: at least one, on the same queries and experts; single experts and baselines are drawn from the first.
+        path: written atomically.
     """
     from registry.storage import atomic_path
 
@@ -55,7 +54,7 @@ def draw_reports(reports: Sequence[RouterReport], path: Path | str, *, title: st
 
 
 def figure(reports: Sequence[RouterReport], *, title: str = "") -> Figure:
-    """The same as a matplotlib figure."""
+    """The plot as a matplotlib figure."""
     from matplotlib.figure import Figure
 
     domains = reports[0].by_domain
@@ -146,7 +145,7 @@ def _draw_experts(axes: Axes, report: RouterReport) -> None:
 
 
 def _leave_out_below(axes: Axes, scores: metrics.Floats, lowest: float) -> None:
-    """Give the height to the curves; experts far below the cheapest one on the hull are counted instead of shown."""
+    """Limit the height to the curves; experts far below the cheapest one on the hull are counted instead of drawn."""
     top = max(float(line.max()) for line in (np.asarray(drawn.get_ydata()) for drawn in axes.lines) if len(line))
     bottom = lowest - 0.35 * (top - lowest) - 1.0
     missing = int((scores < bottom).sum())
@@ -173,11 +172,11 @@ def draw_pair(axes: Axes, reports: Sequence[RouterReport]) -> None:
 
 
 def draw_accuracies(axes: Axes, reports: Sequence[RouterReport]) -> None:
-    """Where no costs are known: the routers with the 95% intervals of their gains, and the marks beside them."""
-    marks = {name.replace("_", " "): value for name, value in reports[0].baselines.items()}
-    names = sorted(marks, key=lambda name: marks[name])
+    """Accuracies of routers, with the 95% intervals of their gains, and of baselines; drawn if costs are unknown."""
+    baselines = {name.replace("_", " "): value for name, value in reports[0].baselines.items()}
+    names = sorted(baselines, key=lambda name: baselines[name])
     for y, name in enumerate(names):
-        at = (100 * marks[name], y)
+        at = (100 * baselines[name], y)
         axes.plot(*at, "x", color="0.35")
         axes.annotate(f"{at[0]:.1f}", at, textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8)
     for index, report in enumerate(reports):
@@ -261,5 +260,5 @@ def draw_domains(axes: Axes, reports: Sequence[RouterReport]) -> None:
 
 
 def _short(name: str, length: int) -> str:
-    """The end of a long name tells experts apart better than its beginning."""
+    """A name cut at its start: the ends of long names differ more."""
     return name if len(name) <= length else f"…{name[-length + 1 :]}"

@@ -1,1 +1,1 @@
-"""Outcome tables, the one input of training and evaluation: n queries x m experts, with scores, costs and answers."""
+"""Outcome tables, the input of training and evaluation: n queries x m experts, with scores, costs and answers."""

@@ -1,4 +1,4 @@
-"""Other people's CSV files to outcome tables: one row a query (wide), or one row a query and expert (long)."""
+"""Import of CSV files as outcome tables: one row per query (wide), or one row per query and expert (long)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _LONG = ("score", "cost", "tokens", "answer")
-"""Columns of the long form that hold a value for each expert."""
+"""Columns of the long form with one value per expert."""
 
 
 def import_csv(
@@ -23,17 +23,17 @@ def import_csv(
 ) -> OutcomeTable:
     """The outcome table in a CSV file.
 
-    Long form: the columns `query_id, expert, score`, and where known `cost, tokens, answer`; other columns (`prompt`
-    among them) belong to the query and must be equal in all of its rows. Everything else is the wide form, with the
-    columns of an outcome table. Queries without `query_id` get one from a hash of their prompt.
+    Long form: the columns `query_id, expert, score`, and if known `cost, tokens, answer`; other columns (such as
+    `prompt`) belong to the query and must be equal in all of its rows. A file without these columns is in wide form,
+    with the columns of an outcome table. If there is no `query_id`, ids are hashes of prompts.
 
     Args:
-        columns: theirs -> ours, applied first: `{"question": "prompt", "gpt-4": "score::gpt-4"}`.
-        score_columns: columns of the wide form, each named after the expert whose scores it holds.
-        scale: what a full score is in the file, e.g. 100.
+        columns: name in the file -> name here, applied first: `{"question": "prompt", "gpt-4": "score::gpt-4"}`.
+        score_columns: columns of scores in the wide form, each named after its expert.
+        scale: the full score in the file, e.g. 100.
 
     Raises:
-        InvalidOutcomes: with every problem found.
+        InvalidOutcomes: lists all problems.
     """
     source, frame = str(path), read_csv(Path(path))
     renames = {**(columns or {}), **{name: f"score::{name}" for name in score_columns}}
@@ -76,12 +76,12 @@ def _long_problems(frame: pd.DataFrame, own: list[str]) -> list[str]:
     if len(twice):
         first = twice.iloc[0]
         problems.append(
-            f"{len(twice)} rows repeat a query and expert, the first {first['query_id']!r} and {first['expert']!r}"
+            f"{len(twice)} rows repeat a query and expert, first {first['query_id']!r} and {first['expert']!r}"
         )
     for name in own:
         counts = frame.groupby("query_id")[name].nunique(dropna=False)
         if name != "query_id" and (counts > 1).any():
-            problems.append(f"column {name!r} differs between rows of one query, the first {counts.idxmax()!r}")
+            problems.append(f"column {name!r} differs between rows of one query, first {counts.idxmax()!r}")
     return problems
 
 
@@ -89,7 +89,7 @@ def _scaled(frame: pd.DataFrame, scale: float) -> pd.DataFrame:
     import pandas as pd
 
     if not scale > 0:
-        raise InvalidOutcomes(f"the scale of scores must be positive, got {scale}")
+        raise InvalidOutcomes(f"the scale of scores must be > 0, got {scale}")
     if scale == 1.0:
         return frame
     scores = [name for name in frame.columns if name.startswith("score::")]

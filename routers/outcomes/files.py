@@ -1,4 +1,4 @@
-"""Outcome tables as files: Parquet, JSONL and CSV to and from a pandas frame, and a frame's columns to a table's."""
+"""Files of outcome tables: Parquet, JSONL and CSV to and from a pandas frame, and its columns to those of a table."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN_ROWS = 5
-"""Most rows that one problem names."""
+"""The most rows that one problem lists."""
 _SCORE, _COST, _TOKENS, _ANSWER = "score::", "cost::", "tokens::", "answer::"
 _OWN_COLUMNS = ("query_id", "prompt", "domain", "fold")
 
 
 def read_frame(path: Path) -> pd.DataFrame:
-    """The rows of a `.parquet`, `.jsonl` or `.csv` file, unchecked but for duplicate columns.
+    """The rows of a `.parquet`, `.jsonl` or `.csv` file; only duplicate columns are checked.
 
     Raises:
-        InvalidOutcomes: no such file, an unknown suffix, or a file that cannot be read.
+        InvalidOutcomes: the file does not exist, has an unknown suffix, or cannot be read.
     """
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {
         ".parquet": _read_parquet,
@@ -37,16 +37,14 @@ def read_frame(path: Path) -> pd.DataFrame:
         ".csv": read_csv,
     }
     if path.suffix not in readers:
-        raise InvalidOutcomes(
-            f"cannot tell the format from {path.suffix!r}: use {', '.join(readers)}", source=str(path)
-        )
+        raise InvalidOutcomes(f"unknown file format {path.suffix!r}: use {', '.join(readers)}", source=str(path))
     if not path.is_file():
         raise InvalidOutcomes("no such file", source=str(path))
     return readers[path.suffix](path)
 
 
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
-    """Write the rows as the suffix says, whole or not at all.
+    """Write the rows atomically, in the format of the suffix.
 
     Raises:
         InvalidOutcomes: the suffix is not `.parquet`, `.jsonl` or `.csv`.
@@ -79,10 +77,10 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     import pyarrow.parquet as pq
 
     try:
-        # Not through a dataset: that would add columns for folders named like `key=value`.
+        # Not as a dataset, which would add columns for folders named like `key=value`.
         table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
-        raise InvalidOutcomes(f"not a whole Parquet file: {error}", source=str(path)) from error
+        raise InvalidOutcomes(f"damaged or not Parquet: {error}", source=str(path)) from error
     _refuse_duplicates(table.column_names, path)
     frame: pd.DataFrame = table.to_pandas()
     return frame
@@ -104,14 +102,14 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
         if isinstance(record, dict):
             records.append(record)
         else:
-            problems.append(f"line {number}: a JSON object is expected, not {type(record).__name__}")
+            problems.append(f"line {number}: expected a JSON object, got {type(record).__name__}")
     if problems:
         raise InvalidOutcomes(*problems, source=str(path))
     return pd.DataFrame.from_records(records)
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """The rows of a CSV file, every cell as text (`NA` or `007` stay as they are), an empty cell as missing."""
+    """The rows of a CSV file: cells are text (`NA` or `007` stay unchanged), empty cells are missing."""
     import pandas as pd
 
     header = next(csv.reader(io.StringIO(_text(path), newline="")), None)
@@ -120,7 +118,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     _refuse_duplicates(header, path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header would lose its end
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header would be cut
             return pd.read_csv(
                 path, dtype=str, keep_default_na=False, na_values=[""], index_col=False, encoding="utf-8-sig"
             )
@@ -150,7 +148,7 @@ def _refuse_duplicates(names: list[str], path: Path) -> None:
 
 
 def rows_problem(what: str, bad: NDArray[np.bool_]) -> str | None:
-    """`what` with the first few bad rows, counted from 1; `None` when no row is bad."""
+    """`what` with the first few bad rows, counted from 1; `None` if no row is bad."""
     rows = np.flatnonzero(bad) + 1
     if not len(rows):
         return None
@@ -159,9 +157,9 @@ def rows_problem(what: str, bad: NDArray[np.bool_]) -> str | None:
 
 
 def columns_of(frame: pd.DataFrame) -> tuple[dict[str, Any], list[str]]:
-    """The arguments of `OutcomeTable` that the frame holds, and what is wrong with its columns.
+    """The arguments of `OutcomeTable` in a frame, and the problems of its columns.
 
-    Missing columns are filled with what raises no further problem, so that all problems can be reported at once.
+    Missing columns are filled with values that raise no further problem, so that all problems are reported at once.
     """
     problems: list[str] = []
     experts = [name.removeprefix(_SCORE) for name in _names(frame) if name.startswith(_SCORE)]
@@ -185,7 +183,7 @@ def columns_of(frame: pd.DataFrame) -> tuple[dict[str, Any], list[str]]:
 
 
 def frame_of(columns: Mapping[str, Any]) -> pd.DataFrame:
-    """The reverse of `columns_of`: a frame of the arguments of `OutcomeTable`."""
+    """Inverse of `columns_of`: a frame from the arguments of `OutcomeTable`."""
     import pandas as pd
 
     own: dict[str, Any] = {"query_id": columns["query_ids"]}
@@ -221,12 +219,12 @@ def _texts(frame: pd.DataFrame, name: str, problems: list[str]) -> tuple[str, ..
 
 
 def _group(frame: pd.DataFrame, prefix: str, experts: list[str], problems: list[str]) -> NDArray[Any] | None:
-    """(n, m) float64 of the columns `prefix + expert`, or None where there is none of them."""
+    """(n, m) float64 of the columns `prefix + expert`, or None if there are none."""
     named = {name.removeprefix(prefix) for name in _names(frame) if name.startswith(prefix)}
     if not named:
         return None
     problems += [
-        f"column {prefix + name!r} has no {_SCORE + name!r} beside it" for name in sorted(named - set(experts))
+        f"column {prefix + name!r} has no matching column {_SCORE + name!r}" for name in sorted(named - set(experts))
     ]
     missing = [name for name in experts if name not in named]
     if missing:
@@ -244,7 +242,7 @@ def _numbers(frame: pd.DataFrame, name: str, problems: list[str]) -> NDArray[Any
     )
     if problem := rows_problem(f"column {name!r} is not a number", unread):
         problems.append(problem)
-        values[unread] = 0.0  # said once is enough
+        values[unread] = 0.0  # reported once is enough
     return values
 
 

@@ -1,4 +1,4 @@
-"""Price files: what each expert charges, in USD per million tokens, from JSON."""
+"""Price files: JSON with the price of each expert in USD per million tokens."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _OUTPUT = ("output_usd_per_mtok", "output_price", "output")
 
 
 def read_prices(path: Path | str) -> dict[str, Price]:
-    """The prices in a JSON file: expert -> price, at the top or one level below (`{"models": {...}}`).
+    """The prices in a JSON file: expert -> price, at the top level or one level below (`{"models": {...}}`).
 
     A price is `{"input_price": 0.2, "output_price": 0.6}` (or `input_usd_per_mtok`, `output_usd_per_mtok`),
-    `[0.2, 0.6]`, or one number for both. Where several groups name an expert, they have to agree.
+    `[0.2, 0.6]`, or one number for both. If several groups name an expert, their prices must agree.
 
     Raises:
-        RouterError: the file cannot be read, holds no price, or one that is negative or contradicts another.
+        RouterError: the file cannot be read or holds no price, or a price is negative or contradicts another.
     """
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -33,7 +33,7 @@ def read_prices(path: Path | str) -> dict[str, Price]:
     for name, value in _pairs(document):
         price = _price(value, f"{path}: price of {name!r}")
         if prices.setdefault(name, price) != price:
-            raise RouterError(f"{path}: {name!r} has two prices that differ")
+            raise RouterError(f"{path}: {name!r} has two different prices: keep one")
     if not prices:
         raise RouterError(f'{path} holds no price; expected {{"expert": {{"input_price": 0.2, "output_price": 0.6}}}}')
     return prices

@@ -1,4 +1,4 @@
-"""Reference: what is kept of a training table, so that a later evaluation can choose its baselines by it."""
+"""Reference: the summary of a training table that a later evaluation needs for its baselines."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from routers.outcomes.table import OutcomeTable
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """How the experts did on a training table, and which queries it held.
+    """Mean scores of the experts on a training table, and hashes of its query ids.
 
     Attributes:
         experts: m names.
         mean_scores: (m,) over all n training queries.
-        by_domain: domain -> (m,) over its training queries; empty where the table has no domains.
-        ids: (n,) sorted uint64 hashes of the training query ids: tells overlap without keeping the ids.
+        by_domain: domain -> (m,) over its training queries; empty if the table has no domains.
+        ids: (n,) sorted uint64 hashes of the training query ids, to detect overlap without storing the ids.
     """
 
     experts: tuple[str, ...]
@@ -31,7 +31,7 @@ class Reference:
 
     @classmethod
     def of(cls, table: OutcomeTable) -> Self:
-        """The reference that a training table gives."""
+        """The reference of a training table."""
         return cls.of_scores(table.experts, table.scores, table.domains, hashed_ids(table.query_ids))
 
     @classmethod
@@ -50,7 +50,7 @@ class Reference:
         return cls(experts, scores.mean(axis=0), by_domain, np.sort(ids))
 
     def with_experts(self, names: Sequence[str]) -> Self:
-        """The same for these experts, in this order; all of them must be among `experts`."""
+        """The reference for these experts, in this order; all must be among `experts`."""
         columns = [self.experts.index(name) for name in names]
         by_domain = {domain: means[columns] for domain, means in self.by_domain.items()}
         return replace(self, experts=tuple(names), mean_scores=self.mean_scores[columns], by_domain=by_domain)
@@ -64,18 +64,18 @@ class Reference:
         return f"sha256:{hashlib.sha256(self.ids.astype('<u8').tobytes()).hexdigest()}"
 
     def to_json(self) -> dict[str, Any]:
-        """All but `ids`, as JSON values; `from_json` gives the reference back."""
+        """Everything except `ids`, as JSON values, from which `from_json` rebuilds the reference."""
         by_domain = {domain: means.tolist() for domain, means in self.by_domain.items()}
         return {"experts": list(self.experts), "mean_scores": self.mean_scores.tolist(), "by_domain": by_domain}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any], ids: NDArray[np.uint64]) -> Self:
-        """The reverse of `to_json`."""
+        """Inverse of `to_json`."""
         by_domain = {domain: np.array(means) for domain, means in document["by_domain"].items()}
         return cls(tuple(document["experts"]), np.array(document["mean_scores"]), by_domain, ids)
 
 
 def hashed_ids(ids: Sequence[str]) -> NDArray[np.uint64]:
-    """(n,) a 64-bit hash of each query id: tells queries apart without keeping their ids."""
+    """(n,) a 64-bit hash of each query id."""
     digests = (hashlib.blake2b(i.encode("utf-8", "surrogatepass"), digest_size=8).digest() for i in ids)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)

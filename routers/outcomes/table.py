@@ -1,8 +1,8 @@
-"""OutcomeTable: what n queries scored and cost on m experts. The one input of training and evaluation.
+"""OutcomeTable: scores and costs of n queries on m experts. The input of training and evaluation.
 
 On disk (Parquet, JSONL or CSV) a row is a query and the columns are `query_id`, `prompt`, `score::<expert>` in [0, 1],
-and where known `dataset`, `domain`, `fold`, `cost::<expert>` (USD a query), `tokens::<expert>` (output tokens) and
-`answer::<expert>`. Other columns are kept as they are.
+and if known `dataset`, `domain`, `fold`, `cost::<expert>` (USD per query), `tokens::<expert>` (output tokens) and
+`answer::<expert>`. Other columns are kept unchanged.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
     from registry.spec import Price
 
 NOMINAL_TOKENS = 500
-"""Tokens in, and tokens out, that a query is priced at where the table has no token counts."""
+"""Prompt tokens, and generated tokens, assumed per query if the table has no token counts."""
 CHARS_PER_TOKEN = 4
-"""How many characters of a prompt make a token where the table has no `prompt_tokens` column."""
+"""Characters per prompt token, used if the table has no `prompt_tokens` column."""
 
 
 @dataclass(frozen=True, eq=False)
 class OutcomeTable:
-    """n queries x m experts, checked on construction; every problem is reported at once.
+    """n queries x m experts, checked on construction; all problems are reported at once.
 
     Attributes:
         query_ids: n unique ids.
-        prompts: n texts, the only thing a router may read of a query that it routes.
+        prompts: n texts, the only part of a query that routers read.
         experts: m unique names, the columns of every (n, m) array.
         scores: (n, m) float64 in [0, 1].
-        costs_usd: (n, m) float64 >= 0, USD a query, or `None` where unknown.
+        costs_usd: (n, m) float64 >= 0, USD per query, or `None` if unknown.
         frame: (n, ...) the other columns, or `None`.
         tokens: (n, m) float64 >= 0, output tokens, or `None`.
         domains: n category names, or `None`.
         folds: (n,) int64, the cross-validation fold of each row, or `None`.
-        answers: expert -> n recorded answers ("" where none could be read), or `None`.
+        answers: expert -> n recorded answers ("" if unreadable), or `None`.
         features: name -> (n, d) signals of the queries, or n tuples of words, for routers that require them
-            (`Router.requires`); computed beside the table and not part of its file.
+            (`Router.requires`); computed later, not part of the file.
 
     Raises:
-        InvalidOutcomes: naming every row and column at fault. Rows count from 1.
+        InvalidOutcomes: lists all faulty rows and columns. Rows count from 1.
     """
 
     query_ids: tuple[str, ...]
@@ -87,12 +87,12 @@ class OutcomeTable:
         """The table in a `.parquet`, `.jsonl` or `.csv` file.
 
         Raises:
-            InvalidOutcomes: the file is missing, unreadable or truncated, or its content is at fault.
+            InvalidOutcomes: the file is missing, unreadable or truncated, or its content is invalid.
         """
         return cls.from_frame(read_frame(Path(path)), source=str(path))
 
     def write(self, path: Path | str) -> None:
-        """Write the table to a `.parquet`, `.jsonl` or `.csv` file, whole or not at all; `read` gives it back equal."""
+        """Write the table atomically to a `.parquet`, `.jsonl` or `.csv` file; `read` restores it."""
         write_frame(self.to_frame(), Path(path))
 
     @classmethod
@@ -100,7 +100,7 @@ class OutcomeTable:
         """A table from the columns described in the module's docstring.
 
         Raises:
-            InvalidOutcomes: with every problem of the frame; `source` is named in the message.
+            InvalidOutcomes: lists all problems of the frame, after `source`.
         """
         columns, problems = columns_of(frame)
         try:
@@ -112,7 +112,7 @@ class OutcomeTable:
         return table
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a query, with the columns described in the module's docstring."""
+        """One row per query, with the columns described in the module's docstring."""
         return frame_of({name.name: getattr(self, name.name) for name in fields(self)})
 
     def select(self, rows: ArrayLike) -> Self:
@@ -139,7 +139,7 @@ class OutcomeTable:
         """The table with these experts only, in this order.
 
         Raises:
-            InvalidOutcomes: a name is not in the table (with close matches), or is given twice.
+            InvalidOutcomes: a name is not in the table (with close matches), or is repeated.
         """
         unknown = [name for name in names if name not in self.experts]
         if unknown:
@@ -155,18 +155,18 @@ class OutcomeTable:
         )
 
     def queries(self) -> list[Query]:
-        """What a router may read of each row: the prompt, and the features."""
+        """The part of each row that routers read: the prompt and the features."""
         return [
             Query.of(prompt, features={name: values[row] for name, values in self.features.items()})
             for row, prompt in enumerate(self.prompts)
         ]
 
     def with_prices(self, prices: Mapping[str, Price]) -> Self:
-        """The table with `costs_usd` computed from prices, in place of any recorded cost.
+        """The table with `costs_usd` computed from prices, replacing recorded costs.
 
-        cost = (tokens in * input price + tokens out * output price) / 1e6. Tokens out come from `tokens`, tokens in
-        from the column `prompt_tokens`, or a quarter of the prompt's characters. Where the table has no `tokens`, every
-        query is priced alike, at 500 tokens in and 500 out: a constant price per expert.
+        cost = (prompt tokens * input price + generated tokens * output price) / 1e6. Generated tokens come from
+        `tokens`, prompt tokens from the column `prompt_tokens`, or are a quarter of the prompt's characters. If the
+        table has no `tokens`, every query counts as 500 prompt and 500 generated tokens: a constant cost per expert.
 
         Raises:
             InvalidOutcomes: an expert has no price.
@@ -174,7 +174,7 @@ class OutcomeTable:
         missing = [name for name in self.experts if name not in prices]
         if missing:
             raise InvalidOutcomes(
-                f"no price for {', '.join(missing)}: add them to the prices, or leave these experts out"
+                f"no price for {', '.join(missing)}: add it to the prices, or leave these experts out"
             )
         costs = np.empty(self.scores.shape)
         tokens_in = self._prompt_tokens()
@@ -195,7 +195,7 @@ class OutcomeTable:
         """The category of each query: the domains, or another column as text.
 
         Raises:
-            InvalidOutcomes: there is no such column (with close matches), or it is empty in some rows.
+            InvalidOutcomes: the column does not exist (with close matches), or is empty in some rows.
         """
         if column == "domain" and self.domains is not None:
             return self.domains
@@ -209,7 +209,7 @@ class OutcomeTable:
         return tuple(map(str, values))
 
     def training_ids_digest(self) -> str:
-        """`sha256:...` over the sorted query ids: says whether two tables hold the same queries."""
+        """`sha256:...` over the sorted query ids: equal if two tables hold the same queries."""
         text = json.dumps(sorted(self.query_ids), ensure_ascii=False)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
@@ -272,8 +272,10 @@ def _shape_problems(table: OutcomeTable) -> list[str]:
         for name, values in lists.items()
         if values is not None and len(values) != n
     ]
-    strangers = [name for name in table.answers or {} if name not in table.experts]
-    return found + [f"answers of {name!r}, which has no scores" for name in strangers]
+    unknown = [name for name in table.answers or {} if name not in table.experts]
+    return found + [
+        f"answers of {name!r}, which has no scores: add `score::{name}`, or drop the answers" for name in unknown
+    ]
 
 
 def _value_problems(table: OutcomeTable) -> list[str | None]:

@@ -1,4 +1,7 @@
-"""TrainingRows: what a router keeps of its training table, to learn more later without encoding anything again."""
+"""TrainingRows: the part of a training table that an updatable router keeps (knn, cluster, category).
+
+With stored embeddings, a router learns new rows and experts without encoding its training prompts again.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from routers.outcomes.table import OutcomeTable
 
 PREFIX = "rows."
-"""Of the arrays' names in a saved state."""
+"""Prefix of the array names in a saved state."""
 
 _Floats = NDArray[np.float64]
 
@@ -39,7 +42,7 @@ class TrainingRows:
 
     @classmethod
     def of(cls, table: OutcomeTable) -> Self:
-        """What is kept of a table."""
+        """The training rows of a table."""
         ids = hashed_ids(table.query_ids)
         return cls(table.experts, ids, *_in_order(table.scores, table.costs_usd), table.domains)
 
@@ -47,7 +50,7 @@ class TrainingRows:
         return len(self.ids)
 
     def joined(self, more: TrainingRows) -> Self:
-        """These rows and below them others of the same experts; what either does not know of (costs, domains) goes."""
+        """These rows followed by others of the same experts; costs and domains are dropped unless both have them."""
         costs = None if self.costs is None or more.costs is None else np.vstack([self.costs, more.costs])
         domains = None if self.domains is None or more.domains is None else self.domains + more.domains
         return replace(
@@ -64,26 +67,26 @@ class TrainingRows:
         return replace(self, experts=experts, scores=scores, costs=costs)
 
     def reference(self) -> Reference:
-        """What an evaluation is told of these rows."""
+        """The reference of these rows, for a later evaluation."""
         return Reference.of_scores(self.experts, self.scores, self.domains, self.ids)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Everything that is an array; domains as numbers."""
+        """All arrays; domains as numbers."""
         kept: dict[str, NDArray[Any] | None] = {"ids": self.ids, "scores": self.scores, "costs": self.costs}
         if self.domains is not None:
             kept["domains"] = np.unique(np.array(self.domains, dtype=object), return_inverse=True)[1].astype(np.int32)
         return {PREFIX + name: array for name, array in kept.items() if array is not None}
 
     def settings(self) -> dict[str, Any]:
-        """Everything else, as JSON values."""
+        """All other values, as JSON values."""
         return {"experts": list(self.experts), "domains": None if self.domains is None else sorted(set(self.domains))}
 
     @classmethod
     def restored(cls, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> Self:
-        """What `arrays()` and `settings()` were taken from.
+        """Inverse of `arrays()` and `settings()`.
 
         Raises:
-            KeyError: something is missing.
+            KeyError: an array or a setting is missing.
         """
         names = settings["domains"]
         domains = None if names is None else tuple(names[i] for i in arrays[PREFIX + "domains"])
@@ -92,5 +95,5 @@ class TrainingRows:
 
 
 def _in_order(scores: _Floats, costs: _Floats | None) -> tuple[_Floats, _Floats | None]:
-    """The same in row order, as they are after loading: sums over columns round alike."""
+    """The same in C order, as after loading, so that sums over columns round equally."""
     return np.ascontiguousarray(scores), None if costs is None else np.ascontiguousarray(costs)

@@ -96,13 +96,13 @@ def test_truncated_and_altered_files_are_named(saved):
         load(saved)
     for broken in (text[: len(text) // 2], "[]", "{}"):
         (saved / META).write_text(broken)
-        with pytest.raises(InvalidArtifact, match=f"{META} is truncated or not a router's"):
+        with pytest.raises(InvalidArtifact, match=f"{META} is truncated or not that of a router"):
             load(saved)
 
 
 def test_other_formats_and_kinds_are_refused(saved):
     edit(saved, format=99)
-    with pytest.raises(InvalidArtifact, match="has format 99, this version reads 1"):
+    with pytest.raises(InvalidArtifact, match="has format 99, but this version reads 1"):
         load(saved)
     edit(saved, format=1, kind="psychic")
     with pytest.raises(InvalidArtifact, match="no router kind 'psychic'"):
@@ -129,7 +129,7 @@ def test_experts_with_other_files_warn(tmp_path):
     save(trained(), tmp_path / "r", table=TABLE, encoder=ENCODER, digests=digests)
     there = dict.fromkeys(TABLE.experts) | {"music-expert": "sha256:2", "cooking-expert": "sha256:9"}
     load(tmp_path / "r", experts=there)
-    with pytest.warns(StaleArtifactWarning, match="'law-expert' has other files"):
+    with pytest.warns(StaleArtifactWarning, match="the files of 'law-expert' changed since"):
         load(tmp_path / "r", experts=there | {"law-expert": "sha256:other"})
 
 

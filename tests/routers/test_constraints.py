@@ -74,7 +74,7 @@ def test_nobody_left_names_every_constraint_and_both_numbers():
         "embedder (modality: it cannot chat)"
     )
     assert error.value.constraints == {"context length", "modality"}
-    with pytest.raises(NoEligibleExpert, match=r"ghost \(allowed experts: not registered; there are: short, long"):
+    with pytest.raises(NoEligibleExpert, match=r"ghost \(allowed experts: not registered; registered: short, long"):
         prune([Query.of("hi", allowed=frozenset({"ghost"}))], SPECS)
     with pytest.raises(NoEligibleExpert, match="this query: none is registered"):
         prune([Query.of("hi")], {})

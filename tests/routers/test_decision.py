@@ -133,9 +133,9 @@ def test_nan_quality_is_no_option():
 @pytest.mark.parametrize(
     ("allowed", "message"),
     [
-        (["huge"], "^allowed experts: huge may answer, but the router knows only small, medium, large$"),
-        ([], "allowed experts: nobody may answer"),
-        ([frozenset()], "allowed experts: nobody may answer"),
+        (["huge"], "^allowed experts: huge may answer, but this router only knows small, medium, large$"),
+        ([], "allowed experts: no expert may answer"),
+        ([frozenset()], "allowed experts: no expert may answer"),
     ],
 )
 def test_nobody_allowed_is_an_error_that_names_the_constraint(allowed, message):
@@ -146,7 +146,7 @@ def test_nobody_allowed_is_an_error_that_names_the_constraint(allowed, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"k": 0}, "k must be at least 1"),
+        ({"k": 0}, "k must be a whole number >= 1"),
         ({"allowed": "small"}, "not the string 'small'"),
         ({"allowed": [None, None]}, "2 entries in allowed for 1 queries"),
         ({"allowed": [["small"], "large"]}, "2 entries in allowed for 1 queries"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from planted_outcomes import FOREIGN, planted_table
 
-from routers.artifacts import load, save_as
+from routers.artifacts import load, save
 from routers.base import Query
 from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidOutcomes, InvalidSettings, RouterError
@@ -83,7 +83,7 @@ def test_a_category_router_of_clusters_or_of_another_column_finds_the_same_again
 
 def test_a_category_router_keeps_the_vectors_of_the_foreign_prompts_it_was_tuned_on(tmp_path):
     router = trained("category", OLD, ood_prompts=FOREIGN)
-    save_as(router, tmp_path / "r", reference=router.rows.reference(), encoder=router.encoder)
+    save(router, tmp_path / "r", table=router.rows.reference(), encoder=router.encoder)
     loaded = load(tmp_path / "r").router
     expected = trained("category", WHOLE, ood_prompts=FOREIGN)
     assert add_rows(loaded, NEW).model.thresholds == expected.model.thresholds
@@ -115,11 +115,11 @@ def test_an_expert_removed_and_added_again_leaves_the_router_as_if_trained_so(ki
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_router_can_be_updated_and_its_artifact_tells_of_all_rows(kind, tmp_path):
     router = trained(kind, OLD)
-    save_as(router, tmp_path / "r", reference=router.rows.reference(), encoder=router.encoder)
+    save(router, tmp_path / "r", table=router.rows.reference(), encoder=router.encoder)
     loaded = load(tmp_path / "r").router
     updated, expected = remove_expert(add_rows(loaded, NEW), "law-expert"), add_rows(router, NEW)
     assert_same(updated, remove_expert(expected, "law-expert"))
-    save_as(updated, tmp_path / "u", reference=updated.rows.reference(), encoder=updated.encoder)
+    save(updated, tmp_path / "u", table=updated.rows.reference(), encoder=updated.encoder)
     meta = load(tmp_path / "u").meta
     whole = Reference.of(WHOLE.with_experts(updated.experts))
     assert (meta.n_queries, tuple(meta.experts)) == (160, updated.experts)
@@ -135,10 +135,10 @@ def test_a_saved_router_can_be_updated_and_its_artifact_tells_of_all_rows(kind, 
     ("table", "problem"),
     [
         (WHOLE.select([3, 119, 130]), "2 of 3 rows were trained on before: leave out the query ids 'q0-3', 'q0-119'"),
-        (replace(NEW, costs_usd=None), "the router knows costs, the table does not"),
-        (replace(NEW, domains=None), "the router knows the domains .* add a column `domain`"),
+        (replace(NEW, costs_usd=None), "the router has costs, but the table has none"),
+        (replace(NEW, domains=None), "the router has the domains .* add a column `domain`"),
         (NEW.with_experts(NEW.experts[1:]), "no scores of 'cooking-expert'"),
-        (replace(NEW, experts=("a", *NEW.experts[1:])), "'a': not among the router's experts"),
+        (replace(NEW, experts=("a", *NEW.experts[1:])), "'a': not among the experts of the router"),
     ],
 )
 def test_rows_that_cannot_be_added(table, problem):
@@ -157,16 +157,16 @@ def test_costs_and_domains_that_a_router_does_not_know_are_left_out():
 
 def test_experts_that_cannot_be_added_or_removed():
     router = trained("knn", OLD)
-    with pytest.raises(InvalidOutcomes, match="among the router's experts already: 'law-expert'"):
+    with pytest.raises(InvalidOutcomes, match="already experts of the router: 'law-expert'"):
         add_expert(router, WHOLE.with_experts(["law-expert"]))
     fewer = remove_expert(router, "law-expert")
     with pytest.raises(InvalidOutcomes, match="no scores of 'law-expert' on 20 of the 120 training queries"):
         add_expert(fewer, WHOLE.with_experts(["law-expert"]).select(np.arange(20, 160)))
-    with pytest.raises(InvalidOutcomes, match="the router knows costs, the table does not"):
+    with pytest.raises(InvalidOutcomes, match="the router has costs, but the table has none"):
         add_expert(fewer, replace(WHOLE, costs_usd=None).with_experts(["law-expert"]))
     with pytest.raises(InvalidSettings, match="does not know 'poet'; its experts are cooking-expert"):
         remove_expert(router, "poet")
-    with pytest.raises(InvalidSettings, match="'law-expert' is the router's only expert"):
+    with pytest.raises(InvalidSettings, match="'law-expert' is the only expert of the router"):
         remove_expert(trained("knn", OLD.with_experts(["law-expert"])), "law-expert")
     with pytest.raises(InvalidSettings, match="'generalist' is the router's generalist"):
         remove_expert(trained("category", OLD, general="generalist"), "generalist")
@@ -174,6 +174,6 @@ def test_experts_that_cannot_be_added_or_removed():
 
 
 def test_kinds_that_keep_nothing_of_their_table_say_so():
-    with pytest.raises(RouterError, match="a best-single router keeps nothing of its training table"):
+    with pytest.raises(RouterError, match="a best-single router keeps no training rows"):
         updatable(build("best-single").fit(OLD))
     assert updatable(router := trained("knn", OLD)) is router

@@ -43,7 +43,7 @@ def update(
     json: JsonTarget = None,
 ) -> None:
     """Update a saved router with new rows or experts; only the prompts of new rows are encoded."""
-    from routers.artifacts import load, save_as
+    from routers.artifacts import load, save
     from routers.update import updatable
 
     if outcomes is None and not remove_expert:
@@ -57,10 +57,10 @@ def update(
         started = time.perf_counter()
         updated = _updated(updatable(loaded.router), table, bool(add_expert), remove_expert or [])
         seconds = time.perf_counter() - started
-        digest = save_as(
+        digest = save(
             updated,
             out,
-            reference=updated.rows.reference(),
+            table=updated.rows.reference(),
             encoder=updated.encoder,
             digests={**loaded.meta.experts, **registered_digests(registry, add_expert or [])},
             prices=price_notes(prices) or loaded.meta.prices,

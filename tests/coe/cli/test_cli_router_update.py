@@ -89,7 +89,7 @@ def test_what_cannot_be_updated_is_said_and_nothing_is_written(router, tmp_path)
     run("train", "--outcomes", tmp_path / "train.parquet", "--kind", "best-single", "--out", tmp_path / "b")
     result = run("update", tmp_path / "b", "--remove-expert", "cook", "--out", tmp_path / "u", ok=False)
     assert isinstance(result.exception, RouterError)
-    assert "keeps nothing of its training table" in str(result.exception)
+    assert "keeps no training rows" in str(result.exception)
     assert not (tmp_path / "u").exists()
 
 

@@ -55,8 +55,8 @@ def test_all_problems_of_a_long_file_are_told_at_once(tmp_path):
         import_csv(written(tmp_path, text))
     assert list(caught.value.problems) == [
         "query_id or expert is empty in 1 rows",
-        "1 rows repeat a query and expert, the first 'q1' and 'm'",
-        "column 'prompt' differs between rows of one query, the first 'q2'",
+        "1 rows repeat a query and expert, first 'q1' and 'm'",
+        "column 'prompt' differs between rows of one query, first 'q2'",
     ]
 
 
@@ -67,7 +67,7 @@ def test_columns_that_are_not_there_are_named_with_those_that_are(tmp_path):
 
 def test_a_scale_must_be_positive_and_no_number_is_reported(tmp_path):
     path = written(tmp_path, "prompt,score::m\na,ten\n")
-    with pytest.raises(InvalidOutcomes, match="scale of scores must be positive, got 0"):
+    with pytest.raises(InvalidOutcomes, match="scale of scores must be > 0, got 0"):
         import_csv(path, scale=0)
     with pytest.raises(InvalidOutcomes, match="score::m is missing"):
         import_csv(path, scale=10)

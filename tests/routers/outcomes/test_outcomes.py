@@ -84,7 +84,7 @@ def test_all_problems_of_a_frame_are_told_at_once():
     assert problems(frame) == [
         "column 'score::m2' is not a number in 1 row: 2",
         "only some experts have a cost:: column; without one: m2",
-        "column 'tokens::other' has no 'score::other' beside it",
+        "column 'tokens::other' has no matching column 'score::other'",
         "only some experts have a tokens:: column; without one: m1, m2",
         "column 'prompt' is empty in 1 row: 2",
         "column 'fold' is not a whole number in 1 row: 3",
@@ -146,18 +146,18 @@ def test_arrays_of_other_shapes_are_refused():
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("t.parquet", b"PAR1 and then nothing", "not a whole Parquet file"),
+        ("t.parquet", b"PAR1 and then nothing", "damaged or not Parquet"),
         ("t.jsonl", b'{"query_id": "a"}\n{"query_id": "b', "line 2: Unterminated string"),
         (
             "t.jsonl",
             b'{"a": 1, "a": 2}\n\n[1]\n',
-            "2 problems\n  - line 1: duplicate key 'a'\n  - line 3: a JSON object",
+            "2 problems\n  - line 1: duplicate key 'a'\n  - line 3: expected a JSON object",
         ),
         ("t.jsonl", b"\xff\xfe", "cannot be read as UTF-8 text"),
         ("t.csv", b"", "the file is empty"),
         ("t.csv", b"query_id,prompt,score::m,score::m\n1,a,0,0\n", "duplicate column 'score::m'"),
         ("t.csv", b"query_id,prompt\n1,a,b,c,d\n", "not a CSV file"),
-        ("t.xlsx", b"", "cannot tell the format from '.xlsx': use .parquet, .jsonl, .csv"),
+        ("t.xlsx", b"", "unknown file format '.xlsx': use .parquet, .jsonl, .csv"),
     ],
 )
 def test_files_that_cannot_be_read_are_named(tmp_path, name, content, expected):
@@ -173,7 +173,7 @@ def test_a_truncated_parquet_file_is_refused(tmp_path):
     path = tmp_path / "t.parquet"
     table().write(path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InvalidOutcomes, match="not a whole Parquet file"):
+    with pytest.raises(InvalidOutcomes, match="damaged or not Parquet"):
         OutcomeTable.read(path)
 
 

@@ -43,7 +43,7 @@ def test_one_number_is_both_prices(tmp_path):
         ({"m": [1, 2, 3]}, "price of 'm': expected an input and an output price, got \\[1, 2, 3\\]"),
         ({"m": [1, -2]}, "price of 'm': Input should be greater than or equal to 0"),
         ({"m": {"input_price": 1}}, "price of 'm': Input should be a valid number"),
-        ({"a": {"m": [1, 1]}, "b": {"m": [1, 2]}}, "'m' has two prices that differ"),
+        ({"a": {"m": [1, 1]}, "b": {"m": [1, 2]}}, "'m' has two different prices"),
     ],
 )
 def test_bad_price_files_are_refused(tmp_path, document, expected):
