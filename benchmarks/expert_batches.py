@@ -231,7 +231,7 @@ class InProcess:
     def answer(self, job: Job, stage: int, items: Sequence[WorkItem]) -> Iterator[WorkReport]:
         reports: list[WorkReport] = []
         for number, units in enumerate(items):
-            following = items[number + 1][0].expert if number + 1 < len(items) else None
+            following = items[number + 1][0].residency if number + 1 < len(items) else None
             with self._watched(stage):
                 item = Answerer(
                     self.host, job.folder, stage, units, reports.append, loads=self._loads, following=following

@@ -1,6 +1,6 @@
-"""Answering a item: the calls of one residency, with as many in flight as keep the engine busy, written unit by unit.
+"""Answers a work item: the calls of one residency, with enough in flight to keep the engine busy, written unit by unit.
 
-While they are answered, what the next item needs is loaded beside them, where memory has room for both.
+Meanwhile the weights of the next work item are loaded, where memory has room for both.
 """
 
 from __future__ import annotations
@@ -27,20 +27,19 @@ from registry.spec import residency_names
 
 logger = logging.getLogger(__name__)
 _AHEAD = 2
-"""Times an expert's capacity that is asked at once: the next requests wait at the engine when one is done."""
+"""Calls in flight, as a multiple of an expert's capacity: when one is done, the next already waits at the engine."""
 _WINDOW = 32
-"""ExpertCalls at once while the expert loads, and its capacity is not known."""
+"""Calls in flight while the expert loads, when its capacity is not known."""
 
 
 @dataclass(slots=True)
 class WorkReport:
-    """What happened since the last report of a item, by expert.
+    """Work since the last report, by expert.
 
     Attributes:
-        loads: of bases, and experts that are none's adapter; also of what was loaded for a later item.
-        loaded_bytes, load_s: bytes that came into memory, and the seconds it took to bring them, by nobody in
-            particular.
-        work_s: of the items on a base, seconds since its weights were there, until the last answer.
+        loads: loads of each residency, those for the next work item included.
+        loaded_bytes, load_s: bytes loaded into memory, and seconds of loading, of all residencies together.
+        work_s: for each residency, seconds from the moment its weights were in memory to the last answer.
     """
 
     done: Counter[str] = field(default_factory=Counter)
@@ -53,10 +52,12 @@ class WorkReport:
     work_s: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> WorkReport:
+    def of(cls, record: Mapping[str, Any]) -> WorkReport:
         """From `records.plain`."""
-        given: dict[str, Any] = {n: Counter(each) if isinstance(each, dict) else each for n, each in told.items()}
-        return cls(**given)
+        counts: dict[str, Any] = {
+            n: Counter(value) if isinstance(value, dict) else value for n, value in record.items()
+        }
+        return cls(**counts)
 
     def __iadd__(self, other: WorkReport) -> WorkReport:
         for each in fields(self):
@@ -65,14 +66,14 @@ class WorkReport:
 
 
 class LoadCounter:
-    """What a host loaded since that was last told. One for all its items: one may load what the next one needs."""
+    """What a host loaded since the last report. One for all its work items: one may load weights for the next."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._loads, self._bytes, self._seconds = self._now()
 
-    def tell(self, report: WorkReport) -> None:
-        """Add to a report what is new."""
+    def add_to(self, report: WorkReport) -> None:
+        """Add the loads since the last call."""
         loads, loaded_bytes, seconds = self._now()
         report.loads += loads - self._loads
         report.loaded_bytes += loaded_bytes - self._bytes
@@ -85,8 +86,8 @@ class LoadCounter:
 
 
 @dataclass(slots=True)
-class _Open:
-    """A unit with calls in flight: it is written when none is left."""
+class _OpenUnit:
+    """A unit with calls in flight; it is written after the last answer."""
 
     unit: Unit
     records: list[dict[str, Any]]
@@ -94,12 +95,12 @@ class _Open:
 
 
 class Answerer:
-    """The work on one residency of a stage.
+    """Answers the units of one work item.
 
     Args:
-        report: told from time to time what was done since the last time.
-        loads: of the host, where it works on several items.
-        following: an expert of the item that comes next: loaded once this one's is at work.
+        report: called every half second with the work since the last call.
+        loads: the host's counter, if it answers several work items.
+        following: residency of the next work item; its weights are loaded once this one's expert answers.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Answerer:
         self._place_free = asyncio.Event()
 
     async def run(self) -> None:
-        """Answer everything; what fails is an answer, too.
+        """Answer everything. A failure is recorded as an answer.
 
         Raises:
             RegistryError: the answers cannot be written.
@@ -132,29 +133,29 @@ class Answerer:
         try:
             async with asyncio.TaskGroup() as tasks, aclosing(self._read()) as units:
                 async for unit, calls in units:
-                    opened = _Open(unit, [{} for _ in calls], len(calls))
+                    opened = _OpenUnit(unit, [{} for _ in calls], len(calls))
                     for position, (row, call) in enumerate(calls):
                         await self._place(unit)
                         tasks.create_task(self._one(opened, position, row, call))
         except* Exception as group:
-            raise group.exceptions[0] from None  # one is enough to say; the others follow from it
+            raise group.exceptions[0] from None  # the others follow from the first
         finally:
             ticker.cancel()
         if self._began_s is not None:
-            seconds: Any = time.perf_counter() - self._began_s  # a Counter adds them as well as whole numbers
+            seconds: Any = time.perf_counter() - self._began_s  # a Counter adds floats as well as integers
             self._since.work_s[self._units[0].residency] += seconds
         self._flush()
 
     async def _read(self) -> AsyncGenerator[tuple[Unit, list[tuple[int, ExpertCall]]], None]:
-        """The units that are not answered yet, each read while the one before it is answered."""
-        # A worker that died may have written some of them before its work came here.
-        there = await asyncio.to_thread(self._folder.names, answers_folder(self._stage))
-        left = [unit for unit in self._units if units_name(unit) not in there]
+        """Units without answers; each is read while the one before it is answered."""
+        # A worker that died may have written some of them before its work item came here.
+        answered = await asyncio.to_thread(self._folder.names, answers_folder(self._stage))
+        left = [unit for unit in self._units if units_name(unit) not in answered]
         reads = (asyncio.to_thread(read_calls, self._folder, self._stage, unit) for unit in left)
         following = asyncio.ensure_future(next(reads)) if left else None
         try:
             for unit in left:
-                assert following is not None  # there is one for each unit
+                assert following is not None  # one for each unit
                 calls = await following
                 following = asyncio.ensure_future(read) if (read := next(reads, None)) else None
                 yield unit, calls
@@ -173,7 +174,7 @@ class Answerer:
         return _WINDOW if capacity is None else _AHEAD * capacity
 
     async def _ask(self, name: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """The host's answer; its first chunk says that the expert is at work, its last one since when."""
+        """The host's answer. Its first chunk means that the expert answers; its last one has the time of the lease."""
         began = False
         async with aclosing(self._host.ask(name, request)) as chunks:
             async for chunk in chunks:
@@ -186,14 +187,14 @@ class Answerer:
                 yield chunk
 
     def _load_following(self) -> None:
-        """Load what comes next; where there is no room yet, there may be when the next answer begins."""
+        """Load the next residency. Without room for it, try again when the next answer begins."""
         if self._following is None:
             return
         keep = residency_names(self._units[0].residency)
         if self._host.prefetch(*residency_names(self._following), keep=keep):
             self._following = None
 
-    async def _one(self, opened: _Open, position: int, row: int, call: ExpertCall) -> None:
+    async def _one(self, opened: _OpenUnit, position: int, row: int, call: ExpertCall) -> None:
         outcome = await self._answer(call)
         self._in_flight -= 1
         self._place_free.set()
@@ -209,7 +210,7 @@ class Answerer:
             await asyncio.to_thread(write_answers, self._folder, self._stage, opened.unit, opened.records)
 
     async def _answer(self, call: ExpertCall) -> Answer | Failure:
-        """The whole answer. An expert that cannot be loaded is not loaded again for each of its calls."""
+        """The whole answer. An expert that cannot be loaded is not tried again for each call."""
         if call.expert in self._unusable:
             return Failure(call.expert, self._unusable[call.expert])
         try:
@@ -222,7 +223,7 @@ class Answerer:
         return outcome
 
     def _is_final(self, expert: str, error: Exception) -> bool:
-        """Whether the error is of the expert's weights, and not of one request."""
+        """Whether the error concerns the expert's weights, and so all its calls."""
         if isinstance(error, InvalidRequest):
             return False
         if isinstance(error, OutOfMemory):
@@ -236,6 +237,6 @@ class Answerer:
 
     def _flush(self) -> None:
         since, self._since = self._since, WorkReport()
-        self._loads.tell(since)
+        self._loads.add_to(since)
         if since != WorkReport():
             self._report(since)

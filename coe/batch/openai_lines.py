@@ -1,4 +1,4 @@
-"""Results as OpenAI writes them: a line a request, with the response it would have got from the endpoint."""
+"""Results in OpenAI's batch format: one line for each request, with the response of the endpoint."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from coe.batch.rows import COMPLETIONS
-from coe.protocol.responses import ChatAnswer, TextAnswer, usage_body
+from coe.protocol.responses import ChatAnswer, TextAnswer
 from coe.types import Answer, Usage
 
 CREATED = 0
-"""`created` of every response: the same input gives the same file, whenever it is answered."""
+"""`created` of every response: the same input gives the same file at any time."""
 
 
 def batch_line(record: Mapping[str, Any]) -> dict[str, Any]:
     """A line of OpenAI's batch output for a result (`results.RESULTS`).
 
-    A request that failed has a response with its status and error; a line that was no request has no response.
+    A failed request has a response with status and error; an input line that is no request has no response.
     """
     token = hashlib.sha256(f"{record['line']}:{record['id']}".encode()).hexdigest()[:24]
     line: dict[str, Any] = {"id": f"batch_req_{token}", "custom_id": record["id"], "response": None, "error": None}
@@ -38,16 +38,8 @@ def _body(record: Mapping[str, Any], token: str) -> dict[str, Any]:
 
 
 def _explained(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The field `coe`, as the endpoint has it: the notes, and, where the row asks for them, the experts' answers."""
+    """The field `coe` of the endpoint: the notes and, if the row requests them, the experts' answers."""
     if not record["notes"] and record["answers"] is None:
         return {}
-    said = {} if record["answers"] is None else {"answers": [_said(answer) for answer in record["answers"]]}
-    return {"coe": {"notes": record["notes"], **said}}
-
-
-def _said(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """One of `coe.protocol.responses.answers_body`, from a row of the column `answers`."""
-    tokens = (answer["prompt_tokens"], answer["completion_tokens"])
-    usage = None if answer["error"] is not None else usage_body(Usage(*tokens))
-    said = {name: answer[name] for name in ("call", "expert", "text", "finish_reason")}
-    return {**said, "usage": usage, "cost_usd": answer["cost_usd"], "error": answer["error"]}
+    answers = {} if record["answers"] is None else {"answers": record["answers"]}
+    return {"coe": {"notes": record["notes"], **answers}}

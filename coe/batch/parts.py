@@ -1,11 +1,11 @@
-"""The part files of a run, and the work on one part: route it, step it. Runs in any process that sees the storage.
+"""The part files of a run, and the work on one part: route it, step it. Runs in any process with access to the storage.
 
     rows/000/000012.parquet              a part of the input, routed
-    calls/0/000/000012.parquet            its calls of stage 0, one row group a unit (see `stages.Unit`)
+    calls/0/000/000012.parquet           its calls of stage 0, one row group for each unit (see `stages.Unit`)
     answers/0/000/000012-003.parquet     the answers to its unit 3
-    results/000/000012.arrows            its results, sorted by id; nothing of the part is left to do
+    results/000/000012.arrows            its results, sorted by id; the part is finished
 
-A part is deterministic: whoever writes it again, after a crash or beside another process, writes the same.
+A part is deterministic: a process that writes it again, after a crash or in parallel, writes the same content.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _NOTE = b"coe"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What every process of a run is told. Plain data, but for the configuration.
+    """What every process of a run needs.
 
-    model: of rows that name none.
+    model: the model of rows that name none.
     """
 
     folder: Folder
@@ -56,7 +56,7 @@ class Job:
     model: str
 
     def composition_of(self) -> Callable[[RoutedRow], Composition]:
-        """How to find the composition of a row; see `stages.compositions`."""
+        """A function from a row to its composition; see `stages.compositions`."""
         chosen = {name: policy.composition for name, policy in self.config.policies.items()}
         return compositions({name: partial(build_composition, it.kind, it.settings) for name, it in chosen.items()})
 
@@ -67,9 +67,9 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class PlannedPart:
-    """What is known of a part after a stage was planned. `units` is empty when the part is finished.
+    """A part after a stage was planned. `units` is empty when the part is finished.
 
-    openai: rows that are OpenAI batch lines. ignored: how many rows gave each field that has no effect.
+    openai: rows that are OpenAI batch lines. ignored: how many rows have each field that has no effect.
     """
 
     part: int
@@ -85,17 +85,17 @@ class PlannedPart:
 
 
 def open_router(config: Config, snapshot: Snapshot) -> Orchestrator:
-    """The configuration's policies, to route by: the same code as online, with nobody behind it to ask.
+    """The configured policies for routing: the same code as online, without experts to call.
 
     Raises:
         ConfigError, RouterError: a policy or its router is wrong.
     """
     policies = build_policies(config.policies, snapshot, Signals(snapshot, config.engines))
-    return Orchestrator(snapshot, policies, ask=_nobody, default_policy=config.default_policy)
+    return Orchestrator(snapshot, policies, ask=_no_expert, default_policy=config.default_policy)
 
 
 def known(folder: Folder, part: int, stage: int) -> PlannedPart | None:
-    """What an earlier run left of this step, if it got so far."""
+    """The part as an earlier session planned it for this stage, if it did."""
     if folder.exists(results_name(part)):
         return PlannedPart.of(json.loads(read_note(folder, results_name(part))))
     if folder.exists(_calls(stage, part)):
@@ -105,13 +105,13 @@ def known(folder: Folder, part: int, stage: int) -> PlannedPart | None:
 
 
 class PartRouter:
-    """Routes parts of the input, by the policies of the configuration; holds their routers."""
+    """Routes parts of the input by the configured policies; holds their routers."""
 
     def __init__(self, job: Job, orchestrator: Orchestrator) -> None:
         self._job, self._orchestrator = job, orchestrator
 
     def route(self, splits: Sequence[Split]) -> Iterator[PlannedPart]:
-        """Write the rows and the first calls of each split; those that are there already are only looked at."""
+        """Write the rows and the first calls of each split; what an earlier session wrote is kept."""
         folder = self._job.folder
         left = []
         for split in splits:
@@ -171,7 +171,7 @@ def step_part(job: Job, part: int, stage: int) -> PlannedPart:
 
 
 def _outcomes(folder: Folder, stage: int, units: Iterable[Unit]) -> dict[int, dict[str, Answer | Failure]]:
-    """The answers of a stage by row, then by ask."""
+    """The answers of a stage by row, then by call."""
     outcomes: dict[int, dict[str, Answer | Failure]] = {}
     for unit in units:
         for record in _read(folder, answers_name(stage, unit)):
@@ -180,14 +180,14 @@ def _outcomes(folder: Folder, stage: int, units: Iterable[Unit]) -> dict[int, di
 
 
 def routing_errors(folder: Folder, part: int) -> Counter[str]:
-    """How many rows of a routed part nobody is asked for, by the code of their error."""
+    """How many rows of a routed part have errors, by code."""
     with folder.open(_rows(part)) as file:
         errors = pq.read_table(file, columns=["error"]).column("error").to_pylist()
     return Counter(json.loads(error)["code"] for error in errors if error is not None)
 
 
 def copy_routed(source: Folder, target: Folder, part: int) -> None:
-    """Put a routed part, with its first calls where it has any, into another folder."""
+    """Copy a routed part, and its first calls if it has any, to another folder."""
     for name in (_rows(part), _calls(0, part)):
         if source.exists(name):
             with source.open(name) as read, target.write(name) as written:
@@ -202,27 +202,27 @@ def read_calls(folder: Folder, stage: int, unit: Unit) -> list[tuple[int, Expert
 
 
 def write_answers(folder: Folder, stage: int, unit: Unit, records: Sequence[Mapping[str, Any]]) -> None:
-    """The answers of a unit, in the order of its calls: from now on it is done."""
+    """Write the answers of a unit, in the order of its calls; then it is done."""
     _write(folder, answers_name(stage, unit), ANSWERS, records)
 
 
 def answers_name(stage: int, unit: Unit) -> str:
-    """Where the answers of a unit are."""
+    """The file with the answers of a unit."""
     return f"{answers_folder(stage)}/{_shelf(unit.part)}/{units_name(unit)}"
 
 
 def units_name(unit: Unit) -> str:
-    """The last part of that name."""
+    """The name of that file within its folder."""
     return f"{unit.part:06d}-{unit.number:03d}.parquet"
 
 
 def answers_folder(stage: int) -> str:
-    """Where all answers of a stage are."""
+    """The folder with all answers of a stage."""
     return f"{PARTS}/answers/{stage}"
 
 
-def _nobody(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-    raise EngineError(f"{expert!r} was asked by a process that only routes")
+def _no_expert(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+    raise EngineError(f"{expert!r} was called by a process that only routes")
 
 
 def _plan(
@@ -298,10 +298,10 @@ def _calls(stage: int, part: int) -> str:
 
 
 def results_name(part: int) -> str:
-    """Where the results of a part are."""
+    """The file with the results of a part."""
     return f"{PARTS}/results/{_shelf(part)}/{part:06d}.arrows"
 
 
 def _shelf(part: int) -> str:
-    """A thousand parts to a folder: none grows so large that listing it takes long."""
+    """A thousand parts to a folder, so that listing one stays fast."""
     return f"{part // 1000:03d}"

@@ -43,7 +43,15 @@ CALLS = pa.schema(
         ("wants", pa.string()),
     ]
 )
-"""Questions of one stage; `row` is the position in the part."""
+"""Calls of one stage; `row` is the position in the part."""
+
+OUTCOME = [
+    ("finish_reason", pa.string()),
+    ("prompt_tokens", pa.int32()),
+    ("completion_tokens", pa.int32()),
+    ("cost_usd", pa.float64()),
+]
+"""Columns of an answer beside its text."""
 
 ANSWERS = pa.schema(
     [
@@ -51,29 +59,26 @@ ANSWERS = pa.schema(
         ("call", pa.string()),
         ("expert", pa.string()),
         ("text", pa.string()),
-        ("finish_reason", pa.string()),
-        ("prompt_tokens", pa.int32()),
-        ("completion_tokens", pa.int32()),
-        ("cost_usd", pa.float64()),
+        *OUTCOME,
         ("value", pa.binary()),
         ("error", pa.string()),
     ]
 )
-"""Their answers, or why there is none."""
-_TOLD = ("status", "code", "retryable")
+"""Answers to the calls; `error` where a call failed."""
+_ERROR_FIELDS = ("status", "code", "retryable")
 _NUMBERS = ("expert", "prompt_tokens", "max_tokens", "context_length")
-"""What a ContextLengthExceeded tells a composition, that asks for less then."""
+"""Fields of a ContextLengthExceeded, by which a composition shortens its next call."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoutedRow:
-    """A row of the input with its decision: all that its composition is driven by.
+    """A row of the input with its decision: everything that its composition needs.
 
     Attributes:
-        policy, fallback: names; None where the caller named the expert, and where no fallback may step in.
-        barred: experts that the composition names and the request rules out, and why (`coe.compose.Without`).
+        policy, fallback: names; None where the caller named the expert, or no fallback may answer.
+        barred: experts that the composition names and the request excludes, with the reasons (`coe.compose.Without`).
         answers: whether the result has every expert's answer.
-        error: an OpenAI error with its HTTP status, where there is no decision.
+        error: an OpenAI error with its HTTP status, for a row without a decision.
     """
 
     line: int
@@ -119,10 +124,10 @@ class RoutedRow:
 
 
 def dump_request(request: GenerateRequest) -> str:
-    """As JSON; fields at their defaults are left out.
+    """As JSON, without the fields that have their default.
 
-    So is the deadline, which a composition may set: in a batch nobody waits for one answer: a deadline there would only
-    make the results depend on the machine.
+    The deadline, which a composition may set, is left out too: in a batch no client waits for one answer, and results
+    must not depend on the machine.
     """
     given = {f.name: getattr(request, f.name) for f in fields(request) if getattr(request, f.name) != f.default}
     given.pop("deadline_s", None)
@@ -131,7 +136,7 @@ def dump_request(request: GenerateRequest) -> str:
 
 
 def load_request(text: str) -> GenerateRequest:
-    """The request of `dump_request`."""
+    """The inverse of `dump_request`."""
     given = json.loads(text)
     messages = tuple(Message(role, content) for role, content in given.pop("messages"))
     return GenerateRequest(**{**given, "messages": messages, "stop": tuple(given.get("stop", ()))})
@@ -153,7 +158,7 @@ def dump_outcome(row: int, call: str, outcome: Answer | Failure) -> dict[str, An
 
 
 def load_outcome(record: Mapping[str, Any]) -> Answer | Failure:
-    """The outcome of `dump_outcome`: the same class of error, with the same message."""
+    """The inverse of `dump_outcome`: an error has the same class and message."""
     if record["error"] is not None:
         return Failure(record["expert"], _load_error(json.loads(record["error"])))
     usage = Usage(record["prompt_tokens"], record["completion_tokens"])
@@ -169,25 +174,24 @@ def describe(error: Exception) -> dict[str, Any]:
 
 
 def plain(value: Any) -> dict[str, Any]:
-    """A dataclass as JSON values. (`asdict` makes nonsense of a Counter.)"""
+    """A dataclass as JSON values. (`asdict` breaks a Counter.)"""
     given = {f.name: getattr(value, f.name) for f in fields(value)}
     return {name: dict(each) if isinstance(each, Counter) else each for name, each in given.items()}
 
 
 def _dump_error(error: Exception) -> dict[str, Any]:
-    """Its class, or the one of `coe.errors` that it derives from, and all that is told of it."""
+    """Its class, or the one of `coe.errors` that it derives from, its message and fields."""
     kinds = (kind.__name__ for kind in type(error).__mro__ if vars(coe.errors).get(kind.__name__) is kind)
-    told = error if isinstance(error, CoeError) else EngineError(str(error))
-    kept = {name: getattr(told, name) for name in _TOLD}
-    kept |= {name: getattr(told, name) for name in _NUMBERS if hasattr(told, name)}
+    ours = error if isinstance(error, CoeError) else EngineError(str(error))
+    kept = {name: getattr(ours, name) for name in (*_ERROR_FIELDS, *_NUMBERS) if hasattr(ours, name)}
     return {"type": next(kinds, "EngineError"), "message": str(error), **kept}
 
 
 def _load_error(kept: Mapping[str, Any]) -> CoeError:
     kind = getattr(coe.errors, kept["type"])
-    error: CoeError = kind.__new__(kind)  # its constructor may want what is only in the message by now
+    error: CoeError = kind.__new__(kind)  # its constructor may need arguments that only the message has by now
     error.args = (kept["message"],)
-    for name in (*_TOLD, *(name for name in _NUMBERS if name in kept)):
+    for name in kept.keys() - {"type", "message"}:
         setattr(error, name, kept[name])
     return error
 

@@ -1,6 +1,6 @@
-"""Results: one record a row, merged from sorted parts into one sorted file, a few rows of each part at a time.
+"""Results: one record for each row, merged from sorted parts into one sorted file, a few rows of each part at a time.
 
-Nothing in here depends on when, where or in how many pieces a row was answered.
+They do not depend on when, where or in how many pieces a row was answered.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coe.batch.openai_lines import batch_line
-from coe.batch.records import RoutedRow, describe
+from coe.batch.records import OUTCOME, RoutedRow, describe
 from coe.errors import InvalidRequest
 from coe.protocol.responses import answers_body
 from coe.runs.storage import Folder
@@ -27,12 +27,13 @@ from coe.types import Answer, Failure
 
 RESULTS_FILE, LINES_FILE = "results.parquet", "results.jsonl"
 RUN_ROWS = 128
-"""Rows of a batch of a sorted run: what a merge holds of each run at a time."""
+"""Rows of each sorted run that a merge holds in memory."""
 FAN_IN = 64
-"""Parts merged at once; more are merged in rounds."""
+"""Parts that are merged at once; more take several rounds."""
 _FINAL_ROWS = 8192
 
 _ERROR = pa.struct([("message", pa.string()), ("type", pa.string()), ("param", pa.string()), ("code", pa.string())])
+_USAGE = pa.struct([(name, pa.int32()) for name in ("prompt_tokens", "completion_tokens", "total_tokens")])
 _ANSWERS = pa.list_(
     pa.struct(
         [
@@ -40,8 +41,7 @@ _ANSWERS = pa.list_(
             ("expert", pa.string()),
             ("text", pa.string()),
             ("finish_reason", pa.string()),
-            ("prompt_tokens", pa.int32()),
-            ("completion_tokens", pa.int32()),
+            ("usage", _USAGE),
             ("cost_usd", pa.float64()),
             ("error", _ERROR),
         ]
@@ -55,10 +55,7 @@ FINAL = pa.schema(
         ("policy", pa.string()),
         ("expert", pa.string()),
         ("answer", pa.string()),
-        ("finish_reason", pa.string()),
-        ("prompt_tokens", pa.int32()),
-        ("completion_tokens", pa.int32()),
-        ("cost_usd", pa.float64()),
+        *OUTCOME,
         ("confidence", pa.float64()),
         ("label", pa.string()),
         ("reason", pa.string()),
@@ -68,12 +65,12 @@ FINAL = pa.schema(
         ("error", _ERROR),
     ]
 )
-"""results.parquet: what was asked for, who answered what, and why; or the error.
+"""results.parquet: for each row the requested model, the expert, its answer and the decision; or the error.
 
-`truncated`: the router judged the prompt by its beginning. `notes`: who failed, what was cut. `answers`: what each
-expert said that was asked, where the row asks for it."""
+`truncated`: the router read only the beginning of the prompt. `notes`: which experts failed, what was cut. `answers`:
+one for each expert call, if the row requests them, as in the field `coe` of the endpoint."""
 RESULTS = FINAL.append(pa.field("status", pa.int32())).append(pa.field("endpoint", pa.string()))
-"""A part of it, with what only results.jsonl tells."""
+"""A part of it, with the columns that only results.jsonl needs."""
 
 Result = dict[str, Any]
 _NOTHING: Mapping[str, Answer | Failure] = MappingProxyType({})
@@ -82,7 +79,7 @@ _NOTE = b"coe"
 
 @dataclass(slots=True)
 class Counts:
-    """What the results hold, by the expert that answered and by the code of the error."""
+    """Counts of results, by the expert that answered and by the code of the error."""
 
     rows: int = 0
     experts: Counter[str] = field(default_factory=Counter)
@@ -106,7 +103,7 @@ class Counts:
 def result(
     row: RoutedRow, outcome: Answer | Exception | None, done: Mapping[str, Answer | Failure] = _NOTHING
 ) -> Result:
-    """The result of a row; without an outcome it has an error of its own. `done`: what its calls gave."""
+    """The result of a row. Without an outcome, the row has an error. `done`: the outcomes of its calls."""
     record: Result = dict.fromkeys(RESULTS.names)
     record |= {"id": row.id, "line": row.line, "model": row.model, "policy": row.policy, "endpoint": row.endpoint}
     if row.decision is not None:
@@ -114,7 +111,7 @@ def result(
         record |= {"confidence": decision.confidence, "label": decision.label, "reason": decision.reason or None}
         record["truncated"] = decision.truncated
     if row.answers and row.decision is not None:
-        record["answers"] = [_said(answer) for answer in answers_body(done)]
+        record["answers"] = answers_body(done)
     if isinstance(outcome, Answer):
         return record | {
             "expert": outcome.expert,
@@ -137,7 +134,7 @@ def merge(
     Args:
         parts: names of sorted runs (`write_run`).
         lines: also write results.jsonl.
-        on_rows: told how many rows more are written.
+        on_rows: called with the number of rows that were just written.
     """
     runs, rounds = list(parts), 0
     while len(runs) > FAN_IN:
@@ -150,7 +147,7 @@ def merge(
     counts = Counts()
     with ExitStack() as stack:
         out = stack.enter_context(folder.write(LINES_FILE)) if lines else None
-        records = _told(_unique(_merged(stack, folder, runs)), counts, out)
+        records = _counted(_unique(_merged(stack, folder, runs)), counts, out)
         _write_final(folder, records, on_rows)
     return counts
 
@@ -158,7 +155,7 @@ def merge(
 def write_run(folder: Folder, name: str, records: Iterable[Result], note: bytes = b"") -> None:
     """Write records that are sorted by id and line, with a note.
 
-    As an Arrow stream: unlike Parquet it has no footer, so reading takes the memory of one batch, however long it is.
+    An Arrow stream, unlike Parquet, has no footer: reading it takes the memory of one batch, whatever its length.
     """
     left = iter(records)
     schema = RESULTS.with_metadata({_NOTE: note})
@@ -187,20 +184,22 @@ def _records(file: IO[bytes]) -> Iterator[Result]:
 
 
 def _unique(records: Iterable[Result]) -> Iterator[Result]:
-    """The first row of an id keeps it; the later ones become errors that name its line."""
+    """The first row with an id keeps it; later ones become errors that name its line."""
     first: Result | None = None
     for record in records:
         if first is None or record["id"] != first["id"]:
             first = record
             yield record
             continue
-        told = InvalidRequest(f"line {record['line']}: the id {record['id']!r} is that of line {first['line']} already")
+        error = InvalidRequest(
+            f"line {record['line']}: the id {record['id']!r} is that of line {first['line']} already"
+        )
         kept = {name: record[name] for name in ("id", "line", "model", "endpoint")}
-        yield dict.fromkeys(RESULTS.names) | kept | _failed(describe(told) | {"code": "duplicate_id"})
+        yield dict.fromkeys(RESULTS.names) | kept | _failed(describe(error) | {"code": "duplicate_id"})
 
 
-def _told(records: Iterable[Result], counts: Counts, lines: IO[bytes] | None) -> Iterator[Result]:
-    """The same records, counted, and written as lines on the way."""
+def _counted(records: Iterable[Result], counts: Counts, lines: IO[bytes] | None) -> Iterator[Result]:
+    """The same records, after counting them and writing their lines."""
     for record in records:
         counts.add(record)
         if lines is not None:
@@ -213,13 +212,6 @@ def _write_final(folder: Folder, records: Iterator[Result], on_rows: Callable[[i
         while some := list(islice(records, _FINAL_ROWS)):
             writer.write_table(pa.Table.from_pylist(some, schema=FINAL))
             on_rows(len(some))
-
-
-def _said(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """One of `answers_body` as a row of the column `answers`."""
-    usage = answer["usage"] or {}
-    tokens = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
-    return {name: value for name, value in answer.items() if name != "usage"} | tokens
 
 
 def _failed(error: Mapping[str, Any]) -> Result:

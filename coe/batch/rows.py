@@ -1,4 +1,4 @@
-"""What a line of the input asks for: an OpenAI batch line, or a plain row. Parsed as the endpoint parses a request.
+"""Rows of the input: OpenAI batch lines, or plain rows. They are parsed as the endpoint parses a request.
 
 OpenAI:  {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
 plain:   {"id": "a", "prompt": "...", "max_tokens": 20}      one user message; or "messages", as in a chat request
@@ -28,13 +28,13 @@ _MOST_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class InputRow:
-    """A row of the input: a request, or what is wrong with it.
+    """A row of the input: a request, or an error.
 
     Attributes:
         model: as in a request: `auto`, `coe/<policy>`, or an expert's name.
         endpoint: of an OpenAI batch line; None for a plain row.
-        ignored: fields that were given and have no effect.
-        answers: whether its result has what each expert said.
+        ignored: fields of the row that have no effect.
+        answers: whether its result has every expert's answer.
     """
 
     line: int
@@ -49,10 +49,10 @@ class InputRow:
 
 
 def parse_row(line: RawRow, default_model: str, experts: Collection[str]) -> InputRow:
-    """The row of a line; never raises: what is wrong is in `error`, with the line's number.
+    """The row of a line. Never raises: `error` has the problem, with the line's number.
 
     Args:
-        experts: those that are registered, for `coe.experts` and `coe.exclude` of a row.
+        experts: the registered ones, for `coe.experts` and `coe.exclude` of a row.
     """
     row = InputRow(line.number, f"line-{line.number:010d}", default_model)
     try:
@@ -64,7 +64,7 @@ def parse_row(line: RawRow, default_model: str, experts: Collection[str]) -> Inp
         parsed = _PARSERS[endpoint or CHAT]({**body, "model": row.model})
         if parsed.stream:
             raise InvalidRequest("stream: a batch writes whole answers; leave it out")
-        # Nobody waits for one row: a deadline would only make the results depend on the machine.
+        # No client waits for one row: a deadline would only make the results depend on the machine.
         given = parsed.request
         request = replace(given, stream=False, seed=_seed(given, row.id), deadline_s=None)
         ignored = (*parsed.ignored, *(("coe.deadline_s",) if given.deadline_s is not None else ()))
@@ -75,14 +75,14 @@ def parse_row(line: RawRow, default_model: str, experts: Collection[str]) -> Inp
 
 
 def _fields(content: bytes | dict[str, Any]) -> dict[str, Any]:
-    """The fields that are given; Parquet has nulls for those that are not."""
+    """The fields of a row; Parquet has nulls for absent ones."""
     if isinstance(content, dict):
         return {key: _given(value) for key, value in content.items() if value is not None}
     if len(content) > _MOST_BYTES:
         raise InvalidRequest(f"has {len(content):,} bytes; a row may have {_MOST_BYTES:,}")
     try:
         value = json.loads(content)
-        if b"\\ud" in content.lower():  # half of an escaped pair is JSON, but no text that a file could hold
+        if b"\\ud" in content.lower():  # half of a surrogate pair is JSON, but cannot be written as UTF-8
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"is not Unicode text: {error.reason}") from error
@@ -96,7 +96,7 @@ def _fields(content: bytes | dict[str, Any]) -> dict[str, Any]:
 
 
 def _given(value: Any) -> Any:
-    """A value without nulls, at any depth."""
+    """The value without nulls, at any depth."""
     if isinstance(value, dict):
         return {key: _given(inner) for key, inner in value.items() if inner is not None}
     return [_given(inner) for inner in value] if isinstance(value, list) else value
@@ -150,14 +150,14 @@ def _model(body: Mapping[str, Any], default: str) -> str:
 
 
 def _seed(request: GenerateRequest, row_id: str) -> int | None:
-    """A sampled answer gets a seed of its own, so that a resumed run writes what an uninterrupted one does."""
+    """A seed for a sampled answer, so that a resumed run writes the same as an uninterrupted one."""
     if request.seed is not None or not request.temperature:
         return request.seed
     return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:4], "big")
 
 
 def _placed(error: CoeError, line: int) -> CoeError:
-    """The same error; its message says on which line."""
+    """The same error, with the line in its message."""
     error.args = (f"line {line}: {error}",)
     return error
 

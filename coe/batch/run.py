@@ -1,4 +1,4 @@
-"""A whole run: scan, route, answer stage by stage, merge. Where the work is done is the executor's matter."""
+"""A whole run: scan, route, answer stage by stage, merge. An executor does the work: Ray, this process, a rehearsal."""
 
 from __future__ import annotations
 
@@ -29,57 +29,52 @@ READING, ROUTING, MERGING = "reading the input", "routing", "merging"
 
 
 class Executor(Protocol):
-    """Does the work of a run, in any order, and tells what is done as it is done.
+    """Does the work of a run, in any order, and reports it as it is done.
 
-    hosts: processes that answer side by side.
+    hosts: processes that answer in parallel.
     """
 
     hosts: int
 
     def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[PlannedPart]:
         """Route the splits of each bundle (`parts.PartRouter`)."""
-        ...
 
     def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[PlannedPart]:
         """Plan the stage of each part (`parts.step_part`)."""
-        ...
 
     def answer(self, job: Job, stage: int, items: Sequence[WorkItem]) -> Iterator[WorkReport]:
-        """Answer each item (`answering.Answerer`)."""
-        ...
+        """Answer each work item (`answering.Answerer`)."""
 
 
 class Watcher(Protocol):
-    """Is told how a run goes on."""
+    """Receives the progress of a run."""
 
     def phase(self, name: str, totals: Mapping[str, int]) -> None:
-        """A phase begins, with so much to do under each name: rows, parts, or calls by expert."""
-        ...
+        """A phase begins. `totals`: the amount of work under each name: rows, parts, or calls by expert."""
 
     def advance(self, name: str, done: int, failed: int = 0) -> None:
-        """So much more is done under a name."""
-        ...
+        """`done` more is finished under a name, `failed` of it with errors."""
 
 
 @dataclass(slots=True)
 class _Session:
-    """What this process does for the run; goes to run.json, and nowhere else."""
+    """The work of this process, for run.json."""
 
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     status: str = RUNNING
     seconds: float = 0.0
     phase_s: dict[str, float] = field(default_factory=dict)
-    answered: WorkReport = field(default_factory=WorkReport)
+    work: WorkReport = field(default_factory=WorkReport)
 
     def record(self) -> dict[str, Any]:
-        """As it stands in run.json."""
+        """As JSON values."""
         record = plain(self)
-        told = plain(record.pop("answered"))
-        return {**record, "answers": told.pop("done"), "failures": told.pop("failed"), **told}
+        work = plain(record.pop("work"))
+        return {**record, "answers": work.pop("done"), "failures": work.pop("failed"), **work}
 
 
 class Batch:
-    """One run, in the folder that is open for it."""
+    """One run, in its open folder."""
 
     def __init__(self, job: Job, run: RunFolder, executor: Executor, watch: Watcher) -> None:
         self._job, self._run, self._executor, self._watch = job, run, executor, watch
@@ -87,7 +82,7 @@ class Batch:
         self._parts: dict[int, PlannedPart] = {}
 
     def __call__(self) -> dict[str, Any]:
-        """Do what is left; returns what run.json says in the end."""
+        """Do the work that is left; returns the content of run.json."""
         started = time.perf_counter()
         self._save(RUNNING)
         try:
@@ -103,7 +98,7 @@ class Batch:
         return self._run.run
 
     def answer(self) -> None:
-        """All but the merge: route, then stage by stage ask and plan what is asked next."""
+        """Everything but the merge: route, then answer and step, stage by stage."""
         self._route()
         stage = 0
         while units := [unit for part in self._parts.values() for unit in part.units]:
@@ -132,22 +127,22 @@ class Batch:
                 if len(left) == before:
                     raise BatchError(
                         f"{before} files of answers are missing, the first of {left[0].expert!r}: the processes that "
-                        "answer died again and again. Is there memory for what they load? --resume goes on from here"
+                        "answer died repeatedly. Check that they have memory for what they load; --resume continues"
                     )
 
     def _work(self, stage: int, units: Sequence[Unit]) -> None:
-        """Have the units answered. Not all may be: the work of a process that dies is not always taken up again."""
-        for answered in self._executor.answer(self._job, stage, plan_work_items(units, self._executor.hosts)):
-            self._session.answered += answered
-            for expert, done in answered.done.items():
-                self._watch.advance(expert, done, answered.failed[expert])
+        """Answer the units. Some may be left: the work of a process that dies is not always repeated."""
+        for report in self._executor.answer(self._job, stage, plan_work_items(units, self._executor.hosts)):
+            self._session.work += report
+            for expert, done in report.done.items():
+                self._watch.advance(expert, done, report.failed[expert])
 
     def _unanswered(self, stage: int, units: Sequence[Unit]) -> list[Unit]:
-        there = self._job.folder.names(answers_folder(stage))
-        return [unit for unit in units if units_name(unit) not in there]
+        answered = self._job.folder.names(answers_folder(stage))
+        return [unit for unit in units if units_name(unit) not in answered]
 
     def _step(self, stage: int) -> None:
-        """Parts that had calls have answers now."""
+        """Plan the stage of all parts that had calls."""
         parts = [part.part for part in self._parts.values() if part.units]
         with self._phase(f"planning stage {stage + 1}", {"parts": len(parts)}):
             for stepped in self._executor.step(self._job, stage, sorted(parts)):
@@ -184,10 +179,10 @@ class Batch:
 
 
 def open_input(config: Config, source: str, model: str, watch: Watcher) -> tuple[Orchestrator, Source]:
-    """What routes the input, over the configured experts, and the input cut into splits. Raises as `run_batch`."""
+    """The router over the configured experts, and the input, cut into splits. Raises as `run_batch`."""
     snapshot = open_snapshot(config)
     router = open_router(config, snapshot)
-    if model != AUTO:  # without policies there is no default, and rows may name experts all the same
+    if model != AUTO:  # without policies there is no default, but rows may name experts
         address(model, router.policies, config.default_policy, snapshot)
     watch.phase(READING, {})
     return router, scan(source, config.batch.part_rows)
@@ -206,13 +201,13 @@ def run_batch(
     """Answer every row of an input file; see the package's docstring.
 
     Args:
-        source, output: local paths, or URLs that fsspec knows.
-        executor: opened when there is work; `runner.ray_executor` in earnest.
+        source, output: local paths or fsspec URLs.
+        executor: opened when there is work; `runner.ray_executor` for `coe batch`.
         model: of rows that name none.
         resume: continue the run that `output` holds.
 
     Returns:
-        What run.json says: status, manifest, counts by expert, sessions with loads and times.
+        The content of run.json: status, manifest, counts by expert, sessions with loads and times.
 
     Raises:
         InputError: the input cannot be read.

@@ -1,12 +1,12 @@
 """The work of a run on Ray Data: the only place that touches it.
 
-What flows through Ray Data is small: numbers of bundles and items in, reports out. Rows and answers go through the
-part files, so nothing has to fit in the object store, and a worker that dies costs what it had not written.
+Only numbers of bundles and claims enter Ray Data, and only reports leave it. Rows and answers go through the part
+files, so nothing has to fit in the object store, and a worker that dies loses only what it had not written.
 
 Ray Data's own checkpoints (`DataContext.checkpoint_config`, Ray 2.60) were tried first: read_parquet -> map_batches
 (two actors) -> write_parquet, 20,000 rows in 67 s, killed with -9 at 24 random moments. No row was lost or doubled, but
-none was kept either: nothing was written before all actors were done. They also want one row out for each row in, and
-give every filter all the ids at once. Part files are kept from the first one on.
+none was kept either: nothing was written before all actors were done. They also require one output row for each input
+row, and give every filter all ids at once. Part files are kept from the first one on.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.exceptions import RayError
 
 from coe.batch.answering import Answerer, LoadCounter, WorkReport
-from coe.batch.claims import Claims
+from coe.batch.claims import Claim, Claims
 from coe.batch.errors import BatchError
 from coe.batch.parts import PARTS, Job, PartRouter, PlannedPart, open_router, step_part
 from coe.batch.records import plain
@@ -47,71 +47,74 @@ from registry.errors import RegistryError
 from routers.errors import RouterError
 
 _OBJECT_STORE_BYTES = 256 * 2**20
-"""What flows through Ray is small; a third of the memory, its default, is better left to the experts."""
+"""Little data flows through Ray; the memory of its default, a third of the machine's, is left to the experts."""
 _ITEMS_PER_WORKER = 8
 _DEATHS = 10
-"""Of actors that answer, within a stage. Ray replaces them without end, and what crashes one may crash them all."""
+"""Dead answering actors in a stage, after which the stage ends. Ray replaces actors without end, and the cause of one
+crash may crash them all."""
 _Batch = dict[str, Any]
 
 
 class RayExecutor:
-    """Does the work of a run on the Ray that this process is connected to; see `run.Executor`."""
+    """The executor (`run.Executor`) on the Ray cluster that this process is connected to."""
 
     def __init__(self, config: BatchConfig) -> None:
         self._config = config
         self.hosts = config.hosts.replicas.max
 
     def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[PlannedPart]:
-        """One actor at first, more while bundles wait: each holds the routers, and their encoder."""
+        """One actor at first, more while bundles wait; each holds the routers and their encoder."""
         pool = ActorPoolStrategy(min_size=1, max_size=self._side_by_side(len(bundles)))
-        told = _map(len(bundles), _Router, pool, fn_constructor_args=(job, bundles), num_cpus=1)
-        return map(PlannedPart.of, told)
+        reports = _map(len(bundles), _Router, pool, fn_constructor_args=(job, bundles), num_cpus=1)
+        return map(PlannedPart.of, reports)
 
     def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[PlannedPart]:
         """Plain tasks: planning needs no state."""
         pool = TaskPoolStrategy(size=self._side_by_side(len(parts)))
-        told = _map(len(parts), _step, pool, fn_args=(job, stage, parts), num_cpus=1)
-        return map(PlannedPart.of, told)
+        reports = _map(len(parts), _step, pool, fn_args=(job, stage, parts), num_cpus=1)
+        return map(PlannedPart.of, reports)
 
     def answer(self, job: Job, stage: int, items: Sequence[WorkItem]) -> Iterator[WorkReport]:
-        """Actors that hold a host each."""
+        """Actors with one host each."""
         given = self._config.hosts
         pool = ActorPoolStrategy(
             min_size=min(given.replicas.min, len(items)),
             max_size=min(given.replicas.max, len(items)),
-            max_tasks_in_flight_per_actor=1,  # a turn is long: who is free first takes the next one
+            max_tasks_in_flight_per_actor=1,  # a claim is long: the host that is free first makes the next one
         )
         options: dict[str, Any] = {"num_cpus": given.num_cpus, "num_gpus": given.num_gpus}
-        if given.threads > 1:  # Ray's workers have one thread anyway, and those that run already are taken
+        if given.threads > 1:  # without it, Ray takes workers that run already; they have one thread
             options["runtime_env"] = {"env_vars": given.environment}
         claims = ray.remote(num_cpus=0)(Claims).remote(len(items), pool.max_size)
-        told = _map(len(items), _HostActor, pool, fn_constructor_args=(job, stage, items, claims, _DEATHS), **options)
-        return map(WorkReport.of, told)
+        reports = _map(
+            len(items), _HostActor, pool, fn_constructor_args=(job, stage, items, claims, _DEATHS), **options
+        )
+        return map(WorkReport.of, reports)
 
     def _side_by_side(self, items: int) -> int:
-        """Workers worth starting: a start costs seconds, some items do not; and what the hosts need is not there."""
+        """How many workers pay: a start costs seconds, a few items do not; the CPUs of the hosts are not available."""
         cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
         return max(1, min(items // _ITEMS_PER_WORKER, cpus - _reserved_cpus(self._config)))
 
 
 @contextmanager
 def ray_executor(config: BatchConfig) -> Iterator[RayExecutor]:
-    """Connect to the Ray of the configuration, or start one on this machine that ends with the block.
+    """Connect to the configured Ray cluster, or start one on this machine for the duration of the block.
 
-    A process that is connected already stays so.
+    An existing connection of this process is used and kept.
 
     Raises:
-        BatchError: no Ray answers at the address.
+        BatchError: there is no Ray cluster at the address.
     """
     ours = not ray.is_initialized()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray Data makes its core warn, in red, of every actor pool that it starts; errors come as exceptions anyway.
+    # Ray's core prints a warning for each actor pool that Ray Data starts; errors are raised as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for logger in ("ray", "ray.data"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     try:
         if ours:
-            with _unsaid(), _own_sigterm():
+            with _quiet_stderr(), _own_sigterm():
                 _connect(config)
         yield RayExecutor(config)
     finally:
@@ -120,8 +123,8 @@ def ray_executor(config: BatchConfig) -> Iterator[RayExecutor]:
 
 
 @contextmanager
-def _unsaid() -> Iterator[None]:
-    """What Ray's core writes to stderr by itself as it starts: that it was told to be quiet. Errors are raised."""
+def _quiet_stderr() -> Iterator[None]:
+    """Discard what Ray's core writes to stderr while it starts; errors are raised as exceptions."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -148,12 +151,12 @@ def _connect(config: BatchConfig) -> None:
         try:
             ray.init(address=config.ray, **quiet)
         except (ConnectionError, RayError, ValueError, RuntimeError) as error:
-            raise BatchError(f"no Ray answers at {config.ray!r}: {error}") from error
+            raise BatchError(f"no Ray cluster at {config.ray!r}: {error}; check `batch.ray` or --ray") from error
         return
     ray.init(
         address="local",
         include_dashboard=False,
-        # More than there are: fractions of a CPU must always find room beside the tasks that read and plan.
+        # More than the machine has: hosts must find their CPUs beside the tasks that read and plan.
         num_cpus=(os.cpu_count() or 1) + _reserved_cpus(config),
         object_store_memory=_OBJECT_STORE_BYTES,
         **quiet,
@@ -161,30 +164,30 @@ def _connect(config: BatchConfig) -> None:
 
 
 def _reserved_cpus(config: BatchConfig) -> int:
-    """Logical CPUs for the hosts, and one to spare."""
+    """Logical CPUs for the hosts, and one more."""
     return math.ceil(config.hosts.replicas.max * config.hosts.num_cpus) + 1
 
 
 def _map(
     count: int, work: Callable[..., Any], pool: ActorPoolStrategy | TaskPoolStrategy, **options: Any
 ) -> Iterator[dict[str, Any]]:
-    """Give `work` the numbers 0 to count - 1, in order, one at a time; yield what it reports, as it comes."""
+    """Call `work` with the numbers 0 to count - 1, in order, one at a time; yield its reports as they arrive."""
     if not count:
         return
     numbers = ray.data.from_items([{"number": i} for i in range(count)], override_num_blocks=count)
     context = numbers.context
     context.enable_progress_bars = False
-    context.target_max_block_size = 1  # a report leaves its task when it is made, and not when a block is full of them
+    context.target_max_block_size = 1  # a report leaves its task at once, not when a block is full
     reports = numbers.map_batches(work, batch_size=1, compute=pool, **options)
     try:
         for row in reports.iter_rows():
             yield json.loads(row["report"])
     except Exception as error:
-        raise _ours(error) from error
+        raise _cause(error) from error
 
 
-def _ours(error: BaseException) -> Exception:
-    """The error that the work raised, out of what Ray wraps it in."""
+def _cause(error: BaseException) -> Exception:
+    """The error that the work raised, which Ray wraps in its own."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, CoeError | RegistryError | RouterError) and not isinstance(seen, RayError):
@@ -194,7 +197,7 @@ def _ours(error: BaseException) -> Exception:
 
 
 class _Router:
-    """The actor that routes; its work is a bundle of splits."""
+    """The actor that routes bundles of splits."""
 
     def __init__(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> None:
         self._router = PartRouter(job, open_router(job.config, job.snapshot))
@@ -212,9 +215,9 @@ def _step(batch: _Batch, job: Job, stage: int, parts: Sequence[int]) -> Iterator
 
 
 class _HostActor:
-    """The actor that answers; its work is a item a turn. The host lives on an event loop of its own between items.
+    """The actor that answers work items. Its host lives on an event loop in a thread, between work items too.
 
-    claims: the actor that says which item it is, and which one to expect (`claims.Claims`).
+    claims: the actor that assigns work items (`claims.Claims`).
     """
 
     def __init__(self, job: Job, stage: int, items: Sequence[WorkItem], claims: Any, most_deaths: int) -> None:
@@ -229,7 +232,7 @@ class _HostActor:
         self._loads = LoadCounter(self._host)
 
     def _died_too_often(self, most: int) -> bool:
-        """Note that this actor stands in for one that died, and whether so many did that it is better to stop."""
+        """Record that this actor replaces one that died; returns whether more than `most` have died."""
         context = ray.get_runtime_context()
         deaths = f"{PARTS}/deaths/{context.get_job_id()}/{self._stage}"
         if context.was_current_actor_reconstructed:
@@ -239,26 +242,26 @@ class _HostActor:
 
     def __call__(self, batch: _Batch) -> Iterator[_Batch]:
         if self._gives_up:
-            return  # Ray would drop an error here, as told already by the one that died; the run sees what is missing
-        for turn in batch["number"]:
+            return  # Ray would drop an error here; the run finds the missing answers and reports them
+        for number in batch["number"]:
             reports: queue.SimpleQueue[WorkReport | None] = queue.SimpleQueue()
-            item = self._shift(int(turn), reports.put)
-            running = asyncio.run_coroutine_threadsafe(item.run(), self._loop)
+            answerer = self._answerer(int(number), reports.put)
+            running = asyncio.run_coroutine_threadsafe(answerer.run(), self._loop)
             running.add_done_callback(lambda _, reports=reports: reports.put(None))  # type: ignore[misc]
-            while (answered := reports.get()) is not None:
-                yield _report(plain(answered))
+            while (report := reports.get()) is not None:
+                yield _report(plain(report))
             running.result()
 
-    def _shift(self, turn: int, report: Callable[[WorkReport], None]) -> Answerer:
-        number, following = ray.get(self._claims.claim.remote(turn, self._name))
+    def _answerer(self, number: int, report: Callable[[WorkReport], None]) -> Answerer:
+        claim: Claim = ray.get(self._claims.claim.remote(number, self._name))
         return Answerer(
             self._host,
             self._job.folder,
             self._stage,
-            self._items[number],
+            self._items[claim.item],
             report,
             loads=self._loads,
-            following=None if following is None else self._items[following][0].expert,
+            following=None if claim.reserved is None else self._items[claim.reserved][0].residency,
         )
 
 

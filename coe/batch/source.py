@@ -1,4 +1,4 @@
-"""The input file: found out once, cut into splits, and read split by split. No process holds more than a split."""
+"""The input file: scanned once, cut into splits, and read split by split. No process holds more than a split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from coe.runs.storage import absolute, open_file
 
 _BLOCK_BYTES = 8 * 2**20
 _SPLIT_BYTES = 16 * 2**20
-"""A split of JSONL ends at so many bytes even where it has few lines: what a process reads at once stays bounded."""
+"""Largest split of JSONL, whatever its lines: it bounds what a process reads at once."""
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
 _SMALLEST_PART, _PARTS = 64, 128
 _BOM = b"\xef\xbb\xbf"
@@ -25,7 +25,7 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A run of consecutive rows: the unit that is routed, and stepped, at once.
+    """Consecutive rows, which become one part.
 
     Attributes:
         part: its number, in the order of the input.
@@ -45,7 +45,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An input file, as it was when it was scanned. `sha256` is of its bytes."""
+    """An input file as it was scanned. `sha256`: of its bytes."""
 
     url: str
     format: Literal["jsonl", "parquet"]
@@ -55,13 +55,13 @@ class Source:
     splits: tuple[Split, ...]
 
     def manifest(self) -> dict[str, Any]:
-        """What makes this input the same one when a run is resumed."""
+        """The fields that must be the same when a run is resumed."""
         return {key: value for key, value in asdict(self).items() if key != "splits"}
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row as it was read: the bytes of a JSONL line, or the fields of a Parquet row."""
+    """A row before parsing: the bytes of a JSONL line, or the fields of a Parquet row."""
 
     number: int
     content: bytes | dict[str, Any]
@@ -108,7 +108,7 @@ def read(source: Source, splits: Sequence[Split]) -> Iterator[tuple[Split, list[
 
 
 def read_together(source: Source) -> list[tuple[Split, ...]]:
-    """The splits in the bundles that one task should read."""
+    """Bundles of splits that one task should read."""
     if source.format == "jsonl":
         return [(split,) for split in source.splits]
     groups: dict[int, list[Split]] = {}
@@ -118,7 +118,7 @@ def read_together(source: Source) -> list[tuple[Split, ...]]:
 
 
 def rows_per_part(rows: int, most: int) -> int:
-    """`most` for large inputs; fewer for small ones, so that they have parts, and an interrupted run keeps some."""
+    """`most` for large inputs; fewer for small ones, so that an interrupted run keeps some finished parts."""
     return min(most, max(_SMALLEST_PART, -(-rows // _PARTS)))
 
 
@@ -129,7 +129,7 @@ def _is_parquet(file: IO[bytes]) -> bool:
 
 
 def _scan_jsonl(url: str, file: IO[bytes], part_rows: int) -> Source:
-    """RawRow ends are found block by block; only every 64th is kept."""
+    """Finds line ends block by block, and keeps every 64th."""
     digest, size, lines = hashlib.sha256(), 0, 0
     marks = [0]  # byte offsets of lines 0, 64, 128, ...
     last = b"\n"

@@ -1,7 +1,7 @@
-"""What to ask next, and in which order: pure functions of rows and answers.
+"""The calls of a stage, and the order in which to answer them: pure functions of rows and answers.
 
-A stage is one step of every row's composition. Its calls are grouped by what must be resident to answer them (adapters
-by their base, then by adapter), so that each expert is loaded once a stage.
+A stage is one step of every row's composition. Its calls are grouped by residency (adapters by their base, then by
+adapter), so that each expert is loaded once a stage.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Step = tuple[ExpertCall, ...] | Answer | CoeError
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The calls of one part to one expert: what is answered into one file.
+    """The calls of one part to one expert. Their answers are one file.
 
     Attributes:
-        number: position among the part's units, and of its row residency in the part's file of calls.
+        number: position among the part's units; also of its row group in the part's file of calls.
         residency: what must be resident to call the expert; see `ExpertSpec.residency`.
     """
 
@@ -38,7 +38,7 @@ WorkItem = tuple[Unit, ...]
 
 
 def compositions(kinds: Mapping[str, Callable[[], Composition]]) -> Callable[[RoutedRow], Composition]:
-    """How to find a row's composition: by its policy's name, the fallback included, without whom the row rules out."""
+    """A function from a row to its composition: that of its policy, with the fallback, without the excluded experts."""
     built = {policy: build() for policy, build in kinds.items()}
 
     def of(row: RoutedRow) -> Composition:
@@ -49,8 +49,8 @@ def compositions(kinds: Mapping[str, Callable[[], Composition]]) -> Callable[[Ro
 
 
 def step(row: RoutedRow, composition: Composition, done: Mapping[str, Answer | Failure]) -> Step:
-    """Whom to ask next for a row, or its answer, or its error."""
-    assert row.request is not None and row.decision is not None  # rows without are done before the first step
+    """The next calls of a row, or its answer, or its error."""
+    assert row.request is not None and row.decision is not None  # other rows have errors, and are never stepped
     try:
         following = composition.step(row.request, row.decision, done)
     except CoeError as error:
@@ -61,7 +61,7 @@ def step(row: RoutedRow, composition: Composition, done: Mapping[str, Answer | F
 def plan_units(
     part: int, calls: Iterable[tuple[int, ExpertCall]], residency_of: Callable[[str], str]
 ) -> list[tuple[Unit, list[tuple[int, ExpertCall]]]]:
-    """The calls of a part by unit: bases first in order of their names, their adapters behind them."""
+    """The calls of a part by unit: bases in order of their names, each followed by its adapters."""
     by_expert: dict[str, list[tuple[int, ExpertCall]]] = {}
     for row, call in calls:
         by_expert.setdefault(call.expert, []).append((row, call))
@@ -88,7 +88,7 @@ def plan_work_items(units: Sequence[Unit], hosts: int) -> list[WorkItem]:
 
 
 def _cut(units: Sequence[Unit], share: int) -> Iterable[WorkItem]:
-    """Runs of at most `share` asks, or of one unit."""
+    """Runs of at most `share` calls, or of one unit."""
     run: list[Unit] = []
     for unit in units:
         if run and _calls(run) + unit.calls > share:

@@ -129,7 +129,7 @@ class InProcess:
             loads = LoadCounter(host)
             for turn in range(len(items)):
                 number, ahead = claims.claim(turn, "host")
-                following = None if ahead is None else items[ahead][0].expert
+                following = None if ahead is None else items[ahead][0].residency
                 await Answerer(
                     host, job.folder, stage, items[number], reports.append, loads=loads, following=following
                 ).run()

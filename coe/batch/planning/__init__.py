@@ -1,1 +1,1 @@
-"""`coe plan`: what a batch will call, load, move and cost, found by rehearsing it."""
+"""`coe plan`: calls, loads, moved bytes, cost and time of a batch, found by a rehearsal without its experts."""

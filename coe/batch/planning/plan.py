@@ -1,7 +1,7 @@
-"""What a batch will ask, load and move, what it will cost and how long it will take, before anything runs.
+"""Calls, loads, moved bytes, cost and time of a batch, before anything runs.
 
-A rehearsal (`plan_rehearsal`) says who is asked what; sizes come from the engines, prices from the experts' specs.
-Rates are measured or given (`plan_rates`), and what is not known is None: nothing is guessed.
+A rehearsal counts the calls; sizes come from the engines, prices from the experts' specs. Rates are measured or given
+(`rates`). An unknown figure is None, never a guess.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Memory:
     pins: frozenset[str] = frozenset()
 
     def needed(self, *residencies: str) -> float | None:
-        """Bytes of these, and of what is pinned."""
+        """Bytes of these residencies and of the pins; None where one is unknown."""
         names = self.pins.union(*map(residency_names, residencies))
         return _added(self.sizes[name] for name in names)
 
     def fits(self, *residencies: str) -> bool:
-        """Whether these fit at once; of unknown sizes it is not known, so not."""
+        """Whether these fit at once; False where a size is unknown."""
         needed = self.needed(*residencies)
         return needed is not None and needed <= self.budget_bytes
 
@@ -60,12 +60,12 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """A batch as it will go if no expert fails.
+    """A batch in which no expert fails.
 
     Attributes:
-        stages: the items of each, in their order; where answers decide what is asked next, the most that may be.
-        fewest: the same if all answers agree, which is the least.
-        errors: rows that nobody is asked for, by the code of their error.
+        stages: the work items of each stage, in order, if all answers differ: the largest number of calls.
+        fewest: the same if all answers agree: the smallest number of calls.
+        errors: rows that fail before any call, by the code of their error.
     """
 
     rows: int
@@ -78,7 +78,7 @@ class BatchPlan:
     rates: Rates
 
     def record(self) -> dict[str, Any]:
-        """All figures, as plain values; the unknown ones are None."""
+        """All figures as JSON values; unknown ones are None."""
         stages = [self._stage(items) for items in self.stages]
         totals, least = _summed(stages), _summed([self._stage(items) for items in self.fewest])
         return {
@@ -99,7 +99,7 @@ class BatchPlan:
     def _stage(self, items: Sequence[PlannedItem]) -> dict[str, Any]:
         residencies = [item.residency for item in items]
         experts = _by_expert(items)
-        records = {name: self._expert(name, asked) for name, asked in experts.items()}
+        records = {name: self._expert(name, demand) for name, demand in experts.items()}
         return {
             "experts": records,
             "loads": dict(Counter(residencies)),
@@ -109,27 +109,27 @@ class BatchPlan:
             "seconds_at_most": self._seconds(items, at_most=True),
         }
 
-    def _expert(self, name: str, asked: Demand) -> dict[str, Any]:
+    def _expert(self, name: str, demand: Demand) -> dict[str, Any]:
         price = self.snapshot.experts[name].price
-        expected = asked.tokens
+        expected = demand.tokens
         return {
             "residency": self.snapshot.residency(name),
-            "calls": asked.calls,
-            "too_long": asked.too_long,
-            "prompt_tokens": asked.prompt_tokens,
+            "calls": demand.calls,
+            "too_long": demand.too_long,
+            "prompt_tokens": demand.prompt_tokens,
             "tokens": expected,
-            "tokens_at_most": asked.tokens_at_most,
-            "cost_usd": None if price is None or expected is None else price.cost_usd(asked.prompt_tokens, expected),
-            "cost_usd_at_most": price and price.cost_usd(asked.prompt_tokens, asked.tokens_at_most),
+            "tokens_at_most": demand.tokens_at_most,
+            "cost_usd": None if price is None or expected is None else price.cost_usd(demand.prompt_tokens, expected),
+            "cost_usd_at_most": price and price.cost_usd(demand.prompt_tokens, demand.tokens_at_most),
         }
 
     def _seconds(self, items: Sequence[PlannedItem], *, at_most: bool) -> float | None:
-        """How long a stage takes: who is free first takes the next item, and loads what comes next while it works."""
+        """Seconds of a stage: the first free host takes the next work item, and loads ahead while it answers."""
         hosts = [(0.0, number) for number in range(self.hosts)]
         began: dict[int, tuple[float, str]] = {}
         for item in items:
-            asked = item.experts.values()
-            tokens = _added(each.tokens_at_most if at_most else each.tokens for each in asked)
+            demand = item.experts.values()
+            tokens = _added(each.tokens_at_most if at_most else each.tokens for each in demand)
             load_s = self.rates.load_s(self.memory.sizes[item.residency])
             work_s = self.rates.work_s(item.residency, tokens)
             if load_s is None or work_s is None:
@@ -148,11 +148,11 @@ class BatchPlan:
 def plan_batch(
     config: Config, *, source: str, watch: Watcher, model: str = AUTO, rates: Rates | None = None
 ) -> BatchPlan:
-    """Route the input, and see who would be asked what. No expert is loaded, and nothing is written that stays.
+    """Route the input and rehearse the batch. No expert is loaded, and no file is kept.
 
     Args:
         source, model: as in `run.run_batch`.
-        rates: what is known of answers and speeds.
+        rates: known speeds and lengths of answers.
 
     Raises:
         InputError: the input cannot be read.
@@ -170,7 +170,7 @@ def plan_batch(
             return rehearsal
 
         rehearse(most, "most", watch)
-        several = len(most.stages) > 1  # what is asked first depends on no answer
+        several = len(most.stages) > 1  # the first stage depends on no answer
         fewest = rehearse(most.agreeing(), "fewest", _Unseen()) if several else most
     residencies = {item.residency for stage in most.stages for item in stage}
     memory = asyncio.run(_memory(config, router.snapshot, residencies))
@@ -178,7 +178,7 @@ def plan_batch(
 
 
 class _Unseen:
-    """A watcher of what takes no time worth showing."""
+    """A watcher that shows nothing: the second rehearsal is short."""
 
     def phase(self, name: str, totals: Mapping[str, int]) -> None:
         """See `run.Watcher`."""
@@ -200,11 +200,11 @@ async def _memory(config: Config, snapshot: Snapshot, residencies: Collection[st
 
 
 def _by_expert(items: Iterable[PlannedItem]) -> dict[str, Demand]:
-    """What each expert is asked in all items of a stage."""
+    """The calls to each expert in all work items of a stage."""
     experts: dict[str, Demand] = {}
     for item in items:
-        for name, asked in item.experts.items():
-            experts[name] = experts.get(name, Demand()) + asked
+        for name, demand in item.experts.items():
+            experts[name] = experts.get(name, Demand()) + demand
     return dict(sorted(experts.items()))
 
 
@@ -212,7 +212,7 @@ _FIGURES = ("calls", "too_long", "prompt_tokens", "tokens", "tokens_at_most", "c
 
 
 def _summed(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Each figure of all experts and stages; unknown where one of them is."""
+    """Each figure summed over experts and stages; None where a summand is unknown."""
     experts = [expert for stage in stages for expert in stage["experts"].values()]
     totals = {name: _added(expert[name] for expert in experts) for name in _FIGURES}
     totals["loads"] = sum(sum(stage["loads"].values()) for stage in stages)

@@ -1,4 +1,4 @@
-"""How fast loads and answers are, and how long answers get: of an earlier run, of profiles, or as the user says."""
+"""Speeds of loading and generating, and lengths of answers: from an earlier run, from profiles, or given."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from registry.store import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What is known beforehand of how fast things go.
+    """Known speeds and lengths of answers; unknown ones are None or absent.
 
     Attributes:
-        load_bytes_per_s: of weights on their way into memory.
-        tokens_per_s: new tokens that a host generates, prompts read on the way; of a residency in `by_residency` its
-        own. mean_tokens: of an expert's answers.
+        load_bytes_per_s: bytes of weights loaded into memory.
+        tokens_per_s: new tokens of one host, the time for prompts included.
+        by_residency: the same for single residencies; it takes precedence.
+        mean_tokens: mean new tokens of each expert's answers.
     """
 
     load_bytes_per_s: float | None = None
@@ -31,24 +32,24 @@ class Rates:
     mean_tokens: Mapping[str, float] = field(default_factory=dict)
 
     def load_s(self, size_bytes: int | None) -> float | None:
-        """Seconds to load so many bytes; what has no weights here takes none."""
+        """Seconds to load weights of a size; 0 for a remote expert, which has none."""
         if size_bytes == 0:
             return 0.0
         return None if size_bytes is None or not self.load_bytes_per_s else size_bytes / self.load_bytes_per_s
 
     def work_s(self, residency: str, tokens: float | None) -> float | None:
-        """Seconds to generate so many tokens with the experts of a residency."""
+        """Seconds to generate tokens with the experts of a residency."""
         rate = self.by_residency.get(residency, self.tokens_per_s)
         return None if tokens is None or not rate else tokens / rate
 
 
 def rates_of_run(output: str, snapshot: Snapshot) -> Rates:
-    """What an earlier run measured, by the run.json in its folder.
+    """The rates that an earlier run measured, from the run.json in its folder.
 
-    A host's tokens a second are those of the items of each residency, from its weights being there to the last answer.
+    Tokens per second of a residency are those of its work items, from the moment its weights are in memory.
 
     Raises:
-        RunFolderError: there is none, or none that has these figures.
+        RunFolderError: there is no run.json, or it lacks these figures.
     """
     folder = Folder.of(output)
     if not folder.exists(RUN):
@@ -61,7 +62,7 @@ def rates_of_run(output: str, snapshot: Snapshot) -> Rates:
         tokens, work_s = _counted(sessions, "completion_tokens"), _counted(sessions, "work_s")
         loaded_bytes, load_s = (sum(each[name] for each in sessions) for name in ("loaded_bytes", "load_s"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunFolderError(f"{folder.at(RUN)} has no figures of loads and answers to plan by") from error
+        raise RunFolderError(f"{folder.at(RUN)} has no figures of loads and answers") from error
     residencies: Counter[str] = Counter()
     for name, count in tokens.items():
         if name in snapshot.experts:
@@ -76,7 +77,7 @@ def rates_of_run(output: str, snapshot: Snapshot) -> Rates:
 
 
 def profiled_tokens(profiles: Profiles) -> dict[str, float]:
-    """Mean tokens of each expert's answers, where they were recorded."""
+    """Mean tokens of each expert's answers, where recorded."""
     totals = ((expert, profiles.total(expert)) for expert in profiles.experts)
     return {
         expert: total.completion_tokens / total.n

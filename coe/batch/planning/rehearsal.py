@@ -1,8 +1,8 @@
-"""A batch without its experts: routed and stepped in earnest, answered by stand-ins, to see what would be asked.
+"""A batch without its experts: really routed and stepped, answered by stand-ins, to count the calls.
 
-The work of a run is done by the run's own code (`run.Batch`, `parts`), in a folder that is thrown away. Only who
-answers is another: a stand-in, whose answer has the length that the expert's may have and says what nobody else says,
-or what everybody says. So compositions that stop early on agreement show the most, or the least, that they may ask.
+The batch's own code (`run.Batch`, `parts`) does the work, in a temporary folder, so no second planner can disagree with
+the run. Only the executor differs. A stand-in's answer has the length that the expert's may have. All answers of a
+rehearsal differ, or all are equal: a composition that stops early on agreement makes its most, or its fewest, calls.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from registry.spec import ExpertSpec
 from routers.constraints import ASCII_CHARS_PER_TOKEN, estimate_tokens
 
 _LETTERS = "klmnopqrst"
-"""Of which the stand-ins' own words are made: neither options nor numbers, which keys of answers could take for one."""
+"""Letters of the stand-ins' answers: neither options nor numbers, which answer keys would extract."""
 _DIGITS = 10
-"""Letters of a word: whether the stand-ins agree or not, their answers are of the same length."""
+"""Letters of an answer: equal and different answers have the same length."""
 
 
 @dataclass(slots=True)
 class Demand:
-    """What one expert is asked in a item.
+    """Calls to one expert in a work item, and their tokens.
 
     Attributes:
-        prompt_tokens: estimated (`routers.constraints.estimate_tokens`).
-        tokens_at_most: new tokens, by the limits of the requests.
-        tokens: new tokens as they are expected; None where nothing is known of the expert's answers.
-        too_long: calls that seem not to fit the expert's context.
+        prompt_tokens: an estimate (`routers.constraints.estimate_tokens`).
+        tokens_at_most: new tokens by the limits of the requests.
+        tokens: expected new tokens; None where the mean length of the expert's answers is unknown.
+        too_long: calls that probably do not fit the expert's context.
     """
 
     calls: int = 0
@@ -68,23 +68,23 @@ class Demand:
 
 @dataclass(slots=True)
 class PlannedItem:
-    """The work on one residency, by expert."""
+    """A work item: a residency, and the calls to its experts."""
 
     residency: str
     experts: dict[str, Demand] = field(default_factory=dict)
 
 
 class Rehearsal:
-    """An executor (`run.Executor`) that asks nobody, and keeps what would have been asked.
+    """An executor (`run.Executor`) that calls no expert and records the calls.
 
     Args:
         router: routes the input.
-        mean_tokens: of the experts' answers, where that is known.
+        mean_tokens: mean new tokens of experts' answers, where known.
 
     Attributes:
-        agree: whether all stand-ins say the same.
-        stages: the items of each stage, in their order.
-        errors: rows that nobody is asked for, by the code of their error.
+        agree: whether all answers are equal.
+        stages: the work items of each stage, in order.
+        errors: rows that fail before any call, by the code of their error.
     """
 
     def __init__(self, hosts: int, router: Orchestrator, mean_tokens: Mapping[str, float]) -> None:
@@ -95,13 +95,13 @@ class Rehearsal:
         self._routed: list[tuple[PlannedPart, Folder]] = []
 
     def agreeing(self) -> Rehearsal:
-        """Another one, of the same input, that need not be routed again: all its stand-ins say the same."""
+        """A second rehearsal of the same routed input, with equal answers."""
         other = Rehearsal(self.hosts, self._router, self._mean_tokens)
         other.agree, other._routed = True, self._routed
         return other
 
     def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[PlannedPart]:
-        """Route in this process, or take over what is routed."""
+        """Route in this process, or copy what the first rehearsal routed."""
         if self._routed:
             for stepped, folder in self._routed:
                 copy_routed(folder, job.folder, stepped.part)
@@ -125,24 +125,24 @@ class Rehearsal:
         for units in items:
             self.stages[-1].append(item := PlannedItem(units[0].residency))
             for unit in units:
-                asked = item.experts.setdefault(unit.expert, Demand())
+                demand = item.experts.setdefault(unit.expert, Demand())
                 calls = read_calls(job.folder, stage, unit)
-                answers = [(row, call, self._stand_in(job, call, asked)) for row, call in calls]
+                answers = [(row, call, self._stand_in(job, call, demand)) for row, call in calls]
                 records = [dump_outcome(row, call.id, answer) for row, call, answer in answers]
                 write_answers(job.folder, stage, unit, records)
                 yield WorkReport(done=Counter({unit.expert: unit.calls}))
 
-    def _stand_in(self, job: Job, call: ExpertCall, asked: Demand) -> Answer:
-        """An answer in the expert's place; what it would take is added to `asked`."""
+    def _stand_in(self, job: Job, call: ExpertCall, demand: Demand) -> Answer:
+        """An answer in place of the expert's; adds the call to `demand`."""
         spec = job.snapshot.experts[call.expert]
         prompt_tokens = estimate_tokens(query_of(call.request))
         at_most, fits = _limit(call.request, prompt_tokens, _context_length(spec, job))
         mean = self._mean_tokens.get(call.expert)
-        asked.calls += 1
-        asked.prompt_tokens += prompt_tokens
-        asked.tokens_at_most += at_most
-        asked.tokens = None if mean is None or asked.tokens is None else asked.tokens + min(mean, at_most)
-        asked.too_long += not fits
+        demand.calls += 1
+        demand.prompt_tokens += prompt_tokens
+        demand.tokens_at_most += at_most
+        demand.tokens = None if mean is None or demand.tokens is None else demand.tokens + min(mean, at_most)
+        demand.too_long += not fits
         n_tokens = at_most if mean is None else max(1, round(min(mean, at_most)))
         return Answer(call.expert, self._text(call, n_tokens), "stop", Usage(prompt_tokens, n_tokens))
 
@@ -153,7 +153,7 @@ class Rehearsal:
 
 
 def _limit(request: GenerateRequest, prompt_tokens: int, context_length: int | None) -> tuple[int, bool]:
-    """Most new tokens, and whether the prompt and what is asked for fit the context."""
+    """Largest number of new tokens, and whether prompt and answer fit the context."""
     wanted = request.max_tokens or DEFAULT_MAX_TOKENS
     if context_length is None or prompt_tokens + wanted <= context_length:
         return wanted, True

@@ -109,7 +109,7 @@ def test_the_answers_of_all_experts_are_there_where_a_row_asks_for_them(place: P
         ("0.3", "flaky", None),
     ]
     assert said[3]["error"]["code"] == "engine_error" and said[3]["text"] is None and said[4]["call"] == "1.aggregator"
-    assert sum(each["prompt_tokens"] or 0 for each in said) == found["plain"]["prompt_tokens"]
+    assert sum(each["usage"]["prompt_tokens"] for each in said if each["usage"]) == found["plain"]["prompt_tokens"]
     assert [each["call"] for each in found["samples"]["answers"]] == ["0.0", "0.1", "0.2"]
     lines = {
         line["custom_id"]: line["response"]["body"]

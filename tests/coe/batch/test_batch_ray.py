@@ -14,7 +14,7 @@ from batch_runs import MIXED, Quiet, Stop, records, results, run, service, write
 
 from coe.batch.errors import BatchError
 from coe.batch.run import run_batch
-from coe.batch.runner import _ours, ray_executor
+from coe.batch.runner import _cause, ray_executor
 from coe.config import BatchConfig, load_config
 from registry.errors import DiskFull
 
@@ -175,8 +175,8 @@ def test_errors_are_found_in_what_ray_wraps_them_in() -> None:
         except DiskFull as inner:
             raise RuntimeError("wrapped") from inner
     except RuntimeError as outer:
-        assert isinstance(_ours(outer), DiskFull)
-    assert "the batch stopped: odd" in str(_ours(ValueError("odd")))
+        assert isinstance(_cause(outer), DiskFull)
+    assert "the batch stopped: odd" in str(_cause(ValueError("odd")))
 
 
 def test_an_address_where_no_ray_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,7 +272,7 @@ def test_what_an_executor_left_undone_is_given_to_it_again_while_that_helps(plac
     assert results(place / "tired") == results(place / "out")
     gone = Tired()
     gone.most = 1
-    with pytest.raises(BatchError, match="files of answers are missing, .*--resume goes on from here"):
+    with pytest.raises(BatchError, match="files of answers are missing, .*--resume continues"):
         go(place, "gone", gone)
     go(place, "gone", resume=True)
     assert results(place / "gone") == results(place / "out")
