@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from coe.evaluation.graders import GRADERS, GoldError, Grader, GraderModel
+    from coe.evaluation.recorded_answers import replay_composition
     from coe.evaluation.tasks import Task, load_task
     from coe.host import Host, open_host
     from coe.local import System, open_local
@@ -111,6 +112,7 @@ __all__ = [
     "load_task",
     "open_host",
     "open_local",
+    "replay_composition",
 ]
 
 _ROOMS = {
@@ -122,6 +124,7 @@ _ROOMS = {
         "NotAllowed OutOfMemory Overloaded RemoteError TaskError UnknownModel Unsupported WeightsError"
     ),
     "coe.evaluation.graders": "GRADERS GoldError Grader GraderModel",
+    "coe.evaluation.recorded_answers": "replay_composition",
     "coe.evaluation.tasks": "Task load_task",
     "coe.host": "Host open_host",
     "coe.local": "System open_local",

@@ -44,9 +44,18 @@ if TYPE_CHECKING:
     )
     from routers.evaluation.compare import Comparison, compare
     from routers.evaluation.cost_weight import MeetBudget, SaveCost
-    from routers.evaluation.cross_validation import cross_validate, evaluate, standard_baselines, stratified_folds
+    from routers.evaluation.cross_validation import (
+        cross_validate,
+        cross_validate_all,
+        evaluate,
+        standard_baselines,
+        stratified_folds,
+    )
+    from routers.evaluation.plots import draw_reports
     from routers.evaluation.report import RouterReport
+    from routers.evaluation.thresholds import cascade_for_cost, dynamic_for_calls
     from routers.factory import KINDS, TrainableRouter, build, router_class, settings_of
+    from routers.fitted import EmbeddingRouter, FittedRouter
     from routers.outcomes.csv_import import import_csv
     from routers.outcomes.prices import read_prices
     from routers.outcomes.table import OutcomeTable
@@ -61,10 +70,12 @@ __all__ = [
     "Cascade",
     "Comparison",
     "Dynamic",
+    "EmbeddingRouter",
     "Encoder",
     "EncoderInfo",
     "Estimate",
     "EvaluatingOnTrainingData",
+    "FittedRouter",
     "HashingEncoder",
     "InvalidArtifact",
     "InvalidEncoder",
@@ -95,10 +106,14 @@ __all__ = [
     "build",
     "build_encoder",
     "build_selector",
+    "cascade_for_cost",
     "check_dim",
     "compare",
     "cross_validate",
+    "cross_validate_all",
     "decide",
+    "draw_reports",
+    "dynamic_for_calls",
     "embed",
     "evaluate",
     "import_csv",
@@ -127,9 +142,14 @@ _ROOMS = {
     ),
     "routers.evaluation.compare": "Comparison compare",
     "routers.evaluation.cost_weight": "MeetBudget SaveCost",
-    "routers.evaluation.cross_validation": "cross_validate evaluate standard_baselines stratified_folds",
+    "routers.evaluation.cross_validation": (
+        "cross_validate cross_validate_all evaluate standard_baselines stratified_folds"
+    ),
+    "routers.evaluation.plots": "draw_reports",
     "routers.evaluation.report": "RouterReport",
+    "routers.evaluation.thresholds": "cascade_for_cost dynamic_for_calls",
     "routers.factory": "KINDS TrainableRouter build router_class settings_of",
+    "routers.fitted": "EmbeddingRouter FittedRouter",
     "routers.outcomes.csv_import": "import_csv",
     "routers.outcomes.prices": "read_prices",
     "routers.outcomes.table": "OutcomeTable",

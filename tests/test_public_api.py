@@ -15,23 +15,21 @@ import pytest
 
 PUBLIC = {
     "coe": """
-        COMPOSITIONS ENGINES GRADERS Abstained Adapter Answer Capabilities Chunk CoeError Composition CompositionConfig
-        Config
-        ConfigError ContextLengthExceeded DeadlineExceeded Done Engine EngineError Expert ExpertCall ExpertCalls Failure
-        Final GenerateRequest GoldError Grader GraderModel Host HostLost InvalidRequest Message NotAllowed Orchestrator
-        OutOfMemory Overloaded Policy PolicyConfig Query RemoteError Reply Single System Task TaskError Timing
-        UnknownModel Unsupported Usage Wants WeightsError __version__ build_composition create_engine load_config
-        load_task open_host
-        open_local
+        Abstained Adapter Answer COMPOSITIONS Capabilities Chunk CoeError Composition CompositionConfig Config
+        ConfigError ContextLengthExceeded DeadlineExceeded Done ENGINES Engine EngineError Expert ExpertCall ExpertCalls
+        Failure Final GRADERS GenerateRequest GoldError Grader GraderModel Host HostLost InvalidRequest Message
+        NotAllowed Orchestrator OutOfMemory Overloaded Policy PolicyConfig Query RemoteError Reply Single System Task
+        TaskError Timing UnknownModel Unsupported Usage Wants WeightsError __version__ build_composition create_engine
+        load_config load_task open_host open_local replay_composition
     """,
     "routers": """
-        KINDS ArtifactMeta BaselineLeftOut CachedEncoder Cascade Comparison Dynamic Encoder EncoderInfo Estimate
-        EvaluatingOnTrainingData HashingEncoder InvalidArtifact InvalidEncoder InvalidOutcomes InvalidSettings
-        LoadedRouter MeetBudget Message NoEligibleExpert OutcomeTable Query Recruit Router RouterError RouterReport
-        RouterState RoutingDecision SaveCost Selector StaleArtifactWarning TopK TrainableRouter UnknownRouterKind
-        Updatable Utility add_expert add_rows build build_encoder build_selector check_dim compare cross_validate decide
-        embed evaluate import_csv load read_prices remove_expert router_class save settings_of standard_baselines
-        stratified_folds
+        ArtifactMeta BaselineLeftOut CachedEncoder Cascade Comparison Dynamic EmbeddingRouter Encoder EncoderInfo
+        Estimate EvaluatingOnTrainingData FittedRouter HashingEncoder InvalidArtifact InvalidEncoder InvalidOutcomes
+        InvalidSettings KINDS LoadedRouter MeetBudget Message NoEligibleExpert OutcomeTable Query Recruit Router
+        RouterError RouterReport RouterState RoutingDecision SaveCost Selector StaleArtifactWarning TopK TrainableRouter
+        UnknownRouterKind Updatable Utility add_expert add_rows build build_encoder build_selector cascade_for_cost
+        check_dim compare cross_validate cross_validate_all decide draw_reports dynamic_for_calls embed evaluate
+        import_csv load read_prices remove_expert router_class save settings_of standard_baselines stratified_folds
     """,
     "registry": """
         DigestMismatch DiskFull Document ExpertSpec FileRecord InvalidSpec Kind Measure Plan PluginError Plugins Price

@@ -26,7 +26,7 @@ from coe.cli.router.signals import SignalOptions
 @with_option_groups
 def cv(
     tables: TableOptions,
-    kind: Annotated[list[str], typer.Option("--kind", help="Router kind to cross-validate. Repeatable.")],
+    kind: Annotated[list[str], typer.Option("--kind", help="Router kind, or `module:Class`. Repeatable.")],
     splits: FoldOptions,
     learning: LearningOptions,
     targets: TargetOptions,

@@ -172,7 +172,7 @@ class AnswerOptions:
         typer.Option(
             "--compose",
             metavar="NAME[,KEY=VALUE...]",
-            help="How their recorded answers are combined: vote, weighted-vote,options=4, cascade or single.",
+            help="How recorded answers are combined: vote, weighted-vote,options=4, cascade, single, `module:Class`.",
         ),
     ] = None
 

@@ -39,7 +39,7 @@ def train(
     tables: TableOptions,
     kind: Annotated[
         str,
-        typer.Option("--kind", help="Router kind: auto, quality, category, cluster, knn, ...; see `docs/routers`."),
+        typer.Option("--kind", help="auto, quality, category, cluster, knn, ... (`docs/routers`), or `module:Class`."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write the router to.")],
     learning: LearningOptions,
