@@ -1,18 +1,17 @@
-"""`coe serve` as a user meets it: mistakes are told before anything starts, and Ctrl-C ends it at any moment."""
+"""`coe serve` as a user meets it: mistakes are told before anything starts, and Ctrl-C ends it at any moment.
+
+While it answers: see the last test of tests/coe/serve/test_serve_ray.py, which has a service running.
+"""
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from http.client import IncompleteRead
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import pytest
 from serve_process import CONTROLLER, READY_S, STOP_S, starting, until
@@ -131,26 +130,6 @@ def test_ctrl_c_while_ray_or_the_replicas_start_ends_in_time(tmp_path: Path, tit
         service.ctrl_c()
         assert service.ended() == 0
         assert service.screen.rstrip().endswith("stopped") and "Traceback" not in service.screen
-
-
-@pytest.mark.integration
-def test_ctrl_c_ends_a_service_that_is_answering(tmp_path: Path) -> None:
-    """With streams under way, to the whole group, and again by somebody impatient."""
-    config = CONFIG + "engines: {fake: {token_delay_s: 0.1}}\n"
-    with starting(tmp_path, config, EXPERTS) as service:
-        service.wait_for("Ctrl-C  stops")
-        body = {"model": "calm", "prompt": "word " * 600, "stream": True}
-        request = Request(f"{service.base_url}/completions", json.dumps(body).encode())
-        streams = [urlopen(request, timeout=30) for _ in range(4)]
-        assert all(stream.readline().startswith(b"data: ") for stream in streams)
-        service.ctrl_c()
-        time.sleep(0.5)
-        service.ctrl_c()
-        assert service.ended() == 0
-        assert service.screen.rstrip().endswith("stopped") and "Traceback" not in service.screen
-        for stream in streams:
-            with suppress(IncompleteRead, ConnectionError), stream:
-                assert b"[DONE]" not in stream.read(), "a minute of text cannot be over"
 
 
 @pytest.mark.integration

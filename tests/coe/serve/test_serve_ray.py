@@ -7,13 +7,16 @@ import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import openai
 import pytest
-from serve_process import GATEWAYS, HOSTS, ServeProcess, serving, until
+from serve_process import GATEWAYS, HOSTS, ServeProcess, starting, until
 from typer.testing import CliRunner
 
 from coe.cli.app import app
@@ -62,7 +65,8 @@ def save_router(folder: Path) -> None:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
     folder = tmp_path_factory.mktemp("service")
     save_router(folder / "router")
-    with serving(folder, CONFIG.format(named="upper"), EXPERTS) as service:
+    with starting(folder, CONFIG.format(named="upper"), EXPERTS) as service:
+        service.wait_for("Ctrl-C  stops")
         yield service
 
 
@@ -104,7 +108,7 @@ def test_it_answers_as_soon_as_it_says_so(service: ServeProcess) -> None:
     """First of all tests: nothing was asked before."""
     health = service.health()
     assert health["status"] == "ok" and health["experts"] == 7 and health["policies"] == ["default", "named"]
-    assert sorted(host["group"] for host in health["hosts"]) == ["aside", "hosts", "hosts"]
+    assert sorted(host["pool"] for host in health["hosts"]) == ["aside", "hosts", "hosts"]
     for words in ("ray  up in", "logs in", "hosts  2 up in", "aside  1 up in", "gateway  2 up in", service.base_url):
         assert words in service.screen
 
@@ -256,7 +260,7 @@ def change(path: Path, text: str) -> None:
 async def test_changes_are_served_without_a_restart_and_disturb_nobody(
     service: ServeProcess, client: openai.AsyncOpenAI
 ) -> None:
-    """The last of these tests: it changes the service."""
+    """The last of these tests but one: it changes the service."""
     pids = (service.parts(GATEWAYS), service.parts(HOSTS))
     text = "a " * 400
     running = [asyncio.create_task(streamed(client, "upper", text)) for _ in range(4)]
@@ -277,3 +281,19 @@ async def test_changes_are_served_without_a_restart_and_disturb_nobody(
 
     assert ["".join(chunks) for chunks in await asyncio.gather(*running)] == [text.upper()] * 4
     assert (service.parts(GATEWAYS), service.parts(HOSTS)) == pids
+
+
+def test_ctrl_c_ends_a_service_that_is_answering(service: ServeProcess) -> None:
+    """The last of these tests. With streams running; sent to the process group, and again by an impatient user."""
+    body = {"model": "alone", "prompt": "word " * 6000, "stream": True}
+    request = Request(f"{service.base_url}/completions", json.dumps(body).encode())
+    streams = [urlopen(request, timeout=30) for _ in range(4)]
+    assert all(stream.readline().startswith(b"data: ") for stream in streams)
+    service.ctrl_c()
+    time.sleep(0.5)
+    service.ctrl_c()
+    assert service.ended() == 0
+    assert service.screen.rstrip().endswith("stopped") and "Traceback" not in service.screen
+    for stream in streams:
+        with suppress(IncompleteRead, ConnectionError), stream:
+            assert b"[DONE]" not in stream.read(), "a minute of text cannot be over"
