@@ -159,7 +159,7 @@ async def test_loads_and_unloads_are_counted_and_time_is_the_callers() -> None:
 
 
 def test_wrong_engines_and_options_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no engine 'hff'; there are: fake, hf, remote"):
+    with pytest.raises(ConfigError, match=r"there is no engine 'hff'; did you mean 'hf'\? there are: fake, hf, remote"):
         create_engine("hff")
     with pytest.raises(ConfigError, match="engine 'fake' cannot be created with"):
         create_engine("fake", colour="red")

@@ -29,6 +29,7 @@ TOLD = {
     coe.errors.EngineError("x"): (500, SERVER, "engine_error", "told"),
     coe.errors.WeightsError("x"): (500, SERVER, "invalid_weights", "hidden"),
     coe.errors.OutOfMemory("x"): (503, SERVER, "out_of_memory", "told"),
+    coe.errors.Unsupported("x"): (501, SERVER, "unsupported", "told"),
     coe.errors.HostLost("x"): (502, SERVER, "host_lost", "told"),
     coe.errors.RemoteError("x"): (502, SERVER, "remote_error", "told"),
     coe.errors.Abstained("x"): (422, BAD, "abstained", "told"),
