@@ -385,7 +385,7 @@ async def open_host(config: Config, snapshot: Snapshot | None = None) -> AsyncIt
     """A Host over `snapshot`, or over the experts that `config` names; everything is unloaded at the end."""
     if snapshot is None:
         snapshot = await asyncio.to_thread(open_snapshot, config)
-    kinds = {engine_kind(spec) for spec in snapshot.experts.values()}
+    kinds = _engine_kinds(snapshot)
     engines = _Engines(config)
     for kind in sorted(kinds):
         engines[kind]  # now, so that a wrong configuration is refused at the start
@@ -402,6 +402,11 @@ async def open_host(config: Config, snapshot: Snapshot | None = None) -> AsyncIt
         yield host
     finally:
         await host.aclose()
+
+
+def _engine_kinds(snapshot: Snapshot) -> set[str]:
+    """The engines that a snapshot needs; an adapter runs on its base's."""
+    return {engine_kind(spec) for spec in snapshot.experts.values() if not spec.base}
 
 
 class _Engines(dict[str, Engine]):
@@ -422,7 +427,7 @@ async def update_host(host: Host, config: Config, snapshot: Snapshot) -> None:
     A host that began without any was given none, unless the configuration states a budget.
     """
     if not host.cache.budget_bytes:
-        kinds = {engine_kind(spec) for spec in snapshot.experts.values()}
+        kinds = _engine_kinds(snapshot)
         host.cache.budget_bytes = await asyncio.to_thread(budget_bytes, config, kinds)
     host.update(snapshot)
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from coe.config import Config
 from coe.engines.base import Adapter, Member
 from coe.engines.fake import FakeEngine
 from coe.errors import (
+    ConfigError,
     DeadlineExceeded,
     EngineError,
     InvalidRequest,
@@ -18,7 +20,7 @@ from coe.errors import (
     Unsupported,
     WeightsError,
 )
-from coe.host import Host
+from coe.host import Host, open_host
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.errors import DigestMismatch
 from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
@@ -411,3 +413,19 @@ async def test_what_no_engine_can_do_is_refused_before_anything_is_loaded() -> N
     with pytest.raises(Unsupported, match="'duet' is a composed expert, and its engine 'fake' serves none"):
         await ask(host, "duet")
     assert not engine.tally.loads and host.busy == 0 and not +host.in_flight
+
+
+async def test_an_adapter_needs_the_engine_of_its_base_and_no_other(tmp_path: Path) -> None:
+    experts = (model("up"), ExpertSpec(name="tuned", kind=Kind.ADAPTER, base="up", source=str(tmp_path)))
+    async with open_host(Config(), Snapshot(1, {spec.name: spec for spec in experts})) as host:
+        assert set(host._engines) == {"fake"} and host.cache.budget_bytes == 0
+
+
+async def test_the_weights_of_an_engine_that_is_named_by_its_class_get_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.engines.hf.load.free_bytes", lambda device: 1000)
+    named = model("up", size=700).model_copy(update={"engine": "coe.engines.fake:FakeEngine"})
+    async with open_host(Config(), Snapshot(1, {"up": named})) as host:
+        assert host.cache.budget_bytes == 800 and await ask(host, "up") == "HELLO THERE"
+    with pytest.raises(ConfigError, match=r"there is no engine 'fakee'; did you mean 'fake'\?"):
+        async with open_host(Config(), Snapshot(1, {"up": named.model_copy(update={"engine": "fakee"})})):
+            pass
