@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from coe.engines.base import Adapter
 from coe.engines.hf.batch import adapter_key
+from coe.engines.hf.mixing import can_mix, mixed
 from coe.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class AdapterSlots:
         self._slots: OrderedDict[str, str] = OrderedDict()  # key -> peft's name, least recently used first
         self._n_loaded = 0
         self._peft: Any = None
-        self._in_batch: list[str] = []
+        self._keep: Callable[[Sequence[int]], None] = _one_kind
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -77,10 +79,9 @@ class AdapterSlots:
     def generate(self, names: Sequence[str | None], **kwargs: Any) -> None:
         """`model.generate(**kwargs)` with the adapter of each row, `None` for the bare base.
 
-        A batch of one kind takes the short way; only a mixed one pays for running each adapter on its own rows.
+        A batch with one adapter uses peft's plain forward; a mixed one adds each row's update by itself (`mixing`).
         """
-        kinds = set(names)
-        self._in_batch = []
+        kinds, self._keep = set(names), _one_kind
         if self._peft is None:
             self._model.generate(**kwargs)
         elif kinds == {None}:
@@ -89,14 +90,18 @@ class AdapterSlots:
         elif len(kinds) == 1:
             self._peft.set_adapter(names[0], inference_mode=True)
             self._model.generate(**kwargs)
+        elif can_mix(self._peft, names):
+            with mixed(self._peft, names) as rows:
+                self._keep = rows.keep
+                self._model.generate(**kwargs)
         else:
-            self._in_batch = [name or _BASE for name in names]
-            self._peft.generate(adapter_names=self._in_batch, **kwargs)
+            by_row = [name or _BASE for name in names]
+            self._keep = partial(_keep, by_row)
+            self._peft.generate(adapter_names=by_row, **kwargs)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows of the batch that `generate` is at work on; the others have left it."""
-        if self._in_batch:  # peft's hooks read this very list at every step
-            self._in_batch[:] = [self._in_batch[row] for row in rows]
+        self._keep(rows)
 
     def _evict(self, in_use: Collection[str]) -> None:
         if len(self._slots) > self._n_slots:
@@ -143,6 +148,15 @@ class AdapterSlots:
         """Delete an adapter while there are others; none that is active, of which peft would warn."""
         self._peft.set_adapter(next(reversed(self._slots.values())), inference_mode=True)
         self._peft.delete_adapter(name)
+
+
+def _one_kind(rows: Sequence[int]) -> None:
+    """All rows of the batch have the same adapter: nothing has to know which ones stay."""
+
+
+def _keep(by_row: list[str], rows: Sequence[int]) -> None:
+    """Peft's hooks read this very list at every step."""
+    by_row[:] = [by_row[row] for row in rows]
 
 
 def _read(adapter: Adapter) -> tuple[Any, dict[str, Tensor]]:

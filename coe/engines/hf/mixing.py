@@ -1,0 +1,92 @@
+"""Rows with different LoRA adapters in one batch: two batched matrix products a layer, whatever the number of adapters.
+
+peft runs each adapter on its own rows, one after the other; with several adapters and short inputs, that takes as long
+as the base layers. Here the low-rank matrices of a batch are stacked, and every row is multiplied with its own pair:
+
+    output[i] += scaling[i] * input[i] A[i]^T B[i]^T        A: (n_rows, r, n_in), B: (n_rows, n_out, r)
+
+the plain form of what Punica's kernels do (arXiv 2310.18547).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+_MOST_BYTES: Final = 512 * 2**20
+"""Of the stacks of a batch, which are copies: beyond, peft's own way takes its time and no memory."""
+
+
+@dataclass(slots=True)
+class RowAdapters:
+    """Which adapter each row of the running batch has: (n_rows,) positions in the stacks."""
+
+    positions: Tensor
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop the rows that are not named."""
+        self.positions = self.positions[list(rows)]
+
+
+def can_mix(peft: Any, names: Collection[str | None]) -> bool:
+    """Whether all LoRA layers of a peft model are plain linear ones, and copies of these adapters are small."""
+    from peft.tuners.lora import Linear, LoraLayer
+
+    layers = [layer for layer in peft.modules() if isinstance(layer, LoraLayer)]
+    if any(type(layer) is not Linear for layer in layers):
+        return False
+    pairs = [matrices for layer in layers for matrices in (layer.lora_A, layer.lora_B)]
+    sizes = (matrices[name].weight.nbytes for matrices in pairs for name in {*names} & matrices.keys())
+    return sum(sizes) <= _MOST_BYTES
+
+
+@contextmanager
+def mixed(peft: Any, names: Sequence[str | None]) -> Iterator[RowAdapters]:
+    """Apply to each row of every forward in the block the adapter of that row; `None` is the bare base.
+
+    Args:
+        peft: a peft model whose layers `can_mix`.
+        names: (n_rows,) peft's names of loaded adapters.
+    """
+    import torch
+    from peft.tuners.lora import Linear
+
+    adapters = list(dict.fromkeys(names))
+    positions = torch.tensor([adapters.index(name) for name in names], device=peft.device)
+    rows = RowAdapters(positions)
+    with peft.disable_adapter(), ExitStack() as hooks, torch.inference_mode():
+        for layer in peft.modules():
+            if isinstance(layer, Linear) and not layer.lora_A.keys().isdisjoint(adapters):
+                hook = partial(_add, rows, *_stacks(layer, adapters))
+                hooks.callback(layer.base_layer.register_forward_hook(hook).remove)
+        yield rows
+
+
+def _add(rows: RowAdapters, a: Tensor, b: Tensor, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A forward hook of a base layer: its output (n_rows, n_tokens, n_out) plus the low-rank update of each row."""
+    low_rank = inputs[0] @ a[rows.positions].mT  # (n_rows, n_tokens, r)
+    return output + low_rank @ b[rows.positions].mT
+
+
+def _stacks(layer: Any, adapters: Sequence[str | None]) -> tuple[Tensor, Tensor]:
+    """A (n_adapters, r, n_in) and scaled B (n_adapters, n_out, r) of a layer; zeros where an adapter has none here."""
+    import torch
+
+    here = [name for name in adapters if name in layer.lora_A]
+    first = layer.lora_A[here[0]].weight
+    rank = max(layer.lora_A[name].weight.shape[0] for name in here)
+    a = first.new_zeros(len(adapters), rank, layer.in_features)
+    b = first.new_zeros(len(adapters), layer.out_features, rank)
+    for position, name in enumerate(adapters):
+        if name in here:
+            weight_a, weight_b = layer.lora_A[name].weight, layer.lora_B[name].weight
+            a[position, : len(weight_a)] = weight_a
+            b[position, :, : len(weight_a)] = torch.mul(weight_b, layer.scaling[name])
+    return a, b
