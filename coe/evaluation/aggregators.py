@@ -12,8 +12,6 @@ mean, so that a label of few questions gets who is best over all; between equals
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +20,7 @@ from typing import Any
 from coe.compose.synthesis import TEMPLATE, synthesis, without_thoughts
 from coe.errors import TaskError
 from coe.evaluation.answer_log import AnswerRecord
+from coe.evaluation.digest import json_digest
 from coe.evaluation.graders import GoldError, grader_class
 from coe.evaluation.profiling import Skills, skills_of_row, skills_of_table
 from coe.evaluation.report import Report
@@ -143,7 +142,7 @@ def trial_of_task(
             f"{no_right} have no right one and {few_wrong} too few wrong ones; record the answers of more experts"
         )
     labels = {row.id: labels[row.id] for row in rows}
-    digest = _digest([task.digest, [[row.id, [m.content for m in row.messages], labels[row.id]] for row in rows]])
+    digest = json_digest([task.digest, [[row.id, [m.content for m in row.messages], labels[row.id]] for row in rows]])
     return Trial(replace(task, rows=tuple(rows), digest=digest), labels, no_right, few_wrong)
 
 
@@ -211,7 +210,7 @@ def task_of_table(
             grades.grade("", row.fields)
         except GoldError as error:
             raise TaskError(f"query {row.id!r} of the table cannot be graded by {grader!r}: {error}") from error
-    digest = _digest([grader, [[row.id, row.prompt, str(row.fields["answer"])] for row in rows]])
+    digest = json_digest([grader, [[row.id, row.prompt, str(row.fields["answer"])] for row in rows]])
     task = Task(name, name, rows, grades, max_tokens=DEFAULT_MAX_TOKENS, digest=digest)
     return task, dict(zip(table.query_ids, skills_of_table(table, column), strict=True))
 
@@ -317,7 +316,3 @@ def _measure(records: Sequence[AnswerRecord]) -> Measure:
 def _order(one: AggregatorScore) -> tuple[float, float, float, str]:
     cost = float("inf") if one.mean_cost_usd is None else one.mean_cost_usd
     return (-one.shrunken, cost, one.mean_tokens, one.expert)
-
-
-def _digest(value: object) -> str:
-    return f"sha256:{hashlib.sha256(json.dumps(value).encode()).hexdigest()}"

@@ -20,12 +20,14 @@ class AnswerFolder:
     """An open, locked folder of an evaluation.
 
     Attributes:
+        fingerprint: the plan's, which every record has.
         records: answers of earlier sessions.
         was_cut: whether a half-written answer was dropped.
     """
 
     path: Path
     run: RunFolder
+    fingerprint: str
     records: tuple[AnswerRecord, ...]
     was_cut: bool
 
@@ -62,7 +64,8 @@ def open_answer_folder(
         resume=resume,
         discard=[OUTCOMES, ANSWERS, RUN] if discard else [],
     ) as run:
-        records, was_cut = read_log(path / ANSWERS, plan.fingerprint)
+        fingerprint = plan.fingerprint
+        records, was_cut = read_log(path / ANSWERS, fingerprint)
         if not folder.exists(RUN):  # the log must not exist without it
-            run.save(RUNNING, fingerprint=plan.fingerprint)
-        yield AnswerFolder(path, run, tuple(records), was_cut)
+            run.save(RUNNING, fingerprint=fingerprint)
+        yield AnswerFolder(path, run, fingerprint, tuple(records), was_cut)

@@ -1,4 +1,4 @@
-"""The answers of a run as they come, in an append-only file that survives a kill."""
+"""The answers of a run in the order of completion, in an append-only file that survives a kill."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class AnswerRecord:
 
     Attributes:
         run: fingerprint of the run it belongs to.
-        answer: the text, empty after a failure.
-        seconds: from asking to the last token, waiting for the host and for weights included.
+        answer: the text; empty after a failure.
+        seconds: from the call to the last token, with waiting for the host and for weights.
         error: `ErrorType: message` of a failure, whose score is 0.
-        cost_usd: of a policy's answer: of everybody who was asked; None where a price is unknown, and for experts.
-        final: False for a failure that a resumed run tries again.
+        cost_usd: of all expert calls of a policy's answer; None where a price is unknown, and for experts.
+        final: False for a failure that a resumed run repeats.
     """
 
     run: str
@@ -52,9 +52,9 @@ class AnswerRecord:
 
 
 class AnswerLog:
-    """Appends records to a file; written in batches, whole lines only. Use as a context manager.
+    """Appends records to a file in batches of whole lines. Use as a context manager.
 
-    A batch is written after 16 records or one second, and at the end: a kill loses no more than that.
+    A batch is written after 16 records or one second, and at the end; a kill loses at most one batch.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -83,7 +83,7 @@ class AnswerLog:
         """Write what is pending.
 
         Raises:
-            DiskFull: nothing of the batch was kept.
+            DiskFull: nothing of the batch is written.
         """
         batch, self._pending = b"".join(self._pending), []
         size = os.fstat(self._descriptor).st_size
@@ -92,13 +92,13 @@ class AnswerLog:
                 while batch:
                     batch = batch[os.write(self._descriptor, batch) :]
             except OSError:
-                os.ftruncate(self._descriptor, size)  # a half line must not end up before whole ones
+                os.ftruncate(self._descriptor, size)  # no half line before whole ones
                 raise
         self._flushed_s = self._clock()
 
 
 def read_log(path: Path, run: str) -> tuple[list[AnswerRecord], bool]:
-    """The records of a log, the last one of each key, and whether a half line was cut off its end.
+    """The records of a log, the last one of each key, and whether a half line was removed from its end.
 
     Raises:
         RunFolderError: a line is damaged, or belongs to another run.

@@ -1,15 +1,15 @@
-"""What a run will do: experts x tasks x settings, in an order that loads each base once."""
+"""The plan of an evaluation: experts x tasks x settings, in an order that loads each base once."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from coe.errors import InvalidRequest
+from coe.evaluation.digest import json_digest
 from coe.evaluation.tasks import Task, TaskRow
 from coe.types import GenerateRequest
 from registry.digest import identity
@@ -21,7 +21,7 @@ ANSWERING_KINDS = frozenset({Kind.MODEL, Kind.ADAPTER, Kind.REMOTE})
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How every question is asked. At temperature 0 the seed changes nothing; `limit` takes a task's first rows."""
+    """How every question is asked. At temperature 0 the seed has no effect; `limit` takes the first rows of a task."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -31,15 +31,15 @@ class Settings:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise InvalidRequest(f"limit must be at least 1, got {self.limit}")
-        GenerateRequest(prompt="", temperature=self.temperature, top_p=self.top_p)  # refuses what it cannot be
+        GenerateRequest(prompt="", temperature=self.temperature, top_p=self.top_p)  # validates both
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyColumn:
-    """A policy, measured as one more expert; see `coe.evaluation.policies`.
+    """A policy, measured like an expert; see `coe.evaluation.policies`.
 
-    name: `coe/<policy>`. digest: of everything that its answers depend on. It has no weights and no price of its own:
-    what it costs is what everybody costs whom it asks.
+    name: `coe/<policy>`. digest: of everything that its answers depend on. It has no weights and no price: its cost is
+    the sum of its expert calls.
     """
 
     name: str
@@ -49,7 +49,7 @@ class PolicyColumn:
 
     @property
     def ref(self) -> str:
-        """As of an expert."""
+        """As `ExpertSpec.ref`."""
         return self.name
 
     def residency(self, experts: Mapping[str, ExpertSpec]) -> str:
@@ -74,7 +74,7 @@ class Question:
         return self.expert.name, self.task.name, self.row.id
 
     def request(self, settings: Settings) -> GenerateRequest:
-        """What the expert is asked. Sampled answers depend on the run's seed and the row, not on when it is asked."""
+        """The request. Sampled answers depend on the run's seed and the row, not on the order of requests."""
         text = f"{settings.seed}/{self.task.name}/{self.row.id}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
         return GenerateRequest(
@@ -90,10 +90,10 @@ class Question:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """A run. Two runs are the same when their manifests are: then the answers of one are those of the other.
+    """The questions of a run. Runs with equal manifests have the same questions, so their answers are interchangeable.
 
     Attributes:
-        experts: those measured, policies among them, in the order of the outcome table's columns.
+        experts: the measured experts and policies, in the order of the outcome table's columns.
         bases: specs by name of what the experts are made of (bases, members), whose digests count for them.
     """
 
@@ -106,23 +106,23 @@ class EvaluationPlan:
         object.__setattr__(self, "tasks", tuple(task.head(self.settings.limit) for task in self.tasks))
 
     def residencies(self) -> list[tuple[str, list[Question]]]:
-        """`(what must be resident, questions)`: a base with all its adapters is one residency."""
+        """`(residency, questions)`: a base with all its adapters is one residency."""
         residencies: dict[str, list[Question]] = {}
         for spec in self.experts:
             residencies.setdefault(spec.residency(self.bases), []).extend(self.questions_to(spec))
         return list(residencies.items())
 
     def questions_to(self, spec: Column) -> Iterator[Question]:
-        """Every question to one expert."""
+        """All questions to one expert."""
         return (Question(spec, task, row) for task in self.tasks for row in task.rows)
 
     @property
     def n_rows(self) -> int:
-        """Questions to each expert."""
+        """How many questions each expert gets."""
         return sum(len(task.rows) for task in self.tasks)
 
     def manifest(self) -> dict[str, Any]:
-        """Identity by content of all that bears on the answers and scores."""
+        """Everything that answers and scores depend on, by content."""
         return {
             "experts": {
                 spec.name: identity(spec, self.bases) if isinstance(spec, ExpertSpec) else spec.digest
@@ -135,7 +135,7 @@ class EvaluationPlan:
     @property
     def fingerprint(self) -> str:
         """Hash of the manifest."""
-        return hashlib.sha256(json.dumps(self.manifest(), sort_keys=True).encode()).hexdigest()[:16]
+        return json_digest(self.manifest()).removeprefix("sha256:")[:16]
 
 
 def plan_run(
@@ -145,10 +145,10 @@ def plan_run(
     settings: Settings | None = None,
     policies: Mapping[str, PolicyColumn] = MappingProxyType({}),
 ) -> EvaluationPlan:
-    """A plan for the experts named, or for all that answer questions.
+    """A plan for the named experts, or for all that answer questions.
 
     Args:
-        policies: those that may be named, too, as `coe/<policy>`.
+        policies: policies that may be named, as `coe/<policy>`.
 
     Raises:
         UnknownExpert: a name is not known; with close matches.

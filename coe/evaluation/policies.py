@@ -1,24 +1,23 @@
-"""Policies beside experts in an evaluation: `coe/<policy>` is asked and scored as one more expert.
+"""Policies in an evaluation: `coe/<policy>` is scored like one more expert.
 
     policies = build_policies(config.policies, snapshot)
     plan = plan_run(snapshot.experts, tasks, ["sql", "coe/symbolic"], policies=columns(config, policies, snapshot))
     async with asking(host, policies) as ask:
         report = await run(plan, folder, ask)
 
-What a composition of live answers is worth (`aggregate`, `chain`, `self-consistency`) cannot be replayed from recorded
-ones; it is measured here.
+Compositions that build on live answers (`aggregate`, `chain`, `self-consistency`) cannot be replayed from recorded
+ones; they are measured here.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
 from coe.config import Config
 from coe.errors import InvalidRequest
+from coe.evaluation.digest import json_digest
 from coe.evaluation.plan import PolicyColumn
 from coe.host import Host
 from coe.local import describe_policy
@@ -33,25 +32,24 @@ from routers.errors import RouterError
 
 
 def columns(config: Config, policies: Mapping[str, Policy], snapshot: Snapshot) -> dict[str, PolicyColumn]:
-    """The policies by the names under which they are asked: `coe/<policy>`.
+    """Columns of the policies by name, `coe/<policy>`.
 
-    A column is another one when the policy, its router, a file of its composition, or any expert has changed: a policy
-    may choose any of them.
+    The digest of a column changes with the policy, its router, a file of its composition, and any expert, since a
+    policy may choose any.
     """
     experts = {name: identity(spec, snapshot.experts) for name, spec in sorted(snapshot.experts.items())}
     found = {}
     for name, policy in policies.items():
-        said = json.dumps([describe_policy(config.policies[name], policy), experts], sort_keys=True)
-        digest = f"sha256:{hashlib.sha256(said.encode()).hexdigest()}"
+        digest = json_digest([describe_policy(config.policies[name], policy), experts])
         found[RESERVED_PREFIX + name] = PolicyColumn(RESERVED_PREFIX + name, digest)
     return found
 
 
 @asynccontextmanager
 async def asking(host: Host, policies: Mapping[str, Policy]) -> AsyncIterator[AskExpert]:
-    """How to ask an expert by its name, or a policy by `coe/<policy>`: routed as a gateway routes, on a thread.
+    """A function that calls an expert by its name, or a policy by `coe/<policy>`, routed on a thread as in a gateway.
 
-    The last chunk of a policy's answer has the usage and the cost of everybody who was asked.
+    The last chunk of a policy's answer has the usage and cost of all its expert calls.
     """
     orchestrator, batch = Orchestrator(host.snapshot, policies, ask=host.ask, load_s=host.load_s), MicroBatch()
 

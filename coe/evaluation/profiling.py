@@ -1,16 +1,15 @@
-"""Profiling: from what experts scored on questions to counts by skill, as the registry keeps them.
+"""Profiling: from experts' scores on questions to counts by skill, as the registry keeps them.
 
     rows = table_rows(OutcomeTable.read(path), "mmlupro", identities)      # recorded by others
-    rows = run_rows(await run(plan, folder, host.ask), identities)         # asked now
+    rows = run_rows(await run(plan, folder, host.ask), identities)         # measured now
     registry.record(rows)
 
-Symbolic-MoE (arXiv 2503.05641) profiles an expert by +1 for each skill of a question that it got right and -1 where it
-got it wrong. Summed score and count hold the same (2 score - count), scores between 0 and 1 too, and how sure they are.
+Symbolic-MoE (arXiv 2503.05641) profiles an expert by +1 for each skill of a question with a right answer and -1 for a
+wrong one. Summed score and count hold the same (2 score - count), also for scores between 0 and 1, and the sample size.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from coe.errors import TaskError
 from coe.evaluation.answer_folder import OUTCOMES
 from coe.evaluation.answer_log import AnswerRecord
+from coe.evaluation.digest import json_digest
 from coe.evaluation.plan import EvaluationPlan
 from coe.evaluation.report import Report
 from coe.evaluation.tasks import Task, TaskRow
@@ -63,11 +63,11 @@ def skills_of_table(table: OutcomeTable, column: str = "domain") -> list[Skills]
 def table_rows(
     table: OutcomeTable, source: str, identities: Mapping[str, str], *, column: str = "domain"
 ) -> list[ProfileRow]:
-    """What a table says of its experts.
+    """Counts of a table's experts.
 
     Args:
-        source: what the table is called.
-        identities: of every expert of the table, when it was measured.
+        source: the table's name.
+        identities: identity of each expert when it was measured.
 
     Raises:
         InvalidOutcomes: see `skills_of_table`.
@@ -78,7 +78,7 @@ def table_rows(
         scores = table.scores[:, number].tolist()
         tokens = None if table.tokens is None else table.tokens[:, number].tolist()
         measures = [Measure(score, 1, None if tokens is None else tokens[query]) for query, score in enumerate(scores)]
-        digest = _digest(sorted(zip(table.query_ids, table.prompts, skills, scores, strict=True)))
+        digest = json_digest(sorted(zip(table.query_ids, table.prompts, skills, scores, strict=True)))
         rows += _rows(expert, identities[expert], source, digest, _counted(measures, skills))
     return rows
 
@@ -86,18 +86,19 @@ def table_rows(
 def run_rows(
     report: Report, identities: Mapping[str, str], skills: Mapping[tuple[str, str], Skills]
 ) -> list[ProfileRow]:
-    """What a complete run says of its experts, a source a task. Questions that an engine failed on are left out: they
-    say nothing of the expert, and are asked again by the next run.
+    """Counts of a complete run's experts, one source for each task.
+
+    Questions on which an engine failed are left out: they do not measure the expert, and the next run asks them again.
 
     Args:
-        skills: (task, row id) -> the row's.
+        skills: (task, row id) -> skills of the row.
     """
     rows = []
     for task in report.plan.tasks:
         for spec in report.plan.experts:
             records = [report.records[spec.name, task.name, row.id] for row in task.rows]
-            told = [record for record in records if record.final]
-            counts = _counted([_measure(record) for record in told], [skills[task.name, record.row] for record in told])
+            final = [record for record in records if record.final]
+            counts = _counted([_measure(record) for record in final], [skills[task.name, one.row] for one in final])
             digest = run_digest(report.plan, task, failed=[record.row for record in records if not record.final])
             rows += _rows(spec.name, identities[spec.name], source_of(task), digest, counts)
     return rows
@@ -109,17 +110,17 @@ def skills_of_tasks(tasks: Iterable[Task]) -> dict[tuple[str, str], Skills]:
 
 
 def source_of(task: Task) -> str:
-    """What a task is called as a source."""
+    """The name of a task as a source."""
     return f"task/{task.name}"
 
 
 def run_digest(plan: EvaluationPlan, task: Task, *, failed: Collection[str] = ()) -> str:
-    """Of everything that was asked: a run that would ask the same need not be made again."""
-    return _digest([task.digest, plan.manifest()["settings"], sorted(failed)])
+    """Digest of all questions and settings: an equal run need not be repeated."""
+    return json_digest([task.digest, plan.manifest()["settings"], sorted(failed)])
 
 
 def unmeasured(plan: EvaluationPlan, recorded: Iterable[ProfileRow]) -> tuple[list[str], list[Task]]:
-    """The experts of a plan that lack a task's profile, and the tasks that any of them lacks."""
+    """The experts of a plan without counts of some task, and those tasks."""
     have = {(row.expert, row.identity, row.source, row.digest) for row in recorded}
     identities = plan.manifest()["experts"]
     lacking = [
@@ -137,7 +138,7 @@ def unmeasured(plan: EvaluationPlan, recorded: Iterable[ProfileRow]) -> tuple[li
 
 
 def measured_identities(outcomes: Path) -> dict[str, str]:
-    """What the experts of a table were when `coe eval` measured them, by the run.json beside it; empty without one."""
+    """Identities of a table's experts when `coe eval` measured them, from the run.json beside it; empty without one."""
     run = outcomes.parent / RUN
     if outcomes.name != OUTCOMES or not run.is_file():
         return {}
@@ -149,7 +150,7 @@ def measured_identities(outcomes: Path) -> dict[str, str]:
 
 
 def default_source(outcomes: Path) -> str:
-    """What a table is called where nobody says: its folder and name, since every run's is `outcomes.parquet`."""
+    """The default name of a table: folder and name, since every run has an `outcomes.parquet`."""
     path = outcomes.absolute()
     return f"{path.parent.name}/{path.stem}"
 
@@ -172,7 +173,3 @@ def _rows(expert: str, identity: str, source: str, digest: str, counts: Mapping[
 
 def _distinct(words: Iterable[str]) -> Skills:
     return tuple(dict.fromkeys(" ".join(word.split()) for word in words))
-
-
-def _digest(value: object) -> str:
-    return f"sha256:{hashlib.sha256(json.dumps(value).encode()).hexdigest()}"

@@ -18,7 +18,7 @@ Records = Mapping[tuple[str, str, str], AnswerRecord]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One expert on one task: mean score over `n` answers, `failures` of which are errors (score 0)."""
+    """One expert on one task: mean score of `n` answers, of which `failures` are errors (score 0)."""
 
     n: int
     mean_score: float | None
@@ -26,7 +26,7 @@ class Cell:
 
     @classmethod
     def of(cls, records: Iterable[AnswerRecord]) -> Cell:
-        """The figures of some records; no mean where there are none."""
+        """The figures of some records; without records there is no mean."""
         listed = list(records)
         mean = sum(record.score for record in listed) / len(listed) if listed else None
         return cls(len(listed), mean, sum(record.error is not None for record in listed))
@@ -77,7 +77,7 @@ class Report:
 
 
 def _cost(column: Column, record: AnswerRecord) -> float | None:
-    """USD, None where it is unknown. A policy that failed is not billed, as an expert that failed is not."""
+    """USD; None where unknown. A failed answer costs nothing, of a policy as of an expert."""
     if isinstance(column, PolicyColumn):
         return 0.0 if record.error is not None else record.cost_usd
     return column.price.cost_usd(record.prompt_tokens, record.completion_tokens) if column.price else None

@@ -1,12 +1,11 @@
-"""Runs experts on tasks: each base is loaded once, every answer is kept as it comes, a killed run goes on.
+"""Runs experts on tasks: each base is loaded once, every answer is kept at once, a killed run can be resumed.
 
     with open_answer_folder(path, plan) as folder:
         report = await run(plan, folder, host.ask)
 
-Failures. A row that cannot be asked as it is (too long for the context, say) scores 0 for good. A row that an engine
-fails on scores 0 and is asked again when the run is resumed. What will not get better by going on stops the run:
-weights that cannot be loaded, no memory, or an expert whose first 8 rows (or all, where there are fewer) all ended in
-engine failures.
+Failures. A row that cannot be asked (it is too long for the context, say) scores 0. A row on which an engine fails
+scores 0 and is asked again when the run is resumed. The run stops where every later row would fail too: weights that
+cannot be loaded, no memory, or an expert whose first 8 rows (all, if there are fewer) ended in engine failures.
 """
 
 from __future__ import annotations
@@ -36,34 +35,38 @@ _FATAL = (WeightsError, OutOfMemory, UnknownModel, ConfigError)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an expert is: `done` of `total` rows, `failures` among them."""
+    """One expert's counts so far: `done` of `total` rows, their summed `score`, and `failures` among them.
+
+    refusals: failures that asking again would repeat.
+    """
 
     expert: str
-    done: int
-    total: int
-    mean_score: float
-    failures: int
-
-
-@dataclass(slots=True)
-class _Tally:
-    """One expert's counts so far."""
-
     total: int
     done: int = 0
     score: float = 0.0
     failures: int = 0
     refusals: int = 0
 
-    def add(self, record: AnswerRecord) -> None:
-        self.done += 1
-        self.score += record.score
-        self.failures += record.error is not None
-        self.refusals += record.error is not None and record.final
+    @property
+    def mean_score(self) -> float:
+        """Mean score of the rows so far; 0 before the first."""
+        return self.score / self.done if self.done else 0.0
+
+    def after(self, record: AnswerRecord) -> Progress:
+        """The counts with one more answer."""
+        failed = record.error is not None
+        return Progress(
+            self.expert,
+            self.total,
+            self.done + 1,
+            self.score + record.score,
+            self.failures + failed,
+            self.refusals + (failed and record.final),
+        )
 
     @property
     def is_hopeless(self) -> bool:
-        """Every answer so far is an engine's failure, and there are enough of them to say so."""
+        """Whether all answers so far are an engine's failures, and enough to stop."""
         return self.done == self.failures and not self.refusals and self.done >= min(HOPELESS_AFTER, self.total)
 
 
@@ -77,18 +80,22 @@ class _Run:
     on_progress: Callable[[Progress], None]
     log: AnswerLog = field(init=False)
     records: dict[tuple[str, str, str], AnswerRecord] = field(default_factory=dict)
-    tallies: dict[str, _Tally] = field(default_factory=dict)
-    answered: int = 0
+    progress: dict[str, Progress] = field(default_factory=dict)
 
     def resume(self) -> None:
-        """Take over the answers of earlier sessions, but for failures that may be asked again."""
-        self.tallies = {spec.name: _Tally(self.plan.n_rows) for spec in self.plan.experts}
+        """Start from the answers of earlier sessions, without failures that may be asked again."""
+        self.progress = {spec.name: Progress(spec.name, self.plan.n_rows) for spec in self.plan.experts}
         for record in self.folder.records:
             if record.final:
-                self.records[record.key] = record
-                self.tallies[record.expert].add(record)
-        for name in self.tallies:
-            self.tell(name)
+                self.add(record)
+        for progress in self.progress.values():
+            self.on_progress(progress)
+
+    def add(self, record: AnswerRecord) -> Progress:
+        """Count a record; returns its expert's progress."""
+        self.records[record.key] = record
+        progress = self.progress[record.expert] = self.progress[record.expert].after(record)
+        return progress
 
     async def residency(self, questions: Sequence[Question], concurrency: int) -> None:
         """Answer the questions of one base and its adapters, `concurrency` at a time."""
@@ -102,22 +109,19 @@ class _Run:
             raise error from error.__cause__
 
     async def work(self, left: Iterator[Question]) -> None:
-        """Answer one question after the other, from an iterator that all workers share."""
+        """Answer one question after the other, from an iterator that the workers share."""
         for question in left:
             record = await self.answer(question)
             self.log.append(record)
-            self.records[record.key] = record
-            self.answered += 1
-            tally = self.tallies[record.expert]
-            tally.add(record)
-            self.tell(record.expert)
-            if tally.is_hopeless:
+            progress = self.add(record)
+            self.on_progress(progress)
+            if progress.is_hopeless:
                 raise EngineError(
-                    f"{record.expert!r} failed on all of its {tally.done} first rows; the last one: {record.error}"
+                    f"{record.expert!r} failed on all of its {progress.done} first rows; the last one: {record.error}"
                 )
 
     async def answer(self, question: Question) -> AnswerRecord:
-        """Ask, grade, and put both into a record; so a failure of this row."""
+        """Ask and grade; a failure of this row is a record too."""
         started = time.perf_counter()
         try:
             text, usage, cost_usd = await _collect(self.ask(question.expert.name, question.request(self.plan.settings)))
@@ -128,10 +132,10 @@ class _Run:
             text, usage, cost_usd = "", Usage(0, 0), None
             error, final = f"{type(failure).__name__}: {failure}", isinstance(failure, InvalidRequest)
         seconds = time.perf_counter() - started
-        # In a thread: a slow grade (SQL) must not hold up the stream of other answers.
+        # In a thread: a slow grade (SQL) must not delay the other answers.
         score = 0.0 if error else await asyncio.to_thread(question.task.grader.grade, text, question.row.fields)
         return AnswerRecord(
-            run=self.plan.fingerprint,
+            run=self.folder.fingerprint,
             expert=question.expert.name,
             task=question.task.name,
             row=question.row.id,
@@ -145,11 +149,6 @@ class _Run:
             cost_usd=cost_usd,
         )
 
-    def tell(self, name: str) -> None:
-        tally = self.tallies[name]
-        mean = tally.score / tally.done if tally.done else 0.0
-        self.on_progress(Progress(name, tally.done, tally.total, mean, tally.failures))
-
 
 async def run(
     plan: EvaluationPlan,
@@ -162,17 +161,17 @@ async def run(
 ) -> Report:
     """Ask every expert every row that the folder has no answer for, and write outcomes.parquet and run.json.
 
-    Cancelled or failed at any point, the answers so far are in the folder, and the same call goes on from there.
+    Cancelled or failed at any point, the folder keeps the answers so far, and the same call continues.
 
     Args:
-        ask: `Host.ask`, or anything like it.
-        concurrency: most questions in flight at once.
-        on_progress: told after every answer, and once an expert at the start.
-        loads: loads so far by name, for run.json.
+        ask: `Host.ask`, or a function like it.
+        concurrency: questions in flight at most.
+        on_progress: called after every answer, and once for each expert at the start.
+        loads: returns the loads so far by name, for run.json.
 
     Raises:
-        EngineError: and its kind, where going on makes no sense; see the module's docstring.
-        DiskFull: an answer could not be kept.
+        EngineError: or another error of the engine, where every later row would fail; see the module's docstring.
+        DiskFull: an answer cannot be written.
     """
     session = _Run(plan, folder, ask, on_progress)
     session.resume()
@@ -214,6 +213,6 @@ async def _collect(chunks: AsyncGenerator[Chunk, None]) -> tuple[str, Usage, flo
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first cause in a group, however deep."""
+    """The first error in a group, at any depth."""
     error = group.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -11,7 +11,6 @@ A row has an `id`, a `prompt` or `messages`, the right `answer`, and what else i
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from typing import Annotated, Any, Self
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from coe.errors import TaskError
+from coe.evaluation.digest import json_digest
 from coe.evaluation.graders import GoldError, Grader, GraderModel, grader_class
 from registry.documents import Document, dotted, load_document, message_of, validate
 from registry.errors import InvalidSpec, PluginError
@@ -102,13 +102,13 @@ class TaskRow:
 
     @property
     def prompt(self) -> str:
-        """The last user message: what a router will see of this row."""
+        """The last user message, which is what a router reads of this row."""
         return next(message.content for message in reversed(self.messages) if message.role == "user")
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Rows, how to ask them, and how to grade what comes back."""
+    """Rows, how to ask them, and how to grade the answers."""
 
     name: str
     domain: str
@@ -124,7 +124,7 @@ class Task:
 
 
 def load_task(path: Path) -> Task:
-    """Read a task's YAML and its data; every right answer is checked against the grader.
+    """Read a task's YAML and its data, and check every right answer with the grader.
 
     Raises:
         TaskError: with every problem, each at its file and line.
@@ -228,7 +228,7 @@ def _row(line: str, system: str | None) -> TaskRow:
         fields = json.loads(line)
         model = RowLine.model_validate(fields)
     except ValidationError as error:
-        raise TaskError("\n".join(_told(error))) from None
+        raise TaskError("\n".join(_problems(error))) from None
     except (ValueError, RecursionError) as error:
         raise TaskError(f"is not JSON: {error}") from None
     turns = [Message(turn.role, turn.content) for turn in model.messages or ()]  # type: ignore[arg-type]
@@ -238,14 +238,14 @@ def _row(line: str, system: str | None) -> TaskRow:
     return TaskRow(str(model.id), tuple(messages), fields)
 
 
-def _told(error: ValidationError) -> Iterator[str]:
+def _problems(error: ValidationError) -> Iterator[str]:
     for detail in error.errors(include_url=False):
         place = dotted(detail["loc"])
         yield f"{place}: {message_of(detail)}" if place else message_of(detail)
 
 
 def _digest(spec: TaskFile, grader: GraderModel, rows: Sequence[TaskRow]) -> str:
-    """Content of all that bears on questions and scores, wherever the files lie."""
+    """Digest of everything that questions and scores depend on; the folder of the files is not among it."""
     meaning = {
         "name": spec.name,
         "domain": spec.domain,
@@ -253,5 +253,4 @@ def _digest(spec: TaskFile, grader: GraderModel, rows: Sequence[TaskRow]) -> str
         "ask": [spec.max_tokens, spec.stop, spec.system],
         "rows": [row.fields for row in rows],
     }
-    text = json.dumps(meaning, sort_keys=True, ensure_ascii=True)
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    return json_digest(meaning)
