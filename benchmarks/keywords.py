@@ -20,8 +20,8 @@ from typing import Any
 
 from coe.config import load_config
 from coe.experts import open_snapshot
+from coe.signals.features import KEYWORDS, Signals
 from coe.signals.keywords import KeywordReader
-from coe.signals.signals import KEYWORDS, Signals
 
 TASKS = Path(__file__).parents[1] / "examples" / "zoo" / "tasks"
 

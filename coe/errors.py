@@ -1,30 +1,31 @@
 """Errors of the running system; third-party errors are translated into these at the seam.
 
 CoeError                     .status: HTTP status, .code: OpenAI-style code, .retryable
-├── ConfigError              a config file is wrong; says every problem and its place
-├── InvalidRequest           the caller's request cannot be served as asked
-│   ├── ContextLengthExceeded   prompt + answer do not fit; both numbers
-│   ├── NotAllowed           the caller, or what is asked for, rules out an expert that a policy names
-│   └── UnknownModel         the `model` asked for does not exist; did you mean
+├── ConfigError              a configuration is wrong; lists every problem with its place
+├── InvalidRequest           the request cannot be served as it is
+│   ├── ContextLengthExceeded   prompt + answer do not fit the context; all numbers
+│   ├── NotAllowed           the request rules out an expert that a composition names
+│   └── UnknownModel         the requested `model` does not exist; with close matches
 ├── EngineError              an engine failed
 │   ├── WeightsError         weights missing, truncated, of other shapes, or unsupported
-│   ├── HostLost             the process that answered died, and what it had begun was shown already
+│   ├── HostLost             the host process died after text had been streamed
 │   ├── OutOfMemory          not enough free memory, even after evicting what may be evicted
 │   ├── Unsupported          the expert's engine cannot do what a call needs
-│   └── RemoteError          a remote endpoint failed; .retryable says whether trying again makes sense
-├── Abstained                the router is unsure, and the policy refuses rather than guesses
-├── Overloaded               too many requests wait; try again later
+│   └── RemoteError          a remote endpoint failed; .retryable: whether the same request may succeed later
+├── Abstained                the router abstained and the policy has no fallback
+├── Overloaded               too many requests are waiting; try again later
 ├── DeadlineExceeded         the request ran past its deadline
-└── TaskError                an evaluation task is wrong; file and line
+└── TaskError                an evaluation task is wrong; with file and line
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 
 class CoeError(Exception):
-    """Base of every error that the system raises on purpose."""
+    """Base of every error that the system raises deliberately."""
 
     status: int = 500
     code: str = "internal_error"
@@ -32,13 +33,13 @@ class CoeError(Exception):
 
 
 class ConfigError(CoeError):
-    """A config file is wrong."""
+    """A configuration is wrong."""
 
     code = "invalid_config"
 
 
 class InvalidRequest(CoeError):
-    """The request cannot be served as asked."""
+    """The request cannot be served as it is."""
 
     status = 400
     code = "invalid_request"
@@ -52,23 +53,24 @@ class ContextLengthExceeded(InvalidRequest):
     def __init__(self, expert: str, *, prompt_tokens: int, max_tokens: int, context_length: int) -> None:
         self.prompt_tokens, self.max_tokens, self.context_length = prompt_tokens, max_tokens, context_length
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens and {max_tokens} are asked for, but {expert!r} has a context of "
+            f"the prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}, but {expert!r} has a context of "
             f"{context_length} tokens: shorten the prompt or lower max_tokens"
         )
         self.expert = expert
 
     def __reduce__(self) -> tuple[Any, ...]:  # errors travel between processes
-        return _context_length_exceeded, (self.expert, self.prompt_tokens, self.max_tokens, self.context_length)
+        numbers = {name: getattr(self, name) for name in ("prompt_tokens", "max_tokens", "context_length")}
+        return partial(ContextLengthExceeded, self.expert, **numbers), ()
 
 
 class NotAllowed(InvalidRequest):
-    """An expert that a policy names may not take this request, or cannot."""
+    """The request rules out an expert that a composition names."""
 
     code = "no_eligible_expert"
 
 
 class UnknownModel(InvalidRequest):
-    """The `model` asked for does not exist."""
+    """The requested `model` does not exist."""
 
     status = 404
     code = "model_not_found"
@@ -87,7 +89,7 @@ class WeightsError(EngineError):
 
 
 class HostLost(EngineError):
-    """The process that answered died after its first text, which cannot be taken back."""
+    """The host process died after the first text of an answer, which cannot be taken back."""
 
     status = 502
     code = "host_lost"
@@ -119,18 +121,18 @@ class RemoteError(EngineError):
         self.retryable = retryable
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _remote_error, (self.args[0], self.retryable)
+        return partial(RemoteError, self.args[0], retryable=self.retryable), ()
 
 
 class Abstained(CoeError):
-    """The router abstained, and nobody was to answer in its place; the message says why."""
+    """The router abstained and the policy has no fallback; the message gives the reason."""
 
     status = 422
     code = "abstained"
 
 
 class Overloaded(CoeError):
-    """Too many requests wait already."""
+    """Too many requests are waiting."""
 
     status = 429
     code = "overloaded"
@@ -149,15 +151,3 @@ class TaskError(CoeError):
     """An evaluation task is wrong; the message has file and line."""
 
     code = "invalid_task"
-
-
-def _context_length_exceeded(
-    expert: str, prompt_tokens: int, max_tokens: int, context_length: int
-) -> ContextLengthExceeded:
-    return ContextLengthExceeded(
-        expert, prompt_tokens=prompt_tokens, max_tokens=max_tokens, context_length=context_length
-    )
-
-
-def _remote_error(message: str, retryable: bool) -> RemoteError:
-    return RemoteError(message, retryable=retryable)

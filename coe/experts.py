@@ -1,4 +1,4 @@
-"""Which experts a configuration names, and where their files are, checked, on this machine."""
+"""The experts of a configuration, and the verified local files of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IN_MEMORY = "sqlite://"
 
 
 def open_snapshot(config: Config) -> Snapshot:
-    """The experts of the configured registry, or of the `experts` files themselves.
+    """The experts of the configured registry, or of the `experts` files.
 
     Raises:
         InvalidSpec: an experts file is wrong; every problem at once.
@@ -31,12 +31,12 @@ def open_snapshot(config: Config) -> Snapshot:
 
 
 def open_registry(config: Config) -> Registry:
-    """The configured registry; an empty one in memory where the configuration names `experts` files."""
+    """The configured registry; an empty one in memory if the configuration has `experts` files."""
     return Registry(IN_MEMORY if config.experts else config.registry)
 
 
 def fill(registry: Registry, files: Sequence[Path]) -> None:
-    """Make a registry in memory hold what the files say and nothing else; what has not changed keeps its version.
+    """Make a registry in memory hold the experts of the files and nothing else; unchanged experts keep their version.
 
     Raises:
         InvalidSpec: a file is wrong; every problem at once.
@@ -47,21 +47,20 @@ def fill(registry: Registry, files: Sequence[Path]) -> None:
 
 
 def locate(spec: ExpertSpec) -> Path:
-    """The folder of an expert's files: downloaded if need be, the same as registered, GGUF converted once
-    for the `hf` engine.
+    """The folder of an expert's files: downloaded if missing, verified, and GGUF converted once for the `hf` engine.
 
     Blocks: it may download, hash and convert.
 
     Raises:
-        SourceError: they cannot be had.
-        DigestMismatch: they are not those that were registered.
-        WeightsError: a GGUF file that cannot be converted.
+        SourceError: the files are not available.
+        DigestMismatch: they are not the registered ones.
+        WeightsError: a GGUF file cannot be converted.
     """
     if not has_files(spec):  # remote and fake experts
         return Path()
     path = resolve(spec)
     check_files(spec, path)
-    if path.suffix == ".gguf" and spec.engine in (None, "hf"):  # an engine that is named reads what is there
+    if path.suffix == ".gguf" and spec.engine in (None, "hf"):  # other engines read GGUF themselves
         assert spec.digest is not None  # check_files compared with it
         return convert_gguf(path, coe_home() / "converted" / spec.digest.removeprefix("sha256:")[:32])
     return path

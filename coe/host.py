@@ -1,9 +1,9 @@
-"""Host: the one thing in a process that holds weights and answers for any registered expert.
+"""Host: holds the weights of a process, and generates with any registered expert.
 
     async for chunk in host.ask("sql", request): ...
 
-A request waits until the scheduler admits it, leases what must be resident, and generates; the engine batches what runs
-on the same weights. Closing the iterator at any point gives everything back.
+A request waits until the scheduler admits it, leases the weights that its expert needs, and generates; the engine
+batches requests on the same weights. Closing the iterator at any point releases everything.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 
 UNLOADED_CAPACITY = 32
-"""Requests admitted at once to an expert that is not resident yet, whose real capacity is not known."""
+"""Assumed capacity of weights that are not resident yet, whose engine has not stated one."""
 
 FREE_SHARE = 0.8
-"""Share of the free memory that weights may take where no budget is stated."""
+"""Share of the free memory that weights may take if no budget is configured."""
 
 WITHOUT_WEIGHTS = frozenset({"fake", "remote"})
 """Engines that need no memory for weights."""
 
 RECENT = 0.2
-"""Weight of the latest answer in the mean time that answers take."""
+"""Weight of the latest answer in the moving average of answer times."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +56,7 @@ class Host:
     """Schedules, leases and generates over a snapshot of experts. Use inside one event loop.
 
     Args:
-        engines: engine of each kind (`coe.engines.ENGINES`).
+        engines: by kind (`coe.engines.engine_kind`).
         locate: local path of an expert's verified files; may block (it runs in a thread).
     """
 
@@ -94,11 +94,11 @@ class Host:
     def update(self, snapshot: Snapshot) -> None:
         """Serve another snapshot from now on.
 
-        Requests under way end on what they began with. An expert that changed is another one: its new weights load
-        when they are first asked for, and the old ones leave when the room is needed.
+        Running requests finish on the weights they started with. A changed expert has a new `name@version`: its new
+        weights load on the first request for it, and the old ones are evicted when the memory is needed.
 
         Raises:
-            UnknownModel: a pinned expert is not in it; the old snapshot stays.
+            UnknownModel: a pinned expert is not in it; the old snapshot is kept.
         """
         pins = frozenset(ref for name in self._pins for ref in _refs(_weights(_find(snapshot, name), snapshot)))
         self.snapshot, self.cache.pins = snapshot, pins
@@ -110,12 +110,12 @@ class Host:
 
         Raises:
             UnknownModel: no such expert; with close matches.
-            Overloaded: too many requests wait already.
+            Overloaded: too many requests are waiting.
             OutOfMemory: its weights cannot fit the budget.
-            WeightsError: its files are missing or not those that were registered.
+            WeightsError: its files are missing or not the registered ones.
             DeadlineExceeded: `request.deadline_s` passed.
             Unsupported: its engine cannot produce what `request.wants`, or serves no composed experts.
-            EngineError, InvalidRequest: as the engine says.
+            EngineError, InvalidRequest: from the engine.
         """
         spec = _find(self.snapshot, name)
         self._check_served(spec, request)
@@ -261,7 +261,7 @@ class Host:
     async def _admission(self, residency: Residency) -> None:
         """Wait for the scheduler. On return, the request holds a place on its weights."""
         if len(self._waiting) >= self._max_waiting:
-            raise Overloaded(f"{len(self._waiting)} requests wait already (host.max_waiting); try again later")
+            raise Overloaded(f"{len(self._waiting)} requests are waiting, which is host.max_waiting; try again later")
         job = _Job(self._next_id, residency, self._clock(), asyncio.get_running_loop().create_future())
         self._next_id += 1
         self._waiting[job.id] = job
@@ -270,7 +270,7 @@ class Host:
             await job.admitted
         except asyncio.CancelledError:
             self._waiting.pop(job.id, None)
-            if not job.admitted.cancelled():  # admitted in the same instant: hand the place back
+            if not job.admitted.cancelled():  # admitted at the same moment: give the place back
                 self._take_places(residency, -1)
                 self._dispatch()
             raise
@@ -281,7 +281,7 @@ class Host:
             self.in_flight[ref] += places
 
     def _dispatch(self) -> None:
-        """Admit what the scheduler says. Called whenever something changed; cheap when nothing waits."""
+        """Admit the requests that the scheduler selects. Called after every change; cheap when nothing waits."""
         if not self._waiting:
             return
         resident = self.cache.resident
@@ -304,7 +304,7 @@ class Host:
             job.admitted.set_result(None)
 
     def _note(self, residency: Residency, engine_s: float) -> None:
-        """Keep the mean time of answers, the latest counting most."""
+        """Update the moving average of answer times."""
         mean = self._answer_s.get(residency, engine_s)
         self._answer_s[residency] = mean + RECENT * (engine_s - mean)
 
@@ -334,7 +334,7 @@ class Host:
         await self._engine(expert.spec).unload(expert)
 
     async def _path(self, spec: ExpertSpec) -> Path:
-        """Where the files are, as registered: hashing and downloading happen off the event loop."""
+        """The verified files of an expert; downloads and hashes off the event loop."""
         try:
             return await asyncio.to_thread(self._locate, spec)
         except RegistryError as error:
@@ -382,13 +382,13 @@ async def _until(chunks: AsyncGenerator[Chunk, None], deadline_s: float, name: s
 
 @asynccontextmanager
 async def open_host(config: Config, snapshot: Snapshot | None = None) -> AsyncIterator[Host]:
-    """A Host over `snapshot`, or over the experts that `config` names; everything is unloaded at the end."""
+    """A Host over `snapshot`, by default the experts of `config`; unloads everything at exit."""
     if snapshot is None:
         snapshot = await asyncio.to_thread(open_snapshot, config)
     kinds = _engine_kinds(snapshot)
     engines = _Engines(config)
     for kind in sorted(kinds):
-        engines[kind]  # now, so that a wrong configuration is refused at the start
+        engines[kind]  # created now, so that a wrong configuration fails at startup
     host = Host(
         snapshot,
         engines,
@@ -410,7 +410,7 @@ def _engine_kinds(snapshot: Snapshot) -> set[str]:
 
 
 class _Engines(dict[str, Engine]):
-    """The engines of a configuration, each made when it is first needed: a later snapshot may need another kind."""
+    """The engines of a configuration, created on first use: a later snapshot may need another kind."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -422,9 +422,9 @@ class _Engines(dict[str, Engine]):
 
 
 async def update_host(host: Host, config: Config, snapshot: Snapshot) -> None:
-    """`host.update`, and memory for weights where the first ones come with this snapshot.
+    """`host.update`; also sets the memory budget if this snapshot is the first with weights.
 
-    A host that began without any was given none, unless the configuration states a budget.
+    A host that started without any has a budget of 0, unless the configuration states one.
     """
     if not host.cache.budget_bytes:
         kinds = _engine_kinds(snapshot)
@@ -438,7 +438,7 @@ def engine_options(config: Config, kind: str) -> dict[str, Any]:
 
 
 def budget_bytes(config: Config, kinds: Collection[str]) -> int:
-    """The stated budget, else most of what is free: the rest is for key-value caches and activations."""
+    """The configured budget, else FREE_SHARE of the free memory: the rest is for key-value caches and activations."""
     if config.host.budget is not None or WITHOUT_WEIGHTS.issuperset(kinds):
         return int(config.host.budget or 0)
     from coe.engines.hf.load import choose_device, free_bytes

@@ -1,4 +1,4 @@
-"""The whole system in one process: what `coe ask`, the demo and a notebook use. No Ray, no server.
+"""The whole system in one process, without Ray or a server: for `coe ask`, notebooks and scripts.
 
 async with open_local(load_config("service.yaml")) as system:
     print(await system.ask("Which orders are over 100 euros?"))
@@ -19,7 +19,7 @@ from coe.errors import ConfigError
 from coe.host import Host, open_host
 from coe.orchestrator import Orchestrator, Reply
 from coe.policy import AUTO, Always, Policy
-from coe.signals.signals import Filled, Signals
+from coe.signals.features import Filled, Signals
 from coe.types import GenerateRequest
 from registry.errors import UnknownExpert
 from registry.storage import sha256_file
@@ -32,7 +32,7 @@ from routers.decision import Utility
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A host that holds weights, and an orchestrator that routes to it."""
+    """A host that holds weights, and an orchestrator that routes requests to it."""
 
     host: Host
     orchestrator: Orchestrator
@@ -46,7 +46,7 @@ class System:
         return self.orchestrator.answers(requests, model=model)
 
     async def ask(self, text: str, *, model: str = AUTO, max_tokens: int | None = None) -> str:
-        """The whole answer to one user message."""
+        """The complete answer to one user message."""
         return await self.answer(
             GenerateRequest(messages=(Message("user", text),), max_tokens=max_tokens), model=model
         ).text()
@@ -54,7 +54,7 @@ class System:
 
 @asynccontextmanager
 async def open_local(config: Config | Path | str) -> AsyncIterator[System]:
-    """Open the experts and policies of a configuration; experts load when they are first asked.
+    """Open the experts and policies of a configuration; an expert loads on its first request.
 
     Raises:
         ConfigError: the configuration is wrong, or a policy names an expert that is not registered.
@@ -81,22 +81,22 @@ async def open_local(config: Config | Path | str) -> AsyncIterator[System]:
 def build_policies(
     policies: Mapping[str, PolicyConfig], snapshot: Snapshot, signals: Signals | None = None
 ) -> dict[str, Policy]:
-    """The named policies, each with its router loaded and checked against the registered experts.
+    """The configured policies by name, their routers loaded and checked against the registered experts.
 
     Args:
-        signals: who gives what the routers require; by default the experts of the snapshot, on engines as they come.
+        signals: reads the features that routers require; by default from the experts, with default engine settings.
 
     Raises:
-        ConfigError: a policy or its composition names an expert that is not registered or cannot answer, or a
-            composition that does not exist; or its router requires signals that no registered expert gives.
+        ConfigError: a policy or its composition names an expert that is not registered or cannot chat, or an unknown
+            composition; or its router requires a signal that no registered expert provides.
         RouterError: a trained router cannot be loaded.
     """
-    shared = signals or Signals(snapshot)  # policies that need the same expert's load it once
+    shared = signals or Signals(snapshot)  # policies that need signals of the same expert load it once
     return {name: _policy(name, policy, snapshot, shared) for name, policy in policies.items()}
 
 
 def describe_policy(policy: PolicyConfig, built: Policy) -> dict[str, Any]:
-    """What the answers of a policy depend on, beside the experts: its settings, its router's content, its files'."""
+    """What the answers of a policy depend on besides the experts: its settings, and digests of its router and files."""
     return {
         **policy.model_dump(mode="json", exclude={"router", "plugins"}),
         "router": built.router_digest,
@@ -122,7 +122,7 @@ def _policy(name: str, policy: PolicyConfig, snapshot: Snapshot, signals: Signal
 
 
 def _composition(name: str, policy: PolicyConfig, snapshot: Snapshot) -> Composition:
-    """The composition of a policy; those whom it names are experts that answer."""
+    """The composition of a policy. Experts that it names must be registered and able to chat."""
     kind = policy.composition.kind
     try:
         composition = build_composition(kind, policy.composition.settings)
@@ -139,7 +139,7 @@ def _composition(name: str, policy: PolicyConfig, snapshot: Snapshot) -> Composi
 def _router(
     name: str, policy: PolicyConfig, snapshot: Snapshot, signals: Signals
 ) -> tuple[Router, ArtifactMeta | None]:
-    """The router of a policy, and what its artifact says of itself."""
+    """The router of a policy, and the metadata of its artifact."""
     if policy.router is None:
         assert policy.expert is not None  # PolicyConfig takes exactly one of the two
         if policy.expert not in snapshot.experts:
@@ -153,5 +153,5 @@ def _router(
     try:
         signals.check(router.requires)
     except ConfigError as error:
-        raise ConfigError(f"the router of policy {name!r} needs what cannot be provided: {error}") from error
+        raise ConfigError(f"the router of policy {name!r} requires an unavailable feature: {error}") from error
     return Filled(router, signals), loaded.meta

@@ -1,10 +1,23 @@
-"""How a request is answered, end to end: estimate -> decide -> compose.
+"""How one request is answered, end to end.
 
     orchestrator = Orchestrator(snapshot, policies, ask=host.ask)
-    reply = orchestrator.answer(request, model="auto")
-    async for chunk in reply.chunks: ...     # reply.decision says who was chosen and why; reply.expert, who answers
+    reply = orchestrator.answer(request, model="auto")      # steps 1 to 4: no expert is called yet
+    async for chunk in reply.chunks: ...                    # steps 5 to 8: calls experts, streams the answer
 
-`ask` is a local Host, a handle to one elsewhere, or a recording: nothing here knows which.
+The steps, each with its file:
+
+    1. `model` names a policy (`auto`, `coe/<policy>`) or an expert                coe/policy.py
+    2. constraints remove the experts that cannot take the query, with reasons     routers/constraints.py
+    3. the policy's router estimates the quality and cost of the others            routers/kinds/
+    4. `decide` ranks them by utility and selects some; `coe/routing.py` keeps     routers/decision.py
+       the inputs of the decision, so that it can be logged and replayed
+    5. the policy's composition says which experts to call next, or that the       coe/compose/
+       answer is final: a pure step function of the results so far
+    6. each call goes to `ask`: a host in this process, a pool of host             coe/host.py,
+       processes, or a recording                                                   coe/serve/cluster/
+    7. the host schedules the call, loads and leases weights, and its engine       coe/scheduler.py, coe/memory/,
+       generates                                                                   coe/engines/
+    8. results go back to step 5; the last call streams while it is generated
 """
 
 from __future__ import annotations
@@ -26,19 +39,22 @@ from routers.base import Message, Query, RoutingDecision
 from routers.errors import RouterError
 
 LEAST_S = 1e-3
-"""A deadline that has passed: whoever is asked says so at once."""
+"""Deadline of a call whose request is past its own: it ends at once with DeadlineExceeded."""
 AskExpert = Callable[[str, GenerateRequest], AsyncGenerator[Chunk, None]]
+"""`(expert, request) -> chunks`. Raises CoeError."""
 
 
 @dataclass(slots=True)
 class Reply:
-    """A decision, and the chunks of the answer as they come.
+    """A routed request. Iterating `chunks` calls the experts and fills in the other fields.
 
     Attributes:
-        asked: the experts that were asked so far, in order. done: what they answered, by the id of the call.
-        notes: what is known so far of how the answer comes about (`Answer.notes`); whole after the last chunk.
-        expert: who answers, from the first chunk on; another than decided when the fallback stepped in.
-        answer: the whole answer with its cost, after the last chunk.
+        routed: the decision, with its inputs and its composition.
+        chunks: the answer's text as it is generated; the last chunk has the finish reason, usage and cost.
+        expert: the expert that answers, from the first chunk on; not the decision's first one if that failed.
+        answer: the complete answer with its cost, after the last chunk.
+        asked: the experts called so far, in order. done: their results so far, by the id of the call.
+        notes: what is known so far of how the answer comes about; complete (`Answer.notes`) after the last chunk.
     """
 
     routed: Routed
@@ -51,27 +67,30 @@ class Reply:
 
     @property
     def decision(self) -> RoutingDecision:
-        """Who was chosen, and why."""
+        """The chosen experts, and why they were chosen."""
         return self.routed.decision
 
     @property
     def policy(self) -> str | None:
-        """Name of the policy that decided; None when the caller named the expert."""
+        """Name of the policy that decided; None if the request named an expert."""
         return self.routed.policy.name if self.routed.policy else None
 
     async def text(self) -> str:
-        """Wait for the whole answer."""
+        """Run to the end, and return the whole text."""
         async with aclosing(self.chunks):
             return "".join([chunk.text async for chunk in self.chunks])
 
 
 class Orchestrator:
-    """Routes requests over a snapshot of experts, and composes their answers.
+    """Routes requests over a snapshot of the registry, and runs the composition of each decision.
 
     Args:
-        policies: by name; `default_policy` answers `model: "auto"`, `coe/<name>` addresses the others.
-        ask: `(expert, request) -> chunks`.
-        load_s: expected seconds to load each expert now, asked for by policies with latency weight.
+        policies: by name; `default_policy` serves `model: "auto"`, and `coe/<name>` addresses any of them.
+        ask: calls one expert: `(expert, request) -> chunks`.
+        load_s: expected seconds to load each expert now; read only for policies with a latency weight.
+
+    Raises:
+        ConfigError: the fallback of a policy is not a registered expert.
     """
 
     def __init__(
@@ -93,11 +112,11 @@ class Orchestrator:
                 )
 
     def route(self, queries: Sequence[Query], model: str = AUTO) -> list[Routed]:
-        """Who answers each query; asks nobody.
+        """The decision for each query. No expert is called.
 
         Raises:
             UnknownModel: `model` is neither a policy nor an expert; with close matches.
-            NoEligibleExpert: the constraints leave nobody; the message names them.
+            NoEligibleExpert: the constraints remove every expert; the message names them.
         """
         outcomes = self.route_each(queries, model)
         for outcome in outcomes:
@@ -106,32 +125,49 @@ class Orchestrator:
         return [outcome for outcome in outcomes if isinstance(outcome, Routed)]
 
     def route_each(self, queries: Sequence[Query], model: str = AUTO) -> list[Routed | RouterError | CoeError]:
-        """Like `route`, with the error in the place of each query that nobody may answer. Raises UnknownModel."""
+        """Like `route`, with an error in place of each query that no expert can take. Raises UnknownModel."""
         policy = address(model, self.policies, self.default_policy, self.snapshot)
         if policy is None:
             return [self._bypass(query, model) for query in queries]
         return [*route(queries, policy, self.snapshot, self._load_s() if policy.utility.latency_weight else {})]
 
     def answer(self, request: GenerateRequest, *, model: str = AUTO, query: Query | None = None) -> Reply:
-        """Route one request now; it is answered while `chunks` of the reply is iterated.
+        """Route one request now; iterate `chunks` of the reply for the answer.
 
-        `query` carries what a request does not: allowed experts, cost weight, tools. By default it is the conversation
-        alone.
+        Args:
+            query: adds what a request does not carry: allowed experts, cost weight, tools. By default the query is the
+                conversation alone.
+
+        Raises:
+            Like `route`. Errors of experts are raised while `chunks` is iterated.
         """
         return self.answers([request], model=model, queries=None if query is None else [query])[0]
 
     def answers(
         self, requests: Sequence[GenerateRequest], *, model: str = AUTO, queries: Sequence[Query] | None = None
     ) -> list[Reply]:
-        """Route many requests at once, which is much cheaper than one by one; iterate the replies side by side."""
+        """Route many requests in one call; iterate the replies side by side.
+
+        One call encodes them as one batch. Encoded one by one beside an engine that generates, two thread pools compete
+        for the same cores: nearly three times the CPU time on two cores.
+        """
         routed = self.route(queries or [query_of(request) for request in requests], model)
         return [self.reply(*pair) for pair in zip(requests, routed, strict=True)]
 
     def reply(self, request: GenerateRequest, routed: Routed) -> Reply:
-        """The answer to a request that is routed already, while `chunks` is iterated."""
+        """The reply to a request that is already routed."""
         reply = Reply(routed)
         reply.chunks = self._compose(request, reply)
         return reply
+
+    async def whole(self, call: ExpertCall) -> Answer | Failure:
+        """The complete result of one call, without streaming."""
+        done: dict[str, Answer | Failure] = {}
+        whole = replace(call, request=replace(call.request, stream=False))
+        async with aclosing(self._stream(whole, done)) as chunks:
+            async for _ in chunks:
+                pass
+        return done[call.id]
 
     def _bypass(self, query: Query, expert: str) -> Routed | CoeError:
         try:
@@ -140,7 +176,11 @@ class Orchestrator:
             return error
 
     async def _compose(self, request: GenerateRequest, reply: Reply) -> AsyncGenerator[Chunk, None]:
-        """Step until final: calls run side by side, the last one streams where somebody reads it as it comes."""
+        """Step until the answer is final. Calls of a step run side by side; the last one streams if the request does.
+
+        The step after the streamed call is final as well: its text is out, but total usage, cost and notes are the
+        composition's to compute. A batch takes the same last step.
+        """
         done, began = reply.done, self._clock()
         while True:
             step = reply.routed.composition.step(request, reply.decision, done)
@@ -167,27 +207,18 @@ class Orchestrator:
                 assert isinstance(final, Final)  # by the contract of `ExpertCalls.last`
                 yield _ended(reply, final.answer, chunk.text)
                 return
-            if reply.expert is not None:  # what a client has seen cannot be taken back
+            if reply.expert is not None:  # the client has seen text, which cannot be taken back
                 raise outcome.error
 
     def _in_time(self, call: ExpertCall, request: GenerateRequest, began: float) -> ExpertCall:
-        """The call, no longer than what is left of the request's deadline."""
+        """The call with a deadline no later than the request's."""
         if request.deadline_s is None:
             return call
         left = max(request.deadline_s - (self._clock() - began), LEAST_S)
         return replace(call, request=replace(call.request, deadline_s=min(call.request.deadline_s or left, left)))
 
-    async def whole(self, call: ExpertCall) -> Answer | Failure:
-        """The whole answer of a call that nobody reads as it comes."""
-        done: dict[str, Answer | Failure] = {}
-        whole = replace(call, request=replace(call.request, stream=False))
-        async with aclosing(self._stream(whole, done)) as chunks:
-            async for _ in chunks:
-                pass
-        return done[call.id]
-
     async def _stream(self, call: ExpertCall, done: dict[str, Answer | Failure]) -> AsyncGenerator[Chunk, None]:
-        """Chunks of one call, and its outcome into `done`."""
+        """The chunks of one call; its result goes into `done`, an error as a Failure."""
         text = ""
         try:
             async with aclosing(self._ask(call.expert, replace(call.request, wants=call.wants))) as chunks:
@@ -209,12 +240,12 @@ class Orchestrator:
 
 
 def _ended(reply: Reply, answer: Answer, text: str) -> Chunk:
-    """The last chunk of a reply, with what is left of its text."""
+    """The last chunk of a reply, with the rest of its text."""
     reply.expert, reply.answer, reply.notes = answer.expert, answer, answer.notes
     return Chunk(text, answer.finish_reason, answer.usage, answer.timing, answer.cost_usd)
 
 
 def query_of(request: GenerateRequest) -> Query:
-    """What a router sees of a request: the conversation, and the format that is asked for."""
+    """What a router sees of a request: the conversation and the required format."""
     messages = request.messages or (Message("user", request.prompt or ""),)
     return Query(messages, format=request.format)

@@ -1,4 +1,4 @@
-"""Policies: named ways to answer, and how `model` addresses them."""
+"""Policies: named combinations of router, composition and weights, addressed by the `model` field of a request."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from routers.decision import Utility
 from routers.selectors import Selector, TopK
 
 AUTO = "auto"
-"""`model` of a request that takes the default policy."""
+"""The `model` that addresses the default policy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Who is chosen (`router`, `utility`, `select`), what they do (`composition`), and who steps in (`fallback`).
+    """How experts are chosen (`router`, `utility`, `select`) and how they answer (`composition`).
 
-    router_digest: of the artifact that the router was loaded from; `None` where it comes from none.
+    fallback: expert that answers if all others fail. router_digest: digest of the router's artifact; None if the router
+    was not loaded from one.
     """
 
     name: str
@@ -38,19 +39,19 @@ class Policy:
 
 @dataclass(slots=True)
 class Always:
-    """A router for policies that name one expert instead: nothing is known of its quality, and nothing is asked."""
+    """The router of a policy that names one expert: it estimates quality 1 for that expert."""
 
     expert: str
     requires: frozenset[str] = frozenset()
 
     def estimate(self, queries: Sequence[Query]) -> Estimate:
-        """The one expert for each of the n queries."""
+        """The same expert for each of the n queries."""
         reasons = ("the policy names this expert",) * len(queries)
         return Estimate((self.expert,), np.ones((len(queries), 1)), reasons=reasons)
 
 
 def address(model: str, policies: Mapping[str, Policy], default: str, snapshot: Snapshot) -> Policy | None:
-    """The policy that `model` addresses: `auto`, `coe/<policy>`. None when it names an expert.
+    """The policy that `model` addresses (`auto`, `coe/<policy>`); None if it names an expert.
 
     Raises:
         UnknownModel: neither a policy nor an expert; with close matches.

@@ -1,6 +1,6 @@
-"""Routing: queries and a policy give decisions, each with all that it was made from.
+"""Routing: a policy decides for queries, and every decision keeps its inputs.
 
-What a decision was made from is kept beside it, so that a log can hold it and a replay can make it again.
+The decision log stores the inputs (`DecisionInputs`), and `coe replay` decides again from them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from routers.selectors import Selector, TopK
 
 @dataclass(frozen=True, slots=True)
 class DecisionInputs:
-    """What a decision was made from: the arguments of `routers.decision.decide`, for one query.
+    """The arguments of `routers.decision.decide` for one query.
 
     Attributes:
         estimate: one row.
-        load_s: seconds to load each expert at that moment; empty where the policy has no latency weight.
-        allowed: the experts that the constraints left.
-        seed: breaks ties by chance; `None` for the cheaper, then the first.
+        load_s: seconds to load each expert at that moment; empty if the policy has no latency weight.
+        allowed: the experts that satisfy the constraints.
+        seed: breaks ties at random; `None` takes the cheaper expert, then the first.
     """
 
     estimate: Estimate
@@ -43,7 +43,7 @@ class DecisionInputs:
     seed: int | None = None
 
     def decide(self) -> RoutingDecision:
-        """The decision: the same one, whenever it is made."""
+        """The decision; the same inputs always give the same one."""
         return decide(
             self.estimate,
             utility=self.utility,
@@ -59,10 +59,10 @@ class Routed:
     """A query with its decision.
 
     Attributes:
-        policy: the policy that decided; None when the caller named the expert.
-        inputs: what the decision was made from; None when the caller named the expert.
-        composition: what is done with the chosen experts, the fallback included where the caller lets it in, and
-            without the experts that it names and the request rules out.
+        policy: the policy that decided; None if the caller named the expert.
+        inputs: the inputs of the decision; None if the caller named the expert.
+        composition: how the chosen experts answer. Includes the policy's fallback if the caller allows it, and skips
+            experts that the composition names and the request rules out.
     """
 
     query: Query
@@ -75,7 +75,7 @@ class Routed:
 def route(
     queries: Sequence[Query], policy: Policy, snapshot: Snapshot, load_s: Mapping[str, float]
 ) -> list[Routed | RouterError]:
-    """Each query's decision, or why there is none: a query that nobody may answer does not disturb the others."""
+    """The decision for each query, or the error of a query that no expert can take; the others are not affected."""
     outcomes: dict[int, Routed | RouterError] = {}
     engines = capabilities(snapshot.experts)
     answerable: list[tuple[int, Query, frozenset[str]]] = []
@@ -102,19 +102,17 @@ def route(
 
 
 def bypass(query: Query, expert: str, experts: Mapping[str, ExpertSpec]) -> Routed:
-    """The caller named the expert: nothing is estimated.
+    """The decision for a query whose caller named the expert; nothing is estimated.
 
     Raises:
-        InvalidRequest: the expert is not among those that the same caller allows, or cannot do what is asked.
+        InvalidRequest: the same caller does not allow that expert, or it cannot take the query.
     """
     if query.allowed is not None and expert not in query.allowed:
-        raise InvalidRequest(
-            f"{expert!r} is asked for by name, but is not among the allowed experts {sorted(query.allowed)}"
-        )
+        raise InvalidRequest(f"`model` is {expert!r}, which is not among the allowed experts {sorted(query.allowed)}")
     why = _check(query, experts).get(expert)
-    if why is not None and not why.startswith(CONTEXT_LENGTH):  # an estimate; the engine counts, and says it exactly
-        raise InvalidRequest(f"{expert!r} is asked for by name, but cannot take this request: {why}")
-    decision = RoutingDecision((expert,), (1.0,), (1.0,), confidence=1.0, reason="asked for by name")
+    if why is not None and not why.startswith(CONTEXT_LENGTH):  # an estimate; the engine counts exactly
+        raise InvalidRequest(f"{expert!r} cannot take this request: {why}")
+    decision = RoutingDecision((expert,), (1.0,), (1.0,), confidence=1.0, reason="named by the request")
     return Routed(query, decision, None, None, Single())
 
 
@@ -128,7 +126,10 @@ def _utility(policy: Policy, query: Query) -> Utility:
 
 
 def _seed(policy: Policy, query: Query) -> int | None:
-    """Of chance: the query's own; where the policy draws and the query brings none, one of its text."""
+    """The query's own seed; if it has none and the policy's selector draws, one derived from its text.
+
+    It is logged with the decision, so that a draw replays.
+    """
     if query.seed is not None or not policy.select.draws:
         return query.seed
     digest = hashlib.sha256(f"{policy.select}\n{query.text}".encode("utf-8", "surrogatepass"))
@@ -138,7 +139,7 @@ def _seed(policy: Policy, query: Query) -> int | None:
 def _decide_all(
     estimate: Estimate, inputs: Sequence[DecisionInputs]
 ) -> list[RoutingDecision] | list[RoutingDecision | RouterError]:
-    """All decisions at once, which is much cheaper than one by one, unless one of them cannot be made."""
+    """All decisions in one call, which is much cheaper; one by one only if that call fails."""
     if all(inputs.seed is None for inputs in inputs):
         try:
             return decide(
@@ -149,7 +150,7 @@ def _decide_all(
                 select=inputs[0].select,
             )
         except RouterError:
-            pass  # some query is wrong: below, each stands for itself
+            pass  # one of them fails; decided one by one, the others do not
     return [_decide(inputs) for inputs in inputs]
 
 
@@ -161,6 +162,13 @@ def _decide(inputs: DecisionInputs) -> RoutingDecision | RouterError:
 
 
 def _composition(policy: Policy, query: Query, experts: Mapping[str, ExpertSpec]) -> Composition:
+    """The composition for one query.
+
+    Experts named by a composition obey the same constraints as routed ones. They are skipped, not an error: the routed
+    experts still answer, and an error would discard that. The fallback is wrapped around the composition, and is no
+    part of the decision: it answers only if everything chosen failed before any text, and a batch runs it as one more
+    stage.
+    """
     composition, fallback = policy.composition, policy.fallback
     if named_experts(composition):
         removed = _check(query, experts)

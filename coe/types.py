@@ -1,4 +1,4 @@
-"""The values that move through the system: a request in, chunks out, an answer or a failure at the end."""
+"""The values that pass through the system: a request in, chunks out, an answer or a failure at the end."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ FinishReason = Literal["stop", "length", "cancelled"]
 Wants = Literal["text", "latent", "scores", "embedding"]
 """What a call returns: text, or data that a composition works with, encoded by the engine (`Answer.value`)."""
 DEFAULT_MAX_TOKENS = 512
-"""New tokens where a request states no limit: enough for an answer, and the end of one that would never stop."""
+"""New tokens if a request states no limit: enough for an answer, and it ends one that would never stop."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """What an expert is asked to generate.
+    """A request to one expert.
 
     Attributes:
         messages: the conversation, rendered with the expert's chat template. Empty when `prompt` is given.
         prompt: raw text, continued without a chat template (`/v1/completions`).
-        max_tokens: most new tokens; `None` takes what the context leaves, up to DEFAULT_MAX_TOKENS.
+        max_tokens: most new tokens; `None` takes what fits the context, up to DEFAULT_MAX_TOKENS.
         temperature: 0 is greedy.
         top_p: nucleus mass in (0, 1].
         stop: generation ends before the first of these strings.
-        seed: the same request with the same seed on the same expert gives the same text, whatever shares its batch
-            (greedy ignores it); `None` draws one.
-        deadline_s: seconds from submission after which the request is given up; `None` waits.
-        stream: False when nobody reads before the end: whoever carries the answer may then bring it whole, and ask
-            again elsewhere when its host dies on the way.
+        seed: the same request with the same seed on the same expert gives the same text, whatever else is in its batch
+            (greedy decoding ignores it); `None` draws one.
+        deadline_s: seconds after submission at which the request is cancelled; `None` never.
+        stream: False if the caller reads only the complete answer: it may then arrive as one chunk, and a request whose
+            host dies is sent to another host.
         format: "json" requires a JSON object; only experts with the capability `json` are eligible.
         wants: what to return; anything but text needs an engine that can produce it (`Capabilities.serves`).
     """
@@ -64,10 +64,10 @@ class GenerateRequest:
             raise InvalidRequest(f"deadline_s must be positive, got {self.deadline_s}")
 
     def token_limit(self, prompt_tokens: int, context_length: int, *, expert: str) -> int:
-        """The most new tokens that this request may have after a prompt of that length.
+        """The most new tokens for this request after a prompt of that length.
 
         Raises:
-            ContextLengthExceeded: the prompt leaves no room, or less than is asked for.
+            ContextLengthExceeded: prompt and `max_tokens` together exceed the context.
         """
         wanted = self.max_tokens or min(DEFAULT_MAX_TOKENS, max(1, context_length - prompt_tokens))
         if prompt_tokens + wanted > context_length:
@@ -87,7 +87,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where the seconds of an answer went on its host: waiting to be admitted, loading weights, generating."""
+    """Seconds of an answer on its host: waiting for admission, loading weights, generating."""
 
     queue_s: float
     load_s: float
@@ -98,7 +98,7 @@ class Timing:
 class Chunk:
     """A piece of an answer. The last one, and only it, has `finish_reason`, `usage` and, from a host, `timing`.
 
-    cost_usd: from an orchestrator, which knows the prices; None where one is unknown. value: in the last chunk of a
+    cost_usd: set by the orchestrator, which has the prices; None if one is unknown. value: in the last chunk of a
     request that wants something else than text: the result, encoded by the engine.
     """
 

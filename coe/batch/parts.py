@@ -33,7 +33,7 @@ from coe.local import build_policies
 from coe.orchestrator import Orchestrator
 from coe.routing import Routed
 from coe.runs.storage import Folder
-from coe.signals.signals import Signals
+from coe.signals.features import Signals
 from coe.types import Answer, Chunk, Failure, GenerateRequest
 from registry.store import Snapshot
 from routers.errors import RouterError

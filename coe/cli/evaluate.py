@@ -52,7 +52,7 @@ def evaluate(
     from coe.evaluation.tasks import find_tasks
     from coe.experts import open_snapshot
     from coe.local import build_policies
-    from coe.signals.signals import Signals
+    from coe.signals.features import Signals
 
     settings = Settings(temperature=temperature, seed=seed, limit=limit)
     loaded = load_config(config)

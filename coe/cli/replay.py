@@ -52,7 +52,7 @@ def _rerouter(config: Path) -> Rerouter:
     from coe.local import build_policies
     from coe.serve.cluster.catalog import Catalog
     from coe.serve.decisions.replay import Rerouter
-    from coe.signals.signals import Signals
+    from coe.signals.features import Signals
 
     settings = load_config(config)
     catalog = Catalog.of(settings, open_snapshot(settings))

@@ -1,4 +1,4 @@
-"""Compositions: what is done with the chosen experts. To add one: one file, one line here, one YAML, one test.
+"""Compositions: how the chosen experts answer. To add one: one file, one line here, one YAML, one test.
 
 Other packages add compositions by entry points in the group `coe.compositions`; `module:Class` names any class
 (docs/plugins.md).
@@ -40,7 +40,7 @@ def composition_class(kind: str) -> Callable[..., Composition]:
     """The class of a kind: a built-in name, an installed entry point, or `module:Class`.
 
     Raises:
-        ConfigError: there is none, with those that exist; or it cannot be imported, or is no composition.
+        ConfigError: unknown, with the known kinds; or its class cannot be imported or is not a composition.
     """
     try:
         found: Callable[..., Composition] = _PLUGINS.load(kind)
@@ -50,18 +50,18 @@ def composition_class(kind: str) -> Callable[..., Composition]:
 
 
 def build_composition(kind: str, settings: Mapping[str, Any] | None = None) -> Composition:
-    """The composition of that name, with its own settings.
+    """A composition of that kind with these settings.
 
     Raises:
-        ConfigError: no such kind (see `composition_class`); or a setting that it does not have, lacks or cannot use.
+        ConfigError: no such kind (see `composition_class`); or a setting that is unknown, missing or invalid.
     """
     made = composition_class(kind)
     given, known = dict(settings or {}), inspect.signature(made).parameters
-    if strangers := [name for name in given if name not in known]:
+    if unknown := [name for name in given if name not in known]:
         has = ", ".join(known) or "none"
-        raise ConfigError(f"composition {kind!r} has no setting {', '.join(strangers)}; it has: {has}")
-    if lacking := [name for name, has in known.items() if has.default is has.empty and name not in given]:
-        raise ConfigError(f"composition {kind!r} needs the setting {', '.join(lacking)}")
+        raise ConfigError(f"composition {kind!r} has no setting {', '.join(unknown)}; it has: {has}")
+    if missing := [name for name, has in known.items() if has.default is has.empty and name not in given]:
+        raise ConfigError(f"composition {kind!r} needs the setting {', '.join(missing)}")
     try:
         return made(**given)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""`aggregate`: all chosen experts answer, and one more expert makes one answer of theirs."""
+"""`aggregate`: all chosen experts answer, and one more expert combines their answers into one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import cached_property
 
 from coe.compose.answer_key import auto
 from coe.compose.ballots import Ballot, calls, cast, drawn, elected, give_up, only_one, strength, together
-from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, nobody
-from coe.compose.notes import failures, said
+from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, no_expert
+from coe.compose.notes import failures, public_text
 from coe.compose.settings import check_count, check_name, check_seconds
 from coe.compose.synthesis import TEMPLATE, check_template, shortened, synthesis, without_thoughts
 from coe.errors import ConfigError, ContextLengthExceeded
@@ -17,34 +17,36 @@ from coe.types import DEFAULT_MAX_TOKENS, Answer, Failure, GenerateRequest
 from routers.base import RoutingDecision
 
 DEFAULT = "default"
-"""The label whose aggregator takes every label that has none of its own."""
-MOST_ASKS = 4
-"""How often an aggregator is asked whose context cannot hold the answers: shorter ones each time."""
+"""The label of the aggregator for all labels without one of their own."""
+MOST_CALLS = 4
+"""Most calls to an aggregator whose context cannot hold the answers; each call shows less of them."""
 LEAST_CHARACTERS = 16
-"""Of answers cut shorter than that nothing can be made."""
+"""Answers are not cut shorter than this."""
 _MARGIN, _MOST_KEPT, _LEAST_KEPT = 0.8, 0.75, 0.125
-"""Characters are not tokens: of the answers this share of what seems to fit is kept, and, each time, between a share of
-what was shown that makes a difference and one that gives up no answer for a bad guess."""
+"""Characters are not tokens: the next call shows _MARGIN of what seems to fit, but at most _MOST_KEPT of the previous
+call, so that it differs, and at least _LEAST_KEPT, so that one bad estimate does not discard an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
-    """Experts side by side, then an aggregator that is shown what they said (Symbolic-MoE, arXiv 2503.05641).
+    """Experts side by side, then an aggregator that is shown their answers (Symbolic-MoE, arXiv 2503.05641).
 
-    Its answer is the answer, and streams. As in the source, it sees the request and the answers in the decision's
-    order without their thoughts (what stands before a closing think tag); an expert that was drawn twice is seen twice.
-    Who fails, passes its deadline or says nothing is left out, and `Answer.notes` says so; with one answer left the
-    aggregator is still asked, since it may mend it, unless that answer is its own.
+    The aggregator's answer is final, and streams. As in the source, it sees the request and the answers in the
+    decision's order, without thoughts (the text before a closing think tag); the answer of an expert that was drawn
+    twice is shown twice. Experts that fail, pass their deadline or give an empty answer are left out and named in
+    `Answer.notes`. A single remaining answer still goes to the aggregator, which may improve it, unless it is its own.
 
-    Where its context cannot hold the answers, it is asked again with the longest ones cut, by the numbers of its error:
-    the notes say whose and where. Where even the question does not fit, where it fails, or where the caller does not
-    allow it, the answer is what most of the experts say (as in `vote` with the key `auto`; if all differ that is the
-    best expert's), and the notes say why: experts have answered, so there is no reason to return an error.
+    If the answers exceed its context, the aggregator is called again with the longest answers cut; the notes name them.
+    How far is computed from the engine's error, which has the exact token counts: a composition is pure and holds no
+    tokenizer, and in a batch the error's numbers are stored with the call. If the question alone does not fit, or the
+    aggregator fails or is not allowed, the result is a majority vote of the experts (as `vote` with the key `auto`; the
+    best expert's answer if all differ), with the reason in the notes: experts have answered, and an error would discard
+    that.
 
-    aggregator: an expert; or label -> expert with `default`, of which the decision's label picks.
-    template: what the aggregator is asked, with the places {question} and {answers}.
-    expert_deadline_s: seconds for each expert of the decision, loading included. A batch does not hold to it.
-    max_answer_tokens: most new tokens of each of them; left out, as many as the request allows.
+    aggregator: an expert; or label -> expert with a `default`, chosen by the decision's label.
+    template: the prompt of the aggregator, with the placeholders {question} and {answers}.
+    expert_deadline_s: seconds for each expert of the decision, loading included. A batch ignores it.
+    max_answer_tokens: most new tokens of each expert of the decision; by default the request's.
     """
 
     aggregator: str | Mapping[str, str]
@@ -61,15 +63,15 @@ class Aggregate:
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """Whom it may ask to aggregate."""
+        """The possible aggregators."""
         named = [self.aggregator] if isinstance(self.aggregator, str) else self.aggregator.values()
         return tuple(dict.fromkeys(named))
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
-        """The experts' calls; the aggregator's, again with less where it has to be; its answer."""
+        """Calls to the experts; then to the aggregator, repeated with less if necessary; then its answer."""
         decision, counts = drawn(request, decision)
         if not decision.experts:
-            raise nobody(decision)
+            raise no_expert(decision)
         aggregator = self._aggregator(decision)
         if not done:
             if decision.experts == (aggregator,):
@@ -78,7 +80,7 @@ class Aggregate:
         panel = _Panel(decision, counts, done)
         if not panel.ballots:
             raise give_up(decision, done)
-        if panel.speakers in ([], [aggregator]):
+        if panel.answered in ([], [aggregator]):
             return panel.vote()
         return self._aggregated(request, aggregator, panel)
 
@@ -95,9 +97,9 @@ class Aggregate:
         )
 
     def _aggregated(self, request: GenerateRequest, aggregator: str, panel: _Panel) -> ExpertCalls | Final:
-        """The aggregator's next call, or the answer."""
+        """The next call to the aggregator, or the answer."""
         shown = _Shown(panel.answers)
-        for attempt in range(1, MOST_ASKS + 1):
+        for attempt in range(1, MOST_CALLS + 1):
             call = ExpertCall(f"{attempt}.aggregator", aggregator, synthesis(request, shown.texts, self.template))
             outcome = panel.done.get(call.id)
             if outcome is None:
@@ -109,13 +111,13 @@ class Aggregate:
                 break
             shown = shorter
         assert isinstance(outcome, Failure)
-        why = f"{aggregator} could not aggregate: {said(outcome.error)}"
-        return panel.vote(f"{why}; this is what most of the experts say")
+        why = f"{aggregator} could not aggregate: {public_text(outcome.error)}"
+        return panel.vote(f"{why}; the answer is the majority of the experts")
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """What the experts of a decision said. `counts`: how often each was drawn."""
+    """The answers of a decision's experts. `counts`: how often each was drawn."""
 
     decision: RoutingDecision
     counts: Sequence[int]
@@ -123,36 +125,36 @@ class _Panel:
 
     @cached_property
     def ballots(self) -> list[Ballot]:
-        """Of all that answered."""
+        """Of all experts that answered."""
         return cast(self.done, _key)
 
     @cached_property
     def answers(self) -> list[tuple[str, str]]:
-        """`(expert, text)` of those that said something, as often as they were drawn."""
+        """`(expert, text)` of each answer that is not empty, as often as its expert was drawn."""
         texts = [(ballot, without_thoughts(ballot.answer.text)) for ballot in self.ballots]
         return [(b.answer.expert, text) for b, text in texts if text for _ in range(self.counts[b.position])]
 
     @property
-    def speakers(self) -> list[str]:
-        """Who said something: once for each answer, however often it counts."""
+    def answered(self) -> list[str]:
+        """The experts with an answer that is not empty, once for each answer."""
         return [ballot.answer.expert for ballot in self.ballots if without_thoughts(ballot.answer.text)]
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Who failed, and who said nothing."""
+        """The experts that failed, and those with an empty answer."""
         recruits = {name: outcome for name, outcome in self.done.items() if name.startswith("0.")}
         silent = {ballot.answer.expert: None for ballot in self.ballots if not without_thoughts(ballot.answer.text)}
-        return (*failures(recruits), *(f"{expert} said nothing" for expert in silent))
+        return (*failures(recruits), *(f"{expert} gave an empty answer" for expert in silent))
 
     def vote(self, *more: str) -> Final:
-        """What most of them say, with these notes beside their own."""
+        """The majority answer, with additional notes."""
         final = elected(self.decision, self.ballots, strength(self.ballots, self.counts), self.done)
         return Final(replace(final.answer, notes=(*self.notes, *more)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """What the aggregator is shown of the answers: of each at most `limit` characters."""
+    """The answers as the aggregator sees them: of each at most `limit` characters."""
 
     answers: Sequence[tuple[str, str]]
     limit: int | None = None
@@ -160,19 +162,19 @@ class _Shown:
 
     @property
     def texts(self) -> list[str]:
-        """As far as they are shown."""
+        """The answers, cut to the limit."""
         return [text if self.limit is None else shortened(text, self.limit) for _, text in self.answers]
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Whose answers are cut, and where."""
+        """Which answers are cut, and where."""
         if self.limit is None:
             return ()
         whose = ", ".join(dict.fromkeys(expert for expert, text in self.answers if len(text) > self.limit))
-        return (f"the aggregator saw the first {self.limit} characters of what was said by {whose}: {self.why}",)
+        return (f"the aggregator saw the first {self.limit} characters of the answers of {whose}: {self.why}",)
 
     def fitting(self, asked: GenerateRequest, error: Exception) -> _Shown | None:
-        """Less, so that it fits by the numbers of an error; None where less does not help."""
+        """Shorter answers that should fit by the numbers of an error; None if shorter ones do not help."""
         if not isinstance(error, ContextLengthExceeded):
             return None
         room = asked.max_tokens or min(DEFAULT_MAX_TOKENS, error.context_length // 4)
@@ -188,7 +190,7 @@ class _Shown:
 
 
 def _level(lengths: Sequence[int], total: float) -> int:
-    """The share of each where they have `total` in all, and what the short ones leave goes to the long ones."""
+    """The limit for each length so that they sum to `total`: long ones get what short ones leave."""
     left = len(lengths)
     for length in sorted(lengths):
         if length * left >= total:
@@ -202,7 +204,7 @@ def _key(text: str) -> str | None:
 
 
 def _ended(request: GenerateRequest, answer: Answer) -> tuple[str, ...]:
-    """A note, where it is not the request that ended the answer."""
+    """A note if the context ended the answer, and not the request's limit."""
     limit = request.max_tokens or DEFAULT_MAX_TOKENS
     if answer.finish_reason != "length" or answer.usage.completion_tokens >= limit:
         return ()
@@ -210,12 +212,12 @@ def _ended(request: GenerateRequest, answer: Answer) -> tuple[str, ...]:
 
 
 def _check_aggregator(aggregator: object) -> None:
-    """Raises ConfigError where it is neither an expert's name nor a mapping of labels to some, with a default."""
+    """Raises ConfigError unless it is an expert's name, or a mapping of labels to names with a default."""
     if not isinstance(aggregator, Mapping):
         check_name("aggregator", aggregator)
         return
     if DEFAULT not in aggregator:
         labels = ", ".join(map(str, aggregator)) or "nothing"
-        raise ConfigError(f"aggregator by label needs `{DEFAULT}`, for every other label; it has: {labels}")
+        raise ConfigError(f"aggregator by label needs `{DEFAULT}`, for all other labels; it has: {labels}")
     for label, expert in aggregator.items():
         check_name(f"aggregator of {label!r}", expert)

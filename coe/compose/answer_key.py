@@ -1,14 +1,14 @@
-"""Answer keys: what an answer says in the end, in a form in which two answers are the same or not.
+"""Answer keys: the normalised final answer of a text, for comparing answers.
 
-Experts word the same answer in many ways; a vote counts keys. Which key fits is a matter of what is asked:
+Experts word the same answer in many ways; a vote counts keys. The kinds:
 
     choice   the letter of the option that the text names, A to J
     number   the last number of the text, so that `$1,200.00` and `= 1200` agree
-    text     the whole text but for case, blanks and closing punctuation
-    auto     what is said to be the answer (`\\boxed{...}`, `#### ...`, `the answer is ...`), else the whole text; a
-             lone option letter there is a choice, a lone number a number, JSON itself, and anything else a text
+    text     the whole text without case, blanks and closing punctuation
+    auto     the stated answer (`\\boxed{...}`, `#### ...`, `the answer is ...`), else the whole text; a lone option
+             letter is a choice, a lone number a number, JSON is compared as JSON, and anything else as text
 
-An answer that says nothing (an empty one, no option where one is asked for) has no key, and does not vote.
+An empty answer, or one without an option under `choice`, has no key and does not vote.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from coe.errors import ConfigError
 
 KeyKind = Literal["auto", "choice", "number", "text"]
 AnswerKey = Callable[[str], str | None]
-"""What an answer says; None where it says nothing."""
+"""Text of an answer -> its key; None if it has none."""
 
 _LETTERS: Final = "ABCDEFGHIJ"
 _LONE_LETTER: Final = re.compile(rf"\W*([{_LETTERS}]|[{_LETTERS.lower()}](?=\W*$))(?:[).\]:][^\n]*|\W*)")
@@ -37,18 +37,18 @@ _STATED: Final = (
 
 
 def key_of(kind: KeyKind) -> AnswerKey:
-    """The function of a kind.
+    """The key function of a kind.
 
     Raises:
         ConfigError: there is no such kind.
     """
     if kind not in _KEYS:
-        raise ConfigError(f"there is no answer key {kind!r}: take one of {', '.join(_KEYS)}")
+        raise ConfigError(f"there is no answer key {kind!r}; there are: {', '.join(_KEYS)}")
     return _KEYS[kind]
 
 
 def choice(text: str) -> str | None:
-    """The option that the text names: the last one that is said to be the answer, else the only one named."""
+    """The option that the text names: the last one stated as the answer, else the only one named."""
     named = letter_in(text, _LETTERS)
     return None if named == "?" else named
 
@@ -60,19 +60,19 @@ def number(text: str) -> str | None:
 
 
 def plain(text: str) -> str | None:
-    """The text but for case, blanks, Unicode forms, and punctuation or markup around it."""
+    """The text without case, blanks, Unicode forms, and punctuation or markup around it."""
     words = " ".join(unicodedata.normalize("NFKC", text).split())
     return words.strip(" .!?,;:*_`\"'").casefold() or None
 
 
 def auto(text: str) -> str | None:
-    """See the module: what is said to be the answer, in the form that it has."""
-    said = next((matches[-1] for stated in _STATED if (matches := stated.findall(text))), text).strip()
-    if match := _LONE_LETTER.fullmatch(said):
+    """The stated answer, else the whole text, by its own form; see the module."""
+    stated_answer = next((matches[-1] for stated in _STATED if (matches := stated.findall(text))), text).strip()
+    if match := _LONE_LETTER.fullmatch(stated_answer):
         return match[1].upper()
-    if _LONE_NUMBER.fullmatch(said):
-        return number(said)
-    return _json(said) or plain(said)
+    if _LONE_NUMBER.fullmatch(stated_answer):
+        return number(stated_answer)
+    return _json(stated_answer) or plain(stated_answer)
 
 
 def _json(text: str) -> str | None:

@@ -1,7 +1,7 @@
-"""What the compositions that ask several experts share: who said what, and one Answer that stands for all of them.
+"""Shared by the compositions that call several experts: calls, votes, and one Answer from many.
 
-Ids of calls are `<round>.<position>`: calls of the same round ran side by side; the position is that in the decision,
-or a word.
+Ids of calls are `<round>.<position>`: calls of one round run side by side; the position is that in the decision, or a
+word.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from coe.compose.answer_key import AnswerKey
-from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, nobody
+from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, no_expert
 from coe.compose.notes import failures, in_order
 from coe.errors import InvalidRequest, NotAllowed
 from coe.types import Answer, Failure, GenerateRequest, Timing, Usage
 from routers.base import RoutingDecision
 
 _SEEDS = 2**64
-"""Seeds are whole numbers of 64 bits, with a sign."""
+"""Seeds are signed 64-bit integers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ballot:
-    """What one expert said.
+    """The answer of one expert, and its key.
 
-    position: in the decision. key: None where it said nothing.
+    position: in the decision. key: None if the answer has none (see `answer_key`).
     """
 
     position: int
@@ -36,10 +36,10 @@ class Ballot:
 
 
 def drawn(request: GenerateRequest, decision: RoutingDecision) -> tuple[RoutingDecision, tuple[int, ...]]:
-    """The decision without calls that would have the same answer, and how often each of its experts was drawn.
+    """The decision without calls that would repeat an answer, and how often each of its experts was drawn.
 
-    An expert that was drawn twice is asked once where the request does not sample; what it says then counts twice.
-    Where it samples, each draw is a call of its own (see `calls`).
+    If the request does not sample, an expert that was drawn twice is called once and its answer counts twice. If it
+    samples, each draw is a call of its own (see `calls`).
     """
     counts = Counter(decision.experts)
     if request.temperature or len(counts) == len(decision.experts):
@@ -63,7 +63,7 @@ def calls(
     *,
     round: int = 0,  # noqa: A002
 ) -> ExpertCalls:
-    """The experts at these positions, side by side; one that stands there again samples by a seed of its own."""
+    """Calls to the experts at these positions; repeated calls to one expert sample with different seeds."""
     experts = decision.experts
     return ExpertCalls(
         tuple(ExpertCall(f"{round}.{i}", experts[i], _again(request, experts[:i].count(experts[i]))) for i in positions)
@@ -71,19 +71,19 @@ def calls(
 
 
 def _again(request: GenerateRequest, times: int) -> GenerateRequest:
-    """The request with another seed for each time that the same expert was asked it before."""
+    """The request with a seed of its own for each earlier call to the same expert."""
     if not times or request.seed is None:
         return request
     return replace(request, seed=(request.seed + times + _SEEDS // 2) % _SEEDS - _SEEDS // 2)
 
 
 def only_one(request: GenerateRequest, decision: RoutingDecision) -> ExpertCalls:
-    """The first expert alone: whatever it says is the answer, and may be streamed."""
+    """A call to the first expert alone; its answer is final and may stream."""
     return replace(calls(request, decision, [0]), last=True)
 
 
 def cast(done: Done, key: AnswerKey) -> list[Ballot]:
-    """The ballots so far, best placed first; failures cast none."""
+    """The ballots so far, in order of position; failures have none."""
     ballots = []
     for name, outcome in done.items():
         _, _, position = name.partition(".")
@@ -100,7 +100,7 @@ def poll(
     weights: Sequence[float],
     ahead: Mapping[str, float] = MappingProxyType({}),
 ) -> ExpertCalls | Final:
-    """A vote's step: all experts side by side, then the strongest side. A decision of one expert is just asked."""
+    """The step of a vote: all experts side by side, then the strongest key. A decision of one expert needs no vote."""
     if not done and decision.experts:
         several = len(decision.experts) > 1
         return calls(request, decision, range(len(decision.experts))) if several else only_one(request, decision)
@@ -111,14 +111,14 @@ def poll(
 
 
 def rounds(done: Done) -> int:
-    """How many rounds of calls there were."""
+    """The number of rounds of calls so far."""
     return 1 + max((int(name.partition(".")[0]) for name in done if "." in name), default=-1)
 
 
 def strength(
     ballots: Iterable[Ballot], weights: Sequence[float], ahead: Mapping[str, float] = MappingProxyType({})
 ) -> dict[str, float]:
-    """Summed weight of each key that was named, in order of its best placed ballot; `ahead` is what keys begin with."""
+    """Summed weight of each key, in order of its first ballot. ahead: initial weights of keys."""
     sums: dict[str, float] = {}
     for ballot in ballots:
         if ballot.key is not None:
@@ -127,10 +127,10 @@ def strength(
 
 
 def elected(decision: RoutingDecision, ballots: Sequence[Ballot], strength: Mapping[str, float], done: Done) -> Final:
-    """The answer of the best expert on the strongest side, with the usage and the cost of all that were asked.
+    """The answer of the best expert with the strongest key, with the usage and cost of all calls.
 
-    Equally strong sides: the one of the best expert, by its utility, then by its place in the decision. Where nobody
-    said anything, all are on one side.
+    Ties go to the expert with the highest utility, then the first in the decision. If no answer has a key, all answers
+    count as one side.
     """
     most = max(strength.values(), default=-math.inf)
     sides: set[str | None] = {key for key, weight in strength.items() if math.isclose(weight, most, rel_tol=1e-12)} or {
@@ -143,9 +143,9 @@ def elected(decision: RoutingDecision, ballots: Sequence[Ballot], strength: Mapp
 
 
 def together(answer: Answer, done: Done, notes: tuple[str, ...]) -> Answer:
-    """An answer with what all calls took: tokens and costs added up, of each round the time of the slowest.
+    """An answer with the totals of all calls: tokens, cost, and the time of the slowest call of each round.
 
-    The cost is unknown where one of them is.
+    The cost is unknown (None) if that of one call is.
     """
     answered = [(name, outcome) for name, outcome in in_order(done) if isinstance(outcome, Answer)]
     every = [one for _, one in answered]
@@ -176,9 +176,9 @@ def _seconds(timing: Timing) -> float:
 
 
 def give_up(decision: RoutingDecision, done: Done) -> Exception:
-    """Why there is no answer: the request's own fault where an expert says so, else the last failure."""
+    """The error if there is no answer: an InvalidRequest if one was raised, else the last failure."""
     errors = [outcome.error for _, outcome in in_order(done) if isinstance(outcome, Failure)]
     wrong = [error for error in errors if isinstance(error, InvalidRequest) and not isinstance(error, NotAllowed)]
     if not errors:
-        return nobody(decision)
+        return no_expert(decision)
     return (wrong or errors)[-1]

@@ -1,9 +1,9 @@
-"""Composition: what is done with the chosen experts, as a pure step function.
+"""Composition: how the chosen experts answer, as a pure step function.
 
-    step(request, decision, {})          -> ExpertCalls: who to ask first
-    step(request, decision, {id: ...})   -> ExpertCalls: who to ask next, or Final: the answer
+    step(request, decision, {})          -> ExpertCalls: the first calls
+    step(request, decision, {id: ...})   -> ExpertCalls: the next calls, or Final: the answer
 
-The caller runs the calls and calls again with everything done so far. One form serves three callers: online, the
+The caller runs the calls, and steps again with all results so far. One form serves three callers: online, the
 orchestrator runs the calls side by side and streams the last one; in a batch, calls are grouped by expert; in an
 evaluation, `done` is filled from recorded answers.
 """
@@ -38,11 +38,11 @@ class ExpertCall:
 
 @dataclass(frozen=True, slots=True)
 class ExpertCalls:
-    """Questions that may run side by side.
+    """Calls that may run side by side.
 
-    last: there is one call, and its text is the final text: it may be streamed as it comes. The step after its answer
-        is final, with what the request took in all.
-    notes: what is known already of how the answer comes about (`Answer.notes`): a stream says it before its text.
+    last: the only call, whose text is the final text, so that it may stream. The step after its answer is Final, with
+        the usage and cost of the whole request.
+    notes: what is known so far of how the answer comes about (`Answer.notes`); a stream sends it before the text.
     """
 
     calls: tuple[ExpertCall, ...]
@@ -58,24 +58,24 @@ class Final:
 
 
 class Composition(Protocol):
-    """Pure and stateless: everything it knows is in its arguments.
+    """A pure, stateless function: all it knows is in its arguments.
 
-    Raises the error of the last Failure when no expert answered. One that asks others than the decision's experts has
-    their names in an attribute `experts` (see `named_experts`).
+    Raises the error of the last Failure if no expert answered. A composition that calls experts other than the
+    decision's lists their names in an attribute `experts` (see `named_experts`).
     """
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
-        """What to do next, given everything done so far."""
+        """The next calls, or the answer, given all results so far."""
         ...
 
 
 def named_experts(composition: Composition) -> tuple[str, ...]:
-    """The experts that a composition calls by name, whomever a decision holds."""
+    """The experts that a composition calls by name, whatever the decision."""
     return tuple(getattr(composition, "experts", None) or ())
 
 
-def nobody(decision: RoutingDecision) -> CoeError:
-    """The error of a decision without experts: the router abstained, or the request leaves nobody."""
+def no_expert(decision: RoutingDecision) -> CoeError:
+    """The error for a decision without experts: the router abstained, or the request rules out every expert."""
     if decision.abstained:
-        return Abstained(f"no expert is trusted with this request: {decision.reason}")
-    return InvalidRequest(f"no expert may answer this request: {decision.reason}")
+        return Abstained(f"the router abstained: {decision.reason}")
+    return InvalidRequest(f"no expert can take this request: {decision.reason}")

@@ -1,4 +1,4 @@
-"""`cascade`: experts are asked in order until their answers leave little doubt."""
+"""`cascade`: experts are called in order until their answers agree well enough."""
 
 from __future__ import annotations
 
@@ -6,56 +6,51 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from coe.compose.answer_key import KeyKind, key_of
+from coe.compose.answer_key import key_of
 from coe.compose.ballots import calls, cast, drawn, elected, give_up, rounds, strength
 from coe.compose.base import Done, ExpertCalls, Final
 from coe.compose.notes import failures
-from coe.compose.option_prior import OptionPrior
-from coe.compose.weighted_vote import check_options, evidence, head_start, read_prior
-from coe.errors import ConfigError
+from coe.compose.settings import check_share
+from coe.compose.weighted_vote import WeightedVote, evidence, head_start
 from coe.types import Answer, GenerateRequest
 from routers.base import RoutingDecision
 
 _SLACK = 1e-9
-"""Sums that differ by so little are equal: the order in which votes are added up must not decide."""
+"""Tolerance of comparisons: the order in which votes are summed must not decide."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cascade:
-    """A weighted vote that stops early: cheap and confident answers spare the rest of the experts.
+class Cascade(WeightedVote):
+    """A weighted vote that stops early: cheap and confident answers save calls to the other experts.
 
     After each round, side s has the summed evidence S_s (see `weighted-vote`), and its answer is right with probability
 
         P(s) = exp(S_s) / (sum over sides of exp(S) + options not named yet)
 
-    which after one answer is just its expert's estimated quality. It stops when the strongest side has P >= confidence,
-    or when those who are left could not outvote it. With confidence 1 the answer is thus that of `weighted-vote`, for
-    fewer calls. Experts come in the decision's order: cheap first with the `cascade` selector, best first with `top-k`.
+    which after one answer equals the estimated quality of its expert. The cascade stops when the strongest side has
+    P >= confidence, or when the remaining experts could not outvote it. With confidence 1 the answer is that of
+    `weighted-vote`, for fewer calls. Experts are called in the decision's order: cheap first with the `cascade`
+    selector, best first with `top-k`.
 
-    Asked side by side are as many as must be asked anyway: the fewest whose agreement would end it. So a cascade takes
-    few rounds, and not a call more than one by one. Where the first expert's estimate alone suffices, its answer is
-    final whatever it says, and is streamed.
+    Each round calls as many experts as are needed in any case: the fewest whose agreement would stop it. So a cascade
+    takes few rounds, and no more calls than one by one. If the first expert's estimate alone suffices, its answer is
+    final whatever it is, and streams.
 
-    Agreement as the ground to stop: FrugalGPT (arXiv 2305.05176) learns a scorer, mixture-of-thought cascades (arXiv
-    2310.03094) count agreeing samples; here experts' estimated qualities weigh them.
+    Agreement as the criterion to stop: FrugalGPT (arXiv 2305.05176) learns a scorer, mixture-of-thought cascades (arXiv
+    2310.03094) count agreeing samples; here the estimated qualities of experts weigh them.
 
     confidence: in (0, 1]; choose it on training rows (`coe.evaluation.recorded_answers.confidence_for_calls`).
     key, options, prior: as in `weighted-vote`; a prior gives each side its head start.
     """
 
     confidence: float = 0.9
-    key: KeyKind = "auto"
-    options: int = 10
-    prior: OptionPrior | str | None = None
 
     def __post_init__(self) -> None:
-        key_of(self.key)
-        check_options(self.options)
-        check_confidence(self.confidence)
-        object.__setattr__(self, "prior", read_prior(self.prior))
+        WeightedVote.__post_init__(self)
+        check_share("confidence", self.confidence)
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
-        """The next calls, or the answer when there is no point in more."""
+        """The next calls, or the answer if more calls could not change it enough."""
         decision, counts = drawn(request, decision)
         weights, ballots = evidence(decision, self.options, counts), cast(done, key_of(self.key))
         first, alone = done.get("0.0"), self._needed({}, weights, {}) == 1
@@ -76,7 +71,7 @@ class Cascade:
         return replace(following, last=alone and not ballots, notes=failures(done))
 
     def _settled(self, sides: Mapping[str, float], left: Sequence[float], ahead: Mapping[str, float]) -> bool:
-        """Whether the strongest side suffices, or cannot be outvoted by experts of these weights."""
+        """Whether the strongest side reaches the confidence, or experts of these weights cannot outvote it."""
         if not sides:
             return False
         strongest, *rivals = sorted(sides.values(), reverse=True)
@@ -88,16 +83,10 @@ class Cascade:
         return probability >= self.confidence - _SLACK
 
     def _needed(self, sides: Mapping[str, float], left: Sequence[float], ahead: Mapping[str, float]) -> int:
-        """The fewest further experts whose agreement on the side that leads would settle it."""
+        """The fewest further experts whose agreement with the leading side would settle it."""
         known = {**ahead, **sides} or {"": 0.0}
         leader = max(known, key=lambda key: known[key])
         for count in range(1, len(left)):
             if self._settled({**sides, leader: known[leader] + sum(left[:count])}, left[count:], ahead):
                 return count
         return len(left)
-
-
-def check_confidence(confidence: object) -> None:
-    """Raises ConfigError where `confidence` is not a number in (0, 1]."""
-    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence <= 1:
-        raise ConfigError(f"confidence must be a number in (0, 1], got {confidence!r}")

@@ -1,4 +1,4 @@
-"""`chain`: one expert refines what another has drafted."""
+"""`chain`: each expert refines the draft of the previous one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from coe.compose.ballots import give_up, together
-from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, nobody
+from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, no_expert
 from coe.compose.notes import failures
 from coe.compose.settings import check_name, check_seconds
 from coe.compose.synthesis import DRAFT, QUESTION, REFINE, check_template, refinement, without_thoughts
@@ -20,16 +20,16 @@ ORDERS = ("rising", "falling")
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A draft goes from expert to expert; each is shown the request and the draft, and the last one's answer streams.
+    """A draft passes from expert to expert; each sees the request and the draft, and the last one's answer streams.
 
-    The first is asked the request as it is. Who fails, passes its deadline or says nothing is skipped: the draft goes
-    on to the next one, and `Answer.notes` says so. Where the last one fails, the draft so far is the answer. Thoughts
-    (what stands before a closing think tag) are not handed on.
+    The first expert gets the request unchanged. An expert that fails, passes its deadline or gives an empty answer is
+    skipped and named in `Answer.notes`: the next one gets the same draft. If the last one fails, the current draft is
+    the answer. Thoughts (the text before a closing think tag) are not passed on.
 
-    order: "rising": in the order of their utility, so that the best of the decision's experts has the last word;
-    "falling": the best one drafts. experts: these, in place of the decision's.
-    template: what the later ones are asked, with the places {question} and {draft}.
-    expert_deadline_s: seconds for each but the last, loading included. A batch does not hold to it.
+    order: "rising": by utility, so that the decision's best expert is the last; "falling": the best one drafts.
+    experts: names in order, instead of the decision's.
+    template: the prompt of all but the first, with the placeholders {question} and {draft}.
+    expert_deadline_s: seconds for each but the last, loading included. A batch ignores it.
     """
 
     order: Literal["rising", "falling"] = "rising"
@@ -51,22 +51,22 @@ class Chain:
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
         """The next expert's call, or the last draft."""
         if not decision.experts:
-            raise nobody(decision)
+            raise no_expert(decision)
         experts = self._experts(decision)
-        answer, draft, silent = None, "", list[str]()
+        answer, draft, empty = None, "", list[str]()
         for place, expert in enumerate(experts):
             call, last = f"{place}.0", place == len(experts) - 1
             outcome = done.get(call)
             if outcome is None:
                 asked = self._asked(request, draft, last)
-                return ExpertCalls((ExpertCall(call, expert, asked),), last=last, notes=(*failures(done), *silent))
+                return ExpertCalls((ExpertCall(call, expert, asked),), last=last, notes=(*failures(done), *empty))
             if isinstance(outcome, Answer):
-                said = without_thoughts(outcome.text)
-                silent += [] if said or last else [f"{expert} said nothing"]
-                answer, draft = (outcome, said) if said or last or answer is None else (answer, draft)
+                text = without_thoughts(outcome.text)
+                empty += [] if text or last else [f"{expert} gave an empty answer"]
+                answer, draft = (outcome, text) if text or last or answer is None else (answer, draft)
         if answer is None:
             raise give_up(decision, done)
-        return Final(together(answer, done, (*failures(done), *silent)))
+        return Final(together(answer, done, (*failures(done), *empty)))
 
     def _experts(self, decision: RoutingDecision) -> Sequence[str]:
         if self.experts is not None:

@@ -1,4 +1,4 @@
-"""The fallback of a policy: one expert that answers when everything that a composition chose has failed."""
+"""The fallback of a policy: one expert that answers if all experts of the composition failed."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from coe.types import Answer, Failure, GenerateRequest
 from routers.base import RoutingDecision
 
 FALLBACK = "fallback"
-"""Id of the call that goes to the fallback."""
+"""Id of the call to the fallback."""
 
 
 class WithFallback:
-    """`composition`, and behind it one more expert.
+    """`composition`, then one more expert if it fails.
 
-    A request that is wrong in itself (InvalidRequest) is refused at once: another expert would not mend it.
+    An InvalidRequest is raised at once: another expert would refuse the request as well.
     """
 
     def __init__(self, composition: Composition, expert: str) -> None:
         self.composition, self.expert = composition, expert
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
-        """The composition's step; where it gives up, the fallback is asked. Raises the fallback's error."""
+        """The composition's step; a call to the fallback if that raises. Raises the fallback's error."""
         try:
             return self.composition.step(request, decision, done)
         except InvalidRequest:

@@ -1,4 +1,4 @@
-"""Notes: what the caller should know of an answer, in the order in which things were asked."""
+"""Notes: what the caller should know about how an answer came about, in the order of the calls."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from coe.types import Answer, Failure
 
 
 def failures(done: Done) -> tuple[str, ...]:
-    """`b failed: DeadlineExceeded: ...` of everybody who failed; what is the same is said once."""
-    told = (f"{o.expert} failed: {said(o.error)}" for _, o in in_order(done) if isinstance(o, Failure))
-    return tuple(dict.fromkeys(told))
+    """`b failed: DeadlineExceeded: ...` for each failure, without repetitions."""
+    lines = (f"{o.expert} failed: {public_text(o.error)}" for _, o in in_order(done) if isinstance(o, Failure))
+    return tuple(dict.fromkeys(lines))
 
 
-def said(error: Exception) -> str:
-    """An error as a caller may read it: of weights and of bugs, whose messages tell of the inside, only the kind."""
+def public_text(error: Exception) -> str:
+    """An error as a client may see it: only the class for weights and bugs, whose messages contain internals."""
     kind = type(error).__name__
     inside = isinstance(error, WeightsError) or not isinstance(error, CoeError)
     return kind if inside else f"{kind}: {error}"
 
 
 def in_order(done: Done) -> Iterator[tuple[str, Answer | Failure]]:
-    """The outcomes by round and position, however they came: online and in a batch they come differently."""
+    """The outcomes by round and position: they complete in a different order online and in a batch."""
     return iter(sorted(done.items(), key=lambda named: _place(named[0])))
 
 
 def _place(call: str) -> list[tuple[bool, int, str]]:
-    """Numbers by their value, before words."""
+    """Numbers by value, before words."""
     return [(False, int(part), "") if part.isdecimal() else (True, 0, part) for part in call.split(".")]

@@ -1,9 +1,9 @@
-"""OptionPrior: how likely each option of a multiple-choice question is, before anybody has answered it.
+"""OptionPrior: the probability of each option of a multiple-choice question, before any expert answers.
 
-A vote of experts is evidence; Bayes' rule wants a prior beside it. Options are written by people, or by models, whose
-habits show: in length, in punctuation, in which number of several is the right one. A prior that is learned from
-questions with known answers breaks ties and settles close votes. It knows nothing of the subject, and its habits are
-those of the source that it was trained on: train it on questions of the kind that it will see, or leave it out.
+Votes of experts are evidence; Bayes' rule combines them with a prior. Options are written by people or models with
+habits: length, punctuation, which of several numbers is right. A prior learned from questions with known answers breaks
+ties and settles close votes. It does not know the subject, and the habits are those of its training source: train it on
+questions of the kind that it will see, or do not use it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ FEATURES: Final = (
     "all_of_them",  # "all of the above", "both ..."
     "none_of_them",
     "number_rank",  # the rest: only where the options are numbers
-    "number_extreme",  # how far from the middle rank
+    "number_extreme",  # distance from the middle rank
     "number_length_rank",
 )
 _OPTION: Final = re.compile(r"^[ \t]*\(?([A-Z])[.):][ \t]+", re.MULTILINE)
 _NUMBER: Final = re.compile(r"-?\d[\d,]*\.?\d*(?:[eE]-?\d+)?")
 _CACHED: Final = 16_384
 _ARE_NUMBERS: Final = 0.8
-"""Options are numbers where so many of them begin with one."""
+"""Options count as numbers if more than this share of them begin with one."""
 
 Floats = NDArray[np.float64]
 
@@ -56,7 +56,7 @@ class OptionPrior:
     weights: Mapping[str, float]
 
     def log_prior(self, prompt: str) -> dict[str, float]:
-        """letter -> log probability of each option that the prompt lists; empty where it lists none."""
+        """letter -> log probability of each option that the prompt lists; empty without options."""
         letters, features = options_of(prompt)
         if not letters:
             return {}
@@ -66,13 +66,13 @@ class OptionPrior:
 
     @classmethod
     def fit(cls, table: OutcomeTable, *, column: str = "answer", regularisation: float = 1e-3) -> Self:
-        """Learn from n questions whose options are listed in the prompt and whose right letter is in a column.
+        """Learn from n questions whose options are listed in the prompt and whose correct letter is in a column.
 
-        Rows whose prompt does not list the right letter are left out. The log-likelihood is concave: there is one
+        Rows whose prompt does not list the correct letter are skipped. The log-likelihood is concave: there is one
         optimum, and no seed.
 
         Args:
-            regularisation: L2 penalty on the weights, a question.
+            regularisation: L2 penalty on the weights, per question.
 
         Raises:
             InvalidOutcomes: no such column, or no row with options and an answer among them.
@@ -89,16 +89,16 @@ class OptionPrior:
         return cls(dict(zip(FEATURES, _conditional_logit(questions, regularisation).tolist(), strict=True)))
 
     def write(self, path: Path | str) -> None:
-        """Write it as JSON that people can read."""
+        """Write it as readable JSON."""
         text = json.dumps({"format": FORMAT, "weights": dict(self.weights)}, indent=2)
         Path(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """The prior in a file that `write` wrote.
+        """The prior in a file from `write`.
 
         Raises:
-            InvalidArtifact: the file is missing, or no such prior.
+            InvalidArtifact: the file is missing, or is not an option prior of this format.
         """
         try:
             document: Any = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -106,7 +106,7 @@ class OptionPrior:
                 raise ValueError(f"its format is {document['format']!r}, not {FORMAT!r}")
             weights = {name: float(document["weights"][name]) for name in FEATURES}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InvalidArtifact(f"{path} is no option prior that this version reads: {error}") from error
+            raise InvalidArtifact(f"{path} is not an option prior that this version reads: {error}") from error
         if not all(map(math.isfinite, weights.values())):
             raise InvalidArtifact(f"{path} has weights that are not finite: train it again")
         return cls(weights)
@@ -116,7 +116,7 @@ class OptionPrior:
 def options_of(prompt: str) -> tuple[tuple[str, ...], Floats]:
     """The letters of the k options that a prompt lists last, and their (k, len(FEATURES)) features, read-only.
 
-    Options begin their lines: `A. text`, `B) text` or `(C) text`, in order from A. k is 0 where there are none.
+    Options begin their lines: `A. text`, `B) text` or `(C) text`, in order from A. k is 0 without options.
     """
     starts = _last_list(list(_OPTION.finditer(prompt)))
     if len(starts) < 2:
@@ -162,7 +162,7 @@ def _features(question: str, texts: Sequence[str]) -> Floats:
         "number_length_rank": numeric * length_rank,
     }
     features = np.column_stack([columns[name] for name in FEATURES])
-    features.flags.writeable = False  # it is kept for the next caller
+    features.flags.writeable = False  # cached, and shared by all callers
     return features
 
 
@@ -186,7 +186,7 @@ def _overlap(grams: Sequence[frozenset[str]]) -> Floats:
 
 
 def _leading_number(text: str) -> float:
-    """The first number of a text; NaN where there is none."""
+    """The first number of a text; NaN without one."""
     match = _NUMBER.search(text)
     return float(match[0].replace(",", "")) if match else math.nan
 

@@ -1,4 +1,4 @@
-"""What a free text says: the option that it names, the numbers that it holds."""
+"""Reading free text: the option that it names, the numbers that it contains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from decimal import Decimal
 _COMMAND = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _MARKUP = re.compile(r"[*_`$]")
 
-# A minus is a sign only where nothing stands right before it: `10-5` and `2023-11-16` hold no negative number.
+# A minus is a sign only if nothing precedes it directly: `10-5` and `2023-11-16` contain no negative number.
 _NUMBER = re.compile(
     r"""(?P<sign>(?<![\w.)\]}%])[-−+])?
         (?:[$€£¥](?P<inner_sign>[-−])?)?
@@ -21,7 +21,7 @@ _NUMBER = re.compile(
 
 
 def letter_in(answer: str, letters: str, choices: Sequence[str] = ()) -> str | None:
-    """The letter of the option that the answer names, or None where it names none or several."""
+    """The letter of the option that the answer names; None if it names none or several."""
     while (unwrapped := _COMMAND.sub(r"\1", answer)) != answer:
         answer = unwrapped
     text = _MARKUP.sub("", answer).strip()
@@ -35,8 +35,8 @@ def letter_in(answer: str, letters: str, choices: Sequence[str] = ()) -> str | N
 
 
 def _stated(text: str, upper: str, lower: str) -> str | None:
-    """The letter that is said to be the answer, leads the text, or is its last line. Hedged: none at all."""
-    # A bare small letter is a word more often than an option: it counts in brackets or at the very end.
+    """The letter stated as the answer, at the start of the text, or alone in a line; "?" if it is hedged."""
+    # A bare lower-case letter is more often a word than an option: it counts in brackets or at the very end.
     letter = rf"(?:[(\[]\s*({upper}|{lower})\s*[)\]]|({upper})(?!\w|'\w)|({lower})(?=\W*$))"
     said = (
         r"(?i:(?:answer|(?:correct|right|best)\s+(?:option|choice))(?:\s+(?:is|was|would\s+be|should\s+be|must\s+be))?"

@@ -1,4 +1,4 @@
-"""Experts that a composition names, and that a request rules out: they are not asked."""
+"""Experts that a composition names and a request rules out: they are not called."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from routers.base import RoutingDecision
 
 
 class Without:
-    """`composition`, for which the experts in `barred` have failed before they are asked.
+    """`composition`, for which calls to the experts in `barred` fail without being made.
 
-    barred: experts that the composition names, and why each cannot take the request, as
+    barred: expert named by the composition -> why it cannot take the request, such as
         `allowed experts: the caller does not allow it`.
     """
 
@@ -22,7 +22,7 @@ class Without:
         self.composition, self.barred = composition, dict(barred)
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
-        """The composition's step, without the calls that are not allowed."""
+        """The composition's step, with its barred calls failed."""
         known: dict[str, Answer | Failure] = dict(done)
         while True:
             following = self.composition.step(request, decision, known)
@@ -39,16 +39,16 @@ class Without:
 
 
 def without(composition: Composition, removed: Mapping[str, str]) -> Composition:
-    """The composition over the experts that are left.
+    """The composition without calls to ruled-out experts.
 
     Args:
-        removed: those that a request rules out, and why; those count that the composition calls by name.
+        removed: expert -> why the request rules it out; only experts that the composition names matter.
     """
     barred = {name: removed[name] for name in named_experts(composition) if name in removed}
     return Without(composition, barred) if barred else composition
 
 
 def ruled_out(composition: Composition) -> Mapping[str, str]:
-    """The `removed` with which `without` gives this composition again; a fallback before it does not matter."""
+    """The `removed` from which `without` builds this composition again; a fallback around it is ignored."""
     inner = composition.composition if isinstance(composition, WithFallback) else composition
     return inner.barred if isinstance(inner, Without) else {}

@@ -1,4 +1,4 @@
-"""`self-consistency`: the best expert answers several times, and what it says most often is the answer."""
+"""`self-consistency`: the best expert answers several times, and its most frequent answer wins."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from routers.base import RoutingDecision
 class SelfConsistency:
     """Majority of n sampled answers of the decision's first expert (arXiv 2203.11171).
 
-    The samples are asked side by side with the seeds s, s + 1, ...; s is the request's own. A request without one has
-    one of its text, so that the same question has the same answer; only where it asks for sampling itself (a
-    temperature above 0) and brings no seed, the samples are new ones each time. Equal sides: the one that was said
-    first. Samples that fail or say nothing do not vote; where all fail, the last failure is raised.
+    The samples run side by side with the seeds s, s + 1, ..., where s is the request's seed. Without one, s is derived
+    from the request's text, so that the same question has the same answer; a request that samples itself (temperature
+    above 0) without a seed gets new samples each time. Ties go to the first sample. Samples that fail, or have no key,
+    do not vote; if all fail, the last failure is raised.
 
-    n: samples, at least 2. temperature: of the samples, in place of the request's; above 0. The source samples at 0.5
-    to 0.7 and returns the winning answer; here it is the first sample that gave it, whole. key: what counts as the same
-    answer.
+    n: samples, at least 2. temperature: of the samples, in place of the request's; above 0. key: which answers count as
+    the same. The source samples at 0.5 to 0.7 and returns the extracted answer; here it is the first sample with it,
+    complete.
     """
 
     n: int = 5
@@ -42,7 +42,7 @@ class SelfConsistency:
         return poll(sampled, self._samples(decision), done, key_of(self.key), [1.0] * self.n)
 
     def _samples(self, decision: RoutingDecision) -> RoutingDecision:
-        """The first expert, as often as it is to be asked."""
+        """The decision with its first expert n times."""
         if not decision.experts:
             return decision
         return replace(

@@ -1,4 +1,4 @@
-"""Settings of compositions, checked: each of these raises ConfigError that says what a setting must be."""
+"""Checks of composition settings; each raises ConfigError with what the setting must be."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ def check_count(what: str, count: object, *, least: int) -> None:
 
 
 def check_seconds(what: str, seconds: object) -> None:
-    """A time of more than nothing, or None."""
+    """A number of seconds above 0, or None."""
     if seconds is not None and (not _is_number(seconds) or not seconds > 0):  # type: ignore[operator]
         raise ConfigError(f"{what} must be a number of seconds above 0, got {seconds!r}")
 
 
 def check_temperature(what: str, temperature: object) -> None:
-    """A temperature that samples, as a request may have it."""
+    """A sampling temperature in (0, 2]."""
     if not _is_number(temperature) or not 0 < temperature <= 2:  # type: ignore[operator]
         raise ConfigError(f"{what} must be a number in (0, 2], got {temperature!r}: at 0 every sample is the same")
+
+
+def check_share(what: str, share: object) -> None:
+    """A number in (0, 1]."""
+    if not _is_number(share) or not 0 < share <= 1:  # type: ignore[operator]
+        raise ConfigError(f"{what} must be a number in (0, 1], got {share!r}")
 
 
 def _is_number(value: object) -> bool:

@@ -1,10 +1,10 @@
-"""`single`: the best expert answers; if it fails, the next of the decision does."""
+"""`single`: the best expert answers; if it fails, the next one of the decision does."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, nobody
+from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, no_expert
 from coe.compose.notes import failures
 from coe.errors import InvalidRequest
 from coe.types import Answer, Failure, GenerateRequest
@@ -12,13 +12,13 @@ from routers.base import RoutingDecision
 
 
 class Single:
-    """Ask `decision.experts` one after the other until one answers.
+    """Call `decision.experts` one after the other until one answers.
 
-    A request that is wrong in itself (InvalidRequest) is refused at once: another expert would not mend it.
+    An InvalidRequest is raised at once: another expert would refuse the request as well.
     """
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
-        """The first answer is final; a failure moves on to the next expert."""
+        """The first answer is final; after a failure, the next expert is called."""
         last: Failure | None = None
         for position, expert in enumerate(decision.experts):
             outcome = done.get(str(position))
@@ -30,5 +30,5 @@ class Single:
             if isinstance(outcome.error, InvalidRequest):
                 break
         if last is None:
-            raise nobody(decision)
+            raise no_expert(decision)
         raise last.error

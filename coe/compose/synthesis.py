@@ -1,4 +1,4 @@
-"""What an expert is shown that works on the answers of others: the request, and what they answered it."""
+"""Prompts for an expert that works on the answers of others: the request, and these answers."""
 
 from __future__ import annotations
 
@@ -17,64 +17,64 @@ Experts answered:
 {ANSWERS}
 
 Some of these answers may be wrong or incomplete. Reply with the one final answer only."""
-"""The last user message of what the aggregator is asked. The words are ours; the source (Symbolic-MoE, arXiv
-2503.05641) shows the question and the answers in the same order."""
+"""The last user message to the aggregator. The wording is ours; the source (Symbolic-MoE, arXiv 2503.05641) has the
+question and the answers in the same order."""
 REFINE = f"""{QUESTION}
 
 A draft of the answer:
 {DRAFT}
 
 It may be wrong or incomplete. Reply with the final answer only."""
-"""The same of what an expert is asked that refines a draft; the words are ours."""
+"""The last user message to an expert that refines a draft; the wording is ours."""
 CUT = " [cut]"
-"""Marks an answer of which the end is not shown."""
+"""Marks a cut answer."""
 _THOUGHTS_END = "</think>"
 _THOUGHTS = re.compile(r"<think>.*\Z", re.DOTALL)
 
 
 def check_template(template: object, *places: str) -> None:
-    """Raises ConfigError where a template is no text, lacks a place, or has one twice.
+    """Raises ConfigError if a template is not a text, or does not contain each placeholder exactly once.
 
-    places: by default those of the question and of the answers.
+    places: by default {question} and {answers}.
     """
     if not isinstance(template, str):
         raise ConfigError(f"the template must be a text, got {template!r}")
     for place in places or (QUESTION, ANSWERS):
         if template.count(place) != 1:
-            raise ConfigError(f"the template must hold {place} once, it has it {template.count(place)} times")
+            raise ConfigError(f"the template must contain {place} exactly once, not {template.count(place)} times")
 
 
 def without_thoughts(text: str) -> str:
-    """What follows the last closing think tag; of thoughts that never end, nothing."""
-    _, _, said = text.rpartition(_THOUGHTS_END)
-    return _THOUGHTS.sub("", said).strip()
+    """The text after the last closing think tag; nothing of thoughts that are not closed."""
+    _, _, answer = text.rpartition(_THOUGHTS_END)
+    return _THOUGHTS.sub("", answer).strip()
 
 
 def shortened(text: str, characters: int) -> str:
-    """The beginning of a text that is too long, marked as such."""
+    """The text, or its first characters and a mark."""
     return text if len(text) <= characters else text[:characters].rstrip() + CUT
 
 
 def synthesis(request: GenerateRequest, answers: Sequence[str], template: str = TEMPLATE) -> GenerateRequest:
-    """The request of an aggregator: the conversation, its last user message in the template with the answers.
+    """The request to an aggregator: the conversation, its last user message wrapped by the template with the answers.
 
     Args:
-        answers: in the order in which they are shown, numbered from 1; their thoughts are taken out before.
+        answers: in the order shown, numbered from 1; without their thoughts.
     """
     shown = "\n".join(f"{i}. {answer}" for i, answer in enumerate(answers, start=1))
     return _within(request, template, ANSWERS, shown)
 
 
 def refinement(request: GenerateRequest, draft: str, template: str = REFINE) -> GenerateRequest:
-    """The request of an expert that refines a draft: the conversation, its last user message in the template."""
+    """The request to an expert that refines a draft: the conversation, its last user message in the template."""
     return _within(request, template, DRAFT, draft)
 
 
 def _within(request: GenerateRequest, template: str, place: str, shown: str) -> GenerateRequest:
-    """The request with its question in the template, and `shown` at its place."""
+    """The request with its question in the template, and `shown` in place of `place`."""
 
     def filled(question: str) -> str:
-        before, _, after = template.partition(QUESTION)  # what is filled in may hold the other place's name
+        before, _, after = template.partition(QUESTION)  # inserted text may contain the other placeholder
         first, second = (part.replace(place, shown) for part in (before, after))
         return first + question + second
 

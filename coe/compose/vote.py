@@ -1,4 +1,4 @@
-"""`vote`: all chosen experts answer, and what most of them say is the answer."""
+"""`vote`: all chosen experts answer, and the majority wins."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from routers.base import RoutingDecision
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """Majority of the extracted answers, as in self-consistency (arXiv 2203.11171) but of several experts.
+    """Majority of the extracted answers, as in self-consistency (arXiv 2203.11171) but over several experts.
 
-    All are asked side by side; the answer of the best expert on the winning side is returned, with the usage and the
-    cost of all. Equal sides: the one of the expert with the highest utility. Experts that fail or say nothing do not
-    vote; where all fail, the last failure is raised. A decision of one expert is just asked. Experts that were drawn
-    several times have as many votes.
+    All experts are called side by side. The result is the answer of the best expert on the winning side, with the usage
+    and cost of all calls. Ties go to the expert with the highest utility. Experts that fail do not vote, nor do answers
+    without a key; if all fail, the last failure is raised. An expert that was drawn several times has as many votes. A
+    decision of one expert needs no vote.
 
-    key: what counts as the same answer, see `coe.compose.answer_key`.
+    key: which answers count as the same, see `coe.compose.answer_key`.
     """
 
     key: KeyKind = "auto"
@@ -29,6 +29,6 @@ class Vote:
         key_of(self.key)
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
-        """All calls, then the count. Nothing can be streamed: the answer stands when the last vote is cast."""
+        """All calls, then the count. A vote cannot stream: the answer is known after the last call."""
         decision, counts = drawn(request, decision)
         return poll(request, decision, done, key_of(self.key), counts)

@@ -1,4 +1,4 @@
-"""`weighted-vote`: all chosen experts answer, and each vote counts by how good its expert is on such queries."""
+"""`weighted-vote`: all chosen experts answer, and votes count by the estimated quality of their experts."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from coe.compose.answer_key import KeyKind, key_of
 from coe.compose.ballots import drawn, poll
 from coe.compose.base import Done, ExpertCalls, Final
 from coe.compose.option_prior import OptionPrior
+from coe.compose.settings import check_count
 from coe.errors import ConfigError
 from coe.types import GenerateRequest
 from routers.base import RoutingDecision
 from routers.errors import InvalidArtifact
 
 LEAST_QUALITY, MOST_QUALITY = 0.02, 0.98
-"""Estimates beyond these count as these: none is so sure that it should decide alone."""
+"""Estimates are clipped to this range, so that no expert decides alone."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedVote:
     """A vote weighted by estimated quality.
 
-    The weight of an expert whose estimated quality is q is log(q / (1 - q)) + log(options - 1), at least 0. That is the
-    evidence of its vote where experts err independently and evenly over the other options: then the strongest side is
-    the likeliest answer (Nitzan and Paroush 1982; one-coin Dawid and Skene 1979). The more options there are, the more
-    an agreement of weak experts is worth. With a prior, each listed option begins with log(P(option) * options), which
-    makes it Bayes' rule (`coe.compose.option_prior`).
+    An expert of estimated quality q has the weight log(q / (1 - q)) + log(options - 1), at least 0: the evidence of its
+    vote if experts err independently and evenly over the other options. Then the strongest side is the likeliest answer
+    (Nitzan and Paroush 1982; one-coin Dawid and Skene 1979). With more options, agreement of weak experts counts more.
+    With a prior, each listed option starts with log(P(option) * options), which makes it Bayes' rule
+    (`coe.compose.option_prior`).
 
-    key: what counts as the same answer. options: how many answers are plausible: those of a multiple choice; for free
-    text, where wrong answers seldom agree, more. prior: file of a trained OptionPrior, or the prior itself.
+    key: which answers count as the same. options: number of plausible answers: those of a multiple choice; more for
+    free text, where wrong answers seldom agree. prior: file of a trained OptionPrior, or the prior itself.
     """
 
     key: KeyKind = "auto"
@@ -39,7 +40,7 @@ class WeightedVote:
 
     def __post_init__(self) -> None:
         key_of(self.key)
-        check_options(self.options)
+        check_count("options", self.options, least=2)
         object.__setattr__(self, "prior", read_prior(self.prior))
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
@@ -50,7 +51,7 @@ class WeightedVote:
 
 
 def evidence(decision: RoutingDecision, options: int, counts: Sequence[int] = ()) -> list[float]:
-    """The weight of each expert's vote; 1 where nothing was estimated. counts: how often each has it."""
+    """The weight of each expert's vote; 1 without estimated quality. counts: votes of each expert."""
     counts = counts or (1,) * len(decision.experts)
     if not decision.quality:
         return [float(count) for count in counts]
@@ -60,9 +61,9 @@ def evidence(decision: RoutingDecision, options: int, counts: Sequence[int] = ()
 
 
 def head_start(prior: OptionPrior | str | None, request: GenerateRequest) -> Mapping[str, float]:
-    """letter -> log(P(option) * options) of each option that the request lists; empty without any, or without a prior.
+    """letter -> log(P(option) * options) of each option that the request lists; 0 for all under an even prior.
 
-    An even prior gives 0 to all.
+    Empty without options or without a prior.
     """
     if not isinstance(prior, OptionPrior):
         return {}
@@ -75,7 +76,7 @@ def read_prior(prior: OptionPrior | str | None) -> OptionPrior | None:
     """The prior of a setting.
 
     Raises:
-        ConfigError: it names a file that holds none.
+        ConfigError: its file does not contain an option prior.
     """
     if prior is None or isinstance(prior, OptionPrior):
         return prior
@@ -83,9 +84,3 @@ def read_prior(prior: OptionPrior | str | None) -> OptionPrior | None:
         return OptionPrior.read(prior)
     except InvalidArtifact as error:
         raise ConfigError(f"prior: {error}") from error
-
-
-def check_options(options: object) -> None:
-    """Raises ConfigError where `options` is not a whole number of at least 2."""
-    if isinstance(options, bool) or not isinstance(options, int) or options < 2:
-        raise ConfigError(f"options must be at least 2, a whole number; got {options!r}")

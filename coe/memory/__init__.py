@@ -1,4 +1,4 @@
-"""Which weights are resident: a byte budget, leases that are never broken, pins, and eviction as pure functions."""
+"""Resident weights under a byte budget: leases that are never broken, pins, and eviction policies as pure functions."""
 
 from coe.memory.cache import CacheStats, ExpertCache
 from coe.memory.eviction import EvictionPolicy, Resident, lru

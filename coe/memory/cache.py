@@ -1,14 +1,16 @@
 """ExpertCache: resident experts under a byte budget.
 
-    async with cache.lease("a", "b") as experts: ...     # both resident until the block ends, or neither
+    async with cache.lease("a", "b") as experts: ...     # both resident inside the block
 
-What holds at every moment, whatever is cancelled or fails:
+Invariants, whatever is cancelled or fails:
   - the bytes of resident and loading experts never exceed the budget;
-  - a leased or pinned expert is not evicted;
+  - a leased or pinned expert is not evicted; eviction frees memory and writes nothing;
   - a lease holds nothing while it waits, so leases of several experts cannot deadlock;
-  - leases are granted in order of arrival, so a large one is not starved by small ones.
+  - leases are granted in order of arrival, so that small ones do not starve a large one. Throughput does not suffer:
+    the scheduler decides which requests ask for a lease at all.
 
-One event loop, no locks: state changes only between awaits. Loading and unloading are injected.
+The cache owns base models by bytes; adapter slots on a resident base belong to the engine. It runs in one event loop
+without locks: state changes only between awaits. Loading and unloading are injected.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class CacheStats:
 
 @dataclass(slots=True, eq=False)
 class _Slot(Generic[T]):
-    """One resident or loading expert. `loading` is set until the weights are there."""
+    """One resident or loading expert; `loading` is set until the weights are in memory."""
 
     size_bytes: int
     leases: int = 0
@@ -54,10 +56,10 @@ class ExpertCache(Generic[T]):
     """Loads experts on demand and evicts unleased ones to stay within `budget_bytes`.
 
     Args:
-        load: brings an expert in; its exceptions reach every lease that waits for it.
-        unload: gives an evicted expert's memory back, before the room is used.
-        footprint: bytes an expert takes, known before loading.
-        pins: names that stay once loaded.
+        load: loads an expert; its exceptions reach every lease that waits for it.
+        unload: frees an evicted expert's memory; awaited before the memory is reused.
+        footprint: bytes that an expert takes, known before loading.
+        pins: names that are never evicted once loaded.
     """
 
     def __init__(
@@ -87,12 +89,12 @@ class ExpertCache(Generic[T]):
 
     @property
     def loading(self) -> frozenset[str]:
-        """Experts whose weights are on their way into memory."""
+        """Experts whose weights are being loaded."""
         return frozenset(name for name, slot in self._slots.items() if slot.expert is None)
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of resident and loading experts, and of those still being unloaded where nobody loads in their room."""
+        """Bytes of resident and loading experts, and of unloading ones whose memory no load has claimed."""
         return sum(slot.size_bytes for slot in self._slots.values()) + self._unloading_bytes
 
     def peek(self, name: str) -> T | None:
@@ -101,14 +103,15 @@ class ExpertCache(Generic[T]):
         return slot.expert if slot else None
 
     def fits_now(self, *names: str, keep: Collection[str] = ()) -> bool:
-        """Whether a lease of these would be granted now, without waiting and without evicting any of `keep`."""
+        """Whether a lease of these would be granted now, without waiting or evicting any of `keep`."""
         return not self._queue and self._plan(set(names), keep) is not None
 
     def prefetch(self, *names: str, keep: Collection[str] = ()) -> bool:
         """Start loading all of `names` for a later lease, or none of them; returns immediately.
 
-        Nothing happens while a lease waits, or if the room is held by leases, pins or `keep`. The loaded experts are
-        not leased: a lease that needs their room evicts them. If loading fails, the next lease retries and raises.
+        Nothing happens while a lease waits, or if the room is held by leases, pins or `keep`: leases are granted in
+        order, so a prefetch in that queue would delay the expert at work. The loaded experts are not leased: a lease
+        that needs their room evicts them. If loading fails, the next lease retries and raises.
 
         Returns:
             Whether all of them are resident or loading now.
@@ -123,7 +126,7 @@ class ExpertCache(Generic[T]):
 
     @asynccontextmanager
     async def lease(self, *names: str) -> AsyncIterator[Mapping[str, T]]:
-        """Hold all of `names` resident, or none.
+        """Keep all of `names` resident inside the block; waits until all of them can be.
 
         Raises:
             OutOfMemory: they can never fit beside the pinned experts, whatever is evicted.
@@ -153,7 +156,7 @@ class ExpertCache(Generic[T]):
                 await self._unload(slot.expert)
 
     async def _acquire(self, wanted: set[str]) -> dict[str, _Slot[T]]:
-        """Wait for our turn and for room; reserve the bytes and the leases in one step."""
+        """Wait for the turn and for room, then reserve bytes and leases in one step."""
         turn = asyncio.Event()
         self._queue.append(turn)
         try:
@@ -175,7 +178,7 @@ class ExpertCache(Generic[T]):
         return slots
 
     def _bring_in_beside(self, evict: tuple[Resident, ...], *missing: str) -> None:
-        """Start to load what is missing, in the room of what is evicted."""
+        """Start loading what is missing, in the room of what is evicted."""
         evicted = []
         for victim in evict:
             slot = self._slots.pop(victim.name)
@@ -183,7 +186,7 @@ class ExpertCache(Generic[T]):
             evicted.append(slot.expert)
             self.stats.evictions += 1
         sizes = {name: self._footprint(name) for name in missing}
-        # The room of the evicted is promised to the missing, who wait until they are gone: it counts once.
+        # The room of the evicted is promised to the missing, which load after it is free: it counts once.
         beyond = max(0, sum(victim.size_bytes for victim in evict) - sum(sizes.values()))
         freed = asyncio.ensure_future(self._free(evicted, beyond)) if evicted else None
         self._unloading_bytes += beyond
@@ -194,7 +197,7 @@ class ExpertCache(Generic[T]):
             self._slots[name] = slot
 
     async def _free(self, evicted: list[T], beyond: int) -> None:
-        """Unload; `beyond` are the bytes that this frees beside those that were promised."""
+        """Unload. `beyond`: bytes freed in excess of what the pending loads need."""
         try:
             for expert in evicted:
                 await self._unload(expert)
@@ -202,7 +205,7 @@ class ExpertCache(Generic[T]):
             self._unloading_bytes -= beyond
 
     async def _bring_in(self, name: str, slot: _Slot[T], freed: asyncio.Future[None] | None) -> T:
-        """Load one expert after the room is free. On failure the slot disappears, so that a later lease retries."""
+        """Load one expert once its room is free. On failure its slot is removed, so that a later lease retries."""
         try:
             if freed is not None:
                 await asyncio.shield(freed)
@@ -221,7 +224,7 @@ class ExpertCache(Generic[T]):
         return expert
 
     def _plan(self, wanted: set[str], keep: Collection[str] = ()) -> tuple[Resident, ...] | None:
-        """What to evict so that `wanted` fits now; None when a lease must end first."""
+        """What to evict so that `wanted` fits now; None if a lease must end first."""
         need = sum(self._footprint(name) for name in wanted if name not in self._slots)
         over = self.used_bytes + need - self.budget_bytes
         if over <= 0:
@@ -247,13 +250,13 @@ class ExpertCache(Generic[T]):
             )
 
     def _wake(self) -> None:
-        """Let the first in line look again."""
+        """Let the first waiting lease check again."""
         if self._queue:
             self._queue[0].set()
 
 
 def _retrieved(task: asyncio.Task[T]) -> None:
-    """Mark a failure as seen: the leases that waited raise it; none may be left when all were cancelled."""
+    """Mark a failure as retrieved: waiting leases raise it, but all of them may have been cancelled."""
     if not task.cancelled():
         task.exception()
 

@@ -1,4 +1,4 @@
-"""Eviction policies: pure functions from what may go to the order in which it goes."""
+"""Eviction policies: pure functions that order evictable experts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """A resident expert as an eviction policy sees it: `last_used_s` is on the cache's own clock."""
+    """A resident expert as an eviction policy sees it. `last_used_s`: on the cache's clock."""
 
     name: str
     size_bytes: int
@@ -17,7 +17,7 @@ class Resident:
 
 
 EvictionPolicy = Callable[[Sequence[Resident]], Sequence[Resident]]
-"""Orders evictable experts, first to go first. Leased and pinned experts are never among them."""
+"""Orders evictable experts, next victim first. Leased and pinned experts are never among them."""
 
 
 def lru(evictable: Sequence[Resident]) -> Sequence[Resident]:
@@ -26,9 +26,9 @@ def lru(evictable: Sequence[Resident]) -> Sequence[Resident]:
 
 
 def victims(evictable: Sequence[Resident], need_bytes: int, policy: EvictionPolicy) -> tuple[Resident, ...] | None:
-    """The shortest prefix of the policy's order that frees `need_bytes`, then pruned of what turned out not needed.
+    """The shortest prefix of the policy's order that frees `need_bytes`, without victims that are not needed.
 
-    Returns None when evicting everything would not do.
+    Returns None if evicting everything frees too little.
     """
     chosen: list[Resident] = []
     freed = 0

@@ -24,7 +24,7 @@ from typing import Final
 from coe.compose.synthesis import without_thoughts
 from coe.config import EnginesConfig
 from coe.errors import CoeError, ContextLengthExceeded
-from coe.signals.hosted import Ask, HostedExpert
+from coe.signals.background import Ask, BackgroundExpert
 from coe.types import GenerateRequest
 from registry.digest import identity
 from registry.storage import coe_home
@@ -80,7 +80,7 @@ class KeywordReader:
     """Texts that are read, and stored, together."""
 
     def __init__(self, name: str, snapshot: Snapshot, engines: EnginesConfig | None = None) -> None:
-        self._expert = HostedExpert(name, snapshot, engines)
+        self._expert = BackgroundExpert(name, snapshot, engines)
         self._identity = identity(snapshot.get(name), snapshot.experts)
 
     def read(self, texts: Sequence[str]) -> list[Words]:

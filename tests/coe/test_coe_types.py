@@ -30,7 +30,7 @@ def test_impossible_requests_are_refused(fields: dict[str, object], message: str
 def test_a_stated_limit_is_kept_and_refused_with_both_numbers_where_it_does_not_fit() -> None:
     request = GenerateRequest(messages=HELLO, max_tokens=30)
     assert request.token_limit(70, 100, expert="small") == 30
-    with pytest.raises(ContextLengthExceeded, match="71 tokens and 30 are asked for, but 'small' has a context of 100"):
+    with pytest.raises(ContextLengthExceeded, match="71 tokens and max_tokens is 30, but 'small' has a context of 100"):
         request.token_limit(71, 100, expert="small")
 
 
@@ -38,5 +38,5 @@ def test_without_a_limit_the_answer_takes_what_the_context_leaves() -> None:
     request = GenerateRequest(messages=HELLO)
     assert request.token_limit(70, 100, expert="small") == 30
     assert request.token_limit(70, 100_000, expert="large") == DEFAULT_MAX_TOKENS
-    with pytest.raises(ContextLengthExceeded, match="100 tokens and 1 are asked for"):
+    with pytest.raises(ContextLengthExceeded, match="100 tokens and max_tokens is 1"):
         request.token_limit(100, 100, expert="small")

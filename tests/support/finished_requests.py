@@ -50,7 +50,7 @@ def routed(text: str = "Which is it?", made_from: DecisionInputs | None = None, 
 
 
 def bypassed(expert: str) -> Routed:
-    decision = RoutingDecision((expert,), (1.0,), (1.0,), confidence=1.0, reason="asked for by name")
+    decision = RoutingDecision((expert,), (1.0,), (1.0,), confidence=1.0, reason="named by the request")
     return Routed(Query.of("Hello"), decision, None, None, Single())
 
 

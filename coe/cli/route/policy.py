@@ -12,7 +12,7 @@ from coe.errors import ConfigError
 from coe.experts import open_snapshot
 from coe.local import build_policies
 from coe.routing import DecisionInputs, Routed, route
-from coe.signals.signals import Filled, Signals
+from coe.signals.features import Filled, Signals
 from registry.errors import UnknownExpert
 
 if TYPE_CHECKING:

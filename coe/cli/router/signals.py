@@ -12,7 +12,7 @@ import typer
 from coe.cli.registry import RegistryUrl
 
 if TYPE_CHECKING:
-    from coe.signals.signals import Signals
+    from coe.signals.features import Signals
     from routers.base import Query
     from routers.outcomes.table import OutcomeTable
 
@@ -67,7 +67,7 @@ def query_with_signals(
 def _signals(config: Path | None, url: str | None) -> Signals:
     from coe.config import Config, load_config
     from coe.experts import open_snapshot
-    from coe.signals.signals import Signals
+    from coe.signals.features import Signals
 
     service = Config(registry=url) if config is None else load_config(config)
     return Signals(open_snapshot(service), service.engines)

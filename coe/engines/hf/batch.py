@@ -21,7 +21,7 @@ COALESCE_S: Final = 0.025
 
 
 @dataclass(eq=False, slots=True)
-class Row:
+class BatchRow:
     """One request on its way through a batch. The event loop makes and reads it, the worker thread advances it.
 
     Attributes:
@@ -89,9 +89,9 @@ class Row:
         return items
 
 
-def deliver(rows: Iterable[Row]) -> None:
+def deliver(rows: Iterable[BatchRow]) -> None:
     """Hand what is ready to the readers: one trip to an event loop for all its rows."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Row, list[Item]]]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[BatchRow, list[Item]]]] = {}
     for row in rows:
         if items := row.drain():
             by_loop.setdefault(row.loop, []).append((row, items))
@@ -103,7 +103,7 @@ def deliver(rows: Iterable[Row]) -> None:
                 row.cancelled = True
 
 
-def _put(ready: Sequence[tuple[Row, Sequence[Item]]]) -> None:
+def _put(ready: Sequence[tuple[BatchRow, Sequence[Item]]]) -> None:
     for row, items in ready:
         for item in items:
             row.queue.put_nowait(item)
@@ -130,13 +130,13 @@ class BatchLimits:
     short: int = 64
 
 
-def choose_batch(waiting: Sequence[Row], limits: BatchLimits) -> list[Row]:
+def choose_batch(waiting: Sequence[BatchRow], limits: BatchLimits) -> list[BatchRow]:
     """The rows to run next, from `waiting`, oldest first.
 
     The oldest always goes, so nobody starves; others join in their order when they fit: left padding makes every row as
     long as the longest, so a short question does not join a long document's batch unless many share the cost.
     """
-    chosen: list[Row] = []
+    chosen: list[BatchRow] = []
     for row in waiting:
         if len(chosen) == limits.rows:
             break
@@ -145,7 +145,7 @@ def choose_batch(waiting: Sequence[Row], limits: BatchLimits) -> list[Row]:
     return chosen
 
 
-def _fits(rows: Sequence[Row], limits: BatchLimits) -> bool:
+def _fits(rows: Sequence[BatchRow], limits: BatchLimits) -> bool:
     prompts = [len(row.prompt_ids) for row in rows]
     longest = max(prompts)
     width = longest + max(row.max_tokens for row in rows)
@@ -181,7 +181,7 @@ class WaitingRows:
 
     def __init__(self, n_full: int, gather_s: float = 0.003, gather_at_most_s: float = 0.1) -> None:
         self._n_full, self._gather_s, self._gather_at_most_s = n_full, gather_s, gather_at_most_s
-        self._rows: list[Row] = []
+        self._rows: list[BatchRow] = []
         self._n_expected = 0
         self._changed = threading.Condition()
         self._closed = False
@@ -200,7 +200,7 @@ class WaitingRows:
             self._n_expected += n
             self._changed.notify()
 
-    def put(self, row: Row) -> bool:
+    def put(self, row: BatchRow) -> bool:
         """Add a row; `False` when the queue is closed."""
         with self._changed:
             if not self._closed:
@@ -214,7 +214,7 @@ class WaitingRows:
             self._closed = True
             self._changed.notify()
 
-    def take(self, limits: Callable[[], BatchLimits]) -> list[Row]:
+    def take(self, limits: Callable[[], BatchLimits]) -> list[BatchRow]:
         """Wait for rows and take a batch of them; empty when the queue is closed and empty."""
         with self._changed:
             while True:
@@ -228,7 +228,7 @@ class WaitingRows:
                 if self._closed:
                     return []
 
-    def abandon(self) -> list[Row]:
+    def abandon(self) -> list[BatchRow]:
         """Close, and take all that waits out."""
         self.close()
         with self._changed:

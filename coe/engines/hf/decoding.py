@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from coe.engines.hf.batch import Row, deliver
+from coe.engines.hf.batch import BatchRow, deliver
 from coe.engines.hf.sampling import RowSampler
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Decoding:
         on_kept: called with the positions of the rows that stay, whenever finished rows leave the batch.
     """
 
-    def __init__(self, rows: Sequence[Row], on_kept: Callable[[Sequence[int]], None]) -> None:
+    def __init__(self, rows: Sequence[BatchRow], on_kept: Callable[[Sequence[int]], None]) -> None:
         self._rows = list(rows)
         self._on_kept = on_kept
 

@@ -11,7 +11,7 @@ from functools import partial
 from coe.engines import chat
 from coe.engines.base import Adapter
 from coe.engines.hf.adapters import AdapterSlots
-from coe.engines.hf.batch import BatchLimits, Row, WaitingRows, adapter_key, deliver
+from coe.engines.hf.batch import BatchLimits, BatchRow, WaitingRows, adapter_key, deliver
 from coe.engines.hf.decoding import Decoding
 from coe.engines.hf.load import LoadedModel, translate
 from coe.engines.hf.sampling import Sampling
@@ -86,7 +86,7 @@ class HFExpert:
 
     # In the asking thread
 
-    def _prepare(self, request: GenerateRequest, adapter: Adapter | None, loop: asyncio.AbstractEventLoop) -> Row:
+    def _prepare(self, request: GenerateRequest, adapter: Adapter | None, loop: asyncio.AbstractEventLoop) -> BatchRow:
         loaded = self._loaded
         if loaded is None:
             raise self._gone()
@@ -95,7 +95,7 @@ class HFExpert:
         prompt_ids = chat.encode(loaded.tokenizer, request, template=style.template, expert=name)
         request = self._bounded(request, len(prompt_ids), name, adapter)
         decode = partial(loaded.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Row(
+        return BatchRow(
             request=request,
             prompt_ids=prompt_ids,
             adapter=adapter,
@@ -121,7 +121,7 @@ class HFExpert:
     # In the worker thread
 
     def _work(self) -> None:
-        rows: list[Row] = []
+        rows: list[BatchRow] = []
         try:
             while rows := self._waiting.take(self._limits):
                 self._run(rows)
@@ -143,14 +143,14 @@ class HFExpert:
             positions=self.context_length,
         )
 
-    def _run(self, rows: Sequence[Row]) -> None:
+    def _run(self, rows: Sequence[BatchRow]) -> None:
         for row in rows:
             self._acquire(row, rows)
         if live := [row for row in rows if not row.done]:
             self._generate_or_split(live)
         deliver(rows)
 
-    def _acquire(self, row: Row, rows: Sequence[Row]) -> None:
+    def _acquire(self, row: BatchRow, rows: Sequence[BatchRow]) -> None:
         """Load the row's adapter where needed; a row whose adapter cannot be loaded fails alone."""
         if row.adapter is None:
             return
@@ -160,14 +160,14 @@ class HFExpert:
         except EngineError as error:
             row.fail(error)
 
-    def _generate_or_split(self, rows: Sequence[Row]) -> None:
+    def _generate_or_split(self, rows: Sequence[BatchRow]) -> None:
         """Where memory runs out before the first token, half as many rows may fit."""
         if not self._attempt(rows):
             half = len(rows) // 2
             self._generate_or_split(rows[:half])
             self._generate_or_split(rows[half:])
 
-    def _attempt(self, rows: Sequence[Row]) -> bool:
+    def _attempt(self, rows: Sequence[BatchRow]) -> bool:
         try:
             with translate(f"{self.spec.name!r} failed while generating", EngineError):
                 self._generate(rows)
@@ -178,7 +178,7 @@ class HFExpert:
                 row.fail(error)
         return True
 
-    def _generate(self, rows: Sequence[Row]) -> None:
+    def _generate(self, rows: Sequence[BatchRow]) -> None:
         import torch
 
         assert self._loaded is not None

@@ -26,7 +26,7 @@ _REASONS: Final[dict[str, FinishReason]] = {"stop": "stop", "length": "length", 
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetrySettings:
     """How long to wait for an endpoint, and how often to try.
 
     Attributes:
@@ -46,7 +46,7 @@ class RemoteEngine:
     """Answers come from endpoints; nothing is resident here, so experts cost no memory.
 
     Args:
-        timeout_s, retries, connect_s, backoff_s: see `Patience`.
+        timeout_s, retries, connect_s, backoff_s: see `RetrySettings`.
         capacity: requests in flight at one endpoint.
         environ: where keys are looked up.
     """
@@ -66,7 +66,7 @@ class RemoteEngine:
         if capacity < 1 or min(timeout_s, connect_s) <= 0 or min(retries, backoff_s) < 0:
             raise ConfigError("timeouts must be positive, capacity at least 1, retries and backoff_s not negative")
         self._capacity = capacity
-        self._patience = Patience(timeout_s, connect_s, retries, backoff_s)
+        self._retry = RetrySettings(timeout_s, connect_s, retries, backoff_s)
         self._environ = environ
 
     def footprint(self, spec: ExpertSpec) -> int:
@@ -85,9 +85,9 @@ class RemoteEngine:
             base_url=spec.source,
             api_key=self._key(spec),
             max_retries=0,  # retried here, where it is known whether text was shown
-            timeout=Timeout(self._patience.timeout_s, connect=self._patience.connect_s),
+            timeout=Timeout(self._retry.timeout_s, connect=self._retry.connect_s),
         )
-        return RemoteExpert(spec, client, self._capacity, self._patience)
+        return RemoteExpert(spec, client, self._capacity, self._retry)
 
     def _key(self, spec: ExpertSpec) -> str:
         if spec.api_key_env is None:
@@ -108,11 +108,11 @@ class RemoteEngine:
 class RemoteExpert:
     """An expert behind an endpoint. Closing an answer's iterator closes its HTTP stream."""
 
-    def __init__(self, spec: ExpertSpec, client: AsyncOpenAI, capacity: int, patience: Patience) -> None:
+    def __init__(self, spec: ExpertSpec, client: AsyncOpenAI, capacity: int, retry: RetrySettings) -> None:
         self.spec = spec
         self.capacity = capacity
         self._client: AsyncOpenAI | None = client
-        self._patience = patience
+        self._retry = retry
 
     async def close(self) -> None:
         """Close the client; answers under way end with an error."""
@@ -149,12 +149,12 @@ class RemoteExpert:
         """An answer whose first text has come; until then, failures that may pass are tried again."""
         from stamina import AsyncRetryingCaller
 
-        patience = self._patience
+        settings = self._retry
         retry = AsyncRetryingCaller(
-            attempts=patience.retries + 1,
+            attempts=settings.retries + 1,
             timeout=None,
-            wait_initial=patience.backoff_s,
-            wait_jitter=patience.backoff_s,
+            wait_initial=settings.backoff_s,
+            wait_jitter=settings.backoff_s,
         )
         with translate(self.spec, shown=False):
             return await retry(seconds_to_retry, self._first_text, request)

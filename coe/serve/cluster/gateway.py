@@ -22,7 +22,7 @@ from coe.serve.decisions.log import DecisionLog
 from coe.serve.http.api import build_api
 from coe.serve.http.metrics import Metrics
 from coe.serve.http.service import Service
-from coe.signals.signals import Signals
+from coe.signals.features import Signals
 from registry.store import Snapshot
 from routers.base import Query
 

@@ -72,7 +72,7 @@ def test_a_batch_answers_as_online_with_the_same_notes_and_bill(place: Path) -> 
     )
     [_, cut] = rows["long"]["notes"]
     assert cut == (
-        "the aggregator saw the first 29 characters of what was said by base, loud, tuned: "
+        "the aggregator saw the first 29 characters of the answers of base, loud, tuned: "
         "the context of base holds 64 tokens"
     )
     assert rows["long"]["answer"].count("[cut]") == 3
@@ -80,7 +80,9 @@ def test_a_batch_answers_as_online_with_the_same_notes_and_bill(place: Path) -> 
         rows["barred"]["notes"][0].startswith("base could not aggregate: NotAllowed")
         and rows["barred"]["answer"] == "SAY 1"
     )
-    assert rows["lost"]["notes"] == ["broken could not aggregate: WeightsError; this is what most of the experts say"]
+    assert rows["lost"]["notes"] == [
+        "broken could not aggregate: WeightsError; the answer is the majority of the experts"
+    ]
     assert rows["label"]["expert"] == "base" and rows["named"]["notes"] == []
     assert rows["chain"]["notes"] == [failed]
 

@@ -55,7 +55,7 @@ def test_every_row_gets_its_own_answer_or_its_own_error(place: Path) -> None:
     assert "line 301: is not JSON" in rows["line-0000000301"]["error"]["message"]
     assert rows["line-0000000303"]["answer"] == "a plain row"
     assert rows["row-0001"]["cost_usd"] == pytest.approx((2 * 1 + 2 * 2) / 1e6)
-    assert rows["row-0001"]["line"] == 2 and rows["row-0001"]["reason"] == "asked for by name"
+    assert rows["row-0001"]["line"] == 2 and rows["row-0001"]["reason"] == "named by the request"
     assert found["results"]["experts"] == {"loud": 50, "base": 101, "tuned": 50}
     assert found["results"]["errors"] == {"invalid_weights": 50, "model_not_found": 50, "invalid_request": 1}
 

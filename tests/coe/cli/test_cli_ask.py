@@ -61,7 +61,7 @@ def test_json_has_the_decision_and_leaves_stdout_to_it(config: Path) -> None:
     result = json.loads(done.stdout)
     assert result["text"] == "Paris" and result["expert"] == "capital" and result["policy"] is None
     assert result["usage"] == {"prompt_tokens": 2, "completion_tokens": 1}
-    assert result["decision"]["reason"] == "asked for by name"
+    assert result["decision"]["reason"] == "named by the request"
 
 
 def test_the_question_may_come_from_stdin_with_a_system_message(config: Path) -> None:

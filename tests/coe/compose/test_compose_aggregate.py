@@ -71,7 +71,7 @@ def test_tokens_cost_and_time_are_those_of_everybody() -> None:
 def test_who_fails_or_says_nothing_is_left_out_and_named() -> None:
     final, _ = run(Aggregate("z"), THREE, {"a": "<think>too long", "b": LATE, "c": "4", "z": shown})
     assert final.text == shown(synthesis(REQUEST, ["4"]))
-    assert final.notes == ("b failed: DeadlineExceeded: 'b' did not finish within 2 s", "a said nothing")
+    assert final.notes == ("b failed: DeadlineExceeded: 'b' did not finish within 2 s", "a gave an empty answer")
     assert final.usage == Usage(30, 6)  # of a, c and z
 
 
@@ -92,7 +92,7 @@ def test_where_the_aggregator_fails_most_of_the_experts_decide() -> None:
     says = {"a": "C", "b": "<think>C?</think>The answer is B", "c": "B", "z": DOWN}
     final, _ = run(Aggregate("z"), THREE, says)
     assert final.expert == "b" and final.usage == Usage(30, 6) and final.cost_usd == 3
-    assert final.notes == ("z could not aggregate: EngineError: it is down; this is what most of the experts say",)
+    assert final.notes == ("z could not aggregate: EngineError: it is down; the answer is the majority of the experts",)
     assert run(Aggregate("z"), THREE, {**says, "c": "D"})[0].expert == "a"  # all differ: the best one's
 
 
@@ -109,7 +109,7 @@ def test_nobody_aggregates_an_answer_of_its_own_alone() -> None:
     final, rounds = run(Aggregate("a"), THREE, {"a": "4", "b": DOWN, "c": DOWN})
     assert (final.text, rounds) == ("4", [["a", "b", "c"]]) and len(final.notes) == 2
     twice = RoutingDecision(("a", "a", "b"), (0.4, 0.4, 0.2), (0.8, 0.8, 0.5), 0.8)
-    assert run(Aggregate("a"), twice, {"a": "4", "b": ""})[0].notes == ("b said nothing",)
+    assert run(Aggregate("a"), twice, {"a": "4", "b": ""})[0].notes == ("b gave an empty answer",)
     assert run(Aggregate("z"), decision(a=0.9), {"a": "4", "z": "five"})[0].text == "five"
 
 
@@ -160,7 +160,7 @@ def test_answers_that_do_not_fit_are_cut_the_long_ones_only_and_the_notes_say_so
     failed, cut = final.notes
     assert failed == "c failed: EngineError: it is down"
     assert cut.startswith("the aggregator saw the first ") and cut.endswith(
-        "characters of what was said by b: the context of z holds 300 tokens"
+        "characters of the answers of b: the context of z holds 300 tokens"
     )
     assert len(final.text.split()) <= 300 - 300 // 4  # there is room left to answer in
     assert final.usage.prompt_tokens == 20 + len(final.text.split())
@@ -212,7 +212,7 @@ def test_an_aggregator_that_the_caller_does_not_allow_is_not_asked() -> None:
     assert (final.expert, rounds) == ("b", [["a", "b", "c"]])
     assert final.notes == (
         "z could not aggregate: NotAllowed: 'z' cannot take this request: "
-        "allowed experts: the caller does not allow it; this is what most of the experts say",
+        "allowed experts: the caller does not allow it; the answer is the majority of the experts",
     )
     assert without(Aggregate("z"), {"y": "gone"}) == Aggregate("z")
     chain = without(build_composition("chain", {"experts": ["y", "a"]}), {"y": "gone"})
@@ -234,9 +234,9 @@ def test_the_same_arguments_give_the_same_step_in_whatever_order_they_came() -> 
         ({}, "composition 'aggregate' needs the setting aggregator"),
         ({"aggregator": ""}, "aggregator must be the name of an expert"),
         ({"aggregator": ["z"]}, "aggregator must be the name of an expert"),
-        ({"aggregator": {"maths": "z"}}, "needs `default`, for every other label; it has: maths"),
+        ({"aggregator": {"maths": "z"}}, "needs `default`, for all other labels; it has: maths"),
         ({"aggregator": {"default": 3}}, "aggregator of 'default' must be the name"),
-        ({"aggregator": "z", "template": "{question}"}, "must hold {answers} once"),
+        ({"aggregator": "z", "template": "{question}"}, "must contain {answers} exactly once"),
         ({"aggregator": "z", "template": 3}, "the template must be a text"),
         ({"aggregator": "z", "expert_deadline_s": 0}, "expert_deadline_s must be a number of seconds above 0"),
         ({"aggregator": "z", "max_answer_tokens": 0}, "max_answer_tokens must be a whole number of at least 1"),

@@ -55,5 +55,5 @@ def test_differently_worded_answers_agree(one: str, other: str) -> None:
 
 
 def test_an_unknown_kind_is_named() -> None:
-    with pytest.raises(ConfigError, match="no answer key 'letter': take one of auto, choice, number, text"):
+    with pytest.raises(ConfigError, match="no answer key 'letter'; there are: auto, choice, number, text"):
         key_of("letter")  # type: ignore[arg-type]

@@ -54,7 +54,7 @@ def test_failures_are_replaced_and_the_last_error_is_raised_when_all_fail() -> N
     assert run(Cascade(), THREE, {"a": down, "b": "B", "c": "B"})[0].expert == "b"
     with pytest.raises(EngineError, match="the last"):
         run(Cascade(), THREE, {"a": down, "b": down, "c": EngineError("the last")})
-    with pytest.raises(InvalidRequest, match="no expert may answer"):
+    with pytest.raises(InvalidRequest, match="no expert can take"):
         Cascade().step(REQUEST, RoutingDecision((), (), (), 0.0), {})
 
 

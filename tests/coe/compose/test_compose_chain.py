@@ -53,7 +53,7 @@ def test_who_fails_or_says_nothing_is_skipped_and_named() -> None:
     final, _ = run(Chain(), THREE, {**EACH, "b": DOWN})
     assert final.text == "ca" and final.notes == ("b failed: EngineError: it is down",)
     assert run(Chain(), THREE, {**EACH, "c": DOWN})[0].text == "ba"
-    assert run(Chain(), THREE, {**EACH, "b": "<think>so"})[0].notes == ("b said nothing",)
+    assert run(Chain(), THREE, {**EACH, "b": "<think>so"})[0].notes == ("b gave an empty answer",)
     final, _ = run(Chain(), THREE, {**EACH, "a": DOWN})
     assert (final.expert, final.text, final.notes) == ("b", "cb", ("a failed: EngineError: it is down",))
 
@@ -67,7 +67,7 @@ def test_all_of_them_are_paid_for_one_after_the_other() -> None:
 def test_when_all_fail_the_last_error_is_raised_and_nobody_is_asked_without_experts() -> None:
     with pytest.raises(EngineError, match="it is down"):
         run(Chain(), THREE, dict.fromkeys("abc", DOWN))
-    with pytest.raises(InvalidRequest, match="no expert may answer"):
+    with pytest.raises(InvalidRequest, match="no expert can take"):
         Chain(experts=["a", "b"]).step(REQUEST, RoutingDecision((), (), (), 0.0), {})
 
 
@@ -86,7 +86,7 @@ def test_the_deadline_is_that_of_each_but_the_last() -> None:
         ({"experts": "a"}, "a list of at least two names"),
         ({"experts": ["a"]}, "a list of at least two names"),
         ({"experts": ["a", 3]}, "each of `experts` must be the name of an expert, got 3"),
-        ({"template": "{question} {answers}"}, "must hold {draft} once"),
+        ({"template": "{question} {answers}"}, "must contain {draft} exactly once"),
         ({"expert_deadline_s": "soon"}, "expert_deadline_s must be a number of seconds"),
     ],
 )

@@ -55,5 +55,5 @@ def test_an_answer_that_is_too_long_is_cut_and_says_so():
 def test_a_template_needs_both_places_once():
     check_template(TEMPLATE)
     for wrong in ("{question}", "{answers} only", "{question}{question}{answers}"):
-        with pytest.raises(ConfigError, match=r"must hold \{(question|answers)\} once"):
+        with pytest.raises(ConfigError, match=r"must contain \{(question|answers)\} exactly once"):
             check_template(wrong)

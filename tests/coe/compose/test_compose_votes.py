@@ -64,7 +64,7 @@ def test_when_all_fail_the_last_error_is_raised_but_the_requests_own_fault_first
         run(composition, THREE, {"a": DOWN, "b": DOWN, "c": EngineError("also down")})
     with pytest.raises(ContextLengthExceeded):
         run(composition, THREE, {"a": DOWN, "b": WRONG, "c": DOWN})
-    with pytest.raises(InvalidRequest, match="no expert may answer this request: too long"):
+    with pytest.raises(InvalidRequest, match="no expert can take this request: too long"):
         composition.step(REQUEST, RoutingDecision((), (), (), 0.0, reason="too long"), {})
 
 
@@ -129,7 +129,7 @@ def test_the_prior_settles_close_votes_and_not_clear_ones(tmp_path: Path) -> Non
     assert run(vote, close, says, LISTED)[0].text == "B"
     assert run(vote, clear, says, LISTED)[0].text == "A"  # 19 : 1 against the prior's 1 : 9
     assert run(vote, close, {"a": "C", "b": "A"}, LISTED)[0].text == "C"  # what nobody says does not win
-    with pytest.raises(ConfigError, match="prior: .*none.json is no option prior"):
+    with pytest.raises(ConfigError, match="prior: .*none.json is not an option prior"):
         build_composition("cascade", {"prior": str(tmp_path / "none.json")})
 
 
@@ -140,7 +140,7 @@ def test_the_prior_settles_close_votes_and_not_clear_ones(tmp_path: Path) -> Non
         ("vote", {"options": 3}, "composition 'vote' has no setting options; it has: key"),
         ("single", {"key": "auto"}, "it has: none"),
         ("vote", {"key": "letter"}, "no answer key 'letter'"),
-        ("weighted-vote", {"options": 1}, "options must be at least 2"),
+        ("weighted-vote", {"options": 1}, "options must be a whole number of at least 2"),
         ("cascade", {"confidence": 0}, r"confidence must be a number in \(0, 1\], got 0"),
         ("cascade", {"confidence": "high"}, "confidence must be a number"),
     ],

@@ -80,7 +80,7 @@ async def test_max_tokens_and_stop_strings_cut() -> None:
 
 
 async def test_a_prompt_over_the_context_is_refused_with_both_numbers() -> None:
-    with pytest.raises(ContextLengthExceeded, match="has 3 tokens and 10 are asked for") as info:
+    with pytest.raises(ContextLengthExceeded, match="has 3 tokens and max_tokens is 10") as info:
         await say("fake://echo", ask("a b c", max_tokens=10), context_length=12)
     assert info.value.context_length == 12
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from coe.engines.base import Adapter
-from coe.engines.hf.batch import COALESCE_S, BatchLimits, Row, WaitingRows, adapter_key, choose_batch, deliver
+from coe.engines.hf.batch import COALESCE_S, BatchLimits, BatchRow, WaitingRows, adapter_key, choose_batch, deliver
 from coe.engines.hf.text import TextStream
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind
@@ -29,9 +29,9 @@ def row(
     loop: asyncio.AbstractEventLoop | None = None,
     clock: Any = None,
     **fields: Any,
-) -> Row:
+) -> BatchRow:
     request = GenerateRequest(prompt="x", **{"max_tokens": 10, **fields})
-    return Row(
+    return BatchRow(
         request=request,
         prompt_ids=[1] * n_prompt,
         adapter=Adapter(adapter_spec(adapter), Path(adapter)) if adapter else None,
@@ -52,7 +52,7 @@ def limits(**fields: Any) -> BatchLimits:
     return BatchLimits(**{"rows": 8, "adapters": 4, "tokens": None, "positions": 1000, **fields})
 
 
-def advance(r: Row, data: bytes) -> list[Any]:
+def advance(r: BatchRow, data: bytes) -> list[Any]:
     for token in data:
         r.advance(token)
     return r.drain()
@@ -189,7 +189,7 @@ def test_a_row_whose_event_loop_is_gone_is_cancelled() -> None:
 
 def test_rows_that_come_together_run_together() -> None:
     queue, rows = WaitingRows(n_full=8, gather_s=0.2), [row() for _ in range(3)]
-    taken: list[list[Row]] = []
+    taken: list[list[BatchRow]] = []
     worker = threading.Thread(target=lambda: taken.append(queue.take(limits)))
     worker.start()
     for r in rows:
@@ -202,7 +202,7 @@ def test_a_batch_waits_for_rows_on_their_way_and_a_full_one_does_not_wait() -> N
     queue, first, second = WaitingRows(n_full=2, gather_s=0.001, gather_at_most_s=60), row(), row()
     with queue.expecting():
         queue.put(first)
-        taken: list[list[Row]] = []
+        taken: list[list[BatchRow]] = []
         worker = threading.Thread(target=lambda: taken.append(queue.take(limits)))
         worker.start()
         worker.join(0.05)

@@ -101,6 +101,6 @@ def test_a_decision_is_told_with_what_it_was_made_from() -> None:
 
 
 def test_a_named_expert_has_no_estimate() -> None:
-    decision = RoutingDecision(("a",), (1.0,), (1.0,), 1.0, reason="asked for by name")
+    decision = RoutingDecision(("a",), (1.0,), (1.0,), 1.0, reason="named by the request")
     body = route_body("77", Routed(Query.of("hi"), decision, None, None, Single()), 4)
     assert body["policy"] is body["estimate"] is body["router_digest"] is None and body["allowed"] == ["a"]

@@ -156,7 +156,7 @@ async def test_route_gives_the_same_decision_as_the_answer_and_asks_nobody() -> 
         assert told["model"] == "auto" and routed.headers["x-coe-router"] == "default"
         assert "x-coe-expert" not in routed.headers and routed.headers["x-coe-warning"] == "ignored: user"
         prompted = await g.http.post("/v1/route", json={"model": "echo", "prompt": "hi"})
-        assert prompted.json()["decision"]["reason"] == "asked for by name" and prompted.json()["estimate"] is None
+        assert prompted.json()["decision"]["reason"] == "named by the request" and prompted.json()["estimate"] is None
         lines = await g.log.ended(3)
         assert [line.endpoint for line in lines] == ["/v1/route", "/v1/chat/completions", "/v1/route"]
         assert lines[0].routed is not None and lines[0].expert is None and lines[0].answer is None

@@ -63,7 +63,7 @@ async def test_json_is_refused_where_no_expert_promises_it() -> None:
             "no_eligible_expert",
         ) and "does not promise JSON" in error.message
         error = await refused(g, model="upper", response_format={"type": "json_object"})
-        assert error.status_code == 400 and "'upper' is asked for by name, but cannot take" in error.message
+        assert error.status_code == 400 and "'upper' cannot take this request" in error.message
 
 
 async def test_too_long_prompts_say_both_numbers() -> None:

@@ -424,4 +424,4 @@ def test_files_and_folders_that_are_no_log_are_named(tmp_path: Path) -> None:
 def test_bypassed_requests_are_logged_without_decision_inputs() -> None:
     entry = decode(encode(finished(routed=bypassed("good"), model="good"), texts=True), "here")
     assert entry.inputs is None and entry.policy is None
-    assert entry.decision is not None and entry.decision.reason == "asked for by name"
+    assert entry.decision is not None and entry.decision.reason == "named by the request"

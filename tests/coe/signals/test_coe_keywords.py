@@ -20,9 +20,9 @@ from coe.config import EnginesConfig, FakeConfig
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError
 from coe.policy import Policy
 from coe.routing import Routed, route
-from coe.signals.hosted import Ask, HostedExpert
+from coe.signals.background import Ask, BackgroundExpert
+from coe.signals.features import Filled, Signals
 from coe.signals.keywords import LONGEST, SAMPLES, KeywordReader, keep, parse, request_of
-from coe.signals.signals import Filled, Signals
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
@@ -140,7 +140,7 @@ def test_an_adapter_is_asked_on_its_base() -> None:
 
 
 def test_all_samples_of_all_texts_are_in_flight_together() -> None:
-    expert = HostedExpert("skills", SNAPSHOT, EnginesConfig(fake=FakeConfig(token_delay_s=0.02, capacity=64)))
+    expert = BackgroundExpert("skills", SNAPSHOT, EnginesConfig(fake=FakeConfig(token_delay_s=0.02, capacity=64)))
 
     async def work(ask: Ask) -> list[str]:
         return list(await asyncio.gather(*(ask(request_of("Paris", i)) for i in range(40))))
@@ -168,7 +168,7 @@ def test_closing_ends_what_is_being_asked() -> None:
 
 
 def test_an_interrupt_cancels_what_is_being_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    expert = HostedExpert("skills", SNAPSHOT)
+    expert = BackgroundExpert("skills", SNAPSHOT)
     cancelled = threading.Event()
 
     async def work(ask: Ask) -> None:
@@ -354,7 +354,11 @@ print(reader.read(["Where is Paris?"]))
 
 def test_a_script_that_closes_nothing_ends_in_silence() -> None:
     ended = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", SCRIPTED, SCRIPT], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-W", "always::ResourceWarning", "-c", SCRIPTED, SCRIPT],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert ended.stdout == "[('geography', 'capitals')]\n"
     assert ended.stderr == ""

@@ -15,8 +15,8 @@ from coe.engines.hf.load import LoadedModel, load_model
 from coe.errors import ConfigError
 from coe.local import build_policies
 from coe.routing import Routed, route
+from coe.signals.features import Filled, Signals
 from coe.signals.hidden import MAX_TOKENS, SignalReader
-from coe.signals.signals import Filled, Signals
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.artifacts import save
@@ -177,7 +177,7 @@ def test_a_policy_loads_a_router_with_signals_and_refuses_what_cannot_be_provide
     assert isinstance(policy.router, Filled) and policy.router.router.requires == {"uncertainty/tiny"}
     without = Snapshot(2, {spec.name: spec for spec in SPECS})
     with pytest.raises(
-        ConfigError, match="router of policy 'default' needs what cannot be provided: .*uncertainty/tiny"
+        ConfigError, match="router of policy 'default' requires an unavailable feature: .*uncertainty/tiny"
     ):
         build_policies(config, without)
 
