@@ -10,13 +10,22 @@ WORKERS ?= logical
 
 setup: .venv/.installed
 
+# pip is silent for minutes while it unpacks, so a line every 5 s counts what is there.
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train]'
+	@echo "installing the packages of constraints.txt into .venv (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train]' & pip=$$!; \
+	trap 'kill $$pip' INT TERM; seconds=0; while kill -0 $$pip 2>/dev/null; do \
+	  sleep 1; seconds=$$((seconds + 1)); \
+	  if [ $$((seconds % 5)) = 0 ]; then \
+	    echo "installing: $$seconds s, $$(ls -d .venv/lib/python3*/site-packages/*.dist-info 2>/dev/null | wc -l) packages"; \
+	  fi; \
+	done; wait $$pip
 	touch $@
 
 demo: setup  ## real experts, a trained router, N fresh queries
-	$(BIN)/python -m examples.zoo.demo --seed $(SEED) --n $(N)
+	@echo "demo: $(N) fresh questions, seed $(SEED)"
+	@$(BIN)/python -m examples.zoo.demo --seed $(SEED) --n $(N)
 
 test: setup  ## unit and integration tests, real small models included
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -1,7 +1,7 @@
 """Measure every expert on the router's training questions, and ship the outcomes: `python -m examples.zoo.measure`.
 
-What `coe eval --config examples/zoo/config.yaml --tasks examples/zoo/tasks` does, with the digests of what was measured
-beside the table, so that nobody trains a router on the outcomes of other experts. Interrupted, it goes on.
+The same as `coe eval --config examples/zoo/config.yaml --tasks examples/zoo/tasks`, plus the digests of the measured
+experts beside the table, so that no router is trained on the outcomes of other experts. An interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ from __future__ import annotations
 import asyncio
 import json
 
+from coe.cli.progress import progress
 from coe.config import load_config
 from coe.evaluation.runner import Progress
 from coe.host import open_host
-from examples.zoo.demo import progress
 from examples.zoo.fetch import BASES, fetch
 from examples.zoo.outcomes import DIGESTS, SHIPPED, ZOO, measured_outcomes
 from registry.storage import atomic_path
 
 
 async def measure() -> None:
-    """Measure, and write the shipped files."""
+    """Measure the experts and write the shipped files."""
     async with open_host(load_config(ZOO / "config.yaml")) as host:
-        with progress() as advance:
+        with progress() as shown:
+            tasks = {name: shown.add(name) for name in host.snapshot.experts}
 
             def show(state: Progress) -> None:
-                advance(state.expert, state.done, state.total)
+                tasks[state.expert].update(completed=state.done, total=state.total)
 
             table = await measured_outcomes(host, show)
         digests = {name: spec.digest for name, spec in sorted(host.snapshot.experts.items())}

@@ -1,12 +1,14 @@
-"""The demo's questions, and the tables it prints of the answers."""
+"""The demo's questions, and how it prints the answers."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from coe.evaluation.graders import GRADERS
@@ -15,19 +17,19 @@ from examples.zoo.families import FAMILIES, Family, Row, Split
 from routers.base import Message
 
 console = Console(width=None if sys.stdout.isatty() else 114)
-"""On a pipe there is no width to ask for: wide enough for the tables."""
+"""On a pipe the width is unknown: wide enough for a line per answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A fresh question of a family; nobody who routes or answers is told which."""
+    """A fresh question of a family. Neither the router nor the experts know which family."""
 
     id: int
     family: Family
     row: Row
 
     def request(self) -> GenerateRequest:
-        """What the service is asked."""
+        """The question as a request, with the family's limit of new tokens."""
         return GenerateRequest(messages=(Message("user", self.row.prompt),), max_tokens=self.family.max_tokens)
 
     def grade(self, text: str) -> float:
@@ -38,7 +40,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came back for one question; `tokens` were generated."""
+    """The answer to one question, with the expert that gave it and the number of generated tokens."""
 
     expert: str
     text: str
@@ -48,7 +50,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Answers to the same questions: routed, of the best single expert, of the expert of each one's true family."""
+    """Answers to the same questions: routed, by the best single expert, by the best expert of each true family."""
 
     questions: Sequence[Question]
     routed: Sequence[Result]
@@ -56,7 +58,7 @@ class Results:
     oracle: Sequence[Result]
 
     def summary(self) -> dict[str, float | int]:
-        """The figures of the last line."""
+        """The accuracy figures of the last line."""
         return {
             "n": len(self.questions),
             "routed_accuracy": round(_mean(self.routed), 4),
@@ -78,16 +80,15 @@ def fresh_questions(n: int, seed: int) -> list[Question]:
     return [Question(i, family, row) for i, (_, family, row) in enumerate(made)]
 
 
-def show(results: Results) -> None:
-    """Print every question with its answer, then a summary by family."""
-    answers = Table(title="answers, model: auto", title_justify="left")
-    for column, width in (("query", 50), ("expert", 11), ("answer", 34), ("right?", 6)):
-        answers.add_column(column, width=width, no_wrap=True)
-    for question, result in zip(results.questions, results.routed, strict=True):
-        right = "[green]yes[/]" if result.score == 1 else "[red]no[/]"
-        answers.add_row(_short(question.row.prompt, 50), result.expert, _short(result.text, 34), right)
-    console.print(answers)
+def answer_line(question: Question, result: Result, number: int, total: int) -> str:
+    """One answer on one line, with rich markup: number, expert, whether it is right, query, answer."""
+    right = "[green]yes[/]" if result.score == 1 else "[red]no [/]"
+    query, text = _short(question.row.prompt, 52), _short(result.text, 30)
+    return f"{number:4} of {total}  {result.expert:11} {right}  {escape(query.ljust(52))}  {escape(text)}"
 
+
+def show(results: Results) -> None:
+    """Print accuracy by family."""
     families = Table(
         "family",
         "queries",
@@ -109,8 +110,26 @@ def show(results: Results) -> None:
     own = sum(a.expert == b.expert for a, b in zip(results.routed, results.oracle, strict=True))
     families.add_section()
     families.add_row("all", str(len(results.questions)), str(own), *(f"{100 * score:.1f}%" for score in everything))
+    console.print()
     console.print(families)
     console.print(f"best single expert: {results.best_single[0].expert}")
+
+
+def as_lines(results: Results) -> list[dict[str, Any]]:
+    """Every question with its three answers, as JSON values."""
+    compared = zip(results.questions, results.routed, results.best_single, results.oracle, strict=True)
+    return [
+        {
+            "id": question.id,
+            "family": question.family.name,
+            "prompt": question.row.prompt,
+            "answer": question.row.answer,
+            "routed": asdict(routed),
+            "best_single": asdict(best_single),
+            "task_oracle": asdict(oracle),
+        }
+        for question, routed, best_single, oracle in compared
+    ]
 
 
 def _mean(results: Sequence[Result]) -> float:
@@ -118,7 +137,5 @@ def _mean(results: Sequence[Result]) -> float:
 
 
 def _short(text: str, width: int) -> str:
-    from rich.markup import escape
-
     line = " ".join(text.split())
-    return escape(line if len(line) <= width else line[: width - 1] + "…")
+    return line if len(line) <= width else line[: width - 1] + "…"

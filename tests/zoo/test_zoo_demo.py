@@ -1,0 +1,105 @@
+"""The demo's ends: answers as lines, what differs, what is registered, and next commands that work as printed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from examples.zoo.after import next_commands, register
+from examples.zoo.demo import CONFIG, ZOO, differences
+from examples.zoo.report import Result, Results, answer_line, as_lines, fresh_questions
+from examples.zoo.service import COE, Batched
+from registry.store import Registry
+
+EXPERTS = """
+experts:
+  - {name: sql, kind: model, source: "fake://sql", description: %s}
+  - {name: shell, kind: model, source: "fake://shell"}
+"""
+
+
+@pytest.fixture
+def experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("COE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("COE_REGISTRY", raising=False)
+    file = tmp_path / "experts.yaml"
+    file.write_text(EXPERTS % "queries", encoding="utf-8")
+    return file
+
+
+def commands(text: str) -> list[str]:
+    """The lines of `next_commands` that a reader types."""
+    return [line.strip() for line in text.splitlines() if line.startswith("  ")]
+
+
+def shell(command: str, folder: Path, path: str) -> str:
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_experts_are_where_the_printed_command_lists_them(
+    experts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # the environment of the program is not activated
+    monkeypatch.chdir(ZOO.parent.parent)
+    assert "2 experts" in register(experts)
+    assert register(experts) == register(experts)
+    [listing] = [line for line in commands(next_commands(CONFIG, tmp_path)) if "registry list" in line]
+    listed = shell(listing, Path.cwd(), "/usr/bin:/bin")
+    assert "sql" in listed and "shell" in listed
+
+
+@pytest.mark.parametrize("is_activated", [True, False])
+def test_every_printed_command_exists(is_activated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"{COE.parent}:/usr/bin:/bin" if is_activated else "/usr/bin:/bin"
+    monkeypatch.setenv("PATH", path)
+    monkeypatch.chdir(ZOO.parent.parent)
+    text = next_commands(CONFIG, tmp_path)
+    assert str(tmp_path) in text
+    assert len(commands(text)) == 3
+    for command in commands(text):
+        assert command.startswith("coe ") == is_activated
+        words = command.partition("  # ")[0].rstrip()
+        assert "Usage" in shell(f"{words} --help", Path.cwd(), path)
+        if "--config" in words:
+            assert (Path.cwd() / words.split()[-1]).samefile(CONFIG)
+
+
+def test_other_experts_of_the_same_name_are_not_replaced(experts: Path) -> None:
+    register(experts)
+    experts.write_text(EXPERTS % "other", encoding="utf-8")
+    with Registry() as registry:
+        before = registry.snapshot().experts
+    said = register(experts)
+    assert "sql" in said and "registry apply" in said and "shell" not in said
+    with Registry() as registry:
+        assert registry.snapshot().experts == before
+
+
+def test_an_answer_is_one_line_and_shows_what_markup_would_hide() -> None:
+    question = fresh_questions(8, 7)[0]
+    line = answer_line(question, Result("sql", "SELECT [red]\n1", 1.0, 3), 3, 140)
+    assert "\n" not in line
+    assert line.startswith("   3 of 140  sql")
+    assert "yes" in line and r"\[red]" in line
+    assert "no " in answer_line(question, Result("sql", "?", 0.0, 3), 3, 140)
+
+
+def test_differences_and_lines_hold_all_answers() -> None:
+    questions = fresh_questions(8, 7)
+    same = [Result("sql", f"answer {q.id}", 1.0, 2) for q in questions]
+    other = [Result("sql", "none", 0.0, 1) for _ in questions]
+    results = Results(questions, same, other, same)
+    assert differences(results, Batched(same, 1.0)) == []
+    changed = [*same[:3], Result("shell", same[3].text, 1.0, 2), *same[4:]]
+    [line] = differences(results, Batched(changed, 1.0))
+    assert "question 3" in line and "sql" in line and "shell" in line
+    lines = as_lines(results)
+    assert [each["routed"]["text"] for each in lines] == [each.text for each in same]
+    assert {each["best_single"]["score"] for each in lines} == {0.0}
+    assert lines[5]["family"] == questions[5].family.name
