@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -161,7 +161,7 @@ class Server:
                 if deployment.status == "HEALTHY" and name not in told:
                     told.add(name)
                     self._say(name, f"{deployed.running(deployment)} up in {_since(started)}")
-                elif deployment.message and deployment.message not in told and name not in told:
+                elif _is_news(deployment.message, told) and name not in told:
                     told.add(deployment.message)
                     self._say(name, deployed.gist(deployment.message))
 
@@ -273,6 +273,11 @@ def logical_cpus(config: Config) -> int:
     processes = (config.serve.gateway, *config.serve.pools)
     wanted = sum(process.replicas.max * process.num_cpus for process in processes)
     return max(os.cpu_count() or 1, math.ceil(wanted) + 1)
+
+
+def _is_news(message: str, told: Collection[str]) -> bool:
+    """Whether a message of Serve says more than that a replica takes long: loading weights does."""
+    return bool(message) and message not in told and "taken more than" not in message
 
 
 def _what_loads(source: Source, pool: HostPoolConfig) -> str:
