@@ -1,4 +1,4 @@
-"""`coe ask`: one answer, in process, streamed; who answered and why goes to stderr."""
+"""`coe ask`: one answer, in this process, streamed to stdout; the expert and the reason go to stderr."""
 
 from __future__ import annotations
 
@@ -19,22 +19,20 @@ if TYPE_CHECKING:
 
 def ask(
     text: Annotated[str, typer.Argument(help="The question; '-' reads it from stdin.")],
-    config: Annotated[Path, typer.Option("--config", "-c", help="The service's YAML.")],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="'auto' routes, 'coe/<policy>' by that policy, else an expert's name.")
-    ] = "auto",
-    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most new tokens; else what fits, up to 512.")] = None,
+    config: Annotated[Path, typer.Option("--config", "-c", help="Configuration (YAML) of the service.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="'auto', 'coe/POLICY', or an expert.")] = "auto",
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most new tokens; by default what fits, up to 512.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus mass in (0, 1].")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be repeated.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
-    allowed: Annotated[str | None, typer.Option(help="Comma-separated experts that may answer.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this string. Repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed of sampling.")] = None,
+    allowed: Annotated[str | None, typer.Option(metavar="A,B", help="Only these experts may answer.")] = None,
     cost_weight: Annotated[float | None, typer.Option(help="Quality given up per USD; overrides the policy's.")] = None,
-    deadline: Annotated[float | None, typer.Option(help="Seconds after which to give up.")] = None,
+    deadline: Annotated[float | None, typer.Option(help="Seconds after which the request fails.")] = None,
     json_target: JsonTarget = None,
 ) -> None:
-    """Ask one question and stream the answer of the expert that is chosen for it."""
+    """Ask one question; the answer of the chosen expert streams to stdout."""
     import asyncio
     import sys
 
@@ -97,7 +95,7 @@ def _explain(reply: Reply, first_s: float, seconds: float) -> None:
     why = decision.reason + ("; the fallback answered" if FALLBACK in reply.done else "")
     console.print(f"[bold]{answer.expert}[/] ({took})\nchosen by {by}, confidence {decision.confidence:.2f}: {why}")
     if len(reply.asked) > 1:
-        console.print(f"asked: {', '.join(reply.asked)}", highlight=False, markup=False)
+        console.print(f"called: {', '.join(reply.asked)}", highlight=False, markup=False)
     for note in answer.notes:
         console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
 

@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 def batch(
     context: typer.Context,
-    config: Annotated[Path, typer.Option("--config", "-c", help="The service's YAML.")],
+    config: Annotated[Path, typer.Option("--config", "-c", help="Configuration (YAML) of the service.")],
     source: Annotated[str, typer.Option("--input", "-i", help="JSONL or Parquet: a local path or any fsspec URL.")],
     output: Annotated[str, typer.Option("--output", "-o", help="Folder of the run: a local path or any fsspec URL.")],
     resume: Resume = False,
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="Of rows that name none: 'auto', 'coe/<policy>', or an expert's name."),
+        typer.Option("--model", "-m", help="For rows without a model: 'auto', 'coe/POLICY', or an expert."),
     ] = "auto",
     ray: Annotated[
         str | None,
-        typer.Option(help="Address of a Ray cluster ('auto'); else the configuration's, else a Ray of its own."),
+        typer.Option(help="Address of a Ray cluster ('auto'); by default the configuration's, else a new Ray here."),
     ] = None,
     json: JsonTarget = None,
 ) -> None:
-    """Answer every row of a file: routed, grouped by expert, each expert loaded once a stage.
+    """Answer every row of a file: rows are routed, grouped by expert, and each expert is loaded once per stage.
 
-    Rows are OpenAI batch lines (custom_id, method, url, body), or plain ones: an optional id, a prompt (one user
+    Rows are OpenAI batch lines (custom_id, method, url, body), or plain rows: an optional id, a prompt (one user
     message) or messages, and any other field of a chat request. Writes OUTPUT/results.parquet, sorted by id, and
     run.json; for OpenAI batch lines also results.jsonl, in OpenAI's format. A row that fails is recorded with its
-    error. Interrupted at any moment, the same command with --resume continues, to the same files.
+    error. After an interruption, the same command with --resume continues and writes the same files.
     """
     from coe.batch.run import run_batch
     from coe.batch.runner import ray_executor
@@ -113,14 +113,14 @@ def _show(run: Mapping[str, Any], output: str, *, to_stdout: bool) -> None:
     from rich.table import Table
 
     results, loads = run["results"], _loads(run)
-    table = Table("expert", title="Who answered")
+    table = Table("expert", title="Answers")
     for column in ("rows", "loads"):
         table.add_column(column, justify="right")
     for expert in sorted(results["experts"].keys() | loads.keys()):
         table.add_row(expert, str(results["experts"].get(expert, 0)), str(loads.get(expert, 0)))
     (stdout_console() if to_stdout else console).print(table)
     for code, rows in sorted(results["errors"].items()):
-        console.print(f"[yellow]{rows} rows failed: {code}[/]; their `error` column says why", highlight=False)
+        console.print(f"[yellow]{rows} rows failed: {code}[/]; see their `error` column", highlight=False)
     for field, rows in sorted(run["ignored_fields"].items()):
         console.print(f"[yellow]{field} has no effect[/]; {rows} rows have it", highlight=False)
     console.print(f"Results: {output}/results.parquet", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`coe encoder`: make a fast encoder out of a good one."""
+"""`coe encoder`: distill a fast encoder from a good one."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ def _group() -> None:
 
 @app.command()
 def distill(
-    out: Annotated[Path, typer.Option(help="Folder to write; `--encoder FOLDER` takes it from then on.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, for `--encoder FOLDER`.")],
     source: Annotated[
-        str, typer.Option("--from", metavar="ENCODER", help="minilm, or the folder of a sentence-transformers model.")
+        str,
+        typer.Option(
+            "--from",
+            metavar="ENCODER",
+            help="minilm, or the folder of a sentence-transformers model.",
+        ),
     ] = "minilm",
-    dim: Annotated[int, typer.Option(help="Dimensions of the new vectors.")] = 256,
+    dim: Annotated[int, typer.Option(help="Dimension of the new vectors.")] = 256,
     outcomes: Annotated[
         list[Path] | None,
-        typer.Option(help="Fit the vectors to the prompts of this outcome table; may be given several times."),
+        typer.Option(help="Fit the vectors to the prompts of this outcome table. Repeatable."),
     ] = None,
     json: JsonTarget = None,
 ) -> None:

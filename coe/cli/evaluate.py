@@ -24,25 +24,27 @@ TASK_FOLDER = Path("configs/tasks")
 
 def evaluate(
     context: typer.Context,
-    config: Annotated[
-        Path, typer.Option("--config", "-c", help="Service configuration (YAML): which experts there are.")
-    ],
-    tasks: Annotated[str, typer.Option(help="Names of tasks, task YAML files, or a folder of them; comma-separated.")],
+    config: Annotated[Path, typer.Option("--config", "-c", help="Configuration (YAML) of the service.")],
+    tasks: Annotated[str, typer.Option(metavar="A,B", help="Tasks: names, YAML files, or folders of them.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
     experts: Annotated[
-        str | None, typer.Option(help="Only these, comma-separated: experts, or `coe/<policy>`; default: all experts.")
+        str | None,
+        typer.Option(metavar="A,B", help="Only these experts, or policies as coe/POLICY; by default all."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of each task.")] = None,
     resume: Resume = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Most questions in flight at once.")] = 32,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of sampling, at temperatures above 0.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of sampling, at temperatures above 0.")] = 0,
     json: JsonTarget = None,
 ) -> None:
-    """Run experts on tasks and write what each answered, scored and cost; a policy counts as one more expert.
+    """Run experts on tasks and write an outcome table: the answer, score and cost of each expert on each question.
+
+    A policy (`coe/POLICY` in --experts) counts as one more expert.
 
     Writes OUTPUT/outcomes.parquet (the outcome table), run.json (what ran, how fast) and answers.jsonl (answers as they
-    come). Interrupted, the same command with --resume continues.
+    come). After an
+    interruption, the same command with --resume continues.
     """
     import asyncio
 
@@ -92,7 +94,7 @@ def _show(report: Report, output: Path, *, to_stdout: bool) -> None:
     screen.print(_table(report))
     failures = sum(cell.failures for cell in report.cells.values())
     if failures:
-        console.print(f"[yellow]{failures} answers failed (score 0); run.json says why[/]")
+        console.print(f"[yellow]{failures} answers failed (score 0); see run.json[/]")
     outcomes = output / OUTCOMES
     command = shlex.join(
         ["coe", "router", "train", "--outcomes", str(outcomes), "--kind", "category", "--out", "router"]

@@ -1,4 +1,4 @@
-"""`coe plan`: what a batch will ask, load and cost, before anything runs."""
+"""`coe plan`: the calls, loads and cost of a batch, before it runs."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ UNKNOWN = "unknown"
 
 
 def plan(
-    config: Annotated[Path, typer.Option("--config", "-c", help="The service's YAML.")],
+    config: Annotated[Path, typer.Option("--config", "-c", help="Configuration (YAML) of the service.")],
     source: Annotated[str, typer.Option("--input", "-i", help="JSONL or Parquet: a local path or any fsspec URL.")],
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="Of rows that name none: 'auto', 'coe/<policy>', or an expert's name."),
+        typer.Option("--model", "-m", help="For rows without a model: 'auto', 'coe/POLICY', or an expert."),
     ] = "auto",
     like: Annotated[
-        str | None, typer.Option(help="Output folder of an earlier `coe batch`: its rates and lengths of answers.")
+        str | None, typer.Option(help="Output folder of an earlier `coe batch`, for its rates and answer lengths.")
     ] = None,
-    load_rate: Annotated[str | None, typer.Option(help="Bytes of weights that load in a second, as '500MB'.")] = None,
+    load_rate: Annotated[str | None, typer.Option(help="Bytes of weights loaded per second, e.g. 500MB.")] = None,
     tokens_per_s: Annotated[
-        float | None, typer.Option(min=0.0, help="New tokens that one host generates in a second, in full batches.")
+        float | None, typer.Option(min=0.0, help="New tokens that one host generates per second in full batches.")
     ] = None,
     json: JsonTarget = None,
 ) -> None:
-    """Say what `coe batch` would do with an input: who is asked, what is loaded, tokens, price and time.
+    """Show what `coe batch` would do with an input: calls, loads, tokens, price and time.
 
-    The input is routed for real; no expert is loaded or asked. Prompt tokens are estimates (four characters a token).
-    New tokens are bounds, by the requests' limits; what is expected is told where the registry's profiles or an earlier
-    run (--like) know the lengths of an expert's answers. Seconds want rates, of --like or given. What is not known is
-    said to be unknown. Exit status 1: an expert does not fit a host's memory.
+    The input is routed; no expert is loaded or called. Prompt tokens are estimates (four characters per token). New
+    tokens are upper bounds from the limits of the requests; an expected number is shown where the registry's profiles
+    or an earlier run (--like) have the answer lengths of an expert. Seconds need rates, from --like or from the flags;
+    without them they are unknown. Exit status 1: an expert does not fit into the memory of a host.
     """
     from coe.batch.planning.plan import plan_batch
     from coe.config import load_config
@@ -59,7 +59,7 @@ def plan(
 
 
 def _rates(config: Config, like: str | None, load_rate: str | None, tokens_per_s: float | None) -> Rates:
-    """What is given goes before what an earlier run measured, and that before profiles."""
+    """The rates of the flags, else those of an earlier run, else those of profiles."""
     from coe.batch.planning.rates import Rates, profiled_tokens, rates_of_run
     from coe.experts import fill, open_registry
 
@@ -81,7 +81,7 @@ def _bytes(text: str) -> float:
     try:
         return float(TypeAdapter(ByteSize).validate_python(text))
     except ValidationError:
-        raise typer.BadParameter(f"{text!r} is no number of bytes; write it as '500MB' or '1.5GiB'") from None
+        raise typer.BadParameter(f"{text!r} is not a number of bytes, such as 500MB or 1.5GiB") from None
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def _table(number: int, stage: Mapping[str, Any], sizes: Mapping[str, int | None
         table.add_column(column, justify="right")
     for name, expert in sorted(stage["experts"].items(), key=lambda item: (item[1]["residency"], item[0])):
         residency = expert["residency"]
-        # A base's loads stand once: at itself, or at the first of its adapters.
+        # The loads of a base are shown once: in its own row, or in that of its first adapter.
         first = next(n for n in sorted(stage["experts"]) if stage["experts"][n]["residency"] == residency)
         own = name == residency or (residency not in stage["experts"] and name == first)
         loads = stage["loads"][residency] if own else 0
@@ -147,7 +147,7 @@ def _table(number: int, stage: Mapping[str, Any], sizes: Mapping[str, int | None
 def _totals(record: Mapping[str, Any]) -> Iterator[str]:
     totals = record["totals"]
     yield (
-        f"In all: {totals['calls']:,} calls, {_loads(totals['loads'])}, {_size(totals['loaded_bytes'])} moved, "
+        f"Total: {totals['calls']:,} calls, {_loads(totals['loads'])}, {_size(totals['loaded_bytes'])} moved, "
         f"about {totals['prompt_tokens']:,} prompt tokens, "
         f"new tokens {_bounded(totals['tokens'], totals['tokens_at_most'], _whole)}, "
         f"USD {_bounded(totals['cost_usd'], totals['cost_usd_at_most'], _usd)}, "
@@ -156,7 +156,7 @@ def _totals(record: Mapping[str, Any]) -> Iterator[str]:
     least = record["if_answers_agree"]
     if least is not None:
         yield (
-            "What is asked depends on answers: this is the most. If all experts agree: "
+            "The calls depend on answers: these are the most. If all experts agree: "
             f"{least['calls']:,} calls, {_loads(least['loads'])}, {_size(least['loaded_bytes'])} moved, "
             f"USD {_bounded(least['cost_usd'], least['cost_usd_at_most'], _usd)}, "
             f"seconds {_bounded(least['seconds'], least['seconds_at_most'], _whole)}"
@@ -164,18 +164,18 @@ def _totals(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _notes(planned: BatchPlan, record: Mapping[str, Any]) -> Iterator[str]:
-    """What the figures rest on."""
+    """Notes on the figures: failures, hosts, unknown rates."""
     for code, rows in sorted(record["errors"].items()):
-        yield f"[yellow]{rows:,} rows will fail before anyone is asked: {code}[/]"
+        yield f"[yellow]{rows:,} rows will fail before any call: {code}[/]"
     if record["totals"]["too_long"]:
-        told = f"[yellow]{record['totals']['too_long']:,} calls seem not to fit their expert's context[/]"
-        yield f"{told}, with answers in them as long as they may get"
+        told = f"[yellow]{record['totals']['too_long']:,} calls may not fit the context of their expert[/]"
+        yield f"{told}, when the answers in their prompts are as long as allowed"
     budget = _size(record["memory"]["budget_bytes"])
     if record["hosts"] == 1:
         ahead = sum(stage["loads_ahead"] for stage in record["stages"])
         yield (
             f"One host with {budget} for weights: {ahead} of {record['totals']['loads']} loads fit beside the expert "
-            "that works before them, and go on meanwhile."
+            "that works before them, and overlap with its work."
         )
     else:
         yield (
@@ -183,21 +183,21 @@ def _notes(planned: BatchPlan, record: Mapping[str, Any]) -> Iterator[str]:
         )
     missing = list(_missing(planned, record))
     if missing:
-        yield f"Not known: {', '.join(missing)}; --like takes them from an earlier run."
+        yield f"Unknown: {', '.join(missing)}; --like takes them from an earlier run."
 
 
 def _missing(planned: BatchPlan, record: Mapping[str, Any]) -> Iterator[str]:
     rates, sizes = planned.rates, planned.memory.sizes
     if any(rates.load_s(size) is None for size in sizes.values()):
-        yield "how fast weights load (--load-rate)"
+        yield "the rate of loading (--load-rate)"
     if any(rates.work_s(residency, 1) is None for residency in sizes):
-        yield "how fast tokens are generated (--tokens-per-s)"
+        yield "the rate of generation (--tokens-per-s)"
     if record["totals"]["tokens"] is None:
-        yield "how long answers get"
+        yield "the length of answers"
 
 
 def _bounded(expected: float | None, at_most: float | None, form: Callable[[float], str]) -> str:
-    """What is expected, and the bound."""
+    """The expected value and the upper bound."""
     if at_most is None:
         return UNKNOWN
     bound = f"≤ {form(at_most)}"
@@ -213,7 +213,7 @@ def _whole(value: float) -> str:
 
 
 def _usd(value: float) -> str:
-    return f"{value:,.2f}" if value >= 1 else f"{value:.2g}"  # small experts answer for millionths
+    return f"{value:,.2f}" if value >= 1 else f"{value:.2g}"  # answers of small experts cost millionths
 
 
 def _size(size_bytes: float | None) -> str:

@@ -34,15 +34,15 @@ _ACTION_STYLES = {"add": "[green]+ add[/]", "update": "[yellow]~ update[/]", "re
 
 @app.command("apply")
 def apply_file(
-    file: Annotated[Path, typer.Argument(help="YAML file with a list `experts`.")],
+    file: Annotated[Path, typer.Argument(help="Experts file (YAML).")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the file and print the plan; change nothing.")
     ] = False,
-    prune: Annotated[bool, typer.Option("--prune", help="Also remove experts that the file does not name.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Also remove experts that are not in the file.")] = False,
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
-    """Make the registry hold what FILE says; applying it again changes nothing."""
+    """Register the experts of a file: add, update, and with --prune remove; a second run changes nothing."""
     from registry.documents import load_document
     from registry.reconcile import apply, plan
 
@@ -64,19 +64,21 @@ def apply_file(
 @app.command()
 def add(
     name: Annotated[str, typer.Option(help="Name of the expert.")],
-    source: Annotated[str, typer.Option(help="Folder, .gguf, home://..., hf://org/name[@revision], https://.../v1.")],
+    source: Annotated[
+        str, typer.Option(help="Folder, GGUF file, home://..., hf://org/name[@revision], or https://.../v1.")
+    ],
     kind: Annotated[str, typer.Option(help="model, adapter, remote or embedding.")] = "model",
     engine: Annotated[str | None, typer.Option(help="Engine that serves it, where the source does not say.")] = None,
-    base: Annotated[str | None, typer.Option(help="The base of an adapter.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base expert of an adapter.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of an hf:// source.")] = None,
-    model: Annotated[str | None, typer.Option(help="The name a remote endpoint knows it by.")] = None,
-    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with a remote endpoint's key.")] = None,
-    context_length: Annotated[int | None, typer.Option(help="Tokens; needed for remote experts only.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model at a remote endpoint.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with an endpoint's key.")] = None,
+    context_length: Annotated[int | None, typer.Option(help="Tokens of context; required for remote experts.")] = None,
     input_usd_per_mtok: Annotated[float | None, typer.Option(help="Price per million prompt tokens.")] = None,
     output_usd_per_mtok: Annotated[float | None, typer.Option(help="Price per million generated tokens.")] = None,
-    description: Annotated[str, typer.Option(help="One line on what it is good at.")] = "",
-    licence: Annotated[str | None, typer.Option(help="Licence, where the files do not say.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    description: Annotated[str, typer.Option(help="What it is good at, in a line.")] = "",
+    licence: Annotated[str | None, typer.Option(help="Licence, where the files state none.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Tag to select it by. Repeatable.")] = None,
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
@@ -110,11 +112,11 @@ def list_experts(registry: RegistryUrl = None, json: JsonTarget = None) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="NAME, or NAME@VERSION.")],
+    name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
-    """Show all that is known of an expert: what its files say, and what it is good at."""
+    """Show an expert: the facts of its files, and its strengths and weaknesses where they were measured."""
     with _open(registry) as store:
         spec = store.get(name)
         profile = profile_document(spec, store)
@@ -126,11 +128,11 @@ def show(
 
 @app.command()
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(help="Experts to check; all, if none is named.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Experts to check; by default all.")] = None,
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
-    """Hash the experts' files again and compare with what was registered; exit status 1 if any differs."""
+    """Hash the files of experts and compare them with the registered digests; exit status 1 if any differs."""
     with _open(registry) as store:
         specs = [store.get(name) for name in names] if names else store.list()
     results = [_result(spec, error) for spec, error in _verify(specs)]
@@ -144,11 +146,11 @@ def verify(
 
 @app.command()
 def remove(
-    name: Annotated[str, typer.Argument(help="The expert to take out.")],
+    name: Annotated[str, typer.Argument(help="Expert to remove.")],
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
-    """Take an expert out of the registry; its files stay."""
+    """Remove an expert from the registry; its files stay."""
     with _open(registry) as store:
         store.remove(name)
         version = store.snapshot().version

@@ -1,4 +1,4 @@
-"""`coe replay`: make every decision of a log again, and say which do not come out the same."""
+"""`coe replay`: re-run logged routing decisions and check that they are identical."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ _SHOW_EVERY = 1000
 
 
 def replay(
-    logs: Annotated[list[Path], typer.Argument(metavar="LOG...", help="Decision logs: files, or folders of them.")],
+    logs: Annotated[list[Path], typer.Argument(metavar="LOG...", help="Decision logs: files, or folders of files.")],
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="Also route what was asked (a log with `texts`) by this service of today."),
+        typer.Option("--config", "-c", help="Also route the logged texts (`serve.log.texts`) by this configuration."),
     ] = None,
     json_target: JsonTarget = None,
 ) -> None:
-    """Make every decision of a log again from what it was made from; exit with 1 unless all are identical."""
+    """Re-run logged routing decisions and check that they are identical; exit status 1 if any differs.
+
+    Each decision is made again from its logged inputs. With --config, the logged texts are also routed by the service
+    as it is configured today, which shows what would change.
+    """
     from coe.serve.decisions.log import read_log
     from coe.serve.decisions.replay import replay as make_again
 
@@ -37,7 +41,7 @@ def replay(
     rerouter = None if config is None else _rerouter(config)
     replayed = make_again(_told(read_log(logs, cut.append)), rerouter)
     for place in cut:
-        console.print(f"{place}: a last line that was cut off is left out", highlight=False, soft_wrap=True)
+        console.print(f"{place}: the last line is incomplete and was skipped", highlight=False, soft_wrap=True)
     if json_target != "-":
         _print(replayed, rerouter)
     emit_json(_document(replayed, rerouter, cut), json_target)
@@ -46,7 +50,7 @@ def replay(
 
 
 def _rerouter(config: Path) -> Rerouter:
-    """The experts and policies that a service of this configuration would have now."""
+    """The experts and policies of a configuration, as a service would have them now."""
     from coe.config import load_config
     from coe.experts import open_snapshot
     from coe.local import build_policies
@@ -78,11 +82,11 @@ def _print(replayed: ReplayReport, rerouter: Rerouter | None) -> None:
     if rerouter is not None:
         output.print(_anew(rerouter))
         for count, why in (
-            (rerouter.without_text, "were logged without texts"),
-            (rerouter.unknown_policy, "are of policies that the configuration does not have"),
+            (rerouter.without_text, "were logged without their text"),
+            (rerouter.unknown_policy, "belong to policies that the configuration does not have"),
         ):
             if count:
-                output.print(f"{count:,} entries {why}: not routed anew", highlight=False)
+                output.print(f"{count:,} entries {why}: not routed", highlight=False)
 
 
 def _counts(replayed: ReplayReport) -> Table:
@@ -91,9 +95,9 @@ def _counts(replayed: ReplayReport) -> Table:
     table = Table("entries", "", title=f"{replayed.entries:,} entries replayed", title_justify="left")
     rows = (
         (replayed.repeated, "decided identically"),
-        (replayed.differing, "decided otherwise"),
-        (replayed.named, "named their expert: nothing was decided"),
-        (replayed.refused, "ended before a decision"),
+        (replayed.differing, "decided differently"),
+        (replayed.named, "named their expert: no decision"),
+        (replayed.refused, "failed before a decision"),
     )
     for count, what in rows:
         table.add_row(f"{count:,}", what)
@@ -118,7 +122,7 @@ def _anew(rerouter: Rerouter) -> Table:
     from rich.table import Table
 
     table = Table(
-        "policy", "routed anew", "same choice", "same router", "nobody may answer", "largest drift of a quality"
+        "policy", "routed again", "same choice", "same router", "no eligible expert", "largest change in quality"
     )
     for name, anew in sorted(rerouter.by_policy.items()):
         drift = "" if anew.largest_drift is None else f"{anew.largest_drift:.3g}"

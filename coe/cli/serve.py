@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from coe.cli.output import console
+from coe.cli.output import JsonTarget, console, emit_json
+from coe.cli.progress import status
 
 if TYPE_CHECKING:
     from coe.serve.cluster.source import Source
 
 
 def serve(
-    config: Annotated[Path, typer.Option("--config", "-c", help="The service's YAML.")],
+    config: Annotated[Path, typer.Option("--config", "-c", help="Configuration (YAML) of the service.")],
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on; else the configuration's (127.0.0.1).")
+        str | None, typer.Option(help="Address to listen on; by default the configuration's, else 127.0.0.1.")
     ] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Else the configuration's (8000).")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port; by default the configuration's, else 8000.")
+    ] = None,
     ray: Annotated[
-        str | None, typer.Option(help="Address of a Ray cluster ('auto'); else a Ray of its own on this machine.")
+        str | None, typer.Option(help="Address of a Ray cluster ('auto'); by default a new Ray on this machine.")
     ] = None,
+    json: JsonTarget = None,
 ) -> None:
-    """Serve every expert and policy of a configuration; Ctrl-C stops.
+    """Serve the experts and policies of a configuration as an OpenAI-compatible endpoint; Ctrl-C stops it.
 
-    The registry, the configuration's policies, and their routers may change while it runs: they are checked, then
-    pushed to all processes.
+    While it runs, changes of the registry, of policies and of their routers are checked and then loaded without a
+    restart. --json describes the service once it is ready.
     """
     import signal
     import threading
@@ -37,14 +42,26 @@ def serve(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with console.status("reading the configuration, the registry and the routers"):
+        with status("reading the configuration, the registry and the routers"):
             source = Source(config, host=host, port=port, ray=ray)
-        with source, console.status("starting") as status, Server(source, _say) as server:
-            status.stop()
+        with source, ExitStack() as running:
+            with status("starting"):
+                server = running.enter_context(Server(source, _say))
             _welcome(source)
+            emit_json(_document(source), json)
             server.watch(threading.Event())
     except KeyboardInterrupt:
         console.print("stopped")
+
+
+def _document(source: Source) -> dict[str, Any]:
+    settings, catalog = source.config.serve, source.catalog
+    return {
+        "url": f"http://{settings.host}:{settings.port}/v1",
+        "policies": list(catalog.policies),
+        "experts": list(catalog.snapshot),
+        "decisions": settings.log.folder,
+    }
 
 
 def _say(part: str, what: str) -> None:

@@ -28,22 +28,25 @@ def profile(
         Path | None, typer.Option("--outcomes", help="Outcome table to read: .parquet, .jsonl or .csv.")
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="Tasks to ask: names, YAML files, or a folder of them; comma-separated.")
+        str | None, typer.Option(metavar="A,B", help="Tasks to run: names, YAML files, or folders of them.")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Service configuration (YAML): experts, and their registry.")
+        Path | None,
+        typer.Option("--config", "-c", help="Configuration (YAML): experts, and the registry for the counts."),
     ] = None,
     registry: RegistryUrl = None,
     experts: Experts = None,
     label_column: LabelColumn = None,
     source: Annotated[
-        str | None, typer.Option("--source", help="What the table is called; by default its folder and name.")
+        str | None, typer.Option("--source", help="Name of the table in the registry; by default its folder and name.")
     ] = None,
     aggregators: Annotated[
-        bool, typer.Option("--aggregators", help="Try who aggregates best: one right and two wrong recorded answers.")
+        bool,
+        typer.Option("--aggregators", help="Find the best aggregator of one right and two wrong answers."),
     ] = False,
     grader: Annotated[
-        str | None, typer.Option("--grader", help="With --aggregators and --outcomes alone: choice, number, exact, ...")
+        str | None,
+        typer.Option("--grader", help="Grader for --aggregators with --outcomes alone: choice, ..."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -53,20 +56,20 @@ def profile(
     resume: Resume = False,
     fresh: Annotated[
         bool,
-        typer.Option("--fresh", help="Ask everything, also what the registry has counts of; discards earlier answers."),
+        typer.Option("--fresh", help="Run everything, also where the registry has counts; discards earlier answers."),
     ] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Most questions in flight at once.")] = 32,
     seed: Seed = 0,
     json: JsonTarget = None,
 ) -> None:
-    """Measure experts by skill, or read it from an outcome table, and keep the counts in the registry.
+    """Measure experts by skill, or read the counts from an outcome table, and store them in the registry.
 
-    Only experts and tasks without counts are asked: a new expert, or one that changed, is measured alone. Interrupted,
-    the same command with --resume continues.
+    Only experts and tasks without counts are asked: a new expert, or one that changed, is measured alone. After an
+    interruption, the same command with --resume continues.
     """
     _check_flags(outcomes, tasks, config, aggregators=aggregators, grader=grader)
     if tasks is not None and (label_column or source):
-        raise typer.BadParameter("--label-column and --source are of a table: a task has its own", param_hint="--tasks")
+        raise typer.BadParameter("--label-column and --source are of a table; a task has its own", param_hint="--tasks")
     if config is not None and _is_typed(context, "registry"):
         raise typer.BadParameter("the configuration says which registry: give one of the two", param_hint="--registry")
     place = Place.of(config, registry, with_output=json is not None or output is not None)
@@ -104,13 +107,13 @@ def _check_flags(
     outcomes: Path | None, tasks: str | None, config: Path | None, *, aggregators: bool, grader: str | None
 ) -> None:
     if outcomes is None and tasks is None:
-        raise typer.BadParameter("give --outcomes FILE to read a table, or --tasks NAMES to ask the experts")
+        raise typer.BadParameter("give --outcomes FILE to read a table, or --tasks NAMES to run the experts")
     if outcomes is not None and tasks is not None and not aggregators:
         raise typer.BadParameter("give either --outcomes or --tasks; both are for --aggregators")
     if config is None and (aggregators or tasks is not None):
-        raise typer.BadParameter("experts are asked: give the service's configuration", param_hint="--config")
+        raise typer.BadParameter("experts are called: give the configuration of the service", param_hint="--config")
     if (grader is not None) != (aggregators and tasks is None):
-        hint = "it says how a table's answers are graded, for --aggregators with --outcomes and no --tasks"
+        hint = "it grades the answers of a table, for --aggregators with --outcomes and without --tasks"
         raise typer.BadParameter(hint if grader else f"needed: {hint}", param_hint="--grader")
 
 
@@ -130,12 +133,12 @@ def _read_outcomes(
         some = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         both = ",".join(name for name in table.experts if name in known)
         hint = f"--experts {both} reads those that it does" if both else "register them first (`coe registry apply`)"
-        raise RegistryError(f"{path} tells of experts that the registry does not know: {some}; {hint}")
+        raise RegistryError(f"{path} has experts that are not in the registry: {some}; {hint}")
     now = {name: identity(known[name], known) for name in table.experts}
     then = {name: value for name, value in measured_identities(path).items() if name in now}
     for name in then:
         if then[name] != now[name]:
-            console.print(f"[yellow]{name} has changed since it was measured: this is kept for what it was[/]")
+            console.print(f"[yellow]{name} has changed since: the counts belong to its earlier version[/]")
     rows = table_rows(table, source or default_source(path), now | then, column=column or "domain")
     return {"asked": []}, rows, lambda: print_profiles(rows, kept=place.keeps)
 
@@ -160,7 +163,7 @@ def _ask_tasks(asking: Asking, tasks: str, names: list[str] | None, limit: int |
         _tell_failures(report)
     already = [spec.name for spec in whole.experts if spec.name not in missing]
     if already:
-        console.print(f"measured before, not asked again: {', '.join(already)}", highlight=False)
+        console.print(f"measured before, not run again: {', '.join(already)}", highlight=False)
     return {"asked": missing}, rows, lambda: print_profiles(rows, kept=place.keeps)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def print_profiles(rows: Sequence[ProfileRow], *, kept: bool) -> None:
-    """An expert a line: how many questions, how well, and where best and worst."""
+    """One line per expert: number of questions, mean score, best and worst skill."""
     from rich.markup import escape
 
     from registry.profiles import Profiles
@@ -58,7 +58,7 @@ def print_choice(results: Sequence[AggregatorScore], choice: BestAggregators, ou
     if len(choice.of_label) > 1:
         out.print(_label_table(choice))
     if not choice.beats_chance:
-        console.print("[yellow]nobody is surely better than that: a vote needs no aggregator[/]")
+        console.print("[yellow]no expert is significantly better than that: a vote needs no aggregator[/]")
     text = yaml.safe_dump({"composition": choice.composition()}, default_flow_style=None, sort_keys=False, width=110)
     out.print(f"in a policy of the configuration:\n{text}", highlight=False, markup=False, soft_wrap=True, end="")
 

@@ -76,7 +76,7 @@ def test_who_failed_and_who_was_asked_is_told_beside_the_answer(config: Path) ->
     config.write_text(config.read_text().replace("{expert: loud}", policy))
     done = CliRunner().invoke(app, ["ask", "of France", "-c", str(config)])
     assert done.exit_code == 0 and "A DRAFT OF THE ANSWER:\nPARIS" in done.stdout
-    assert "asked: ill, capital, loud" in done.stderr and "fallback" not in done.stderr
+    assert "called: ill, capital, loud" in done.stderr and "fallback" not in done.stderr
     assert "note: ill failed: EngineError: 'ill' failed after 0 tokens" in " ".join(done.stderr.split())
     result = json.loads(CliRunner().invoke(app, ["ask", "of France", "-c", str(config), "--json", "-"]).stdout)
     assert result["asked"] == ["ill", "capital", "loud"] and len(result["notes"]) == 1

@@ -91,7 +91,7 @@ def test_it_answers_and_says_who_did_what_failed_and_where_the_results_are(place
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["│", "geo", "│", "2", "│", "1", "│"] in lines and ["│", "loud", "│", "2", "│", "2", "│"] in lines
     assert "answering, stage 1: 2 broken (2 failed), 2 geo, 1 loud" in result.stderr
-    assert "1 rows failed: invalid_weights; their `error` column says why" in result.stderr
+    assert "1 rows failed: invalid_weights; see their `error` column" in result.stderr
     assert "user has no effect; 1 rows have it" in result.stderr
     assert "Results: out/results.parquet" in result.stderr
 

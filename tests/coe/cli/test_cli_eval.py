@@ -147,7 +147,7 @@ def test_failed_answers_are_counted(service: Path) -> None:
     Path("experts.yaml").write_text(EXPERTS.replace("kind: model,", "kind: model, context_length: 257,", 1))
     result = coe_eval()
     assert result.exit_code == 0, result.output
-    assert "4 answers failed (score 0); run.json says why" in result.stderr
+    assert "4 answers failed (score 0); see run.json" in result.stderr
 
 
 @pytest.mark.parametrize("sampling", [("--temperature", "0.5", "--seed", "3"), ("--seed", "3")])

@@ -51,12 +51,12 @@ def test_it_says_who_is_asked_what_is_moved_and_what_is_not_known(place: Path) -
     assert result.exit_code == 0, result.output
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines()]
     assert ["a", "", "2", "1", "1 MiB", "~28", "≤ 100", "≤ 0.00023"] in lines
-    assert "In all: 3 calls, 2 loads, 2 MiB moved, about 42 prompt tokens, new tokens ≤ 150" in result.stdout
-    assert "seconds unknown" in result.stdout and "1 rows will fail before anyone is asked" in result.stdout
+    assert "Total: 3 calls, 2 loads, 2 MiB moved, about 42 prompt tokens, new tokens ≤ 150" in result.stdout
+    assert "seconds unknown" in result.stdout and "1 rows will fail before any call" in result.stdout
     assert "1 of 2 loads fit beside the expert that works before them" in result.stdout
     assert (
-        "Not known: how fast weights load (--load-rate), how fast tokens are generated (--tokens-per-s), "
-        "how long answers get; --like takes them from an earlier run."
+        "Unknown: the rate of loading (--load-rate), the rate of generation (--tokens-per-s), "
+        "the length of answers; --like takes them from an earlier run."
     ) in result.stdout
     assert sorted(path.name for path in place.iterdir()) == ["experts.yaml", "in.jsonl", "service.yaml"]
 
@@ -93,5 +93,5 @@ def test_an_expert_that_fits_no_host_is_an_error_before_anything_runs(place: Pat
 
 def test_wrong_arguments_are_refused_in_words(place: Path) -> None:
     result = coe_plan("--load-rate", "fast")
-    assert result.exit_code == 2 and "'fast' is no number of bytes" in " ".join(result.stderr.split())
+    assert result.exit_code == 2 and "'fast' is not a number of bytes" in " ".join(result.stderr.split())
     assert isinstance(coe_plan("--like", "nowhere").exception, RunFolderError)

@@ -117,7 +117,7 @@ def test_what_was_measured_is_not_asked_again(service: Path, monkeypatch: pytest
     assert sorted(asked) == ["geo"] * 3 + ["spain"] * 3
     asked.clear()
     again = on_tasks("--json", "out.json")
-    assert asked == ["lost"] * 3 and "not asked again: geo, spain" in again.stderr
+    assert asked == ["lost"] * 3 and "not run again: geo, spain" in again.stderr
     document = json.loads(Path("out.json").read_text())
     assert document["asked"] == ["lost"] and document["stored_in"] == REGISTRY
     assert {row["expert"] for row in document["rows"]} == {"geo", "spain", "lost"}
@@ -155,7 +155,7 @@ def test_a_table_of_what_experts_were_is_kept_for_that(service: Path) -> None:
     evaluated = table("run/outcomes.parquet")
     (evaluated.parent / "run.json").write_text(json.dumps({"manifest": {"experts": {"geo": "sha256:then"}}}))
     result = coe_profile("--outcomes", str(evaluated), "--registry", REGISTRY)
-    assert "geo has changed since it was measured" in result.stderr
+    assert "geo has changed since: the counts" in result.stderr
     assert counts("geo") == {} and counts("spain") == {"law": (0, 2), "math": (2, 2)}
 
 
@@ -163,7 +163,7 @@ def test_experts_that_the_registry_does_not_know(service: Path) -> None:
     path = str(table("t.parquet", experts=("geo", "gpt")))
     error = coe_profile("--outcomes", path, "--registry", REGISTRY, ok=False).exception
     assert isinstance(error, RegistryError)
-    assert str(error).endswith("does not know: gpt; --experts geo reads those that it does")
+    assert str(error).endswith("are not in the registry: gpt; --experts geo reads those that it does")
     coe_profile("--outcomes", path, "--registry", REGISTRY, "--experts", "geo")
     assert counts("geo") == {"law": (2, 2), "math": (0.5, 2)}
     nobody = coe_profile("--outcomes", path, "--registry", "sqlite:///empty.db", ok=False).exception
@@ -282,8 +282,8 @@ def test_a_registry_in_memory_keeps_nothing_and_says_so_first(service: Path) -> 
     [
         ([], "give --outcomes FILE to read a table, or --tasks NAMES"),
         (["--outcomes", "t.parquet", "--tasks", "x", "--config", "c"], "either --outcomes or --tasks"),
-        (["--tasks", "x"], "give the service's configuration"),
-        (["--outcomes", "t.parquet", "--grader", "choice"], "for --aggregators with --outcomes and no --tasks"),
+        (["--tasks", "x"], "give the configuration of the service"),
+        (["--outcomes", "t.parquet", "--grader", "choice"], "for --aggregators with --outcomes and without --tasks"),
         (["--tasks", "x", "--config", "service.yaml", "--source", "s"], "are of a table"),
         (["--tasks", "x", "--config", "service.yaml", "--registry", "sqlite://"], "give one of the two"),
     ],

@@ -1,4 +1,4 @@
-"""`coe replay` as a user meets it: decisions of a real router, logged, replayed, tampered with, and routed anew."""
+"""`coe replay` as a user meets it: decisions of a real router, logged, replayed, tampered with, and routed again."""
 
 import asyncio
 import json
@@ -114,9 +114,9 @@ def test_a_log_replays_identically(config: Path, tmp_path: Path, run: Callable[.
     counts = [line.split("│")[1:3] for line in done.stdout.splitlines() if line.startswith("│")]
     assert [[part.strip() for part in count] for count in counts] == [
         ["80", "decided identically"],
-        ["0", "decided otherwise"],
-        ["40", "named their expert: nothing was decided"],
-        ["0", "ended before a decision"],
+        ["0", "decided differently"],
+        ["40", "named their expert: no decision"],
+        ["0", "failed before a decision"],
     ]
 
 
@@ -133,7 +133,7 @@ def test_a_folder_of_logs_is_replayed_and_json_says_all(
     cut = f"{logs / 'decisions-2.jsonl'}:11"
     expected = {"entries": N, "repeated": N, "differing": 0, "named": 0, "refused": 0, "differences": []}
     assert done.document == {**expected, "cut": [cut], "anew": None}
-    assert f"{cut}: a last line that was cut off is left out" in done.stderr
+    assert f"{cut}: the last line is incomplete and was skipped" in done.stderr
 
 
 def test_tampered_lines_are_shown_and_fail_the_command(config: Path, tmp_path: Path, run: Callable[..., Ended]) -> None:
@@ -177,8 +177,8 @@ def test_routed_anew_by_another_router_it_says_how_much_changes(
     assert (of["routed"], of["same_router"], of["nobody"]) == (N, 0, 0)
     assert 0 < of["same_choice"] < N and of["largest_drift"] is not None
     assert (anew["without_text"], anew["unknown_policy"]) == (N, N)
-    assert "same choice" in done.stdout and f"{N} entries were logged without texts: not routed anew" in done.stdout
-    assert f"{N} entries are of policies that the configuration does not have" in done.stdout
+    assert "same choice" in done.stdout and f"{N} entries were logged without their text: not routed" in done.stdout
+    assert f"{N} entries belong to policies that the configuration does not have" in done.stdout
 
 
 @pytest.mark.parametrize(
