@@ -1,18 +1,19 @@
-"""Which expert aggregates best: a trial on validation questions, as in Symbolic-MoE (arXiv 2503.05641).
+"""A trial of aggregators on validation questions, as in Symbolic-MoE (arXiv 2503.05641).
 
     trial = trial_of_task(task, recorded, seed=0)         # each question with one right and two wrong answers, shuffled
     report = await run(plan_run(experts, [trial.task]), folder, host.ask)       # every expert aggregates them
     best = best_aggregators(aggregator_scores(report, [trial]))     # the most accurate: overall, and of each label
 
-The answers are recorded ones of the experts; right is a score of 1, wrong one of 0, and no text is shown twice. What is
-asked is what the composition `aggregate` asks (`coe.compose.synthesis`), and the task's grader says what came out.
-What differs from the source: who aggregates a label is chosen by accuracy that is shrunken towards the expert's own
-mean, so that a label of few questions gets who is best over all; between equals, the cheaper one.
+The answers are recorded ones of the experts. A right answer has score 1, a wrong one score 0, and no text is shown
+twice. The prompt is that of the composition `aggregate` (`coe.compose.synthesis`), and the task's grader scores the
+result. Unlike in the paper, the aggregator of a label is chosen by accuracy that is shrunk towards the expert's own
+mean, so that a label with few questions gets the aggregator that is best over all; of equals, the cheaper one.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -37,9 +38,9 @@ from routers.outcomes.table import OutcomeTable
 N_WRONG = 2
 """Wrong answers that are shown beside the right one."""
 CHANCE = 1 / (1 + N_WRONG)
-"""Accuracy of who takes one of them at random."""
+"""Accuracy of a random choice among them."""
 Recorded = Sequence[tuple[str, float]]
-"""What experts answered one question: text and score."""
+"""Experts' answers to one question: text and score."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Trial:
     """A validation set for aggregators.
 
     Attributes:
-        task: its rows ask to aggregate; their ids, answers and grader are those of the questions.
+        task: rows that ask to aggregate; ids, answers and grader are those of the questions.
         skills: row id -> labels of the question.
-        no_right, few_wrong: how many questions were left out for want of a right answer, or of two wrong ones.
+        no_right, few_wrong: how many questions were left out without a right answer, or without two wrong ones.
     """
 
     task: Task
@@ -59,15 +60,16 @@ class Trial:
 
     @property
     def source(self) -> str:
-        """What it is called in the registry."""
+        """Its name as a source in the registry."""
         return f"{AGGREGATION}{self.task.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class AggregatorScore:
-    """How one expert aggregated the questions of a label; `label` is None for all together.
+    """How well one expert aggregates the questions of a label; `label` is None for all questions.
 
-    low, high: Wilson's 95% interval of the accuracy. failures: answers that could not be had (score 0).
+    shrunken: the accuracy, shrunk towards the expert's mean over all labels. low, high: Wilson's 95% interval of the
+    accuracy. failures: failed calls (score 0).
     """
 
     expert: str
@@ -85,18 +87,18 @@ class AggregatorScore:
 
 @dataclass(frozen=True, slots=True)
 class BestAggregators:
-    """The best aggregator, over all labels together and of each."""
+    """The best aggregator, over all questions and of each label."""
 
     best: AggregatorScore
     of_label: Mapping[str, AggregatorScore]
 
     @property
     def beats_chance(self) -> bool:
-        """Whether the best is surely better than taking one of the answers at random."""
+        """Whether the best is better than a random choice, by its 95% interval."""
         return self.best.low > CHANCE
 
     def composition(self) -> dict[str, Any]:
-        """What a policy says to use it."""
+        """The setting `composition` of a policy that uses it."""
         default = self.best.expert
         others = {label: one.expert for label, one in self.of_label.items() if one.expert != default}
         return {"kind": "aggregate", "aggregator": {"default": default, **others} if others else default}
@@ -111,16 +113,16 @@ def trial_of_task(
     limit: int | None = None,
     template: str = TEMPLATE,
 ) -> Trial:
-    """The questions of a task that have the answers it takes, each in the words of an aggregator.
+    """A trial on the questions of a task that have one right and enough wrong answers.
 
     Args:
-        recorded: row id -> what experts answered.
-        skills: row id -> labels; by default as `coe.evaluation.profiling.skills_of_row` reads them.
-        seed: which answers are shown, and in which order; of a question it depends on nothing else.
-        limit: so many of the questions that can be used, evenly over the labels.
+        recorded: row id -> experts' answers.
+        skills: row id -> labels; by default those of `coe.evaluation.profiling.skills_of_row`.
+        seed: decides which answers are shown, and in which order, for each question by itself.
+        limit: number of questions, evenly over the labels.
 
     Raises:
-        TaskError: there is no such question; says what they lack.
+        TaskError: no question has the answers; the message counts what is missing.
     """
     usable, no_right, few_wrong = list[tuple[TaskRow, list[str]]](), 0, 0
     for row in task.rows:
@@ -147,7 +149,7 @@ def trial_of_task(
 
 
 def recorded_answers(table: OutcomeTable, task: Task | None = None) -> dict[str, Recorded]:
-    """Row id -> what the table's experts answered; of a task, by the ids that `coe eval` gives its rows.
+    """Row id -> answers of the table's experts. With a task, only its rows, by the ids that `coe eval` gives them.
 
     Raises:
         InvalidOutcomes: no answers are recorded, or none of the task's questions is in the table.
@@ -169,7 +171,7 @@ def recorded_answers(table: OutcomeTable, task: Task | None = None) -> dict[str,
 
 
 def run_answers(report: Report, task: Task) -> dict[str, Recorded]:
-    """Row id -> what the experts of a run answered a task; failures answered nothing."""
+    """Row id -> answers of a run's experts to a task, without failures."""
     return {
         row.id: [
             (record.answer, record.score)
@@ -183,7 +185,7 @@ def run_answers(report: Report, task: Task) -> dict[str, Recorded]:
 def task_of_table(
     table: OutcomeTable, name: str, grader: str, *, column: str = "domain"
 ) -> tuple[Task, dict[str, Skills]]:
-    """The questions of a table as a task, and their labels by row id, for tables that no task of ours made.
+    """The questions of any table as a task, and their labels by row id.
 
     Args:
         grader: a name in `coe.evaluation.graders.GRADERS`; right is the column `answer`, other columns are its fields.
@@ -216,7 +218,7 @@ def task_of_table(
 
 
 def aggregator_scores(report: Report, trials: Sequence[Trial]) -> list[AggregatorScore]:
-    """How each expert aggregated each label, best first, and before them all labels together."""
+    """The scores of each expert, first over all questions, then by label; the best first."""
     labels = {(trial.task.name, row): words for trial in trials for row, words in trial.skills.items()}
     found = []
     for spec in report.plan.experts:
@@ -232,8 +234,10 @@ def aggregator_scores(report: Report, trials: Sequence[Trial]) -> list[Aggregato
 
 
 def best_aggregators(results: Iterable[AggregatorScore]) -> BestAggregators:
-    """The most accurate aggregator, of all and of each label; between equals the one that is best over all, then the
-    cheaper one, in money, then in tokens."""
+    """The most accurate aggregator over all questions and of each label.
+
+    Of equals, the one that is best over all wins, then the cheaper one in USD, then in tokens.
+    """
     listed = list(results)
     best = min((one for one in listed if one.label is None), key=_order)
     of_label: dict[str, AggregatorScore] = {}
@@ -244,7 +248,7 @@ def best_aggregators(results: Iterable[AggregatorScore]) -> BestAggregators:
 
 
 def trial_rows(report: Report, trials: Sequence[Trial], identities: Mapping[str, str]) -> list[ProfileRow]:
-    """What the trials say of the experts, for the registry; a failed aggregation counts: nobody else would answer."""
+    """Counts of the trials for the registry. A failed aggregation counts: in use, no other expert would answer."""
     rows = []
     for trial in trials:
         for spec in report.plan.experts:
@@ -260,20 +264,20 @@ def trial_rows(report: Report, trials: Sequence[Trial], identities: Mapping[str,
 
 
 def _sides(answers: Recorded) -> tuple[list[str], list[str]]:
-    """The different right texts and the different wrong ones, without thoughts; both in order, whoever said them."""
-    said = [(without_thoughts(text), score) for text, score in answers]
-    right = sorted({text for text, score in said if text and score >= 1.0})
-    wrong = sorted({text for text, score in said if text and score <= 0.0} - set(right))
+    """The distinct right texts and the distinct wrong ones, without thoughts, sorted."""
+    texts = [(without_thoughts(text), score) for text, score in answers]
+    right = sorted({text for text, score in texts if text and score >= 1.0})
+    wrong = sorted({text for text, score in texts if text and score <= 0.0} - set(right))
     return right, wrong
 
 
 def _evenly(labels: Mapping[str, str], limit: int | None) -> set[str]:
-    """So many row ids, from each label as many as from any other while it has more; the first ones of each."""
-    turns: dict[str, int] = {}
+    """`limit` row ids, equally many from each label while it has more: the first ones of each."""
+    seen: Counter[str] = Counter()
     order = []
     for place, (row, label) in enumerate(labels.items()):
-        turns[label] = turns.get(label, 0) + 1
-        order.append((turns[label], place, row))
+        seen[label] += 1
+        order.append((seen[label], place, row))
     return {row for _, _, row in sorted(order)[:limit]}
 
 

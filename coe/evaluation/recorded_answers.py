@@ -1,9 +1,9 @@
-"""Replay of compositions: what a vote or a cascade would have scored and cost, from the recorded answers of a table.
+"""Compositions over recorded answers: the score and cost of a vote or a cascade, from the answers of a table.
 
     replayed = replay_composition(router, table, composition="weighted-vote", select="dynamic")
     print(replayed.accuracy, replayed.mean_calls)
 
-The same `Composition.step` that serves and batches is driven with recorded answers, so what is measured is what runs.
+Recorded answers drive the same `Composition.step` that serves and batches, so the measured code is the code that runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from routers.outcomes.table import OutcomeTable
 from routers.selectors import Selector, TopK, build_selector
 
 BATCH = 1024
-"""Queries routed at once."""
+"""Queries that are routed in one call."""
 _BISECTIONS = 12
 
 Floats = NDArray[np.float64]
@@ -33,14 +33,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CompositionResults:
-    """What a composition would have done on n queries.
+    """The results of a composition on n queries.
 
     Attributes:
         scores: (n,) score of the final answer, in [0, 1].
-        costs_usd: (n,) summed over everyone who was asked; None where the table has no costs.
-        calls: (n,) how many experts were asked.
-        rounds: (n,) how often one had to wait for answers before the next was asked; 1 where all are asked at once.
-        experts: the expert whose answer was returned, n names.
+        costs_usd: (n,) summed over all calls; None where the table has no costs.
+        calls: (n,) number of expert calls.
+        rounds: (n,) number of steps with calls; 1 where all calls run in parallel.
+        experts: n names, the expert whose answer was returned.
     """
 
     scores: Floats
@@ -56,16 +56,16 @@ class CompositionResults:
 
     @property
     def mean_calls(self) -> float:
-        """Mean number of experts asked a query."""
+        """Mean number of expert calls for a query."""
         return float(self.calls.mean())
 
     @property
     def mean_cost_usd(self) -> float | None:
-        """Mean cost of a query, everyone asked included."""
+        """Mean cost of a query, over all its calls."""
         return None if self.costs_usd is None else float(self.costs_usd.mean())
 
     def to_json(self) -> dict[str, Any]:
-        """The means, for people and machines."""
+        """The means, as JSON values."""
         return {
             "n": len(self.scores),
             "accuracy": self.accuracy,
@@ -85,18 +85,18 @@ def replay_composition(
     k: int | None = None,
     utility: Utility = Utility(),
 ) -> CompositionResults:
-    """Route every query of a table and replay a composition of the chosen experts. What `coe router eval` calls.
+    """Route every query of a table and replay a composition of the chosen experts.
 
     Args:
         router: fitted, on other rows than these.
-        table: with recorded answers (`answer::<expert>`) where the composition compares answers.
-        composition: a name in `coe.compose.COMPOSITIONS` with its `settings`, or one that is built already.
-        select: a selector, its name, or its document (`routers.selectors.build_selector`). k: most experts; alone it
-            takes the k of highest utility.
+        table: with recorded answers (`answer::<expert>`) if the composition compares answers.
+        composition: a name in `coe.compose.COMPOSITIONS` with its `settings`, or a built one.
+        select: a selector, its name, or its document (`routers.selectors.build_selector`).
+        k: largest number of experts; without `select`, the k of highest utility.
 
     Raises:
-        ConfigError, InvalidSettings: no such composition or selector, or settings that they cannot use.
-        InvalidOutcomes: the table lacks the answers of an expert that is asked.
+        ConfigError, InvalidSettings: the composition or selector, or its settings, are unknown or wrong.
+        InvalidOutcomes: the table lacks the answers of an expert that is called.
     """
     chosen = composition if not isinstance(composition, str) else build_composition(composition, settings)
     return replay(table, decisions(router, table, select=_selector(select, k), utility=utility), chosen)
@@ -116,14 +116,14 @@ def decisions(
 def replay(table: OutcomeTable, decisions: Sequence[RoutingDecision], composition: Composition) -> CompositionResults:
     """Drive a composition over n decisions with the recorded answers of their experts.
 
-    The score is that of the expert whose answer is returned; for a text of the composition's own, 1 or 0 by the table's
-    column `answer`, else the score of an expert that gave the same. A table without answers replays compositions that
-    compare none (`single`).
+    The score is that of the expert whose answer is returned. A text that the composition made itself scores 1 or 0 by
+    the table's column `answer`, else as the expert with the same text. A table without answers replays compositions
+    that compare none (`single`).
 
     Raises:
-        InvalidOutcomes: as many decisions as queries are needed, an expert is not in the table, or its answers are
-            not, or a composed answer cannot be scored; or the composition asks what nobody has recorded an answer to
-            (`aggregate`, `chain`, `self-consistency`).
+        InvalidOutcomes: there are not as many decisions as queries; an expert or its answers are not in the table; a
+            composed answer cannot be scored; or the composition makes calls that no table records (`aggregate`,
+            `chain`, `self-consistency`).
     """
     if len(decisions) != len(table):
         raise InvalidOutcomes(f"{len(decisions)} decisions for {len(table)} queries")
@@ -177,7 +177,7 @@ class _Run:
 
 
 class _Recorded:
-    """The answers of a table, as a backend that is never late."""
+    """Answers calls from a table."""
 
     def __init__(self, table: OutcomeTable) -> None:
         self._table = table
@@ -221,12 +221,12 @@ class _Recorded:
 
     @staticmethod
     def _check(call: ExpertCall, recorded: GenerateRequest, composition: Composition) -> None:
-        """Raises InvalidOutcomes where an expert is asked something else than what its recorded answer is to."""
+        """Raises InvalidOutcomes if a call is not the one that its recorded answer belongs to."""
         if (call.request.messages, call.request.temperature) == (recorded.messages, recorded.temperature):
             return
         what = "for samples" if call.request.temperature else "about what others answered"
         raise InvalidOutcomes(
-            f"{type(composition).__name__} asks {call.expert!r} {what}, which no table has recorded: only votes can be "
+            f"{type(composition).__name__} asks {call.expert!r} {what}, which no table records: only votes can be "
             "replayed. Measure it on live experts: coe eval --experts coe/<policy>, with a policy of this composition"
         )
 
@@ -234,7 +234,7 @@ class _Recorded:
         table = self._table
         column = self._column.get(expert)
         if column is None:
-            raise InvalidOutcomes(f"expert {expert!r} is asked, but not in the table: {', '.join(table.experts)}")
+            raise InvalidOutcomes(f"expert {expert!r} is called, but not in the table: {', '.join(table.experts)}")
         if table.answers is not None and expert not in table.answers:
             raise InvalidOutcomes(f"no answers of {expert!r}: the table has no column `answer::{expert}`")
         return Answer(
@@ -255,7 +255,7 @@ class _Recorded:
             if texts[row] == answer.text:
                 return float(table.scores[row, self._column[name]])
         raise InvalidOutcomes(
-            f"query {table.query_ids[row]!r}: the composed answer {answer.text[:60]!r} is nobody's recorded answer, "
+            f"query {table.query_ids[row]!r}: the composed answer {answer.text[:60]!r} is no expert's recorded answer, "
             "and the table has no column `answer` to compare it with"
         )
 

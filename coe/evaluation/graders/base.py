@@ -1,4 +1,4 @@
-"""What a grader is: an answer and the row it belongs to in, a score in [0, 1] out."""
+"""The interface of graders: from an answer and its row to a score in [0, 1]."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class GoldError(ValueError):
-    """The row's own right answer cannot be used; loading a task turns this into a TaskError with its line."""
+    """The row's right answer is unusable; loading a task turns this into a TaskError with its line."""
 
 
 class Grader(Protocol):
@@ -20,13 +20,13 @@ class Grader(Protocol):
         """The score in [0, 1]; an answer that cannot be read scores 0 and never raises.
 
         Raises:
-            GoldError: the row's own answer is unusable. Tasks find this out when they are loaded, by grading "".
+            GoldError: the row's right answer is unusable. Loading a task grades "" to find this.
         """
         ...
 
 
 class GraderModel(BaseModel):
-    """Base of the graders that a task names: the fields are its `grader_options`, unknown ones are refused."""
+    """Base of the graders that a task names. Its fields are the `grader_options`; unknown ones are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +36,7 @@ class GraderModel(BaseModel):
 
 
 def gold_texts(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The right answers of a row whose `answer` is a string, or a list of strings of which any is right."""
+    """The right answers of a row whose `answer` is a string, or a list of right strings."""
     gold = row["answer"]
     texts = tuple(gold) if isinstance(gold, list) else (gold,)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
@@ -45,7 +45,7 @@ def gold_texts(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def without_fence(text: str) -> str:
-    """The inside of a Markdown code block when the text is exactly one, else the text, stripped."""
+    """The content of a Markdown code block if the text is exactly one, else the text, stripped."""
     text = text.strip()
     if not text.startswith("```"):
         return text

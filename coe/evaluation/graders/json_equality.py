@@ -1,4 +1,4 @@
-"""Grader of JSON: equal values, whatever the order of keys and the blanks between them."""
+"""Grader of JSON: equal values; the order of keys and white space do not matter."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _OPENING = re.compile(r"[{\[]")
 class JsonEquality(GraderModel):
     """1 when the answer is JSON equal to the row's `answer` (a JSON value, or a string of JSON text).
 
-    Order of keys does not count, order of lists does; 1 is 1.0, `"1"` is not 1 and `true` is not 1. Duplicate keys, NaN
-    and Infinity are not JSON. A Markdown code block around the answer is read over.
+    The order of keys does not matter, the order of lists does; 1 equals 1.0, but not `"1"` or `true`. Duplicate keys,
+    NaN and Infinity are not JSON. A Markdown code block around the answer is ignored.
 
-    allow_text: the value may stand in other text; its last code block counts, else its last object or list.
-    numeric_strings: `"12.5"` and 12.5 are equal. tolerance: greatest difference between numbers.
+    allow_text: the value may be inside other text; the last code block counts, else the last object or list.
+    numeric_strings: `"12.5"` equals 12.5. tolerance: largest difference between equal numbers.
     """
 
     allow_text: bool = False
@@ -34,9 +34,9 @@ class JsonEquality(GraderModel):
         """See `Grader.grade`."""
         gold = _gold(row["answer"])
         try:
-            said = self._read(answer)
-            return float(self._equal(said, gold))
-        except (ValueError, RecursionError):  # not JSON, or nested deeper than any real answer
+            answered = self._read(answer)
+            return float(self._equal(answered, gold))
+        except (ValueError, RecursionError):  # not JSON, or nested too deeply
             return 0.0
 
     def _read(self, answer: str) -> object:
@@ -48,18 +48,18 @@ class JsonEquality(GraderModel):
         blocks = _FENCE.findall(answer)
         return _DECODER.decode(blocks[-1].strip()) if blocks else _last_value(answer)
 
-    def _equal(self, said: object, gold: object) -> bool:
-        if isinstance(said, dict) and isinstance(gold, dict):
-            return said.keys() == gold.keys() and all(self._equal(said[key], gold[key]) for key in gold)
-        if isinstance(said, list) and isinstance(gold, list):
-            return len(said) == len(gold) and all(map(self._equal, said, gold))
-        numbers = self._number(said), self._number(gold)
+    def _equal(self, answered: object, gold: object) -> bool:
+        if isinstance(answered, dict) and isinstance(gold, dict):
+            return answered.keys() == gold.keys() and all(self._equal(answered[key], gold[key]) for key in gold)
+        if isinstance(answered, list) and isinstance(gold, list):
+            return len(answered) == len(gold) and all(map(self._equal, answered, gold))
+        numbers = self._number(answered), self._number(gold)
         if numbers[0] is not None and numbers[1] is not None:
             return abs(numbers[0] - numbers[1]) <= self.tolerance
-        return type(said) is type(gold) and said == gold
+        return type(answered) is type(gold) and answered == gold
 
     def _number(self, value: object) -> Decimal | None:
-        """The value as a number, if it is one; numbers are read as Decimal, so that 0.1 is 0.10."""
+        """The value as a number, if it is one. Numbers are Decimal, so 0.1 equals 0.10."""
         if isinstance(value, Decimal):
             return value
         if self.numeric_strings and isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value):
@@ -70,7 +70,7 @@ class JsonEquality(GraderModel):
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) != len(pairs):
-        raise ValueError("a key is given twice")
+        raise ValueError("duplicate key")
     return record
 
 
@@ -80,7 +80,7 @@ def _refuse(constant: str) -> NoReturn:
 
 def _decimal(digits: str) -> Decimal:
     if len(digits) > 400 or re.search(r"[eE][-+]?\d{4}", digits):
-        raise ValueError("a number beyond any use")  # its arithmetic could overflow
+        raise ValueError("number too long or too large")  # its arithmetic could overflow
     return Decimal(digits)
 
 

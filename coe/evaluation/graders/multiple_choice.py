@@ -1,4 +1,4 @@
-"""Grader of multiple choice: reads the option's letter out of free text."""
+"""Grader of multiple choice: extracts the option's letter from free text."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from coe.evaluation.graders.base import GoldError, GraderModel
 class MultipleChoice(GraderModel):
     """1 when the answer names the right option: `B`, `(b)`, `**B**`, `The answer is (B).`, `B) Paris`, `\\boxed{B}`.
 
-    What is said to be *the answer* counts most, and of several such statements the last; then a leading letter, then a
-    last line that is a letter, then the only letter that is named at all. An answer that hedges ("A or B") scores 0.
-    A row's `choices`, a list of texts, bounds the letters, and an answer equal to one of them names its letter.
+    The last statement of the form "the answer is ..." counts first; then a leading letter, then a last line that is a
+    letter, then the only letter in the text. An answer that hedges ("A or B") scores 0. A row's `choices`, a list of
+    texts, bounds the letters, and an answer equal to one of them names its letter.
 
     letters: the letters of options, in order.
     """

@@ -15,11 +15,11 @@ from coe.evaluation.graders.base import GoldError, GraderModel
 class Number(GraderModel):
     """1 when the number in the answer is the right one.
 
-    Thousands commas, currency signs, a percent sign and units are read over: `50%` is 50, not 0.5. Numbers are compared
-    as decimals, exactly but for the tolerance. Fractions and numerals in words are not read.
+    Thousands commas, currency signs, a percent sign and units are ignored: `50%` is 50, not 0.5. Numbers are compared
+    as decimals, exactly up to the tolerance. Fractions and numerals in words are not recognised.
 
-    take: which number of the answer counts; `only` refuses answers that hold two different ones.
-    tolerance: greatest absolute difference. relative_tolerance: greatest difference as a share of the right number.
+    take: which number of the answer counts; `only` refuses answers with two different ones.
+    tolerance: largest absolute difference. relative_tolerance: largest difference as a share of the right number.
     """
 
     take: Literal["last", "first", "only"] = "last"
@@ -32,8 +32,8 @@ class Number(GraderModel):
         found = numbers_in(answer)
         if not found or (self.take == "only" and len(set(found)) > 1):
             return 0.0
-        said = found[0] if self.take == "first" else found[-1]
-        return float(abs(said - gold) <= max(self.tolerance, self.relative_tolerance * abs(gold)))
+        answered = found[0] if self.take == "first" else found[-1]
+        return float(abs(answered - gold) <= max(self.tolerance, self.relative_tolerance * abs(gold)))
 
 
 def _gold(gold: object) -> Decimal:

@@ -16,11 +16,11 @@ from coe.evaluation.graders.sql_text import has_outer_order
 class SqlResult(GraderModel):
     """1 when the answer's result equals that of the row's `answer`, on the database that its `schema_sql` builds.
 
-    Order of rows counts only where the right query has an outermost ORDER BY (which should then be total: among ties
-    SQLite may return any order). Order of columns counts, their names do not. 1 is 1.0. Code fences and a final
-    semicolon are read over; anything but one SELECT within the bounds of `coe.evaluation.graders.sandbox` scores 0.
+    The order of rows matters only if the right query has an outermost ORDER BY (which should be total: SQLite returns
+    ties in any order). The order of columns matters, their names do not. 1 equals 1.0. Code fences and a final
+    semicolon are ignored; anything but one SELECT within the bounds of `coe.evaluation.graders.sandbox` scores 0.
 
-    tolerance: greatest difference between floats, relative above 1 and absolute below.
+    tolerance: largest difference between equal floats, relative above 1 and absolute below.
     """
 
     tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-6
@@ -32,20 +32,20 @@ class SqlResult(GraderModel):
             raise GoldError("`schema_sql` and `answer` must be strings of SQL")
         right = _gold_rows(schema, gold)
         try:
-            # A database of its own: nothing that one query does can reach the other.
+            # A separate database: one query cannot affect the other.
             with database(schema) as connection:
-                said = select(connection, _statement(answer), max_rows=len(right))
+                answered = select(connection, _statement(answer), max_rows=len(right))
         except QueryError:
             return 0.0
-        return float(self._same(said, right, ordered=has_outer_order(gold)))
+        return float(self._same(answered, right, ordered=has_outer_order(gold)))
 
-    def _same(self, said: Rows, right: Rows, *, ordered: bool) -> bool:
-        if len(said) != len(right):
+    def _same(self, answered: Rows, right: Rows, *, ordered: bool) -> bool:
+        if len(answered) != len(right):
             return False
         if ordered:
-            return all(map(self._same_row, said, right))
-        # Rows that differ by rounding may sort apart: each right row takes the first one that fits it.
-        left = sorted(said, key=_sort_key)
+            return all(map(self._same_row, answered, right))
+        # Rows that differ by rounding may sort apart: each right row takes the first one that matches.
+        left = sorted(answered, key=_sort_key)
         for row in sorted(right, key=_sort_key):
             found = next((index for index, other in enumerate(left) if self._same_row(other, row)), None)
             if found is None:
@@ -53,17 +53,17 @@ class SqlResult(GraderModel):
             del left[found]
         return True
 
-    def _same_row(self, said: tuple[object, ...], right: tuple[object, ...]) -> bool:
-        return len(said) == len(right) and all(map(self._same_value, said, right))
+    def _same_row(self, answered: tuple[object, ...], right: tuple[object, ...]) -> bool:
+        return len(answered) == len(right) and all(map(self._same_value, answered, right))
 
-    def _same_value(self, said: object, right: object) -> bool:
-        if isinstance(said, float) or isinstance(right, float):
+    def _same_value(self, answered: object, right: object) -> bool:
+        if isinstance(answered, float) or isinstance(right, float):
             return (
-                isinstance(said, int | float)
+                isinstance(answered, int | float)
                 and isinstance(right, int | float)
-                and math.isclose(said, right, rel_tol=self.tolerance, abs_tol=self.tolerance)
+                and math.isclose(answered, right, rel_tol=self.tolerance, abs_tol=self.tolerance)
             )
-        return type(said) is type(right) and said == right
+        return type(answered) is type(right) and answered == right
 
 
 def _statement(answer: str) -> str:

@@ -11,10 +11,10 @@ from coe.evaluation.graders.base import GraderModel, gold_texts
 
 
 class TextGrader(GraderModel):
-    """What two texts may differ in and still be the same. Unicode forms (é, e + accent) never count.
+    """Base of the graders that compare normalised texts. Unicode forms (é, e + accent) never matter.
 
-    ignore_case: `Paris` is `PARIS`. ignore_whitespace: runs of blanks and line ends are one blank, none at the ends.
-    strip: trailing characters that do not count.
+    ignore_case: `Paris` equals `PARIS`. ignore_whitespace: runs of white space are one blank, and none at the ends.
+    strip: trailing characters to ignore.
     """
 
     ignore_case: bool = True
@@ -22,7 +22,7 @@ class TextGrader(GraderModel):
     strip: str = ".!?,;:"
 
     def normal(self, text: str) -> str:
-        """The form in which texts are compared."""
+        """The normal form of a text."""
         text = unicodedata.normalize("NFC", text)
         if self.ignore_whitespace:
             text = " ".join(text.split())
@@ -40,9 +40,9 @@ class Exact(TextGrader):
 
 
 class Contains(TextGrader):
-    """1 when the right text, or one of several, stands in the answer as whole words: "It is Paris, I think"."""
+    """1 when the answer contains the right text, or one of several, as whole words: "It is Paris, I think"."""
 
     def grade(self, answer: str, row: Mapping[str, Any]) -> float:
         """See `Grader.grade`."""
-        right, said = [self.normal(gold) for gold in gold_texts(row)], self.normal(answer)
-        return float(any(re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", said) for gold in right))
+        right, answered = [self.normal(gold) for gold in gold_texts(row)], self.normal(answer)
+        return float(any(re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", answered) for gold in right))

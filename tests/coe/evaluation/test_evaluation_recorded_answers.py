@@ -112,7 +112,7 @@ def test_one_call_routes_decides_and_replays() -> None:
 
 
 def test_experts_and_decisions_must_be_those_of_the_table() -> None:
-    with pytest.raises(InvalidOutcomes, match="expert 'c' is asked, but not in the table: a, b"):
+    with pytest.raises(InvalidOutcomes, match="expert 'c' is called, but not in the table: a, b"):
         replay(table().with_experts(["a", "b"]), made(3), Vote())
     with pytest.raises(InvalidOutcomes, match="3 decisions for 4 queries"):
         replay(table(), made(3)[:3], Vote())
@@ -134,7 +134,7 @@ def test_a_composed_text_is_scored_by_the_right_answer_or_by_who_said_the_same()
     composed: Composition = Says("A")
     known = table(frame=pd.DataFrame({"answer": RIGHT}))
     assert replay(known, made(3), composed).scores.tolist() == [0, 0, 1, 1]
-    with pytest.raises(InvalidOutcomes, match="query 'z': the composed answer 'A' is nobody's recorded answer"):
+    with pytest.raises(InvalidOutcomes, match="query 'z': the composed answer 'A' is no expert's recorded answer"):
         replay(table(), made(3), composed)
     said = table().select([0, 1, 2])
     assert replay(said, made(3)[:3], composed).scores.tolist() == [0, 0, 1]
@@ -162,7 +162,7 @@ def test_a_confidence_is_solved_for_a_budget_of_calls() -> None:
 def test_what_nobody_has_recorded_cannot_be_replayed_and_it_says_what_to_do(
     composition: Composition, asked: str
 ) -> None:
-    with pytest.raises(InvalidOutcomes, match=f"{asked}, which no table has recorded.*coe eval --experts coe/<policy>"):
+    with pytest.raises(InvalidOutcomes, match=f"{asked}, which no table records.*coe eval --experts coe/<policy>"):
         replay(table(), made(3), composition)
 
 
