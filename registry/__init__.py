@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from registry.plugins import Plugins, only_modules
     from registry.profiles import Measure, ProfileRow
-    from registry.reconcile import Plan, Step, apply, plan
+    from registry.reconcile import PlannedChange, RegistryPlan, apply, plan
     from registry.sources import SourceKind
     from registry.spec import ExpertSpec, FileRecord, Kind, Price
     from registry.storage import coe_home
@@ -50,7 +50,7 @@ __all__ = [
     "InvalidSpec",
     "Kind",
     "Measure",
-    "Plan",
+    "PlannedChange",
     "PluginError",
     "Plugins",
     "Price",
@@ -58,10 +58,10 @@ __all__ = [
     "ProfileRow",
     "Registry",
     "RegistryError",
+    "RegistryPlan",
     "Snapshot",
     "SourceError",
     "SourceKind",
-    "Step",
     "StoreError",
     "UnknownExpert",
     "UnknownPlugin",
@@ -83,7 +83,7 @@ _ROOMS = {
     ),
     "registry.plugins": "Plugins only_modules",
     "registry.profiles": "Measure ProfileRow",
-    "registry.reconcile": "Plan Step apply plan",
+    "registry.reconcile": "PlannedChange RegistryPlan apply plan",
     "registry.sources": "SourceKind",
     "registry.spec": "ExpertSpec FileRecord Kind Price",
     "registry.storage": "coe_home",

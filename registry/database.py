@@ -1,4 +1,4 @@
-"""Opening the registry's database, its two kinds of transaction, and its errors in our words."""
+"""The registry's database: engines, read and write transactions, retries, and translated errors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 def open_engine(url: str | None) -> tuple[Engine, str]:
-    """An engine for `url` (`None`: SQLite at `$COE_HOME/registry.db`), and the URL as it may be shown (no password).
+    """An engine for `url` (`None`: SQLite at `$COE_HOME/registry.db`), and the URL without its password.
 
     Raises:
-        StoreError: not a database URL, or its driver is not installed.
+        StoreError: the URL is invalid, its driver is not installed, or $COE_HOME cannot be created.
     """
     try:
         parsed = make_url(url or f"sqlite:///{coe_home() / 'registry.db'}")
@@ -41,7 +41,9 @@ def open_engine(url: str | None) -> tuple[Engine, str]:
         named = re.sub(r"//[^/]*@", "//***@", url or "")
         raise StoreError(f"{named!r} is not a database URL, such as sqlite:///registry.db") from error
     except OSError as error:
-        raise StoreError(f"the folder {coe_home()} cannot be made: {error}; set COE_HOME to another") from error
+        raise StoreError(
+            f"the folder {coe_home()} cannot be created: {error}; set COE_HOME to another folder"
+        ) from error
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine, shown
@@ -49,9 +51,9 @@ def open_engine(url: str | None) -> tuple[Engine, str]:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A transaction that sees one moment of the database."""
+    """A read transaction on a consistent snapshot of the database."""
     with engine.connect() as connection:
-        if engine.dialect.name != "sqlite":  # SQLite's transactions do so anyway
+        if engine.dialect.name != "sqlite":  # SQLite transactions do so by default
             connection = connection.execution_options(isolation_level="REPEATABLE READ")
         with connection.begin():
             yield connection
@@ -59,13 +61,13 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """A transaction that writes: on SQLite it holds the writers' lock from its start, so it never has to give up."""
+    """A write transaction; on SQLite it takes the write lock at its start, so that it cannot fail to get it later."""
     with engine.connect() as connection, connection.execution_options(**{_WRITES: True}).begin():
         yield connection
 
 
 def with_retries(work: Callable[[], T]) -> T:
-    """Run a transaction again when another writer was first: a lock not given in time, a row or table made just now."""
+    """Retry a transaction that lost to another writer: a lock timeout, or a row or table created concurrently."""
     import stamina
 
     caller = stamina.RetryingCaller(attempts=20, timeout=60.0, wait_initial=0.02, wait_max=0.5, wait_jitter=0.1)
@@ -74,7 +76,7 @@ def with_retries(work: Callable[[], T]) -> T:
 
 @contextmanager
 def translate_errors(shown_url: str) -> Iterator[None]:
-    """Turn what the database says into a StoreError that names it."""
+    """Translate database errors to StoreError with the URL."""
     try:
         yield
     except DBAPIError as error:
@@ -90,18 +92,18 @@ def translate_errors(shown_url: str) -> Iterator[None]:
 def _is_contention(error: Exception) -> bool:
     if isinstance(error, IntegrityError):
         return True
-    said = str(error.orig).lower() if isinstance(error, DBAPIError) else ""
-    return any(words in said for words in ("locked", "already exists", "deadlock", "could not serialize"))
+    message = str(error.orig).lower() if isinstance(error, DBAPIError) else ""
+    return any(words in message for words in ("locked", "already exists", "deadlock", "could not serialize"))
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
-    """Write-ahead logging: readers and the writer do not wait for each other."""
-    connection.isolation_level = None  # the driver must not begin transactions on its own: _begin_sqlite does
+    """Switch to write-ahead logging, in which readers and the writer do not block each other."""
+    connection.isolation_level = None  # _begin_sqlite begins transactions, not the driver
     if connection.execute("PRAGMA journal_mode").fetchone()[0] not in ("wal", "memory"):
         try:
             connection.execute("PRAGMA journal_mode=WAL")
         except sqlite3.OperationalError as error:
-            # Another process is switching it at this moment, or the disk is read-only: both may be read as they are.
+            # Another process is switching it, or the disk is read-only: reading works in both cases.
             if not any(words in str(error) for words in ("locked", "readonly", "read-only")):
                 raise
 

@@ -1,4 +1,4 @@
-"""From what a user states to a complete spec: facts read from the files, price, digest."""
+"""Complete an expert's spec: facts read from its files, price, digest."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _READ_FROM_FILES = ("architecture", "parameters_total", "parameters_active", "si
 def describe(
     draft: ExpertSpec, base: ExpertSpec | None = None, *, on_bytes: Callable[[int, int], None] | None = None
 ) -> ExpertSpec:
-    """Complete a draft with what its files say; downloads them if they are on the hub.
+    """Complete a draft with facts from its files; downloads files that are on the hub.
 
     Args:
         draft: its source is absolute (`sources.absolute_source`).
         base: the described base, for adapters.
-        on_bytes: told, while files are hashed, how many bytes of how many are done.
+        on_bytes: called with (bytes hashed, bytes in all).
 
     Raises:
-        SourceError: the files cannot be used, or contradict what the draft states.
+        SourceError: the files cannot be used, or contradict the draft.
     """
     if draft.kind is Kind.COMPOSED:
         return _complete(draft, {}, digest_of_text("composed", draft.architecture, *draft.members))
@@ -45,7 +45,7 @@ def describe(
 
 
 def _counter(path: Path, on_bytes: Callable[[int, int], None] | None) -> Callable[[int], None] | None:
-    """From steps to a running count of the bytes of all files."""
+    """A callback for steps that reports the running total of bytes."""
     if on_bytes is None:
         return None
     total, done = sum(file.stat().st_size for file in digest_files(path)), 0
@@ -61,7 +61,7 @@ def _counter(path: Path, on_bytes: Callable[[int, int], None] | None) -> Callabl
 def _describe_without_files(draft: ExpertSpec, base: ExpertSpec | None) -> ExpertSpec:
     if draft.kind is Kind.REMOTE:
         if draft.context_length is None:
-            raise SourceError("a remote expert needs `context_length` (tokens): it cannot be read from an endpoint")
+            raise SourceError("a remote expert needs `context_length` (tokens), which cannot be read from its endpoint")
         model = draft.model or draft.name
         return _complete(draft, {"model": model}, digest_of_text(draft.source, model, draft.revision or ""))
     engine = [draft.engine] if draft.engine else []
@@ -75,11 +75,11 @@ def _model_facts(draft: ExpertSpec, path: Path) -> dict[str, Any]:
 
 
 def adapter_facts(draft: ExpertSpec, path: Path, base: ExpertSpec | None) -> dict[str, Any]:
-    """What the files of an adapter say, once it is sure that they fit `base`. Raises SourceError if they do not."""
+    """Facts from the files of an adapter. Raises SourceError if the adapter does not fit `base`."""
     if base is None:
         raise SourceError(f"the base {draft.base!r} of {draft.name!r} is needed to check that the adapter fits")
     if not has_files(base) or base.kind is not Kind.MODEL:
-        raise SourceError(f"the base {base.name!r} ({base.kind.value}) has no weights that an adapter could be put on")
+        raise SourceError(f"the base {base.name!r} ({base.kind.value}) has no weights for an adapter")
     if not path.is_dir():
         raise SourceError(
             f"{path} is not a folder: an adapter is a folder with adapter_config.json and its safetensors"
@@ -102,7 +102,7 @@ def _spec_fields(facts: Facts) -> dict[str, Any]:
 
 
 def _refuse_contradictions(draft: ExpertSpec, facts: Mapping[str, Any], path: Path) -> None:
-    """What is stated of local files must be what they say, save a shorter context, or the count of packed weights."""
+    """Refuse stated facts that contradict the files, except a shorter context or parameter counts of packed weights."""
     packed = (
         path.is_dir() and (path / "config.json").exists() and "quantization_config" in read_json(path / "config.json")
     )
@@ -116,7 +116,10 @@ def _refuse_contradictions(draft: ExpertSpec, facts: Mapping[str, Any], path: Pa
 
 def _complete(draft: ExpertSpec, facts: Mapping[str, Any], digest: str, base: ExpertSpec | None = None) -> ExpertSpec:
     if draft.digest not in (None, digest):
-        raise SourceError(f"the digest of {draft.name!r} is {digest}, not the one stated: {draft.digest}")
+        raise SourceError(
+            f"the digest of {draft.name!r} is {digest}, but the spec states {draft.digest}: leave it out, or restore "
+            "the files"
+        )
     pinned_fields = {"source", "revision", "files"}
     stated = {name for name in facts if name not in pinned_fields and getattr(draft, name) is not None}
     update = {name: value for name, value in facts.items() if name not in stated}

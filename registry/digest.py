@@ -1,8 +1,8 @@
-"""Identity is content: hashes of an expert's files, and the check that they are still the ones registered.
+"""Identity is content: hashes of an expert's files, and the check that the files are the registered ones.
 
-A digest covers what changes an answer: weights, tokenizer, chat template, configs. It does not cover a card or a log.
-Hashes are remembered under `$COE_HOME/hashes`, by path, size and times of change, so that a check at every load costs a
-few `stat` calls; `verify` never trusts them.
+A digest covers the files that change answers: weights, tokenizer, chat template, configs. It does not cover model cards
+or logs. Hashes are cached under `$COE_HOME/hashes`, by path, size and modification times, so that a check at every load
+costs a few `stat` calls; `coe registry verify` ignores this cache.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ _FILES = frozenset((
 ))
 # fmt: on
 _SUBFOLDERS = re.compile(r"additional_chat_templates|\d+_\w+")  # named templates; modules of sentence-transformers
-_SETTLED_NS = 2_000_000_000  # a file changed this recently may change again within its clock's tick: not remembered
+_SETTLED_NS = 2_000_000_000  # a file modified this recently may change again within one clock tick: not cached
 
 
 def digest_files(path: Path) -> list[Path]:
-    """The files under an expert's digest, sorted by name: a GGUF file itself, or those of a folder that matter."""
+    """The files that an expert's digest covers, sorted by name: a GGUF file itself, or relevant files of a folder."""
     return sorted(_matching(path)) if path.is_dir() else [path]
 
 
 def hash_files(
     path: Path, *, fresh: bool = False, on_bytes: Callable[[int], None] | None = None
 ) -> tuple[FileRecord, ...]:
-    """Name, size and hash of each file under the digest; `fresh` reads them all again.
+    """Name, size and hash of each file that the digest covers; `fresh` ignores cached hashes.
 
-    `on_bytes` is told of every step how many bytes it covered, whether they were read or remembered.
+    `on_bytes` is called with the bytes of each step, whether they were read or cached.
     """
     root = path if path.is_dir() else path.parent
     return tuple(
         FileRecord(
             name=file.relative_to(root).as_posix(),
             size_bytes=file.stat().st_size,
-            sha256=sha256_file(file, on_bytes) if fresh else _remembered(file, on_bytes),
+            sha256=sha256_file(file, on_bytes) if fresh else _cached(file, on_bytes),
         )
         for file in digest_files(path)
     )
@@ -62,15 +62,15 @@ def digest_of(records: Iterable[FileRecord]) -> str:
 
 
 def digest_of_text(*parts: str | None) -> str:
-    """`sha256:...` of an expert without files: what addresses it is all its identity."""
+    """`sha256:...` of an expert without files: its address is its identity."""
     return "sha256:" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def identity(spec: ExpertSpec, experts: Mapping[str, ExpertSpec]) -> str:
-    """What an expert is, by content: two with the same identity answer alike.
+    """Identity of an expert by content: experts of the same identity give the same answers.
 
-    Its digest, or for one without, what it is called and where; an adapter's with that of its base, a composed expert's
-    with those of its members.
+    It is the digest or, without one, a hash of source and name; that of an adapter includes its base, that of a
+    composed expert its members.
 
     Raises:
         UnknownExpert: a base or member is not among `experts`.
@@ -89,14 +89,14 @@ def identity(spec: ExpertSpec, experts: Mapping[str, ExpertSpec]) -> str:
 def check_files(
     spec: ExpertSpec, path: Path, *, fresh: bool = False, on_bytes: Callable[[int], None] | None = None
 ) -> None:
-    """Compare an expert's files with what was registered; cheap unless `fresh`, or unless a file was touched.
+    """Compare an expert's files with the registered ones; cheap unless `fresh`, or a file was modified.
 
     Raises:
-        SourceError: nothing is there.
-        DigestMismatch: naming every file that is missing, truncated, altered or new.
+        SourceError: the files do not exist or cannot be read.
+        DigestMismatch: lists all missing, truncated, altered and new files.
     """
     if not path.exists():
-        raise SourceError(f"the files of {spec.ref} are gone: there is no {path}")
+        raise SourceError(f"the files of {spec.ref} are missing: {path} does not exist")
     try:
         found = hash_files(path, fresh=fresh, on_bytes=on_bytes)
     except OSError as error:
@@ -123,25 +123,25 @@ def _matters(file: Path) -> bool:
 
 def _differences(registered: Iterable[FileRecord], found: Iterable[FileRecord]) -> list[str]:
     then, now = ({record.name: record for record in records} for records in (registered, found))
-    said = [f"{name} is missing" for name in sorted(then.keys() - now.keys())]
+    problems = [f"{name} is missing" for name in sorted(then.keys() - now.keys())]
     for name in sorted(then.keys() & now.keys()):
         before, after = then[name], now[name]
         if after.size_bytes < before.size_bytes:
-            said.append(f"{name} is truncated ({after.size_bytes:,} bytes of {before.size_bytes:,})")
+            problems.append(f"{name} is truncated ({after.size_bytes:,} bytes of {before.size_bytes:,})")
         elif after.sha256 != before.sha256:
-            said.append(f"{name} differs")
-    return said + [f"{name} is new" for name in sorted(now.keys() - then.keys())]
+            problems.append(f"{name} differs")
+    return problems + [f"{name} is new" for name in sorted(now.keys() - then.keys())]
 
 
-def _remembered(file: Path, on_bytes: Callable[[int], None] | None) -> str:
-    """The hash of a file, from an earlier reading if nothing touched the file since."""
+def _cached(file: Path, on_bytes: Callable[[int], None] | None) -> str:
+    """The hash of a file, from the cache if the file was not modified since."""
     stat = file.stat()
     place = str(file.resolve())
     key = [place, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    memory = coe_home() / "hashes" / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.json"
+    cache = coe_home() / "hashes" / f"{hashlib.sha256(place.encode()).hexdigest()[:32]}.json"
     try:
-        known = json.loads(memory.read_text())
-    except (OSError, ValueError):  # never hashed, or a damaged memory: hashing again mends both
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError):  # not cached, or a damaged cache file: hash again
         known = {}
     if isinstance(known, dict) and known.get("key") == key:
         if on_bytes is not None:
@@ -149,7 +149,7 @@ def _remembered(file: Path, on_bytes: Callable[[int], None] | None) -> str:
         return str(known["sha256"])
     sha256 = sha256_file(file, on_bytes)
     if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS:
-        # Where it cannot be written (read-only, full), the next check is slower, and no less right.
-        with suppress(OSError, DiskFull), atomic_path(memory) as staged:
+        # If the cache cannot be written (read-only, full), the next check is slower but still correct.
+        with suppress(OSError, DiskFull), atomic_path(cache) as staged:
             staged.write_text(json.dumps({"key": key, "sha256": sha256}))
     return sha256

@@ -1,10 +1,10 @@
-"""YAML documents that know their places: every problem of a file at once, each with line and path.
+"""YAML documents with line numbers: all problems of a file at once, each with line and path.
 
     document = load_document(Path("experts.yaml"))
     config = validate(document, ServiceConfig)     # raises InvalidSpec: every problem, each with its place
 
-Any YAML of the project is read through here. Values are data only: no tags that build objects, and no environment
-variables are expanded (a secret is named by its variable, never written).
+All YAML of the project is read here. Values are data only: tags cannot build objects, and environment variables are not
+expanded (a secret is given as the name of its variable).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Document:
     """A parsed YAML (or JSON) file.
 
     Attributes:
-        path: the file, as it was named by the caller.
+        path: the file, as the caller named it.
         value: plain data: dicts, lists, strings, numbers, booleans, dates, None.
     """
 
@@ -42,7 +42,7 @@ class Document:
 
     @property
     def folder(self) -> Path:
-        """The file's folder, against which relative paths inside it are read."""
+        """The folder of the file, which relative paths inside it start from."""
         return self.path.absolute().parent
 
     def at(self, loc: Loc) -> Any:
@@ -53,7 +53,7 @@ class Document:
         return value
 
     def line(self, loc: Loc) -> int:
-        """Line (from 1) of a location, or of its nearest enclosing one that is in the file."""
+        """Line (from 1) of a location, or of the nearest enclosing one in the file."""
         return self._resolve(loc)[1]
 
     def place(self, loc: Loc) -> str:
@@ -67,7 +67,7 @@ class Document:
         return Problem(str(self.path), message, line, dotted(named))
 
     def _resolve(self, loc: Loc) -> tuple[Loc, int]:
-        """The location without the parts that pydantic adds (tags of unions), and its line."""
+        """The location without parts added by pydantic (tags of unions), and its line."""
         node, line = self._root, self._root.start_mark.line + 1 if self._root else 1
         named: list[str | int] = []
         for position, key in enumerate(loc):
@@ -76,7 +76,7 @@ class Document:
                 node, line = child
                 named.append(key)
             elif position == len(loc) - 1 and isinstance(node, yaml.MappingNode):
-                named.append(key)  # a missing field: named, at the line of what should hold it
+                named.append(key)  # a missing field: at the line of its mapping
         return tuple(named), line
 
 
@@ -84,7 +84,7 @@ def load_document(path: Path) -> Document:
     """Read a YAML file.
 
     Raises:
-        InvalidSpec: it cannot be read, is not YAML, or repeats a key; with the line.
+        InvalidSpec: the file cannot be read, is not YAML, or repeats a key; with the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -96,7 +96,7 @@ def load_document(path: Path) -> Document:
 
 
 def parse_document(text: str, path: Path) -> Document:
-    """Like `load_document`, from text; `path` is what problems name."""
+    """Like `load_document`, from text; problems name `path`."""
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
@@ -114,10 +114,10 @@ def parse_document(text: str, path: Path) -> Document:
 def validate(document: Document, model: type[ModelT], loc: Loc = ()) -> ModelT:
     """Build `model` from the document (or from the part at `loc`).
 
-    Validators find the document's folder in `info.context["folder"]`, to read relative paths against.
+    Validators find the folder of the document, for relative paths, in `info.context["folder"]`.
 
     Raises:
-        InvalidSpec: with every problem that pydantic finds, each at its place.
+        InvalidSpec: lists all problems that pydantic finds, each with its place.
     """
     value = document.at(loc)
     if value is None:
@@ -134,7 +134,7 @@ def validate(document: Document, model: type[ModelT], loc: Loc = ()) -> ModelT:
 
 
 def message_of(detail: ErrorDetails, known_fields: Sequence[str] = ()) -> str:
-    """One pydantic error in plain words."""
+    """One pydantic error as a short message."""
     if detail["type"] == "missing":
         return "is required"
     if detail["type"] == "extra_forbidden":
@@ -163,14 +163,14 @@ def _child(node: yaml.Node, key: str | int) -> tuple[yaml.Node, int] | None:
     if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and 0 <= key < len(node.value):
         return node.value[key], node.value[key].start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
-        for name, child in reversed(node.value):  # what `<<` merged in comes first, what overrides it after
+        for name, child in reversed(node.value):  # merged keys (`<<`) come first, overriding keys later
             if name.value == str(key):
                 return child, name.start_mark.line + 1
     return None
 
 
 def _key_problems(node: yaml.Node | None, loc: Loc, seen: set[int]) -> Iterator[tuple[Loc, int, str]]:
-    """Repeated keys: YAML's last value would silently win."""
+    """Repeated keys, of which YAML would silently use the last."""
     if node is None or id(node) in seen:
         return
     seen.add(id(node))
@@ -191,8 +191,8 @@ def _syntax_problem(error: yaml.YAMLError, path: Path) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
         return Problem(str(path), f"is not YAML: {error}")
-    said = ": ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None))))
-    return Problem(str(path), f"is not YAML: {said} (column {mark.column + 1})", mark.line + 1)
+    detail = ": ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None))))
+    return Problem(str(path), f"is not YAML: {detail} (column {mark.column + 1})", mark.line + 1)
 
 
 def _field_names(model: type[BaseModel]) -> list[str]:

@@ -1,14 +1,14 @@
 """Errors of the registry.
 
 RegistryError
-├── InvalidSpec          a spec or a file of specs is wrong; carries every problem found
+├── InvalidSpec          a spec or a file of specs is invalid; lists all problems
 ├── UnknownExpert        a name that is not registered; carries close matches
 ├── SourceError          a source cannot be read: missing, truncated, unsupported
 ├── DigestMismatch       the files are not the ones that were registered
 ├── StoreError           the registry's database cannot be read or written
 ├── PluginError          a plug-in cannot be imported, is not allowed here, or is not what it should be
 │   └── UnknownPlugin    a name that is neither built in nor installed; carries close matches
-└── DiskFull             no space left; what was being written is gone, what was there is untouched
+└── DiskFull             no space left; the partial file is removed, the previous one is unchanged
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from registry.spelling import close_matches, did_you_mean
 
 
 class RegistryError(Exception):
-    """Base of every error that the registry raises on purpose."""
+    """Base of all errors that the registry raises on purpose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,9 @@ class Problem:
     """One thing wrong in a document.
 
     Attributes:
-        file: the document, as its reader named it; or what stands in its place, such as a flag of a command.
-        line: from 1; 0 where the problem has none.
-        field: `experts[3].base`; empty where the problem is the whole document's.
+        file: the document, as its reader named it, or its substitute, such as a flag of a command.
+        line: from 1; 0 if unknown.
+        field: `experts[3].base`; empty if the problem concerns the whole document.
     """
 
     file: str
@@ -49,7 +49,7 @@ class Problem:
 
 
 class InvalidSpec(RegistryError):
-    """Every problem of a document at once, so that a user mends a file in one go."""
+    """All problems of a document at once."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -60,7 +60,7 @@ _MOST_LISTED = 8
 
 
 class UnknownExpert(RegistryError):
-    """A name that is not known; the message has close matches, or else the names that are."""
+    """An unknown name; the message has close matches, or else the known names."""
 
     def __init__(self, name: str, known: Iterable[str], *, where: str = "the registry") -> None:
         self.name = name
@@ -77,11 +77,11 @@ class UnknownExpert(RegistryError):
 
 
 class SourceError(RegistryError):
-    """A source cannot be read: missing, truncated, or of a format that is not supported."""
+    """A source cannot be read: missing, truncated, or of an unsupported format."""
 
 
 class DigestMismatch(RegistryError):
-    """The files of an expert are not the ones that were registered."""
+    """The files of an expert are not the registered ones."""
 
 
 class StoreError(RegistryError):
@@ -97,7 +97,7 @@ class UnknownPlugin(PluginError):
 
 
 class DiskFull(RegistryError):
-    """No space left where `path` was to be written."""
+    """No space left to write `path`."""
 
     def __init__(self, path: Path, *, free_bytes: int | None = None, needed_bytes: int | None = None) -> None:
         self.path, self.free_bytes, self.needed_bytes = path, free_bytes, needed_bytes
@@ -105,5 +105,5 @@ class DiskFull(RegistryError):
         free = "" if free_bytes is None else f" {free_bytes / 1e6:,.1f} MB are free:"
         super().__init__(
             f"no space left to write {path.name!r} in {path.parent}:{needed}{free} free some, "
-            f"or set COE_HOME to a larger disk (nothing half-written was kept)"
+            f"or set COE_HOME to a larger disk (no partial file was kept)"
         )

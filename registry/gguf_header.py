@@ -1,8 +1,10 @@
-"""What a GGUF file holds, from its header alone.
+"""Metadata and tensors of a GGUF file, from its header alone.
 
-`gguf.GGUFReader` builds several arrays for every token of the vocabulary (20 s for 262k tokens) and trusts the lengths
-that the file states; a registration needs neither, so arrays are stepped over and every length is checked against
-the file. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Not read with `gguf.GGUFReader`, which builds several arrays for every token of the vocabulary (20 s for 262k tokens)
+and trusts the lengths in the file. Registration needs no arrays: this reader skips them and checks every length
+against the file size. transformers unpacks the weights themselves.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -53,15 +55,15 @@ def read_gguf(path: Path) -> GgufHeader:
     """Read the header of a GGUF file.
 
     Raises:
-        SourceError: the file is missing, truncated, damaged, or of an architecture that cannot be loaded.
+        SourceError: the file is missing, truncated, damaged, or of an unsupported architecture.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             header = _Reader(data).header()
     except FileNotFoundError:
-        raise SourceError(f"there is no file {path}") from None
+        raise SourceError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
-        raise SourceError(f"{path} is not a whole GGUF file: {error}; download or copy it again") from error
+        raise SourceError(f"{path} is damaged or not GGUF: {error}; download or copy it again") from error
     if header.fields.get("split.count", 1) != 1:
         raise SourceError(f"{path} is one part of a split GGUF: merge the parts first (llama-gguf-split --merge)")
     if header.architecture not in SUPPORTED_ARCHITECTURES:
@@ -73,7 +75,7 @@ def read_gguf(path: Path) -> GgufHeader:
 
 
 class _Reader:
-    """Walks through the header; anything that leads outside the file is a ValueError."""
+    """Reads through the header; a length that leads outside the file is a ValueError."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._size, self._at = data, len(data), 0

@@ -1,4 +1,4 @@
-"""What safetensors files hold, from their headers alone: no weights are read, no framework is needed.
+"""Tensors of safetensors files, from their headers alone: no weights are read, no framework is needed.
 
 Format: 8 bytes of header length (little endian), the header as JSON, then the data to the end of the file.
 """
@@ -31,12 +31,12 @@ class Tensor:
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds (1 for a scalar)."""
+        """Number of elements (1 for a scalar)."""
         return math.prod(self.shape)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a model. Raises SourceError when it is missing or is not one."""
+    """A JSON object from a file of a model. Raises SourceError if it is missing or not a JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -77,10 +77,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
-    """All tensors of a model's folder (one file, or every shard of its index), and the files they are in.
+    """All tensors of a model folder (one file, or all shards of its index), and their files.
 
     Raises:
-        SourceError: there are none, only pickles, or a shard is missing or truncated.
+        SourceError: there are no weights or only pickles, or a shard is missing or truncated.
     """
     if (folder / SINGLE_FILE).exists():
         return read_safetensors(folder / SINGLE_FILE), [folder / SINGLE_FILE]
@@ -101,7 +101,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
 
 
 def read_adapter_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of an adapter's folder. Raises SourceError like `read_weights`."""
+    """All tensors of an adapter folder. Raises SourceError like `read_weights`."""
     if not (folder / ADAPTER_FILE).exists():
         raise _no_weights(folder, ADAPTER_FILE)
     return read_safetensors(folder / ADAPTER_FILE)
@@ -113,7 +113,7 @@ def _tensor(entry: Mapping[str, Any]) -> Tensor:
 
 
 def _check_layout(path: Path) -> None:
-    """Let the library check what is left: overlaps, gaps, shapes against bytes, unknown types."""
+    """Let the safetensors library check the rest: overlaps, gaps, shapes against bytes, unknown types."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -124,7 +124,7 @@ def _check_layout(path: Path) -> None:
 
 
 def _is_file_name(name: object) -> bool:
-    """An index must not lead outside its folder."""
+    """Whether it is a plain file name: an index must not lead outside its folder."""
     return isinstance(name, str) and name == Path(name).name and name.endswith(".safetensors")
 
 
@@ -134,9 +134,9 @@ def _no_weights(folder: Path, wanted: str) -> SourceError:
     found = sorted(path.name for path in folder.iterdir())
     if any(Path(name).suffix in _PICKLE_SUFFIXES for name in found):
         return SourceError(
-            f"{folder} has pickled weights only, and a pickle can run any code: they are never loaded; "
-            f"get or convert them to safetensors ({wanted})"
+            f"{folder} has pickled weights only; pickles can run any code and are never loaded: "
+            f"download or convert the weights to safetensors ({wanted})"
         )
     if gguf := [name for name in found if name.endswith(".gguf")]:
-        return SourceError(f"{folder} has no {wanted}; to use its GGUF, make the source {folder / gguf[0]}")
+        return SourceError(f"{folder} has no {wanted}; to use its GGUF file, set the source to {folder / gguf[0]}")
     return SourceError(f"{folder} has no {wanted} (it has {', '.join(found[:5]) or 'no files'})")

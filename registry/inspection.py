@@ -1,4 +1,4 @@
-"""Facts of a model, read from its files: sizes, parameters, context length, architecture, licence."""
+"""Facts about a model, read from its files: sizes, parameters, context length, architecture, licence."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from registry.headers import Tensor, read_json, read_weights
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
 _EXPERT_COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _EXPERTS_USED_KEYS = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "top_k_experts")
-_TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")  # of models that also see or hear
+_TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")  # of multimodal models
 _ROUTED_EXPERT = re.compile(r"(^|\.)experts\.|\.ffn_(up|gate|down|gate_up)_exps\.")
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a model's files say. `size_bytes` counts weights only; `context_length` is in tokens."""
+    """Facts about a model. `size_bytes` counts weights only; `context_length` is in tokens."""
 
     architecture: str
     parameters_total: int
@@ -38,10 +38,10 @@ class Facts:
 def inspect(path: Path, *, embedding: bool = False) -> Facts:
     """Read the headers of a model: a GGUF file or a folder of safetensors.
 
-    Of a mixture of experts, the active parameters are those of one token: the shared ones and the experts it uses.
+    The active parameters of a mixture of experts are those used for one token: shared ones and those of chosen experts.
 
     Raises:
-        SourceError: missing, truncated, damaged, pickled, or of an architecture that cannot be loaded.
+        SourceError: the files are missing, truncated, damaged, pickled, or of an unsupported architecture.
     """
     return _inspect_folder(path, embedding) if path.is_dir() else _inspect_gguf(path)
 
@@ -84,14 +84,14 @@ def _inspect_folder(folder: Path, embedding: bool) -> Facts:
 
 
 def card_licence(folder: Path) -> str | None:
-    """The `license` that a model card (README.md with YAML on top) states, if there is one."""
+    """The `license` in the YAML header of a model card (README.md), or `None`."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     if (top := re.match(r"---\n(.*?)\n---", text, re.DOTALL)) is None:
         return None
     try:
         stated = yaml.safe_load(top[1])
-    except yaml.YAMLError:  # a card is prose for people: one that is not YAML states no licence
+    except yaml.YAMLError:  # cards are written by hand: invalid YAML states no licence
         return None
     licence = stated.get("license") if isinstance(stated, dict) else None
     return licence if isinstance(licence, str) else None
@@ -110,7 +110,7 @@ def _active(tensors: Mapping[str, Tensor], total: int, used: int | None, count: 
 
 
 def _number(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
-    """The first of these keys that has a positive integer, also inside the text part of a multimodal config."""
+    """The first positive integer under these keys, also inside the text part of a multimodal config."""
     parts = [config, *(config[name] for name in _TEXT_CONFIGS if isinstance(config.get(name), dict))]
     values = (part.get(key) for part in parts for key in keys)
     return next((value for value in values if isinstance(value, int) and value > 0), None)

@@ -1,4 +1,4 @@
-"""Does a LoRA adapter (arXiv:2106.09685) fit its base? Answered from both headers, before anything is loaded."""
+"""Check that a LoRA adapter (arXiv 2106.09685) fits its base, from the headers of both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_lora(folder: Path, base_name: str, base: Facts) -> dict[str, Tensor]:
     """The tensors of an adapter that fits `base`.
 
     Raises:
-        SourceError: not LoRA, damaged, or a module that the base lacks or has in another shape (both are named).
+        SourceError: it is not LoRA or damaged, or has a module that the base lacks or has in another shape.
     """
     config = read_json(folder / "adapter_config.json")
     if (peft_type := config.get("peft_type")) != "LORA":
@@ -41,7 +41,7 @@ def read_lora(folder: Path, base_name: str, base: Facts) -> dict[str, Tensor]:
 
 
 def _modules(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Shape]]:
-    """`{module: {"A": shape, "B": shape}}`; both parts are there."""
+    """`{module: {"A": shape, "B": shape}}`, always with both parts."""
     modules: dict[str, dict[str, Shape]] = {}
     for name, tensor in tensors.items():
         if found := _LORA.fullmatch(name):
@@ -56,7 +56,7 @@ def _modules(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str,
 
 def _misfit(module: str, parts: Mapping[str, Shape], base: Shape | None, transposed: bool) -> str | None:
     if base is None:
-        # transformers fuses the weights of MoE experts while loading, so they may have other names on disk.
+        # transformers fuses the weights of MoE experts at load, so their names on disk may differ.
         return None if ".experts" in module else f"module {module} is not in the base"
     is_embedding = "embedding_A" in parts
     first, second = (parts["embedding_A"], parts["embedding_B"]) if is_embedding else (parts["A"], parts["B"])
@@ -65,12 +65,12 @@ def _misfit(module: str, parts: Mapping[str, Shape], base: Shape | None, transpo
     # Linear (out, in): A (r, in), B (out, r). Embedding (tokens, dim): A (r, tokens), B (dim, r).
     product = (first[1], second[0]) if is_embedding or transposed else (second[0], first[1])
     if product != base[:2]:
-        return f"module {module} is made for a weight of shape {product}, the base's has {base}"
+        return f"module {module} needs a weight of shape {product}, but the base has {base}"
     return None
 
 
 def _finder(tensors: Mapping[str, Tensor]) -> Callable[[str], Shape | None]:
-    """Shape of a module's weight by its full name or, as wrappers add prefixes, by its unique end."""
+    """Finds the shape of a module's weight by its full name or, since wrappers add prefixes, by its unique suffix."""
     by_end: dict[str, list[Shape]] = {}
     for name, tensor in tensors.items():
         by_end.setdefault(_end_of(name.removesuffix(".weight")), []).append(tensor.shape)
@@ -92,7 +92,7 @@ def _end_of(module: str) -> str:
 
 
 def _gguf_finder(base: Facts) -> Callable[[str], Shape | None]:
-    """Shape of a module's weight in a GGUF, whose tensors have names of their own."""
+    """Finds the shape of a module's weight in a GGUF file, which names tensors differently."""
     import gguf
 
     architecture = next((arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == base.architecture), None)

@@ -1,11 +1,12 @@
-"""Profiles: what was measured of each expert, as counts by skill, so that what is measured later adds up.
+"""Profiles: measured scores of experts as counts by skill, so that later measurements add up.
 
     registry.record([ProfileRow("sql", identity(spec, experts), "task/orders", digest, "joins", Measure(41.0, 50))])
-    registry.profiles().of("sql")["joins"]          # of every source together, of the expert as it is now
+    registry.profiles().of("sql")["joins"]          # all sources together, of the current content
 
-A row belongs to an expert as it was (`registry.digest.identity`) and to the source that was read. Reading a source
-again replaces its rows, so that nothing counts twice; another source adds to them. An expert whose content changes
-starts anew, and the rows of what it was stay readable.
+A row belongs to the content of an expert (`registry.digest.identity`), not to its name, and to the source that was
+read. Reading a source again replaces its rows, so nothing counts twice; another source adds rows. An expert whose
+content changes starts without measurements; rows of its earlier content stay readable. Shrinkage is applied when rows
+are read (`registry.strengths`).
 """
 
 from __future__ import annotations
@@ -23,17 +24,16 @@ from registry.errors import RegistryError, UnknownExpert
 from registry.tables import MAX_TEXT, experts, profiles, state
 
 AGGREGATION: Final = "aggregation/"
-"""What the names of sources begin with that tried experts as aggregators of others' answers."""
+"""Prefix of sources that measure experts as aggregators of other experts' answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What an expert made of some questions.
+    """Score of an expert on some questions.
 
     Attributes:
-        score: summed over the questions, each in [0, 1]. n: how many they are.
-        completion_tokens, seconds: summed too, the seconds from asking to the end, waiting included; `None` where they
-            were not recorded.
+        score: sum over the questions, each in [0, 1]. n: number of questions.
+        completion_tokens, seconds: sums; seconds from request to end, waiting included. `None` if not recorded.
     """
 
     score: float
@@ -43,11 +43,11 @@ class Measure:
 
     def __post_init__(self) -> None:
         if self.n < 1 or not -1e-9 <= self.score <= self.n + 1e-9:
-            raise RegistryError(f"a score of {self.score} on {self.n} questions cannot be: each is in [0, 1]")
+            raise RegistryError(f"a score of {self.score} on {self.n} questions is impossible: each is in [0, 1]")
         for name in ("completion_tokens", "seconds"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
-                raise RegistryError(f"{name} must be finite and not negative, got {value}")
+                raise RegistryError(f"{name} must be finite and >= 0, got {value}")
 
     @property
     def accuracy(self) -> float:
@@ -65,11 +65,11 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class ProfileRow:
-    """What one source says of one expert in one skill.
+    """The measurement of one expert in one skill by one source.
 
     Attributes:
         identity: of the expert when it was measured (`registry.digest.identity`).
-        source: what was read: a task, a table. digest: of its content.
+        source: the task or table that was read. digest: of its content.
     """
 
     expert: str
@@ -82,7 +82,7 @@ class ProfileRow:
 
 @dataclass(frozen=True)
 class Profiles:
-    """Experts x skills: the measure of each, where there is one."""
+    """(expert, skill) -> measure, for the pairs that were measured."""
 
     cells: Mapping[tuple[str, str], Measure]
 
@@ -91,7 +91,7 @@ class Profiles:
 
     @classmethod
     def of_rows(cls, rows: Iterable[ProfileRow]) -> Self:
-        """The rows of several sources added up."""
+        """The rows of all sources, added up."""
         cells: dict[tuple[str, str], Measure] = {}
         for row in rows:
             key = (row.expert, row.skill)
@@ -100,27 +100,27 @@ class Profiles:
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """Those measured in any skill, by name."""
+        """Names of the experts measured in any skill, sorted."""
         return tuple(sorted({expert for expert, _ in self.cells}))
 
     @property
     def skills(self) -> tuple[str, ...]:
-        """Those in which any expert was measured, by name."""
+        """Names of the skills in which any expert was measured, sorted."""
         return tuple(sorted({skill for _, skill in self.cells}))
 
     def of(self, expert: str) -> dict[str, Measure]:
-        """The measures of one expert by skill; empty where there are none."""
+        """skill -> measure of one expert; empty if there are none."""
         return {skill: self.cells[expert, skill] for skill in sorted(s for name, s in self.cells if name == expert)}
 
     def total(self, expert: str) -> Measure | None:
-        """Of all skills together (a question of two skills counts twice); `None` where there is none."""
+        """The sum over all skills (a question of two skills counts twice); `None` if there are none."""
         measures = list(self.of(expert).values())
         return None if not measures else sum(measures[1:], start=measures[0])
 
 
 def record(connection: Connection, rows: Sequence[ProfileRow]) -> None:
-    """Store rows; whatever their sources said of these experts before goes. See `Registry.record`."""
-    connection.execute(select(state.c.version).with_for_update())  # takes the writers' turn
+    """Store rows, replacing earlier rows of the same sources and experts. See `Registry.record`."""
+    connection.execute(select(state.c.version).with_for_update())  # serializes writers
     _check(connection, rows)
     for expert, identity, source, digest in {(row.expert, row.identity, row.source, row.digest) for row in rows}:
         same_source = or_(profiles.c.source == source, profiles.c.digest == digest)
@@ -131,7 +131,7 @@ def record(connection: Connection, rows: Sequence[ProfileRow]) -> None:
 
 
 def read(connection: Connection, expert: str | None = None) -> list[ProfileRow]:
-    """Every row that was stored and not replaced since, in the order of storing; those of one expert where named."""
+    """All stored rows, or those of one expert, in the order of storing."""
     columns = [column for column in profiles.columns if column is not profiles.c.id]
     query = select(*columns).order_by(profiles.c.id)
     found = connection.execute(query if expert is None else query.where(profiles.c.expert == expert)).mappings()
@@ -147,10 +147,10 @@ def _check(connection: Connection, rows: Sequence[ProfileRow]) -> None:
         for name in ("identity", "source", "skill"):
             text = getattr(row, name)
             if not text or len(text) > MAX_TEXT:
-                raise RegistryError(f"a {name} has 1 to {MAX_TEXT} characters, this one has {len(text)}: {text[:60]!r}")
+                raise RegistryError(f"a {name} must have 1 to {MAX_TEXT} characters, got {len(text)}: {text[:60]!r}")
         keys.add((row.expert, row.identity, row.source, row.skill))
     if len(keys) < len(rows):
-        raise RegistryError("a source says something of an expert's skill twice: add it up first")
+        raise RegistryError("two rows have the same expert, source and skill: add them up first")
 
 
 def _values(row: ProfileRow) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Declarative files of experts: what a registry should hold, planned, shown, then applied in one transaction.
+"""Declarative expert files: compare a file with the registry, show the plan, apply it in one transaction.
 
 experts:
   - {name: smol, kind: model, source: home://models/SmolLM2-135M-Instruct}
@@ -21,12 +21,12 @@ from registry.spec import ExpertSpec, Kind
 from registry.store import Registry, check_references, check_servable, dependents
 
 Action = Literal["add", "update", "unchanged", "remove"]
-_GIVEN_BY_THE_REGISTRY = ("version", "files")
+_ASSIGNED_BY_REGISTRY = ("version", "files")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One line of a plan: what happens to a name, and which fields an update changes."""
+class PlannedChange:
+    """What happens to one expert; `changes` lists the fields that an update changes."""
 
     action: Action
     name: str
@@ -36,13 +36,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a file of experts says, without a registry that holds it.
+    """Result of checking an experts file without applying it.
 
     Attributes:
-        experts: by name; described, or as stated where the files are `absent`.
+        experts: by name; described, or as stated if their files are `absent`.
         problems: by line.
-        absent: experts whose files on the hub, or whose base's, are not on this machine yet.
-        broken: names in the file that are no experts because of a problem.
+        absent: experts whose files on the hub, or those of their base, are not downloaded yet.
+        broken: names in the file that cannot be experts because of a problem.
     """
 
     experts: Mapping[str, ExpertSpec]
@@ -52,16 +52,11 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What applying a file would do, and what deserves a second look."""
+class RegistryPlan:
+    """The changes that applying a file makes, and warnings about its experts."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[PlannedChange, ...]
     warnings: tuple[str, ...] = ()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the registry already holds what the file says."""
-        return all(step.action == "unchanged" for step in self.steps)
 
 
 class _File(BaseModel):
@@ -77,18 +72,18 @@ def plan(
     prune: bool = False,
     on_expert: Callable[[str, int], None] | None = None,
     on_bytes: Callable[[int, int], None] | None = None,
-) -> Plan:
-    """Compare a file with the registry; weights are hashed and headers read, nothing is registered.
+) -> RegistryPlan:
+    """Compare a file with the registry. Hashes weights and reads headers, registers nothing.
 
     Args:
         document: `{experts: [ExpertSpec fields, ...]}`, bases and adapters in any order.
-        registry: what to compare with; bases may be there rather than in the file.
+        registry: compared with; bases may be registered instead of listed in the file.
         prune: plan the removal of experts that the file does not name.
-        on_expert: told the name that is read next, and how many there are (for a progress bar).
-        on_bytes: told, while that one's files are hashed, how many bytes of how many are done.
+        on_expert: called with (name read next, number of experts), for a progress bar.
+        on_bytes: called with (bytes hashed, bytes in all) of the files of that expert.
 
     Raises:
-        InvalidSpec: with every problem of the file, by line.
+        InvalidSpec: lists all problems of the file, by line.
     """
     current = registry.snapshot().experts
     planner = _Planner(document, {} if prune else current)
@@ -97,8 +92,8 @@ def plan(
     if planner.problems:
         raise InvalidSpec(sorted(planner.problems, key=lambda problem: problem.line))
     steps = [_step(current.get(name), spec) for name, spec in planner.described.items()]
-    removed = [Step("remove", name) for name in current if prune and name not in planner.described]
-    return Plan((*steps, *removed), tuple(_warnings(planner.described.values())))
+    removed = [PlannedChange("remove", name) for name in current if prune and name not in planner.described]
+    return RegistryPlan((*steps, *removed), tuple(_warnings(planner.described.values())))
 
 
 def check(
@@ -108,11 +103,11 @@ def check(
     on_expert: Callable[[str, int], None] | None = None,
     on_bytes: Callable[[int, int], None] | None = None,
 ) -> Checked:
-    """Check a file like `plan`, but download nothing, and return what is wrong in place of raising it.
+    """Check a file like `plan`, but download nothing, and return problems instead of raising them.
 
     Args:
         document, on_expert, on_bytes: as for `plan`.
-        registered: experts that the file may refer to.
+        registered: name -> expert that the file may refer to.
     """
     planner = _Planner(document, registered, download=False)
     try:
@@ -124,18 +119,18 @@ def check(
     return Checked(planner.described, tuple(problems), tuple(planner.absent), frozenset(planner.broken))
 
 
-def apply(plan: Plan, registry: Registry) -> list[ExpertSpec]:
-    """Carry out a plan, all or nothing; return the experts of the file with their versions.
+def apply(plan: RegistryPlan, registry: Registry) -> list[ExpertSpec]:
+    """Apply a plan in one transaction; return the experts of the file with their versions.
 
     Raises:
-        RegistryError: meanwhile somebody registered an expert that needs one to be removed.
+        RegistryError: an expert registered since the plan needs one that is to be removed.
     """
     specs = [step.spec for step in plan.steps if step.spec is not None]
     return registry.change(specs, [step.name for step in plan.steps if step.action == "remove"])
 
 
 class _Planner:
-    """Collects drafts, then described specs, and every problem on the way."""
+    """Collects drafts, described specs, and all problems."""
 
     def __init__(self, document: Document, registered: Mapping[str, ExpertSpec], *, download: bool = True) -> None:
         self.document, self.registered, self.download = document, registered, download
@@ -143,12 +138,11 @@ class _Planner:
         self.problems: list[Problem] = []
         self.drafts: dict[str, tuple[Loc, ExpertSpec]] = {}
         self.described: dict[str, ExpertSpec] = {}
-        self.broken: set[str] = (
-            set()
-        )  # names in the file that cannot be described: nothing more is said of who needs them
+        # Names that cannot be described; experts that need them get no further problem.
+        self.broken: set[str] = set()
 
     def parse(self) -> None:
-        """Drafts of all entries that are well-formed, with their sources made absolute."""
+        """Parse the well-formed entries into drafts with absolute sources."""
         entries = validate(self.document, _File).experts
         for index, entry in enumerate(entries):
             loc: Loc = ("experts", index)
@@ -159,9 +153,9 @@ class _Planner:
                 self.problems += error.problems
                 self.broken.add(str(name))
                 continue
-            for field in _GIVEN_BY_THE_REGISTRY:
+            for field in _ASSIGNED_BY_REGISTRY:
                 if field in entry:
-                    self._problem((*loc, field), "is given by the registry; leave it out")
+                    self._problem((*loc, field), "is assigned by the registry; leave it out")
             if draft.name in self.drafts:
                 first = self.document.line((*self.drafts[draft.name][0], "name"))
                 self._problem((*loc, "name"), f"{draft.name!r} is given twice; the first is on line {first}")
@@ -172,7 +166,7 @@ class _Planner:
     def describe(
         self, on_expert: Callable[[str, int], None] | None, on_bytes: Callable[[int, int], None] | None
     ) -> None:
-        """Read the files of every draft, bases before their adapters, then of what is registered on a changed base."""
+        """Read the files of every draft, bases before adapters, then those of registered adapters on changed bases."""
         order = sorted(self.drafts.values(), key=lambda entry: (entry[1].kind is Kind.ADAPTER, entry[0]))
         for loc, draft in order:
             if on_expert is not None:
@@ -182,7 +176,7 @@ class _Planner:
                     self.described[draft.name] = self._describe(draft, on_bytes)
                     continue
                 if has_files(draft):
-                    resolve(draft)  # at least say whether its files are there
+                    resolve(draft)  # still report missing files
             except RegistryError as error:
                 self._problem((*loc, "source"), str(error))
             self.broken.add(draft.name)
@@ -198,11 +192,11 @@ class _Planner:
 
     @staticmethod
     def _is_here(draft: ExpertSpec) -> bool:
-        """Whether the files are on this machine, or are missing where only this machine can have them."""
+        """Whether the files are on this machine, or could only be on this machine."""
         return is_here(draft) or source_kind(draft.source) is not SourceKind.HUB
 
     def _has_its_references(self, loc: Loc, draft: ExpertSpec) -> bool:
-        """Whether base and members are sound; of a broken one, its own problem says enough."""
+        """Whether base and members are valid; the problem of a broken one is reported at that one."""
         known = {**self.registered, **{name: spec for name, (_, spec) in self.drafts.items()}}
         try:
             check_references(draft, known, unsound=self.broken, where="this file or the registry")
@@ -217,7 +211,7 @@ class _Planner:
         return self.broken.isdisjoint(draft.references)
 
     def _check_registered_adapters(self, base: str) -> None:
-        """A base that changes must still fit the adapters that the file does not mention."""
+        """Check that a changed base still fits registered adapters that the file does not list."""
         described, registered = self.described.get(base), self.registered.get(base)
         if described is None or registered is None or described.digest == registered.digest:
             return
@@ -236,18 +230,18 @@ class _Planner:
         self.problems.append(self.document.problem(loc, message))
 
 
-def _step(current: ExpertSpec | None, spec: ExpertSpec) -> Step:
+def _step(current: ExpertSpec | None, spec: ExpertSpec) -> PlannedChange:
     if current is None:
-        return Step("add", spec.name, spec)
+        return PlannedChange("add", spec.name, spec)
     changes = tuple(
         field
         for field in ExpertSpec.model_fields
         if field != "version" and getattr(current, field) != getattr(spec, field)
     )
-    return Step("update" if changes else "unchanged", spec.name, spec, changes)
+    return PlannedChange("update" if changes else "unchanged", spec.name, spec, changes)
 
 
 def _warnings(specs: Iterable[ExpertSpec]) -> Iterator[str]:
     for spec in specs:
         if spec.kind is Kind.REMOTE and spec.price is None:
-            yield f"{spec.name}: no price is stated, so routing cannot weigh what it costs; add `price`"
+            yield f"{spec.name}: has no price, so routing cannot weigh its cost; add `price`"

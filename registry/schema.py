@@ -1,4 +1,4 @@
-"""The format of the registry's database: a new one is made, an old one is upgraded in place, a newer one is refused."""
+"""The format of the registry's database: new ones are created, old ones upgraded in place, newer ones refused."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _STEPS = Path(__file__).parent / "migrations"
 
 
 def prepare(connection: Connection, shown_url: str) -> None:
-    """Bring a database to the format of this program, all or nothing: within the transaction that writes.
+    """Bring a database to the format of this program, inside the write transaction.
 
     Raises:
-        StoreError: it is of a later format than this program knows.
+        StoreError: the database has a format that this program does not know.
     """
     found = _format(connection)
     if found is None:
         _make(connection)
         return
     if found < SCHEMA:
-        found = _format(connection, waiting=True)  # whoever upgrades it at this moment is let finish
+        found = _format(connection, waiting=True)  # waits for a concurrent upgrade
         assert found is not None
     if not 1 <= found <= SCHEMA:
         raise StoreError(
@@ -36,7 +36,7 @@ def prepare(connection: Connection, shown_url: str) -> None:
 
 
 def _format(connection: Connection, *, waiting: bool = False) -> int | None:
-    """The format that the database is of; None where there is no registry yet."""
+    """The format of the database; None if it holds no registry yet."""
     if not inspect(connection).has_table(state.name):
         return None
     query = select(state.c.schema)
@@ -44,7 +44,7 @@ def _format(connection: Connection, *, waiting: bool = False) -> int | None:
 
 
 def _make(connection: Connection) -> None:
-    """An empty registry, without Alembic: every `coe ask` makes one in memory."""
+    """Create an empty registry without Alembic, since every `coe ask` creates one in memory; a test compares both."""
     metadata.create_all(connection)
     alembic_version.create(connection, checkfirst=True)
     connection.execute(insert(state).values(id=1, schema=SCHEMA, version=0))
@@ -57,5 +57,5 @@ def _upgrade(connection: Connection, found: int) -> None:
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(_STEPS).replace("%", "%%"))
-    command.stamp(config, f"{found:04d}", purge=True)  # the first format was written before there were steps
+    command.stamp(config, f"{found:04d}", purge=True)  # databases of the first format have no Alembic version
     command.upgrade(config, "head")

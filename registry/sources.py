@@ -1,6 +1,6 @@
 """Where an expert's files are: a folder, a GGUF file, a repository on the Hugging Face hub, an endpoint, or nowhere.
 
-models/smol, ~/models/smol, /models/smol.gguf    relative to the YAML file that says so
+models/smol, ~/models/smol, /models/smol.gguf    relative to the YAML file that names it
 home://models/smol                               under $COE_HOME
 hf://org/name[@revision]                         safetensors of a repository
 hf://org/name/file.gguf[@revision]               one GGUF file of it
@@ -22,12 +22,12 @@ from registry.storage import coe_home, translate_disk_full
 _HOME = "home://"
 _HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?P<file>/[\w./ -]+\.gguf)?(@(?P<revision>[\w./-]+))?")
 _WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
-# Copies of the same weights for other programs, and nothing that runs: no pickles, no Python.
+# Copies of the weights for other programs. Nothing executable is downloaded: no pickles, no Python.
 _UNWANTED = ("consolidated*.safetensors", "original/*", "onnx/*", "openvino/*", "gguf/*")
 
 
 class SourceKind(StrEnum):
-    """How a source is reached; the last three have no files."""
+    """Kind of a source; the last three have no files."""
 
     FOLDER = "folder"
     GGUF = "gguf"
@@ -38,10 +38,10 @@ class SourceKind(StrEnum):
 
 
 def source_kind(source: str, *, engine: str | None = None) -> SourceKind:
-    """What kind of source a string names; an expert's `engine` may read schemes of its own.
+    """The kind of a source; the `engine` of an expert may read its own schemes.
 
     Raises:
-        SourceError: a scheme that is not known, and no engine that may know it.
+        SourceError: the scheme is unknown, and no engine is given that may know it.
     """
     scheme, separator, _ = source.partition("://")
     if separator and scheme in ("http", "https", "fake", "hf"):
@@ -57,30 +57,30 @@ def source_kind(source: str, *, engine: str | None = None) -> SourceKind:
 
 
 def has_files(spec: ExpertSpec) -> bool:
-    """Whether the expert has weights of its own here (not remote, fake, of a plug-in's scheme, or composed)."""
+    """Whether the expert has its own weight files (not remote, fake, of a plug-in's scheme, or composed)."""
     kinds = (SourceKind.FOLDER, SourceKind.GGUF, SourceKind.HUB)
     return bool(spec.source) and source_kind(spec.source, engine=spec.engine) in kinds
 
 
 def absolute_source(source: str, folder: Path) -> str:
-    """The source as it is registered: a relative path is read against `folder`, everything else stays as it is."""
+    """The source in its registered form: a relative path becomes absolute, from `folder`; others stay unchanged."""
     if not source or "://" in source:
         return source
     return str(local_path(source, folder).resolve())
 
 
 def local_path(source: str, folder: Path | None = None) -> Path:
-    """Where a path in a YAML leads: `home://` is the home of coe, `~` the user's, the rest is read against `folder`."""
+    """Resolve a path of a YAML file: `home://` is $COE_HOME, `~` the user's home, others are relative to `folder`."""
     if source.startswith(_HOME):
         return coe_home() / source.removeprefix(_HOME)
     return (folder or Path()) / Path(source).expanduser()
 
 
 def resolve(spec: ExpertSpec) -> Path:
-    """The folder or GGUF file of an expert on this machine; from the hub, it is downloaded (resumably) if need be.
+    """The folder or GGUF file of an expert on this machine; files on the hub are downloaded (resumable) if necessary.
 
     Raises:
-        SourceError: there is no such place, the hub refuses or cannot be reached, or the expert has no files.
+        SourceError: the path does not exist, the hub refuses or cannot be reached, or the expert has no files.
         DiskFull: the download does not fit.
     """
     kind = source_kind(spec.source, engine=spec.engine)
@@ -95,20 +95,20 @@ def resolve(spec: ExpertSpec) -> Path:
 
 
 def is_here(spec: ExpertSpec) -> bool:
-    """Whether `resolve` finds the files without a download. Raises SourceError for a source that it cannot read."""
+    """Whether `resolve` finds the files without a download. Raises SourceError for an invalid source."""
     if not has_files(spec):
         return True
     if source_kind(spec.source) is SourceKind.HUB:
         try:
             return _download(spec.source, spec.revision, local_only=True).exists()
         except SourceError:
-            _hub_match(spec.source)  # one that is not of that form is an error, not a file that is yet to come
+            _hub_match(spec.source)  # an invalid source is an error, not a missing file
             return False
     return local_path(spec.source).exists()
 
 
 def pinned(source: str, path: Path) -> tuple[str, str]:
-    """A hub source without its revision, and the commit that was resolved to (the name of its snapshot folder)."""
+    """A hub source without its revision, and the resolved commit (the name of its snapshot folder)."""
     found = _hub_match(source)
     root = path
     for _ in (found["file"] or "").split("/")[1:]:
@@ -125,12 +125,12 @@ def _hub_match(source: str) -> re.Match[str]:
 def _download(source: str, stated: str | None, *, local_only: bool = False) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever client it uses
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP client in use
 
     found = _hub_match(source)
     revision = stated or found["revision"]
     if revision != (found["revision"] or revision):
-        raise SourceError(f"{source!r} and revision {stated!r} name different revisions; keep one")
+        raise SourceError(f"{source!r} and revision {stated!r} name different revisions: keep one")
     file = (found["file"] or "")[1:]
     try:
         with translate_disk_full(Path(HF_HUB_CACHE, "models")):
@@ -157,7 +157,7 @@ def _hub_error(repo: str, revision: str | None, error: Exception) -> SourceError
     if isinstance(error, errors.RepositoryNotFoundError):
         return SourceError(f"{where} does not exist, or is private: check the name, or set HF_TOKEN")
     if isinstance(error, errors.RevisionNotFoundError):
-        return SourceError(f"{where}: there is no such revision")
+        return SourceError(f"{where}: the revision does not exist")
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         return SourceError(f"{where} cannot be reached (no network, or HF_HUB_OFFLINE is set), and is not in the cache")
-    return SourceError(f"{where} cannot be downloaded: {error}; start again to go on where it stopped")
+    return SourceError(f"{where} cannot be downloaded: {error}; run the command again to resume")

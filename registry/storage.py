@@ -1,8 +1,8 @@
 """Shared storage: the home folder (`coe_home`), atomic writes, content hashes.
 
-A file is written beside its target under a staging name, synced, and renamed: no reader ever takes a half-written file
-for a whole one. A staging name carries host and process, so that what a killed process left behind is recognised and
-removed by the next writer of the same target, and nobody's live work is.
+A file is written next to its target under a staging name, synced, and renamed: readers never see a partial file. A
+staging name contains host and process, so that the next writer of the same target recognises and removes the leftovers
+of killed processes, but not the files of live ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def coe_home() -> Path:
 
 
 def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
-    """Hex SHA-256 of a file's content; `on_bytes` is told how many bytes each step read (for a progress bar)."""
+    """Hex SHA-256 of a file's content; `on_bytes` is called with the bytes of each step (for a progress bar)."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_READ_BYTES))
     with path.open("rb", buffering=0) as file:
@@ -47,13 +47,13 @@ def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a path beside `target` to write to; on success it replaces `target`, on any failure it is removed.
+    """Yield a path next to `target` to write to; on success it replaces `target`, on failure it is removed.
 
     The yielded path has the suffix of `target`, does not exist yet, and may be written by any library. Missing parent
-    folders are made.
+    folders are created.
 
     Raises:
-        DiskFull: writing failed for want of space; the target is as it was.
+        DiskFull: no space left; the target is unchanged.
     """
     staged = _stage(target)
     try:
@@ -68,12 +68,12 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Yield a fresh, empty folder beside `target`; on success it becomes `target`, on any failure it is removed.
+    """Yield an empty folder next to `target`; on success it becomes `target`, on failure it is removed.
 
-    A folder that is already there is replaced: for an instant `target` does not exist, but it is never half-written.
+    An existing folder is replaced: for an instant `target` does not exist, but it is never partial.
 
     Raises:
-        DiskFull: writing failed for want of space; the target is as it was.
+        DiskFull: no space left; the target is unchanged.
     """
     staged = _stage(target)
     try:
@@ -91,10 +91,10 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, target: str | None = None) -> list[Path]:
-    """Remove what killed writers left in `folder` (of `target` only, when named); return what was removed.
+    """Remove the leftovers of killed writers in `folder` (only those of `target`, if given); return their paths.
 
-    A leftover is a staging file or folder whose process is gone from this host, or, from another host (a shared disk),
-    one untouched for a day.
+    A leftover is a staging file or folder whose process no longer runs on this host or, if it is from another host (a
+    shared disk), that was not modified for a day.
     """
     removed = []
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -110,7 +110,7 @@ def remove_leftovers(folder: Path, target: str | None = None) -> list[Path]:
 
 @contextmanager
 def translate_disk_full(target: Path) -> Iterator[None]:
-    """Turn "no space left" from any library into `DiskFull`, which says where and how much is free."""
+    """Translate "no space left" of any library to `DiskFull`, with the place and the free bytes."""
     try:
         yield
     except Exception as error:
@@ -120,14 +120,14 @@ def translate_disk_full(target: Path) -> Iterator[None]:
 
 
 def require_free(target: Path, needed_bytes: int) -> None:
-    """Refuse early, with both numbers, to write `needed_bytes` under `target` where they cannot fit."""
+    """Raise `DiskFull` if `needed_bytes` do not fit next to `target`, before anything is written."""
     free = _free_bytes(target.parent)
     if free is not None and free < needed_bytes:
         raise DiskFull(target, free_bytes=free, needed_bytes=needed_bytes)
 
 
 def _stage(target: Path) -> Path:
-    """A fresh staging path beside `target`, after the leftovers of earlier writers are gone."""
+    """A new staging path next to `target`, after removing the leftovers of earlier writers."""
     with translate_disk_full(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target.parent, target.name)
@@ -137,12 +137,12 @@ def _stage(target: Path) -> Path:
 
 
 def _staging_stem(name: str) -> str:
-    """The target's part of a staging name, short enough for file systems that allow 255 bytes."""
+    """The part of a staging name that identifies the target, short enough for file systems that allow 255 bytes."""
     return name if len(name.encode()) <= 120 else hashlib.sha256(name.encode()).hexdigest()
 
 
 def _replace_directory(staged: Path, target: Path) -> None:
-    for _ in range(100):  # each turn means that another writer of the same target got in between
+    for _ in range(100):  # each retry means that another writer of the same target was faster
         aside = _stage(target)
         with suppress(FileNotFoundError):
             target.replace(aside)
@@ -178,12 +178,12 @@ def _is_abandoned(path: Path, host: str, pid: int) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False  # alive, of another user
+        return False  # alive, owned by another user
     return False
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    """Rust libraries (safetensors) raise their own classes, with the system's words in the message."""
+    """Whether a disk is full; Rust libraries (safetensors) raise their own classes with the system's message."""
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return True
     return "No space left on device" in str(error) and not isinstance(error, DiskFull)

@@ -1,11 +1,11 @@
 """The registry: specs under versioned names, in any SQL database, safe under concurrent writers.
 
     with Registry() as registry:                  # SQLite at $COE_HOME/registry.db
-        spec = registry.add(describe(draft))      # a new version if its content changed, else the one there is
+        spec = registry.add(describe(draft))      # a new version if its content changed, else the current one
         snapshot = registry.snapshot()            # immutable, picklable; a running service holds one
 
-Every change is one transaction that first takes the counter of changes: writers queue there, and readers see the
-registry before or after a change, never within.
+Every change is one transaction that first locks the counter of changes: writers queue there, and readers see the
+registry before or after a change, never in between.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The registry at one moment: its version (the count of changes so far) and the experts, by name."""
+    """The registry at one moment: its version (the number of changes so far) and its experts by name."""
 
     version: int
     experts: Mapping[str, ExpertSpec]
@@ -72,13 +72,13 @@ class Snapshot:
 
 
 class Registry:
-    """Experts in a database; a context manager. Not shared between processes: each opens its own.
+    """A database of experts; a context manager. Each process opens its own.
 
     Args:
         url: an SQLAlchemy URL; `None` is SQLite at `$COE_HOME/registry.db`.
 
     Raises:
-        StoreError: the database cannot be opened, or is not a registry.
+        StoreError: the database cannot be opened, or has an unknown format.
     """
 
     def __init__(self, url: str | None = None) -> None:
@@ -106,9 +106,9 @@ class Registry:
         return self.change([spec])[0]
 
     def change(self, add: Sequence[ExpertSpec] = (), remove: Iterable[str] = ()) -> list[ExpertSpec]:
-        """Add and remove experts, all or none; return the added ones with their versions.
+        """Add and remove experts in one transaction; return the added ones with their versions.
 
-        Adding what is already there, unchanged, does nothing: the same content keeps its version.
+        Adding an unchanged expert does nothing: the same content keeps its version.
 
         Raises:
             UnknownExpert: a base, a member or a name to remove is not registered.
@@ -117,11 +117,11 @@ class Registry:
         return self._write(lambda connection: _change(connection, add, list(remove)))
 
     def remove(self, name: str) -> None:
-        """Take an expert out; its versions stay readable as `name@version`. Raises like `change`."""
+        """Remove an expert; its versions stay readable as `name@version`. Raises like `change`."""
         self.change(remove=[name])
 
     def get(self, name: str) -> ExpertSpec:
-        """The current version of a name, or any version ever registered as `name@version`. Raises UnknownExpert."""
+        """The current version of an expert, or any registered `name@version`. Raises UnknownExpert."""
         bare, _, version = name.partition("@")
         if not version:
             return self.snapshot().get(bare)
@@ -133,36 +133,36 @@ class Registry:
         return ExpertSpec.model_validate_json(found[name])
 
     def list(self) -> list[ExpertSpec]:
-        """The current experts, by name."""
+        """The current experts, sorted by name."""
         return [*self.snapshot().experts.values()]
 
     def snapshot(self) -> Snapshot:
-        """The registry as it is now."""
+        """The current state of the registry."""
         with self._read() as connection:
             version = connection.execute(select(_state.c.version)).scalar_one()
             return Snapshot(version, _current(connection))
 
     def record(self, rows: Sequence[ProfileRow]) -> None:
-        """Store what sources say of experts, all or none; what they said of the same experts before is replaced.
+        """Store measurements in one transaction; earlier rows of the same sources and experts are replaced.
 
-        The version stays: what is known of experts has changed, not the experts.
+        The version of the registry does not change, because the experts do not.
 
         Raises:
             UnknownExpert: a name was never registered.
-            RegistryError: a row cannot be stored; which, and why.
+            RegistryError: a row cannot be stored; the message says which and why.
         """
         self._write(lambda connection: record(connection, rows))
 
     def recorded(self, expert: str | None = None) -> Sequence[ProfileRow]:
-        """Every row that is stored, of what experts are and of what they were; those of one expert where named."""
+        """All stored rows, of current and earlier contents of experts, or the rows of one expert."""
         with self._read() as connection:
             return read(connection, expert)
 
     def profiles(self, *, aggregating: bool = False) -> Profiles:
-        """What was measured of the experts as they are now, all sources added up.
+        """Measurements of the current contents of the experts, all sources added up.
 
         Args:
-            aggregating: what was measured of them as aggregators of others' answers, in place of their own answers.
+            aggregating: measurements as aggregators of other experts' answers, instead of own answers.
         """
         with self._read() as connection:
             current, rows = _current(connection), read(connection)
@@ -188,7 +188,7 @@ class Registry:
 
 
 def _change(connection: Connection, add: Sequence[ExpertSpec], remove: Sequence[str]) -> list[ExpertSpec]:
-    version = connection.execute(select(_state.c.version).with_for_update()).scalar_one()  # takes the writers' turn
+    version = connection.execute(select(_state.c.version).with_for_update()).scalar_one()  # serializes writers
     current = _current(connection)
     if unknown := [name for name in remove if name not in current]:
         raise UnknownExpert(unknown[0], current)
@@ -206,12 +206,12 @@ def _change(connection: Connection, add: Sequence[ExpertSpec], remove: Sequence[
 
 
 def same_content(one: ExpertSpec, other: ExpertSpec) -> bool:
-    """Whether two specs say the same, their versions aside."""
+    """Whether two specs are equal except for their versions."""
     return one.model_copy(update={"version": None}) == other.model_copy(update={"version": None})
 
 
 def dependents(experts: Mapping[str, ExpertSpec], name: str) -> list[str]:
-    """The experts that need `name`: adapters on it, compositions of it."""
+    """Names of the experts that need `name`: its adapters and compositions."""
     return sorted(spec.name for spec in experts.values() if name in spec.references)
 
 
@@ -233,11 +233,11 @@ def _current(connection: Connection) -> dict[str, ExpertSpec]:
 def check_references(
     spec: ExpertSpec, experts: Mapping[str, ExpertSpec], *, unsound: Collection[str] = (), where: str = "the registry"
 ) -> None:
-    """Check that what an expert is made of is there and can be that; names in `unsound` are let pass.
+    """Check that the base or members of an expert exist and are of a valid kind; names in `unsound` are skipped.
 
     Raises:
-        UnknownExpert: a base or member that is not there.
-        RegistryError: a base that is not a model, or a member that is itself composed.
+        UnknownExpert: a base or member does not exist.
+        RegistryError: a base is not a model, or a member is composed or an embedding model.
     """
     for name in spec.references:
         if name in unsound:
@@ -250,7 +250,7 @@ def check_references(
             )
         if found.kind in (Kind.COMPOSED, Kind.EMBEDDING):
             raise RegistryError(
-                f"{name!r}, a member of {spec.name!r}, is of kind {found.kind.value!r}; it cannot be one"
+                f"{name!r}, a member of {spec.name!r}, is of kind {found.kind.value!r}, which cannot be a member"
             )
 
 
@@ -272,6 +272,6 @@ def check_servable(spec: ExpertSpec) -> None:
 def _check_all_references(experts: Mapping[str, ExpertSpec], removed: Sequence[str]) -> None:
     for name in removed:
         if name not in experts and (needed_by := dependents(experts, name)):
-            raise RegistryError(f"{name!r} cannot be removed: {', '.join(needed_by)} need it; remove them first")
+            raise RegistryError(f"{name!r} cannot be removed: {', '.join(needed_by)} need it; remove these first")
     for spec in experts.values():
         check_references(spec, experts)

@@ -1,9 +1,9 @@
-"""Strengths: what an expert's counts say of its skills, and how sure that is.
+"""Strengths: the accuracy of an expert in each skill, estimated from counts, with intervals.
 
-With s points on n questions of a skill, and m the expert's own mean over all its skills (itself drawn towards 1/2 by
-two questions, so that it is never 0 or 1), the accuracy in the skill is taken to be Beta(s + c m, n - s + c (1 - m)), c
-being the shrinkage: its mean is (s + c m) / (n + c). A skill of few questions is so told as hardly anything but the
-expert's mean, with a wide interval. Symbolic-MoE (arXiv 2503.05641) takes s - (n - s) as it is.
+With a score s on n questions of a skill, and m the expert's mean over all its skills (itself shrunk towards 1/2 by two
+questions, so that it is never 0 or 1), the accuracy in the skill is modelled as Beta(s + c m, n - s + c (1 - m)) with
+shrinkage c: its mean is (s + c m) / (n + c). With few questions the estimate shrinks to the expert's overall mean, with
+a wide interval. Symbolic-MoE (arXiv 2503.05641) uses s - (n - s) without shrinkage.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from statistics import NormalDist
 from registry.profiles import Measure, Profiles
 
 SHRINKAGE = 10.0
-"""How many questions' worth the expert's own mean counts in every skill."""
+"""Weight of the expert's overall mean in every skill, in questions."""
 COVERAGE = 0.95
-"""Probability that an interval holds the accuracy."""
+"""Probability that an interval contains the accuracy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """One expert in one skill.
+    """The accuracy of one expert in one skill.
 
     Attributes:
-        n: questions. raw: mean score on them.
+        n: number of questions. raw: mean score on them.
         accuracy: shrunken. low, high: bounds of the accuracy with 95% probability.
-        others: mean of the other experts' shrunken accuracies; `None` where no other was measured in the skill.
-        mean_tokens: generated a question, where recorded.
+        others: mean of the other experts' shrunken accuracies; `None` if no other was measured in the skill.
+        mean_tokens: generated tokens per question, or `None` if not recorded.
     """
 
     skill: str
@@ -43,12 +43,12 @@ class Strength:
 
     @property
     def lead(self) -> float | None:
-        """How much better than the others' mean."""
+        """Accuracy minus the mean of the others."""
         return None if self.others is None else self.accuracy - self.others
 
 
 def strengths(profiles: Profiles, expert: str, *, shrinkage: float = SHRINKAGE) -> list[Strength]:
-    """The skills of an expert, strongest first; empty where nothing was measured of it."""
+    """The skills of an expert, strongest first; empty without measurements."""
     means = {name: own_mean(list(profiles.of(name).values())) for name in profiles.experts}
     shrunk = {
         (name, skill): shrunken(measure, means[name], shrinkage) for (name, skill), measure in profiles.cells.items()
@@ -73,17 +73,17 @@ def strengths(profiles: Profiles, expert: str, *, shrinkage: float = SHRINKAGE) 
 
 
 def own_mean(measures: Sequence[Measure]) -> float:
-    """An expert's mean score over all its skills, drawn towards 1/2 by two questions."""
+    """Mean score of an expert over all its skills, shrunk towards 1/2 by two questions."""
     return (sum(measure.score for measure in measures) + 1.0) / (sum(measure.n for measure in measures) + 2.0)
 
 
 def shrunken(measure: Measure, mean: float, shrinkage: float = SHRINKAGE) -> float:
-    """Mean score, drawn towards `mean` by `shrinkage` questions."""
+    """Mean score, shrunk towards `mean` by `shrinkage` questions."""
     return (measure.score + shrinkage * mean) / (measure.n + shrinkage)
 
 
 def interval(measure: Measure, mean: float, shrinkage: float = SHRINKAGE) -> tuple[float, float]:
-    """Where the accuracy in a skill lies with 95% probability; see the module."""
+    """The 95% interval of the accuracy in a skill; see the module."""
     from scipy.special import betaincinv
 
     right = max(measure.score, 0.0) + shrinkage * mean
@@ -93,7 +93,7 @@ def interval(measure: Measure, mean: float, shrinkage: float = SHRINKAGE) -> tup
 
 
 def wilson(measure: Measure) -> tuple[float, float]:
-    """Wilson's interval of the accuracy by the counts alone, at 95%."""
+    """Wilson's 95% interval of the accuracy, from the counts alone."""
     z, n, p = NormalDist().inv_cdf((1.0 + COVERAGE) / 2), measure.n, measure.accuracy
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(max(p * (1 - p), 0.0) / n + z * z / (4 * n * n))

@@ -1,4 +1,4 @@
-"""The registry's tables. What changes here needs a step in `registry/migrations` and the next number in `SCHEMA`."""
+"""The registry's tables. A change here needs a step in `registry/migrations` and the next number in `SCHEMA`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from sqlalchemy import (
 )
 
 SCHEMA: Final = 2
-"""The format of a database, in `registry_state.schema`; the step that leads to it is the one of the same number."""
+"""The format of a database, stored in `registry_state.schema`; the migration step to it has the same number."""
 MAX_TEXT: Final = 256
-"""Characters of the longest skill or source: what an index of any database takes."""
+"""The most characters of a skill or source, which an index of any database accepts."""
 
 metadata = MetaData()
 state = Table(
@@ -62,4 +62,4 @@ alembic_version = Table(
     Column("version_num", String(32), nullable=False),
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
-"""Alembic's own note of the step that a database is at; a new database gets it without Alembic."""
+"""Alembic's own table with the step of a database; new databases get it without Alembic."""

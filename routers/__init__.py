@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         stratified_folds,
     )
     from routers.evaluation.plots import draw_reports
+    from routers.evaluation.recorded_routing import Choosing
     from routers.evaluation.report import RouterReport
     from routers.evaluation.thresholds import cascade_for_cost, dynamic_for_calls
     from routers.factory import KINDS, TrainableRouter, build, router_class, settings_of
@@ -68,6 +69,7 @@ __all__ = [
     "BaselineLeftOut",
     "CachedEncoder",
     "Cascade",
+    "Choosing",
     "Comparison",
     "Dynamic",
     "EmbeddingRouter",
@@ -146,6 +148,7 @@ _ROOMS = {
         "cross_validate cross_validate_all evaluate standard_baselines stratified_folds"
     ),
     "routers.evaluation.plots": "draw_reports",
+    "routers.evaluation.recorded_routing": "Choosing",
     "routers.evaluation.report": "RouterReport",
     "routers.evaluation.thresholds": "cascade_for_cost dynamic_for_calls",
     "routers.factory": "KINDS TrainableRouter build router_class settings_of",

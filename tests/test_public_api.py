@@ -23,8 +23,8 @@ PUBLIC = {
         load_config load_task open_host open_local replay_composition
     """,
     "routers": """
-        ArtifactMeta BaselineLeftOut CachedEncoder Cascade Comparison Dynamic EmbeddingRouter Encoder EncoderInfo
-        Estimate EvaluatingOnTrainingData FittedRouter HashingEncoder InvalidArtifact InvalidEncoder InvalidOutcomes
+        ArtifactMeta BaselineLeftOut CachedEncoder Cascade Choosing Comparison Dynamic EmbeddingRouter Encoder
+        EncoderInfo Estimate EvaluatingOnTrainingData FittedRouter HashingEncoder InvalidArtifact InvalidEncoder InvalidOutcomes
         InvalidSettings KINDS LoadedRouter MeetBudget Message NoEligibleExpert OutcomeTable Query Recruit Router
         RouterError RouterReport RouterState RoutingDecision SaveCost Selector StaleArtifactWarning TopK TrainableRouter
         UnknownRouterKind Updatable Utility add_expert add_rows build build_encoder build_selector cascade_for_cost
@@ -32,9 +32,9 @@ PUBLIC = {
         import_csv load read_prices remove_expert router_class save settings_of standard_baselines stratified_folds
     """,
     "registry": """
-        DigestMismatch DiskFull Document ExpertSpec FileRecord InvalidSpec Kind Measure Plan PluginError Plugins Price
-        Problem ProfileRow Registry RegistryError Snapshot SourceError SourceKind Step StoreError UnknownExpert
-        UnknownPlugin apply coe_home identity load_document only_modules plan validate
+        DigestMismatch DiskFull Document ExpertSpec FileRecord InvalidSpec Kind Measure PlannedChange PluginError
+        Plugins Price Problem ProfileRow Registry RegistryError RegistryPlan Snapshot SourceError SourceKind StoreError
+        UnknownExpert UnknownPlugin apply coe_home identity load_document only_modules plan validate
     """,
 }
 

@@ -14,7 +14,7 @@ from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import Progress, Task, progress
 
 if TYPE_CHECKING:
-    from registry.reconcile import Plan
+    from registry.reconcile import RegistryPlan
     from registry.spec import ExpertSpec
     from registry.store import Registry
 
@@ -237,7 +237,7 @@ def _result(spec: ExpertSpec, error: Exception | None) -> dict[str, Any]:
     return {"expert": spec.ref, "ok": ok, "digest": spec.digest, "error": None if error is None else str(error)}
 
 
-def _print_plan(planned: Plan) -> None:
+def _print_plan(planned: RegistryPlan) -> None:
     for step in planned.steps:
         if step.action != "unchanged":
             changed = [field for field in step.changes if field != "files"]

@@ -150,7 +150,7 @@ def test_every_difference_is_named(folder: Path) -> None:
 
 def test_files_that_are_gone_or_unreadable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = registered(folder)
-    with pytest.raises(SourceError, match="the files of m@2 are gone"):
+    with pytest.raises(SourceError, match="the files of m@2 are missing"):
         check_files(spec, folder / "absent")
 
     def fail(path: Path, on_bytes: object = None) -> str:

@@ -111,8 +111,8 @@ def test_tensors_that_no_shard_has_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ("pytorch_model.bin", "pickled weights only, and a pickle can run any code: they are never loaded"),
-        ("model.gguf", "make the source .*model.gguf"),
+        ("pytorch_model.bin", "pickled weights only; pickles can run any code and are never loaded"),
+        ("model.gguf", "set the source to .*model.gguf"),
         ("README.md", r"has no model.safetensors \(it has README.md\)"),
         (None, "it has no files"),
     ],
@@ -134,7 +134,9 @@ def test_places_that_are_no_folders(tmp_path: Path) -> None:
 
 def test_pickled_adapters_are_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.bin").touch()
-    with pytest.raises(SourceError, match=r"never loaded; get or convert them to safetensors \(adapter_model"):
+    with pytest.raises(
+        SourceError, match=r"never loaded: download or convert the weights to safetensors \(adapter_model"
+    ):
         read_adapter_weights(tmp_path)
 
 
@@ -165,7 +167,7 @@ def test_every_truncation_of_a_gguf_is_noticed(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in (0, 3, 20, 40, 100, 200, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(SourceError, match=f"{path} is not a whole GGUF file"):
+        with pytest.raises(SourceError, match=f"{path} is damaged or not GGUF"):
             read_gguf(path)
 
 
@@ -227,7 +229,7 @@ def test_parts_of_a_split_gguf_are_not_taken_for_the_whole(tmp_path: Path) -> No
 
 
 def test_missing_gguf(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="there is no file"):
+    with pytest.raises(SourceError, match="does not exist"):
         read_gguf(tmp_path / "m.gguf")
 
 

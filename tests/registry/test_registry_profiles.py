@@ -111,9 +111,9 @@ def test_the_version_stays(registry: Registry) -> None:
     ("rows", "message"),
     [
         ([row("aa", "sql", 1, 1)], "'aa' is not in the registry; did you mean 'a'"),
-        ([row("a", "", 1, 1)], "a skill has 1 to 256 characters, this one has 0"),
-        ([row("a", "x" * 257, 1, 1)], "a skill has 1 to 256 characters, this one has 257"),
-        ([row("a", "sql", 1, 1), row("a", "sql", 0, 1)], "twice: add it up first"),
+        ([row("a", "", 1, 1)], "a skill must have 1 to 256 characters, got 0"),
+        ([row("a", "x" * 257, 1, 1)], "a skill must have 1 to 256 characters, got 257"),
+        ([row("a", "sql", 1, 1), row("a", "sql", 0, 1)], "same expert, source and skill: add them up first"),
     ],
 )
 def test_rows_that_cannot_be(registry: Registry, rows: list[ProfileRow], message: str) -> None:
@@ -125,7 +125,7 @@ def test_rows_that_cannot_be(registry: Registry, rows: list[ProfileRow], message
 
 @pytest.mark.parametrize(("score", "n"), [(1.5, 1), (-0.1, 1), (0, 0)])
 def test_measures_that_cannot_be(score: float, n: int) -> None:
-    with pytest.raises(RegistryError, match="cannot be"):
+    with pytest.raises(RegistryError, match="is impossible: each is in"):
         Measure(score, n)
     with pytest.raises(RegistryError, match="seconds must be finite"):
         Measure(1, 1, seconds=float("nan"))

@@ -9,7 +9,7 @@ from model_files import HIDDEN, llama_tensors, write_adapter, write_gguf, write_
 
 from registry.documents import parse_document
 from registry.errors import InvalidSpec, RegistryError
-from registry.reconcile import Plan, apply, plan
+from registry.reconcile import RegistryPlan, apply, plan
 from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
 from registry.store import Registry
 
@@ -35,11 +35,11 @@ experts:
 """
 
 
-def plan_of(text: str, registry: Registry, folder: Path, **options: Any) -> Plan:
+def plan_of(text: str, registry: Registry, folder: Path, **options: Any) -> RegistryPlan:
     return plan(parse_document(text, folder / "e.yaml"), registry, **options)
 
 
-def actions(planned: Plan) -> list[str]:
+def actions(planned: RegistryPlan) -> list[str]:
     return [f"{step.action} {step.name}" for step in planned.steps]
 
 
@@ -53,7 +53,7 @@ def test_adapters_follow_their_bases_whatever_the_order(registry: Registry, tmp_
     told: list[tuple[str, int]] = []
     planned = plan_of(GOOD, registry, tmp_path, on_expert=lambda *args: told.append(args))
     assert told == [("smol", 3), ("sql", 3), ("dates", 3)]
-    assert actions(planned) == ["add sql", "add smol", "add dates"] and not planned.is_empty
+    assert actions(planned) == ["add sql", "add smol", "add dates"]
     assert registry.list() == []  # planning changes nothing
     assert [spec.ref for spec in apply(planned, registry)] == ["sql@1", "smol@1", "dates@1"]
     sql = registry.get("sql")
@@ -64,7 +64,7 @@ def test_adapters_follow_their_bases_whatever_the_order(registry: Registry, tmp_
 def test_applying_again_changes_nothing(registry: Registry, tmp_path: Path) -> None:
     apply(plan_of(GOOD, registry, tmp_path), registry)
     again = plan_of(GOOD, registry, tmp_path)
-    assert again.is_empty and actions(again) == ["unchanged sql", "unchanged smol", "unchanged dates"]
+    assert actions(again) == ["unchanged sql", "unchanged smol", "unchanged dates"]
     assert [spec.version for spec in apply(again, registry)] == [1, 1, 1]
     assert registry.snapshot().version == 1
 
@@ -86,7 +86,7 @@ def test_removal_only_with_prune(registry: Registry, tmp_path: Path) -> None:
     only_base = "experts:\n- {name: smol, kind: model, source: base}\n"
     assert actions(plan_of(only_base, registry, tmp_path)) == ["unchanged smol"]
     planned = plan_of(only_base, registry, tmp_path, prune=True)
-    assert actions(planned) == ["unchanged smol", "remove dates", "remove sql"] and not planned.is_empty
+    assert actions(planned) == ["unchanged smol", "remove dates", "remove sql"]
     apply(planned, registry)
     assert [spec.name for spec in registry.list()] == ["smol"]
 
@@ -137,17 +137,17 @@ experts:
             "e.yaml:4: experts[2].kind",
             "input should be 'model', 'adapter', 'remote', 'embedding' or 'composed', got",
         ),
-        ("e.yaml:5: experts[3].source", "module model.layers.0.self_attn.q_proj is made for a weight of shape (99, 8)"),
+        ("e.yaml:5: experts[3].source", "module model.layers.0.self_attn.q_proj needs a weight of shape (99, 8)"),
         ("e.yaml:6: experts[4].base", "'gema' is not in this file or the registry; did you mean 'gemma'?"),
         ("e.yaml:7: experts[5].name", "'smol' is given twice; the first is on line 3"),
         ("e.yaml:10: experts[6].source", "there is no folder"),
         ("e.yaml:11: experts[7].source", "is of architecture 'rwkv7', which transformers cannot load"),
-        ("e.yaml:12: experts[8].source", "a pickle can run any code"),
+        ("e.yaml:12: experts[8].source", "pickles can run any code"),
         ("e.yaml:15: experts[9].source", "is truncated"),
         ("e.yaml:16: experts[10].source", "a remote expert needs `context_length`"),
         ("e.yaml:17: experts[11].members", "'gma' is not in this file or the registry; did you mean 'gemma'?"),
         ("e.yaml:18: experts[12].colour", "is not a known field"),
-        ("e.yaml:19: experts[13].version", "is given by the registry; leave it out"),
+        ("e.yaml:19: experts[13].version", "is assigned by the registry; leave it out"),
         ("e.yaml:21: experts[15]", "should be a mapping of fields, got 'just a string'"),
         ("e.yaml:22: experts[16].source", "s3:// is not a source"),
     ]
@@ -220,7 +220,7 @@ experts:
     assert refused.startswith("e.yaml:2: experts[0].kind: no engine serves the composed expert 'pair'")
     monkeypatch.setitem(COMPOSED_ARCHITECTURES, "pairs", "fake")
     planned = plan_of(text, registry, tmp_path)
-    assert planned.warnings == ("gpt: no price is stated, so routing cannot weigh what it costs; add `price`",)
+    assert planned.warnings == ("gpt: has no price, so routing cannot weigh its cost; add `price`",)
     assert [spec.name for spec in apply(planned, registry)] == ["pair", "gpt", "paid"]
 
 

@@ -148,11 +148,11 @@ RESPONSE = httpx2.Response(404, request=httpx2.Request("GET", "https://hub"))
         (hub_errors.RepositoryNotFoundError("x", response=RESPONSE), "does not exist, or is private"),
         (
             hub_errors.RevisionNotFoundError("x", response=RESPONSE),
-            r"name \(revision v9\) .*: there is no such revision",
+            r"name \(revision v9\) .*: the revision does not exist",
         ),
         (hub_errors.LocalEntryNotFoundError("x"), "cannot be reached .* and is not in the cache"),
         (hub_errors.OfflineModeIsEnabled("x"), "cannot be reached"),
-        (httpx2.ReadTimeout("slow"), "cannot be downloaded: slow; start again to go on where it stopped"),
+        (httpx2.ReadTimeout("slow"), "cannot be downloaded: slow; run the command again to resume"),
         (hub_errors.HFValidationError("odd"), "cannot be downloaded: odd"),
     ],
 )

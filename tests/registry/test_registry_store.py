@@ -108,7 +108,7 @@ def test_references_must_be_there_and_of_the_right_kind(registry: Registry) -> N
 @pytest.mark.usefixtures("pairs")
 def test_what_others_need_stays(registry: Registry) -> None:
     registry.change([spec("base"), adapter("a", "base"), composed("c", "a", "base")])
-    with pytest.raises(RegistryError, match="'base' cannot be removed: a, c need it; remove them first"):
+    with pytest.raises(RegistryError, match="'base' cannot be removed: a, c need it; remove these first"):
         registry.remove("base")
     with pytest.raises(RegistryError, match="'a' cannot be removed: c need it"):
         registry.remove("a")
@@ -225,7 +225,7 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 
 def test_a_home_that_cannot_be_made(coe_home: Path) -> None:
     coe_home.write_text("a file")
-    with pytest.raises(StoreError, match=r"cannot be made: .* set COE_HOME to another"):
+    with pytest.raises(StoreError, match=r"cannot be created: .* set COE_HOME to another"):
         Registry()
 
 

@@ -51,7 +51,7 @@ def run_json(*arguments: object, ok: bool = True) -> Any:
 def test_apply_prints_its_plan_and_is_idempotent(file: Path) -> None:
     result = run("apply", file)
     assert "+ add sql" in result.stderr and "3 to add, 0 to update, 0 to remove, 0 unchanged" in result.stderr
-    assert "warning: gpt: no price is stated" in result.stderr and result.stdout == ""
+    assert "warning: gpt: has no price" in result.stderr and result.stdout == ""
     again = run_json("apply", file)
     assert (again["registry_version"], again["applied"]) == (1, True)
     assert [(step["action"], step["name"], step["version"]) for step in again["steps"]] == [
