@@ -27,9 +27,10 @@ PUBLIC = {
         EncoderInfo Estimate EvaluatingOnTrainingData FittedRouter HashingEncoder InvalidArtifact InvalidEncoder
         InvalidOutcomes InvalidSettings KINDS LoadedRouter MeetBudget Message NoEligibleExpert OutcomeTable Query
         Recruit Router RouterError RouterReport RouterState RoutingDecision SaveCost Selector StaleArtifactWarning TopK
-        TrainableRouter UnknownRouterKind Updatable Utility add_expert add_rows build build_encoder build_selector cascade_for_cost
-        check_dim compare cross_validate cross_validate_all decide draw_reports dynamic_for_calls embed evaluate
-        import_csv load read_prices remove_expert router_class save settings_of standard_baselines stratified_folds
+        TrainableRouter UnknownRouterKind Updatable Utility add_expert add_rows build build_encoder build_selector
+        cascade_for_cost check_dim compare cross_validate cross_validate_all decide draw_reports dynamic_for_calls embed
+        evaluate import_csv load read_prices remove_expert router_class save settings_of standard_baselines
+        stratified_folds
     """,
     "registry": """
         DigestMismatch DiskFull Document ExpertSpec FileRecord InvalidSpec Kind Measure PlannedChange PluginError
