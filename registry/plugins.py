@@ -5,10 +5,9 @@
     routers.load("length")            # an installed package gives `length` the value "lengths.router:LengthRouter"
     routers.load("lengths.router:LengthRouter")
 
-A name in a configuration, an experts file, a task or a command was written by the user, and its module is imported. A
-saved router may come from somebody else: while one is loaded (`only_modules`), `module:Class` is imported only from
-modules that the caller allows or that `$COE_PLUGINS` lists. Built-in kinds and entry points always load: whoever
-installed their package chose to run it.
+Names in configurations, experts files, tasks and commands are trusted: their modules are imported. A saved router is
+not trusted: while it loads (`only_modules`), `module:Class` is imported only from modules that the caller allows or
+that `$COE_PLUGINS` lists. Built-in kinds and entry points always load: their packages were installed on purpose.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from registry.errors import PluginError, UnknownPlugin
 from registry.spelling import did_you_mean
 
 ALLOW = "COE_PLUGINS"
-"""Environment variable: modules, separated by commas, that files of others may name as `module:Class`."""
+"""Environment variable: modules, separated by commas, that untrusted files may name as `module:Class`."""
 _TARGET = re.compile(r"[\w.]+:[A-Za-z_][\w.]*")
 _only: ContextVar[frozenset[str] | None] = ContextVar("modules that module:Class is imported from", default=None)
 
@@ -98,7 +97,7 @@ class Plugins:
         return _entry_points(self.group, tuple(sys.path))
 
     def _refuse_clash(self, name: str) -> None:
-        """A name must mean one thing: a package that is installed later must not change what a saved file means."""
+        """A package that is installed later must not change the meaning of a saved file."""
         entries = self._installed().get(name, ())
         given_by = [*(["coe itself"] if name in self.builtin else []), *map(_package, entries)]
         if len(given_by) > 1:
@@ -113,7 +112,7 @@ class Plugins:
         module = target.partition(":")[0]
         if restricted and not _is_allowed(module):
             raise PluginError(
-                f"{shown} is named by a file that may come from somebody else, so the module {module!r} is not "
+                f"{shown} is named by an untrusted file, so the module {module!r} is not "
                 f"imported. If you trust it, allow it: {ALLOW}={module} in the environment, `plugins: [{module}]` in "
                 f"the policy, or plugins=[{module!r}] in Python"
             )
@@ -127,7 +126,7 @@ class Plugins:
             ) from error
         except AttributeError as error:
             raise PluginError(f"{shown} cannot be imported: {error}") from error
-        except Exception as error:  # whatever a module of somebody else raises
+        except Exception as error:  # third-party code may raise anything
             raise PluginError(f"{shown} cannot be imported: {type(error).__name__}: {error}") from error
 
     def _checked(self, found: Any, name: str) -> type:

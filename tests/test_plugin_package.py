@@ -1,6 +1,6 @@
-"""A package that is not ours adds a router, an engine, a composition and a grader, and all four work end to end.
+"""An external package adds a router, an engine, a composition and a grader; all four are used end to end.
 
-Once installed, by the names of its entry points; once only importable, by `module:Class`.
+Installed, by the names of its entry points; only importable, by `module:Class`.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ def test_all_four_work_end_to_end(tmp_path: Path, names: Names) -> None:
 
 
 @pytest.mark.integration
-def test_a_router_of_an_importable_module_is_not_imported_unasked(tmp_path: Path) -> None:
-    """Without a word of the user, an artifact names modules in vain; the message says what to do."""
+def test_a_saved_router_imports_no_module_that_the_user_has_not_allowed(tmp_path: Path) -> None:
+    """The error names the module and how to allow it."""
     names = Names("example_plugin.router:ByLength", "", "", "", PACKAGE)
     rows = ["query_id,prompt,score::a,score::b", "1,one two,1,0", "2,one two three four five,0,1"]
     (tmp_path / "outcomes.csv").write_text("\n".join(rows))
@@ -173,7 +173,7 @@ def test_a_router_of_an_importable_module_is_not_imported_unasked(tmp_path: Path
     assert json.loads(shown.stdout)["experts"][0] == "a"
 
 
-def test_what_a_typo_leads_to(tmp_path: Path, installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistyped_names_get_a_suggestion(tmp_path: Path, installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(installed))
     with pytest.raises(UnknownRouterKind, match=r"no router kind 'by-lenght'; did you mean 'by-length'\?"):
         build("by-lenght")

@@ -1,4 +1,4 @@
-"""Plug-ins: names, `module:Class`, what is refused, and which modules a file of somebody else may name."""
+"""Plug-ins: names, `module:Class`, errors, and the modules that a saved router may name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ number = 3
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on the module path, as of installed packages; what is imported from it is forgotten afterwards."""
+    """A folder on the module path, as of installed packages; modules imported from it are removed afterwards."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -128,15 +128,15 @@ def test_a_class_inside_a_function_has_no_name():
         PLUGINS.name_of(Local, "local")
 
 
-def test_a_strangers_file_names_modules_in_vain(site, monkeypatch):
+def test_a_restricted_load_imports_allowed_modules_only(site, monkeypatch):
     install(site, "gadgets", "good = gadgets:Good")
     install(site, "gadgets_more")
     with only_modules(()):
         with pytest.raises(PluginError, match=r"the module 'gadgets' is not imported.*COE_PLUGINS=gadgets in the env"):
             PLUGINS.load("gadgets:Good")
         assert "gadgets" not in sys.modules, "nothing ran"
-        assert PLUGINS.load("direct") is int and PLUGINS.load("plain"), "what is built in loads"
-        assert PLUGINS.load("good").__name__ == "Good", "what somebody installed under that name loads"
+        assert PLUGINS.load("direct") is int and PLUGINS.load("plain"), "built-in classes load"
+        assert PLUGINS.load("good").__name__ == "Good", "entry points load"
     with only_modules(["gadgets"]):
         assert PLUGINS.load("gadgets:Good")
         with pytest.raises(PluginError, match="the module 'gadgets_more' is not imported"):

@@ -166,7 +166,7 @@ class First:
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """The name of a module of somebody else, which has not been imported."""
+    """The name of a third-party module that is not imported yet."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "first_router.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
@@ -182,10 +182,10 @@ def plugin(tmp_path, monkeypatch):
         ("auto", {"candidates": [{"kind": "first_router:First"}]}),
     ],
 )
-def test_a_class_of_somebody_else_is_imported_only_where_it_is_allowed(tmp_path, plugin, monkeypatch, kind, settings):
-    """The artifact may come from a stranger: by itself it runs no code, whether its kind or that of a part names it."""
+def test_a_plugin_named_by_module_and_class_is_imported_only_if_allowed(tmp_path, plugin, monkeypatch, kind, settings):
+    """An untrusted artifact runs no code, whether its own kind or that of an inner router names the class."""
     router = build(kind, ENCODER, settings).fit(TABLE)
-    if kind == "auto":  # whatever it chose on this table, hold the plug-in
+    if kind == "auto":  # make the plug-in the chosen router, whichever it chose on this table
         member = Member(build("first_router:First").fit(TABLE), 1.0, None, None)
         router = router.with_model(replace(router.model, members=(member,)))
     save(router, tmp_path / "r", table=TABLE, encoder=ENCODER)
@@ -203,7 +203,7 @@ def _from_environment(folder, plugin, monkeypatch):
     return load(folder)
 
 
-def test_no_class_but_a_router_is_taken_from_an_artifact(saved):
+def test_a_class_that_is_no_router_is_refused(saved):
     edit(saved, kind="subprocess:Popen")
     with pytest.raises(InvalidArtifact, match="the module 'subprocess' is not imported"):
         load(saved)
@@ -211,7 +211,7 @@ def test_no_class_but_a_router_is_taken_from_an_artifact(saved):
         load(saved, plugins=["subprocess"])
 
 
-def test_a_class_that_no_name_leads_to_cannot_be_saved(tmp_path):
+def test_a_class_defined_in_a_function_cannot_be_saved(tmp_path):
     class Local(FixedRouter):
         kind = "local"
 

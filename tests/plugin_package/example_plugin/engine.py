@@ -38,8 +38,8 @@ class ReverseEngine:
         return 0
 
     async def load(self, spec: ExpertSpec, path: Path) -> Expert:
-        """There is nothing to read."""
+        """Load nothing: there are no files."""
         return ReverseExpert(spec, self.suffix)
 
     async def unload(self, expert: Expert) -> None:
-        """There is nothing to give back."""
+        """Free nothing."""
