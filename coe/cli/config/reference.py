@@ -12,6 +12,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
@@ -101,7 +102,8 @@ def _settings(kind: Callable[..., Any]) -> Iterator[Entry]:
             yield name, type_text, default, meaning or described.get(name, "")
         return
     parameters = inspect.signature(kind).parameters
-    hints = typing.get_type_hints(kind.__init__)
+    # A dataclass may inherit fields whose types only the module of its base class imports.
+    hints = typing.get_type_hints(kind if is_dataclass(kind) else kind.__init__)
     described = describe_names(kind, parameters)
     for name, parameter in parameters.items():
         default = "required" if parameter.default is parameter.empty else _default_text(parameter.default)
