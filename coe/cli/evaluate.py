@@ -42,9 +42,8 @@ def evaluate(
 
     A policy (`coe/POLICY` in --experts) counts as one more expert.
 
-    Writes OUTPUT/outcomes.parquet (the outcome table), run.json (what ran, how fast) and answers.jsonl (answers as they
-    come). After an
-    interruption, the same command with --resume continues.
+    Writes OUTPUT/outcomes.parquet (the outcome table), run.json (settings and figures) and answers.jsonl (answers in
+    order of completion). After an interruption, the same command with --resume continues.
     """
     import asyncio
 

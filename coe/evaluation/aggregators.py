@@ -89,18 +89,18 @@ class AggregatorScore:
 class BestAggregators:
     """The best aggregator, over all questions and of each label."""
 
-    best: AggregatorScore
-    of_label: Mapping[str, AggregatorScore]
+    overall: AggregatorScore
+    by_label: Mapping[str, AggregatorScore]
 
     @property
     def beats_chance(self) -> bool:
         """Whether the best is better than a random choice, by its 95% interval."""
-        return self.best.low > CHANCE
+        return self.overall.low > CHANCE
 
     def composition(self) -> dict[str, Any]:
         """The setting `composition` of a policy that uses it."""
-        default = self.best.expert
-        others = {label: one.expert for label, one in self.of_label.items() if one.expert != default}
+        default = self.overall.expert
+        others = {label: one.expert for label, one in self.by_label.items() if one.expert != default}
         return {"kind": "aggregate", "aggregator": {"default": default, **others} if others else default}
 
 
@@ -240,11 +240,11 @@ def best_aggregators(results: Iterable[AggregatorScore]) -> BestAggregators:
     """
     listed = list(results)
     best = min((one for one in listed if one.label is None), key=_order)
-    of_label: dict[str, AggregatorScore] = {}
+    by_label: dict[str, AggregatorScore] = {}
     for one in sorted(listed, key=lambda one: (-one.shrunken, one.expert != best.expert, *_order(one))):
         if one.label is not None:
-            of_label.setdefault(one.label, one)
-    return BestAggregators(best, dict(sorted(of_label.items())))
+            by_label.setdefault(one.label, one)
+    return BestAggregators(best, dict(sorted(by_label.items())))
 
 
 def trial_rows(report: Report, trials: Sequence[Trial], identities: Mapping[str, str]) -> list[ProfileRow]:

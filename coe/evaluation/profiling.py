@@ -6,6 +6,10 @@
 
 Symbolic-MoE (arXiv 2503.05641) profiles an expert by +1 for each skill of a question with a right answer and -1 for a
 wrong one. Summed score and count hold the same (2 score - count), also for scores between 0 and 1, and the sample size.
+
+Counts are kept by source. A source that is read again replaces its rows, another one adds rows, so measuring is
+incremental and nothing counts twice. Counts belong to an expert's content, not to its name. Shrinkage is applied when
+they are read.
 """
 
 from __future__ import annotations

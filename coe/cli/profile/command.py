@@ -11,7 +11,7 @@ import typer
 from coe.cli.evaluate import TASK_FOLDER
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.profile.place import Asking, Place
-from coe.cli.profile.report import print_choice, print_profiles
+from coe.cli.profile.report import print_aggregators, print_profiles
 from coe.cli.registry import RegistryUrl
 from coe.cli.router.options import Experts, LabelColumn, Seed, names_of
 from coe.cli.runs import Resume, resumable
@@ -216,7 +216,7 @@ def _try_aggregators(asking: Asking, trials: Sequence[Trial], names: list[str] |
     plan = plan_run(asking.place.snapshot.experts, [trial.task for trial in trials], names)
     report = asking.run(plan, "trial")
     results = aggregator_scores(report, trials)
-    choice = best_aggregators(results)
+    best = best_aggregators(results)
     document = {
         "trials": [
             {
@@ -227,11 +227,11 @@ def _try_aggregators(asking: Asking, trials: Sequence[Trial], names: list[str] |
             }
             for trial in trials
         ],
-        "tried": results,
-        "best": choice.best.expert,
-        "beats_chance": choice.beats_chance,
-        "of_label": {label: one.expert for label, one in choice.of_label.items()},
-        "composition": choice.composition(),
+        "aggregators": results,
+        "best": best.overall.expert,
+        "beats_chance": best.beats_chance,
+        "by_label": {label: one.expert for label, one in best.by_label.items()},
+        "composition": best.composition(),
     }
     identities = plan.manifest()["experts"]
-    return document, trial_rows(report, trials, identities), lambda: print_choice(results, choice, stdout_console())
+    return document, trial_rows(report, trials, identities), lambda: print_aggregators(results, best, stdout_console())

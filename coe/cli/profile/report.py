@@ -38,7 +38,7 @@ def print_profiles(rows: Sequence[ProfileRow], *, kept: bool) -> None:
     console.print(f"read from {sources}; {told}", highlight=False, markup=False, soft_wrap=True)
 
 
-def print_choice(results: Sequence[AggregatorScore], choice: BestAggregators, out: Console) -> None:
+def print_aggregators(results: Sequence[AggregatorScore], best: BestAggregators, out: Console) -> None:
     """How every expert aggregated, who did best on each label, and what a policy says to use them."""
     import yaml
 
@@ -48,25 +48,25 @@ def print_choice(results: Sequence[AggregatorScore], choice: BestAggregators, ou
     for one in results:
         if one.label is None:
             table.add_row(
-                f"[bold]{one.expert}[/]" if one.expert == choice.best.expert else one.expert,
+                f"[bold]{one.expert}[/]" if one.expert == best.overall.expert else one.expert,
                 f"{one.accuracy:.1%}", f"{one.low:.1%} - {one.high:.1%}", str(one.n),
                 "-" if one.mean_cost_usd is None else f"{1e3 * one.mean_cost_usd:.4f}",
                 f"{one.mean_tokens:.1f}", str(one.failures),
             )  # fmt: skip
     out.print(table)
     out.print(f"taking one of the answers at random: {CHANCE:.1%}", highlight=False)
-    if len(choice.of_label) > 1:
-        out.print(_label_table(choice))
-    if not choice.beats_chance:
+    if len(best.by_label) > 1:
+        out.print(_label_table(best))
+    if not best.beats_chance:
         console.print("[yellow]no expert is significantly better than that: a vote needs no aggregator[/]")
-    text = yaml.safe_dump({"composition": choice.composition()}, default_flow_style=None, sort_keys=False, width=110)
+    text = yaml.safe_dump({"composition": best.composition()}, default_flow_style=None, sort_keys=False, width=110)
     out.print(f"in a policy of the configuration:\n{text}", highlight=False, markup=False, soft_wrap=True, end="")
 
 
-def _label_table(choice: BestAggregators) -> Table:
+def _label_table(best: BestAggregators) -> Table:
     from rich.markup import escape
 
     table = plain_table("label", "aggregator", "accuracy", "95%", "n")
-    for label, one in choice.of_label.items():
+    for label, one in best.by_label.items():
         table.add_row(escape(label), one.expert, f"{one.accuracy:.1%}", f"{one.low:.1%} - {one.high:.1%}", str(one.n))
     return table

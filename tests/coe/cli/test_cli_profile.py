@@ -201,9 +201,9 @@ def test_the_best_aggregator_is_found_shown_and_kept(service: Path) -> None:
     result = on_tasks("--aggregators", "--seed", "3", "--json", "out.json")
     document = json.loads(Path("out.json").read_text())
     assert document["trials"] == [{"source": "aggregation/capitals", "n": 3, "no_right": 0, "few_wrong": 0}]
-    over_all = {one["expert"]: one["accuracy"] for one in document["tried"] if one["label"] is None}
+    over_all = {one["expert"]: one["accuracy"] for one in document["aggregators"] if one["label"] is None}
     assert over_all == {"geo": pytest.approx(2 / 3), "spain": pytest.approx(1 / 3), "lost": 0}
-    assert document["best"] == "geo" and document["of_label"]["capitals"] == "geo", "one question proves nothing"
+    assert document["best"] == "geo" and document["by_label"]["capitals"] == "geo", "one question proves nothing"
     said = yaml.safe_load(result.stdout[result.stdout.index("composition:") :])
     assert said == {"composition": document["composition"]}
     assert said["composition"] == {"kind": "aggregate", "aggregator": "geo"}

@@ -187,8 +187,8 @@ async def test_each_label_has_its_own_winner_and_equals_go_to_the_cheaper(tmp_pa
     trial = trial_of_task(task(), recorded(), skills=labels)
     report, _ = await try_out(tmp_path, trial, say, usd={"cheap": 0.5})
     best = best_aggregators(aggregator_scores(report, [trial]))
-    assert best.best.expert == "cheap" and not best.beats_chance
-    assert {label: one.expert for label, one in best.of_label.items()} == {"north": "north", "south": "cheap"}
+    assert best.overall.expert == "cheap" and not best.beats_chance
+    assert {label: one.expert for label, one in best.by_label.items()} == {"north": "north", "south": "cheap"}
     aggregator = {"default": "cheap", "north": "north"}
     assert best.composition() == {"kind": "aggregate", "aggregator": aggregator}
     build_composition("aggregate", {"aggregator": aggregator})
