@@ -6,6 +6,9 @@ N ?= 140
 # Test processes: one for each core. `make test WORKERS=0` runs everything in one process.
 WORKERS ?= logical
 
+# Bytecode is kept between the many processes of a run: without it, collecting the tests takes twice the time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test check lint types layers cover zoo-train lock clean
 
 setup: .venv/.installed
