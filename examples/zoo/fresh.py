@@ -1,4 +1,4 @@
-"""Score the shipped adapters on the split that nothing was chosen by: `python -m examples.zoo.fresh`.
+"""Score the shipped adapters on the split that was not used for any choice: `python -m examples.zoo.fresh`.
 
 Prints a markdown table: each adapter on its own family, and the rival, one adapter for all, on every family.
 """
@@ -21,8 +21,8 @@ _SEED: Final = 9001
 
 
 def main(
-    rows: Annotated[int, typer.Option(min=1, help="Rows a family.")] = 60,
-    seed: Annotated[int, typer.Option(help="Of the rows.")] = _SEED,
+    rows: Annotated[int, typer.Option(min=1, help="Rows per family.")] = 60,
+    seed: Annotated[int, typer.Option(help="Seed of the rows.")] = _SEED,
     bare: Annotated[bool, typer.Option("--base", help="Score each adapter's base too.")] = False,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
@@ -45,7 +45,7 @@ def main(
 
 
 def table(shares: dict[str, list[float]], columns: Sequence[str]) -> str:
-    """A markdown table of shares in [0, 1], a line a family, with their means at the end."""
+    """A markdown table of shares in [0, 1], one line per family, with their means at the end."""
     means = [sum(column) / len(shares) for column in zip(*shares.values(), strict=True)]
     head = [f"| family | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     body = [f"| {name} | {' | '.join(f'{x:.1%}' for x in row)} |" for name, row in {**shares, "mean": means}.items()]

@@ -1,4 +1,4 @@
-"""What the router of the zoo learns from: the outcomes that are shipped, or fresh ones where the experts are others.
+"""The training outcomes of the zoo's router: shipped, or measured again for other experts.
 
 outcomes.parquet           experts x training rows, written by `coe eval`
 outcomes.digests.json      the digests of the experts that were measured
@@ -25,7 +25,7 @@ DIGESTS = ZOO / "outcomes.digests.json"
 
 
 def shipped_outcomes(experts: Mapping[str, ExpertSpec]) -> OutcomeTable | None:
-    """The table in the repository, if it was measured on exactly these experts."""
+    """The table in the repository, if it was measured on exactly these experts; otherwise None."""
     if not (SHIPPED.exists() and DIGESTS.exists()):
         return None
     measured = json.loads(DIGESTS.read_text(encoding="utf-8"))

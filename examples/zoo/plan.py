@@ -1,4 +1,4 @@
-"""Which adapters the zoo has: family, base, steps."""
+"""The adapters of the zoo: family, base, steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RIVAL: Final = "generalist"
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """One adapter to train: on one family, or on several."""
+    """One adapter to train, on one or several families."""
 
     name: str
     base: str
@@ -33,7 +33,7 @@ STEPS: Final = {
     "sentiment": ("smollm2", 40),
     "intent": ("smollm2", 60),
 }
-"""family -> (base, steps); the steps come from trial runs on other rows than those that the cards report."""
+"""family -> (base, steps); the steps come from trial runs on rows that the cards do not report."""
 
 ADAPTERS: Final = {name: Adapter(name, base, steps, (FAMILIES[name],)) for name, (base, steps) in STEPS.items()}
 
@@ -42,9 +42,9 @@ GENERALIST: Final = Adapter(RIVAL, "smollm2", sum(steps for _, steps in STEPS.va
 
 _TWO_SKILLS: Final = tuple(pair.family for pair in TWO_SKILLS.values())
 AGGREGATOR: Final = Adapter("aggregator", "smollm2", 60, _TWO_SKILLS)
-"""Puts the answers of two experts together; `examples.zoo.aggregator` trains it, and its rival."""
+"""Merges the answers of two experts; `examples.zoo.aggregator` trains it and its rival."""
 DIRECT: Final = Adapter("direct", "smollm2", 60, _TWO_SKILLS)
-"""The rival of the aggregator: the same queries for as many steps, without anybody's answers."""
+"""The rival of the aggregator: the same queries for as many steps, without the experts' answers."""
 RIVALS: Final = (GENERALIST.name, DIRECT.name)
 
 

@@ -1,4 +1,4 @@
-"""Experts asked once: greedy answers do not change, so those already given are read from a file."""
+"""A cache of experts' answers in a file: greedy answers do not change."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from registry.store import Snapshot
 
 
 class Remembered:
-    """An `ask` for an Orchestrator in front of a Host's own, which writes every answer down at once.
+    """Wraps a Host's `ask` for an Orchestrator and saves every answer at once.
 
-    An interrupted run goes on where it stopped, and compositions that ask the same expert the same share its answer.
-    It brings answers whole, with the tokens they took and without the time.
+    An interrupted run resumes, and compositions that make the same call share its answer. Answers come whole, with
+    their token counts and without times.
 
     Args:
-        snapshot: an answer is that of the content of an expert: another digest is asked anew.
-        file: JSON lines, made where it is not there.
-        report: told after every answer how many were generated so far.
+        snapshot: answers belong to an expert's content: an expert with another digest is called again.
+        file: JSON lines, created if missing.
+        report: called after every answer with the number generated so far.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Remembered:
                 self._known[line["key"]] = Chunk(line["text"], line["finish_reason"], Usage(*line["usage"]))
 
     async def __call__(self, expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """The whole answer as one chunk. Raises what the expert raises; failures are not remembered."""
+        """The whole answer as one chunk. Raises what the expert raises; failures are not cached."""
         key = self._key(expert, request)
         if key not in self._known:
             text = ""

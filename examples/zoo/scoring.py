@@ -16,7 +16,7 @@ _BATCH: Final = 20
 def answers(
     model: Any, tokenizer: Any, rows: Sequence[Row], *, max_tokens: int, report: Callable[[int], None] = lambda _: None
 ) -> list[str]:
-    """One greedy answer a row; `report` is told how many are done."""
+    """One greedy answer per row; `report` is called with the number done."""
     import torch
 
     found: list[str] = []

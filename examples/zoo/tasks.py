@@ -38,14 +38,14 @@ def write_task(family: Family, rows: Mapping[str, Row], folder: Path) -> Path:
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path(__file__).parent / "tasks",
-    split: Annotated[list[Split], typer.Option(help="Which templates and words; may be given several times.")] = [  # noqa: B006
+    split: Annotated[list[Split], typer.Option(help="Split of templates and words; repeatable.")] = [  # noqa: B006
         Split.TRAIN,
         Split.VALID,
     ],
-    seed: Annotated[int, typer.Option(help="Of the rows; another one than the adapters were trained on.")] = 1,
-    n: Annotated[int, typer.Option(min=1, help="Rows a family and split.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the rows; the adapters were trained on another.")] = 1,
+    n: Annotated[int, typer.Option(min=1, help="Rows per family and split.")] = 20,
 ) -> None:
-    """Write one task a family; as it stands, the tasks that the shipped outcomes were measured on."""
+    """Write one task per family; the defaults give the tasks that the shipped outcomes were measured on."""
     for family in FAMILIES.values():
         rows = {
             f"{which}-{seed}-{i:03d}": row for which in split for i, row in enumerate(family.rows(which, n, seed=seed))

@@ -1,6 +1,6 @@
 """Train the zoo's adapters on CPU: `python -m examples.zoo.train --all`, or `--adapter sql --adapter dates`.
 
-A run that is interrupted goes on where it stopped when the same command is given again.
+The same command resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ALL: Final = {**ADAPTERS, RIVAL: GENERALIST}
 
 
 def folder_of(name: str) -> Path:
-    """Where an adapter is shipped; rivals stand apart, for no router may choose them."""
+    """The folder an adapter is shipped in; rivals have their own, since no router may choose them."""
     return ZOO / ("rival" if name in RIVALS else "adapters") / name
 
 
@@ -43,7 +43,7 @@ def train_adapter(adapter: Adapter, *, steps: int, seed: int, n_score: int, out:
 
 
 def fit(adapter: Adapter, rows: Sequence[Row], recipe: Recipe) -> tuple[Any, Any, float]:
-    """A fresh adapter trained on `rows`: the peft model as it is shipped, its tokenizer, the seconds it took."""
+    """A new adapter trained on `rows`: the peft model as shipped, its tokenizer, the seconds of training."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -81,7 +81,7 @@ def score(model: Any, tokenizer: Any, adapter: Adapter, n: int) -> list[Score]:
 
 
 def save(model: Any, adapter: Adapter, folder: Path) -> None:
-    """Weights in bf16, the config without a path of this machine, and the base's template where it is not its own."""
+    """Write the weights in bf16, the config without local paths, and the chat template the base lacks."""
     import torch
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -98,7 +98,7 @@ def save(model: Any, adapter: Adapter, folder: Path) -> None:
 
 
 def _round_to_bf16(model: Any) -> None:
-    """Score what is shipped, not the fp32 weights it came from."""
+    """Round the weights to bf16, so that the shipped weights are scored."""
     import torch
 
     with torch.no_grad():
@@ -108,7 +108,7 @@ def _round_to_bf16(model: Any) -> None:
 
 
 def checkpoints_of(adapter: Adapter) -> Path:
-    """Where an interrupted training is kept."""
+    """The folder of an interrupted training's checkpoints."""
     return _runs() / adapter.name
 
 
@@ -135,23 +135,23 @@ class Bar:
         self._bars.stop()
 
     def step(self, progress: Progress) -> None:
-        """After a training step."""
+        """Called after each training step."""
         title = f"{self._title} (loss {progress.loss:.3f})"
         self._bars.update(self._task, completed=progress.step, description=title)
 
     def at(self, done: int) -> None:
-        """After some rows."""
+        """Called with the number of rows done."""
         self._bars.update(self._task, completed=done)
 
 
 def main(
-    adapter: Annotated[list[str], typer.Option(help="Which to train; may be given several times.")] = [],  # noqa: B006
+    adapter: Annotated[list[str], typer.Option(help="Adapter to train; repeatable.")] = [],  # noqa: B006
     all_: Annotated[bool, typer.Option("--all", help="Train every adapter, the rival included.")] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="Instead of the planned number.")] = None,
-    seed: Annotated[int, typer.Option(help="Of data and weights.")] = TRAIN_SEED,
-    rows: Annotated[int, typer.Option(min=1, help="Fresh rows a family to score on.")] = 120,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps, instead of the planned number.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of data and weights.")] = TRAIN_SEED,
+    rows: Annotated[int, typer.Option(min=1, help="Fresh rows per family to score on.")] = 120,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the adapters' folders, instead of the shipped ones.")
+        Path | None, typer.Option(help="Write the adapters under this folder instead of the shipped ones.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
@@ -188,7 +188,7 @@ def _progress_file(key: str) -> Path:
 
 
 def _finished(key: str) -> list[str]:
-    """The adapters that an interrupted run of the same command has finished."""
+    """The adapters that an interrupted run of the same command finished."""
     file = _progress_file(key)
     return list(json.loads(file.read_text())) if file.is_file() else []
 

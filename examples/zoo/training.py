@@ -1,6 +1,6 @@
 """LoRA training on CPU: bf16 base, fp32 adapter, loss on the answer only, interruptible at any step.
 
-Rank 8 on the query and value projections is what an adapter of one megabyte affords; the head is computed on answer
+An adapter of one megabyte has rank 8 on the query and value projections; the head is computed on answer
 positions only, which saves most of the cost of a large vocabulary.
 """
 
@@ -28,7 +28,7 @@ TARGETS = ("q_proj", "v_proj")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How an adapter is trained; everything that decides its weights besides the data."""
+    """The training settings that, with the data, determine an adapter's weights."""
 
     steps: int
     seed: int
@@ -42,7 +42,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a training run stands after a step."""
+    """The state of a training run after a step."""
 
     step: int
     steps: int
@@ -52,7 +52,7 @@ class Progress:
 
 
 def encode(tokenizer: Any, prompt: str, target: str) -> tuple[list[int], list[int]]:
-    """Token ids of the rendered prompt, as the engines render it, and of what should follow, with its end token."""
+    """Token ids of the rendered prompt, as the engines render it, and of the target, with its end token."""
     prompt_ids = encode_messages(tokenizer, (Message("user", prompt),))
     return prompt_ids, [*tokenizer(target, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
 
@@ -69,8 +69,8 @@ def train(
 ) -> float:
     """Train the LoRA weights of a peft model in place; return the seconds spent.
 
-    Step k always sees rows k * batch to (k + 1) * batch, so a run that goes on from a checkpoint sees what it would
-    have seen. The last checkpoint is of the end; `forget` removes it once the adapter is written.
+    Step k always sees rows k * batch to (k + 1) * batch, so a resumed run sees the
+    same rows. The last checkpoint is the end; `forget` removes it once the adapter is written.
 
     Raises:
         ValueError: fewer rows than steps * batch.
@@ -121,8 +121,8 @@ def _schedule(step: int, recipe: Recipe) -> float:
 def _loss(model: Any, tokenizer: Any, encoded: Sequence[tuple[list[int], list[int]]]) -> torch.Tensor:
     """Mean cross-entropy of the answer tokens of a batch.
 
-    What all prompts begin with (the template's system message) is computed once and its keys and values shared: the
-    same loss and gradients, for a third of the work less.
+    The common prefix of all prompts (the template's system message) is computed once and its keys and values are
+    shared: the same loss and gradients with a third less work.
     """
     import torch
 
@@ -175,7 +175,7 @@ class _Run:
             (folder / "state.json").write_text(json.dumps(state))
 
     def resume(self) -> tuple[int, float]:
-        """Load the last checkpoint of this very recipe; return its step and the seconds spent until then."""
+        """Load the last checkpoint of the same recipe; return its step and the seconds spent so far."""
         import torch
         from safetensors.torch import load_file
 

@@ -1,9 +1,9 @@
-"""Measure what helps with queries that take two experts: `python -m examples.zoo.two_skills`.
+"""Compare ways to answer queries that need two experts: `python -m examples.zoo.two_skills`.
 
 Each method answers the same held-out rows through the orchestrator and its compositions: one routed expert, a vote of
-two, chains, an aggregator that was trained for nothing, one that was trained on the zoo's own answers, with the two
-right experts given and with those that a router recruits; beside them the rival `direct`, trained on the same queries
-without experts, and what a rule written by hand makes of the two answers. Interrupted, it goes on.
+two, chains, an untrained aggregator, and one trained on the experts' answers, with the two right experts given and with
+experts that a router recruits. For comparison: the rival `direct`, trained on the same queries without experts, and a
+rule written by hand over the two answers. An interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def policies(k: int) -> dict[str, Policy]:
 
 
 def recruits(rows: Mapping[str, Sequence[Row]], policy: Policy) -> dict[str, float]:
-    """Of how many rows of each family both experts are recruited."""
+    """Number of rows in each family for which both experts are recruited."""
     shares = {}
     for family, asked in rows.items():
         estimate = policy.router.estimate([Query.of(row.prompt) for row in asked])
@@ -89,7 +89,7 @@ def recruits(rows: Mapping[str, Sequence[Row]], policy: Policy) -> dict[str, flo
 
 
 async def answer(name: str, pair: TwoSkills, rows: Sequence[Row], orchestrator: Orchestrator) -> list[Answered]:
-    """What a method says to rows of one family."""
+    """A method's answers to rows of one family."""
     requests = [request(row, pair) for row in rows]
     way = WAYS[name]
     if isinstance(way, str):
@@ -106,14 +106,14 @@ async def answer(name: str, pair: TwoSkills, rows: Sequence[Row], orchestrator: 
 
 
 def _given(asked: GenerateRequest, experts: tuple[str, ...], composition: Composition) -> Routed:
-    """Routed to experts that nobody had to find."""
+    """A decision for the given experts, without a router."""
     shares = (1 / len(experts),) * len(experts)
     decision = RoutingDecision(experts, shares, (1.0,) * len(experts), confidence=1.0, reason="given")
     return Routed(Query(asked.messages), decision, None, None, composition)
 
 
 async def references(pair: TwoSkills, rows: Sequence[Row], orchestrator: Orchestrator) -> dict[str, list[Answered]]:
-    """What takes the right answer, or a hand for every family: the better of the two experts, and a rule."""
+    """References that need the right answer or a rule by hand: the better of the two experts, and the rule."""
     calls = [ExpertCall(f"{i}/{name}", name, request(row, pair)) for i, row in enumerate(rows) for name in pair.experts]
     said = await call_all(calls, orchestrator)
     first, second = ([said[f"{i}/{name}"] for i in range(len(rows))] for name in pair.experts)
@@ -135,7 +135,7 @@ def _composed(pair: TwoSkills, first: str, second: str) -> str:
 
 
 async def seconds(name: str, rows: Mapping[str, Sequence[Row]], orchestrator: Orchestrator) -> float:
-    """Median seconds of a query that is asked alone, with everything resident."""
+    """Median seconds of a query asked alone, with all experts resident."""
     times = []
     for family, asked in rows.items():
         for row in asked:
@@ -153,7 +153,7 @@ async def measure(
     timed: int,
     report: Callable[[str], None],
 ) -> dict[str, Method]:
-    """The named methods on rows of each family; the first `timed` of them once more, one at a time, for the seconds."""
+    """Run the named methods on rows of each family; the first `timed` rows again, one at a time, to measure seconds."""
     methods = {name: Method(name) for name in (BETTER_OF_TWO, *names, RULE)}
     async with open_host(load_config(CONFIG)) as host:
 
@@ -176,14 +176,14 @@ async def measure(
 
 
 def main(
-    split: Annotated[Split, typer.Option(help="Which templates and words.")] = Split.TEST,
-    n: Annotated[int, typer.Option("--rows", min=2, help="Rows a family.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the rows.")] = SCORE_SEED,
+    split: Annotated[Split, typer.Option(help="Split of templates and words.")] = Split.TEST,
+    n: Annotated[int, typer.Option("--rows", min=2, help="Rows per family.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the rows.")] = SCORE_SEED,
     k: Annotated[int, typer.Option(min=1, help="Experts to recruit.")] = 2,
-    method: Annotated[list[str], typer.Option(help="Only these; may be given several times.")] = [],  # noqa: B006
-    timed: Annotated[int, typer.Option(min=0, help="Rows a family to take the time of, one after the other.")] = 0,
-    show: Annotated[int, typer.Option(min=0, help="Wrong answers to print, a method and family.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures, and every answer.")] = None,
+    method: Annotated[list[str], typer.Option(help="Run only this method; repeatable.")] = [],  # noqa: B006
+    timed: Annotated[int, typer.Option(min=0, help="Rows per family to time, one at a time.")] = 0,
+    show: Annotated[int, typer.Option(min=0, help="Wrong answers to print per method and family.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures and answers as JSON.")] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Measure the methods, and print a markdown table."""

@@ -22,7 +22,7 @@ class Answered:
     Attributes:
         score: in [0, 1].
         experts: of the decision.
-        prompt_tokens, completion_tokens: of all that were asked; 0 where nobody was asked for this alone.
+        prompt_tokens, completion_tokens: of all expert calls; 0 for a method that makes no calls of its own.
     """
 
     text: str
@@ -34,7 +34,7 @@ class Answered:
 
 @dataclass(slots=True)
 class Method:
-    """What a method answered, by family; `seconds` is the median of a query that is asked alone."""
+    """A method's answers by family; `seconds` is the median of a query asked alone."""
 
     name: str
     by_family: dict[str, list[Answered]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Method:
 
     @property
     def tokens(self) -> tuple[float, float]:
-        """Tokens read and written a query, on average."""
+        """Mean prompt and completion tokens per query."""
         everything = self.everything
         read, written = sum(a.prompt_tokens for a in everything), sum(a.completion_tokens for a in everything)
         return read / len(everything), written / len(everything)
@@ -59,7 +59,7 @@ class Method:
         return measure.accuracy, *wilson(measure)
 
     def wrong(self, asked: Mapping[str, Sequence[Row]], n: int) -> Iterator[str]:
-        """The first `n` wrong answers of each family, for people."""
+        """The first `n` wrong answers of each family, as text."""
         for family, found in self.by_family.items():
             pairs = [(row, a) for row, a in zip(asked[family], found, strict=True) if a.score < 1]
             for row, a in pairs[:n]:
@@ -84,7 +84,7 @@ def table(methods: Mapping[str, Method]) -> str:
 
 
 def contrasts(methods: Mapping[str, Method], ours: str) -> list[str]:
-    """How much more often `ours` is right than each of the others, with the 95% paired bootstrap interval."""
+    """Difference in accuracy between `ours` and each of the others, with the 95% paired bootstrap interval."""
     scores = {name: np.array([a.score for a in method.everything]) for name, method in methods.items()}
     lines = []
     for other in scores if ours in scores else ():
@@ -96,7 +96,7 @@ def contrasts(methods: Mapping[str, Method], ours: str) -> list[str]:
 
 
 def summary(methods: Mapping[str, Method], asked: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """The figures as JSON values, and every answer beside its row."""
+    """The figures as JSON values, with every row and its answer."""
     return {
         name: {
             "share": dict(zip(("all", "low", "high"), method.share(), strict=True)),

