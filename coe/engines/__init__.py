@@ -1,4 +1,4 @@
-"""Engines: what turns an expert's files into text. `base` has the protocols, `ENGINES` lists the kinds.
+"""Engines: they load the files of experts and generate. `base` has the protocols, `ENGINES` lists the kinds.
 
 Other packages add engines by entry points in the group `coe.engines`; `module:Class` names any class. An expert says
 which engine serves it by `engine:` in its spec (docs/plugins.md).
@@ -23,7 +23,7 @@ ENGINES: Final[dict[str, str]] = {
     "hf": "coe.engines.hf.engine:HFEngine",
     "remote": "coe.engines.remote.engine:RemoteEngine",
 }
-"""Kind -> where its class is. Adding an engine is one file and one line here; it is imported when first created."""
+"""Kind -> its class, imported on first use. To add an engine: one file, and one line here."""
 
 _PLUGINS = Plugins("coe.engines", "engine", ENGINES, needs=("capabilities", "footprint", "load", "unload"))
 

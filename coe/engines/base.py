@@ -1,4 +1,4 @@
-"""What an engine must offer: load weights, generate, give the memory back."""
+"""The protocols of an engine: load weights, generate, free the memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from registry.spec import ExpertSpec
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter to apply to a resident base: its spec and the folder of its files."""
+    """A LoRA adapter for a resident base: its spec and the folder of its files."""
 
     spec: ExpertSpec
     path: Path
@@ -60,7 +60,7 @@ _NEEDED: Final[Mapping[str, str]] = {"latent": "latent", "scores": "prompt_logpr
 class Expert(Protocol):
     """Resident weights that generate.
 
-    `capacity` requests are worth having in flight at once: the engine batches them (adapters mixed). Closing the
+    capacity: requests worth having in flight at once; the engine batches them, with different adapters. Closing the
     iterator (`aclose()`) cancels the generation and frees its place in the batch.
     """
 
@@ -71,9 +71,9 @@ class Expert(Protocol):
         """Yield chunks; the last one carries `finish_reason` and `usage`.
 
         Raises:
-            ContextLengthExceeded: prompt and answer do not fit.
+            ContextLengthExceeded: prompt and answer exceed the context.
             WeightsError: the adapter does not fit this base.
-            EngineError: anything that went wrong inside the engine.
+            EngineError: any other failure of the engine.
         """
         ...
 
@@ -87,7 +87,7 @@ class Member:
 
 
 class Engine(Protocol):
-    """Turns a spec and its files into a resident Expert."""
+    """Loads a spec and its files as a resident Expert."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -95,15 +95,15 @@ class Engine(Protocol):
         ...
 
     def footprint(self, spec: ExpertSpec) -> int:
-        """Bytes the expert takes while resident, an upper estimate known before loading."""
+        """Upper estimate of the bytes that the expert takes while resident, known before loading."""
         ...
 
     async def load(self, spec: ExpertSpec, path: Path) -> Expert:
-        """Bring the weights into memory. Raises WeightsError or OutOfMemory."""
+        """Load the weights into memory. Raises WeightsError or OutOfMemory."""
         ...
 
     async def unload(self, expert: Expert) -> None:
-        """Give the memory back; never writes anything."""
+        """Free the memory. Weights are read-only: nothing is written."""
         ...
 
 

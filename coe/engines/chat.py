@@ -1,4 +1,4 @@
-"""Messages to token ids: the adapter's chat template, else the base's, and exactly one beginning-of-text token."""
+"""Messages to token ids: with the adapter's chat template, else the base's, and exactly one beginning-of-text token."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from routers.base import Message
 
 @dataclass(frozen=True, slots=True)
 class ChatStyle:
-    """What an adapter's folder says of its prompts: `None` and empty leave it to the base.
+    """Prompt settings in an adapter's folder; `None` and empty take the base's.
 
     Attributes:
         template: jinja source of the chat template.
-        eos: texts of tokens that end an answer, beside the base's.
+        eos: texts of tokens that end an answer, in addition to the base's.
     """
 
     template: str | None = None
@@ -27,10 +27,10 @@ class ChatStyle:
 
     @classmethod
     def read(cls, folder: Path) -> ChatStyle:
-        """Read `chat_template.jinja` and `tokenizer_config.json` where they are there.
+        """Read `chat_template.jinja` and `tokenizer_config.json`, both optional.
 
         Raises:
-            WeightsError: a file that cannot be read.
+            WeightsError: a file cannot be read.
         """
         try:
             config = _read_json(folder / "tokenizer_config.json")
@@ -42,7 +42,7 @@ class ChatStyle:
             ) from error
         if template is not None and not isinstance(template, str):
             raise WeightsError(
-                f"the chat template in {folder} must be one jinja text; named templates are not supported"
+                f"the chat template in {folder} must be one Jinja text; named templates are not supported"
             )
         eos = config.get("eos_token")
         text = eos.get("content") if isinstance(eos, dict) else eos
@@ -61,11 +61,11 @@ def encode(tokenizer: Any, request: GenerateRequest, *, template: str | None = N
 
     Args:
         tokenizer: a transformers tokenizer.
-        template: a chat template that wins over the tokenizer's own.
-        expert: name for messages of errors.
+        template: a chat template instead of the tokenizer's.
+        expert: name for error messages.
 
     Raises:
-        InvalidRequest: messages without any chat template, messages that the template refuses, or an empty prompt.
+        InvalidRequest: there is no chat template, it rejects the messages, or the prompt is empty.
     """
     if request.prompt is None:
         ids = encode_messages(tokenizer, request.messages, template=template, expert=expert)
@@ -79,25 +79,25 @@ def encode(tokenizer: Any, request: GenerateRequest, *, template: str | None = N
 def encode_messages(
     tokenizer: Any, messages: Sequence[Message], *, template: str | None = None, expert: str = ""
 ) -> list[int]:
-    """Token ids of a conversation up to where the answer starts. Training and serving both use this."""
+    """Token ids of a conversation up to the start of the answer; used by training and serving."""
     from jinja2 import TemplateError
 
     if template is None and not tokenizer.chat_template:
         raise InvalidRequest(
             f"{expert!r} has no chat template, so it takes no messages: send a plain prompt (/v1/completions), "
-            "or use an adapter that brings a chat_template.jinja"
+            "or use an adapter that has a chat_template.jinja"
         )
     turns = [{"role": m.role, "content": m.content} for m in messages]
     try:
-        # transformers renders in jinja's immutable sandbox.
+        # transformers renders in Jinja's immutable sandbox.
         text = tokenizer.apply_chat_template(turns, chat_template=template, add_generation_prompt=True, tokenize=False)
     except (TemplateError, TypeError, ValueError) as error:
-        raise InvalidRequest(f"the chat template of {expert!r} refuses these messages: {error}") from error
+        raise InvalidRequest(f"the chat template of {expert!r} rejects these messages: {error}") from error
     return _with_one_bos(tokenizer, _token_ids(tokenizer, text))
 
 
 def token_ids(tokenizer: Any, tokens: Sequence[str]) -> frozenset[int]:
-    """Ids of those tokens that the tokenizer has; another one would become its "unknown" token."""
+    """Ids of the tokens that the tokenizer has; others would map to its "unknown" token."""
     ids = zip(tokens, tokenizer.convert_tokens_to_ids(list(tokens)), strict=True)
     return frozenset(i for token, i in ids if i is not None and tokenizer.convert_ids_to_tokens(i) == token)
 
@@ -108,7 +108,7 @@ def _token_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _with_one_bos(tokenizer: Any, ids: list[int]) -> list[int]:
-    """Templates may write the beginning-of-text token and tokenizers may add it: one is right where either does."""
+    """Templates may write the beginning-of-text token and tokenizers may add it; if either does, there is one."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return ids

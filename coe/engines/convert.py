@@ -1,4 +1,8 @@
-"""GGUF -> a folder of bf16 safetensors that every engine loads, with tokenizer, chat template and generation config."""
+"""GGUF -> a folder of bf16 safetensors with tokenizer, chat template and generation config, which every engine loads.
+
+transformers unpacks the weights. The registry reads headers with its own reader (`registry/gguf_header.py`): that of
+the gguf package takes 20 s for a large vocabulary and trusts stated lengths.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What is known of a GGUF file before its weights are read."""
+    """Facts of a GGUF file, read before its weights."""
 
     architecture: str
     n_weights: int
@@ -31,41 +35,41 @@ class _Header:
 def convert_gguf(gguf: Path, out: Path, *, chat_template: str | None = None, progress: Progress | None = None) -> Path:
     """Convert a GGUF file, once, into the folder `out` of bf16 safetensors, and return `out`.
 
-    A finished folder carries a marker with the SHA-256 of the file it came from and is returned as it is when the
-    file is still that one. The folder appears whole or not at all.
+    A complete folder has a marker with the SHA-256 of its source file, and is returned unchanged if that still matches.
+    The folder appears complete or not at all.
 
     Args:
         gguf: the quantised or plain GGUF file.
         out: the folder to write; must not exist, or be an earlier conversion.
-        chat_template: jinja source of a template for a file that carries none, as base models do.
-        progress: called with one line a stage.
+        chat_template: Jinja source of a template for a file without one, such as a base model.
+        progress: called with one line per stage.
 
     Raises:
-        WeightsError: the file is missing, truncated, not GGUF, or of an architecture that is not supported; or
-            `out` holds something else.
-        registry.errors.DiskFull: not enough free disk; nothing is left behind.
+        WeightsError: the file is missing, truncated, not GGUF, or of an unsupported architecture; or `out`
+            contains something else.
+        registry.errors.DiskFull: not enough free disk space; nothing is written.
     """
-    say = progress or (lambda _: None)
+    report = progress or (lambda _: None)
     if not gguf.is_file():
         raise WeightsError(f"{gguf} is not a file: give the path of a GGUF file")
     digest = sha256_file(gguf)
     if is_converted(out, source_sha256=digest):
         return out
     if out.exists() and not (out / MARKER).is_file():
-        raise WeightsError(f"{out} exists and is no conversion of a GGUF file: remove it or choose another folder")
-    say(f"reading the header of {gguf.name}")
+        raise WeightsError(f"{out} exists and is not a conversion of a GGUF file: remove it or choose another folder")
+    report(f"reading the header of {gguf.name}")
     header = _read_header(gguf)
     require_free(out, header.n_weights * _BYTES_PER_WEIGHT + _TOKENIZER_BYTES)
     with atomic_directory(out) as folder:
-        say(f"unpacking {header.n_weights / 1e6:.0f} M weights of {gguf.name}")
+        report(f"unpacking {header.n_weights / 1e6:.0f} M weights of {gguf.name}")
         _convert_into(gguf, folder, add_bos=header.add_bos, chat_template=chat_template)
         _write_marker(folder, gguf.name, digest, header.architecture)
-    say(f"wrote {out}")
+    report(f"wrote {out}")
     return out
 
 
 def is_converted(out: Path, *, source_sha256: str) -> bool:
-    """Whether `out` is a whole conversion of the GGUF file with that SHA-256: every file there, of the size written."""
+    """Whether `out` is a complete conversion of the GGUF file with that SHA-256: all files, with the sizes written."""
     try:
         marker = json.loads((out / MARKER).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
@@ -83,7 +87,7 @@ def supported_architectures() -> tuple[str, ...]:
 
 
 def _read_header(gguf: Path) -> _Header:
-    """Read metadata and tensor table; the reader maps every tensor, so a truncated file shows here."""
+    """Read metadata and tensor table; the reader maps every tensor, which detects truncated files."""
     from gguf import GGUFReader
 
     try:
@@ -93,7 +97,7 @@ def _read_header(gguf: Path) -> _Header:
     except (ValueError, IndexError, KeyError, OSError, OverflowError, UnicodeDecodeError) as error:
         size = gguf.stat().st_size
         raise WeightsError(
-            f"{gguf} ({size} bytes) is not a whole GGUF file, truncated perhaps: {error}; fetch it again"
+            f"{gguf} ({size} bytes) is not a complete GGUF file, perhaps truncated: {error}; download it again"
         ) from error
     if architecture not in supported_architectures():
         raise WeightsError(
@@ -109,7 +113,7 @@ def _field(reader: Any, name: str, default: Any) -> Any:
 
 
 def _convert_into(gguf: Path, folder: Path, *, add_bos: bool, chat_template: str | None) -> None:
-    """Unpack the weights as bf16 and save them with the tokenizer that the file carries."""
+    """Unpack the weights as bf16 and save them with the tokenizer of the file."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig

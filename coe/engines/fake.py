@@ -1,11 +1,11 @@
-"""FakeEngine: deterministic experts without weights, for tests, simulations and trying out a configuration.
+"""FakeEngine: deterministic experts without weights, for tests, simulations and trial configurations.
 
-The source says how an expert behaves; a token is a run of non-whitespace with the whitespace before it:
+The source selects the behaviour of an expert; a token is a run of non-whitespace with the whitespace before it:
 
     fake://echo                     repeats the last user message
     fake://upper                    repeats it in capitals
-    fake://script?paris=France&...  the answer of the first key that the prompt contains (ignoring case), else echo
-    fake://script?default=no&...    `default` answers where no key is found
+    fake://script?paris=France&...  the value of the first key that the prompt contains (ignoring case), else echo
+    fake://script?default=no&...    `default` is the answer if no key is found
     fake://fail                     fails while generating; ?at=load fails on loading, ?after=N after N tokens
 """
 
@@ -48,12 +48,12 @@ class Behaviour:
             return cls("echo", {})
         if url.netloc not in _BEHAVIOURS:
             raise WeightsError(
-                f"{source!r} is no fake expert; there are: {', '.join(f'fake://{b}' for b in _BEHAVIOURS)}"
+                f"{source!r} is not a fake expert; there are: {', '.join(f'fake://{b}' for b in _BEHAVIOURS)}"
             )
         return cls(url.netloc, dict(parse_qsl(url.query, keep_blank_values=True)))
 
     def answer(self, prompt: str, question: str) -> str:
-        """What to say to a whole prompt, whose last user message is `question`."""
+        """The answer to a prompt whose last user message is `question`."""
         if self.name == "script":
             return script_answer(self.options, prompt, self.options.get("default", question))
         return question.upper() if self.name == "upper" else question
@@ -66,13 +66,13 @@ def script_answer(script: Mapping[str, str], prompt: str, default: str) -> str:
 
 
 def tokenize(text: str) -> list[str]:
-    """Whitespace tokens, each with the whitespace before it: joined they are the text again."""
+    """Whitespace tokens, each with the whitespace before it; joined, they equal the text."""
     return re.findall(r"\s*\S+(?:\s+\Z)?|\s+\Z", text)
 
 
 @dataclass(slots=True)
 class Tally:
-    """What a FakeEngine has done, by expert name."""
+    """Counts of what a FakeEngine did, by expert name."""
 
     loads: Counter[str] = field(default_factory=Counter)
     unloads: Counter[str] = field(default_factory=Counter)
@@ -89,10 +89,10 @@ class Tally:
 
 
 class FakeExpert:
-    """An expert that answers by its source's behaviour, one token a chunk.
+    """An expert with the behaviour of its source, one token per chunk.
 
-    With an adapter the answer starts with `[adapter's name] `, and an adapter whose source is `fake://...` brings its
-    own behaviour.
+    With an adapter, the answer starts with `[adapter's name] `; an adapter whose source is `fake://...` has its own
+    behaviour.
     """
 
     def __init__(self, spec: ExpertSpec, engine: FakeEngine) -> None:
@@ -145,11 +145,11 @@ class FakeExpert:
             await self._engine.sleep(self._engine.token_delay_s)
             if i == fail_after:
                 raise EngineError(
-                    f"{self.spec.name!r} failed after {i} tokens, as its source {self.spec.source!r} says"
+                    f"{self.spec.name!r} failed after {i} tokens, as its source {self.spec.source!r} specifies"
                 )
             yield Chunk(token)
         if fail_after is not None:
-            raise EngineError(f"{self.spec.name!r} failed at the end, as its source {self.spec.source!r} says")
+            raise EngineError(f"{self.spec.name!r} failed at the end, as its source {self.spec.source!r} specifies")
         yield Chunk("", reason, Usage(prompt_tokens, len(text.split())))
 
     def _say(self, behaviour: Behaviour, request: GenerateRequest, adapter: Adapter | None) -> str:
@@ -165,11 +165,11 @@ class FakeEngine:
     """Engine of experts without weights.
 
     Args:
-        answers: {prompt substring: answer} for every expert, tried before its own behaviour.
+        answers: {prompt substring: answer} for every expert; takes precedence over its behaviour.
         token_delay_s: seconds before each token.
-        load_delay_s: seconds a load takes.
-        capacity: requests that one expert answers at once; more wait.
-        sleep: how to wait; a simulation passes its own clock's.
+        load_delay_s: seconds of each load.
+        capacity: requests that one expert runs at once; more wait.
+        sleep: a simulation passes that of its own clock.
 
     Attributes:
         tally: counts of loads, unloads, generations, cancellations, by expert (an adapter counts under its own name).
@@ -198,21 +198,21 @@ class FakeEngine:
         self.resident: set[str] = set()
 
     def footprint(self, spec: ExpertSpec) -> int:
-        """The spec's `size_bytes`; 0 where it has none."""
+        """The spec's `size_bytes`, 0 by default."""
         return spec.size_bytes or 0
 
     async def load(self, spec: ExpertSpec, path: Path) -> FakeExpert:
-        """Count a load; `path` is not looked at. Raises WeightsError for `fake://fail?at=load`."""
+        """Count a load; `path` is not read. Raises WeightsError for `fake://fail?at=load`."""
         await self.sleep(self.load_delay_s)
         expert = FakeExpert(spec, self)
         if expert._behaviour.options.get("at") == "load":
-            raise WeightsError(f"{spec.name!r} failed to load, as its source {spec.source!r} says")
+            raise WeightsError(f"{spec.name!r} failed to load, as its source {spec.source!r} specifies")
         self.tally.loads[spec.name] += 1
         self.resident.add(spec.ref)
         return expert
 
     async def unload(self, expert: Expert) -> None:
-        """Count an unload. Raises EngineError while the expert generates, or when it is not loaded."""
+        """Count an unload. Raises EngineError if the expert generates, or is not loaded."""
         name = expert.spec.name
         if expert.spec.ref not in self.resident:
             raise EngineError(f"{name!r} is not loaded")

@@ -1,4 +1,4 @@
-"""LoRA adapters on a resident base: read safely, kept in a few slots, mixed in one batch."""
+"""LoRA adapters on a resident base: read safely, kept in a limited number of slots, mixed in one batch."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _REFUSED: Final = (
     "target_parameters",
     "trainable_token_indices",
 )
-"""Settings beyond the low-rank matrices of a layer, which rows of other adapters in the batch would feel."""
+"""Settings that change more than the low-rank matrices of a layer: they would affect other rows of a batch."""
 _UNUSED: Final[tuple[Any, ...]] = (None, False, "none", [], {})
 _HARMLESS_STARTS: Final = (None, True, False, "gaussian", "eva", "orthogonal")
-"""Ways to initialise training that leave the base's weights alone; others mean another base than the one resident."""
+"""Initialisations that leave the base's weights unchanged; with others the adapter needs a modified base."""
 
 
 class AdapterSlots:
     """The adapters of one base model; only its worker thread calls this.
 
-    An adapter is loaded when first used and stays until its slot is needed for another: the least recently used one
-    goes, never one of the batch at hand. Adapters are told apart by content, so a new version under an old name is
-    loaded anew. Their weights take the base's device and dtype.
+    An adapter is loaded on first use and kept until its slot is needed: the least recently used one is evicted, never
+    one of the current batch. Adapters are identified by content, so a new version under an old name is loaded again.
+    Their weights take the base's device and dtype.
 
     Args:
         model: a transformers causal model; peft wraps its layers in place at the first adapter.
-        base: the base's name, for messages.
+        base: the base's name, for error messages.
         n_slots: most adapters resident at once.
     """
 
@@ -60,13 +60,13 @@ class AdapterSlots:
         return len(self._slots)
 
     def acquire(self, adapter: Adapter, in_use: Collection[str] = ()) -> str:
-        """Peft's name of the adapter, loaded where needed.
+        """Peft's name of the adapter, which is loaded if absent.
 
         Args:
-            in_use: names that must stay.
+            in_use: names that must not be evicted.
 
         Raises:
-            WeightsError: the adapter's files are missing, unsafe or do not fit the base.
+            WeightsError: the adapter's files are missing, unsafe, or do not fit the base.
         """
         key = adapter_key(adapter)
         if key not in self._slots:
@@ -135,7 +135,7 @@ class AdapterSlots:
         return name
 
     def _discard(self, name: str) -> None:
-        """Undo an injection that failed; peft cannot do without any adapter, so with the first one it goes itself."""
+        """Undo a failed injection. A peft model needs an adapter, so the first one takes peft with it."""
         if self._peft is None or name not in self._peft.peft_config:
             return
         if self._slots:
@@ -145,7 +145,7 @@ class AdapterSlots:
             self._peft = None
 
     def _delete(self, name: str) -> None:
-        """Delete an adapter while there are others; none that is active, of which peft would warn."""
+        """Delete one of several adapters; another is activated first, since peft warns about deleting an active one."""
         self._peft.set_adapter(next(reversed(self._slots.values())), inference_mode=True)
         self._peft.delete_adapter(name)
 
@@ -160,7 +160,7 @@ def _keep(by_row: list[str], rows: Sequence[int]) -> None:
 
 
 def _read(adapter: Adapter) -> tuple[Any, dict[str, Tensor]]:
-    """The config and weights of an adapter's folder: JSON and safetensors, no pickle, nothing executed."""
+    """The config and weights of an adapter's folder: JSON and safetensors; no pickle, and no code is run."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -191,11 +191,11 @@ def _read_config(adapter: Adapter) -> Any:
     variants = [field.name for field in fields(config) if field.metadata.get("is_lora_variant")]
     used = [name for name in (*_REFUSED, *variants) if getattr(config, name, None) not in _UNUSED]
     if used:
-        raise ValueError(f"{CONFIG} sets {', '.join(used)}, which an adapter that shares a batch cannot have")
+        raise ValueError(f"{CONFIG} sets {', '.join(used)}, which an adapter in a mixed batch cannot have")
     if config.init_lora_weights not in _HARMLESS_STARTS:
         raise ValueError(
-            f"it was trained with init_lora_weights={config.init_lora_weights!r}, on a base changed for it: convert it "
+            f"it was trained with init_lora_weights={config.init_lora_weights!r}, which modifies the base: convert it "
             "to a plain LoRA adapter (peft: save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    config.init_lora_weights = False  # all are about to be set
+    config.init_lora_weights = False  # all weights are set after this
     return config

@@ -1,4 +1,7 @@
-"""The requests of one model: who waits, who goes into the next batch, and what each row of a batch has generated."""
+"""The requests of one model: the queue, the choice of the next batch, and the state of each row.
+
+A batch is static while it runs: no row joins it. The scheduler chooses between experts, and this queue within one.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,18 @@ from coe.types import Chunk, FinishReason, GenerateRequest, Usage
 
 Item = Chunk | Exception
 COALESCE_S: Final = 0.025
-"""After the first, text is handed out at most this often: every piece costs a trip between threads, then a network."""
+"""Least interval between pieces of text after the first: each costs a switch of threads, then a network message."""
 
 
 @dataclass(eq=False, slots=True)
 class BatchRow:
-    """One request on its way through a batch. The event loop makes and reads it, the worker thread advances it.
+    """One request in a batch. The event loop creates and reads it; the worker thread advances it.
 
     Attributes:
         prompt_ids: token ids of the rendered prompt.
         eos: token ids that end the answer.
-        slot: peft's name of the adapter once it is loaded.
-        cancelled: set by the reader when it goes away; the row ends at the next token.
+        slot: peft's name of the adapter, once loaded.
+        cancelled: set by the reader; the row ends at the next token.
     """
 
     request: GenerateRequest
@@ -49,12 +52,12 @@ class BatchRow:
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens of the answer; settled before the request became a row."""
+        """Most tokens of the answer; set before the row is created."""
         assert self.request.max_tokens is not None
         return self.request.max_tokens
 
     def advance(self, token: int) -> None:
-        """Take the next token: ends of text, stop strings, limits and cancellation are decided here."""
+        """Add the next token; decides end of text, stop strings, limits and cancellation."""
         self.n_generated += 1
         if self.cancelled:
             return self._finish("cancelled")
@@ -73,7 +76,7 @@ class BatchRow:
         return None
 
     def fail(self, error: Exception) -> None:
-        """End the row with an error for its reader."""
+        """End the row with an error."""
         if not self.done:
             self.done = True
             self._outbox.append(error)
@@ -84,13 +87,13 @@ class BatchRow:
         self._outbox.append(Chunk(text, reason, Usage(len(self.prompt_ids), self.n_generated)))
 
     def drain(self) -> list[Item]:
-        """What is ready for the reader, taken out."""
+        """Remove and return what is ready for the reader."""
         items, self._outbox = self._outbox, []
         return items
 
 
 def deliver(rows: Iterable[BatchRow]) -> None:
-    """Hand what is ready to the readers: one trip to an event loop for all its rows."""
+    """Pass what is ready to the readers, with one callback per event loop."""
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[BatchRow, list[Item]]]] = {}
     for row in rows:
         if items := row.drain():
@@ -98,7 +101,7 @@ def deliver(rows: Iterable[BatchRow]) -> None:
     for loop, ready in by_loop.items():
         try:
             loop.call_soon_threadsafe(_put, ready)
-        except RuntimeError:  # the loop is closed: nobody reads any more
+        except RuntimeError:  # the loop is closed: there is no reader any more
             for row, _ in ready:
                 row.cancelled = True
 
@@ -111,7 +114,7 @@ def _put(ready: Sequence[tuple[BatchRow, Sequence[Item]]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What a batch may hold.
+    """Limits of a batch.
 
     Attributes:
         rows: most rows.
@@ -133,8 +136,8 @@ class BatchLimits:
 def choose_batch(waiting: Sequence[BatchRow], limits: BatchLimits) -> list[BatchRow]:
     """The rows to run next, from `waiting`, oldest first.
 
-    The oldest always goes, so nobody starves; others join in their order when they fit: left padding makes every row as
-    long as the longest, so a short question does not join a long document's batch unless many share the cost.
+    The oldest is always included, so that no row starves; others join in order if they fit. Left padding makes every
+    row as long as the longest, so a short question does not join a long document's batch unless many share the cost.
     """
     chosen: list[BatchRow] = []
     for row in waiting:
@@ -159,7 +162,7 @@ def _fits(rows: Sequence[BatchRow], limits: BatchLimits) -> bool:
 
 
 def adapter_key(adapter: Adapter) -> str:
-    """What makes two adapters the same weights: the digest; without one, the folder and when its files changed."""
+    """Identity of an adapter's weights: its digest; without one, the folder and the times of its files."""
     if adapter.spec.digest:
         return adapter.spec.digest
     files = sorted(p for p in adapter.path.glob("*") if p.is_file())
@@ -170,8 +173,8 @@ def adapter_key(adapter: Adapter) -> str:
 class WaitingRows:
     """The queue between the event loop and the worker thread.
 
-    Rows that come together should run together, for the next batch starts only when this one has ended. So a batch that
-    is not full waits for the rows that are on their way, and a moment for others.
+    Rows that arrive together should run together, because the next batch starts only after this one. So a batch that is
+    not full waits for rows being prepared, and briefly for others.
 
     Args:
         n_full: enough rows for a batch.
@@ -188,7 +191,7 @@ class WaitingRows:
 
     @contextmanager
     def expecting(self) -> Iterator[None]:
-        """A row is being prepared and will be put, or given up, inside this block."""
+        """Announce a row that is prepared, and put or abandoned, inside this block."""
         self._expect(1)
         try:
             yield
@@ -201,7 +204,7 @@ class WaitingRows:
             self._changed.notify()
 
     def put(self, row: BatchRow) -> bool:
-        """Add a row; `False` when the queue is closed."""
+        """Add a row; returns False if the queue is closed."""
         with self._changed:
             if not self._closed:
                 self._rows.append(row)
@@ -209,13 +212,13 @@ class WaitingRows:
             return not self._closed
 
     def close(self) -> None:
-        """Take no more rows; `take` gives what is there, then nothing."""
+        """Accept no more rows; `take` returns the remaining ones, then nothing."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
     def take(self, limits: Callable[[], BatchLimits]) -> list[BatchRow]:
-        """Wait for rows and take a batch of them; empty when the queue is closed and empty."""
+        """Wait for rows and return a batch; an empty one if the queue is closed and empty."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: bool(self._rows) or self._closed)
@@ -229,7 +232,7 @@ class WaitingRows:
                     return []
 
     def abandon(self) -> list[BatchRow]:
-        """Close, and take all that waits out."""
+        """Close, and return all waiting rows."""
         self.close()
         with self._changed:
             rows, self._rows = self._rows, []

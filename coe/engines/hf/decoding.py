@@ -1,7 +1,7 @@
 """The decoding loop of a batch: one token a step for every row that is not finished.
 
-transformers prepares the inputs and the cache, then hands over (`generate(custom_generate=...)`). Its own loop computes
-finished rows until the last row of the batch ends; answers of different lengths make that most of the work.
+transformers prepares the inputs and the cache, then calls this loop (`generate(custom_generate=...)`). Its own loop
+computes finished rows until the last row of the batch ends; answers of different lengths make that most of the work.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Decoding:
-    """A `custom_generate` of transformers for the rows of one batch. Text goes to the readers after every step.
+    """A `custom_generate` of transformers for the rows of one batch. Readers get text after every step.
 
     Args:
         rows: in the order of the prompts.
-        on_kept: called with the positions of the rows that stay, whenever finished rows leave the batch.
+        on_kept: called with the positions of the remaining rows, whenever finished rows leave the batch.
     """
 
     def __init__(self, rows: Sequence[BatchRow], on_kept: Callable[[Sequence[int]], None]) -> None:
@@ -45,7 +45,7 @@ class Decoding:
             inputs: what transformers prepared: attention mask, positions, cache.
 
         Returns:
-            (n_left, n_tokens + n_new) tokens of the rows that stayed until the end.
+            (n_left, n_tokens + n_new) tokens of the rows that remained until the end.
         """
         n_new = None  # all tokens of the prompt first
         while True:
@@ -65,7 +65,7 @@ class Decoding:
         deliver(self._rows)
 
     def _drop_finished(self, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """The same without the finished rows, where the cache can do without them."""
+        """The tokens and inputs without the finished rows, if the cache supports that."""
         kept = [i for i, row in enumerate(self._rows) if not row.done]
         if len(kept) == len(self._rows) or not _is_selectable(inputs):
             return input_ids, inputs
@@ -76,7 +76,7 @@ class Decoding:
 
 
 def _forward(model: Any, input_ids: Tensor, inputs: dict[str, Any], n_new: int | None) -> tuple[Tensor, dict[str, Any]]:
-    """Scores of the next token, (n_rows, n_vocabulary) float32, and the inputs of the step after this one."""
+    """Scores of the next token, (n_rows, n_vocabulary) float32, and the inputs of the next step."""
     import torch
 
     first = n_new is None
@@ -85,7 +85,7 @@ def _forward(model: Any, input_ids: Tensor, inputs: dict[str, Any], n_new: int |
     )
     output = model(**prepared, return_dict=True)
     following = model._update_model_kwargs_for_generation(output, inputs)
-    # A copy, so that the scores of a whole prompt can go.
+    # A copy, so that the scores of a whole prompt are freed.
     return output.logits[:, -1].to(copy=True, dtype=torch.float32), following
 
 
@@ -96,11 +96,11 @@ def _append(input_ids: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _is_selectable(inputs: Mapping[str, Any]) -> bool:
-    """Whether rows can leave: the cache holds keys and values by row and nothing else, and so do the other inputs."""
+    """Whether rows can leave: the cache holds nothing but keys and values by row, and the inputs are by row."""
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
     cache, positions = inputs.get("past_key_values"), inputs.get("position_ids")
-    by_row = positions is None or positions.ndim == 2  # models of images and video have a leading axis of their own
+    by_row = positions is None or positions.ndim == 2  # image and video models have an additional leading axis
     return (
         by_row
         and isinstance(cache, DynamicCache)

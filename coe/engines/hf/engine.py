@@ -19,7 +19,7 @@ _CACHE_SHARE: Final = 0.6
 
 
 class HFEngine:
-    """Loads causal language models with transformers; LoRA adapters come with the requests.
+    """Loads causal language models with transformers; LoRA adapters are loaded with requests.
 
     Args:
         device: `auto` (CUDA, else MPS, else CPU) or a torch device.
@@ -56,7 +56,7 @@ class HFEngine:
         """Bytes of the weights in the engine's dtype.
 
         Raises:
-            WeightsError: the spec says neither parameters nor size.
+            WeightsError: the spec states neither parameters nor size.
         """
         itemsize = choose_dtype(self._dtype, choose_device(self._device)).itemsize
         if spec.parameters_total is not None:
@@ -89,7 +89,7 @@ class HFEngine:
         return load_model(spec.name, path, device, dtype)
 
     async def unload(self, expert: Expert) -> None:
-        """Wait for the answers under way, stop the worker thread and free the memory."""
+        """Wait for running answers, stop the worker thread and free the memory."""
         if not isinstance(expert, HFExpert):
             raise TypeError(f"{expert!r} was not loaded by this engine")
         await expert.close()

@@ -1,4 +1,4 @@
-"""HFExpert: one resident model that batches within itself, on one worker thread."""
+"""HFExpert: one resident model, which batches its requests on one worker thread."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class HFExpert:
     cancelled ends at once for its reader and leaves the batch; the batch ends with its last row.
 
     Args:
-        spec: what it is.
+        spec: the expert.
         loaded: the model, its tokenizer and limits.
         max_batch: most rows of a batch.
         max_adapters: most adapters kept on the model.
-        cache_bytes: how many bytes the key-value cache of a batch may take now.
+        cache_bytes: bytes that the key-value cache of a batch may take now.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class HFExpert:
         self._thread.start()
 
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
-        """Yield the answer's text as it comes; see `Expert.generate`. Usage counts every token, an end token too."""
+        """Yield the answer as it is generated; see `Expert.generate`. Usage counts all tokens, an end token too."""
         with self._waiting.expecting():
             row = await asyncio.to_thread(self._prepare, request, adapter, asyncio.get_running_loop())
             if not self._waiting.put(row):
@@ -75,7 +75,7 @@ class HFExpert:
             row.cancelled = True
 
     async def close(self) -> None:
-        """Answer what was asked, take no more, and let go of the weights."""
+        """Finish the accepted requests, accept no more, and free the weights."""
         self._waiting.close()
         await asyncio.to_thread(self._thread.join)
         self._loaded = None
@@ -84,7 +84,7 @@ class HFExpert:
     def _gone(self) -> EngineError:
         return EngineError(f"{self.spec.name!r} was unloaded: load it again")
 
-    # In the asking thread
+    # In the caller's thread
 
     def _prepare(self, request: GenerateRequest, adapter: Adapter | None, loop: asyncio.AbstractEventLoop) -> BatchRow:
         loaded = self._loaded
@@ -112,7 +112,7 @@ class HFExpert:
         return self._styles[key]
 
     def _bounded(self, request: GenerateRequest, n_prompt: int, name: str, adapter: Adapter | None) -> GenerateRequest:
-        """The request with its limit of new tokens settled."""
+        """The request with its limit of new tokens set."""
         limit = self.context_length
         if adapter and adapter.spec.context_length:
             limit = min(limit, adapter.spec.context_length)
@@ -125,7 +125,7 @@ class HFExpert:
         try:
             while rows := self._waiting.take(self._limits):
                 self._run(rows)
-        except Exception as error:  # a lost device, say: whoever waits must hear of it
+        except Exception as error:  # such as a lost device: all waiting requests must fail
             lost = [*rows, *self._waiting.abandon()]
             cause = EngineError(
                 f"the worker of {self.spec.name!r} ended: {type(error).__name__}: {error}; load it again"
@@ -135,7 +135,7 @@ class HFExpert:
             deliver(lost)
 
     def _limits(self) -> BatchLimits:
-        assert self._loaded is not None  # given up only after this thread has ended
+        assert self._loaded is not None  # freed only after this thread has ended
         return BatchLimits(
             rows=self.capacity,
             adapters=self._max_adapters,
@@ -151,7 +151,7 @@ class HFExpert:
         deliver(rows)
 
     def _acquire(self, row: BatchRow, rows: Sequence[BatchRow]) -> None:
-        """Load the row's adapter where needed; a row whose adapter cannot be loaded fails alone."""
+        """Load the adapter of a row; if that fails, only this row does."""
         if row.adapter is None:
             return
         try:
@@ -161,7 +161,7 @@ class HFExpert:
             row.fail(error)
 
     def _generate_or_split(self, rows: Sequence[BatchRow]) -> None:
-        """Where memory runs out before the first token, half as many rows may fit."""
+        """If memory runs out before the first token, try half as many rows."""
         if not self._attempt(rows):
             half = len(rows) // 2
             self._generate_or_split(rows[:half])

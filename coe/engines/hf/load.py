@@ -1,4 +1,4 @@
-"""Loading a causal model for `hf`: where it goes, whether it fits, and what its files may not do."""
+"""Loading a causal model for `hf`: device, dtype, memory check, and safe reading of its files."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _LOW_MEMORY_TEXTS: Final = ("out of memory", "not enough memory", "can't allocat
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in memory and what is needed to talk to it.
+    """A model in memory, with its tokenizer and limits.
 
     Attributes:
         model: a transformers causal language model, in evaluation mode.
         tokenizer: its tokenizer.
         eos: token ids that end an answer, from the generation config, the config and the tokenizer.
         context_length: tokens of prompt and answer together.
-        cache_bytes_per_token: bytes that a token of one row takes in the key-value cache.
+        cache_bytes_per_token: bytes of one token of one row in the key-value cache.
     """
 
     model: Any
@@ -38,7 +38,7 @@ class LoadedModel:
 
 
 def choose_device(device: str) -> str:
-    """`auto` is CUDA, else Apple's MPS, else the CPU; anything else is taken as a torch device.
+    """`auto` is CUDA, else Apple's MPS, else the CPU; any other value is a torch device.
 
     Raises:
         ConfigError: this machine has no such device.
@@ -50,12 +50,12 @@ def choose_device(device: str) -> str:
         return next(name for name in ("cuda", "mps", "cpu") if there[name])
     if not there.get(device.partition(":")[0], False):
         usable = ", ".join(name for name, is_there in there.items() if is_there)
-        raise ConfigError(f"device {device!r} is not there; this machine has: {usable} ('auto' chooses)")
+        raise ConfigError(f"device {device!r} is not available; this machine has: {usable} ('auto' chooses)")
     return device
 
 
 def choose_dtype(dtype: str, device: str) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware computes in it, else float16 on an accelerator and float32 on a CPU.
+    """`auto` is bfloat16 if the hardware supports it, else float16 on an accelerator and float32 on a CPU.
 
     Raises:
         ConfigError: no such dtype.
@@ -75,7 +75,7 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
 
 
 def free_bytes(device: str) -> int:
-    """Bytes that can still be taken on a device; Apple's accelerators share the host's memory."""
+    """Free bytes of a device; Apple's accelerators share the host's memory."""
     if device.startswith("cuda"):
         import torch
 
@@ -86,7 +86,7 @@ def free_bytes(device: str) -> int:
 
 
 def require_memory(name: str, needed: int, device: str, free: Callable[[str], int] = free_bytes) -> None:
-    """Raises OutOfMemory where the device has less than `needed` bytes free."""
+    """Raises OutOfMemory if the device has less than `needed` bytes free."""
     available = free(device)
     if needed > available:
         raise OutOfMemory(
@@ -103,7 +103,7 @@ def load_model(name: str, path: Path, device: str, dtype: torch.dtype) -> Loaded
         OutOfMemory: memory ran out while loading.
     """
     if not (path / "config.json").is_file():
-        raise WeightsError(f"{name!r}: {path} has no config.json: it is not the folder of a model")
+        raise WeightsError(f"{name!r}: {path} has no config.json, so it is not the folder of a model")
     if (path / "adapter_config.json").exists():
         raise WeightsError(f"{name!r}: {path} holds an adapter: register it with kind 'adapter' and its base")
     with translate(f"{name!r} cannot be loaded from {path}", WeightsError):
@@ -137,7 +137,7 @@ def _load(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel
 
 
 def copy_before_head(model: Any) -> None:
-    """Give the head a copy of the last position's hidden states, which come as a strided slice.
+    """Give the head a contiguous copy of the last position's hidden states, which are a strided slice.
 
     torch on a CPU multiplies a slice with the head hundreds of times slower in bfloat16 than a copy
     (`benchmarks/head_slice.py`).
@@ -148,7 +148,7 @@ def copy_before_head(model: Any) -> None:
 def _describe(model: Any, tokenizer: Any) -> LoadedModel:
     text = model.config.get_text_config()
     eos = _ids(model.generation_config.eos_token_id) | _ids(text.eos_token_id) | _ids(tokenizer.eos_token_id)
-    # What a repository recommends for sampling must not change what a request asks for.
+    # Sampling defaults of a repository must not change what a request specifies.
     model.generation_config = type(model.generation_config)()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -169,7 +169,7 @@ def _ids(value: int | list[int] | None) -> frozenset[int]:
 
 @contextmanager
 def _quiet_progress() -> Iterator[None]:
-    """No bars of transformers' own: the program that loads shows its progress."""
+    """Hide the progress bars of transformers: the caller shows its own progress."""
     from transformers.utils import logging as module
 
     logging: Any = module
@@ -184,20 +184,20 @@ def _quiet_progress() -> Iterator[None]:
 
 @contextmanager
 def translate(what: str, error_class: type[EngineError]) -> Iterator[None]:
-    """Turn what torch, transformers and safetensors raise into `error_class`, or OutOfMemory where that was it."""
+    """Raise `error_class`, or OutOfMemory if memory ran out, for errors of torch, transformers and safetensors."""
     try:
         yield
     except CoeError:
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            clear_frames(error.__traceback__)  # which hold the tensors that did not fit
+            clear_frames(error.__traceback__)  # they hold the tensors that did not fit
             raise OutOfMemory(f"{what}: memory ran out ({error})") from error
         raise error_class(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; torch says so on a CPU only in the text of a RuntimeError."""
+    """Whether memory ran out; on a CPU, torch reports that only in the text of a RuntimeError."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

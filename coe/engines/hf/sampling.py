@@ -1,4 +1,4 @@
-"""Temperature, top-p and seed for each row of a batch, whatever shares it."""
+"""Temperature, top-p and seed for each row, whatever else is in its batch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CANDIDATES: Final = 512
-"""Best tokens looked at before all are sorted: sorting a vocabulary can cost more than a small model's forward."""
+"""Best tokens considered before all are sorted: sorting a vocabulary can cost more than a small model's forward."""
 
 
 @dataclass(slots=True)
 class Sampling:
-    """How one row samples. A row's draws depend on its seed only, one draw a token."""
+    """How one row samples: one draw per token, from the row's seed alone."""
 
     temperature: float
     top_p: float

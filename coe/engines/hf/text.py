@@ -1,4 +1,4 @@
-"""Tokens to text while they arrive: whole characters only, and never a piece of a stop string."""
+"""Tokens to text as they are generated: whole characters only, and never part of a stop string."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 _UNFINISHED: Final = "\ufffd"
-"""What a decoder shows for bytes that are no whole UTF-8 character (yet)."""
+"""What a decoder returns for bytes that are not (yet) a whole UTF-8 character."""
 _WINDOW: Final = 64
-"""Tokens without a character boundary after which their bytes count as invalid for good."""
+"""Tokens without a character boundary after which their bytes count as invalid."""
 
 
 class TextStream:
     """Incremental detokenisation of one answer.
 
-    Only a window of recent tokens is decoded at each step. It keeps the tokens of the step before as context, since
-    tokenizers of the SentencePiece kind decode the first token of a text otherwise than a later one. All pieces joined
-    equal the whole answer decoded at once, up to the first stop string.
+    Each step decodes only a window of recent tokens. It includes the tokens of the previous step as context, since
+    SentencePiece tokenizers decode the first token of a text differently from later ones. All pieces joined equal the
+    complete answer decoded at once, up to the first stop string.
 
     Args:
         decode: token ids -> text, special tokens left out.
-        stop: strings that end the answer and are not part of it.
+        stop: strings that end the answer, and are not part of it.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
@@ -34,7 +34,7 @@ class TextStream:
 
     @property
     def watches(self) -> bool:
-        """Whether there are stop strings, so that every token must be looked at."""
+        """Whether there are stop strings, so that every token must be decoded."""
         return bool(self._stop)
 
     def push(self, token: int) -> None:
@@ -42,10 +42,10 @@ class TextStream:
         self._window.append(token)
 
     def take(self, *, last: bool = False) -> str:
-        """The text that may be shown now; sets `stopped` when a stop string is complete.
+        """The text that may be shown now; sets `stopped` if a stop string is complete.
 
         Args:
-            last: nothing follows: give what was held back, unfinished characters included.
+            last: no tokens follow: return what was held back, unfinished characters included.
         """
         if self.stopped:
             return ""
@@ -78,7 +78,7 @@ class TextStream:
         return min((at for at in map(self._held.find, self._stop) if at >= 0), default=None)
 
     def _n_maybe_stop(self) -> int:
-        """Length of the longest end of the held text that a stop string starts with."""
+        """Length of the longest suffix of the held text that is a prefix of a stop string."""
         longest = max((len(s) for s in self._stop), default=1) - 1
         sizes = range(min(longest, len(self._held)), 0, -1)
         return next((n for n in sizes if any(s.startswith(self._held[-n:]) for s in self._stop)), 0)

@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 _NO_KEY: Final = "none"
-"""Sent to endpoints that ask for no key: the client refuses to do without one."""
+"""Sent to endpoints without a key: the client requires one."""
 _CHARACTERS_PER_TOKEN: Final = 4
 _REASONS: Final[dict[str, FinishReason]] = {"stop": "stop", "length": "length", "tool_calls": "stop"}
 
 
 @dataclass(frozen=True, slots=True)
 class RetrySettings:
-    """How long to wait for an endpoint, and how often to try.
+    """Timeouts and retries of calls to an endpoint.
 
     Attributes:
-        timeout_s: seconds without any byte before an answer counts as lost.
+        timeout_s: seconds without any byte after which an answer counts as lost.
         connect_s: seconds to connect.
-        retries: tries after the first, before the first text only: text that was shown is never asked for twice.
-        backoff_s: mean wait before the second try; it doubles. An endpoint's Retry-After goes before it.
+        retries: retries of a call that failed before its first text; streamed text is never requested again.
+        backoff_s: mean wait before the first retry; it doubles. An endpoint's Retry-After takes precedence.
     """
 
     timeout_s: float
@@ -43,12 +43,12 @@ class RetrySettings:
 
 
 class RemoteEngine:
-    """Answers come from endpoints; nothing is resident here, so experts cost no memory.
+    """Generates through endpoints. Nothing is resident, so experts take no memory.
 
     Args:
         timeout_s, retries, connect_s, backoff_s: see `RetrySettings`.
         capacity: requests in flight at one endpoint.
-        environ: where keys are looked up.
+        environ: has the keys.
     """
 
     capabilities: Final = Capabilities(streaming=True)
@@ -74,17 +74,17 @@ class RemoteEngine:
         return 0
 
     async def load(self, spec: ExpertSpec, path: Path) -> RemoteExpert:
-        """Make a client for the endpoint; nothing is sent, and `path` is not looked at.
+        """Create a client for the endpoint. Nothing is sent, and `path` is not read.
 
         Raises:
-            ConfigError: the environment variable that should hold the key is not set.
+            ConfigError: the environment variable for the key is not set.
         """
         from openai import AsyncOpenAI, Timeout
 
         client = AsyncOpenAI(
             base_url=spec.source,
             api_key=self._key(spec),
-            max_retries=0,  # retried here, where it is known whether text was shown
+            max_retries=0,  # retried here, which knows whether text was streamed
             timeout=Timeout(self._retry.timeout_s, connect=self._retry.connect_s),
         )
         return RemoteExpert(spec, client, self._capacity, self._retry)
@@ -94,7 +94,7 @@ class RemoteEngine:
             return _NO_KEY
         if not (key := self._environ.get(spec.api_key_env, "").strip()):
             raise ConfigError(
-                f"{spec.name!r} needs a key: set the environment variable {spec.api_key_env} to one of {spec.source}"
+                f"{spec.name!r} needs a key: set the environment variable {spec.api_key_env} to a key of {spec.source}"
             )
         return key
 
@@ -106,7 +106,7 @@ class RemoteEngine:
 
 
 class RemoteExpert:
-    """An expert behind an endpoint. Closing an answer's iterator closes its HTTP stream."""
+    """An expert behind an endpoint. Closing the iterator of an answer closes its HTTP stream."""
 
     def __init__(self, spec: ExpertSpec, client: AsyncOpenAI, capacity: int, retry: RetrySettings) -> None:
         self.spec = spec
@@ -115,24 +115,24 @@ class RemoteExpert:
         self._retry = retry
 
     async def close(self) -> None:
-        """Close the client; answers under way end with an error."""
+        """Close the client; running answers end with an error."""
         if self._client is not None:
             client, self._client = self._client, None
             await client.close()
 
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
-        """Yield the answer as it comes; see `Expert.generate`.
+        """Yield the answer as it is received; see `Expert.generate`.
 
-        An endpoint that reports no usage is counted at one token for four characters, rounded up.
+        If the endpoint reports no usage, it is estimated at one token per four characters, rounded up.
 
         Raises:
-            RemoteError: the endpoint failed; `retryable` says whether trying again makes sense.
-            InvalidRequest: the endpoint refuses the request, or an adapter was given.
+            RemoteError: the endpoint failed; `retryable` if the same request may succeed later.
+            InvalidRequest: the endpoint rejects the request, or an adapter was given.
         """
         if adapter is not None:
             raise InvalidRequest(
                 f"{self.spec.name!r} is remote and takes no adapters: serve {adapter.spec.name!r} there under its own "
-                "name and register that"
+                "name, and register it as a remote expert"
             )
         answer = await self._start(request)
         try:
@@ -146,7 +146,7 @@ class RemoteExpert:
             await answer.close()
 
     async def _start(self, request: GenerateRequest) -> _Answer:
-        """An answer whose first text has come; until then, failures that may pass are tried again."""
+        """An answer with its first text; transient failures before it are retried."""
         from stamina import AsyncRetryingCaller
 
         settings = self._retry
@@ -172,7 +172,7 @@ class RemoteExpert:
 
 
 async def _open(client: AsyncOpenAI, spec: ExpertSpec, request: GenerateRequest) -> Any:
-    # Compatible servers know `max_tokens`; OpenAI's own newer models take only the new name.
+    # Compatible servers accept `max_tokens`; OpenAI's newer models only the new name.
     host = urlsplit(spec.source).hostname or ""
     limit = "max_completion_tokens" if host.endswith(".openai.com") and request.messages else "max_tokens"
     options: dict[str, Any] = {
@@ -193,7 +193,7 @@ async def _open(client: AsyncOpenAI, spec: ExpertSpec, request: GenerateRequest)
 
 
 class _Answer:
-    """An HTTP stream read event by event."""
+    """The state of one streamed answer, read event by event."""
 
     def __init__(self, spec: ExpertSpec, stream: Any) -> None:
         self._spec = spec
@@ -206,7 +206,7 @@ class _Answer:
         self._n_characters = 0
 
     async def read(self) -> None:
-        """Read on until there is text, or the end."""
+        """Read events until there is text, or the stream ends."""
         while not self._text and not self._over:
             event = await anext(self._events, None)
             if event is None:
@@ -215,7 +215,7 @@ class _Answer:
                 self._note(event)
 
     def take(self) -> str | None:
-        """The text read, taken out; `None` at the end."""
+        """The text read since the last call; `None` at the end."""
         text, self._text = self._text, ""
         return text if text or not self._over else None
 
@@ -231,10 +231,11 @@ class _Answer:
         self._over = True
         if self._reason is None:
             raise RemoteError(
-                f"{self._spec.name!r} ({self._spec.source}) closed the stream before the answer ended", retryable=True
+                f"{self._spec.name!r} ({self._spec.source}) closed the stream before its end",
+                retryable=True,
             )
         if self._reason not in _REASONS:
-            raise RemoteError(f"{self._spec.name!r} ({self._spec.source}) ended the answer: {self._reason}")
+            raise RemoteError(f"{self._spec.name!r} ({self._spec.source}) ended with finish_reason {self._reason!r}")
 
     def reason(self) -> FinishReason:
         return _REASONS[self._reason or ""]

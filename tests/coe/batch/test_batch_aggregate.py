@@ -66,7 +66,7 @@ def test_a_batch_answers_as_online_with_the_same_notes_and_bill(place: Path) -> 
             answer.usage.completion_tokens,
         )
         assert (row["cost_usd"], tuple(row["notes"])) == (answer.cost_usd, answer.notes), name
-    failed = "flaky failed: EngineError: 'flaky' failed after 0 tokens, as its source 'fake://fail' says"
+    failed = "flaky failed: EngineError: 'flaky' failed after 0 tokens, as its source 'fake://fail' specifies"
     assert rows["plain"]["notes"] == [failed] and rows["plain"]["answer"].startswith(
         "say 1\n\nExperts answered:\n1. say 1"
     )

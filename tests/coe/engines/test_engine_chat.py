@@ -79,7 +79,7 @@ def test_messages_without_any_template_are_refused_with_what_to_do(adding: Any) 
     ],
 )
 def test_templates_that_refuse_or_break_or_reach_out_are_a_clear_error(tokenizer: Any, template: str) -> None:
-    with pytest.raises(InvalidRequest, match="the chat template of 'e' refuses these messages"):
+    with pytest.raises(InvalidRequest, match="the chat template of 'e' rejects these messages"):
         encode_messages(tokenizer, HI, template=template, expert="e")
 
 
@@ -104,7 +104,7 @@ def test_only_tokens_that_exist_end_an_answer(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "match"), [("{", "cannot be read"), ("[]", "not a JSON object"), ('{"chat_template": []}', "one jinja")]
+    ("content", "match"), [("{", "cannot be read"), ("[]", "not a JSON object"), ('{"chat_template": []}', "one Jinja")]
 )
 def test_a_style_that_cannot_be_read_is_a_weights_error(tmp_path: Path, content: str, match: str) -> None:
     (tmp_path / "tokenizer_config.json").write_text(content)

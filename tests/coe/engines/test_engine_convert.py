@@ -142,7 +142,7 @@ def test_a_folder_of_something_else_is_left_alone(gguf: Path, tmp_path: Path) ->
     out = tmp_path / "precious"
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
-    with pytest.raises(WeightsError, match="is no conversion of a GGUF file"):
+    with pytest.raises(WeightsError, match="is not a conversion of a GGUF file"):
         convert_gguf(gguf, out)
     assert (out / "thesis.txt").read_text() == "mine"
 
@@ -158,7 +158,7 @@ def test_an_unsupported_architecture_is_refused_with_the_list(tmp_path: Path) ->
 @pytest.mark.parametrize("keep", [0, 3, 100, -1])
 def test_a_truncated_file_is_refused(gguf: Path, tmp_path: Path, keep: int) -> None:
     gguf.write_bytes(gguf.read_bytes()[:keep])
-    with pytest.raises(WeightsError, match="not a whole GGUF file"):
+    with pytest.raises(WeightsError, match="not a complete GGUF file"):
         convert_gguf(gguf, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -167,7 +167,7 @@ def test_a_file_that_is_not_there_or_not_gguf_is_refused(tmp_path: Path) -> None
     with pytest.raises(WeightsError, match="is not a file"):
         convert_gguf(tmp_path / "nowhere.gguf", tmp_path / "out")
     (tmp_path / "text.gguf").write_text("This is no model." * 10)
-    with pytest.raises(WeightsError, match="not a whole GGUF file"):
+    with pytest.raises(WeightsError, match="not a complete GGUF file"):
         convert_gguf(tmp_path / "text.gguf", tmp_path / "out")
 
 

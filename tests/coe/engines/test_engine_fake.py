@@ -112,7 +112,7 @@ async def test_failures_are_injected_where_the_source_says() -> None:
         await say("fake://fail?after=9", ask("a"))
     with pytest.raises(WeightsError, match="failed to load"):
         await say("fake://fail?at=load", ask("a"))
-    with pytest.raises(WeightsError, match="no fake expert; there are: fake://echo"):
+    with pytest.raises(WeightsError, match="not a fake expert; there are: fake://echo"):
         await say("fake://ehco", ask("a"))
 
 

@@ -257,7 +257,7 @@ async def test_a_queue_closed_under_way_refuses(expert: HFExpert) -> None:
 
 async def test_what_does_not_fit_the_context_is_refused_before_generating(engine: HFEngine, tiny: Path) -> None:
     expert = await engine.load(model_spec(tiny, context_length=9999), tiny)
-    with pytest.raises(ContextLengthExceeded, match=f"{CONTEXT} are asked for, but 'tiny' has a context of {CONTEXT}"):
+    with pytest.raises(ContextLengthExceeded, match=f"max_tokens is {CONTEXT}, but 'tiny' has a context of {CONTEXT}"):
         await say(expert, ask(max_tokens=CONTEXT))
     with pytest.raises(ContextLengthExceeded) as info:
         await say(expert, ask("q" * 600, max_tokens=1))

@@ -155,7 +155,7 @@ SPOILT: list[tuple[str, Callable[[Path], None], str]] = [
     ("other method", edit(peft_type="PREFIX_TUNING"), "peft_type 'PREFIX_TUNING'"),
     ("dora", edit(use_dora=True), "sets use_dora"),
     ("activated", edit(alora_invocation_tokens=[1], task_type="CAUSAL_LM"), "sets alora_invocation_tokens"),
-    ("changed base", edit(init_lora_weights="pissa"), "on a base changed for it: convert it"),
+    ("changed base", edit(init_lora_weights="pissa"), "which modifies the base: convert it"),
     ("whole modules", edit(modules_to_save=["lm_head"]), "sets modules_to_save"),
     ("no weights", lambda f: (f / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
     ("pickle", pickle_instead, "only LoRA adapters in safetensors"),

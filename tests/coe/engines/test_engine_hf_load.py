@@ -137,7 +137,7 @@ def test_a_device_is_chosen_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [machine(True, True), machine(False, True), machine(False, False)] == ["cuda", "mps", "cpu"]
     assert choose_device("cpu") == "cpu"
     for device in ("cuda:1", "mps", "tpu"):
-        with pytest.raises(ConfigError, match=f"{device!r} is not there; this machine has: cpu"):
+        with pytest.raises(ConfigError, match=f"{device!r} is not available; this machine has: cpu"):
             choose_device(device)
 
 

@@ -28,8 +28,8 @@ from routers.selectors import TopK
 QUESTION: list[Any] = [{"role": "user", "content": "hello upper world"}]
 """`upper` is the best at it, then echo, short, broken, half, unloadable."""
 FAILED = (
-    "broken failed: EngineError: 'broken' failed after 0 tokens, as its source 'fake://fail' says",
-    "half failed: EngineError: 'half' failed after 2 tokens, as its source 'fake://fail?after=2' says",
+    "broken failed: EngineError: 'broken' failed after 0 tokens, as its source 'fake://fail' specifies",
+    "half failed: EngineError: 'half' failed after 2 tokens, as its source 'fake://fail?after=2' specifies",
     "unloadable failed: WeightsError",
 )
 SHOWN = synthesis(
