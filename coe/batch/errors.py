@@ -6,7 +6,7 @@ from coe.errors import CoeError
 
 
 class BatchError(CoeError):
-    """The batch cannot run, or cannot go on; the message says what to do."""
+    """The batch cannot start or continue; the message says what to do."""
 
     code = "batch_failed"
 

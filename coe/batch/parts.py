@@ -164,7 +164,7 @@ def step_part(job: Job, part: int, stage: int) -> PlannedPart:
         outcomes = _outcomes(folder, earlier, about.units)
         for number, mine in outcomes.items():
             following = step(rows[number], composition_of(rows[number]), done[number])
-            assert isinstance(following, tuple)  # it was asked, and the same is asked again
+            assert isinstance(following, tuple)  # steps are pure: the same calls as before
             done[number] |= {call.id: mine[call.id] for call in following}  # in the order of the calls, as online
     assert about is not None
     return _plan(job, about, stage, rows, done)
@@ -242,7 +242,7 @@ def _plan(
         _write(job.folder, _calls(stage, about.part), CALLS, *groups, note=asdict(about))
     else:
         outcomes = (None if isinstance(following, tuple) else following for following in steps)
-        records = [result(row, outcome, said) for row, outcome, said in zip(rows, outcomes, done, strict=True)]
+        records = [result(row, outcome, calls) for row, outcome, calls in zip(rows, outcomes, done, strict=True)]
         records.sort(key=lambda record: (record["id"], record["line"]))
         write_run(job.folder, results_name(about.part), records, json.dumps(asdict(about)).encode())
     return about

@@ -114,8 +114,8 @@ def _show(planned: BatchPlan, record: Mapping[str, Any], *, to_stdout: bool) -> 
         out.print(line, highlight=False, soft_wrap=True)
     for residency in record["memory"]["too_large"]:
         needs, budget = planned.memory.needed(residency), record["memory"]["budget_bytes"]
-        told = f"{residency!r} needs {_size(needs)}, pins included; a host's budget is {_size(budget)}"
-        console.print(f"[bold red]error:[/] {told}: raise `host.budget`, or choose a smaller expert", highlight=False)
+        text = f"{residency!r} needs {_size(needs)}, pins included; a host's budget is {_size(budget)}"
+        console.print(f"[bold red]error:[/] {text}: raise `host.budget`, or choose a smaller expert", highlight=False)
 
 
 def _table(number: int, stage: Mapping[str, Any], sizes: Mapping[str, int | None]) -> Any:
@@ -168,8 +168,8 @@ def _notes(planned: BatchPlan, record: Mapping[str, Any]) -> Iterator[str]:
     for code, rows in sorted(record["errors"].items()):
         yield f"[yellow]{rows:,} rows will fail before any call: {code}[/]"
     if record["totals"]["too_long"]:
-        told = f"[yellow]{record['totals']['too_long']:,} calls may not fit the context of their expert[/]"
-        yield f"{told}, when the answers in their prompts are as long as allowed"
+        text = f"[yellow]{record['totals']['too_long']:,} calls may not fit the context of their expert[/]"
+        yield f"{text}, when the answers in their prompts are as long as allowed"
     budget = _size(record["memory"]["budget_bytes"])
     if record["hosts"] == 1:
         ahead = sum(stage["loads_ahead"] for stage in record["stages"])

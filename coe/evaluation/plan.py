@@ -160,7 +160,10 @@ def plan_run(
     else:
         chosen = [policies[name] if name in policies else _named(name, known) for name in dict.fromkeys(names)]
     if not chosen:
-        raise InvalidRequest("there is no expert to evaluate: register one (`coe registry apply`)")
+        raise InvalidRequest(
+            "no expert to evaluate: list one in the configuration's `experts` files, "
+            "or register one (`coe registry apply`)"
+        )
     specs = [spec for spec in chosen if isinstance(spec, ExpertSpec)]
     bases = {name: _named(name, known) for spec in specs for name in _parts(spec, known)}
     return EvaluationPlan(tuple(chosen), tuple(tasks), settings or Settings(), bases)

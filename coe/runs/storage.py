@@ -1,7 +1,7 @@
-"""Files by URL: local paths, and everything that fsspec knows. Written whole or not at all.
+"""Files by URL: local paths and everything that fsspec supports. Files are written whole or not at all.
 
-A local file is synced and renamed. Elsewhere a file is written under another name and moved, which stores without a
-rename (S3) do on their side: a process that is killed on the way leaves no file that could be taken for a whole one.
+A local file is synced and renamed. Elsewhere a file is written under another name and moved; stores without a rename
+(S3) copy it on the server. A process that is killed meanwhile leaves no half-written file under the final name.
 """
 
 from __future__ import annotations
@@ -21,51 +21,51 @@ from registry.storage import atomic_path
 
 _READ_AHEAD_BYTES = 2**20
 STAGED = ".part-"
-"""In the names of files that are still being written."""
+"""Part of the names of files that are being written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder at a URL. Plain data: it travels to other processes, which open it themselves."""
+    """A folder at a URL. Plain data, which other processes can open."""
 
     url: str
 
     @classmethod
     def of(cls, url: str) -> Folder:
-        """The folder at a local path or URL; relative paths are made absolute, since workers run elsewhere."""
+        """The folder at a local path or URL. Relative paths are made absolute, since workers run in other folders."""
         return cls(absolute(url))
 
     @property
     def local(self) -> Path | None:
-        """The path, where the folder is on a mounted disk."""
+        """The path of a folder on a mounted disk; None for other file systems."""
         fs, path = open_url(self.url)
         return Path(path) if isinstance(fs, LocalFileSystem) else None
 
     def at(self, name: str) -> str:
-        """The URL of a file or folder in here."""
+        """The URL of a file or folder in this folder."""
         return f"{self.url}/{name}"
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there, whole."""
+        """Whether the file or folder exists."""
         fs, path = open_url(self.at(name))
         fs.invalidate_cache()
         return bool(fs.exists(path))
 
     def names(self, folder: str) -> frozenset[str]:
-        """The names of the whole files under a folder in here, folders left out; none where it does not exist."""
+        """Names of the complete files under a folder in this folder; none if it does not exist."""
         fs, path = open_url(self.at(folder))
         fs.invalidate_cache()
         return frozenset(name for file in fs.find(path) if STAGED not in (name := file.rpartition("/")[2]))
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        """Read a file; it can be sought in."""
+        """Open a file for reading, with seek."""
         with open_file(self.at(name)) as file:
             yield file
 
     @contextmanager
     def write(self, name: str) -> Iterator[IO[bytes]]:
-        """Write a file that is there when the block ends, and not there if it fails."""
+        """Open a file for writing. It exists when the block ends, and does not if the block fails."""
         fs, path = open_url(self.at(name))
         if isinstance(fs, LocalFileSystem):
             with atomic_path(Path(path)) as staged, staged.open("wb") as file:
@@ -83,7 +83,7 @@ class Folder:
                 fs.rm_file(temporary)
 
     def remove(self, name: str) -> None:
-        """Remove a file or folder with all it holds, if it is there."""
+        """Remove a file, or a folder with its content, if it exists."""
         fs, path = open_url(self.at(name))
         fs.invalidate_cache()
         if fs.exists(path):
@@ -91,13 +91,13 @@ class Folder:
 
 
 def absolute(url: str) -> str:
-    """The same URL, or the absolute path of a local one."""
+    """The URL, or the absolute path of a local one."""
     fs, path = open_url(url)
     return path if isinstance(fs, LocalFileSystem) else url.rstrip("/")
 
 
 def open_url(url: str) -> tuple[Any, str]:
-    """The file system of a URL or local path, and the path on it. Raises StorageError where fsspec knows none."""
+    """The file system of a URL or local path, and the path on it. Raises StorageError if fsspec supports none."""
     try:
         fs, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
@@ -107,7 +107,7 @@ def open_url(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def open_file(url: str) -> Iterator[IO[bytes]]:
-    """Read the file at a URL; it can be sought in."""
+    """Open the file at a URL for reading, with seek."""
     fs, path = open_url(url)
     # Object stores read ahead, 50 MiB by default: too much for each of the many files that a merge has open.
     with fs.open(path, "rb", block_size=_READ_AHEAD_BYTES) as file:

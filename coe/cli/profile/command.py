@@ -209,10 +209,10 @@ def _try_aggregators(asking: Asking, trials: Sequence[Trial], names: list[str] |
     from coe.evaluation.plan import plan_run
 
     for trial in trials:
-        told = f"{trial.task.name}: {len(trial.task.rows)} questions to aggregate"
+        text = f"{trial.task.name}: {len(trial.task.rows)} questions to aggregate"
         if trial.no_right or trial.few_wrong:
-            told += f"; left out: {trial.no_right} without a right answer, {trial.few_wrong} with too few wrong ones"
-        console.print(told, highlight=False, soft_wrap=True)
+            text += f"; left out: {trial.no_right} without a right answer, {trial.few_wrong} with too few wrong ones"
+        console.print(text, highlight=False, soft_wrap=True)
     plan = plan_run(asking.place.snapshot.experts, [trial.task for trial in trials], names)
     report = asking.run(plan, "trial")
     results = aggregator_scores(report, trials)

@@ -34,8 +34,8 @@ def print_profiles(rows: Sequence[ProfileRow], *, kept: bool) -> None:
         table.add_row(expert, f"{total.n:,}", f"{total.accuracy:.1%}", strongest, weakest)
     stdout_console().print(table)
     sources = ", ".join(sorted({row.source for row in rows}))
-    told = "`coe registry show NAME` tells more" if kept else "not kept: the registry is in memory"
-    console.print(f"read from {sources}; {told}", highlight=False, markup=False, soft_wrap=True)
+    text = "`coe registry show NAME` shows more" if kept else "not kept: the registry is in memory"
+    console.print(f"read from {sources}; {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_aggregators(results: Sequence[AggregatorScore], best: BestAggregators, out: Console) -> None:
