@@ -7,8 +7,10 @@ the gguf package takes 20 s for a large vocabulary and trusts stated lengths.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -118,14 +120,17 @@ def _convert_into(gguf: Path, folder: Path, *, add_bos: bool, chat_template: str
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
+    from coe.engines.hf.load import quiet_progress
+
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent),
-            gguf_file=gguf.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-            local_files_only=True,
-        )
+        with quiet_progress(), _quiet_unpacking():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent),
+                gguf_file=gguf.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+                local_files_only=True,
+            )
         tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
     except (ValueError, KeyError, RuntimeError, NotImplementedError, ImportError) as error:
         raise WeightsError(f"{gguf} cannot be converted: {error}") from error
@@ -134,8 +139,21 @@ def _convert_into(gguf: Path, folder: Path, *, add_bos: bool, chat_template: str
         _prefix_bos(tokenizer)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = chat_template
-    model.save_pretrained(folder)
+    with quiet_progress():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _quiet_unpacking() -> Iterator[None]:
+    """No bar while transformers unpacks GGUF tensors; that bar ignores the setting of all its others."""
+    from transformers import modeling_gguf_pytorch_utils as module
+
+    bar, module.tqdm = module.tqdm, partial(module.tqdm, disable=True)
+    try:
+        yield
+    finally:
+        module.tqdm = bar
 
 
 def _forget_quantisation(model: Any) -> None:

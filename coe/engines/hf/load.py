@@ -114,7 +114,7 @@ def _load(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    with _quiet_progress():
+    with quiet_progress():
         config = AutoConfig.from_pretrained(path, **local)
         if "/" in str(getattr(config, "_attn_implementation", "")):
             raise WeightsError(f"{name!r}: config.json asks for attention code from a repository, which is never run")
@@ -168,7 +168,7 @@ def _ids(value: int | list[int] | None) -> frozenset[int]:
 
 
 @contextmanager
-def _quiet_progress() -> Iterator[None]:
+def quiet_progress() -> Iterator[None]:
     """Hide the progress bars of transformers: the caller shows its own progress."""
     from transformers.utils import logging as module
 

@@ -93,6 +93,12 @@ def test_the_folder_holds_the_weights_in_bf16_and_a_tokenizer(gguf: Path, tmp_pa
     assert said[-1] == f"wrote {out}"
 
 
+def test_no_bar_of_a_library_is_shown(gguf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    convert_gguf(gguf, tmp_path / "model")
+    shown = capfd.readouterr()
+    assert "%|" not in shown.out + shown.err
+
+
 def test_a_template_of_the_file_wins_and_no_bos_is_added_unasked(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
