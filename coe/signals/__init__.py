@@ -1,1 +1,1 @@
-"""Signals: features of a query that a router asks for, such as a model's hidden states or skill keywords."""
+"""Signals: features of a query that a router requires and an expert provides, such as hidden states or keywords."""

@@ -1,13 +1,14 @@
-"""Signals of an expert: what a model that is hosted anyway thinks or says of a prompt, as features for routers.
+"""Features that experts provide for routers.
 
-    keywords/<expert>      words: the skills that the query takes, as a chat expert names them (`coe.signals.keywords`)
+    keywords/<expert>      words: the skills that the query needs, named by a chat expert (`coe.signals.keywords`)
     hidden/<expert>        (2 h,) hidden states of the prompt's last token, in the middle and in the last layer
     uncertainty/<expert>   (4,) of the next token: entropy in nats, probability of the likeliest; of the prompt: mean
                            log-likelihood of its tokens, log of their number
 
-A router asks for them by name (`Router.requires`). `Signals.add_features` puts them beside a table, for training and
-evaluation, and keeps them on disk; `Filled` puts them into queries as they come. The expert is loaded beside the
-router, as its encoder is.
+A router lists the names that it requires (`Router.requires`). `Signals.add_features` adds them to an outcome table, for
+training and evaluation, and stores them on disk; `Filled` adds them to queries as they arrive. The expert is loaded in
+the process that routes, like the router's encoder. `Filled` is itself a router, so the same code serves online, in
+batches and in evaluation. Routers stay free of engines: they read `Query.features`.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ Progress = Callable[[int, int], None]
 
 
 class Signals:
-    """The signals that experts of a snapshot can give. Close it after use: it holds experts that it has asked.
+    """The signals that experts of a snapshot can provide. Close it after use: it keeps experts loaded.
 
     Args:
-        engines: settings of the engines that the experts run on.
-        readers: makes the reader of a model. keywords: makes the reader of a keyword expert.
+        engines: settings of the engines.
+        readers: creates the reader of a model. keywords: creates the reader of a keyword expert.
     """
 
     def __init__(
@@ -71,13 +72,13 @@ class Signals:
         self.close()
 
     def close(self) -> None:
-        """Unload the experts. Blocks until what they do is ended."""
+        """Unload the experts. Blocks until running calls end."""
         self._readers.clear()
         while self._keywords:
             self._keywords.popitem()[1].close()
 
     def check(self, names: Collection[str]) -> None:
-        """Raises ConfigError for a name that is no signal, or of an expert that is not there or cannot give it."""
+        """Raises ConfigError for a name that is not a signal, or whose expert is missing or cannot provide it."""
         for name in sorted(names):
             kind, _, expert = name.partition("/")
             if kind not in (HIDDEN, UNCERTAINTY, KEYWORDS) or not expert:
@@ -93,7 +94,7 @@ class Signals:
     def add_features(
         self, table: OutcomeTable, names: Collection[str], *, on_progress: Progress | None = None
     ) -> OutcomeTable:
-        """The table with those features beside it. What was read is on disk: an interrupted run goes on where it was.
+        """The table with these features. Values are stored on disk as they are read, so an interrupted run resumes.
 
         Raises:
             ConfigError: see `check`. WeightsError, OutOfMemory, EngineError: see the `read` of the readers.
@@ -107,18 +108,18 @@ class Signals:
             rows[expert] = np.stack([known[key] for key in keys])
         features |= {name: _part(name, rows) for name in names if not _is_words(name)}
         for expert in _experts(names, KEYWORDS):
-            asked = self._keyword_reader(expert)
-            words = _stored(asked.store(), asked.read_each, asked.at_once, table.prompts, on_progress)
+            words_of = self._keyword_reader(expert)
+            words = _stored(words_of.store(), words_of.read_each, words_of.at_once, table.prompts, on_progress)
             features[f"{KEYWORDS}/{expert}"] = tuple(words[key] for key in keys)
         return replace(table, features=features)
 
     def fill(self, queries: Sequence[Query], names: Collection[str]) -> list[Query]:
-        """The n queries with those features: vectors read afresh, keywords as they were when first read.
+        """The n queries with these features: vectors are computed, keywords read from disk after the first time.
 
-        A query whose keywords cannot be read has none, which is logged: its router goes on without.
+        A query whose keywords cannot be read gets none, with a warning in the log.
 
         Raises:
-            ConfigError: see `check`. WeightsError, OutOfMemory, EngineError: a model failed that gives vectors.
+            ConfigError: see `check`. WeightsError, OutOfMemory, EngineError: a model for hidden states failed.
         """
         self.check(names)
         texts = [query.text for query in queries]
@@ -147,7 +148,7 @@ class Signals:
 
 @dataclass(slots=True)
 class Filled:
-    """A router whose features are filled in as its queries come: to everybody else it needs none."""
+    """A router that adds the required features to its queries; to its callers it requires none."""
 
     router: Router
     signals: Signals
@@ -159,12 +160,12 @@ class Filled:
 
 
 def _unable(kind: str, spec: ExpertSpec) -> str:
-    """Why an expert cannot give signals of a kind; empty if it can."""
+    """Why an expert cannot provide signals of a kind; empty if it can."""
     if kind == KEYWORDS:
         chats = spec.kind in (Kind.MODEL, Kind.ADAPTER, Kind.REMOTE) and CHAT in spec.capabilities
-        return "" if chats else f"is no expert that chats (kind {spec.kind.value!r}), so it can name no keywords"
+        return "" if chats else f"is not a chat expert (kind {spec.kind.value!r}), so it cannot name keywords"
     has_weights = spec.kind is Kind.MODEL and engine_kind(spec) == "hf"
-    return "" if has_weights else "is no model with weights that are read here"
+    return "" if has_weights else "is not a model with local weights"
 
 
 def _is_words(name: str) -> bool:
@@ -172,7 +173,7 @@ def _is_words(name: str) -> bool:
 
 
 def _experts(names: Collection[str], *kinds: str) -> list[str]:
-    """The experts that give signals of these kinds."""
+    """The experts that provide signals of these kinds."""
     return sorted({expert for kind, _, expert in (name.partition("/") for name in names) if kind in kinds})
 
 
@@ -188,15 +189,15 @@ def _stored(
     on_progress: Progress | None = None,
     on_errors: Callable[[list[CoeError]], None] | None = None,
 ) -> dict[bytes, _V]:
-    """Digest of a text -> value, read where it is not stored yet, so many at once; none of a text that failed.
+    """Digest of a text -> value, from the store or read in groups of `at_once`; no entry for a text that failed.
 
     Raises:
-        CoeError: the first one, after the others were stored, where there is no `on_errors`.
+        CoeError: the first error of a group, after its other values were stored, unless `on_errors` is given.
     """
     keys = _digests(texts)
     known = store.get(keys)
     missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
-    todo = sorted(missing, key=lambda key: -len(missing[key]))  # texts of like length share a batch
+    todo = sorted(missing, key=lambda key: -len(missing[key]))  # texts of similar length share a batch
     for start in range(0, len(todo), at_once):
         some = todo[start : start + at_once]
         found = dict(zip(some, read([missing[key] for key in some]), strict=True))
@@ -214,7 +215,7 @@ def _stored(
 
 def _log_errors(expert: str, errors: list[CoeError]) -> None:
     _log.warning(
-        "%r could not name the keywords of %d queries, which are routed without; %s: %s",
+        "%r could not name the keywords of %d queries, which are routed without them; %s: %s",
         expert,
         len(errors),
         type(errors[0]).__name__,

@@ -1,7 +1,7 @@
-"""Hidden states and uncertainty: what a model makes of a prompt in one forward pass.
+"""Hidden states and uncertainty of a model, from one forward pass over a prompt.
 
-The model comes with the loader of the hf engine, in float32: so that a prompt has the same signals alone and in a
-batch, to rounding. Prompts are read raw, without a chat template, up to `MAX_TOKENS`.
+The model is loaded with the loader of the hf engine, in float32, so that a prompt has the same signals alone and in a
+batch, up to rounding. Prompts are read raw, without a chat template, up to `MAX_TOKENS`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from registry.storage import coe_home
 from routers.encoders.store import EmbeddingStore
 
 MAX_TOKENS: Final = 256
-"""Of a prompt; what follows is not read."""
+"""Of a prompt; the rest is not read."""
 N_UNCERTAINTY: Final = 4
-"""Columns of the uncertainty, after those of the hidden states."""
+"""Columns of the uncertainty, which follow those of the hidden states."""
 _FORMAT: Final = 1
 _TOKENS_AT_ONCE: Final = 1024
 _DTYPE: Final = "float32"
@@ -34,7 +34,7 @@ Vectors = NDArray[np.float32]
 
 
 class SignalReader:
-    """The model of one expert, loaded when it is first read with; safe to share between threads.
+    """Reads signals with the model of one expert, loaded on first use; safe to share between threads.
 
     Args:
         spec: of kind `model`.
@@ -43,7 +43,7 @@ class SignalReader:
     """
 
     at_once: Final = 64
-    """Texts that are read, and stored, together."""
+    """Texts read and stored together."""
 
     def __init__(self, spec: ExpertSpec, *, find: Callable[[ExpertSpec], Path] = locate, device: str = "auto") -> None:
         self.spec = spec
@@ -52,7 +52,7 @@ class SignalReader:
         self._loaded: LoadedModel | None = None
 
     def read(self, texts: Sequence[str]) -> Vectors:
-        """(n, 2 h + 4) of n texts: hidden states, then uncertainty.
+        """(n, 2 h + 4) for n texts: hidden states, then uncertainty.
 
         Raises:
             WeightsError, OutOfMemory: the model cannot be loaded. EngineError: it failed.
@@ -64,7 +64,7 @@ class SignalReader:
                 return _read(self._loaded, texts)
 
     def store(self) -> EmbeddingStore:
-        """Where the signals of tables are kept, by the model's digest."""
+        """The store on disk of signals that were read, keyed by the model's digest."""
         key = f"signals-{_FORMAT} {self.spec.digest or self.spec.ref} {MAX_TOKENS} {_DTYPE}"
         return EmbeddingStore(coe_home() / "signals" / f"{hashlib.sha256(key.encode()).hexdigest()}.sqlite")
 
@@ -90,11 +90,11 @@ def _read(loaded: LoadedModel, texts: Sequence[str]) -> Vectors:
 def _tokens(loaded: LoadedModel, text: str) -> list[int]:
     valid = text.encode("utf-8", "replace").decode("utf-8")  # JSON may carry lone surrogates
     ids: list[int] = loaded.tokenizer(valid, truncation=True, max_length=MAX_TOKENS)["input_ids"]
-    return ids or [min(loaded.eos, default=0)]  # something must be read
+    return ids or [min(loaded.eos, default=0)]  # a forward pass needs a token
 
 
 def _batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Rows of like length, of at most `_TOKENS_AT_ONCE` tokens with their padding."""
+    """Rows of similar length, at most `_TOKENS_AT_ONCE` tokens including padding."""
     order, start = sorted(range(len(ids)), key=lambda row: -len(ids[row])), 0
     while start < len(order):
         rows = order[start : start + max(1, _TOKENS_AT_ONCE // len(ids[order[start]]))]
@@ -103,7 +103,7 @@ def _batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 
 def _read_batch(model: Any, ids: Sequence[Sequence[int]]) -> Iterator[Vectors]:
-    """(2 h + 4,) of each row, padded on the right, where a causal model does not look."""
+    """(2 h + 4,) for each row. Padding is on the right, which a causal model does not attend to."""
     import torch
 
     width = max(map(len, ids))
@@ -119,7 +119,7 @@ def _read_batch(model: Any, ids: Sequence[Sequence[int]]) -> Iterator[Vectors]:
 
 
 def _log_probabilities(model: Any, states: Any) -> Any:
-    """(tokens, vocabulary) of the token after each position."""
+    """(tokens, vocabulary): log-probabilities of the token after each position."""
     import torch
 
     logits = model.get_output_embeddings()(states).float()

@@ -1,14 +1,14 @@
 """Keywords: the skills that a chat expert names for a query, after Symbolic-MoE (arXiv 2503.05641).
 
-As in the source the expert is asked five times at temperature 0.7 for the two to five skills, subjects or kinds of
-knowledge that a question takes; its answers, in the form "Keywords: a, b, c", are split on commas and folded to lower
-case, and what has at most 20 characters and was named more than once is kept.
+As in the source, the expert is asked five times at temperature 0.7 for the two to five skills, subjects or kinds of
+knowledge that a question needs. Its answers, of the form "Keywords: a, b, c", are split on commas and lower-cased;
+words of at most 20 characters that occur in more than one answer are kept.
 
-Ours: the words of the prompt, and the examples before it, as turns of the conversation; the source describes the form,
-which small experts do not keep to. A word counts once an answer: small experts repeat themselves, and the source would
-keep what a single answer repeats. Marks of markdown around words are dropped, and words without a letter. Words come in
-the order of how often they were named. Every sample has a seed of its own (of the query and the number of the sample),
-so that a query has the same keywords whenever it is asked.
+What differs: the wording of the prompt, and examples as turns of the conversation before it; the source describes the
+form, which small experts do not follow. A word counts once per answer: small experts repeat themselves, and the source
+would keep what a single answer repeats. Markdown around words and words without a letter are dropped. Words are ordered
+by frequency. Each sample has its own seed (from the query and the sample number), so that a query always has the same
+keywords.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ EXAMPLES: Final = (
     ),
     ("Why does bread dough rise?", "cooking, chemistry, biology"),
 )
-"""Turns of the conversation before the question: they show the form, which small experts do not take from words."""
+"""Turns of the conversation before the question, which show the form: small experts do not follow a description."""
 SAMPLES: Final = 5
 TEMPERATURE: Final = 0.7
 MAX_TOKENS: Final = 48
-"""Of an answer. The source allows 4,096; five keywords take fewer than 40."""
+"""Of an answer. The source allows 4,096; five keywords need fewer than 40."""
 SEED: Final = 0
 MAX_CHARACTERS: Final = 4000
-"""Of a question; what follows is not shown. Fewer where the expert's context holds fewer."""
+"""Of a question; the rest is not shown. Fewer if the expert's context is shorter."""
 LEAST_CHARACTERS: Final = 100
-"""Of a question: an expert whose context does not hold these has no use."""
+"""Of a question; an expert with a shorter context is an error."""
 LONGEST: Final = 20
-"""Characters of a keyword."""
+"""Most characters of a keyword."""
 OFTEN: Final = 2
-"""Answers that a keyword stands in at least."""
+"""Least number of answers that contain a keyword."""
 
 MARK: Final = "Keywords:"
 """Begins the line of an answer that holds them."""
@@ -69,25 +69,25 @@ _AROUND: Final = " \t.*_`\"'<>[]"
 
 
 class KeywordReader:
-    """The keywords that one expert gives; loaded when it is first asked, on a host of its own. Close it after use.
+    """Reads keywords with one expert, which is loaded on first use, on its own host. Close it after use.
 
     Args:
         name: a chat expert of the snapshot: a model, an adapter (its base is loaded with it), or a remote one.
-        engines: their settings.
+        engines: settings of the engines.
     """
 
     at_once: Final = 32
-    """Texts that are read, and stored, together."""
+    """Texts read and stored together."""
 
     def __init__(self, name: str, snapshot: Snapshot, engines: EnginesConfig | None = None) -> None:
         self._expert = BackgroundExpert(name, snapshot, engines)
         self._identity = identity(snapshot.get(name), snapshot.experts)
 
     def read(self, texts: Sequence[str]) -> list[Words]:
-        """Of each of n texts.
+        """The keywords of each of n texts.
 
         Raises:
-            CoeError: of the first text whose keywords could not be read: weights, memory, an endpoint.
+            CoeError: the error of the first text whose keywords could not be read.
         """
         found = self.read_each(texts)
         for one in found:
@@ -96,18 +96,18 @@ class KeywordReader:
         return [one for one in found if not isinstance(one, CoeError)]
 
     def read_each(self, texts: Sequence[str]) -> list[Words | CoeError]:
-        """Of each of n texts, or why they could not be read."""
+        """The keywords of each of n texts, or the error."""
 
         async def work(ask: Ask) -> list[Words | CoeError]:
             return list(await asyncio.gather(*(_words_or_error(ask, text) for text in texts)))
 
         try:
             return self._expert.run(work)
-        except CoeError as error:  # nothing could be asked at all
+        except CoeError as error:  # the expert could not be opened
             return [error] * len(texts)
 
     def store(self) -> Store[Words]:
-        """Where keywords are kept, by the expert's digest and all that they depend on."""
+        """The store on disk of keywords that were read, keyed by the expert's identity and all settings."""
         settings = [_FORMAT, PROMPT, EXAMPLES, SAMPLES, TEMPERATURE, MAX_TOKENS, SEED, MAX_CHARACTERS, LONGEST, OFTEN]
         key = json.dumps(["keywords", self._identity, settings])
         path = coe_home() / "signals" / f"{hashlib.sha256(key.encode()).hexdigest()}.sqlite"
@@ -119,9 +119,9 @@ class KeywordReader:
 
 
 def parse(answer: str) -> list[str]:
-    """The keywords of one answer, as often as they stand there, of whatever length; none where it has no such line.
+    """The keywords of one answer, with repetitions and of any length; none without a line "Keywords:".
 
-    Counted are all lines with "Keywords:", and where nothing follows on the line, the lines below it.
+    Reads all such lines; if nothing follows on the line, the lines below it.
     """
     words: list[str] = []
     listing = False
@@ -140,14 +140,14 @@ def parse(answer: str) -> list[str]:
 
 
 def keep(answers: Iterable[Sequence[str]]) -> Words:
-    """The short keywords that stand in more than one answer: those of most answers first, then those first named."""
-    counts = Counter(word for words in answers for word in dict.fromkeys(words))  # keeps the order in which they came
+    """The short keywords that occur in more than one answer: most frequent first, then in order of occurrence."""
+    counts = Counter(word for words in answers for word in dict.fromkeys(words))  # in order of occurrence
     often = [word for word, count in counts.items() if count >= OFTEN and len(word) <= LONGEST]
     return tuple(sorted(often, key=lambda word: -counts[word]))
 
 
 def request_of(text: str, sample: int, characters: int = MAX_CHARACTERS) -> GenerateRequest:
-    """What the expert is asked for one sample."""
+    """The request of one sample."""
     valid = text[:characters].encode("utf-8", "replace").decode("utf-8")  # JSON may carry lone surrogates
     digest = hashlib.sha256(f"{SEED} {sample} {text}".encode("utf-8", "surrogatepass"))
     turns = [
@@ -179,7 +179,7 @@ async def _words_or_error(ask: Ask, text: str) -> Words | CoeError:
 
 
 async def _answer(ask: Ask, text: str, sample: int) -> str:
-    """One sample; where the expert's context does not hold the question, of its beginning."""
+    """One sample; of the start of the question if all of it exceeds the expert's context."""
     characters = MAX_CHARACTERS
     while True:
         try:

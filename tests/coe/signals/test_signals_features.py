@@ -156,8 +156,8 @@ def test_routing_fills_what_the_router_requires(signals: Signals, snapshot: Snap
         ("length", "no feature 'length': there are hidden/<expert> and uncertainty/<expert>"),
         ("hidden/", "no feature 'hidden/'"),
         ("hidden/tinny", "feature 'hidden/tinny': .*did you mean 'tiny'"),
-        ("hidden/fake", "'fake' is no model with weights"),
-        ("uncertainty/away", "'away' is no model with weights"),
+        ("hidden/fake", "'fake' is not a model with local weights"),
+        ("uncertainty/away", "'away' is not a model with local weights"),
     ],
 )
 def test_what_no_expert_can_give_is_refused(signals: Signals, name: str, why: str) -> None:

@@ -220,7 +220,7 @@ def test_an_expert_that_fails_stops_training_and_costs_a_query_only_its_keywords
             signals.add_features(table("Where is Paris?"), [feature])
         [query] = signals.fill([Query.of("Where is Paris?")], [feature])
     assert query.features == {feature: ()}
-    assert f"'{name}' could not name the keywords of 1 queries, which are routed without; " in caplog.text
+    assert f"'{name}' could not name the keywords of 1 queries, which are routed without them; " in caplog.text
 
 
 def test_a_key_that_is_missing_is_told() -> None:
@@ -313,9 +313,9 @@ def test_a_damaged_file_is_begun_anew(counting: Signals, caplog: pytest.LogCaptu
         ("keywords/", "no feature 'keywords/': .*keywords/<expert> of registered chat experts"),
         ("keyword/skills", "no feature 'keyword/skills'"),
         ("keywords/skils", "feature 'keywords/skils': .*did you mean 'skills'"),
-        ("keywords/vectors", "'vectors' is no expert that chats .kind 'embedding'"),
-        ("keywords/both", "'both' is no expert that chats .kind 'composed'"),
-        ("keywords/base", "'base' is no expert that chats"),
+        ("keywords/vectors", "'vectors' is not a chat expert .kind 'embedding'"),
+        ("keywords/both", "'both' is not a chat expert .kind 'composed'"),
+        ("keywords/base", "'base' is not a chat expert"),
     ],
 )
 def test_an_expert_that_cannot_name_keywords_is_refused(name: str, why: str) -> None:
