@@ -87,7 +87,7 @@ def compare(
         row = {
             "set": name,
             "router": router,
-            "accuracy": metrics.accuracy(table.scores[rows], picks),
+            "accuracy": float(metrics.picked(table.scores[rows], picks).mean()),
             "train_s": float(np.mean([part.train_s for part in parts])),
             "route_ms_p50": float(np.median([part.route_ms_p50 for part in parts])),
         }

@@ -150,7 +150,7 @@ class Cascade:
 
     def choose(self, candidates: Candidates) -> list[Columns]:
         """See `Selector.choose`."""
-        costs = known_costs(candidates.estimate, "a cascade asks cheap experts first", "take another selector")
+        costs = known_costs(candidates.estimate, "a cascade asks cheap experts first", "use another selector")
         utilities = np.round(candidates.utilities, TIE_DECIMALS)
         return [self._path(candidates, i, costs[i], utilities[i]) for i in range(len(candidates.order))]
 

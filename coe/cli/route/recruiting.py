@@ -1,4 +1,4 @@
-"""Why whom, where a router recruits by skills: the skills of a query, and what every expert brings to it."""
+"""Output of the recruiting explanation of a skill router: the skills of a query, and how each expert fits them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from routers.kinds.skill.recruiting import Explanation, QuerySkill, Standing
 
 MOST_SKILLS = 5
-"""Skills that the table shows, of the largest share; the JSON has all."""
+"""The most skills in the table, those of the largest share; the JSON has all."""
 
 
 def print_recruiting(out: Console, recruiting: Explanation, decision: RoutingDecision) -> None:
-    """The skills with their shares and how each was found; experts x skills; why each of the recruited was."""
+    """Print skills with their shares and matches, a table of experts x skills, and a reason per recruited expert."""
     for skill in recruiting.skills:
-        out.print(f"{'skill':>16}: {skill.name} {skill.share:.0%}, {_found(skill)}", markup=False, highlight=False)
+        out.print(f"{'skill':>19}: {skill.name} {skill.share:.0%}, {_found(skill)}", markup=False, highlight=False)
     if recruiting.unknown:
         words = ", ".join(recruiting.unknown)
-        out.print(f"{'unknown':>16}: {words} (like no skill)", markup=False, highlight=False)
+        out.print(f"{'unknown':>19}: {words} (no similar skill)", markup=False, highlight=False)
     out.print(_table(recruiting, decision))
     for name in dict.fromkeys(decision.experts):
         standing = next(one for one in recruiting.experts if one.expert == name)
@@ -35,8 +35,8 @@ def _found(skill: QuerySkill) -> str:
     if skill.found == "alias":
         return f"named {skill.word!r}, a synonym"
     if skill.found == "nearest":
-        return f"named {skill.word!r}, nearest to it with cosine {skill.cosine:.2f}"
-    return "by the training queries that it is most like"
+        return f"named {skill.word!r}, the nearest skill, cosine {skill.cosine:.2f}"
+    return "from similar training queries"
 
 
 def _table(recruiting: Explanation, decision: RoutingDecision) -> object:
@@ -65,18 +65,18 @@ def _table(recruiting: Explanation, decision: RoutingDecision) -> object:
 
 
 def _why(standing: Standing, recruiting: Explanation, times: int) -> str:
-    """In a sentence: its weight, what it comes from, and the skills that speak for it."""
+    """One sentence: its weight, where that comes from, and its good skills."""
     drawn = "" if times == 1 else f", drawn {times} times"
     weight = f"weight {standing.weight:.3f}{drawn}"
     if not recruiting.skills:
-        return f"{weight}; no skill is known, so by competency {standing.competency:.3f}"
+        return f"{weight}; no known skill, so by competency {standing.competency:.3f}"
     pairs = zip(recruiting.skills, standing.profile, strict=True)
     good = [f"{skill.name} {value:+.1f}" for skill, value in pairs if value > 0][:MOST_SKILLS]
     if standing.suitability > 0:
         return (
-            f"{weight}, from S {standing.suitability:+.2f} and gamma {standing.competency:.3f}; for it: "
+            f"{weight}, from S {standing.suitability:+.2f} and gamma {standing.competency:.3f}; good at "
             + ", ".join(good)
         )
     if all(one.suitability <= 0 for one in recruiting.experts):
-        return f"{weight}; nobody was right more often than wrong here, S {standing.suitability:+.2f}"
-    return f"{weight}; S {standing.suitability:+.2f}: in reserve, for fewer are suitable than are asked"
+        return f"{weight}; no expert was right more often than wrong here, S {standing.suitability:+.2f}"
+    return f"{weight}; S {standing.suitability:+.2f}: in reserve, since fewer experts are suitable than are asked"

@@ -1,4 +1,4 @@
-"""How a decision is shown: as a table for people, and as JSON."""
+"""Output of a decision: as a table, and as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def decision_document(
     estimate: Estimate, decision: RoutingDecision, recruiting: Explanation | None = None
 ) -> dict[str, Any]:
-    """JSON form of one decision, with the estimate that it was made from, and why whom where it went by skills."""
+    """JSON form of one decision with its estimate, plus the recruiting explanation when a skill router decided."""
     costs = estimate.cost_usd
     return {
         "expert": decision.experts[0] if decision.experts else None,
@@ -44,17 +44,17 @@ def print_explanation(
     ranked: bool,
     recruiting: Explanation | None = None,
 ) -> None:
-    """Why: the category, the confidence, and every expert's expected score and cost, best first.
+    """Print the category, the confidence, and the expected score and cost of every expert, best first.
 
     Args:
-        ranked: the decision ranks all who may be asked, and the first one is; else it is whom a selector asks.
-        recruiting: shown before the table of scores.
+        ranked: the decision ranks all candidates and only the first one is asked; else a selector chose its experts.
+        recruiting: printed before the table of scores.
     """
     from rich.table import Table
 
     out = stdout_console()
     for name, value in _facts(estimate, decision).items():
-        out.print(f"{name:>16}: {value}", markup=False, highlight=False)
+        out.print(f"{name:>19}: {value}", markup=False, highlight=False)
     if recruiting is not None:
         print_recruiting(out, recruiting, decision)
     utilities = dict(zip(decision.experts, decision.scores, strict=True))
@@ -77,7 +77,7 @@ def _facts(estimate: Estimate, decision: RoutingDecision) -> dict[str, Any]:
     facts = {
         "category": decision.label,
         "confidence": f"{decision.confidence:.3f}",
-        "unlike training": None if estimate.ood is None else f"{float(estimate.ood[0]):.3f}",
+        "out of distribution": None if estimate.ood is None else f"{float(estimate.ood[0]):.3f}",
         "abstained": "yes, so the generalist answers" if decision.abstained else None,
         "truncated": "yes: the prompt is longer than the encoder reads" if decision.truncated else None,
         "reason": decision.reason or None,

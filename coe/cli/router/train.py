@@ -20,6 +20,7 @@ from coe.cli.router.options import (
     Seed,
     TableOptions,
     TargetOptions,
+    TopK,
     encoder_of,
     tell_of_truncation,
 )
@@ -27,10 +28,8 @@ from coe.cli.router.report import encoding_progress, warnings_on_console
 from coe.cli.router.signals import SignalOptions
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from routers.evaluation.cost_weight import Factory, Target
+    from routers.evaluation.cost_weight import Target
+    from routers.evaluation.recorded_routing import Routing
     from routers.outcomes.table import OutcomeTable
 
 
@@ -46,10 +45,23 @@ def train(
     targets: TargetOptions,
     splits: FoldOptions,
     signals: SignalOptions,
+    max_calls: Annotated[
+        float | None,
+        typer.Option(
+            "--max-calls",
+            min=1,
+            help="Solve a dynamic selector that asks at most this mean number of experts per query.",
+        ),
+    ] = None,
+    top_k: TopK = 5,
     seed: Seed = 0,
     json: JsonTarget = None,
 ) -> None:
-    """Train a router on an outcome table and save it; with a target, also solve its cost weight on the folds."""
+    """Train a router on an outcome table and save it.
+
+    With --budget-usd or --save-cost, also solve its cost weight; with --max-calls, also solve the selector of a policy
+    that asks several experts. Both are solved on the folds of the table, on rows that the router was not trained on.
+    """
     from routers.artifacts import save
     from routers.factory import build, reads_text
 
@@ -60,7 +72,14 @@ def train(
         started = time.perf_counter()
         make = with_progress_lines(partial(build, kind, encoder, chosen))
         table = signals.add_to(table, make().requires, on_progress)
-        solved = None if target is None else _solved(make, table, splits.of(table, seed), target)
+        solved = select = None
+        if target is not None or max_calls is not None:
+            from routers.evaluation.cost_weight import out_of_fold
+
+            routing = out_of_fold(make, table, splits.of(table, seed))
+            solved = None if target is None else _solved(routing, table, target)
+            cost_weight = 0.0 if solved is None else solved["cost_weight"]
+            select = None if max_calls is None else _selector(routing, table, max_calls, top_k, cost_weight)
         router = make().fit(table)
         seconds = time.perf_counter() - started
         digests = registered_digests(signals.registry, router.experts)
@@ -83,6 +102,7 @@ def train(
             "digest": digest,
             "seconds": seconds,
             "solved": solved,
+            "select": select,
             **auto_document(router),
             "unregistered": [name for name in router.experts if name not in digests],
         },
@@ -90,11 +110,11 @@ def train(
     )
 
 
-def _solved(make: Factory, table: OutcomeTable, folds: NDArray[np.int64], target: Target) -> dict[str, Any]:
+def _solved(routing: Routing, table: OutcomeTable, target: Target) -> dict[str, Any]:
     """The cost weight for a target, solved on out-of-fold estimates."""
-    from routers.evaluation.cost_weight import MeetBudget, out_of_fold, solve_on
+    from routers.evaluation.cost_weight import MeetBudget, solve_on
 
-    found = solve_on(out_of_fold(make, table, folds), table, target)
+    found = solve_on(routing, table, target)
     saved = 1 - found.mean_cost / found.best_single_cost if found.best_single_cost else 0.0
     console.print(
         f"cost weight {found.cost_weight:.4g}: out of fold {100 * found.accuracy:.2f}% at {1e3 * found.mean_cost:.4f} "
@@ -105,6 +125,24 @@ def _solved(make: Factory, table: OutcomeTable, folds: NDArray[np.int64], target
         missed = "this budget" if isinstance(target, MeetBudget) else "the accuracy of the best single expert"
         console.print(f"[yellow]warning:[/] no cost weight reaches {missed} on the training folds; using the closest")
     return found.to_json(target)
+
+
+def _selector(routing: Routing, table: OutcomeTable, calls: float, k: int, cost_weight: float) -> dict[str, Any]:
+    """The dynamic selector for a mean number of experts, solved on out-of-fold estimates."""
+    from routers.base import Estimate
+    from routers.decision import Utility
+    from routers.evaluation.thresholds import dynamic_for_calls
+    from routers.selectors import selector_document
+
+    estimate = Estimate(table.experts, routing.quality, routing.costs, eligible=routing.eligible)
+    found = dynamic_for_calls(estimate, calls, k=k, utility=Utility(cost_weight))
+    console.print(
+        f"at most {calls:g} experts per query out of fold: set `select: {{kind: dynamic, p: {found.p:.6g}, k: {k}}}` in "
+        f"the policy, or evaluate with --select dynamic,p={found.p:.6g} --top-k {k} --compose NAME",
+        highlight=False,
+        markup=False,
+    )
+    return selector_document(found)
 
 
 def _warn_of_unregistered(url: str | None, experts: Sequence[str], digests: Mapping[str, str | None]) -> None:

@@ -10,9 +10,11 @@ from coe.cli.router.app import app as router_app
 from registry.spec import ExpertSpec
 from registry.store import Registry
 from routers.artifacts import load
+from routers.decision import decide
 from routers.errors import InvalidOutcomes, InvalidSettings, UnknownRouterKind
 from routers.evaluation.cross_validation import stratified_folds
 from routers.outcomes.table import OutcomeTable
+from routers.selectors import Dynamic
 
 app = typer.Typer()
 app.add_typer(router_app, name="router")
@@ -337,7 +339,7 @@ def test_route_explains_itself(trained):
     for fact in (
         "category: shapes",
         "confidence: ",
-        "unlike training: ",
+        "out of distribution: ",
         "expected score",
         "law-expert",
         "not eligible",
@@ -377,3 +379,18 @@ def test_minilm_routes_what_no_word_of_training_names_and_says_what_it_cuts(file
     assert "1 of 90 prompts are longer than the 256 tokens" in " ".join(result.stderr.split())
     routed = run("route", "How do I bake bread and cook pasta?", "--router", files / "r")
     assert routed.stdout.strip() == "food-expert"
+
+
+def test_train_solves_a_selector_for_a_mean_number_of_experts(files):
+    command = ["router", "train", "--outcomes", files / "train.parquet", "--kind", "knn", "--out", files / "r"]
+    options = ["--encoder", "hashing:128", "--set", "k=15", "--json", "-"]
+    plain = json.loads(run(*command, *options).stdout)
+    assert plain["select"] is None
+    solved = run(*command, *options, "--max-calls", "1.5", "--top-k", "3")
+    select = json.loads(solved.stdout)["select"]
+    assert select["kind"] == "dynamic" and select["k"] == 3 and 0 < select["p"] < 1
+    assert f"--select dynamic,p={select['p']:.6g} --top-k 3" in " ".join(solved.stderr.split())
+    estimate = load(files / "r").router.estimate(planted(300, 2).queries())
+    asked = [len(d.experts) for d in decide(estimate, select=Dynamic(p=select["p"], k=3))]
+    assert 1.2 < np.mean(asked) < 1.8  # on queries that took no part
+    assert run(*command, *options, "--max-calls", "0.5", ok=False).exit_code == 2

@@ -99,7 +99,7 @@ def test_route_reads_the_keywords_and_tells_why_whom(files: Path, by_words: Path
     assert shown.splitlines()[0] == "cook"
     assert "skill: cooking 50%, named" in shown and "skill: chemistry 50%, named" in shown
     assert "lawyer: weight 0.000; S -28.00: in reserve" in shown
-    assert "cook: weight " in shown and "for it: chemistry +20.0, cooking +20.0" in shown
+    assert "cook: weight " in shown and "good at chemistry +20.0, cooking +20.0" in shown
     document = json.loads(run(*command, "-k", 2, "--json", "-").stdout)
     assert document["expert"] == "cook" and sum(document["weights"]) == pytest.approx(1)
     explained = document["recruiting"]
@@ -120,14 +120,14 @@ def test_route_asks_whom_the_flags_say(files: Path) -> None:
     asked = run(*command, "--select", "top-k", "-k", 3).stdout.split()
     assert asked[0] == "lawyer" and set(asked) == set(EXPERTS)
     shown = run(*command, "--explain").stdout
-    assert "skill: tenancy" in shown and "by the training queries that it is most like" in shown
+    assert "skill: tenancy" in shown and "from similar training queries" in shown
     assert "recruited" in shown
 
 
 def test_route_without_a_known_skill_recruits_by_competency(files: Path, by_words: Path) -> None:
     command = ["route", "What is this?", "--router", by_words, "--config", files / "service.yaml", "--explain"]
     shown = run(*command).stdout
-    assert "no skill is known, so by competency" in shown
+    assert "no known skill, so by competency" in shown
 
 
 async def test_a_service_in_process_recruits_by_keywords_and_leaves_nothing_behind(files: Path, by_words: Path) -> None:
