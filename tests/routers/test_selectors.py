@@ -85,7 +85,7 @@ def test_cascade_compares_by_utility_and_its_first_expert_bears_the_confidence()
 def test_cascade_without_costs_says_what_to_do():
     with pytest.raises(RouterError, match="a cascade asks cheap experts first, but this router knows no costs: train"):
         decide(estimate([[0.5, 0.7]]), select=Cascade(tolerance=0.1))
-    with pytest.raises(RouterError, match="the cost of medium is unknown: take another selector"):
+    with pytest.raises(RouterError, match="the cost of medium is unknown: use another selector"):
         decide(estimate([[0.5, 0.7]], [[1.0, np.nan]]), select=Cascade(tolerance=0.1))
 
 
@@ -261,7 +261,7 @@ def test_the_tolerance_of_a_cascade_is_the_least_that_meets_a_cost():
     assert cascade_for_cost(two, 2.0).tolerance == pytest.approx(0.2)
     assert cascade_for_cost(two, 3.0).tolerance == 0.0
     assert cascade_for_cost(two, 2.5, costs_usd=[[2.0, 3.0], [2.0, 3.0]], k=2).tolerance == pytest.approx(0.2)
-    with pytest.raises(RouterError, match="even the cheapest experts cost 1 USD a query, more than 0.5"):
+    with pytest.raises(RouterError, match="even the cheapest experts cost 1 USD per query, more than 0.5"):
         cascade_for_cost(two, 0.5)
 
 

@@ -137,8 +137,8 @@ def _selector(routing: Routing, table: OutcomeTable, calls: float, k: int, cost_
     estimate = Estimate(table.experts, routing.quality, routing.costs, eligible=routing.eligible)
     found = dynamic_for_calls(estimate, calls, k=k, utility=Utility(cost_weight))
     console.print(
-        f"at most {calls:g} experts per query out of fold: set `select: {{kind: dynamic, p: {found.p:.6g}, k: {k}}}` in "
-        f"the policy, or evaluate with --select dynamic,p={found.p:.6g} --top-k {k} --compose NAME",
+        f"at most {calls:g} experts per query out of fold: set `select: {{kind: dynamic, p: {found.p:.6g}, k: {k}}}` "
+        f"in the policy, or evaluate with --select dynamic,p={found.p:.6g} --top-k {k} --compose NAME",
         highlight=False,
         markup=False,
     )
