@@ -7,6 +7,7 @@ from pathlib import Path
 
 from coe.config import Config
 from coe.engines.convert import convert_gguf
+from registry.database import shown_url
 from registry.digest import check_files
 from registry.documents import load_document
 from registry.reconcile import apply, plan
@@ -33,6 +34,14 @@ def open_snapshot(config: Config) -> Snapshot:
 def open_registry(config: Config) -> Registry:
     """The configured registry; an empty one in memory if the configuration has `experts` files."""
     return Registry(IN_MEMORY if config.experts else config.registry)
+
+
+def how_to_register(config: Config) -> str:
+    """What adds experts to those of a configuration, for error messages."""
+    if config.experts:
+        return f"add them to {config.experts[0]}"
+    registry = "" if config.registry is None else f" --registry {shown_url(config.registry)}"
+    return f"`coe registry apply FILE{registry}` registers them, or name the file in the configuration: experts: [FILE]"
 
 
 def fill(registry: Registry, files: Sequence[Path]) -> None:

@@ -38,8 +38,7 @@ def open_engine(url: str | None) -> tuple[Engine, str]:
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise StoreError(f"no driver for {shown} is installed ({error}); for Postgres: pip install psycopg") from error
     except (ArgumentError, ValueError) as error:
-        named = re.sub(r"//[^/]*@", "//***@", url or "")
-        raise StoreError(f"{named!r} is not a database URL, such as sqlite:///registry.db") from error
+        raise StoreError(f"{shown_url(url or '')!r} is not a database URL, such as sqlite:///registry.db") from error
     except OSError as error:
         raise StoreError(
             f"the folder {coe_home()} cannot be created: {error}; set COE_HOME to another folder"
@@ -47,6 +46,14 @@ def open_engine(url: str | None) -> tuple[Engine, str]:
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine, shown
+
+
+def shown_url(url: str) -> str:
+    """The URL without its password, for people."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return re.sub(r"//[^/]*@", "//***@", url)
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def check_files(
         return
     raise DigestMismatch(
         f"the files of {spec.ref} in {path} are not the ones registered: {'; '.join(_differences(spec.files, found))}. "
-        f"Restore them, or register them again (`coe registry apply`)"
+        f"Restore them, or read them again: `coe registry apply FILE` for a registry, a restart for experts files"
     )
 
 

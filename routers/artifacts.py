@@ -239,7 +239,7 @@ def _check_experts(meta: ArtifactMeta, experts: Mapping[str, str | None], source
         shown = (f"{name!r} ({hint})" if hint else repr(name) for name, hint in hints.items())
         raise InvalidArtifact(
             f"the router in {source} sends queries to experts that are not registered: {', '.join(shown)}. "
-            "Register these experts (`coe registry apply`), or train the router without them (`--experts`)"
+            "Add these experts to the registry or the experts file, or train the router without them (`--experts`)"
         )
     for name, trained_on in meta.experts.items():
         if trained_on is not None and experts[name] is not None and experts[name] != trained_on:

@@ -29,6 +29,11 @@ _seen = _Seen()
 def watch_signals() -> None:
     """From now on, SIGTERM does what Ctrl-C does: `KeyboardInterrupt`, or the cancellation of an asyncio program."""
     _seen.sigterm = _seen.printed = False
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's background job ignores Ctrl-C, and a blocked signal is ignored too; but asyncio then installs its
+        # handler, through which SIGTERM cancels a program in order.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
 
 
@@ -37,7 +42,7 @@ def _interrupt(_: int, frame: FrameType | None) -> None:
     handler = signal.getsignal(signal.SIGINT)  # asyncio has its own while a program runs
     if callable(handler):
         handler(signal.SIGINT, frame)
-    else:  # a shell's background job ignores Ctrl-C, which SIGTERM is not
+    else:
         raise KeyboardInterrupt
 
 

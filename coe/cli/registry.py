@@ -106,7 +106,8 @@ def list_experts(registry: RegistryUrl = None, json: JsonTarget = None) -> None:
     with _open(registry) as store:
         specs = store.list()
     if json != "-":
-        stdout_console().print(_table(specs) if specs else "no experts are registered (`coe registry apply FILE.yaml`)")
+        empty = "no expert is registered; `coe registry apply FILE` registers those of a file"
+        stdout_console().print(_table(specs) if specs else empty)
     emit_json(specs, json)
 
 

@@ -121,7 +121,7 @@ def test_experts_that_are_not_registered_are_named_with_what_to_do(saved):
     with pytest.raises(InvalidArtifact) as caught:
         load(saved, experts=known)
     assert "'law-expert' (did you mean 'law-expart'?), 'generalist'." in str(caught.value)
-    assert "coe registry apply" in str(caught.value)
+    assert "the registry or the experts file" in str(caught.value)
 
 
 def test_experts_with_other_files_warn(tmp_path):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from coe.config import CompositionConfig, Config, PolicyConfig
 from coe.engines import create_engine
 from coe.errors import CoeError
-from coe.experts import open_snapshot
+from coe.experts import how_to_register, open_snapshot
 from coe.local import build_policies
 from registry.documents import Document, Loc, load_document, validate
 from registry.errors import InvalidSpec, Problem, RegistryError, UnknownExpert
@@ -148,10 +148,7 @@ def _registered(document: Document, config: Config, findings: Findings) -> Snaps
         findings.problems.append(document.problem(("registry",), str(error)))
         return Snapshot(0, {})
     if not len(snapshot):
-        text = (
-            "no expert is registered there: `coe registry apply FILE` registers those of a file, or name the file here "
-            "as `experts: [FILE]`"
-        )
+        text = f"no expert is registered there: {how_to_register(config)}"
         findings.problems.append(document.problem(("registry",), text))
     return snapshot
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from coe.config import Config, load_config
 from coe.errors import ConfigError
-from coe.experts import fill, open_registry
+from coe.experts import fill, how_to_register, open_registry
 from coe.local import build_policies
 from coe.orchestrator import Orchestrator
 from coe.serve.cluster.catalog import Catalog, serving
@@ -90,7 +90,7 @@ def check(config: Config, catalog: Catalog) -> None:
     """
     snapshot = catalog.snapshot
     if not len(snapshot):
-        raise ConfigError("no expert is registered: `coe registry apply FILE`, or name files in `experts`")
+        raise ConfigError(f"no expert is registered: {how_to_register(config)}")
     _check_names(snapshot, config.host.pins, "host.pins")
     for pool in config.serve.pools:
         served = serving(snapshot, pool)

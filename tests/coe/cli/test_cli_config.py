@@ -9,6 +9,8 @@ from batch_runs import save_router, service
 from typer.testing import CliRunner
 
 from coe.cli.app import app
+from coe.config import Config
+from coe.experts import how_to_register
 
 EXPERTS = """experts:
   - {name: echo, kind: model, source: "fake://echo"}
@@ -158,3 +160,16 @@ def test_the_engines_that_experts_name_are_checked(tmp_path: Path) -> None:
     document = check(write(tmp_path, config, experts.replace("fakee", "coe.engines.fake:FakeEngine")))
     assert places(document) == [("coe.yaml", 5, "engines.coe.engines.fake:FakeEngine")]
     assert "unexpected keyword argument 'capactiy'" in document["problems"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("config", "command"),
+    [
+        (Config(), "`coe registry apply FILE` registers them"),
+        (Config(registry="sqlite:////x/y.db"), "`coe registry apply FILE --registry sqlite:////x/y.db` registers them"),
+        (Config(registry="postgresql://coe:secret@db/coe"), "--registry postgresql://coe:***@db/coe`"),
+        (Config(experts=["mine.yaml"]), "add them to "),
+    ],
+)
+def test_an_error_names_what_adds_experts_where_the_reader_is(config: Config, command: str) -> None:
+    assert command in how_to_register(config) and "secret" not in how_to_register(config)

@@ -64,7 +64,7 @@ def test_a_dry_run_changes_nothing(file: Path) -> None:
     assert not planned["applied"] and planned["registry_version"] == 0
     assert [(step["action"], step["version"]) for step in planned["steps"]] == [("add", None)] * 3
     assert run_json("list") == []
-    assert "no experts are registered" in run("list").stdout
+    assert "no expert is registered" in run("list").stdout
 
 
 def test_an_update_names_the_fields_and_prune_removes(file: Path) -> None:
