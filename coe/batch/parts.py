@@ -14,12 +14,13 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from coe.batch.records import ANSWERS, CALLS, ROWS, RoutedRow, describe, dump_request, load_outcome, load_request
 from coe.batch.results import read_note, result, write_run
@@ -78,10 +79,9 @@ class PlannedPart:
     ignored: Mapping[str, int] = field(default_factory=dict)
     units: tuple[Unit, ...] = ()
 
-    @classmethod
-    def of(cls, note: Mapping[str, Any]) -> PlannedPart:
-        """From `asdict`."""
-        return cls(**{**note, "units": tuple(Unit(**unit) for unit in note["units"])})
+
+PLANNED_PART = TypeAdapter(PlannedPart)
+"""Reads and writes a planned part as JSON."""
 
 
 def open_router(config: Config, snapshot: Snapshot) -> Orchestrator:
@@ -97,10 +97,10 @@ def open_router(config: Config, snapshot: Snapshot) -> Orchestrator:
 def known(folder: Folder, part: int, stage: int) -> PlannedPart | None:
     """The part as an earlier session planned it for this stage, if it did."""
     if folder.exists(results_name(part)):
-        return PlannedPart.of(json.loads(read_note(folder, results_name(part))))
+        return PLANNED_PART.validate_json(read_note(folder, results_name(part)))
     if folder.exists(_calls(stage, part)):
         with folder.open(_calls(stage, part)) as file:
-            return PlannedPart.of(json.loads(pq.read_schema(file).metadata[_NOTE]))
+            return PLANNED_PART.validate_json(pq.read_schema(file).metadata[_NOTE])
     return None
 
 
@@ -239,12 +239,12 @@ def _plan(
     about = PlannedPart(about.part, about.rows, about.openai, about.ignored, tuple(unit for unit, _ in planned))
     if calls:
         groups = ([_call_record(row, call) for row, call in members] for _, members in planned)
-        _write(job.folder, _calls(stage, about.part), CALLS, *groups, note=asdict(about))
+        _write(job.folder, _calls(stage, about.part), CALLS, *groups, note=PLANNED_PART.dump_json(about))
     else:
         outcomes = (None if isinstance(following, tuple) else following for following in steps)
         records = [result(row, outcome, calls) for row, outcome, calls in zip(rows, outcomes, done, strict=True)]
         records.sort(key=lambda record: (record["id"], record["line"]))
-        write_run(job.folder, results_name(about.part), records, json.dumps(asdict(about)).encode())
+        write_run(job.folder, results_name(about.part), records, PLANNED_PART.dump_json(about))
     return about
 
 
@@ -275,9 +275,9 @@ def _write(
     name: str,
     schema: pa.Schema,
     *row_groups: Sequence[Mapping[str, Any]],
-    note: Mapping[str, Any] | None = None,
+    note: bytes | None = None,
 ) -> None:
-    schema = schema.with_metadata({_NOTE: json.dumps(note)}) if note is not None else schema
+    schema = schema.with_metadata({_NOTE: note}) if note is not None else schema
     with folder.write(name) as file, pq.ParquetWriter(file, schema) as writer:
         for records in row_groups:
             writer.write_table(pa.Table.from_pylist(list(records), schema=schema))

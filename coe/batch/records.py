@@ -9,13 +9,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 import coe.errors
 from coe.errors import CoeError, EngineError
 from coe.protocol.decision import decision_document, decision_from
 from coe.protocol.errors import error_body
 from coe.types import Answer, Failure, GenerateRequest, Usage
-from routers.base import Message, RoutingDecision
+from routers.base import RoutingDecision
 
 ROWS = pa.schema(
     [
@@ -65,6 +66,7 @@ ANSWERS = pa.schema(
     ]
 )
 """Answers to the calls; `error` where a call failed."""
+_REQUEST = TypeAdapter(GenerateRequest)
 _ERROR_FIELDS = ("status", "code", "retryable")
 _NUMBERS = ("expert", "prompt_tokens", "max_tokens", "context_length")
 """Fields of a ContextLengthExceeded, by which a composition shortens its next call."""
@@ -129,17 +131,12 @@ def dump_request(request: GenerateRequest) -> str:
     The deadline, which a composition may set, is left out too: in a batch no client waits for one answer, and results
     must not depend on the machine.
     """
-    given = {f.name: getattr(request, f.name) for f in fields(request) if getattr(request, f.name) != f.default}
-    given.pop("deadline_s", None)
-    given["messages"] = [[message.role, message.content] for message in request.messages]
-    return _dump(given)
+    return _REQUEST.dump_json(request, exclude_defaults=True, exclude={"deadline_s"}).decode()
 
 
 def load_request(text: str) -> GenerateRequest:
     """The inverse of `dump_request`."""
-    given = json.loads(text)
-    messages = tuple(Message(role, content) for role, content in given.pop("messages"))
-    return GenerateRequest(**{**given, "messages": messages, "stop": tuple(given.get("stop", ()))})
+    return _REQUEST.validate_json(text)
 
 
 def dump_outcome(row: int, call: str, outcome: Answer | Failure) -> dict[str, Any]:

@@ -23,7 +23,6 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from ray.exceptions import RayError
 from coe.batch.answering import Answerer, LoadCounter, WorkReport
 from coe.batch.claims import Claim, Claims
 from coe.batch.errors import BatchError
-from coe.batch.parts import PARTS, Job, PartRouter, PlannedPart, open_router, step_part
+from coe.batch.parts import PARTS, PLANNED_PART, Job, PartRouter, PlannedPart, open_router, step_part
 from coe.batch.records import plain
 from coe.batch.source import Split
 from coe.batch.stages import WorkItem
@@ -66,13 +65,13 @@ class RayExecutor:
         """One actor at first, more while bundles wait; each holds the routers and their encoder."""
         pool = ActorPoolStrategy(min_size=1, max_size=self._side_by_side(len(bundles)))
         reports = _map(len(bundles), _Router, pool, fn_constructor_args=(job, bundles), num_cpus=1)
-        return map(PlannedPart.of, reports)
+        return map(PLANNED_PART.validate_python, reports)
 
     def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[PlannedPart]:
         """Plain tasks: planning needs no state."""
         pool = TaskPoolStrategy(size=self._side_by_side(len(parts)))
         reports = _map(len(parts), _step, pool, fn_args=(job, stage, parts), num_cpus=1)
-        return map(PlannedPart.of, reports)
+        return map(PLANNED_PART.validate_python, reports)
 
     def answer(self, job: Job, stage: int, items: Sequence[WorkItem]) -> Iterator[WorkReport]:
         """Actors with one host each."""
@@ -206,12 +205,12 @@ class _Router:
     def __call__(self, batch: _Batch) -> Iterator[_Batch]:
         for number in batch["number"]:
             for stepped in self._router.route(self._bundles[number]):
-                yield _report(asdict(stepped))
+                yield _report(PLANNED_PART.dump_python(stepped, mode="json"))
 
 
 def _step(batch: _Batch, job: Job, stage: int, parts: Sequence[int]) -> Iterator[_Batch]:
     for number in batch["number"]:
-        yield _report(asdict(step_part(job, parts[number], stage)))
+        yield _report(PLANNED_PART.dump_python(step_part(job, parts[number], stage), mode="json"))
 
 
 class _HostActor:

@@ -60,7 +60,7 @@ class Place:
             return registry.url
 
     def recorded(self) -> Sequence[ProfileRow]:
-        """What is kept already."""
+        """The counts in the registry."""
         if not self.keeps:
             return ()
         with self.open() as registry:
