@@ -147,8 +147,9 @@ def _convert_into(gguf: Path, folder: Path, *, add_bos: bool, chat_template: str
 @contextmanager
 def _quiet_unpacking() -> Iterator[None]:
     """No bar while transformers unpacks GGUF tensors; that bar ignores the setting of all its others."""
-    from transformers import modeling_gguf_pytorch_utils as module
+    from transformers import modeling_gguf_pytorch_utils
 
+    module: Any = modeling_gguf_pytorch_utils
     bar, module.tqdm = module.tqdm, partial(module.tqdm, disable=True)
     try:
         yield

@@ -42,7 +42,7 @@ def can_mix(peft: Any, names: Collection[str | None]) -> bool:
     layers = [layer for layer in peft.modules() if isinstance(layer, LoraLayer)]
     if any(type(layer) is not Linear for layer in layers):
         return False
-    pairs = [matrices for layer in layers for matrices in (layer.lora_A, layer.lora_B)]
+    pairs: list[Any] = [matrices for layer in layers for matrices in (layer.lora_A, layer.lora_B)]
     sizes = (matrices[name].weight.nbytes for matrices in pairs for name in {*names} & matrices.keys())
     return sum(sizes) <= _MOST_BYTES
 
