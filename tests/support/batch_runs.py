@@ -143,7 +143,7 @@ class InProcess:
 
 
 class Quiet:
-    """A watcher that keeps what it is told."""
+    """A watcher that records the progress."""
 
     def __init__(self) -> None:
         self.phases: list[tuple[str, dict[str, int]]] = []

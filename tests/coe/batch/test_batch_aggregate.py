@@ -94,7 +94,7 @@ def test_the_deadline_of_an_expert_does_not_count_in_a_batch(place: Path) -> Non
     assert len(records(place / "out")["plain"]["notes"]) == 1  # that flaky failed
 
 
-def test_the_answers_of_all_experts_are_there_where_a_row_asks_for_them(place: Path) -> None:
+def test_the_result_has_all_answers_if_the_row_requests_them(place: Path) -> None:
     rows = [
         openai_row(name, "say 1", "coe/lost", **({"coe": {"answers": True}} if name == "all" else {}))
         for name in ("all", "one")

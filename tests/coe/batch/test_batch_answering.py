@@ -1,4 +1,4 @@
-"""A item: enough calls in flight, each unit written once, an expert that fails to load is not tried repeatedly."""
+"""Answering work items: enough calls in flight, each unit written once, no repeated loads of a broken expert."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def answers(folder: Folder, unit: Unit) -> list[dict[str, Any]]:
 
 
 async def work(on: Host, folder: Folder, units: Sequence[Unit], following: str | None = None) -> WorkReport:
-    """The sum of a item's reports."""
+    """The sum of a work item's reports."""
     reports: list[WorkReport] = []
     await Answerer(on, folder, 0, units, reports.append, following=following).run()
     return sum_of(reports)
@@ -85,7 +85,7 @@ def sum_of(reports: Sequence[WorkReport]) -> WorkReport:
     return whole
 
 
-async def test_every_ask_is_answered_in_its_place(tmp_path: Path) -> None:
+async def test_every_call_is_answered_in_its_place(tmp_path: Path) -> None:
     folder = Folder.of(str(tmp_path))
     units = [unit for part in range(3) for unit in write_calls(folder, part, ["echo", "tuned"], 40)]
     report = await work(host(FakeEngine()), folder, units)
@@ -151,7 +151,7 @@ async def test_one_failure_or_wrong_request_is_not_the_end_of_the_others(tmp_pat
     assert [a["error"] for a in answers(folder, units[2])] == [None] * 5
 
 
-async def test_an_error_that_nobody_foresaw_is_recorded_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_error_is_recorded_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = Folder.of(str(tmp_path))
     units = write_calls(folder, 0, ["echo"], 2)
 
@@ -179,7 +179,7 @@ async def test_an_answer_that_does_not_end_is_an_error(tmp_path: Path) -> None:
     assert "stopped without finishing" in answers(folder, units[0])[0]["error"]
 
 
-async def test_the_next_expert_is_loaded_while_this_one_works_and_each_load_is_told_once(tmp_path: Path) -> None:
+async def test_the_next_expert_is_loaded_while_this_one_works_and_each_load_is_reported_once(tmp_path: Path) -> None:
     folder, engine = Folder.of(str(tmp_path)), FakeEngine(load_delay_s=0.02, token_delay_s=0.01, capacity=4)
     on = host(engine, budget_bytes=20)
     items = [write_calls(folder, part, [name], 12) for part, name in enumerate(("echo", "flaky", "echo", "loud"))]
@@ -201,7 +201,7 @@ async def test_where_memory_holds_one_the_next_expert_waits_for_its_turn(tmp_pat
         assert on.resident == {name} and report.loads == Counter({name: 1})
 
 
-async def test_a_shift_that_is_stopped_leaves_a_host_that_closes(tmp_path: Path) -> None:
+async def test_a_stopped_work_item_leaves_a_host_that_closes(tmp_path: Path) -> None:
     folder, engine = Folder.of(str(tmp_path)), FakeEngine(token_delay_s=0.01)
     on = host(engine, budget_bytes=20)
     await work(on, folder, write_calls(folder, 0, ["echo"], 1))
@@ -215,7 +215,7 @@ async def test_a_shift_that_is_stopped_leaves_a_host_that_closes(tmp_path: Path)
     assert engine.tally.loads == {"echo": 1} == engine.tally.unloads and not on.cache.used_bytes
 
 
-async def test_nothing_is_loaded_for_a_shift_that_is_done_already(tmp_path: Path) -> None:
+async def test_nothing_is_loaded_for_a_work_item_that_is_done_already(tmp_path: Path) -> None:
     folder, engine = Folder.of(str(tmp_path)), FakeEngine()
     units = write_calls(folder, 0, ["echo"], 3)
     await work(host(engine), folder, units)
@@ -231,7 +231,9 @@ async def test_units_that_are_there_already_are_left_alone(tmp_path: Path) -> No
     assert await work(host(engine), folder, units) == WorkReport()
 
 
-async def test_a_full_disk_stops_the_shift_with_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_stops_the_work_item_with_its_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Folder.of(str(tmp_path))
     units = [unit for part in range(9) for unit in write_calls(folder, part, ["echo"], 9)]
 
@@ -243,7 +245,7 @@ async def test_a_full_disk_stops_the_shift_with_its_own_error(tmp_path: Path, mo
         await work(host(FakeEngine()), folder, units)
 
 
-async def test_progress_is_told_while_a_shift_runs(tmp_path: Path) -> None:
+async def test_progress_is_reported_while_a_work_item_runs(tmp_path: Path) -> None:
     folder = Folder.of(str(tmp_path))
     units = write_calls(folder, 0, ["echo"], 30)
     reports: list[WorkReport] = []

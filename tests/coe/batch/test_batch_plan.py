@@ -1,4 +1,4 @@
-"""A plan says what a batch then does: the same calls and loads, prices and seconds by hand, and nothing guessed."""
+"""A plan predicts the batch: the same calls and loads, prices and seconds by hand, no guesses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def knn(place: Path) -> None:
     save(build("knn", encoder, {"k": 10}).fit(table), place / "router", table=table, encoder=encoder)
 
 
-def test_the_first_stage_asks_and_loads_what_the_batch_does(place: Path) -> None:
+def test_the_first_stage_has_the_calls_and_loads_of_the_batch(place: Path) -> None:
     executor = InProcess()
     run(place / "service.yaml", place / "in.jsonl", place / "out", executor)
     planned = plan(place)
@@ -82,7 +82,7 @@ def test_prompts_bounds_and_prices_by_hand(place: Path) -> None:
     assert stage["loads"] == {"base": 1}
 
 
-def test_a_cascade_is_told_by_the_most_and_the_least_that_it_may_ask(place: Path) -> None:
+def test_a_cascade_has_its_most_and_its_fewest_calls(place: Path) -> None:
     knn(place)
     service(place, "{default: {router: router, composition: {kind: cascade, confidence: 0.99}, k: 3}}")
     write_lines(place / "in.jsonl", [{"prompt": f"say {i}"} for i in range(5)])
@@ -95,7 +95,7 @@ def test_a_cascade_is_told_by_the_most_and_the_least_that_it_may_ask(place: Path
     assert least <= sum(session["answers"].values()) <= 15
 
 
-def test_a_vote_asks_the_same_whatever_is_answered(place: Path) -> None:
+def test_a_vote_makes_the_same_calls_whatever_the_answers(place: Path) -> None:
     knn(place)
     service(place, "{default: {router: router, composition: vote, k: 3}}")
     write_lines(place / "in.jsonl", [{"prompt": f"say {i}"} for i in range(5)])
@@ -130,7 +130,7 @@ SPECS = {
 
 
 def planned(items: str, memory: Memory, hosts: int = 1, rates: Rates | None = None) -> dict[str, Any]:
-    """The record of a stage of a item a letter, of 100 tokens each."""
+    """The record of a stage with one work item for each letter, of 100 tokens."""
     stage = [PlannedItem(residency, {residency: Demand(10, 50, 200, 100.0)}) for residency in items]
     rates = rates or Rates(load_bytes_per_s=2.0, tokens_per_s=50.0)
     [record] = BatchPlan(1, hosts, Snapshot(1, SPECS), [stage], [stage], {}, memory, rates).record()["stages"]
@@ -198,7 +198,7 @@ def test_wrong_inputs_and_models_are_refused_as_by_the_batch(place: Path) -> Non
         plan(place)
 
 
-def test_rows_of_nothing_but_errors_ask_nobody(place: Path) -> None:
+def test_rows_with_errors_only_make_no_calls(place: Path) -> None:
     write_lines(place / "in.jsonl", ["nonsense", "[]"])
     record = plan(place).record()
     assert record["stages"] == [] and record["errors"] == {"invalid_request": 2}

@@ -179,7 +179,7 @@ def test_errors_are_found_in_what_ray_wraps_them_in() -> None:
     assert "the batch stopped: odd" in str(_cause(ValueError("odd")))
 
 
-def test_an_address_where_no_ray_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_without_a_ray_cluster_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**options: object) -> None:
         raise ConnectionError("refused")
 

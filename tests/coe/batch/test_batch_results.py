@@ -84,7 +84,7 @@ def test_the_first_row_of_an_id_keeps_it_the_later_ones_are_errors(tmp_path: Pat
     assert len({line["id"] for line in lines}) == 3
 
 
-def test_a_result_says_who_answered_and_why() -> None:
+def test_a_result_has_the_expert_and_the_reason() -> None:
     assert record(1, "x") == {
         "id": "x",
         "line": 1,

@@ -66,7 +66,7 @@ def test_parquet_rows_have_nulls_for_what_is_not_given() -> None:
     assert parse({**nested, "body": json.dumps(CHAT)}).request == parse(nested).request
 
 
-def test_what_has_no_effect_is_named_and_who_may_answer_is_kept() -> None:
+def test_ineffective_fields_are_named_and_allowed_experts_are_kept() -> None:
     row = parse(
         as_json({"prompt": "x", "user": "me", "coe": {"experts": ["geo"], "deadline_s": 3, "cost_weight": 2.0}})
     )
@@ -108,7 +108,7 @@ URL = "/v1/chat/completions"
         (as_json({"custom_id": "a", "url": URL, "body": CHAT, "extra": 1}), "unknown field 'extra'"),
     ],
 )
-def test_what_is_wrong_is_said_with_the_line(row: bytes, message: str) -> None:
+def test_an_error_names_its_line(row: bytes, message: str) -> None:
     error = parse(row).error
     assert isinstance(error, CoeError)
     with pytest.raises(CoeError, match=message):

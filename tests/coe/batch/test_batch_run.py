@@ -60,7 +60,7 @@ def test_every_row_gets_its_own_answer_or_its_own_error(place: Path) -> None:
     assert found["results"]["errors"] == {"invalid_weights": 50, "model_not_found": 50, "invalid_request": 1}
 
 
-def test_the_folder_says_what_ran_and_holds_nothing_else(place: Path) -> None:
+def test_the_folder_has_results_and_run_json_only(place: Path) -> None:
     found = go(place)
     out = place / "out"
     kept = {path.name for path in out.iterdir()}
@@ -74,7 +74,7 @@ def test_the_folder_says_what_ran_and_holds_nothing_else(place: Path) -> None:
     assert len((out / "results.jsonl").read_text().splitlines()) == 302
 
 
-def test_asks_are_grouped_by_what_must_be_resident(place: Path) -> None:
+def test_calls_are_grouped_by_residency(place: Path) -> None:
     executor = InProcess()
     go(place, executor=executor)
     first, second = executor.items
@@ -109,7 +109,7 @@ def test_plain_rows_have_no_lines_of_openai(place: Path) -> None:
     assert {row["model"] for row in records(place / "out").values()} == {"base"}
 
 
-def test_rows_of_one_id_are_told_apart_by_their_lines(place: Path) -> None:
+def test_rows_with_one_id_are_distinguished_by_their_lines(place: Path) -> None:
     write_lines(place / "in.jsonl", [openai_row("same", "first"), openai_row("other", "x"), openai_row("same", "2nd")])
     found = go(place)
     rows = pq.read_table(place / "out" / "results.parquet").to_pylist()
@@ -123,7 +123,7 @@ def test_rows_of_one_id_are_told_apart_by_their_lines(place: Path) -> None:
     )
 
 
-def test_a_file_of_nothing_but_errors_asks_nobody(place: Path) -> None:
+def test_a_file_with_errors_only_makes_no_calls(place: Path) -> None:
     write_lines(place / "in.jsonl", ["nonsense", "[]"])
     executor = InProcess()
     assert go(place, executor=executor)["results"]["errors"] == {"invalid_request": 2}
@@ -179,7 +179,7 @@ def test_a_trained_router_sends_each_row_to_the_expert_that_was_measured_best(pl
 
 
 class Debate:
-    """Two experts answer, a third one joins what they said."""
+    """Two experts answer; a third one joins their answers."""
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
         if not done:
@@ -259,7 +259,7 @@ def test_a_resumed_run_counts_what_was_there(place: Path) -> None:
 
 def test_what_an_executor_left_undone_is_given_to_it_again_while_that_helps(place: Path) -> None:
     class Tired(InProcess):
-        """Does one item at a time, and after `most` of them nothing."""
+        """Does one work item at a time, and after `most` of them nothing."""
 
         most = 10**6
 

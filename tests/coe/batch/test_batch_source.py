@@ -100,7 +100,7 @@ def test_missing_files_folders_and_empty_tables_are_refused(tmp_path: Path) -> N
         scan(str(tmp_path / "none.parquet"), 64)
 
 
-def test_a_file_that_shrank_since_it_was_scanned_is_told(tmp_path: Path) -> None:
+def test_a_file_that_shrank_since_it_was_scanned_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     path.write_bytes(b"x\n" * 200)
     source = scan(str(path), 64)

@@ -1,4 +1,4 @@
-"""What is asked next, by whom and in which order; requests, decisions and answers as columns and back."""
+"""The calls of a stage and their order; requests, decisions and answers as columns and back."""
 
 from dataclasses import replace
 
@@ -149,7 +149,7 @@ def test_what_a_composition_reads_of_an_error_is_kept_and_its_deadlines_are_not(
     assert load_request(dump_request(replace(REQUEST, deadline_s=2.0))) == REQUEST
 
 
-def test_a_row_keeps_whom_it_rules_out_and_that_it_wants_all_answers() -> None:
+def test_a_row_keeps_its_excluded_experts_and_the_request_for_all_answers() -> None:
     row = replace(ROW, barred={"z": "allowed experts: the caller does not allow it"}, answers=True)
     assert RoutedRow.of(row.record()) == row
     assert isinstance(compositions({"p": lambda: Aggregate("z")})(row), Without)

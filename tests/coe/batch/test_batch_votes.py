@@ -21,7 +21,7 @@ POLICIES = """
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Experts in the order base, loud, tuned, flaky: loud says the same as base, in capitals; flaky fails."""
+    """Experts in the order base, loud, tuned, flaky: loud answers as base, in capitals; flaky fails."""
     save_router(tmp_path / "router")
     service(tmp_path, POLICIES)
     models = ["auto", "coe/early", "coe/ill"]

@@ -1,4 +1,4 @@
-"""The trial of aggregators: what is shown, who wins, and what the registry is told."""
+"""The trial of aggregators: shown answers, the winner, and the counts for the registry."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_one_right_and_two_different_wrong_answers_are_shown() -> None:
     assert row.fields["answer"] == "Paris" and (trial.task.grader, trial.task.max_tokens) == (Exact(), 9)
 
 
-def test_the_seed_says_what_is_shown_and_a_question_does_not_depend_on_others() -> None:
+def test_the_seed_decides_what_is_shown_and_a_question_does_not_depend_on_others() -> None:
     first = shown(trial_of_task(task(), recorded(), seed=1))
     assert first == shown(trial_of_task(task(), recorded(), seed=1))
     assert first != shown(trial_of_task(task(), recorded(), seed=2))
@@ -121,7 +121,7 @@ def spec(name: str, usd: float = 1.0) -> ExpertSpec:
 
 
 def asking(say: Mapping[str, Any]) -> Any:
-    """name -> what it says of the lines of answers it is shown."""
+    """Experts by name, each a function from the shown answers to its own."""
 
     async def ask(name: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         lines = [line[3:] for line in request.messages[-1].content.splitlines() if line[1:3] == ". "]
@@ -146,7 +146,7 @@ async def try_out(
         return await run(plan, opened, asking(say)), trial
 
 
-async def test_who_picks_the_right_answer_wins(tmp_path: Path) -> None:
+async def test_the_expert_that_picks_the_right_answer_wins(tmp_path: Path) -> None:
     say = {"first": lambda lines: lines[0], "picks": right, "full": full, "babbles": lambda lines: "London"}
     report, trial = await try_out(tmp_path, trial_of_task(task(), recorded()), say)
     results = aggregator_scores(report, [trial])

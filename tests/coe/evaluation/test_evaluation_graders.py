@@ -37,7 +37,7 @@ def test_exact(answer: str, gold: Any, score: float) -> None:
     assert Exact().grade(answer, row(gold)) == score
 
 
-def test_exact_takes_every_difference_seriously_when_told_to() -> None:
+def test_exact_can_compare_every_character() -> None:
     strict = Exact(ignore_case=False, ignore_whitespace=False, strip="")
     assert strict.grade("Paris", row("Paris")) == 1
     assert [strict.grade(text, row("Paris")) for text in ("paris", " Paris", "Paris.")] == [0, 0, 0]

@@ -83,7 +83,7 @@ def test_what_a_table_is_called() -> None:
     assert default_source(Path("/runs/monday/outcomes.parquet")) == "monday/outcomes"
 
 
-def test_the_run_beside_a_table_says_what_the_experts_were(tmp_path: Path) -> None:
+def test_the_run_beside_a_table_has_the_identities_of_the_experts(tmp_path: Path) -> None:
     outcomes = tmp_path / "outcomes.parquet"
     assert measured_identities(outcomes) == {}
     (tmp_path / "run.json").write_text(json.dumps({"manifest": {"experts": {"a": "sha256:then"}}}))
@@ -118,7 +118,7 @@ PLAN = plan_run({name: spec(name) for name in NOW}, [task("caps"), task("sums")]
 
 
 def records(plan: EvaluationPlan, **failed: bool) -> Report:
-    """`a` is right on everything, `b` on nothing; of `failed` (row id -> final) nobody has an answer."""
+    """`a` is right on everything, `b` on nothing; rows in `failed` (row id -> final) have no answer."""
     found = {}
     for question in (question for _, questions in plan.residencies() for question in questions):
         error = "EngineError: no" if question.row.id in failed else None

@@ -47,7 +47,7 @@ def table(**changes) -> OutcomeTable:
 
 
 class Same:
-    """A router that says the same of every query."""
+    """A router with the same estimate for every query."""
 
     requires: frozenset[str] = frozenset()
 
@@ -88,7 +88,7 @@ def test_a_cascade_pays_only_for_those_it_asks() -> None:
     assert paid.costs_usd is not None and paid.costs_usd.tolist() == [3.0] * 4
 
 
-def test_single_needs_no_recorded_answers_and_a_vote_says_that_it_does() -> None:
+def test_single_needs_no_recorded_answers_and_a_vote_does() -> None:
     bare = table(answers=None, costs_usd=None)
     replayed = replay(bare, made(1), Single())
     assert replayed.scores.tolist() == bare.scores[:, 0].tolist()
@@ -130,7 +130,7 @@ class Says:
         return Final(Answer("nobody", self.text, "stop", Usage(0, 0)))
 
 
-def test_a_composed_text_is_scored_by_the_right_answer_or_by_who_said_the_same() -> None:
+def test_a_composed_text_is_scored_by_the_right_answer_or_by_an_equal_answer() -> None:
     composed: Composition = Says("A")
     known = table(frame=pd.DataFrame({"answer": RIGHT}))
     assert replay(known, made(3), composed).scores.tolist() == [0, 0, 1, 1]
@@ -159,7 +159,7 @@ def test_a_confidence_is_solved_for_a_budget_of_calls() -> None:
         (SelfConsistency(), "SelfConsistency asks 'a' for samples"),
     ],
 )
-def test_what_nobody_has_recorded_cannot_be_replayed_and_it_says_what_to_do(
+def test_unrecorded_calls_cannot_be_replayed_and_the_error_names_the_remedy(
     composition: Composition, asked: str
 ) -> None:
     with pytest.raises(InvalidOutcomes, match=f"{asked}, which no table records.*coe eval --experts coe/<policy>"):

@@ -108,7 +108,7 @@ def counting(asked: list[tuple[str, str]], ask: Ask | None = None) -> Ask:
 
 
 def failing(error: Callable[[str], Exception | None]) -> Ask:
-    """An expert that raises what `error(request id)` gives, if anything, and else says 4."""
+    """An expert that raises what `error(request id)` gives, if anything, and else answers 4."""
 
     async def ask(name: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         if (raised := error(request.id)) is not None:
@@ -151,7 +151,7 @@ async def test_each_base_is_loaded_once_whatever_the_order_of_experts(tmp_path: 
     assert json.loads((tmp_path / "run.json").read_text())["sessions"][0]["loads"] == {"echo": 1, "caps": 1}
 
 
-async def test_no_more_questions_than_told_are_in_flight(tmp_path: Path) -> None:
+async def test_concurrency_bounds_the_questions_in_flight(tmp_path: Path) -> None:
     now, most = 0, 0
 
     async def ask(name: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:

@@ -1,4 +1,4 @@
-"""Tasks: what a YAML and a JSONL file mean, and what is said of broken ones."""
+"""Tasks: what a YAML and a JSONL file mean, and the errors of broken ones."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_broken_gold_query_is_named_with_task_and_row(tmp_path: Path) -> None:
         (YAML.replace("name: sums", "name: a b"), "sums.yaml:1: name: "),
     ],
 )
-def test_a_broken_yaml_is_told_with_its_place(yaml: str, told: str, tmp_path: Path) -> None:
+def test_a_broken_yaml_is_an_error_with_its_place(yaml: str, told: str, tmp_path: Path) -> None:
     assert told in refusal(write(tmp_path, yaml))
 
 
