@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from coe.cli import ask, batch, encoder, evaluate, interrupts, outcomes, plan, registry, replay, serve
+from coe.cli import ask, batch, encoder, evaluate, interrupts, logs, outcomes, plan, registry, replay, serve
 from coe.cli.chat import command as chat
 from coe.cli.config import command as config
 from coe.cli.doctor import command as doctor
@@ -84,6 +84,7 @@ def _root(
 def main() -> None:
     """Entry point of the `coe` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers must not fork threads
+    logs.quiet_libraries()
     interrupts.watch_signals()
     try:
         app()

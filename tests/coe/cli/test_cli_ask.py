@@ -91,7 +91,7 @@ def test_who_failed_and_who_was_asked_is_told_beside_the_answer(config: Path) ->
         (["--temperature", "9"], "temperature must lie in [0, 2], got 9"),
         (["--cost-weight", "-1"], "cost_weight must be a finite number >= 0"),
         (["--allowed", "capital"], "capital"),
-        (["--max-tokens", "600"], "600 are asked for, but 'loud' has a context of 512 tokens"),
+        (["--max-tokens", "600"], "max_tokens is 600, but 'loud' has a context of 512 tokens"),
     ],
 )
 def test_mistakes_get_one_clear_line_and_status_1(
