@@ -44,7 +44,7 @@ def can_mix(peft: Any, names: Collection[str | None]) -> bool:
         return False
     pairs: list[Any] = [matrices for layer in layers for matrices in (layer.lora_A, layer.lora_B)]
     sizes = (matrices[name].weight.nbytes for matrices in pairs for name in {*names} & matrices.keys())
-    return sum(sizes) <= _MOST_BYTES
+    return bool(sum(sizes) <= _MOST_BYTES)
 
 
 @contextmanager
