@@ -16,6 +16,10 @@ CoeError                     .status: HTTP status, .code: OpenAI-style code, .re
 ├── Overloaded               too many requests are waiting; try again later
 ├── DeadlineExceeded         the request ran past its deadline
 └── TaskError                an evaluation task is wrong; with file and line
+
+Each kind of failure is handled in one place: failed experts in `Composition.step` (the decision's next expert, then the
+policy's fallback), wrong requests nowhere (InvalidRequest is never retried on another expert), lost host processes in
+`coe/serve/cluster/pool_client.py`. Errors cross processes as values, so what Ray raises is always about the process.
 """
 
 from __future__ import annotations
@@ -25,30 +29,36 @@ from typing import Any
 
 
 class CoeError(Exception):
-    """Base of every error that the system raises deliberately."""
+    """Base of every error that the system raises deliberately. Subclasses inherit what they do not state.
+
+    Attributes:
+        status: HTTP status.
+        code: OpenAI-style code.
+        retryable: whether the same request may succeed later.
+    """
 
     status: int = 500
     code: str = "internal_error"
     retryable: bool = False
 
+    def __init_subclass__(
+        cls, *, status: int | None = None, code: str | None = None, retryable: bool | None = None
+    ) -> None:
+        super().__init_subclass__()
+        cls.status, cls.code = status or cls.status, code or cls.code
+        cls.retryable = cls.retryable if retryable is None else retryable
 
-class ConfigError(CoeError):
+
+class ConfigError(CoeError, code="invalid_config"):
     """A configuration is wrong."""
 
-    code = "invalid_config"
 
-
-class InvalidRequest(CoeError):
+class InvalidRequest(CoeError, status=400, code="invalid_request"):
     """The request cannot be served as it is."""
 
-    status = 400
-    code = "invalid_request"
 
-
-class ContextLengthExceeded(InvalidRequest):
+class ContextLengthExceeded(InvalidRequest, code="context_length_exceeded"):
     """Prompt and answer together are longer than the expert's context."""
-
-    code = "context_length_exceeded"
 
     def __init__(self, expert: str, *, prompt_tokens: int, max_tokens: int, context_length: int) -> None:
         self.prompt_tokens, self.max_tokens, self.context_length = prompt_tokens, max_tokens, context_length
@@ -63,58 +73,36 @@ class ContextLengthExceeded(InvalidRequest):
         return partial(ContextLengthExceeded, self.expert, **numbers), ()
 
 
-class NotAllowed(InvalidRequest):
+class NotAllowed(InvalidRequest, code="no_eligible_expert"):
     """The request rules out an expert that a composition names."""
 
-    code = "no_eligible_expert"
 
-
-class UnknownModel(InvalidRequest):
+class UnknownModel(InvalidRequest, status=404, code="model_not_found"):
     """The requested `model` does not exist."""
 
-    status = 404
-    code = "model_not_found"
 
-
-class EngineError(CoeError):
+class EngineError(CoeError, code="engine_error"):
     """An engine failed."""
 
-    code = "engine_error"
 
-
-class WeightsError(EngineError):
+class WeightsError(EngineError, code="invalid_weights"):
     """Weights are missing, truncated, of other shapes, or of an unsupported architecture."""
 
-    code = "invalid_weights"
 
-
-class HostLost(EngineError):
+class HostLost(EngineError, status=502, code="host_lost", retryable=True):
     """The host process died after the first text of an answer, which cannot be taken back."""
 
-    status = 502
-    code = "host_lost"
-    retryable = True
 
-
-class OutOfMemory(EngineError):
+class OutOfMemory(EngineError, status=503, code="out_of_memory"):
     """Not enough free memory, even after evicting what may be evicted."""
 
-    status = 503
-    code = "out_of_memory"
 
-
-class Unsupported(EngineError):
+class Unsupported(EngineError, status=501, code="unsupported"):
     """The expert's engine cannot do what a call needs."""
 
-    status = 501
-    code = "unsupported"
 
-
-class RemoteError(EngineError):
+class RemoteError(EngineError, status=502, code="remote_error"):
     """A remote endpoint failed."""
-
-    status = 502
-    code = "remote_error"
 
     def __init__(self, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
@@ -124,30 +112,17 @@ class RemoteError(EngineError):
         return partial(RemoteError, self.args[0], retryable=self.retryable), ()
 
 
-class Abstained(CoeError):
+class Abstained(CoeError, status=422, code="abstained"):
     """The router abstained and the policy has no fallback; the message gives the reason."""
 
-    status = 422
-    code = "abstained"
 
-
-class Overloaded(CoeError):
+class Overloaded(CoeError, status=429, code="overloaded", retryable=True):
     """Too many requests are waiting."""
 
-    status = 429
-    code = "overloaded"
-    retryable = True
 
-
-class DeadlineExceeded(CoeError):
+class DeadlineExceeded(CoeError, status=504, code="deadline_exceeded", retryable=True):
     """The request ran past its deadline."""
 
-    status = 504
-    code = "deadline_exceeded"
-    retryable = True
 
-
-class TaskError(CoeError):
+class TaskError(CoeError, code="invalid_task"):
     """An evaluation task is wrong; the message has file and line."""
-
-    code = "invalid_task"
