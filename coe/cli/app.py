@@ -48,6 +48,7 @@ app = typer.Typer(
     help="Serve and route many expert LLMs and LoRA adapters as one system.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("init", rich_help_panel=START)(init.init)
