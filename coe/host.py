@@ -156,7 +156,7 @@ class Host:
         return min(map(self._capacity, refs)) if self.cache.resident.issuperset(refs) else None
 
     def prefetch(self, *names: str, keep: Collection[str] = ()) -> bool:
-        """Start loading experts that are needed soon, beside what is in use, waited for, or named in `keep`.
+        """Start loading experts that are needed soon, without evicting what is in use, waited for, or named in `keep`.
 
         Returns at once and leases nothing: see `ExpertCache.prefetch`.
 

@@ -11,8 +11,8 @@ The steps, each with its file:
     3. the policy's router estimates the quality and cost of the others            routers/kinds/
     4. `decide` ranks them by utility and selects some; `coe/routing.py` keeps     routers/decision.py
        the inputs of the decision, so that it can be logged and replayed
-    5. the policy's composition says which experts to call next, or that the       coe/compose/
-       answer is final: a pure step function of the results so far
+    5. the policy's composition returns the next calls, or the final answer:       coe/compose/
+       a pure step function of the results so far
     6. each call goes to `ask`: a host in this process, a pool of host             coe/host.py,
        processes, or a recording                                                   coe/serve/cluster/
     7. the host schedules the call, loads and leases weights, and its engine       coe/scheduler.py, coe/memory/,

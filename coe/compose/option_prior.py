@@ -33,7 +33,7 @@ FEATURES: Final = (
     "full_stop",
     "all_of_them",  # "all of the above", "both ..."
     "none_of_them",
-    "number_rank",  # the rest: only where the options are numbers
+    "number_rank",  # this and the following: only if the options are numbers
     "number_extreme",  # distance from the middle rank
     "number_length_rank",
 )

@@ -1,7 +1,7 @@
 """Engines: they load the files of experts and generate. `base` has the protocols, `ENGINES` lists the kinds.
 
-Other packages add engines by entry points in the group `coe.engines`; `module:Class` names any class. An expert says
-which engine serves it by `engine:` in its spec (docs/plugins.md).
+Other packages add engines by entry points in the group `coe.engines`; `module:Class` names any class. An expert
+names the engine that serves it by `engine:` in its spec (docs/plugins.md).
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Expert(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of a composed expert while it is leased: resident weights, and the adapter where it is one."""
+    """A leased member of a composed expert: resident weights, and the adapter if the member is one."""
 
     expert: Expert
     adapter: Adapter | None = None

@@ -129,7 +129,7 @@ class ExpertCache(Generic[T]):
         """Keep all of `names` resident inside the block; waits until all of them can be.
 
         Raises:
-            OutOfMemory: they can never fit beside the pinned experts, whatever is evicted.
+            OutOfMemory: they cannot fit in addition to the pinned experts, whatever is evicted.
         """
         wanted = set(names)
         self._check_can_ever_fit(wanted)

@@ -23,13 +23,13 @@ class HFEngine:
 
     Args:
         device: `auto` (CUDA, else MPS, else CPU) or a torch device.
-        dtype: `auto` (bfloat16 where the hardware computes in it, else float16 on an accelerator, float32 on a CPU),
-            `bfloat16`, `float16` or `float32`. Only float32 gives the same answer alone and in a batch: in the shorter
-            types another batch shape rounds otherwise, and near-ties may fall otherwise.
+        dtype: `auto` (bfloat16 if the hardware supports it, else float16 on an accelerator, float32 on a CPU),
+            `bfloat16`, `float16` or `float32`. Only float32 gives the same answer alone and in a batch: in shorter
+            types rounding depends on the batch shape, which may decide near-ties.
         max_batch: requests generated together.
         max_adapters: adapters kept on a resident base.
-        threads: CPU threads of this whole process for torch; `None` leaves them. One for each engine process is right
-            where several share the cores.
+        threads: CPU threads of this whole process for torch; `None` leaves them. Use one per engine process if several
+            share the cores.
         free: bytes free on a device.
     """
 

@@ -1,11 +1,11 @@
-"""Rows with different LoRA adapters in one batch: two batched matrix products a layer, whatever the number of adapters.
+"""Rows with different LoRA adapters in one batch: two batched matrix products per layer for any number of adapters.
 
 peft runs each adapter on its own rows, one after the other; with several adapters and short inputs, that takes as long
 as the base layers. Here the low-rank matrices of a batch are stacked, and every row is multiplied with its own pair:
 
     output[i] += scaling[i] * input[i] A[i]^T B[i]^T        A: (n_rows, r, n_in), B: (n_rows, n_out, r)
 
-the plain form of what Punica's kernels do (arXiv 2310.18547).
+which is what the kernels of Punica compute (arXiv 2310.18547).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 _MOST_BYTES: Final = 512 * 2**20
-"""Of the stacks of a batch, which are copies: beyond, peft's own way takes its time and no memory."""
+"""Most bytes of the stacks of a batch, which are copies; above, peft's slower method is used, which copies nothing."""
 
 
 @dataclass(slots=True)
 class RowAdapters:
-    """Which adapter each row of the running batch has: (n_rows,) positions in the stacks."""
+    """The adapter of each row of the running batch: (n_rows,) positions in the stacks."""
 
     positions: Tensor
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop the rows that are not named."""
+        """Keep only these rows."""
         self.positions = self.positions[list(rows)]
 
 
@@ -76,7 +76,7 @@ def _add(rows: RowAdapters, a: Tensor, b: Tensor, layer: Any, inputs: tuple[Tens
 
 
 def _stacks(layer: Any, adapters: Sequence[str | None]) -> tuple[Tensor, Tensor]:
-    """A (n_adapters, r, n_in) and scaled B (n_adapters, n_out, r) of a layer; zeros where an adapter has none here."""
+    """A (n_adapters, r, n_in) and scaled B (n_adapters, n_out, r) of a layer; zeros if an adapter has none here."""
     import torch
 
     here = [name for name in adapters if name in layer.lora_A]
