@@ -82,13 +82,8 @@ def draw_curves(axes: Axes, reports: Sequence[RouterReport]) -> None:
         if report.detail.curve is not None:
             _draw_curve(axes, report, index, with_band=index < BANDS)
     _draw_experts(axes, reports[0])
-    axes.set_xlabel("mean cost (USD per 1,000 queries)")
-    axes.set_ylabel("accuracy (%)")
-    axes.set_title(
-        "quality at every cost weight; large marker: the cost weight in use; band: 95% bootstrap", fontsize=10
-    )
-    axes.legend(loc="lower right", fontsize=8, framealpha=0.6)
-    axes.grid(alpha=0.25)
+    axes.set(xlabel="mean cost (USD per 1,000 queries)", ylabel="accuracy (%)")
+    _finish(axes, "quality at every cost weight; large marker: the cost weight in use; band: 95% bootstrap")
 
 
 def _draw_curve(axes: Axes, report: RouterReport, index: int, *, with_band: bool) -> None:
@@ -164,11 +159,8 @@ def draw_pair(axes: Axes, reports: Sequence[RouterReport]) -> None:
             colour, dash, _ = STYLES[index % len(STYLES)]
             label = f"{report.router} (APGR {pair.apgr:.3f})"
             axes.plot(100 * pair.shares, 100 * pair.pgr, color=colour, linestyle=dash, lw=1.8, label=label)
-    axes.set_xlabel("calls of the strong expert (%)")
-    axes.set_ylabel("gap between weak and strong recovered (%)")
-    axes.set_title("a strong and a weak expert", fontsize=10)
-    axes.legend(loc="lower right", fontsize=8)
-    axes.grid(alpha=0.25)
+    axes.set(xlabel="calls of the strong expert (%)", ylabel="gap between weak and strong recovered (%)")
+    _finish(axes, "a strong and a weak expert")
 
 
 def draw_accuracies(axes: Axes, reports: Sequence[RouterReport]) -> None:
@@ -190,8 +182,7 @@ def draw_accuracies(axes: Axes, reports: Sequence[RouterReport]) -> None:
         axes.annotate(f"{value:.1f}", (value, y), textcoords="offset points", xytext=(0, 8), ha="center", fontsize=8)
         names.append(report.router)
     axes.set_yticks(range(len(names)), [_short(name, 28) for name in names])
-    axes.set_ylim(-0.5, len(names) - 0.2)
-    axes.set_xlabel("accuracy (%)")
+    axes.set(ylim=(-0.5, len(names) - 0.2), xlabel="accuracy (%)")
     axes.set_title("accuracy; bar: 95% interval of the gain over the best single expert", fontsize=10)
     axes.grid(alpha=0.25, axis="x")
 
@@ -216,14 +207,9 @@ def draw_reliability(axes: Axes, reports: Sequence[RouterReport]) -> None:
         name = f"{report.router} (ECE {100 * (report.ece or 0.0):.1f})"
         axes.errorbar(x, y, error, color=colour, linestyle=dash, marker=marker, ms=5, lw=1.2, label=name)
     low = 10 * np.floor(min(lowest, default=0.0) / 10)
-    axes.set_xlim(low, 100)
-    axes.set_ylim(low, 100)
-    axes.set_aspect("equal")
-    axes.set_xlabel("expected score of the chosen expert (%)")
-    axes.set_ylabel("actual score (%)")
-    axes.set_title("calibration, ten bins of equal mass", fontsize=10)
-    axes.legend(loc="upper left", fontsize=8, framealpha=0.6)
-    axes.grid(alpha=0.25)
+    axes.set(xlim=(low, 100), ylim=(low, 100), aspect="equal")
+    axes.set(xlabel="expected score of the chosen expert (%)", ylabel="actual score (%)")
+    _finish(axes, "calibration, ten bins of equal mass", legend="upper left")
 
 
 def draw_domains(axes: Axes, reports: Sequence[RouterReport]) -> None:
@@ -257,6 +243,12 @@ def draw_domains(axes: Axes, reports: Sequence[RouterReport]) -> None:
     axes.axhline(head - 0.5, color="white", lw=3)
     axes.set_title("accuracy (%) in each domain (queries); above the line: routed and best single", fontsize=10)
     axes.figure.colorbar(image, ax=axes, label="accuracy (%)", pad=0.01)
+
+
+def _finish(axes: Axes, title: str, legend: str = "lower right") -> None:
+    axes.set_title(title, fontsize=10)
+    axes.legend(loc=legend, fontsize=8, framealpha=0.6)
+    axes.grid(alpha=0.25)
 
 
 def _short(name: str, length: int) -> str:
