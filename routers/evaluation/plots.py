@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -245,7 +245,7 @@ def draw_domains(axes: Axes, reports: Sequence[RouterReport]) -> None:
     axes.figure.colorbar(image, ax=axes, label="accuracy (%)", pad=0.01)
 
 
-def _finish(axes: Axes, title: str, legend: str = "lower right") -> None:
+def _finish(axes: Axes, title: str, legend: Literal["lower right", "upper left"] = "lower right") -> None:
     axes.set_title(title, fontsize=10)
     axes.legend(loc=legend, fontsize=8, framealpha=0.6)
     axes.grid(alpha=0.25)

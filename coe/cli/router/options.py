@@ -36,7 +36,6 @@ CostWeight = Annotated[
         "--cost-weight", min=0, help="Quality (0 to 1) given up per USD. Default: the weight solved in training, or 0."
     ),
 ]
-TopK = Annotated[int, typer.Option("--top-k", min=1, help="Most experts asked per query.")]
 Encoders = Annotated[str | None, typer.Option("--encoders", metavar="A,B", help="With --kind auto: encoders to try.")]
 
 
@@ -159,7 +158,7 @@ class AnswerOptions:
     """How estimates become answers: the cost weight, which experts are asked, how their answers are combined."""
 
     cost_weight: CostWeight = None
-    top_k: TopK = 1
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Most experts asked per query.")] = 1
     select: Annotated[
         str | None,
         typer.Option(

@@ -20,7 +20,6 @@ from coe.cli.router.options import (
     Seed,
     TableOptions,
     TargetOptions,
-    TopK,
     encoder_of,
     tell_of_truncation,
 )
@@ -53,7 +52,7 @@ def train(
             help="Solve a dynamic selector that asks at most this mean number of experts per query.",
         ),
     ] = None,
-    top_k: TopK = 5,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="With --max-calls: most experts asked per query.")] = 5,
     seed: Seed = 0,
     json: JsonTarget = None,
 ) -> None:
