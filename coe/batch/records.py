@@ -144,14 +144,13 @@ def dump_outcome(row: int, call: str, outcome: Answer | Failure) -> dict[str, An
     record = dict.fromkeys(ANSWERS.names, None) | {"row": row, "call": call, "expert": outcome.expert}
     if isinstance(outcome, Failure):
         return record | {"error": _dump(_dump_error(outcome.error))}
-    return record | {
-        "text": outcome.text,
-        "finish_reason": outcome.finish_reason,
-        "prompt_tokens": outcome.usage.prompt_tokens,
-        "completion_tokens": outcome.usage.completion_tokens,
-        "cost_usd": outcome.cost_usd,
-        "value": outcome.value,
-    }
+    return record | {"text": outcome.text, "value": outcome.value} | outcome_columns(outcome)
+
+
+def outcome_columns(answer: Answer) -> dict[str, Any]:
+    """The columns `OUTCOME` of an answer."""
+    usage = {"prompt_tokens": answer.usage.prompt_tokens, "completion_tokens": answer.usage.completion_tokens}
+    return {"finish_reason": answer.finish_reason, "cost_usd": answer.cost_usd, **usage}
 
 
 def load_outcome(record: Mapping[str, Any]) -> Answer | Failure:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coe.batch.openai_lines import batch_line
-from coe.batch.records import OUTCOME, RoutedRow, describe
+from coe.batch.records import OUTCOME, RoutedRow, describe, outcome_columns
 from coe.errors import InvalidRequest
 from coe.protocol.responses import answers_body
 from coe.runs.storage import Folder
@@ -113,16 +113,8 @@ def result(
     if row.answers and row.decision is not None:
         record["answers"] = answers_body(done)
     if isinstance(outcome, Answer):
-        return record | {
-            "expert": outcome.expert,
-            "answer": outcome.text,
-            "finish_reason": outcome.finish_reason,
-            "prompt_tokens": outcome.usage.prompt_tokens,
-            "completion_tokens": outcome.usage.completion_tokens,
-            "cost_usd": outcome.cost_usd,
-            "notes": list(outcome.notes),
-            "status": 200,
-        }
+        answered = {"expert": outcome.expert, "answer": outcome.text, "notes": list(outcome.notes), "status": 200}
+        return record | answered | outcome_columns(outcome)
     return record | _failed(describe(outcome) if outcome is not None else row.error or {})
 
 
