@@ -6,7 +6,7 @@ The experts are adapters of the zoo merged into SmolLM2 (written to --folder, or
 float32). The queries are those of the zoo's tasks in random order, answered greedily in this process on one thread:
 
     in order    windows of arrivals, grouped by expert within a window, weights in an LRU cache of two
-    batch       `run_batch` with its items in this process: one load per expert a stage, the next one while this works
+    batch       `run_batch` in this process: one load per expert and stage, the next one while this one answers
     bound       each expert loaded once with nothing else running, then all its queries in full batches; as a sum, and
                 `overlapped`, with every load but the first hidden behind the work before it
 
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def compare(config: Config, scratch: Path, rows: Sequence[dict[str, Any]], window: int, repeats: int) -> dict[str, Any]:
-    """All ways, in claims; medians over the repeats."""
+    """All ways, alternating; medians over the repeats."""
     source = scratch / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     taken: dict[str, list[Way]] = {}
@@ -233,10 +233,10 @@ class InProcess:
         for number, units in enumerate(items):
             following = items[number + 1][0].residency if number + 1 < len(items) else None
             with self._watched(stage):
-                item = Answerer(
+                answerer = Answerer(
                     self.host, job.folder, stage, units, reports.append, loads=self._loads, following=following
                 )
-                self._wait(item.run())
+                self._wait(answerer.run())
         yield from reports
 
     @contextmanager

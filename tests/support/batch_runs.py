@@ -122,16 +122,16 @@ class InProcess:
             self._tick()
 
     async def _answer(self, job: Job, stage: int, items: Sequence[WorkItem]) -> list[WorkReport]:
-        """One host for all items, as the actors of Ray hold one."""
+        """One host for all work items, as the actors of Ray hold one."""
         reports: list[WorkReport] = []
         claims = Claims(len(items), hosts=1)
         async with open_host(job.config, job.snapshot) as host:
             loads = LoadCounter(host)
-            for turn in range(len(items)):
-                number, ahead = claims.claim(turn, "host")
-                following = None if ahead is None else items[ahead][0].residency
+            for number in range(len(items)):
+                claim = claims.claim(number, "host")
+                following = None if claim.reserved is None else items[claim.reserved][0].residency
                 await Answerer(
-                    host, job.folder, stage, items[number], reports.append, loads=loads, following=following
+                    host, job.folder, stage, items[claim.item], reports.append, loads=loads, following=following
                 ).run()
         return reports
 

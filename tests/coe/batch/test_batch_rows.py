@@ -41,8 +41,8 @@ def test_a_plain_prompt_is_one_user_message_and_takes_the_fields_of_a_chat_reque
     assert row.request is not None and row.query is not None
     assert row.request.messages == (Message("user", "hi"),) and row.query.text == "hi"
     assert (row.request.temperature, row.request.seed) == (0.5, 9)
-    claims = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
-    told = parse(as_json({"messages": claims})).request
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    told = parse(as_json({"messages": messages})).request
     assert told is not None and [m.role for m in told.messages] == ["system", "user"]
 
 
