@@ -32,7 +32,7 @@ from routers.factory import TrainableRouter, kind_of, router_class
 from routers.outcomes.reference import Reference
 from routers.outcomes.table import OutcomeTable
 
-FORMAT = 1
+FORMAT = 2
 ARRAYS, META = "router.safetensors", "router.json"
 _TRAINING_IDS = "training_ids"
 

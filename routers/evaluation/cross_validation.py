@@ -23,6 +23,7 @@ from routers.evaluation.recorded_routing import Choosing, Routing, route, route_
 from routers.evaluation.report import Heading, RouterReport, report, row_of
 from routers.evaluation.summary import ReportRow, baselines_of
 from routers.factory import TrainableRouter, build, settings_of
+from routers.numeric.folds import stratified_folds
 from routers.outcomes.reference import Reference
 from routers.outcomes.table import OutcomeTable
 
@@ -269,21 +270,6 @@ class _FoldedTable:
             cost_weights.append(at.utility.cost_weight)
         in_use = tuple(cost_weights) if target is not None else (choosing.utility.cost_weight,)
         return _PooledRun(router, Routing.joined(parts), in_use, tuple(solutions.values()))
-
-
-def stratified_folds(labels: Sequence[str], n_folds: int = 5, *, seed: int = 0) -> NDArray[np.int64]:
-    """(n,) folds 0 .. n_folds - 1 of nearly equal size, every label spread over them as evenly as possible.
-
-    Unlike scikit-learn's StratifiedKFold it accepts labels with fewer rows than folds, which domains may have.
-    """
-    if n_folds < 2 or n_folds > len(labels):
-        raise InvalidOutcomes(f"{len(labels)} rows cannot be split into {n_folds} folds")
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(labels))
-    ordered = sorted(shuffled, key=lambda row: labels[row])  # stable: shuffled within a label
-    folds = np.empty(len(labels), dtype=np.int64)
-    folds[ordered] = np.arange(len(labels)) % n_folds
-    return folds
 
 
 def _checked(folds: NDArray[np.int64], table: OutcomeTable, least: int) -> NDArray[np.int64]:

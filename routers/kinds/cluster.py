@@ -14,7 +14,7 @@ from routers.encoders.embed import embed, read_queries
 from routers.errors import RouterError
 from routers.fitted import EmbeddingRouter
 from routers.numeric.kmeans import kmeans
-from routers.numeric.neighbours import Vectors, foreignness, mean_of_rows, quantiles, top_k
+from routers.numeric.neighbours import Vectors, mean_of_rows, quantiles, share_nearer, top_k
 from routers.numeric.shrinkage import one_hot, shrunk_means
 from routers.outcomes.training_rows import TrainingRows
 from routers.settings import check_choice, check_range
@@ -209,7 +209,7 @@ class ClusterRouter(EmbeddingRouter[ClusterSettings, ClusterModel]):
             experts=model.experts,
             quality=mean_of_rows(model.accuracy, near, shares).clip(0.0, 1.0),
             cost_usd=None if model.costs is None else mean_of_rows(model.costs, near, shares),
-            ood=foreignness(1.0 - similarities[:, 0].astype(np.float64), model.distance_quantiles),
+            ood=share_nearer(1.0 - similarities[:, 0].astype(np.float64), model.distance_quantiles),
             labels=tuple(f"cluster-{cluster:03d}" for cluster in near[:, 0]),
             eligible=None if preference is None else self._best(preference),
             truncated=truncated,

@@ -13,7 +13,7 @@ from routers.base import Estimate, Query
 from routers.encoders.embed import embed, read_queries
 from routers.errors import RouterError
 from routers.fitted import EmbeddingRouter
-from routers.numeric.neighbours import Vectors, foreignness, mean_of_rows, quantiles, self_distances, top_k
+from routers.numeric.neighbours import Vectors, mean_of_rows, quantiles, self_distances, share_nearer, top_k
 from routers.outcomes.training_rows import TrainingRows
 from routers.settings import check_choice, check_range
 
@@ -133,7 +133,7 @@ class KNNRouter(EmbeddingRouter[KNNSettings, KNNModel]):
             experts=model.experts,
             quality=mean_of_rows(model.rows.scores, near, shares).clip(0.0, 1.0),
             cost_usd=None if model.rows.costs is None else mean_of_rows(model.rows.costs, near, shares),
-            ood=foreignness(1.0 - similarities[:, 0], model.distance_quantiles),
+            ood=share_nearer(1.0 - similarities[:, 0], model.distance_quantiles),
             truncated=truncated,
         )
 

@@ -1,8 +1,8 @@
-"""When a router had better not trust itself: entropy and distance tests, and how their thresholds are chosen.
+"""When a router abstains: entropy and distance tests, and how their thresholds are tuned.
 
-Composition of Experts (arXiv 2412.01868) sends uncertain and foreign prompts to a `general` category without saying how
-the limit is found. Ours: a query abstains where H(p) / log M > entropy threshold, or where its cosine distance to the
-nearest training embedding > distance threshold.
+Composition of Experts (arXiv 2412.01868) sends uncertain and out-of-distribution prompts to a `general` category and
+does not state how the limit is found. Ours: a query abstains where H(p) / log M > entropy threshold, or where its
+cosine distance to the nearest training embedding > distance threshold.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 CANDIDATES = 16
-"""Thresholds tried per test, besides the one that is never passed."""
+"""Thresholds tried per test, besides infinity."""
 
 _Floats = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Doubt:
-    """How unsure and how foreign n queries are.
+    """Uncertainty of n queries and their distance to the training data.
 
     entropy: (n,) H(p) / log M in [0, 1]; distance: (n,) cosine distance to the nearest training embedding.
     """
@@ -36,7 +36,7 @@ class Doubt:
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Limits of the two tests; infinity switches a test off."""
+    """Limits of the two tests; infinity disables a test."""
 
     entropy: float = np.inf
     distance: float = np.inf
@@ -63,18 +63,18 @@ def normalised_entropy(p: _Floats) -> _Floats:
 
 
 def tune_thresholds(inside: Doubt, outside: Doubt, gain: _Floats, max_abstain: float) -> Thresholds:
-    """The pair of thresholds that catches most foreign prompts without harm to the familiar ones.
+    """The pair of thresholds that catches most out-of-distribution prompts without loss on in-distribution ones.
 
-    Tried are quantiles of the held-out familiar rows. A pair is admitted where, of the familiar rows, at most a share
-    `max_abstain` abstains, and their mean score does not fall: sum of `gain` over the abstaining >= 0. Of these the
-    pair that catches most of `outside` wins; among equals the one that fewer familiar rows exceed. Without `outside`
-    the entropy test is off and the distance test alone is tuned by how many it stops.
+    Candidates are quantiles of the held-out in-distribution rows. A pair is admitted where at most a share
+    `max_abstain` of these rows abstains and their mean score does not fall: sum of `gain` over the abstaining >= 0. The
+    admitted pair that catches most of `outside` wins; among equals the one that fewer in-distribution rows exceed.
+    Without `outside` the entropy test is disabled and the distance test alone is tuned, to the most rows it may stop.
 
     Args:
-        inside: n familiar queries, each seen by a model that was not trained on it.
-        outside: foreign prompts, or queries of categories that the model was not trained on; may be empty.
-        gain: (n,) score of the generalist less that of the routed expert on the familiar queries.
-        max_abstain: share of the familiar queries in [0, 1].
+        inside: n in-distribution queries, each scored by a model that was not trained on it.
+        outside: out-of-distribution prompts, or queries of categories that the model was not trained on; may be empty.
+        gain: (n,) score of the generalist minus that of the routed expert on the in-distribution queries.
+        max_abstain: share of the in-distribution queries in [0, 1].
     """
     best, best_key = Thresholds(), (0.0, 0.0)
     for candidate in _candidates(inside, max_abstain, with_entropy=len(outside) > 0):

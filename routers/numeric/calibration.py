@@ -18,7 +18,7 @@ OFFSET_BOUNDS = (-20.0, 20.0)
 class Platt:
     """probability = sigmoid(slope * logit + offset), a pair for each of m columns.
 
-    slope, offset: (m,). Slopes are not negative, so that the order within a column stays.
+    slope, offset: (m,). Slopes are not negative, so that the order within a column is preserved.
     """
 
     slope: _Floats
@@ -44,12 +44,12 @@ def sigmoid(z: _Floats) -> _Floats:
 
 
 def fit_platt(logits: _Floats, scores: _Floats, *, shared: bool = False) -> Platt:
-    """The pair of least cross-entropy for each column of (n, m) logits against (n, m) scores in [0, 1].
+    """The slope and offset of least cross-entropy for each column of (n, m) logits against (n, m) scores in [0, 1].
 
-    With `shared` all columns have the same pair, so that the order between them stays too.
+    With `shared` all columns have the same pair, so that the order between columns is preserved too.
 
-    As in Platt (1999) the targets are drawn in as if two rows more had been seen, one right and one wrong, so that an
-    expert that is always right, or never, does not get certainty.
+    As in Platt (1999) the targets are smoothed by two further rows, one right and one wrong, so that an expert that is
+    always right, or never, does not get probability 1 or 0.
     """
     if shared:
         slope, offset = _fit(logits.ravel(), scores.ravel())

@@ -1,4 +1,4 @@
-"""Embedding -> category: three classifiers behind one form, with calibrated probabilities.
+"""Embedding -> category: three classifiers with one interface and calibrated probabilities.
 
 A fitted classifier is plain arrays and gives logits (n, M); scikit-learn is needed to fit, not to predict.
 Probabilities are softmax(logits / T), with one temperature T chosen on held-out rows (temperature scaling,
@@ -55,7 +55,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Neighbours:
-    """logits = log of the category shares among the k nearest training rows, one further vote spread by frequency."""
+    """logits = log of the category shares among the k nearest training rows, plus one vote spread by frequency."""
 
     vectors: Vectors  # (N, dim)
     labels: Labels  # (N,)
@@ -70,13 +70,13 @@ class Neighbours:
         return np.asarray(np.log((votes + self.frequency) / (self.k + 1)))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All but the vectors, which the router keeps anyway."""
+        """All but the vectors, which the router stores."""
         return {"labels": self.labels, "frequency": self.frequency, "k": np.array([self.k])}
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifierSettings:
-    """Which classifier, and how it is fitted.
+    """A classifier and its hyperparameters.
 
     c: inverse strength of the regularisation of `logistic` and `linear-svm`. k: neighbours of `knn`.
     """
@@ -114,7 +114,7 @@ def fit_classifier(settings: ClassifierSettings, x: Vectors, y: Labels) -> Class
 
 
 def restore(arrays: Mapping[str, NDArray[Any]], vectors: Vectors) -> Classifier:
-    """The classifier whose `arrays()` these are; `vectors` are the training embeddings."""
+    """The classifier of `arrays()`; `vectors` are the training embeddings."""
     if "coef" in arrays:
         return Linear(arrays["coef"], arrays["intercept"])
     return Neighbours(vectors, arrays["labels"], arrays["frequency"], int(arrays["k"][0]))
@@ -128,7 +128,7 @@ def probabilities(logits: Logits, temperature: float) -> NDArray[np.float64]:
 
 
 def fit_temperature(logits: Logits, y: Labels) -> float:
-    """The temperature of least negative log-likelihood on held-out rows; 1 where there is nothing to learn from."""
+    """The temperature of least negative log-likelihood on held-out rows; 1 without rows or with a single category."""
     from scipy.optimize import minimize_scalar
 
     if not len(y) or logits.shape[1] == 1:

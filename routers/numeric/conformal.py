@@ -1,8 +1,8 @@
 """Thresholds with a guarantee: split-conformal abstention and conformal risk control. Pure functions.
 
-Both use n calibration queries that the model was not fitted on, and hold in finite samples, without any assumption on
-the model, as long as those and the query at hand are exchangeable (any order of them is equally likely): the guarantee
-is on average over calibration sets and queries, and ends where queries are of another kind than those calibrated on.
+Both use n calibration queries that the model was not fitted on, and hold in finite samples for any model, as long as
+calibration queries and new queries are exchangeable (any order of them is equally likely). The guarantee is on average
+over calibration sets and queries, and does not extend to queries from another distribution.
 
     conformal   P(score(x) > q) <= alpha                    with q = conformal_threshold(scores, alpha)
     risk        E[1{confidence(x) > t} * loss(x)] <= alpha  with t = risk_threshold(confidence, losses, alpha)
@@ -25,11 +25,10 @@ def conformal_threshold(scores: _Floats, alpha: float) -> float:
     """The ceil((1 - alpha) (n + 1))-th smallest of n nonconformity scores: a new one exceeds it in at most alpha.
 
     Split-conformal prediction (arXiv 2107.07511, section 1). With distinct scores the share that exceeds it is above
-    alpha - 1 / (n + 1), so the bound is nearly met; ties only make it rarer. Infinity, which nothing exceeds, where
-    alpha < 1 / (n + 1).
+    alpha - 1 / (n + 1), so the bound is nearly tight; ties lower the share. Infinity where alpha < 1 / (n + 1).
     """
     _check(alpha, scores)
-    rank = math.ceil((1 - alpha) * (len(scores) + 1) - 1e-9)  # 1e-9: 0.95 * 20 is 19, and not the 20 that floats say
+    rank = math.ceil((1 - alpha) * (len(scores) + 1) - 1e-9)  # 1e-9: 0.95 * 20 is 19, and floats round it up to 20
     return float(np.sort(scores)[max(rank, 1) - 1]) if rank <= len(scores) else math.inf
 
 
@@ -44,21 +43,21 @@ def risk_threshold(confidence: _Floats, losses: _Floats, alpha: float) -> float:
 
     Conformal risk control (arXiv 2208.02814, theorem 1) for the loss "answered, and wrong": L(t) = 1{confidence > t}
     (1 - score) lies in [0, 1], falls in t and is continuous from the right, so that E[L(t)] <= alpha for a new query.
-    Minus infinity, so that everything is answered, where even that keeps the risk below alpha.
+    Minus infinity, which answers everything, where that keeps the risk below alpha.
 
     Args:
-        confidence: (n,) of the decisions; losses: (n,) 1 - score of whom they chose, in [0, 1].
+        confidence: (n,) of the decisions; losses: (n,) 1 - score of the chosen expert, in [0, 1].
 
     Raises:
-        RouterError: alpha < 1 / (n + 1): no threshold could be trusted so far, not even that nothing is answered.
+        RouterError: alpha < 1 / (n + 1): no threshold meets the bound, not even one that answers nothing.
     """
     _check(alpha, confidence)
     n = len(confidence)
     allowed = alpha * (n + 1) - 1
     if allowed < -1e-9:
         raise RouterError(
-            f"a risk of {alpha} cannot be promised by {n} calibration queries: at least {math.ceil(1 / alpha) - 1} are "
-            "needed (give more rows, a larger calibration_share, or a larger alpha)"
+            f"a risk of {alpha} cannot be guaranteed by {n} calibration queries: at least {math.ceil(1 / alpha) - 1} "
+            "are needed (give more rows, a larger calibration_share, or a larger alpha)"
         )
     order = np.argsort(-confidence, kind="stable")
     total = np.cumsum(losses[order])  # of the k + 1 most confident

@@ -1,4 +1,4 @@
-"""What a classifier says of queries it was not trained on: the ground for calibration and for abstention."""
+"""Classifier outputs on held-out queries, for calibration and abstention."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from routers.numeric.classifiers import (
     fit_temperature,
     probabilities,
 )
+from routers.numeric.folds import stratified_folds
 from routers.numeric.neighbours import Vectors, nearest_distance
 
 N_FOLDS = 5
 N_GROUPS = 3
-"""Groups of categories that are left out, one after the other, to play the foreign prompts."""
+"""Groups of categories that are left out in turn, in place of out-of-distribution prompts."""
 LEAST_MEMBERSHIP = 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOut:
-    """n rows as seen by classifiers that were not trained on them.
+    """n rows, scored by classifiers that were not trained on them.
 
     rows: (n,) of the training table; logits: (n, M); distance: (n,) to the nearest row of the other folds.
     """
@@ -38,9 +39,9 @@ class HeldOut:
     temperature: float
 
     def memberships(self, y: Labels) -> NDArray[np.float64]:
-        """(N, M) how much each training row belongs to each category: its probabilities; its label if never held out.
+        """(N, M) membership of each training row in each category: its probabilities; its label if never held out.
 
-        Never quite 0 over all rows, so that every category has a share.
+        At least `LEAST_MEMBERSHIP`, so that every category has a positive share.
         """
         members = np.zeros((len(y), self.logits.shape[1]))
         members[np.arange(len(y)), y] = 1.0
@@ -52,19 +53,18 @@ class HeldOut:
         return Doubt(normalised_entropy(probabilities(self.logits, self.temperature)), self.distance)
 
 
-def stratified_folds(y: Labels, rng: np.random.Generator) -> Labels:
-    """(n,) fold 0..4 of each row, dealt out within each category; -1, never held out, for a category of one row."""
-    folds = np.full(len(y), -1, dtype=np.intp)
-    for label in np.unique(y):
-        rows = rng.permutation(np.flatnonzero(y == label))
-        if len(rows) > 1:
-            folds[rows] = (np.arange(len(rows)) + rng.integers(N_FOLDS)) % N_FOLDS
+def category_folds(y: Labels, rng: np.random.Generator) -> Labels:
+    """(n,) fold of each row, stratified by its label 0..M-1; -1, never held out, for a label of one row."""
+    folds, counts = np.full(len(y), -1, dtype=np.intp), np.bincount(y)
+    rows = np.flatnonzero(counts[y] > 1)
+    if len(rows):  # at most as many folds as the largest label has rows, so that no fold holds all rows of a label
+        folds[rows] = stratified_folds(y[rows], min(N_FOLDS, int(counts.max())), seed=int(rng.integers(2**31)))
     return folds
 
 
 def cross_fit(settings: ClassifierSettings, x: Vectors, y: Labels, rng: np.random.Generator) -> HeldOut:
     """Five-fold cross-fitting of (n, dim) embeddings to (n,) labels, and the temperature that calibrates it."""
-    folds = stratified_folds(y, rng)
+    folds = category_folds(y, rng)
     logits = np.zeros((len(y), int(y.max()) + 1))
     distance = np.zeros(len(y))
     for fold in np.unique(folds[folds >= 0]):
@@ -78,7 +78,7 @@ def cross_fit(settings: ClassifierSettings, x: Vectors, y: Labels, rng: np.rando
 def left_out_categories(
     settings: ClassifierSettings, x: Vectors, y: Labels, temperature: float, rng: np.random.Generator
 ) -> Doubt:
-    """How queries look to classifiers that know nothing of their category: stand-ins for foreign prompts.
+    """Entropy and distance of queries whose category the classifier was not trained on, as out-of-distribution prompts.
 
     Empty where there are fewer than two categories.
     """
@@ -86,17 +86,17 @@ def left_out_categories(
     group_of = rng.permutation(n_classes) % N_GROUPS
     parts = []
     for group in range(min(N_GROUPS, n_classes) if n_classes > 1 else 0):
-        foreign = group_of[y] == group
-        _, relabelled = np.unique(y[~foreign], return_inverse=True)
-        model = fit_classifier(_fitting(settings, ~foreign), x[~foreign], relabelled)
-        p = probabilities(model.logits(x[foreign]), temperature)
+        left_out = group_of[y] == group
+        _, relabelled = np.unique(y[~left_out], return_inverse=True)
+        model = fit_classifier(_fitting(settings, ~left_out), x[~left_out], relabelled)
+        p = probabilities(model.logits(x[left_out]), temperature)
         # Normalised by the categories that this classifier knows, so that entropies compare with the full one's.
-        parts.append(Doubt(normalised_entropy(p), nearest_distance(x[foreign], x[~foreign])))
+        parts.append(Doubt(normalised_entropy(p), nearest_distance(x[left_out], x[~left_out])))
     return _joined(parts)
 
 
 def _fitting(settings: ClassifierSettings, rows: NDArray[Any]) -> ClassifierSettings:
-    """The same settings with no more neighbours than there are rows."""
+    """The same settings with at most as many neighbours as rows."""
     return replace(settings, k=min(settings.k, int(rows.sum())))
 
 

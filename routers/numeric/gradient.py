@@ -1,4 +1,4 @@
-"""Gradient descent for the routers that need it: torch while training, seeded and on one thread; numpy ever after."""
+"""Gradient descent for the routers that need it: torch for training, seeded and on one thread; numpy for inference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 HELD_OUT = 0.2
-"""Share of the training rows that say when to stop, and calibrate."""
+"""Share of the training rows that is held out for early stopping and calibration."""
 PATIENCE = 10
 """Epochs without improvement on the held-out rows after which training stops."""
 
@@ -29,7 +29,7 @@ Loss = Callable[["torch.Tensor"], "torch.Tensor"]
 class Schedule:
     """Adam with decoupled weight decay (AdamW), over shuffled minibatches.
 
-    epochs: at most so many passes over the rows.
+    epochs: the most passes over the rows.
     """
 
     learning_rate: float
@@ -62,11 +62,11 @@ def descend(
     """Train the parameters in place.
 
     Args:
-        check: what is to become small on held-out rows, asked after each epoch. Training stops after `PATIENCE` epochs
-            without a new minimum, and the parameters are those of the minimum. Without it all epochs are done.
+        check: a loss on held-out rows, computed after each epoch. Training stops after `PATIENCE` epochs without a new
+            minimum, and the parameters are those of the minimum. Without it all epochs are run.
 
     Returns:
-        After how many epochs the parameters were as they are now.
+        The epoch of the returned parameters.
     """
     import torch
 
@@ -97,7 +97,7 @@ def descend(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums in the same order every time: torch on one thread inside this context."""
+    """torch on one thread inside this context, so that sums have the same order every time."""
     import torch
 
     before = torch.get_num_threads()
@@ -109,12 +109,12 @@ def one_thread() -> Iterator[None]:
 
 
 def random_tensor(shape: tuple[int, ...], scale: float, rng: np.random.Generator) -> torch.Tensor:
-    """Normal numbers of that standard deviation, to be trained."""
+    """Normal numbers of standard deviation `scale`, with gradients."""
     import torch
 
     return torch.from_numpy(rng.normal(0.0, scale, shape).astype(np.float32)).requires_grad_()
 
 
 def as_arrays(parameters: Parameters) -> dict[str, NDArray[np.float32]]:
-    """The parameters as they are now, as numpy copies."""
+    """The current parameters as numpy copies."""
     return {name: tensor.detach().numpy().copy() for name, tensor in parameters.items()}

@@ -9,12 +9,12 @@ from routers.numeric.neighbours import Vectors
 
 
 def kmeans(vectors: Vectors, n_clusters: int, seed: int, *, starts: int = 1) -> Vectors:
-    """(C, dim) centres of (N, dim) unit vectors, scaled to length 1: what they are nearest to by cosine.
+    """(C, dim) centres of (N, dim) unit vectors, scaled to length 1 for comparison by cosine.
 
     C is `n_clusters`, or the number of different vectors where that is less. scikit-learn's k-means++.
 
     Args:
-        starts: how often it begins anew; the best is kept. One will do for many clusters, a few want more.
+        starts: number of initialisations; the best is kept. One is enough for many clusters, few clusters need more.
 
     Raises:
         RouterError: fewer rows than clusters.

@@ -1,4 +1,4 @@
-"""How foreign an embedding is: its Mahalanobis distance to the training embeddings."""
+"""Out-of-distribution score of an embedding: its Mahalanobis distance to the training embeddings."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from numpy.typing import NDArray
 from routers.numeric.neighbours import Vectors
 
 RIDGE = 0.01
-"""Added to every variance, as a share of their mean: keeps directions without any variance from deciding alone."""
+"""Added to every variance, as a share of their mean: keeps directions of no variance from dominating."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mahalanobis:
     """d(x) = sqrt((x - mean)^T (S + r I)^-1 (x - mean)), with S the covariance of the training embeddings.
 
-    After the detector of arXiv 1807.03888, with one mean for all classes. A prompt that lies between the training
-    prompts in every direction they vary in, but off the few that they never leave, is near to them by cosine and far
-    by this distance.
+    After the detector of arXiv 1807.03888, with one mean for all classes. A prompt that differs from the training
+    prompts only in directions in which they hardly vary is near to them by cosine and far by this distance.
 
     mean: (dim,); whitening: (dim, dim) W with W W^T = (S + r I)^-1, both float32.
     """

@@ -13,7 +13,7 @@ CHUNK_ROWS = 256
 QUANTILES = 101
 """Points of a stored distribution of distances."""
 SAMPLE_ROWS = 2000
-"""Most training rows that `self_distances` looks at."""
+"""Most training rows that `self_distances` reads."""
 
 Vectors = NDArray[np.float32]
 
@@ -64,7 +64,7 @@ def quantiles(distances: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(np.quantile(distances, np.linspace(0, 1, QUANTILES)), dtype=np.float64)
 
 
-def foreignness(distances: NDArray[Any], known: NDArray[Any]) -> NDArray[np.float64]:
+def share_nearer(distances: NDArray[Any], known: NDArray[Any]) -> NDArray[np.float64]:
     """(n,) share, in [0, 1], of a distribution (as its `quantiles`) that lies nearer than each distance."""
     return np.searchsorted(known, distances, side="left") / len(known)
 

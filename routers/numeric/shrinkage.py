@@ -1,4 +1,4 @@
-"""How well experts do on groups of queries, where some groups are small."""
+"""Mean scores of experts on groups of queries, shrunk where groups are small."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _Floats = NDArray[np.float64]
 
 
 def shrunk_means(values: _Floats, members: _Floats, shrinkage: float) -> _Floats:
-    """(M, m) means of (N, m) values over M groups, joined by `shrinkage` queries of the overall mean.
+    """(M, m) means of (N, m) values over M groups, shrunk to the overall mean with the weight of `shrinkage` queries.
 
     Args:
-        members: (N, M) how much each query belongs to each group, >= 0. A group without any gets the overall mean.
+        members: (N, M) membership of each query in each group, >= 0. An empty group gets the overall mean.
     """
     overall = values.mean(axis=0)
     counts = members.sum(axis=0)[:, None] + shrinkage
@@ -21,5 +21,5 @@ def shrunk_means(values: _Floats, members: _Floats, shrinkage: float) -> _Floats
 
 
 def one_hot(groups: NDArray[np.intp], n_groups: int) -> _Floats:
-    """(N, M) memberships of queries that belong to one group each."""
+    """(N, M) memberships of queries in one group each."""
     return np.asarray(groups[:, None] == np.arange(n_groups), dtype=np.float64)

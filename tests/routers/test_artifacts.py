@@ -102,9 +102,9 @@ def test_truncated_and_altered_files_are_named(saved):
 
 def test_other_formats_and_kinds_are_refused(saved):
     edit(saved, format=99)
-    with pytest.raises(InvalidArtifact, match="has format 99, but this version reads 1"):
+    with pytest.raises(InvalidArtifact, match="has format 99, but this version reads 2"):
         load(saved)
-    edit(saved, format=1, kind="psychic")
+    edit(saved, format=2, kind="psychic")
     with pytest.raises(InvalidArtifact, match="no router kind 'psychic'"):
         load(saved)
 

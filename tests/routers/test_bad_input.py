@@ -39,7 +39,7 @@ def sane(estimate):
     return decide(estimate)
 
 
-def test_prompts_that_are_empty_foreign_or_very_long(kind):
+def test_prompts_that_are_empty_ood_or_very_long(kind):
     assert len(ODD_PROMPTS[-1]) > 100_000
     queries = [Query.of(text) for text in ODD_PROMPTS]
     assert len(sane(trained(kind).estimate(queries))) == len(ODD_PROMPTS)

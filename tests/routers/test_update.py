@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planted_outcomes import FOREIGN, planted_table
+from planted_outcomes import OOD, planted_table
 
 from routers.artifacts import load, save
 from routers.base import Query
@@ -20,7 +20,7 @@ from routers.update import add_expert, add_rows, remove_expert, updatable
 
 WHOLE = planted_table(160)
 OLD, NEW = WHOLE.select(np.arange(120)), WHOLE.select(np.arange(120, 160))
-QUERIES = [*planted_table(40, seed=1).queries(), *(Query.of(text) for text in FOREIGN)]
+QUERIES = [*planted_table(40, seed=1).queries(), *(Query.of(text) for text in OOD)]
 SETTINGS = {"knn": {"k": 9}, "cluster": {"n_clusters": 6}, "category": {}}
 KINDS = list(SETTINGS)
 
@@ -81,11 +81,11 @@ def test_a_category_router_of_clusters_or_of_another_column_finds_the_same_again
         add_rows(router, replace(more, frame=None))
 
 
-def test_a_category_router_keeps_the_vectors_of_the_foreign_prompts_it_was_tuned_on(tmp_path):
-    router = trained("category", OLD, ood_prompts=FOREIGN)
+def test_a_category_router_keeps_the_vectors_of_the_ood_prompts_it_was_tuned_on(tmp_path):
+    router = trained("category", OLD, ood_prompts=OOD)
     save(router, tmp_path / "r", table=router.rows.reference(), encoder=router.encoder)
     loaded = load(tmp_path / "r").router
-    expected = trained("category", WHOLE, ood_prompts=FOREIGN)
+    expected = trained("category", WHOLE, ood_prompts=OOD)
     assert add_rows(loaded, NEW).model.thresholds == expected.model.thresholds
 
 

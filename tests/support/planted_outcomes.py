@@ -35,7 +35,7 @@ WORDS = {
     "music": ["violin", "chord", "melody", "tempo", "orchestra", "soprano", "rhythm", "sonata", "guitar", "harmony"],
 }
 FILLER = ["please", "tell", "me", "about", "the", "and", "then", "how", "which", "my", "with", "for"]
-FOREIGN = [
+OOD = [
     "zxqv wvut kjhg 9981 %%%% qqq",
     "le chat dort sur le canapé rouge",
     "segfault at 0x7ffe kernel panic irq stack dump",

@@ -25,13 +25,13 @@ from routers.base import Estimate, Query, RouterState
 from routers.encoders.build import CachedEncoder, Encoder, build_encoder
 from routers.encoders.remembered import Remembered
 from routers.errors import InvalidArtifact, InvalidSettings, RouterError
-from routers.evaluation.cross_validation import stratified_folds
 from routers.factory import ROUTERS, TrainableRouter, kind_of, reads_text, router_class, settings_of
 from routers.fitted import EmbeddingRouter, under
 from routers.kinds.auto.blend import blend
 from routers.kinds.auto.candidates import BASELINE_KIND, CANDIDATES, Candidate, ScoreboardRow
 from routers.kinds.auto.selection import Expected, Selection, Trial, choose, expect
 from routers.kinds.auto.trials import Deadline, Workshop, tried
+from routers.numeric.folds import stratified_folds
 from routers.settings import check_positive, check_range
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ class AutoRouter(EmbeddingRouter[AutoSettings, AutoModel]):
         settings = self.settings
         labelled = settings.label_column is not None or table.domains is not None
         labels = table.labels(settings.label_column or "domain") if labelled else ("",) * len(table)
-        return np.asarray(stratified_folds(labels, settings.n_folds, seed=settings.seed), dtype=np.intp)
+        return stratified_folds(labels, settings.n_folds, seed=settings.seed)
 
     def _all(self, encoders: Mapping[str, Any]) -> Iterator[Candidate]:
         """Every candidate with every encoder, the baseline first."""

@@ -13,7 +13,7 @@ from routers.base import GENERAL, Estimate
 from routers.fitted import under
 from routers.numeric.abstention import Doubt, Thresholds, normalised_entropy
 from routers.numeric.classifiers import Classifier, probabilities, restore
-from routers.numeric.neighbours import Vectors, foreignness, nearest_distance
+from routers.numeric.neighbours import Vectors, nearest_distance, share_nearer
 from routers.outcomes.training_rows import TrainingRows
 
 CLASSIFIER_PREFIX = "classifier."
@@ -30,13 +30,13 @@ class TrainingData:
     Attributes:
         vectors: (N, dim) embeddings.
         labels: N categories; `None` where they are clusters.
-        foreign: (n_foreign, dim) embeddings of the foreign prompts that were given, or `None`.
+        ood_vectors: (n_ood, dim) embeddings of the out-of-distribution prompts that were given, or `None`.
     """
 
     rows: TrainingRows
     vectors: Vectors
     labels: tuple[str, ...] | None
-    foreign: Vectors | None
+    ood_vectors: Vectors | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +100,7 @@ class CategoryModel:
             experts=self.experts,
             quality=_expected(p, self.scores, abstained, self.mean_scores).clip(0.0, 1.0),
             cost_usd=cost_usd,
-            ood=foreignness(doubt.distance, self.distance_quantiles),
+            ood=share_nearer(doubt.distance, self.distance_quantiles),
             labels=tuple(GENERAL if a else self.categories[m] for m, a in zip(label, abstained, strict=True)),
             eligible=self._eligible(chosen, abstained),
             abstained=abstained,
@@ -138,9 +138,9 @@ class CategoryModel:
         return f"{told}, but over all categories {other} is expected to do better: {ours:.3f} > {theirs:.3f}"
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Everything that is an array, training and foreign embeddings included."""
+        """Everything that is an array, training and out-of-distribution embeddings included."""
         kept: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS}
-        kept["foreign"] = self.data.foreign
+        kept["ood_vectors"] = self.data.ood_vectors
         if self.data.labels is not None:
             kept["labels"] = np.searchsorted(self.categories, self.data.labels)
         parts = {CLASSIFIER_PREFIX + name: array for name, array in self.classifier.arrays().items()}
@@ -168,7 +168,7 @@ class CategoryModel:
         limits = (_or_infinite(values[name]) for name in ("entropy_threshold", "distance_threshold"))
         always = ("distance_quantiles", "expert_of", "kept", "scores", "mean_scores")
         return cls(
-            data=TrainingData(rows, vectors, labels, arrays.get("foreign")),
+            data=TrainingData(rows, vectors, labels, arrays.get("ood_vectors")),
             categories=categories,
             classifier=restore(under(CLASSIFIER_PREFIX, arrays), vectors),
             temperature=values["temperature"],

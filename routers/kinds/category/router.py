@@ -60,8 +60,8 @@ class CategorySettings:
             the table within it (for a cumulative budget, of the experts in the map).
         max_abstain: largest share of held-out training queries that may abstain; with 0 a query abstains only where it
             exceeds every held-out training query.
-        ood_prompts: foreign prompts to tune the thresholds on; without any, whole categories are left out in their
-            place. Not kept in the artifact.
+        ood_prompts: out-of-distribution prompts to tune the thresholds on; without any, whole categories are left out
+            in their place. Not kept in the artifact.
         seed: of the inner folds, the clusters and the linear SVM.
     """
 
@@ -138,12 +138,12 @@ class CategoryRouter(EmbeddingRouter[CategorySettings, CategoryModel]):
                 neighbours or clusters, or embeddings that are not finite.
             InvalidOutcomes: `label_column` is not in the table.
         """
-        foreign = self.settings.ood_prompts
+        ood_prompts = self.settings.ood_prompts
         data = TrainingData(
             TrainingRows.of(table),
             embed(self.encoder, table.prompts),
             self._labels(table),
-            embed(self.encoder, foreign) if foreign else None,
+            embed(self.encoder, ood_prompts) if ood_prompts else None,
         )
         self._model = learned(data, self.settings)
         return self
@@ -191,7 +191,7 @@ def learned(data: TrainingData, settings: CategorySettings) -> CategoryModel:
     expert_of = map_categories(members.sum(axis=0), scores, footprints, settings.limit)
     kept = kept_by(settings.limit, expert_of, len(rows.experts))
     general = generalist(rows, settings.general, kept, footprints, settings.limit)
-    foreign = _foreign(data, classifier, y, settings, unseen.temperature, rng)
+    outside = _outside(data, classifier, y, settings, unseen.temperature, rng)
     doubt, held_out, choice = unseen.doubt(), unseen.rows, settings.choice or "expected"
     routed = choose(members[held_out], expert_of, scores, choice, kept)
     gain = rows.scores[held_out, general] - rows.scores[held_out, routed]
@@ -200,7 +200,7 @@ def learned(data: TrainingData, settings: CategorySettings) -> CategoryModel:
         categories=categories,
         classifier=classifier,
         temperature=unseen.temperature,
-        thresholds=tune_thresholds(doubt, foreign, gain, settings.max_abstain) if len(doubt) else Thresholds(),
+        thresholds=tune_thresholds(doubt, outside, gain, settings.max_abstain) if len(doubt) else Thresholds(),
         distance_quantiles=quantiles(doubt.distance if len(doubt) else np.array([2.0])),
         expert_of=expert_of,
         kept=kept,
@@ -231,7 +231,7 @@ def _clusters(x: Vectors, settings: CategorySettings) -> tuple[str, ...]:
     return tuple(f"cluster-{cluster:03d}" for cluster in top_k(x, centres, 1)[1][:, 0])
 
 
-def _foreign(
+def _outside(
     data: TrainingData,
     classifier: Classifier,
     y: Labels,
@@ -239,8 +239,8 @@ def _foreign(
     temperature: float,
     rng: np.random.Generator,
 ) -> Doubt:
-    """Doubt about foreign prompts: those given, or categories that a classifier was not trained on."""
-    if data.foreign is None:
+    """Doubt about out-of-distribution prompts: those given, or categories that a classifier was not trained on."""
+    if data.ood_vectors is None:
         return left_out_categories(settings.fitting, data.vectors, y, temperature, rng)
-    p = probabilities(classifier.logits(data.foreign), temperature)
-    return Doubt(normalised_entropy(p), nearest_distance(data.foreign, data.vectors))
+    p = probabilities(classifier.logits(data.ood_vectors), temperature)
+    return Doubt(normalised_entropy(p), nearest_distance(data.ood_vectors, data.vectors))

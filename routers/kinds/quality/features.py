@@ -26,7 +26,7 @@ from routers.numeric.classifiers import (
     fit_temperature,
     probabilities,
 )
-from routers.numeric.cross_fit import stratified_folds
+from routers.numeric.cross_fit import category_folds
 
 DIMS = 96
 """Most dimensions of a reduced block."""
@@ -225,7 +225,7 @@ def _fit_categories(x: Matrix, labels: Sequence[str], seed: int) -> tuple[Catego
 
 def _cross_fitted_logits(x: Matrix, y: Labels, rng: np.random.Generator) -> NDArray[np.float64]:
     """(n, M); a category of one row counts as held out from nobody."""
-    folds, n_classes = stratified_folds(y, rng), int(y.max()) + 1
+    folds, n_classes = category_folds(y, rng), int(y.max()) + 1
     logits = np.full((len(y), n_classes), 0.0)
     for fold in np.unique(folds):
         inner, outer = folds != fold, folds == fold

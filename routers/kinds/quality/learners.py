@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from routers.errors import InvalidSettings
 from routers.kinds.quality.features import Seen
 from routers.numeric.neighbours import top_k
-from routers.numeric.ridge import Line, fit_line
+from routers.numeric.ridge import LinearFit, fit_ridge
 
 Floats = NDArray[np.float64]
 
@@ -118,26 +118,26 @@ class Ridge:
     """The category estimate plus a linear function of all blocks."""
 
     base: Category
-    line: Line
+    linear: LinearFit
 
     @classmethod
     def fit(cls, seen: Seen, y: Floats, rng: np.random.Generator) -> Ridge:
         """Fit the line to what the category estimate leaves; nothing is drawn."""
         base, residual = residuals(seen, y, rng)
-        return cls(base, fit_line(seen.x, residual))
+        return cls(base, fit_ridge(seen.x, residual))
 
     def predict(self, seen: Seen) -> Floats:
         """(n, m) scores."""
-        return self.base.predict(seen) + self.line.predict(seen.x)
+        return self.base.predict(seen) + self.linear.predict(seen.x)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Base and coefficients."""
-        return {**self.base.arrays(), **self.line.arrays()}
+        return {**self.base.arrays(), **self.linear.arrays()}
 
     @classmethod
     def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Ridge:
         """The reverse of `arrays`."""
-        return cls(Category.restored(arrays), Line.restored(arrays))
+        return cls(Category.restored(arrays), LinearFit.restored(arrays))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,8 +14,8 @@ from routers.fitted import under
 from routers.kinds.quality.features import Features, Seen, Texts
 from routers.kinds.quality.learners import Floats, Learner, learner_class
 from routers.kinds.quality.stacking import Stack
-from routers.numeric.neighbours import Vectors, foreignness, nearest_distance
-from routers.numeric.ridge import Line, fit_line
+from routers.numeric.neighbours import Vectors, nearest_distance, share_nearer
+from routers.numeric.ridge import LinearFit, fit_ridge
 
 _LEAST_COST_USD = 1e-9
 
@@ -27,7 +27,7 @@ class Costs:
     low, high: (m,) log costs seen in training; factor: (m,).
     """
 
-    line: Line
+    linear: LinearFit
     low: Floats
     high: Floats
     factor: Floats
@@ -37,24 +37,24 @@ class Costs:
         return self._relative(x) * self.factor
 
     def _relative(self, x: NDArray[Any]) -> Floats:
-        return np.asarray(np.exp(self.line.predict(x).clip(self.low, self.high)))
+        return np.asarray(np.exp(self.linear.predict(x).clip(self.low, self.high)))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything."""
-        return {**self.line.arrays(), "low": self.low, "high": self.high, "factor": self.factor}
+        return {**self.linear.arrays(), "low": self.low, "high": self.high, "factor": self.factor}
 
     @classmethod
     def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
         """The reverse of `arrays`."""
-        return cls(Line.restored(arrays), arrays["low"], arrays["high"], arrays["factor"])
+        return cls(LinearFit.restored(arrays), arrays["low"], arrays["high"], arrays["factor"])
 
 
 def fit_costs(x: NDArray[Any], costs_usd: Floats) -> Costs:
     """The costs (n, m) of n queries with (n, d) features."""
     logs = np.log(np.maximum(costs_usd, _LEAST_COST_USD))
-    found = Costs(fit_line(x, logs), logs.min(axis=0), logs.max(axis=0), np.ones(logs.shape[1]))
+    found = Costs(fit_ridge(x, logs), logs.min(axis=0), logs.max(axis=0), np.ones(logs.shape[1]))
     factor = costs_usd.mean(axis=0) / found.predict(x).mean(axis=0)
-    return Costs(found.line, found.low, found.high, factor)
+    return Costs(found.linear, found.low, found.high, factor)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +64,7 @@ class QualityModel:
     Attributes:
         members: name -> learner, in the order of the stack's weights.
         costs: `None` where unknown.
-        vectors: (N, dim) embeddings of some training queries, to tell how foreign a query is.
+        vectors: (N, dim) embeddings of some training queries, for the out-of-distribution score.
         distance_quantiles: of training queries to their nearest other among `vectors`.
     """
 
@@ -88,7 +88,7 @@ class QualityModel:
             experts=self.experts,
             quality=self.quality(seen),
             cost_usd=None if self.costs is None else self.costs.predict(seen.x),
-            ood=foreignness(nearest_distance(queries.embeddings, self.vectors), self.distance_quantiles),
+            ood=share_nearer(nearest_distance(queries.embeddings, self.vectors), self.distance_quantiles),
             labels=self._labels(seen),
             truncated=truncated,
         )

@@ -26,7 +26,7 @@ STACKED = ("category", "ridge", "trees", "guided-trees", "residual-trees")
 N_FOLDS = 3
 LEAST_ROWS = 20
 KEPT_VECTORS = 2048
-"""Most training embeddings that are kept, evenly spaced, to tell what is foreign."""
+"""Most training embeddings that are kept, evenly spaced, for the out-of-distribution score."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ class SkillModel:
             experts=self.experts,
             quality=quality,
             cost_usd=cost_usd,
-            ood=reading.foreign,
+            ood=reading.ood,
             labels=tuple(self.skills[k] if ok else GENERAL for k, ok in zip(shares.argmax(axis=1), known, strict=True)),
             reasons=tuple(
                 self._reason(shares[i], local[i], int(first[i]), reading.words(i)) for i in range(len(local))

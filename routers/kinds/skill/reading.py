@@ -13,7 +13,7 @@ from routers.base import Query, Words
 from routers.errors import RouterError
 from routers.kinds.skill.recruiting import Floats, share_of
 from routers.kinds.skill.vocabulary import NONE, Indices, Match, counted
-from routers.numeric.neighbours import SAMPLE_ROWS, Vectors, foreignness, quantiles, self_distances, top_k
+from routers.numeric.neighbours import SAMPLE_ROWS, Vectors, quantiles, self_distances, share_nearer, top_k
 
 PREFIX = "texts."
 """Of the arrays' names in a saved state."""
@@ -27,12 +27,12 @@ class Reading:
 
     Attributes:
         skills: (n, K) how often each skill was named, or what share of the query it is; rows may be empty.
-        foreign: (n,) in [0, 1].
+        ood: (n,) in [0, 1].
         matches: n lists, what the words of each query stand for; `None` where texts were read.
     """
 
     skills: Floats
-    foreign: Floats
+    ood: Floats
     matches: list[list[Match]] | None = None
 
     @property
@@ -51,14 +51,14 @@ class Reading:
 
 
 def read_words(matches: list[list[Match]], n_skills: int) -> Reading:
-    """The skills of n queries whose words were looked up; foreign is the share of words that are like no skill."""
-    skills, foreign = np.zeros((len(matches), n_skills)), np.ones(len(matches))
+    """The skills of n queries whose words were looked up; `ood` is the share of words that are far from every skill."""
+    skills, ood = np.zeros((len(matches), n_skills)), np.ones(len(matches))
     for row, of_query in enumerate(matches):
         known = [match.skill for match in of_query if match.skill != NONE]
         np.add.at(skills[row], known, 1.0)
         if of_query:
-            foreign[row] = 1.0 - len(known) / len(of_query)
-    return Reading(skills, foreign, matches)
+            ood[row] = 1.0 - len(known) / len(of_query)
+    return Reading(skills, ood, matches)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,8 +85,8 @@ class LabelledTexts:
     def read(self, x: Vectors, k: int, sharpness: float, n_skills: int) -> Reading:
         """The skills of the k nearest texts, each in the share of its cosine to the power `sharpness`."""
         similarities, rows = top_k(x, self.vectors, min(k, len(self.vectors)))
-        foreign = foreignness(1.0 - similarities[:, 0].astype(np.float64), self.distance_quantiles)
-        return Reading(self._shares(similarities, rows, sharpness, n_skills), foreign)
+        ood = share_nearer(1.0 - similarities[:, 0].astype(np.float64), self.distance_quantiles)
+        return Reading(self._shares(similarities, rows, sharpness, n_skills), ood)
 
     def read_each_other(self, k: int, sharpness: float, n_skills: int) -> Floats:
         """(r, K) shares of training queries, at most `SAMPLE_ROWS` of them evenly spaced, by the others."""

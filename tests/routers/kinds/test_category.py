@@ -1,4 +1,4 @@
-"""CategoryRouter on planted topics: it finds the map, stays in its budget, doubts what is foreign, survives saving."""
+"""CategoryRouter on planted topics: the map, the budget, abstention out of distribution, and saving."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planted_outcomes import FOREIGN, WORDS, planted_table
+from planted_outcomes import OOD, WORDS, planted_table
 
 from routers.base import GENERAL, Query, RouterState
 from routers.decision import Utility, decide
@@ -44,16 +44,16 @@ def test_queries_go_to_the_expert_of_their_topic(trained):
     assert category_map(trained) == {topic: f"{topic}-expert" for topic in WORDS}
 
 
-def test_foreign_prompts_go_to_the_generalist_with_the_numbers(trained):
-    decisions = decide(trained.estimate([Query.of(text) for text in FOREIGN]))
+def test_ood_prompts_go_to_the_generalist_with_the_numbers(trained):
+    decisions = decide(trained.estimate([Query.of(text) for text in OOD]))
     assert all(d.abstained and d.label == GENERAL and d.experts == ("generalist",) for d in decisions)
     assert all("unsure, so the generalist generalist:" in d.reason and ">" in d.reason for d in decisions)
 
 
-def test_what_is_foreign_looks_foreign(trained):
+def test_out_of_distribution_prompts_score_high(trained):
     familiar = trained.estimate(TEST_QUERIES).ood
-    foreign = trained.estimate([Query.of(text) for text in FOREIGN]).ood
-    assert foreign.min() >= 0.99
+    outside = trained.estimate([Query.of(text) for text in OOD]).ood
+    assert outside.min() >= 0.99
     assert familiar.min() >= 0 and familiar.max() <= 1
     assert 0.3 < familiar.mean() < 0.7  # a share of held-out queries, so about uniform on like ones
 
@@ -75,7 +75,7 @@ def test_a_saved_router_answers_identically_to_the_bit(trained):
     state = trained.state()
     settings = json.loads(json.dumps(state.settings, allow_nan=False))
     restored = CategoryRouter.from_state(RouterState(dict(state.arrays), settings), HashingEncoder(256))
-    queries = [*TEST_QUERIES, *(Query.of(text) for text in FOREIGN)]
+    queries = [*TEST_QUERIES, *(Query.of(text) for text in OOD)]
     before, after = trained.estimate(queries), restored.estimate(queries)
     for name in ("quality", "cost_usd", "ood", "eligible", "abstained", "confidence"):
         assert np.array_equal(getattr(before, name), getattr(after, name))
@@ -115,9 +115,9 @@ def test_probabilities_are_calibrated_on_held_out_queries():
         assert np.mean(bins) < 0.08, classifier
 
 
-def test_doubt_can_be_tuned_on_given_foreign_prompts_which_are_not_kept():
-    router = CategoryRouter(ENCODER, ood_prompts=FOREIGN[:3]).fit(TRAIN)
-    assert all(d.abstained for d in decide(router.estimate([Query.of(text) for text in FOREIGN[3:]])))
+def test_doubt_can_be_tuned_on_given_ood_prompts_which_are_not_kept():
+    router = CategoryRouter(ENCODER, ood_prompts=OOD[:3]).fit(TRAIN)
+    assert all(d.abstained for d in decide(router.estimate([Query.of(text) for text in OOD[3:]])))
     state = router.state()
     assert "zxqv" not in json.dumps(state.settings)
     assert CategoryRouter.from_state(state, ENCODER).settings.ood_prompts == ()
@@ -237,7 +237,7 @@ def test_the_soft_choice_lets_every_expert_answer_by_its_expected_score():
     assert "over all categories cooking-expert is expected to do best" in first.reason
     thrifty = decide(estimate, utility=Utility(cost_weight=1e4))
     assert {d.experts[0] for d, s in zip(thrifty, sure, strict=True) if s} == {"cooking-expert"}  # the cheapest
-    doubtful = decide(router.estimate([Query.of(text) for text in FOREIGN]), k=3)
+    doubtful = decide(router.estimate([Query.of(text) for text in OOD]), k=3)
     assert all(decision.experts == ("generalist",) for decision in doubtful)
 
 

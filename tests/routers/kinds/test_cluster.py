@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planted_outcomes import FOREIGN, planted_table
+from planted_outcomes import OOD, planted_table
 
 from routers.base import Query, RouterState
 from routers.decision import Utility, decide
@@ -112,7 +112,7 @@ def test_queries_go_to_the_expert_of_their_topic(score):
     decisions = decide(router.estimate(QUERIES))
     right = [d.experts[0] == f"{topic}-expert" for d, topic in zip(decisions, TEST.domains, strict=True)]
     assert np.mean(right) >= 0.9
-    assert router.estimate([Query.of(text) for text in FOREIGN]).ood.min() >= 0.9
+    assert router.estimate([Query.of(text) for text in OOD]).ood.min() >= 0.9
     believed = np.mean([decision.confidence for decision in decisions])
     plain = ClusterRouter(ENCODER, n_clusters=12, nearest=1, shrinkage=0, score=score).fit(TRAIN)
     sure = np.mean([decision.confidence for decision in decide(plain.estimate(QUERIES))])

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from planted_outcomes import FOREIGN, planted_table
+from planted_outcomes import OOD, planted_table
 
 from routers.base import GENERAL, Query, RouterState
 from routers.decision import decide
@@ -33,7 +33,7 @@ ENCODER = Remembering(128)
 TABLE = planted_table(400)
 NEW = planted_table(300, seed=1)
 QUERIES = [Query.of(prompt) for prompt in NEW.prompts]
-ABROAD = [Query.of(text) for text in FOREIGN]
+OOD_QUERIES = [Query.of(text) for text in OOD]
 
 
 def guarded(**settings):
@@ -47,7 +47,7 @@ def answered_wrongly(router, table):
     return (1 - scores) * np.array([not d.abstained for d in decisions])
 
 
-def test_conformal_abstention_keeps_its_rate_over_splits_and_catches_what_is_foreign():
+def test_conformal_abstention_keeps_its_rate_over_splits_and_catches_out_of_distribution_prompts():
     pool = planted_table(600, seed=5)
     rates, caught = [], []
     for seed in range(8):
@@ -55,7 +55,7 @@ def test_conformal_abstention_keeps_its_rate_over_splits_and_catches_what_is_for
         router = guarded(alpha=0.1, calibration_share=0.4, seed=seed).fit(pool.select(np.sort(order[:300])))
         rest = pool.select(np.sort(order[300:]))
         rates.append(router.estimate([Query.of(prompt) for prompt in rest.prompts]).abstained.mean())
-        caught.append(router.estimate(ABROAD).abstained.mean())
+        caught.append(router.estimate(OOD_QUERIES).abstained.mean())
     assert 0.03 < np.mean(rates) <= 0.1 + 0.03  # not vacuous, and within the bound but for the noise of 8 splits
     assert np.mean(caught) == 1.0
 
@@ -82,17 +82,17 @@ def test_calibrated_abstains_below_the_expected_score_that_is_wanted():
     assert wanted.abstained.any() and "expected score" in wanted.reasons[int(wanted.abstained.argmax())]
 
 
-def test_the_generalist_answers_what_is_foreign():
+def test_the_generalist_answers_out_of_distribution_prompts():
     router = guarded(generalist="law-expert").fit(TABLE)
-    for decision in decide(router.estimate(ABROAD)):
+    for decision in decide(router.estimate(OOD_QUERIES)):
         assert decision.abstained and decision.experts == ("law-expert",)
         assert "unsure, so the generalist law-expert answers: distance to the training prompts" in decision.reason
     best = TABLE.experts[int(TABLE.scores.mean(axis=0).argmax())]
-    assert {d.experts for d in decide(guarded().fit(TABLE).estimate(ABROAD))} == {(best,)}
+    assert {d.experts for d in decide(guarded().fit(TABLE).estimate(OOD_QUERIES))} == {(best,)}
 
 
 def test_refusing_leaves_nobody():
-    estimate = guarded(on_abstain="refuse").fit(TABLE).estimate([*QUERIES[:3], *ABROAD])
+    estimate = guarded(on_abstain="refuse").fit(TABLE).estimate([*QUERIES[:3], *OOD_QUERIES])
     decisions = decide(estimate, allowed=TABLE.experts)
     assert all(d.experts == () and d.abstained and "nobody answers" in d.reason for d in decisions[3:])
     assert all(d.experts for d, a in zip(decisions, estimate.abstained, strict=True) if not a)
@@ -109,7 +109,7 @@ def test_where_it_does_not_abstain_the_inner_router_decides():
                 plain.label,
             )
         assert guarded_.abstained or not plain.abstained
-    assert GENERAL in router.estimate(ABROAD).labels
+    assert GENERAL in router.estimate(OOD_QUERIES).labels
 
 
 def test_the_mahalanobis_distance_is_that_of_its_formula():
@@ -127,8 +127,8 @@ def test_the_mahalanobis_distance_is_that_of_its_formula():
 
 def test_single_queries_and_batches_agree_and_ood_is_one_minus_the_p_value():
     router = guarded(alpha=0.05).fit(TABLE)
-    batch = router.estimate([*QUERIES[:5], *ABROAD])
-    for i, query in enumerate([*QUERIES[:5], *ABROAD]):
+    batch = router.estimate([*QUERIES[:5], *OOD_QUERIES])
+    for i, query in enumerate([*QUERIES[:5], *OOD_QUERIES]):
         one = router.estimate([query])
         assert one.ood[0] == pytest.approx(batch.ood[i]) and one.abstained[0] == batch.abstained[i]
     assert np.array_equal(batch.abstained, batch.ood >= 0.95 - 1e-12)
@@ -140,7 +140,7 @@ def test_a_saved_router_answers_identically_to_the_bit(method):
     state = router.state()
     state = RouterState(dict(state.arrays), json.loads(json.dumps(state.settings, allow_nan=False)))
     back = GuardedRouter.from_state(state, ENCODER)
-    before, after = router.estimate([*QUERIES, *ABROAD]), back.estimate([*QUERIES, *ABROAD])
+    before, after = router.estimate([*QUERIES, *OOD_QUERIES]), back.estimate([*QUERIES, *OOD_QUERIES])
     for name in ("quality", "eligible", "abstained", "confidence", "ood"):
         assert np.array_equal(getattr(before, name), getattr(after, name))
     assert (before.labels, before.reasons, before.experts) == (after.labels, after.reasons, after.experts)
@@ -149,7 +149,7 @@ def test_a_saved_router_answers_identically_to_the_bit(method):
 def test_a_threshold_that_answers_everything_survives_saving():
     router = guarded(method="risk", alpha=0.99).fit(TABLE)
     assert router.state().settings["threshold"] == "-inf"
-    assert not GuardedRouter.from_state(router.state(), ENCODER).estimate(ABROAD).abstained.any()
+    assert not GuardedRouter.from_state(router.state(), ENCODER).estimate(OOD_QUERIES).abstained.any()
 
 
 def test_a_query_is_encoded_once():
@@ -181,7 +181,7 @@ def test_what_makes_no_sense_is_said():
         guarded(generalist="nobody").fit(TABLE)
     with pytest.raises(RouterError, match="leaves 4 to calibrate on: at least 10"):
         guarded(settings={"k": 1}).fit(planted_table(20))
-    with pytest.raises(RouterError, match="cannot be promised by 80 calibration queries: at least 99"):
+    with pytest.raises(RouterError, match="cannot be guaranteed by 80 calibration queries: at least 99"):
         guarded(method="risk", alpha=0.01).fit(TABLE)
     with pytest.raises(RouterError, match="not trained"):
         guarded().estimate(QUERIES)

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from planted_outcomes import FOREIGN, planted_table
+from planted_outcomes import OOD, planted_table
 
 from routers.base import Query, RouterState
 from routers.decision import decide
@@ -38,9 +38,9 @@ def test_queries_go_to_the_expert_of_their_topic():
     assert decisions[0].confidence == decisions[0].scores[0]
 
 
-def test_what_is_foreign_looks_foreign():
+def test_out_of_distribution_prompts_score_high():
     router = KNNRouter(ENCODER, k=5).fit(TRAIN)
-    assert router.estimate([Query.of(text) for text in FOREIGN]).ood.min() >= 0.99
+    assert router.estimate([Query.of(text) for text in OOD]).ood.min() >= 0.99
     assert router.estimate(QUERIES).ood.mean() < 0.8
     assert router.estimate([Query.of(TRAIN.prompts[0])]).ood[0] == 0.0
 

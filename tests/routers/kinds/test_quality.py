@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planted_outcomes import FOREIGN, planted_table
+from planted_outcomes import OOD, planted_table
 
 from routers import artifacts
 from routers.base import Query, RouterState
@@ -88,8 +88,8 @@ def test_constant_scores_and_missing_costs_are_no_trouble():
     assert found.cost_usd is None
 
 
-def test_what_is_foreign_looks_foreign(router, estimate):
-    assert router.estimate([Query.of(text) for text in FOREIGN]).ood.min() > 0.95
+def test_out_of_distribution_prompts_score_high(router, estimate):
+    assert router.estimate([Query.of(text) for text in OOD]).ood.min() > 0.95
     assert estimate.ood.mean() < 0.8
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from planted_outcomes import FILLER, FOREIGN, WORDS, planted_table
+from planted_outcomes import FILLER, OOD, WORDS, planted_table
 
 from routers.artifacts import load, save
 from routers.base import GENERAL, Query, RouterState
@@ -215,8 +215,8 @@ def test_quality_is_calibrated_on_new_queries():
     assert high.any() and abs(test.scores[high].mean() - quality[high].mean()) < 0.05
 
 
-def test_foreign_queries_are_told():
-    estimate = BY_TEXT.estimate([*TEST.queries()[:5], *map(Query.of, FOREIGN)])
+def test_out_of_distribution_queries_score_high():
+    estimate = BY_TEXT.estimate([*TEST.queries()[:5], *map(Query.of, OOD)])
     assert estimate.ood[:5].max() < estimate.ood[5:].min() == pytest.approx(1.0, abs=0.02)
     assert BY_WORDS.estimate([words("sounds", "zzzz")]).ood[0] == 0.5
 

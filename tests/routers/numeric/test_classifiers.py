@@ -7,8 +7,8 @@ import pytest
 
 from routers.numeric.abstention import Doubt, Thresholds, normalised_entropy, tune_thresholds
 from routers.numeric.classifiers import ClassifierSettings, fit_classifier, fit_temperature, probabilities, restore
-from routers.numeric.cross_fit import cross_fit, left_out_categories, stratified_folds
-from routers.numeric.neighbours import foreignness, nearest_distance, quantiles, self_distances, top_k
+from routers.numeric.cross_fit import category_folds, cross_fit, left_out_categories
+from routers.numeric.neighbours import nearest_distance, quantiles, self_distances, share_nearer, top_k
 
 
 def blobs(n=90, n_classes=3, noise=0.4, seed=0):
@@ -74,7 +74,7 @@ def test_distances_and_their_distribution():
     assert self_distances(x).tolist() == [1, 1, 1]
     assert self_distances(x[:1]).tolist() == [2.0]
     known = quantiles(np.linspace(0, 1, 1001))
-    assert foreignness(np.array([-0.1, 0.5, 1.1]), known) == pytest.approx([0, 0.5, 1], abs=0.01)
+    assert share_nearer(np.array([-0.1, 0.5, 1.1]), known) == pytest.approx([0, 0.5, 1], abs=0.01)
 
 
 def test_entropy_is_normalised():
@@ -85,10 +85,12 @@ def test_entropy_is_normalised():
 
 def test_folds_are_even_within_each_category_and_lone_rows_are_never_held_out():
     y = np.array([0] * 11 + [1] * 5 + [2])
-    folds = stratified_folds(y, np.random.default_rng(0))
+    folds = category_folds(y, np.random.default_rng(0))
     assert sorted(np.bincount(folds[:11])) == [2, 2, 2, 2, 3]
     assert sorted(folds[11:16]) == [0, 1, 2, 3, 4]
     assert folds[16] == -1
+    rare = category_folds(np.array([0, 0, 1, 1, 2, 2, 2]), np.random.default_rng(0))
+    assert all(len(set(rare[rows])) == len(rare[rows]) for rows in (slice(0, 2), slice(2, 4), slice(4, 7)))
 
 
 def test_cross_fitting_sees_each_row_afresh():
@@ -103,14 +105,14 @@ def test_cross_fitting_sees_each_row_afresh():
     assert (members.sum(axis=0) > 0).all()
 
 
-def test_left_out_categories_look_foreign():
+def test_left_out_categories_look_out_of_distribution():
     x, y = blobs(noise=0.05)
     settings, rng = ClassifierSettings(), np.random.default_rng(0)
     familiar = cross_fit(settings, x, y, rng)
-    foreign = left_out_categories(settings, x, y, familiar.temperature, rng)
-    assert len(foreign) == 90
-    assert foreign.distance.min() > familiar.distance.max()
-    assert foreign.entropy.mean() > familiar.doubt().entropy.mean()
+    outside = left_out_categories(settings, x, y, familiar.temperature, rng)
+    assert len(outside) == 90
+    assert outside.distance.min() > familiar.distance.max()
+    assert outside.entropy.mean() > familiar.doubt().entropy.mean()
     assert len(left_out_categories(settings, x, np.zeros(90, dtype=int), 1.0, rng)) == 0
 
 
@@ -118,7 +120,7 @@ INSIDE = Doubt(np.linspace(0, 0.5, 100), np.linspace(0, 0.2, 100))
 OUTSIDE = Doubt(np.full(10, 0.9), np.full(10, 0.1))
 
 
-def test_thresholds_catch_the_foreign_and_spare_the_familiar():
+def test_thresholds_catch_ood_prompts_and_spare_the_familiar():
     found = tune_thresholds(INSIDE, OUTSIDE, np.zeros(100), max_abstain=0.05)
     assert found.exceeded(OUTSIDE).all()
     assert not found.exceeded(INSIDE).any()  # of pairs that catch as many, the one that stops fewest
@@ -136,7 +138,7 @@ def test_thresholds_never_cost_score():
     assert not dear.exceeded(outside).any()
 
 
-def test_without_foreign_prompts_the_distance_alone_decides():
+def test_without_ood_prompts_the_distance_alone_decides():
     nothing = Doubt(np.zeros(0), np.zeros(0))
     found = tune_thresholds(INSIDE, nothing, np.zeros(100), max_abstain=0.05)
     assert found.entropy == np.inf

@@ -36,7 +36,7 @@ def test_the_risk_threshold_by_hand():
     assert risk_threshold(confidence, losses, 0.39) == 0.8
     assert risk_threshold(confidence, losses, 0.4) == 0.6
     assert risk_threshold(confidence, losses, 0.6) == -math.inf
-    with pytest.raises(RouterError, match="cannot be promised by 4 calibration queries: at least 9"):
+    with pytest.raises(RouterError, match="cannot be guaranteed by 4 calibration queries: at least 9"):
         risk_threshold(confidence, losses, 0.1)
 
 

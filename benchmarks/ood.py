@@ -1,6 +1,6 @@
-"""How many foreign prompts a router keeps from its experts, at what loss: guarded routers beside plain category.
+"""How many out-of-distribution prompts a router abstains from, and at what loss: guarded routers against category.
 
-    COE_DATA_DIR=... python benchmarks/foreign.py [--set llmrouter9] [--seeds 3]
+    COE_DATA_DIR=... python benchmarks/ood.py [--set llmrouter9] [--seeds 3]
 
 Trained on four folds of a table, tried on the fifth and on prompts of another world: questions to a bank's or a phone's
 assistant (CLINC-150, test), and such as even that assistant does not know (its out-of-scope test prompts).
@@ -39,20 +39,22 @@ def main() -> None:
     folder = Path(os.environ["COE_DATA_DIR"])
     table = OutcomeTable.read(folder / "outcomes" / f"{options.set}.public.parquet")
     encoder = CachedEncoder(build_encoder(options.encoder))
-    foreign = read_foreign(folder / "sets" / "clinc150_full.json")
-    print(f"{'router':44}{'accuracy':>9}{'answered':>9}{'lost':>7}" + "".join(f"{name:>14}" for name in foreign))
+    ood_prompts = read_ood(folder / "sets" / "clinc150_full.json")
+    print(f"{'router':44}{'accuracy':>9}{'answered':>9}{'lost':>7}" + "".join(f"{name:>14}" for name in ood_prompts))
     plain = {"kind": options.kind, "settings": {}}
     tried: list[tuple[str, dict[str, Any]]] = [(options.kind, {})]
     tried += [("guarded", {**plain, "method": "conformal", "alpha": alpha}) for alpha in (0.01, 0.05, 0.1)]
     tried += [("guarded", {**plain, "method": "risk", "alpha": alpha}) for alpha in (0.1, 0.2, 0.3)]
     for kind, settings in tried:
-        runs = [run(build(kind, encoder, {**settings, "seed": seed}), table, foreign) for seed in range(options.seeds)]
+        runs = [
+            run(build(kind, encoder, {**settings, "seed": seed}), table, ood_prompts) for seed in range(options.seeds)
+        ]
         name = " ".join([kind, *(f"{key} {settings[key]}" for key in ("method", "alpha") if key in settings)])
         accuracy, answered, lost, *away = 100 * np.mean(runs, axis=0)
         print(f"{name:44}{accuracy:9.2f}{answered:9.1f}{lost:7.2f}" + "".join(f"{x:13.1f}%" for x in away), flush=True)
 
 
-def run(router: TrainableRouter, table: OutcomeTable, foreign: dict[str, Sequence[str]]) -> list[float]:
+def run(router: TrainableRouter, table: OutcomeTable, ood_prompts: dict[str, Sequence[str]]) -> list[float]:
     """Accuracy, the generalist included; shares not abstained, and answered wrongly; share sent away of each sort."""
     parts = []
     for fold in np.unique(table.folds):
@@ -61,7 +63,7 @@ def run(router: TrainableRouter, table: OutcomeTable, foreign: dict[str, Sequenc
         decisions = decide(router.estimate(test.queries()))
         scores = np.array([test.scores[i, test.experts.index(d.experts[0])] for i, d in enumerate(decisions)])
         own = np.array([not decision.abstained for decision in decisions])
-        sent_away = [abstained(router, texts) for texts in foreign.values()]
+        sent_away = [abstained(router, texts) for texts in ood_prompts.values()]
         parts.append([scores.mean(), own.mean(), (own * (1 - scores)).mean(), *sent_away])
     return [float(value) for value in np.mean(parts, axis=0)]
 
@@ -71,7 +73,7 @@ def abstained(router: TrainableRouter, texts: Sequence[str]) -> float:
     return float(np.mean(router.estimate([Query.of(text) for text in texts]).abstained))
 
 
-def read_foreign(path: Path) -> dict[str, Sequence[str]]:
+def read_ood(path: Path) -> dict[str, Sequence[str]]:
     """Samples of both sorts."""
     rng, sets = np.random.default_rng(0), json.loads(path.read_text())
     wanted = {"in scope": ("test", IN_SCOPE), "out of scope": ("oos_test", OUT_OF_SCOPE)}
