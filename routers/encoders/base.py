@@ -1,4 +1,4 @@
-"""Encoder: text -> (n, dim) unit vectors, and what its implementations share."""
+"""Encoder: text -> (n, dim) unit vectors; wrappers and helpers of its implementations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Encoder(Protocol):
 
     @property
     def name(self) -> str:
-        """What `build_encoder` builds this encoder from."""
+        """The name that `build_encoder` takes."""
         ...
 
     @property
@@ -28,12 +28,12 @@ class Encoder(Protocol):
 
     @property
     def digest(self) -> str:
-        """`sha256:...` of all that the vectors depend on: equal digests give equal vectors."""
+        """`sha256:...` of everything that the vectors depend on: equal digests give equal vectors."""
         ...
 
     @property
     def max_tokens(self) -> int | None:
-        """What a text is cut to; `None` when texts of any length are read whole."""
+        """Tokens that a text is truncated to; `None` where texts of any length are read whole."""
         ...
 
     def encode(self, texts: Sequence[str]) -> Vectors:
@@ -41,12 +41,12 @@ class Encoder(Protocol):
         ...
 
     def truncated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """(n,) bool: which texts are longer than `max_tokens`, so that their end is not seen."""
+        """(n,) bool: which texts are longer than `max_tokens`, so that their end is not read."""
         ...
 
 
 class WrappedEncoder:
-    """All of an encoder but `encode`, which differs between those that wrap one to save it work."""
+    """Everything of a wrapped encoder but `encode`, which subclasses add."""
 
     def __init__(self, inner: Encoder) -> None:
         self.inner = inner
@@ -77,5 +77,5 @@ class WrappedEncoder:
 
 
 def valid_texts(texts: Sequence[str]) -> list[str]:
-    """The texts without lone surrogates, which JSON may carry and no tokenizer takes."""
+    """The texts without lone surrogates, which JSON may contain and tokenizers reject."""
     return [text.encode("utf-8", "replace").decode("utf-8") for text in texts]

@@ -1,6 +1,6 @@
-"""Encoders: text -> (n, dim) unit vectors, by name. One file each; here is the list.
+"""Encoders by name: text -> (n, dim) unit vectors.
 
-minilm           all-MiniLM-L6-v2, which comes as a package: nothing is downloaded
+minilm           all-MiniLM-L6-v2, from an installed package: nothing is downloaded
 a folder         a static encoder (fast: tokens' vectors, averaged), or any sentence-transformers model
 hashing:<dim>    words and character n-grams: no weights
 """
@@ -31,12 +31,12 @@ __all__ = [
 
 
 def build_encoder(name: str = DEFAULT_ENCODER) -> Encoder:
-    """The encoder of that name: `minilm`, `hashing`, `hashing:<dim>`, or a folder.
+    """The encoder of a name: `minilm`, `hashing`, `hashing:<dim>`, or a folder.
 
     A folder is that of a static encoder (`coe encoder distill` writes one) or of a sentence-transformers model.
 
     Raises:
-        InvalidEncoder: nothing of that name.
+        InvalidEncoder: there is no encoder of this name.
     """
     kind, _, argument = name.partition(":")
     if name == DEFAULT_ENCODER:

@@ -1,4 +1,4 @@
-"""CachedEncoder: every text is encoded once, for training and evaluation."""
+"""CachedEncoder: each text is encoded once, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from routers.encoders.store import EmbeddingStore
 class CachedEncoder(WrappedEncoder):
     """An encoder whose vectors are kept on disk, one file per encoder digest: a text is encoded once.
 
-    Work is stored every `chunk` texts, so that an interrupted run goes on where it stopped. Only digests of texts are
-    stored, never the texts. Meant for training and evaluation; live queries do not need it.
+    Vectors are stored after every `chunk` texts, so that an interrupted run resumes. Only digests of texts are stored,
+    never the texts. Meant for training and evaluation, not for live queries.
 
     Args:
-        folder: where vectors are kept; `None` takes `$COE_HOME/embeddings`.
-        on_progress: called with (texts done, texts in all) while texts have to be encoded.
+        folder: of the vectors; `None` takes `$COE_HOME/embeddings`.
+        on_progress: called with (texts done, texts in all) while texts are encoded.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class CachedEncoder(WrappedEncoder):
 
     @cached_property
     def dim(self) -> int:
-        """Length of a vector; known from the store without loading a model."""
+        """Length of a vector; read from the store without loading a model."""
         return self._store.dim() or self.inner.dim
 
     def encode(self, texts: Sequence[str]) -> Vectors:
@@ -53,7 +53,7 @@ class CachedEncoder(WrappedEncoder):
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
-        """Encode afresh inside this context, so that the time it takes can be measured."""
+        """Encode without the cache inside this context, to measure latency."""
         self._bypassed = True
         try:
             yield
@@ -62,7 +62,7 @@ class CachedEncoder(WrappedEncoder):
 
     def _encode_missing(self, missing: dict[bytes, str]) -> dict[bytes, Vectors]:
         fresh: dict[bytes, Vectors] = {}
-        # Longest first: texts of like length share a batch, and the time left is over- rather than underestimated.
+        # Longest first: texts of similar length share a batch, and the remaining time is not underestimated.
         todo = sorted(missing, key=lambda key: -len(missing[key]))
         for start in range(0, len(todo), self._chunk):
             keys = todo[start : start + self._chunk]

@@ -1,11 +1,12 @@
-"""Distils a static encoder from a sentence-transformers model, on this machine.
+"""Distil a static encoder from a sentence-transformers model.
 
-    vector of a token = what the model makes of the token alone
+    vector of a token = the model's embedding of the token alone
     vector of a text  = the mean of its tokens' vectors
 
-That much needs no data (Model2Vec, github.com/MinishLab/model2vec, whose own distillation needs another version of
-transformers). With texts, the vectors are then moved so that the means come near to what the model makes of these
-texts, in two closed steps: a ridge map of all vectors at once, and a ridge correction of each token's vector:
+This needs no data (Model2Vec, github.com/MinishLab/model2vec; its package requires an older transformers than the
+engines, while reading a static encoder needs only tokenizers and numpy). With texts, the vectors are then fitted so
+that the means approximate the model's embeddings of these texts, in two closed steps: a ridge map of all vectors, and a
+ridge correction of each token's vector:
 
     W = argmin |B E W - M|^2 + r |W|^2          B (n, V) shares of the tokens in each text, E (V, dim) vectors,
     D = argmin |B (E W + D) - M|^2 + s |D|^2    M (n, dim) the model's vectors; result E W + D
@@ -31,13 +32,13 @@ from routers.errors import InvalidEncoder
 
 DEFAULT_DIM = 256
 LEAST_TEXTS = 500
-"""Fewer texts do not say where a vocabulary of tens of thousands belongs."""
+"""Fewer texts do not determine a vocabulary of tens of thousands of vectors."""
 MAP_RIDGE = 0.01
 """r, as a share of the mean eigenvalue of (B E)' (B E)."""
 CORRECTION_RIDGE = 0.1
 """s."""
 ITERATIONS = 25
-"""Of conjugate gradients for D: further ones change no digit that matters."""
+"""Conjugate gradient iterations for D; more do not change the result measurably."""
 
 
 def distill(
@@ -49,13 +50,13 @@ def distill(
     targets: Encoder | None = None,
     on_progress: Progress | None = None,
 ) -> StaticEncoder:
-    """Write a static encoder, whole or not at all; a folder of that name is replaced. The same every time.
+    """Write a static encoder atomically; an existing folder is replaced. Deterministic.
 
     Args:
         dim: of the new vectors; at most the source's.
-        texts: prompts to come near to the source on: those that routers will be trained on, say. They are not kept.
-        targets: gives the source's vectors of the texts, from a cache perhaps; `None` takes the source itself.
-        on_progress: told (tokens done, tokens in all).
+        texts: prompts to fit the vectors to, such as those that routers will be trained on. They are not kept.
+        targets: encoder of the source's vectors of the texts, such as a cache of it; `None` takes the source.
+        on_progress: called with (tokens done, tokens in all).
 
     Raises:
         InvalidEncoder: `dim` is out of range, too few texts, or the source has no fast tokenizer.
@@ -113,7 +114,7 @@ def fitted(vectors: Vectors, shares: Any, targets: Vectors) -> Vectors:
 
 
 def components(x: Vectors, dim: int) -> Vectors:
-    """(width, dim) the directions of largest variance, each of a stated sign."""
+    """(width, dim) the directions of largest variance, with a deterministic sign."""
     if dim == x.shape[1]:
         return np.eye(dim, dtype=np.float32)
     _, directions = np.linalg.eigh(np.cov(x, rowvar=False, dtype=np.float64))

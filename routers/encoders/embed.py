@@ -1,4 +1,4 @@
-"""Texts to checked embeddings: the one seam between a router and its encoder."""
+"""Texts to checked embeddings: the interface between a router and its encoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def embed(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
-    """(n, dim) float32 rows of length 1, as `encoder` gives them.
+    """(n, dim) float32 rows of length 1, the encoder's embeddings of the texts.
 
     Raises:
         RouterError: the encoder gave another shape than it states, or a value that is not finite.
@@ -37,13 +37,13 @@ def embed(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 def read_queries(encoder: Encoder, queries: Sequence[Query]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """(n, dim) embeddings of the last user messages, and (n,) whether each is longer than what the encoder reads."""
+    """(n, dim) embeddings of the last user messages, and (n,) whether each is truncated."""
     texts = [query.text for query in queries]
     return embed(encoder, texts), encoder.truncated(texts)
 
 
 class LastBatch(WrappedEncoder):
-    """An encoder that remembers its last batch, for routers of several parts that read the same queries in turn."""
+    """An encoder that caches its last batch, for routers whose parts read the same queries in turn."""
 
     def __init__(self, inner: Encoder) -> None:
         super().__init__(inner)

@@ -15,10 +15,10 @@ from routers.errors import InvalidEncoder
 
 
 class HashingEncoder:
-    """Hashed words and character n-grams: no weights, equal in every process. For tests and for lean machines.
+    """Hashed words and character n-grams: no weights, equal in every process. For tests and small machines.
 
     Half of the `dim` positions count words, half count n-grams of 3 to 5 characters inside words. A text without
-    either is the first unit vector.
+    either is encoded as the first unit vector.
     """
 
     max_tokens = None
@@ -45,9 +45,9 @@ class HashingEncoder:
 
     @cached_property
     def _halves(self) -> tuple[tuple[Callable[[str], list[str]], Any], ...]:
-        """What splits a text, and what counts its parts.
+        """Analyzers and hashers of words and of n-grams.
 
-        A HashingVectorizer does both, and takes four times as long for a single text: it checks itself at every call.
+        A HashingVectorizer does both but takes four times as long for a single text, because of its checks.
         """
         from sklearn.feature_extraction import FeatureHasher
         from sklearn.feature_extraction.text import HashingVectorizer

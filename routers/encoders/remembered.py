@@ -1,4 +1,4 @@
-"""An encoder that reads a table once, for candidates that are trained on parts of it again and again."""
+"""An encoder that caches the vectors of a table, for routers that are trained on several parts of it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from routers.encoders.embed import embed
 
 
 class Remembered(WrappedEncoder):
-    """The vectors of n texts, computed when first asked for; other texts go to the inner encoder.
+    """Vectors of n texts, computed on first use; other texts go to the inner encoder.
 
     Args:
-        inner: what reads the texts.
-        texts: to remember.
+        inner: encoder of the texts.
+        texts: to cache.
     """
 
     def __init__(self, inner: Encoder, texts: Sequence[str]) -> None:

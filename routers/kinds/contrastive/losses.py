@@ -7,19 +7,19 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 EXPERTS_COMPARED = 3
-"""Highest-scoring experts that are drawn to a query, and lowest-scoring ones that are pushed away."""
+"""Number of highest-scoring experts (positives) and of lowest-scoring ones (negatives) of a query."""
 NEGATIVES = 3
-"""Queries of other clusters that a query is pushed away from."""
+"""Queries of other clusters that are negatives of a query."""
 GOOD = 0.5
-"""An expert that scores more is never pushed away."""
+"""An expert that scores more is never a negative."""
 TIE_NOISE = 1e-6
 
 
 def sample_llm_loss(logits: Tensor, scores: Tensor, chance: torch.Generator) -> Tensor:
     """Mean over b queries of -sum over the top three experts of log softmax(that expert against the lowest three).
 
-    A top expert that scores 0 counts for nothing; one of the lowest that scores more than 0.5 is left out. As in the
-    authors' code, but that equal scores are ordered by chance and no expert is its own negative.
+    A top expert that scores 0 adds nothing; one of the lowest that scores more than 0.5 is left out. As in the authors'
+    code, except that equal scores are ordered at random and no expert is its own negative.
 
     Args:
         logits: (b, m) cosines divided by the temperature; scores: (b, m) in [0, 1].
@@ -40,7 +40,7 @@ def sample_llm_loss(logits: Tensor, scores: Tensor, chance: torch.Generator) -> 
 def sample_sample_loss(vectors: Tensor, clusters: Tensor, temperature: float, chance: torch.Generator) -> Tensor:
     """Mean over queries of -log softmax(one query of its cluster against three of others), by cosine / temperature.
 
-    Partners are drawn from the batch. A query that is alone in its cluster, or finds nobody outside, is left out.
+    Pairs are sampled from the batch. A query is left out where its cluster or the rest of the batch has no other query.
 
     Args:
         vectors: (b, d); clusters: (b,).

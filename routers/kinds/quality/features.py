@@ -1,10 +1,10 @@
-"""What the learners of a `quality` router see of a query: blocks of features, each reduced and scaled on training rows.
+"""Features of the `quality` router: blocks of columns, each reduced and scaled on training rows.
 
 Blocks: the embedding; lexical (`routers.kinds.quality.lexical`); surface (`routers.kinds.quality.surface`); signals
-(`Query.features` by name); and the probabilities of the table's categories, given by a classifier over the blocks
-before, one for each column of labels. Training rows get probabilities from classifiers that were not trained on them,
-as a query will. Each block's columns have a total variance of 1 over the training rows, so that no block drowns
-another; trees do not mind.
+(`Query.features` by name); and the probabilities of the table's categories, from a classifier over the blocks above,
+one for each column of labels. Training rows get the probabilities of classifiers that were not trained on them, like
+new queries. Each block's columns have a total variance of 1 over the training rows, so that no block dominates; trees
+are not affected by scale.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ DIMS = 96
 """Most dimensions of a reduced block."""
 CLASSIFIER = ClassifierSettings("logistic", c=2.0)
 CATEGORY_WEIGHT = 2.0
-"""Probabilities are worth more than their number of columns says: half of the learners weigh what is far apart."""
+"""Scale of the probabilities, which matter more than their few columns suggest in learners that use distances."""
 _OUTLIER = 5.0
-"""Columns are cut at so many standard deviations."""
+"""Columns are clipped at this many standard deviations."""
 
 Matrix = NDArray[np.float32]
 
@@ -58,7 +58,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Texts:
-    """What is known of n queries before any block: texts, embeddings (n, dim), and signals name -> (n, d)."""
+    """Inputs of all blocks for n queries: texts, embeddings (n, dim), and signals name -> (n, d)."""
 
     texts: Sequence[str]
     embeddings: Matrix
@@ -70,7 +70,7 @@ class Texts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Categories:
-    """The M names of one column of labels and its classifier of queries, over the other blocks."""
+    """The M names of one column of labels, and its classifier over the other blocks."""
 
     names: tuple[str, ...]
     classifier: Linear
@@ -83,7 +83,7 @@ class Categories:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """n queries as learners see them.
+    """Features of n queries, as learners read them.
 
     x: (n, d) all blocks; p: (n, M) probabilities of the categories of all columns of labels, divided by the number of
     columns so that a row has sum 1; `None` where there are none.
@@ -108,12 +108,12 @@ class Features:
     categories: tuple[Categories, ...]
 
     def transform(self, queries: Texts) -> Seen:
-        """What learners see of n queries."""
+        """Features of n queries."""
         x = np.hstack([block.transform(_raw(name, queries, self.lexical)) for name, block in self.blocks.items()])
         return _seen(x, [categories.probabilities(x) for categories in self.categories])
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Everything that is an array; the names hold no dot but those put here."""
+        """Everything that is an array; names contain no further dot."""
         found = {
             f"block.{name}.{part}": getattr(block, part)
             for name, block in self.blocks.items()
@@ -157,10 +157,10 @@ def fit_features(
     surface_marks: bool,
     seed: int,
 ) -> tuple[Features, Seen]:
-    """Fit the blocks on n training queries, and what learners see of these.
+    """Fit the blocks on n training queries; returns them and the features of these queries.
 
     Args:
-        labels: columns of n categories each; one with fewer than two different ones counts as none.
+        labels: columns of n categories each; a column with fewer than two categories is ignored.
     """
     words, reduced = fit_lexical(queries.texts, DIMS, seed=seed) if lexical else (None, None)
     raw = {"embedding": queries.embeddings}
@@ -193,9 +193,9 @@ def _seen(x: Matrix, columns: Sequence[NDArray[np.float64]]) -> Seen:
 
 
 def _fit_block(values: NDArray[Any], *, one_scale: bool) -> Block:
-    """Standardise (n, d) columns, turn them to their principal axes if there are more than `DIMS`, scale the whole.
+    """Standardise (n, d) columns, project them to `DIMS` principal axes where there are more, scale the block.
 
-    one_scale: one standard deviation for all columns, for vectors whose columns mean nothing by themselves.
+    one_scale: one standard deviation for all columns, for embeddings.
     """
     mean, scale = values.mean(axis=0), values.std(axis=0)
     if one_scale:
@@ -212,7 +212,7 @@ def _fit_block(values: NDArray[Any], *, one_scale: bool) -> Block:
 
 
 def _fit_categories(x: Matrix, labels: Sequence[str], seed: int) -> tuple[Categories, NDArray[np.float64]]:
-    """The classifier of all rows, and for each row the probabilities that classifiers of other rows give it."""
+    """The classifier of all rows, and cross-fitted probabilities of each row."""
     names, found = np.unique(np.array(labels, dtype=object), return_inverse=True)
     y: Labels = np.asarray(found, dtype=np.intp)
     logits = _cross_fitted_logits(x, y, np.random.default_rng(seed))
@@ -224,7 +224,7 @@ def _fit_categories(x: Matrix, labels: Sequence[str], seed: int) -> tuple[Catego
 
 
 def _cross_fitted_logits(x: Matrix, y: Labels, rng: np.random.Generator) -> NDArray[np.float64]:
-    """(n, M); a category of one row counts as held out from nobody."""
+    """(n, M) held-out logits; rows of a category of one row form a fold of their own."""
     folds, n_classes = category_folds(y, rng), int(y.max()) + 1
     logits = np.full((len(y), n_classes), 0.0)
     for fold in np.unique(folds):

@@ -1,11 +1,11 @@
-"""Small networks with one hidden layer, trained to tell right from wrong and to regret a bad choice; numpy predicts.
+"""Small networks with one hidden layer, trained on cross-entropy plus expected regret; numpy predicts.
 
 The loss of a query with scores y and logits f is
 
     sum_m BCE(f_m, y_m) / m  +  REGRET x sum_m softmax(SHARPNESS f)_m (max y - y_m)
 
-The first part makes each output a probability, the second is the expected loss of the routing itself. By itself the
-second learns nothing but the best single expert where one dominates. The mean of some networks is steadier than one.
+The first term makes each output a probability, the second is the expected loss of the routing. Alone, the second learns
+only the best single expert where one dominates. The mean of several networks has less variance than one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DROPOUT_IN, DROPOUT_HIDDEN = 0.1, 0.3
 REGRET = 2.0
 SHARPNESS = 4.0
 INPUT_SCALE = 2.0
-"""Blocks have a variance of 1 in all their columns together; the first layer learns faster from larger ones."""
+"""Blocks have a total variance of 1; the first layer learns faster from larger inputs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +47,7 @@ class Networks:
 
     @classmethod
     def fit(cls, seen: Seen, y: Floats, rng: np.random.Generator) -> Networks:
-        """Train the networks one after the other, each from its own seed."""
+        """Train the networks in turn, each with its own seed."""
         x = (INPUT_SCALE * seen.x).astype(np.float32)
         trained = [_train(x, y.astype(np.float32), int(rng.integers(2**31))) for _ in range(NETWORKS)]
         first, first_bias, second, second_bias = (np.stack(parts) for parts in zip(*trained, strict=True))
@@ -86,7 +86,7 @@ def _train(x: NDArray[np.float32], y: NDArray[np.float32], seed: int) -> tuple[N
     from torch.nn.functional import binary_cross_entropy_with_logits
 
     inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
-    with torch.random.fork_rng(devices=[]):  # dropout and shuffling draw from torch's own generator
+    with torch.random.fork_rng(devices=[]):  # dropout and shuffling use torch's global generator
         torch.manual_seed(seed)
         first, second = _layers(x.shape[1], y)
         net = torch.nn.Sequential(
@@ -108,7 +108,7 @@ def _train(x: NDArray[np.float32], y: NDArray[np.float32], seed: int) -> tuple[N
 
 
 def _layers(width: int, y: NDArray[np.float32]) -> tuple[torch.nn.Linear, torch.nn.Linear]:
-    """Both layers of a network that begins near the experts' mean scores."""
+    """Both layers, initialised so that outputs start near the experts' mean scores."""
     import torch
 
     first, second = torch.nn.Linear(width, HIDDEN), torch.nn.Linear(HIDDEN, y.shape[1])

@@ -1,10 +1,10 @@
-"""Extremely randomised trees (Geurts et al. 2006) as arrays: grown by scikit-learn, walked by numpy.
+"""Extremely randomised trees (Geurts et al. 2006) as arrays: fitted by scikit-learn, evaluated by numpy.
 
-Three learners, which lean on the category estimate in no way, as on further columns, or as on what they are added to.
-Which of them does best differs from table to table; a stack finds out.
+Three learners: without the category estimate, with it as further columns, and fitted to its residuals. Which of them is
+best differs between tables; the stack weights them.
 
-All trees stand behind one another in the same arrays. A walk takes all queries down all trees at once, a level a step;
-a leaf is its own child, so that who has arrived stays.
+All trees are concatenated in the same arrays. One step moves all queries down one level of all trees at once; a leaf is
+its own child. For a single query this is faster than scikit-learn's own predict, and artifacts hold plain arrays.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEAST_LEAF = 15
 FEATURE_SHARE = 0.2
 COPIES = 4
 CELLS_AT_ONCE = 500_000
-"""Most values of leaves that are gathered at once: bounds memory."""
+"""Largest number of leaf values gathered at once: bounds memory."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,12 +33,12 @@ class Forest:
 
     Attributes:
         roots: (T,) first node of each tree.
-        feature: (N,) column that a node asks for; 0 at leaves.
+        feature: (N,) column that a node compares; 0 at leaves.
         threshold: (N,) x[feature] <= threshold goes left.
         children: (N, 2) left and right; a leaf has itself twice.
         leaf: (N,) row of `values` of a leaf; 0 elsewhere.
         values: (L, m) means of the leaves.
-        depth: most steps from a root to a leaf.
+        depth: largest number of steps from a root to a leaf.
     """
 
     roots: NDArray[np.int32]
@@ -83,14 +83,14 @@ class Forest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trees:
-    """Trees that predict the centred scores; how hard a query is they leave to the category estimate."""
+    """Trees that predict the centred scores; the mean over experts comes from the category estimate."""
 
     base: Category
     forest: Forest
 
     @classmethod
     def fit(cls, seen: Seen, y: Floats, rng: np.random.Generator) -> Self:
-        """Grow them."""
+        """Fit to the centred scores."""
         return cls(Category.fit(seen, y, rng), _grown(seen.x, centred(y), rng))
 
     def predict(self, seen: Seen) -> Floats:
@@ -108,14 +108,14 @@ class Trees:
 
 
 class GuidedTrees(Trees):
-    """Trees that also see the category estimates of the m experts as columns.
+    """Trees that also have the category estimates of the m experts as columns.
 
-    These are `COPIES` times as likely to be drawn for a split as another column.
+    These are `COPIES` times as likely to be sampled for a split as another column.
     """
 
     @classmethod
     def fit(cls, seen: Seen, y: Floats, rng: np.random.Generator) -> Self:
-        """Grow them over the copies, and then do without copies."""
+        """Fit with copies of the columns, then map the copies back to one."""
         base = Category.fit(seen, y, rng)
         forest = _grown(np.hstack([seen.x, *[_estimates(base, seen)] * COPIES]), centred(y), rng)
         return cls(base, _without_copies(forest, seen.x.shape[1], y.shape[1]))
@@ -127,11 +127,11 @@ class GuidedTrees(Trees):
 
 
 class ResidualTrees(Trees):
-    """Trees that predict what the category estimate leaves of the centred scores, and are added to it."""
+    """Trees fitted to the residuals of the category estimate, and added to it."""
 
     @classmethod
     def fit(cls, seen: Seen, y: Floats, rng: np.random.Generator) -> Self:
-        """Grow them on the residuals."""
+        """Fit to the residuals."""
         base, residual = residuals(seen, y, rng)
         return cls(base, _grown(seen.x, residual, rng))
 

@@ -1,8 +1,8 @@
-"""Learners: from what is seen of n queries (`quality.features.Seen`) to the scores of m experts, behind one form.
+"""Learners: from the features of n queries (`quality.features.Seen`) to the scores of m experts.
 
-A fitted learner is plain arrays and predicts with numpy; scikit-learn, scipy and torch are needed to fit. `ridge` and
-the trees learn scores that are centred over the experts of each query: what makes one expert better than another. How
-hard the query is they take from the category estimate.
+A fitted learner is plain arrays and predicts with numpy; fitting needs scikit-learn, scipy or torch. `ridge` and the
+trees learn scores that are centred over the experts of each query, which is the difference between experts. The mean
+over experts comes from the category estimate.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LEARNERS: dict[str, str] = {
 """name -> `module:Class`, imported only when it is used."""
 
 PRIOR_QUERIES = 10.0
-"""The scores of a category are averaged with so many queries of the table's mean."""
+"""The scores of a category shrink to the table's mean with the weight of this many queries."""
 NEIGHBOURS = 100
 LOGISTIC_PENALTY = 1e-3
 ROWS_AT_ONCE = 256
@@ -45,11 +45,11 @@ class Learner(Protocol):
     """A fitted learner of m experts."""
 
     def predict(self, seen: Seen) -> Floats:
-        """(n, m) scores, on their own scale but not cut to [0, 1]."""
+        """(n, m) scores, not clipped to [0, 1]."""
         ...
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What `restored` needs."""
+        """The arrays that `restored` reads."""
         ...
 
 
@@ -61,7 +61,7 @@ class LearnerClass(Protocol):
         ...
 
     def restored(self, arrays: Mapping[str, NDArray[Any]]) -> Learner:
-        """The learner whose `arrays()` these are; raises KeyError where one is missing."""
+        """The learner of `arrays()`; raises KeyError where one is missing."""
         ...
 
 
@@ -82,15 +82,14 @@ def learner_class(name: str) -> LearnerClass:
 class Category:
     """sum over categories of P(category) x score of the expert in it; the experts' means where there are no categories.
 
-    Scores are means over training queries, each counting by its own (cross-fitted) probabilities, shrunk towards the
-    table's mean.
+    Scores are means over training queries, weighted by their cross-fitted probabilities and shrunk to the table's mean.
     """
 
     scores: Floats  # (M, m), or (1, m) without categories
 
     @classmethod
     def fit(cls, seen: Seen, y: Floats, rng: np.random.Generator) -> Category:
-        """Average the scores; nothing is drawn."""
+        """Average the scores; `rng` is not used."""
         mean = y.mean(axis=0)
         if seen.p is None:
             return cls(mean[None])
@@ -122,7 +121,7 @@ class Ridge:
 
     @classmethod
     def fit(cls, seen: Seen, y: Floats, rng: np.random.Generator) -> Ridge:
-        """Fit the line to what the category estimate leaves; nothing is drawn."""
+        """Fit the residuals of the category estimate; `rng` is not used."""
         base, residual = residuals(seen, y, rng)
         return cls(base, fit_ridge(seen.x, residual))
 
@@ -142,14 +141,14 @@ class Ridge:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Logistic:
-    """sigmoid(x @ weights + intercept) for each expert by itself; scores between 0 and 1 count as shares of both."""
+    """sigmoid(x @ weights + intercept) for each expert; a score between 0 and 1 counts as a share of both classes."""
 
     weights: Floats  # (d, m)
     intercept: Floats  # (m,)
 
     @classmethod
     def fit(cls, seen: Seen, y: Floats, rng: np.random.Generator) -> Logistic:
-        """Least penalised cross-entropy, by L-BFGS; nothing is drawn."""
+        """Minimise the penalised cross-entropy by L-BFGS; `rng` is not used."""
         from scipy.optimize import minimize
 
         x = np.hstack([seen.x.astype(np.float64), np.ones((len(seen), 1))])
@@ -181,7 +180,7 @@ class Neighbours:
 
     @classmethod
     def fit(cls, seen: Seen, y: Floats, rng: np.random.Generator) -> Neighbours:
-        """Remember; nothing is drawn."""
+        """Store the rows; `rng` is not used."""
         return cls(_directions(seen.x), y)
 
     def predict(self, seen: Seen) -> Floats:
@@ -191,7 +190,7 @@ class Neighbours:
         return np.vstack([np.zeros((0, self.scores.shape[1])), *parts])
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The memory."""
+        """Rows and scores."""
         return {"rows": self.rows, "scores": self.scores}
 
     @classmethod
@@ -201,13 +200,13 @@ class Neighbours:
 
 
 def residuals(seen: Seen, y: Floats, rng: np.random.Generator) -> tuple[Category, Floats]:
-    """The category estimate, and what it leaves of (n, m) scores, centred over the experts of each query."""
+    """The category estimate and its residuals of (n, m) scores, centred over the experts of each query."""
     base = Category.fit(seen, y, rng)
     return base, centred(y - base.predict(seen))
 
 
 def centred(values: Floats) -> Floats:
-    """Each row of (n, m) values less its mean: what tells experts apart."""
+    """Each row of (n, m) values minus its mean."""
     return np.asarray(values - values.mean(axis=1, keepdims=True))
 
 

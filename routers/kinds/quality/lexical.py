@@ -1,7 +1,7 @@
 """Hashed TF-IDF of words and pairs of words, reduced to a few dense dimensions (latent semantic analysis).
 
-No vocabulary is kept: a term is a bucket, its CRC-32 modulo `BUCKETS`. What is learned are the buckets' weights and the
-directions that the training texts vary most in, so transforming a text needs numpy alone.
+No vocabulary is kept: a term is a bucket, its CRC-32 modulo `BUCKETS`. Fitted are the buckets' weights and the
+principal directions of the training texts, so that transforming a text needs numpy alone.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 BUCKETS = 2**15
 _ALONE = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-"""Scripts that set no blanks between words (Thai, Lao, kana, Han): each character is a term, and so is each pair."""
+"""Scripts without spaces between words (Thai, Lao, kana, Han): each character is a term, and so is each pair."""
 _TERM = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+|[^\w\s]")
 _MOST_CHARACTERS = 20_000
-"""Longer texts are read up to here, so that a decision takes bounded time."""
+"""Longer texts are cut here, so that a decision takes bounded time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +53,7 @@ class Lexical:
 
 
 def fit_lexical(texts: Sequence[str], dims: int, *, seed: int) -> tuple[Lexical, NDArray[np.float32]]:
-    """The reduction to at most `dims` directions, and what it makes of the n training texts, (n, k)."""
+    """The reduction to at most `dims` directions, and the (n, k) projections of the n training texts."""
     from scipy.sparse import csr_matrix
     from sklearn.utils.extmath import randomized_svd
 
@@ -71,7 +71,7 @@ def fit_lexical(texts: Sequence[str], dims: int, *, seed: int) -> tuple[Lexical,
 
 
 def terms(text: str) -> list[str]:
-    """Words, or characters of scripts that set no blanks between words, and marks; then each pair of neighbours."""
+    """Words (characters in scripts without spaces) and punctuation marks; then each pair of neighbours."""
     words = _TERM.findall(text[:_MOST_CHARACTERS].lower())
     return [*words, *map(" ".join, pairwise(words))]
 

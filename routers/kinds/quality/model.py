@@ -1,4 +1,4 @@
-"""What a trained QualityRouter knows, as plain arrays: estimates of queries, and to and from a saved state."""
+"""The trained model of QualityRouter as plain arrays: estimates, and its saved state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LEAST_COST_USD = 1e-9
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Costs:
-    """USD a query: exp of a line in the features, within what was seen, times a factor that keeps each expert's mean.
+    """USD per query: exp of a linear fit, clipped to the training range, times a factor that keeps each expert's mean.
 
     low, high: (m,) log costs seen in training; factor: (m,).
     """
@@ -82,7 +82,7 @@ class QualityModel:
         return int(self.vectors.shape[1])
 
     def estimate(self, queries: Texts, truncated: NDArray[np.bool_]) -> Estimate:
-        """The estimate of n queries; see `QualityRouter` for what it holds."""
+        """The estimate of n queries; see `QualityRouter`."""
         seen = self.features.transform(queries)
         return Estimate(
             experts=self.experts,

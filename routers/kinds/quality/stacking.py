@@ -1,11 +1,12 @@
 """Stacking (Wolpert 1992, Breiman 1996): several learners' predictions become one calibrated estimate.
 
-Learner k predicts P_k (n, m). A prediction is two things: its mean over the experts, how hard the query is, and the
-rest, which expert is better. Each is stacked by weights of its own, non-negative and with sum 1, chosen by least
-squares on predictions of rows that the learners were not fitted on. One more member of both stacks is the experts' mean
-scores: what it weighs, the estimate shrinks towards them, and where nothing can be learned it has all the weight and
-every query goes to the best single expert. Last, one increasing curve for all experts, sigmoid(a + b logit(.)),
-calibrates the estimate and leaves the order of the experts as it was.
+Learner k predicts P_k (n, m). A prediction has two parts: its mean over the experts (the difficulty of the query) and
+the rest (which expert is better). Each part is stacked with its own weights, non-negative and with sum 1, by least
+squares on held-out predictions. One set of weights for both would let the difficulty, which is most of the variance,
+determine the ranking, which routes. The experts' mean scores are one more member of both stacks: the estimate shrinks
+to them by their weight, and where nothing can be learned they have all of it and every query goes to the best single
+expert. Finally one increasing curve for all experts, sigmoid(a + b logit(.)), calibrates the estimate; the order of
+the experts does not change.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 from routers.kinds.quality.learners import Floats, centred, sigmoid
 
 _SUM_TO_ONE = 1e3
-"""How much the sum of the weights counts beside the error: in effect a constraint, and then made exact."""
+"""Penalty on the sum of the weights: in effect a constraint; the weights are then normalised."""
 _MARGIN = 0.005
-"""Estimates are kept so far from 0 and 1 before their log-odds are taken."""
+"""Estimates are clipped this far from 0 and 1 before their log-odds are taken."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +82,7 @@ def stack_weights(members: Floats, target: Floats) -> Floats:
     gram, moment = a @ a.T / scale**2, a @ target.ravel() / scale**2
     # |A w - t|^2 = |R w - q|^2 + const with gram = R^T R: a small problem, whatever n and m are
     values, vectors = np.linalg.eigh(gram)
-    if values[-1] <= 0.0:  # nothing tells the members apart
+    if values[-1] <= 0.0:  # all members are equal
         return np.asarray(np.eye(len(a))[-1])
     kept = values > values[-1] * 1e-12
     root = np.sqrt(values[kept])[:, None] * vectors[:, kept].T

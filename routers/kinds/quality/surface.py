@@ -1,4 +1,4 @@
-"""What a prompt looks like, whatever it is about: lengths, marks, shares of characters, words of asking."""
+"""Surface features of a prompt: lengths, marks, shares of characters, question words."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ ASKING = (
     "true", "false", "write", "function", "calculate", "find", "solve", "prove", "select", "option", "statement",
     "following", "context", "passage", "best",
 )  # fmt: skip
-"""Words whose presence is a feature each."""
+"""Words; the presence of each is a feature."""
 NAMES = (
     "log characters", "log words", "log lines", "characters a word", "digits", "capitals", "punctuation", "not ascii",
     "log numbers", "log options", "code fence or def", "import", "return", "dollars", "log LaTeX commands",
     "log question marks", "log paragraphs", "underscore", "quote", "log equal signs", "log percent signs",
     *ASKING, "ends in a question mark", "ends in a colon", "ends in a full stop",
 )  # fmt: skip
-"""What each column of `surface` says; shares are of all characters."""
+"""Columns of `surface`; shares are of all characters."""
 
 _OPTION = re.compile(r"(?:^|\s)\(?[A-J][\).:]")
 _NUMBER = re.compile(r"\d+")
 _LATEX = re.compile(r"\\[a-zA-Z]+")
 _WORD = re.compile(r"\w+")
 _MOST_CHARACTERS = 20_000
-"""Longer texts are judged by their beginning, so that a decision takes bounded time."""
+"""Longer texts are cut here, so that a decision takes bounded time."""
 
 
 def surface(texts: Sequence[str]) -> NDArray[np.float64]:
@@ -39,7 +39,7 @@ def surface(texts: Sequence[str]) -> NDArray[np.float64]:
 
 def _of(text: str) -> list[float]:
     words = _WORD.findall(text.lower())
-    said = {*words, *map(" ".join, pairwise(words))}
+    found = {*words, *map(" ".join, pairwise(words))}
     end = text.rstrip()[-1:]
     return [
         *_sizes(text),
@@ -57,7 +57,7 @@ def _of(text: str) -> list[float]:
         '"' in text,
         log1p(text.count("=")),
         log1p(text.count("%")),
-        *(asked in said for asked in ASKING),
+        *(word in found for word in ASKING),
         end == "?",
         end == ":",
         end == ".",

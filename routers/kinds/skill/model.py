@@ -1,4 +1,4 @@
-"""What a trained SkillRouter knows, as plain arrays: estimates and explanations, and to and from a saved state."""
+"""Skill profiles as plain arrays: estimates, explanations, and their saved state."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class SkillModel:
     Attributes:
         profile: (K, m) right minus wrong answers of each expert in each skill.
         gamma: (m,) global competencies, which sum to 1.
-        kept: (m,) bool: who is not trimmed.
-        accuracy, costs: (K, m) mean score and USD of each expert in each skill, shrunk towards the mean over all
+        kept: (m,) bool: the experts that are not trimmed.
+        accuracy, costs: (K, m) mean score and USD of each expert in each skill, shrunk to the mean over all
             queries, which is mean_scores, mean_costs (m,). Costs are `None` where unknown.
     """
 
@@ -71,7 +71,7 @@ class SkillModel:
         unknown: WithoutSkills,
         reserve: bool,
     ) -> Self:
-        """From (N, m) scores and costs of training queries that need (N, K) skills, 0 or 1. Nobody is trimmed yet."""
+        """From (N, m) scores and costs of training queries with (N, K) skills, 0 or 1; no expert is trimmed."""
         shares, profile = share_of(members), profiles(scores, members)
         return cls(
             experts=experts,
@@ -88,12 +88,12 @@ class SkillModel:
         )
 
     def trimmed(self, skills: Floats, k: int, least_share: float) -> NDArray[np.bool_]:
-        """(m,) bool: who is recruited for enough of the (N, K) training queries, k a query."""
+        """(m,) bool: the experts that are recruited for enough of the (N, K) training queries, k per query."""
         weights = recruiting_weights(suitability(skills, self.profile), self.gamma, reserve=self.reserve)
         return kept_after_trimming(weights, k, least_share)
 
     def estimate(self, reading: Reading) -> Estimate:
-        """The estimate for n queries; see `SkillRouter` for what it holds."""
+        """The estimate for n queries; see `SkillRouter`."""
         shares, known = reading.shares, reading.known
         local = suitability(reading.skills, self.profile)
         unread = without_skills(self.gamma, self.kept, self.without_skills)
@@ -118,14 +118,14 @@ class SkillModel:
         )
 
     def explain(self, reading: Reading) -> Explanation:
-        """Why whom for the first query of a reading."""
+        """The recruiting explanation of the first query of a reading."""
         estimate, shares, matches = self.estimate(reading), reading.shares[0], reading.words(0)
-        named, local = _by_share(shares), suitability(reading.skills, self.profile)[0]
+        known, local = _by_share(shares), suitability(reading.skills, self.profile)[0]
         weights = np.zeros(0) if estimate.weights is None else estimate.weights[0]
         standings = [
             Standing(
                 expert=self.experts[m],
-                profile=tuple(self.profile[named, m].tolist()),
+                profile=tuple(self.profile[known, m].tolist()),
                 suitability=float(local[m]),
                 competency=float(self.gamma[m]),
                 weight=float(weights[m]),
@@ -135,23 +135,23 @@ class SkillModel:
             for m in _best_first(weights[None], estimate.quality)[0]
         ]
         return Explanation(
-            skills=tuple(_query_skill(self.skills[k], float(shares[k]), k, matches) for k in named),
+            skills=tuple(_query_skill(self.skills[k], float(shares[k]), k, matches) for k in known),
             unknown=_unknown(matches),
             experts=tuple(standings),
             reason="" if estimate.reasons is None else estimate.reasons[0],
         )
 
     def _reason(self, shares: Floats, local: Floats, first: int, matches: Sequence[Match] | None) -> str:
-        named = [(self.skills[k], float(shares[k])) for k in _by_share(shares)]
-        if not named:
+        needed = [(self.skills[k], float(shares[k])) for k in _by_share(shares)]
+        if not needed:
             why = f"has the highest competency, {self.gamma[first]:.2f}"
             if self.without_skills == "uniform":
-                why = "is as good a choice as any"
+                why = "is one of equally weighted experts"
         elif local[first] > 0:
             why = f"has the most weight, suitability {local[first]:.1f} x competency {self.gamma[first]:.2f}"
         else:
-            why = f"has the most weight, though it is not right more often than wrong there ({local[first]:.1f})"
-        return stated(named, self.experts[first], why, _unknown(matches))
+            why = f"has the most weight, though it is not right more often than wrong on them ({local[first]:.1f})"
+        return stated(needed, self.experts[first], why, _unknown(matches))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything that is an array."""
@@ -179,7 +179,7 @@ def _expected(shares: Floats, known: NDArray[np.bool_], by_skill: Floats, overal
 
 
 def _best_first(weights: Any, quality: Any) -> NDArray[np.intp]:
-    """(n, m) columns, most weight first; equal ones by quality, then as they stand."""
+    """(n, m) columns, largest weight first; ties by quality, then by column."""
     return np.asarray(np.lexsort((-np.round(quality, TIE_DECIMALS), -np.round(weights, TIE_DECIMALS)), axis=-1))
 
 
@@ -189,7 +189,7 @@ def _by_share(shares: Floats) -> list[int]:
 
 
 def _query_skill(name: str, share: float, k: int, matches: Sequence[Match] | None) -> QuerySkill:
-    """With the word that stands for it; of several, the first."""
+    """With the first word that stands for it."""
     if matches is None:
         return QuerySkill(name, share, "read")
     match = next(match for match in matches if match.skill == k)

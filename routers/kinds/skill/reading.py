@@ -1,4 +1,4 @@
-"""Which skills a query needs: by the words of a keyword expert, or by the training queries that its text is like."""
+"""The skills of a query: from the words of a keyword expert, or from the training queries nearest to its text."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from routers.numeric.neighbours import SAMPLE_ROWS, Vectors, quantiles, self_dis
 PREFIX = "texts."
 """Of the arrays' names in a saved state."""
 LEAST_COSINE = 1e-3
-"""Texts that are less like the query, or unlike it, count as this."""
+"""Lower bound of the cosines that texts are weighted by."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """What n queries need.
+    """Skills of n queries.
 
     Attributes:
-        skills: (n, K) how often each skill was named, or what share of the query it is; rows may be empty.
+        skills: (n, K) counts of each skill, or shares of the query; rows may be all zero.
         ood: (n,) in [0, 1].
-        matches: n lists, what the words of each query stand for; `None` where texts were read.
+        matches: n lists, the skill of each word of each query; `None` where texts were read.
     """
 
     skills: Floats
@@ -46,7 +46,7 @@ class Reading:
         return np.asarray(self.skills.any(axis=1), dtype=bool)
 
     def words(self, i: int) -> list[Match] | None:
-        """What the words of the i-th query stand for; `None` where texts were read."""
+        """Matches of the words of the i-th query; `None` where texts were read."""
         return None if self.matches is None else self.matches[i]
 
 
@@ -63,12 +63,12 @@ def read_words(matches: list[list[Match]], n_skills: int) -> Reading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledTexts:
-    """R training queries of known skills; a new query needs what those need that are most like it.
+    """R training queries of known skills; a new query has the skills of the nearest of them.
 
     Attributes:
         vectors: (R, dim).
-        skills: (R, L) of each, filled up with `NONE`; every row has one.
-        distance_quantiles: of training queries to their nearest other.
+        skills: (R, L) of each, padded with `NONE`; every row has at least one.
+        distance_quantiles: distances of training queries to their nearest other one.
     """
 
     vectors: Vectors
@@ -77,26 +77,26 @@ class LabelledTexts:
 
     @classmethod
     def of(cls, vectors: Vectors, skills: Indices) -> Self:
-        """From (N, dim) embeddings and (N, L) skills; rows without any are left out."""
+        """From (N, dim) embeddings and (N, L) skills; rows without skills are dropped."""
         some = (skills != NONE).any(axis=1)
         kept = np.ascontiguousarray(vectors[some])
         return cls(kept, np.ascontiguousarray(skills[some]), quantiles(self_distances(kept)))
 
     def read(self, x: Vectors, k: int, sharpness: float, n_skills: int) -> Reading:
-        """The skills of the k nearest texts, each in the share of its cosine to the power `sharpness`."""
+        """The skills of the k nearest texts, weighted by their cosine to the power `sharpness`."""
         similarities, rows = top_k(x, self.vectors, min(k, len(self.vectors)))
         ood = share_nearer(1.0 - similarities[:, 0].astype(np.float64), self.distance_quantiles)
         return Reading(self._shares(similarities, rows, sharpness, n_skills), ood)
 
     def read_each_other(self, k: int, sharpness: float, n_skills: int) -> Floats:
-        """(r, K) shares of training queries, at most `SAMPLE_ROWS` of them evenly spaced, by the others."""
+        """(r, K) shares of training queries, at most `SAMPLE_ROWS` of them evenly spaced, read from the others."""
         n = len(self.vectors)
         if n == 1:
             return counted(self.skills, n_skills)
         own = np.unique(np.linspace(0, n - 1, min(n, SAMPLE_ROWS)).astype(np.intp))
         similarities, rows = top_k(self.vectors[own], self.vectors, min(k + 1, n))
         others = rows != own[:, None]
-        others[others.all(axis=1), -1] = False  # its equals crowded it out: the last of them goes instead
+        others[others.all(axis=1), -1] = False  # more than k texts equal to it: drop the last of them instead
         shape = (len(own), rows.shape[1] - 1)
         return self._shares(similarities[others].reshape(shape), rows[others].reshape(shape), sharpness, n_skills)
 
@@ -104,12 +104,12 @@ class LabelledTexts:
         weights = share_of(similarities.astype(np.float64).clip(LEAST_COSINE, 1.0) ** sharpness)
         found = self.skills[rows]  # (n, k, L)
         each = weights[:, :, None] * (found != NONE) / (found != NONE).sum(axis=2, keepdims=True)
-        shares = np.zeros((len(rows), n_skills + 1))  # the last column takes what only fills up
+        shares = np.zeros((len(rows), n_skills + 1))  # the last column takes the padding
         np.add.at(shares, (np.arange(len(rows))[:, None, None], found), each)
         return np.ascontiguousarray(shares[:, :n_skills])
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Everything there is."""
+        """Everything."""
         return {
             PREFIX + "vectors": self.vectors,
             PREFIX + "skills": self.skills,
@@ -118,7 +118,7 @@ class LabelledTexts:
 
     @classmethod
     def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """What `arrays()` gave.
+        """The reverse of `arrays()`.
 
         Raises:
             KeyError: something is missing.
@@ -127,7 +127,7 @@ class LabelledTexts:
 
 
 def words_of(feature: str, queries: Sequence[Query]) -> list[Words]:
-    """The words that a keyword expert gave each of n queries.
+    """The words of a keyword expert for each of n queries.
 
     Raises:
         RouterError: a query lacks the feature, or it is not words.

@@ -1,9 +1,9 @@
-"""Recruiting by skills, as in Symbolic-MoE (arXiv 2503.05641): pure functions, and what they say of one query.
+"""Recruiting by skills, as in Symbolic-MoE (arXiv 2503.05641): pure functions, and the explanation of one query.
 
 Notation: N training queries, n queries, m experts, K skills; y is a score in [0, 1]. A query's skills are a row of K
-numbers >= 0: how often each skill was named, or what share of the query it is (then they sum to 1).
+numbers >= 0: counts of each skill, or shares of the query (then they sum to 1).
 
-The formulas are those of the paper's code, checked by hand in the tests. What differs is said where it does.
+The formulas are those of the paper's code, checked by hand in the tests; differences are stated at each function.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WithoutSkills = Literal["competency", "uniform"]
 SHOWN = 3
 """Skills that a reason names."""
 RESERVE = 1e-6
-"""What those who are not suitable weigh together at most, beside those who are."""
+"""Largest total weight of unsuitable experts where some are suitable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class QuerySkill:
         name: of the vocabulary.
         share: of the query, in (0, 1]; those of a query sum to 1.
         found: `exact`: the word is the skill's name; `alias`: the name of a synonym that was merged into it; `nearest`:
-            a word that the vocabulary does not have, whose nearest skill this is; `read`: no word, the query's text is
-            like the training queries of this skill.
-        word: that was looked up; `None` where the text was read.
-        cosine: of the word and the skill (of the synonym, for an alias: 1); `None` where the text was read.
+            a word that is not in the vocabulary, whose nearest skill this is; `read`: no word, the query's text is
+            near to training queries of this skill.
+        word: the word that was looked up; `None` where the text was read.
+        cosine: of the word and the skill (1 for an alias); `None` where the text was read.
     """
 
     name: str
@@ -47,15 +47,15 @@ class QuerySkill:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What one expert brings to a query.
+    """One expert's figures for a query.
 
     Attributes:
-        profile: its entry in the profile for each skill of `Explanation.skills`, in that order.
+        profile: its profile in each skill of `Explanation.skills`, in that order.
         suitability: S_i, the local one; 0 where the query has no known skill.
         competency: gamma_i, the global one; those of all experts sum to 1.
-        weight: of recruiting it; those of all experts sum to 1. 0: not recruited while others can be.
+        weight: recruiting weight; those of all experts sum to 1. 0: recruited only where no other expert can be.
         quality: expected score in [0, 1].
-        trimmed: too seldom recruited on the training queries, so that it never is.
+        trimmed: it is never recruited, because too few training queries recruit it.
     """
 
     expert: str
@@ -69,12 +69,12 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why whom for one query: what `SkillRouter.explain(query)` returns.
+    """The recruiting explanation of one query, as `SkillRouter.explain(query)` returns it.
 
     Attributes:
         skills: largest share first; empty where none is known.
-        unknown: words that are like no skill.
-        experts: all of them, most weight first (equal ones: the higher quality, then as trained).
+        unknown: words that are far from every skill.
+        experts: all of them, largest weight first (ties: the higher quality, then the order in training).
         reason: the same in a short sentence, as in the decision.
     """
 
@@ -88,8 +88,7 @@ def profiles(scores: Floats, skills: Floats) -> Floats:
     """(K, m) profiles: for each skill of each training query, +1 where the expert was right and -1 where it was wrong.
 
     Args:
-        scores: (N, m); a score between 0 and 1 counts 2 y - 1, which the source, whose answers are right or wrong, does
-            not need.
+        scores: (N, m); a score between 0 and 1 counts 2 y - 1; the source has only right or wrong answers.
         skills: (N, K).
     """
     return np.asarray(skills.T @ (2.0 * scores - 1.0))
@@ -98,16 +97,16 @@ def profiles(scores: Floats, skills: Floats) -> Floats:
 def suitability(skills: Floats, profile: Floats) -> Floats:
     """(n, m) local suitability S_i: the sum of expert i's profile over the skills of the query.
 
-    With `skills` that count how often each is named this is the source's sum; with shares its mean.
+    With counts in `skills` this is the source's sum; with shares its mean.
     """
     return np.asarray(skills @ profile)
 
 
 def competency(profile: Floats, temperature: float) -> Floats:
-    """(m,) global competency gamma_i, which sums to 1: in proportion to x_i^(1/T), x_i expert i's profile summed up.
+    """(m,) global competency gamma_i, which sums to 1: proportional to x_i^(1/T), x_i the sum of expert i's profile.
 
-    Where any of the sums is negative all are shifted by -min + 1. The source's T is 0.5. Where all sums are 0, on which
-    the source divides by zero, all are equally competent.
+    Where any of the sums is negative all are shifted by -min + 1. The source's T is 0.5. Where all sums are 0 all
+    experts are equally competent (the source divides by zero).
     """
     totals = profile.sum(axis=0)
     x = totals - totals.min() + 1.0 if (totals < 0).any() else totals
@@ -122,14 +121,14 @@ def recruiting_weights(
 ) -> Floats:
     """(n, m) weights S_i gamma_i, each row summing to 1, of the experts with S_i > 0.
 
-    Where nobody has S_i > 0, all count, shifted by -min + 1. Experts who are not kept have no weight, and the others
-    are weighed as if they were not there. Where the weights are all 0 because the competencies are, these are left out.
+    Where no expert has S_i > 0, all have weights, from S_i shifted by -min + 1. Experts that are not kept have weight 0
+    and do not affect the others. Where all weights are 0 because the competencies are, S_i alone is used.
 
     Args:
         local: (n, m) suitabilities. gamma: (m,) competencies. kept: (m,) bool, at least one True; `None`: all.
-        reserve: who has S_i <= 0 stands in reserve, which the source, drawing with replacement, does not need: with
-            shifted weights that are a millionth of all, or less than that of any who is suitable, so that the k of most
-            weight are k where fewer are suitable.
+        reserve: experts with S_i <= 0 get shifted weights that sum to a millionth, or to less than the least weight of
+            a suitable expert, so that the k of largest weight are k experts where fewer are suitable. The source, which
+            draws with replacement, has no reserve.
     """
     among = np.ones(len(gamma), dtype=bool) if kept is None else kept
     suitable = among & (local > 0)
@@ -144,7 +143,7 @@ def recruiting_weights(
 
 
 def _rows_to_one(s: Floats, gamma: Floats) -> Floats:
-    """(n, m) s gamma, or where that is 0 for all of a row s, each row divided by its sum; rows of zeros stay."""
+    """(n, m) s gamma, or s in rows where that is 0, each row divided by its sum; rows of zeros stay."""
     weights = s * gamma
     return share_of(np.where(weights.any(axis=1, keepdims=True), weights, s))
 
@@ -157,11 +156,11 @@ def without_skills(gamma: Floats, kept: NDArray[np.bool_], how: WithoutSkills) -
 
 
 def kept_after_trimming(weights: Floats, k: int, least_share: float) -> NDArray[np.bool_]:
-    """(m,) bool: the experts who are recruited for at least a share of the training queries.
+    """(m,) bool: the experts that are recruited for at least a share of the training queries.
 
-    Recruited are those of a query's k largest weights; equal ones share the last place. At least k experts are kept,
-    the most recruited. The paper trims by the queries of the test set, so that a decision depends on which others stand
-    beside it; here it is by the training queries, once, when the router is trained.
+    Recruited are the experts of a query's k largest weights; equal ones share the last place. At least k experts are
+    kept, the most recruited. The paper trims by the queries of the test set, so that a decision depends on which
+    queries are routed with it; here the training queries decide, once, in training.
 
     Args:
         weights: (N, m) of the training queries.
@@ -176,10 +175,10 @@ def kept_after_trimming(weights: Floats, k: int, least_share: float) -> NDArray[
 
 
 def stated(skills: Sequence[tuple[str, float]], first: str, why: str, unknown: Sequence[str] = ()) -> str:
-    """The skills with their shares and why the first was recruited, in a sentence for people.
+    """A sentence with the skills, their shares, and why the first expert was recruited.
 
     Args:
-        skills: names and shares, largest first. why: what is to be said of the first; unknown: words without a skill.
+        skills: names and shares, largest first; why: predicate of the first expert; unknown: words without a skill.
     """
     if not skills:
         words = f"none of {', '.join(map(repr, unknown))} is a known skill" if unknown else "no skill is known"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from routers.outcomes.table import OutcomeTable
 
 MERGE_WORDS = 0.85
-"""Words of a keyword expert whose embeddings have this cosine name the same skill, if nothing else is set."""
+"""Default of `merge` for the words of a keyword expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class SkillRouter(EmbeddingRouter[SkillSettings, TrainedSkills]):
         return self
 
     def estimate(self, queries: Sequence[Query]) -> Estimate:
-        """What each of the m experts would score on each of the n queries, and its say; see the class.
+        """Expected score and recruiting weight of each of the m experts on each of the n queries; see the class.
 
         Raises:
             RouterError: a query lacks the feature `skills`, or it is not words.
@@ -178,7 +178,7 @@ class SkillRouter(EmbeddingRouter[SkillSettings, TrainedSkills]):
         return replace(self.model.profiles.estimate(reading), truncated=truncated)
 
     def explain(self, query: Query) -> Explanation:
-        """The skills of a query, how each was found, and what every expert brings to it.
+        """The skills of a query, how each was found, and every expert's figures.
 
         Raises:
             RouterError: the query lacks the feature `skills`, or it is not words.
@@ -187,7 +187,7 @@ class SkillRouter(EmbeddingRouter[SkillSettings, TrainedSkills]):
         return self.model.profiles.explain(reading)
 
     def _named(self, table: OutcomeTable) -> Sequence[tuple[str, ...]]:
-        """The names of skills that each of n rows is said to need."""
+        """Names of the skills of each of n rows."""
         if self.settings.skills is None:
             return labelled(table, self.settings.skill_column)
         if missing := sorted(self.requires - set(table.features)):
@@ -195,14 +195,14 @@ class SkillRouter(EmbeddingRouter[SkillSettings, TrainedSkills]):
         return words_of(self.settings.skills, table.queries())
 
     def _training_skills(self, members: Indices, texts: LabelledTexts | None, n_skills: int) -> Floats:
-        """(r, K) the skills of training queries as the router would read them, of those that have some."""
+        """(r, K) skills of training queries as the router reads them; rows without skills are left out."""
         if texts is not None:
             return texts.read_each_other(self.settings.neighbours, self.settings.sharpness, n_skills)
         counts = counted(members, n_skills)
         return counts[counts.any(axis=1)]
 
     def _read(self, queries: Sequence[Query]) -> tuple[Reading, NDArray[np.bool_] | None]:
-        """The skills of n queries, and where texts are read which of them are longer than what the encoder reads."""
+        """The skills of n queries, and where texts are read whether each is truncated."""
         trained, settings = self.model, self.settings
         n_skills = len(trained.vocabulary)
         if trained.texts is None:

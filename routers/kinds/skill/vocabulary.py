@@ -1,4 +1,4 @@
-"""The vocabulary of skills: what they are called, which names mean the same, and which skill a word stands for."""
+"""The vocabulary of skills: their names, their synonyms, and the skill of a word."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from routers.outcomes.table import OutcomeTable
 
 PREFIX = "skills."
-"""Of the arrays' names in a saved state."""
+"""Prefix of the array names in a saved state."""
 NONE = -1
-"""Fills up the rows of an array of skills."""
+"""Padding of the rows of an array of skills."""
 
 _AROUND = " \t\"'`´“”„‘’‚«»‹›*•·,;:!?-–—_"
 _JOINTS = str.maketrans(dict.fromkeys("-‐‑–—_/", " "))
@@ -34,11 +34,11 @@ Indices = NDArray[np.int32]
 
 
 def normalised(word: str) -> str:
-    """A name as the vocabulary writes it; empty where nothing is left.
+    """A name in the form of the vocabulary; empty where nothing is left.
 
-    Unicode is brought to NFKC and case is folded; hyphens, underscores and slashes are spaces, and spaces single;
-    quotes, bullets, punctuation and a pair of brackets around it go, and the full stop at its end. What is inside
-    stays: `C++`, `.NET` and `newton's laws` keep their signs.
+    Unicode is normalised to NFKC and case is folded; hyphens, underscores and slashes become single spaces; surrounding
+    quotes, bullets, punctuation and brackets, and a final full stop, are removed. `C++`, `.NET` and `newton's laws`
+    keep their signs.
     """
     text = unicodedata.normalize("NFKC", word).casefold()
     while True:
@@ -52,7 +52,7 @@ def normalised(word: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What a word stands for. skill: of the vocabulary, or `NONE` where it is like none of them."""
+    """A word and its skill in the vocabulary, or `NONE` where it is far from all of them."""
 
     word: str
     skill: int
@@ -65,7 +65,7 @@ class Vocabulary:
     """W words that name K skills.
 
     Attributes:
-        words: normalised; those that name a skill come before its synonyms.
+        words: normalised; the name of a skill comes before its synonyms.
         skill_of: (W,) the skill of each word.
         vectors: (W, dim) of length 1, the words' embeddings.
     """
@@ -76,17 +76,17 @@ class Vocabulary:
 
     @classmethod
     def learned(cls, named: Iterable[Iterable[str]], encoder: Encoder, merge: float | None) -> Self:
-        """The skills that queries are said to need.
+        """The skills that queries are labelled with.
 
-        From the most frequent name to the rarest (equally frequent ones by the alphabet), each joins the skill whose
-        name is nearest to it, if their cosine is at least `merge`, or becomes one. So the frequent name stands for its
-        synonyms, and the order of the queries has no influence.
+        From the most frequent name to the rarest (ties in alphabetical order), each name joins the skill whose name is
+        nearest to it where their cosine is at least `merge`, or becomes a skill. The result does not depend on the
+        order of the queries.
 
         Args:
-            named: the words of each query; a word counts once a query. merge: `None` merges nothing.
+            named: the words of each query; a word counts once per query. merge: `None` merges nothing.
 
         Raises:
-            InvalidOutcomes: no query names any.
+            InvalidOutcomes: no query has a word.
         """
         counts = Counter(word for words in named for word in {normalised(word) for word in words} if word)
         if not counts:
@@ -106,15 +106,15 @@ class Vocabulary:
         return tuple(self.words[i] for i in first)
 
     def skills_of(self, words: Iterable[str]) -> tuple[int, ...]:
-        """The different skills that known words name, in order; other words are left out."""
+        """The distinct skills of known words, in order; other words are ignored."""
         found = (self._matches.get(normalised(word)) for word in words)
         return tuple(dict.fromkeys(match.skill for match in found if match is not None))
 
     def look_up(self, words: Sequence[Sequence[str]], encoder: Encoder, floor: float) -> list[list[Match]]:
-        """What the words of each of n queries stand for; empty ones are left out.
+        """The skills of the words of each of n queries; empty words are ignored.
 
-        A word of the vocabulary stands for its skill. Any other is that of the word nearest to it by the cosine of
-        their embeddings, as in Symbolic-MoE; ours: where that is below `floor`, the word is unknown.
+        A word outside the vocabulary has the skill of the word nearest to it by the cosine of their embeddings, as in
+        Symbolic-MoE; ours: where that is below `floor`, the word is unknown.
         """
         texts = [[text for text in map(normalised, of_query) if text] for of_query in words]
         new = sorted({text for of_query in texts for text in of_query} - self._matches.keys())
@@ -123,7 +123,7 @@ class Vocabulary:
 
     @cached_property
     def _matches(self) -> dict[str, Match]:
-        """What each word of the vocabulary stands for."""
+        """The match of each word of the vocabulary."""
         named = set(self.names)
         return {
             word: Match(word, int(skill), "exact" if word in named else "alias", 1.0)
@@ -160,7 +160,7 @@ class Vocabulary:
 
 
 def _grouped(vectors: Vectors, merge: float | None) -> Indices:
-    """(W,) the group of each word; the first of a group is the one that others are compared with."""
+    """(W,) the group of each word; further words are compared with the first of a group."""
     if merge is None:
         return np.arange(len(vectors), dtype=np.int32)
     leaders, group_of = np.empty_like(vectors), np.empty(len(vectors), dtype=np.int32)
@@ -177,7 +177,7 @@ def _grouped(vectors: Vectors, merge: float | None) -> Indices:
 
 
 def labelled(table: OutcomeTable, column: str | None) -> list[tuple[str, ...]]:
-    """The skills of each of n rows, by a column of the table.
+    """The skills of each of n rows, from a column of the table.
 
     Args:
         column: of lists, or of texts with commas between skills; an empty cell has none. `None` takes the domains, each
@@ -207,7 +207,7 @@ def _cell(value: object) -> tuple[str, ...]:
 
 
 def padded(rows: Sequence[Sequence[int]]) -> Indices:
-    """(N, L) the skills of each row, filled up with `NONE`; L is the most that one has, at least 1."""
+    """(N, L) the skills of each row, padded with `NONE`; L is the largest number in a row, at least 1."""
     filled = np.full((len(rows), max([1, *map(len, rows)])), NONE, dtype=np.int32)
     for row, skills in enumerate(rows):
         filled[row, : len(skills)] = skills
@@ -215,7 +215,7 @@ def padded(rows: Sequence[Sequence[int]]) -> Indices:
 
 
 def counted(skills: Indices, n_skills: int) -> Floats:
-    """(N, K) how often each of K skills stands in each of N rows."""
+    """(N, K) counts of K skills in each of N rows."""
     counts = np.zeros((len(skills), n_skills))
     rows, columns = np.nonzero(skills != NONE)
     np.add.at(counts, (rows, skills[rows, columns]), 1.0)

@@ -304,7 +304,7 @@ def test_a_damaged_file_is_begun_anew(counting: Signals, caplog: pytest.LogCaptu
     KeywordReader("skills", SNAPSHOT).store().path.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
     [query] = counting.fill([Query.of("Paris")], ["keywords/skills"])
     assert query.features["keywords/skills"] == ("geography", "capitals")
-    assert "is begun anew" in caplog.text and Counting.texts == ["Paris"] * 2
+    assert "is recreated" in caplog.text and Counting.texts == ["Paris"] * 2
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_damaged_files_are_begun_anew(tmp_path, damage, caplog):
     }
     path.write_bytes(damaged[damage])
     np.testing.assert_array_equal(CachedEncoder(HashingEncoder(16), tmp_path).encode(texts), expected)
-    assert "is damaged and is begun anew" in caplog.text
+    assert "is damaged and is recreated" in caplog.text
     afterwards = Counting()
     np.testing.assert_array_equal(CachedEncoder(afterwards, tmp_path).encode(texts), expected)
     assert afterwards.asked == []
