@@ -19,8 +19,10 @@ def check_range(settings: Any, *names: str, low: float = 0.0, high: float = math
         value = getattr(settings, name)
         if value is None or (low <= value <= high and math.isfinite(value)):
             continue
-        bounds = f"lie in [{low:g}, {high:g}]" if math.isfinite(high) else f"be finite and at least {low:g}"
-        raise InvalidSettings(f"{name} must {bounds}, got {value}")
+        bounds = f"be at least {low:g}" if value < low else "be finite"
+        raise InvalidSettings(
+            f"{name} must {bounds if high == math.inf else f'lie in [{low:g}, {high:g}]'}, got {value}"
+        )
 
 
 def check_positive(settings: Any, *names: str) -> None:
@@ -32,7 +34,7 @@ def check_positive(settings: Any, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
-            raise InvalidSettings(f"{name} must be positive and finite, got {value}")
+            raise InvalidSettings(f"{name} must be positive, got {value}")
 
 
 def check_choice(settings: Any, name: str, choices: Sequence[str]) -> None:

@@ -192,7 +192,7 @@ def test_a_state_that_lacks_something_or_names_another_encoder_is_refused(router
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"n_folds": 2}, "n_folds must be finite and at least 3"),
+        ({"n_folds": 2}, "n_folds must be at least 3"),
         ({"budget_minutes": 0.0}, "budget_minutes must be positive"),
         ({"candidates": [Candidate("auto")]}, "auto cannot be a candidate"),
         ({"candidates": [Candidate("oracle")]}, "oracle cannot be a candidate"),

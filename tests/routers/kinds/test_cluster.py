@@ -146,11 +146,11 @@ def test_prompts_that_are_all_alike_are_one_cluster():
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"n_clusters": 0}, "n_clusters must be finite and at least 1"),
-        ({"nearest": 0}, "nearest must be finite and at least 1"),
-        ({"top_n": 0}, "top_n must be finite and at least 1"),
-        ({"beta": -1.0}, "beta must be finite and at least 0"),
-        ({"shrinkage": np.inf}, "shrinkage must be finite and at least 0"),
+        ({"n_clusters": 0}, "n_clusters must be at least 1"),
+        ({"nearest": 0}, "nearest must be at least 1"),
+        ({"top_n": 0}, "top_n must be at least 1"),
+        ({"beta": -1.0}, "beta must be at least 0"),
+        ({"shrinkage": np.inf}, "shrinkage must be finite"),
         ({"score": "best"}, "score must be one of mean, rank, mix"),
         ({"cost_weight": 1.5}, r"cost_weight must lie in \[0, 1\]"),
     ],

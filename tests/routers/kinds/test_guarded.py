@@ -94,7 +94,7 @@ def test_the_generalist_answers_out_of_distribution_prompts():
 def test_refusing_leaves_nobody():
     estimate = guarded(on_abstain="refuse").fit(TABLE).estimate([*QUERIES[:3], *OOD_QUERIES])
     decisions = decide(estimate, allowed=TABLE.experts)
-    assert all(d.experts == () and d.abstained and "nobody answers" in d.reason for d in decisions[3:])
+    assert all(d.experts == () and d.abstained and "no expert answers" in d.reason for d in decisions[3:])
     assert all(d.experts for d, a in zip(decisions, estimate.abstained, strict=True) if not a)
 
 
