@@ -91,7 +91,7 @@ def test_the_deadline_of_an_expert_does_not_count_in_a_batch(place: Path) -> Non
     service(place, POLICIES)  # a thousandth of a second for each
     write_lines(place / "in.jsonl", [{"id": "plain", **BODIES["plain"]}])
     run(place / "service.yaml", place / "in.jsonl", place / "out", InProcess())
-    assert len(records(place / "out")["plain"]["notes"]) == 1  # that flaky failed
+    assert len(records(place / "out")["plain"]["notes"]) == 1  # the failure of flaky
 
 
 def test_the_result_has_all_answers_if_the_row_requests_them(place: Path) -> None:

@@ -53,7 +53,7 @@ def host(engine: FakeEngine, budget_bytes: int = 100) -> Host:
 
 
 def write_calls(folder: Folder, part: int, experts: Sequence[str], calls: int, text: str = "hello") -> list[Unit]:
-    """A part's calls of stage 0: some for each expert."""
+    """The calls of stage 0 of a part: some for each expert."""
     groups = []
     for expert in experts:
         requests = (GenerateRequest(messages=(Message("user", f"{text} {i}"),)) for i in range(calls))
@@ -129,7 +129,7 @@ async def test_an_expert_that_cannot_be_loaded_is_tried_once_not_for_every_ask(t
     units = write_calls(folder, 0, ["broken", "on-broken"], 200)
     report = await work(host(Counting()), folder, units)
     assert report.failed == Counter({"broken": 200, "on-broken": 200}) and not report.loads
-    assert tried["broken"] <= 2  # for those that waited at first, for the base and for its adapter
+    assert tried["broken"] <= 2  # for the calls that waited first, for the base and for its adapter
     assert {a["error"] for a in answers(folder, units[0])} == {answers(folder, units[0])[0]["error"]}
     assert "failed to load" in answers(folder, units[1])[199]["error"]
 

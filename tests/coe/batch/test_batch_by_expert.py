@@ -1,4 +1,5 @@
-"""Batches of several stages by expert: one load each a stage, the answers of one by one, one file after any end."""
+"""Batches of several stages, grouped by expert: one load per expert and stage, the same answers as one request at a time,
+the same files after any interruption."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ CHECKED = len(range(0, ROWS, 5))
 
 
 class Panel:
-    """Two experts of seven answer; one of three makes one answer of theirs; a last one checks every fifth row."""
+    """Two of seven experts answer; one of three merges their answers; a last one checks every fifth row."""
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
         number = int(request.messages[-1].content.split()[-1])
@@ -84,7 +85,7 @@ def test_each_expert_is_loaded_once_a_stage_and_adapters_of_a_base_together(plac
     first, second, third = executor.items
     assert sorted(first) == [("ant",), ("bee",), ("cat",), ("dog",), ("elk", "fox", "gnu")]
     assert sorted(second) == [("cat",), ("fox", "gnu")] and third == [("ant",)]
-    assert session["loads"] == {"ant": 2, "bee": 1, "cat": 2, "dog": 1, "elk": 2}  # the hosts of a stage end with it
+    assert session["loads"] == {"ant": 2, "bee": 1, "cat": 2, "dog": 1, "elk": 2}  # the hosts of a stage end with the stage
     assert session["loaded_bytes"] == 800 and sum(session["answers"].values()) == ROWS * 3 + CHECKED
 
 

@@ -16,9 +16,9 @@ def test_hosts_reserve_only_what_the_others_do_not_need_now() -> None:
     claims = Claims(5, hosts=2)
     assert claims.claim(0, "a") == (0, 1)
     assert claims.claim(1, "b") == (2, 3)
-    assert claims.claim(2, "b") == (3, None)  # what is left is for the host that is free first
+    assert claims.claim(2, "b") == (3, None)  # the rest goes to the first free host
     assert claims.claim(3, "b") == (4, None)
-    assert claims.claim(4, "b") == (1, None)  # stolen: `a` has not begun it
+    assert claims.claim(4, "b") == (1, None)  # stolen: `a` has not started it
 
 
 def test_with_as_many_hosts_as_items_each_begins_at_once() -> None:

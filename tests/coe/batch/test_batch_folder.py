@@ -1,4 +1,4 @@
-"""The folder of a batch: resumed with --resume, refused with what differs, on a disk and elsewhere."""
+"""The folder of a batch: resumed with --resume, refused with the differences, on local disks and remote storage."""
 
 import json
 from pathlib import Path

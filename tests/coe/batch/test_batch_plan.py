@@ -39,7 +39,7 @@ def plan(place: Path, **options: Any) -> BatchPlan:
 
 
 def knn(place: Path) -> None:
-    """A router that knows base as the best, then loud, then tuned."""
+    """A router that ranks base first, then loud, then tuned."""
     encoder = build_encoder("hashing:64")
     table = OutcomeTable(
         query_ids=tuple("0123456789"),
@@ -55,19 +55,19 @@ def test_the_first_stage_has_the_calls_and_loads_of_the_batch(place: Path) -> No
     run(place / "service.yaml", place / "in.jsonl", place / "out", executor)
     planned = plan(place)
     record = planned.record()
-    [stage] = record["stages"]  # nobody is expected to fail, so nobody steps in
+    [stage] = record["stages"]  # no failure is expected, so no fallback
     session = json.loads((place / "out" / "run.json").read_text())["sessions"][0]
     assert {name: each["calls"] for name, each in stage["experts"].items()} == session["answers"] | {"base": 51}
     assert [tuple(item.experts) for item in planned.stages[0]] == executor.items[0]
     assert stage["loads"] == {"base": 1, "broken": 1, "loud": 1} and stage["loaded_bytes"] == 300
     assert record["errors"] == {"model_not_found": 50, "invalid_request": 1} and record["if_answers_agree"] is None
-    assert not list(place.glob("*plan*"))  # what it wrote is gone
+    assert not list(place.glob("*plan*"))  # its output is lost
 
 
 def test_prompts_bounds_and_prices_by_hand(place: Path) -> None:
     rows = [
         {"prompt": "x" * 40, "model": "base", "max_tokens": 10},  # 4 + 40 / 4
-        {"prompt": "x" * 40, "model": "base"},  # what its context of 64 leaves
+        {"prompt": "x" * 40, "model": "base"},  # the rest of its context of 64
         {"prompt": "x" * 236, "model": "base", "max_tokens": 10},  # 63 and 10 do not fit
         {"prompt": "x", "model": "tuned"},
     ]
@@ -112,14 +112,14 @@ def test_a_second_stage_is_planned_by_aggregator_with_prompts_that_hold_the_answ
     run(place / "service.yaml", place / "in.jsonl", place / "out", executor)
     record = plan(place).record()
     first, second = record["stages"]
-    assert record["if_answers_agree"] is None  # the aggregator is asked whatever they say
+    assert record["if_answers_agree"] is None  # the aggregator is called whatever the answers are
     assert [{name: each["calls"] for name, each in stage["experts"].items()} for stage in (first, second)] == [
         {"base": 5, "loud": 5},
         {"tuned": 5},
     ]
     assert executor.items == [[("base",), ("loud",)], [("tuned",)]] and second["loads"] == {"base": 1}
     assert first["experts"]["base"]["tokens_at_most"] == 5 * 8 and second["experts"]["tuned"]["tokens_at_most"] == 5 * 4
-    # What is asked is as long as the question, the template and two answers of eight tokens.
+    # The prompt is as long as the question, the template and two answers of eight tokens.
     assert second["experts"]["tuned"]["prompt_tokens"] > first["experts"]["base"]["prompt_tokens"] + 5 * 16
 
 

@@ -1,4 +1,4 @@
-"""The same runs on Ray Data: what works in one process works in many."""
+"""The same runs on Ray Data, in many processes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from registry.errors import DiskFull
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # Ray Data's own, of its own settings
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # Ray Data warns about its own settings
     pytest.mark.filterwarnings("ignore::ResourceWarning:ray"),
 ]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
-    """One small Ray for the module; a run finds it and leaves it."""
+    """One small Ray for the module; a run joins it and leaves it running."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -86,7 +86,7 @@ def test_on_ray_the_files_are_those_of_one_process(place: Path) -> None:
     for name, totals in watch.phases:
         for each, total in totals.items():
             assert watch.done[name, each] == total
-    assert ray.is_initialized()  # it was there before
+    assert ray.is_initialized()  # it ran before
 
 
 def test_where_memory_holds_two_each_expert_is_loaded_once_a_stage_all_the_same(place: Path) -> None:

@@ -1,4 +1,4 @@
-"""Results: sorted by id, each id once, the same bytes however they were cut; and as OpenAI writes them."""
+"""Results: sorted by id, each id once, the same bytes for any split; and OpenAI's format."""
 
 import json
 from collections.abc import Sequence

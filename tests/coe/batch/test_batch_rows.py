@@ -1,4 +1,4 @@
-"""Lines of the input: what they ask for, or what is wrong with them and where."""
+"""Lines of the input: the request in each, or the error and its place."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""A whole run in this process: the right answer for each row, stage by stage, and the same files after any stop."""
+"""A whole run in this process: the right answer for each row, stage by stage, and the same files after any interruption."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_several_hosts_give_the_same_files(place: Path) -> None:
 
 
 def stops(place: Path) -> int:
-    """Reports of an uninterrupted run with one unit a report."""
+    """Reports of an uninterrupted run with one unit per report."""
     counting = InProcess(stop_after=10**6)
     go(place, "counted", counting)
     assert counting.left is not None
@@ -246,7 +246,7 @@ def test_stopped_again_and_again_it_still_arrives_and_answers_nothing_twice(plac
             assert sessions < 40
     assert results(place / "out") == results(place / "counted") and 2 < sessions == len(found["sessions"])
     answered = sum(sum(session["answers"].values()) for session in found["sessions"])
-    assert answered <= 301  # what was asked for in one go; the last answers before a stop are not told
+    assert answered <= 301  # calls sent together; the last answers before a stop are not reported
 
 
 def test_a_resumed_run_counts_what_was_there(place: Path) -> None:

@@ -1,4 +1,4 @@
-"""The input: cut into splits that together hold every line once, with its number."""
+"""The input: splits that together hold every line once, with its number."""
 
 import random
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_parquet_rows_come_by_row_group_in_order(tmp_path: Path) -> None:
     assert [split.rows for split in source.splits] == [64, 64, 64, 8, 64, 64, 64, 8, 64, 36]
     expected = [RawRow(i + 1, {"prompt": f"p{i}", "max_tokens": None}) for i in range(500)]
     assert lines_of(source) == expected
-    some = [source.splits[i] for i in (9, 1, 3)]  # what an interrupted run left, in any order
+    some = [source.splits[i] for i in (9, 1, 3)]  # remains of an interrupted run, in any order
     assert [lines for _, lines in read(source, some)] == [
         expected[split.line - 1 : split.line - 1 + split.rows] for split in some
     ]

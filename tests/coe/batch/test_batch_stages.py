@@ -49,7 +49,7 @@ def test_without_a_policy_the_named_expert_answers_alone() -> None:
     row = RoutedRow(1, "x", "a", None, REQUEST, decision=DECISION)
     assert isinstance(compositions({})(row), Single)
     wrong = {"0": Failure("a", InvalidRequest("too long"))}
-    assert isinstance(step(row, Single(), wrong), InvalidRequest)  # another expert would not mend it
+    assert isinstance(step(row, Single(), wrong), InvalidRequest)  # another expert would fail too
 
 
 def test_units_are_by_expert_bases_before_their_adapters() -> None:

@@ -1,4 +1,4 @@
-"""Compositions of several experts in a batch: the same answers as online, asked stage by stage."""
+"""Compositions of several experts in a batch: the same answers as online, called stage by stage."""
 
 from __future__ import annotations
 

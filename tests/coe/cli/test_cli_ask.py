@@ -1,4 +1,4 @@
-"""`coe ask` as a user meets it: the answer on stdout, who and why on stderr, one clear line for each mistake."""
+"""`coe ask`: the answer on stdout, the expert and the reason on stderr, one clear line for each mistake."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_answer_is_on_stdout_who_and_why_on_stderr(config: Path) -> None:
-    """In a process of its own, as it is installed."""
+    """In a separate process, through the installed command."""
     command = [sys.executable, "-c", "from coe.cli.app import main; main()", "ask", "hello there", "-c", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "HELLO THERE\n")

@@ -1,4 +1,4 @@
-"""`coe batch` from the command line to the files; and killed, again and again, without losing or changing a row."""
+"""`coe batch` from the command line to the files; killed repeatedly without losing or changing a row."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ app.command()(batch)
 
 
 class InProcess:
-    """What stands in for Ray; the tests of coe.batch have the real one."""
+    """A substitute for Ray; the tests of coe.batch use the real one."""
 
     addresses: list[str | None]  # set by the fixture
 
@@ -170,7 +170,7 @@ def test_the_command_that_continues_has_the_model_too(place: Path, monkeypatch: 
 
 
 def killed(process: subprocess.Popen[bytes]) -> None:
-    """kill -9 of a process and everything it started, found before its parent is gone."""
+    """kill -9 of a process and everything it started, found before its parent ends."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for member in family:
         try:
@@ -213,7 +213,7 @@ def test_killed_at_ten_random_moments_and_resumed_the_files_are_the_same(tmp_pat
         process = start("cut", *(["--resume"] if (tmp_path / "cut" / "run.json").exists() else []))
         try:
             assert process.wait(timeout=rng.uniform(in_time, whole_s)) == 0
-            assert found("cut") == found("whole")  # it came through: the next kills are those of another run
+            assert found("cut") == found("whole")  # this run finished: the next kills hit another run
             (tmp_path / "cut").rename(tmp_path / f"through-{kills}")
         except subprocess.TimeoutExpired:
             killed(process)

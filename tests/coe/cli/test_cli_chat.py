@@ -24,7 +24,7 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    """A running service, in a thread of its own."""
+    """A running service, in its own thread."""
     found: list[str] = []
     ready, loop = threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()

@@ -1,4 +1,4 @@
-"""`coe doctor`: each check on a machine that is all right, and on one that is not."""
+"""`coe doctor`: each check on a healthy machine and on a broken one."""
 
 import json
 import os

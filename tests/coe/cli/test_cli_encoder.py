@@ -1,4 +1,4 @@
-"""`coe encoder distill`: what it writes is an encoder, and what cannot be distilled is said."""
+"""`coe encoder distill`: the output is an encoder; a model that cannot be distilled is an error."""
 
 from __future__ import annotations
 

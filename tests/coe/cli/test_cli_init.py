@@ -1,4 +1,4 @@
-"""`coe init`: what it is given becomes an experts file and a configuration that load and answer at once."""
+"""`coe init` writes an experts file and a configuration that load and answer without further edits."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ def experts_in(folder: Path) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def endpoint(body: bytes, status: int = 200, *, delay_s: float = 0.0) -> Iterator[str]:
-    """An endpoint that answers every GET alike, and records the keys that it is sent."""
+    """An endpoint that answers every GET alike and records the API keys it receives."""
     stop = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""`coe plan` from the command line: figures to read, what they rest on, and an exit status that checks memory."""
+"""`coe plan` from the command line: the figures, their sources, and an exit status that checks memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`coe replay` as a user meets it: decisions of a real router, logged, replayed, tampered with, and routed again."""
+"""`coe replay`: decisions of a real router, logged, replayed, tampered with, and routed again."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ N = 40
 
 
 def train(folder: Path, seed: int) -> None:
-    """A router that draws: the same query always the same expert, another seed others."""
+    """A random router: the same query always gets the same expert; another seed gives others."""
     table = OutcomeTable(("a", "b"), ("a", "b"), ("loud", "calm"), np.array([[1.0, 0.0], [0.0, 1.0]]))
     save(RandomRouter(seed=seed).fit(table), folder, table=table, encoder=None)
 
@@ -48,7 +48,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def served(config: Path, *, texts: bool, models: tuple[str, ...] = ("auto",)) -> list[bytes]:
-    """The lines of N requests a model, answered by the whole system in this process."""
+    """The log lines of N requests per model, answered by the whole system in this process."""
     return asyncio.run(_served(config, texts, models))
 
 

@@ -146,7 +146,7 @@ def test_cv_reports_every_kind_and_the_marks(files):
 
 
 def priced(files):
-    """A price for each expert, the law expert's by far the highest."""
+    """A price for each expert; the law expert's is by far the highest."""
     prices = {f"{topic}-expert": [price, price] for topic, price in zip(WORDS, (1, 2, 30), strict=True)}
     (files / "unlike.json").write_text(json.dumps(prices))
     return ["--prices", files / "unlike.json"]
@@ -218,7 +218,7 @@ def trained_without(files):
 
 def test_training_says_which_experts_are_not_registered(files, coe_home):
     command = ["router", "train", "--outcomes", files / "train.parquet", "--kind", "best-single", "--out", files / "r"]
-    assert "not registered" not in run(*command).stderr  # there is no registry to ask
+    assert "not registered" not in run(*command).stderr  # there is no registry
     with Registry() as store:
         store.add(ExpertSpec(name="law-expert", kind="model", source="/m", digest="sha256:law"))
     result = run(*command, "--json", "-")
@@ -392,5 +392,5 @@ def test_train_solves_a_selector_for_a_mean_number_of_experts(files):
     assert f"--select dynamic,p={select['p']:.6g} --top-k 3" in " ".join(solved.stderr.split())
     estimate = load(files / "r").router.estimate(planted(300, 2).queries())
     asked = [len(d.experts) for d in decide(estimate, select=Dynamic(p=select["p"], k=3))]
-    assert 1.2 < np.mean(asked) < 1.8  # on queries that took no part
+    assert 1.2 < np.mean(asked) < 1.8  # on queries outside the comparison
     assert run(*command, *options, "--max-calls", "0.5", ok=False).exit_code == 2

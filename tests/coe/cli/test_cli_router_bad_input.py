@@ -1,4 +1,4 @@
-"""Tables, prompts and routers that are not as one would wish: a clear error, or a result that is still right."""
+"""Malformed tables, prompts and routers: a clear error, or a result that is still correct."""
 
 import json
 
@@ -9,7 +9,7 @@ from test_cli_router import files, planted, run, trained  # noqa: F401  # fixtur
 from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidArtifact, InvalidOutcomes
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # told on the console
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # printed on the console
 
 
 def cv(files, table, *more, ok=True):  # noqa: F811

@@ -1,4 +1,4 @@
-"""The router commands with a router that goes by skills, from labels and from the words of a keyword expert."""
+"""The router commands with the skill router, from labels and from the words of a keyword expert."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ EXPERTS = ("cook", "judge")
 
 
 def outcomes(first, n, experts=EXPERTS):
-    """Each expert is right on the topic that it is named for, alternately."""
+    """Each expert is right on the topic it is named after; topics alternate."""
     topics = [EXPERTS[row % 2] for row in range(first, first + n)]
     return OutcomeTable(
         query_ids=[f"q{row}" for row in range(first, first + n)],

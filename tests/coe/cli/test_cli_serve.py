@@ -1,6 +1,6 @@
-"""`coe serve` as a user meets it: mistakes are told before anything starts, and Ctrl-C ends it at any moment.
+"""`coe serve`: mistakes are reported before anything starts, and Ctrl-C ends it at any moment.
 
-While it answers: see the last test of tests/coe/serve/test_serve_ray.py, which has a service running.
+Ctrl-C under load is the last test of tests/coe/serve/test_serve_ray.py, which has a running service.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def test_ctrl_c_while_ray_or_the_replicas_start_ends_in_time(tmp_path: Path, tit
 
 @pytest.mark.integration
 def test_sigterm_ends_it_as_ctrl_c_does(tmp_path: Path) -> None:
-    """What a service manager sends, to the command alone. Ray's core would take it for a crash."""
+    """A service manager sends it to the command alone. Ray's core would treat it as a crash."""
     with starting(tmp_path, CONFIG, EXPERTS) as service:
         service.wait_for("Ctrl-C  stops")
         service.process.terminate()

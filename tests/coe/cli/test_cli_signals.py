@@ -1,4 +1,4 @@
-"""SIGTERM ends a long command like Ctrl-C: what is done is kept, and the command that goes on is printed."""
+"""SIGTERM ends a long command like Ctrl-C: finished work is kept, and the command that resumes is printed."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""docs/configuration.md is what the code says, and says something of every key."""
+"""docs/configuration.md matches the code and describes every key."""
 
 from pathlib import Path
 

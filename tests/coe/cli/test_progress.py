@@ -1,4 +1,4 @@
-"""Progress: plain lines where no terminal redraws them, bars where one does, nothing for short work."""
+"""Progress: bars on a terminal, plain lines elsewhere, nothing for short work."""
 
 import io
 import time

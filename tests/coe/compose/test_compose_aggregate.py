@@ -1,4 +1,4 @@
-"""Aggregation: who is shown what, who is left out, what happens where the aggregator cannot, and what it all took."""
+"""Aggregation: what the aggregator reads, which answers are left out, what happens if it fails, and the total usage."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LATE, DOWN = DeadlineExceeded("'b' did not finish within 2 s"), EngineError("it 
 
 
 def shown(request: GenerateRequest) -> str:
-    """An aggregator that says what it is shown."""
+    """An aggregator that returns its prompt."""
     return request.messages[-1].content
 
 
 def holding(tokens: int, expert: str = "z") -> Callable[[GenerateRequest], Said]:
-    """One whose context holds so many words: it says what it is shown, and takes as many tokens."""
+    """An aggregator with a context of so many words that returns its prompt and counts a token per word."""
 
     def call(request: GenerateRequest) -> Said:
         words, wanted = len(shown(request).split()), request.max_tokens or 1
@@ -162,7 +162,7 @@ def test_answers_that_do_not_fit_are_cut_the_long_ones_only_and_the_notes_say_so
     assert cut.startswith("the aggregator saw the first ") and cut.endswith(
         "characters of the answers of b: the context of z holds 300 tokens"
     )
-    assert len(final.text.split()) <= 300 - 300 // 4  # there is room left to answer in
+    assert len(final.text.split()) <= 300 - 300 // 4  # there is room left for the answer
     assert final.usage.prompt_tokens == 20 + len(final.text.split())
 
 

@@ -1,4 +1,4 @@
-"""Answer keys: which answers are the same, however they are worded."""
+"""Answer keys: which answers are equal under different wording."""
 
 import pytest
 

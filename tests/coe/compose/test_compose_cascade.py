@@ -1,4 +1,4 @@
-"""The answer-level cascade: when it stops, whom it calls side by side, and that it never changes who wins."""
+"""The answer-level cascade: when it stops, which experts it calls in parallel, and that it never changes the winner."""
 
 import math
 
@@ -14,12 +14,12 @@ from coe.types import Timing
 from routers.base import RoutingDecision
 
 THREE = decision(a=0.6, b=0.6, c=0.6)
-AGREE = math.exp(2 * math.log(1.5 * 9))  # both say the same: evidence 2 * log(0.6 / 0.4 * 9)
+AGREE = math.exp(2 * math.log(1.5 * 9))  # equal answers: evidence 2 * log(0.6 / 0.4 * 9)
 
 
 def test_two_that_agree_spare_the_third() -> None:
     final, rounds = run(Cascade(confidence=0.9), THREE, {"a": "A", "b": "A", "c": "B"})
-    assert rounds == [["a", "b"]]  # side by side: one alone could not settle it
+    assert rounds == [["a", "b"]]  # in parallel: one alone could not decide it
     assert (final.expert, final.cost_usd) == ("a", 2.0)
     assert pytest.approx(0.953, abs=1e-3) == AGREE / (AGREE + 9)  # 9 options not named
 
@@ -85,7 +85,7 @@ def test_side_by_side_takes_no_call_more_than_one_by_one(
 
 
 def one_by_one(weights: list[float], says: dict[str, str], confidence: float, options: int) -> list[str]:
-    """Whom a cascade calls that never asks two at once."""
+    """The experts called by a cascade that never calls two in parallel."""
     sides: dict[str, float] = {}
     for i, text in enumerate(says.values()):
         left = sum(weights[i + 1 :])
@@ -112,13 +112,13 @@ def test_without_a_threshold_the_answer_is_that_of_the_weighted_vote(
     says = dict(zip(of.experts, texts, strict=False))
     cascade = Cascade(1.0, options=options, prior=None if favours is None else prior(in_question=favours))
     if isinstance(step := cascade.step(LISTED, of, {}), ExpertCalls) and step.last:
-        return  # one answer that is final whatever it says, and whatever the prior
+        return  # a single answer is final, whatever it is and whatever the prior
     voted, _ = run(WeightedVote(options=options, prior=cascade.prior), of, says, LISTED)
     assert run(cascade, of, says, LISTED)[0].text == voted.text
 
 
 def test_a_prior_may_settle_what_the_answers_leave_open() -> None:
-    # b and c differ from a; where the prior speaks for what a says, they are not asked at all
+    # b and c differ from a; where the prior agrees with a, they are not called
     for favours, rounds in ((0.0, [["a", "b"], ["c"]]), (3.0, [["a"]])):
         cascade = Cascade(0.9, prior=prior(in_question=favours))
         assert run(cascade, THREE, {"a": "B", "b": "A", "c": "A"}, LISTED)[1] == rounds

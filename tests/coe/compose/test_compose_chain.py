@@ -1,4 +1,4 @@
-"""A chain: who drafts, who has the last word, and what becomes of a draft when the next expert fails."""
+"""A chain: which expert drafts, which finishes, and what happens to a draft when the next expert fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DOWN = EngineError("it is down")
 
 
 def more(letter: str):  # type: ignore[no-untyped-def]  # a function of a request
-    """An expert that adds a letter to the draft it is shown."""
+    """An expert that appends a letter to the draft in its prompt."""
 
     def call(request: GenerateRequest) -> str:
         drafted = request.messages[-1].content.split("A draft of the answer:\n")

@@ -1,4 +1,4 @@
-"""The prior of options: what it reads of a question, that it learns a planted habit, and that it survives its file."""
+"""The prior of options: its features of a question, learning a planted pattern, and saving and loading."""
 
 from __future__ import annotations
 

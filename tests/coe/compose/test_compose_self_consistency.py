@@ -1,4 +1,4 @@
-"""Self-consistency: one expert, several samples, seeds that repeat; and experts that a decision holds twice."""
+"""Self-consistency: one expert, several samples, reproducible seeds; and experts that occur twice in a decision."""
 
 from __future__ import annotations
 

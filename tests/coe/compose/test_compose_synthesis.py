@@ -1,4 +1,4 @@
-"""What an aggregator is shown, word for word."""
+"""The prompt of an aggregator, word for word."""
 
 import pytest
 

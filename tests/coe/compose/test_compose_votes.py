@@ -1,4 +1,4 @@
-"""Votes: who wins, what is returned, what it took, and what happens when experts fail."""
+"""Votes: the winner, the returned answer, the usage, and failing experts."""
 
 import math
 from pathlib import Path
@@ -128,7 +128,7 @@ def test_the_prior_settles_close_votes_and_not_clear_ones(tmp_path: Path) -> Non
     assert run(WeightedVote(options=3), close, says, LISTED)[0].text == "A"
     assert run(vote, close, says, LISTED)[0].text == "B"
     assert run(vote, clear, says, LISTED)[0].text == "A"  # 19 : 1 against the prior's 1 : 9
-    assert run(vote, close, {"a": "C", "b": "A"}, LISTED)[0].text == "C"  # what nobody says does not win
+    assert run(vote, close, {"a": "C", "b": "A"}, LISTED)[0].text == "C"  # an option without a vote does not win
     with pytest.raises(ConfigError, match="prior: .*none.json is not an option prior"):
         build_composition("cascade", {"prior": str(tmp_path / "none.json")})
 

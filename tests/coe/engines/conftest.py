@@ -1,4 +1,4 @@
-"""A tiny random Llama with a byte-level tokenizer and LoRA adapters, made once a session; the real base."""
+"""A tiny random Llama with a byte-level tokenizer and LoRA adapters, made once per session; the real base."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     )
     root = tmp_path_factory.mktemp("tiny")
     model = LlamaForCausalLM(config)
-    # Never the end token by itself: answers of random weights should be long enough to look at.
+    # Never the end token by itself: answers of random weights must be long enough for the tests.
     model.lm_head.weight.data[tokenizer.eos_token_id] = 0.0
     model.save_pretrained(root / "model")
     tokenizer.save_pretrained(root / "model")

@@ -1,4 +1,4 @@
-"""Chat templates: whose wins, what is refused, and one beginning-of-text token."""
+"""Chat templates: precedence, what is refused, and exactly one beginning-of-text token."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ VOCAB = ["<unk>", "<s>", "</s>", "a", "b", "c", "ab", "Ġ"]
 DIM, HIDDEN = 32, 64
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
-# transformers and torch warn about their own insides while they read GGUF
+# transformers and torch warn about their own internals while they read GGUF
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 
 

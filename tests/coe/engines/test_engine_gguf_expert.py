@@ -1,4 +1,4 @@
-"""An expert that is registered as a GGUF file: checked, converted once, and asked like any other."""
+"""An expert registered as a GGUF file: checked, converted once, and called like any other."""
 
 from pathlib import Path
 

@@ -32,7 +32,7 @@ def ask(text: str = "the capital of france", **fields: Any) -> GenerateRequest:
 
 
 def bare_answer(folder: Path, request: GenerateRequest, adapter: Adapter | None = None) -> str:
-    """What transformers and peft answer to one request, without any of this project's code."""
+    """The answer of transformers and peft to one request, without any code of this project."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

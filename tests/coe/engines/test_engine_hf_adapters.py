@@ -1,4 +1,4 @@
-"""AdapterSlots: what is loaded, kept, dropped and refused."""
+"""AdapterSlots: which adapters are loaded, kept, dropped and refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compositions over a real engine: its tokenizer decides what fits, and its seeds make samples repeat."""
+"""Compositions over a real engine: its tokenizer decides what fits, and its seeds make samples reproducible."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from routers.selectors import TopK
 
 
 class Same:
-    """A router that says the same of every query."""
+    """A router with the same estimate for every query."""
 
     requires: frozenset[str] = frozenset()
 

@@ -1,4 +1,4 @@
-"""Who joins a batch, how rows end, and the queue between event loop and worker."""
+"""Which requests join a batch, how rows end, and the queue between event loop and worker."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def test_prompts_that_are_all_short_or_of_like_length_share_a_batch() -> None:
 
 def test_the_cache_and_the_context_bound_a_batch() -> None:
     rows = [row(10, max_tokens=40) for _ in range(4)]
-    assert choose_batch(rows, limits(tokens=149)) == rows[:2]  # 50 tokens a row
-    assert choose_batch(rows, limits(tokens=1)) == rows[:1]  # the oldest goes, and may run out of memory
+    assert choose_batch(rows, limits(tokens=149)) == rows[:2]  # 50 tokens per row
+    assert choose_batch(rows, limits(tokens=1)) == rows[:1]  # the oldest is admitted, and may run out of memory
     wide = [row(60, max_tokens=10), row(10, max_tokens=60)]
     assert choose_batch(wide, limits(positions=119)) == wide[:1]  # padded prompt and answer: 120
     assert choose_batch(wide, limits(positions=120)) == wide

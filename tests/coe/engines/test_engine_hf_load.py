@@ -1,4 +1,4 @@
-"""Loading: devices, dtypes, memory, and every way in which a model's files can be wrong."""
+"""Loading: devices, dtypes, memory, and every kind of broken model files."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_every_row_gets_its_own_adapter(peft: Any) -> None:
         rows.keep([3, 1])
         torch.testing.assert_close(peft(input_ids=IDS[[3, 1]]).logits, expected[[3, 1]], rtol=1e-4, atol=1e-5)
     assert (expected[0] - expected[2]).abs().max() > 1e-3  # the same tokens, and other adapters
-    torch.testing.assert_close(alone(peft, "one", IDS[2:3]), expected[2:3])  # nothing of it stays
+    torch.testing.assert_close(alone(peft, "one", IDS[2:3]), expected[2:3])  # nothing of it remains
 
 
 def test_embeddings_with_adapters_are_left_to_peft(tiny: Path) -> None:

@@ -1,4 +1,4 @@
-"""RowSampler: each row by its own temperature, top-p and seed."""
+"""RowSampler: temperature, top-p and seed per row."""
 
 from __future__ import annotations
 

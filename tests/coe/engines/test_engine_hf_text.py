@@ -1,4 +1,4 @@
-"""TextStream: pieces that are whole characters and never a part of a stop string."""
+"""TextStream: pieces are whole characters and never part of a stop string."""
 
 from __future__ import annotations
 

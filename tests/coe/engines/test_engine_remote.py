@@ -1,4 +1,4 @@
-"""RemoteEngine against a real HTTP server on this machine that speaks server-sent events and fails as told."""
+"""RemoteEngine against a real HTTP server on this machine that sends server-sent events and fails on request."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HELLO = GenerateRequest(messages=(Message("system", "Be brief."), Message("user"
 
 @dataclass
 class Endpoint:
-    """What the server does, by model name, and what it saw."""
+    """The behaviour of the server by model name, and the requests it received."""
 
     port: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -322,7 +322,7 @@ async def test_openais_own_endpoint_takes_the_new_name_of_the_limit(monkeypatch:
     assert "max_tokens" not in sent[0]
 
 
-# No error of the client goes through untranslated
+# Every error of the client is translated
 
 
 def example(kind: type[Exception]) -> Exception:

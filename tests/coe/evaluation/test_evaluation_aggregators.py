@@ -52,7 +52,7 @@ def recorded(**more: Sequence[tuple[str, float]]) -> dict[str, Sequence[tuple[st
 
 
 def shown(trial: Trial) -> dict[str, list[str]]:
-    """The answers that each question shows, in order."""
+    """The answers in each prompt, in order."""
     texts = {row.id: row.messages[-1].content for row in trial.task.rows}
     return {
         id_: [line[3:] for line in text.splitlines() if line[:3] in ("1. ", "2. ", "3. ", "4. ")]
@@ -195,7 +195,7 @@ async def test_each_label_has_its_own_winner_and_equals_go_to_the_cheaper(tmp_pa
 
 
 async def test_equals_on_a_label_leave_it_to_the_best_over_all(tmp_path: Path) -> None:
-    """Nobody is right on `none`; there the cheaper one is no better."""
+    """No aggregator is right on `none`; there the cheaper one is no better."""
     labels = dict.fromkeys(CITIES, ("some",)) | {"fr": ("none",)}
     say = {"good": lambda lines: right(lines) if right(lines) != "Paris" else "London", "cheap": lambda lines: "London"}
     trial = trial_of_task(task(), recorded(), skills=labels)

@@ -1,4 +1,4 @@
-"""Text, number, choice and JSON graders: what counts as right, and what does not."""
+"""Text, number, choice and JSON graders: which answers are correct and which are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replay: what a composition scores, costs and asks, from recorded answers; by hand, and as it would run online."""
+"""Compositions on recorded answers: score, cost and calls, computed by hand and equal to an online run."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def made(k: int):
 
 def test_a_vote_by_hand() -> None:
     replayed = replay(table(), made(3), Vote())
-    # B of b and c; all differ: a, which comes first; A of b and c; only a says anything, and it is wrong
+    # B of b and c; all differ: a, which comes first; A of b and c; only a answers, and it is wrong
     assert replayed.experts == ("b", "a", "b", "a")
     assert replayed.scores.tolist() == [1, 1, 1, 0]
     assert replayed.calls.tolist() == [3] * 4 and replayed.rounds.tolist() == [1] * 4
@@ -80,7 +80,7 @@ def test_a_vote_by_hand() -> None:
 
 def test_a_cascade_pays_only_for_those_it_asks() -> None:
     replayed = replay(table(), made(3), Cascade(confidence=0.9))
-    # a and b are asked side by side. They differ; where only one of them says anything, c alone cannot outvote it.
+    # a and b are called in parallel. They differ; where only one of them answers, c alone cannot outvote it.
     assert replayed.calls.tolist() == [3, 3, 2, 2] and replayed.rounds.tolist() == [2, 2, 1, 1]
     agreed = table(answers={**ANSWERS, "b": ("A", "C", "A", "D")})
     paid = replay(agreed, made(3), Cascade(confidence=0.9))
@@ -119,7 +119,7 @@ def test_experts_and_decisions_must_be_those_of_the_table() -> None:
 
 
 class Says:
-    """A composition that answers in its own words."""
+    """A composition that writes its own answer."""
 
     def __init__(self, text: str) -> None:
         self.text = text

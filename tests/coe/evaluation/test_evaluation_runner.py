@@ -1,4 +1,4 @@
-"""Runs: what is measured, that a base is loaded once, that nothing answered is asked again."""
+"""Runs: what is measured, one load per base, no repeated calls for answered questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SQL grader: equal results are right, whatever the query; nothing a query does can hurt."""
+"""The SQL grader: equal results are correct, whatever the query; no query can do harm."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_values_are_compared_by_meaning() -> None:
     assert grade("SELECT 2.001", "SELECT 2.0") == 0
     assert grade("SELECT 2.001", "SELECT 2.0", tolerance=0.01) == 1
     assert grade("SELECT NULL, x'00'", "SELECT NULL, x'00'") == 1
-    # Rounding sorts these rows apart; they are the same all the same.
+    # Rounding sorts these rows differently; they are still equal.
     assert grade("VALUES (1.0, 'b'), (1.0000000001, 'a')", "VALUES (1.0000000001, 'b'), (1.0, 'a')") == 1
     assert grade("VALUES (1.0, 'b'), (1.0, 'b')", "VALUES (1.0, 'b'), (1.0, 'a')") == 0
 

@@ -1,4 +1,4 @@
-"""The cache's promises: the budget holds, leases are never broken, nothing deadlocks, failures leave no trace."""
+"""The guarantees of the cache: the budget holds, leases are never broken, no deadlocks, failures leave no state."""
 
 import asyncio
 import random
@@ -161,7 +161,7 @@ async def test_the_room_of_what_is_unloaded_is_counted_once() -> None:
     await use(shelf, "a")
     await use(shelf, "b")
     shelf.delay_s = 0.01
-    await asyncio.gather(use(shelf, "c"), use(shelf, "c"), use(shelf, "c"))  # in the room of `a`, one after the other
+    await asyncio.gather(use(shelf, "c"), use(shelf, "c"), use(shelf, "c"))  # in the memory of `a`, one after the other
     assert shelf.resident == {"b", "c"} and shelf.cache.stats.evictions == 1
 
 
@@ -170,9 +170,9 @@ async def test_a_prefetch_loads_beside_what_is_kept_and_nobody_waits_for_it() ->
     shelf.delay_s = 0.01
     async with shelf.cache.lease("a"):
         assert shelf.cache.prefetch("b", keep=["a"]) and shelf.cache.loading == {"b"}
-        assert shelf.cache.prefetch("b")  # on its way: not once more
+        assert shelf.cache.prefetch("b")  # loading already: not a second time
         await asyncio.wait_for(use(shelf, "a"), 0.005)
-        assert not shelf.cache.prefetch("c", keep=["a"])  # what is on its way is not pushed out again
+        assert not shelf.cache.prefetch("c", keep=["a"])  # a loading expert is not evicted
     await use(shelf, "b")
     assert shelf.loads == ["a", "b"]
 

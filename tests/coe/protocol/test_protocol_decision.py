@@ -1,4 +1,4 @@
-"""A decision as JSON and back, with numbers that JSON has not."""
+"""A decision as JSON and back, with numbers that JSON lacks."""
 
 from __future__ import annotations
 

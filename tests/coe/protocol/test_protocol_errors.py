@@ -1,4 +1,4 @@
-"""OpenAI's errors: every class of the error trees has its status, type and code on purpose."""
+"""OpenAI's errors: every class of the error trees has an explicit status, type and code."""
 
 from __future__ import annotations
 

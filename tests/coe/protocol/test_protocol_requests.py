@@ -1,4 +1,4 @@
-"""OpenAI's requests: what is used, refused and ignored, and how wrong ones are told."""
+"""OpenAI's requests: which fields are used, refused and ignored, and the errors for invalid ones."""
 
 from __future__ import annotations
 

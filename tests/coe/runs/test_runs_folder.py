@@ -1,4 +1,4 @@
-"""Run folders: whose run a folder holds, what differs, and how a run ends."""
+"""Run folders: which run a folder holds, what differs, and how a run ends."""
 
 from __future__ import annotations
 

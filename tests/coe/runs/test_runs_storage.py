@@ -1,4 +1,4 @@
-"""Files by URL, on this machine and elsewhere."""
+"""Files by URL, local and remote."""
 
 from pathlib import Path
 
