@@ -1,4 +1,4 @@
-"""What every test shares: a home of its own, one compute thread, no network, and the real small bases."""
+"""What every test shares: an empty home, one compute thread, no network, and the real small bases."""
 
 import gc
 import os
@@ -13,7 +13,7 @@ os.environ["COLUMNS"] = "200"  # tables in captured output are not wrapped
 
 import pytest
 
-# Tests of Ctrl-C must not depend on who started them: a shell's background jobs ignore it, and so would their children.
+# Tests of Ctrl-C must not depend on how they are started: background jobs of a shell ignore it, as do their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_HOME = Path(os.environ.get("COE_HOME") or Path.home() / ".cache" / "coe").expanduser().absolute()
@@ -21,7 +21,7 @@ REAL_HOME = Path(os.environ.get("COE_HOME") or Path.home() / ".cache" / "coe").e
 
 
 def _fsync(descriptor: int) -> None:
-    """No power is cut during a test, and what a killed process wrote stays; a wrong descriptor is an error as ever."""
+    """Tests need no protection from power loss; data of a killed process stays; a wrong descriptor is still an error."""
     os.fstat(descriptor)
 
 
@@ -62,6 +62,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What the imports made lives until the end: unloading a model, which collects garbage, need not visit it."""
+    """Objects of imports live until the end; the garbage collection of an unloaded model need not visit them."""
     gc.collect()
     gc.freeze()

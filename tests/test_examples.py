@@ -1,4 +1,4 @@
-"""The examples run as their first lines say, with nothing downloaded, and print what they promise."""
+"""The examples run as their first lines describe, without downloads, and print the documented output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUMBERED = sorted(EXAMPLES.glob("0*.py"))
 
 
 def run(name: str, folder: Path, *arguments: str) -> str:
-    """What an example prints when it is run in a folder of its own."""
+    """The output of an example that runs in an empty folder."""
     environment = os.environ | {"COE_HOME": str(folder / "home"), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
     done = subprocess.run(

@@ -1,6 +1,6 @@
 """An external package adds a router, an engine, a composition and a grader; all four are used end to end.
 
-Installed, by the names of its entry points; only importable, by `module:Class`.
+Installed, they are named by entry points; if only importable, by `module:Class`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ asyncio.run(main())
 
 @dataclass(frozen=True)
 class Names:
-    """How the four plug-ins are named, and what makes them importable."""
+    """The names of the four plug-ins, and what makes them importable."""
 
     router: str
     engine: str
@@ -54,7 +54,7 @@ class Names:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package, installed offline into a folder of its own: modules and metadata."""
+    """The package, installed offline into an empty folder: modules and metadata."""
     folder = tmp_path_factory.mktemp("installed")
     source = Path(shutil.copytree(PACKAGE, folder / "source"))  # building leaves files beside the source
     offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]

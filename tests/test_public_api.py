@@ -1,4 +1,4 @@
-"""The public interface: its names are pinned here, so that none comes or goes by accident."""
+"""The public API: its names are pinned here, so that none is added or removed by accident."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_docstring_names_every_room(package: str) -> None:
 
 @pytest.mark.parametrize("package", PUBLIC)
 def test_type_checkers_see_the_same_objects(package: str) -> None:
-    """What is imported for type checking, by name, is what the attribute gives when it runs."""
+    """A name imported for type checking is the object of the attribute at run time."""
     module = import_module(package)
     [typed] = [
         node

@@ -1,4 +1,4 @@
-"""The README is true: its blocks run, in order, from a home that has nothing but the base models."""
+"""The blocks of the README run, in order, from a home that has only the base models."""
 
 import json
 import os
@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    """The fenced blocks of a language, in order; `""` is those that name none."""
+    """The fenced blocks of a language, in order; `""` are those without one."""
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
     return [body for name, body in fenced if name == language]
 
@@ -26,12 +26,12 @@ def test_every_block_runs_in_order(tmp_path: Path, zoo_bases: Path, monkeypatch:
     home = tmp_path / "home"
     home.mkdir()
     (home / "models").symlink_to(zoo_bases)
-    # Not as a part of the `make` that runs the tests, which would announce the folders that it enters and leaves.
+    # Not as part of the `make` that runs the tests, which would print the folders it enters and leaves.
     outer = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"}
     environment = outer | {
         "COE_HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "N": "16",  # the demo, in short
+        "N": "16",  # a short demo
         "SEED": "3",
     }
     commands = [block for block in blocks("bash") if block.strip() != "make test"]

@@ -1,4 +1,4 @@
-"""A configuration is read once, with every problem and its place; paths are relative to the file that says them."""
+"""A configuration is read once, with every problem and its place; paths are relative to the file that contains them."""
 
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def test_the_defaults_need_no_file() -> None:
 def test_a_policy_says_how_many_experts_it_takes(tmp_path: Path, text: str, selector: Selector) -> None:
     policy = load_config(write(tmp_path, f"policies: {{default: {{expert: x, {text}}}}}")).policies["default"]
     assert policy.selector == selector
-    assert PolicyConfig.model_validate_json(policy.model_dump_json()) == policy  # as it goes to the replicas
+    assert PolicyConfig.model_validate_json(policy.model_dump_json()) == policy  # as it is sent to the replicas
 
 
 def test_a_composition_is_a_name_or_a_kind_with_settings(tmp_path: Path) -> None:

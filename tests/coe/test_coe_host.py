@@ -1,4 +1,4 @@
-"""The host over fake experts: requests grouped by what must be resident, and nothing held after any ending."""
+"""The host over fake experts: requests grouped by residency, and nothing held after any end."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -300,7 +300,7 @@ async def test_the_first_weights_that_come_with_a_later_snapshot_get_memory(monk
         assert host.cache.budget_bytes == 800 and "near" in host.snapshot
         monkeypatch.setattr("coe.engines.hf.load.free_bytes", lambda device: 5)
         await update_host(host, Config(), Snapshot(3, {"near": weights}))
-        assert host.cache.budget_bytes == 800  # what is loaded now must not shrink what it was promised
+        assert host.cache.budget_bytes == 800  # later loads must not shrink its reserved bytes
 
 
 async def test_a_prefetched_expert_is_there_when_it_is_asked_and_the_one_at_work_stays() -> None:
@@ -339,7 +339,7 @@ def test_what_must_be_resident_has_a_size_before_it_is_loaded() -> None:
 
 
 class Duet:
-    """A composed expert: what its members say, one after the other."""
+    """A composed expert: the answers of its members, one after the other."""
 
     def __init__(self, spec: ExpertSpec, members: Mapping[str, Member]) -> None:
         self.spec, self.capacity, self._members = spec, 8, members

@@ -1,4 +1,4 @@
-"""A configuration opened in process: experts from a file, policies by name, a real answer at the end."""
+"""A configuration opened in process: experts from a file, policies by name, a real answer."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How a request is answered: who is chosen, what is streamed, who steps in when an expert fails."""
+"""How a request is answered: the chosen expert, the stream, and the fallback when an expert fails."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -32,7 +32,7 @@ SNAPSHOT = Snapshot(version=1, experts={spec.name: spec for spec in SPECS})
 
 @dataclass
 class Table:
-    """A router that says what it is told."""
+    """A router with a given estimate."""
 
     quality: Mapping[str, float] = field(default_factory=lambda: {"cheap": 0.5, "good": 0.9, "general": 0.1})
     cost: Mapping[str, float] = field(default_factory=lambda: {"cheap": 0.0, "good": 1.0, "general": 0.5})
@@ -45,7 +45,7 @@ class Table:
 
 
 class Backend:
-    """An `ask` that answers with the expert's name, word by word, or fails where told."""
+    """An `ask` that answers with the expert's name, word by word, or fails as configured."""
 
     def __init__(self, fail: Mapping[str, Exception] | None = None, fail_late: Mapping[str, Exception] | None = None):
         self.fail, self.fail_late = dict(fail or {}), dict(fail_late or {})
@@ -169,7 +169,7 @@ async def test_a_failure_after_the_first_chunk_is_raised_what_was_streamed_stays
     seen = []
     with pytest.raises(EngineError, match="died"):
         async for chunk in reply.chunks:
-            seen.append(chunk.text)  # what came before the error counts  # noqa: PERF401
+            seen.append(chunk.text)  # chunks before the error count  # noqa: PERF401
     assert seen == ["good "] and backend.asked == ["good"]
 
 
@@ -214,7 +214,7 @@ async def test_a_composition_of_several_asks_them_side_by_side_and_gives_the_fin
 
 
 class Draft:
-    """A draft by `cheap`, finished by `good`, whose text streams; what both took is added up."""
+    """A draft by `cheap`, finished by `good`, whose text streams; the usage of both is added up."""
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
         if "draft" not in done:
@@ -261,7 +261,7 @@ async def test_each_ask_gets_what_is_left_of_the_deadline() -> None:
     await system.answer(replace(REQUEST, deadline_s=10.0)).text()
     assert deadlines == [10.0, 6.0]
     await system.answer(replace(REQUEST, deadline_s=3.0)).text()
-    assert deadlines[2:] == [3.0, pytest.approx(1e-3)]  # too late: whoever is asked says so
+    assert deadlines[2:] == [3.0, pytest.approx(1e-3)]  # too late: every call fails with that
 
 
 async def test_many_requests_are_routed_in_one_batch_and_answered_side_by_side() -> None:
@@ -315,7 +315,7 @@ async def test_a_vote_that_is_given_up_ends_every_ask() -> None:
     under_way, ended = set[str](), set[str]()
 
     async def never(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        assert not request.stream  # nobody reads it as it comes
+        assert not request.stream  # no reader of the stream
         under_way.add(expert)
         try:
             await asyncio.sleep(60)
@@ -326,7 +326,7 @@ async def test_a_vote_that_is_given_up_ends_every_ask() -> None:
     policy = Policy("default", Table(), composition=Vote(), select=TopK(3))
     reply = Orchestrator(SNAPSHOT, {"default": policy}, ask=never).answer(REQUEST)
     waiting = asyncio.create_task(reply.text())
-    while len(under_way) < 3:  # it is told from within  # noqa: ASYNC110
+    while len(under_way) < 3:  # set from within  # noqa: ASYNC110
         await asyncio.sleep(0)
     assert reply.asked == ["good", "cheap", "general"] and reply.expert is None
     waiting.cancel()

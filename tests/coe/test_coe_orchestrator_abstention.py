@@ -1,4 +1,4 @@
-"""A router that refuses: an error of its own for the caller, unless the policy has a fallback."""
+"""A router that refuses: a specific error for the caller, unless the policy has a fallback."""
 
 from collections.abc import AsyncGenerator, Sequence
 

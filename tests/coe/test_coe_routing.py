@@ -1,4 +1,4 @@
-"""Decisions with all that they were made from: the same again later, and one bad query disturbs no other."""
+"""Decisions with all their inputs: reproducible later, and one bad query affects no other."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What the scheduler admits, and in which order; and over any history: nobody starves, no capacity is passed."""
+"""What the scheduler admits, and in which order; for any history, no request starves and no capacity is exceeded."""
 
 from collections import Counter
 
@@ -137,7 +137,7 @@ def test_every_request_is_served_within_its_bound_whatever_arrives(
             waiting.remove(request)
         assert all(count <= capacity for count in Counter(residency for _, _, residency in running).values())
         now += 0.5
-    # A drain, a load and the requests ahead of it in its own residency are all that may come on top of the bound.
+    # Only a drain, a load and the requests ahead of it in its own residency may exceed the bound.
     worst = max(admitted_at[i] - t for i, (t, _) in enumerate(arrivals))
     assert worst <= aging + 3.0 * len(arrivals)
     assert len(admitted_at) == len(arrivals)

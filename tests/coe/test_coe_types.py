@@ -1,4 +1,4 @@
-"""Requests refuse what cannot be, and settle how many tokens an answer may have."""
+"""Requests refuse impossible values and determine how many tokens an answer may have."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Importing the packages, or asking for help, loads no heavy library: start-up stays instant."""
+"""Importing the packages, or `--help`, loads no heavy library, so that start-up stays fast."""
 
 import subprocess
 import sys

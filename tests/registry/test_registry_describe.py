@@ -320,7 +320,7 @@ def test_hashing_tells_its_progress(tmp_path: Path) -> None:
 
 
 def test_an_engine_is_a_part_of_what_an_expert_is_and_nothing_changes_without_one() -> None:
-    """The digests are those of registries and saved routers that were written before experts could name an engine."""
+    """The digests equal those in registries and saved routers from before experts could name an engine."""
     echo = describe(ExpertSpec(name="echo", kind=Kind.MODEL, source="fake://echo", context_length=64))
     assert echo.digest == "sha256:6ff38b9bb348ac586393e65fd12e3ec0b0d5c482785628b40686a04fa343dc95"
     own = ExpertSpec(name="echo", kind=Kind.MODEL, source="fake://echo", context_length=64)

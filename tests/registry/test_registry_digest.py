@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of files that were really read."""
+    """The names of the files that were actually read."""
     read: list[str] = []
 
     def counting(path: Path, on_bytes: object = None) -> str:

@@ -236,7 +236,7 @@ def test_missing_gguf(tmp_path: Path) -> None:
 def test_the_architectures_are_those_of_transformers() -> None:
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
-    # transformers names them as its own model types; these are read under another name in GGUF files.
+    # model types of transformers whose name in GGUF files differs
     renamed = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2"}
     ours = {renamed.get(name, name) for name in SUPPORTED_ARCHITECTURES}
     not_models = {"general", "tokenizer"}

@@ -1,4 +1,4 @@
-"""Profiles: what adds up, what replaces what, and what belongs to which version of an expert."""
+"""Profiles: which counts add up, which replace others, and which belong to which version of an expert."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_trials_of_aggregators_are_kept_apart(registry: Registry) -> None:
 
 
 def test_the_version_stays(registry: Registry) -> None:
-    """Running services look at it: nothing that they run by has changed."""
+    """Running services watch it, and nothing they use has changed."""
     registry.record([row("a", "sql", 1, 2)])
     assert registry.snapshot().version == 1
 
@@ -190,7 +190,7 @@ def test_intervals_are_wide_where_little_is_known() -> None:
 
 
 def test_an_interval_by_hand() -> None:
-    """All right on n questions, where one that was right counts beforehand: Beta(n + 1, 1), by its distribution."""
+    """n of n correct with a prior of one correct answer: Beta(n + 1, 1), by its distribution."""
     low, high = interval(Measure(9, 9), mean=0.5, shrinkage=2.0)
     assert low == pytest.approx(0.025**0.1) and high == pytest.approx(0.975**0.1)
     assert interval(Measure(0, 9), 0.5, 2.0) == pytest.approx((1 - high, 1 - low))

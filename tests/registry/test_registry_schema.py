@@ -1,4 +1,4 @@
-"""Formats of the database: `data/schema_1.sql` is a dump of one that the program wrote before there were profiles."""
+"""Format versions of the database: `data/schema_1.sql` is a dump of a database from before profiles existed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_an_old_registry_is_upgraded_in_place_and_loses_nothing(old: Path) -> No
 
 
 def test_an_upgrade_that_fails_leaves_the_old_registry(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table of that name is there already, say."""
+    """For example, a table of that name exists already."""
     before = rows(old, CONTENT)
     with closing(sqlite3.connect(old)) as connection:
         connection.execute("CREATE TABLE alembic_version (other INTEGER)")
@@ -111,7 +111,7 @@ def test_a_new_registry_needs_no_alembic(coe_home: Path) -> None:
 
 
 def test_all_steps_from_nothing_give_what_the_program_makes(tmp_path: Path) -> None:
-    """A change of the tables without a step, or a step that says otherwise, is found here."""
+    """Finds a change of the tables without a migration, or a migration that differs from it."""
     from alembic import command
     from alembic.autogenerate import compare_metadata
     from alembic.config import Config
@@ -134,7 +134,7 @@ def test_all_steps_from_nothing_give_what_the_program_makes(tmp_path: Path) -> N
 
 
 def described(engine: Any) -> dict[str, Any]:
-    """All that the database itself says of its tables."""
+    """The tables as the database describes them."""
     found = inspect(engine)
     return {
         table: [

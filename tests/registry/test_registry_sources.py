@@ -80,7 +80,7 @@ def test_some_experts_have_no_files(expert: ExpertSpec) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Stands in for the hub: its snapshot folder, and what it was asked for."""
+    """A substitute for the hub: its snapshot folder, and the requests it received."""
     asked: dict[str, Any] = {"error": None, "folder": tmp_path / "snapshots" / COMMIT}
 
     def snapshot_download(repo: str, **options: Any) -> str:

@@ -157,7 +157,7 @@ def _register(home: str, process: int, count: int) -> None:
 
 
 def test_many_writers_lose_nothing(coe_home: Path) -> None:
-    """They also create the database all at once."""
+    """They also create the database concurrently."""
     processes, count = 4, 5
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_register, args=(str(coe_home), n, count)) for n in range(processes)]
@@ -265,7 +265,7 @@ def test_contention_is_tried_again(registry: Registry, monkeypatch: pytest.Monke
 def test_a_row_that_another_writer_made_first_is_tried_again(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A database that does not queue its writers answers with a violated constraint."""
+    """A database that does not queue its writers reports a violated constraint."""
     original, tries = store._insert, []
 
     def insert(connection: Any, new: ExpertSpec) -> ExpertSpec:

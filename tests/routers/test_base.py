@@ -1,4 +1,4 @@
-"""The small types: what they refuse, what they default to."""
+"""The small types: refused values and defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""decide: utilities, constraints, ties, and what a decision says of itself."""
+"""decide: utilities, constraints, ties, and the fields of a decision."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_constraints_that_empty_the_routers_choice_fall_back_to_the_best_allowed
     assert decide(mapped)[0].confidence == 0.99
     [decision] = decide(mapped, allowed={"medium", "large"})
     assert decision.experts == ("large",)
-    assert decision.confidence == 0.8  # the 0.99 was of another expert
+    assert decision.confidence == 0.8  # 0.99 belongs to another expert
     assert decision.reason == (
         "mapped; the constraints exclude small; best of the allowed: large has an estimated quality of 0.800"
     )

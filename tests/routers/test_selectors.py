@@ -1,4 +1,4 @@
-"""Selectors: who is asked and in which order, by hand and for any estimate."""
+"""Selectors: which experts are called and in which order, by hand and for any estimate."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_recruits_are_those_of_most_weight_whatever_their_quality():
     decision = decide(weighted([3.0, 1.0, 0.0, 2.0]), select=Recruit(2))[0]
     assert decision.experts == ("small", "huge") and decision.weights == (0.6, 0.4)
     assert decision.quality == (0.5, 0.75)
-    assert chosen(Recruit(9), weighted([3.0, 1.0, 0.0, 2.0])) == ("small", "huge", "medium")  # no weight, no say
+    assert chosen(Recruit(9), weighted([3.0, 1.0, 0.0, 2.0])) == ("small", "huge", "medium")  # zero weight, no vote
     assert chosen(Recruit(2), weighted([1.0, 1.0, 1.0, 0.0])) == ("large", "medium")  # equal: by utility
     assert chosen(Recruit(2), weighted([0.0] * 4)) == ("large", "huge")
 

@@ -1,4 +1,4 @@
-"""Every kind with an encoder says of which queries it did not see the end."""
+"""Every kind with an encoder reports which queries it did not read to the end."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ EXPERTS = (
 
 @dataclass
 class Words:
-    """A router that takes the expert which the query names; else the first one."""
+    """A router that chooses the expert named in the query, or the first one."""
 
     experts: tuple[str, ...]
     requires: frozenset[str] = frozenset()
@@ -59,7 +59,7 @@ class Words:
 
 @dataclass
 class Log:
-    """What was told of each request."""
+    """The record of each request."""
 
     lines: list[Finished] = field(default_factory=list)
 
@@ -67,9 +67,9 @@ class Log:
         self.lines.append(finished)
 
     async def ended(self, count: int) -> list[Finished]:
-        """Wait until so many requests are over."""
+        """Wait until so many requests have ended."""
         async with asyncio.timeout(5):
-            while len(self.lines) < count:  # it is told from within  # noqa: ASYNC110
+            while len(self.lines) < count:  # set from within  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         return self.lines
 
@@ -86,7 +86,7 @@ def orchestrator_over(host: Host, experts: Sequence[ExpertSpec] = EXPERTS, versi
 
 @dataclass
 class Gateway:
-    """A running endpoint, and all that is behind it."""
+    """A running endpoint and everything behind it."""
 
     service: Service
     host: Host
@@ -101,7 +101,7 @@ class Gateway:
 async def gateway(
     *, token_delay_s: float = 0.0, capacity: int = 32, settings: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[Gateway]:
-    """Everything, listening; closed at the end, with nothing left running."""
+    """A listening endpoint; closed at the end, with nothing left running."""
     engine, log = FakeEngine(token_delay_s=token_delay_s, capacity=capacity), Log()
     snapshot = Snapshot(7, {spec.name: spec for spec in EXPERTS})
     host = Host(snapshot, {"fake": engine}, budget_bytes=2**20, locate=lambda spec: Path("/nowhere"))

@@ -1,4 +1,4 @@
-"""What the tests of a batch share: a service of fakes, input files, and an executor in this process."""
+"""What the tests of batches share: a service of fake experts, input files, and an executor in this process."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def service(folder: Path, policies: str = POLICIES, more: str = "") -> Path:
 
 
 def save_router(folder: Path) -> None:
-    """A kNN router to which every query is alike: base is the best, then loud, tuned, flaky."""
+    """A kNN router with the same estimate for every query: base is the best, then loud, tuned, flaky."""
     encoder = build_encoder("hashing:64")
     table = OutcomeTable(
         query_ids=tuple("0123456789"),
@@ -63,7 +63,7 @@ def save_router(folder: Path) -> None:
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any] | str]) -> Path:
-    """JSONL; a string is a line as it is."""
+    """JSONL; a string is written unchanged."""
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
 

@@ -1,4 +1,4 @@
-"""Requests that are over, for the tests of what is told of them."""
+"""Finished requests, for the tests of logs and metrics."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ TIMING = Timing(queue_s=0.5, load_s=1.5, engine_s=3.0)
 
 
 class Recorded:
-    """A router that says the same of every query."""
+    """A router with the same estimate for every query."""
 
     requires: frozenset[str] = frozenset()
 
@@ -59,7 +59,7 @@ def answer(expert: str = "good", cost_usd: float | None = 0.25, timing: Timing |
 
 
 def finished(**changes: Any) -> Finished:
-    """A plain, answered request, but for what is said otherwise; its answer is what its one ask gave."""
+    """A plain, answered request, except for the given fields; its answer is that of its one call."""
     usual: dict[str, Any] = {
         "id": "d-1",
         "endpoint": "/v1/chat/completions",

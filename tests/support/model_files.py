@@ -43,7 +43,7 @@ def write_model(
 
 
 def write_sharded(folder: Path) -> Path:
-    """The same model in one shard a tensor."""
+    """The same model with one shard per tensor."""
     write_model(folder)
     (folder / "model.safetensors").unlink()
     weight_map = {}

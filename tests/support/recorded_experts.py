@@ -1,4 +1,4 @@
-"""Experts that say what they are told, for the tests of compositions."""
+"""Experts with given answers, for the tests of compositions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REQUEST = GenerateRequest(messages=(Message("user", "Which is it?"),))
 LISTED = GenerateRequest(
     messages=(Message("user", "Which of them is the capital of the north?\nA. paris\nB. capital\nC. rome"),)
 )
-"""A question with options; only the words of B stand in it."""
+"""A question with options; only the words of B occur in it."""
 
 
 Said = str | Exception | Answer
@@ -43,7 +43,7 @@ def run(
     says: Says,
     request: GenerateRequest = REQUEST,
 ) -> tuple[Answer, list[list[str]]]:
-    """The final answer, and who was asked in each round. A stream's answer must be what the next step says."""
+    """The final answer, and the experts called in each round. A stream must end in the answer of the next step."""
     done: dict[str, Answer | Failure] = {}
     rounds = []
     while isinstance(step := composition.step(request, of, done), ExpertCalls):

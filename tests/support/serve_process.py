@@ -1,4 +1,4 @@
-"""`coe serve` as its user starts it: a process of its own that tests look into, hurt, and stop without a trace.
+"""`coe serve` as a user starts it: a separate process that tests inspect, disturb and stop without leftovers.
 
 with serving(folder, CONFIG, EXPERTS) as service:
     client = openai.OpenAI(base_url=service.base_url, api_key="none")
@@ -50,7 +50,7 @@ class ServeProcess:
 
     @property
     def screen(self) -> str:
-        """All that it printed so far."""
+        """Everything printed so far."""
         return (self.folder / "screen.txt").read_text()
 
     @property
@@ -67,23 +67,23 @@ class ServeProcess:
         return sorted(_session(self.process.pid), key=lambda process: process.pid)
 
     def health(self) -> dict[str, Any]:
-        """What `/health` says."""
+        """The body of `/health`."""
         with urllib.request.urlopen(f"{self.url}/health", timeout=10) as answer:
             about: dict[str, Any] = json.load(answer)
         return about
 
     def hosts(self) -> list[dict[str, Any]]:
-        """What every expert host says of itself."""
+        """The status of every expert host."""
         hosts: list[dict[str, Any]] = self.health()["hosts"]
         return hosts
 
     def wait_for(self, words: str, times: int = 1, timeout_s: float = READY_S) -> None:
-        """Wait until the screen has these words so many times. Fails when the command ends before."""
+        """Wait until the screen has these words so many times. Fails if the command ends before that."""
         until(lambda: self.screen.count(words) >= times or self.process.poll() is not None, timeout_s, self._shown)
         assert self.screen.count(words) >= times, f"`coe serve` ended with {self.process.returncode}:\n{self.screen}"
 
     def ctrl_c(self) -> None:
-        """As a terminal does it: to the whole group."""
+        """As a terminal sends it: to the whole process group."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def ended(self, timeout_s: float = STOP_S) -> int:
@@ -98,7 +98,7 @@ class ServeProcess:
 
 @contextmanager
 def starting(folder: Path, config: str, experts: str = "", **environment: str) -> Iterator[ServeProcess]:
-    """Start the command on these files, without waiting; whatever is left of it at the end is killed."""
+    """Start the command on these files, without waiting; remaining processes are killed at the end."""
     (folder / "experts.yaml").write_text(experts)
     (folder / "service.yaml").write_text(config)
     port = free_port()
@@ -125,17 +125,17 @@ def starting(folder: Path, config: str, experts: str = "", **environment: str) -
 
 @contextmanager
 def serving(folder: Path, config: str, experts: str) -> Iterator[ServeProcess]:
-    """A service that answers; a Ctrl-C at the end must stop it and leave nothing."""
+    """A service that answers; Ctrl-C at the end must stop it and leave no process."""
     with starting(folder, config, experts) as service:
         service.wait_for("Ctrl-C  stops")
         yield service
         service.ctrl_c()
-        assert service.ended(3 * STOP_S) == 0  # that it is in time is for tests which start nothing beside it
+        assert service.ended(3 * STOP_S) == 0  # only tests that start nothing else check the time
         assert service.screen.rstrip().endswith("stopped") and "Traceback" not in service.screen
 
 
 def until(true: Callable[[], object], timeout_s: float, otherwise: Callable[[], str] = str) -> float:
-    """Wait until it is true; the seconds that took. Fails with what `otherwise` says."""
+    """Wait until it is true; the seconds that took. Fails with the message of `otherwise`."""
     started = time.perf_counter()
     while not true():
         assert time.perf_counter() - started < timeout_s, f"not within {timeout_s:g} s; {otherwise()}"
@@ -164,5 +164,5 @@ def _title(process: psutil.Process) -> str:
 
 
 def _hear_ctrl_c() -> None:
-    """A shell starts background jobs deaf to it, and children inherit that."""
+    """Background jobs of a shell ignore it, and children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

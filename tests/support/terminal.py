@@ -1,4 +1,4 @@
-"""A command as its user runs it: on a terminal of its own, whose screen is read and whose keys are pressed."""
+"""A command on a pseudo-terminal, whose screen is read and whose keys are pressed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Terminal:
     def _read(self, timeout_s: float) -> bool:
         if not select.select([self.master], [], [], timeout_s)[0]:
             return False
-        with suppress(OSError):  # Linux's word for a terminal that nobody holds any more
+        with suppress(OSError):  # Linux's error for a terminal that no process holds
             if piece := os.read(self.master, 65536):
                 self.screen += _ESCAPES.sub("", piece.decode("utf-8", "replace")).replace("\r", "")
                 return True
@@ -60,7 +60,7 @@ class Terminal:
 
 @contextmanager
 def terminal(*words: str, cwd: Path, environment: Mapping[str, str] | None = None) -> Iterator[Terminal]:
-    """`coe` with these words on a terminal; killed at the end of the block if it still runs."""
+    """`coe` with these arguments on a terminal; killed at the end of the block if it still runs."""
     master, slave = pty.openpty()
     variables = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(Path.cwd()), **(environment or {})}
     process = subprocess.Popen(

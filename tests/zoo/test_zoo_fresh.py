@@ -1,4 +1,4 @@
-"""`python -m examples.zoo.fresh`: who is asked what, and the table."""
+"""`python -m examples.zoo.fresh`: which model answers which rows, and the table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ app.command()(module.main)
 
 
 class _Model:
-    """Answers right with its adapter, if that is the family's own; the rival and all bases answer wrong."""
+    """Answers correctly with the adapter of the family; the rival and all bases answer incorrectly."""
 
     def __init__(self, adapter: str) -> None:
         self.adapter: str | None = adapter

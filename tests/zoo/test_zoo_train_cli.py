@@ -1,4 +1,4 @@
-"""`python -m examples.zoo.train`: what it refuses, and how an interrupted run of several goes on."""
+"""`python -m examples.zoo.train`: what it refuses, and how an interrupted run of several adapters resumes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ runner = CliRunner()
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, Path]]:
-    """What was trained: name, steps, folder."""
+    """The trained adapters: name, steps, folder."""
     calls: list[tuple[str, int, Path]] = []
 
     def fake(adapter: Adapter, *, steps: int, out: Path, **_: Any) -> list[Score]:

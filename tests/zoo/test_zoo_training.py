@@ -1,4 +1,4 @@
-"""The training loop on a tiny llama: the loss is the plain one, it falls, an interrupted run ends as a whole one."""
+"""The training loop on a tiny llama: the standard loss, which falls; a resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_training_lowers_the_loss_and_says_how_long_is_left(tokenizer: Any, tmp_
     seconds = train(
         adapted(tokenizer), tokenizer, ROWS[:2] * 40, recipe, checkpoints=tmp_path / "run", report=seen.append
     )
-    assert seen[-1].loss < 0.98 * seen[0].loss  # all that an adapter on random frozen weights can do
+    assert seen[-1].loss < 0.98 * seen[0].loss  # the most an adapter on random frozen weights can do
     assert [progress.step for progress in seen] == list(range(1, 41))
     assert seen[-1].seconds_left == 0.0
     assert seen[-1].seconds == seconds > 0
@@ -129,7 +129,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(tokenizer: Any,
     assert steps == [5, 6]  # from the checkpoint after step 4
     again = adapted(tokenizer)
     train(again, tokenizer, ROWS, RECIPE, checkpoints=tmp_path / "cut", report=lambda p: steps.append(p.step))
-    assert steps == [5, 6]  # nothing was left to do, after an interruption while scoring for instance
+    assert steps == [5, 6]  # no steps left, for example after an interruption while scoring
     for name, weight in weights(again).items():
         torch.testing.assert_close(weights(resumed)[name], weight)
     for name, weight in weights(whole).items():

@@ -1,4 +1,4 @@
-"""Two-skill families: held out as the others, and what two experts should say is enough for the right answer."""
+"""Two-skill families: held out like the others; the expected answers of two experts determine the final answer."""
 
 from __future__ import annotations
 

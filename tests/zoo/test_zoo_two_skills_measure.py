@@ -1,4 +1,4 @@
-"""The methods on two-skill queries with experts that say what they should: who is asked what, and what is counted."""
+"""The methods on two-skill queries with experts that answer as expected: which calls are made, and what is counted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ every_pair = pytest.mark.parametrize("pair", TWO_SKILLS.values(), ids=TWO_SKILLS
 
 
 class Experts:
-    """The two say their part, `direct` is right, and `aggregator` where both parts are on the table."""
+    """The two experts answer their part; `direct` is correct, and `aggregator` is if its prompt has both parts."""
 
     def __init__(self, rows: list[Row], pair: TwoSkills) -> None:
         self.rows, self.pair = {row.prompt: row for row in rows}, pair

@@ -1,5 +1,5 @@
-"""Batches of several stages, grouped by expert: one load per expert and stage, the same answers as one request at a time,
-the same files after any interruption."""
+"""Batches of several stages, grouped by expert: one load per expert and stage, the answers
+of single requests, the same files after any interruption."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_each_expert_is_loaded_once_a_stage_and_adapters_of_a_base_together(plac
     first, second, third = executor.items
     assert sorted(first) == [("ant",), ("bee",), ("cat",), ("dog",), ("elk", "fox", "gnu")]
     assert sorted(second) == [("cat",), ("fox", "gnu")] and third == [("ant",)]
-    assert session["loads"] == {"ant": 2, "bee": 1, "cat": 2, "dog": 1, "elk": 2}  # the hosts of a stage end with the stage
+    assert session["loads"] == {"ant": 2, "bee": 1, "cat": 2, "dog": 1, "elk": 2}  # hosts end with their stage
     assert session["loaded_bytes"] == 800 and sum(session["answers"].values()) == ROWS * 3 + CHECKED
 
 

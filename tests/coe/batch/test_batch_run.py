@@ -1,4 +1,4 @@
-"""A whole run in this process: the right answer for each row, stage by stage, and the same files after any interruption."""
+"""A run in this process: the right answer for each row, stage by stage, and the same files after any interruption."""
 
 from __future__ import annotations
 

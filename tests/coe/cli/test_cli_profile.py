@@ -197,7 +197,7 @@ def test_names_of_skills_are_no_markup(service: Path) -> None:
 
 
 def test_the_best_aggregator_is_found_shown_and_kept(service: Path) -> None:
-    """One expert knows France and Italy, two do not; `geo` recognises the right answers, the others always answer alike."""
+    """One expert knows France and Italy, two do not; `geo` recognises right answers, the others never vary."""
     result = on_tasks("--aggregators", "--seed", "3", "--json", "out.json")
     document = json.loads(Path("out.json").read_text())
     assert document["trials"] == [{"source": "aggregation/capitals", "n": 3, "no_right": 0, "few_wrong": 0}]

@@ -1,4 +1,4 @@
-"""Aggregation through the API: its tokens stream, and who failed, what was cut and what each expert said is told."""
+"""Aggregation through the API: streamed tokens, failed experts, cut inputs and the answer of each expert."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def test_what_each_expert_said_comes_where_it_is_asked_for(debug: bool) ->
         }
         assert answers["0.3"]["expert"] == "broken" and answers["0.3"]["text"] is None
         assert answers["0.3"]["error"]["code"] == "engine_error"
-        assert "fake://" not in answers["0.5"]["error"]["message"]  # where weights are is not for clients
+        assert "fake://" not in answers["0.5"]["error"]["message"]  # clients do not see where weights are
         assert answer.model_extra["coe"]["notes"] == list(FAILED)
         assert ("asked" in answer.model_extra["coe"]) == debug
 

@@ -111,7 +111,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done() 
         stream = await g.client.chat.completions.create(**body)
         with pytest.raises(openai.APIError, match="after 2 tokens"):
             async for chunk in stream:
-                seen.append(chunk.choices[0].delta.content)  # what came before the error counts  # noqa: PERF401
+                seen.append(chunk.choices[0].delta.content)  # chunks before the error count  # noqa: PERF401
         assert seen == ["", "a", " b"]
         lines = await g.log.ended(2)
         assert [(line.status, line.error, line.expert, line.answer) for line in lines] == [
@@ -158,7 +158,7 @@ async def test_a_body_over_the_limit_is_refused_however_its_length_is_told() -> 
         assert (await posted(g, pieces(2)))[0] == 400, "as many as are allowed are read"
         reader, writer = await asyncio.open_connection("127.0.0.1", int(g.url.rpartition(":")[2]))
         writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
-        writer.write((b"7d0\r\n" + b" " * 2000 + b"\r\n") * 5)  # and more to come, for ever
+        writer.write((b"7d0\r\n" + b" " * 2000 + b"\r\n") * 5)  # followed by more, without end
         assert (await reader.readline()).startswith(b"HTTP/1.1 413")
         writer.close()
         await writer.wait_closed()

@@ -33,7 +33,7 @@ def service(policy: str = "default") -> Service:
 
 
 class Wire:
-    """An ASGI connection: what the client sends, and what it was sent."""
+    """An ASGI connection: messages from the client and to it."""
 
     def __init__(self, *messages: dict[str, Any]) -> None:
         self.coming, self.sent = list(messages), list[dict[str, Any]]()
@@ -56,7 +56,7 @@ async def test_work_is_stopped_when_the_client_leaves_however_that_is_told(goodb
         try:
             await asyncio.sleep(5)
         finally:
-            await asyncio.sleep(0)  # what is closed may take its time
+            await asyncio.sleep(0)  # closing may take a while
             stopped.set()
 
     wire = Wire({"type": "http.request"}, *goodbye)

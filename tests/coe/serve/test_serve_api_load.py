@@ -1,4 +1,4 @@
-"""The API under load: many clients, those that leave, those that are too many, and changes under way."""
+"""The API under load: many clients, disconnects, rejected requests, and changes of the configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def said(text: str) -> list[Any]:
 
 
 async def text_of(g: Gateway, model: str, text: str, stream: bool) -> tuple[str, str]:
-    """Who answered, and what."""
+    """The expert and its answer."""
     if not stream:
         answer = await g.client.chat.completions.create(model=model, messages=said(text))
         return answer.model, answer.choices[0].message.content or ""
@@ -25,9 +25,9 @@ async def text_of(g: Gateway, model: str, text: str, stream: bool) -> tuple[str,
 
 
 async def idle(g: Gateway) -> None:
-    """Wait until nothing runs any more."""
+    """Wait until no request is running."""
     async with asyncio.timeout(5):
-        while g.host.busy or g.service.in_flight:  # there is no event for nothing  # noqa: ASYNC110
+        while g.host.busy or g.service.in_flight:  # there is no event for idleness  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 

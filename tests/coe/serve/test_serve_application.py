@@ -1,4 +1,4 @@
-"""What a configuration becomes on Ray Serve: bounds, resources, and what stays the same over a reload."""
+"""The Ray Serve application of a configuration: bounds, resources, and what a reload leaves unchanged."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The decision log: what a line says, that its caller never waits, and what is left after faults."""
+"""The decision log: the content of a line, a caller that never waits, and the log after faults."""
 
 import errno
 import json
@@ -168,7 +168,7 @@ def test_a_line_longer_than_a_file_may_be_has_one_of_its_own(tmp_path: Path) -> 
     for line in (b"a\n", b"long " * 10 + b"\n", b"b\n"):
         files.append(line)
     files.close()
-    files.close()  # closing twice is nothing
+    files.close()  # closing twice has no effect
     assert [file.read_bytes()[:1] for file in sorted(tmp_path.iterdir())] == [b"a", b"l", b"b"]
 
 
@@ -214,7 +214,7 @@ def test_a_stuck_disk_neither_delays_the_caller_nor_grows_the_queue(
     for _ in range(20):
         log.write(finished())
     assert time.perf_counter() - started < 1.0
-    assert log.dropped == 16  # five fit the queue, the one on its way among them
+    assert log.dropped == 16  # five fit the queue, including the one being written
     go_on.set()
     log.close()
     assert len(ids(tmp_path)) == 5

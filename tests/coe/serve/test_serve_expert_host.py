@@ -1,4 +1,4 @@
-"""An expert host outside Ray: what it sends, what it says of itself, and catalogs that change under it."""
+"""An expert host outside Ray: its messages, its status, and catalogs that change while it runs."""
 
 import asyncio
 import pickle
@@ -35,7 +35,7 @@ def catalog(*specs: ExpertSpec, generation: int = 1) -> dict[str, Any]:
 async def started(*specs: ExpertSpec, pool: HostPoolConfig = GROUP, **host: Any) -> ExpertHost:
     config = Config.model_validate({"host": {"budget": 3 * 2**20, **host}})
     expert_host = ExpertHost(config, pool)
-    assert await expert_host.record_routing_stats() == {}  # asked by Serve before anything is known
+    assert await expert_host.record_routing_stats() == {}  # called by Serve before the first catalog
     await expert_host.reconfigure(catalog(*specs))
     expert_host.check_health()
     return expert_host

@@ -1,6 +1,6 @@
-"""kill -9 of every kind of process under load: what is answered all the same, what is lost, and how soon all is back.
+"""kill -9 of every kind of process under load: which requests are answered, which are lost, and the time to recover.
 
-`pytest -m slow -s tests/coe/serve/test_serve_faults.py` prints the times; most of each is a Python process that starts.
+`pytest -m slow -s tests/coe/serve/test_serve_faults.py` prints the times; most of each is a Python start-up.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def service(replicas: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @dataclass
 class Load:
-    """Clients that ask without a pause, and what became of each request: when it was sent and ended, and its id."""
+    """Clients that send requests without a pause; start, end and id of each request."""
 
     answered: list[tuple[float, float, str]] = field(default_factory=list)
     failed: list[Exception] = field(default_factory=list)
@@ -81,14 +81,14 @@ class Load:
                     self.answered.append((started, time.monotonic(), answer.id))
 
     async def more(self, count: int) -> None:
-        """Wait until so many more requests are over."""
+        """Wait until so many more requests have ended."""
         enough = len(self.answered) + len(self.failed) + count
         async with asyncio.timeout(BACK_S):
             while len(self.answered) + len(self.failed) < enough:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
     def after(self, moment: float) -> str:
-        """What there is to say of the time since then."""
+        """A summary of the requests since then."""
         first_s = min(ended for started, ended, _ in self.answered if started > moment) - moment
         ends = sorted(ended for _, ended, _ in self.answered if ended > moment)
         silence_s = max(b - a for a, b in zip([moment, *ends], ends, strict=False))
@@ -118,7 +118,7 @@ async def all_up(service: ServeProcess, replicas: int) -> float:
 
 @asynccontextmanager
 async def load(service: ServeProcess, replicas: int, *, retries: int) -> AsyncIterator[Load]:
-    """Clients at work while the block runs; all that they asked is answered in the end."""
+    """Clients that send requests while the block runs; all of them are answered in the end."""
     await all_up(service, replicas)
     under = Load()
     clients = [asyncio.create_task(under.client(service, f"client {i}", retries)) for i in range(CLIENTS)]
@@ -134,7 +134,7 @@ async def load(service: ServeProcess, replicas: int, *, retries: int) -> AsyncIt
 async def kill_under_load(
     service: ServeProcess, title: str, replicas: int, retries: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Kill a process of a kind and wait until all are back: every request is answered. Prints how long that took."""
+    """Kill a process of a kind and wait until all are back: every request is answered. Prints the time."""
     async with load(service, replicas, retries=retries) as under:
         victim = service.parts(title)[0]
         os.kill(victim, signal.SIGKILL)
@@ -158,7 +158,7 @@ def _all_answer(service: ServeProcess, replicas: int) -> bool:
 
 
 def logged(service: ServeProcess, pid: int) -> dict[str, dict[str, Any]]:
-    """What a gateway's decision log says, by request id."""
+    """The entries of a gateway's decision log, by request id."""
     lines = [line for path in service.logs.glob(f"*-{pid}-*.jsonl") for line in path.read_text().splitlines()]
     return {entry["id"]: entry for entry in map(json.loads, lines)}
 
@@ -166,14 +166,14 @@ def logged(service: ServeProcess, pid: int) -> dict[str, dict[str, Any]]:
 async def test_the_controller_dies_and_nobody_notices(
     service: ServeProcess, replicas: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """First: what the others need to be replaced is the controller that came back."""
+    """The first test, because the others rely on the restarted controller."""
     await kill_under_load(service, CONTROLLER, replicas, 0, capsys)
 
 
 async def test_a_host_dies_and_every_request_is_answered(
     service: ServeProcess, replicas: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without any retry of the client's: the gateway asks again, elsewhere or when there is a host again."""
+    """Without client retries: the gateway calls again, on another host or after the restart."""
     await kill_under_load(service, HOSTS, replicas, 0, capsys)
 
 
@@ -210,7 +210,7 @@ async def test_a_host_dies_and_streams_that_had_begun_end_with_an_error(service:
 async def test_a_gateway_dies_and_only_its_own_requests_need_the_clients_retries(
     service: ServeProcess, replicas: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a gateway was answering dies with it: the proxy says 500, and the official client asks again."""
+    """The requests of a killed gateway are lost: the proxy returns 500, and the official client retries."""
     others = service.parts(GATEWAYS)[1:]
     before = [set(logged(service, other)) for other in others]
     await kill_under_load(service, GATEWAYS, replicas, 10, capsys)
@@ -222,14 +222,14 @@ async def test_a_gateway_dies_and_only_its_own_requests_need_the_clients_retries
 async def test_the_proxy_dies_and_every_request_is_answered_by_the_clients_retries(
     service: ServeProcess, replicas: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All connections end in it; there is one on each machine, and it comes back on the same port."""
+    """All connections end in the proxy; each machine has one, and it restarts on the same port."""
     await kill_under_load(service, PROXY, replicas, 10, capsys)
 
 
 def test_the_command_itself_dies_and_takes_all_that_serves_with_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two agents of Ray's, without port or weights of the service, look for its head for a minute before they go."""
+    """Two agents of Ray, without a port or weights of the service, look for its head for a minute before they exit."""
     with starting(tmp_path, CONFIG.format(replicas=1), EXPERTS) as service:
         service.wait_for("Ctrl-C  stops")
         service.process.kill()

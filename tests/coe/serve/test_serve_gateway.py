@@ -42,7 +42,7 @@ async def test_a_catalogue_is_answered_by_from_then_on(gateway: Gateway) -> None
 
 
 async def test_a_router_that_has_gone_since_it_was_checked_changes_nothing(gateway: Gateway, tmp_path: Path) -> None:
-    """Serve would end a replica that raises, the only one too."""
+    """Serve would end a replica that raises, even the only one."""
     gone = catalog(2, default=PolicyConfig(router=tmp_path / "gone")).to_json()
     with pytest.raises(RouterError, match="gone"):
         await gateway.reconfigure(gone)
@@ -50,4 +50,4 @@ async def test_a_router_that_has_gone_since_it_was_checked_changes_nothing(gatew
     before = gateway._service.orchestrator
     await gateway.reconfigure(gone)
     assert gateway._service.orchestrator is before
-    assert await gateway.state() == {"generation": 1}  # which tells the service that it stayed behind
+    assert await gateway.state() == {"generation": 1}  # reports to the service that it kept the old catalog

@@ -12,7 +12,7 @@ Values = dict[tuple[str, ...], float]
 
 
 def values(page: bytes) -> Values:
-    """(sample's name, values of its labels by the labels' names) -> value. A series that is there twice fails."""
+    """(sample's name, values of its labels by the labels' names) -> value. Duplicate series fail."""
     read: Values = {}
     for family in text_string_to_metric_families(page.decode()):
         for sample in family.samples:

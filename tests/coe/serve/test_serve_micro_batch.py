@@ -1,4 +1,4 @@
-"""Routing in micro-batches: what waits is taken together, and nobody pays for another's error."""
+"""Routing in micro-batches: waiting queries are routed together, and an error affects only its own query."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from routers.errors import NoEligibleExpert, RouterError
 
 
 class Gate:
-    """Routes each query to the expert that its text names, once the gate is open; notes every batch."""
+    """Routes each query to the expert that its text names, once the gate is open; records every batch."""
 
     def __init__(self, *, open: bool = True) -> None:  # noqa: A002
         self.batches: list[tuple[str, list[str]]] = []
@@ -48,7 +48,7 @@ class Gate:
 
 @pytest.fixture(autouse=True)
 def no_router_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What these tests have to route takes no time; they are about routers that take some."""
+    """Routing takes no time in these tests, but they are about routers that take some."""
     monkeypatch.setattr("coe.serve.http.micro_batch.QUICK_S", 0.0)
 
 
@@ -122,7 +122,7 @@ async def test_a_caller_that_leaves_is_not_routed_and_disturbs_nobody() -> None:
     leaving, staying = (asyncio.create_task(route(batch, gate, name)) for name in ("leaving", "staying"))
     await asyncio.sleep(0.01)
     leaving.cancel()
-    first.cancel()  # while the thread works for it
+    first.cancel()  # while the thread works on it
     await asyncio.sleep(0)
     gate.gate.set()
     assert await staying == "staying"
@@ -193,7 +193,7 @@ async def test_names_that_come_and_go_are_not_kept_for_ever(monkeypatch: pytest.
 
 
 async def test_a_router_that_once_waited_stays_on_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting takes no CPU time, but the event loop must not be the one that waits."""
+    """Waiting takes no CPU time, but the event loop must not wait."""
     monkeypatch.setattr("coe.serve.http.micro_batch.QUICK_S", 0.02)
 
     class Waits(Gate):

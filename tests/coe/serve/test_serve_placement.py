@@ -1,4 +1,4 @@
-"""Which host a request goes to, from what the hosts say of themselves."""
+"""Which host a request goes to, by the status of the hosts."""
 
 from coe.serve.cluster.placement import HEARD_S, Board, HostStatus, rank
 
@@ -38,7 +38,7 @@ def test_what_was_just_sent_keeps_its_expert_together_and_spreads_the_others() -
     assert rank("x", board.hosts("hosts")) == ["a", "b"]  # it is as good as loading there
     assert rank("y", board.hosts("hosts")) == ["b", "a"]  # the other one is idle
     now = HEARD_S + 0.1
-    assert rank("y", board.hosts("hosts")) == ["a", "b"]  # by now the host has spoken for itself
+    assert rank("y", board.hosts("hosts")) == ["a", "b"]  # by now the host has reported its status
 
 
 def test_a_host_that_is_gone_takes_what_was_sent_with_it() -> None:

@@ -1,4 +1,4 @@
-"""The gateway's way to the hosts, over stand-ins for Serve's handles: which group is asked, and what a death means."""
+"""From the gateway to the hosts, over substitutes for Serve's handles: which pool is called, and what a death means."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -30,7 +30,7 @@ END = Chunk("", "stop", Usage(1, 1))
 
 
 class Stream:
-    """A stand-in for a DeploymentResponseGenerator: pieces, or an exception to raise."""
+    """A substitute for a DeploymentResponseGenerator: pieces, or an exception to raise."""
 
     def __init__(self, pieces: list[Any]) -> None:
         self.pieces, self.cancelled = pieces, False
@@ -46,7 +46,7 @@ class Stream:
 
 
 class Handle:
-    """A stand-in for a DeploymentHandle: gives what `answers` has, call by call, and keeps the calls."""
+    """A substitute for a DeploymentHandle: returns `answers`, call by call, and records the calls."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers, self.calls, self.streams = list(answers), [], []  # type: ignore[var-annotated]
@@ -108,7 +108,7 @@ async def test_a_death_after_the_first_text_ends_the_answer_with_an_error() -> N
     seen = []
     with pytest.raises(HostLost, match="'sql' died"):
         async for chunk in hosts(hosts=handle).ask("sql", STREAM):
-            seen.append(chunk.text)  # what came before the error counts  # noqa: PERF401
+            seen.append(chunk.text)  # pieces before the error count  # noqa: PERF401
     assert seen == ["half"] and len(handle.calls) == 1
 
 

@@ -56,7 +56,7 @@ ROUNDS = 12
 
 
 def save_router(folder: Path) -> None:
-    """A router that draws between two experts: the same query always the same one."""
+    """A random router between two experts: the same query always gets the same one."""
     table = OutcomeTable(("a", "b"), ("a", "b"), ("echo", "upper"), np.array([[1.0, 0.0], [0.0, 1.0]]))
     save(RandomRouter(seed=1).fit(table), folder, table=table, encoder=None)
 
@@ -91,7 +91,7 @@ async def streamed(client: openai.AsyncOpenAI, model: str, text: str) -> list[st
 
 
 def right_answer(model: str, text: str) -> str:
-    """What each expert of these tests must say."""
+    """The answer that each expert of these tests must give."""
     capitals = {"france": "Paris", "italy": "Rome"}
     known = {
         "echo": text,
@@ -105,7 +105,7 @@ def right_answer(model: str, text: str) -> str:
 
 
 def test_it_answers_as_soon_as_it_says_so(service: ServeProcess) -> None:
-    """First of all tests: nothing was asked before."""
+    """The first test: no request was sent before."""
     health = service.health()
     assert health["status"] == "ok" and health["experts"] == 7 and health["policies"] == ["default", "named"]
     assert sorted(host["pool"] for host in health["hosts"]) == ["aside", "hosts", "hosts"]
@@ -134,7 +134,7 @@ async def test_a_stream_has_the_same_text_as_a_whole_answer_and_comes_while_it_i
 
 
 async def test_concurrent_clients_of_mixed_experts_each_get_their_own_answers(service: ServeProcess) -> None:
-    """Each with a connection of its own, as 16 programs would have."""
+    """Each with its own connection, as 16 programs would have."""
     models = ("echo", "upper", "base", "loud", "calm", "capital")
 
     async def one(i: int) -> None:
@@ -156,7 +156,7 @@ async def test_requests_of_an_expert_gather_on_the_host_that_has_it(
     service: ServeProcess, client: openai.AsyncOpenAI
 ) -> None:
     await ask(client, "alone", "hello")
-    await asyncio.sleep(1.5)  # every gateway has heard where it is
+    await asyncio.sleep(1.5)  # every gateway knows where it is
     texts = [f"hello {i}" for i in range(30)]
     assert await asyncio.gather(*(ask(client, "alone", text) for text in texts)) == texts
     assert sorted(host["loads"].get("alone", 0) for host in service.hosts()) == [0, 0, 1]
@@ -284,7 +284,7 @@ async def test_changes_are_served_without_a_restart_and_disturb_nobody(
 
 
 def test_ctrl_c_ends_a_service_that_is_answering(service: ServeProcess) -> None:
-    """The last of these tests. With streams running; sent to the process group, and again by an impatient user."""
+    """The last of these tests. With streams running; sent to the process group, and a second time."""
     body = {"model": "alone", "prompt": "word " * 6000, "stream": True}
     request = Request(f"{service.base_url}/completions", json.dumps(body).encode())
     streams = [urlopen(request, timeout=30) for _ in range(4)]

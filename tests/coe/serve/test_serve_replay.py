@@ -1,4 +1,4 @@
-"""Replay: a logged decision comes out the same to the last bit, and one that does not is found and named."""
+"""Replay: a logged decision is reproduced to the last bit, and one that is not is found and named."""
 
 import json
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ SNAPSHOT = Snapshot(1, {name: ExpertSpec(name=name, kind=Kind.MODEL, source="fak
 
 
 def entry(request: Finished, *, texts: bool = False, **changed: Any) -> Entry:
-    """What the log has of a request; `changed` tampers with the line's decision or its inputs."""
+    """The log entry of a request; `changed` tampers with the decision or its inputs."""
     document = json.loads(encode(request, texts=texts))
     for path, value in changed.items():
         section, _, name = path.partition("__")
@@ -103,14 +103,14 @@ def test_any_decision_comes_out_the_same_to_the_last_bit(made_from: DecisionInpu
         return  # then there was no decision to log
     logged = entry(request)
     assert logged.inputs is not None and request.routed is not None
-    # Both by their bits: 0.0 and -0.0 are equal, and NaN is never equal to itself.
+    # Both compared by their bits: 0.0 and -0.0 are equal, and NaN is never equal to itself.
     assert repr(logged.decision) == repr(request.routed.decision) == repr(logged.inputs.decide())
     replayed = again(logged)
     assert (replayed.repeated, replayed.differing) == (1, 0), replayed.differences
 
 
 class Noisy:
-    """A router with another estimate for every query, in float32 as trained routers have."""
+    """A router with a different estimate for every query, in float32 as in trained routers."""
 
     requires: frozenset[str] = frozenset()
 
@@ -122,7 +122,7 @@ class Noisy:
 
 
 def test_a_log_of_decisions_made_side_by_side_replays_identically(tmp_path: Path) -> None:
-    """In one batch, with cost weights, seeds and allowed experts of their own, as a gateway under load decides."""
+    """In one batch, each with its own cost weight, seed and allowed experts, as a gateway under load decides."""
     variants = product((None, 0.0, 0.7), (None, 3), (None, frozenset({"good", "general"})), range(25))
     queries = [
         Query.of(f"{n}", cost_weight=cost_weight, seed=seed, allowed=allowed)
@@ -240,7 +240,7 @@ def test_estimates_without_a_common_expert_have_no_drift() -> None:
 
 
 def test_load_times_are_those_that_were_logged() -> None:
-    """A patient policy then chose what was resident; routed anew, it does so again."""
+    """A policy with a latency weight then chose a resident expert; routed again, it does the same."""
     estimate = Estimate(EXPERTS, np.array([[0.5, 0.9, 0.1]]))
     then = DecisionInputs(estimate, Utility(latency_weight=0.1), frozenset(EXPERTS), TopK(), load_s={"good": 30.0})
     patient = replace(policy(), utility=Utility(latency_weight=0.1))

@@ -1,4 +1,4 @@
-"""A gateway without HTTP: what is told of each request, places, deadlines and health."""
+"""A gateway without HTTP: what is recorded of each request, admission, deadlines and health."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SNAPSHOT = Snapshot(3, {spec.name: spec for spec in EXPERTS})
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that advances on request."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -36,7 +36,7 @@ class Clock:
 
 
 class Asked:
-    """An `ask` that answers in two words, and keeps what it was asked."""
+    """An `ask` that answers in two words and records its calls."""
 
     word_s = 1.0
 
@@ -78,7 +78,7 @@ async def test_what_is_told_of_a_request_has_its_times_and_its_answer() -> None:
     call = await answered(service, parsed(seed=5, temperature=0.5))
     [line] = log.lines
     assert (line.id, line.started_at, line.registry_version, line.seed) == (call.id, 1.7e9, 3, 5)
-    assert (line.route_s, line.first_s, line.total_s) == (0, 2, 2)  # nobody reads it before its end
+    assert (line.route_s, line.first_s, line.total_s) == (0, 2, 2)  # no reader before it ends
     assert line.expert == "upper" and line.answer is not None and line.answer.text == "two words"
     assert (
         ask.requests[0].id == call.id

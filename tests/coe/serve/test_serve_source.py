@@ -1,4 +1,4 @@
-"""What a service starts with and changes to: read, checked as a whole, and refused when it is wrong."""
+"""What a service starts with and changes to: read, checked as a whole, and refused if invalid."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ policies:
 
 
 def write(path: Path, text: str) -> None:
-    """Write, with a time that differs from any before."""
+    """Write, with a modification time that differs from all earlier ones."""
     later = path.stat().st_mtime_ns + 10**9 if path.exists() else 10**18
     path.write_text(text)
     os.utime(path, ns=(later, later))

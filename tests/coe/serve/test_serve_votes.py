@@ -1,4 +1,4 @@
-"""Compositions of several experts through the API: who is named, what is billed, and what a stream is then."""
+"""Compositions of several experts through the API: the named expert, the cost, and streaming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals of a tiny model against its own forward pass; kept on disk for tables, read afresh for queries."""
+"""Signals of a tiny model against its own forward pass; stored for tables, computed for queries."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_tables_signals_are_read_once_and_an_interrupted_run_goes_on(signals: 
 
 @dataclass
 class ByLength:
-    """Asks `away` where the prompt has many tokens, as its signal says."""
+    """Chooses `away` for prompts with many tokens, which its signal counts."""
 
     requires: frozenset[str] = frozenset({"uncertainty/tiny"})
 

@@ -1,4 +1,4 @@
-"""Keywords: what is made of a keyword expert's answers, and how it is asked from plain threads."""
+"""Keywords: parsing the answers of a keyword expert, and calling it from plain threads."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_an_expert_is_asked_from_any_thread_and_from_within_a_loop() -> None:
     finally:
         reader.close()
     assert not expert_threads()
-    assert reader.read(texts[:1]) == expected[:1]  # closed is not ended: it opens again
+    assert reader.read(texts[:1]) == expected[:1]  # closed, not ended: it opens again
     reader.close()
     reader.close()
 
@@ -192,7 +192,7 @@ def test_an_interrupt_cancels_what_is_being_asked(monkeypatch: pytest.MonkeyPatc
 
         def submitted(work: Any) -> Any:
             future = submit(work)
-            time.sleep(0.05)  # it has begun
+            time.sleep(0.05)  # it has started
             patch.setattr(type(future), "result", interrupted)
             return future
 
@@ -386,7 +386,7 @@ print(both[0])
 
 @pytest.mark.integration
 def test_a_real_small_model_names_the_same_keywords_alone_and_in_a_batch(zoo_bases: Path) -> None:
-    """In a script that closes nothing, whose end nothing must disturb."""
+    """In a script that closes nothing and must still end cleanly."""
     ended = subprocess.run(
         [sys.executable, "-c", REAL, str(zoo_bases / "smollm2-135m-instruct")],
         capture_output=True,

@@ -1,1 +1,1 @@
-"""Plug-ins of every sort for coe. They use nothing but the public interface of coe and routers."""
+"""Plug-ins of every sort for coe. They use only the public API of coe and routers."""

@@ -1,4 +1,4 @@
-"""A composition: every expert of the decision answers, and the longest answer is taken."""
+"""A composition: every expert of the decision answers, and the longest answer wins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A grader: the first word of the answer must be the right one."""
+"""A grader: the first word of the answer must be correct."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class FirstWord(GraderModel):
     ignore_case: bool = True
 
     def grade(self, answer: str, row: Mapping[str, Any]) -> float:
-        """1 where the first words agree."""
+        """1 if the first words agree."""
         if not isinstance(row["answer"], str) or not row["answer"].split():
             raise GoldError("`answer` must be a text with a word")
         said, right = answer.split()[:1], row["answer"].split()[:1]

@@ -1,4 +1,4 @@
-"""A router that looks at nothing but the number of words."""
+"""A router that uses only the number of words."""
 
 from __future__ import annotations
 

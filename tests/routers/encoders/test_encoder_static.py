@@ -1,4 +1,4 @@
-"""Static encoders: the mean of token vectors, fitted to texts in closed form; and what is damaged is refused."""
+"""Static encoders: the mean of token vectors, fitted to texts in closed form; and damaged files are refused."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ WORDS = ["red", "green", "blue", "square", "circle", "of", "a", "the"]
 
 
 class Teacher:
-    """A model of eight words: each is a direction, and a text the unit mean of what its words really mean."""
+    """A model of eight words: each is a direction, and a text is the unit mean of the directions of its words."""
 
     name, dim, digest, max_tokens = "teacher", 8, "sha256:0", None
 
     def __init__(self):
         tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)} | {"[UNK]": 8}, "[UNK]"))
         tokenizer.pre_tokenizer = Whitespace()
-        tokenizer.enable_truncation(2)  # as models' tokenizers often come: it must not be kept
+        tokenizer.enable_truncation(2)  # common in tokenizers of models; it must not be kept
         self.json = tokenizer.to_str()
         self.rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0].astype(np.float32)
 

@@ -38,7 +38,7 @@ def test_a_saving_takes_the_cheapest_cost_weight_that_is_no_worse():
 def test_the_margin_counts_standard_errors():
     single = np.array([1, 0, 0, 0], dtype=float), np.full(4, 5.0)
     # gains (0, 1, 1, 0) at weight 0: mean .5, standard error .25; (0, 1, 0, 0) at weight 1: .25, .2165; none at 2
-    assert solve(CURVE, SaveCost(margin=1.0), *single).cost_weight == 2.0  # no gain, and no doubt of it
+    assert solve(CURVE, SaveCost(margin=1.0), *single).cost_weight == 2.0  # no gain, with certainty
     dear = Sweep(CURVE.cost_weights[:2], CURVE.scores[:2], CURVE.costs[:2])
     assert solve(dear, SaveCost(margin=1.15), *single).cost_weight == 1.0
     assert solve(dear, SaveCost(margin=1.16), *single).cost_weight == 0.0
@@ -58,7 +58,7 @@ def test_targets_that_make_no_sense(make):
 
 
 class Remembers:
-    """Knows which rows it was trained on; refuses to route one of them."""
+    """Remembers its training rows and refuses to route one of them."""
 
     kind = "remembers"
     requires = frozenset()
@@ -95,7 +95,7 @@ def test_inner_folds_leave_the_outer_one_out():
         assert train.query_ids == table.select(folds != fold).query_ids
         np.testing.assert_allclose(routing.quality[:, 0], np.flatnonzero(folds != fold) / 1e3)
     assert seen == [0, 1, 2, 3]
-    assert Remembers.fits == 6  # one for each pair of folds
+    assert Remembers.fits == 6  # one per pair of folds
 
 
 def test_solving_needs_costs():

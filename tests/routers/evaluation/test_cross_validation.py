@@ -37,7 +37,7 @@ MORE_KEYS = (
 
 
 class Scripted:
-    """Gives each prompt to the expert that the prompt names; unsure where it says so. Remembers what it was shown."""
+    """Routes each prompt to the expert that it names; unsure if the prompt asks for that. Records its training rows."""
 
     kind = "scripted"
     requires = frozenset()
@@ -101,7 +101,7 @@ def test_every_figure_by_hand():
     assert (report.c_min, report.c_max) == (1.5, 15)
     assert report.aiq is None  # the router predicts no costs
     assert report.aiq_experts == pytest.approx((0.5 + 0.625) / 2)  # from a (1.5, .5) to b (15, .625)
-    assert report.apgr == pytest.approx(0.75)  # gains 1 - .5 where b is asked for, then 0: PGR 0, .5, 1, 1, 1
+    assert report.apgr == pytest.approx(0.75)  # gains 1 - .5 where b is called, then 0: PGR 0, .5, 1, 1, 1
     assert (report.cost_weights, report.target, report.top_k, report.composition, report.calls) == (
         (0,),
         None,
@@ -151,7 +151,7 @@ def test_costs_decide_with_a_cost_weight():
 
 
 class Refusing(Scripted):
-    """Lets nobody answer what it is unsure of."""
+    """Refuses queries that it is unsure of."""
 
     def estimate(self, queries):
         found = super().estimate(queries)

@@ -32,7 +32,7 @@ def test_choices_without_costs_and_with_what_is_not_known():
 
 def test_a_sweep_goes_from_the_best_to_the_cheapest():
     curve = curves.sweep(QUALITY, COSTS, None, SCORES, COSTS)
-    # query 1 turns at (0.9 - 0.5) / 2 = 0.2, query 2 at 0.1, query 3 always takes the cheaper of equals
+    # query 1 switches at (0.9 - 0.5) / 2 = 0.2, query 2 at 0.1, query 3 always takes the cheaper of equals
     assert curve.cost_weights[0] == 0
     assert curve.cost_weights[-1] == pytest.approx(0.4)
     at = {

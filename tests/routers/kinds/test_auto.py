@@ -1,4 +1,4 @@
-"""What `auto` chooses on tables whose winner is known, and that it does not boast of it."""
+"""What `auto` chooses on tables whose winner is known, and an estimate of its gain that is not too high."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_cross_validation_of_the_whole_is_nested():
 
 
 class Ticking:
-    """A clock on which every reading is so many seconds after the last."""
+    """A clock that advances by so many seconds at every reading."""
 
     def __init__(self, step: float) -> None:
         self.now, self.step = 0.0, step

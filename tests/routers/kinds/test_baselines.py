@@ -73,4 +73,4 @@ def test_no_queries_and_no_training(router):
     assert len(trained.estimate([])) == 0
     with pytest.raises(InvalidArtifact, match="lacks 'scores'"):
         RandomRouter.from_state(RouterState({}, trained.state().settings))
-    assert np.isfinite(trained.estimate([Query.of("\ud800")]).quality).all()  # a lone surrogate is still a text
+    assert np.isfinite(trained.estimate([Query.of("\ud800")]).quality).all()  # a lone surrogate is valid input

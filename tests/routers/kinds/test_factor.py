@@ -81,9 +81,9 @@ def test_training_twice_gives_the_same_router():
 def test_the_pair_by_hand():
     scores = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [0.8, 0.5]])
     assert _pair_targets(scores) == pytest.approx(np.array([[1, 0.5], [0.5, 1], [0, 0.5], [0.5, 0], [0.65, 0.65]]))
-    # Where wins and means are known exactly, the scores come back.
+    # If wins and means are known exactly, the scores are recovered.
     assert _pair_quality(_pair_targets(scores)) == pytest.approx(scores)
-    # A mean that would put one of them beyond [0, 1] gives way; the difference 2 P - 1 stays.
+    # A mean that puts one of them outside [0, 1] is adjusted; the difference 2 P - 1 stays.
     assert _pair_quality(np.array([[0.9, 0.9], [0.25, 0.1]])) == pytest.approx(np.array([[1.0, 0.2], [0.0, 0.5]]))
 
 

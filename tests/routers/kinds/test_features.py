@@ -1,4 +1,4 @@
-"""Blocks of features: what they say, that they are stable, and that training rows are seen as new ones are."""
+"""Blocks of features: their values, their stability, and equal treatment of training rows and new ones."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_every_block_has_the_same_weight():
 
 def test_training_rows_are_not_told_their_own_category():
     rng = np.random.default_rng(0)
-    labels = [f"label-{i}" for i in rng.integers(4, size=len(TABLE))]  # nothing in the prompts says which
+    labels = [f"label-{i}" for i in rng.integers(4, size=len(TABLE))]  # the prompts do not show which
     _, seen = fit_features(texts_of(TABLE), [labels], lexical=True, surface_marks=True, seed=0)
     names = np.unique(labels)
     assert np.mean(names[seen.p.argmax(axis=1)] == labels) < 0.4

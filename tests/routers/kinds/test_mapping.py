@@ -1,4 +1,4 @@
-"""The category map against brute force, and the properties that a budget must have."""
+"""The category map against brute force, and the properties of a budget."""
 
 from __future__ import annotations
 

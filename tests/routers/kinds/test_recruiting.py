@@ -60,7 +60,7 @@ def test_where_nobody_is_suitable_all_are_shifted():
 def test_who_is_not_kept_is_not_there():
     kept = np.array([False, True, True])
     local, gamma = np.array([[9.0, -1.0, -3.0], [-9.0, 1.0, 3.0]]), np.array([0.5, 0.25, 0.25])
-    # without the first the others of the first query have nobody suitable: shifted to 3 and 1
+    # without the first expert no other is suitable for the first query: shifted to 3 and 1
     assert recruiting_weights(local, gamma, kept) == pytest.approx(np.array([[0, 3 / 4, 1 / 4], [0, 1 / 4, 3 / 4]]))
 
 

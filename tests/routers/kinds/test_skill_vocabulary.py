@@ -1,4 +1,4 @@
-"""Names of skills: what is the same name, what means the same, and which skill a word stands for."""
+"""Names of skills: equal names, synonyms, and the skill of a word."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_words_are_looked_up_by_name_by_synonym_and_by_likeness():
     assert [m.cosine for m in first] == [1.0, 1.0, pytest.approx(np.cos(np.deg2rad(10)))]
     assert [(m.word, m.skill) for m in second] == [("gossip", NONE), ("geometry", 0)]
     assert none == []
-    assert encoder.encoded == ["geometry", "gossip", "lenses"]  # what is known is not encoded
+    assert encoder.encoded == ["geometry", "gossip", "lenses"]  # known words are not encoded
 
 
 def test_known_words_need_no_encoder():

@@ -1,4 +1,4 @@
-"""Stack weights, the shrinkage to the experts' means, and calibration, on predictions whose worth is known."""
+"""Stack weights, the shrinkage to the experts' means, and calibration, on predictions of known quality."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Platt scaling: it finds the pair that made the data, bounds certainty, keeps the order."""
+"""Platt scaling: it recovers the parameters of the data, bounds confidence, keeps the order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Descent: the same every time, stops at the best, and leaves torch as it was."""
+"""Gradient descent: deterministic, stops at the best epoch, and leaves torch's state unchanged."""
 
 from __future__ import annotations
 
