@@ -21,7 +21,7 @@ REAL_HOME = Path(os.environ.get("COE_HOME") or Path.home() / ".cache" / "coe").e
 
 
 def _fsync(descriptor: int) -> None:
-    """Tests need no protection from power loss; data of a killed process stays; a wrong descriptor is still an error."""
+    """Tests need no protection from power loss; a wrong descriptor is still an error."""
     os.fstat(descriptor)
 
 
