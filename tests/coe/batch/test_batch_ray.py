@@ -136,7 +136,7 @@ def test_a_host_that_is_killed_is_replaced_and_its_work_done_again(place: Path) 
     assert watch.killed and records(place / "ray") == records(place / "one")
 
 
-def test_a_host_that_dies_again_and_again_ends_the_batch_in_words(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_dies_repeatedly_ends_the_batch_with_an_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coe.batch.runner._DEATHS", 1)
     service(place, more="engines: {fake: {token_delay_s: 0.2, capacity: 1}}\n")
     write_lines(place / "in.jsonl", [{"prompt": f"some words {i}", "model": "loud"} for i in range(200)])
@@ -151,7 +151,7 @@ def test_a_host_that_dies_again_and_again_ends_the_batch_in_words(place: Path, m
                         deaths += 1
                         process.kill()
 
-    with pytest.raises(BatchError, match="files of answers are missing, .*'loud': .*died again and again"):
+    with pytest.raises(BatchError, match="files of answers are missing, .*'loud': .*died repeatedly"):
         on_ray(place, "ray", Deadly())
     assert deaths >= 2
     assert json.loads((place / "ray" / "run.json").read_text())["status"] == "interrupted"
@@ -187,7 +187,7 @@ def test_an_address_without_a_ray_cluster_is_an_error(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     with (
-        pytest.raises(BatchError, match="no Ray answers at '10.0.0.1:6379': refused"),
+        pytest.raises(BatchError, match="no Ray cluster at '10.0.0.1:6379': refused"),
         ray_executor(BatchConfig(ray="10.0.0.1:6379")),
     ):
         pass
