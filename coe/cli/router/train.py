@@ -149,8 +149,9 @@ def _warn_of_unregistered(url: str | None, experts: Sequence[str], digests: Mapp
     unknown = [name for name in experts if name not in digests]
     if unknown and (url is not None or digests):
         console.print(
-            f"[yellow]warning:[/] not registered: {escape(', '.join(unknown))}; register these experts before serving "
-            "this router (`coe registry apply`), or train without them (`--experts`)",
+            f"[yellow]warning:[/] not registered: {escape(', '.join(unknown))}. To serve this router, name them "
+            "in an `experts` file of the configuration or register them (`coe registry apply`), or train without them "
+            "(`--experts`)",
             highlight=False,
         )
 
