@@ -187,7 +187,7 @@ class AnswerOptions:
         from routers.evaluation.recorded_routing import Choosing
         from routers.selectors import build_selector
 
-        kind, settings = _kind_of(self.select or "top-k", "--select")
+        kind, settings = kind_of(self.select or "top-k", "--select")
         if self.compose is None and self.top_k > 1:
             raise typer.BadParameter("several answers need --compose to combine them", param_hint="--top-k")
         return Choosing(
@@ -204,7 +204,7 @@ class AnswerOptions:
         from coe.evaluation.recorded_answers import replay
         from routers.evaluation.recorded_routing import Composed
 
-        composition = build_composition(*_kind_of(text, "--compose"))
+        composition = build_composition(*kind_of(text, "--compose"))
 
         def compose(table: OutcomeTable, decisions: Sequence[RoutingDecision]) -> Composed:
             found = replay(table, decisions, composition)
@@ -261,7 +261,7 @@ def _settings_of_kinds(kinds: Sequence[str], stated: dict[str, Any], seed: int) 
     }
 
 
-def _kind_of(text: str, flag: str) -> tuple[str, dict[str, Any]]:
+def kind_of(text: str, flag: str) -> tuple[str, dict[str, Any]]:
     """The name and the settings of `NAME,KEY=VALUE,...`."""
     kind, *settings = (part.strip() for part in text.split(","))
     return kind, dict(_setting(setting, flag) for setting in settings)

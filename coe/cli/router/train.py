@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -25,11 +25,7 @@ from coe.cli.router.options import (
 )
 from coe.cli.router.report import encoding_progress, warnings_on_console
 from coe.cli.router.signals import SignalOptions
-
-if TYPE_CHECKING:
-    from routers.evaluation.cost_weight import Target
-    from routers.evaluation.recorded_routing import Routing
-    from routers.outcomes.table import OutcomeTable
+from coe.cli.router.solve import solve_cost_weight, solve_policy
 
 
 @with_option_groups
@@ -53,15 +49,24 @@ def train(
         ),
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="With --max-calls: most experts asked per query.")] = 5,
+    compose: Annotated[
+        str | None,
+        typer.Option(
+            "--compose",
+            metavar="NAME[,KEY=VALUE...]",
+            help="With --max-calls: `cascade` solves the confidence of that composition instead of the selector.",
+        ),
+    ] = None,
     seed: Seed = 0,
     json: JsonTarget = None,
 ) -> None:
     """Train a router on an outcome table and save it.
 
-    With --budget-usd or --save-cost, also solve its cost weight; with --max-calls, also solve the selector of a policy
-    that asks several experts. Both are solved on the folds of the table, on rows that the router was not trained on.
+    With --budget-usd or --save-cost, also solve its cost weight; with --max-calls, also solve the selector or the
+    composition of a policy that asks several experts. Both are solved on the folds of the table, out of fold.
     """
     from routers.artifacts import save
+    from routers.evaluation.cost_weight import out_of_fold
     from routers.factory import build, reads_text
 
     target, table = targets.target, tables.read()
@@ -71,14 +76,13 @@ def train(
         started = time.perf_counter()
         make = with_progress_lines(partial(build, kind, encoder, chosen))
         table = signals.add_to(table, make().requires, on_progress)
-        solved = select = None
+        solved = policy = None
         if target is not None or max_calls is not None:
-            from routers.evaluation.cost_weight import out_of_fold
-
             routing = out_of_fold(make, table, splits.of(table, seed))
-            solved = None if target is None else _solved(routing, table, target)
-            cost_weight = 0.0 if solved is None else solved["cost_weight"]
-            select = None if max_calls is None else _selector(routing, table, max_calls, top_k, cost_weight)
+            solved = None if target is None else solve_cost_weight(routing, table, target)
+            if max_calls is not None:
+                cost_weight = 0.0 if solved is None else solved["cost_weight"]
+                policy = solve_policy(routing, table, max_calls, k=top_k, compose=compose, cost_weight=cost_weight)
         router = make().fit(table)
         seconds = time.perf_counter() - started
         digests = registered_digests(signals.registry, router.experts)
@@ -101,47 +105,12 @@ def train(
             "digest": digest,
             "seconds": seconds,
             "solved": solved,
-            "select": select,
+            "policy": policy,
             **auto_document(router),
             "unregistered": [name for name in router.experts if name not in digests],
         },
         json,
     )
-
-
-def _solved(routing: Routing, table: OutcomeTable, target: Target) -> dict[str, Any]:
-    """The cost weight for a target, solved on out-of-fold estimates."""
-    from routers.evaluation.cost_weight import MeetBudget, solve_on
-
-    found = solve_on(routing, table, target)
-    saved = 1 - found.mean_cost / found.best_single_cost if found.best_single_cost else 0.0
-    console.print(
-        f"cost weight {found.cost_weight:.4g}: out of fold {100 * found.accuracy:.2f}% at {1e3 * found.mean_cost:.4f} "
-        f"USD per 1k queries, {100 * saved:.1f}% less than the best single expert ({100 * found.best_single:.2f}%)",
-        highlight=False,
-    )
-    if not found.met:
-        missed = "this budget" if isinstance(target, MeetBudget) else "the accuracy of the best single expert"
-        console.print(f"[yellow]warning:[/] no cost weight reaches {missed} on the training folds; using the closest")
-    return found.to_json(target)
-
-
-def _selector(routing: Routing, table: OutcomeTable, calls: float, k: int, cost_weight: float) -> dict[str, Any]:
-    """The dynamic selector for a mean number of experts, solved on out-of-fold estimates."""
-    from routers.base import Estimate
-    from routers.decision import Utility
-    from routers.evaluation.thresholds import dynamic_for_calls
-    from routers.selectors import selector_document
-
-    estimate = Estimate(table.experts, routing.quality, routing.costs, eligible=routing.eligible)
-    found = dynamic_for_calls(estimate, calls, k=k, utility=Utility(cost_weight))
-    console.print(
-        f"at most {calls:g} experts per query out of fold: set `select: {{kind: dynamic, p: {found.p:.6g}, k: {k}}}` "
-        f"in the policy, or evaluate with --select dynamic,p={found.p:.6g} --top-k {k} --compose NAME",
-        highlight=False,
-        markup=False,
-    )
-    return selector_document(found)
 
 
 def _warn_of_unregistered(url: str | None, experts: Sequence[str], digests: Mapping[str, str | None]) -> None:

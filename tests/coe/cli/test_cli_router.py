@@ -384,13 +384,39 @@ def test_minilm_routes_what_no_word_of_training_names_and_says_what_it_cuts(file
 def test_train_solves_a_selector_for_a_mean_number_of_experts(files):
     command = ["router", "train", "--outcomes", files / "train.parquet", "--kind", "knn", "--out", files / "r"]
     options = ["--encoder", "hashing:128", "--set", "k=15", "--json", "-"]
-    plain = json.loads(run(*command, *options).stdout)
-    assert plain["select"] is None
+    assert json.loads(run(*command, *options).stdout)["policy"] is None
     solved = run(*command, *options, "--max-calls", "1.5", "--top-k", "3")
-    select = json.loads(solved.stdout)["select"]
-    assert select["kind"] == "dynamic" and select["k"] == 3 and 0 < select["p"] < 1
-    assert f"--select dynamic,p={select['p']:.6g} --top-k 3" in " ".join(solved.stderr.split())
+    policy = json.loads(solved.stdout)["policy"]
+    select = policy["select"]
+    assert list(policy) == ["select"] and select["kind"] == "dynamic" and select["k"] == 3 and 0 < select["p"] < 1
+    assert f"set select: {{kind: dynamic, p: {select['p']}, k: 3}} in the policy" in " ".join(solved.stderr.split())
     estimate = load(files / "r").router.estimate(planted(300, 2).queries())
     asked = [len(d.experts) for d in decide(estimate, select=Dynamic(p=select["p"], k=3))]
     assert 1.2 < np.mean(asked) < 1.8  # on queries outside the comparison
     assert run(*command, *options, "--max-calls", "0.5", ok=False).exit_code == 2
+
+
+def test_train_solves_the_confidence_of_a_cascade(files):
+    def alike(n, seed):  # experts of similar quality, so that two of them can outvote the best
+        scores = (np.random.default_rng(seed).random((n, 3)) < [0.65, 0.6, 0.55]).astype(float)
+        answers = {
+            f"{topic}-expert": tuple("AB"[int(score)] for score in scores[:, m]) for m, topic in enumerate(WORDS)
+        }
+        return planted(n, seed, scores=scores, answers=answers)
+
+    alike(150, 0).write(files / "answered.parquet")
+    alike(300, 2).write(files / "new.parquet")
+    command = ["router", "train", "--outcomes", files / "answered.parquet", "--kind", "knn", "--out", files / "r"]
+    options = ["--encoder", "hashing:128", "--set", "k=100", "--max-calls", "1.5", "--top-k", "3", "--json", "-"]
+    policy = json.loads(run(*command, *options, "--compose", "cascade,options=10").stdout)["policy"]
+    assert policy["select"] == {"kind": "top-k", "k": 3}
+    composition = policy["composition"]
+    assert (composition["kind"], composition["options"]) == ("cascade", 10) and 0 < composition["confidence"] < 1
+    evaluate = ["router", "eval", files / "r", "--outcomes", files / "new.parquet", "--top-k", "3", "--json", "-"]
+    solved, certain = (
+        json.loads(run(*evaluate, "--compose", f"cascade,options=10,confidence={value}").stdout)[0]["calls"]
+        for value in (composition["confidence"], 1)
+    )
+    assert solved < 1.8 < certain
+    refused = run(*command, *options, "--compose", "vote", ok=False)
+    assert refused.exit_code == 2 and "only `cascade`" in refused.stderr
