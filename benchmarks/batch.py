@@ -80,7 +80,7 @@ def swaps(folder: Path, n_rows: int) -> dict[str, Any]:
 
 
 async def through_host(service: Path, asked: Sequence[tuple[str, str]], at_once: int) -> dict[str, Any]:
-    """Requests in order, `at_once` at a time."""
+    """Send requests in order, `at_once` at a time."""
     answers: dict[int, str] = {}
     async with open_host(load_config(service)) as host:
         orchestrator = Orchestrator(host.snapshot, {}, ask=host.ask)
@@ -147,7 +147,7 @@ def memory(folder: Path, n_rows: int) -> dict[str, Any]:
 
 
 def sampled(process: subprocess.Popen[bytes], started: float) -> Iterator[tuple[float, dict[str, float]]]:
-    """Seconds, and the largest resident memory in MiB of a process of each kind, twice a second until the end."""
+    """Samples twice a second: seconds, and the largest resident memory in MiB of a process of each kind."""
     root = psutil.Process(process.pid)
     while process.poll() is None:
         largest: dict[str, float] = defaultdict(float)
@@ -156,7 +156,7 @@ def sampled(process: subprocess.Popen[bytes], started: float) -> Iterator[tuple[
                 kind = "driver" if each.pid == root.pid else kind_of(each.cmdline())
                 largest[kind] = max(largest[kind], each.memory_info().rss / 2**20)
             except psutil.Error:
-                continue  # gone since it was listed
+                continue  # ended since it was listed
         yield time.perf_counter() - started, dict(largest)
         time.sleep(0.5)
 

@@ -99,12 +99,12 @@ def train_measured(kind: str, encoder: Encoder, train: OutcomeTable) -> tuple[Tr
 
 
 def reset_peak() -> None:
-    """Linux forgets the peak of a process when told to."""
+    """Reset the peak memory that Linux records for this process."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mib() -> float:
-    """Most memory that was resident since `reset_peak`."""
+    """Peak resident memory since `reset_peak`, in MiB."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return int(status["VmHWM"].split()[0]) / 1024
 
@@ -114,7 +114,7 @@ def routing(router: TrainableRouter) -> Callable[[Sequence[str]], object]:
 
 
 def timings(call: Callable[[Sequence[str]], object], prompts: Sequence[str]) -> dict[str, Any]:
-    """Milliseconds a call at each batch size."""
+    """Milliseconds per call at each batch size."""
     rng = np.random.default_rng(0)
     found: dict[str, Any] = {}
     for size, repeats in BATCHES.items():
@@ -133,7 +133,7 @@ def timings(call: Callable[[Sequence[str]], object], prompts: Sequence[str]) -> 
 
 
 def row(name: str, what: str, figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures of one row, which is also printed."""
+    """The figures of one row; also prints them."""
     small, large = BATCHES
     shown = " ".join(f"{figures[f'{q}_ms_{size}']:9.2f}" for size in (small, large) for q in ("p50", "p99"))
     rate = 1e3 * large / figures[f"p50_ms_{large}"]

@@ -1,4 +1,4 @@
-"""Accuracy a static encoder loses against the model it is distilled from (kNN, category; given folds), and its speed.
+"""Accuracy of a static encoder against the model it is distilled from (kNN, category; given folds), and its speed.
 
     COE_DATA_DIR=... python benchmarks/encoders.py [--sets llmrouter9 ...] [--dims 256 384] [--kinds knn category]
 

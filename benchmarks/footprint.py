@@ -18,7 +18,7 @@ import time
 
 
 def measure(command: list[str]) -> tuple[float, float, float]:
-    """Seconds on the wall, seconds of CPU, and MiB at the peak of the largest process of one run."""
+    """Wall seconds, CPU seconds, and peak MiB of the largest process of one run."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

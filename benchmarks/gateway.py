@@ -78,7 +78,7 @@ uvicorn_echo = FastAPI()
 
 @uvicorn_echo.post("/echo")
 async def echo(body: dict[str, Any]) -> dict[str, Any]:
-    """The body again."""
+    """Return the body."""
     return body
 
 

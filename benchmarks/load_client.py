@@ -75,7 +75,7 @@ def children_cpu_s() -> float:
     """CPU time of all descendants of this process."""
     total = 0.0
     for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # gone meanwhile
+        with suppress(psutil.Error):  # ended meanwhile
             times = process.cpu_times()
             total += times.user + times.system
     return total

@@ -2,8 +2,8 @@
 
     COE_DATA_DIR=... python benchmarks/ood.py [--set llmrouter9] [--seeds 3]
 
-Trained on four folds of a table, tried on the fifth and on prompts of another world: questions to a bank's or a phone's
-assistant (CLINC-150, test), and such as even that assistant does not know (its out-of-scope test prompts).
+Trained on four folds of a table, tested on the fifth and on two sorts of other prompts: questions to a voice assistant
+(CLINC-150, test), and questions that are out of scope for that assistant too (its out-of-scope test prompts).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def run(router: TrainableRouter, table: OutcomeTable, ood_prompts: dict[str, Sequence[str]]) -> list[float]:
-    """Accuracy, the generalist included; shares not abstained, and answered wrongly; share sent away of each sort."""
+    """Accuracy including the generalist; shares answered and answered incorrectly; abstention rate of each sort."""
     parts = []
     for fold in np.unique(table.folds):
         test = table.select(table.folds == fold)
@@ -69,7 +69,7 @@ def run(router: TrainableRouter, table: OutcomeTable, ood_prompts: dict[str, Seq
 
 
 def abstained(router: TrainableRouter, texts: Sequence[str]) -> float:
-    """Share of the texts."""
+    """Share of the texts that the router abstains on."""
     return float(np.mean(router.estimate([Query.of(text) for text in texts]).abstained))
 
 

@@ -3,7 +3,7 @@
     python peer_llmrouter.py FOLDER KIND     reads FOLDER/{train,test}.npz, writes FOLDER/KIND.json
 
 Driven by `peers.py`. It uses the package's own files, classes and trainers; only its encoder, a Longformer fetched from
-a hub, is replaced by the vectors that all rivals read.
+a hub, is replaced by the vectors that all compared routers read.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""What recruiting experts by skills is worth, from recorded answers: votes of 3 and 5 recruits, beside other ways.
+"""The gain from recruiting experts by skills, on recorded answers: votes of 3 and 5 recruits against other selections.
 
     COE_DATA_DIR=... python benchmarks/recruiting.py [--pool nine|all] [--quality] [--json PATH]
 
-Five given folds of mmlupro28: every router, order and prior is trained on the four others. `chosen` takes, in each
-fold, the settings of a skill router whose weighted vote is best on inner folds of these four (each of them once, by a
+Five given folds of mmlupro28: every router, order and prior is trained on the other four. `chosen` uses, in each
+fold, the settings of a skill router whose weighted vote is best on inner folds of these four (each scored once by a
 router that was trained on the remaining three). Everything else runs at the settings that its row names. `told` knows
-the true domain of the query: a mark, not a router. Differences are to the same vote of the k experts of highest kNN
+the true domain of the query: a baseline, not a router. Differences are to the same vote of the k experts of highest kNN
 competence, with paired bootstrap intervals of 95%. Votes are counted in numpy, since there are many of them; the first
-queries of every fold are also replayed by the composition itself, and the run ends where one differs.
+queries of every fold are also replayed by the composition itself, and the run fails if one differs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ LETTERS = "ABCDEFGHIJ"
 
 @dataclass(frozen=True, eq=False)
 class Ballots:
-    """The recorded answers of n queries: (n, m) letters as numbers from 1, 0 where none could be read."""
+    """The recorded answers of n queries: (n, m) letters as numbers from 1, 0 if none could be read."""
 
     table: OutcomeTable
     letters: np.ndarray
@@ -101,7 +101,7 @@ class Ballots:
             cast = (np.arange(n), letters[:, ballot])
             strength[cast] += weights[:, ballot]
             named[cast] = True
-        named[:, 0] = ~named[:, 1:].any(axis=1)  # nobody said anything: all are on one side
+        named[:, 0] = ~named[:, 1:].any(axis=1)  # no readable answer: all are on one side
         strength = np.where(named, strength, -np.inf)
         ours = np.take_along_axis(strength, letters, axis=1) >= strength.max(axis=1, keepdims=True) - 1e-9
         best = np.where(ours & present, utility, -np.inf).argmax(axis=1)
@@ -121,7 +121,7 @@ class Ballots:
 
 @dataclass(frozen=True)
 class Pool:
-    """A table in folds, and routers trained on all but some of these, once each."""
+    """A table in folds, and routers trained on all but some of them, each trained once."""
 
     table: OutcomeTable
     encoder: Remembered
@@ -143,7 +143,7 @@ class Pool:
         return self.table.folds
 
     def estimates(self, kind: str, settings: dict[str, Any], *, without: Sequence[int]) -> dict[int, Estimate]:
-        """Of the queries of the folds that a router was not trained on."""
+        """For the queries of the folds that a router was not trained on."""
         router = build(kind, self.encoder, settings).fit(self.without(*without))
         return {fold: router.estimate(self.fold(fold).queries()) for fold in without}
 
@@ -153,12 +153,12 @@ class Pool:
 
 
 def skilled(k: int, **settings: Any) -> dict[str, Any]:
-    """Settings of a skill router that trims by k recruits; with 0 it trims nobody."""
+    """Settings of a skill router that trims by k recruits; 0 trims none."""
     return {**({"trim_k": k} if k else {"trim": 0.0}), **settings}
 
 
 def chosen_settings(pool: Pool) -> dict[int, list[dict[str, Any]]]:
-    """k -> of each fold: the settings of `GRID` whose weighted vote of k is best on inner folds, nobody trimmed."""
+    """k -> for each fold, the settings of `GRID` whose weighted vote of k is best on inner folds, without trimming."""
     score: dict[tuple[int, int, int], list[float]] = {}
     for number, settings in enumerate(GRID):
         for one, other in itertools.combinations(FOLDS, 2):
@@ -178,7 +178,7 @@ Way = tuple[list[list[RoutingDecision]], Any]
 
 
 def ways(pool: Pool, k: int, picked: list[dict[str, Any]], with_quality: bool) -> dict[str, Way]:
-    """name -> whom it asks."""
+    """name -> the experts it calls."""
     chosen = [
         decide(pool.estimates("skill", skilled(0, **own), without=[fold])[fold], select=Recruit(k))
         for fold, own in zip(FOLDS, picked, strict=True)
@@ -206,7 +206,7 @@ def ways(pool: Pool, k: int, picked: list[dict[str, Any]], with_quality: bool) -
 
 
 def at_random(pool: Pool, k: int) -> list[list[RoutingDecision]]:
-    """k experts by lot for each query, whose votes count by what they scored in training."""
+    """k random experts for each query, whose votes are weighted by their training scores."""
     made = []
     for fold in FOLDS:
         means = pool.estimates("best-single", {}, without=[fold])[fold]
@@ -216,13 +216,13 @@ def at_random(pool: Pool, k: int) -> list[list[RoutingDecision]]:
 
 
 def _told(pool: Pool) -> Pool:
-    """The same pool, whose queries say their true domain."""
+    """The same pool with the true domain in each query."""
     words = [(label,) for label in pool.table.labels()]
     return replace(pool, table=replace(pool.table, features={TOLD: words}))
 
 
 def measured(name: str, pool: Pool, with_quality: bool) -> dict[str, Any]:
-    """Every row of a pool; printed as it comes."""
+    """Every row of a pool, printed when measured."""
     print(f"\n{name}: {len(pool.table)} questions, {len(pool.table.experts)} experts", flush=True)
     print(f"{'':60}{'accuracy %':>11}{'calls':>7}{'experts':>8}{'USD/1k':>8}  difference to kNN")
     priors = [OptionPrior.fit(pool.without(fold)) for fold in FOLDS]
@@ -262,7 +262,7 @@ def counted(
     """(n,) scores in the order of the folds.
 
     Raises:
-        RuntimeError: a composition elects another answer than was counted.
+        RuntimeError: a composition elects a different answer.
     """
     parts = []
     for ballots, made, composition in zip(pool.ballots, decisions, compositions, strict=True):

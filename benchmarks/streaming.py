@@ -1,10 +1,10 @@
-"""Streams through `coe serve`, beside the same Host in this process: tokens a second, and the time to the first text.
+"""Streams through `coe serve` against the same Host in this process: tokens per second, and the time to the first text.
 
     python benchmarks/streaming.py [--token-ms 0 5 20] [--clients 1 16 64] [--tokens 200] [--rounds 5] [--json PATH]
 
-A fake expert says `--tokens` words, one every `--token-ms`; all clients ask at once, and a round is over when the last
-of them has its last byte. Both sides in turns. With 0 ms the engine takes no time at all, so that the ratio is that of
-the bare ways; real engines take milliseconds for a token.
+A fake expert sends `--tokens` words, one every `--token-ms`; all clients start at once, and a round ends when the last
+of them has its last byte. Both sides alternate. With 0 ms the engine takes no time, so that the ratio compares the
+transport alone; real engines take milliseconds per token.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ serve: {{port: {port}, log: {{folder: decisions}}}}
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One answer. n_chunks: as the client saw them, or the host gave them; n_bytes: of the whole body."""
+    """One answer. n_chunks: received by the client, or sent by the host; n_bytes: of the whole body."""
 
     text: str
     first_s: float
@@ -111,7 +111,7 @@ async def compare(
 
 
 async def one_round(ask: Ask, n_clients: int, text: str, n_tokens: int) -> dict[str, float]:
-    """Rates of all clients together. Raises RuntimeError when a text is not the right one."""
+    """Rates of all clients together. Raises RuntimeError if a text is wrong."""
     started = time.perf_counter()
     streams = await asyncio.gather(*(ask() for _ in range(n_clients)))
     seconds = time.perf_counter() - started
@@ -126,7 +126,7 @@ async def one_round(ask: Ask, n_clients: int, text: str, n_tokens: int) -> dict[
 
 
 async def through_host(host: Host, text: str) -> Stream:
-    """The way that a gateway's request takes within the expert host: streamed, with a deadline."""
+    """The path of a gateway's request within the expert host: streamed, with a deadline."""
     request = GenerateRequest(messages=(Message("user", text),), stream=True, deadline_s=600.0)
     started = time.perf_counter()
     first_s, pieces = 0.0, []
@@ -139,7 +139,7 @@ async def through_host(host: Host, text: str) -> Stream:
 
 
 async def through_service(session: aiohttp.ClientSession, base: str, text: str) -> Stream:
-    """Server-sent events, read as bytes while they come and as text at the end."""
+    """Server-sent events, read as bytes on arrival and as text at the end."""
     body = json.dumps({"model": EXPERT, "stream": True, "messages": [{"role": "user", "content": text}]}).encode()
     started = time.perf_counter()
     first_s, received = 0.0, bytearray()
@@ -155,7 +155,7 @@ async def through_service(session: aiohttp.ClientSession, base: str, text: str) 
 
 
 def summary(host: list[dict[str, float]], service: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians of both sides, and of the ratio of neighbours in time."""
+    """Medians of both sides, and of the ratio of adjacent runs."""
     ratios = [ours["tokens_per_s"] / bare["tokens_per_s"] for bare, ours in zip(host, service, strict=True)]
     return {
         "host": medians(host),

@@ -1,8 +1,8 @@
-"""What votes and cascades of several experts are worth, from recorded answers: accuracy, calls and cost.
+"""Votes and cascades of several experts on recorded answers: accuracy, calls and cost.
 
     COE_DATA_DIR=... python benchmarks/votes.py [--kind knn] [--set k=150] [--pool nine|all] [--json PATH]
 
-Five given folds of mmlupro28: routers, priors and thresholds see the four others only. A threshold is solved on one of
+Five given folds of mmlupro28: routers, priors and thresholds see only the other four. A threshold is solved on one of
 these four, with a router (and a prior) that was trained on the remaining three. Differences are to the weighted vote of
 the same size, with paired bootstrap intervals of 95%.
 """
@@ -85,7 +85,7 @@ Choice = tuple[Selector, Composition]
 
 
 def ways(pool: str) -> dict[str, Callable[[Fold], Choice]]:
-    """name -> how it is set up in a fold."""
+    """name -> its setup in a fold."""
     found: dict[str, Callable[[Fold], Choice]] = {"single": lambda f: (TopK(1), Single())}
     for k in (3, 5):
         found[f"vote of {k}"] = lambda f, k=k: (TopK(k), Vote())
@@ -107,7 +107,7 @@ def ways(pool: str) -> dict[str, Callable[[Fold], Choice]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Replay votes and cascades over recorded answers.")
-    parser.add_argument("--kind", default="knn", help="of the router that says how good each expert is")
+    parser.add_argument("--kind", default="knn", help="of the router that estimates each expert")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the router")
     parser.add_argument("--pool", choices=("nine", "all"), action="append")
     parser.add_argument("--json", type=Path, help="also write the results here")
@@ -130,7 +130,7 @@ def measured(pool: str, folds: Sequence[Fold]) -> dict[str, Any]:
     print(f"{'':44}{'accuracy %':>11}{'calls':>7}{'rounds':>8}{'USD/1k':>8}  difference")
     scores: dict[str, np.ndarray] = {}
     alone, even = without_experts(folds)
-    print(f"{'the prior alone, nobody asked':44}{100 * alone:11.2f}{0:7.2f}  ({100 * even:.2f} by chance)")
+    print(f"{'the prior alone, no expert call':44}{100 * alone:11.2f}{0:7.2f}  ({100 * even:.2f} by chance)")
     found: dict[str, Any] = {"prior alone": {"accuracy": alone, "by_chance": even, "calls": 0}}
     for name, way in ways(pool).items():
         chosen = [way(fold) for fold in folds]
@@ -148,7 +148,7 @@ def measured(pool: str, folds: Sequence[Fold]) -> dict[str, Any]:
 
 
 def without_experts(folds: Sequence[Fold]) -> tuple[float, float]:
-    """Accuracy of the likeliest option by the prior, and of any option: what the wording of questions gives away."""
+    """Accuracy of the likeliest option by the prior, and of a random option: what the wording of questions reveals."""
     right, chance = [], []
     for fold in folds:
         for prompt, answer in zip(fold.test.prompts, fold.test.labels("answer"), strict=True):
@@ -170,7 +170,7 @@ def _estimate(router: Router, table: OutcomeTable) -> Estimate:
 
 
 def _cascade(fold: Fold, k: int, calls: float, with_prior: bool) -> Cascade:
-    """A cascade of the confidence that takes so many calls on the tuning fold."""
+    """A cascade with the confidence that takes so many calls on the tuning fold."""
     tuning_prior, prior = (fold.tuning_prior, fold.prior) if with_prior else (None, None)
     confidence = confidence_for_calls(fold.tuning, fold.tuned(k), lambda c: Cascade(c, prior=tuning_prior), calls)
     return Cascade(confidence, prior=prior)

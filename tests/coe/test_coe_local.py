@@ -103,7 +103,7 @@ async def test_a_policy_that_names_an_unknown_expert_is_refused_when_opened(tmp_
         ("aggregate", "policy 'default': composition 'aggregate' needs the setting aggregator"),
     ],
 )
-async def test_a_composition_that_names_whom_it_cannot_ask_is_refused_when_opened(
+async def test_a_composition_that_names_an_expert_it_cannot_call_is_refused_when_opened(
     tmp_path: Path, composition: str, message: str
 ) -> None:
     path = config(tmp_path, f"{{default: {{expert: loud, composition: {composition}}}}}")

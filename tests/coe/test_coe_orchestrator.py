@@ -248,7 +248,7 @@ async def test_an_answer_notes_who_failed_on_the_way() -> None:
     assert reply.answer is not None and reply.answer.notes == ("cheap failed",)
 
 
-async def test_each_ask_gets_what_is_left_of_the_deadline() -> None:
+async def test_each_call_gets_the_rest_of_the_deadline() -> None:
     now, deadlines = [100.0], []
 
     async def slow(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
@@ -311,7 +311,7 @@ def test_an_unknown_composition_lists_those_that_exist() -> None:
         build_composition("singel")
 
 
-async def test_a_vote_that_is_given_up_ends_every_ask() -> None:
+async def test_a_cancelled_vote_ends_every_call() -> None:
     under_way, ended = set[str](), set[str]()
 
     async def never(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:

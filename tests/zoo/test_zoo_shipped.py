@@ -125,7 +125,7 @@ def test_shipped_outcomes_cover_every_expert_and_task() -> None:
     assert len(table) == sum(len(task.rows) for task in find_tasks(str(ZOO / "tasks"), []))
 
 
-def test_foreign_prompts_are_no_family_s() -> None:
+def test_ood_prompts_belong_to_no_family() -> None:
     prompts = [json.loads(line)["prompt"] for line in (ZOO / "ood.jsonl").read_text().splitlines()]
     assert len(set(prompts)) == len(prompts) >= 100
     ours = {row.prompt for family in FAMILIES.values() for split in Split for row in family.rows(split, 100, seed=9)}

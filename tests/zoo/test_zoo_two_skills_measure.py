@@ -73,7 +73,7 @@ async def test_without_a_trained_aggregator_two_right_parts_are_not_an_answer(pa
         assert [a.score for a in found] == [0.0] * 4, name
 
 
-async def test_each_method_asks_whom_it_says() -> None:
+async def test_each_method_calls_its_experts() -> None:
     first, second = PAIR.experts
     for name, experts in {
         "single: routed": [first],

@@ -148,7 +148,7 @@ def test_seconds_overlap_where_memory_has_room_for_two() -> None:
     assert pinned["seconds"] == 15.0
 
 
-def test_hosts_work_side_by_side_and_a_group_that_goes_on_is_not_loaded_again() -> None:
+def test_hosts_work_in_parallel_and_a_residency_that_goes_on_is_not_loaded_again() -> None:
     sizes = dict.fromkeys("abc", 6)
     assert planned("abc", Memory(6, sizes), hosts=3)["seconds"] == 5.0
     assert planned("aab", Memory(6, sizes), hosts=1)["seconds"] == 3 + 2 + 2 + 3 + 2

@@ -19,7 +19,7 @@ def cv(files, table, *more, ok=True):  # noqa: F811
     return result, json.loads((files / "o").read_text()) if result.exit_code == 0 else []
 
 
-def test_one_category_is_said_once_and_asks_the_best_single_expert(files):  # noqa: F811
+def test_one_category_is_reported_once_and_uses_the_best_single_expert(files):  # noqa: F811
     result, reports = cv(files, planted(90, 3, domains=["all"] * 90))
     told = " ".join(result.stderr.split())
     assert told.count("every training query is of category 'all'") == 1
@@ -73,7 +73,7 @@ def test_duplicate_ids_are_named_with_their_rows(files):  # noqa: F811
     assert "duplicate query id: '3-2' (rows 3, 8)" in str(result.exception)
 
 
-def test_empty_long_and_foreign_prompts_are_trained_on_and_routed(files):  # noqa: F811
+def test_empty_long_and_non_english_prompts_are_trained_on_and_routed(files):  # noqa: F811
     table = planted(90, 3)
     odd = ["", "   ", "猫は屋根の上で寝ています", "e\u0301 \U0001f44d\U0001f3fd", "oven flour " * 10_000, "\x00\x07"]
     _, reports = cv(files, planted(90, 3, prompts=[*odd, *table.prompts[len(odd) :]]))

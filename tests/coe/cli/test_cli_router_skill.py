@@ -112,7 +112,7 @@ def test_route_reads_the_keywords_and_tells_why_whom(files: Path, by_words: Path
     assert first["weight"] == pytest.approx(document["weights"][0])
 
 
-def test_route_asks_whom_the_flags_say(files: Path) -> None:
+def test_route_obeys_the_flags(files: Path) -> None:
     options = ["--encoder", "hashing:64", "--set", "trim=0"]
     run("router", "train", "--outcomes", files / "train.parquet", "--kind", "skill", "--out", files / "t", *options)
     command = ["route", "tenant landlord radius", "--router", files / "t"]

@@ -47,7 +47,7 @@ def test_the_aggregator_sees_the_request_and_all_answers_without_their_thoughts(
     assert mine.text == "1. 4\n2. 5\n3. it is 4\n? Which is it?"
 
 
-def test_the_aggregators_ask_streams_and_the_others_do_not() -> None:
+def test_the_aggregators_call_streams_and_the_others_do_not() -> None:
     first = Aggregate("z").step(REQUEST, THREE, {})
     assert isinstance(first, ExpertCalls) and not first.last and [call.request for call in first.calls] == [REQUEST] * 3
     second = Aggregate("z").step(REQUEST, THREE, {"0.0": answer("a", "4"), "0.1": Failure("b", LATE)})

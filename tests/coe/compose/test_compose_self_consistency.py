@@ -80,7 +80,7 @@ def test_a_cascade_over_an_expert_that_was_drawn_twice_ends() -> None:
     assert run(Cascade(), same, {"a": "A"}) == (answer("a", "A"), [["a"]])
 
 
-def test_draws_that_sample_are_asks_of_their_own() -> None:
+def test_draws_that_sample_are_separate_calls() -> None:
     sampled = replace(REQUEST, temperature=1.0, seed=3)
     says = {3: "B", 4: "C"}
     final, rounds = run(Vote(), TWICE, {"a": "C", "b": lambda r: says[r.seed]}, sampled)  # type: ignore[index]

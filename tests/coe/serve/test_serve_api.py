@@ -143,7 +143,7 @@ async def test_debug_explains_the_decision_and_where_time_and_money_went() -> No
         assert len(explained) == 1 and explained[0]["asked"] == ["upper"] and "coe" in (chunks[-1].model_extra or {})
 
 
-async def test_route_gives_the_same_decision_as_the_answer_and_asks_nobody() -> None:
+async def test_route_gives_the_same_decision_as_the_answer_and_calls_no_expert() -> None:
     async with gateway() as g:
         body = {"model": "auto", "messages": QUESTION, "user": "u", "coe": {"exclude": ["short"]}}
         routed = await g.http.post("/v1/route", json=body)

@@ -29,7 +29,7 @@ def deployments(generation: int = 1) -> dict[str, Any]:
     return {"gateway": gateway, **{name: host._bound_deployment for name, host in hosts.items()}}
 
 
-def test_there_is_a_deployment_of_gateways_and_one_for_each_group_of_hosts() -> None:
+def test_there_is_a_deployment_of_gateways_and_one_for_each_pool() -> None:
     built = deployments()
     assert built.keys() == {"gateway", "big", "small"}
     assert {name: deployment.name for name, deployment in built.items()} == {name: name for name in built}
@@ -58,7 +58,7 @@ def test_serve_s_own_limits_come_after_those_that_speak_openai() -> None:
     assert built["gateway"].max_ongoing_requests > 10 and built["big"].max_ongoing_requests > 50
 
 
-def test_another_catalogue_changes_what_is_pushed_and_nothing_that_would_restart_a_process() -> None:
+def test_another_catalog_changes_what_is_pushed_and_nothing_that_would_restart_a_process() -> None:
     for before, after in zip(deployments(1).values(), deployments(2).values(), strict=True):
         assert before.user_config["generation"] == 1 and after.user_config["generation"] == 2
         assert before.version == after.version is not None

@@ -17,7 +17,7 @@ from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.base import Message
 
-GROUP = HostPoolConfig()
+POOL = HostPoolConfig()
 
 
 def model(name: str, source: str = "fake://upper", **fields: Any) -> ExpertSpec:
@@ -32,7 +32,7 @@ def catalog(*specs: ExpertSpec, generation: int = 1) -> dict[str, Any]:
     return Catalog(generation, snapshot(*specs, version=generation), {}, "default").to_json()
 
 
-async def started(*specs: ExpertSpec, pool: HostPoolConfig = GROUP, **host: Any) -> ExpertHost:
+async def started(*specs: ExpertSpec, pool: HostPoolConfig = POOL, **host: Any) -> ExpertHost:
     config = Config.model_validate({"host": {"budget": 3 * 2**20, **host}})
     expert_host = ExpertHost(config, pool)
     assert await expert_host.record_routing_stats() == {}  # called by Serve before the first catalog
@@ -95,7 +95,7 @@ async def test_pinned_experts_are_loaded_before_the_host_is_ready() -> None:
     assert (await host.state())["resident"] == ["b"] and host.loaded_s.keys() == {"b"}
 
 
-async def test_a_new_catalogue_serves_new_experts_and_new_weights_of_old_ones_without_a_restart() -> None:
+async def test_a_new_catalog_serves_new_experts_and_new_weights_of_old_ones_without_a_restart() -> None:
     host = await started(model("a", version=1))
     running = host.stream("a", request("still the old one"), 1)
     first = await anext(running)
@@ -108,7 +108,7 @@ async def test_a_new_catalogue_serves_new_experts_and_new_weights_of_old_ones_wi
     assert isinstance(await host.whole("a", request(), 3), UnknownModel)
 
 
-async def test_a_request_routed_by_a_later_catalogue_waits_for_it_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_routed_by_a_later_catalog_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     host = await started(model("a"))
     early = asyncio.create_task(host.whole("b", request("hi"), 2))
     await asyncio.sleep(0.01)
@@ -126,13 +126,13 @@ async def test_a_reader_that_stops_stops_the_expert() -> None:
     assert (await host.state())["busy"] == 0
 
 
-def test_a_group_serves_its_experts_with_their_bases_and_pins_only_what_it_serves() -> None:
+def test_a_pool_serves_its_experts_with_their_bases_and_pins_only_what_it_serves() -> None:
     everything = snapshot(
         model("a"), model("b"), ExpertSpec(name="x", kind=Kind.ADAPTER, base="b", source="fake://echo")
     )
     pool = HostPoolConfig(experts=("x",), budget=2**30)
     served = serving(everything, pool)
-    assert set(served) == {"x", "b"} and serving(everything, GROUP) is everything
+    assert set(served) == {"x", "b"} and serving(everything, POOL) is everything
     config = own_config(Config.model_validate({"host": {"pins": ["a", "b"], "aging_s": 3}}), pool, served)
     assert (config.host.pins, config.host.budget, config.host.aging_s) == (("b",), 2**30, 3)
     assert own_config(config, HostPoolConfig(pins=("x",)), served).host.pins == ("x",)

@@ -14,8 +14,8 @@ from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.errors import RouterError
 
-GROUP = HostPoolConfig(experts=("echo",))
-CONFIG = Config(serve=ServeConfig(pools=(GROUP,), log=DecisionLogConfig(folder=None)))
+POOL = HostPoolConfig(experts=("echo",))
+CONFIG = Config(serve=ServeConfig(pools=(POOL,), log=DecisionLogConfig(folder=None)))
 SNAPSHOT = Snapshot(3, {"echo": ExpertSpec(name="echo", kind=Kind.MODEL, source="fake://echo")})
 
 
@@ -30,7 +30,7 @@ def gateway() -> Iterator[Gateway]:
     gateway._service.close()
 
 
-async def test_a_catalogue_is_answered_by_from_then_on(gateway: Gateway) -> None:
+async def test_a_new_catalog_is_used_from_then_on(gateway: Gateway) -> None:
     assert not gateway._service.orchestrator.snapshot.experts
     await gateway.reconfigure(catalog(1, default=PolicyConfig(expert="echo")).to_json())
     assert set(gateway._service.orchestrator.policies) == {"default"}

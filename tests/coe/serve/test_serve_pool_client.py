@@ -79,10 +79,10 @@ class Handle:
 
 
 def hosts(board: Board | None = None, **handles: Handle) -> PoolClient:
-    groups = {name: HostPoolConfig(name=name) for name in handles}
-    if "small" in groups:
-        groups["small"] = HostPoolConfig(name="small", experts=("solo",))
-    return PoolClient(handles, groups, board or Board(), CATALOG)  # type: ignore[arg-type]
+    pools = {name: HostPoolConfig(name=name) for name in handles}
+    if "small" in pools:
+        pools["small"] = HostPoolConfig(name="small", experts=("solo",))
+    return PoolClient(handles, pools, board or Board(), CATALOG)  # type: ignore[arg-type]
 
 
 async def ask(system: PoolClient, expert: str, request: GenerateRequest) -> str:
@@ -167,7 +167,7 @@ async def test_of_several_groups_the_one_with_the_best_host_is_asked() -> None:
     assert await system.states() == [{"method": "state"}] * 2
 
 
-async def test_before_any_host_has_spoken_the_first_group_is_asked() -> None:
+async def test_before_any_host_status_the_first_pool_is_called() -> None:
     first, second = Handle(Chunk("x", "stop", Usage(1, 1))), Handle()
     assert await ask(hosts(big=first, other=second), "solo", WHOLE) == "x"
     assert hosts(big=first).load_s()["solo"] == 0.0
