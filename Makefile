@@ -3,17 +3,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 SEED ?= 7
 N ?= 140
-# Test processes: one for each core. `make test WORKERS=0` runs everything in one process.
+# Test processes: one per core. `make test WORKERS=0` runs everything in one process.
 WORKERS ?= logical
 
-# Bytecode is kept between the many processes of a run: without it, collecting the tests takes twice the time.
+# Keep bytecode between the processes of a run: without it, collecting the tests takes twice the time.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test check lint types layers cover zoo-train lock clean
 
 setup: .venv/.installed
 
-# pip is silent for minutes while it unpacks, so a line every 5 s counts what is there.
+# pip is silent for minutes while it unpacks, so a line every 5 s counts the installed packages.
 .venv/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing the packages of constraints.txt into .venv (a few minutes the first time)"
@@ -33,7 +33,7 @@ demo: setup  ## real experts, a trained router, N fresh queries
 test: setup  ## unit and integration tests, real small models included
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-check: lint types layers test  ## exactly what CI runs, before one demo
+check: lint types layers test  ## what CI runs, except for its demo
 
 lint: setup
 	$(BIN)/ruff check
@@ -51,9 +51,9 @@ cover: setup  ## branch coverage, package by package
 zoo-train: setup  ## train the zoo's adapters again (about an hour on one core)
 	$(BIN)/python -m examples.zoo.train --all
 
-# torchvision and its kind are CUDA builds that nothing here needs; apache-tvm-ffi is what the GPU build of vLLM pins, so
-# that one file serves both builds.
-lock: setup  ## pin everything anew
+# torchvision and similar packages are CUDA builds that are not needed. apache-tvm-ffi is pinned as in the GPU build of
+# vLLM, so that one file serves both builds.
+lock: setup  ## resolve and pin all dependencies again
 	$(BIN)/python -m pip install --quiet uv
 	echo 'apache-tvm-ffi==0.1.11' > .venv/pins.txt
 	printf "%s ; sys_platform == 'never'\n" torchvision torchaudio torchcodec triton > .venv/overrides.txt

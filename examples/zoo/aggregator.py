@@ -45,7 +45,7 @@ Shown = tuple[Row, TwoSkills, tuple[str, ...]]
 
 
 def questions(split: Split, n: int, *, seed: int) -> list[tuple[Row, TwoSkills]]:
-    """`n` rows, one family after the other in turn: the first rows do not depend on `n`."""
+    """`n` rows, families alternating: the first rows do not depend on `n`."""
     pairs = list(TWO_SKILLS.values())
     rows = [iter(pair.family.rows(split, -(-n // len(pairs)), seed=seed)) for pair in pairs]
     return [(next(rows[i % len(pairs)]), pairs[i % len(pairs)]) for i in range(n)]

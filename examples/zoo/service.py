@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 
 
 class Service:
-    """`coe serve` in a process of its own, on a free port.
+    """`coe serve` in a separate process, on a free port.
 
     Args:
         say: called with what the service reports while it starts, line by line; by default it goes to stderr.

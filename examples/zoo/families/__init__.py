@@ -17,8 +17,8 @@ from examples.zoo.families.two_skills import PARTS, TwoSkills
 from examples.zoo.families.units import UNITS
 
 FAMILIES = {family.name: family for family in (SQL, SHELL, FIELDS, DATES, UNITS, MATH, SENTIMENT, INTENT)}
-"""What the experts of the zoo are for, one family each."""
+"""The families of the zoo's experts, one each."""
 TWO_SKILLS = {pair.family.name: pair for pair in (BOOKINGS, PICKUPS, TRIAGE)}
-"""What takes two of them: no expert is trained on these, and neither the demo nor its router knows them."""
+"""Families that need two experts: no expert is trained on these, and the demo and its router do not use them."""
 
 __all__ = ["FAMILIES", "PARTS", "TWO_SKILLS", "Draw", "Family", "Pool", "Row", "Split", "TwoSkills"]

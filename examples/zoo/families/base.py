@@ -1,4 +1,4 @@
-"""What a task family is: a seeded generator of (prompt, answer), with templates and vocabulary held out by split.
+"""Task families: seeded generators of (prompt, answer), with templates and vocabulary held out by split.
 
 Closed classes (months, weekdays, units, commands, queues, numbers) are shared by all splits; nothing else is.
 """
@@ -13,14 +13,14 @@ from typing import Any, Final, Self
 
 _PERIOD: Final = 5  # of five consecutive items, three are for training, one for validation, one for the test
 _MAX_DUPLICATES: Final = 200
-_FRESH_MARK: Final = "---"  # in the text of a pool, what follows belongs to the split FRESH
+_FRESH_MARK: Final = "---"  # in the text of a pool, items after it belong to the split FRESH
 
 
 class Split(StrEnum):
-    """Which templates and words a row is made of; they share none.
+    """The templates and words of a row; splits share none.
 
-    FRESH was written after all adapters were trained, and nothing was ever chosen or changed by what they get right
-    there. TEST was looked at while the generators were made.
+    FRESH was written after all adapters were trained, and nothing was chosen or changed by the scores on it.
+    TEST was inspected while the generators were written.
     """
 
     TRAIN = "train"
@@ -33,7 +33,7 @@ class Pool(tuple[str, ...]):
     """Templates or words of one role, dealt to the splits 3 : 1 : 1 by position, so that no item is in two of them.
 
     Attributes:
-        fresh: the items of the split FRESH, which stand apart and leave the deal of the others as it is.
+        fresh: the items of the split FRESH, which are separate and do not affect the other splits.
     """
 
     fresh: tuple[str, ...]
@@ -75,7 +75,7 @@ def _pool(text: str, items: Callable[[str], list[str]]) -> Pool:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Chance within one split."""
+    """Random draws within one split."""
 
     rng: Random
     split: Split
@@ -94,8 +94,8 @@ class Row:
     """One query with its right answer.
 
     Attributes:
-        extras: what the grader needs beside the answer.
-        completion: what an adapter is trained to say, where that is more than the answer (a sum with its result).
+        extras: what the grader needs in addition to the answer.
+        completion: the text an adapter is trained to generate, if longer than the answer (a sum with its result).
     """
 
     prompt: str
@@ -114,11 +114,11 @@ class Family:
     """A kind of task that one small adapter can learn.
 
     Attributes:
-        name: also the name of its adapter and of its task; never to be found in a prompt.
+        name: also the name of its adapter and of its task; it never occurs in a prompt.
         about: one line for cards and tables.
         grader: how an answer is judged: exact, number, choice, json or sql.
-        max_tokens: most tokens an answer may take; right answers take fewer.
-        make: one row from chance.
+        max_tokens: limit for an answer; correct answers take fewer.
+        make: makes one random row.
         pools: every pool of templates and open-class words that `make` draws from, for the tests of disjointness.
         grader_options: passed to the grader.
     """

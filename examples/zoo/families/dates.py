@@ -62,7 +62,7 @@ def some_day(draw: Draw) -> date:
 
 
 def written(day: date, draw: Draw) -> str:
-    """The day in one of the ways in which people write it."""
+    """The day in one of the ways people write it."""
     month, ordinal = _MONTHS[day.month - 1], _ordinal(day.day)
     styles = (
         f"{month} {day.day}, {day.year}",

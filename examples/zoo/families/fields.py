@@ -59,7 +59,7 @@ _NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "te
 
 
 def some_guests(draw: Draw) -> tuple[int, str]:
-    """How many come, as a number and as it is written."""
+    """The number of guests, as a number and as written."""
     guests = draw.rng.randrange(2, 11)
     return guests, _NUMBERS[guests - 2] if draw.rng.random() < 0.5 else str(guests)
 

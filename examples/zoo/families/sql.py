@@ -248,7 +248,7 @@ def _table(draw: Draw) -> _Table:
 def _creation(table: _Table, threshold: int, draw: Draw) -> str:
     """SQL that makes the table and fills it so that right and wrong queries differ.
 
-    Numbers lie on both sides of `threshold` and have no ties; each text stands in equally many rows.
+    Numbers lie on both sides of `threshold` and have no ties; each text occurs in equally many rows.
     """
     numbers = draw.rng.sample(range(1, 2 * threshold + 100), _N_ROWS * len(table.columns))
     cells = {}

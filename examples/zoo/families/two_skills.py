@@ -1,4 +1,4 @@
-"""What a family of two-skill queries is: it takes two experts of the zoo, and what they say, put together, is right."""
+"""Families of two-skill queries: each needs two experts of the zoo, whose combined answers are correct."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from examples.zoo.families.base import Family
 
 PARTS = "parts"
-"""The key of `Row.extras` under which what the two experts should say stands, in the order of `TwoSkills.experts`."""
+"""The key of `Row.extras` for the expected answers of the two experts, in the order of `TwoSkills.experts`."""
 _RESULT = re.compile(r"= (\d+)\b")
 
 
 @dataclass(frozen=True, slots=True)
 class TwoSkills:
-    """A family of two-skill queries: no expert of the zoo was trained to answer them, two of them know a part each.
+    """A family of two-skill queries: no expert of the zoo is trained on them; two experts know a part each.
 
     Attributes:
         experts: the two of the zoo.
-        compose: the right answer from what the two should say, in the order of `experts`: a rule written by hand, to
-            compare aggregators with. Raises ValueError where an answer has another form than its expert's.
+        compose: the correct answer from the two expected answers, in the order of `experts`: a hand-written rule, to
+            compare aggregators with. Raises ValueError if an answer does not have the form of its expert.
     """
 
     family: Family
@@ -30,12 +30,12 @@ class TwoSkills:
 
 
 def with_day(record: str, day: str) -> str:
-    """A record of `fields` with the day that `dates` says."""
+    """A record of `fields` with the day from `dates`."""
     return json.dumps(_record(record, "name", "guests") | {"day": day})
 
 
 def with_amount(record: str, amount: str) -> str:
-    """Name and day of a record of `fields`, and the result that `units` says."""
+    """Name and day of a record of `fields`, and the result from `units`."""
     found = _RESULT.search(amount)
     if found is None:
         raise ValueError(f"no result in {amount!r}")
@@ -44,7 +44,7 @@ def with_amount(record: str, amount: str) -> str:
 
 
 def side_by_side(first: str, second: str) -> str:
-    """The one answer, then the other."""
+    """The first answer, then the second."""
     return f"{first} {second}"
 
 
