@@ -52,7 +52,7 @@ def shown_url(url: str) -> str:
     """The URL without its password, for people."""
     try:
         return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         return re.sub(r"//[^/]*@", "//***@", url)
 
 

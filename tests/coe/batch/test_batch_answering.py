@@ -207,7 +207,9 @@ async def test_a_stopped_work_item_leaves_a_host_that_closes(tmp_path: Path) -> 
     await work(on, folder, write_calls(folder, 0, ["echo"], 1))
     engine.load_delay_s = 10
     working = asyncio.create_task(work(on, folder, write_calls(folder, 1, ["echo"], 50), "loud"))
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(10):
+        while not on.cache.loading:  # there is no event for it  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     assert on.cache.loading == {"loud"}
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
