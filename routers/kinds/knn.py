@@ -46,7 +46,7 @@ class KNNSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KNNModel:
-    """N training queries, m experts.
+    """N training queries, m experts. The rows are kept so that `coe router update` learns more without encoding again.
 
     Attributes:
         vectors: (N, dim) embeddings.

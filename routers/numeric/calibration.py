@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from routers.numeric.records import ArrayRecord
 
 _Floats = NDArray[np.float64]
 SLOPE_BOUNDS = (0.0, 100.0)
@@ -15,7 +16,7 @@ OFFSET_BOUNDS = (-20.0, 20.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Platt:
+class Platt(ArrayRecord):
     """probability = sigmoid(slope * logit + offset), a pair for each of m columns.
 
     slope, offset: (m,). Slopes are not negative, so that the order within a column is preserved.
@@ -28,19 +29,10 @@ class Platt:
         """(n, m) of (n, m) logits."""
         return sigmoid(logits * self.slope + self.offset)
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Both, by name."""
-        return {"slope": self.slope, "offset": self.offset}
 
-    @classmethod
-    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """The reverse of `arrays`; raises KeyError where one is missing."""
-        return cls(arrays["slope"], arrays["offset"])
-
-
-def sigmoid(z: _Floats) -> _Floats:
+def sigmoid(z: NDArray[Any]) -> _Floats:
     """1 / (1 + exp(-z)), without overflow."""
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * z)))
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * np.asarray(z, dtype=np.float64))))
 
 
 def fit_platt(logits: _Floats, scores: _Floats, *, shared: bool = False) -> Platt:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from routers.errors import InvalidSettings, RouterError
 from routers.numeric.neighbours import Vectors, top_k
+from routers.numeric.records import ArrayRecord
 from routers.settings import check_positive, check_range
 
 ClassifierName = Literal["logistic", "linear-svm", "knn"]
@@ -38,7 +39,7 @@ class Classifier(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Linear:
+class Linear(ArrayRecord):
     """logits = x @ coef + intercept: logistic regression, or one-against-the-rest margins of a linear SVM."""
 
     coef: NDArray[np.float32]  # (dim, M)
@@ -47,10 +48,6 @@ class Linear:
     def logits(self, x: Vectors) -> Logits:
         """(n, M) of (n, dim) embeddings."""
         return np.asarray(x @ self.coef + self.intercept, dtype=np.float64)
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The coefficients."""
-        return {"coef": self.coef, "intercept": self.intercept}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +113,7 @@ def fit_classifier(settings: ClassifierSettings, x: Vectors, y: Labels) -> Class
 def restore(arrays: Mapping[str, NDArray[Any]], vectors: Vectors) -> Classifier:
     """The classifier of `arrays()`; `vectors` are the training embeddings."""
     if "coef" in arrays:
-        return Linear(arrays["coef"], arrays["intercept"])
+        return Linear.restored(arrays)
     return Neighbours(vectors, arrays["labels"], arrays["frequency"], int(arrays["k"][0]))
 
 

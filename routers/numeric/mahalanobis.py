@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from routers.numeric.neighbours import Vectors
+from routers.numeric.records import ArrayRecord
 
 RIDGE = 0.01
 """Added to every variance, as a share of their mean: keeps directions of no variance from dominating."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Mahalanobis:
+class Mahalanobis(ArrayRecord):
     """d(x) = sqrt((x - mean)^T (S + r I)^-1 (x - mean)), with S the covariance of the training embeddings.
 
     After the detector of arXiv 1807.03888, with one mean for all classes. A prompt that differs from the training
@@ -40,12 +40,3 @@ class Mahalanobis:
         """(n,) of (n, dim) embeddings."""
         whitened = (x - self.mean).astype(np.float64) @ self.whitening
         return np.asarray(np.sqrt(np.einsum("nd,nd->n", whitened, whitened)))
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Both, by name."""
-        return {"mean": self.mean, "whitening": self.whitening}
-
-    @classmethod
-    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """The reverse of `arrays`; raises KeyError where one is missing."""
-        return cls(arrays["mean"], arrays["whitening"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from routers.numeric.records import ArrayRecord
 
 Floats = NDArray[np.float64]
 ALPHAS = np.logspace(-1, 5, 25)
@@ -15,7 +16,7 @@ ALPHAS = np.logspace(-1, 5, 25)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LinearFit:
+class LinearFit(ArrayRecord):
     """intercept + x @ weights.
 
     weights: (d, m); intercept: (m,).
@@ -27,15 +28,6 @@ class LinearFit:
     def predict(self, x: NDArray[Any]) -> Floats:
         """(n, m) of (n, d)."""
         return np.asarray(self.intercept + x @ self.weights)
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Both, by name."""
-        return {"weights": self.weights, "intercept": self.intercept}
-
-    @classmethod
-    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """The reverse of `arrays`; raises KeyError where one is missing."""
-        return cls(arrays["weights"], arrays["intercept"])
 
 
 def fit_ridge(x: NDArray[Any], targets: Floats) -> LinearFit:

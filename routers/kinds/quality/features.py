@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from routers.fitted import under
 from routers.kinds.quality.lexical import Lexical, fit_lexical
 from routers.kinds.quality.surface import surface
 from routers.numeric.classifiers import (
@@ -137,11 +138,11 @@ class Features:
             name: Block(*(arrays[f"block.{name}.{part}"] for part in ("mean", "scale", "weights")))
             for name in settings["blocks"]
         }
-        lexical = Lexical(arrays["lexical.idf"], arrays["lexical.components"]) if "lexical" in blocks else None
+        lexical = Lexical.restored(under("lexical.", arrays)) if "lexical" in blocks else None
         categories = tuple(
             Categories(
                 tuple(known["names"]),
-                Linear(arrays[f"classifier.{i}.coef"], arrays[f"classifier.{i}.intercept"]),
+                Linear.restored(under(f"classifier.{i}.", arrays)),
                 known["temperature"],
             )
             for i, known in enumerate(settings["categories"])

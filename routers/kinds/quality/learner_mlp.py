@@ -10,15 +10,16 @@ only the best single expert where one dominates. The mean of several networks ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from routers.kinds.quality.features import Seen
-from routers.kinds.quality.learners import Floats, sigmoid
+from routers.kinds.quality.learners import Floats
+from routers.numeric.calibration import sigmoid
+from routers.numeric.records import ArrayRecord
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ INPUT_SCALE = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Networks:
+class Networks(ArrayRecord):
     """The mean of S networks: sigmoid(relu(x @ first + first_bias) @ second + second_bias)."""
 
     first: NDArray[np.float32]  # (S, d, h)
@@ -61,15 +62,6 @@ class Networks:
             hidden = np.maximum(x @ self.first[one] + self.first_bias[one], 0.0)
             total += sigmoid(hidden @ self.second[one] + self.second_bias[one])
         return total / len(self.first)
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The weights."""
-        return {name: getattr(self, name) for name in ("first", "first_bias", "second", "second_bias")}
-
-    @classmethod
-    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Networks:
-        """The reverse of `arrays`."""
-        return cls(arrays["first"], arrays["first_bias"], arrays["second"], arrays["second_bias"])
 
 
 def regret_loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

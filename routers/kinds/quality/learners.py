@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from routers.errors import InvalidSettings
 from routers.kinds.quality.features import Seen
+from routers.numeric.calibration import sigmoid
 from routers.numeric.neighbours import top_k
+from routers.numeric.records import ArrayRecord
 from routers.numeric.ridge import LinearFit, fit_ridge
 
 Floats = NDArray[np.float64]
@@ -79,7 +81,7 @@ def learner_class(name: str) -> LearnerClass:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Category:
+class Category(ArrayRecord):
     """sum over categories of P(category) x score of the expert in it; the experts' means where there are no categories.
 
     Scores are means over training queries, weighted by their cross-fitted probabilities and shrunk to the table's mean.
@@ -101,15 +103,6 @@ class Category:
         if seen.p is None:
             return np.repeat(self.scores, len(seen), axis=0)
         return np.asarray(seen.p @ self.scores)
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The scores."""
-        return {"scores": self.scores}
-
-    @classmethod
-    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Category:
-        """The reverse of `arrays`."""
-        return cls(arrays["scores"])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +133,7 @@ class Ridge:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Logistic:
+class Logistic(ArrayRecord):
     """sigmoid(x @ weights + intercept) for each expert; a score between 0 and 1 counts as a share of both classes."""
 
     weights: Floats  # (d, m)
@@ -161,18 +154,9 @@ class Logistic:
         """(n, m) probabilities."""
         return sigmoid(seen.x @ self.weights + self.intercept)
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The coefficients."""
-        return {"weights": self.weights, "intercept": self.intercept}
-
-    @classmethod
-    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Logistic:
-        """The reverse of `arrays`."""
-        return cls(arrays["weights"], arrays["intercept"])
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Neighbours:
+class Neighbours(ArrayRecord):
     """The mean score of the nearest training queries, by cosine over all blocks."""
 
     rows: NDArray[np.float32]  # (N, d), of length 1
@@ -189,15 +173,6 @@ class Neighbours:
         parts = [self.scores[near[i : i + ROWS_AT_ONCE]].mean(axis=1) for i in range(0, len(near), ROWS_AT_ONCE)]
         return np.vstack([np.zeros((0, self.scores.shape[1])), *parts])
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Rows and scores."""
-        return {"rows": self.rows, "scores": self.scores}
-
-    @classmethod
-    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Neighbours:
-        """The reverse of `arrays`."""
-        return cls(arrays["rows"], arrays["scores"])
-
 
 def residuals(seen: Seen, y: Floats, rng: np.random.Generator) -> tuple[Category, Floats]:
     """The category estimate and its residuals of (n, m) scores, centred over the experts of each query."""
@@ -208,11 +183,6 @@ def residuals(seen: Seen, y: Floats, rng: np.random.Generator) -> tuple[Category
 def centred(values: Floats) -> Floats:
     """Each row of (n, m) values minus its mean."""
     return np.asarray(values - values.mean(axis=1, keepdims=True))
-
-
-def sigmoid(logits: NDArray[Any]) -> Floats:
-    """1 / (1 + exp(-logits)), without overflow."""
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * np.asarray(logits, dtype=np.float64))))
 
 
 def fold_of(n: int, n_folds: int, rng: np.random.Generator) -> NDArray[np.intp]:

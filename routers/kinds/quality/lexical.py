@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from routers.numeric.records import ArrayRecord
 
 BUCKETS = 2**15
 _ALONE = r"\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -25,7 +26,7 @@ _MOST_CHARACTERS = 20_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lexical:
+class Lexical(ArrayRecord):
     """Fitted weights and directions.
 
     idf: (BUCKETS,) float32; components: (BUCKETS, k) float32, orthonormal columns.
@@ -41,15 +42,6 @@ class Lexical:
             buckets, values = _weighted(text, self.idf)
             dense[row] = values @ self.components[buckets]
         return dense
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """What `restored` needs."""
-        return {"idf": self.idf, "components": self.components}
-
-    @classmethod
-    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
-        """The reverse of `arrays`."""
-        return cls(arrays["idf"], arrays["components"])
 
 
 def fit_lexical(texts: Sequence[str], dims: int, *, seed: int) -> tuple[Lexical, NDArray[np.float32]]:

@@ -18,7 +18,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from routers.kinds.quality.learners import Floats, centred, sigmoid
+from routers.kinds.quality.learners import Floats, centred
+from routers.numeric.calibration import sigmoid
 
 _SUM_TO_ONE = 1e3
 """Penalty on the sum of the weights: in effect a constraint; the weights are then normalised."""

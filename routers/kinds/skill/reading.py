@@ -132,6 +132,7 @@ def words_of(feature: str, queries: Sequence[Query]) -> list[Words]:
     Raises:
         RouterError: a query lacks the feature, or it is not words.
     """
+    # The caller runs the keyword expert and passes its words as a feature, like hidden states: routers need no engine.
     found = []
     for number, query in enumerate(queries, start=1):
         if feature not in query.features:

@@ -189,7 +189,7 @@ def labelled(table: OutcomeTable, column: str | None) -> list[tuple[str, ...]]:
     if column is None:
         if table.domains is None:
             raise InvalidOutcomes(
-                "the table says of no row which skills it needs: name their column (`skill_column`) or the feature "
+                "the table has no labels for which skills it needs: name their column (`skill_column`) or the feature "
                 "with the words of a keyword expert (`skills`), add a column 'domain', or use kind 'cluster' or 'knn'"
             )
         return [(domain,) for domain in table.domains]
