@@ -190,8 +190,8 @@ def choose(
     map, the one of highest expected score sum_m p_m w_mk: the same where one category is certain, better where several
     are likely. `soft` takes the one of highest expected score among all that are `kept`.
     """
-    # Without an average-active budget the experts of the map compete by expected score: on one recorded table that is half
-    # a point better than the likeliest category's expert, and no worse on the others. Only the hard map keeps such a budget.
+    # Without an average-active budget the experts of the map compete by expected score: half a point better on one
+    # recorded table than the likeliest category's expert, and no worse on the others. Only the hard map keeps a budget.
     if choice == "category":
         return np.asarray(expert_of[p.argmax(axis=1)])
     columns = np.flatnonzero(kept) if choice == "soft" else np.unique(expert_of)
