@@ -17,17 +17,18 @@ ALPHAS = np.logspace(-1, 5, 25)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearFit(ArrayRecord):
-    """intercept + x @ weights.
+    """intercept + (x - mean) @ weights.
 
-    weights: (d, m); intercept: (m,).
+    mean: (d,); weights: (d, m); intercept: (m,).
     """
 
+    mean: Floats
     weights: Floats
     intercept: Floats
 
     def predict(self, x: NDArray[Any]) -> Floats:
         """(n, m) of (n, d)."""
-        return np.asarray(self.intercept + x @ self.weights)
+        return np.asarray(self.intercept + (x - self.mean) @ self.weights)
 
 
 def fit_ridge(x: NDArray[Any], targets: Floats) -> LinearFit:
@@ -42,8 +43,7 @@ def fit_ridge(x: NDArray[Any], targets: Floats) -> LinearFit:
     values = values.clip(0.0)
     b = vectors.T @ (a.T @ r)
     alpha = _least_gcv(values, b, float((r**2).sum()), len(r))
-    weights = vectors @ (b / (values + alpha)[:, None])
-    return LinearFit(weights, intercept - mean @ weights)
+    return LinearFit(mean, vectors @ (b / (values + alpha)[:, None]), intercept)
 
 
 def _least_gcv(values: Floats, b: Floats, total: float, n: int) -> float:

@@ -69,7 +69,8 @@ def test_costs_that_grow_with_the_prompt_are_predicted():
     costs = lengths[:, None] * np.array([1e-6, 5e-6, 1e-6, 1e-6, 2e-6])
     table = replace(TRAIN, prompts=tuple(prompts), costs_usd=costs)
     found = QualityRouter(ENCODER, learners=["ridge"]).fit(table).estimate(table.queries())
-    np.testing.assert_allclose(found.cost_usd.mean(axis=0), costs.mean(axis=0), rtol=1e-6)
+    # Not to the bit: training rows have the category probabilities of classifiers that were not trained on them.
+    np.testing.assert_allclose(found.cost_usd.mean(axis=0), costs.mean(axis=0), rtol=1e-5)
     assert np.corrcoef(found.cost_usd[:, 1], costs[:, 1])[0, 1] > 0.95
 
 
