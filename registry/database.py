@@ -49,7 +49,7 @@ def open_engine(url: str | None) -> tuple[Engine, str]:
 
 
 def shown_url(url: str) -> str:
-    """The URL without its password, for people."""
+    """The URL without its password."""
     try:
         return make_url(url).render_as_string(hide_password=True)
     except (ArgumentError, ValueError):

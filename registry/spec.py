@@ -1,4 +1,4 @@
-"""ExpertSpec: everything the system knows of an expert without loading it."""
+"""ExpertSpec: the data of an expert that is known without loading it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ INPUT_USD_PER_MTOK_PER_BILLION = 0.01
 """Default price of a local expert: USD per million prompt tokens for each 1e9 active parameters, about what hosted
 open models charge. Only the proportions matter for routing: twice the active parameters, twice the cost."""
 OUTPUT_USD_PER_MTOK_PER_BILLION = 0.03
-"""The same for generated tokens, which are dearer: they are computed one after the other."""
+"""The same for generated tokens, which cost more because they are computed one after the other."""
 COMPOSED_ARCHITECTURES: dict[str, str] = {}
-"""`architecture` of the composed experts that can be served -> kind of the engine that serves them. None so far."""
+"""`architecture` of composed experts -> kind of the engine that serves them. Empty: no engine serves them yet."""
 _SEPARATOR = "+"
-"""Joins the names of a residency; no name has it."""
+"""Joins the names of a residency; no expert name contains it."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
 class Kind(StrEnum):
-    """What an expert is made of; `adapter` needs a `base`, `composed` needs `members`."""
+    """Kind of an expert; `adapter` needs a `base`, `composed` needs `members`."""
 
     MODEL = "model"
     ADAPTER = "adapter"
@@ -34,7 +34,7 @@ class Kind(StrEnum):
 
 
 class Price(BaseModel):
-    """What an expert charges, in USD per million tokens."""
+    """Price of an expert, in USD per million tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -63,16 +63,16 @@ class Price(BaseModel):
 
 
 class FileRecord(BaseModel):
-    """One file of a registered expert: what `coe registry verify` compares with."""
+    """One file of a registered expert, with which `coe registry verify` compares."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
     """Name inside the expert's folder."""
     size_bytes: Annotated[int, Field(ge=0)]
-    """Its size."""
+    """Size of the file."""
     sha256: str
-    """Its content's hash."""
+    """SHA-256 of its content."""
 
 
 class ExpertSpec(BaseModel):
@@ -85,53 +85,53 @@ class ExpertSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
-    """Unique name, by which requests address the expert; not `auto`, nor under `coe/`."""
+    """Unique name by which requests address the expert; not `auto`, and not under `coe/`."""
     kind: Kind
-    """What it is made of; `adapter` needs `base`, `composed` needs `members`."""
+    """Kind of the expert; `adapter` needs `base`, `composed` needs `members`."""
     source: str = ""
     """A folder or `*.gguf` file (relative to the file that names it, `~/...`, absolute, or `home://...` under
     `$COE_HOME`), `hf://org/name[/file.gguf][@revision]`, `https://host/v1`, or `fake://behaviour`; none for composed.
-    With an `engine` of its own, also any other `scheme://...` that the engine reads."""
+    With `engine`, also any other `scheme://...` that this engine reads."""
     revision: str | None = None
     """Branch, tag or commit of an `hf://` source; the registry pins the commit."""
     engine: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """Kind of the engine that serves the expert: built in, of a plug-in, or `module:Class`; null takes the one that
-    fits the source. An adapter runs on its base's."""
+    """Kind of the engine that serves the expert: built in, of a plug-in, or `module:Class`; null means the one
+    that fits the source. An adapter runs on the engine of its base."""
     base: str | None = None
     """Name of the expert that an adapter was trained on."""
     model: str | None = None
-    """Name by which a remote endpoint knows the expert; null takes `name`."""
+    """Name of the expert at a remote endpoint; null means `name`."""
     api_key_env: str | None = None
     """Environment variable with the key of a remote endpoint."""
     members: tuple[str, ...] = ()
-    """Names of the experts that a composed one is made of."""
+    """Names of the experts that a composed expert combines."""
     architecture: str | None = None
     """Class of the model, read from the files; of a composed expert, how its members are combined (stated)."""
     parameters_total: Annotated[int, Field(ge=0)] | None = None
-    """Number of weights, an adapter's own ones; read from the files."""
+    """Number of weights, of an adapter its own; read from the files."""
     parameters_active: Annotated[int, Field(ge=0)] | None = None
-    """Weights that one token uses; for an adapter with its base's. Read from the files."""
+    """Weights used for one token, of an adapter including its base; read from the files."""
     size_bytes: Annotated[int, Field(ge=0)] | None = None
-    """Bytes of the weights on disk, which bound what they take resident; read from the files."""
+    """Bytes of the weights on disk, an upper bound of their memory; read from the files."""
     context_length: Annotated[int, Field(gt=0)] | None = None
     """Tokens of prompt and answer together; read from the files, and required for remote experts."""
     price: Price | None = None
-    """What it charges; null takes one in proportion to the active parameters for local experts, and leaves it unknown
-    for remote ones."""
+    """Price; null means a default in proportion to the active parameters for local experts, and unknown for remote
+    ones."""
     capabilities: frozenset[str] = frozenset({"chat"})
-    """What it can do: `chat`, `tools`, `json` (JSON mode), `embedding`."""
+    """Capabilities: `chat`, `tools`, `json` (JSON mode), `embedding`."""
     licence: str | None = None
-    """Licence of the weights; read from the model card where there is one."""
+    """Licence of the weights; read from the model card, if there is one."""
     description: str = ""
-    """One line on what it is good at."""
+    """One line about the strengths of the expert."""
     tags: frozenset[str] = frozenset()
-    """Words to select experts by."""
+    """Words for the selection of experts."""
     digest: str | None = None
-    """`sha256:...` over weights, tokenizer, chat template and adapter config; stated, it must be that of the files."""
+    """`sha256:...` over weights, tokenizer, chat template and adapter config; if stated, it must match the files."""
     files: tuple[FileRecord, ...] = ()
-    """The files under the digest; given by the registry."""
+    """The files that the digest covers; assigned by the registry."""
     version: Annotated[int, Field(ge=1)] | None = None
-    """Given by the registry."""
+    """Assigned by the registry."""
 
     @field_validator("name")
     @classmethod
@@ -182,7 +182,7 @@ class ExpertSpec(BaseModel):
 
     @property
     def references(self) -> tuple[str, ...]:
-        """The names of the experts that this one is made of: its base, or its members."""
+        """Names of the experts that this one needs: its base, or its members."""
         return (self.base,) if self.base else self.members
 
     def residency_keys(self, experts: Mapping[str, ExpertSpec]) -> tuple[str, ...]:

@@ -255,10 +255,10 @@ def check_references(
 
 
 def check_servable(spec: ExpertSpec) -> None:
-    """Refuse a composed expert that no engine serves when it is registered, not when it is first called.
+    """Refuse a composed expert that no engine serves at registration, not at its first call.
 
     Raises:
-        RegistryError: with what to use instead.
+        RegistryError: the message says what to use instead.
     """
     if spec.kind is Kind.COMPOSED and spec.architecture not in COMPOSED_ARCHITECTURES:
         served = ", ".join(COMPOSED_ARCHITECTURES) or "none"

@@ -85,12 +85,12 @@ def decide(
     weights = np.where(ranking.candidates, _weights(estimate, utilities), 0.0)
     chosen = select.choose(Candidates(estimate, utilities, order, ranking.candidates.sum(axis=1), weights, rng))
     overruled = ranking.overruled
-    stands = [not over and columns[0] == row[0] for over, columns, row in zip(overruled, chosen, order, strict=True)]
+    unchanged = [not over and columns[0] == row[0] for over, columns, row in zip(overruled, chosen, order, strict=True)]
     refused = _refused(estimate)
     return [
         _refusal(estimate, i)
         if refused[i]
-        else _decision(estimate, i, columns, utilities[i], weights[i], bool(overruled[i]), bool(stands[i]))
+        else _decision(estimate, i, columns, utilities[i], weights[i], bool(overruled[i]), bool(unchanged[i]))
         for i, columns in enumerate(chosen)
     ]
 
@@ -207,14 +207,14 @@ def _decision(
     utilities: Floats,
     weights: Floats,
     overruled: bool,
-    stands: bool,
+    unchanged: bool,
 ) -> RoutingDecision:
     scores = utilities[chosen]
     shares = weights[chosen]
     if estimate.weights is None or not shares.any():
         shares = np.exp((scores - scores.max()) / WEIGHT_TEMPERATURE)
     quality = estimate.quality[i, chosen]
-    confidence = quality[0] if estimate.confidence is None or not stands else estimate.confidence[i]
+    confidence = quality[0] if estimate.confidence is None or not unchanged else estimate.confidence[i]
     return RoutingDecision(
         experts=tuple(estimate.experts[j] for j in chosen),
         weights=tuple((shares / shares.sum()).tolist()),

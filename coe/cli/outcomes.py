@@ -133,7 +133,7 @@ def _print_summary(file: Path, summary: dict[str, Any]) -> None:
     known = {"domains": summary["domains"], "folds": summary["folds"], "answers": len(summary["answers"]) or None}
     facts = [f"{summary['n_queries']:,} queries", f"{summary['n_experts']} experts"]
     facts += [f"{count} {name}" if count else f"no {name}" for name, count in known.items()]
-    facts += ["costs" if summary["mean_cost_usd"] else "no costs (add them with `--prices` in `coe router`)"]
+    facts += ["costs known" if summary["mean_cost_usd"] else "no costs (add them with `--prices` in `coe router`)"]
     out.print(f"{file}: {', '.join(facts)}", highlight=False, markup=False, soft_wrap=True)
     table = Table("expert", "mean score", "USD / 1k")
     for name, score in sorted(summary["mean_score"].items(), key=lambda item: -item[1]):

@@ -1,4 +1,4 @@
-"""What Alembic runs to migrate: on the connection it is given, inside the transaction that is open there."""
+"""The script that Alembic runs to migrate, on the given connection, inside its open transaction."""
 
 from alembic import context
 

@@ -126,7 +126,7 @@ def _print_use(report: RouterReport) -> None:
         facts.append(f"AIQ {100 * report.aiq:.2f}, of the single experts {100 * report.aiq_experts:.2f}")
     facts += [f"{report.route_ms_p50:.1f} ms a decision"] if report.route_ms_p50 is not None else []
     facts += [f"refused {_percent(report.refused)}"] if report.refused else []
-    facts += [f"{report.composition} of {report.calls:.2f} experts a query"] if report.composition != "single" else []
+    facts += [f"{report.composition} of {report.calls:.2f} experts per query"] if report.composition != "single" else []
     if report.target is not None:
         facts.append(
             f"cost weight solved in each fold: {', '.join(f'{cost_weight:.4g}' for cost_weight in report.cost_weights)}"

@@ -1,1 +1,1 @@
-"""One step a file: `v0002_...` makes a database of format 2 out of one of format 1. Both SQLite and Postgres."""
+"""One step per file: `v0002_...` upgrades a database from format 1 to format 2, on SQLite and Postgres."""

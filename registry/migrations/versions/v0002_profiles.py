@@ -1,4 +1,4 @@
-"""Format 2: what was measured of each expert, by source and skill."""
+"""Format 2: measurements of experts by source and skill."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Add an empty table; what is there stays as it is."""
+    """Add an empty table; existing tables are unchanged."""
     op.create_table(
         "profiles",
         sa.Column("id", sa.Integer, primary_key=True),

@@ -51,7 +51,7 @@ def test_wide_scores_by_column_name(tmp_path):
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["mean_cost_usd"] is None
     assert OutcomeTable.read(out).experts == ("gpt", "llama")
-    assert "no costs (`--prices` gives them)" in run("check", out).stdout
+    assert "no costs (add them with `--prices` in `coe router`)" in run("check", out).stdout
 
 
 def test_check_tells_every_problem(tmp_path):

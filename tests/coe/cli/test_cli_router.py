@@ -237,7 +237,7 @@ def test_compositions_are_replayed_from_recorded_answers(files):
     assert (vote["top_k"], vote["composition"], vote["calls"]) == (3, "vote", 3)
     assert vote["accuracy"] == pytest.approx((table.scores.sum(axis=1) >= 2).mean())
     shown = run(*command, "--top-k", "3", "--compose", "vote").stdout
-    assert "vote of 3.00 experts a query" in " ".join(shown.split())
+    assert "vote of 3.00 experts per query" in " ".join(shown.split())
     weighted = run(
         *command, "--top-k", "3", "--select", "dynamic,p=0.0", "--compose", "weighted-vote,options=2", "--json", "-"
     )
