@@ -33,13 +33,11 @@ def next_commands(config: Path, results: Path) -> str:
     """The commands that go on from here, as they work in the current folder."""
     where = _relative(config)
     commands = {
-        _shown("ask", QUESTION, "--config", where): "one question, the answer streamed",
-        _shown("serve", "--config", where): "the same service at http://127.0.0.1:8000/v1, until Ctrl-C",
-        _shown("registry", "list"): "the experts, with sizes and digests",
+        _shown("ask", QUESTION, "--config", where): "",
+        _shown("serve", "--config", where): "  # at http://127.0.0.1:8000/v1, until Ctrl-C",
+        _shown("registry", "list"): "",
     }
-    width = max(map(len, commands))
-    lines = [f"  {command.ljust(width)}  # {what}" for command, what in commands.items()]
-    return "\n".join([f"results: {results}", "next:", *lines])
+    return "\n".join([f"results: {results}", "next:", *(f"  {command}{note}" for command, note in commands.items())])
 
 
 def _shown(*words: str) -> str:
