@@ -154,7 +154,7 @@ def test_a_host_that_dies_repeatedly_ends_the_batch_with_an_error(place: Path, m
     with pytest.raises(BatchError, match="files of answers are missing, .*'loud': .*died repeatedly"):
         on_ray(place, "ray", Deadly())
     assert deaths >= 2
-    assert json.loads((place / "ray" / "run.json").read_text())["status"] == "interrupted"
+    assert json.loads((place / "ray" / "run.json").read_text())["status"] == "stopped"
 
 
 def test_an_error_of_ours_comes_through_ray_as_itself(place: Path) -> None:
