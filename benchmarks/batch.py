@@ -32,7 +32,7 @@ import psutil
 import pyarrow.parquet as pq
 
 from coe.config import load_config
-from coe.host import open_host
+from coe.hosting import open_host
 from coe.orchestrator import Orchestrator
 from coe.types import GenerateRequest
 from routers.base import Message

@@ -49,7 +49,8 @@ from coe.batch.source import Split
 from coe.batch.stages import WorkItem
 from coe.compose import ExpertCall, Final
 from coe.config import Config, load_config
-from coe.host import Host, open_host
+from coe.host import Host
+from coe.hosting import open_host
 from coe.orchestrator import Orchestrator, query_of
 from coe.types import Answer, Failure, GenerateRequest
 from examples.zoo.fetch import fetch

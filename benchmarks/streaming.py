@@ -30,7 +30,8 @@ import numpy as np
 from load_client import free_port, medians, open_session, serving
 
 from coe.config import load_config
-from coe.host import Host, open_host
+from coe.host import Host
+from coe.hosting import open_host
 from coe.types import GenerateRequest
 from routers.base import Message
 

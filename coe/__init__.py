@@ -4,6 +4,7 @@
     orchestrator  how a request is answered, end to end; routing and policy: which policy decides, and how
     compose       what is done with the chosen experts: one answers, several vote, a cascade asks on
     host          holds weights: schedules, leases, generates; scheduler: which request is next
+    hosting       opens a host for a configuration: engines, memory budget
     memory        the cache of resident experts: byte budget, leases, pins, eviction
     engines       turn an expert's files into text: transformers, remote endpoints, fakes, plug-ins
     signals       features that routers ask for: hidden states, keywords
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
     from coe.evaluation.graders import GRADERS, GoldError, Grader, GraderModel
     from coe.evaluation.recorded_answers import replay_composition
     from coe.evaluation.tasks import Task, load_task
-    from coe.host import Host, open_host
+    from coe.host import Host
+    from coe.hosting import open_host
     from coe.local import System, open_local
     from coe.orchestrator import Orchestrator, Reply
     from coe.policy import Policy
@@ -126,7 +128,8 @@ _ROOMS = {
     "coe.evaluation.graders": "GRADERS GoldError Grader GraderModel",
     "coe.evaluation.recorded_answers": "replay_composition",
     "coe.evaluation.tasks": "Task load_task",
-    "coe.host": "Host open_host",
+    "coe.host": "Host",
+    "coe.hosting": "open_host",
     "coe.local": "System open_local",
     "coe.orchestrator": "Orchestrator Reply",
     "coe.policy": "Policy",

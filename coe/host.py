@@ -11,17 +11,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from coe.config import Config
-from coe.engines import create_engine, engine_kind
+from coe.engines import engine_kind
 from coe.engines.base import Adapter, ComposedEngine, Engine, Expert, Member
 from coe.errors import DeadlineExceeded, Overloaded, UnknownModel, Unsupported, WeightsError
-from coe.experts import locate, open_snapshot
 from coe.memory import ExpertCache
 from coe.scheduler import Residency, Waiting, admit
 from coe.types import Chunk, GenerateRequest, Timing
@@ -31,12 +29,6 @@ from registry.store import Snapshot
 
 UNLOADED_CAPACITY = 32
 """Assumed capacity of weights that are not resident yet, whose engine has not stated one."""
-
-FREE_SHARE = 0.8
-"""Share of the free memory that weights may take if no budget is configured."""
-
-WITHOUT_WEIGHTS = frozenset({"fake", "remote"})
-"""Engines that need no memory for weights."""
 
 RECENT = 0.2
 """Weight of the latest answer in the moving average of answer times."""
@@ -378,69 +370,3 @@ async def _until(chunks: AsyncGenerator[Chunk, None], deadline_s: float, name: s
                     raise
                 raise DeadlineExceeded(f"{name!r} did not finish within {deadline_s:g} s") from None
             yield chunk
-
-
-@asynccontextmanager
-async def open_host(config: Config, snapshot: Snapshot | None = None) -> AsyncIterator[Host]:
-    """A Host over `snapshot`, by default the experts of `config`; unloads everything at exit."""
-    if snapshot is None:
-        snapshot = await asyncio.to_thread(open_snapshot, config)
-    kinds = _engine_kinds(snapshot)
-    engines = _Engines(config)
-    for kind in sorted(kinds):
-        engines[kind]  # created now, so that a wrong configuration fails at startup
-    host = Host(
-        snapshot,
-        engines,
-        budget_bytes=await asyncio.to_thread(budget_bytes, config, kinds),
-        locate=locate,
-        pins=config.host.pins,
-        aging_s=config.host.aging_s,
-        max_waiting=config.host.max_waiting,
-    )
-    try:
-        yield host
-    finally:
-        await host.aclose()
-
-
-def _engine_kinds(snapshot: Snapshot) -> set[str]:
-    """The engines that a snapshot needs; an adapter runs on its base's."""
-    return {engine_kind(spec) for spec in snapshot.experts.values() if not spec.base}
-
-
-class _Engines(dict[str, Engine]):
-    """The engines of a configuration, created on first use: a later snapshot may need another kind."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self._config = config
-
-    def __missing__(self, kind: str) -> Engine:
-        self[kind] = engine = create_engine(kind, **engine_options(self._config, kind))
-        return engine
-
-
-async def update_host(host: Host, config: Config, snapshot: Snapshot) -> None:
-    """`host.update`; also sets the memory budget if this snapshot is the first with weights.
-
-    A host that started without any has a budget of 0, unless the configuration states one.
-    """
-    if not host.cache.budget_bytes:
-        kinds = _engine_kinds(snapshot)
-        host.cache.budget_bytes = await asyncio.to_thread(budget_bytes, config, kinds)
-    host.update(snapshot)
-
-
-def engine_options(config: Config, kind: str) -> dict[str, Any]:
-    """The engine's section of the configuration, as its constructor's arguments."""
-    return config.engines.settings(kind)
-
-
-def budget_bytes(config: Config, kinds: Collection[str]) -> int:
-    """The configured budget, else FREE_SHARE of the free memory: the rest is for key-value caches and activations."""
-    if config.host.budget is not None or WITHOUT_WEIGHTS.issuperset(kinds):
-        return int(config.host.budget or 0)
-    from coe.engines.hf.load import choose_device, free_bytes
-
-    return int(FREE_SHARE * free_bytes(choose_device(config.engines.hf.device)))

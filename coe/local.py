@@ -16,7 +16,8 @@ from typing import Any
 from coe.compose import Composition, build_composition, named_experts
 from coe.config import Config, PolicyConfig, load_config
 from coe.errors import ConfigError
-from coe.host import Host, open_host
+from coe.host import Host
+from coe.hosting import open_host
 from coe.orchestrator import Orchestrator, Reply
 from coe.policy import AUTO, Always, Policy
 from coe.signals.features import Filled, Signals

@@ -41,7 +41,7 @@ from coe.batch.source import Split
 from coe.batch.stages import WorkItem
 from coe.config import BatchConfig
 from coe.errors import CoeError
-from coe.host import open_host
+from coe.hosting import open_host
 from registry.errors import RegistryError
 from routers.errors import RouterError
 

@@ -75,7 +75,7 @@ async def run_in(
     from coe.evaluation.answer_folder import open_answer_folder
     from coe.evaluation.policies import asking
     from coe.evaluation.runner import run
-    from coe.host import open_host
+    from coe.hosting import open_host
 
     async with open_host(config, snapshot) as host, asking(host, policies or {}) as ask:
         opened = open_answer_folder(output, plan, resume=resume, discard=discard)

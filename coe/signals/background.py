@@ -20,7 +20,7 @@ from anyio.from_thread import start_blocking_portal
 
 from coe.config import Config, EnginesConfig
 from coe.errors import EngineError
-from coe.host import open_host
+from coe.hosting import open_host
 from coe.types import GenerateRequest
 from registry.store import Snapshot
 

@@ -21,7 +21,7 @@ from coe.compose import ExpertCall
 from coe.compose.synthesis import synthesis, without_thoughts
 from coe.config import load_config
 from coe.experts import open_snapshot
-from coe.host import open_host
+from coe.hosting import open_host
 from coe.orchestrator import AskExpert, Orchestrator
 from coe.types import Answer, GenerateRequest
 from examples.zoo.card import write_card

@@ -29,7 +29,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # before tokenizers ar
 from coe.cli.progress import progress, status
 from coe.config import load_config
 from coe.experts import open_snapshot
-from coe.host import open_host
+from coe.hosting import open_host
 from examples.zoo.after import next_commands, register
 from examples.zoo.families import FAMILIES
 from examples.zoo.fetch import BASES, fetch

@@ -12,7 +12,7 @@ import json
 from coe.cli.progress import progress
 from coe.config import load_config
 from coe.evaluation.runner import Progress
-from coe.host import open_host
+from coe.hosting import open_host
 from examples.zoo.fetch import BASES, fetch
 from examples.zoo.outcomes import DIGESTS, SHIPPED, ZOO, measured_outcomes
 from registry.storage import atomic_path

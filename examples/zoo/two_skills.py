@@ -21,7 +21,7 @@ import typer
 
 from coe.compose import Aggregate, Chain, Composition, ExpertCall, Single, Vote
 from coe.config import load_config
-from coe.host import open_host
+from coe.hosting import open_host
 from coe.orchestrator import AskExpert, Orchestrator
 from coe.policy import Policy
 from coe.routing import Routed

@@ -20,7 +20,8 @@ from coe.errors import (
     Unsupported,
     WeightsError,
 )
-from coe.host import Host, open_host
+from coe.host import Host
+from coe.hosting import open_host
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.errors import DigestMismatch
 from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
@@ -275,7 +276,7 @@ async def test_what_waits_and_what_it_took_before_say_how_long_a_new_request_wou
 
 async def test_an_engine_that_a_later_snapshot_needs_is_made_then() -> None:
     from coe.config import Config
-    from coe.host import open_host, update_host
+    from coe.hosting import open_host, update_host
 
     config = Config.model_validate({"engines": {"fake": {"capacity": 3}}})
     remote = ExpertSpec(name="far", kind=Kind.REMOTE, source="http://127.0.0.1:9/v1")
@@ -288,7 +289,7 @@ async def test_an_engine_that_a_later_snapshot_needs_is_made_then() -> None:
 
 async def test_the_first_weights_that_come_with_a_later_snapshot_get_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from coe.config import Config
-    from coe.host import open_host, update_host
+    from coe.hosting import open_host, update_host
 
     monkeypatch.setattr("coe.engines.hf.load.free_bytes", lambda device: 1000)
     monkeypatch.setattr("coe.engines.hf.load.choose_device", lambda device: "cpu")

@@ -131,7 +131,7 @@ async def test_a_wrong_experts_file_is_refused_with_its_line(tmp_path: Path) -> 
 
 def test_every_engine_takes_its_section_of_the_configuration() -> None:
     from coe.engines import ENGINES, create_engine
-    from coe.host import engine_options
+    from coe.hosting import engine_options
 
     for kind in ENGINES:
         assert create_engine(kind, **engine_options(Config(), kind))
@@ -152,7 +152,7 @@ async def test_a_remote_expert_without_its_key_is_refused_by_the_name_of_the_var
 
 
 def test_without_a_stated_budget_most_of_the_free_memory_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    from coe.host import budget_bytes
+    from coe.hosting import budget_bytes
 
     monkeypatch.setattr("coe.engines.hf.load.free_bytes", lambda device: 1000)
     assert budget_bytes(Config(), {"hf", "remote"}) == 800

@@ -19,7 +19,7 @@ from coe.batch.run import run_batch
 from coe.batch.source import Split
 from coe.batch.stages import WorkItem
 from coe.config import Config, load_config
-from coe.host import open_host
+from coe.hosting import open_host
 from routers.artifacts import save
 from routers.encoders.build import build_encoder
 from routers.factory import build

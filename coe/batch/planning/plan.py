@@ -20,7 +20,7 @@ from coe.batch.planning.rehearsal import Demand, PlannedItem, Rehearsal
 from coe.batch.run import Batch, Watcher, open_input
 from coe.config import Config
 from coe.errors import WeightsError
-from coe.host import open_host
+from coe.hosting import open_host
 from coe.policy import AUTO
 from coe.runs.folder import RunFolder
 from coe.runs.storage import Folder

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from coe.config import Config, HostPoolConfig
 from coe.errors import CoeError
-from coe.host import Host, open_host, update_host
+from coe.host import Host
+from coe.hosting import open_host, update_host
 from coe.serve.cluster.catalog import Catalog, serving
 from coe.types import Chunk, GenerateRequest
 from registry.store import Snapshot

@@ -1,0 +1,87 @@
+"""Opens a Host for a configuration: its engines, its memory budget, and later changes of its experts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from typing import Any
+
+from coe.config import Config
+from coe.engines import create_engine, engine_kind
+from coe.engines.base import Engine
+from coe.experts import locate, open_snapshot
+from coe.host import Host
+from registry.store import Snapshot
+
+WITHOUT_WEIGHTS = frozenset({"fake", "remote"})
+"""Engines that need no memory for weights."""
+
+FREE_SHARE = 0.8
+"""Share of the free memory that weights may take if no budget is configured."""
+
+
+@asynccontextmanager
+async def open_host(config: Config, snapshot: Snapshot | None = None) -> AsyncIterator[Host]:
+    """A Host over `snapshot`, by default the experts of `config`; unloads everything at exit."""
+    if snapshot is None:
+        snapshot = await asyncio.to_thread(open_snapshot, config)
+    kinds = _engine_kinds(snapshot)
+    engines = _Engines(config)
+    for kind in sorted(kinds):
+        engines[kind]  # created now, so that a wrong configuration fails at startup
+    host = Host(
+        snapshot,
+        engines,
+        budget_bytes=await asyncio.to_thread(budget_bytes, config, kinds),
+        locate=locate,
+        pins=config.host.pins,
+        aging_s=config.host.aging_s,
+        max_waiting=config.host.max_waiting,
+    )
+    try:
+        yield host
+    finally:
+        await host.aclose()
+
+
+def _engine_kinds(snapshot: Snapshot) -> set[str]:
+    """The engines that a snapshot needs; an adapter runs on its base's."""
+    return {engine_kind(spec) for spec in snapshot.experts.values() if not spec.base}
+
+
+class _Engines(dict[str, Engine]):
+    """The engines of a configuration, created on first use: a later snapshot may need another kind."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self._config = config
+
+    def __missing__(self, kind: str) -> Engine:
+        self[kind] = engine = create_engine(kind, **engine_options(self._config, kind))
+        return engine
+
+
+async def update_host(host: Host, config: Config, snapshot: Snapshot) -> None:
+    """`host.update`; also sets the memory budget if this snapshot is the first with weights.
+
+    A host that started without any has a budget of 0, unless the configuration states one.
+    """
+    if not host.cache.budget_bytes:
+        kinds = _engine_kinds(snapshot)
+        host.cache.budget_bytes = await asyncio.to_thread(budget_bytes, config, kinds)
+    host.update(snapshot)
+
+
+def engine_options(config: Config, kind: str) -> dict[str, Any]:
+    """The engine's section of the configuration, as its constructor's arguments."""
+    return config.engines.settings(kind)
+
+
+def budget_bytes(config: Config, kinds: Collection[str]) -> int:
+    """The configured budget, else FREE_SHARE of the free memory: the rest is for key-value caches and activations."""
+    if config.host.budget is not None or WITHOUT_WEIGHTS.issuperset(kinds):
+        return int(config.host.budget or 0)
+    from coe.engines.hf.load import choose_device, free_bytes
+
+    return int(FREE_SHARE * free_bytes(choose_device(config.engines.hf.device)))
