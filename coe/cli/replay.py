@@ -80,7 +80,7 @@ def _print(replayed: ReplayReport, rerouter: Rerouter | None) -> None:
     if replayed.differences:
         output.print(_differences(replayed))
     if rerouter is not None:
-        output.print(_anew(rerouter))
+        output.print(_rerouted(rerouter))
         for count, why in (
             (rerouter.without_text, "were logged without their text"),
             (rerouter.unknown_policy, "belong to policies that the configuration does not have"),
@@ -118,15 +118,15 @@ def _differences(replayed: ReplayReport) -> Table:
     return table
 
 
-def _anew(rerouter: Rerouter) -> Table:
+def _rerouted(rerouter: Rerouter) -> Table:
     from rich.table import Table
 
     table = Table(
         "policy", "routed again", "same choice", "same router", "no eligible expert", "largest change in quality"
     )
-    for name, anew in sorted(rerouter.by_policy.items()):
-        drift = "" if anew.largest_drift is None else f"{anew.largest_drift:.3g}"
-        counts = (anew.routed, anew.same_choice, anew.same_router, anew.nobody)
+    for name, rerouted in sorted(rerouter.by_policy.items()):
+        drift = "" if rerouted.largest_drift is None else f"{rerouted.largest_drift:.3g}"
+        counts = (rerouted.routed, rerouted.same_choice, rerouted.same_router, rerouted.no_eligible_expert)
         table.add_row(name, *(f"{count:,}" for count in counts), drift)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -134,12 +134,12 @@ def _anew(rerouter: Rerouter) -> Table:
 
 
 def _document(replayed: ReplayReport, rerouter: Rerouter | None, cut: list[str]) -> dict[str, Any]:
-    anew = None
+    rerouted = None
     if rerouter is not None:
-        anew = {
+        rerouted = {
             "policies": rerouter.by_policy,
             "without_text": rerouter.without_text,
             "unknown_policy": rerouter.unknown_policy,
         }
     fields = ("entries", "repeated", "differing", "named", "refused", "differences")
-    return {**{name: getattr(replayed, name) for name in fields}, "cut": cut, "anew": anew}
+    return {**{name: getattr(replayed, name) for name in fields}, "cut": cut, "rerouted": rerouted}

@@ -1,4 +1,4 @@
-"""Tables and prompts that something is wrong with, for every kind that learns from text."""
+"""Malformed tables and prompts, for every kind that learns from text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Updated routers equal newly trained ones, and encode nothing that was encoded before."""
+"""Updated routers equal newly trained ones and encode only new prompts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = list(SETTINGS)
 
 
 class CountingEncoder(HashingEncoder):
-    """Keeps what it was asked to encode."""
+    """Records the texts it encodes."""
 
     def __init__(self, dim=128):
         super().__init__(dim)

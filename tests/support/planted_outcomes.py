@@ -1,4 +1,4 @@
-"""Outcome tables with planted structure: topics with words of their own, and an expert that is good at each."""
+"""Outcome tables with planted structure: topics with distinct words, and an expert for each."""
 
 from __future__ import annotations
 

@@ -19,16 +19,16 @@ LISTED = GenerateRequest(
 
 Said = str | Exception | Answer
 Says = Mapping[str, Said | Callable[[GenerateRequest], Said]]
-"""What each expert says, or how it makes that of what it is asked."""
+"""The answer of each expert, or a function from its request to the answer."""
 
 
 def prior(**weights: float) -> OptionPrior:
-    """Of these weights; the others are 0."""
+    """A prior with these weights; the others are 0."""
     return OptionPrior({name: weights.get(name, 0.0) for name in FEATURES})
 
 
 def decision(**quality: float) -> RoutingDecision:
-    """Experts in this order, their utilities their qualities."""
+    """Experts in this order, with their qualities as utilities."""
     values = tuple(quality.values())
     return RoutingDecision(tuple(quality), (1 / len(values),) * len(values), values, values[0], quality=values)
 

@@ -46,7 +46,7 @@ def test_all_means_every_adapter_and_the_rival(trained: list[tuple[str, int, Pat
     assert {folder for _, _, folder in trained[:-1]} == {module.ZOO / "adapters" / name for name in names}
 
 
-def test_a_finished_command_starts_anew(trained: list[tuple[str, int, Path]], tmp_path: Path) -> None:
+def test_a_finished_command_starts_again(trained: list[tuple[str, int, Path]], tmp_path: Path) -> None:
     for _ in range(2):
         result = runner.invoke(app, ["--adapter", "sql", "--steps", "3", "--out", str(tmp_path)])
         assert result.exit_code == 0

@@ -82,21 +82,21 @@ def differences(entry: Entry, inputs: DecisionInputs, logged: RoutingDecision) -
 
 
 @dataclass(slots=True)
-class Anew:
+class Rerouted:
     """How a current policy routes the logged queries.
 
     Attributes:
         routed: number of entries of this policy routed again.
         same_choice: entries with the same experts in the same order.
         same_router: entries decided by the current router, by its digest.
-        nobody: entries that no expert may answer now.
+        no_eligible_expert: entries that no expert may answer now.
         largest_drift: largest change in estimated quality of an expert known to both; None if there is none.
     """
 
     routed: int = 0
     same_choice: int = 0
     same_router: int = 0
-    nobody: int = 0
+    no_eligible_expert: int = 0
     largest_drift: float | None = None
 
 
@@ -108,7 +108,7 @@ class Rerouter:
     """
 
     def __init__(self, policies: Mapping[str, Policy], snapshot: Snapshot) -> None:
-        self.by_policy: dict[str, Anew] = {}
+        self.by_policy: dict[str, Rerouted] = {}
         self.without_text = self.unknown_policy = 0
         self._policies, self._snapshot = policies, snapshot
         self._waiting: dict[str, list[tuple[Query, DecisionInputs, Entry]]] = {}
@@ -134,19 +134,19 @@ class Rerouter:
 
     def _route(self, name: str) -> None:
         policy, waiting = self._policies[name], self._waiting.pop(name)
-        anew = self.by_policy.setdefault(name, Anew())
+        rerouted = self.by_policy.setdefault(name, Rerouted())
         outcomes = route([query for query, _, _ in waiting], policy, self._snapshot, {})
         for (_, inputs, entry), outcome in zip(waiting, outcomes, strict=True):
-            anew.routed += 1
-            anew.same_router += entry.router_digest == policy.router_digest
+            rerouted.routed += 1
+            rerouted.same_router += entry.router_digest == policy.router_digest
             if isinstance(outcome, Routed):
                 assert outcome.inputs is not None  # a policy decided
                 now = replace(outcome.inputs, load_s=inputs.load_s)
-                anew.same_choice += entry.decision is not None and _choice(now) == entry.decision.experts
-                drifts = [anew.largest_drift, _drift(inputs.estimate, now.estimate)]
-                anew.largest_drift = max((drift for drift in drifts if drift is not None), default=None)
+                rerouted.same_choice += entry.decision is not None and _choice(now) == entry.decision.experts
+                drifts = [rerouted.largest_drift, _drift(inputs.estimate, now.estimate)]
+                rerouted.largest_drift = max((drift for drift in drifts if drift is not None), default=None)
             else:
-                anew.nobody += 1
+                rerouted.no_eligible_expert += 1
 
 
 def replay(entries: Iterable[Entry], rerouter: Rerouter | None = None) -> ReplayReport:

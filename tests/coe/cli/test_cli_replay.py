@@ -132,7 +132,7 @@ def test_a_folder_of_logs_is_replayed_and_json_says_all(
     assert done.status == 0
     cut = f"{logs / 'decisions-2.jsonl'}:11"
     expected = {"entries": N, "repeated": N, "differing": 0, "named": 0, "refused": 0, "differences": []}
-    assert done.document == {**expected, "cut": [cut], "anew": None}
+    assert done.document == {**expected, "cut": [cut], "rerouted": None}
     assert f"{cut}: the last line is incomplete and was skipped" in done.stderr
 
 
@@ -157,9 +157,9 @@ def test_routed_anew_by_the_same_router_nothing_changes(
     config: Path, tmp_path: Path, run: Callable[..., Ended]
 ) -> None:
     (tmp_path / "log.jsonl").write_bytes(b"".join(served(config, texts=True, models=("auto", "coe/named"))))
-    anew = run(tmp_path / "log.jsonl", "--config", config, "--json", "-").document["anew"]
-    same = {"routed": N, "same_choice": N, "same_router": N, "nobody": 0, "largest_drift": 0.0}
-    assert anew == {"policies": {"default": same, "named": same}, "without_text": 0, "unknown_policy": 0}
+    rerouted = run(tmp_path / "log.jsonl", "--config", config, "--json", "-").document["rerouted"]
+    same = {"routed": N, "same_choice": N, "same_router": N, "no_eligible_expert": 0, "largest_drift": 0.0}
+    assert rerouted == {"policies": {"default": same, "named": same}, "without_text": 0, "unknown_policy": 0}
 
 
 def test_routed_anew_by_another_router_it_says_how_much_changes(
@@ -172,11 +172,11 @@ def test_routed_anew_by_another_router_it_says_how_much_changes(
     config.write_text(config.read_text().replace(", named: {expert: loud}", ""))
     done = run(tmp_path / "log.jsonl", "--config", config, "--json", tmp_path / "report.json")
     assert done.status == 0, "the logged decisions themselves come out the same"
-    anew = json.loads((tmp_path / "report.json").read_text())["anew"]
-    of = anew["policies"]["default"]
-    assert (of["routed"], of["same_router"], of["nobody"]) == (N, 0, 0)
+    rerouted = json.loads((tmp_path / "report.json").read_text())["rerouted"]
+    of = rerouted["policies"]["default"]
+    assert (of["routed"], of["same_router"], of["no_eligible_expert"]) == (N, 0, 0)
     assert 0 < of["same_choice"] < N and of["largest_drift"] is not None
-    assert (anew["without_text"], anew["unknown_policy"]) == (N, N)
+    assert (rerouted["without_text"], rerouted["unknown_policy"]) == (N, N)
     assert "same choice" in done.stdout and f"{N} entries were logged without their text: not routed" in done.stdout
     assert f"{N} entries belong to policies that the configuration does not have" in done.stdout
 

@@ -247,8 +247,8 @@ async def test_every_logged_decision_replays_identically(service: ServeProcess, 
     done = CliRunner().invoke(app, ["replay", str(service.logs), "--config", config, "--json", "-"])
     report = json.loads(done.stdout)
     assert done.exit_code == 0 and report["differing"] == 0 and report["repeated"] >= 8 + 12
-    anew = report["anew"]["policies"]["default"]
-    assert anew["routed"] == anew["same_choice"] == anew["same_router"] > 0
+    rerouted = report["rerouted"]["policies"]["default"]
+    assert rerouted["routed"] == rerouted["same_choice"] == rerouted["same_router"] > 0
 
 
 def change(path: Path, text: str) -> None:

@@ -212,7 +212,7 @@ def test_differences_beyond_a_thousand_are_only_counted() -> None:
     assert replayed.differing == 700 and len(replayed.differences) == 1000
 
 
-def anew(entries: Iterable[Entry], *policies: Policy) -> Rerouter:
+def rerouted(entries: Iterable[Entry], *policies: Policy) -> Rerouter:
     rerouter = Rerouter({each.name: each for each in policies}, SNAPSHOT)
     again(*entries, rerouter=rerouter)
     return rerouter
@@ -220,14 +220,15 @@ def anew(entries: Iterable[Entry], *policies: Policy) -> Rerouter:
 
 def test_the_same_router_chooses_the_same_and_nothing_drifts() -> None:
     logged = [entry(finished(routed=routed(f"{i}", replace(inputs(), select=TopK()))), texts=True) for i in range(600)]
-    [of] = anew(logged, policy()).by_policy.values()
-    assert (of.routed, of.same_choice, of.same_router, of.nobody, of.largest_drift) == (600, 600, 600, 0, 0.0)
+    [of] = rerouted(logged, policy()).by_policy.values()
+    assert (of.routed, of.same_choice, of.same_router) == (600, 600, 600)
+    assert (of.no_eligible_expert, of.largest_drift) == (0, 0.0)
 
 
 def test_another_router_is_told_apart_with_what_it_changes() -> None:
     logged = [entry(finished(), texts=True)]
     other = policy({"cheap": 0.95, "good": 0.8, "new": 1.0, "general": np.nan}, digest="sha256:2")
-    of = anew(logged, other).by_policy["default"]
+    of = rerouted(logged, other).by_policy["default"]
     assert (of.routed, of.same_choice, of.same_router) == (1, 0, 0)
     assert of.largest_drift == pytest.approx(0.45)
 
@@ -246,7 +247,7 @@ def test_load_times_are_those_that_were_logged() -> None:
     patient = replace(policy(), utility=Utility(latency_weight=0.1))
     logged = entry(finished(routed=routed(made_from=then, by=patient)), texts=True)
     assert logged.decision is not None and logged.decision.experts == ("cheap",)
-    assert anew([logged], patient).by_policy["default"].same_choice == 1
+    assert rerouted([logged], patient).by_policy["default"].same_choice == 1
 
 
 def test_what_cannot_be_routed_anew_is_counted() -> None:
@@ -259,9 +260,9 @@ def test_what_cannot_be_routed_anew_is_counted() -> None:
         entry(finished(routed=gone), texts=True),
         entry(finished(routed=bypassed("good")), texts=True),
     ]
-    rerouter = anew(logged, policy())
+    rerouter = rerouted(logged, policy())
     assert (rerouter.without_text, rerouter.unknown_policy) == (1, 1)
-    assert rerouter.by_policy["default"].nobody == rerouter.by_policy["default"].routed == 1
+    assert rerouter.by_policy["default"].no_eligible_expert == rerouter.by_policy["default"].routed == 1
 
 
 def test_impossible_load_times_are_a_difference_and_no_choice() -> None:

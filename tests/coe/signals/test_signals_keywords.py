@@ -299,7 +299,7 @@ def test_what_is_kept_depends_on_who_is_asked_and_how(monkeypatch: pytest.Monkey
     assert path(SNAPSHOT) != before
 
 
-def test_a_damaged_file_is_begun_anew(counting: Signals, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_file_is_started_again(counting: Signals, caplog: pytest.LogCaptureFixture) -> None:
     counting.fill([Query.of("Paris")], ["keywords/skills"])
     KeywordReader("skills", SNAPSHOT).store().path.write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
     [query] = counting.fill([Query.of("Paris")], ["keywords/skills"])

@@ -20,7 +20,7 @@ from routers.errors import InvalidEncoder
 
 
 class Counting(HashingEncoder):
-    """Remembers which texts it was asked for."""
+    """Records the texts it encodes."""
 
     def __init__(self, dim=16):
         super().__init__(dim)
@@ -157,7 +157,7 @@ def test_progress_and_chunks_so_that_an_interrupted_run_goes_on(tmp_path):
     assert seen == [(2, 7), (4, 7)]
     rest = Counting()
     CachedEncoder(rest, tmp_path).encode(texts)
-    assert sorted(rest.asked, key=len) == texts[:3]  # the longest were done first
+    assert sorted(rest.asked, key=len) == texts[:3]  # the longest were encoded first
 
 
 def test_a_bypassed_cache_encodes_afresh(tmp_path):
@@ -188,7 +188,7 @@ def test_altered_vectors_are_encoded_again(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "page"])
-def test_damaged_files_are_begun_anew(tmp_path, damage, caplog):
+def test_damaged_files_are_started_again(tmp_path, damage, caplog):
     texts = [f"text {i}" for i in range(400)]
     expected = CachedEncoder(HashingEncoder(16), tmp_path).encode(texts)
     path = store_path(tmp_path)
@@ -292,7 +292,7 @@ class TestMiniLM:
         if module == "modules.json":
             config[-1]["type"] = "sentence_transformers.models.LayerNorm"
         else:
-            config["pooling_mode_cls_token"] = True  # two ways of pooling, side by side
+            config["pooling_mode_cls_token"] = True  # two ways of pooling
         (folder / module).write_text(json.dumps(config))
         assert encoder_transformer._stated_dim(folder) is None
 

@@ -55,7 +55,7 @@ def test_out_of_distribution_prompts_score_high(trained):
     outside = trained.estimate([Query.of(text) for text in OOD]).ood
     assert outside.min() >= 0.99
     assert familiar.min() >= 0 and familiar.max() <= 1
-    assert 0.3 < familiar.mean() < 0.7  # a share of held-out queries, so about uniform on like ones
+    assert 0.3 < familiar.mean() < 0.7  # a share of held-out queries, so about uniform on similar ones
 
 
 def test_quality_confidence_and_cost_are_expectations(trained):
@@ -90,7 +90,7 @@ def test_training_twice_gives_the_same_router():
 
 
 def test_probabilities_are_calibrated_on_held_out_queries():
-    """Topics overlap here, so that the classifier is often wrong and has to say so."""
+    """Topics overlap here, so that the classifier is often wrong and must be unsure."""
     rng = np.random.default_rng(0)
     words = [*WORDS["law"], *WORDS["music"]]
 
@@ -127,7 +127,7 @@ def test_familiar_queries_hardly_abstain():
     for share in (0.0, 0.02, 0.1):
         router = CategoryRouter(ENCODER, max_abstain=share).fit(TRAIN)
         assert router.estimate(TEST_QUERIES).abstained.mean() <= share + 0.06
-    # No doubt is worth it where the generalist is bad: only what is stranger than all that was seen may abstain.
+    # With a bad generalist, only queries farther away than all training queries may abstain.
     router = CategoryRouter(ENCODER, general="law-expert", max_abstain=0.5).fit(TRAIN)
     assert router.estimate(TEST_QUERIES).abstained.mean() <= 0.1
 
@@ -161,7 +161,7 @@ def test_a_budget_of_parameters_changes_the_map(budget_kind):
 
 
 def test_a_budget_without_footprints_is_one_of_cost():
-    router = CategoryRouter(ENCODER, budget=1e-3).fit(TRAIN)  # only the cheapest expert costs so little
+    router = CategoryRouter(ENCODER, budget=1e-3).fit(TRAIN)  # only the cheapest expert fits
     assert set(category_map(router).values()) == {"cooking-expert"}
     assert router.model.experts[router.model.general] == "cooking-expert"
     with pytest.raises(InvalidSettings, match="a budget needs the footprint of every expert"):
@@ -209,7 +209,7 @@ def test_rare_categories_lean_on_the_whole_table():
     assert leaning.scores[cooking] == pytest.approx(means, abs=0.01)
 
 
-def test_an_unclear_category_is_answered_by_whom_the_likely_ones_need():
+def test_an_unclear_category_is_answered_by_the_expert_of_its_likely_categories():
     """Three categories at 0.4, 0.3 and 0.3: the map's expert of the first is bad at the other two."""
     p, expert_of, kept = np.array([[0.4, 0.3, 0.3]]), np.array([0, 1, 1]), np.ones(3, dtype=bool)
     scores = np.array([[0.9, 0.8, 0.95], [0.1, 0.7, 0.95], [0.1, 0.7, 0.95]])  # expert 2 is not in the map
@@ -258,7 +258,7 @@ def test_an_unclear_choice_is_explained():
     router = CategoryRouter(ENCODER).fit(TRAIN)
     model = router.model
     scores = np.full_like(model.scores, 0.1)
-    scores[:, model.expert_of[0]] = 0.5  # whatever the category, the expert of the first is expected to do better
+    scores[:, model.expert_of[0]] = 0.5  # for every category, the expert of the first is expected to do better
     queries = [q for q, topic in zip(TEST_QUERIES, TEST.domains, strict=True) if topic == model.categories[1]]
     decisions = decide(replace(model, scores=scores).estimate(ENCODER.encode([q.text for q in queries])))
     told = next(d for d in decisions if not d.abstained)

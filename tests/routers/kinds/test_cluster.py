@@ -47,7 +47,7 @@ def small(**settings):
 
 
 def shares(degrees, beta=6.0):
-    """Of the clusters at 0 and at 90 degrees."""
+    """Shares of the clusters at 0 and at 90 degrees."""
     weights = np.exp(-beta * (1 - np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])))
     return weights / weights.sum()
 
@@ -77,7 +77,7 @@ def test_the_rank_score_is_that_of_avengers():
     by_rank = shares(50) @ rank_scores(np.array([[0.1, 1, 0.9], [1, 0.25, 0.85]]))
     estimate = small(score="rank").estimate([Query.of("50")])
     assert estimate.eligible.tolist() == [(by_rank == by_rank.max()).tolist()]
-    # By rank it is an all or nothing of the specialists, by quality the one who is good at both.
+    # By rank one of the specialists wins, by quality the expert that is good at both.
     assert decide(estimate)[0].experts == ("north",)
     assert decide(small().estimate([Query.of("50")]))[0].experts == ("both",)
     assert estimate.quality == pytest.approx(small().estimate([Query.of("50")]).quality)

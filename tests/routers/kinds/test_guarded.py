@@ -1,4 +1,4 @@
-"""GuardedRouter: its guarantees over splits of planted data, who answers when it abstains, and saving."""
+"""GuardedRouter: its guarantees over splits of planted data, the answering expert on abstention, and saving."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from routers.numeric.mahalanobis import Mahalanobis
 
 
 class Remembering(HashingEncoder):
-    """Every text is hashed once: the splits below see the same ones again and again."""
+    """Hashes every text once, since the splits below share their texts."""
 
     def encode(self, texts):
         seen = self.__dict__.setdefault("seen", {})
@@ -41,7 +41,7 @@ def guarded(**settings):
 
 
 def answered_wrongly(router, table):
-    """(n,) whether a query was answered by the router's own choice, times what that lost."""
+    """(n,) the loss of each query that the router's own choice answered, 0 for the others."""
     decisions = decide(router.estimate([Query.of(prompt) for prompt in table.prompts]))
     scores = np.array([table.scores[i, table.experts.index(d.experts[0])] for i, d in enumerate(decisions)])
     return (1 - scores) * np.array([not d.abstained for d in decisions])
@@ -56,7 +56,7 @@ def test_conformal_abstention_keeps_its_rate_over_splits_and_catches_out_of_dist
         rest = pool.select(np.sort(order[300:]))
         rates.append(router.estimate([Query.of(prompt) for prompt in rest.prompts]).abstained.mean())
         caught.append(router.estimate(OOD_QUERIES).abstained.mean())
-    assert 0.03 < np.mean(rates) <= 0.1 + 0.03  # not vacuous, and within the bound but for the noise of 8 splits
+    assert 0.03 < np.mean(rates) <= 0.1 + 0.03  # not vacuous, and within the bound plus the noise of 8 splits
     assert np.mean(caught) == 1.0
 
 

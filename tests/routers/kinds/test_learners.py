@@ -56,7 +56,7 @@ def test_what_is_in_the_features_is_found(name):
     learner = learner_class(name).fit(seen, y, np.random.default_rng(0))
     picks = learner.predict(new).argmax(axis=1)
     won = truth[np.arange(1000), picks].mean()
-    assert won > 0.81  # one expert always: 0.55; the best of each category: 0.8; all that can be known: 0.89
+    assert won > 0.81  # one expert always: 0.55; the best of each category: 0.8; the optimum: 0.89
 
 
 def test_walking_the_trees_gives_what_scikit_learn_predicts():

@@ -1,4 +1,4 @@
-"""The quality router on planted topics: whom it asks, how sure it is, and what it keeps."""
+"""The quality router on planted topics: its choices, its calibration, and its artifact."""
 
 from __future__ import annotations
 

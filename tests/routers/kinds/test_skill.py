@@ -1,4 +1,4 @@
-"""Recruiting by planted skills: who is recruited, what it is explained by, and what is refused."""
+"""Recruiting by planted skills: the recruits, the explanation, and what is refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TWO = {"cooking": "knives", "geometry": "shapes", "law": "courts", "music": "sou
 
 
 def needing(n: int, *, seed: int = 0, topics: tuple[str, ...] = TOPICS, per_query: int = 2) -> OutcomeTable:
-    """n queries of two topics each; the expert of a topic is right exactly where that is needed."""
+    """n queries of two topics each; the expert of a topic is correct exactly on queries that need it."""
     rng = np.random.default_rng(seed)
     needed = [tuple(rng.permutation(topics)[:per_query].tolist()) for _ in range(n)]
     prompts = [
@@ -43,7 +43,7 @@ def needing(n: int, *, seed: int = 0, topics: tuple[str, ...] = TOPICS, per_quer
 
 
 def with_words(table: OutcomeTable) -> OutcomeTable:
-    """What a keyword expert says of each query: its skills, in its own words."""
+    """The keywords of each query from a keyword expert: its skills in other words."""
     assert table.frame is not None
     named = [tuple(TWO[topic] for topic in row.split(", ")) for row in table.frame["skills"]]
     return replace(table, features={FEATURE: named})
@@ -83,7 +83,7 @@ def test_domains_are_skills_where_no_column_is_named():
     assert np.mean([label == topic for label, topic in zip(estimate.labels, test.domains, strict=True)]) > 0.9
     best = [decision.experts[0] for decision in decide(estimate)]
     assert np.mean([name == f"{topic}-expert" for name, topic in zip(best, test.domains, strict=True)]) > 0.9
-    # of all experts only these two are right there more often than wrong
+    # only these two experts are more often right than wrong there
     recruits = [set(decision.experts) for decision in decide(estimate, select=Recruit(2))]
     expected = [{f"{topic}-expert", "generalist"} for topic in test.domains]
     assert np.mean([ours == theirs for ours, theirs in zip(recruits, expected, strict=True)]) > 0.9
@@ -240,7 +240,7 @@ def test_the_decision_does_not_depend_on_which_queries_stand_beside_it():
     assert [decision.experts for decision in decide(BY_TEXT.estimate(queries), select=Recruit(3))] == alone
 
 
-# What may go wrong
+# Errors
 
 
 def test_a_query_without_words_is_answered_by_competency():

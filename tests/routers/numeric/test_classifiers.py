@@ -123,7 +123,7 @@ OUTSIDE = Doubt(np.full(10, 0.9), np.full(10, 0.1))
 def test_thresholds_catch_ood_prompts_and_spare_the_familiar():
     found = tune_thresholds(INSIDE, OUTSIDE, np.zeros(100), max_abstain=0.05)
     assert found.exceeded(OUTSIDE).all()
-    assert not found.exceeded(INSIDE).any()  # of pairs that catch as many, the one that stops fewest
+    assert not found.exceeded(INSIDE).any()  # of pairs that catch equally many, the one that rejects fewest
     assert found.explain(0.9, 0.1) == f"entropy of the categories 0.900 > {found.entropy:.3f}"
 
 

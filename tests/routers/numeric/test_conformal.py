@@ -42,7 +42,7 @@ def test_the_risk_threshold_by_hand():
 
 def test_equal_confidences_are_answered_together_or_not_at_all():
     confidence, losses = np.full(9, 0.5), np.append(np.zeros(8), 1.0)
-    assert risk_threshold(confidence, losses, 0.1) == 0.5  # one is too many, and which one it is cannot be told
+    assert risk_threshold(confidence, losses, 0.1) == 0.5  # one too many, and it is unknown which
     assert risk_threshold(confidence, losses, 0.2) == -math.inf
 
 
@@ -53,7 +53,7 @@ def test_guarantees_hold_over_exchangeable_splits_and_are_nearly_met(alpha):
     abstained, risks, answered = [], [], []
     for _ in range(splits):
         confidence = rng.beta(3, 1, size=n + 1)
-        losses = (rng.random(n + 1) > confidence**2).astype(float)  # confident beyond what it deserves
+        losses = (rng.random(n + 1) > confidence**2).astype(float)  # overconfident
         abstained.append(-confidence[-1] > conformal_threshold(-confidence[:-1], alpha))
         t = risk_threshold(confidence[:-1], losses[:-1], alpha)
         answered.append(confidence[-1] > t)
