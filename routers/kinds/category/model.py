@@ -84,7 +84,7 @@ class CategoryModel:
         return int(self.vectors.shape[1])
 
     def estimate(self, x: Vectors) -> Estimate:
-        """The estimate for (n, dim) embeddings; see `CategoryRouter` for what it holds."""
+        """The estimate for (n, dim) embeddings; see `CategoryRouter`."""
         p = probabilities(self.classifier.logits(x), self.temperature)
         doubt = Doubt(normalised_entropy(p), nearest_distance(x, self.vectors))
         abstained = self.thresholds.exceeded(doubt)
