@@ -83,7 +83,7 @@ async def echo(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time requests through the gateway beside bare echoes.")
+    parser = argparse.ArgumentParser(description="Time requests through the gateway against bare echoes.")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--seconds", type=float, default=3.0, help="of each rival in each round")
     parser.add_argument("--rounds", type=int, default=5)

@@ -59,7 +59,7 @@ Ask = Callable[[], Awaitable[Stream]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time streams through the service beside the Host in process.")
+    parser = argparse.ArgumentParser(description="Time streams through the service against the Host in process.")
     parser.add_argument("--token-ms", type=float, nargs="+", default=[0.0, 5.0, 20.0], help="of the fake expert")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--tokens", type=int, default=200, help="of each answer")

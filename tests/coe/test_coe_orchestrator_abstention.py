@@ -24,7 +24,7 @@ class Refusing:
 
     def estimate(self, queries: Sequence[Query]) -> Estimate:
         nobody = np.zeros((len(queries), 1), dtype=bool)
-        reasons = ("too foreign",) * len(queries)
+        reasons = ("out of distribution",) * len(queries)
         return Estimate(("good",), nobody + 0.9, eligible=nobody, abstained=~nobody[:, 0], reasons=reasons)
 
 
@@ -35,11 +35,11 @@ async def ask(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, No
 async def test_a_refusal_is_told_with_its_reason_and_nobody_is_asked() -> None:
     reply = Orchestrator(SNAPSHOT, {"default": Policy("default", Refusing())}, ask=ask).answer(REQUEST)
     assert reply.decision.abstained and reply.decision.experts == ()
-    with pytest.raises(Abstained, match="the router abstained: too foreign") as refused:
+    with pytest.raises(Abstained, match="the router abstained: out of distribution") as refused:
         await reply.text()
     assert reply.asked == []
     status, body = error_body(refused.value, logged_as="an id")
-    assert status == 422 and body["error"]["code"] == "abstained" and "too foreign" in body["error"]["message"]
+    assert status == 422 and body["error"]["code"] == "abstained" and "out of distribution" in body["error"]["message"]
 
 
 async def test_a_fallback_answers_what_the_router_refuses() -> None:

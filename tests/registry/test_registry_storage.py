@@ -206,10 +206,10 @@ def test_only_abandoned_staging_is_removed(tmp_path: Path) -> None:
     dead = leftover(tmp_path, "x")
     other_target = leftover(tmp_path, "y")
     other_user = leftover(tmp_path, "x", pid=1)
-    foreign = leftover(tmp_path, "x", host="00000000")
+    other_host = leftover(tmp_path, "x", host="00000000")
     foreign_old = leftover(tmp_path, "x", host="00000001")
     users_file = tmp_path / ".x.part-mine"
-    for path in (live, other_user, foreign, users_file):
+    for path in (live, other_user, other_host, users_file):
         path.touch()
     for path in (dead, other_target, foreign_old):
         path.mkdir()
@@ -217,7 +217,7 @@ def test_only_abandoned_staging_is_removed(tmp_path: Path) -> None:
     os.utime(foreign_old, (yesterday, yesterday))
     assert set(remove_leftovers(tmp_path, "x")) == {dead, foreign_old}
     assert remove_leftovers(tmp_path) == [other_target]
-    assert set(tmp_path.iterdir()) == {live, other_user, foreign, users_file}
+    assert set(tmp_path.iterdir()) == {live, other_user, other_host, users_file}
     assert remove_leftovers(tmp_path / "absent") == []
 
 

@@ -99,7 +99,7 @@ def test_models_and_adapters_of_folders(tmp_path: Path) -> None:
         "name": "base-model", "kind": "model", "source": "models/Base Model", "description": "",
     }  # fmt: skip
     assert entries["sql"]["kind"] == "adapter" and entries["sql"]["base"] == "base-model"
-    assert list(entries) == ["base-model", "sql"], "an adapter stands after its base"
+    assert list(entries) == ["base-model", "sql"], "an adapter follows its base"
     config = load_config(tmp_path / "coe.yaml")
     assert config.policies["default"].expert == "base-model"
 

@@ -207,7 +207,7 @@ def test_the_best_aggregator_is_found_shown_and_kept(service: Path) -> None:
     said = yaml.safe_load(result.stdout[result.stdout.index("composition:") :])
     assert said == {"composition": document["composition"]}
     assert said["composition"] == {"kind": "aggregate", "aggregator": "geo"}
-    assert counts("geo") == {}, "it is no profile of its own answers"
+    assert counts("geo") == {}, "a trial of aggregators is not a profile"
     with Registry(REGISTRY) as registry:
         assert registry.profiles(aggregating=True).of("geo")["north"].score == 1
     assert {one["skill"] for one in show("geo")["aggregating"]} == {"capitals", "north", "old", "south"}
@@ -225,7 +225,7 @@ def test_aggregators_by_a_runs_recorded_answers(service: Path) -> None:
     assert "capitals: 1 questions to aggregate; left out: 2 without a right answer" in result.stderr
     document = json.loads(Path("out/aggregators.json").read_text())
     assert (document["best"], Path("out/trial/answers.jsonl").exists()) == ("geo", True)
-    assert not Path("out/answers").exists(), "nobody was asked what is recorded"
+    assert not Path("out/answers").exists(), "no call for recorded answers"
 
 
 def test_aggregators_by_any_table_need_a_grader(service: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_registry_in_memory_keeps_nothing_and_says_so_first(service: Path) -> 
     for more in ([], ["--aggregators"]):
         error = on_tasks(*more, config="memory.yaml", ok=False).exception
         assert isinstance(error, ConfigError) and "its registry is in memory and keeps no profiles" in str(error)
-        assert not Path("coe-home/profiles").exists(), "before anybody is asked"
+        assert not Path("coe-home/profiles").exists(), "before any call"
     document = json.loads(on_tasks("--json", "-", config="memory.yaml").stdout)
     assert document["stored_in"] is None and len(document["rows"]) == 12
     on_tasks("--output", "out", config="memory.yaml")

@@ -131,8 +131,8 @@ def test_cv_reports_every_kind_and_the_marks(files):
     category, knn, single = reports
     assert category["gain_ci95_low"] > 0
     assert single["gain_over_best_single"] == 0
-    marks = {"random", "best_single", "dataset_oracle", "oracle", "knn", "category"}
-    assert all(set(report["baselines"]) == marks for report in reports)
+    baselines = {"random", "best_single", "dataset_oracle", "oracle", "knn", "category"}
+    assert all(set(report["baselines"]) == baselines for report in reports)
     assert category["baselines"]["category"] == category["accuracy"]
     assert knn["baselines"]["knn"] != knn["accuracy"]  # the baseline keeps its default k
     assert category["mean_cost"] is None

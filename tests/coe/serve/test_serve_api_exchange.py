@@ -26,7 +26,7 @@ SNAPSHOT = Snapshot(1, {"a": ExpertSpec(name="a", kind=Kind.MODEL, source="fake:
 
 def service(policy: str = "default") -> Service:
     def ask(expert: str, request: GenerateRequest) -> Any:
-        raise AssertionError("nobody is asked here")
+        raise AssertionError("no expert call here")
 
     policies = {policy: Policy(policy, Words(("a",)))}
     return Service(Orchestrator(SNAPSHOT, policies, ask=ask, default_policy=policy), settings=ServeConfig())

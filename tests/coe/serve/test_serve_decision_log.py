@@ -140,7 +140,7 @@ def test_lines_are_in_the_file_in_order_after_close(tmp_path: Path) -> None:
     log.close()
     [file] = (tmp_path / "new" / "folder").iterdir()
     assert file.name.startswith("decisions-2") and file.name.endswith("Z-7-000001.jsonl")
-    assert file.stat().st_mode & 0o077 == 0, "prompts are nobody else's business"
+    assert file.stat().st_mode & 0o077 == 0, "prompts are readable by the owner only"
     assert ids(file) == [f"d-{i}" for i in range(100)] and log.dropped == 0
     log.write(finished())
     assert log.dropped == 1

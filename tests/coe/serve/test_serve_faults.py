@@ -77,7 +77,7 @@ class Load:
                     self.failed.append(error)
                     await asyncio.sleep(0.1)
                 else:
-                    assert answer.choices[0].message.content == text.upper(), "an answer of somebody else"
+                    assert answer.choices[0].message.content == text.upper(), "an answer to another request"
                     self.answered.append((started, time.monotonic(), answer.id))
 
     async def more(self, count: int) -> None:
@@ -200,7 +200,7 @@ async def test_a_host_dies_and_streams_that_had_begun_end_with_an_error(service:
             os.kill(victim, signal.SIGKILL)
         moment = time.monotonic()
         ends = await asyncio.gather(*streams)
-        assert time.monotonic() - moment < 5, "nobody waits for what will not come"
+        assert time.monotonic() - moment < 5, "no wait for a lost answer"
         assert {code for _, code in ends} == {"host_lost"}
         assert all(text.upper().startswith(part) for part, _ in ends)
         answer = await client.chat.completions.create(model="loud", messages=said("again"))
