@@ -126,7 +126,7 @@ async def test_naming_an_expert_that_is_not_allowed_is_refused() -> None:
         orchestrator(Backend()).answer(REQUEST, model="good", query=Query.of("hi", allowed=frozenset({"cheap"})))
 
 
-async def test_nobody_left_names_the_constraint() -> None:
+async def test_no_expert_left_names_the_constraint() -> None:
     with pytest.raises(NoEligibleExpert, match="tools"):
         orchestrator(Backend()).route([Query.of("hi", tools=({"type": "function"},))])
 

@@ -32,7 +32,7 @@ async def ask(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, No
     yield Chunk(f"{expert} says hi", "stop", Usage(1, 1))
 
 
-async def test_a_refusal_is_told_with_its_reason_and_nobody_is_asked() -> None:
+async def test_a_refusal_is_reported_with_its_reason_and_no_expert_is_called() -> None:
     reply = Orchestrator(SNAPSHOT, {"default": Policy("default", Refusing())}, ask=ask).answer(REQUEST)
     assert reply.decision.abstained and reply.decision.experts == ()
     with pytest.raises(Abstained, match="the router abstained: out of distribution") as refused:

@@ -73,7 +73,7 @@ def test_a_seed_breaks_ties_by_chance_always_the_same_one() -> None:
     assert first == again and first[0] == "a" and set(first[1:]) == {"a", "c"}
 
 
-def test_a_query_that_nobody_may_answer_does_not_disturb_the_others() -> None:
+def test_a_query_without_an_eligible_expert_does_not_disturb_the_others() -> None:
     router = ByLength()
     queries = [Query.of("x"), Query.of("y", tools=({"type": "function"},)), Query.of("x" * 90)]
     one, nobody, two = route(queries, Policy("p", router), SNAPSHOT, {})

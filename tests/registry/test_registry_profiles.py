@@ -62,7 +62,7 @@ def test_the_same_content_under_another_name_counts_once(registry: Registry) -> 
     assert [found.source for found in registry.recorded("a")] == ["renamed"]
 
 
-def test_a_changed_expert_starts_anew_and_the_old_rows_stay(registry: Registry) -> None:
+def test_a_changed_expert_starts_from_zero_and_the_old_rows_stay(registry: Registry) -> None:
     registry.record([row("a", "sql", 3, 4)])
     registry.add(spec("a", description="described better"))
     assert registry.profiles().of("a") == {"sql": Measure(3, 4)}, "the weights are the same"

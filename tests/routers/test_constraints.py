@@ -66,7 +66,7 @@ def test_only_allowed_experts_may_answer():
     assert found.removed["short"] == "allowed experts: the caller does not allow it"
 
 
-def test_nobody_left_names_every_constraint_and_both_numbers():
+def test_no_expert_left_names_every_constraint_and_both_numbers():
     with pytest.raises(NoEligibleExpert) as error:
         prune([Query.of("hi"), Query.of("four" * 500, id="q7", allowed=frozenset({"short", "embedder"}))], SPECS)
     assert str(error.value) == (

@@ -138,7 +138,7 @@ def test_nan_quality_is_no_option():
         ([frozenset()], "allowed experts: no expert may answer"),
     ],
 )
-def test_nobody_allowed_is_an_error_that_names_the_constraint(allowed, message):
+def test_no_allowed_expert_is_an_error_that_names_the_constraint(allowed, message):
     with pytest.raises(NoEligibleExpert, match=message):
         decide(ONE, allowed=allowed)
 

@@ -60,7 +60,7 @@ def test_cascade_starts_with_the_cheapest_that_is_within_the_tolerance_of_the_be
     assert chosen(Cascade(tolerance=0.3)) == ("small",)
 
 
-def test_cascade_starts_with_the_cheapest_of_sufficient_quality_or_with_the_best_where_nobody_is():
+def test_cascade_starts_with_the_cheapest_of_sufficient_quality_or_with_the_best_if_none_is():
     assert chosen(Cascade(threshold=0.6)) == ("medium",)
     assert chosen(Cascade(threshold=0.6, tolerance=0.05)) == ("large",)
     assert chosen(Cascade(threshold=0.9)) == ("large",)

@@ -128,7 +128,7 @@ def test_figures_are_shares_intervals_and_paired_differences() -> None:
 
 
 @pytest.mark.integration
-def test_the_zoo_s_outcomes_teach_the_routers_whom_two_skills_take() -> None:
+def test_routers_trained_on_the_zoo_s_outcomes_find_the_experts_of_two_skills() -> None:
     ways = policies(2)
     rows = {name: pair.family.rows(Split.VALID, 30, seed=2) for name, pair in TWO_SKILLS.items()}
     assert min(recruits(rows, ways["knn"]).values()) > 0.3

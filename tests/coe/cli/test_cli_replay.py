@@ -153,7 +153,7 @@ def test_tampered_lines_are_shown_and_fail_the_command(config: Path, tmp_path: P
     assert (first["place"], first["id"], first["field"], first["logged"]) == (f"{log}:8", "auto-7", "confidence", 0.123)
 
 
-def test_routed_anew_by_the_same_router_nothing_changes(
+def test_routed_again_by_the_same_router_nothing_changes(
     config: Path, tmp_path: Path, run: Callable[..., Ended]
 ) -> None:
     (tmp_path / "log.jsonl").write_bytes(b"".join(served(config, texts=True, models=("auto", "coe/named"))))
@@ -162,7 +162,7 @@ def test_routed_anew_by_the_same_router_nothing_changes(
     assert rerouted == {"policies": {"default": same, "named": same}, "without_text": 0, "unknown_policy": 0}
 
 
-def test_routed_anew_by_another_router_it_says_how_much_changes(
+def test_routed_again_by_another_router_the_changes_are_reported(
     config: Path, tmp_path: Path, run: Callable[..., Ended]
 ) -> None:
     lines = served(config, texts=True, models=("auto", "coe/named"))

@@ -93,7 +93,7 @@ def test_a_keyword_expert_that_is_not_there_is_told(files: Path) -> None:
     assert isinstance(error, ConfigError) and "did you mean 'names'" in str(error)
 
 
-def test_route_reads_the_keywords_and_tells_why_whom(files: Path, by_words: Path) -> None:
+def test_route_reads_the_keywords_and_explains_the_choice(files: Path, by_words: Path) -> None:
     command = ["route", "oven flour butter", "--router", by_words, "--config", files / "service.yaml"]
     shown = run(*command, "--explain", "-k", 2).stdout
     assert shown.splitlines()[0] == "cook"

@@ -102,7 +102,7 @@ def test_an_aggregator_that_is_recruited_too_answers_twice() -> None:
     assert final.usage == Usage(40, 8)
 
 
-def test_nobody_aggregates_an_answer_of_its_own_alone() -> None:
+def test_no_expert_aggregates_only_its_own_answer() -> None:
     alone = Aggregate("a").step(REQUEST, decision(a=0.9), {})
     assert isinstance(alone, ExpertCalls) and alone.last
     assert run(Aggregate("a"), decision(a=0.9), {"a": "4"}) == (answer("a", "4"), [["a"]])
@@ -113,7 +113,7 @@ def test_nobody_aggregates_an_answer_of_its_own_alone() -> None:
     assert run(Aggregate("z"), decision(a=0.9), {"a": "4", "z": "five"})[0].text == "five"
 
 
-def test_where_nobody_says_anything_there_is_nothing_to_aggregate() -> None:
+def test_without_answers_there_is_nothing_to_aggregate() -> None:
     final, rounds = run(Aggregate("z"), THREE, {"a": "", "b": " ", "c": ""})
     assert (final.expert, final.text, rounds) == ("a", "", [["a", "b", "c"]])
 

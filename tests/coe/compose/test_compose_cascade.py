@@ -38,7 +38,7 @@ def test_one_answer_suffices_where_its_experts_estimate_does_and_is_streamed() -
     assert run(Cascade(confidence=0.9), sure, {"a": EngineError("down"), "b": "B", "c": "B"})[1] == [["a"], ["b", "c"]]
 
 
-def test_nobody_is_asked_who_could_not_change_the_answer() -> None:
+def test_no_expert_is_called_that_could_not_change_the_answer() -> None:
     four = decision(a=0.7, b=0.7, c=0.3, d=0.2)  # evidence 3.04, 3.04, 1.35, 0.81
     assert run(Cascade(confidence=1.0), four, {"a": "A", "b": "A", "c": "B", "d": "B"})[1] == [["a", "b"]]
     assert run(Cascade(confidence=1.0), four, {"a": "A", "b": "B", "c": "B", "d": "A"})[1] == [["a", "b"], ["c"]]

@@ -64,7 +64,7 @@ def test_all_of_them_are_paid_for_one_after_the_other() -> None:
     assert (final.usage, final.cost_usd, final.timing) == (Usage(30, 6), 1.5, Timing(3, 0, 6))
 
 
-def test_when_all_fail_the_last_error_is_raised_and_nobody_is_asked_without_experts() -> None:
+def test_when_all_fail_the_last_error_is_raised_and_without_experts_nothing_is_called() -> None:
     with pytest.raises(EngineError, match="it is down"):
         run(Chain(), THREE, dict.fromkeys("abc", DOWN))
     with pytest.raises(InvalidRequest, match="no expert can take"):

@@ -326,7 +326,7 @@ async def test_a_request_that_fits_in_no_memory_says_so(expert: HFExpert, monkey
         await say(expert, ask())
 
 
-async def test_a_worker_that_ends_leaves_nobody_waiting(engine: HFEngine, tiny: Path) -> None:
+async def test_a_worker_that_ends_leaves_no_request_waiting(engine: HFEngine, tiny: Path) -> None:
     def lost(device: str) -> int:
         if threading.current_thread().name.startswith("hf:"):
             raise RuntimeError("the device is lost")

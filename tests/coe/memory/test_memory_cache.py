@@ -165,7 +165,7 @@ async def test_the_room_of_what_is_unloaded_is_counted_once() -> None:
     assert shelf.resident == {"b", "c"} and shelf.cache.stats.evictions == 1
 
 
-async def test_a_prefetch_loads_beside_what_is_kept_and_nobody_waits_for_it() -> None:
+async def test_a_prefetch_loads_next_to_kept_weights_and_no_request_waits_for_it() -> None:
     shelf = Shelf()
     shelf.delay_s = 0.01
     async with shelf.cache.lease("a"):
@@ -177,7 +177,7 @@ async def test_a_prefetch_loads_beside_what_is_kept_and_nobody_waits_for_it() ->
     assert shelf.loads == ["a", "b"]
 
 
-async def test_a_prefetch_makes_room_of_what_nobody_needs_and_of_nothing_else() -> None:
+async def test_a_prefetch_evicts_only_weights_that_no_request_needs() -> None:
     shelf = Shelf()
     await use(shelf, "a")
     await use(shelf, "b")

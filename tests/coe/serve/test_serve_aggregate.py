@@ -137,7 +137,7 @@ async def test_an_aggregator_that_is_not_allowed_is_not_asked(stream: bool) -> N
         assert "short could not aggregate" in headers["x-coe-notes"]
 
 
-async def test_an_aggregator_that_dies_is_replaced_where_nobody_has_read_it_yet() -> None:
+async def test_an_aggregator_that_dies_is_replaced_unless_its_text_was_streamed() -> None:
     async with gateway() as g:
         offer(g, Aggregate("half"), k=2)
         headers, answer = await ask(g)

@@ -87,7 +87,7 @@ async def test_a_failing_expert_is_a_server_error_that_keeps_quiet_about_files()
         assert error.response.headers["x-coe-decision-id"] in error.message
 
 
-async def test_what_nobody_foresaw_is_logged_under_an_id_and_not_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_error_is_logged_under_an_id_and_not_returned(caplog: pytest.LogCaptureFixture) -> None:
     async with gateway() as g:
         error = await refused(g, messages=[{"role": "user", "content": "break the router"}])
         assert (error.status_code, error.code, error.type) == (500, "internal_error", "server_error")

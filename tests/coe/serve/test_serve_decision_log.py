@@ -332,7 +332,7 @@ def test_an_old_file_that_cannot_be_removed_is_said_and_stays(tmp_path: Path, ca
     assert "cannot be removed" in caplog.text and len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_newest_file_that_is_gone_already_is_of_nobody(tmp_path: Path) -> None:
+def test_a_newest_file_that_is_gone_already_is_not_locked(tmp_path: Path) -> None:
     assert not module._is_locked(tmp_path / "gone")
 
 

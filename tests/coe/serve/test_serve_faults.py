@@ -163,7 +163,7 @@ def logged(service: ServeProcess, pid: int) -> dict[str, dict[str, Any]]:
     return {entry["id"]: entry for entry in map(json.loads, lines)}
 
 
-async def test_the_controller_dies_and_nobody_notices(
+async def test_the_controller_dies_without_effect_on_requests(
     service: ServeProcess, replicas: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The first test, because the others rely on the restarted controller."""

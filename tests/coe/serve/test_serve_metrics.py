@@ -55,7 +55,7 @@ def test_an_answered_request_is_counted_everywhere() -> None:
     assert ("coe_abstained_total", "default", "g") not in read and ("coe_fallbacks_total", "default", "g") not in read
 
 
-def test_a_refused_request_counts_as_nobodys() -> None:
+def test_a_refused_request_counts_for_no_expert() -> None:
     refused = finished(
         routed=None,
         expert=None,

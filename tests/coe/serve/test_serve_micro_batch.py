@@ -116,7 +116,7 @@ async def test_a_cost_weight_that_the_router_cannot_take_is_the_callers_error() 
     batch.close()
 
 
-async def test_a_caller_that_leaves_is_not_routed_and_disturbs_nobody() -> None:
+async def test_a_caller_that_leaves_is_not_routed_and_disturbs_no_other() -> None:
     gate, batch = Gate(open=False), MicroBatch()
     first = await held(gate, batch)
     leaving, staying = (asyncio.create_task(route(batch, gate, name)) for name in ("leaving", "staying"))
@@ -131,7 +131,7 @@ async def test_a_caller_that_leaves_is_not_routed_and_disturbs_nobody() -> None:
     batch.close()
 
 
-async def test_closing_ends_the_thread_after_its_work_and_leaves_nobody_waiting() -> None:
+async def test_closing_ends_the_thread_after_its_work_and_leaves_no_caller_waiting() -> None:
     gate, batch = Gate(open=False), MicroBatch()
     first = await held(gate, batch)
     waiting = asyncio.create_task(route(batch, gate, "waiting"))

@@ -96,7 +96,7 @@ async def test_a_whole_answer_is_one_call_a_stream_another_each_addressed_by_wha
     assert handle.calls == [("whole", "base", "sql", 4), ("stream", "solo", "solo", 4)]
 
 
-async def test_a_death_before_the_first_text_is_asked_again_and_nobody_notices() -> None:
+async def test_a_death_before_the_first_text_is_retried_invisibly() -> None:
     handle = Handle(ActorDiedError(), Chunk("all", "stop", Usage(1, 1)), [ActorDiedError()], [Chunk("a"), END])
     system = hosts(hosts=handle)
     assert [await ask(system, "sql", WHOLE), await ask(system, "sql", STREAM)] == ["all", "a"]

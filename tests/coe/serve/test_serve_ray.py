@@ -257,7 +257,7 @@ def change(path: Path, text: str) -> None:
     path.with_suffix(".new").replace(path)
 
 
-async def test_changes_are_served_without_a_restart_and_disturb_nobody(
+async def test_changes_are_served_without_a_restart_and_disturb_no_request(
     service: ServeProcess, client: openai.AsyncOpenAI
 ) -> None:
     """The last of these tests but one: it changes the service."""

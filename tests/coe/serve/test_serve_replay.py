@@ -250,7 +250,7 @@ def test_load_times_are_those_that_were_logged() -> None:
     assert rerouted([logged], patient).by_policy["default"].same_choice == 1
 
 
-def test_what_cannot_be_routed_anew_is_counted() -> None:
+def test_entries_that_cannot_be_routed_again_are_counted() -> None:
     gone = Routed(
         Query.of("Hi", allowed=frozenset({"gone"})), routed().decision, policy(), inputs(), routed().composition
     )

@@ -160,7 +160,7 @@ def test_progress_and_chunks_so_that_an_interrupted_run_goes_on(tmp_path):
     assert sorted(rest.asked, key=len) == texts[:3]  # the longest were encoded first
 
 
-def test_a_bypassed_cache_encodes_afresh(tmp_path):
+def test_a_bypassed_cache_encodes_again(tmp_path):
     inner = Counting()
     cached = CachedEncoder(inner, tmp_path)
     cached.encode(["x"])

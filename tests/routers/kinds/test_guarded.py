@@ -91,7 +91,7 @@ def test_the_generalist_answers_out_of_distribution_prompts():
     assert {d.experts for d in decide(guarded().fit(TABLE).estimate(OOD_QUERIES))} == {(best,)}
 
 
-def test_refusing_leaves_nobody():
+def test_refusing_leaves_no_expert():
     estimate = guarded(on_abstain="refuse").fit(TABLE).estimate([*QUERIES[:3], *OOD_QUERIES])
     decisions = decide(estimate, allowed=TABLE.experts)
     assert all(d.experts == () and d.abstained and "no expert answers" in d.reason for d in decisions[3:])

@@ -52,7 +52,7 @@ def test_weights_are_suitability_times_competency_of_those_who_are_suitable():
     assert weights[0] == pytest.approx([0.5, 0.5, 0.0, 0.0])
 
 
-def test_where_nobody_is_suitable_all_are_shifted():
+def test_if_no_expert_is_suitable_all_are_shifted():
     weights = recruiting_weights(np.array([[-4.0, -2.0], [0.0, 0.0]]), np.array([0.5, 0.5]))
     assert weights == pytest.approx(np.array([[1 / 4, 3 / 4], [0.5, 0.5]]))
 

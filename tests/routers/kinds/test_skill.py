@@ -268,7 +268,7 @@ def test_unknown_words_only_are_said():
     assert "none of 'zzzz', 'qqqq' is a known skill" in told.reason
 
 
-def test_where_nobody_is_right_more_often_than_wrong_the_least_bad_is_recruited():
+def test_if_no_expert_is_right_more_often_than_wrong_the_least_bad_is_recruited():
     table = planted_table(400)
     table = replace(table, scores=(np.random.default_rng(0).random((400, 5)) < [0.3, 0.2, 0.1, 0.1, 0.2]).astype(float))
     router = SkillRouter(ENCODER, trim=0.0).fit(table)

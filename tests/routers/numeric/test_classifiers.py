@@ -93,7 +93,7 @@ def test_folds_are_even_within_each_category_and_lone_rows_are_never_held_out():
     assert all(len(set(rare[rows])) == len(rare[rows]) for rows in (slice(0, 2), slice(2, 4), slice(4, 7)))
 
 
-def test_cross_fitting_sees_each_row_afresh():
+def test_cross_fitting_predicts_each_row_without_training_on_it():
     x, y = blobs(noise=0.01)
     x[0], y[0] = x[1], 0  # a mislabelled row: a classifier that had seen it would not be so sure
     found = cross_fit(ClassifierSettings("knn", k=1), x, y, np.random.default_rng(0))
