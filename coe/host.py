@@ -36,7 +36,7 @@ RECENT = 0.2
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A request that waits. `residency` names the weights that must be resident to answer it, as `name@version`."""
+    """A waiting request. `residency`: the weights that must be in memory to answer it, as `name@version`."""
 
     id: int
     residency: Residency
@@ -148,12 +148,13 @@ class Host:
         return min(map(self._capacity, refs)) if self.cache.resident.issuperset(refs) else None
 
     def prefetch(self, *names: str, keep: Collection[str] = ()) -> bool:
-        """Start loading experts that are needed soon, without evicting what is in use, waited for, or named in `keep`.
+        """Start loading experts that will be called soon; returns immediately, and leases nothing.
 
-        Returns at once and leases nothing: see `ExpertCache.prefetch`.
+        Never evicts weights that are in use, that a waiting request needs, or of the experts in `keep`
+        (`ExpertCache.prefetch`).
 
         Returns:
-            Whether all their weights are in memory now, or on their way.
+            Whether all weights of these experts are in memory or loading.
 
         Raises:
             UnknownModel: no such expert; with close matches.

@@ -4,7 +4,7 @@
     reply = orchestrator.answer(request, model="auto")      # steps 1 to 4: no expert is called yet
     async for chunk in reply.chunks: ...                    # steps 5 to 8: calls experts, streams the answer
 
-The steps, each with its file:
+The steps, each with its file (ARCHITECTURE.md uses the same numbers):
 
     1. `model` names a policy (`auto`, `coe/<policy>`) or an expert                coe/policy.py
     2. constraints remove the experts that cannot take the query, with reasons     routers/constraints.py
@@ -13,8 +13,8 @@ The steps, each with its file:
        the inputs of the decision, so that it can be logged and replayed
     5. the policy's composition returns the next calls, or the final answer:       coe/compose/
        a pure step function of the results so far
-    6. each call goes to `ask`: a host in this process, a pool of host             coe/host.py,
-       processes, or a recording                                                   coe/serve/cluster/
+    6. each call goes to `ask`: a host in this process, or a pool of host          coe/host.py,
+       processes                                                                   coe/serve/cluster/
     7. the host schedules the call, loads and leases weights, and its engine       coe/scheduler.py, coe/memory/,
        generates                                                                   coe/engines/
     8. results go back to step 5; the last call streams while it is generated
@@ -51,7 +51,8 @@ class Reply:
     Attributes:
         routed: the decision, with its inputs and its composition.
         chunks: the answer's text as it is generated; the last chunk has the finish reason, usage and cost.
-        expert: the expert that answers, from the first chunk on; not the decision's first one if that failed.
+        expert: the expert whose text is sent, known from the first chunk; after a failure it differs from
+            `decision.experts[0]`.
         answer: the complete answer with its cost, after the last chunk.
         asked: the experts called so far, in order. done: their results so far, by the id of the call.
         notes: what is known so far of how the answer comes about; complete (`Answer.notes`) after the last chunk.
@@ -178,8 +179,8 @@ class Orchestrator:
     async def _compose(self, request: GenerateRequest, reply: Reply) -> AsyncGenerator[Chunk, None]:
         """Step until the answer is final. Calls of a step run side by side; the last one streams if the request does.
 
-        The step after the streamed call is final as well: its text is out, but total usage, cost and notes are the
-        composition's to compute. A batch takes the same last step.
+        After a streamed call one more step computes total usage, cost and notes; it must return Final. A batch takes
+        the same last step.
         """
         done, began = reply.done, self._clock()
         while True:

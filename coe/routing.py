@@ -61,8 +61,8 @@ class Routed:
     Attributes:
         policy: the policy that decided; None if the caller named the expert.
         inputs: the inputs of the decision; None if the caller named the expert.
-        composition: how the chosen experts answer. Includes the policy's fallback if the caller allows it, and skips
-            experts that the composition names and the request rules out.
+        composition: how the chosen experts answer. Includes the policy's fallback if the caller allows it. An expert
+            that the composition names and that cannot take the query is skipped.
     """
 
     query: Query
@@ -105,7 +105,7 @@ def bypass(query: Query, expert: str, experts: Mapping[str, ExpertSpec]) -> Rout
     """The decision for a query whose caller named the expert; nothing is estimated.
 
     Raises:
-        InvalidRequest: the same caller does not allow that expert, or it cannot take the query.
+        InvalidRequest: `query.allowed` does not contain the expert, or the expert cannot take the query.
     """
     if query.allowed is not None and expert not in query.allowed:
         raise InvalidRequest(f"`model` is {expert!r}, which is not among the allowed experts {sorted(query.allowed)}")
@@ -164,10 +164,9 @@ def _decide(inputs: DecisionInputs) -> RoutingDecision | RouterError:
 def _composition(policy: Policy, query: Query, experts: Mapping[str, ExpertSpec]) -> Composition:
     """The composition for one query.
 
-    Experts named by a composition obey the same constraints as routed ones. They are skipped, not an error: the routed
-    experts still answer, and an error would discard that. The fallback is wrapped around the composition, and is no
-    part of the decision: it answers only if everything chosen failed before any text, and a batch runs it as one more
-    stage.
+    Experts named by a composition obey the same constraints as routed ones. One that cannot take the query is skipped:
+    an error would discard the answers of the others. The fallback is not part of the decision. It answers only if every
+    chosen expert failed before its first text; a batch runs it as one more stage.
     """
     composition, fallback = policy.composition, policy.fallback
     if named_experts(composition):

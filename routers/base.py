@@ -27,7 +27,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Everything that a router may read.
+    """A query: what a router reads, and the caller's limits (`allowed`, `cost_weight`, `seed`), which `decide` applies.
 
     Attributes:
         allowed: names of the experts that the caller permits; `None` permits all.
@@ -122,7 +122,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class RoutingDecision:
-    """The experts that answer a query, in the order of asking: best first, or cheapest first in a cascade.
+    """The experts that answer a query, in the order of their calls: best first, or cheapest first in a cascade.
 
     An expert that the selector `recruit` draws several times is listed as often.
 

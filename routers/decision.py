@@ -61,15 +61,15 @@ def decide(
         load_s: expert -> seconds until it can start; experts that are not listed are ready.
         allowed: names that may answer, one collection for all queries, or one (`None`: no limit) per query. Names that
             the estimate does not have are ignored as long as one known name remains.
-        select: how many candidates are asked, in which order; `None` means the best one.
+        select: how many candidates are called, in which order; `None` means the best one.
         k: short for `select=TopK(k)`; fewer experts if there are fewer candidates.
         rng: breaks ties at random, and is the source of chance of selectors that draw.
 
     Returns:
         n decisions. Weights are `Estimate.weights` of the chosen experts if the router gives them, else
         softmax(utility / 0.1): a difference of 0.1 in utility is a factor e, and common offsets cancel out. Confidence
-        is that of the estimate if the best candidate comes first, and the quality of the first expert if constraints or
-        the selector changed the choice.
+        is `Estimate.confidence` if the best candidate comes first and no constraint overruled the router; else, or if
+        the estimate has no confidence, it is the estimated quality of the first expert.
 
     Raises:
         NoEligibleExpert: a query has no allowed expert of known quality; the message names the constraint.
@@ -115,7 +115,10 @@ def _utilities(estimate: Estimate, utility: Utility | Sequence[Utility], load_s:
 
 
 def _weights(estimate: Estimate, utilities: Floats) -> Floats:
-    """(n, m) >= 0: `Estimate.weights` scaled by utility / quality, or softmax(utility / 0.1) up to a factor."""
+    """(n, m) weights >= 0, not normalised.
+
+    `Estimate.weights * utility / quality` if the router gives weights, else exp((utility - best utility) / 0.1).
+    """
     if estimate.weights is None:
         best = np.nanmax(utilities, axis=1, keepdims=True, initial=-np.inf)
         return np.asarray(np.nan_to_num(np.exp((utilities - best) / WEIGHT_TEMPERATURE)))

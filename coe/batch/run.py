@@ -58,7 +58,7 @@ class Watcher(Protocol):
 
 @dataclass(slots=True)
 class _Session:
-    """The work of this process, for run.json."""
+    """What this process did in the run; one entry of `sessions` in run.json."""
 
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     status: str = RUNNING

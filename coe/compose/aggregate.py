@@ -31,7 +31,7 @@ call, so that it differs, and at least _LEAST_KEPT, so that one bad estimate doe
 class Aggregate:
     """Experts side by side, then an aggregator that is shown their answers (Symbolic-MoE, arXiv 2503.05641).
 
-    The aggregator's answer is final, and streams. As in the source, it sees the request and the answers in the
+    The aggregator's answer is final, and streams. As in the paper, it sees the request and the answers in the
     decision's order, without thoughts (the text before a closing think tag); the answer of an expert that was drawn
     twice is shown twice. Experts that fail, pass their deadline or give an empty answer are left out and named in
     `Answer.notes`. A single remaining answer still goes to the aggregator, which may improve it, unless it is its own.

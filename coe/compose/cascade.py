@@ -39,8 +39,9 @@ class Cascade(WeightedVote):
     Agreement as the criterion to stop: FrugalGPT (arXiv 2305.05176) learns a scorer, mixture-of-thought cascades (arXiv
     2310.03094) count agreeing samples; here the estimated qualities of experts weigh them.
 
-    confidence: in (0, 1]; choose it on training rows (`coe.evaluation.recorded_answers.confidence_for_calls`).
-    key, options, prior: as in `weighted-vote`; a prior gives each side its head start.
+    confidence: in (0, 1]; solve it on training rows with `coe router train --max-calls N --compose cascade`.
+    key, options: as in `weighted-vote`.
+    prior: as in `weighted-vote`: each option starts with the evidence of its prior.
     """
 
     confidence: float = 0.9

@@ -18,13 +18,14 @@ class SelfConsistency:
     """Majority of n sampled answers of the decision's first expert (arXiv 2203.11171).
 
     The samples run side by side with the seeds s, s + 1, ..., where s is the request's seed. Without one, s is derived
-    from the request's text, so that the same question has the same answer; a request that samples itself (temperature
-    above 0) without a seed gets new samples each time. Ties go to the first sample. Samples that fail, or have no key,
-    do not vote; if all fail, the last failure is raised.
+    from the request's text, so that the same question has the same answer; a request with a temperature above 0 and no
+    seed gets new samples each time. Ties go to the first sample. Samples that fail, or have no key, do not vote; if all
+    fail, the last failure is raised. The paper samples at temperatures of 0.5 to 0.7 and returns the extracted answer;
+    here the result is the whole text of the first sample that has it.
 
-    n: samples, at least 2. temperature: of the samples, in place of the request's; above 0. key: which answers count as
-    the same. The source samples at 0.5 to 0.7 and returns the extracted answer; here it is the first sample with it,
-    complete.
+    n: samples, at least 2.
+    temperature: of the samples, in place of the request's; above 0.
+    key: which answers count as the same.
     """
 
     n: int = 5

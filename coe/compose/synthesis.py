@@ -17,7 +17,7 @@ Experts answered:
 {ANSWERS}
 
 Some of these answers may be wrong or incomplete. Reply with the one final answer only."""
-"""The last user message to the aggregator. The wording is ours; the source (Symbolic-MoE, arXiv 2503.05641) has the
+"""The last user message to the aggregator. The wording is ours; the paper (Symbolic-MoE, arXiv 2503.05641) has the
 question and the answers in the same order."""
 REFINE = f"""{QUESTION}
 

@@ -17,7 +17,7 @@ class Vote:
 
     All experts are called side by side. The result is the answer of the best expert on the winning side, with the usage
     and cost of all calls. Ties go to the expert with the highest utility. Experts that fail do not vote, nor do answers
-    without a key; if all fail, the last failure is raised. An expert that was drawn several times has as many votes. A
+    without a key; if all fail, the last failure is raised. An expert listed n times in the decision has n votes. A
     decision of one expert needs no vote.
 
     key: which answers count as the same, see `coe.compose.answer_key`.

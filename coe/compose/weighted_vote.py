@@ -30,8 +30,10 @@ class WeightedVote:
     With a prior, each listed option starts with log(P(option) * options), which makes it Bayes' rule
     (`coe.compose.option_prior`).
 
-    key: which answers count as the same. options: number of plausible answers: those of a multiple choice; more for
-    free text, where wrong answers seldom agree. prior: file of a trained OptionPrior, or the prior itself.
+    key: which answers count as the same.
+    options: number of plausible answers: those of a multiple choice; more for free text, where wrong answers seldom
+        agree.
+    prior: JSON file written by `coe outcomes prior`.
     """
 
     key: KeyKind = "auto"

@@ -60,8 +60,9 @@ _NEEDED: Final[Mapping[str, str]] = {"latent": "latent", "scores": "prompt_logpr
 class Expert(Protocol):
     """Resident weights that generate.
 
-    capacity: requests worth having in flight at once; the engine batches them, with different adapters. Closing the
-    iterator (`aclose()`) cancels the generation and frees its place in the batch.
+    capacity: number of concurrent requests that the engine batches efficiently; the scheduler admits no more. Requests
+    with different adapters share a batch. Closing the iterator (`aclose()`) cancels the generation and frees its place
+    in the batch.
     """
 
     spec: ExpertSpec

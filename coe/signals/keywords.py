@@ -1,11 +1,11 @@
 """Keywords: the skills that a chat expert names for a query, after Symbolic-MoE (arXiv 2503.05641).
 
-As in the source, the expert is asked five times at temperature 0.7 for the two to five skills, subjects or kinds of
+As in the paper, the expert is asked five times at temperature 0.7 for the two to five skills, subjects or kinds of
 knowledge that a question needs. Its answers, of the form "Keywords: a, b, c", are split on commas and lower-cased;
 words of at most 20 characters that occur in more than one answer are kept.
 
-What differs: the wording of the prompt, and examples as turns of the conversation before it; the source describes the
-form, which small experts do not follow. A word counts once per answer: small experts repeat themselves, and the source
+What differs: the wording of the prompt, and examples as turns of the conversation before it; the paper describes the
+form, which small experts do not follow. A word counts once per answer: small experts repeat themselves, and the paper
 would keep what a single answer repeats. Markdown around words and words without a letter are dropped. Words are ordered
 by frequency. Each sample has its own seed (from the query and the sample number), so that a query always has the same
 keywords.
@@ -48,7 +48,7 @@ EXAMPLES: Final = (
 SAMPLES: Final = 5
 TEMPERATURE: Final = 0.7
 MAX_TOKENS: Final = 48
-"""Of an answer. The source allows 4,096; five keywords need fewer than 40."""
+"""Of an answer. The paper allows 4,096; five keywords need fewer than 40."""
 SEED: Final = 0
 MAX_CHARACTERS: Final = 4000
 """Of a question; the rest is not shown. Fewer if the expert's context is shorter."""

@@ -84,7 +84,7 @@ class KNNModel:
 
     @classmethod
     def restored(cls, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any], settings: KNNSettings) -> Self:
-        """The model of `arrays()` and `values()`."""
+        """Rebuilds the model from what `arrays()` and `values()` returned."""
         return cls(TrainingRows.restored(arrays, values), arrays["vectors"], arrays["distance_quantiles"])
 
 
@@ -92,8 +92,8 @@ class KNNRouter(EmbeddingRouter[KNNSettings, KNNModel]):
     """The mean score of the k nearest training queries, by exact cosine similarity.
 
     The baseline that most learned routers only match (arXiv 2505.12601). `quality` and `cost_usd` are weighted means
-    over the neighbours; `ood` is the share of training queries that lie nearer to another training query than this
-    query does; the confidence of a decision is the quality of its expert.
+    over the neighbours; `ood` is the share of training queries whose nearest neighbour is closer than this query's; the
+    confidence of a decision is the quality of its expert.
     """
 
     kind: ClassVar[str] = "knn"

@@ -32,6 +32,8 @@ Relative paths are read against the folder of the file that names them; `home://
 `~/.cache/coe`). Sizes are whole bytes or text such as `8GiB`. A key that is left out has its default; `null` stands for
 "none".
 """
+_BEST = "### `best`\n\nThe expert of highest utility: `top-k` with `k: 1`.\n"
+"""`best` is a name and no class (`routers.selectors.build_selector`)."""
 _NAMES: Mapping[Any, str] = {
     str: "text",
     int: "whole number",
@@ -59,7 +61,7 @@ def reference() -> str:
 
     parts = [_HEAD, "## Service (`--config`)\n", *_sections(Config, "", {})]
     parts += ["## Compositions (`composition` of a policy)\n", *_kinds(COMPOSITIONS)]
-    parts += ["## Selectors (`select` of a policy)\n", *_kinds(SELECTORS)]
+    parts += ["## Selectors (`select` of a policy)\n", _BEST, *_kinds(SELECTORS)]
     parts += ["## Experts file (each entry of the list `experts`)\n", *_sections(ExpertSpec, "", {})]
     parts += ["## Task file\n", *_sections(TaskFile, "", {})]
     parts += ["## Rows of a task (JSONL, one object a line)\n", *_sections(RowLine, "", {})]
@@ -164,7 +166,7 @@ def _default_text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return f"`{ {None: 'null', True: 'true', False: 'false'}[value] }`"
     if isinstance(value, str) and len(value) > 60:
-        return "a text of its own"
+        return "built-in text"
     return f"`{value!r}`" if isinstance(value, str) else f"`{value}`"
 
 

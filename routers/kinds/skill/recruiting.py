@@ -88,7 +88,7 @@ def profiles(scores: Floats, skills: Floats) -> Floats:
     """(K, m) profiles: for each skill of each training query, +1 where the expert was right and -1 where it was wrong.
 
     Args:
-        scores: (N, m); a score between 0 and 1 counts 2 y - 1; the source has only right or wrong answers.
+        scores: (N, m); a score between 0 and 1 counts 2 y - 1; the paper has only right or wrong answers.
         skills: (N, K).
     """
     return np.asarray(skills.T @ (2.0 * scores - 1.0))
@@ -97,7 +97,7 @@ def profiles(scores: Floats, skills: Floats) -> Floats:
 def suitability(skills: Floats, profile: Floats) -> Floats:
     """(n, m) local suitability S_i: the sum of expert i's profile over the skills of the query.
 
-    With counts in `skills` this is the source's sum; with shares its mean.
+    With counts in `skills` this is the paper's sum; with shares its mean.
     """
     return np.asarray(skills @ profile)
 
@@ -105,8 +105,8 @@ def suitability(skills: Floats, profile: Floats) -> Floats:
 def competency(profile: Floats, temperature: float) -> Floats:
     """(m,) global competency gamma_i, which sums to 1: proportional to x_i^(1/T), x_i the sum of expert i's profile.
 
-    Where any of the sums is negative all are shifted by -min + 1. The source's T is 0.5. Where all sums are 0 all
-    experts are equally competent (the source divides by zero).
+    Where any of the sums is negative all are shifted by -min + 1. The paper's T is 0.5. Where all sums are 0 all
+    experts are equally competent (the paper divides by zero).
     """
     totals = profile.sum(axis=0)
     x = totals - totals.min() + 1.0 if (totals < 0).any() else totals
@@ -127,7 +127,7 @@ def recruiting_weights(
     Args:
         local: (n, m) suitabilities. gamma: (m,) competencies. kept: (m,) bool, at least one True; `None`: all.
         reserve: experts with S_i <= 0 get shifted weights that sum to a millionth, or to less than the least weight of
-            a suitable expert, so that the k of largest weight are k experts where fewer are suitable. The source, which
+            a suitable expert, so that the k of largest weight are k experts where fewer are suitable. The paper, which
             draws with replacement, has no reserve.
     """
     among = np.ones(len(gamma), dtype=bool) if kept is None else kept
@@ -149,7 +149,7 @@ def _rows_to_one(s: Floats, gamma: Floats) -> Floats:
 
 
 def without_skills(gamma: Floats, kept: NDArray[np.bool_], how: WithoutSkills) -> Floats:
-    """(m,) weights for a query without a known skill: the competencies, or `uniform`, as in the source."""
+    """(m,) weights for a query without a known skill: the competencies, or `uniform`, as in the paper."""
     weights = np.where(kept, gamma if how == "competency" else 1.0, 0.0)
     weights = weights if weights.any() else kept.astype(np.float64)
     return np.asarray(weights / weights.sum())

@@ -45,7 +45,7 @@ class SkillSettings:
         temperature: of the competencies; the lower, the more the best over all skills are preferred.
         without_skills: weights for a query without a known skill: `competency`, or `uniform`.
         reserve: experts that are not right more often than wrong on the query's skills are recruited after all others,
-            instead of never (as in the source), so that k experts are chosen where fewer are suitable.
+            instead of never (as in the paper), so that k experts are chosen where fewer are suitable.
         trim: least share of the training queries that an expert must be recruited for, to be recruited at all.
         trim_k: recruits per query when this is counted: the k of the selector, and the fewest experts that are kept.
     """
