@@ -52,7 +52,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("init", rich_help_panel=START)(init.init)
-app.add_typer(config.app, name="config", rich_help_panel=START, help="Check a configuration.")
+app.add_typer(config.app, name="config", rich_help_panel=START, help="Check the configuration of a service.")
 app.command("doctor", rich_help_panel=START)(doctor.doctor)
 app.command("ask", rich_help_panel=ASK)(ask.ask)
 app.command("chat", rich_help_panel=ASK)(chat.chat)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coe.cli.flags import (
+    SERVICE_CONFIG,
+    Allowed,
+    MaxTokens,
+    SamplingSeed,
+    ServiceConfig,
+    Temperature,
+    Text,
+    text_of,
+)
 from coe.cli.output import JsonTarget, console, emit_json
 from coe.cli.progress import status
 
@@ -18,29 +27,39 @@ if TYPE_CHECKING:
 
 
 def ask(
-    text: Annotated[str, typer.Argument(help="The question; '-' reads it from stdin.")],
-    config: Annotated[Path, typer.Option("--config", "-c", help="Configuration (YAML) of the service.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="'auto', 'coe/POLICY', or an expert.")] = "auto",
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most new tokens; by default what fits, up to 512.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus mass in (0, 1].")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="End the answer before this string. Repeatable.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed of sampling.")] = None,
-    allowed: Annotated[str | None, typer.Option(metavar="A,B", help="Only these experts may answer.")] = None,
-    cost_weight: Annotated[float | None, typer.Option(help="Quality given up per USD; overrides the policy's.")] = None,
-    deadline: Annotated[float | None, typer.Option(help="Seconds after which the request fails.")] = None,
+    text: Text,
+    config: ServiceConfig = SERVICE_CONFIG,
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="NAME", help="'auto', 'coe/POLICY', or an expert.")
+    ] = "auto",
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", metavar="P", help="Nucleus mass in (0, 1].")] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the answer before this string. Repeatable.")
+    ] = None,
+    seed: SamplingSeed = None,
+    allowed: Allowed = None,
+    cost_weight: Annotated[
+        float | None,
+        typer.Option(
+            "--cost-weight", metavar="W", min=0, help="Quality (0 to 1) given up per USD; by default the policy's."
+        ),
+    ] = None,
+    deadline: Annotated[
+        float | None, typer.Option("--deadline", metavar="SECONDS", help="Seconds after which the request fails.")
+    ] = None,
     json_target: JsonTarget = None,
 ) -> None:
     """Ask one question; the answer of the chosen expert streams to stdout."""
     import asyncio
-    import sys
 
     from coe.config import load_config
     from coe.types import GenerateRequest
     from routers.base import Message, Query
 
-    question = sys.stdin.read() if text == "-" else text
+    question = text_of(text)
     messages = (*([Message("system", system)] if system else []), Message("user", question))
     request = GenerateRequest(
         messages=messages,

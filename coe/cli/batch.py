@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coe.cli.flags import SERVICE_CONFIG, ServiceConfig, out_option
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import Progress, Task, progress
 from coe.cli.runs import Resume, resumable
@@ -19,24 +19,32 @@ if TYPE_CHECKING:
 
 def batch(
     context: typer.Context,
-    config: Annotated[Path, typer.Option("--config", "-c", help="Configuration (YAML) of the service.")],
-    source: Annotated[str, typer.Option("--input", "-i", help="JSONL or Parquet: a local path or any fsspec URL.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="Folder of the run: a local path or any fsspec URL.")],
+    source: Annotated[
+        str, typer.Option("--input", "-i", metavar="FILE", help="JSONL or Parquet: a local path or any fsspec URL.")
+    ],
+    output: Annotated[str, out_option("Folder of the run: a local path or any fsspec URL.")],
+    config: ServiceConfig = SERVICE_CONFIG,
     resume: Resume = False,
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="For rows without a model: 'auto', 'coe/POLICY', or an expert."),
+        typer.Option(
+            "--model", "-m", metavar="NAME", help="For rows without a model: 'auto', 'coe/POLICY', or an expert."
+        ),
     ] = "auto",
     ray: Annotated[
         str | None,
-        typer.Option(help="Address of a Ray cluster ('auto'); by default the configuration's, else a new Ray here."),
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Address of a Ray cluster ('auto'); by default the configuration's, else a new Ray here.",
+        ),
     ] = None,
     json: JsonTarget = None,
 ) -> None:
     """Answer every row of a file: rows are routed, grouped by expert, and each expert is loaded once per stage.
 
     Rows are OpenAI batch lines (custom_id, method, url, body), or plain rows: an optional id, a prompt (one user
-    message) or messages, and any other field of a chat request. Writes OUTPUT/results.parquet, sorted by id, and
+    message) or messages, and any other field of a chat request. Writes OUT/results.parquet, sorted by id, and
     run.json; for OpenAI batch lines also results.jsonl, in OpenAI's format. A row that fails is recorded with its
     error. After an interruption, the same command with --resume continues and writes the same files.
     """

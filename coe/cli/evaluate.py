@@ -9,6 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coe.cli.flags import (
+    SERVICE_CONFIG,
+    TASKS_HELP,
+    Concurrency,
+    Limit,
+    Seed,
+    ServiceConfig,
+    Temperature,
+    out_option,
+)
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.router.options import names_of
 from coe.cli.runs import Resume, resumable, run_in
@@ -24,25 +34,29 @@ TASK_FOLDER = Path("configs/tasks")
 
 def evaluate(
     context: typer.Context,
-    config: Annotated[Path, typer.Option("--config", "-c", help="Configuration (YAML) of the service.")],
-    tasks: Annotated[str, typer.Option(metavar="A,B", help="Tasks: names, YAML files, or folders of them.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")],
+    tasks: Annotated[str, typer.Option("--tasks", metavar="A,B", help=f"Tasks: {TASKS_HELP}")],
+    output: Annotated[Path, out_option("Folder of the run.")],
+    config: ServiceConfig = SERVICE_CONFIG,
     experts: Annotated[
         str | None,
-        typer.Option(metavar="A,B", help="Only these experts, or policies as coe/POLICY; by default all."),
+        typer.Option(
+            "--experts",
+            metavar="A,B",
+            help="Use only these experts, or policies as coe/POLICY; by default all experts.",
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N rows of each task.")] = None,
+    limit: Limit = None,
     resume: Resume = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Most questions in flight at once.")] = 32,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Random seed of sampling, at temperatures above 0.")] = 0,
+    concurrency: Concurrency = 32,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
     json: JsonTarget = None,
 ) -> None:
-    """Run experts on tasks and write an outcome table: the answer, score and cost of each expert on each question.
+    """Measure experts on tasks: write an outcome table of the answers, scores and costs of each expert.
 
-    A policy (`coe/POLICY` in --experts) counts as one more expert.
+    A policy (`coe/POLICY` in --experts) counts as one more expert. `coe router eval` measures routers.
 
-    Writes OUTPUT/outcomes.parquet (the outcome table), run.json (settings and figures) and answers.jsonl (answers in
+    Writes OUT/outcomes.parquet (the outcome table), run.json (settings and figures) and answers.jsonl (answers in
     order of completion). After an interruption, the same command with --resume continues.
     """
     import asyncio

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coe.cli.flags import out_option
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 
 if TYPE_CHECKING:
@@ -17,9 +18,10 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="Outcome table: .parquet, .jsonl or .csv.")], json: JsonTarget = None
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Outcome table: .parquet, .jsonl or .csv.")],
+    json: JsonTarget = None,
 ) -> None:
-    """Print a summary of an outcome table; if it is invalid, list all problems and exit with 1."""
+    """Print a summary of an outcome table, or all its problems; exit status 1 if it is invalid."""
     from routers.errors import InvalidOutcomes
     from routers.outcomes.table import OutcomeTable
 
@@ -36,17 +38,19 @@ def check(
 
 @app.command("import")
 def import_file(
-    file: Annotated[Path, typer.Argument(help="CSV file with one row per query, or one per query and expert.")],
-    out: Annotated[Path, typer.Option("--out", help="Outcome table to write: .parquet or .jsonl.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="CSV file with one row per query, or one per query and expert.")
+    ],
+    out: Annotated[Path, out_option("Outcome table to write: .parquet or .jsonl.", metavar="FILE")],
     columns: Annotated[
         list[str] | None,
         typer.Option("--map", metavar="THEIRS=OURS", help="Rename a column, e.g. question=prompt. Repeatable."),
     ] = None,
     score_columns: Annotated[
         str | None,
-        typer.Option("--score-columns", metavar="A,B,C", help="Columns of scores, named after their experts."),
+        typer.Option("--score-columns", metavar="A,B", help="Columns of scores, named after their experts."),
     ] = None,
-    scale: Annotated[float, typer.Option("--scale", help="The full score in the file, e.g. 100.")] = 1.0,
+    scale: Annotated[float, typer.Option("--scale", metavar="X", help="The full score in the file, e.g. 100.")] = 1.0,
     json: JsonTarget = None,
 ) -> None:
     """Import a CSV file as an outcome table.
@@ -68,10 +72,12 @@ def import_file(
 
 @app.command()
 def prior(
-    file: Annotated[Path, typer.Argument(help="Outcome table of multiple-choice questions with right answers.")],
-    out: Annotated[Path, typer.Option("--out", help="JSON file to write, the setting `prior` of a vote or cascade.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Outcome table of multiple-choice questions with right answers.")
+    ],
+    out: Annotated[Path, out_option("JSON file to write, the setting `prior` of a vote or cascade.", metavar="FILE")],
     column: Annotated[
-        str, typer.Option("--answer-column", help="Column with the letter of the right option.")
+        str, typer.Option("--answer-column", metavar="NAME", help="Column with the letter of the right option.")
     ] = "answer",
     json: JsonTarget = None,
 ) -> None:

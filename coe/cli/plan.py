@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coe.cli.flags import SERVICE_CONFIG, ServiceConfig
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 
 if TYPE_CHECKING:
@@ -22,27 +22,42 @@ UNKNOWN = "unknown"
 
 
 def plan(
-    config: Annotated[Path, typer.Option("--config", "-c", help="Configuration (YAML) of the service.")],
-    source: Annotated[str, typer.Option("--input", "-i", help="JSONL or Parquet: a local path or any fsspec URL.")],
+    source: Annotated[
+        str, typer.Option("--input", "-i", metavar="FILE", help="JSONL or Parquet: a local path or any fsspec URL.")
+    ],
+    config: ServiceConfig = SERVICE_CONFIG,
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="For rows without a model: 'auto', 'coe/POLICY', or an expert."),
+        typer.Option(
+            "--model", "-m", metavar="NAME", help="For rows without a model: 'auto', 'coe/POLICY', or an expert."
+        ),
     ] = "auto",
     like: Annotated[
-        str | None, typer.Option(help="Output folder of an earlier `coe batch`, for its rates and answer lengths.")
+        str | None,
+        typer.Option(
+            "--like", metavar="DIR", help="Folder of an earlier `coe batch`, for its rates and answer lengths."
+        ),
     ] = None,
-    load_rate: Annotated[str | None, typer.Option(help="Bytes of weights loaded per second, e.g. 500MB.")] = None,
+    load_rate: Annotated[
+        str | None, typer.Option("--load-rate", metavar="SIZE", help="Bytes of weights loaded per second, e.g. 500MB.")
+    ] = None,
     tokens_per_s: Annotated[
-        float | None, typer.Option(min=0.0, help="New tokens that one host generates per second in full batches.")
+        float | None,
+        typer.Option(
+            "--tokens-per-s",
+            metavar="N",
+            min=0.0,
+            help="New tokens that one host generates per second in full batches.",
+        ),
     ] = None,
     json: JsonTarget = None,
 ) -> None:
-    """Show what `coe batch` would do with an input: calls, loads, tokens, price and time.
+    """Show what `coe batch` would do: calls, loads, tokens, cost and time; exit status 1 if an expert fits no host.
 
     The input is routed; no expert is loaded or called. Prompt tokens are estimates (four characters per token). New
     tokens are upper bounds from the limits of the requests; an expected number is shown where the registry's profiles
     or an earlier run (--like) have the answer lengths of an expert. Seconds need rates, from --like or from the flags;
-    without them they are unknown. Exit status 1: an expert does not fit into the memory of a host.
+    without them they are unknown.
     """
     from coe.batch.planning.plan import plan_batch
     from coe.config import load_config

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coe.cli.expert_profile import print_profile, profile_document
+from coe.cli.flags import ApiKeyEnv
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import Progress, Task, progress
 
@@ -34,7 +35,7 @@ _ACTION_STYLES = {"add": "[green]+ add[/]", "update": "[yellow]~ update[/]", "re
 
 @app.command("apply")
 def apply_file(
-    file: Annotated[Path, typer.Argument(help="Experts file (YAML).")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Experts file (YAML).")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the file and print the plan; change nothing.")
     ] = False,
@@ -63,22 +64,54 @@ def apply_file(
 
 @app.command()
 def add(
-    name: Annotated[str, typer.Option(help="Name of the expert.")],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the expert.")],
     source: Annotated[
-        str, typer.Option(help="Folder, GGUF file, home://..., hf://org/name[@revision], or https://.../v1.")
+        str,
+        typer.Option(
+            "--source",
+            metavar="SOURCE",
+            help="Folder, GGUF file, home://..., hf://org/name[@revision], or https://.../v1.",
+        ),
     ],
-    kind: Annotated[str, typer.Option(help="model, adapter, remote or embedding.")] = "model",
-    engine: Annotated[str | None, typer.Option(help="Engine that serves it, where the source does not say.")] = None,
-    base: Annotated[str | None, typer.Option(help="Base expert of an adapter.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of an hf:// source.")] = None,
-    model: Annotated[str | None, typer.Option(help="Name of the model at a remote endpoint.")] = None,
-    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with an endpoint's key.")] = None,
-    context_length: Annotated[int | None, typer.Option(help="Tokens of context; required for remote experts.")] = None,
-    input_usd_per_mtok: Annotated[float | None, typer.Option(help="Price per million prompt tokens.")] = None,
-    output_usd_per_mtok: Annotated[float | None, typer.Option(help="Price per million generated tokens.")] = None,
-    description: Annotated[str, typer.Option(help="What it is good at, in a line.")] = "",
-    licence: Annotated[str | None, typer.Option(help="Licence, where the files state none.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="Tag to select it by. Repeatable.")] = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind",
+            metavar="KIND",
+            help="model, adapter, remote or embedding; for composed, use `coe registry apply`.",
+        ),
+    ] = "model",
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", metavar="NAME", help="Engine that serves it, where the source does not say."),
+    ] = None,
+    base: Annotated[str | None, typer.Option("--base", metavar="NAME", help="Base expert of an adapter.")] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="NAME", help="Branch, tag or commit of an hf:// source.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="Name of the model at a remote endpoint.")
+    ] = None,
+    api_key_env: ApiKeyEnv = None,
+    context_length: Annotated[
+        int | None,
+        typer.Option("--context-length", metavar="N", help="Tokens of context; required for remote experts."),
+    ] = None,
+    input_usd_per_mtok: Annotated[
+        float | None, typer.Option("--input-usd-per-mtok", metavar="USD", help="Price per million prompt tokens.")
+    ] = None,
+    output_usd_per_mtok: Annotated[
+        float | None, typer.Option("--output-usd-per-mtok", metavar="USD", help="Price per million generated tokens.")
+    ] = None,
+    description: Annotated[
+        str, typer.Option("--description", metavar="TEXT", help="What it is good at, in a line.")
+    ] = "",
+    licence: Annotated[
+        str | None, typer.Option("--licence", metavar="NAME", help="Licence, where the files state none.")
+    ] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="NAME", help="Tag to select it by. Repeatable.")
+    ] = None,
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
@@ -113,7 +146,7 @@ def list_experts(registry: RegistryUrl = None, json: JsonTarget = None) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="NAME or NAME@VERSION.")],
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
@@ -129,7 +162,9 @@ def show(
 
 @app.command()
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(help="Experts to check; by default all.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Experts to check; by default all.")
+    ] = None,
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
@@ -147,7 +182,7 @@ def verify(
 
 @app.command()
 def remove(
-    name: Annotated[str, typer.Argument(help="Expert to remove.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Expert to remove.")],
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:

@@ -25,7 +25,12 @@ def replay(
     logs: Annotated[list[Path], typer.Argument(metavar="LOG...", help="Decision logs: files, or folders of files.")],
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="Also route the logged texts (`serve.log.texts`) by this configuration."),
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="Also route the logged texts (`serve.log.texts`) by this configuration (YAML).",
+        ),
     ] = None,
     json_target: JsonTarget = None,
 ) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from coe.cli.flags import SERVICE_CONFIG, ServiceConfig
 from coe.cli.output import JsonTarget, console, emit_json
 from coe.cli.progress import status
 
@@ -17,15 +17,22 @@ if TYPE_CHECKING:
 
 
 def serve(
-    config: Annotated[Path, typer.Option("--config", "-c", help="Configuration (YAML) of the service.")],
+    config: ServiceConfig = SERVICE_CONFIG,
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on; by default the configuration's, else 127.0.0.1.")
+        str | None,
+        typer.Option(
+            "--host", metavar="ADDRESS", help="Address to listen on; by default the configuration's, else 127.0.0.1."
+        ),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port; by default the configuration's, else 8000.")
+        int | None,
+        typer.Option("--port", metavar="N", min=1, max=65535, help="Port; by default the configuration's, else 8000."),
     ] = None,
     ray: Annotated[
-        str | None, typer.Option(help="Address of a Ray cluster ('auto'); by default a new Ray on this machine.")
+        str | None,
+        typer.Option(
+            "--ray", metavar="ADDRESS", help="Address of a Ray cluster ('auto'); by default a new Ray on this machine."
+        ),
     ] = None,
     json: JsonTarget = None,
 ) -> None:

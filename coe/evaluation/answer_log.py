@@ -16,7 +16,7 @@ from registry.storage import translate_disk_full
 
 _FLUSH_RECORDS = 16
 _FLUSH_S = 1.0
-_REMEDY = "delete the line, or use another --output"
+_REMEDY = "delete the line, or use another --out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,5 +120,5 @@ def _parse(content: bytes, path: Path, run: str) -> Iterator[AnswerRecord]:
         except (ValueError, TypeError) as error:
             raise RunFolderError(f"{path}:{number}: damaged ({error}); {_REMEDY}") from error
         if record.run != run:
-            raise RunFolderError(f"{path}:{number}: an answer of another run; delete the line, or use another --output")
+            raise RunFolderError(f"{path}:{number}: an answer of another run; delete the line, or use another --out")
         yield record

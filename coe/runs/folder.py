@@ -87,18 +87,18 @@ def open_run_folder(
             for name in data:
                 if folder.exists(name):
                     raise RunFolderError(
-                        f"{folder.url} has {name} but no {RUN}, which would say what run it is of: use another --output"
+                        f"{folder.url} has {name} but no {RUN}, which would say what run it is of: use another --out"
                     )
             yield RunFolder(folder, {"manifest": manifest, "status": RUNNING, "sessions": []}, [])
             return
         if differences := "; ".join(_differences(earlier["manifest"], manifest, may_grow)):
             raise RunFolderError(
-                f"{folder.url} holds another run ({differences}): use another --output, or the settings of that run"
+                f"{folder.url} holds another run ({differences}): use another --out, or the settings of that run"
             )
         if not resume:
             raise RunFolderError(
                 f"{folder.url} holds this run already ({earlier['status']}): "
-                "add --resume to continue it, or use another --output"
+                "add --resume to continue it, or use another --out"
             )
         yield RunFolder(folder, earlier, list(earlier["sessions"]))
 
@@ -112,12 +112,12 @@ def _locked(folder: Folder) -> Iterator[None]:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise RunFolderError(f"{path} is a file, or lies in one; name a folder with --output") from None
+        raise RunFolderError(f"{path} is a file, or lies in one; name a folder with --out") from None
     lock = FileLock(path / _LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise RunFolderError(f"{path} is in use by another process; wait for it or use another --output") from None
+        raise RunFolderError(f"{path} is in use by another process; wait for it or use another --out") from None
     try:
         yield
     finally:
@@ -135,7 +135,7 @@ def _earlier_run(folder: Folder, manifest: Manifest, command: str) -> dict[str, 
             return run
     except (ValueError, AttributeError, TypeError, RecursionError):
         pass
-    raise RunFolderError(f"{folder.at(RUN)} was not written by `{command}`: use another --output")
+    raise RunFolderError(f"{folder.at(RUN)} was not written by `{command}`: use another --out")
 
 
 def _differences(earlier: Manifest, now: Manifest, may_grow: Collection[str]) -> Iterator[str]:

@@ -218,7 +218,7 @@ def run_batch(config: Path, questions: Sequence[Question], folder: Path, say: Sa
         for q in questions
     ]
     source.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    options = ["--config", config, "--input", source, "--output", output, "--json", report]
+    options = ["--config", config, "--input", source, "--out", output, "--json", report]
     _run([str(COE), "batch", *map(str, options)], say)
     answered = {line["custom_id"]: line for line in map(json.loads, (output / "results.jsonl").open(encoding="utf-8"))}
     run = json.loads(report.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Distil a static encoder from a sentence-transformers model.
+"""Distill a static encoder from a sentence-transformers model.
 
     vector of a token = the model's embedding of the token alone
     vector of a text  = the mean of its tokens' vectors

@@ -49,7 +49,7 @@ class StaticEncoder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidEncoder(f"{self.folder} is not a static encoder: its {META} is missing or damaged") from error
         if found != FORMAT:
-            raise InvalidEncoder(f"{self.folder / META} has format {found}, this version reads {FORMAT}: distil again")
+            raise InvalidEncoder(f"{self.folder / META} has format {found}, this version reads {FORMAT}: distill again")
 
     @cached_property
     def digest(self) -> str:

@@ -53,7 +53,7 @@ def rates_of_run(output: str, snapshot: Snapshot) -> Rates:
     """
     folder = Folder.of(output)
     if not folder.exists(RUN):
-        raise RunFolderError(f"{folder.at(RUN)} does not exist: name the --output of an earlier `coe batch`")
+        raise RunFolderError(f"{folder.at(RUN)} does not exist: name the --out of an earlier `coe batch`")
     try:
         with folder.open(RUN) as file:
             sessions: Sequence[Mapping[str, Any]] = json.loads(file.read())["sessions"]

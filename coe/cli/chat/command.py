@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coe.cli.flags import CONFIG_HELP, ApiKeyEnv, MaxTokens, Temperature, default_config
 from coe.cli.interrupts import interrupted
 from coe.cli.output import JsonTarget, console, emit_json
 from coe.cli.progress import status
@@ -22,19 +23,18 @@ if TYPE_CHECKING:
 
 
 def chat(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="Configuration (YAML) of the service.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help=CONFIG_HELP)] = None,
     url: Annotated[
-        str | None, typer.Option("--url", help="URL of a running service in place of a configuration.")
+        str | None, typer.Option("--url", metavar="URL", help="URL of a running service in place of --config.")
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="'auto', 'coe/POLICY', or an expert; /model changes it.")
+        str,
+        typer.Option("--model", "-m", metavar="NAME", help="'auto', 'coe/POLICY', or an expert; /model changes it."),
     ] = "auto",
-    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Most new tokens of an answer.")] = None,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=2.0, help="0 is greedy.")] = 0.0,
-    api_key_env: Annotated[
-        str | None, typer.Option("--api-key-env", metavar="NAME", help="Environment variable with the key for --url.")
-    ] = None,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = 0.0,
+    api_key_env: ApiKeyEnv = None,
     json: JsonTarget = None,
 ) -> None:
     """Talk to the experts: answers stream, and the conversation is kept.
@@ -44,8 +44,10 @@ def chat(
     """
     from coe.cli.chat.conversation import Lines
 
-    if (config is None) == (url is None):
+    if config is not None and url is not None:
         raise typer.BadParameter("give either --config FILE or --url URL of a running service", param_hint="--config")
+    if url is None and config is None:
+        config = default_config(otherwise="name a configuration with --config, or a running service with --url")
     settings = {"max_tokens": max_tokens, "temperature": temperature}
     with asyncio.Runner() as runner, _opened(runner, config, url, _key(api_key_env)) as backend:
         talk = _begin(backend, runner, model, settings, system, quiet=json == "-")

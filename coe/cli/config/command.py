@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coe.cli.flags import CONFIG_FILE
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import progress
 from coe.cli.registry import HashingProgress
@@ -20,14 +21,17 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.callback()
 def _group() -> None:
-    """Configurations of services: the YAML of `--config`."""
+    """Check the configuration of a service."""
 
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="Configuration (YAML).")] = Path("coe.yaml"), json: JsonTarget = None
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Configuration of the service (YAML).")] = Path(
+        CONFIG_FILE
+    ),
+    json: JsonTarget = None,
 ) -> None:
-    """Check a configuration and all that it names; exit status 1 if anything is wrong.
+    """Check the configuration of a service and all that it names; exit status 1 if anything is wrong.
 
     Checks every field, the experts files and the files of their models, the routers, and the experts that policies,
     fallbacks, compositions and pins name. All problems are listed at once, each with file, line and field. Files are

@@ -20,10 +20,13 @@ _STYLES = {"ok": "green", "warning": "yellow", "broken": "bold red"}
 
 def doctor(
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Also check this configuration and its experts.")
+        Path | None,
+        typer.Option("--config", "-c", metavar="FILE", help="Also check this configuration (YAML) and its experts."),
     ] = None,
     registry: RegistryUrl = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=1.0, help="Seconds for each check.")] = 120.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=1.0, help="Seconds for each check.")
+    ] = 120.0,
     json: JsonTarget = None,
 ) -> None:
     """Check this machine and say what is wrong and what to do; exit status 1 if anything is broken.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coe.cli.flags import CONFIG_FILE, ApiKeyEnv, out_option
 from coe.cli.output import JsonTarget, console, emit_json
 from coe.cli.progress import progress, status
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from coe.cli.config.check import Findings
     from coe.cli.init.found import Found
 
-EXPERTS_FILE, CONFIG_FILE = "experts.yaml", "coe.yaml"
+EXPERTS_FILE = "experts.yaml"
 
 
 def init(
@@ -24,15 +25,15 @@ def init(
         typer.Argument(
             metavar="[FOLDER|GGUF|REPO|URL]...",
             help="Model folders, LoRA adapter folders, GGUF files, a folder of these, repositories on the Hugging Face "
-            "hub (org/name), URLs of OpenAI-compatible endpoints. None: a template.",
+            "hub (org/name), URLs of OpenAI-compatible endpoints. Without any, a template.",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(),
+    out: Annotated[Path, out_option("Folder to write to.")] = Path(),
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
-    api_key_env: Annotated[
-        str | None, typer.Option("--api-key-env", metavar="NAME", help="Environment variable with the endpoints' key.")
-    ] = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for each endpoint.")] = 10.0,
+    api_key_env: ApiKeyEnv = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=0.1, help="Seconds to wait for each endpoint.")
+    ] = 10.0,
     json: JsonTarget = None,
 ) -> None:
     """Write experts.yaml and coe.yaml for models that you have, with comments.

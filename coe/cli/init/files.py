@@ -80,7 +80,7 @@ policies:
 
 # From here to a router, which sends each request to the expert that answers it best:
 #   1. Measure: write questions with right answers as tasks/mine.jsonl and tasks/mine.yaml (docs/first-steps.md), then
-#        coe eval --config coe.yaml --tasks tasks --output runs/mine
+#        coe eval --config coe.yaml --tasks tasks --out runs/mine
 #        coe outcomes check runs/mine/outcomes.parquet
 #   2. Train:
 #        coe router train --outcomes runs/mine/outcomes.parquet --kind auto --out router

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coe.cli.evaluate import TASK_FOLDER
+from coe.cli.flags import TASKS_HELP, Concurrency, Limit, Seed, out_option
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.profile.place import Asking, Place
 from coe.cli.profile.report import print_aggregators, print_profiles
 from coe.cli.registry import RegistryUrl
-from coe.cli.router.options import Experts, LabelColumn, Seed, names_of
+from coe.cli.router.options import Experts, LabelColumn, names_of
 from coe.cli.runs import Resume, resumable
 
 if TYPE_CHECKING:
@@ -25,47 +26,61 @@ if TYPE_CHECKING:
 def profile(
     context: typer.Context,
     outcomes: Annotated[
-        Path | None, typer.Option("--outcomes", help="Outcome table to read: .parquet, .jsonl or .csv.")
+        Path | None, typer.Option("--outcomes", metavar="FILE", help="Outcome table to read: .parquet, .jsonl or .csv.")
     ] = None,
-    tasks: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Tasks to run: names, YAML files, or folders of them.")
-    ] = None,
+    tasks: Annotated[str | None, typer.Option("--tasks", metavar="A,B", help=f"Tasks to run: {TASKS_HELP}")] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="Configuration (YAML): experts, and the registry for the counts."),
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="Configuration of the service (YAML): the experts to run, and the registry that keeps the counts.",
+        ),
     ] = None,
     registry: RegistryUrl = None,
     experts: Experts = None,
     label_column: LabelColumn = None,
     source: Annotated[
-        str | None, typer.Option("--source", help="Name of the table in the registry; by default its folder and name.")
+        str | None,
+        typer.Option(
+            "--source", metavar="NAME", help="Name of the table in the registry; by default its folder and name."
+        ),
     ] = None,
     aggregators: Annotated[
         bool,
-        typer.Option("--aggregators", help="Find the best aggregator of one right and two wrong answers."),
+        typer.Option(
+            "--aggregators",
+            help="Find the expert that best picks the right one of three answers, two of them wrong.",
+        ),
     ] = False,
     grader: Annotated[
         str | None,
-        typer.Option("--grader", help="Grader for --aggregators with --outcomes alone: choice, ..."),
+        typer.Option(
+            "--grader",
+            metavar="NAME",
+            help="Grader for --aggregators with --outcomes alone: exact, contains, number, choice, json, sql, or "
+            "`module:Class`.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of the answers; by default one under $COE_HOME/profiles."),
+        out_option("Folder of the answers; by default one under $COE_HOME/profiles."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")] = None,
+    limit: Limit = None,
     resume: Resume = False,
     fresh: Annotated[
         bool,
         typer.Option("--fresh", help="Run everything, also where the registry has counts; discards earlier answers."),
     ] = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Most questions in flight at once.")] = 32,
+    concurrency: Concurrency = 32,
     seed: Seed = 0,
     json: JsonTarget = None,
 ) -> None:
     """Measure experts by skill, or read the counts from an outcome table, and store them in the registry.
 
-    Only experts and tasks without counts are asked: a new expert, or one that changed, is measured alone. After an
-    interruption, the same command with --resume continues.
+    Experts that already have counts for a task are not measured again. After an interruption, the same command with
+    --resume continues.
     """
     _check_flags(outcomes, tasks, config, aggregators=aggregators, grader=grader)
     if tasks is not None and (label_column or source):

@@ -39,7 +39,7 @@ class Place:
         if loaded is not None and loaded.experts and not with_output:
             raise ConfigError(
                 f"{config} names `experts` files, so that its registry is in memory and keeps no profiles. Register "
-                "them (`coe registry apply FILE`) and give `registry` in its place, or say with --json or --output "
+                "them (`coe registry apply FILE`) and give `registry` in its place, or say with --json or --out "
                 "where the result goes"
             )
         known = open_snapshot(Config(registry=url) if loaded is None else loaded)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coe.cli.flags import CONFIG_FILE, Allowed, Text, default_config, text_of
 from coe.cli.output import JsonTarget, emit_json, stdout_console
 from coe.cli.registry import RegistryUrl
-from coe.cli.route.report import decision_document, print_explanation
-from coe.cli.router.options import CostWeight, names_of, tell_of_truncation
+from coe.cli.route.report import print_explanation, route_document
+from coe.cli.router.options import SELECTORS_HELP, kind_of, names_of, tell_of_truncation
 from coe.cli.router.report import warnings_on_console
 from coe.cli.router.signals import query_with_signals
 
@@ -22,43 +23,69 @@ if TYPE_CHECKING:
 
 
 def route(
-    text: Annotated[str, typer.Argument(help="The query.")],
+    text: Text,
     router: Annotated[
-        Path | None, typer.Option("--router", help="Folder of a saved router; with --config, its signals come from it.")
+        Path | None,
+        typer.Option(
+            "--router",
+            metavar="DIR",
+            help="Folder of a saved router; with --config, that service's experts compute its signals.",
+        ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Configuration (YAML): route by a policy of the service.")
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help=f"Configuration of the service (YAML), whose policy decides; by default, without --router, "
+            f"{CONFIG_FILE} in the current folder.",
+        ),
     ] = None,
     policy: Annotated[
-        str | None, typer.Option("--policy", help="Policy of --config; by default its `default_policy`.")
+        str | None,
+        typer.Option("--policy", metavar="NAME", help="Policy of --config; by default its `default_policy`."),
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show the estimate of every expert.")] = False,
     select: Annotated[
         str | None,
         typer.Option(
             "--select",
-            help="Selector: top-k, recruit, cascade or dynamic; by default the policy's, or for --router recruit where "
-            "the router weighs experts.",
+            metavar="NAME[,KEY=VALUE...]",
+            help=f"Selector of the experts: {SELECTORS_HELP}; by default the policy's. With --router, by default "
+            "recruit if the router weighs experts, else the best expert.",
         ),
     ] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", "-k", min=1, help="Most experts to choose.")] = None,
-    allowed: Annotated[str | None, typer.Option("--allowed", metavar="A,B", help="Only these may answer.")] = None,
-    cost_weight: CostWeight = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", "-k", metavar="K", min=1, help="Most experts to choose; by default the selector's."),
+    ] = None,
+    allowed: Allowed = None,
+    cost_weight: Annotated[
+        float | None,
+        typer.Option(
+            "--cost-weight",
+            metavar="W",
+            min=0,
+            help="Quality (0 to 1) given up per USD; by default the policy's or the saved router's.",
+        ),
+    ] = None,
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
-    """Show which expert a router, or a policy of a service, chooses for a query. No expert answers it."""
+    """Show which expert a router, or a policy of a service, chooses for a question. No expert answers it."""
     if router is None and config is None:
-        raise typer.BadParameter("give --config FILE of a service, or --router DIR of a saved router")
-    if policy is not None and (config is None or router is not None):
+        config = default_config(otherwise="name a configuration with --config, or a saved router with --router")
+    if policy is not None and router is not None:
         raise typer.BadParameter("it names a policy of --config, without --router", param_hint="--policy")
+    text = text_of(text)
     if router is None:
         assert config is not None
         decided = _by_policy(config, policy, text, select, top_k, allowed, cost_weight)
     else:
         decided = _by_router(router, text, select, top_k, allowed, cost_weight, config=config, registry=registry)
     _show(decided, explain=explain, to_stdout=json != "-")
-    emit_json(decision_document(decided.estimate, decided.decision, decided.recruiting), json)
+    emit_json(route_document(decided.estimate, decided.decision, decided.recruiting), json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +109,8 @@ def _by_policy(
 ) -> _Decided:
     from coe.cli.route.policy import decide_by_policy
     from routers.base import Query
-    from routers.selectors import build_selector
 
-    chosen = None
-    if select is not None or top_k is not None:
-        chosen = build_selector(select or "top-k", **({} if top_k is None else {"k": top_k}))
+    chosen = None if select is None and top_k is None else _built(select or "top-k", top_k)
     names = names_of(allowed)
     query = replace(Query.of(text), allowed=None if names is None else frozenset(names), cost_weight=cost_weight)
     with warnings_on_console():
@@ -139,12 +163,17 @@ def _show_truncation(router: Router, text: str) -> None:
 
 def _selector(select: str | None, top_k: int | None, estimate: Estimate) -> Selector | None:
     """The selector that the flags name, or `recruit` where the router weighs its experts; None ranks all of them."""
-    from routers.selectors import build_selector
-
     if select is None and top_k is None and estimate.weights is None:
         return None
-    kind = select or ("top-k" if estimate.weights is None else "recruit")
-    return build_selector(kind, **({} if top_k is None else {"k": top_k}))
+    return _built(select or ("top-k" if estimate.weights is None else "recruit"), top_k)
+
+
+def _built(select: str, top_k: int | None) -> Selector:
+    """The selector of `NAME[,KEY=VALUE...]`, with at most `top_k` experts."""
+    from routers.selectors import build_selector
+
+    kind, settings = kind_of(select, "--select")
+    return build_selector({"kind": kind, **settings}, **({} if top_k is None else {"k": top_k}))
 
 
 def _recruiting(router: Router, query: Query) -> Explanation | None:

@@ -9,30 +9,29 @@ from rich.markup import escape
 from coe.cli.output import stdout_console
 from coe.cli.route.recruiting import print_recruiting
 from coe.cli.router.report import per_thousand
+from coe.protocol.decision import decision_document, json_number
 
 if TYPE_CHECKING:
     from routers.base import Estimate, RoutingDecision
     from routers.kinds.skill.recruiting import Explanation
 
 
-def decision_document(
+def route_document(
     estimate: Estimate, decision: RoutingDecision, recruiting: Explanation | None = None
 ) -> dict[str, Any]:
-    """JSON form of one decision with its estimate, plus the recruiting explanation when a skill router decided."""
-    costs = estimate.cost_usd
+    """The JSON document of the decision, plus `estimate`, `ood` and, of a skill router, `recruiting`.
+
+    `estimate` has `quality` and `cost_usd` of every expert that the router knows.
+    """
+    costs = (None,) * len(estimate.experts) if estimate.cost_usd is None else estimate.cost_usd[0].tolist()
+    quality = estimate.quality[0].tolist()
     return {
-        "expert": decision.experts[0] if decision.experts else None,
-        "experts": list(decision.experts),
-        "scores": list(decision.scores),
-        "weights": list(decision.weights),
-        "confidence": decision.confidence,
-        "label": decision.label,
-        "abstained": decision.abstained,
-        "reason": decision.reason,
-        "truncated": decision.truncated,
-        "ood": None if estimate.ood is None else float(estimate.ood[0]),
-        "quality": dict(zip(estimate.experts, estimate.quality[0].tolist(), strict=True)),
-        "cost_usd": None if costs is None else dict(zip(estimate.experts, costs[0].tolist(), strict=True)),
+        **decision_document(decision),
+        "estimate": {
+            expert: {"quality": json_number(value), "cost_usd": json_number(cost)}
+            for expert, value, cost in zip(estimate.experts, quality, costs, strict=True)
+        },
+        "ood": None if estimate.ood is None else json_number(float(estimate.ood[0])),
         "recruiting": recruiting,
     }
 

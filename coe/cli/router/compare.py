@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from coe.cli.flags import Seed
 from coe.cli.option_groups import with_option_groups
 from coe.cli.output import JsonTarget, emit_json, stdout_console
-from coe.cli.router.options import CostWeight, Seed, TableOptions, encoder_of
+from coe.cli.router.options import CostWeight, TableOptions, encoder_of
 from coe.cli.router.report import (
     Require,
     check_required,

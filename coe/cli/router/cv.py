@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
+from coe.cli.flags import Seed
 from coe.cli.option_groups import with_option_groups
 from coe.cli.router.auto_report import with_progress_lines
 from coe.cli.router.options import (
     AnswerOptions,
     FoldOptions,
     LearningOptions,
-    Seed,
     TableOptions,
     TargetOptions,
     encoder_of,
@@ -26,7 +26,9 @@ from coe.cli.router.signals import SignalOptions
 @with_option_groups
 def cv(
     tables: TableOptions,
-    kind: Annotated[list[str], typer.Option("--kind", help="Router kind, or `module:Class`. Repeatable.")],
+    kind: Annotated[
+        list[str], typer.Option("--kind", metavar="KIND", help="Router kind, or `module:Class`. Repeatable.")
+    ],
     splits: FoldOptions,
     learning: LearningOptions,
     targets: TargetOptions,

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from coe.cli.flags import Seed
 from coe.cli.option_groups import with_option_groups
 from coe.cli.output import console
-from coe.cli.router.options import AnswerOptions, Seed, TableOptions, encoder_of, names_of, table_of
+from coe.cli.router.options import AnswerOptions, TableOptions, encoder_of, names_of, table_of
 from coe.cli.router.report import ReportOptions, parse_required, progress_bars, warnings_on_console
 from coe.cli.router.signals import SignalOptions
 
@@ -23,11 +24,13 @@ def evaluate(
     signals: SignalOptions,
     train_outcomes: Annotated[
         Path | None,
-        typer.Option("--train-outcomes", help="The training table; adds kNN and category routers trained on it."),
+        typer.Option(
+            "--train-outcomes", metavar="FILE", help="The training table; adds kNN and category routers trained on it."
+        ),
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Score saved routers on a table that they were not trained on."""
+    """Measure saved routers on a table that they were not trained on. `coe eval` measures experts."""
     from routers.artifacts import load
     from routers.evaluation.cross_validation import evaluate, standard_baselines
 

@@ -21,29 +21,42 @@ if TYPE_CHECKING:
     from routers.evaluation.recorded_routing import Choosing, Compose
     from routers.outcomes.table import OutcomeTable
 
-Experts = Annotated[str | None, typer.Option("--experts", metavar="A,B,C", help="Use only these experts.")]
+Experts = Annotated[
+    str | None, typer.Option("--experts", metavar="A,B", help="Use only these experts; by default all.")
+]
 Prices = Annotated[
     Path | None,
-    typer.Option("--prices", help="JSON file with USD per million tokens of each expert; replaces recorded costs."),
+    typer.Option(
+        "--prices",
+        metavar="FILE",
+        help="JSON file with USD per million tokens of each expert; replaces recorded costs.",
+    ),
 ]
 LabelColumn = Annotated[
-    str | None, typer.Option("--label-column", help="Column with the categories. Default: `domain`.")
+    str | None, typer.Option("--label-column", metavar="NAME", help="Column with the categories; by default `domain`.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]
 CostWeight = Annotated[
     float | None,
     typer.Option(
-        "--cost-weight", min=0, help="Quality (0 to 1) given up per USD. Default: the weight solved in training, or 0."
+        "--cost-weight",
+        metavar="W",
+        min=0,
+        help="Quality (0 to 1) given up per USD; by default the weight solved in training, or 0.",
     ),
 ]
 Encoders = Annotated[str | None, typer.Option("--encoders", metavar="A,B", help="With --kind auto: encoders to try.")]
+
+SELECTORS_HELP = "best, top-k, recruit, dynamic,p=0.9 or cascade,tolerance=0.1"
+"""Values of --select."""
 
 
 @dataclass(frozen=True)
 class TableOptions:
     """An outcome table: its file, its experts, its prices."""
 
-    outcomes: Annotated[Path, typer.Option("--outcomes", help="Outcome table: .parquet, .jsonl or .csv.")]
+    outcomes: Annotated[
+        Path, typer.Option("--outcomes", metavar="FILE", help="Outcome table: .parquet, .jsonl or .csv.")
+    ]
     experts: Experts = None
     prices: Prices = None
 
@@ -59,14 +72,18 @@ class LearningOptions:
     label_column: LabelColumn = None
     encoder: Annotated[
         str | None,
-        typer.Option("--encoder", help="Text encoder: `minilm` (default), `hashing[:dim]`, or a model folder."),
+        typer.Option(
+            "--encoder",
+            metavar="NAME",
+            help="Text encoder: `minilm`, `hashing[:dim]`, or a model folder; by default `minilm`.",
+        ),
     ] = None
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set a setting of the router. Repeatable.")
     ] = None
     budget_minutes: Annotated[
         float | None,
-        typer.Option("--budget-minutes", min=0, help="With --kind auto: time limit for candidates."),
+        typer.Option("--budget-minutes", metavar="MINUTES", min=0, help="With --kind auto: time limit for candidates."),
     ] = None
     encoders: Encoders = None
 
@@ -94,9 +111,16 @@ class FoldOptions:
     """How a table is split into folds."""
 
     fold_column: Annotated[
-        str, typer.Option("--fold-column", help="Column with the folds. Without one, --folds are drawn.")
+        str,
+        typer.Option(
+            "--fold-column",
+            metavar="NAME",
+            help="Column with the folds; a table without `fold` gets --folds random folds.",
+        ),
     ] = "fold"
-    folds: Annotated[int, typer.Option("--folds", min=2, help="Number of folds to draw, stratified by domain.")] = 5
+    folds: Annotated[
+        int, typer.Option("--folds", metavar="N", min=2, help="Number of random folds, stratified by domain.")
+    ] = 5
 
     def of(self, table: OutcomeTable, seed: int) -> NDArray[np.int64]:
         """(n,) the folds of the column, or drawn ones if the table has no column `fold`."""
@@ -132,7 +156,11 @@ class TargetOptions:
     ] = False
     margin: Annotated[
         float | None,
-        typer.Option("--margin", help="With --save-cost: standard errors above the best single expert. Default: 1."),
+        typer.Option(
+            "--margin",
+            metavar="X",
+            help="With --save-cost: standard errors above the best single expert; by default 1.",
+        ),
     ] = None
 
     @property
@@ -158,13 +186,13 @@ class AnswerOptions:
     """How estimates become answers: the cost weight, which experts are asked, how their answers are combined."""
 
     cost_weight: CostWeight = None
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Most experts asked per query.")] = 1
+    top_k: Annotated[int, typer.Option("--top-k", "-k", metavar="K", min=1, help="Most experts asked per query.")] = 1
     select: Annotated[
         str | None,
         typer.Option(
             "--select",
             metavar="NAME[,KEY=VALUE...]",
-            help="Which experts are asked, at most --top-k: top-k, recruit, dynamic,p=0.9 or cascade,tolerance=0.1.",
+            help=f"Selector of the experts asked, at most --top-k: {SELECTORS_HELP}; by default top-k.",
         ),
     ] = None
     compose: Annotated[
@@ -172,7 +200,8 @@ class AnswerOptions:
         typer.Option(
             "--compose",
             metavar="NAME[,KEY=VALUE...]",
-            help="How recorded answers are combined: vote, weighted-vote,options=4, cascade, single, `module:Class`.",
+            help="How recorded answers are combined: vote, weighted-vote,options=4, cascade, single, or "
+            "`module:Class`; by default one answer is taken as it is.",
         ),
     ] = None
 

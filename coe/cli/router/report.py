@@ -25,7 +25,12 @@ OnProgress = Callable[[int, int], None]
 """Called with (done, total)."""
 Require = Annotated[
     list[str] | None,
-    typer.Option("--require", metavar="FIGURE:LOW", help="Exit with status 1 unless FIGURE >= LOW. Repeatable."),
+    typer.Option(
+        "--require",
+        metavar="FIGURE:LOW",
+        help="Lowest value of a figure, e.g. gain_ci95_low:0; figures are the keys of --json; exit status 1 if one is "
+        "below. Repeatable.",
+    ),
 ]
 MOST_NAMED = 6
 """Experts named in the line below the table."""
@@ -37,7 +42,11 @@ class ReportOptions:
 
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="OUT.png", help="Draw cost-quality curves, domains and calibration."),
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw cost-quality curves, domains and calibration to this file, e.g. routers.png.",
+        ),
     ] = None
     with_picks: Annotated[
         bool,

@@ -21,8 +21,9 @@ SignalConfig = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="Service configuration (YAML) whose experts compute the signals that a router requires. "
-        "Default: the experts of the registry.",
+        metavar="FILE",
+        help="Configuration of the service (YAML) whose experts compute the signals that a router requires; "
+        "by default the experts of the registry.",
     ),
 ]
 

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from coe.cli.flags import Seed, out_option
 from coe.cli.option_groups import with_option_groups
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.router.auto_report import auto_document, print_choice, with_progress_lines
 from coe.cli.router.options import (
     FoldOptions,
     LearningOptions,
-    Seed,
     TableOptions,
     TargetOptions,
     encoder_of,
@@ -33,9 +33,13 @@ def train(
     tables: TableOptions,
     kind: Annotated[
         str,
-        typer.Option("--kind", help="auto, quality, category, cluster, knn, ... (`docs/routers`), or `module:Class`."),
+        typer.Option(
+            "--kind",
+            metavar="KIND",
+            help="auto, quality, category, cluster, knn, ... (`docs/routers`), or `module:Class`.",
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write the router to.")],
+    out: Annotated[Path, out_option("Folder to write the router to.")],
     learning: LearningOptions,
     targets: TargetOptions,
     splits: FoldOptions,
@@ -44,11 +48,15 @@ def train(
         float | None,
         typer.Option(
             "--max-calls",
+            metavar="X",
             min=1,
             help="Solve a dynamic selector that asks at most this mean number of experts per query.",
         ),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="With --max-calls: most experts asked per query.")] = 5,
+    top_k: Annotated[
+        int,
+        typer.Option("--top-k", "-k", metavar="K", min=1, help="With --max-calls: most experts asked per query."),
+    ] = 5,
     compose: Annotated[
         str | None,
         typer.Option(

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coe.cli.flags import out_option
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.registry import RegistryUrl
-from coe.cli.router.options import Experts, Prices, encoder_of, table_of
+from coe.cli.router.options import Prices, encoder_of, table_of
 from coe.cli.router.report import encoding_progress, warnings_on_console
 from coe.cli.router.train import price_notes, registered_digests
 
@@ -23,21 +24,25 @@ def update(
     router: Annotated[
         Path, typer.Argument(metavar="ROUTER_DIR", help="Saved router of kind knn, cluster or category.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write the router to; may be ROUTER_DIR.")],
+    out: Annotated[Path, out_option("Folder to write the router to; may be ROUTER_DIR.")],
     outcomes: Annotated[
         Path | None,
         typer.Option(
             "--outcomes",
+            metavar="FILE",
             help="Table with new rows; with --add-expert, its scores on training queries.",
         ),
     ] = None,
     add_expert: Annotated[
-        list[str] | None, typer.Option("--add-expert", help="Expert of --outcomes to add. Repeatable.")
+        list[str] | None, typer.Option("--add-expert", metavar="NAME", help="Expert of --outcomes to add. Repeatable.")
     ] = None,
     remove_expert: Annotated[
-        list[str] | None, typer.Option("--remove-expert", help="Expert to remove. Repeatable.")
+        list[str] | None, typer.Option("--remove-expert", metavar="NAME", help="Expert to remove. Repeatable.")
     ] = None,
-    experts: Experts = None,
+    experts: Annotated[
+        str | None,
+        typer.Option("--experts", metavar="A,B", help="Use only these columns of --outcomes; by default all."),
+    ] = None,
     prices: Prices = None,
     registry: RegistryUrl = None,
     json: JsonTarget = None,

@@ -23,7 +23,7 @@ def again(place: Path, resume: bool = True, model: str = "auto") -> dict[str, ob
 
 def test_a_folder_that_holds_a_run_wants_resume_and_then_has_nothing_to_do(place: Path) -> None:
     first = again(place, resume=False)
-    with pytest.raises(RunFolderError, match=r"holds this run already \(complete\): add --resume .*another --output"):
+    with pytest.raises(RunFolderError, match=r"holds this run already \(complete\): add --resume .*another --out"):
         again(place, resume=False)
     before = {path.name: path.stat().st_mtime_ns for path in (place / "out").iterdir() if path.name != ".lock"}
     assert again(place) == first
@@ -47,7 +47,7 @@ def test_the_folder_of_another_run_is_refused_saying_what_differs(
     text = (place / file).read_text()
     assert old in text
     (place / file).write_text(text.replace(old, new, 1))
-    with pytest.raises(RunFolderError, match=rf"holds another run \(.*{difference}.*another --output"):
+    with pytest.raises(RunFolderError, match=rf"holds another run \(.*{difference}.*another --out"):
         again(place)
 
 

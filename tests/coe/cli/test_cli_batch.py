@@ -79,7 +79,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def coe_batch(*arguments: str, output: str = "out", source: str = "in.jsonl") -> Result:
-    given = ["--config", "service.yaml", "--input", source, "--output", output, *arguments]
+    given = ["--config", "service.yaml", "--input", source, "--out", output, *arguments]
     return CliRunner().invoke(app, given)
 
 
@@ -196,7 +196,7 @@ def test_killed_at_ten_random_moments_and_resumed_the_files_are_the_same(tmp_pat
     environment = os.environ | {"COE_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
 
     def start(output: str, *arguments: str) -> subprocess.Popen[bytes]:
-        words = ["batch", "--config", "service.yaml", "--input", "in.jsonl", "--output", output, *arguments]
+        words = ["batch", "--config", "service.yaml", "--input", "in.jsonl", "--out", output, *arguments]
         code = "from coe.cli.app import main; main()"
         return subprocess.Popen(
             [sys.executable, "-c", code, *words], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL

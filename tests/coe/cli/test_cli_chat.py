@@ -93,8 +93,10 @@ def test_an_expert_that_fails_does_not_end_the_conversation(config: Path) -> Non
     assert "error: " in result.stderr and result.stdout == "hello\n"
 
 
-def test_it_needs_to_know_where_the_answers_come_from(config: Path) -> None:
-    assert "give either --config FILE or --url URL" in talk("", ok=False).output
+def test_it_needs_to_know_where_the_answers_come_from(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(config.parent)
+    missing = " ".join(talk("", ok=False).output.replace("│", " ").split())
+    assert "no coe.yaml here: `coe init` writes one" in missing and "or a running service with --url" in missing
     assert "give either" in talk("", "-c", config, "--url", "http://x", ok=False).output
     error = talk("", "-c", config, "--model", "nope", ok=False).exception
     assert "'nope' is not in" in str(error)

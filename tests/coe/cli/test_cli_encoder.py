@@ -19,7 +19,7 @@ app.add_typer(encoder_app, name="encoder")
 
 def test_only_models_can_be_distilled(tmp_path):
     result = CliRunner().invoke(app, ["encoder", "distill", "--out", str(tmp_path / "x"), "--from", "hashing:64"])
-    assert isinstance(result.exception, InvalidEncoder) and "nothing to distil" in str(result.exception)
+    assert isinstance(result.exception, InvalidEncoder) and "nothing to distill" in str(result.exception)
 
 
 @pytest.mark.integration

@@ -49,7 +49,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def coe_eval(*arguments: str, tasks: str = "capitals,sums", output: str = "run") -> Result:
-    given = ["--config", "service.yaml", "--tasks", tasks, "--output", output, *arguments]
+    given = ["--config", "service.yaml", "--tasks", tasks, "--out", output, *arguments]
     return CliRunner().invoke(app, given, catch_exceptions=True)
 
 

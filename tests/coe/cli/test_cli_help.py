@@ -9,6 +9,8 @@ import typer.main
 from typer.testing import CliRunner
 
 from coe.cli.app import app
+from coe.evaluation.graders import GRADERS
+from routers.selectors import BEST, SELECTORS
 
 FORBIDDEN = re.compile(
     r"\b(dial|patience|whom|who is asked|anew|nobody|hitherto|foreign|catalogue|said to be|is told|are told|marks|"
@@ -69,12 +71,81 @@ def test_every_command_takes_json(name: str) -> None:
 
 @pytest.mark.parametrize("name", LEAVES)
 def test_options_are_spelled_with_dashes_and_one_short_form_means_one_thing(name: str) -> None:
-    short = {"-c": "--config", "-o": "--output", "-i": "--input", "-m": "--model", "-k": "--top-k"}
+    short = {"-c": "--config", "-o": "--out", "-i": "--input", "-m": "--model", "-k": "--top-k"}
     for parameter in LEAVES[name].params:
         for option in parameter.opts:
             assert "_" not in option or not option.startswith("-"), option
             if option in short:
                 assert short[option] in parameter.opts, f"{name} {option}"
+
+
+def named(option: str) -> list[tuple[str, Any]]:
+    """(command, parameter) of an option in all commands that have it."""
+    return [(name, each) for name, command in LEAVES.items() for each in command.params if option in each.opts]
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_metavars_are_upper_case_and_stated(name: str) -> None:
+    for parameter in LEAVES[name].params:
+        if getattr(parameter, "is_flag", False):
+            continue
+        metavar = parameter.metavar or ""
+        assert re.match(r"\[?[A-Z]+", metavar), f"{name} {parameter.name}: {metavar}"
+        assert "A,B,C" not in metavar
+
+
+def test_an_option_has_one_metavar_in_all_commands() -> None:
+    options = {option for command in LEAVES.values() for each in command.params for option in each.opts}
+    several = {"--out", "--output", "-o", "--source"}  # folders or files; of an expert, and of counts
+    for option in options - several:
+        if option.startswith("-"):
+            assert len({each.metavar for _, each in named(option)}) == 1, option
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_defaults_and_exit_statuses_have_one_phrase(name: str) -> None:
+    for text in texts(ALL[name]):
+        assert not re.search(r"\bDefaults?:|\(default\)|\bNone:|\b[Dd]istil\b", text), text
+        exits = re.findall(r".{0,2}\bexit .{0,11}", text, re.IGNORECASE)
+        assert all(found == "; exit status 1 if" for found in exits), text
+
+
+@pytest.mark.parametrize("option", ["--seed", "--registry", "--temperature", "--max-tokens", "--limit", "--allowed"])
+def test_an_option_of_one_meaning_has_one_text_and_one_range(option: str) -> None:
+    found = named(option)
+    assert len(found) > 1
+    assert len({each.help for _, each in found}) == 1
+    assert len({(getattr(each, "min", None), getattr(each, "max", None)) for _, each in found}) == 1
+
+
+def test_what_is_written_is_named_by_out() -> None:
+    assert (
+        {name for name, _ in named("--output")}
+        == {name for name, _ in named("--out")}
+        >= {
+            *("coe eval", "coe batch", "coe profile", "coe init", "coe router train", "coe router update"),
+            *("coe outcomes import", "coe outcomes prior", "coe encoder distill"),
+        }
+    )
+    assert all(each.opts == ["--out", "--output", "-o"] for _, each in named("--out"))
+
+
+def test_top_k_has_its_short_form_everywhere() -> None:
+    assert {name for name, _ in named("--top-k")} == {name for name, _ in named("-k")} >= {"coe route"}
+
+
+@pytest.mark.parametrize("name", ["ask", "chat", "eval", "serve", "batch", "plan", "route"])
+def test_the_configuration_has_a_default(name: str) -> None:
+    (config,) = (each for command, each in named("--config") if command == f"coe {name}")
+    assert not config.required and config.help.endswith("coe.yaml in the current folder.")
+
+
+def test_every_grader_and_selector_is_listed() -> None:
+    ((_, grader),) = named("--grader")
+    assert all(re.search(rf"\b{name}\b", grader.help) for name in GRADERS)
+    for _, select in named("--select"):
+        assert select.metavar == "NAME[,KEY=VALUE...]"
+        assert all(re.search(rf"\b{name}\b", select.help) for name in (BEST, *SELECTORS))
 
 
 def test_the_panels_are_in_the_order_in_which_a_reader_needs_them() -> None:

@@ -221,7 +221,7 @@ def test_aggregators_by_a_runs_recorded_answers(service: Path) -> None:
         "run/outcomes.parquet", query_ids=("capitals/fr",), prompts=("Capital of France?",), domains=("geography",),
         experts=tuple(answers), scores=np.array([[1, 0, 0]]), answers=answers,
     )  # fmt: skip
-    result = on_tasks("--aggregators", "--outcomes", str(recorded), "--experts", "geo,lost", "--output", "out")
+    result = on_tasks("--aggregators", "--outcomes", str(recorded), "--experts", "geo,lost", "--out", "out")
     assert "capitals: 1 questions to aggregate; left out: 2 without a right answer" in result.stderr
     document = json.loads(Path("out/aggregators.json").read_text())
     assert (document["best"], Path("out/trial/answers.jsonl").exists()) == ("geo", True)
@@ -273,7 +273,7 @@ def test_a_registry_in_memory_keeps_nothing_and_says_so_first(service: Path) -> 
         assert not Path("coe-home/profiles").exists(), "before any call"
     document = json.loads(on_tasks("--json", "-", config="memory.yaml").stdout)
     assert document["stored_in"] is None and len(document["rows"]) == 12
-    on_tasks("--output", "out", config="memory.yaml")
+    on_tasks("--out", "out", config="memory.yaml")
     assert json.loads(Path("out/profile.json").read_text())["rows"][0]["source"] == "task/capitals"
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from coe.cli.app import app
 from coe.errors import ConfigError
 from registry.errors import UnknownExpert
+from routers.base import RoutingDecision
 from routers.errors import NoEligibleExpert
 
 
@@ -37,8 +38,31 @@ def test_the_default_policy_decides_unless_another_is_named(config: Path) -> Non
 def test_it_is_the_decision_of_the_service(config: Path) -> None:
     asked = CliRunner().invoke(app, ["ask", "hello", "-c", str(config), "--json", "-"])
     answer, decision = json.loads(asked.stdout), json.loads(route("-c", config, "--json", "-").stdout)
-    assert answer["decision"]["experts"] == decision["experts"] and answer["decision"]["scores"] == decision["scores"]
-    assert decision["quality"] == pytest.approx({"base": 0.9, "loud": 0.8, "tuned": 0.7, "flaky": 0.6})
+    assert {name: decision[name] for name in answer["decision"]} == answer["decision"]
+    assert decision.keys() == {*RoutingDecision.__dataclass_fields__, "estimate", "ood", "recruiting"}
+    quality = {expert: each["quality"] for expert, each in decision["estimate"].items()}
+    assert quality == pytest.approx({"base": 0.9, "loud": 0.8, "tuned": 0.7, "flaky": 0.6})
+    assert decision["recruiting"] is None
+
+
+def test_the_question_may_come_from_stdin(config: Path) -> None:
+    given = CliRunner().invoke(app, ["route", "-", "-c", str(config), "--explain"], input="hello")
+    assert given.stdout == route("-c", config, "--explain").stdout
+
+
+def test_the_configuration_of_the_folder_is_the_default(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(config.parent)
+    config.rename("coe.yaml")
+    assert route("--policy", "two").stdout == "base\nloud\n"
+
+
+def test_a_selector_takes_its_settings(config: Path) -> None:
+    for source in (("-c", config), ("--router", config.parent / "router")):
+        assert route(*source, "--select", "best").stdout == "base\n"
+        assert route(*source, "--select", "dynamic,p=0.95").stdout == "base\nloud\n"
+        assert route(*source, "--select", "top-k,k=3").stdout == "base\nloud\ntuned\n"
+        assert "is not KEY=VALUE" in route(*source, "--select", "dynamic,p", ok=False).output
+        assert "has no setting q" in str(route(*source, "--select", "dynamic,q=1", ok=False).exception)
 
 
 def test_constraints_and_flags_count(config: Path) -> None:
@@ -57,8 +81,10 @@ def test_the_router_alone_decides_the_same(config: Path) -> None:
     assert route("--router", config.parent / "router").stdout == "base\n"
 
 
-def test_flags_that_do_not_go_together(config: Path) -> None:
-    assert "give --config FILE of a service, or --router DIR" in route(ok=False).output
+def test_flags_that_do_not_go_together(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(config.parent)
+    missing = " ".join(route(ok=False).output.replace("│", " ").split())
+    assert "no coe.yaml here" in missing and "or a saved router with --router" in missing
     result = route("--router", config.parent / "router", "--policy", "two", ok=False)
     assert "names a policy of --config" in result.output
     error = route("-c", config, "--policy", "tow", ok=False).exception

@@ -346,10 +346,10 @@ def test_route_explains_itself(trained):
     ):
         assert fact in shown
     document = json.loads(run("route", "triangle radius circle number 7", "--router", trained, "--json", "-").stdout)
-    assert document["expert"] == document["experts"][0] == "shapes-expert"
+    assert document["experts"][0] == "shapes-expert"
     assert document["label"] == "shapes" and document["truncated"] is False
-    assert set(document["quality"]) == {f"{topic}-expert" for topic in WORDS}
-    assert document["cost_usd"]["law-expert"] == pytest.approx(500 * 3e-6)
+    assert set(document["estimate"]) == {f"{topic}-expert" for topic in WORDS}
+    assert document["estimate"]["law-expert"]["cost_usd"] == pytest.approx(500 * 3e-6)
 
 
 def test_route_with_a_router_that_reads_no_text(files):

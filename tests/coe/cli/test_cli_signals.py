@@ -53,7 +53,7 @@ def wait_for_answers(folder: Path, process: "subprocess.Popen[str]") -> None:
 def test_an_evaluation_ends_and_goes_on(
     folder: Path, number: signal.Signals, status: int, ignores_interrupts: bool
 ) -> None:
-    words = ("eval", "--config", "coe.yaml", "--tasks", "task.yaml", "--output", "run")
+    words = ("eval", "--config", "coe.yaml", "--tasks", "task.yaml", "--out", "run")
     process = start(folder, *words, ignores_interrupts=ignores_interrupts)
     wait_for_answers(folder, process)
     process.send_signal(number)
@@ -81,7 +81,7 @@ def test_a_command_without_anything_to_keep_just_ends(folder: Path) -> None:
 
 def test_piped_output_has_no_progress_bars_and_no_escapes(folder: Path) -> None:
     (folder / "coe.yaml").write_text(CONFIG.replace("0.2", "0.0"))
-    process = start(folder, "eval", "--config", "coe.yaml", "--tasks", "task.yaml", "--output", "run")
+    process = start(folder, "eval", "--config", "coe.yaml", "--tasks", "task.yaml", "--out", "run")
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "\x1b" not in output + errors and "━" not in errors and sys.executable not in errors

@@ -229,9 +229,9 @@ async def test_stale_answers_are_never_reused(tmp_path: Path) -> None:
         r"settings: ~limit None -> 1": plan_run(EXPERTS, TASKS, settings=Settings(limit=1)),
     }
     for difference, plan in others.items():
-        with pytest.raises(RunFolderError, match=rf"holds another run \({difference}.*\).*--output"):
+        with pytest.raises(RunFolderError, match=rf"holds another run \({difference}.*\).*--out"):
             await evaluate(tmp_path, plan=plan)
-    with pytest.raises(RunFolderError, match=r"holds this run already \(complete\): add --resume .*another --output"):
+    with pytest.raises(RunFolderError, match=r"holds this run already \(complete\): add --resume .*another --out"):
         await evaluate(tmp_path, resume=False)
     answers = (tmp_path / "answers.jsonl").read_text().replace('"run": "', '"run": "0')
     (tmp_path / "answers.jsonl").write_text(answers)
