@@ -101,7 +101,7 @@ def test_route_reads_the_keywords_and_explains_the_choice(files: Path, by_words:
     assert "lawyer: weight 0.000; S -28.00: in reserve" in shown
     assert "cook: weight " in shown and "good at chemistry +20.0, cooking +20.0" in shown
     document = json.loads(run(*command, "-k", 2, "--json", "-").stdout)
-    assert document["expert"] == "cook" and sum(document["weights"]) == pytest.approx(1)
+    assert document["experts"][0] == "cook" and sum(document["weights"]) == pytest.approx(1)
     explained = document["recruiting"]
     assert {skill["name"]: (skill["share"], skill["found"]) for skill in explained["skills"]} == {
         "cooking": (0.5, "exact"),
