@@ -8,14 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from coe.config import Config
-from coe.engines import create_engine, engine_kind
+from coe.engines import create_engine, engine_kind, holds_weights
 from coe.engines.base import Engine
 from coe.experts import locate, open_snapshot
 from coe.host import Host
 from registry.store import Snapshot
-
-WITHOUT_WEIGHTS = frozenset({"fake", "remote"})
-"""Engines that need no memory for weights."""
 
 FREE_SHARE = 0.8
 """Share of the free memory that weights may take if no budget is configured."""
@@ -80,7 +77,7 @@ def engine_options(config: Config, kind: str) -> dict[str, Any]:
 
 def budget_bytes(config: Config, kinds: Collection[str]) -> int:
     """The configured budget, else FREE_SHARE of the free memory: the rest is for key-value caches and activations."""
-    if config.host.budget is not None or WITHOUT_WEIGHTS.issuperset(kinds):
+    if config.host.budget is not None or not any(map(holds_weights, kinds)):
         return int(config.host.budget or 0)
     from coe.engines.hf.load import choose_device, free_bytes
 

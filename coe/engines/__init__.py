@@ -16,7 +16,17 @@ from registry.errors import PluginError
 from registry.plugins import Plugins
 from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
 
-__all__ = ["ENGINES", "Adapter", "Capabilities", "Engine", "Expert", "capabilities", "create_engine", "engine_kind"]
+__all__ = [
+    "ENGINES",
+    "Adapter",
+    "Capabilities",
+    "Engine",
+    "Expert",
+    "capabilities",
+    "create_engine",
+    "engine_kind",
+    "holds_weights",
+]
 
 ENGINES: Final[dict[str, str]] = {
     "fake": "coe.engines.fake:FakeEngine",
@@ -52,6 +62,18 @@ def create_engine(kind: str, **options: Any) -> Engine:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"engine {kind!r} cannot be created with {options}: {error}") from error
     return engine
+
+
+def holds_weights(kind: str) -> bool:
+    """Whether experts on an engine of this kind take memory in this process (its class attribute `weights`).
+
+    Raises:
+        ConfigError: there is no such kind, or its class cannot be imported or is no engine.
+    """
+    try:
+        return bool(getattr(_PLUGINS.load(kind), "weights", True))
+    except PluginError as error:
+        raise ConfigError(str(error)) from error
 
 
 def capabilities(experts: Mapping[str, ExpertSpec]) -> dict[str, frozenset[str]]:

@@ -88,7 +88,11 @@ class Member:
 
 
 class Engine(Protocol):
-    """Loads a spec and its files as a resident Expert."""
+    """Loads a spec and its files as a resident Expert.
+
+    The optional class attribute `weights = False` states that its experts take no memory in this process
+    (`coe.engines.holds_weights`).
+    """
 
     @property
     def capabilities(self) -> Capabilities:

@@ -177,6 +177,7 @@ class FakeEngine:
     """
 
     capabilities: Final = Capabilities(streaming=True, adapters=True)
+    weights: Final = False
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class RemoteEngine:
     """
 
     capabilities: Final = Capabilities(streaming=True)
+    weights: Final = False
 
     def __init__(
         self,

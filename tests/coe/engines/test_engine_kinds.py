@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import pytest
 
-from coe.engines import ENGINES, Capabilities, capabilities, create_engine, engine_kind
+from coe.config import EnginesConfig
+from coe.engines import ENGINES, Capabilities, capabilities, create_engine, engine_kind, holds_weights
+from coe.errors import ConfigError
 from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
 
 
 def test_every_listed_engine_can_be_created() -> None:
-    assert {kind: type(create_engine(kind)).__name__ for kind in ENGINES} == {
-        "fake": "FakeEngine",
-        "hf": "HFEngine",
-        "remote": "RemoteEngine",
+    made = {kind: type(create_engine(kind)).__name__ for kind in ENGINES}
+    assert made == {kind: path.partition(":")[2] for kind, path in ENGINES.items()}
+    assert made.items() >= {"fake": "FakeEngine", "hf": "HFEngine", "remote": "RemoteEngine"}.items()
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_every_listed_engine_has_a_section_with_arguments_that_it_takes(kind: str) -> None:
+    assert kind in EnginesConfig.model_fields
+    create_engine(kind, **EnginesConfig().settings(kind))
+
+
+def test_an_engine_states_whether_its_experts_take_memory() -> None:
+    assert {kind: holds_weights(kind) for kind in ("fake", "hf", "remote")} == {
+        "fake": False,
+        "hf": True,
+        "remote": False,
     }
+    with pytest.raises(ConfigError, match="no engine 'hff'"):
+        holds_weights("hff")
 
 
 def test_the_capabilities_of_experts_are_those_of_the_engines_that_serve_them() -> None:
