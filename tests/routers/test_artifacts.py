@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from planted_outcomes import planted_table
+from router_settings import REQUIRED
 
 from routers import artifacts
 from routers.artifacts import ARRAYS, META, load, save
@@ -41,7 +42,7 @@ def edit(folder, **changes):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_loaded_router_decides_as_the_one_that_was_saved(tmp_path, kind):
-    router = trained(kind, **({"expert": "law-expert"} if kind == "fixed" else {"k": 10} if kind == "knn" else {}))
+    router = trained(kind, **REQUIRED.get(kind, {}) | ({"k": 10} if kind == "knn" else {}))
     save(router, tmp_path / "r", table=TABLE, encoder=ENCODER)
     loaded = load(tmp_path / "r").router
     expected, found = router.estimate(QUERIES), loaded.estimate(QUERIES)

@@ -2,6 +2,7 @@ import sys
 import types
 
 import pytest
+from router_settings import REQUIRED
 
 from routers import factory
 from routers.encoders.build import HashingEncoder
@@ -11,8 +12,7 @@ from routers.factory import KINDS, TrainableRouter, build, reads_text, router_cl
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_a_trainable_router_of_that_name(kind):
-    settings = {"expert": "m"} if kind == "fixed" else {}
-    router = build(kind, HashingEncoder(16), settings)
+    router = build(kind, HashingEncoder(16), REQUIRED.get(kind))
     assert isinstance(router, TrainableRouter)
     assert router.kind == kind
 

@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError, fields, is_dataclass
 
 import pytest
 from planted_outcomes import planted_table
+from router_settings import REQUIRED
 
 from routers.base import RouterState
 from routers.encoders.build import HashingEncoder
@@ -19,7 +20,7 @@ TABLE = planted_table(40)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_states_its_settings_in_one_frozen_dataclass(kind):
-    router = build(kind, ENCODER, {"expert": "m"} if kind == "fixed" else {})
+    router = build(kind, ENCODER, REQUIRED.get(kind))
     stated = {field.name for field in fields(router.settings)}
     assert is_dataclass(router_class(kind).Settings)
     assert stated == set(settings_of(kind))

@@ -9,7 +9,7 @@ from planted_outcomes import planted_table
 from routers.base import Query
 from routers.decision import decide
 from routers.encoders.build import HashingEncoder
-from routers.factory import build
+from routers.factory import KINDS, build, reads_text
 
 TABLE = planted_table(120)
 
@@ -26,7 +26,7 @@ class ShortSighted(HashingEncoder):
         return np.array([len(text.split()) > 8 for text in texts], dtype=bool)
 
 
-@pytest.mark.parametrize("kind", ["knn", "category", "cluster", "factor", "contrastive"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if reads_text(kind)])
 def test_a_long_prompt_is_told_from_the_estimate_to_the_decision(kind):
     short = "triangle radius circle"
     queries = [Query.of(short), Query.of(" ".join([short] * 3))]
