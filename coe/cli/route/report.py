@@ -9,7 +9,6 @@ from rich.markup import escape
 from coe.cli.output import stdout_console
 from coe.cli.route.recruiting import print_recruiting
 from coe.cli.router.report import per_thousand
-from coe.protocol.decision import decision_document, json_number
 
 if TYPE_CHECKING:
     from routers.base import Estimate, RoutingDecision
@@ -23,6 +22,8 @@ def route_document(
 
     `estimate` has `quality` and `cost_usd` of every expert that the router knows.
     """
+    from coe.protocol.decision import decision_document, json_number
+
     costs = (None,) * len(estimate.experts) if estimate.cost_usd is None else estimate.cost_usd[0].tolist()
     quality = estimate.quality[0].tolist()
     return {
