@@ -38,6 +38,18 @@ class Terminal:
             assert self._read(0.1) or self.process.poll() is None, self.screen
         return found + len(text)
 
+    def press_until(self, keys: str, text: str, after: int = 0) -> int:
+        """Press `keys` until the screen has `text`; the position behind it.
+
+        A Ctrl-C in the instant between readline's prompt and its wait for keys is lost (a race in CPython): a user who
+        sees no effect presses it again.
+        """
+        for _ in range(10):
+            self.press(keys)
+            with suppress(AssertionError):
+                return self.wait_for(text, after, timeout_s=5)
+        raise AssertionError(self.screen)
+
     def end(self, timeout_s: float = 30) -> int:
         """The exit status; all that is left to read is read."""
         deadline = time.monotonic() + timeout_s

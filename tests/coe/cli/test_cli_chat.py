@@ -134,9 +134,8 @@ def test_on_a_terminal_ctrl_c_stops_an_answer_and_twice_leaves(tmp_path: Path) -
         screen.press("go on\r")
         at = screen.wait_for("go on\n", screen.wait_for("base:", at))
         at = screen.wait_for("> ", at)
-        screen.press(CTRL_C)
-        at = screen.wait_for("Ctrl-C again leaves", at)
-        screen.press(CTRL_C)
+        at = screen.press_until(CTRL_C, "Ctrl-C again leaves", at)
+        screen.press_until(CTRL_C, "interrupted", at)
         assert screen.end() == 130
         assert "Traceback" not in screen.screen
 
