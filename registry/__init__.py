@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         RegistryError,
         SourceError,
         StoreError,
+        TargetError,
         UnknownExpert,
         UnknownPlugin,
     )
@@ -63,6 +64,7 @@ __all__ = [
     "SourceError",
     "SourceKind",
     "StoreError",
+    "TargetError",
     "UnknownExpert",
     "UnknownPlugin",
     "apply",
@@ -79,7 +81,7 @@ _ROOMS = {
     "registry.documents": "Document load_document validate",
     "registry.errors": (
         "DigestMismatch DiskFull InvalidSpec PluginError Problem RegistryError SourceError StoreError UnknownExpert "
-        "UnknownPlugin"
+        "TargetError UnknownPlugin"
     ),
     "registry.plugins": "Plugins only_modules",
     "registry.profiles": "Measure ProfileRow",

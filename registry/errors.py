@@ -6,6 +6,7 @@ RegistryError
 ├── SourceError          a source cannot be read: missing, truncated, unsupported
 ├── DigestMismatch       the files are not the ones that were registered
 ├── StoreError           the registry's database cannot be read or written
+├── TargetError          a file cannot be written: a device, a FIFO, a socket or a loop of symbolic links
 ├── PluginError          a plug-in cannot be imported, is not allowed here, or is not what it should be
 │   └── UnknownPlugin    a name that is neither built in nor installed; carries close matches
 └── DiskFull             no space left; the partial file is removed, the previous one is unchanged
@@ -14,14 +15,19 @@ RegistryError
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copyreg import __newobj__
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from registry.spelling import close_matches, did_you_mean
 
 
 class RegistryError(Exception):
     """Base of all errors that the registry raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors travel between processes; constructors take other arguments
+        return __newobj__, (type(self), *self.args), self.__dict__
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,10 @@ class DigestMismatch(RegistryError):
 
 class StoreError(RegistryError):
     """The registry's database cannot be opened, read or written."""
+
+
+class TargetError(RegistryError):
+    """A path cannot be written as a file: a device, a FIFO, a socket or a loop of symbolic links."""
 
 
 class PluginError(RegistryError):

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -117,7 +117,8 @@ class Plugins:
                 f"the policy, or plugins=[{module!r}] in Python"
             )
         try:
-            return _attribute(target)
+            with redirect_stdout(sys.stderr):  # stdout is for results: an import may print
+                return _attribute(target)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise PluginError(f"{shown} cannot be imported: {error}") from error
@@ -126,7 +127,7 @@ class Plugins:
             ) from error
         except AttributeError as error:
             raise PluginError(f"{shown} cannot be imported: {error}") from error
-        except Exception as error:  # third-party code may raise anything
+        except (Exception, SystemExit, GeneratorExit) as error:  # third-party code may raise anything
             raise PluginError(f"{shown} cannot be imported: {type(error).__name__}: {error}") from error
 
     def _checked(self, found: Any, name: str) -> type:

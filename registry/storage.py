@@ -14,12 +14,13 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from registry.errors import DiskFull
+from registry.errors import DiskFull, TargetError
 
 _STAGED = re.compile(r"\.(?P<target>.+)\.part-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}(\.\w+)?")
 _FOREIGN_LEFTOVER_AGE_S = 24 * 3600.0
@@ -50,11 +51,13 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a path next to `target` to write to; on success it replaces `target`, on failure it is removed.
 
     The yielded path has the suffix of `target`, does not exist yet, and may be written by any library. Missing parent
-    folders are created.
+    folders are created. If `target` is a symbolic link, the link stays and the file that it leads to is replaced.
 
     Raises:
         DiskFull: no space left; the target is unchanged.
+        TargetError: the target is a device, a FIFO or a socket, or its links form a loop.
     """
+    target = _replaceable(target)
     staged = _stage(target)
     try:
         with translate_disk_full(target):
@@ -124,6 +127,22 @@ def require_free(target: Path, needed_bytes: int) -> None:
     free = _free_bytes(target.parent)
     if free is not None and free < needed_bytes:
         raise DiskFull(target, free_bytes=free, needed_bytes=needed_bytes)
+
+
+def _replaceable(target: Path) -> Path:
+    """The path to replace: `target`, or what its symbolic links lead to.
+
+    Raises:
+        TargetError: it exists and is neither a file nor a folder (a folder fails in the caller, with its own error).
+    """
+    found = Path(os.path.realpath(target)) if target.is_symlink() else target
+    if found.is_symlink():
+        raise TargetError(f"{target} cannot be written: its symbolic links form a loop; name another file")
+    with suppress(FileNotFoundError, NotADirectoryError):
+        mode = found.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise TargetError(f"{target} is a device, a FIFO or a socket and is not replaced: name a regular file")
+    return found
 
 
 def _stage(target: Path) -> Path:

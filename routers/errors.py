@@ -17,10 +17,15 @@ UserWarning
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copyreg import __newobj__
+from typing import Any
 
 
 class RouterError(Exception):
     """Base of all errors that `routers` raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors travel between processes; constructors take other arguments
+        return __newobj__, (type(self), *self.args), self.__dict__
 
 
 class InvalidOutcomes(RouterError):

@@ -35,7 +35,7 @@ PUBLIC = {
     "registry": """
         DigestMismatch DiskFull Document ExpertSpec FileRecord InvalidSpec Kind Measure PlannedChange PluginError
         Plugins Price Problem ProfileRow Registry RegistryError RegistryPlan Snapshot SourceError SourceKind StoreError
-        UnknownExpert UnknownPlugin apply coe_home identity load_document only_modules plan validate
+        TargetError UnknownExpert UnknownPlugin apply coe_home identity load_document only_modules plan validate
     """,
 }
 

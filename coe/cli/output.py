@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-console = Console(stderr=True)
+console = Console(stderr=True, emoji=False)
 """Progress, notices and errors."""
 
 JsonTarget = Annotated[
@@ -24,24 +24,37 @@ JsonTarget = Annotated[
 
 def stdout_console() -> Console:
     """A console on today's stdout: results for people."""
-    return Console(file=sys.stdout)
+    return Console(file=sys.stdout, emoji=False)
 
 
 def emit_json(value: Any, target: str | None) -> None:
     """Write `value` as JSON to the file `target`, to stdout for "-", nowhere for None.
 
-    NaN becomes null: JSON has no NaN, and a figure that cannot be computed is null by contract.
+    NaN becomes null: JSON has no NaN, and a figure that cannot be computed is null by contract. A target that is not a
+    regular file (a device, a FIFO) is written to, never replaced.
     """
     if target is None:
         return
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
     if target == "-":
-        sys.stdout.write(text + "\n")
+        typer.echo(text)
+        return
+    path = Path(target)
+    if path.exists() and not path.is_file():
+        _write_through(path, text + "\n")
         return
     from registry.storage import atomic_path
 
-    with atomic_path(Path(target)) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _write_through(path: Path, text: str) -> None:
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:  # an error of a write does not name the file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from coe.types import GenerateRequest
 from examples.zoo.families import FAMILIES, Family, Row, Split
 from routers.base import Message
 
-console = Console(width=None if sys.stdout.isatty() else 114)
+console = Console(emoji=False, width=None if sys.stdout.isatty() else 114)
 """On a pipe the width is unknown: wide enough for a line per answer."""
 
 

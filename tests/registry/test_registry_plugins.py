@@ -156,3 +156,22 @@ def test_a_package_allows_what_is_below_it(site):
         assert PLUGINS.load("pack.deep:Good")
     with only_modules(["pack.deeper", "pac"]), pytest.raises(PluginError, match="'pack.deep' is not imported"):
         PLUGINS.load("pack.deep:Good")
+
+
+@pytest.mark.parametrize("raised", ["SystemExit(3)", "GeneratorExit()", "RuntimeError('broken')"])
+def test_whatever_an_import_raises_names_the_plug_in(site, raised):
+    install(site, "leaving", module=f"raise {raised}\n")
+    with pytest.raises(PluginError, match=rf"gadget 'leaving:Good' cannot be imported: {raised.partition('(')[0]}"):
+        PLUGINS.load("leaving:Good")
+
+
+def test_ctrl_c_during_an_import_stays_ctrl_c(site):
+    install(site, "stopped", module="raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        PLUGINS.load("stopped:Good")
+
+
+def test_an_import_prints_to_stderr(site, capsys):
+    install(site, "noisy", module=f"print('imported')\n{MODULE}")
+    assert PLUGINS.load("noisy:Good").__name__ == "Good"
+    assert capsys.readouterr() == ("", "imported\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from registry import storage
-from registry.errors import DiskFull, RegistryError
+from registry.errors import DiskFull, RegistryError, TargetError
 from registry.storage import atomic_directory, atomic_path, coe_home, remove_leftovers, require_free, sha256_file
 
 DEAD_PID = 2**22 + 1  # above Linux's largest process id
@@ -229,3 +229,33 @@ def test_a_process_of_another_user_counts_as_alive(tmp_path: Path, monkeypatch: 
     staged.touch()
     monkeypatch.setattr(os, "kill", kill)
     assert remove_leftovers(tmp_path) == []
+
+
+def test_a_symbolic_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    real, link = tmp_path / "data" / "real.json", tmp_path / "link.json"
+    real.write_text("old")
+    link.symlink_to(real)
+    with atomic_path(link) as temporary:
+        assert temporary.parent == real.parent, "the rename stays on the file system of the target"
+        temporary.write_text("new")
+    assert link.is_symlink() and real.read_text() == "new"
+    assert names(real.parent) == ["real.json"]
+
+
+def test_a_dangling_link_gets_its_target(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("missing")
+    with atomic_path(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "missing").read_text() == "new"
+
+
+def test_what_is_not_a_file_is_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "to_fifo").symlink_to("fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    for name, problem in (("fifo", "a FIFO"), ("to_fifo", "a FIFO"), ("loop", "form a loop")):
+        with pytest.raises(TargetError, match=problem), atomic_path(tmp_path / name):
+            raise AssertionError("nothing may be written")
+    assert (tmp_path / "fifo").is_fifo() and (tmp_path / "loop").is_symlink()
+    assert names(tmp_path) == ["fifo", "loop", "to_fifo"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,7 +46,7 @@ def init(
     from coe.cli.init.sources import inspect_sources
 
     files = [out / EXPERTS_FILE, out / CONFIG_FILE]
-    existing = [str(file) for file in files if file.exists()]
+    existing = [str(file) for file in files if os.path.lexists(file)]
     if existing and not force:
         raise typer.BadParameter(f"{' and '.join(existing)} exist: choose another --out, or give --force")
     found: list[Found] = []
