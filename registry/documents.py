@@ -10,6 +10,7 @@ expanded (a secret is given as the name of its variable).
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,71 @@ from pydantic import BaseModel, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import ErrorDetails
 
-from registry.errors import InvalidSpec, Problem
+from registry.errors import InvalidSpec, Problem, without_userinfo
 from registry.spelling import did_you_mean
 
 Loc = tuple[str | int, ...]
 ModelT = TypeVar("ModelT", bound=BaseModel)
+_MOST_NODES = 200_000  # of a document with its aliases expanded
+_MOST_LEVELS = 100
+_MOST_BITS = 256  # of an integer
+
+
+class BoundedLoader(yaml.SafeLoader):
+    """A `yaml.SafeLoader` for hostile documents: size, depth and integers are bounded, every error is a YAMLError."""
+
+    _level = 0
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The root node. Raises yaml.YAMLError if the document is malformed, too deep or too large."""
+        root: yaml.Node | None = super().get_single_node()
+        if root is not None:
+            _expansion(root, {})
+        return root
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node, at most `_MOST_LEVELS` levels below the root."""
+        self._level += 1
+        if self._level > _MOST_LEVELS:
+            raise _too_deep(self.peek_event().start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._level -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; scalars that PyYAML cannot convert (`2020-99-99`) are errors with a line."""
+        try:
+            value = super().construct_object(node, deep=deep)
+        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            text = f"{_shortened(node.value)} is not a valid {kind} (quote it if it is text)"
+            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark) from error
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            text = f"an integer of {value.bit_length()} bits; the most is {_MOST_BITS}"
+            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
+        return value
+
+
+def _expansion(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Number of nodes and of levels with aliases expanded; a node inside itself counts once."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = 1, 1
+    parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+    children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
+    sizes = [_expansion(child, known) for child in children]
+    size, levels = 1 + sum(size for size, _ in sizes), 1 + max((levels for _, levels in sizes), default=0)
+    if levels > _MOST_LEVELS:
+        raise _too_deep(node.start_mark)
+    if size > _MOST_NODES:
+        text = f"more than {_MOST_NODES:,} values once aliases are expanded: split the file, or use fewer aliases"
+        raise yaml.composer.ComposerError(None, None, text, node.start_mark)
+    known[id(node)] = size, levels
+    return size, levels
+
+
+def _too_deep(mark: yaml.Mark) -> yaml.YAMLError:
+    return yaml.composer.ComposerError(None, None, f"nested more than {_MOST_LEVELS} levels deep", mark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +159,7 @@ def load_document(path: Path) -> Document:
 def parse_document(text: str, path: Path) -> Document:
     """Like `load_document`, from text; problems name `path`."""
     try:
-        loader = yaml.SafeLoader(text)
+        loader = BoundedLoader(text)
         root = loader.get_single_node()
         problems = [
             Problem(str(path), message, line, dotted(loc)) for loc, line, message in _key_problems(root, (), set())
@@ -120,6 +181,8 @@ def validate(document: Document, model: type[ModelT], loc: Loc = ()) -> ModelT:
         InvalidSpec: lists all problems that pydantic finds, each with its place.
     """
     value = document.at(loc)
+    if value is None and not any(field.is_required() for field in model.model_fields.values()):
+        value = {}  # an empty file: every field has a default
     if value is None:
         raise InvalidSpec([document.problem(loc, f"is empty; expected {', '.join(model.model_fields)}")])
     try:
@@ -148,8 +211,13 @@ def message_of(detail: ErrorDetails, known_fields: Sequence[str] = ()) -> str:
     return f"{message[0].lower()}{message[1:]}, got {_shortened(detail['input'])}{quote}"
 
 
+_REPR = reprlib.Repr()  # unlike `repr`, bounded in time and size
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict = 4, 30, 30
+_REPR.maxstring = _REPR.maxother = 200
+
+
 def _shortened(value: object) -> str:
-    text = repr(value)
+    text = without_userinfo(_REPR.repr(value))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -14,6 +14,7 @@ RegistryError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from copyreg import __newobj__
 from dataclasses import dataclass
@@ -52,6 +53,14 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.place}: {self.message}"
+
+
+_USERINFO = re.compile(r"(://)[^/?#\s]*@")
+
+
+def without_userinfo(text: str) -> str:
+    """The text with `user:password@` of every URL replaced by `***@`, for messages."""
+    return _USERINFO.sub(r"\1***@", text)
 
 
 class InvalidSpec(RegistryError):

@@ -151,7 +151,8 @@ class _Planner:
                 draft = validate(self.document, ExpertSpec, loc)
             except InvalidSpec as error:
                 self.problems += error.problems
-                self.broken.add(str(name))
+                if not isinstance(name, list | dict):
+                    self.broken.add(str(name))
                 continue
             for field in _ASSIGNED_BY_REGISTRY:
                 if field in entry:

@@ -15,7 +15,7 @@ import re
 from enum import StrEnum
 from pathlib import Path
 
-from registry.errors import SourceError
+from registry.errors import SourceError, without_userinfo
 from registry.spec import ExpertSpec
 from registry.storage import coe_home, translate_disk_full
 
@@ -50,8 +50,8 @@ def source_kind(source: str, *, engine: str | None = None) -> SourceKind:
         if engine is not None:
             return SourceKind.ENGINE
         raise SourceError(
-            f"{source!r}: {scheme}:// is not a source; use a path, home://, hf://, https:// or fake://, or name the "
-            "`engine` that reads it"
+            f"{without_userinfo(source)!r}: {scheme}:// is not a source; use a path, home://, hf://, https:// or fake://, "
+            "or name the `engine` that reads it"
         )
     return SourceKind.GGUF if source.endswith(".gguf") else SourceKind.FOLDER
 

@@ -9,6 +9,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
+from registry.errors import without_userinfo
+
 RESERVED_PREFIX = "coe/"
 RESERVED_NAMES = frozenset({"auto", "coe"})
 INPUT_USD_PER_MTOK_PER_BILLION = 0.01
@@ -20,6 +22,7 @@ COMPOSED_ARCHITECTURES: dict[str, str] = {}
 """`architecture` of composed experts -> kind of the engine that serves them. Empty: no engine serves them yet."""
 _SEPARATOR = "+"
 """Joins the names of a residency; no expert name contains it."""
+_USERINFO = re.compile(r"https?://[^/?#]*@", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
@@ -82,7 +85,7 @@ class ExpertSpec(BaseModel):
     from the files (`registry.describe`), except for remote experts, where the user states them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
     name: str
     """Unique name by which requests address the expert; not `auto`, and not under `coe/`."""
@@ -146,6 +149,16 @@ class ExpertSpec(BaseModel):
             )
         return name
 
+    @field_validator("source")
+    @classmethod
+    def _source_has_no_password(cls, source: str) -> str:
+        if _USERINFO.match(source):
+            raise ValueError(
+                "a URL with a user name or password is not accepted: leave out what is before '@', and name the "
+                "environment variable with the key as `api_key_env`"
+            )
+        return source
+
     @field_serializer("capabilities", "tags", when_used="json")
     def _in_order(self, values: frozenset[str]) -> list[str]:
         return sorted(values)  # the same spec is the same JSON
@@ -170,7 +183,9 @@ class ExpertSpec(BaseModel):
                 else "a composed expert has no `source`: its members have"
             )
         if self.kind is Kind.REMOTE and not self.source.startswith(("http://", "https://")):
-            raise ValueError(f"a remote expert's source is an http(s) URL ending in /v1, not {self.source!r}")
+            raise ValueError(
+                f"a remote expert's source is an http(s) URL ending in /v1, not {without_userinfo(self.source)!r}"
+            )
         if self.kind is not Kind.REMOTE and self.source.startswith(("http://", "https://")):
             raise ValueError(f"an expert at a URL is of kind 'remote', not {self.kind.value!r}")
         return self

@@ -167,3 +167,49 @@ def test_models_without_a_json_schema_still_suggest_fields() -> None:
         thing: Document | None = None
 
     assert problems_of("valu: 1", Odd) == ["conf.yaml:1: valu: is not a known field; did you mean 'value'?"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: " + "[" * 100_000, r"conf.yaml:2: is not YAML: nested more than 100 levels deep"),
+        ("\n".join(f"{' ' * level}k:" for level in range(3000)), r"conf.yaml:\d+: is not YAML: nested more than 100"),
+        (
+            "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 300)),
+            r"conf.yaml:100: .*nested more",
+        ),
+        ("a: 1\nb: 2020-99-99", r"conf.yaml:2: is not YAML: '2020-99-99' is not a valid timestamp \(quote it"),
+        ('\na: !!int "abc"', r"conf.yaml:2: is not YAML: 'abc' is not a valid int"),
+        ('a: !!int ""', r"conf.yaml:1: is not YAML: '' is not a valid int"),
+        ('a: !!bool "abc"', r"conf.yaml:1: is not YAML: 'abc' is not a valid bool"),
+        ('a: !!timestamp "abc"', r"conf.yaml:1: is not YAML: 'abc' is not a valid timestamp"),
+        ("a: 1\nb: " + "9" * 10_000, r"conf.yaml:2: is not YAML: '9+\.\.\. is not a valid int"),
+        ("a: 0x" + "f" * 10_000, r"conf.yaml:1: is not YAML: an integer of 40000 bits"),
+    ],
+)
+def test_hostile_yaml_is_an_error_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(InvalidSpec, match=message) as caught:
+        parse(text)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("item", ["[{}]", "{{<<: [{}]}}", "{{k: [{}]}}"])
+def test_alias_bombs_are_refused_before_they_expand(item: str) -> None:
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{n}: &a{n} " + item.format(", ".join([f"*a{n - 1}"] * 9)) for n in range(1, 12)]
+    with pytest.raises(InvalidSpec, match=r"conf.yaml:\d: .*more than 200,000 values once aliases are expanded"):
+        parse("\n".join(lines))
+
+
+def test_a_value_in_an_error_is_bounded_and_without_passwords() -> None:
+    bomb = "a: &a [x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nowner: {name: *c}\n"
+    assert max(map(len, problems_of(bomb))) < 200
+    (problem,) = problems_of("items: http://bob:hunter2@host/v1")
+    assert "hunter2" not in problem and "http://***@host/v1" in problem
+
+
+def test_an_empty_document_is_valid_where_every_field_has_a_default() -> None:
+    class Defaults(BaseModel):
+        size: int = 3
+
+    assert validate(parse("# nothing\n"), Defaults).size == 3

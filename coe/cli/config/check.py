@@ -154,8 +154,9 @@ def _registered(document: Document, config: Config, findings: Findings) -> Snaps
 
 
 def _missing_keys(document: Document, experts: Mapping[str, ExpertSpec]) -> Iterator[Problem]:
-    for index, entry in enumerate(document.value["experts"]):
-        spec = experts.get(entry.get("name", "")) if isinstance(entry, dict) else None
+    for index, entry in enumerate(document.value["experts"] if experts else ()):
+        name = entry.get("name") if isinstance(entry, dict) else None
+        spec = experts.get(name) if isinstance(name, str) else None
         if spec is not None and spec.api_key_env and not os.environ.get(spec.api_key_env):
             text = f"the environment variable {spec.api_key_env} is not set: {spec.name!r} cannot be called until it is"
             yield document.problem(("experts", index, "api_key_env"), text)

@@ -173,3 +173,28 @@ def test_the_engines_that_experts_name_are_checked(tmp_path: Path) -> None:
 )
 def test_an_error_names_what_adds_experts_where_the_reader_is(config: Config, command: str) -> None:
     assert command in how_to_register(config) and "secret" not in how_to_register(config)
+
+
+def test_an_empty_configuration_reads_the_registry(tmp_path: Path, coe_home: Path) -> None:
+    config = tmp_path / "coe.yaml"
+    config.write_text("# every key has a default\n")
+    messages = [problem["message"] for problem in check(config)["problems"]]
+    assert len(messages) == 1 and "no expert is registered there: `coe registry apply FILE`" in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("experts", "line"),
+    [("experts:\n  - {name: [1], kind: model, source: x}\n", 2), ("{}", 1), ("- 1", 1), ("a: 2020-99-99", 1)],
+)
+def test_experts_files_of_the_wrong_shape(tmp_path: Path, experts: str, line: int) -> None:
+    entry = "  - {name: echo, kind: model, source: 'fake://echo'}\n" if "name" in experts else ""
+    config = "experts: [experts.yaml]\npolicies: {default: {expert: echo}}\n"
+    found = places(check(write(tmp_path, config, experts + entry)))
+    assert ("experts.yaml", line) in [place[:2] for place in found]
+
+
+def test_a_password_in_a_url_is_refused_and_not_printed(tmp_path: Path) -> None:
+    entry = "{name: far, kind: remote, context_length: 9, source: 'https://bob:hunter2@x.test/v1'}"
+    document = check(write(tmp_path, "experts: [experts.yaml]\n", f"experts:\n  - {entry}\n"))
+    assert ("experts.yaml", 2, "experts[0].source") in places(document)
+    assert "`api_key_env`" in str(document) and "hunter2" not in str(document)
