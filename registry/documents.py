@@ -47,7 +47,7 @@ class BoundedLoader(yaml.SafeLoader):
         """The next node, at most `_MOST_LEVELS` levels below the root."""
         self._level += 1
         if self._level > _MOST_LEVELS:
-            raise _too_deep(self.peek_event().start_mark)
+            raise _too_deep(self.peek_event().start_mark)  # type: ignore[no-untyped-call]
         node: yaml.Node | None = super().compose_node(parent, index)
         self._level -= 1
         return node

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import SourceError
-from registry.headers import Tensor
+from registry.headers import Tensor, check_regular
 
 # fmt: off
 SUPPORTED_ARCHITECTURES = frozenset((
@@ -31,6 +31,7 @@ SUPPORTED_ARCHITECTURES = frozenset((
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 8
+_MAX_ARRAY_LEVELS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class GgufHeader:
     def of_architecture(self, key: str) -> int | None:
         """An integer under the architecture's prefix: `context_length` is `llama.context_length`."""
         value = self.fields.get(f"{self.architecture}.{key}")
-        return value if isinstance(value, int) else None
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def read_gguf(path: Path) -> GgufHeader:
@@ -58,17 +59,18 @@ def read_gguf(path: Path) -> GgufHeader:
         SourceError: the file is missing, truncated, damaged, or of an unsupported architecture.
     """
     try:
+        check_regular(path)
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             header = _Reader(data).header()
     except FileNotFoundError:
         raise SourceError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError) as error:
         raise SourceError(f"{path} is damaged or not GGUF: {error}; download or copy it again") from error
     if header.fields.get("split.count", 1) != 1:
         raise SourceError(f"{path} is one part of a split GGUF: merge the parts first (llama-gguf-split --merge)")
     if header.architecture not in SUPPORTED_ARCHITECTURES:
         raise SourceError(
-            f"{path} is of architecture {header.architecture!r}, which transformers cannot load from GGUF; "
+            f"{path} is of architecture {header.architecture[:80]!r}, which transformers cannot load from GGUF; "
             f"use its safetensors instead. Supported: {', '.join(sorted(SUPPORTED_ARCHITECTURES))}"
         )
     return header
@@ -113,19 +115,21 @@ class _Reader:
         tensor = Tensor(shape, Tensor(shape, 0).elements // block * block_bytes)
         return name, tensor, self._number("<Q")
 
-    def _value(self, kind: int) -> Any:
+    def _value(self, kind: int, level: int = 0) -> Any:
         if kind in _SCALARS:
             return self._number(_SCALARS[kind])
         if kind == _STRING:
             return self._string()
         if kind != _ARRAY:
             raise ValueError(f"unknown type {kind} of a field")
+        if level == _MAX_ARRAY_LEVELS:
+            raise ValueError(f"arrays are nested more than {_MAX_ARRAY_LEVELS} levels deep")
         item, count = self._number("<I"), self._number("<Q")
         if item in _SCALARS:
             self._skip(count * struct.calcsize(_SCALARS[item]))
             return None
         for _ in range(count):
-            self._skip(self._number("<Q")) if item == _STRING else self._value(item)
+            self._skip(self._number("<Q")) if item == _STRING else self._value(item, level + 1)
         return None
 
     def _string(self) -> str:

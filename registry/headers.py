@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,13 +36,29 @@ class Tensor:
         return math.prod(self.shape)
 
 
+def check_regular(path: Path) -> int:
+    """Bytes of a regular file. Opening a pipe or a device may block, so this comes before.
+
+    Raises:
+        SourceError: the path is a pipe, a socket, a device or a folder.
+        OSError: there is no such file, or its folder cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise SourceError(f"{path} is {kind}, not a file")
+    return status.st_size
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of a model. Raises SourceError if it is missing or not a JSON object."""
     try:
+        if (size := check_regular(path)) > _MAX_HEADER_BYTES:
+            raise SourceError(f"{path} has {size:,} bytes; the most is {_MAX_HEADER_BYTES:,}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SourceError(f"{path.parent} has no {path.name}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise SourceError(f"{path} is not a JSON object")
@@ -55,7 +72,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         SourceError: the file is missing, truncated (with both sizes) or not safetensors.
     """
     try:
-        size = path.stat().st_size
+        size = check_regular(path)
         with path.open("rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -68,7 +85,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         )
     except FileNotFoundError:
         raise SourceError(f"{path.name} is missing in {path.parent}") from None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, ArithmeticError, AttributeError, LookupError, TypeError, RecursionError) as error:
         raise SourceError(f"{path} is not a safetensors file, or it is damaged: {error}") from error
     if end > size:
         raise SourceError(f"{path} is truncated: {size:,} bytes of {end:,}; download or copy it again")

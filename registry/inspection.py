@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from registry.documents import BoundedLoader
 from registry.errors import SourceError
 from registry.gguf_header import GgufHeader, read_gguf
 from registry.headers import Tensor, read_json, read_weights
@@ -18,6 +19,8 @@ _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length"
 _EXPERT_COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _EXPERTS_USED_KEYS = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "top_k_experts")
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")  # of multimodal models
+_MOST_CARD_CHARACTERS = 2**20
+_MOST = 10**9  # of a number in a config
 _ROUTED_EXPERT = re.compile(r"(^|\.)experts\.|\.ffn_(up|gate|down|gate_up)_exps\.")
 
 
@@ -86,12 +89,15 @@ def _inspect_folder(folder: Path, embedding: bool) -> Facts:
 def card_licence(folder: Path) -> str | None:
     """The `license` in the YAML header of a model card (README.md), or `None`."""
     card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    if not card.is_file():
+        return None
+    with card.open(encoding="utf-8", errors="replace") as file:
+        text = file.read(_MOST_CARD_CHARACTERS)
     if (top := re.match(r"---\n(.*?)\n---", text, re.DOTALL)) is None:
         return None
     try:
-        stated = yaml.safe_load(top[1])
-    except yaml.YAMLError:  # cards are written by hand: invalid YAML states no licence
+        stated = yaml.load(top[1], Loader=BoundedLoader)
+    except (yaml.YAMLError, RecursionError):  # cards are written by hand: invalid YAML states no licence
         return None
     licence = stated.get("license") if isinstance(stated, dict) else None
     return licence if isinstance(licence, str) else None
@@ -113,7 +119,7 @@ def _number(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
     """The first positive integer under these keys, also inside the text part of a multimodal config."""
     parts = [config, *(config[name] for name in _TEXT_CONFIGS if isinstance(config.get(name), dict))]
     values = (part.get(key) for part in parts for key in keys)
-    return next((value for value in values if isinstance(value, int) and value > 0), None)
+    return next((value for value in values if type(value) is int and 0 < value <= _MOST), None)
 
 
 def _embedding_length(folder: Path) -> int | None:

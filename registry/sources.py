@@ -50,8 +50,8 @@ def source_kind(source: str, *, engine: str | None = None) -> SourceKind:
         if engine is not None:
             return SourceKind.ENGINE
         raise SourceError(
-            f"{without_userinfo(source)!r}: {scheme}:// is not a source; use a path, home://, hf://, https:// or fake://, "
-            "or name the `engine` that reads it"
+            f"{without_userinfo(source)!r}: {scheme}:// is not a source; use a path, home://, hf://, https:// or "
+            "fake://, or name the `engine` that reads it"
         )
     return SourceKind.GGUF if source.endswith(".gguf") else SourceKind.FOLDER
 
@@ -70,10 +70,17 @@ def absolute_source(source: str, folder: Path) -> str:
 
 
 def local_path(source: str, folder: Path | None = None) -> Path:
-    """Resolve a path of a YAML file: `home://` is $COE_HOME, `~` the user's home, others are relative to `folder`."""
+    """Resolve a path of a YAML file: `home://` is $COE_HOME, `~` the user's home, others are relative to `folder`.
+
+    Raises:
+        SourceError: `~name` of a user that does not exist.
+    """
     if source.startswith(_HOME):
         return coe_home() / source.removeprefix(_HOME)
-    return (folder or Path()) / Path(source).expanduser()
+    try:
+        return (folder or Path()) / Path(source).expanduser()
+    except RuntimeError:
+        raise SourceError(f"{source!r}: there is no such user") from None
 
 
 def resolve(spec: ExpertSpec) -> Path:
@@ -91,6 +98,8 @@ def resolve(spec: ExpertSpec) -> Path:
     path = local_path(spec.source)
     if not path.exists():
         raise SourceError(f"there is no {'file' if kind is SourceKind.GGUF else 'folder'} {path}")
+    if not path.is_dir() and not path.is_file():
+        raise SourceError(f"{path} is a pipe, socket or device, not a file or folder")
     return path
 
 
@@ -102,21 +111,22 @@ def is_here(spec: ExpertSpec) -> bool:
         try:
             return _download(spec.source, spec.revision, local_only=True).exists()
         except SourceError:
-            _hub_match(spec.source)  # an invalid source is an error, not a missing file
+            hub_match(spec.source)  # an invalid source is an error, not a missing file
             return False
     return local_path(spec.source).exists()
 
 
 def pinned(source: str, path: Path) -> tuple[str, str]:
     """A hub source without its revision, and the resolved commit (the name of its snapshot folder)."""
-    found = _hub_match(source)
+    found = hub_match(source)
     root = path
     for _ in (found["file"] or "").split("/")[1:]:
         root = root.parent
     return f"hf://{found['repo']}{found['file'] or ''}", root.name
 
 
-def _hub_match(source: str) -> re.Match[str]:
+def hub_match(source: str) -> re.Match[str]:
+    """The parts `repo`, `file` and `revision` of a hub source. Raises SourceError if it is malformed."""
     if (found := _HUB.fullmatch(source)) is None:
         raise SourceError(f"{source!r} is not hf://org/name[/file.gguf][@revision]")
     return found
@@ -127,7 +137,7 @@ def _download(source: str, stated: str | None, *, local_only: bool = False) -> P
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP client in use
 
-    found = _hub_match(source)
+    found = hub_match(source)
     revision = stated or found["revision"]
     if revision != (found["revision"] or revision):
         raise SourceError(f"{source!r} and revision {stated!r} name different revisions: keep one")

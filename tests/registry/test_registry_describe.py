@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from registry.describe import describe
 from registry.digest import digest_of, hash_files, identity
 from registry.errors import SourceError
+from registry.inspection import card_licence
 from registry.spec import (
     INPUT_USD_PER_MTOK_PER_BILLION,
     OUTPUT_USD_PER_MTOK_PER_BILLION,
@@ -329,3 +330,11 @@ def test_an_engine_is_a_part_of_what_an_expert_is_and_nothing_changes_without_on
     elsewhere = describe(own.model_copy(update={"engine": "loud"}))
     assert elsewhere.engine == "loud" and elsewhere.digest != echo.digest
     assert len({identity(spec, {}) for spec in (echo, elsewhere, echo.model_copy(update={"engine": "loud"}))}) == 3
+
+
+@pytest.mark.parametrize(
+    "header", ["license: 2020-99-99", "license: " + "[" * 50_000, "a: &a [x, x]\nlicense: !!int x", "license: mit"]
+)
+def test_a_hostile_model_card_states_no_licence(tmp_path: Path, header: str) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{header}\n---\n")
+    assert card_licence(tmp_path) == ("mit" if header.endswith("mit") else None)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -241,3 +242,28 @@ def test_the_architectures_are_those_of_transformers() -> None:
     ours = {renamed.get(name, name) for name in SUPPORTED_ARCHITECTURES}
     not_models = {"general", "tokenizer"}
     assert ours - {"t5encoder"} == set(GGUF_SUPPORTED_ARCHITECTURES) - not_models - {"umt5"}  # umt5 files say t5
+
+
+def test_pipes_and_folders_are_refused_without_opening_them(tmp_path: Path) -> None:
+    for name in ("pipe.gguf", "model.safetensors", "config.json"):
+        os.mkfifo(tmp_path / name)
+    for read, name in ((read_gguf, "pipe.gguf"), (read_safetensors, "model.safetensors"), (read_json, "config.json")):
+        with pytest.raises(SourceError, match=f"{name} is a pipe, socket or device, not a file"):
+            read(tmp_path / name)
+        with pytest.raises(SourceError, match="is a folder, not a file"):
+            read(tmp_path)
+    with pytest.raises(SourceError, match="is a pipe, socket or device"):
+        read_weights(tmp_path)
+
+
+def test_deeply_nested_headers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    with pytest.raises(SourceError, match="cannot be read as JSON"):
+        read_json(tmp_path / "config.json")
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(struct.pack("<Q", 200_000) + b"[" * 200_000)
+    with pytest.raises(SourceError, match="is not a safetensors file"):
+        read_safetensors(path)
+    nested = struct.pack("<IQ", 9, 1) * 20_000 + struct.pack("<IQ", 0, 0)
+    with pytest.raises(SourceError, match="arrays are nested more than 4 levels deep"):
+        read_gguf(raw_gguf(tmp_path / "m.gguf", [("a", 9, nested)]))

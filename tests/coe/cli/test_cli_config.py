@@ -108,7 +108,7 @@ def test_the_parts_of_a_pool_are_checked(tmp_path: Path) -> None:
     [
         ("experts: [experts.yaml", ("coe.yaml", 1, None), "is not YAML"),
         ("- a list\n", ("coe.yaml", 1, None), "mapping"),
-        ("", ("coe.yaml", 1, None), "is empty"),
+        ("", ("coe.yaml", 1, None), "no expert is registered"),
         ("polices: {}\n", ("coe.yaml", 1, "polices"), "did you mean 'policies'"),
         ("policies: {default: {expert: a}}\n", ("coe.yaml", 1, "registry"), "no expert is registered"),
         ("registry: 7\n", ("coe.yaml", 1, "registry"), "string"),
