@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from copyreg import __newobj__
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ class RegistryError(Exception):
     """Base of all errors that the registry raises on purpose."""
 
     def __reduce__(self) -> tuple[Any, ...]:  # errors travel between processes; constructors take other arguments
-        return __newobj__, (type(self), *self.args), self.__dict__
+        return Exception.__new__, (type(self), *self.args), self.__dict__
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ UserWarning
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copyreg import __newobj__
 from typing import Any
 
 
@@ -25,7 +24,7 @@ class RouterError(Exception):
     """Base of all errors that `routers` raises on purpose."""
 
     def __reduce__(self) -> tuple[Any, ...]:  # errors travel between processes; constructors take other arguments
-        return __newobj__, (type(self), *self.args), self.__dict__
+        return Exception.__new__, (type(self), *self.args), self.__dict__
 
 
 class InvalidOutcomes(RouterError):

@@ -5,8 +5,10 @@ Exit status: 0 done; 1 a check failed, or the work did; 2 the command line is wr
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -90,14 +92,49 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        sys.exit(interrupts.status_of(end.code))
+        sys.exit(_after_flush(interrupts.status_of(end.code)))
     except KeyboardInterrupt:  # before a command has begun
         sys.exit(interrupts.status_of(interrupts.BY_CTRL_C))
     except Exception as error:
-        if not _ours(error) or os.environ.get("COE_TRACEBACK"):
+        if not (_ours(error) or _of_a_file(error)) or os.environ.get("COE_TRACEBACK"):
             raise
-        console.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _print_error(error)
+        sys.exit(_after_flush(1))
+
+
+def _after_flush(status: str | int | None) -> str | int | None:
+    """The exit status after the rest of stdout is written: 1 if that fails, with one line unless its reader is gone."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        _discard_stdout()
+        if not status and error.errno != errno.EPIPE:
+            _print_error(error)
+        return status or 1
+    return status
+
+
+def _discard_stdout() -> None:
+    """Send the unwritten rest of stdout to the null device, so that the interpreter's last flush does not fail."""
+    with suppress(OSError, ValueError):  # a replaced stdout may have no descriptor
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def _print_error(error: Exception) -> None:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename or 'the output cannot be written'}: {error.strerror}"
+    console.print(f"[bold red]error:[/] {_escape(text)}", highlight=False, soft_wrap=True)
+
+
+def _of_a_file(error: Exception) -> bool:
+    """Whether the system refused a file that the error names, or a write to stdout, which has no name."""
+    if not isinstance(error, OSError):
+        return False
+    return error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _ours(error: Exception) -> bool:

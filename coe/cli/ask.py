@@ -77,6 +77,7 @@ def ask(
 
 async def _ask(config: Config, request: GenerateRequest, query: Query, model: str, json_target: str | None) -> None:
     import time
+    from contextlib import aclosing
 
     from coe.local import open_local
 
@@ -84,12 +85,13 @@ async def _ask(config: Config, request: GenerateRequest, query: Query, model: st
     first_s = 0.0
     async with open_local(config) as system:
         reply = system.answer(request, model=model, query=query)
-        with status(f"{', '.join(reply.decision.experts)}: loading"):
-            first = await anext(reply.chunks)
-        first_s = time.perf_counter() - started
-        _show(first.text, json_target)
-        async for chunk in reply.chunks:
-            _show(chunk.text, json_target)
+        async with aclosing(reply.chunks) as chunks:  # a broken pipe ends the answer before its expert is unloaded
+            with status(f"{', '.join(reply.decision.experts)}: loading"):
+                first = await anext(chunks)
+            first_s = time.perf_counter() - started
+            _show(first.text, json_target)
+            async for chunk in chunks:
+                _show(chunk.text, json_target)
         if json_target != "-":
             typer.echo()
         seconds = time.perf_counter() - started

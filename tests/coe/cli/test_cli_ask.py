@@ -1,5 +1,7 @@
 """`coe ask`: the answer on stdout, the expert and the reason on stderr, one clear line for each mistake."""
 
+import errno
+import io
 import json
 import subprocess
 import sys
@@ -154,3 +156,44 @@ def test_the_configuration_of_the_folder_is_the_default(
     assert "no coe.yaml here: `coe init` writes one, or name a configuration with --config" in missing
     config.rename("coe.yaml")
     assert run("ask", "hello").status == 0
+
+
+def test_a_reader_that_leaves_ends_the_answer_quietly(config: Path) -> None:
+    config.write_text(config.read_text() + "engines: {fake: {token_delay_s: 0.02}}\n")
+    command = [sys.executable, "-c", "from coe.cli.app import main; main()", "ask", "word " * 200, "-c", str(config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.read(4) == b"WORD"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 1
+
+
+class Full(io.StringIO):
+    """A stdout on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class FullAtFlush(io.StringIO):
+    """A stdout that buffers, on a full disk."""
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("stdout", [Full, FullAtFlush])
+def test_a_full_stdout_is_one_line(
+    config: Path, stdout: type[io.StringIO], run: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", stdout())
+    done = run("ask", "hello", "-c", str(config))
+    assert done.status == 1
+    assert done.stderr.splitlines()[-1] == "error: the output cannot be written: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_result_that_cannot_be_written_names_its_file(config: Path, run: Callable[..., Ended]) -> None:
+    done = run("ask", "hello", "-c", str(config), "--json", str(config.parent))
+    assert done.status == 1 and f"error: {config.parent}: Is a directory" in done.stderr
