@@ -109,15 +109,18 @@ def _locked(folder: Folder) -> Iterator[None]:
     if path is None:
         yield
         return
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise RunFolderError(f"{path} is a file, or lies in one; name a folder with --out") from None
     lock = FileLock(path / _LOCK)
     try:
+        path.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
+    except (FileExistsError, NotADirectoryError):
+        raise RunFolderError(f"{path} is a file, or lies in one; name a folder with --out") from None
     except Timeout:
         raise RunFolderError(f"{path} is in use by another process; wait for it or use another --out") from None
+    except OSError as error:
+        raise RunFolderError(
+            f"the run folder {path} cannot be used: {error.strerror or error}; name another one with --out"
+        ) from error
     try:
         yield
     finally:

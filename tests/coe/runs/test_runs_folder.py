@@ -86,3 +86,12 @@ def test_a_run_json_of_something_else_is_refused(tmp_path: Path, content: str) -
 def test_a_run_ends_interrupted_or_stopped() -> None:
     ends = [status_after(error) for error in (KeyboardInterrupt(), asyncio.CancelledError(), ValueError())]
     assert ends == ["interrupted", "interrupted", "stopped"]
+
+
+def test_a_folder_that_the_system_refuses_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(RunFolderError, match=r"run cannot be used: Permission denied; name another one with --out"):
+        opened(tmp_path / "run")
