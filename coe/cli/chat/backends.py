@@ -12,6 +12,13 @@ from coe.errors import CoeError, ConfigError, RemoteError
 from coe.types import GenerateRequest
 from routers.base import Message
 
+CONNECT_S = 10.0
+"""Seconds to connect to an endpoint."""
+LIST_S = 60.0
+"""Seconds to wait for an endpoint's list of models."""
+ANSWER_S = 600.0
+"""Seconds to wait for the next bytes of an answer; a cold expert loads before its first one."""
+
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
@@ -93,20 +100,23 @@ class RemoteBackend:
     url: str
 
     async def models(self) -> Sequence[str]:
-        """What GET /v1/models lists."""
-        from openai import OpenAIError
+        """What GET /v1/models lists. Raises RemoteError."""
+        from openai import Timeout
 
         try:
-            return [model.id for model in (await self.client.models.list()).data]
-        except OpenAIError as error:
-            raise _translated(error, self.url) from error
+            page = await self.client.models.list(timeout=Timeout(LIST_S, connect=CONNECT_S))
+            return [str(model.id) for model in page.data]
+        except _OTHER_FORMAT as error:
+            raise RemoteError(
+                f"{self.url}/models does not return a list of models: is the URL that of an OpenAI-compatible endpoint?"
+            ) from error
+        except Exception as error:  # the client's transport has errors of its own
+            raise _translated(error, self.url, LIST_S) from error
 
     async def answer(
         self, messages: Sequence[Message], model: str, settings: Mapping[str, Any], answering: Answering
     ) -> AsyncGenerator[str, None]:
         """See `Backend`."""
-        from openai import OpenAIError
-
         conversation: Any = [{"role": message.role, "content": message.content} for message in messages]
         given = {name: value for name, value in settings.items() if value is not None}
         try:
@@ -120,15 +130,19 @@ class RemoteBackend:
             )
             async with stream:
                 async for chunk in stream:
-                    answering.expert = chunk.model
+                    answering.expert = chunk.model or model
                     answering.why |= (chunk.model_extra or {}).get("coe") or {}
                     if chunk.usage is not None:
                         answering.why["tokens"] = chunk.usage.completion_tokens
                     text = chunk.choices[0].delta.content if chunk.choices else None
                     answering.text += text or ""
                     yield text or ""
-        except OpenAIError as error:
-            raise _translated(error, self.url) from error
+        except _OTHER_FORMAT as error:
+            raise RemoteError(f"{self.url} sends a stream that is not in the format of OpenAI: {error}") from error
+        except Exception as error:  # the client's transport has errors of its own
+            raise _translated(error, self.url, ANSWER_S) from error
+        if answering.expert is None:
+            raise RemoteError(f"{self.url} ended the answer without a chunk: does the endpoint support streaming?")
 
 
 @asynccontextmanager
@@ -145,21 +159,36 @@ async def open_backend(config: Path | None, url: str | None, api_key: str | None
         async with open_local(config) as system:
             yield LocalBackend(system)
         return
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, Timeout
 
     base = url.rstrip("/") if url.rstrip("/").endswith("/v1") else f"{url.rstrip('/')}/v1"
     if not base.startswith(("http://", "https://")):
         raise ConfigError(f"{url!r} is not a URL like http://127.0.0.1:8000/v1")
-    async with AsyncOpenAI(base_url=base, api_key=api_key or "none", max_retries=0) as client:
+    try:
+        timeout = Timeout(ANSWER_S, connect=CONNECT_S)
+        opened = AsyncOpenAI(base_url=base, api_key=api_key or "none", max_retries=0, timeout=timeout)
+    except Exception as error:  # the client's transport has errors of its own
+        raise ConfigError(f"{url!r} is not a URL like http://127.0.0.1:8000/v1: {error}") from error
+    async with opened as client:
         yield RemoteBackend(client, base)
 
 
-def _translated(error: Exception, url: str) -> CoeError:
+_OTHER_FORMAT = (AttributeError, LookupError, TypeError, ValueError)
+"""What reading a body of another format raises in the client."""
+
+
+def _translated(error: Exception, url: str, wait_s: float) -> CoeError:
     """An error of the client in words for the person at the terminal."""
-    from openai import APIConnectionError, APIStatusError, APITimeoutError
+    from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAIError
 
     if isinstance(error, APITimeoutError):
-        return RemoteError(f"{url} did not answer in time", retryable=True)
+        return RemoteError(
+            f"{url} did not answer in time (connection {CONNECT_S:g} s, answer {wait_s:g} s): is it overloaded, or no "
+            "HTTP server?",
+            retryable=True,
+        )
+    if not isinstance(error, OpenAIError):
+        return RemoteError(f"{url} broke off the answer ({type(error).__name__}: {error})", retryable=True)
     if isinstance(error, APIConnectionError):
         return RemoteError(f"{url} cannot be reached ({error.__cause__ or error}): is the service running?")
     if isinstance(error, APIStatusError):

@@ -15,7 +15,8 @@ from coe.cli.chat.backends import Answering, Backend
 from coe.cli.chat.why import print_why
 from coe.cli.output import console
 from coe.cli.progress import status
-from coe.errors import CoeError
+from coe.errors import CoeError, ConfigError
+from coe.policy import AUTO
 from registry.errors import RegistryError, UnknownExpert
 from routers.base import Message
 from routers.errors import RouterError
@@ -27,6 +28,7 @@ HELP = """\
 /help           this list
 /quit           leave; so does Ctrl-D
 A line that ends with \\ goes on in the next one. Ctrl-C stops an answer, twice leaves."""
+_MOST_LISTED = 8
 COMMANDS = ("/why", "/model", "/reset", "/help", "/quit")
 
 
@@ -69,8 +71,14 @@ class Conversation:
         return True
 
     def check_model(self, name: str) -> None:
-        """Raises UnknownExpert where the backend has no such model."""
-        known = self.runner.run(self.backend.models())
+        """Raises UnknownExpert where the backend has no such model, ConfigError where it has no `auto`."""
+        known = self._models()
+        if name == AUTO and name not in known:
+            listed = ", ".join(known[:_MOST_LISTED]) + (", ..." if len(known) > _MOST_LISTED else "")
+            raise ConfigError(
+                f"{AUTO!r} is not among the models of the endpoint, which routes nothing: name one with "
+                f"--model NAME; it has {listed or 'none'}"
+            )
         if name not in known:
             raise UnknownExpert(name, known, where="what may answer here")
 
@@ -93,6 +101,10 @@ class Conversation:
                 self._say(f"there is no command {name}; /help lists them")
         return True
 
+    def _models(self) -> Sequence[str]:
+        with status("listing the models"):
+            return self.runner.run(self.backend.models())
+
     def _choose(self, name: str) -> None:
         try:
             if name:
@@ -100,7 +112,7 @@ class Conversation:
                 self.model = name
                 self._say(f"{name} answers from now on")
             else:
-                names = self.runner.run(self.backend.models())
+                names = self._models()
                 self._say("\n".join(f"{'*' if one == self.model else ' '} {one}" for one in names))
         except (CoeError, RegistryError) as error:
             self._fail(error)
