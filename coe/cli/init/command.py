@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,18 +48,20 @@ def init(
     from coe.cli.init.sources import inspect_sources
 
     files = [out / EXPERTS_FILE, out / CONFIG_FILE]
-    existing = [str(file) for file in files if os.path.lexists(file)]
+    with _os_errors_translated():
+        existing = _existing(files, json)
     if existing and not force:
         raise typer.BadParameter(f"{' and '.join(existing)} exist: choose another --out, or give --force")
     found: list[Found] = []
     notes: list[str] = []
-    if sources:
-        with status("reading the models"):
-            found, notes = inspect_sources(sources, api_key_env=api_key_env, timeout_s=timeout)
-        texts = experts_text(found, out), config_text(found, EXPERTS_FILE)
-    else:
-        texts = template_texts(EXPERTS_FILE)
-    _write(files, texts)
+    with _os_errors_translated():
+        if sources:
+            with status("reading the models"):
+                found, notes = inspect_sources(sources, api_key_env=api_key_env, timeout_s=timeout)
+            texts = experts_text(found, out), config_text(found, EXPERTS_FILE)
+        else:
+            texts = template_texts(EXPERTS_FILE)
+        _write(files, texts)
     checked = _check(out / CONFIG_FILE)
     for note in notes:
         console.print(f"note: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -67,6 +71,26 @@ def init(
     )
     if checked.problems:
         raise typer.Exit(1)
+
+
+def _existing(files: list[Path], json: str | None) -> list[str]:
+    """Those of the files that exist. Refuses folders in their place, and JSON written over one of them."""
+    if folders := [str(file) for file in files if file.is_dir()]:
+        raise typer.BadParameter(f"{' and '.join(folders)} is a folder: choose another --out")
+    if json not in (None, "-") and os.path.realpath(str(json)) in map(os.path.realpath, files):
+        raise typer.BadParameter(f"{json} is one of the files to write: choose another path", param_hint="'--json'")
+    return [str(file) for file in files if os.path.lexists(file)]
+
+
+@contextmanager
+def _os_errors_translated() -> Iterator[None]:
+    from coe.errors import ConfigError
+
+    try:
+        yield
+    except OSError as error:
+        place = error.filename2 or error.filename or "a file"
+        raise ConfigError(f"{place} cannot be read or written: {error.strerror or error}") from error
 
 
 def _write(files: list[Path], texts: tuple[str, str]) -> None:

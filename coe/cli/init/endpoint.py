@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _MOST_BYTES = 8 * 2**20
 _MOST_MODELS = 50
 _ASSUMED_CONTEXT = 8192
+_MOST_CONTEXT = 2**30
+_MOST_CHARACTERS = 256  # of a name
 
 
 def list_models(url: str, api_key_env: str | None, timeout_s: float) -> tuple[list[Found], list[str]]:
@@ -29,10 +31,12 @@ def list_models(url: str, api_key_env: str | None, timeout_s: float) -> tuple[li
     base = _base_url(url)
     models = asyncio.run(_fetch(base, api_key_env, timeout_s))
     own = [one for one in models if one["id"] in RESERVED_NAMES or one["id"].startswith(RESERVED_PREFIX)]
-    experts = [one for one in models if one not in own]
+    experts = [one for one in models if one not in own and _is_name(one["id"])]
     if not experts:
         raise ConfigError(f"{base}/models lists no model")
     notes = []
+    if odd := len(models) - len(own) - len(experts):
+        notes.append(f"{base}: {odd} models are left out, whose names are empty, too long, or hold control characters")
     if len(experts) > _MOST_MODELS:
         notes.append(f"{base} lists {len(experts)} models: the first {_MOST_MODELS} are written")
     found = [_expert(base, one, api_key_env) for one in experts[:_MOST_MODELS]]
@@ -46,9 +50,18 @@ def list_models(url: str, api_key_env: str | None, timeout_s: float) -> tuple[li
 
 def _base_url(url: str) -> str:
     """The URL without what follows `/v1`; with `/v1` where it has no path."""
-    parts = urlsplit(url)
-    if not parts.netloc:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # a malformed port is a ValueError, too
+    except ValueError:
+        parts = urlsplit("")
+    if not parts.hostname or not url.isprintable() or " " in url:
         raise ConfigError("is not a URL like https://host/v1")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError(
+            "a URL with a user name, password or query is not accepted: leave it out, and name the environment "
+            "variable with the key: --api-key-env NAME"
+        )
     path = parts.path.rstrip("/").removesuffix("/models").removesuffix("/chat/completions") or "/v1"
     return f"{parts.scheme}://{parts.netloc}{path}"
 
@@ -94,16 +107,20 @@ async def _bounded(base: str, pieces: AsyncIterator[bytes]) -> bytes:
 def _models(base: str, body: bytes) -> list[dict[str, Any]]:
     try:
         listed = json.loads(body)["data"]
-        return [one for one in listed if isinstance(one["id"], str) and one["id"]]
+        return [one for one in listed if isinstance(one["id"], str)]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(
             f"{base}/models does not answer with a list of models: is it an OpenAI-compatible URL?"
         ) from None
 
 
+def _is_name(name: str) -> bool:
+    return 0 < len(name) <= _MOST_CHARACTERS and name.isprintable()
+
+
 def _expert(base: str, model: dict[str, Any], api_key_env: str | None) -> Found:
     stated = next((model[key] for key in ("max_model_len", "context_length", "context_window") if key in model), None)
-    known = isinstance(stated, int) and stated > 0
+    known = type(stated) is int and 0 < stated <= _MOST_CONTEXT
     entry: dict[str, Any] = {
         "name": model["id"].rpartition("/")[2],
         "kind": "remote",

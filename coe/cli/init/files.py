@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from coe.cli.init.found import Found
+from coe.errors import ConfigError
 from registry.spec import Kind
 from registry.storage import coe_home
 
 _SPECIAL = set(",[]{}#&*!|>'\"%@`\n")
+_MOST_COMMENT = 160
 _EXPERTS_HEAD = """\
 # The experts: what may answer. `coe config check` reads this file, docs/configuration.md explains every field.
 # Sizes, context length, architecture and digest of local models are read from their files.
@@ -50,8 +52,14 @@ def experts_text(found: Sequence[Found], out: Path) -> str:
 
 
 def config_text(found: Sequence[Found], experts_file: str) -> str:
-    """The configuration: every request goes to one generalist until a router is trained."""
+    """The configuration: every request goes to one generalist until a router is trained.
+
+    Raises:
+        ConfigError: none of the experts can answer.
+    """
     answering = [one for one in _in_order(found) if one.kind is not Kind.EMBEDDING]
+    if not answering:
+        raise ConfigError("these are embedding models only, which answer nothing: add a model that answers")
     generalist = next((one for one in answering if one.kind is not Kind.ADAPTER), answering[0]).name
     sizes = [one.facts.size_bytes for one in found if one.facts is not None]
     comment = f"# the models take {sum(sizes) / 2**30:.1f} GiB together" if sizes else "# for example"
@@ -103,7 +111,7 @@ def _in_order(found: Sequence[Found]) -> list[Found]:
 def _expert_text(one: Found, out: Path) -> str:
     fields = {**one.entry, "source": _source(one, out)}
     lines = [f"    {name}: {_scalar(value)}\n" for name, value in fields.items()]
-    comment = f"  # {one.comment}\n" if one.comment else ""
+    comment = f"  # {_comment(one.comment)}\n" if one.comment else ""
     price = "    # price: {input_usd_per_mtok: 0.60, output_usd_per_mtok: 1.80}\n" if one.kind is Kind.REMOTE else ""
     return f'{comment}  - {lines[0].lstrip()}{"".join(lines[1:])}    description: "" # what it is good at\n{price}'
 
@@ -118,15 +126,27 @@ def _source(one: Found, out: Path) -> str:
     return f"home://{one.path.relative_to(home).as_posix()}" if one.path.is_relative_to(home) else str(one.path)
 
 
+def _comment(text: str) -> str:
+    """One bounded line: the text may come from a file that is not trusted."""
+    line = "".join(character if character.isprintable() else " " for character in text)
+    return line if len(line) <= _MOST_COMMENT else f"{line[: _MOST_COMMENT - 3]}..."
+
+
 def _scalar(value: Any) -> str:
-    """A value in YAML: plain where that is safe, else quoted as JSON, which YAML reads."""
+    """A value in YAML: plain where that is safe, else quoted as JSON, with YAML escapes for invisible characters."""
+    if isinstance(value, str) and _is_plain(value):
+        return value
+    quoted = json.dumps(value, ensure_ascii=False)
+    return "".join(one if one.isprintable() else f"\\U{ord(one):08x}" for one in quoted)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether YAML reads the text as itself without quotes."""
     import yaml
 
-    if (
-        isinstance(value, str)
-        and value
-        and yaml.safe_load(value) == value
-        and not set(value) & set(",[]{}#&*!|>'\"%@`\n")
-    ):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+    if not text or not text.isprintable() or set(text) & _SPECIAL:
+        return False
+    try:
+        return bool(yaml.safe_load(text) == text)
+    except (yaml.YAMLError, ValueError):  # text that begins like a date, for example
+        return False

@@ -12,6 +12,16 @@ from registry.spec import Kind
 ADAPTER_CONFIG, MODEL_CONFIG, MODULES = "adapter_config.json", "config.json", "modules.json"
 
 
+_MOST_CHARACTERS = 1024
+
+
+def stated_base(config: dict[str, Any]) -> str:
+    """What an adapter's config calls its base: a repository or a path; empty if it is neither."""
+    base = config.get("base_model_name_or_path")
+    sound = isinstance(base, str) and len(base) <= _MOST_CHARACTERS and base.isprintable()
+    return str(base) if sound else ""
+
+
 @dataclass(slots=True)
 class Found:
     """One expert for the experts file.

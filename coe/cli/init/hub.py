@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from coe.cli.init.found import ADAPTER_CONFIG, Found
+from coe.cli.init.found import ADAPTER_CONFIG, Found, stated_base
 from registry.errors import SourceError
 from registry.headers import read_json
+from registry.sources import hub_match
 from registry.spec import Kind
 
 
@@ -15,8 +16,9 @@ def describe_repository(source: str, timeout_s: float) -> tuple[Found, list[str]
     """The expert of `hf://org/name[/file.gguf][@revision]`; a note where the hub does not answer.
 
     Raises:
-        SourceError: the hub has no such repository.
+        SourceError: the source is malformed, or the hub has no such repository.
     """
+    hub_match(source)
     path, _, revision = source.removeprefix("hf://").partition("@")
     repository = "/".join(path.split("/")[:2])
     entry: dict[str, Any] = {"name": Path(path).name.removesuffix(".gguf"), "kind": Kind.MODEL.value, "source": source}
@@ -36,12 +38,19 @@ def describe_repository(source: str, timeout_s: float) -> tuple[Found, list[str]
 def _files(repository: str, revision: str | None, timeout_s: float) -> set[str] | None:
     """Names of the repository's files; `None` where the hub cannot be reached."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError  # type: ignore[attr-defined]
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        HFValidationError,
+        HTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
         siblings = HfApi().model_info(repository, revision=revision, timeout=timeout_s).siblings
     except RepositoryNotFoundError:
         raise SourceError("the Hugging Face hub has no such repository, or it is private: set HF_TOKEN") from None
+    except HFValidationError as error:
+        raise SourceError(f"{repository!r} is not a repository on the Hugging Face hub: {error}") from None
     except (OSError, OfflineModeIsEnabled, HTTPError):
         return None
     return {one.rfilename for one in siblings or ()}
@@ -49,8 +58,10 @@ def _files(repository: str, revision: str | None, timeout_s: float) -> set[str] 
 
 def _base_of(repository: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
-    base = read_json(Path(hf_hub_download(repository, ADAPTER_CONFIG, revision=revision))).get(
-        "base_model_name_or_path"
-    )
-    return base if isinstance(base, str) else ""
+    try:
+        config = hf_hub_download(repository, ADAPTER_CONFIG, revision=revision)
+    except (OSError, ValueError, HTTPError) as error:
+        raise SourceError(f"the {ADAPTER_CONFIG} of {repository} cannot be downloaded: {error}") from None
+    return stated_base(read_json(Path(config)))

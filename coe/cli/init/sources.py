@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from coe.cli.init.endpoint import list_models
-from coe.cli.init.found import ADAPTER_CONFIG, MODEL_CONFIG, MODULES, Found
+from coe.cli.init.found import ADAPTER_CONFIG, MODEL_CONFIG, MODULES, Found, stated_base
 from coe.cli.init.hub import describe_repository
 from coe.errors import ConfigError
-from registry.errors import RegistryError, SourceError
+from registry.errors import RegistryError, SourceError, without_userinfo
 from registry.headers import ADAPTER_FILE, read_json
 from registry.inspection import Facts, inspect
 from registry.lora import read_lora
@@ -40,7 +40,10 @@ def inspect_sources(
         try:
             experts, more = _inspect(source, api_key_env, timeout_s)
         except (RegistryError, ConfigError) as error:
-            problems.append(f"{source}: {error}")
+            problems.append(f"{_shown(source)}: {error}")
+            continue
+        except OSError as error:
+            problems.append(f"{_shown(source)}: cannot be read: {error.strerror}")
             continue
         found += experts
         notes += more
@@ -55,8 +58,10 @@ def inspect_sources(
 
 
 def _inspect(source: str, api_key_env: str | None, timeout_s: float) -> tuple[list[Found], list[str]]:
+    if not source.strip():
+        raise SourceError("an empty argument is no model: name a folder, a GGUF file, a repository or a URL")
     path = local_path(source)
-    if "://" not in source and not path.exists() and _REPOSITORY.fullmatch(source):
+    if "://" not in source and not _exists(path) and _REPOSITORY.fullmatch(source):
         source = f"hf://{source}"
     match source_kind(source):
         case SourceKind.REMOTE:
@@ -67,15 +72,44 @@ def _inspect(source: str, api_key_env: str | None, timeout_s: float) -> tuple[li
         case SourceKind.FAKE:
             entry = {"name": source.removeprefix("fake://").partition("?")[0], "kind": "model", "source": source}
             return [Found(entry, comment="no weights: for tests")], []
-    return list(_local(path)), []
+    left_out: list[str] = []
+    return list(_local(path, left_out)), left_out
 
 
-def _local(path: Path) -> Iterator[Found]:
-    if not path.exists():
+def _shown(source: str) -> str:
+    """An argument in a message: without passwords and queries, at most 120 characters, nothing invisible."""
+    text = without_userinfo(source)
+    text = text.partition("?")[0] if text.startswith(("http://", "https://")) else text
+    text = text if len(text) <= 120 else f"{text[:117]}..."
+    return text if text and text.isprintable() else repr(text)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a YAML file can hold the path; Linux also has names that are not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _local(path: Path, notes: list[str]) -> Iterator[Found]:
+    if not _exists(path):
         raise SourceError("there is no such file or folder; a repository on the hub is written org/name")
     path = path.resolve()
+    if not _is_text(path):
+        raise SourceError("the name is not valid UTF-8: rename it")
+    if not path.is_dir() and not path.is_file():
+        raise SourceError("is a pipe, socket or device, not a file or folder")
     if path.is_file() or (one := _of_folder(path)) is None:
-        yield from [_gguf(path)] if path.is_file() else _inside(path)
+        yield from [_gguf(path)] if path.is_file() else _inside(path, notes)
     else:
         yield one
 
@@ -85,8 +119,7 @@ def _of_folder(path: Path) -> Found | None:
     if (path / ADAPTER_CONFIG).is_file():
         if not (path / ADAPTER_FILE).is_file():
             raise SourceError(f"the adapter has no {ADAPTER_FILE}: adapters are read from safetensors only")
-        base = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
-        return Found(_entry(path, Kind.ADAPTER), path, origin=base if isinstance(base, str) else "")
+        return Found(_entry(path, Kind.ADAPTER), path, origin=stated_base(read_json(path / ADAPTER_CONFIG)))
     if not (path / MODEL_CONFIG).is_file():
         return None
     if (path / MODULES).is_file():
@@ -95,10 +128,13 @@ def _of_folder(path: Path) -> Found | None:
     return _model(path)
 
 
-def _inside(folder: Path) -> Iterator[Found]:
+def _inside(folder: Path, notes: list[str]) -> Iterator[Found]:
     """The experts that a folder holds: its GGUF files, and its subfolders that are models or adapters."""
-    found = [_gguf(path) for path in sorted(folder.glob("*.gguf"))]
-    found += [one for path in sorted(folder.iterdir()) if path.is_dir() and (one := _of_folder(path)) is not None]
+    paths = sorted(folder.iterdir())
+    notes += [f"{_shown(str(path))} is left out: the name is not valid UTF-8" for path in paths if not _is_text(path)]
+    paths = [path for path in paths if _is_text(path)]
+    found = [_gguf(path) for path in paths if path.suffix == ".gguf" and not path.is_dir()]
+    found += [one for path in paths if path.is_dir() and (one := _of_folder(path)) is not None]
     if not found:
         raise SourceError(
             f"the folder has neither {MODEL_CONFIG} (a model) nor {ADAPTER_CONFIG} (an adapter), "
@@ -185,7 +221,7 @@ def _is_named(model: Found, origin: str) -> bool:
     """Whether `origin`, a path or a repository of an adapter's config, is this model."""
     if not origin:
         return False
-    if model.path is not None and local_path(origin).exists():
+    if model.path is not None and _exists(local_path(origin)):
         return local_path(origin).resolve() == model.path
     return Path(origin).name.lower() == Path(model.origin).name.lower()
 
@@ -197,7 +233,7 @@ def _base_elsewhere(adapter: Found, timeout_s: float) -> Found | None:
     name = Path(adapter.origin).name
     beside = [] if adapter.path is None else [adapter.path.parent]
     for path in (local_path(adapter.origin), *_folders_named(name, *beside, coe_home() / "models")):
-        if path.exists() and (base := next(iter(_local(path)), None)) is not None and base.kind is Kind.MODEL:
+        if _exists(path) and (base := next(iter(_local(path, [])), None)) is not None and base.kind is Kind.MODEL:
             return base if _fits(adapter, base) else None
     return (
         describe_repository(f"hf://{adapter.origin}", timeout_s)[0] if _REPOSITORY.fullmatch(adapter.origin) else None

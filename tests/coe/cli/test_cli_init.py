@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from coe.cli.app import app
 from coe.config import load_config
 from coe.errors import CoeError
 from coe.local import open_local
+from registry.errors import RegistryError
 
 
 def init(*words: object, ok: bool = True) -> Any:
@@ -206,3 +208,88 @@ def test_json_is_alone_on_stdout(tmp_path: Path) -> None:
     document = json.loads(init("fake://echo", "--out", tmp_path, "--json", "-").stdout)
     assert document["experts"] == [{"name": "echo", "kind": "model", "source": "fake://echo"}]
     assert document["files"] == [str(tmp_path / "experts.yaml"), str(tmp_path / "coe.yaml")]
+
+
+def test_text_of_a_model_cannot_add_lines_to_the_file(tmp_path: Path) -> None:
+    evil = "Llama\n  - {name: evil, kind: remote}\r\x1b[31m\u2028" + "x" * 500
+    write_model(tmp_path / "m")
+    config = tmp_path / "m" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": [evil]}))
+    init(tmp_path / "m", "--out", tmp_path)
+    assert list(experts_in(tmp_path)) == ["m"]
+    text = (tmp_path / "experts.yaml").read_text()
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert max(map(len, text.splitlines())) < 200
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://bob:hunter2@127.0.0.1:1/v1", "--api-key-env NAME"),
+        ("http://127.0.0.1:1/v1?key=hunter2", "--api-key-env NAME"),
+        ("http://[::1", "is not a URL like"),
+        ("http://host:port/v1", "is not a URL like"),
+        ("hf://", "is not hf://org/name"),
+        ("hf:///", "is not hf://org/name"),
+        ("hf://a/b@", "is not hf://org/name"),
+        ("hf://../..", "is not a repository"),
+        ("", "an empty argument"),
+        ("x" * 300, "there is no such file"),
+        ("~no-such-user/x", "there is no such user"),
+        ("/dev/null", "is a pipe, socket or device"),
+    ],
+)
+def test_arguments_that_are_nothing(tmp_path: Path, url: str, words: str) -> None:
+    error = init(url, "--out", tmp_path, ok=False).exception
+    assert isinstance(error, CoeError) and words in str(error) and len(str(error).splitlines()) == 1
+    assert "bob" not in str(error) and "hunter2" not in str(error) and not list(tmp_path.iterdir())
+
+
+def test_pipes_are_refused_without_opening_them(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    (models / "m").mkdir(parents=True)
+    os.mkfifo(tmp_path / "pipe.gguf")
+    os.mkfifo(models / "m" / "config.json")
+    error = str(init(tmp_path / "pipe.gguf", models, "--out", tmp_path, ok=False).exception)
+    assert "pipe.gguf: is a pipe, socket or device" in error and "no GGUF file, model or adapter inside" in error
+    os.mkfifo(models / "x.gguf")
+    assert "x.gguf is a pipe" in str(init(models, "--out", tmp_path, ok=False).exception)
+
+
+def test_odd_names_of_folders_are_quoted_or_left_out(tmp_path: Path) -> None:
+    names = ["a\nb", "\x7f\x85\u2028", "2020-99-99", "é: #1", "\U0001f600"]
+    for name in names:
+        write_model(tmp_path / "models" / name)
+    (tmp_path / "models" / os.fsdecode(b"\xff")).mkdir()
+    result = init(tmp_path / "models", "--out", tmp_path)
+    assert {Path(entry["source"]).name for entry in experts_in(tmp_path).values()} == set(names)
+    assert "is left out: the name is not valid UTF-8" in result.stderr
+
+
+def test_embedding_models_alone_are_no_service(tmp_path: Path) -> None:
+    write_model(tmp_path / "vectors")
+    (tmp_path / "vectors" / "modules.json").write_text("[]")
+    error = init(tmp_path / "vectors", "--out", tmp_path / "out", ok=False).exception
+    assert isinstance(error, CoeError) and "embedding models only" in str(error)
+
+
+@pytest.mark.parametrize("stated", [True, 10**30, -1, "4096"])
+def test_a_context_length_that_is_none_is_not_written(tmp_path: Path, stated: object) -> None:
+    models = [{"id": "a", "context_length": stated}, {"id": "b\n\u0085"}, {"id": "\ud800"}, {"id": "x" * 1000}]
+    with endpoint(json.dumps({"data": models}).encode()) as url:
+        result = init(url, "--out", tmp_path)
+    assert "3 models are left out" in result.stderr
+    assert {name: entry["context_length"] for name, entry in experts_in(tmp_path).items()} == {"a": 8192}
+
+
+@pytest.mark.parametrize("out", ["/dev/null", "/proc/x", "x" * 300])
+def test_a_place_that_cannot_be_written_is_one_line(out: str) -> None:
+    error = init("--out", out, ok=False).exception
+    assert isinstance(error, CoeError | RegistryError) and len(str(error).splitlines()) == 1
+
+
+def test_a_folder_is_not_overwritten_nor_the_files_by_json(tmp_path: Path) -> None:
+    assert "is one of the files" in init("--out", tmp_path, "--json", tmp_path / "coe.yaml", ok=False).output
+    (tmp_path / "coe.yaml").mkdir()
+    assert "is a folder" in init("--out", tmp_path, "--force", ok=False).output
+    assert not (tmp_path / "experts.yaml").exists()
