@@ -31,11 +31,27 @@ Resume = Annotated[
 
 @contextmanager
 def resumable(context: typer.Context, command: str) -> Iterator[None]:
-    """On Ctrl-C or SIGTERM, print the command that continues the run, and exit."""
+    """On Ctrl-C, SIGTERM or a full disk, print the command that continues the run, and exit.
+
+    Raises:
+        RunFolderError: no space left in the folder of the run (--out).
+    """
+    from coe.runs.errors import RunFolderError
+    from registry.errors import DiskFull
+
     try:
         yield
     except KeyboardInterrupt:
         raise interrupted("the answers so far are kept.", _resuming(context, command)) from None
+    except DiskFull as error:
+        output = context.params.get("output")
+        if output is None or not error.path.absolute().is_relative_to(Path(output).absolute()):
+            raise
+        raise RunFolderError(
+            f"no space left to write {error.path.name!r} in {error.path.parent}; the answers so far are kept. Free "
+            "some space, then continue the run (or start it again with --out on a larger disk):\n"
+            f"  {_resuming(context, command)}"
+        ) from error
 
 
 def _resuming(context: typer.Context, command: str) -> str:

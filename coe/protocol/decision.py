@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from routers.base import RoutingDecision
+
+_T = TypeVar("_T")
 
 
 def decision_document(decision: RoutingDecision) -> dict[str, Any]:
@@ -31,19 +33,41 @@ def decision_from(document: Mapping[str, Any]) -> RoutingDecision:
     """The decision of a document; documents of earlier versions may lack `quality` and `truncated`.
 
     Raises:
-        KeyError, TypeError, ValueError: the document is damaged.
+        KeyError: a field is missing.
+        TypeError: a field has another type, such as a string in place of a list.
+        ValueError: a string is no number, or a list has not one element for each expert.
     """
+    experts = [_typed("experts", name, str) for name in _typed("experts", document["experts"], list)]
     return RoutingDecision(
-        experts=tuple(document["experts"]),
-        weights=tuple(map(float, document["weights"])),
-        scores=tuple(map(float, document["scores"])),
-        quality=tuple(map(float, document.get("quality", ()))),
-        confidence=float(document["confidence"]),
-        label=document["label"],
-        abstained=document["abstained"],
-        reason=document["reason"],
-        truncated=document.get("truncated", False),
+        experts=tuple(experts),
+        weights=_numbers("weights", document["weights"], len(experts)),
+        scores=_numbers("scores", document["scores"], len(experts)),
+        quality=_numbers("quality", document.get("quality", []), len(experts), may_be_empty=True),
+        confidence=_number("confidence", document["confidence"]),
+        label=None if document["label"] is None else _typed("label", document["label"], str),
+        abstained=_typed("abstained", document["abstained"], bool),
+        reason=_typed("reason", document["reason"], str),
+        truncated=_typed("truncated", document.get("truncated", False), bool),
     )
+
+
+def _typed(name: str, value: Any, kind: type[_T]) -> _T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError(f"{name}: expected a number, found {type(value).__name__}")
+    return float(value)
+
+
+def _numbers(name: str, values: Any, length: int, *, may_be_empty: bool = False) -> tuple[float, ...]:
+    numbers = tuple(_number(name, value) for value in _typed(name, values, list))
+    if len(numbers) != length and not (may_be_empty and not numbers):
+        raise ValueError(f"{name}: expected {length} numbers, one for each expert, found {len(numbers)}")
+    return numbers
 
 
 def json_numbers(values: Iterable[float]) -> list[float | str | None]:

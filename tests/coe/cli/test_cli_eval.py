@@ -16,7 +16,7 @@ from coe.cli.evaluate import evaluate
 from coe.engines.fake import FakeExpert
 from coe.errors import TaskError
 from coe.runs.errors import RunFolderError
-from registry.errors import UnknownExpert
+from registry.errors import DiskFull, UnknownExpert
 from routers.outcomes.table import OutcomeTable
 
 EXPERTS = """
@@ -180,3 +180,22 @@ def test_ctrl_c_keeps_the_answers_and_prints_the_command_that_continues(
     assert resumed.exit_code == 0, resumed.output
     assert "a half-written answer" in resumed.stderr and f"resuming: {kept} answers" in resumed.stderr
     assert OutcomeTable.read("run/outcomes.parquet").scores.mean(axis=0).tolist() == [0.4, 0.6]
+
+
+@pytest.mark.parametrize(("place", "is_of_the_run"), [("run/answers.jsonl", True), ("cache/model", False)])
+def test_a_full_disk_prints_the_command_that_continues(
+    service: Path, monkeypatch: pytest.MonkeyPatch, place: str, is_of_the_run: bool
+) -> None:
+    async def full(*_: Any, **__: Any) -> None:
+        raise DiskFull(Path(place))
+
+    monkeypatch.setattr("coe.cli.evaluate.run_in", full)
+    error = coe_eval().exception
+    if not is_of_the_run:
+        assert isinstance(error, DiskFull)
+        return
+    assert isinstance(error, RunFolderError)
+    assert "no space left to write 'answers.jsonl' in run" in str(error) and "--out on a larger disk" in str(error)
+    command = shlex.split(str(error).splitlines()[-1])
+    assert command[:2] == ["coe", "eval"] and command[-1] == "--resume"
+    assert {"--config", "service.yaml", "--tasks", "capitals,sums", "--out", "run"} == set(command[2:-1])

@@ -50,6 +50,30 @@ def test_a_damaged_document_is_refused(field: str) -> None:
         decision_from({**decision_document(DECISION), field: None})
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("experts", "sql", TypeError),
+        ("experts", ["sql", 3], TypeError),
+        ("weights", "12", TypeError),
+        ("weights", [True, 1.0], TypeError),
+        ("weights", [1.0], ValueError),
+        ("scores", [0.1, 0.2, 0.3], ValueError),
+        ("scores", ["much", 0.1], ValueError),
+        ("quality", [0.5], ValueError),
+        ("quality", "0.5", TypeError),
+        ("confidence", [0.9], TypeError),
+        ("label", 3, TypeError),
+        ("abstained", "no", TypeError),
+        ("reason", None, TypeError),
+        ("truncated", 1, TypeError),
+    ],
+)
+def test_a_field_of_a_wrong_type_or_length_is_named(field: str, value: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match="much" if value == ["much", 0.1] else field):
+        decision_from({**decision_document(DECISION), field: value})
+
+
 @pytest.mark.parametrize("value", [0.1, -0.0, 1e308, math.inf, -math.inf, math.nan])
 def test_float_of_a_number_is_the_number(value: float) -> None:
     written = json_number(value)

@@ -51,6 +51,7 @@ TOLD = {
     registry.errors.SourceError("x"): (500, SERVER, "registry_error", "hidden"),
     registry.errors.DigestMismatch("x"): (500, SERVER, "registry_error", "hidden"),
     registry.errors.StoreError("x"): (500, SERVER, "registry_error", "hidden"),
+    registry.errors.TargetError("x"): (500, SERVER, "registry_error", "hidden"),
     registry.errors.DiskFull(Path("x")): (500, SERVER, "registry_error", "hidden"),
     registry.errors.PluginError("x"): (500, SERVER, "registry_error", "hidden"),
     registry.errors.UnknownPlugin("x"): (500, SERVER, "registry_error", "hidden"),
