@@ -424,6 +424,7 @@ async def test_an_adapter_needs_the_engine_of_its_base_and_no_other(tmp_path: Pa
 
 async def test_the_weights_of_an_engine_that_is_named_by_its_class_get_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coe.engines.hf.load.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("coe.engines.fake.FakeEngine.weights", True)
     named = model("up", size=700).model_copy(update={"engine": "coe.engines.fake:FakeEngine"})
     async with open_host(Config(), Snapshot(1, {"up": named})) as host:
         assert host.cache.budget_bytes == 800 and await ask(host, "up") == "HELLO THERE"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import pty
 import re
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 COE = [sys.executable, "-c", "from coe.cli.app import main; main()"]
@@ -26,6 +27,8 @@ class Terminal:
     process: subprocess.Popen[bytes]
     master: int
     screen: str = ""
+    # A character of several bytes may arrive in two pieces.
+    _decoder: codecs.IncrementalDecoder = field(default_factory=codecs.getincrementaldecoder("utf-8"))
 
     def press(self, keys: str) -> None:
         os.write(self.master, keys.encode())
@@ -65,7 +68,7 @@ class Terminal:
             return False
         with suppress(OSError):  # Linux's error for a terminal that no process holds
             if piece := os.read(self.master, 65536):
-                self.screen += _ESCAPES.sub("", piece.decode("utf-8", "replace")).replace("\r", "")
+                self.screen += _ESCAPES.sub("", self._decoder.decode(piece)).replace("\r", "")
                 return True
         return False
 
