@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from registry.describe import adapter_facts, describe
 from registry.documents import Document, Loc, validate
-from registry.errors import InvalidSpec, Problem, RegistryError
+from registry.errors import InvalidSpec, Problem, RegistryError, SourceError
 from registry.sources import SourceKind, absolute_source, has_files, is_here, resolve, source_kind
 from registry.spec import ExpertSpec, Kind
 from registry.store import Registry, check_references, check_servable, dependents
@@ -161,7 +161,12 @@ class _Planner:
                 first = self.document.line((*self.drafts[draft.name][0], "name"))
                 self._problem((*loc, "name"), f"{draft.name!r} is given twice; the first is on line {first}")
                 continue
-            source = absolute_source(draft.source, self.document.folder)
+            try:
+                source = absolute_source(draft.source, self.document.folder)
+            except SourceError as error:
+                self._problem((*loc, "source"), str(error))
+                self.broken.add(draft.name)
+                continue
             self.drafts[draft.name] = (loc, draft.model_copy(update={"source": source}))
 
     def describe(

@@ -83,6 +83,14 @@ def local_path(source: str, folder: Path | None = None) -> Path:
         raise SourceError(f"{source!r}: there is no such user") from None
 
 
+def path_exists(path: Path) -> bool:
+    """Whether the path exists; one that the file system cannot hold (a name that is too long) does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def resolve(spec: ExpertSpec) -> Path:
     """The folder or GGUF file of an expert on this machine; files on the hub are downloaded (resumable) if necessary.
 
@@ -96,7 +104,7 @@ def resolve(spec: ExpertSpec) -> Path:
     if kind is SourceKind.HUB:
         return _download(spec.source, spec.revision)
     path = local_path(spec.source)
-    if not path.exists():
+    if not path_exists(path):
         raise SourceError(f"there is no {'file' if kind is SourceKind.GGUF else 'folder'} {path}")
     if not path.is_dir() and not path.is_file():
         raise SourceError(f"{path} is a pipe, socket or device, not a file or folder")
@@ -113,7 +121,7 @@ def is_here(spec: ExpertSpec) -> bool:
         except SourceError:
             hub_match(spec.source)  # an invalid source is an error, not a missing file
             return False
-    return local_path(spec.source).exists()
+    return path_exists(local_path(spec.source))
 
 
 def pinned(source: str, path: Path) -> tuple[str, str]:

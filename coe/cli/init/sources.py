@@ -15,7 +15,7 @@ from registry.errors import RegistryError, SourceError, without_userinfo
 from registry.headers import ADAPTER_FILE, read_json
 from registry.inspection import Facts, inspect
 from registry.lora import read_lora
-from registry.sources import SourceKind, local_path, source_kind
+from registry.sources import SourceKind, local_path, path_exists, source_kind
 from registry.spec import RESERVED_NAMES, RESERVED_PREFIX, Kind
 from registry.storage import coe_home
 
@@ -61,7 +61,7 @@ def _inspect(source: str, api_key_env: str | None, timeout_s: float) -> tuple[li
     if not source.strip():
         raise SourceError("an empty argument is no model: name a folder, a GGUF file, a repository or a URL")
     path = local_path(source)
-    if "://" not in source and not _exists(path) and _REPOSITORY.fullmatch(source):
+    if "://" not in source and not path_exists(path) and _REPOSITORY.fullmatch(source):
         source = f"hf://{source}"
     match source_kind(source):
         case SourceKind.REMOTE:
@@ -84,13 +84,6 @@ def _shown(source: str) -> str:
     return text if text and text.isprintable() else repr(text)
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long
-        return False
-
-
 def _is_text(path: Path) -> bool:
     """Whether a YAML file can hold the path; Linux also has names that are not UTF-8."""
     try:
@@ -101,7 +94,7 @@ def _is_text(path: Path) -> bool:
 
 
 def _local(path: Path, notes: list[str]) -> Iterator[Found]:
-    if not _exists(path):
+    if not path_exists(path):
         raise SourceError("there is no such file or folder; a repository on the hub is written org/name")
     path = path.resolve()
     if not _is_text(path):
@@ -221,7 +214,7 @@ def _is_named(model: Found, origin: str) -> bool:
     """Whether `origin`, a path or a repository of an adapter's config, is this model."""
     if not origin:
         return False
-    if model.path is not None and _exists(local_path(origin)):
+    if model.path is not None and path_exists(local_path(origin)):
         return local_path(origin).resolve() == model.path
     return Path(origin).name.lower() == Path(model.origin).name.lower()
 
@@ -233,7 +226,7 @@ def _base_elsewhere(adapter: Found, timeout_s: float) -> Found | None:
     name = Path(adapter.origin).name
     beside = [] if adapter.path is None else [adapter.path.parent]
     for path in (local_path(adapter.origin), *_folders_named(name, *beside, coe_home() / "models")):
-        if _exists(path) and (base := next(iter(_local(path, [])), None)) is not None and base.kind is Kind.MODEL:
+        if path_exists(path) and (base := next(iter(_local(path, [])), None)) is not None and base.kind is Kind.MODEL:
             return base if _fits(adapter, base) else None
     return (
         describe_repository(f"hf://{adapter.origin}", timeout_s)[0] if _REPOSITORY.fullmatch(adapter.origin) else None

@@ -1,6 +1,7 @@
 """`coe config check`: all problems at once, each with file, line and field."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,16 @@ def test_experts_files_of_the_wrong_shape(tmp_path: Path, experts: str, line: in
     config = "experts: [experts.yaml]\npolicies: {default: {expert: echo}}\n"
     found = places(check(write(tmp_path, config, experts + entry)))
     assert ("experts.yaml", line) in [place[:2] for place in found]
+
+
+def test_sources_that_no_file_system_holds(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    sources = ["~no-such-user/x", "x" * 300, "pipe.gguf", "."]
+    entries = "".join(f"  - {{name: e{n}, kind: model, source: '{one}'}}\n" for n, one in enumerate(sources))
+    document = check(write(tmp_path, "experts: [experts.yaml]\n", f"experts:\n{entries}"))
+    assert [place[1:] for place in places(document)] == [(n + 2, f"experts[{n}].source") for n in range(4)]
+    words = ("there is no such user", "there is no folder", "is a pipe, socket or device", "has no model.safetensors")
+    assert all(text in one["message"] for text, one in zip(words, document["problems"], strict=True))
 
 
 def test_a_password_in_a_url_is_refused_and_not_printed(tmp_path: Path) -> None:
