@@ -20,7 +20,7 @@ from registry.spec import ExpertSpec
 from registry.storage import coe_home, translate_disk_full
 
 _HOME = "home://"
-_HUB = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?P<file>/[\w./ -]+\.gguf)?(@(?P<revision>[\w./-]+))?")
+_HUB = re.compile(r"hf://(?P<repo>\w[\w.-]*/\w[\w.-]*)(?P<file>/[\w./ -]+\.gguf)?(@(?P<revision>[\w./-]+))?")
 _WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
 # Copies of the weights for other programs. Nothing executable is downloaded: no pickles, no Python.
 _UNWANTED = ("consolidated*.safetensors", "original/*", "onnx/*", "openvino/*", "gguf/*")

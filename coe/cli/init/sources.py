@@ -175,10 +175,14 @@ def _name(found: Sequence[Found]) -> None:
 def _find_bases(found: list[Found], notes: list[str], timeout_s: float) -> Iterator[str]:
     """Set `base` of every adapter, adding models that are found elsewhere; a base that is not found is a problem."""
     for adapter in [one for one in found if one.kind is Kind.ADAPTER]:
-        base = _base_among(adapter, found) or _base_elsewhere(adapter, timeout_s)
+        stated = f" (its config says {_shown(adapter.origin)!r})" if adapter.origin else ""
+        place = adapter.path or adapter.entry["source"]
+        try:
+            base = _base_among(adapter, found) or _base_elsewhere(adapter, timeout_s)
+        except (RegistryError, OSError) as error:
+            yield f"{place}: the base of this adapter{stated} cannot be read: {error}"
+            continue
         if base is None:
-            stated = f" (its config says {adapter.origin!r})" if adapter.origin else ""
-            place = adapter.path or adapter.entry["source"]
             yield f"{place}: the base of this adapter{stated} is not among the arguments: add its folder"
             continue
         if base not in found:

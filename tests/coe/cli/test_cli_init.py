@@ -232,7 +232,7 @@ def test_text_of_a_model_cannot_add_lines_to_the_file(tmp_path: Path) -> None:
         ("hf://", "is not hf://org/name"),
         ("hf:///", "is not hf://org/name"),
         ("hf://a/b@", "is not hf://org/name"),
-        ("hf://../..", "is not a repository"),
+        ("hf://../..", "is not hf://org/name"),
         ("", "an empty argument"),
         ("x" * 300, "there is no such file"),
         ("~no-such-user/x", "there is no such user"),
@@ -264,6 +264,14 @@ def test_odd_names_of_folders_are_quoted_or_left_out(tmp_path: Path) -> None:
     result = init(tmp_path / "models", "--out", tmp_path)
     assert {Path(entry["source"]).name for entry in experts_in(tmp_path).values()} == set(names)
     assert "is left out: the name is not valid UTF-8" in result.stderr
+
+
+@pytest.mark.parametrize("base", ["/dev/null", "~no-such-user/x", "a\0b/c", "x" * 600, "http://bob:hunter2@h/v1"])
+def test_an_adapter_with_a_hostile_base_is_one_problem(tmp_path: Path, base: str) -> None:
+    write_adapter(tmp_path / "sql", base_model_name_or_path=base)
+    error = init(tmp_path / "sql", "--out", tmp_path, ok=False).exception
+    assert isinstance(error, CoeError) and f"{tmp_path / 'sql'}: the base of this adapter" in str(error)
+    assert "hunter2" not in str(error) and len(str(error)) < 400
 
 
 def test_embedding_models_alone_are_no_service(tmp_path: Path) -> None:
