@@ -28,7 +28,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
-from coe.compose import ExpertCall, Final
+from coe.compose import ExpertCall, Final, next_step
 from coe.errors import CoeError, ConfigError, EngineError
 from coe.policy import AUTO, Policy, address
 from coe.routing import Routed, bypass, route
@@ -184,7 +184,7 @@ class Orchestrator:
         """
         done, began = reply.done, self._clock()
         while True:
-            step = reply.routed.composition.step(request, reply.decision, done)
+            step = next_step(reply.routed.composition, request, reply.decision, done)
             if isinstance(step, Final):
                 yield _ended(reply, step.answer, step.answer.text)
                 return
@@ -204,8 +204,9 @@ class Orchestrator:
                         yield chunk
             outcome = done[call.id]
             if isinstance(outcome, Answer):
-                final = reply.routed.composition.step(request, reply.decision, done)
-                assert isinstance(final, Final)  # by the contract of `ExpertCalls.last`
+                final = next_step(reply.routed.composition, request, reply.decision, done)
+                if not isinstance(final, Final):
+                    raise CoeError("the composition returned more calls after its last one (see `ExpertCalls.last`)")
                 yield _ended(reply, final.answer, chunk.text)
                 return
             if reply.expert is not None:  # the client has seen text, which cannot be taken back

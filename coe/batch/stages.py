@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coe.batch.records import RoutedRow
-from coe.compose import Composition, ExpertCall, Final, Single, WithFallback, without
+from coe.compose import Composition, ExpertCall, Final, Single, WithFallback, next_step, without
 from coe.errors import CoeError
 from coe.types import Answer, Failure
 
@@ -52,7 +52,7 @@ def step(row: RoutedRow, composition: Composition, done: Mapping[str, Answer | F
     """The next calls of a row, or its answer, or its error."""
     assert row.request is not None and row.decision is not None  # other rows have errors, and are never stepped
     try:
-        following = composition.step(row.request, row.decision, done)
+        following = next_step(composition, row.request, row.decision, done)
     except CoeError as error:
         return error
     return following.answer if isinstance(following, Final) else following.calls

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from coe.compose.aggregate import Aggregate
-from coe.compose.base import Composition, Done, ExpertCall, ExpertCalls, Final, named_experts
+from coe.compose.base import Composition, Done, ExpertCall, ExpertCalls, Final, named_experts, next_step
 from coe.compose.cascade import Cascade
 from coe.compose.chain import Chain
 from coe.compose.fallback import FALLBACK, WithFallback
@@ -88,6 +88,7 @@ __all__ = [
     "build_composition",
     "composition_class",
     "named_experts",
+    "next_step",
     "ruled_out",
     "without",
 ]

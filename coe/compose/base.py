@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from coe.errors import Abstained, CoeError, InvalidRequest
 from coe.types import Answer, Failure, GenerateRequest, Wants
@@ -67,6 +67,40 @@ class Composition(Protocol):
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
         """The next calls, or the answer, given all results so far."""
         ...
+
+
+def next_step(
+    composition: Composition, request: GenerateRequest, decision: RoutingDecision, done: Done
+) -> ExpertCalls | Final:
+    """The composition's step, checked: a composition may come from another package.
+
+    Raises:
+        CoeError: what the step raises; or, with the name of the class, another exception that it raises, or a result
+            of a wrong type, without a call, or with a call that is done already (such a composition never ends).
+    """
+    try:
+        step: Any = composition.step(request, decision, done)
+    except CoeError:
+        raise
+    except Exception as error:  # third-party code may raise anything
+        raise CoeError(f"{_shown(composition)}: `step` raised {type(error).__name__}: {error}") from error
+    if isinstance(step, Final) and isinstance(step.answer, Answer):
+        return step
+    if not isinstance(step, ExpertCalls) or not all(isinstance(call, ExpertCall) for call in step.calls):
+        raise CoeError(f"{_shown(composition)}: `step` must return ExpertCalls or Final, not {type(step).__name__}")
+    if not step.calls or any(call.id in done for call in step.calls):
+        raise CoeError(f"{_shown(composition)}: `step` must return at least one call, and none that is done already")
+    if step.last and len(step.calls) != 1:
+        raise CoeError(f"{_shown(composition)}: `step` must return one call with `last`, not {len(step.calls)}")
+    return step
+
+
+def _shown(composition: Composition) -> str:
+    """The class of a composition, without the wrappers of this package around it."""
+    inner: Any = composition
+    while type(inner).__module__.startswith("coe.compose.") and hasattr(inner, "composition"):
+        inner = inner.composition
+    return f"composition {type(inner).__module__}.{type(inner).__qualname__}"
 
 
 def named_experts(composition: Composition) -> tuple[str, ...]:

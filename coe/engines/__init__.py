@@ -53,7 +53,8 @@ def create_engine(kind: str, **options: Any) -> Engine:
     """An engine of the given kind; `options` are its constructor's arguments.
 
     Raises:
-        ConfigError: there is no such kind, its class cannot be imported or is no engine, or it refuses the options.
+        ConfigError: there is no such kind, its class cannot be imported or is no engine, it refuses the options, or its
+            `capabilities` are not `Capabilities`.
     """
     try:
         engine: Engine = _PLUGINS.load(kind)(**options)
@@ -61,6 +62,7 @@ def create_engine(kind: str, **options: Any) -> Engine:
         raise ConfigError(str(error)) from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"engine {kind!r} cannot be created with {options}: {error}") from error
+    _able(kind, engine.capabilities)
     return engine
 
 
@@ -80,6 +82,9 @@ def capabilities(experts: Mapping[str, ExpertSpec]) -> dict[str, frozenset[str]]
     """Expert -> names of what the engine that serves it can do (see `Capabilities`), for `routers.constraints`.
 
     Experts whose engine is not installed in this process are left out: nothing is known about it here.
+
+    Raises:
+        ConfigError: the `capabilities` of an engine are not `Capabilities`.
     """
     known = {name: _names(engine_kind(experts[spec.base] if spec.base else spec)) for name, spec in experts.items()}
     return {name: names for name, names in known.items() if names is not None}
@@ -88,7 +93,16 @@ def capabilities(experts: Mapping[str, ExpertSpec]) -> dict[str, frozenset[str]]
 @cache
 def _names(kind: str) -> frozenset[str] | None:
     try:
-        able: Capabilities = _PLUGINS.load(kind).capabilities
+        able = _PLUGINS.load(kind).capabilities
     except PluginError:
         return None
-    return able.names
+    return _able(kind, able).names
+
+
+def _able(kind: str, able: object) -> Capabilities:
+    if not isinstance(able, Capabilities):
+        raise ConfigError(
+            f"engine {kind!r}: `capabilities` must be a class attribute of type coe.engines.Capabilities, not "
+            f"{type(able).__name__} (docs/plugins.md)"
+        )
+    return able

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.compose import Composition, ExpertCall, ExpertCalls, Final, build_composition
+from coe.compose import Composition, ExpertCall, ExpertCalls, Final, build_composition, next_step
 from coe.errors import CoeError
 from coe.types import Answer, Failure, GenerateRequest, Usage
 from routers.base import Message, Router, RoutingDecision
@@ -215,7 +215,7 @@ class _Recorded:
         done: Mapping[str, Answer | Failure],
     ) -> ExpertCalls | Final:
         try:
-            return composition.step(request, decision, done)
+            return next_step(composition, request, decision, done)
         except CoeError as error:
             raise InvalidOutcomes(f"query {self._table.query_ids[row]!r} cannot be replayed: {error}") from error
 

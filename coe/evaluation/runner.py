@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from coe.errors import CoeError, ConfigError, EngineError, InvalidRequest, OutOfMemory, UnknownModel, WeightsError
 from coe.evaluation.answer_folder import AnswerFolder
 from coe.evaluation.answer_log import AnswerLog, AnswerRecord
+from coe.evaluation.graders import score_of
 from coe.evaluation.plan import EvaluationPlan, Question
 from coe.evaluation.report import Report, build_report
 from coe.runs.folder import COMPLETE, status_after
@@ -133,7 +134,7 @@ class _Run:
             error, final = f"{type(failure).__name__}: {failure}", isinstance(failure, InvalidRequest)
         seconds = time.perf_counter() - started
         # In a thread: a slow grade (SQL) must not delay the other answers.
-        score = 0.0 if error else await asyncio.to_thread(question.task.grader.grade, text, question.row.fields)
+        score = 0.0 if error else await asyncio.to_thread(score_of, question.task.grader, text, question.row.fields)
         return AnswerRecord(
             run=self.folder.fingerprint,
             expert=question.expert.name,

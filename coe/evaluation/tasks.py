@@ -21,7 +21,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from coe.errors import TaskError
 from coe.evaluation.digest import json_digest
-from coe.evaluation.graders import GoldError, Grader, GraderModel, grader_class
+from coe.evaluation.graders import GoldError, Grader, GraderModel, grader_class, score_of
 from registry.documents import Document, dotted, load_document, message_of, validate
 from registry.errors import InvalidSpec, PluginError
 from registry.spelling import did_you_mean
@@ -212,7 +212,7 @@ def _read_rows(data: Path, spec: TaskFile, grader: Grader, *, named_in: str) -> 
             if row.id in rows:
                 raise TaskError(f"id {row.id!r} is also that of line {rows[row.id][1]}")
             rows[row.id] = (row, number)
-            grader.grade("", row.fields)
+            score_of(grader, "", row.fields)
         except (TaskError, GoldError) as error:
             problems += [f"{data}:{number}: {problem}" for problem in str(error).split("\n")]
     if problems:

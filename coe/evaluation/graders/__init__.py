@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from coe.evaluation.graders.base import GoldError, Grader, GraderModel
+from coe.evaluation.graders.base import GoldError, Grader, GraderModel, score_of
 from coe.evaluation.graders.json_equality import JsonEquality
 from coe.evaluation.graders.multiple_choice import MultipleChoice
 from coe.evaluation.graders.number import Number
@@ -39,4 +39,4 @@ def grader_class(name: str) -> type[GraderModel]:
     return found
 
 
-__all__ = ["GRADERS", "GoldError", "Grader", "GraderModel", "grader_class"]
+__all__ = ["GRADERS", "GoldError", "Grader", "GraderModel", "grader_class", "score_of"]

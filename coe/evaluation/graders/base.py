@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 from pydantic import BaseModel, ConfigDict
+
+from coe.errors import TaskError
 
 
 class GoldError(ValueError):
@@ -33,6 +36,26 @@ class GraderModel(BaseModel):
     @abstractmethod
     def grade(self, answer: str, row: Mapping[str, Any]) -> float:
         """See `Grader.grade`."""
+
+
+def score_of(grader: Grader, answer: str, row: Mapping[str, Any]) -> float:
+    """The grader's score of one answer, checked: a grader may come from another package.
+
+    Raises:
+        GoldError: the row's right answer is unusable.
+        TaskError: the grader raised something else, or returned no number in [0, 1].
+    """
+    shown = f"grader {type(grader).__module__}.{type(grader).__qualname__}"
+    try:
+        score: Any = grader.grade(answer, row)
+    except GoldError:
+        raise
+    except Exception as error:  # third-party code may raise anything
+        raise TaskError(f"{shown}: `grade` raised {type(error).__name__}: {error}") from error
+    number = float(score) if isinstance(score, SupportsFloat) else math.nan
+    if not 0 <= number <= 1:
+        raise TaskError(f"{shown}: `grade` must return a number in [0, 1], not {score!r:.80}")
+    return number
 
 
 def gold_texts(row: Mapping[str, Any]) -> tuple[str, ...]:

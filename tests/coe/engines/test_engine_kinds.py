@@ -53,3 +53,22 @@ def test_the_architecture_of_a_composed_expert_says_which_engine_serves_it(monke
     monkeypatch.setitem(COMPOSED_ARCHITECTURES, "notes", "fake")
     both = ExpertSpec(name="both", kind=Kind.COMPOSED, members=("a", "b"), architecture="notes")
     assert engine_kind(both) == "fake"
+
+
+class Talkative:
+    """An engine of another package whose capabilities have a wrong type."""
+
+    capabilities = ("streaming",)
+
+    def footprint(self) -> None: ...
+    def load(self) -> None: ...
+    def unload(self) -> None: ...
+
+
+def test_capabilities_of_a_wrong_type_name_the_engine() -> None:
+    kind = f"{__name__}:Talkative"
+    message = "engine .*:Talkative'.*must be a class attribute of type .*Capabilities, not tuple"
+    with pytest.raises(ConfigError, match=message):
+        create_engine(kind)
+    with pytest.raises(ConfigError, match=message):
+        capabilities({"a": ExpertSpec(name="a", kind=Kind.MODEL, source="/models/m", engine=kind)})

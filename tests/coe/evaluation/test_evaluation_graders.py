@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from coe.compose.reading import numbers_in
-from coe.evaluation.graders import GRADERS, GoldError
+from coe.errors import TaskError
+from coe.evaluation.graders import GRADERS, GoldError, score_of
 from coe.evaluation.graders.json_equality import JsonEquality
 from coe.evaluation.graders.multiple_choice import MultipleChoice
 from coe.evaluation.graders.number import Number
@@ -247,3 +248,29 @@ def test_every_grader_refuses_unknown_options_and_grades_an_empty_answer_zero() 
         with pytest.raises(ValidationError, match="nonsense"):
             grader(nonsense=1)
         assert grader().grade("", row(golds.get(name, "x"), schema_sql="")) == 0
+
+
+class Odd:
+    """A grader of another package that returns what it is given."""
+
+    def __init__(self, score: Any) -> None:
+        self.score = score
+
+    def grade(self, answer: str, row: Any) -> float:
+        if isinstance(self.score, Exception):
+            raise self.score
+        return self.score  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("score", [None, "1", 1.5, -0.1, float("nan"), [1], 1j])
+def test_a_score_that_is_no_share_names_the_grader(score: Any) -> None:
+    with pytest.raises(TaskError, match=r"grader .*\.Odd: `grade` must return a number in \[0, 1\], not "):
+        score_of(Odd(score), "x", row("x"))
+
+
+def test_what_a_grader_raises_names_it() -> None:
+    with pytest.raises(TaskError, match=r"grader .*\.Odd: `grade` raised KeyError: 'note'"):
+        score_of(Odd(KeyError("note")), "x", row("x"))
+    with pytest.raises(GoldError, match="unusable"):
+        score_of(Odd(GoldError("unusable")), "x", row("x"))
+    assert [score_of(Odd(score), "x", row("x")) for score in (True, 0, 0.5)] == [1.0, 0.0, 0.5]
