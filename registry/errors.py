@@ -54,7 +54,7 @@ class Problem:
         return f"{self.place}: {self.message}"
 
 
-_USERINFO = re.compile(r"(://)[^/?#\s]*@")
+_USERINFO = re.compile(r"(://)[^/\s]*@")
 
 
 def without_userinfo(text: str) -> str:

@@ -22,7 +22,7 @@ COMPOSED_ARCHITECTURES: dict[str, str] = {}
 """`architecture` of composed experts -> kind of the engine that serves them. Empty: no engine serves them yet."""
 _SEPARATOR = "+"
 """Joins the names of a residency; no expert name contains it."""
-_USERINFO = re.compile(r"https?://[^/?#]*@", re.IGNORECASE)
+_USERINFO = re.compile(r"https?://[^/]*@", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 

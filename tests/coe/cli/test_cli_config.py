@@ -204,8 +204,9 @@ def test_sources_that_no_file_system_holds(tmp_path: Path) -> None:
     assert all(text in one["message"] for text, one in zip(words, document["problems"], strict=True))
 
 
-def test_a_password_in_a_url_is_refused_and_not_printed(tmp_path: Path) -> None:
-    entry = "{name: far, kind: remote, context_length: 9, source: 'https://bob:hunter2@x.test/v1'}"
+@pytest.mark.parametrize("url", ["https://bob:hunter2@x.test/v1", "HTTPS://bob:?hunter2@x.test", "http://hunter2@[::1"])
+def test_a_password_in_a_url_is_refused_and_not_printed(tmp_path: Path, url: str) -> None:
+    entry = f"{{name: far, kind: remote, context_length: 9, source: '{url}'}}"
     document = check(write(tmp_path, "experts: [experts.yaml]\n", f"experts:\n  - {entry}\n"))
     assert ("experts.yaml", 2, "experts[0].source") in places(document)
     assert "`api_key_env`" in str(document) and "hunter2" not in str(document)

@@ -226,6 +226,7 @@ def test_text_of_a_model_cannot_add_lines_to_the_file(tmp_path: Path) -> None:
     ("url", "words"),
     [
         ("http://bob:hunter2@127.0.0.1:1/v1", "--api-key-env NAME"),
+        ("http://bob:?hunter2@127.0.0.1:1/v1", "--api-key-env NAME"),
         ("http://127.0.0.1:1/v1?key=hunter2", "--api-key-env NAME"),
         ("http://[::1", "is not a URL like"),
         ("http://host:port/v1", "is not a URL like"),
