@@ -26,6 +26,7 @@ from registry.spelling import did_you_mean
 
 Loc = tuple[str | int, ...]
 ModelT = TypeVar("ModelT", bound=BaseModel)
+_MOST_CHARACTERS = 2**24
 _MOST_NODES = 200_000  # of a document with its aliases expanded
 _MOST_LEVELS = 100
 _MOST_BITS = 256  # of an integer
@@ -148,11 +149,14 @@ def load_document(path: Path) -> Document:
         InvalidSpec: the file cannot be read, is not YAML, or repeats a key; with the line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(_MOST_CHARACTERS + 1)
     except FileNotFoundError:
         raise InvalidSpec([Problem(str(path), "there is no such file")]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSpec([Problem(str(path), f"cannot be read: {error}")]) from error
+    if len(text) > _MOST_CHARACTERS:
+        raise InvalidSpec([Problem(str(path), f"has more than {_MOST_CHARACTERS:,} characters")])
     return parse_document(text, path)
 
 

@@ -139,6 +139,7 @@ def test_unreadable_files_say_why(tmp_path: Path) -> None:
         (tmp_path / "absent.yaml", "there is no such file"),
         (tmp_path, "cannot be read: .*directory"),
         (latin, "cannot be read: 'utf-8'"),
+        (Path("/dev/zero"), "has more than 16,777,216 characters"),
     ]:
         with pytest.raises(InvalidSpec, match=f"{path}: {message}"):
             load_document(path)
