@@ -22,7 +22,7 @@ from coe.compose.synthesis import TEMPLATE, synthesis, without_thoughts
 from coe.errors import TaskError
 from coe.evaluation.answer_log import AnswerRecord
 from coe.evaluation.digest import json_digest
-from coe.evaluation.graders import GoldError, grader_class
+from coe.evaluation.graders import GoldError, grader_class, score_of
 from coe.evaluation.profiling import Skills, skills_of_row, skills_of_table
 from coe.evaluation.report import Report
 from coe.evaluation.tasks import Task, TaskRow
@@ -209,7 +209,7 @@ def task_of_table(
     )
     for row in rows:
         try:
-            grades.grade("", row.fields)
+            score_of(grades, "", row.fields)
         except GoldError as error:
             raise TaskError(f"query {row.id!r} of the table cannot be graded by {grader!r}: {error}") from error
     digest = json_digest([grader, [[row.id, row.prompt, str(row.fields["answer"])] for row in rows]])
