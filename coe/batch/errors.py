@@ -5,13 +5,9 @@ from __future__ import annotations
 from coe.errors import CoeError
 
 
-class BatchError(CoeError):
+class BatchError(CoeError, code="batch_failed"):
     """The batch cannot start or continue; the message says what to do."""
 
-    code = "batch_failed"
 
-
-class InputError(BatchError):
+class InputError(BatchError, code="invalid_input"):
     """The input file cannot be read as JSONL or Parquet."""
-
-    code = "invalid_input"

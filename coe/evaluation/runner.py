@@ -24,10 +24,9 @@ from coe.evaluation.answer_log import AnswerLog, AnswerRecord
 from coe.evaluation.graders import score_of
 from coe.evaluation.plan import EvaluationPlan, Question
 from coe.evaluation.report import Report, build_report
+from coe.orchestrator import AskExpert
 from coe.runs.folder import COMPLETE, status_after
-from coe.types import Chunk, GenerateRequest, Usage
-
-Ask = Callable[[str, GenerateRequest], AsyncGenerator[Chunk, None]]
+from coe.types import Chunk, Usage
 
 HOPELESS_AFTER = 8
 """An expert that fails this often before its first answer stops the run."""
@@ -77,7 +76,7 @@ class _Run:
 
     plan: EvaluationPlan
     folder: AnswerFolder
-    ask: Ask
+    ask: AskExpert
     on_progress: Callable[[Progress], None]
     log: AnswerLog = field(init=False)
     records: dict[tuple[str, str, str], AnswerRecord] = field(default_factory=dict)
@@ -154,7 +153,7 @@ class _Run:
 async def run(
     plan: EvaluationPlan,
     folder: AnswerFolder,
-    ask: Ask,
+    ask: AskExpert,
     *,
     concurrency: int = 32,
     on_progress: Callable[[Progress], None] = lambda progress: None,

@@ -54,11 +54,8 @@ class InvalidFields(InvalidRequest):
         return InvalidFields, self.problems
 
 
-class RequestTooLarge(InvalidRequest):
+class RequestTooLarge(InvalidRequest, status=413, code="request_too_large"):
     """The body exceeds the limit."""
-
-    status = 413
-    code = "request_too_large"
 
 
 _OUTSIDE: Final[Mapping[type[Exception], tuple[int, str]]] = {

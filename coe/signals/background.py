@@ -25,7 +25,7 @@ from coe.types import GenerateRequest
 from registry.store import Snapshot
 
 _T = TypeVar("_T")
-Ask = Callable[[GenerateRequest], Awaitable[str]]
+AskText = Callable[[GenerateRequest], Awaitable[str]]
 """The complete text of one answer. Raises as `Host.ask` does."""
 
 
@@ -50,7 +50,7 @@ class BackgroundExpert:
         self._worker: _Worker | None = None
         self._finalizer: weakref.finalize[..., BackgroundExpert] | None = None
 
-    def run(self, work: Callable[[Ask], Coroutine[Any, Any, _T]]) -> _T:
+    def run(self, work: Callable[[AskText], Coroutine[Any, Any, _T]]) -> _T:
         """The result of `work(ask)`, which is cancelled if the caller is interrupted.
 
         Raises:
@@ -94,7 +94,7 @@ class _Worker:
             stack.callback(self._portal.call, self._cancel_work)  # before the host is closed
             self._open = stack.pop_all()
 
-    def submit(self, work: Callable[[Ask], Coroutine[Any, Any, _T]]) -> Future[_T]:
+    def submit(self, work: Callable[[AskText], Coroutine[Any, Any, _T]]) -> Future[_T]:
         """Start `work(ask)` on the loop."""
         try:
             return self._portal.start_task_soon(self._do, work)
@@ -110,7 +110,7 @@ class _Worker:
             task.cancel()
         await asyncio.gather(*self._working, return_exceptions=True)
 
-    async def _do(self, work: Callable[[Ask], Coroutine[Any, Any, _T]]) -> _T:
+    async def _do(self, work: Callable[[AskText], Coroutine[Any, Any, _T]]) -> _T:
         async def ask(request: GenerateRequest) -> str:
             async with aclosing(self._host.ask(self._name, request)) as chunks:
                 return "".join([chunk.text async for chunk in chunks])

@@ -24,7 +24,7 @@ from typing import Final
 from coe.compose.synthesis import without_thoughts
 from coe.config import EnginesConfig
 from coe.errors import CoeError, ContextLengthExceeded
-from coe.signals.background import Ask, BackgroundExpert
+from coe.signals.background import AskText, BackgroundExpert
 from coe.types import GenerateRequest
 from registry.digest import identity
 from registry.storage import coe_home
@@ -98,7 +98,7 @@ class KeywordReader:
     def read_each(self, texts: Sequence[str]) -> list[Words | CoeError]:
         """The keywords of each of n texts, or the error."""
 
-        async def work(ask: Ask) -> list[Words | CoeError]:
+        async def work(ask: AskText) -> list[Words | CoeError]:
             return list(await asyncio.gather(*(_words_or_error(ask, text) for text in texts)))
 
         try:
@@ -166,7 +166,7 @@ def _asked(question: str) -> Message:
     return Message("user", PROMPT.replace("{question}", question))
 
 
-async def _words_or_error(ask: Ask, text: str) -> Words | CoeError:
+async def _words_or_error(ask: AskText, text: str) -> Words | CoeError:
     if not text.strip():
         return ()
     answers = await asyncio.gather(*(_answer(ask, text, sample) for sample in range(SAMPLES)), return_exceptions=True)
@@ -178,7 +178,7 @@ async def _words_or_error(ask: Ask, text: str) -> Words | CoeError:
     return keep(parse(one) for one in answers if isinstance(one, str))
 
 
-async def _answer(ask: Ask, text: str, sample: int) -> str:
+async def _answer(ask: AskText, text: str, sample: int) -> str:
     """One sample; of the start of the question if all of it exceeds the expert's context."""
     characters = MAX_CHARACTERS
     while True:

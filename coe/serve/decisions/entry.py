@@ -31,10 +31,8 @@ FORMAT: Final = f"{_KIND}1"
 _BEGINNING: Final = f'{{"format":"{_KIND}'.encode()
 
 
-class DecisionLogError(CoeError):
+class DecisionLogError(CoeError, code="invalid_decision_log"):
     """A decision log cannot be read; the message names file and line."""
-
-    code = "invalid_decision_log"
 
 
 @dataclass(frozen=True, slots=True)

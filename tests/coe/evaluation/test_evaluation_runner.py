@@ -22,9 +22,10 @@ from coe.evaluation.graders.number import Number
 from coe.evaluation.graders.text import Exact
 from coe.evaluation.plan import EvaluationPlan, Settings, plan_run
 from coe.evaluation.report import Report
-from coe.evaluation.runner import Ask, Progress, run
+from coe.evaluation.runner import Progress, run
 from coe.evaluation.tasks import Task, TaskRow
 from coe.host import Host
+from coe.orchestrator import AskExpert
 from coe.runs.errors import RunFolderError
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.errors import DiskFull, UnknownExpert
@@ -85,7 +86,7 @@ def host(engine: FakeEngine | None = None, specs: dict[str, ExpertSpec] = EXPERT
 
 async def evaluate(
     folder: Path,
-    ask: Ask | None = None,
+    ask: AskExpert | None = None,
     plan: EvaluationPlan = PLAN,
     *,
     resume: bool = True,
@@ -96,7 +97,7 @@ async def evaluate(
         return await run(plan, opened, ask or host().ask, **options)
 
 
-def counting(asked: list[tuple[str, str]], ask: Ask | None = None) -> Ask:
+def counting(asked: list[tuple[str, str]], ask: AskExpert | None = None) -> AskExpert:
     inner = ask or host().ask
 
     async def recorded(name: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
@@ -107,7 +108,7 @@ def counting(asked: list[tuple[str, str]], ask: Ask | None = None) -> Ask:
     return recorded
 
 
-def failing(error: Callable[[str], Exception | None]) -> Ask:
+def failing(error: Callable[[str], Exception | None]) -> AskExpert:
     """An expert that raises what `error(request id)` gives, if anything, and else answers 4."""
 
     async def ask(name: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:

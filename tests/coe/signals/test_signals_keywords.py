@@ -20,7 +20,7 @@ from coe.config import EnginesConfig, FakeConfig
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError
 from coe.policy import Policy
 from coe.routing import Routed, route
-from coe.signals.background import Ask, BackgroundExpert
+from coe.signals.background import AskText, BackgroundExpert
 from coe.signals.features import Filled, Signals
 from coe.signals.keywords import LONGEST, SAMPLES, KeywordReader, keep, parse, request_of
 from coe.types import GenerateRequest
@@ -142,7 +142,7 @@ def test_an_adapter_is_asked_on_its_base() -> None:
 def test_all_samples_of_all_texts_are_in_flight_together() -> None:
     expert = BackgroundExpert("skills", SNAPSHOT, EnginesConfig(fake=FakeConfig(token_delay_s=0.02, capacity=64)))
 
-    async def work(ask: Ask) -> list[str]:
+    async def work(ask: AskText) -> list[str]:
         return list(await asyncio.gather(*(ask(request_of("Paris", i)) for i in range(40))))
 
     started = time.perf_counter()
@@ -171,7 +171,7 @@ def test_an_interrupt_cancels_what_is_being_asked(monkeypatch: pytest.MonkeyPatc
     expert = BackgroundExpert("skills", SNAPSHOT)
     cancelled = threading.Event()
 
-    async def work(ask: Ask) -> None:
+    async def work(ask: AskText) -> None:
         try:
             await asyncio.sleep(30)
         except asyncio.CancelledError:
@@ -181,7 +181,7 @@ def test_an_interrupt_cancels_what_is_being_asked(monkeypatch: pytest.MonkeyPatc
     def interrupted(self: Any, timeout: float | None = None) -> None:
         raise KeyboardInterrupt
 
-    async def once(ask: Ask) -> str:
+    async def once(ask: AskText) -> str:
         return await ask(GenerateRequest(messages=(Message("user", "Paris"),)))
 
     assert expert.run(once)
