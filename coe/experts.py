@@ -69,7 +69,7 @@ def locate(spec: ExpertSpec) -> Path:
         return Path()
     path = resolve(spec)
     check_files(spec, path)
-    if path.suffix == ".gguf" and spec.engine in (None, "hf"):  # other engines read GGUF themselves
+    if path.is_file() and spec.engine in (None, "hf"):  # GGUF, whatever its name; other engines read it themselves
         assert spec.digest is not None  # check_files compared with it
         return convert_gguf(path, coe_home() / "converted" / spec.digest.removeprefix("sha256:")[:32])
     return path

@@ -28,6 +28,7 @@ SUPPORTED_ARCHITECTURES = frozenset((
 # fmt: on
 """`general.architecture` of the files that transformers 5.19 can load (a test compares it with its own list)."""
 
+_MAGIC = b"GGUF"
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 8
@@ -50,6 +51,14 @@ class GgufHeader:
         """An integer under the architecture's prefix: `context_length` is `llama.context_length`."""
         value = self.fields.get(f"{self.architecture}.{key}")
         return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether the content of a regular file is GGUF, whatever its name. Raises OSError if it cannot be read."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def read_gguf(path: Path) -> GgufHeader:
@@ -83,7 +92,7 @@ class _Reader:
         self._data, self._size, self._at = data, len(data), 0
 
     def header(self) -> GgufHeader:
-        if self._take(4) != b"GGUF":
+        if self._take(len(_MAGIC)) != _MAGIC:
             raise ValueError("it does not start with 'GGUF'")
         version = self._number("<I")
         if version not in (2, 3):

@@ -148,12 +148,16 @@ def _is_file_name(name: object) -> bool:
 def _no_weights(folder: Path, wanted: str) -> SourceError:
     if not folder.is_dir():
         return SourceError(f"there is no folder {folder}" if not folder.exists() else f"{folder} is not a folder")
+    if (folder / wanted).is_symlink():
+        return SourceError(
+            f"{folder / wanted} is a symbolic link to {(folder / wanted).readlink()}, which is not there"
+        )
     found = sorted(path.name for path in folder.iterdir())
     if any(Path(name).suffix in _PICKLE_SUFFIXES for name in found):
         return SourceError(
             f"{folder} has pickled weights only; pickles can run any code and are never loaded: "
             f"download or convert the weights to safetensors ({wanted})"
         )
-    if gguf := [name for name in found if name.endswith(".gguf")]:
+    if gguf := [name for name in found if name.lower().endswith(".gguf")]:
         return SourceError(f"{folder} has no {wanted}; to use its GGUF file, set the source to {folder / gguf[0]}")
     return SourceError(f"{folder} has no {wanted} (it has {', '.join(found[:5]) or 'no files'})")

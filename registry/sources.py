@@ -11,6 +11,7 @@ scheme://...                                     whatever the expert's `engine`,
 
 from __future__ import annotations
 
+import os
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +21,7 @@ from registry.spec import ExpertSpec
 from registry.storage import coe_home, translate_disk_full
 
 _HOME = "home://"
-_HUB = re.compile(r"hf://(?P<repo>\w[\w.-]*/\w[\w.-]*)(?P<file>/[\w./ -]+\.gguf)?(@(?P<revision>[\w./-]+))?")
+_HUB = re.compile(r"hf://(?P<repo>\w[\w.-]*/\w[\w.-]*)(?P<file>/[\w./ -]+(?i:\.gguf))?(@(?P<revision>[\w./-]+))?")
 _WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
 # Copies of the weights for other programs. Nothing executable is downloaded: no pickles, no Python.
 _UNWANTED = ("consolidated*.safetensors", "original/*", "onnx/*", "openvino/*", "gguf/*")
@@ -53,7 +54,12 @@ def source_kind(source: str, *, engine: str | None = None) -> SourceKind:
             f"{without_userinfo(source)!r}: {scheme}:// is not a source; use a path, home://, hf://, https:// or "
             "fake://, or name the `engine` that reads it"
         )
-    return SourceKind.GGUF if source.endswith(".gguf") else SourceKind.FOLDER
+    return SourceKind.GGUF if names_gguf(source) else SourceKind.FOLDER
+
+
+def names_gguf(source: str) -> bool:
+    """Whether a source ends with `.gguf`, in any case. A local GGUF file may have another name: content decides."""
+    return source.lower().endswith(".gguf")
 
 
 def has_files(spec: ExpertSpec) -> bool:
@@ -63,10 +69,16 @@ def has_files(spec: ExpertSpec) -> bool:
 
 
 def absolute_source(source: str, folder: Path) -> str:
-    """The source in its registered form: a relative path becomes absolute, from `folder`; others stay unchanged."""
+    """The source in its registered form: a relative path becomes absolute, from `folder`; others stay unchanged.
+
+    Symbolic links are resolved, except that of a file itself: in the cache of the Hugging Face hub it leads to a file
+    that is named by its hash, and the digest of an expert covers the names of its files.
+    """
     if not source or "://" in source:
         return source
-    return str(local_path(source, folder).resolve())
+    path = local_path(source, folder)
+    is_folder = path.name in ("", "..") or (path_exists(path) and path.is_dir())
+    return os.path.realpath(path) if is_folder else str(Path(os.path.realpath(path.parent), path.name))
 
 
 def local_path(source: str, folder: Path | None = None) -> Path:
@@ -91,11 +103,22 @@ def path_exists(path: Path) -> bool:
         return False
 
 
+def _is_link(path: Path) -> bool:
+    """Whether the path is a symbolic link; one that the file system cannot hold is not."""
+    try:
+        return path.is_symlink()
+    except OSError:
+        return False
+
+
 def resolve(spec: ExpertSpec) -> Path:
     """The folder or GGUF file of an expert on this machine; files on the hub are downloaded (resumable) if necessary.
 
+    A folder without safetensors that holds one GGUF file is that file.
+
     Raises:
-        SourceError: the path does not exist, the hub refuses or cannot be reached, or the expert has no files.
+        SourceError: the path does not exist, a folder holds several GGUF files, the hub refuses or cannot be reached,
+            or the expert has no files.
         DiskFull: the download does not fit.
     """
     kind = source_kind(spec.source, engine=spec.engine)
@@ -105,10 +128,26 @@ def resolve(spec: ExpertSpec) -> Path:
         return _download(spec.source, spec.revision)
     path = local_path(spec.source)
     if not path_exists(path):
-        raise SourceError(f"there is no {'file' if kind is SourceKind.GGUF else 'folder'} {path}")
-    if not path.is_dir() and not path.is_file():
+        target = f" (a symbolic link to {path.readlink()}, which does not exist)" if _is_link(path) else ""
+        raise SourceError(f"there is no {'file' if kind is SourceKind.GGUF else 'folder'} {path}{target}")
+    if path.is_dir():
+        return _gguf_inside(path) or path
+    if not path.is_file():
         raise SourceError(f"{path} is a pipe, socket or device, not a file or folder")
     return path
+
+
+def _gguf_inside(folder: Path) -> Path | None:
+    """The one GGUF file of a folder without safetensors; projectors of multimodal models do not count."""
+    files = sorted(folder.iterdir()) if os.access(folder, os.R_OK) else []
+    if any(file.suffix == ".safetensors" for file in files):
+        return None
+    named = [file for file in files if names_gguf(file.name) and not file.name.startswith((".", "mmproj"))]
+    found = [file for file in named if file.is_file()]
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found[:3]) + (", ..." if len(found) > 3 else "")
+        raise SourceError(f"{folder} holds {len(found)} GGUF files ({names}): set the source to one of them")
+    return found[0] if found else None
 
 
 def is_here(spec: ExpertSpec) -> bool:

@@ -92,9 +92,9 @@ class ExpertSpec(BaseModel):
     kind: Kind
     """Kind of the expert; `adapter` needs `base`, `composed` needs `members`."""
     source: str = ""
-    """A folder or `*.gguf` file (relative to the file that names it, `~/...`, absolute, or `home://...` under
-    `$COE_HOME`), `hf://org/name[/file.gguf][@revision]`, `https://host/v1`, or `fake://behaviour`; none for composed.
-    With `engine`, also any other `scheme://...` that this engine reads."""
+    """A folder or GGUF file (relative to the file that names it, `~/...`, absolute, or `home://...` under `$COE_HOME`;
+    a folder may hold one GGUF file), `hf://org/name[/file.gguf][@revision]`, `https://host/v1`, or `fake://behaviour`;
+    none for composed. With `engine`, also any other `scheme://...` that this engine reads."""
     revision: str | None = None
     """Branch, tag or commit of an `hf://` source; the registry pins the commit."""
     engine: Annotated[str, Field(min_length=1, max_length=256)] | None = None

@@ -28,6 +28,8 @@ def spec(source: str, kind: Kind = Kind.MODEL, **fields: Any) -> ExpertSpec:
         ("home://models/a", SourceKind.FOLDER),
         ("/models/a.gguf", SourceKind.GGUF),
         ("home://a.gguf", SourceKind.GGUF),
+        ("/models/A.Q4_K_M.GGUF", SourceKind.GGUF),
+        ("hf://org/name/A.GgUf", SourceKind.HUB),
         ("hf://org/name@main", SourceKind.HUB),
         ("hf://org/name/a.gguf", SourceKind.HUB),
         ("https://host/v1", SourceKind.REMOTE),
@@ -69,6 +71,78 @@ def test_local_places(tmp_path: Path, coe_home: Path) -> None:
         resolve(spec("home://models/b"))
     with pytest.raises(SourceError, match=r"there is no file /b\.gguf"):
         resolve(spec("/b.gguf"))
+
+
+def hub_cache(root: Path, name: str, content: Path) -> Path:
+    """A file as the Hugging Face hub caches it: a relative link to one that is named by its hash."""
+    blob = root / "blobs" / "3b9f7c0de1"
+    blob.parent.mkdir(parents=True)
+    content.replace(blob)
+    link = root / "snapshots" / COMMIT / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(Path("../../blobs") / blob.name)
+    return link
+
+
+def test_a_link_to_a_gguf_file_keeps_its_name_and_digest(tmp_path: Path) -> None:
+    plain = describe(spec(str(write_gguf(tmp_path / "M.GGUF"))))
+    link = hub_cache(tmp_path / "cache", "M.GGUF", tmp_path / "M.GGUF")
+    (tmp_path / "latest").symlink_to(link.parent)
+    source = absolute_source("latest/M.GGUF", tmp_path)
+    assert source == str(link) and resolve(spec(source)) == link
+    described = describe(spec(source))
+    assert (described.digest, described.files) == (plain.digest, plain.files)
+    assert described.source == source and described.architecture == "llama"
+
+
+def test_a_folder_may_hold_one_gguf_file(tmp_path: Path) -> None:
+    link = hub_cache(tmp_path / "cache", "m.gguf", write_gguf(tmp_path / "m.gguf"))
+    (link.parent / "mmproj-m.gguf").write_bytes(b"")
+    (link.parent / "config.json").write_text("{}")
+    assert resolve(spec(str(link.parent))) == link
+    assert describe(spec(str(link.parent))).files[0].name == "m.gguf"
+    write_gguf(link.parent / "m.Q8.GGUF")
+    with pytest.raises(
+        SourceError, match=r"holds 2 GGUF files \(m\.Q8\.GGUF, m\.gguf\): set the source to one of them"
+    ):
+        resolve(spec(str(link.parent)))
+    folder = write_model(link.parent)  # safetensors are the model, whatever else is there
+    assert resolve(spec(str(folder))) == folder
+
+
+def test_content_decides_what_is_gguf(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "3b9f7c0de1")
+    assert describe(spec(str(file))).architecture == "llama"
+    (tmp_path / "no.gguf").write_text("no model")
+    with pytest.raises(SourceError, match=r"no\.gguf is damaged or not GGUF: it does not start with 'GGUF'"):
+        describe(spec(str(tmp_path / "no.gguf")))
+
+
+def test_links_to_nowhere_and_in_circles_are_one_error(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").symlink_to("../blobs/gone")
+    with pytest.raises(SourceError, match=r"m\.gguf \(a symbolic link to \.\./blobs/gone, which does not exist\)"):
+        resolve(spec(absolute_source("m.gguf", tmp_path)))
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for source in ("a", "a/m.gguf"):
+        with pytest.raises(SourceError, match="there is no"):
+            resolve(spec(absolute_source(source, tmp_path)))
+
+
+def test_folders_and_safetensors_behind_links(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "v1")
+    plain = describe(spec(str(folder)))
+    hub_cache(tmp_path / "cache", "model.safetensors", folder / "model.safetensors")
+    snapshot = tmp_path / "cache" / "snapshots" / COMMIT
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).replace(snapshot / name)
+    (tmp_path / "current").symlink_to("cache/snapshots/" + COMMIT)
+    source = absolute_source("current", tmp_path)
+    assert source == str(snapshot) and describe(spec(source)).digest == plain.digest
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to("../../blobs/gone")
+    with pytest.raises(SourceError, match=r"model\.safetensors is a symbolic link to \.\./\.\./blobs/gone"):
+        describe(spec(source))
 
 
 @pytest.mark.parametrize("expert", [spec("fake://echo"), spec("https://h/v1", Kind.REMOTE)])

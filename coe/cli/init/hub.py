@@ -8,7 +8,7 @@ from typing import Any
 from coe.cli.init.found import ADAPTER_CONFIG, Found, stated_base
 from registry.errors import SourceError
 from registry.headers import read_json
-from registry.sources import hub_match
+from registry.sources import hub_match, names_gguf
 from registry.spec import Kind
 
 
@@ -21,9 +21,13 @@ def describe_repository(source: str, timeout_s: float) -> tuple[Found, list[str]
     hub_match(source)
     path, _, revision = source.removeprefix("hf://").partition("@")
     repository = "/".join(path.split("/")[:2])
-    entry: dict[str, Any] = {"name": Path(path).name.removesuffix(".gguf"), "kind": Kind.MODEL.value, "source": source}
+    entry: dict[str, Any] = {
+        "name": Path(path).stem if names_gguf(path) else Path(path).name,
+        "kind": Kind.MODEL.value,
+        "source": source,
+    }
     found = Found(entry, comment="downloaded at the first start", origin=path)
-    if path.endswith(".gguf"):
+    if names_gguf(path):
         return found, []
     files = _files(repository, revision or None, timeout_s)
     if files is None:

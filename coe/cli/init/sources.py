@@ -12,14 +12,15 @@ from coe.cli.init.found import ADAPTER_CONFIG, MODEL_CONFIG, MODULES, Found, sta
 from coe.cli.init.hub import describe_repository
 from coe.errors import ConfigError
 from registry.errors import RegistryError, SourceError, without_userinfo
+from registry.gguf_header import is_gguf
 from registry.headers import ADAPTER_FILE, read_json
 from registry.inspection import Facts, inspect
 from registry.lora import read_lora
-from registry.sources import SourceKind, local_path, path_exists, source_kind
+from registry.sources import SourceKind, absolute_source, local_path, names_gguf, path_exists, source_kind
 from registry.spec import RESERVED_NAMES, RESERVED_PREFIX, Kind
 from registry.storage import coe_home
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(/[\w./ -]+\.gguf)?(@[\w./-]+)?")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(/[\w./ -]+(?i:\.gguf))?(@[\w./-]+)?")
 _MOST_EXPERTS = 200
 
 
@@ -96,7 +97,7 @@ def _is_text(path: Path) -> bool:
 def _local(path: Path, notes: list[str]) -> Iterator[Found]:
     if not path_exists(path):
         raise SourceError("there is no such file or folder; a repository on the hub is written org/name")
-    path = path.resolve()
+    path = Path(absolute_source(str(path), Path.cwd()))
     if not _is_text(path):
         raise SourceError("the name is not valid UTF-8: rename it")
     if not path.is_dir() and not path.is_file():
@@ -126,7 +127,7 @@ def _inside(folder: Path, notes: list[str]) -> Iterator[Found]:
     paths = sorted(folder.iterdir())
     notes += [f"{_shown(str(path))} is left out: the name is not valid UTF-8" for path in paths if not _is_text(path)]
     paths = [path for path in paths if _is_text(path)]
-    found = [_gguf(path) for path in paths if path.suffix == ".gguf" and not path.is_dir()]
+    found = [_gguf(path) for path in paths if names_gguf(path.name) and not path.is_dir()]
     found += [one for path in paths if path.is_dir() and (one := _of_folder(path)) is not None]
     if not found:
         raise SourceError(
@@ -137,7 +138,7 @@ def _inside(folder: Path, notes: list[str]) -> Iterator[Found]:
 
 
 def _gguf(path: Path) -> Found:
-    if path.suffix != ".gguf":
+    if not names_gguf(path.name) and not is_gguf(path):
         raise SourceError("is neither a folder nor a .gguf file")
     return _model(path)
 
@@ -148,7 +149,7 @@ def _model(path: Path) -> Found:
 
 
 def _entry(path: Path, kind: Kind) -> dict[str, Any]:
-    return {"name": path.stem if path.suffix == ".gguf" else path.name, "kind": kind.value, "source": str(path)}
+    return {"name": path.stem if names_gguf(path.name) else path.name, "kind": kind.value, "source": str(path)}
 
 
 def _described(facts: Facts) -> str:

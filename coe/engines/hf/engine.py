@@ -12,6 +12,7 @@ from coe.engines.base import Capabilities, Expert
 from coe.engines.hf.expert import HFExpert
 from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, free_bytes, load_model, require_memory
 from coe.errors import ConfigError, WeightsError
+from registry.sources import names_gguf
 from registry.spec import ExpertSpec
 
 _CACHE_SHARE: Final = 0.6
@@ -63,7 +64,7 @@ class HFEngine:
             return spec.parameters_total * itemsize
         if spec.size_bytes is not None:
             # Files hold at least two bytes a weight, except GGUF, which is unpacked from at least two bits.
-            return spec.size_bytes * (itemsize * 4 if spec.source.endswith(".gguf") else itemsize // 2)
+            return spec.size_bytes * (itemsize * 4 if _is_gguf(spec) else itemsize // 2)
         raise WeightsError(f"the size of {spec.name!r} is not known: register it again, so that its files are read")
 
     async def load(self, spec: ExpertSpec, path: Path) -> HFExpert:
@@ -94,6 +95,11 @@ class HFEngine:
             raise TypeError(f"{expert!r} was not loaded by this engine")
         await expert.close()
         await asyncio.to_thread(_free_memory)
+
+
+def _is_gguf(spec: ExpertSpec) -> bool:
+    """Whether the expert's files are one GGUF file, which may be inside its folder or have another name."""
+    return names_gguf(spec.source) or [record.name.endswith(".safetensors") for record in spec.files] == [False]
 
 
 def _bytes_needed(path: Path, itemsize: int) -> int:

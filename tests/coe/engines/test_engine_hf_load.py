@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.load import choose_device, choose_dtype, free_bytes, is_out_of_memory, load_model, translate
 from coe.errors import ConfigError, EngineError, OutOfMemory, WeightsError
-from registry.spec import ExpertSpec, Kind
+from registry.spec import ExpertSpec, FileRecord, Kind
 
 
 @pytest.fixture
@@ -124,6 +124,10 @@ def test_the_footprint_is_the_weights_in_the_engines_dtype() -> None:
     assert footprint("bfloat16", size_bytes=100) == 100
     assert footprint("float32", size_bytes=100) == 200
     assert footprint("bfloat16", size_bytes=100, source="m.gguf") == 800
+    assert footprint("bfloat16", size_bytes=100, source="M.GGUF") == 800
+    for name, n_bytes in (("3b9f7c0de1", 800), ("model.safetensors", 100)):
+        record = FileRecord(name=name, size_bytes=100, sha256="0" * 64)
+        assert footprint("bfloat16", size_bytes=100, files=(record,)) == n_bytes
     with pytest.raises(WeightsError, match="size of 'm' is not known"):
         footprint("bfloat16")
 
