@@ -1,10 +1,11 @@
 """Errors of the running system; third-party errors are translated into these at the seam.
 
-CoeError                     .status: HTTP status, .code: OpenAI-style code, .retryable
+CoeError                     .scope, .status: HTTP status, .code: OpenAI-style code, .retryable, .lasting, .public
 ├── ConfigError              a configuration is wrong; lists every problem with its place
 ├── InvalidRequest           the request cannot be served as it is
-│   ├── ContextLengthExceeded   prompt + answer do not fit the context; all numbers
-│   ├── NotAllowed           the request rules out an expert that a composition names
+│   ├── Rejected             one expert cannot take the request
+│   │   ├── ContextLengthExceeded   prompt + answer do not fit the context; all numbers
+│   │   └── NotAllowed       the request rules out an expert that a composition names
 │   └── UnknownModel         the requested `model` does not exist; with close matches
 ├── EngineError              an engine failed
 │   ├── WeightsError         weights missing, truncated, of other shapes, or unsupported
@@ -12,52 +13,121 @@ CoeError                     .status: HTTP status, .code: OpenAI-style code, .re
 │   ├── OutOfMemory          not enough free memory, even after evicting what may be evicted
 │   ├── Unsupported          the expert's engine cannot do what a call needs
 │   └── RemoteError          a remote endpoint failed; .retryable: whether the same request may succeed later
+├── CompositionError         a composition raised an exception, or returned what it must not
 ├── Abstained                the router abstained and the policy has no fallback
 ├── Overloaded               too many requests are waiting; try again later
 ├── DeadlineExceeded         the request ran past its deadline
 └── TaskError                an evaluation task is wrong; with file and line
 
-Each kind of failure is handled in one place: failed experts in `Composition.step` (the decision's next expert, then the
-policy's fallback), wrong requests nowhere (InvalidRequest is never retried on another expert), lost host processes in
-`coe/serve/cluster/pool_client.py`. Errors cross processes as values, so what Ray raises is always about the process.
+The rule of failure. Each class has a `scope`, which determines what happens next:
+
+    scope      meaning                                              what happens
+    REQUEST    no expert can take the request                       the caller gets the error
+    EXPERT     this expert cannot answer; another one may           the next expert, then the policy's fallback, each
+                                                                    with a note; the error if none of them answers
+    PROCESS    this process cannot answer; another one may          another process with the same expert if no text
+                                                                    was sent; then as EXPERT
+
+Whatever an expert raises has scope EXPERT or PROCESS: only what every expert rejects is the caller's fault, and then
+the caller gets the rejection (400). `coe/seam.py` translates what engines and other third-party code raise. The
+compositions and their fallback (`coe/compose/`) and `coe/serve/cluster/pool_client.py` read the scope, batches
+(`coe/batch/answering.py`) and evaluations (`coe/evaluation/runner.py`) read `lasting`, and `coe/protocol/errors.py`
+reads `status`, `code`, `retry_after_s` and the text for clients. Errors cross processes as values, so what Ray raises
+is always about the process.
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
 from functools import partial
 from typing import Any
+
+
+class Scope(StrEnum):
+    """What a failure is about; see the module's docstring."""
+
+    REQUEST = "request"
+    EXPERT = "expert"
+    PROCESS = "process"
 
 
 class CoeError(Exception):
     """Base of every error that the system raises deliberately. Subclasses inherit what they do not state.
 
     Attributes:
+        scope: what the failure is about: the request, the expert or the process.
         status: HTTP status.
         code: OpenAI-style code.
         retryable: whether the same request may succeed later.
+        lasting: whether every later call to the expert in this process fails too.
+        internal: whether the message has details of the server (files, settings) that no client may read.
+        public: the text for clients, where it differs from the message.
+        retry_after_s: seconds after which a retry may succeed, if known.
     """
 
+    scope: Scope = Scope.EXPERT
     status: int = 500
     code: str = "internal_error"
     retryable: bool = False
+    lasting: bool = False
+    internal: bool = True
+    public: str | None = None
+    retry_after_s: float | None = None
 
     def __init_subclass__(
-        cls, *, status: int | None = None, code: str | None = None, retryable: bool | None = None
+        cls,
+        *,
+        scope: Scope | None = None,
+        status: int | None = None,
+        code: str | None = None,
+        retryable: bool | None = None,
+        lasting: bool | None = None,
+        internal: bool | None = None,
     ) -> None:
         super().__init_subclass__()
-        cls.status, cls.code = status or cls.status, code or cls.code
+        cls.scope, cls.status, cls.code = scope or cls.scope, status or cls.status, code or cls.code
         cls.retryable = cls.retryable if retryable is None else retryable
+        cls.lasting = cls.lasting if lasting is None else lasting
+        cls.internal = cls.internal if internal is None else internal
+
+    def __init__(self, *message: object, public: str | None = None) -> None:
+        super().__init__(*message)
+        if public is not None:
+            self.public = public
+
+    @property
+    def client_text(self) -> str | None:
+        """What a client may read of the error; None if nothing."""
+        return self.public or (None if self.internal else str(self))
 
 
-class ConfigError(CoeError, code="invalid_config"):
+class ConfigError(CoeError, code="invalid_config", lasting=True):
     """A configuration is wrong."""
 
 
-class InvalidRequest(CoeError, status=400, code="invalid_request"):
+class InvalidRequest(CoeError, scope=Scope.REQUEST, status=400, code="invalid_request", internal=False):
     """The request cannot be served as it is."""
 
 
-class ContextLengthExceeded(InvalidRequest, code="context_length_exceeded"):
+class Rejected(InvalidRequest, scope=Scope.EXPERT):
+    """One expert cannot take the request: its context, chat template or endpoint rejects it.
+
+    Args:
+        message: what is wrong.
+        status, code: other than those of the class, such as 413 or "content_filter".
+    """
+
+    def __init__(
+        self, *message: object, status: int | None = None, code: str | None = None, public: str | None = None
+    ) -> None:
+        super().__init__(*message, public=public)
+        if status is not None:
+            self.status = status
+        if code is not None:
+            self.code = code
+
+
+class ContextLengthExceeded(Rejected, code="context_length_exceeded"):
     """Prompt and answer together are longer than the expert's context."""
 
     def __init__(self, expert: str, *, prompt_tokens: int, max_tokens: int, context_length: int) -> None:
@@ -73,27 +143,27 @@ class ContextLengthExceeded(InvalidRequest, code="context_length_exceeded"):
         return partial(ContextLengthExceeded, self.expert, **numbers), ()
 
 
-class NotAllowed(InvalidRequest, code="no_eligible_expert"):
+class NotAllowed(Rejected, code="no_eligible_expert"):
     """The request rules out an expert that a composition names."""
 
 
-class UnknownModel(InvalidRequest, status=404, code="model_not_found"):
-    """The requested `model` does not exist."""
+class UnknownModel(InvalidRequest, scope=Scope.EXPERT, status=404, code="model_not_found", lasting=True):
+    """The requested `model`, or a chosen expert, does not exist."""
 
 
-class EngineError(CoeError, code="engine_error"):
+class EngineError(CoeError, code="engine_error", internal=False):
     """An engine failed."""
 
 
-class WeightsError(EngineError, code="invalid_weights"):
+class WeightsError(EngineError, code="invalid_weights", lasting=True, internal=True):
     """Weights are missing, truncated, of other shapes, or of an unsupported architecture."""
 
 
-class HostLost(EngineError, status=502, code="host_lost", retryable=True):
+class HostLost(EngineError, scope=Scope.PROCESS, status=502, code="host_lost", retryable=True):
     """The host process died after the first text of an answer, which cannot be taken back."""
 
 
-class OutOfMemory(EngineError, status=503, code="out_of_memory"):
+class OutOfMemory(EngineError, status=503, code="out_of_memory", lasting=True):
     """Not enough free memory, even after evicting what may be evicted."""
 
 
@@ -102,25 +172,45 @@ class Unsupported(EngineError, status=501, code="unsupported"):
 
 
 class RemoteError(EngineError, status=502, code="remote_error"):
-    """A remote endpoint failed."""
+    """A remote endpoint failed.
 
-    def __init__(self, message: str, *, retryable: bool = False) -> None:
-        super().__init__(message)
+    Args:
+        message: what happened, for operators.
+        retryable: whether the same request may succeed later.
+        status: other than 502: 429 and 503 of an endpoint are passed on.
+        retry_after_s: seconds that the endpoint stated.
+        public: the text for clients.
+    """
+
+    def __init__(
+        self,
+        *message: object,
+        retryable: bool = False,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+        public: str | None = None,
+    ) -> None:
+        super().__init__(*message, public=public)
         self.retryable = retryable
+        if status is not None:
+            self.status = status
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return partial(RemoteError, self.args[0], retryable=self.retryable), ()
+
+class CompositionError(CoeError, code="composition_failed"):
+    """A composition raised an exception of its own, or broke the contract of `step`."""
 
 
-class Abstained(CoeError, status=422, code="abstained"):
+class Abstained(CoeError, status=422, code="abstained", internal=False):
     """The router abstained and the policy has no fallback; the message gives the reason."""
 
 
-class Overloaded(CoeError, status=429, code="overloaded", retryable=True):
+class Overloaded(CoeError, scope=Scope.PROCESS, status=429, code="overloaded", retryable=True, internal=False):
     """Too many requests are waiting."""
 
 
-class DeadlineExceeded(CoeError, status=504, code="deadline_exceeded", retryable=True):
+class DeadlineExceeded(CoeError, status=504, code="deadline_exceeded", retryable=True, internal=False):
     """The request ran past its deadline."""
 
 

@@ -9,19 +9,22 @@ batches requests on the same weights. Closing the iterator at any point releases
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
 from coe.engines import engine_kind
 from coe.engines.base import Adapter, ComposedEngine, Engine, Expert, Member
-from coe.errors import DeadlineExceeded, Overloaded, UnknownModel, Unsupported, WeightsError
+from coe.engines.checked import checked, checked_expert
+from coe.errors import CoeError, DeadlineExceeded, Overloaded, UnknownModel, Unsupported, WeightsError
 from coe.memory import ExpertCache
 from coe.scheduler import Residency, Waiting, admit
+from coe.seam import expert_error, is_interrupt, text_of
 from coe.types import Chunk, GenerateRequest, Timing
 from registry.errors import RegistryError, UnknownExpert
 from registry.spec import ExpertSpec, Kind
@@ -32,6 +35,7 @@ UNLOADED_CAPACITY = 32
 
 RECENT = 0.2
 """Weight of the latest answer in the moving average of answer times."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -107,7 +111,8 @@ class Host:
             WeightsError: its files are missing or not the registered ones.
             DeadlineExceeded: `request.deadline_s` passed.
             Unsupported: its engine cannot produce what `request.wants`, or serves no composed experts.
-            EngineError, InvalidRequest: from the engine.
+            Rejected: the expert cannot take the request.
+            EngineError: the engine failed; what it raises is translated (`coe.seam`).
         """
         spec = _find(self.snapshot, name)
         self._check_served(spec, request)
@@ -124,7 +129,7 @@ class Host:
         stats = self.cache.stats
         rate = stats.bytes_loaded / stats.load_s if stats.bytes_loaded and stats.load_s else 1e9
         absent = {spec.ref: spec for weights in self._needed.values() for spec in self._absent(weights)}
-        seconds = {ref: self._footprint(spec) / rate for ref, spec in absent.items()}
+        seconds = {ref: self._size(spec) / rate for ref, spec in absent.items()}
         return {name: sum(seconds.get(each.ref, 0.0) for each in weights) for name, weights in self._needed.items()}
 
     def queue_s(self) -> dict[str, float]:
@@ -136,7 +141,7 @@ class Host:
     def fits_free(self, name: str) -> bool:
         """Whether the expert is resident, loading, or could load now without evicting another."""
         absent = self._absent(self._weights_of(name))
-        return not absent or self.cache.used_bytes + sum(map(self._footprint, absent)) <= self.cache.budget_bytes
+        return not absent or self.cache.used_bytes + sum(map(self._size, absent)) <= self.cache.budget_bytes
 
     def is_resident(self, name: str) -> bool:
         """Whether all weights that the expert needs are in memory."""
@@ -208,8 +213,7 @@ class Host:
                 leased = self._clock()
                 self._dispatch()  # what was "loading" may be resident now, with places to fill
                 expert, adapter = self._expert(spec, snapshot, experts, adapters)
-                chunks = cast(AsyncGenerator[Chunk, None], expert.generate(request, adapter))
-                async with aclosing(chunks):
+                async with aclosing(checked(spec.name, lambda: expert.generate(request, adapter))) as chunks:
                     async for chunk in chunks:
                         if chunk.finish_reason is not None:
                             engine_s = self._clock() - leased
@@ -235,12 +239,14 @@ class Host:
         for member in (snapshot.experts[name] for name in spec.members):
             [weights] = _weights(member, snapshot)  # a member is a model, an adapter or a remote expert
             members[member.name] = Member(experts[weights.ref], adapters.get(member.name))
-        return cast(ComposedEngine, self._engine(spec)).compose(spec, members), None
+        with _seam(spec.name):
+            return cast(ComposedEngine, self._engine(spec)).compose(spec, members), None
 
     def _check_served(self, spec: ExpertSpec, request: GenerateRequest) -> None:
         """Raises Unsupported before anything is loaded or waited for."""
         served = spec if spec.kind is Kind.COMPOSED else self._needed[spec.name][0]  # an adapter by its base's engine
-        engine, kind = self._engine(served), engine_kind(served)
+        with _seam(spec.name):
+            engine, kind = self._engine(served), engine_kind(served)
         if not engine.capabilities.serves(request.wants):
             raise Unsupported(f"{spec.name!r} cannot return {request.wants!r}: its engine {kind!r} does not produce it")
         if spec.kind is Kind.COMPOSED and not isinstance(engine, ComposedEngine):
@@ -288,7 +294,7 @@ class Host:
             loading={ref for ref, count in self.in_flight.items() if count and ref not in resident},
             in_flight=self.in_flight,
             capacity=self._capacity,
-            loads_now=lambda residency, keep: self.cache.fits_now(*residency, keep=keep),
+            loads_now=self._loads_now,
             now_s=self._clock(),
             aging_s=self._aging_s,
         )
@@ -321,10 +327,18 @@ class Host:
 
     async def _load(self, ref: str) -> Expert:
         spec = self._specs[ref]
-        return await self._engine(spec).load(spec, await self._path(spec))
+        path = await self._path(spec)
+        with _seam(spec.name):
+            return checked_expert(spec, await self._engine(spec).load(spec, path))
 
     async def _unload(self, expert: Expert) -> None:
-        await self._engine(expert.spec).unload(expert)
+        """Unload. A failure is logged: it must not fail the expert that loads in this room."""
+        try:
+            await self._engine(expert.spec).unload(expert)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            logger.error("expert %r: unloading failed: %s", expert.spec.name, text_of(error), exc_info=error)
 
     async def _path(self, spec: ExpertSpec) -> Path:
         """The verified files of an expert; downloads and hashes off the event loop."""
@@ -337,7 +351,33 @@ class Host:
         return self._engines[engine_kind(spec)]
 
     def _footprint(self, spec: ExpertSpec) -> int:
-        return self._engine(spec).footprint(spec)
+        with _seam(spec.name):
+            return self._engine(spec).footprint(spec)
+
+    def _size(self, spec: ExpertSpec) -> int:
+        """The footprint for estimates; 0 if the engine fails to state it: the expert's own load has the error."""
+        try:
+            return self._footprint(spec)
+        except CoeError:
+            return 0
+
+    def _loads_now(self, residency: Residency, keep: Collection[str]) -> bool:
+        """Whether the weights could load now; so too if their size is unknown, since their load ends with the error."""
+        try:
+            return self.cache.fits_now(*residency, keep=keep)
+        except CoeError:
+            return True
+
+
+@contextmanager
+def _seam(expert: str) -> Iterator[None]:
+    """Translate what an engine raises."""
+    try:
+        yield
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        raise expert_error(expert, error) from error
 
 
 def _find(snapshot: Snapshot, name: str) -> ExpertSpec:

@@ -29,9 +29,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from coe.compose import ExpertCall, Final, next_step
-from coe.errors import CoeError, ConfigError, EngineError
+from coe.errors import CoeError, CompositionError, ConfigError, EngineError
 from coe.policy import AUTO, Policy, address
 from coe.routing import Routed, bypass, route
+from coe.seam import expert_error, is_interrupt
 from coe.types import Answer, Chunk, Failure, GenerateRequest
 from registry.errors import UnknownExpert
 from registry.store import Snapshot
@@ -41,7 +42,7 @@ from routers.errors import RouterError
 LEAST_S = 1e-3
 """Deadline of a call whose request is past its own: it ends at once with DeadlineExceeded."""
 AskExpert = Callable[[str, GenerateRequest], AsyncGenerator[Chunk, None]]
-"""`(expert, request) -> chunks`. Raises CoeError."""
+"""`(expert, request) -> chunks`. Raises CoeError; other exceptions are translated (`coe.seam`)."""
 
 
 @dataclass(slots=True)
@@ -206,7 +207,9 @@ class Orchestrator:
             if isinstance(outcome, Answer):
                 final = next_step(reply.routed.composition, request, reply.decision, done)
                 if not isinstance(final, Final):
-                    raise CoeError("the composition returned more calls after its last one (see `ExpertCalls.last`)")
+                    raise CompositionError(
+                        "the composition returned more calls after its last one (see `ExpertCalls.last`)"
+                    )
                 yield _ended(reply, final.answer, chunk.text)
                 return
             if reply.expert is not None:  # the client has seen text, which cannot be taken back
@@ -231,8 +234,10 @@ class Orchestrator:
                     yield chunk
             if call.id not in done:
                 raise EngineError(f"{call.expert!r} stopped without finishing its answer")
-        except CoeError as error:
-            done[call.id] = Failure(call.expert, error)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            done[call.id] = Failure(call.expert, expert_error(call.expert, error))
 
     def _finished(self, expert: str, text: str, last: Chunk) -> Answer:
         assert last.finish_reason is not None and last.usage is not None  # by the contract of Expert.generate

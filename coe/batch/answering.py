@@ -6,7 +6,6 @@ Meanwhile the weights of the next work item are loaded, where memory has room fo
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -18,14 +17,13 @@ from coe.batch.parts import answers_folder, read_calls, units_name, write_answer
 from coe.batch.records import dump_outcome
 from coe.batch.stages import Unit
 from coe.compose import ExpertCall
-from coe.errors import EngineError, InvalidRequest, OutOfMemory, WeightsError
+from coe.errors import CoeError, OutOfMemory
 from coe.host import Host
 from coe.orchestrator import Orchestrator
 from coe.runs.storage import Folder
 from coe.types import Answer, Chunk, Failure, GenerateRequest
 from registry.spec import residency_names
 
-logger = logging.getLogger(__name__)
 _AHEAD = 2
 """Calls in flight, as a multiple of an expert's capacity: when one is done, the next already waits at the engine."""
 _WINDOW = 32
@@ -213,22 +211,16 @@ class Answerer:
         """The whole answer. An expert that cannot be loaded is not tried again for each call."""
         if call.expert in self._unusable:
             return Failure(call.expert, self._unusable[call.expert])
-        try:
-            outcome = await self._orchestrator.whole(call)
-        except Exception as error:
-            logger.exception("%s failed on a row", call.expert)
-            return Failure(call.expert, EngineError(f"{call.expert!r} failed: {type(error).__name__}: {error}"))
+        outcome = await self._orchestrator.whole(call)
         if isinstance(outcome, Failure) and self._is_final(call.expert, outcome.error):
             self._unusable[call.expert] = outcome.error
         return outcome
 
     def _is_final(self, expert: str, error: Exception) -> bool:
-        """Whether the error concerns the expert's weights, and so all its calls."""
-        if isinstance(error, InvalidRequest):
-            return False
+        """Whether all calls to the expert fail like this one. Memory for one answer is no matter of its weights."""
         if isinstance(error, OutOfMemory):
             return not self._host.is_resident(expert)
-        return isinstance(error, WeightsError)
+        return isinstance(error, CoeError) and error.lasting
 
     async def _tick(self) -> None:
         while True:

@@ -68,6 +68,8 @@ ANSWERS = pa.schema(
 """Answers to the calls; `error` where a call failed."""
 _REQUEST = TypeAdapter(GenerateRequest)
 _ERROR_FIELDS = ("status", "code", "retryable")
+_OWN_FIELDS = ("public", "retry_after_s")
+"""Fields that few errors have."""
 _NUMBERS = ("expert", "prompt_tokens", "max_tokens", "context_length")
 """Fields of a ContextLengthExceeded, by which a composition shortens its next call."""
 
@@ -180,6 +182,7 @@ def _dump_error(error: Exception) -> dict[str, Any]:
     kinds = (kind.__name__ for kind in type(error).__mro__ if vars(coe.errors).get(kind.__name__) is kind)
     ours = error if isinstance(error, CoeError) else EngineError(str(error))
     kept = {name: getattr(ours, name) for name in (*_ERROR_FIELDS, *_NUMBERS) if hasattr(ours, name)}
+    kept |= {name: vars(ours)[name] for name in _OWN_FIELDS if name in vars(ours)}
     return {"type": next(kinds, "EngineError"), "message": str(error), **kept}
 
 

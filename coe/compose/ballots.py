@@ -15,7 +15,8 @@ from types import MappingProxyType
 from coe.compose.answer_key import AnswerKey
 from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, no_expert
 from coe.compose.notes import failures, in_order
-from coe.errors import InvalidRequest, NotAllowed
+from coe.errors import InvalidRequest, NotAllowed, Scope
+from coe.seam import scope_of
 from coe.types import Answer, Failure, GenerateRequest, Timing, Usage
 from routers.base import RoutingDecision
 
@@ -176,9 +177,15 @@ def _seconds(timing: Timing) -> float:
 
 
 def give_up(decision: RoutingDecision, done: Done) -> Exception:
-    """The error if there is no answer: an InvalidRequest if one was raised, else the last failure."""
+    """The error if there is no answer, by the rule of failure (`coe.errors`).
+
+    An error of scope REQUEST if there is one; else the last failure of an expert that did not reject the request, since
+    the request may be right; else, where every expert rejects it, the last rejection.
+    """
     errors = [outcome.error for _, outcome in in_order(done) if isinstance(outcome, Failure)]
-    wrong = [error for error in errors if isinstance(error, InvalidRequest) and not isinstance(error, NotAllowed)]
     if not errors:
         return no_expert(decision)
-    return (wrong or errors)[-1]
+    about_the_request = [error for error in errors if scope_of(error) is Scope.REQUEST]
+    failed = [error for error in errors if not isinstance(error, InvalidRequest)]
+    rejected = [error for error in errors if not isinstance(error, NotAllowed)]
+    return (about_the_request or failed or rejected or errors)[-1]

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from coe.errors import Abstained, CoeError, InvalidRequest
+from coe.errors import Abstained, CoeError, CompositionError, Rejected
+from coe.seam import is_interrupt, text_of
 from coe.types import Answer, Failure, GenerateRequest, Wants
 from routers.base import RoutingDecision
 
@@ -75,24 +76,31 @@ def next_step(
     """The composition's step, checked: a composition may come from another package.
 
     Raises:
-        CoeError: what the step raises; or, with the name of the class, another exception that it raises, or a result
-            of a wrong type, without a call, or with a call that is done already (such a composition never ends).
+        CoeError: what the step raises.
+        CompositionError: with the name of the class: another exception that it raises, or a result of a wrong type,
+            without a call, or with a call that is done already (such a composition never ends).
     """
     try:
         step: Any = composition.step(request, decision, done)
     except CoeError:
         raise
-    except Exception as error:  # third-party code may raise anything
-        raise CoeError(f"{_shown(composition)}: `step` raised {type(error).__name__}: {error}") from error
+    except BaseException as error:  # third-party code may raise anything
+        if is_interrupt(error):
+            raise
+        raise _broken(composition, f"raised {type(error).__name__}: {text_of(error)}") from error
     if isinstance(step, Final) and isinstance(step.answer, Answer):
         return step
     if not isinstance(step, ExpertCalls) or not all(isinstance(call, ExpertCall) for call in step.calls):
-        raise CoeError(f"{_shown(composition)}: `step` must return ExpertCalls or Final, not {type(step).__name__}")
+        raise _broken(composition, f"must return ExpertCalls or Final, not {type(step).__name__}")
     if not step.calls or any(call.id in done for call in step.calls):
-        raise CoeError(f"{_shown(composition)}: `step` must return at least one call, and none that is done already")
+        raise _broken(composition, "must return at least one call, and none that is done already")
     if step.last and len(step.calls) != 1:
-        raise CoeError(f"{_shown(composition)}: `step` must return one call with `last`, not {len(step.calls)}")
+        raise _broken(composition, f"must return one call with `last`, not {len(step.calls)}")
     return step
+
+
+def _broken(composition: Composition, what: str) -> CompositionError:
+    return CompositionError(f"{_shown(composition)}: `step` {what}", public="the composition of the policy failed")
 
 
 def _shown(composition: Composition) -> str:
@@ -112,4 +120,4 @@ def no_expert(decision: RoutingDecision) -> CoeError:
     """The error for a decision without experts: the router abstained, or the request rules out every expert."""
     if decision.abstained:
         return Abstained(f"the router abstained: {decision.reason}")
-    return InvalidRequest(f"no expert can take this request: {decision.reason}")
+    return Rejected(f"no expert can take this request: {decision.reason}")

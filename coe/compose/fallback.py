@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coe.compose.base import Composition, Done, ExpertCall, ExpertCalls, Final
+from coe.compose.ballots import give_up
+from coe.compose.base import Composition, Done, ExpertCall, ExpertCalls, Final, next_step
 from coe.compose.notes import failures
-from coe.errors import CoeError, InvalidRequest
+from coe.errors import CoeError, CompositionError, Scope
 from coe.types import Answer, Failure, GenerateRequest
 from routers.base import RoutingDecision
 
@@ -17,22 +18,28 @@ FALLBACK = "fallback"
 class WithFallback:
     """`composition`, then one more expert if it fails.
 
-    An InvalidRequest is raised at once: another expert would refuse the request as well.
+    An error of scope REQUEST is raised at once: no expert can take the request.
     """
 
     def __init__(self, composition: Composition, expert: str) -> None:
         self.composition, self.expert = composition, expert
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
-        """The composition's step; a call to the fallback if that raises. Raises the fallback's error."""
+        """The composition's step; a call to the fallback if that raises. Raises the error of both (`give_up`)."""
         try:
-            return self.composition.step(request, decision, done)
-        except InvalidRequest:
-            raise
-        except CoeError:
-            outcome = done.get(FALLBACK)
+            return next_step(self.composition, request, decision, done)
+        except CoeError as error:
+            if error.scope is Scope.REQUEST:
+                raise
+            notes = (*failures(done), *_own(error))
+        outcome = done.get(FALLBACK)
         if isinstance(outcome, Answer):
-            return Final(replace(outcome, notes=failures(done)))
+            return Final(replace(outcome, notes=notes))
         if isinstance(outcome, Failure):
-            raise outcome.error
-        return ExpertCalls((ExpertCall(FALLBACK, self.expert, request),), last=True, notes=failures(done))
+            raise give_up(decision, done)
+        return ExpertCalls((ExpertCall(FALLBACK, self.expert, request),), last=True, notes=notes)
+
+
+def _own(error: CoeError) -> tuple[str, ...]:
+    """A note for a composition that failed by itself; the notes of failed experts cover all other errors."""
+    return (f"{error.client_text}",) if isinstance(error, CompositionError) else ()

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from coe.compose.base import Done
-from coe.errors import CoeError, WeightsError
+from coe.errors import CoeError
+from coe.seam import one_line
 from coe.types import Answer, Failure
+
+MOST_CHARACTERS = 500
+"""Most characters of one error in a note."""
 
 
 def failures(done: Done) -> tuple[str, ...]:
@@ -16,10 +20,10 @@ def failures(done: Done) -> tuple[str, ...]:
 
 
 def public_text(error: Exception) -> str:
-    """An error as a client may see it: only the class for weights and bugs, whose messages contain internals."""
+    """An error as a client may see it, on one line; only its class if the message has internals of the server."""
     kind = type(error).__name__
-    inside = isinstance(error, WeightsError) or not isinstance(error, CoeError)
-    return kind if inside else f"{kind}: {error}"
+    text = error.client_text if isinstance(error, CoeError) else None
+    return kind if text is None else f"{kind}: {one_line(text, MOST_CHARACTERS)}"
 
 
 def in_order(done: Done) -> Iterator[tuple[str, Answer | Failure]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from coe.compose.base import Composition, Done, ExpertCalls, Final, named_experts
+from coe.compose.base import Composition, Done, ExpertCalls, Final, named_experts, next_step
 from coe.compose.fallback import WithFallback
 from coe.errors import NotAllowed
 from coe.types import Answer, Failure, GenerateRequest
@@ -25,7 +25,7 @@ class Without:
         """The composition's step, with its barred calls failed."""
         known: dict[str, Answer | Failure] = dict(done)
         while True:
-            following = self.composition.step(request, decision, known)
+            following = next_step(self.composition, request, decision, known)
             if isinstance(following, Final):
                 return following
             refused = [call for call in following.calls if call.expert in self.barred]

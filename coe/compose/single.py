@@ -4,31 +4,29 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, no_expert
+from coe.compose.ballots import give_up
+from coe.compose.base import Done, ExpertCall, ExpertCalls, Final
 from coe.compose.notes import failures
-from coe.errors import InvalidRequest
-from coe.types import Answer, Failure, GenerateRequest
+from coe.errors import Scope
+from coe.seam import scope_of
+from coe.types import Answer, GenerateRequest
 from routers.base import RoutingDecision
 
 
 class Single:
     """Call `decision.experts` one after the other until one answers.
 
-    An InvalidRequest is raised at once: another expert would refuse the request as well.
+    An error of scope REQUEST is raised at once: no expert can take the request.
     """
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
         """The first answer is final; after a failure, the next expert is called."""
-        last: Failure | None = None
         for position, expert in enumerate(decision.experts):
             outcome = done.get(str(position))
             if isinstance(outcome, Answer):
                 return Final(replace(outcome, notes=failures(done)))
             if outcome is None:
                 return ExpertCalls((ExpertCall(str(position), expert, request),), last=True, notes=failures(done))
-            last = outcome
-            if isinstance(outcome.error, InvalidRequest):
+            if scope_of(outcome.error) is Scope.REQUEST:
                 break
-        if last is None:
-            raise no_expert(decision)
-        raise last.error
+        raise give_up(decision, done)

@@ -18,7 +18,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from coe.errors import CoeError, ConfigError, EngineError, InvalidRequest, OutOfMemory, UnknownModel, WeightsError
+from coe.errors import CoeError, EngineError, InvalidRequest
 from coe.evaluation.answer_folder import AnswerFolder
 from coe.evaluation.answer_log import AnswerLog, AnswerRecord
 from coe.evaluation.graders import score_of
@@ -30,7 +30,6 @@ from coe.types import Chunk, Usage
 
 HOPELESS_AFTER = 8
 """An expert that fails this often before its first answer stops the run."""
-_FATAL = (WeightsError, OutOfMemory, UnknownModel, ConfigError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +125,9 @@ class _Run:
         try:
             text, usage, cost_usd = await _collect(self.ask(question.expert.name, question.request(self.plan.settings)))
             error, final = None, True
-        except _FATAL:
-            raise
         except CoeError as failure:
+            if failure.lasting:
+                raise
             text, usage, cost_usd = "", Usage(0, 0), None
             error, final = f"{type(failure).__name__}: {failure}", isinstance(failure, InvalidRequest)
         seconds = time.perf_counter() - started

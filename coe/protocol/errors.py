@@ -12,16 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from coe.errors import (
-    Abstained,
-    CoeError,
-    DeadlineExceeded,
-    EngineError,
-    InvalidRequest,
-    Overloaded,
-    UnknownModel,
-    WeightsError,
-)
+from coe.errors import CoeError, InvalidRequest, UnknownModel
+from coe.seam import text_of
 from registry.errors import RegistryError, UnknownExpert
 from routers.constraints import CONTEXT_LENGTH
 from routers.errors import NoEligibleExpert, RouterError
@@ -65,9 +57,12 @@ _OUTSIDE: Final[Mapping[type[Exception], tuple[int, str]]] = {
     RegistryError: (500, "registry_error"),
 }
 """Status and code of errors without their own; the first match counts."""
-_PUBLIC: Final = (Abstained, InvalidRequest, EngineError, Overloaded, DeadlineExceeded, NoEligibleExpert, UnknownExpert)
-_INTERNAL: Final = (WeightsError,)
-"""Public errors whose message names files of the server."""
+_PUBLIC: Final = (NoEligibleExpert, UnknownExpert)
+"""Errors of other packages whose message a client may read."""
+LONGEST_RETRY_AFTER_S: Final = 3600
+"""Clients are never asked to wait longer, whatever an endpoint states."""
+MOST_CHARACTERS: Final = 8000
+"""Most characters of a message in a body."""
 
 
 def error_body(error: BaseException, *, logged_as: str | None = None) -> tuple[int, dict[str, Any]]:
@@ -75,16 +70,38 @@ def error_body(error: BaseException, *, logged_as: str | None = None) -> tuple[i
 
     Args:
         error: any exception.
-        logged_as: id under which the error is logged. If given, the message of an internal error names only this id,
-            so that details stay on the server; otherwise every message is the error's own.
+        logged_as: id under which the error is logged. If given, the reader is a client, who gets the error's public
+            text (`CoeError.client_text`), or only this id if it has none. Otherwise the message is the error's own.
     """
     status, code = _status(error)
-    message = str(error) or type(error).__name__
-    if logged_as is not None and isinstance(error, UnknownModel | UnknownExpert):  # the reader is a client
-        message += (" " if message.endswith("?") else "; ") + "GET /v1/models lists all"
-    if is_internal(error) and logged_as is not None:
-        message = f"the server failed on this request; the cause is logged under the id {logged_as}"
+    message = _shown(error)
+    if logged_as is not None:
+        message = _for_clients(error, logged_as)
     return status, body_of(message, type_of(status), code, getattr(error, "param", None))
+
+
+def _for_clients(error: BaseException, logged_as: str) -> str:
+    text = _client_text(error)
+    if text is None:
+        return f"the server failed on this request; the cause is logged under the id {logged_as}"
+    if isinstance(error, UnknownModel | UnknownExpert):
+        return text + (" " if text.endswith("?") else "; ") + "GET /v1/models lists all"
+    return f"{text}; details are logged under the id {logged_as}" if is_internal(error) else text
+
+
+def _client_text(error: BaseException) -> str | None:
+    if isinstance(error, CoeError):
+        return None if error.internal and error.public is None else error.public or _shown(error)
+    return _shown(error) if isinstance(error, _PUBLIC) else None
+
+
+def _shown(error: BaseException) -> str:
+    """The message as it is, with its lines, or what can be read of it."""
+    try:
+        text = str(error)
+    except Exception:  # `__str__` may be third-party code
+        return text_of(error)
+    return text[:MOST_CHARACTERS] or type(error).__name__
 
 
 def type_of(status: int) -> str:
@@ -98,20 +115,21 @@ def body_of(message: str, kind: str, code: str, param: str | None = None) -> dic
 
 
 def is_internal(error: BaseException) -> bool:
-    """Whether the message of an error belongs in the log only."""
-    return not isinstance(error, _PUBLIC) or isinstance(error, _INTERNAL)
+    """Whether the log has more than the client may read: the error belongs there."""
+    return _client_text(error) is None or (isinstance(error, CoeError) and error.public is not None)
 
 
 def retry_after_s(error: BaseException) -> int | None:
-    """Whole seconds after which to retry: at least 1 for 429 and 503, otherwise None."""
+    """Whole seconds after which to retry: 1 to LONGEST_RETRY_AFTER_S for 429 and 503, otherwise None."""
     if not isinstance(error, CoeError) or error.status not in (429, 503):
         return None
-    return max(1, math.ceil(getattr(error, "retry_after_s", 1)))
+    seconds = 1.0 if error.retry_after_s is None else float(error.retry_after_s)
+    return 1 if math.isnan(seconds) else math.ceil(min(max(seconds, 1), LONGEST_RETRY_AFTER_S))
 
 
 def _status(error: BaseException) -> tuple[int, str]:
     if isinstance(error, CoeError):
-        return error.status, error.code
+        return error.status if error.status in range(400, 600) else 500, error.code
     if isinstance(error, NoEligibleExpert) and CONTEXT_LENGTH in error.constraints:
         return 400, "context_length_exceeded"  # a shorter prompt would leave an expert
     return next((told for cls, told in _OUTSIDE.items() if isinstance(error, cls)), (500, "internal_error"))

@@ -179,7 +179,7 @@ async def test_an_engine_that_times_out_by_itself_does_not_pass_for_the_deadline
         raise TimeoutError("the engine's own")
 
     host = make(model("slow"), engine=FakeEngine(sleep=tired))
-    with pytest.raises(TimeoutError, match="the engine's own"):
+    with pytest.raises(EngineError, match="'slow' failed: TimeoutError: the engine's own"):
         await ask(host, "slow", request(deadline_s=5))
     assert not +host.in_flight
 

@@ -9,7 +9,15 @@ import pytest
 
 from coe.compose import Composition, ExpertCall, ExpertCalls, Final, Single, Vote, build_composition
 from coe.compose.base import Done
-from coe.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest, UnknownModel, Unsupported
+from coe.errors import (
+    ConfigError,
+    ContextLengthExceeded,
+    EngineError,
+    InvalidRequest,
+    Rejected,
+    UnknownModel,
+    Unsupported,
+)
 from coe.orchestrator import Orchestrator
 from coe.policy import Policy
 from coe.types import Answer, Chunk, Failure, GenerateRequest, Usage
@@ -47,7 +55,9 @@ class Table:
 class Backend:
     """An `ask` that answers with the expert's name, word by word, or fails as configured."""
 
-    def __init__(self, fail: Mapping[str, Exception] | None = None, fail_late: Mapping[str, Exception] | None = None):
+    def __init__(
+        self, fail: Mapping[str, BaseException] | None = None, fail_late: Mapping[str, Exception] | None = None
+    ):
         self.fail, self.fail_late = dict(fail or {}), dict(fail_late or {})
         self.asked: list[str] = []
         self.closed: list[str] = []
@@ -173,13 +183,51 @@ async def test_a_failure_after_the_first_chunk_is_raised_what_was_streamed_stays
     assert seen == ["good "] and backend.asked == ["good"]
 
 
-async def test_a_wrong_request_is_not_tried_elsewhere() -> None:
-    error = ContextLengthExceeded("good", prompt_tokens=900, max_tokens=200, context_length=1000)
-    backend = Backend(fail={"good": error})
+def too_long(expert: str, context: int) -> ContextLengthExceeded:
+    return ContextLengthExceeded(expert, prompt_tokens=900, max_tokens=200, context_length=context)
+
+
+@pytest.mark.parametrize("error", [too_long("good", 1000), Rejected("a filter"), InvalidRequest("raised by an engine")])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_one_expert_rejects_another_may_answer(error: Exception, stream: bool) -> None:
+    backend = Backend(fail={"good": error, "cheap": error})
     system = orchestrator(backend, default=Policy("default", Table(), select=TopK(2), fallback="general"))
-    with pytest.raises(ContextLengthExceeded, match=r"900 tokens and max_tokens is 200.*1000"):
+    reply = system.answer(replace(REQUEST, stream=stream))
+    assert await reply.text() == "general says hi"
+    assert backend.asked == ["good", "cheap", "general"]
+    assert reply.notes[0].startswith("good failed: ") and reply.notes[1].startswith("cheap failed: ")
+
+
+async def test_what_every_expert_rejects_is_the_fault_of_the_request() -> None:
+    backend = Backend(fail={name: too_long(name, 1000 + len(name)) for name in ("good", "cheap", "general")})
+    system = orchestrator(backend, default=Policy("default", Table(), select=TopK(2), fallback="general"))
+    with pytest.raises(ContextLengthExceeded, match=r"900 tokens and max_tokens is 200.*'general'.*1007"):
         await system.answer(REQUEST).text()
-    assert backend.asked == ["good"]
+    assert backend.asked == ["good", "cheap", "general"]
+    backend.fail["cheap"] = EngineError("down")  # and might have taken it
+    with pytest.raises(EngineError, match="down"):
+        await system.answer(REQUEST).text()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a bug"),
+        MemoryError(),
+        RecursionError("deep"),
+        StopIteration(3),
+        SystemExit(2),
+        asyncio.CancelledError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_any_exception_of_an_expert_is_answered_by_the_fallback(error: BaseException) -> None:
+    backend = Backend(fail={"good": error})
+    reply = orchestrator(backend, default=Policy("default", Table(), fallback="general")).answer(REQUEST)
+    assert await reply.text() == "general says hi"
+    assert reply.notes[0].startswith("good failed: ") and "a bug" not in reply.notes[0]
+    with pytest.raises(EngineError, match="'good' failed: "):
+        await orchestrator(backend).answer(REQUEST, model="good").text()
 
 
 async def test_closing_the_reply_closes_the_expert() -> None:

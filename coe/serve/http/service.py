@@ -64,7 +64,7 @@ class Full(Overloaded):
         self.retry_after_s = retry_after_s
 
     def __reduce__(self) -> tuple[type[Full], tuple[str, float]]:
-        return Full, (str(self), self.retry_after_s)
+        return Full, (str(self), self.retry_after_s or 0.0)
 
 
 @dataclass(slots=True)

@@ -161,7 +161,7 @@ async def test_an_unexpected_error_is_recorded_too(tmp_path: Path, caplog: pytes
 
     await work(host(Bug()), folder, units)
     assert "ZeroDivisionError: division by zero" in answers(folder, units[0])[0]["error"]
-    assert "echo failed on a row" in caplog.text
+    assert "expert 'echo' failed: ZeroDivisionError" in caplog.text
 
 
 async def test_an_answer_that_does_not_end_is_an_error(tmp_path: Path) -> None:

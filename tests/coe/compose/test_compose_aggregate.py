@@ -84,8 +84,10 @@ def test_when_all_fail_the_error_is_that_of_a_vote() -> None:
     wrong = ContextLengthExceeded("b", prompt_tokens=9, max_tokens=1, context_length=8)
     with pytest.raises(DeadlineExceeded):
         run(Aggregate("z"), THREE, {"a": DOWN, "b": DOWN, "c": LATE})
-    with pytest.raises(ContextLengthExceeded):
+    with pytest.raises(EngineError):
         run(Aggregate("z"), THREE, {"a": DOWN, "b": wrong, "c": DOWN})
+    with pytest.raises(ContextLengthExceeded):
+        run(Aggregate("z"), THREE, {"a": wrong, "b": wrong, "c": wrong})
 
 
 def test_where_the_aggregator_fails_most_of_the_experts_decide() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from coe.compose import ExpertCall, ExpertCalls, Final, WithFallback, Without, next_step
-from coe.errors import Abstained, CoeError
-from coe.types import Answer, GenerateRequest, Usage
+from coe.compose import FALLBACK, ExpertCall, ExpertCalls, Final, WithFallback, Without, next_step
+from coe.errors import Abstained, CoeError, CompositionError, EngineError
+from coe.types import Answer, Failure, GenerateRequest, Usage
 from routers.base import Message, RoutingDecision
 
 REQUEST = GenerateRequest(messages=(Message("user", "hello"),))
@@ -24,7 +24,7 @@ class Returns:
         self.returned = step
 
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Any) -> Any:
-        if isinstance(self.returned, Exception):
+        if isinstance(self.returned, BaseException):
             raise self.returned
         return self.returned
 
@@ -43,13 +43,25 @@ class Returns:
     ],
 )
 def test_a_broken_step_names_the_class(step: Any, message: str) -> None:
-    for composition in (Returns(step), WithFallback(Returns(step), "b")):
-        with pytest.raises(CoeError, match=rf"composition .*\.Returns: `step` .*{message}"):
-            next_step(composition, REQUEST, DECISION, {"done": ANSWER})
+    with pytest.raises(CompositionError, match=rf"composition .*\.Returns: `step` .*{message}") as caught:
+        next_step(Returns(step), REQUEST, DECISION, {"done": ANSWER})
+    assert caught.value.client_text == "the composition of the policy failed"
+
+
+@pytest.mark.parametrize("step", [None, "text", ZeroDivisionError("secret"), SystemExit(1), StopIteration()])
+def test_a_broken_composition_is_answered_by_the_fallback_with_a_note(step: Any) -> None:
+    composition = WithFallback(Returns(step), "b")
+    asked = next_step(composition, REQUEST, DECISION, {})
+    assert isinstance(asked, ExpertCalls) and [call.expert for call in asked.calls] == ["b"] and asked.last
+    final = next_step(composition, REQUEST, DECISION, {FALLBACK: ANSWER})
+    assert isinstance(final, Final)
+    assert final.answer.notes == asked.notes == ("the composition of the policy failed",)
+    with pytest.raises(EngineError, match="down"):
+        next_step(composition, REQUEST, DECISION, {FALLBACK: Failure("b", EngineError("down"))})
 
 
 def test_a_barred_expert_does_not_hide_the_name() -> None:
-    with pytest.raises(CoeError, match=r"composition .*\.Returns: `step` raised AttributeError"):
+    with pytest.raises(CoeError, match=r"composition .*\.Returns: `step` must return"):
         next_step(Without(Returns(None), {"b": "why"}), REQUEST, DECISION, {})
 
 

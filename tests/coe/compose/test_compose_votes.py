@@ -59,11 +59,17 @@ def test_the_rest_decide_when_some_fail() -> None:
 
 
 @pytest.mark.parametrize("composition", [Vote(), WeightedVote()])
-def test_when_all_fail_the_last_error_is_raised_but_the_requests_own_fault_first(composition: Composition) -> None:
+def test_when_all_fail_the_last_error_is_raised_and_a_rejection_only_if_all_reject(
+    composition: Composition,
+) -> None:
     with pytest.raises(EngineError, match="also down"):
         run(composition, THREE, {"a": DOWN, "b": DOWN, "c": EngineError("also down")})
+    with pytest.raises(EngineError, match="down"):
+        run(composition, THREE, {"a": DOWN, "b": WRONG, "c": WRONG})
     with pytest.raises(ContextLengthExceeded):
-        run(composition, THREE, {"a": DOWN, "b": WRONG, "c": DOWN})
+        run(composition, THREE, {"a": WRONG, "b": WRONG, "c": WRONG})
+    with pytest.raises(InvalidRequest, match="of any expert"):
+        run(composition, THREE, {"a": DOWN, "b": InvalidRequest("of any expert"), "c": DOWN})
     with pytest.raises(InvalidRequest, match="no expert can take this request: too long"):
         composition.step(REQUEST, RoutingDecision((), (), (), 0.0, reason="too long"), {})
 

@@ -24,6 +24,8 @@ TOLD = {
         "context_length_exceeded",
         "told",
     ),
+    coe.errors.Rejected("x"): (400, BAD, "invalid_request", "told"),
+    coe.errors.CompositionError("x"): (500, SERVER, "composition_failed", "hidden"),
     coe.errors.NotAllowed("x"): (400, BAD, "no_eligible_expert", "told"),
     coe.errors.UnknownModel("x"): (404, BAD, "model_not_found", "told"),
     coe.errors.EngineError("x"): (500, SERVER, "engine_error", "told"),

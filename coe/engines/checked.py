@@ -1,0 +1,96 @@
+"""The seam of engines: their chunks, with the contract of `Expert.generate` enforced.
+
+An engine may come from another package. Whatever it raises becomes an error of its expert (`coe.seam`), so that another
+expert can answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+from typing import Any, Final, get_args
+
+from coe.engines.base import Expert
+from coe.errors import EngineError
+from coe.seam import expert_error, is_interrupt, text_of
+from coe.types import Chunk, FinishReason, Usage
+from registry.spec import ExpertSpec
+
+_REASONS: Final = frozenset(get_args(FinishReason))
+logger = logging.getLogger(__name__)
+
+
+def checked_expert(spec: ExpertSpec, expert: Any) -> Expert:
+    """What an engine's `load` returned. Raises EngineError if it is no `Expert`."""
+    capacity = getattr(expert, "capacity", None)
+    if not callable(getattr(expert, "generate", None)) or not isinstance(capacity, int) or capacity < 1:
+        raise EngineError(
+            f"{spec.name!r} cannot be loaded: its engine returned {type(expert).__name__}, which is no Expert with "
+            f"`generate` and a `capacity` of at least 1 (coe.engines.base)"
+        )
+    loaded: Expert = expert
+    return loaded
+
+
+async def checked(expert: str, generate: Callable[[], Any]) -> AsyncGenerator[Chunk, None]:
+    """The chunks of `generate()`, up to the last one. Closing the iterator closes the engine's.
+
+    Raises:
+        CoeError: never of scope REQUEST, and readable by other processes.
+    """
+    try:
+        chunks: Any = aiter(generate())
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        raise expert_error(expert, error) from error
+    try:
+        while True:
+            try:
+                chunk = await anext(chunks)
+            except StopAsyncIteration:
+                raise EngineError(f"{expert!r} stopped without finishing its answer") from None
+            except BaseException as error:
+                if is_interrupt(error):
+                    raise
+                raise expert_error(expert, error) from error
+            if wrong := _wrong(chunk):
+                raise EngineError(f"{expert!r} failed: its engine yields {wrong}")
+            yield chunk if chunk.text.isascii() else _encodable(chunk)
+            if chunk.finish_reason is not None:
+                return
+    finally:
+        await _close(expert, chunks)
+
+
+def _wrong(chunk: Any) -> str | None:
+    """What breaks the contract of a chunk, if anything."""
+    if not isinstance(chunk, Chunk) or not isinstance(chunk.text, str):
+        return f"{type(chunk).__name__} instead of a Chunk with text"
+    if chunk.finish_reason is None:
+        return None
+    if chunk.finish_reason not in _REASONS:
+        return f"the finish reason {chunk.finish_reason!r:.80}"
+    return None if isinstance(chunk.usage, Usage) else "a last chunk without usage"
+
+
+def _encodable(chunk: Chunk) -> Chunk:
+    """The chunk with "?" for lone surrogates, which no response can carry."""
+    try:
+        chunk.text.encode()
+    except UnicodeEncodeError:
+        return replace(chunk, text=chunk.text.encode("utf-8", "replace").decode())
+    return chunk
+
+
+async def _close(expert: str, chunks: Any) -> None:
+    """Close the engine's iterator; the answer does not fail if that does."""
+    if (close := getattr(chunks, "aclose", None)) is None:
+        return  # an iterator that is no generator holds nothing open
+    try:
+        await close()
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        logger.warning("expert %r: closing its answer failed: %s", expert, text_of(error), exc_info=error)
