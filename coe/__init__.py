@@ -14,6 +14,7 @@
     serve         the OpenAI-compatible service on Ray Serve; protocol: its requests and responses
     cli           the command `coe`
     types         the values that move through the system; errors: CoeError and what derives from it
+    seam          what third-party code raises, translated into these errors
 
 What `__all__` lists is the public interface; it is imported when it is first used. Plug-ins: docs/plugins.md.
 """
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from coe.errors import (
         Abstained,
         CoeError,
+        CompositionError,
         ConfigError,
         ContextLengthExceeded,
         DeadlineExceeded,
@@ -39,8 +41,11 @@ if TYPE_CHECKING:
         NotAllowed,
         OutOfMemory,
         Overloaded,
+        Rejected,
         RemoteError,
+        Scope,
         TaskError,
+        TemplateError,
         UnknownModel,
         Unsupported,
         WeightsError,
@@ -68,6 +73,7 @@ __all__ = [
     "CoeError",
     "Composition",
     "CompositionConfig",
+    "CompositionError",
     "Config",
     "ConfigError",
     "ContextLengthExceeded",
@@ -95,12 +101,15 @@ __all__ = [
     "Policy",
     "PolicyConfig",
     "Query",
+    "Rejected",
     "RemoteError",
     "Reply",
+    "Scope",
     "Single",
     "System",
     "Task",
     "TaskError",
+    "TemplateError",
     "Timing",
     "UnknownModel",
     "Unsupported",
@@ -122,8 +131,9 @@ _ROOMS = {
     "coe.config": "CompositionConfig Config PolicyConfig load_config",
     "coe.engines": "ENGINES Adapter Capabilities Engine Expert create_engine",
     "coe.errors": (
-        "Abstained CoeError ConfigError ContextLengthExceeded DeadlineExceeded EngineError HostLost InvalidRequest "
-        "NotAllowed OutOfMemory Overloaded RemoteError TaskError UnknownModel Unsupported WeightsError"
+        "Abstained CoeError CompositionError ConfigError ContextLengthExceeded DeadlineExceeded EngineError HostLost "
+        "InvalidRequest NotAllowed OutOfMemory Overloaded Rejected RemoteError Scope TaskError TemplateError "
+        "UnknownModel Unsupported WeightsError"
     ),
     "coe.evaluation.graders": "GRADERS GoldError Grader GraderModel",
     "coe.evaluation.recorded_answers": "replay_composition",

@@ -10,6 +10,7 @@ CoeError                     .scope, .status: HTTP status, .code: OpenAI-style c
 ├── EngineError              an engine failed
 │   ├── WeightsError         weights missing, truncated, of other shapes, or unsupported
 │   ├── HostLost             the host process died after text had been streamed
+│   ├── TemplateError        the expert's chat template is broken, or exceeds its limits
 │   ├── OutOfMemory          not enough free memory, even after evicting what may be evicted
 │   ├── Unsupported          the expert's engine cannot do what a call needs
 │   └── RemoteError          a remote endpoint failed; .retryable: whether the same request may succeed later
@@ -161,6 +162,10 @@ class WeightsError(EngineError, code="invalid_weights", lasting=True, internal=T
 
 class HostLost(EngineError, scope=Scope.PROCESS, status=502, code="host_lost", retryable=True):
     """The host process died after the first text of an answer, which cannot be taken back."""
+
+
+class TemplateError(EngineError, code="invalid_template"):
+    """The chat template of an expert is broken, or exceeds the limits of rendering."""
 
 
 class OutOfMemory(EngineError, status=503, code="out_of_memory", lasting=True):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from coe.errors import InvalidRequest, WeightsError
+from coe.engines.render import Renderer
+from coe.errors import Rejected, TemplateError, WeightsError
 from coe.types import GenerateRequest
+from registry.errors import SourceError
+from registry.headers import check_regular, read_json
 from routers.base import Message
+
+_MOST_TEMPLATE_BYTES: Final = 2**22
+DEFAULT: Final = "default"
+"""Name of the template for ordinary conversations, where a model has several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,37 +34,58 @@ class ChatStyle:
 
     @classmethod
     def read(cls, folder: Path) -> ChatStyle:
-        """Read `chat_template.jinja` and `tokenizer_config.json`, both optional.
+        """Read `chat_template.jinja`, `additional_chat_templates` and `tokenizer_config.json`, all optional.
 
         Raises:
-            WeightsError: a file cannot be read.
+            WeightsError: a file cannot be read, or there are named templates and none is named `default`.
         """
+        file = folder / "tokenizer_config.json"
         try:
-            config = _read_json(folder / "tokenizer_config.json")
-            file = folder / "chat_template.jinja"
-            template = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
-        except (OSError, ValueError) as error:
+            config = read_json(file) if file.exists() else {}
+            template = _read_template(folder) or _default_template(config.get("chat_template"), str(folder))
+        except (SourceError, OSError, ValueError) as error:
             raise WeightsError(
                 f"the chat template or tokenizer_config.json in {folder} cannot be read: {error}"
             ) from error
-        if template is not None and not isinstance(template, str):
-            raise WeightsError(
-                f"the chat template in {folder} must be one Jinja text; named templates are not supported"
-            )
         eos = config.get("eos_token")
         text = eos.get("content") if isinstance(eos, dict) else eos
         return cls(template, (text,) if isinstance(text, str) else ())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} is not a JSON object")
-    return content
+def _read_template(folder: Path) -> str | None:
+    """The template in a file of its own, as transformers saves it; the others are for tools, retrieval and so on."""
+    for file in (folder / "additional_chat_templates" / f"{DEFAULT}.jinja", folder / "chat_template.jinja"):
+        if not file.exists():
+            continue
+        if (size := check_regular(file)) > _MOST_TEMPLATE_BYTES:
+            raise ValueError(f"{file.name} has {size:,} bytes; the most is {_MOST_TEMPLATE_BYTES:,}")
+        return file.read_text(encoding="utf-8")
+    return None
 
 
-def encode(tokenizer: Any, request: GenerateRequest, *, template: str | None = None, expert: str = "") -> list[int]:
-    """Token ids of a request's prompt.
+def _default_template(stated: Any, where: str) -> str | None:
+    """The template that `chat_template` states: one text, or the one named `default` of a list or mapping.
+
+    Raises:
+        WeightsError: it is something else, or no template is named `default`.
+    """
+    if stated is None or isinstance(stated, str):
+        return stated
+    named = stated if isinstance(stated, dict) else {}
+    if isinstance(stated, list) and all(isinstance(each, dict) for each in stated):
+        named = {str(each.get("name")): each.get("template") for each in stated}
+    if isinstance(template := named.get(DEFAULT), str):
+        return template
+    found = f"; it has {', '.join(sorted(map(str, named))[:5])}" if named else ""
+    raise WeightsError(
+        f"the chat template in {where} must be one Jinja text, or named templates with one named {DEFAULT!r}{found}"
+    )
+
+
+def encode(
+    tokenizer: Any, request: GenerateRequest, renderer: Renderer, *, template: str | None = None, expert: str = ""
+) -> list[int]:
+    """Token ids of a request's prompt. Blocks while a template renders.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -65,35 +93,64 @@ def encode(tokenizer: Any, request: GenerateRequest, *, template: str | None = N
         expert: name for error messages.
 
     Raises:
-        InvalidRequest: there is no chat template, it rejects the messages, or the prompt is empty.
+        Rejected: there is no chat template, it rejects the messages, or the prompt is empty.
+        TemplateError: the chat template is broken, or exceeds a limit.
     """
-    if request.prompt is None:
-        ids = encode_messages(tokenizer, request.messages, template=template, expert=expert)
-    else:
-        ids = _with_one_bos(tokenizer, _token_ids(tokenizer, request.prompt))
-    if not ids:
-        raise InvalidRequest(f"the prompt for {expert!r} is empty: it has no tokens")
-    return ids
+    text = request.prompt
+    if text is None:
+        text = render(tokenizer, request.messages, renderer, template=template, expert=expert).result()
+    return encode_text(tokenizer, text, expert=expert)
 
 
 def encode_messages(
-    tokenizer: Any, messages: Sequence[Message], *, template: str | None = None, expert: str = ""
+    tokenizer: Any, messages: Sequence[Message], renderer: Renderer, *, template: str | None = None, expert: str = ""
 ) -> list[int]:
-    """Token ids of a conversation up to the start of the answer; used by training and serving."""
-    from jinja2 import TemplateError
+    """Token ids of a conversation up to the start of the answer; used by training and serving. See `encode`."""
+    text = render(tokenizer, messages, renderer, template=template, expert=expert).result()
+    return _with_one_bos(tokenizer, _token_ids(tokenizer, text))
 
-    if template is None and not tokenizer.chat_template:
-        raise InvalidRequest(
+
+def render(
+    tokenizer: Any, messages: Sequence[Message], renderer: Renderer, *, template: str | None = None, expert: str = ""
+) -> Future[str]:
+    """Start to render a conversation up to the start of the answer; see `Renderer.render` and `encode`."""
+    if template is None:
+        template = template_of(tokenizer, expert)
+    variables = {
+        "messages": [{"role": m.role, "content": m.content} for m in messages],
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": True,
+        **tokenizer.special_tokens_map,
+    }
+    return renderer.submit(template, variables, expert=expert)
+
+
+def template_of(tokenizer: Any, expert: str) -> str:
+    """The chat template of a tokenizer.
+
+    Raises:
+        Rejected: it has none, so the expert takes plain prompts only.
+        TemplateError: it has named templates, and none is named `default`.
+    """
+    try:
+        template = _default_template(tokenizer.chat_template, f"the tokenizer of {expert!r}")
+    except WeightsError as error:
+        raise TemplateError(str(error)) from None
+    if template is None:
+        raise Rejected(
             f"{expert!r} has no chat template, so it takes no messages: send a plain prompt (/v1/completions), "
             "or use an adapter that has a chat_template.jinja"
         )
-    turns = [{"role": m.role, "content": m.content} for m in messages]
-    try:
-        # transformers renders in Jinja's immutable sandbox.
-        text = tokenizer.apply_chat_template(turns, chat_template=template, add_generation_prompt=True, tokenize=False)
-    except (TemplateError, TypeError, ValueError) as error:
-        raise InvalidRequest(f"the chat template of {expert!r} rejects these messages: {error}") from error
-    return _with_one_bos(tokenizer, _token_ids(tokenizer, text))
+    return template
+
+
+def encode_text(tokenizer: Any, text: str, *, expert: str = "") -> list[int]:
+    """Token ids of a rendered or plain prompt. Raises Rejected if there are none."""
+    ids = _with_one_bos(tokenizer, _token_ids(tokenizer, text))
+    if not ids:
+        raise Rejected(f"the prompt for {expert!r} is empty: it has no tokens")
+    return ids
 
 
 def token_ids(tokenizer: Any, tokens: Sequence[str]) -> frozenset[int]:

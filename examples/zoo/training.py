@@ -12,10 +12,12 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coe.engines.chat import encode_messages
+from coe.engines.render import Renderer
 from examples.zoo.families import Row
 from registry.storage import atomic_directory
 from routers.base import Message
@@ -51,9 +53,14 @@ class Progress:
     seconds_left: float
 
 
+@cache
+def _renderer() -> Renderer:
+    return Renderer()
+
+
 def encode(tokenizer: Any, prompt: str, target: str) -> tuple[list[int], list[int]]:
     """Token ids of the rendered prompt, as the engines render it, and of the target, with its end token."""
-    prompt_ids = encode_messages(tokenizer, (Message("user", prompt),))
+    prompt_ids = encode_messages(tokenizer, (Message("user", prompt),), _renderer())
     return prompt_ids, [*tokenizer(target, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
 
 

@@ -11,6 +11,7 @@ from typing import Final
 from coe.engines.base import Capabilities, Expert
 from coe.engines.hf.expert import HFExpert
 from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, free_bytes, load_model, require_memory
+from coe.engines.render import Renderer
 from coe.errors import ConfigError, WeightsError
 from registry.sources import names_gguf
 from registry.spec import ExpertSpec
@@ -52,6 +53,7 @@ class HFEngine:
         self._device, self._dtype = device, dtype
         self._max_batch, self._max_adapters, self._threads = max_batch, max_adapters, threads
         self._free = free
+        self._renderer = Renderer()
 
     def footprint(self, spec: ExpertSpec) -> int:
         """Bytes of the weights in the engine's dtype.
@@ -77,11 +79,13 @@ class HFEngine:
             max_batch=self._max_batch,
             max_adapters=self._max_adapters,
             cache_bytes=lambda: int(self._free(device) * _CACHE_SHARE),
+            renderer=self._renderer,
         )
 
     def _load(self, spec: ExpertSpec, path: Path) -> LoadedModel:
         import torch
 
+        self._renderer.start()
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         device = choose_device(self._device)

@@ -16,6 +16,7 @@ from coe.engines.hf.decoding import Decoding
 from coe.engines.hf.load import LoadedModel, translate
 from coe.engines.hf.sampling import Sampling
 from coe.engines.hf.text import TextStream
+from coe.engines.render import Renderer
 from coe.errors import EngineError, OutOfMemory
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
@@ -24,9 +25,10 @@ from registry.spec import ExpertSpec
 class HFExpert:
     """A transformers model that answers up to `capacity` requests in one batch, adapters mixed.
 
-    Requests are rendered and checked in the calling thread; a worker thread takes the waiting ones, runs one
-    `model.generate` for all of them, and hands text to each reader as its tokens come. A row that is finished or
-    cancelled ends at once for its reader and leaves the batch; the batch ends with its last row.
+    Chat templates render in a process of their own, prompts are checked in the caller's threads. A worker thread takes
+    the waiting requests, runs one `model.generate` for all of them, and hands text to each reader as its tokens come.
+    A row that is finished or cancelled ends at once for its reader and leaves the batch; the batch ends with its last
+    row.
 
     Args:
         spec: the expert.
@@ -34,6 +36,7 @@ class HFExpert:
         max_batch: most rows of a batch.
         max_adapters: most adapters kept on the model.
         cache_bytes: bytes that the key-value cache of a batch may take now.
+        renderer: renders the chat templates of the model and its adapters.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class HFExpert:
         max_batch: int,
         max_adapters: int,
         cache_bytes: Callable[[], int],
+        renderer: Renderer,
     ) -> None:
         self.spec = spec
         self.capacity = max_batch
@@ -52,6 +56,7 @@ class HFExpert:
         self._slots = AdapterSlots(loaded.model, spec.name, max_adapters)
         self._max_adapters = max_adapters
         self._cache_bytes = cache_bytes
+        self._renderer = renderer
         self._styles: dict[str, chat.ChatStyle] = {}
         self._waiting = WaitingRows(max_batch)
         self._thread = threading.Thread(target=self._work, name=f"hf:{spec.name}", daemon=True)
@@ -59,8 +64,10 @@ class HFExpert:
 
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
         """Yield the answer as it is generated; see `Expert.generate`. Usage counts all tokens, an end token too."""
+        style = await self._style(adapter)
+        prompt = await self._render(request, style, adapter)
         with self._waiting.expecting():
-            row = await asyncio.to_thread(self._prepare, request, adapter, asyncio.get_running_loop())
+            row = await asyncio.to_thread(self._prepare, request, prompt, style, adapter, asyncio.get_running_loop())
             if not self._waiting.put(row):
                 raise self._gone()
         try:
@@ -86,13 +93,37 @@ class HFExpert:
 
     # In the caller's thread
 
-    def _prepare(self, request: GenerateRequest, adapter: Adapter | None, loop: asyncio.AbstractEventLoop) -> BatchRow:
+    async def _style(self, adapter: Adapter | None) -> chat.ChatStyle:
+        if adapter is None:
+            return chat.ChatStyle()
+        key = adapter_key(adapter)
+        if key not in self._styles:
+            self._styles[key] = await asyncio.to_thread(chat.ChatStyle.read, adapter.path)
+        return self._styles[key]
+
+    async def _render(self, request: GenerateRequest, style: chat.ChatStyle, adapter: Adapter | None) -> str:
+        """The prompt as text. Rendering may take as long as its limits allow, so no thread of the loop waits for it."""
+        if request.prompt is not None:
+            return request.prompt
+        if (loaded := self._loaded) is None:
+            raise self._gone()
+        name = adapter.spec.name if adapter else self.spec.name
+        future = chat.render(loaded.tokenizer, request.messages, self._renderer, template=style.template, expert=name)
+        return await asyncio.wrap_future(future)
+
+    def _prepare(
+        self,
+        request: GenerateRequest,
+        prompt: str,
+        style: chat.ChatStyle,
+        adapter: Adapter | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> BatchRow:
         loaded = self._loaded
         if loaded is None:
             raise self._gone()
         name = adapter.spec.name if adapter else self.spec.name
-        style = self._style(adapter) if adapter else chat.ChatStyle()
-        prompt_ids = chat.encode(loaded.tokenizer, request, template=style.template, expert=name)
+        prompt_ids = chat.encode_text(loaded.tokenizer, prompt, expert=name)
         request = self._bounded(request, len(prompt_ids), name, adapter)
         decode = partial(loaded.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return BatchRow(
@@ -104,12 +135,6 @@ class HFExpert:
             sampling=Sampling.of(request.temperature, request.top_p, request.seed),
             loop=loop,
         )
-
-    def _style(self, adapter: Adapter) -> chat.ChatStyle:
-        key = adapter_key(adapter)
-        if key not in self._styles:
-            self._styles[key] = chat.ChatStyle.read(adapter.path)
-        return self._styles[key]
 
     def _bounded(self, request: GenerateRequest, n_prompt: int, name: str, adapter: Adapter | None) -> GenerateRequest:
         """The request with its limit of new tokens set."""

@@ -15,6 +15,7 @@ from engine_models import CONTEXT, N_ADAPTERS, adapter_spec, make_tokenizer, mod
 from coe.engines.base import Adapter
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
+from coe.engines.render import Renderer
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +66,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
 def adapters(tiny: Path) -> list[Adapter]:
     folders = [tiny.parent / "adapters" / f"a{i}" for i in range(N_ADAPTERS)]
     return [Adapter(adapter_spec(folder), folder) for folder in folders]
+
+
+@pytest.fixture(scope="session")
+def renderer() -> Iterator[Renderer]:
+    renderer = Renderer()
+    yield renderer
+    renderer.close()
 
 
 @pytest.fixture(scope="session")

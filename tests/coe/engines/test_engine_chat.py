@@ -11,7 +11,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from coe.engines.chat import ChatStyle, encode, encode_messages, token_ids
-from coe.errors import InvalidRequest, WeightsError
+from coe.engines.render import Renderer
+from coe.errors import InvalidRequest, Rejected, TemplateError, WeightsError
 from coe.types import GenerateRequest
 from routers.base import Message
 
@@ -31,28 +32,31 @@ def adding(tokenizer: Any) -> Any:
     return other
 
 
-def test_messages_go_through_the_tokenizers_template(tokenizer: Any) -> None:
+def test_messages_go_through_the_tokenizers_template(tokenizer: Any, renderer: Renderer) -> None:
     turns = (Message("system", "short"), Message("user", "is paris?"))
-    assert tokenizer.decode(encode_messages(tokenizer, turns)) == (
+    assert tokenizer.decode(encode_messages(tokenizer, turns, renderer)) == (
         "<|im_start|>system\nshort<|im_end|>\n<|im_start|>user\nis paris?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
-def test_a_template_of_the_adapter_wins(tokenizer: Any) -> None:
+def test_a_template_of_the_adapter_wins(tokenizer: Any, renderer: Renderer) -> None:
     request = GenerateRequest(messages=HI)
-    assert (
-        tokenizer.decode(encode(tokenizer, request, template="Q: {{ messages[-1].content }}\nA:")) == "Q: the end\nA:"
-    )
+    ids = encode(tokenizer, request, renderer, template="Q: {{ messages[-1].content }}\nA:")
+    assert tokenizer.decode(ids) == "Q: the end\nA:"
 
 
 @pytest.mark.parametrize("template", ["{{ bos_token }}{{ messages[0].content }}", "{{ messages[0].content }}"])
-def test_one_beginning_of_text_whether_the_template_writes_it_or_not(adding: Any, template: str) -> None:
-    assert adding.decode(encode_messages(adding, HI, template=template)) == "<|im_start|>the end"
+def test_one_beginning_of_text_whether_the_template_writes_it_or_not(
+    adding: Any, template: str, renderer: Renderer
+) -> None:
+    assert adding.decode(encode_messages(adding, HI, renderer, template=template)) == "<|im_start|>the end"
 
 
-def test_plain_prompts_have_one_beginning_of_text_where_the_tokenizer_adds_it(tokenizer: Any, adding: Any) -> None:
+def test_plain_prompts_have_one_beginning_of_text_where_the_tokenizer_adds_it(
+    tokenizer: Any, adding: Any, renderer: Renderer
+) -> None:
     def text(of: Any, prompt: str) -> str:
-        decoded: str = of.decode(encode(of, GenerateRequest(prompt=prompt)))
+        decoded: str = of.decode(encode(of, GenerateRequest(prompt=prompt), renderer))
         return decoded
 
     assert text(tokenizer, "the end") == "the end"
@@ -64,28 +68,62 @@ def test_plain_prompts_have_one_beginning_of_text_where_the_tokenizer_adds_it(to
     assert text(other, "the end") == "the end"
 
 
-def test_messages_without_any_template_are_refused_with_what_to_do(adding: Any) -> None:
-    with pytest.raises(InvalidRequest, match=r"'gemma' has no chat template.*plain prompt.*chat_template\.jinja"):
-        encode(adding, GenerateRequest(messages=HI), expert="gemma")
+def test_messages_without_any_template_are_refused_with_what_to_do(adding: Any, renderer: Renderer) -> None:
+    with pytest.raises(Rejected, match=r"'gemma' has no chat template.*plain prompt.*chat_template\.jinja"):
+        encode(adding, GenerateRequest(messages=HI), renderer, expert="gemma")
+
+
+USER, TURN = Message("user", "hi"), Message("assistant", "ho")
+GEMMA = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }}{% endfor %}"
+)
 
 
 @pytest.mark.parametrize(
-    "template",
+    ("template", "messages", "why"),
     [
-        "{{ raise_exception('no system role') }}",
-        "{{ messages[9].content.x }}",
-        "{% if %}",
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        ("{{ raise_exception('no system role') }}", HI, "no system role"),
+        (GEMMA, (Message("system", "short"), USER), "System role not supported"),
+        (GEMMA, (USER, USER), "roles must alternate"),
+        (GEMMA, (TURN, USER), "roles must alternate"),
+        ("{% for m in messages %}{{ {'user': 'U'}[m.role] + m.content }}{% endfor %}", (USER, TURN, USER), "dict"),
+        ("{{ messages[0].content + ('' if messages|length < 2 else 1) }}", (USER, TURN, USER), "TypeError"),
     ],
 )
-def test_templates_that_refuse_or_break_or_reach_out_are_a_clear_error(tokenizer: Any, template: str) -> None:
-    with pytest.raises(InvalidRequest, match="the chat template of 'e' rejects these messages"):
-        encode_messages(tokenizer, HI, template=template, expert="e")
+def test_a_conversation_that_a_template_does_not_take_is_rejected_by_this_expert(
+    tokenizer: Any, renderer: Renderer, template: str, messages: tuple[Message, ...], why: str
+) -> None:
+    with pytest.raises(Rejected, match=f"the chat template of 'e' rejects these messages: .*{why}") as caught:
+        encode_messages(tokenizer, messages, renderer, template=template, expert="e")
+    assert isinstance(caught.value, InvalidRequest) and caught.value.status == 400
 
 
-def test_an_empty_prompt_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(InvalidRequest, match="prompt for 'e' is empty"):
-        encode(tokenizer, GenerateRequest(prompt=""), expert="e")
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ messages[9].content.x }}", "list object has no element 9"),
+        ("{% if %}", "line 1: TemplateSyntaxError"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError: access to attribute '__class__'"),
+        ("{{ messages | no_such_filter }}", "No filter named 'no_such_filter'"),
+        ("{{ no_such_function() }}", "'no_such_function' is undefined"),
+        ("{% include 'other' %}", "no loader"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_a_template_that_fails_on_every_conversation_is_broken(
+    tokenizer: Any, renderer: Renderer, template: str, why: str
+) -> None:
+    with pytest.raises(TemplateError, match=f"the chat template of 'e' is broken: .*{why}") as caught:
+        encode_messages(tokenizer, HI, renderer, template=template, expert="e")
+    assert caught.value.status == 500
+
+
+def test_an_empty_prompt_is_refused(tokenizer: Any, renderer: Renderer) -> None:
+    with pytest.raises(Rejected, match="prompt for 'e' is empty"):
+        encode(tokenizer, GenerateRequest(prompt=""), renderer, expert="e")
 
 
 def test_a_folders_style_is_its_template_and_end_token(tmp_path: Path) -> None:
@@ -98,13 +136,65 @@ def test_a_folders_style_is_its_template_and_end_token(tmp_path: Path) -> None:
     assert ChatStyle.read(tmp_path) == ChatStyle("in file", ("<end>",))
 
 
+NAMED = [{"name": "rag", "template": "R"}, {"name": "default", "template": "D"}]
+
+
+def test_of_named_templates_the_default_is_used(tmp_path: Path, tokenizer: Any, renderer: Renderer) -> None:
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": NAMED}))
+    assert ChatStyle.read(tmp_path).template == "D"
+    config.write_text(json.dumps({"chat_template": {"default": "D", "rag": "R"}}))
+    assert ChatStyle.read(tmp_path).template == "D"
+    (tmp_path / "chat_template.jinja").write_text("in file")
+    extra = tmp_path / "additional_chat_templates"
+    extra.mkdir()
+    (extra / "rag.jinja").write_text("R")
+    assert ChatStyle.read(tmp_path).template == "in file"
+    (extra / "default.jinja").write_text("D2")
+    assert ChatStyle.read(tmp_path).template == "D2"
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = {"rag": "R", "default": "D"}
+    assert other.decode(encode_messages(other, HI, renderer)) == "D"
+
+
+@pytest.mark.parametrize("from_files", [False, True])
+def test_a_base_with_named_templates(tmp_path: Path, tokenizer: Any, renderer: Renderer, from_files: bool) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("in file")
+    if from_files:
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("R")
+    else:
+        (tmp_path / "chat_template.jinja").unlink()
+        config = tmp_path / "tokenizer_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": NAMED}))
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.decode(encode_messages(loaded, HI, renderer)) == ("in file" if from_files else "D")
+
+
+def test_named_templates_without_a_default_are_an_error_with_their_names(
+    tmp_path: Path, tokenizer: Any, renderer: Renderer
+) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": NAMED[:1]}))
+    with pytest.raises(WeightsError, match="one named 'default'; it has rag"):
+        ChatStyle.read(tmp_path)
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = {"rag": "R", "tool_use": "T"}
+    with pytest.raises(TemplateError, match="the tokenizer of 'e' must be one .* it has rag, tool_use"):
+        encode_messages(other, HI, renderer, expert="e")
+
+
 def test_only_tokens_that_exist_end_an_answer(tokenizer: Any) -> None:
     assert token_ids(tokenizer, ["<|im_end|>", "<unheard-of>"]) == {tokenizer.eos_token_id}
     assert token_ids(tokenizer, []) == set()
 
 
 @pytest.mark.parametrize(
-    ("content", "match"), [("{", "cannot be read"), ("[]", "not a JSON object"), ('{"chat_template": []}', "one Jinja")]
+    ("content", "match"),
+    [("{", "cannot be read"), ("[]", "not a JSON object"), ('{"chat_template": []}', "one Jinja")]
+    + [(json.dumps({"chat_template": odd}), "one Jinja") for odd in (7, [7], [{"name": "default"}], {"default": 7})],
 )
 def test_a_style_that_cannot_be_read_is_a_weights_error(tmp_path: Path, content: str, match: str) -> None:
     (tmp_path / "tokenizer_config.json").write_text(content)

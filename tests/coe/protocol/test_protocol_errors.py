@@ -30,6 +30,7 @@ TOLD = {
     coe.errors.UnknownModel("x"): (404, BAD, "model_not_found", "told"),
     coe.errors.EngineError("x"): (500, SERVER, "engine_error", "told"),
     coe.errors.WeightsError("x"): (500, SERVER, "invalid_weights", "hidden"),
+    coe.errors.TemplateError("x"): (500, SERVER, "invalid_template", "told"),
     coe.errors.OutOfMemory("x"): (503, SERVER, "out_of_memory", "told"),
     coe.errors.Unsupported("x"): (501, SERVER, "unsupported", "told"),
     coe.errors.HostLost("x"): (502, SERVER, "host_lost", "told"),

@@ -1,0 +1,148 @@
+"""A process that renders chat templates: `python render_worker.py FD`, started by `coe.engines.render`.
+
+It has an interpreter of its own, because limits of CPU time and memory hold for a process only: one operation of a
+template (`'a' * 10**10`) may take all of either before any check in Python runs. It imports Jinja and the standard
+library, nothing else, so that it starts in a moment and takes little memory.
+
+Requests and replies are JSON objects on a socket, in turn:
+
+    {"template", "variables", "cpu_s", "most_characters"} -> {"text"} or {"error": kind, "message"}
+
+The kind is `refused` (the template calls `raise_exception`, or fails on this conversation only), `broken` (it fails on
+every conversation) or `limit`. A process that exceeds its CPU time ends without a reply.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
+from multiprocessing.connection import Connection
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+_PROBE = [{"role": "user", "content": "Hello"}]
+_MOST_MESSAGE_CHARACTERS = 500
+
+
+class Refused(jinja2.TemplateError):
+    """The template called `raise_exception`."""
+
+
+class TooLarge(Exception):
+    """The text is longer than the limit."""
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks the answers of the assistant, for training. Rendering leaves them as they are."""
+
+    tags = {"generation"}  # noqa: RUF012 (as the base class declares it)
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
+
+    @staticmethod
+    def _content(caller: Any) -> Any:
+        return caller()
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """The environment in which transformers renders chat templates."""
+    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    env.filters["tojson"] = _tojson
+    env.globals["raise_exception"] = _refuse
+    env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return env
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """JSON without the HTML escapes of Jinja's own filter."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _refuse(message: Any) -> None:
+    raise Refused(message)
+
+
+@lru_cache(maxsize=32)
+def _compiled(template: str) -> jinja2.Template:
+    return environment().from_string(template)
+
+
+def _render(template: str, variables: Mapping[str, Any], most_characters: int) -> str:
+    pieces, n_characters = [], 0
+    for piece in _compiled(template).generate(variables):
+        n_characters += len(piece)
+        if n_characters > most_characters:
+            raise TooLarge(f"the text is longer than {most_characters:,} characters")
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def answer(request: Mapping[str, Any]) -> dict[str, str]:
+    """The reply to one request."""
+    template, variables, most = request["template"], request["variables"], request["most_characters"]
+    try:
+        return {"text": _render(template, variables, most)}
+    except Refused as error:
+        return _error("refused", str(error))
+    except (MemoryError, TooLarge) as error:
+        return _error("limit", str(error) or "it takes too much memory")
+    except (jinja2.TemplateSyntaxError, SecurityError) as error:
+        return _error("broken", _shown(error))
+    except Exception as error:  # a template can raise anything that Python can
+        return _error("refused" if _renders(template, variables, most) else "broken", _shown(error))
+
+
+def _renders(template: str, variables: Mapping[str, Any], most_characters: int) -> bool:
+    """Whether the template takes the simplest conversation; one that does not is of no use to anyone."""
+    try:
+        _render(template, {**variables, "messages": _PROBE}, most_characters)
+    except Refused:
+        return True
+    except Exception:
+        return False
+    return True
+
+
+def _shown(error: Exception) -> str:
+    line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
+    return f"{line}{type(error).__name__}: {error}"
+
+
+def _error(kind: str, message: str) -> dict[str, str]:
+    return {"error": kind, "message": message[:_MOST_MESSAGE_CHARACTERS]}
+
+
+def main(fd: int, memory_bytes: int) -> None:
+    """Reply to requests until the other end closes the socket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    connection = Connection(fd)
+    while True:
+        try:
+            request = json.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_PROF, request["cpu_s"])  # SIGPROF ends the process
+        reply = json.dumps(answer(request)).encode()
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        connection.send_bytes(reply)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
