@@ -3,7 +3,8 @@
 OpenAI:  {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
 plain:   {"id": "a", "prompt": "...", "max_tokens": 20}      one user message; or "messages", as in a chat request
 
-A row without an id gets its line number, `line-0000000012`: these ids sort as the input does.
+A row without an id gets its line number, `line-0000000012`: these ids sort as the input does. Whole numbers may be
+written as floats, and missing fields as NaN, as data frames write them (`coe.protocol.table_values`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Final
 from coe.batch.source import RawRow
 from coe.errors import CoeError, InvalidRequest
 from coe.protocol.requests import Parsed, parse_chat, parse_completion
+from coe.protocol.table_values import given, kind_of, text_id
 from coe.types import GenerateRequest
 from routers.base import Query
 
@@ -65,9 +67,9 @@ def parse_row(line: RawRow, default_model: str, experts: Collection[str]) -> Inp
         if parsed.stream:
             raise InvalidRequest("stream: a batch writes whole answers; leave it out")
         # No client waits for one row: a deadline would only make the results depend on the machine.
-        given = parsed.request
-        request = replace(given, stream=False, seed=_seed(given, row.id), deadline_s=None)
-        ignored = (*parsed.ignored, *(("coe.deadline_s",) if given.deadline_s is not None else ()))
+        asked = parsed.request
+        request = replace(asked, stream=False, seed=_seed(asked, row.id), deadline_s=None)
+        ignored = (*parsed.ignored, *(("coe.deadline_s",) if asked.deadline_s is not None else ()))
         query = parsed.query_among(experts)
         return replace(row, request=request, query=query, ignored=ignored, answers=parsed.answers)
     except CoeError as error:
@@ -77,7 +79,7 @@ def parse_row(line: RawRow, default_model: str, experts: Collection[str]) -> Inp
 def _fields(content: bytes | dict[str, Any]) -> dict[str, Any]:
     """The fields of a row; Parquet has nulls for absent ones."""
     if isinstance(content, dict):
-        return {key: _given(value) for key, value in content.items() if value is not None}
+        return given(content, nulls=True)
     if len(content) > _MOST_BYTES:
         raise InvalidRequest(f"has {len(content):,} bytes; a row may have {_MOST_BYTES:,}")
     try:
@@ -91,25 +93,15 @@ def _fields(content: bytes | dict[str, Any]) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise InvalidRequest(f"is not a JSON object but {_kind(value)}")
-    return value
-
-
-def _given(value: Any) -> Any:
-    """The value without nulls, at any depth."""
-    if isinstance(value, dict):
-        return {key: _given(inner) for key, inner in value.items() if inner is not None}
-    return [_given(inner) for inner in value] if isinstance(value, list) else value
+        raise InvalidRequest(f"is not a JSON object but {kind_of(value)}")
+    return {key: inner for key, inner in given(value, nulls=False).items() if inner is not None}
 
 
 def _id(value: object, otherwise: str) -> str:
-    if value is None:
-        return otherwise
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str) or not value:
-        raise InvalidRequest(f"id (custom_id) must be a string that is not empty, or an integer; got {_kind(value)}")
-    return value
+    try:
+        return text_id(value) or otherwise
+    except ValueError as error:
+        raise InvalidRequest(f"id (custom_id) {error}") from error
 
 
 def _batch_body(fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -126,7 +118,7 @@ def _batch_body(fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(body, str):  # Parquet without nested columns
         body = _fields(body.encode())
     if not isinstance(body, dict):
-        raise InvalidRequest(f"body must be an object, got {_kind(body)}")
+        raise InvalidRequest(f"body must be an object, got {kind_of(body)}")
     return url, body
 
 
@@ -137,7 +129,7 @@ def _plain_body(fields: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidRequest("give either prompt or messages, not both and not neither")
     if "prompt" in fields:
         if not isinstance(fields["prompt"], str):
-            raise InvalidRequest(f"prompt must be a string, got {_kind(fields['prompt'])}")
+            raise InvalidRequest(f"prompt must be a string, got {kind_of(fields['prompt'])}")
         body["messages"] = [{"role": "user", "content": fields["prompt"]}]
     return body
 
@@ -145,7 +137,7 @@ def _plain_body(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _model(body: Mapping[str, Any], default: str) -> str:
     model = body.get("model", default)
     if not isinstance(model, str):
-        raise InvalidRequest(f"model must be a string, got {_kind(model)}")
+        raise InvalidRequest(f"model must be a string, got {kind_of(model)}")
     return model
 
 
@@ -160,8 +152,3 @@ def _placed(error: CoeError, line: int) -> CoeError:
     """The same error, with the line in its message."""
     error.args = (f"line {line}: {error}",)
     return error
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")

@@ -1,6 +1,7 @@
 """Mounts the commands and turns errors into one clear line and an exit status.
 
-Exit status: 0 done; 1 a check failed, or the work did; 2 the command line is wrong; 130 Ctrl-C; 143 SIGTERM.
+Exit status: 0 done; 1 a check failed, or the work did; 2 the command line is wrong; 3 done, with fewer answers than
+`--require`; 130 Ctrl-C; 143 SIGTERM.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import typer
 from coe.cli.flags import SERVICE_CONFIG, ServiceConfig, out_option
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import Progress, Task, progress
-from coe.cli.runs import Resume, resumable
+from coe.cli.runs import Resume, check_required, require_option, resumable
 
 if TYPE_CHECKING:
     from coe.config import Config
@@ -39,6 +39,9 @@ def batch(
             help="Address of a Ray cluster ('auto'); by default the configuration's, else a new Ray here.",
         ),
     ] = None,
+    require: Annotated[
+        float, require_option("Share of the rows that must be answered, such as 0.95; exit status 3 if fewer are.")
+    ] = 1.0,
     json: JsonTarget = None,
 ) -> None:
     """Answer every row of a file: rows are routed, grouped by expert, and each expert is loaded once per stage.
@@ -46,7 +49,8 @@ def batch(
     Rows are OpenAI batch lines (custom_id, method, url, body), or plain rows: an optional id, a prompt (one user
     message) or messages, and any other field of a chat request. Writes OUT/results.parquet, sorted by id, and
     run.json; for OpenAI batch lines also results.jsonl, in OpenAI's format. A row that fails is recorded with its
-    error. After an interruption, the same command with --resume continues and writes the same files.
+    error; exit status 3 if fewer rows than --require were answered. After an interruption, the same command with
+    --resume continues and writes the same files.
     """
     from coe.batch.run import run_batch
     from coe.batch.runner import ray_executor
@@ -65,6 +69,9 @@ def batch(
         )
     _show(run, output, to_stdout=json != "-")
     emit_json({"output": output, **run}, json)
+    rows, failed = run["results"]["rows"], sum(run["results"]["errors"].values())
+    where = f"column `error` of {output}/results.parquet"
+    check_required(rows - failed, rows, require, what="rows", errors=where)
 
 
 def _with_address(config: Config, address: str | None) -> Config:

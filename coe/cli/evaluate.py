@@ -21,7 +21,7 @@ from coe.cli.flags import (
 )
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.router.options import names_of
-from coe.cli.runs import Resume, resumable, run_in
+from coe.cli.runs import Resume, check_required, require_option, resumable, run_in
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,6 +50,13 @@ def evaluate(
     concurrency: Concurrency = 32,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
+    require: Annotated[
+        float,
+        require_option(
+            "Share of the answers that must not fail, such as 0.95; exit status 3 if more fail. By default a failed "
+            "answer only scores 0."
+        ),
+    ] = 0.0,
     json: JsonTarget = None,
 ) -> None:
     """Measure experts on tasks: write an outcome table of the answers, scores and costs of each expert.
@@ -62,6 +69,7 @@ def evaluate(
     import asyncio
 
     from coe.config import load_config
+    from coe.evaluation.answer_folder import ANSWERS
     from coe.evaluation.plan import Settings, plan_run
     from coe.evaluation.policies import columns
     from coe.evaluation.tasks import find_tasks
@@ -82,6 +90,11 @@ def evaluate(
         report = asyncio.run(running)
     _show(report, output, to_stdout=json != "-")
     emit_json({"output": output, **report.summary}, json)
+    if require:
+        cells = report.cells.values()
+        total, failed = sum(cell.n for cell in cells), sum(cell.failures for cell in cells)
+        where = f"field `error` of {output}/{ANSWERS}"
+        check_required(total - failed, total, require, what="answers", errors=where)
 
 
 def _named_policies(config: Config, names: list[str] | None) -> dict[str, PolicyConfig]:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,40 @@ Resume = Annotated[
     bool,
     typer.Option("--resume", help="Continue the run in the folder; without it, a folder with a run is refused."),
 ]
+
+
+INCOMPLETE = 3
+"""Exit status of a run that finished with fewer answers than --require."""
+
+
+def require_option(text: str) -> Any:
+    """The option --require. Its default is that of the parameter."""
+    return typer.Option("--require", metavar="SHARE", min=0.0, max=1.0, help=text)
+
+
+def check_required(answered: int, total: int, required: float, *, what: str, errors: str) -> None:
+    """Print how many failed, as the last line of a command.
+
+    Args:
+        required: least share of `total` that must be answered, in [0, 1].
+        what: is counted, in the plural. errors: where the errors are.
+
+    Raises:
+        typer.Exit: with status INCOMPLETE if fewer were answered.
+    """
+    if answered == total:
+        return
+    enough = answered >= required * total - 1e-9
+    share = "all of them" if required == 1 else f"{required:.12g} of them"
+    verdict = "" if enough else f"; --require needs {share}, so the exit status is {INCOMPLETE}"
+    console.print(
+        f"[{'yellow' if enough else 'bold red'}]{total - answered:,} of {total:,} {what} failed[/]{verdict}. "
+        f"The errors: {errors}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not enough:
+        raise typer.Exit(INCOMPLETE)
 
 
 @contextmanager

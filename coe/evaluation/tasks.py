@@ -17,11 +17,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from coe.errors import TaskError
 from coe.evaluation.digest import json_digest
 from coe.evaluation.graders import GoldError, Grader, GraderModel, grader_class, score_of
+from coe.protocol.table_values import is_nan, text_id
 from registry.documents import Document, dotted, load_document, message_of, validate
 from registry.errors import InvalidSpec, PluginError
 from registry.spelling import did_you_mean
@@ -74,14 +75,21 @@ class RowLine(BaseModel):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    id: str | int
-    """Unique in the file."""
+    id: str
+    """Unique in the file; a whole number is taken as its text, `1` for 1 and 1.0."""
     prompt: _Text | None = None
     """The question, as one user message."""
     messages: Annotated[list[MessageLine], Field(min_length=1)] | None = None
     """A conversation that ends with the question, in place of `prompt`."""
     answer: Any
     """The right answer, in the form that the grader reads."""
+
+    @field_validator("id", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        if (name := text_id(value)) is None:
+            raise ValueError("is missing")
+        return name
 
     @model_validator(mode="after")
     def _one_question(self) -> Self:
@@ -226,6 +234,8 @@ def _read_rows(data: Path, spec: TaskFile, grader: Grader, *, named_in: str) -> 
 def _row(line: str, system: str | None) -> TaskRow:
     try:
         fields = json.loads(line)
+        if isinstance(fields, dict):  # as data frames write rows: NaN for what a row does not have
+            fields = {name: value for name, value in fields.items() if not is_nan(value)}
         model = RowLine.model_validate(fields)
     except ValidationError as error:
         raise TaskError("\n".join(_problems(error))) from None
@@ -235,7 +245,7 @@ def _row(line: str, system: str | None) -> TaskRow:
     messages = turns or [Message("user", model.prompt or "")]
     if system is not None and all(message.role != "system" for message in messages):
         messages.insert(0, Message("system", system))
-    return TaskRow(str(model.id), tuple(messages), fields)
+    return TaskRow(model.id, tuple(messages), fields)
 
 
 def _problems(error: ValidationError) -> Iterator[str]:

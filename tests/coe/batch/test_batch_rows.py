@@ -1,13 +1,21 @@
 """Lines of the input: the request in each, or the error and its place."""
 
 import json
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
 import pytest
+from pydantic import BaseModel
 
 from coe.batch.rows import InputRow, parse_row
-from coe.batch.source import RawRow
+from coe.batch.source import RawRow, read, scan
 from coe.errors import CoeError
+from coe.protocol import fields
+from coe.protocol.table_values import INTEGERS
 from routers.base import Message
 
 EXPERTS = ("geo", "sql")
@@ -125,3 +133,98 @@ def test_a_wrong_line_keeps_its_id_where_it_has_one() -> None:
 def test_a_huge_line_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coe.batch.rows._MOST_BYTES", 100)
     assert "has 200 bytes; a row may have 100" in str(parse(b"x" * 200).error)
+
+
+@pytest.mark.parametrize("as_line", [True, False], ids=["JSONL", "Parquet"])
+def test_rows_of_a_data_frame_are_taken_as_they_were_meant(as_line: bool) -> None:
+    """A column of integers with a gap is a column of floats in pandas, and the gap is NaN."""
+    row: dict[str, Any] = {
+        "id": 1.0,
+        "prompt": "hi",
+        "messages": None,
+        "max_tokens": 20.0,
+        "seed": 3.0,
+        "n": 1.0,
+        "temperature": float("nan"),
+        "model": float("nan"),
+        "stop": float("nan"),
+        "coe": {"seed": 5.0, "experts": None, "cost_weight": float("nan")},
+    }
+    parsed = parse(as_json(row) if as_line else row)
+    assert parsed.error is None and parsed.request is not None and parsed.query is not None
+    assert (parsed.id, parsed.model) == ("1", "auto")
+    assert (parsed.request.max_tokens, parsed.request.seed, parsed.request.temperature) == (20, 3, 0.0)
+    assert parsed.query.seed == 5 and parsed.query.cost_weight is None
+    line = {"custom_id": 7.0, "method": "POST", "url": URL, "body": {**CHAT, "max_tokens": 5.0, "seed": float("nan")}}
+    batch = parse(as_json(line) if as_line else line)
+    assert batch.error is None and batch.request is not None and batch.id == "7"
+    assert (batch.request.max_tokens, batch.request.seed) == (5, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (1, "1"),
+        (1.0, "1"),
+        (-3.0, "-3"),
+        ("1.0", "1.0"),
+        ("007", "007"),
+        (12345678901234567, "12345678901234567"),
+        (float(2**53), str(2**53)),
+        (Decimal("12"), "12"),
+        (float("nan"), "line-0000000007"),
+        (None, "line-0000000007"),
+    ],
+)
+def test_ids_keep_their_text(given: object, text: str) -> None:
+    row = parse({"id": given, "prompt": "x"})
+    assert (row.id, row.error) == (text, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (1.5, "the number 1.5"),
+        (float(2**53) + 2, "the number 9007199254740994.0"),
+        (float("inf"), "the number inf"),
+        (True, "a boolean"),
+        ("", "a string"),
+        (datetime(2026, 1, 2), "a time"),
+        (b"a", "bytes"),
+        ([1], "an array"),
+    ],
+)
+def test_an_id_that_is_no_whole_number_is_refused_with_its_line(given: object, why: str) -> None:
+    error = parse({"id": given, "prompt": "x"}).error
+    assert error is not None and str(error).startswith("line 7: id (custom_id) must be a string") and why in str(error)
+
+
+@pytest.mark.parametrize("wrong", [20.5, float("inf"), True, "20", float(2**60)])
+def test_a_limit_that_is_no_whole_number_is_refused(wrong: object) -> None:
+    error = parse({"prompt": "x", "max_tokens": wrong}).error
+    assert error is not None and "line 7: " in str(error) and "max_tokens" in str(error)
+
+
+def test_every_whole_number_of_a_request_may_be_a_float() -> None:
+    models: tuple[type[BaseModel], ...] = (fields.ChatFields, fields.CompletionFields, fields.Extension)
+    numbers = {
+        name for model in models for name, field in model.model_fields.items() if "int" in repr(field.annotation)
+    }
+    assert numbers - {"coe"} and numbers - INTEGERS - {"coe", "prompt", "messages"} == set()
+
+
+def test_a_data_frame_round_trip(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        [
+            {"custom_id": 1, "prompt": "a", "max_tokens": np.int64(4), "user": pd.Timestamp("2026-01-01")},
+            {"custom_id": 2, "prompt": "b", "seed": np.int32(9)},
+        ]
+    ).rename(columns={"custom_id": "id"})
+    frame.to_json(tmp_path / "rows.jsonl", orient="records", lines=True, date_format="iso")
+    frame.to_parquet(tmp_path / "rows.parquet")
+    for name in ("rows.jsonl", "rows.parquet"):
+        source = scan(str(tmp_path / name), 10)
+        rows = [parse_row(raw, "auto", EXPERTS) for _, raws in read(source, source.splits) for raw in raws]
+        requests = [row.request for row in rows if row.request is not None]
+        assert [row.id for row in rows] == ["1", "2"] and [row.error for row in rows] == [None, None]
+        assert [(request.max_tokens, request.seed) for request in requests] == [(4, None), (None, 9)]

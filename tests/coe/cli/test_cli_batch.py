@@ -84,7 +84,7 @@ def coe_batch(*arguments: str, output: str = "out", source: str = "in.jsonl") ->
 
 
 def test_it_answers_and_says_who_did_what_failed_and_where_the_results_are(place: Path) -> None:
-    result = coe_batch()
+    result = coe_batch("--require", "0.6")
     assert result.exit_code == 0, result.output
     rows = {row["id"]: row for row in pq.read_table("out/results.parquet").to_pylist()}
     assert [rows[name]["answer"] for name in ("fr", "it", "hi", "fall")] == ["Paris", "Rome", "HELLO", "FALL"]
@@ -94,18 +94,43 @@ def test_it_answers_and_says_who_did_what_failed_and_where_the_results_are(place
     assert "1 rows failed: invalid_weights; see their `error` column" in result.stderr
     assert "user has no effect; 1 rows have it" in result.stderr
     assert "Results: out/results.parquet" in result.stderr
+    assert result.stderr.splitlines()[-1] == ("2 of 6 rows failed. The errors: column `error` of out/results.parquet")
+
+
+def test_the_exit_status_says_whether_enough_rows_were_answered_and_resuming_says_the_same(place: Path) -> None:
+    failed = coe_batch()
+    assert failed.exit_code == 3
+    assert failed.stderr.splitlines()[-1] == (
+        "2 of 6 rows failed; --require needs all of them, so the exit status is 3. The errors: column `error` of "
+        "out/results.parquet"
+    )
+    assert coe_batch("--resume").exit_code == 3, "nothing is left to do, and nothing else was answered"
+    for require, status in (("0.67", 3), ("0.66", 0), ("0", 0), ("1", 3)):
+        assert coe_batch("--resume", "--require", require).exit_code == status, require
+    printed = coe_batch("--resume", "--json", "-")
+    assert printed.exit_code == 3 and json.loads(printed.stdout)["status"] == "complete"
+    assert coe_batch("--require", "1.5", output="new").exit_code == 2
+    Path("in.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    answered = coe_batch(output="good")
+    assert answered.exit_code == 0 and "Results: good/results.parquet" in answered.stderr.splitlines()[-1]
+
+
+def test_exactly_the_required_share_is_enough(place: Path) -> None:
+    rows = [{"id": str(i), "prompt": "x", "model": "loud" if i < 7 else "broken"} for i in range(10)]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert coe_batch("--require", "0.7").exit_code == 0 and coe_batch("--resume", "--require", "0.71").exit_code == 3
 
 
 def test_json_goes_to_a_file_or_alone_to_stdout(place: Path) -> None:
     printed = json.loads(coe_batch("--json", "-").stdout)
     assert printed["status"] == "complete" and printed["output"] == "out"
     assert printed["results"]["experts"] == {"geo": 2, "loud": 2}
-    assert coe_batch("--resume", "--json", "figures.json").exit_code == 0
+    assert coe_batch("--resume", "--json", "figures.json", "--require", "0").exit_code == 0
     assert json.loads(Path("figures.json").read_text()) == printed
 
 
 def test_the_model_of_rows_that_name_none_and_the_address_can_be_given(place: Path) -> None:
-    assert coe_batch("--model", "loud", "--ray", "auto").exit_code == 0
+    assert coe_batch("--model", "loud", "--ray", "auto", "--require", "0").exit_code == 0
     rows = {row["id"]: row for row in pq.read_table("out/results.parquet").to_pylist()}
     assert rows["fr"]["expert"] == "loud" and InProcess.addresses == ["auto"]
 
@@ -138,7 +163,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(place: Path) -> None:
 def test_ctrl_c_keeps_the_answers_and_prints_the_command_that_continues(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert coe_batch(output="whole").exit_code == 0
+    assert coe_batch("--require", "0", output="whole").exit_code == 0
     generate, asked = FakeExpert.generate, 0
 
     async def interrupted(self: FakeExpert, *arguments: Any) -> Any:
@@ -151,7 +176,7 @@ def test_ctrl_c_keeps_the_answers_and_prints_the_command_that_continues(
 
     with monkeypatch.context() as patch:
         patch.setattr(FakeExpert, "generate", interrupted)
-        result = coe_batch("--model", "auto", "--ray", "auto")
+        result = coe_batch("--model", "auto", "--ray", "auto", "--require", "0")
     assert result.exit_code == 130 and "interrupted: the answers so far are kept" in result.stderr
     assert json.loads(Path("out/run.json").read_text())["status"] == "interrupted"
     words = shlex.split(result.stderr.strip().splitlines()[-1])
@@ -196,7 +221,18 @@ def test_killed_at_ten_random_moments_and_resumed_the_files_are_the_same(tmp_pat
     environment = os.environ | {"COE_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
 
     def start(output: str, *arguments: str) -> subprocess.Popen[bytes]:
-        words = ["batch", "--config", "service.yaml", "--input", "in.jsonl", "--out", output, *arguments]
+        words = [
+            "batch",
+            "--config",
+            "service.yaml",
+            "--input",
+            "in.jsonl",
+            "--out",
+            output,
+            "--require",
+            "0",
+            *arguments,
+        ]
         code = "from coe.cli.app import main; main()"
         return subprocess.Popen(
             [sys.executable, "-c", code, *words], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL

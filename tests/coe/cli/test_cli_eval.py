@@ -139,6 +139,12 @@ def test_a_policy_that_does_not_exist_or_may_not_answer_is_told(service: Path) -
     Path("experts.yaml").write_text(EXPERTS.replace("kind: model,", "kind: model, context_length: 6,"))
     nobody = coe_eval("--experts", "coe/both", output="other")
     assert nobody.exit_code == 0 and "answers failed (score 0)" in nobody.stderr
+    strict = coe_eval("--experts", "coe/both", "--resume", "--require", "0.5", output="other")
+    assert strict.exit_code == 3
+    assert strict.stderr.splitlines()[-1] == (
+        "5 of 5 answers failed; --require needs 0.5 of them, so the exit status is 3. The errors: field `error` of "
+        "other/answers.jsonl"
+    )
     errors = json.loads(Path("other/run.json").read_text())["experts"]["coe/both"]["errors"]
     assert any("InvalidRequest: no expert can take this query: geo (context length: about" in error for error in errors)
 

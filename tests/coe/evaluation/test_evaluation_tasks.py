@@ -105,6 +105,33 @@ def test_every_bad_row_is_named_with_its_line(tmp_path: Path) -> None:
     assert len(told) == 10
 
 
+def test_rows_of_a_data_frame_keep_the_text_of_their_ids(tmp_path: Path) -> None:
+    rows = "\n".join(
+        [
+            '{"id": 1.0, "prompt": "2 + 2?", "messages": NaN, "answer": 4.0, "note": NaN}',
+            '{"id": 2, "prompt": null, "messages": [{"role": "user", "content": "?"}], "answer": 5}',
+            '{"id": "3.0", "prompt": "?", "answer": 5}',
+        ]
+    )
+    task = load_task(write(tmp_path, YAML, rows))
+    assert [row.id for row in task.rows] == ["1", "2", "3.0"] and "note" not in task.rows[0].fields
+    assert task.grader.grade("4", task.rows[0].fields) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ('{"id": 1.5, "prompt": "?", "answer": 1}', "id: must be a string that is not empty, or an integer; got the"),
+        ('{"id": NaN, "prompt": "?", "answer": 1}', "id: is required"),
+        ('{"id": null, "prompt": "?", "answer": 1}', "id: is missing"),
+        ('{"id": true, "prompt": "?", "answer": 1}', "id: must be a string that is not empty, or an integer; got a"),
+        ('{"id": "a", "prompt": "?", "answer": NaN}', "answer: is required"),
+    ],
+)
+def test_what_a_data_frame_cannot_mean_is_refused_with_its_line(row: str, told: str, tmp_path: Path) -> None:
+    assert f"sums.jsonl:1: {told}" in refusal(write(tmp_path, YAML, row))
+
+
 def test_many_bad_rows_are_counted(tmp_path: Path) -> None:
     assert refusal(write(tmp_path, YAML, "x\n" * 25)).endswith("... and 5 more")
 
