@@ -213,6 +213,8 @@ class ServeConfig(_Section):
     """Most bytes of a request's body; larger ones get HTTP 413."""
     watch_s: Annotated[float, Field(gt=0)] = 2.0
     """Seconds between two looks at the registry and the files of the configuration for changes."""
+    host_silent_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds without a response to a ping after which an expert host is avoided, and its calls go to other hosts."""
     log: DecisionLogConfig = DecisionLogConfig()
     """The decision log."""
 

@@ -138,6 +138,11 @@ class Host:
         seconds = {residency: self._queue_s(residency, waiting) for residency in set(map(_refs, self._needed.values()))}
         return {name: seconds[_refs(weights)] for name, weights in self._needed.items()}
 
+    def answer_s(self) -> dict[str, float]:
+        """Mean seconds that recent answers of each expert took in its engine; only of experts that have answered."""
+        means = {name: self._answer_s.get(_refs(weights)) for name, weights in self._needed.items()}
+        return {name: seconds for name, seconds in means.items() if seconds is not None}
+
     def fits_free(self, name: str) -> bool:
         """Whether the expert is resident, loading, or could load now without evicting another."""
         absent = self._absent(self._weights_of(name))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AsyncExitStack, aclosing
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -46,6 +47,7 @@ class ExpertHost:
         self._host: Host | None = None
         self._generation = 0
         self._changed = asyncio.Condition()
+        self._calls: dict[str, Counter[str]] = {}  # gateway -> residency -> its calls, waiting or in progress
         self.loaded_s: dict[str, float] = {}
 
     async def reconfigure(self, document: Mapping[str, Any]) -> None:
@@ -64,24 +66,28 @@ class ExpertHost:
             self._changed.notify_all()
         log.info("catalog %d: %d experts", catalog.generation, len(snapshot))
 
-    async def stream(self, expert: str, request: GenerateRequest, generation: int) -> AsyncGenerator[Piece, None]:
-        """The answer in chunks as they are generated; an error is the last piece."""
-        try:
-            host = await self._at(generation)
-            async with aclosing(coalesce(host.ask(expert, request), lambda: pace(host.answering))) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-        except CoeError as error:
-            yield error
+    async def stream(
+        self, expert: str, request: GenerateRequest, generation: int, call: str = ""
+    ) -> AsyncGenerator[Piece, None]:
+        """The answer in chunks as they are generated; an error is the last piece. `call`: `placement.Call.id`."""
+        with self._counted(expert, call):
+            try:
+                host = await self._at(generation)
+                async with aclosing(coalesce(host.ask(expert, request), lambda: pace(host.answering))) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            except CoeError as error:
+                yield error
 
-    async def whole(self, expert: str, request: GenerateRequest, generation: int) -> Piece:
-        """The whole answer as one chunk, or the error."""
+    async def whole(self, expert: str, request: GenerateRequest, generation: int, call: str = "") -> Piece:
+        """The whole answer as one chunk, or the error. `call`: `placement.Call.id`."""
         text = ""
         try:
-            host = await self._at(generation)
-            async with aclosing(host.ask(expert, request)) as chunks:
-                async for chunk in chunks:
-                    text += chunk.text
+            with self._counted(expert, call):
+                host = await self._at(generation)
+                async with aclosing(host.ask(expert, request)) as chunks:
+                    async for chunk in chunks:
+                        text += chunk.text
         except CoeError as error:
             return error
         return replace(chunk, text=text)
@@ -111,16 +117,37 @@ class ExpertHost:
             return {}
         experts = host.snapshot.experts
         any_of = {spec.residency(experts): name for name, spec in experts.items()}
-        load_s, queue_s = host.load_s(), host.queue_s()
+        load_s, queue_s, answer_s = host.load_s(), host.queue_s(), host.answer_s()
+        places = {residency: host.capacity(name) for residency, name in any_of.items()}
         return {
             "load_s": {residency: load_s[name] for residency, name in any_of.items()},
             "queue_s": {residency: queue_s[name] for residency, name in any_of.items() if queue_s[name]},
             "tight": [residency for residency, name in any_of.items() if load_s[name] and not host.fits_free(name)],
             "busy": host.busy,
+            "places": {residency: count for residency, count in places.items() if count is not None},
+            "answer_s": {residency: answer_s[name] for residency, name in any_of.items() if name in answer_s},
+            "calls": {gateway: dict(calls) for gateway, calls in self._calls.items()},
         }
 
     def check_health(self) -> None:
         """Serve's health check: a process that responds is healthy; an expert's failure goes to its own requests."""
+
+    @contextmanager
+    def _counted(self, expert: str, call: str) -> Iterator[None]:
+        """Count a call of a gateway from its arrival to its end, so that the gateway knows it in reports."""
+        gateway = call.partition("/")[0]
+        host = self._host
+        residency = host.snapshot.residency(expert) if host is not None and expert in host.snapshot else expert
+        calls = self._calls.setdefault(gateway, Counter())
+        calls[residency] += 1
+        try:
+            yield
+        finally:
+            calls[residency] -= 1
+            if not calls[residency]:
+                del calls[residency]
+            if not calls and self._calls.get(gateway) is calls:
+                del self._calls[gateway]
 
     async def _at(self, generation: int) -> Host:
         """The host, once it has the catalog that a request was routed with."""

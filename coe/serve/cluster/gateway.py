@@ -47,6 +47,7 @@ class Gateway:
 
     def __init__(self, config: Config, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         settings, self._engines = config.serve, config.engines
+        BOARD.silent_s = settings.host_silent_s
         self._hosts = PoolClient(handles, {pool.name: pool for pool in settings.pools}, BOARD, EMPTY)
         process = f"{socket.gethostname()}-{os.getpid()}"
         self._log = None if settings.log.folder is None else DecisionLog(settings.log, process=process)

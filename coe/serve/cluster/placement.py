@@ -3,21 +3,25 @@
     start = seconds to load the expert there (0 if resident) + seconds of the requests queued before it
 
 So the requests of an expert gather on the host that has it, and spread once waiting costs more than loading it on
-another host. Pure: the status of each host is an argument.
+another host. A gateway counts its own calls exactly, from the choice of a host to the end of the answer; of the calls
+of other gateways it knows the latest report of the host. Pure: the status of each host is an argument.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
+from uuid import uuid4
 
 ROUNDING_S: Final = 0.01
 """Starts that differ by less are equal; the less busy host wins."""
 HEARD_S: Final = 1.0
-"""Seconds after which a host's report covers the requests sent to it; hosts report twice as often."""
+"""Seconds after which a host's report covers the loads of requests sent to it; hosts report twice as often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,9 @@ class HostStatus:
         queue_s: residency -> expected seconds of the requests waiting for it.
         tight: residencies that fit only by evicting another one.
         busy: requests waiting or in progress.
+        places: residency -> requests that its weights answer at once; only of those in memory.
+        answer_s: residency -> mean seconds of its recent answers.
+        calls: gateway -> residency -> its calls at the host, waiting or in progress.
     """
 
     id: str
@@ -36,13 +43,14 @@ class HostStatus:
     queue_s: Mapping[str, float] = field(default_factory=dict)
     tight: frozenset[str] = frozenset()
     busy: int = 0
+    places: Mapping[str, int] = field(default_factory=dict)
+    answer_s: Mapping[str, float] = field(default_factory=dict)
+    calls: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, host_id: str, state: Mapping[str, Any]) -> HostStatus:
         """The status in a state published by `ExpertHost`; empty for a host that has not reported yet."""
-        if not state:
-            return cls(host_id)
-        return cls(host_id, state["load_s"], state["queue_s"], frozenset(state["tight"]), state["busy"])
+        return cls(host_id, **{**state, "tight": frozenset(state["tight"])}) if state else cls(host_id)
 
 
 def rank(residency: str, hosts: Iterable[HostStatus]) -> list[str]:
@@ -57,45 +65,197 @@ def rank(residency: str, hosts: Iterable[HostStatus]) -> list[str]:
     return [host.id for host in sorted(hosts, key=key)]
 
 
-class Board:
-    """The latest status of every host, corrected by the requests sent since.
+def second_copy(residency: str, hosts: Sequence[HostStatus], waited_s: float) -> str | None:
+    """The host that should load a residency beside the one that has it, because waiting has cost as much by now.
 
-    A request just sent marks its expert as loading there and the host as busier, until the host's next report. Written
-    by the thread in which Serve chooses replicas, read by other threads.
+    Args:
+        waited_s: seconds that requests have waited at the best host since it last had a free place.
+    """
+    free = [host for host in hosts if not host.queue_s.get(residency) and residency not in host.tight]
+    costs = {host.id: host.load_s[residency] for host in free if host.load_s.get(residency)}
+    cheapest = min(costs, key=lambda name: (costs[name], name), default=None)
+    return cheapest if cheapest is not None and waited_s >= costs[cheapest] else None
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A call of this gateway, from the choice of its host to its end.
+
+    Attributes:
+        id: unique in the service; begins with the gateway's `Board.origin`.
+        host: the host it is sent to; None while no host has reported.
+        lost: the host does not respond (`coe.serve.cluster.liveness`).
+        on_lost: called once when that is found, in any thread.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    id: str
+    residency: str
+    pool: str
+    started_s: float
+    host: str | None = None
+    lost: bool = False
+    on_lost: Callable[[], None] | None = None
+
+
+class Board:
+    """The latest status of every host, corrected by this gateway's own calls; and which hosts do not respond.
+
+    Written by the thread in which Serve chooses replicas and by the gateway's event loop; read by both.
+
+    Attributes:
+        origin: name of this gateway in the ids of its calls.
+        silent_s: seconds without a response to a ping after which a host is avoided.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, silent_s: float = 10.0) -> None:
+        self.origin, self.silent_s = uuid4().hex[:12], silent_s
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._numbers = itertools.count()
         self._views: dict[str, dict[str, HostStatus]] = {}
-        self._sent: dict[str, list[tuple[float, str]]] = {}
+        self._calls: dict[str, Call] = {}
+        self._at: dict[str, dict[str, dict[str, Call]]] = {}  # host -> residency -> this gateway's calls, oldest first
+        self._recent: dict[str, dict[str, float]] = {}  # host -> residency -> when a call for it was last sent there
+        self._silent: set[str] = set()
+        self._waited_s: dict[str, float] = {}
 
     def publish(self, deployment: str, views: Sequence[HostStatus]) -> None:
         """Replace the hosts of a deployment; hosts that are not listed are gone."""
         with self._lock:
             for gone in self._views.get(deployment, {}).keys() - {view.id for view in views}:
-                self._sent.pop(gone, None)
+                self._recent.pop(gone, None)
+                self._silent.discard(gone)
             self._views[deployment] = {view.id: view for view in views}
 
-    def sent(self, host_id: str, residency: str) -> None:
-        """Record that a request for `residency` is sent to that host."""
-        with self._lock:
-            since = self._clock() - HEARD_S
-            recent = [entry for entry in self._sent.get(host_id, ()) if entry[0] > since]
-            self._sent[host_id] = [*recent, (self._clock(), residency)]
-
     def hosts(self, deployment: str) -> list[HostStatus]:
-        """The current status of the hosts of a deployment."""
+        """The current status of the hosts of a deployment that respond; of all of them if none does."""
         with self._lock:
-            return [self._corrected(view) for view in self._views.get(deployment, {}).values()]
+            views = self._views.get(deployment, {})
+            heard = [view for name, view in views.items() if name not in self._silent]
+            return [self._corrected(view) for view in heard or views.values()]
+
+    def open(self, residency: str, pools: Sequence[str]) -> Call:
+        """Choose the host of a call among those of the pools, and count the call there until `close`."""
+        with self._lock:
+            number = next(self._numbers)
+            hosts = [(host, pool) for pool in pools for host in self.hosts(pool)]
+            call = Call(f"{self.origin}/{number}", residency, pools[0], self._clock())
+            self._calls[call.id] = call
+            if hosts:
+                best = self._best(residency, [host for host, _ in hosts])
+                self.sent(call.id, best)
+                call.pool = next(pool for host, pool in hosts if host.id == best)
+            return call
+
+    def sent(self, call_id: str, host_id: str) -> None:
+        """Record the host of a call: as chosen, or the one that Serve sent it to in place of that."""
+        with self._lock:
+            if (call := self._calls.get(call_id)) is not None:
+                self._leave(call)
+                call.host = host_id
+                self._at.setdefault(host_id, {}).setdefault(call.residency, {})[call.id] = call
+                self._recent.setdefault(host_id, {})[call.residency] = self._clock()
+
+    def target(self, call_id: str) -> str | None:
+        """The host of a call; None if none was chosen, or the call has ended."""
+        call = self._calls.get(call_id)
+        return None if call is None else call.host
+
+    def close(self, call: Call) -> None:
+        """The call has ended."""
+        with self._lock:
+            self._calls.pop(call.id, None)
+            self._leave(call)
+
+    def in_use(self, deployment: str) -> set[str]:
+        """The hosts whose response matters now: those with calls of this gateway, and those that do not respond."""
+        with self._lock:
+            return {name for name in self._views.get(deployment, {}) if name in self._at or name in self._silent}
+
+    def lose(self, host_id: str) -> bool:
+        """Avoid a host that does not respond, and give up its calls. Returns whether that is new."""
+        with self._lock:
+            new = host_id not in self._silent
+            self._silent.add(host_id)
+            lost = [call for calls in self._at.get(host_id, {}).values() for call in calls.values() if not call.lost]
+            for call in lost:
+                call.lost = True
+        for call in lost:
+            if call.on_lost is not None:
+                call.on_lost()
+        return new
+
+    def heard(self, host_id: str) -> bool:
+        """The host has responded. Returns whether it was avoided until now."""
+        with self._lock:
+            silent = host_id in self._silent
+            self._silent.discard(host_id)
+            return silent
+
+    def ids(self, deployment: str) -> list[str]:
+        """All hosts of a deployment, those that do not respond included."""
+        with self._lock:
+            return sorted(self._views.get(deployment, ()))
+
+    def silent(self, deployment: str) -> list[str]:
+        """The hosts of a deployment that do not respond."""
+        with self._lock:
+            return sorted(self._silent.intersection(self._views.get(deployment, ())))
+
+    def _leave(self, call: Call) -> None:
+        """Count a call no longer at its host."""
+        at = self._at.get(call.host or "", {})
+        calls = at.get(call.residency, {})
+        calls.pop(call.id, None)
+        if not calls:
+            at.pop(call.residency, None)
+        if not at:
+            self._at.pop(call.host or "", None)
+
+    def _best(self, residency: str, hosts: Sequence[HostStatus]) -> str:
+        """The host of the soonest start; another one without the residency if a queue has lasted too long."""
+        best = next(host for host in hosts if host.id == rank(residency, hosts)[0])
+        wait_s = best.queue_s.get(residency, 0.0)
+        waited_s = self._waited_s.get(residency, 0.0) + wait_s
+        other = second_copy(residency, hosts, waited_s) if wait_s else None
+        if wait_s and other is None:
+            self._waited_s[residency] = waited_s
+        else:
+            self._waited_s.pop(residency, None)
+        return best.id if other is None else other
 
     def _corrected(self, view: HostStatus) -> HostStatus:
+        """The status with this gateway's calls as they are now, in place of those in the report."""
+        own = self._at.get(view.id, {})
         since = self._clock() - HEARD_S
-        residencies = [residency for at, residency in self._sent.get(view.id, ()) if at > since]
-        if not residencies:
-            return view
-        load_s = {**view.load_s, **dict.fromkeys(residencies, 0.0)}
-        return replace(view, load_s=load_s, tight=view.tight.difference(residencies), busy=view.busy + len(residencies))
+        sent = [residency for residency, at in self._recent.get(view.id, {}).items() if at > since]
+        counts = Counter({residency: len(calls) for residency, calls in own.items()})
+        busy = counts.total()
+        for gateway, calls in view.calls.items():
+            if gateway != self.origin:
+                counts.update(calls)
+        # A queue of own calls that have ended since the report is gone.
+        active = {*counts, *view.calls.get(self.origin, ())}
+        queue_s = {name: self._queue_s(view, name, counts[name], own) for name in active if name in view.places}
+        return replace(
+            view,
+            load_s={**view.load_s, **dict.fromkeys(sent, 0.0)} if sent else view.load_s,
+            queue_s={**view.queue_s, **queue_s} if queue_s else view.queue_s,
+            tight=view.tight.difference(sent),
+            busy=max(view.busy - sum(view.calls.get(self.origin, {}).values()), 0) + busy,
+        )
+
+    def _queue_s(self, view: HostStatus, residency: str, calls: int, own: Mapping[str, Mapping[str, Call]]) -> float:
+        """Expected seconds until a new call finds a place: one of the calls in progress ends, and those before it.
+
+        Before the first answer, the age of this gateway's oldest call stands for its seconds.
+        """
+        places = view.places[residency]
+        if calls < places:
+            return 0.0
+        now = self._clock()
+        oldest = next((call.started_s for call in own.get(residency, {}).values()), now)
+        return (calls - places + 1) * (view.answer_s.get(residency) or now - oldest) / places
 
 
 BOARD: Final = Board()

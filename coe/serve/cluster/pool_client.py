@@ -1,9 +1,9 @@
 """PoolClient: a gateway's connection to the pools of expert hosts, with retries when a host dies.
 
-A call whose answer has not started is retried on another host, or on the replacement if there is no other. After the
-first text it ends with an error, since text a client has received cannot be taken back. With `GenerateRequest.stream`
-False the answer starts only when it is whole. If a gateway or the proxy dies, its client connections break; the
-official client retries those, as it does 5xx.
+A call whose answer has not started is retried on another host, or on the replacement if there is no other, when its
+host dies or does not respond for `serve.host_silent_s` (`liveness`). After the first text it ends with an error, since
+text a client has received cannot be taken back. With `GenerateRequest.stream` False the answer starts only when it is
+whole. If a gateway or the proxy dies, its client connections break; the official client retries those, as it does 5xx.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from coe.errors import EngineError, HostLost, Overloaded, UnknownModel
 from coe.serve.cluster.catalog import Catalog, serving
-from coe.serve.cluster.placement import Board, rank
+from coe.serve.cluster.liveness import HostSilent, unless_lost
+from coe.serve.cluster.placement import Board, Call
 from coe.types import Chunk, GenerateRequest
 from registry.errors import UnknownExpert
 
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from coe.config import HostPoolConfig
 
 ATTEMPTS: Final = 5
-"""PoolClient that may die under one call before it fails: by then the request itself is the likely cause."""
+"""Hosts that may die or fall silent under one call before it fails: by then the request itself is the likely cause."""
+HEALTH_S: Final = 3.0
+"""Seconds that all hosts of a pool have to report their state; a pool where one is late reports what is known of it."""
 
 
 class PoolClient:
@@ -66,8 +69,8 @@ class PoolClient:
         """Generate with the expert on the host where it can start soonest; see `coe.host.Host.ask`.
 
         Raises:
-            HostLost: the host died after the first text.
-            EngineError: ATTEMPTS hosts died under this call.
+            HostLost: the host died, or stopped responding, after the first text.
+            EngineError: ATTEMPTS hosts died or stopped responding under this call.
             CoeError: as raised by the host.
         """
         catalog = self._catalog
@@ -77,7 +80,8 @@ class PoolClient:
             raise UnknownModel(str(error)) from error
         for _ in range(ATTEMPTS):
             shown = False
-            pieces = self._pieces(expert, residency, request, catalog.generation)
+            call = self._board.open(residency, self._serving[expert])
+            pieces = self._pieces(expert, call, request, catalog.generation)
             try:
                 async for piece in pieces:
                     if not isinstance(piece, Chunk):
@@ -92,40 +96,49 @@ class PoolClient:
             except RayActorError as error:
                 if shown:
                     raise HostLost(f"the process that answered with {expert!r} died; retry the request") from error
+            except HostSilent as error:
+                if shown:
+                    raise HostLost(
+                        f"the process that answered with {expert!r} does not respond; retry the request"
+                    ) from error
             except RayError as error:
                 raise EngineError(f"the host of {expert!r} cannot be reached: {error}") from error
             finally:
+                self._board.close(call)
                 await pieces.aclose()
-        raise EngineError(f"{ATTEMPTS} processes died while answering with {expert!r}; see their logs")
+        raise EngineError(
+            f"{ATTEMPTS} processes died or stopped responding while answering with {expert!r}; see their logs"
+        )
 
     async def _pieces(
-        self, expert: str, residency: str, request: GenerateRequest, generation: int
+        self, expert: str, call: Call, request: GenerateRequest, generation: int
     ) -> AsyncGenerator[Chunk | Exception, None]:
-        """The pieces that the host sends; closing the iterator cancels the call."""
-        if not request.stream:
-            yield await self._handle(residency, expert, "whole").remote(expert, request, generation)
-            return
-        stream: Any = self._handle(residency, expert, "stream").remote(expert, request, generation)
+        """The pieces that the host sends; closing the iterator cancels the call. Raises HostSilent."""
+        method = "stream" if request.stream else "whole"
+        response: Any = self._handle(call, method).remote(expert, request, generation, call.id)
+        ended = False
         try:
-            async for piece in stream:
+            if not request.stream:
+                piece, ended = await unless_lost(call, response), True
                 yield piece
+                return
+            pieces = aiter(response)
+            while (piece := await unless_lost(call, anext(pieces, None))) is not None:
+                yield piece
+            ended = True
         finally:
-            stream.cancel()
+            if not ended:
+                response.cancel()
 
-    def _handle(self, residency: str, expert: str, method: str) -> DeploymentHandle[Any]:
-        """The handle's method for a residency. Serve chooses the host by `multiplexed_model_id`."""
-        names = self._serving[expert]
-        key = (names[0] if len(names) == 1 else self._soonest(residency, names), residency, method)
+    def _handle(self, call: Call, method: str) -> DeploymentHandle[Any]:
+        """The handle's method for a residency. Serve finds the host by the call's id (`request_router`)."""
+        key = (call.pool, call.residency, method)
         if key not in self._ready:
-            deployment = self._handles[key[0]].options(multiplexed_model_id=residency, stream=method == "stream")
+            deployment = self._handles[call.pool].options(
+                multiplexed_model_id=call.residency, stream=method == "stream"
+            )
             self._ready[key] = getattr(deployment, method)
         return self._ready[key]
-
-    def _soonest(self, residency: str, names: list[str]) -> str:
-        """The deployment whose best host can start soonest."""
-        hosts = {host.id: (name, host) for name in names for host in self._board.hosts(name)}
-        order = rank(residency, [host for _, host in hosts.values()])
-        return hosts[order[0]][0] if order else names[0]
 
     def load_s(self) -> dict[str, float]:
         """Expected seconds until each expert could be ready on any host, for policies with a latency weight."""
@@ -139,10 +152,22 @@ class PoolClient:
         return seconds
 
     async def states(self) -> list[dict[str, Any]]:
-        """The state of every host, for `/health`."""
-        answers = await asyncio.gather(*(self._all(handle) for handle in self._handles.values()))
-        return [state for states in answers for state in states]
+        """The state of every host, for `/health`; of one that does not respond, its pool, its id and `responds: false`.
 
-    async def _all(self, handle: DeploymentHandle[Any]) -> list[dict[str, Any]]:
-        states = await handle.broadcast("state").results_async(return_exceptions=True)
+        Raises:
+            EngineError: no host responds.
+        """
+        answers = await asyncio.gather(*(self._all(name, handle) for name, handle in self._handles.items()))
+        states = [state for states in answers for state in states]
+        if states and not any(state.get("responds", True) for state in states):
+            raise EngineError("no expert host responds")
+        return states
+
+    async def _all(self, pool: str, handle: DeploymentHandle[Any]) -> list[dict[str, Any]]:
+        try:
+            async with asyncio.timeout(HEALTH_S):
+                states = await handle.broadcast("state").results_async(return_exceptions=True)
+        except TimeoutError:  # a broadcast waits for all of them
+            silent = self._board.silent(pool)
+            return [{"pool": pool, "id": name, "responds": name not in silent} for name in self._board.ids(pool)]
         return [state for state in states if isinstance(state, dict)]  # a host that just died reports nothing

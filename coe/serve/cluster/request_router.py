@@ -1,16 +1,31 @@
 """Ray Serve's choice of a replica: the host where the expert can start soonest.
 
-This is a "request router" in Serve's terms; the routers that choose *experts* are in `routers/`.
+This is a "request router" in Serve's terms; the routers that choose *experts* are in `routers/`. The pool client has
+chosen the host of each call already (`placement.Board.open`), unless no host had reported by then.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from ray.serve.request_router import FIFOMixin, MultiplexMixin, PendingRequest, RequestRouter, RunningReplica
 
-from coe.serve.cluster import placement  # the module, not its names: Serve pickles this class by value
+from coe.serve.cluster import liveness, placement  # the modules, not their names: Serve pickles these by value
 from coe.serve.cluster.placement import HostStatus, rank
+
+PING_S = 10.0
+"""Argument of Serve's queue length request, which is the ping; Serve itself does not use it."""
+
+
+class CountedReplica(RunningReplica):
+    """A replica that records which calls are sent to it: Serve may send another one than it chose the replica for."""
+
+    def try_send_request(self, pr: PendingRequest, with_rejection: bool) -> Any:
+        """Send, and record the host of the call."""
+        if (call_id := call_of(pr)) is not None:
+            placement.BOARD.sent(call_id, self.replica_id.unique_id)
+        return super().try_send_request(pr, with_rejection)
 
 
 class SoonestStart(FIFOMixin, MultiplexMixin, RequestRouter):
@@ -19,11 +34,18 @@ class SoonestStart(FIFOMixin, MultiplexMixin, RequestRouter):
     The mixins matter: without them Serve hands a free replica to whichever call of the same HTTP request waits.
     """
 
+    _watching: asyncio.Task[None] | None = None
+
+    def create_replica_wrapper(self, replica_info: Any) -> RunningReplica:
+        """Serve's object for a replica."""
+        return CountedReplica(replica_info)
+
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """One rank per host, best first; Serve takes the first host that accepts another request."""
         deployment = self._deployment_id.name
+        self._watch(deployment)
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         placement.BOARD.publish(
             deployment, [HostStatus.of(name, replica.routing_stats) for name, replica in by_id.items()]
@@ -31,15 +53,36 @@ class SoonestStart(FIFOMixin, MultiplexMixin, RequestRouter):
         if pending_request is None:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # otherwise the loop spins while all hosts are full
-        residency = pending_request.metadata.multiplexed_model_id
-        return [[by_id[name]] for name in rank(residency, placement.BOARD.hosts(deployment))]
-
-    def on_request_routed(self, pending_request: PendingRequest, replica_id: Any, result: Any) -> None:
-        """Record a request sent since the host's last report."""
-        placement.BOARD.sent(replica_id.unique_id, pending_request.metadata.multiplexed_model_id)
+        residency, call_id = pending_request.metadata.multiplexed_model_id, call_of(pending_request)
+        ranked = rank(residency, placement.BOARD.hosts(deployment))
+        chosen = None if call_id is None else placement.BOARD.target(call_id)
+        if chosen in ranked:
+            ranked.remove(chosen)
+            ranked.insert(0, chosen)
+        elif call_id is not None and ranked:
+            placement.BOARD.sent(call_id, ranked[0])
+        return [[by_id[name]] for name in ranked]
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Receive new states even without traffic."""
         super().update_replicas(replicas)
         views = [HostStatus.of(r.replica_id.unique_id, r.routing_stats) for r in replicas]
         placement.BOARD.publish(self._deployment_id.name, views)
+
+    def _watch(self, deployment: str) -> None:
+        """Ping the hosts from the first call on."""
+        if self._watching is None:
+            pinging = liveness.Liveness(placement.BOARD, deployment, self._ping)
+            self._watching = asyncio.get_running_loop().create_task(pinging.run())
+
+    async def _ping(self, host_id: str) -> None:
+        """Return when the event loop of a host has responded."""
+        for replica in [*self.curr_replicas.values()]:
+            if replica.replica_id.unique_id == host_id:
+                await replica.get_queue_len(deadline_s=PING_S)
+
+
+def call_of(pending: PendingRequest) -> str | None:
+    """The id of a call of `PoolClient`, which is the last argument; None for other requests to a host."""
+    args = pending.args
+    return args[3] if len(args) == 4 and isinstance(args[3], str) else None

@@ -37,6 +37,7 @@ policies: {{default: {{expert: echo}}}}
 serve:
   gateway: {{replicas: {replicas}}}
   pools: [{{replicas: {replicas}}}]
+  host_silent_s: 3
   log: {{folder: home/logs/decisions}}
 """
 CLIENTS = 16
@@ -205,6 +206,29 @@ async def test_a_host_dies_and_streams_that_had_begun_end_with_an_error(service:
         assert all(text.upper().startswith(part) for part, _ in ends)
         answer = await client.chat.completions.create(model="loud", messages=said("again"))
         assert answer.choices[0].message.content == "AGAIN"
+
+
+async def test_a_host_is_stopped_and_every_request_is_answered_by_the_other(
+    service: ServeProcess, replicas: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stopped process keeps its connections open. Alone, its requests wait until it runs again."""
+    async with load(service, replicas, retries=0) as under:
+        victim = service.parts(HOSTS)[0]
+        os.kill(victim, signal.SIGSTOP)
+        moment = time.monotonic()
+        if replicas > 1:
+            await under.more(6 * CLIENTS)
+            slowest_s = max(ended - started for started, ended, _ in under.answered if ended > moment)
+            responds = [host.get("responds", True) for host in await asyncio.to_thread(service.hosts)]
+            assert sorted(responds) == [False, True], "health names it, and the service is up"
+        else:
+            slowest_s = 5.0
+            await asyncio.sleep(slowest_s)
+        os.kill(victim, signal.SIGCONT)
+        await all_up(service, replicas)
+    with capsys.disabled():
+        print(f"\na host stopped, 1 of {replicas}: slowest answer meanwhile {slowest_s:.1f} s", flush=True)
+    assert not under.failed
 
 
 async def test_a_gateway_dies_and_only_its_own_requests_need_the_clients_retries(

@@ -1,6 +1,7 @@
 """From the gateway to the hosts, over substitutes for Serve's handles: which pool is called, and what a death means."""
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import aclosing
 from typing import Any
 
@@ -11,7 +12,7 @@ from ray.serve.exceptions import BackPressureError
 from coe.config import HostPoolConfig
 from coe.errors import EngineError, HostLost, InvalidRequest, Overloaded, UnknownModel
 from coe.serve.cluster.catalog import Catalog
-from coe.serve.cluster.placement import Board, HostStatus
+from coe.serve.cluster.placement import HEARD_S, Board, HostStatus
 from coe.serve.cluster.pool_client import ATTEMPTS, PoolClient
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind
@@ -45,6 +46,22 @@ class Stream:
         self.cancelled = True
 
 
+class Whole:
+    """A substitute for a DeploymentResponse: an answer, or an exception to raise."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer, self.cancelled = answer, False
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from asyncio.sleep(0).__await__()
+        if isinstance(self.answer, ActorDiedError):
+            raise self.answer
+        return self.answer
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 class Handle:
     """A substitute for a DeploymentHandle: returns `answers`, call by call, and records the calls."""
 
@@ -53,23 +70,18 @@ class Handle:
 
     def options(self, *, multiplexed_model_id: str, stream: bool) -> Any:
         def bound(method: str) -> Callable[..., Any]:
-            def remote(expert: str, request: GenerateRequest, generation: int) -> Any:
+            def remote(expert: str, request: GenerateRequest, generation: int, call: str) -> Any:
                 self.calls.append((method, multiplexed_model_id, expert, generation))
                 answer = self.answers.pop(0)
                 if stream:
                     self.streams.append(Stream(answer))
                     return self.streams[-1]
-                return self._whole(answer)
+                return Whole(answer)
 
             return remote
 
         names = ("stream", "whole")
         return type("Bound", (), {name: type("Method", (), {"remote": staticmethod(bound(name))}) for name in names})
-
-    async def _whole(self, answer: Any) -> Any:
-        if isinstance(answer, ActorDiedError):
-            raise answer
-        return answer
 
     def broadcast(self, method: str) -> Any:
         async def results(*, return_exceptions: bool) -> list[Any]:
@@ -155,7 +167,8 @@ async def test_an_unknown_expert_is_refused_here() -> None:
 
 async def test_of_several_groups_the_one_with_the_best_host_is_asked() -> None:
     answer = Chunk("x", "stop", Usage(1, 1))
-    board = Board(clock=lambda: 0.0)
+    now = 0.0
+    board = Board(clock=lambda: now)
     board.publish("small", [HostStatus("s", load_s={"solo": 0.0})])
     board.publish("big", [HostStatus("b", load_s={"solo": 2.0, "base": 5.0})])
     small, big = Handle(answer, answer), Handle(answer)
@@ -163,6 +176,8 @@ async def test_of_several_groups_the_one_with_the_best_host_is_asked() -> None:
     await ask(system, "solo", WHOLE)
     await ask(system, "sql", WHOLE)
     assert [call[2] for call in small.calls] == ["solo"] and [call[2] for call in big.calls] == ["sql"]
+    assert system.load_s()["base"] == 0.0, "loading, as far as is known until the next report"
+    now = HEARD_S + 0.1
     assert system.load_s() == {"base": 5.0, "sql": 5.0, "solo": 0.0}
     assert await system.states() == [{"method": "state"}] * 2
 
