@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from coe.cli.flags import out_option
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.table import Table as RichTable
+
     from routers.outcomes.table import OutcomeTable
 
 app = typer.Typer(no_args_is_help=True)
@@ -124,12 +129,30 @@ def _summary(table: OutcomeTable) -> dict[str, Any]:
         "mean_score": dict(zip(table.experts, table.scores.mean(axis=0).tolist(), strict=True)),
         "mean_cost_usd": None if costs is None else dict(zip(table.experts, costs, strict=True)),
         "domains": None if table.domains is None else len(set(table.domains)),
+        "mean_score_by_domain": _by_domain(table),
         "folds": None if table.folds is None else len(set(table.folds.tolist())),
         "tokens": table.tokens is not None,
         "answers": sorted(table.answers or {}),
         "oracle": float(table.scores.max(axis=1).mean()),
         "digest": table.training_ids_digest(),
     }
+
+
+def _by_domain(table: OutcomeTable) -> dict[str, dict[str, Any]] | None:
+    """domain -> number of queries, and mean score of each expert, largest domain first; `None` without domains."""
+    import numpy as np
+
+    if table.domains is None:
+        return None
+    names, domain_of, counts = np.unique(np.array(table.domains, dtype=object), return_inverse=True, return_counts=True)
+    found = {}
+    for number in np.argsort(-counts, kind="stable"):
+        means = table.scores[domain_of == number].mean(axis=0).tolist()
+        found[str(names[number])] = {
+            "n_queries": int(counts[number]),
+            "mean_score": dict(zip(table.experts, means, strict=True)),
+        }
+    return found
 
 
 def _print_summary(file: Path, summary: dict[str, Any]) -> None:
@@ -141,10 +164,30 @@ def _print_summary(file: Path, summary: dict[str, Any]) -> None:
     facts += [f"{count} {name}" if count else f"no {name}" for name, count in known.items()]
     facts += ["costs known" if summary["mean_cost_usd"] else "no costs (add them with `--prices` in `coe router`)"]
     out.print(f"{file}: {', '.join(facts)}", highlight=False, markup=False, soft_wrap=True)
-    table = Table("expert", "mean score", "USD / 1k")
+    table = Table()
+    table.add_column("expert", overflow="fold")
+    for heading in ("mean score", "USD / 1k"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, score in sorted(summary["mean_score"].items(), key=lambda item: -item[1]):
         cost = f"{1e3 * summary['mean_cost_usd'][name]:.4f}" if summary["mean_cost_usd"] else "-"
-        table.add_row(name, f"{score:.4f}", cost)
+        table.add_row(escape(name), f"{score:.4f}", cost)
     table.add_section()
     table.add_row("best expert of each query", f"{summary['oracle']:.4f}", "", style="dim")
     out.print(table)
+    if summary["mean_score_by_domain"]:
+        out.print(_domain_table(summary["mean_score_by_domain"]))
+
+
+def _domain_table(domains: Mapping[str, Mapping[str, Any]]) -> RichTable:
+    """A row for each domain: every expert with its mean score, best first. Long lists wrap, and no name is cut."""
+    from rich.table import Table
+
+    table = Table(show_lines=True)
+    table.add_column("domain", overflow="fold", max_width=24)
+    table.add_column("queries", justify="right", no_wrap=True)
+    table.add_column("mean scores, best first", overflow="fold", ratio=1)
+    for name, facts in domains.items():
+        ranked = sorted(facts["mean_score"].items(), key=lambda item: -item[1])
+        shown = "  ".join(f"{expert}={score:.3f}" for expert, score in ranked)
+        table.add_row(escape(name), f"{facts['n_queries']:,}", escape(shown))
+    return table

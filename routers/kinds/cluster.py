@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from routers.outcomes.table import OutcomeTable
 
 Score = Literal["mean", "rank", "mix"]
+CLUSTERS = 64
+"""Clusters by default, where there are enough training queries."""
+LEAST_MEMBERS = 5
+"""Training queries per cluster, on average, that the default number of clusters keeps."""
 RANK_OFFSET = 0.1
 """Keeps the best rank, 0, from dividing by zero, and sets how much more it counts than the second."""
 
@@ -34,7 +38,8 @@ class ClusterSettings:
     """Settings of `ClusterRouter`.
 
     Attributes:
-        n_clusters: number of centres; fewer where there are fewer different prompts.
+        n_clusters: number of centres, fewer where there are fewer different prompts; `None` takes 64, or as many as
+            leave five training queries to a cluster.
         nearest: number of centres that a query is compared with.
         beta: inverse temperature of their weights: the larger, the more the nearest centre counts.
         shrinkage: accuracies and costs of a cluster shrink to the table's means with the weight of this many queries.
@@ -44,7 +49,7 @@ class ClusterSettings:
         seed: seed of k-means.
     """
 
-    n_clusters: int = 64
+    n_clusters: int | None = None
     nearest: int = 5
     beta: float = 6.0
     shrinkage: float = 20.0
@@ -58,6 +63,10 @@ class ClusterSettings:
         check_range(self, "beta", "shrinkage")
         check_choice(self, "score", get_args(Score))
         check_range(self, "cost_weight", high=1)
+
+    def clusters(self, n: int) -> int:
+        """Number of centres for n training queries."""
+        return max(1, min(CLUSTERS, n // LEAST_MEMBERS)) if self.n_clusters is None else self.n_clusters
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,11 +189,12 @@ class ClusterRouter(EmbeddingRouter[ClusterSettings, ClusterModel]):
         """Cluster n prompts and average the experts' scores and costs in each cluster.
 
         Raises:
-            RouterError: fewer rows than clusters, a mix without costs, or embeddings that are not finite.
+            RouterError: fewer rows than the `n_clusters` that were set, a mix without costs, or embeddings that are not
+                finite.
         """
         check_costs(self.settings, table.costs_usd)
         vectors = embed(self.encoder, table.prompts)
-        centres = kmeans(vectors, self.settings.n_clusters, self.settings.seed)
+        centres = kmeans(vectors, self.settings.clusters(len(table)), self.settings.seed)
         self._model = ClusterModel.of(Clusters.of(TrainingRows.of(table), vectors, centres), self.settings)
         return self
 

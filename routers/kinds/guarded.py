@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 Method = Literal["conformal", "risk", "calibrated"]
 OnAbstain = Literal["generalist", "refuse"]
 INNER_PREFIX = "inner."
-LEAST_CALIBRATION = 10
+CALIBRATION_SHARE = 0.2
+"""Share of the rows to calibrate on by default."""
+LEAST_CALIBRATION, LEAST_FITTED = 10, 6
+"""Rows of a small table that are kept for each of the two parts by default."""
 
 _Floats = NDArray[np.float64]
 
@@ -41,7 +44,7 @@ class GuardedSettings:
         alpha: the bound of `conformal` and `risk`, in (0, 1).
         least_quality: the limit of `calibrated`, in [0, 1].
         calibration_share: share of the rows to calibrate on, in (0, 1); with n of them the threshold moves the rate by
-            about sqrt(alpha / n).
+            about sqrt(alpha / n). `None` takes a fifth, and of a small table up to half, until the rows suffice.
         on_abstain: `generalist`, or `refuse`: the request ends with an error, unless its policy has a fallback.
         generalist: the expert that answers queries that abstain; `None` takes the best single expert of the table.
         seed: of the split.
@@ -52,7 +55,7 @@ class GuardedSettings:
     method: Method = "conformal"
     alpha: float = 0.05
     least_quality: float = 0.5
-    calibration_share: float = 0.2
+    calibration_share: float | None = None
     on_abstain: OnAbstain = "generalist"
     generalist: str | None = None
     seed: int = 0
@@ -61,7 +64,7 @@ class GuardedSettings:
         if self.kind == GuardedRouter.kind:
             raise InvalidSettings("a guarded router guards a router of another kind: name that one")
         for name, value in (("alpha", self.alpha), ("calibration_share", self.calibration_share)):
-            if not 0 < value < 1:
+            if value is not None and not 0 < value < 1:
                 raise InvalidSettings(f"{name} must lie between 0 and 1, got {value}")
         check_range(self, "least_quality", high=1)
         check_choice(self, "method", get_args(Method))
@@ -220,15 +223,24 @@ class GuardedRouter(EmbeddingRouter[GuardedSettings, Guard]):
 
     def _split(self, n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Rows to fit on and rows to calibrate on, both in their order."""
-        share = self.settings.calibration_share
-        count = round(n * share)
+        count = self._calibration_rows(n)
         if count < LEAST_CALIBRATION or n - count < 1:
+            share = self.settings.calibration_share or 0.5
             raise RouterError(
                 f"calibration_share {share} of {n} rows leaves {count} to calibrate on: at least "
                 f"{LEAST_CALIBRATION} are needed, so give more rows or a larger share"
             )
         shuffled = np.random.default_rng(self.settings.seed).permutation(n)
         return np.sort(shuffled[count:]), np.sort(shuffled[:count])
+
+    def _calibration_rows(self, n: int) -> int:
+        """Number of rows to calibrate on, of n."""
+        settings = self.settings
+        if settings.calibration_share is not None:
+            return round(n * settings.calibration_share)
+        least = math.ceil(1 / settings.alpha) - 1 if settings.method == "risk" else 0  # what alpha needs to be met
+        most = max(n // 2, min(LEAST_CALIBRATION, n - LEAST_FITTED))
+        return max(round(n * CALIBRATION_SHARE), min(max(least, LEAST_CALIBRATION), most))
 
     def _decided(self, table: OutcomeTable) -> tuple[_Floats, _Floats]:
         """(n,) confidence of the inner router's choices, and (n,) their recorded scores."""

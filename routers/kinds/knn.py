@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from routers.outcomes.table import OutcomeTable
 
 Weights = Literal["uniform", "distance"]
+NEIGHBOURS = 100
+"""Neighbours by default, where the training queries are at least twice as many."""
 NEAREST = 1e-6
 """Lower bound of distances: an identical training query outweighs the others without a division by zero."""
 
@@ -32,16 +34,20 @@ class KNNSettings:
     """Settings of `KNNRouter`.
 
     Attributes:
-        k: number of neighbours.
+        k: number of neighbours; `None` takes 100, or half of the training queries where those are fewer.
         weights: `uniform`, or `distance`: a neighbour weighs 1 / its cosine distance.
     """
 
-    k: int = 100
+    k: int | None = None
     weights: Weights = "uniform"
 
     def __post_init__(self) -> None:
         check_range(self, "k", low=1)
         check_choice(self, "weights", get_args(Weights))
+
+    def neighbours(self, n: int) -> int:
+        """Number of neighbours among n training queries."""
+        return max(1, min(NEIGHBOURS, n // 2)) if self.k is None else self.k
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,9 +64,9 @@ class KNNModel:
     distance_quantiles: _Floats
 
     @classmethod
-    def of(cls, rows: TrainingRows, vectors: Vectors, k: int) -> Self:
+    def of(cls, rows: TrainingRows, vectors: Vectors, k: int | None) -> Self:
         """From the rows and (N, dim) embeddings of their prompts; raises RouterError where N < k."""
-        if len(rows) < k:
+        if k is not None and len(rows) < k:
             raise RouterError(f"k={k} neighbours asked of {len(rows)} training queries: lower k or add queries")
         return cls(rows, vectors, quantiles(self_distances(vectors)))
 
@@ -109,7 +115,7 @@ class KNNRouter(EmbeddingRouter[KNNSettings, KNNModel]):
         """Keep the embeddings, scores and costs of n queries.
 
         Raises:
-            RouterError: fewer rows than neighbours, or embeddings that are not finite.
+            RouterError: fewer rows than the `k` that was set, or embeddings that are not finite.
         """
         self._model = KNNModel.of(TrainingRows.of(table), embed(self.encoder, table.prompts), self.settings.k)
         return self
@@ -127,7 +133,7 @@ class KNNRouter(EmbeddingRouter[KNNSettings, KNNModel]):
         """Mean score and cost of each of the m experts on the neighbours of each of the n queries."""
         model = self.model
         vectors, truncated = read_queries(self.encoder, queries)
-        similarities, near = top_k(vectors, model.vectors, self.settings.k)
+        similarities, near = top_k(vectors, model.vectors, self.settings.neighbours(len(model.vectors)))
         shares = self._shares(similarities)
         return Estimate(
             experts=model.experts,
@@ -140,6 +146,6 @@ class KNNRouter(EmbeddingRouter[KNNSettings, KNNModel]):
     def _shares(self, similarities: Vectors) -> _Floats:
         """(n, k) weights; each row sums to 1."""
         if self.settings.weights == "uniform":
-            return np.full(similarities.shape, 1.0 / self.settings.k)
+            return np.full(similarities.shape, 1.0 / similarities.shape[1])
         closeness = 1.0 / np.maximum(1.0 - similarities.astype(np.float64), NEAREST)
         return np.asarray(closeness / closeness.sum(axis=1, keepdims=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from routers.errors import InvalidOutcomes
-from routers.outcomes.files import read_csv
+from routers.outcomes.csv_files import read_csv
 from routers.outcomes.table import OutcomeTable
 
 if TYPE_CHECKING:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +12,14 @@ from numpy.typing import NDArray
 
 from registry.storage import atomic_path
 from routers.errors import InvalidOutcomes
+from routers.outcomes.cells import WrittenFloat, numbers, rows_problem, texts, unicode_problems
+from routers.outcomes.csv_files import read_csv, refuse_duplicates, write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SHOWN_ROWS = 5
-"""The most rows that one problem lists."""
 _SCORE, _COST, _TOKENS, _ANSWER = "score::", "cost::", "tokens::", "answer::"
+_MOST_FOLD = 2**31
 _OWN_COLUMNS = ("query_id", "prompt", "domain", "fold")
 
 
@@ -47,18 +45,25 @@ def write_frame(frame: pd.DataFrame, path: Path) -> None:
     """Write the rows atomically, in the format of the suffix.
 
     Raises:
-        InvalidOutcomes: the suffix is not `.parquet`, `.jsonl` or `.csv`.
+        InvalidOutcomes: the suffix is not `.parquet`, `.jsonl` or `.csv`, or the format cannot hold a value.
     """
     if path.suffix not in {".parquet", ".jsonl", ".csv"}:
         raise InvalidOutcomes(f"cannot write {path.suffix!r}: use .parquet, .jsonl or .csv", source=str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        if path.suffix == ".parquet":
-            frame.to_parquet(temporary, compression="zstd", index=False)
-        elif path.suffix == ".csv":
-            frame.to_csv(temporary, index=False)
-        else:
-            temporary.write_text("".join(_json_lines(frame)), encoding="utf-8")
+        try:
+            _write(frame, temporary, path.suffix)
+        except (ValueError, TypeError) as error:  # Arrow's are both; half of a surrogate pair is a ValueError
+            raise InvalidOutcomes(f"cannot be written: {error}", source=str(path)) from error
+
+
+def _write(frame: pd.DataFrame, temporary: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        frame.to_parquet(temporary, compression="zstd", index=False)
+    elif suffix == ".csv":
+        write_csv(frame, temporary)
+    else:
+        temporary.write_text("".join(_json_lines(frame)), encoding="utf-8")
 
 
 def _json_lines(frame: pd.DataFrame) -> Iterator[str]:
@@ -79,10 +84,10 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         # Not as a dataset, which would add columns for folders named like `key=value`.
         table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
+        refuse_duplicates(table.column_names, path)
+        frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True)  # floats would round large integers
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InvalidOutcomes(f"damaged or not Parquet: {error}", source=str(path)) from error
-    _refuse_duplicates(table.column_names, path)
-    frame: pd.DataFrame = table.to_pandas()
     return frame
 
 
@@ -95,9 +100,12 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
         if not line.strip():
             continue
         try:
-            record = json.loads(line, object_pairs_hook=_unique_keys)
+            record = json.loads(line, object_pairs_hook=_unique_keys, parse_float=WrittenFloat)
         except ValueError as error:
             problems.append(f"line {number}: {error}")
+            continue
+        except RecursionError:
+            problems.append(f"line {number}: nested too deeply")
             continue
         if isinstance(record, dict):
             records.append(record)
@@ -105,25 +113,9 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
             problems.append(f"line {number}: expected a JSON object, got {type(record).__name__}")
     if problems:
         raise InvalidOutcomes(*problems, source=str(path))
-    return pd.DataFrame.from_records(records)
-
-
-def read_csv(path: Path) -> pd.DataFrame:
-    """The rows of a CSV file: cells are text (`NA` or `007` stay unchanged), empty cells are missing."""
-    import pandas as pd
-
-    header = next(csv.reader(io.StringIO(_text(path), newline="")), None)
-    if header is None:
-        raise InvalidOutcomes("the file is empty", source=str(path))
-    _refuse_duplicates(header, path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header would be cut
-            return pd.read_csv(
-                path, dtype=str, keep_default_na=False, na_values=[""], index_col=False, encoding="utf-8-sig"
-            )
-    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        raise InvalidOutcomes(f"not a CSV file: {str(error).strip()}", source=str(path)) from error
+    names = dict.fromkeys(name for record in records for name in record)
+    cells = {name: [record.get(name) for record in records] for name in names}
+    return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in cells.items()})
 
 
 def _text(path: Path) -> str:
@@ -138,22 +130,9 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(record) != len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
+    if unicode_problems(record, "key"):
+        raise ValueError("a key has half of a surrogate pair, which is no valid Unicode")
     return record
-
-
-def _refuse_duplicates(names: list[str], path: Path) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InvalidOutcomes(*(f"duplicate column {name!r}" for name in twice), source=str(path))
-
-
-def rows_problem(what: str, bad: NDArray[np.bool_]) -> str | None:
-    """`what` with the first few bad rows, counted from 1; `None` if no row is bad."""
-    rows = np.flatnonzero(bad) + 1
-    if not len(rows):
-        return None
-    shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (", ..." if len(rows) > SHOWN_ROWS else "")
-    return f"{what} in {len(rows)} row{'s' * (len(rows) > 1)}: {shown}"
 
 
 def columns_of(frame: pd.DataFrame) -> tuple[dict[str, Any], list[str]]:
@@ -176,9 +155,10 @@ def columns_of(frame: pd.DataFrame) -> tuple[dict[str, Any], list[str]]:
         "tokens": groups[_TOKENS],
         "domains": _texts(frame, "domain", problems) if _has_values(frame, "domain") else None,
         "folds": _folds(frame, problems) if _has_values(frame, "fold") else None,
-        "answers": {name.removeprefix(_ANSWER): tuple(map(str, frame[name].fillna(""))) for name in answers} or None,
-        "frame": frame[others].reset_index(drop=True) if others else None,
+        "answers": {name.removeprefix(_ANSWER): texts(frame[name], name, problems) for name in answers} or None,
+        "frame": _plain_columns(frame[others]) if others else None,
     }
+    problems += [problem for name in others for problem in _broken_text(frame[name], name)]
     return columns, problems
 
 
@@ -204,6 +184,28 @@ def _names(frame: pd.DataFrame) -> list[str]:
     return list(map(str, frame.columns))
 
 
+def _plain_columns(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns, those of one type of number as such; mixed ones stay objects, so that no value is altered."""
+    import pandas as pd
+
+    columns = {str(name): _plain_column(column) for name, column in frame.items()}
+    return pd.DataFrame({name: column.reset_index(drop=True) for name, column in columns.items()})
+
+
+def _broken_text(column: pd.Series[Any], name: str) -> list[str]:
+    return unicode_problems(column, name) if column.dtype.kind == "O" else []
+
+
+def _plain_column(column: pd.Series[Any]) -> pd.Series[Any]:
+    import pandas as pd
+
+    if column.dtype != object:
+        return column
+    cells = pd.Series([float(c) if isinstance(c, WrittenFloat) else c for c in column], dtype=object)
+    types = {type(cell) for cell in cells}
+    return cells.infer_objects() if types in ({int}, {float}, {bool}) else cells
+
+
 def _has_values(frame: pd.DataFrame, name: str) -> bool:
     return name in frame and bool(frame[name].notna().any())
 
@@ -215,7 +217,7 @@ def _texts(frame: pd.DataFrame, name: str, problems: list[str]) -> tuple[str, ..
     if problem := rows_problem(f"column {name!r} is empty", frame[name].isna().to_numpy()):
         problems.append(problem)
         return None
-    return tuple(map(str, frame[name]))
+    return texts(frame[name], name, problems)
 
 
 def _group(frame: pd.DataFrame, prefix: str, experts: list[str], problems: list[str]) -> NDArray[Any] | None:
@@ -230,25 +232,15 @@ def _group(frame: pd.DataFrame, prefix: str, experts: list[str], problems: list[
     if missing:
         problems.append(f"only some experts have a {prefix} column; without one: {', '.join(missing)}")
         return None
-    return np.column_stack([_numbers(frame, prefix + name, problems) for name in experts]) if experts else None
-
-
-def _numbers(frame: pd.DataFrame, name: str, problems: list[str]) -> NDArray[Any]:
-    import pandas as pd
-
-    values = np.array(pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan))
-    unread = (
-        np.isnan(values) & frame[name].notna().to_numpy() & (frame[name].astype(str).str.lower() != "nan").to_numpy()
-    )
-    if problem := rows_problem(f"column {name!r} is not a number", unread):
-        problems.append(problem)
-        values[unread] = 0.0  # reported once is enough
-    return values
+    if not experts:
+        return None
+    return np.column_stack([numbers(frame[prefix + name], prefix + name, problems) for name in experts])
 
 
 def _folds(frame: pd.DataFrame, problems: list[str]) -> NDArray[Any] | None:
     before = len(problems)
-    values = _numbers(frame, "fold", problems)
-    if problem := rows_problem("column 'fold' is not a whole number", ~(values == np.floor(values))):
+    values = numbers(frame["fold"], "fold", problems)
+    whole = (values == np.floor(values)) & (np.abs(values) < _MOST_FOLD)
+    if problem := rows_problem("column 'fold' is not a whole number", ~whole):
         problems.append(problem)
     return values.astype(np.int64) if len(problems) == before else None

@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from registry.spelling import did_you_mean
 from routers.base import Floats, Query, Words
 from routers.errors import InvalidOutcomes
-from routers.outcomes.files import SHOWN_ROWS, columns_of, frame_of, read_frame, rows_problem, write_frame
+from routers.outcomes.cells import SHOWN_ROWS, rows_problem
+from routers.outcomes.files import columns_of, frame_of, read_frame, write_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,8 +93,16 @@ class OutcomeTable:
         return cls.from_frame(read_frame(Path(path)), source=str(path))
 
     def write(self, path: Path | str) -> None:
-        """Write the table atomically to a `.parquet`, `.jsonl` or `.csv` file; `read` restores it."""
-        write_frame(self.to_frame(), Path(path))
+        """Write the table atomically to a `.parquet`, `.jsonl` or `.csv` file; `read` restores it.
+
+        Raises:
+            InvalidOutcomes: another suffix, or values that the format cannot hold.
+        """
+        try:
+            frame = self.to_frame()
+        except UnicodeEncodeError as error:  # half of a surrogate pair
+            raise InvalidOutcomes(f"cannot be written: {error}", source=str(path)) from error
+        write_frame(frame, Path(path))
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, *, source: str = "") -> Self:
@@ -210,8 +219,8 @@ class OutcomeTable:
 
     def training_ids_digest(self) -> str:
         """`sha256:...` over the sorted query ids: equal if two tables hold the same queries."""
-        text = json.dumps(sorted(self.query_ids), ensure_ascii=False)
-        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+        text = json.dumps(sorted(self.query_ids), ensure_ascii=False).encode("utf-8", "surrogatepass")
+        return f"sha256:{hashlib.sha256(text).hexdigest()}"
 
 
 def _take(values: Sequence[str], rows: NDArray[np.int64]) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def test_marks_that_read_the_answers_are_no_routers(kind):
 
 def test_settings_reach_the_router():
     assert build("knn", HashingEncoder(16), {"k": 7}).settings.k == 7
-    assert settings_of("knn")["k"] == 100
+    assert settings_of("knn")["weights"] == "uniform"
     assert "encoder" not in settings_of("category")
     assert reads_text("knn")
     assert not reads_text("random")

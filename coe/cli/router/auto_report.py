@@ -49,11 +49,12 @@ def print_choice(router: TrainableRouter) -> None:
         return
     out, model, expected = stdout_console(), router.model, router.model.expected
     out.print(_scoreboard(model))
+    _print_skipped(model)
     out.print(f"chosen: {model.selection.reason}", markup=False, highlight=False)
     if all(model.scoreboard[member].candidate.kind == BASELINE_KIND for member in model.selection.members):
         out.print(
-            "no router beats the best single expert on this table by more than chance: every query goes to that "
-            "expert. A router can still save cost: train one with --save-cost.",
+            "no router beats the best single expert on this table by more than chance, of those that were tried: every "
+            "query goes to that expert. A router can still save cost: train one with --save-cost.",
             style="bold",
         )
     low, high = 100 * expected.gain_ci95_low, 100 * expected.gain_ci95_high
@@ -71,25 +72,38 @@ def _scoreboard(model: AutoModel) -> Any:
 
     weights = dict(zip(model.selection.members, model.selection.weights, strict=True))
     table = Table(title="candidates, on inner folds", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", overflow="fold", min_width=14)
     for name in ("accuracy", "over best single", "seconds", "weight"):
         table.add_column(name, justify="right", no_wrap=True)
-    rows = enumerate(model.scoreboard)
-    for number, row in sorted(rows, key=lambda pair: -(-1.0 if pair[1].score is None else pair[1].score)):
-        weight = f"{weights[number]:.2f}" if number in weights else ""
-        table.add_row(escape(str(row.candidate)), *_figures(row), weight, style="bold" if number in weights else "")
+    table.add_column("candidate", overflow="fold")  # last, since long names wrap
+    tried = [(row.score, number, row) for number, row in enumerate(model.scoreboard) if row.score is not None]
+    for score, number, row in sorted(tried, key=lambda line: -line[0]):
+        weight, style = (f"{weights[number]:.2f}", "bold") if number in weights else ("", "")
+        table.add_row(*_figures(row, score), weight, escape(str(row.candidate)), style=style)
     return table
 
 
-def _figures(row: ScoreboardRow) -> tuple[str, str, str]:
-    if row.score is None:
-        return "skipped", escape(row.skipped or ""), ""
+def _print_skipped(model: AutoModel) -> None:
+    """Print how many candidates were tried, and why each of the others was not."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    out = stdout_console()
+    skipped = [row for row in model.scoreboard if row.score is None]
+    n = len(model.scoreboard)
+    out.print(f"tried {n - len(skipped)} of {n} candidates{'; skipped:' if skipped else ''}", highlight=False)
+    for row in skipped:
+        out.print(Padding(Text(f"{row.candidate}: {row.skipped}", overflow="fold"), (0, 0, 0, 2)))
+
+
+def _figures(row: ScoreboardRow, score: float) -> tuple[str, str, str]:
     gain = "-"
     if row.gain is not None and row.gain_ci95_low is not None and row.gain_ci95_high is not None:
         gain = f"{100 * row.gain:+.2f} [{100 * row.gain_ci95_low:+.2f}, {100 * row.gain_ci95_high:+.2f}]"
-    return f"{100 * row.score:.2f}%", gain, "-" if row.seconds is None else f"{row.seconds:.1f}"
+    return f"{100 * score:.2f}%", gain, "-" if row.seconds is None else f"{row.seconds:.1f}"
 
 
 def _print_candidate(row: ScoreboardRow) -> None:
-    figures = row.skipped if row.score is None else f"{100 * row.score:.2f}%"
-    console.print(f"tried {row.candidate}: {figures}", style="dim", markup=False, highlight=False)
+    shown = f"skipped {row.candidate}: {row.skipped}"
+    if row.score is not None:
+        shown = f"tried {row.candidate}: {100 * row.score:.2f}%"
+    console.print(shown, style="dim", markup=False, highlight=False)

@@ -18,6 +18,7 @@ from coe.cli.router.options import (
     TargetOptions,
     encoder_of,
     tell_of_truncation,
+    warn_of_few_rows,
 )
 from coe.cli.router.report import ReportOptions, parse_required, progress_bars, warnings_on_console
 from coe.cli.router.signals import SignalOptions
@@ -46,6 +47,7 @@ def cv(
         raise typer.BadParameter("the cost weight is either given or solved", param_hint="--cost-weight")
     chosen, plain = learning.settings_of(kind, seed), LearningOptions().settings_of(BASELINE_KINDS, seed)
     choosing, table = answers.choosing(), tables.read()
+    warn_of_few_rows(table)
     assigned = splits.of(table, seed)
     with warnings_on_console(), progress_bars() as bar:
         encoder = None

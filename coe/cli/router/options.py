@@ -46,6 +46,9 @@ CostWeight = Annotated[
 ]
 Encoders = Annotated[str | None, typer.Option("--encoders", metavar="A,B", help="With --kind auto: encoders to try.")]
 
+FEW_ROWS = 20
+"""Tables of fewer rows get a warning: what is trained or measured on them is mostly chance."""
+
 SELECTORS_HELP = "best, top-k, recruit, dynamic,p=0.9 or cascade,tolerance=0.1"
 """Values of --select."""
 
@@ -252,6 +255,16 @@ def table_of(path: Path, experts: str | None, prices: Path | None) -> OutcomeTab
     if names is not None:
         table = table.with_experts(names)
     return table if prices is None else table.with_prices(read_prices(prices))
+
+
+def warn_of_few_rows(table: OutcomeTable) -> None:
+    """Print a warning where a table is too small to learn from or to measure on."""
+    if len(table) < FEW_ROWS:
+        console.print(
+            f"[yellow]warning:[/] {len(table)} rows are too few to train or compare routers on: the result is mostly "
+            f"chance. Use {FEW_ROWS} rows or more",
+            highlight=False,
+        )
 
 
 def names_of(text: str | None) -> list[str] | None:

@@ -22,6 +22,7 @@ from coe.cli.router.options import (
     TargetOptions,
     encoder_of,
     tell_of_truncation,
+    warn_of_few_rows,
 )
 from coe.cli.router.report import encoding_progress, warnings_on_console
 from coe.cli.router.signals import SignalOptions
@@ -78,6 +79,7 @@ def train(
     from routers.factory import build, reads_text
 
     target, table = targets.target, tables.read()
+    warn_of_few_rows(table)
     chosen = learning.settings_of([kind], seed)[kind]
     with warnings_on_console(), encoding_progress() as on_progress:
         encoder = encoder_of(learning.first_encoder, on_progress) if reads_text(kind) else None

@@ -30,7 +30,7 @@ class Candidate:
 CANDIDATES: tuple[Candidate, ...] = (
     Candidate("category", {"choice": "soft"}),  # all experts stay eligible: for cost weights and k experts
     Candidate("knn", {"k": 40}),
-    Candidate("knn", {"k": 100}),
+    Candidate("knn"),
     Candidate("cluster"),
     Candidate("quality", {"learners": ["category", "ridge", "knn"]}),
     Candidate("quality"),

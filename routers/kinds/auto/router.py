@@ -50,8 +50,8 @@ class AutoSettings:
         candidates: what is tried after the best single expert, in this order. A kind gets this router's seed and label
             columns where it has such settings and none are given.
         budget_minutes: time limit of `fit`, `None` for none. A candidate is not started, or not continued after its
-            first fold, where the time that it or its kind took before exceeds what is left. The last fit of the chosen
-            routers comes on top.
+            first fold, where the time that it or its kind took before exceeds what is left. One candidate beside the
+            best single expert is always finished. The last fit of the chosen routers comes on top.
         n_folds: inner folds, 3 or more.
         label_column: the table's column of categories when training; `None` takes its domains, if any.
         more_labels: further columns of categories, for candidates that can use them.
@@ -166,7 +166,8 @@ class AutoRouter(EmbeddingRouter[AutoSettings, AutoModel]):
         """Evaluate every candidate on inner folds of n queries, select, and fit the selected routers on all of them.
 
         Raises:
-            RouterError: signals that the table lacks, or fewer rows than folds.
+            RouterError: signals that the table lacks, fewer rows than folds, or no candidate that can be fitted; the
+                message has the reason of each.
         """
         settings, seed = self.settings, self.settings.seed
         if missing := sorted(set(settings.signals) - set(table.features)):
@@ -184,6 +185,7 @@ class AutoRouter(EmbeddingRouter[AutoSettings, AutoModel]):
             board.append(row)
             if self.on_progress is not None:
                 self.on_progress(row)
+        _check_tried(board)
         found = choose(list(trials.values()), table.scores, folds, seed=seed)
         rows = list(trials)
         selection = replace(found, members=tuple(rows[member] for member in found.members))
@@ -254,6 +256,14 @@ def _fitted(
     encoder = encoders[name]
     read = router_class(candidate.kind).from_state(router.state(), encoder)
     return Member(read, weight, name, encoder.digest)
+
+
+def _check_tried(board: Sequence[ScoreboardRow]) -> None:
+    """Raise RouterError where there were candidates beside the best single expert, and none could be fitted."""
+    others = [row for row in board if row.candidate.kind != BASELINE_KIND]
+    if others and all(row.score is None for row in others):
+        reasons = "".join(f"\n  - {row.candidate}: {row.skipped}" for row in others)
+        raise RouterError(f"no candidate could be tried, so there is nothing to select from:{reasons}")
 
 
 def _row(row: Mapping[str, Any]) -> ScoreboardRow:

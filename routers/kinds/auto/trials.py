@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,23 +80,26 @@ def tried(
 ) -> Iterator[tuple[ScoreboardRow, Trial | None]]:
     """A row for each candidate, and its trial where all folds were run.
 
-    The first candidate is the baseline: it ignores the time limit, and its errors are raised.
+    The first candidate is the baseline: its errors are raised. It ignores the time limit, and so do the candidates
+    after it until one is finished: a selection without any would say nothing about the table.
 
     Args:
         folds: (n,) inner fold of each row.
         seed: of the intervals.
     """
     base: Trial | None = None
+    finished = 0
     seconds_of: dict[tuple[str, str | None], float] = {}  # a fold of the last candidate of a kind and encoder
     for candidate in candidates:
         key = candidate.kind, candidate.encoder
         before = deadline.clock()
-        found = _trial(candidate, workshop, table, folds, deadline, seconds_of.get(key, 0.0), required=base is None)
+        limit = deadline if finished > 1 else replace(deadline, minutes=None)
+        found = _trial(candidate, workshop, table, folds, limit, seconds_of.get(key, 0.0), required=base is None)
         seconds = deadline.clock() - before
         if isinstance(found, str):
             yield ScoreboardRow(candidate, skipped=found), None
             continue
-        base = base or found
+        base, finished = base or found, finished + 1
         seconds_of[key] = seconds / len(np.unique(folds))
         yield _row(candidate, found, base, seconds, seed), found
 
@@ -119,7 +122,7 @@ def _trial(
     numbers = np.unique(folds)
     for done, fold in enumerate(numbers):
         problem = deadline.problem((len(numbers) - done) * seconds)
-        if problem is not None and not required:
+        if problem is not None:
             return problem
         before, outer = deadline.clock(), folds == fold
         try:

@@ -35,6 +35,10 @@ from routers.settings import check_choice, check_range
 if TYPE_CHECKING:
     from routers.outcomes.table import OutcomeTable
 
+NEIGHBOURS, CLUSTERS = 15, 16
+"""Neighbours and clusters by default, where there are enough training queries."""
+LEAST_MEMBERS = 5
+"""Training queries per cluster, on average, that the default number of clusters keeps."""
 CLUSTER_STARTS = 4
 """k-means initialisations where the categories are clusters: they are few, so that a bad start matters."""
 
@@ -45,9 +49,11 @@ class CategorySettings:
 
     Attributes:
         classifier: `logistic`, `linear-svm` or `knn`.
-        c: inverse regularisation of the first two; k: neighbours of the last.
+        c: inverse regularisation of the first two; k: neighbours of the last, `None` takes 15 or all training queries
+            where those are fewer.
         label_column: the table's column of categories when training; `None` takes its domains, or without domains
             k-means clusters of the embeddings, `n_clusters` of them. A query's own label is never read.
+        n_clusters: `None` takes 16, or as many as leave five training queries to a cluster.
         shrinkage: the scores of a category shrink to the table's mean with the weight of this many queries.
         choice: `category` takes the expert of the likeliest category; `expected` the one of highest expected score
             among all in the map. `None` takes `category` under an average-active budget, which only the map keeps, else
@@ -67,9 +73,9 @@ class CategorySettings:
 
     classifier: ClassifierName = "logistic"
     c: float = 4.0
-    k: int = 15
+    k: int | None = None
     label_column: str | None = None
-    n_clusters: int = 16
+    n_clusters: int | None = None
     shrinkage: float = 10.0
     choice: ExpertChoice | None = None
     budget: float | None = None
@@ -83,7 +89,7 @@ class CategorySettings:
     def __post_init__(self) -> None:
         if self.budget is not None and np.isposinf(self.budget):
             object.__setattr__(self, "budget", None)  # JSON has no infinity
-        _ = self.fitting, self.limit  # which check their parts
+        _ = self.fitting(NEIGHBOURS), self.limit  # which check their parts
         check_range(self, "n_clusters", low=1)
         check_range(self, "shrinkage")
         check_range(self, "max_abstain", high=1)
@@ -94,10 +100,14 @@ class CategorySettings:
         if self.choice != "category" and on_average:
             raise InvalidSettings("an average-active budget is met by the map alone: it needs choice 'category'")
 
-    @property
-    def fitting(self) -> ClassifierSettings:
-        """Which classifier, and how it is fitted."""
-        return ClassifierSettings(self.classifier, self.c, self.k, self.seed)
+    def fitting(self, n: int) -> ClassifierSettings:
+        """Which classifier, and how it is fitted to n training queries."""
+        k = min(NEIGHBOURS, n) if self.k is None else self.k
+        return ClassifierSettings(self.classifier, self.c, k, self.seed)
+
+    def clusters(self, n: int) -> int:
+        """Number of clusters of n training queries without labels."""
+        return max(1, min(CLUSTERS, n // LEAST_MEMBERS)) if self.n_clusters is None else self.n_clusters
 
     @property
     def limit(self) -> Budget | None:
@@ -135,7 +145,7 @@ class CategoryRouter(EmbeddingRouter[CategorySettings, CategoryModel]):
 
         Raises:
             RouterError: a budget that cannot be met, an unknown expert in `general` or `footprints`, fewer rows than
-                neighbours or clusters, or embeddings that are not finite.
+                the `k` or `n_clusters` that were set, or embeddings that are not finite.
             InvalidOutcomes: `label_column` is not in the table.
         """
         ood_prompts = self.settings.ood_prompts
@@ -183,9 +193,10 @@ def learned(data: TrainingData, settings: CategorySettings) -> CategoryModel:
     rows, x, costs = data.rows, data.vectors, data.rows.costs
     categories, y = _categories(data, settings)
     footprints = footprints_of(rows, settings.footprints, settings.limit)
-    classifier = fit_classifier(settings.fitting, x, y)
+    fitting = settings.fitting(len(x))
+    classifier = fit_classifier(fitting, x, y)
     rng = np.random.default_rng(settings.seed)
-    unseen = cross_fit(settings.fitting, x, y, rng)
+    unseen = cross_fit(fitting, x, y, rng)
     members = unseen.memberships(y)
     scores = shrunk_means(rows.scores, members, settings.shrinkage)
     expert_of = map_categories(members.sum(axis=0), scores, footprints, settings.limit)
@@ -227,7 +238,7 @@ def _categories(data: TrainingData, settings: CategorySettings) -> tuple[tuple[s
 
 
 def _clusters(x: Vectors, settings: CategorySettings) -> tuple[str, ...]:
-    centres = kmeans(x, settings.n_clusters, settings.seed, starts=CLUSTER_STARTS)
+    centres = kmeans(x, settings.clusters(len(x)), settings.seed, starts=CLUSTER_STARTS)
     return tuple(f"cluster-{cluster:03d}" for cluster in top_k(x, centres, 1)[1][:, 0])
 
 
@@ -241,6 +252,6 @@ def _outside(
 ) -> Doubt:
     """Doubt about out-of-distribution prompts: those given, or categories that a classifier was not trained on."""
     if data.ood_vectors is None:
-        return left_out_categories(settings.fitting, data.vectors, y, temperature, rng)
+        return left_out_categories(settings.fitting(len(y)), data.vectors, y, temperature, rng)
     p = probabilities(classifier.logits(data.ood_vectors), temperature)
     return Doubt(normalised_entropy(p), nearest_distance(data.ood_vectors, data.vectors))

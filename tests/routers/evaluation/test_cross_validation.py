@@ -262,7 +262,7 @@ def test_cross_validation_pools_what_each_fold_scores():
 def test_baselines_that_cannot_be_trained_are_left_out_with_a_warning():
     table = planted_table(90)
     make, folds = partial(build, "knn", ENCODER, {"k": 10}), stratified_folds(table.domains, 3)
-    baselines = standard_baselines(ENCODER) | {"mine": make}
+    baselines = standard_baselines(ENCODER) | {"knn": partial(build, "knn", ENCODER, {"k": 100}), "mine": make}
     with pytest.warns(BaselineLeftOut, match="the baseline knn is left out: k=100 neighbours asked of 60"):
         report = cross_validate(make, table, folds, baselines=baselines)
     assert "knn" not in report.baselines

@@ -124,6 +124,7 @@ def test_a_spent_budget_starts_no_further_candidate():
     router.clock, seen = Ticking(5.0), []
     router.on_progress = seen.append
     router.fit(TRAIN)
+    assert seen[1].score is not None
     assert [row.candidate.kind for row in seen] == ["best-single", "category", "knn", "cluster"]
     assert seen[0].skipped is None
     assert "budget" in seen[-1].skipped
@@ -132,12 +133,31 @@ def test_a_spent_budget_starts_no_further_candidate():
 
 
 def test_a_candidate_that_would_take_too_long_is_given_up_after_its_first_fold():
-    router = AutoRouter(ENCODER, candidates=CHEAP[:1], budget_minutes=5)
+    router = AutoRouter(ENCODER, candidates=CHEAP[:2], budget_minutes=15)
     router.clock = Ticking(60.0)
-    assert (
-        "would take" in router.fit(TRAIN).model.scoreboard[1].skipped or "spent" in router.model.scoreboard[1].skipped
-    )
-    assert [chosen.router.kind for chosen in router.model.members] == ["best-single"]
+    router.fit(TRAIN)
+    assert router.model.scoreboard[1].score is not None
+    assert "would take" in router.model.scoreboard[2].skipped or "spent" in router.model.scoreboard[2].skipped
+
+
+@pytest.mark.parametrize("candidates", [CHEAP, (Candidate("knn", {"k": 5000}), *CHEAP)])
+def test_a_budget_that_is_spent_at_once_still_finishes_one_candidate(candidates):
+    router = AutoRouter(ENCODER, candidates=candidates, budget_minutes=1e-9).fit(TRAIN)
+    tried = [row.candidate.kind for row in router.model.scoreboard if row.score is not None]
+    assert tried == ["best-single", "category"]
+    assert {chosen.router.kind for chosen in router.model.members} <= set(tried)
+    reasons = [
+        row.skipped for row in router.model.scoreboard if row.skipped is not None and "k=5000" not in row.skipped
+    ]
+    assert reasons == ["the budget of 1e-09 minutes is spent"] * 2
+
+
+def test_where_no_candidate_can_be_fitted_nothing_is_selected():
+    router = AutoRouter(ENCODER, candidates=[Candidate("knn", {"k": 500}), Candidate("cluster", {"n_clusters": 900})])
+    with pytest.raises(RouterError, match="no candidate could be tried") as caught:
+        router.fit(TRAIN)
+    assert "k=500 neighbours asked of 160 training queries" in str(caught.value)
+    assert "900 clusters asked of 160 training queries" in str(caught.value)
 
 
 def test_a_candidate_that_cannot_be_fitted_says_why():

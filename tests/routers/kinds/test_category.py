@@ -318,7 +318,7 @@ def test_what_cannot_be_trained_or_asked_is_said():
     with pytest.raises(RouterError, match="not trained"):
         CategoryRouter(ENCODER).estimate(TEST_QUERIES)
     with pytest.raises(RouterError, match="k=15 neighbours asked of 8 training queries"):
-        CategoryRouter(ENCODER, classifier="knn").fit(planted_table(8))
+        CategoryRouter(ENCODER, classifier="knn", k=15).fit(planted_table(8))
     with pytest.raises(InvalidSettings, match="the generalist 'nobody' is not in the table"):
         CategoryRouter(ENCODER, general="nobody").fit(TRAIN)
     assert CategoryRouter(ENCODER).experts == ()

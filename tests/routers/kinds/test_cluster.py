@@ -162,7 +162,7 @@ def test_settings_that_make_no_sense(settings, problem):
 
 def test_what_cannot_be_done_is_said():
     with pytest.raises(RouterError, match="64 clusters asked of 8 training queries: lower n_clusters"):
-        ClusterRouter(ENCODER).fit(planted_table(8))
+        ClusterRouter(ENCODER, n_clusters=64).fit(planted_table(8))
     with pytest.raises(RouterError, match="score 'mix' weighs quality against cost, but the table knows no costs"):
         ClusterRouter(ENCODER, score="mix").fit(planted_table(240, costs=False))
     with pytest.raises(RouterError, match="not trained"):

@@ -180,9 +180,9 @@ def test_what_makes_no_sense_is_said():
     with pytest.raises(InvalidSettings, match="generalist 'nobody' is not in the table"):
         guarded(generalist="nobody").fit(TABLE)
     with pytest.raises(RouterError, match="leaves 4 to calibrate on: at least 10"):
-        guarded(settings={"k": 1}).fit(planted_table(20))
+        guarded(settings={"k": 1}, calibration_share=0.2).fit(planted_table(20))
     with pytest.raises(RouterError, match="cannot be guaranteed by 80 calibration queries: at least 99"):
-        guarded(method="risk", alpha=0.01).fit(TABLE)
+        guarded(method="risk", alpha=0.01, calibration_share=0.2).fit(TABLE)
     with pytest.raises(RouterError, match="not trained"):
         guarded().estimate(QUERIES)
     state = guarded().fit(TABLE).state()

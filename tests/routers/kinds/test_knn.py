@@ -69,7 +69,7 @@ def test_what_makes_no_sense_is_said():
     with pytest.raises(InvalidSettings, match="weights must be one of uniform, distance, got 'gaussian'"):
         KNNRouter(ENCODER, weights="gaussian")
     with pytest.raises(RouterError, match="k=100 neighbours asked of 8 training queries"):
-        KNNRouter(ENCODER).fit(planted_table(8))
+        KNNRouter(ENCODER, k=100).fit(planted_table(8))
     with pytest.raises(RouterError, match="not trained"):
         KNNRouter(ENCODER).estimate(QUERIES)
     assert KNNRouter(ENCODER).experts == ()

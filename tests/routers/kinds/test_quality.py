@@ -144,7 +144,7 @@ def test_wrong_learners_are_refused(learners):
 
 
 def test_too_few_rows_and_wrong_columns_are_refused():
-    with pytest.raises(RouterError, match="needs 20 training queries or more, got 5"):
+    with pytest.raises(RouterError, match="needs 8 training queries or more, got 5"):
         QualityRouter(ENCODER).fit(TRAIN.select(range(5)))
     with pytest.raises(InvalidOutcomes, match="no column 'topic'"):
         QualityRouter(ENCODER, label_column="topic").fit(TRAIN)
