@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Final
+
+MOST_CHARACTERS: Final = 100
+"""Longer names have no close matches: the time of a comparison grows with their length."""
+MOST_KNOWN: Final = 100
+"""Most known names to compare; of more, the nearest ones in alphabetical order."""
 
 
 def close_matches(name: str, known: Iterable[str], *, most: int = 1) -> tuple[str, ...]:
-    """Up to `most` known names that resemble `name`, the closest first."""
-    return tuple(get_close_matches(name, list(known), n=most))
+    """Up to `most` known names that resemble `name`, the closest first. Its time is bounded: names may be hostile."""
+    if len(name) > MOST_CHARACTERS:
+        return ()
+    names = list(known)
+    if len(names) > MOST_KNOWN:
+        names.sort()
+        start = max(0, bisect(names, name) - MOST_KNOWN // 2)
+        names = names[start : start + MOST_KNOWN]
+    return tuple(get_close_matches(name, names, n=most))
 
 
 def question(name: str, known: Iterable[str], *, most: int = 1) -> str:
