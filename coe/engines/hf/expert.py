@@ -171,8 +171,10 @@ class HFExpert:
     def _run(self, rows: Sequence[BatchRow]) -> None:
         for row in rows:
             self._acquire(row, rows)
-        if live := [row for row in rows if not row.done]:
-            self._generate_or_split(live)
+        live = [row for row in rows if not row.done]
+        for batch in self._slots.batches([row.slot for row in live]):
+            self._generate_or_split([live[position] for position in batch])
+            deliver(rows)
         deliver(rows)
 
     def _acquire(self, row: BatchRow, rows: Sequence[BatchRow]) -> None:
