@@ -57,6 +57,7 @@ class HFExpert:
         self._max_adapters = max_adapters
         self._cache_bytes = cache_bytes
         self._renderer = renderer
+        self._special = chat.special_tokens(loaded.tokenizer)
         self._styles: dict[str, chat.ChatStyle] = {}
         self._waiting = WaitingRows(max_batch)
         self._thread = threading.Thread(target=self._work, name=f"hf:{spec.name}", daemon=True)
@@ -126,12 +127,14 @@ class HFExpert:
         prompt_ids = chat.encode_text(loaded.tokenizer, prompt, expert=name)
         request = self._bounded(request, len(prompt_ids), name, adapter)
         decode = partial(loaded.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        eos = loaded.eos | chat.token_ids(loaded.tokenizer, style.eos)
+        special = self._special | chat.texts_of(loaded.tokenizer, eos) if request.stop else {}
         return BatchRow(
             request=request,
             prompt_ids=prompt_ids,
             adapter=adapter,
-            eos=loaded.eos | chat.token_ids(loaded.tokenizer, style.eos),
-            text=TextStream(decode, request.stop),
+            eos=eos,
+            text=TextStream(decode, request.stop, special),
             sampling=Sampling.of(request.temperature, request.top_p, request.seed),
             loop=loop,
         )
