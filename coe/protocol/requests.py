@@ -157,6 +157,8 @@ def _parsed(fields: f.CommonFields, request: GenerateRequest, ignored: set[str])
         allowed=None if own.experts is None else frozenset(own.experts),
         cost_weight=own.cost_weight,
         seed=own.seed,
+        max_tokens=request.max_tokens,
+        raw=request.prompt is not None,
     )
     return Parsed(
         fields.model,

@@ -229,7 +229,8 @@ class Service:
         call.parsed = parsed
         self._shorten(call, parsed.request.deadline_s)
         query = parsed.query_among(call.orchestrator.snapshot.experts)
-        call.routed = await self._batch.route(call.orchestrator, query, parsed.model)
+        long = call.orchestrator.may_count(query)
+        call.routed = await self._batch.route(call.orchestrator, query, parsed.model, long=long)
         call.route_s = call.elapsed_s
         return call.routed
 
