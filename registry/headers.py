@@ -21,6 +21,7 @@ INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+_MAX_JSON_BYTES = 2**25
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def check_regular(path: Path) -> int:
     return status.st_size
 
 
-def read_json(path: Path, *, most_bytes: int = _MAX_HEADER_BYTES) -> dict[str, Any]:
+def read_json(path: Path, *, most_bytes: int = _MAX_JSON_BYTES) -> dict[str, Any]:
     """A JSON object from a file of a model. Raises SourceError if it is missing, too large or not a JSON object."""
     try:
         if (size := check_regular(path)) > most_bytes:
