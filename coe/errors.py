@@ -14,6 +14,7 @@ CoeError                     .scope, .status: HTTP status, .code: OpenAI-style c
 │   ├── OutOfMemory          not enough free memory, even after evicting what may be evicted
 │   ├── Unsupported          the expert's engine cannot do what a call needs
 │   └── RemoteError          a remote endpoint failed; .retryable: whether the same request may succeed later
+├── PolicyUnavailable        the router of a policy cannot be loaded in this process
 ├── CompositionError         a composition raised an exception, or returned what it must not
 ├── Abstained                the router abstained and the policy has no fallback
 ├── Overloaded               too many requests are waiting; try again later
@@ -201,6 +202,18 @@ class RemoteError(EngineError, status=502, code="remote_error"):
             self.status = status
         if retry_after_s is not None:
             self.retry_after_s = retry_after_s
+
+
+class PolicyUnavailable(CoeError, scope=Scope.PROCESS, status=503, code="policy_unavailable", retryable=True):
+    """The router of a policy cannot be loaded in this process, for the reason in the message."""
+
+    def __init__(self, policy: str, reason: str) -> None:
+        super().__init__(f"policy {policy!r} is unavailable: {reason}")
+        self.policy, self.reason = policy, reason
+        self.public = f"policy {policy!r} is unavailable, because its router cannot be loaded"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PolicyUnavailable, (self.policy, self.reason)
 
 
 class CompositionError(CoeError, code="composition_failed"):

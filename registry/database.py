@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import create_engine, event
@@ -16,6 +18,8 @@ from registry.errors import StoreError
 from registry.storage import coe_home, translate_disk_full
 
 _BUSY_TIMEOUT_S = 30.0
+_SETTLE_MS = 200
+"""Milliseconds that a change waits for readers before it leaves its log beside the file."""
 _WRITES = "registry_writes"
 T = TypeVar("T")
 
@@ -48,6 +52,35 @@ def open_engine(url: str | None) -> tuple[Engine, str]:
     return engine, shown
 
 
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """Which file a database is in. A file that replaces it has another one, under the same path."""
+
+    path: Path
+    device: int
+    inode: int
+
+
+def file_identity(engine: Engine) -> FileIdentity | None:
+    """The file of an SQLite database; None for one in memory or on a server.
+
+    Raises:
+        StoreError: the file does not exist, or its folder may not be read.
+    """
+    name = engine.url.database
+    if engine.dialect.name != "sqlite" or not name or name == ":memory:" or name.startswith("file:"):
+        return None
+    try:
+        stat = Path(name).stat()
+    except OSError as error:
+        raise StoreError(
+            f"the registry {engine.url.render_as_string(hide_password=True)} cannot be used: its file "
+            f"{error.strerror.lower() if error.strerror else error}. Put it back, or register the experts again: "
+            "`coe registry apply FILE`"
+        ) from error
+    return FileIdentity(Path(name), stat.st_dev, stat.st_ino)
+
+
 def shown_url(url: str) -> str:
     """The URL without its password."""
     try:
@@ -71,6 +104,23 @@ def writing(engine: Engine) -> Iterator[Connection]:
     """A write transaction; on SQLite it takes the write lock at its start, so that it cannot fail to get it later."""
     with engine.connect() as connection, connection.execution_options(**{_WRITES: True}).begin():
         yield connection
+
+
+def settle(engine: Engine) -> None:
+    """Move what was written from the write-ahead log into the file of an SQLite database, if no reader is in the way.
+
+    The file is then complete: it can be copied, and a file put in its place is not mixed with a log of the old one.
+    """
+    raw = engine.raw_connection()
+    try:
+        cursor = raw.cursor()
+        with suppress(sqlite3.Error):  # the change is stored all the same
+            cursor.execute(f"PRAGMA busy_timeout={_SETTLE_MS}")
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            cursor.execute(f"PRAGMA busy_timeout={int(_BUSY_TIMEOUT_S * 1000)}")
+        cursor.close()
+    finally:
+        raw.close()
 
 
 def with_retries(work: Callable[[], T]) -> T:

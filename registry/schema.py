@@ -13,6 +13,11 @@ from registry.tables import SCHEMA, alembic_version, metadata, state
 _STEPS = Path(__file__).parent / "migrations"
 
 
+def is_current(connection: Connection) -> bool:
+    """Whether a database has the format of this program, so that nothing needs to be written to open it."""
+    return _format(connection) == SCHEMA
+
+
 def prepare(connection: Connection, shown_url: str) -> None:
     """Bring a database to the format of this program, inside the write transaction.
 

@@ -111,13 +111,10 @@ def _is_link(path: Path) -> bool:
         return False
 
 
-def resolve(spec: ExpertSpec, *, download: bool = True) -> Path:
+def resolve(spec: ExpertSpec) -> Path:
     """The folder or GGUF file of an expert on this machine; files on the hub are downloaded (resumable) if necessary.
 
     A folder without safetensors that holds one GGUF file is that file.
-
-    Args:
-        download: False raises SourceError for files of the hub that are not in its cache.
 
     Raises:
         SourceError: the path does not exist, a folder holds several GGUF files, the hub refuses or cannot be reached,
@@ -128,7 +125,7 @@ def resolve(spec: ExpertSpec, *, download: bool = True) -> Path:
     if not has_files(spec):
         raise SourceError(f"{spec.ref} ({spec.source or 'composed'}) has no files of its own")
     if kind is SourceKind.HUB:
-        return _download(spec.source, spec.revision, local_only=not download)
+        return _download(spec.source, spec.revision)
     path = local_path(spec.source)
     if not path_exists(path):
         target = f" (a symbolic link to {path.readlink()}, which does not exist)" if _is_link(path) else ""
@@ -151,6 +148,17 @@ def _gguf_inside(folder: Path) -> Path | None:
         names = ", ".join(file.name for file in found[:3]) + (", ..." if len(found) > 3 else "")
         raise SourceError(f"{folder} holds {len(found)} GGUF files ({names}): set the source to one of them")
     return found[0] if found else None
+
+
+def resolve_here(spec: ExpertSpec) -> Path | None:
+    """Like `resolve`, without a download: None if the files are not on this machine. Raises SourceError likewise."""
+    if has_files(spec) and source_kind(spec.source, engine=spec.engine) is SourceKind.HUB:
+        try:
+            return _download(spec.source, spec.revision, local_only=True)
+        except SourceError:
+            hub_match(spec.source)  # an invalid source is an error, not a missing file
+            return None
+    return resolve(spec) if is_here(spec) else None
 
 
 def is_here(spec: ExpertSpec) -> bool:

@@ -5,7 +5,8 @@
         snapshot = registry.snapshot()            # immutable, picklable; a running service holds one
 
 Every change is one transaction that first locks the counter of changes: writers queue there, and readers see the
-registry before or after a change, never in between.
+registry before or after a change, never in between. A database file that is replaced by another one while a registry is
+open is noticed at the next use, and opened.
 """
 
 from __future__ import annotations
@@ -19,11 +20,20 @@ from typing import Self, TypeVar
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.engine import Connection
 
-from registry.database import open_engine, reading, translate_errors, with_retries, writing
+from registry.database import (
+    FileIdentity,
+    file_identity,
+    open_engine,
+    reading,
+    settle,
+    translate_errors,
+    with_retries,
+    writing,
+)
 from registry.digest import identity
-from registry.errors import RegistryError, UnknownExpert
+from registry.errors import RegistryError, StoreError, UnknownExpert
 from registry.profiles import AGGREGATION, ProfileRow, Profiles, read, record
-from registry.schema import prepare
+from registry.schema import is_current, prepare
 from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
 from registry.tables import experts as _experts
 from registry.tables import state as _state
@@ -83,8 +93,9 @@ class Registry:
 
     def __init__(self, url: str | None = None) -> None:
         self._engine, self.url = open_engine(url)
+        self._file: FileIdentity | None = None
         try:
-            self._write(lambda connection: prepare(connection, self.url))
+            self._prepare()
         except RegistryError:
             self.close()
             raise
@@ -142,6 +153,15 @@ class Registry:
             version = connection.execute(select(_state.c.version)).scalar_one()
             return Snapshot(version, _current(connection))
 
+    def revision(self) -> tuple[object, int]:
+        """A value that differs after every change of the experts: the identity of the database, and its version.
+
+        Raises:
+            StoreError: the database cannot be read now.
+        """
+        with self._read() as connection:
+            return self._file, connection.execute(select(_state.c.version)).scalar_one()
+
     def record(self, rows: Sequence[ProfileRow]) -> None:
         """Store measurements in one transaction; earlier rows of the same sources and experts are replaced.
 
@@ -175,7 +195,8 @@ class Registry:
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with translate_errors(self.url), reading(self._engine) as connection:
+        self._follow()
+        with self._fresh_after_errors(), reading(self._engine) as connection:
             yield connection
 
     def _write(self, work: Callable[[Connection], T]) -> T:
@@ -183,8 +204,46 @@ class Registry:
             with writing(self._engine) as connection:
                 return work(connection)
 
-        with translate_errors(self.url):
-            return with_retries(attempt)
+        self._follow()
+        with self._fresh_after_errors():
+            result = with_retries(attempt)
+            if self._file is not None:
+                settle(self._engine)
+            return result
+
+    def _follow(self) -> None:
+        """Open the database again if another file is at its place. Raises StoreError if none is."""
+        if self._file is not None and file_identity(self._engine) != self._file:
+            self._engine.dispose()
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Create or upgrade the tables; a current database is only read, so its file may be read-only."""
+
+        def attempt() -> bool:
+            with reading(self._engine) as connection:
+                if is_current(connection):
+                    return False
+            with writing(self._engine) as connection:
+                prepare(connection, self.url)
+            return True
+
+        with self._fresh_after_errors():
+            wrote = with_retries(attempt)
+            self._file = file_identity(self._engine)
+            if wrote and self._file is not None:
+                settle(self._engine)
+
+    @contextmanager
+    def _fresh_after_errors(self) -> Iterator[None]:
+        """Translate errors, and use new connections after one: the file may have been overwritten."""
+        try:
+            with translate_errors(self.url):
+                yield
+        except StoreError:
+            if self._file is not None:  # a database in memory lives in its connection
+                self._engine.dispose()
+            raise
 
 
 def _change(connection: Connection, add: Sequence[ExpertSpec], remove: Sequence[str]) -> list[ExpertSpec]:

@@ -55,8 +55,7 @@ async def asking(host: Host, policies: Mapping[str, Policy]) -> AsyncIterator[As
 
     async def through(model: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         try:
-            query = query_of(request)
-            routed = await batch.route(orchestrator, query, model, long=orchestrator.may_count(query))
+            routed = await batch.route(orchestrator, query_of(request), model)
         except RouterError as error:
             raise InvalidRequest(str(error)) from error
         reply = orchestrator.reply(replace(request, stream=False), routed)

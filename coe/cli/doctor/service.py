@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
@@ -28,8 +29,10 @@ def port(host: str, number: int) -> Iterator[Finding]:
     try:
         check_port(host, number)
     except ConfigError as error:
-        if _is_service(host, number):
+        health = _health(host, number)
+        if health is not None:
             yield Finding("port", Level.OK, f"a service answers at http://{place}/v1")
+            yield from _warnings(health)
         else:
             fix = (
                 f"stop what listens there, or choose another: coe serve --port {number + 1 if number < 65535 else 8000}"
@@ -122,14 +125,34 @@ def ray() -> Iterator[Finding]:
             yield Finding("ray", Level.WARNING, text, "give the container more shared memory: docker run --shm-size=1g")
 
 
-def _is_service(host: str, number: int) -> bool:
-    """Whether a service of ours answers at the port."""
+def _warnings(health: Mapping[str, Any]) -> Iterator[Finding]:
+    """What a running service reports about itself in `/health`."""
+    if problem := health.get("problem"):
+        yield Finding("service", Level.BROKEN, str(problem), "see the output of `coe serve` and its log files")
+    for warning in health.get("warnings") or ():
+        yield Finding("service", Level.WARNING, str(warning), "see the output of `coe serve`")
+    for state in health.get("hosts") or ():
+        if not state.get("responds", True):
+            text = f"host {state.get('id')} of pool {state.get('pool')} does not respond"
+            yield Finding("service", Level.WARNING, text, "other hosts take its requests; see its process")
+
+
+def _health(host: str, number: int) -> dict[str, Any] | None:
+    """The `/health` of a service of ours that answers at the port; None if none does."""
     place = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
     place = f"[{place}]" if ":" in place else place
     try:
         with urllib.request.urlopen(f"http://{place}:{number}/health", timeout=HEALTH_S) as answer:
-            return isinstance(json.loads(answer.read(2**20)), dict)
+            return _object(answer.read(2**20))
     except urllib.error.HTTPError as error:
-        return error.code == 503
+        return (_object(error.read(2**20)) or {}) if error.code == 503 else None
     except (TimeoutError, OSError, ValueError):
-        return False
+        return None
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

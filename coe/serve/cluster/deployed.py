@@ -6,9 +6,13 @@ Import after Ray's environment variables are set; Ray reads them on import.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from coe.serve.cluster.gateway import APP, GATEWAY
@@ -29,9 +33,20 @@ def running(deployment: DeploymentStatusOverview) -> int:
 
 
 def states(deployment: str) -> list[dict[str, Any]]:
-    """State that each process of a deployment reports."""
-    answers = serve.get_deployment_handle(deployment, APP).broadcast("state").results(return_exceptions=True)
+    """State that each process of a deployment reports; none if one of them does not respond."""
+    asked = serve.get_deployment_handle(deployment, APP).broadcast("state")
+    try:
+        answers = asked.results(timeout_s=TAKEN_S, return_exceptions=True)
+    except TimeoutError:
+        return []
     return [answer for answer in answers if isinstance(answer, dict)]
+
+
+def tell(warnings: Sequence[str]) -> None:
+    """Show warnings in the `/health` of every gateway that runs now and responds."""
+    told = serve.get_deployment_handle(GATEWAY, APP).broadcast("told", list(warnings))
+    with suppress(TimeoutError, RayServeException, RayError):
+        told.results(timeout_s=TAKEN_S, return_exceptions=True)
 
 
 def behind(generation: int) -> int:

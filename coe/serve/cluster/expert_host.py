@@ -49,6 +49,7 @@ class ExpertHost:
         self._changed = asyncio.Condition()
         self._calls: dict[str, Counter[str]] = {}  # gateway -> residency -> its calls, waiting or in progress
         self.loaded_s: dict[str, float] = {}
+        self.failed: dict[str, str] = {}
 
     async def reconfigure(self, document: Mapping[str, Any]) -> None:
         """Serve the experts of a new catalog. The first catalog also loads the pinned experts."""
@@ -100,6 +101,7 @@ class ExpertHost:
             "generation": self._generation,
             "resident": sorted(host.resident),
             "loaded_s": self.loaded_s,
+            "failed": self.failed,
             "loads": dict(host.loads),
             "used_bytes": host.cache.used_bytes,
             "budget_bytes": host.cache.budget_bytes,
@@ -165,12 +167,21 @@ class ExpertHost:
         return self._host
 
     async def _load_pinned(self, host: Host) -> None:
-        """Load the pinned experts before the first request, and log the seconds of each."""
-        for name in sorted(host.cache.pins):
-            started = time.perf_counter()
-            async with host.cache.lease(name):
-                self.loaded_s[name.partition("@")[0]] = round(time.perf_counter() - started, 3)
-            log.info("%s loaded in %.2f s", name, self.loaded_s[name.partition("@")[0]])
+        """Load the pinned experts before the first request, and log the seconds of each.
+
+        One that cannot be loaded is recorded, and fails its own requests: `coe serve` refuses to start with it, but a
+        host that restarts later must serve the others.
+        """
+        for ref in sorted(host.cache.pins):
+            name, started = ref.partition("@")[0], time.perf_counter()
+            try:
+                async with host.cache.lease(ref):
+                    self.loaded_s[name] = round(time.perf_counter() - started, 3)
+            except CoeError as error:
+                self.failed[name] = str(error)
+                log.error("%s is pinned and cannot be loaded: %s", name, error)
+            else:
+                log.info("%s loaded in %.2f s", name, self.loaded_s[name])
 
 
 def own_config(config: Config, pool: HostPoolConfig, snapshot: Snapshot) -> Config:

@@ -6,26 +6,24 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ray import serve
 
 from coe.config import Config
-from coe.local import build_policies
 from coe.orchestrator import Orchestrator
-from coe.policy import Policy
 from coe.serve.cluster.catalog import Catalog
+from coe.serve.cluster.last_good import LastGood
 from coe.serve.cluster.placement import BOARD
+from coe.serve.cluster.policies import Loaded, load_policies, load_what_loads
 from coe.serve.cluster.pool_client import PoolClient
 from coe.serve.decisions.log import DecisionLog
 from coe.serve.http.api import build_api
 from coe.serve.http.metrics import Metrics
 from coe.serve.http.service import Service
 from coe.signals.features import Signals
-from coe.tokens import Tokenizers
 from registry.store import Snapshot
-from routers.base import Query
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -53,7 +51,10 @@ class Gateway:
         process = f"{socket.gethostname()}-{os.getpid()}"
         self._log = None if settings.log.folder is None else DecisionLog(settings.log, process=process)
         self._metrics = Metrics(process, dropped=self._dropped, in_flight=self._in_flight, pages=self._pages)
-        self._generation, self._tokenizers = EMPTY.generation, Tokenizers()
+        self._generation = EMPTY.generation
+        self._kept = LastGood()
+        self._own_warnings: tuple[str, ...] = ()
+        self._told: tuple[str, ...] = ()
         self._service = Service(
             self._orchestrator(EMPTY, {}),
             settings=settings,
@@ -68,24 +69,37 @@ class Gateway:
     async def reconfigure(self, document: Mapping[str, Any]) -> None:
         """Use a new catalog. Requests in progress keep the one they started with.
 
-        A catalog whose routers fail to load is logged and ignored; only the first catalog raises.
+        A catalog whose routers fail to load is logged and ignored. From the first one, what can be loaded is used, and
+        what cannot is refused request by request: Serve would start a replica that raises again and again, while
+        clients wait.
         """
         catalog = Catalog.from_json(document)
+        signals = Signals(catalog.snapshot, self._engines)  # unloads after the last request that uses it
+        first = not len(self._service.orchestrator.snapshot)
         try:
-            signals = Signals(catalog.snapshot, self._engines)  # unloads after the last request that uses it
-            policies = await asyncio.to_thread(build_policies, catalog.policies, catalog.snapshot, signals)
-            await asyncio.to_thread(warm, policies.values())
+            load = load_what_loads if first else load_policies
+            loaded: Loaded = await asyncio.to_thread(load, catalog, signals, self._kept)
         except Exception:
-            if not len(self._service.orchestrator.snapshot):
-                raise  # without a first catalog the replica cannot start
             # The catalog was checked before the push, so a file disappeared since. Serve kills a replica that raises
             # here.
             log.exception("catalog %d failed to load; keeping the previous one", catalog.generation)
             return
         self._hosts.update(catalog)
-        self._service.update(self._orchestrator(catalog, policies))
-        self._generation = catalog.generation
-        log.info("catalog %d: %d experts, policies %s", catalog.generation, len(catalog.snapshot), ", ".join(policies))
+        self._service.update(self._orchestrator(catalog, loaded.policies))
+        self._generation, self._own_warnings = catalog.generation, loaded.warnings
+        self._warn()
+        for warning in loaded.warnings:
+            log.warning("%s", warning)
+        names = ", ".join(loaded.policies)
+        log.info("catalog %d: %d experts, policies %s", catalog.generation, len(catalog.snapshot), names)
+
+    async def told(self, warnings: Sequence[str]) -> None:
+        """Show what `coe serve` found, in `/health`: files that changed, a registry that cannot be read."""
+        self._told = tuple(warnings)
+        self._warn()
+
+    def _warn(self) -> None:
+        self._service.warnings = (*self._own_warnings, *self._told)
 
     async def state(self) -> dict[str, Any]:
         """The generation of the catalog in use."""
@@ -118,16 +132,9 @@ class Gateway:
             ask=self._hosts.ask,
             default_policy=catalog.default_policy,
             load_s=self._hosts.load_s,
-            tokenizers=self._tokenizers,
         )
 
     def __del__(self) -> None:
         self._service.close()
         if self._log is not None:
             self._log.close()
-
-
-def warm(policies: Iterable[Policy]) -> None:
-    """Route one query with each policy, so that encoders load before the first request."""
-    for policy in policies:
-        policy.router.estimate([Query.of("Which expert answers this?")])

@@ -13,7 +13,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from uuid import uuid4
@@ -134,11 +134,15 @@ class Board:
             heard = [view for name, view in views.items() if name not in self._silent]
             return [self._corrected(view) for view in heard or views.values()]
 
-    def open(self, residency: str, pools: Sequence[str]) -> Call:
-        """Choose the host of a call among those of the pools, and count the call there until `close`."""
+    def open(self, residency: str, pools: Sequence[str], avoid: Collection[str] = ()) -> Call:
+        """Choose the host of a call among those of the pools, and count the call there until `close`.
+
+        Args:
+            avoid: hosts that have refused the call.
+        """
         with self._lock:
             number = next(self._numbers)
-            hosts = [(host, pool) for pool in pools for host in self.hosts(pool)]
+            hosts = [(host, pool) for pool in pools for host in self.hosts(pool) if host.id not in avoid]
             call = Call(f"{self.origin}/{number}", residency, pools[0], self._clock())
             self._calls[call.id] = call
             if hosts:
@@ -166,6 +170,11 @@ class Board:
         with self._lock:
             self._calls.pop(call.id, None)
             self._leave(call)
+
+    def knows_another(self, pools: Sequence[str], avoid: Collection[str]) -> bool:
+        """Whether a host of the pools that responds is not among those to avoid."""
+        with self._lock:
+            return any(set(self._views.get(pool, ())) - self._silent - set(avoid) for pool in pools)
 
     def in_use(self, deployment: str) -> set[str]:
         """The hosts whose response matters now: those with calls of this gateway, and those that do not respond."""

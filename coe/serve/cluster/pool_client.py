@@ -3,7 +3,8 @@
 A call whose answer has not started is retried on another host, or on the replacement if there is no other, when its
 host dies or does not respond for `serve.host_silent_s` (`liveness`). After the first text it ends with an error, since
 text a client has received cannot be taken back. With `GenerateRequest.stream` False the answer starts only when it is
-whole. If a gateway or the proxy dies, its client connections break; the official client retries those, as it does 5xx.
+whole. An error that is about the host's process (`Scope.PROCESS`) is retried on the other hosts likewise. If a gateway
+or the proxy dies, its client connections break; the official client retries those, as it does 5xx.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from coe.errors import EngineError, HostLost, Overloaded, UnknownModel
+from coe.errors import CoeError, EngineError, HostLost, Overloaded, Scope, UnknownModel
 from coe.serve.cluster.catalog import Catalog, serving
 from coe.serve.cluster.liveness import HostSilent, unless_lost
 from coe.serve.cluster.placement import Board, Call
@@ -78,9 +79,10 @@ class PoolClient:
             residency = catalog.snapshot.residency(expert)
         except UnknownExpert as error:
             raise UnknownModel(str(error)) from error
+        refused: set[str] = set()
         for _ in range(ATTEMPTS):
             shown = False
-            call = self._board.open(residency, self._serving[expert])
+            call = self._board.open(residency, self._serving[expert], avoid=refused)
             pieces = self._pieces(expert, call, request, catalog.generation)
             try:
                 async for piece in pieces:
@@ -89,6 +91,11 @@ class PoolClient:
                     shown = True
                     yield piece
                 return
+            except CoeError as error:  # from the host
+                refused.add(call.host or "")
+                others = self._board.knows_another(self._serving[expert], refused)
+                if shown or error.scope is not Scope.PROCESS or not others:
+                    raise
             except RayTaskError as error:  # a bug in the host's code; the traceback is in the host's log
                 raise EngineError(f"the host of {expert!r} failed: {error.cause}") from error
             except (BackPressureError, DeploymentUnavailableError) as error:

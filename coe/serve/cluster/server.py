@@ -21,6 +21,7 @@ from coe.config import Config, HostPoolConfig
 from coe.errors import CoeError, ConfigError
 from coe.serve.cluster.catalog import serving
 from coe.serve.cluster.expert_host import own_config
+from coe.serve.cluster.file_watch import FileWatch
 from coe.serve.cluster.source import Source
 from registry.errors import RegistryError
 from routers.errors import RouterError
@@ -68,6 +69,7 @@ class Server:
         self._source, self._say = source, say
         self._settings = source.config.serve
         self._ray_begun = False
+        self._files, self._warnings, self._not_reloaded = FileWatch(), list[str](), ""
 
     def __enter__(self) -> Self:
         if self._settings.ray is None:
@@ -84,15 +86,34 @@ class Server:
         self._stop()
 
     def watch(self, stop: threading.Event) -> None:
-        """Push a new catalog whenever the registry or a file changes, and report the health of the processes."""
+        """Push a new catalog whenever the registry or a file changes, and report the health of processes and files."""
         health = ""
         while not stop.wait(self._settings.watch_s):
             health = self._tell_health(health)
             try:
                 if self._source.changed():
                     self._push()
-            except (CoeError, RegistryError, RouterError) as error:
+                    self._not_reloaded = ""
+            except (CoeError, RegistryError, RouterError, OSError) as error:
+                self._not_reloaded = f"not reloaded: {error}"
                 self._say("not reloaded", f"{error}\nThe service continues unchanged.")
+            self._tell_warnings()
+
+    def _tell_warnings(self) -> None:
+        """Report what is wrong with inputs and files: each change on the terminal, all of it in `/health`."""
+        from coe.serve.cluster import deployed
+
+        files = self._files.problems(self._source.catalog.snapshot.experts.values())
+        for problem in files:
+            if problem not in self._warnings:
+                self._say("files", f"{problem}\nWeights in memory stay as they are; the next load is refused.")
+        for problem in self._warnings:
+            if problem not in files and not problem.startswith("not reloaded"):
+                self._say("files", f"as registered again: {problem}")
+        before = self._warnings
+        self._warnings = [*([self._not_reloaded] if self._not_reloaded else []), *files]
+        if self._warnings or before:  # again in each round: a gateway may have started since
+            deployed.tell(self._warnings)
 
     def _push(self) -> None:
         from coe.serve.cluster import deployed
@@ -171,6 +192,9 @@ class Server:
         self._await_running(tell)
         for pool in self._settings.pools:
             for state in deployed.states(pool.name):
+                if state["failed"]:
+                    reasons = "; ".join(f"{name}: {reason}" for name, reason in sorted(state["failed"].items()))
+                    raise ConfigError(f"the service cannot start: pinned experts of {pool.name} fail: {reasons}")
                 if state["loaded_s"]:
                     times = ", ".join(f"{name} in {seconds:.1f} s" for name, seconds in state["loaded_s"].items())
                     self._say(pool.name, f"loaded {times}")

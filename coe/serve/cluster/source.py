@@ -12,9 +12,9 @@ from coe.local import build_policies
 from coe.orchestrator import Orchestrator
 from coe.serve.cluster.catalog import Catalog, serving
 from coe.serve.cluster.expert_host import own_config
-from registry.errors import UnknownExpert
+from registry.errors import RegistryError, UnknownExpert
 from registry.store import Snapshot
-from routers.artifacts import META
+from routers.artifacts import ARRAYS, META
 
 FIXED = ("engines", "host", "serve", "registry", "experts")
 """Sections that are fixed while a service runs; the others may change."""
@@ -74,11 +74,19 @@ class Source:
         return config.model_copy(update={"serve": serve})
 
     def _stamps(self, config: Config) -> object:
-        """A fingerprint of the inputs: times and sizes of the files, version of the registry."""
-        routers = [policy.router / META for policy in config.policies.values() if policy.router is not None]
+        """A fingerprint of the inputs: identity, times and sizes of the files, revision of the registry."""
+        folders = [policy.router for policy in config.policies.values() if policy.router is not None]
+        routers = [folder / name for folder in folders for name in (META, ARRAYS)]
         priors = [path for policy in config.policies.values() for path in policy.composition.files]
         files = [_stamp(path) for path in (self.path, *config.experts, *routers, *priors)]
-        return files, None if config.experts else self._registry.snapshot().version
+        return files, None if config.experts else self._revision()
+
+    def _revision(self) -> object:
+        """The revision of the registry, or why it cannot be read: then `reread` raises that, once."""
+        try:
+            return self._registry.revision()
+        except RegistryError as error:
+            return str(error)
 
 
 def check(config: Config, catalog: Catalog) -> None:
@@ -109,9 +117,10 @@ def _nobody(expert: str, request: object) -> Any:
     raise AssertionError("no expert is called while a configuration is checked")
 
 
-def _stamp(path: Path) -> tuple[str, int, int]:
+def _stamp(path: Path) -> tuple[str, int, int, int]:
+    """Identity, time and size of a file; zeros and the reason of one that cannot be looked at."""
     try:
         stat = path.stat()
-    except FileNotFoundError:
-        return str(path), 0, 0
-    return str(path), stat.st_mtime_ns, stat.st_size
+    except OSError as error:
+        return str(path), 0, 0, -(error.errno or 1)
+    return str(path), stat.st_ino, stat.st_mtime_ns, stat.st_size

@@ -95,6 +95,33 @@ async def test_pinned_experts_are_loaded_before_the_host_is_ready() -> None:
     assert (await host.state())["resident"] == ["b"] and host.loaded_s.keys() == {"b"}
 
 
+async def test_a_pinned_expert_that_cannot_be_loaded_is_reported_and_the_others_answer() -> None:
+    """A host that restarts after files have gone must not leave its pool without a process."""
+    host = await started(model("a"), model("bad", "fake://fail?at=load"), pins=("a", "bad"))
+    state = await host.state()
+    assert (
+        state["resident"] == ["a"] and state["failed"].keys() == {"bad"} and "failed to load" in state["failed"]["bad"]
+    )
+    assert (await host.whole("a", request("hi"), 1)).text == "HI"  # type: ignore[union-attr]
+    assert isinstance(await host.whole("bad", request(), 1), EngineError)
+
+
+async def test_calls_are_counted_by_gateway_and_residency_from_arrival_to_the_end() -> None:
+    host = await started(model("a"), ExpertSpec(name="x", kind=Kind.ADAPTER, base="a", source="fake://echo"))
+    streams = [host.stream(name, request(), 1, call) for name, call in (("a", "g1/0"), ("x", "g1/1"), ("x", "g2/0"))]
+    for stream in streams:
+        await anext(stream)
+    report = await host.record_routing_stats()
+    assert report["calls"] == {"g1": {"a": 2}, "g2": {"a": 1}} and report["places"] == {"a": 8}
+    await streams[0].aclose()
+    assert [piece async for piece in streams[1]]
+    assert (await host.record_routing_stats())["calls"] == {"g2": {"a": 1}}
+    await streams[2].aclose()
+    assert isinstance(await host.whole("nobody", request(), 1, "g1/2"), UnknownModel)
+    report = await host.record_routing_stats()
+    assert report["calls"] == {} and report["answer_s"].keys() == {"a"}
+
+
 async def test_a_new_catalog_serves_new_experts_and_new_weights_of_old_ones_without_a_restart() -> None:
     host = await started(model("a", version=1))
     running = host.stream("a", request("still the old one"), 1)

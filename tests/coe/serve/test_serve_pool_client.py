@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from coe.config import HostPoolConfig
-from coe.errors import EngineError, HostLost, InvalidRequest, Overloaded, UnknownModel
+from coe.errors import CoeError, EngineError, HostLost, InvalidRequest, Overloaded, UnknownModel
 from coe.serve.cluster.catalog import Catalog
 from coe.serve.cluster.placement import HEARD_S, Board, HostStatus
 from coe.serve.cluster.pool_client import ATTEMPTS, PoolClient
@@ -38,7 +38,7 @@ class Stream:
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         for piece in self.pieces:
-            if isinstance(piece, Exception) and not isinstance(piece, EngineError | InvalidRequest):
+            if isinstance(piece, Exception) and not isinstance(piece, CoeError):
                 raise piece
             yield piece
 
@@ -186,3 +186,19 @@ async def test_before_any_host_status_the_first_pool_is_called() -> None:
     first, second = Handle(Chunk("x", "stop", Usage(1, 1))), Handle()
     assert await ask(hosts(big=first, other=second), "solo", WHOLE) == "x"
     assert hosts(big=first).load_s()["solo"] == 0.0
+
+
+async def test_an_error_about_the_process_is_retried_on_each_other_host_and_then_passed_on() -> None:
+    board = Board(clock=lambda: 0.0)
+    board.publish("hosts", [HostStatus(name, load_s={"solo": 0.0}) for name in ("a", "b")])
+    full, answer = Overloaded("too many requests are waiting"), Chunk("x", "stop", Usage(1, 1))
+    handle = Handle(full, answer, full, full)
+    system = hosts(board, hosts=handle)
+    assert await ask(system, "solo", WHOLE) == "x" and len(handle.calls) == 2
+    with pytest.raises(Overloaded, match="are waiting"):
+        await ask(system, "solo", WHOLE)
+    assert len(handle.calls) == 4, "each host once"
+    begun = Handle([Chunk("half"), full])
+    with pytest.raises(Overloaded):
+        await ask(hosts(board, hosts=begun), "solo", STREAM)
+    assert len(begun.calls) == 1

@@ -1,6 +1,7 @@
 """What a service starts with and changes to: read, checked as a whole, and refused if invalid."""
 
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from coe.compose.option_prior import FEATURES, OptionPrior
 from coe.errors import ConfigError
 from coe.serve.cluster.source import Source
-from registry.errors import InvalidSpec
+from registry.errors import InvalidSpec, StoreError
 from registry.spec import ExpertSpec, Kind
 from registry.store import Registry
 
@@ -120,6 +121,83 @@ def test_a_registry_is_watched_by_its_version(tmp_path: Path) -> None:
             registry.add(ExpertSpec(name="b", kind=Kind.MODEL, source="fake://echo"))
             assert source.changed() and set(source.reread()[0].snapshot) == {"a", "b"}
             assert not source.changed()
+
+
+@pytest.fixture
+def registered(tmp_path: Path) -> Path:
+    """A configuration with a registry that holds `a`."""
+    (tmp_path / "service.yaml").write_text(f"registry: sqlite:///{tmp_path}/registry.db\n")
+    made(tmp_path / "registry.db", "a")
+    return tmp_path / "service.yaml"
+
+
+def made(path: Path, *names: str) -> Path:
+    with Registry(f"sqlite:///{path}") as registry:
+        registry.change([ExpertSpec(name=name, kind=Kind.MODEL, source="fake://echo") for name in names])
+    return path
+
+
+def test_a_registry_file_in_place_of_another_is_read_even_if_its_version_is_the_same(registered: Path) -> None:
+    with Source(registered) as source:
+        assert not source.changed()
+        made(registered.parent / "other.db", "b").replace(registered.parent / "registry.db")
+        assert source.changed() and set(source.reread()[0].snapshot) == {"b"}
+        assert not source.changed()
+
+
+@pytest.mark.parametrize("damage", ["removed", "garbage", "overwritten", "newer"])
+def test_a_registry_that_cannot_be_read_is_reported_once_and_read_when_it_is_back(
+    registered: Path, damage: str
+) -> None:
+    path = registered.parent / "registry.db"
+    with Source(registered) as source:
+        before = source.catalog
+        if damage == "newer":
+            newer = made(registered.parent / "newer.db", "a")
+            connection = sqlite3.connect(newer)
+            with connection:
+                connection.execute("UPDATE registry_state SET schema = 99")
+            connection.close()
+            newer.replace(path)
+        elif damage == "overwritten":
+            path.write_text("not a database " * 1000)
+        else:
+            path.rename(registered.parent / "aside.db")
+            if damage == "garbage":
+                path.write_text("not a database " * 1000)
+        assert source.changed()
+        with pytest.raises(StoreError, match="registry.db"):
+            source.reread()
+        assert source.catalog is before and not source.changed(), "reported once"
+        made(registered.parent / "back.db", "a", "b").replace(path)
+        assert source.changed() and set(source.reread()[0].snapshot) == {"a", "b"}
+
+
+@pytest.mark.parametrize("damage", ["removed", "invalid"])
+def test_an_experts_file_that_is_gone_or_invalid_changes_nothing_until_it_is_back(service: Path, damage: str) -> None:
+    experts = service.parent / "experts.yaml"
+    with Source(service) as source:
+        before = source.catalog
+        if damage == "removed":
+            experts.unlink()
+        else:
+            write(experts, "experts: [")
+        assert source.changed()
+        with pytest.raises(InvalidSpec, match="experts.yaml"):
+            source.reread()
+        assert source.catalog is before and not source.changed()
+        write(experts, EXPERTS.format(loud="upper"))
+        assert source.changed() and source.reread()[0].generation == 2
+
+
+def test_a_file_that_cannot_be_looked_at_is_a_change_and_not_an_exception(service: Path, tmp_path: Path) -> None:
+    with Source(service) as source:
+        folder = service.parent / "experts.yaml"
+        folder.unlink()
+        folder.symlink_to(folder)  # a loop
+        assert source.changed()
+        with pytest.raises(InvalidSpec, match="experts.yaml"):
+            source.reread()
 
 
 @pytest.mark.parametrize(
