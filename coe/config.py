@@ -211,6 +211,20 @@ class ServeConfig(_Section):
     """Most requests in flight per gateway process; more get HTTP 429."""
     max_body_bytes: ByteSize = ByteSize(4 * 2**20)
     """Most bytes of a request's body; larger ones get HTTP 413."""
+    max_uploads: Annotated[int, Field(ge=1)] = 1024
+    """Most bodies that a gateway process reads at once; beyond them the oldest is given up with HTTP 408."""
+    max_uploads_bytes: ByteSize = ByteSize(256 * 2**20)
+    """Most bytes that unfinished bodies may hold in a gateway process; beyond them the oldest is given up."""
+    body_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    """Most seconds until a request's body is whole; slower ones get HTTP 408."""
+    body_idle_s: Annotated[float, Field(gt=0)] = 10.0
+    """Most seconds without a byte of a body that is not whole; then HTTP 408."""
+    allowed_hosts: tuple[str, ...] | None = None
+    """Values of the `Host` header that are served, such as `api.example.com`, `*.example.com` or `*`; others get HTTP
+    403. null takes `localhost`, `host` and all IP addresses if `host` is a loopback address, else `*`."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may send requests, such as `https://app.example.com`, or `*`; requests of other pages get
+    HTTP 403. Programs that are not browsers send no origin."""
     watch_s: Annotated[float, Field(gt=0)] = 2.0
     """Seconds between two looks at the registry and the files of the configuration for changes."""
     host_silent_s: Annotated[float, Field(gt=0)] = 10.0

@@ -10,6 +10,7 @@ from coe.engines.convert import convert_gguf
 from registry.database import shown_url
 from registry.digest import check_files
 from registry.documents import load_document
+from registry.errors import RegistryError
 from registry.reconcile import apply, plan
 from registry.sources import has_files, resolve
 from registry.spec import ExpertSpec
@@ -71,5 +72,29 @@ def locate(spec: ExpertSpec) -> Path:
     check_files(spec, path)
     if path.is_file() and spec.engine in (None, "hf"):  # GGUF, whatever its name; other engines read it themselves
         assert spec.digest is not None  # check_files compared with it
-        return convert_gguf(path, coe_home() / "converted" / spec.digest.removeprefix("sha256:")[:32])
+        return convert_gguf(path, _converted(spec.digest))
     return path
+
+
+def tokenizer_file(spec: ExpertSpec) -> Path | None:
+    """`tokenizer.json` of an expert that is not an adapter, where its files are on this machine: nothing is downloaded.
+
+    That of a GGUF file is in the folder of its conversion, once an engine has loaded it.
+    """
+    if not has_files(spec):
+        return None
+    try:
+        path = resolve(spec, download=False)
+        if path.is_file():
+            if spec.digest is None:
+                return None
+            path = _converted(spec.digest)
+        file = path / "tokenizer.json"
+        return file if file.is_file() else None
+    except (RegistryError, OSError):  # such as a gateway without access to the files
+        return None
+
+
+def _converted(digest: str) -> Path:
+    """The folder into which the GGUF file of that digest is converted."""
+    return coe_home() / "converted" / digest.removeprefix("sha256:")[:32]

@@ -33,6 +33,7 @@ from coe.errors import CoeError, CompositionError, ConfigError, EngineError
 from coe.policy import AUTO, Policy, address
 from coe.routing import Routed, bypass, route
 from coe.seam import expert_error, is_interrupt
+from coe.tokens import TokenCounter, Tokenizers
 from coe.types import Answer, Chunk, Failure, GenerateRequest
 from registry.errors import UnknownExpert
 from registry.store import Snapshot
@@ -90,6 +91,7 @@ class Orchestrator:
         policies: by name; `default_policy` serves `model: "auto"`, and `coe/<name>` addresses any of them.
         ask: calls one expert: `(expert, request) -> chunks`.
         load_s: expected seconds to load each expert now; read only for policies with a latency weight.
+        tokenizers: those of the experts, for the context constraint; kept by the caller across orchestrators.
 
     Raises:
         ConfigError: the fallback of a policy is not a registered expert.
@@ -103,10 +105,12 @@ class Orchestrator:
         ask: AskExpert,
         default_policy: str = "default",
         load_s: Callable[[], Mapping[str, float]] = dict,
+        tokenizers: Tokenizers | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.snapshot, self.policies, self.default_policy = snapshot, dict(policies), default_policy
         self._ask, self._load_s, self._clock = ask, load_s, clock
+        self._counter = TokenCounter(snapshot, tokenizers or Tokenizers())
         for policy in self.policies.values():
             if policy.fallback is not None and policy.fallback not in snapshot.experts:
                 raise ConfigError(
@@ -131,7 +135,12 @@ class Orchestrator:
         policy = address(model, self.policies, self.default_policy, self.snapshot)
         if policy is None:
             return [self._bypass(query, model) for query in queries]
-        return [*route(queries, policy, self.snapshot, self._load_s() if policy.utility.latency_weight else {})]
+        load_s = self._load_s() if policy.utility.latency_weight else {}
+        return [*route(queries, policy, self.snapshot, load_s, self._counter)]
+
+    def may_count(self, query: Query) -> bool:
+        """Whether routing may count the tokens of this query, so that it should not run on an event loop."""
+        return self._counter.may_count(query)
 
     def answer(self, request: GenerateRequest, *, model: str = AUTO, query: Query | None = None) -> Reply:
         """Route one request now; iterate `chunks` of the reply for the answer.
@@ -253,6 +262,7 @@ def _ended(reply: Reply, answer: Answer, text: str) -> Chunk:
 
 
 def query_of(request: GenerateRequest) -> Query:
-    """What a router sees of a request: the conversation and the required format."""
+    """What a router sees of a request: the conversation, the required format and the limit of the answer."""
     messages = request.messages or (Message("user", request.prompt or ""),)
-    return Query(messages, format=request.format)
+    raw = request.prompt is not None
+    return Query(messages, format=request.format, max_tokens=request.max_tokens, raw=raw)

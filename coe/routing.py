@@ -11,16 +11,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from coe.compose import Composition, Single, WithFallback, named_experts, without
+from coe.compose import Composition, FallbackOnly, Single, WithFallback, named_experts, without
 from coe.engines import capabilities
 from coe.errors import InvalidRequest
 from coe.policy import Policy
+from coe.tokens import TokenCounter
 from registry.spec import ExpertSpec
 from registry.store import Snapshot
 from routers.base import Estimate, Query, RoutingDecision
-from routers.constraints import CONTEXT_LENGTH, check, prune
+from routers.constraints import CONTEXT_LENGTH, Eligible, check, no_eligible
 from routers.decision import Utility, decide
-from routers.errors import RouterError
+from routers.errors import NoEligibleExpert, RouterError
 from routers.selectors import Selector, TopK
 
 
@@ -33,6 +34,10 @@ class DecisionInputs:
         load_s: seconds to load each expert at that moment; empty if the policy has no latency weight.
         allowed: the experts that satisfy the constraints.
         seed: breaks ties at random; `None` takes the cheaper expert, then the first.
+        prompt_tokens: expert -> tokens of the prompt by its own tokenizer, where the context constraint counted them.
+        fallback: the policy's fallback, if it satisfies the constraints and no expert that the router knows does: it is
+            the decision.
+        why: why no other expert can take the query, if the fallback is the decision.
     """
 
     estimate: Estimate
@@ -41,9 +46,14 @@ class DecisionInputs:
     select: Selector = field(default_factory=TopK)
     load_s: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
+    prompt_tokens: Mapping[str, int] = field(default_factory=dict)
+    fallback: str | None = None
+    why: str = ""
 
     def decide(self) -> RoutingDecision:
         """The decision; the same inputs always give the same one."""
+        if self.fallback is not None:
+            return RoutingDecision((self.fallback,), (1.0,), (0.0,), 0.0, reason=self.why, fallback=True)
         return decide(
             self.estimate,
             utility=self.utility,
@@ -61,8 +71,9 @@ class Routed:
     Attributes:
         policy: the policy that decided; None if the caller named the expert.
         inputs: the inputs of the decision; None if the caller named the expert.
-        composition: how the chosen experts answer. Includes the policy's fallback if the caller allows it. An expert
-            that the composition names and that cannot take the query is skipped.
+        composition: how the chosen experts answer. Includes the policy's fallback if the caller allows it and it can
+            take the query. An expert that the composition names and that cannot take the query is skipped.
+        eligible: the experts that can take the query, and why the others cannot; None if the caller named the expert.
     """
 
     query: Query
@@ -70,35 +81,72 @@ class Routed:
     policy: Policy | None
     inputs: DecisionInputs | None
     composition: Composition
+    eligible: Eligible | None = None
 
 
 def route(
-    queries: Sequence[Query], policy: Policy, snapshot: Snapshot, load_s: Mapping[str, float]
+    queries: Sequence[Query],
+    policy: Policy,
+    snapshot: Snapshot,
+    load_s: Mapping[str, float],
+    counter: TokenCounter | None = None,
 ) -> list[Routed | RouterError]:
-    """The decision for each query, or the error of a query that no expert can take; the others are not affected."""
-    outcomes: dict[int, Routed | RouterError] = {}
+    """The decision for each query, or the error of a query that no expert can take; the others are not affected.
+
+    Args:
+        counter: counts prompt tokens near the limit of a context; `None` leaves those cases to the experts.
+    """
     engines = capabilities(snapshot.experts)
-    answerable: list[tuple[int, Query, frozenset[str]]] = []
-    for i, query in enumerate(queries):
-        try:
-            answerable.append((i, query, prune([query], snapshot.experts, engines=engines)[0]))
-        except RouterError as error:
-            outcomes[i] = error
-    if answerable:
-        estimate = policy.router.estimate([query for _, query, _ in answerable])
-        inputs = [
-            DecisionInputs(
-                estimate.row(row), _utility(policy, query), allowed, policy.select, load_s, _seed(policy, query)
-            )
-            for row, (_, query, allowed) in enumerate(answerable)
-        ]
-        for (i, query, _), made_from, decided in zip(answerable, inputs, _decide_all(estimate, inputs), strict=True):
-            outcomes[i] = (
-                decided
-                if isinstance(decided, RouterError)
-                else Routed(query, decided, policy, made_from, _composition(policy, query, snapshot.experts))
-            )
+    found = [
+        check(query, snapshot.experts, engines=engines, count=counter.of(query) if counter else None)
+        for query in queries
+    ]
+    outcomes: dict[int, Routed | RouterError] = {
+        i: no_eligible(query, eligible)
+        for i, (query, eligible) in enumerate(zip(queries, found, strict=True))
+        if not eligible.experts
+    }
+    rows = [i for i in range(len(queries)) if i not in outcomes]
+    if rows:
+        estimate = policy.router.estimate([queries[i] for i in rows])
+        inputs = [_inputs(queries[i], found[i], policy, estimate.row(row), load_s) for row, i in enumerate(rows)]
+        for i, made_from, decided in zip(rows, inputs, _decide_all(estimate, inputs), strict=True):
+            outcomes[i] = _routed(queries[i], found[i], policy, made_from, decided)
     return [outcomes[i] for i in range(len(queries))]
+
+
+def _inputs(
+    query: Query, eligible: Eligible, policy: Policy, estimate: Estimate, load_s: Mapping[str, float]
+) -> DecisionInputs:
+    return DecisionInputs(
+        estimate,
+        _utility(policy, query),
+        eligible.among(estimate.experts),
+        policy.select,
+        load_s,
+        _seed(policy, query),
+        prompt_tokens=eligible.counted,
+    )
+
+
+def _routed(
+    query: Query,
+    eligible: Eligible,
+    policy: Policy,
+    inputs: DecisionInputs,
+    decided: RoutingDecision | RouterError,
+) -> Routed | RouterError:
+    """The decision with its composition; that for the fallback if the router knows no expert that can answer."""
+    if isinstance(decided, NoEligibleExpert):
+        known = [e for e in inputs.estimate.experts if query.allowed is None or e in query.allowed]
+        error = decided if not known or eligible.experts & set(known) else no_eligible(query, eligible, known)
+        if policy.fallback not in eligible.experts:
+            return error
+        inputs = replace(inputs, fallback=policy.fallback, why=f"{error}; the fallback {policy.fallback} answers")
+        return Routed(query, inputs.decide(), policy, inputs, FallbackOnly(), eligible)
+    if isinstance(decided, RouterError):
+        return decided
+    return Routed(query, decided, policy, inputs, _composition(policy, eligible), eligible)
 
 
 def bypass(query: Query, expert: str, experts: Mapping[str, ExpertSpec]) -> Routed:
@@ -109,16 +157,11 @@ def bypass(query: Query, expert: str, experts: Mapping[str, ExpertSpec]) -> Rout
     """
     if query.allowed is not None and expert not in query.allowed:
         raise InvalidRequest(f"`model` is {expert!r}, which is not among the allowed experts {sorted(query.allowed)}")
-    why = _check(query, experts).get(expert)
-    if why is not None and not why.startswith(CONTEXT_LENGTH):  # an estimate; the engine counts exactly
+    why = check(query, experts, engines=capabilities(experts)).removed.get(expert)
+    if why is not None and not why.startswith(CONTEXT_LENGTH):  # the engine reports all numbers
         raise InvalidRequest(f"{expert!r} cannot take this request: {why}")
     decision = RoutingDecision((expert,), (1.0,), (1.0,), confidence=1.0, reason="named by the request")
     return Routed(query, decision, None, None, Single())
-
-
-def _check(query: Query, experts: Mapping[str, ExpertSpec]) -> Mapping[str, str]:
-    """Expert -> why the query rules it out, what its engine cannot do included."""
-    return check(query, experts, engines=capabilities(experts)).removed
 
 
 def _utility(policy: Policy, query: Query) -> Utility:
@@ -161,17 +204,16 @@ def _decide(inputs: DecisionInputs) -> RoutingDecision | RouterError:
         return error
 
 
-def _composition(policy: Policy, query: Query, experts: Mapping[str, ExpertSpec]) -> Composition:
+def _composition(policy: Policy, eligible: Eligible) -> Composition:
     """The composition for one query.
 
-    Experts named by a composition obey the same constraints as routed ones. One that cannot take the query is skipped:
-    an error would discard the answers of the others. The fallback is not part of the decision. It answers only if every
-    chosen expert failed before its first text; a batch runs it as one more stage.
+    Experts named by a composition obey the same constraints as routed ones, except the context length: they may get
+    another prompt. One that cannot take the query is skipped: an error would discard the answers of the others. The
+    fallback is not part of the decision. It answers only if every chosen expert failed before its first text; a batch
+    runs it as one more stage.
     """
     composition, fallback = policy.composition, policy.fallback
     if named_experts(composition):
-        removed = _check(query, experts)
-        composition = without(composition, {e: why for e, why in removed.items() if not why.startswith(CONTEXT_LENGTH)})
-    if fallback is None or (query.allowed is not None and fallback not in query.allowed):
-        return composition
-    return WithFallback(composition, fallback)
+        removed = {e: why for e, why in eligible.removed.items() if not why.startswith(CONTEXT_LENGTH)}
+        composition = without(composition, removed)
+    return composition if fallback is None or fallback in eligible.removed else WithFallback(composition, fallback)

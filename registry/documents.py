@@ -13,6 +13,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,21 +22,29 @@ from pydantic import BaseModel, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import ErrorDetails
 
-from registry.errors import InvalidSpec, Problem, without_userinfo
+from registry.errors import InvalidSpec, Problem, SourceError, without_userinfo
+from registry.headers import check_regular
 from registry.spelling import did_you_mean
 
 Loc = tuple[str | int, ...]
 ModelT = TypeVar("ModelT", bound=BaseModel)
-_MOST_CHARACTERS = 2**24
+_MOST_CHARACTERS = 2**22
 _MOST_NODES = 200_000  # of a document with its aliases expanded
 _MOST_LEVELS = 100
 _MOST_BITS = 256  # of an integer
+_MOST_BASE_60_CHARACTERS = 100  # of a number such as 190:20:30, whose conversion takes quadratic time
+_MOST_PROBLEMS = 50  # that are reported of a document
+_MOST_KEY_CHARACTERS = 80  # of a key in a problem
+
+
+_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 
 
 class BoundedLoader(yaml.SafeLoader):
     """A `yaml.SafeLoader` for hostile documents: size, depth and integers are bounded, every error is a YAMLError."""
 
     _level = 0
+    _nodes = 0
 
     def get_single_node(self) -> yaml.Node | None:
         """The root node. Raises yaml.YAMLError if the document is malformed, too deep or too large."""
@@ -46,15 +55,23 @@ class BoundedLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """The next node, at most `_MOST_LEVELS` levels below the root."""
-        self._level += 1
+        self._level, self._nodes = self._level + 1, self._nodes + 1
         if self._level > _MOST_LEVELS:
             raise _too_deep(self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        if self._nodes > _MOST_NODES:
+            text = f"more than {_MOST_NODES:,} values: split the file"
+            raise yaml.composer.ComposerError(None, None, text, self.peek_event().start_mark)  # type: ignore[no-untyped-call]
         node: yaml.Node | None = super().compose_node(parent, index)
         self._level -= 1
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """The value of a node; scalars that PyYAML cannot convert (`2020-99-99`) are errors with a line."""
+        if node.tag in _NUMBERS and ":" in node.value and len(node.value) > _MOST_BASE_60_CHARACTERS:
+            text = (
+                f"a number to the base 60 of more than {_MOST_BASE_60_CHARACTERS} characters (quote it if it is text)"
+            )
+            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
         try:
             value = super().construct_object(node, deep=deep)
         except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
@@ -146,13 +163,16 @@ def load_document(path: Path) -> Document:
     """Read a YAML file.
 
     Raises:
-        InvalidSpec: the file cannot be read, is not YAML, or repeats a key; with the line.
+        InvalidSpec: the file cannot be read, is not YAML or too large, or repeats a key; with the line.
     """
     try:
+        check_regular(path)  # opening a pipe may wait for ever
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(_MOST_CHARACTERS + 1)
     except FileNotFoundError:
         raise InvalidSpec([Problem(str(path), "there is no such file")]) from None
+    except SourceError as error:
+        raise InvalidSpec([Problem(str(path), str(error).removeprefix(f"{path} "))]) from error
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidSpec([Problem(str(path), f"cannot be read: {error}")]) from error
     if len(text) > _MOST_CHARACTERS:
@@ -165,9 +185,8 @@ def parse_document(text: str, path: Path) -> Document:
     try:
         loader = BoundedLoader(text)
         root = loader.get_single_node()
-        problems = [
-            Problem(str(path), message, line, dotted(loc)) for loc, line, message in _key_problems(root, (), set())
-        ]
+        repeated = islice(_key_problems(root, (), set()), _MOST_PROBLEMS)
+        problems = [Problem(str(path), message, line, dotted(loc)) for loc, line, message in repeated]
         if problems:
             raise InvalidSpec(problems)
         value = None if root is None else loader.construct_document(root)
@@ -192,12 +211,14 @@ def validate(document: Document, model: type[ModelT], loc: Loc = ()) -> ModelT:
     try:
         return model.model_validate(value, context={"folder": document.folder})
     except ValidationError as error:
-        known = _field_names(model)
+        known, details = _field_names(model), error.errors(include_url=False)
         found = [
-            document.problem((*loc, *detail["loc"]), message_of(detail, known))
-            for detail in error.errors(include_url=False)
+            document.problem((*loc, *detail["loc"]), message_of(detail, known)) for detail in details[:_MOST_PROBLEMS]
         ]
-        raise InvalidSpec(sorted(found, key=lambda problem: problem.line)) from None
+        found.sort(key=lambda problem: problem.line)
+        if more := len(details) - len(found):
+            found.append(Problem(str(document.path), f"has {more:,} more problems"))
+        raise InvalidSpec(found) from None
 
 
 def message_of(detail: ErrorDetails, known_fields: Sequence[str] = ()) -> str:
@@ -227,7 +248,12 @@ def _shortened(value: object) -> str:
 
 def dotted(loc: Loc) -> str:
     """`("experts", 3, "base")` as `experts[3].base`."""
-    return re.sub(r"^\.", "", "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in loc))
+    parts = [f"[{key}]" if isinstance(key, int) else f".{_shortened_key(key)}" for key in loc]
+    return re.sub(r"^\.", "", "".join(parts))
+
+
+def _shortened_key(key: str) -> str:
+    return key if len(key) <= _MOST_KEY_CHARACTERS else f"{key[: _MOST_KEY_CHARACTERS - 3]}..."
 
 
 def _child(node: yaml.Node, key: str | int) -> tuple[yaml.Node, int] | None:

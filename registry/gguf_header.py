@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 8
 _MAX_ARRAY_LEVELS = 4
+_MAX_FIELDS, _MAX_TENSORS = 10_000, 100_000
+_LEAST_FIELD_BYTES, _LEAST_TENSOR_BYTES = 13, 12
+_MAX_STRING_BYTES = 2**24
+_MAX_READS = 4_000_000  # of numbers and strings; a vocabulary of 256,000 tokens takes half of a million
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,7 @@ class _Reader:
     """Reads through the header; a length that leads outside the file is a ValueError."""
 
     def __init__(self, data: mmap.mmap) -> None:
-        self._data, self._size, self._at = data, len(data), 0
+        self._data, self._size, self._at, self._reads = data, len(data), 0, 0
 
     def header(self) -> GgufHeader:
         if self._take(len(_MAGIC)) != _MAGIC:
@@ -98,6 +103,10 @@ class _Reader:
         if version not in (2, 3):
             raise ValueError(f"version {version} (big-endian, or unknown) is not supported")
         n_tensors, n_fields = self._number("<Q"), self._number("<Q")
+        self._check_inside(n_fields * _LEAST_FIELD_BYTES + n_tensors * _LEAST_TENSOR_BYTES)
+        for what, n, most in (("tensors", n_tensors, _MAX_TENSORS), ("fields", n_fields, _MAX_FIELDS)):
+            if n > most:
+                raise ValueError(f"{n:,} {what}; the most is {most:,}")
         fields: dict[str, Any] = {}
         for _ in range(n_fields):
             name = self._string()
@@ -111,6 +120,7 @@ class _Reader:
         end = max((start + offset + tensor.n_bytes for _, tensor, offset in infos), default=0)
         if end > self._size:
             raise ValueError(f"{self._size:,} bytes of {end:,}")
+        _check_separate(infos)
         return GgufHeader(fields, {name: tensor for name, tensor, _ in infos})
 
     def _tensor_info(self) -> tuple[str, Tensor, int]:
@@ -142,7 +152,11 @@ class _Reader:
         return None
 
     def _string(self) -> str:
-        return self._take(self._number("<Q")).decode("utf-8")
+        count = self._number("<Q")
+        self._check_inside(count)
+        if count > _MAX_STRING_BYTES:
+            raise ValueError(f"a string of {count:,} bytes; the most is {_MAX_STRING_BYTES:,}")
+        return self._take(count).decode("utf-8")
 
     def _number(self, form: str) -> Any:
         return struct.unpack(form, self._take(struct.calcsize(form)))[0]
@@ -153,6 +167,22 @@ class _Reader:
         return self._data[start : self._at]
 
     def _skip(self, count: int) -> None:
+        self._reads += 1
+        if self._reads > _MAX_READS:
+            raise ValueError(f"the header has more than {_MAX_READS:,} values")
+        self._check_inside(count)
+        self._at += count
+
+    def _check_inside(self, count: int) -> None:
         if count > self._size - self._at:
             raise ValueError(f"{count:,} bytes are stated at {self._at:,} of {self._size:,}")
-        self._at += count
+
+
+def _check_separate(infos: Sequence[tuple[str, Tensor, int]]) -> None:
+    """Raise ValueError where two tensors have the same name or share bytes."""
+    if len({name for name, _, _ in infos}) < len(infos):
+        raise ValueError("two tensors have the same name")
+    placed = sorted((offset, offset + tensor.n_bytes, name) for name, tensor, offset in infos)
+    for (_, end, first), (start, _, second) in pairwise(placed):
+        if start < end:
+            raise ValueError(f"the tensors {first!r} and {second!r} overlap")

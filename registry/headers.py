@@ -10,7 +10,7 @@ import math
 import stat
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,23 @@ INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+_MAX_JSON_BYTES = 2**25
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Shape, outermost dimension first, and bytes on disk of one tensor."""
+    """Shape, outermost dimension first, and bytes on disk of one tensor.
+
+    Attributes:
+        dtype: as safetensors names it ("F32", "BF16"); empty for GGUF.
+        file, start: where its bytes are; `None` and 0 for GGUF.
+    """
 
     shape: tuple[int, ...]
     n_bytes: int
+    dtype: str = field(default="", compare=False)
+    file: Path | None = field(default=None, compare=False)
+    start: int = field(default=0, compare=False)
 
     @property
     def elements(self) -> int:
@@ -50,11 +59,11 @@ def check_regular(path: Path) -> int:
     return status.st_size
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a model. Raises SourceError if it is missing or not a JSON object."""
+def read_json(path: Path, *, most_bytes: int = _MAX_JSON_BYTES) -> dict[str, Any]:
+    """A JSON object from a file of a model. Raises SourceError if it is missing, too large or not a JSON object."""
     try:
-        if (size := check_regular(path)) > _MAX_HEADER_BYTES:
-            raise SourceError(f"{path} has {size:,} bytes; the most is {_MAX_HEADER_BYTES:,}")
+        if (size := check_regular(path)) > most_bytes:
+            raise SourceError(f"{path} has {size:,} bytes; the most is {most_bytes:,}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SourceError(f"{path.parent} has no {path.name}") from None
@@ -79,7 +88,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             if size == 0 or length > size - 8 or length > _MAX_HEADER_BYTES:
                 raise SourceError(f"{path} is truncated or not safetensors: {size:,} bytes, its header says {length:,}")
             header = json.loads(file.read(length))
-        tensors = {name: _tensor(entry) for name, entry in header.items() if name != "__metadata__"}
+        tensors = {name: _tensor(entry, path, 8 + length) for name, entry in header.items() if name != "__metadata__"}
         end = (
             8 + length + max((entry["data_offsets"][1] for name, entry in header.items() if name in tensors), default=0)
         )
@@ -124,9 +133,10 @@ def read_adapter_weights(folder: Path) -> dict[str, Tensor]:
     return read_safetensors(folder / ADAPTER_FILE)
 
 
-def _tensor(entry: Mapping[str, Any]) -> Tensor:
+def _tensor(entry: Mapping[str, Any], path: Path, data_start: int) -> Tensor:
     start, end = entry["data_offsets"]
-    return Tensor(tuple(int(size) for size in entry["shape"]), end - start)
+    shape = tuple(int(size) for size in entry["shape"])
+    return Tensor(shape, end - start, str(entry["dtype"]), path, data_start + start)
 
 
 def _check_layout(path: Path) -> None:

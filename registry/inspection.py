@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from registry.documents import BoundedLoader
-from registry.errors import SourceError
+from registry.documents import parse_document
+from registry.errors import InvalidSpec, SourceError
 from registry.gguf_header import GgufHeader, read_gguf
 from registry.headers import Tensor, read_json, read_weights
 
@@ -19,7 +17,7 @@ _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length"
 _EXPERT_COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _EXPERTS_USED_KEYS = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "top_k_experts")
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")  # of multimodal models
-_MOST_CARD_CHARACTERS = 2**20
+_MOST_CARD_CHARACTERS = 2**18
 _MOST = 10**9  # of a number in a config
 _ROUTED_EXPERT = re.compile(r"(^|\.)experts\.|\.ffn_(up|gate|down|gate_up)_exps\.")
 
@@ -96,8 +94,8 @@ def card_licence(folder: Path) -> str | None:
     if (top := re.match(r"---\n(.*?)\n---", text, re.DOTALL)) is None:
         return None
     try:
-        stated = yaml.load(top[1], Loader=BoundedLoader)
-    except (yaml.YAMLError, RecursionError):  # cards are written by hand: invalid YAML states no licence
+        stated = parse_document(top[1], card).value
+    except InvalidSpec:  # cards are written by hand: invalid YAML states no licence
         return None
     licence = stated.get("license") if isinstance(stated, dict) else None
     return licence if isinstance(licence, str) else None

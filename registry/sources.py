@@ -111,10 +111,13 @@ def _is_link(path: Path) -> bool:
         return False
 
 
-def resolve(spec: ExpertSpec) -> Path:
+def resolve(spec: ExpertSpec, *, download: bool = True) -> Path:
     """The folder or GGUF file of an expert on this machine; files on the hub are downloaded (resumable) if necessary.
 
     A folder without safetensors that holds one GGUF file is that file.
+
+    Args:
+        download: False raises SourceError for files of the hub that are not in its cache.
 
     Raises:
         SourceError: the path does not exist, a folder holds several GGUF files, the hub refuses or cannot be reached,
@@ -125,7 +128,7 @@ def resolve(spec: ExpertSpec) -> Path:
     if not has_files(spec):
         raise SourceError(f"{spec.ref} ({spec.source or 'composed'}) has no files of its own")
     if kind is SourceKind.HUB:
-        return _download(spec.source, spec.revision)
+        return _download(spec.source, spec.revision, local_only=not download)
     path = local_path(spec.source)
     if not path_exists(path):
         target = f" (a symbolic link to {path.readlink()}, which does not exist)" if _is_link(path) else ""

@@ -185,7 +185,7 @@ def _read_document(source: Path) -> dict[str, Any]:
     try:
         document = json.loads((source / META).read_text(encoding="utf-8"))
         found, intact = document["format"], document["digest"] == _digest(document)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidArtifact(
             f"{source / META} is truncated or not that of a router: train the router again"
         ) from error

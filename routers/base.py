@@ -27,13 +27,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query: what a router reads, and the caller's limits (`allowed`, `cost_weight`, `seed`), which `decide` applies.
+    """A query: what a router reads, and the caller's limits (`allowed`, `max_tokens`, `cost_weight`, `seed`).
 
     Attributes:
         allowed: names of the experts that the caller permits; `None` permits all.
         cost_weight: quality given up per USD in this request (utility = quality - cost_weight * cost); `None` means
             that of the policy.
         seed: breaks ties between experts at random, reproducibly; `None` means the cheaper expert, then the first.
+        max_tokens: most new tokens; an expert needs room for them in its context. `None` if the caller states no limit.
+        raw: the text is continued without a chat template.
         features: name -> signal, numbers or words. The caller fills in what `Router.requires` names.
     """
 
@@ -44,6 +46,8 @@ class Query:
     allowed: frozenset[str] | None = None
     cost_weight: float | None = None
     seed: int | None = None
+    max_tokens: int | None = None
+    raw: bool = False
     features: Mapping[str, Floats | Words] = field(default_factory=dict)
 
     @classmethod
@@ -132,6 +136,7 @@ class RoutingDecision:
         scores: utility of each expert in `experts`.
         truncated: the query is longer than the router reads, so the decision rests on its beginning.
         quality: estimated quality of each expert in `experts`; empty if nothing was estimated.
+        fallback: no expert that the router knows can take the query; `experts` is the policy's fallback.
     """
 
     experts: tuple[str, ...]
@@ -143,6 +148,7 @@ class RoutingDecision:
     reason: str = ""
     truncated: bool = False
     quality: tuple[float, ...] = ()
+    fallback: bool = False
 
 
 @runtime_checkable

@@ -1,46 +1,62 @@
 """Constraints: what an expert must be able to do, checked before any score is computed.
 
 Constraints: the caller's allowed experts, the modality (`chat`: an embedding model cannot answer), tools (`tools`), a
-JSON answer (`json`) - words of `ExpertSpec.capabilities` - and the context length.
+JSON answer (`json`) - words of `ExpertSpec.capabilities` - and the context length, with `max_tokens`.
+
+The context is checked with the cheapest figure that decides: bytes (a bound), an estimate (a range), then a count by
+the expert's own tokenizer. Only a count excludes an expert. An expert whose context an estimate finds too short is
+`doubtful`: it is left out where the router knows another one, else it is called, and its engine counts.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from registry.spec import ExpertSpec, Kind
+from registry.spelling import listing
 from routers.base import Query
 from routers.errors import NoEligibleExpert
+from routers.tokens import TokenRange, estimate_range, most_tokens
 
 CHAT, TOOLS, JSON = "chat", "tools", "json"
 CONTEXT_LENGTH = "context length"
-"""Names of constraints. The context length is checked against an estimate; the engine counts exactly."""
+"""Names of constraints."""
 _ENGINE_NEEDS = frozenset({TOOLS})
 """Constraints that also depend on the engine. (`json` does not: experts are trained to answer in JSON.)"""
-ASCII_CHARS_PER_TOKEN = 4
-TOKENS_PER_MESSAGE = 4
-"""Role and separators that a chat template adds around a message."""
+LEAST_ROOM = 64
+"""Tokens that an answer needs if the request states no `max_tokens`: an expert with less room is doubtful."""
+
+Count = Callable[[str], TokenRange | None]
+"""Expert -> tokens of a query's prompt by its own tokenizer; `None` where that is not at hand."""
 
 
 @dataclass(frozen=True, slots=True)
 class Eligible:
     """The experts that can answer a query, and why the others cannot.
 
-    removed: expert -> the first constraint that it fails, as a clause that starts with the name of the constraint.
+    Attributes:
+        removed: expert -> the first constraint that it fails, as a clause that starts with the name of the constraint.
+        doubtful: expert of `experts` -> why the prompt is probably too long for it.
+        counted: expert -> tokens of the prompt by its own tokenizer, where an estimate did not decide.
     """
 
     experts: frozenset[str]
     removed: Mapping[str, str]
+    doubtful: Mapping[str, str] = field(default_factory=dict)
+    counted: Mapping[str, int] = field(default_factory=dict)
+
+    def among(self, known: Collection[str]) -> frozenset[str]:
+        """The experts to choose from: without the doubtful ones if a router that knows `known` has another."""
+        sure = self.experts - frozenset(self.doubtful)
+        return self.experts if sure.isdisjoint(known) else sure
 
 
 def prune(
     queries: Sequence[Query],
     specs: Mapping[str, ExpertSpec],
     *,
-    answer_tokens: int = 0,
+    answer_tokens: int | None = None,
     engines: Mapping[str, frozenset[str]] | None = None,
 ) -> list[frozenset[str]]:
     """The experts that can answer each of n queries, which is the `allowed` of `decide`. Arguments as for `check`.
@@ -48,51 +64,98 @@ def prune(
     Raises:
         NoEligibleExpert: no expert can answer a query; the message lists each constraint with the experts it excludes.
     """
-    return [_some(query, check(query, specs, answer_tokens=answer_tokens, engines=engines)) for query in queries]
+    found = [check(query, specs, answer_tokens=answer_tokens, engines=engines) for query in queries]
+    for query, eligible in zip(queries, found, strict=True):
+        if not eligible.experts:
+            raise no_eligible(query, eligible)
+    return [eligible.among(specs) for eligible in found]
 
 
 def check(
     query: Query,
     specs: Mapping[str, ExpertSpec],
     *,
-    answer_tokens: int = 0,
+    answer_tokens: int | None = None,
     engines: Mapping[str, frozenset[str]] | None = None,
+    count: Count | None = None,
 ) -> Eligible:
     """The experts that can answer a query, and the constraint that excludes each of the others.
 
     Args:
         specs: name -> expert, bases of adapters included. No other expert is eligible: names in `Query.allowed` that
             are missing here are ignored.
-        answer_tokens: room to leave in the context for the answer.
+        answer_tokens: room to leave in the context for the answer; by default `Query.max_tokens`.
         engines: expert -> capabilities of the engine that serves it (`tools`, ...); `None` means not checked. An expert
             needs both its own capability and that of its engine.
+        count: called for the experts of whose context the estimate cannot tell; `None` counts nothing.
     """
-    tokens = estimate_tokens(query)
-    removed = {}
+    room = _Room(query, query.max_tokens or 0 if answer_tokens is None else answer_tokens, count)
+    removed, doubtful = {}, {}
     for name, spec in specs.items():
         lacks = frozenset[str]() if engines is None else _ENGINE_NEEDS - engines.get(name, _ENGINE_NEEDS)
-        failed = next(_failed(query, spec, lacks, _context_length(spec, specs), tokens, answer_tokens), None)
+        failed = next(_failed(query, spec, lacks), None)
+        doubt = None
+        if failed is None and (length := context_length(spec, specs)) is not None:
+            failed, doubt = room.check(name, length)
         if failed is not None:
             removed[name] = failed
-    return Eligible(frozenset(specs) - frozenset(removed), removed)
+        elif doubt is not None:
+            doubtful[name] = doubt
+    return Eligible(frozenset(specs) - frozenset(removed), removed, doubtful, room.counted)
+
+
+def context_length(spec: ExpertSpec, specs: Mapping[str, ExpertSpec]) -> int | None:
+    """Tokens of prompt and answer: the shortest context of the expert and of the weights it runs on; `None`: no limit.
+
+    Args:
+        specs: name -> expert; those that are missing are ignored.
+    """
+    if spec.kind not in (Kind.ADAPTER, Kind.COMPOSED):
+        return spec.context_length
+    inner = (context_length(specs[name], specs) for name in spec.references if name in specs)
+    return min((length for length in (spec.context_length, *inner) if length is not None), default=None)
 
 
 def estimate_tokens(query: Query) -> int:
-    """Approximate number of tokens of the whole conversation, tools included; no tokenizer is loaded.
-
-    One token per four ASCII characters, one per other character, four per message: close for English prose, somewhat
-    low for code and digits, high for most other scripts. The engine counts exactly and rejects what is too long.
-    """
-    texts = [message.content for message in query.messages]
-    texts += [json.dumps(tool, ensure_ascii=False, default=str) for tool in query.tools]
-    text = "".join(texts)
-    plain = len(text.encode("ascii", "ignore"))
-    return math.ceil(plain / ASCII_CHARS_PER_TOKEN) + len(text) - plain + TOKENS_PER_MESSAGE * len(query.messages)
+    """Likely number of tokens of the whole conversation, tools included; no tokenizer is loaded."""
+    return estimate_range(query).likely
 
 
-def _failed(
-    query: Query, spec: ExpertSpec, lacks: frozenset[str], context_length: int | None, tokens: int, answer_tokens: int
-) -> Iterator[str]:
+class _Room:
+    """Whether a prompt and its answer fit a context. Figures are computed once, and only if needed."""
+
+    def __init__(self, query: Query, answer_tokens: int, count: Count | None) -> None:
+        self.counted: dict[str, int] = {}
+        self._query, self._answer, self._count = query, answer_tokens, count
+        self._most = most_tokens(query)
+        self._estimate: TokenRange | None = None
+
+    def check(self, expert: str, length: int) -> tuple[str | None, str | None]:
+        """Why the expert cannot take the query, or else why it probably cannot."""
+        wanted = self._answer or min(LEAST_ROOM, length // 4)
+        if self._answer >= length:
+            return f"{CONTEXT_LENGTH}: {self._answer} tokens for the answer do not fit its {length}", None
+        if self._most + wanted <= length or self._estimated.high + wanted <= length:
+            return None, None
+        counted = self._count(expert) if self._count else None
+        if counted is None:
+            return None, self._clause("about", self._estimated.likely, length, self._estimated.low + wanted > length)
+        self.counted[expert] = counted.low
+        too_long = self._clause("at least", counted.low, length, counted.low + max(self._answer, 1) > length)
+        return too_long, self._clause("about", counted.likely, length, counted.likely + wanted > length)
+
+    @property
+    def _estimated(self) -> TokenRange:
+        if self._estimate is None:
+            self._estimate = estimate_range(self._query)
+        return self._estimate
+
+    def _clause(self, how: str, tokens: int, length: int, applies: bool) -> str | None:
+        answer = f" and {self._answer} for the answer" if self._answer else ""
+        return f"{CONTEXT_LENGTH}: {how} {tokens} tokens{answer} do not fit its {length}" if applies else None
+
+
+def _failed(query: Query, spec: ExpertSpec, lacks: frozenset[str]) -> Iterator[str]:
     """The constraints that an expert fails, the caller's first. lacks: capabilities that its engine does not have."""
     if query.allowed is not None and spec.name not in query.allowed:
         yield "allowed experts: the caller does not allow it"
@@ -104,28 +167,22 @@ def _failed(
         yield f"{TOOLS}: the engine that serves it cannot call tools"
     if query.format == "json" and JSON not in spec.capabilities:
         yield f"{JSON}: it does not promise JSON"
-    if context_length is not None and tokens + answer_tokens > context_length:
-        room = f" and {answer_tokens} for the answer" if answer_tokens else ""
-        yield f"{CONTEXT_LENGTH}: about {tokens} tokens{room} do not fit its {context_length}"
 
 
-def _context_length(spec: ExpertSpec, specs: Mapping[str, ExpertSpec]) -> int | None:
-    """Of an adapter that states none, the context length of its base; `None` means no limit."""
-    if spec.context_length is None and spec.base is not None and spec.base in specs:
-        return specs[spec.base].context_length
-    return spec.context_length
+def no_eligible(query: Query, eligible: Eligible, known: Collection[str] | None = None) -> NoEligibleExpert:
+    """The error for a query that no expert can take: the reason of each expert that the caller allows.
 
-
-def _some(query: Query, eligible: Eligible) -> frozenset[str]:
-    if eligible.experts:
-        return eligible.experts
-    asked = frozenset(eligible.removed) if query.allowed is None else query.allowed
-    reasons = [f"{name} ({why})" for name, why in eligible.removed.items() if name in asked]
-    if unknown := sorted(asked - frozenset(eligible.removed)):
-        registered = ", ".join(eligible.removed) or "none"
-        reasons.append(f"{', '.join(unknown)} (allowed experts: not registered; registered: {registered})")
+    Args:
+        known: the experts to name; by default those that the caller allows.
+    """
+    asked = frozenset(known or query.allowed or eligible.removed)
+    why = {name: clause for name, clause in eligible.removed.items() if name in asked}
+    reasons = [listing((f"{name} ({clause})" for name, clause in why.items()), separator="; ")] if why else []
+    if unknown := sorted(asked - frozenset(eligible.removed) - eligible.experts):
+        registered = listing([*eligible.removed]) or "none"
+        reasons.append(f"{listing(unknown)} (allowed experts: not registered; registered: {registered})")
     which = f"query {query.id}" if query.id else "this query"
-    raise NoEligibleExpert(
+    return NoEligibleExpert(
         f"no expert can take {which}: {'; '.join(reasons) or 'none is registered'}",
-        constraints={why.partition(":")[0] for name, why in eligible.removed.items() if name in asked},
+        constraints={clause.partition(":")[0] for clause in why.values()},
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.spelling import listing
 from routers.base import Estimate, Floats, RoutingDecision
 from routers.errors import NoEligibleExpert, RouterError
 from routers.ranking import TIE_DECIMALS as TIE_DECIMALS
@@ -138,8 +139,8 @@ def _permitted(
         if key not in masks:
             masks[key] = np.array([key is None or name in key for name in estimate.experts], dtype=bool)
         if not masks[key].any():
-            asked = ", ".join(sorted(key or ())) or "no expert"
-            known = ", ".join(estimate.experts)
+            asked = listing(sorted(key or ())) or "no expert"
+            known = listing(estimate.experts)
             raise NoEligibleExpert(
                 f"{_which(estimate, i)}allowed experts: {asked} may answer, but this router only knows {known}"
             )
@@ -152,7 +153,7 @@ def _permitted(
     if not some.all():
         i = int(some.argmin())
         names = [name for name, ok in zip(estimate.experts, permitted[i], strict=True) if ok]
-        raise NoEligibleExpert(f"{_which(estimate, i)}quality: the router's estimate is NaN for {', '.join(names)}")
+        raise NoEligibleExpert(f"{_which(estimate, i)}quality: the router's estimate is NaN for {listing(names)}")
     return known_quality
 
 

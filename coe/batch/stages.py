@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coe.batch.records import RoutedRow
-from coe.compose import Composition, ExpertCall, Final, Single, WithFallback, next_step, without
+from coe.compose import Composition, ExpertCall, FallbackOnly, Final, Single, WithFallback, next_step, without
 from coe.errors import CoeError
 from coe.types import Answer, Failure
 
@@ -42,6 +42,8 @@ def compositions(kinds: Mapping[str, Callable[[], Composition]]) -> Callable[[Ro
     built = {policy: build() for policy, build in kinds.items()}
 
     def of(row: RoutedRow) -> Composition:
+        if row.decision is not None and row.decision.fallback:
+            return FallbackOnly()
         composition = Single() if row.policy is None else without(built[row.policy], row.barred or {})
         return composition if row.fallback is None else WithFallback(composition, row.fallback)
 

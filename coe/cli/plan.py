@@ -54,7 +54,7 @@ def plan(
 ) -> None:
     """Show what `coe batch` would do: calls, loads, tokens, cost and time; exit status 1 if an expert fits no host.
 
-    The input is routed; no expert is loaded or called. Prompt tokens are estimates (four characters per token). New
+    The input is routed; no expert is loaded or called. Prompt tokens are estimates. New
     tokens are upper bounds from the limits of the requests; an expected number is shown where the registry's profiles
     or an earlier run (--like) have the answer lengths of an expert. Seconds need rates, from --like or from the flags;
     without them they are unknown.

@@ -13,6 +13,7 @@ from coe.cli.output import JsonTarget, console, emit_json
 from coe.cli.progress import status
 
 if TYPE_CHECKING:
+    from coe.config import ServeConfig
     from coe.serve.cluster.source import Source
 
 
@@ -52,6 +53,7 @@ def serve(
         with status("reading the configuration, the registry and the routers"):
             source = Source(config, host=host, port=port, ray=ray)
         with source, ExitStack() as running:
+            _warn_if_open(source.config.serve)
             with status("starting"):
                 server = running.enter_context(Server(source, _say))
             _welcome(source)
@@ -69,6 +71,19 @@ def _document(source: Source) -> dict[str, Any]:
         "experts": list(catalog.snapshot),
         "decisions": settings.log.folder,
     }
+
+
+def _warn_if_open(settings: ServeConfig) -> None:
+    """Warn when machines other than this one can send requests: there are no keys."""
+    from coe.serve.http.guard import is_loopback
+
+    if not is_loopback(settings.host):
+        _say(
+            "warning",
+            f"{settings.host} is not a loopback address, and the service has no keys: whoever reaches port "
+            f"{settings.port} can use every expert. Listen on 127.0.0.1, or let only a proxy that authenticates reach "
+            "this port (docs/serving.md)",
+        )
 
 
 def _say(part: str, what: str) -> None:

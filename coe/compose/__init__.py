@@ -13,6 +13,7 @@ from coe.compose.base import Composition, Done, ExpertCall, ExpertCalls, Final, 
 from coe.compose.cascade import Cascade
 from coe.compose.chain import Chain
 from coe.compose.fallback import FALLBACK, WithFallback
+from coe.compose.fallback_only import FallbackOnly
 from coe.compose.ruled_out import Without, ruled_out, without
 from coe.compose.self_consistency import SelfConsistency
 from coe.compose.single import Single
@@ -78,6 +79,7 @@ __all__ = [
     "Done",
     "ExpertCall",
     "ExpertCalls",
+    "FallbackOnly",
     "Final",
     "SelfConsistency",
     "Single",

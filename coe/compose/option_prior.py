@@ -105,7 +105,7 @@ class OptionPrior:
             if document["format"] != FORMAT:
                 raise ValueError(f"its format is {document['format']!r}, not {FORMAT!r}")
             weights = {name: float(document["weights"][name]) for name in FEATURES}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidArtifact(f"{path} is not an option prior that this version reads: {error}") from error
         if not all(map(math.isfinite, weights.values())):
             raise InvalidArtifact(f"{path} has weights that are not finite: train it again")

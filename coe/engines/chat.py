@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +157,17 @@ def token_ids(tokenizer: Any, tokens: Sequence[str]) -> frozenset[int]:
     """Ids of the tokens that the tokenizer has; others would map to its "unknown" token."""
     ids = zip(tokens, tokenizer.convert_tokens_to_ids(list(tokens)), strict=True)
     return frozenset(i for token, i in ids if i is not None and tokenizer.convert_ids_to_tokens(i) == token)
+
+
+def texts_of(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
+    """Texts of single tokens, special ones included."""
+    return {i: tokenizer.decode([i], skip_special_tokens=False) for i in ids}
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """Texts of the tokens that decoding leaves out."""
+    added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
 
 def _token_ids(tokenizer: Any, text: str) -> list[int]:

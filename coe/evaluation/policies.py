@@ -55,7 +55,8 @@ async def asking(host: Host, policies: Mapping[str, Policy]) -> AsyncIterator[As
 
     async def through(model: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         try:
-            routed = await batch.route(orchestrator, query_of(request), model)
+            query = query_of(request)
+            routed = await batch.route(orchestrator, query, model, long=orchestrator.may_count(query))
         except RouterError as error:
             raise InvalidRequest(str(error)) from error
         reply = orchestrator.reply(replace(request, stream=False), routed)

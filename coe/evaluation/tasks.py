@@ -24,7 +24,8 @@ from coe.evaluation.digest import json_digest
 from coe.evaluation.graders import GoldError, Grader, GraderModel, grader_class, score_of
 from coe.protocol.table_values import is_nan, text_id
 from registry.documents import Document, dotted, load_document, message_of, validate
-from registry.errors import InvalidSpec, PluginError
+from registry.errors import InvalidSpec, PluginError, SourceError
+from registry.headers import check_regular
 from registry.spelling import did_you_mean
 from routers.base import Message
 
@@ -205,9 +206,12 @@ def _grader(document: Document, spec: TaskFile) -> GraderModel:
 
 def _read_rows(data: Path, spec: TaskFile, grader: Grader, *, named_in: str) -> tuple[TaskRow, ...]:
     try:
+        check_regular(data)  # opening a pipe may wait for ever
         text = data.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise TaskError(f"{named_in}: there is no such file: {data}") from None
+    except SourceError as error:
+        raise TaskError(f"{named_in}: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{data}: cannot be read: {error}") from error
     rows: dict[str, tuple[TaskRow, int]] = {}

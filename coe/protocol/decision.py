@@ -26,11 +26,12 @@ def decision_document(decision: RoutingDecision) -> dict[str, Any]:
         "abstained": decision.abstained,
         "reason": decision.reason,
         "truncated": decision.truncated,
+        "fallback": decision.fallback,
     }
 
 
 def decision_from(document: Mapping[str, Any]) -> RoutingDecision:
-    """The decision of a document; documents of earlier versions may lack `quality` and `truncated`.
+    """The decision of a document; documents of earlier versions may lack `quality`, `truncated` and `fallback`.
 
     Raises:
         KeyError: a field is missing.
@@ -48,6 +49,7 @@ def decision_from(document: Mapping[str, Any]) -> RoutingDecision:
         abstained=_typed("abstained", document["abstained"], bool),
         reason=_typed("reason", document["reason"], str),
         truncated=_typed("truncated", document.get("truncated", False), bool),
+        fallback=_typed("fallback", document.get("fallback", False), bool),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from coe.errors import CoeError, InvalidRequest, UnknownModel
@@ -18,6 +19,8 @@ from registry.errors import RegistryError, UnknownExpert
 from routers.constraints import CONTEXT_LENGTH
 from routers.errors import NoEligibleExpert, RouterError
 
+MOST_COUNTED: Final = 200
+"""Problems of a request after which counting stops."""
 INVALID, RATE, SERVER = "invalid_request_error", "rate_limit_error", "server_error"
 
 
@@ -34,16 +37,23 @@ class FieldProblem:
 
 
 class InvalidFields(InvalidRequest):
-    """Fields of a request are invalid. The message lists every problem; `param` and `code` are those of the first."""
+    """Fields of a request are invalid. The message lists the problems; `param` and `code` are those of the first.
 
-    def __init__(self, *problems: FieldProblem) -> None:
-        self.problems = problems
+    Args:
+        problems: at least one.
+        more: number of problems that are not listed; together at most MOST_COUNTED are counted.
+    """
+
+    def __init__(self, *problems: FieldProblem, more: int = 0) -> None:
+        self.problems, self.more = problems, more
         self.param, self.code = problems[0].param, problems[0].code
-        many = f"{len(problems)} problems:\n" if len(problems) > 1 else ""
-        super().__init__(many + "\n".join(map(str, problems)))
+        count = len(problems) + more
+        or_more = " or more" if count >= MOST_COUNTED else ""
+        listed = f"{count} problems{or_more}, the first {len(problems)}:\n" if more else f"{count} problems:\n"
+        super().__init__((listed if count > 1 else "") + "\n".join(map(str, problems)))
 
-    def __reduce__(self) -> tuple[type[InvalidFields], tuple[FieldProblem, ...]]:
-        return InvalidFields, self.problems
+    def __reduce__(self) -> tuple[Any, tuple[FieldProblem, ...]]:
+        return partial(InvalidFields, more=self.more), self.problems
 
 
 class RequestTooLarge(InvalidRequest, status=413, code="request_too_large"):

@@ -6,10 +6,19 @@ unless it has its default: an answer that silently lacks a requested feature is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+import reprlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
 
 Neutral = tuple[Any, ...]
@@ -73,6 +82,46 @@ def is_neutral(value: object, neutral: Neutral) -> bool:
     return any(type(value) is type(default) and value == default for default in neutral)
 
 
+MOST_FIELDS: Final = 100
+"""Most fields of one object of a request."""
+MOST_MESSAGES: Final = 4096
+"""Most messages of a request."""
+MOST_PARTS: Final = 8192
+"""Most parts of all messages together."""
+MOST_STOPS: Final = 64
+"""Most stop strings."""
+MOST_EXPERTS: Final = 10_000
+"""Most names in `coe.experts`, and in `coe.exclude`."""
+MOST_NAME: Final = 512
+"""Most characters of `model` and of the name of an expert."""
+
+
+COUNTED: Final[Mapping[tuple[str, ...], tuple[type, int, str]]] = {
+    (): (dict, MOST_FIELDS, "fields"),
+    ("messages",): (list, MOST_MESSAGES, "messages"),
+    ("stop",): (list, MOST_STOPS, "strings"),
+    ("stream_options",): (dict, MOST_FIELDS, "fields"),
+    ("response_format",): (dict, MOST_FIELDS, "fields"),
+    ("coe",): (dict, MOST_FIELDS, "fields"),
+    ("coe", "experts"): (list, MOST_EXPERTS, "names"),
+    ("coe", "exclude"): (list, MOST_EXPERTS, "names"),
+}
+"""What is counted before a request is validated: place -> type, most elements, what they are."""
+
+
+def too_many(body: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The places of a body with too many elements, each with the count and the limit."""
+    for place, (kind, most, noun) in COUNTED.items():
+        value: Any = body
+        for name in place:
+            value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(value, kind) and len(value) > most:  # type: ignore[arg-type]
+            yield place, f"has {len(value):,} {noun}, at most {most:,} are read"  # type: ignore[arg-type]
+
+
+_TEXT_PART: Final = frozenset(("type", "text"))
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -89,24 +138,49 @@ def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _parts(value: object) -> object:
-    if isinstance(value, str):
-        return [{"type": "text", "text": value}]
-    if not isinstance(value, list):
+def _content(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+    """The text of a message. A string, and plain text parts, are not worth a model of each: there may be thousands."""
+    if not isinstance(value, str | list):
         raise PydanticCustomError("content", "Input should be a string or an array of text parts")
-    return value
+    text = value if isinstance(value, str) else _joined(value)
+    if text is None or not _is_unicode(text):
+        value = [{"type": "text", "text": value}] if isinstance(value, str) else value
+        text = "".join(part.text for part in validate(value))
+    return text
+
+
+def _joined(parts: list[Any]) -> str | None:
+    """The text of plain text parts; None if there are others."""
+    texts = [
+        part["text"]
+        for part in parts
+        if isinstance(part, dict) and part.keys() == _TEXT_PART and part["type"] == "text"
+    ]
+    return "".join(texts) if len(texts) == len(parts) and all(isinstance(text, str) for text in texts) else None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _part(value: object) -> object:
+    if isinstance(value, dict) and len(value) > MOST_FIELDS:
+        raise PydanticCustomError("too_many", f"has {len(value):,} fields, at most {MOST_FIELDS} are read")
     if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] != "text":
         raise PydanticCustomError(
-            "unsupported_value", "parts of type {type} are not supported, only text", {"type": repr(value["type"])}
+            "unsupported_value",
+            "parts of type {type} are not supported, only text",
+            {"type": reprlib.repr(value["type"])},
         )
     return value
 
 
 def _prompt(value: object) -> object:
-    if isinstance(value, list) and value and all(isinstance(item, int | list) for item in value):
+    if isinstance(value, list) and value and isinstance(value[0], int | list):
         raise PydanticCustomError("unsupported_value", "arrays of tokens are not supported: send text")
     if isinstance(value, list) and len(value) > 1:
         raise PydanticCustomError(
@@ -127,7 +201,8 @@ def _answer_format(value: object) -> object:
 
 
 Text = Annotated[str, AfterValidator(_unicode)]
-Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(max_length=MOST_NAME), AfterValidator(_unicode)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
@@ -139,11 +214,19 @@ class TextPart(_Strict):
     prompt_cache_breakpoint: object = None
 
 
+if TYPE_CHECKING:
+    Content = str
+else:
+    Content = Annotated[
+        list[Annotated[TextPart, BeforeValidator(_part)]], Field(fail_fast=True), WrapValidator(_content)
+    ]
+
+
 class Turn(_Strict):
-    """A message of a conversation."""
+    """A message of a conversation; `content` is the text of all parts."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[list[Annotated[TextPart, BeforeValidator(_part)]], BeforeValidator(_parts)]
+    content: Content
 
 
 class StreamOptions(_Strict):
@@ -167,8 +250,8 @@ class Extension(_Strict):
     given up. answers: also return the answer of each called expert.
     """
 
-    experts: Annotated[list[Text], Field(min_length=1)] | None = None
-    exclude: list[Text] | None = None
+    experts: Annotated[list[Name], Field(min_length=1, fail_fast=True)] | None = None
+    exclude: Annotated[list[Name], Field(fail_fast=True)] | None = None
     cost_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -178,11 +261,14 @@ class Extension(_Strict):
 class CommonFields(_Strict):
     """Fields of both endpoints."""
 
-    model: Annotated[Text, Field(min_length=1)]
+    model: Annotated[str, Field(min_length=1, max_length=MOST_NAME), AfterValidator(_unicode)]
     max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    stop: Annotated[list[Annotated[Text, Field(min_length=1)]], BeforeValidator(_one_or_many)] | None = None
+    stop: (
+        Annotated[list[Annotated[Text, Field(min_length=1)]], Field(fail_fast=True), BeforeValidator(_one_or_many)]
+        | None
+    ) = None
     seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -192,7 +278,7 @@ class CommonFields(_Strict):
 class ChatFields(CommonFields):
     """Fields of `/v1/chat/completions`."""
 
-    messages: Annotated[list[Turn], Field(min_length=1)]
+    messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Count | None = None
     response_format: Annotated[ResponseFormat, BeforeValidator(_answer_format)] | None = None
 

@@ -12,6 +12,7 @@ import yaml
 from examples.zoo.fetch import BASES
 from examples.zoo.plan import SCORE_SEED, Adapter
 from examples.zoo.training import TARGETS, Recipe
+from registry.documents import parse_document
 
 _LICENCES = {"smollm2": "apache-2.0", "gemma3-270m": "gemma"}
 
@@ -60,7 +61,7 @@ def write_card(
 def read_card(folder: Path) -> Mapping[str, Any]:
     """The facts of a card."""
     _, front, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
-    facts: Mapping[str, Any] = yaml.safe_load(front)
+    facts: Mapping[str, Any] = parse_document(front, folder / "README.md").value
     return facts
 
 

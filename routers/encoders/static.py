@@ -46,7 +46,7 @@ class StaticEncoder:
             self.meta: dict[str, Any] = json.loads((self.folder / META).read_text(encoding="utf-8"))
             self.dim = int(self.meta["dim"])
             found = self.meta["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidEncoder(f"{self.folder} is not a static encoder: its {META} is missing or damaged") from error
         if found != FORMAT:
             raise InvalidEncoder(f"{self.folder / META} has format {found}, this version reads {FORMAT}: distill again")

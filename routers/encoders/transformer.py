@@ -156,7 +156,7 @@ def _stated_dim(folder: Path) -> int | None:
                 return _size(config, kind)
             if kind != "Normalize":
                 return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # loading the model reports what is wrong with its files
     return None
 

@@ -27,7 +27,7 @@ def read_prices(path: Path | str) -> dict[str, Price]:
     """
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RouterError(f"cannot read prices from {path}: {error}") from error
     prices: dict[str, Price] = {}
     for name, value in _pairs(document):

@@ -9,12 +9,14 @@ import pytest
 from coe.compose import ExpertCall, ExpertCalls, Final, Single, WithFallback
 from coe.engines import Capabilities
 from coe.errors import EngineError, InvalidRequest
-from coe.policy import Policy
+from coe.policy import Always, Policy
 from coe.routing import Routed, bypass, route
+from coe.tokens import TokenCounter, Tokenizers
 from coe.types import Answer, Failure, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.base import Estimate, Message, Query, RoutingDecision
+from routers.constraints import CONTEXT_LENGTH
 from routers.decision import Utility
 from routers.errors import NoEligibleExpert, RouterError
 from routers.selectors import TopK
@@ -140,3 +142,112 @@ def test_an_expert_whose_engine_cannot_do_what_a_query_needs_is_removed_before_a
 
 def replace_spec(spec: ExpertSpec, **fields: object) -> ExpertSpec:
     return spec.model_copy(update=fields)
+
+
+def words(n: int) -> str:
+    return "word " * n
+
+
+def counted(snapshot: Snapshot) -> TokenCounter:
+    return TokenCounter(snapshot, Tokenizers())
+
+
+def snapshot_of(**lengths: int | None) -> Snapshot:
+    kinds = {"kind": Kind.MODEL, "source": "fake://echo"}
+    return Snapshot(1, {name: ExpertSpec(name=name, context_length=n, **kinds) for name, n in lengths.items()})  # type: ignore[arg-type]
+
+
+def test_an_expert_without_room_for_the_answer_is_not_chosen_however_well_it_scores() -> None:
+    snapshot, policy = snapshot_of(a=2000, b=2000, c=32_000), Policy("p", ByLength())
+    for query, chosen in (
+        (Query.of("x" * 90), "b"),
+        (Query.of("x" * 90, max_tokens=1900), "b"),
+        (Query.of("x" * 90, max_tokens=5000), "c"),
+        (Query.of(words(1500), max_tokens=600), "c"),
+        (Query.of(words(1500), max_tokens=500), "b"),
+        (Query.of(words(1999)), "c"),
+        (Query.of(words(1900)), "b"),
+    ):
+        [routed] = route([query], policy, snapshot, {}, counted(snapshot))
+        assert isinstance(routed, Routed) and routed.decision.experts == (chosen,)
+        assert routed.inputs is not None and routed.inputs.decide() == routed.decision
+
+
+def test_the_counts_of_a_decision_are_among_its_inputs_and_its_reasons_beside_it() -> None:
+    snapshot = snapshot_of(a=2000, b=2000, c=None)
+    [routed] = route([Query.of(words(1990), max_tokens=50)], Policy("p", ByLength()), snapshot, {}, counted(snapshot))
+    assert isinstance(routed, Routed) and routed.inputs is not None and routed.eligible is not None
+    assert routed.inputs.prompt_tokens == {"a": 1990, "b": 1990} and routed.inputs.allowed == {"c"}
+    why = "context length: at least 1990 tokens and 50 for the answer do not fit its 2000"
+    assert routed.eligible.removed == {"a": why, "b": why}
+    [short] = route([Query.of("hi")], Policy("p", ByLength()), snapshot, {}, counted(snapshot))
+    assert isinstance(short, Routed) and short.inputs is not None and short.inputs.prompt_tokens == {}
+
+
+def test_an_estimate_leaves_the_only_expert_that_the_router_knows_to_decide() -> None:
+    remote = {"kind": Kind.REMOTE, "source": "https://host/v1"}
+    experts = {name: ExpertSpec(name=name, context_length=n, **remote) for name, n in (("a", 100), ("big", 9000))}  # type: ignore[arg-type]
+    snapshot, query = Snapshot(1, experts), Query.of("नमस्ते " * 300)
+    [routed] = route([query], Policy("p", Always("a"), fallback="big"), snapshot, {}, counted(snapshot))
+    assert isinstance(routed, Routed) and routed.decision.experts == ("a",)
+    assert isinstance(routed.composition, WithFallback), "its refusal leads to the fallback"
+
+
+def test_the_fallback_answers_a_query_that_no_expert_of_the_router_can_take() -> None:
+    snapshot = snapshot_of(a=100, b=100, c=100, big=10_000)
+    policy = Policy("p", ByLength(), fallback="big")
+    reasons = {
+        "at least 200 tokens": Query.of(words(200)),
+        "500 tokens for the answer": Query.of("hi", max_tokens=500),
+        "this router only knows a, b, c": Query.of("x", allowed=frozenset({"big"})),
+    }
+    for why, query in reasons.items():
+        [routed] = route([query], policy, snapshot, {}, counted(snapshot))
+        assert isinstance(routed, Routed) and routed.inputs is not None
+        decision = routed.decision
+        assert decision.experts == ("big",) and decision.fallback and decision.confidence == 0.0
+        assert why in decision.reason and decision.reason.endswith("the fallback big answers")
+        assert routed.inputs.decide() == decision
+        request = GenerateRequest(messages=(Message("user", "hi"),))
+        call = ExpertCall("fallback", "big", request)
+        assert routed.composition.step(request, decision, {}) == ExpertCalls(
+            (call,), last=True, notes=(decision.reason,)
+        )
+        done = Answer("big", "hello", "stop", Usage(1, 1))
+        assert routed.composition.step(request, decision, {"fallback": done}) == Final(
+            replace(done, notes=(decision.reason,))
+        )
+        with pytest.raises(EngineError, match="down"):
+            routed.composition.step(request, decision, {"fallback": Failure("big", EngineError("down"))})
+
+
+def test_a_fallback_that_cannot_take_the_query_either_is_named_with_its_reason() -> None:
+    snapshot = snapshot_of(a=100, b=100, c=100, big=150)
+    policy = Policy("p", ByLength(), fallback="big")
+    [nobody] = route([Query.of(words(200))], policy, snapshot, {}, counted(snapshot))
+    assert isinstance(nobody, NoEligibleExpert) and nobody.constraints == {CONTEXT_LENGTH}
+    assert "big (context length: at least 200 tokens do not fit its 150)" in str(nobody)
+    [outside] = route([Query.of(words(200), allowed=frozenset({"a"}))], policy, snapshot_of(a=100, big=None), {})
+    assert isinstance(outside, Routed), "without a counter the expert decides"
+    [inside] = route([Query.of("hi", max_tokens=120)], Policy("p", ByLength(), fallback="big"), snapshot, {})
+    assert isinstance(inside, Routed) and inside.decision.experts == ("big",)
+    [without] = route([Query.of("hi", max_tokens=120)], Policy("p", ByLength()), snapshot, {})
+    assert isinstance(without, NoEligibleExpert) and without.constraints == {CONTEXT_LENGTH}
+    assert "big" not in str(without), "the router does not know it"
+
+
+def test_a_query_for_the_fallback_does_not_disturb_the_others_of_its_batch() -> None:
+    snapshot = snapshot_of(a=100, b=100, c=100, big=None)
+    policy = Policy("p", ByLength(), fallback="big", select=TopK(2))
+    queries = [Query.of("x" * 90), Query.of(words(200)), Query.of("x")]
+    found = decided(route(queries, policy, snapshot, {}, counted(snapshot)))
+    assert [decision.experts for decision in found] == [("b", "a"), ("big",), ("a", "c")]
+    assert [decision.fallback for decision in found] == [False, True, False]
+
+
+def test_a_fallback_that_cannot_take_the_query_is_not_called_after_the_others() -> None:
+    snapshot = snapshot_of(a=5000, b=5000, c=5000, small=100)
+    policy = Policy("p", ByLength(), fallback="small")
+    short, long = route([Query.of("x"), Query.of(words(200))], policy, snapshot, {}, counted(snapshot))
+    assert isinstance(short, Routed) and isinstance(short.composition, WithFallback)
+    assert isinstance(long, Routed) and isinstance(long.composition, Single)

@@ -298,7 +298,7 @@ def test_broken_adapters(tmp_path: Path, base: ExpertSpec, tensors: dict[str, An
 
 
 def test_only_lora_is_supported(tmp_path: Path, base: ExpertSpec) -> None:
-    with pytest.raises(SourceError, match="of type 'IA3'; only LORA"):
+    with pytest.raises(SourceError, match="has peft_type 'IA3'; only LORA"):
         adapter(write_adapter(tmp_path / "a", peft_type="IA3"), base)
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +140,9 @@ def test_unreadable_files_say_why(tmp_path: Path) -> None:
     latin.write_bytes("a: é".encode("latin-1"))
     for path, message in [
         (tmp_path / "absent.yaml", "there is no such file"),
-        (tmp_path, "cannot be read: .*directory"),
+        (tmp_path, "is a folder, not a file"),
         (latin, "cannot be read: 'utf-8'"),
-        (Path("/dev/zero"), "has more than 16,777,216 characters"),
+        (Path("/dev/zero"), "is a pipe, socket or device, not a file"),
     ]:
         with pytest.raises(InvalidSpec, match=f"{path}: {message}"):
             load_document(path)
@@ -186,6 +189,9 @@ def test_models_without_a_json_schema_still_suggest_fields() -> None:
         ('a: !!timestamp "abc"', r"conf.yaml:1: is not YAML: 'abc' is not a valid timestamp"),
         ("a: 1\nb: " + "9" * 10_000, r"conf.yaml:2: is not YAML: '9+\.\.\. is not a valid int"),
         ("a: 0x" + "f" * 10_000, r"conf.yaml:1: is not YAML: an integer of 40000 bits"),
+        ("a: 1" + ":10" * 100_000, r"conf.yaml:1: is not YAML: a number to the base 60 of more than 100 characters"),
+        ("a: &a {*a : 1}", r"conf.yaml:1: is not YAML: while constructing a mapping: found unhashable key"),
+        (f"? {'x' * 100_000}\n: 1\n" * 2, r"conf.yaml:3: x{77}\.\.\.: is given twice"),
     ],
 )
 def test_hostile_yaml_is_an_error_with_its_line(text: str, message: str) -> None:
@@ -200,6 +206,53 @@ def test_alias_bombs_are_refused_before_they_expand(item: str) -> None:
     lines += [f"a{n}: &a{n} " + item.format(", ".join([f"*a{n - 1}"] * 9)) for n in range(1, 12)]
     with pytest.raises(InvalidSpec, match=r"conf.yaml:\d: .*more than 200,000 values once aliases are expanded"):
         parse("\n".join(lines))
+
+
+@pytest.mark.parametrize("text", ["a: &a {<<: *a}", "a: &a {<<: [*a, *a]}", "a: &a {<<: &b {<<: *a}}", "a: &a [*a]"])
+def test_aliases_of_themselves_end(text: str) -> None:
+    assert list(parse(text).value) == ["a"]
+
+
+def test_values_are_counted_while_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.documents._MOST_NODES", 1000)
+    assert len(parse(f"[{'1,' * 999}]").value) == 999
+    with pytest.raises(InvalidSpec, match="more than 1,000 values: split the file"):
+        parse(f"[{'1,' * 1000}" + "never closed")
+
+
+def test_only_the_first_problems_of_a_document_are_reported() -> None:
+    class Empty(BaseModel, extra="forbid"):
+        pass
+
+    found = problems_of("\n".join(f"k{number}: 1" for number in range(2000)), Empty)
+    assert len(found) == 51
+    assert "has 1,950 more problems" in found[-1]
+    with pytest.raises(InvalidSpec) as caught:
+        parse("a: 1\n" * 2000)
+    assert len(caught.value.problems) == 50
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_what_is_no_regular_file_is_refused_without_opening_it(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "conf.yaml")
+    with pytest.raises(InvalidSpec, match=r"conf.yaml: is a (folder|pipe, socket or device), not a file"):
+        load_document(tmp_path / "conf.yaml")
+
+
+def test_devices_and_sockets_are_refused_without_opening_them(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        for path in (tmp_path / "s", Path("/dev/zero")):
+            with pytest.raises(InvalidSpec, match="is a pipe, socket or device, not a file"):
+                load_document(path)
+
+
+def test_a_file_of_more_characters_than_the_bound_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "at.yaml").write_text("#" * 2**22)
+    assert load_document(tmp_path / "at.yaml").value is None
+    (tmp_path / "above.yaml").write_text("#" * (2**22 + 1))
+    with pytest.raises(InvalidSpec, match="has more than 4,194,304 characters"):
+        load_document(tmp_path / "above.yaml")
 
 
 def test_a_value_in_an_error_is_bounded_and_without_passwords() -> None:

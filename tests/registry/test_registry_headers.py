@@ -267,3 +267,80 @@ def test_deeply_nested_headers_are_refused(tmp_path: Path) -> None:
     nested = struct.pack("<IQ", 9, 1) * 20_000 + struct.pack("<IQ", 0, 0)
     with pytest.raises(SourceError, match="arrays are nested more than 4 levels deep"):
         read_gguf(raw_gguf(tmp_path / "m.gguf", [("a", 9, nested)]))
+
+
+def gguf_tensor(name: str, elements: int, offset: int) -> bytes:
+    return struct.pack("<Q", len(name)) + name.encode() + struct.pack("<IQIQ", 1, elements, 0, offset)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (struct.pack("<IQQ", 3, 2**60, 0), "bytes are stated at"),
+        (struct.pack("<IQQ", 3, 100_001, 0), "100,001 tensors; the most is 100,000"),
+        (struct.pack("<IQQ", 3, 0, 10_001), "10,001 fields; the most is 10,000"),
+        (struct.pack("<IQQQ", 3, 0, 1, 2**24 + 1), "a string of 16,777,217 bytes; the most is 16,777,216"),
+    ],
+)
+def test_counts_of_a_gguf_are_bounded(tmp_path: Path, header: bytes, message: str) -> None:
+    path = tmp_path / "m.gguf"
+    with path.open("wb") as file:
+        file.write(b"GGUF" + header)
+        file.truncate(2**30)  # a sparse file: every length that it states is inside it
+    with pytest.raises(SourceError, match=message):
+        read_gguf(path)
+
+
+def test_the_values_of_a_gguf_header_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("registry.gguf_header._MAX_READS", 1000)
+    path = raw_gguf(tmp_path / "m.gguf", [("a", 9, struct.pack("<IQ", 8, 2**20))], bytes(2**24))
+    with pytest.raises(SourceError, match="the header has more than 1,000 values"):
+        read_gguf(path)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (gguf_tensor("b", 8, 16), "the tensors 'a' and 'b' overlap"),
+        (gguf_tensor("b", 8, 0), "the tensors 'a' and 'b' overlap"),
+        (gguf_tensor("a", 8, 32), "two tensors have the same name"),
+    ],
+)
+def test_tensors_of_a_gguf_are_separate(tmp_path: Path, second: bytes, message: str) -> None:
+    tensors = gguf_tensor("a", 8, 0) + second + bytes(256)
+    with pytest.raises(SourceError, match=message):
+        read_gguf(raw_gguf(tmp_path / "m.gguf", [], tensors, count=2))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '{"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}',
+        '{"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 4]}',
+        '{"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}',
+        '{"dtype": "F32", "shape": [1.5], "data_offsets": [0, 4]}',
+        '{"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}',
+        '{"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]}',
+        '{"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}',
+        '{"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}',
+        '{"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}',
+        '{"dtype": "F32", "shape": [1], "data_offsets": [0, 1e999]}',
+        '{"dtype": "F32", "shape": [18446744073709551616], "data_offsets": [0, 4]}',
+        '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "same bytes": '
+        '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}',
+    ],
+)
+def test_impossible_tensors_are_one_line(tmp_path: Path, entry: str) -> None:
+    path = raw_safetensors(tmp_path / "x.safetensors", f'{{"x": {entry}}}'.encode(), bytes(8))
+    with pytest.raises(SourceError) as caught:
+        read_safetensors(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_json_file_of_more_bytes_than_the_bound_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a": "12345678901"}')
+    assert read_json(tmp_path / "config.json", most_bytes=20) == {"a": "12345678901"}
+    (tmp_path / "config.json").write_text('{"a": "123456789012"}')
+    with pytest.raises(SourceError, match="has 21 bytes; the most is 20"):
+        read_json(tmp_path / "config.json", most_bytes=20)

@@ -1,6 +1,6 @@
 import pytest
 
-from registry.spelling import close_matches, did_you_mean, question
+from registry.spelling import MOST_CHARACTERS, MOST_KNOWN, close_matches, did_you_mean, question
 
 KNOWN = ("category", "knn", "cluster")
 
@@ -22,3 +22,13 @@ def test_several_suggestions_and_an_empty_list():
     assert question("rouge", ["rouge1", "rouge2", "blue"], most=2) == "did you mean 'rouge2' or 'rouge1'?"
     assert close_matches("rouge", ["rouge1", "rouge2", "blue"]) == ("rouge2",)
     assert did_you_mean("x", [], listed=True) == "; there are: none"
+
+
+def test_long_names_and_many_known_ones_are_bounded():
+    assert close_matches("k" * MOST_CHARACTERS, ["k" * MOST_CHARACTERS + "k"]) != ()
+    assert close_matches("k" * (MOST_CHARACTERS + 1), ["k" * MOST_CHARACTERS]) == ()
+    many = [f"expert-{i:05}" for i in range(20_000)]
+    assert close_matches("expert-12345x", many) == ("expert-12345",)
+    assert close_matches("expert-00000x", many) == ("expert-00000",)
+    assert close_matches("zexpert-19999", many) == ("expert-19999",)
+    assert len(many) > MOST_KNOWN

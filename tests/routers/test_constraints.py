@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from registry.spec import ExpertSpec, Kind
 from routers.base import Message, Query
-from routers.constraints import check, estimate_tokens, prune
+from routers.constraints import check, context_length, estimate_tokens, prune
 from routers.errors import NoEligibleExpert
+from routers.tokens import TokenRange
 
 
 def spec(name, **kwargs):
@@ -36,19 +39,76 @@ def test_a_plain_query_suits_all_that_can_chat():
     assert check(Query.of("hi"), {"mute": spec("mute", capabilities=frozenset({"classify"}))}).experts == frozenset()
 
 
+def counted(low, likely=None):
+    return lambda name: TokenRange(low, likely or low, likely or low)
+
+
 def test_the_whole_conversation_must_fit_the_context():
-    history = tuple(Message("user", "four" * 100) for _ in range(3))  # 300 tokens and a few
-    found = check(Query(messages=(*history, Message("user", "and now?"))), SPECS)
+    history = tuple(Message("user", "four " * 100) for _ in range(3))
+    query = Query(messages=(*history, Message("user", "and now?")))
+    found = check(query, SPECS, count=counted(302))
     assert found.experts == {"long", "able", "endless"}
-    assert found.removed["short"] == "context length: about 318 tokens do not fit its 100"
+    assert found.removed["short"] == "context length: at least 302 tokens do not fit its 100"
     assert found.removed["adapter"].endswith("its 100")  # its base's context
+    assert found.counted == {"short": 302, "adapter": 302, "able": 302}, "only where the estimate does not decide"
 
 
 def test_the_answer_needs_room_too():
-    query = Query.of("four" * 80)
-    assert "short" in check(query, SPECS).experts
-    removed = check(query, SPECS, answer_tokens=50).removed
-    assert removed["short"] == "context length: about 84 tokens and 50 for the answer do not fit its 100"
+    query = Query.of("four " * 60)
+    assert "short" in check(query, SPECS, count=counted(60)).experts
+    removed = check(query, SPECS, answer_tokens=50, count=counted(60)).removed
+    assert removed["short"] == "context length: at least 60 tokens and 50 for the answer do not fit its 100"
+    assert check(replace(query, max_tokens=50), SPECS, count=counted(60)).removed == removed, "as the request states it"
+    assert "short" in check(replace(query, max_tokens=40), SPECS, count=counted(60)).experts, "exactly its context"
+    assert "short" not in check(replace(query, max_tokens=41), SPECS, count=counted(60)).experts
+
+
+def test_an_answer_longer_than_a_context_needs_no_count():
+    def count(name):
+        raise AssertionError(name)
+
+    found = check(Query.of("hi", max_tokens=1000), SPECS, count=count)
+    assert found.experts == {"long", "endless"}
+    assert found.removed["able"] == "context length: 1000 tokens for the answer do not fit its 1000"
+
+
+@pytest.mark.parametrize("text", ["four " * 500, "7" * 900, "привет " * 300, "नमस्ते " * 200, "🦜" * 400, "x" * 90_000])
+def test_an_estimate_alone_excludes_no_expert(text):
+    found = check(Query.of(text), SPECS)
+    assert found.experts == CHATTERS
+    assert found.among(["short"]) == CHATTERS, "a router that knows no other expert may choose it"
+    assert prune([Query.of(text, allowed=frozenset({"short"}))], SPECS) == [{"short"}]
+    assert check(Query.of(text), SPECS, count=lambda name: None).experts == CHATTERS, "its tokenizer is not at hand"
+
+
+def test_an_expert_whose_context_an_estimate_finds_too_short_is_left_out_where_another_is_known():
+    found = check(Query.of("four " * 500), SPECS)
+    assert set(found.doubtful) == {"short", "adapter"}
+    assert found.doubtful["short"].startswith("context length: about ") and found.doubtful["short"].endswith("its 100")
+    assert found.among(["short", "long"]) == {"long", "able", "endless"}
+    assert prune([Query.of("four " * 500)], SPECS) == [{"long", "able", "endless"}]
+
+
+def test_an_expert_with_hardly_any_room_for_an_answer_is_left_out_where_another_is_known():
+    query = Query.of("four " * 90)
+    found = check(query, SPECS, count=counted(90))
+    assert found.experts == CHATTERS and found.among(SPECS) == {"long", "able", "endless"}
+    assert check(query, SPECS, count=counted(70)).among(SPECS) == CHATTERS
+    assert check(replace(query, max_tokens=10), SPECS, count=counted(90)).among(SPECS) == CHATTERS
+    assert "short" not in check(query, SPECS, count=counted(100)).experts, "no room at all"
+
+
+def test_an_adapter_has_the_context_of_its_base_or_a_shorter_one():
+    specs = {s.name: s for s in (spec("base", context_length=100), *(adapter(n) for n in (None, 50, 5000)))}
+    assert [context_length(specs[f"on-{n}"], specs) for n in (None, 50, 5000)] == [100, 50, 100]
+    assert context_length(adapter(50), {}) == 50 and context_length(adapter(None), {}) is None
+    members = tuple(name for name in specs if name != "base")
+    composed = ExpertSpec(name="all", kind=Kind.COMPOSED, members=members)
+    assert context_length(composed, specs) == 50
+
+
+def adapter(length):
+    return spec(f"on-{length}", kind=Kind.ADAPTER, base="base", context_length=length)
 
 
 def test_tools_and_json_ask_for_experts_that_have_them():
@@ -67,10 +127,11 @@ def test_only_allowed_experts_may_answer():
 
 
 def test_no_expert_left_names_every_constraint_and_both_numbers():
+    query = Query.of("hi", id="q7", allowed=frozenset({"short", "embedder"}), max_tokens=500)
     with pytest.raises(NoEligibleExpert) as error:
-        prune([Query.of("hi"), Query.of("four" * 500, id="q7", allowed=frozenset({"short", "embedder"}))], SPECS)
+        prune([Query.of("hi"), query], SPECS)
     assert str(error.value) == (
-        "no expert can take query q7: short (context length: about 504 tokens do not fit its 100); "
+        "no expert can take query q7: short (context length: 500 tokens for the answer do not fit its 100); "
         "embedder (modality: it cannot chat)"
     )
     assert error.value.constraints == {"context length", "modality"}
@@ -80,8 +141,18 @@ def test_no_expert_left_names_every_constraint_and_both_numbers():
         prune([Query.of("hi")], {})
 
 
+def test_the_error_names_a_few_of_many_experts():
+    many = {f"e{i}": spec(f"e{i}", context_length=10) for i in range(5000)}
+    with pytest.raises(NoEligibleExpert, match=r"e9 \(context length: [^)]*\) and 4990 more$") as error:
+        prune([Query.of("hi", max_tokens=10)], many)
+    assert len(str(error.value)) < 2000
+    with pytest.raises(NoEligibleExpert) as error:
+        prune([Query.of("hi", allowed=frozenset(f"ghost{i}" for i in range(5000)))], many)
+    assert len(str(error.value)) < 2000
+
+
 def test_tokens_are_estimated_without_a_tokenizer():
-    assert estimate_tokens(Query.of("abcdefgh")) == 2 + 4
+    assert estimate_tokens(Query.of("The cat sat on the mat.")) == 7 + 4
     assert estimate_tokens(Query.of("猫は屋根の上")) == 6 + 4
     assert estimate_tokens(Query(messages=())) == 0
     assert estimate_tokens(Query.of("a", tools=({"name": "f" * 40},))) > 10

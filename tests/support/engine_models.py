@@ -61,3 +61,47 @@ def adapter_spec(folder: Path, **fields: Any) -> ExpertSpec:
 
 def model_spec(folder: Path, **fields: Any) -> ExpertSpec:
     return ExpertSpec(name="tiny", kind=Kind.MODEL, source=str(folder), **fields)
+
+
+def save_tiny_model(folder: Path, tokenizer: Any, **settings: Any) -> Path:
+    """A tiny random Llama, as `save_pretrained` writes it; `settings` are those of its config."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.3,  # wide, so that logits lie far apart and answers depend on the prompt
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    LlamaForCausalLM(LlamaConfig(**config | settings)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_adapter(folder: Path, base: Path, saving: dict[str, Any] | None = None, **settings: Any) -> Path:
+    """A LoRA adapter with random weights, as peft writes it; `settings` are those of its LoraConfig."""
+    import warnings
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(len(folder.name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft warns about ties and about what it saves
+        config = LoraConfig(task_type="CAUSAL_LM", **{"r": 4, "target_modules": ["q_proj", "v_proj"]} | settings)
+        peft = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+        for parameter in peft.parameters():
+            if parameter.requires_grad:
+                parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
+        peft.save_pretrained(folder, **saving or {})
+    return folder

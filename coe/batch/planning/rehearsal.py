@@ -30,13 +30,15 @@ from coe.compose import ExpertCall
 from coe.orchestrator import Orchestrator, query_of
 from coe.runs.storage import Folder
 from coe.types import DEFAULT_MAX_TOKENS, Answer, GenerateRequest, Usage
-from registry.spec import ExpertSpec
-from routers.constraints import ASCII_CHARS_PER_TOKEN, estimate_tokens
+from routers.constraints import context_length, estimate_tokens
 
-_LETTERS = "klmnopqrst"
-"""Letters of the stand-ins' answers: neither options nor numbers, which answer keys would extract."""
+_LETTERS = ("klmnopqrst", "uvwxyzfghi")
+"""Letters of the stand-ins' answers, in turns: neither options nor numbers, which answer keys would extract, and never
+one letter twice in a row, so that all answers have as many tokens."""
 _DIGITS = 10
 """Letters of an answer: equal and different answers have the same length."""
+_WORD_TOKENS = 5
+"""Tokens of a word of that many letters."""
 
 
 @dataclass(slots=True)
@@ -136,7 +138,7 @@ class Rehearsal:
         """An answer in place of the expert's; adds the call to `demand`."""
         spec = job.snapshot.experts[call.expert]
         prompt_tokens = estimate_tokens(query_of(call.request))
-        at_most, fits = _limit(call.request, prompt_tokens, _context_length(spec, job))
+        at_most, fits = _limit(call.request, prompt_tokens, context_length(spec, job.snapshot.experts))
         mean = self._mean_tokens.get(call.expert)
         demand.calls += 1
         demand.prompt_tokens += prompt_tokens
@@ -148,8 +150,8 @@ class Rehearsal:
 
     def _text(self, call: ExpertCall, n_tokens: int) -> str:
         number = 0 if self.agree else zlib.crc32(f"{call.expert} {call.id}".encode())
-        word = "".join(_LETTERS[int(digit)] for digit in f"{number:0{_DIGITS}}")
-        return word + " and" * max(0, n_tokens - _DIGITS // ASCII_CHARS_PER_TOKEN)
+        word = "".join(_LETTERS[i % 2][int(digit)] for i, digit in enumerate(f"{number:0{_DIGITS}}"))
+        return word + " and" * max(0, n_tokens - _WORD_TOKENS)
 
 
 def _limit(request: GenerateRequest, prompt_tokens: int, context_length: int | None) -> tuple[int, bool]:
@@ -159,12 +161,3 @@ def _limit(request: GenerateRequest, prompt_tokens: int, context_length: int | N
         return wanted, True
     left = max(1, context_length - prompt_tokens)
     return left, request.max_tokens is None and prompt_tokens < context_length
-
-
-def _context_length(spec: ExpertSpec, job: Job) -> int | None:
-    """Of an expert that states none, that of the weights it runs on, the shortest."""
-    if spec.context_length is not None:
-        return spec.context_length
-    experts = job.snapshot.experts
-    weights = (experts[name].context_length for name in spec.residency_keys(experts))
-    return min((length for length in weights if length is not None), default=None)

@@ -142,11 +142,12 @@ def _scalar(value: Any) -> str:
 
 def _is_plain(text: str) -> bool:
     """Whether YAML reads the text as itself without quotes."""
-    import yaml
+    from registry.documents import parse_document
+    from registry.errors import InvalidSpec
 
     if not text or not text.isprintable() or set(text) & _SPECIAL:
         return False
     try:
-        return bool(yaml.safe_load(text) == text)
-    except (yaml.YAMLError, ValueError):  # text that begins like a date, for example
+        return bool(parse_document(text, Path("value")).value == text)
+    except InvalidSpec:  # text that begins like a date, for example
         return False

@@ -13,6 +13,7 @@ from coe.experts import open_snapshot
 from coe.local import build_policies
 from coe.routing import DecisionInputs, Routed, route
 from coe.signals.features import Filled, Signals
+from coe.tokens import TokenCounter, Tokenizers
 from registry.errors import UnknownExpert
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def decide_by_policy(
         policy = build_policies({chosen: config.policies[chosen]}, snapshot, signals)[chosen]
         if select is not None:
             policy = replace(policy, select=select)
-        (routed,) = route([query], policy, snapshot, load_s={})
+        (routed,) = route([query], policy, snapshot, {}, TokenCounter(snapshot, Tokenizers()))
         if not isinstance(routed, Routed):
             raise routed
         assert routed.inputs is not None  # a policy decided

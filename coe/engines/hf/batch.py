@@ -62,6 +62,7 @@ class BatchRow:
         if self.cancelled:
             return self._finish("cancelled")
         if token in self.eos:
+            self.text.push_end(token)
             return self._finish("stop")
         self.text.push(token)
         due = self.clock() - self._shown_at >= COALESCE_S
@@ -84,6 +85,8 @@ class BatchRow:
     def _finish(self, reason: FinishReason, piece: str = "") -> None:
         self.done = True
         text = piece + self.text.take(last=True)
+        if reason == "length" and self.text.stopped:
+            reason = "stop"
         self._outbox.append(Chunk(text, reason, Usage(len(self.prompt_ids), self.n_generated)))
 
     def drain(self) -> list[Item]:

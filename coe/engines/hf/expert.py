@@ -57,6 +57,7 @@ class HFExpert:
         self._max_adapters = max_adapters
         self._cache_bytes = cache_bytes
         self._renderer = renderer
+        self._special = chat.special_tokens(loaded.tokenizer)
         self._styles: dict[str, chat.ChatStyle] = {}
         self._waiting = WaitingRows(max_batch)
         self._thread = threading.Thread(target=self._work, name=f"hf:{spec.name}", daemon=True)
@@ -126,12 +127,14 @@ class HFExpert:
         prompt_ids = chat.encode_text(loaded.tokenizer, prompt, expert=name)
         request = self._bounded(request, len(prompt_ids), name, adapter)
         decode = partial(loaded.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        eos = loaded.eos | chat.token_ids(loaded.tokenizer, style.eos)
+        special = self._special | chat.texts_of(loaded.tokenizer, eos) if request.stop else {}
         return BatchRow(
             request=request,
             prompt_ids=prompt_ids,
             adapter=adapter,
-            eos=loaded.eos | chat.token_ids(loaded.tokenizer, style.eos),
-            text=TextStream(decode, request.stop),
+            eos=eos,
+            text=TextStream(decode, request.stop, special),
             sampling=Sampling.of(request.temperature, request.top_p, request.seed),
             loop=loop,
         )
@@ -171,8 +174,10 @@ class HFExpert:
     def _run(self, rows: Sequence[BatchRow]) -> None:
         for row in rows:
             self._acquire(row, rows)
-        if live := [row for row in rows if not row.done]:
-            self._generate_or_split(live)
+        live = [row for row in rows if not row.done]
+        for batch in self._slots.batches([row.slot for row in live]):
+            self._generate_or_split([live[position] for position in batch])
+            deliver(rows)
         deliver(rows)
 
     def _acquire(self, row: BatchRow, rows: Sequence[BatchRow]) -> None:

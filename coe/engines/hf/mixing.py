@@ -36,15 +36,21 @@ class RowAdapters:
 
 
 def can_mix(peft: Any, names: Collection[str | None]) -> bool:
-    """Whether all LoRA layers of a peft model are plain linear ones, and copies of these adapters are small."""
+    """Whether these adapters change plain linear layers only, without biases, and copies of them are small."""
     from peft.tuners.lora import Linear, LoraLayer
 
-    layers = [layer for layer in peft.modules() if isinstance(layer, LoraLayer)]
-    if any(type(layer) is not Linear for layer in layers):
+    layers = [layer for layer in peft.modules() if isinstance(layer, LoraLayer) and _has(layer, names)]
+    if any(type(layer) is not Linear or not {*names}.isdisjoint(layer.lora_variant) for layer in layers):
+        return False
+    if any(layer.lora_bias.get(name) for layer in layers for name in names if name is not None):
         return False
     pairs: list[Any] = [matrices for layer in layers for matrices in (layer.lora_A, layer.lora_B)]
     sizes = (matrices[name].weight.nbytes for matrices in pairs for name in {*names} & matrices.keys())
     return bool(sum(sizes) <= _MOST_BYTES)
+
+
+def _has(layer: Any, names: Collection[str | None]) -> bool:
+    return not {*layer.lora_A, *layer.lora_embedding_A}.isdisjoint(names)
 
 
 @contextmanager

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 _UNFINISHED: Final = "\ufffd"
 """What a decoder returns for bytes that are not (yet) a whole UTF-8 character."""
 _WINDOW: Final = 64
 """Tokens without a character boundary after which their bytes count as invalid."""
+_MARKS: Final = range(0xDC00, 0xE000)
+"""Code points that no decoded text contains (lone surrogates): each stands for a special token of a stop string."""
 
 
 class TextStream:
@@ -18,18 +20,25 @@ class TextStream:
     SentencePiece tokenizers decode the first token of a text differently from later ones. All pieces joined equal the
     complete answer decoded at once, up to the first stop string.
 
+    A stop string may contain the text of special tokens, which is never shown. Each token is matched as a whole:
+    neither `|` nor `start` stops at `<|im_start|>`. A stop string without special tokens is matched in the shown text.
+
     Args:
         decode: token ids -> text, special tokens left out.
         stop: strings that end the answer, and are not part of it.
+        special: texts of special tokens by id.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), special: Mapping[int, str] | None = None
+    ) -> None:
         self._decode = decode
         self._stop = tuple(stop)
+        self._marks, self._marked_stop = _mark(self._stop, special or {})
         self._window: list[int] = []  # context tokens, then those whose text is not complete
         self._n_context = 0
         self._taken = 0  # characters of the window's text that are already in `_held` or out
-        self._held = ""  # complete characters that may be the start of a stop string
+        self._held = ""  # complete characters and marks that may be the start of a stop string
         self.stopped = False
 
     @property
@@ -39,7 +48,15 @@ class TextStream:
 
     def push(self, token: int) -> None:
         """Add a token."""
-        self._window.append(token)
+        if token in self._marks:
+            self.push_end(token)
+        else:
+            self._window.append(token)
+
+    def push_end(self, token: int) -> None:
+        """Add a token that ends the answer: its text is matched with the stop strings, but not shown."""
+        if (mark := self._marks.get(token)) is not None:
+            self._held += self._decode_new(last=False) + mark
 
     def take(self, *, last: bool = False) -> str:
         """The text that may be shown now; sets `stopped` if a stop string is complete.
@@ -53,11 +70,10 @@ class TextStream:
         if (cut := self._find_stop()) is not None:
             self.stopped = True
             shown, self._held = self._held[:cut], ""
-            return shown
-        keep = 0 if last else self._n_maybe_stop()
-        split = len(self._held) - keep
+            return self._visible(shown)
+        split = len(self._held) if last else self._maybe_stop_from()
         shown, self._held = self._held[:split], self._held[split:]
-        return shown
+        return self._visible(shown)
 
     def _decode_new(self, last: bool) -> str:
         if len(self._window) == self._n_context:
@@ -75,10 +91,44 @@ class TextStream:
         return new
 
     def _find_stop(self) -> int | None:
-        return min((at for at in map(self._held.find, self._stop) if at >= 0), default=None)
+        """Where the first stop string begins in the held text."""
+        shown = self._visible(self._held)
+        found = [self._place(at) for at in map(shown.find, self._stop) if at >= 0]
+        found += [at for at in map(self._held.find, self._marked_stop) if at >= 0]
+        return min(found, default=None)
 
-    def _n_maybe_stop(self) -> int:
-        """Length of the longest suffix of the held text that is a prefix of a stop string."""
-        longest = max((len(s) for s in self._stop), default=1) - 1
-        sizes = range(min(longest, len(self._held)), 0, -1)
-        return next((n for n in sizes if any(s.startswith(self._held[-n:]) for s in self._stop)), 0)
+    def _maybe_stop_from(self) -> int:
+        """Where the longest suffix of the held text begins that is a prefix of a stop string."""
+        shown = self._visible(self._held)
+        in_shown = self._place(len(shown) - _overlap(shown, self._stop))
+        return min(in_shown, len(self._held) - _overlap(self._held, self._marked_stop))
+
+    def _visible(self, text: str) -> str:
+        return "".join(c for c in text if ord(c) not in _MARKS) if self._marks else text
+
+    def _place(self, n_shown: int) -> int:
+        """Index in the held text of its character number `n_shown` that is shown."""
+        if not self._marks:
+            return n_shown
+        places = [i for i, c in enumerate(self._held) if ord(c) not in _MARKS]
+        return places[n_shown] if n_shown < len(places) else len(self._held)
+
+
+def _mark(stop: Sequence[str], special: Mapping[int, str]) -> tuple[dict[int, str], tuple[str, ...]]:
+    """A mark for each special token that a stop string contains, and the stop strings that have some, with marks."""
+    if not stop:
+        return {}, ()
+    texts = sorted({text for text in special.values() if text and any(text in s for s in stop)}, key=len, reverse=True)
+    marks = dict(zip(texts, map(chr, _MARKS), strict=False))
+    marked = list(stop)
+    for text, mark in marks.items():
+        marked = [each.replace(text, mark) for each in marked]
+    by_token = {token: marks[text] for token, text in special.items() if text in marks}
+    return by_token, tuple(new for new, old in zip(marked, stop, strict=True) if new != old)
+
+
+def _overlap(text: str, stop: Sequence[str]) -> int:
+    """Length of the longest suffix of a text that is a prefix of a stop string, and not a whole one."""
+    longest = max((len(s) for s in stop), default=1) - 1
+    sizes = range(min(longest, len(text)), 0, -1)
+    return next((n for n in sizes if any(s.startswith(text[-n:]) for s in stop)), 0)

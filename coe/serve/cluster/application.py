@@ -30,7 +30,8 @@ def build_application(config: Config, catalog: Catalog) -> Application:
     hosts = {pool.name: _hosts(config, pool, pushed) for pool in config.serve.pools}
     gateway = _deployment(serve.ingress()(Gateway), GATEWAY, config.serve.gateway, pushed)
     # The gateway refuses excess requests with OpenAI's error body; Serve's own limit must not apply first.
-    return gateway.options(max_ongoing_requests=4 * config.serve.max_in_flight).bind(config, hosts)
+    most = 4 * (config.serve.max_in_flight + config.serve.max_uploads)
+    return gateway.options(max_ongoing_requests=most).bind(config, hosts)
 
 
 def _hosts(config: Config, pool: HostPoolConfig, pushed: dict[str, Any]) -> Application:

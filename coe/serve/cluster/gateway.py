@@ -23,6 +23,7 @@ from coe.serve.http.api import build_api
 from coe.serve.http.metrics import Metrics
 from coe.serve.http.service import Service
 from coe.signals.features import Signals
+from coe.tokens import Tokenizers
 from registry.store import Snapshot
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Gateway:
         process = f"{socket.gethostname()}-{os.getpid()}"
         self._log = None if settings.log.folder is None else DecisionLog(settings.log, process=process)
         self._metrics = Metrics(process, dropped=self._dropped, in_flight=self._in_flight, pages=self._pages)
-        self._generation = EMPTY.generation
+        self._generation, self._tokenizers = EMPTY.generation, Tokenizers()
         self._kept = LastGood()
         self._own_warnings: tuple[str, ...] = ()
         self._told: tuple[str, ...] = ()
@@ -132,6 +133,7 @@ class Gateway:
             ask=self._hosts.ask,
             default_policy=catalog.default_policy,
             load_s=self._hosts.load_s,
+            tokenizers=self._tokenizers,
         )
 
     def __del__(self) -> None:

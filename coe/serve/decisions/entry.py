@@ -146,6 +146,8 @@ def _query_document(query: Query, texts: bool) -> dict[str, Any]:
         "allowed": None if query.allowed is None else sorted(query.allowed),
         "cost_weight": json_number(query.cost_weight),
         "seed": query.seed,
+        "max_tokens": query.max_tokens,
+        "raw": query.raw,
         **(_texts(query) if texts else {}),
     }
 
@@ -180,6 +182,9 @@ def _inputs_document(inputs: DecisionInputs) -> dict[str, Any]:
         "allowed": sorted(inputs.allowed),
         "select": selector_document(inputs.select),
         "seed": inputs.seed,
+        "prompt_tokens": dict(inputs.prompt_tokens),
+        "fallback": inputs.fallback,
+        "why": inputs.why,
     }
 
 
@@ -217,6 +222,8 @@ def _query(document: Mapping[str, Any]) -> Query:
         allowed=None if document["allowed"] is None else frozenset(document["allowed"]),
         cost_weight=None if document["cost_weight"] is None else float(document["cost_weight"]),
         seed=None if document["seed"] is None else index(document["seed"]),
+        max_tokens=document.get("max_tokens"),  # this and `raw` are absent in lines of earlier builds
+        raw=bool(document.get("raw", False)),
     )
 
 
@@ -228,6 +235,9 @@ def _inputs(document: Mapping[str, Any]) -> DecisionInputs:
         select=build_selector(document["select"] if "select" in document else {"kind": "top-k", "k": document["k"]}),
         load_s={name: float(seconds) for name, seconds in document["load_s"].items()},
         seed=None if document["seed"] is None else index(document["seed"]),
+        prompt_tokens=document.get("prompt_tokens", {}),  # these three are absent in lines of earlier builds
+        fallback=document.get("fallback"),
+        why=document.get("why", ""),
     )
 
 

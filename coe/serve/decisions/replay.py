@@ -16,6 +16,7 @@ from coe.policy import Policy
 from coe.protocol.decision import decision_document
 from coe.routing import DecisionInputs, Routed, route
 from coe.serve.decisions.entry import Entry
+from coe.tokens import TokenCounter, Tokenizers
 from registry.store import Snapshot
 from routers.base import Estimate, Query, RoutingDecision
 from routers.errors import RouterError
@@ -111,6 +112,7 @@ class Rerouter:
         self.by_policy: dict[str, Rerouted] = {}
         self.without_text = self.unknown_policy = 0
         self._policies, self._snapshot = policies, snapshot
+        self._counter = TokenCounter(snapshot, Tokenizers())
         self._waiting: dict[str, list[tuple[Query, DecisionInputs, Entry]]] = {}
 
     def add(self, entry: Entry) -> None:
@@ -135,7 +137,7 @@ class Rerouter:
     def _route(self, name: str) -> None:
         policy, waiting = self._policies[name], self._waiting.pop(name)
         rerouted = self.by_policy.setdefault(name, Rerouted())
-        outcomes = route([query for query, _, _ in waiting], policy, self._snapshot, {})
+        outcomes = route([query for query, _, _ in waiting], policy, self._snapshot, {}, self._counter)
         for (_, inputs, entry), outcome in zip(waiting, outcomes, strict=True):
             rerouted.routed += 1
             rerouted.same_router += entry.router_digest == policy.router_digest

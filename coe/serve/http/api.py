@@ -38,6 +38,8 @@ from coe.protocol.responses import (
     usage_chunk,
 )
 from coe.serve.http.exchange import Exchange
+from coe.serve.http.guard import guarded
+from coe.serve.http.json_body import parse_json
 from coe.serve.http.service import Service, error_response
 from coe.types import Answer, Chunk
 
@@ -49,6 +51,7 @@ def build_api(service: Service) -> ASGIApp:
     chat = partial(answer, service, parse_chat, ChatAnswer)
     completion = partial(answer, service, parse_completion, TextAnswer)
     app = Starlette(
+        middleware=guarded(service.settings),
         routes=[
             Route("/v1/chat/completions", Post(service, chat), methods=["POST"]),
             Route("/v1/completions", Post(service, completion), methods=["POST"]),
@@ -82,9 +85,9 @@ class Post:
     async def _exchange(self, exchange: Exchange) -> None:
         try:
             async with self.service.within_deadline(exchange.call):
-                self.service.admit()
-                body = await exchange.read(self.service.settings.max_body_bytes)
-                await exchange.unless_gone(self.handle(exchange, body))
+                body = await exchange.read(self.service.uploads)
+                self.service.admit(exchange.call)
+                await exchange.unless_gone(self.handle(exchange, parse_json(body)))
         except ClientDisconnect:
             raise
         except Exception as error:

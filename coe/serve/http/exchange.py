@@ -1,4 +1,4 @@
-"""One HTTP exchange: reads a JSON body; sends a JSON body, a stream of events, or an error in OpenAI's shape."""
+"""One HTTP exchange: reads a body; sends a JSON body, a stream of events, or an error in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from coe.errors import InvalidRequest
-from coe.protocol.errors import RequestTooLarge, retry_after_s
+from coe.protocol.errors import retry_after_s
+from coe.serve.http.json_body import JsonBody
+from coe.serve.http.refusals import BodyTimeout, UnsupportedMediaType
 from coe.serve.http.service import Call
+from coe.serve.http.uploads import Uploads
 
 T = TypeVar("T")
-DISCARDED: Final = 8
-"""A body over the limit is read and discarded up to this multiple of it, so that the client receives the error."""
 MOST_NOTES: Final = 1000
 """Most characters of notes in a header, since proxies refuse long ones. `x-coe-debug: true` returns all of them."""
+MOST_SHOWN: Final = 60
+"""Most characters of a refused header that an error repeats."""
 DIRECT: Final = "direct"
 """`x-coe-router` of a request whose `model` names an expert."""
 _HEAD: Final = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -32,24 +33,27 @@ class Exchange:
 
     def __init__(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         self.call = call
-        self.debug = Headers(scope=scope).get("x-coe-debug", "").lower() in ("true", "1")
+        self._headers = Headers(scope=scope)
+        self.debug = self._headers.get("x-coe-debug", "").lower() in ("true", "1")
         self._scope, self._receive, self._send = scope, receive, send
         self._streaming = False
 
-    async def read(self, max_bytes: int) -> object:
-        """The JSON value of the body.
+    async def read(self, uploads: Uploads) -> bytes:
+        """The body.
 
         Raises:
-            RequestTooLarge: the body exceeds `max_bytes`.
-            InvalidRequest: the body is not JSON in UTF-8.
+            UnsupportedMediaType: the headers do not declare uncompressed JSON in UTF-8.
+            RequestTooLarge, BodyTimeout, Overloaded: as `Uploads.read`.
             ClientDisconnect: the client disconnected.
         """
-        return parse_json(await self._body(max_bytes))
+        check_media(self._headers.get("content-type", ""), self._headers.get("content-encoding", ""))
+        length = self._headers.get("content-length", "")
+        return await uploads.read(self._message, int(length[:20]) if length.isdecimal() else None)
 
     async def json(self, body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         """Send one JSON body."""
         self.call.status = status
-        response = JSONResponse(body, status, {**disclosed(self.call), **(headers or {})})
+        response = JsonBody(body, status, {**disclosed(self.call), **(headers or {})})
         await response(self._scope, self._receive, self._send)
 
     async def events(self, *events: Mapping[str, Any], last: bool = False) -> None:
@@ -68,7 +72,8 @@ class Exchange:
         status, body = self.call.failed(error)
         if not sent:
             seconds = retry_after_s(error)
-            await self.json(body, status, {} if seconds is None else {"retry-after": str(seconds)})
+            headers = {} if seconds is None else {"retry-after": str(seconds)}
+            await self.json(body, status, headers | ({"connection": "close"} if isinstance(error, BodyTimeout) else {}))
         elif self._streaming:
             self._streaming = False
             await self._send({"type": "http.response.body", "body": _event(body), "more_body": False})
@@ -92,19 +97,6 @@ class Exchange:
         while True:
             await self._message()
 
-    async def _body(self, max_bytes: int) -> bytes:
-        """The bytes of the body; at most `max_bytes` are kept in memory."""
-        body, size, more = bytearray(), 0, True
-        while more and size <= max_bytes * DISCARDED:
-            message = await self._message()
-            piece, more = message.get("body", b""), message.get("more_body", False)
-            size += len(piece)
-            if size <= max_bytes:
-                body += piece
-        if size > max_bytes:
-            raise RequestTooLarge(f"the body exceeds {max_bytes:,} bytes (serve.max_body_bytes)")
-        return bytes(body)
-
     async def _message(self) -> Message:
         """The next ASGI message. A disconnect arrives as a message, or as an exception of Ray Serve's own."""
         try:
@@ -116,16 +108,26 @@ class Exchange:
         return message
 
 
-def parse_json(body: bytes) -> object:
-    """A JSON value. Raises InvalidRequest with the position of the error."""
-    try:
-        return json.loads(body.decode("utf-8-sig"), parse_constant=_no_number)
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deeply") from None
-    except ValueError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from error
+def check_media(content_type: str, content_encoding: str) -> None:
+    """Accept uncompressed JSON in UTF-8 only.
+
+    A page of another site can post forms and plain text without a preflight, but not JSON.
+
+    Raises:
+        UnsupportedMediaType: with what to send.
+    """
+    if content_type == "application/json" and not content_encoding:
+        return
+    kind, *parameters = (part.strip().lower() for part in content_type.split(";"))
+    charsets = [part.partition("=")[2].strip("\"' ") for part in parameters if part.startswith("charset")]
+    if not (kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))):
+        got = f"not {header_text(content_type)[:MOST_SHOWN]!r}" if content_type else "and the request has none"
+        raise UnsupportedMediaType(f"the Content-Type must be application/json, {got}")
+    if any(charset not in ("utf-8", "utf8", "us-ascii") for charset in charsets):
+        raise UnsupportedMediaType("the body must be JSON in UTF-8; other charsets are not supported")
+    if content_encoding.strip().lower() not in ("", "identity"):
+        got = header_text(content_encoding)[:MOST_SHOWN]
+        raise UnsupportedMediaType(f"Content-Encoding {got!r} is not supported: send the body uncompressed")
 
 
 def disclosed(call: Call) -> dict[str, str]:
@@ -157,9 +159,5 @@ def header_text(text: str) -> str:
     return printable if len(printable) <= MOST_NOTES else printable[: MOST_NOTES - 3] + "..."
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number in JSON")
-
-
 def _event(data: Mapping[str, Any]) -> bytes:
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode(errors="replace")

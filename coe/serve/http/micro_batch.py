@@ -55,14 +55,17 @@ class MicroBatch:
         self._query_s: dict[tuple[int, str], float] = {}
         self._work: asyncio.Task[None] | None = None
 
-    async def route(self, routes: Routes, query: Query, model: str) -> Routed:
+    async def route(self, routes: Routes, query: Query, model: str, *, long: bool = False) -> Routed:
         """The decision for one query.
+
+        Args:
+            long: routing may have to count the tokens of the query, so it does not run on the event loop.
 
         Raises:
             CoeError, RouterError: no expert may answer the query. Other queries of the batch are unaffected.
         """
         one = _Waiting(routes, query, model, asyncio.get_running_loop().create_future())
-        if self._query_s.get((id(routes), model), QUICK_S) < QUICK_S:
+        if not long and self._query_s.get((id(routes), model), QUICK_S) < QUICK_S:
             [outcome] = self._timed([one])
             if isinstance(outcome, Routed):
                 return outcome

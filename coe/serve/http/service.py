@@ -1,6 +1,7 @@
 """Service: a request's path through a gateway, without HTTP: admission, deadline, routing, answer, log and metrics.
 
-async with service.call("/v1/chat/completions") as call:        # counts as in flight; logged at the end
+async with service.call("/v1/chat/completions") as call:        # logged at the end
+    service.admit(call)                                          # counts as in flight from here to the end
     routed = await service.route(call, parsed)
     async with aclosing(service.answer(call, parsed)) as chunks: ...
 """
@@ -24,6 +25,7 @@ from coe.protocol.requests import Parsed
 from coe.routing import Routed
 from coe.serve.http.finished import Finished
 from coe.serve.http.micro_batch import MicroBatch
+from coe.serve.http.uploads import Uploads
 from coe.types import Chunk
 
 CANCELLED = "cancelled"
@@ -73,6 +75,7 @@ class Call:
 
     Attributes:
         orchestrator: the one current at arrival; later changes of experts or policies do not affect this request.
+        admitted: whether the request counts as in flight.
         status: HTTP status sent; 0 before.
         error: error code, if any.
     """
@@ -85,6 +88,7 @@ class Call:
     clock: Callable[[], float] = field(repr=False)
     ends: asyncio.Timeout = field(repr=False)
     deadline_s: float
+    admitted: bool = False
     parsed: Parsed | None = None
     routed: Routed | None = None
     reply: Reply | None = None
@@ -131,7 +135,8 @@ class Service:
     """Admits, routes and answers requests. Use inside one event loop.
 
     Args:
-        settings: `deadline_s` and `max_in_flight` are enforced here, `max_body_bytes` by the API.
+        settings: `deadline_s` and `max_in_flight` are enforced here, limits of a body by `uploads`, hosts and origins
+            by the API.
         health: returns the state of every expert host; None if experts run in this process.
         clock: monotonic seconds; wall: seconds since the epoch.
     """
@@ -149,6 +154,7 @@ class Service:
     ) -> None:
         self.orchestrator, self.settings, self.metrics = orchestrator, settings, metrics
         self.started_at = int(wall())
+        self.uploads = Uploads(settings)
         self.in_flight = 0
         self.warnings: tuple[str, ...] = ()
         self._log, self._health, self._clock, self._wall = log, health, clock, wall
@@ -177,14 +183,13 @@ class Service:
             ends=asyncio.timeout(deadline_s),
             deadline_s=deadline_s,
         )
-        self.in_flight += 1
         try:
             yield call
         except BaseException:
             call.error = call.error or CANCELLED  # only a client disconnect gets here
             raise
         finally:
-            self.in_flight -= 1
+            self.in_flight -= call.admitted
             self._tell(call.finished())
 
     @asynccontextmanager
@@ -202,17 +207,19 @@ class Service:
                 raise
             raise DeadlineExceeded(f"the request did not finish within {call.deadline_s:g} s") from error
 
-    def admit(self) -> None:
-        """Refuse the latest call if too many are in flight.
+    def admit(self, call: Call) -> None:
+        """Count a call as in flight until it ends. Its body is read by then: slow clients take no place.
 
         Raises:
-            Overloaded: with the expected time until one ends.
+            Overloaded: too many are in flight; with the expected time until one ends.
         """
         most = self.settings.max_in_flight
-        if self.in_flight > most:
+        if self.in_flight >= most:
             raise Full(
                 f"{most} requests are in flight already (serve.max_in_flight); try again later", self._mean_s / most
             )
+        call.admitted = True
+        self.in_flight += 1
 
     async def route(self, call: Call, parsed: Parsed) -> Routed:
         """The routing decision. No expert is called.
@@ -223,7 +230,8 @@ class Service:
         call.parsed = parsed
         self._shorten(call, parsed.request.deadline_s)
         query = parsed.query_among(call.orchestrator.snapshot.experts)
-        call.routed = await self._batch.route(call.orchestrator, query, parsed.model)
+        long = call.orchestrator.may_count(query)
+        call.routed = await self._batch.route(call.orchestrator, query, parsed.model, long=long)
         call.route_s = call.elapsed_s
         return call.routed
 

@@ -66,18 +66,18 @@ def test_the_first_stage_has_the_calls_and_loads_of_the_batch(place: Path) -> No
 
 def test_prompts_bounds_and_prices_by_hand(place: Path) -> None:
     rows = [
-        {"prompt": "x" * 40, "model": "base", "max_tokens": 10},  # 4 + 40 / 4
+        {"prompt": "x" * 40, "model": "base", "max_tokens": 10},  # 4 + 11
         {"prompt": "x" * 40, "model": "base"},  # the rest of its context of 64
-        {"prompt": "x" * 236, "model": "base", "max_tokens": 10},  # 63 and 10 do not fit
+        {"prompt": "x" * 236, "model": "base", "max_tokens": 10},  # 64 and 10 do not fit
         {"prompt": "x", "model": "tuned"},
     ]
     write_lines(place / "in.jsonl", rows)
     [stage] = plan(place, rates=Rates(mean_tokens={"base": 20.0})).record()["stages"]
     base, tuned = stage["experts"]["base"], stage["experts"]["tuned"]
-    assert (base["calls"], base["prompt_tokens"], base["too_long"]) == (3, 14 + 14 + 63, 1)
-    assert base["tokens_at_most"] == 10 + 50 + 1 and base["tokens"] == 10 + 20 + 1
-    assert base["cost_usd_at_most"] == pytest.approx((91 * 1 + 61 * 2) / 1e6)
-    assert base["cost_usd"] == pytest.approx((91 * 1 + 31 * 2) / 1e6)
+    assert (base["calls"], base["prompt_tokens"], base["too_long"]) == (3, 15 + 15 + 64, 1)
+    assert base["tokens_at_most"] == 10 + 49 + 1 and base["tokens"] == 10 + 20 + 1
+    assert base["cost_usd_at_most"] == pytest.approx((94 * 1 + 60 * 2) / 1e6)
+    assert base["cost_usd"] == pytest.approx((94 * 1 + 31 * 2) / 1e6)
     assert tuned["tokens"] is None and tuned["cost_usd_at_most"] is None  # it has no price
     assert stage["loads"] == {"base": 1}
 

@@ -106,6 +106,18 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(run: Callable[..., 
     assert "Address already in use" in ended.screen and "--port" in ended.screen
 
 
+@pytest.mark.parametrize(
+    ("host", "warned"), [("0.0.0.0", 1), ("127.0.0.1", 0), ("127.9.9.9", 0), ("localhost", 0), ("203.0.113.7", 1)]
+)
+def test_an_address_that_others_can_reach_gets_one_warning(run: Callable[..., Ended], host: str, warned: int) -> None:
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        ended = run(CONFIG, "--host", host, "--port", str(other.getsockname()[1]))
+    assert ended.screen.count("is not a loopback address, and the service has no keys") == warned
+    assert ended.screen.count("warning") == warned and "cannot be listened on" in ended.screen
+
+
 def test_an_address_that_is_not_of_this_machine_is_said_too(run: Callable[..., Ended]) -> None:
     ended = run(CONFIG, "--host", "203.0.113.7")
     assert ended.status == 1 and "203.0.113.7:8000 cannot be listened on" in ended.screen

@@ -120,6 +120,49 @@ async def test_a_tiny_nucleus_is_greedy(expert: HFExpert) -> None:
     assert greedy.text == narrow.text
 
 
+async def test_stop_strings_with_special_tokens_end_each_row_by_its_own(
+    expert: HFExpert, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows generate the same tokens: `the` <|im_start|> `end` <|im_end|>, which is the end token."""
+    ids = tokenizer("the\n<|im_start|>the end<|im_end|>", add_special_tokens=False)["input_ids"]
+    n_prompt = len(tokenizer("the", add_special_tokens=False)["input_ids"])
+
+    def scripted(rows: Any) -> Any:
+        def forced(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            scores[:] = 0.0
+            scores[:, ids[input_ids.shape[1] - n_prompt]] = 1.0
+            return scores
+
+        return forced
+
+    monkeypatch.setattr("coe.engines.hf.decoding.RowSampler", scripted)
+    stops = (
+        (),
+        ("<|im_start|>",),
+        ("\n<|im_start|>the",),
+        ("end<|im_end|>",),
+        ("<|im_end|>",),
+        ("|", "start"),
+        ("th",),
+    )
+    said = await together(expert, [(GenerateRequest(prompt="the", max_tokens=40, stop=stop), None) for stop in stops])
+    assert [one.text for one in said] == [
+        "the\nthe end",
+        "the\n",
+        "the",
+        "the\nthe ",
+        "the\nthe end",
+        "the\nthe end",
+        "",
+    ]
+    assert {one.reason for one in said} == {"stop"}
+    n_until = [len(ids), ids.index(tokenizer.bos_token_id) + 1]
+    counts = [one.usage.completion_tokens for one in said if one.usage is not None]
+    assert (counts[0], counts[1], counts[3:6]) == (n_until[0], n_until[1], [n_until[0]] * 3)
+    assert n_until[1] < counts[2] < n_until[0] and counts[6] < n_until[1]
+    assert all("<|im" not in chunk.text for one in said for chunk in one.chunks)
+
+
 async def test_stop_strings_cut_across_tokens_and_other_rows_go_on(expert: HFExpert) -> None:
     whole = await say(expert, ask(max_tokens=40))
     middle = len(whole.text) // 2

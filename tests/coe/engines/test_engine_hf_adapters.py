@@ -151,12 +151,13 @@ def pickle_instead(folder: Path) -> None:
 SPOILT: list[tuple[str, Callable[[Path], None], str]] = [
     ("no config", lambda f: (f / "adapter_config.json").unlink(), "has no adapter_config.json"),
     ("broken config", lambda f: (f / "adapter_config.json").write_text("{"), "cannot be read"),
-    ("list config", lambda f: (f / "adapter_config.json").write_text("[]"), "peft_type None"),
+    ("list config", lambda f: (f / "adapter_config.json").write_text("[]"), "is not a JSON object"),
+    ("no method", edit(peft_type=None), "peft_type None"),
     ("other method", edit(peft_type="PREFIX_TUNING"), "peft_type 'PREFIX_TUNING'"),
     ("dora", edit(use_dora=True), "sets use_dora"),
-    ("activated", edit(alora_invocation_tokens=[1], task_type="CAUSAL_LM"), "sets alora_invocation_tokens"),
+    ("routed", edit(arrow_config={"top_k": 1}), "sets arrow_config, which is not supported: it routes"),
     ("changed base", edit(init_lora_weights="pissa"), "which modifies the base: convert it"),
-    ("whole modules", edit(modules_to_save=["lm_head"]), "sets modules_to_save"),
+    ("whole modules", edit(modules_to_save=["lm_head"]), "lm_head.weight is in modules_to_save of the config"),
     ("no weights", lambda f: (f / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
     ("pickle", pickle_instead, "only LoRA adapters in safetensors"),
     ("truncated", truncate, "cannot be read"),
@@ -164,8 +165,8 @@ SPOILT: list[tuple[str, Callable[[Path], None], str]] = [
     ("other modules", edit(target_modules=["no_such_layer"]), "does not fit its base 'tiny'"),
     ("other rank", edit(r=2), "does not fit its base 'tiny'"),
     ("other width", weights(other_width), "does not fit its base 'tiny'"),
-    ("lacking", weights(drop_one), "do not correspond"),
-    ("more layers", weights(add_layer), "do not correspond"),
+    ("lacking", weights(drop_one), "module model.layers.0.self_attn.q_proj has only lora_B"),
+    ("more layers", weights(add_layer), "module model.layers.7.self_attn.q_proj is not in the base"),
 ]
 
 

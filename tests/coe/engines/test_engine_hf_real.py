@@ -24,9 +24,10 @@ async def test_it_answers_streams_and_stops(smollm2: Path) -> None:
     engine = HFEngine(device="cpu")
     expert = await engine.load(ExpertSpec(name="smollm2", kind=Kind.MODEL, source=str(smollm2)), smollm2)
     try:
-        paris, cut, plain, sampled, again = await asyncio.gather(
+        paris, cut, special, plain, sampled, again = await asyncio.gather(
             say(expert, ask("What is the capital of France?")),
             say(expert, ask("What is the capital of France?", stop=(" France",))),
+            say(expert, ask("What is the capital of France?", stop=(" Paris.<|im_end|>", "<|im_start|>"))),
             say(expert, GenerateRequest(prompt="The capital of France is", max_tokens=1)),
             say(expert, ask("Tell me a story.", temperature=0.9, top_p=0.9, seed=1)),
             say(expert, ask("Tell me a story.", temperature=0.9, top_p=0.9, seed=1)),
@@ -38,6 +39,7 @@ async def test_it_answers_streams_and_stops(smollm2: Path) -> None:
     assert paris.usage is not None
     assert paris.usage.completion_tokens == 8  # the end token included
     assert (cut.text, cut.reason) == ("The capital of", "stop")
+    assert (special.text, special.reason, special.usage) == ("The capital of France is", "stop", paris.usage)
     assert (plain.text, plain.reason) == (" Paris", "length")
     assert sampled.text == again.text
     assert sampled.text

@@ -116,3 +116,90 @@ def test_a_real_tokenizer_decodes_the_same_in_pieces(tokenizer: Any, every: int)
     assert "".join(out) + stream.take(last=True) == text
     assert len(out) > 3
     assert not any("\ufffd" in piece for piece in out)
+
+
+SPECIAL = {256: "<|im_start|>", 257: "</s>", 258: "<|im_start|>x", 259: "<pad>"}
+
+
+def answer(tokens: Sequence[int], stop: Sequence[str]) -> tuple[str, bool]:
+    """The text of bytes and special tokens, taken after every token."""
+    stream = TextStream(lambda ids: decode_bytes([i for i in ids if i < 256]), stop, SPECIAL)
+    out = ""
+    for token in tokens:
+        stream.push(token)
+        out += stream.take()
+        if stream.stopped:
+            return out, True
+    return out + stream.take(last=True), stream.stopped
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stop", "shown"),
+    [
+        ([*b"hi", 256, *b"user"], ["<|im_start|>"], "hi"),
+        ([*b"hi", 257], ["</s>"], "hi"),
+        ([*b"hi\n", 256, *b"user"], ["\n<|im_start|>"], "hi"),
+        ([*b"hi\n", 256, *b"user: x"], ["\n<|im_start|>user"], "hi"),
+        ([*b"hi", 257, 256, *b"a"], ["</s><|im_start|>a"], "hi"),
+        ([*b"hi", 258, *b"a"], ["<|im_start|>x"], "hi"),  # the longer token of two that begin alike
+        ([*b"h", 259, *b"i", 259, 256], ["i<|im_start|>"], "h"),  # tokens that no stop string has do not count
+        ([*b"a", 256, *b"b", 256, *b"c"], ["ab", "<|im_start|>c"], ""),  # what is shown has "ab"
+        ([*b"<|im_", *b"start|>x"], ["<|im_start|>"], ""),  # the same characters, written out
+        ([*b"so", *"é".encode(), 257], ["</s>"], "soé"),
+    ],
+)
+def test_a_stop_string_may_have_special_tokens(tokens: list[int], stop: list[str], shown: str) -> None:
+    assert answer(tokens, stop) == (shown, True)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "stop", "shown"),
+    [
+        ([*b"a", 256, *b"b"], ["|", "start", "<", ">b", "</s>"], "ab"),
+        ([*b"a", 256, *b"b"], ["<|im_start|>c", "x<|im_start|>"], "ab"),
+        ([*b"a\n", 256, *b"us", 257, *b"er"], ["\n<|im_start|>user</s>"], "a\nuser"),
+        ([0xC3, 256, 0xA9, *b"!"], ["<|im_start|>?"], "é!"),  # a character around a special token
+        ([256, 257, 259], ["<|im_start|></s>?"], ""),
+    ],
+)
+def test_special_tokens_are_never_shown_and_stop_only_as_a_whole(
+    tokens: list[int], stop: list[str], shown: str
+) -> None:
+    assert answer(tokens, stop) == (shown, False)
+
+
+@given(st.lists(st.sampled_from([*b"ab|", 256, 257, 259]), max_size=24), st.lists(st.integers(0, 6), max_size=3))
+@settings(deadline=None)
+def test_stop_strings_with_special_tokens_cut_as_on_the_whole_answer(tokens: list[int], chosen: list[int]) -> None:
+    """The reference: each special token as one character of its own."""
+    strings = ["a", "ab", "</s>", "b<|im_start|>", "<|im_start|>a", "a</s>b", "</s><|im_start|>"]
+    stop = [strings[i] for i in chosen]
+
+    def reduced(string: str) -> str:
+        return string.replace("<|im_start|>", "S").replace("</s>", "E")
+
+    symbols = ["" if t == 259 else {256: "S", 257: "E"}.get(t) or chr(t) for t in tokens]
+    expected, stopped = "", False
+    for n in range(len(symbols) + 1):
+        raw = "".join(symbols[:n])
+        shown = raw.replace("S", "").replace("E", "")
+        cuts = [len(raw[: raw.index(r)].replace("S", "").replace("E", "")) for s in stop if (r := reduced(s)) in raw]
+        cuts += [shown.index(s) for s in stop if reduced(s) == s and s in shown]
+        expected, stopped = shown, bool(cuts)
+        if cuts:
+            expected = shown[: min(cuts)]
+            break
+    assert answer(tokens, stop) == (expected, stopped)
+
+
+def test_an_end_token_is_matched_but_not_shown() -> None:
+    stream = TextStream(decode_bytes, ["d</s>"], SPECIAL)
+    for byte in b"end":
+        stream.push(byte)
+    assert stream.take() == "en"
+    stream.push_end(257)
+    assert (stream.take(last=True), stream.stopped) == ("", True)
+    plain = TextStream(decode_bytes, ["x"], SPECIAL)
+    plain.push(ord("a"))
+    plain.push_end(257)
+    assert (plain.take(last=True), plain.stopped) == ("a", False)

@@ -79,7 +79,9 @@ def test_every_used_field_of_a_chat_request_arrives() -> None:
         stream=True,
         format="json",
     )
-    assert parsed.query == Query(messages, format="json", allowed=frozenset({"x", "y"}), cost_weight=2.0, seed=5)
+    assert parsed.query == Query(
+        messages, format="json", allowed=frozenset({"x", "y"}), cost_weight=2.0, seed=5, max_tokens=7
+    )
     assert parsed.model == "coe/frugal" and parsed.stream and parsed.include_usage
     assert parsed.ignored == (
         "messages[].name",
@@ -95,7 +97,7 @@ def test_every_used_field_of_a_chat_request_arrives() -> None:
 def test_a_completion_continues_its_prompt(prompt: object) -> None:
     parsed = completion(prompt=prompt, stop=["a", "b"], max_tokens=3, user="u")
     assert parsed.request == GenerateRequest(prompt="Once", stop=("a", "b"), max_tokens=3, stream=False)
-    assert parsed.query == Query.of("Once") and parsed.ignored == ("user",)
+    assert parsed.query == Query.of("Once", max_tokens=3, raw=True) and parsed.ignored == ("user",)
 
 
 def test_nulls_are_defaults() -> None:

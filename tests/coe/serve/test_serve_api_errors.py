@@ -11,7 +11,7 @@ import openai
 import pytest
 from api_server import Gateway, gateway
 
-from coe.serve.http.exchange import parse_json
+from coe.serve.http.json_body import parse_json
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 
@@ -25,7 +25,7 @@ async def refused(g: Gateway, **options: Any) -> openai.APIStatusError:
 async def posted(
     g: Gateway, content: Any, path: str = "/v1/chat/completions", **options: Any
 ) -> tuple[int, dict[str, Any]]:
-    response = await g.http.post(path, content=content, **options)
+    response = await g.http.post(path, content=content, headers={"content-type": "application/json"}, **options)
     assert "x-coe-decision-id" in response.headers
     return response.status_code, response.json()["error"]
 
@@ -157,7 +157,8 @@ async def test_a_body_over_the_limit_is_refused_however_its_length_is_told() -> 
             assert (status, error["code"]) == (413, "request_too_large") and "1,000 bytes" in error["message"]
         assert (await posted(g, pieces(2)))[0] == 400, "as many as are allowed are read"
         reader, writer = await asyncio.open_connection("127.0.0.1", int(g.url.rpartition(":")[2]))
-        writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n")
+        writer.write(b"transfer-encoding: chunked\r\n\r\n")
         writer.write((b"7d0\r\n" + b" " * 2000 + b"\r\n") * 5)  # followed by more, without end
         assert (await reader.readline()).startswith(b"HTTP/1.1 413")
         writer.close()

@@ -10,6 +10,8 @@ import openai
 import pytest
 from api_server import EXPERTS, Gateway, expert, gateway, orchestrator_over
 
+HEAD = b"host: localhost\r\ncontent-type: application/json\r\n"
+
 
 def said(text: str) -> list[Any]:
     return [{"role": "user", "content": text}]
@@ -75,7 +77,7 @@ async def test_a_client_that_leaves_before_the_first_text_frees_the_expert_too()
 async def test_a_client_that_leaves_before_its_body_is_whole_is_noted() -> None:
     async with gateway() as g:
         _, writer = await asyncio.open_connection("127.0.0.1", int(g.url.rpartition(":")[2]))
-        writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        writer.write(b"POST /v1/completions HTTP/1.1\r\n" + HEAD + b"content-length: 100\r\n\r\n{")
         await writer.drain()
         await asyncio.sleep(0.05)
         writer.close()
@@ -124,7 +126,7 @@ async def test_a_deadline_covers_everything_and_frees_the_expert() -> None:
 async def test_a_slow_body_meets_the_deadline_of_the_service() -> None:
     async with gateway(settings={"deadline_s": 0.1}) as g:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(g.url.rpartition(":")[2]))
-        writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        writer.write(b"POST /v1/completions HTTP/1.1\r\n" + HEAD + b"content-length: 100\r\n\r\n{")
         assert (await reader.readline()).startswith(b"HTTP/1.1 504")
         writer.close()
         await writer.wait_closed()

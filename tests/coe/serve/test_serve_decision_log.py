@@ -53,6 +53,8 @@ def test_a_line_says_everything_about_a_request() -> None:
         "allowed": None,
         "cost_weight": None,
         "seed": None,
+        "max_tokens": None,
+        "raw": False,
     }
     assert line["inputs"]["quality"] == [0.5, 0.9, 0.1] and line["inputs"]["select"] == {"kind": "top-k", "k": 2}
     assert line["inputs"]["allowed"] == ["cheap", "general", "good"]

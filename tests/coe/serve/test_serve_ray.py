@@ -286,7 +286,8 @@ async def test_changes_are_served_without_a_restart_and_disturb_no_request(
 def test_ctrl_c_ends_a_service_that_is_answering(service: ServeProcess) -> None:
     """The last of these tests. With streams running; sent to the process group, and a second time."""
     body = {"model": "alone", "prompt": "word " * 6000, "stream": True}
-    request = Request(f"{service.base_url}/completions", json.dumps(body).encode())
+    url, headers = f"{service.base_url}/completions", {"content-type": "application/json"}
+    request = Request(url, json.dumps(body).encode(), headers)
     streams = [urlopen(request, timeout=30) for _ in range(4)]
     assert all(stream.readline().startswith(b"data: ") for stream in streams)
     service.ctrl_c()

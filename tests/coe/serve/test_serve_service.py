@@ -65,7 +65,7 @@ def parsed(**given: Any) -> Parsed:
 
 async def answered(service: Service, request: Parsed) -> Call:
     async with service.call("/v1/chat/completions") as call, service.within_deadline(call):
-        service.admit()
+        service.admit(call)
         async with aclosing(service.answer(call, request)) as chunks:
             assert "".join([chunk.text async for chunk in chunks]) == "two words"
         call.status = 200
@@ -108,19 +108,22 @@ async def test_places_are_counted_and_given_back_and_the_wait_is_estimated(monke
     monkeypatch.setattr(module, "RECENT", 1.0)
     service, ask = make(Clock())
     ask.word_s = 4.5
-    service.admit()
-    async with service.call("/a"), service.call("/b"):
-        service.admit()
-        async with service.call("/c"):
-            with pytest.raises(Overloaded, match="2 requests are in flight already") as caught:
-                service.admit()
-            assert retry_after_s(caught.value) == 1
-        service.admit()
+    async with service.call("/a") as a, service.call("/b") as b:
+        service.admit(a)
+        async with service.call("/reads its body and takes no place"):
+            service.admit(b)
+            async with service.call("/c") as c:
+                with pytest.raises(Overloaded, match="2 requests are in flight already") as caught:
+                    service.admit(c)
+                assert retry_after_s(caught.value) == 1
+        assert service.in_flight == 2
     assert service.in_flight == 0
     await answered(service, parsed())
-    async with service.call("/a"), service.call("/b"), service.call("/c"):
+    async with service.call("/a") as a, service.call("/b") as b, service.call("/c") as c:
+        service.admit(a)
+        service.admit(b)
         with pytest.raises(Full) as full:
-            service.admit()
+            service.admit(c)
     assert retry_after_s(pickle.loads(pickle.dumps(full.value))) == 5, "a place is free every 9 s / 2"
     service.close()
 

@@ -1,0 +1,33 @@
+"""Requests that are refused before their body is parsed: by headers, host, origin, or a body that arrives too slowly.
+
+InvalidRequest
+├── UnsupportedMediaType   the body is not declared as plain JSON
+├── HeadersTooLarge        URL and headers exceed the limit
+├── HostNotAllowed         the `Host` header names another site
+├── OriginNotAllowed       a page of another site sent the request
+└── BodyTimeout            the body did not arrive in time; the connection is closed
+"""
+
+from __future__ import annotations
+
+from coe.errors import InvalidRequest
+
+
+class UnsupportedMediaType(InvalidRequest, status=415, code="unsupported_media_type"):
+    """The body is not declared as uncompressed JSON in UTF-8."""
+
+
+class HeadersTooLarge(InvalidRequest, status=431, code="request_header_fields_too_large"):
+    """URL and headers exceed the limit."""
+
+
+class HostNotAllowed(InvalidRequest, status=403, code="host_not_allowed"):
+    """The `Host` header is not one of the allowed hosts."""
+
+
+class OriginNotAllowed(InvalidRequest, status=403, code="origin_not_allowed"):
+    """The `Origin` header is neither this endpoint's own nor a configured one."""
+
+
+class BodyTimeout(InvalidRequest, status=408, code="request_timeout", retryable=True):
+    """The body did not arrive in time."""
