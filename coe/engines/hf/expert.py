@@ -15,7 +15,7 @@ from coe.engines.hf.batch import BatchLimits, BatchRow, WaitingRows, adapter_key
 from coe.engines.hf.decoding import Decoding
 from coe.engines.hf.load import LoadedModel, translate
 from coe.engines.hf.sampling import Sampling
-from coe.engines.hf.text import TextStream
+from coe.engines.hf.text import SpecialTokens, TextStream
 from coe.engines.render import Renderer
 from coe.errors import EngineError, OutOfMemory
 from coe.types import Chunk, GenerateRequest
@@ -57,7 +57,7 @@ class HFExpert:
         self._max_adapters = max_adapters
         self._cache_bytes = cache_bytes
         self._renderer = renderer
-        self._special = chat.special_tokens(loaded.tokenizer)
+        self._special = SpecialTokens(chat.special_tokens(loaded.tokenizer))
         self._styles: dict[str, chat.ChatStyle] = {}
         self._waiting = WaitingRows(max_batch)
         self._thread = threading.Thread(target=self._work, name=f"hf:{spec.name}", daemon=True)
@@ -128,7 +128,9 @@ class HFExpert:
         request = self._bounded(request, len(prompt_ids), name, adapter)
         decode = partial(loaded.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         eos = loaded.eos | chat.token_ids(loaded.tokenizer, style.eos)
-        special = self._special | chat.texts_of(loaded.tokenizer, eos) if request.stop else {}
+        special = self._special.within(request.stop)
+        if request.stop:
+            special |= chat.texts_of(loaded.tokenizer, eos)
         return BatchRow(
             request=request,
             prompt_ids=prompt_ids,

@@ -66,7 +66,10 @@ class TextStream:
         """
         if self.stopped:
             return ""
-        self._held += self._decode_new(last)
+        new = self._decode_new(last)
+        if not self._stop:
+            return new
+        self._held += new
         if (cut := self._find_stop()) is not None:
             self.stopped = True
             shown, self._held = self._held[:cut], ""
@@ -92,6 +95,8 @@ class TextStream:
 
     def _find_stop(self) -> int | None:
         """Where the first stop string begins in the held text."""
+        if not self._marks:
+            return min((at for at in map(self._held.find, self._stop) if at >= 0), default=None)
         shown = self._visible(self._held)
         found = [self._place(at) for at in map(shown.find, self._stop) if at >= 0]
         found += [at for at in map(self._held.find, self._marked_stop) if at >= 0]
@@ -99,6 +104,8 @@ class TextStream:
 
     def _maybe_stop_from(self) -> int:
         """Where the longest suffix of the held text begins that is a prefix of a stop string."""
+        if not self._marks:
+            return len(self._held) - _overlap(self._held, self._stop)
         shown = self._visible(self._held)
         in_shown = self._place(len(shown) - _overlap(shown, self._stop))
         return min(in_shown, len(self._held) - _overlap(self._held, self._marked_stop))
@@ -108,10 +115,28 @@ class TextStream:
 
     def _place(self, n_shown: int) -> int:
         """Index in the held text of its character number `n_shown` that is shown."""
-        if not self._marks:
-            return n_shown
         places = [i for i, c in enumerate(self._held) if ord(c) not in _MARKS]
         return places[n_shown] if n_shown < len(places) else len(self._held)
+
+
+class SpecialTokens:
+    """Finds the special tokens of a vocabulary, which may be thousands, in stop strings.
+
+    Args:
+        texts: text of each token by its id.
+    """
+
+    def __init__(self, texts: Mapping[int, str]) -> None:
+        self._ids: dict[str, list[int]] = {}
+        for token, text in texts.items():
+            if text:
+                self._ids.setdefault(text, []).append(token)
+        self._lengths = sorted({len(text) for text in self._ids})
+
+    def within(self, strings: Sequence[str]) -> dict[int, str]:
+        """Id and text of the tokens whose text is in one of the strings."""
+        parts = {s[i : i + n] for s in strings for i in range(len(s)) for n in self._lengths}
+        return {token: text for text in parts & self._ids.keys() for token in self._ids[text]}
 
 
 def _mark(stop: Sequence[str], special: Mapping[int, str]) -> tuple[dict[int, str], tuple[str, ...]]:

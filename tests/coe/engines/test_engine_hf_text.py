@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.engines.hf.text import TextStream
+from coe.engines.hf.text import SpecialTokens, TextStream
 
 
 def decode_bytes(tokens: Sequence[int]) -> str:
@@ -171,14 +171,16 @@ def test_special_tokens_are_never_shown_and_stop_only_as_a_whole(
 @given(st.lists(st.sampled_from([*b"ab|", 256, 257, 259]), max_size=24), st.lists(st.integers(0, 6), max_size=3))
 @settings(deadline=None)
 def test_stop_strings_with_special_tokens_cut_as_on_the_whole_answer(tokens: list[int], chosen: list[int]) -> None:
-    """The reference: each special token as one character of its own."""
+    """The reference: each special token as one character of its own; those that no stop string has do not count."""
     strings = ["a", "ab", "</s>", "b<|im_start|>", "<|im_start|>a", "a</s>b", "</s><|im_start|>"]
     stop = [strings[i] for i in chosen]
 
     def reduced(string: str) -> str:
         return string.replace("<|im_start|>", "S").replace("</s>", "E")
 
-    symbols = ["" if t == 259 else {256: "S", 257: "E"}.get(t) or chr(t) for t in tokens]
+    counted = {256: "S", 257: "E"}
+    symbols = [chr(t) if t < 256 else counted.get(t, "") for t in tokens]
+    symbols = [each for each in symbols if each not in "SE" or each in "".join(map(reduced, stop))]
     expected, stopped = "", False
     for n in range(len(symbols) + 1):
         raw = "".join(symbols[:n])
@@ -190,6 +192,19 @@ def test_stop_strings_with_special_tokens_cut_as_on_the_whole_answer(tokens: lis
             expected = shown[: min(cuts)]
             break
     assert answer(tokens, stop) == (expected, stopped)
+
+
+def test_special_tokens_are_found_in_stop_strings_however_many_there_are() -> None:
+    many = {i: f"<unused{i}>" for i in range(10_000)}
+    found = SpecialTokens(many | SPECIAL | {7: "", 8: "</s>"})
+    assert found.within(["\n<|im_start|>x", "a<unused4097></s>"]) == {
+        256: "<|im_start|>",
+        258: "<|im_start|>x",
+        4097: "<unused4097>",
+        257: "</s>",
+        8: "</s>",
+    }
+    assert found.within(["unused", ""]) == found.within([]) == {}
 
 
 def test_an_end_token_is_matched_but_not_shown() -> None:
