@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from coe.errors import ContextLengthExceeded, InvalidRequest
@@ -33,6 +33,7 @@ class GenerateRequest:
         stream: False if the caller reads only the complete answer: it may then arrive as one chunk, and a request whose
             host dies is sent to another host.
         format: "json" requires a JSON object; only experts with the capability `json` are eligible.
+        patient: True if no client waits: an endpoint's rate limit is waited out before the call fails.
         wants: what to return; anything but text needs an engine that can produce it (`Capabilities.serves`).
     """
 
@@ -48,6 +49,7 @@ class GenerateRequest:
     format: Literal["text", "json"] = "text"
     id: str = ""
     wants: Wants = "text"
+    patient: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.prompt is not None):
@@ -79,10 +81,14 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens in and out, special tokens of the chat template included."""
+    """Tokens in and out, special tokens of the chat template included.
+
+    estimated: whether a count is an estimate, since the endpoint reports none.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    estimated: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

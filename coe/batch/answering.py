@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from coe.batch.parts import answers_folder, read_calls, units_name, write_answers
@@ -174,7 +174,7 @@ class Answerer:
     async def _ask(self, name: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """The host's answer. Its first chunk means that the expert answers; its last one has the time of the lease."""
         began = False
-        async with aclosing(self._host.ask(name, request)) as chunks:
+        async with aclosing(self._host.ask(name, replace(request, patient=True))) as chunks:
             async for chunk in chunks:
                 if not began:
                     began = True

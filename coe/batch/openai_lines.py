@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from coe.batch.records import usage_of
 from coe.batch.rows import COMPLETIONS
 from coe.protocol.responses import ChatAnswer, TextAnswer
-from coe.types import Answer, Usage
+from coe.types import Answer
 
 CREATED = 0
 """`created` of every response: the same input gives the same file at any time."""
@@ -32,7 +33,7 @@ def batch_line(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _body(record: Mapping[str, Any], token: str) -> dict[str, Any]:
     bodies = TextAnswer if record["endpoint"] == COMPLETIONS else ChatAnswer
-    usage = Usage(record["prompt_tokens"], record["completion_tokens"])
+    usage = usage_of(record)
     answer = Answer(record["expert"], record["answer"], record["finish_reason"], usage)
     return bodies(token, CREATED, record["expert"]).whole(answer) | _explained(record)
 

@@ -50,6 +50,7 @@ OUTCOME = [
     ("finish_reason", pa.string()),
     ("prompt_tokens", pa.int32()),
     ("completion_tokens", pa.int32()),
+    ("usage_estimated", pa.bool_()),
     ("cost_usd", pa.float64()),
 ]
 """Columns of an answer beside its text."""
@@ -152,17 +153,23 @@ def dump_outcome(row: int, call: str, outcome: Answer | Failure) -> dict[str, An
 def outcome_columns(answer: Answer) -> dict[str, Any]:
     """The columns `OUTCOME` of an answer."""
     usage = {"prompt_tokens": answer.usage.prompt_tokens, "completion_tokens": answer.usage.completion_tokens}
-    return {"finish_reason": answer.finish_reason, "cost_usd": answer.cost_usd, **usage}
+    marks = {"usage_estimated": answer.usage.estimated, "cost_usd": answer.cost_usd}
+    return {"finish_reason": answer.finish_reason, **marks, **usage}
 
 
 def load_outcome(record: Mapping[str, Any]) -> Answer | Failure:
     """The inverse of `dump_outcome`: an error has the same class and message."""
     if record["error"] is not None:
         return Failure(record["expert"], _load_error(json.loads(record["error"])))
-    usage = Usage(record["prompt_tokens"], record["completion_tokens"])
+    usage = usage_of(record)
     return Answer(
         record["expert"], record["text"], record["finish_reason"], usage, record["cost_usd"], value=record["value"]
     )
+
+
+def usage_of(record: Mapping[str, Any]) -> Usage:
+    """The usage in the columns `OUTCOME`."""
+    return Usage(record["prompt_tokens"], record["completion_tokens"], estimated=bool(record.get("usage_estimated")))
 
 
 def describe(error: Exception) -> dict[str, Any]:

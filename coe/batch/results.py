@@ -33,7 +33,12 @@ FAN_IN = 64
 _FINAL_ROWS = 8192
 
 _ERROR = pa.struct([("message", pa.string()), ("type", pa.string()), ("param", pa.string()), ("code", pa.string())])
-_USAGE = pa.struct([(name, pa.int32()) for name in ("prompt_tokens", "completion_tokens", "total_tokens")])
+_USAGE = pa.struct(
+    [
+        *((name, pa.int32()) for name in ("prompt_tokens", "completion_tokens", "total_tokens")),
+        ("estimated", pa.bool_()),
+    ]
+)
 _ANSWERS = pa.list_(
     pa.struct(
         [

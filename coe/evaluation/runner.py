@@ -26,7 +26,7 @@ from coe.evaluation.plan import EvaluationPlan, Question
 from coe.evaluation.report import Report, build_report
 from coe.orchestrator import AskExpert
 from coe.runs.folder import COMPLETE, status_after
-from coe.types import Chunk, Usage
+from coe.types import Chunk, GenerateRequest, Usage
 
 HOPELESS_AFTER = 8
 """An expert that fails this often before its first answer stops the run."""
@@ -119,11 +119,15 @@ class _Run:
                     f"{record.expert!r} failed on all of its {progress.done} first rows; the last one: {record.error}"
                 )
 
+    def request(self, question: Question) -> GenerateRequest:
+        """The request of a question; no client waits for it."""
+        return replace(question.request(self.plan.settings), patient=True)
+
     async def answer(self, question: Question) -> AnswerRecord:
         """Ask and grade; a failure of this row is a record too."""
         started = time.perf_counter()
         try:
-            text, usage, cost_usd = await _collect(self.ask(question.expert.name, question.request(self.plan.settings)))
+            text, usage, cost_usd = await _collect(self.ask(question.expert.name, self.request(question)))
             error, final = None, True
         except CoeError as failure:
             if failure.lasting:

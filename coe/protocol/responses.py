@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from coe.compose.notes import in_order
@@ -106,8 +106,10 @@ def usage_chunk(bodies: AnswerBodies, usage: Usage) -> dict[str, Any]:
 
 
 def usage_body(usage: Usage) -> dict[str, int]:
-    """OpenAI's `usage`."""
-    return asdict(usage) | {"total_tokens": usage.prompt_tokens + usage.completion_tokens}
+    """OpenAI's `usage`, with `"estimated": true` if a count is an estimate."""
+    counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+    mark = {"estimated": True} if usage.estimated else {}
+    return counts | {"total_tokens": usage.prompt_tokens + usage.completion_tokens} | mark
 
 
 def answers_body(done: Mapping[str, Answer | Failure], *, logged_as: str | None = None) -> list[dict[str, Any]]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from coe.engines.base import Adapter, Capabilities, Expert
+from coe.engines.remote.answer import EndpointAnswer
 from coe.engines.remote.errors import seconds_to_retry, translate
-from coe.errors import ConfigError, EngineError, InvalidRequest, RemoteError
-from coe.types import DEFAULT_MAX_TOKENS, Chunk, FinishReason, GenerateRequest, Usage
+from coe.engines.remote.events import read_events
+from coe.engines.remote.limits import Limits
+from coe.errors import ConfigError, EngineError, InvalidRequest
+from coe.types import DEFAULT_MAX_TOKENS, Chunk, GenerateRequest
+from registry.errors import without_userinfo
 from registry.spec import ExpertSpec
 
 if TYPE_CHECKING:
@@ -21,8 +25,10 @@ if TYPE_CHECKING:
 
 _NO_KEY: Final = "none"
 """Sent to endpoints without a key: the client requires one."""
-_CHARACTERS_PER_TOKEN: Final = 4
-_REASONS: Final[dict[str, FinishReason]] = {"stop": "stop", "length": "length", "tool_calls": "stop"}
+_SILENCE: Final = 10
+"""An answer without an event for this multiple of `timeout_s` is lost, though other bytes come."""
+_SHORT_WAIT_S: Final = 2.0
+"""The longest Retry-After that is waited for while a client waits: beyond it, another expert may answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +84,18 @@ class RemoteEngine:
         """Create a client for the endpoint. Nothing is sent, and `path` is not read.
 
         Raises:
-            ConfigError: the environment variable for the key is not set.
+            ConfigError: the environment variable for the key is not set, or the source has a password.
         """
-        from openai import AsyncOpenAI, Timeout
+        from coe.engines.remote.client import open_client
 
-        client = AsyncOpenAI(
-            base_url=spec.source,
-            api_key=self._key(spec),
-            max_retries=0,  # retried here, which knows whether text was streamed
-            timeout=Timeout(self._retry.timeout_s, connect=self._retry.connect_s),
-        )
-        return RemoteExpert(spec, client, self._capacity, self._retry)
+        if "@" in urlsplit(spec.source).netloc:
+            raise ConfigError(
+                f"the source of {spec.name!r}, {without_userinfo(spec.source)}, has a user name or password: register "
+                "it again without, and name the environment variable with the key as `api_key_env`"
+            )
+        key = self._key(spec)
+        client = open_client(spec.source, key, timeout_s=self._retry.timeout_s, connect_s=self._retry.connect_s)
+        return RemoteExpert(spec, client, self._capacity, self._retry, secrets=() if key == _NO_KEY else (key,))
 
     def _key(self, spec: ExpertSpec) -> str:
         if spec.api_key_env is None:
@@ -107,13 +114,24 @@ class RemoteEngine:
 
 
 class RemoteExpert:
-    """An expert behind an endpoint. Closing the iterator of an answer closes its HTTP stream."""
+    """An expert behind an endpoint. Closing the iterator of an answer closes its HTTP stream.
 
-    def __init__(self, spec: ExpertSpec, client: AsyncOpenAI, capacity: int, retry: RetrySettings) -> None:
+    secrets: texts that no message may contain.
+    """
+
+    def __init__(
+        self,
+        spec: ExpertSpec,
+        client: AsyncOpenAI,
+        capacity: int,
+        retry: RetrySettings,
+        *,
+        secrets: tuple[str, ...] = (),
+    ) -> None:
         self.spec = spec
         self.capacity = capacity
         self._client: AsyncOpenAI | None = client
-        self._retry = retry
+        self._retry, self._secrets = retry, secrets
 
     async def close(self) -> None:
         """Close the client; running answers end with an error."""
@@ -124,55 +142,91 @@ class RemoteExpert:
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
         """Yield the answer as it is received; see `Expert.generate`.
 
-        If the endpoint reports no usage, it is estimated at one token per four characters, rounded up.
+        If the endpoint reports no usage, it is estimated at one token per four characters, rounded up, and marked.
 
         Raises:
             RemoteError: the endpoint failed; `retryable` if the same request may succeed later.
-            InvalidRequest: the endpoint rejects the request, or an adapter was given.
+            Rejected: the endpoint rejects the request.
+            InvalidRequest: an adapter was given.
         """
         if adapter is not None:
             raise InvalidRequest(
                 f"{self.spec.name!r} is remote and takes no adapters: serve {adapter.spec.name!r} there under its own "
                 "name, and register it as a remote expert"
             )
-        answer = await self._start(request)
+        opened = await self._start(request)
         try:
+            answer = opened.answer
             while (text := answer.take()) is not None:
                 if text:
                     yield Chunk(text)
-                with translate(self.spec, shown=True):
+                with translate(self.spec, shown=True, secrets=self._secrets):
                     await answer.read()
-            yield Chunk("", answer.reason(), answer.usage(request))
+            yield Chunk("", answer.reason, answer.usage(request))
         finally:
-            await answer.close()
+            await opened.close()
 
-    async def _start(self, request: GenerateRequest) -> _Answer:
-        """An answer with its first text; transient failures before it are retried."""
+    async def _start(self, request: GenerateRequest) -> _Opened:
+        """An answer with its first text; transient failures before it are retried while there is time."""
         from stamina import AsyncRetryingCaller
 
         settings = self._retry
         retry = AsyncRetryingCaller(
             attempts=settings.retries + 1,
-            timeout=None,
+            timeout=request.deadline_s,
             wait_initial=settings.backoff_s,
             wait_jitter=settings.backoff_s,
         )
-        with translate(self.spec, shown=False):
-            return await retry(seconds_to_retry, self._first_text, request)
+        with translate(self.spec, shown=False, secrets=self._secrets):
+            return await retry(seconds_to_retry if request.patient else _shortly, self._first_text, request)
 
-    async def _first_text(self, request: GenerateRequest) -> _Answer:
+    async def _first_text(self, request: GenerateRequest) -> _Opened:
         if self._client is None:
             raise EngineError(f"{self.spec.name!r} was unloaded: load it again")
-        answer = _Answer(self.spec, await _open(self._client, self.spec, request))
+        opened = await _open(self._client, self.spec, request, self._retry)
         try:
-            await answer.read()
+            await opened.answer.read()
         except BaseException:
-            await answer.close()
+            await opened.close()
             raise
-        return answer
+        return opened
 
 
-async def _open(client: AsyncOpenAI, spec: ExpertSpec, request: GenerateRequest) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """An answer in progress, and its HTTP response."""
+
+    answer: EndpointAnswer
+    events: AsyncGenerator[dict[str, Any], None]
+    response: Any
+
+    async def close(self) -> None:
+        async with aclosing(self.events):
+            await self.response.__aexit__(None, None, None)
+
+
+def _shortly(error: Exception) -> bool | float:
+    """Like `seconds_to_retry`, but a long wait is none."""
+    seconds = seconds_to_retry(error)
+    return False if not isinstance(seconds, bool) and seconds > _SHORT_WAIT_S else seconds
+
+
+async def _open(client: AsyncOpenAI, spec: ExpertSpec, request: GenerateRequest, settings: RetrySettings) -> _Opened:
+    """Send the request, and return the answer before its first event."""
+    from coe.engines.remote.client import body_of
+
+    limits = Limits.of(request.max_tokens or DEFAULT_MAX_TOKENS, silence_s=_SILENCE * settings.timeout_s)
+    options = _options(spec, request)
+    if request.prompt is not None:
+        sent = client.completions.with_streaming_response.create(prompt=request.prompt, **options)
+    else:
+        turns: Any = [{"role": m.role, "content": m.content} for m in request.messages]
+        sent = client.chat.completions.with_streaming_response.create(messages=turns, **options)
+    events = read_events(body_of(await sent.__aenter__()), limits)
+    return _Opened(EndpointAnswer(events, limits.characters), events, sent)
+
+
+def _options(spec: ExpertSpec, request: GenerateRequest) -> dict[str, Any]:
     # Compatible servers accept `max_tokens`; OpenAI's newer models only the new name.
     host = urlsplit(spec.source).hostname or ""
     limit = "max_completion_tokens" if host.endswith(".openai.com") and request.messages else "max_tokens"
@@ -186,70 +240,5 @@ async def _open(client: AsyncOpenAI, spec: ExpertSpec, request: GenerateRequest)
     }
     options |= {"stop": list(request.stop)} if request.stop else {}
     options |= {"seed": request.seed} if request.seed is not None else {}
-    if request.prompt is not None:
-        return await client.completions.create(prompt=request.prompt, **options)
-    options |= {"response_format": {"type": "json_object"}} if request.format == "json" else {}
-    turns: Any = [{"role": m.role, "content": m.content} for m in request.messages]
-    return await client.chat.completions.create(messages=turns, **options)
-
-
-class _Answer:
-    """The state of one streamed answer, read event by event."""
-
-    def __init__(self, spec: ExpertSpec, stream: Any) -> None:
-        self._spec = spec
-        self._stream = stream
-        self._events = aiter(stream)
-        self._text = ""
-        self._over = False
-        self._reason: str | None = None
-        self._usage: Any = None
-        self._n_characters = 0
-
-    async def read(self) -> None:
-        """Read events until there is text, or the stream ends."""
-        while not self._text and not self._over:
-            event = await anext(self._events, None)
-            if event is None:
-                self._end()
-            else:
-                self._note(event)
-
-    def take(self) -> str | None:
-        """The text read since the last call; `None` at the end."""
-        text, self._text = self._text, ""
-        return text if text or not self._over else None
-
-    def _note(self, event: Any) -> None:
-        self._usage = getattr(event, "usage", None) or self._usage
-        for choice in event.choices[:1]:
-            delta = getattr(choice, "delta", None)
-            self._text += (delta.content if delta is not None else getattr(choice, "text", "")) or ""
-            self._reason = choice.finish_reason or self._reason
-        self._n_characters += len(self._text)
-
-    def _end(self) -> None:
-        self._over = True
-        if self._reason is None:
-            raise RemoteError(
-                f"{self._spec.name!r} ({self._spec.source}) closed the stream before its end",
-                retryable=True,
-            )
-        if self._reason not in _REASONS:
-            raise RemoteError(f"{self._spec.name!r} ({self._spec.source}) ended with finish_reason {self._reason!r}")
-
-    def reason(self) -> FinishReason:
-        return _REASONS[self._reason or ""]
-
-    def usage(self, request: GenerateRequest) -> Usage:
-        if self._usage is not None:
-            return Usage(self._usage.prompt_tokens, self._usage.completion_tokens)
-        n_prompt = sum(len(m.content) for m in request.messages) + len(request.prompt or "")
-        return Usage(_estimate(n_prompt), _estimate(self._n_characters))
-
-    async def close(self) -> None:
-        await self._stream.close()
-
-
-def _estimate(n_characters: int) -> int:
-    return math.ceil(n_characters / _CHARACTERS_PER_TOKEN)
+    options |= {"response_format": {"type": "json_object"}} if request.messages and request.format == "json" else {}
+    return options

@@ -1,88 +1,196 @@
-"""Translates errors of the openai client into this project's, and decides which are transient."""
+"""Translates failures of an endpoint into this project's errors, and decides which are transient.
+
+The message of each error is for operators: the endpoint and its own words, without secrets. Clients get a short text
+that names neither the endpoint's URL nor, except for a rejected request, its words (`CoeError.public`).
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Final
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+from urllib.parse import urlsplit
 
-from coe.errors import CoeError, InvalidRequest, RemoteError
+from coe.engines.remote.answer import EndpointFailure, StreamCut
+from coe.engines.remote.events import MalformedStream
+from coe.engines.remote.redaction import for_clients, for_log, redacted
+from coe.errors import CoeError, Rejected, RemoteError
 from registry.spec import ExpertSpec
 
 _LONGEST_WAIT_S: Final = 60.0
+_LONGEST_STATED_S: Final = 3600.0
 _PASSING_STATUSES: Final = frozenset({408, 409, 425, 429})
-_NO_MONEY: Final = "insufficient_quota"
+_REJECTED: Final = frozenset({400, 413, 422})
+"""The endpoint rejects this request: another expert may take it."""
+_NO_MONEY: Final = frozenset(
+    {"insufficient_quota", "insufficient_balance", "billing_not_active", "billing_hard_limit_reached"}
+)
+_CODES: Final = frozenset({"context_length_exceeded", "content_filter", "content_policy_violation"})
+"""Codes of rejections that clients know, which are passed on."""
+logger = logging.getLogger(__name__)
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed shortly after."""
     import openai
 
-    if isinstance(error, openai.APIStatusError):
-        status = error.status_code
-        return (status in _PASSING_STATUSES or status >= 500) and error.code != _NO_MONEY
+    if isinstance(error, openai.APIStatusError | EndpointFailure):
+        status = error.status_code if isinstance(error, openai.APIStatusError) else error.status or 500
+        return (status in _PASSING_STATUSES or status >= 500) and error.code not in _NO_MONEY
     if isinstance(error, openai.APIResponseValidationError):
         return False
-    # An error event within a stream is a plain APIError: the server failed on a request that it had accepted.
-    return isinstance(error, openai.APIError) or (isinstance(error, RemoteError) and error.retryable)
+    return isinstance(error, openai.APIError | StreamCut) or (isinstance(error, RemoteError) and error.retryable)
 
 
 def seconds_to_retry(error: Exception) -> bool | float:
     """For stamina: whether to retry, or after how many seconds if the endpoint states it."""
     if not is_transient(error):
         return False
-    response = getattr(error, "response", None)
+    seconds = stated_wait_s(error)
+    return True if seconds is None else min(seconds, _LONGEST_WAIT_S)
+
+
+def stated_wait_s(error: BaseException) -> float | None:
+    """The Retry-After of an endpoint, from 0 to 3,600 seconds; None if it states none."""
+    value: str | None = getattr(getattr(error, "response", None), "headers", {}).get("retry-after")
+    if not value:
+        return None
     try:
-        seconds = float(response.headers["retry-after"]) if response is not None else math.nan
-    except (KeyError, ValueError):  # absent, or a date
-        return True
-    return min(max(seconds, 0.0), _LONGEST_WAIT_S) if math.isfinite(seconds) else True
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):  # neither seconds nor a date
+            return None
+    return min(max(seconds, 0.0), _LONGEST_STATED_S) if math.isfinite(seconds) else None
 
 
 @contextmanager
-def translate(spec: ExpertSpec, *, shown: bool) -> Iterator[None]:
-    """Raise this project's errors for those of the client.
+def translate(spec: ExpertSpec, *, shown: bool, secrets: Collection[str] = ()) -> Iterator[None]:
+    """Raise this project's errors for those of the client, and log them: clients get a shorter text.
 
     Args:
         spec: the remote expert.
         shown: whether text was already streamed; for the message.
+        secrets: texts that no message may contain.
     """
     import openai
 
+    failures = (openai.OpenAIError, openai.InvalidWebhookSignatureError, ValueError)
     try:
         yield
     except CoeError:
         raise
-    except (openai.OpenAIError, openai.InvalidWebhookSignatureError, ValueError) as error:
-        raise translated(error, spec, shown=shown) from error
+    except (*failures, MalformedStream, StreamCut, EndpointFailure) as error:
+        failure = translated(error, spec, shown=shown, secrets=secrets)
+        logger.warning("%s", failure)
+        raise failure from error
 
 
-def translated(error: Exception, spec: ExpertSpec, *, shown: bool = False) -> CoeError:
-    """The error for one of the client's, with what the user can do."""
+def translated(
+    error: Exception, spec: ExpertSpec, *, shown: bool = False, secrets: Collection[str] = ()
+) -> RemoteError | Rejected:
+    """The error for one of the client's, with what the user can do. Removes secrets from `error`, its cause, too."""
     import openai
 
-    where = f"{spec.name!r} ({spec.source})"
-    when = " in the middle of its answer" if shown else ""
+    _redact(error, secrets)
+    where, when = f"{spec.name!r} ({spec.source})", " in the middle of its answer" if shown else ""
+    endpoint = f"the endpoint of {spec.name!r}"
     retryable = is_transient(error)
     match error:
-        case openai.APITimeoutError():
-            text = f"{where} timed out{when}"
-        case openai.APIConnectionError():
-            text = f"{where} cannot be reached, or closed the connection{when}: {error.__cause__ or error}"
-        case openai.AuthenticationError() | openai.PermissionDeniedError():
-            key = (
-                f"the key in {spec.api_key_env}" if spec.api_key_env else "requests without a key; set its api_key_env"
-            )
-            text = f"{where} rejects {key}: {error.message}"
-        case openai.NotFoundError():
-            text = f"{where} does not know the model {spec.model or spec.name!r}, or has no such path: {error.message}"
-        case openai.BadRequestError() | openai.UnprocessableEntityError():
-            return InvalidRequest(f"{where} rejects the request: {error.message}")
-        case openai.APIStatusError(status_code=413):
-            return InvalidRequest(f"{where} rejects the request as too large: {error.message}")
         case openai.APIStatusError():
-            text = f"{where} returned HTTP status {error.status_code}: {error.message}"
+            return _refused(error, spec, error.status_code, _words(error), error.code, secrets)
+        case EndpointFailure() if error.status in (*_REJECTED, 429):
+            return _refused(error, spec, error.status or 0, error.message, error.code, secrets)
+        case EndpointFailure():
+            text, public = f"failed{when}: APIError: {for_log(error.message, secrets)}", "reported an error"
+        case openai.APITimeoutError():
+            text = public = f"timed out{when}"
+        case openai.APIConnectionError():
+            public = f"cannot be reached, or closed the connection{when}"
+            text = f"{public}: {for_log(str(error.__cause__ or error), secrets)}"
+        case StreamCut():
+            text = public = "closed the stream before its end"
+        case MalformedStream() if error.__cause__ is None:
+            text = public = str(error)
+        case MalformedStream():
+            text, public = f"failed{when}: {error}", f"sent an answer that cannot be read{when}"
         case _:
-            text = f"{where} failed{when}: {type(error).__name__}: {error}"
-    return RemoteError(text, retryable=retryable)
+            text = f"failed{when}: {type(error).__name__}: {for_log(str(error), secrets)}"
+            public = f"failed{when}"
+    return RemoteError(f"{where} {text}", retryable=retryable, public=f"{endpoint} {public}")
+
+
+def _refused(
+    error: Exception, spec: ExpertSpec, status: int, message: str, code: str | None, secrets: Collection[str]
+) -> RemoteError | Rejected:
+    """The error for an HTTP status."""
+    where, said = f"{spec.name!r} ({spec.source})", for_log(message, secrets) or "without a reason"
+    if status in _REJECTED and code not in _NO_MONEY:
+        how = " as too large" if status == 413 else ""
+        reason = for_clients(message, secrets)
+        return Rejected(
+            f"{where} rejects the request{how}: {said}",
+            status=413 if status == 413 else 400,
+            code=code if code in _CODES else None,
+            public=f"{spec.name!r} rejects the request{how}" + (f": {reason}" if reason else ""),
+        )
+    wait_s = stated_wait_s(error)
+    text, public = _explained(error, spec, status, code)
+    passed_on = (status == 429 and code not in _NO_MONEY) or (status == 503 and wait_s is not None)
+    return RemoteError(
+        f"{where} {text}: {said}",
+        retryable=is_transient(error),
+        status=status if passed_on else None,
+        retry_after_s=wait_s,
+        public=f"the endpoint of {spec.name!r} {public}",
+    )
+
+
+def _explained(error: Exception, spec: ExpertSpec, status: int, code: str | None) -> tuple[str, str]:
+    """What a status means, for operators and for clients."""
+    if status == 402 or code in _NO_MONEY:
+        return f"returned HTTP status {status}, the account has no credit left", "has no credit left"
+    if status in (401, 403):
+        key = f"the key in {spec.api_key_env}" if spec.api_key_env else "requests without a key; set its api_key_env"
+        return f"rejects {key}", "rejects the key of this service"
+    if status == 404:
+        unknown = f"does not know the model {spec.model or spec.name!r}, or has no such path"
+        return unknown, "does not know its model"
+    if 300 <= status < 400:
+        return f"redirects to {_target(error)}, which is not followed: register that URL", "redirects elsewhere"
+    if status == 429:
+        return f"returned HTTP status {status}", "accepts no more requests now"
+    return f"returned HTTP status {status}", f"returned HTTP status {status}"
+
+
+def _words(error: Any) -> str:
+    """The endpoint's own message, in the forms of OpenAI and other servers, or its body if it has none."""
+    body = getattr(error, "body", None)
+    if isinstance(body, dict):
+        words = (body.get(name) for name in ("message", "detail", "error"))
+        return next((text for text in words if isinstance(text, str)), json.dumps(body))
+    return body if isinstance(body, str) else ""
+
+
+def _target(error: Exception) -> str:
+    """Where a redirect leads, without user and query."""
+    location = getattr(getattr(error, "response", None), "headers", {}).get("location", "")
+    try:
+        parts = urlsplit(location)
+        return for_log(f"{parts.scheme}://{parts.hostname}{parts.path}" if parts.hostname else parts.path, ())
+    except ValueError:
+        return "an invalid URL"
+
+
+def _redact(error: Exception, secrets: Collection[str]) -> None:
+    """Remove secrets from the client's exception: tracebacks in logs show its message."""
+    told: Any = error
+    if isinstance(getattr(error, "message", None), str):
+        told.message = redacted(told.message, secrets)
+    error.args = tuple(redacted(each, secrets) if isinstance(each, str) else each for each in error.args)

@@ -95,6 +95,7 @@ def test_a_result_has_the_expert_and_the_reason() -> None:
         "finish_reason": "stop",
         "prompt_tokens": 3,
         "completion_tokens": 2,
+        "usage_estimated": False,
         "cost_usd": 0.5,
         "confidence": 0.75,
         "label": "sums",

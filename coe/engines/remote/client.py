@@ -1,0 +1,73 @@
+"""The HTTP client of an endpoint: no redirects, no compressed bodies, and little of the body of an error."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from importlib import import_module
+from typing import Any, Final
+
+from openai import APIConnectionError, APITimeoutError, AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
+
+from coe.engines.remote.events import MalformedStream
+from coe.engines.remote.limits import MOST_ERROR_BYTES
+
+_http: Any = import_module(DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])
+"""The HTTP library of the openai client: httpx or httpx2."""
+_ERROR_BODY_S: Final = 10.0
+"""Seconds to read the body of an error."""
+
+
+class _BoundedClient(DefaultAsyncHttpxClient):
+    """Reads at most MOST_ERROR_BYTES of the body of an error, a redirect included, whatever the endpoint sends."""
+
+    async def send(self, request: Any, **options: Any) -> Any:
+        response = await super().send(request, **options)
+        if not response.is_success:
+            return await _bounded(response, request)
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            await response.aclose()
+            raise MalformedStream(f"sent a compressed answer ({encoding!r:.40}), though the request excludes it")
+        return response
+
+
+async def _bounded(response: Any, request: Any) -> Any:
+    """The response with the beginning of its body, which is read now."""
+    body = b""
+    try:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ERROR_BODY_S):
+                async for piece in response.aiter_raw():
+                    body += piece
+                    if len(body) >= MOST_ERROR_BYTES:
+                        break
+    finally:
+        await response.aclose()
+    headers = {name: value for name, value in response.headers.items() if name in ("retry-after", "location")}
+    return type(response)(response.status_code, headers=headers, content=body[:MOST_ERROR_BYTES], request=request)
+
+
+def open_client(base_url: str, key: str, *, timeout_s: float, connect_s: float) -> AsyncOpenAI:
+    """A client for an endpoint; nothing is sent."""
+    timeout = Timeout(timeout_s, connect=connect_s)
+    return AsyncOpenAI(
+        base_url=base_url,
+        api_key=key,
+        max_retries=0,  # retried by the expert, which knows whether text was streamed
+        timeout=timeout,
+        default_headers={"Accept-Encoding": "identity"},
+        http_client=_BoundedClient(timeout=timeout, follow_redirects=False),
+    )
+
+
+async def body_of(response: Any) -> AsyncGenerator[bytes, None]:
+    """The pieces of a streamed body as they come. Raises APITimeoutError, APIConnectionError."""
+    try:
+        async for piece in response.iter_bytes():
+            yield piece
+    except _http.TimeoutException as error:
+        raise APITimeoutError(request=response.http_request) from error
+    except _http.HTTPError as error:
+        raise APIConnectionError(request=response.http_request) from error

@@ -1,0 +1,371 @@
+"""Answers of endpoints that are not as OpenAI sends them: tolerated where harmless, else one error of the expert."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from raw_endpoint import DONE, OK, Behaviour, Send, answering, event, raw_endpoint
+
+from coe.engines.remote.answer import EndpointAnswer, EndpointFailure, StreamCut
+from coe.engines.remote.engine import RemoteEngine
+from coe.engines.remote.events import COMPLETE, MalformedStream, read_events
+from coe.engines.remote.limits import MOST_LINE_BYTES, MOST_STREAM_BYTES, Limits
+from coe.errors import CoeError, Rejected, RemoteError, Scope
+from coe.types import Chunk, GenerateRequest, Usage
+from registry.spec import ExpertSpec
+from routers.base import Message
+
+HELLO = GenerateRequest(messages=(Message("user", "Hello"),), max_tokens=20)
+LIMITS = Limits.of(20, silence_s=60)
+
+
+async def ask(spec: ExpertSpec, request: GenerateRequest = HELLO, **options: Any) -> list[Chunk]:
+    engine = RemoteEngine(**{"retries": 0, "backoff_s": 0.01, "timeout_s": 5.0, **options})
+    expert = await engine.load(spec, Path())
+    try:
+        return [chunk async for chunk in expert.generate(request)]
+    finally:
+        await engine.unload(expert)
+
+
+async def answer(behave: Behaviour, **options: Any) -> tuple[str, Chunk]:
+    async with raw_endpoint(behave) as endpoint:
+        chunks = await ask(endpoint.spec(), **options)
+        return "".join(chunk.text for chunk in chunks), chunks[-1]
+
+
+HI = event("Hi ") + event("you")
+END = event(None, "stop")
+USAGE = 'data: {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}\n\n'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        HI + END + USAGE + DONE,
+        HI + END + USAGE,
+        HI + USAGE + DONE,  # no finish reason, but an end
+        'data: {"choices": null}\n\n' + HI + 'data: {"choices": []}\n\n' + END + USAGE + DONE,
+        'data: {"choices": [{"delta": null}]}\n\ndata: {"choices": [{}]}\n\ndata: {}\n\n' + HI + END + USAGE,
+        ": comment\nevent: message\nid: 3\nretry: 10\n" + HI + ": ping\n\n" + END + USAGE + "data:\n\n" + DONE,
+        (HI + END + USAGE + DONE).replace("\n", "\r\n"),
+        (HI + END + USAGE + DONE).replace("\n", "\r"),
+        (HI + END + USAGE + DONE).replace("\n\n", "\n"),
+        (HI + END + USAGE + DONE).replace("data: ", "data:"),
+        "\ufeff" + HI + END + USAGE,
+        HI + END + USAGE + 'data: {"error": {"message": "too late"}}\n\n',
+        HI + END + USAGE + "data: {not json\n\n",
+        HI + 'data: {"choices": [{"delta": {},\ndata:  "finish_reason": "stop"}]}\n\n' + USAGE,
+        HI + event(None, "null") + event(None, "") + END + USAGE,
+        'data: {"error": null, "choices": [{"delta": {"content": [{"type": "text", "text": "Hi "}]}}]}\n\n'
+        + event("you", "stop")
+        + USAGE.strip(),
+        'data: {"choices": [{"text": "Hi you", "finish_reason": "stop"}]}\n\n' + USAGE,
+        json.dumps(
+            {
+                "choices": [{"message": {"role": "assistant", "content": "Hi you"}, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 7, "completion_tokens": 2.0},
+            },
+            indent=2,
+        ),
+    ],
+)
+async def test_harmless_differences_are_tolerated(body: str) -> None:
+    text, last = await answer(answering(body))
+    assert (text, last.finish_reason, last.usage) == ("Hi you", "stop", Usage(7, 2))
+    assert last.usage is not None and not last.usage.estimated
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/json", "text/html; charset=x", ""])
+async def test_the_content_type_does_not_matter(kind: str) -> None:
+    assert (await answer(answering(HI + END, f"HTTP/1.1 200 OK\r\ncontent-type: {kind}")))[0] == "Hi you"
+
+
+@pytest.mark.parametrize(
+    ("stated", "reason"),
+    [
+        ("eos", "stop"),
+        ("eos_token", "stop"),
+        ("end_turn", "stop"),
+        ("tool_calls", "stop"),
+        ("no such reason", "stop"),
+        (7, "stop"),
+        ("max_tokens", "length"),
+        ("length", "length"),
+    ],
+)
+async def test_finish_reasons_of_other_servers(stated: Any, reason: str) -> None:
+    assert (await answer(answering(HI + event(None, stated))))[1].finish_reason == reason
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected", "estimated"),
+    [
+        (None, (2, 2), True),
+        ({"prompt_tokens": None, "completion_tokens": None}, (2, 2), True),
+        ({"prompt_tokens": 7}, (7, 2), True),
+        ({"prompt_tokens": "7", "completion_tokens": -1}, (2, 2), True),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, (2, 2), True),
+        ({"prompt_tokens": True, "completion_tokens": 1e300}, (2, 2), True),
+        ([], (2, 2), True),
+        ({"prompt_tokens": 7.0, "completion_tokens": 3, "total_tokens": None}, (7, 3), False),
+    ],
+)
+async def test_usage_that_is_missing_or_impossible_is_estimated_and_marked(
+    usage: Any, expected: tuple[int, int], estimated: bool
+) -> None:
+    body = HI + event(None, "stop", usage=usage) if usage is not None else HI + END
+    _, last = await answer(answering(body + DONE))
+    assert last.usage == Usage(*expected) and last.usage.estimated is estimated
+
+
+async def test_surrogate_pairs_over_two_events_are_joined_and_halves_replaced() -> None:
+    halves = 'data: {"choices": [{"delta": {"content": "a\\ud83d"}}]}\n\n'
+    other = 'data: {"choices": [{"delta": {"content": "\\ude00b"}}]}\n\n'
+    assert (await answer(answering(halves + other + END)))[0] == "a😀b"
+    assert (await answer(answering(halves + END)))[0] == "a\ufffd"
+    assert (await answer(answering(other + END)))[0] == "\ufffdb"
+    assert (await answer(answering(b'data: {"choices": [{"delta": {"content": "\xff\xe9"}}]}\n\n' + END.encode())))[
+        0
+    ] == "\ufffd\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("body", "match"),
+    [
+        ("", "closed the stream before its end"),
+        ("nothing\n\n", "closed the stream before its end"),
+        (": ping\n\n" * 3, "closed the stream before its end"),
+        ("<!DOCTYPE html><html>Log in</html>", "sent a page"),
+        ("data: [1, 2]\n\n", "not a JSON object but a list"),
+        ("data: 7\n\n", "not a JSON object but a int"),
+        ("data: {broken\n\n", "not valid JSON"),
+        ("{broken", "not valid JSON"),
+        ("data: " + "[" * 100_000 + "\n\n", "RecursionError: an event is not valid JSON"),
+        ('data: {"choices": ' + "9" * 5000 + "}\n\n", "not valid JSON"),
+        ('data: {"choices": {"0": 1}}\n\n', "`choices` of an event is not a list"),
+        ('data: {"choices": ["x"]}\n\n', "`choices` of an event is not a list"),
+        ('data: {"choices": [{"delta": "x"}]}\n\n', "`delta` of a choice is not an object"),
+        ('data: {"choices": [{"delta": {"content": 7}}]}\n\n', "the text of a choice is a int"),
+        ('data: {"error": {"message": "it crashed"}}\n\n', "APIError: it crashed"),
+        ('data: {"error": "it crashed"}\n\n', "APIError: it crashed"),
+        ('{"error": {"message": "it crashed", "type": "server_error"}}', "APIError: it crashed"),
+        (event(None, "content_filter"), "ended with finish_reason 'content_filter'"),
+        (event(None, "error"), "ended with finish_reason 'error'"),
+    ],
+)
+async def test_what_is_no_answer_is_an_error_of_the_endpoint(body: str, match: str) -> None:
+    with pytest.raises(RemoteError, match=match) as caught:
+        await answer(answering(body))
+    assert caught.value.scope is Scope.EXPERT and caught.value.status == 502
+    assert "127.0.0.1" not in (caught.value.client_text or "127.0.0.1")
+
+
+async def test_an_error_inside_an_answer_has_the_meaning_of_its_status() -> None:
+    with pytest.raises(RemoteError, match="no more") as limited:
+        await answer(answering('data: {"error": {"message": "no more", "code": 429}}\n\n'))
+    assert (limited.value.status, limited.value.retryable) == (429, True)
+    with pytest.raises(Rejected, match="too long") as rejected:
+        await answer(answering('{"error": {"message": "too long", "status": 400, "code": "context_length_exceeded"}}'))
+    assert (rejected.value.status, rejected.value.code) == (400, "context_length_exceeded")
+
+
+def flood(first: bytes, piece: bytes, total: int = 10**9) -> Behaviour:
+    async def behave(send: Send) -> None:
+        await send(f"{OK}\r\nconnection: close\r\n\r\n".encode() + first)
+        for _ in range(total // len(piece)):
+            await send(piece)
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    ("first", "piece", "match"),
+    [
+        (b"data: ", b"x" * 2**16, "a line of the answer exceeds 282,624 bytes"),
+        (b'{"choices": [{"message": {"content": "', b"x" * 2**16, "a line of the answer exceeds"),
+        (b"{\n", b"x" * 1000 + b"\n", "an event of the answer is longer"),
+        (b"data: {\n", b"data: " + b"x" * 1000 + b"\n", "an event of the answer is longer"),
+        (b"", b": ping\n\n" * 1000, "the answer exceeds 1,130,496 bytes"),
+        (b"", b'data: {"choices": []}\n\n' * 1000, "the answer exceeds 1,130,496 bytes"),
+    ],
+    ids=["line", "json", "json lines", "data lines", "comments", "empty events"],
+)
+async def test_a_body_of_a_gigabyte_is_given_up_and_not_kept(first: bytes, piece: bytes, match: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteError, match=match):
+            await answer(flood(first, piece))
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_text_longer_than_max_tokens_can_give_is_cut() -> None:
+    text, last = await answer(flood(b"", event("word " * 20).encode() * 10))
+    assert len(text) == LIMITS.characters == 1000 + 20 * 128
+    assert last.finish_reason == "length" and last.usage is not None and last.usage.estimated
+
+
+async def test_error_bodies_of_a_gigabyte_are_read_only_in_part() -> None:
+    head = "HTTP/1.1 500 Oops\r\ncontent-type: text/html"
+
+    async def behave(send: Send) -> None:
+        await send(f"{head}\r\nconnection: close\r\n\r\n".encode())
+        for _ in range(20_000):
+            await send(b"<p>" + b"x" * 50_000)
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(RemoteError, match="HTTP status 500") as caught:
+            await answer(behave)
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 2500
+    assert caught.value.client_text == "the endpoint of 'far' returned HTTP status 500"
+
+
+async def test_a_compressed_answer_is_refused_and_none_is_asked_for() -> None:
+    async with raw_endpoint(answering(b"\x1f\x8b" + b"0" * 100, OK + "\r\ncontent-encoding: gzip")) as endpoint:
+        with pytest.raises(RemoteError, match="sent a compressed answer"):
+            await ask(endpoint.spec())
+        assert "accept-encoding: identity" in endpoint.requests[0][0].lower()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(status: int) -> None:
+    async with raw_endpoint(answering(HI + END)) as other:
+        head = f"HTTP/1.1 {status} Moved\r\nlocation: http://127.0.0.1:{other.port}/v1/chat/completions?key=secret"
+        async with raw_endpoint(answering("", head)) as endpoint:
+            with pytest.raises(RemoteError, match="redirects to http://127.0.0.1/v1/.*which is not followed") as caught:
+                await ask(endpoint.spec())
+        assert other.requests == [] and "secret" not in str(caught.value)
+        assert caught.value.client_text == "the endpoint of 'far' redirects elsewhere"
+
+
+async def test_silence_ends_even_if_comments_come() -> None:
+    async def pings(send: Send) -> None:
+        await send(f"{OK}\r\n\r\n".encode())
+        while True:
+            await send(b": ping\n\n")
+            await asyncio.sleep(0.01)
+
+    with pytest.raises(RemoteError, match=r"no event came within 0\.5 s"):
+        await answer(pings, timeout_s=0.05)
+
+
+async def test_an_answer_is_whole_without_waiting_for_the_connection_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.engines.remote.answer._TAIL_S", 0.05)
+
+    async def lingers(send: Send) -> None:
+        await send(f"{OK}\r\n\r\n{HI}{END}".encode())
+        await asyncio.sleep(60)
+
+    began = time.monotonic()
+    assert (await answer(lingers))[0] == "Hi you"
+    assert time.monotonic() - began < 4
+
+
+async def test_the_deadline_ends_retries() -> None:
+    async def silent(send: Send) -> None:
+        await asyncio.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(RemoteError, match="timed out"):
+        async with raw_endpoint(silent) as endpoint:
+            request = GenerateRequest(messages=HELLO.messages, max_tokens=5, deadline_s=0.3)
+            await ask(endpoint.spec(), request, timeout_s=0.2, retries=100)
+    assert time.monotonic() - began < 4
+
+
+def test_the_limits_follow_max_tokens_up_to_the_hard_ones() -> None:
+    small, huge = Limits.of(1, silence_s=1), Limits.of(10**9, silence_s=1)
+    assert small.stream_bytes == 2**20 + 4096 and small.line_bytes == 2**18 + 1024
+    assert (huge.stream_bytes, huge.line_bytes) == (MOST_STREAM_BYTES, MOST_LINE_BYTES)
+
+
+@pytest.mark.parametrize("size", [LIMITS.line_bytes, LIMITS.line_bytes + 1])
+async def test_a_line_at_the_limit_is_read(size: int) -> None:
+    start, end = b'data: {"choices": [{"text": "', b'", "finish_reason": "stop"}]}'
+    line = start + b"x" * (size - len(start) - len(end)) + end
+
+    async def pieces() -> Any:
+        yield line[:100]
+        yield line[100:]
+        yield b"\n"
+
+    if size > LIMITS.line_bytes:
+        with pytest.raises(MalformedStream, match="a line"):
+            [each async for each in read_events(pieces(), LIMITS)]
+    else:
+        assert len([each async for each in read_events(pieces(), LIMITS)]) == 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["choices", "delta", "content", "finish_reason", "usage", "error", "message", "text", "code"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+LINES = st.one_of(
+    st.binary(max_size=40),
+    JSON.map(lambda value: b"data: " + json.dumps(value).encode()),
+    JSON.map(lambda value: json.dumps(value, indent=1).encode()),
+    st.sampled_from([b"", b"data: [DONE]", b": x", b"data:", HI.encode(), END.encode(), USAGE.encode()]),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(LINES, max_size=8), st.integers(1, 50), st.sampled_from([b"\n", b"\n\n", b"\r\n", b"\r"]))
+def test_no_stream_raises_anything_else(lines: list[bytes], size: int, end: bytes) -> None:
+    body = end.join(lines)
+
+    async def pieces() -> Any:
+        for start in range(0, len(body), size):
+            yield body[start : start + size]
+
+    async def read() -> None:
+        found = EndpointAnswer(read_events(pieces(), LIMITS), LIMITS.characters)
+        text = ""
+        while (piece := found.take()) is not None:
+            text += piece
+            await found.read()
+        text.encode()
+        assert found.reason in ("stop", "length") and len(text) <= LIMITS.characters
+        usage = found.usage(HELLO)
+        assert 0 <= usage.prompt_tokens <= 10**9 and 0 <= usage.completion_tokens <= 10**9
+
+    with contextlib.suppress(MalformedStream, EndpointFailure, StreamCut):
+        asyncio.run(read())
+
+
+async def test_the_end_of_a_body_is_an_event_of_its_own() -> None:
+    async def pieces() -> Any:
+        yield (HI + DONE + HI).encode()
+
+    events = [each async for each in read_events(pieces(), LIMITS)]
+    assert len(events) == 3 and events[-1] is COMPLETE
+
+
+async def test_every_failure_is_a_coe_error() -> None:
+    async with raw_endpoint(answering("not http at all", "garbage")) as endpoint:
+        with pytest.raises(CoeError, match="cannot be reached, or closed the connection"):
+            await ask(endpoint.spec())
