@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -144,6 +145,36 @@ def test_a_port_that_is_free_taken_or_ours() -> None:
         answerer.join()
         assert found.level is Level.BROKEN and f"coe serve --port {number + 1}" in found.fix
     assert only(service.port("127.0.0.1", number)).level is Level.OK
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_what_a_running_service_reports_is_shown(status: int) -> None:
+    hosts = [{"pool": "hosts", "id": "a", "responds": False}, {"pool": "hosts", "busy": 0}]
+    body = {
+        "problem": None if status == 200 else "no expert host is running",
+        "warnings": ["not reloaded: the registry cannot be used"],
+        "hosts": hosts,
+    }
+
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            text = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = [(one.area, one.level, one.text) for one in service.port("127.0.0.1", server.server_port)]
+        server.shutdown()
+    assert found[0][:2] == ("port", Level.OK)
+    assert ("service", Level.WARNING, "not reloaded: the registry cannot be used") in found
+    assert ("service", Level.WARNING, "host a of pool hosts does not respond") in found
+    assert (("service", Level.BROKEN, "no expert host is running") in found) == (status == 503)
 
 
 def test_registered_experts_whose_files_are_gone(tmp_path: Path, coe_home: Path) -> None:

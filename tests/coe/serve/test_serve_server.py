@@ -1,0 +1,103 @@
+"""`Server.watch` without Ray: what it pushes, prints once, and shows in the health of the gateways."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coe.serve.cluster import deployed
+from coe.serve.cluster.server import Server
+from coe.serve.cluster.source import Source
+from registry.digest import digest_of, hash_files
+from registry.spec import ExpertSpec, Kind
+from registry.store import Registry
+
+
+class Watched:
+    """A server over real files, whose deployed processes are a list of what they were told."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (folder / "service.yaml").write_text(f"registry: sqlite:///{folder}/registry.db\nserve: {{watch_s: 0.001}}\n")
+        self.source = Source(folder / "service.yaml")
+        self.said: list[tuple[str, str]] = []
+        self.told: list[list[str]] = []
+        self.server = Server(self.source, lambda part, what: self.said.append((part, what)))
+        monkeypatch.setattr(self.server, "_tell_health", lambda before: before)
+        monkeypatch.setattr(self.server, "_run", lambda: None)
+        monkeypatch.setattr(self.server, "_await_running", lambda tell: None)
+        monkeypatch.setattr(deployed, "behind", lambda generation: 0)
+        monkeypatch.setattr(deployed, "tell", self.told.append)
+
+    def look(self, times: int = 1) -> list[tuple[str, str]]:
+        """Look at the inputs so many times, with finished looks at the files; returns what was printed."""
+        self.said.clear()
+        for _ in range(times):
+            self.server._files.look(self.source.catalog.snapshot.experts.values())
+            self.server.watch(Rounds(1))  # type: ignore[arg-type]
+        return self.said
+
+
+class Rounds:
+    """A stop event that is set after so many waits."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def wait(self, timeout: float) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.fixture
+def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}")
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"weights")
+    made(tmp_path / "registry.db", tmp_path / "m", "a")
+    return Watched(tmp_path, monkeypatch)
+
+
+def made(path: Path, model: Path, *names: str) -> Path:
+    records = hash_files(model)
+    local: dict[str, Any] = {"source": str(model), "digest": digest_of(records), "files": records}
+    specs = [ExpertSpec(name=name, kind=Kind.MODEL, source="fake://echo") for name in names]
+    with Registry(f"sqlite:///{path}") as registry:
+        registry.change([*specs, ExpertSpec(name="m", kind=Kind.MODEL, **local)])
+    return path
+
+
+def test_nothing_changes_and_nothing_is_said(watched: Watched) -> None:
+    assert watched.look(3) == [] and watched.told == []
+
+
+def test_a_registry_that_is_removed_is_said_once_and_shown_until_it_is_back(watched: Watched, tmp_path: Path) -> None:
+    (tmp_path / "registry.db").rename(tmp_path / "aside.db")
+    [(part, what)] = watched.look(3)
+    assert part == "not reloaded" and "registry.db" in what and "continues unchanged" in what
+    assert len(watched.told) == 3 and all("not reloaded: the registry" in told[0] for told in watched.told)
+    (tmp_path / "aside.db").rename(tmp_path / "registry.db")
+    assert [part for part, _ in watched.look(2)] == ["reloaded"] and watched.told[3:] == [[]]
+
+
+def test_another_registry_in_its_place_is_pushed(watched: Watched, tmp_path: Path) -> None:
+    made(tmp_path / "other.db", tmp_path / "m", "b").replace(tmp_path / "registry.db")
+    [(part, what)] = watched.look(2)
+    assert part == "reloaded" and "added b" in what and "removed a" in what
+
+
+def test_changed_files_of_an_expert_are_said_once_and_shown_until_they_are_as_registered(
+    watched: Watched, tmp_path: Path
+) -> None:
+    weights = tmp_path / "m" / "model.safetensors"
+    watched.look()
+    weights.write_bytes(b"others!")
+    os.utime(weights, ns=(1, 1))
+    [(part, what)] = watched.look(3)
+    assert part == "files" and "model.safetensors differs" in what and "the next load is refused" in what
+    assert [len(told) for told in watched.told] == [1, 1, 1]
+    weights.write_bytes(b"weights")
+    [(part, what)] = watched.look(2)
+    assert part == "files" and what.startswith("as registered again") and watched.told[3:] == [[]]
