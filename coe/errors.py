@@ -16,6 +16,7 @@ CoeError                     .scope, .status: HTTP status, .code: OpenAI-style c
 │   └── RemoteError          a remote endpoint failed; .retryable: whether the same request may succeed later
 ├── PolicyUnavailable        the router of a policy cannot be loaded in this process
 ├── CompositionError         a composition raised an exception, or returned what it must not
+├── RoutingFailed            a router or selector raised an exception, and the policy has no fallback that can answer
 ├── Abstained                the router abstained and the policy has no fallback
 ├── Overloaded               too many requests are waiting; try again later
 ├── DeadlineExceeded         the request ran past its deadline
@@ -218,6 +219,10 @@ class PolicyUnavailable(CoeError, scope=Scope.PROCESS, status=503, code="policy_
 
 class CompositionError(CoeError, code="composition_failed"):
     """A composition raised an exception of its own, or broke the contract of `step`."""
+
+
+class RoutingFailed(CoeError, code="router_error"):
+    """A router or selector raised an exception of its own, and the policy has no fallback that can answer."""
 
 
 class Abstained(CoeError, status=422, code="abstained", internal=False):

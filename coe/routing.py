@@ -6,6 +6,7 @@ The decision log stores the inputs (`DecisionInputs`), and `coe replay` decides 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,8 +14,9 @@ import numpy as np
 
 from coe.compose import Composition, FallbackOnly, Single, WithFallback, named_experts, without
 from coe.engines import capabilities
-from coe.errors import InvalidRequest
+from coe.errors import CoeError, InvalidRequest, RoutingFailed
 from coe.policy import Policy
+from coe.seam import is_interrupt, text_of
 from coe.tokens import TokenCounter
 from registry.spec import ExpertSpec
 from registry.store import Snapshot
@@ -23,6 +25,8 @@ from routers.constraints import CONTEXT_LENGTH, Eligible, check, no_eligible
 from routers.decision import Utility, decide
 from routers.errors import NoEligibleExpert, RouterError
 from routers.selectors import Selector, TopK
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +94,10 @@ def route(
     snapshot: Snapshot,
     load_s: Mapping[str, float],
     counter: TokenCounter | None = None,
-) -> list[Routed | RouterError]:
+) -> list[Routed | RouterError | CoeError]:
     """The decision for each query, or the error of a query that no expert can take; the others are not affected.
+
+    If the router fails on a query, the policy's fallback answers it.
 
     Args:
         counter: counts prompt tokens near the limit of a context; `None` leaves those cases to the experts.
@@ -101,18 +107,59 @@ def route(
         check(query, snapshot.experts, engines=engines, count=counter.of(query) if counter else None)
         for query in queries
     ]
-    outcomes: dict[int, Routed | RouterError] = {
+    outcomes: dict[int, Routed | RouterError | CoeError] = {
         i: no_eligible(query, eligible)
         for i, (query, eligible) in enumerate(zip(queries, found, strict=True))
         if not eligible.experts
     }
     rows = [i for i in range(len(queries)) if i not in outcomes]
-    if rows:
-        estimate = policy.router.estimate([queries[i] for i in rows])
-        inputs = [_inputs(queries[i], found[i], policy, estimate.row(row), load_s) for row, i in enumerate(rows)]
-        for i, made_from, decided in zip(rows, inputs, _decide_all(estimate, inputs), strict=True):
-            outcomes[i] = _routed(queries[i], found[i], policy, made_from, decided)
+    outcomes |= zip(rows, _decided([queries[i] for i in rows], [found[i] for i in rows], policy, load_s), strict=True)
     return [outcomes[i] for i in range(len(queries))]
+
+
+def _decided(
+    queries: Sequence[Query], found: Sequence[Eligible], policy: Policy, load_s: Mapping[str, float]
+) -> list[Routed | RouterError | CoeError]:
+    """The decisions for queries that some expert can take. If the router fails, each is routed alone."""
+    if not queries:
+        return []
+    try:
+        estimate = policy.router.estimate(queries)
+        pairs = enumerate(zip(queries, found, strict=True))
+        inputs = [_inputs(query, one, policy, estimate.row(row), load_s) for row, (query, one) in pairs]
+        decided = _decide_all(estimate, inputs)
+    except BaseException as error:  # a router may come from another package
+        if is_interrupt(error):
+            raise
+        if len(queries) > 1:
+            alone = (_decided([query], [one], policy, load_s) for query, one in zip(queries, found, strict=True))
+            return [outcome for [outcome] in alone]
+        return [_without_router(queries[0], found[0], policy, load_s, error)]
+    return [_routed(*each[:2], policy, *each[2:]) for each in zip(queries, found, inputs, decided, strict=True)]
+
+
+def _without_router(
+    query: Query, eligible: Eligible, policy: Policy, load_s: Mapping[str, float], error: BaseException
+) -> Routed | RouterError | CoeError:
+    """The fallback's answer to a query on which the router failed; the error if the fallback cannot take the query."""
+    kind = type(error).__name__
+    if policy.fallback not in eligible.experts:
+        if isinstance(error, RouterError | CoeError):
+            return error
+        failed = RoutingFailed(f"the router of policy {policy.name!r} failed: {kind}: {text_of(error)}")
+        failed.__cause__ = error
+        return failed
+    logger.error("the router of policy %r failed: %s: %s", policy.name, kind, text_of(error), exc_info=error)
+    inputs = DecisionInputs(
+        Estimate((policy.fallback,), np.zeros((1, 1))),
+        policy.utility,
+        frozenset({policy.fallback}),
+        policy.select,
+        load_s,
+        fallback=policy.fallback,
+        why=f"the router failed: {kind}; the fallback {policy.fallback} answers",
+    )
+    return Routed(query, inputs.decide(), policy, inputs, FallbackOnly(), eligible)
 
 
 def _inputs(

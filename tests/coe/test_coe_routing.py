@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from coe.compose import ExpertCall, ExpertCalls, Final, Single, WithFallback
+from coe.compose import ExpertCall, ExpertCalls, FallbackOnly, Final, Single, WithFallback
 from coe.engines import Capabilities
-from coe.errors import EngineError, InvalidRequest
+from coe.errors import CoeError, EngineError, InvalidRequest, RoutingFailed
 from coe.policy import Always, Policy
 from coe.routing import Routed, bypass, route
 from coe.tokens import TokenCounter, Tokenizers
@@ -46,7 +46,7 @@ class ByLength:
         return Estimate(("a", "b", "c"), quality, cost_usd=cost, reasons=tuple(map(str, length)))
 
 
-def decided(outcomes: Sequence[Routed | RouterError]) -> list[RoutingDecision]:
+def decided(outcomes: Sequence[Routed | RouterError | CoeError]) -> list[RoutingDecision]:
     return [outcome.decision for outcome in outcomes if isinstance(outcome, Routed)]
 
 
@@ -251,3 +251,40 @@ def test_a_fallback_that_cannot_take_the_query_is_not_called_after_the_others() 
     short, long = route([Query.of("x"), Query.of(words(200))], policy, snapshot, {}, counted(snapshot))
     assert isinstance(short, Routed) and isinstance(short.composition, WithFallback)
     assert isinstance(long, Routed) and isinstance(long.composition, Single)
+
+
+class Broken(Always):
+    """Fails on queries with the word `break`."""
+
+    error: BaseException = ZeroDivisionError("a secret of the router")
+
+    def estimate(self, queries: Sequence[Query]) -> Estimate:
+        if any("break" in query.text for query in queries):
+            raise self.error
+        return super().estimate(queries)
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("a secret of the router"), RouterError("a secret"), SystemExit(1), StopIteration()]
+)
+def test_the_fallback_answers_the_queries_on_which_the_router_fails(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    snapshot = snapshot_of(a=1000, b=1000, c=1000)
+    router = Broken("a")
+    router.error = error
+    queries = [Query.of("hi"), Query.of("break it"), Query.of("hi"), Query.of("break", allowed=frozenset({"a"}))]
+    first, broken, other, barred = route(queries, Policy("p", router, fallback="b"), snapshot, {})
+    for routed in (first, other):
+        assert isinstance(routed, Routed) and routed.decision.experts == ("a",)
+    assert isinstance(broken, Routed) and isinstance(broken.composition, FallbackOnly) and broken.inputs is not None
+    assert broken.decision == broken.inputs.decide() and broken.decision.experts == ("b",)
+    assert broken.decision.reason == f"the router failed: {type(error).__name__}; the fallback b answers"
+    assert isinstance(barred, RoutingFailed | RouterError), "the caller excludes the fallback"
+    assert "the router of policy 'p' failed" in caplog.text
+
+
+def test_without_a_fallback_a_router_that_fails_is_one_error() -> None:
+    [failed] = route([Query.of("break")], Policy("p", Broken("a")), snapshot_of(a=1000), {})
+    assert isinstance(failed, RoutingFailed) and failed.client_text is None
+    assert str(failed) == "the router of policy 'p' failed: ZeroDivisionError: a secret of the router"

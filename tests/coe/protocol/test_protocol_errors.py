@@ -26,6 +26,8 @@ TOLD = {
     ),
     coe.errors.Rejected("x"): (400, BAD, "invalid_request", "told"),
     coe.errors.CompositionError("x"): (500, SERVER, "composition_failed", "hidden"),
+    coe.errors.RoutingFailed("x"): (500, SERVER, "router_error", "hidden"),
+    coe.errors.PolicyUnavailable("p", "x"): (503, SERVER, "policy_unavailable", "public"),
     coe.errors.NotAllowed("x"): (400, BAD, "no_eligible_expert", "told"),
     coe.errors.UnknownModel("x"): (404, BAD, "model_not_found", "told"),
     coe.errors.EngineError("x"): (500, SERVER, "engine_error", "told"),
@@ -80,6 +82,8 @@ def test_each_error_has_its_status_type_and_code(error: Exception, told: tuple[i
         if isinstance(error, coe.errors.UnknownModel | registry.errors.UnknownExpert):
             shown += "; GET /v1/models lists all"  # a client has no `coe` command
         assert body["error"]["message"] == shown and not is_internal(error)
+    elif message == "public":
+        assert body["error"]["message"].startswith(f"{error.public}; details are logged under") and is_internal(error)  # type: ignore[attr-defined]
     else:
         assert body["error"]["message"].endswith("logged under the id 4711") and is_internal(error)
     assert error_body(error)[1]["error"]["message"] == str(error), "without a log to look into, the cause itself"

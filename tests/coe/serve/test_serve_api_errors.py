@@ -74,7 +74,7 @@ async def test_too_long_prompts_say_both_numbers() -> None:
         assert "40 tokens" in error.message and "context of 16 tokens" in error.message
         error = await refused(g, messages=long, extra_body={"coe": {"experts": ["short"]}})
         assert error.code == "context_length_exceeded"
-        assert "about 54 tokens do not fit its 16" in error.message
+        assert "at least 40 tokens do not fit its 16" in error.message
 
 
 async def test_a_failing_expert_is_a_server_error_that_keeps_quiet_about_files() -> None:
@@ -90,13 +90,13 @@ async def test_a_failing_expert_is_a_server_error_that_keeps_quiet_about_files()
 async def test_an_unexpected_error_is_logged_under_an_id_and_not_returned(caplog: pytest.LogCaptureFixture) -> None:
     async with gateway() as g:
         error = await refused(g, messages=[{"role": "user", "content": "break the router"}])
-        assert (error.status_code, error.code, error.type) == (500, "internal_error", "server_error")
+        assert (error.status_code, error.code, error.type) == (500, "router_error", "server_error")
         assert "secret" not in error.message
         [record] = caplog.records
         assert "a secret of the router" in caplog.text and record.args is not None
         assert str(record.args[0]) in error.message  # type: ignore[index]
         [line] = await g.log.ended(1)
-        assert (line.error, line.status) == ("internal_error", 500) and line.id in error.message
+        assert (line.error, line.status) == ("router_error", 500) and line.id in error.message
 
 
 async def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done() -> None:
