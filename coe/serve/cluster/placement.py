@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -127,12 +126,16 @@ class Board:
                 self._silent.discard(gone)
             self._views[deployment] = {view.id: view for view in views}
 
-    def hosts(self, deployment: str) -> list[HostStatus]:
-        """The current status of the hosts of a deployment that respond; of all of them if none does."""
+    def hosts(self, deployment: str, residency: str | None = None) -> list[HostStatus]:
+        """The current status of the hosts of a deployment that respond; of all of them if none does.
+
+        Args:
+            residency: the only one of interest; the status has the seconds of no other.
+        """
         with self._lock:
             views = self._views.get(deployment, {})
             heard = [view for name, view in views.items() if name not in self._silent]
-            return [self._corrected(view) for view in heard or views.values()]
+            return [self._corrected(_only(view, residency)) for view in heard or views.values()]
 
     def open(self, residency: str, pools: Sequence[str], avoid: Collection[str] = ()) -> Call:
         """Choose the host of a call among those of the pools, and count the call there until `close`.
@@ -142,7 +145,7 @@ class Board:
         """
         with self._lock:
             number = next(self._numbers)
-            hosts = [(host, pool) for pool in pools for host in self.hosts(pool) if host.id not in avoid]
+            hosts = [(host, pool) for pool in pools for host in self.hosts(pool, residency) if host.id not in avoid]
             call = Call(f"{self.origin}/{number}", residency, pools[0], self._clock())
             self._calls[call.id] = call
             if hosts:
@@ -223,7 +226,8 @@ class Board:
 
     def _best(self, residency: str, hosts: Sequence[HostStatus]) -> str:
         """The host of the soonest start; another one without the residency if a queue has lasted too long."""
-        best = next(host for host in hosts if host.id == rank(residency, hosts)[0])
+        first = rank(residency, hosts)[0]
+        best = next(host for host in hosts if host.id == first)
         wait_s = best.queue_s.get(residency, 0.0)
         waited_s = self._waited_s.get(residency, 0.0) + wait_s
         other = second_copy(residency, hosts, waited_s) if wait_s else None
@@ -235,36 +239,42 @@ class Board:
 
     def _corrected(self, view: HostStatus) -> HostStatus:
         """The status with this gateway's calls as they are now, in place of those in the report."""
-        own = self._at.get(view.id, {})
+        own, reported = self._at.get(view.id, {}), view.calls.get(self.origin, {})
         since = self._clock() - HEARD_S
-        sent = [residency for residency, at in self._recent.get(view.id, {}).items() if at > since]
-        counts = Counter({residency: len(calls) for residency, calls in own.items()})
-        busy = counts.total()
-        for gateway, calls in view.calls.items():
-            if gateway != self.origin:
-                counts.update(calls)
-        # A queue of own calls that have ended since the report is gone.
-        active = {*counts, *view.calls.get(self.origin, ())}
-        queue_s = {name: self._queue_s(view, name, counts[name], own) for name in active if name in view.places}
+        recent = self._recent.get(view.id, {})
+        loading = {name: 0.0 for name, load_s in view.load_s.items() if load_s and recent.get(name, since) > since}
+        active = {*own, *(name for calls in view.calls.values() for name in calls)}
+        queue_s = {name: self._queue_s(view, name, own) for name in view.places if name in active}
         return replace(
             view,
-            load_s={**view.load_s, **dict.fromkeys(sent, 0.0)} if sent else view.load_s,
+            load_s={**view.load_s, **loading} if loading else view.load_s,
             queue_s={**view.queue_s, **queue_s} if queue_s else view.queue_s,
-            tight=view.tight.difference(sent),
-            busy=max(view.busy - sum(view.calls.get(self.origin, {}).values()), 0) + busy,
+            tight=view.tight.difference(loading) if loading else view.tight,
+            busy=max(view.busy - sum(reported.values()), 0) + sum(map(len, own.values())),
         )
 
-    def _queue_s(self, view: HostStatus, residency: str, calls: int, own: Mapping[str, Mapping[str, Call]]) -> float:
+    def _queue_s(self, view: HostStatus, residency: str, own: Mapping[str, Mapping[str, Call]]) -> float:
         """Expected seconds until a new call finds a place: one of the calls in progress ends, and those before it.
 
         Before the first answer, the age of this gateway's oldest call stands for its seconds.
         """
-        places = view.places[residency]
-        if calls < places:
+        mine, places = own.get(residency, {}), view.places[residency]
+        others = sum(calls.get(residency, 0) for gateway, calls in view.calls.items() if gateway != self.origin)
+        ahead = len(mine) + others - places
+        if ahead < 0:
             return 0.0
         now = self._clock()
-        oldest = next((call.started_s for call in own.get(residency, {}).values()), now)
-        return (calls - places + 1) * (view.answer_s.get(residency) or now - oldest) / places
+        oldest = next((call.started_s for call in mine.values()), now)
+        return (ahead + 1) * (view.answer_s.get(residency) or now - oldest) / places
+
+
+def _only(view: HostStatus, residency: str | None) -> HostStatus:
+    """The status with the seconds of one residency: there may be thousands."""
+    if residency is None:
+        return view
+    load_s, queue_s = ({residency: of[residency]} if residency in of else {} for of in (view.load_s, view.queue_s))
+    places = {residency: view.places[residency]} if residency in view.places else {}
+    return replace(view, load_s=load_s, queue_s=queue_s, places=places)
 
 
 BOARD: Final = Board()

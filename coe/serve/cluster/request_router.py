@@ -47,25 +47,27 @@ class SoonestStart(FIFOMixin, MultiplexMixin, RequestRouter):
         deployment = self._deployment_id.name
         self._watch(deployment)
         by_id = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        placement.BOARD.publish(
-            deployment, [HostStatus.of(name, replica.routing_stats) for name, replica in by_id.items()]
-        )
+        if placement.BOARD.ids(deployment) != sorted(by_id):
+            self._publish(candidate_replicas)
         if pending_request is None:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # otherwise the loop spins while all hosts are full
         residency, call_id = pending_request.metadata.multiplexed_model_id, call_of(pending_request)
-        ranked = rank(residency, placement.BOARD.hosts(deployment))
         chosen = None if call_id is None else placement.BOARD.target(call_id)
-        if chosen in ranked:
-            ranked.remove(chosen)
-            ranked.insert(0, chosen)
-        elif call_id is not None and ranked:
+        if chosen is not None and chosen in by_id:
+            others = [replica for name, replica in by_id.items() if name != chosen]
+            return [[by_id[chosen]], *([others] if others else [])]
+        ranked = rank(residency, placement.BOARD.hosts(deployment))
+        if call_id is not None and ranked:
             placement.BOARD.sent(call_id, ranked[0])
         return [[by_id[name]] for name in ranked]
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Receive new states even without traffic."""
         super().update_replicas(replicas)
+        self._publish(replicas)
+
+    def _publish(self, replicas: list[RunningReplica]) -> None:
         views = [HostStatus.of(r.replica_id.unique_id, r.routing_stats) for r in replicas]
         placement.BOARD.publish(self._deployment_id.name, views)
 

@@ -96,6 +96,9 @@ def test_calls_of_other_gateways_count_as_the_hosts_report_them() -> None:
     board = Board(clock=lambda: 0.0)
     board.publish("hosts", [answering("a", other={"x": 4}), answering("b", other={"x": 1})])
     assert Counter(board.open("x", ["hosts"]).host for _ in range(3)) == {"b": 3}
+    wide = answering("c", places=32, other={"x": 20})
+    board.publish("hosts", [answering("a", other={"x": 4}), wide])
+    assert board.open("x", ["hosts"]).host == "c", "it is busier, and has free places"
 
 
 @pytest.mark.parametrize(("load_s", "where"), [(0.3, "b"), (5.0, "a")])
