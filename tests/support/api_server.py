@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,10 +74,15 @@ class Log:
         return self.lines
 
 
-def orchestrator_over(host: Host, experts: Sequence[ExpertSpec] = EXPERTS, version: int = 7) -> Orchestrator:
+def orchestrator_over(
+    host: Host,
+    experts: Sequence[ExpertSpec] = EXPERTS,
+    version: int = 7,
+    policies: Mapping[str, Policy] | None = None,
+) -> Orchestrator:
     snapshot = Snapshot(version, {spec.name: spec for spec in experts})
     router = Words(tuple(snapshot))
-    policies = {
+    policies = policies or {
         "default": Policy("default", router, router_digest="sha256:1"),
         "safe": Policy("safe", router, fallback="echo"),
     }
@@ -99,13 +104,21 @@ class Gateway:
 
 @asynccontextmanager
 async def gateway(
-    *, token_delay_s: float = 0.0, capacity: int = 32, settings: dict[str, Any] | None = None, **options: Any
+    *,
+    token_delay_s: float = 0.0,
+    capacity: int = 32,
+    settings: dict[str, Any] | None = None,
+    experts: Sequence[ExpertSpec] = EXPERTS,
+    engines: Mapping[str, Any] | None = None,
+    policies: Mapping[str, Policy] | None = None,
+    **options: Any,
 ) -> AsyncIterator[Gateway]:
-    """A listening endpoint; closed at the end, with nothing left running."""
+    """A listening endpoint; closed at the end, with nothing left running. `engines`: beside the fake one."""
     engine, log = FakeEngine(token_delay_s=token_delay_s, capacity=capacity), Log()
-    snapshot = Snapshot(7, {spec.name: spec for spec in EXPERTS})
-    host = Host(snapshot, {"fake": engine}, budget_bytes=2**20, locate=lambda spec: Path("/nowhere"))
-    service = Service(orchestrator_over(host), settings=ServeConfig(**(settings or {})), log=log, **options)
+    snapshot = Snapshot(7, {spec.name: spec for spec in experts})
+    host = Host(snapshot, {"fake": engine, **(engines or {})}, budget_bytes=2**20, locate=lambda spec: Path("/nowhere"))
+    orchestrator = orchestrator_over(host, experts, policies=policies)
+    service = Service(orchestrator, settings=ServeConfig(**(settings or {})), log=log, **options)
     config = uvicorn.Config(build_api(service), port=0, log_level="critical", ws="none", lifespan="off")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())  # without `serve`'s signal handlers
