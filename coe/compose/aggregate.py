@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from coe.answers.thinking import without_thoughts
 from coe.compose.answer_key import auto
 from coe.compose.ballots import Ballot, calls, cast, drawn, elected, give_up, only_one, strength, together
 from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, no_expert
 from coe.compose.notes import failures, public_text
 from coe.compose.settings import check_count, check_name, check_seconds
-from coe.compose.synthesis import TEMPLATE, check_template, shortened, synthesis, without_thoughts
+from coe.compose.synthesis import TEMPLATE, check_template, shortened, synthesis
 from coe.errors import ConfigError, ContextLengthExceeded
 from coe.types import DEFAULT_MAX_TOKENS, Answer, Failure, GenerateRequest
 from routers.base import RoutingDecision

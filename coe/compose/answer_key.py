@@ -8,18 +8,22 @@ Experts word the same answer in many ways; a vote counts keys. The kinds:
     auto     the stated answer (`\\boxed{...}`, `#### ...`, `the answer is ...`), else the whole text; a lone option
              letter is a choice, a lone number a number, JSON is compared as JSON, and anything else as text
 
-An empty answer, or one without an option under `choice`, has no key and does not vote.
+Thinking text is not read. An answer without an option under `choice`, or a number under `number`, has no key and does
+not vote; nor has an empty answer.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final, Literal
 
-from coe.compose.reading import letter_in, numbers_in
+from coe.answers.numbers import last_number, numbers_in
+from coe.answers.options import letter_in, named_option
+from coe.answers.stated import stated_answer, without_copula
+from coe.answers.text import fold, without_arabic_marks
+from coe.answers.thinking import without_thoughts
 from coe.errors import ConfigError
 
 KeyKind = Literal["auto", "choice", "number", "text"]
@@ -27,60 +31,80 @@ AnswerKey = Callable[[str], str | None]
 """Text of an answer -> its key; None if it has none."""
 
 _LETTERS: Final = "ABCDEFGHIJ"
-_LONE_LETTER: Final = re.compile(rf"\W*([{_LETTERS}]|[{_LETTERS.lower()}](?=\W*$))(?:[).\]:][^\n]*|\W*)")
-_LONE_NUMBER: Final = re.compile(r"\W*[-−+]?[$€£¥]?[-−]?\d[\d,.]*\s*%?[\s.]*")
-_STATED: Final = (
-    re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"),
-    re.compile(r"####\s*([^\n]+)"),
-    re.compile(r"(?i:\banswer\b(?:\s+(?:is|was|would\s+be|should\s+be|must\s+be)\b)?\s*[:=]?)\s*\**\s*([^\n]+)"),
-)
+MAX_KEY_CHARS: Final = 100_000
+"""Characters of an answer that a key is read from, the last ones. A gateway reads keys between other requests."""
+_LONGEST_NUMBER: Final = 100
+"""Characters of a text that may be a lone number."""
 
 
-def key_of(kind: KeyKind) -> AnswerKey:
+def key_of(kind: KeyKind, *, keep_thinking: bool = False) -> AnswerKey:
     """The key function of a kind.
+
+    keep_thinking: thinking text is read as a part of the answer.
 
     Raises:
         ConfigError: there is no such kind.
     """
     if kind not in _KEYS:
         raise ConfigError(f"there is no answer key {kind!r}; there are: {', '.join(_KEYS)}")
-    return _KEYS[kind]
+    return partial(_key, _KEYS[kind], keep_thinking)
+
+
+def _key(reads: AnswerKey, keep_thinking: bool, text: str) -> str | None:
+    answer = (text if keep_thinking else without_thoughts(text))[-MAX_KEY_CHARS:]
+    return reads(answer)
 
 
 def choice(text: str) -> str | None:
     """The option that the text names: the last one stated as the answer, else the only one named."""
-    named = letter_in(text, _LETTERS)
-    return None if named == "?" else named
+    return letter_in(text, _LETTERS)
 
 
 def number(text: str) -> str | None:
     """The last number of the text, without trailing zeros."""
-    found = numbers_in(text)
-    return f"{found[-1].normalize():f}" if found else None
+    last = last_number(text)
+    return f"{last.normalize():f}" if last is not None and last.is_finite() else None
 
 
 def plain(text: str) -> str | None:
     """The text without case, blanks, Unicode forms, and punctuation or markup around it."""
-    words = " ".join(unicodedata.normalize("NFKC", text).split())
-    return words.strip(" .!?,;:*_`\"'").casefold() or None
+    words = " ".join(without_arabic_marks(fold(text)).split())
+    return words.strip(" .!?,;:*_`\"'。、…؟¿¡").casefold() or None
 
 
 def auto(text: str) -> str | None:
     """The stated answer, else the whole text, by its own form; see the module."""
-    stated_answer = next((matches[-1] for stated in _STATED if (matches := stated.findall(text))), text).strip()
-    if match := _LONE_LETTER.fullmatch(stated_answer):
-        return match[1].upper()
-    if _LONE_NUMBER.fullmatch(stated_answer):
-        return number(stated_answer)
-    return _json(stated_answer) or plain(stated_answer)
+    stated = stated_answer(text)
+    answer = without_copula(text).strip() if stated is None else stated
+    return (
+        _json(answer) or _lone_letter(answer) or _lone_number(answer) or named_option(text, _LETTERS) or plain(answer)
+    )
+
+
+def _lone_letter(text: str) -> str | None:
+    """The letter of a text like `B`, `(b)` or `B) Paris`."""
+    first = fold(text).lstrip(" \t([{*_`\"'$")[:1]
+    named = named_option(text, _LETTERS) if first.upper() in _LETTERS else None
+    alone = fold(text).strip(" \t\n()[]{}*_`\"'.$:!。") if named is None and len(text) < _LONGEST_NUMBER else ""
+    if len(alone) == 1 and alone.upper() in _LETTERS:
+        return alone.upper()
+    return named if named is not None and named == first.upper() else None
+
+
+def _lone_number(text: str) -> str | None:
+    """The number of a short text without words."""
+    if len(text) > _LONGEST_NUMBER or any(c.isalpha() or c in "/^√" for c in fold(text)):
+        return None
+    return number(text) if len(numbers_in(text)) == 1 else None
 
 
 def _json(text: str) -> str | None:
+    text = text.strip()
     if not text.startswith(("{", "[")):
         return None
     try:
         return json.dumps(json.loads(text), sort_keys=True)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

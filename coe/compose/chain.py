@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from coe.answers.thinking import without_thoughts
 from coe.compose.ballots import give_up, together
 from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, no_expert
 from coe.compose.notes import failures
 from coe.compose.settings import check_name, check_seconds
-from coe.compose.synthesis import DRAFT, QUESTION, REFINE, check_template, refinement, without_thoughts
+from coe.compose.synthesis import DRAFT, QUESTION, REFINE, check_template, refinement
 from coe.errors import ConfigError
 from coe.types import Answer, GenerateRequest
 from routers.base import RoutingDecision

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -28,8 +27,6 @@ It may be wrong or incomplete. Reply with the final answer only."""
 """The last user message to an expert that refines a draft; the wording is ours."""
 CUT = " [cut]"
 """Marks a cut answer."""
-_THOUGHTS_END = "</think>"
-_THOUGHTS = re.compile(r"<think>.*\Z", re.DOTALL)
 
 
 def check_template(template: object, *places: str) -> None:
@@ -42,12 +39,6 @@ def check_template(template: object, *places: str) -> None:
     for place in places or (QUESTION, ANSWERS):
         if template.count(place) != 1:
             raise ConfigError(f"the template must contain {place} exactly once, not {template.count(place)} times")
-
-
-def without_thoughts(text: str) -> str:
-    """The text after the last closing think tag; nothing of thoughts that are not closed."""
-    _, _, answer = text.rpartition(_THOUGHTS_END)
-    return _THOUGHTS.sub("", answer).strip()
 
 
 def shortened(text: str, characters: int) -> str:

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from coe.compose.synthesis import TEMPLATE, synthesis, without_thoughts
+from coe.answers.thinking import without_thoughts
+from coe.compose.synthesis import TEMPLATE, synthesis
 from coe.errors import TaskError
 from coe.evaluation.answer_log import AnswerRecord
 from coe.evaluation.digest import json_digest

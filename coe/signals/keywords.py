@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from coe.compose.synthesis import without_thoughts
+from coe.answers.thinking import without_thoughts
 from coe.config import EnginesConfig
 from coe.errors import CoeError, ContextLengthExceeded
 from coe.signals.background import AskText, BackgroundExpert

@@ -17,8 +17,9 @@ from typing import Annotated, Final
 
 import typer
 
+from coe.answers.thinking import without_thoughts
 from coe.compose import ExpertCall
-from coe.compose.synthesis import synthesis, without_thoughts
+from coe.compose.synthesis import synthesis
 from coe.config import load_config
 from coe.experts import open_snapshot
 from coe.hosting import open_host

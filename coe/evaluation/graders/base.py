@@ -9,6 +9,8 @@ from typing import Any, Protocol, SupportsFloat
 
 from pydantic import BaseModel, ConfigDict
 
+from coe.answers.text import MAX_CHARS
+from coe.answers.thinking import without_thoughts
 from coe.errors import TaskError
 
 
@@ -29,9 +31,22 @@ class Grader(Protocol):
 
 
 class GraderModel(BaseModel):
-    """Base of the graders that a task names. Its fields are the `grader_options`; unknown ones are refused."""
+    """Base of the graders that a task names. Its fields are the `grader_options`; unknown ones are refused.
+
+    keep_thinking: grade the thinking text of an answer as a part of it; by default it is left out.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keep_thinking: bool = False
+
+    def read(self, answer: str) -> str:
+        """The text of an answer that is graded: at most its last `MAX_CHARS` characters."""
+        answer = answer[-MAX_CHARS:]
+        if self.keep_thinking:
+            return answer
+        without = without_thoughts(answer)
+        return answer if without == answer.strip() else without
 
     @abstractmethod
     def grade(self, answer: str, row: Mapping[str, Any]) -> float:

@@ -15,6 +15,11 @@ from coe.evaluation.graders.base import GoldError, GraderModel, without_fence
 _FENCE = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
 _OPENING = re.compile(r"[{\[]")
 
+_WORK_A_TEXT, _WORK_A_CHARACTER = 1_000_000, 8
+"""Characters that may be decoded in vain: of any text, and for each of its characters."""
+_WORK_OF_A_FAILURE, _WORK_OF_A_DEEP_VALUE = 64, 5_000
+_PIECE = 4_096
+
 
 class JsonEquality(GraderModel):
     """1 when the answer is JSON equal to the row's `answer` (a JSON value, or a string of JSON text).
@@ -34,12 +39,12 @@ class JsonEquality(GraderModel):
         """See `Grader.grade`."""
         gold = _gold(row["answer"])
         try:
-            answered = self._read(answer)
+            answered = self._value_in(self.read(answer))
             return float(self._equal(answered, gold))
         except (ValueError, RecursionError):  # not JSON, or nested too deeply
             return 0.0
 
-    def _read(self, answer: str) -> object:
+    def _value_in(self, answer: str) -> object:
         try:
             return _DECODER.decode(without_fence(answer))
         except ValueError:
@@ -90,15 +95,27 @@ _DECODER = json.JSONDecoder(
 
 
 def _last_value(text: str) -> object:
-    """The last object or list in a text, outermost."""
+    """The last object or list in a text, outermost.
+
+    Each opening bracket may begin a value that fails far behind it, so the work is bounded: a text that exceeds the
+    bound holds no JSON that is read.
+    """
     found: list[object] = []
-    position = 0
+    position, left = 0, _WORK_A_TEXT + _WORK_A_CHARACTER * len(text)
     while match := _OPENING.search(text, position):
+        if match.start() > _PIECE:  # an error takes time in proportion to its distance from the start of the text
+            text = text[match.start() :]
+            position = 0
+            continue
         try:
             value, position = _DECODER.raw_decode(text, match.start())
             found.append(value)
-        except ValueError:
-            position = match.end()
+        except json.JSONDecodeError as error:
+            position, left = match.end(), left - (error.pos - match.start()) - _WORK_OF_A_FAILURE
+        except (ValueError, RecursionError):  # of a number, or of the depth; where, is unknown
+            position, left = match.end(), left - _WORK_OF_A_DEEP_VALUE
+        if left < 0:
+            raise ValueError("the text has too many brackets that begin no JSON")
     if not found:
         raise ValueError("no JSON object or list in the text")
     return found[-1]

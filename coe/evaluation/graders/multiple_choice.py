@@ -7,16 +7,18 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from coe.compose.reading import letter_in
+from coe.answers.options import letter_in
 from coe.evaluation.graders.base import GoldError, GraderModel
 
 
 class MultipleChoice(GraderModel):
     """1 when the answer names the right option: `B`, `(b)`, `**B**`, `The answer is (B).`, `B) Paris`, `\\boxed{B}`.
 
-    The last statement of the form "the answer is ..." counts first; then a leading letter, then a last line that is a
-    letter, then the only letter in the text. An answer that hedges ("A or B") scores 0. A row's `choices`, a list of
-    texts, bounds the letters, and an answer equal to one of them names its letter.
+    The last statement of the form "the answer is ..." counts first; then an option that is confirmed ("B is correct"),
+    a leading letter, a last line that is a letter, and the only letter in the text. Letters that are ruled out ("not
+    A", "A is wrong") do not count, and an answer that hedges ("A or B") scores 0. Statements are read in English,
+    German, French, Spanish, Italian, Chinese, Japanese, Arabic, Hindi and Thai. A row's `choices`, a list of texts,
+    bounds the letters, and an answer equal to one of them names its letter.
 
     letters: the letters of options, in order.
     """
@@ -30,4 +32,4 @@ class MultipleChoice(GraderModel):
         gold = row["answer"]
         if not (isinstance(gold, str) and len(gold) == 1 and gold in letters):
             raise GoldError(f"`answer` must be one letter of {letters}, not {gold!r}")
-        return float(letter_in(answer, letters, choices) == gold)
+        return float(letter_in(self.read(answer), letters, choices) == gold)

@@ -1,7 +1,8 @@
 """Untrusted SQL on an in-memory SQLite: reads only, within bounds of work, time and size.
 
 The authorizer admits SELECT, reading the schema's own tables and views, and functions known to be harmless; a progress
-handler bounds the work; value and statement sizes are bounded by the connection's limits.
+handler bounds the work; value and statement sizes are bounded by the connection's limits, widths of `printf` by a check
+of its format.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 
 from coe.evaluation.graders.sql_text import cte_copies, first_word
 
@@ -25,6 +27,9 @@ MAX_VALUE_BYTES = 20_000
 MAX_RESULT_BYTES = 2_000_000
 MAX_QUERY_CHARS = 20_000
 MAX_CTE_COPIES = 5_000
+MAX_SCHEMA_VALUE_BYTES = 10_000_000
+MAX_WIDTH = 20_000
+"""Largest width or precision in a format of `printf`: SQLite pads to it within one instruction, limits or not."""
 _STEPS_A_CHECK = 200
 
 # Without random*, zeroblob and load_extension: no function that varies, reaches outside, or allocates without bound, as
@@ -63,6 +68,9 @@ _LIMITS = {
     sqlite3.SQLITE_LIMIT_WORKER_THREADS: 0,
 }
 
+_PLACE = re.compile(r"%([^a-zA-Z%]*+)[lh]*+([a-zA-Z%])")
+_WIDTH = re.compile(r"\d+")
+
 
 # The sqlite3 module raises sqlite3.Warning for misuse in some versions, and ValueError for text that is not UTF-8.
 _FAILURES = (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError)
@@ -79,8 +87,12 @@ def database(schema_sql: str) -> Iterator[sqlite3.Connection]:
     Raises:
         QueryError: the script fails, or reaches outside the database.
     """
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+    with closing(_memory()) as connection, closing(_memory()) as formatter:
         connection.set_authorizer(_schema_authorizer)
+        for one in (connection, formatter):
+            one.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_SCHEMA_VALUE_BYTES)
+        for name in ("printf", "format"):
+            connection.create_function(name, -1, partial(_formatted, formatter), deterministic=True)
         _bound_work(connection)
         try:
             connection.executescript(schema_sql)
@@ -115,6 +127,31 @@ def select(connection: sqlite3.Connection, query: str, max_rows: int = MAX_ROWS)
     except _FAILURES as error:
         raise QueryError(str(error)) from error
     return rows
+
+
+def _memory() -> sqlite3.Connection:
+    return sqlite3.connect(":memory:", isolation_level=None)
+
+
+def _formatted(formatter: sqlite3.Connection, *arguments: object) -> str | None:
+    """SQLite's `printf`, evaluated by another connection once the widths in its format are checked.
+
+    Raises:
+        ValueError: a width or precision above MAX_WIDTH, in the format or as an argument.
+    """
+    template, position = arguments[0] if arguments else None, 1
+    for flags, conversion in _PLACE.findall(template if isinstance(template, str) else ""):
+        widths: list[object] = list(_WIDTH.findall(flags))
+        stars = flags.count("*")
+        widths += arguments[position : position + stars]
+        for width in widths:
+            [number] = formatter.execute("SELECT abs(CAST(? AS INTEGER))", (width,)).fetchone()
+            if (number or 0) > MAX_WIDTH:
+                raise ValueError(f"a width above {MAX_WIDTH}")
+        position += stars + (conversion not in "%n")
+    holes = ", ".join("?" * len(arguments))
+    [value] = formatter.execute(f"SELECT printf({holes})", arguments).fetchone()
+    return None if value is None else str(value)
 
 
 def _schema_authorizer(action: int, *_: str | None) -> int:

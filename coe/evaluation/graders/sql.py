@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -12,13 +13,18 @@ from coe.evaluation.graders.base import GoldError, GraderModel, without_fence
 from coe.evaluation.graders.sandbox import QueryError, Rows, database, select
 from coe.evaluation.graders.sql_text import has_outer_order
 
+MAX_COMPARISONS = 1_000_000
+"""Pairs of rows that are compared; equal results need little more than one a row."""
+_BLOCK = re.compile(r"```\w*[ \t]*\n(.*?)```", re.DOTALL)
+
 
 class SqlResult(GraderModel):
     """1 when the answer's result equals that of the row's `answer`, on the database that its `schema_sql` builds.
 
     The order of rows matters only if the right query has an outermost ORDER BY (which should be total: SQLite returns
-    ties in any order). The order of columns matters, their names do not. 1 equals 1.0. Code fences and a final
-    semicolon are ignored; anything but one SELECT within the bounds of `coe.evaluation.graders.sandbox` scores 0.
+    ties in any order). The order of columns matters, their names do not. 1 equals 1.0. The last code block counts, or
+    the whole text. Comments and a final semicolon are ignored; anything but one SELECT within the bounds of
+    `coe.evaluation.graders.sandbox` scores 0.
 
     tolerance: largest difference between equal floats, relative above 1 and absolute below.
     """
@@ -34,7 +40,7 @@ class SqlResult(GraderModel):
         try:
             # A separate database: one query cannot affect the other.
             with database(schema) as connection:
-                answered = select(connection, _statement(answer), max_rows=len(right))
+                answered = select(connection, _statement(self.read(answer)), max_rows=len(right))
         except QueryError:
             return 0.0
         return float(self._same(answered, right, ordered=has_outer_order(gold)))
@@ -45,10 +51,11 @@ class SqlResult(GraderModel):
         if ordered:
             return all(map(self._same_row, answered, right))
         # Rows that differ by rounding may sort apart: each right row takes the first one that matches.
-        left = sorted(answered, key=_sort_key)
+        left, compared = sorted(answered, key=_sort_key), 0
         for row in sorted(right, key=_sort_key):
             found = next((index for index, other in enumerate(left) if self._same_row(other, row)), None)
-            if found is None:
+            compared += len(left) if found is None else found + 1
+            if found is None or compared > MAX_COMPARISONS:
                 return False
             del left[found]
         return True
@@ -67,7 +74,9 @@ class SqlResult(GraderModel):
 
 
 def _statement(answer: str) -> str:
-    return without_fence(answer).rstrip().removesuffix(";")
+    """The query of an answer: the last code block, else the whole text."""
+    blocks = _BLOCK.findall(answer)
+    return (blocks[-1] if blocks else without_fence(answer)).strip("\ufeff\u200b \t\r\n").removesuffix(";")
 
 
 def _gold_rows(schema: str, gold: str) -> Rows:
@@ -78,8 +87,7 @@ def _gold_rows(schema: str, gold: str) -> Rows:
         raise GoldError(f"the right query cannot be run: {error}") from error
 
 
-def _sort_key(row: tuple[object, ...]) -> tuple[tuple[int, float, str], ...]:
-    return tuple(
-        (1, float(value), "") if isinstance(value, int | float) else (0 if value is None else 2, 0.0, repr(value))
-        for value in row
-    )
+def _sort_key(row: tuple[object, ...]) -> tuple[tuple[tuple[int, str], ...], tuple[float, ...]]:
+    """Exact values first: of rows that are equal but for rounding, few lie apart."""
+    exact = tuple((0, "") if value is None else (1, repr(value)) for value in row if not isinstance(value, int | float))
+    return exact, tuple(float(value) for value in row if isinstance(value, int | float))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 
 _TOKEN = re.compile(
-    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | `(?:[^`]|``)*` | \[[^\]]*\]   # strings and quoted names
+    r"""'(?:[^']|'')*+(?:'|\Z) | "(?:[^"]|"")*+(?:"|\Z) | `(?:[^`]|``)*+(?:`|\Z) | \[[^\]]*+(?:\]|\Z)  # strings, names
         | --[^\n]* | /\*.*?(?:\*/|\Z)                                  # comments
         | \w+ | \S""",
     re.VERBOSE | re.DOTALL,
@@ -46,16 +47,20 @@ def cte_copies(query: str, most: int) -> int:
         most: the largest bound that matters; above it the result is `most + 1`.
     """
     tokens = [_name(token) for token in _tokens(query)]
-    definitions = list(_cte_definitions(tokens))
+    definitions = list(islice(_cte_definitions(tokens), _MAX_DEFINITIONS + 1))
     if len(definitions) > _MAX_DEFINITIONS:
         return most + 1
     times_defined = Counter(name for name, _ in definitions)
     copies = dict.fromkeys(times_defined, 1)
+    # A recursive mention is no copy; a mention in a body that hides an outer one of the same name is.
+    mentions = [
+        (name, Counter(t for t in body if t in copies and (t != name or times_defined[name] > 1)))
+        for name, body in definitions
+    ]
     for _ in definitions:
-        for name, body in definitions:
-            # A recursive mention is no copy; a mention in a body that hides an outer one of the same name is.
-            others = (t for t in body if t in copies and (t != name or times_defined[name] > 1))
-            copies[name] = min(max(copies[name], 1 + sum(map(copies.__getitem__, others))), most + 1)
+        for name, others in mentions:
+            total = 1 + sum(copies[other] * times for other, times in others.items())
+            copies[name] = min(max(copies[name], total), most + 1)
     return min(sum(copies[token] for token in tokens if token in copies), most + 1)
 
 
@@ -75,11 +80,13 @@ def _cte_definitions(tokens: list[str]) -> Iterator[tuple[str, list[str]]]:
         if token != "as" or position == 0:
             continue
         name_at, opening = position - 1, position + 1
-        if tokens[name_at] == ")":
-            name_at = _matching(tokens, name_at, -1) - 1
         while tokens[opening : opening + 1] in (["not"], ["materialized"]):
             opening += 1
-        if name_at >= 0 and tokens[opening : opening + 1] == ["("]:
+        if tokens[opening : opening + 1] != ["("]:
+            continue
+        if tokens[name_at] == ")":
+            name_at = _matching(tokens, name_at, -1) - 1
+        if name_at >= 0:
             yield tokens[name_at], tokens[opening + 1 : _matching(tokens, opening, 1)]
 
 

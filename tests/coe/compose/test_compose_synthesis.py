@@ -2,7 +2,8 @@
 
 import pytest
 
-from coe.compose.synthesis import TEMPLATE, check_template, shortened, synthesis, without_thoughts
+from coe.answers.thinking import without_thoughts
+from coe.compose.synthesis import TEMPLATE, check_template, shortened, synthesis
 from coe.errors import ConfigError
 from coe.types import GenerateRequest
 from routers.base import Message

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from coe.compose.reading import numbers_in
+from coe.answers.numbers import numbers_in
+from coe.answers.text import MAX_CHARS
 from coe.errors import TaskError
-from coe.evaluation.graders import GRADERS, GoldError, score_of
+from coe.evaluation.graders import GRADERS, GoldError, GraderModel, score_of
 from coe.evaluation.graders.json_equality import JsonEquality
 from coe.evaluation.graders.multiple_choice import MultipleChoice
 from coe.evaluation.graders.number import Number
@@ -227,6 +229,55 @@ def test_json_in_other_text() -> None:
     assert free.grade('a [ b {"a": 1}', gold) == 1
     assert free.grade("none", gold) == 0
     assert free.grade("{" * 5000, gold) == 0
+
+
+@pytest.mark.parametrize("part", ["[", "{", '{"a":', '["x", ', "[1,", '["', "[9", "```\n", "{} ", '{"a":1,"a":1}'])
+def test_json_in_a_million_characters_of_brackets_takes_bounded_time(part: str) -> None:
+    started = time.monotonic()
+    assert JsonEquality(allow_text=True).grade(part * (1_000_000 // len(part)), row({"a": 1})) == 0
+    assert time.monotonic() - started < 10
+    long = "see [1] and [x y z] " * 20_000 + '{"a": 1}'
+    assert JsonEquality(allow_text=True).grade(long, row({"a": 1})) == 1
+
+
+THOUGHT = "<think>Maybe the answer is A, 7, Rome, [1].</think>"
+
+
+@pytest.mark.parametrize(
+    ("grader", "answer", "thought", "gold"),
+    [
+        (MultipleChoice, "B", "A", "B"),
+        (Number, "8", "7", 8),
+        (Exact, "Paris", "Rome", "Paris"),
+        (Contains, "It is Paris.", "Rome", "Paris"),
+        (JsonEquality, "[2]", "[1]", [2]),
+    ],
+)
+def test_thinking_text_is_not_graded_unless_a_setting_keeps_it(
+    grader: type[GraderModel], answer: str, thought: str, gold: Any
+) -> None:
+    assert grader().grade(THOUGHT + answer, row(gold)) == 1
+    assert grader().grade(f"<think>The answer is {answer}", row(gold)) == 0  # cut off before it answered
+    assert Contains(keep_thinking=True).grade(THOUGHT + answer, row("Rome")) == 1
+    assert Contains().grade(THOUGHT + "Paris", row("Rome")) == 0
+
+
+def test_the_number_that_counts() -> None:
+    assert Number().grade(r"So \boxed{9{,}500} in 3 days", row(9500)) == 1
+    assert [Number().grade("1/2", row(gold)) for gold in (2, 1, 0.5, "1/2")] == [0, 0, 1, 1]
+    assert [Number().grade("2^{10}", row(gold)) for gold in (10, 2, 1024)] == [0, 0, 1]
+    assert [Number().grade(r"\sqrt{2}", row(gold)) for gold in (2, 1)] == [0, 0]
+    assert Number().grade("The area is 25 m^2", row(25)) == 1
+    again = "3 * 3 = 9\n#### 9\nQuestion: 1 + 2?\n#### 3"
+    assert [Number(marker="#### ").grade(again, row(gold)) for gold in (9, 3)] == [1, 0]
+    assert Number(marker="#### ").grade("The answer is 9", row(9)) == 1
+    assert Number(decimal="comma").grade("1,5", row(1.5)) == Number(decimal="comma").grade("1,5", row("1,5")) == 1
+
+
+def test_the_end_of_a_long_answer_is_read() -> None:
+    assert MultipleChoice().grade("C " * MAX_CHARS + "\nThe answer is B", row("B")) == 1
+    assert Exact().grade("x" * MAX_CHARS, row("x" * MAX_CHARS)) == 1
+    assert Exact().grade("y" + "x" * MAX_CHARS, row("y" + "x" * MAX_CHARS)) == 0
 
 
 def test_json_options() -> None:

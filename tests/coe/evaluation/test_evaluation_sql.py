@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coe.evaluation.graders import GoldError
-from coe.evaluation.graders.sandbox import QueryError, database, select
+from coe.evaluation.graders.sandbox import MAX_WIDTH, QueryError, database, select
 from coe.evaluation.graders.sql import SqlResult
 from coe.evaluation.graders.sql_text import cte_copies, has_outer_order
 
@@ -133,6 +133,17 @@ HOSTILE = {
     "long query": "SELECT '" + "x" * 30_000 + "'",
     "lone surrogate": "SELECT '\ud800'",
     "null character": "SELECT 1\0",
+    "precision of a character": "SELECT printf('%.*c', 1000000000, 'x')",
+    "precision, as format()": "SELECT format('%.*c', 1000000000, 'x')",
+    "precision in the format": "SELECT printf('%.1000000000c', 'x')",
+    "width as an argument": "SELECT printf('%*d', 1000000000, 1)",
+    "width as text": "SELECT printf('%*d', '1000000000', 1)",
+    "negative width": "SELECT printf('%-*d', -1000000000, 1)",
+    "precision of a float": "SELECT printf('%.*f', 100000000, 1.5)",
+    "format made by the query": "SELECT printf('%.' || '1000000000c', 'x')",
+    "unclosed brackets": "SELECT " + "[ " * 9000,
+    "nested expressions": "WITH a AS (" * 99 + "SELECT 1" + ") SELECT 1 FROM a" * 99,
+    "words like definitions": "SELECT " + "as ) " * 3900,
     "not UTF-8": "SELECT CAST(x'ff' AS TEXT)",
     "parameter": "SELECT ?",
     "integer overflow": "SELECT sum(9223372036854775807) FROM city",
@@ -175,6 +186,41 @@ def test_expression_copies_are_bounded_whatever_hides_them() -> None:
     assert cte_copies("SELECT as ) as ( as", 5000) < 10
     with database(SCHEMA) as connection:
         assert select(connection, doubling(4)) == [(1,)]
+
+
+def test_formats_are_those_of_sqlite() -> None:
+    query = "SELECT printf('%*s|%-5s|%05.2f|%lld%%', 6, 'ab', 'c', 3.14159, 7), format('%d', 3), printf(NULL)"
+    with database(SCHEMA) as connection:
+        assert select(connection, query) == [("    ab|c    |03.14|7%", "3", None)]
+        assert select(connection, f"SELECT length(printf('%{MAX_WIDTH - 1}d', 1))") == [(MAX_WIDTH - 1,)]
+        with pytest.raises(QueryError):
+            select(connection, f"SELECT printf('%{MAX_WIDTH + 1}d', 1)")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "-- list\nSELECT name FROM city",
+        "/* c */ SELECT name FROM city",
+        "-- it's\n-- two\n  SELECT name FROM city; -- end",
+        "\ufeffSELECT name FROM city",
+        "```sql\n-- list\nSELECT name FROM city;\n```",
+        "Here is the query:\n```sql\nSELECT name FROM city\n```\nIt lists all cities.",
+        "<think>SELECT 1?</think>\nSELECT name FROM city",
+    ],
+)
+def test_a_query_after_comments_or_in_a_code_block_is_read_as_answer_and_as_gold(answer: str) -> None:
+    assert grade(answer, "SELECT name FROM city") == 1
+    if "<think>" not in answer:  # a right answer has no thoughts
+        assert grade("SELECT name FROM city", answer) == 1
+
+
+def test_rows_that_rounding_sorts_apart_are_matched_within_a_bound() -> None:
+    many = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r WHERE n < 3000) SELECT {} FROM r"
+    started = time.monotonic()
+    assert grade(many.format("1.0 + n * 7919 % 3000 / 1e11, 'k' || n"), many.format("1.0, 'k' || n")) == 1
+    grade(many.format("1.0 + (n * 7919) % 3000 / 1e11"), many.format("1.0 + n / 1e4"))
+    assert time.monotonic() - started < 20
 
 
 def test_ordinary_features_are_allowed() -> None:
