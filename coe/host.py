@@ -26,7 +26,7 @@ from coe.memory import ExpertCache
 from coe.scheduler import Residency, Waiting, admit
 from coe.seam import expert_error, is_interrupt, text_of
 from coe.types import Chunk, GenerateRequest, Timing
-from registry.errors import RegistryError, UnknownExpert
+from registry.errors import DigestMismatch, RegistryError, UnknownExpert
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 
@@ -334,7 +334,13 @@ class Host:
         spec = self._specs[ref]
         path = await self._path(spec)
         with _seam(spec.name):
-            return checked_expert(spec, await self._engine(spec).load(spec, path))
+            expert = checked_expert(spec, await self._engine(spec).load(spec, path))
+        try:
+            await self._path(spec)  # again: the files may have changed while they were read
+        except BaseException:
+            await self._unload(expert)
+            raise
+        return expert
 
     async def _unload(self, expert: Expert) -> None:
         """Unload. A failure is logged: it must not fail the expert that loads in this room."""
@@ -350,7 +356,7 @@ class Host:
         try:
             return await asyncio.to_thread(self._locate, spec)
         except RegistryError as error:
-            raise WeightsError(f"{spec.name!r} cannot be loaded: {error}") from error
+            raise WeightsError(f"{spec.name!r} cannot be loaded: {error}", public=_for_clients(spec, error)) from error
 
     def _engine(self, spec: ExpertSpec) -> Engine:
         return self._engines[engine_kind(spec)]
@@ -372,6 +378,14 @@ class Host:
             return self.cache.fits_now(*residency, keep=keep)
         except CoeError:
             return True
+
+
+def _for_clients(spec: ExpertSpec, error: RegistryError) -> str:
+    """Why an expert has no files, without paths of this machine."""
+    if isinstance(error, DigestMismatch):
+        some = "; ".join(error.differences[:3]) + ("; ..." if len(error.differences) > 3 else "")
+        return f"expert {spec.name!r} cannot answer: its files are not the registered ones ({some})"
+    return f"expert {spec.name!r} cannot answer: its files are missing or cannot be read"
 
 
 @contextmanager

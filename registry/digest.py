@@ -103,9 +103,11 @@ def check_files(
         raise SourceError(f"the files of {spec.ref} cannot be read: {error}") from error
     if digest_of(found) == spec.digest:
         return
+    differences = _differences(spec.files, found)
     raise DigestMismatch(
-        f"the files of {spec.ref} in {path} are not the ones registered: {'; '.join(_differences(spec.files, found))}. "
-        f"Restore them, or read them again: `coe registry apply FILE` for a registry, a restart for experts files"
+        f"the files of {spec.ref} in {path} are not the ones registered: {'; '.join(differences)}. "
+        f"Restore them, or read them again: `coe registry apply FILE` for a registry, a restart for experts files",
+        differences,
     )
 
 

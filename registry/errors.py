@@ -95,7 +95,15 @@ class SourceError(RegistryError):
 
 
 class DigestMismatch(RegistryError):
-    """The files of an expert are not the registered ones."""
+    """The files of an expert are not the registered ones.
+
+    Attributes:
+        differences: one text for each file that is missing, altered or new; file names without their folder.
+    """
+
+    def __init__(self, message: str, differences: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.differences = tuple(differences)
 
 
 class StoreError(RegistryError):

@@ -68,7 +68,7 @@ def plan_lora(config: LoraConfig, tensors: Mapping[str, Shape], base: BaseWeight
     """
     plan, parts = LoraPlan(config), _Parts()
     others: dict[str, str] = {}
-    for name in tensors:
+    for name in sorted(tensors):
         path = _path(name)
         if found := _LORA.fullmatch(path):
             parts.add(name, found["module"], found["part"] or found["dora"])

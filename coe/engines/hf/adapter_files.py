@@ -71,25 +71,29 @@ def read_adapter(adapter: Adapter, base: str, parameters: BaseParameters) -> Ada
     Raises:
         WeightsError: files are missing or damaged, or the adapter does not fit the base, or would change it.
     """
-    where = f"adapter {adapter.spec.name!r} ({adapter.path})"
+    name = f"adapter {adapter.spec.name!r}"
+    where = f"{name} ({adapter.path})"
     for file in (ADAPTER_CONFIG, ADAPTER_FILE):
         if not (adapter.path / file).is_file():
-            raise WeightsError(f"{where} has no {file}: only LoRA adapters in safetensors can be loaded")
+            reason = f"has no {file}: only LoRA adapters in safetensors can be loaded"
+            raise WeightsError(f"{where} {reason}", public=f"{name} {reason}")
     try:
         config = read_lora_config(adapter.path)
         tensors = _read_tensors(adapter)
     except (OSError, ValueError, SourceError) as error:
-        raise WeightsError(f"{where} cannot be read: {error}") from error
+        raise WeightsError(f"{where} cannot be read: {error}", public=f"{name} cannot be read") from error
     try:
         plan = plan_lora(config, _shapes(tensors), BaseWeights(_shapes(parameters.tensors)))
         for name, own in plan.same.items():
             if not parameters.equals(own, tensors[name]):
                 raise differs(name, own)
     except SourceError as error:
-        raise WeightsError(f"{where} does not fit its base {base!r}: {error}") from error
+        reason = f"does not fit its base {base!r}: {error}"
+        raise WeightsError(f"{where} {reason}", public=f"{name} {reason}") from error
     used = {name: tensors[name] for name in (*plan.loaded, *plan.replaced, *plan.rows)}
     if (broken := next((name for name, tensor in used.items() if not tensor.isfinite().all()), None)) is not None:
-        raise WeightsError(f"{where} has weights that are not finite numbers, in {broken}")
+        reason = f"has weights that are not finite numbers, in {broken}"
+        raise WeightsError(f"{where} {reason}", public=f"{name} {reason}")
     return AdapterFiles(plan, used)
 
 

@@ -106,8 +106,12 @@ def load_model(name: str, path: Path, device: str, dtype: torch.dtype) -> Loaded
         raise WeightsError(f"{name!r}: {path} has no config.json, so it is not the folder of a model")
     if (path / "adapter_config.json").exists():
         raise WeightsError(f"{name!r}: {path} holds an adapter: register it with kind 'adapter' and its base")
-    with translate(f"{name!r} cannot be loaded from {path}", WeightsError):
-        return _load(name, path, device, dtype)
+    try:
+        with translate(f"{name!r} cannot be loaded from {path}", WeightsError):
+            return _load(name, path, device, dtype)
+    except WeightsError as error:
+        error.public = error.public or f"expert {name!r} cannot be loaded: its files are damaged or not supported"
+        raise
 
 
 def _load(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel:
@@ -132,8 +136,20 @@ def _load(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel
     if missing := sorted(info["missing_keys"]):
         raise WeightsError(f"{name!r}: {path} lacks {len(missing)} of the model's weights, such as {missing[0]}")
     model.eval().requires_grad_(False)
+    own_weights(model)
     copy_before_head(model)
     return _describe(model, tokenizer)
+
+
+def own_weights(model: Any) -> None:
+    """Copy weights that lie in a mapped file: they would change with the file, and end the process if it shrinks.
+
+    transformers maps safetensors; on a CPU, weights of the file's own type stay in the mapping. One tensor is copied
+    at a time, and a mapping is released with its last tensor.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def copy_before_head(model: Any) -> None:
