@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         NotAllowed,
         OutOfMemory,
         Overloaded,
+        PolicyUnavailable,
         Rejected,
         RemoteError,
         Scope,
@@ -100,6 +101,7 @@ __all__ = [
     "Overloaded",
     "Policy",
     "PolicyConfig",
+    "PolicyUnavailable",
     "Query",
     "Rejected",
     "RemoteError",
@@ -132,8 +134,8 @@ _ROOMS = {
     "coe.engines": "ENGINES Adapter Capabilities Engine Expert create_engine",
     "coe.errors": (
         "Abstained CoeError CompositionError ConfigError ContextLengthExceeded DeadlineExceeded EngineError HostLost "
-        "InvalidRequest NotAllowed OutOfMemory Overloaded Rejected RemoteError Scope TaskError TemplateError "
-        "UnknownModel Unsupported WeightsError"
+        "InvalidRequest NotAllowed OutOfMemory Overloaded PolicyUnavailable Rejected RemoteError Scope TaskError "
+        "TemplateError UnknownModel Unsupported WeightsError"
     ),
     "coe.evaluation.graders": "GRADERS GoldError Grader GraderModel",
     "coe.evaluation.recorded_answers": "replay_composition",

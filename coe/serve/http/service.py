@@ -254,8 +254,7 @@ class Service:
             "experts": len(orchestrator.snapshot),
             "policies": sorted(orchestrator.policies),
             "in_flight": self.in_flight,
-            "warnings": list(self.warnings),
-        }
+        } | ({"warnings": list(self.warnings)} if self.warnings else {})
         problem = None if orchestrator.snapshot.experts else "no experts are registered"
         if self._health is not None:
             try:

@@ -73,7 +73,7 @@ def saved(folder: Path) -> Path:
 
 async def warnings_of(gateway: Gateway) -> list[str]:
     _, about = await gateway._service.health()
-    return list(about["warnings"])
+    return list(about.get("warnings", ()))
 
 
 async def restarted(document: dict[str, Any]) -> Gateway:
