@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from routers.evaluation import curves, metrics
+from routers.evaluation.consistency import Consistency
 from routers.evaluation.cost_weight import Solution, Target
 from routers.evaluation.pair import PairCurve, pair_curve
 from routers.evaluation.recorded_routing import Routing
@@ -57,6 +58,8 @@ class RouterReport:
         abstained, truncated, refused: shares of the queries; a refused query asks no expert, scores 0 and costs 0.
         expert_use: expert -> share of the queries that it answers first.
         by_domain: domain -> n_queries, accuracy, best_single, expert_use; `None` if the table has no domains.
+        consistency: share of rewordings and translations that get the same expert; consistency_whole: share of requests
+            of which all do; consistency_by_variant: label -> share. `None` without variants.
     """
 
     router: str
@@ -99,6 +102,18 @@ class RouterReport:
     expert_use: Mapping[str, float]
     by_domain: Mapping[str, Mapping[str, Any]] | None
     detail: Detail = field(metadata=_NOT_IN_JSON, repr=False, compare=False)
+    consistency: float | None = None
+    consistency_whole: float | None = None
+    consistency_by_variant: Mapping[str, float] | None = None
+
+    def with_consistency(self, found: Consistency) -> RouterReport:
+        """The report with the figures of the variants."""
+        return replace(
+            self,
+            consistency=found.same,
+            consistency_whole=found.whole,
+            consistency_by_variant=found.by_label,
+        )
 
     def picks(self) -> dict[str, str | None]:
         """query id -> the expert asked first; `None` for a refused query."""
@@ -194,11 +209,11 @@ def _use(table: OutcomeTable, routing: Routing, rows: NDArray[np.bool_]) -> dict
     return metrics.expert_use(routing.picks[asked], table.experts) if asked.any() else {}
 
 
-def _gains(routed: ReportRow, best: ReportRow | None, seed: int) -> dict[str, float | None]:
+def _gains(routed: ReportRow, best: ReportRow | None, seed: int) -> dict[str, Any]:
     """Gain over the best single expert and cost saved, with their intervals."""
     names = ["gain_over_best_single", "gain_ci95_low", "gain_ci95_high", "perf_gain"]
     names += ["cost_saved", "cost_saved_ci95_low", "cost_saved_ci95_high"]
-    found: dict[str, float | None] = dict.fromkeys(names)
+    found: dict[str, Any] = dict.fromkeys(names)
     if best is None:
         return found
     low, high = metrics.paired_bootstrap(routed.scores, best.scores, seed=seed)
@@ -211,7 +226,7 @@ def _gains(routed: ReportRow, best: ReportRow | None, seed: int) -> dict[str, fl
     return found
 
 
-def _areas(table: OutcomeTable, curve: curves.Sweep | None) -> dict[str, float | None]:
+def _areas(table: OutcomeTable, curve: curves.Sweep | None) -> dict[str, Any]:
     """AIQ of the router and of the single experts, between the costs of the cheapest and the most expensive."""
     if table.costs_usd is None:
         return dict.fromkeys(("aiq", "aiq_experts", "c_min", "c_max"))

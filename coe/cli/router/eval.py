@@ -28,20 +28,32 @@ def evaluate(
             "--train-outcomes", metavar="FILE", help="The training table; adds kNN and category routers trained on it."
         ),
     ] = None,
+    variants: Annotated[
+        Path | None,
+        typer.Option(
+            "--variants",
+            metavar="FILE",
+            help="Rewordings and translations of requests (columns group, prompt, variant): how many get the same "
+            "expert.",
+        ),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Measure saved routers on a table that they were not trained on. `coe eval` measures experts."""
     from routers.artifacts import load
+    from routers.evaluation.consistency import Variants, consistency
     from routers.evaluation.cross_validation import evaluate, standard_baselines
 
     required, choosing, table = parse_required(output.require or []), answers.choosing(), tables.read()
     train_table = None if train_outcomes is None else table_of(train_outcomes, None, tables.prices)
+    reworded = None if variants is None else Variants.read(variants)
     reports = []
     with warnings_on_console(), progress_bars() as bar:
         on_progress = bar("encoding prompts")
         for folder in router:
             loaded = load(folder, make_encoder=lambda name: encoder_of(name, on_progress))
             encoder = getattr(loaded.router, "encoder", None)
+            chosen = choosing.at(loaded.meta.cost_weight) if answers.cost_weight is None else choosing
             report = evaluate(
                 loaded.router,
                 signals.add_to(table, loaded.router.requires, bar("reading signals")),
@@ -50,9 +62,12 @@ def evaluate(
                 train_table=train_table,
                 baselines={} if train_table is None else standard_baselines(encoder, seed=seed),
                 experts=names_of(tables.experts),
-                choosing=choosing.at(loaded.meta.cost_weight) if answers.cost_weight is None else choosing,
+                choosing=chosen,
                 seed=seed,
             )
+            if reworded is not None:
+                rows = signals.add_to(reworded.table(report.detail.table.experts), loaded.router.requires, on_progress)
+                report = report.with_consistency(consistency(loaded.router, reworded, rows, chosen))
             reports.append(report)
     if train_table is None:
         console.print("note: --train-outcomes adds kNN and category routers to the table", style="dim")

@@ -136,6 +136,13 @@ def _print_use(report: RouterReport) -> None:
     facts += [f"{report.route_ms_p50:.1f} ms a decision"] if report.route_ms_p50 is not None else []
     facts += [f"refused {_percent(report.refused)}"] if report.refused else []
     facts += [f"{report.composition} of {report.calls:.2f} experts per query"] if report.composition != "single" else []
+    if report.consistency is not None and report.consistency_whole is not None:
+        labels = (report.consistency_by_variant or {}).items()
+        each = f" ({', '.join(f'{label} {_percent(share)}' for label, share in labels)})" if labels else ""
+        facts.append(
+            f"same expert for {_percent(report.consistency)} of the variants{each}, for all variants of "
+            f"{_percent(report.consistency_whole)} of the requests"
+        )
     if report.target is not None:
         facts.append(
             f"cost weight solved in each fold: {', '.join(f'{cost_weight:.4g}' for cost_weight in report.cost_weights)}"

@@ -33,7 +33,8 @@ KEYS = {
 MORE_KEYS = {
     "baseline_costs", "cost_saved", "cost_saved_ci95_low", "cost_saved_ci95_high", "perf_gain", "aiq", "aiq_experts",
     "c_min", "c_max", "ece", "apgr", "cpt50", "cpt80", "cost_weights", "target", "top_k", "composition", "calls",
-    "abstained", "truncated", "refused", "expert_use", "by_domain",
+    "abstained", "truncated", "refused", "expert_use", "by_domain", "consistency", "consistency_whole",
+    "consistency_by_variant",
 }  # fmt: skip
 
 
@@ -280,6 +281,27 @@ def test_eval_scores_saved_routers_on_other_rows(files, trained):
     assert with_train["best_single"] == report["best_single"]
     assert with_train["baselines"]["knn"] > report["best_single"]
     assert "dataset oracle" in run(*command).stdout
+
+
+def test_eval_shows_whether_other_wordings_get_the_same_expert(files, trained):
+    prompts = [row["prompt"] for row in map(json.loads, (files / "test.jsonl").read_text().splitlines()[:4])]
+    rows = [
+        {"group": i, "variant": label, "prompt": prompt}
+        for i, prompt in enumerate(prompts)
+        for label, prompt in (("en", prompt), ("twice", f"{prompt} {prompt}"), ("none", "zzz"))
+    ]
+    (files / "variants.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["router", "eval", trained, "--outcomes", files / "test.jsonl", "--variants", files / "variants.jsonl"]
+    (report,) = json.loads(run(*command, "--json", "-").stdout)
+    assert report["consistency_by_variant"]["twice"] == 1.0 > report["consistency_by_variant"]["none"]
+    assert report["consistency"] == sum(report["consistency_by_variant"].values()) / 2
+    assert report["consistency_whole"] == report["consistency_by_variant"]["none"], "the only one that differs"
+    shown = " ".join(run(*command).stdout.split())
+    assert f"same expert for {100 * report['consistency']:.1f}% of the variants (twice 100.0%, none" in shown
+    failed = run(*command, "--require", "consistency:1", ok=False)
+    assert failed.exit_code == 1 and "consistency is" in failed.stderr
+    (files / "variants.jsonl").write_text('{"prompt": "x"}\n')
+    assert "no column 'group'" in str(run(*command, ok=False).exception)
 
 
 def test_eval_on_part_of_the_experts_and_several_routers(files, trained):
