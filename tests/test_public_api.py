@@ -18,9 +18,10 @@ PUBLIC = {
         Abstained Adapter Answer COMPOSITIONS Capabilities Chunk CoeError Composition CompositionConfig CompositionError
         Config ConfigError ContextLengthExceeded DeadlineExceeded Done ENGINES Engine EngineError Expert ExpertCall
         ExpertCalls Failure Final GRADERS GenerateRequest GoldError Grader GraderModel Host HostLost InvalidRequest
-        Message NotAllowed Orchestrator OutOfMemory Overloaded Policy PolicyConfig Query Rejected RemoteError Reply
-        Scope Single System Task TaskError TemplateError Timing UnknownModel Unsupported Usage Wants WeightsError
-        __version__ build_composition create_engine load_config load_task open_host open_local replay_composition
+        Message NotAllowed Orchestrator OutOfMemory Overloaded Policy PolicyConfig PolicyUnavailable Query Rejected
+        RemoteError Reply Scope Single System Task TaskError TemplateError Timing UnknownModel Unsupported Usage Wants
+        WeightsError __version__ build_composition create_engine load_config load_task open_host open_local
+        replay_composition
     """,
     "routers": """
         ArtifactMeta BaselineLeftOut CachedEncoder Cascade Choosing Comparison Dynamic EmbeddingRouter Encoder
