@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from heapq import nsmallest
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -72,7 +73,11 @@ class Parsed:
             InvalidFields: an allowed or excluded expert is not registered, or none is left.
         """
         named = {"coe.experts": self.query.allowed or frozenset(), "coe.exclude": self.exclude}
-        unknown = [(param, name) for param, names in named.items() for name in sorted(names.difference(experts))]
+        unknown = [
+            (param, name)
+            for param, names in named.items()
+            for name in nsmallest(MOST_COUNTED, names.difference(experts))
+        ]
         if unknown:
             raise _invalid([partial(_unknown_expert, experts, *each) for each in unknown])
         if not self.exclude:
@@ -188,7 +193,11 @@ def _turns(messages: object) -> tuple[object, list[_Found], set[str]]:
         if not isinstance(turn, dict):
             turns.append(turn)
             continue
-        n_parts += _count(turn, i)
+        if len(turn) > f.MOST_FIELDS:
+            text = f"has {len(turn):,} fields, at most {f.MOST_FIELDS} are read"
+            raise InvalidFields(FieldProblem(f"messages[{i}]", "too_many", text))
+        if isinstance(content := turn.get("content"), list):
+            n_parts += len(content)
         if turn.keys().isdisjoint(_EXTRA):
             turns.append(turn)
             continue
@@ -200,15 +209,6 @@ def _turns(messages: object) -> tuple[object, list[_Found], set[str]]:
         text = f"have {n_parts:,} parts of content, at most {f.MOST_PARTS:,} are read"
         raise InvalidFields(FieldProblem("messages", "too_many", text))
     return turns, problems, ignored
-
-
-def _count(turn: dict[str, Any], i: int) -> int:
-    """The number of parts of a message, whose number of fields is bounded too."""
-    if len(turn) > f.MOST_FIELDS:
-        text = f"has {len(turn):,} fields, at most {f.MOST_FIELDS} are read"
-        raise InvalidFields(FieldProblem(f"messages[{i}]", "too_many", text))
-    content = turn.get("content")
-    return len(content) if isinstance(content, list) else 0
 
 
 def _validate(

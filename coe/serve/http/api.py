@@ -39,11 +39,10 @@ from coe.protocol.responses import (
 )
 from coe.serve.http.exchange import Exchange
 from coe.serve.http.guard import guarded
-from coe.serve.http.json_body import parse_json
 from coe.serve.http.service import Service, error_response
 from coe.types import Answer, Chunk
 
-Handle = Callable[[Exchange, object], Coroutine[Any, Any, None]]
+Handle = Callable[[Exchange, bytes], Coroutine[Any, Any, None]]
 
 
 def build_api(service: Service) -> ASGIApp:
@@ -86,8 +85,7 @@ class Post:
         try:
             async with self.service.within_deadline(exchange.call):
                 body = await exchange.read(self.service.uploads)
-                self.service.admit(exchange.call)
-                await exchange.unless_gone(self.handle(exchange, parse_json(body)))
+                await exchange.unless_gone(self.handle(exchange, body))
         except ClientDisconnect:
             raise
         except Exception as error:
@@ -99,10 +97,11 @@ async def answer(
     parse: Callable[[object], Parsed],
     bodies: type[ChatAnswer] | type[TextAnswer],
     exchange: Exchange,
-    body: object,
+    body: bytes,
 ) -> None:
     """Answer a request. A stream starts with the first text, so an earlier error still gets its own HTTP status."""
-    call, parsed = exchange.call, parse(body)
+    call = exchange.call
+    parsed = await service.accept(call, body, parse)
     async with aclosing(service.answer(call, parsed)) as chunks:
         first = await anext(chunks)
         assert call.reply is not None and call.reply.expert is not None  # known from the first chunk on
@@ -119,10 +118,9 @@ async def answer(
         await exchange.json(shape.whole(call.reply.answer) | _explained(exchange))
 
 
-async def route(service: Service, exchange: Exchange, body: object) -> None:
+async def route(service: Service, exchange: Exchange, body: bytes) -> None:
     """The decision for a chat or completion request. No expert is called."""
-    is_completion = isinstance(body, dict) and "prompt" in body and "messages" not in body
-    parsed = parse_completion(body) if is_completion else parse_chat(body)
+    parsed = await service.accept(exchange.call, body, _parse_either)
     routed = await service.route(exchange.call, parsed)
     version = exchange.call.orchestrator.snapshot.version
     await exchange.json({"model": parsed.model, **route_body(exchange.call.id, routed, version)})
@@ -153,6 +151,11 @@ async def metrics(service: Service, request: Request) -> Response:
         raise HTTPException(404)
     page, content_type = await service.metrics.render()
     return Response(page, headers={"content-type": content_type})
+
+
+def _parse_either(body: object) -> Parsed:
+    is_completion = isinstance(body, dict) and "prompt" in body and "messages" not in body
+    return parse_completion(body) if is_completion else parse_chat(body)
 
 
 def _pieces(shape: AnswerBodies, chunk: Chunk) -> list[dict[str, Any]]:

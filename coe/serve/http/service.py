@@ -1,7 +1,7 @@
 """Service: a request's path through a gateway, without HTTP: admission, deadline, routing, answer, log and metrics.
 
 async with service.call("/v1/chat/completions") as call:        # logged at the end
-    service.admit(call)                                          # counts as in flight from here to the end
+    parsed = await service.accept(call, body, parse_chat)        # counts as in flight from here to the end
     routed = await service.route(call, parsed)
     async with aclosing(service.answer(call, parsed)) as chunks: ...
 """
@@ -24,6 +24,7 @@ from coe.protocol.errors import error_body, is_internal
 from coe.protocol.requests import Parsed
 from coe.routing import Routed
 from coe.serve.http.finished import Finished
+from coe.serve.http.large_bodies import LargeBodies
 from coe.serve.http.micro_batch import MicroBatch
 from coe.serve.http.uploads import Uploads
 from coe.types import Chunk
@@ -155,6 +156,7 @@ class Service:
         self.orchestrator, self.settings, self.metrics = orchestrator, settings, metrics
         self.started_at = int(wall())
         self.uploads = Uploads(settings)
+        self._large = LargeBodies(settings.max_uploads_bytes)
         self.in_flight = 0
         self.warnings: tuple[str, ...] = ()
         self._log, self._health, self._clock, self._wall = log, health, clock, wall
@@ -208,7 +210,7 @@ class Service:
             raise DeadlineExceeded(f"the request did not finish within {call.deadline_s:g} s") from error
 
     def admit(self, call: Call) -> None:
-        """Count a call as in flight until it ends. Its body is read by then: slow clients take no place.
+        """Count a call as in flight until it ends. Its body is read and parsed by then, so slow clients take no place.
 
         Raises:
             Overloaded: too many are in flight; with the expected time until one ends.
@@ -220,6 +222,17 @@ class Service:
             )
         call.admitted = True
         self.in_flight += 1
+
+    async def accept(self, call: Call, body: bytes, parse: Callable[[object], Parsed]) -> Parsed:
+        """Parse the body of a call, then admit the call.
+
+        Raises:
+            InvalidRequest: `parse` refuses the body, or it is not JSON within the bounds.
+            Overloaded: as `admit`, or too many large bodies are waiting.
+        """
+        parsed = await self._large.parse(body, parse)
+        self.admit(call)
+        return parsed
 
     async def route(self, call: Call, parsed: Parsed) -> Routed:
         """The routing decision. No expert is called.
