@@ -22,7 +22,8 @@ COMPOSED_ARCHITECTURES: dict[str, str] = {}
 """`architecture` of composed experts -> kind of the engine that serves them. Empty: no engine serves them yet."""
 _SEPARATOR = "+"
 """Joins the names of a residency; no expert name contains it."""
-_USERINFO = re.compile(r"https?://[^/]*@", re.IGNORECASE)
+_USERINFO = re.compile(r"^\s*(https?://)[^/]*@|^\s*([a-z][a-z0-9+.-]*://)[^/?#@:]*:[^/?#@]*@", re.IGNORECASE)
+"""`user@` or `user:password@` of a web URL, `user:password@` of any other: a repository may have a name with `@`."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
@@ -63,6 +64,11 @@ class Price(BaseModel):
             input_usd_per_mtok=float(f"{self.input_usd_per_mtok * factor:.6g}"),
             output_usd_per_mtok=float(f"{self.output_usd_per_mtok * factor:.6g}"),
         )
+
+
+def without_credentials(url: str) -> str:
+    """The URL without user name and password."""
+    return _USERINFO.sub(lambda found: found[1] or found[2], url)
 
 
 class FileRecord(BaseModel):
@@ -149,15 +155,15 @@ class ExpertSpec(BaseModel):
             )
         return name
 
-    @field_validator("source")
+    @field_validator("source", "model")
     @classmethod
-    def _source_has_no_password(cls, source: str) -> str:
-        if _USERINFO.match(source):
+    def _url_has_no_password(cls, url: str | None) -> str | None:
+        if url is not None and without_credentials(url) != url:
             raise ValueError(
                 "a URL with a user name or password is not accepted: leave out what is before '@', and name the "
                 "environment variable with the key as `api_key_env`"
             )
-        return source
+        return url
 
     @field_serializer("capabilities", "tags", when_used="json")
     def _in_order(self, values: frozenset[str]) -> list[str]:

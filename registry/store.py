@@ -35,6 +35,7 @@ from registry.errors import RegistryError, StoreError, UnknownExpert
 from registry.profiles import AGGREGATION, ProfileRow, Profiles, read, record
 from registry.schema import is_current, prepare
 from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
+from registry.stored_spec import read_spec
 from registry.tables import experts as _experts
 from registry.tables import state as _state
 
@@ -141,7 +142,7 @@ class Registry:
         found = {f"{bare}@{number}": text for number, text in rows}
         if name not in found:
             raise UnknownExpert(name, found or self.snapshot())
-        return ExpertSpec.model_validate_json(found[name])
+        return read_spec(found[name])
 
     def list(self) -> list[ExpertSpec]:
         """The current experts, sorted by name."""
@@ -286,7 +287,7 @@ def _insert(connection: Connection, spec: ExpertSpec) -> ExpertSpec:
 
 def _current(connection: Connection) -> dict[str, ExpertSpec]:
     rows = connection.execute(select(_experts.c.spec).where(_experts.c.current).order_by(_experts.c.name)).scalars()
-    return {spec.name: spec for spec in map(ExpertSpec.model_validate_json, rows)}
+    return {spec.name: spec for spec in map(read_spec, rows)}
 
 
 def check_references(

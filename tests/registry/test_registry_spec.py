@@ -82,3 +82,28 @@ def test_unknown_experts_come_with_suggestions() -> None:
     assert error.suggestions == ("smol",)
     assert str(error).startswith("'smoll' is not in the snapshot; did you mean 'smol'?")
     assert "did you mean" not in str(UnknownExpert("zzz", ["smol"]))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"source": "http://user:hunter22@host/v1"},
+        {"source": "HTTPS://user:hunter22@host/v1"},
+        {"source": "https://hunter22@host/v1"},
+        {"source": "https://user:hunter22#?@host/v1"},
+        {"source": " https://user:hunter22@host/v1"},
+        {"source": "https://host/v1", "model": "https://user:hunter22@host/m"},
+        {"kind": Kind.MODEL, "engine": "mine", "source": "grpc://user:hunter22@host"},
+    ],
+)
+def test_no_url_has_a_password(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="user name or password is not accepted") as caught:
+        ExpertSpec(**{"name": "far", "kind": Kind.REMOTE, **fields})
+    assert "hunter22" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["hf://org/name@main", "hf://name@v1", "https://host/v1", "fake://echo"])
+def test_an_at_sign_elsewhere_is_no_password(source: str) -> None:
+    kind = Kind.REMOTE if source.startswith("https") else Kind.MODEL
+    assert ExpertSpec(name="x", kind=kind, source=source).source == source
+    assert ExpertSpec(name="x", kind=Kind.REMOTE, source="https://host/v1", model="org/m@2").model == "org/m@2"

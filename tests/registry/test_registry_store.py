@@ -310,3 +310,26 @@ def test_a_journal_that_stays_as_it_is(error: str) -> None:
 def test_other_failures_of_the_journal_are_not_hidden() -> None:
     with pytest.raises(sqlite3.OperationalError, match="disk I/O"):
         database._prepare_sqlite(FakeSqlite("disk I/O error"), None)  # type: ignore[arg-type]
+
+
+def test_an_expert_stored_with_a_password_is_read_without_it(
+    registry: Registry, coe_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = {"kind": Kind.REMOTE, "source": "https://host:8000/v1", "context_length": 9}
+    registry.add(spec("far", **fields))
+    registry.add(spec("near"))
+    with sqlite3.connect(coe_home / "registry.db") as connection:
+        connection.execute("UPDATE experts SET spec = replace(spec, '//host', '//user:hunter22@host')")
+    found = registry.snapshot().get("far")
+    assert found.source == "https://host:8000/v1" and registry.get("far@1") == found
+    assert "'far' is registered with a user name or password" in caplog.text and "hunter22" not in caplog.text
+    registry.remove("far")
+    assert [each.name for each in registry.list()] == ["near"]
+
+
+def test_a_stored_spec_that_this_version_cannot_read_is_a_clear_error(registry: Registry, coe_home: Path) -> None:
+    registry.add(spec("new"))
+    with sqlite3.connect(coe_home / "registry.db") as connection:
+        connection.execute("UPDATE experts SET spec = json_set(spec, '$.kind', 'hologram')")
+    with pytest.raises(StoreError, match="the registered expert 'new' cannot be read by this version .kind: Input"):
+        registry.snapshot()

@@ -67,7 +67,10 @@ def _base_url(url: str) -> str:
 
 
 async def _fetch(base: str, api_key_env: str | None, timeout_s: float) -> Sequence[dict[str, Any]]:
-    from openai import APIConnectionError, APIStatusError, AsyncOpenAI, OpenAIError
+    from openai import APIConnectionError, APIStatusError, OpenAIError
+
+    from coe.engines.remote.client import open_client
+    from coe.engines.remote.events import MalformedStream
 
     key = os.environ.get(api_key_env, "").strip() if api_key_env else ""
     if api_key_env and not key:
@@ -76,7 +79,7 @@ async def _fetch(base: str, api_key_env: str | None, timeout_s: float) -> Sequen
     try:
         async with (
             asyncio.timeout(timeout_s),
-            AsyncOpenAI(base_url=base, api_key=key or "none", max_retries=0) as client,
+            open_client(base, key or "none", timeout_s=timeout_s, connect_s=timeout_s) as client,
             client.models.with_streaming_response.list() as response,
         ):
             body = await _bounded(base, response.iter_bytes())
@@ -84,13 +87,15 @@ async def _fetch(base: str, api_key_env: str | None, timeout_s: float) -> Sequen
         raise ConfigError(f"{base}/models did not answer within {timeout_s:g} s; {by_hand}") from None
     except APIStatusError as error:
         hint = "; name its key with --api-key-env NAME" if error.status_code in (401, 403) else ""
+        if 300 <= error.status_code < 400:
+            hint = ", a redirect, which is not followed: give the URL that it leads to"
         raise ConfigError(f"{base}/models answers with HTTP {error.status_code}{hint}") from None
     except APIConnectionError as error:
         cause = error.__cause__ or error
         raise ConfigError(
             f"{base} cannot be reached ({cause}): start it, or check the URL and network; {by_hand}"
         ) from None
-    except OpenAIError as error:
+    except (OpenAIError, MalformedStream) as error:
         raise ConfigError(f"{base}/models cannot be read: {error}") from None
     return _models(base, body)
 

@@ -213,10 +213,14 @@ def _shortly(error: Exception) -> bool | float:
 
 async def _open(client: AsyncOpenAI, spec: ExpertSpec, request: GenerateRequest, settings: RetrySettings) -> _Opened:
     """Send the request, and return the answer before its first event."""
+    from openai import Timeout
+
     from coe.engines.remote.client import body_of
 
     limits = Limits.of(request.max_tokens or DEFAULT_MAX_TOKENS, silence_s=_SILENCE * settings.timeout_s)
     options = _options(spec, request)
+    if request.deadline_s is not None and request.deadline_s < settings.timeout_s:
+        options["timeout"] = Timeout(request.deadline_s, connect=min(settings.connect_s, request.deadline_s))
     if request.prompt is not None:
         sent = client.completions.with_streaming_response.create(prompt=request.prompt, **options)
     else:

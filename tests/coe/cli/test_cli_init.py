@@ -35,7 +35,7 @@ def experts_in(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def endpoint(body: bytes, status: int = 200, *, delay_s: float = 0.0) -> Iterator[str]:
+def endpoint(body: bytes, status: int = 200, *, delay_s: float = 0.0, **headers: str) -> Iterator[str]:
     """An endpoint that answers every GET alike and records the API keys it receives."""
     stop = threading.Event()
 
@@ -45,6 +45,8 @@ def endpoint(body: bytes, status: int = 200, *, delay_s: float = 0.0) -> Iterato
             stop.wait(delay_s)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
 
@@ -169,6 +171,15 @@ def test_an_endpoint_that_is_none(tmp_path: Path, body: bytes, status: int, word
         result = init(url, "--out", tmp_path, ok=False)
     assert isinstance(result.exception, CoeError) and words in str(result.exception)
     assert not (tmp_path / "coe.yaml").exists()
+
+
+def test_a_redirect_of_an_endpoint_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", "secret")
+    trap = json.dumps({"data": [{"id": "trap"}]}).encode()
+    with endpoint(trap) as other, endpoint(b"", 307, location=f"{other}/v1/models") as url:
+        result = init(url, "--api-key-env", "A_KEY", "--out", tmp_path, ok=False)
+    assert "a redirect, which is not followed" in str(result.exception)
+    assert not (tmp_path / "experts.yaml").exists()
 
 
 def test_an_endpoint_that_does_not_answer_is_left_in_time(tmp_path: Path) -> None:

@@ -288,6 +288,18 @@ async def test_the_deadline_ends_retries() -> None:
     assert time.monotonic() - began < 4
 
 
+async def test_the_deadline_bounds_the_wait_for_bytes() -> None:
+    async def silent(send: Send) -> None:
+        await asyncio.sleep(60)
+
+    began = time.monotonic()
+    async with raw_endpoint(silent) as endpoint:
+        with pytest.raises(RemoteError, match="timed out"):
+            request = GenerateRequest(messages=HELLO.messages, max_tokens=5, deadline_s=0.2)
+            await ask(endpoint.spec(), request, timeout_s=30.0)
+    assert time.monotonic() - began < 5
+
+
 def test_the_limits_follow_max_tokens_up_to_the_hard_ones() -> None:
     small, huge = Limits.of(1, silence_s=1), Limits.of(10**9, silence_s=1)
     assert small.stream_bytes == 2**20 + 4096 and small.line_bytes == 2**18 + 1024
