@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 
 
-def write_gguf(path: Path, *, architecture: str = "llama", add_bos: bool = True, template: str | None = None) -> Path:
+def write_gguf(path: Path, *, architecture: str = "llama", add_bos: bool = True, template: Any = None) -> Path:
     """A llama of one layer with random weights and a byte-pair tokenizer of eight tokens."""
     writer = GGUFWriter(path, architecture)
     writer.add_block_count(1)
@@ -106,6 +107,16 @@ def test_a_template_of_the_file_wins_and_no_bos_is_added_unasked(tmp_path: Path)
     tokenizer = AutoTokenizer.from_pretrained(convert_gguf(gguf, tmp_path / "out", chat_template=TEMPLATE))
     assert tokenizer.chat_template == "own"
     assert tokenizer("abc").input_ids == [6, 5]
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_of_named_templates_in_the_file_the_default_is_kept(tmp_path: Path, default: bool) -> None:
+    from transformers import AutoTokenizer
+
+    named = [{"name": "rag", "template": "R"}, *([{"name": "default", "template": "D"}] if default else [])]
+    gguf = write_gguf(tmp_path / "tiny.gguf", template=named)
+    tokenizer = AutoTokenizer.from_pretrained(convert_gguf(gguf, tmp_path / "out", chat_template=TEMPLATE))
+    assert tokenizer.chat_template == ("D" if default else TEMPLATE)
 
 
 def test_a_finished_folder_is_not_written_again(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
