@@ -1,7 +1,8 @@
 """The policies of a gateway.
 
 At a restart, a router that has gone is replaced by its kept copy, and a policy whose router cannot be loaded at all
-refuses requests at once: the gateway starts, and the other policies and the experts answer.
+refuses requests at once, unless its fallback can answer: the gateway starts, and the other policies and the experts
+answer.
 """
 
 from __future__ import annotations
@@ -91,7 +92,13 @@ def _one(
         else:
             return policy, f"policy {name!r} uses a kept copy of its router, since its own cannot be loaded: {reason}"
     log.error("policy %r cannot be loaded", name, exc_info=reason)
-    return Policy(name, router=Unavailable(name, str(reason))), f"policy {name!r} is unavailable: {reason}"
+    refuses = Policy(name, router=Unavailable(name, str(reason)), fallback=_fallback(config, catalog))
+    answers = f"; its fallback {refuses.fallback!r} answers" if refuses.fallback else ""
+    return refuses, f"policy {name!r} is unavailable{answers}: {reason}"
+
+
+def _fallback(config: PolicyConfig, catalog: Catalog) -> str | None:
+    return config.fallback if config.fallback in catalog.snapshot.experts else None
 
 
 def _built(name: str, config: PolicyConfig, catalog: Catalog, signals: Signals, keep: LastGood | None) -> Policy:

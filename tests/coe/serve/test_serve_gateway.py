@@ -116,7 +116,8 @@ async def test_without_a_copy_the_policy_refuses_at_once_and_everything_else_ans
         assert kept is not None
         (kept / ARRAYS).write_bytes(b"damaged")
     shutil.rmtree(folder)
-    policies = {"default": PolicyConfig(router=folder), "fixed": PolicyConfig(expert="echo")}
+    safe = PolicyConfig(router=folder, fallback="echo")
+    policies = {"default": PolicyConfig(router=folder), "fixed": PolicyConfig(expert="echo"), "safe": safe}
     gateway = await restarted(catalog(1, **policies).to_json())
     service = gateway._service
     with pytest.raises(PolicyUnavailable) as caught:
@@ -126,10 +127,11 @@ async def test_without_a_copy_the_policy_refuses_at_once_and_everything_else_ans
     assert (status, body["error"]["code"]) == (503, "policy_unavailable")
     assert "its router cannot be loaded" in body["error"]["message"] and str(folder) not in body["error"]["message"]
     assert str(folder) in str(caught.value), "the log has the whole reason"
-    for model in ("coe/fixed", "echo"):
+    for model in ("coe/fixed", "echo", "coe/safe"):
         assert service.orchestrator.route([Query.of("hi")], model)[0].decision.experts == ("echo",)
     _, about = await service.health()
-    assert "policy 'default' is unavailable" in about["warnings"][0]
+    assert "policy 'default' is unavailable: " in about["warnings"][0]
+    assert "policy 'safe' is unavailable; its fallback 'echo' answers: " in about["warnings"][1]
     saved(folder)  # it is back, and `coe serve` pushes it
     await gateway.reconfigure(catalog(2, **policies).to_json())
     assert service.orchestrator.route([Query.of("hi")])[0].decision.experts == ("echo",)
