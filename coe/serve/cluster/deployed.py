@@ -33,7 +33,7 @@ def running(deployment: DeploymentStatusOverview) -> int:
 
 
 def states(deployment: str) -> list[dict[str, Any]]:
-    """State that each process of a deployment reports; none if one of them does not respond."""
+    """State of each process of a deployment that responds in time."""
     asked = serve.get_deployment_handle(deployment, APP).broadcast("state")
     try:
         answers = asked.results(timeout_s=TAKEN_S, return_exceptions=True)
@@ -42,11 +42,11 @@ def states(deployment: str) -> list[dict[str, Any]]:
     return [answer for answer in answers if isinstance(answer, dict)]
 
 
-def tell(warnings: Sequence[str]) -> None:
+def show_warnings(warnings: Sequence[str]) -> None:
     """Show warnings in the `/health` of every gateway that runs now and responds."""
-    told = serve.get_deployment_handle(GATEWAY, APP).broadcast("told", list(warnings))
+    shown = serve.get_deployment_handle(GATEWAY, APP).broadcast("show_warnings", list(warnings))
     with suppress(TimeoutError, RayServeException, RayError):
-        told.results(timeout_s=TAKEN_S, return_exceptions=True)
+        shown.results(timeout_s=TAKEN_S, return_exceptions=True)
 
 
 def behind(generation: int) -> int:

@@ -55,7 +55,7 @@ class Gateway:
         self._generation, self._tokenizers = EMPTY.generation, Tokenizers()
         self._kept = LastGood()
         self._own_warnings: tuple[str, ...] = ()
-        self._told: tuple[str, ...] = ()
+        self._service_warnings: tuple[str, ...] = ()
         self._service = Service(
             self._orchestrator(EMPTY, {}),
             settings=settings,
@@ -94,13 +94,13 @@ class Gateway:
         names = ", ".join(loaded.policies)
         log.info("catalog %d: %d experts, policies %s", catalog.generation, len(catalog.snapshot), names)
 
-    async def told(self, warnings: Sequence[str]) -> None:
+    async def show_warnings(self, warnings: Sequence[str]) -> None:
         """Show what `coe serve` found, in `/health`: files that changed, a registry that cannot be read."""
-        self._told = tuple(warnings)
+        self._service_warnings = tuple(warnings)
         self._warn()
 
     def _warn(self) -> None:
-        self._service.warnings = (*self._own_warnings, *self._told)
+        self._service.warnings = (*self._own_warnings, *self._service_warnings)
 
     async def state(self) -> dict[str, Any]:
         """The generation of the catalog in use."""

@@ -97,9 +97,9 @@ class Server:
             except (CoeError, RegistryError, RouterError, OSError) as error:
                 self._not_reloaded = f"not reloaded: {error}"
                 self._say("not reloaded", f"{error}\nThe service continues unchanged.")
-            self._tell_warnings()
+            self._report_warnings()
 
-    def _tell_warnings(self) -> None:
+    def _report_warnings(self) -> None:
         """Report what is wrong with inputs and files: each change on the terminal, all of it in `/health`."""
         from coe.serve.cluster import deployed
 
@@ -113,7 +113,7 @@ class Server:
         before = self._warnings
         self._warnings = [*([self._not_reloaded] if self._not_reloaded else []), *files]
         if self._warnings or before:  # again in each round: a gateway may have started since
-            deployed.tell(self._warnings)
+            deployed.show_warnings(self._warnings)
 
     def _push(self) -> None:
         from coe.serve.cluster import deployed

@@ -141,7 +141,7 @@ async def test_without_a_copy_the_policy_refuses_at_once_and_everything_else_ans
 
 async def test_what_coe_serve_found_is_in_health_until_it_is_over(gateway: Gateway) -> None:
     await gateway.reconfigure(catalog(1, default=PolicyConfig(expert="echo")).to_json())
-    await gateway.told(["not reloaded: the registry cannot be read"])
+    await gateway.show_warnings(["not reloaded: the registry cannot be read"])
     assert await warnings_of(gateway) == ["not reloaded: the registry cannot be read"]
-    await gateway.told([])
+    await gateway.show_warnings([])
     assert await warnings_of(gateway) == []

@@ -23,13 +23,13 @@ class Watched:
         (folder / "service.yaml").write_text(f"registry: sqlite:///{folder}/registry.db\nserve: {{watch_s: 0.001}}\n")
         self.source = Source(folder / "service.yaml")
         self.said: list[tuple[str, str]] = []
-        self.told: list[list[str]] = []
+        self.shown: list[list[str]] = []
         self.server = Server(self.source, lambda part, what: self.said.append((part, what)))
         monkeypatch.setattr(self.server, "_tell_health", lambda before: before)
         monkeypatch.setattr(self.server, "_run", lambda: None)
         monkeypatch.setattr(self.server, "_await_running", lambda tell: None)
         monkeypatch.setattr(deployed, "behind", lambda generation: 0)
-        monkeypatch.setattr(deployed, "tell", self.told.append)
+        monkeypatch.setattr(deployed, "show_warnings", self.shown.append)
 
     def look(self, times: int = 1) -> list[tuple[str, str]]:
         """Look at the inputs so many times, with finished looks at the files; returns what was printed."""
@@ -70,16 +70,16 @@ def made(path: Path, model: Path, *names: str) -> Path:
 
 
 def test_nothing_changes_and_nothing_is_said(watched: Watched) -> None:
-    assert watched.look(3) == [] and watched.told == []
+    assert watched.look(3) == [] and watched.shown == []
 
 
 def test_a_registry_that_is_removed_is_said_once_and_shown_until_it_is_back(watched: Watched, tmp_path: Path) -> None:
     (tmp_path / "registry.db").rename(tmp_path / "aside.db")
     [(part, what)] = watched.look(3)
     assert part == "not reloaded" and "registry.db" in what and "continues unchanged" in what
-    assert len(watched.told) == 3 and all("not reloaded: the registry" in told[0] for told in watched.told)
+    assert len(watched.shown) == 3 and all("not reloaded: the registry" in shown[0] for shown in watched.shown)
     (tmp_path / "aside.db").rename(tmp_path / "registry.db")
-    assert [part for part, _ in watched.look(2)] == ["reloaded"] and watched.told[3:] == [[]]
+    assert [part for part, _ in watched.look(2)] == ["reloaded"] and watched.shown[3:] == [[]]
 
 
 def test_another_registry_in_its_place_is_pushed(watched: Watched, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_changed_files_of_an_expert_are_said_once_and_shown_until_they_are_as_re
     os.utime(weights, ns=(1, 1))
     [(part, what)] = watched.look(3)
     assert part == "files" and "model.safetensors differs" in what and "the next load is refused" in what
-    assert [len(told) for told in watched.told] == [1, 1, 1]
+    assert [len(shown) for shown in watched.shown] == [1, 1, 1]
     weights.write_bytes(b"weights")
     [(part, what)] = watched.look(2)
-    assert part == "files" and what.startswith("as registered again") and watched.told[3:] == [[]]
+    assert part == "files" and what.startswith("as registered again") and watched.shown[3:] == [[]]
