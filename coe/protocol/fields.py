@@ -51,6 +51,24 @@ REFUSED_IN_COMPLETIONS: Final[Mapping[str, Neutral]] = _SAMPLING | {
     "logprobs": (None,),
     "suffix": (None, ""),
 }
+OF_ENGINES: Final[Mapping[str, Neutral]] = {
+    "add_generation_prompt": (None, True),
+    "chat_template_kwargs": (None, {}),
+    "continue_final_message": (None, False),
+    "ignore_eos": (None, False),
+    "include_stop_str_in_output": (None, False),
+    "length_penalty": (None, 1, 1.0),
+    "min_p": (None, 0, 0.0),
+    "min_tokens": (None, 0),
+    "repetition_penalty": (None, 1, 1.0),
+    "skip_special_tokens": (None, True),
+    "spaces_between_special_tokens": (None, True),
+    "top_k": (None, -1, 0),
+    "use_beam_search": (None, False),
+}
+"""Fields of both endpoints that OpenAI does not have and vLLM, TGI and their clients send."""
+OF_SAMPLING: Final = frozenset({"min_p", "top_k"})
+"""Fields of OF_ENGINES that have no effect while the temperature is 0."""
 REFUSED_IN_MESSAGES: Final[Mapping[str, Neutral]] = {
     "annotations": (None, []),
     "audio": (None,),
@@ -74,7 +92,8 @@ IGNORED_IN_CHAT: Final = frozenset(
     }
 )
 IGNORED_IN_COMPLETIONS: Final = frozenset({"user"})
-IGNORED_IN_MESSAGES: Final = frozenset({"name", "tool_call_id"})
+IGNORED_IN_MESSAGES: Final = frozenset({"name", "reasoning", "reasoning_content", "tool_call_id"})
+IGNORED_IN_PARTS: Final = frozenset({"cache_control", "prompt_cache_breakpoint"})
 
 
 def is_neutral(value: object, neutral: Neutral) -> bool:
@@ -211,6 +230,7 @@ class TextPart(_Strict):
 
     type: Literal["text"]
     text: Text
+    cache_control: object = None
     prompt_cache_breakpoint: object = None
 
 
@@ -234,6 +254,7 @@ class StreamOptions(_Strict):
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class ResponseFormat(_Strict):

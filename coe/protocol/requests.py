@@ -32,6 +32,8 @@ MOST_SUGGESTED: Final = 3
 """Most problems of an error for which a close name is searched."""
 MOST_SHOWN: Final = 80
 """Most characters of a value or a field name that an error repeats."""
+_REFUSED_IN_CHAT: Final = {**f.OF_ENGINES, "echo": (None, False), **f.REFUSED_IN_CHAT}
+_REFUSED_IN_COMPLETIONS: Final = {**f.OF_ENGINES, **f.REFUSED_IN_COMPLETIONS}
 _EXTRA: Final = frozenset((*f.REFUSED_IN_MESSAGES, *f.IGNORED_IN_MESSAGES))
 _Found = Callable[[bool], FieldProblem]
 """A problem that is described when it is listed; true: search for a close name."""
@@ -97,7 +99,7 @@ def parse_chat(body: object) -> Parsed:
     whole = _object(body)
     messages, problems, ignored = _turns(whole.get("messages"))
     given = {**whole, "messages": messages} if "messages" in whole else whole
-    chat, more, also = _validate(given, f.ChatFields, f.REFUSED_IN_CHAT, f.IGNORED_IN_CHAT)
+    chat, more, also = _validate(given, f.ChatFields, _REFUSED_IN_CHAT, f.IGNORED_IN_CHAT)
     limits = {chat.max_tokens, chat.max_completion_tokens} - {None} if chat else set()
     if len(limits) > 1:
         differ = FieldProblem("max_tokens", "invalid_value", "max_tokens and max_completion_tokens differ: give one")
@@ -120,7 +122,7 @@ def parse_completion(body: object) -> Parsed:
         InvalidRequest: it is not an object, or its fields are wrong: every problem at once.
     """
     completion, problems, ignored = _validate(
-        _object(body), f.CompletionFields, f.REFUSED_IN_COMPLETIONS, f.IGNORED_IN_COMPLETIONS
+        _object(body), f.CompletionFields, _REFUSED_IN_COMPLETIONS, f.IGNORED_IN_COMPLETIONS
     )
     if completion is None or problems:
         raise _invalid(problems)
@@ -196,8 +198,12 @@ def _turns(messages: object) -> tuple[object, list[_Found], set[str]]:
         if len(turn) > f.MOST_FIELDS:
             text = f"has {len(turn):,} fields, at most {f.MOST_FIELDS} are read"
             raise InvalidFields(FieldProblem(f"messages[{i}]", "too_many", text))
-        if isinstance(content := turn.get("content"), list):
+        content = turn.get("content")
+        if isinstance(content, list):
             n_parts += len(content)
+            ignored |= {f"messages[].content[].{name}" for name in f.IGNORED_IN_PARTS if _any_has(content, name)}
+        elif content is None and "content" in turn and turn.get("role") == "assistant":  # cut off, or a call
+            turn = {**turn, "content": ""}
         if turn.keys().isdisjoint(_EXTRA):
             turns.append(turn)
             continue
@@ -211,12 +217,19 @@ def _turns(messages: object) -> tuple[object, list[_Found], set[str]]:
     return turns, problems, ignored
 
 
+def _any_has(parts: list[object], name: str) -> bool:
+    return any(isinstance(part, dict) and part.get(name) is not None for part in parts)
+
+
 def _validate(
     body: dict[str, Any], model: type[_ModelT], refused: Mapping[str, f.Neutral], ignored: Collection[str]
 ) -> tuple[_ModelT | None, list[_Found], set[str]]:
     """The used fields, the problems of the body, and the names of the ignored fields."""
+    if body.get("temperature") in (None, 0):
+        ignored = {*ignored, *(name for name in f.OF_SAMPLING if isinstance(body.get(name), int | float))}
+    refused = {name: refused[name] for name in refused if name not in ignored}
     problems = list(_refused(body, refused))
-    given = {name for name in ignored if body.get(name) is not None}
+    given = {name for name in ignored if body.get(name) is not None and body[name] not in f.OF_ENGINES.get(name, ())}
     known = (*model.model_fields, *refused, *ignored)
     try:
         fields = model.model_validate(_without(body, refused, ignored))
@@ -227,7 +240,11 @@ def _validate(
         if not fields.stream:
             alone = FieldProblem("stream_options", "invalid_value", 'only goes with "stream": true')
             problems.append(lambda _: alone)
-        given |= {"stream_options.include_obfuscation"} if fields.stream_options.include_obfuscation else set()
+        given |= {
+            f"stream_options.{name}"
+            for name in ("continuous_usage_stats", "include_obfuscation")
+            if getattr(fields.stream_options, name)
+        }
     return fields, problems, given
 
 

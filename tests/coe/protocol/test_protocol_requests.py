@@ -170,6 +170,60 @@ def test_a_schema_for_the_answer_is_refused_with_what_to_do() -> None:
     assert param == "response_format" and '{"type": "json_object"}' in message
 
 
+def test_fields_of_other_servers_pass_at_their_neutral_values() -> None:
+    neutral = {name: values[-1] for name, values in fields.OF_ENGINES.items()}
+    assert chat(**neutral, echo=False) == chat()
+    assert completion(**neutral) == completion()
+    nulls = dict.fromkeys(fields.OF_ENGINES)
+    assert chat(**nulls) == chat() and completion(**nulls) == completion()
+    assert chat(top_k=-1, temperature=0.7) == chat(temperature=0.7)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("repetition_penalty", 1.1),
+        ("ignore_eos", True),
+        ("min_tokens", 5),
+        ("use_beam_search", True),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("continue_final_message", True),
+        ("top_k", "5"),
+    ],
+)
+def test_fields_of_other_servers_that_would_change_the_answer_are_refused(name: str, value: object) -> None:
+    for parse in (chat, completion):
+        assert list(problems(parse, **{name: value})) == [name]
+
+
+def test_a_sampling_field_without_effect_is_ignored_by_name_and_refused_where_it_would_have_one() -> None:
+    for greedy in ({}, {"temperature": 0}, {"temperature": None}, {"temperature": 0.0}):
+        assert chat(top_k=40, min_p=0.1, **greedy).ignored == ("min_p", "top_k")
+    assert set(problems(chat, top_k=40, min_p=0.1, temperature=0.7)) == {"min_p", "top_k"}
+
+
+def test_what_a_harness_leaves_in_a_history_passes_and_is_named() -> None:
+    cached = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+    parsed = chat(
+        messages=[
+            {"role": "user", "content": [cached, {"type": "text", "text": "b"}]},
+            {"role": "assistant", "content": "c", "reasoning_content": "hm", "reasoning": None},
+            {"role": "assistant", "content": None, "tool_calls": []},
+            {"role": "user", "content": "d"},
+        ],
+        stream=True,
+        stream_options={"include_usage": True, "continuous_usage_stats": True},
+    )
+    assert [message.content for message in parsed.request.messages] == ["ab", "c", "", "d"]
+    assert parsed.ignored == (
+        "messages[].content[].cache_control",
+        "messages[].reasoning_content",
+        "stream_options.continuous_usage_stats",
+    )
+    given = {"include_usage": True, "continuous_usage_stats": False}
+    assert chat(stream=True, stream_options=given).ignored == ()
+
+
 @pytest.mark.parametrize(
     ("turn", "param", "message"),
     [
@@ -177,7 +231,8 @@ def test_a_schema_for_the_answer_is_refused_with_what_to_do() -> None:
         (said({"text": "x"}), "messages[0].content[0].type", "is required"),
         (said({"type": "text", "txt": "x", "text": "x"}), "messages[0].content[0].txt", "did you mean 'text'"),
         ({"role": "user", "content": 3}, "messages[0].content", "should be a string or an array of text parts, got 3"),
-        ({"role": "assistant", "content": None}, "messages[0].content", "got null"),
+        ({"role": "user", "content": None}, "messages[0].content", "got null"),
+        ({"role": "assistant"}, "messages[0].content", "is required"),
         ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls", "not supported"),
         ({"role": "function", "content": "x"}, "messages[0].role", "'developer'"),
         ({"role": "user", "contents": "x", "content": "x"}, "messages[0].contents", "did you mean 'content'"),
