@@ -193,7 +193,7 @@ def _routed(
         return Routed(query, inputs.decide(), policy, inputs, FallbackOnly(), eligible)
     if isinstance(decided, RouterError):
         return decided
-    return Routed(query, decided, policy, inputs, _composition(policy, eligible), eligible)
+    return Routed(query, decided, policy, inputs, _composition(policy, eligible, inputs, decided), eligible)
 
 
 def bypass(query: Query, expert: str, experts: Mapping[str, ExpertSpec]) -> Routed:
@@ -251,16 +251,30 @@ def _decide(inputs: DecisionInputs) -> RoutingDecision | RouterError:
         return error
 
 
-def _composition(policy: Policy, eligible: Eligible) -> Composition:
+def _composition(policy: Policy, eligible: Eligible, inputs: DecisionInputs, decision: RoutingDecision) -> Composition:
     """The composition for one query.
 
     Experts named by a composition obey the same constraints as routed ones, except the context length: they may get
     another prompt. One that cannot take the query is skipped: an error would discard the answers of the others. The
     fallback is not part of the decision. It answers only if every chosen expert failed before its first text; a batch
-    runs it as one more stage.
+    runs it as one more stage. If there is none, and only the chosen experts can count the prompt, another expert takes
+    its place.
     """
     composition, fallback = policy.composition, policy.fallback
     if named_experts(composition):
         removed = {e: why for e, why in eligible.removed.items() if not why.startswith(CONTEXT_LENGTH)}
         composition = without(composition, removed)
-    return composition if fallback is None or fallback in eligible.removed else WithFallback(composition, fallback)
+    if fallback is None or fallback in eligible.removed:
+        fallback = _spare(eligible, inputs, decision)
+    return composition if fallback is None else WithFallback(composition, fallback)
+
+
+def _spare(eligible: Eligible, inputs: DecisionInputs, decision: RoutingDecision) -> str | None:
+    """The best expert that surely has room, for a decision whose experts may all find the prompt too long."""
+    if not decision.experts or not eligible.unsure.issuperset(decision.experts):
+        return None
+    sure = inputs.allowed - eligible.unsure
+    if sure.isdisjoint(inputs.estimate.experts):
+        return None
+    second = _decide(replace(inputs, allowed=sure, select=TopK()))
+    return second.experts[0] if isinstance(second, RoutingDecision) and second.experts else None

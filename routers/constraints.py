@@ -39,12 +39,14 @@ class Eligible:
         removed: expert -> the first constraint that it fails, as a clause that starts with the name of the constraint.
         doubtful: expert of `experts` -> why the prompt is probably too long for it.
         counted: expert -> tokens of the prompt by its own tokenizer, where an estimate did not decide.
+        unsure: experts whose context only their own count can decide; the doubtful ones by an estimate are among them.
     """
 
     experts: frozenset[str]
     removed: Mapping[str, str]
     doubtful: Mapping[str, str] = field(default_factory=dict)
     counted: Mapping[str, int] = field(default_factory=dict)
+    unsure: frozenset[str] = frozenset()
 
     def among(self, known: Collection[str]) -> frozenset[str]:
         """The experts to choose from: without the doubtful ones if a router that knows `known` has another."""
@@ -101,7 +103,7 @@ def check(
             removed[name] = failed
         elif doubt is not None:
             doubtful[name] = doubt
-    return Eligible(frozenset(specs) - frozenset(removed), removed, doubtful, room.counted)
+    return Eligible(frozenset(specs) - frozenset(removed), removed, doubtful, room.counted, frozenset(room.unsure))
 
 
 def context_length(spec: ExpertSpec, specs: Mapping[str, ExpertSpec]) -> int | None:
@@ -126,6 +128,7 @@ class _Room:
 
     def __init__(self, query: Query, answer_tokens: int, count: Count | None) -> None:
         self.counted: dict[str, int] = {}
+        self.unsure: set[str] = set()
         self._query, self._answer, self._count = query, answer_tokens, count
         self._most = most_tokens(query)
         self._estimate: TokenRange | None = None
@@ -139,6 +142,7 @@ class _Room:
             return None, None
         counted = self._count(expert) if self._count else None
         if counted is None:
+            self.unsure.add(expert)
             return None, self._clause("about", self._estimated.likely, length, self._estimated.low + wanted > length)
         self.counted[expert] = counted.low
         too_long = self._clause("at least", counted.low, length, counted.low + max(self._answer, 1) > length)

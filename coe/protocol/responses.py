@@ -147,9 +147,11 @@ def route_body(id: str, routed: Routed, registry_version: int) -> dict[str, Any]
     """The body of `/v1/route`: the decision and its inputs.
 
     `estimate` holds the expected quality (score in [0, 1]) and cost (USD) of each expert, null where unknown; it is
-    null as a whole if the caller named the expert.
+    null as a whole if the caller named the expert. `removed` and `doubtful` hold the constraint that excludes an expert
+    of the router, or may; `prompt_tokens` the counts by the experts' own tokenizers that the constraints used.
     """
-    policy = routed.policy
+    policy, eligible = routed.policy, routed.eligible
+    known = routed.inputs.estimate.experts if routed.inputs else ()
     return {
         "object": "coe.route",
         "id": id,
@@ -157,6 +159,9 @@ def route_body(id: str, routed: Routed, registry_version: int) -> dict[str, Any]
         "decision": decision_document(routed.decision),
         "estimate": _estimate(routed.inputs.estimate) if routed.inputs else None,
         "allowed": sorted(routed.inputs.allowed) if routed.inputs else list(routed.decision.experts),
+        "removed": {e: eligible.removed[e] for e in known if e in eligible.removed} if eligible else {},
+        "doubtful": {e: eligible.doubtful[e] for e in known if e in eligible.doubtful} if eligible else {},
+        "prompt_tokens": dict(eligible.counted) if eligible else {},
         "router_digest": policy.router_digest if policy else None,
         "registry_version": registry_version,
     }

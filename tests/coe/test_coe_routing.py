@@ -193,6 +193,23 @@ def test_an_estimate_leaves_the_only_expert_that_the_router_knows_to_decide() ->
     assert isinstance(routed.composition, WithFallback), "its refusal leads to the fallback"
 
 
+def test_an_expert_with_room_stands_by_where_only_the_chosen_one_can_count() -> None:
+    remote = {"kind": Kind.REMOTE, "source": "https://host/v1"}
+    lengths = {"a": None, "b": 400, "c": 400}
+    snapshot = Snapshot(1, {n: ExpertSpec(name=n, context_length=length, **remote) for n, length in lengths.items()})  # type: ignore[arg-type]
+    unsure, sure = Query.of("नमस्ते " * 70), Query.of("x" * 90)
+    [routed] = route([unsure], Policy("p", ByLength()), snapshot, {}, counted(snapshot))
+    assert isinstance(routed, Routed) and routed.eligible is not None and routed.eligible.unsure == {"b", "c"}
+    assert routed.decision.experts == ("b",) and isinstance(routed.composition, WithFallback)
+    assert routed.composition.expert == "a"
+    [plain] = route([sure], Policy("p", ByLength()), snapshot, {}, counted(snapshot))
+    assert isinstance(plain, Routed) and isinstance(plain.composition, Single)
+    [two] = route([unsure], Policy("p", ByLength(), select=TopK(2)), snapshot, {}, counted(snapshot))
+    assert isinstance(two, Routed) and two.decision.experts == ("b", "a") and isinstance(two.composition, Single)
+    [only] = route([replace(unsure, allowed=frozenset("bc"))], Policy("p", ByLength()), snapshot, {})
+    assert isinstance(only, Routed) and isinstance(only.composition, Single), "nobody else may answer"
+
+
 def test_the_fallback_answers_a_query_that_no_expert_of_the_router_can_take() -> None:
     snapshot = snapshot_of(a=100, b=100, c=100, big=10_000)
     policy = Policy("p", ByLength(), fallback="big")

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from coe import tokens
+from coe.experts import tokenizer_file
 from coe.tokens import TokenCounter, Tokenizers
+from registry.errors import SourceError
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.base import Message, Query
@@ -149,3 +151,29 @@ def test_only_a_query_near_a_limit_may_have_to_be_counted(local: ExpertSpec) -> 
     assert counter(local, long).may_count(Query.of("hi", max_tokens=9999))
     assert not counter(remote).may_count(Query.of("x" * 10_000)), "its tokenizer is not at hand"
     assert not counter(expert("endless", local.source, context_length=None)).may_count(Query.of("x" * 10_000))
+
+
+def test_the_tokenizer_of_a_gguf_file_is_in_the_folder_of_its_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COE_HOME", str(tmp_path / "home"))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    gguf = expert("gguf", str(tmp_path / "model.gguf"), digest="sha256:" + "a" * 64)
+    assert tokenizer_file(gguf) is None, "no engine has converted it"
+    (tmp_path / "home" / "converted").mkdir(parents=True)
+    file = write_tokenizer(tmp_path / "home" / "converted" / ("a" * 32))
+    assert tokenizer_file(gguf) == file
+    assert counter(gguf).of(Query.of("one two", raw=True))("gguf") == TokenRange(1, 2, 2)
+    assert tokenizer_file(gguf.model_copy(update={"digest": None})) is None
+
+
+def test_files_of_the_hub_are_not_downloaded_to_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def download(source: str, stated: str | None, *, local_only: bool = False) -> Path:
+        asked.append(local_only)
+        raise SourceError("not in the cache")
+
+    monkeypatch.setattr("registry.sources._download", download)
+    assert counter(expert("hub", "hf://org/name")).of(Query.of("x" * 500))("hub") is None
+    assert asked == [True]

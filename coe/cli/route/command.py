@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coe.cli.flags import CONFIG_FILE, Allowed, Text, default_config, text_of
+from coe.cli.flags import CONFIG_FILE, Allowed, MaxTokens, Text, default_config, text_of
 from coe.cli.output import JsonTarget, emit_json, stdout_console
 from coe.cli.registry import RegistryUrl
 from coe.cli.route.report import print_explanation, route_document
@@ -70,6 +71,7 @@ def route(
             help="Quality (0 to 1) given up per USD; by default the policy's or the saved router's.",
         ),
     ] = None,
+    max_tokens: MaxTokens = None,
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
@@ -78,10 +80,12 @@ def route(
         config = default_config(otherwise="name a configuration with --config, or a saved router with --router")
     if policy is not None and router is not None:
         raise typer.BadParameter("it names a policy of --config, without --router", param_hint="--policy")
+    if max_tokens is not None and router is not None:
+        raise typer.BadParameter("a saved router knows no contexts: use it without --router", param_hint="--max-tokens")
     text = text_of(text)
     if router is None:
         assert config is not None
-        decided = _by_policy(config, policy, text, select, top_k, allowed, cost_weight)
+        decided = _by_policy(config, policy, text, select, top_k, allowed, cost_weight, max_tokens)
     else:
         decided = _by_router(router, text, select, top_k, allowed, cost_weight, config=config, registry=registry)
     _show(decided, explain=explain, to_stdout=json != "-")
@@ -90,12 +94,18 @@ def route(
 
 @dataclass(frozen=True, slots=True)
 class _Decided:
-    """A decision to show. ranked: it ranks all that may answer, and the first one is chosen."""
+    """A decision to show.
+
+    Attributes:
+        ranked: it ranks all that may answer, and the first one is chosen.
+        removed: expert -> the constraint that excludes it.
+    """
 
     estimate: Estimate
     decision: RoutingDecision
     ranked: bool
     recruiting: Explanation | None
+    removed: Mapping[str, str] = field(default_factory=dict)
 
 
 def _by_policy(
@@ -106,17 +116,20 @@ def _by_policy(
     top_k: int | None,
     allowed: str | None,
     cost_weight: float | None,
+    max_tokens: int | None,
 ) -> _Decided:
     from coe.cli.route.policy import decide_by_policy
     from routers.base import Query
 
     chosen = None if select is None and top_k is None else _built(select or "top-k", top_k)
     names = names_of(allowed)
-    query = replace(Query.of(text), allowed=None if names is None else frozenset(names), cost_weight=cost_weight)
+    among = None if names is None else frozenset(names)
+    query = Query.of(text, allowed=among, cost_weight=cost_weight, max_tokens=max_tokens)
     with warnings_on_console():
         routed, inputs, router, filled = decide_by_policy(config, policy, query, chosen)
     _show_truncation(router, text)
-    return _Decided(inputs.estimate, routed.decision, False, _recruiting(router, filled))
+    removed = {**routed.eligible.removed, **routed.eligible.doubtful} if routed.eligible else {}
+    return _Decided(inputs.estimate, routed.decision, False, _recruiting(router, filled), removed)
 
 
 def _by_router(
@@ -152,7 +165,13 @@ def _show(decided: _Decided, *, explain: bool, to_stdout: bool) -> None:
     experts = decided.decision.experts[:1] if decided.ranked else decided.decision.experts
     stdout_console().print("\n".join(experts) or "no expert", highlight=False, markup=False)
     if explain:
-        print_explanation(decided.estimate, decided.decision, ranked=decided.ranked, recruiting=decided.recruiting)
+        print_explanation(
+            decided.estimate,
+            decided.decision,
+            ranked=decided.ranked,
+            recruiting=decided.recruiting,
+            removed=decided.removed,
+        )
 
 
 def _show_truncation(router: Router, text: str) -> None:

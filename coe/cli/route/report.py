@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -43,12 +44,14 @@ def print_explanation(
     *,
     ranked: bool,
     recruiting: Explanation | None = None,
+    removed: Mapping[str, str] | None = None,
 ) -> None:
     """Print the category, the confidence, and the expected score and cost of every expert, best first.
 
     Args:
         ranked: the decision ranks all candidates and only the first one is asked; else a selector chose its experts.
         recruiting: printed before the table of scores.
+        removed: expert -> the constraint that excludes it; printed below the table.
     """
     from rich.table import Table
 
@@ -71,6 +74,9 @@ def print_explanation(
         style = "bold" if name in asked else ""
         table.add_row(escape(name), f"{estimate.quality[0, m]:.4f}", per_thousand(cost), utility, style=style)
     out.print(table)
+    for name, why in (removed or {}).items():
+        if name in estimate.experts:
+            out.print(f"{name}: {why}", markup=False, highlight=False)
 
 
 def _facts(estimate: Estimate, decision: RoutingDecision) -> dict[str, Any]:

@@ -77,6 +77,20 @@ def test_explain_shows_every_expert(config: Path) -> None:
     assert "not chosen" in shown
 
 
+def test_the_room_for_the_answer_counts(config: Path) -> None:
+    experts = config.with_name("experts.yaml")
+    experts.write_text(
+        experts.read_text().replace('"fake://echo", context_length: 64', '"fake://echo", context_length: 32')
+    )
+    assert route("-c", config, "--max-tokens", 30).stdout == "base\n"
+    assert route("-c", config, "--max-tokens", 32).stdout == "loud\n"
+    shown = " ".join(route("-c", config, "--max-tokens", 32, "--explain").stdout.split())
+    assert "base: context length: 32 tokens for the answer do not fit its 32" in shown
+    assert "a saved router knows no contexts" in route(
+        "--router", config.parent / "router", "--max-tokens", 64, ok=False
+    ).output.replace("\n", " ")
+
+
 def test_the_router_alone_decides_the_same(config: Path) -> None:
     assert route("--router", config.parent / "router").stdout == "base\n"
 
