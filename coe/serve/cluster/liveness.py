@@ -2,7 +2,7 @@
 
 A gateway pings the hosts that have calls of its own. A ping runs on the host's event loop, beside loading and
 generation, which run in threads: a long load or a long prompt does not delay it. A host that has not responded for
-`Board.silent_s` is avoided until it responds again, and its calls end (`unless_lost`).
+`Board.silent_s` is avoided until it responds again, and its calls end (`unless_lost`), so that other hosts take them.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Liveness:
             self._pings[host] = asyncio.ensure_future(self._ask(host))
         for host, since in self._since.items():
             if now - since > self._board.silent_s and self._board.lose(host):
-                log.warning("host %s has not responded for %.1f s: its calls go to other hosts", host, now - since)
+                log.warning("host %s has not responded for %.1f s: other hosts take its calls", host, now - since)
 
     @property
     def _period_s(self) -> float:

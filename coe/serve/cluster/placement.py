@@ -83,7 +83,9 @@ class Call:
     Attributes:
         id: unique in the service; begins with the gateway's `Board.origin`.
         host: the host it is sent to; None while no host has reported.
-        lost: the host does not respond (`coe.serve.cluster.liveness`).
+        pools: all pools that could answer it.
+        shown: a client has text of its answer.
+        lost: the host does not respond (`coe.serve.cluster.liveness`), and the call ends.
         on_lost: called once when that is found, in any thread.
     """
 
@@ -92,6 +94,8 @@ class Call:
     pool: str
     started_s: float
     host: str | None = None
+    pools: Sequence[str] = ()
+    shown: bool = False
     lost: bool = False
     on_lost: Callable[[], None] | None = None
 
@@ -146,7 +150,7 @@ class Board:
         with self._lock:
             number = next(self._numbers)
             hosts = [(host, pool) for pool in pools for host in self.hosts(pool, residency) if host.id not in avoid]
-            call = Call(f"{self.origin}/{number}", residency, pools[0], self._clock())
+            call = Call(f"{self.origin}/{number}", residency, pools[0], self._clock(), pools=pools)
             self._calls[call.id] = call
             if hosts:
                 best = self._best(residency, [host for host, _ in hosts])
@@ -185,11 +189,16 @@ class Board:
             return {name for name in self._views.get(deployment, {}) if name in self._at or name in self._silent}
 
     def lose(self, host_id: str) -> bool:
-        """Avoid a host that does not respond, and give up its calls. Returns whether that is new."""
+        """Avoid a host that does not respond. Returns whether that is new.
+
+        Its calls end if another host could take them, or a client has seen text; others wait until it responds again,
+        or Serve replaces it.
+        """
         with self._lock:
             new = host_id not in self._silent
             self._silent.add(host_id)
-            lost = [call for calls in self._at.get(host_id, {}).values() for call in calls.values() if not call.lost]
+            here = [call for calls in self._at.get(host_id, {}).values() for call in calls.values() if not call.lost]
+            lost = [call for call in here if call.shown or self.knows_another(call.pools, {host_id})]
             for call in lost:
                 call.lost = True
         for call in lost:

@@ -81,30 +81,29 @@ class PoolClient:
             raise UnknownModel(str(error)) from error
         refused: set[str] = set()
         for _ in range(ATTEMPTS):
-            shown = False
             call = self._board.open(residency, self._serving[expert], avoid=refused)
             pieces = self._pieces(expert, call, request, catalog.generation)
             try:
                 async for piece in pieces:
                     if not isinstance(piece, Chunk):
                         raise piece
-                    shown = True
+                    call.shown = True
                     yield piece
                 return
             except CoeError as error:  # from the host
                 refused.add(call.host or "")
                 others = self._board.knows_another(self._serving[expert], refused)
-                if shown or error.scope is not Scope.PROCESS or not others:
+                if call.shown or error.scope is not Scope.PROCESS or not others:
                     raise
             except RayTaskError as error:  # a bug in the host's code; the traceback is in the host's log
                 raise EngineError(f"the host of {expert!r} failed: {error.cause}") from error
             except (BackPressureError, DeploymentUnavailableError) as error:
                 raise Overloaded(f"the hosts of {expert!r} accept no more requests now: {error}") from error
             except RayActorError as error:
-                if shown:
+                if call.shown:
                     raise HostLost(f"the process that answered with {expert!r} died; retry the request") from error
             except HostSilent as error:
-                if shown:
+                if call.shown:
                     raise HostLost(
                         f"the process that answered with {expert!r} does not respond; retry the request"
                     ) from error
