@@ -3,6 +3,7 @@
     local         open_local: the whole system in one process, for notebooks, `coe ask` and the demo
     orchestrator  how a request is answered, end to end; routing and policy: which policy decides, and how
     compose       what is done with the chosen experts: one answers, several vote, a cascade asks on
+    tokens        counts of prompt tokens by the experts' own tokenizers, for the context constraint
     host          holds weights: schedules, leases, generates; scheduler: which request is next
     hosting       opens a host for a configuration: engines, memory budget
     memory        the cache of resident experts: byte budget, leases, pins, eviction
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         PolicyUnavailable,
         Rejected,
         RemoteError,
+        RoutingFailed,
         Scope,
         TaskError,
         TemplateError,
@@ -106,6 +108,7 @@ __all__ = [
     "Rejected",
     "RemoteError",
     "Reply",
+    "RoutingFailed",
     "Scope",
     "Single",
     "System",
@@ -134,7 +137,7 @@ _ROOMS = {
     "coe.engines": "ENGINES Adapter Capabilities Engine Expert create_engine",
     "coe.errors": (
         "Abstained CoeError CompositionError ConfigError ContextLengthExceeded DeadlineExceeded EngineError HostLost "
-        "InvalidRequest NotAllowed OutOfMemory Overloaded PolicyUnavailable Rejected RemoteError Scope TaskError "
+        "InvalidRequest NotAllowed OutOfMemory Overloaded PolicyUnavailable Rejected RemoteError RoutingFailed Scope TaskError "
         "TemplateError UnknownModel Unsupported WeightsError"
     ),
     "coe.evaluation.graders": "GRADERS GoldError Grader GraderModel",

@@ -3,6 +3,7 @@
     base          Query, Estimate, Router, RoutingDecision: the vocabulary
     decision      decide: from estimates to decisions, under a cost weight; ranking: the rule that it ranks by
     selectors     how many experts a decision holds; constraints: which experts can take a query at all
+    tokens        estimated prompt tokens: a range over tokenizers
     factory       the list of router kinds; build makes a router from a kind and its settings
     fitted        what router kinds share: settings, a fitted model, and their way to an artifact and back
     artifacts     save and load trained routers: safetensors and JSON, never a pickle

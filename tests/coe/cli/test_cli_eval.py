@@ -146,7 +146,9 @@ def test_a_policy_that_does_not_exist_or_may_not_answer_is_told(service: Path) -
         "other/answers.jsonl"
     )
     errors = json.loads(Path("other/run.json").read_text())["experts"]["coe/both"]["errors"]
-    assert any("InvalidRequest: no expert can take this query: geo (context length: about" in error for error in errors)
+    assert any(
+        "InvalidRequest: no expert can take this query: geo (context length: 256 tokens" in error for error in errors
+    )
 
 
 def test_failed_answers_are_counted(service: Path) -> None:

@@ -29,7 +29,7 @@ def file(tmp_path: Path) -> Path:
     config = {"model_type": "llama", "max_position_embeddings": 64}
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
     save_file({f"{PLACE}.weight": np.ones((8, 8), np.float32)}, tmp_path / "base" / "model.safetensors")
-    (tmp_path / "sql" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "sql" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
     lora = {f"base_model.model.{PLACE}.lora_{part}.weight": np.ones(shape, np.float32) for part, shape in
             {"A": (2, 8), "B": (8, 2)}.items()}  # fmt: skip
     save_file(lora, tmp_path / "sql" / "adapter_model.safetensors")
