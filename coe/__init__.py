@@ -137,8 +137,8 @@ _ROOMS = {
     "coe.engines": "ENGINES Adapter Capabilities Engine Expert create_engine",
     "coe.errors": (
         "Abstained CoeError CompositionError ConfigError ContextLengthExceeded DeadlineExceeded EngineError HostLost "
-        "InvalidRequest NotAllowed OutOfMemory Overloaded PolicyUnavailable Rejected RemoteError RoutingFailed Scope TaskError "
-        "TemplateError UnknownModel Unsupported WeightsError"
+        "InvalidRequest NotAllowed OutOfMemory Overloaded PolicyUnavailable Rejected RemoteError RoutingFailed Scope "
+        "TaskError TemplateError UnknownModel Unsupported WeightsError"
     ),
     "coe.evaluation.graders": "GRADERS GoldError Grader GraderModel",
     "coe.evaluation.recorded_answers": "replay_composition",

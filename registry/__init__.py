@@ -1,10 +1,11 @@
 """What experts exist: specs, a versioned store, and where their files come from. Pure data: no torch, no Ray.
 
     spec          ExpertSpec: everything that is known of an expert without loading it
-    store         Registry and its Snapshot, in any SQL database; database, schema, tables, migrations below it
+    store         Registry and its Snapshot, in any SQL database; stored_spec, database, schema, tables, migrations below it
     reconcile     experts files: plan, show, apply in one transaction; documents reads any YAML with line numbers
     sources       folders, GGUF files, the Hugging Face hub, endpoints; storage: COE_HOME, atomic writes
-    describe      from a stated source to a full spec; inspection, headers, gguf_header and lora read the files
+    describe      from a stated source to a full spec; inspection, headers, gguf_header and tensor_data read the files
+    lora          checks an adapter's files: lora_config, lora_base, lora_plan decide tensor by tensor; module_patterns
     digest        identity by content
     profiles      measured strengths of experts; strengths summarises them
     plugins       classes of other packages: entry points and `module:Class`
