@@ -1,7 +1,7 @@
 """What experts exist: specs, a versioned store, and where their files come from. Pure data: no torch, no Ray.
 
     spec          ExpertSpec: everything that is known of an expert without loading it
-    store         Registry and its Snapshot, in any SQL database; stored_spec, database, schema, tables, migrations below it
+    store         Registry and its Snapshot, in SQL; stored_spec, database, schema, tables, migrations below it
     reconcile     experts files: plan, show, apply in one transaction; documents reads any YAML with line numbers
     sources       folders, GGUF files, the Hugging Face hub, endpoints; storage: COE_HOME, atomic writes
     describe      from a stated source to a full spec; inspection, headers, gguf_header and tensor_data read the files

@@ -19,8 +19,8 @@ PUBLIC = {
         Config ConfigError ContextLengthExceeded DeadlineExceeded Done ENGINES Engine EngineError Expert ExpertCall
         ExpertCalls Failure Final GRADERS GenerateRequest GoldError Grader GraderModel Host HostLost InvalidRequest
         Message NotAllowed Orchestrator OutOfMemory Overloaded Policy PolicyConfig PolicyUnavailable Query Rejected
-        RemoteError Reply RoutingFailed Scope Single System Task TaskError TemplateError Timing UnknownModel Unsupported Usage Wants
-        WeightsError __version__ build_composition create_engine load_config load_task open_host open_local
+        RemoteError Reply RoutingFailed Scope Single System Task TaskError TemplateError Timing UnknownModel Unsupported
+        Usage Wants WeightsError __version__ build_composition create_engine load_config load_task open_host open_local
         replay_composition
     """,
     "routers": """
