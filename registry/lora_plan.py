@@ -28,6 +28,7 @@ _LORA: Final = re.compile(
     r"(?:(?P<part>embedding_A|embedding_B|A\.weight|B\.weight|B\.bias)|(?P<dora>magnitude_vector)(?:\.weight)?)"
 )
 _TOKENS: Final = ".token_adapter.trainable_tokens_delta"
+_NOT_FUSED: Final = ("use_dora", "lora_bias", "alora_invocation_tokens", "rank_pattern", "alpha_pattern")
 _ADVICE: Final = (
     "an adapter cannot replace weights of its base. Save it without them "
     "(peft: save_pretrained(save_embedding_layers=False)), or register the merged model (peft: merge_and_unload)"
@@ -147,8 +148,8 @@ def _misfit(
     config: LoraConfig, stated: str, shapes: Mapping[str, Shape], base: BaseWeights, module: str | None
 ) -> str | None:
     if module is None:
-        # transformers fuses the weights of MoE experts at load, so their names on disk may differ.
-        return None if ".experts" in stated else f"module {stated} is not in the base"
+        # Their names on disk may differ from those in memory.
+        return None if is_fused(stated) else f"module {stated} is not in the base"
     is_embedding = "embedding_A" in shapes
     first, second = (shapes[part] for part in sorted(shapes) if part[-1] in "AB" or part.endswith(".weight"))
     if len(first) < 2 or len(second) < 2 or first[0] != second[1]:
@@ -168,12 +169,20 @@ def _misfit(
 def _check_config(
     config: LoraConfig, stated: str, module: str, shapes: Mapping[str, Shape], matcher: PatternMatcher
 ) -> None:
+    unfit = [name for name in _NOT_FUSED if getattr(config, name)] if is_fused(module) else []
+    if unfit:
+        raise SourceError(f"module {stated} is an expert of a fused layer, which cannot be adapted with {unfit[0]}")
     if _is_saved(config, module):
         raise SourceError(f"module {stated} has LoRA weights, and the config has it in modules_to_save")
     if not config.targets(stated, matcher) and not config.targets(module, matcher):
         raise SourceError(f"module {stated} has weights, but the config does not target it ({_targets(config)})")
     if (rank := config.rank(stated, matcher)) != _rank(shapes):
         raise SourceError(f"module {stated} has rank {_rank(shapes)}, but the config states {rank}")
+
+
+def is_fused(module: str) -> bool:
+    """Whether a module is an expert of a mixture of experts: transformers fuses their weights when it loads them."""
+    return ".experts" in module
 
 
 def _rank(shapes: Mapping[str, Shape]) -> int:
@@ -252,7 +261,7 @@ def _check_complete(plan: LoraPlan, base: BaseWeights, matcher: PatternMatcher) 
     kinds = {module.rpartition(".")[2] for module in plan.ranks}
     for module in base.modules if config.target_modules is not None else ():
         found = _LAYER.match(module)
-        if module in plan.ranks or not found or found["stack"] not in stacks or ".experts" in module:
+        if module in plan.ranks or not found or found["stack"] not in stacks or is_fused(module):
             continue
         # A pattern may match modules that are no linear layers here, so only the kinds that it does adapt are checked.
         is_kind = isinstance(config.target_modules, frozenset) or module.rpartition(".")[2] in kinds

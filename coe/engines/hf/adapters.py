@@ -16,6 +16,7 @@ from coe.engines.hf.base_parameters import BaseParameters, Replacements
 from coe.engines.hf.batch import adapter_key
 from coe.engines.hf.mixing import can_mix, mixed
 from coe.errors import WeightsError
+from registry.lora_plan import is_fused
 
 _BASE: Final = "__base__"  # peft's name for "no adapter" in a mixed batch
 
@@ -140,7 +141,7 @@ class AdapterSlots:
         self._n_loaded += 1
         name = f"slot{self._n_loaded}"
         try:
-            with _quiet_ties():
+            with _quiet_peft():
                 self._inject(name, files)
             replacements = self._parameters.replacements(files.plan, files.tensors)
         except BaseException as error:  # also out of memory: half an adapter must not remain
@@ -150,8 +151,9 @@ class AdapterSlots:
             raise WeightsError(
                 f"adapter {adapter.spec.name!r} ({adapter.path}) does not fit its base {self._base!r}: {error}"
             ) from error
-        activated = bool(files.plan.config.alora_invocation_tokens)
-        return _Slot(name, replacements, activated, alone=activated or files.plan.config.use_dora or bool(replacements))
+        config = files.plan.config
+        activated, fused = bool(config.alora_invocation_tokens), any(map(is_fused, files.plan.ranks))
+        return _Slot(name, replacements, activated, alone=activated or fused or config.use_dora or bool(replacements))
 
     def _inject(self, name: str, files: AdapterFiles) -> None:
         from peft import PeftModelForCausalLM, set_peft_model_state_dict
@@ -203,11 +205,15 @@ def _tuner_layers(model: Any) -> list[Any]:
 
 
 @contextmanager
-def _quiet_ties() -> Iterator[None]:
-    """peft warns that an adapter of a tied head cannot be merged; nothing is merged here."""
+def _quiet_peft() -> Iterator[None]:
+    """Without peft's warnings about what is intended here.
+
+    An adapter of a tied head cannot be merged, and none is; patterns that peft derives for fused experts match
+    parameters, and peft looks for modules.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from coe.engines.base import Adapter
 from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.load import load_model
 from registry.describe import describe
+from registry.errors import SourceError
 
 IDS = torch.tensor([[5, 60, 70, 80, 9], [9, 61, 71, 81, 12], [5, 60, 33, 80, 14]])
 MLP = ["gate_proj", "up_proj", "down_proj"]
@@ -90,7 +92,7 @@ def logits_of(slots: AdapterSlots, names: list[str | None], ids: torch.Tensor) -
 def logits_of_peft(base: Path, folder: Path, ids: torch.Tensor) -> torch.Tensor:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
-        peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
+        peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder).eval()
         return peft(input_ids=ids).logits  # type: ignore[no-any-return]
 
 
@@ -189,4 +191,92 @@ def test_copies_of_base_weights_that_equal_them_are_ignored(
     if dtype == torch.float32:
         expected = logits_of_peft(base, folder, IDS)
         torch.testing.assert_close(logits_of(slots, [name] * 3, IDS), expected, rtol=1e-4, atol=1e-4)
+    assert_same_base(before, model)
+
+
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A tiny Mixtral, whose experts transformers fuses when it loads them."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("kinds") / "mixture"
+    config = MixtralConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    )
+    MixtralForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_adapter_of_experts(folder: Path, mixture: Path, **config: Any) -> Path:
+    """An adapter of every expert by itself, as peft wrote it with transformers 4."""
+    targets = ["q_proj", "w1", "w2", "w3"]
+    tensors = {}
+    for name, weight in load_file(mixture / "model.safetensors").items():
+        module = name.removesuffix(".weight")
+        if module.rpartition(".")[2] in targets:
+            tensors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(4, weight.shape[1])
+            tensors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(weight.shape[0], 4)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "target_modules": targets}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | config))
+    return folder
+
+
+def test_experts_of_a_mixture_are_adapted_as_with_peft(mixture: Path, tmp_path: Path) -> None:
+    folder, plain = save_adapter_of_experts(tmp_path / "it", mixture), save_adapter(tmp_path / "plain", mixture)
+    register(mixture, folder)
+    expected, beside = (logits_of_peft(mixture, each, IDS) for each in (folder, plain))
+    model = load_model("tiny", mixture, "cpu", torch.float32).model
+    before = {name: (id(p), p.detach().clone()) for name, p in model.named_parameters()}
+    slots = AdapterSlots(model, "tiny", n_slots=2)
+    bare = logits_of(slots, [None] * 3, IDS)
+    it, other = (slots.acquire(Adapter(adapter_spec(each), each)) for each in (folder, plain))
+    mixed = logits_of(slots, [it, None, other], IDS)
+    torch.testing.assert_close(mixed, torch.stack([expected[0], bare[1], beside[2]]), rtol=1e-4, atol=1e-4)
+    assert torch.equal(logits_of(slots, [None] * 3, IDS), bare)
+    assert (expected - bare).abs().max() > 1e-3
+    now = {name.replace(".base_layer", ""): p for name, p in model.named_parameters() if "lora_" not in name}
+    assert now.keys() == before.keys()
+    assert all(torch.equal(now[name], values) for name, (_, values) in before.items())
+
+
+@pytest.mark.parametrize("setting", [{"use_dora": True}, {"rank_pattern": {"w1": 4}}, {"alpha_pattern": {"w2": 2}}])
+def test_fused_experts_cannot_have_every_setting(mixture: Path, tmp_path: Path, setting: dict[str, Any]) -> None:
+    folder = save_adapter_of_experts(tmp_path / "it", mixture, **setting)
+    if "use_dora" in setting:
+        tensors = load_file(folder / "adapter_model.safetensors")
+        for name, tensor in list(tensors.items()):
+            if "lora_B" in name:
+                tensors[name.replace("lora_B.weight", "lora_magnitude_vector")] = torch.ones(len(tensor))
+        save_file(tensors, folder / "adapter_model.safetensors")
+    [name] = setting
+    with pytest.raises(SourceError, match=f"an expert of a fused layer, which cannot be adapted with {name}"):
+        register(mixture, folder)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", ["head", "tokens", "dora", "bias"])
+def test_kinds_on_a_real_base(smollm2: Path, kind: str, tmp_path: Path) -> None:
+    """SmolLM2 has tied embeddings, and no biases."""
+    folder = save_adapter(tmp_path / "it", smollm2, **KINDS[kind])
+    register(smollm2, folder)
+    model = load_model("smollm2", smollm2, "cpu", torch.float32).model
+    before = state(model)
+    slots = AdapterSlots(model, "smollm2", n_slots=2)
+    bare = logits_of(slots, [None] * 3, IDS)
+    name = slots.acquire(Adapter(adapter_spec(folder), folder))
+    torch.testing.assert_close(
+        logits_of(slots, [name] * 3, IDS), logits_of_peft(smollm2, folder, IDS), rtol=1e-3, atol=1e-3
+    )
+    assert torch.equal(logits_of(slots, [None] * 3, IDS), bare)
     assert_same_base(before, model)
