@@ -128,6 +128,8 @@ class Server:
                 "not reloaded", f"{behind} gateways failed to load the change and answer as before: see their log"
             )
             return
+        if self._source.replaced:
+            self._say("registry", "another database file is in the place of the one before; it is used from now on")
         changes = _changes(before.snapshot.experts, catalog.snapshot.experts)
         self._say("reloaded", f"{changes}; policies {', '.join(catalog.policies)}; {_since(started)}")
         if fixed:

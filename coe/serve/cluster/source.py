@@ -27,6 +27,9 @@ class Source:
         path: the configuration.
         overrides: fields of its `serve` section that the command line sets.
 
+    Attributes:
+        replaced: at the last read, the registry was in another database file than before.
+
     Raises:
         ConfigError, RegistryError, RouterError: from the constructor and `read`, so that a service never starts or
             changes on invalid input.
@@ -38,6 +41,8 @@ class Source:
         self.config = self._load()
         self._registry = open_registry(self.config)
         self._seen: object = None
+        self._database: object = None
+        self.replaced = False
         self.catalog = self.read(self.config, 1)
 
     def __enter__(self) -> Source:
@@ -66,6 +71,9 @@ class Source:
         fill(self._registry, config.experts)
         catalog = Catalog.of(config, self._registry.snapshot(), generation)
         check(config, catalog)
+        database, _ = self._registry.revision()
+        self.replaced = self._database not in (None, database)
+        self._database = database
         return catalog
 
     def _load(self) -> Config:

@@ -84,8 +84,12 @@ def test_a_registry_that_is_removed_is_said_once_and_shown_until_it_is_back(watc
 
 def test_another_registry_in_its_place_is_pushed(watched: Watched, tmp_path: Path) -> None:
     made(tmp_path / "other.db", tmp_path / "m", "b").replace(tmp_path / "registry.db")
-    [(part, what)] = watched.look(2)
+    [(place, replaced), (part, what)] = watched.look(2)
+    assert place == "registry" and "another database file" in replaced
     assert part == "reloaded" and "added b" in what and "removed a" in what
+    with Registry(f"sqlite:///{tmp_path}/registry.db") as registry:
+        registry.add(ExpertSpec(name="c", kind=Kind.MODEL, source="fake://echo"))
+    assert [part for part, _ in watched.look(2)] == ["reloaded"], "the same file, changed"
 
 
 def test_changed_files_of_an_expert_are_said_once_and_shown_until_they_are_as_registered(
