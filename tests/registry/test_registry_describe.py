@@ -10,13 +10,15 @@ from model_files import (
     KEYS,
     LAYERS,
     PARAMETERS,
+    VOCABULARY,
     llama_tensors,
     write_adapter,
     write_gguf,
     write_json,
     write_model,
+    write_sharded,
 )
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from registry.describe import describe
 from registry.digest import digest_of, hash_files, identity
@@ -295,6 +297,47 @@ def test_broken_adapters(tmp_path: Path, base: ExpertSpec, tensors: dict[str, An
     save_file({n: np.zeros(s, np.float32) for n, s in tensors.items()}, folder / "adapter_model.safetensors")
     with pytest.raises(SourceError, match=message):
         adapter(folder, base)
+
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def with_copies(folder: Path, copies: dict[str, Any]) -> Path:
+    """An adapter with copies of base weights, as peft saves them with `save_embedding_layers=True`."""
+    tensors = load_file(write_adapter(folder) / "adapter_model.safetensors")
+    save_file(tensors | copies, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("write", [write_model, write_sharded])
+def test_copies_of_base_weights_must_equal_them(tmp_path: Path, write: Any) -> None:
+    base = describe(draft(write(tmp_path / "base"), name="base"))
+    weight = llama_tensors()[EMBEDDING]
+    same = {f"base_model.model.{EMBEDDING}": weight, "base_model.model.lm_head.base_layer.weight": weight}
+    assert adapter(with_copies(tmp_path / "same", same), base).size_bytes
+    assert adapter(with_copies(tmp_path / "wide", {EMBEDDING: weight.astype(np.float64)}), base)
+    with pytest.raises(
+        SourceError, match=r"embed_tokens.weight differs from model.embed_tokens.weight of the base: an"
+    ):
+        adapter(with_copies(tmp_path / "other", {EMBEDDING: np.nextafter(weight, np.float32(9))}), base)
+    with pytest.raises(SourceError, match=r"lm_head.weight differs from lm_head.weight of the base"):
+        adapter(with_copies(tmp_path / "head", {"base_model.model.lm_head.weight": -weight}), base)
+
+
+def test_copies_cannot_be_compared_with_a_gguf_base(tmp_path: Path) -> None:
+    base = describe(draft(write_gguf(tmp_path / "m.gguf"), name="base"))
+    with pytest.raises(SourceError, match="embed_tokens.weight cannot be compared with model.embed_tokens.weight of"):
+        adapter(with_copies(tmp_path / "a", {EMBEDDING: llama_tensors()[EMBEDDING]}), base)
+
+
+@pytest.mark.parametrize("gguf", [False, True])
+def test_a_tied_head_can_be_adapted(tmp_path: Path, base: ExpertSpec, gguf: bool) -> None:
+    """The files of a base with tied embeddings have no head."""
+    if gguf:
+        base = describe(draft(write_gguf(tmp_path / "m.gguf"), name="base"))
+    assert adapter(write_adapter(tmp_path / "a", {"lm_head": (VOCABULARY, HIDDEN)}), base).parameters_total == 48
+    with pytest.raises(SourceError, match=r"lm_head needs a weight of shape \(17, 8\), but the base has \(16, 8\)"):
+        adapter(write_adapter(tmp_path / "b", {"lm_head": (VOCABULARY + 1, HIDDEN)}), base)
 
 
 def test_only_lora_is_supported(tmp_path: Path, base: ExpertSpec) -> None:

@@ -194,12 +194,6 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "pickle": (pickled, "has pickled weights only|only LoRA adapters in safetensors"),
     "broken pattern": (configured(target_modules="(q_proj"), "'\\(q_proj' is not a regular expression"),
     "slow pattern": (configured(target_modules=r"(.|[\w.])+[!-]"), "takes longer than 1 s"),
-    "slow rank pattern": (configured(rank_pattern={r"(.|[\w.])+[!-]": 4}), "takes longer than 1 s"),
-    "slow exclusion": (configured(exclude_modules=r"(.|[\w.])+[!-]"), "takes longer than 1 s"),
-    "slow layers": (
-        configured(layers_to_transform=[0], layers_pattern=r"(.|[\w.])+[!-]"),
-        "takes longer than 1 s",
-    ),
     "unrolled pattern": (configured(target_modules="((a{1000}){1000}){1000}"), "repeats more than 100 times"),
     "long pattern": (configured(target_modules=".*" * 1_001), "a pattern has 2,002 characters; the most: 2,000"),
 }
