@@ -72,3 +72,15 @@ def test_capabilities_of_a_wrong_type_name_the_engine() -> None:
         create_engine(kind)
     with pytest.raises(ConfigError, match=message):
         capabilities({"a": ExpertSpec(name="a", kind=Kind.MODEL, source="/models/m", engine=kind)})
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no device"), SystemExit("no device")])
+def test_an_engine_whose_constructor_fails_is_a_configuration_error(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def construct() -> None:
+        raise error
+
+    monkeypatch.setattr("coe.engines._PLUGINS.load", lambda kind: construct)
+    with pytest.raises(ConfigError, match=f"engine 'mine' cannot be created with .*{type(error).__name__}: no device"):
+        create_engine("mine")
