@@ -227,10 +227,16 @@ class Service:
         """Parse the body of a call, then admit the call.
 
         Raises:
-            InvalidRequest: `parse` refuses the body, or it is not JSON within the bounds.
+            InvalidRequest: `parse` refuses the body, it is not JSON within the bounds, or it names unknown experts.
             Overloaded: as `admit`, or too many large bodies are waiting.
         """
-        parsed = await self._large.parse(body, parse)
+
+        def known(value: object) -> Parsed:
+            call.parsed = parse(value)
+            call.parsed.query_among(call.orchestrator.snapshot.experts)  # names take time too: there may be thousands
+            return call.parsed
+
+        parsed = await self._large.parse(body, known)
         self.admit(call)
         return parsed
 
