@@ -29,6 +29,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from coe.compose import ExpertCall, Final, next_step
+from coe.compose.holding import held_back
 from coe.errors import CoeError, CompositionError, ConfigError, EngineError
 from coe.policy import AUTO, Policy, address
 from coe.routing import Routed, bypass, route
@@ -207,12 +208,15 @@ class Orchestrator:
                 done.update(zip((call.id for call in step.calls), outcomes, strict=True))
                 continue
             [call] = step.calls
-            async with aclosing(self._stream(self._in_time(call, request, began), done)) as chunks:
+            stream = self._stream(self._in_time(call, request, began), done)
+            async with aclosing(held_back(stream) if step.held else stream) as chunks:
                 async for chunk in chunks:
                     reply.expert = call.expert
                     if chunk.finish_reason is None:
                         yield chunk
             outcome = done[call.id]
+            if step.held and reply.expert is None:
+                continue  # it refused, or failed: nothing is sent
             if isinstance(outcome, Answer):
                 final = next_step(reply.routed.composition, request, reply.decision, done)
                 if not isinstance(final, Final):

@@ -14,6 +14,7 @@ from registry.gguf_header import GgufHeader, read_gguf
 from registry.headers import Tensor, read_json, read_weights
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _EXPERT_COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _EXPERTS_USED_KEYS = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k", "top_k_experts")
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")  # of multimodal models
@@ -24,7 +25,10 @@ _ROUTED_EXPERT = re.compile(r"(^|\.)experts\.|\.ffn_(up|gate|down|gate_up)_exps\
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Facts about a model. `size_bytes` counts weights only; `context_length` is in tokens."""
+    """Facts about a model. `size_bytes` counts weights only; `context_length` is in tokens.
+
+    `layers`: the stated number of layers; files may have more, such as those that predict further tokens.
+    """
 
     architecture: str
     parameters_total: int
@@ -34,6 +38,7 @@ class Facts:
     licence: str | None
     tensors: Mapping[str, Tensor]
     is_gguf: bool
+    layers: int | None = None
 
 
 def inspect(path: Path, *, embedding: bool = False) -> Facts:
@@ -60,6 +65,7 @@ def _inspect_gguf(path: Path) -> Facts:
         licence=_licence_of_gguf(header),
         tensors=header.tensors,
         is_gguf=True,
+        layers=header.of_architecture("block_count"),
     )
 
 
@@ -81,6 +87,7 @@ def _inspect_folder(folder: Path, embedding: bool) -> Facts:
         licence=card_licence(folder),
         tensors=tensors,
         is_gguf=False,
+        layers=_number(config, _LAYER_KEYS),
     )
 
 

@@ -10,7 +10,7 @@ from registry.inspection import Facts
 
 Shape = tuple[int, ...]
 
-_BLOCK: Final = re.compile(r"\.(layers|h|blocks?)\.\d+\.")
+_BLOCK: Final = re.compile(r"\.(layers|h|blocks?)\.(?P<layer>\d{1,9})\.")
 _HEADS: Final = ("lm_head", "embed_out")
 _EMBEDDINGS: Final = ("embed_tokens", "wte", "embed_in", "word_embeddings", "token_embd")
 
@@ -24,9 +24,15 @@ class BaseWeights:
     Args:
         shapes: of all parameters, by name.
         gguf_name: the name in a GGUF file of a parameter of transformers, or an empty text.
+        layers: the number of layers of the model; files may have more, which are not loaded.
     """
 
-    def __init__(self, shapes: Mapping[str, Shape], gguf_name: Callable[[str], str] | None = None) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, Shape],
+        gguf_name: Callable[[str], str] | None = None,
+        layers: int | None = None,
+    ) -> None:
         self.shapes = shapes
         self._gguf_name = gguf_name
         self._by_end: dict[str, list[str]] = {}
@@ -34,7 +40,11 @@ class BaseWeights:
             self._by_end.setdefault(_end_of(name), []).append(name)
         found = [name for name in shapes if name.removesuffix(".weight").rpartition(".")[2] in _EMBEDDINGS]
         self._embedding = found[0] if len(found) == 1 else None
-        self.modules = tuple(name.removesuffix(".weight") for name in shapes if _is_matrix(name, shapes[name]))
+        self.modules = tuple(
+            name.removesuffix(".weight")
+            for name in shapes
+            if _is_matrix(name, shapes[name]) and (layers is None or _layer(name) < layers)
+        )
 
     @property
     def is_gguf(self) -> bool:
@@ -74,12 +84,18 @@ class BaseWeights:
 def base_weights(facts: Facts) -> BaseWeights:
     """The weights of a base from its headers."""
     shapes = {name: tensor.shape for name, tensor in facts.tensors.items()}
-    return BaseWeights(shapes, _gguf_names(shapes, facts.architecture) if facts.is_gguf else None)
+    gguf_name = _gguf_names(shapes, facts.architecture) if facts.is_gguf else None
+    return BaseWeights(shapes, gguf_name, facts.layers)
 
 
 def is_tied_end(module: str) -> bool:
     """Whether a module is an input embedding or a head, which may share their weights."""
     return module.rpartition(".")[2] in (*_HEADS, *_EMBEDDINGS)
+
+
+def _layer(name: str) -> int:
+    found = _BLOCK.search(f".{name}")
+    return int(found["layer"]) if found else -1
 
 
 def _is_matrix(name: str, shape: Shape) -> bool:

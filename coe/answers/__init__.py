@@ -1,4 +1,4 @@
-"""Reading the text of an answer: thinking text, option letters and numbers, in ten languages.
+"""Reading the text of an answer: thinking text, option letters, numbers, refusals, in ten languages.
 
 Graders and votes read answers with the same functions, so that an answer that is graded as `B` also votes for `B`.
 All of them take time linear in the text.
@@ -9,4 +9,5 @@ All of them take time linear in the text.
     options.py    the letter of the option that a text names
     phrases.py    the phrases that state, confirm or rule out a letter
     numbers.py    the numbers of a text
+    refusals.py   whether a text refuses, or says that it does not know
 """

@@ -13,6 +13,8 @@ _INVISIBLE: Final = re.compile("[\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u
 """Soft hyphens, zero-width characters, marks of writing direction."""
 _WIDE_COMMA: Final = re.compile("，(?![０-９])|(?<![０-９])，")
 """A comma that separates clauses, not the thousands of a full-width number."""
+_SARA_AM: Final = "\u0e4d\u0e32"
+"""The Thai vowel ำ in the two parts that NFKC makes of it."""
 _DIGITS: Final = re.compile(r"[^\W\D0-9]")
 _SIGNS: Final = str.maketrans(
     {"٫": ".", "٬": ",", "،": ", ", "؛": "; ", "۔": "。", "।": "。", "॥": "。", "⁄": "/", "∕": "/", "−": "-", "‐": "-"}
@@ -43,7 +45,7 @@ def fold(text: str) -> str:
         return text
     text = _WIDE_COMMA.sub(", ", _INVISIBLE.sub("", text))
     text = _RAISED.sub(lambda raised: "^" + raised[0].translate(_SUPERSCRIPTS), _VULGAR.sub(" ", text))
-    text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
+    text = unicodedata.normalize("NFKC", text).replace(_SARA_AM, "ำ").translate(_SIGNS)
     return _DIGITS.sub(lambda digit: str(unicodedata.digit(digit[0])), text)
 
 

@@ -42,5 +42,11 @@ def _explained(record: Mapping[str, Any]) -> dict[str, Any]:
     """The field `coe` of the endpoint: the notes and, if the row requests them, the experts' answers."""
     if not record["notes"] and record["answers"] is None:
         return {}
-    answers = {} if record["answers"] is None else {"answers": record["answers"]}
+    answers = {} if record["answers"] is None else {"answers": [_as_sent(each) for each in record["answers"]]}
     return {"coe": {"notes": record["notes"], **answers}}
+
+
+def _as_sent(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """An expert's answer as the endpoint sends it: Parquet has a null where a usage is not marked as estimated."""
+    usage = answer["usage"]
+    return {**answer, "usage": usage and {name: value for name, value in usage.items() if value is not None}}

@@ -130,15 +130,21 @@ def _show(report: Report, output: Path, *, to_stdout: bool) -> None:
 
 
 def _table(report: Report) -> Table:
-    """Experts x tasks: mean scores in percent, the best of each task in bold."""
+    """Experts x tasks: mean scores in percent, the best of each task in bold; and the share of refusals."""
     from rich.table import Table
 
     tasks = [task.name for task in report.plan.tasks]
     table = Table("expert", title="Mean score, %")
     for task in report.plan.tasks:
         table.add_column(f"{task.name}\nn = {len(task.rows)}", justify="right")
+    refused = {spec.name: sum(report.cells[spec.name, task].refusals for task in tasks) for spec in report.plan.experts}
+    if any(refused.values()):
+        table.add_column("refusals", justify="right")
+    n = max(1, sum(len(task.rows) for task in report.plan.tasks))
     best = {task: max(cell.mean_score or 0.0 for (_, of), cell in report.cells.items() if of == task) for task in tasks}
     for spec in report.plan.experts:
         scores = [(report.cells[spec.name, task].mean_score or 0.0, best[task]) for task in tasks]
-        table.add_row(spec.name, *(f"[bold]{s:.1%}[/]" if s == top > 0 else f"{s:.1%}" for s, top in scores))
+        cells = [f"[bold]{s:.1%}[/]" if s == top > 0 else f"{s:.1%}" for s, top in scores]
+        share = [f"{refused[spec.name] / n:.1%}"] if any(refused.values()) else []
+        table.add_row(spec.name, *cells, *share)
     return table

@@ -133,8 +133,22 @@ def _summary(table: OutcomeTable) -> dict[str, Any]:
         "folds": None if table.folds is None else len(set(table.folds.tolist())),
         "tokens": table.tokens is not None,
         "answers": sorted(table.answers or {}),
+        "refusal_share": _refusal_share(table),
         "oracle": float(table.scores.max(axis=1).mean()),
         "digest": table.training_ids_digest(),
+    }
+
+
+def _refusal_share(table: OutcomeTable) -> dict[str, float] | None:
+    """expert -> share of its recorded answers that refuse or do not know; `None` without answers."""
+    from coe.answers.refusals import refuses
+    from coe.answers.thinking import without_thoughts
+
+    if not table.answers:
+        return None
+    return {
+        name: sum(refuses(without_thoughts(text)) for text in texts) / max(1, len(texts))
+        for name, texts in table.answers.items()
     }
 
 
@@ -166,11 +180,14 @@ def _print_summary(file: Path, summary: dict[str, Any]) -> None:
     out.print(f"{file}: {', '.join(facts)}", highlight=False, markup=False, soft_wrap=True)
     table = Table()
     table.add_column("expert", overflow="fold")
-    for heading in ("mean score", "USD / 1k"):
+    refusals = summary["refusal_share"] or {}
+    shown = any(refusals.values())
+    for heading in ("mean score", "USD / 1k", *(["refusals"] if shown else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, score in sorted(summary["mean_score"].items(), key=lambda item: -item[1]):
         cost = f"{1e3 * summary['mean_cost_usd'][name]:.4f}" if summary["mean_cost_usd"] else "-"
-        table.add_row(escape(name), f"{score:.4f}", cost)
+        share = [f"{refusals[name]:.1%}" if name in refusals else "-"] if shown else []
+        table.add_row(escape(name), f"{score:.4f}", cost, *share)
     table.add_section()
     table.add_row("best expert of each query", f"{summary['oracle']:.4f}", "", style="dim")
     out.print(table)

@@ -10,7 +10,7 @@ from coe.answers.thinking import without_thoughts
 from coe.compose.answer_key import auto
 from coe.compose.ballots import Ballot, calls, cast, drawn, elected, give_up, only_one, strength, together
 from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, no_expert
-from coe.compose.notes import failures, public_text
+from coe.compose.notes import failures, public_text, refusals
 from coe.compose.settings import check_count, check_name, check_seconds
 from coe.compose.synthesis import TEMPLATE, check_template, shortened, synthesis
 from coe.errors import ConfigError, ContextLengthExceeded
@@ -34,8 +34,9 @@ class Aggregate:
 
     The aggregator's answer is final, and streams. As in the paper, it sees the request and the answers in the
     decision's order, without thoughts (the text before a closing think tag); the answer of an expert that was drawn
-    twice is shown twice. Experts that fail, pass their deadline or give an empty answer are left out and named in
-    `Answer.notes`. A single remaining answer still goes to the aggregator, which may improve it, unless it is its own.
+    twice is shown twice. Experts that fail, refuse, pass their deadline or give an empty answer are left out and named
+    in `Answer.notes`. A single remaining answer still goes to the aggregator, which may improve it, unless it is its
+    own.
 
     If the answers exceed its context, the aggregator is called again with the longest answers cut; the notes name them.
     How far is computed from the engine's error, which has the exact token counts: a composition is pure and holds no
@@ -131,21 +132,22 @@ class _Panel:
 
     @cached_property
     def answers(self) -> list[tuple[str, str]]:
-        """`(expert, text)` of each answer that is not empty, as often as its expert was drawn."""
-        texts = [(ballot, without_thoughts(ballot.answer.text)) for ballot in self.ballots]
+        """`(expert, text)` of each answer that is not empty and no refusal, as often as its expert was drawn."""
+        texts = [(b, without_thoughts(b.answer.text)) for b in self.ballots if not b.refused]
         return [(b.answer.expert, text) for b, text in texts if text for _ in range(self.counts[b.position])]
 
     @property
     def answered(self) -> list[str]:
-        """The experts with an answer that is not empty, once for each answer."""
-        return [ballot.answer.expert for ballot in self.ballots if without_thoughts(ballot.answer.text)]
+        """The experts with an answer that is not empty and no refusal, once for each answer."""
+        answered = (ballot for ballot in self.ballots if not ballot.refused)
+        return [ballot.answer.expert for ballot in answered if without_thoughts(ballot.answer.text)]
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The experts that failed, and those with an empty answer."""
+        """The experts that failed, that refused, and those with an empty answer."""
         recruits = {name: outcome for name, outcome in self.done.items() if name.startswith("0.")}
         silent = {ballot.answer.expert: None for ballot in self.ballots if not without_thoughts(ballot.answer.text)}
-        return (*failures(recruits), *(f"{expert} gave an empty answer" for expert in silent))
+        return (*failures(recruits), *refusals(recruits), *(f"{expert} gave an empty answer" for expert in silent))
 
     def vote(self, *more: str) -> Final:
         """The majority answer, with additional notes."""

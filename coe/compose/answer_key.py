@@ -9,7 +9,7 @@ Experts word the same answer in many ways; a vote counts keys. The kinds:
              letter is a choice, a lone number a number, JSON is compared as JSON, and anything else as text
 
 Thinking text is not read. An answer without an option under `choice`, or a number under `number`, has no key and does
-not vote; nor has an empty answer.
+not vote; nor has an empty answer, a refusal, or "I don't know" (`coe.answers.refusals`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Final, Literal
 
 from coe.answers.numbers import last_number, numbers_in
 from coe.answers.options import letter_in, named_option
+from coe.answers.refusals import refuses
 from coe.answers.stated import stated_answer, without_copula
 from coe.answers.text import fold, without_arabic_marks
 from coe.answers.thinking import without_thoughts
@@ -52,7 +53,7 @@ def key_of(kind: KeyKind, *, keep_thinking: bool = False) -> AnswerKey:
 
 def _key(reads: AnswerKey, keep_thinking: bool, text: str) -> str | None:
     answer = (text if keep_thinking else without_thoughts(text))[-MAX_KEY_CHARS:]
-    return reads(answer)
+    return None if refuses(answer) else reads(answer)
 
 
 def choice(text: str) -> str | None:

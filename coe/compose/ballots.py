@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from coe.compose.answer_key import AnswerKey
 from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, no_expert
-from coe.compose.notes import failures, in_order
+from coe.compose.notes import failures, has_refused, in_order, refusals
 from coe.errors import InvalidRequest, NotAllowed, Scope
 from coe.seam import scope_of
 from coe.types import Answer, Failure, GenerateRequest, Timing, Usage
@@ -34,6 +34,11 @@ class Ballot:
     position: int
     answer: Answer
     key: str | None
+
+    @property
+    def refused(self) -> bool:
+        """Whether the expert refused, or does not know."""
+        return has_refused(self.answer)
 
 
 def drawn(request: GenerateRequest, decision: RoutingDecision) -> tuple[RoutingDecision, tuple[int, ...]]:
@@ -131,16 +136,18 @@ def elected(decision: RoutingDecision, ballots: Sequence[Ballot], strength: Mapp
     """The answer of the best expert with the strongest key, with the usage and cost of all calls.
 
     Ties go to the expert with the highest utility, then the first in the decision. If no answer has a key, all answers
-    count as one side.
+    count as one side, of which a refusal is returned only if all refuse.
     """
     most = max(strength.values(), default=-math.inf)
     sides: set[str | None] = {key for key, weight in strength.items() if math.isclose(weight, most, rel_tol=1e-12)} or {
         None
     }
+    voters = [ballot for ballot in ballots if ballot.key in sides]
     best = max(
-        (ballot for ballot in ballots if ballot.key in sides), key=lambda b: (decision.scores[b.position], -b.position)
+        [ballot for ballot in voters if not ballot.refused] or voters,
+        key=lambda b: (decision.scores[b.position], -b.position),
     )
-    return Final(together(best.answer, done, failures(done)))
+    return Final(together(best.answer, done, (*failures(done), *refusals(done))))
 
 
 def together(answer: Answer, done: Done, notes: tuple[str, ...]) -> Answer:

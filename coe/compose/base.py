@@ -43,11 +43,14 @@ class ExpertCalls:
 
     last: the only call, whose text is the final text, so that it may stream. The step after its answer is Final, with
         the usage and cost of the whole request.
+    held: the text of the last call is held back while it may be a refusal; if it is one, nothing of it is sent, and the
+        next step may return more calls.
     notes: what is known so far of how the answer comes about (`Answer.notes`); a stream sends it before the text.
     """
 
     calls: tuple[ExpertCall, ...]
     last: bool = False
+    held: bool = False
     notes: tuple[str, ...] = ()
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from coe.compose.answer_key import key_of
 from coe.compose.ballots import calls, cast, drawn, elected, give_up, rounds, strength
 from coe.compose.base import Done, ExpertCalls, Final
-from coe.compose.notes import failures
+from coe.compose.notes import failures, has_refused
 from coe.compose.settings import check_share
 from coe.compose.weighted_vote import WeightedVote, evidence, head_start
 from coe.types import Answer, GenerateRequest
@@ -34,13 +34,13 @@ class Cascade(WeightedVote):
 
     Each round calls as many experts as are needed in any case: the fewest whose agreement would stop it. So a cascade
     takes few rounds, and no more calls than one by one. If the first expert's estimate alone suffices, its answer is
-    final whatever it is, and streams.
+    final unless it is a refusal, and streams. A refusal or "I don't know" does not vote and settles nothing.
 
     Agreement as the criterion to stop: FrugalGPT (arXiv 2305.05176) learns a scorer, mixture-of-thought cascades (arXiv
     2310.03094) count agreeing samples; here the estimated qualities of experts weigh them.
 
     confidence: in (0, 1]; solve it on training rows with `coe router train --max-calls N --compose cascade`.
-    key, options: as in `weighted-vote`.
+    key, options, keep_thinking: as in `weighted-vote`.
     prior: as in `weighted-vote`: each option starts with the evidence of its prior.
     """
 
@@ -53,9 +53,12 @@ class Cascade(WeightedVote):
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
         """The next calls, or the answer if more calls could not change it enough."""
         decision, counts = drawn(request, decision)
-        weights, ballots = evidence(decision, self.options, counts), cast(done, key_of(self.key))
+        weights, ballots = (
+            evidence(decision, self.options, counts),
+            cast(done, key_of(self.key, keep_thinking=self.keep_thinking)),
+        )
         first, alone = done.get("0.0"), self._needed({}, weights, {}) == 1
-        if alone and isinstance(first, Answer):
+        if alone and isinstance(first, Answer) and not (len(weights) > 1 and has_refused(first)):
             return Final(first)
         asked = sum("." in name for name in done)
         ahead = head_start(self.prior, request)
@@ -69,7 +72,8 @@ class Cascade(WeightedVote):
         alone = len(left) == 1 or (alone and not asked)
         count = 1 if alone else self._needed(sides, left, ahead)
         following = calls(request, decision, range(asked, asked + count), round=rounds(done))
-        return replace(following, last=alone and not ballots, notes=failures(done))
+        last = alone and not ballots
+        return replace(following, last=last, held=last and len(left) > 1, notes=failures(done))
 
     def _settled(self, sides: Mapping[str, float], left: Sequence[float], ahead: Mapping[str, float]) -> bool:
         """Whether the strongest side reaches the confidence, or experts of these weights cannot outvote it."""

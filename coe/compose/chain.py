@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from coe.answers.refusals import refuses
 from coe.answers.thinking import without_thoughts
 from coe.compose.ballots import give_up, together
 from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, no_expert
@@ -23,9 +24,9 @@ ORDERS = ("rising", "falling")
 class Chain:
     """A draft passes from expert to expert; each sees the request and the draft, and the last one's answer streams.
 
-    The first expert gets the request unchanged. An expert that fails, passes its deadline or gives an empty answer is
-    skipped and named in `Answer.notes`: the next one gets the same draft. If the last one fails, the current draft is
-    the answer. Thoughts (the text before a closing think tag) are not passed on.
+    The first expert gets the request unchanged. An expert that fails, refuses, passes its deadline or gives an empty
+    answer is skipped and named in `Answer.notes`: the next one gets the same draft. If the last one fails, the
+    current draft is the answer. Thoughts (the text before a closing think tag) are not passed on.
 
     order: "rising": by utility, so that the decision's best expert is the last; "falling": the best one drafts.
     experts: names in order, instead of the decision's.
@@ -63,7 +64,11 @@ class Chain:
                 return ExpertCalls((ExpertCall(call, expert, asked),), last=last, notes=(*failures(done), *empty))
             if isinstance(outcome, Answer):
                 text = without_thoughts(outcome.text)
-                empty += [] if text or last else [f"{expert} gave an empty answer"]
+                if not last and refuses(text):
+                    text, why = "", "gave no answer (refusal)"
+                else:
+                    why = "gave an empty answer"
+                empty += [] if text or last else [f"{expert} {why}"]
                 answer, draft = (outcome, text) if text or last or answer is None else (answer, draft)
         if answer is None:
             raise give_up(decision, done)

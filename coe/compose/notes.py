@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from coe.answers.refusals import refuses
+from coe.answers.thinking import without_thoughts
 from coe.compose.base import Done
 from coe.errors import CoeError
 from coe.seam import one_line
@@ -17,6 +19,17 @@ def failures(done: Done) -> tuple[str, ...]:
     """`b failed: DeadlineExceeded: ...` for each failure, without repetitions."""
     lines = (f"{o.expert} failed: {public_text(o.error)}" for _, o in in_order(done) if isinstance(o, Failure))
     return tuple(dict.fromkeys(lines))
+
+
+def has_refused(answer: Answer) -> bool:
+    """Whether an answer refuses or says that it does not know, after its thinking text."""
+    return refuses(without_thoughts(answer.text))
+
+
+def refusals(done: Done) -> tuple[str, ...]:
+    """`b gave no answer (refusal)` for each expert that refused or does not know, without repetitions."""
+    refused = (o.expert for _, o in in_order(done) if isinstance(o, Answer) and has_refused(o))
+    return tuple(f"{expert} gave no answer (refusal)" for expert in dict.fromkeys(refused))
 
 
 def public_text(error: Exception) -> str:

@@ -19,18 +19,20 @@ class SelfConsistency:
 
     The samples run side by side with the seeds s, s + 1, ..., where s is the request's seed. Without one, s is derived
     from the request's text, so that the same question has the same answer; a request with a temperature above 0 and no
-    seed gets new samples each time. Ties go to the first sample. Samples that fail, or have no key, do not vote; if all
-    fail, the last failure is raised. The paper samples at temperatures of 0.5 to 0.7 and returns the extracted answer;
-    here the result is the whole text of the first sample that has it.
+    seed gets new samples each time. Ties go to the first sample. Samples that fail, refuse or have no key do not vote;
+    if all fail, the last failure is raised. The paper samples at temperatures of 0.5 to 0.7 and returns the extracted
+    answer; here the result is the whole text of the first sample that has it.
 
     n: samples, at least 2.
     temperature: of the samples, in place of the request's; above 0.
     key: which answers count as the same.
+    keep_thinking: compare the thinking text of answers, too.
     """
 
     n: int = 5
     temperature: float = 0.7
     key: KeyKind = "auto"
+    keep_thinking: bool = False
 
     def __post_init__(self) -> None:
         check_count("n", self.n, least=2)
@@ -40,7 +42,9 @@ class SelfConsistency:
     def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | Final:
         """All samples, then the count."""
         sampled = replace(request, temperature=self.temperature, seed=_seed(request))
-        return poll(sampled, self._samples(decision), done, key_of(self.key), [1.0] * self.n)
+        return poll(
+            sampled, self._samples(decision), done, key_of(self.key, keep_thinking=self.keep_thinking), [1.0] * self.n
+        )
 
     def _samples(self, decision: RoutingDecision) -> RoutingDecision:
         """The decision with its first expert n times."""

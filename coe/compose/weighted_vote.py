@@ -34,11 +34,13 @@ class WeightedVote:
     options: number of plausible answers: those of a multiple choice; more for free text, where wrong answers seldom
         agree.
     prior: JSON file written by `coe outcomes prior`.
+    keep_thinking: compare the thinking text of answers, too.
     """
 
     key: KeyKind = "auto"
     options: int = 10
     prior: OptionPrior | str | None = None
+    keep_thinking: bool = False
 
     def __post_init__(self) -> None:
         key_of(self.key)
@@ -49,7 +51,7 @@ class WeightedVote:
         """All calls, then the count."""
         decision, counts = drawn(request, decision)
         weights, ahead = evidence(decision, self.options, counts), head_start(self.prior, request)
-        return poll(request, decision, done, key_of(self.key), weights, ahead)
+        return poll(request, decision, done, key_of(self.key, keep_thinking=self.keep_thinking), weights, ahead)
 
 
 def evidence(decision: RoutingDecision, options: int, counts: Sequence[int] = ()) -> list[float]:

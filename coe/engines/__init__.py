@@ -11,7 +11,8 @@ from functools import cache
 from typing import Any, Final
 
 from coe.engines.base import Adapter, Capabilities, Engine, Expert
-from coe.errors import ConfigError
+from coe.errors import CoeError, ConfigError
+from coe.seam import is_interrupt, text_of
 from registry.errors import PluginError
 from registry.plugins import Plugins
 from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
@@ -60,10 +61,18 @@ def create_engine(kind: str, **options: Any) -> Engine:
         engine: Engine = _PLUGINS.load(kind)(**options)
     except PluginError as error:
         raise ConfigError(str(error)) from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"engine {kind!r} cannot be created with {options}: {error}") from error
+    except BaseException as error:  # third-party code may raise anything
+        if is_interrupt(error):
+            raise
+        raise ConfigError(f"engine {kind!r} cannot be created with {options}: {_told(error)}") from error
     _able(kind, engine.capabilities)
     return engine
+
+
+def _told(error: BaseException) -> str:
+    """The message; with the class, if it is none of those that arguments of a wrong kind or value lead to."""
+    text = text_of(error)
+    return text if isinstance(error, TypeError | ValueError | CoeError) else f"{type(error).__name__}: {text}"
 
 
 def holds_weights(kind: str) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from coe.answers.refusals import refuses
+from coe.answers.thinking import without_thoughts
 from coe.evaluation.answer_log import AnswerRecord
 from coe.evaluation.plan import Column, EvaluationPlan, PolicyColumn
 from routers.outcomes.table import OutcomeTable
@@ -18,18 +20,29 @@ Records = Mapping[tuple[str, str, str], AnswerRecord]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One expert on one task: mean score of `n` answers, of which `failures` are errors (score 0)."""
+    """One expert on one task: mean score of `n` answers, of which `failures` are errors (score 0).
+
+    refusals: answers that refuse or say "I don't know"; the grader scores them as it scores others.
+    """
 
     n: int
     mean_score: float | None
     failures: int
+    refusals: int = 0
+
+    @property
+    def refusal_share(self) -> float:
+        """Share of the answers that refuse."""
+        return self.refusals / self.n if self.n else 0.0
 
     @classmethod
     def of(cls, records: Iterable[AnswerRecord]) -> Cell:
         """The figures of some records; without records there is no mean."""
         listed = list(records)
         mean = sum(record.score for record in listed) / len(listed) if listed else None
-        return cls(len(listed), mean, sum(record.error is not None for record in listed))
+        failures = sum(record.error is not None for record in listed)
+        refusals = sum(record.error is None and refuses(without_thoughts(record.answer)) for record in listed)
+        return cls(len(listed), mean, failures, refusals)
 
 
 @dataclass(frozen=True)

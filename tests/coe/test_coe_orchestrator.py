@@ -92,6 +92,26 @@ async def test_auto_asks_the_best_expert_and_streams_it() -> None:
     assert reply.answer is not None and reply.answer.text == "good says hi" and reply.answer.cost_usd is None
 
 
+async def test_a_cascade_sends_nothing_of_a_refusal_and_calls_the_others() -> None:
+    says = {"good": "I don't know.", "cheap": "Paris", "general": "Rome"}
+
+    async def ask(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        for word in says[expert].split(" ")[:-1]:
+            yield Chunk(f"{word} ")
+        yield Chunk(says[expert].split(" ")[-1], "stop", Usage(10, 3))
+
+    policy = Policy("default", Table(), select=TopK(3), composition=build_composition("cascade", {"confidence": 0.9}))
+    for stream in (True, False):
+        reply = Orchestrator(SNAPSHOT, {"default": policy}, ask=ask).answer(replace(REQUEST, stream=stream))
+        assert await reply.text() == "Paris"
+        assert reply.asked[0] == "good" and reply.expert == "cheap"
+        assert reply.notes == ("good gave no answer (refusal)",)
+    says["good"] = "I believe it is Lyon."
+    reply = Orchestrator(SNAPSHOT, {"default": policy}, ask=ask).answer(replace(REQUEST, stream=True))
+    assert [chunk.text async for chunk in reply.chunks] == ["I ", "believe ", "it ", "is ", "Lyon."]
+    assert reply.asked == ["good"]
+
+
 async def test_the_answer_carries_its_cost_where_the_price_is_known() -> None:
     reply = orchestrator(Backend()).answer(REQUEST, model="cheap")
     assert await reply.text() == "cheap says hi"

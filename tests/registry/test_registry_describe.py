@@ -340,6 +340,21 @@ def test_a_tied_head_can_be_adapted(tmp_path: Path, base: ExpertSpec, gguf: bool
         adapter(write_adapter(tmp_path / "b", {"lm_head": (VOCABULARY + 1, HIDDEN)}), base)
 
 
+def test_layers_that_the_engine_does_not_load_need_no_adapter(tmp_path: Path) -> None:
+    """Such as those that predict further tokens, and those of other towers."""
+    tensors = llama_tensors() | {
+        "model.layers.2.self_attn.q_proj.weight": np.zeros((HIDDEN, HIDDEN), np.float32),
+        "vision.blocks.0.attn.q_proj.weight": np.zeros((3, 3), np.float32),
+    }
+    settings = {"model_type": "llama", "max_position_embeddings": 64}
+    folder = write_adapter(tmp_path / "a", target_modules=["q_proj", "v_proj"])
+    two = describe(draft(write_model(tmp_path / "two", tensors, settings | {"num_hidden_layers": 2}), name="base"))
+    assert adapter(folder, two)
+    three = describe(draft(write_model(tmp_path / "three", tensors, settings | {"num_hidden_layers": 3}), name="base"))
+    with pytest.raises(SourceError, match="model.layers.2.self_attn.q_proj is targeted by the config and has no LoRA"):
+        adapter(folder, three)
+
+
 def test_only_lora_is_supported(tmp_path: Path, base: ExpertSpec) -> None:
     with pytest.raises(SourceError, match="has peft_type 'IA3'; only LORA"):
         adapter(write_adapter(tmp_path / "a", peft_type="IA3"), base)

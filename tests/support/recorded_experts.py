@@ -58,5 +58,7 @@ def run(
                 done[call.id] = answer(call.expert, said) if isinstance(said, str) else said
         if step.last and isinstance(streamed := done[step.calls[0].id], Answer):
             following = composition.step(request, of, done)
+            if step.held and isinstance(following, ExpertCalls):
+                continue  # nothing is sent of a refusal
             assert not isinstance(following, ExpertCalls) and following.answer.text == streamed.text
     return step.answer, rounds

@@ -208,11 +208,12 @@ def _tuner_layers(model: Any) -> list[Any]:
 def _quiet_peft() -> Iterator[None]:
     """Without peft's warnings about what is intended here.
 
-    An adapter of a tied head cannot be merged, and none is; patterns that peft derives for fused experts match
-    parameters, and peft looks for modules.
+    Adapters of a tied head, and biases where the base has none, cannot be merged; nothing is merged. Patterns that peft
+    derives for fused experts match parameters, and peft looks for modules.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message="`lora_bias=True` was passed but the targeted layer")
         warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
         yield
 

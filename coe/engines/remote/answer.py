@@ -7,14 +7,14 @@ in place of deltas. What is harmless is tolerated; the rest raises MalformedStre
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 from coe.engines.remote.events import COMPLETE, MalformedStream
-from coe.types import FinishReason, GenerateRequest, Usage
+from coe.types import DEFAULT_MAX_TOKENS, FinishReason, GenerateRequest, Usage
+from routers.base import Message, Query
+from routers.tokens import TokenRange, estimate_range
 
-_CHARACTERS_PER_TOKEN: Final = 4
 _MOST_TOKENS: Final = 10**9
 _TAIL_S: Final = 5.0
 """Seconds that usage may take after the finish reason."""
@@ -55,6 +55,7 @@ class EndpointAnswer:
         self._over = self._complete = False
         self._reason: str | None = None
         self._usage: dict[str, Any] = {}
+        self._shown: list[str] = []  # the text so far, of which its tokens may have to be estimated
         self._n_characters = 0
         self._tail_ends: float | None = None
 
@@ -85,10 +86,12 @@ class EndpointAnswer:
 
     def usage(self, request: GenerateRequest) -> Usage:
         """The endpoint's token counts; estimates, marked as such, in place of missing or impossible ones."""
-        n_prompt = sum(len(m.content) for m in request.messages) + len(request.prompt or "")
         prompt, completion = (_count(self._usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
-        estimated = (not prompt and n_prompt > 0) or (not completion and self._n_characters > 0)
-        return Usage(prompt or _estimate(n_prompt), completion or _estimate(self._n_characters), estimated=estimated)
+        if prompt and (completion or not self._n_characters):
+            return Usage(prompt, completion or 0)
+        text = TokenRange.of_text("".join(self._shown)).likely
+        most = request.max_tokens or DEFAULT_MAX_TOKENS
+        return Usage(prompt or _prompt_tokens(request), completion or min(text, most), estimated=True)
 
     async def _after_the_reason(self) -> dict[str, Any] | None:
         """The next event after the finish reason. Only usage may follow: nothing more can spoil the answer."""
@@ -131,6 +134,7 @@ class EndpointAnswer:
         if len(text) > room:
             text, self._reason, self._over = text[:room], "length", True
         self._text = self._joined(text)
+        self._shown.append(self._text)
 
     def _joined(self, text: str) -> str:
         """The text with surrogate pairs joined, which some servers split over two events; lone ones are replaced."""
@@ -148,7 +152,7 @@ class EndpointAnswer:
         if self._reason is None and not self._complete:
             raise StreamCut("closed the stream before its end")
         if self._reason is not None and self._reason.lower() in _FAILED:
-            raise MalformedStream(f"ended with finish_reason {self._reason!r}")
+            raise MalformedStream(f"it ended with finish_reason {self._reason!r}")
 
 
 def _text_of(choice: dict[str, Any]) -> str:
@@ -184,5 +188,6 @@ def _count(value: Any) -> int | None:
     return int(value)
 
 
-def _estimate(n_characters: int) -> int:
-    return math.ceil(n_characters / _CHARACTERS_PER_TOKEN)
+def _prompt_tokens(request: GenerateRequest) -> int:
+    messages = request.messages or (Message("user", request.prompt or ""),)
+    return estimate_range(Query(messages, raw=request.prompt is not None)).likely

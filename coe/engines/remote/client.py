@@ -29,7 +29,7 @@ class _BoundedClient(DefaultAsyncHttpxClient):
         encoding = response.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
             await response.aclose()
-            raise MalformedStream(f"sent a compressed answer ({encoding!r:.40}), though the request excludes it")
+            raise MalformedStream(f"it is compressed ({encoding!r:.40}), though the request excludes that")
         return response
 
 

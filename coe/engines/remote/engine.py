@@ -142,7 +142,7 @@ class RemoteExpert:
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
         """Yield the answer as it is received; see `Expert.generate`.
 
-        If the endpoint reports no usage, it is estimated at one token per four characters, rounded up, and marked.
+        If the endpoint reports no usage, it is estimated from the texts (`routers.tokens`), and marked.
 
         Raises:
             RemoteError: the endpoint failed; `retryable` if the same request may succeed later.

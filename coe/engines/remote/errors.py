@@ -116,10 +116,8 @@ def translated(
             text = f"{public}: {for_log(str(error.__cause__ or error), secrets)}"
         case StreamCut():
             text = public = "closed the stream before its end"
-        case MalformedStream() if error.__cause__ is None:
-            text = public = str(error)
         case MalformedStream():
-            text, public = f"failed{when}: {error}", f"sent an answer that cannot be read{when}"
+            text = public = f"failed{when}: the answer cannot be used: {error}"
         case _:
             text = f"failed{when}: {type(error).__name__}: {for_log(str(error), secrets)}"
             public = f"failed{when}"

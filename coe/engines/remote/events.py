@@ -58,11 +58,11 @@ class _Lines:
         self._n_bytes += len(piece)
         if self._n_bytes > self._limits.stream_bytes:
             most = self._limits.stream_bytes
-            raise MalformedStream(f"the answer exceeds {most:,} bytes, more than max_tokens can need")
+            raise MalformedStream(f"it exceeds {most:,} bytes, more than max_tokens can need")
         self._held.append(piece)
         self._n_held += len(piece)
         if self._n_held > self._limits.line_bytes + len(piece):
-            raise MalformedStream(f"a line of the answer exceeds {self._limits.line_bytes:,} bytes")
+            raise MalformedStream(f"a line exceeds {self._limits.line_bytes:,} bytes")
         if b"\n" not in piece and b"\r" not in piece:
             return []
         lines = b"".join(self._held).splitlines(keepends=True)
@@ -115,12 +115,12 @@ class _Parser:
     def _hold(self, lines: list[bytes], line: bytes) -> None:
         self._room -= len(line) + 1
         if self._room < 0:
-            raise MalformedStream("an event of the answer is longer than max_tokens can need")
+            raise MalformedStream("an event is longer than max_tokens can need")
         lines.append(line)
 
     def _open(self, line: bytes) -> None:
         if line.startswith(b"<"):
-            raise MalformedStream("the endpoint sent a page instead of an answer")
+            raise MalformedStream("it is a page instead of an answer")
         if line.startswith(b"{"):
             self._whole = []
 
@@ -139,7 +139,7 @@ def _object(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data.decode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
-        raise MalformedStream(f"{type(error).__name__}: an event is not valid JSON") from error
+        raise MalformedStream(f"an event is not valid JSON ({type(error).__name__})") from error
     if not isinstance(value, dict):
         raise MalformedStream(f"an event is not a JSON object but a {type(value).__name__}")
     return value

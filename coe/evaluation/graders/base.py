@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from coe.answers.text import MAX_CHARS
 from coe.answers.thinking import without_thoughts
 from coe.errors import TaskError
+from coe.seam import is_interrupt, text_of
 
 
 class GoldError(ValueError):
@@ -65,8 +66,10 @@ def score_of(grader: Grader, answer: str, row: Mapping[str, Any]) -> float:
         score: Any = grader.grade(answer, row)
     except GoldError:
         raise
-    except Exception as error:  # third-party code may raise anything
-        raise TaskError(f"{shown}: `grade` raised {type(error).__name__}: {error}") from error
+    except BaseException as error:  # third-party code may raise anything
+        if is_interrupt(error):
+            raise
+        raise TaskError(f"{shown}: `grade` raised {type(error).__name__}: {text_of(error)}") from error
     number = float(score) if isinstance(score, SupportsFloat) else math.nan
     if not 0 <= number <= 1:
         raise TaskError(f"{shown}: `grade` must return a number in [0, 1], not {score!r:.80}")

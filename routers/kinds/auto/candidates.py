@@ -9,6 +9,10 @@ from typing import Any
 BASELINE_KIND = "best-single"
 """The baseline of every candidate; always tried first."""
 
+SHRINKING_KIND = "quality"
+"""Its estimates shrink to the experts' mean scores by a weight from held-out rows: where nothing can be learned, every
+query goes to the best single expert."""
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:

@@ -28,7 +28,7 @@ from routers.errors import InvalidArtifact, InvalidSettings, RouterError
 from routers.factory import ROUTERS, TrainableRouter, kind_of, reads_text, router_class, settings_of
 from routers.fitted import EmbeddingRouter, under
 from routers.kinds.auto.blend import blend
-from routers.kinds.auto.candidates import BASELINE_KIND, CANDIDATES, Candidate, ScoreboardRow
+from routers.kinds.auto.candidates import BASELINE_KIND, CANDIDATES, SHRINKING_KIND, Candidate, ScoreboardRow
 from routers.kinds.auto.selection import Expected, Selection, Trial, choose, expect
 from routers.kinds.auto.trials import Deadline, Workshop, tried
 from routers.numeric.folds import stratified_folds
@@ -186,14 +186,15 @@ class AutoRouter(EmbeddingRouter[AutoSettings, AutoModel]):
             if self.on_progress is not None:
                 self.on_progress(row)
         _check_tried(board)
-        found = choose(list(trials.values()), table.scores, folds, seed=seed)
         rows = list(trials)
+        shrinking = [trial for trial, row in enumerate(rows) if board[row].candidate.kind == SHRINKING_KIND]
+        found = choose(list(trials.values()), table.scores, folds, shrinking=shrinking, seed=seed)
         selection = replace(found, members=tuple(rows[member] for member in found.members))
         members = tuple(
             _fitted(board[row].candidate, weight, workshop, table, encoders)
             for row, weight in zip(selection.members, selection.weights, strict=True)
         )
-        expected = expect(list(trials.values()), table.scores, folds, seed=seed)
+        expected = expect(list(trials.values()), table.scores, folds, shrinking=shrinking, seed=seed)
         self._model = AutoModel(members, selection, expected, tuple(board))
         return self
 

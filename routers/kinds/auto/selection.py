@@ -1,9 +1,12 @@
 """Select the best of several routers and estimate its gain: pure functions over held-out predictions.
 
 Every candidate has predictions for each of the n queries from a fit that did not include the query (inner folds).
-`choose` takes the candidate of the highest mean score, or a stack of all of them if that scores higher, or the best
-single expert where the gain over it is not significant. The maximum over candidates is biased upwards, so it is not
-reported: `expect` selects again without each fold in turn and scores that selection on the fold.
+`choose` takes the candidate of the highest mean score, or a stack of all of them if that scores higher. Where its gain
+over the best single expert is not significant, `choose` trusts none of these: on a small table the best of several is
+mostly luck. It then takes a candidate that shrinks to the best single expert by itself, where there is one: on a small
+table the test has too little power to tell a router that gains a point from one that gains none. The maximum over
+candidates is biased upwards, so it is not reported: `expect` selects again without each fold in turn and scores that
+selection on the fold.
 """
 
 from __future__ import annotations
@@ -60,11 +63,14 @@ class Expected:
     gain_ci95_high: float
 
 
-def choose(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, seed: int = 0) -> Selection:
+def choose(
+    trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, shrinking: Sequence[int] = (), seed: int = 0
+) -> Selection:
     """The best candidate or stack by (n, m) scores; trial `BASELINE` must be that of the best single expert.
 
     For the comparison the stack's weights for a fold come from the other folds; for the final stack, from all rows. A
-    selection has to beat the best single expert significantly: the 95% interval of its gain must lie above 0.
+    selection has to beat the best single expert significantly: the 95% interval of its gain must lie above 0. Where
+    none does, the best of the candidates `shrinking` is taken if its mean score is above that of that expert.
     """
     means = [float(trial.won.mean()) for trial in trials]
     best = int(np.argmax(means))  # the first of equals, which is the cheaper
@@ -76,17 +82,29 @@ def choose(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, seed:
     gain = won.mean() - trials[BASELINE].won.mean()
     shown = f"{100 * gain:+.2f} points over the best single expert, 95% interval [{100 * low:+.2f}, {100 * high:+.2f}]"
     if low <= 0.0:
-        return Selection((BASELINE,), (1.0,), f"no candidate surely beats the best single expert: at best {shown}")
+        safe = _safe(trials, shrinking)
+        more = "" if safe == BASELINE else "; taken is one that shrinks to it"
+        return Selection((safe,), (1.0,), f"no candidate surely beats the best single expert{more}: at best {shown}")
     return Selection(chosen.members, chosen.weights, f"{what}: {shown}")
 
 
-def expect(trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, seed: int = 0) -> Expected:
+def _safe(trials: Sequence[Trial], shrinking: Sequence[int]) -> int:
+    """The candidate to take where none is surely better than the best single expert; of equals the later one."""
+    if not shrinking:
+        return BASELINE
+    best = max(shrinking, key=lambda member: (float(trials[member].won.mean()), member))
+    return best if trials[best].won.mean() > trials[BASELINE].won.mean() else BASELINE
+
+
+def expect(
+    trials: Sequence[Trial], y: Floats, folds: NDArray[np.intp], *, shrinking: Sequence[int] = (), seed: int = 0
+) -> Expected:
     """Expected score of `choose`: for each of three folds or more, select on the others and score on this one."""
     won = np.empty(len(y))
     for fold in np.unique(folds):
         inner, outer = folds != fold, folds == fold
         kept = [Trial(trial.quality[inner], trial.won[inner]) for trial in trials]
-        choice = choose(kept, y[inner], folds[inner], seed=seed)
+        choice = choose(kept, y[inner], folds[inner], shrinking=shrinking, seed=seed)
         won[outer] = _scores(choice, [Trial(t.quality[outer], t.won[outer]) for t in trials], y[outer])
     base = trials[BASELINE].won
     low, high = metrics.paired_bootstrap(won, base, seed=seed)

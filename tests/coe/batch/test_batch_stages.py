@@ -13,6 +13,7 @@ from coe.errors import (
     DeadlineExceeded,
     EngineError,
     InvalidRequest,
+    Rejected,
     RemoteError,
     WeightsError,
 )
@@ -50,6 +51,28 @@ def test_without_a_policy_the_named_expert_answers_alone() -> None:
     assert isinstance(compositions({})(row), Single)
     wrong = {"0": Failure("a", InvalidRequest("too long"))}
     assert isinstance(step(row, Single(), wrong), InvalidRequest)  # another expert would fail too
+
+
+@pytest.mark.parametrize("code", ["context_length_exceeded", "content_filter", None])
+def test_what_one_expert_rejects_the_next_stage_asks_of_another(code: str | None) -> None:
+    row = RoutedRow(1, "x", "auto", None, REQUEST, policy="p", fallback="c", decision=DECISION)
+    composition = compositions({"p": Single})(row)
+    done: dict[str, Answer | Failure] = {}
+    for call, expert in (("0", "a"), ("1", "b"), ("fallback", "c")):
+        following = step(row, composition, done)
+        assert isinstance(following, tuple) and [(each.id, each.expert) for each in following] == [(call, expert)]
+        error = Rejected(f"{expert} rejects it", status=413, code=code, public="short")
+        done[call] = load_outcome(dump_outcome(0, call, Failure(expert, error)))
+    last = step(row, composition, done)
+    assert isinstance(last, Rejected) and str(last) == "c rejects it"
+    assert (last.status, last.code, last.public) == (413, code or "invalid_request", "short")
+
+
+def test_the_time_of_a_rate_limit_is_kept() -> None:
+    error = RemoteError("later", retryable=True, status=429, retry_after_s=17)
+    kept = load_outcome(dump_outcome(0, "0", Failure("a", error)))
+    assert isinstance(kept, Failure) and isinstance(kept.error, RemoteError)
+    assert (kept.error.status, kept.error.retry_after_s, kept.error.retryable) == (429, 17, True)
 
 
 def test_units_are_by_expert_bases_before_their_adapters() -> None:

@@ -65,6 +65,16 @@ def test_it_measures_shows_and_says_what_to_do_next(service: Path) -> None:
     assert "coe router train --outcomes run/outcomes.parquet --kind category --out router" in result.stderr
 
 
+def test_refusals_are_shown_and_the_grader_scores_them(service: Path) -> None:
+    Path("experts.yaml").write_text(EXPERTS.replace("default=Rome", "default=I do not know."))
+    result = coe_eval("--json", "figures.json")
+    figures = json.loads(Path("figures.json").read_text())["experts"]
+    assert (figures["geo"]["refusals"], figures["sums"]["refusals"]) == (4, 0)
+    assert figures["geo"]["mean_score"] == 0.2
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["│", "geo", "│", "50.0%", "│", "0.0%", "│", "80.0%", "│"] in lines
+
+
 def test_json_goes_to_a_file_or_alone_to_stdout(service: Path) -> None:
     printed = json.loads(coe_eval("--json", "-").stdout)
     assert printed["status"] == "complete" and printed["output"] == "run"

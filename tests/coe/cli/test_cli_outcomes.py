@@ -66,6 +66,25 @@ def test_check_tells_every_problem(tmp_path):
     assert document["problems"] == ["there is no column 'prompt'", "duplicate query id: 'a' (rows 1, 2)"]
 
 
+def test_check_shows_the_share_of_refusals_of_each_expert(tmp_path):
+    path = tmp_path / "t.jsonl"
+    rows = [
+        {
+            "query_id": "a",
+            "prompt": "?",
+            "score::m": 1,
+            "answer::m": "Paris",
+            "score::n": 0,
+            "answer::n": "I don't know.",
+        },
+        {"query_id": "b", "prompt": "!", "score::m": 0, "answer::m": "Rome", "score::n": 1, "answer::n": "Oslo"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("check", path, "--json", tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["refusal_share"] == {"m": 0.0, "n": 0.5}
+    assert "refusals" in result.stdout and "50.0%" in result.stdout
+
+
 @pytest.mark.parametrize("mapping", ["question", "=prompt", "question="])
 def test_a_map_has_two_sides(csv_file, tmp_path, mapping):
     result = run("import", csv_file, "--out", tmp_path / "t.parquet", "--map", mapping)

@@ -75,6 +75,15 @@ def test_who_fails_or_says_nothing_is_left_out_and_named() -> None:
     assert final.usage == Usage(30, 6)  # of a, c and z
 
 
+def test_refusals_are_not_shown_to_the_aggregator() -> None:
+    says = {"a": "I don't know.", "b": "4", "c": "I'm sorry, I can't help with that.", "z": shown}
+    final, _ = run(Aggregate("z"), THREE, says)
+    assert final.text == shown(synthesis(REQUEST, ["4"]))
+    assert final.notes == ("a gave no answer (refusal)", "c gave no answer (refusal)")
+    all_refuse, rounds = run(Aggregate("z"), THREE, dict.fromkeys("abc", "I don't know.") | {"z": shown})
+    assert (all_refuse.expert, all_refuse.text, rounds) == ("a", "I don't know.", [["a", "b", "c"]])
+
+
 def test_notes_do_not_tell_where_the_files_of_a_server_are() -> None:
     final, _ = run(Aggregate("z"), THREE, {"a": WeightsError("/srv/secret is cut"), "b": "1", "c": "2", "z": "1"})
     assert final.notes == ("a failed: WeightsError",)

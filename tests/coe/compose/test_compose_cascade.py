@@ -49,6 +49,17 @@ def test_who_says_nothing_settles_nothing() -> None:
     assert (final.expert, rounds) == ("b", [["a", "b"], ["c"]])
 
 
+def test_a_refusal_of_the_expert_that_suffices_calls_the_others() -> None:
+    sure, cascade = decision(a=0.95, b=0.6, c=0.6), Cascade(confidence=0.9)
+    first = cascade.step(REQUEST, sure, {})
+    assert isinstance(first, ExpertCalls) and first.last and first.held
+    following = cascade.step(REQUEST, sure, {"0.0": answer("a", "I don't know.")})
+    assert isinstance(following, ExpertCalls) and not following.last
+    assert [call.expert for call in following.calls] == ["b", "c"]
+    alone = cascade.step(REQUEST, decision(a=0.95), {})
+    assert isinstance(alone, ExpertCalls) and alone.last and not alone.held
+
+
 def test_failures_are_replaced_and_the_last_error_is_raised_when_all_fail() -> None:
     down = EngineError("down")
     assert run(Cascade(), THREE, {"a": down, "b": "B", "c": "B"})[0].expert == "b"

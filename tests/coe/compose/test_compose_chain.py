@@ -93,3 +93,11 @@ def test_the_deadline_is_that_of_each_but_the_last() -> None:
 def test_settings_that_cannot_be_used_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_composition("chain", settings)
+
+
+def test_a_refusal_is_no_draft() -> None:
+    says = {"c": "4", "b": "I don't know.", "a": more("!")}
+    final, _ = run(Chain(), THREE, says)
+    assert final.text == "4!" and final.notes == ("b gave no answer (refusal)",)
+    step = Chain().step(REQUEST, THREE, {"0.0": answer("c", "I don't know.")})
+    assert isinstance(step, ExpertCalls) and step.calls[0].request.messages == REQUEST.messages

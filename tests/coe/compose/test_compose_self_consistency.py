@@ -43,6 +43,12 @@ def test_seeds_follow_the_requests_or_its_text() -> None:
     assert seeds(SelfConsistency(n=2), replace(REQUEST, temperature=1.0)) == [None, None]
 
 
+def test_samples_that_refuse_do_not_vote() -> None:
+    says = ["No idea.", "I don't know.", "Paris", "I don't know.", "I cannot answer this question."]
+    final, _ = run(SelfConsistency(), THREE, {"a": lambda r: says[r.seed]}, replace(REQUEST, seed=0))  # type: ignore[index]
+    assert final.text == "Paris" and final.notes == ("a gave no answer (refusal)",)
+
+
 def test_samples_that_fail_do_not_vote() -> None:
     says = {0: EngineError("down"), 1: "A", 2: "B", 3: "B", 4: EngineError("down")}
     final, _ = run(SelfConsistency(), THREE, {"a": lambda r: says[r.seed]}, replace(REQUEST, seed=0))  # type: ignore[index]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_experts import LISTED, REQUEST, answer, decision, prior, run
 
-from coe.compose import Composition, ExpertCalls, Vote, WeightedVote, build_composition
+from coe.compose import Cascade, Composition, ExpertCalls, Vote, WeightedVote, build_composition
 from coe.compose.weighted_vote import evidence, head_start
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest
 from coe.types import Timing, Usage
@@ -51,6 +51,35 @@ def test_who_says_nothing_does_not_vote() -> None:
     assert run(Vote(), THREE, {"a": "", "b": " ", "c": "B"})[0].text == "B"
     assert run(Vote(key="choice"), THREE, {"a": "no idea", "b": "no idea", "c": "B"})[0].expert == "c"
     assert run(Vote(), THREE, {"a": "", "b": "", "c": ""})[0].expert == "a"
+
+
+IDK = "I don't know."
+
+
+@pytest.mark.parametrize("composition", [Vote(), WeightedVote(), Cascade(), Cascade(confidence=0.5), Vote(key="text")])
+def test_refusals_do_not_vote_and_are_noted(composition: Composition) -> None:
+    final, _ = run(composition, THREE, {"a": IDK, "b": "I'm sorry, but I can't help with that.", "c": "Paris"})
+    assert (final.expert, final.text) == ("c", "Paris")
+    assert final.notes == ("a gave no answer (refusal)", "b gave no answer (refusal)")
+
+
+@pytest.mark.parametrize("composition", [Vote(), WeightedVote(), Cascade()])
+def test_if_all_refuse_the_best_refusal_is_the_answer(composition: Composition) -> None:
+    final, _ = run(composition, THREE, {"a": IDK, "b": IDK, "c": "Keine Ahnung."})
+    assert (final.expert, final.text) == ("a", IDK)
+
+
+def test_an_answer_without_a_key_is_better_than_a_refusal() -> None:
+    final, _ = run(Vote(key="number"), THREE, {"a": IDK, "b": IDK, "c": "Many of them."})
+    assert final.text == "Many of them."
+
+
+def test_thinking_text_does_not_vote_unless_a_setting_keeps_it() -> None:
+    says = {"a": "<think>Maybe A.</think>B", "b": "<think>Is it C?</think>The answer is B", "c": "C"}
+    assert run(Vote(), THREE, says)[0].expert == "a"
+    assert run(Vote(key="text", keep_thinking=True), THREE, says)[0].text == says["a"]  # all differ
+    unsure = {"a": "<think>I don't know. Perhaps 4?</think>4", "b": "<think>4?</think>I don't know.", "c": "5"}
+    assert run(Vote(), THREE, unsure)[0].text == unsure["a"]
 
 
 def test_the_rest_decide_when_some_fail() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_models import say
+from engine_models import adapter_spec, save_adapter, say
 from peft import LoraConfig, get_peft_model
 
 from coe.engines.base import Adapter
@@ -82,3 +82,32 @@ async def test_rows_that_leave_a_mixed_batch_take_their_adapters_along(
     said = await asyncio.gather(*(say(expert, *request) for request in requests))
     assert [each.text for each in said] == expected
     assert len(set(expected)) > 2
+
+
+async def test_requests_for_every_kind_of_adapter_at_once(
+    expert: HFExpert, adapters: list[Adapter], tiny: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Those that cannot be mixed run in batches of their own; every answer is that of the request alone."""
+    start = tokenizer("the capital of france is", add_special_tokens=False)["input_ids"][-3:-1]
+    kinds: dict[str, dict[str, Any]] = {
+        "dora": {"use_dora": True},
+        "tokens": {"trainable_token_indices": start},
+        "activated": {"alora_invocation_tokens": start},
+        "saved": {"modules_to_save": ["lm_head"]},
+        "bias": {"lora_bias": True},
+    }
+    folders = [save_adapter(tmp_path / kind, tiny, **settings) for kind, settings in kinds.items()]
+    used = [None, adapters[0], *(Adapter(adapter_spec(folder), folder) for folder in folders)]
+    prompts = ("the capital of france is", "of france", "the end of the answer")
+    requests = [
+        (GenerateRequest(prompt=prompt, max_tokens=3 + 4 * n), adapter)
+        for n, prompt in enumerate(prompts)
+        for adapter in used
+    ]
+    expected = [(await say(expert, *request)).text for request in requests]
+    said = await asyncio.gather(*(say(expert, *request) for request in requests))
+    assert [each.text for each in said] == expected
+    assert len(set(expected)) >= 15
+    activated = 4
+    assert expected[activated] != expected[0]
+    assert expected[2 * len(used) + activated] == expected[2 * len(used)]  # the base's, without the invocation tokens

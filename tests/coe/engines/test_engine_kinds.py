@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from coe.config import EnginesConfig
@@ -72,3 +74,19 @@ def test_capabilities_of_a_wrong_type_name_the_engine() -> None:
         create_engine(kind)
     with pytest.raises(ConfigError, match=message):
         capabilities({"a": ExpertSpec(name="a", kind=Kind.MODEL, source="/models/m", engine=kind)})
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no device"), SystemExit("no device")])
+def test_an_engine_whose_constructor_fails_is_a_configuration_error(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Plugins:
+        def load(self, kind: str) -> Callable[[], None]:
+            return self.construct
+
+        def construct(self) -> None:
+            raise error
+
+    monkeypatch.setattr("coe.engines._PLUGINS", Plugins())
+    with pytest.raises(ConfigError, match=f"engine 'mine' cannot be created with .*{type(error).__name__}: no device"):
+        create_engine("mine")

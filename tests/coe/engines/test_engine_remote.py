@@ -172,8 +172,8 @@ async def test_a_full_answer_says_so(endpoint: Endpoint, engine: RemoteEngine) -
     assert (await ask(engine, endpoint.spec("long")))[-1].finish_reason == "length"
 
 
-async def test_without_usage_four_characters_count_as_a_token(endpoint: Endpoint, engine: RemoteEngine) -> None:
-    assert (await ask(engine, endpoint.spec("uncounted")))[-1].usage == Usage(4, 2)  # 14 and 6 characters
+async def test_without_usage_the_tokens_are_estimated_from_the_texts(endpoint: Endpoint, engine: RemoteEngine) -> None:
+    assert (await ask(engine, endpoint.spec("uncounted")))[-1].usage == Usage(13, 3)  # 5 of text and 4 a message
 
 
 async def test_the_key_comes_from_the_named_variable(endpoint: Endpoint) -> None:
@@ -230,7 +230,7 @@ async def test_silence_and_an_absent_server_are_retryable_errors(endpoint: Endpo
     [
         ("cut", "closed the stream before its end"),
         ("broken", "closed the connection in the middle of its answer"),
-        ("garbled", "failed in the middle of its answer: JSONDecodeError"),
+        ("garbled", "failed in the middle of its answer: .*JSONDecodeError"),
         ("error", "failed in the middle of its answer: APIError: the model crashed"),
         ("filter", "ended with finish_reason .content_filter"),
     ],

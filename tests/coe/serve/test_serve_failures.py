@@ -338,7 +338,7 @@ async def test_estimated_usage_is_marked_in_both_shapes() -> None:
         engines = {"remote": RemoteEngine(retries=0)}
         async with gateway(experts=(endpoint.spec(), GOOD), engines=engines, policies=FAR_POLICIES) as g:
             body: dict[str, Any] = {"model": "far", "messages": HELLO}
-            expected = {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4, "estimated": True}
+            expected = {"prompt_tokens": 6, "completion_tokens": 3, "total_tokens": 9, "estimated": True}
             assert (await g.http.post("/v1/chat/completions", json=body)).json()["usage"] == expected
             body |= {"stream": True, "stream_options": {"include_usage": True}}
             response = await g.http.post("/v1/chat/completions", json=body)

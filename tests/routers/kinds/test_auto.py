@@ -240,3 +240,36 @@ def test_a_blend_is_the_weighted_mean():
     assert found.ood[0] == 0.3
     assert found.truncated[0]
     assert blend(parts[:1], [1.0]) is parts[0]
+
+
+def close_trials(gain: float, n: int = 200):
+    """The best single expert, a candidate of the same mean, and one that shrinks and gains so much on half the rows."""
+    rng = np.random.default_rng(0)
+    y, folds = (rng.random((n, 2)) < 0.5).astype(float), np.arange(n) % 3
+    base = Trial(np.tile([0.51, 0.5], (n, 1)), y[:, 0])
+    shrunk = Trial(base.quality, y[:, 0] + np.where(np.arange(n) % 2, gain, 0.0) + 0.1 * rng.normal(size=n))
+    return [base, Trial(base.quality, y[:, 1]), shrunk], y, folds
+
+
+@pytest.mark.parametrize(("gain", "taken"), [(0.005, 2), (-0.2, 0)])
+def test_where_nothing_is_sure_a_candidate_that_shrinks_is_taken_unless_it_loses(gain, taken):
+    trials, y, folds = close_trials(gain)
+    trials[1] = trials[0]
+    found = choose(trials, y, folds, shrinking=[2])
+    assert found.members == (taken,)
+    assert ("taken is one that shrinks to it" in found.reason) == (taken == 2)
+    assert choose(trials, y, folds).members == (0,)
+
+
+def test_a_candidate_that_shrinks_to_the_best_single_expert_entirely_is_that_expert():
+    trials, y, folds = close_trials(0.0)
+    assert choose([trials[0], trials[0]], y, folds, shrinking=[1]).members == (0,)
+
+
+def test_on_noise_auto_stays_near_the_best_single_expert():
+    coins = (np.random.default_rng(3).random((150, 4)) < [0.5, 0.6, 0.5, 0.4]).astype(float)
+    table = planted_table(150, topics=("cooking", "law", "music"))
+    table = replace(table, scores=coins, experts=("a", "b", "c", "d"), costs_usd=None)
+    router = AutoRouter(ENCODER, candidates=[Candidate("quality", {"learners": ["category", "ridge"]})]).fit(table)
+    picks = router.estimate(TEST.queries()).quality.argmax(axis=1)
+    assert np.mean(picks == coins.mean(axis=0).argmax()) > 0.9
