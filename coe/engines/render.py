@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from coe.errors import EngineError, Rejected, TemplateError
+from coe.seam import one_line
 
 _SCRIPT: Final = Path(__file__).with_name("render_worker.py")
+_MOST_MESSAGE_CHARACTERS: Final = 500
 _MOST_REPLY_BYTES: Final = 2**28
 _IDLE_S: Final = 60.0
 # Of the environment, only what starting Python and formatting a date need: no keys.
@@ -198,9 +200,9 @@ class _Queue:
             job.text.set_exception(error)
 
     def _check_pause(self, job: _Job) -> None:
-        until, message = self._paused.get(job.template, (0.0, ""))
-        if time.monotonic() < until:
-            raise TemplateError(f"{message}; it is not rendered for {until - time.monotonic():.0f} s")
+        until, what = self._paused.get(job.template, (0.0, ""))
+        if (left := until - time.monotonic()) > 0:
+            raise TemplateError(f"the chat template of {job.expert!r} {what}; it is not rendered for {left:.0f} s")
         self._paused.pop(job.template, None)
 
     def _render(self, worker: _Worker, job: _Job) -> str:
@@ -211,22 +213,22 @@ class _Queue:
         except _LimitExceeded as error:
             raise self._exceeded(job, str(error)) from None
         except OSError as error:
-            raise EngineError(f"the process that renders chat templates cannot be started: {error}") from error
+            raise EngineError(f"the process that renders chat templates failed: {error}") from error
+        message = one_line(reply.get("message", ""), _MOST_MESSAGE_CHARACTERS)
         match reply.get("error"):
             case None:
                 return str(reply["text"])
             case "refused":
-                raise Rejected(f"the chat template of {job.expert!r} rejects these messages: {reply['message']}")
+                raise Rejected(f"the chat template of {job.expert!r} rejects these messages: {message}")
             case "limit":
-                raise self._exceeded(job, f"exceeds a limit: {reply['message']}")
-        raise TemplateError(f"the chat template of {job.expert!r} is broken: {reply['message']}")
+                raise self._exceeded(job, f"exceeds a limit: {message}")
+        raise TemplateError(f"the chat template of {job.expert!r} is broken: {message}")
 
     def _exceeded(self, job: _Job, what: str) -> TemplateError:
-        message = f"the chat template of {job.expert!r} {what}"
         if job.n_characters <= self._limits.short_characters:
             with self._changed:
-                self._paused[job.template] = (time.monotonic() + self._limits.pause_s, message)
-        return TemplateError(message)
+                self._paused[job.template] = (time.monotonic() + self._limits.pause_s, what)
+        return TemplateError(f"the chat template of {job.expert!r} {what}")
 
 
 class _Worker:
@@ -241,7 +243,7 @@ class _Worker:
             self._start()
 
     def ask(self, job: _Job) -> dict[str, str]:
-        """The reply of `render_worker.answer`. Raises _LimitExceeded, or OSError if no process starts."""
+        """The reply of `render_worker.answer`. Raises _LimitExceeded, or OSError if the process does not run."""
         limits = self._limits
         request = {
             "template": job.template,
@@ -260,7 +262,9 @@ class _Worker:
         if code == -signal.SIGPROF:
             raise _LimitExceeded(f"takes more than {limits.cpu_s:g} s of CPU time")
         if code is None:
-            raise _LimitExceeded(f"is not rendered within {limits.wall_s:g} s")
+            raise OSError(f"it did not reply within {limits.wall_s:g} s")
+        if code == 1:
+            raise OSError("it ended with exit code 1")  # its own error, such as a missing package
         raise _LimitExceeded(f"ends the process that renders it (exit code {code})")
 
     def _exchange(self, data: bytes) -> tuple[dict[str, str] | None, int | None]:
@@ -284,9 +288,9 @@ class _Worker:
         if self._killed:
             raise OSError("the renderer is closed")
         ours, theirs = socket.socketpair()
-        # A process that does not read must not block its thread for ever.
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(self._limits.wall_s) + 1, 0))
-        with theirs:
+        with ours, theirs:
+            # A process that does not read must not block its thread for ever.
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(self._limits.wall_s) + 1, 0))
             command = [sys.executable, "-P", str(_SCRIPT), str(theirs.fileno()), str(self._limits.memory_bytes)]
             self._process = subprocess.Popen(
                 command,
@@ -297,7 +301,7 @@ class _Worker:
                 start_new_session=True,
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             )
-        self._connection = Connection(ours.detach())
+            self._connection = Connection(ours.detach())
 
     def _stop(self) -> None:
         process, connection = self._process, self._connection

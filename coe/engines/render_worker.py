@@ -130,18 +130,27 @@ def _error(kind: str, message: str) -> dict[str, str]:
 def main(fd: int, memory_bytes: int) -> None:
     """Reply to requests until the other end closes the socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # whatever the parent made of it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     connection = Connection(fd)
     while True:
         try:
-            request = json.loads(connection.recv_bytes())
+            connection.send_bytes(_reply(connection.recv_bytes()))
         except EOFError:
             return
+
+
+def _reply(data: bytes) -> bytes:
+    try:
+        request = json.loads(data)
         signal.setitimer(signal.ITIMER_PROF, request["cpu_s"])  # SIGPROF ends the process
-        reply = json.dumps(answer(request)).encode()
+        return json.dumps(answer(request)).encode()
+    except MemoryError:
+        return b'{"error": "limit", "message": "it takes too much memory"}'
+    finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        connection.send_bytes(reply)
 
 
 if __name__ == "__main__":

@@ -66,8 +66,8 @@ class HFExpert:
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
         """Yield the answer as it is generated; see `Expert.generate`. Usage counts all tokens, an end token too."""
         style = await self._style(adapter)
-        prompt = await self._render(request, style, adapter)
-        with self._waiting.expecting():
+        with self._waiting.expecting():  # a batch waits for a slow template too, but never long
+            prompt = await self._render(request, style, adapter)
             row = await asyncio.to_thread(self._prepare, request, prompt, style, adapter, asyncio.get_running_loop())
             if not self._waiting.put(row):
                 raise self._gone()

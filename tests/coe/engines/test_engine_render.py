@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -140,10 +141,50 @@ def test_a_process_that_stands_still_is_given_up() -> None:
     [worker] = renderer._queue._workers
     assert worker._process is not None
     os.kill(worker._process.pid, signal.SIGSTOP)
-    with pytest.raises(TemplateError, match=r"is not rendered within 3 s"):
+    with pytest.raises(EngineError, match=r"renders chat templates failed: it did not reply within 3 s"):
         renderer.submit("{{ messages[0].content }} ", variables(), expert="e").result(timeout=30)
     assert renderer.submit("{{ messages[0].content }}", variables(), expert="e").result(timeout=30) == "hi"
     renderer.close()
+
+
+def test_a_process_that_cannot_start_is_no_fault_of_the_template(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text("import no_such_package")
+    monkeypatch.setattr("coe.engines.render._SCRIPT", script)
+    renderer = Renderer()
+    for _ in range(2):
+        with pytest.raises(EngineError, match="failed: it ended with exit code 1") as caught:
+            renderer.submit("x", variables(), expert="e").result(timeout=30)
+        assert not isinstance(caught.value, TemplateError)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "no-python"))
+    with pytest.raises(EngineError, match="failed: .*No such file"):
+        renderer.submit("x", variables(), expert="e").result(timeout=30)
+    renderer.close()
+
+
+def test_processes_end_with_their_parent(tmp_path: Path) -> None:
+    code = (
+        "import os; from coe.engines.render import Renderer; r = Renderer();"
+        "r.submit('x', {'messages': []}, expert='e').result();"
+        "print(next(iter(r._queue._workers))._process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    pid = int(found.stdout)
+    deadline = time.monotonic() + 20
+    while _runs(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(pid)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_templates_see_no_keys(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
