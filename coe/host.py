@@ -12,8 +12,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -24,7 +24,7 @@ from coe.engines.checked import checked, checked_expert
 from coe.errors import CoeError, DeadlineExceeded, Overloaded, UnknownModel, Unsupported, WeightsError
 from coe.memory import ExpertCache
 from coe.scheduler import Residency, Waiting, admit
-from coe.seam import expert_error, is_interrupt, text_of
+from coe.seam import is_interrupt, seam, text_of
 from coe.types import Chunk, GenerateRequest, Timing
 from registry.errors import DigestMismatch, RegistryError, UnknownExpert
 from registry.spec import ExpertSpec, Kind
@@ -244,13 +244,13 @@ class Host:
         for member in (snapshot.experts[name] for name in spec.members):
             [weights] = _weights(member, snapshot)  # a member is a model, an adapter or a remote expert
             members[member.name] = Member(experts[weights.ref], adapters.get(member.name))
-        with _seam(spec.name):
+        with seam(spec.name):
             return cast(ComposedEngine, self._engine(spec)).compose(spec, members), None
 
     def _check_served(self, spec: ExpertSpec, request: GenerateRequest) -> None:
         """Raises Unsupported before anything is loaded or waited for."""
         served = spec if spec.kind is Kind.COMPOSED else self._needed[spec.name][0]  # an adapter by its base's engine
-        with _seam(spec.name):
+        with seam(spec.name):
             engine, kind = self._engine(served), engine_kind(served)
         if not engine.capabilities.serves(request.wants):
             raise Unsupported(f"{spec.name!r} cannot return {request.wants!r}: its engine {kind!r} does not produce it")
@@ -260,7 +260,8 @@ class Host:
     async def _adapters(self, spec: ExpertSpec, snapshot: Snapshot) -> dict[str, Adapter]:
         """The adapters that a request uses: the expert itself, or members of a composed one."""
         parts = [snapshot.experts[name] for name in spec.members] or [spec]
-        return {part.name: Adapter(part, await self._path(part)) for part in parts if part.kind is Kind.ADAPTER}
+        with seam(spec.name):
+            return {part.name: Adapter(part, await self._path(part)) for part in parts if part.kind is Kind.ADAPTER}
 
     async def _admission(self, residency: Residency) -> None:
         """Wait for the scheduler. On return, the request holds a place on its weights."""
@@ -332,11 +333,12 @@ class Host:
 
     async def _load(self, ref: str) -> Expert:
         spec = self._specs[ref]
-        path = await self._path(spec)
-        with _seam(spec.name):
+        with seam(spec.name):
+            path = await self._path(spec)
             expert = checked_expert(spec, await self._engine(spec).load(spec, path))
         try:
-            await self._path(spec)  # again: the files may have changed while they were read
+            with seam(spec.name):
+                await self._path(spec)  # again: the files may have changed while they were read
         except BaseException:
             await self._unload(expert)
             raise
@@ -362,7 +364,7 @@ class Host:
         return self._engines[engine_kind(spec)]
 
     def _footprint(self, spec: ExpertSpec) -> int:
-        with _seam(spec.name):
+        with seam(spec.name):
             return self._engine(spec).footprint(spec)
 
     def _size(self, spec: ExpertSpec) -> int:
@@ -386,17 +388,6 @@ def _for_clients(spec: ExpertSpec, error: RegistryError) -> str:
         some = "; ".join(error.differences[:3]) + ("; ..." if len(error.differences) > 3 else "")
         return f"expert {spec.name!r} cannot answer: its files are not the registered ones ({some})"
     return f"expert {spec.name!r} cannot answer: its files are missing or cannot be read"
-
-
-@contextmanager
-def _seam(expert: str) -> Iterator[None]:
-    """Translate what an engine raises."""
-    try:
-        yield
-    except BaseException as error:
-        if is_interrupt(error):
-            raise
-        raise expert_error(expert, error) from error
 
 
 def _find(snapshot: Snapshot, name: str) -> ExpertSpec:

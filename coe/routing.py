@@ -149,7 +149,9 @@ def _without_router(
         failed = RoutingFailed(f"the router of policy {policy.name!r} failed: {kind}: {text_of(error)}")
         failed.__cause__ = error
         return failed
-    logger.error("the router of policy %r failed: %s: %s", policy.name, kind, text_of(error), exc_info=error)
+    known = isinstance(error, RouterError | CoeError)  # its message says it all
+    traceback = None if known else error
+    logger.error("the router of policy %r failed: %s: %s", policy.name, kind, text_of(error), exc_info=traceback)
     inputs = DecisionInputs(
         Estimate((policy.fallback,), np.zeros((1, 1))),
         policy.utility,

@@ -1,9 +1,7 @@
 """Translates what third-party code raises: engines, chat templates, endpoints, compositions, plug-ins.
 
-    except BaseException as error:
-        if is_interrupt(error):
-            raise
-        raise expert_error("sql", error) from error
+    with seam("sql"):
+        await engine.load(...)
 
 The result is a `CoeError` that follows the rule of failure (`coe.errors`), and that another process can read.
 """
@@ -14,7 +12,9 @@ import asyncio
 import logging
 import pickle
 import unicodedata
-from typing import Any, Final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NoReturn
 
 import coe.errors
 from coe.errors import CoeError, EngineError, OutOfMemory, Rejected, Scope, WeightsError
@@ -89,6 +89,27 @@ def expert_error(expert: str, error: BaseException) -> CoeError:
     return EngineError(
         f"{expert!r} failed: {kind}" + ("" if text == kind else f": {text}"), public=f"{expert!r} failed: {kind}"
     )
+
+
+@contextmanager
+def seam(expert: str) -> Iterator[None]:
+    """Raise the error of the expert for what its engine raises in the block."""
+    try:
+        yield
+    except BaseException as error:
+        raise_as_of(expert, error)
+
+
+def raise_as_of(expert: str, error: BaseException) -> NoReturn:
+    """Raise the error of the expert for `error`, an interrupt unchanged. The log gets what clients do not read."""
+    if is_interrupt(error):
+        raise error
+    failure = expert_error(expert, error)
+    if failure is not error:
+        raise failure from error
+    if failure.internal or failure.public is not None:
+        logger.warning("expert %r failed: %s", expert, text_of(failure))
+    raise failure
 
 
 def portable(error: CoeError) -> CoeError:

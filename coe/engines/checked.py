@@ -13,7 +13,7 @@ from typing import Any, Final, get_args
 
 from coe.engines.base import Expert
 from coe.errors import EngineError
-from coe.seam import expert_error, is_interrupt, text_of
+from coe.seam import is_interrupt, raise_as_of, text_of
 from coe.types import Chunk, FinishReason, Usage
 from registry.spec import ExpertSpec
 
@@ -42,9 +42,7 @@ async def checked(expert: str, generate: Callable[[], Any]) -> AsyncGenerator[Ch
     try:
         chunks: Any = aiter(generate())
     except BaseException as error:
-        if is_interrupt(error):
-            raise
-        raise expert_error(expert, error) from error
+        raise_as_of(expert, error)
     try:
         while True:
             try:
@@ -52,9 +50,7 @@ async def checked(expert: str, generate: Callable[[], Any]) -> AsyncGenerator[Ch
             except StopAsyncIteration:
                 raise EngineError(f"{expert!r} stopped without finishing its answer") from None
             except BaseException as error:
-                if is_interrupt(error):
-                    raise
-                raise expert_error(expert, error) from error
+                raise_as_of(expert, error)
             if wrong := _wrong(chunk):
                 raise EngineError(f"{expert!r} failed: its engine yields {wrong}")
             yield chunk if chunk.text.isascii() else _encodable(chunk)

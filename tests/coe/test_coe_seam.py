@@ -23,7 +23,7 @@ from coe.errors import (
     WeightsError,
 )
 from coe.protocol.errors import error_body
-from coe.seam import expert_error, is_interrupt, one_line, portable, text_of
+from coe.seam import expert_error, is_interrupt, one_line, portable, seam, text_of
 from registry.errors import DigestMismatch
 
 TOO_LONG = ContextLengthExceeded("a", prompt_tokens=9, max_tokens=2, context_length=10)
@@ -78,6 +78,24 @@ def test_kinds_that_have_a_class_of_their_own() -> None:
     assert isinstance(expert_error("sql", DigestMismatch("differs")), WeightsError)
     assert expert_error("sql", TOO_LONG) is TOO_LONG
     assert expert_error("sql", ExceptionGroup("tasks", [TOO_LONG])) is TOO_LONG
+
+
+def test_the_cause_of_an_error_stays_and_the_log_has_what_clients_do_not_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    error = WeightsError("/srv/model is torn")
+    error.__cause__ = ValueError("byte 7")
+    with pytest.raises(WeightsError) as caught, seam("sql"):
+        raise error
+    assert caught.value is error and str(error.__cause__) == "byte 7"
+    assert "expert 'sql' failed: /srv/model is torn" in caplog.text
+    caplog.clear()
+    with pytest.raises(ContextLengthExceeded), seam("sql"):
+        raise TOO_LONG
+    assert not caplog.records, "clients read all of it"
+    with pytest.raises(EngineError) as translated, seam("sql"):
+        raise KeyError("odd")
+    assert isinstance(translated.value.__cause__, KeyError)
 
 
 def test_an_expert_never_fails_for_all_experts() -> None:

@@ -7,7 +7,6 @@ that names neither the endpoint's URL nor, except for a rejected request, its wo
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
 from collections.abc import Collection, Iterator
@@ -32,7 +31,6 @@ _NO_MONEY: Final = frozenset(
 )
 _CODES: Final = frozenset({"context_length_exceeded", "content_filter", "content_policy_violation"})
 """Codes of rejections that clients know, which are passed on."""
-logger = logging.getLogger(__name__)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -72,7 +70,7 @@ def stated_wait_s(error: BaseException) -> float | None:
 
 @contextmanager
 def translate(spec: ExpertSpec, *, shown: bool, secrets: Collection[str] = ()) -> Iterator[None]:
-    """Raise this project's errors for those of the client, and log them: clients get a shorter text.
+    """Raise this project's errors for those of the client.
 
     Args:
         spec: the remote expert.
@@ -87,9 +85,7 @@ def translate(spec: ExpertSpec, *, shown: bool, secrets: Collection[str] = ()) -
     except CoeError:
         raise
     except (*failures, MalformedStream, StreamCut, EndpointFailure) as error:
-        failure = translated(error, spec, shown=shown, secrets=secrets)
-        logger.warning("%s", failure)
-        raise failure from error
+        raise translated(error, spec, shown=shown, secrets=secrets) from error
 
 
 def translated(
