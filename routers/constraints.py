@@ -10,7 +10,7 @@ the expert's own tokenizer. Only a count excludes an expert. An expert whose con
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from registry.spec import ExpertSpec, Kind
@@ -22,8 +22,9 @@ from routers.tokens import TokenRange, estimate_range, most_tokens
 CHAT, TOOLS, JSON = "chat", "tools", "json"
 CONTEXT_LENGTH = "context length"
 """Names of constraints."""
-_ENGINE_NEEDS = frozenset({TOOLS})
-"""Constraints that also depend on the engine. (`json` does not: experts are trained to answer in JSON.)"""
+_UNKNOWN_ENGINE = frozenset({TOOLS})
+"""What an engine that is not installed here is assumed to do, of what depends on the engine. (`json` does not: experts
+are trained to answer in JSON.)"""
 LEAST_ROOM = 64
 """Tokens that an answer needs if the request states no `max_tokens`: an expert with less room is doubtful."""
 
@@ -94,11 +95,11 @@ def check(
     room = _Room(query, query.max_tokens or 0 if answer_tokens is None else answer_tokens, count)
     removed, doubtful = {}, {}
     for name, spec in specs.items():
-        lacks = frozenset[str]() if engines is None else _ENGINE_NEEDS - engines.get(name, _ENGINE_NEEDS)
-        failed = next(_failed(query, spec, lacks), None)
-        doubt = None
-        if failed is None and (length := context_length(spec, specs)) is not None:
-            failed, doubt = room.check(name, length)
+        failed, doubt = _failed(query, spec, engines), None
+        if failed is None:
+            length = context_length(spec, specs)
+            if length is not None and length < room.enough:
+                failed, doubt = room.check(name, length)
         if failed is not None:
             removed[name] = failed
         elif doubt is not None:
@@ -112,7 +113,7 @@ def context_length(spec: ExpertSpec, specs: Mapping[str, ExpertSpec]) -> int | N
     Args:
         specs: name -> expert; those that are missing are ignored.
     """
-    if spec.kind not in (Kind.ADAPTER, Kind.COMPOSED):
+    if not (spec.base or spec.members):
         return spec.context_length
     inner = (context_length(specs[name], specs) for name in spec.references if name in specs)
     return min((length for length in (spec.context_length, *inner) if length is not None), default=None)
@@ -124,13 +125,17 @@ def estimate_tokens(query: Query) -> int:
 
 
 class _Room:
-    """Whether a prompt and its answer fit a context. Figures are computed once, and only if needed."""
+    """Whether a prompt and its answer fit a context. Figures are computed once, and only if needed.
+
+    Attributes:
+        enough: a context of this length surely has room.
+    """
 
     def __init__(self, query: Query, answer_tokens: int, count: Count | None) -> None:
         self.counted: dict[str, int] = {}
         self.unsure: set[str] = set()
         self._query, self._answer, self._count = query, answer_tokens, count
-        self._most = most_tokens(query)
+        self.enough = most_tokens(query) + (answer_tokens or LEAST_ROOM)
         self._estimate: TokenRange | None = None
 
     def check(self, expert: str, length: int) -> tuple[str | None, str | None]:
@@ -138,7 +143,7 @@ class _Room:
         wanted = self._answer or min(LEAST_ROOM, length // 4)
         if self._answer >= length:
             return f"{CONTEXT_LENGTH}: {self._answer} tokens for the answer do not fit its {length}", None
-        if self._most + wanted <= length or self._estimated.high + wanted <= length:
+        if self._estimated.high + wanted <= length:
             return None, None
         counted = self._count(expert) if self._count else None
         if counted is None:
@@ -159,18 +164,20 @@ class _Room:
         return f"{CONTEXT_LENGTH}: {how} {tokens} tokens{answer} do not fit its {length}" if applies else None
 
 
-def _failed(query: Query, spec: ExpertSpec, lacks: frozenset[str]) -> Iterator[str]:
-    """The constraints that an expert fails, the caller's first. lacks: capabilities that its engine does not have."""
+def _failed(query: Query, spec: ExpertSpec, engines: Mapping[str, frozenset[str]] | None) -> str | None:
+    """The first constraint that an expert fails, the context length aside; the caller's come first."""
     if query.allowed is not None and spec.name not in query.allowed:
-        yield "allowed experts: the caller does not allow it"
-    if spec.kind is Kind.EMBEDDING or CHAT not in spec.capabilities:
-        yield f"modality: it cannot {CHAT}"
-    if query.tools and TOOLS not in spec.capabilities:
-        yield f"{TOOLS}: it cannot call tools"
-    if query.tools and TOOLS in lacks:
-        yield f"{TOOLS}: the engine that serves it cannot call tools"
-    if query.format == "json" and JSON not in spec.capabilities:
-        yield f"{JSON}: it does not promise JSON"
+        return "allowed experts: the caller does not allow it"
+    able = spec.capabilities
+    if CHAT not in able or spec.kind is Kind.EMBEDDING:
+        return f"modality: it cannot {CHAT}"
+    if query.tools and TOOLS not in able:
+        return f"{TOOLS}: it cannot call tools"
+    if query.tools and engines is not None and TOOLS not in engines.get(spec.name, _UNKNOWN_ENGINE):
+        return f"{TOOLS}: the engine that serves it cannot call tools"
+    if query.format == "json" and JSON not in able:
+        return f"{JSON}: it does not promise JSON"
+    return None
 
 
 def no_eligible(query: Query, eligible: Eligible, known: Collection[str] | None = None) -> NoEligibleExpert:
