@@ -46,7 +46,8 @@ class RenderLimits:
         cpu_s: CPU seconds. An ordinary render takes less than 0.001.
         wall_s: seconds in all, for a process that does not run at all.
         memory_bytes: address space of the process.
-        characters, per_character: longest text: `characters`, and `per_character` for each of the conversation's.
+        characters, per_message, per_character: longest text: `characters`, and more for each message and each
+            character of the conversation.
         short_characters: a conversation of at most this many is short: a template that exceeds a limit on it is
             refused for `pause_s` seconds. On a longer one, only that request fails.
     """
@@ -55,8 +56,9 @@ class RenderLimits:
     cpu_s: float = 2.0
     wall_s: float = 30.0
     memory_bytes: int = 2**29
-    characters: int = 2**20
-    per_character: int = 4
+    characters: int = 2**17
+    per_message: int = 512
+    per_character: int = 2
     short_characters: int = 2**16
     pause_s: float = 60.0
 
@@ -249,7 +251,9 @@ class _Worker:
             "template": job.template,
             "variables": job.variables,
             "cpu_s": limits.cpu_s,
-            "most_characters": limits.characters + limits.per_character * job.n_characters,
+            "most_characters": limits.characters
+            + limits.per_message * len(job.variables["messages"])
+            + limits.per_character * job.n_characters,
         }
         data = json.dumps(request).encode()
         code = None

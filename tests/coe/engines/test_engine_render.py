@@ -69,8 +69,8 @@ def test_it_renders_like_transformers(renderer: Renderer, tokenizer: Any, templa
         ("{{ 'a'.ljust(10 ** 10) }}", "takes too much memory"),
         ("{% set s = namespace(x='ab') %}{% for i in range(99) %}{% set s.x = s.x ~ s.x %}{% endfor %}", "memory|CPU"),
         ("{% set x %}{% for i in range(99999) %}{{ 'a' * 99999 }}{% endfor %}{% endset %}", "exceeds a limit|CPU"),
-        ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "longer than 1,048,584 characters"),
-        ("{{ 'a' * 1048585 }}", "longer than 1,048,584 characters"),
+        ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "longer than 131,588 characters"),
+        ("{{ 'a' * 131589 }}", "longer than 131,588 characters"),
         ("{{ range(10 ** 9) | list }}", "Range too big"),
         ("{{ " + "(" * 100_000, "is broken|ends the process"),
         ("a" * (2**20 + 1), "is longer than 1,048,576 characters"),
@@ -86,8 +86,12 @@ def test_no_template_escapes_the_limits(strict: Renderer, template: str, why: st
 
 
 def test_at_the_limits_a_template_renders(renderer: Renderer) -> None:
-    assert len(renderer.submit("{{ 'a' * 1048584 }}", variables(), expert="e").result()) == 2**20 + 4 * 2
-    assert len(renderer.submit("a" * 2**20, variables(), expert="e").result()) == 2**20
+    assert len(renderer.submit("{{ 'a' * 131588 }}", variables(), expert="e").result()) == 2**17 + 512 + 2 * 2
+    comment = "{#" + "a" * (2**20 - 5) + "#}b"
+    assert len(comment) == 2**20 and renderer.submit(comment, variables(), expert="e").result() == "b"
+    many = [{"role": "user", "content": "x"} for _ in range(4096)]
+    chatml = "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}{% endfor %}"
+    assert renderer.submit(chatml, variables(many), expert="e").result().count("x") == 4096
     long = [{"role": "user", "content": "語" * 4_000_000}]
     text = renderer.submit("{% for m in messages %}<{{ m.content }}>{% endfor %}", variables(long), expert="e").result()
     assert text == f"<{long[0]['content']}>"
