@@ -157,16 +157,16 @@ FOLLOWS: Final = re.compile(
     |and|but|so|for|by|given|due|then|not|which|over|from|in|on|with|without|here|too|instead|rather|than|if|when|while|also|alone
     |obviously|clearly|definitely|certainly|may|might|to|be|being|versus|vs|only|where|who|that
     |[a-z]{2,12}(?<![sui])s(?<!bus)
-    |ist|sind|weil|da|denn|passt|stimmt|scheint|wäre|und|oder|nicht|trifft
+    |ist|sind|schon|weil|da|denn|passt|stimmt|scheint|wäre|und|oder|nicht|trifft
     |est|car\s+(?:il|elle|c'|la|le|les|cette|ce)|parce|puisque|semble|et|ou|convient|n'est|ne|serait
     |es|porque|ya|pues|parece|sería|o|y|no|è|perché|poiché|sembra|sarebbe|non|e)(?![\w'])""",
     re.VERBOSE,
 )
 """A word that may follow the letter A as a name; other words follow the English article."""
 FOLLOWS_I: Final = re.compile(
-    r"""(?:is|isn't|because|since|as\s+it|it\s+is|it's|seems|looks|appears|fits|matches|works|holds|makes"
+    r"""(?:is|isn't|because|since|as\s+(?:it|the|this|[A-Z])|it\s+(?:is|must)|it's|seems|looks|appears|fits|matches|works|holds|makes"
     r"|gives|does|doesn't
-    |here|instead|rather\s+than|over|not|(?:or|and)\s+\(?[A-Z]|would\s+be\s+my\s+(?:choice|answer|pick)
+    |here|instead|rather\s+than|over|not|(?:or|and)\s+\(?[A-Z]|and\s+not|for\s+sure|(?:can|must|obviously|clearly|definitely)\s*(?=[.,;!]|\Z)|schon|would\s+be\s+my\s+(?:choice|answer|pick)
     |ist|weil|est|car|es|porque|è|perché|stimmt|passt)(?![\w'])""",
     re.VERBOSE,
 )

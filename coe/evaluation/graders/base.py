@@ -55,7 +55,7 @@ class GraderModel(BaseModel):
 
 
 def score_of(grader: Grader, answer: str, row: Mapping[str, Any]) -> float:
-    """The grader's score of one answer, checked: a grader may come from another package.
+    """The grader's score of one answer without its thinking text, checked: a grader may come from another package.
 
     Raises:
         GoldError: the row's right answer is unusable.
@@ -63,7 +63,8 @@ def score_of(grader: Grader, answer: str, row: Mapping[str, Any]) -> float:
     """
     shown = f"grader {type(grader).__module__}.{type(grader).__qualname__}"
     try:
-        score: Any = grader.grade(answer, row)
+        read = grader.read(answer) if isinstance(grader, GraderModel) else without_thoughts(answer)
+        score: Any = grader.grade(read, row)
     except GoldError:
         raise
     except BaseException as error:  # third-party code may raise anything
