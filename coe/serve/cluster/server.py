@@ -42,6 +42,7 @@ ENVIRONMENT: Final = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a dead proxy is replaced within seconds
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "3",
     "RAY_SERVE_PROXY_UNHEALTHY_THRESHOLD": "1",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "coe.serve.http.connection.install",  # limits of its connections
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """Settings of Ray that exist only as environment variables. Values set by the user take precedence."""

@@ -45,6 +45,7 @@ policies:
 serve:
   watch_s: 0.2
   max_body_bytes: 100KB
+  body_idle_s: 1
   gateway: {{replicas: 2}}
   pools:
     - {{name: hosts, replicas: 2, budget: 4GB}}
@@ -281,6 +282,32 @@ async def test_changes_are_served_without_a_restart_and_disturb_no_request(
 
     assert ["".join(chunks) for chunks in await asyncio.gather(*running)] == [text.upper()] * 4
     assert (service.parts(GATEWAYS), service.parts(HOSTS)) == pids
+
+
+async def test_headers_without_end_are_refused_by_the_proxy(service: ServeProcess) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\n")
+    answer = asyncio.create_task(reader.readline())
+    for _ in range(200):
+        writer.write(b"x-pad: " + b"x" * 4000 + b"\r\n")
+        await asyncio.sleep(0.005)
+        if answer.done():
+            break
+    assert (await asyncio.wait_for(answer, 10)).startswith(b"HTTP/1.1 431")
+    writer.close()
+
+
+async def test_a_slow_body_and_a_page_of_another_site_are_refused(service: ServeProcess) -> None:
+    async with openai.DefaultAsyncHttpxClient(base_url=service.url) as http:
+        body = {"model": "echo", "prompt": "hi"}
+        for headers, status in (({"host": "evil.example"}, 403), ({"origin": "https://evil.example"}, 403), ({}, 200)):
+            assert (await http.post("/v1/completions", json=body, headers=headers)).status_code == status
+        assert (await http.post("/v1/completions", content=json.dumps(body))).status_code == 415
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n")
+    writer.write(b"content-length: 1000\r\n\r\n{")
+    assert (await asyncio.wait_for(reader.readline(), 20)).startswith(b"HTTP/1.1 408")
+    writer.close()
 
 
 def test_ctrl_c_ends_a_service_that_is_answering(service: ServeProcess) -> None:
