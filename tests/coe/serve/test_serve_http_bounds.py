@@ -16,6 +16,7 @@ from coe.errors import InvalidRequest
 from coe.serve.http import json_body
 from coe.serve.http.guard import MOST_HEADER_BYTES
 from coe.serve.http.json_body import MOST_LEVELS, MOST_LITERAL_BYTES, MOST_VALUES, parse_json
+from coe.serve.http.large_bodies import REFUSED_S
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 ASK: dict[str, Any] = {"model": "echo", "prompt": "a b"}
@@ -289,3 +290,14 @@ async def test_a_hostile_body_gets_a_small_answer_and_disturbs_nobody(name: str)
 async def test_an_answer_with_a_lone_surrogate_is_sent() -> None:
     body = json_body.JsonBody({"text": "a\ud800b"})
     assert json.loads(body.body) == {"text": "a?b"}
+
+
+async def test_unknown_names_are_found_in_the_turn_of_a_large_body() -> None:
+    async with gateway() as g:
+        started = time.perf_counter()
+        body = {**ASK, "coe": {"experts": [f"echo-{i}" for i in range(5_000)]}}
+        response = await g.http.post("/v1/completions", json=body)
+        assert response.status_code == 400 and "'echo-0' is not registered" in response.json()["error"]["message"]
+        assert time.perf_counter() - started >= REFUSED_S
+        [line] = await g.log.ended(1)
+        assert (line.model, line.error) == ("echo", "unknown_expert")
