@@ -84,19 +84,26 @@ def run(given: argparse.Namespace) -> None:
 
 
 def report(out: Path) -> None:
-    """Mean accuracy over draws, and how far `quality` and `auto` lie above the best of the references."""
-    scores: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """Mean accuracy over draws, and how far `quality` and `auto` lie above the best reference on the same draws."""
+    scores: dict[tuple[str, int], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for path in sorted(out.glob("*/*/*/*.json")):
-        name, size, _ = path.parts[-4:-1]
-        scores[name, int(size)][path.stem].append(json.loads(path.read_text()))
-    print(f"| table | rows | draws | {' | '.join(KINDS)} | quality, auto over the best of the others |")
-    print(f"|{'---|' * (len(KINDS) + 4)}")
+        name, size, draw = path.parts[-4:-1]
+        scores[name, int(size)][path.stem][draw] = 100 * json.loads(path.read_text())
+    print(f"| table | rows | {' | '.join(KINDS)} | quality, auto over the best of the others (draws) |")
+    print(f"|{'---|' * (len(KINDS) + 3)}")
     for (name, size), kinds in sorted(scores.items()):
-        means = {kind: 100 * float(np.mean(kinds[kind])) for kind in KINDS if kind in kinds}
-        best = max((means[kind] for kind in REFERENCES if kind in means), default=float("nan"))
-        over = ", ".join(f"{means[kind] - best:+.2f}" if kind in means else "-" for kind in ("quality", "auto"))
-        cells = " | ".join(f"{means[kind]:.2f}" if kind in means else "-" for kind in KINDS)
-        print(f"| {name} | {size} | {max(map(len, kinds.values()))} | {cells} | {over} |")
+        cells = (f"{np.mean(list(kinds[kind].values())):.2f}" if kind in kinds else "-" for kind in KINDS)
+        over = ", ".join(_lead(kinds, kind) for kind in ("quality", "auto"))
+        print(f"| {name} | {size} | {' | '.join(cells)} | {over} |")
+
+
+def _lead(kinds: dict[str, dict[str, float]], kind: str) -> str:
+    """Points of a kind above the best of the references, all as means over the draws that they share."""
+    draws = sorted(set(kinds.get(kind, {})).intersection(*(kinds.get(reference, {}) for reference in REFERENCES)))
+    if not draws:
+        return "-"
+    means = {one: float(np.mean([kinds[one][draw] for draw in draws])) for one in (kind, *REFERENCES)}
+    return f"{means[kind] - max(means[one] for one in REFERENCES):+.2f} ({len(draws)})"
 
 
 def main() -> None:

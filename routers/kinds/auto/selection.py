@@ -23,6 +23,8 @@ from routers.kinds.quality.stacking import stack_weights
 
 LEAST_WEIGHT = 0.05
 """Members of a stack that weigh less are left out."""
+SMALL_TABLE = 100
+"""Rows an expert, below which held-out scores are too noisy to refuse a candidate that shrinks."""
 BASELINE = 0
 """Index of the candidate that is the best single expert."""
 
@@ -70,7 +72,8 @@ def choose(
 
     For the comparison the stack's weights for a fold come from the other folds; for the final stack, from all rows. A
     selection has to beat the best single expert significantly: the 95% interval of its gain must lie above 0. Where
-    none does, the best of the candidates `shrinking` is taken if its mean score is above that of that expert.
+    none does and the table has fewer than `SMALL_TABLE` rows an expert, the best of the candidates `shrinking` is taken
+    if its mean score is not more than a standard error below that of the best single expert.
     """
     means = [float(trial.won.mean()) for trial in trials]
     best = int(np.argmax(means))  # the first of equals, which is the cheaper
@@ -82,7 +85,7 @@ def choose(
     gain = won.mean() - trials[BASELINE].won.mean()
     shown = f"{100 * gain:+.2f} points over the best single expert, 95% interval [{100 * low:+.2f}, {100 * high:+.2f}]"
     if low <= 0.0:
-        safe = _safe(trials, shrinking)
+        safe = _safe(trials, shrinking) if len(y) < SMALL_TABLE * y.shape[1] else BASELINE
         more = "" if safe == BASELINE else "; taken is one that shrinks to it"
         return Selection((safe,), (1.0,), f"no candidate surely beats the best single expert{more}: at best {shown}")
     return Selection(chosen.members, chosen.weights, f"{what}: {shown}")
@@ -93,7 +96,9 @@ def _safe(trials: Sequence[Trial], shrinking: Sequence[int]) -> int:
     if not shrinking:
         return BASELINE
     best = max(shrinking, key=lambda member: (float(trials[member].won.mean()), member))
-    return best if trials[best].won.mean() > trials[BASELINE].won.mean() else BASELINE
+    gains = trials[best].won - trials[BASELINE].won
+    likely = gains.mean() > -gains.std() / len(gains) ** 0.5
+    return best if gains.any() and likely else BASELINE
 
 
 def expect(

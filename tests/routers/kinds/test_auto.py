@@ -242,7 +242,7 @@ def test_a_blend_is_the_weighted_mean():
     assert blend(parts[:1], [1.0]) is parts[0]
 
 
-def close_trials(gain: float, n: int = 200):
+def close_trials(gain: float, n: int = 150):
     """The best single expert, a candidate of the same mean, and one that shrinks and gains so much on half the rows."""
     rng = np.random.default_rng(0)
     y, folds = (rng.random((n, 2)) < 0.5).astype(float), np.arange(n) % 3
@@ -259,6 +259,11 @@ def test_where_nothing_is_sure_a_candidate_that_shrinks_is_taken_unless_it_loses
     assert found.members == (taken,)
     assert ("taken is one that shrinks to it" in found.reason) == (taken == 2)
     assert choose(trials, y, folds).members == (0,)
+
+
+def test_with_many_rows_an_expert_the_test_decides_alone():
+    trials, y, folds = close_trials(0.005, n=300)
+    assert choose([trials[0], trials[0], trials[2]], y, folds, shrinking=[2]).members == (0,)
 
 
 def test_a_candidate_that_shrinks_to_the_best_single_expert_entirely_is_that_expert():
