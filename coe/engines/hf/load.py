@@ -9,6 +9,7 @@ from pathlib import Path
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Final
 
+from coe.engines.hf.private_weights import PRIVATE_WEIGHTS
 from coe.errors import CoeError, ConfigError, EngineError, OutOfMemory, WeightsError
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _load(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    with quiet_progress():
+    with quiet_progress(), PRIVATE_WEIGHTS:
         config = AutoConfig.from_pretrained(path, **local)
         if "/" in str(getattr(config, "_attn_implementation", "")):
             raise WeightsError(f"{name!r}: config.json asks for attention code from a repository, which is never run")
@@ -136,20 +137,8 @@ def _load(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel
     if missing := sorted(info["missing_keys"]):
         raise WeightsError(f"{name!r}: {path} lacks {len(missing)} of the model's weights, such as {missing[0]}")
     model.eval().requires_grad_(False)
-    own_weights(model)
     copy_before_head(model)
     return _describe(model, tokenizer)
-
-
-def own_weights(model: Any) -> None:
-    """Copy weights that lie in a mapped file: they would change with the file, and end the process if it shrinks.
-
-    transformers maps safetensors; on a CPU, weights of the file's own type stay in the mapping. One tensor is copied
-    at a time, and a mapping is released with its last tensor.
-    """
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.device.type == "cpu":
-            tensor.data = tensor.data.clone()
 
 
 def copy_before_head(model: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from engine_models import adapter_spec, model_spec, save_adapter, save_tiny_model
 from safetensors.torch import load_file
 
@@ -137,13 +138,51 @@ async def test_files_that_change_while_they_are_read_are_noticed(
     assert host.resident == set()
 
 
-def test_no_weight_lies_in_a_mapped_file(tiny: Path) -> None:
-    import torch
+def mapped(folder: Path) -> list[str]:
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="lists mapped files on Linux only")
+def test_no_weight_is_ever_in_a_mapped_file(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither after a load nor while it runs, also where another load ends meanwhile."""
+    from transformers import modeling_utils
+
+    from coe.engines.hf.load import load_model
+    from coe.engines.hf.private_weights import PRIVATE_WEIGHTS
+
+    plain, during = modeling_utils.safe_open, []  # type: ignore[attr-defined]
+
+    def watched(*args: Any, **settings: Any) -> Any:
+        opened = plain(*args, **settings)
+        during.append((settings["backend"], mapped(tiny)))
+        return opened
+
+    monkeypatch.setattr(modeling_utils, "safe_open", watched)
+    with PRIVATE_WEIGHTS:
+        for dtype in (torch.float32, torch.bfloat16):  # the file's type, and another
+            model = load_model("tiny", tiny, "cpu", dtype).model
+            assert mapped(tiny) == []
+            assert torch.equal(model.lm_head.weight, load_file(tiny / "model.safetensors")["lm_head.weight"].to(dtype))
+    assert during == [("pread", [])] * 2
+    assert modeling_utils.safe_open is watched  # type: ignore[attr-defined]
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(tiny: Path, tmp_path: Path) -> None:
+    """With a mapped file, the process would end."""
+    from transformers import modeling_utils
 
     from coe.engines.hf.load import load_model
 
-    for dtype in (torch.float32, torch.bfloat16):  # the file's type, and another
-        model = load_model("tiny", tiny, "cpu", dtype).model
-        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tiny) in line]
-        assert mapped == []
-        assert model.lm_head.weight.shape == load_file(tiny / "model.safetensors")["lm_head.weight"].shape
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    plain = modeling_utils.safe_open  # type: ignore[attr-defined]
+
+    def shrinking(*args: Any, **settings: Any) -> Any:
+        opened = plain(*args, **settings)
+        os.truncate(folder / "model.safetensors", 4096)
+        return opened
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modeling_utils, "safe_open", shrinking)
+        with pytest.raises(WeightsError, match="'tiny' cannot be loaded") as info:
+            load_model("tiny", folder, "cpu", torch.float32)
+    assert info.value.public == "expert 'tiny' cannot be loaded: its files are damaged or not supported"
