@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from typing import Final
 
 from coe.engines import chat
 from coe.engines.base import Adapter
@@ -20,6 +22,8 @@ from coe.engines.render import Renderer
 from coe.errors import EngineError, OutOfMemory
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
+
+_PREPARING_THREADS: Final = 2
 
 
 class HFExpert:
@@ -60,6 +64,8 @@ class HFExpert:
         self._special = SpecialTokens(chat.special_tokens(loaded.tokenizer))
         self._styles: dict[str, chat.ChatStyle] = {}
         self._waiting = WaitingRows(max_batch)
+        # Its own threads: a megabyte takes seconds to tokenise, which must not hold the threads of other experts.
+        self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix=f"hf:{spec.name}")
         self._thread = threading.Thread(target=self._work, name=f"hf:{spec.name}", daemon=True)
         self._thread.start()
 
@@ -68,7 +74,10 @@ class HFExpert:
         style = await self._style(adapter)
         with self._waiting.expecting():  # a batch waits for a slow template too, but never long
             prompt = await self._render(request, style, adapter)
-            row = await asyncio.to_thread(self._prepare, request, prompt, style, adapter, asyncio.get_running_loop())
+            if self._loaded is None:
+                raise self._gone()
+            loop = asyncio.get_running_loop()
+            row = await loop.run_in_executor(self._preparing, self._prepare, request, prompt, style, adapter, loop)
             if not self._waiting.put(row):
                 raise self._gone()
         try:
@@ -86,6 +95,7 @@ class HFExpert:
         """Finish the accepted requests, accept no more, and free the weights."""
         self._waiting.close()
         await asyncio.to_thread(self._thread.join)
+        self._preparing.shutdown(wait=False)
         self._loaded = None
         del self._slots
 

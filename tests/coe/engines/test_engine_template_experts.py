@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from coe.cli.evaluate import evaluate
 from coe.engines.base import Adapter
 from coe.engines.hf.engine import HFEngine
 from coe.engines.render import Renderer, RenderLimits
-from coe.errors import Rejected, TemplateError
+from coe.errors import EngineError, Rejected, TemplateError
 from coe.local import open_local
 from coe.types import GenerateRequest
 from routers.base import Message
@@ -139,6 +140,23 @@ async def test_templates_that_never_end_delay_neither_the_base_nor_other_adapter
     assert all(isinstance(outcome, TemplateError) for outcome in outcomes)
     await engine.unload(expert)
     engine._renderer.close()
+
+
+async def test_long_prompts_hold_no_threads_of_others(
+    engine: HFEngine, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expert = await engine.load(model_spec(tiny), tiny)
+    let_go = threading.Event()
+    monkeypatch.setattr("coe.engines.chat.encode_text", lambda *_, **__: let_go.wait(30) and [1])
+    long = [asyncio.create_task(say(expert, GenerateRequest(prompt="x", max_tokens=1))) for _ in range(40)]
+    await asyncio.sleep(0.05)
+    await asyncio.wait_for(asyncio.to_thread(int), 5)
+    let_go.set()
+    assert {answer.reason for answer in await asyncio.gather(*long)} == {"length"}
+    await engine.unload(expert)
+    for request in (GenerateRequest(prompt="x"), GenerateRequest(messages=(USER,))):
+        with pytest.raises(EngineError, match="'tiny' was unloaded"):
+            await say(expert, request)
 
 
 async def test_adapters_in_the_hubs_cache_and_with_named_templates(
