@@ -44,10 +44,7 @@ class GraderModel(BaseModel):
     def read(self, answer: str) -> str:
         """The text of an answer that is graded: at most its last `MAX_CHARS` characters."""
         answer = answer[-MAX_CHARS:]
-        if self.keep_thinking:
-            return answer
-        without = without_thoughts(answer)
-        return answer if without == answer.strip() else without
+        return answer if self.keep_thinking else _without_thoughts(answer)
 
     @abstractmethod
     def grade(self, answer: str, row: Mapping[str, Any]) -> float:
@@ -63,7 +60,7 @@ def score_of(grader: Grader, answer: str, row: Mapping[str, Any]) -> float:
     """
     shown = f"grader {type(grader).__module__}.{type(grader).__qualname__}"
     try:
-        read = grader.read(answer) if isinstance(grader, GraderModel) else without_thoughts(answer)
+        read = grader.read(answer) if isinstance(grader, GraderModel) else _without_thoughts(answer)
         score: Any = grader.grade(read, row)
     except GoldError:
         raise
@@ -75,6 +72,12 @@ def score_of(grader: Grader, answer: str, row: Mapping[str, Any]) -> float:
     if not 0 <= number <= 1:
         raise TaskError(f"{shown}: `grade` must return a number in [0, 1], not {score!r:.80}")
     return number
+
+
+def _without_thoughts(answer: str) -> str:
+    """The answer without its thinking text; unchanged, blanks included, if it has none."""
+    without = without_thoughts(answer)
+    return answer if without == answer.strip() else without
 
 
 def gold_texts(row: Mapping[str, Any]) -> tuple[str, ...]:

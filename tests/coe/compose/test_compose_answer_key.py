@@ -2,7 +2,7 @@
 
 import pytest
 
-from coe.compose.answer_key import KeyKind, auto, key_of
+from coe.compose.answer_key import MAX_KEY_CHARS, KeyKind, auto, key_of
 from coe.errors import ConfigError
 
 
@@ -52,6 +52,25 @@ def test_the_key_of_an_answer(kind: KeyKind, text: str, key: str | None) -> None
 )
 def test_differently_worded_answers_agree(one: str, other: str) -> None:
     assert auto(one) == auto(other) is not None
+
+
+@pytest.mark.parametrize("text", ["I don't know.", "No idea", "我不知道。", "<think>Paris?</think>Je ne sais pas."])
+@pytest.mark.parametrize("kind", ["auto", "choice", "number", "text"])
+def test_refusals_have_no_key(kind: KeyKind, text: str) -> None:
+    assert key_of(kind)(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["A because it fits", "So, A it is.", "A is correct.", "I choose A", "Option B is incorrect. Option A is correct."],
+)
+def test_votes_read_options_as_graders_do(text: str) -> None:
+    assert key_of("auto")(text) == key_of("choice")(text) == "A"
+
+
+def test_a_key_is_read_from_the_end_of_a_long_answer() -> None:
+    assert key_of("number")("7 " + "x" * (MAX_KEY_CHARS - 2)) == "7"
+    assert key_of("number")("7 " + "x" * (MAX_KEY_CHARS - 1)) is None
 
 
 def test_an_unknown_kind_is_named() -> None:

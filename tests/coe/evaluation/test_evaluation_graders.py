@@ -319,6 +319,18 @@ def test_a_score_that_is_no_share_names_the_grader(score: Any) -> None:
         score_of(Odd(score), "x", row("x"))
 
 
+class Whole:
+    """A grader of another package that scores an answer of one character, blanks included."""
+
+    def grade(self, answer: str, row: Any) -> float:
+        return float(len(answer) == 1)
+
+
+def test_graders_of_other_packages_get_no_thinking_text() -> None:
+    assert score_of(Whole(), "<think>A</think> B", row("x")) == 1
+    assert score_of(Whole(), " B", row("x")) == 0
+
+
 def test_what_a_grader_raises_names_it() -> None:
     with pytest.raises(TaskError, match=r"grader .*\.Odd: `grade` raised KeyError: 'note'"):
         score_of(Odd(KeyError("note")), "x", row("x"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coe.evaluation.graders import GoldError
-from coe.evaluation.graders.sandbox import MAX_WIDTH, QueryError, database, select
+from coe.evaluation.graders.sandbox import MAX_SCHEMA_VALUE_BYTES, MAX_WIDTH, QueryError, database, select
 from coe.evaluation.graders.sql import SqlResult
 from coe.evaluation.graders.sql_text import cte_copies, has_outer_order
 
@@ -244,6 +244,17 @@ def test_results_are_bounded() -> None:
         wide = "SELECT " + ", ".join(["printf('%019000d', 1)"] * 150)
         with pytest.raises(QueryError, match="bytes"):
             select(connection, wide)
+
+
+def test_values_of_a_schema_are_bounded() -> None:
+    for size, fits in ((MAX_SCHEMA_VALUE_BYTES - 100, True), (MAX_SCHEMA_VALUE_BYTES + 1, False)):
+        script = f"CREATE TABLE t (a); INSERT INTO t VALUES (zeroblob({size}));"
+        if fits:
+            with database(script) as connection:
+                assert select(connection, "SELECT count(*) FROM t") == [(1,)]
+        else:
+            with pytest.raises(QueryError, match="schema"), database(script):
+                pass
 
 
 @pytest.mark.parametrize(
