@@ -200,3 +200,13 @@ def test_a_style_that_cannot_be_read_is_a_weights_error(tmp_path: Path, content:
     (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(WeightsError, match=match):
         ChatStyle.read(tmp_path)
+
+
+def test_a_template_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "chat_template.jinja"
+    file.write_bytes(b"a" * 2**22)
+    template = ChatStyle.read(tmp_path).template
+    assert template is not None and len(template) == 2**22
+    file.write_bytes(b"a" * (2**22 + 1))
+    with pytest.raises(WeightsError, match=r"has 4,194,305 bytes; the most is 4,194,304"):
+        ChatStyle.read(tmp_path)
