@@ -18,11 +18,12 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from coe.config import ServeConfig
-from coe.errors import DeadlineExceeded, Overloaded
+from coe.errors import CoeError, DeadlineExceeded, Overloaded
 from coe.orchestrator import Orchestrator, Reply
 from coe.protocol.errors import error_body, is_internal
 from coe.protocol.requests import Parsed
 from coe.routing import Routed
+from coe.seam import text_of
 from coe.serve.http.finished import Finished
 from coe.serve.http.large_bodies import LargeBodies
 from coe.serve.http.micro_batch import MicroBatch
@@ -304,7 +305,9 @@ class Service:
 
 def error_response(error: BaseException, id: str, endpoint: str) -> tuple[int, dict[str, Any]]:  # noqa: A002
     """HTTP status and OpenAI's body of an error. Details of an internal error are logged under `id`, not sent."""
-    if is_internal(error):
+    if isinstance(error, CoeError) and error.public is not None:  # its traceback is in the log of where it was raised
+        logger.warning("request %s to %s failed: %s", id, endpoint, text_of(error))
+    elif is_internal(error):
         logger.error("request %s to %s failed", id, endpoint, exc_info=error)
     return error_body(error, logged_as=id)
 

@@ -319,6 +319,20 @@ async def test_an_endpoint_that_refuses_is_answered_by_the_fallback(behave: Beha
                     assert "127.0.0.1" not in error.message
 
 
+async def test_operators_find_the_whole_under_the_id_that_the_client_has(caplog: pytest.LogCaptureFixture) -> None:
+    async with raw_endpoint(refusal(500, message="disk 7 of 10.0.0.3 is full")) as endpoint:
+        engines = {"remote": RemoteEngine(retries=0)}
+        async with gateway(experts=(endpoint.spec(), GOOD), engines=engines, policies=FAR_POLICIES) as g:
+            error = await refused(g, model="far")
+            id_ = error.response.headers["x-coe-decision-id"]
+            assert id_ in error.message and "10.0.0.3" not in error.message
+            [line] = [record.getMessage() for record in caplog.records if id_ in record.getMessage()]
+            assert "disk 7 of 10.0.0.3 is full" in line
+            caplog.clear()
+            await g.client.chat.completions.create(model="auto", messages=HELLO)
+            assert "disk 7 of 10.0.0.3 is full" in caplog.text, "also if the fallback answers"
+
+
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_rate_limit_is_passed_on_with_its_time(status: int, stream: bool) -> None:
