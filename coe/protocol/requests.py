@@ -74,6 +74,8 @@ class Parsed:
         Raises:
             InvalidFields: an allowed or excluded expert is not registered, or none is left.
         """
+        if self.query.allowed is None and not self.exclude:
+            return self.query
         named = {"coe.experts": self.query.allowed or frozenset(), "coe.exclude": self.exclude}
         unknown = [
             (param, name)
