@@ -14,7 +14,7 @@ import pytest
 import yaml
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.hf_api import ModelInfo
-from model_files import write_adapter, write_model
+from model_files import write_adapter, write_gguf, write_model
 from typer.testing import CliRunner
 
 from coe.cli.app import app
@@ -313,3 +313,16 @@ def test_a_folder_is_not_overwritten_nor_the_files_by_json(tmp_path: Path) -> No
     (tmp_path / "coe.yaml").mkdir()
     assert "is a folder" in init("--out", tmp_path, "--force", ok=False).output
     assert not (tmp_path / "experts.yaml").exists()
+
+
+def test_gguf_files_of_the_hubs_cache_keep_their_names(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0c1d"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    write_gguf(blobs / "3b9f")
+    for name in ("Small.GGUF", "mid.Gguf"):
+        (snapshot / name).symlink_to("../../blobs/3b9f")
+    init(snapshot, blobs / "3b9f", "--out", tmp_path)
+    found = {name: entry["source"] for name, entry in experts_in(tmp_path).items()}
+    assert found == {"small": "snapshots/0c1d/Small.GGUF", "mid": "snapshots/0c1d/mid.Gguf", "3b9f": "blobs/3b9f"}
+    assert "there is no such file" in str(init(tmp_path / "gone.gguf", "--out", tmp_path, ok=False).exception)
