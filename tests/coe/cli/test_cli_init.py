@@ -325,4 +325,4 @@ def test_gguf_files_of_the_hubs_cache_keep_their_names(tmp_path: Path) -> None:
     init(snapshot, blobs / "3b9f", "--out", tmp_path)
     found = {name: entry["source"] for name, entry in experts_in(tmp_path).items()}
     assert found == {"small": "snapshots/0c1d/Small.GGUF", "mid": "snapshots/0c1d/mid.Gguf", "3b9f": "blobs/3b9f"}
-    assert "there is no such file" in str(init(tmp_path / "gone.gguf", "--out", tmp_path, ok=False).exception)
+    assert "there is no such file" in str(init(tmp_path / "gone.gguf", "--out", blobs, ok=False).exception)
