@@ -99,7 +99,9 @@ def decimal_mark(text: str) -> Literal["point", "comma"]:
 
 
 def _matches(text: str, decimal: DecimalMark) -> Iterator[tuple[re.Match[str], str]]:
-    text = _DATE.sub("-", _LATEX_GROUP.sub("", _plain_latex(spaced(fold(text)))))
+    text = _plain_latex(spaced(fold(text)))
+    if "/" in text:
+        text = _DATE.sub("-", text)
     mark = decimal_mark(text) if decimal == "auto" else decimal
     return ((match, mark) for match in _PATTERNS[mark].finditer(text))
 
@@ -107,7 +109,7 @@ def _matches(text: str, decimal: DecimalMark) -> Iterator[tuple[re.Match[str], s
 def _plain_latex(text: str) -> str:
     if "\\" not in text and "{" not in text:
         return text
-    text = _LATEX.sub(lambda sign: _SIGNS[sign[1]], text)
+    text = _LATEX.sub(lambda sign: _SIGNS[sign[1]], _LATEX_GROUP.sub("", text))
     return _FRACTION.sub(r" \1/\2", _WRAPPED.sub(r"\1", text))
 
 

@@ -21,6 +21,27 @@ _ANSWER: Final = re.compile(
         \s*+[:=]?\s*+[*_]*+\s*+([^\n]++)""",
     re.VERBOSE | re.IGNORECASE,
 )
+_STEMS: Final = (
+    *("answer", "antwort", "lösung", "ergebnis", "réponse", "résultat", "respuesta", "resultado", "risposta"),
+    *(
+        "risultato",
+        "答案",
+        "答え",
+        "正解",
+        "解答",
+        "回答",
+        "الجواب",
+        "الإجابة",
+        "الاجابة",
+        "النتيجة",
+        "उत्तर",
+        "जवाब",
+        "คำตอบ",
+        "답은",
+    ),
+    "정답은",
+)
+"""The words that `_ANSWER` begins with, in lower case."""
 _SENTENCE: Final = re.compile(r"[^。]++")
 _COPULA: Final = re.compile(
     r"(?:\s?(?:です|でした|である|だ|になります|となります|입니다|이다)|\s(?:है|हैं|होगा|होगी|था|थी|ครับ|ค่ะ))\Z"
@@ -36,11 +57,22 @@ def boxed(text: str) -> str | None:
 def stated_answer(text: str) -> str | None:
     """The answer that the text states last, folded; None if it states none."""
     text = fold(text)
-    for pattern in (BOXED, _HASHES, _ANSWER):
-        found = pattern.findall(text)
-        if found:
-            return without_copula(str(found[-1]))
-    return None
+    found = BOXED.findall(text) or _HASHES.findall(text) or _after_stems(text)
+    return without_copula(str(found[-1])) if found else None
+
+
+def _after_stems(text: str) -> list[str]:
+    """What follows each statement. Searching for its first word first takes a tenth of the pattern's time."""
+    lower = text.lower()
+    if len(lower) != len(text):  # a letter that is two in lower case
+        return [str(found) for found in _ANSWER.findall(text)]
+    places = sorted(match.start() for stem in _STEMS for match in re.finditer(stem, lower))
+    found, end = [], 0
+    for place in places:
+        if place >= end and (match := _ANSWER.match(text, place)):
+            found.append(match[1])
+            end = match.end()
+    return found
 
 
 def without_copula(text: str) -> str:

@@ -20,6 +20,8 @@ _MARK: Final = re.compile(
 """Tags of thinking; and the channels of the harmony format, of which `final` is the answer."""
 _BARE_HARMONY: Final = ("analysis", "assistantfinal")
 """What is left of a harmony answer whose special tokens were removed: `analysis...assistantfinal...`."""
+_SIGNS: Final = ("<", "[", "◁")
+"""A text without them has no tag."""
 _FINAL: Final = "final"
 
 
@@ -32,6 +34,8 @@ def without_thoughts(text: str) -> str:
     bare, cut = _BARE_HARMONY
     if text.startswith(bare) and cut in text:
         return text.rpartition(cut)[2].strip()
+    if not any(sign in text for sign in _SIGNS):
+        return text.strip()
     kept: list[str] = []
     position, thinking = 0, False
     for mark in _MARK.finditer(text):
