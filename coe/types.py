@@ -90,6 +90,11 @@ class Usage:
     completion_tokens: int
     estimated: bool = field(default=False, compare=False)
 
+    def document(self) -> dict[str, int]:
+        """The counts by name, with `"estimated": true` if one is an estimate."""
+        counts = {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
+        return counts | ({"estimated": True} if self.estimated else {})
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:

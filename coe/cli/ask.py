@@ -128,7 +128,7 @@ def _as_json(reply: Reply) -> dict[str, Any]:
         "expert": answer.expert,
         "text": answer.text,
         "finish_reason": answer.finish_reason,
-        "usage": answer.usage,
+        "usage": answer.usage.document(),
         "cost_usd": answer.cost_usd,
         "notes": answer.notes,
         "asked": reply.asked,

@@ -107,9 +107,7 @@ def usage_chunk(bodies: AnswerBodies, usage: Usage) -> dict[str, Any]:
 
 def usage_body(usage: Usage) -> dict[str, int]:
     """OpenAI's `usage`, with `"estimated": true` if a count is an estimate."""
-    counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-    mark = {"estimated": True} if usage.estimated else {}
-    return counts | {"total_tokens": usage.prompt_tokens + usage.completion_tokens} | mark
+    return usage.document() | {"total_tokens": usage.prompt_tokens + usage.completion_tokens}
 
 
 def answers_body(done: Mapping[str, Answer | Failure], *, logged_as: str | None = None) -> list[dict[str, Any]]:

@@ -20,7 +20,6 @@ from coe.errors import CoeError
 from coe.protocol.decision import decision_document, decision_from, json_number, json_numbers
 from coe.routing import DecisionInputs
 from coe.serve.http.finished import Finished
-from coe.types import Usage
 from routers.base import Estimate, Message, Query, RoutingDecision
 from routers.decision import Utility
 from routers.errors import RouterError
@@ -118,16 +117,11 @@ def _document(finished: Finished, texts: bool) -> dict[str, Any]:
         "error": finished.error,
         "streamed": finished.streamed,
         "seed": finished.seed,
-        "usage": _usage_document(answer.usage) if answer else None,
+        "usage": answer.usage.document() if answer else None,
         "cost_usd": None if answer is None else json_number(answer.cost_usd),
         "notes": list(answer.notes) if answer else [],
         "latency_s": _latencies(finished),
     }
-
-
-def _usage_document(usage: Usage) -> dict[str, int]:
-    counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-    return counts | ({"estimated": True} if usage.estimated else {})
 
 
 def _latencies(finished: Finished) -> dict[str, float | str | None]:
