@@ -66,12 +66,22 @@ class Stack:
 def fit_stack(predictions: Floats, y: Floats) -> Stack:
     """The stack of (K, n, m) predictions of rows that no member was fitted on, for (n, m) scores."""
     means = y.mean(axis=0)
-    members = _with_means(predictions, means)
+    members = np.concatenate([predictions, _means_of_others(y)[None]])
     ranking = stack_weights(_ranks(members), centred(y))
     level = stack_weights(members.mean(axis=2), y.mean(axis=1))
     uncalibrated = Stack(means, ranking, level, 0.0, 1.0)
     intercept, slope = _fit_curve(_logit(uncalibrated.joined(predictions)), y)
     return Stack(means, ranking, level, intercept, slope)
+
+
+def _means_of_others(y: Floats) -> Floats:
+    """(n, m) means of the other rows: like the predictions, they have not seen the row.
+
+    The means of all rows include the row itself, which gives them too much weight on a small table.
+    """
+    if len(y) < 2:
+        return y
+    return np.asarray((y.sum(axis=0) - y) / (len(y) - 1))
 
 
 def stack_weights(members: Floats, target: Floats) -> Floats:

@@ -69,3 +69,14 @@ def test_a_stack_comes_back_from_its_arrays():
     stack = fit_stack(np.stack([NOISE, CHANCE]), SCORES)
     members = np.stack([NOISE, CHANCE])
     np.testing.assert_array_equal(Stack.restored(stack.arrays()).combine(members), stack.combine(members))
+
+
+def test_means_do_not_gain_weight_from_the_rows_that_they_include():
+    weights = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        signal = 0.1 * rng.choice([-1.0, 1.0], size=(30, 1)) * np.array([1.0, -1.0])
+        y = (rng.random((30, 2)) < 0.5 + signal).astype(float)
+        others = (y.sum(axis=0) - y) / (len(y) - 1)
+        weights.append(fit_stack((others + signal)[None], y).ranking[0])
+    assert np.mean(weights) > 0.6
