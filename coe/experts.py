@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coe.config import Config
-from coe.engines.convert import convert_gguf
+from coe.engines.convert import convert_gguf, is_converted
 from registry.database import shown_url
 from registry.digest import check_files
 from registry.documents import load_document
@@ -72,7 +72,9 @@ def locate(spec: ExpertSpec) -> Path:
     check_files(spec, path)
     if path.is_file() and spec.engine in (None, "hf"):  # GGUF, whatever its name; other engines read it themselves
         assert spec.digest is not None  # check_files compared with it
-        return convert_gguf(path, _converted(spec.digest))
+        out = _converted(spec.digest)
+        # The hash that was just compared: hashing a large file again would take most of a load.
+        return out if is_converted(out, source_sha256=spec.files[0].sha256) else convert_gguf(path, out)
     return path
 
 
