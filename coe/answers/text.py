@@ -40,13 +40,14 @@ def fold(text: str) -> str:
 
     Full-width letters, digits and punctuation become ASCII, digits of all scripts 0 to 9, the separators of Arabic
     numbers a point and a comma; marks of writing direction disappear. A danda is a full stop `。`.
+    Some characters become many: the last `MAX_CHARS` are kept.
     """
     if text.isascii():
         return text
     text = _WIDE_COMMA.sub(", ", _INVISIBLE.sub("", text))
     text = _RAISED.sub(lambda raised: "^" + raised[0].translate(_SUPERSCRIPTS), _VULGAR.sub(" ", text))
     text = unicodedata.normalize("NFKC", text).replace(_SARA_AM, "ำ").translate(_SIGNS)
-    return _DIGITS.sub(lambda digit: str(unicodedata.digit(digit[0])), text)
+    return _DIGITS.sub(lambda digit: str(unicodedata.digit(digit[0])), text[-MAX_CHARS:])
 
 
 def spaced(text: str) -> str:

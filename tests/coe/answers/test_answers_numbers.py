@@ -82,7 +82,7 @@ def test_long_numbers_and_high_powers_are_not_read() -> None:
     assert last_number("none") is None
 
 
-@pytest.mark.parametrize("part", ["1,", "1/", "2^{", "9{,}", "1 ", "-", "1 × 10^", "\\frac{1}{", "½", "$"])
+@pytest.mark.parametrize("part", ["1,", "1/", "2^{", "9{,}", "1 ", "-", "1 × 10^", "\\frac{1}{", "½", "ﷺ", "$"])
 def test_time_is_linear_in_the_text(part: str) -> None:
     text = part * (500_000 // len(part))
     started = time.monotonic()
