@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+from collections.abc import Generator
 from pathlib import Path
 
 # Before torch is imported anywhere: threads of several workers on few cores fight each other.
@@ -65,3 +66,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Objects of imports live until the end; the garbage collection of an unloaded model need not visit them."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Captured output may hold lone surrogates, which pytest-xdist cannot send from worker to controller."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
