@@ -4,8 +4,8 @@
     store         Registry and its Snapshot, in SQL; stored_spec, database, schema, tables, migrations below it
     reconcile     experts files: plan, show, apply in one transaction; documents reads any YAML with line numbers
     sources       folders, GGUF files, the Hugging Face hub, endpoints; storage: COE_HOME, atomic writes
-    describe      from a stated source to a full spec; inspection, headers, gguf_header and tensor_data read the files
-    lora          checks an adapter's files: lora_config, lora_base, lora_plan decide tensor by tensor; module_patterns
+    describe      from a stated source to a full spec; inspection, headers and gguf_header read the files
+    lora          whether an adapter fits its base, tensor by tensor
     digest        identity by content
     profiles      measured strengths of experts; strengths summarises them
     plugins       classes of other packages: entry points and `module:Class`

@@ -10,7 +10,7 @@ from registry.digest import digest_files, digest_of, digest_of_text, hash_files
 from registry.errors import SourceError
 from registry.headers import read_json
 from registry.inspection import Facts, card_licence, inspect
-from registry.lora import read_lora
+from registry.lora.check import read_lora
 from registry.sources import SourceKind, has_files, pinned, resolve, source_kind
 from registry.spec import ExpertSpec, Kind, Price
 

@@ -15,7 +15,7 @@ from registry.errors import RegistryError, SourceError, without_userinfo
 from registry.gguf_header import is_gguf
 from registry.headers import ADAPTER_FILE, read_json
 from registry.inspection import Facts, inspect
-from registry.lora import read_lora
+from registry.lora.check import read_lora
 from registry.sources import SourceKind, absolute_source, local_path, names_gguf, path_exists, source_kind
 from registry.spec import RESERVED_NAMES, RESERVED_PREFIX, Kind
 from registry.storage import coe_home

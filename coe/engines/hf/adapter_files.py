@@ -1,4 +1,4 @@
-"""Reading a LoRA adapter for a resident base: which tensors are used is decided by `registry.lora_plan` alone."""
+"""Reading a LoRA adapter for a resident base: which tensors are used is decided by `registry.lora.plan` alone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from coe.engines.base import Adapter
 from coe.errors import WeightsError
 from registry.errors import SourceError
 from registry.headers import ADAPTER_FILE, check_regular
-from registry.lora_base import BaseWeights
-from registry.lora_config import ADAPTER_CONFIG, read_lora_config
-from registry.lora_plan import LoraPlan, differs, plan_lora
+from registry.lora.base import BaseWeights
+from registry.lora.config import ADAPTER_CONFIG, read_lora_config
+from registry.lora.plan import LoraPlan, differs, plan_lora
 
 if TYPE_CHECKING:
     from torch import Tensor

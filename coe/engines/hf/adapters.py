@@ -16,7 +16,7 @@ from coe.engines.hf.base_parameters import BaseParameters, Replacements
 from coe.engines.hf.batch import adapter_key
 from coe.engines.hf.mixing import can_mix, mixed
 from coe.errors import WeightsError
-from registry.lora_plan import is_fused
+from registry.lora.plan import is_fused
 
 _BASE: Final = "__base__"  # peft's name for "no adapter" in a mixed batch
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from registry.lora_plan import LoraPlan
+    from registry.lora.plan import LoraPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -337,7 +337,7 @@ def test_every_setting_of_peft_is_known() -> None:
 
     from peft import LoraConfig as PeftConfig
 
-    from registry.lora_config import IGNORED, REFUSED, LoraConfig
+    from registry.lora.config import IGNORED, REFUSED, LoraConfig
 
     read = {each.name for each in fields(LoraConfig)} | {"peft_type", "init_lora_weights", "trainable_token_indices"}
     assert {each.name for each in fields(PeftConfig)} - IGNORED - REFUSED.keys() - read == set()

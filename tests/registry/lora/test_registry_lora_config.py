@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from registry import lora_config, module_patterns
 from registry.errors import SourceError
-from registry.lora_config import LoraConfig, read_lora_config
-from registry.module_patterns import PatternMatcher
+from registry.lora import config as lora_config
+from registry.lora import patterns as module_patterns
+from registry.lora.config import LoraConfig, read_lora_config
+from registry.lora.patterns import PatternMatcher
 
 NAME = "model.layers.3.self_attn.q_proj"
 SLOW = r"(.|[\w.])+[!-]"  # 2**31 ways to match NAME, and none does

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from registry.errors import SourceError
 from registry.headers import read_json
-from registry.module_patterns import PatternMatcher, ends_with
+from registry.lora.patterns import PatternMatcher, ends_with
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ALL_LINEAR: Final = "all-linear"

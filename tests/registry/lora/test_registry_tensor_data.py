@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from registry import tensor_data
 from registry.errors import SourceError
 from registry.headers import Tensor, read_safetensors
-from registry.tensor_data import all_finite, equal
+from registry.lora import tensors as tensor_data
+from registry.lora.tensors import all_finite, equal
 
 VALUES = torch.tensor([[1.0, -2.5, 0.0], [3.25, 0.15625, -0.0]])
 

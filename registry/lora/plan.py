@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from registry.errors import SourceError
-from registry.lora_base import BaseWeights, Shape, is_tied_end
-from registry.lora_config import ADAPTER_CONFIG, LoraConfig
-from registry.module_patterns import PatternMatcher, ends_with
+from registry.lora.base import BaseWeights, Shape, is_tied_end
+from registry.lora.config import ADAPTER_CONFIG, LoraConfig
+from registry.lora.patterns import PatternMatcher, ends_with
 
 PEFT_PREFIX: Final = "base_model.model."
 _WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"})

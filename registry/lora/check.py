@@ -8,10 +8,10 @@ from pathlib import Path
 from registry.errors import SourceError
 from registry.headers import Tensor, read_adapter_weights
 from registry.inspection import Facts
-from registry.lora_base import base_weights
-from registry.lora_config import read_lora_config
-from registry.lora_plan import differs, plan_lora
-from registry.tensor_data import all_finite, equal
+from registry.lora.base import base_weights
+from registry.lora.config import read_lora_config
+from registry.lora.plan import differs, plan_lora
+from registry.lora.tensors import all_finite, equal
 
 
 def read_lora(folder: Path, base_name: str, base: Facts) -> dict[str, Tensor]:
