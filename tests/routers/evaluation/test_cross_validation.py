@@ -129,7 +129,8 @@ def test_what_is_not_known_is_none():
     assert unknown == {
         "best_single", "dataset_oracle", "gain_over_best_single", "gain_ci95_low", "gain_ci95_high", "gap_recovered",
         "mean_cost", "best_single_cost", "cost_saved", "cost_saved_ci95_low", "cost_saved_ci95_high", "perf_gain",
-        "aiq", "aiq_experts", "c_min", "c_max", "target", "by_domain",
+        "aiq", "aiq_experts", "c_min", "c_max", "target", "by_domain", "consistency", "consistency_whole",
+        "consistency_by_variant",
     }  # fmt: skip
     assert set(report.baselines) == {"random", "oracle"}
     assert report.baseline_costs == {"random": None, "oracle": None}
