@@ -32,7 +32,8 @@ KEYS = (
 ).split()
 MORE_KEYS = (
     "baseline_costs cost_saved cost_saved_ci95_low cost_saved_ci95_high perf_gain aiq aiq_experts c_min c_max ece apgr "
-    "cpt50 cpt80 cost_weights target top_k composition calls abstained truncated refused expert_use by_domain"
+    "cpt50 cpt80 cost_weights target top_k composition calls abstained truncated refused expert_use by_domain "
+    "consistency consistency_whole consistency_by_variant"
 ).split()
 
 
