@@ -214,7 +214,7 @@ def _answer_format(value: object) -> object:
     if isinstance(value, dict) and value.get("type") == "json_schema":
         raise PydanticCustomError(
             "unsupported_value",
-            '\'json_schema\' is not supported: take {{"type": "json_object"}} and describe the object in a message',
+            '\'json_schema\' is not supported: take {"type": "json_object"} and describe the object in a message',
         )
     return value
 

@@ -167,7 +167,7 @@ def test_a_completion_refuses_by_name_too(name: str, value: object) -> None:
 def test_a_schema_for_the_answer_is_refused_with_what_to_do() -> None:
     given = {"type": "json_schema", "json_schema": {"name": "x"}}
     [(param, message)] = problems(chat, response_format=given).items()
-    assert param == "response_format" and '{"type": "json_object"}' in message
+    assert param == "response_format" and 'take {"type": "json_object"} and' in message
 
 
 def test_fields_of_other_servers_pass_at_their_neutral_values() -> None:

@@ -174,6 +174,7 @@ async def test_unknown_paths_and_methods_have_openais_shape_too() -> None:
         response = await g.http.get("/v1/chat/completions")
         assert (response.status_code, response.headers["allow"]) == (405, "POST")
         assert response.json()["error"]["code"] == "method_not_supported"
+        assert response.json()["error"]["message"] == "GET /v1/chat/completions: method not allowed; use POST"
         with pytest.raises(openai.NotFoundError):
             await g.client.embeddings.create(model="auto", input="x")
 
