@@ -25,7 +25,10 @@ _COMMA: Final = r"\d{1,3}(?:(?:\.\d{3})++|(?:[ ]\d{3})++)(?!\d)(?:,\d++)?|\d++(?
 _LATEX_GROUP: Final = re.compile(r"(?<=\d)(?:\{[,.]\}|\\[,!;:]|\\ )(?=\d{3})")
 """`9{,}500` and `9\\,500` are how LaTeX groups digits."""
 _WRAPPED: Final = re.compile(r"(?<=[\^_])\s?\{\s?([-+]?[\w.]{1,20})\s?\}")
-_FRACTION: Final = re.compile(r"\\[dt]?frac\s?\{\s?([-+]?[\d.,]{1,40})\s?\}\s?\{\s?([\d.,]{1,40})\s?\}")
+_FRACTION: Final = re.compile(
+    r"\\[dt]?frac\s?(?:\{\s?([-+]?[\d.,]{1,40})\s?\}|(\d))\s?(?:\{\s?([\d.,]{1,40})\s?\}|(\d)(?!\d))"
+)
+"""Without braces, as in `\\frac12` and `\\frac1{10}`, LaTeX takes one digit. `\\frac123` is left alone."""
 _LATEX: Final = re.compile(r"\\(times|cdot|pi)(?![a-zA-Z])\s?")
 _DATE: Final = re.compile(r"(?<=\d)/(?=\d{1,4}/\d)|(?<=/\d)/(?=\d)|(?<=/\d\d)/(?=\d)|(?<=/\d{4})/(?=\d)")
 _SIGNS: Final = {"times": "×", "cdot": "×", "pi": "π"}
@@ -110,7 +113,7 @@ def _plain_latex(text: str) -> str:
     if "\\" not in text and "{" not in text:
         return text
     text = _LATEX.sub(lambda sign: _SIGNS[sign[1]], _LATEX_GROUP.sub("", text))
-    return _FRACTION.sub(r" \1/\2", _WRAPPED.sub(r"\1", text))
+    return _FRACTION.sub(r" \1\2/\3\4", _WRAPPED.sub(r"\1", text))
 
 
 def _value(match: re.Match[str], mark: str) -> Decimal:
