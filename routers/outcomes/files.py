@@ -37,7 +37,7 @@ def read_frame(path: Path) -> pd.DataFrame:
     if path.suffix not in readers:
         raise InvalidOutcomes(f"unknown file format {path.suffix!r}: use {', '.join(readers)}", source=str(path))
     if not path.is_file():
-        raise InvalidOutcomes("no such file", source=str(path))
+        raise InvalidOutcomes("is not a regular file" if path.exists() else "no such file", source=str(path))
     return readers[path.suffix](path)
 
 

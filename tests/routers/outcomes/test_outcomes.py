@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -285,3 +286,9 @@ def test_features_follow_their_rows_into_queries():
 def test_features_need_a_row_for_each_query():
     with pytest.raises(InvalidOutcomes, match=r"features\['entropy'\] has 2 entries for 3 queries"):
         table(features={"entropy": np.zeros((2, 4))})
+
+
+def test_a_pipe_is_not_read_as_a_table(tmp_path):
+    os.mkfifo(tmp_path / "table.jsonl")
+    with pytest.raises(InvalidOutcomes, match="is not a regular file"):
+        OutcomeTable.read(tmp_path / "table.jsonl")
