@@ -24,6 +24,9 @@ _FAILED: Final = frozenset(
 )
 """Finish reasons of answers that are not whole. All others end one: `stop`, and those of other servers (`eos`)."""
 
+_CALLS: Final = frozenset({"tool_calls", "function_call", "tool_use"})
+"""Finish reasons of tool calls. Requests to endpoints have no tools, so such an answer counts only if it has text."""
+
 
 class StreamCut(Exception):
     """The body ended before the answer did."""
@@ -153,6 +156,8 @@ class EndpointAnswer:
             raise StreamCut("closed the stream before its end")
         if self._reason is not None and self._reason.lower() in _FAILED:
             raise MalformedStream(f"it ended with finish_reason {self._reason!r}")
+        if self._reason in _CALLS and not self._n_characters:
+            raise MalformedStream("it has no text and calls a tool, though the request has no tools")
 
 
 def _text_of(choice: dict[str, Any]) -> str:

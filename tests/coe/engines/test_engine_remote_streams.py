@@ -107,6 +107,12 @@ async def test_finish_reasons_of_other_servers(stated: Any, reason: str) -> None
     assert (await answer(answering(HI + event(None, stated))))[1].finish_reason == reason
 
 
+@pytest.mark.parametrize("stated", ["tool_calls", "function_call"])
+async def test_a_tool_call_without_text_is_no_answer(stated: str) -> None:
+    with pytest.raises(RemoteError, match="calls a tool"):
+        await answer(answering(event(None, stated) + DONE))
+
+
 @pytest.mark.parametrize(
     ("usage", "expected", "estimated"),
     [
