@@ -7,13 +7,18 @@ computes finished rows until the last row of the batch ends; answers of differen
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from coe.engines.hf.batch import BatchRow, deliver
 from coe.engines.hf.sampling import RowSampler
+from coe.errors import EngineError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_NOT_FINITE: Final = (
+    "the scores of the next token are not finite: weights of {!r} are damaged, or too large for the dtype of the engine"
+)
 
 
 class Decoding:
@@ -51,17 +56,22 @@ class Decoding:
         while True:
             scores, inputs = _forward(model, input_ids, inputs, n_new)
             n_new = 1 if inputs.get("use_cache") else None
+            finite = scores.amax(dim=-1).isfinite().tolist()  # not finite if any score is NaN, too
             tokens = RowSampler([row.sampling for row in self._rows])(input_ids, scores).argmax(dim=-1)
             input_ids = _append(input_ids, tokens)
-            self._advance(tokens.tolist())
+            self._advance(tokens.tolist(), finite)
             if all(row.done for row in self._rows):
                 return input_ids
             input_ids, inputs = self._drop_finished(input_ids, inputs)
 
-    def _advance(self, tokens: Sequence[int]) -> None:
-        for row, token in zip(self._rows, tokens, strict=True):
-            if not row.done:
+    def _advance(self, tokens: Sequence[int], finite: Sequence[bool]) -> None:
+        for row, token, is_finite in zip(self._rows, tokens, finite, strict=True):
+            if row.done:
+                continue
+            if is_finite:
                 row.advance(token)
+            else:
+                row.fail(EngineError(_NOT_FINITE.format(row.adapter.spec.name if row.adapter else "the model")))
         deliver(self._rows)
 
     def _drop_finished(self, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:

@@ -154,6 +154,8 @@ class EndpointAnswer:
             self._half, self._text = "", "\ufffd"
         if self._reason is None and not self._complete:
             raise StreamCut("closed the stream before its end")
+        if self._reason is None and not self._n_characters:
+            raise MalformedStream("it has neither text nor a finish reason")
         if self._reason is not None and self._reason.lower() in _FAILED:
             raise MalformedStream(f"it ended with finish_reason {self._reason!r}")
         if self._reason in _CALLS and not self._n_characters:

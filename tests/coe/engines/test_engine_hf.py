@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_models import CONTEXT, Said, adapter_spec, model_spec, say
+from engine_models import CONTEXT, Said, adapter_spec, model_spec, save_adapter, say
 
 from coe.engines.base import Adapter
 from coe.engines.fake import FakeEngine
@@ -76,6 +76,21 @@ async def test_many_requests_with_mixed_adapters_answer_as_each_alone(
     assert [s.text for s in mixed] == [s.text for s in alone]
     assert [s.usage for s in mixed] == [s.usage for s in alone]
     assert len({s.text for s in alone}) > 25
+
+
+async def test_an_adapter_whose_scores_overflow_fails_alone(
+    expert: HFExpert, adapters: list[Adapter], tiny: Path, tmp_path: Path
+) -> None:
+    folder = save_adapter(tmp_path / "huge", tiny, lora_alpha=1e308)
+    huge = Adapter(adapter_spec(folder), folder)
+    alone = [await say(expert, ask(q), adapter) for q, adapter in zip(QUESTIONS, adapters, strict=False)]
+    for request in (ask("the end"), ask("the end", temperature=0.7, seed=1)):
+        asked = [(ask(q), adapter) for q, adapter in zip(QUESTIONS, adapters, strict=False)]
+        *others, failed = await asyncio.gather(
+            *(say(expert, *each) for each in [*asked, (request, huge)]), return_exceptions=True
+        )
+        assert [said.text for said in others] == [said.text for said in alone]
+        assert isinstance(failed, EngineError) and "weights of 'huge' are damaged, or too large" in str(failed)
 
 
 async def test_the_base_is_unchanged_beside_and_after_adapters(expert: HFExpert, adapters: list[Adapter]) -> None:
