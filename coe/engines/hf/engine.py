@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from coe.engines.base import Capabilities, Expert
-from coe.engines.hf.expert import HFExpert
+from coe.engines.hf.expert import HFExpert, off_the_loop
 from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, free_bytes, load_model, require_memory
 from coe.engines.render import Renderer
 from coe.errors import ConfigError, WeightsError
@@ -98,7 +98,7 @@ class HFEngine:
         if not isinstance(expert, HFExpert):
             raise TypeError(f"{expert!r} was not loaded by this engine")
         await expert.close()
-        await asyncio.to_thread(_free_memory)
+        await off_the_loop(_free_memory)
 
 
 def _is_gguf(spec: ExpertSpec) -> bool:

@@ -94,7 +94,7 @@ class HFExpert:
     async def close(self) -> None:
         """Finish the accepted requests, accept no more, and free the weights."""
         self._waiting.close()
-        await asyncio.to_thread(self._thread.join)
+        await off_the_loop(self._thread.join)
         self._preparing.shutdown(wait=False)
         self._loaded = None
         del self._slots
@@ -238,3 +238,14 @@ class HFExpert:
                 max_new_tokens=max(row.max_tokens for row in rows),
                 custom_generate=Decoding(rows, self._slots.keep),
             )
+
+
+async def off_the_loop(call: Callable[[], object]) -> None:
+    """Run `call` in a thread; at interpreter exit, when no thread starts, right here.
+
+    A worker that still runs when the interpreter ends aborts the process, so it is waited for then, too.
+    """
+    if threading.main_thread().is_alive():
+        await asyncio.to_thread(call)
+    else:
+        call()
