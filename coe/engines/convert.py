@@ -120,9 +120,9 @@ def _convert_into(gguf: Path, folder: Path, *, add_bos: bool, chat_template: str
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
-    from coe.engines.hf.load import quiet_progress
+    from coe.engines.hf.load import quiet_progress, translate
 
-    try:
+    with translate(f"{gguf} cannot be converted", WeightsError):
         with quiet_progress(), _quiet_unpacking():
             model: Any = AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent),
@@ -132,8 +132,6 @@ def _convert_into(gguf: Path, folder: Path, *, add_bos: bool, chat_template: str
                 local_files_only=True,
             )
         tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
-    except (ValueError, KeyError, RuntimeError, NotImplementedError, ImportError) as error:
-        raise WeightsError(f"{gguf} cannot be converted: {error}") from error
     _forget_quantisation(model)
     if add_bos:
         _prefix_bos(tokenizer)

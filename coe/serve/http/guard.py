@@ -2,7 +2,7 @@
 
 A web page can send requests to any address that the browser can reach, including 127.0.0.1. Two checks stop it: the
 `Host` header must be an allowed one (a page whose own name was rebound to this address sends that name), and a request
-that costs something must not have a foreign `Origin`. Starlette's TrustedHostMiddleware is not used: its error is plain
+that costs something must not be cross-origin. Starlette's TrustedHostMiddleware is not used: its error is plain
 text, and it has no rule for IP addresses.
 """
 

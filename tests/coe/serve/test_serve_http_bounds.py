@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-from api_server import Gateway, gateway
+from api_server import connected, gateway
 
 from coe.errors import InvalidRequest
 from coe.serve.http import json_body
@@ -21,17 +19,6 @@ from coe.serve.http.large_bodies import REFUSED_S
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 ASK: dict[str, Any] = {"model": "echo", "prompt": "a b"}
 BODY = json.dumps(ASK).encode()
-
-
-@asynccontextmanager
-async def connection(g: Gateway) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(g.url.rpartition(":")[2]))
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], Any]:
@@ -66,7 +53,7 @@ async def test_slow_bodies_take_no_place_and_everybody_else_is_answered() -> Non
 
 
 async def test_a_body_that_never_pauses_is_bounded_in_all() -> None:
-    async with gateway(settings={"body_timeout_s": 0.5, "body_idle_s": 10}) as g, connection(g) as (reader, writer):
+    async with gateway(settings={"body_timeout_s": 0.5, "body_idle_s": 10}) as g, connected(g.port) as (reader, writer):
         writer.write(HEAD + b"content-length: 1000\r\n\r\n")
 
         async def dribble() -> None:
@@ -81,7 +68,7 @@ async def test_a_body_that_never_pauses_is_bounded_in_all() -> None:
 
 
 async def test_a_body_that_pauses_less_than_the_limit_is_read() -> None:
-    async with gateway(settings={"body_idle_s": 1.0}) as g, connection(g) as (reader, writer):
+    async with gateway(settings={"body_idle_s": 1.0}) as g, connected(g.port) as (reader, writer):
         writer.write(HEAD + f"content-length: {len(BODY)}\r\n\r\n".encode())
         for byte in BODY:
             writer.write(bytes([byte]))
@@ -93,7 +80,11 @@ async def test_a_body_that_pauses_less_than_the_limit_is_read() -> None:
 async def test_the_oldest_upload_makes_room_for_a_new_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coe.serve.http.uploads.UNDISTURBED_S", 0.0)
     settings = {"max_uploads": 2}
-    async with gateway(settings=settings) as g, connection(g) as (first, writes), connection(g) as (second, also):
+    async with (
+        gateway(settings=settings) as g,
+        connected(g.port) as (first, writes),
+        connected(g.port) as (second, also),
+    ):
         for number, writer in enumerate((writes, also)):
             writer.write(HEAD + b"content-length: 1000\r\n\r\n{")
             while len(g.service.uploads) == number:  # noqa: ASYNC110
@@ -107,7 +98,7 @@ async def test_the_oldest_upload_makes_room_for_a_new_request(monkeypatch: pytes
 
 
 async def test_uploads_that_all_just_began_are_not_given_up() -> None:
-    async with gateway(settings={"max_uploads": 1}) as g, connection(g) as (_, writer):
+    async with gateway(settings={"max_uploads": 1}) as g, connected(g.port) as (_, writer):
         writer.write(HEAD + b"content-length: 1000\r\n\r\n{")
         async with asyncio.timeout(5):
             while not len(g.service.uploads):  # noqa: ASYNC110
@@ -120,7 +111,11 @@ async def test_uploads_that_all_just_began_are_not_given_up() -> None:
 
 async def test_unfinished_bodies_hold_a_bounded_number_of_bytes() -> None:
     settings = {"max_body_bytes": 1000, "max_uploads_bytes": 1500}
-    async with gateway(settings=settings) as g, connection(g) as (first, writes), connection(g) as (second, also):
+    async with (
+        gateway(settings=settings) as g,
+        connected(g.port) as (first, writes),
+        connected(g.port) as (second, also),
+    ):
         writes.write(HEAD + b"content-length: 1000\r\n\r\n" + b" " * 900)
         while not len(g.service.uploads):  # noqa: ASYNC110
             await asyncio.sleep(0.001)
@@ -136,10 +131,10 @@ async def test_unfinished_bodies_hold_a_bounded_number_of_bytes() -> None:
 async def test_the_declared_length_is_believed_when_it_is_too_large_only() -> None:
     async with gateway(settings={"max_body_bytes": 1000, "body_idle_s": 0.3}) as g:
         for length, status in ((b"1001", 413), (b"9" * 18, 413), (b"500", 408)):
-            async with connection(g) as (reader, writer):
+            async with connected(g.port) as (reader, writer):
                 writer.write(HEAD + b"content-length: " + length + b"\r\n\r\n" + BODY)
                 assert (await answer(reader))[0] == status
-        async with connection(g) as (reader, writer):  # shorter than what follows: the rest is no request
+        async with connected(g.port) as (reader, writer):  # shorter than what follows: the rest is no request
             writer.write(HEAD + f"content-length: {len(BODY)}\r\n\r\n".encode() + BODY + b"and more\r\n\r\n")
             assert (await reader.read()).startswith(b"HTTP/1.1 400 Bad Request")
         assert (await g.http.post("/v1/completions", content=BODY.ljust(1000), headers=JSON)).status_code == 200
@@ -150,18 +145,18 @@ JSON = {"content-type": "application/json"}
 
 async def test_continue_is_sent_only_for_a_body_that_will_be_read() -> None:
     async with gateway() as g:
-        async with connection(g) as (reader, writer):
+        async with connected(g.port) as (reader, writer):
             writer.write(HEAD + f"content-length: {len(BODY)}\r\nexpect: 100-continue\r\n\r\n".encode())
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 Continue")
             writer.write(BODY)
             assert (await answer(reader))[0] == 200
-        async with connection(g) as (reader, writer):
+        async with connected(g.port) as (reader, writer):
             writer.write(HEAD + b"content-length: 99999999\r\nexpect: 100-continue\r\n\r\n")
             assert (await answer(reader))[0] == 413
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
-    async with gateway() as g, connection(g) as (reader, writer):
+    async with gateway() as g, connected(g.port) as (reader, writer):
         for text in ("one", "two", "three"):
             body = json.dumps({"model": "echo", "prompt": text}).encode()
             writer.write(HEAD + f"content-length: {len(body)}\r\n\r\n".encode() + body)
@@ -169,7 +164,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
 
 
 async def test_a_client_that_does_not_read_its_stream_meets_the_deadline() -> None:
-    async with gateway(settings={"deadline_s": 1.0}) as g, connection(g) as (reader, writer):
+    async with gateway(settings={"deadline_s": 1.0}) as g, connected(g.port) as (reader, writer):
         reader._transport.pause_reading()  # type: ignore[attr-defined]
         body = json.dumps({"model": "echo", "prompt": "word " * 400_000, "stream": True}).encode()
         writer.write(HEAD + f"content-length: {len(body)}\r\n\r\n".encode() + body)
@@ -188,7 +183,7 @@ async def test_headers_at_the_limit_are_read_and_larger_ones_refused() -> None:
             response = await g.http.get("/health", headers={"x-pad": pad})
             assert response.status_code == status
         assert response.json()["error"]["code"] == "request_header_fields_too_large"
-        async with connection(g) as (reader, writer):
+        async with connected(g.port) as (reader, writer):
             path = b"/v1/models/" + b"m" * (MOST_HEADER_BYTES - 20)
             writer.write(b"GET " + path + b" HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert (await answer(reader))[0] == 431

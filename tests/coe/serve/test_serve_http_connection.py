@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from api_server import connected
 
 from coe.serve.http import connection
 from coe.serve.http.connection import MOST_HEAD_BYTES, BoundedConnection, install
@@ -40,17 +41,6 @@ async def serving(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[uvicor
     finally:
         server.should_exit = True
         await running
-
-
-@asynccontextmanager
-async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
 
 
 async def gone(server: uvicorn.Server) -> None:
