@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from coe.compose.ballots import give_up
 from coe.compose.base import Composition, Done, ExpertCall, ExpertCalls, Final, next_step
-from coe.compose.notes import failures
+from coe.compose.notes import emptiness, failures
 from coe.errors import CoeError, CompositionError, Scope
 from coe.types import Answer, Failure, GenerateRequest
 from routers.base import RoutingDecision
@@ -34,7 +34,7 @@ class WithFallback:
             notes = (*failures(done), *_own(error))
         outcome = done.get(FALLBACK)
         if isinstance(outcome, Answer):
-            return Final(replace(outcome, notes=notes))
+            return Final(replace(outcome, notes=(*notes, *emptiness(outcome))))
         if isinstance(outcome, Failure):
             raise give_up(decision, done)
         return ExpertCalls((ExpertCall(FALLBACK, self.expert, request),), last=True, notes=notes)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from coe.compose.ballots import give_up
 from coe.compose.base import Done, ExpertCall, ExpertCalls, Final
 from coe.compose.fallback import FALLBACK
+from coe.compose.notes import emptiness
 from coe.types import Failure, GenerateRequest
 from routers.base import RoutingDecision
 
@@ -22,4 +23,4 @@ class FallbackOnly:
             return ExpertCalls((ExpertCall(FALLBACK, expert, request),), last=True, notes=(decision.reason,))
         if isinstance(outcome, Failure):
             raise give_up(decision, done)
-        return Final(replace(outcome, notes=(decision.reason, *outcome.notes)))
+        return Final(replace(outcome, notes=(decision.reason, *outcome.notes, *emptiness(outcome))))

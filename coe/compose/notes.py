@@ -32,6 +32,11 @@ def refusals(done: Done) -> tuple[str, ...]:
     return tuple(f"{expert} gave no answer (refusal)" for expert in dict.fromkeys(refused))
 
 
+def emptiness(answer: Answer) -> tuple[str, ...]:
+    """`b gave an empty answer`, if the text of a final answer is blank."""
+    return () if answer.text.strip() or answer.value is not None else (f"{answer.expert} gave an empty answer",)
+
+
 def public_text(error: Exception) -> str:
     """An error as a client may see it, on one line; only its class if the message has internals of the server."""
     kind = type(error).__name__

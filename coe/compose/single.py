@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from coe.compose.ballots import give_up
 from coe.compose.base import Done, ExpertCall, ExpertCalls, Final
-from coe.compose.notes import failures
+from coe.compose.notes import emptiness, failures
 from coe.errors import Scope
 from coe.seam import scope_of
 from coe.types import Answer, GenerateRequest
@@ -24,7 +24,7 @@ class Single:
         for position, expert in enumerate(decision.experts):
             outcome = done.get(str(position))
             if isinstance(outcome, Answer):
-                return Final(replace(outcome, notes=failures(done)))
+                return Final(replace(outcome, notes=(*failures(done), *emptiness(outcome))))
             if outcome is None:
                 return ExpertCalls((ExpertCall(str(position), expert, request),), last=True, notes=failures(done))
             if scope_of(outcome.error) is Scope.REQUEST:

@@ -316,6 +316,22 @@ async def test_an_answer_notes_who_failed_on_the_way() -> None:
     assert reply.answer is not None and reply.answer.notes == ("cheap failed",)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("failing", "empty"), [({}, "good"), ({"good": EngineError("down")}, "general")])
+async def test_an_empty_answer_is_noted(failing: dict[str, BaseException], empty: str, stream: bool) -> None:
+    async def ask(expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        if expert in failing:
+            raise failing[expert]
+        yield Chunk(" ", "stop", Usage(10, 1))
+
+    failed = tuple(f"{name} failed: EngineError: {error}" for name, error in failing.items())
+    policy = Policy("default", Table(), fallback="general")
+    reply = Orchestrator(SNAPSHOT, {"default": policy}, ask=ask).answer(replace(REQUEST, stream=stream))
+    assert await reply.text() == " "
+    assert reply.answer is not None and reply.notes == reply.answer.notes
+    assert reply.notes == (*failed, f"{empty} gave an empty answer")
+
+
 async def test_each_call_gets_the_rest_of_the_deadline() -> None:
     now, deadlines = [100.0], []
 

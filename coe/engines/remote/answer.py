@@ -26,10 +26,18 @@ _FAILED: Final = frozenset(
 
 _CALLS: Final = frozenset({"tool_calls", "function_call", "tool_use"})
 """Finish reasons of tool calls. Requests to endpoints have no tools, so such an answer counts only if it has text."""
+_REASONING: Final = ("reasoning_content", "reasoning", "reasoning_details", "reasoning_text", "thinking", "thoughts")
+"""Fields of a message or delta in which servers put reasoning, which is no answer."""
+_THINKING_PARTS: Final = frozenset({"thinking", "reasoning", "redacted_thinking"})
+"""Types of content parts that hold reasoning."""
 
 
 class StreamCut(Exception):
     """The body ended before the answer did."""
+
+
+class OnlyReasoning(Exception):
+    """The answer reached `max_tokens` within its reasoning, so that it has no text."""
 
 
 class EndpointFailure(Exception):
@@ -55,7 +63,7 @@ class EndpointAnswer:
         self._events = events
         self._most_characters = most_characters
         self._text = self._half = ""
-        self._over = self._complete = False
+        self._over = self._complete = self._reasons = False
         self._reason: str | None = None
         self._usage: dict[str, Any] = {}
         self._shown: list[str] = []  # the text so far, of which its tokens may have to be estimated
@@ -68,6 +76,7 @@ class EndpointAnswer:
         Raises:
             MalformedStream, EndpointFailure: the answer cannot be used.
             StreamCut: the body ended before the answer did.
+            OnlyReasoning: `max_tokens` ended it before its text began.
         """
         while not self._text and not self._over:
             event = await anext(self._events, None) if self._reason is None else await self._after_the_reason()
@@ -125,6 +134,7 @@ class EndpointAnswer:
             raise MalformedStream("`choices` of an event is not a list of objects")
         choice = choices[0]
         self._add(_text_of(choice))
+        self._reasons = self._reasons or _has_reasoning(choice)
         reason = choice.get("finish_reason")
         if reason and reason != "null":
             self._reason = self._reason or str(reason)[:80]
@@ -160,6 +170,8 @@ class EndpointAnswer:
             raise MalformedStream(f"it ended with finish_reason {self._reason!r}")
         if self._reason in _CALLS and not self._n_characters:
             raise MalformedStream("it has no text and calls a tool, though the request has no tools")
+        if self._reasons and not self._n_characters:
+            raise OnlyReasoning if self._reason in _FULL else MalformedStream("it has reasoning, but no text")
 
 
 def _text_of(choice: dict[str, Any]) -> str:
@@ -178,6 +190,15 @@ def _text_of(choice: dict[str, Any]) -> str:
     if not isinstance(content, str):
         raise MalformedStream(f"the text of a choice is a {type(content).__name__}")
     return content
+
+
+def _has_reasoning(choice: dict[str, Any]) -> bool:
+    part = choice.get("delta") or choice.get("message") or choice
+    content = part.get("content")
+    parts = content if isinstance(content, list) else []
+    return any(part.get(name) for name in _REASONING) or any(
+        isinstance(each, dict) and each.get("type") in _THINKING_PARTS for each in parts
+    )
 
 
 def _failure(error: Any) -> EndpointFailure:

@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from coe.engines.remote.answer import EndpointFailure, StreamCut
+from coe.engines.remote.answer import EndpointFailure, OnlyReasoning, StreamCut
 from coe.engines.remote.events import MalformedStream
 from coe.engines.remote.redaction import for_clients, for_log, redacted
 from coe.errors import CoeError, Rejected, RemoteError
@@ -84,7 +84,7 @@ def translate(spec: ExpertSpec, *, shown: bool, secrets: Collection[str] = ()) -
         yield
     except CoeError:
         raise
-    except (*failures, MalformedStream, StreamCut, EndpointFailure) as error:
+    except (*failures, MalformedStream, OnlyReasoning, StreamCut, EndpointFailure) as error:
         raise translated(error, spec, shown=shown, secrets=secrets) from error
 
 
@@ -110,6 +110,9 @@ def translated(
         case openai.APIConnectionError():
             public = f"cannot be reached, or closed the connection{when}"
             text = f"{public}: {for_log(str(error.__cause__ or error), secrets)}"
+        case OnlyReasoning():
+            reason = "spent max_tokens on reasoning and gave no answer: raise max_tokens"
+            return Rejected(f"{where} {reason}", public=f"{spec.name!r} {reason}")
         case StreamCut():
             text = public = "closed the stream before its end"
         case MalformedStream():

@@ -113,6 +113,48 @@ async def test_a_tool_call_without_text_is_no_answer(stated: str) -> None:
         await answer(answering(event(None, stated) + DONE))
 
 
+REASONING = [
+    {"reasoning_content": "Hm, let me see"},
+    {"content": "", "reasoning": "Hm"},
+    {"content": None, "reasoning_details": [{"type": "reasoning.text", "text": "Hm"}]},
+    {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}]},
+]
+
+
+def parts(delta: dict[str, Any], reason: str | None = None) -> str:
+    return f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta, 'finish_reason': reason}]})}\n\n"
+
+
+@pytest.mark.parametrize("delta", REASONING)
+async def test_an_answer_of_reasoning_alone_is_a_failure_of_the_expert(delta: dict[str, Any]) -> None:
+    with pytest.raises(RemoteError, match="has reasoning, but no text") as failed:
+        await answer(answering(parts(delta) * 2 + END + USAGE + DONE))
+    assert failed.value.scope is Scope.EXPERT and not failed.value.retryable
+    whole = {"choices": [{"message": {"role": "assistant", **delta}, "finish_reason": "stop"}]}
+    with pytest.raises(RemoteError, match="has reasoning, but no text"):
+        await answer(answering(json.dumps(whole)))
+
+
+@pytest.mark.parametrize("delta", REASONING)
+async def test_max_tokens_spent_on_reasoning_is_a_rejection_that_says_so(delta: dict[str, Any]) -> None:
+    with pytest.raises(Rejected, match="spent max_tokens on reasoning and gave no answer: raise max_tokens") as failed:
+        await answer(answering(parts(delta) + event(None, "length") + DONE))
+    assert (failed.value.scope, failed.value.status) == (Scope.EXPERT, 400)
+    assert "127.0.0.1" not in (failed.value.client_text or "")
+
+
+@pytest.mark.parametrize("delta", REASONING)
+async def test_reasoning_before_text_changes_nothing(delta: dict[str, Any]) -> None:
+    assert (await answer(answering(parts(delta) + HI + END + USAGE)))[0] == "Hi you"
+    assert (await answer(answering(parts(delta) + HI + event(None, "length"))))[1].finish_reason == "length"
+
+
+async def test_an_empty_answer_without_reasoning_is_one() -> None:
+    nothing = parts({"reasoning_content": "", "reasoning": None}) + END + DONE
+    text, last = await answer(answering(nothing))
+    assert (text, last.finish_reason) == ("", "stop")
+
+
 @pytest.mark.parametrize(
     ("usage", "expected", "estimated"),
     [
