@@ -14,7 +14,8 @@
     batch         offline answers to files of requests; runs: folders of runs that resume, of both
     serve         the OpenAI-compatible service on Ray Serve; protocol: its requests and responses
     cli           the command `coe`
-    types         the values that move through the system; errors: CoeError and what derives from it
+    types         the values that move through the system; sampling: options of decoding; chunks: joined to an answer
+    errors        CoeError and what derives from it
     seam          what third-party code raises, translated into these errors
 
 What `__all__` lists is the public interface; it is imported when it is first used. Plug-ins: docs/plugins.md.
@@ -61,7 +62,18 @@ if TYPE_CHECKING:
     from coe.local import System, open_local
     from coe.orchestrator import Orchestrator, Reply
     from coe.policy import Policy
-    from coe.types import Answer, Chunk, Failure, GenerateRequest, Timing, Usage, Wants
+    from coe.sampling import SamplingOptions
+    from coe.types import (
+        Answer,
+        Chunk,
+        Failure,
+        GenerateRequest,
+        Timing,
+        TokenLogprob,
+        ToolCallDelta,
+        Usage,
+        Wants,
+    )
     from routers.base import Message, Query
 
 __all__ = [
@@ -109,6 +121,7 @@ __all__ = [
     "RemoteError",
     "Reply",
     "RoutingFailed",
+    "SamplingOptions",
     "Scope",
     "Single",
     "System",
@@ -116,6 +129,8 @@ __all__ = [
     "TaskError",
     "TemplateError",
     "Timing",
+    "TokenLogprob",
+    "ToolCallDelta",
     "UnknownModel",
     "Unsupported",
     "Usage",
@@ -148,7 +163,8 @@ _ROOMS = {
     "coe.local": "System open_local",
     "coe.orchestrator": "Orchestrator Reply",
     "coe.policy": "Policy",
-    "coe.types": "Answer Chunk Failure GenerateRequest Timing Usage Wants",
+    "coe.sampling": "SamplingOptions",
+    "coe.types": "Answer Chunk Failure GenerateRequest Timing TokenLogprob ToolCallDelta Usage Wants",
     "routers.base": "Message Query",
 }
 

@@ -28,6 +28,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
+from coe.chunks import Joined, last_chunk, whole_chunk
 from coe.compose import ExpertCall, Final, next_step
 from coe.compose.holding import held_back
 from coe.errors import CoeError, CompositionError, ConfigError, EngineError
@@ -197,7 +198,8 @@ class Orchestrator:
         while True:
             step = next_step(reply.routed.composition, request, reply.decision, done)
             if isinstance(step, Final):
-                yield _ended(reply, step.answer, step.answer.text)
+                _end(reply, step.answer)
+                yield whole_chunk(step.answer)
                 return
             reply.asked += [call.expert for call in step.calls]
             reply.notes = step.notes
@@ -223,7 +225,8 @@ class Orchestrator:
                     raise CompositionError(
                         "the composition returned more calls after its last one (see `ExpertCalls.last`)"
                     )
-                yield _ended(reply, final.answer, chunk.text)
+                _end(reply, final.answer)
+                yield last_chunk(chunk, final.answer)
                 return
             if reply.expert is not None:  # the client has seen text, which cannot be taken back
                 raise outcome.error
@@ -237,13 +240,13 @@ class Orchestrator:
 
     async def _stream(self, call: ExpertCall, done: dict[str, Answer | Failure]) -> AsyncGenerator[Chunk, None]:
         """The chunks of one call; its result goes into `done`, an error as a Failure."""
-        text = ""
+        joined = Joined()
         try:
             async with aclosing(self._ask(call.expert, replace(call.request, wants=call.wants))) as chunks:
                 async for chunk in chunks:
-                    text += chunk.text
+                    joined.add(chunk)
                     if chunk.finish_reason is not None:
-                        done[call.id] = self._finished(call.expert, text, chunk)
+                        done[call.id] = joined.answer(call.expert, chunk, self._cost_usd(call.expert, chunk))
                     yield chunk
             if call.id not in done:
                 raise EngineError(f"{call.expert!r} stopped without finishing its answer")
@@ -252,21 +255,24 @@ class Orchestrator:
                 raise
             done[call.id] = Failure(call.expert, expert_error(call.expert, error))
 
-    def _finished(self, expert: str, text: str, last: Chunk) -> Answer:
-        assert last.finish_reason is not None and last.usage is not None  # by the contract of Expert.generate
-        price = self.snapshot.experts[expert].price
-        cost = price.cost_usd(last.usage.prompt_tokens, last.usage.completion_tokens) if price else None
-        return Answer(expert, text, last.finish_reason, last.usage, cost, last.timing, value=last.value)
+    def _cost_usd(self, expert: str, last: Chunk) -> float | None:
+        price, usage = self.snapshot.experts[expert].price, last.usage
+        assert usage is not None  # by the contract of Expert.generate
+        return price.cost_usd(usage.prompt_tokens, usage.completion_tokens) if price else None
 
 
-def _ended(reply: Reply, answer: Answer, text: str) -> Chunk:
-    """The last chunk of a reply, with the rest of its text."""
+def _end(reply: Reply, answer: Answer) -> None:
     reply.expert, reply.answer, reply.notes = answer.expert, answer, answer.notes
-    return Chunk(text, answer.finish_reason, answer.usage, answer.timing, answer.cost_usd)
 
 
 def query_of(request: GenerateRequest) -> Query:
-    """What a router sees of a request: the conversation, the required format and the limit of the answer."""
+    """What a router sees of a request: the conversation, tools, the limit of the answer, the capabilities it needs."""
     messages = request.messages or (Message("user", request.prompt or ""),)
-    raw = request.prompt is not None
-    return Query(messages, format=request.format, max_tokens=request.max_tokens, raw=raw)
+    return Query(
+        messages,
+        tools=request.offered,
+        format=request.format,
+        max_tokens=request.max_tokens,
+        raw=request.prompt is not None,
+        needs=request.needs,
+    )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from coe.compose import Composition, FallbackOnly, Single, WithFallback, named_experts, without
+from coe.compose.one_answer import NEEDS_ONE, OneAnswer
 from coe.engines import capabilities
 from coe.errors import CoeError, InvalidRequest, RoutingFailed
 from coe.policy import Policy
@@ -195,7 +196,7 @@ def _routed(
         return Routed(query, inputs.decide(), policy, inputs, FallbackOnly(), eligible)
     if isinstance(decided, RouterError):
         return decided
-    return Routed(query, decided, policy, inputs, _composition(policy, eligible, inputs, decided), eligible)
+    return Routed(query, decided, policy, inputs, _composition(query, policy, eligible, inputs, decided), eligible)
 
 
 def bypass(query: Query, expert: str, experts: Mapping[str, ExpertSpec]) -> Routed:
@@ -253,16 +254,20 @@ def _decide(inputs: DecisionInputs) -> RoutingDecision | RouterError:
         return error
 
 
-def _composition(policy: Policy, eligible: Eligible, inputs: DecisionInputs, decision: RoutingDecision) -> Composition:
+def _composition(
+    query: Query, policy: Policy, eligible: Eligible, inputs: DecisionInputs, decision: RoutingDecision
+) -> Composition:
     """The composition for one query.
 
     Experts named by a composition obey the same constraints as routed ones, except the context length: they may get
     another prompt. One that cannot take the query is skipped: an error would discard the answers of the others. The
     fallback is not part of the decision. It answers only if every chosen expert failed before its first text; a batch
     runs it as one more stage. If there is none, and only the chosen experts can count the prompt, another expert takes
-    its place.
+    its place. A request for tool calls or log-probabilities gets the answer of one expert.
     """
     composition, fallback = policy.composition, policy.fallback
+    if (needs := query.needs & NEEDS_ONE) and not isinstance(composition, Single):
+        composition = OneAnswer(needs)
     if named_experts(composition):
         removed = {e: why for e, why in eligible.removed.items() if not why.startswith(CONTEXT_LENGTH)}
         composition = without(composition, removed)

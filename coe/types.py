@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from coe.errors import ContextLengthExceeded, InvalidRequest
-from routers.base import Message
+from coe.sampling import SamplingOptions
+from routers.base import Message, ToolCall
+from routers.constraints import (
+    JSON_SCHEMA,
+    LOGPROBS,
+    PROMPT_LOGPROBS,
+    SAMPLING,
+    TOKEN_PROMPTS,
+    TOOLS,
+    VISION,
+)
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 Wants = Literal["text", "latent", "scores", "embedding"]
 """What a call returns: text, or data that a composition works with, encoded by the engine (`Answer.value`)."""
 DEFAULT_MAX_TOKENS = 512
@@ -23,7 +34,8 @@ class GenerateRequest:
     Attributes:
         messages: the conversation, rendered with the expert's chat template. Empty when `prompt` is given.
         prompt: raw text, continued without a chat template (`/v1/completions`).
-        max_tokens: most new tokens; `None` takes what fits the context, up to DEFAULT_MAX_TOKENS.
+        prompt_ids: the prompt as token ids of the expert's tokenizer; then `prompt` is empty text.
+        max_tokens: most new tokens; `None` takes what fits the context, up to DEFAULT_MAX_TOKENS. 0 only with `echo`.
         temperature: 0 is greedy.
         top_p: nucleus mass in (0, 1].
         stop: generation ends before the first of these strings.
@@ -32,7 +44,16 @@ class GenerateRequest:
         deadline_s: seconds after submission at which the request is cancelled; `None` never.
         stream: False if the caller reads only the complete answer: it may then arrive as one chunk, and a request whose
             host dies is sent to another host.
-        format: "json" requires a JSON object; only experts with the capability `json` are eligible.
+        format: "json" requires a JSON object; only experts that can produce JSON are eligible.
+        json_schema: OpenAI's object with the `schema` that the answer must satisfy; `format` is then "json".
+        tools: functions that the model may call, in OpenAI's form. tool_choice: "required" demands a call, "none"
+            forbids one. tool_name: the function that must be called. parallel_tool_calls: several calls are allowed.
+        sampling: penalties, cut-offs and the like beyond `temperature` and `top_p`.
+        logprobs: number of most likely tokens to return with the log-probability of each generated token; 0 returns
+            that of the generated token only; `None` nothing. prompt_logprobs: the same for the tokens of the prompt.
+        echo: the answer starts with the text of the prompt.
+        reasoning_effort: how much the model should reason, in the endpoint's words; `None` is the model's default.
+        template_kwargs: variables for the chat template.
         patient: True if no client waits: an endpoint's rate limit is waited out before the call fails.
         wants: what to return; anything but text needs an engine that can produce it (`Capabilities.serves`).
     """
@@ -50,12 +71,25 @@ class GenerateRequest:
     id: str = ""
     wants: Wants = "text"
     patient: bool = False
+    prompt_ids: tuple[int, ...] = ()
+    json_schema: Mapping[str, Any] | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    tool_name: str | None = None
+    parallel_tool_calls: bool = True
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: bool = False
+    reasoning_effort: str | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if bool(self.messages) == (self.prompt is not None):
             raise InvalidRequest("give either messages or prompt, not both and not neither")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens must be at least 1, got {self.max_tokens}")
+        least = 0 if self.echo else 1
+        if self.max_tokens is not None and self.max_tokens < least:
+            raise InvalidRequest(f"max_tokens must be at least {least}, got {self.max_tokens}")
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 2):
             raise InvalidRequest(f"temperature must lie in [0, 2], got {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -65,13 +99,41 @@ class GenerateRequest:
         if self.deadline_s is not None and not self.deadline_s > 0:
             raise InvalidRequest(f"deadline_s must be positive, got {self.deadline_s}")
 
+    @property
+    def offered(self) -> tuple[Mapping[str, Any], ...]:
+        """The tools that the model may call now."""
+        return () if self.tool_choice == "none" else self.tools
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The capabilities that an expert or its engine must have for this request (`routers.constraints`)."""
+        return frozenset(self._needs())
+
+    def _needs(self) -> Iterator[str]:
+        if self.offered:
+            yield TOOLS
+        if any(message.parts for message in self.messages):
+            yield VISION
+        if self.json_schema is not None:
+            yield JSON_SCHEMA
+        if self.logprobs is not None:
+            yield LOGPROBS
+        if self.prompt_logprobs is not None:
+            yield PROMPT_LOGPROBS
+        if self.prompt_ids:
+            yield TOKEN_PROMPTS
+        if self.sampling != SamplingOptions():
+            yield SAMPLING
+
     def token_limit(self, prompt_tokens: int, context_length: int, *, expert: str) -> int:
         """The most new tokens for this request after a prompt of that length.
 
         Raises:
             ContextLengthExceeded: prompt and `max_tokens` together exceed the context.
         """
-        wanted = self.max_tokens or min(DEFAULT_MAX_TOKENS, max(1, context_length - prompt_tokens))
+        wanted = self.max_tokens
+        if wanted is None:
+            wanted = min(DEFAULT_MAX_TOKENS, max(1, context_length - prompt_tokens))
         if prompt_tokens + wanted > context_length:
             raise ContextLengthExceeded(
                 expert, prompt_tokens=prompt_tokens, max_tokens=wanted, context_length=context_length
@@ -106,9 +168,38 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a tool call: the texts of all pieces with one `index` are joined."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token with its log-probability (natural logarithm).
+
+    Attributes:
+        token: its text; a part of a character is shown as `bytes:\\x..`, as OpenAI does.
+        logprob: `None` for the first token of a prompt, which nothing precedes.
+        data: the bytes of its text, `None` if unknown.
+        top: the most likely tokens at this place, most likely first: text, log-probability, bytes.
+    """
+
+    token: str
+    logprob: float | None
+    data: bytes | None = None
+    top: tuple[tuple[str, float, bytes | None], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of an answer. The last one, and only it, has `finish_reason`, `usage` and, from a host, `timing`.
 
+    text, reasoning, tool_calls, logprobs: pieces of the answer's text, of the reasoning before it, of tool calls, and
+    the log-probabilities of its tokens; each may be empty. prompt_logprobs: of the prompt, in the first chunk only.
     cost_usd: set by the orchestrator, which has the prices; None if one is unknown. value: in the last chunk of a
     request that wants something else than text: the result, encoded by the engine.
     """
@@ -119,11 +210,20 @@ class Chunk:
     timing: Timing | None = None
     cost_usd: float | None = None
     value: bytes | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds nothing that a client sees."""
+        return not (self.text or self.reasoning or self.tool_calls or self.logprobs or self.prompt_logprobs)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The complete answer of an expert.
+    """The complete answer of an expert; the fields of a chunk, whole.
 
     notes: what the caller should know about how it came about: which experts failed, what was cut. value: the result of
     a request that wants something else than text.
@@ -137,6 +237,10 @@ class Answer:
     timing: Timing | None = None
     notes: tuple[str, ...] = ()
     value: bytes | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

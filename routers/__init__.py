@@ -24,7 +24,7 @@ from registry.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from routers.artifacts import ArtifactMeta, EncoderInfo, LoadedRouter, load, save
-    from routers.base import Estimate, Message, Query, Router, RouterState, RoutingDecision
+    from routers.base import Estimate, Message, Query, Router, RouterState, RoutingDecision, ToolCall
     from routers.decision import Utility, decide
     from routers.encoders.base import Encoder
     from routers.encoders.build import build_encoder
@@ -99,6 +99,7 @@ __all__ = [
     "SaveCost",
     "Selector",
     "StaleArtifactWarning",
+    "ToolCall",
     "TopK",
     "TrainableRouter",
     "UnknownRouterKind",
@@ -132,7 +133,7 @@ __all__ = [
 
 _ROOMS = {
     "routers.artifacts": "ArtifactMeta EncoderInfo LoadedRouter load save",
-    "routers.base": "Estimate Message Query Router RouterState RoutingDecision",
+    "routers.base": "Estimate Message Query Router RouterState RoutingDecision ToolCall",
     "routers.decision": "Utility decide",
     "routers.encoders.base": "Encoder",
     "routers.encoders.build": "build_encoder",

@@ -18,11 +18,67 @@ GENERAL = "general"
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function call that a model requests.
+
+    arguments: JSON text as the model wrote it; it may be invalid.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation, as in the OpenAI chat format (text content only)."""
+    """One message of a conversation, as in the OpenAI chat format.
+
+    Attributes:
+        content: the text of all parts; the only field that routers read.
+        tool_calls: calls that an assistant message requests. tool_call_id: the call whose result a tool message holds.
+        name: the name of the author.
+        reasoning: the reasoning text of an assistant message; only some chat templates render it.
+        parts: the content parts in OpenAI's form, if there are others than text (images); empty otherwise.
+    """
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    reasoning: str = ""
+    parts: tuple[Mapping[str, Any], ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """The message in OpenAI's form; fields that are not set are left out."""
+        calls = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in self.tool_calls
+        ]
+        rest = {
+            "tool_calls": calls,
+            "tool_call_id": self.tool_call_id,
+            "name": self.name,
+            "reasoning_content": self.reasoning,
+        }
+        content = [dict(part) for part in self.parts] or self.content
+        return {"role": self.role, "content": content} | {name: value for name, value in rest.items() if value}
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Self:
+        """The message of a document that `document` wrote."""
+        content = document["content"]
+        parts = tuple(content) if isinstance(content, list) else ()
+        calls = document.get("tool_calls", ())
+        return cls(
+            document["role"],
+            "".join(part.get("text", "") for part in parts) if parts else content,
+            tuple(ToolCall(call["id"], **call["function"]) for call in calls),
+            document.get("tool_call_id"),
+            document.get("name"),
+            document.get("reasoning_content", ""),
+            parts,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +92,8 @@ class Query:
         seed: breaks ties between experts at random, reproducibly; `None` means the cheaper expert, then the first.
         max_tokens: most new tokens; an expert needs room for them in its context. `None` if the caller states no limit.
         raw: the text is continued without a chat template.
+        needs: further capabilities that the request requires of an expert or its engine (`routers.constraints`), such
+            as `vision` or `logprobs`.
         features: name -> signal, numbers or words. The caller fills in what `Router.requires` names.
     """
 
@@ -48,6 +106,7 @@ class Query:
     seed: int | None = None
     max_tokens: int | None = None
     raw: bool = False
+    needs: frozenset[str] = frozenset()
     features: Mapping[str, Floats | Words] = field(default_factory=dict)
 
     @classmethod

@@ -1,7 +1,9 @@
 """Constraints: what an expert must be able to do, checked before any score is computed.
 
-Constraints: the caller's allowed experts, the modality (`chat`: an embedding model cannot answer), tools (`tools`), a
-JSON answer (`json`) - words of `ExpertSpec.capabilities` - and the context length, with `max_tokens`.
+Constraints: the caller's allowed experts, the modality (`chat`: an embedding model cannot answer), the capabilities
+that the request needs, and the context length, with `max_tokens`. An expert states capabilities
+(`ExpertSpec.capabilities`), and so does the engine that serves it: tools and images need both, since a model must be
+trained for them; for the others one is enough.
 
 The context is checked with the cheapest figure that decides: bytes (a bound), an estimate (a range), then a count by
 the expert's own tokenizer. Only a count excludes an expert. An expert whose context an estimate finds too short is
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from registry.spec import ExpertSpec, Kind
 from registry.spelling import listing
@@ -19,10 +22,22 @@ from routers.base import Query
 from routers.errors import NoEligibleExpert
 from routers.tokens import TokenRange, estimate_range, most_tokens
 
-CHAT, TOOLS, JSON = "chat", "tools", "json"
+CHAT, TOOLS, JSON, VISION = "chat", "tools", "json", "vision"
+JSON_SCHEMA, LOGPROBS, PROMPT_LOGPROBS = "json_schema", "logprobs", "prompt_logprobs"
+TOKEN_PROMPTS, SAMPLING = "token_prompts", "sampling"
 CONTEXT_LENGTH = "context length"
 """Names of constraints."""
-_UNKNOWN_ENGINE = frozenset({TOOLS})
+_OF_BOTH: Final[Mapping[str, str]] = {TOOLS: "call tools", VISION: "read images"}
+"""Capabilities that an expert and its engine must both have."""
+_OF_EITHER: Final[Mapping[str, str]] = {
+    JSON_SCHEMA: "follow a JSON schema",
+    LOGPROBS: "return log-probabilities",
+    PROMPT_LOGPROBS: "return log-probabilities of the prompt",
+    TOKEN_PROMPTS: "read token ids",
+    SAMPLING: "use these sampling options (top_k, min_p, penalties, logit_bias, min_tokens, ignore_eos)",
+}
+"""Capabilities that an expert or its engine must have."""
+_UNKNOWN_ENGINE = frozenset({TOOLS, VISION})
 """What an engine that is not installed here is assumed to do, of what depends on the engine. (`json` does not: experts
 are trained to answer in JSON.)"""
 LEAST_ROOM = 64
@@ -171,13 +186,17 @@ def _failed(query: Query, spec: ExpertSpec, engines: Mapping[str, frozenset[str]
     able = spec.capabilities
     if CHAT not in able or spec.kind is Kind.EMBEDDING:
         return f"modality: it cannot {CHAT}"
-    if query.tools and TOOLS not in able:
-        return f"{TOOLS}: it cannot call tools"
-    if query.tools and engines is not None and TOOLS not in engines.get(spec.name, _UNKNOWN_ENGINE):
-        return f"{TOOLS}: the engine that serves it cannot call tools"
-    if query.format == "json" and JSON not in able:
+    engine = _UNKNOWN_ENGINE if engines is None else engines.get(spec.name, _UNKNOWN_ENGINE)
+    needs = query.needs | {TOOLS} if query.tools else query.needs
+    for name, what in _OF_BOTH.items():
+        if name in needs and name not in able:
+            return f"{name}: it cannot {what}"
+        if name in needs and name not in engine:
+            return f"{name}: the engine that serves it cannot {what}"
+    either = able | engine
+    if query.format == "json" and either.isdisjoint((JSON, JSON_SCHEMA)):
         return f"{JSON}: it does not promise JSON"
-    return None
+    return next((f"{n}: it cannot {what}" for n, what in _OF_EITHER.items() if n in needs and n not in either), None)
 
 
 def no_eligible(query: Query, eligible: Eligible, known: Collection[str] | None = None) -> NoEligibleExpert:

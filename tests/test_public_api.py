@@ -15,28 +15,29 @@ import pytest
 
 PUBLIC = {
     "coe": """
-        Abstained Adapter Answer COMPOSITIONS Capabilities Chunk CoeError Composition CompositionConfig CompositionError
-        Config ConfigError ContextLengthExceeded DeadlineExceeded Done ENGINES Engine EngineError Expert ExpertCall
-        ExpertCalls Failure Final GRADERS GenerateRequest GoldError Grader GraderModel Host HostLost InvalidRequest
-        Message NotAllowed Orchestrator OutOfMemory Overloaded Policy PolicyConfig PolicyUnavailable Query Rejected
-        RemoteError Reply RoutingFailed Scope Single System Task TaskError TemplateError Timing UnknownModel Unsupported
-        Usage Wants WeightsError __version__ build_composition create_engine load_config load_task open_host open_local
-        replay_composition
+        Abstained Adapter Answer COMPOSITIONS Capabilities Chunk CoeError Composition CompositionConfig
+        CompositionError Config ConfigError ContextLengthExceeded DeadlineExceeded Done ENGINES Engine EngineError
+        Expert ExpertCall ExpertCalls Failure Final GRADERS GenerateRequest GoldError Grader GraderModel Host
+        HostLost InvalidRequest Message NotAllowed Orchestrator OutOfMemory Overloaded Policy PolicyConfig
+        PolicyUnavailable Query Rejected RemoteError Reply RoutingFailed SamplingOptions Scope Single System Task
+        TaskError TemplateError Timing TokenLogprob ToolCallDelta UnknownModel Unsupported Usage Wants WeightsError
+        __version__ build_composition create_engine load_config load_task open_host open_local replay_composition
     """,
     "routers": """
         ArtifactMeta BaselineLeftOut CachedEncoder Cascade Choosing Comparison Dynamic EmbeddingRouter Encoder
         EncoderInfo Estimate EvaluatingOnTrainingData FittedRouter HashingEncoder InvalidArtifact InvalidEncoder
         InvalidOutcomes InvalidSettings KINDS LoadedRouter MeetBudget Message NoEligibleExpert OutcomeTable Query
-        Recruit Router RouterError RouterReport RouterState RoutingDecision SaveCost Selector StaleArtifactWarning TopK
-        TrainableRouter UnknownRouterKind Updatable Utility add_expert add_rows build build_encoder build_selector
-        cascade_for_cost check_dim compare cross_validate cross_validate_all decide draw_reports dynamic_for_calls embed
-        evaluate import_csv load read_prices remove_expert router_class save settings_of standard_baselines
-        stratified_folds
+        Recruit Router RouterError RouterReport RouterState RoutingDecision SaveCost Selector StaleArtifactWarning
+        ToolCall TopK TrainableRouter UnknownRouterKind Updatable Utility add_expert add_rows build build_encoder
+        build_selector cascade_for_cost check_dim compare cross_validate cross_validate_all decide draw_reports
+        dynamic_for_calls embed evaluate import_csv load read_prices remove_expert router_class save settings_of
+        standard_baselines stratified_folds
     """,
     "registry": """
         DigestMismatch DiskFull Document ExpertSpec FileRecord InvalidSpec Kind Measure PlannedChange PluginError
-        Plugins Price Problem ProfileRow Registry RegistryError RegistryPlan Snapshot SourceError SourceKind StoreError
-        TargetError UnknownExpert UnknownPlugin apply coe_home identity load_document only_modules plan validate
+        Plugins Price Problem ProfileRow Registry RegistryError RegistryPlan Snapshot SourceError SourceKind
+        StoreError TargetError UnknownExpert UnknownPlugin apply coe_home identity load_document only_modules plan
+        validate
     """,
 }
 

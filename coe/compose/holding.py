@@ -26,6 +26,7 @@ async def held_back(stream: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk
             held.append(chunk)
             text += chunk.text
             holds = refuses(without_thoughts(text)) if chunk.finish_reason is not None else may_refuse(text)
+            holds = holds and not chunk.tool_calls
             if not holds:
                 for one in held:
                     yield one

@@ -23,7 +23,7 @@ def failures(done: Done) -> tuple[str, ...]:
 
 def has_refused(answer: Answer) -> bool:
     """Whether an answer refuses or says that it does not know, after its thinking text."""
-    return refuses(without_thoughts(answer.text))
+    return not answer.tool_calls and refuses(without_thoughts(answer.text))
 
 
 def refusals(done: Done) -> tuple[str, ...]:

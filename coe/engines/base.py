@@ -26,9 +26,11 @@ class Capabilities:
     Attributes:
         streaming: text comes in chunks, as it is generated.
         adapters: LoRA adapters on a resident base, mixed in a batch.
-        tools: tool calls.
+        tools: tool calls. vision: image parts of messages. Both only for experts that state them, too.
         json_schema: output constrained to a JSON schema.
         logprobs, prompt_logprobs: log-probabilities of generated tokens, and of the prompt's.
+        token_prompts: prompts as token ids.
+        sampling: the options of `coe.sampling.SamplingOptions`.
         embeddings: a vector of a text.
         latent: hidden states, for compositions that exchange them.
         sleep: weights leave the device while the engine process stays.
@@ -37,9 +39,12 @@ class Capabilities:
     streaming: bool = False
     adapters: bool = False
     tools: bool = False
+    vision: bool = False
     json_schema: bool = False
     logprobs: bool = False
     prompt_logprobs: bool = False
+    token_prompts: bool = False
+    sampling: bool = False
     embeddings: bool = False
     latent: bool = False
     sleep: bool = False

@@ -53,7 +53,7 @@ async def checked(expert: str, generate: Callable[[], Any]) -> AsyncGenerator[Ch
                 raise_as_of(expert, error)
             if wrong := _wrong(chunk):
                 raise EngineError(f"{expert!r} failed: its engine yields {wrong}")
-            yield chunk if chunk.text.isascii() else _encodable(chunk)
+            yield chunk if _is_plain(chunk) else _encodable(chunk)
             if chunk.finish_reason is not None:
                 return
     finally:
@@ -71,13 +71,21 @@ def _wrong(chunk: Any) -> str | None:
     return None if isinstance(chunk.usage, Usage) else "a last chunk without usage"
 
 
+def _is_plain(chunk: Chunk) -> bool:
+    return chunk.text.isascii() and chunk.reasoning.isascii() and not chunk.tool_calls
+
+
 def _encodable(chunk: Chunk) -> Chunk:
     """The chunk with "?" for lone surrogates, which no response can carry."""
-    try:
-        chunk.text.encode()
-    except UnicodeEncodeError:
-        return replace(chunk, text=chunk.text.encode("utf-8", "replace").decode())
-    return chunk
+    calls = tuple(
+        replace(call, id=_text(call.id), name=_text(call.name), arguments=_text(call.arguments))
+        for call in chunk.tool_calls
+    )
+    return replace(chunk, text=_text(chunk.text), reasoning=_text(chunk.reasoning), tool_calls=calls)
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 async def _close(expert: str, chunks: Any) -> None:

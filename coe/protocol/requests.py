@@ -162,7 +162,9 @@ def _parsed(fields: f.CommonFields, request: GenerateRequest, ignored: set[str])
     own = fields.coe or f.Extension()
     query = Query(
         request.messages or (Message("user", request.prompt or ""),),
+        tools=request.offered,
         format=request.format,
+        needs=request.needs,
         allowed=None if own.experts is None else frozenset(own.experts),
         cost_weight=own.cost_weight,
         seed=own.seed,

@@ -1,8 +1,11 @@
 """Requests refuse impossible values and determine how many tokens an answer may have."""
 
+from typing import Any
+
 import pytest
 
 from coe.errors import ContextLengthExceeded, InvalidRequest
+from coe.sampling import SamplingOptions
 from coe.types import DEFAULT_MAX_TOKENS, GenerateRequest
 from routers.base import Message
 
@@ -40,3 +43,26 @@ def test_without_a_limit_the_answer_takes_what_the_context_leaves() -> None:
     assert request.token_limit(70, 100_000, expert="large") == DEFAULT_MAX_TOKENS
     with pytest.raises(ContextLengthExceeded, match="100 tokens and max_tokens is 1"):
         request.token_limit(100, 100, expert="small")
+
+
+@pytest.mark.parametrize(
+    ("fields", "needs"),
+    [
+        ({}, set()),
+        ({"tools": ({"type": "function"},)}, {"tools"}),
+        ({"tools": ({"type": "function"},), "tool_choice": "none"}, set()),
+        ({"json_schema": {"schema": {}}, "format": "json"}, {"json_schema"}),
+        ({"logprobs": 0, "prompt_logprobs": 1}, {"logprobs", "prompt_logprobs"}),
+        ({"prompt_ids": (1, 2)}, {"token_prompts"}),
+        ({"sampling": SamplingOptions(top_k=5)}, {"sampling"}),
+        ({"sampling": SamplingOptions()}, set()),
+    ],
+)
+def test_a_request_needs_the_capabilities_of_what_it_asks_for(fields: dict[str, Any], needs: set[str]) -> None:
+    assert GenerateRequest((Message("user", "hi"),), **fields).needs == needs
+
+
+def test_no_new_tokens_are_a_limit_only_where_the_prompt_is_the_answer() -> None:
+    assert GenerateRequest(prompt="hi", echo=True, max_tokens=0).token_limit(3, 3, expert="e") == 0
+    with pytest.raises(InvalidRequest, match="at least 1"):
+        GenerateRequest(prompt="hi", max_tokens=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from routers.base import Estimate, Message, Query, Router
+from routers.base import Estimate, Message, Query, Router, ToolCall
 from routers.decision import Utility
 from routers.errors import RouterError
 from routers.factory import TrainableRouter
@@ -46,3 +46,18 @@ def test_a_router_is_recognised_by_its_methods():
     assert isinstance(BestSingleRouter(), Router)
     assert isinstance(BestSingleRouter(), TrainableRouter)
     assert not isinstance(object(), Router)
+
+
+def test_a_message_is_the_same_after_its_openai_form():
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    messages = [
+        Message("user", "hi"),
+        Message("user", "what is it?", parts=({"type": "text", "text": "what is it?"}, image)),
+        Message("assistant", "", (ToolCall("call_1", "look", '{"at": 1}'),), reasoning="I should look."),
+        Message("tool", "a cat", tool_call_id="call_1", name="look"),
+    ]
+    assert [Message.of(message.document()) for message in messages] == messages
+    assert messages[0].document() == {"role": "user", "content": "hi"}, "nothing that is not set"
+    assert messages[2].document()["tool_calls"] == [
+        {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}
+    ]

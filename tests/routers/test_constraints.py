@@ -166,3 +166,28 @@ def test_an_engine_limits_what_its_experts_can_do_and_only_what_is_known_of_it()
     assert check(tools, SPECS, engines={"able": frozenset({"tools"})}).experts == {"able"}
     assert check(tools, SPECS, engines={}).experts == {"able"}
     assert check(Query.of("hi"), SPECS, engines={"able": frozenset()}) == check(Query.of("hi"), SPECS)
+
+
+@pytest.mark.parametrize("need", ["json_schema", "logprobs", "prompt_logprobs", "token_prompts", "sampling"])
+def test_a_need_is_met_by_the_expert_or_by_its_engine(need):
+    query = replace(Query.of("hi"), needs=frozenset({need}))
+    specs = {s.name: s for s in (spec("a", capabilities=frozenset({"chat", need})), spec("b"), spec("c"))}
+    found = check(query, specs, engines={"a": frozenset(), "b": frozenset({need}), "c": frozenset()})
+    assert found.experts == {"a", "b"}
+    assert found.removed["c"].startswith(f"{need}: it cannot ")
+
+
+@pytest.mark.parametrize("need", ["tools", "vision"])
+def test_tools_and_images_need_the_expert_and_its_engine(need):
+    query = replace(Query.of("hi"), needs=frozenset({need}))
+    able = frozenset({"chat", need})
+    specs = {s.name: s for s in (spec("a", capabilities=able), spec("b"), spec("c", capabilities=able))}
+    found = check(query, specs, engines={"a": frozenset({need}), "b": frozenset({need}), "c": frozenset()})
+    assert found.experts == {"a"}
+    assert found.removed["c"].startswith(f"{need}: the engine that serves it cannot ")
+
+
+def test_an_engine_that_constrains_its_output_promises_json_for_every_expert():
+    query = replace(Query.of("hi"), format="json")
+    assert check(query, {"b": spec("b")}, engines={"b": frozenset({"json_schema"})}).experts == {"b"}
+    assert check(query, {"b": spec("b")}, engines={"b": frozenset()}).removed == {"b": "json: it does not promise JSON"}

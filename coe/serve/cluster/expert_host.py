@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
+from coe.chunks import merged
 from coe.config import Config, HostPoolConfig
 from coe.errors import CoeError
 from coe.host import Host
@@ -23,6 +24,7 @@ FASTEST_S: Final = 0.025
 SLOWEST_S: Final = 0.25
 CHUNKS_PER_S: Final = 500
 """Most chunks a host sends per second over all answers, since each costs a message between processes. See `pace`."""
+_NOTHING: Final = Chunk("")
 CATCH_UP_S: Final = 10.0
 """Seconds a request waits for the catalog it was routed with, if the gateway received that first."""
 
@@ -197,26 +199,26 @@ def pace(answers: int) -> float:
 
 
 async def coalesce(chunks: AsyncGenerator[Chunk, None], every_s: Callable[[], float]) -> AsyncGenerator[Chunk, None]:
-    """The same text in fewer chunks: the first and last at once; no text is held back longer than `every_s()`."""
+    """The same answer in fewer chunks: the first and last at once; no text is held back longer than `every_s()`."""
     clock = asyncio.get_running_loop().time
-    text, sent_at = "", float("-inf")
+    held, sent_at = _NOTHING, float("-inf")
     coming: asyncio.Future[Chunk | None] | None = None
     try:
         while True:
             coming = coming or asyncio.ensure_future(anext(chunks, None))
-            if text:
+            if not held.is_empty:
                 await asyncio.wait({coming}, timeout=max(0.0, sent_at + every_s() - clock()))
-            if text and not coming.done():
-                yield Chunk(text)
-                text, sent_at = "", clock()
+            if not (held.is_empty or coming.done()):
+                yield held
+                held, sent_at = _NOTHING, clock()
                 continue
             chunk, coming = await coming, None
             if chunk is None:
                 return
-            text += chunk.text
+            held = merged(held, chunk)
             if chunk.finish_reason is not None or clock() - sent_at >= every_s():
-                yield replace(chunk, text=text)
-                text, sent_at = "", clock()
+                yield held
+                held, sent_at = _NOTHING, clock()
     finally:
         if coming is not None:
             coming.cancel()

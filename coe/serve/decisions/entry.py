@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import index
 from typing import Any, Final
@@ -148,13 +148,14 @@ def _query_document(query: Query, texts: bool) -> dict[str, Any]:
         "seed": query.seed,
         "max_tokens": query.max_tokens,
         "raw": query.raw,
+        "needs": sorted(query.needs),
         **(_texts(query) if texts else {}),
     }
 
 
 def _texts(query: Query) -> dict[str, Any]:
     return {
-        "messages": [asdict(message) for message in query.messages],
+        "messages": [message.document() for message in query.messages],
         "tools": [dict(tool) for tool in query.tools],
         "format": query.format,
     }
@@ -216,14 +217,15 @@ def _entry(document: Mapping[str, Any], place: str) -> Entry:
 
 def _query(document: Mapping[str, Any]) -> Query:
     return Query(
-        messages=tuple(Message(**message) for message in document["messages"]),
+        messages=tuple(Message.of(message) for message in document["messages"]),
         tools=tuple(document["tools"]),
         format=document["format"],
         allowed=None if document["allowed"] is None else frozenset(document["allowed"]),
         cost_weight=None if document["cost_weight"] is None else float(document["cost_weight"]),
         seed=None if document["seed"] is None else index(document["seed"]),
-        max_tokens=document.get("max_tokens"),  # this and `raw` are absent in lines of earlier builds
+        max_tokens=document.get("max_tokens"),  # this, `raw` and `needs` are absent in lines of earlier builds
         raw=bool(document.get("raw", False)),
+        needs=frozenset(document.get("needs", ())),
     )
 
 

@@ -21,7 +21,7 @@ from coe.routing import Routed
 from coe.serve.decisions import log as module
 from coe.serve.decisions.entry import DecisionLogError, decode, encode, query_digest
 from coe.serve.decisions.log import DecisionLog, RotatingFiles, read_log
-from routers.base import Estimate, Message, Query
+from routers.base import Estimate, Message, Query, ToolCall
 from routers.decision import Utility
 from routers.selectors import Dynamic
 
@@ -55,6 +55,7 @@ def test_a_line_says_everything_about_a_request() -> None:
         "seed": None,
         "max_tokens": None,
         "raw": False,
+        "needs": [],
     }
     assert line["inputs"]["quality"] == [0.5, 0.9, 0.1] and line["inputs"]["select"] == {"kind": "top-k", "k": 2}
     assert line["inputs"]["allowed"] == ["cheap", "general", "good"]
@@ -86,9 +87,17 @@ def test_an_answer_without_timing_or_price_leaves_those_out() -> None:
     assert line["cost_usd"] is None and line["latency_s"]["engine"] is None
 
 
+CALLED = (
+    Message("user", "see", parts=({"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "x"}})),
+    Message("assistant", "", (ToolCall("c", "f", "{"),), reasoning="hm"),
+    Message("tool", "4", tool_call_id="c", name="f"),
+)
+
+
 def test_texts_are_written_only_when_asked_for_and_come_back_as_the_query() -> None:
     query = Query(
-        (Message("system", "be brief \udc80 é"), Message("user", "{}\n\"'")),
+        (Message("system", "be brief \udc80 é"), Message("user", "{}\n\"'"), *CALLED),
+        needs=frozenset({"vision"}),
         tools=({"type": "function", "function": {"name": "f"}},),
         format="json",
         allowed=frozenset({"good", "cheap"}),

@@ -1,0 +1,37 @@
+"""The composition of a request that only one expert's own answer can satisfy, under a policy that combines texts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Final
+
+from coe.compose.base import Done, ExpertCalls
+from coe.compose.base import Final as FinalAnswer
+from coe.compose.single import Single
+from coe.types import GenerateRequest
+from routers.base import RoutingDecision
+from routers.constraints import LOGPROBS, PROMPT_LOGPROBS, TOKEN_PROMPTS, TOOLS
+
+NEEDS_ONE: Final = frozenset({TOOLS, LOGPROBS, PROMPT_LOGPROBS, TOKEN_PROMPTS})
+"""Needs whose results cannot be voted on or combined: tool calls, and tokens of one tokenizer."""
+
+
+class OneAnswer:
+    """Call the chosen experts one after the other, best first, until one answers; a note says why.
+
+    Args:
+        needs: the needs of the request that rule the policy's composition out.
+    """
+
+    def __init__(self, needs: Collection[str]) -> None:
+        self.note = f"one expert answers: the composition of the policy combines texts, not {', '.join(sorted(needs))}"
+
+    def step(self, request: GenerateRequest, decision: RoutingDecision, done: Done) -> ExpertCalls | FinalAnswer:
+        """The step of `Single` over the experts by utility: a cascade orders them by price."""
+        order = sorted(range(len(decision.experts)), key=lambda i: -decision.scores[i])
+        experts = tuple(dict.fromkeys(decision.experts[i] for i in order))
+        step = Single().step(request, replace(decision, experts=experts), done)
+        if isinstance(step, FinalAnswer):
+            return FinalAnswer(replace(step.answer, notes=(self.note, *step.answer.notes)))
+        return replace(step, notes=(self.note, *step.notes))
