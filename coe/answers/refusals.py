@@ -1,8 +1,10 @@
 """Whether an answer refuses, or says that it does not know, in ten languages: rules, and a small classifier of clauses.
 
 A text refuses if one of its clauses does, and no clause answers: "I don't know, but I think it is Paris" is an answer,
-and so is "cannot be determined". The classifier is a logistic regression on hashed character n-grams, trained on the
-phrasings of `refusal_phrasings.yaml` by `python -m coe.answers.refusal_training`; a clause takes some 50 microseconds.
+and so is "cannot be determined". Quotations do not count: "'I don't know' in German is 'Ich weiß nicht'" is an answer.
+The rules are in `coe.answers.refusal_rules`. The classifier is a logistic regression on hashed character n-grams,
+trained on the phrasings of `refusal_phrasings.yaml` by `python -m coe.answers.refusal_training`; a clause takes some
+80 microseconds.
 Texts of more than `MAX_CHARS` characters count as answers.
 """
 
@@ -18,6 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.answers.options import named_option
+from coe.answers.refusal_rules import (
+    AS_AN_AI,
+    explains_words,
+    is_too_short,
+    only_introduces,
+    states_nothing,
+    without_quotations,
+)
 from coe.answers.stated import BOXED
 from coe.answers.text import fold
 
@@ -62,7 +72,10 @@ def refuses(text: str) -> bool:
     text = text.strip()
     if len(text) < 2 or len(text) > MAX_CHARS or _CODE.search(text) or BOXED.search(text):
         return False
-    if not _CUE.search(fold(text)):
+    folded = fold(text)
+    if states_nothing(folded):
+        return True
+    if is_too_short(folded) or not _CUE.search(without_quotations(folded)):
         return False
     found = [kind_of(clause) for clause in clauses(text)]
     if "refuses" not in found or "answers" in found:
@@ -72,7 +85,7 @@ def refuses(text: str) -> bool:
 
 def clauses(text: str) -> list[str]:
     """The clauses of a text, at most `MAX_CLAUSES + 1`: its sentences, cut where one turns ("but", "aber")."""
-    parts = (part for sentence in _SENTENCE.split(fold(text)) for part in _TURN.split(sentence))
+    parts = (part for sentence in _SENTENCE.split(without_quotations(fold(text))) for part in _TURN.split(sentence))
     return [part.strip(" \t\"'*_()[]-–—,、") for part in parts if re.search(r"\w", part)][: MAX_CLAUSES + 1]
 
 
@@ -83,15 +96,25 @@ def ends_clause(text: str) -> bool:
 
 
 def kind_of(clause: str) -> Clause:
-    """What a clause does."""
+    """What a clause does: by the rules where one applies, else by the classifier."""
+    if states_nothing(clause):
+        return "refuses"
+    kind, denies = _classified(clause), _CUE.search(clause) is not None
+    if denies and AS_AN_AI.search(clause):
+        return "refuses"
+    if kind == "refuses" and (not denies or explains_words(clause)):
+        kind = "answers"
+    return "around" if kind == "answers" and only_introduces(clause) else kind
+
+
+def _classified(clause: str) -> Clause:
+    """The likeliest class of a clause; `answers` for a refusal below `LEAST_PROBABILITY`."""
     weights, bias = _model()
     scores = weights[features(clause)].sum(axis=0) / max(1.0, len(features(clause)) ** 0.5) + bias
     odds = np.exp(scores - scores.max())
     best = int(odds.argmax())
-    unsure = odds[best] / odds.sum() < LEAST_PROBABILITY or not _CUE.search(clause)
-    if CLASSES[best] == "refuses" and unsure:
-        return "answers"
-    return CLASSES[best]
+    unsure = odds[best] / odds.sum() < LEAST_PROBABILITY
+    return "answers" if CLASSES[best] == "refuses" and unsure else CLASSES[best]
 
 
 @lru_cache(maxsize=256)
