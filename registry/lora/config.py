@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ ALL_LINEAR: Final = "all-linear"
 MOST_BYTES: Final = 4 * 2**20  # of adapter_config.json
 MOST_PATTERNS: Final = 4_096  # keys of rank_pattern or alpha_pattern, entries of layers_pattern
 MOST_RANK: Final = 2**16
+_MOST_SHOWN: Final = 80  # characters of a stated value in an error
 
 REFUSED: Final[Mapping[str, str]] = {
     "arrow_config": "it routes between other adapters",
@@ -31,11 +33,25 @@ REFUSED: Final[Mapping[str, str]] = {
 }
 """Settings that the engine cannot serve, with the reason."""
 IGNORED: Final = frozenset((
-    "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode", "loftq_config",
+    "base_model_name_or_path", "corda_config", "eva_config", "inference_mode", "loftq_config",
     "lora_dropout", "lora_ga_config", "megatron_core", "peft_version", "qalora_group_size", "revision",
-    "runtime_config", "task_type",
+    "runtime_config",
 ))  # fmt: skip
 """Settings without an effect on a trained adapter: they concern its training."""
+_TASK: Final = "CAUSAL_LM"
+"""The one task type of experts: they continue text. Without a stated one, the adapter counts as such."""
+_OTHER_TASKS: Final[Mapping[str, str]] = {
+    "FEATURE_EXTRACTION": "it returns embeddings, not text",
+    "QUESTION_ANS": "it marks spans of a text, and writes none",
+    "SEQ_2_SEQ_LM": "it is of an encoder-decoder model",
+    "SEQ_CLS": "it classifies texts, and writes none",
+    "TOKEN_CLS": "it labels tokens, and writes no text",
+}
+_OTHER_CLASSES: Final = re.compile(
+    r"For(?:Sequence|Token|Image|Audio|Video)\w*Classification|ForQuestionAnswering|ForMaskedLM|ForMultipleChoice"
+    r"|ForNextSentencePrediction|ForPreTraining|ForTextEncoding|RewardModel"
+)
+"""Model classes in `auto_mapping` that do not write text; peft states them where it states no task type."""
 _UNUSED: Final[tuple[Any, ...]] = (None, False, "none", [], {})
 _HARMLESS_STARTS: Final = (None, True, False, "gaussian", "eva", "orthogonal")
 """Initialisations that leave the base's weights unchanged; with others the adapter needs a modified base."""
@@ -116,11 +132,27 @@ def _refuse_unsupported(stated: Mapping[str, Any], path: Path) -> None:
     for name, reason in REFUSED.items():
         if stated.get(name) not in _UNUSED:
             raise SourceError(f"{path} sets {name}, which is not supported: {reason}")
+    _refuse_other_tasks(stated, path)
     start = stated.get("init_lora_weights", True)
     if start not in _HARMLESS_STARTS:
         raise SourceError(
             f"{path}: it was trained with init_lora_weights={start!r}, which modifies the base: convert it to a plain "
             "LoRA adapter (peft: save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+
+
+def _refuse_other_tasks(stated: Mapping[str, Any], path: Path) -> None:
+    """Raise SourceError unless the adapter is of a model that writes text."""
+    task, mapping = stated.get("task_type"), stated.get("auto_mapping")
+    if task is not None and (not isinstance(task, str) or task.upper() != _TASK):
+        shown = repr(task)[:_MOST_SHOWN]
+        reason = _OTHER_TASKS.get(task.upper(), "it is unknown") if isinstance(task, str) else "it is not a name"
+        raise SourceError(f"{path} has task_type {shown}; only {_TASK} can be served: {reason}")
+    of = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    if task is None and isinstance(of, str) and _OTHER_CLASSES.search(of[:_MOST_SHOWN]):
+        raise SourceError(
+            f"{path} has no task_type, and its auto_mapping states a {of[:_MOST_SHOWN]}: only adapters of models that "
+            f"write text ({_TASK}) can be served"
         )
 
 

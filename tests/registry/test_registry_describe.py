@@ -197,6 +197,12 @@ def test_an_adapter_adds_to_its_base(tmp_path: Path, base: ExpertSpec) -> None:
     assert [file.name for file in spec.files] == ["adapter_config.json", "adapter_model.safetensors"]
 
 
+def test_an_adapter_of_another_task_is_not_registered(tmp_path: Path, base: ExpertSpec) -> None:
+    with pytest.raises(SourceError, match="has task_type 'SEQ_CLS'; only CAUSAL_LM can be served: it classifies texts"):
+        adapter(write_adapter(tmp_path / "a", task_type="SEQ_CLS"), base)
+    assert adapter(write_adapter(tmp_path / "b", task_type="CAUSAL_LM"), base).kind is Kind.ADAPTER
+
+
 def test_an_adapter_costs_what_its_base_costs_in_proportion(tmp_path: Path, base: ExpertSpec) -> None:
     folder = write_adapter(tmp_path / "a")
     default = adapter(folder, base)

@@ -340,4 +340,5 @@ def test_every_setting_of_peft_is_known() -> None:
     from registry.lora.config import IGNORED, REFUSED, LoraConfig
 
     read = {each.name for each in fields(LoraConfig)} | {"peft_type", "init_lora_weights", "trainable_token_indices"}
+    read |= {"task_type", "auto_mapping"}
     assert {each.name for each in fields(PeftConfig)} - IGNORED - REFUSED.keys() - read == set()

@@ -26,6 +26,61 @@ def config(folder: Path, **settings: Any) -> LoraConfig:
     return read_lora_config(folder)
 
 
+def test_every_task_type_of_peft_is_served_or_refused_with_its_reason(tmp_path: Path) -> None:
+    from peft import TaskType
+
+    reasons = set()
+    for task in set(TaskType) - {TaskType.CAUSAL_LM}:
+        with pytest.raises(SourceError, match=f"has task_type '{task.value}'; only CAUSAL_LM can be served: ") as error:
+            config(tmp_path, task_type=task.value)
+        reasons.add(str(error.value).rpartition(": ")[2])
+    assert len(reasons) == len(TaskType) - 1 and "it is unknown" not in reasons
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"task_type": None},
+        {"task_type": "CAUSAL_LM"},
+        {"task_type": "causal_lm"},
+        {"auto_mapping": None},
+        {"auto_mapping": {"base_model_class": "LlamaForCausalLM", "parent_library": "transformers"}},
+        {"auto_mapping": {"base_model_class": "Gemma3ForConditionalGeneration"}},
+        {"auto_mapping": {"base_model_class": "GPT2LMHeadModel"}},
+        {"task_type": "CAUSAL_LM", "auto_mapping": {"base_model_class": "LlamaForSequenceClassification"}},
+        {"auto_mapping": {"base_model_class": 7}},
+        {"auto_mapping": []},
+    ],
+)
+def test_adapters_of_models_that_write_text_are_taken(tmp_path: Path, settings: dict[str, Any]) -> None:
+    assert config(tmp_path, **settings).r == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"task_type": "seq_cls"}, "it classifies texts"),
+        ({"task_type": "IMAGE_CLS"}, "it is unknown"),
+        ({"task_type": ""}, "it is unknown"),
+        ({"task_type": ["SEQ_CLS"]}, "it is not a name"),
+        ({"task_type": 7}, "it is not a name"),
+        ({"auto_mapping": {"base_model_class": "LlamaForSequenceClassification"}}, "a LlamaForSequenceClassification"),
+        ({"task_type": None, "auto_mapping": {"base_model_class": "BertForTokenClassification"}}, "only adapters of"),
+        ({"auto_mapping": {"base_model_class": "BertForMaskedLM"}}, "only adapters of models that write text"),
+    ],
+)
+def test_other_adapters_are_refused_with_the_reason(tmp_path: Path, settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(SourceError, match=match):
+        config(tmp_path, **settings)
+
+
+def test_an_endless_task_type_is_shown_in_part(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="it is unknown") as error:
+        config(tmp_path, task_type="x" * 1_000_000)
+    assert len(str(error.value)) < 500
+
+
 def matcher(most_s: float = 0.3) -> PatternMatcher:
     return PatternMatcher("adapter_config.json", most_s)
 
