@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+import time
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,7 +20,9 @@ FREE_SHARE = 0.8
 
 
 @asynccontextmanager
-async def open_host(config: Config, snapshot: Snapshot | None = None) -> AsyncIterator[Host]:
+async def open_host(
+    config: Config, snapshot: Snapshot | None = None, *, clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Host]:
     """A Host over `snapshot`, by default the experts of `config`; unloads everything at exit."""
     if snapshot is None:
         snapshot = await asyncio.to_thread(open_snapshot, config)
@@ -35,6 +38,7 @@ async def open_host(config: Config, snapshot: Snapshot | None = None) -> AsyncIt
         pins=config.host.pins,
         aging_s=config.host.aging_s,
         max_waiting=config.host.max_waiting,
+        clock=clock,
     )
     try:
         yield host

@@ -209,9 +209,9 @@ class ExpertCache(Generic[T]):
         try:
             if freed is not None:
                 await asyncio.shield(freed)
-            started = time.perf_counter()
+            started = self._clock()
             expert = await self._load(name)
-            self.stats.load_s += time.perf_counter() - started
+            self.stats.load_s += self._clock() - started
         except BaseException:
             self._slots.pop(name, None)
             self._wake()

@@ -43,8 +43,8 @@ class ExpertHost:
         pool: the configured pool this host belongs to.
     """
 
-    def __init__(self, config: Config, pool: HostPoolConfig) -> None:
-        self._config, self._pool = config, pool
+    def __init__(self, config: Config, pool: HostPoolConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config, self._pool, self._clock = config, pool, clock
         self._exit = AsyncExitStack()  # never closed: the process ends with its weights
         self._host: Host | None = None
         self._generation = 0
@@ -59,7 +59,7 @@ class ExpertHost:
         snapshot = serving(catalog.snapshot, self._pool)
         if self._host is None:
             self._host = await self._exit.enter_async_context(
-                open_host(own_config(self._config, self._pool, snapshot), snapshot)
+                open_host(own_config(self._config, self._pool, snapshot), snapshot, clock=self._clock)
             )
             await self._load_pinned(self._host)
         else:
@@ -175,10 +175,10 @@ class ExpertHost:
         host that restarts later must serve the others.
         """
         for ref in sorted(host.cache.pins):
-            name, started = ref.partition("@")[0], time.perf_counter()
+            name, started = ref.partition("@")[0], self._clock()
             try:
                 async with host.cache.lease(ref):
-                    self.loaded_s[name] = round(time.perf_counter() - started, 3)
+                    self.loaded_s[name] = round(self._clock() - started, 3)
             except CoeError as error:
                 self.failed[name] = str(error)
                 log.error("%s is pinned and cannot be loaded: %s", name, error)

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
+from virtual_time import in_virtual_time
 
 from coe.config import Config, HostPoolConfig, PolicyConfig
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, UnknownModel
@@ -184,10 +185,12 @@ async def produce(*delays: float) -> AsyncGenerator[Chunk, None]:
     yield Chunk("", "stop", Usage(1, len(delays)))
 
 
+@in_virtual_time
 async def test_pieces_that_come_together_travel_together_the_first_and_the_last_at_once() -> None:
     assert [chunk.text async for chunk in coalesce(produce(0, 0, 0, 0), lambda: 10.0)] == ["0", "123"]
 
 
+@in_virtual_time
 async def test_no_text_is_held_while_an_expert_thinks() -> None:
     texts = [chunk.text async for chunk in coalesce(produce(0, 0, 0.2), lambda: 0.01)]
     assert texts[:3] == ["0", "1", "2"]

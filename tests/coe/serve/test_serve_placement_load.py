@@ -1,6 +1,8 @@
 """Clients against several hosts, without Ray: real hosts, placement and pool client over a substitute for Serve.
 
-Hosts report their status late, as they do through Serve's controller; nothing here depends on how fast the machine is.
+Hosts report their status late, as they do through Serve's controller. Placement equalises expected starts, which it
+derives from the measured seconds of answers. So these tests run in virtual time: on a busy machine the answers of one
+host take longer than those of another, and it then rightly gets fewer calls.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from virtual_time import in_virtual_time
 
 from coe.config import Config, HostPoolConfig
 from coe.serve.cluster.catalog import Catalog
@@ -27,9 +30,11 @@ from routers.base import Message
 PLACES = 4
 EXPERTS = [ExpertSpec(name=name, kind=Kind.MODEL, source="fake://echo", size_bytes=2**10) for name in ("x", "y")]
 CATALOG = Catalog(1, Snapshot(1, {spec.name: spec for spec in EXPERTS}), {}, "default")
-CONFIG = Config.model_validate(
-    {"host": {"budget": "1MiB"}, "engines": {"fake": {"capacity": PLACES, "token_delay_s": 0.002}}}
-)
+
+
+def config(token_delay_s: float) -> Config:
+    engine = {"capacity": PLACES, "token_delay_s": token_delay_s}
+    return Config.model_validate({"host": {"budget": "1MiB"}, "engines": {"fake": engine}})
 
 
 class Cluster:
@@ -37,7 +42,7 @@ class Cluster:
 
     def __init__(self, hosts: dict[str, ExpertHost], gateways: int) -> None:
         self.hosts = hosts
-        self.boards = [Board() for _ in range(gateways)]
+        self.boards = [Board(asyncio.get_running_loop().time) for _ in range(gateways)]
         pools = {"hosts": HostPoolConfig()}
         self.clients = [PoolClient({"hosts": Handle(self, board)}, pools, board, CATALOG) for board in self.boards]  # type: ignore[dict-item]
         self.here: Counter[str] = Counter()
@@ -104,8 +109,10 @@ class Response:
 
 
 @asynccontextmanager
-async def cluster(*names: str, gateways: int = 1) -> AsyncIterator[Cluster]:
-    hosts = {name: ExpertHost(CONFIG, HostPoolConfig()) for name in names}
+async def cluster(*names: str, gateways: int = 1, delay_s: dict[str, float] | None = None) -> AsyncIterator[Cluster]:
+    """Hosts whose experts generate a token in 2 ms, or in `delay_s` seconds by the name of the host."""
+    clock, delays = asyncio.get_running_loop().time, delay_s or {}
+    hosts = {name: ExpertHost(config(delays.get(name, 0.002)), HostPoolConfig(), clock) for name in names}
     for host in hosts.values():
         await host.reconfigure(CATALOG.to_json())
     running = Cluster(hosts, gateways)
@@ -124,6 +131,7 @@ async def cluster(*names: str, gateways: int = 1) -> AsyncIterator[Cluster]:
     assert not any(left), "calls that have ended are not counted"
 
 
+@in_virtual_time
 async def test_eight_clients_fill_the_places_of_two_hosts_and_nobody_waits() -> None:
     async with cluster("a", "b") as running:
         await running.load(8, rounds=4)  # both hosts load it
@@ -133,6 +141,7 @@ async def test_eight_clients_fill_the_places_of_two_hosts_and_nobody_waits() -> 
         assert min(running.answered.values()) > 60
 
 
+@in_virtual_time
 async def test_mixed_experts_fill_the_places_too() -> None:
     async with cluster("a", "b", "c") as running:
         await running.load(12, rounds=6, expert=lambda turn: "xy"[turn % 2])
@@ -142,6 +151,7 @@ async def test_mixed_experts_fill_the_places_too() -> None:
 
 
 @pytest.mark.parametrize("clients", [16, 40])
+@in_virtual_time
 async def test_more_clients_than_places_share_the_hosts_evenly(clients: int) -> None:
     async with cluster("a", "b") as running:
         await running.load(8, rounds=4)
@@ -151,9 +161,21 @@ async def test_more_clients_than_places_share_the_hosts_evenly(clients: int) -> 
         assert abs(running.answered["a"] - running.answered["b"]) <= clients
 
 
+@in_virtual_time
 async def test_two_gateways_share_the_hosts() -> None:
     async with cluster("a", "b", gateways=2) as running:
         await running.load(8, rounds=4)
         await running.report()
         await running.load(8, rounds=25)
         assert min(running.answered.values()) > 50
+
+
+@in_virtual_time
+async def test_a_host_that_answers_in_twice_the_time_gets_half_the_calls() -> None:
+    async with cluster("fast", "slow", delay_s={"slow": 0.004}) as running:
+        await running.load(8, rounds=10)  # their first answers; until then a host is not known to be slow
+        await running.report()
+        await running.load(40, rounds=30)
+        assert sum(running.answered.values()) == 1200
+        assert 1.8 < running.answered["fast"] / running.answered["slow"] < 2.2
+        assert 1.5 < running.most["fast"] / running.most["slow"] < 2.5, "their last calls start at the same time"
