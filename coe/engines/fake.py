@@ -7,24 +7,29 @@ The source selects the behaviour of an expert; a token is a run of non-whitespac
     fake://script?paris=France&...  the value of the first key that the prompt contains (ignoring case), else echo
     fake://script?default=no&...    `default` is the answer if no key is found
     fake://fail                     fails while generating; ?at=load fails on loading, ?after=N after N tokens
+
+An answer of a script may reason and call tools (`coe.engines.fake_answers`). Results of calls are in the prompt, too:
+
+    fake://script?21 degrees=It is warm.&weather=@think:Look it up. @call:get_weather:{"city":"Rome"}
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
 from coe.engines.base import Adapter, Capabilities, Expert
+from coe.engines.fake_answers import Step, chunks_of, count, steps_of, tokenize
 from coe.errors import EngineError, InvalidRequest, WeightsError
-from coe.types import Chunk, FinishReason, GenerateRequest, Usage
+from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec
 
+__all__ = ["Behaviour", "FakeEngine", "FakeExpert", "Tally", "script_answer", "tokenize"]
 _SCHEME = "fake"
 _BEHAVIOURS = ("echo", "upper", "script", "fail")
 
@@ -63,11 +68,6 @@ def script_answer(script: Mapping[str, str], prompt: str, default: str) -> str:
     """The answer of the first key found in the prompt, ignoring case."""
     folded = prompt.casefold()
     return next((a for key, a in script.items() if key != "default" and key.casefold() in folded), default)
-
-
-def tokenize(text: str) -> list[str]:
-    """Whitespace tokens, each with the whitespace before it; joined, they equal the text."""
-    return re.findall(r"\s*\S+(?:\s+\Z)?|\s+\Z", text)
 
 
 @dataclass(slots=True)
@@ -138,27 +138,30 @@ class FakeExpert:
         behaviour = self._behaviour
         if adapter and adapter.spec.source.startswith(f"{_SCHEME}://"):
             behaviour = Behaviour.of(adapter.spec.source)
-        text, reason = _cut(self._say(behaviour, request, adapter), request)
-        tokens = tokenize(text)
+        [*chunks, last] = chunks_of(self._say(behaviour, request, adapter), request)
         fail_after = int(behaviour.options.get("after", 0)) if behaviour.name == "fail" else None
-        for i, token in enumerate(tokens):
+        for i, chunk in enumerate(chunks):
             await self._engine.sleep(self._engine.token_delay_s)
             if i == fail_after:
                 raise EngineError(
                     f"{self.spec.name!r} failed after {i} tokens, as its source {self.spec.source!r} specifies"
                 )
-            yield Chunk(token)
+            yield chunk
         if fail_after is not None:
             raise EngineError(f"{self.spec.name!r} failed at the end, as its source {self.spec.source!r} specifies")
-        yield Chunk("", reason, Usage(prompt_tokens, len(text.split())))
+        yield replace(last, usage=Usage(prompt_tokens, count(chunks)))
 
-    def _say(self, behaviour: Behaviour, request: GenerateRequest, adapter: Adapter | None) -> str:
+    def _say(self, behaviour: Behaviour, request: GenerateRequest, adapter: Adapter | None) -> list[Step]:
         prompt = _prompt(request)
         question = next((m.content for m in reversed(request.messages) if m.role == "user"), prompt)
         answer = behaviour.answer(prompt, question)
         if self._engine.answers:
             answer = script_answer(self._engine.answers, prompt, answer)
-        return f"[{adapter.spec.name}] {answer}" if adapter else answer
+        scripted = behaviour.name == "script" or self._engine.answers
+        steps = steps_of(answer, request, scripted=bool(scripted))
+        if adapter and steps and steps[0].kind == "text":
+            steps[0] = replace(steps[0], text=f"[{adapter.spec.name}] {steps[0].text}")
+        return steps
 
 
 class FakeEngine:
@@ -176,7 +179,7 @@ class FakeEngine:
         resident: the experts that are loaded, as `name@version` (or the bare name before registration).
     """
 
-    capabilities: Final = Capabilities(streaming=True, adapters=True)
+    capabilities: Final = Capabilities(streaming=True, adapters=True, tools=True)
     weights: Final = False
 
     def __init__(
@@ -225,13 +228,3 @@ class FakeEngine:
 
 def _prompt(request: GenerateRequest) -> str:
     return "\n".join(m.content for m in request.messages) if request.prompt is None else request.prompt
-
-
-def _cut(text: str, request: GenerateRequest) -> tuple[str, FinishReason]:
-    """The text up to max_tokens or the first stop string, and why it ends."""
-    tokens = tokenize(text)
-    reason: FinishReason = "stop"
-    if request.max_tokens is not None and len(text.split()) > request.max_tokens:
-        text, reason = "".join(tokens[: request.max_tokens]), "length"
-    cut = min((i for i in (text.find(s) for s in request.stop) if i >= 0), default=None)
-    return (text, reason) if cut is None else (text[:cut], "stop")

@@ -1,0 +1,152 @@
+"""Answers of fake experts with reasoning and tool calls, in steps.
+
+A scripted answer that starts with `@text:`, `@think:` or `@call:` is a list of steps, separated by blanks:
+
+    @think:The user asks for the weather. @call:get_weather:{"city":"Rome"} @call:get_weather:{"city":"Oslo"}
+    @text:It is sunny.
+
+A call is made only if the request offers the tool. If the request demands a call (`tool_choice`) and the script has
+none, the demanded or first tool is called with the smallest arguments that its schema accepts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from coe.engines.parsing.ids import call_ids
+from coe.types import Chunk, FinishReason, GenerateRequest, ToolCallDelta
+
+_STEP: Final = re.compile(r"(?:\A|\s)@(text|think|call):")
+_MOST_DEPTH: Final = 20
+_MOST_ITEMS: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A part of an answer; `text` of a call are its arguments."""
+
+    kind: Literal["text", "think", "call"]
+    text: str
+    tool: str = ""
+
+
+def steps_of(answer: str, request: GenerateRequest, *, scripted: bool = True) -> list[Step]:
+    """The steps of an answer to a request; one that is not scripted, or has no steps, is one text."""
+    found = list(_STEP.finditer(answer)) if scripted else []
+    if not found or found[0].start():
+        steps = [Step("text", answer)]
+    else:
+        ends = [*(mark.start() for mark in found[1:]), len(answer)]
+        steps = [_step(mark[1], answer[mark.end() : end]) for mark, end in zip(found, ends, strict=True)]
+    calls = _calls([step for step in steps if step.kind == "call"], request)
+    if request.offered and request.tool_choice == "required":
+        return [step for step in steps if step.kind == "think"] + (calls or [_demanded(request)])
+    return [step for step in steps if step.kind != "call" or any(step is call for call in calls)]
+
+
+def chunks_of(steps: Sequence[Step], request: GenerateRequest) -> list[Chunk]:
+    """One chunk a token, cut at `max_tokens` and at the first stop string in a text; the last has the reason only."""
+    chunks: list[Chunk] = []
+    reason: FinishReason = "stop"
+    ids, n_calls = call_ids(request), 0
+    for step in steps:
+        cut = _stop(step, request.stop)
+        match step.kind:
+            case "text":
+                chunks += [Chunk(token) for token in tokenize(step.text[:cut])]
+            case "think":
+                chunks += [Chunk("", reasoning=token) for token in tokenize(step.text)]
+            case "call":
+                chunks += [Chunk("", tool_calls=(piece,)) for piece in _pieces(step, n_calls, ids[n_calls])]
+                n_calls, reason = n_calls + 1, "tool_calls"
+        if cut is not None:
+            break
+    if request.max_tokens is not None and count(chunks) > request.max_tokens:
+        chunks, reason = chunks[: request.max_tokens], "length"
+    return [*chunks, Chunk("", reason)]
+
+
+def count(chunks: Sequence[Chunk]) -> int:
+    """Tokens of an answer; one of blanks only does not count."""
+    return sum(bool(chunk.text.strip() or chunk.reasoning.strip() or chunk.tool_calls) for chunk in chunks)
+
+
+def tokenize(text: str) -> list[str]:
+    """Whitespace tokens, each with the whitespace before it; joined, they equal the text."""
+    return re.findall(r"\s*\S+(?:\s+\Z)?|\s+\Z", text)
+
+
+def smallest(schema: Any, depth: int = 0) -> Any:
+    """A small value that a JSON schema accepts, as far as types, `enum`, `const`, `required` and `minItems` go."""
+    if not isinstance(schema, Mapping) or depth == _MOST_DEPTH:
+        return None
+    if "const" in schema:
+        return schema["const"]
+    for name in ("enum", "anyOf", "oneOf", "allOf"):
+        if isinstance(choices := schema.get(name), list) and choices:
+            return choices[0] if name == "enum" else smallest(choices[0], depth + 1)
+    kinds = schema.get("type", "object" if "properties" in schema else None)
+    match kinds[0] if isinstance(kinds, list) and kinds else kinds:
+        case "object":
+            return _smallest_object(schema, depth)
+        case "array":
+            n = schema.get("minItems", 0)
+            n = min(n, _MOST_ITEMS) if isinstance(n, int) else 0
+            return [smallest(schema.get("items"), depth + 1) for _ in range(n)]
+        case "integer" | "number":
+            return schema.get("minimum", 0)
+        case "string":
+            return ""
+        case "boolean":
+            return False
+    return None
+
+
+def _smallest_object(schema: Mapping[str, Any], depth: int) -> dict[str, Any]:
+    properties, required = schema.get("properties"), schema.get("required")
+    properties = properties if isinstance(properties, Mapping) else {}
+    names = required[:_MOST_ITEMS] if isinstance(required, list) else []
+    return {str(name): smallest(properties.get(name), depth + 1) for name in names}
+
+
+def _step(kind: str, text: str) -> Step:
+    if kind != "call":
+        return Step("think" if kind == "think" else "text", text)
+    name, _, arguments = text.strip().partition(":")
+    return Step("call", arguments or "{}", name)
+
+
+def _calls(steps: Sequence[Step], request: GenerateRequest) -> list[Step]:
+    """The calls that the request allows."""
+    names = {_name(tool) for tool in request.offered}
+    if request.tool_name is not None:
+        names &= {request.tool_name}
+    allowed = [step for step in steps if step.tool in names]
+    return allowed if request.parallel_tool_calls else allowed[:1]
+
+
+def _demanded(request: GenerateRequest) -> Step:
+    tools = {_name(tool): tool["function"].get("parameters") for tool in request.offered}
+    name = request.tool_name if request.tool_name in tools else next(iter(tools))
+    return Step("call", json.dumps(smallest(tools[name]) or {}, ensure_ascii=False), name)
+
+
+def _name(tool: Mapping[str, Any]) -> str:
+    name: str = tool["function"]["name"]
+    return name
+
+
+def _pieces(step: Step, index: int, call_id: str) -> Iterator[ToolCallDelta]:
+    yield ToolCallDelta(index, call_id, step.tool)
+    for token in tokenize(step.text):
+        yield ToolCallDelta(index, arguments=token)
+
+
+def _stop(step: Step, stop: Sequence[str]) -> int | None:
+    """Where the first stop string begins in a text."""
+    places = (step.text.find(s) for s in stop) if step.kind == "text" else ()
+    return min((place for place in places if place >= 0), default=None)

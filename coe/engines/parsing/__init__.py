@@ -1,0 +1,1 @@
+"""Answers of models to text, reasoning and tool calls."""
