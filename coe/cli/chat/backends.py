@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from coe.cli.chat.answering import Answering
 from coe.errors import CoeError, ConfigError, RemoteError
+from coe.seam import one_line
 from coe.types import GenerateRequest
 from routers.base import Message
 
@@ -18,26 +22,15 @@ LIST_S = 60.0
 """Seconds to wait for an endpoint's list of models."""
 ANSWER_S = 600.0
 """Seconds to wait for the next bytes of an answer; a cold expert loads before its first one."""
+_MOST_NAME: Final = 256
+"""Characters of a model's name."""
+_MOST_SHOWN: Final = 500
+"""Characters of an endpoint's error that are shown."""
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import APIStatusError, AsyncOpenAI
 
     from coe.local import System
-
-
-@dataclass(slots=True)
-class Answering:
-    """One answer while it comes.
-
-    Attributes:
-        expert: who answers, from the first text on. text: what came so far.
-        why: the decision and the estimate that it was made from, as `coe.protocol.responses.route_body` has them,
-            with `asked` (the experts that were called), `notes`, `cost_usd` and `tokens`; empty before the end.
-    """
-
-    expert: str | None = None
-    text: str = ""
-    why: dict[str, Any] = field(default_factory=dict)
 
 
 class Backend(Protocol):
@@ -94,55 +87,59 @@ class LocalBackend:
 
 @dataclass(frozen=True, slots=True)
 class RemoteBackend:
-    """A running service, or any OpenAI-compatible endpoint (which does not tell why)."""
+    """A running service, or any OpenAI-compatible endpoint (which does not explain its answers).
+
+    What it sends is bounded like the answers of remote experts (`coe.engines.remote.limits`); redirects are not
+    followed.
+    """
 
     client: AsyncOpenAI
     url: str
 
     async def models(self) -> Sequence[str]:
-        """What GET /v1/models lists. Raises RemoteError."""
+        """What GET /v1/models lists, without names that are empty, too long or not printable. Raises RemoteError."""
         from openai import Timeout
 
+        from coe.engines.remote.client import whole_body
+        from coe.engines.remote.limits import MOST_LIST_BYTES
+
+        timeout = Timeout(LIST_S, connect=CONNECT_S)
+        listing = self.client.models.with_streaming_response.list(timeout=timeout)
+        with _translating(self.url, LIST_S):
+            async with asyncio.timeout(LIST_S), listing as response:
+                body = await whole_body(response.iter_bytes(), MOST_LIST_BYTES)
         try:
-            page = await self.client.models.list(timeout=Timeout(LIST_S, connect=CONNECT_S))
-            return [str(model.id) for model in page.data]
-        except _OTHER_FORMAT as error:
+            names = [model["id"] for model in json.loads(body)["data"]]
+        except (LookupError, RecursionError, TypeError, ValueError) as error:
             raise RemoteError(
                 f"{self.url}/models does not return a list of models: is the URL that of an OpenAI-compatible endpoint?"
             ) from error
-        except Exception as error:  # the client's transport has errors of its own
-            raise _translated(error, self.url, LIST_S) from error
+        return [name for name in names if isinstance(name, str) and name.isprintable() and 0 < len(name) <= _MOST_NAME]
 
     async def answer(
         self, messages: Sequence[Message], model: str, settings: Mapping[str, Any], answering: Answering
     ) -> AsyncGenerator[str, None]:
         """See `Backend`."""
+        from coe.cli.chat.stream import limits_of, read_answer
+        from coe.engines.remote.client import body_of
+
         conversation: Any = [{"role": message.role, "content": message.content} for message in messages]
         given = {name: value for name, value in settings.items() if value is not None}
-        try:
-            stream = await self.client.chat.completions.create(
-                model=model,
-                messages=conversation,
-                stream=True,
-                stream_options={"include_usage": True},
-                extra_headers={"x-coe-debug": "true"},
-                **given,
-            )
-            async with stream:
-                async for chunk in stream:
-                    answering.expert = chunk.model or model
-                    answering.why |= (chunk.model_extra or {}).get("coe") or {}
-                    if chunk.usage is not None:
-                        answering.why["tokens"] = chunk.usage.completion_tokens
-                    text = chunk.choices[0].delta.content if chunk.choices else None
-                    answering.text += text or ""
-                    yield text or ""
-        except _OTHER_FORMAT as error:
-            raise RemoteError(f"{self.url} sends a stream that is not in the format of OpenAI: {error}") from error
-        except Exception as error:  # the client's transport has errors of its own
-            raise _translated(error, self.url, ANSWER_S) from error
-        if answering.expert is None:
-            raise RemoteError(f"{self.url} ended the answer without a chunk: does the endpoint support streaming?")
+        sent = self.client.chat.completions.with_streaming_response.create(
+            model=model,
+            messages=conversation,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_headers={"x-coe-debug": "true"},
+            **given,
+        )
+        with _translating(self.url, ANSWER_S):
+            async with sent as response:
+                limits = limits_of(given.get("max_tokens"), ANSWER_S)
+                texts = read_answer(body_of(response), limits, answering, model, self.url)
+                async with aclosing(texts):
+                    async for text in texts:
+                        yield text
 
 
 @asynccontextmanager
@@ -159,29 +156,39 @@ async def open_backend(config: Path | None, url: str | None, api_key: str | None
         async with open_local(config) as system:
             yield LocalBackend(system)
         return
-    from openai import AsyncOpenAI, Timeout
+    from coe.engines.remote.client import open_client
 
     base = url.rstrip("/") if url.rstrip("/").endswith("/v1") else f"{url.rstrip('/')}/v1"
     if not base.startswith(("http://", "https://")):
         raise ConfigError(f"{url!r} is not a URL like http://127.0.0.1:8000/v1")
     try:
-        timeout = Timeout(ANSWER_S, connect=CONNECT_S)
-        opened = AsyncOpenAI(base_url=base, api_key=api_key or "none", max_retries=0, timeout=timeout)
+        opened = open_client(base, api_key or "none", timeout_s=ANSWER_S, connect_s=CONNECT_S)
     except Exception as error:  # the client's transport has errors of its own
         raise ConfigError(f"{url!r} is not a URL like http://127.0.0.1:8000/v1: {error}") from error
     async with opened as client:
         yield RemoteBackend(client, base)
 
 
-_OTHER_FORMAT = (AttributeError, LookupError, TypeError, ValueError)
-"""What reading a body of another format raises in the client."""
+@contextmanager
+def _translating(url: str, wait_s: float) -> Iterator[None]:
+    """Raise this project's errors for those of the client, its transport and `asyncio.timeout`."""
+    from coe.engines.remote.events import MalformedStream
+
+    try:
+        yield
+    except CoeError:
+        raise
+    except MalformedStream as error:
+        raise RemoteError(f"the answer of {url} cannot be used: {error}") from error
+    except Exception as error:  # the client's transport has errors of its own
+        raise _translated(error, url, wait_s) from error
 
 
 def _translated(error: Exception, url: str, wait_s: float) -> CoeError:
     """An error of the client in words for the person at the terminal."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAIError
 
-    if isinstance(error, APITimeoutError):
+    if isinstance(error, APITimeoutError | TimeoutError):
         return RemoteError(
             f"{url} did not answer in time (connection {CONNECT_S:g} s, answer {wait_s:g} s): is it overloaded, or no "
             "HTTP server?",
@@ -193,5 +200,15 @@ def _translated(error: Exception, url: str, wait_s: float) -> CoeError:
         return RemoteError(f"{url} cannot be reached ({error.__cause__ or error}): is the service running?")
     if isinstance(error, APIStatusError):
         body = error.body if isinstance(error.body, dict) else {}
-        return RemoteError(str(body.get("message") or f"{url} answers with HTTP {error.status_code}"))
+        hint = ", a redirect, which is not followed: give the URL that it leads to" if _redirects(error) else ""
+        stated = body.get("message")
+        return RemoteError(
+            one_line(stated, _MOST_SHOWN)
+            if stated and isinstance(stated, str)
+            else f"{url} answers with HTTP {error.status_code}{hint}"
+        )
     return RemoteError(f"{url}: {error}")
+
+
+def _redirects(error: APIStatusError) -> bool:
+    return 300 <= error.status_code < 400

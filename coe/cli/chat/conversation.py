@@ -11,7 +11,8 @@ from typing import Any
 
 import typer
 
-from coe.cli.chat.backends import Answering, Backend
+from coe.cli.chat.answering import Answering
+from coe.cli.chat.backends import Backend
 from coe.cli.chat.why import print_why
 from coe.cli.output import console
 from coe.cli.progress import status
@@ -138,12 +139,12 @@ class Conversation:
         try:
             async with aclosing(pieces):
                 with status("waiting for the first words"):
-                    first = await anext(pieces, "")
-                    while not first and answering.expert is None:
-                        first = await anext(pieces)
+                    first = await anext(pieces, None)
+                    while first == "" and answering.expert is None:
+                        first = await anext(pieces, None)
                 began = True
                 self._say(f"{answering.expert}:", style="bold cyan")
-                self._show(first)
+                self._show(first or "")
                 async for piece in pieces:
                     self._show(piece)
         finally:

@@ -5,21 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from coe.cli.chat.backends import Answering
+from coe.cli.chat.answering import Answering
 from coe.cli.output import console
+from coe.seam import one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _MOST_EXPERTS = 8
+_MOST_LINES, _MOST_CHARACTERS, _MOST_NAME = 50, 2_000, 80
 
 
 def print_why(answering: Answering) -> None:
     """The decision, the experts that were called, the estimates, tokens and cost, and the notes; on stderr."""
-    for line in _lines(answering):
+    try:
+        lines = [one_line(line, _MOST_CHARACTERS) for line in _lines(answering)][:_MOST_LINES]
+        estimate = answering.why.get("estimate") or {}
+        table = _table(estimate, answering.why.get("asked") or ()) if len(estimate) > 1 else None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # an endpoint may send anything
+        lines, table = [f"{answering.expert} answered; the explanation of the endpoint cannot be read"], None
+    for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if len(estimate := answering.why.get("estimate") or {}) > 1:
-        console.print(_table(estimate, answering.why.get("asked") or ()))
+    if table is not None:
+        console.print(table)
 
 
 def _lines(answering: Answering) -> Iterator[str]:
@@ -53,5 +61,5 @@ def _table(estimate: Mapping[str, Mapping[str, float | None]], called: Any) -> T
     for name, values in ranked[:_MOST_EXPERTS]:
         quality = "-" if values["quality"] is None else f"{values['quality']:.3f}"
         style = "bold" if name in called else ""
-        table.add_row(escape(name), quality, per_thousand(values["cost_usd"]), style=style)
+        table.add_row(escape(one_line(name, _MOST_NAME)), quality, per_thousand(values["cost_usd"]), style=style)
     return table

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,13 @@ from registry.errors import RegistryError
 from registry.storage import coe_home
 
 HEALTH_S = 3.0
-"""Seconds that whatever listens on the port may take to answer."""
+"""Seconds that whatever listens on the port may take for its whole answer."""
+MOST_HEALTH_BYTES = 2**20
+"""Bytes of its answer that are read."""
+_MOST_SHOWN = 100
+"""Warnings and hosts of a service that are shown."""
+_MOST_CHARACTERS = 500
+"""Characters of each."""
 _RAY_PROCESSES = ("gcs_server", "raylet")
 
 
@@ -126,28 +131,44 @@ def ray() -> Iterator[Finding]:
 
 
 def _warnings(health: Mapping[str, Any]) -> Iterator[Finding]:
-    """What a running service reports about itself in `/health`."""
+    """What a running service reports about itself in `/health`; each text on one line, since anything may answer."""
     if problem := health.get("problem"):
-        yield Finding("service", Level.BROKEN, str(problem), "see the output of `coe serve` and its log files")
-    for warning in health.get("warnings") or ():
-        yield Finding("service", Level.WARNING, str(warning), "see the output of `coe serve`")
-    for state in health.get("hosts") or ():
-        if not state.get("responds", True):
-            text = f"host {state.get('id')} of pool {state.get('pool')} does not respond"
+        yield Finding("service", Level.BROKEN, _shown(problem), "see the output of `coe serve` and its log files")
+    for warning in _listed(health.get("warnings")):
+        yield Finding("service", Level.WARNING, _shown(warning), "see the output of `coe serve`")
+    for state in _listed(health.get("hosts")):
+        if isinstance(state, dict) and not state.get("responds", True):
+            text = f"host {_shown(state.get('id'))} of pool {_shown(state.get('pool'))} does not respond"
             yield Finding("service", Level.WARNING, text, "other hosts take its requests; see its process")
 
 
+def _listed(value: Any) -> Sequence[Any]:
+    return value[:_MOST_SHOWN] if isinstance(value, list) else ()
+
+
+def _shown(value: Any) -> str:
+    from coe.seam import one_line
+
+    return one_line(str(value), _MOST_CHARACTERS)
+
+
 def _health(host: str, number: int) -> dict[str, Any] | None:
-    """The `/health` of a service of ours that answers at the port; None if none does."""
+    """The `/health` of a service of ours that answers at the port; None if none does.
+
+    Whatever listens there may send anything: time and size are bounded, redirects are not followed.
+    """
+    from coe.engines.remote.client import fetch
+    from coe.engines.remote.events import MalformedStream
+
     place = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
     place = f"[{place}]" if ":" in place else place
     try:
-        with urllib.request.urlopen(f"http://{place}:{number}/health", timeout=HEALTH_S) as answer:
-            return _object(answer.read(2**20))
-    except urllib.error.HTTPError as error:
-        return (_object(error.read(2**20)) or {}) if error.code == 503 else None
-    except (TimeoutError, OSError, ValueError):
+        asked = fetch(f"http://{place}:{number}/health", timeout_s=HEALTH_S, most_bytes=MOST_HEALTH_BYTES)
+        status, body = asyncio.run(asked)
+    except (OSError, MalformedStream, ValueError):
         return None
+    found = _object(body)
+    return (found or {}) if status == 503 else found if status == 200 else None
 
 
 def _object(text: bytes) -> dict[str, Any] | None:

@@ -13,9 +13,8 @@ from coe.errors import ConfigError
 from registry.spec import RESERVED_NAMES, RESERVED_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
-_MOST_BYTES = 8 * 2**20
 _MOST_MODELS = 50
 _ASSUMED_CONTEXT = 8192
 _MOST_CONTEXT = 2**30
@@ -69,8 +68,9 @@ def _base_url(url: str) -> str:
 async def _fetch(base: str, api_key_env: str | None, timeout_s: float) -> Sequence[dict[str, Any]]:
     from openai import APIConnectionError, APIStatusError, OpenAIError
 
-    from coe.engines.remote.client import open_client
+    from coe.engines.remote.client import open_client, whole_body
     from coe.engines.remote.events import MalformedStream
+    from coe.engines.remote.limits import MOST_LIST_BYTES
 
     key = os.environ.get(api_key_env, "").strip() if api_key_env else ""
     if api_key_env and not key:
@@ -82,7 +82,7 @@ async def _fetch(base: str, api_key_env: str | None, timeout_s: float) -> Sequen
             open_client(base, key or "none", timeout_s=timeout_s, connect_s=timeout_s) as client,
             client.models.with_streaming_response.list() as response,
         ):
-            body = await _bounded(base, response.iter_bytes())
+            body = await whole_body(response.iter_bytes(), MOST_LIST_BYTES)
     except TimeoutError:
         raise ConfigError(f"{base}/models did not answer within {timeout_s:g} s; {by_hand}") from None
     except APIStatusError as error:
@@ -98,15 +98,6 @@ async def _fetch(base: str, api_key_env: str | None, timeout_s: float) -> Sequen
     except (OpenAIError, MalformedStream) as error:
         raise ConfigError(f"{base}/models cannot be read: {error}") from None
     return _models(base, body)
-
-
-async def _bounded(base: str, pieces: AsyncIterator[bytes]) -> bytes:
-    body = b""
-    async for piece in pieces:
-        body += piece
-        if len(body) > _MOST_BYTES:
-            raise ConfigError(f"{base}/models answers with more than {_MOST_BYTES // 2**20} MiB")
-    return body
 
 
 def _models(base: str, body: bytes) -> list[dict[str, Any]]:

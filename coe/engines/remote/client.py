@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final
@@ -15,6 +15,7 @@ from coe.engines.remote.limits import MOST_ERROR_BYTES
 
 _http: Any = import_module(DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])
 """The HTTP library of the openai client: httpx or httpx2."""
+_PLAIN: Final = {"Accept-Encoding": "identity"}
 _ERROR_BODY_S: Final = 10.0
 """Seconds to read the body of an error."""
 
@@ -57,9 +58,41 @@ def open_client(base_url: str, key: str, *, timeout_s: float, connect_s: float) 
         api_key=key,
         max_retries=0,  # retried by the expert, which knows whether text was streamed
         timeout=timeout,
-        default_headers={"Accept-Encoding": "identity"},
+        default_headers=_PLAIN,
         http_client=_BoundedClient(timeout=timeout, follow_redirects=False),
     )
+
+
+async def whole_body(pieces: AsyncIterable[bytes], most_bytes: int) -> bytes:
+    """A body as a whole. Raises MalformedStream beyond `most_bytes`; the rest is not read."""
+    held: list[bytes] = []
+    n_bytes = 0
+    async for piece in pieces:
+        held.append(piece)
+        n_bytes += len(piece)
+        if n_bytes > most_bytes:
+            raise MalformedStream(f"it has more than {most_bytes // 2**20} MiB")
+    return b"".join(held)
+
+
+async def fetch(url: str, *, timeout_s: float, most_bytes: int) -> tuple[int, bytes]:
+    """The status and body of a GET, within `timeout_s` seconds in all; proxies are not used. Of an error, the
+    beginning of its body.
+
+    Raises:
+        TimeoutError: it takes longer.
+        ConnectionError: nothing answers, or not in HTTP.
+        MalformedStream: the body is longer, or compressed.
+        ValueError: the URL is not one.
+    """
+    http = _BoundedClient(timeout=timeout_s, follow_redirects=False, trust_env=False)
+    try:
+        async with asyncio.timeout(timeout_s), http, http.stream("GET", url, headers=_PLAIN) as response:
+            return response.status_code, await whole_body(response.aiter_bytes(), most_bytes)
+    except _http.HTTPError as error:
+        raise ConnectionError(str(error) or type(error).__name__) from error
+    except _http.InvalidURL as error:
+        raise ValueError(str(error)) from error
 
 
 async def body_of(response: Any) -> AsyncGenerator[bytes, None]:

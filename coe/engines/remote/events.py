@@ -16,6 +16,8 @@ from coe.engines.remote.limits import Limits
 
 COMPLETE: Final[dict[str, Any]] = {}
 """The event after the last one of a body that states its end: `[DONE]`, or the end of a whole JSON object."""
+PAGE: Final = "it is a page instead of an answer"
+"""The message of MalformedStream for a body that is HTML."""
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -120,7 +122,7 @@ class _Parser:
 
     def _open(self, line: bytes) -> None:
         if line.startswith(b"<"):
-            raise MalformedStream("it is a page instead of an answer")
+            raise MalformedStream(PAGE)
         if line.startswith(b"{"):
             self._whole = []
 

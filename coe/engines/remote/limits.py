@@ -9,6 +9,8 @@ MOST_STREAM_BYTES: Final = 256 * 2**20
 MOST_LINE_BYTES: Final = 16 * 2**20
 MOST_ERROR_BYTES: Final = 64 * 2**10
 """Bytes read of the body of an error; the rest is left out."""
+MOST_LIST_BYTES: Final = 8 * 2**20
+"""Bytes of a list of models, or of another whole JSON document that is no answer."""
 _SLACK_BYTES: Final = 2**20
 _LINE_SLACK_BYTES: Final = 256 * 2**10
 _STREAM_BYTES_PER_TOKEN: Final = 4096
