@@ -64,8 +64,7 @@ def parse_row(line: RawRow, default_model: str, experts: Collection[str]) -> Inp
         endpoint, body = _batch_body(fields) if batch_line else (None, _plain_body(fields))
         row = replace(row, endpoint=endpoint, model=_model(body, default_model))
         parsed = _PARSERS[endpoint or CHAT]({**body, "model": row.model})
-        if parsed.stream:
-            raise InvalidRequest("stream: a batch writes whole answers; leave it out")
+        _check_whole(parsed)
         # No client waits for one row: a deadline would only make the results depend on the machine.
         asked = parsed.request
         request = replace(asked, stream=False, seed=_seed(asked, row.id), deadline_s=None)
@@ -74,6 +73,16 @@ def parse_row(line: RawRow, default_model: str, experts: Collection[str]) -> Inp
         return replace(row, request=request, query=query, ignored=ignored, answers=parsed.answers)
     except CoeError as error:
         return replace(row, error=_placed(error, line.number))
+
+
+def _check_whole(parsed: Parsed) -> None:
+    """A row has one answer, and it is whole."""
+    if parsed.stream:
+        raise InvalidRequest("stream: a batch writes whole answers; leave it out")
+    if parsed.n > 1:
+        raise InvalidRequest(f"n: {parsed.n} is not supported in a batch, only 1: repeat the row with other seeds")
+    if parsed.others:
+        raise InvalidRequest("prompt: several prompts are not supported in a batch: give each prompt a row of its own")
 
 
 def _fields(content: bytes | dict[str, Any]) -> dict[str, Any]:

@@ -6,82 +6,63 @@ unless it has its default: an answer that silently lacks a requested feature is 
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
+
+from coe.protocol.bounds import MOST_ANSWERS, MOST_CHAT_LOGPROBS, MOST_LOGPROBS
+from coe.protocol.messages import Turn
+from coe.protocol.prompts import PromptField
+from coe.protocol.texts import Count, Name, Seed, Strict, Text
+from coe.protocol.tools import Format, ToolChoice, ToolField
 
 Neutral = tuple[Any, ...]
 """Neutral values of a field: they request nothing."""
 
-_SAMPLING: Final[dict[str, Neutral]] = {
-    "frequency_penalty": (None, 0, 0.0),
-    "logit_bias": (None, {}),
-    "n": (None, 1),
-    "presence_penalty": (None, 0, 0.0),
-}
-REFUSED_IN_CHAT: Final[Mapping[str, Neutral]] = _SAMPLING | {
+REFUSED_IN_CHAT: Final[Mapping[str, Neutral]] = {
     "audio": (None,),
     "function_call": (None, "none", "auto"),
     "functions": (None, []),
-    "logprobs": (None, False),
     "modalities": (None, ["text"]),
     "moderation": (None,),
     "prediction": (None,),
-    "reasoning_effort": (None, "none"),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
-    "top_logprobs": (None, 0),
-    "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
-REFUSED_IN_COMPLETIONS: Final[Mapping[str, Neutral]] = _SAMPLING | {
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "logprobs": (None,),
-    "suffix": (None, ""),
-}
+REFUSED_IN_COMPLETIONS: Final[Mapping[str, Neutral]] = {"suffix": (None, "")}
 OF_ENGINES: Final[Mapping[str, Neutral]] = {
     "add_generation_prompt": (None, True),
-    "chat_template_kwargs": (None, {}),
+    "allowed_token_ids": (None, []),
+    "bad_words": (None, []),
     "continue_final_message": (None, False),
-    "ignore_eos": (None, False),
+    "detokenize": (None, True),
     "include_stop_str_in_output": (None, False),
     "length_penalty": (None, 1, 1.0),
-    "min_p": (None, 0, 0.0),
-    "min_tokens": (None, 0),
-    "repetition_penalty": (None, 1, 1.0),
+    "priority": (None, 0),
+    "prompt_logprobs": (None,),
+    "return_token_ids": (None, False),
+    "return_tokens_as_token_ids": (None, False),
     "skip_special_tokens": (None, True),
     "spaces_between_special_tokens": (None, True),
-    "top_k": (None, -1, 0),
+    "stop_token_ids": (None, []),
+    "truncate_prompt_tokens": (None,),
     "use_beam_search": (None, False),
 }
 """Fields of both endpoints that OpenAI does not have and vLLM, TGI and their clients send."""
 OF_SAMPLING: Final = frozenset({"min_p", "top_k"})
-"""Fields of OF_ENGINES that have no effect while the temperature is 0."""
-REFUSED_IN_MESSAGES: Final[Mapping[str, Neutral]] = {
-    "annotations": (None, []),
-    "audio": (None,),
-    "function_call": (None,),
-    "refusal": (None,),
-    "tool_calls": (None, []),
+"""Fields that have no effect while the temperature is 0."""
+INSTEAD: Final[Mapping[str, str]] = {
+    "function_call": "tool_choice (of a message: tool_calls)",
+    "functions": "tools",
 }
+"""What to send in place of a refused field."""
+REFUSED_IN_MESSAGES: Final[Mapping[str, Neutral]] = {"audio": (None,), "function_call": (None,)}
 """Fields that a message copied from an answer carries, empty."""
 
 IGNORED_IN_CHAT: Final = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
@@ -89,10 +70,15 @@ IGNORED_IN_CHAT: Final = frozenset(
         "service_tier",
         "store",
         "user",
+        "verbosity",
     }
 )
+IGNORED_VALUES: Final[Mapping[str, Neutral]] = {"verbosity": ("medium",)}
+"""Values of ignored fields that are the default, so that nothing is lost."""
 IGNORED_IN_COMPLETIONS: Final = frozenset({"user"})
-IGNORED_IN_MESSAGES: Final = frozenset({"name", "reasoning", "reasoning_content", "tool_call_id"})
+IGNORED_OF_ENGINES: Final = frozenset({"cache_salt", "request_id"})
+"""Fields of other servers, of both endpoints."""
+IGNORED_IN_MESSAGES: Final = frozenset({"annotations", "cache_control", "reasoning", "reasoning_details"})
 IGNORED_IN_PARTS: Final = frozenset({"cache_control", "prompt_cache_breakpoint"})
 
 
@@ -101,155 +87,17 @@ def is_neutral(value: object, neutral: Neutral) -> bool:
     return any(type(value) is type(default) and value == default for default in neutral)
 
 
-MOST_FIELDS: Final = 100
-"""Most fields of one object of a request."""
-MOST_MESSAGES: Final = 4096
-"""Most messages of a request."""
-MOST_PARTS: Final = 8192
-"""Most parts of all messages together."""
-MOST_STOPS: Final = 64
-"""Most stop strings."""
-MOST_EXPERTS: Final = 10_000
-"""Most names in `coe.experts`, and in `coe.exclude`."""
-MOST_NAME: Final = 512
-"""Most characters of `model` and of the name of an expert."""
-
-
-COUNTED: Final[Mapping[tuple[str, ...], tuple[type, int, str]]] = {
-    (): (dict, MOST_FIELDS, "fields"),
-    ("messages",): (list, MOST_MESSAGES, "messages"),
-    ("stop",): (list, MOST_STOPS, "strings"),
-    ("stream_options",): (dict, MOST_FIELDS, "fields"),
-    ("response_format",): (dict, MOST_FIELDS, "fields"),
-    ("coe",): (dict, MOST_FIELDS, "fields"),
-    ("coe", "experts"): (list, MOST_EXPERTS, "names"),
-    ("coe", "exclude"): (list, MOST_EXPERTS, "names"),
-}
-"""What is counted before a request is validated: place -> type, most elements, what they are."""
-
-
-def too_many(body: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The places of a body with too many elements, each with the count and the limit."""
-    for place, (kind, most, noun) in COUNTED.items():
-        value: Any = body
-        for name in place:
-            value = value.get(name) if isinstance(value, dict) else None
-        if isinstance(value, kind) and len(value) > most:  # type: ignore[arg-type]
-            yield place, f"has {len(value):,} {noun}, at most {most:,} are read"  # type: ignore[arg-type]
-
-
-_TEXT_PART: Final = frozenset(("type", "text"))
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-
-def _unicode(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PydanticCustomError("unicode", "is not text: {reason}", {"reason": error.reason}) from None
-    return text
-
-
 def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _content(value: object, validate: ValidatorFunctionWrapHandler) -> object:
-    """The text of a message. A string, and plain text parts, are not worth a model of each: there may be thousands."""
-    if not isinstance(value, str | list):
-        raise PydanticCustomError("content", "Input should be a string or an array of text parts")
-    text = value if isinstance(value, str) else _joined(value)
-    if text is None or not _is_unicode(text):
-        value = [{"type": "text", "text": value}] if isinstance(value, str) else value
-        text = "".join(part.text for part in validate(value))
-    return text
+def _token(key: str) -> str:
+    if not (key.isascii() and key.isdecimal() and len(key) < 10):
+        raise PydanticCustomError("token_id", "should be a token id: a whole number of at least 0")
+    return key
 
 
-def _joined(parts: list[Any]) -> str | None:
-    """The text of plain text parts; None if there are others."""
-    texts = [
-        part["text"]
-        for part in parts
-        if isinstance(part, dict) and part.keys() == _TEXT_PART and part["type"] == "text"
-    ]
-    return "".join(texts) if len(texts) == len(parts) and all(isinstance(text, str) for text in texts) else None
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _part(value: object) -> object:
-    if isinstance(value, dict) and len(value) > MOST_FIELDS:
-        raise PydanticCustomError("too_many", f"has {len(value):,} fields, at most {MOST_FIELDS} are read")
-    if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] != "text":
-        raise PydanticCustomError(
-            "unsupported_value",
-            "parts of type {type} are not supported, only text",
-            {"type": reprlib.repr(value["type"])},
-        )
-    return value
-
-
-def _prompt(value: object) -> object:
-    if isinstance(value, list) and value and isinstance(value[0], int | list):
-        raise PydanticCustomError("unsupported_value", "arrays of tokens are not supported: send text")
-    if isinstance(value, list) and len(value) > 1:
-        raise PydanticCustomError(
-            "unsupported_value", "several prompts in one request are not supported: send one request for each"
-        )
-    if not isinstance(value, str | list) or value == []:
-        raise PydanticCustomError("prompt", "Input should be a string")
-    return value if isinstance(value, str) else value[0]
-
-
-def _answer_format(value: object) -> object:
-    if isinstance(value, dict) and value.get("type") == "json_schema":
-        raise PydanticCustomError(
-            "unsupported_value",
-            '\'json_schema\' is not supported: take {"type": "json_object"} and describe the object in a message',
-        )
-    return value
-
-
-Text = Annotated[str, AfterValidator(_unicode)]
-Name = Annotated[str, Field(max_length=MOST_NAME), AfterValidator(_unicode)]
-Count = Annotated[int, Field(ge=1, lt=2**63)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-
-
-class TextPart(_Strict):
-    """A part of a message's content."""
-
-    type: Literal["text"]
-    text: Text
-    cache_control: object = None
-    prompt_cache_breakpoint: object = None
-
-
-if TYPE_CHECKING:
-    Content = str
-else:
-    Content = Annotated[
-        list[Annotated[TextPart, BeforeValidator(_part)]], Field(fail_fast=True), WrapValidator(_content)
-    ]
-
-
-class Turn(_Strict):
-    """A message of a conversation; `content` is the text of all parts."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content
-
-
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """Options of a stream."""
 
     include_usage: bool | None = None
@@ -257,13 +105,7 @@ class StreamOptions(_Strict):
     continuous_usage_stats: bool | None = None
 
 
-class ResponseFormat(_Strict):
-    """Text, or a JSON object."""
-
-    type: Literal["text", "json_object"]
-
-
-class Extension(_Strict):
+class Extension(Strict):
     """The field `coe`: this project's extension of a request.
 
     experts: names that may answer; exclude: names that may not. cost_weight: quality (score in [0, 1]) given up per
@@ -279,32 +121,62 @@ class Extension(_Strict):
     answers: bool | None = None
 
 
-class CommonFields(_Strict):
-    """Fields of both endpoints."""
+class CommonFields(Strict):
+    """Fields of both endpoints that OpenAI documents, and `coe`."""
 
-    model: Annotated[str, Field(min_length=1, max_length=MOST_NAME), AfterValidator(_unicode)]
-    max_tokens: Count | None = None
+    model: Annotated[Name, Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
     stop: (
         Annotated[list[Annotated[Text, Field(min_length=1)]], Field(fail_fast=True), BeforeValidator(_one_or_many)]
         | None
     ) = None
     seed: Seed | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
+    logit_bias: (
+        dict[
+            Annotated[str, AfterValidator(_token)],
+            Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)],
+        ]
+        | None
+    ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     coe: Extension | None = None
 
 
-class ChatFields(CommonFields):
+class EngineFields(CommonFields):
+    """Fields of both endpoints that vLLM and TGI have and OpenAI does not."""
+
+    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    ignore_eos: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class ChatFields(EngineFields):
     """Fields of `/v1/chat/completions`."""
 
     messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Count | None = None
-    response_format: Annotated[ResponseFormat, BeforeValidator(_answer_format)] | None = None
+    response_format: Format | None = None
+    tools: list[ToolField] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_CHAT_LOGPROBS)] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 
-class CompletionFields(CommonFields):
+class CompletionFields(EngineFields):
     """Fields of `/v1/completions`."""
 
-    prompt: Annotated[Text, BeforeValidator(_prompt)]
+    prompt: PromptField
+    best_of: Annotated[int, Field(ge=1)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None

@@ -1,49 +1,45 @@
-"""OpenAI's requests: parses a JSON body into a `GenerateRequest` and a `Query`, or reports every problem at once.
+"""OpenAI's requests: parses a JSON body into requests and queries, or reports every problem at once.
 
-Bodies are hostile: elements are counted before they are validated, and at most MOST_PROBLEMS problems are described.
+Bodies are hostile: elements are counted before they are validated, and few problems are described (`problems`).
 
 An absent `temperature` is 0, not OpenAI's 1: answers are greedy and repeatable unless sampling is requested.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from heapq import nsmallest
 from itertools import islice
 from typing import Any, Final, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from coe.errors import InvalidRequest
+from coe.protocol import bounds
 from coe.protocol import fields as f
+from coe.protocol.consistency import chat_problems, completion_problems, weight_problems
 from coe.protocol.errors import MOST_COUNTED, FieldProblem, InvalidFields
+from coe.protocol.messages import Turn
+from coe.protocol.problems import Found, invalid, problem, refused, shown, unknown_expert, wrong
+from coe.protocol.prompts import Prompt
+from coe.protocol.tools import NamedChoice
+from coe.sampling import SamplingOptions
 from coe.types import GenerateRequest
-from registry.documents import dotted
-from registry.spelling import did_you_mean
 from routers.base import Message, Query
 
-MOST_PROBLEMS: Final = 20
-"""Most problems that an error lists; it counts the others."""
-MOST_SUGGESTED: Final = 3
-"""Most problems of an error for which a close name is searched."""
-MOST_SHOWN: Final = 80
-"""Most characters of a value or a field name that an error repeats."""
-_REFUSED_IN_CHAT: Final = {**f.OF_ENGINES, "echo": (None, False), **f.REFUSED_IN_CHAT}
+_REFUSED_IN_CHAT: Final = {**f.OF_ENGINES, "best_of": (None, 1), "echo": (None, False), **f.REFUSED_IN_CHAT}
 _REFUSED_IN_COMPLETIONS: Final = {**f.OF_ENGINES, **f.REFUSED_IN_COMPLETIONS}
-_EXTRA: Final = frozenset((*f.REFUSED_IN_MESSAGES, *f.IGNORED_IN_MESSAGES))
-_Found = Callable[[bool], FieldProblem]
-"""A problem that is described when it is listed; true: search for a close name."""
-_ModelT = TypeVar("_ModelT", bound=f.CommonFields)
-_CODES = {
-    "too_many": "too_many",
-    "missing": "missing_required_parameter",
-    "extra_forbidden": "unknown_parameter",
-    "unsupported_value": "unsupported_value",
-}
+_IGNORED_IN_CHAT: Final = f.IGNORED_IN_CHAT | f.IGNORED_OF_ENGINES
+_IGNORED_IN_COMPLETIONS: Final = f.IGNORED_IN_COMPLETIONS | f.IGNORED_OF_ENGINES
+_PLAIN_TURN: Final = frozenset({"role", "content"})
+_ELSEWHERE: Final[tuple[object, ...]] = (None, "", [])
+"""What stands for an absent content."""
+_OPTIONS: Final = frozenset(SamplingOptions.__dataclass_fields__)
+_NO_OPTIONS: Final = SamplingOptions()
+_ModelT = TypeVar("_ModelT", bound=f.EngineFields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +48,14 @@ class Parsed:
 
     Attributes:
         model: `auto`, `coe/<policy>`, or an expert's name.
-        query: what a router may look at; without `exclude`, see `query_among`.
+        request, query: of the (first) prompt: what to generate, and what a router may look at; the query is without
+            `exclude`, see `query_among`.
         include_usage: a stream ends with a chunk that has the usage.
         ignored: given fields without effect, sorted.
         exclude: experts that may not answer.
         answers: also return the answer of each called expert.
+        n: answers to each prompt.
+        others: the requests of further prompts.
     """
 
     model: str
@@ -67,6 +66,18 @@ class Parsed:
     ignored: tuple[str, ...] = ()
     exclude: frozenset[str] = frozenset()
     answers: bool = False
+    n: int = 1
+    others: tuple[GenerateRequest, ...] = ()
+
+    @property
+    def requests(self) -> tuple[GenerateRequest, ...]:
+        """The request of each prompt."""
+        return (self.request, *self.others)
+
+    @property
+    def size(self) -> int:
+        """The number of answers: `n` for each prompt."""
+        return self.n * (1 + len(self.others))
 
     def query_among(self, experts: Collection[str]) -> Query:
         """The query, restricted to the registered `experts` that are allowed and not excluded.
@@ -83,13 +94,18 @@ class Parsed:
             for name in nsmallest(MOST_COUNTED, names.difference(experts))
         ]
         if unknown:
-            raise _invalid([partial(_unknown_expert, experts, *each) for each in unknown])
+            raise invalid([partial(unknown_expert, experts, *each) for each in unknown])
         if not self.exclude:
             return self.query
         allowed = (self.query.allowed or frozenset(experts)) - self.exclude
         if not allowed:
             raise InvalidFields(FieldProblem("coe.exclude", "no_eligible_expert", "excludes every allowed expert"))
         return replace(self.query, allowed=allowed)
+
+    def queries_among(self, experts: Collection[str]) -> list[Query]:
+        """The query of each prompt, restricted like `query_among`."""
+        first = self.query_among(experts)
+        return [first, *(replace(first, messages=_conversation(request)) for request in self.others)]
 
 
 def parse_chat(body: object) -> Parsed:
@@ -101,47 +117,53 @@ def parse_chat(body: object) -> Parsed:
     whole = _object(body)
     messages, problems, ignored = _turns(whole.get("messages"))
     given = {**whole, "messages": messages} if "messages" in whole else whole
-    chat, more, also = _validate(given, f.ChatFields, _REFUSED_IN_CHAT, f.IGNORED_IN_CHAT)
-    limits = {chat.max_tokens, chat.max_completion_tokens} - {None} if chat else set()
-    if len(limits) > 1:
-        differ = FieldProblem("max_tokens", "invalid_value", "max_tokens and max_completion_tokens differ: give one")
-        more.append(lambda _: differ)
+    chat, more, also = _validate(given, f.ChatFields, _REFUSED_IN_CHAT, _IGNORED_IN_CHAT)
+    if chat is not None:
+        more += chat_problems(chat)
     if chat is None or problems or more:
-        raise _invalid([*more, *problems])
-    is_json = chat.response_format is not None and chat.response_format.type == "json_object"
-    request = GenerateRequest(
-        messages=tuple(map(_message, chat.messages)),
-        format="json" if is_json else "text",
-        **_sampling(chat, chat.max_completion_tokens or chat.max_tokens),
-    )
-    return _parsed(chat, request, ignored | also)
+        raise invalid([*more, *problems])
+    conversation = tuple(turn.message for turn in chat.messages)
+    if more := list(weight_problems(conversation)):
+        raise invalid(more)
+    limit = chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens
+    request = GenerateRequest(messages=conversation, **_sampling(chat, limit), **_chat_options(chat))
+    if not request.tools and chat.parallel_tool_calls is not None:
+        also.add("parallel_tool_calls")
+    return _parsed(chat, [request], ignored | also)
 
 
 def parse_completion(body: object) -> Parsed:
-    """The body of `/v1/completions`: one prompt, as text.
+    """The body of `/v1/completions`.
 
     Raises:
         InvalidRequest: it is not an object, or its fields are wrong: every problem at once.
     """
     completion, problems, ignored = _validate(
-        _object(body), f.CompletionFields, _REFUSED_IN_COMPLETIONS, f.IGNORED_IN_COMPLETIONS
+        _object(body), f.CompletionFields, _REFUSED_IN_COMPLETIONS, _IGNORED_IN_COMPLETIONS
     )
+    if completion is not None:
+        problems += completion_problems(completion)
     if completion is None or problems:
-        raise _invalid(problems)
-    request = GenerateRequest(prompt=completion.prompt, **_sampling(completion, completion.max_tokens))
-    return _parsed(completion, request, ignored)
+        raise invalid(problems)
+    options = _sampling(completion, completion.max_tokens) | {
+        "echo": bool(completion.echo),
+        "logprobs": completion.logprobs,
+        "prompt_logprobs": completion.logprobs if completion.echo else None,
+    }
+    return _parsed(completion, [_continued(prompt, options) for prompt in completion.prompt], ignored)
 
 
 def _object(body: object) -> dict[str, Any]:
     if not isinstance(body, dict):
-        raise InvalidRequest(f"the body must be a JSON object with the fields of a request, got {_shown(body)}")
-    problems = [FieldProblem(".".join(place) or "body", "too_many", text) for place, text in f.too_many(body)]
-    if problems:
-        raise InvalidFields(*problems)
+        raise InvalidRequest(f"the body must be a JSON object with the fields of a request, got {shown(body)}")
+    for exceeded, code in ((bounds.too_many, "too_many"), (bounds.too_large, "too_large")):
+        problems = [FieldProblem(".".join(place) or "body", code, text) for place, text in exceeded(body)]
+        if problems:
+            raise InvalidFields(*problems)
     return body
 
 
-def _sampling(fields: f.CommonFields, max_tokens: int | None) -> dict[str, Any]:
+def _sampling(fields: f.EngineFields, max_tokens: int | None) -> dict[str, Any]:
     return {
         "max_tokens": max_tokens,
         "temperature": fields.temperature or 0.0,
@@ -150,18 +172,59 @@ def _sampling(fields: f.CommonFields, max_tokens: int | None) -> dict[str, Any]:
         "seed": fields.seed,
         "deadline_s": fields.coe.deadline_s if fields.coe else None,
         "stream": bool(fields.stream),
+        "sampling": _options(fields),
     }
 
 
-def _message(turn: f.Turn) -> Message:
-    role = "system" if turn.role == "developer" else turn.role
-    return Message(role, turn.content)
+def _options(fields: f.EngineFields) -> SamplingOptions:
+    if fields.model_fields_set.isdisjoint(_OPTIONS):
+        return _NO_OPTIONS
+    given = {name: getattr(fields, name) for name in _OPTIONS}
+    given["top_k"] = max(given["top_k"] or 0, 0)  # -1 is all tokens, too
+    given["logit_bias"] = {int(token): value for token, value in (given["logit_bias"] or {}).items()}
+    without_effect = () if fields.temperature else f.OF_SAMPLING
+    return SamplingOptions(
+        **{name: value for name, value in given.items() if value is not None and name not in without_effect}
+    )
 
 
-def _parsed(fields: f.CommonFields, request: GenerateRequest, ignored: set[str]) -> Parsed:
+def _chat_options(chat: f.ChatFields) -> dict[str, Any]:
+    """The options of a chat request alone; few requests have any."""
+    options: dict[str, Any] = {}
+    if chat.response_format is not None and chat.response_format.type != "text":
+        options |= {"format": "json", "json_schema": chat.response_format.document}
+    if chat.tools:
+        named = chat.tool_choice.function.name if isinstance(chat.tool_choice, NamedChoice) else None
+        options |= {
+            "tools": tuple(tool.document for tool in chat.tools),
+            "tool_choice": "required" if named else chat.tool_choice or "auto",
+            "tool_name": named,
+            "parallel_tool_calls": chat.parallel_tool_calls is not False,
+        }
+    if chat.logprobs:
+        options["logprobs"] = chat.top_logprobs or 0
+    if chat.reasoning_effort is not None:
+        options["reasoning_effort"] = chat.reasoning_effort
+    if chat.chat_template_kwargs:
+        options["template_kwargs"] = chat.chat_template_kwargs
+    return options
+
+
+def _continued(prompt: Prompt, options: Mapping[str, Any]) -> GenerateRequest:
+    if isinstance(prompt, str):
+        return GenerateRequest(prompt=prompt, **options)
+    return GenerateRequest(prompt="", prompt_ids=prompt, **options)
+
+
+def _conversation(request: GenerateRequest) -> tuple[Message, ...]:
+    return request.messages or (Message("user", request.prompt or ""),)
+
+
+def _parsed(fields: f.EngineFields, requests: Sequence[GenerateRequest], ignored: set[str]) -> Parsed:
     own = fields.coe or f.Extension()
+    request = requests[0]
     query = Query(
-        request.messages or (Message("user", request.prompt or ""),),
+        _conversation(request),
         tools=request.offered,
         format=request.format,
         needs=request.needs,
@@ -180,45 +243,71 @@ def _parsed(fields: f.CommonFields, request: GenerateRequest, ignored: set[str])
         ignored=tuple(sorted(ignored)),
         exclude=frozenset(own.exclude or ()),
         answers=bool(own.answers),
+        n=fields.n or 1,
+        others=tuple(requests[1:]),
     )
 
 
-def _turns(messages: object) -> tuple[object, list[_Found], set[str]]:
+def _turns(messages: object) -> tuple[object, list[Found], set[str]]:
     """The messages without refused or ignored fields, the problems, and the ignored fields.
 
     Raises:
-        InvalidFields: a message has too many fields or parts.
+        InvalidFields: a message has too many fields, or there are too many parts or tool calls.
     """
     if not isinstance(messages, list):
         return messages, [], set()
     turns: list[object] = []
-    problems: list[_Found] = []
+    problems: list[Found] = []
     ignored: set[str] = set()
-    n_parts = 0
+    n_parts = n_calls = 0
     for i, turn in enumerate(messages):
         if not isinstance(turn, dict):
             turns.append(turn)
             continue
-        if len(turn) > f.MOST_FIELDS:
-            text = f"has {len(turn):,} fields, at most {f.MOST_FIELDS} are read"
-            raise InvalidFields(FieldProblem(f"messages[{i}]", "too_many", text))
         content = turn.get("content")
         if isinstance(content, list):
             n_parts += len(content)
             ignored |= {f"messages[].content[].{name}" for name in f.IGNORED_IN_PARTS if _any_has(content, name)}
-        elif content is None and "content" in turn and turn.get("role") == "assistant":  # cut off, or a call
-            turn = {**turn, "content": ""}
-        if turn.keys().isdisjoint(_EXTRA):
+        if content is not None and turn.keys() == _PLAIN_TURN:
             turns.append(turn)
             continue
+        if len(turn) > bounds.MOST_FIELDS:
+            text = f"has {len(turn):,} fields, at most {bounds.MOST_FIELDS} are read"
+            raise InvalidFields(FieldProblem(f"messages[{i}]", "too_many", text))
+        n_calls += len(turn["tool_calls"]) if isinstance(turn.get("tool_calls"), list) else 0
         if len(problems) < MOST_COUNTED:
-            problems += _refused(turn, f.REFUSED_IN_MESSAGES, f"messages[{i}].")
-        ignored |= {f"messages[].{name}" for name in f.IGNORED_IN_MESSAGES if turn.get(name) is not None}
-        turns.append(_without(turn, f.REFUSED_IN_MESSAGES, f.IGNORED_IN_MESSAGES))
-    if n_parts > f.MOST_PARTS:
-        text = f"have {n_parts:,} parts of content, at most {f.MOST_PARTS:,} are read"
-        raise InvalidFields(FieldProblem("messages", "too_many", text))
+            problems += _turn_problems(turn, f"messages[{i}].")
+        ignored |= {f"messages[].{name}" for name in f.IGNORED_IN_MESSAGES if turn.get(name) not in _ELSEWHERE}
+        turns.append(_without(_completed(turn), f.REFUSED_IN_MESSAGES, f.IGNORED_IN_MESSAGES))
+    for count, most, what in (
+        (n_parts, bounds.MOST_PARTS, "parts of content"),
+        (n_calls, bounds.MOST_CALLS, "tool calls"),
+    ):
+        if count > most:
+            text = f"have {count:,} {what}, at most {most:,} are read"
+            raise InvalidFields(FieldProblem("messages", "too_many", text))
     return turns, problems, ignored
+
+
+def _turn_problems(turn: Mapping[str, Any], place: str) -> Iterator[Found]:
+    yield from refused(turn, f.REFUSED_IN_MESSAGES, place)
+    if turn.get("tool_calls") not in _ELSEWHERE and turn.get("role") in ("system", "developer", "user", "tool"):
+        yield wrong(f"{place}tool_calls", "only messages of the assistant have tool calls")
+
+
+def _completed(turn: dict[str, Any]) -> dict[str, Any]:
+    """An assistant message as its model expects it. It may lack a content, and have its reasoning under another name.
+
+    Null is the content of an answer that was cut off, or that only calls tools.
+    """
+    if turn.get("role") != "assistant":
+        return turn
+    instead = [turn.get(name) for name in ("tool_calls", "refusal", "reasoning_content", "reasoning")]
+    if turn.get("content") is None and ("content" in turn or any(value not in _ELSEWHERE for value in instead)):
+        turn = {**turn, "content": ""}
+    if turn.get("reasoning_content") is None and isinstance(turn.get("reasoning"), str):
+        turn = {**turn, "reasoning_content": turn["reasoning"]}
+    return turn
 
 
 def _any_has(parts: list[object], name: str) -> bool:
@@ -226,24 +315,22 @@ def _any_has(parts: list[object], name: str) -> bool:
 
 
 def _validate(
-    body: dict[str, Any], model: type[_ModelT], refused: Mapping[str, f.Neutral], ignored: Collection[str]
-) -> tuple[_ModelT | None, list[_Found], set[str]]:
+    body: dict[str, Any], model: type[_ModelT], unsupported: Mapping[str, f.Neutral], ignored: Collection[str]
+) -> tuple[_ModelT | None, list[Found], set[str]]:
     """The used fields, the problems of the body, and the names of the ignored fields."""
-    if body.get("temperature") in (None, 0):
-        ignored = {*ignored, *(name for name in f.OF_SAMPLING if isinstance(body.get(name), int | float))}
-    refused = {name: refused[name] for name in refused if name not in ignored}
-    problems = list(_refused(body, refused))
-    given = {name for name in ignored if body.get(name) is not None and body[name] not in f.OF_ENGINES.get(name, ())}
-    known = (*model.model_fields, *refused, *ignored)
+    problems = list(refused(body, unsupported))
+    given: set[str] = {name for name in ignored if body.get(name) not in (None, *f.IGNORED_VALUES.get(name, ()))}
+    if not body.get("temperature"):
+        given |= {name for name in f.OF_SAMPLING if body.get(name) not in (None, -1, 0)}
     try:
-        fields = model.model_validate(_without(body, refused, ignored))
+        fields = model.model_validate(_without(body, unsupported, ignored))
     except ValidationError as error:
+        known = (*model.model_fields, *unsupported, *ignored)
         details = _details(error, body.get("messages"))
-        return None, [*(partial(_problem, detail, model, known) for detail in details), *problems], given
+        return None, [*(partial(problem, detail, model, known) for detail in details), *problems], given
     if fields.stream_options is not None:
         if not fields.stream:
-            alone = FieldProblem("stream_options", "invalid_value", 'only goes with "stream": true')
-            problems.append(lambda _: alone)
+            problems.append(wrong("stream_options", 'only goes with "stream": true'))
         given |= {
             f"stream_options.{name}"
             for name in ("continuous_usage_stats", "include_obfuscation")
@@ -257,93 +344,20 @@ def _details(error: ValidationError, messages: object) -> list[ErrorDetails]:
     details = error.errors(include_url=False)
     at = [i for i, detail in enumerate(details) if detail["loc"][:1] == ("messages",) and len(detail["loc"]) > 1]
     if at and isinstance(messages, list):
-        wrong = details[at[0]]["loc"][1]
-        assert isinstance(wrong, int)
-        details[at[-1] + 1 : at[-1] + 1] = islice(_later(messages, wrong + 1), MOST_COUNTED)
+        first = details[at[0]]["loc"][1]
+        assert isinstance(first, int)
+        details[at[-1] + 1 : at[-1] + 1] = islice(_later(messages, first + 1), MOST_COUNTED)
     return details
 
 
 def _later(messages: Sequence[object], start: int) -> Iterator[ErrorDetails]:
     for i in range(start, len(messages)):
         try:
-            f.Turn.model_validate(messages[i])
+            Turn.model_validate(messages[i])
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 yield {**detail, "loc": ("messages", i, *detail["loc"])}
 
 
-def _invalid(found: Sequence[_Found]) -> InvalidFields:
-    """The error of at least one problem. Only those that it lists are described: there may be very many."""
-    listed = [describe(i < MOST_SUGGESTED) for i, describe in enumerate(found[:MOST_PROBLEMS])]
-    return InvalidFields(*listed, more=min(len(found), MOST_COUNTED) - len(listed))
-
-
-def _unknown_expert(experts: Collection[str], param: str, name: str, suggest: bool) -> FieldProblem:
-    close = did_you_mean(name, experts) if suggest else ""
-    return FieldProblem(param, "unknown_expert", f"{_cut(name)!r} is not registered{close}")
-
-
-def _without(body: Mapping[str, Any], refused: Collection[str], ignored: Collection[str]) -> dict[str, Any]:
-    return {name: value for name, value in body.items() if name not in refused and name not in ignored}
-
-
-def _refused(body: Mapping[str, Any], refused: Mapping[str, f.Neutral], place: str = "") -> Iterator[_Found]:
-    for name, neutral in refused.items():
-        if name in body and not f.is_neutral(body[name], neutral):
-            yield partial(_unsupported, place + name, body[name], neutral)
-
-
-def _unsupported(param: str, value: object, neutral: f.Neutral, suggest: bool) -> FieldProblem:
-    only = f", only {_shown(neutral[1])}" if len(neutral) > 1 else ": leave it out"
-    return FieldProblem(param, "unsupported_parameter", f"{_shown(value)} is not supported here{only}")
-
-
-def _problem(detail: ErrorDetails, model: type[BaseModel], known: Collection[str], suggest: bool) -> FieldProblem:
-    """A pydantic error for a client: the field, the expected and the given value."""
-    kind, loc = detail["type"], detail["loc"]
-    if kind == "string_unicode":
-        return FieldProblem(dotted(loc) or "body", "invalid_value", f"holds no text: {_shown(detail['input'])}")
-    param = dotted(tuple(_cut(name) if isinstance(name, str) else name for name in loc))
-    code = _CODES.get(kind, "invalid_type" if kind.endswith("_type") else "invalid_value")
-    if kind == "missing":
-        return FieldProblem(param, code, "is required")
-    if kind in ("too_short", "string_too_short"):
-        return FieldProblem(param, code, "must not be empty")
-    if kind == "extra_forbidden":
-        close = did_you_mean(str(loc[-1]), _names(model, loc, known)) if suggest else ""
-        return FieldProblem(param, code, f"is not a known field{close}")
-    expected = "should be an object" if kind in ("model_type", "dict_type") else detail["msg"].removeprefix("Input ")
-    got = "" if kind in ("unsupported_value", "unicode", "too_many") else f", got {_shown(detail['input'])}"
-    return FieldProblem(param, code, expected + got)
-
-
-def _names(model: type[BaseModel], loc: tuple[int | str, ...], known: Collection[str]) -> Collection[str]:
-    """The known fields at `loc`."""
-    inner: dict[str, Collection[str]] = {
-        "coe": f.Extension.model_fields,
-        "stream_options": f.StreamOptions.model_fields,
-        "response_format": f.ResponseFormat.model_fields,
-        "messages": (*f.Turn.model_fields, *f.REFUSED_IN_MESSAGES, *f.IGNORED_IN_MESSAGES),
-    }
-    if len(loc) == 1:
-        return known
-    return f.TextPart.model_fields if "content" in loc else inner[str(loc[0])]
-
-
-def _shown(value: object) -> str:
-    """A JSON value, shortened."""
-    pieces, length = [], 0
-    for piece in json.JSONEncoder(default=repr).iterencode(value[:MOST_SHOWN] if isinstance(value, str) else value):
-        pieces.append(piece)
-        length += len(piece)
-        if length > MOST_SHOWN:  # the rest may be megabytes
-            break
-    text = "".join(pieces)
-    cut = length > MOST_SHOWN or (isinstance(value, str) and len(value) > MOST_SHOWN)
-    return text[: MOST_SHOWN - 3] + "..." if cut else text
-
-
-def _cut(name: str) -> str:
-    """A name of the client's, shortened, and without lone surrogates."""
-    name = name if len(name) <= MOST_SHOWN else name[: MOST_SHOWN - 3] + "..."
-    return name.encode("utf-8", "replace").decode()
+def _without(body: Mapping[str, Any], unsupported: Collection[str], ignored: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name not in unsupported and name not in ignored}

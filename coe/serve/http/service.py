@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from coe.config import ServeConfig
-from coe.errors import CoeError, DeadlineExceeded, Overloaded
+from coe.errors import CoeError, DeadlineExceeded, InvalidRequest, Overloaded
 from coe.orchestrator import Orchestrator, Reply
 from coe.protocol.errors import error_body, is_internal
 from coe.protocol.requests import Parsed
@@ -234,6 +234,10 @@ class Service:
 
         def known(value: object) -> Parsed:
             call.parsed = parse(value)
+            if call.parsed.size > 1:
+                raise InvalidRequest(
+                    "several answers to one request are not supported yet: leave out n, send one prompt"
+                )
             call.parsed.query_among(call.orchestrator.snapshot.experts)  # names take time too: there may be thousands
             return call.parsed
 

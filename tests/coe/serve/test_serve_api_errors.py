@@ -44,9 +44,9 @@ async def test_an_unknown_model_is_not_found_with_close_matches() -> None:
 
 async def test_wrong_requests_are_bad_requests_that_name_the_field() -> None:
     async with gateway() as g:
-        error = await refused(g, n=2, user="u")
+        error = await refused(g, audio={"voice": "x"}, user="u")
         assert isinstance(error, openai.BadRequestError)
-        assert (error.param, error.code, error.type) == ("n", "unsupported_parameter", "invalid_request_error")
+        assert (error.param, error.code, error.type) == ("audio", "unsupported_parameter", "invalid_request_error")
         error = await refused(g, extra_body={"temprature": 1})
         assert (error.param, error.code) == ("temprature", "unknown_parameter") and "'temperature'" in error.message
         error = await refused(g, extra_body={"coe": {"exclude": ["uper"]}})

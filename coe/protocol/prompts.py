@@ -1,0 +1,83 @@
+"""Prompts of a completion request: a text or token ids, or an array of either."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import PlainValidator
+from pydantic_core import PydanticCustomError
+
+from coe.protocol.bounds import MOST_ANSWERS, MOST_PROMPT_IDS
+from coe.protocol.texts import is_unicode
+
+Prompt = str | tuple[int, ...]
+"""A text, or token ids of the expert's tokenizer."""
+_MOST_ID = 2**31 - 1
+
+
+def _prompts(value: object) -> tuple[Prompt, ...]:
+    """The prompts of a request, at least one.
+
+    Raises:
+        PydanticCustomError: with the index of a wrong prompt.
+    """
+    if isinstance(value, str):
+        return (_text(value, ""),)
+    if not isinstance(value, list) or not value:
+        raise PydanticCustomError(
+            "prompt", "Input should be a string, an array of strings, of token ids, or of arrays of token ids"
+        )
+    if _are_ids(value):
+        return (_ids(value, ""),)
+    if len(value) > MOST_ANSWERS:
+        raise PydanticCustomError("too_many", f"has {len(value):,} prompts, at most {MOST_ANSWERS} are read")
+    if isinstance(value[0], str):
+        return tuple(_text(one, f"[{i}]") for i, one in enumerate(value))
+    prompts = tuple(_ids(one, f"[{i}]") for i, one in enumerate(value))
+    count = sum(map(len, prompts))
+    if count > MOST_PROMPT_IDS:
+        raise PydanticCustomError("too_many", f"has {count:,} token ids, at most {MOST_PROMPT_IDS:,} are read")
+    return prompts
+
+
+def _are_ids(value: Sequence[object]) -> bool:
+    return isinstance(value[0], int | float)
+
+
+def _text(value: object, place: str) -> str:
+    if not isinstance(value, str):
+        raise _wrong(place, "should be a string, as the first prompt is")
+    if not is_unicode(value):
+        raise _wrong(place, "is not text: surrogates not allowed")
+    return value
+
+
+def _ids(value: object, place: str) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise _wrong(place, "should be a string, or an array of token ids")
+    if not value:
+        raise _wrong(place, "must not be empty: a prompt has at least one token id")
+    wrong = next((i for i, one in enumerate(value) if not _is_id(one)), None)
+    if wrong is not None:
+        raise _wrong(f"{place}[{wrong}]", f"should be a token id: a whole number from 0 to {_MOST_ID:,}")
+    return tuple(value)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_ID
+
+
+def _wrong(place: str, message: str) -> PydanticCustomError:
+    return PydanticCustomError("prompt_element", "{place}: {message}", {"place": place, "message": message})
+
+
+def texts(prompts: Iterable[Prompt]) -> list[str]:
+    """The text of each prompt; empty for token ids."""
+    return [prompt if isinstance(prompt, str) else "" for prompt in prompts]
+
+
+if TYPE_CHECKING:
+    PromptField = tuple[Prompt, ...]
+else:
+    PromptField = Annotated[object, PlainValidator(_prompts)]
