@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 
 from coe.engines.base import Adapter, Capabilities, Expert
 from coe.engines.remote.answer import EndpointAnswer
+from coe.engines.remote.body import arguments
 from coe.engines.remote.errors import seconds_to_retry, translate
 from coe.engines.remote.events import read_events
 from coe.engines.remote.limits import Limits
 from coe.errors import ConfigError, EngineError, InvalidRequest
-from coe.types import DEFAULT_MAX_TOKENS, Chunk, GenerateRequest
+from coe.types import Chunk, GenerateRequest
 from registry.errors import without_userinfo
 from registry.spec import ExpertSpec
 
@@ -57,7 +58,7 @@ class RemoteEngine:
         environ: has the keys.
     """
 
-    capabilities: Final = Capabilities(streaming=True)
+    capabilities: Final = Capabilities(streaming=True, tools=True, vision=True)
     weights: Final = False
 
     def __init__(
@@ -157,9 +158,9 @@ class RemoteExpert:
         opened = await self._start(request)
         try:
             answer = opened.answer
-            while (text := answer.take()) is not None:
-                if text:
-                    yield Chunk(text)
+            while (piece := answer.take()) is not None:
+                if not piece.is_empty:
+                    yield piece
                 with translate(self.spec, shown=True, secrets=self._secrets):
                     await answer.read()
             yield Chunk("", answer.reason, answer.usage(request))
@@ -167,7 +168,7 @@ class RemoteExpert:
             await opened.close()
 
     async def _start(self, request: GenerateRequest) -> _Opened:
-        """An answer with its first text; transient failures before it are retried while there is time."""
+        """An answer with its first piece; transient failures before it are retried while there is time."""
         from stamina import AsyncRetryingCaller
 
         settings = self._retry
@@ -178,9 +179,9 @@ class RemoteExpert:
             wait_jitter=settings.backoff_s,
         )
         with translate(self.spec, shown=False, secrets=self._secrets):
-            return await retry(seconds_to_retry if request.patient else _shortly, self._first_text, request)
+            return await retry(seconds_to_retry if request.patient else _shortly, self._first_piece, request)
 
-    async def _first_text(self, request: GenerateRequest) -> _Opened:
+    async def _first_piece(self, request: GenerateRequest) -> _Opened:
         if self._client is None:
             raise EngineError(f"{self.spec.name!r} was unloaded: load it again")
         opened = await _open(self._client, self.spec, request, self._retry)
@@ -217,32 +218,11 @@ async def _open(client: AsyncOpenAI, spec: ExpertSpec, request: GenerateRequest,
 
     from coe.engines.remote.client import body_of
 
-    limits = Limits.of(request.max_tokens or DEFAULT_MAX_TOKENS, silence_s=_SILENCE * settings.timeout_s)
-    options = _options(spec, request)
+    limits = Limits.of_request(request, silence_s=_SILENCE * settings.timeout_s)
+    options = arguments(spec, request)
     if request.deadline_s is not None and request.deadline_s < settings.timeout_s:
         options["timeout"] = Timeout(request.deadline_s, connect=min(settings.connect_s, request.deadline_s))
-    if request.prompt is not None:
-        sent = client.completions.with_streaming_response.create(prompt=request.prompt, **options)
-    else:
-        turns: Any = [{"role": m.role, "content": m.content} for m in request.messages]
-        sent = client.chat.completions.with_streaming_response.create(messages=turns, **options)
+    api: Any = client.chat.completions if request.messages else client.completions
+    sent = api.with_streaming_response.create(**options)
     events = read_events(body_of(await sent.__aenter__()), limits)
-    return _Opened(EndpointAnswer(events, limits.characters), events, sent)
-
-
-def _options(spec: ExpertSpec, request: GenerateRequest) -> dict[str, Any]:
-    # Compatible servers accept `max_tokens`; OpenAI's newer models only the new name.
-    host = urlsplit(spec.source).hostname or ""
-    limit = "max_completion_tokens" if host.endswith(".openai.com") and request.messages else "max_tokens"
-    options: dict[str, Any] = {
-        "model": spec.model or spec.name,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        limit: request.max_tokens or DEFAULT_MAX_TOKENS,
-    }
-    options |= {"stop": list(request.stop)} if request.stop else {}
-    options |= {"seed": request.seed} if request.seed is not None else {}
-    options |= {"response_format": {"type": "json_object"}} if request.messages and request.format == "json" else {}
-    return options
+    return _Opened(EndpointAnswer(events, request, limits), events, sent)

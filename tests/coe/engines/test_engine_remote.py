@@ -359,7 +359,7 @@ async def test_every_exception_of_the_client_is_translated(kind: type[Exception]
     async def fail(request: GenerateRequest) -> Any:
         raise error
 
-    expert._first_text = fail  # type: ignore[method-assign]
+    expert._first_piece = fail  # type: ignore[method-assign]
     engine_error = translated(error, spec)
     assert engine_error.retryable == (kind.__name__ in PASSING)
     assert "'far' (https://example.org/v1)" in str(engine_error)

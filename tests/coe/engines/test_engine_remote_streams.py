@@ -7,6 +7,7 @@ import contextlib
 import json
 import time
 import tracemalloc
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_endpoint import DONE, OK, Behaviour, Send, answering, event, raw_endpoint
 
-from coe.engines.remote.answer import EndpointAnswer, EndpointFailure, StreamCut
+from coe.chunks import Joined
+from coe.engines.remote.answer import EndpointAnswer, EndpointFailure, OnlyReasoning, StreamCut
+from coe.engines.remote.calls import MOST_CALLS
 from coe.engines.remote.engine import RemoteEngine
 from coe.engines.remote.events import COMPLETE, MalformedStream, read_events
 from coe.engines.remote.limits import MOST_LINE_BYTES, MOST_STREAM_BYTES, Limits
@@ -384,7 +387,9 @@ JSON = st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                ["choices", "delta", "content", "finish_reason", "usage", "error", "message", "text", "code"]
+                "choices delta content finish_reason usage error message text code tool_calls function_call function "
+                "index id name arguments reasoning_content logprobs token logprob bytes top_logprobs tokens "
+                "token_logprobs prompt_logprobs decoded_token type thinking".split()
             ),
             inner,
             max_size=4,
@@ -392,35 +397,71 @@ JSON = st.recursive(
     ),
     max_leaves=12,
 )
+TEXTS = st.sampled_from(["", "now", "get", "_it", "{", "}", "{}", "a", "\ud83d", None]) | JSON
+CALLS = st.fixed_dictionaries(
+    {},
+    optional={
+        "index": st.sampled_from([0, 1, 2, -1, None, True, "0"]),
+        "id": TEXTS,
+        "function": st.none() | st.fixed_dictionaries({}, optional={"name": TEXTS, "arguments": TEXTS}) | JSON,
+    },
+)
+TOKENS = st.fixed_dictionaries(
+    {}, optional={"token": TEXTS, "logprob": JSON, "bytes": JSON, "top_logprobs": st.lists(JSON, max_size=3)}
+)
+SCORES = st.fixed_dictionaries({}, optional={"content": st.lists(TOKENS, max_size=3) | JSON, "tokens": JSON}) | JSON
+CHOICES = st.fixed_dictionaries(
+    {},
+    optional={
+        "delta": st.fixed_dictionaries(
+            {}, optional={"content": TEXTS, "tool_calls": st.lists(CALLS, max_size=3) | JSON, "reasoning_content": JSON}
+        ),
+        "logprobs": SCORES,
+        "finish_reason": st.sampled_from([None, "stop", "tool_calls", "length"]),
+    },
+)
 LINES = st.one_of(
     st.binary(max_size=40),
     JSON.map(lambda value: b"data: " + json.dumps(value).encode()),
     JSON.map(lambda value: json.dumps(value, indent=1).encode()),
+    CHOICES.map(lambda value: b"data: " + json.dumps({"choices": [value]}).encode()),
     st.sampled_from([b"", b"data: [DONE]", b": x", b"data:", HI.encode(), END.encode(), USAGE.encode()]),
+)
+REQUESTS = st.sampled_from(
+    [
+        HELLO,
+        replace(HELLO, tools=({"function": {"name": "now"}}, {"function": {"name": "get_it"}}), logprobs=1),
+        GenerateRequest(prompt="now", echo=True, logprobs=0, prompt_logprobs=0, max_tokens=20),
+        replace(HELLO, prompt_logprobs=1),
+    ]
 )
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.lists(LINES, max_size=8), st.integers(1, 50), st.sampled_from([b"\n", b"\n\n", b"\r\n", b"\r"]))
-def test_no_stream_raises_anything_else(lines: list[bytes], size: int, end: bytes) -> None:
+@settings(max_examples=600, deadline=None)
+@given(st.lists(LINES, max_size=8), st.integers(1, 50), st.sampled_from([b"\n", b"\n\n", b"\r\n", b"\r"]), REQUESTS)
+def test_no_stream_raises_anything_else(lines: list[bytes], size: int, end: bytes, request: GenerateRequest) -> None:
     body = end.join(lines)
+    limits = Limits.of_request(request, silence_s=60)
 
     async def pieces() -> Any:
         for start in range(0, len(body), size):
             yield body[start : start + size]
 
     async def read() -> None:
-        found = EndpointAnswer(read_events(pieces(), LIMITS), LIMITS.characters)
-        text = ""
+        found = EndpointAnswer(read_events(pieces(), limits), request, limits)
+        joined = Joined()
         while (piece := found.take()) is not None:
-            text += piece
+            joined.add(piece)
             await found.read()
-        text.encode()
-        assert found.reason in ("stop", "length") and len(text) <= LIMITS.characters
-        usage = found.usage(HELLO)
-        assert 0 <= usage.prompt_tokens <= 10**9 and 0 <= usage.completion_tokens <= 10**9
+        answer = joined.answer("far", Chunk("", found.reason, found.usage(request)))
+        json.dumps(asdict(replace(answer, value=None)), default=repr, ensure_ascii=False, allow_nan=False).encode()
+        assert len(answer.text) <= limits.characters and max(map(len, (answer.logprobs, ()))) <= limits.entries
+        assert {call.name for call in answer.tool_calls} <= {"now", "get_it"} and len(answer.tool_calls) <= MOST_CALLS
+        assert not answer.tool_calls or (request.offered and all(call.id for call in answer.tool_calls))
+        assert (answer.finish_reason == "tool_calls") <= bool(answer.tool_calls)
+        assert 0 <= answer.usage.prompt_tokens <= 10**9 and 0 <= answer.usage.completion_tokens <= 10**9
 
-    with contextlib.suppress(MalformedStream, EndpointFailure, StreamCut):
+    with contextlib.suppress(MalformedStream, EndpointFailure, StreamCut, OnlyReasoning):
         asyncio.run(read())
 
 
