@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from coe.engines.base import Adapter
+from coe.engines.hf.logprobs import Scored, TokenTexts, packed
 from coe.engines.hf.sampling import Sampling
 from coe.engines.hf.text import TextStream
-from coe.types import Chunk, FinishReason, GenerateRequest, Usage
+from coe.types import Chunk, FinishReason, GenerateRequest, TokenLogprob, Usage
 
 Item = Chunk | Exception
 COALESCE_S: Final = 0.025
@@ -32,6 +33,8 @@ class BatchRow:
         eos: token ids that end the answer.
         slot: peft's name of the adapter, once loaded.
         cancelled: set by the reader; the row ends at the next token.
+        processors: change the scores before a token is chosen (`coe.engines.hf.sampling.processors`).
+        echo: text before the answer. texts: of single tokens, for a row with log-probabilities.
     """
 
     request: GenerateRequest
@@ -43,10 +46,15 @@ class BatchRow:
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
     clock: Callable[[], float] = time.monotonic
+    processors: Any = None
+    echo: str = ""
+    texts: TokenTexts | None = None
     slot: str | None = None
     cancelled: bool = False
     done: bool = False
     n_generated: int = 0
+    _logprobs: list[TokenLogprob] = field(default_factory=list)
+    _value: bytes | None = None
     _outbox: list[Item] = field(default_factory=list)
     _shown_at: float = float("-inf")
 
@@ -56,23 +64,49 @@ class BatchRow:
         assert self.request.max_tokens is not None
         return self.request.max_tokens
 
-    def advance(self, token: int) -> None:
+    @property
+    def n_top(self) -> int | None:
+        """Number of most likely tokens to find beside each generated one; `None` if no log-probability is wanted."""
+        return self.request.logprobs
+
+    @property
+    def n_prompt_top(self) -> int | None:
+        """The same for the tokens of the prompt."""
+        wanted = self.request.prompt_logprobs
+        return 0 if wanted is None and self.request.wants == "scores" else wanted
+
+    def begin(self, prompt: Sequence[Scored] = ()) -> None:
+        """The prompt is processed: add its text and scores, if wanted. A row without new tokens ends here."""
+        if self.request.wants == "scores":
+            self._value = packed(prompt)
+        texts = self.texts if self.request.prompt_logprobs is not None else None
+        logprobs = texts.logprobs(prompt) if texts else ()
+        if self.echo or logprobs:
+            self._outbox.append(Chunk(self.echo, prompt_logprobs=logprobs))
+        if self.max_tokens == 0:
+            self._finish("length")
+
+    def advance(self, token: int, scored: Scored | None = None) -> None:
         """Add the next token; decides end of text, stop strings, limits and cancellation."""
         self.n_generated += 1
         if self.cancelled:
             return self._finish("cancelled")
+        if scored is not None and self.texts is not None:
+            first = self.n_generated == 1 and bool(self.request.messages)
+            self._logprobs.append(self.texts.logprob(scored, first=first))
         if token in self.eos:
             self.text.push_end(token)
             return self._finish("stop")
         self.text.push(token)
         due = self.clock() - self._shown_at >= COALESCE_S
-        piece = self.text.take() if due or self.text.watches else ""
+        may_stop = self.n_generated >= self.request.sampling.min_tokens
+        piece = self.text.take(search=may_stop) if due or self.text.watches else ""
         if self.text.stopped:
             return self._finish("stop", piece)
         if self.n_generated >= self.max_tokens:
             return self._finish("length", piece)
         if piece:
-            self._outbox.append(Chunk(piece))
+            self._outbox.append(Chunk(piece, logprobs=self._take_logprobs()))
             self._shown_at = self.clock()
         return None
 
@@ -87,7 +121,13 @@ class BatchRow:
         text = piece + self.text.take(last=True)
         if reason == "length" and self.text.stopped:
             reason = "stop"
-        self._outbox.append(Chunk(text, reason, Usage(len(self.prompt_ids), self.n_generated)))
+        usage = Usage(len(self.prompt_ids), self.n_generated)
+        self._outbox.append(Chunk(text, reason, usage, value=self._value, logprobs=self._take_logprobs()))
+
+    def _take_logprobs(self) -> tuple[TokenLogprob, ...]:
+        """The log-probabilities of the tokens since the last chunk."""
+        taken, self._logprobs = tuple(self._logprobs), []
+        return taken
 
     def drain(self) -> list[Item]:
         """Remove and return what is ready for the reader."""
@@ -124,6 +164,7 @@ class BatchLimits:
         adapters: most different adapters.
         tokens: most tokens in the key-value cache (rows x longest prompt and answer); `None` is no limit.
         positions: most padded prompt plus answer, the model's context.
+        scoring: tokens in the key-value cache that take as much memory as scoring the prompts of a batch.
         padding: a batch's padded prompts may have this many times the tokens of its prompts...
         short: ...unless all its prompts are at most this long, when padding costs next to nothing.
     """
@@ -132,6 +173,7 @@ class BatchLimits:
     adapters: int
     tokens: int | None
     positions: int
+    scoring: int = 0
     padding: float = 1.5
     short: int = 64
 
@@ -156,10 +198,11 @@ def _fits(rows: Sequence[BatchRow], limits: BatchLimits) -> bool:
     longest = max(prompts)
     width = longest + max(row.max_tokens for row in rows)
     adapters = {adapter_key(row.adapter) for row in rows if row.adapter}
+    scoring = limits.scoring if any(row.n_prompt_top is not None for row in rows) else 0
     return (
         len(adapters) <= limits.adapters
         and width <= limits.positions
-        and (limits.tokens is None or width * len(rows) <= limits.tokens)
+        and (limits.tokens is None or width * len(rows) + scoring <= limits.tokens)
         and (longest <= limits.short or longest * len(rows) <= limits.padding * sum(prompts))
     )
 

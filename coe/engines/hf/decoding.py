@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from coe.engines.hf.batch import BatchRow, deliver
+from coe.engines.hf.logprobs import PromptScorer, Scored, any_wanted, score_rows
 from coe.engines.hf.sampling import RowSampler
 from coe.errors import EngineError
 
@@ -53,23 +54,46 @@ class Decoding:
             (n_left, n_tokens + n_new) tokens of the rows that remained until the end.
         """
         n_new = None  # all tokens of the prompt first
+        scorer = self._scorer(model)
         while True:
-            scores, inputs = _forward(model, input_ids, inputs, n_new)
-            n_new = 1 if inputs.get("use_cache") else None
+            scores, inputs = _forward(model, input_ids, inputs, n_new, scorer or model)
             finite = scores.amax(dim=-1).isfinite().tolist()  # not finite if any score is NaN, too
-            tokens = RowSampler([row.sampling for row in self._rows])(input_ids, scores).argmax(dim=-1)
+            if n_new is None:
+                self._begin(finite, scorer.prompts if scorer else [()] * len(self._rows))
+            n_new, scorer = 1 if inputs.get("use_cache") else None, None
+            tokens, scored = self._choose(input_ids, scores)
             input_ids = _append(input_ids, tokens)
-            self._advance(tokens.tolist(), finite)
+            self._advance(tokens.tolist(), finite, scored)
             if all(row.done for row in self._rows):
                 return input_ids
             input_ids, inputs = self._drop_finished(input_ids, inputs)
 
-    def _advance(self, tokens: Sequence[int], finite: Sequence[bool]) -> None:
-        for row, token, is_finite in zip(self._rows, tokens, finite, strict=True):
+    def _scorer(self, model: Any) -> PromptScorer | None:
+        n_top = [row.n_prompt_top for row in self._rows]
+        return PromptScorer(model, [len(row.prompt_ids) for row in self._rows], n_top) if any_wanted(n_top) else None
+
+    def _begin(self, finite: Sequence[bool], prompts: Sequence[Sequence[Scored]]) -> None:
+        for row, is_finite, prompt in zip(self._rows, finite, prompts, strict=True):
+            if is_finite and not row.done:
+                row.begin(prompt)
+
+    def _choose(self, input_ids: Tensor, scores: Tensor) -> tuple[Tensor, Sequence[Scored | None]]:
+        """The next token of each row, (n_rows,), and its log-probability where it is wanted."""
+        n_top = [None if row.done else row.n_top for row in self._rows]
+        raw = scores.clone() if any_wanted(n_top) else scores
+        for i, row in enumerate(self._rows):
+            if row.processors is not None and not row.done:
+                own = input_ids[i : i + 1, -len(row.prompt_ids) - row.n_generated :]  # without padding
+                scores[i : i + 1] = row.processors(own, scores[i : i + 1])
+        tokens = RowSampler([row.sampling for row in self._rows])(input_ids, scores).argmax(dim=-1)
+        return tokens, score_rows(raw, tokens, n_top)
+
+    def _advance(self, tokens: Sequence[int], finite: Sequence[bool], scored: Sequence[Scored | None]) -> None:
+        for row, token, is_finite, score in zip(self._rows, tokens, finite, scored, strict=True):
             if row.done:
                 continue
             if is_finite:
-                row.advance(token)
+                row.advance(token, score)
             else:
                 row.fail(EngineError(_NOT_FINITE.format(row.adapter.spec.name if row.adapter else "the model")))
         deliver(self._rows)
@@ -85,15 +109,20 @@ class Decoding:
         return input_ids[kept], inputs
 
 
-def _forward(model: Any, input_ids: Tensor, inputs: dict[str, Any], n_new: int | None) -> tuple[Tensor, dict[str, Any]]:
-    """Scores of the next token, (n_rows, n_vocabulary) float32, and the inputs of the next step."""
+def _forward(
+    model: Any, input_ids: Tensor, inputs: dict[str, Any], n_new: int | None, run: Callable[..., Any]
+) -> tuple[Tensor, dict[str, Any]]:
+    """Scores of the next token, (n_rows, n_vocabulary) float32, and the inputs of the next step.
+
+    run: the forward of the model, or one that also scores the prompts.
+    """
     import torch
 
     first = n_new is None
     prepared = model.prepare_inputs_for_generation(
         input_ids, next_sequence_length=n_new, is_first_iteration=first, **inputs
     )
-    output = model(**prepared, return_dict=True)
+    output = run(**prepared, return_dict=True)
     following = model._update_model_kwargs_for_generation(output, inputs)
     # A copy, so that the scores of a whole prompt are freed.
     return output.logits[:, -1].to(copy=True, dtype=torch.float32), following

@@ -35,7 +35,9 @@ class HFEngine:
         free: bytes free on a device.
     """
 
-    capabilities: Final = Capabilities(streaming=True, adapters=True)
+    capabilities: Final = Capabilities(
+        streaming=True, adapters=True, logprobs=True, prompt_logprobs=True, token_prompts=True, sampling=True
+    )
 
     def __init__(
         self,

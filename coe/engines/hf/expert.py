@@ -16,14 +16,17 @@ from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.batch import BatchLimits, BatchRow, WaitingRows, adapter_key, deliver
 from coe.engines.hf.decoding import Decoding
 from coe.engines.hf.load import LoadedModel, translate
-from coe.engines.hf.sampling import Sampling
+from coe.engines.hf.logprobs import SCORING_BYTES, TokenTexts, scoring_bytes
+from coe.engines.hf.sampling import Sampling, processors
 from coe.engines.hf.text import SpecialTokens, TextStream
 from coe.engines.render import Renderer
-from coe.errors import EngineError, OutOfMemory
+from coe.errors import EngineError, OutOfMemory, Rejected
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
 
 _PREPARING_THREADS: Final = 2
+_TOKENS_BEFORE: Final = 8
+"""Last tokens of a plain prompt that an answer is decoded with, as its continuation."""
 
 
 class HFExpert:
@@ -62,6 +65,8 @@ class HFExpert:
         self._cache_bytes = cache_bytes
         self._renderer = renderer
         self._special = SpecialTokens(chat.special_tokens(loaded.tokenizer))
+        self._texts = TokenTexts(loaded.tokenizer)
+        self._n_ids: int = loaded.model.get_input_embeddings().weight.shape[0]
         self._styles: dict[str, chat.ChatStyle] = {}
         self._waiting = WaitingRows(max_batch)
         # Its own threads: a megabyte takes seconds to tokenise, which must not hold the threads of other experts.
@@ -134,22 +139,42 @@ class HFExpert:
         if loaded is None:
             raise self._gone()
         name = adapter.spec.name if adapter else self.spec.name
-        prompt_ids = chat.encode_text(loaded.tokenizer, prompt, expert=name)
+        prompt_ids = list(request.prompt_ids) or chat.encode_text(loaded.tokenizer, prompt, expert=name)
+        self._check_ids(request, name)
         request = self._bounded(request, len(prompt_ids), name, adapter)
         decode = partial(loaded.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        eos = loaded.eos | chat.token_ids(loaded.tokenizer, style.eos)
+        ends = loaded.eos | chat.token_ids(loaded.tokenizer, style.eos)
+        eos = frozenset() if request.sampling.ignore_eos else ends
         special = self._special.within(request.stop)
         if request.stop:
-            special |= chat.texts_of(loaded.tokenizer, eos)
+            special |= chat.texts_of(loaded.tokenizer, ends)
+        scored = request.logprobs is not None or request.prompt_logprobs is not None
         return BatchRow(
             request=request,
             prompt_ids=prompt_ids,
             adapter=adapter,
             eos=eos,
-            text=TextStream(decode, request.stop, special),
-            sampling=Sampling.of(request.temperature, request.top_p, request.seed),
+            text=TextStream(decode, request.stop, special, () if request.messages else prompt_ids[-_TOKENS_BEFORE:]),
+            sampling=Sampling.of(request.temperature, request.top_p, request.seed, request.sampling),
             loop=loop,
+            processors=processors(request.sampling, len(prompt_ids), eos, loaded.model.device),
+            echo=self._echo(request, prompt) if request.echo else "",
+            texts=self._texts if scored else None,
         )
+
+    def _echo(self, request: GenerateRequest, prompt: str) -> str:
+        """The text of the prompt."""
+        return self._texts.text(request.prompt_ids) if request.prompt_ids else prompt
+
+    def _check_ids(self, request: GenerateRequest, name: str) -> None:
+        """Raises Rejected for a token id that the vocabulary of this expert does not have."""
+        for field, ids in (("prompt", request.prompt_ids), ("logit_bias", request.sampling.logit_bias)):
+            wrong = next((i for i in ids if not 0 <= i < self._n_ids), None)
+            if wrong is not None:
+                raise Rejected(
+                    f"{field} has the token id {wrong}, but the vocabulary of {name!r} has {self._n_ids:,} tokens: "
+                    f"send ids from 0 to {self._n_ids - 1}, made with the tokenizer of this expert"
+                )
 
     def _bounded(self, request: GenerateRequest, n_prompt: int, name: str, adapter: Adapter | None) -> GenerateRequest:
         """The request with its limit of new tokens set."""
@@ -176,11 +201,14 @@ class HFExpert:
 
     def _limits(self) -> BatchLimits:
         assert self._loaded is not None  # freed only after this thread has ended
+        per_token = self._loaded.cache_bytes_per_token
+        scoring = max(SCORING_BYTES, scoring_bytes(self._loaded.model, self.capacity))
         return BatchLimits(
             rows=self.capacity,
             adapters=self._max_adapters,
-            tokens=self._cache_bytes() // self._loaded.cache_bytes_per_token,
+            tokens=self._cache_bytes() // per_token,
             positions=self.context_length,
+            scoring=-(-scoring // per_token),
         )
 
     def _run(self, rows: Sequence[BatchRow]) -> None:
@@ -235,7 +263,7 @@ class HFExpert:
                 inputs=torch.tensor(ids, device=device),
                 attention_mask=torch.tensor(mask, device=device),
                 do_sample=False,
-                max_new_tokens=max(row.max_tokens for row in rows),
+                max_new_tokens=max(1, *(row.max_tokens for row in rows)),
                 custom_generate=Decoding(rows, self._slots.keep),
             )
 

@@ -1,11 +1,13 @@
-"""Temperature, top-p and seed for each row, whatever else is in its batch."""
+"""How each row chooses its next token, whatever else is in its batch: temperature, cut-offs and seed, penalties."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+
+from coe.sampling import SamplingOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,16 +18,22 @@ _CANDIDATES: Final = 512
 
 @dataclass(slots=True)
 class Sampling:
-    """How one row samples: one draw per token, from the row's seed alone."""
+    """How one row samples: one draw per token, from the row's seed alone. For `top_k`, `min_p` see SamplingOptions."""
 
     temperature: float
     top_p: float
     rng: random.Random = field(default_factory=random.Random)
+    top_k: int = 0
+    min_p: float = 0.0
 
     @classmethod
-    def of(cls, temperature: float, top_p: float, seed: int | None) -> Sampling | None:
+    def of(
+        cls, temperature: float, top_p: float, seed: int | None, options: SamplingOptions | None = None
+    ) -> Sampling | None:
         """`None` for greedy; no seed draws one from the system."""
-        return None if temperature == 0 else cls(temperature, top_p, random.Random(seed))
+        options = options or SamplingOptions()
+        rng = random.Random(seed)
+        return None if temperature == 0 else cls(temperature, top_p, rng, options.top_k, options.min_p)
 
 
 class RowSampler:
@@ -56,9 +64,11 @@ class RowSampler:
 
 
 def pick(logits: Tensor, rows: Sequence[Sampling]) -> Tensor:
-    """One token a row, (n_rows,), from logits (n_rows, n_vocabulary) by temperature and nucleus (arXiv 1904.09751).
+    """One token a row, (n_rows,), from logits (n_rows, n_vocabulary) by temperature and cut-offs.
 
-    The nucleus is the smallest set of best tokens whose mass reaches top_p, at least one token.
+    The cut-offs are those of transformers, in its order: `top_k` tokens; of these the nucleus (arXiv 1904.09751), the
+    smallest set of best tokens whose mass reaches `top_p`; of these the tokens with `min_p` of the best one's
+    probability (arXiv 2407.01082). At least one token is left. Each is a number of tokens, best first.
     """
     import torch
 
@@ -69,18 +79,74 @@ def pick(logits: Tensor, rows: Sequence[Sampling]) -> Tensor:
     scaled = (logits.float() - logits.max(dim=-1, keepdim=True).values) / column([r.temperature for r in rows])
     mass, top_p = torch.logsumexp(scaled, dim=-1, keepdim=True), column([r.top_p for r in rows])
     draws = column([r.rng.random() for r in rows])
-    ids, cumulative = _best_first(scaled, mass, _CANDIDATES)
+    ids, values, cumulative = _best_first(scaled, mass, max(_CANDIDATES, *(r.top_k for r in rows)))
     seen = cumulative[:, -1:]
-    if not bool(((seen >= top_p) | ((top_p == 1) & (seen > draws))).all()):
-        ids, cumulative = _best_first(scaled, mass, scaled.shape[-1])
-    last = (cumulative < top_p).sum(dim=-1, keepdim=True).clamp(max=cumulative.shape[-1] - 1)
-    nucleus = cumulative.gather(1, last).where(top_p < 1, 1.0)
+    enough = (seen >= top_p) | ((top_p == 1) & (seen > draws))
+    top_k, least = column([r.top_k for r in rows]), column([r.min_p for r in rows]).log()  # the best value is 0
+    if not bool((enough | (top_k > 0) | (values[:, -1:] < least)).all()):
+        ids, values, cumulative = _best_first(scaled, mass, scaled.shape[-1])
+    n = cumulative.shape[-1]
+    last_k = (top_k - 1).where((top_k > 0) & (top_k < n), n - 1).long()
+    share = cumulative / cumulative.gather(1, last_k).where(top_k > 0, 1.0)
+    last_p = (share < top_p).sum(dim=-1, keepdim=True)
+    last_min = (values >= least).sum(dim=-1, keepdim=True) - 1
+    last = last_k.minimum(last_p).minimum(last_min).clamp(min=0)
+    cut = (top_p < 1) | (top_k > 0) | (least > float("-inf"))
+    nucleus = cumulative.gather(1, last).where(cut, 1.0)
     chosen = (cumulative <= draws * nucleus).sum(dim=-1, keepdim=True).minimum(last)
     tokens: Tensor = ids.gather(1, chosen).squeeze(1)
     return tokens
 
 
-def _best_first(scaled: Tensor, mass: Tensor, n: int) -> tuple[Any, Any]:
-    """Ids and cumulative probabilities of the n most probable tokens, each (n_rows, n)."""
+def _best_first(scaled: Tensor, mass: Tensor, n: int) -> tuple[Any, Any, Any]:
+    """Ids, values and cumulative probabilities of the n most probable tokens, each (n_rows, n)."""
     best = scaled.topk(min(n, scaled.shape[-1]), dim=-1)
-    return best.indices, (best.values - mass).exp().cumsum(dim=-1)
+    return best.indices, best.values, (best.values - mass).exp().cumsum(dim=-1)
+
+
+def processors(options: SamplingOptions, n_prompt: int, eos: Collection[int], device: Any = "cpu") -> Any:
+    """What changes the scores of a row before its token is chosen: a LogitsProcessorList; `None` for no change.
+
+    Args:
+        n_prompt: tokens of the row's prompt.
+        eos: tokens that end the answer.
+        device: of the scores.
+    """
+    changes = list(_processors(options, n_prompt, eos, device))
+    if not changes:
+        return None
+    from transformers import LogitsProcessorList
+
+    return LogitsProcessorList(changes)
+
+
+def _processors(options: SamplingOptions, n_prompt: int, eos: Collection[int], device: Any) -> Iterator[Any]:
+    if options.logit_bias:
+        from transformers import SequenceBiasLogitsProcessor
+
+        yield SequenceBiasLogitsProcessor([[[token], float(bias)] for token, bias in options.logit_bias.items()])
+    if options.repetition_penalty != 1:
+        from transformers import RepetitionPenaltyLogitsProcessor
+
+        yield RepetitionPenaltyLogitsProcessor(float(options.repetition_penalty))
+    if options.frequency_penalty or options.presence_penalty:
+        yield OccurrencePenalty(options.frequency_penalty, options.presence_penalty, n_prompt)
+    if options.min_tokens and eos:
+        from transformers import MinNewTokensLengthLogitsProcessor
+
+        yield MinNewTokensLengthLogitsProcessor(n_prompt, options.min_tokens, sorted(eos), device=device)
+
+
+class OccurrencePenalty:
+    """OpenAI's penalties of generated tokens, which transformers lacks: score - frequency * count - presence."""
+
+    def __init__(self, frequency: float, presence: float, n_prompt: int) -> None:
+        self._frequency, self._presence, self._n_prompt = frequency, presence, n_prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (1, n_vocabulary) after `input_ids` (1, n_tokens), prompt and answer."""
+        answer: Any = input_ids[0, self._n_prompt :]
+        tokens, counts = answer.unique(return_counts=True)
+        scores = scores.clone()
+        scores[0, tokens] -= self._frequency * counts + self._presence
+        return scores

@@ -27,17 +27,23 @@ class TextStream:
         decode: token ids -> text, special tokens left out.
         stop: strings that end the answer, and are not part of it.
         special: texts of special tokens by id.
+        after: the last tokens of the prompt that the answer continues; their text is not part of it.
     """
 
     def __init__(
-        self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = (), special: Mapping[int, str] | None = None
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stop: Sequence[str] = (),
+        special: Mapping[int, str] | None = None,
+        after: Sequence[int] = (),
     ) -> None:
         self._decode = decode
         self._stop = tuple(stop)
         self._marks, self._marked_stop = _mark(self._stop, special or {})
-        self._window: list[int] = []  # context tokens, then those whose text is not complete
-        self._n_context = 0
-        self._taken = 0  # characters of the window's text that are already in `_held` or out
+        self._window = list(after)  # context tokens, then those whose text is not complete
+        self._n_context = len(self._window)
+        # characters of the window's text that are already in `_held` or out
+        self._taken = len(self._decode(self._window).rstrip(_UNFINISHED)) if after else 0
         self._held = ""  # complete characters and marks that may be the start of a stop string
         self.stopped = False
 
@@ -58,11 +64,12 @@ class TextStream:
         if (mark := self._marks.get(token)) is not None:
             self._held += self._decode_new(last=False) + mark
 
-    def take(self, *, last: bool = False) -> str:
+    def take(self, *, last: bool = False, search: bool = True) -> str:
         """The text that may be shown now; sets `stopped` if a stop string is complete.
 
         Args:
             last: no tokens follow: return what was held back, unfinished characters included.
+            search: False if the text up to here cannot stop the answer.
         """
         if self.stopped:
             return ""
@@ -70,6 +77,9 @@ class TextStream:
         if not self._stop:
             return new
         self._held += new
+        if not search:
+            shown, self._held = self._held, ""
+            return self._visible(shown)
         if (cut := self._find_stop()) is not None:
             self.stopped = True
             shown, self._held = self._held[:cut], ""

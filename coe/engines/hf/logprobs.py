@@ -1,0 +1,236 @@
+"""Log-probabilities of tokens: natural logarithms of the softmax, before temperature, penalties and constraints.
+
+vLLM's default (`logprobs_mode="raw_logprobs"`) has the same meaning. Every generated token has an entry, also the end
+token and the tokens of a stop string, whose text is not shown.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from coe.types import TokenLogprob
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCORING_BYTES: Final = 128 * 2**20
+"""Memory for the scores of a chunk of prompt positions. A chunk has at least one position of every row."""
+_BYTES_PER_SCORE: Final = 12
+"""Float32 arrays of a chunk that exist at once: the model's scores, the copy, and the exponentials of their sum."""
+_UNFINISHED: Final = "\ufffd"
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A token with its log-probability, and the most likely tokens at its place, most likely first."""
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def score(logits: Tensor, tokens: Tensor, n_top: int) -> list[Scored]:
+    """The log-probability of each token, and those of the `n_top` most likely ones at its place.
+
+    Args:
+        logits: (n_tokens, n_vocabulary) scores of the model, of any float type.
+        tokens: (n_tokens,) ids.
+    """
+    logits = logits.float()
+    mass = logits.logsumexp(dim=-1, keepdim=True)
+    chosen = (logits.gather(1, tokens[:, None]) - mass).squeeze(1).tolist()
+    best = logits.topk(min(n_top, logits.shape[-1]), dim=-1)
+    ids, values = best.indices.tolist(), (best.values - mass).tolist()
+    rows = zip(tokens.tolist(), chosen, ids, values, strict=True)
+    return [Scored(token, logprob, tuple(zip(i, v, strict=True))) for token, logprob, i, v in rows]
+
+
+def any_wanted(n_top: Sequence[int | None]) -> bool:
+    """Whether a row wants log-probabilities."""
+    return any(n is not None for n in n_top)
+
+
+def score_rows(logits: Tensor, tokens: Tensor, n_top: Sequence[int | None]) -> list[Scored | None]:
+    """The scores of one token in each row that wants them, with its own number of most likely ones.
+
+    Args:
+        logits: (n_rows, n_vocabulary). tokens: (n_rows,). n_top: (n_rows,); `None` wants nothing.
+    """
+    wanted = [i for i, n in enumerate(n_top) if n is not None]
+    if not wanted:
+        return [None] * len(n_top)
+    most = max(n for n in n_top if n is not None)
+    found = iter(score(logits[wanted], tokens[wanted], most))
+    return [None if n is None else _cut(next(found), n) for n in n_top]
+
+
+def _cut(scored: Scored, n_top: int) -> Scored:
+    return Scored(scored.token, scored.logprob, scored.top[:n_top])
+
+
+def scoring_bytes(model: Any, n_rows: int) -> int:
+    """Bytes for the scores of one position of every row."""
+    return int(_BYTES_PER_SCORE * n_rows * model.get_output_embeddings().weight.shape[0])
+
+
+class PromptScorer:
+    """Scores the prompts of a batch in its first forward.
+
+    The scores of all positions would be an array (n_rows, n_tokens, n_vocabulary). The forward computes those of the
+    last position, as always. Then the head of the model (with whatever the model does to its scores) runs on chunks of
+    the hidden states of the body, within SCORING_BYTES.
+
+    Args:
+        model: a transformers causal language model.
+        lengths: (n_rows,) tokens of each prompt.
+        n_top: (n_rows,) most likely tokens to return at each place; `None` does not score the row.
+
+    Attributes:
+        prompts: after the forward, (n_rows,) the scores of each prompt; none for rows that are not scored.
+    """
+
+    def __init__(self, model: Any, lengths: Sequence[int], n_top: Sequence[int | None]) -> None:
+        self._model, self._lengths, self._n_top = model, lengths, n_top
+        self._wanted = [i for i, n in enumerate(n_top) if n is not None]
+        self.prompts: list[list[Scored]] = [[] for _ in lengths]
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The output of the model's forward. `input_ids` is (n_rows, n_tokens), left-padded."""
+        body = getattr(self._model, self._model.base_model_prefix)
+        kept: list[Any] = []
+        hook = body.register_forward_hook(lambda _module, _args, output: kept.append(output))
+        try:
+            output = self._model(**inputs)
+        finally:
+            hook.remove()
+        with _returns(body, kept[-1]):
+            self._score(inputs)
+        return output
+
+    def _score(self, inputs: Mapping[str, Any]) -> None:
+        ids: Tensor = inputs["input_ids"]
+        width = ids.shape[1]
+        for i in self._wanted:
+            self.prompts[i].append(Scored(int(ids[i, -self._lengths[i]]), None))
+        for start, end in self._chunks(width):
+            logits = self._logits(inputs, start, end)
+            for i in self._wanted:
+                first = max(start, width - self._lengths[i])  # padding is not scored
+                if first < end:
+                    here = score(logits[i, first - start :], ids[i, first + 1 : end + 1], self._n_top[i] or 0)
+                    self.prompts[i] += here
+
+    def _chunks(self, width: int) -> Iterator[tuple[int, int]]:
+        """Ranges of positions; each predicts the token after it, so the last one of the prompt is not among them."""
+        size = max(1, SCORING_BYTES // scoring_bytes(self._model, len(self._lengths)))
+        first = width - max(self._lengths[i] for i in self._wanted)
+        for start in range(first, width - 1, size):
+            yield start, min(start + size, width - 1)
+
+    def _logits(self, inputs: Mapping[str, Any], start: int, end: int) -> Tensor:
+        """Scores (n_rows, end - start, n_vocabulary) of these positions."""
+        import torch
+
+        positions = torch.arange(start, end, device=inputs["input_ids"].device)
+        output = self._model(**{**inputs, "logits_to_keep": positions})
+        logits: Tensor = output.logits
+        # A model without `logits_to_keep` has computed all positions.
+        return logits if logits.shape[1] == end - start else logits[:, start:end]
+
+
+@contextmanager
+def _returns(module: Any, output: Any) -> Iterator[None]:
+    """Within the block, calls of the module return `output` and compute nothing."""
+    module.forward = lambda *_args, **_kwargs: output
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def packed(prompt: Sequence[Scored]) -> bytes:
+    """The log-probabilities of a prompt's tokens as little-endian float32 numbers; NaN for the first token."""
+    return struct.pack(f"<{len(prompt)}f", *(math.nan if s.logprob is None else s.logprob for s in prompt))
+
+
+class TokenTexts:
+    """Text and bytes of single tokens, as they are inside a text.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._added: dict[int, str] = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
+        self._known: dict[int, tuple[str, bytes | None]] = {}
+
+    def of(self, token: int) -> tuple[str, bytes | None]:
+        """Text and bytes of a token. A part of a character is `bytes:\\xe4\\xb8`; bytes are `None` if not known."""
+        if token not in self._known:
+            self._known[token] = self._read(token)
+        return self._known[token]
+
+    def logprobs(self, prompt: Sequence[Scored]) -> tuple[TokenLogprob, ...]:
+        """The scores of a prompt with texts: joined, the texts are that of the prompt."""
+        first = next((i for i, scored in enumerate(prompt) if scored.token not in self._added), -1)
+        return tuple(self.logprob(scored, first=i == first) for i, scored in enumerate(prompt))
+
+    def logprob(self, scored: Scored, *, first: bool = False) -> TokenLogprob:
+        """The scores with texts. first: a text begins with the token."""
+        text, data = self.of(scored.token)
+        if first and text[:1] == " " and self.text([scored.token]) == text[1:]:  # SentencePiece
+            text, data = text[1:], text[1:].encode()
+        top = tuple((each, logprob, raw) for (each, raw), logprob in ((self.of(i), p) for i, p in scored.top))
+        return TokenLogprob(text, scored.logprob, data, top)
+
+    def _read(self, token: int) -> tuple[str, bytes | None]:
+        if token in self._added:
+            return self._added[token], self._added[token].encode()
+        text = self.text([*self._before, token])[len(self._text_before) :]
+        if _UNFINISHED not in text:
+            return text, text.encode()
+        piece = self._tokenizer.convert_ids_to_tokens(token) or ""
+        if _UNFINISHED in piece:  # this very character, in a vocabulary of characters
+            return text, text.encode()
+        data = _raw_bytes(piece)
+        try:
+            return (text if data is None else data.decode()), data
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(map(_shown, data or b"")), data
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    @cached_property
+    def _before(self) -> list[int]:
+        """A token before the one that is read: some tokenizers drop the space at the beginning of a text."""
+        ids: list[int] = self._tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
+        return ids[-1:]
+
+    @cached_property
+    def _text_before(self) -> str:
+        return self.text(self._before)
+
+
+def _shown(byte: int) -> str:
+    return chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}"
+
+
+def _raw_bytes(piece: str) -> bytes | None:
+    """The bytes of a vocabulary's entry: `<0xE4>` (SentencePiece), or one character a byte (byte-level BPE)."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+        return bytes.fromhex(piece[3:5])
+    characters: Callable[[], Mapping[int, str]] = bytes_to_unicode
+    byte_of = {character: byte for byte, character in characters().items()}
+    return bytes(byte_of[c] for c in piece) if all(c in byte_of for c in piece) else None
