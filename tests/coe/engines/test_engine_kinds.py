@@ -42,7 +42,8 @@ def test_the_capabilities_of_experts_are_those_of_the_engines_that_serve_them() 
         ExpertSpec(name="elsewhere", kind=Kind.MODEL, source="/models/m", engine="not-installed-here"),
     ]
     known = capabilities({spec.name: spec for spec in specs})
-    assert known == {n: {"streaming", "adapters"} for n in ("model", "tuned")} | {"remote": {"streaming"}}
+    hf = {"streaming", "adapters", "logprobs", "prompt_logprobs", "token_prompts", "sampling"}
+    assert known == {"model": hf, "tuned": hf, "remote": {"streaming", "tools", "vision"}}
 
 
 def test_what_a_call_may_want_needs_a_capability() -> None:
