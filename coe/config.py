@@ -33,6 +33,7 @@ from registry.errors import InvalidSpec
 from registry.plugins import Plugins
 from registry.sources import local_path
 from registry.storage import coe_home
+from routers.conversation import Reads
 from routers.errors import InvalidSettings
 from routers.selectors import Selector, build_selector
 
@@ -296,6 +297,12 @@ class PolicyConfig(_Section):
     """Quality (a score in [0, 1]) given up per USD; null takes the one that training solved for the router, else 0."""
     latency_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Quality given up per second that loading an expert takes."""
+    reads: Reads = "conversation"
+    """What the router reads of a conversation: `last`, the last user turn alone; or `conversation`, also the turns
+    before it, the more the less the last one can stand alone (docs/conversations.md)."""
+    switch_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    """Quality given up per second of prefill where another expert than that of the previous turns answers, since it
+    must read the conversation again; its prompt tokens then also cost `cost_weight` per USD. 0 makes switches free."""
     k: Annotated[int, Field(ge=1)] | None = None
     """Most experts of a decision; alone it is short for `select: {kind: top-k, k: ...}`."""
     fallback: str | None = None

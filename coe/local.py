@@ -115,7 +115,9 @@ def _policy(name: str, policy: PolicyConfig, snapshot: Snapshot, signals: Signal
         utility=Utility(
             cost_weight=solved if policy.cost_weight is None else policy.cost_weight,
             latency_weight=policy.latency_weight,
+            switch_weight=policy.switch_weight,
         ),
+        reads=policy.reads,
         select=policy.selector,
         fallback=policy.fallback,
         router_digest=None if meta is None else meta.digest,

@@ -13,6 +13,7 @@ from registry.errors import UnknownExpert
 from registry.spec import RESERVED_PREFIX
 from registry.store import Snapshot
 from routers.base import Estimate, Query, Router
+from routers.conversation import Reads
 from routers.decision import Utility
 from routers.selectors import Selector, TopK
 
@@ -22,10 +23,10 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How experts are chosen (`router`, `utility`, `select`) and how they answer (`composition`).
+    """How experts are chosen (`router`, `reads`, `utility`, `select`) and how they answer (`composition`).
 
-    fallback: expert that answers if all others fail. router_digest: digest of the router's artifact; None if the router
-    was not loaded from one.
+    reads: what the router reads of a conversation. fallback: expert that answers if all others fail. router_digest:
+    digest of the router's artifact; None if the router was not loaded from one.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Policy:
     select: Selector = field(default_factory=TopK)
     fallback: str | None = None
     router_digest: str | None = None
+    reads: Reads = "conversation"
 
 
 @dataclass(slots=True)

@@ -18,12 +18,14 @@ from coe.engines import capabilities
 from coe.errors import CoeError, InvalidRequest, RoutingFailed
 from coe.policy import Policy
 from coe.seam import is_interrupt, text_of
+from coe.switching import switches
 from coe.tokens import TokenCounter
 from registry.spec import ExpertSpec
 from registry.store import Snapshot
 from routers.base import Estimate, Query, RoutingDecision
 from routers.constraints import CONTEXT_LENGTH, Eligible, check, no_eligible
-from routers.decision import Utility, decide
+from routers.conversation import Weighed, read
+from routers.decision import Switch, Utility, decide
 from routers.errors import NoEligibleExpert, RouterError
 from routers.selectors import Selector, TopK
 
@@ -43,6 +45,8 @@ class DecisionInputs:
         fallback: the policy's fallback, if it satisfies the constraints and no expert that the router knows does: it is
             the decision.
         why: why no other expert can take the query, if the fallback is the decision.
+        turns: the user turns that `estimate` was read from, the oldest first; empty where the router failed.
+        switch: what leaving the expert of the previous turns costs; `None` if there is none, or switches are free.
     """
 
     estimate: Estimate
@@ -54,6 +58,8 @@ class DecisionInputs:
     prompt_tokens: Mapping[str, int] = field(default_factory=dict)
     fallback: str | None = None
     why: str = ""
+    turns: tuple[Weighed, ...] = ()
+    switch: Switch | None = None
 
     def decide(self) -> RoutingDecision:
         """The decision; the same inputs always give the same one."""
@@ -63,6 +69,7 @@ class DecisionInputs:
             self.estimate,
             utility=self.utility,
             load_s=self.load_s,
+            switch=[self.switch],
             allowed=self.allowed,
             select=self.select,
             rng=None if self.seed is None else np.random.default_rng(self.seed),
@@ -114,26 +121,30 @@ def route(
         if not eligible.experts
     }
     rows = [i for i in range(len(queries)) if i not in outcomes]
-    outcomes |= zip(rows, _decided([queries[i] for i in rows], [found[i] for i in rows], policy, load_s), strict=True)
+    decided = _decided([queries[i] for i in rows], [found[i] for i in rows], policy, snapshot.experts, load_s)
+    outcomes |= zip(rows, decided, strict=True)
     return [outcomes[i] for i in range(len(queries))]
 
 
 def _decided(
-    queries: Sequence[Query], found: Sequence[Eligible], policy: Policy, load_s: Mapping[str, float]
+    queries: Sequence[Query],
+    found: Sequence[Eligible],
+    policy: Policy,
+    specs: Mapping[str, ExpertSpec],
+    load_s: Mapping[str, float],
 ) -> list[Routed | RouterError | CoeError]:
     """The decisions for queries that some expert can take. If the router fails, each is routed alone."""
     if not queries:
         return []
     try:
-        estimate = policy.router.estimate(queries)
-        pairs = enumerate(zip(queries, found, strict=True))
-        inputs = [_inputs(query, one, policy, estimate.row(row), load_s) for row, (query, one) in pairs]
+        estimate, inputs = _inputs(queries, found, policy, specs, load_s)
         decided = _decide_all(estimate, inputs)
     except BaseException as error:  # a router may come from another package
         if is_interrupt(error):
             raise
         if len(queries) > 1:
-            alone = (_decided([query], [one], policy, load_s) for query, one in zip(queries, found, strict=True))
+            pairs = zip(queries, found, strict=True)
+            alone = (_decided([query], [one], policy, specs, load_s) for query, one in pairs)
             return [outcome for [outcome] in alone]
         return [_without_router(queries[0], found[0], policy, load_s, error)]
     return [_routed(*each[:2], policy, *each[2:]) for each in zip(queries, found, inputs, decided, strict=True)]
@@ -166,17 +177,33 @@ def _without_router(
 
 
 def _inputs(
-    query: Query, eligible: Eligible, policy: Policy, estimate: Estimate, load_s: Mapping[str, float]
-) -> DecisionInputs:
-    return DecisionInputs(
-        estimate,
-        _utility(policy, query),
-        eligible.among(estimate.experts),
-        policy.select,
-        load_s,
-        _seed(policy, query),
-        prompt_tokens=eligible.counted,
-    )
+    queries: Sequence[Query],
+    found: Sequence[Eligible],
+    policy: Policy,
+    specs: Mapping[str, ExpertSpec],
+    load_s: Mapping[str, float],
+) -> tuple[Estimate, list[DecisionInputs]]:
+    """The estimate of all queries, and the inputs of each decision, which hold its row. The router is called once."""
+    seen = read(policy.router, queries, policy.reads)
+    estimate = seen.estimate
+    utilities = [_utility(policy, query) for query in queries]
+    allowed = [eligible.among(estimate.experts) for eligible in found]
+    moved = switches(queries, seen, utilities, allowed, specs)
+    rows = [
+        DecisionInputs(
+            estimate.row(row),
+            utilities[row],
+            allowed[row],
+            policy.select,
+            load_s,
+            _seed(policy, query),
+            prompt_tokens=eligible.counted,
+            turns=seen.readings[row].turns,
+            switch=moved[row],
+        )
+        for row, (query, eligible) in enumerate(zip(queries, found, strict=True))
+    ]
+    return estimate, rows
 
 
 def _routed(
@@ -239,6 +266,7 @@ def _decide_all(
                 estimate,
                 utility=[inputs.utility for inputs in inputs],
                 load_s=inputs[0].load_s,
+                switch=[inputs.switch for inputs in inputs],
                 allowed=[inputs.allowed for inputs in inputs],
                 select=inputs[0].select,
             )

@@ -94,6 +94,7 @@ class Query:
         raw: the text is continued without a chat template.
         needs: further capabilities that the request requires of an expert or its engine (`routers.constraints`), such
             as `vision` or `logprobs`.
+        previous: the expert of the previous turns, where the caller states it; `None` derives it from the messages.
         features: name -> signal, numbers or words. The caller fills in what `Router.requires` names.
     """
 
@@ -107,6 +108,7 @@ class Query:
     max_tokens: int | None = None
     raw: bool = False
     needs: frozenset[str] = frozenset()
+    previous: str | None = None
     features: Mapping[str, Floats | Words] = field(default_factory=dict)
 
     @classmethod

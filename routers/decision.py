@@ -21,9 +21,10 @@ WEIGHT_TEMPERATURE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Utility:
-    """utility = quality - cost_weight * cost_usd - latency_weight * load_s.
+    """utility = quality - cost_weight * cost_usd - latency_weight * load_s - the price of a switch.
 
-    cost_weight: quality (score in [0, 1]) given up per USD; latency_weight: quality given up per second of load time.
+    cost_weight: quality (score in [0, 1]) given up per USD; latency_weight: quality given up per second of load time;
+    switch_weight: quality given up per second of prefill that a `Switch` costs, 0 makes switches free.
 
     Raises:
         RouterError: a weight is negative or not finite.
@@ -31,12 +32,45 @@ class Utility:
 
     cost_weight: float = 0.0
     latency_weight: float = 0.0
+    switch_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("cost_weight", "latency_weight"):
+        for name in ("cost_weight", "latency_weight", "switch_weight"):
             value = getattr(self, name)
             if not np.isfinite(value) or value < 0:
                 raise RouterError(f"{name} must be a finite number >= 0, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """What it costs to move a conversation to another expert, which must prefill it again.
+
+    Attributes:
+        previous: the expert of the previous turns; it alone costs nothing.
+        tokens: of the conversation that the previous expert has in its cache, and another one must prefill.
+        cost_usd: expert -> USD of these tokens; none is 0. seconds: expert -> seconds of prefill.
+
+    Raises:
+        RouterError: a cost or a time is negative or not finite.
+    """
+
+    previous: str
+    tokens: int
+    cost_usd: Mapping[str, float]
+    seconds: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for name in ("cost_usd", "seconds"):
+            bad = {key: value for key, value in getattr(self, name).items() if not np.isfinite(value) or value < 0}
+            if bad:
+                raise RouterError(f"{name} of a switch must be finite numbers >= 0, got {bad}")
+
+    def price(self, expert: str, utility: Utility) -> float:
+        """The utility that `expert` loses: switch_weight * seconds + cost_weight * cost_usd; 0 if switches are free."""
+        if expert == self.previous or not utility.switch_weight:
+            return 0.0
+        seconds, usd = self.seconds.get(expert, 0.0), self.cost_usd.get(expert, 0.0)
+        return utility.switch_weight * seconds + utility.cost_weight * usd
 
 
 def decide(
@@ -44,6 +78,7 @@ def decide(
     *,
     utility: Utility | Sequence[Utility] = Utility(),
     load_s: Mapping[str, float] | None = None,
+    switch: Sequence[Switch | None] | None = None,
     allowed: Collection[str] | Sequence[Collection[str] | None] | None = None,
     select: Selector | None = None,
     k: int | None = None,
@@ -51,15 +86,16 @@ def decide(
 ) -> list[RoutingDecision]:
     """Choose the experts that answer each of n queries.
 
-    utility = quality - cost_weight * cost_usd - latency_weight * load_s. The candidates are the experts that are both
-    allowed and eligible; if no expert is both, the best allowed expert answers and `reason` says so. A query on which
-    the router abstains without any eligible expert is refused: its decision has no experts. Equal utilities (to 12
-    decimals) go to the cheaper expert, then to the one listed first; with `rng`, to chance.
+    utility = quality - cost_weight * cost_usd - latency_weight * load_s - `Switch.price`. The candidates are the
+    experts that are both allowed and eligible; if no expert is both, the best allowed expert answers and `reason` says
+    so. A query on which the router abstains without any eligible expert is refused: its decision has no experts. Equal
+    utilities (to 12 decimals) go to the cheaper expert, then to the one listed first; with `rng`, to chance.
 
     Args:
         estimate: predictions of a router for n queries and m experts.
         utility: cost and latency weights, one for all queries or one per query.
         load_s: expert -> seconds until it can start; experts that are not listed are ready.
+        switch: the price of moving the conversation of each query to another expert; `None` where there is none.
         allowed: names that may answer, one collection for all queries, or one (`None`: no limit) per query. Names that
             the estimate does not have are ignored as long as one known name remains.
         select: how many candidates are called, in which order; `None` means the best one.
@@ -79,7 +115,7 @@ def decide(
     if select is not None and k is not None:
         raise RouterError("give either select or k: `k` is short for `select=TopK(k)`")
     select = TopK(1 if k is None else k) if select is None else select
-    utilities = _utilities(estimate, utility, load_s or {})
+    utilities = _utilities(estimate, utility, load_s or {}, switch)
     permitted = _permitted(estimate, allowed)
     ranking = Ranking.of(permitted, estimate.eligible, estimate.cost_usd, rng)
     order = ranking.order(utilities)
@@ -96,11 +132,40 @@ def decide(
     ]
 
 
-def _utilities(estimate: Estimate, utility: Utility | Sequence[Utility], load_s: Mapping[str, float]) -> Floats:
+def first_choices(
+    estimate: Estimate,
+    *,
+    utility: Sequence[Utility],
+    allowed: Sequence[Collection[str]],
+    switch: Sequence[Switch | None],
+) -> list[str | None]:
+    """The expert of highest utility for each of n queries: the first of `decide` with TopK, without its bookkeeping.
+
+    `None` where no allowed expert has a known quality, or the router refuses.
+
+    Raises:
+        RouterError: as `decide`, for costs.
+    """
+    utilities = _utilities(estimate, utility, {}, switch)
+    names = np.array([[name in among for name in estimate.experts] for among in allowed], dtype=bool)
+    permitted = names.reshape(estimate.quality.shape) & ~np.isnan(estimate.quality)
+    first = Ranking.of(permitted, estimate.eligible, estimate.cost_usd).first(utilities)
+    some = _any_of_each_row(permitted) & ~_refused(estimate)
+    return [estimate.experts[column] if ok else None for column, ok in zip(first, some, strict=True)]
+
+
+def _utilities(
+    estimate: Estimate,
+    utility: Utility | Sequence[Utility],
+    load_s: Mapping[str, float],
+    switch: Sequence[Switch | None] | None,
+) -> Floats:
     """(n, m) utilities; NaN if the quality is NaN."""
     rates = [utility] * len(estimate) if isinstance(utility, Utility) else list(utility)
     if len(rates) != len(estimate):
         raise RouterError(f"{len(rates)} utilities for {len(estimate)} queries: give one for all, or one per query")
+    if switch is not None and len(switch) != len(estimate):
+        raise RouterError(f"{len(switch)} switches for {len(estimate)} queries: give one per query, or none")
     bad = {name: seconds for name, seconds in load_s.items() if not np.isfinite(seconds) or seconds < 0}
     if bad:
         raise RouterError(f"load_s must be finite seconds >= 0, got {bad}")
@@ -112,6 +177,9 @@ def _utilities(estimate: Estimate, utility: Utility | Sequence[Utility], load_s:
         utilities -= cost_weight * known_costs(
             estimate, "a cost weight > 0 trades quality for cost", "set the cost weight to 0"
         )
+    for row, (moved, rate) in enumerate(zip(switch or (), rates, strict=False)):
+        if moved is not None and rate.switch_weight:
+            utilities[row] -= [moved.price(expert, rate) for expert in estimate.experts]
     return utilities
 
 

@@ -105,12 +105,18 @@ class StreamOptions(Strict):
     continuous_usage_stats: bool | None = None
 
 
+class Session(Strict):
+    """What a client knows of the conversation. expert: that of the previous turns; without it, it is derived."""
+
+    expert: Name | None = None
+
+
 class Extension(Strict):
     """The field `coe`: this project's extension of a request.
 
     experts: names that may answer; exclude: names that may not. cost_weight: quality (score in [0, 1]) given up per
     USD, overriding the policy. seed: breaks ties between experts at random. deadline_s: seconds until the request is
-    given up. answers: also return the answer of each called expert.
+    given up. answers: also return the answer of each called expert. session: what the client knows of the conversation.
     """
 
     experts: Annotated[list[Name], Field(min_length=1, fail_fast=True)] | None = None
@@ -119,6 +125,7 @@ class Extension(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     answers: bool | None = None
+    session: Session | None = None
 
 
 class CommonFields(Strict):

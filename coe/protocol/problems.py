@@ -38,6 +38,7 @@ _PLAIN: Final = frozenset({"unsupported_value", "unicode", "too_many", "prompt_e
 """Kinds of errors whose message is complete without the value."""
 _MODELS: Final[Mapping[tuple[str, ...], type[BaseModel]]] = {
     ("coe",): f.Extension,
+    ("coe", "session"): f.Session,
     ("stream_options",): f.StreamOptions,
     ("response_format",): ResponseFormat,
     ("response_format", "json_schema"): JsonSchema,

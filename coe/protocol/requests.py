@@ -83,11 +83,16 @@ class Parsed:
         """The query, restricted to the registered `experts` that are allowed and not excluded.
 
         Raises:
-            InvalidFields: an allowed or excluded expert is not registered, or none is left.
+            InvalidFields: an allowed or excluded expert, or that of the session, is not registered, or none is left.
         """
-        if self.query.allowed is None and not self.exclude:
+        previous = frozenset(() if self.query.previous is None else (self.query.previous,))
+        if self.query.allowed is None and not self.exclude and not previous:
             return self.query
-        named = {"coe.experts": self.query.allowed or frozenset(), "coe.exclude": self.exclude}
+        named = {
+            "coe.experts": self.query.allowed or frozenset(),
+            "coe.exclude": self.exclude,
+            "coe.session.expert": previous,
+        }
         unknown = [
             (param, name)
             for param, names in named.items()
@@ -233,6 +238,7 @@ def _parsed(fields: f.EngineFields, requests: Sequence[GenerateRequest], ignored
         seed=own.seed,
         max_tokens=request.max_tokens,
         raw=request.prompt is not None,
+        previous=own.session.expert if own.session else None,
     )
     return Parsed(
         fields.model,

@@ -15,7 +15,8 @@ from coe.compose.notes import in_order
 from coe.policy import AUTO
 from coe.protocol.decision import decision_document
 from coe.protocol.errors import error_body
-from coe.routing import Routed
+from coe.protocol.reading import conversation_document
+from coe.routing import DecisionInputs, Routed
 from coe.types import Answer, Failure, FinishReason, Usage
 from registry.spec import RESERVED_PREFIX, ExpertSpec
 from registry.store import Snapshot
@@ -147,6 +148,8 @@ def route_body(id: str, routed: Routed, registry_version: int) -> dict[str, Any]
     `estimate` holds the expected quality (score in [0, 1]) and cost (USD) of each expert, null where unknown; it is
     null as a whole if the caller named the expert. `removed` and `doubtful` hold the constraint that excludes an expert
     of the router, or may; `prompt_tokens` the counts by the experts' own tokenizers that the constraints used.
+    `conversation` holds the user turns that were read with their weights, the expert of the previous turns, and the
+    utility that each other expert loses.
     """
     policy, eligible = routed.policy, routed.eligible
     known = routed.inputs.estimate.experts if routed.inputs else ()
@@ -160,9 +163,14 @@ def route_body(id: str, routed: Routed, registry_version: int) -> dict[str, Any]
         "removed": {e: eligible.removed[e] for e in known if e in eligible.removed} if eligible else {},
         "doubtful": {e: eligible.doubtful[e] for e in known if e in eligible.doubtful} if eligible else {},
         "prompt_tokens": dict(eligible.counted) if eligible else {},
+        "conversation": _conversation(routed.inputs) if routed.inputs else None,
         "router_digest": policy.router_digest if policy else None,
         "registry_version": registry_version,
     }
+
+
+def _conversation(inputs: DecisionInputs) -> dict[str, Any]:
+    return conversation_document(inputs.turns, inputs.switch, inputs.utility, inputs.estimate.experts)
 
 
 def _estimate(estimate: Estimate) -> dict[str, dict[str, float | None]]:

@@ -59,6 +59,8 @@ def test_every_problem_is_reported_at_once_with_line_and_field(tmp_path: Path) -
         ("policies: {default: {expert: x, select: {kind: dynamic, p: 2}}}", r"p must be a number in \[0, 1\], got 2"),
         ("policies: {default: {expert: x, select: {kind: dynamic, k: 2}, k: 3}}", "k is given twice"),
         ("policies: {default: {expert: x, k: 0}}", "policies.default.k"),
+        ("policies: {default: {expert: x, reads: all}}", "policies.default.reads.*'last' or 'conversation'"),
+        ("policies: {default: {expert: x, switch_weight: -1}}", "policies.default.switch_weight"),
     ],
 )
 def test_contradictions_and_broken_yaml_are_refused(tmp_path: Path, text: str, message: str) -> None:

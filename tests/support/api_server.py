@@ -24,6 +24,7 @@ from coe.serve.http.service import Service
 from registry.spec import ExpertSpec, Kind, Price
 from registry.store import Snapshot
 from routers.base import Estimate, Query
+from routers.decision import Utility
 
 
 def expert(name: str, source: str = "fake://echo", **fields: Any) -> ExpertSpec:
@@ -83,7 +84,7 @@ def orchestrator_over(
     snapshot = Snapshot(version, {spec.name: spec for spec in experts})
     router = Words(tuple(snapshot))
     policies = policies or {
-        "default": Policy("default", router, router_digest="sha256:1"),
+        "default": Policy("default", router, utility=Utility(switch_weight=0.05), router_digest="sha256:1"),
         "safe": Policy("safe", router, fallback="echo"),
     }
     return Orchestrator(snapshot, policies, ask=host.ask)

@@ -18,6 +18,7 @@ import numpy as np
 
 from coe.errors import CoeError
 from coe.protocol.decision import decision_document, decision_from, json_number, json_numbers
+from coe.protocol.reading import switch_document, switch_from, turns_document, turns_from
 from coe.routing import DecisionInputs
 from coe.serve.http.finished import Finished
 from routers.base import Estimate, Message, Query, RoutingDecision
@@ -149,6 +150,7 @@ def _query_document(query: Query, texts: bool) -> dict[str, Any]:
         "max_tokens": query.max_tokens,
         "raw": query.raw,
         "needs": sorted(query.needs),
+        **({} if query.previous is None else {"previous": query.previous}),
         **(_texts(query) if texts else {}),
     }
 
@@ -178,6 +180,7 @@ def _inputs_document(inputs: DecisionInputs) -> dict[str, Any]:
         "utility": {
             "cost_weight": json_number(inputs.utility.cost_weight),
             "latency_weight": json_number(inputs.utility.latency_weight),
+            "switch_weight": json_number(inputs.utility.switch_weight),
         },
         "load_s": {name: json_number(seconds) for name, seconds in inputs.load_s.items()},
         "allowed": sorted(inputs.allowed),
@@ -186,6 +189,8 @@ def _inputs_document(inputs: DecisionInputs) -> dict[str, Any]:
         "prompt_tokens": dict(inputs.prompt_tokens),
         "fallback": inputs.fallback,
         "why": inputs.why,
+        "turns": turns_document(inputs.turns),
+        "switch": switch_document(inputs.switch),
     }
 
 
@@ -223,23 +228,34 @@ def _query(document: Mapping[str, Any]) -> Query:
         allowed=None if document["allowed"] is None else frozenset(document["allowed"]),
         cost_weight=None if document["cost_weight"] is None else float(document["cost_weight"]),
         seed=None if document["seed"] is None else index(document["seed"]),
-        max_tokens=document.get("max_tokens"),  # this, `raw` and `needs` are absent in lines of earlier builds
+        max_tokens=document.get("max_tokens"),  # this and the next three are absent in lines of earlier builds
         raw=bool(document.get("raw", False)),
         needs=frozenset(document.get("needs", ())),
+        previous=document.get("previous"),
     )
 
 
 def _inputs(document: Mapping[str, Any]) -> DecisionInputs:
     return DecisionInputs(
         _estimate(document),
-        utility=Utility(float(document["utility"]["cost_weight"]), float(document["utility"]["latency_weight"])),
+        utility=_utility(document["utility"]),
         allowed=frozenset(document["allowed"]),
         select=build_selector(document["select"] if "select" in document else {"kind": "top-k", "k": document["k"]}),
         load_s={name: float(seconds) for name, seconds in document["load_s"].items()},
         seed=None if document["seed"] is None else index(document["seed"]),
-        prompt_tokens=document.get("prompt_tokens", {}),  # these three are absent in lines of earlier builds
+        prompt_tokens=document.get("prompt_tokens", {}),  # these five are absent in lines of earlier builds
         fallback=document.get("fallback"),
         why=document.get("why", ""),
+        turns=turns_from(document.get("turns", ())),
+        switch=switch_from(document.get("switch")),
+    )
+
+
+def _utility(document: Mapping[str, Any]) -> Utility:
+    return Utility(
+        float(document["cost_weight"]),
+        float(document["latency_weight"]),
+        float(document.get("switch_weight", 0.0)),  # absent in lines of earlier builds
     )
 
 

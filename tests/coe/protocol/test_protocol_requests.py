@@ -270,6 +270,9 @@ def test_wrong_messages_say_where_and_what(turn: object, param: str, message: st
         ({"coe": {"deadline_s": 0}}, "coe.deadline_s", "should be greater than 0, got 0"),
         ({"coe": {"experts": []}}, "coe.experts", "must not be empty"),
         ({"coe": []}, "coe", "should be an object, got []"),
+        ({"coe": {"session": "sql"}}, "coe.session", "should be an object"),
+        ({"coe": {"session": {"exprt": "sql"}}}, "coe.session.exprt", "did you mean 'expert'"),
+        ({"coe": {"session": {"expert": 3}}}, "coe.session.expert", "should be a valid string, got 3"),
     ],
 )  # fmt: skip
 def test_wrong_fields_say_what_was_got_and_what_is_expected(given: dict[str, Any], param: str, message: str) -> None:
@@ -308,6 +311,15 @@ def test_unknown_experts_are_refused_with_close_matches_and_somebody_must_be_lef
         chat(coe={"exclude": ["a", "b"]}).query_among(["a", "b"])
     assert chat(coe={"exclude": ["a"]}).query_among(["a", "b"]).allowed == {"b"}
     assert chat().query_among(["a"]).allowed is None
+
+
+def test_the_expert_of_the_session_is_read_and_must_be_registered() -> None:
+    parsed = chat(coe={"session": {"expert": "sq1"}})
+    assert parsed.query.previous == "sq1" and parsed.query.allowed is None
+    with pytest.raises(InvalidFields, match=r"coe\.session\.expert: 'sq1' is not registered; did you mean 'sql'\?"):
+        parsed.query_among(["sql", "dates"])
+    assert parsed.query_among(["sq1"]) is parsed.query
+    assert chat(coe={"session": {}}).query.previous is None
 
 
 def known(model: type, *more: Any) -> set[str]:

@@ -162,6 +162,23 @@ async def test_route_gives_the_same_decision_as_the_answer_and_calls_no_expert()
         assert lines[0].routed is not None and lines[0].expert is None and lines[0].answer is None
 
 
+async def test_route_and_debug_show_what_was_read_of_a_conversation() -> None:
+    async with gateway() as g:
+        talk = [*QUESTION, {"role": "assistant", "content": "HELLO"}, {"role": "user", "content": "and the others?"}]
+        body = {"model": "auto", "messages": talk, "coe": {"session": {"expert": "echo"}}}
+        read = (await g.http.post("/v1/route", json=body)).json()["conversation"]
+        assert [turn["message"] for turn in read["turns"]] == [0, 2] and read["previous"] == "echo"
+        assert sum(turn["weight"] for turn in read["turns"]) == pytest.approx(1.0)
+        assert read["prefill_tokens"] > 0 and set(read["switch_price"]) >= {"upper"}
+        debug = {"x-coe-debug": "true"}
+        answered = await g.http.post("/v1/chat/completions", json=body, headers=debug)
+        assert answered.json()["coe"]["conversation"] == read
+        refused = await g.http.post("/v1/route", json={**body, "coe": {"session": {"expert": "ecko"}}})
+        assert refused.status_code == 400 and "did you mean 'echo'" in refused.json()["error"]["message"]
+        single = (await g.http.post("/v1/route", json={"model": "auto", "messages": QUESTION})).json()["conversation"]
+        assert [turn["weight"] for turn in single["turns"]] == [1.0] and single["previous"] is None
+
+
 async def test_the_models_are_listed_and_found() -> None:
     async with gateway() as g:
         models = [model async for model in g.client.models.list()]
