@@ -2,6 +2,7 @@
 
     local         open_local: the whole system in one process, for notebooks, `coe ask` and the demo
     orchestrator  how a request is answered, end to end; routing and policy: which policy decides, and how
+    switching     the expert of a conversation's previous turns, and the price of another one
     compose       what is done with the chosen experts: one answers, several vote, a cascade asks on
     tokens        counts of prompt tokens by the experts' own tokenizers, for the context constraint
     host          holds weights: schedules, leases, generates; scheduler: which request is next

@@ -9,6 +9,7 @@
     artifacts     save and load trained routers: safetensors and JSON, never a pickle
     update        add rows or experts to a trained router, or remove an expert
     outcomes      OutcomeTable: n queries x m experts, the one input of training and evaluation
+    conversation  what a router reads of a conversation: the user's words, and the weight of each turn
     encoders      text -> vectors
     numeric       fits, distances, calibration, conformal thresholds
     kinds         the routers themselves, one module or folder a method
