@@ -8,82 +8,66 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import socket
-import struct
-import subprocess
-import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Final
 
-from coe.errors import EngineError, Rejected, TemplateError
+from coe.engines.render_process import ProcessEnded, RenderLimits, RenderProcess
+from coe.errors import CoeError, EngineError, Rejected, TemplateError
 from coe.seam import one_line
 
-_SCRIPT: Final = Path(__file__).with_name("render_worker.py")
 _MOST_MESSAGE_CHARACTERS: Final = 500
-_MOST_REPLY_BYTES: Final = 2**28
 _IDLE_S: Final = 60.0
-# Of the environment, only what starting Python and formatting a date need: no keys.
-_ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "TZ")
-
-
-@dataclass(frozen=True, slots=True)
-class RenderLimits:
-    """Limits of one render.
-
-    Attributes:
-        template_characters: longest template.
-        cpu_s: CPU seconds. An ordinary render takes less than 0.001.
-        wall_s: seconds in all, for a process that does not run at all.
-        memory_bytes: address space of the process.
-        characters, per_message, per_character: longest text: `characters`, and more for each message and each
-            character of the conversation.
-        short_characters: a conversation of at most this many is short: a template that exceeds a limit on it is
-            refused for `pause_s` seconds. On a longer one, only that request fails.
-    """
-
-    template_characters: int = 2**20
-    cpu_s: float = 2.0
-    wall_s: float = 30.0
-    memory_bytes: int = 2**29
-    characters: int = 2**17
-    per_message: int = 512
-    per_character: int = 2
-    short_characters: int = 2**16
-    pause_s: float = 60.0
 
 
 @dataclass(eq=False, slots=True)
 class _Job:
+    """A render. `alone`: its second and last exchange is its own, since the first one failed."""
+
     template: str
     variables: Mapping[str, Any]
     expert: str
     text: Future[str] = field(default_factory=Future)
+    alone: bool = False
+    _data: bytes = b""
 
     @property
     def n_characters(self) -> int:
         return sum(len(str(message["content"])) for message in self.variables["messages"])
 
+    def data(self, limits: RenderLimits) -> bytes:
+        """The render as JSON."""
+        most = limits.characters + limits.per_message * len(self.variables["messages"])
+        most += limits.per_character * self.n_characters
+        self._data = self._data or json.dumps({"variables": self.variables, "most_characters": most}).encode()
+        return self._data
 
-class _LimitExceeded(Exception):
-    """A render exceeded a limit; the message completes "the chat template of X ..."."""
+    def once_more(self) -> bool:
+        """Whether it may have one more exchange, alone."""
+        first, self.alone = not self.alone, True
+        return first
+
+    def end(self, outcome: str | Exception) -> None:
+        """Give the reader its text or error, unless it has one, or has left."""
+        if self.text.done() or not self.text.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, str):
+            self.text.set_result(outcome)
+        else:
+            self.text.set_exception(outcome)
 
 
 class Renderer:
     """Renders chat templates in up to `most_processes` child processes.
 
-    Renders of one template run one after the other, so a slow template delays its own expert only. Processes start with
-    the first renders (0.1 s, 25 MiB each) and end with this object, or with this process.
+    Renders of one template run one after the other, so a slow template delays its own expert only. Those that wait go
+    to the process in one exchange. Processes start with the first renders (0.1 s, 25 MiB each) and end with this
+    object, or with this process.
     """
 
     def __init__(self, limits: RenderLimits | None = None, most_processes: int = 4) -> None:
@@ -121,19 +105,19 @@ class _Queue:
 
     def __init__(self, limits: RenderLimits, most: int) -> None:
         self._limits, self._most = limits, most
-        self._jobs: deque[_Job] = deque()
+        self._jobs: dict[str, deque[_Job]] = {}  # template -> its waiting jobs; the template to take next is first
         self._running: set[str] = set()
         self._paused: dict[str, tuple[float, str]] = {}
         self._n_threads = self._n_idle = 0
         self._changed = threading.Condition()
-        self._workers: set[_Worker] = set()
+        self._workers: set[RenderProcess] = set()
         self._closed = False
 
     def put(self, job: _Job) -> Future[str]:
         with self._changed:
             if self._closed:
                 raise EngineError(f"chat templates are not rendered any more: {job.expert!r} was unloaded")
-            self._jobs.append(job)
+            self._jobs.setdefault(job.template, deque()).append(job)
             self._changed.notify()
         self.add_thread()
         return job.text
@@ -141,7 +125,7 @@ class _Queue:
     def add_thread(self, *, only_first: bool = False) -> None:
         """Start a thread if more templates could be rendered now than threads are free."""
         with self._changed:
-            ready = {job.template for job in self._jobs} - self._running
+            ready = self._jobs.keys() - self._running
             wanted = not self._n_threads if only_first else len(ready) > self._n_idle
             if not wanted or self._closed or self._n_threads == self._most:
                 return
@@ -152,79 +136,126 @@ class _Queue:
     def close(self) -> None:
         with self._changed:
             self._closed = True
-            jobs, workers = list(self._jobs), list(self._workers)
+            jobs, workers = [job for waiting in self._jobs.values() for job in waiting], list(self._workers)
             self._jobs.clear()
             self._changed.notify_all()
         for worker in workers:
             worker.kill()
-        for job in jobs:
-            if job.text.set_running_or_notify_cancel():
-                job.text.set_exception(EngineError(f"{job.expert!r} was unloaded before its prompt was rendered"))
+        _abandon(jobs)
 
-    def _next(self) -> _Job | None:
-        """The oldest job whose template is not being rendered."""
-        return next((job for job in self._jobs if job.template not in self._running), None)
+    def _next(self) -> str | None:
+        """The template whose turn it is, among those that are not being rendered."""
+        return next((template for template in self._jobs if template not in self._running), None)
 
-    def _take(self) -> _Job | None:
-        """Wait for a job; `None` ends the thread."""
+    def _take(self) -> list[_Job]:
+        """Wait for jobs, and return those of one template that may be rendered together; none ends the thread."""
         with self._changed:
-            while (job := self._next()) is None and not self._closed:
+            while (template := self._next()) is None and not self._closed:
                 if not self._changed.wait(_IDLE_S) and self._n_threads > 1:
                     break
             self._n_idle -= 1
-            if job is None or self._closed:
+            if template is None or self._closed:
                 self._n_threads -= 1
-                return None
-            self._jobs.remove(job)
-            self._running.add(job.template)
-            return job
+                return []
+            waiting = self._jobs.pop(template)
+            jobs = [waiting.popleft()]
+            while waiting and len(jobs) < self._limits.together and not (jobs[0].alone or waiting[0].alone):
+                jobs.append(waiting.popleft())
+            if waiting:
+                self._jobs[template] = waiting  # behind the other templates
+            self._running.add(template)
+            return jobs
 
     def _serve(self) -> None:
-        worker = _Worker(self._limits)
+        worker = RenderProcess(self._limits)
         with self._changed:
             self._workers.add(worker)
-        while (job := self._take()) is not None:
-            if job.text.set_running_or_notify_cancel():
-                self._run(worker, job)
+        while jobs := self._take():
+            left = self._run(worker, jobs)
             with self._changed:
-                self._running.discard(job.template)
+                self._running.discard(jobs[0].template)
                 self._n_idle += 1
+                if left and not self._closed:
+                    self._jobs.setdefault(jobs[0].template, deque()).extendleft(reversed(left))
+                    left = []
                 self._changed.notify_all()  # jobs of the same template may run now
+            _abandon(left)
         with self._changed:
             self._workers.discard(worker)
         worker.kill()
 
-    def _run(self, worker: _Worker, job: _Job) -> None:
+    def _run(self, worker: RenderProcess, jobs: Sequence[_Job]) -> list[_Job]:
+        """Render jobs of one template in one exchange. Returns those that another exchange must render, in order."""
         try:
-            self._check_pause(job)
-            job.text.set_result(self._render(worker, job))
-        except Exception as error:  # whatever it is, the reader waits for it
-            job.text.set_exception(error)
+            ready, later = self._prepare(jobs)
+            return (self._exchange(worker, ready) if ready else []) + later
+        except Exception as error:  # whatever it is, the readers wait for it
+            for job in jobs:
+                job.end(error)
+            return []
 
-    def _check_pause(self, job: _Job) -> None:
+    def _prepare(self, jobs: Sequence[_Job]) -> tuple[list[_Job], list[_Job]]:
+        """The jobs for this exchange, and those that are too large to join it."""
+        ready: list[_Job] = []
+        n_bytes = 0
+        for position, job in enumerate(jobs):
+            if job.text.done():  # its reader has left
+                continue
+            try:
+                self._check(job)
+                n_bytes += len(job.data(self._limits))
+            except Exception as error:
+                job.end(error)
+                continue
+            if ready and n_bytes > self._limits.together_bytes:
+                return ready, list(jobs[position:])
+            ready.append(job)
+        return ready, []
+
+    def _check(self, job: _Job) -> None:
         until, what = self._paused.get(job.template, (0.0, ""))
         if (left := until - time.monotonic()) > 0:
             raise TemplateError(f"the chat template of {job.expert!r} {what}; it is not rendered for {left:.0f} s")
         self._paused.pop(job.template, None)
+        if len(job.template) > (most := self._limits.template_characters):
+            raise self._exceeded(job, f"is longer than {most:,} characters")
 
-    def _render(self, worker: _Worker, job: _Job) -> str:
+    def _exchange(self, worker: RenderProcess, jobs: Sequence[_Job]) -> list[_Job]:
+        waiting, later = deque(jobs), []
         try:
-            if len(job.template) > (most := self._limits.template_characters):
-                raise _LimitExceeded(f"is longer than {most:,} characters")
-            reply = worker.ask(job)
-        except _LimitExceeded as error:
-            raise self._exceeded(job, str(error)) from None
-        except OSError as error:
-            raise EngineError(f"the process that renders chat templates failed: {error}") from error
+            for reply in worker.ask(jobs[0].template, [job.data(self._limits) for job in jobs]):
+                job = waiting.popleft()
+                if _is_for_later(job, reply, shared=len(jobs) > 1):
+                    later.append(job)
+                else:
+                    job.end(self._outcome(job, reply))
+        except (ProcessEnded, OSError) as error:
+            job = waiting.popleft()
+            if isinstance(error, ProcessEnded) and error.crashed and job.once_more():
+                later.append(job)
+            else:
+                job.end(self._failure(job, error))
+        return [*later, *waiting]
+
+    def _outcome(self, job: _Job, reply: Mapping[str, str]) -> str | CoeError:
+        """The text, or the error, of a reply."""
         message = one_line(reply.get("message", ""), _MOST_MESSAGE_CHARACTERS)
         match reply.get("error"):
             case None:
-                return str(reply["text"])
+                return reply["text"]
             case "refused":
-                raise Rejected(f"the chat template of {job.expert!r} rejects these messages: {message}")
-            case "limit":
-                raise self._exceeded(job, f"exceeds a limit: {message}")
-        raise TemplateError(f"the chat template of {job.expert!r} is broken: {message}")
+                return Rejected(f"the chat template of {job.expert!r} rejects these messages: {message}")
+            case "limit" | "memory":
+                return self._exceeded(job, f"exceeds a limit: {message}")
+        return TemplateError(f"the chat template of {job.expert!r} is broken: {message}")
+
+    def _failure(self, job: _Job, error: ProcessEnded | OSError) -> CoeError:
+        """The error of a render without a reply."""
+        if isinstance(error, ProcessEnded) and error.out_of_time:
+            return self._exceeded(job, f"takes more than {self._limits.cpu_s:g} s of CPU time")
+        if isinstance(error, ProcessEnded) and error.crashed:
+            return self._exceeded(job, f"ends the process that renders it (exit code {error.code})")
+        return EngineError(f"the process that renders chat templates failed: {error}")
 
     def _exceeded(self, job: _Job, what: str) -> TemplateError:
         if job.n_characters <= self._limits.short_characters:
@@ -233,92 +264,12 @@ class _Queue:
         return TemplateError(f"the chat template of {job.expert!r} {what}")
 
 
-class _Worker:
-    """A child process that renders, started again whenever it has ended."""
+def _is_for_later(job: _Job, reply: Mapping[str, str], *, shared: bool) -> bool:
+    """Whether another exchange must render it: it was not started, or its neighbours may have taken the memory."""
+    error = reply.get("error")
+    return error == "later" or (error == "memory" and shared and job.once_more())
 
-    def __init__(self, limits: RenderLimits) -> None:
-        self._limits = limits
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
-        self._killed = False
-        with suppress(OSError):  # reported by the first job
-            self._start()
 
-    def ask(self, job: _Job) -> dict[str, str]:
-        """The reply of `render_worker.answer`. Raises _LimitExceeded, or OSError if the process does not run."""
-        limits = self._limits
-        request = {
-            "template": job.template,
-            "variables": job.variables,
-            "cpu_s": limits.cpu_s,
-            "most_characters": limits.characters
-            + limits.per_message * len(job.variables["messages"])
-            + limits.per_character * job.n_characters,
-        }
-        data = json.dumps(request).encode()
-        code = None
-        for _ in range(2):  # a process that another program ended is no fault of the template
-            reply, code = self._exchange(data)
-            if reply is not None:
-                return reply
-            if code not in (-signal.SIGKILL, -signal.SIGTERM):
-                break
-        if code == -signal.SIGPROF:
-            raise _LimitExceeded(f"takes more than {limits.cpu_s:g} s of CPU time")
-        if code is None:
-            raise OSError(f"it did not reply within {limits.wall_s:g} s")
-        if code == 1:
-            raise OSError("it ended with exit code 1")  # its own error, such as a missing package
-        raise _LimitExceeded(f"ends the process that renders it (exit code {code})")
-
-    def _exchange(self, data: bytes) -> tuple[dict[str, str] | None, int | None]:
-        """The reply; or the exit code of the process, which has ended; or neither, after `wall_s`."""
-        if self._process is None or self._connection is None or self._process.poll() is not None:
-            self._start()
-        assert self._process is not None and self._connection is not None
-        try:
-            self._connection.send_bytes(data)
-            if self._connection.poll(self._limits.wall_s):
-                reply: dict[str, str] = json.loads(self._connection.recv_bytes(_MOST_REPLY_BYTES))
-                return reply, None
-        except (OSError, EOFError, ValueError):
-            with suppress(subprocess.TimeoutExpired):
-                return None, self._process.wait(1)
-        self._stop()
-        return None, None
-
-    def _start(self) -> None:
-        self._stop()
-        if self._killed:
-            raise OSError("the renderer is closed")
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            # A process that does not read must not block its thread for ever.
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(self._limits.wall_s) + 1, 0))
-            command = [sys.executable, "-P", str(_SCRIPT), str(theirs.fileno()), str(self._limits.memory_bytes)]
-            self._process = subprocess.Popen(
-                command,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            )
-            self._connection = Connection(ours.detach())
-
-    def _stop(self) -> None:
-        process, connection = self._process, self._connection
-        self._process = self._connection = None
-        if connection is not None:
-            connection.close()
-        if process is not None:
-            process.kill()
-            process.wait()
-
-    def kill(self) -> None:
-        """End the process, from any thread; its thread then reads the end of the connection."""
-        self._killed = True
-        if (process := self._process) is not None:
-            process.kill()
-            process.wait()
+def _abandon(jobs: Iterable[_Job]) -> None:
+    for job in jobs:
+        job.end(EngineError(f"{job.expert!r} was unloaded before its prompt was rendered"))

@@ -4,12 +4,16 @@ It has an interpreter of its own, because limits of CPU time and memory hold for
 template (`'a' * 10**10`) may take all of either before any check in Python runs. It imports Jinja and the standard
 library, nothing else, so that it starts in a moment and takes little memory.
 
-Requests and replies are JSON objects on a socket, in turn:
+A request is one message on a socket, of JSON objects in lines: what its renders share, then each render. Every render
+has a reply of its own, in order and as soon as it is done:
 
-    {"template", "variables", "cpu_s", "most_characters"} -> {"text"} or {"error": kind, "message"}
+    {"template", "cpu_s", "together_s"}
+    {"variables", "most_characters"}     -> {"text"} or {"error": kind, "message"}
+    ...
 
 The kind is `refused` (the template calls `raise_exception`, or fails on this conversation only), `broken` (it fails on
-every conversation) or `limit`. A process that exceeds its CPU time ends without a reply.
+every conversation), `limit`, `memory`, or `later`: the renders before have taken `together_s`, and this one was not
+started. The limits are those of each render. A process that exceeds its CPU time ends without a reply.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ import json
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache
 from multiprocessing.connection import Connection
@@ -32,6 +37,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _PROBE = [{"role": "user", "content": "Hello"}]
 _MOST_MESSAGE_CHARACTERS = 500
+_NO_MEMORY = "it takes too much memory"
 
 
 class Refused(jinja2.TemplateError):
@@ -92,15 +98,17 @@ def _render(template: str, variables: Mapping[str, Any], most_characters: int) -
     return "".join(pieces)
 
 
-def answer(request: Mapping[str, Any]) -> dict[str, str]:
-    """The reply to one request."""
-    template, variables, most = request["template"], request["variables"], request["most_characters"]
+def answer(template: str, render: Mapping[str, Any]) -> dict[str, str]:
+    """The reply to one render."""
+    variables, most = render["variables"], render["most_characters"]
     try:
         return {"text": _render(template, variables, most)}
     except Refused as error:
         return _error("refused", str(error))
-    except (MemoryError, TooLarge) as error:
-        return _error("limit", str(error) or "it takes too much memory")
+    except MemoryError:
+        return _error("memory", _NO_MEMORY)
+    except TooLarge as error:
+        return _error("limit", str(error))
     except (jinja2.TemplateSyntaxError, SecurityError) as error:
         return _error("broken", _shown(error))
     except Exception as error:  # a template can raise anything that Python can
@@ -137,18 +145,29 @@ def main(fd: int, memory_bytes: int) -> None:
     connection = Connection(fd)
     while True:
         try:
-            connection.send_bytes(_reply(connection.recv_bytes()))
+            for reply in _replies(connection.recv_bytes()):
+                connection.send_bytes(reply)
         except EOFError:
             return
 
 
-def _reply(data: bytes) -> bytes:
+def _replies(data: bytes) -> Iterator[bytes]:
+    """The reply to each render of a request."""
+    head, *renders = data.split(b"\n")
+    shared = json.loads(head)
+    until = time.monotonic() + shared["together_s"]
+    for number, render in enumerate(renders):
+        late = number > 0 and time.monotonic() > until
+        yield b'{"error": "later"}' if late else _reply(shared, render)
+
+
+def _reply(shared: Mapping[str, Any], render: bytes) -> bytes:
     try:
-        request = json.loads(data)
-        signal.setitimer(signal.ITIMER_PROF, request["cpu_s"])  # SIGPROF ends the process
-        return json.dumps(answer(request)).encode()
+        parsed = json.loads(render)
+        signal.setitimer(signal.ITIMER_PROF, shared["cpu_s"])  # SIGPROF ends the process
+        return json.dumps(answer(shared["template"], parsed)).encode()
     except MemoryError:
-        return b'{"error": "limit", "message": "it takes too much memory"}'
+        return json.dumps(_error("memory", _NO_MEMORY)).encode()
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 

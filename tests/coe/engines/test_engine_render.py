@@ -156,7 +156,7 @@ def test_a_process_that_cannot_start_is_no_fault_of_the_template(
 ) -> None:
     script = tmp_path / "broken.py"
     script.write_text("import no_such_package")
-    monkeypatch.setattr("coe.engines.render._SCRIPT", script)
+    monkeypatch.setattr("coe.engines.render_process._SCRIPT", script)
     renderer = Renderer()
     for _ in range(2):
         with pytest.raises(EngineError, match="failed: it ended with exit code 1") as caught:
