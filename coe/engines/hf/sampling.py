@@ -64,12 +64,7 @@ class RowSampler:
 
 
 def pick(logits: Tensor, rows: Sequence[Sampling]) -> Tensor:
-    """One token a row, (n_rows,), from logits (n_rows, n_vocabulary) by temperature and cut-offs.
-
-    The cut-offs are those of transformers, in its order: `top_k` tokens; of these the nucleus (arXiv 1904.09751), the
-    smallest set of best tokens whose mass reaches `top_p`; of these the tokens with `min_p` of the best one's
-    probability (arXiv 2407.01082). At least one token is left. Each is a number of tokens, best first.
-    """
+    """One token a row, (n_rows,), from logits (n_rows, n_vocabulary) by temperature and cut-offs."""
     import torch
 
     def column(values: Sequence[float]) -> Tensor:
@@ -77,31 +72,62 @@ def pick(logits: Tensor, rows: Sequence[Sampling]) -> Tensor:
 
     # The best logit becomes 0 before dividing, so that a tiny temperature cannot overflow.
     scaled = (logits.float() - logits.max(dim=-1, keepdim=True).values) / column([r.temperature for r in rows])
-    mass, top_p = torch.logsumexp(scaled, dim=-1, keepdim=True), column([r.top_p for r in rows])
-    draws = column([r.rng.random() for r in rows])
-    ids, values, cumulative = _best_first(scaled, mass, max(_CANDIDATES, *(r.top_k for r in rows)))
-    seen = cumulative[:, -1:]
-    enough = (seen >= top_p) | ((top_p == 1) & (seen > draws))
-    top_k, least = column([r.top_k for r in rows]), column([r.min_p for r in rows]).log()  # the best value is 0
-    if not bool((enough | (top_k > 0) | (values[:, -1:] < least)).all()):
-        ids, values, cumulative = _best_first(scaled, mass, scaled.shape[-1])
-    n = cumulative.shape[-1]
-    last_k = (top_k - 1).where((top_k > 0) & (top_k < n), n - 1).long()
-    share = cumulative / cumulative.gather(1, last_k).where(top_k > 0, 1.0)
-    last_p = (share < top_p).sum(dim=-1, keepdim=True)
-    last_min = (values >= least).sum(dim=-1, keepdim=True) - 1
-    last = last_k.minimum(last_p).minimum(last_min).clamp(min=0)
-    cut = (top_p < 1) | (top_k > 0) | (least > float("-inf"))
-    nucleus = cumulative.gather(1, last).where(cut, 1.0)
-    chosen = (cumulative <= draws * nucleus).sum(dim=-1, keepdim=True).minimum(last)
-    tokens: Tensor = ids.gather(1, chosen).squeeze(1)
+    mass, draws = torch.logsumexp(scaled, dim=-1, keepdim=True), column([r.rng.random() for r in rows])
+    cuts = _CutOffs(*(column([getattr(r, name) for r in rows]) for name in ("top_k", "top_p", "min_p")))
+    best = _Best.of(scaled, mass, max(_CANDIDATES, *(r.top_k for r in rows)))
+    reached = (cuts.top_p == 1) & (best.cumulative[:, -1:] > draws)
+    if not bool((reached | cuts.are_within(best)).all()):
+        best = _Best.of(scaled, mass, scaled.shape[-1])
+    last = cuts.last(best)
+    kept = best.cumulative.gather(1, last).where(cuts.narrow(), 1.0)
+    chosen = (best.cumulative <= draws * kept).sum(dim=-1, keepdim=True).minimum(last)
+    tokens: Tensor = best.ids.gather(1, chosen).squeeze(1)
     return tokens
 
 
-def _best_first(scaled: Tensor, mass: Tensor, n: int) -> tuple[Any, Any, Any]:
-    """Ids, values and cumulative probabilities of the n most probable tokens, each (n_rows, n)."""
-    best = scaled.topk(min(n, scaled.shape[-1]), dim=-1)
-    return best.indices, best.values, (best.values - mass).exp().cumsum(dim=-1)
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """The n most probable tokens, best first: ids, logits (0 for the best), cumulative probabilities: (n_rows, n)."""
+
+    ids: Tensor
+    logits: Tensor
+    cumulative: Tensor
+
+    @classmethod
+    def of(cls, scaled: Tensor, mass: Tensor, n: int) -> _Best:
+        best = scaled.topk(min(n, scaled.shape[-1]), dim=-1)
+        return cls(best.indices, best.values, (best.values - mass).exp().cumsum(dim=-1))
+
+
+@dataclass(frozen=True, slots=True)
+class _CutOffs:
+    """Which tokens may be drawn, (n_rows, 1) each, with the meaning and in the order of transformers.
+
+    `top_k` tokens; of these the nucleus (arXiv 1904.09751), the smallest set of best tokens whose mass reaches `top_p`;
+    of these the tokens with `min_p` of the best one's probability (arXiv 2407.01082). At least one token is left. Each
+    leaves a number of tokens, best first.
+    """
+
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+
+    def narrow(self) -> Tensor:
+        """The rows that have one."""
+        return (self.top_k > 0) | (self.top_p < 1) | (self.min_p > 0)
+
+    def are_within(self, best: _Best) -> Tensor:
+        """The rows that leave no token beyond these, of which there are at least `top_k`."""
+        return (self.top_k > 0) | (best.cumulative[:, -1:] >= self.top_p) | (best.logits[:, -1:] < self.min_p.log())
+
+    def last(self, best: _Best) -> Tensor:
+        """Position of the last token that is left, (n_rows, 1)."""
+        n = best.cumulative.shape[-1]
+        by_k = (self.top_k - 1).where((self.top_k > 0) & (self.top_k < n), n - 1).long()
+        share = best.cumulative / best.cumulative.gather(1, by_k).where(self.top_k > 0, 1.0)
+        by_p = (share < self.top_p).sum(dim=-1, keepdim=True)
+        by_min = (best.logits >= self.min_p.log()).sum(dim=-1, keepdim=True) - 1
+        return by_k.minimum(by_p).minimum(by_min).clamp(min=0)
 
 
 def processors(options: SamplingOptions, n_prompt: int, eos: Collection[int], device: Any = "cpu") -> Any:
