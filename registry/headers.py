@@ -5,7 +5,6 @@ Format: 8 bytes of header length (little endian), the header as JSON, then the d
 
 from __future__ import annotations
 
-import json
 import math
 import stat
 import struct
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import SourceError
+from registry.json_text import loads
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -64,7 +64,7 @@ def read_json(path: Path, *, most_bytes: int = _MAX_JSON_BYTES) -> dict[str, Any
     try:
         if (size := check_regular(path)) > most_bytes:
             raise SourceError(f"{path} has {size:,} bytes; the most is {most_bytes:,}")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SourceError(f"{path.parent} has no {path.name}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -87,7 +87,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if size == 0 or length > size - 8 or length > _MAX_HEADER_BYTES:
                 raise SourceError(f"{path} is truncated or not safetensors: {size:,} bytes, its header says {length:,}")
-            header = json.loads(file.read(length))
+            header = loads(file.read(length))
         tensors = {name: _tensor(entry, path, 8 + length) for name, entry in header.items() if name != "__metadata__"}
         end = (
             8 + length + max((entry["data_offsets"][1] for name, entry in header.items() if name in tensors), default=0)

@@ -20,6 +20,7 @@ from coe.errors import CoeError, InvalidRequest
 from coe.protocol.requests import Parsed, parse_chat, parse_completion
 from coe.protocol.table_values import given, kind_of, text_id
 from coe.types import GenerateRequest
+from registry.json_text import LongNumber, loads
 from routers.base import Query
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -92,13 +93,15 @@ def _fields(content: bytes | dict[str, Any]) -> dict[str, Any]:
     if len(content) > _MOST_BYTES:
         raise InvalidRequest(f"has {len(content):,} bytes; a row may have {_MOST_BYTES:,}")
     try:
-        value = json.loads(content)
+        value = loads(content)
         if b"\\ud" in content.lower():  # half of a surrogate pair is JSON, but cannot be written as UTF-8
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"is not Unicode text: {error.reason}") from error
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"is not UTF-8: {error.reason} at byte {error.start}") from error
+    except LongNumber as error:
+        raise InvalidRequest(str(error)) from None
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"is not JSON: {error}") from error
     if not isinstance(value, dict):

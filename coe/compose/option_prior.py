@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.json_text import loads
 from routers.errors import InvalidArtifact, InvalidOutcomes, RouterError
 from routers.outcomes.table import OutcomeTable
 
@@ -101,7 +102,7 @@ class OptionPrior:
             InvalidArtifact: the file is missing, or is not an option prior of this format.
         """
         try:
-            document: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+            document: Any = loads(Path(path).read_text(encoding="utf-8"))
             if document["format"] != FORMAT:
                 raise ValueError(f"its format is {document['format']!r}, not {FORMAT!r}")
             weights = {name: float(document["weights"][name]) for name in FEATURES}

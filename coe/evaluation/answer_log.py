@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from coe.runs.errors import RunFolderError
+from registry.json_text import loads
 from registry.storage import translate_disk_full
 
 _FLUSH_RECORDS = 16
@@ -116,7 +117,7 @@ def read_log(path: Path, run: str) -> tuple[list[AnswerRecord], bool]:
 def _parse(content: bytes, path: Path, run: str) -> Iterator[AnswerRecord]:
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
-            record = AnswerRecord(**json.loads(line))
+            record = AnswerRecord(**loads(line))
         except (ValueError, TypeError) as error:
             raise RunFolderError(f"{path}:{number}: damaged ({error}); {_REMEDY}") from error
         if record.run != run:

@@ -11,7 +11,6 @@ A row has an `id`, a `prompt` or `messages`, the right `answer`, and what else i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from coe.protocol.table_values import is_nan, text_id
 from registry.documents import Document, dotted, load_document, message_of, validate
 from registry.errors import InvalidSpec, PluginError, SourceError
 from registry.headers import check_regular
+from registry.json_text import LongNumber, loads
 from registry.spelling import did_you_mean
 from routers.base import Message
 
@@ -237,12 +237,14 @@ def _read_rows(data: Path, spec: TaskFile, grader: Grader, *, named_in: str) -> 
 
 def _row(line: str, system: str | None) -> TaskRow:
     try:
-        fields = json.loads(line)
+        fields = loads(line)
         if isinstance(fields, dict):  # as data frames write rows: NaN for what a row does not have
             fields = {name: value for name, value in fields.items() if not is_nan(value)}
         model = RowLine.model_validate(fields)
     except ValidationError as error:
         raise TaskError("\n".join(_problems(error))) from None
+    except LongNumber as error:
+        raise TaskError(str(error)) from None
     except (ValueError, RecursionError) as error:
         raise TaskError(f"is not JSON: {error}") from None
     turns = [Message(turn.role, turn.content) for turn in model.messages or ()]  # type: ignore[arg-type]

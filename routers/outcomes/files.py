@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.json_text import loads
 from registry.storage import atomic_path
 from routers.errors import InvalidOutcomes
 from routers.outcomes.cells import WrittenFloat, numbers, rows_problem, texts, unicode_problems
@@ -100,7 +101,7 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
         if not line.strip():
             continue
         try:
-            record = json.loads(line, object_pairs_hook=_unique_keys, parse_float=WrittenFloat)
+            record = loads(line, object_pairs_hook=_unique_keys, parse_float=WrittenFloat)
         except ValueError as error:
             problems.append(f"line {number}: {error}")
             continue

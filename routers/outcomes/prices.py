@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from registry.json_text import loads
 from registry.spec import Price
 from routers.errors import RouterError
 
@@ -26,7 +26,7 @@ def read_prices(path: Path | str) -> dict[str, Price]:
         RouterError: the file cannot be read or holds no price, or a price is negative or contradicts another.
     """
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        document = loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RouterError(f"cannot read prices from {path}: {error}") from error
     prices: dict[str, Price] = {}

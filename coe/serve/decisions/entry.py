@@ -21,6 +21,7 @@ from coe.protocol.decision import decision_document, decision_from, json_number,
 from coe.protocol.reading import switch_document, switch_from, turns_document, turns_from
 from coe.routing import DecisionInputs
 from coe.serve.http.finished import Finished
+from registry.json_text import loads
 from routers.base import Estimate, Message, Query, RoutingDecision
 from routers.decision import Utility
 from routers.errors import RouterError
@@ -70,7 +71,7 @@ def decode(line: bytes, place: str) -> Entry:
         DecisionLogError: the line is damaged, not of a decision log, or of another version; names `place`.
     """
     try:
-        document = json.loads(line)
+        document = loads(line)
     except ValueError as error:
         raise DecisionLogError(f"{place}: this line is damaged: {error}") from error
     _check_format(document, place)

@@ -13,6 +13,7 @@ from pydantic_core import from_json
 from starlette.responses import JSONResponse
 
 from coe.errors import InvalidRequest
+from registry.json_text import LongNumber, loads
 
 MOST_VALUES: Final = 50_000
 """Most values of a body, field names included."""
@@ -48,13 +49,15 @@ def parse_json(body: bytes) -> object:
 
 
 def _parse_exactly(body: bytes) -> object:
-    """The value of what `from_json` refuses: lone surrogates, which the field's own error names, or no JSON at all."""
+    """The value of what `from_json` refuses: lone surrogates, which the field's own error names, or the error."""
     try:
-        return json.loads(body.decode("utf-8-sig"), parse_constant=_no_number)
+        return loads(body.decode("utf-8-sig"), parse_constant=_no_number)
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
     except RecursionError:
         raise _too_deep() from None
+    except LongNumber as error:
+        raise InvalidRequest(str(error)) from None
     except ValueError as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from error
 

@@ -183,7 +183,7 @@ def test_boolean_scores_of_parquet_and_csv(tmp_path):
         ('{"value": 1}', "column 'score::m' is not a number in 1 row: 1"),
         ('"yes"', "column 'score::m' is not a number in 1 row: 1"),
         ("[" * 100_000, "line 1: nested too deeply"),
-        ("1" * 5000, "line 1: Exceeds the limit (4300 digits)"),
+        ("1" * 5000, "line 1: score::m: a whole number of 5,000 digits; at most 4,300 are read"),
     ],
 )
 def test_scores_that_mean_none_are_refused_with_their_row(tmp_path, text, expected):
