@@ -8,7 +8,7 @@ from typing import Any
 
 from coe.batch.records import usage_of
 from coe.batch.rows import COMPLETIONS
-from coe.protocol.responses import ChatAnswer, TextAnswer
+from coe.protocol.answers import ChatAnswer, TextAnswer
 from coe.types import Answer
 
 CREATED = 0

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from coe.batch.source import RawRow
 from coe.errors import CoeError, InvalidRequest
-from coe.protocol.requests import Parsed, parse_chat, parse_completion
+from coe.protocol.parsed import Parsed
+from coe.protocol.requests import parse_chat, parse_completion
 from coe.protocol.table_values import given, kind_of, text_id
 from coe.types import GenerateRequest
 from registry.json_text import LongNumber, loads

@@ -62,6 +62,7 @@ COUNTED: Final[Mapping[Place, tuple[type, int, str]]] = {
     ("response_format",): (dict, MOST_FIELDS, "fields"),
     ("response_format", "json_schema"): (dict, MOST_FIELDS, "fields"),
     ("coe",): (dict, MOST_FIELDS, "fields"),
+    ("coe", "session"): (dict, MOST_FIELDS, "fields"),
     ("coe", "experts"): (list, MOST_EXPERTS, "names"),
     ("coe", "exclude"): (list, MOST_EXPERTS, "names"),
 }

@@ -69,6 +69,9 @@ _OUTSIDE: Final[Mapping[type[Exception], tuple[int, str]]] = {
 """Status and code of errors without their own; the first match counts."""
 _PUBLIC: Final = (NoEligibleExpert, UnknownExpert)
 """Errors of other packages whose message a client may read."""
+TOO_LONG: Final = "context_length_exceeded"
+CONTEXT_WORDS: Final = "This model's maximum context length is"
+"""Words of OpenAI's by which clients such as LiteLLM and LangChain recognise a context error."""
 LONGEST_RETRY_AFTER_S: Final = 3600
 """Clients are never asked to wait longer, whatever an endpoint states."""
 MOST_CHARACTERS: Final = 8000
@@ -87,6 +90,8 @@ def error_body(error: BaseException, *, logged_as: str | None = None) -> tuple[i
     message = _shown(error)
     if logged_as is not None:
         message = _for_clients(error, logged_as)
+    if code == TOO_LONG and CONTEXT_WORDS not in message:
+        message = f"{CONTEXT_WORDS} exceeded: {message}"
     return status, body_of(message, type_of(status), code, getattr(error, "param", None))
 
 
@@ -141,5 +146,5 @@ def _status(error: BaseException) -> tuple[int, str]:
     if isinstance(error, CoeError):
         return error.status if error.status in range(400, 600) else 500, error.code
     if isinstance(error, NoEligibleExpert) and CONTEXT_LENGTH in error.constraints:
-        return 400, "context_length_exceeded"  # a shorter prompt would leave an expert
+        return 400, TOO_LONG  # a shorter prompt would leave an expert
     return next((told for cls, told in _OUTSIDE.items() if isinstance(error, cls)), (500, "internal_error"))

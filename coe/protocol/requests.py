@@ -8,9 +8,7 @@ An absent `temperature` is 0, not OpenAI's 1: answers are greedy and repeatable 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from heapq import nsmallest
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -23,94 +21,22 @@ from coe.protocol import fields as f
 from coe.protocol.consistency import chat_problems, completion_problems, weight_problems
 from coe.protocol.errors import MOST_COUNTED, FieldProblem, InvalidFields
 from coe.protocol.messages import Turn
-from coe.protocol.problems import Found, invalid, problem, refused, shown, unknown_expert, wrong
+from coe.protocol.parsed import Parsed, conversation_of
+from coe.protocol.problems import Found, invalid, problem, refused, shown, wrong
 from coe.protocol.prompts import Prompt
 from coe.protocol.tools import NamedChoice
+from coe.protocol.turns import prepared_turns
 from coe.sampling import SamplingOptions
 from coe.types import GenerateRequest
-from routers.base import Message, Query
+from routers.base import Query
 
 _REFUSED_IN_CHAT: Final = {**f.OF_ENGINES, "best_of": (None, 1), "echo": (None, False), **f.REFUSED_IN_CHAT}
 _REFUSED_IN_COMPLETIONS: Final = {**f.OF_ENGINES, **f.REFUSED_IN_COMPLETIONS}
 _IGNORED_IN_CHAT: Final = f.IGNORED_IN_CHAT | f.IGNORED_OF_ENGINES
 _IGNORED_IN_COMPLETIONS: Final = f.IGNORED_IN_COMPLETIONS | f.IGNORED_OF_ENGINES
-_PLAIN_TURN: Final = frozenset({"role", "content"})
-_ELSEWHERE: Final[tuple[object, ...]] = (None, "", [])
-"""What stands for an absent content."""
 _OPTIONS: Final = frozenset(SamplingOptions.__dataclass_fields__)
 _NO_OPTIONS: Final = SamplingOptions()
 _ModelT = TypeVar("_ModelT", bound=f.EngineFields)
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """A parsed request.
-
-    Attributes:
-        model: `auto`, `coe/<policy>`, or an expert's name.
-        request, query: of the (first) prompt: what to generate, and what a router may look at; the query is without
-            `exclude`, see `query_among`.
-        include_usage: a stream ends with a chunk that has the usage.
-        ignored: given fields without effect, sorted.
-        exclude: experts that may not answer.
-        answers: also return the answer of each called expert.
-        n: answers to each prompt.
-        others: the requests of further prompts.
-    """
-
-    model: str
-    request: GenerateRequest
-    query: Query
-    stream: bool = False
-    include_usage: bool = False
-    ignored: tuple[str, ...] = ()
-    exclude: frozenset[str] = frozenset()
-    answers: bool = False
-    n: int = 1
-    others: tuple[GenerateRequest, ...] = ()
-
-    @property
-    def requests(self) -> tuple[GenerateRequest, ...]:
-        """The request of each prompt."""
-        return (self.request, *self.others)
-
-    @property
-    def size(self) -> int:
-        """The number of answers: `n` for each prompt."""
-        return self.n * (1 + len(self.others))
-
-    def query_among(self, experts: Collection[str]) -> Query:
-        """The query, restricted to the registered `experts` that are allowed and not excluded.
-
-        Raises:
-            InvalidFields: an allowed or excluded expert, or that of the session, is not registered, or none is left.
-        """
-        previous = frozenset(() if self.query.previous is None else (self.query.previous,))
-        if self.query.allowed is None and not self.exclude and not previous:
-            return self.query
-        named = {
-            "coe.experts": self.query.allowed or frozenset(),
-            "coe.exclude": self.exclude,
-            "coe.session.expert": previous,
-        }
-        unknown = [
-            (param, name)
-            for param, names in named.items()
-            for name in nsmallest(MOST_COUNTED, names.difference(experts))
-        ]
-        if unknown:
-            raise invalid([partial(unknown_expert, experts, *each) for each in unknown])
-        if not self.exclude:
-            return self.query
-        allowed = (self.query.allowed or frozenset(experts)) - self.exclude
-        if not allowed:
-            raise InvalidFields(FieldProblem("coe.exclude", "no_eligible_expert", "excludes every allowed expert"))
-        return replace(self.query, allowed=allowed)
-
-    def queries_among(self, experts: Collection[str]) -> list[Query]:
-        """The query of each prompt, restricted like `query_among`."""
-        first = self.query_among(experts)
-        return [first, *(replace(first, messages=_conversation(request)) for request in self.others)]
 
 
 def parse_chat(body: object) -> Parsed:
@@ -120,7 +46,7 @@ def parse_chat(body: object) -> Parsed:
         InvalidRequest: it is not an object, or its fields are wrong: every problem at once.
     """
     whole = _object(body)
-    messages, problems, ignored = _turns(whole.get("messages"))
+    messages, problems, ignored = prepared_turns(whole.get("messages"))
     given = {**whole, "messages": messages} if "messages" in whole else whole
     chat, more, also = _validate(given, f.ChatFields, _REFUSED_IN_CHAT, _IGNORED_IN_CHAT)
     if chat is not None:
@@ -221,15 +147,11 @@ def _continued(prompt: Prompt, options: Mapping[str, Any]) -> GenerateRequest:
     return GenerateRequest(prompt="", prompt_ids=prompt, **options)
 
 
-def _conversation(request: GenerateRequest) -> tuple[Message, ...]:
-    return request.messages or (Message("user", request.prompt or ""),)
-
-
 def _parsed(fields: f.EngineFields, requests: Sequence[GenerateRequest], ignored: set[str]) -> Parsed:
     own = fields.coe or f.Extension()
     request = requests[0]
     query = Query(
-        _conversation(request),
+        conversation_of(request),
         tools=request.offered,
         format=request.format,
         needs=request.needs,
@@ -252,72 +174,6 @@ def _parsed(fields: f.EngineFields, requests: Sequence[GenerateRequest], ignored
         n=fields.n or 1,
         others=tuple(requests[1:]),
     )
-
-
-def _turns(messages: object) -> tuple[object, list[Found], set[str]]:
-    """The messages without refused or ignored fields, the problems, and the ignored fields.
-
-    Raises:
-        InvalidFields: a message has too many fields, or there are too many parts or tool calls.
-    """
-    if not isinstance(messages, list):
-        return messages, [], set()
-    turns: list[object] = []
-    problems: list[Found] = []
-    ignored: set[str] = set()
-    n_parts = n_calls = 0
-    for i, turn in enumerate(messages):
-        if not isinstance(turn, dict):
-            turns.append(turn)
-            continue
-        content = turn.get("content")
-        if isinstance(content, list):
-            n_parts += len(content)
-            ignored |= {f"messages[].content[].{name}" for name in f.IGNORED_IN_PARTS if _any_has(content, name)}
-        if content is not None and turn.keys() == _PLAIN_TURN:
-            turns.append(turn)
-            continue
-        if len(turn) > bounds.MOST_FIELDS:
-            text = f"has {len(turn):,} fields, at most {bounds.MOST_FIELDS} are read"
-            raise InvalidFields(FieldProblem(f"messages[{i}]", "too_many", text))
-        n_calls += len(turn["tool_calls"]) if isinstance(turn.get("tool_calls"), list) else 0
-        if len(problems) < MOST_COUNTED:
-            problems += _turn_problems(turn, f"messages[{i}].")
-        ignored |= {f"messages[].{name}" for name in f.IGNORED_IN_MESSAGES if turn.get(name) not in _ELSEWHERE}
-        turns.append(_without(_completed(turn), f.REFUSED_IN_MESSAGES, f.IGNORED_IN_MESSAGES))
-    for count, most, what in (
-        (n_parts, bounds.MOST_PARTS, "parts of content"),
-        (n_calls, bounds.MOST_CALLS, "tool calls"),
-    ):
-        if count > most:
-            text = f"have {count:,} {what}, at most {most:,} are read"
-            raise InvalidFields(FieldProblem("messages", "too_many", text))
-    return turns, problems, ignored
-
-
-def _turn_problems(turn: Mapping[str, Any], place: str) -> Iterator[Found]:
-    yield from refused(turn, f.REFUSED_IN_MESSAGES, place)
-    if turn.get("tool_calls") not in _ELSEWHERE and turn.get("role") in ("system", "developer", "user", "tool"):
-        yield wrong(f"{place}tool_calls", "only messages of the assistant have tool calls")
-
-
-def _completed(turn: dict[str, Any]) -> dict[str, Any]:
-    """An assistant message as its model expects it. It may lack a content, and have its reasoning under another name.
-
-    Null is the content of an answer that was cut off, or that only calls tools.
-    """
-    if turn.get("role") != "assistant":
-        return turn
-    instead = [turn.get(name) for name in ("tool_calls", "refusal", "reasoning_content", "reasoning")]
-    if turn.get("content") is None and ("content" in turn or any(value not in _ELSEWHERE for value in instead)):
-        turn = {**turn, "content": ""}
-    if turn.get("reasoning_content") is None and isinstance(turn.get("reasoning"), str):
-        turn = {**turn, "reasoning_content": turn["reasoning"]}
-    return turn
-
-
-def _any_has(parts: list[object], name: str) -> bool:
-    return any(isinstance(part, dict) and part.get(name) is not None for part in parts)
 
 
 def _validate(

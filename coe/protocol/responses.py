@@ -1,114 +1,24 @@
-"""OpenAI's response bodies: whole answers, chunks of a stream, models.
-
-Bodies are plain dicts, not the models of `openai.types`: those cost 12.5 us per chunk instead of 5.9 us, and 0.9 s of
-import in every gateway (docs/results.md). The tests read them with the official client.
-"""
+"""Response bodies beside the answers themselves: models, decisions, and the outcomes of expert calls."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from coe.compose.notes import in_order
 from coe.policy import AUTO
+from coe.protocol.answers import tool_calls_body, usage_body
 from coe.protocol.decision import decision_document
 from coe.protocol.errors import error_body
 from coe.protocol.reading import conversation_document
 from coe.routing import DecisionInputs, Routed
-from coe.types import Answer, Failure, FinishReason, Usage
+from coe.types import Answer, Failure
 from registry.spec import RESERVED_PREFIX, ExpertSpec
 from registry.store import Snapshot
 from routers.base import Estimate
 
 OWNER = "coe"
-
-
-@dataclass(frozen=True, slots=True)
-class ChatAnswer:
-    """Bodies of one answer of `/v1/chat/completions`.
-
-    Attributes:
-        id: id of the decision. created: seconds since the epoch. model: the answering expert.
-        include_usage: every chunk has a `usage`, null except in the last.
-    """
-
-    id: str
-    created: int
-    model: str
-    include_usage: bool = False
-    whole_object: ClassVar[str] = "chat.completion"
-    chunk_object: ClassVar[str] = "chat.completion.chunk"
-    prefix: ClassVar[str] = "chatcmpl-"
-
-    def whole(self, answer: Answer) -> dict[str, Any]:
-        """The whole answer in one body."""
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
-        return _body(self, self.whole_object, [choice]) | {"usage": usage_body(answer.usage)}
-
-    def opening(self) -> list[dict[str, Any]]:
-        """Chunks before the first text: the role."""
-        return [self._chunk({"role": "assistant", "content": "", "refusal": None})]
-
-    def piece(self, text: str) -> dict[str, Any]:
-        """A chunk with text."""
-        return self._chunk({"content": text})
-
-    def ending(self, reason: FinishReason) -> dict[str, Any]:
-        """The chunk with the finish reason."""
-        return self._chunk({}, reason)
-
-    def _chunk(self, delta: dict[str, Any], reason: FinishReason | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return _chunk(self, [choice])
-
-
-@dataclass(frozen=True, slots=True)
-class TextAnswer:
-    """Bodies of one answer of `/v1/completions`; attributes as in ChatAnswer."""
-
-    id: str
-    created: int
-    model: str
-    include_usage: bool = False
-    whole_object: ClassVar[str] = "text_completion"
-    chunk_object: ClassVar[str] = "text_completion"
-    prefix: ClassVar[str] = "cmpl-"
-
-    def whole(self, answer: Answer) -> dict[str, Any]:
-        """The whole answer in one body."""
-        body = _body(self, self.whole_object, [self._choice(answer.text, answer.finish_reason)])
-        return body | {"usage": usage_body(answer.usage)}
-
-    def opening(self) -> list[dict[str, Any]]:
-        """Chunks before the first text: none."""
-        return []
-
-    def piece(self, text: str) -> dict[str, Any]:
-        """A chunk with text."""
-        return _chunk(self, [self._choice(text)])
-
-    def ending(self, reason: FinishReason) -> dict[str, Any]:
-        """The chunk with the finish reason."""
-        return _chunk(self, [self._choice("", reason)])
-
-    def _choice(self, text: str, reason: FinishReason | None = None) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
-
-
-AnswerBodies = ChatAnswer | TextAnswer
-
-
-def usage_chunk(bodies: AnswerBodies, usage: Usage) -> dict[str, Any]:
-    """The last chunk of a stream with usage; it has no choices."""
-    return _body(bodies, bodies.chunk_object, []) | {"usage": usage_body(usage)}
-
-
-def usage_body(usage: Usage) -> dict[str, int]:
-    """OpenAI's `usage`, with `"estimated": true` if a count is an estimate."""
-    return usage.document() | {"total_tokens": usage.prompt_tokens + usage.completion_tokens}
 
 
 def answers_body(done: Mapping[str, Answer | Failure], *, logged_as: str | None = None) -> list[dict[str, Any]]:
@@ -123,7 +33,10 @@ def answers_body(done: Mapping[str, Answer | Failure], *, logged_as: str | None 
 
 def _outcome(outcome: Answer | Failure, logged_as: str | None) -> dict[str, Any]:
     if isinstance(outcome, Answer):
-        said = {"text": outcome.text, "finish_reason": outcome.finish_reason, "usage": usage_body(outcome.usage)}
+        said: dict[str, Any] = {"text": outcome.text}
+        if outcome.tool_calls:
+            said["tool_calls"] = tool_calls_body(outcome.tool_calls)
+        said |= {"finish_reason": outcome.finish_reason, "usage": usage_body(outcome.usage)}
         return {"expert": outcome.expert, **said, "cost_usd": outcome.cost_usd, "error": None}
     nothing = dict.fromkeys(("text", "finish_reason", "usage", "cost_usd"))
     return {"expert": outcome.expert, **nothing, "error": error_body(outcome.error, logged_as=logged_as)[1]["error"]}
@@ -199,19 +112,4 @@ def _about(spec: ExpertSpec, snapshot: Snapshot) -> Mapping[str, Any]:
         "tags": sorted(spec.tags),
         "description": spec.description,
         "version": spec.version,
-    }
-
-
-def _chunk(bodies: AnswerBodies, choices: list[dict[str, Any]]) -> dict[str, Any]:
-    body = _body(bodies, bodies.chunk_object, choices)
-    return body | {"usage": None} if bodies.include_usage else body
-
-
-def _body(bodies: AnswerBodies, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "id": bodies.prefix + bodies.id,
-        "object": kind,
-        "created": bodies.created,
-        "model": bodies.model,
-        "choices": choices,
     }

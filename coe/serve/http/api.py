@@ -26,22 +26,17 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coe.policy import address
+from coe.protocol.answers import ChatAnswer, TextAnswer
 from coe.protocol.errors import INVALID, body_of
-from coe.protocol.requests import Parsed, parse_chat, parse_completion
-from coe.protocol.responses import (
-    AnswerBodies,
-    ChatAnswer,
-    TextAnswer,
-    answers_body,
-    model_body,
-    model_list,
-    route_body,
-    usage_chunk,
-)
+from coe.protocol.parsed import Parsed
+from coe.protocol.requests import parse_chat, parse_completion
+from coe.protocol.responses import model_body, model_list
+from coe.serve.http.call import error_response
+from coe.serve.http.choices import Choices
 from coe.serve.http.exchange import Exchange
+from coe.serve.http.explained import decisions_body, explained
 from coe.serve.http.guard import guarded
-from coe.serve.http.service import Service, error_response
-from coe.types import Answer, Chunk
+from coe.serve.http.service import Service
 
 Handle = Callable[[Exchange, bytes], Coroutine[Any, Any, None]]
 
@@ -103,28 +98,22 @@ async def answer(
     """Answer a request. A stream starts with the first text, so an earlier error still gets its own HTTP status."""
     call = exchange.call
     parsed = await service.accept(call, body, parse)
+    reply = Choices(call, parsed, bodies)
     async with aclosing(service.answer(call, parsed)) as chunks:
-        first = await anext(chunks)
-        assert call.reply is not None and call.reply.expert is not None  # known from the first chunk on
-        shape = bodies(call.id, int(call.started_at), call.reply.expert, parsed.include_usage)
-        if parsed.stream:
-            await exchange.events(*shape.opening(), *_pieces(shape, first))
-        async for chunk in chunks:
-            if parsed.stream and chunk.text:
-                await exchange.events(shape.piece(chunk.text))
-    assert call.reply.answer is not None  # after the last chunk
+        async for index, chunk in chunks:
+            if parsed.stream and (events := reply.events(index, chunk)):
+                await exchange.events(*events)
     if parsed.stream:
-        await exchange.events(*_ending(shape, call.reply.answer, exchange), last=True)
+        await exchange.events(*reply.ending(explained(exchange)), last=True)
     else:
-        await exchange.json(shape.whole(call.reply.answer) | _explained(exchange))
+        await exchange.json(reply.whole() | explained(exchange))
 
 
 async def route(service: Service, exchange: Exchange, body: bytes) -> None:
     """The decision for a chat or completion request. No expert is called."""
     parsed = await service.accept(exchange.call, body, _parse_either)
-    routed = await service.route(exchange.call, parsed)
-    version = exchange.call.orchestrator.snapshot.version
-    await exchange.json({"model": parsed.model, **route_body(exchange.call.id, routed, version)})
+    await service.route(exchange.call, parsed)
+    await exchange.json({"model": parsed.model, **decisions_body(exchange.call)})
 
 
 async def models(service: Service, request: Request) -> Response:
@@ -157,54 +146,6 @@ async def metrics(service: Service, request: Request) -> Response:
 def _parse_either(body: object) -> Parsed:
     is_completion = isinstance(body, dict) and "prompt" in body and "messages" not in body
     return parse_completion(body) if is_completion else parse_chat(body)
-
-
-def _pieces(shape: AnswerBodies, chunk: Chunk) -> list[dict[str, Any]]:
-    return [shape.piece(chunk.text)] if chunk.text else []
-
-
-def _ending(shape: AnswerBodies, answer: Answer, exchange: Exchange) -> list[dict[str, Any]]:
-    """The last chunks of a stream: finish reason and usage."""
-    chunks = [shape.ending(answer.finish_reason)]
-    if shape.include_usage:
-        chunks.append(usage_chunk(shape, answer.usage))
-    chunks[-1] |= _explained(exchange)
-    return chunks
-
-
-def _explained(exchange: Exchange) -> dict[str, Any]:
-    """The field `coe` of an answer, present on request.
-
-    `"coe": {"answers": true}` adds the answer of each expert and the notes; `x-coe-debug: true` also adds the decision,
-    the experts called, cost and timing.
-    """
-    call = exchange.call
-    assert call.parsed is not None and call.reply is not None
-    if not (exchange.debug or call.parsed.answers):
-        return {}
-    said = {"notes": call.reply.notes, "answers": answers_body(call.reply.done, logged_as=call.id)}
-    if not exchange.debug:
-        return {"coe": said}
-    finished = call.finished()
-    assert call.routed is not None and finished.answer is not None
-    timing = finished.answer.timing
-    return {
-        "coe": {
-            **route_body(call.id, call.routed, finished.registry_version),
-            "asked": call.reply.asked,
-            **said,
-            "cost_usd": finished.answer.cost_usd,
-            "timing": {
-                "route_s": finished.route_s,
-                "first_s": finished.first_s,
-                "total_s": finished.total_s,
-                "gateway_s": finished.gateway_s,
-                "queue_s": timing and timing.queue_s,
-                "load_s": timing and timing.load_s,
-                "engine_s": timing and timing.engine_s,
-            },
-        }
-    }
 
 
 async def _guarded(

@@ -13,9 +13,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from coe.protocol.errors import retry_after_s
+from coe.serve.http.call import Call
 from coe.serve.http.json_body import JsonBody
 from coe.serve.http.refusals import BodyTimeout, UnsupportedMediaType
-from coe.serve.http.service import Call
 from coe.serve.http.uploads import Uploads
 
 T = TypeVar("T")
@@ -133,20 +133,22 @@ def check_media(content_type: str, content_encoding: str) -> None:
 def disclosed(call: Call) -> dict[str, str]:
     """Headers that disclose expert, policy and confidence, and request fields without effect, as far as known.
 
-    `x-coe-truncated: true`: the router read only the beginning of the prompt; absent if it read all of it.
-    `x-coe-notes`: failed experts and truncated inputs; for a stream, those known before its first text.
+    `x-coe-truncated: true`: the router read only the beginning of a prompt; absent if it read all of it.
+    `x-coe-notes`: failed experts and truncated inputs; for a stream, those known before its first text. Of several
+    prompts: the experts of all, and the lowest confidence.
     """
     headers = {"x-coe-decision-id": call.id}
-    if call.routed is not None:
-        policy = call.routed.policy
+    if call.decisions:
+        policy = call.decisions[0].policy
+        decisions = [routed.decision for routed in call.decisions]
         headers["x-coe-router"] = quote(policy.name, safe="/ ") if policy else DIRECT
-        headers["x-coe-confidence"] = f"{call.routed.decision.confidence:.4f}"
-        if call.routed.decision.truncated:
+        headers["x-coe-confidence"] = f"{min(decision.confidence for decision in decisions):.4f}"
+        if any(decision.truncated for decision in decisions):
             headers["x-coe-truncated"] = "true"
-    if call.reply is not None and call.reply.expert is not None:
-        headers["x-coe-expert"] = call.reply.expert
-    if call.reply is not None and call.reply.notes:
-        headers["x-coe-notes"] = header_text("; ".join(call.reply.notes))
+    if experts := call.experts:
+        headers["x-coe-expert"] = experts[0] if len(experts) == 1 else header_text(", ".join(experts))
+    if notes := call.notes:
+        headers["x-coe-notes"] = header_text("; ".join(notes))
     if call.parsed is not None and call.parsed.ignored:
         headers["x-coe-warning"] = f"ignored: {', '.join(call.parsed.ignored)}"
     return headers

@@ -94,7 +94,7 @@ class Metrics:
         if routed is not None:
             if routed.decision.abstained:
                 self._abstained.labels(policy).inc()
-            if expert and FALLBACK in finished.done:
+            if expert and any(call.partition("#")[0] == FALLBACK for call in finished.done):
                 self._fallbacks.labels(policy).inc()
         _observe(self._request_s, endpoint, finished.total_s)
         _observe(self._gateway_s, endpoint, finished.gateway_s)

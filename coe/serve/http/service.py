@@ -13,26 +13,23 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 from uuid import uuid4
 
 from coe.config import ServeConfig
-from coe.errors import CoeError, DeadlineExceeded, InvalidRequest, Overloaded
-from coe.orchestrator import Orchestrator, Reply
-from coe.protocol.errors import error_body, is_internal
-from coe.protocol.requests import Parsed
+from coe.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from coe.orchestrator import Orchestrator
+from coe.protocol.parsed import Parsed
 from coe.routing import Routed
-from coe.seam import text_of
+from coe.serve.http.call import CANCELLED, Call
+from coe.serve.http.choices import interleaved
 from coe.serve.http.finished import Finished
 from coe.serve.http.large_bodies import LargeBodies
 from coe.serve.http.micro_batch import MicroBatch
 from coe.serve.http.uploads import Uploads
 from coe.types import Chunk
 
-CANCELLED = "cancelled"
-CLIENT_GONE = 499
-"""Logged status of a request whose client disconnected before any status was sent."""
 RECENT = 0.1
 """Weight of the latest request in the running mean of seconds per request."""
 HEALTH_S = 5.0
@@ -69,68 +66,6 @@ class Full(Overloaded):
 
     def __reduce__(self) -> tuple[type[Full], tuple[str, float]]:
         return Full, (str(self), self.retry_after_s or 0.0)
-
-
-@dataclass(slots=True)
-class Call:
-    """A request in progress; it becomes a `Finished`.
-
-    Attributes:
-        orchestrator: the one current at arrival; later changes of experts or policies do not affect this request.
-        admitted: whether the request counts as in flight.
-        status: HTTP status sent; 0 before.
-        error: error code, if any.
-    """
-
-    id: str
-    endpoint: str
-    orchestrator: Orchestrator
-    started_at: float
-    started: float
-    clock: Callable[[], float] = field(repr=False)
-    ends: asyncio.Timeout = field(repr=False)
-    deadline_s: float
-    admitted: bool = False
-    parsed: Parsed | None = None
-    routed: Routed | None = None
-    reply: Reply | None = None
-    status: int = 0
-    error: str | None = None
-    route_s: float | None = None
-    first_s: float | None = None
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since arrival."""
-        return self.clock() - self.started
-
-    def failed(self, error: BaseException) -> tuple[int, dict[str, Any]]:
-        """Record an error. Returns its HTTP status and OpenAI's body."""
-        status, body = error_response(error, self.id, self.endpoint)
-        self.error = body["error"]["code"]
-        return status, body
-
-    def finished(self) -> Finished:
-        """The record for log and metrics."""
-        parsed, reply = self.parsed, self.reply
-        return Finished(
-            id=self.id,
-            endpoint=self.endpoint,
-            model=parsed.model if parsed else "",
-            routed=self.routed,
-            expert=reply.expert if reply else None,
-            answer=reply.answer if reply else None,
-            error=self.error,
-            status=self.status or CLIENT_GONE,
-            streamed=parsed is not None and parsed.stream,
-            seed=parsed.request.seed if parsed else None,
-            registry_version=self.orchestrator.snapshot.version,
-            started_at=self.started_at,
-            route_s=self.route_s,
-            first_s=self.first_s,
-            total_s=self.elapsed_s,
-            done=reply.done if reply else {},
-        )
 
 
 class Service:
@@ -193,7 +128,8 @@ class Service:
             raise
         finally:
             self.in_flight -= call.admitted
-            self._tell(call.finished())
+            for finished in call.finished():
+                self._tell(finished)
 
     @asynccontextmanager
     async def within_deadline(self, call: Call) -> AsyncIterator[None]:
@@ -210,19 +146,26 @@ class Service:
                 raise
             raise DeadlineExceeded(f"the request did not finish within {call.deadline_s:g} s") from error
 
-    def admit(self, call: Call) -> None:
+    def admit(self, call: Call, places: int = 1) -> None:
         """Count a call as in flight until it ends. Its body is read and parsed by then, so slow clients take no place.
 
+        Args:
+            places: the answers that are generated for it; each counts as a request.
+
         Raises:
+            InvalidRequest: it has more answers than may ever be in flight.
             Overloaded: too many are in flight; with the expected time until one ends.
         """
         most = self.settings.max_in_flight
-        if self.in_flight >= most:
+        if places > most:
+            raise InvalidRequest(f"{places} answers in one request; only {most} may be in flight (serve.max_in_flight)")
+        if self.in_flight + places > most:
             raise Full(
-                f"{most} requests are in flight already (serve.max_in_flight); try again later", self._mean_s / most
+                f"{self.in_flight} requests are in flight already, of {most} (serve.max_in_flight); try again later",
+                self._mean_s / most,
             )
-        call.admitted = True
-        self.in_flight += 1
+        call.admitted = places
+        self.in_flight += places
 
     async def accept(self, call: Call, body: bytes, parse: Callable[[object], Parsed]) -> Parsed:
         """Parse the body of a call, then admit the call.
@@ -234,41 +177,44 @@ class Service:
 
         def known(value: object) -> Parsed:
             call.parsed = parse(value)
-            if call.parsed.size > 1:
-                raise InvalidRequest(
-                    "several answers to one request are not supported yet: leave out n, send one prompt"
-                )
             call.parsed.query_among(call.orchestrator.snapshot.experts)  # names take time too: there may be thousands
             return call.parsed
 
         parsed = await self._large.parse(body, known)
-        self.admit(call)
+        self.admit(call, len(parsed.requests) * parsed.runs_each)
         return parsed
 
-    async def route(self, call: Call, parsed: Parsed) -> Routed:
-        """The routing decision. No expert is called.
+    async def route(self, call: Call, parsed: Parsed) -> list[Routed]:
+        """The routing decision of each prompt, in one batch. No expert is called.
 
         Raises:
             InvalidRequest, NoEligibleExpert: no expert may answer; the message says why.
         """
         call.parsed = parsed
         self._shorten(call, parsed.request.deadline_s)
-        query = parsed.query_among(call.orchestrator.snapshot.experts)
-        long = call.orchestrator.may_count(query)
-        call.routed = await self._batch.route(call.orchestrator, query, parsed.model, long=long)
+        queries = parsed.queries_among(call.orchestrator.snapshot.experts)
+        long = len(queries) > 1 or call.orchestrator.may_count(queries[0])
+        routing = [self._batch.route(call.orchestrator, query, parsed.model, long=long) for query in queries]
+        call.decisions = [await routing[0]] if len(routing) == 1 else await asyncio.gather(*routing)
         call.route_s = call.elapsed_s
-        return call.routed
+        return call.decisions
 
-    async def answer(self, call: Call, parsed: Parsed) -> AsyncGenerator[Chunk, None]:
-        """Route and answer. `call.reply.expert` is set from the first chunk on, `call.reply.answer` after the last."""
-        routed = await self.route(call, parsed)
+    async def answer(self, call: Call, parsed: Parsed) -> AsyncGenerator[tuple[int, Chunk], None]:
+        """Route and answer: chunks with the index of their reply in `call.replies`.
+
+        `Reply.expert` is set from the first chunk of a reply on, `Reply.answer` after its last.
+        """
+        decisions = await self.route(call, parsed)
         left_s = max(call.deadline_s - call.elapsed_s, 1e-3)
-        call.reply = call.orchestrator.reply(replace(parsed.request, deadline_s=left_s, id=call.id), routed)
-        async with aclosing(call.reply.chunks) as chunks:
-            async for chunk in chunks:
+        call.replies = [
+            call.orchestrator.reply(replace(request, deadline_s=left_s, id=call.id_of(i)), decisions[prompt])
+            for i, (prompt, request) in enumerate(parsed.runs)
+        ]
+        async with aclosing(interleaved([reply.chunks for reply in call.replies])) as chunks:
+            async for index, chunk in chunks:
                 if call.first_s is None:
                     call.first_s = call.elapsed_s
-                yield chunk
+                yield index, chunk
 
     async def health(self) -> tuple[bool, dict[str, Any]]:
         """Whether requests can be answered now, and the body of `/health`."""
@@ -305,15 +251,6 @@ class Service:
         with _only_logged("the metrics"):
             if self.metrics is not None:
                 self.metrics.observe(finished)
-
-
-def error_response(error: BaseException, id: str, endpoint: str) -> tuple[int, dict[str, Any]]:  # noqa: A002
-    """HTTP status and OpenAI's body of an error. Details of an internal error are logged under `id`, not sent."""
-    if isinstance(error, CoeError) and error.public is not None:  # its traceback is in the log of where it was raised
-        logger.warning("request %s to %s failed: %s", id, endpoint, text_of(error))
-    elif is_internal(error):
-        logger.error("request %s to %s failed", id, endpoint, exc_info=error)
-    return error_body(error, logged_as=id)
 
 
 @contextmanager

@@ -77,8 +77,9 @@ def test_each_error_has_its_status_type_and_code(error: Exception, told: tuple[i
     got, body = error_body(error, logged_as="4711")
     assert (got, body["error"]["type"], body["error"]["code"]) == (status, kind, code)
     assert body["error"].keys() == {"message", "type", "param", "code"}
+    context = "This model's maximum context length is exceeded: " if code == "context_length_exceeded" else ""
     if message == "told":
-        shown = str(error)
+        shown = context + str(error)
         if isinstance(error, coe.errors.UnknownModel | registry.errors.UnknownExpert):
             shown += "; GET /v1/models lists all"  # a client has no `coe` command
         assert body["error"]["message"] == shown and not is_internal(error)
@@ -86,7 +87,9 @@ def test_each_error_has_its_status_type_and_code(error: Exception, told: tuple[i
         assert body["error"]["message"].startswith(f"{error.public}; details are logged under") and is_internal(error)  # type: ignore[attr-defined]
     else:
         assert body["error"]["message"].endswith("logged under the id 4711") and is_internal(error)
-    assert error_body(error)[1]["error"]["message"] == str(error), "without a log to look into, the cause itself"
+    assert error_body(error)[1]["error"]["message"] == context + str(error), (
+        "without a log to look into, the cause itself"
+    )
 
 
 def test_no_class_of_the_error_trees_is_left_out() -> None:
@@ -117,6 +120,23 @@ def test_a_prompt_that_no_experts_context_takes_is_told_as_that() -> None:
     assert error_body(error)[1]["error"]["code"] == "context_length_exceeded"
     error = routers.errors.NoEligibleExpert("nobody", constraints=["json"])
     assert error_body(pickle.loads(pickle.dumps(error)))[1]["error"]["code"] == "no_eligible_expert"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        coe.errors.ContextLengthExceeded("e", prompt_tokens=9, max_tokens=5, context_length=10),
+        coe.errors.Rejected("413 of the endpoint", code="context_length_exceeded", public="its context is too short"),
+        routers.errors.NoEligibleExpert("no expert can take this query", constraints=["context length"]),
+    ],
+)
+@pytest.mark.parametrize("logged_as", ["77", None])
+def test_clients_recognise_each_context_error_by_openais_words(error: Exception, logged_as: str | None) -> None:
+    message = error_body(error, logged_as=logged_as)[1]["error"]["message"]
+    assert message.startswith("This model's maximum context length is exceeded: ")
+    assert "maximum context length" not in error_body(coe.errors.InvalidRequest("x"))[1]["error"]["message"]
+    stated = coe.errors.Rejected("This model's maximum context length is 5 tokens", code="context_length_exceeded")
+    assert error_body(stated)[1]["error"]["message"] == "This model's maximum context length is 5 tokens"
 
 
 def test_an_error_without_words_is_told_by_its_name() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from coe.protocol import bounds
 from coe.protocol.errors import InvalidFields
-from coe.protocol.requests import Parsed, parse_chat, parse_completion
+from coe.protocol.parsed import Parsed
+from coe.protocol.requests import parse_chat, parse_completion
 from coe.sampling import SamplingOptions
 from routers.base import Message
 from routers.constraints import LOGPROBS, PROMPT_LOGPROBS, SAMPLING, TOKEN_PROMPTS

@@ -13,7 +13,8 @@ from coe.errors import InvalidRequest
 from coe.protocol import fields
 from coe.protocol.errors import InvalidFields
 from coe.protocol.messages import Turn
-from coe.protocol.requests import Parsed, parse_chat, parse_completion
+from coe.protocol.parsed import Parsed
+from coe.protocol.requests import parse_chat, parse_completion
 from coe.sampling import SamplingOptions
 from coe.types import GenerateRequest
 from routers.base import Message, Query

@@ -10,9 +10,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from coe.compose import Single
 from coe.policy import Always, Policy
-from coe.protocol.responses import ChatAnswer, TextAnswer, model_list, route_body, usage_chunk
+from coe.protocol.answers import ChatAnswer, TextAnswer, usage_chunk
+from coe.protocol.responses import model_list, route_body
 from coe.routing import DecisionInputs, Routed
-from coe.types import Answer, Usage
+from coe.types import Answer, Chunk, Usage
 from registry.spec import ExpertSpec, Kind, Price
 from registry.store import Snapshot
 from routers.base import Estimate, Query, RoutingDecision
@@ -38,7 +39,7 @@ def test_a_whole_completion_is_what_the_client_expects() -> None:
 
 def test_the_chunks_of_a_chat_answer_open_with_the_role_and_end_with_the_reason() -> None:
     bodies = ChatAnswer("77", 1, "sql", include_usage=True)
-    chunks = [*bodies.opening(), bodies.piece("SELECT"), bodies.ending("length")]
+    chunks = [*bodies.opening(), bodies.piece(Chunk("SELECT")), bodies.ending("length")]
     assert all(chunk["usage"] is None for chunk in chunks)
     parsed = [ChatCompletionChunk.model_validate(chunk, strict=True) for chunk in chunks]
     deltas = [chunk.choices[0].delta.model_dump(exclude_unset=True) for chunk in parsed]
@@ -46,13 +47,13 @@ def test_the_chunks_of_a_chat_answer_open_with_the_role_and_end_with_the_reason(
     assert [chunk.choices[0].finish_reason for chunk in parsed] == [None, None, "length"]
     last = usage_chunk(bodies, Usage(5, 2))
     assert last["choices"] == [] and last["usage"] == USAGE
-    assert "usage" not in ChatAnswer("77", 1, "sql").piece("x"), "only where it is asked for"
+    assert "usage" not in ChatAnswer("77", 1, "sql").piece(Chunk("x")), "only where it is asked for"
 
 
 def test_the_chunks_of_a_completion_have_text_only() -> None:
     bodies = TextAnswer("77", 1, "sql")
     assert bodies.opening() == []
-    assert bodies.piece("SELECT")["choices"][0] == {
+    assert bodies.piece(Chunk("SELECT"))["choices"][0] == {
         "index": 0,
         "text": "SELECT",
         "logprobs": None,

@@ -8,7 +8,8 @@ import pytest
 
 from coe.protocol import bounds
 from coe.protocol.errors import InvalidFields
-from coe.protocol.requests import Parsed, parse_chat
+from coe.protocol.parsed import Parsed
+from coe.protocol.requests import parse_chat
 from routers.base import Message, ToolCall
 from routers.constraints import JSON_SCHEMA, TOOLS, VISION
 

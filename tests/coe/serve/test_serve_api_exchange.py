@@ -95,6 +95,7 @@ async def test_a_policys_name_fits_into_a_header_whatever_it_is() -> None:
         await gateway.route(call, parse_chat(request))
     assert disclosed(call)["x-coe-router"] == "gr%C3%B6%C3%9Fer%0D%0Ax-evil%3A 1"
     assert "x-coe-truncated" not in disclosed(call)
-    call.routed = replace(call.routed, decision=replace(call.routed.decision, truncated=True))
+    [routed] = call.decisions
+    call.decisions = [replace(routed, decision=replace(routed.decision, truncated=True))]
     assert disclosed(call)["x-coe-truncated"] == "true"
     gateway.close()

@@ -12,13 +12,15 @@ import pytest
 from api_server import EXPERTS, Log, Words
 
 from coe.config import ServeConfig
-from coe.errors import DeadlineExceeded, Overloaded
+from coe.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from coe.orchestrator import Orchestrator
 from coe.policy import Policy
 from coe.protocol.errors import retry_after_s
-from coe.protocol.requests import Parsed, parse_chat
+from coe.protocol.parsed import Parsed
+from coe.protocol.requests import parse_chat
 from coe.serve.http import service as module
-from coe.serve.http.service import Call, Full, Service
+from coe.serve.http.call import Call
+from coe.serve.http.service import Full, Service
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.store import Snapshot
 
@@ -67,7 +69,7 @@ async def answered(service: Service, request: Parsed) -> Call:
     async with service.call("/v1/chat/completions") as call, service.within_deadline(call):
         service.admit(call)
         async with aclosing(service.answer(call, request)) as chunks:
-            assert "".join([chunk.text async for chunk in chunks]) == "two words"
+            assert "".join([chunk.text async for _, chunk in chunks]) == "two words"
         call.status = 200
     return call
 
@@ -118,6 +120,14 @@ async def test_places_are_counted_and_given_back_and_the_wait_is_estimated(monke
                 assert retry_after_s(caught.value) == 1
         assert service.in_flight == 2
     assert service.in_flight == 0
+    async with service.call("/a") as a, service.call("/b") as b:
+        service.admit(a, 2)
+        with pytest.raises(Full):
+            service.admit(b)
+        with pytest.raises(InvalidRequest, match="3 answers in one request; only 2 may be in flight"):
+            service.admit(b, 3)
+        assert service.in_flight == 2
+    assert service.in_flight == 0, "as many places are given back as were taken"
     await answered(service, parsed())
     async with service.call("/a") as a, service.call("/b") as b, service.call("/c") as c:
         service.admit(a)
