@@ -165,6 +165,7 @@ class BatchLimits:
         tokens: most tokens in the key-value cache (rows x longest prompt and answer); `None` is no limit.
         positions: most padded prompt plus answer, the model's context.
         scoring: tokens in the key-value cache that take as much memory as scoring the prompts of a batch.
+        entries: most log-probabilities of prompts; the objects that hold them take some 100 bytes each.
         padding: a batch's padded prompts may have this many times the tokens of its prompts...
         short: ...unless all its prompts are at most this long, when padding costs next to nothing.
     """
@@ -174,6 +175,7 @@ class BatchLimits:
     tokens: int | None
     positions: int
     scoring: int = 0
+    entries: int = 1_000_000
     padding: float = 1.5
     short: int = 64
 
@@ -198,10 +200,12 @@ def _fits(rows: Sequence[BatchRow], limits: BatchLimits) -> bool:
     longest = max(prompts)
     width = longest + max(row.max_tokens for row in rows)
     adapters = {adapter_key(row.adapter) for row in rows if row.adapter}
-    scoring = limits.scoring if any(row.n_prompt_top is not None for row in rows) else 0
+    entries = sum(len(row.prompt_ids) * (1 + row.n_prompt_top) for row in rows if row.n_prompt_top is not None)
+    scoring = limits.scoring if entries else 0
     return (
         len(adapters) <= limits.adapters
         and width <= limits.positions
+        and entries <= limits.entries
         and (limits.tokens is None or width * len(rows) + scoring <= limits.tokens)
         and (longest <= limits.short or longest * len(rows) <= limits.padding * sum(prompts))
     )

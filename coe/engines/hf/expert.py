@@ -16,7 +16,7 @@ from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.batch import BatchLimits, BatchRow, WaitingRows, adapter_key, deliver
 from coe.engines.hf.decoding import Decoding
 from coe.engines.hf.load import LoadedModel, translate
-from coe.engines.hf.logprobs import SCORING_BYTES, TokenTexts, scoring_bytes
+from coe.engines.hf.logprobs import MOST_TOP, SCORING_BYTES, TokenTexts, scoring_bytes
 from coe.engines.hf.sampling import Sampling, processors
 from coe.engines.hf.text import SpecialTokens, TextStream
 from coe.engines.render import Renderer
@@ -140,7 +140,7 @@ class HFExpert:
             raise self._gone()
         name = adapter.spec.name if adapter else self.spec.name
         prompt_ids = list(request.prompt_ids) or chat.encode_text(loaded.tokenizer, prompt, expert=name)
-        self._check_ids(request, name)
+        self._check(request, name)
         request = self._bounded(request, len(prompt_ids), name, adapter)
         decode = partial(loaded.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         ends = loaded.eos | chat.token_ids(loaded.tokenizer, style.eos)
@@ -166,8 +166,10 @@ class HFExpert:
         """The text of the prompt."""
         return self._texts.text(request.prompt_ids) if request.prompt_ids else prompt
 
-    def _check_ids(self, request: GenerateRequest, name: str) -> None:
-        """Raises Rejected for a token id that the vocabulary of this expert does not have."""
+    def _check(self, request: GenerateRequest, name: str) -> None:
+        """Raises Rejected for a token id that this expert's vocabulary does not have, or too many log-probabilities."""
+        if (most := max(request.logprobs or 0, request.prompt_logprobs or 0)) > MOST_TOP:
+            raise Rejected(f"{name!r} returns at most {MOST_TOP} most likely tokens for each token, not {most:,}")
         for field, ids in (("prompt", request.prompt_ids), ("logit_bias", request.sampling.logit_bias)):
             wrong = next((i for i in ids if not 0 <= i < self._n_ids), None)
             if wrong is not None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SCORING_BYTES: Final = 128 * 2**20
 """Memory for the scores of a chunk of prompt positions. A chunk has at least one position of every row."""
+MOST_TOP: Final = 20
+"""Most likely tokens that a request may have returned with each token, as in vLLM and OpenAI's API."""
 _BYTES_PER_SCORE: Final = 12
 """Float32 arrays of a chunk that exist at once: the model's scores, the copy, and the exponentials of their sum."""
 _UNFINISHED: Final = "\ufffd"

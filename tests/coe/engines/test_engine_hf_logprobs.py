@@ -320,6 +320,14 @@ async def test_ids_outside_the_vocabulary_are_rejected_by_this_expert(expert: HF
     assert last.usage == Usage(1, 1)
 
 
+@pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
+async def test_most_likely_tokens_are_bounded(expert: HFExpert, field: str) -> None:
+    most = whole(await say(expert, GenerateRequest(prompt="the capital", max_tokens=1, **{field: 20})))
+    assert len((*most.logprobs, *most.prompt_logprobs)[-1].top) == 20
+    with pytest.raises(Rejected, match="'tiny' returns at most 20 most likely tokens for each token, not 21"):
+        await say(expert, GenerateRequest(prompt="the", max_tokens=1, **{field: 21}))
+
+
 async def test_token_prompts_obey_the_context(expert: HFExpert) -> None:
     with pytest.raises(ContextLengthExceeded):
         await say(expert, GenerateRequest(prompt="", prompt_ids=(5,) * expert.context_length, max_tokens=1))
@@ -336,6 +344,9 @@ async def test_scoring_counts_in_the_memory_of_a_batch(engine: HFEngine, tiny: P
     plain = [row(3), row(3)]
     assert len(choose_batch([*plain, scored], limits(tokens=100, scoring=80))) == 2
     assert len(choose_batch([*plain, scored], limits(tokens=100, scoring=50))) == 3
+    many = [row(10, echo=True, prompt_logprobs=4) for _ in range(3)]  # 50 entries each
+    assert len(choose_batch(many, limits(entries=100))) == 2
+    assert len(choose_batch(many, limits(entries=99))) == 1
     expert = await engine.load(model_spec(tiny), tiny)
     try:
         assert expert._limits().scoring * expert._loaded.cache_bytes_per_token >= hf_logprobs.SCORING_BYTES  # type: ignore[union-attr]
