@@ -3,13 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 SEED ?= 7
 N ?= 140
+CLIENTS := .clients-venv
 # Test processes: one per core. `make test WORKERS=0` runs everything in one process.
 WORKERS ?= logical
 
 # Keep bytecode between the processes of a run: without it, collecting the tests takes twice the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check lint types layers cover zoo-train lock clean
+.PHONY: setup demo test check lint types layers cover clients zoo-train lock clean
 
 setup: .venv/.installed
 
@@ -48,6 +49,24 @@ layers: setup
 cover: setup  ## branch coverage, package by package
 	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term
 
+clients: setup $(CLIENTS)/.installed  ## OpenAI clients, agent frameworks and benchmark tools against a service
+	$(BIN)/python tests/clients/table.py --environments $(CLIENTS) --out $(CLIENTS)/table.md
+
+# Their requirements exclude each other and those of the project: three environments, and one for node if it is there.
+$(CLIENTS)/.installed: $(wildcard tests/clients/requirements/*)
+	test -x $(CLIENTS)/uv/bin/uv || { $(PYTHON) -m venv $(CLIENTS)/uv && $(CLIENTS)/uv/bin/python -m pip install --quiet uv; }
+	for name in agents openai2 benchmarks; do \
+	  echo "installing $$name"; \
+	  $(CLIENTS)/uv/bin/uv venv --quiet --clear --python $(PYTHON) $(CLIENTS)/$$name && \
+	  UV_FIND_LINKS="$$($(BIN)/pip config get global.find-links 2>/dev/null)" \
+	  UV_EXTRA_INDEX_URL="$$($(BIN)/pip config get global.extra-index-url 2>/dev/null)" \
+	  $(CLIENTS)/uv/bin/uv pip install --quiet --python $(CLIENTS)/$$name/bin/python --index-strategy unsafe-best-match \
+	    -r tests/clients/requirements/$$name.txt || exit 1; \
+	done
+	mkdir -p $(CLIENTS)/node && cp tests/clients/requirements/package.json $(CLIENTS)/node/
+	! command -v npm >/dev/null || npm install --silent --prefix $(CLIENTS)/node
+	touch $@
+
 zoo-train: setup  ## train the zoo's adapters again (about an hour on one core)
 	$(BIN)/python -m examples.zoo.train --all
 
@@ -66,4 +85,4 @@ lock: setup  ## resolve and pin all dependencies again
 	mv .venv/new.txt constraints.txt
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf .venv $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .coverage

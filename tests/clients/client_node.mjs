@@ -169,7 +169,7 @@ for (const [feature, run] of Object.entries(features)) {
     await run();
   } catch (error) {
     const refused = error.status >= 400 && error.status < 500;
-    [outcome, detail] = refused ? ["refused", `${error.name}: ${error.message}`] : ["fails", String(error.stack)];
+    [outcome, detail] = refused ? ["refused", error.error?.message ?? error.message] : ["fails", String(error.stack)];
   }
   console.log(JSON.stringify({ feature, outcome, detail, seconds: Math.round(performance.now() - started) / 1000 }));
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,12 @@ class Client:
     name: str
     file: str
     environment: str
+
+    def is_installed(self, environments: Path) -> bool:
+        """Whether its environment is there."""
+        if self.file.endswith(".mjs") and not (environments / self.environment / "node_modules" / "openai").exists():
+            return False
+        return shutil.which(self.command(environments)[0]) is not None
 
     def command(self, environments: Path) -> list[str]:
         """What runs its file, without the arguments of the file."""
@@ -47,6 +54,12 @@ CLIENTS: Final = (
 )
 
 
+def environment() -> dict[str, str]:
+    """The variables of a client's process: one compute thread, no hub, and a key that is none."""
+    fixed = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": "none", "PYTHONWARNINGS": "ignore"}
+    return {**os.environ, **fixed}
+
+
 def outcomes(client: Client, environments: Path, url: str, expert: str) -> Iterator[dict[str, Any]]:
     """The lines that a client's file prints, as they come: its version, then one a feature.
 
@@ -54,12 +67,11 @@ def outcomes(client: Client, environments: Path, url: str, expert: str) -> Itera
         RuntimeError: the file failed before its last feature; the message has the end of what it printed.
     """
     command = [*client.command(environments), "--url", url, "--expert", expert]
-    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": "none", "PYTHONWARNINGS": "ignore"}
     log = environments / f"{client.file}.{expert}.log"
     with (
         log.open("w") as errors,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **quiet}, cwd=HERE
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment(), cwd=HERE
         ) as process,
     ):
         assert process.stdout is not None

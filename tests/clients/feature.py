@@ -60,8 +60,18 @@ class Outcome:
 
 
 Run = Callable[[Endpoint], None]
-FEATURES: Final[dict[str, tuple[Run, bool | None]]] = {}
-"""By name: the function, and whether it needs the scripted expert (true), a real one (false), or either."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """The function that shows a feature. scripted: it needs the scripted expert (true), a real one (false), or any."""
+
+    run: Run
+    scripted: bool | None
+
+
+FEATURES: Final[dict[str, Feature]] = {}
+"""The features of the client, by name."""
 
 
 def feature(name: str, *, scripted: bool | None = None) -> Callable[[Run], Run]:
@@ -69,7 +79,7 @@ def feature(name: str, *, scripted: bool | None = None) -> Callable[[Run], Run]:
 
     def register(run: Run) -> Run:
         assert name not in FEATURES, name
-        FEATURES[name] = run, scripted
+        FEATURES[name] = Feature(run, scripted)
         return run
 
     return register
@@ -92,7 +102,7 @@ def outcome_of(name: str, endpoint: Endpoint) -> Outcome:
     started = time.perf_counter()
     result, detail = "works", ""
     try:
-        FEATURES[name][0](endpoint)
+        FEATURES[name].run(endpoint)
     except Exception as error:
         refusal = _refusal(error)
         result, detail = (
@@ -108,9 +118,17 @@ def _refusal(error: BaseException | None) -> str | None:
         seen.add(id(error))
         status = getattr(error, "status_code", None)
         if isinstance(status, int) and 400 <= status < 500:
-            return f"{type(error).__name__}: {error}"
+            return _message(error)
         error = error.__cause__ or error.__context__
     return None
+
+
+def _message(error: BaseException) -> str:
+    """The server's message, whatever the client wraps around it."""
+    body = getattr(error, "body", None)
+    if isinstance(body, dict):
+        body = body.get("error", body)
+    return str(body["message"] if isinstance(body, dict) and "message" in body else error)
 
 
 def main(package: str, version: str | None = None) -> None:
@@ -128,6 +146,6 @@ def main(package: str, version: str | None = None) -> None:
         flush=True,
     )
     with redirect_stdout(sys.stderr):  # clients print too
-        for name, (_, scripted) in FEATURES.items():
-            if scripted in (None, at.scripted) and (not options.only or name in options.only):
+        for name, shown in FEATURES.items():
+            if shown.scripted in (None, at.scripted) and (not options.only or name in options.only):
                 print(json.dumps(asdict(outcome_of(name, at))), file=lines, flush=True)

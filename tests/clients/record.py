@@ -8,39 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import uvicorn
-
-sys.path.append(str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from clients import CLIENTS, ENVIRONMENTS, Client, outcomes
-from scripted_endpoint import MODEL, scripted_app
+from service import MODEL, scripted_endpoint
+
+from examples.zoo.fetch import fetch
 
 TARGET: Final = Path(__file__).parents[1] / "coe" / "protocol" / "client_bodies.jsonl"
 Bodies = list[tuple[str, dict[str, Any]]]
-
-
-@contextmanager
-def recording(port: int) -> Iterator[Bodies]:
-    """The scripted endpoint on a port; the list has the path and body of each request so far."""
-    bodies: Bodies = []
-    app = scripted_app(lambda path, body: bodies.append((path, body)))
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield bodies
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def main() -> None:
@@ -48,17 +28,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)
     parser.add_argument("--client", action="append", choices=[client.name for client in CLIENTS])
-    parser.add_argument("--port", type=int, default=8101)
     options = parser.parse_args()
+    os.environ["COE_CLIENTS_TOKENIZER"] = str(fetch("smollm2"))
     old = [json.loads(line) for line in TARGET.read_text().splitlines()] if options.client else []
     lines: list[dict[str, Any]] = []
-    with recording(options.port) as bodies:
+    bodies: Bodies = []
+    with scripted_endpoint(lambda path, body: bodies.append((path, body))) as url:
         for client in CLIENTS:
             if options.client and client.name not in options.client:
                 lines += [line for line in old if line["client"].rpartition(" ")[0] == client.name]
             else:
                 print(client.name, file=sys.stderr)
-                lines += recorded(client, options.environments, f"http://127.0.0.1:{options.port}/v1", bodies)
+                lines += recorded(client, options.environments, url, bodies)
     TARGET.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 

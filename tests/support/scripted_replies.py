@@ -12,6 +12,11 @@ from typing import Any, Final
 
 CONTEXT: Final = 4096
 """Words of prompt and answer together."""
+CAPABILITIES: Final = (
+    *("chat", "tools", "json", "json_schema", "vision"),
+    *("logprobs", "prompt_logprobs", "token_prompts", "sampling"),
+)
+"""What an expert at the scripted endpoint states."""
 ANSWERS: Final = {
     "capital of france": "The capital of France is Paris.",
     "capital of italy": "The capital of Italy is Rome.",

@@ -1,0 +1,127 @@
+"""Run every client against a service, and print which features work: `python tests/clients/table.py --out table.md`.
+
+Without `--url` it starts `coe serve` over the scripted endpoint and SmolLM2. Every cell is one run of one function of
+the client's file. With COE_DATA_DIR it also compares log-likelihoods over the endpoint with those of lm-eval's own
+backend. The exit status is 1 if a feature fails or a likelihood differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from clients import CLIENTS, ENVIRONMENTS, HERE, Client, environment, outcomes
+from service import LOCAL, MODEL, service
+
+from examples.zoo.fetch import fetch
+
+CELLS: Final = {"works": "works", "refused": "refused", "fails": "**fails**", None: "-"}
+LONGEST_DETAIL: Final = 300
+"""Characters of a refusal or failure below the table."""
+
+
+@dataclass
+class Column:
+    """The outcomes of one client, by feature."""
+
+    client: Client
+    version: str = ""
+    outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def run(clients: Sequence[Client], environments: Path, url: str, expert: str) -> list[Column]:
+    """The outcomes of each client, in the order of the clients."""
+    columns = []
+    for client in clients:
+        column = Column(client)
+        for line in outcomes(client, environments, url, expert):
+            column.version = line.get("version", column.version)
+            if "feature" in line:
+                column.outcomes[line["feature"]] = line
+                print(f"{client.name}, {line['feature']}: {line['outcome']}", file=sys.stderr, flush=True)
+                if line["outcome"] == "fails":
+                    print(line["detail"], file=sys.stderr, flush=True)
+        columns.append(column)
+    return columns
+
+
+def table(columns: Sequence[Column]) -> str:
+    """Features as rows, clients as columns, and below it why something was refused or failed."""
+    columns = [column for column in columns if column.outcomes]
+    features = list(dict.fromkeys(name for column in columns for name in column.outcomes))
+    lines = ["| | " + " | ".join(f"{column.client.name} {column.version}" for column in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for name in features:
+        cells = (CELLS[column.outcomes.get(name, {}).get("outcome")] for column in columns)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    reasons: dict[str, list[str]] = {}
+    for column in columns:
+        for name, line in column.outcomes.items():
+            if line["outcome"] != "works":
+                what = f"{name}, {line['outcome']}: {_shown(line['detail'])}"
+                reasons.setdefault(what, []).append(column.client.name)
+    return "\n".join([*lines, "", *(f"- {what} ({', '.join(names)})" for what, names in reasons.items())]) + "\n"
+
+
+def parity(environments: Path, url: str) -> tuple[str, bool]:
+    """A table of lm_eval_parity.py, and whether something differs."""
+    command = [str(environments / "benchmarks" / "bin" / "python"), str(HERE / "lm_eval_parity.py")]
+    done = subprocess.run(
+        [*command, "--url", url, "--expert", LOCAL], env=environment(), stdout=subprocess.PIPE, text=True, check=False
+    )
+    lines = ["### lm-eval: the endpoint and its own hf backend", ""]
+    lines += ["| task | prompts as | rows | acc, hf and endpoint | acc_norm, hf and endpoint | largest difference |"]
+    lines += ["|---" * 6 + "|"]
+    for line in map(json.loads, done.stdout.splitlines()):
+        both = (" and ".join(f"{value:.3f}" for value in line[metric]) for metric in ("acc,none", "acc_norm,none"))
+        cells = [line["task"], line["over"], str(line["rows"]), *both, f"{line['largest']:.1e}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n", done.returncode != 0
+
+
+def _shown(detail: str) -> str:
+    text = " ".join(detail.split())
+    return text if len(text) <= LONGEST_DETAIL else "..." + text[-LONGEST_DETAIL:]
+
+
+def main() -> None:
+    """Run the clients, and write the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--url", help="base URL of a running service, with /v1")
+    parser.add_argument("--environments", type=Path, default=ENVIRONMENTS)
+    parser.add_argument("--client", action="append", choices=[client.name for client in CLIENTS])
+    parser.add_argument("--expert", action="append", help=f"default: {MODEL} and {LOCAL}")
+    parser.add_argument("--out", type=Path, help="write the tables to this file too")
+    options = parser.parse_args()
+    weights = fetch("smollm2")
+    os.environ["COE_CLIENTS_TOKENIZER"] = str(weights)
+    chosen = [client for client in CLIENTS if not options.client or client.name in options.client]
+    clients = [client for client in chosen if client.is_installed(options.environments)]
+    for client in (client for client in chosen if client not in clients):
+        print(f"{client.name} is not installed; it is left out", file=sys.stderr)
+    text, failed = "", False
+    with nullcontext(options.url) if options.url else service(weights) as url:
+        for expert in options.expert or (MODEL, LOCAL):
+            columns = run(clients, options.environments, url, expert)
+            text += f"### Expert `{expert}`\n\n{table(columns)}\n"
+            failed |= any(line["outcome"] == "fails" for column in columns for line in column.outcomes.values())
+        if any(client.name == "lm-eval" for client in clients) and os.environ.get("COE_DATA_DIR"):
+            lines, unequal = parity(options.environments, url)
+            text, failed = text + lines, failed or unequal
+    print(text)
+    if options.out:
+        options.out.write_text(text)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
