@@ -53,8 +53,10 @@ def _top(token: TokenLogprob) -> dict[str, float | None] | None:
     """The most likely tokens and the token itself; null for the first token of a prompt."""
     if token.logprob is None:
         return None
-    likely = {text: _number(logprob) for text, logprob, _ in token.top}
-    return likely | {token.token: _number(token.logprob)}
+    likely: dict[str, float | None] = {}
+    for text, logprob in (*((text, logprob) for text, logprob, _ in token.top), (token.token, token.logprob)):
+        likely.setdefault(text, _number(logprob))  # of two tokens with one text, the more likely one
+    return likely
 
 
 def _chat_token(text: str, logprob: float | None, data: bytes | None) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from coe.compose import Single
 from coe.policy import Always, Policy
 from coe.protocol.answers import ChatAnswer, TextAnswer, usage_chunk
+from coe.protocol.logprobs import TextLogprobs
 from coe.protocol.responses import model_list, route_body
 from coe.routing import DecisionInputs, Routed
-from coe.types import Answer, Chunk, Usage
+from coe.types import Answer, Chunk, TokenLogprob, Usage
 from registry.spec import ExpertSpec, Kind, Price
 from registry.store import Snapshot
 from routers.base import Estimate, Query, RoutingDecision
@@ -105,3 +106,11 @@ def test_a_named_expert_has_no_estimate() -> None:
     decision = RoutingDecision(("a",), (1.0,), (1.0,), 1.0, reason="named by the request")
     body = route_body("77", Routed(Query.of("hi"), decision, None, None, Single()), 4)
     assert body["policy"] is body["estimate"] is body["router_digest"] is None and body["allowed"] == ["a"]
+
+
+def test_of_two_likely_tokens_with_one_text_the_more_likely_one_is_listed() -> None:
+    entry = TokenLogprob("a", -2.5, b"a", (("a", -0.5, b"a"), ("b", -1.0, b"b"), ("b", -3.0, b"b")))
+    body = TextLogprobs().body([TokenLogprob("x", None, b"x"), entry])
+    assert body is not None
+    assert body["token_logprobs"] == [None, -2.5]
+    assert body["top_logprobs"] == [None, {"a": -0.5, "b": -1.0}]  # lm-eval takes the largest for the greedy token
