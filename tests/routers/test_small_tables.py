@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from planted_outcomes import planted_table
@@ -101,3 +103,11 @@ def test_more_rows_make_the_default_number_of_neighbours_larger():
     both = first.extended(table.select(np.arange(60, 120)))
     whole = made("knn").fit(table)
     np.testing.assert_array_equal(route(both, TEST).quality, route(whole, TEST).quality)
+
+
+@pytest.mark.parametrize("domains", [[str(i) for i in range(20)], ["a", *(str(i) for i in range(18)), "a"]])
+@pytest.mark.parametrize("kind", sorted(set(LEARNING) - {"skill"}))
+def test_domains_of_one_row_each_are_no_error(kind, domains):
+    table = replace(planted_table(20), domains=tuple(domains))
+    chosen = route(made(kind).fit(table), TEST)
+    assert np.isfinite(chosen.quality).all()

@@ -161,7 +161,7 @@ def fit_features(
     """Fit the blocks on n training queries; returns them and the features of these queries.
 
     Args:
-        labels: columns of n categories each; a column with fewer than two categories is ignored.
+        labels: columns of n categories each; a column of one category, or of none with two rows, is ignored.
     """
     words, reduced = fit_lexical(queries.texts, DIMS, seed=seed) if lexical else (None, None)
     raw = {"embedding": queries.embeddings}
@@ -172,8 +172,13 @@ def fit_features(
     raw |= {f"signal.{name}": np.asarray(values, dtype=np.float32) for name, values in queries.signals.items()}
     blocks = {name: _fit_block(values, one_scale=name == "embedding") for name, values in raw.items()}
     x = np.hstack([block.transform(raw[name]) for name, block in blocks.items()])
-    fitted = [_fit_categories(x, column, seed) for column in labels if len(set(column)) > 1]
+    fitted = [_fit_categories(x, column, seed) for column in labels if _is_learnable(column)]
     return Features(blocks, words, tuple(one for one, _ in fitted)), _seen(x, [p for _, p in fitted])
+
+
+def _is_learnable(labels: Sequence[str]) -> bool:
+    """Whether there are two categories, and one of them has two rows: one to fit on and one to hold out."""
+    return 1 < len(set(labels)) < len(labels)
 
 
 def _raw(name: str, queries: Texts, lexical: Lexical | None) -> NDArray[Any]:
