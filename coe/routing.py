@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from coe.compose import Composition, FallbackOnly, Single, WithFallback, named_experts, without
-from coe.compose.one_answer import NEEDS_ONE, OneAnswer
+from coe.compose.one_answer import as_one_answer
 from coe.engines import capabilities
 from coe.errors import CoeError, InvalidRequest, RoutingFailed
 from coe.policy import Policy
@@ -293,9 +293,7 @@ def _composition(
     runs it as one more stage. If there is none, and only the chosen experts can count the prompt, another expert takes
     its place. A request for tool calls or log-probabilities gets the answer of one expert.
     """
-    composition, fallback = policy.composition, policy.fallback
-    if (needs := query.needs & NEEDS_ONE) and not isinstance(composition, Single):
-        composition = OneAnswer(needs)
+    composition, fallback = as_one_answer(policy.composition, query.needs), policy.fallback
     if named_experts(composition):
         removed = {e: why for e, why in eligible.removed.items() if not why.startswith(CONTEXT_LENGTH)}
         composition = without(composition, removed)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from coe.batch.pieces import result_pieces
 from coe.batch.records import usage_of
 from coe.batch.rows import COMPLETIONS
 from coe.protocol.answers import ChatAnswer, TextAnswer
@@ -34,7 +35,7 @@ def batch_line(record: Mapping[str, Any]) -> dict[str, Any]:
 def _body(record: Mapping[str, Any], token: str) -> dict[str, Any]:
     bodies = TextAnswer if record["endpoint"] == COMPLETIONS else ChatAnswer
     usage = usage_of(record)
-    answer = Answer(record["expert"], record["answer"], record["finish_reason"], usage)
+    answer = Answer(record["expert"], record["answer"], record["finish_reason"], usage, **result_pieces(record))
     return bodies(token, CREATED, record["expert"]).whole(answer) | _explained(record)
 
 
@@ -47,6 +48,7 @@ def _explained(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_sent(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """An expert's answer as the endpoint sends it: Parquet has a null where a usage is not marked as estimated."""
+    """An expert's answer as the endpoint sends it: Parquet has nulls for an answer without tool calls, or estimates."""
     usage = answer["usage"]
-    return {**answer, "usage": usage and {name: value for name, value in usage.items() if value is not None}}
+    sent = {name: value for name, value in answer.items() if name != "tool_calls" or value is not None}
+    return {**sent, "usage": usage and {name: value for name, value in usage.items() if value is not None}}

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 import coe.errors
+from coe.batch.pieces import PIECES, pieces_of, pieces_record
 from coe.errors import CoeError, EngineError
 from coe.protocol.decision import decision_document, decision_from
 from coe.protocol.errors import error_body
@@ -61,6 +62,7 @@ ANSWERS = pa.schema(
         ("call", pa.string()),
         ("expert", pa.string()),
         ("text", pa.string()),
+        *PIECES,
         *OUTCOME,
         ("value", pa.binary()),
         ("error", pa.string()),
@@ -147,7 +149,8 @@ def dump_outcome(row: int, call: str, outcome: Answer | Failure) -> dict[str, An
     record = dict.fromkeys(ANSWERS.names, None) | {"row": row, "call": call, "expert": outcome.expert}
     if isinstance(outcome, Failure):
         return record | {"error": _dump(_dump_error(outcome.error))}
-    return record | {"text": outcome.text, "value": outcome.value} | outcome_columns(outcome)
+    said = {"text": outcome.text, "value": outcome.value, **pieces_record(outcome)}
+    return record | said | outcome_columns(outcome)
 
 
 def outcome_columns(answer: Answer) -> dict[str, Any]:
@@ -163,7 +166,13 @@ def load_outcome(record: Mapping[str, Any]) -> Answer | Failure:
         return Failure(record["expert"], _load_error(json.loads(record["error"])))
     usage = usage_of(record)
     return Answer(
-        record["expert"], record["text"], record["finish_reason"], usage, record["cost_usd"], value=record["value"]
+        record["expert"],
+        record["text"],
+        record["finish_reason"],
+        usage,
+        record["cost_usd"],
+        value=record["value"],
+        **pieces_of(record),
     )
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coe.batch.openai_lines import batch_line
+from coe.batch.pieces import TOOL_CALLS, result_columns
 from coe.batch.records import OUTCOME, RoutedRow, describe, outcome_columns
 from coe.errors import InvalidRequest
 from coe.protocol.responses import answers_body
@@ -45,6 +46,7 @@ _ANSWERS = pa.list_(
             ("call", pa.string()),
             ("expert", pa.string()),
             ("text", pa.string()),
+            ("tool_calls", TOOL_CALLS),
             ("finish_reason", pa.string()),
             ("usage", _USAGE),
             ("cost_usd", pa.float64()),
@@ -60,6 +62,8 @@ FINAL = pa.schema(
         ("policy", pa.string()),
         ("expert", pa.string()),
         ("answer", pa.string()),
+        ("reasoning", pa.string()),
+        ("tool_calls", TOOL_CALLS),
         *OUTCOME,
         ("confidence", pa.float64()),
         ("label", pa.string()),
@@ -72,9 +76,18 @@ FINAL = pa.schema(
 )
 """results.parquet: for each row the requested model, the expert, its answer and the decision; or the error.
 
-`truncated`: the router read only the beginning of the prompt. `notes`: which experts failed, what was cut. `answers`:
+`reasoning`, `tool_calls`: of the answer, null without any. `truncated`: the router read only the beginning of the
+prompt. `notes`: which experts failed, what was cut. `answers`:
 one for each expert call, if the row requests them, as in the field `coe` of the endpoint."""
-RESULTS = FINAL.append(pa.field("status", pa.int32())).append(pa.field("endpoint", pa.string()))
+RESULTS = pa.schema(
+    [
+        *FINAL,
+        ("status", pa.int32()),
+        ("endpoint", pa.string()),
+        ("logprobs", pa.string()),
+        ("prompt_logprobs", pa.string()),
+    ]
+)
 """A part of it, with the columns that only results.jsonl needs."""
 
 Result = dict[str, Any]
@@ -119,7 +132,7 @@ def result(
         record["answers"] = answers_body(done)
     if isinstance(outcome, Answer):
         answered = {"expert": outcome.expert, "answer": outcome.text, "notes": list(outcome.notes), "status": 200}
-        return record | answered | outcome_columns(outcome)
+        return record | answered | result_columns(outcome) | outcome_columns(outcome)
     return record | _failed(describe(outcome) if outcome is not None else row.error or {})
 
 

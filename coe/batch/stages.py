@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from coe.batch.records import RoutedRow
 from coe.compose import Composition, ExpertCall, FallbackOnly, Final, Single, WithFallback, next_step, without
+from coe.compose.one_answer import as_one_answer
 from coe.errors import CoeError
 from coe.types import Answer, Failure
 
@@ -44,7 +45,10 @@ def compositions(kinds: Mapping[str, Callable[[], Composition]]) -> Callable[[Ro
     def of(row: RoutedRow) -> Composition:
         if row.decision is not None and row.decision.fallback:
             return FallbackOnly()
-        composition = Single() if row.policy is None else without(built[row.policy], row.barred or {})
+        needs = row.request.needs if row.request else frozenset()
+        composition = (
+            Single() if row.policy is None else without(as_one_answer(built[row.policy], needs), row.barred or {})
+        )
         return composition if row.fallback is None else WithFallback(composition, row.fallback)
 
     return of

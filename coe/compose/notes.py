@@ -33,8 +33,9 @@ def refusals(done: Done) -> tuple[str, ...]:
 
 
 def emptiness(answer: Answer) -> tuple[str, ...]:
-    """`b gave an empty answer`, if the text of a final answer is blank."""
-    return () if answer.text.strip() or answer.value is not None else (f"{answer.expert} gave an empty answer",)
+    """`b gave an empty answer`, if a final answer is blank and calls no tools."""
+    empty = not (answer.text.strip() or answer.tool_calls or answer.value is not None)
+    return (f"{answer.expert} gave an empty answer",) if empty else ()
 
 
 def public_text(error: Exception) -> str:

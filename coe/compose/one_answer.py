@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Final
 
-from coe.compose.base import Done, ExpertCalls
+from coe.compose.base import Composition, Done, ExpertCalls
 from coe.compose.base import Final as FinalAnswer
 from coe.compose.single import Single
 from coe.types import GenerateRequest
@@ -15,6 +15,12 @@ from routers.constraints import LOGPROBS, PROMPT_LOGPROBS, TOKEN_PROMPTS, TOOLS
 
 NEEDS_ONE: Final = frozenset({TOOLS, LOGPROBS, PROMPT_LOGPROBS, TOKEN_PROMPTS})
 """Needs whose results cannot be voted on or combined: tool calls, and tokens of one tokenizer."""
+
+
+def as_one_answer(composition: Composition, needs: Collection[str]) -> Composition:
+    """The composition of a policy, or `OneAnswer` if a need of the request rules it out."""
+    ruling = NEEDS_ONE.intersection(needs)
+    return OneAnswer(ruling) if ruling and not isinstance(composition, Single) else composition
 
 
 class OneAnswer:

@@ -92,6 +92,8 @@ def test_a_result_has_the_expert_and_the_reason() -> None:
         "policy": "default",
         "expert": "a",
         "answer": "answer 1",
+        "reasoning": None,
+        "tool_calls": None,
         "finish_reason": "stop",
         "prompt_tokens": 3,
         "completion_tokens": 2,
@@ -106,6 +108,8 @@ def test_a_result_has_the_expert_and_the_reason() -> None:
         "error": None,
         "status": 200,
         "endpoint": CHAT,
+        "logprobs": None,
+        "prompt_logprobs": None,
     }
 
 
