@@ -136,7 +136,8 @@ class RemoteBackend:
         with _translating(self.url, ANSWER_S):
             async with sent as response:
                 limits = limits_of(given.get("max_tokens"), ANSWER_S)
-                texts = read_answer(body_of(response), limits, answering, model, self.url)
+                request = GenerateRequest(tuple(messages), max_tokens=given.get("max_tokens"))
+                texts = read_answer(body_of(response), limits, request, answering, model, self.url)
                 async with aclosing(texts):
                     async for text in texts:
                         yield text

@@ -14,6 +14,7 @@ from coe.engines.remote.events import COMPLETE, PAGE, MalformedStream, read_even
 from coe.engines.remote.limits import MOST_LINE_BYTES, MOST_STREAM_BYTES, Limits
 from coe.errors import RemoteError
 from coe.seam import one_line
+from coe.types import GenerateRequest
 
 MOST_S: Final = 3600.0
 """Seconds that one answer may take, however steadily its events come."""
@@ -35,6 +36,7 @@ def limits_of(max_tokens: int | None, silence_s: float) -> Limits:
 async def read_answer(
     pieces: AsyncIterator[bytes],
     limits: Limits,
+    request: GenerateRequest,
     answering: Answering,
     model: str,
     url: str,
@@ -47,12 +49,12 @@ async def read_answer(
     """
     noted, ends = _Noted(answering, model), clock() + MOST_S
     async with aclosing(noted.of(read_events(pieces, limits))) as events:
-        answer = EndpointAnswer(events, limits.characters)
+        answer = EndpointAnswer(events, request, limits)
         try:
-            while (text := answer.take()) is not None:
-                answering.text += text
-                if text:
-                    yield text
+            while (chunk := answer.take()) is not None:
+                answering.text += chunk.text
+                if chunk.text:
+                    yield chunk.text
                 if clock() > ends:
                     raise MalformedStream(f"it takes more than {MOST_S:g} s")
                 await answer.read()
