@@ -10,7 +10,6 @@ expanded (a secret is given as the name of its variable).
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,88 +21,16 @@ from pydantic import BaseModel, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import ErrorDetails
 
-from registry.errors import InvalidSpec, Problem, SourceError, without_userinfo
+from registry.errors import InvalidSpec, Problem, SourceError
 from registry.headers import check_regular
 from registry.spelling import did_you_mean
+from registry.yaml_loader import BoundedLoader, shortened
 
 Loc = tuple[str | int, ...]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 _MOST_CHARACTERS = 2**22
-_MOST_NODES = 200_000  # of a document with its aliases expanded
-_MOST_LEVELS = 100
-_MOST_BITS = 256  # of an integer
-_MOST_BASE_60_CHARACTERS = 100  # of a number such as 190:20:30, whose conversion takes quadratic time
 _MOST_PROBLEMS = 50  # that are reported of a document
 _MOST_KEY_CHARACTERS = 80  # of a key in a problem
-
-
-_NUMBERS = frozenset({"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
-
-
-class BoundedLoader(yaml.SafeLoader):
-    """A `yaml.SafeLoader` for hostile documents: size, depth and integers are bounded, every error is a YAMLError."""
-
-    _level = 0
-    _nodes = 0
-
-    def get_single_node(self) -> yaml.Node | None:
-        """The root node. Raises yaml.YAMLError if the document is malformed, too deep or too large."""
-        root: yaml.Node | None = super().get_single_node()
-        if root is not None:
-            _expansion(root, {})
-        return root
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """The next node, at most `_MOST_LEVELS` levels below the root."""
-        self._level, self._nodes = self._level + 1, self._nodes + 1
-        if self._level > _MOST_LEVELS:
-            raise _too_deep(self.peek_event().start_mark)  # type: ignore[no-untyped-call]
-        if self._nodes > _MOST_NODES:
-            text = f"more than {_MOST_NODES:,} values: split the file"
-            raise yaml.composer.ComposerError(None, None, text, self.peek_event().start_mark)  # type: ignore[no-untyped-call]
-        node: yaml.Node | None = super().compose_node(parent, index)
-        self._level -= 1
-        return node
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """The value of a node; scalars that PyYAML cannot convert (`2020-99-99`) are errors with a line."""
-        if node.tag in _NUMBERS and ":" in node.value and len(node.value) > _MOST_BASE_60_CHARACTERS:
-            text = (
-                f"a number to the base 60 of more than {_MOST_BASE_60_CHARACTERS} characters (quote it if it is text)"
-            )
-            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
-        try:
-            value = super().construct_object(node, deep=deep)
-        except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
-            kind = node.tag.rpartition(":")[2]
-            text = f"{_shortened(node.value)} is not a valid {kind} (quote it if it is text)"
-            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark) from error
-        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
-            text = f"an integer of {value.bit_length()} bits; the most is {_MOST_BITS}"
-            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
-        return value
-
-
-def _expansion(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Number of nodes and of levels with aliases expanded; a node inside itself counts once."""
-    if id(node) in known:
-        return known[id(node)]
-    known[id(node)] = 1, 1
-    parts = node.value if isinstance(node, yaml.CollectionNode) else ()
-    children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
-    sizes = [_expansion(child, known) for child in children]
-    size, levels = 1 + sum(size for size, _ in sizes), 1 + max((levels for _, levels in sizes), default=0)
-    if levels > _MOST_LEVELS:
-        raise _too_deep(node.start_mark)
-    if size > _MOST_NODES:
-        text = f"more than {_MOST_NODES:,} values once aliases are expanded: split the file, or use fewer aliases"
-        raise yaml.composer.ComposerError(None, None, text, node.start_mark)
-    known[id(node)] = size, levels
-    return size, levels
-
-
-def _too_deep(mark: yaml.Mark) -> yaml.YAMLError:
-    return yaml.composer.ComposerError(None, None, f"nested more than {_MOST_LEVELS} levels deep", mark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +66,14 @@ class Document:
         """`experts.yaml:12: experts[3].base`."""
         named, line = self._resolve(loc)
         return f"{self.path}:{line}" + (f": {dotted(named)}" if named else "")
+
+    def written(self, loc: Loc) -> str | None:
+        """The text of the scalar at a location, as written; None if there is none."""
+        node = self._root
+        for key in loc:
+            child = None if node is None else _child(node, key)
+            node = None if child is None else child[0]
+        return node.value if isinstance(node, yaml.ScalarNode) else None
 
     def problem(self, loc: Loc, message: str) -> Problem:
         """A problem at a location of this document."""
@@ -191,7 +126,7 @@ def parse_document(text: str, path: Path) -> Document:
             raise InvalidSpec(problems)
         value = None if root is None else loader.construct_document(root)
     except yaml.YAMLError as error:
-        raise InvalidSpec([_syntax_problem(error, path)]) from error
+        raise InvalidSpec([_syntax_problem(error, path, text)]) from error
     return Document(path, value, root)
 
 
@@ -213,7 +148,10 @@ def validate(document: Document, model: type[ModelT], loc: Loc = ()) -> ModelT:
     except ValidationError as error:
         known, details = _field_names(model), error.errors(include_url=False)
         found = [
-            document.problem((*loc, *detail["loc"]), message_of(detail, known)) for detail in details[:_MOST_PROBLEMS]
+            document.problem(
+                place := (*loc, *detail["loc"]), message_of(detail, known, written=document.written(place))
+            )
+            for detail in details[:_MOST_PROBLEMS]
         ]
         found.sort(key=lambda problem: problem.line)
         if more := len(details) - len(found):
@@ -221,29 +159,22 @@ def validate(document: Document, model: type[ModelT], loc: Loc = ()) -> ModelT:
         raise InvalidSpec(found) from None
 
 
-def message_of(detail: ErrorDetails, known_fields: Sequence[str] = ()) -> str:
-    """One pydantic error as a short message."""
+def message_of(detail: ErrorDetails, known_fields: Sequence[str] = (), *, written: str | None = None) -> str:
+    """One pydantic error as a short message. written: the text of the value in the file."""
     if detail["type"] == "missing":
         return "is required"
     if detail["type"] == "extra_forbidden":
         return "is not a known field" + did_you_mean(str(detail["loc"][-1]), known_fields)
     if detail["type"] in ("model_type", "dict_type"):
-        return f"should be a mapping of fields, got {_shortened(detail['input'])}"
+        return f"should be a mapping of fields, got {shortened(detail['input'])}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if detail["type"] in ("value_error", "assertion_error"):
         return message
-    quote = "" if detail["type"] != "string_type" or isinstance(detail["input"], list | dict) else " (quote it in YAML)"
-    return f"{message[0].lower()}{message[1:]}, got {_shortened(detail['input'])}{quote}"
-
-
-_REPR = reprlib.Repr()  # unlike `repr`, bounded in time and size
-_REPR.maxlevel, _REPR.maxlist, _REPR.maxdict = 4, 30, 30
-_REPR.maxstring = _REPR.maxother = 200
-
-
-def _shortened(value: object) -> str:
-    text = without_userinfo(_REPR.repr(value))
-    return text if len(text) <= 80 else text[:77] + "..."
+    value, quote = detail["input"], ""
+    if detail["type"] == "string_type" and not isinstance(value, list | dict):
+        differs = isinstance(value, bool | int | float) and written not in (None, repr(value))
+        quote = f" (read from {shortened(written)}: quote it in YAML)" if differs else " (quote it in YAML)"
+    return f"{message[0].lower()}{message[1:]}, got {shortened(value)}{quote}"
 
 
 def dotted(loc: Loc) -> str:
@@ -285,10 +216,14 @@ def _key_problems(node: yaml.Node | None, loc: Loc, seen: set[int]) -> Iterator[
             yield from _key_problems(child, (*loc, key), seen)
 
 
-def _syntax_problem(error: yaml.YAMLError, path: Path) -> Problem:
+def _syntax_problem(error: yaml.YAMLError, path: Path, text: str) -> Problem:
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        what = f"unacceptable character U+{ord(text[error.position]):04X} on line {line}: control characters"
+        return Problem(str(path), f"is not YAML: {what} are not allowed, except as escapes in double quotes")
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
-        return Problem(str(path), f"is not YAML: {error}")
+        return Problem(str(path), f"is not YAML: {' '.join(str(error).split())}")
     detail = ": ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None))))
     return Problem(str(path), f"is not YAML: {detail} (column {mark.column + 1})", mark.line + 1)
 

@@ -214,7 +214,7 @@ def test_aliases_of_themselves_end(text: str) -> None:
 
 
 def test_values_are_counted_while_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("registry.documents._MOST_NODES", 1000)
+    monkeypatch.setattr("registry.yaml_loader._MOST_NODES", 1000)
     assert len(parse(f"[{'1,' * 999}]").value) == 999
     with pytest.raises(InvalidSpec, match="more than 1,000 values: split the file"):
         parse(f"[{'1,' * 1000}" + "never closed")
@@ -267,3 +267,72 @@ def test_an_empty_document_is_valid_where_every_field_has_a_default() -> None:
         size: int = 3
 
     assert validate(parse("# nothing\n"), Defaults).size == 3
+
+
+class Values(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    text: str = ""
+    number: float = 0.0
+    whole: int = 0
+    flag: bool = False
+    by_name: dict[str, float] = {}
+
+
+@pytest.mark.parametrize("written", ["1:30", "1:00:00", "190:20:30.15", "-1:30", "010", "007", "-017", "0_17", "0o17"])
+def test_numbers_to_the_base_60_and_8_are_text(written: str) -> None:
+    document = parse(f"text: {written}\nlist: [{written}]\n{written}: x\n")
+    assert document.value == {"text": written, "list": [written], written: "x"}
+    assert validate(parse(f"text: {written}"), Values).text == written
+
+
+@pytest.mark.parametrize("written", ["1:30", "1:00:00", "190:20:30.15", "0o17"])
+@pytest.mark.parametrize("name", ["number", "whole"])
+def test_they_are_no_numbers(written: str, name: str) -> None:
+    (problem,) = problems_of(f"\n{name}: {written}", Values)
+    assert problem.startswith(f"conf.yaml:2: {name}: input should be a valid ") and problem.endswith(f"'{written}'")
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("010", 10), ("-017", -17), ("0", 0), ("00", 0), ("08", 8), ("0x1F", 31), ("1_000", 1000)]
+)
+def test_a_number_with_leading_zeros_is_decimal(written: str, value: int) -> None:
+    assert validate(parse(f"whole: {written}\nnumber: {written}"), Values) == Values(whole=value, number=value)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("no", "False"), ("Yes", "True"), ("on", "True"), ("OFF", "False"), ("1_000", "1000")]
+)
+def test_a_name_that_is_read_as_something_else_is_shown_as_written(written: str, value: str) -> None:
+    assert problems_of(f"text: {written}", Values) == [
+        f"conf.yaml:1: text: input should be a valid string, got {value} (read from '{written}': quote it in YAML)"
+    ]
+    assert validate(parse(f"text: '{written}'"), Values).text == written
+
+
+@pytest.mark.parametrize("written", ["no", "Yes", "on", "010", "1_000", "1.50", "0x10", "2026-01-01", "1:30", "~"])
+def test_keys_are_text_as_written(written: str) -> None:
+    document = parse(f"by_name:\n  {written}: 1\n  other: x\n")
+    assert list(document.value["by_name"]) == [written, "other"]
+    assert document.line(("by_name", written)) == 2
+    assert problems_of(f"by_name:\n  other: 1\n  {written}: x", Values)[0].startswith(
+        f"conf.yaml:3: by_name.{written}: "
+    )
+
+
+def test_an_anchor_on_a_key_keeps_its_value_elsewhere() -> None:
+    assert parse("a: &a 5\nb: {*a : 1}\nc: *a\nd: {<<: {no: 2}}").value == {
+        "a": 5,
+        "b": {"5": 1},
+        "c": 5,
+        "d": {"no": 2},
+    }
+
+
+@pytest.mark.parametrize(("character", "name"), [("\x00", "U+0000"), ("\x1b", "U+001B"), ("\ufffe", "U+FFFE")])
+def test_a_control_character_is_one_line_with_its_place(character: str, name: str) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        parse(f"a: 1\nb: x\nc: {character}\n")
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"conf.yaml: is not YAML: unacceptable character {name} on line 3")
+    assert line.isprintable()
