@@ -2,7 +2,8 @@
 
     spec          ExpertSpec: everything that is known of an expert without loading it
     store         Registry and its Snapshot, in SQL; stored_spec, database, schema, tables, migrations below it
-    reconcile     experts files: plan, show, apply in one transaction; documents reads any YAML with line numbers
+    reconcile     experts files: plan, show, apply in one transaction
+    documents     any YAML, with line numbers; yaml_loader bounds it; json_text reads JSON
     sources       folders, GGUF files, the Hugging Face hub, endpoints; storage: COE_HOME, atomic writes
     describe      from a stated source to a full spec; inspection, headers and gguf_header read the files
     lora          whether an adapter fits its base, tensor by tensor

@@ -4,7 +4,8 @@
     decision      decide: from estimates to decisions, under a cost weight; ranking: the rule that it ranks by
     selectors     how many experts a decision holds; constraints: which experts can take a query at all
     tokens        estimated prompt tokens: a range over tokenizers
-    factory       the list of router kinds; build makes a router from a kind and its settings
+    kind_list     the list of router kinds
+    factory       build makes a router from a kind and its settings
     fitted        what router kinds share: settings, a fitted model, and their way to an artifact and back
     artifacts     save and load trained routers: safetensors and JSON, never a pickle
     update        add rows or experts to a trained router, or remove an expert
@@ -57,8 +58,9 @@ if TYPE_CHECKING:
     from routers.evaluation.recorded_routing import Choosing
     from routers.evaluation.report import RouterReport
     from routers.evaluation.thresholds import cascade_for_cost, dynamic_for_calls
-    from routers.factory import KINDS, TrainableRouter, build, router_class, settings_of
+    from routers.factory import TrainableRouter, build, router_class, settings_of
     from routers.fitted import EmbeddingRouter, FittedRouter
+    from routers.kind_list import KINDS
     from routers.outcomes.csv_import import import_csv
     from routers.outcomes.prices import read_prices
     from routers.outcomes.table import OutcomeTable
@@ -154,7 +156,8 @@ _ROOMS = {
     "routers.evaluation.recorded_routing": "Choosing",
     "routers.evaluation.report": "RouterReport",
     "routers.evaluation.thresholds": "cascade_for_cost dynamic_for_calls",
-    "routers.factory": "KINDS TrainableRouter build router_class settings_of",
+    "routers.kind_list": "KINDS",
+    "routers.factory": "TrainableRouter build router_class settings_of",
     "routers.fitted": "EmbeddingRouter FittedRouter",
     "routers.outcomes.csv_import": "import_csv",
     "routers.outcomes.prices": "read_prices",

@@ -60,6 +60,8 @@ class ArtifactMeta:
         digest: `sha256:...` over both files.
         solved: the cost weight that training solved for a target, with its out-of-fold results
             (`routers.evaluation.cost_weight.Solution`); `None` without a target.
+        policy: settings of a policy that training solved for a number of calls: `select`, and `composition` for a
+            cascade; `None` without one.
     """
 
     kind: str
@@ -72,6 +74,7 @@ class ArtifactMeta:
     created: str
     digest: str
     solved: Mapping[str, Any] | None = None
+    policy: Mapping[str, Any] | None = None
 
     @property
     def cost_weight(self) -> float:
@@ -96,6 +99,7 @@ def save(
     digests: Mapping[str, str | None] | None = None,
     prices: Mapping[str, Any] | None = None,
     solved: Mapping[str, Any] | None = None,
+    policy: Mapping[str, Any] | None = None,
 ) -> str:
     """Write a fitted router atomically; an existing folder of that name is replaced.
 
@@ -105,6 +109,7 @@ def save(
         digests: expert -> digest of its files, if known.
         prices: JSON values, stored as given.
         solved: `Solution.to_json` of the cost weight that was solved for a target.
+        policy: JSON values; see `ArtifactMeta`.
 
     Returns:
         The artifact's digest.
@@ -128,6 +133,7 @@ def save(
         "n_queries": len(reference.ids),
         "prices": prices,
         "solved": solved,
+        "policy": policy,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     arrays = {name: np.ascontiguousarray(array) for name, array in state.arrays.items()}
@@ -229,6 +235,7 @@ def _meta(document: Mapping[str, Any], training_ids: NDArray[np.uint64]) -> Arti
         created=document["created"],
         digest=document["digest"],
         solved=document.get("solved"),
+        policy=document.get("policy"),
     )
 
 

@@ -1,4 +1,4 @@
-"""The visible list of router kinds, and how a router is made. A new kind is one file and one line here.
+"""How a router of a kind is made: the kinds of `routers.kind_list`, and those of plug-ins.
 
 Other packages add kinds by entry points in the group `coe.routers`; `module:Class` names any class (docs/plugins.md).
 """
@@ -16,26 +16,11 @@ from registry.spelling import did_you_mean
 from routers.base import Router, RouterState
 from routers.encoders.build import Encoder
 from routers.errors import InvalidSettings, RouterError, UnknownRouterKind
+from routers.kind_list import KINDS
 from routers.outcomes.table import OutcomeTable
 
-KINDS: dict[str, str] = {
-    "category": "routers.kinds.category.router:CategoryRouter",
-    "knn": "routers.kinds.knn:KNNRouter",
-    "cluster": "routers.kinds.cluster:ClusterRouter",
-    "factor": "routers.kinds.factor:FactorRouter",
-    "contrastive": "routers.kinds.contrastive.router:ContrastiveRouter",
-    "guarded": "routers.kinds.guarded:GuardedRouter",
-    "quality": "routers.kinds.quality.router:QualityRouter",
-    "skill": "routers.kinds.skill.router:SkillRouter",
-    "auto": "routers.kinds.auto.router:AutoRouter",
-    "fixed": "routers.kinds.baselines:FixedRouter",
-    "random": "routers.kinds.baselines:RandomRouter",
-    "best-single": "routers.kinds.baselines:BestSingleRouter",
-}
-"""kind -> `module:Class`, imported only when it is used."""
-
 ROUTERS = Plugins("coe.routers", "router kind", KINDS, needs=("kind", "fit", "estimate", "state", "from_state"))
-"""The kinds above, and those of plug-ins."""
+"""The kinds of the list, and those of plug-ins."""
 
 ORACLES = ("dataset-oracle", "oracle")
 """Marks that read what a router may not: labels, scores. They stand in every evaluation and cannot be trained."""

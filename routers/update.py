@@ -29,7 +29,7 @@ SHOWN = 3
 
 @runtime_checkable
 class Updatable(TrainableRouter, Protocol):
-    """A router that keeps its training rows: knn, cluster, category."""
+    """A router that keeps its training rows: `routers.kind_list.UPDATABLE`, or a plug-in's."""
 
     encoder: Encoder
     settings: Any

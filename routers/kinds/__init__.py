@@ -1,1 +1,1 @@
-"""Router kinds, one module or folder a method. `routers.factory.KINDS` lists them."""
+"""Router kinds, one module or folder a method. `routers.kind_list.KINDS` lists them."""

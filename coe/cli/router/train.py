@@ -27,6 +27,7 @@ from coe.cli.router.options import (
 from coe.cli.router.report import encoding_progress, warnings_on_console
 from coe.cli.router.signals import SignalOptions
 from coe.cli.router.solve import solve_cost_weight, solve_policy
+from routers.kind_list import KINDS
 
 
 @with_option_groups
@@ -37,7 +38,7 @@ def train(
         typer.Option(
             "--kind",
             metavar="KIND",
-            help="auto, quality, category, cluster, knn, ... (`docs/routers`), or `module:Class`.",
+            help=f"{', '.join(KINDS)} (`docs/routers`), or `module:Class`.",
         ),
     ],
     out: Annotated[Path, out_option("Folder to write the router to.")],
@@ -98,7 +99,9 @@ def train(
         digests = registered_digests(signals.registry, router.experts)
         _warn_of_unregistered(signals.registry, router.experts, digests)
         notes = price_notes(tables.prices)
-        digest = save(router, out, table=table, encoder=encoder, digests=digests, prices=notes, solved=solved)
+        digest = save(
+            router, out, table=table, encoder=encoder, digests=digests, prices=notes, solved=solved, policy=policy
+        )
         if encoder is not None:
             tell_of_truncation(encoder, table.prompts)
     console.print(f"trained {kind} on {len(table):,} queries of {len(router.experts)} experts in {seconds:.1f} s")

@@ -14,6 +14,7 @@ from coe.cli.registry import RegistryUrl
 from coe.cli.router.options import Prices, encoder_of, table_of
 from coe.cli.router.report import encoding_progress, warnings_on_console
 from coe.cli.router.train import price_notes, registered_digests
+from routers.kind_list import UPDATABLE
 
 if TYPE_CHECKING:
     from routers.outcomes.table import OutcomeTable
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 def update(
     router: Annotated[
-        Path, typer.Argument(metavar="ROUTER_DIR", help="Saved router of kind knn, cluster or category.")
+        Path,
+        typer.Argument(metavar="ROUTER_DIR", help=f"Saved router: {', '.join(UPDATABLE)}."),
     ],
     out: Annotated[Path, out_option("Folder to write the router to; may be ROUTER_DIR.")],
     outcomes: Annotated[
@@ -78,6 +80,12 @@ def update(
         console.print(
             f"[yellow]note:[/] the cost weight {loaded.meta.cost_weight:.4g} was solved on the old outcomes and is not "
             "carried over: solve it again (`coe router train --save-cost` or `--budget-usd`), or set it in the policy"
+        )
+    if loaded.meta.policy is not None:
+        console.print(
+            f"[yellow]note:[/] {' and '.join(loaded.meta.policy)}, solved for a policy on the old outcomes, are not "
+            "carried over: solve again (`coe router train --max-calls`)",
+            highlight=False,
         )
     if json != "-":
         stdout_console().print(f"{out}  {digest}", highlight=False, soft_wrap=True)

@@ -10,7 +10,10 @@ from typer.testing import CliRunner
 
 from coe.cli.app import app
 from coe.evaluation.graders import GRADERS
+from routers.factory import router_class
+from routers.kind_list import KINDS, UPDATABLE
 from routers.selectors import BEST, SELECTORS
+from routers.update import Updatable
 
 FORBIDDEN = re.compile(
     r"\b(dial|patience|whom|who is asked|anew|nobody|hitherto|foreign|catalogue|said to be|is told|are told|marks|"
@@ -41,6 +44,23 @@ def test_there_are_the_commands_of_the_architecture() -> None:
         *("init", "config", "doctor", "ask", "chat", "route", "registry", "eval", "outcomes", "profile"),
         *("router", "encoder", "serve", "plan", "batch", "replay"),
     }
+
+
+def help_of(command: str, parameter: str) -> str:
+    [found] = [one for one in ALL[command].params if one.name == parameter]
+    return str(found.help)
+
+
+def test_the_kinds_of_routers_are_those_of_the_list() -> None:
+    listed = help_of("coe router train", "kind").partition(" (")[0]
+    assert listed.split(", ") == list(KINDS)
+    assert help_of("coe router update", "router") == f"Saved router: {', '.join(UPDATABLE)}."
+
+
+def test_the_kinds_that_can_be_updated_are_those_that_keep_their_rows() -> None:
+    members = {"rows", "extended", "with_rows"}
+    assert members <= set(dir(Updatable))
+    assert {kind for kind in KINDS if members <= set(dir(router_class(kind)))} == set(UPDATABLE)
 
 
 @pytest.mark.parametrize("name", ALL)

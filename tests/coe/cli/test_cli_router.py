@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from coe.cli.route.command import route
 from coe.cli.router.app import app as router_app
+from coe.config import PolicyConfig
 from registry.spec import ExpertSpec
 from registry.store import Registry
 from routers.artifacts import load
@@ -407,11 +408,14 @@ def test_train_solves_a_selector_for_a_mean_number_of_experts(files):
     command = ["router", "train", "--outcomes", files / "train.parquet", "--kind", "knn", "--out", files / "r"]
     options = ["--encoder", "hashing:128", "--set", "k=15", "--json", "-"]
     assert json.loads(run(*command, *options).stdout)["policy"] is None
+    assert load(files / "r").meta.policy is None
     solved = run(*command, *options, "--max-calls", "1.5", "--top-k", "3")
     policy = json.loads(solved.stdout)["policy"]
     select = policy["select"]
     assert list(policy) == ["select"] and select["kind"] == "dynamic" and select["k"] == 3 and 0 < select["p"] < 1
     assert f"set select: {{kind: dynamic, p: {select['p']}, k: 3}} in the policy" in " ".join(solved.stderr.split())
+    assert load(files / "r").meta.policy == policy
+    assert PolicyConfig.model_validate({"expert": "a", **policy}).selector == Dynamic(p=select["p"], k=3)
     estimate = load(files / "r").router.estimate(planted(300, 2).queries())
     asked = [len(d.experts) for d in decide(estimate, select=Dynamic(p=select["p"], k=3))]
     assert 1.2 < np.mean(asked) < 1.8  # on queries outside the comparison
@@ -431,7 +435,7 @@ def test_train_solves_the_confidence_of_a_cascade(files):
     command = ["router", "train", "--outcomes", files / "answered.parquet", "--kind", "knn", "--out", files / "r"]
     options = ["--encoder", "hashing:128", "--set", "k=100", "--max-calls", "1.5", "--top-k", "3", "--json", "-"]
     policy = json.loads(run(*command, *options, "--compose", "cascade,options=10").stdout)["policy"]
-    assert policy["select"] == {"kind": "top-k", "k": 3}
+    assert policy["select"] == {"kind": "top-k", "k": 3} and load(files / "r").meta.policy == policy
     composition = policy["composition"]
     assert (composition["kind"], composition["options"]) == ("cascade", 10) and 0 < composition["confidence"] < 1
     evaluate = ["router", "eval", files / "r", "--outcomes", files / "new.parquet", "--top-k", "3", "--json", "-"]

@@ -81,6 +81,17 @@ def test_a_solved_cost_weight_is_not_carried_over_in_silence(tmp_path):
     assert load(tmp_path / "u").meta.solved is None
 
 
+def test_a_solved_selector_is_not_carried_over_in_silence(tmp_path):
+    outcomes(0, 40).write(tmp_path / "train.parquet")
+    run("train", "--outcomes", tmp_path / "train.parquet", "--kind", "knn", "--set", "k=5", "--encoder", "hashing:64",
+        "--max-calls", "1.5", "--out", tmp_path / "r")  # fmt: skip
+    stored = load(tmp_path / "r").meta.policy
+    assert stored is not None and list(stored) == ["select"]
+    result = run("update", tmp_path / "r", "--remove-expert", "cook", "--out", tmp_path / "u")
+    assert "select, solved for a policy on the old outcomes, are not carried over" in " ".join(result.stderr.split())
+    assert load(tmp_path / "u").meta.policy is None
+
+
 def test_what_cannot_be_updated_is_said_and_nothing_is_written(router, tmp_path):
     outcomes(30, 20).write(tmp_path / "new.parquet")
     result = run("update", router, "--outcomes", tmp_path / "new.parquet", "--out", tmp_path / "u", ok=False)
