@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from coe.engines.conversation import template_variables
+from coe.engines.parsing.formats import calls_of
 from coe.engines.render import Renderer
 from coe.errors import Rejected, TemplateError, WeightsError
 from coe.types import GenerateRequest
@@ -18,6 +20,8 @@ from routers.base import Message
 _MOST_TEMPLATE_BYTES: Final = 2**22
 DEFAULT: Final = "default"
 """Name of the template for ordinary conversations, where a model has several."""
+TOOL_USE: Final = "tool_use"
+"""Name of the template for conversations with tools, as transformers chooses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +30,15 @@ class ChatStyle:
 
     Attributes:
         template: jinja source of the chat template.
+        tool_template: of another one, used if the request offers tools.
+        response_template: of transformers: how answers are written, if the folder states it.
         eos: texts of tokens that end an answer, in addition to the base's.
     """
 
     template: str | None = None
     eos: tuple[str, ...] = ()
+    tool_template: str | None = None
+    response_template: Any = None
 
     @classmethod
     def read(cls, folder: Path) -> ChatStyle:
@@ -42,25 +50,56 @@ class ChatStyle:
         file = folder / "tokenizer_config.json"
         try:
             config = read_json(file) if file.exists() else {}
-            template = _read_template(folder) or _default_template(config.get("chat_template"), str(folder))
+            named = _named_templates(config.get("chat_template")) | _template_files(folder)
+            template = _default_template(named or config.get("chat_template"), str(folder))
         except (SourceError, OSError, ValueError) as error:
             raise WeightsError(
                 f"the chat template or tokenizer_config.json in {folder} cannot be read: {error}"
             ) from error
         eos = config.get("eos_token")
         text = eos.get("content") if isinstance(eos, dict) else eos
-        return cls(template, (text,) if isinstance(text, str) else ())
+        return cls(
+            template, (text,) if isinstance(text, str) else (), named.get(TOOL_USE), config.get("response_template")
+        )
+
+    def on(self, tokenizer: Any, expert: str = "") -> ChatStyle:
+        """This style where it states a template, else that of the base's tokenizer.
+
+        Raises:
+            Rejected, TemplateError: see `template_of`.
+        """
+        if self.template is not None:
+            return self
+        response = self.response_template or getattr(tokenizer, "response_template", None)
+        tools = _named_templates(tokenizer.chat_template).get(TOOL_USE)
+        return ChatStyle(template_of(tokenizer, expert), self.eos, tools, response)
+
+    def template_for(self, request: GenerateRequest) -> str | None:
+        """The template for a request."""
+        return self.tool_template if request.offered and self.tool_template else self.template
 
 
-def _read_template(folder: Path) -> str | None:
-    """The template in a file of its own, as transformers saves it; the others are for tools, retrieval and so on."""
-    for file in (folder / "additional_chat_templates" / f"{DEFAULT}.jinja", folder / "chat_template.jinja"):
+def _template_files(folder: Path) -> dict[str, str]:
+    """The templates in files of their own, as transformers saves them: name -> source."""
+    others = folder / "additional_chat_templates"
+    places = {DEFAULT: folder / "chat_template.jinja"}
+    places |= {name: file for name in (DEFAULT, TOOL_USE) if (file := others / f"{name}.jinja").exists()}
+    found = {}
+    for name, file in places.items():
         if not file.exists():
             continue
         if (size := check_regular(file)) > _MOST_TEMPLATE_BYTES:
             raise ValueError(f"{file.name} has {size:,} bytes; the most is {_MOST_TEMPLATE_BYTES:,}")
-        return file.read_text(encoding="utf-8")
-    return None
+        found[name] = file.read_text(encoding="utf-8")
+    return found
+
+
+def _named_templates(stated: Any) -> dict[str, str]:
+    """The templates that `chat_template` states as a list or mapping: name -> source."""
+    pairs = stated if isinstance(stated, dict) else {}
+    if isinstance(stated, list) and all(isinstance(each, dict) for each in stated):
+        pairs = {str(each.get("name")): each.get("template") for each in stated}
+    return {str(name): template for name, template in pairs.items() if isinstance(template, str)}
 
 
 def _default_template(stated: Any, where: str) -> str | None:
@@ -71,12 +110,10 @@ def _default_template(stated: Any, where: str) -> str | None:
     """
     if stated is None or isinstance(stated, str):
         return stated
-    named = stated if isinstance(stated, dict) else {}
-    if isinstance(stated, list) and all(isinstance(each, dict) for each in stated):
-        named = {str(each.get("name")): each.get("template") for each in stated}
-    if isinstance(template := named.get(DEFAULT), str):
+    named = _named_templates(stated)
+    if (template := named.get(DEFAULT)) is not None:
         return template
-    found = f"; it has {', '.join(sorted(map(str, named))[:5])}" if named else ""
+    found = f"; it has {', '.join(sorted(named)[:5])}" if named else ""
     raise WeightsError(
         f"the chat template in {where} must be one Jinja text, or named templates with one named {DEFAULT!r}{found}"
     )
@@ -98,7 +135,7 @@ def encode(
     """
     text = request.prompt
     if text is None:
-        text = render(tokenizer, request.messages, renderer, template=template, expert=expert).result()
+        text = render(tokenizer, request, renderer, ChatStyle(template), expert=expert).result()
     return encode_text(tokenizer, text, expert=expert)
 
 
@@ -106,23 +143,19 @@ def encode_messages(
     tokenizer: Any, messages: Sequence[Message], renderer: Renderer, *, template: str | None = None, expert: str = ""
 ) -> list[int]:
     """Token ids of a conversation up to the start of the answer; used by training and serving. See `encode`."""
-    text = render(tokenizer, messages, renderer, template=template, expert=expert).result()
+    request = GenerateRequest(messages=tuple(messages))
+    text = render(tokenizer, request, renderer, ChatStyle(template), expert=expert).result()
     return _with_one_bos(tokenizer, _token_ids(tokenizer, text))
 
 
 def render(
-    tokenizer: Any, messages: Sequence[Message], renderer: Renderer, *, template: str | None = None, expert: str = ""
+    tokenizer: Any, request: GenerateRequest, renderer: Renderer, style: ChatStyle, *, expert: str = ""
 ) -> Future[str]:
     """Start to render a conversation up to the start of the answer; see `Renderer.render` and `encode`."""
-    if template is None:
-        template = template_of(tokenizer, expert)
-    variables = {
-        "messages": [{"role": m.role, "content": m.content} for m in messages],
-        "tools": None,
-        "documents": None,
-        "add_generation_prompt": True,
-        **tokenizer.special_tokens_map,
-    }
+    template = style.on(tokenizer, expert).template_for(request)
+    assert template is not None  # as `ChatStyle.on` ensures
+    calls = calls_of(template)
+    variables = template_variables(request, tokenizer.special_tokens_map, answers=calls.name if calls else None)
     return renderer.submit(template, variables, expert=expert)
 
 

@@ -23,6 +23,7 @@ from coe.seam import one_line
 
 _MOST_MESSAGE_CHARACTERS: Final = 500
 _IDLE_S: Final = 60.0
+_PER_ENTRY, _PER_LEVEL = 8, 4  # characters around an entry of a JSON value, and of its indentation
 
 
 @dataclass(eq=False, slots=True)
@@ -38,7 +39,12 @@ class _Job:
 
     @property
     def n_characters(self) -> int:
-        return sum(len(str(message["content"])) for message in self.variables["messages"])
+        """Characters of the texts of all messages, and of tool calls, tools and the caller's variables as JSON."""
+        messages = self.variables["messages"]
+        rest = [value for m in messages for name, value in m.items() if name not in ("role", "content")]
+        rest += (value for name, value in self.variables.items() if name != "messages" and not name.endswith("_token"))
+        n = sum(_characters(value) for value in rest if value and value is not True)
+        return n + sum(len(str(message["content"])) for message in messages)
 
     def data(self, limits: RenderLimits) -> bytes:
         """The render as JSON."""
@@ -60,6 +66,25 @@ class _Job:
             self.text.set_result(outcome)
         else:
             self.text.set_exception(outcome)
+
+
+def _characters(value: Any) -> int:
+    """Characters of a value as indented JSON, about."""
+    n, rest = 0, [(value, 0)]
+    while rest:
+        value, depth = rest.pop()
+        if isinstance(value, str):
+            n += len(value)
+            continue
+        entries: Iterable[Any] = ()
+        if isinstance(value, Mapping):
+            n += sum(len(str(name)) for name in value)
+            entries = value.values()
+        elif isinstance(value, (list, tuple)):
+            entries = value
+        n += _PER_ENTRY + depth * _PER_LEVEL
+        rest += ((entry, depth + 1) for entry in entries)
+    return n
 
 
 class Renderer:

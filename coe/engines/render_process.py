@@ -32,7 +32,7 @@ class RenderLimits:
         wall_s: seconds in all, for a process that does not run at all.
         memory_bytes: address space of the process.
         characters, per_message, per_character: longest text: `characters`, and more for each message and each
-            character of the conversation.
+            character of the conversation, tools included.
         short_characters: a conversation of at most this many is short: a template that exceeds a limit on it is
             refused for `pause_s` seconds. On a longer one, only that request fails.
         together, together_bytes, together_s: renders of one template that one exchange with the process carries: so

@@ -36,6 +36,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _PROBE = [{"role": "user", "content": "Hello"}]
+_PROBE_TOOL = {"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}}
 _MOST_MESSAGE_CHARACTERS = 500
 _NO_MEMORY = "it takes too much memory"
 
@@ -116,9 +117,15 @@ def answer(template: str, render: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _renders(template: str, variables: Mapping[str, Any], most_characters: int) -> bool:
-    """Whether the template takes the simplest conversation; one that does not is of no use to anyone."""
+    """Whether the template takes the simplest conversation; one that does not is of no use to anyone.
+
+    Of the variables, only the special tokens remain: the others are of the caller.
+    """
+    probe = {name: value for name, value in variables.items() if name.endswith("_token")}
+    tools = [{"type": "function", "function": _PROBE_TOOL}] if variables.get("tools") else None
+    probe |= {"messages": _PROBE, "tools": tools, "documents": None, "add_generation_prompt": True}
     try:
-        _render(template, {**variables, "messages": _PROBE}, most_characters)
+        _render(template, probe, most_characters)
     except Refused:
         return True
     except Exception:

@@ -10,18 +10,24 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from coe.chunks import merged
 from coe.engines.base import Adapter
+from coe.engines.hf.answer import AnswerStream
 from coe.engines.hf.logprobs import Scored, TokenTexts, packed
 from coe.engines.hf.sampling import Sampling
-from coe.engines.hf.text import TextStream
+from coe.errors import CoeError, EngineError
 from coe.types import Chunk, FinishReason, GenerateRequest, TokenLogprob, Usage
 
 Item = Chunk | Exception
 COALESCE_S: Final = 0.025
 """Least interval between pieces of text after the first: each costs a switch of threads, then a network message."""
+_NO_CALL: Final = (
+    "the model answered without a valid call of the tools, which tool_choice demands: ask again, send "
+    'tool_choice "auto", or ask an expert that calls tools'
+)
 
 
 @dataclass(eq=False, slots=True)
@@ -41,7 +47,7 @@ class BatchRow:
     prompt_ids: list[int]
     adapter: Adapter | None
     eos: frozenset[int]
-    text: TextStream
+    text: AnswerStream
     sampling: Sampling | None
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
@@ -88,6 +94,12 @@ class BatchRow:
 
     def advance(self, token: int, scored: Scored | None = None) -> None:
         """Add the next token; decides end of text, stop strings, limits and cancellation."""
+        try:
+            self._advance(token, scored)
+        except CoeError as error:  # of the response template; other rows go on
+            self.fail(error)
+
+    def _advance(self, token: int, scored: Scored | None) -> None:
         self.n_generated += 1
         if self.cancelled:
             return self._finish("cancelled")
@@ -100,13 +112,13 @@ class BatchRow:
         self.text.push(token)
         due = self.clock() - self._shown_at >= COALESCE_S
         may_stop = self.n_generated >= self.request.sampling.min_tokens
-        piece = self.text.take(search=may_stop) if due or self.text.watches else ""
+        piece = self.text.take(search=may_stop) if due or self.text.watches else None
         if self.text.stopped:
             return self._finish("stop", piece)
         if self.n_generated >= self.max_tokens:
             return self._finish("length", piece)
-        if piece:
-            self._outbox.append(Chunk(piece, logprobs=self._take_logprobs()))
+        if piece is not None and not piece.is_empty:
+            self._outbox.append(replace(piece, logprobs=self._take_logprobs()))
             self._shown_at = self.clock()
         return None
 
@@ -116,13 +128,20 @@ class BatchRow:
             self.done = True
             self._outbox.append(error)
 
-    def _finish(self, reason: FinishReason, piece: str = "") -> None:
-        self.done = True
-        text = piece + self.text.take(last=True)
+    def _finish(self, reason: FinishReason, piece: Chunk | None = None) -> None:
+        end = self.text.take(last=True)
+        answer = end if piece is None else merged(piece, end)
         if reason == "length" and self.text.stopped:
             reason = "stop"
+        if reason == "stop" and self.text.lacks_call:
+            return self.fail(EngineError(_NO_CALL))
+        self.done = True
+        if reason == "stop" and self.text.n_calls:
+            reason = "tool_calls"
         usage = Usage(len(self.prompt_ids), self.n_generated)
-        self._outbox.append(Chunk(text, reason, usage, value=self._value, logprobs=self._take_logprobs()))
+        last = replace(answer, finish_reason=reason, usage=usage, value=self._value, logprobs=self._take_logprobs())
+        self._outbox.append(last)
+        return None
 
     def _take_logprobs(self) -> tuple[TokenLogprob, ...]:
         """The log-probabilities of the tokens since the last chunk."""

@@ -36,7 +36,13 @@ class HFEngine:
     """
 
     capabilities: Final = Capabilities(
-        streaming=True, adapters=True, logprobs=True, prompt_logprobs=True, token_prompts=True, sampling=True
+        streaming=True,
+        adapters=True,
+        tools=True,
+        logprobs=True,
+        prompt_logprobs=True,
+        token_prompts=True,
+        sampling=True,
     )
 
     def __init__(

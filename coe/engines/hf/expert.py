@@ -7,26 +7,23 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from typing import Final
 
 from coe.engines import chat
 from coe.engines.base import Adapter
 from coe.engines.hf.adapters import AdapterSlots
+from coe.engines.hf.answer import AnswerStreams
 from coe.engines.hf.batch import BatchLimits, BatchRow, WaitingRows, adapter_key, deliver
 from coe.engines.hf.decoding import Decoding
 from coe.engines.hf.load import LoadedModel, translate
 from coe.engines.hf.logprobs import MOST_TOP, SCORING_BYTES, TokenTexts, scoring_bytes
 from coe.engines.hf.sampling import Sampling, processors
-from coe.engines.hf.text import SpecialTokens, TextStream
 from coe.engines.render import Renderer
 from coe.errors import EngineError, OutOfMemory, Rejected
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
 
 _PREPARING_THREADS: Final = 2
-_TOKENS_BEFORE: Final = 8
-"""Last tokens of a plain prompt that an answer is decoded with, as its continuation."""
 
 
 class HFExpert:
@@ -64,7 +61,7 @@ class HFExpert:
         self._max_adapters = max_adapters
         self._cache_bytes = cache_bytes
         self._renderer = renderer
-        self._special = SpecialTokens(chat.special_tokens(loaded.tokenizer))
+        self._answers = AnswerStreams(loaded.tokenizer)
         self._texts = TokenTexts(loaded.tokenizer)
         self._n_ids: int = loaded.model.get_input_embeddings().weight.shape[0]
         self._styles: dict[str, chat.ChatStyle] = {}
@@ -124,7 +121,7 @@ class HFExpert:
         if (loaded := self._loaded) is None:
             raise self._gone()
         name = adapter.spec.name if adapter else self.spec.name
-        future = chat.render(loaded.tokenizer, request.messages, self._renderer, template=style.template, expert=name)
+        future = chat.render(loaded.tokenizer, request, self._renderer, style, expert=name)
         return await asyncio.wrap_future(future)
 
     def _prepare(
@@ -142,19 +139,15 @@ class HFExpert:
         prompt_ids = list(request.prompt_ids) or chat.encode_text(loaded.tokenizer, prompt, expert=name)
         self._check(request, name)
         request = self._bounded(request, len(prompt_ids), name, adapter)
-        decode = partial(loaded.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         ends = loaded.eos | chat.token_ids(loaded.tokenizer, style.eos)
         eos = frozenset() if request.sampling.ignore_eos else ends
-        special = self._special.within(request.stop)
-        if request.stop:
-            special |= chat.texts_of(loaded.tokenizer, ends)
         scored = request.logprobs is not None or request.prompt_logprobs is not None
         return BatchRow(
             request=request,
             prompt_ids=prompt_ids,
             adapter=adapter,
             eos=eos,
-            text=TextStream(decode, request.stop, special, () if request.messages else prompt_ids[-_TOKENS_BEFORE:]),
+            text=self._answers.stream(request, prompt, prompt_ids, style, ends, expert=name),
             sampling=Sampling.of(request.temperature, request.top_p, request.seed, request.sampling),
             loop=loop,
             processors=processors(request.sampling, len(prompt_ids), eos, loaded.model.device),

@@ -13,80 +13,44 @@ _MARKS: Final = range(0xDC00, 0xE000)
 """Code points that no decoded text contains (lone surrogates): each stands for a special token of a stop string."""
 
 
-class TextStream:
+class Detokenizer:
     """Incremental detokenisation of one answer.
 
     Each step decodes only a window of recent tokens. It includes the tokens of the previous step as context, since
     SentencePiece tokenizers decode the first token of a text differently from later ones. All pieces joined equal the
-    complete answer decoded at once, up to the first stop string.
-
-    A stop string may contain the text of special tokens, which is never shown. Each token is matched as a whole:
-    neither `|` nor `start` stops at `<|im_start|>`. A stop string without special tokens is matched in the shown text.
+    complete answer decoded at once.
 
     Args:
         decode: token ids -> text, special tokens left out.
-        stop: strings that end the answer, and are not part of it.
-        special: texts of special tokens by id.
         after: the last tokens of the prompt that the answer continues; their text is not part of it.
+        inserted: texts for tokens that `decode` leaves out.
     """
 
     def __init__(
         self,
         decode: Callable[[Sequence[int]], str],
-        stop: Sequence[str] = (),
-        special: Mapping[int, str] | None = None,
         after: Sequence[int] = (),
+        inserted: Mapping[int, str] | None = None,
     ) -> None:
         self._decode = decode
-        self._stop = tuple(stop)
-        self._marks, self._marked_stop = _mark(self._stop, special or {})
+        self._inserted = inserted or {}
         self._window = list(after)  # context tokens, then those whose text is not complete
         self._n_context = len(self._window)
-        # characters of the window's text that are already in `_held` or out
+        # characters of the window's text that are already in `_ready` or out
         self._taken = len(self._decode(self._window).rstrip(_UNFINISHED)) if after else 0
-        self._held = ""  # complete characters and marks that may be the start of a stop string
-        self.stopped = False
-
-    @property
-    def watches(self) -> bool:
-        """Whether there are stop strings, so that every token must be decoded."""
-        return bool(self._stop)
+        self._ready = ""
 
     def push(self, token: int) -> None:
         """Add a token."""
-        if token in self._marks:
-            self.push_end(token)
+        if (text := self._inserted.get(token)) is not None:
+            self._ready += self._decode_new(last=False) + text
         else:
             self._window.append(token)
 
-    def push_end(self, token: int) -> None:
-        """Add a token that ends the answer: its text is matched with the stop strings, but not shown."""
-        if (mark := self._marks.get(token)) is not None:
-            self._held += self._decode_new(last=False) + mark
-
-    def take(self, *, last: bool = False, search: bool = True) -> str:
-        """The text that may be shown now; sets `stopped` if a stop string is complete.
-
-        Args:
-            last: no tokens follow: return what was held back, unfinished characters included.
-            search: False if the text up to here cannot stop the answer.
-        """
-        if self.stopped:
-            return ""
-        new = self._decode_new(last)
-        if not self._stop:
-            return new
-        self._held += new
-        if not search:
-            shown, self._held = self._held, ""
-            return self._visible(shown)
-        if (cut := self._find_stop()) is not None:
-            self.stopped = True
-            shown, self._held = self._held[:cut], ""
-            return self._visible(shown)
-        split = len(self._held) if last else self._maybe_stop_from()
-        shown, self._held = self._held[:split], self._held[split:]
-        return self._visible(shown)
+    def take(self, *, last: bool = False) -> str:
+        """The new text; `last`: no tokens follow, so unfinished characters are included."""
+        new, self._ready = self._ready + self._decode_new(last), ""
+        return new
 
     def _decode_new(self, last: bool) -> str:
         if len(self._window) == self._n_context:
@@ -103,9 +67,51 @@ class TextStream:
             self._taken = len(self._decode(self._window))
         return new
 
+
+class StopStrings:
+    """Ends a text before the first stop string. Text that may be the start of one is held back.
+
+    A stop string may contain the text of special tokens, which is never shown. Each token is matched as a whole:
+    neither `|` nor `start` stops at `<|im_start|>`. A stop string without special tokens is matched in the shown text.
+
+    Args:
+        stop: strings that end the answer, and are not part of it.
+        special: texts of special tokens by id.
+
+    Attributes:
+        marks: what stands in the text for each special token of a stop string.
+    """
+
+    def __init__(self, stop: Sequence[str] = (), special: Mapping[int, str] | None = None) -> None:
+        self._stop = tuple(stop)
+        self.marks, self._marked_stop = _mark(self._stop, special or {})
+        self._held = ""  # text and marks that may be the start of a stop string
+        self.stopped = False
+
+    def __bool__(self) -> bool:
+        return bool(self._stop)
+
+    def take(self, new: str, *, last: bool = False, search: bool = True) -> str:
+        """Add text, and take what may be shown now; see `TextStream.take`."""
+        if self.stopped:
+            return ""
+        if not self._stop:
+            return new
+        self._held += new
+        if not search:
+            shown, self._held = self._held, ""
+            return self._visible(shown)
+        if (cut := self._find_stop()) is not None:
+            self.stopped = True
+            shown, self._held = self._held[:cut], ""
+            return self._visible(shown)
+        split = len(self._held) if last else self._maybe_stop_from()
+        shown, self._held = self._held[:split], self._held[split:]
+        return self._visible(shown)
+
     def _find_stop(self) -> int | None:
         """Where the first stop string begins in the held text."""
-        if not self._marks:
+        if not self.marks:
             return min((at for at in map(self._held.find, self._stop) if at >= 0), default=None)
         shown = self._visible(self._held)
         found = [self._place(at) for at in map(shown.find, self._stop) if at >= 0]
@@ -114,19 +120,72 @@ class TextStream:
 
     def _maybe_stop_from(self) -> int:
         """Where the longest suffix of the held text begins that is a prefix of a stop string."""
-        if not self._marks:
+        if not self.marks:
             return len(self._held) - _overlap(self._held, self._stop)
         shown = self._visible(self._held)
         in_shown = self._place(len(shown) - _overlap(shown, self._stop))
         return min(in_shown, len(self._held) - _overlap(self._held, self._marked_stop))
 
     def _visible(self, text: str) -> str:
-        return "".join(c for c in text if ord(c) not in _MARKS) if self._marks else text
+        return without_marks(text) if self.marks else text
 
     def _place(self, n_shown: int) -> int:
         """Index in the held text of its character number `n_shown` that is shown."""
         places = [i for i, c in enumerate(self._held) if ord(c) not in _MARKS]
         return places[n_shown] if n_shown < len(places) else len(self._held)
+
+
+class TextStream:
+    """The text of one answer as its tokens come, up to the first stop string: `Detokenizer`, then `StopStrings`.
+
+    Args:
+        decode, after: of the `Detokenizer`. stop, special: of the `StopStrings`.
+        kept: texts of special tokens that are part of the text.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stop: Sequence[str] = (),
+        special: Mapping[int, str] | None = None,
+        after: Sequence[int] = (),
+        kept: Mapping[int, str] | None = None,
+    ) -> None:
+        self.stops = StopStrings(stop, special)
+        self.tokens = Detokenizer(decode, after, {**(kept or {}), **self.stops.marks})
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        return self.stops.stopped
+
+    @property
+    def watches(self) -> bool:
+        """Whether there are stop strings, so that every token must be decoded."""
+        return bool(self.stops)
+
+    def push(self, token: int) -> None:
+        """Add a token."""
+        self.tokens.push(token)
+
+    def push_end(self, token: int) -> None:
+        """Add a token that ends the answer: its text is matched with the stop strings, but not shown."""
+        if token in self.stops.marks:
+            self.tokens.push(token)
+
+    def take(self, *, last: bool = False, search: bool = True) -> str:
+        """The text that may be shown now; sets `stopped` if a stop string is complete.
+
+        Args:
+            last: no tokens follow: return what was held back, unfinished characters included.
+            search: False if the text up to here cannot stop the answer.
+        """
+        return "" if self.stopped else self.stops.take(self.tokens.take(last=last), last=last, search=search)
+
+
+def without_marks(text: str) -> str:
+    """The text without what stands for special tokens of stop strings."""
+    return "".join(c for c in text if ord(c) not in _MARKS)
 
 
 class SpecialTokens:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from coe.engines.base import Adapter
+from coe.engines.hf.answer import AnswerStream
 from coe.engines.hf.batch import COALESCE_S, BatchLimits, BatchRow, WaitingRows, adapter_key, choose_batch, deliver
 from coe.engines.hf.text import TextStream
 from coe.types import Chunk, GenerateRequest, Usage
@@ -36,7 +37,7 @@ def row(
         prompt_ids=[1] * n_prompt,
         adapter=Adapter(adapter_spec(adapter), Path(adapter)) if adapter else None,
         eos=frozenset({EOS}),
-        text=TextStream(decode, request.stop),
+        text=AnswerStream(TextStream(decode, request.stop)),
         sampling=None,
         loop=loop,  # type: ignore[arg-type]
         clock=clock or time.monotonic,
