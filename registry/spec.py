@@ -128,7 +128,9 @@ class ExpertSpec(BaseModel):
     """Price; null means a default in proportion to the active parameters for local experts, and unknown for remote
     ones."""
     capabilities: frozenset[str] = frozenset({"chat"})
-    """Capabilities: `chat`, `tools`, `json` (JSON mode), `embedding`."""
+    """Capabilities: `chat`, `embedding`, `tools`, `vision`, `json` (JSON mode), `json_schema`, `logprobs`,
+    `prompt_logprobs`, `token_prompts`, `sampling`; those of its engine need not be stated, except `tools` and
+    `vision`."""
     licence: str | None = None
     """Licence of the weights; read from the model card, if there is one."""
     description: str = ""

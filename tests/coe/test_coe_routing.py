@@ -129,6 +129,7 @@ def test_an_expert_whose_engine_cannot_do_what_a_query_needs_is_removed_before_a
     able = {n: replace_spec(spec, capabilities=frozenset({"chat", "tools"})) for n, spec in SNAPSHOT.experts.items()}
     snapshot, query = Snapshot(1, able), Query.of("x", tools=({"type": "function"},))
     router = ByLength()
+    monkeypatch.setattr("coe.engines._names", lambda kind: Capabilities().names)
     [refused] = route([query], Policy("p", router), snapshot, {})
     assert isinstance(refused, NoEligibleExpert) and router.batches == ()
     assert "a (tools: the engine that serves it cannot call tools)" in str(refused)

@@ -16,6 +16,7 @@ from typing import Any, Final
 from coe.chunks import merged
 from coe.engines.base import Adapter
 from coe.engines.hf.answer import AnswerStream
+from coe.engines.hf.constrained.matcher import Matcher
 from coe.engines.hf.logprobs import Scored, TokenTexts, packed
 from coe.engines.hf.sampling import Sampling
 from coe.errors import CoeError, EngineError
@@ -40,6 +41,7 @@ class BatchRow:
         slot: peft's name of the adapter, once loaded.
         cancelled: set by the reader; the row ends at the next token.
         processors: change the scores before a token is chosen (`coe.engines.hf.sampling.processors`).
+        matcher: which tokens may come next, for an answer in a required format.
         echo: text before the answer. texts: of single tokens, for a row with log-probabilities.
     """
 
@@ -53,6 +55,7 @@ class BatchRow:
     queue: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
     clock: Callable[[], float] = time.monotonic
     processors: Any = None
+    matcher: Matcher | None = None
     echo: str = ""
     texts: TokenTexts | None = None
     slot: str | None = None
@@ -103,6 +106,8 @@ class BatchRow:
         self.n_generated += 1
         if self.cancelled:
             return self._finish("cancelled")
+        if self.matcher is not None and (error := self.matcher.advance(token, self.eos)) is not None:
+            return self.fail(error)
         if scored is not None and self.texts is not None:
             first = self.n_generated == 1 and bool(self.request.messages)
             self._logprobs.append(self.texts.logprob(scored, first=first))
@@ -113,7 +118,7 @@ class BatchRow:
         due = self.clock() - self._shown_at >= COALESCE_S
         may_stop = self.n_generated >= self.request.sampling.min_tokens
         piece = self.text.take(search=may_stop) if due or self.text.watches else None
-        if self.text.stopped:
+        if self.text.stopped or (self.matcher is not None and self.matcher.ended):
             return self._finish("stop", piece)
         if self.n_generated >= self.max_tokens:
             return self._finish("length", piece)

@@ -85,6 +85,8 @@ class Decoding:
             if row.processors is not None and not row.done:
                 own = input_ids[i : i + 1, -len(row.prompt_ids) - row.n_generated :]  # without padding
                 scores[i : i + 1] = row.processors(own, scores[i : i + 1])
+            if row.matcher is not None and not row.done:
+                row.matcher.mask(scores[i], row.eos)
         tokens = RowSampler([row.sampling for row in self._rows])(input_ids, scores).argmax(dim=-1)
         return tokens, score_rows(raw, tokens, n_top)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from coe.engines.base import Capabilities, Expert
+from coe.engines.hf.constrained.checker import GrammarChecker
 from coe.engines.hf.expert import HFExpert, off_the_loop
 from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, free_bytes, load_model, require_memory
 from coe.engines.render import Renderer
@@ -39,6 +40,7 @@ class HFEngine:
         streaming=True,
         adapters=True,
         tools=True,
+        json_schema=True,
         logprobs=True,
         prompt_logprobs=True,
         token_prompts=True,
@@ -62,6 +64,7 @@ class HFEngine:
         self._max_batch, self._max_adapters, self._threads = max_batch, max_adapters, threads
         self._free = free
         self._renderer = Renderer()
+        self._checker = GrammarChecker()
 
     def footprint(self, spec: ExpertSpec) -> int:
         """Bytes of the weights in the engine's dtype.
@@ -88,6 +91,7 @@ class HFEngine:
             max_adapters=self._max_adapters,
             cache_bytes=lambda: int(self._free(device) * _CACHE_SHARE),
             renderer=self._renderer,
+            checker=self._checker,
         )
 
     def _load(self, spec: ExpertSpec, path: Path) -> LoadedModel:

@@ -14,6 +14,10 @@ from coe.engines.base import Adapter
 from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.answer import AnswerStreams
 from coe.engines.hf.batch import BatchLimits, BatchRow, WaitingRows, adapter_key, deliver
+from coe.engines.hf.constrained.checker import GrammarChecker
+from coe.engines.hf.constrained.compiler import Grammars
+from coe.engines.hf.constrained.grammar import Grammar
+from coe.engines.hf.constrained.matcher import Matcher
 from coe.engines.hf.decoding import Decoding
 from coe.engines.hf.load import LoadedModel, translate
 from coe.engines.hf.logprobs import MOST_TOP, SCORING_BYTES, TokenTexts, scoring_bytes
@@ -41,6 +45,7 @@ class HFExpert:
         max_adapters: most adapters kept on the model.
         cache_bytes: bytes that the key-value cache of a batch may take now.
         renderer: renders the chat templates of the model and its adapters.
+        checker: checks grammars before they are compiled.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class HFExpert:
         max_adapters: int,
         cache_bytes: Callable[[], int],
         renderer: Renderer,
+        checker: GrammarChecker,
     ) -> None:
         self.spec = spec
         self.capacity = max_batch
@@ -64,6 +70,7 @@ class HFExpert:
         self._answers = AnswerStreams(loaded.tokenizer)
         self._texts = TokenTexts(loaded.tokenizer)
         self._n_ids: int = loaded.model.get_input_embeddings().weight.shape[0]
+        self._grammars = Grammars(loaded.tokenizer, self._n_ids, checker)
         self._styles: dict[str, chat.ChatStyle] = {}
         self._waiting = WaitingRows(max_batch)
         # Its own threads: a megabyte takes seconds to tokenise, which must not hold the threads of other experts.
@@ -74,12 +81,14 @@ class HFExpert:
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
         """Yield the answer as it is generated; see `Expert.generate`. Usage counts all tokens, an end token too."""
         style = await self._style(adapter)
+        matcher = await self._matcher(request, adapter)
         with self._waiting.expecting():  # a batch waits for a slow template too, but never long
             prompt = await self._render(request, style, adapter)
             if self._loaded is None:
                 raise self._gone()
             loop = asyncio.get_running_loop()
             row = await loop.run_in_executor(self._preparing, self._prepare, request, prompt, style, adapter, loop)
+            row.matcher = matcher
             if not self._waiting.put(row):
                 raise self._gone()
         try:
@@ -98,6 +107,7 @@ class HFExpert:
         self._waiting.close()
         await off_the_loop(self._thread.join)
         self._preparing.shutdown(wait=False)
+        self._grammars.close()
         self._loaded = None
         del self._slots
 
@@ -113,6 +123,14 @@ class HFExpert:
         if key not in self._styles:
             self._styles[key] = await asyncio.to_thread(chat.ChatStyle.read, adapter.path)
         return self._styles[key]
+
+    async def _matcher(self, request: GenerateRequest, adapter: Adapter | None) -> Matcher | None:
+        """What keeps the answer in the required format, if there is one."""
+        if (grammar := Grammar.of_request(request)) is None:
+            return None
+        if self._loaded is None:
+            raise self._gone()
+        return await self._grammars.matcher(grammar, expert=adapter.spec.name if adapter else self.spec.name)
 
     async def _render(self, request: GenerateRequest, style: chat.ChatStyle, adapter: Adapter | None) -> str:
         """The prompt as text. Rendering may take as long as its limits allow, so no thread of the loop waits for it."""

@@ -1,0 +1,152 @@
+"""Compiles grammars for the tokenizer of one model, once each, outside the event loop and the worker thread."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from coe.engines.hf.constrained.checker import GrammarChecker
+from coe.engines.hf.constrained.grammar import Grammar, places
+from coe.engines.hf.constrained.matcher import Compiled, Matcher, Vocabulary
+from coe.errors import Rejected, Unsupported
+from coe.seam import one_line
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions, LLParserLimits
+
+_MOST_KEPT: Final = 64
+"""Compiled grammars that are kept for a model, those of the latest answers."""
+_MOST_KEPT_BYTES: Final = 2**22
+"""Most bytes of the schemas of kept grammars."""
+_MOST_MESSAGE: Final = 400
+_OPTIONS: Final[JsonCompileOptions] = {"whitespace_flexible": True, "coerce_one_of": False, "lenient": False}
+"""Options of JSON schemas; they take precedence over those that a schema states (`x-guidance`)."""
+_UNIMPLEMENTED: Final = re.compile(r"Unimplemented keys: \[(.*?)\]")
+
+
+class Grammars:
+    """The grammars of one model.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        n_tokens: number of token ids of the model.
+        checker: checks each grammar first.
+    """
+
+    def __init__(self, tokenizer: Any, n_tokens: int, checker: GrammarChecker) -> None:
+        self._tokenizer, self._checker = tokenizer, checker
+        self._n_tokens = max(n_tokens, len(tokenizer))
+        self._kept: OrderedDict[Grammar, Compiled | str] = OrderedDict()
+        self._vocabulary: Vocabulary | None = None
+        self._of_library: Any = None
+        # One thread: a slow grammar delays other new ones of this model, not its prompts.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+
+    async def matcher(self, grammar: Grammar, *, expert: str) -> Matcher:
+        """A matcher for one answer. The first one of a model takes the time to read its vocabulary (0.5 to 5 s).
+
+        Args:
+            expert: name for error messages.
+
+        Raises:
+            Rejected: the grammar is invalid, or exceeds a limit; the message names the keyword and its place.
+            Unsupported: the tokenizer of this model cannot be constrained.
+            EngineError: the process that checks grammars does not run.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._matcher, grammar, expert)
+
+    def close(self) -> None:
+        """Compile no more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _matcher(self, grammar: Grammar, expert: str) -> Matcher:
+        compiled = self._compiled(grammar, expert)
+        if isinstance(compiled, str):
+            raise Rejected(f"{expert!r} cannot answer in the required format: {compiled}")
+        return Matcher(compiled, self._read_vocabulary(expert), expert)
+
+    def _compiled(self, grammar: Grammar, expert: str) -> Compiled | str:
+        """The compiled grammar, or its problem."""
+        kept = self._kept.get(grammar)
+        if kept is None or (isinstance(kept, Compiled) and kept.failed):
+            kept = self._compile(grammar, expert)
+            self._kept[grammar] = kept
+        self._kept.move_to_end(grammar)
+        while len(self._kept) > _MOST_KEPT or self._kept_bytes > _MOST_KEPT_BYTES:
+            self._kept.popitem(last=False)
+        return kept
+
+    @property
+    def _kept_bytes(self) -> int:
+        return sum(each.size for each in self._kept)
+
+    def _compile(self, grammar: Grammar, expert: str) -> Compiled | str:
+        from llguidance import LLMatcher
+
+        vocabulary = self._read_vocabulary(expert)
+        if grammar.schema:
+            text = plain = LLMatcher.grammar_from_json_schema(grammar.schema, overrides=_OPTIONS)
+        else:  # the process that checks has no tokenizer, so special tokens are text there
+            text, plain = grammar.lark(self._special_tokens()), grammar.lark({})
+        if (problem := self._checker.problem(plain)) is not None:
+            return explained(problem, grammar)
+        compiled = LLMatcher(self._of_library, text, log_level=0, limits=_limits())
+        if compiled.is_error():
+            return explained(compiled.get_error(), grammar)
+        shared = Compiled(compiled)
+        if not Matcher(shared, vocabulary, expert).allowed(()).any():
+            return "no answer can satisfy its JSON schema"
+        return shared
+
+    def _read_vocabulary(self, expert: str) -> Vocabulary:
+        if self._vocabulary is not None:
+            return self._vocabulary
+        from llguidance.hf import from_tokenizer
+
+        try:
+            library = from_tokenizer(self._tokenizer, n_vocab=self._n_tokens)
+        except Exception as error:  # a tokenizer without a fast form, or of a kind that the library does not know
+            raise Unsupported(
+                f"{expert!r} cannot answer in a required format: its tokenizer ({type(self._tokenizer).__name__}) is "
+                f"not supported by llguidance: {one_line(str(error), _MOST_MESSAGE)}"
+            ) from error
+        spaces = [i for i in range(library.vocab_size) if (data := library.decode_bytes([i])) and not data.strip()]
+        whitespace = np.zeros(library.vocab_size, dtype=np.bool_)
+        whitespace[spaces] = True
+        self._of_library = library
+        self._vocabulary = Vocabulary(library.vocab_size, library.eos_token, whitespace)
+        return self._vocabulary
+
+    def _special_tokens(self) -> dict[str, int]:
+        tokens = self._tokenizer.added_tokens_decoder.items()
+        return {token.content: i for i, token in tokens if self._of_library.is_special_token(i)}
+
+
+def _limits() -> LLParserLimits:
+    """Limits of llguidance: for one token some 0.05 s of lexing, for a grammar some 40 MB of states."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(step_lexer_fuel=100_000, max_lexer_states=20_000, verbose_errors=False)
+
+
+def explained(problem: str, grammar: Grammar) -> str:
+    """The problem of a grammar, with the place of the keyword in its schema where that can be found."""
+    text = one_line(problem.removeprefix("at ").partition("\n   1 |")[0], _MOST_MESSAGE)
+    schemas = [grammar.schema] if grammar.schema else [call.schema for call in grammar.calls]
+    found = _UNIMPLEMENTED.search(problem)
+    keywords = {name.strip().strip('"') for name in found[1].split(",")} if found else set()
+    for schema in schemas:
+        for place, name, value in places(json.loads(schema)):
+            if name in keywords:
+                return f"the keyword {name!r} of its JSON schema is not supported (at {place:.200})"
+            if name == "pattern" and isinstance(value, str) and value and value in problem:
+                return f"a pattern of its JSON schema is not supported (at {place:.200}): {text}"
+            if name == "oneOf" and "oneOf" in problem:
+                return f"oneOf of its JSON schema has alternatives that may both hold (at {place:.200}): use anyOf"
+    return f"its JSON schema cannot be used: {text}"

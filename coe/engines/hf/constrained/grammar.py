@@ -1,0 +1,167 @@
+"""What an answer must look like: a JSON object, JSON that satisfies a schema, or tool calls in a model's own form.
+
+Grammars are compiled by llguidance (https://github.com/guidance-ai/llguidance). It refuses keywords of JSON Schema that
+it cannot guarantee (`not`, `uniqueItems`, ...) instead of ignoring them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from coe.errors import Rejected
+from coe.types import GenerateRequest
+
+MOST_SCHEMA_BYTES: Final = 2**18
+"""Most bytes of all schemas of a grammar, as JSON."""
+MOST_LEVELS: Final = 64
+"""Most levels of arrays and objects in a schema."""
+_ANY_OBJECT: Final = '{"type": "object"}'
+
+
+@dataclass(frozen=True, slots=True)
+class CallForm:
+    """How a model writes a call of one tool.
+
+    Attributes:
+        before, after: the text around the arguments; it may contain special tokens.
+        schema: the JSON schema of the arguments, as text.
+    """
+
+    before: str
+    schema: str
+    after: str = ""
+
+    @classmethod
+    def of(cls, before: str, parameters: Mapping[str, Any], after: str = "") -> Self:
+        """The form of a call. Raises Rejected if the schema of the parameters is too large or too deep."""
+        return cls(before, schema_text({"type": "object", **parameters}), after)
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """The texts that an answer may be.
+
+    Attributes:
+        schema: JSON schema of the answer, as text; empty if the answer is tool calls.
+        calls: the forms of which an answer of tool calls has one, or several with `separator` in between.
+        several: more than one call is allowed.
+    """
+
+    schema: str = ""
+    calls: tuple[CallForm, ...] = ()
+    separator: str = ""
+    several: bool = False
+
+    @classmethod
+    def of_request(cls, request: GenerateRequest) -> Self | None:
+        """The grammar that `format` and `json_schema` of a request demand; `None` if any text may be the answer.
+
+        Raises:
+            Rejected: the schema is too large or too deep.
+        """
+        if request.wants != "text" or request.format != "json":
+            return None
+        if request.json_schema is None:
+            return cls(_ANY_OBJECT)
+        schema = request.json_schema.get("schema")
+        return cls(_ANY_OBJECT if schema is None else schema_text(schema))
+
+    @classmethod
+    def of_calls(cls, calls: Sequence[CallForm], *, separator: str = "", several: bool = False) -> Self:
+        """An answer of one or several calls of tools, and nothing else.
+
+        Raises:
+            Rejected: the schemas together are too large.
+        """
+        _check_size(sum(len(call.schema) for call in calls))
+        return cls(calls=tuple(calls), separator=separator, several=several)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its schemas."""
+        return len(self.schema) + sum(len(call.schema) for call in self.calls)
+
+    def lark(self, special: Mapping[str, int]) -> str:
+        """An answer of tool calls in llguidance's dialect of Lark.
+
+        Args:
+            special: ids of special tokens by their text: as text they match nothing.
+        """
+        names = [f"call_{i}" for i in range(len(self.calls))]
+        more = f" ({_literal(self.separator, special)} call)*" if self.several else ""
+        rules = [f"start: call{more}", f"call: {' | '.join(names)}"]
+        for name, call in zip(names, self.calls, strict=True):
+            rules += [
+                f"{name}: {_literal(call.before, special)} {name}_arguments {_literal(call.after, special)}",
+                f"{name}_arguments: %json {call.schema}",
+            ]
+        return "\n".join(rules)
+
+
+def schema_text(schema: Any) -> str:
+    """A JSON schema as text.
+
+    Raises:
+        Rejected: it is larger than MOST_SCHEMA_BYTES or deeper than MOST_LEVELS.
+    """
+    if (path := _too_deep(schema)) is not None:
+        raise Rejected(f"the JSON schema has more than {MOST_LEVELS} levels of arrays and objects, at {path:.200}")
+    text = json.dumps(schema)
+    _check_size(len(text))
+    return text
+
+
+def places(schema: Any) -> Iterator[tuple[str, str, Any]]:
+    """Each keyword of a schema: its JSON pointer, its name and its value. Names of properties are no keywords."""
+    waiting = [("", schema)]
+    while waiting:
+        place, inner = waiting.pop(0)
+        if isinstance(inner, list):
+            waiting += [(f"{place}/{i}", each) for i, each in enumerate(inner)]
+        if not isinstance(inner, dict):
+            continue
+        for name, value in inner.items():
+            here = f"{place}/{name}"
+            yield here, name, value
+            if name in _OF_NAMES and isinstance(value, dict):
+                waiting += [(f"{here}/{each}", found) for each, found in value.items()]
+            elif name not in _OF_VALUES:
+                waiting.append((here, value))
+
+
+_OF_NAMES: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+"""Keywords whose value has a schema for each name."""
+_OF_VALUES: Final = frozenset({"enum", "const", "default", "examples"})
+"""Keywords whose value is no schema."""
+
+
+def _check_size(n_bytes: int) -> None:
+    if n_bytes > MOST_SCHEMA_BYTES:
+        raise Rejected(f"the JSON schema has {n_bytes:,} bytes, at most {MOST_SCHEMA_BYTES:,} are compiled")
+
+
+def _too_deep(schema: Any) -> str | None:
+    """Where a schema exceeds MOST_LEVELS; no recursion, whatever its depth."""
+    waiting: list[tuple[str, Any, int]] = [("", schema, 0)]
+    while waiting:
+        place, inner, level = waiting.pop()
+        items = inner.items() if isinstance(inner, dict) else enumerate(inner) if isinstance(inner, list) else ()
+        if level == MOST_LEVELS and isinstance(inner, dict | list):
+            return place
+        waiting += [(f"{place}/{name}"[:1000], each, level + 1) for name, each in items]
+    return None
+
+
+def _literal(text: str, special: Mapping[str, int]) -> str:
+    """A text as it stands, with its special tokens by id."""
+    parts: list[str] = []
+    while text:
+        found = [(at, -len(token), token) for token in special if token and (at := text.find(token)) >= 0]
+        at, _, token = min(found, default=(len(text), 0, ""))
+        parts += [json.dumps(text[:at])] if at else []
+        parts += [f"<[{special[token]}]>"] if token else []
+        text = text[at + len(token) :]
+    return " ".join(parts) or '""'

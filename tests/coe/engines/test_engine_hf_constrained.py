@@ -1,0 +1,294 @@
+"""Answers of a model of random weights are valid JSON: only the grammar can make them so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from engine_models import say
+from jsonschema import Draft202012Validator
+
+from coe.engines.base import Adapter
+from coe.engines.hf.constrained.grammar import MOST_LEVELS, MOST_SCHEMA_BYTES, CallForm, Grammar
+from coe.engines.hf.expert import HFExpert
+from coe.errors import EngineError, Rejected, Unsupported
+from coe.sampling import SamplingOptions
+from coe.types import GenerateRequest
+from routers.base import Message, Query
+from routers.constraints import check
+
+FLAT: dict[str, Any] = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+NESTED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "pattern": "^[A-Z]{3}-[0-9]{2}$"},
+        "kind": {"enum": ["order", "refund"]},
+        "lines": {"type": "array", "items": {"$ref": "#/$defs/line"}, "minItems": 1, "maxItems": 2},
+    },
+    "required": ["id", "kind", "lines"],
+    "additionalProperties": False,
+    "$defs": {
+        "line": {
+            "type": "object",
+            "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 9}, "gift": {"type": "boolean"}},
+            "required": ["n", "gift"],
+            "additionalProperties": False,
+        }
+    },
+}
+TREE: dict[str, Any] = {
+    "type": "object",
+    "properties": {"v": {"enum": [1, 2]}, "kids": {"type": "array", "items": {"$ref": "#"}, "maxItems": 1}},
+    "required": ["v", "kids"],
+    "additionalProperties": False,
+}
+
+
+def request(schema: Mapping[str, Any] | None, text: str = "the capital", **fields: Any) -> GenerateRequest:
+    given = None if schema is None else {"name": "answer", "schema": schema}
+    fields = {"max_tokens": 300, **fields}
+    return GenerateRequest(messages=(Message("user", text),), format="json", json_schema=given, **fields)
+
+
+def is_valid(text: str, schema: Mapping[str, Any]) -> bool:
+    return Draft202012Validator(schema).is_valid(json.loads(text))
+
+
+@pytest.mark.parametrize("schema", [FLAT, NESTED, TREE], ids=["flat", "nested", "recursive"])
+async def test_every_answer_satisfies_its_schema(expert: HFExpert, schema: dict[str, Any]) -> None:
+    requests = [request(schema, temperature=1.0, seed=seed) for seed in range(12)] + [request(schema)]
+    answers = await asyncio.gather(*(say(expert, each) for each in requests))
+    finished = [answer for answer in answers if answer.reason == "stop"]
+    assert len(finished) >= 6 and all(is_valid(answer.text, schema) for answer in finished)
+    assert all(answer.reason in ("stop", "length") for answer in answers)
+    assert len({answer.text for answer in answers}) > 3
+
+
+async def test_rows_without_a_schema_in_the_same_batch_stay_as_they_are(expert: HFExpert) -> None:
+    plain = GenerateRequest(messages=(Message("user", "the capital"),), max_tokens=12)
+    alone = await say(expert, plain)
+    together = await asyncio.gather(say(expert, request(FLAT)), say(expert, plain), say(expert, request(NESTED)))
+    assert together[1].text == alone.text and together[1].reason == alone.reason
+    assert is_valid(together[0].text, FLAT) and is_valid(together[2].text, NESTED)
+
+
+async def test_an_object_without_a_schema_is_any_object(expert: HFExpert) -> None:
+    answer = await say(expert, request(None, max_tokens=60))
+    assert answer.text.startswith("{")
+    assert answer.reason == "length" or isinstance(json.loads(answer.text), dict)
+
+
+async def test_an_answer_that_max_tokens_cuts_is_a_beginning(expert: HFExpert) -> None:
+    whole = await say(expert, request(FLAT))
+    assert whole.usage is not None and whole.reason == "stop"
+    cut = await say(expert, request(FLAT, max_tokens=whole.usage.completion_tokens - 1))
+    assert cut.reason == "length" and whole.text.startswith(cut.text) and cut.text != whole.text
+    full = await say(expert, request(FLAT, max_tokens=whole.usage.completion_tokens))
+    assert (full.text, full.reason) == (whole.text, "stop")
+
+
+async def test_an_answer_ends_where_nothing_can_follow_without_an_end_token(expert: HFExpert) -> None:
+    options = SamplingOptions(ignore_eos=True, min_tokens=200)
+    answer = await say(expert, request(FLAT, sampling=options))
+    assert answer.reason == "stop" and is_valid(answer.text, FLAT)
+
+
+async def test_special_tokens_and_adapters(expert: HFExpert, adapters: list[Adapter]) -> None:
+    bias = SamplingOptions(logit_bias=dict.fromkeys(range(2), 100.0))  # the special tokens of the tokenizer
+    for adapter in (None, *adapters[:2]):
+        answer = await say(expert, request(FLAT, sampling=bias), adapter)
+        assert answer.reason == "stop" and is_valid(answer.text, FLAT)
+
+
+async def test_the_same_seed_gives_the_same_answer_in_any_batch(expert: HFExpert) -> None:
+    alone = await say(expert, request(FLAT, temperature=1.0, seed=3))
+    others = [request(NESTED, temperature=1.0, seed=seed) for seed in range(5)]
+    together = await asyncio.gather(*(say(expert, each) for each in [*others, request(FLAT, temperature=1.0, seed=3)]))
+    assert together[-1].text == alone.text
+
+
+async def test_penalties_and_cut_offs_keep_to_the_schema(expert: HFExpert) -> None:
+    options = SamplingOptions(top_k=3, min_p=0.1, frequency_penalty=2, presence_penalty=2, repetition_penalty=2.0)
+    answers = [
+        await say(expert, request(NESTED, temperature=1.5, top_p=0.5, seed=s, sampling=options)) for s in range(4)
+    ]
+    assert all(is_valid(answer.text, NESTED) for answer in answers if answer.reason == "stop")
+
+
+async def test_a_newline_cannot_repeat_for_ever(expert: HFExpert) -> None:
+    newline = expert._loaded.tokenizer.encode("\n")  # type: ignore[union-attr]
+    answer = await say(expert, request(FLAT, sampling=SamplingOptions(logit_bias={newline[0]: 100.0})))
+    assert answer.reason == "stop" and is_valid(answer.text, FLAT)
+    assert "\n" * 24 in answer.text and "\n" * 25 not in answer.text
+
+
+async def test_a_repeated_schema_is_compiled_once(expert: HFExpert, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    problem = expert._grammars._checker.problem
+
+    def counted(grammar: str) -> str | None:
+        checked.append(grammar)
+        return problem(grammar)
+
+    monkeypatch.setattr(expert._grammars._checker, "problem", counted)
+    await asyncio.gather(*(say(expert, request(FLAT)) for _ in range(4)))
+    with pytest.raises(Rejected):
+        await say(expert, request({"not": {}}))
+    with pytest.raises(Rejected):
+        await say(expert, request({"not": {}}))
+    assert len(checked) == 2
+
+
+async def test_no_more_grammars_are_kept_than_allowed(expert: HFExpert, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.engines.hf.constrained.compiler._MOST_KEPT", 2)
+    for most in (1, 2, 3, 1):
+        await say(expert, request({"type": "array", "items": {"type": "null"}, "minItems": most, "maxItems": most}))
+    assert len(expert._grammars._kept) == 2
+
+
+# Schemas that are invalid, unsupported or hostile
+
+
+def having(schema: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"e": schema}, "required": ["e"], "additionalProperties": False}
+
+
+def deep(levels: int) -> dict[str, Any]:
+    """A schema of this many levels of objects."""
+    schema: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        schema = {"not_a_keyword": schema}
+    return schema
+
+
+HUGE = having({"enum": ["x" * 1000 for _ in range(1000)]})
+
+
+@pytest.mark.parametrize(
+    ("schema", "match"),
+    [
+        (having({"not": {"type": "string"}}), r"the keyword 'not' .* is not supported \(at /properties/e/not\)"),
+        (having({"type": "array", "uniqueItems": True}), r"'uniqueItems' .* \(at /properties/e/uniqueItems\)"),
+        (
+            having({"oneOf": [{"type": "number"}, {"type": "integer"}]}),
+            r"oneOf .* \(at /properties/e/oneOf\): use anyOf",
+        ),
+        (having({"type": "string", "pattern": "^(?=a)b"}), r"pattern .* \(at /properties/e/pattern\): .*look-ahead"),
+        (having({"type": "string", "pattern": "("}), r"pattern .* \(at /properties/e/pattern\): .*unclosed group"),
+        (having({"type": "string", "format": "zebra"}), "Unknown format: zebra"),
+        (having({"type": "strnig"}), "Invalid type: strnig"),
+        (having({"$ref": "#/$defs/missing"}), "'/\\$defs/missing' does not exist"),
+        (having({"$ref": "http://127.0.0.1:9/x.json"}), "does not fetch resources"),
+        (having(False), "unsatisfiable"),
+        (
+            {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+            "no answer can satisfy",
+        ),
+        (having({"type": "array", "minItems": 10**9}), "it takes (more than 2 s|too much memory) to compile"),
+        (
+            having({"type": "array", "maxItems": 10**9, "items": {"type": "integer"}}),
+            "it takes (more than 2 s|too much)",
+        ),
+        (having({"enum": [f"value {i}" for i in range(10_000)], "minLength": 3}), "schema too large"),
+        (HUGE, f"has 1,0.* bytes, at most {MOST_SCHEMA_BYTES:,} are compiled"),
+        (deep(MOST_LEVELS + 1), f"more than {MOST_LEVELS} levels of arrays and objects, at /not_a_keyword/"),
+        (deep(100_000), f"more than {MOST_LEVELS} levels"),
+    ],
+)
+async def test_a_schema_that_cannot_be_followed_is_rejected_with_the_place(
+    expert: HFExpert, schema: dict[str, Any], match: str
+) -> None:
+    async with asyncio.timeout(60):
+        with pytest.raises(Rejected, match=match) as caught:
+            await say(expert, request(schema))
+    assert caught.value.status == 400 and len(str(caught.value)) < 1000
+    assert (await say(expert, request(FLAT))).reason == "stop"  # and the expert still answers
+
+
+async def test_a_schema_with_a_huge_enumeration_is_compiled(expert: HFExpert) -> None:
+    huge = having({"enum": [f"value {i}" for i in range(10_000)]})
+    assert is_valid((await say(expert, request(huge))).text, huge)
+
+
+async def test_a_schema_of_the_most_levels_is_compiled(expert: HFExpert) -> None:
+    assert (await say(expert, request(deep(MOST_LEVELS), max_tokens=2))).reason in ("length", "stop")
+
+
+async def test_the_loop_runs_while_a_hostile_schema_is_checked(expert: HFExpert) -> None:
+    hostile = asyncio.create_task(say(expert, request(having({"type": "array", "minItems": 10**9}))))
+    plain = GenerateRequest(messages=(Message("user", "the capital"),), max_tokens=5)
+    async with asyncio.timeout(30):
+        assert (await say(expert, plain)).reason == "length"
+    assert not hostile.done()
+    with pytest.raises(Rejected):
+        await hostile
+
+
+@pytest.mark.parametrize(
+    "pattern", ["^(a+)+$", "^(.*a.{40})$", "^((a{1000}){1000}){1000}$", "^(.{1,100}a){100}$", "^a{1000000000}$"]
+)
+async def test_a_catastrophic_pattern_ends_the_answer_within_limits(expert: HFExpert, pattern: str) -> None:
+    async with asyncio.timeout(60):
+        try:
+            answer = await say(expert, request(having({"type": "string", "pattern": pattern}), max_tokens=100))
+        except EngineError as error:
+            assert "cannot continue an answer in the required format" in str(error)
+        else:
+            assert answer.reason == "length" or is_valid(answer.text, having({"type": "string"}))
+
+
+async def test_a_tokenizer_that_cannot_be_constrained_is_named(
+    expert: HFExpert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ValueError("Only fast tokenizers are supported")
+
+    monkeypatch.setattr("llguidance.hf.from_tokenizer", fail)
+    with pytest.raises(Unsupported, match="its tokenizer .*is not supported by llguidance: Only fast"):
+        await say(expert, request(FLAT))
+
+
+# Tool calls
+
+
+@pytest.mark.parametrize("several", [False, True])
+async def test_a_call_of_an_offered_tool_can_be_forced(expert: HFExpert, several: bool) -> None:
+    forms = [
+        CallForm.of(f'<call>\n{{"name": "{name}", "arguments": ', schema, "}\n</call>")
+        for name, schema in (("now", {}), ("get", {k: v for k, v in FLAT.items() if k != "type"}))
+    ]
+    forms[0] = replace(forms[0], schema='{"type": "object", "additionalProperties": false}')
+    grammar = Grammar.of_calls(forms, separator="\n", several=several)
+    matcher = await expert._grammars.matcher(grammar, expert="tiny")
+    encode = expert._loaded.tokenizer.encode  # type: ignore[union-attr]
+    one = '<call>\n{"name": "now", "arguments": {}}\n</call>'
+    other = '<call>\n{"name": "get", "arguments": {"name": "a", "age": 7}}\n</call>'
+    for text, expected in ((one, True), (other, True), (f"{one}\n{other}", several), ("hi", False), (one[:-3], False)):
+        state = matcher.state.deep_copy()
+        ids = encode(text, add_special_tokens=False)
+        assert (state.try_consume_tokens(ids) == len(ids) and state.is_accepting()) is expected, text
+
+
+async def test_special_tokens_around_a_call_are_tokens(expert: HFExpert) -> None:
+    form = CallForm.of("<|im_start|>now ", {"additionalProperties": False}, "<|im_start|>.")
+    matcher = await expert._grammars.matcher(Grammar.of_calls([form]), expert="tiny")
+    encode = expert._loaded.tokenizer.encode  # type: ignore[union-attr]
+    ids = encode("<|im_start|>now {}<|im_start|>.", add_special_tokens=False)
+    assert ids[0] == 0 and matcher.state.try_consume_tokens(ids) == len(ids) and matcher.state.is_accepting()
+
+
+def test_every_hf_expert_is_eligible_for_json(expert: HFExpert) -> None:
+    specs, engines = {"tiny": expert.spec}, {"tiny": frozenset({"json_schema"})}
+    for needs in (frozenset[str](), frozenset({"json_schema"})):
+        query = Query.of("Hello", format="json", needs=needs)
+        assert check(query, specs, engines=engines).experts == {"tiny"}
+        assert not check(query, specs, engines={"tiny": frozenset()}).experts
