@@ -167,7 +167,7 @@ class _Planner:
                 self._problem((*loc, "source"), str(error))
                 self.broken.add(draft.name)
                 continue
-            self.drafts[draft.name] = (loc, draft.model_copy(update={"source": source}))
+            self.drafts[draft.name] = (loc, draft.stated().model_copy(update={"source": source}))
 
     def describe(
         self, on_expert: Callable[[str, int], None] | None, on_bytes: Callable[[int, int], None] | None

@@ -128,9 +128,9 @@ class ExpertSpec(BaseModel):
     """Price; null means a default in proportion to the active parameters for local experts, and unknown for remote
     ones."""
     capabilities: frozenset[str] = frozenset({"chat"})
-    """Capabilities: `chat`, `embedding`, `tools`, `vision`, `json` (JSON mode), `json_schema`, `logprobs`,
-    `prompt_logprobs`, `token_prompts`, `sampling`; those of its engine need not be stated, except `tools` and
-    `vision`."""
+    """Capabilities beside that of the kind (`embedding`, of all others `chat`), which need not be listed: `tools`,
+    `vision`, `json` (JSON mode), `json_schema`, `logprobs`, `prompt_logprobs`, `token_prompts`, `sampling`. Those of
+    its engine need not be stated, except `tools` and `vision`."""
     licence: str | None = None
     """Licence of the weights; read from the model card, if there is one."""
     description: str = ""
@@ -197,6 +197,15 @@ class ExpertSpec(BaseModel):
         if self.kind is not Kind.REMOTE and self.source.startswith(("http://", "https://")):
             raise ValueError(f"an expert at a URL is of kind 'remote', not {self.kind.value!r}")
         return self
+
+    def stated(self) -> Self:
+        """The spec as its author means it: the capabilities of a file or of flags add to the default of the kind.
+
+        A registered spec has all of its capabilities, and is read as it is.
+        """
+        if self.kind is not Kind.EMBEDDING:
+            return self.model_copy(update={"capabilities": self.capabilities | {"chat"}})
+        return self.model_copy(update={"capabilities": self.capabilities - {"chat"} | {"embedding"}})
 
     @property
     def ref(self) -> str:

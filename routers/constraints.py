@@ -134,6 +134,21 @@ def context_length(spec: ExpertSpec, specs: Mapping[str, ExpertSpec]) -> int | N
     return min((length for length in (spec.context_length, *inner) if length is not None), default=None)
 
 
+def effective(spec: ExpertSpec, engine: frozenset[str] | None) -> frozenset[str]:
+    """The capabilities of an expert that requests can use, those of its engine included.
+
+    Args:
+        engine: capabilities of the engine that serves it; `None` if they are not known here.
+    """
+    if spec.kind is Kind.EMBEDDING or CHAT not in spec.capabilities:
+        return spec.capabilities
+    names = _UNKNOWN_ENGINE if engine is None else engine
+    of_both = spec.capabilities & names & _OF_BOTH.keys()
+    of_either = {name for name in (JSON, *_OF_EITHER) if name in spec.capabilities | names}
+    implied = {JSON} if JSON_SCHEMA in of_either else set()
+    return (spec.capabilities - _OF_BOTH.keys()) | of_both | of_either | implied
+
+
 def estimate_tokens(query: Query) -> int:
     """Likely number of tokens of the whole conversation, tools included; no tokenizer is loaded."""
     return estimate_range(query).likely

@@ -109,6 +109,10 @@ def add(
     licence: Annotated[
         str | None, typer.Option("--licence", metavar="NAME", help="Licence, where the files state none.")
     ] = None,
+    capability: Annotated[
+        list[str] | None,
+        typer.Option("--capability", metavar="NAME", help="What it can do beside chat, such as tools. Repeatable."),
+    ] = None,
     tag: Annotated[
         list[str] | None, typer.Option("--tag", metavar="NAME", help="Tag to select it by. Repeatable.")
     ] = None,
@@ -124,8 +128,8 @@ def add(
     draft = _draft(
         name=name, kind=kind, source=absolute_source(source, Path.cwd()), engine=engine, base=base, revision=revision,
         model=model, api_key_env=api_key_env, context_length=context_length, price=stated or None,
-        description=description, licence=licence, tags=tag or [],
-    )  # fmt: skip
+        description=description, licence=licence, tags=tag or [], capabilities=capability or ["chat"],
+    ).stated()  # fmt: skip
     with _open(registry) as store, _hashing() as bar:
         bar.expert(name)
         spec = store.add(describe(draft, store.get(draft.base) if draft.base else None, on_bytes=bar.bytes))
@@ -303,8 +307,9 @@ def _table(specs: Iterable[ExpertSpec]) -> Any:
         table.add_column(column, no_wrap=True)
     for column in ("params", "size", "context", "$/M in", "$/M out"):
         table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("also")
     for spec in specs:
-        prices = () if spec.price is None else (spec.price.input_usd_per_mtok, spec.price.output_usd_per_mtok)
+        prices = (None, None) if spec.price is None else (spec.price.input_usd_per_mtok, spec.price.output_usd_per_mtok)
         table.add_row(
             spec.ref,
             spec.kind.value,
@@ -312,7 +317,8 @@ def _table(specs: Iterable[ExpertSpec]) -> Any:
             _short(spec.parameters_total),
             _short(spec.size_bytes, "B"),
             str(spec.context_length or ""),
-            *(f"{price:.3g}" for price in prices),
+            *("" if price is None else f"{price:.3g}" for price in prices),
+            " ".join(sorted(spec.capabilities - {"chat"})),
         )
     return table
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from coe.compose.notes import in_order
+from coe.engines import capabilities
 from coe.policy import AUTO
 from coe.protocol.answers import tool_calls_body, usage_body
 from coe.protocol.decision import decision_document
@@ -17,6 +18,7 @@ from coe.types import Answer, Failure
 from registry.spec import RESERVED_PREFIX, ExpertSpec
 from registry.store import Snapshot
 from routers.base import Estimate
+from routers.constraints import effective
 
 OWNER = "coe"
 
@@ -45,13 +47,21 @@ def _outcome(outcome: Answer | Failure, logged_as: str | None) -> dict[str, Any]
 def model_list(snapshot: Snapshot, policies: Iterable[str], created: int) -> dict[str, Any]:
     """The body of `/v1/models`: `auto`, policies, experts. created: seconds since the epoch."""
     names = (AUTO, *(RESERVED_PREFIX + policy for policy in policies), *snapshot.experts)
-    return {"object": "list", "data": [model_body(name, snapshot, created) for name in names]}
+    engines = capabilities(snapshot.experts)
+    return {"object": "list", "data": [_model(name, snapshot, engines, created) for name in names]}
 
 
 def model_body(name: str, snapshot: Snapshot, created: int) -> dict[str, Any]:
-    """One model. The `coe` of an expert holds its kind, limits, and prices in USD per million tokens."""
+    """One model. The `coe` of an expert holds its kind, limits, and prices in USD per million tokens.
+
+    `capabilities`: those of the expert and of the engine that serves it.
+    """
+    return _model(name, snapshot, capabilities(snapshot.experts), created)
+
+
+def _model(name: str, snapshot: Snapshot, engines: Mapping[str, frozenset[str]], created: int) -> dict[str, Any]:
     spec = snapshot.experts.get(name)
-    about = {"kind": "policy"} if spec is None else _about(spec, snapshot)
+    about = {"kind": "policy"} if spec is None else _about(spec, snapshot, engines.get(name))
     return {"id": name, "object": "model", "created": created, "owned_by": OWNER, "coe": about}
 
 
@@ -101,14 +111,14 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _about(spec: ExpertSpec, snapshot: Snapshot) -> Mapping[str, Any]:
+def _about(spec: ExpertSpec, snapshot: Snapshot, engine: frozenset[str] | None) -> Mapping[str, Any]:
     base = snapshot.experts.get(spec.base) if spec.base else None
     return {
         "kind": spec.kind.value,
         "base": spec.base,
         "context_length": spec.context_length or (base.context_length if base else None),
         "price": spec.price.model_dump() if spec.price else None,
-        "capabilities": sorted(spec.capabilities),
+        "capabilities": sorted(effective(spec, engine)),
         "tags": sorted(spec.tags),
         "description": spec.description,
         "version": spec.version,

@@ -61,6 +61,33 @@ def test_adapters_follow_their_bases_whatever_the_order(registry: Registry, tmp_
     assert sql.digest is not None and sql.price is not None
 
 
+def test_capabilities_of_a_file_add_to_those_of_the_kind(registry: Registry, tmp_path: Path) -> None:
+    text = """\
+experts:
+  - {name: plain, kind: model, source: base}
+  - {name: caller, kind: model, source: base, capabilities: [tools]}
+  - {name: both, kind: model, source: base, capabilities: [chat, tools]}
+  - {name: vectors, kind: embedding, source: base}
+  - {name: more, kind: embedding, source: base, capabilities: [multilingual]}
+"""
+    apply(plan_of(text, registry, tmp_path), registry)
+    assert {spec.name: set(spec.capabilities) for spec in registry.list()} == {
+        "plain": {"chat"},
+        "caller": {"chat", "tools"},
+        "both": {"chat", "tools"},
+        "vectors": {"embedding"},
+        "more": {"embedding", "multilingual"},
+    }
+    again = plan_of(text, registry, tmp_path)
+    assert {step.action for step in again.steps} == {"unchanged"}
+
+
+def test_a_registered_spec_keeps_the_capabilities_that_it_was_registered_with(registry: Registry) -> None:
+    spec = ExpertSpec(name="old", kind=Kind.REMOTE, source="https://host/v1", capabilities=frozenset({"tools"}))
+    registry.add(spec)
+    assert registry.get("old").capabilities == {"tools"}
+
+
 def test_applying_again_changes_nothing(registry: Registry, tmp_path: Path) -> None:
     apply(plan_of(GOOD, registry, tmp_path), registry)
     again = plan_of(GOOD, registry, tmp_path)

@@ -97,6 +97,17 @@ def test_list_and_show(file: Path) -> None:
     assert isinstance(run("show", "smoll", ok=False).exception, UnknownExpert)
 
 
+def test_capabilities_are_stated_by_flags_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--kind", "remote", "--source", "https://host/v1", "--context-length", "100")
+    run("add", "--name", "caller", *flags, "--capability", "tools", "--capability", "vision")
+    run("add", "--name", "plain", *flags)
+    assert run_json("show", "caller")["capabilities"] == ["chat", "tools", "vision"]
+    assert run_json("show", "plain")["capabilities"] == ["chat"]
+    assert "chat, tools, vision" in run("show", "caller").stdout
+    listed = run("list").stdout
+    assert re.search(r"caller@1 .* tools vision *$", listed, re.MULTILINE) and "chat" not in listed
+
+
 def test_json_to_a_file_beside_the_table(file: Path, tmp_path: Path) -> None:
     run("apply", file)
     for command in (["list"], ["show", "gpt"]):

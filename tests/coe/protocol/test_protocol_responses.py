@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 from openai.types import Completion, Model
@@ -12,7 +13,7 @@ from coe.compose import Single
 from coe.policy import Always, Policy
 from coe.protocol.answers import ChatAnswer, TextAnswer, usage_chunk
 from coe.protocol.logprobs import TextLogprobs
-from coe.protocol.responses import model_list, route_body
+from coe.protocol.responses import model_body, model_list, route_body
 from coe.routing import DecisionInputs, Routed
 from coe.types import Answer, Chunk, TokenLogprob, Usage
 from registry.spec import ExpertSpec, Kind, Price
@@ -81,6 +82,22 @@ def test_the_models_are_auto_the_policies_and_the_experts() -> None:
     assert (about["kind"], about["base"], about["context_length"]) == ("adapter", "base", 64)
     assert about["price"] == {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}
     assert body["data"][2]["coe"]["tags"] == ["a", "b"] and body["data"][2]["coe"]["price"] is None
+
+
+def test_a_model_has_the_capabilities_of_the_expert_and_its_engine_together() -> None:
+    def able(kind: Kind = Kind.MODEL, **fields: Any) -> list[str]:
+        spec = ExpertSpec(name="x", kind=kind, **{"source": "fake://echo", **fields})
+        body = model_list(Snapshot(3, {"x": spec}), [], created=9)["data"][-1]
+        assert body == model_body("x", Snapshot(3, {"x": spec}), 9)
+        found: list[str] = body["coe"]["capabilities"]
+        return found
+
+    assert able() == ["chat"], "the engine can call tools, and the expert cannot"
+    assert able(capabilities=frozenset({"chat", "tools", "vision", "logprobs"})) == ["chat", "logprobs", "tools"]
+    assert able(capabilities=frozenset({"chat", "json_schema", "own"})) == ["chat", "json", "json_schema", "own"]
+    assert able(Kind.EMBEDDING, capabilities=frozenset({"embedding", "tools"})) == ["embedding", "tools"]
+    missing = able(engine="not-installed", capabilities=frozenset({"chat", "tools"}))
+    assert missing == ["chat", "tools"], "an engine of another machine is not held against it"
 
 
 def test_a_decision_is_told_with_what_it_was_made_from() -> None:
