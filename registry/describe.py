@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from registry.chat_templates import TOOLS, renders_tools
 from registry.digest import digest_files, digest_of, digest_of_text, hash_files
 from registry.errors import SourceError
 from registry.headers import read_json
@@ -40,8 +41,22 @@ def describe(
         source, commit = pinned(draft.source, path)
         facts |= {"source": source, "revision": commit}
     _refuse_contradictions(draft, facts, path)
+    draft = _with_tools(draft, path, base)
     files = hash_files(path, on_bytes=_counter(path, on_bytes))
     return _complete(draft, facts | {"files": files}, digest_of(files), base)
+
+
+def _with_tools(draft: ExpertSpec, path: Path, base: ExpertSpec | None) -> ExpertSpec:
+    """The draft with the capability `tools` if its chat template renders them.
+
+    An adapter without a template has that of its base.
+    """
+    if draft.kind is Kind.EMBEDDING:
+        return draft
+    renders = renders_tools(path)
+    if renders is None and base is not None:
+        renders = TOOLS in base.capabilities
+    return draft.model_copy(update={"capabilities": draft.capabilities | {TOOLS}}) if renders else draft
 
 
 def _counter(path: Path, on_bytes: Callable[[int, int], None] | None) -> Callable[[int], None] | None:

@@ -130,7 +130,7 @@ class ExpertSpec(BaseModel):
     capabilities: frozenset[str] = frozenset({"chat"})
     """Capabilities beside that of the kind (`embedding`, of all others `chat`), which need not be listed: `tools`,
     `vision`, `json` (JSON mode), `json_schema`, `logprobs`, `prompt_logprobs`, `token_prompts`, `sampling`. Those of
-    its engine need not be stated, except `tools` and `vision`."""
+    its engine need not be stated, except `vision`, and `tools` where no chat template in the files renders tools."""
     licence: str | None = None
     """Licence of the weights; read from the model card, if there is one."""
     description: str = ""
