@@ -136,7 +136,9 @@ class AnswerStreams:
         if not request.messages:
             return AnswerStream(TextStream(self._decode, request.stop, special, prompt_ids[-_TOKENS_BEFORE:]))
         demands = bool(request.offered) and request.tool_choice == "required"
-        answers = self._format(request, style.on(self._tokenizer, expert), expert)
+        # An answer in a required format begins at once, and has no reasoning, though the prompt may open one.
+        is_text = request.format == "json" and not demands
+        answers = None if is_text else self._format(request, style.on(self._tokenizer, expert), expert)
         if answers is None:
             return AnswerStream(TextStream(self._decode, request.stop, special), demands=demands)
         kept = {i: text for i, text in self._special.within(answers.delimiters).items() if i not in ends}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_models import say
+from engine_models import model_spec, say
 from jsonschema import Draft202012Validator
 
 from coe.engines.base import Adapter
 from coe.engines.hf.constrained.grammar import MOST_LEVELS, MOST_SCHEMA_BYTES, CallForm, Grammar
+from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
 from coe.errors import EngineError, Rejected, Unsupported
 from coe.sampling import SamplingOptions
@@ -258,6 +261,31 @@ async def test_a_tokenizer_that_cannot_be_constrained_is_named(
 
 
 # Tool calls
+
+
+def test_a_call_that_is_demanded_is_not_in_the_format_of_answers() -> None:
+    tool = {"type": "function", "function": {"name": "now"}}
+    demanded = request(FLAT, tools=(tool,), tool_choice="required")
+    assert Grammar.of_request(demanded) is None
+    assert Grammar.of_request(replace(demanded, tool_choice="auto")) == Grammar.of_request(request(FLAT))
+
+
+async def test_an_answer_in_a_format_is_text_though_the_prompt_opens_reasoning(
+    engine: HFEngine, tiny: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "thinks"
+    shutil.copytree(tiny, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    assert "assistant\n" in template
+    (folder / "chat_template.jinja").write_text(
+        template.replace("assistant\n", "assistant\n<think>\n") + "{# <think> </think> #}"
+    )
+    expert = await engine.load(model_spec(folder), folder)
+    try:
+        answer = await say(expert, request(FLAT))
+        assert is_valid(answer.text, FLAT) and not any(chunk.reasoning for chunk in answer.chunks)
+    finally:
+        await engine.unload(expert)
 
 
 @pytest.mark.parametrize("several", [False, True])

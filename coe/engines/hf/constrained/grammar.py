@@ -59,10 +59,13 @@ class Grammar:
     def of_request(cls, request: GenerateRequest) -> Self | None:
         """The grammar that `format` and `json_schema` of a request demand; `None` if any text may be the answer.
 
+        A call that `tool_choice` demands is no answer in that format.
+
         Raises:
             Rejected: the schema is too large or too deep.
         """
-        if request.wants != "text" or request.format != "json":
+        calls = bool(request.offered) and request.tool_choice == "required"
+        if request.wants != "text" or request.format != "json" or calls:
             return None
         if request.json_schema is None:
             return cls(_ANY_OBJECT)
