@@ -337,3 +337,23 @@ def test_what_a_grader_raises_names_it() -> None:
     with pytest.raises(GoldError, match="unusable"):
         score_of(Odd(GoldError("unusable")), "x", row("x"))
     assert [score_of(Odd(score), "x", row("x")) for score in (True, 0, 0.5)] == [1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("sign", ["%", " %", "\u00a0%", "\\%", "％", "٪", " percent", " Prozent", " per cent", "‰"])
+def test_a_percent_sign_changes_no_number(sign: str) -> None:
+    for gold in ("50", 50, 50.0, "50%", "50 %"):
+        assert Number().grade(f"It is 50{sign}.", row(gold)) == 1
+        assert Number().grade("It is 0.5.", row(gold)) == Number().grade("It is 1/2.", row(gold)) == 0
+    for gold in ("0.5", 0.5, "1/2"):
+        assert Number().grade(f"It is 50{sign}.", row(gold)) == 0
+        assert Number().grade("0.5", row(gold)) == 1
+
+
+def test_graders_of_text_and_json_keep_the_percent_sign() -> None:
+    for grader in (Exact(), Contains()):
+        assert grader.grade("50%", row("50%")) == 1 and grader.grade("0.5", row("50%")) == 0
+    assert Exact().grade("50 %", row("50%")) == Exact().grade("50", row("50%")) == 0
+    assert Exact().grade("50 %", row(["50%", "50 %"])) == 1
+    strings = JsonEquality(numeric_strings=True)
+    assert strings.grade('{"share": "50%"}', row({"share": "50%"})) == 1
+    assert strings.grade('{"share": 50}', row({"share": "50%"})) == strings.grade('"50%"', row(0.5)) == 0
