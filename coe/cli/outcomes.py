@@ -126,6 +126,7 @@ def _summary(table: OutcomeTable) -> dict[str, Any]:
     return {
         "n_queries": len(table),
         "n_experts": len(table.experts),
+        "conversations": sum(map(bool, table.conversations or ())),
         "mean_score": dict(zip(table.experts, table.scores.mean(axis=0).tolist(), strict=True)),
         "mean_cost_usd": None if costs is None else dict(zip(table.experts, costs, strict=True)),
         "domains": None if table.domains is None else len(set(table.domains)),
@@ -174,7 +175,9 @@ def _print_summary(file: Path, summary: dict[str, Any]) -> None:
 
     out = stdout_console()
     known = {"domains": summary["domains"], "folds": summary["folds"], "answers": len(summary["answers"]) or None}
-    facts = [f"{summary['n_queries']:,} queries", f"{summary['n_experts']} experts"]
+    facts = [f"{summary['n_queries']:,} queries"]
+    facts += [f"{summary['conversations']:,} of them conversations"] if summary["conversations"] else []
+    facts += [f"{summary['n_experts']} experts"]
     facts += [f"{count} {name}" if count else f"no {name}" for name, count in known.items()]
     facts += ["costs known" if summary["mean_cost_usd"] else "no costs (add them with `--prices` in `coe router`)"]
     out.print(f"{file}: {', '.join(facts)}", highlight=False, markup=False, soft_wrap=True)

@@ -19,6 +19,7 @@ from coe.compose import Composition, ExpertCall, ExpertCalls, Final, build_compo
 from coe.errors import CoeError
 from coe.types import Answer, Failure, GenerateRequest, Usage
 from routers.base import Message, Router, RoutingDecision
+from routers.conversation import estimate
 from routers.decision import Utility, decide
 from routers.errors import InvalidOutcomes, RouterError
 from routers.outcomes.table import OutcomeTable
@@ -108,8 +109,8 @@ def decisions(
     """The decision of each of the n queries, among the experts of the table."""
     queries, made = table.queries(), list[RoutingDecision]()
     for start in range(0, len(queries), BATCH):
-        estimate = router.estimate(queries[start : start + BATCH])
-        made += decide(estimate, utility=utility, select=select, allowed=table.experts)
+        estimated = estimate(router, queries[start : start + BATCH])
+        made += decide(estimated, utility=utility, select=select, allowed=table.experts)
     return made
 
 
@@ -187,7 +188,10 @@ class _Recorded:
             self._right = table.labels("answer")
 
     def run(self, row: int, decision: RoutingDecision, composition: Composition) -> _Run:
-        request = GenerateRequest(messages=(Message("user", self._table.prompts[row]),))
+        talks = self._table.conversations
+        request = GenerateRequest(
+            messages=(talks[row] if talks else ()) or (Message("user", self._table.prompts[row]),)
+        )
         done: dict[str, Answer | Failure] = {}
         rounds = 0
         while isinstance(step := self._step(row, composition, request, decision, done), ExpertCalls):

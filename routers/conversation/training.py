@@ -35,13 +35,14 @@ def phrasings() -> dict[str, Language]:
 def examples() -> tuple[list[str], list[int]]:
     """Turns, and whether each cannot stand alone; no held-out phrasing is among them."""
     rng = Random(0)
-    found = [
-        (text, label)
-        for language in phrasings().values()
-        for label, kind in ((1, "follow_ups"), (0, "complete"))
-        for template in language[kind]
-        for text in _filled(template, language["things"], rng)
-    ]
+    found = []
+    for language in phrasings().values():
+        follow_ups, complete = (
+            [text for template in language[kind] for text in _filled(template, language["things"], rng)]
+            for kind in ("follow_ups", "complete")
+        )
+        changed = [rng.choice(language["changes"]).replace("{p}", text) for text in complete]
+        found += [(text, 1) for text in follow_ups] + [(text, 0) for text in complete + changed]
     return [text for text, _ in found], [label for _, label in found]
 
 

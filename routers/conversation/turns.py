@@ -31,11 +31,11 @@ MOST_MESSAGES: Final = 64
 """Most user messages among which these are looked for."""
 MOST_CHARACTERS: Final = 16_000
 """Most characters that are read of a turn, from its beginning, where there are several."""
-SCALE: Final = 1.0
-"""Factor of the words' log-odds. This and the next two were chosen by cross-validation; see docs/conversations.md."""
-OOD_SCALE: Final = 8.0
+WORDS_SCALE: Final = 1.5
+"""Factor of the words' log-odds. This and the next two were chosen by `benchmarks/conversations.py tune`."""
+OOD_SCALE: Final = 12.0
 """Log-odds added per unit of `Estimate.ood` above OOD_NEUTRAL."""
-OOD_NEUTRAL: Final = 0.85
+OOD_NEUTRAL: Final = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def dependence(texts: Sequence[str], ood: NDArray[np.floating] | None = None) ->
     """
     if len(texts) == 1:
         return [0.0]
-    odds = [SCALE * log_odds(text) for text in texts]
+    odds = [WORDS_SCALE * log_odds(text) for text in texts]
     if ood is not None:
         odds = [z + OOD_SCALE * (float(value) - OOD_NEUTRAL) for z, value in zip(odds, ood, strict=True)]
     return [0.0, *(1.0 / (1.0 + math.exp(-z)) for z in odds[1:])]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.base import Estimate, Router, RoutingDecision
+from routers.conversation import estimate as estimate_conversations
 from routers.decision import Utility, decide
 from routers.encoders.build import CachedEncoder
 from routers.errors import RouterError
@@ -113,7 +114,7 @@ class Choosing:
 
 
 def route(router: Router, table: OutcomeTable, choosing: Choosing = Choosing()) -> Routing:
-    """Route every row of a table; the router sees prompts and features only.
+    """Route every row of a table; the router sees prompts, conversations and features only.
 
     Raises:
         RouterError: the router needs features that the table lacks, or a cost weight > 0 without known costs.
@@ -126,8 +127,8 @@ def route(router: Router, table: OutcomeTable, choosing: Choosing = Choosing()) 
     queries, parts = table.queries(), []
     for start in range(0, len(table), BATCH):
         rows = np.arange(start, min(start + BATCH, len(table)))
-        estimate = router.estimate(queries[start : start + BATCH])
-        parts.append(_chosen(estimate, table, rows, choosing))
+        estimated = estimate_conversations(router, queries[start : start + BATCH])
+        parts.append(_chosen(estimated, table, rows, choosing))
     return Routing.joined(parts)
 
 
@@ -141,7 +142,7 @@ def route_ms(
     with encoder.bypassed() if isinstance(encoder, CachedEncoder) else nullcontext():
         for query in (queries[0], *queries):  # the first call loads and warms up
             before = clock()
-            decide(router.estimate([query]), utility=utility, allowed=table.experts)
+            decide(estimate_conversations(router, [query]), utility=utility, allowed=table.experts)
             times.append(clock() - before)
     return 1e3 * median(times[1:])
 

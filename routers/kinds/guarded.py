@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from routers.base import GENERAL, Estimate, Query, RouterState
+from routers.conversation import estimate as estimate_conversations
 from routers.decision import decide
 from routers.encoders.embed import LastBatch, embed
 from routers.errors import InvalidSettings, RouterError
@@ -244,7 +245,7 @@ class GuardedRouter(EmbeddingRouter[GuardedSettings, Guard]):
 
     def _decided(self, table: OutcomeTable) -> tuple[_Floats, _Floats]:
         """(n,) confidence of the inner router's choices, and (n,) their recorded scores."""
-        estimate = self.inner.estimate(table.queries())
+        estimate = estimate_conversations(self.inner, table.queries())
         chosen = [table.experts.index(decision.experts[0]) for decision in decide(estimate)]
         return _confidence(estimate), table.scores[np.arange(len(table)), chosen]
 

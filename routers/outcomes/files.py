@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from registry.json_text import loads
 from registry.storage import atomic_path
+from routers.conversation import main_text
 from routers.errors import InvalidOutcomes
-from routers.outcomes.cells import WrittenFloat, numbers, rows_problem, texts, unicode_problems
+from routers.outcomes import conversations
+from routers.outcomes.cells import WrittenFloat, is_missing, numbers, rows_problem, texts, unicode_problems
 from routers.outcomes.csv_files import read_csv, refuse_duplicates, write_csv
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 _SCORE, _COST, _TOKENS, _ANSWER = "score::", "cost::", "tokens::", "answer::"
 _MOST_FOLD = 2**31
-_OWN_COLUMNS = ("query_id", "prompt", "domain", "fold")
+_OWN_COLUMNS = ("query_id", "prompt", "domain", "fold", conversations.COLUMN)
 
 
 def read_frame(path: Path) -> pd.DataFrame:
@@ -147,9 +149,11 @@ def columns_of(frame: pd.DataFrame) -> tuple[dict[str, Any], list[str]]:
     answers = [name for name in _names(frame) if name.startswith(_ANSWER)]
     taken = {*_OWN_COLUMNS, *answers, *(prefix + m for prefix in groups for m in experts)}
     others = [name for name in _names(frame) if name not in taken]
+    talks = conversations.conversations_of(frame, problems)
     columns = {
         "query_ids": _texts(frame, "query_id", problems) or tuple(map(str, range(len(frame)))),
-        "prompts": _texts(frame, "prompt", problems) or ("",) * len(frame),
+        "prompts": _prompts(frame, talks, problems),
+        "conversations": talks,
         "experts": tuple(experts),
         "scores": groups[_SCORE] if experts else np.empty((len(frame), 0)),
         "costs_usd": groups[_COST],
@@ -171,6 +175,8 @@ def frame_of(columns: Mapping[str, Any]) -> pd.DataFrame:
     if columns["domains"] is not None:
         own["domain"] = columns["domains"]
     own["prompt"] = columns["prompts"]
+    if columns["conversations"] is not None:
+        own[conversations.COLUMN] = conversations.cells_of(columns["conversations"])
     for prefix, name in ((_SCORE, "scores"), (_COST, "costs_usd"), (_TOKENS, "tokens")):
         if (array := columns[name]) is not None:
             own |= {prefix + expert: array[:, column] for column, expert in enumerate(columns["experts"])}
@@ -219,6 +225,21 @@ def _texts(frame: pd.DataFrame, name: str, problems: list[str]) -> tuple[str, ..
         problems.append(problem)
         return None
     return texts(frame[name], name, problems)
+
+
+def _prompts(
+    frame: pd.DataFrame, talks: tuple[conversations.Conversation, ...] | None, problems: list[str]
+) -> tuple[str, ...]:
+    """The prompts; that of a conversation is derived from its messages, whatever the file says."""
+    if talks is None:
+        return _texts(frame, "prompt", problems) or ("",) * len(frame)
+    derived = [main_text(messages) if messages else None for messages in talks]
+    stated = frame["prompt"] if "prompt" in frame else [None] * len(frame)
+    cells = [text if text is not None else cell for text, cell in zip(derived, stated, strict=True)]
+    missing = np.array([is_missing(cell) for cell in cells], dtype=bool)
+    if problem := rows_problem("neither `prompt` nor `messages` is given", missing):
+        problems.append(problem)
+    return texts(cells, "prompt", problems)
 
 
 def _group(frame: pd.DataFrame, prefix: str, experts: list[str], problems: list[str]) -> NDArray[Any] | None:

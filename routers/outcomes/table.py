@@ -2,7 +2,7 @@
 
 On disk (Parquet, JSONL or CSV) a row is a query and the columns are `query_id`, `prompt`, `score::<expert>` in [0, 1],
 and if known `dataset`, `domain`, `fold`, `cost::<expert>` (USD per query), `tokens::<expert>` (output tokens) and
-`answer::<expert>`. Other columns are kept unchanged.
+`answer::<expert>`. A row may hold `messages`, a conversation, in place of a prompt. Other columns are kept unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from registry.spelling import did_you_mean
-from routers.base import Floats, Query, Words
+from routers.base import Floats, Message, Query, Words
 from routers.errors import InvalidOutcomes
 from routers.outcomes.cells import SHOWN_ROWS, rows_problem
 from routers.outcomes.files import columns_of, frame_of, read_frame, write_frame
@@ -40,7 +40,7 @@ class OutcomeTable:
 
     Attributes:
         query_ids: n unique ids.
-        prompts: n texts, the only part of a query that routers read.
+        prompts: n texts that routers are trained on; of a conversation, the user turn that weighs most.
         experts: m unique names, the columns of every (n, m) array.
         scores: (n, m) float64 in [0, 1].
         costs_usd: (n, m) float64 >= 0, USD per query, or `None` if unknown.
@@ -49,6 +49,7 @@ class OutcomeTable:
         domains: n category names, or `None`.
         folds: (n,) int64, the cross-validation fold of each row, or `None`.
         answers: expert -> n recorded answers ("" if unreadable), or `None`.
+        conversations: n tuples of messages, empty where a row is a prompt alone; or `None`.
         features: name -> (n, d) signals of the queries, or n tuples of words, for routers that require them
             (`Router.requires`); computed later, not part of the file.
 
@@ -66,6 +67,7 @@ class OutcomeTable:
     domains: tuple[str, ...] | None = None
     folds: NDArray[np.int64] | None = None
     answers: Mapping[str, tuple[str, ...]] | None = None
+    conversations: tuple[tuple[Message, ...], ...] | None = None
     features: Mapping[str, Floats | Sequence[Words]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -138,6 +140,7 @@ class OutcomeTable:
             domains=None if self.domains is None else _take(self.domains, picked),
             folds=None if self.folds is None else self.folds[picked],
             answers=None if self.answers is None else {m: _take(a, picked) for m, a in self.answers.items()},
+            conversations=None if self.conversations is None else tuple(self.conversations[i] for i in picked),
             features={
                 name: values[picked] if isinstance(values, np.ndarray) else tuple(values[i] for i in picked)
                 for name, values in self.features.items()
@@ -164,10 +167,19 @@ class OutcomeTable:
         )
 
     def queries(self) -> list[Query]:
-        """The part of each row that routers read: the prompt and the features."""
+        """The part of each row that routers read: the conversation, or the prompt and the features.
+
+        Features are those of the prompt, so a row that has them is read by its prompt.
+        """
+        if self.features:
+            return [
+                Query.of(prompt, features={name: values[row] for name, values in self.features.items()})
+                for row, prompt in enumerate(self.prompts)
+            ]
+        talks = self.conversations or ((),) * len(self)
         return [
-            Query.of(prompt, features={name: values[row] for name, values in self.features.items()})
-            for row, prompt in enumerate(self.prompts)
+            Query(messages) if messages else Query.of(prompt)
+            for prompt, messages in zip(self.prompts, talks, strict=True)
         ]
 
     def with_prices(self, prices: Mapping[str, Price]) -> Self:
@@ -273,6 +285,7 @@ def _shape_problems(table: OutcomeTable) -> list[str]:
         "domains": table.domains,
         "folds": table.folds,
         "frame": table.frame,
+        "conversations": table.conversations,
     }
     lists |= {f"features[{name!r}]": values for name, values in table.features.items()}
     lists |= {f"answers[{name!r}]": values for name, values in (table.answers or {}).items()}
