@@ -7,7 +7,8 @@ import in every gateway (docs/results.md). The tests read them with the official
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, ClassVar
 
 from coe.protocol.logprobs import TextLogprobs, chat_logprobs
@@ -53,11 +54,12 @@ class ChatAnswer:
         """Chunks before the first text: the role."""
         return [self._chunk({"role": "assistant", "content": "", "refusal": None})]
 
-    def piece(self, chunk: Chunk) -> dict[str, Any]:
-        """A chunk with a piece of reasoning, text, tool calls or log-probabilities."""
-        if chunk.reasoning or chunk.tool_calls or chunk.logprobs:
-            return self._chunk(_delta(chunk), logprobs=chat_logprobs(chunk.logprobs))
-        return self._chunk({"content": chunk.text})
+    def pieces(self, chunk: Chunk) -> list[dict[str, Any]]:
+        """Chunks with a piece of reasoning, text, or one tool call: clients read only the first call of a chunk."""
+        if not (chunk.reasoning or chunk.tool_calls or chunk.logprobs):
+            return [self._chunk({"content": chunk.text})]
+        first, *others = _deltas(chunk)
+        return [self._chunk(first, logprobs=chat_logprobs(chunk.logprobs)), *map(self._chunk, others)]
 
     def ending(self, reason: FinishReason) -> dict[str, Any]:
         """The chunk with the finish reason."""
@@ -96,10 +98,10 @@ class TextAnswer:
         """Chunks before the first text: none."""
         return []
 
-    def piece(self, chunk: Chunk) -> dict[str, Any]:
+    def pieces(self, chunk: Chunk) -> list[dict[str, Any]]:
         """A chunk with a piece of text or log-probabilities; call in the order of the chunks."""
         tokens = chunk.prompt_logprobs + chunk.logprobs
-        return _chunk(self, self._choice(chunk.text, self._logprobs.body(tokens) if tokens else None))
+        return [_chunk(self, self._choice(chunk.text, self._logprobs.body(tokens) if tokens else None))]
 
     def ending(self, reason: FinishReason) -> dict[str, Any]:
         """The chunk with the finish reason."""
@@ -158,15 +160,24 @@ def _call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _delta(chunk: Chunk) -> dict[str, Any]:
+def _deltas(chunk: Chunk) -> list[dict[str, Any]]:
+    """Reasoning and text, then each tool call: at least one."""
     delta: dict[str, Any] = {}
     if chunk.reasoning:
         delta["reasoning_content"] = chunk.reasoning
     if chunk.text or not (chunk.reasoning or chunk.tool_calls):
         delta["content"] = chunk.text
-    if chunk.tool_calls:
-        delta["tool_calls"] = [_call_delta(piece) for piece in chunk.tool_calls]
-    return delta
+    calls = [{"tool_calls": [_call_delta(piece)]} for piece in _joined(chunk.tool_calls)]
+    return [delta, *calls] if delta else calls
+
+
+def _joined(pieces: Iterable[ToolCallDelta]) -> list[ToolCallDelta]:
+    """One piece a call: clients add up pieces over chunks, not within one."""
+    joined: list[ToolCallDelta] = []
+    for _, of_call in groupby(pieces, key=lambda piece: piece.index):
+        first, *others = of_call
+        joined.append(replace(first, arguments=first.arguments + "".join(piece.arguments for piece in others)))
+    return joined
 
 
 def _call_delta(piece: ToolCallDelta) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Choices:
             shapes = self._shapes[reply] = self._shapes_of(reply)
             events += [event for shape in shapes for event in shape.opening()]
         if not chunk.is_empty:
-            events += [shape.piece(chunk) for shape in shapes]
+            events += [event for shape in shapes for event in shape.pieces(chunk)]
         if chunk.finish_reason is None:
             return events
         ends = [shape.ending(chunk.finish_reason) for shape in shapes]

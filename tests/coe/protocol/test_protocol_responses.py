@@ -15,7 +15,7 @@ from coe.protocol.answers import ChatAnswer, TextAnswer, usage_chunk
 from coe.protocol.logprobs import TextLogprobs
 from coe.protocol.responses import model_body, model_list, route_body
 from coe.routing import DecisionInputs, Routed
-from coe.types import Answer, Chunk, TokenLogprob, Usage
+from coe.types import Answer, Chunk, TokenLogprob, ToolCallDelta, Usage
 from registry.spec import ExpertSpec, Kind, Price
 from registry.store import Snapshot
 from routers.base import Estimate, Query, RoutingDecision
@@ -41,7 +41,7 @@ def test_a_whole_completion_is_what_the_client_expects() -> None:
 
 def test_the_chunks_of_a_chat_answer_open_with_the_role_and_end_with_the_reason() -> None:
     bodies = ChatAnswer("77", 1, "sql", include_usage=True)
-    chunks = [*bodies.opening(), bodies.piece(Chunk("SELECT")), bodies.ending("length")]
+    chunks = [*bodies.opening(), *bodies.pieces(Chunk("SELECT")), bodies.ending("length")]
     assert all(chunk["usage"] is None for chunk in chunks)
     parsed = [ChatCompletionChunk.model_validate(chunk, strict=True) for chunk in chunks]
     deltas = [chunk.choices[0].delta.model_dump(exclude_unset=True) for chunk in parsed]
@@ -49,18 +49,32 @@ def test_the_chunks_of_a_chat_answer_open_with_the_role_and_end_with_the_reason(
     assert [chunk.choices[0].finish_reason for chunk in parsed] == [None, None, "length"]
     last = usage_chunk(bodies, Usage(5, 2))
     assert last["choices"] == [] and last["usage"] == USAGE
-    assert "usage" not in ChatAnswer("77", 1, "sql").piece(Chunk("x")), "only where it is asked for"
+    assert "usage" not in ChatAnswer("77", 1, "sql").pieces(Chunk("x"))[0], "only where it is asked for"
+
+
+def test_a_chunk_has_at_most_one_tool_call_in_one_piece() -> None:
+    """openai-python and llama-index lose or misread further pieces of a chunk."""
+    calls = (
+        ToolCallDelta(0, "a", "get_time", ""),
+        ToolCallDelta(0, arguments="{"),
+        ToolCallDelta(0, arguments="}"),
+        ToolCallDelta(1, "b", "get_time", "{"),
+    )
+    chunks = ChatAnswer("77", 1, "sql").pieces(Chunk("Let me look.", tool_calls=calls))
+    deltas = [ChatCompletionChunk.model_validate(chunk, strict=True).choices[0].delta for chunk in chunks]
+    assert [delta.content for delta in deltas] == ["Let me look.", None, None]
+    pieces = [(call.index, call.id, call.function) for delta in deltas for call in delta.tool_calls or ()]
+    assert [(i, name, f.name, f.arguments) for i, name, f in pieces if f] == [
+        (0, "a", "get_time", "{}"),
+        (1, "b", "get_time", "{"),
+    ]
 
 
 def test_the_chunks_of_a_completion_have_text_only() -> None:
     bodies = TextAnswer("77", 1, "sql")
     assert bodies.opening() == []
-    assert bodies.piece(Chunk("SELECT"))["choices"][0] == {
-        "index": 0,
-        "text": "SELECT",
-        "logprobs": None,
-        "finish_reason": None,
-    }
+    (piece,) = bodies.pieces(Chunk("SELECT"))
+    assert piece["choices"][0] == {"index": 0, "text": "SELECT", "logprobs": None, "finish_reason": None}
     assert bodies.ending("stop")["choices"][0]["finish_reason"] == "stop"
     assert usage_chunk(bodies, Usage(5, 2))["object"] == "text_completion"
 
