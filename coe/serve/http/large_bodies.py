@@ -1,7 +1,8 @@
 """Large bodies are parsed one at a time and with pauses, so that they leave most of the event loop's time to others.
 
-Parsing and validating a body cannot be interrupted, and a thread would not help: both hold the interpreter lock. Every
-bound of a body keeps one parse short; this bounds their sum, however many clients send large bodies.
+The bounds of a body are checked in short steps. Parsing and validating it cannot be interrupted, and a thread would not
+help: both hold the interpreter lock. Every bound keeps one parse short; this bounds their sum, however many clients
+send large bodies.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from coe.errors import InvalidRequest, Overloaded
-from coe.serve.http.json_body import parse_json
+from coe.serve.http.json_body import parse_json, parsing
 
 T = TypeVar("T")
 SMALL_BYTES: Final = 16 * 1024
@@ -45,18 +46,26 @@ class LargeBodies:
             return parse(parse_json(body))
         await self._wait(len(body))
         try:
-            return self._parse(body, parse)
+            return await self._parse(body, parse)
         except InvalidRequest:
             await asyncio.sleep(REFUSED_S)
             raise
 
-    def _parse(self, body: bytes, parse: Callable[[object], T]) -> T:
-        started = time.perf_counter()
+    async def _parse(self, body: bytes, parse: Callable[[object], T]) -> T:
+        """Between two steps the event loop runs what waits."""
+        taken_s, steps = 0.0, parsing(body)
         try:
-            return parse(parse_json(body))
+            while True:
+                started = time.perf_counter()
+                try:
+                    next(steps)
+                except StopIteration as done:
+                    return parse(done.value)
+                finally:
+                    taken_s += time.perf_counter() - started
+                await asyncio.sleep(0)
         finally:
-            pause_s = PAUSE * (time.perf_counter() - started)
-            asyncio.get_running_loop().call_later(pause_s, self._turn.release)
+            asyncio.get_running_loop().call_later(PAUSE * taken_s, self._turn.release)
 
     async def _wait(self, n_bytes: int) -> None:
         if self._waiting_bytes + n_bytes > self._max_bytes and self._turn.locked():

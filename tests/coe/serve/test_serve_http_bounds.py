@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from typing import Any
 
 import pytest
 from api_server import connected, gateway
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from coe.errors import InvalidRequest
 from coe.serve.http import json_body
 from coe.serve.http.guard import MOST_HEADER_BYTES
-from coe.serve.http.json_body import MOST_LEVELS, MOST_LITERAL_BYTES, MOST_VALUES, parse_json
+from coe.serve.http.json_body import (
+    MOST_LEVELS,
+    MOST_LITERAL_BYTES,
+    MOST_VALUES,
+    STEP_BYTES,
+    parse_json,
+    parsing,
+)
 from coe.serve.http.large_bodies import REFUSED_S
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
@@ -235,6 +245,69 @@ def test_what_is_inside_of_strings_does_not_count(text: str, monkeypatch: pytest
     monkeypatch.setattr(json_body, "MOST_VALUES", 12_000)
     value = {"a": text, text: [text, {"b": text}]}
     assert parse_json(json.dumps(value).encode()) == value
+
+
+JSON_VALUES = st.recursive(
+    st.one_of(st.none(), st.integers(), st.text('a"\\\\[]{},: \n\u00e9', max_size=12)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text('a"\\\\[{', max_size=4), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(JSON_VALUES, st.integers(1, 9), st.sampled_from([None, 2]), st.booleans())
+def test_a_body_that_is_checked_in_pieces_is_judged_as_a_whole(
+    value: Any, step: int, indent: int | None, is_ascii: bool
+) -> None:
+    body = json.dumps(value, indent=indent, ensure_ascii=is_ascii).encode()
+    outside = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", body)
+    elements = sum(map(outside.count, (b",", b":", b"[", b"{")))
+    literal = len(outside.translate(None, b" \n"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_body, "STEP_BYTES", step)
+        patch.setattr(json_body, "MOST_VALUES", max(elements + 1, body.count(b'"')))
+        patch.setattr(json_body, "MOST_LITERAL_BYTES", literal)
+        patch.setattr(json_body, "MOST_LEVELS", depth(value))
+        assert parse_json(body) == value
+        if len(body) <= step:
+            return
+        for name, most, message in (
+            ("MOST_LITERAL_BYTES", literal - 1, "bytes of numbers and punctuation"),
+            ("MOST_LEVELS", depth(value) - 1, "nested too deeply"),
+            ("MOST_VALUES", elements, "values, field names included"),
+        ):
+            if most < 0 or (name == "MOST_LITERAL_BYTES" and literal == 0):
+                continue
+            with pytest.MonkeyPatch.context() as bound, pytest.raises(InvalidRequest, match=message):
+                bound.setattr(json_body, name, most)
+                parse_json(body)
+
+
+def depth(value: Any) -> int:
+    """Levels of arrays and objects."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(depth, inner), default=0)
+
+
+def test_a_large_body_is_checked_in_steps_and_a_cut_one_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    escapes = rb'{"a": "' + rb"\n\\\u0041" * 100_000
+    assert len(list(parsing(escapes + b'"}'))) == -(-(len(escapes) + 2) // STEP_BYTES)
+    assert parse_json(escapes + b'"}') == {"a": "\n\\A" * 100_000}
+    monkeypatch.setattr(json_body, "_parse_exactly", lambda body: pytest.fail("parsed twice"))
+    with pytest.raises(InvalidRequest, match="the body is not valid JSON: EOF while parsing an object at line 1"):
+        parse_json(escapes + b'"')
+    monkeypatch.setattr(json_body, "from_json", lambda body, **_: pytest.fail("parsed"))
+    with pytest.raises(InvalidRequest, match="the body is not valid JSON: its last string has no end"):
+        parse_json(escapes)
+
+
+def test_too_many_values_are_refused_before_the_rest_is_checked() -> None:
+    steps = parsing(b"[" + b"1," * 1_000_000 + b"1]")
+    with pytest.raises(InvalidRequest, match="more than 50,000 values"):
+        for _ in range(3):
+            next(steps)
 
 
 def test_huge_numbers_and_duplicates_are_values_that_the_fields_judge() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from coe.errors import InvalidRequest, Overloaded
+from coe.serve.http.json_body import STEP_BYTES
 from coe.serve.http.large_bodies import PAUSE, REFUSED_S, SMALL_BYTES, LargeBodies
 
 SMALL = b'"' + b"x" * (SMALL_BYTES - 2) + b'"'
@@ -75,3 +76,23 @@ async def test_bodies_that_wait_are_bounded_in_bytes() -> None:
     await asyncio.gather(running[0], running[2], last)
     with pytest.raises(asyncio.CancelledError):
         await running[1]
+
+
+async def test_the_event_loop_runs_between_the_steps_of_a_body() -> None:
+    bodies, ran = LargeBodies(2**24), 0
+    task = asyncio.create_task(bodies.parse(b'"' + b"x" * 40 * STEP_BYTES + b'"', len))  # type: ignore[arg-type]
+    while not task.done():
+        await asyncio.sleep(0)
+        ran += 1
+    assert ran >= 40 and await task == 40 * STEP_BYTES
+
+
+async def test_a_body_given_up_between_two_steps_gives_up_the_turn() -> None:
+    bodies = LargeBodies(2**24)
+    task = asyncio.create_task(bodies.parse(b'"' + b"x" * 40 * STEP_BYTES + b'"', bool))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await asyncio.wait_for(bodies.parse(LARGE, bool), 5) is True
