@@ -55,12 +55,14 @@ class Decoding:
         """
         n_new = None  # all tokens of the prompt first
         scorer = self._scorer(model)
+        begun = False
         while True:
-            scores, inputs = _forward(model, input_ids, inputs, n_new, scorer or model)
+            scores, inputs = _forward(model, input_ids, inputs, n_new, model if begun or not scorer else scorer)
+            n_new = 1 if inputs.get("use_cache") else None
             finite = scores.amax(dim=-1).isfinite().tolist()  # not finite if any score is NaN, too
-            if n_new is None:
+            if not begun:
                 self._begin(finite, scorer.prompts if scorer else [()] * len(self._rows))
-            n_new, scorer = 1 if inputs.get("use_cache") else None, None
+                begun = True
             tokens, scored = self._choose(input_ids, scores)
             input_ids = _append(input_ids, tokens)
             self._advance(tokens.tolist(), finite, scored)

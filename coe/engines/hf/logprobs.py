@@ -149,11 +149,15 @@ class PromptScorer:
 @contextmanager
 def _returns(module: Any, output: Any) -> Iterator[None]:
     """Within the block, calls of the module return `output` and compute nothing."""
+    own = vars(module).get("forward")  # a library may have replaced the method of this very module
     module.forward = lambda *_args, **_kwargs: output
     try:
         yield
     finally:
-        del module.forward
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 def packed(prompt: Sequence[Scored]) -> bytes:
