@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
-from coe.chunks import merged
+from coe.chunks import Joined, merged, whole_chunk
 from coe.config import Config, HostPoolConfig
 from coe.errors import CoeError
 from coe.host import Host
@@ -84,16 +84,16 @@ class ExpertHost:
 
     async def whole(self, expert: str, request: GenerateRequest, generation: int, call: str = "") -> Piece:
         """The whole answer as one chunk, or the error. `call`: `placement.Call.id`."""
-        text = ""
+        joined = Joined()
         try:
             with self._counted(expert, call):
                 host = await self._at(generation)
                 async with aclosing(host.ask(expert, request)) as chunks:
                     async for chunk in chunks:
-                        text += chunk.text
+                        joined.add(chunk)
         except CoeError as error:
             return error
-        return replace(chunk, text=text)
+        return replace(whole_chunk(joined.answer(expert, chunk)), value=chunk.value)
 
     async def state(self) -> dict[str, Any]:
         """The state of this host, for `/health`, metrics and status lines."""

@@ -190,6 +190,25 @@ async def test_the_scores_of_the_prompt_are_in_the_first_chunk_with_its_text(exp
     assert not any(chunk.prompt_logprobs for chunk in others)
 
 
+async def test_a_model_without_a_cache_passes_the_prompt_on_once(expert: HFExpert) -> None:
+    request = GenerateRequest(prompt="the capital", max_tokens=6, echo=True, prompt_logprobs=0, logprobs=0)
+    expected = whole(await say(expert, request))
+    assert expert._loaded is not None
+    expert._loaded.model.generation_config.use_cache = False
+    answer = whole(await say(expert, request))
+    assert answer.text == expected.text
+    assert [e.token for e in answer.prompt_logprobs] == [e.token for e in expected.prompt_logprobs]
+    assert [e.token for e in answer.logprobs] == [e.token for e in expected.logprobs]
+
+
+def test_a_module_whose_forward_a_library_replaced_keeps_that_one() -> None:
+    module = torch.nn.Linear(2, 2)
+    replaced = module.forward = lambda inputs: inputs + 1
+    with hf_logprobs._returns(module, "kept"):
+        assert module(torch.zeros(1)) == "kept"
+    assert module.forward is replaced
+
+
 async def test_no_token_is_generated_for_a_limit_of_zero(expert: HFExpert, tokenizer: Any) -> None:
     request = GenerateRequest(prompt="the capital", max_tokens=0, echo=True, logprobs=1, prompt_logprobs=1)
     some, none = await asyncio.gather(say(expert, replace(request, max_tokens=5)), say(expert, request))

@@ -4,16 +4,19 @@ import asyncio
 import pickle
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from virtual_time import in_virtual_time
 
+from coe.chunks import merged
 from coe.config import Config, HostPoolConfig, PolicyConfig
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, UnknownModel
+from coe.host import Host
 from coe.serve.cluster.catalog import Catalog, serving
 from coe.serve.cluster.expert_host import ExpertHost, coalesce, own_config, pace
-from coe.types import Chunk, GenerateRequest, Usage
+from coe.types import Chunk, GenerateRequest, Timing, TokenLogprob, ToolCallDelta, Usage
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.base import Message
@@ -57,6 +60,27 @@ async def test_an_answer_streamed_and_whole_is_the_same_text_with_the_host_s_own
     assert last.finish_reason == "stop" and last.timing.engine_s > 0 and last.timing.load_s >= 0
     whole = await host.whole("up", request(), 1)
     assert isinstance(whole, Chunk) and (whole.text, whole.usage) == ("ONE TWO THREE", Usage(3, 3))
+
+
+async def test_a_whole_answer_has_every_piece_of_the_streamed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage, timing = Usage(2, 3), Timing(0.1, 0.2, 0.3)
+    first = Chunk("a b", reasoning="hm ", prompt_logprobs=(TokenLogprob("a", None), TokenLogprob(" b", -1.0)))
+    second = Chunk(" c", reasoning="yes", logprobs=(TokenLogprob(" c", -0.5, b" c", ((" c", -0.5, b" c"),)),))
+    call = Chunk("", tool_calls=(ToolCallDelta(0, "1", "f", "{"),), logprobs=(TokenLogprob("!", -2.0),))
+    last = Chunk("", "tool_calls", usage, timing, value=b"x", tool_calls=(ToolCallDelta(0, arguments="}"),))
+
+    async def ask(self: Host, expert: str, wanted: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        for chunk in (first, second, call, last):
+            yield chunk
+
+    host = await started(model("up"))
+    monkeypatch.setattr(Host, "ask", ask)
+    streamed = Chunk("")
+    for piece in await pieces(host, "up", request()):
+        streamed = merged(streamed, piece)
+    whole = await host.whole("up", request(), 1)
+    assert whole == replace(streamed, tool_calls=(ToolCallDelta(0, "1", "f", "{}"),))
+    assert (whole.text, whole.reasoning, len(whole.prompt_logprobs), len(whole.logprobs)) == ("a b c", "hm yes", 2, 2)
 
 
 async def test_errors_are_sent_as_values_and_survive_the_way_between_processes() -> None:
