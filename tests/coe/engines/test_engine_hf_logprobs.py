@@ -22,6 +22,8 @@ from coe.engines.hf.engine import HFEngine  # noqa: E402
 from coe.engines.hf.expert import HFExpert  # noqa: E402
 from coe.engines.hf.logprobs import PromptScorer, TokenTexts  # noqa: E402
 from coe.errors import ContextLengthExceeded, Rejected, Scope  # noqa: E402
+from coe.protocol.answers import TextAnswer  # noqa: E402
+from coe.protocol.requests import parse_completion  # noqa: E402
 from coe.sampling import SamplingOptions  # noqa: E402
 from coe.types import Answer, GenerateRequest, TokenLogprob, Usage  # noqa: E402
 from routers.base import Message  # noqa: E402
@@ -260,6 +262,28 @@ async def test_a_batch_of_scored_prompts_that_runs_out_of_memory_is_split(
         assert [e.token for e in answer.prompt_logprobs] == [e.token for e in expected.prompt_logprobs]
         assert answer.prompt_logprobs[1].logprob == pytest.approx(expected.prompt_logprobs[1].logprob, abs=1e-4)
     assert max(sizes) > 2
+
+
+async def test_the_body_of_scored_prompts_is_what_lm_eval_reads(expert: HFExpert, tiny: Path, tokenizer: Any) -> None:
+    """lm-eval sends context and continuation as token ids, with one new token, which it leaves out of the sums."""
+    contexts = [tokenizer(text)["input_ids"] for text in ("the capital of france", "e", "the end of the é")]
+    likely = [int(scores_of(tiny, ids)[-1].argmax()) for ids in contexts]
+    asked = [(ids, [best]) for ids, best in zip(contexts, likely, strict=True)]  # greedy continuations
+    asked += [(ids, tokenizer(" of é")["input_ids"]) for ids in contexts]
+    prompts = [context + continuation for context, continuation in asked]
+    body = {"model": "tiny", "prompt": prompts, "temperature": 0, "max_tokens": 1, "logprobs": 1, "echo": True}
+    said = await asyncio.gather(*(say(expert, request) for request in parse_completion(body).requests))
+    for (context, continuation), one in zip(asked, said, strict=True):
+        found = TextAnswer("id", 0, "tiny").choice(whole(one))["logprobs"]
+        own = slice(len(context), -1)
+        total = sum(found["token_logprobs"][own])
+        top = found["top_logprobs"][own]
+        greedy = all(p == max(t.values()) for p, t in zip(found["token_logprobs"][own], top, strict=True))
+        scores = scores_of(tiny, context + continuation)[len(context) - 1 : -1]
+        assert total == pytest.approx(sum(float(s[t]) for s, t in zip(scores, continuation, strict=True)), abs=1e-4)
+        assert greedy == (scores.argmax(-1).tolist() == continuation)
+        assert {len(values) for values in found.values()} == {len(context) + len(continuation) + 1}
+        assert found["text_offset"] == sorted(found["text_offset"]) and found["text_offset"][0] == 0
 
 
 # Models that change the scores of their head
