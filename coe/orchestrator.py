@@ -43,7 +43,7 @@ from routers.base import Message, Query, RoutingDecision
 from routers.errors import RouterError
 
 LEAST_S = 1e-3
-"""Deadline of a call whose request is past its own: it ends at once with DeadlineExceeded."""
+"""Deadline of a call whose request is past its own: it ends at once with DeadlineExceeded. Less is not counted."""
 AskExpert = Callable[[str, GenerateRequest], AsyncGenerator[Chunk, None]]
 """`(expert, request) -> chunks`. Raises CoeError; other exceptions are translated (`coe.seam`)."""
 
@@ -176,8 +176,9 @@ class Orchestrator:
     async def whole(self, call: ExpertCall) -> Answer | Failure:
         """The complete result of one call, without streaming."""
         done: dict[str, Answer | Failure] = {}
-        whole = replace(call, request=replace(call.request, stream=False))
-        async with aclosing(self._stream(whole, done)) as chunks:
+        if call.request.stream:
+            call = replace(call, request=replace(call.request, stream=False))
+        async with aclosing(self._stream(call, done)) as chunks:
             async for _ in chunks:
                 pass
         return done[call.id]
@@ -236,13 +237,17 @@ class Orchestrator:
         if request.deadline_s is None:
             return call
         left = max(request.deadline_s - (self._clock() - began), LEAST_S)
+        if call.request.deadline_s is not None and call.request.deadline_s - left < LEAST_S:
+            return call
         return replace(call, request=replace(call.request, deadline_s=min(call.request.deadline_s or left, left)))
 
     async def _stream(self, call: ExpertCall, done: dict[str, Answer | Failure]) -> AsyncGenerator[Chunk, None]:
         """The chunks of one call; its result goes into `done`, an error as a Failure."""
-        joined = Joined()
+        joined, request = Joined(), call.request
+        if request.wants != call.wants:
+            request = replace(request, wants=call.wants)
         try:
-            async with aclosing(self._ask(call.expert, replace(call.request, wants=call.wants))) as chunks:
+            async with aclosing(self._ask(call.expert, request)) as chunks:
                 async for chunk in chunks:
                     joined.add(chunk)
                     if chunk.finish_reason is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from coe.errors import ContextLengthExceeded, InvalidRequest
-from coe.sampling import SamplingOptions
+from coe.sampling import NO_OPTIONS, SamplingOptions
 from routers.base import Message, ToolCall
 from routers.constraints import (
     JSON_SCHEMA,
@@ -77,7 +77,7 @@ class GenerateRequest:
     tool_choice: Literal["auto", "none", "required"] = "auto"
     tool_name: str | None = None
     parallel_tool_calls: bool = True
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    sampling: SamplingOptions = NO_OPTIONS
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     echo: bool = False
@@ -122,7 +122,7 @@ class GenerateRequest:
             yield PROMPT_LOGPROBS
         if self.prompt_ids:
             yield TOKEN_PROMPTS
-        if self.sampling != SamplingOptions():
+        if self.sampling is not NO_OPTIONS and self.sampling != NO_OPTIONS:
             yield SAMPLING
 
     def token_limit(self, prompt_tokens: int, context_length: int, *, expert: str) -> int:

@@ -203,6 +203,8 @@ def _failed(query: Query, spec: ExpertSpec, engines: Mapping[str, frozenset[str]
         return f"modality: it cannot {CHAT}"
     engine = _UNKNOWN_ENGINE if engines is None else engines.get(spec.name, _UNKNOWN_ENGINE)
     needs = query.needs | {TOOLS} if query.tools else query.needs
+    if not needs and query.format == "text":
+        return None
     for name, what in _OF_BOTH.items():
         if name in needs and name not in able:
             return f"{name}: it cannot {what}"

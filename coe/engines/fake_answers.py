@@ -52,7 +52,7 @@ def chunks_of(steps: Sequence[Step], request: GenerateRequest) -> list[Chunk]:
     """One chunk a token, cut at `max_tokens` and at the first stop string in a text; the last has the reason only."""
     chunks: list[Chunk] = []
     reason: FinishReason = "stop"
-    ids, n_calls = call_ids(request), 0
+    n_calls = 0
     for step in steps:
         cut = _stop(step, request.stop)
         match step.kind:
@@ -61,7 +61,9 @@ def chunks_of(steps: Sequence[Step], request: GenerateRequest) -> list[Chunk]:
             case "think":
                 chunks += [Chunk("", reasoning=token) for token in tokenize(step.text)]
             case "call":
-                chunks += [Chunk("", tool_calls=(piece,)) for piece in _pieces(step, n_calls, ids[n_calls])]
+                chunks += [
+                    Chunk("", tool_calls=(piece,)) for piece in _pieces(step, n_calls, call_ids(request)[n_calls])
+                ]
                 n_calls, reason = n_calls + 1, "tool_calls"
         if cut is not None:
             break

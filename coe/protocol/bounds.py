@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 MOST_FIELDS: Final = 100
@@ -73,18 +73,30 @@ MEASURED: Final[Mapping[Place, int]] = {
     ("chat_template_kwargs",): MOST_TEMPLATE_BYTES,
 }
 """Values that are passed on as they are: place -> most bytes as JSON. They have at most MOST_LEVELS levels."""
+_COUNTED_IN: Final[Mapping[str, Sequence[Place]]] = {
+    field: [place for place in COUNTED if place[:1] == (field,)] for (field, *_) in filter(None, COUNTED)
+}
+"""The places of COUNTED by their field of the body."""
+_MEASURED_FIELDS: Final = frozenset(place[0] for place in MEASURED)
 
 
 def too_many(body: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
     """The places of a body with too many elements, each with the count and the limit."""
-    for place, (kind, most, noun) in COUNTED.items():
-        value = _at(body, place)
-        if isinstance(value, kind) and len(value) > most:  # type: ignore[arg-type]
-            yield place, f"has {len(value):,} {noun}, at most {most:,} are read"  # type: ignore[arg-type]
+    if len(body) > MOST_FIELDS:
+        yield (), f"has {len(body):,} fields, at most {MOST_FIELDS:,} are read"
+        return
+    for field in body:
+        for place in _COUNTED_IN.get(field, ()):
+            kind, most, noun = COUNTED[place]
+            value = _at(body, place)
+            if isinstance(value, kind) and len(value) > most:  # type: ignore[arg-type]
+                yield place, f"has {len(value):,} {noun}, at most {most:,} are read"  # type: ignore[arg-type]
 
 
 def too_large(body: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
     """The places of a body whose value is too large, too deep, or cannot be written as JSON."""
+    if _MEASURED_FIELDS.isdisjoint(body):
+        return
     for place, most in MEASURED.items():
         if place[0] in body and (value := _at(body, place)):
             wrong = _excess(value, most)

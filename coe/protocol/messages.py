@@ -206,6 +206,8 @@ class Turn(Strict):
     def message(self) -> Message:
         """The message as a value of the system."""
         role = "system" if self.role == "developer" else self.role
+        if isinstance(self.content, str) and len(self.model_fields_set) == 2:  # most messages
+            return Message(role, self.content)
         mixed = Mixed(self.content) if isinstance(self.content, str) else self.content
         return Message(
             role,

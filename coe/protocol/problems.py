@@ -78,6 +78,8 @@ def unknown_expert(experts: Collection[str], param: str, name: str, suggest: boo
 
 def refused(body: Mapping[str, object], fields: Mapping[str, f.Neutral], place: str = "") -> Iterator[Found]:
     """The fields of an object that request what is not supported."""
+    if fields.keys().isdisjoint(body):
+        return
     for name, neutral in fields.items():
         if name in body and not f.is_neutral(body[name], neutral):
             yield partial(_unsupported, place, name, body[name], neutral)

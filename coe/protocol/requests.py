@@ -26,7 +26,7 @@ from coe.protocol.problems import Found, invalid, problem, refused, shown, wrong
 from coe.protocol.prompts import Prompt
 from coe.protocol.tools import NamedChoice
 from coe.protocol.turns import prepared_turns
-from coe.sampling import SamplingOptions
+from coe.sampling import NO_OPTIONS, SamplingOptions
 from coe.types import GenerateRequest
 from routers.base import Query
 
@@ -35,7 +35,6 @@ _REFUSED_IN_COMPLETIONS: Final = {**f.OF_ENGINES, **f.REFUSED_IN_COMPLETIONS}
 _IGNORED_IN_CHAT: Final = f.IGNORED_IN_CHAT | f.IGNORED_OF_ENGINES
 _IGNORED_IN_COMPLETIONS: Final = f.IGNORED_IN_COMPLETIONS | f.IGNORED_OF_ENGINES
 _OPTIONS: Final = frozenset(SamplingOptions.__dataclass_fields__)
-_NO_OPTIONS: Final = SamplingOptions()
 _ModelT = TypeVar("_ModelT", bound=f.EngineFields)
 
 
@@ -54,7 +53,7 @@ def parse_chat(body: object) -> Parsed:
     if chat is None or problems or more:
         raise invalid([*more, *problems])
     conversation = tuple(turn.message for turn in chat.messages)
-    if more := list(weight_problems(conversation)):
+    if any(message.parts for message in conversation) and (more := list(weight_problems(conversation))):
         raise invalid(more)
     limit = chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens
     request = GenerateRequest(messages=conversation, **_sampling(chat, limit), **_chat_options(chat))
@@ -109,7 +108,7 @@ def _sampling(fields: f.EngineFields, max_tokens: int | None) -> dict[str, Any]:
 
 def _options(fields: f.EngineFields) -> SamplingOptions:
     if fields.model_fields_set.isdisjoint(_OPTIONS):
-        return _NO_OPTIONS
+        return NO_OPTIONS
     given = {name: getattr(fields, name) for name in _OPTIONS}
     given["top_k"] = max(given["top_k"] or 0, 0)  # -1 is all tokens, too
     given["logit_bias"] = {int(token): value for token, value in (given["logit_bias"] or {}).items()}
@@ -177,13 +176,15 @@ def _parsed(fields: f.EngineFields, requests: Sequence[GenerateRequest], ignored
 
 
 def _validate(
-    body: dict[str, Any], model: type[_ModelT], unsupported: Mapping[str, f.Neutral], ignored: Collection[str]
+    body: dict[str, Any], model: type[_ModelT], unsupported: Mapping[str, f.Neutral], ignored: frozenset[str]
 ) -> tuple[_ModelT | None, list[Found], set[str]]:
     """The used fields, the problems of the body, and the names of the ignored fields."""
     problems = list(refused(body, unsupported))
-    given: set[str] = {name for name in ignored if body.get(name) not in (None, *f.IGNORED_VALUES.get(name, ()))}
+    given: set[str] = {
+        name for name in ignored & body.keys() if body[name] not in (None, *f.IGNORED_VALUES.get(name, ()))
+    }
     if not body.get("temperature"):
-        given |= {name for name in f.OF_SAMPLING if body.get(name) not in (None, -1, 0)}
+        given |= {name for name in f.OF_SAMPLING & body.keys() if body[name] not in (None, -1, 0)}
     try:
         fields = model.model_validate(_without(body, unsupported, ignored))
     except ValidationError as error:

@@ -61,6 +61,8 @@ class Call:
     @property
     def experts(self) -> list[str]:
         """The experts of the answers, as far as known, each once."""
+        if len(self.replies) == 1:
+            return [self.replies[0].expert] if self.replies[0].expert is not None else []
         return list(dict.fromkeys(reply.expert for reply in self.replies if reply.expert is not None))
 
     @property

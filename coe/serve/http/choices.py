@@ -64,6 +64,9 @@ class Choices:
     def whole(self) -> dict[str, Any]:
         """The whole answer in one body."""
         answers = self._answers
+        if len(answers) == self._copies == 1:
+            [shape] = self._shapes_of(0)
+            return shape.whole(answers[0])
         choices = [shape.choice(answer) for reply, answer in enumerate(answers) for shape in self._shapes_of(reply)]
         return whole_body(self._shape(0, self._model), choices, self._usage)
 
