@@ -16,14 +16,14 @@ from coe.compose import Composition, FallbackOnly, Single, WithFallback, named_e
 from coe.compose.one_answer import as_one_answer
 from coe.engines import capabilities
 from coe.errors import CoeError, InvalidRequest, RoutingFailed
-from coe.policy import Policy
+from coe.policy import Always, Policy
 from coe.seam import is_interrupt, text_of
 from coe.switching import switches
 from coe.tokens import TokenCounter
 from registry.spec import ExpertSpec
 from registry.store import Snapshot
 from routers.base import Estimate, Query, RoutingDecision
-from routers.constraints import CONTEXT_LENGTH, Eligible, check, no_eligible
+from routers.constraints import CONTEXT_LENGTH, TOKEN_PROMPTS, Eligible, check, no_eligible
 from routers.conversation import Weighed, read
 from routers.decision import Switch, Utility, decide
 from routers.errors import NoEligibleExpert, RouterError
@@ -110,6 +110,8 @@ def route(
     Args:
         counter: counts prompt tokens near the limit of a context; `None` leaves those cases to the experts.
     """
+    if any(_unreadable(query, policy) for query in queries):
+        return _readable_alone(queries, policy, snapshot, load_s, counter)
     engines = capabilities(snapshot.experts)
     found = [
         check(query, snapshot.experts, engines=engines, count=counter.of(query) if counter else None)
@@ -124,6 +126,27 @@ def route(
     decided = _decided([queries[i] for i in rows], [found[i] for i in rows], policy, snapshot.experts, load_s)
     outcomes |= zip(rows, decided, strict=True)
     return [outcomes[i] for i in range(len(queries))]
+
+
+def _unreadable(query: Query, policy: Policy) -> bool:
+    return TOKEN_PROMPTS in query.needs and not isinstance(policy.router, Always)
+
+
+def _readable_alone(
+    queries: Sequence[Query],
+    policy: Policy,
+    snapshot: Snapshot,
+    load_s: Mapping[str, float],
+    counter: TokenCounter | None,
+) -> list[Routed | RouterError | CoeError]:
+    """Like `route`, with an error in place of each query of token ids: no router can read them."""
+    rows = [i for i, query in enumerate(queries) if not _unreadable(query, policy)]
+    routed = dict(zip(rows, route([queries[i] for i in rows], policy, snapshot, load_s, counter), strict=True))
+    refused = InvalidRequest(
+        "prompt: token ids are of one expert's tokenizer, and a router cannot read them: name the expert as `model`, "
+        "or send text"
+    )
+    return [routed.get(i, refused) for i in range(len(queries))]
 
 
 def _decided(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -31,7 +32,64 @@ def refused(body: dict[str, Any], experts: tuple[str, ...] = ()) -> InvalidField
     return caught.value
 
 
+PNG = "data:image/png;base64,"
+CALL = {"id": "c", "function": {"name": "f", "arguments": ""}}
+
+
+def tool(i: int, text: str = "", schema: Any = None) -> dict[str, Any]:
+    parameters = {} if schema is None else {"parameters": schema}
+    return {"type": "function", "function": {"name": f"f{i}", "description": text, **parameters}}
+
+
+def filled(n: int, document: Any) -> str:
+    """The text that makes a document of `document("")` n bytes long as JSON."""
+    return "x" * (n - len(json.dumps(document, separators=(",", ":"))))
+
+
+def of_bytes(n: int) -> dict[str, Any]:
+    """Tools of n bytes."""
+    return {"tools": [tool(0, filled(n, [tool(0)]))]}
+
+
+def schema_of_bytes(n: int) -> dict[str, Any]:
+    empty = {"name": "x", "description": "", "schema": {}}
+    return {"response_format": {"type": "json_schema", "json_schema": empty | {"description": filled(n, empty)}}}
+
+
+def nested(n: int) -> dict[str, Any]:
+    """n levels of objects."""
+    document: dict[str, Any] = {}
+    for _ in range(n - 1):
+        document = {"not": document}
+    return document
+
+
+def images(n: int, url: str = PNG) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": url}] * n}]}
+
+
+def image_of_bytes(n: int) -> dict[str, Any]:
+    return images(1, PNG + "A" * (n - len(PNG)))
+
+
 LIMITS = [
+    ("tools", lambda n: {"tools": [tool(i) for i in range(n)]}, f.MOST_TOOLS),
+    ("tools", of_bytes, f.MOST_TOOL_BYTES),
+    ("tools", lambda n: {"tools": [tool(0, schema=nested(n - 3))]}, f.MOST_LEVELS),
+    ("response_format.json_schema", schema_of_bytes, f.MOST_SCHEMA_BYTES),
+    ("response_format.json_schema", lambda n: {"response_format": {"type": "json_schema", "json_schema": {
+        "name": "x", "schema": nested(n - 1)}}}, f.MOST_LEVELS),
+    ("chat_template_kwargs", lambda n: {"chat_template_kwargs": {"a": filled(n, {"a": ""})}}, f.MOST_TEMPLATE_BYTES),
+    ("chat_template_kwargs", lambda n: {"chat_template_kwargs": {"a": nested(n - 1)}}, f.MOST_LEVELS),
+    ("messages", lambda n: {"messages": [{"role": "assistant", "tool_calls": [CALL] * n}]}, f.MOST_CALLS),
+    ("messages", lambda n: {"messages": [{"role": "assistant", "tool_calls": [CALL] * 4}] * (n // 4) + [
+        {"role": "assistant", "tool_calls": [CALL] * (n % 4), "content": ""}]}, f.MOST_CALLS),
+    ("messages", images, f.MOST_IMAGES),
+    ("messages", image_of_bytes, f.MOST_IMAGE_BYTES),
+    ("messages[0].content[0].image_url.url", lambda n: images(1, "https://e.org/".ljust(n, "a")), f.MOST_URL),
+    ("logit_bias", lambda n: {"logit_bias": {str(i): 1 for i in range(n)}}, f.MOST_BIASES),
+    ("n", lambda n: {"n": n}, f.MOST_ANSWERS),
+    ("top_logprobs", lambda n: {"logprobs": True, "top_logprobs": n}, f.MOST_CHAT_LOGPROBS),
     ("messages", lambda n: {"messages": [TURN] * n}, f.MOST_MESSAGES),
     ("messages", lambda n: {"messages": [{"role": "user", "content": [PART] * n}]}, f.MOST_PARTS),
     ("messages", lambda n: {"messages": [{"role": "user", "content": [PART] * (n - 1)}, TURN, TURN | {
@@ -51,13 +109,37 @@ def test_a_request_at_its_limit_is_taken_and_one_above_is_refused(param: str, gi
     assert error.param == param and len(error.problems) == 1
 
 
-@pytest.mark.parametrize("place", ["body", "coe", "stream_options", "response_format", "messages[0]", "part"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "body",
+        "coe",
+        "coe.session",
+        "stream_options",
+        "response_format",
+        "response_format.json_schema",
+        "tool_choice",
+        "messages[0]",
+        "part",
+    ],
+)
 def test_an_object_with_too_many_fields_is_not_looked_at(place: str) -> None:
     def given(count: int) -> dict[str, Any]:
         many = {f"f{i}": 1 for i in range(count)}
         if place == "part":
             return chat(messages=[{"role": "user", "content": [many]}])
-        return {"body": many, "messages[0]": chat(messages=[many])}.get(place) or chat(**{place: many})
+        outer, _, inner = place.partition(".")
+        more = (
+            {"tools": [tool(0)]}
+            if place == "tool_choice"
+            else {"type": "json_schema"}
+            if inner == "json_schema"
+            else {}
+        )
+        whole = {"body": many, "messages[0]": chat(messages=[many])}
+        if inner:
+            return chat(**{outer: {**more, inner: many}})
+        return whole.get(place) or chat(**{place: many}, **more)
 
     assert "is not a known field" in str(refused(given(f.MOST_FIELDS)))
     error = refused(given(f.MOST_FIELDS + 1))
@@ -94,6 +176,14 @@ def test_every_wrong_message_is_found_until_counting_stops() -> None:
 @pytest.mark.parametrize(
     "body",
     [
+        chat(tools=[tool(i, "x" * 4_000) for i in range(1_000)]),
+        chat(tools=[{"type": "function", "function": {"name": f"{i} {i}", f"x{i}": 1}} for i in range(f.MOST_TOOLS)]),
+        chat(**schema_of_bytes(4_000_000)),
+        chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": nested(900)}}),
+        chat(messages=[{"role": "assistant", "tool_calls": [CALL | {"id": 5}] * 8}] * 500),
+        chat(**images(8_000, "ftp://e.org/" + "a" * 500)),
+        chat(logit_bias={f"token {i}": "x" * 100 for i in range(f.MOST_BIASES)}),
+        chat(chat_template_kwargs={f"a b {i}": "x" for i in range(100)}),
         {f"unknown_{i}": i for i in range(60_000)},
         chat(messages=[{"rol": "user", "content": "x"}] * 80_000),
         chat(coe={"experts": [f"unknown-{i}" for i in range(40_000)]}),
@@ -108,7 +198,8 @@ def test_every_wrong_message_is_found_until_counting_stops() -> None:
         chat(max_tokens=10**4000, seed=-(10**4000), temperature=float("inf")),
         chat(messages=[{"role": "user", "content": [{"type": "x" * 1_000_000}]}]),
     ],
-    ids="fields messages experts close exclude stops parts part-fields names values model numbers type".split(),
+    ids="tools wrong-tools schemas deep-schema calls images biases template "
+    "fields messages experts close exclude stops parts part-fields names values model numbers type".split(),
 )
 def test_a_hostile_body_gets_a_short_answer_soon(body: dict[str, Any]) -> None:
     refused(body, tuple(f"expert-{i}" for i in range(900)))

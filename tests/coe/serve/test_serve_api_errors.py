@@ -75,6 +75,12 @@ async def test_too_long_prompts_say_both_numbers() -> None:
         error = await refused(g, messages=long, extra_body={"coe": {"experts": ["short"]}})
         assert error.code == "context_length_exceeded"
         assert "at least 40 tokens do not fit its 16" in error.message
+        for model in ("short", "auto"):
+            for stream in (False, True):
+                only = {} if model == "short" else {"extra_body": {"coe": {"experts": ["short"]}}}
+                error = await refused(g, model=model, messages=long, stream=stream, **only)
+                assert error.status_code == 400, "a stream has not begun"
+                assert error.message.count("This model's maximum context length is exceeded: ") == 1
 
 
 async def test_a_failing_expert_is_a_server_error_that_keeps_quiet_about_files() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import openai
 import pytest
-from api_server import expert, gateway
+from api_server import Words, expert, gateway
 
 from coe.engines.fake import FakeExpert
+from coe.policy import Always, Policy
 from coe.types import Chunk, GenerateRequest, TokenLogprob, Usage
 
 WEATHER: list[Any] = [
@@ -109,6 +110,21 @@ async def test_log_probabilities_of_a_chat_answer_whole_and_streamed(monkeypatch
             choice.logprobs.content async for chunk in stream for choice in chunk.choices if choice.logprobs is not None
         ]
         assert found == [[token]], "a chunk without text is sent, too"
+
+
+async def test_token_ids_need_a_named_expert_or_a_policy_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeExpert, "generate", scored)
+    experts = [expert("echo"), expert("scored", capabilities=SCORED)]
+    policies = {"default": Policy("default", Words(("echo", "scored"))), "one": Policy("one", Always("scored"))}
+    async with gateway(experts=experts, policies=policies) as g:
+        with pytest.raises(openai.BadRequestError, match="name the expert as `model`, or send text") as caught:
+            await g.client.completions.create(model="auto", prompt=[[5, 6], [7]])
+        assert caught.value.code == "invalid_request"
+        for model in ("scored", "coe/one"):
+            answer = await g.client.completions.create(model=model, prompt=[[5, 6], [7]])
+            assert [choice.text for choice in answer.choices] == [" yes", " yes"] and answer.model == "scored"
+        with pytest.raises(openai.BadRequestError, match="token_prompts: it cannot read token ids"):
+            await g.client.completions.create(model="echo", prompt=[5, 6])
 
 
 async def test_log_probabilities_of_a_completion_with_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
