@@ -10,7 +10,7 @@ WORKERS ?= logical
 # Keep bytecode between the processes of a run: without it, collecting the tests takes twice the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check lint types layers cover clients zoo-train lock clean
+.PHONY: setup demo test check lint types layers cover clients fuzz zoo-train lock clean
 
 setup: .venv/.installed
 
@@ -66,6 +66,13 @@ $(CLIENTS)/.installed: $(wildcard tests/clients/requirements/*)
 	mkdir -p $(CLIENTS)/node && cp tests/clients/requirements/package.json $(CLIENTS)/node/
 	! command -v npm >/dev/null || npm install --silent --prefix $(CLIENTS)/node
 	touch $@
+
+FUZZ := .fuzz-venv
+fuzz: setup $(FUZZ)/bin/st  ## 10,000 requests generated from /openapi.json
+	$(BIN)/python tests/fuzz/fuzz.py --st $(FUZZ)/bin/st
+
+$(FUZZ)/bin/st:
+	$(PYTHON) -m venv $(FUZZ) && $(FUZZ)/bin/python -m pip install --quiet schemathesis==4.32.5
 
 zoo-train: setup  ## train the zoo's adapters again (about an hour on one core)
 	$(BIN)/python -m examples.zoo.train --all

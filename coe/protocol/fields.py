@@ -87,6 +87,9 @@ def is_neutral(value: object, neutral: Neutral) -> bool:
     return any(type(value) is type(default) and value == default for default in neutral)
 
 
+_OneOrMany = str | list[Annotated[str, Field(min_length=1)]]
+
+
 def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -137,7 +140,11 @@ class CommonFields(Strict):
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
     stop: (
-        Annotated[list[Annotated[Text, Field(min_length=1)]], Field(fail_fast=True), BeforeValidator(_one_or_many)]
+        Annotated[
+            list[Annotated[Text, Field(min_length=1)]],
+            Field(fail_fast=True),
+            BeforeValidator(_one_or_many, json_schema_input_type=_OneOrMany),
+        ]
         | None
     ) = None
     seed: Seed | None = None

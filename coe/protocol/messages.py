@@ -84,11 +84,15 @@ class ImageUrl(Strict):
     detail: Literal["auto", "low", "high"] | None = None
 
 
+def _bare_url(value: object) -> object:
+    return {"url": value} if isinstance(value, str) else value
+
+
 class ImagePart(Strict):
     """A part with an image; `image_url` may be the bare URL."""
 
     type: Literal["image_url"]
-    image_url: Annotated[ImageUrl, BeforeValidator(lambda value: {"url": value} if isinstance(value, str) else value)]
+    image_url: Annotated[ImageUrl, BeforeValidator(_bare_url, json_schema_input_type=str | ImageUrl)]
     cache_control: object = None
 
     @property
@@ -160,7 +164,7 @@ class CalledFunction(Strict):
     """The function of a tool call. arguments: JSON text, or the object."""
 
     name: Name
-    arguments: Annotated[Text, BeforeValidator(_arguments)] = ""
+    arguments: Annotated[Text, BeforeValidator(_arguments, json_schema_input_type=str | dict[str, Any])] = ""
 
 
 class Call(Strict):
@@ -188,7 +192,9 @@ else:
         Discriminator(_kind),
         BeforeValidator(_part),
     ]
-    Content = Annotated[list[_Part], Field(fail_fast=True), WrapValidator(_content)]
+    Content = Annotated[
+        list[_Part], Field(fail_fast=True), WrapValidator(_content, json_schema_input_type=str | list[_Part])
+    ]
 
 
 class Turn(Strict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from coe.protocol.bounds import MOST_ANSWERS, MOST_PROMPT_IDS
@@ -14,6 +14,8 @@ from coe.protocol.texts import is_unicode
 Prompt = str | tuple[int, ...]
 """A text, or token ids of the expert's tokenizer."""
 _MOST_ID = 2**31 - 1
+_Ids = Annotated[list[Annotated[int, Field(ge=0, le=_MOST_ID)]], Field(min_length=1)]
+_Input = str | Annotated[list[str], Field(min_length=1)] | _Ids | Annotated[list[_Ids], Field(min_length=1)]
 
 
 def _prompts(value: object) -> tuple[Prompt, ...]:
@@ -80,4 +82,4 @@ def texts(prompts: Iterable[Prompt]) -> list[str]:
 if TYPE_CHECKING:
     PromptField = tuple[Prompt, ...]
 else:
-    PromptField = Annotated[object, PlainValidator(_prompts)]
+    PromptField = Annotated[object, PlainValidator(_prompts, json_schema_input_type=_Input)]

@@ -97,7 +97,10 @@ ToolField = Annotated[Tool, BeforeValidator(_only_functions)]
 if TYPE_CHECKING:
     ToolChoice = NamedChoice | Literal["auto", "none", "required"]
 else:
-    ToolChoice = Annotated[NamedChoice, WrapValidator(_choice)]
+    ToolChoice = Annotated[
+        NamedChoice,
+        WrapValidator(_choice, json_schema_input_type=NamedChoice | Literal["auto", "none", "required"]),
+    ]
 
 
 class JsonSchema(Strict):

@@ -3,6 +3,7 @@
     POST /v1/chat/completions, /v1/completions    an answer, as one body or as server-sent events
     POST /v1/route                                the routing decision only
     GET  /v1/models, /v1/models/{id}, /health, /metrics
+    GET  /openapi.json, /docs                     all of this, for machines and for people
 
 Every answer names the expert (`model` and the `x-coe-*` headers); every error has OpenAI's shape. To add an endpoint,
 add a `Route` in `build_api` and its handler below.
@@ -28,11 +29,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coe.policy import address
 from coe.protocol.answers import ChatAnswer, TextAnswer
 from coe.protocol.errors import INVALID, body_of
+from coe.protocol.openapi import openapi_document
 from coe.protocol.parsed import Parsed
 from coe.protocol.requests import parse_chat, parse_completion
 from coe.protocol.responses import model_body, model_list
 from coe.serve.http.call import error_response
 from coe.serve.http.choices import Choices
+from coe.serve.http.docs_page import CONTENT_POLICY, docs_page
 from coe.serve.http.exchange import Exchange
 from coe.serve.http.explained import decisions_body, explained
 from coe.serve.http.guard import guarded
@@ -55,6 +58,8 @@ def build_api(service: Service) -> ASGIApp:
             Route("/v1/models/{id:path}", partial(_guarded, service, model)),
             Route("/health", partial(_guarded, service, health)),
             Route("/metrics", partial(_guarded, service, metrics)),
+            Route("/openapi.json", openapi),
+            Route("/docs", docs),
         ],
         exception_handlers={HTTPException: _http_error},
     )
@@ -141,6 +146,16 @@ async def metrics(service: Service, request: Request) -> Response:
         raise HTTPException(404)
     page, content_type = await service.metrics.render()
     return Response(page, headers={"content-type": content_type})
+
+
+async def openapi(request: Request) -> Response:
+    """The OpenAPI document."""
+    return JSONResponse(openapi_document())
+
+
+async def docs(request: Request) -> Response:
+    """The OpenAPI document as a page."""
+    return Response(docs_page(), media_type="text/html", headers={"content-security-policy": CONTENT_POLICY})
 
 
 def _parse_either(body: object) -> Parsed:

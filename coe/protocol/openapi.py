@@ -1,0 +1,218 @@
+"""The OpenAPI document of the API: paths, request bodies as they are validated, response bodies, headers, errors.
+
+    GET /openapi.json      this document
+    GET /docs              the same as a page
+
+Request schemas come from the models that parse requests, so they cannot differ from what is accepted. Response bodies
+are plain dicts (`coe.protocol.responses`); their schemas are written here, and tests validate real bodies with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Final
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
+
+from coe.protocol import fields as f
+from coe.protocol.field_descriptions import DESCRIPTIONS
+from coe.protocol.response_schemas import SCHEMAS
+from coe.version import __version__
+
+_REF: Final = "#/components/schemas/{model}"
+_BODIES: Final[Mapping[str, type[BaseModel]]] = {"ChatRequest": f.ChatFields, "CompletionRequest": f.CompletionFields}
+_IGNORED: Final = "Accepted, without effect here; the response header `x-coe-warning` names it."
+
+_HEADERS: Final = {
+    "x-coe-expert": "the expert that answers",
+    "x-coe-router": "the policy that chose it; absent if the request names an expert",
+    "x-coe-confidence": "the probability that the decision is right",
+    "x-coe-decision-id": "the id of the decision in the log",
+    "x-coe-notes": "what the caller should know of how the answer came about",
+    "x-coe-warning": "fields of the request without effect",
+}
+_ERRORS: Final = {
+    400: "The request is wrong: `message` lists every problem with its field.",
+    403: "The host or origin is not allowed.",
+    404: "No such endpoint or model.",
+    408: "The body arrived too slowly.",
+    413: "The body is too large.",
+    415: "The content type is not application/json.",
+    429: "Too many requests are in flight; `retry-after` states seconds.",
+    500: "The server failed; the message has the id under which the cause is logged.",
+    502: "The expert failed, and no other could answer.",
+    503: "The expert cannot answer now; `retry-after` states seconds.",
+    504: "The deadline passed.",
+}
+
+
+@cache
+def openapi_document() -> dict[str, Any]:
+    """The document, in OpenAPI 3.1; treat it as constant."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "coe",
+            "version": __version__,
+            "description": "Many expert LLMs and LoRA adapters behind one OpenAI-compatible endpoint. `model` is "
+            "`auto` (the default policy routes), `coe/<policy>`, or the name of an expert.",
+        },
+        "paths": _paths(),
+        "components": {"schemas": {**_request_schemas(), **SCHEMAS}},
+    }
+
+
+def _paths() -> dict[str, Any]:
+    return {
+        "/v1/chat/completions": {
+            "post": _answering("createChatCompletion", "Answer a conversation", "Chat", "ChatCompletion")
+        },
+        "/v1/completions": {
+            "post": _answering("createCompletion", "Continue one or several prompts", "Completion", "Completion")
+        },
+        "/v1/route": {
+            "post": {
+                "operationId": "route",
+                "summary": "The routing decision for a chat or completion request; no expert is called",
+                "requestBody": _body({"anyOf": [_ref("ChatRequest"), _ref("CompletionRequest")]}),
+                "responses": {"200": _json("The decision and its inputs", _ref("Route")), **_errors()},
+            }
+        },
+        "/v1/models": {"get": _reading("listModels", "Every valid value of `model`", _ref("ModelList"))},
+        "/v1/models/{id}": {
+            "get": _reading("getModel", "One model", _ref("Model"), 404)
+            | {
+                "parameters": [
+                    {
+                        "name": "id",
+                        "in": "path",
+                        "required": True,
+                        "description": "`auto`, `coe/<policy>` or an expert's name; it may contain `/`.",
+                        "schema": {"type": "string"},
+                    }
+                ]
+            }
+        },
+        "/health": {
+            "get": {
+                "operationId": "health",
+                "summary": "Whether requests can be answered now",
+                "responses": {
+                    "200": _json("Requests can be answered", _ref("Health")),
+                    "503": _json("They cannot; `problem` says why", _ref("Health")),
+                },
+            }
+        },
+        "/metrics": {
+            "get": {
+                "operationId": "metrics",
+                "summary": "Metrics in the Prometheus text format",
+                "responses": {
+                    "200": {"description": "The metrics", "content": {"text/plain": {"schema": {"type": "string"}}}},
+                    "404": _json("Metrics are switched off", _ref("Error")),
+                },
+            }
+        },
+        "/openapi.json": {"get": _reading("openapi", "This document", {"type": "object"})},
+        "/docs": {
+            "get": {
+                "operationId": "docs",
+                "summary": "This document as a page",
+                "responses": {"200": {"description": "The page", "content": {"text/html": {}}}},
+            }
+        },
+    }
+
+
+def _answering(name: str, summary: str, request: str, answer: str) -> dict[str, Any]:
+    """A POST that answers with one body, or with server-sent events."""
+    chunk = {"type": "string", "contentMediaType": "application/json", "contentSchema": _ref(f"{answer}Chunk")}
+    event = {"type": "object", "properties": {"data": {"anyOf": [chunk, {"const": "[DONE]"}]}}, "required": ["data"]}
+    ok = _json("The answer", _ref(answer))
+    ok["content"]["text/event-stream"] = {"schema": event}
+    ok["description"] += (
+        ". With `stream: true`: server-sent events `data: <chunk>`, the last one `data: [DONE]`. An error after the "
+        "first event is an event with `error`."
+    )
+    ok["headers"] = {header: {"description": text, "schema": {"type": "string"}} for header, text in _HEADERS.items()}
+    debug = {
+        "name": "x-coe-debug",
+        "in": "header",
+        "description": "`true` adds the decision, the experts called, cost and timing as `coe`.",
+        "schema": {"type": "string", "enum": ["true", "false"]},
+    }
+    return {
+        "operationId": name,
+        "summary": summary,
+        "parameters": [debug],
+        "requestBody": _body(_ref(f"{request}Request")),
+        "responses": {"200": ok, **_errors()},
+    }
+
+
+def _reading(name: str, summary: str, schema: Mapping[str, Any], *errors: int) -> dict[str, Any]:
+    return {
+        "operationId": name,
+        "summary": summary,
+        "responses": {"200": _json(summary, schema), **_errors(403, 500, 503, *errors)},
+    }
+
+
+def _errors(*codes: int) -> dict[str, Any]:
+    return {str(code): _json(_ERRORS[code], _ref("Error")) for code in codes or _ERRORS}
+
+
+def _json(description: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _body(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": _REF.format(model=name)}
+
+
+def _request_schemas() -> dict[str, Any]:
+    """The models of requests by name, each with the fields that are accepted and have no effect, or only one value."""
+    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in _BODIES.values()]
+    _, found = models_json_schema(models, ref_template=_REF, schema_generator=_Titleless)
+    schemas: dict[str, Any] = found["$defs"]
+    for name, model in _BODIES.items():
+        schemas[name] = schemas.pop(model.__name__)
+    refused = (f.REFUSED_IN_CHAT, f.REFUSED_IN_COMPLETIONS)
+    ignored = (f.IGNORED_IN_CHAT, f.IGNORED_IN_COMPLETIONS)
+    for name, only, free in zip(_BODIES, refused, ignored, strict=True):
+        schemas[name]["properties"] |= _neutral({**f.OF_ENGINES, **only}) | _free((*free, *f.IGNORED_OF_ENGINES))
+        for field, text in DESCRIPTIONS.items():
+            if field in schemas[name]["properties"]:
+                schemas[name]["properties"][field] |= {"description": text}
+    schemas["Turn"]["required"] = ["role"]
+    schemas["Turn"]["properties"]["content"] = {
+        "anyOf": [*schemas["Turn"]["properties"]["content"]["anyOf"], {"type": "null"}],
+        "description": "Required, except in assistant messages.",
+    }
+    schemas["Turn"]["properties"] |= _neutral(f.REFUSED_IN_MESSAGES) | _free(f.IGNORED_IN_MESSAGES)
+    return schemas
+
+
+def _neutral(refused: Mapping[str, f.Neutral]) -> dict[str, Any]:
+    return {
+        name: {"enum": list(values), "description": "Not supported: only values that request nothing are accepted."}
+        for name, values in refused.items()
+    }
+
+
+def _free(ignored: tuple[str, ...] | frozenset[str]) -> dict[str, Any]:
+    return {name: {"description": _IGNORED} for name in sorted(ignored)}
+
+
+class _Titleless(GenerateJsonSchema):
+    """Without titles: they repeat the names of the fields."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Never."""
+        return False
