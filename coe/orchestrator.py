@@ -29,9 +29,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from coe.chunks import Joined, last_chunk, whole_chunk
-from coe.compose import ExpertCall, Final, next_step
+from coe.compose import ExpertCall, ExpertCalls, Final, next_step
+from coe.compose.deadline import begun_within, left_s, within
 from coe.compose.holding import held_back
-from coe.errors import CoeError, CompositionError, ConfigError, EngineError
+from coe.errors import CoeError, CompositionError, ConfigError, DeadlineExceeded, EngineError
 from coe.policy import AUTO, Policy, address
 from coe.routing import Routed, bypass, route
 from coe.seam import expert_error, is_interrupt
@@ -42,8 +43,6 @@ from registry.store import Snapshot
 from routers.base import Message, Query, RoutingDecision
 from routers.errors import RouterError
 
-LEAST_S = 1e-3
-"""Deadline of a call whose request is past its own: it ends at once with DeadlineExceeded. Less is not counted."""
 AskExpert = Callable[[str, GenerateRequest], AsyncGenerator[Chunk, None]]
 """`(expert, request) -> chunks`. Raises CoeError; other exceptions are translated (`coe.seam`)."""
 
@@ -205,14 +204,12 @@ class Orchestrator:
             reply.asked += [call.expert for call in step.calls]
             reply.notes = step.notes
             if not (step.last and request.stream):
-                outcomes = await asyncio.gather(
-                    *(self.whole(self._in_time(call, request, began)) for call in step.calls)
-                )
+                seconds = left_s(request, self._clock() - began, step.deadline_share)
+                outcomes = await asyncio.gather(*(self.whole(within(call, seconds)) for call in step.calls))
                 done.update(zip((call.id for call in step.calls), outcomes, strict=True))
                 continue
             [call] = step.calls
-            stream = self._stream(self._in_time(call, request, began), done)
-            async with aclosing(held_back(stream) if step.held else stream) as chunks:
+            async with aclosing(self._shown(step, request, self._clock() - began, done)) as chunks:
                 async for chunk in chunks:
                     reply.expert = call.expert
                     if chunk.finish_reason is None:
@@ -232,14 +229,21 @@ class Orchestrator:
             if reply.expert is not None:  # the client has seen text, which cannot be taken back
                 raise outcome.error
 
-    def _in_time(self, call: ExpertCall, request: GenerateRequest, began: float) -> ExpertCall:
-        """The call with a deadline no later than the request's."""
-        if request.deadline_s is None:
-            return call
-        left = max(request.deadline_s - (self._clock() - began), LEAST_S)
-        if call.request.deadline_s is not None and call.request.deadline_s - left < LEAST_S:
-            return call
-        return replace(call, request=replace(call.request, deadline_s=min(call.request.deadline_s or left, left)))
+    def _shown(
+        self, step: ExpertCalls, request: GenerateRequest, elapsed_s: float, done: dict[str, Answer | Failure]
+    ) -> AsyncGenerator[Chunk, None]:
+        """What a client gets of the last call: nothing if it refuses (`held`) or is late (`deadline_share`)."""
+        [call] = step.calls
+        stream = self._stream(within(call, left_s(request, elapsed_s)), done)
+        chunks = held_back(stream) if step.held else stream
+        begin_s = left_s(request, elapsed_s, step.deadline_share)
+        if begin_s is None or step.deadline_share >= 1:
+            return chunks
+
+        def late() -> None:
+            done[call.id] = Failure(call.expert, DeadlineExceeded(f"{call.expert!r} sent nothing within {begin_s:g} s"))
+
+        return begun_within(chunks, begin_s, late)
 
     async def _stream(self, call: ExpertCall, done: dict[str, Answer | Failure]) -> AsyncGenerator[Chunk, None]:
         """The chunks of one call; its result goes into `done`, an error as a Failure."""

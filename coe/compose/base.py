@@ -45,6 +45,8 @@ class ExpertCalls:
         the usage and cost of the whole request.
     held: the text of the last call is held back while it may be a refusal; if it is one, nothing of it is sent, and the
         next step may return more calls.
+    deadline_share: share of the request's deadline, counted from its start, by which the calls must have ended, or
+        streamed their first text; what is left is for the calls after them.
     notes: what is known so far of how the answer comes about (`Answer.notes`); a stream sends it before the text.
     """
 
@@ -52,6 +54,7 @@ class ExpertCalls:
     last: bool = False
     held: bool = False
     notes: tuple[str, ...] = ()
+    deadline_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from coe.compose import ExpertCall, ExpertCalls, FallbackOnly, Final, Single, WithFallback
+from coe.compose.fallback import CHOSEN_SHARE
 from coe.engines import Capabilities
 from coe.errors import CoeError, EngineError, InvalidRequest, RoutingFailed
 from coe.policy import Always, Policy
@@ -110,7 +111,9 @@ def test_a_fallback_steps_in_once_and_its_own_failure_is_the_answer() -> None:
     decision = RoutingDecision(("a",), (1.0,), (1.0,), 1.0)
     composition = WithFallback(Single(), "c")
     down = {"0": Failure("a", EngineError("a is down"))}
-    assert composition.step(request, decision, {}) == ExpertCalls((ExpertCall("0", "a", request),), last=True)
+    assert composition.step(request, decision, {}) == ExpertCalls(
+        (ExpertCall("0", "a", request),), last=True, deadline_share=CHOSEN_SHARE
+    )
     why = ("a failed: EngineError: a is down",)
     assert composition.step(request, decision, down) == ExpertCalls(
         (ExpertCall("fallback", "c", request),), last=True, notes=why

@@ -13,6 +13,7 @@ from coe.errors import (
     DeadlineExceeded,
     EngineError,
     InvalidRequest,
+    Overloaded,
     Rejected,
     RemoteError,
     WeightsError,
@@ -44,6 +45,19 @@ def test_a_row_goes_from_expert_to_expert_and_then_to_the_fallback() -> None:
     done["fallback"] = answer("c")
     notes = ("a failed: EngineError: a is down", "b failed: EngineError: b is down")
     assert step(row, composition, done) == replace(answer("c"), notes=notes)
+
+
+def test_a_fallback_that_failed_as_the_chosen_expert_is_no_further_stage() -> None:
+    row = RoutedRow(1, "x", "auto", None, REQUEST, policy="p", fallback="b", decision=DECISION)
+    composition = compositions({"p": Single})(row)
+    done: dict[str, Answer | Failure] = {"0": Failure("a", EngineError("a is down"))}
+    for error, again in ((WeightsError("b is gone"), False), (Overloaded("b is busy"), True)):
+        done["1"] = load_outcome(dump_outcome(0, "1", Failure("b", error)))
+        following = step(row, composition, done)
+        if again:
+            assert isinstance(following, tuple) and [call.expert for call in following] == ["b"]
+        else:
+            assert isinstance(following, WeightsError) and str(following) == "b is gone"
 
 
 def test_without_a_policy_the_named_expert_answers_alone() -> None:
