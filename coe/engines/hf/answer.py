@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 from coe.engines import chat
+from coe.engines.hf.constrained.grammar import CallForm, Grammar
 from coe.engines.hf.text import SpecialTokens, TextStream, without_marks
 from coe.engines.parsing.parser import AnswerParser
 from coe.engines.parsing.response_format import ResponseFormat
@@ -135,19 +136,54 @@ class AnswerStreams:
             special |= chat.texts_of(self._tokenizer, ends)
         if not request.messages:
             return AnswerStream(TextStream(self._decode, request.stop, special, prompt_ids[-_TOKENS_BEFORE:]))
-        demands = bool(request.offered) and request.tool_choice == "required"
         # An answer in a required format begins at once, and has no reasoning, though the prompt may open one.
-        is_text = request.format == "json" and not demands
+        is_text = request.format == "json" and not demands_call(request)
         answers = None if is_text else self._format(request, style.on(self._tokenizer, expert), expert)
         if answers is None:
-            return AnswerStream(TextStream(self._decode, request.stop, special), demands=demands)
+            return AnswerStream(TextStream(self._decode, request.stop, special))
         kept = {i: text for i, text in self._special.within(answers.delimiters).items() if i not in ends}
         text = TextStream(self._decode, request.stop, special, kept=kept)
-        return AnswerStream(text, AnswerParser(answers, request, prompt, expert=expert), demands=demands)
+        parser = AnswerParser(answers, request, prompt, expert=expert)
+        return AnswerStream(text, parser, demands=demands_call(request))
+
+    def grammar(self, request: GenerateRequest, prompt: str, style: chat.ChatStyle, *, expert: str) -> Grammar | None:
+        """What an answer must look like in which a call is demanded; `None` if none is.
+
+        A prompt that has opened reasoning is continued by its end.
+
+        Raises:
+            Rejected: a schema of a tool is too large or too deep.
+        """
+        if not demands_call(request):
+            return None
+        answers = self._format(request, style.on(self._tokenizer, expert), expert)
+        assert answers is not None and answers.calls is not None and answers.calls.call is not None  # by `_format`
+        form, closing = answers.calls.call, answers.closing(prompt)
+        tools = [tool["function"] for tool in request.offered]
+        calls = []
+        for tool in tools:
+            if request.tool_name in (None, tool["name"]):
+                before, after = form.of(tool["name"])
+                calls.append(CallForm.of(before, _object_schema(tool.get("parameters")), after))
+        several = request.parallel_tool_calls and request.tool_name is None and form.separator is not None
+        return Grammar.of_calls(calls, before=closing, separator=form.separator or "", several=several)
 
     def _format(self, request: GenerateRequest, style: chat.ChatStyle, expert: str) -> ResponseFormat | None:
         template = style.template_for(request)
         key = template, id(style.response_template)
         if key not in self._formats:
             self._formats[key] = ResponseFormat.of(template, style.response_template, expert=expert)
-        return self._formats[key]
+        found = self._formats[key]
+        if demands_call(request) and (found is None or found.calls is None or found.calls.call is None):
+            return ResponseFormat.plain_call()
+        return found
+
+
+def demands_call(request: GenerateRequest) -> bool:
+    """Whether the answer must be a call of a tool."""
+    return bool(request.offered) and request.tool_choice == "required"
+
+
+def _object_schema(parameters: Any) -> dict[str, Any]:
+    """The schema of the arguments, which are an object whatever it states."""
+    return {**(parameters if isinstance(parameters, Mapping) else {}), "type": "object"}

@@ -7,12 +7,13 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from coe.engines import chat
 from coe.engines.base import Adapter
 from coe.engines.hf.adapters import AdapterSlots
-from coe.engines.hf.answer import AnswerStreams
+from coe.engines.hf.answer import AnswerStreams, demands_call
 from coe.engines.hf.batch import BatchLimits, BatchRow, WaitingRows, adapter_key, deliver
 from coe.engines.hf.constrained.checker import GrammarChecker
 from coe.engines.hf.constrained.compiler import Grammars
@@ -81,12 +82,14 @@ class HFExpert:
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
         """Yield the answer as it is generated; see `Expert.generate`. Usage counts all tokens, an end token too."""
         style = await self._style(adapter)
-        matcher = await self._matcher(request, adapter)
+        matcher = await self._matcher(Grammar.of_request(request), adapter)
         with self._waiting.expecting():  # a batch waits for a slow template too, but never long
             prompt = await self._render(request, style, adapter)
             if self._loaded is None:
                 raise self._gone()
             loop = asyncio.get_running_loop()
+            if demands_call(request):
+                matcher = await self._call_matcher(request, prompt, style, adapter)
             row = await loop.run_in_executor(self._preparing, self._prepare, request, prompt, style, adapter, loop)
             row.matcher = matcher
             if not self._waiting.put(row):
@@ -124,13 +127,21 @@ class HFExpert:
             self._styles[key] = await asyncio.to_thread(chat.ChatStyle.read, adapter.path)
         return self._styles[key]
 
-    async def _matcher(self, request: GenerateRequest, adapter: Adapter | None) -> Matcher | None:
+    async def _matcher(self, grammar: Grammar | None, adapter: Adapter | None) -> Matcher | None:
         """What keeps the answer in the required format, if there is one."""
-        if (grammar := Grammar.of_request(request)) is None:
+        if grammar is None:
             return None
         if self._loaded is None:
             raise self._gone()
         return await self._grammars.matcher(grammar, expert=adapter.spec.name if adapter else self.spec.name)
+
+    async def _call_matcher(
+        self, request: GenerateRequest, prompt: str, style: chat.ChatStyle, adapter: Adapter | None
+    ) -> Matcher | None:
+        """What makes the answer a call of a tool."""
+        name = adapter.spec.name if adapter else self.spec.name
+        make = partial(self._answers.grammar, request, prompt, style, expert=name)
+        return await self._matcher(await asyncio.get_running_loop().run_in_executor(self._preparing, make), adapter)
 
     async def _render(self, request: GenerateRequest, style: chat.ChatStyle, adapter: Adapter | None) -> str:
         """The prompt as text. Rendering may take as long as its limits allow, so no thread of the loop waits for it."""

@@ -17,6 +17,22 @@ TOOL_CALLS: Final = "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)
+class CallText:
+    """The text around the arguments of a call; `{name}` stands for the tool.
+
+    separator: text between two calls; `None` if an answer has only one.
+    """
+
+    before: str
+    after: str = ""
+    separator: str | None = None
+
+    def of(self, name: str) -> tuple[str, str]:
+        """The text before and after the arguments of a call of this tool."""
+        return self.before.replace("{name}", name), self.after
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
     """One way to write tool calls or reasoning.
 
@@ -24,11 +40,13 @@ class Format:
         marks: texts that a chat template of this format contains, all of them.
         fields: of a response template, named by what they hold: `content`, `thinking`, `tool_calls`, or one of these
             with a suffix.
+        call: how to begin and end a call that the request demands; `None` if its arguments are no JSON.
     """
 
     name: str
     marks: tuple[str, ...]
     fields: Mapping[str, Mapping[str, Any]]
+    call: CallText | None = None
 
 
 def _tagged(opening: str, closing: str) -> Format:
@@ -36,6 +54,23 @@ def _tagged(opening: str, closing: str) -> Format:
     pattern = rf"""(?<![`"']){re.escape(opening)}"""
     return Format(opening, (closing,), {THINKING: {"open_pattern": pattern, "close": closing}})
 
+
+_MISTRAL: Final = {
+    TOOL_CALLS: {
+        "open": "[TOOL_CALLS]",
+        "close_pattern": r"(?=\[TOOL_CALLS\])",
+        "repeats": True,
+        "content": "json",
+    },
+    f"{TOOL_CALLS}_by_name": {
+        "open_pattern": r"\[TOOL_CALLS\](?P<name>[\w.-]{1,256})(?:\[CALL_ID\]\w{1,64})?\[ARGS\]",
+        "close_pattern": r"(?=\[TOOL_CALLS\])",
+        "repeats": True,
+        "content": "json",
+        "transform": {"name": "{name}", "arguments": "{content}"},
+    },
+}
+_JSON: Final = {TOOL_CALLS: {"open_pattern": r"\A\s{0,8}(?:<\|python_tag\|>\s{0,8})?(?=\{)", "content": "json"}}
 
 CALLS: Final = (
     # gpt-oss: text is in the channel "final"; reasoning and calls are in others.
@@ -64,6 +99,7 @@ CALLS: Final = (
             },
             f"{CONTENT}_bare": {},
         },
+        CallText("<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>"),
     ),
     # Qwen3-Coder, Qwen3.5: <tool_call><function=NAME><parameter=KEY>VALUE</parameter></function></tool_call>
     Format(
@@ -85,41 +121,32 @@ CALLS: Final = (
         "hermes",
         ("<tool_call>",),
         {TOOL_CALLS: {"open": "<tool_call>", "close": "</tool_call>", "repeats": True, "content": "json"}},
+        CallText('<tool_call>\n{"name": "{name}", "arguments": ', "}\n</tool_call>", "\n"),
     ),
-    # Mistral: [TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...], since v11 [TOOL_CALLS]NAME[ARGS]{...}
+    # Mistral since v11: [TOOL_CALLS]NAME[ARGS]{...}
+    Format("mistral", ("[TOOL_CALLS]", "[ARGS]"), _MISTRAL, CallText("[TOOL_CALLS]{name}[ARGS]", "", "")),
+    # Mistral before: [TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...]
     Format(
-        "mistral",
-        ("[TOOL_CALLS]",),
-        {
-            TOOL_CALLS: {
-                "open": "[TOOL_CALLS]",
-                "close_pattern": r"(?=\[TOOL_CALLS\])",
-                "repeats": True,
-                "content": "json",
-            },
-            f"{TOOL_CALLS}_by_name": {
-                "open_pattern": r"\[TOOL_CALLS\](?P<name>[\w.-]{1,256})(?:\[CALL_ID\]\w{1,64})?\[ARGS\]",
-                "close_pattern": r"(?=\[TOOL_CALLS\])",
-                "repeats": True,
-                "content": "json",
-                "transform": {"name": "{name}", "arguments": "{content}"},
-            },
-        },
+        "mistral", ("[TOOL_CALLS]",), _MISTRAL, CallText('[TOOL_CALLS] [{"name": "{name}", "arguments": ', "}]", "")
     ),
     # Llama 3.1 to 3.3: the whole answer is {"name": ..., "parameters": {...}}
     Format(
         "llama3",
         ("<|start_header_id|>", '"parameters"'),
-        {TOOL_CALLS: {"open_pattern": r"\A\s{0,8}(?:<\|python_tag\|>\s{0,8})?(?=\{)", "content": "json"}},
+        _JSON,
+        CallText('{"name": "{name}", "parameters": ', "}", "; "),
     ),
 )
 """Formats of tool calls; the first whose marks a chat template contains is used."""
+
+PLAIN_CALL: Final = Format("json", (), _JSON, CallText('{"name": "{name}", "arguments": ', "}"))
+"""A call that the request demands of a model without a format of its own, or with one that cannot be demanded."""
 
 REASONING: Final = (
     _tagged("<think>", "</think>"),
     _tagged("[THINK]", "[/THINK]"),
     _tagged("<seed:think>", "</seed:think>"),
-    _tagged("<|STARTTHINKING|>", "<|ENDTHINKING|>"),
+    _tagged("<|START_THINKING|>", "<|END_THINKING|>"),
     _tagged("◁think▷", "◁/think▷"),
 )
 """Formats of reasoning."""
@@ -139,4 +166,9 @@ def detected(chat_template: str) -> dict[str, Any] | None:
         fields |= found.fields if found else {}
     if not fields:
         return None
-    return {"start_anchor_pattern": r"\A", "fields": {CONTENT: {}} | fields}
+    return response_template(fields)
+
+
+def response_template(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A response template with these fields, and one of text."""
+    return {"start_anchor_pattern": r"\A", "fields": {CONTENT: {}, **fields}}

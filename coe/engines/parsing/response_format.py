@@ -16,7 +16,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from coe.engines.parsing.formats import CONTENT, THINKING, TOOL_CALLS, calls_of, detected
+from coe.engines.parsing.formats import (
+    CONTENT,
+    PLAIN_CALL,
+    THINKING,
+    TOOL_CALLS,
+    Format,
+    calls_of,
+    detected,
+    response_template,
+)
 from coe.errors import TemplateError
 from coe.seam import one_line
 
@@ -121,22 +130,22 @@ class ResponseFormat:
     Attributes:
         template: transformers' `ResponseTemplate`.
         own: whether it is the checkpoint's, which expects the end of the prompt, too.
-        name: of the format of tool calls, if it is one of `coe.engines.parsing.formats`.
+        calls: the format of tool calls, if it is one of `coe.engines.parsing.formats`.
     """
 
     template: Any
     own: bool = False
-    name: str | None = None
+    calls: Format | None = None
 
     @classmethod
-    def of(cls, chat_template: str | None, response_template: Any = None, *, expert: str = "") -> ResponseFormat | None:
+    def of(cls, chat_template: str | None, own: Any = None, *, expert: str = "") -> ResponseFormat | None:
         """The format of a checkpoint; `None` if its answers are text only.
 
         A response template that cannot be used is logged, and the format follows from the chat template.
         """
-        if response_template is not None:
+        if own is not None:
             try:
-                return cls(_checked(response_template), own=True)
+                return cls(_checked(own), own=True)
             except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
                 logger.warning(
                     "the response template of %r cannot be used, its chat template decides: %s",
@@ -146,8 +155,12 @@ class ResponseFormat:
         found = detected(chat_template or "")
         if found is None:
             return None
-        calls = calls_of(chat_template or "")
-        return cls(load_template(found), name=calls.name if calls else None)
+        return cls(load_template(found), calls=calls_of(chat_template or ""))
+
+    @classmethod
+    def plain_call(cls) -> ResponseFormat:
+        """The format of answers that are one call as JSON."""
+        return cls(load_template(response_template(PLAIN_CALL.fields)), calls=PLAIN_CALL)
 
     @property
     def delimiters(self) -> tuple[str, ...]:
@@ -155,11 +168,6 @@ class ResponseFormat:
         fields = self.template.fields.values()
         patterns = [each.pattern for f in fields for each in (f.open_re, f.close_re) if each is not None]
         return tuple(_ESCAPE.sub(r"\1", pattern) for pattern in patterns)
-
-    @property
-    def calls(self) -> bool:
-        """Whether there are tool calls in the format."""
-        return any(role(name) == TOOL_CALLS for name in self.template.fields)
 
     def parser(self, prompt: str, budget: Budget, *, calls: bool) -> Any:
         """A parser of transformers for one answer, whose regions hold their plain text.
@@ -174,15 +182,26 @@ class ResponseFormat:
         fields = {name: _plain(each, budget) for name, each in kept.items()}
         anchor = _Timed(self.template.start_anchor_re, budget)
         template = replace(self.template, fields=fields, start_anchor_re=anchor, defaults={})
-        return ResponseParser(template, prefix=prompt if self.own else self._begun(prompt))
+        if not self.own:
+            return ResponseParser(template, prefix=self.begun(prompt))
+        # Without the anchor, transformers takes the whole prompt as the beginning of the answer.
+        return ResponseParser(template, prefix=prompt if anchor.search(prompt, 0) else "")
 
-    def _begun(self, prompt: str) -> str:
+    def begun(self, prompt: str) -> str:
         """The end of the prompt if it opens a region of reasoning, such as the `<think>` of Qwen3 and DeepSeek-R1."""
         end = prompt[-256:].rstrip()
         fields = self.template.fields
         opens = [fields[name].open_re for name in fields if role(name) == THINKING]
         matches = (found for each in opens for found in each.finditer(end, timeout=MOST_SECONDS))
         return next((found.group() for found in matches if found.end() == len(end)), "")
+
+    def closing(self, prompt: str) -> str:
+        """The text that ends the reasoning which a prompt has opened."""
+        if not self.begun(prompt):
+            return ""
+        fields = self.template.fields
+        literals = next((fields[n].close_literals for n in fields if role(n) == THINKING), None)
+        return f"{literals[0]}\n\n" if literals else ""
 
 
 def role(name: str) -> str | None:

@@ -22,7 +22,7 @@ from routers.base import Message
 
 PARAMETERS = {"type": "object", "properties": {"n": {"type": "integer"}, "city": {"type": "string"}}}
 TOOLS = tuple({"type": "function", "function": {"name": name, "parameters": PARAMETERS}} for name in ("w", "v"))
-MARKS = {each.name: " ".join(each.marks) for each in CALLS}
+MARKS = {each.name: " ".join(each.marks) for each in reversed(CALLS)}
 HERMES = MARKS["hermes"] + " </think>"
 HARMONY_CALL = "<|start|>assistant<|channel|>commentary to=functions.{} <|constrain|>json<|message|>{}<|call|>"
 THOUGHT = "<|channel|>analysis<|message|>So.<|end|>"
@@ -200,6 +200,12 @@ def test_ids_follow_from_the_conversation_and_the_seed() -> None:
     assert len(set(ids[0])) == 2
 
 
+def test_the_marks_of_reasoning_are_those_of_the_models() -> None:
+    names = {"<think>", "[THINK]", "<seed:think>", "<|START_THINKING|>", "◁think▷"}
+    assert {each.name for each in REASONING} == names
+    assert parts(parse(ResponseFormat.of("<|END_THINKING|>"), "<|START_THINKING|>a<|END_THINKING|>b")) == ("b", "a", [])
+
+
 # Stop strings
 
 
@@ -306,7 +312,7 @@ def test_a_broken_response_template_is_logged_and_the_chat_template_decides(
 ) -> None:
     answers = ResponseFormat.of(HERMES, broken, expert="e")
     assert "the response template of 'e' cannot be used" in caplog.text
-    assert answers is not None and answers.name == "hermes"
+    assert answers is not None and answers.calls and answers.calls.name == "hermes"
 
 
 @pytest.mark.parametrize(

@@ -47,11 +47,13 @@ class Grammar:
     Attributes:
         schema: JSON schema of the answer, as text; empty if the answer is tool calls.
         calls: the forms of which an answer of tool calls has one, or several with `separator` in between.
+        before: text before the first call.
         several: more than one call is allowed.
     """
 
     schema: str = ""
     calls: tuple[CallForm, ...] = ()
+    before: str = ""
     separator: str = ""
     several: bool = False
 
@@ -73,14 +75,16 @@ class Grammar:
         return cls(_ANY_OBJECT if schema is None else schema_text(schema))
 
     @classmethod
-    def of_calls(cls, calls: Sequence[CallForm], *, separator: str = "", several: bool = False) -> Self:
-        """An answer of one or several calls of tools, and nothing else.
+    def of_calls(
+        cls, calls: Sequence[CallForm], *, before: str = "", separator: str = "", several: bool = False
+    ) -> Self:
+        """An answer of one or several calls of tools, and nothing else but `before`.
 
         Raises:
             Rejected: the schemas together are too large.
         """
         _check_size(sum(len(call.schema) for call in calls))
-        return cls(calls=tuple(calls), separator=separator, several=several)
+        return cls(calls=tuple(calls), before=before, separator=separator, several=several)
 
     @property
     def size(self) -> int:
@@ -95,7 +99,8 @@ class Grammar:
         """
         names = [f"call_{i}" for i in range(len(self.calls))]
         more = f" ({_literal(self.separator, special)} call)*" if self.several else ""
-        rules = [f"start: call{more}", f"call: {' | '.join(names)}"]
+        before = f"{_literal(self.before, special)} " if self.before else ""
+        rules = [f"start: {before}call{more}", f"call: {' | '.join(names)}"]
         for name, call in zip(names, self.calls, strict=True):
             rules += [
                 f"{name}: {_literal(call.before, special)} {name}_arguments {_literal(call.after, special)}",
