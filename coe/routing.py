@@ -123,7 +123,7 @@ def route(
         if not eligible.experts
     }
     rows = [i for i in range(len(queries)) if i not in outcomes]
-    decided = _decided([queries[i] for i in rows], [found[i] for i in rows], policy, snapshot.experts, load_s)
+    decided = _decided([queries[i] for i in rows], [found[i] for i in rows], policy, snapshot, load_s)
     outcomes |= zip(rows, decided, strict=True)
     return [outcomes[i] for i in range(len(queries))]
 
@@ -153,21 +153,21 @@ def _decided(
     queries: Sequence[Query],
     found: Sequence[Eligible],
     policy: Policy,
-    specs: Mapping[str, ExpertSpec],
+    snapshot: Snapshot,
     load_s: Mapping[str, float],
 ) -> list[Routed | RouterError | CoeError]:
     """The decisions for queries that some expert can take. If the router fails, each is routed alone."""
     if not queries:
         return []
     try:
-        estimate, inputs = _inputs(queries, found, policy, specs, load_s)
+        estimate, inputs = _inputs(queries, found, policy, snapshot, load_s)
         decided = _decide_all(estimate, inputs)
     except BaseException as error:  # a router may come from another package
         if is_interrupt(error):
             raise
         if len(queries) > 1:
             pairs = zip(queries, found, strict=True)
-            alone = (_decided([query], [one], policy, specs, load_s) for query, one in pairs)
+            alone = (_decided([query], [one], policy, snapshot, load_s) for query, one in pairs)
             return [outcome for [outcome] in alone]
         return [_without_router(queries[0], found[0], policy, load_s, error)]
     return [_routed(*each[:2], policy, *each[2:]) for each in zip(queries, found, inputs, decided, strict=True)]
@@ -203,7 +203,7 @@ def _inputs(
     queries: Sequence[Query],
     found: Sequence[Eligible],
     policy: Policy,
-    specs: Mapping[str, ExpertSpec],
+    snapshot: Snapshot,
     load_s: Mapping[str, float],
 ) -> tuple[Estimate, list[DecisionInputs]]:
     """The estimate of all queries, and the inputs of each decision, which hold its row. The router is called once."""
@@ -211,7 +211,7 @@ def _inputs(
     estimate = seen.estimate
     utilities = [_utility(policy, query) for query in queries]
     allowed = [eligible.among(estimate.experts) for eligible in found]
-    moved = switches(queries, seen, utilities, allowed, specs)
+    moved = switches(queries, seen, utilities, allowed, snapshot)
     rows = [
         DecisionInputs(
             estimate.row(row),

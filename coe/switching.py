@@ -8,12 +8,12 @@ the same base, prefills it again.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from registry.spec import ExpertSpec
+from registry.store import Snapshot
 from routers.base import Message, Query
 from routers.conversation import Read, Weighed, mix
 from routers.decision import Switch, Utility, first_choices
@@ -21,6 +21,9 @@ from routers.errors import RouterError
 
 PREFILL_TOKENS_PER_S: Final = 5_000.0
 """Prompt tokens per second of an expert whose speed is unknown: a model of 8B parameters on one busy GPU."""
+PREFILL_PER_GENERATED: Final = 30.0
+"""Prompt tokens per generated token in the same time, for an expert whose profile has its speed of generating: 29 to 33
+for the two small models of the zoo at batch 1 on CPU; more on GPUs, so that the price is rather too high."""
 BYTES_PER_TOKEN: Final = 4
 TOKENS_PER_MESSAGE: Final = 4
 
@@ -29,17 +32,18 @@ TOKENS_PER_MESSAGE: Final = 4
 class Prices:
     """What a token of prompt costs at each expert."""
 
-    specs: Mapping[str, ExpertSpec]
+    snapshot: Snapshot
 
     @cached_property
     def usd_per_token(self) -> dict[str, float]:
         """Expert -> USD, of the experts with a price."""
-        return {name: spec.price.input_usd_per_mtok / 1e6 for name, spec in self.specs.items() if spec.price}
+        return {name: spec.price.input_usd_per_mtok / 1e6 for name, spec in self.snapshot.experts.items() if spec.price}
 
     @cached_property
     def seconds_per_token(self) -> dict[str, float]:
         """Expert -> seconds of prefill."""
-        return dict.fromkeys(self.specs, 1.0 / PREFILL_TOKENS_PER_S)
+        measured = {name: PREFILL_PER_GENERATED * rate for name, rate in self.snapshot.tokens_per_s.items()}
+        return {name: 1.0 / measured.get(name, PREFILL_TOKENS_PER_S) for name in self.snapshot.experts}
 
     def switch(self, previous: str, tokens: int) -> Switch:
         """Moving a conversation of so many tokens away from `previous`."""
@@ -52,7 +56,7 @@ def switches(
     read: Read,
     utilities: Sequence[Utility],
     allowed: Sequence[Collection[str]],
-    specs: Mapping[str, ExpertSpec],
+    snapshot: Snapshot,
 ) -> list[Switch | None]:
     """The price of a switch for each of n queries; `None` where no turn has been answered, or switches are free.
 
@@ -60,7 +64,7 @@ def switches(
         read: the queries as the router read them.
         allowed: the experts that may answer each query; those of the last turn are taken for the previous ones.
     """
-    prices = Prices(specs)
+    prices = Prices(snapshot)
     chains = [
         _Chain(query, reading.turns, prices) if utility.switch_weight else None
         for query, reading, utility in zip(queries, read.readings, utilities, strict=True)

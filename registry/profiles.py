@@ -112,6 +112,15 @@ class Profiles:
         """skill -> measure of one expert; empty if there are none."""
         return {skill: self.cells[expert, skill] for skill in sorted(s for name, s in self.cells if name == expert)}
 
+    def tokens_per_s(self) -> dict[str, float]:
+        """Expert -> tokens generated per second, waiting and prompt included, of the experts with both recorded."""
+        totals = ((expert, self.total(expert)) for expert in self.experts)
+        return {
+            expert: total.completion_tokens / total.seconds
+            for expert, total in totals
+            if total is not None and total.completion_tokens and total.seconds
+        }
+
     def total(self, expert: str) -> Measure | None:
         """The sum over all skills (a question of two skills counts twice); `None` if there are none."""
         measures = list(self.of(expert).values())

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
 from typing import Self, TypeVar
 
@@ -44,16 +44,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The registry at one moment: its version (the number of changes so far) and its experts by name."""
+    """The registry at one moment: its version (the number of changes so far) and its experts by name.
+
+    tokens_per_s: expert -> tokens that it generates per second, where a profile has measured it.
+    """
 
     version: int
     experts: Mapping[str, ExpertSpec]
+    tokens_per_s: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "experts", MappingProxyType(dict(self.experts)))
+        object.__setattr__(self, "tokens_per_s", MappingProxyType(dict(self.tokens_per_s)))
 
-    def __reduce__(self) -> tuple[type[Snapshot], tuple[int, dict[str, ExpertSpec]]]:
-        return Snapshot, (self.version, dict(self.experts))
+    def __reduce__(self) -> tuple[type[Snapshot], tuple[int, dict[str, ExpertSpec], dict[str, float]]]:
+        return Snapshot, (self.version, dict(self.experts), dict(self.tokens_per_s))
 
     def __contains__(self, name: object) -> bool:
         return name in self.experts
@@ -152,7 +157,8 @@ class Registry:
         """The current state of the registry."""
         with self._read() as connection:
             version = connection.execute(select(_state.c.version)).scalar_one()
-            return Snapshot(version, _current(connection))
+            current, rows = _current(connection), read(connection)
+        return Snapshot(version, current, _of_now(current, rows).tokens_per_s())
 
     def revision(self) -> tuple[object, int]:
         """A value that differs after every change of the experts: the identity of the database, and its version.
@@ -187,12 +193,7 @@ class Registry:
         """
         with self._read() as connection:
             current, rows = _current(connection), read(connection)
-        now = {name: identity(spec, current) for name, spec in current.items()}
-        return Profiles.of_rows(
-            row
-            for row in rows
-            if now.get(row.expert) == row.identity and row.source.startswith(AGGREGATION) == aggregating
-        )
+        return _of_now(current, rows, aggregating=aggregating)
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
@@ -283,6 +284,13 @@ def _insert(connection: Connection, spec: ExpertSpec) -> ExpertSpec:
         insert(_experts).values(name=spec.name, version=stored.version, current=True, spec=stored.model_dump_json())
     )
     return stored
+
+
+def _of_now(current: Mapping[str, ExpertSpec], rows: Iterable[ProfileRow], *, aggregating: bool = False) -> Profiles:
+    """The measurements of the current contents of the experts."""
+    kept = [row for row in rows if row.expert in current and row.source.startswith(AGGREGATION) == aggregating]
+    now = {name: identity(current[name], current) for name in {row.expert for row in kept}}
+    return Profiles.of_rows(row for row in kept if now[row.expert] == row.identity)
 
 
 def _current(connection: Connection) -> dict[str, ExpertSpec]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from routers.conversation.dependence import N_FEATURES, WEIGHTS, features, log_odds
 
 PHRASINGS: Final = Path(__file__).with_name("phrasings.yaml")
-C: Final = 10.0
+C: Final = 30.0
 """Inverse strength of the L2 penalty."""
 _FILLED: Final = 5
 """Turns of a template with a gap."""
@@ -32,13 +32,17 @@ def phrasings() -> dict[str, Language]:
     return loaded
 
 
-def examples() -> tuple[list[str], list[int]]:
-    """Turns, and whether each cannot stand alone; no held-out phrasing is among them."""
-    rng = Random(0)
+def examples(share: float = 1.0, seed: int = 0) -> tuple[list[str], list[int]]:
+    """Turns, and whether each cannot stand alone; no held-out phrasing is among them.
+
+    Args:
+        share: of the phrasings, drawn at random; for choosing settings by turns that are new to the classifier.
+    """
+    rng = Random(seed)
     found = []
     for language in phrasings().values():
         follow_ups, complete = (
-            [text for template in language[kind] for text in _filled(template, language["things"], rng)]
+            [text for template in _drawn(language[kind], share, rng) for text in _filled(template, language, rng)]
             for kind in ("follow_ups", "complete")
         )
         changed = [rng.choice(language["changes"]).replace("{p}", text) for text in complete]
@@ -46,12 +50,12 @@ def examples() -> tuple[list[str], list[int]]:
     return [text for text, _ in found], [label for _, label in found]
 
 
-def train() -> dict[str, NDArray[np.float16]]:
-    """The arrays of the classifier."""
+def train(share: float = 1.0, seed: int = 0) -> dict[str, NDArray[np.float16]]:
+    """The arrays of the classifier. Arguments as for `examples`."""
     from scipy.sparse import csr_matrix
     from sklearn.linear_model import LogisticRegression
 
-    texts, labels = examples()
+    texts, labels = examples(share, seed)
     buckets = [features(text) for text in texts]
     indptr = np.cumsum([0, *map(len, buckets)])
     values = np.concatenate([np.full(len(found), len(found) ** -0.5) for found in buckets])
@@ -80,13 +84,17 @@ def main() -> None:
         sys.stdout.write(f"{name:12} follow-ups {follow_ups:.0%}, complete turns {complete:.0%}\n")
 
 
-def _filled(template: str, things: Sequence[str], rng: Random) -> Iterator[str]:
+def _drawn(templates: Sequence[str], share: float, rng: Random) -> Sequence[str]:
+    return templates if share == 1.0 else [template for template in templates if rng.random() < share]
+
+
+def _filled(template: str, language: Language, rng: Random) -> Iterator[str]:
     """Turns of a template, with things and numbers in its gaps."""
     n = _FILLED if "{" in template else 1
     for _ in range(n):
         text = template
         while "{x}" in text:
-            text = text.replace("{x}", rng.choice(things), 1)
+            text = text.replace("{x}", rng.choice(language["things"]), 1)
         yield text.replace("{n}", str(rng.randint(2, 400)))
 
 

@@ -33,7 +33,7 @@ MOST_CHARACTERS: Final = 16_000
 """Most characters that are read of a turn, from its beginning, where there are several."""
 WORDS_SCALE: Final = 1.5
 """Factor of the words' log-odds. This and the next two were chosen by `benchmarks/conversations.py tune`."""
-OOD_SCALE: Final = 12.0
+OOD_SCALE: Final = 16.0
 """Log-odds added per unit of `Estimate.ood` above OOD_NEUTRAL."""
 OOD_NEUTRAL: Final = 0.9
 

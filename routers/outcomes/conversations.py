@@ -30,7 +30,7 @@ def conversations_of(frame: pd.DataFrame, problems: list[str]) -> tuple[Conversa
     """The conversation of each row, empty where there is none; `None` without such a column. Adds problems by row."""
     if COLUMN not in frame:
         return None
-    cells = [() if is_cell_missing(cell) else _conversation(cell) for cell in frame[COLUMN]]
+    cells = [() if is_cell_missing(cell) else conversation_of(cell) for cell in frame[COLUMN]]
     bad = np.array([cell is None for cell in cells], dtype=bool)
     what = f"column {COLUMN!r} is not a list of 1 to {MOST_MESSAGES} messages with `role` and `content`, both text,"
     if problem := rows_problem(what, bad):
@@ -54,8 +54,8 @@ def _text(messages: Conversation) -> str:
     return json.dumps([{"role": m.role, "content": m.content} for m in messages], ensure_ascii=False)
 
 
-def _conversation(cell: Any) -> Conversation | None:
-    """The messages of a cell; None if it holds something else."""
+def conversation_of(cell: Any) -> Conversation | None:
+    """The messages of a list or of JSON text; None if it holds something else."""
     try:
         found = json.loads(cell) if isinstance(cell, str) else cell
     except (ValueError, RecursionError):

@@ -10,7 +10,7 @@ from coe.policy import Policy
 from coe.routing import Routed, route
 from coe.serve.decisions.entry import decode, encode
 from coe.serve.decisions.replay import replay
-from coe.switching import PREFILL_TOKENS_PER_S, tokens
+from coe.switching import PREFILL_PER_GENERATED, PREFILL_TOKENS_PER_S, tokens
 from registry.spec import ExpertSpec, Kind, Price
 from registry.store import Snapshot
 from routers.base import Estimate, Message, Query
@@ -72,6 +72,16 @@ def test_the_price_is_that_of_prefilling_what_the_previous_expert_has_read() -> 
     utility = Utility(cost_weight=2.0, switch_weight=3.0)
     assert found.price("shell", utility) == pytest.approx(3 * found.seconds["shell"] + 2 * found.cost_usd["shell"])
     assert found.price("sql", utility) == 0.0 == found.price("shell", Utility(cost_weight=2.0))
+
+
+def test_a_measured_expert_prefills_in_proportion_to_its_speed_of_generating() -> None:
+    fast = Snapshot(1, SNAPSHOT.experts, {"shell": 1000.0})
+    policy = Policy("default", Words(), utility=Utility(switch_weight=1.0))
+    (found,) = route([talk(SQL, SHELL, answer="x" * 8000)], policy, fast, {})
+    assert isinstance(found, Routed) and found.inputs and found.inputs.switch
+    seconds, tokens_held = found.inputs.switch.seconds, found.inputs.switch.tokens
+    assert seconds["shell"] == pytest.approx(tokens_held / (1000 * PREFILL_PER_GENERATED))
+    assert seconds["general"] == pytest.approx(tokens_held / PREFILL_TOKENS_PER_S)
 
 
 def test_every_utility_but_that_of_the_previous_expert_loses_the_price() -> None:

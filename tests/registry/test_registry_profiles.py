@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,15 @@ def test_another_source_adds(registry: Registry) -> None:
     assert found.of("b") == {"sql": Measure(0.5, 1)} and found.of("c") == {}
     assert found.total("a") == Measure(6, 12) and found.total("c") is None
     assert found.cells["a", "sql"].accuracy == 0.5
+
+
+def test_a_snapshot_has_the_measured_speed_of_the_current_content(registry: Registry) -> None:
+    assert registry.snapshot().tokens_per_s == {}
+    registry.record([row("a", "sql", 3, 4, tokens=40.0, seconds=8.0), row("b", "sql", 1, 4, tokens=5.0)])
+    found = registry.snapshot()
+    assert found.tokens_per_s == {"a": 5.0} and pickle.loads(pickle.dumps(found)) == found
+    registry.change([spec("a", "2")])
+    assert registry.snapshot().tokens_per_s == {}
 
 
 def test_the_same_source_counts_once(registry: Registry) -> None:

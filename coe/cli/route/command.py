@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from coe.cli.flags import CONFIG_FILE, Allowed, MaxTokens, Text, default_config, text_of
 from coe.cli.output import JsonTarget, emit_json, stdout_console
 from coe.cli.registry import RegistryUrl
+from coe.cli.route.conversation import print_conversation
 from coe.cli.route.report import print_explanation, route_document
 from coe.cli.router.options import SELECTORS_HELP, kind_of, names_of, tell_of_truncation
 from coe.cli.router.report import warnings_on_console
 from coe.cli.router.signals import query_with_signals
 
 if TYPE_CHECKING:
-    from routers.base import Estimate, Query, Router, RoutingDecision
+    from routers.base import Estimate, Message, Query, Router, RoutingDecision
     from routers.kinds.skill.recruiting import Explanation
     from routers.selectors import Selector
 
@@ -72,6 +73,22 @@ def route(
         ),
     ] = None,
     max_tokens: MaxTokens = None,
+    before: Annotated[
+        Path | None,
+        typer.Option(
+            "--history",
+            metavar="FILE",
+            help="The conversation before the question: a JSON list of messages with `role` and `content`.",
+        ),
+    ] = None,
+    previous: Annotated[
+        str | None,
+        typer.Option(
+            "--previous",
+            metavar="EXPERT",
+            help="With --history, the expert of the previous turns; by default it is derived from them.",
+        ),
+    ] = None,
     registry: RegistryUrl = None,
     json: JsonTarget = None,
 ) -> None:
@@ -82,14 +99,18 @@ def route(
         raise typer.BadParameter("it names a policy of --config, without --router", param_hint="--policy")
     if max_tokens is not None and router is not None:
         raise typer.BadParameter("a saved router knows no contexts: use it without --router", param_hint="--max-tokens")
-    text = text_of(text)
+    if previous is not None and (router is not None or before is None):
+        raise typer.BadParameter("it goes with --history, without --router", param_hint="--previous")
+    asked = _messages(text_of(text), before)
     if router is None:
         assert config is not None
-        decided = _by_policy(config, policy, text, select, top_k, allowed, cost_weight, max_tokens)
+        decided = _by_policy(config, policy, asked, select, top_k, allowed, cost_weight, max_tokens, previous)
     else:
-        decided = _by_router(router, text, select, top_k, allowed, cost_weight, config=config, registry=registry)
-    _show(decided, explain=explain, to_stdout=json != "-")
-    emit_json(route_document(decided.estimate, decided.decision, decided.recruiting), json)
+        decided = _by_router(router, asked, select, top_k, allowed, cost_weight, config=config, registry=registry)
+    conversation = None if before is None else decided.conversation
+    _show(decided, conversation, asked, explain=explain, to_stdout=json != "-")
+    document = route_document(decided.estimate, decided.decision, decided.recruiting)
+    emit_json(document if conversation is None else {**document, "conversation": conversation}, json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +120,7 @@ class _Decided:
     Attributes:
         ranked: it ranks all that may answer, and the first one is chosen.
         removed: expert -> the constraint that excludes it.
+        conversation: what was read of the conversation.
     """
 
     estimate: Estimate
@@ -106,35 +128,47 @@ class _Decided:
     ranked: bool
     recruiting: Explanation | None
     removed: Mapping[str, str] = field(default_factory=dict)
+    conversation: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _messages(text: str, before: Path | None) -> tuple[Message, ...]:
+    """The conversation that ends with the question."""
+    from coe.cli.route.conversation import history
+    from routers.base import Message
+
+    return (*history(before), Message("user", text))
 
 
 def _by_policy(
     config: Path,
     policy: str | None,
-    text: str,
+    messages: tuple[Message, ...],
     select: str | None,
     top_k: int | None,
     allowed: str | None,
     cost_weight: float | None,
     max_tokens: int | None,
+    previous: str | None,
 ) -> _Decided:
     from coe.cli.route.policy import decide_by_policy
+    from coe.protocol.reading import conversation_document
     from routers.base import Query
 
     chosen = None if select is None and top_k is None else _built(select or "top-k", top_k)
     names = names_of(allowed)
     among = None if names is None else frozenset(names)
-    query = Query.of(text, allowed=among, cost_weight=cost_weight, max_tokens=max_tokens)
+    query = Query(messages, allowed=among, cost_weight=cost_weight, max_tokens=max_tokens, previous=previous)
     with warnings_on_console():
         routed, inputs, router, filled = decide_by_policy(config, policy, query, chosen)
-    _show_truncation(router, text)
+    _show_truncation(router, query.text)
     removed = {**routed.eligible.removed, **routed.eligible.doubtful} if routed.eligible else {}
-    return _Decided(inputs.estimate, routed.decision, False, _recruiting(router, filled), removed)
+    read = conversation_document(inputs.turns, inputs.switch, inputs.utility, inputs.estimate.experts)
+    return _Decided(inputs.estimate, routed.decision, False, _recruiting(router, filled), removed, read)
 
 
 def _by_router(
     folder: Path,
-    text: str,
+    messages: tuple[Message, ...],
     select: str | None,
     top_k: int | None,
     allowed: str | None,
@@ -143,28 +177,41 @@ def _by_router(
     config: Path | None,
     registry: str | None,
 ) -> _Decided:
+    from coe.protocol.reading import conversation_document
     from routers.artifacts import load
     from routers.base import Query
+    from routers.conversation import read
     from routers.decision import Utility, decide
 
     with warnings_on_console():
         loaded = load(folder)
-    query = query_with_signals(Query.of(text), loaded.router.requires, config=config, url=registry)
-    estimate = loaded.router.estimate([query])
+    query = query_with_signals(Query(messages), loaded.router.requires, config=config, url=registry)
+    seen = read(loaded.router, [query])
+    estimate = seen.estimate
     chosen = _selector(select, top_k, estimate)
     utility = Utility(cost_weight=loaded.meta.cost_weight if cost_weight is None else cost_weight)
     ranking = len(estimate.experts) if chosen is None else None
     (decision,) = decide(estimate, utility=utility, allowed=names_of(allowed), select=chosen, k=ranking)
-    _show_truncation(loaded.router, text)
-    return _Decided(estimate, decision, chosen is None, _recruiting(loaded.router, query))
+    _show_truncation(loaded.router, query.text)
+    conversation = conversation_document(seen.readings[0].turns, None, utility, estimate.experts)
+    return _Decided(estimate, decision, chosen is None, _recruiting(loaded.router, query), conversation=conversation)
 
 
-def _show(decided: _Decided, *, explain: bool, to_stdout: bool) -> None:
+def _show(
+    decided: _Decided,
+    conversation: Mapping[str, Any] | None,
+    messages: tuple[Message, ...],
+    *,
+    explain: bool,
+    to_stdout: bool,
+) -> None:
     if not to_stdout:
         return
     experts = decided.decision.experts[:1] if decided.ranked else decided.decision.experts
     stdout_console().print("\n".join(experts) or "no expert", highlight=False, markup=False)
     if explain:
+        if conversation is not None:
+            print_conversation(conversation, messages)
         print_explanation(
             decided.estimate,
             decided.decision,

@@ -32,12 +32,14 @@ def decide_by_policy(
 
     Raises:
         ConfigError: the configuration is wrong or has no policy.
-        UnknownExpert: it has no policy of that name.
+        UnknownExpert: it has no policy of that name, or the previous expert of the query is not registered.
         NoEligibleExpert: no expert may answer.
     """
     config = load_config(path)
     chosen = _policy_name(path, config, name)
     snapshot = open_snapshot(config)
+    if query.previous is not None and query.previous not in snapshot.experts:
+        raise UnknownExpert(query.previous, snapshot.experts)
     with closing(Signals(snapshot, config.engines)) as signals:
         policy = build_policies({chosen: config.policies[chosen]}, snapshot, signals)[chosen]
         if select is not None:

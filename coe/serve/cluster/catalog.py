@@ -42,7 +42,8 @@ class Catalog:
         """
         served = [serving(snapshot, pool).experts for pool in config.serve.pools]
         experts = {name: spec for name, spec in snapshot.experts.items() if any(name in pool for pool in served)}
-        return cls(generation, Snapshot(snapshot.version, experts), dict(config.policies), config.default_policy)
+        known = Snapshot(snapshot.version, experts, snapshot.tokens_per_s)
+        return cls(generation, known, dict(config.policies), config.default_policy)
 
     def to_json(self) -> dict[str, Any]:
         """The catalog as JSON values, for Serve's `user_config`."""
@@ -52,6 +53,7 @@ class Catalog:
             "experts": [
                 json.loads(spec.model_dump_json(exclude_defaults=True)) for spec in self.snapshot.experts.values()
             ],
+            "tokens_per_s": dict(self.snapshot.tokens_per_s),
             "policies": {name: json.loads(policy.model_dump_json()) for name, policy in self.policies.items()},
             "default_policy": self.default_policy,
         }
@@ -62,7 +64,7 @@ class Catalog:
         specs = [ExpertSpec.model_validate(value) for value in document["experts"]]
         return cls(
             document["generation"],
-            Snapshot(document["version"], {spec.name: spec for spec in specs}),
+            Snapshot(document["version"], {spec.name: spec for spec in specs}, document.get("tokens_per_s", {})),
             {name: PolicyConfig.model_validate(value) for name, value in document["policies"].items()},
             document["default_policy"],
         )

@@ -108,3 +108,46 @@ def test_flags_that_do_not_go_together(config: Path, monkeypatch: pytest.MonkeyP
 def test_a_configuration_without_policies(tmp_path: Path) -> None:
     error = route("-c", service(tmp_path, "{}"), ok=False).exception
     assert isinstance(error, ConfigError) and "has no policy" in str(error)
+
+
+TALK = [{"role": "user", "content": "Count the rows of the table."}, {"role": "assistant", "content": "12 rows"}]
+
+
+@pytest.fixture
+def talk(tmp_path: Path) -> Path:
+    path = tmp_path / "talk.json"
+    path.write_text(json.dumps(TALK))
+    return path
+
+
+def test_a_conversation_before_the_question_is_read_and_shown(config: Path, talk: Path) -> None:
+    found = json.loads(route("-c", config, "--history", talk, "--json", "-").stdout)["conversation"]
+    assert [turn["message"] for turn in found["turns"]] == [0, 2]
+    assert sum(turn["weight"] for turn in found["turns"]) == pytest.approx(1.0)
+    assert found["previous"] == "base" and found["prefill_tokens"] == 16
+    assert found["switch_price"]["base"] == 0 < found["switch_price"]["loud"]
+    shown = route("-c", config, "--history", talk, "--explain").stdout
+    assert "stands alone 100%: Count the rows of the table." in shown and "previous expert: base; 16 tokens" in shown
+
+
+def test_the_previous_expert_may_be_stated(config: Path, talk: Path) -> None:
+    stated = ("-c", config, "--history", talk, "--previous", "loud", "--json", "-")
+    assert json.loads(route(*stated).stdout)["conversation"]["previous"] == "loud"
+    wrong = route("-c", config, "--history", talk, "--previous", "lout", ok=False)
+    assert isinstance(wrong.exception, UnknownExpert) and "did you mean 'loud'" in str(wrong.exception)
+    assert "goes with --history" in route("-c", config, "--previous", "loud", ok=False).output
+    by_router = route("--router", config.parent / "router", "--history", talk, "--json", "-")
+    assert json.loads(by_router.stdout)["conversation"]["previous"] is None
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '[{"role": "user"}]', "[" * 10_000, '["x"]', "\x00"])
+def test_a_history_that_is_no_conversation_is_refused(config: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    assert "must be a JSON list" in route("-c", config, "--history", tmp_path / "bad.json", ok=False).output
+    assert "cannot be read" in route("-c", config, "--history", tmp_path / "none.json", ok=False).output
+
+
+def test_the_context_must_hold_the_whole_conversation(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.json").write_text(json.dumps([{"role": "user", "content": "word " * 400}]))
+    refused = route("-c", config, "--history", tmp_path / "long.json", ok=False)
+    assert isinstance(refused.exception, NoEligibleExpert) and "context length" in str(refused.exception)

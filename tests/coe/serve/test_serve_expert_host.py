@@ -200,6 +200,8 @@ def test_a_catalog_is_what_some_pool_serves_and_comes_back_from_json_as_it_was()
     made = Catalog.of(config, everything, generation=3)
     assert set(made.snapshot) == {"a"} and made.policies == {"default": PolicyConfig(expert="a")}
     assert Catalog.from_json(made.to_json()) == made
+    measured = Catalog.of(config, Snapshot(7, everything.experts, {"a": 12.5}))
+    assert Catalog.from_json(measured.to_json()).snapshot.tokens_per_s == {"a": 12.5}
 
 
 async def produce(*delays: float) -> AsyncGenerator[Chunk, None]:
