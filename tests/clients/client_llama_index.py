@@ -30,7 +30,13 @@ TOOL = FunctionTool.from_defaults(get_weather)
 
 
 def _model(at: Endpoint, **options: Any) -> OpenAILike:
-    settings = {"max_tokens": 80, "is_chat_model": True, "is_function_calling_model": True, "max_retries": 0}
+    settings = {
+        "temperature": 0,
+        "max_tokens": 80,
+        "is_chat_model": True,
+        "is_function_calling_model": True,
+        "max_retries": 0,
+    }
     return OpenAILike(model=at.expert, api_base=at.url, api_key="none", context_window=4096, **settings | options)
 
 
