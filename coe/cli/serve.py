@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import ExitStack
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,25 +44,43 @@ def serve(
     While it runs, changes of the registry, of policies and of their routers are checked and then loaded without a
     restart. --json describes the service once it is ready.
     """
-    import signal
     import threading
 
     from coe.serve.cluster.server import Server
     from coe.serve.cluster.source import Source
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop = _Stop()
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     try:
         with status("reading the configuration, the registry and the routers"):
             source = Source(config, host=host, port=port, ray=ray)
+        stop.check()
         with source, ExitStack() as running:
             _warn_if_open(source.config.serve)
             with status("starting"):
-                server = running.enter_context(Server(source, _say))
+                server = running.enter_context(Server(source, _say, stop.check))
             _welcome(source)
             emit_json(_document(source), json)
             server.watch(threading.Event())
     except KeyboardInterrupt:
         console.print("stopped")
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM raise `KeyboardInterrupt`; `check` raises it again if an import or a finalizer lost it."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        signal.default_int_handler(number, frame)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if a signal has come."""
+        if self._asked:
+            raise KeyboardInterrupt
 
 
 def _document(source: Source) -> dict[str, Any]:

@@ -140,8 +140,8 @@ def _reasons(reasons: tuple[str, ...], mixtures: Sequence[Mixture], most: NDArra
     found = []
     for (rows, weights), row in zip(mixtures, most, strict=True):
         turn = int(row) - rows.start + 1
-        earlier = turn < len(weights)
-        found.append(f"by user turn {turn} of the {len(weights)} read: {reasons[row]}" if earlier else reasons[row])
+        other = reasons[row] != reasons[rows.start + len(weights) - 1]
+        found.append(f"by user turn {turn} of the {len(weights)} read: {reasons[row]}" if other else reasons[row])
     return tuple(found)
 
 

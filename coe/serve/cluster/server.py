@@ -61,13 +61,16 @@ OF_SERVING_PROCESSES: Final = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 class Server:
     """Runs a service for the duration of its `with` block.
 
+    Args:
+        say: reports a step. check: called between steps and in each poll; it raises to end the service.
+
     Raises:
         ConfigError: the port is taken, or Ray cannot be reached.
         CoeError: a deployment cannot start; the message is its own.
     """
 
-    def __init__(self, source: Source, say: Say) -> None:
-        self._source, self._say = source, say
+    def __init__(self, source: Source, say: Say, check: Callable[[], None] = lambda: None) -> None:
+        self._source, self._say, self._check = source, say, check
         self._settings = source.config.serve
         self._ray_begun = False
         self._files, self._warnings, self._not_reloaded = FileWatch(), list[str](), ""
@@ -77,6 +80,7 @@ class Server:
             check_port(self._settings.host, self._settings.port)
         try:
             self._start_ray()
+            self._check()
             self._deploy()
         except BaseException:
             self._stop()
@@ -90,6 +94,7 @@ class Server:
         """Push a new catalog whenever the registry or a file changes, and report the health of processes and files."""
         health = ""
         while not stop.wait(self._settings.watch_s):
+            self._check()
             health = self._tell_health(health)
             try:
                 if self._source.changed():
@@ -155,7 +160,8 @@ class Server:
             raise ConfigError(f"Ray cannot be started or reached ({self._settings.ray or 'local'}): {error}") from error
         if threading.current_thread() is threading.main_thread():
             # Ray's core handles SIGTERM itself and would end this process at once with a stack trace.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+        self._check()
         serve.start(
             proxy_location="HeadOnly" if self._settings.ray is None else "EveryNode",
             http_options=HTTPOptions(host=self._settings.host, port=self._settings.port),
@@ -221,6 +227,7 @@ class Server:
         from coe.serve.cluster import deployed
 
         while True:
+            self._check()
             app = deployed.status()
             tell(app)
             if app.status == "RUNNING":

@@ -5,18 +5,23 @@ Ctrl-C under load is the last test of tests/coe/serve/test_serve_ray.py, which h
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serve_process import CONTROLLER, READY_S, STOP_S, starting, until
 
 from coe.cli.app import main
+from coe.serve.cluster.catalog import Catalog
+from coe.serve.cluster.source import Source
 
 EXPERTS = """
 experts:
@@ -39,7 +44,7 @@ def run(
 ) -> Iterator[Callable[..., Ended]]:
     """The command as the shell starts it, in this process, on these files; it must end before Ray starts."""
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray starts"))
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def call(config: str, *arguments: str, experts: str = EXPERTS) -> Ended:
         (tmp_path / "experts.yaml").write_text(experts)
@@ -52,7 +57,8 @@ def run(
         return Ended(int(ended.value.code or 0), captured.err)
 
     yield call
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +129,22 @@ def test_an_address_that_is_not_of_this_machine_is_said_too(run: Callable[..., E
     assert ended.status == 1 and "203.0.113.7:8000 cannot be listened on" in ended.screen
     ended = run(CONFIG, "--host", "no.such.host.invalid")
     assert ended.status == 1 and "no.such.host.invalid:8000 cannot be listened on" in ended.screen
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_an_import_loses_ends_it_before_anything_starts(
+    run: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    read = Source.read
+
+    def losing(*arguments: Any) -> Catalog:
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        return read(*arguments)
+
+    monkeypatch.setattr(Source, "read", losing)
+    ended = run(CONFIG)
+    assert ended.status == 0 and ended.screen == "stopped\n"
 
 
 @pytest.mark.parametrize("after_s", [1.0, 2.0])

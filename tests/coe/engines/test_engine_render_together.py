@@ -236,12 +236,14 @@ async def test_a_burst_of_requests_is_one_batch_of_the_engine_without_the_one_th
     expert = await engine.load(model_spec(tiny), tiny)
     assert expert._loaded is not None
     expert._loaded.tokenizer.chat_template = ECHO
+    engine._renderer._queue._most = 1  # no second process takes the first of the burst
     with standing(engine._renderer, sizes):
         requests = [GenerateRequest(messages=(Message("user", f"the end {i}"),), max_tokens=2) for i in range(31)]
         requests.insert(7, GenerateRequest(messages=(Message("user", "no"),), max_tokens=2))
         answers = [asyncio.create_task(say(expert, request)) for request in requests]
-        while sum(map(len, engine._renderer._queue._jobs.values())) < 32:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(60):
+            while sum(map(len, engine._renderer._queue._jobs.values())) < 32:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
     refused = (await asyncio.gather(*answers, return_exceptions=True))[7]
     assert isinstance(refused, Rejected) and sizes == [32] and batches == [31]
     await engine.unload(expert)

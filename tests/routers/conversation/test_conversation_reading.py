@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -135,6 +136,15 @@ def test_every_field_of_an_estimate_is_mixed() -> None:
     assert mixed.reasons == ("by user turn 2 of the 3 read: kind 1",)
     assert mixed.confidence is not None and mixed.confidence[0] == pytest.approx(0.9 * weights[1])
     assert mixed.truncated is not None and not mixed.truncated[0]
+
+
+def test_a_reason_that_all_turns_share_names_no_turn() -> None:
+    class Fixed(Words):
+        def estimate(self, queries: Sequence[Query]) -> Estimate:
+            return replace(super().estimate(queries), reasons=("the policy names this expert",) * len(queries))
+
+    mixed = read(Fixed(), [talk(SQL, SHELL, "and then?")]).estimate
+    assert mixed.reasons == ("the policy names this expert",)
 
 
 def test_the_words_of_a_harness_do_not_decide() -> None:
