@@ -190,13 +190,23 @@ def _request_schemas() -> dict[str, Any]:
         for field, text in DESCRIPTIONS.items():
             if field in schemas[name]["properties"]:
                 schemas[name]["properties"][field] |= {"description": text}
-    schemas["Turn"]["required"] = ["role"]
-    schemas["Turn"]["properties"]["content"] = {
-        "anyOf": [*schemas["Turn"]["properties"]["content"]["anyOf"], {"type": "null"}],
-        "description": "Required, except in assistant messages.",
-    }
+    schemas["Turn"] |= _by_role(schemas["Turn"]["properties"])
     schemas["Turn"]["properties"] |= _neutral(f.REFUSED_IN_MESSAGES) | _free(f.IGNORED_IN_MESSAGES)
     return schemas
+
+
+def _by_role(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a message, and which of them depend on its role: assistant messages alone may lack a content."""
+    roles = [role for role in properties["role"]["enum"] if role != "assistant"]
+    other = {"role": {"enum": roles}, "content": {"type": ["string", "array"]}, "tool_calls": {"enum": [None, []]}}
+    assistant = {"role": {"const": "assistant"}}
+    about = {"description": "Required, except in assistant messages."}
+    content = {"anyOf": [*properties["content"]["anyOf"], {"type": "null"}], **about}
+    return {
+        "required": ["role"],
+        "properties": {**properties, "content": content},
+        "anyOf": [{"properties": assistant}, {"properties": other, "required": ["content"]}],
+    }
 
 
 def _neutral(refused: Mapping[str, f.Neutral]) -> dict[str, Any]:

@@ -65,12 +65,11 @@ def _turn_problems(turn: Mapping[str, Any], place: str) -> Iterator[Found]:
 def _completed(turn: dict[str, Any]) -> dict[str, Any]:
     """An assistant message as its model expects it. It may lack a content, and have its reasoning under another name.
 
-    Null is the content of an answer that was cut off, or that only calls tools.
+    An absent or null content is the empty text, as in vLLM: of an answer that was cut off, or that only calls tools.
     """
     if turn.get("role") != "assistant":
         return turn
-    instead = [turn.get(name) for name in ("tool_calls", "refusal", "reasoning_content", "reasoning")]
-    if turn.get("content") is None and ("content" in turn or any(value not in _ABSENT for value in instead)):
+    if turn.get("content") is None:
         turn = {**turn, "content": ""}
     if turn.get("reasoning_content") is None and isinstance(turn.get("reasoning"), str):
         turn = {**turn, "reasoning_content": turn["reasoning"]}

@@ -28,6 +28,8 @@ CHECKS: Final = (
     "response_schema_conformance",
     "stream_is_whole",
 )
+MOST_EVENTS: Final = 1_000_000
+"""Most events of a stream that are read; without it, a stream is cut after 20 events and looks unfinished."""
 ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/route")
 
 
@@ -77,6 +79,7 @@ async def fuzz(given: argparse.Namespace, url: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "openapi.json"
         path.write_text(json.dumps(document))
+        (Path(folder) / "schemathesis.toml").write_text(f"max-stream-events = {MOST_EVENTS}\n")
         environment = os.environ | {"SCHEMATHESIS_HOOKS": "fuzz_hooks", "PYTHONPATH": str(HERE)}
         process = await asyncio.create_subprocess_exec(*command(given, url, path), env=environment, cwd=folder)
         return await process.wait()

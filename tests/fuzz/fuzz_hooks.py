@@ -1,24 +1,35 @@
-"""Checks of schemathesis for streams, which it does not read itself."""
+"""Streams for schemathesis, which rarely generates requests for them and does not check their events."""
 
 from __future__ import annotations
 
 import json
+import zlib
 from typing import Any
 
 import schemathesis
 
 
+@schemathesis.hook
+def before_call(ctx: Any, case: Any, kwargs: Any) -> None:
+    """Half of the requests with `"stream": false` become streams: generated examples are nearly all without."""
+    body = case.body
+    if isinstance(body, dict) and body.get("stream") is False and zlib.crc32(repr(body).encode()) % 2:
+        case.body = {**body, "stream": True}
+
+
 @schemathesis.check
 def stream_is_whole(ctx: Any, response: Any, case: Any) -> None:
-    """A stream is JSON events: chunks that end with a finish reason for each choice, or an error; then `[DONE]`."""
+    """A stream is JSON events: chunks with one finish reason for each choice, then `[DONE]`; or its last event is an
+    error, which is not one of the server."""
     if "text/event-stream" not in response.headers.get("content-type", [""])[0]:
         return
     events = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
-    assert events[-1] == "[DONE]", f"the last event is {events[-1][:200]!r}"
-    chunks = [json.loads(event) for event in events[:-1]]
-    if "error" in chunks[-1]:
-        assert chunks[-1]["error"]["message"]
+    if events[-1].startswith('{"error":'):
+        error = json.loads(events[-1])["error"]
+        assert error["message"] and error["type"] != "server_error", error
         return
+    assert events[-1] == "[DONE]", f"the last of {len(events)} events is {events[-1][:200]!r}"
+    chunks = [json.loads(event) for event in events[:-1]]
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     indices = {choice["index"] for choice in choices}
     finished = [choice["index"] for choice in choices if choice["finish_reason"]]

@@ -51,6 +51,7 @@ def test_every_field_has_a_meaning(name: str) -> None:
         {"stop": ["a", "b"], "temperature": 2, "top_p": 0.5, "seed": -1, "n": 2},
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
         {"messages": [{"role": "assistant", "content": None}, {"role": "user", "content": ""}]},
+        {"messages": [{"role": "assistant"}, {"role": "user", "content": "hi", "tool_calls": []}]},
         {
             "messages": [
                 {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x.example/a.png"}}]},
@@ -88,6 +89,9 @@ def test_every_form_of_a_prompt_satisfies_the_schema(prompt: object) -> None:
         {"n": 0},
         {"messages": []},
         {"messages": [{"role": "robot", "content": "hi"}]},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": None}]},
+        {"messages": [{"role": "user", "content": "hi", "tool_calls": [{"id": "c", "function": {"name": "f"}}]}]},
         {"tool_choice": "always"},
         {"length_penalty": 2.0},
         {"unknown": 1},

@@ -217,6 +217,14 @@ def test_what_a_harness_leaves_in_a_history_passes_and_is_named() -> None:
     assert chat(stream=True, stream_options=given).ignored == ()
 
 
+@pytest.mark.parametrize("given", [{}, {"content": None}, {"content": ""}, {"content": []}, {"tool_calls": None}])
+def test_an_assistant_turn_may_be_empty(given: dict[str, Any]) -> None:
+    parsed = chat(messages=[*HELLO, {"role": "assistant", **given}, *HELLO])
+    assert parsed.request.messages == (*chat().request.messages, Message("assistant", ""), *chat().request.messages)
+    assert parsed.query.messages == parsed.request.messages
+    assert parsed.ignored == ()
+
+
 @pytest.mark.parametrize(
     ("turn", "param", "message"),
     [
@@ -227,12 +235,13 @@ def test_what_a_harness_leaves_in_a_history_passes_and_is_named() -> None:
         (said({"type": "text", "txt": "x", "text": "x"}), "messages[0].content[0].txt", "did you mean 'text'"),
         ({"role": "user", "content": 3}, "messages[0].content", "should be a string or an array of parts"),
         ({"role": "user", "content": None}, "messages[0].content", "got null"),
-        ({"role": "assistant"}, "messages[0].content", "is required"),
         ({"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls[0].function",
          "is required"),
         ({"role": "function", "content": "x"}, "messages[0].role", "'developer'"),
         ({"role": "user", "contents": "x", "content": "x"}, "messages[0].contents", "did you mean 'content'"),
         ({"role": "user"}, "messages[0].content", "is required"),
+        ({"role": "system"}, "messages[0].content", "is required"),
+        ({"role": "tool", "tool_call_id": "c", "content": None}, "messages[0].content", "got null"),
         ("hello", "messages[0]", 'should be an object, got "hello"'),
         ({"role": "user", "content": "\ud800"}, "messages[0].content[0].text", "is not text: surrogates not allowed"),
     ],
