@@ -16,7 +16,7 @@ from coe.cli.flags import (
     Text,
     text_of,
 )
-from coe.cli.output import JsonTarget, console, emit_json
+from coe.cli.output import JsonTarget, console, emit_json, show_answer
 from coe.cli.progress import status
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ async def _ask(config: Config, request: GenerateRequest, query: Query, model: st
 def _show(text: str, json_target: str | None) -> None:
     """Stream to stdout, unless stdout is promised to the JSON."""
     if json_target != "-":
-        typer.echo(text, nl=False)
+        show_answer(text)
 
 
 def _explain(reply: Reply, first_s: float, seconds: float) -> None:

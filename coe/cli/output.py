@@ -27,6 +27,15 @@ def stdout_console() -> Console:
     return Console(file=sys.stdout, emoji=False)
 
 
+_SHOWN = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
+"""Control characters that a terminal would act on -> how they are shown."""
+
+
+def show_answer(text: str) -> None:
+    """Stream the text of a model to stdout. A terminal shows its control characters instead of acting on them."""
+    typer.echo(text.translate(_SHOWN) if sys.stdout.isatty() else text, nl=False, color=True)  # a pipe gets it whole
+
+
 def emit_json(value: Any, target: str | None) -> None:
     """Write `value` as JSON to the file `target`, to stdout for "-", nowhere for None.
 

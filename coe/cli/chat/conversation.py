@@ -9,12 +9,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-import typer
-
 from coe.cli.chat.answering import Answering
 from coe.cli.chat.backends import Backend
 from coe.cli.chat.why import print_why
-from coe.cli.output import console
+from coe.cli.output import console, show_answer
 from coe.cli.progress import status
 from coe.errors import CoeError, ConfigError
 from coe.policy import AUTO
@@ -153,7 +151,7 @@ class Conversation:
 
     def _show(self, text: str) -> None:
         if not self.quiet:
-            typer.echo(text, nl=False)
+            show_answer(text)
 
     def _fail(self, error: Exception) -> None:
         self.failed = True

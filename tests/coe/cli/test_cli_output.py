@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 
-from coe.cli.output import emit_json, stdout_console
+import pytest
+
+from coe.cli.output import emit_json, show_answer, stdout_console
 
 
 def test_a_fifo_is_written_to_and_stays(tmp_path: Path) -> None:
@@ -29,3 +32,15 @@ def test_a_link_stays_and_its_file_has_the_result(tmp_path: Path) -> None:
 def test_colons_are_not_emoji(capsys) -> None:
     stdout_console().print("a:b:c and :warning:")
     assert capsys.readouterr().out == "a:b:c and :warning:\n"
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "shown"),
+    [(True, "a\tb\n\\x1b[2Jé\\x07\\x9b1m\\x0d"), (False, "a\tb\n\x1b[2Jé\x07\x9b1m\r")],
+)
+def test_a_terminal_does_not_act_on_the_text_of_a_model(
+    monkeypatch: pytest.MonkeyPatch, capsys, is_terminal: bool, shown: str
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    show_answer("a\tb\n\x1b[2Jé\x07\x9b1m\r")
+    assert capsys.readouterr().out == shown
