@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from contextlib import ExitStack
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,8 +51,7 @@ def serve(
     from coe.serve.cluster.source import Source
 
     stop = _Stop()
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    stop.watch()
     try:
         with status("reading the configuration, the registry and the routers"):
             source = Source(config, host=host, port=port, ray=ray)
@@ -72,10 +72,21 @@ class _Stop:
 
     def __init__(self) -> None:
         self._asked = False
+        self._report = sys.unraisablehook
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:
+    def watch(self) -> None:
+        """From now on; until the interpreter ends, since finalizers of what was interrupted run last."""
+        signal.signal(signal.SIGINT, self._ask)
+        signal.signal(signal.SIGTERM, self._ask)
+        sys.unraisablehook = self._ignored
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
         signal.default_int_handler(number, frame)
+
+    def _ignored(self, lost: sys.UnraisableHookArgs) -> None:
+        if not self._asked:
+            self._report(lost)
 
     def check(self) -> None:
         """Raises KeyboardInterrupt if a signal has come."""

@@ -11,7 +11,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ def run(
 ) -> Iterator[Callable[..., Ended]]:
     """The command as the shell starts it, in this process, on these files; it must end before Ray starts."""
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray starts"))
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # restored at the end
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def call(config: str, *arguments: str, experts: str = EXPERTS) -> Ended:
@@ -132,14 +132,17 @@ def test_an_address_that_is_not_of_this_machine_is_said_too(run: Callable[..., E
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_that_an_import_loses_ends_it_before_anything_starts(
+def test_a_signal_that_a_finalizer_loses_ends_it_before_anything_starts(
     run: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     read = Source.read
 
-    def losing(*arguments: Any) -> Catalog:
-        with suppress(KeyboardInterrupt):
+    class Lost:
+        def __del__(self) -> None:
             os.kill(os.getpid(), number)
+
+    def losing(*arguments: Any) -> Catalog:
+        Lost()  # Python ignores and prints what a finalizer raises
         return read(*arguments)
 
     monkeypatch.setattr(Source, "read", losing)

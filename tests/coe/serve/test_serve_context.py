@@ -105,7 +105,9 @@ async def test_route_shows_the_constraint_that_excludes_an_expert() -> None:
         assert named["removed"] == {} and named["decision"]["experts"] == ["small"]
 
 
-async def test_a_prompt_that_may_be_counted_is_not_routed_on_the_event_loop() -> None:
+async def test_a_prompt_that_may_be_counted_is_not_routed_on_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.serve.http.micro_batch.QUICK_S", 60.0)  # the router is quick, however slow this machine is
+    monkeypatch.setattr("coe.serve.http.micro_batch.WAITS_S", 60.0)
     threads: list[str] = []
 
     class Here(Words):
