@@ -76,6 +76,25 @@ async def test_every_answer_satisfies_its_schema(expert: HFExpert, schema: dict[
     assert len({answer.text for answer in answers}) > 3
 
 
+async def test_an_object_has_no_other_properties_than_its_schema_lists_unless_it_states_them(expert: HFExpert) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1]}, "b": {"properties": {"c": {"enum": [3]}}}}}
+    listed, other, inner = '{"a": 1, "b": {"c": 3}}', '{"a": 1, "z": 2}', '{"b": {"z": 2}}'
+    assert await accepts(expert, schema, listed)
+    assert not await accepts(expert, schema, other) and not await accepts(expert, schema, inner)
+    stated = {**schema, "additionalProperties": True}
+    assert await accepts(expert, stated, listed) and await accepts(expert, stated, other)
+    assert not await accepts(expert, stated, inner)
+
+
+async def accepts(expert: HFExpert, schema: Mapping[str, Any], text: str) -> bool:
+    """Whether a text may be the whole answer."""
+    grammar = Grammar.of_request(request(schema))
+    assert grammar is not None
+    state = (await expert._grammars.matcher(grammar, expert="tiny")).state.deep_copy()
+    ids = expert._loaded.tokenizer.encode(text, add_special_tokens=False)  # type: ignore[union-attr]
+    return bool(state.try_consume_tokens(ids) == len(ids) and state.is_accepting())
+
+
 async def test_rows_without_a_schema_in_the_same_batch_stay_as_they_are(expert: HFExpert) -> None:
     plain = GenerateRequest(messages=(Message("user", "the capital"),), max_tokens=12)
     alone = await say(expert, plain)

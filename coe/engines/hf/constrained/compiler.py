@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from coe.engines.hf.constrained.checker import GrammarChecker
-from coe.engines.hf.constrained.grammar import Grammar, places
+from coe.engines.hf.constrained.grammar import Grammar
 from coe.engines.hf.constrained.matcher import Compiled, Matcher, Vocabulary
+from coe.engines.hf.constrained.schemas import places
 from coe.errors import Rejected, Unsupported
 from coe.seam import one_line
 

@@ -7,10 +7,11 @@ it cannot guarantee (`not`, `uniqueItems`, ...) instead of ignoring them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
+from coe.engines.hf.constrained.schemas import closed
 from coe.errors import Rejected
 from coe.types import GenerateRequest
 
@@ -110,40 +111,15 @@ class Grammar:
 
 
 def schema_text(schema: Any) -> str:
-    """A JSON schema as text.
+    """A JSON schema as text, its objects without properties that it does not list (`closed`).
 
     Raises:
         Rejected: it is larger than MOST_SCHEMA_BYTES or deeper than MOST_LEVELS.
     """
     if (path := _too_deep(schema)) is not None:
         raise Rejected(f"the JSON schema has more than {MOST_LEVELS} levels of arrays and objects, at {path:.200}")
-    text = json.dumps(schema)
-    _check_size(len(text))
-    return text
-
-
-def places(schema: Any) -> Iterator[tuple[str, str, Any]]:
-    """Each keyword of a schema: its JSON pointer, its name and its value. Names of properties are no keywords."""
-    waiting = [("", schema)]
-    while waiting:
-        place, inner = waiting.pop(0)
-        if isinstance(inner, list):
-            waiting += [(f"{place}/{i}", each) for i, each in enumerate(inner)]
-        if not isinstance(inner, dict):
-            continue
-        for name, value in inner.items():
-            here = f"{place}/{name}"
-            yield here, name, value
-            if name in _OF_NAMES and isinstance(value, dict):
-                waiting += [(f"{here}/{each}", found) for each, found in value.items()]
-            elif name not in _OF_VALUES:
-                waiting.append((here, value))
-
-
-_OF_NAMES: Final = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
-"""Keywords whose value has a schema for each name."""
-_OF_VALUES: Final = frozenset({"enum", "const", "default", "examples"})
-"""Keywords whose value is no schema."""
+    _check_size(len(json.dumps(schema)))
+    return json.dumps(closed(schema))
 
 
 def _check_size(n_bytes: int) -> None:
