@@ -6,7 +6,7 @@ import json
 from typing import Any, Final
 
 import litellm
-from feature import CAPITAL, LONG, PERSON, PIXEL, REPORT, TWO_CITIES, WEATHER, Endpoint, feature, main, raises
+from feature import CAPITAL, LONG, OBJECT, PERSON, PIXEL, REPORT, TWO_CITIES, WEATHER, Endpoint, feature, main, raises
 from pydantic import BaseModel
 
 TOOL: Final[dict[str, Any]] = {
@@ -104,7 +104,7 @@ def json_schema(at: Endpoint) -> None:
 
 @feature("JSON object")
 def json_object(at: Endpoint) -> None:
-    answer = _ask(at, PERSON, response_format={"type": "json_object"})
+    answer = _ask(at, OBJECT, response_format={"type": "json_object"})
     assert isinstance(json.loads(answer.choices[0].message.content), dict)
 
 
@@ -121,7 +121,7 @@ def several(at: Endpoint) -> None:
     assert len(_ask(at, CAPITAL, n=3, temperature=0.7, seed=1, max_tokens=20).choices) == 3
 
 
-@feature("images", scripted=True)
+@feature("images")
 def images(at: Endpoint) -> None:
     parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": PIXEL}}]
     answer = _ask(at, [{"role": "user", "content": parts}])

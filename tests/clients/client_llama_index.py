@@ -125,7 +125,7 @@ def logprobs(at: Endpoint) -> None:
     assert answer.logprobs and all(options[0].logprob <= 0 for options in answer.logprobs)
 
 
-@feature("images", scripted=True)
+@feature("images")
 def images(at: Endpoint) -> None:
     blocks = [TextBlock(text="What is this?"), ImageBlock(url=PIXEL)]
     answer = _model(at).chat([ChatMessage(role="user", blocks=blocks)])

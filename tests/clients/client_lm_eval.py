@@ -40,14 +40,14 @@ def chat(at: Endpoint) -> None:
 @feature("completions")
 def completions(at: Endpoint) -> None:
     arguments = _completions(at, tokenized_requests=False)
-    assert evaluate("local-completions", arguments, "local_capitals_answered")["exact_match,named"] >= 0.5
+    assert evaluate("local-completions", arguments, "local_capitals_completed")["exact_match,named"] >= 0.5
 
 
 @feature("several prompts")
 def several_prompts(at: Endpoint) -> None:
     """All four prompts in one request."""
     arguments = _completions(at, tokenized_requests=False, batch_size=4)
-    assert evaluate("local-completions", arguments, "local_capitals_answered")["exact_match,named"] >= 0.5
+    assert evaluate("local-completions", arguments, "local_capitals_completed")["exact_match,named"] >= 0.5
 
 
 @feature("log-likelihood", scripted=False)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Final
 
 import openai
-from feature import CAPITAL, LONG, PERSON, PIXEL, REPORT, TWO_CITIES, WEATHER, Endpoint, feature, main, raises
+from feature import CAPITAL, LONG, OBJECT, PERSON, PIXEL, REPORT, TWO_CITIES, WEATHER, Endpoint, feature, main, raises
 from pydantic import BaseModel
 
 TOOL: Final[dict[str, Any]] = {
@@ -168,7 +168,7 @@ def parse_streamed(at: Endpoint) -> None:
 def json_object(at: Endpoint) -> None:
     with _client(at) as client:
         answer = client.chat.completions.create(
-            model=at.expert, messages=_user(PERSON), response_format={"type": "json_object"}, max_tokens=80
+            model=at.expert, messages=_user(OBJECT), response_format={"type": "json_object"}, max_tokens=80
         )
     assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
 
@@ -196,7 +196,7 @@ def several(at: Endpoint) -> None:
     assert all(choice.message.content for choice in answer.choices)
 
 
-@feature("images", scripted=True)
+@feature("images")
 def images(at: Endpoint) -> None:
     parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": PIXEL}}]
     with _client(at) as client:

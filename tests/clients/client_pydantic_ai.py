@@ -109,7 +109,7 @@ def logprobs(at: Endpoint) -> None:
     assert all(score["logprob"] <= 0 for score in scores)
 
 
-@feature("images", scripted=True)
+@feature("images")
 def images(at: Endpoint) -> None:
     image = BinaryContent.from_data_uri(PIXEL)
     assert _agent(at).run_sync(["What is this?", image]).output == "The number of images is 1."

@@ -34,7 +34,7 @@ class Client:
 
     def command(self, environments: Path) -> list[str]:
         """What runs its file, without the arguments of the file."""
-        folder = environments / self.environment
+        folder = (environments / self.environment).absolute()  # it runs in another folder
         if self.file.endswith(".mjs"):
             return ["node", str(HERE / self.file), "--modules", str(folder)]
         return [str(folder / "bin" / "python"), str(HERE / self.file)]

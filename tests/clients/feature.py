@@ -27,6 +27,8 @@ CAPITAL: Final = "What is the capital of France?"
 WEATHER: Final = "What is the weather in Paris?"
 TWO_CITIES: Final = "What is the weather in Paris and in Rome?"
 PERSON: Final = "Ada Lovelace is 36 years old. Extract the person as JSON."
+OBJECT: Final = 'Ada Lovelace is 36 years old. Extract the person as JSON: {"name": "...", "age": ...}'
+"""For a JSON object without a schema: the question states its form, as small models need it."""
 REPORT: Final = "18 degrees and sunny"
 """What the weather tool returns."""
 LONG: Final = "word " * 20_000

@@ -3,7 +3,8 @@
     COE_DATA_DIR=... COE_CLIENTS_TOKENIZER=<folder of the model> python tests/clients/lm_eval_parity.py \\
         --url http://127.0.0.1:8000/v1 --expert smollm2
 
-Both run the same weights in float32. The accuracies must be equal, and each option's log-likelihood within TOLERANCE.
+Both run the same weights in float32. The accuracies and the chosen option of every question must be equal, and each
+option's log-likelihood within TOLERANCE.
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ TOLERANCE: Final = 1e-3
 METRICS: Final = ("acc,none", "acc_norm,none")
 
 
-def loglikelihoods(result: dict[str, Any]) -> list[float]:
-    """The log-likelihood of every option of every row, in order."""
+def loglikelihoods(result: dict[str, Any]) -> list[list[float]]:
+    """The log-likelihoods of the options, question by question."""
     samples = sorted(result["samples"], key=lambda sample: sample["doc_id"])
-    return [float(response[0]) for sample in samples for response in sample["filtered_resps"]]
+    return [[float(response[0]) for response in sample["filtered_resps"]] for sample in samples]
+
+
+def chosen(options: list[float]) -> int:
+    """The option with the highest log-likelihood, as `acc` counts it."""
+    return max(range(len(options)), key=options.__getitem__)
 
 
 def with_hf(folder: str, task: str, batch_size: int) -> dict[str, Any]:
@@ -47,14 +53,14 @@ def over_http(url: str, expert: str, folder: str, task: str, *, tokenized: bool,
 
 
 def compared(task: str, name: str, own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The accuracies of both, and the largest difference of a log-likelihood."""
+    """The accuracies of both, on how many questions they choose alike, and the largest difference of a score."""
     pairs = list(zip(loglikelihoods(own), loglikelihoods(other), strict=True))
-    worst = max(abs(a - b) for a, b in pairs)
+    same = sum(chosen(a) == chosen(b) for a, b in pairs)
+    worst = max(abs(x - y) for a, b in pairs for x, y in zip(a, b, strict=True))
     metrics = {metric: (own[metric], other[metric]) for metric in METRICS}
-    equal = worst <= TOLERANCE and all(a == b for a, b in metrics.values())
-    sums = (sum(a for a, _ in pairs), sum(b for _, b in pairs))
-    rows = len(own["samples"])
-    return {"task": task, "over": name, "rows": rows, **metrics, "sums": sums, "largest": worst, "equal": equal}
+    equal = worst <= TOLERANCE and same == len(pairs) and all(a == b for a, b in metrics.values())
+    counts = {"questions": len(pairs), "options": sum(len(a) for a, _ in pairs), "same_choice": same}
+    return {"task": task, "over": name, **counts, **metrics, "largest": worst, "equal": equal}
 
 
 def main() -> None:
@@ -68,13 +74,15 @@ def main() -> None:
     for task in TASKS:
         started = time.perf_counter()
         own = with_hf(folder, task, options.batch_size)
-        print(f"{task}: hf backend in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        own_s = round(time.perf_counter() - started)
+        print(f"{task}: hf backend in {own_s} s", file=sys.stderr, flush=True)
         for name, tokenized in (("token ids", True), ("text", False)):
             started = time.perf_counter()
             other = over_http(
                 options.url, options.expert, folder, task, tokenized=tokenized, batch_size=options.batch_size
             )
-            line = compared(task, name, own, other) | {"seconds": round(time.perf_counter() - started)}
+            seconds = (own_s, round(time.perf_counter() - started))
+            line = compared(task, name, own, other) | {"seconds": seconds}
             unequal |= not line["equal"]
             print(json.dumps(line), flush=True)
     sys.exit(unequal)

@@ -54,7 +54,8 @@ def service(weights: Path) -> Iterator[str]:
     """
     with scripted_endpoint() as source, tempfile.TemporaryDirectory() as folder:
         scripted = {"name": MODEL, "kind": "remote", "source": source, "context_length": CONTEXT}
-        local = {"name": LOCAL, "kind": "model", "source": str(weights)}
+        # Its chat template renders no tools, so the capability is stated: a demanded call is written all the same.
+        local = {"name": LOCAL, "kind": "model", "source": str(weights), "capabilities": ["tools"]}
         experts = {"experts": [{**scripted, "capabilities": [*CAPABILITIES]}, local]}
         with serving(Path(folder), yaml.safe_dump(CONFIG), yaml.safe_dump(experts)) as served:
             yield served.base_url

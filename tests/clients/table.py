@@ -79,11 +79,14 @@ def parity(environments: Path, url: str) -> tuple[str, bool]:
         [*command, "--url", url, "--expert", LOCAL], env=environment(), stdout=subprocess.PIPE, text=True, check=False
     )
     lines = ["### lm-eval: the endpoint and its own hf backend", ""]
-    lines += ["| task | prompts as | rows | acc, hf and endpoint | acc_norm, hf and endpoint | largest difference |"]
-    lines += ["|---" * 6 + "|"]
+    both_sides = [f"{what}: hf, endpoint" for what in ("acc", "acc_norm", "seconds")]
+    titles = ["task", "prompts as", "questions, options", *both_sides, "same option", "largest difference"]
+    lines += [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for line in map(json.loads, done.stdout.splitlines()):
-        both = (" and ".join(f"{value:.3f}" for value in line[metric]) for metric in ("acc,none", "acc_norm,none"))
-        cells = [line["task"], line["over"], str(line["rows"]), *both, f"{line['largest']:.1e}"]
+        both = [", ".join(f"{value:.3f}" for value in line[metric]) for metric in ("acc,none", "acc_norm,none")]
+        both.append(", ".join(str(value) for value in line["seconds"]))
+        counts = f"{line['questions']}, {line['options']}"
+        cells = [line["task"], line["over"], counts, *both, str(line["same_choice"]), f"{line['largest']:.1e}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n", done.returncode != 0
 
