@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,22 +54,41 @@ def run(clients: Sequence[Client], environments: Path, url: str, expert: str) ->
     return columns
 
 
-def table(columns: Sequence[Column]) -> str:
-    """Features as rows, clients as columns, and below it why something was refused or failed."""
-    columns = [column for column in columns if column.outcomes]
-    features = list(dict.fromkeys(name for column in columns for name in column.outcomes))
-    lines = ["| | " + " | ".join(f"{column.client.name} {column.version}" for column in columns) + " |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
-    for name in features:
-        cells = (CELLS[column.outcomes.get(name, {}).get("outcome")] for column in columns)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+def table(runs: Mapping[str, Sequence[Column]]) -> str:
+    """Features as rows, clients as columns, and below it why something was refused or failed.
+
+    Args:
+        runs: the outcomes of the same clients, by the expert that answered. A row names it if it is the only one.
+    """
+    clients = [each for each in zip(*runs.values(), strict=True) if any(column.outcomes for column in each)]
+    lines = ["| | " + " | ".join(f"{columns[0].client.name} {columns[0].version}" for columns in clients) + " |"]
+    lines.append("|---" * (len(clients) + 1) + "|")
+    for name in dict.fromkeys(name for columns in clients for column in columns for name in column.outcomes):
+        tried = [any(columns[i].outcomes.get(name) for columns in clients) for i in range(len(runs))]
+        experts = {expert: i for i, expert in enumerate(runs) if tried[i]}
+        cells = [_cell({expert: columns[i].outcomes.get(name) for expert, i in experts.items()}) for columns in clients]
+        title = name if len(experts) > 1 or len(runs) == 1 else f"{name} (`{next(iter(experts))}`)"
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *_reasons(runs)]) + "\n"
+
+
+def _cell(outcomes: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """One word if all experts agree, else one for each that was tried."""
+    words = {expert: CELLS[line["outcome"] if line else None] for expert, line in outcomes.items()}
+    if len(set(words.values())) == 1:
+        return next(iter(words.values()))
+    return ", ".join(f"{word} (`{expert}`)" for expert, word in words.items() if word != CELLS[None])
+
+
+def _reasons(runs: Mapping[str, Sequence[Column]]) -> Iterator[str]:
     reasons: dict[str, list[str]] = {}
-    for column in columns:
-        for name, line in column.outcomes.items():
-            if line["outcome"] != "works":
-                what = f"{name}, {line['outcome']}: {_shown(line['detail'])}"
-                reasons.setdefault(what, []).append(column.client.name)
-    return "\n".join([*lines, "", *(f"- {what} ({', '.join(names)})" for what, names in reasons.items())]) + "\n"
+    for expert, columns in runs.items():
+        for column in columns:
+            for name, line in column.outcomes.items():
+                if line["outcome"] != "works":
+                    what = f"{name} (`{expert}`), {line['outcome']}: {_shown(line['detail'])}"
+                    reasons.setdefault(what, []).append(column.client.name)
+    return (f"- {what} ({', '.join(names)})" for what, names in reasons.items())
 
 
 def parity(environments: Path, url: str) -> tuple[str, bool]:
@@ -111,15 +130,14 @@ def main() -> None:
     clients = [client for client in chosen if client.is_installed(options.environments)]
     for client in (client for client in chosen if client not in clients):
         print(f"{client.name} is not installed; it is left out", file=sys.stderr)
-    text, failed = "", False
     with nullcontext(options.url) if options.url else service(weights) as url:
-        for expert in options.expert or (MODEL, LOCAL):
-            columns = run(clients, options.environments, url, expert)
-            text += f"### Expert `{expert}`\n\n{table(columns)}\n"
-            failed |= any(line["outcome"] == "fails" for column in columns for line in column.outcomes.values())
+        experts = options.expert or (MODEL, LOCAL)
+        runs = {expert: run(clients, options.environments, url, expert) for expert in experts}
+        lines = [line for columns in runs.values() for column in columns for line in column.outcomes.values()]
+        text, failed = f"{table(runs)}\n", any(line["outcome"] == "fails" for line in lines)
         if any(client.name == "lm-eval" for client in clients) and os.environ.get("COE_DATA_DIR"):
-            lines, unequal = parity(options.environments, url)
-            text, failed = text + lines, failed or unequal
+            compared, unequal = parity(options.environments, url)
+            text, failed = text + compared, failed or unequal
     print(text)
     if options.out:
         options.out.write_text(text)
