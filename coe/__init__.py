@@ -30,7 +30,18 @@ from registry.lazy import lazy_exports
 if TYPE_CHECKING:
     from coe.compose import COMPOSITIONS, Composition, Done, ExpertCall, ExpertCalls, Final, Single, build_composition
     from coe.config import CompositionConfig, Config, PolicyConfig, load_config
-    from coe.engines import ENGINES, Adapter, Capabilities, Engine, Expert, create_engine
+    from coe.engines import (
+        ENGINES,
+        Adapter,
+        Capabilities,
+        Engine,
+        Expert,
+        LoadingEngine,
+        ShapeKey,
+        Slot,
+        SlotEngine,
+        create_engine,
+    )
     from coe.errors import (
         Abstained,
         CoeError,
@@ -109,6 +120,7 @@ __all__ = [
     "Host",
     "HostLost",
     "InvalidRequest",
+    "LoadingEngine",
     "Message",
     "NotAllowed",
     "Orchestrator",
@@ -124,7 +136,10 @@ __all__ = [
     "RoutingFailed",
     "SamplingOptions",
     "Scope",
+    "ShapeKey",
     "Single",
+    "Slot",
+    "SlotEngine",
     "System",
     "Task",
     "TaskError",
@@ -150,7 +165,7 @@ __all__ = [
 _ROOMS = {
     "coe.compose": "COMPOSITIONS ExpertCall ExpertCalls Composition Done Final Single build_composition",
     "coe.config": "CompositionConfig Config PolicyConfig load_config",
-    "coe.engines": "ENGINES Adapter Capabilities Engine Expert create_engine",
+    "coe.engines": "ENGINES Adapter Capabilities Engine Expert LoadingEngine ShapeKey Slot SlotEngine create_engine",
     "coe.errors": (
         "Abstained CoeError CompositionError ConfigError ContextLengthExceeded DeadlineExceeded EngineError HostLost "
         "InvalidRequest NotAllowed OutOfMemory Overloaded PolicyUnavailable Rejected RemoteError RoutingFailed Scope "

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import cast
 
 from coe.engines import engine_kind
-from coe.engines.base import Adapter, ComposedEngine, Engine, Expert, Member
+from coe.engines.base import Adapter, ComposedEngine, Engine, Expert, LoadingEngine, Member
 from coe.engines.checked import checked, checked_expert
 from coe.errors import CoeError, DeadlineExceeded, Overloaded, UnknownModel, Unsupported, WeightsError
 from coe.memory import ExpertCache
@@ -335,7 +335,7 @@ class Host:
         spec = self._specs[ref]
         with seam(spec.name):
             path = await self._path(spec)
-            expert = checked_expert(spec, await self._engine(spec).load(spec, path))
+            expert = checked_expert(spec, await cast(LoadingEngine, self._engine(spec)).load(spec, path))
         try:
             with seam(spec.name):
                 await self._path(spec)  # again: the files may have changed while they were read
@@ -347,7 +347,7 @@ class Host:
     async def _unload(self, expert: Expert) -> None:
         """Unload. A failure is logged: it must not fail the expert that loads in this room."""
         try:
-            await self._engine(expert.spec).unload(expert)
+            await cast(LoadingEngine, self._engine(expert.spec)).unload(expert)
         except BaseException as error:
             if is_interrupt(error):
                 raise

@@ -42,13 +42,14 @@ class Plugins:
         group: entry-point group, such as `coe.routers`.
         noun: what messages call a name, such as `router kind`.
         builtin: name -> class, or where it is (`module:Class`, imported when it is used).
-        needs: attributes that a class must have. base: what it must derive from.
+        needs: attributes that a class must have. or_needs: others that serve as well. base: what it must derive from.
     """
 
     group: str
     noun: str
     builtin: Mapping[str, Any]
     needs: tuple[str, ...] = ()
+    or_needs: tuple[str, ...] = ()
     base: type | None = None
 
     def names(self) -> tuple[str, ...]:
@@ -136,10 +137,12 @@ class Plugins:
         if self.base is not None and not issubclass(found, self.base):
             wanted = f"{self.base.__module__}.{self.base.__qualname__}"
             raise PluginError(f"{self.noun} {name!r}: {found.__qualname__} must derive from {wanted}")
-        if lacking := [need for need in self.needs if not hasattr(found, need)]:
+        lacking = [need for need in self.needs if not hasattr(found, need)]
+        if lacking and not (self.or_needs and all(hasattr(found, need) for need in self.or_needs)):
+            either = f", or {', '.join(self.or_needs)}" if self.or_needs else ""
             raise PluginError(
                 f"{self.noun} {name!r}: the class {found.__qualname__} has no {', '.join(lacking)}; it needs "
-                f"{', '.join(self.needs)} (docs/plugins.md)"
+                f"{', '.join(self.needs)}{either} (docs/plugins.md)"
             )
         return found
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
 
-from coe.engines.base import Adapter, Capabilities, Engine, Expert
+from coe.engines.base import Adapter, Capabilities, Engine, Expert, LoadingEngine, ShapeKey, Slot, SlotEngine
 from coe.errors import CoeError, ConfigError
 from coe.seam import is_interrupt, text_of
 from registry.errors import PluginError
@@ -23,6 +23,10 @@ __all__ = [
     "Capabilities",
     "Engine",
     "Expert",
+    "LoadingEngine",
+    "ShapeKey",
+    "Slot",
+    "SlotEngine",
     "capabilities",
     "create_engine",
     "engine_kind",
@@ -36,7 +40,13 @@ ENGINES: Final[dict[str, str]] = {
 }
 """Kind -> its class, imported on first use. To add an engine: one file, and one line here."""
 
-_PLUGINS = Plugins("coe.engines", "engine", ENGINES, needs=("capabilities", "footprint", "load", "unload"))
+_PLUGINS = Plugins(
+    "coe.engines",
+    "engine",
+    ENGINES,
+    needs=("capabilities", "footprint", "load", "unload"),
+    or_needs=("capabilities", "footprint", "shape", "slots_per_shape", "slot_bytes", "open_slot"),
+)
 
 
 def engine_kind(spec: ExpertSpec, default: str = "hf") -> str:

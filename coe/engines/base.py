@@ -1,4 +1,4 @@
-"""The protocols of an engine: load weights, generate, free the memory."""
+"""The protocols of an engine: load weights, generate, free the memory; slots that serve many experts in turn."""
 
 from __future__ import annotations
 
@@ -92,10 +92,97 @@ class Member:
     adapter: Adapter | None = None
 
 
-class Engine(Protocol):
-    """Loads a spec and its files as a resident Expert.
+@dataclass(frozen=True, slots=True)
+class ShapeKey:
+    """What experts must have in common to serve from one slot in turn. Equal keys: one process takes either's weights.
 
-    The optional class attribute `weights = False` states that its experts take no memory in this process
+    Attributes:
+        architecture: class of the model, such as `LlamaForCausalLM`.
+        dimensions: (name, size) pairs, such as `("hidden_size", 576)`, in a fixed order.
+        vocabulary: number of tokens; None if not known.
+        dtype: type of the weights in memory, such as `bfloat16`.
+        quantization: method of the checkpoint, such as `awq`; None if there is none.
+        max_adapters, max_adapter_rank: limits of the adapters of a batch; 0 without adapters.
+        expert: the one expert (`name@version`) that such a slot serves; None: any of this shape.
+    """
+
+    architecture: str = ""
+    dimensions: tuple[tuple[str, int], ...] = ()
+    vocabulary: int | None = None
+    dtype: str = ""
+    quantization: str | None = None
+    max_adapters: int = 0
+    max_adapter_rank: int = 0
+    expert: str | None = None
+
+    @classmethod
+    def only(cls, spec: ExpertSpec) -> ShapeKey:
+        """The shape of an expert that shares its slot with no other."""
+        return cls(architecture=spec.architecture or "", expert=spec.ref)
+
+    def __str__(self) -> str:
+        """Such as `LlamaForCausalLM hidden_size=576 vocabulary=49152 bfloat16 awq adapters=4 rank=16`."""
+        sizes = [f"{name}={size}" for name, size in self.dimensions]
+        vocabulary = [] if self.vocabulary is None else [f"vocabulary={self.vocabulary}"]
+        adapters = [f"adapters={self.max_adapters}", f"rank={self.max_adapter_rank}"] if self.max_adapters else []
+        only = [] if self.expert is None else [f"only {self.expert}"]
+        words = [self.architecture, *sizes, *vocabulary, self.dtype, self.quantization or "", *adapters, *only]
+        return " ".join(filter(None, words))
+
+
+class Slot(Protocol):
+    """Room of one shape in a live engine: a process with its key-value cache and staging, and one expert's weights.
+
+    The Host calls one method at a time, and none of `switch`, `park` and `close` while a request uses the expert.
+
+    Attributes:
+        shape: the shape that it was opened for.
+    """
+
+    shape: ShapeKey
+
+    @property
+    def expert(self) -> Expert | None:
+        """What it serves now; None while it is empty. An `Expert` that was switched out is not used again."""
+        ...
+
+    async def switch(self, spec: ExpertSpec, path: Path) -> Expert:
+        """Replace the weights by those of `spec`, whose verified files are at `path`; a slot takes any of its shape.
+
+        Running generations end first (drain). After an error or a cancellation, `expert` is the former expert, which
+        goes on serving, or None. An empty slot can be switched again; if that fails, too, the Host closes it.
+
+        Raises:
+            WeightsError, OutOfMemory: as `LoadingEngine.load`.
+            EngineError: the engine failed.
+        """
+        ...
+
+    async def prefetch(self, spec: ExpertSpec, path: Path) -> None:
+        """Bring the weights of `spec` closer for a later switch, within the bytes of `slot_bytes`.
+
+        Generations go on. An engine that cannot do so does nothing.
+        """
+        ...
+
+    async def park(self) -> None:
+        """Free the memory of weights and key-value cache on the device; the process stays."""
+        ...
+
+    async def unpark(self) -> None:
+        """Take the memory of the device again. `expert` is None unless the engine has kept its weights."""
+        ...
+
+    async def close(self) -> None:
+        """End the process and free all memory. Weights are read-only: nothing is written. Closing twice is harmless."""
+        ...
+
+
+class Engine(Protocol):
+    """What every engine states: what it can do, and what its experts take.
+
+    It is a `LoadingEngine`, whose experts have one slot each, or a `SlotEngine`, whose experts share slots. The
+    optional class attribute `weights = False` states that its experts take no memory in this process
     (`coe.engines.holds_weights`).
     """
 
@@ -105,8 +192,12 @@ class Engine(Protocol):
         ...
 
     def footprint(self, spec: ExpertSpec) -> int:
-        """Upper estimate of the bytes that the expert takes while resident, known before loading."""
+        """Upper estimate of the bytes of the expert's weights while resident, known before loading."""
         ...
+
+
+class LoadingEngine(Engine, Protocol):
+    """Loads a spec and its files as a resident Expert. `coe.engines.slots.with_slots` makes slots of it."""
 
     async def load(self, spec: ExpertSpec, path: Path) -> Expert:
         """Load the weights into memory. Raises WeightsError or OutOfMemory."""
@@ -114,6 +205,31 @@ class Engine(Protocol):
 
     async def unload(self, expert: Expert) -> None:
         """Free the memory. Weights are read-only: nothing is written."""
+        ...
+
+
+@runtime_checkable
+class SlotEngine(Engine, Protocol):
+    """Serves experts from slots, each of one shape: one process takes the weights of many experts in turn."""
+
+    @property
+    def slots_per_shape(self) -> int:
+        """Most slots of one shape at a time, at least 1: a class attribute, or set by the constructor.
+
+        The experts of a shape take turns in them, even if the budget has room for another slot.
+        """
+        ...
+
+    def shape(self, spec: ExpertSpec) -> ShapeKey:
+        """The shape of the expert, from its spec alone: known before its files are located. Raises WeightsError."""
+        ...
+
+    def slot_bytes(self, shape: ShapeKey) -> int:
+        """Upper estimate of the bytes of an open slot without the weights: process, key-value cache, staging."""
+        ...
+
+    async def open_slot(self, shape: ShapeKey) -> Slot:
+        """Open an empty slot. Cancelled or failed, it leaves nothing behind. Raises OutOfMemory or EngineError."""
         ...
 
 
