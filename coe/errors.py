@@ -109,7 +109,13 @@ class ConfigError(CoeError, code="invalid_config", lasting=True):
 
 
 class InvalidRequest(CoeError, scope=Scope.REQUEST, status=400, code="invalid_request", internal=False):
-    """The request cannot be served as it is."""
+    """The request cannot be served as it is.
+
+    Attributes:
+        param: the field of the request, if known.
+    """
+
+    param: str | None = None
 
 
 class Rejected(InvalidRequest, scope=Scope.EXPERT):

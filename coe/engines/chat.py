@@ -182,7 +182,7 @@ def encode_text(tokenizer: Any, text: str, *, expert: str = "") -> list[int]:
     """Token ids of a rendered or plain prompt. Raises Rejected if there are none."""
     ids = _with_one_bos(tokenizer, _token_ids(tokenizer, text))
     if not ids:
-        raise Rejected(f"the prompt for {expert!r} is empty: it has no tokens")
+        raise Rejected(f"the prompt for {expert!r} is empty: it has no tokens; send at least one")
     return ids
 
 

@@ -122,6 +122,12 @@ def test_the_previous_expert_stayed_where_a_switch_did_not_pay_then_either() -> 
     assert found is not None and found.previous == "sql"
 
 
+def test_an_empty_answer_is_an_answer_of_the_expert_of_its_turn() -> None:
+    found, other = switch(talk(SQL, SHELL, answer="")), switch(talk(SQL, SHELL, answer="done"))
+    assert found is not None and other is not None and found.previous == other.previous == "sql"
+    assert found.tokens == tokens((Message("user", SQL), Message("assistant", ""))) == other.tokens - 1
+
+
 def test_in_an_agent_loop_the_expert_that_called_the_tool_is_the_previous_one() -> None:
     query = Query(
         (

@@ -116,12 +116,19 @@ async def gateway(
     experts: Sequence[ExpertSpec] = EXPERTS,
     engines: Mapping[str, Any] | None = None,
     policies: Mapping[str, Policy] | None = None,
+    files: Path = Path("/nowhere"),
+    budget_bytes: int = 2**20,
     **options: Any,
 ) -> AsyncIterator[Gateway]:
-    """A listening endpoint; closed at the end, with nothing left running. `engines`: beside the fake one."""
+    """A listening endpoint; closed at the end, with nothing left running.
+
+    Args:
+        engines: beside the fake one.
+        files: of every expert. budget_bytes: for their weights.
+    """
     engine, log = FakeEngine(token_delay_s=token_delay_s, capacity=capacity), Log()
     snapshot = Snapshot(7, {spec.name: spec for spec in experts})
-    host = Host(snapshot, {"fake": engine, **(engines or {})}, budget_bytes=2**20, locate=lambda spec: Path("/nowhere"))
+    host = Host(snapshot, {"fake": engine, **(engines or {})}, budget_bytes=budget_bytes, locate=lambda spec: files)
     orchestrator = orchestrator_over(host, experts, policies=policies)
     service = Service(orchestrator, settings=ServeConfig(**(settings or {})), log=log, **options)
     config = uvicorn.Config(build_api(service), port=0, log_level="critical", ws="none", lifespan="off")

@@ -164,7 +164,8 @@ class AnswerStreams:
         for tool in tools:
             if request.tool_name in (None, tool["name"]):
                 before, after = form.of(tool["name"])
-                calls.append(CallForm.of(before, _object_schema(tool.get("parameters")), after))
+                parameters = _object_schema(tool.get("parameters"))
+                calls.append(CallForm.of(before, parameters, after, tool=tool["name"]))
         several = request.parallel_tool_calls and request.tool_name is None and form.separator is not None
         return Grammar.of_calls(calls, before=closing, separator=form.separator or "", several=several)
 

@@ -158,7 +158,10 @@ class Service:
         """
         most = self.settings.max_in_flight
         if places > most:
-            raise InvalidRequest(f"{places} answers in one request; only {most} may be in flight (serve.max_in_flight)")
+            raise InvalidRequest(
+                f"{places} answers in one request; only {most} may be in flight (serve.max_in_flight): "
+                "lower n, or send fewer prompts"
+            )
         if self.in_flight + places > most:
             raise Full(
                 f"{self.in_flight} requests are in flight already, of {most} (serve.max_in_flight); try again later",
@@ -210,7 +213,10 @@ class Service:
             call.orchestrator.reply(replace(request, deadline_s=left_s, id=call.id_of(i)), decisions[prompt])
             for i, (prompt, request) in enumerate(parsed.runs)
         ]
-        async with aclosing(interleaved([reply.chunks for reply in call.replies])) as chunks:
+        streams = [reply.chunks for reply in call.replies]
+        if parsed.others:
+            streams = [_of_prompt(i // parsed.runs_each, stream) for i, stream in enumerate(streams)]
+        async with aclosing(interleaved(streams)) as chunks:
             async for index, chunk in chunks:
                 if call.first_s is None:
                     call.first_s = call.elapsed_s
@@ -251,6 +257,17 @@ class Service:
         with _only_logged("the metrics"):
             if self.metrics is not None:
                 self.metrics.observe(finished)
+
+
+async def _of_prompt(prompt: int, chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
+    """The chunks of one of several prompts; an error of the request names the prompt."""
+    try:
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+    except InvalidRequest as error:
+        error.param = error.param or f"prompt[{prompt}]"
+        raise
 
 
 @contextmanager

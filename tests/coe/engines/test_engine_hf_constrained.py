@@ -206,9 +206,9 @@ HUGE = having({"enum": ["x" * 1000 for _ in range(1000)]})
         ),
         (having({"type": "string", "pattern": "^(?=a)b"}), r"pattern .* \(at /properties/e/pattern\): .*look-ahead"),
         (having({"type": "string", "pattern": "("}), r"pattern .* \(at /properties/e/pattern\): .*unclosed group"),
-        (having({"type": "string", "format": "zebra"}), "Unknown format: zebra"),
-        (having({"type": "strnig"}), "Invalid type: strnig"),
-        (having({"$ref": "#/$defs/missing"}), "'/\\$defs/missing' does not exist"),
+        (having({"type": "string", "format": "zebra"}), r"\(at /properties/e/format\): Unknown format: zebra"),
+        (having({"type": "strnig"}), r"\(at /properties/e/type\): Invalid type: strnig"),
+        (having({"$ref": "#/$defs/missing"}), r"\(at /properties/e/\$ref\): .*'/\$defs/missing' does not exist"),
         (having({"$ref": "http://127.0.0.1:9/x.json"}), "does not fetch resources"),
         (having(False), "unsatisfiable"),
         (
@@ -234,6 +234,34 @@ async def test_a_schema_that_cannot_be_followed_is_rejected_with_the_place(
             await say(expert, request(schema))
     assert caught.value.status == 400 and len(str(caught.value)) < 1000
     assert (await say(expert, request(FLAT))).reason == "stop"  # and the expert still answers
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({"properties": {"a": {"type": "strnig"}}}, " cannot be used (at /properties/a/type): Invalid type: strnig"),
+        ({"properties": {"a": {"$ref": "#/$defs/x"}}}, " cannot be used (at /properties/a/$ref): Pointer '/$defs/x' d"),
+        ({"not": {}}, "the keyword 'not' of the schema of the parameters of tool 'get' is not supported (at /not)"),
+        ({"properties": {"a": {"pattern": "(?=a)"}}}, "tool 'get' is not supported (at /properties/a/pattern): regex"),
+        ({"required": ["a"], "properties": {"a": False}}, "of tool 'get' cannot be used: Unsatisfiable schema"),
+        ({"properties": {"a": {"type": "array", "maxItems": 10**9, "items": {"type": "integer"}}}},
+         "the schema of a tool's parameters cannot be used: it takes "),
+        ({"description": "x" * MOST_SCHEMA_BYTES}, "the schema of the parameters of tool 'get' has 262,181 bytes, at"),
+        ({"description": "x" * (MOST_SCHEMA_BYTES - 50)}, "the schemas of all tools have 262,2"),
+        (deep(MOST_LEVELS + 1), "tool 'get' has more than 64 levels of arrays and objects, at /not_a_keyword/"),
+    ],
+)  # fmt: skip
+async def test_parameters_that_cannot_be_followed_are_rejected_with_their_tool(
+    expert: HFExpert, parameters: dict[str, Any], problem: str
+) -> None:
+    now = {"type": "object", "properties": {"when": {"$ref": "#"}}}  # may be used: it is recursive
+    tools = {"now": now, "get": parameters}
+    offered = tuple({"type": "function", "function": {"name": name, "parameters": tools[name]}} for name in tools)
+    demanded = GenerateRequest(messages=(Message("user", "Go."),), tools=offered, tool_choice="required", max_tokens=8)
+    with pytest.raises(Rejected) as caught:
+        await say(expert, demanded)
+    assert problem in str(caught.value) and len(str(caught.value)) < 600 and caught.value.status == 400
+    assert "<tool_call>" not in str(caught.value) and "%json" not in str(caught.value), "no line of the grammar"
 
 
 async def test_a_schema_with_a_huge_enumeration_is_compiled(expert: HFExpert) -> None:

@@ -178,6 +178,17 @@ def test_which_turns_are_read(query: Query, texts: list[str]) -> None:
     assert len(read(Words(), [query]).estimate) == 1
 
 
+def test_an_empty_answer_changes_nothing_that_is_read() -> None:
+    query = talk(SQL, "and the ones over 90?", SHELL)
+    empty = replace(
+        query, messages=tuple(replace(m, content="") if m.role == "assistant" else m for m in query.messages)
+    )
+    assert turns_of(empty) == turns_of(query)
+    [(found,), (expected,)] = (read(Words(), [one]).readings for one in (empty, query))
+    assert found.turns == expected.turns
+    assert best(empty) == best(query) == ["shell"]
+
+
 def test_five_hundred_turns_take_no_longer_than_a_few() -> None:
     query = talk(*("and then? " + "x " * 2000 for _ in range(500)))
     before = time.perf_counter()

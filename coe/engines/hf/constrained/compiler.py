@@ -28,6 +28,10 @@ _MOST_KEPT_BYTES: Final = 2**22
 _MOST_MESSAGE: Final = 400
 _OPTIONS: Final[JsonCompileOptions] = {"whitespace_flexible": True, "coerce_one_of": False, "lenient": False}
 """Options of JSON schemas; they take precedence over those that a schema states (`x-guidance`)."""
+_SOURCE: Final = re.compile(r"(?:at )?(\d+)\(\d+\): (?:failed to compile JSON schema: )?")
+"""Where a problem is in a grammar in Lark: its line, counted from 1, and column."""
+_EXCERPT: Final = re.compile(r"\n\s*\d+ \| ")
+"""Begins the lines of a grammar that follow a problem."""
 _UNIMPLEMENTED: Final = re.compile(r"Unimplemented keys: \[(.*?)\]")
 
 
@@ -69,7 +73,8 @@ class Grammars:
     def _matcher(self, grammar: Grammar, expert: str) -> Matcher:
         compiled = self._compiled(grammar, expert)
         if isinstance(compiled, str):
-            raise Rejected(f"{expert!r} cannot answer in the required format: {compiled}")
+            what = "write a call in its required form" if grammar.calls else "answer in the required format"
+            raise Rejected(f"{expert!r} cannot {what}: {compiled}")
         return Matcher(compiled, self._read_vocabulary(expert), expert)
 
     def _compiled(self, grammar: Grammar, expert: str) -> Compiled | str:
@@ -102,7 +107,7 @@ class Grammars:
             return explained(compiled.get_error(), grammar)
         shared = Compiled(compiled)
         if not Matcher(shared, vocabulary, expert).allowed(()).any():
-            return "no answer can satisfy its JSON schema"
+            return f"no answer can satisfy {'the parameters of a tool' if grammar.calls else 'its JSON schema'}"
         return shared
 
     def _read_vocabulary(self, expert: str) -> Vocabulary:
@@ -137,17 +142,34 @@ def _limits() -> LLParserLimits:
 
 
 def explained(problem: str, grammar: Grammar) -> str:
-    """The problem of a grammar, with the place of the keyword in its schema where that can be found."""
-    text = one_line(problem.removeprefix("at ").partition("\n   1 |")[0], _MOST_MESSAGE)
-    schemas = [grammar.schema] if grammar.schema else [call.schema for call in grammar.calls]
+    """The problem of a grammar, with the tool and the place in its schema where these can be found."""
+    source = _SOURCE.match(problem)
+    text = problem[source.end() :] if source else problem.removeprefix("at ")
+    text = one_line(_EXCERPT.split(text, maxsplit=1)[0], _MOST_MESSAGE)
+    whose, schemas = "its JSON schema", [grammar.schema]
+    if grammar.calls:
+        call = grammar.call_of_line(int(source[1])) if source else None
+        whose = f"the schema of the parameters of tool {call.tool!r}" if call else "the schema of a tool's parameters"
+        schemas = [call.schema] if call else [each.schema for each in grammar.calls]
     found = _UNIMPLEMENTED.search(problem)
     keywords = {name.strip().strip('"') for name in found[1].split(",")} if found else set()
     for schema in schemas:
         for place, name, value in places(json.loads(schema)):
             if name in keywords:
-                return f"the keyword {name!r} of its JSON schema is not supported (at {place:.200})"
+                return f"the keyword {name!r} of {whose} is not supported (at {place:.200})"
             if name == "pattern" and isinstance(value, str) and value and value in problem:
-                return f"a pattern of its JSON schema is not supported (at {place:.200}): {text}"
+                return f"a pattern of {whose} is not supported (at {place:.200}): {text}"
             if name == "oneOf" and "oneOf" in problem:
-                return f"oneOf of its JSON schema has alternatives that may both hold (at {place:.200}): use anyOf"
-    return f"its JSON schema cannot be used: {text}"
+                return f"oneOf of {whose} has alternatives that may both hold (at {place:.200}): use anyOf"
+            if _is_named(name, value, text):
+                return f"{whose} cannot be used (at {place:.200}): {text}"
+    return f"{whose} cannot be used: {text}"
+
+
+def _is_named(keyword: str, value: Any, problem: str) -> bool:
+    """Whether a problem of one line names this value as wrong."""
+    if not isinstance(value, str) or not value:
+        return False
+    if keyword == "$ref":
+        return f"'{value.removeprefix('#')}' does not exist" in problem
+    return keyword in ("type", "format") and problem.endswith(f"{keyword}: {value}")

@@ -29,16 +29,19 @@ class CallForm:
     Attributes:
         before, after: the text around the arguments; it may contain special tokens.
         schema: the JSON schema of the arguments, as text.
+        tool: name for error messages.
     """
 
     before: str
     schema: str
     after: str = ""
+    tool: str = ""
 
     @classmethod
-    def of(cls, before: str, parameters: Mapping[str, Any], after: str = "") -> Self:
+    def of(cls, before: str, parameters: Mapping[str, Any], after: str = "", *, tool: str = "") -> Self:
         """The form of a call. Raises Rejected if the schema of the parameters is too large or too deep."""
-        return cls(before, schema_text({"type": "object", **parameters}), after)
+        whose = f"the schema of the parameters of tool {tool!r}"
+        return cls(before, schema_text({"type": "object", **parameters}, whose), after, tool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class Grammar:
         Raises:
             Rejected: the schemas together are too large.
         """
-        _check_size(sum(len(call.schema) for call in calls))
+        _check_size(sum(len(call.schema) for call in calls), "the schemas of all tools", "have")
         return cls(calls=tuple(calls), before=before, separator=separator, several=several)
 
     @property
@@ -109,22 +112,29 @@ class Grammar:
             ]
         return "\n".join(rules)
 
+    def call_of_line(self, line: int) -> CallForm | None:
+        """The call whose rules have this line of `lark`, counted from 1; `None` for the first two, of all calls."""
+        return self.calls[(line - 3) // 2] if 3 <= line < 3 + 2 * len(self.calls) else None
 
-def schema_text(schema: Any) -> str:
+
+def schema_text(schema: Any, what: str = "the JSON schema") -> str:
     """A JSON schema as text, its objects without properties that it does not list (`closed`).
+
+    Args:
+        what: for error messages.
 
     Raises:
         Rejected: it is larger than MOST_SCHEMA_BYTES or deeper than MOST_LEVELS.
     """
     if (path := _too_deep(schema)) is not None:
-        raise Rejected(f"the JSON schema has more than {MOST_LEVELS} levels of arrays and objects, at {path:.200}")
-    _check_size(len(json.dumps(schema)))
+        raise Rejected(f"{what} has more than {MOST_LEVELS} levels of arrays and objects, at {path:.200}")
+    _check_size(len(json.dumps(schema)), what)
     return json.dumps(closed(schema))
 
 
-def _check_size(n_bytes: int) -> None:
+def _check_size(n_bytes: int, what: str, has: str = "has") -> None:
     if n_bytes > MOST_SCHEMA_BYTES:
-        raise Rejected(f"the JSON schema has {n_bytes:,} bytes, at most {MOST_SCHEMA_BYTES:,} are compiled")
+        raise Rejected(f"{what} {has} {n_bytes:,} bytes, at most {MOST_SCHEMA_BYTES:,} are compiled")
 
 
 def _too_deep(schema: Any) -> str | None:
