@@ -1,5 +1,7 @@
 """Conversations in outcome tables: the column `messages`, a list of {role, content} per row, or its JSON text.
 
+The content of an assistant message may be null or absent: an empty answer.
+
 A row with messages stands for the conversation up to its last message; its scores are those of the next answer. Its
 prompt is the user turn that weighs most (`routers.conversation.main_text`), which is what routers are trained on.
 """
@@ -62,13 +64,17 @@ def conversation_of(cell: Any) -> Conversation | None:
         return None
     if not isinstance(found, np.ndarray | list | tuple) or not 0 < len(found) <= MOST_MESSAGES:
         return None
-    return tuple(Message(each["role"], each["content"]) for each in found) if all(map(_is_message, found)) else None
+    messages = tuple(map(_message, found))
+    return None if None in messages else tuple(message for message in messages if message is not None)
 
 
-def _is_message(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and {key for key, content in value.items() if content is not None} == _KEYS
-        and value["role"] in _ROLES
-        and isinstance(value["content"], str)
-    )
+def _message(value: Any) -> Message | None:
+    """A message; `None` if it is none. An answer without text has no content, as in a chat request."""
+    if not isinstance(value, dict):
+        return None
+    given = {key: content for key, content in value.items() if content is not None}
+    if given.get("role") == "assistant":
+        given.setdefault("content", "")
+    if given.keys() != _KEYS or not all(isinstance(text, str) for text in given.values()):
+        return None
+    return Message(given["role"], given["content"]) if given["role"] in _ROLES else None

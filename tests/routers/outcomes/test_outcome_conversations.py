@@ -14,6 +14,7 @@ from routers.encoders.build import HashingEncoder
 from routers.errors import InvalidOutcomes
 from routers.evaluation.recorded_routing import route
 from routers.factory import build
+from routers.outcomes.conversations import conversation_of
 from routers.outcomes.table import OutcomeTable
 
 SQL = "How many rows of the table orders have the status open?"
@@ -73,13 +74,23 @@ def test_a_table_without_conversations_has_none_and_writes_no_column() -> None:
     assert plain.queries() == [Query.of(SQL)]
 
 
+@pytest.mark.parametrize("empty", [{}, {"content": None}, {"content": ""}])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_an_answer_may_be_empty(empty: dict[str, str | None], as_text: bool) -> None:
+    turns = [{"role": "user", "content": SQL}, {"role": "assistant", **empty}, {"role": "user", "content": SHELL}]
+    found = conversation_of(json.dumps(turns) if as_text else turns)
+    assert found == (Message("user", SQL), Message("assistant", ""), Message("user", SHELL))
+    assert table([{**ROWS[1], "messages": turns}]).prompts == (SHELL,)
+
+
 @pytest.mark.parametrize(
     "cell",
     [
         *("not JSON", "[]", [], 5, "[" * 100_000, [{"role": "user"}], [{"role": "robot", "content": "x"}], [SQL]),
         *([{"role": "user", "content": 3}], [{"role": "user", "content": "x", "name": "Ann"}], talk("x") * 5000),
+        *([{"role": "user", "content": None}], [{"role": ["user"], "content": "x"}], [{"content": "x"}]),
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_cells_that_hold_no_conversation_are_refused_with_their_row(cell: object) -> None:
     with pytest.raises(InvalidOutcomes, match=r"column 'messages' is not a list .* in 1 row: 2"):
