@@ -9,7 +9,6 @@ batches requests on the same weights. Closing the iterator at any point releases
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
@@ -19,12 +18,14 @@ from pathlib import Path
 from typing import cast
 
 from coe.engines import engine_kind
-from coe.engines.base import Adapter, ComposedEngine, Engine, Expert, LoadingEngine, Member
-from coe.engines.checked import checked, checked_expert
+from coe.engines.base import Adapter, ComposedEngine, Engine, Expert, Member, SlotEngine
+from coe.engines.checked import checked
+from coe.engines.checked_slot import CheckedSlot, shape_of
+from coe.engines.slots import with_slots
 from coe.errors import CoeError, DeadlineExceeded, Overloaded, UnknownModel, Unsupported, WeightsError
-from coe.memory import ExpertCache
+from coe.memory import ExpertCache, Need
 from coe.scheduler import Residency, Waiting, admit
-from coe.seam import is_interrupt, seam, text_of
+from coe.seam import seam
 from coe.types import Chunk, GenerateRequest, Timing
 from registry.errors import DigestMismatch, RegistryError, UnknownExpert
 from registry.spec import ExpertSpec, Kind
@@ -35,7 +36,6 @@ UNLOADED_CAPACITY = 32
 
 RECENT = 0.2
 """Weight of the latest answer in the moving average of answer times."""
-logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +71,7 @@ class Host:
         self.in_flight: Counter[str] = Counter()  # requests on each of the weights, by `name@version`
         self.answering = 0
         self._engines, self._locate = engines, locate
+        self._slot_engines: dict[str, SlotEngine] = {}  # the same, by kind
         self._aging_s, self._max_waiting, self._clock = aging_s, max_waiting, clock
         self._waiting: dict[int, _Job] = {}
         self._next_id = 0
@@ -80,9 +81,8 @@ class Host:
         self._specs: dict[str, ExpertSpec] = {}  # of all weights ever needed, by `name@version`
         self.cache: ExpertCache[Expert] = ExpertCache(
             budget_bytes,
-            load=self._load,
-            unload=self._unload,
-            footprint=lambda ref: self._footprint(self._specs[ref]),
+            new_slot=self._new_slot,
+            need=lambda ref: self._need(self._specs[ref]),
             clock=clock,
         )
         self.update(snapshot)
@@ -145,8 +145,10 @@ class Host:
 
     def fits_free(self, name: str) -> bool:
         """Whether the expert is resident, loading, or could load now without evicting another."""
-        absent = self._absent(self._weights_of(name))
-        return not absent or self.cache.used_bytes + sum(map(self._size, absent)) <= self.cache.budget_bytes
+        try:
+            return self.cache.fits_free(*_refs(self._weights_of(name)))
+        except CoeError:
+            return True  # its size is unknown: its load ends with the error
 
     def is_resident(self, name: str) -> bool:
         """Whether all weights that the expert needs are in memory."""
@@ -175,13 +177,14 @@ class Host:
         return self.cache.prefetch(*refs, keep=wanted | kept)
 
     def footprint(self, *names: str) -> int:
-        """Bytes that must be resident to answer with these experts; shared weights, such as a base, count once.
+        """Bytes that must be resident to answer with these experts, with their slots; a shared base counts once.
 
         Raises:
             UnknownModel: no such expert; with close matches.
             WeightsError: the size of one is not known.
         """
-        return sum(map(self._footprint, {each.ref: each for name in names for each in self._weights_of(name)}.values()))
+        weights = {each.ref: each for name in names for each in self._weights_of(name)}
+        return sum(self._need(spec).size_bytes for spec in weights.values())
 
     @property
     def resident(self) -> frozenset[str]:
@@ -331,27 +334,12 @@ class Host:
         present = self.cache.resident | self.cache.loading
         return [spec for spec in weights if spec.ref not in present]
 
-    async def _load(self, ref: str) -> Expert:
+    def _new_slot(self, ref: str) -> CheckedSlot:
+        """A slot of the shape of these weights."""
         spec = self._specs[ref]
         with seam(spec.name):
-            path = await self._path(spec)
-            expert = checked_expert(spec, await cast(LoadingEngine, self._engine(spec)).load(spec, path))
-        try:
-            with seam(spec.name):
-                await self._path(spec)  # again: the files may have changed while they were read
-        except BaseException:
-            await self._unload(expert)
-            raise
-        return expert
-
-    async def _unload(self, expert: Expert) -> None:
-        """Unload. A failure is logged: it must not fail the expert that loads in this room."""
-        try:
-            await cast(LoadingEngine, self._engine(expert.spec)).unload(expert)
-        except BaseException as error:
-            if is_interrupt(error):
-                raise
-            logger.error("expert %r: unloading failed: %s", expert.spec.name, text_of(error), exc_info=error)
+            engine = self._slot_engine(spec)
+            return CheckedSlot(engine, shape_of(engine, spec), spec_of=self._specs.__getitem__, located=self._path)
 
     async def _path(self, spec: ExpertSpec) -> Path:
         """The verified files of an expert; downloads and hashes off the event loop."""
@@ -363,14 +351,24 @@ class Host:
     def _engine(self, spec: ExpertSpec) -> Engine:
         return self._engines[engine_kind(spec)]
 
-    def _footprint(self, spec: ExpertSpec) -> int:
+    def _slot_engine(self, spec: ExpertSpec) -> SlotEngine:
+        kind = engine_kind(spec)
+        if kind not in self._slot_engines:
+            self._slot_engines[kind] = with_slots(self._engines[kind])
+        return self._slot_engines[kind]
+
+    def _need(self, spec: ExpertSpec) -> Need:
+        """What the weights take, and which slots they share."""
         with seam(spec.name):
-            return self._engine(spec).footprint(spec)
+            engine = self._slot_engine(spec)
+            shape = shape_of(engine, spec)
+            sizes = engine.footprint(spec), engine.slot_bytes(shape)
+            return Need((engine_kind(spec), shape), *sizes, slots=engine.slots_per_shape)
 
     def _size(self, spec: ExpertSpec) -> int:
-        """The footprint for estimates; 0 if the engine fails to state it: the expert's own load has the error."""
+        """Bytes of the weights for estimates; 0 if the engine fails to state them: the expert's load has the error."""
         try:
-            return self._footprint(spec)
+            return self._need(spec).weight_bytes
         except CoeError:
             return 0
 

@@ -1,6 +1,7 @@
-"""Resident weights under a byte budget: leases that are never broken, pins, and eviction policies as pure functions."""
+"""Resident weights under a byte budget: leases that are never broken, pins, slots; plans are pure functions."""
 
-from coe.memory.cache import CacheStats, ExpertCache
+from coe.memory.cache import CacheStats, ExpertCache, SlotOf
 from coe.memory.eviction import EvictionPolicy, Resident, lru
+from coe.memory.room import Need
 
-__all__ = ["CacheStats", "EvictionPolicy", "ExpertCache", "Resident", "lru"]
+__all__ = ["CacheStats", "EvictionPolicy", "ExpertCache", "Need", "Resident", "SlotOf", "lru"]

@@ -3,14 +3,14 @@
     async with cache.lease("a", "b") as experts: ...     # both resident inside the block
 
 Invariants, whatever is cancelled or fails:
-  - the bytes of resident and loading experts never exceed the budget;
-  - a leased or pinned expert is not evicted; eviction frees memory and writes nothing;
+  - the bytes of open slots, with the weights in them or on their way, never exceed the budget;
+  - a leased or pinned expert is not evicted, and its slot is not switched; eviction frees memory and writes nothing;
   - a lease holds nothing while it waits, so leases of several experts cannot deadlock;
   - leases are granted in order of arrival, so that small ones do not starve a large one. Throughput does not suffer:
     the scheduler decides which requests ask for a lease at all.
 
-The cache owns base models by bytes; adapter slots on a resident base belong to the engine. It runs in one event loop
-without locks: state changes only between awaits. Loading and unloading are injected.
+The cache owns slots and base models by bytes; adapters on a resident base belong to the engine. It runs in one event
+loop without locks: state changes only between awaits. Slots are injected.
 """
 
 from __future__ import annotations
@@ -18,22 +18,42 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from coe.errors import OutOfMemory
-from coe.memory.eviction import EvictionPolicy, Resident, lru, victims
+from coe.memory.eviction import EvictionPolicy, Resident, lru
+from coe.memory.room import Need, OpenSlot, Room, make_room
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class SlotOf(Protocol[T_co]):
+    """A slot that takes experts by name (`coe.engines.base.Slot`)."""
+
+    @property
+    def expert(self) -> T_co | None:
+        """What it serves; None if it is empty, also after a failed switch that could not go back."""
+        ...
+
+    async def switch(self, name: str) -> T_co:
+        """Replace the weights; an error reaches every lease that waits for them."""
+        ...
+
+    async def close(self) -> None:
+        """Free all memory; never raises."""
+        ...
 
 
 @dataclass(slots=True)
 class CacheStats:
-    """Counters since the start."""
+    """Counters since the start. `switches`: loads into a slot that was open."""
 
     loads: int = 0
+    switches: int = 0
     evictions: int = 0
     bytes_loaded: int = 0
     load_s: float = 0.0
@@ -41,10 +61,13 @@ class CacheStats:
 
 
 @dataclass(slots=True, eq=False)
-class _Slot(Generic[T]):
-    """One resident or loading expert; `loading` is set until the weights are in memory."""
+class _Place(Generic[T]):
+    """A slot with the expert that it serves, `loading` until its weights are in memory. `size_bytes`: counted."""
 
+    name: str
+    need: Need
     size_bytes: int
+    slot: SlotOf[T]
     leases: int = 0
     uses: int = 0
     last_used_s: float = 0.0
@@ -56,9 +79,8 @@ class ExpertCache(Generic[T]):
     """Loads experts on demand and evicts unleased ones to stay within `budget_bytes`.
 
     Args:
-        load: loads an expert; its exceptions reach every lease that waits for it.
-        unload: frees an evicted expert's memory; awaited before the memory is reused.
-        footprint: bytes that an expert takes, known before loading.
+        new_slot: an empty slot for an expert, and for others of its shape; its first switch opens it.
+        need: what an expert takes, known before loading.
         pins: names that are never evicted once loaded.
     """
 
@@ -66,9 +88,8 @@ class ExpertCache(Generic[T]):
         self,
         budget_bytes: int,
         *,
-        load: Callable[[str], Awaitable[T]],
-        unload: Callable[[T], Awaitable[None]],
-        footprint: Callable[[str], int],
+        new_slot: Callable[[str], SlotOf[T]],
+        need: Callable[[str], Need],
         pins: Collection[str] = (),
         policy: EvictionPolicy = lru,
         clock: Callable[[], float] = time.monotonic,
@@ -76,35 +97,47 @@ class ExpertCache(Generic[T]):
         self.budget_bytes = budget_bytes
         self.pins = frozenset(pins)  # may be replaced at any time
         self.stats = CacheStats()
-        self._load, self._unload, self._footprint = load, unload, footprint
+        self._new_slot, self._stated_need = new_slot, need
         self._policy, self._clock = policy, clock
-        self._slots: dict[str, _Slot[T]] = {}
-        self._unloading_bytes = 0
+        self._places: dict[str, _Place[T]] = {}
+        self._empty: list[_Place[T]] = []  # open slots without an expert
+        self._closing: Counter[Hashable] = Counter()
+        self._closing_bytes = 0
+        self._tasks: set[asyncio.Future[None]] = set()
         self._queue: deque[asyncio.Event] = deque()
 
     @property
     def resident(self) -> frozenset[str]:
         """Experts whose weights are in memory now."""
-        return frozenset(name for name, slot in self._slots.items() if slot.expert is not None)
+        return frozenset(name for name, place in self._places.items() if place.expert is not None)
 
     @property
     def loading(self) -> frozenset[str]:
         """Experts whose weights are being loaded."""
-        return frozenset(name for name, slot in self._slots.items() if slot.expert is None)
+        return frozenset(name for name, place in self._places.items() if place.expert is None)
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of resident and loading experts, and of unloading ones whose memory no load has claimed."""
-        return sum(slot.size_bytes for slot in self._slots.values()) + self._unloading_bytes
+        """Bytes of open slots with their weights, and of closing ones whose memory no load has claimed."""
+        return sum(place.size_bytes for place in self._open()) + self._closing_bytes
+
+    @property
+    def slots(self) -> int:
+        """Slots that are open or open now."""
+        return len(self._open())
 
     def peek(self, name: str) -> T | None:
         """The resident expert of that name, without leasing it."""
-        slot = self._slots.get(name)
-        return slot.expert if slot else None
+        place = self._places.get(name)
+        return place.expert if place else None
 
     def fits_now(self, *names: str, keep: Collection[str] = ()) -> bool:
         """Whether a lease of these would be granted now, without waiting or evicting any of `keep`."""
         return not self._queue and self._plan(set(names), keep) is not None
+
+    def fits_free(self, *names: str) -> bool:
+        """Whether these are resident or loading, or could load without evicting another."""
+        return all(name in self._places for name in names) or self._plan(set(names), self._places) is not None
 
     def prefetch(self, *names: str, keep: Collection[str] = ()) -> bool:
         """Start loading all of `names` for a later lease, or none of them; returns immediately.
@@ -116,12 +149,11 @@ class ExpertCache(Generic[T]):
         Returns:
             Whether all of them are resident or loading now.
         """
-        missing = sorted({name for name in names if name not in self._slots})
-        if missing:
-            plan = None if self._queue else self._plan(set(names), keep)
-            if plan is None:
+        if any(name not in self._places for name in names):
+            room = None if self._queue else self._plan(set(names), keep)
+            if room is None:
                 return False
-            self._bring_in_beside(plan, *missing)
+            self._bring_in_to(room)
         return True
 
     @asynccontextmanager
@@ -133,121 +165,203 @@ class ExpertCache(Generic[T]):
         """
         wanted = set(names)
         self._check_can_ever_fit(wanted)
-        slots = await self._acquire(wanted)
+        places = await self._acquire(wanted)
         try:
             experts: dict[str, T] = {}
-            for name, slot in slots.items():
-                experts[name] = slot.expert if slot.loading is None else await asyncio.shield(slot.loading)  # type: ignore[assignment]
+            for name, place in places.items():
+                experts[name] = place.expert if place.loading is None else await asyncio.shield(place.loading)  # type: ignore[assignment]
             yield experts
         finally:
-            for slot in slots.values():
-                slot.leases -= 1
-                slot.last_used_s = self._clock()
+            for place in places.values():
+                place.leases -= 1
+                place.last_used_s = self._clock()
             self._wake()
 
     async def aclose(self) -> None:
-        """Unload everything. Call it when no lease is held."""
-        for name, slot in list(self._slots.items()):
-            if slot.loading is not None:
-                slot.loading.cancel()
-                await asyncio.gather(slot.loading, return_exceptions=True)
-            if slot.expert is not None:
-                del self._slots[name]
-                await self._unload(slot.expert)
+        """Close every slot. Call it when no lease is held."""
+        loading = [place.loading for place in self._places.values() if place.loading is not None]
+        for task in loading:
+            task.cancel()
+        await asyncio.gather(*loading, return_exceptions=True)
+        places = self._open()
+        self._places.clear()
+        self._empty.clear()
+        for place in places:
+            await place.slot.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _acquire(self, wanted: set[str]) -> dict[str, _Slot[T]]:
+    async def _acquire(self, wanted: set[str]) -> dict[str, _Place[T]]:
         """Wait for the turn and for room, then reserve bytes and leases in one step."""
         turn = asyncio.Event()
         self._queue.append(turn)
         try:
-            while self._queue[0] is not turn or (plan := self._plan(wanted)) is None:
+            while self._queue[0] is not turn or (room := self._plan(wanted)) is None:
                 turn.clear()
                 await turn.wait()
-            return self._reserve(wanted, plan)
+            return self._reserve(wanted, room)
         finally:
             self._queue.remove(turn)
             self._wake()
 
-    def _reserve(self, wanted: set[str], evict: tuple[Resident, ...]) -> dict[str, _Slot[T]]:
-        self._bring_in_beside(evict, *sorted(name for name in wanted if name not in self._slots))
-        slots = {name: self._slots[name] for name in wanted}
-        for slot in slots.values():
-            slot.leases += 1
-            slot.uses += 1
-            slot.last_used_s = self._clock()
-        return slots
+    def _reserve(self, wanted: set[str], room: Room) -> dict[str, _Place[T]]:
+        self._bring_in_to(room)
+        places = {name: self._places[name] for name in wanted}
+        for place in places.values():
+            place.leases += 1
+            place.uses += 1
+            place.last_used_s = self._clock()
+        return places
 
-    def _bring_in_beside(self, evict: tuple[Resident, ...], *missing: str) -> None:
-        """Start loading what is missing, in the room of what is evicted."""
-        evicted = []
-        for victim in evict:
-            slot = self._slots.pop(victim.name)
-            assert slot.expert is not None
-            evicted.append(slot.expert)
+    def _bring_in_to(self, room: Room) -> None:
+        """Close what the plan closes, and start loading what is missing in its room."""
+        before = self.used_bytes
+        # Both raise before anything has changed.
+        needs = {name: self._need(name) for name in room.taken}
+        new = {name: self._new_slot(name) for name, slot in room.taken.items() if slot is None}
+        by_key = {id(place): place for place in self._open()}
+        closed = [self._remove(by_key[slot.key]) for slot in room.closed]
+        former = {name: None if slot is None else self._remove(by_key[slot.key]) for name, slot in room.taken.items()}
+        for name, need in needs.items():
+            self._places[name] = self._place(name, need, former[name] or new[name])
+        # The room of what is closed is promised to the missing, which load after it is free: it counts once.
+        freed = self._close_all(closed, beyond=max(0, before - self.used_bytes)) if closed else None
+        for name in needs:
+            place = self._places[name]
+            place.loading = asyncio.ensure_future(self._bring_in(place, former[name], freed))
+            place.loading.add_done_callback(_retrieved)
+
+    def _place(self, name: str, need: Need, into: _Place[T] | SlotOf[T]) -> _Place[T]:
+        """A place in a new slot, or in that of another place; weights that shrink count until they are replaced."""
+        if not isinstance(into, _Place):
+            return _Place(name, need, need.size_bytes, into, last_used_s=self._clock())
+        size_bytes = max(into.size_bytes, need.weight_bytes + into.need.slot_bytes)
+        return _Place(name, need, size_bytes, into.slot, last_used_s=self._clock())
+
+    def _remove(self, place: _Place[T]) -> _Place[T]:
+        if place.expert is None:
+            self._empty.remove(place)
+        else:
+            del self._places[place.name]
             self.stats.evictions += 1
-        sizes = {name: self._footprint(name) for name in missing}
-        # The room of the evicted is promised to the missing, which load after it is free: it counts once.
-        beyond = max(0, sum(victim.size_bytes for victim in evict) - sum(sizes.values()))
-        freed = asyncio.ensure_future(self._free(evicted, beyond)) if evicted else None
-        self._unloading_bytes += beyond
-        for name, size_bytes in sizes.items():
-            slot = _Slot[T](size_bytes, last_used_s=self._clock())
-            slot.loading = asyncio.ensure_future(self._bring_in(name, slot, freed))
-            slot.loading.add_done_callback(_retrieved)
-            self._slots[name] = slot
+        return place
 
-    async def _free(self, evicted: list[T], beyond: int) -> None:
-        """Unload. `beyond`: bytes freed in excess of what the pending loads need."""
-        try:
-            for expert in evicted:
-                await self._unload(expert)
-        finally:
-            self._unloading_bytes -= beyond
+    def _close_all(self, closed: Collection[_Place[T]], beyond: int) -> asyncio.Future[None]:
+        """Start closing. beyond: bytes freed in excess of what the pending loads need."""
+        shapes = Counter(place.need.shape for place in closed)
+        self._closing.update(shapes)
+        self._closing_bytes += beyond
 
-    async def _bring_in(self, name: str, slot: _Slot[T], freed: asyncio.Future[None] | None) -> T:
-        """Load one expert once its room is free. On failure its slot is removed, so that a later lease retries."""
+        async def close() -> None:
+            try:
+                for place in closed:
+                    await place.slot.close()
+            finally:
+                self._closing.subtract(shapes)
+                self._closing_bytes -= beyond
+                self._wake()
+
+        task = asyncio.ensure_future(close())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _bring_in(self, place: _Place[T], former: _Place[T] | None, freed: asyncio.Future[None] | None) -> T:
+        """Load one expert once its room is free. On failure it leaves the cache, so that a later lease retries."""
         try:
             if freed is not None:
                 await asyncio.shield(freed)
             started = self._clock()
-            expert = await self._load(name)
+            expert = await place.slot.switch(place.name)
             self.stats.load_s += self._clock() - started
         except BaseException:
-            self._slots.pop(name, None)
-            self._wake()
+            await self._give_up(place, former)
             raise
-        slot.expert, slot.loading = expert, None
-        self.stats.loads += 1
-        self.stats.loads_by_name[name] += 1
-        self.stats.bytes_loaded += slot.size_bytes
+        place.expert, place.loading, place.size_bytes = expert, None, place.need.size_bytes
+        self._count(place, switched=former is not None)
         self._wake()
         return expert
 
-    def _plan(self, wanted: set[str], keep: Collection[str] = ()) -> tuple[Resident, ...] | None:
-        """What to evict so that `wanted` fits now; None if a lease must end first."""
-        need = sum(self._footprint(name) for name in wanted if name not in self._slots)
-        over = self.used_bytes + need - self.budget_bytes
-        if over <= 0:
-            return ()
-        return victims(self._evictable(wanted.union(keep)), over, self._policy)
+    async def _give_up(self, place: _Place[T], former: _Place[T] | None) -> None:
+        """After a failed load: the former expert goes on if its slot still serves it; else the slot stays empty.
 
-    def _evictable(self, keep: set[str]) -> list[Resident]:
-        return [
-            Resident(name, slot.size_bytes, slot.last_used_s, slot.uses)
-            for name, slot in self._slots.items()
-            if slot.leases == 0 and slot.expert is not None and name not in self.pins and name not in keep
+        A slot that was empty before is closed: its engine may be broken, and a new one may not be.
+        """
+        del self._places[place.name]
+        if former is None or former.expert is None:
+            await asyncio.shield(self._close_all([place], beyond=place.size_bytes))
+        else:
+            self._take_back(former, place)
+        self._wake()
+
+    def _take_back(self, former: _Place[T], failed: _Place[T]) -> None:
+        if failed.slot.expert is former.expert and former.name not in self._places:
+            self._places[former.name] = former
+            self.stats.evictions -= 1
+        else:  # empty, or its expert has got another slot meanwhile; memory counts as if the switch had succeeded
+            former.expert, former.size_bytes = None, failed.size_bytes
+            self._empty.append(former)
+
+    def _count(self, place: _Place[T], *, switched: bool) -> None:
+        self.stats.loads += 1
+        self.stats.switches += switched
+        self.stats.loads_by_name[place.name] += 1
+        self.stats.bytes_loaded += place.need.weight_bytes
+
+    def _plan(self, wanted: set[str], keep: Collection[str] = ()) -> Room | None:
+        """Where the missing of `wanted` go, so that all fit now; None if a lease must end first."""
+        missing = {name: self._need(name) for name in wanted if name not in self._places}
+        free_bytes = self.budget_bytes - self.used_bytes
+        if not missing and free_bytes >= 0:
+            return Room()
+        return make_room(
+            missing,
+            self._free(wanted.union(keep)),
+            opened=Counter(place.need.shape for place in self._open()) + self._closing,
+            free_bytes=free_bytes,
+            policy=self._policy,
+        )
+
+    def _open(self) -> list[_Place[T]]:
+        return [*self._places.values(), *self._empty]
+
+    def _free(self, keep: set[str]) -> list[OpenSlot]:
+        """Slots that may be taken or closed."""
+        evictable = [
+            OpenSlot(id(place), place.need, Resident(name, place.size_bytes, place.last_used_s, place.uses))
+            for name, place in self._places.items()
+            if place.leases == 0 and place.expert is not None and name not in self.pins and name not in keep
         ]
+        return evictable + [OpenSlot(id(place), place.need) for place in self._empty]
+
+    def _need(self, name: str) -> Need:
+        place = self._places.get(name)
+        return self._stated_need(name) if place is None else place.need
 
     def _check_can_ever_fit(self, wanted: set[str]) -> None:
-        need = sum(self._footprint(name) for name in wanted)
-        pinned = sum(s.size_bytes for n, s in self._slots.items() if n in self.pins and n not in wanted)
+        needs = {name: self._need(name) for name in wanted}
+        pinned = [place for name, place in self._places.items() if name in self.pins and name not in wanted]
+        self._check_bytes(needs, sum(place.size_bytes for place in pinned))
+        self._check_slots(needs, Counter(place.need.shape for place in pinned))
+
+    def _check_bytes(self, needs: Mapping[str, Need], pinned: int) -> None:
+        need = sum(each.size_bytes for each in needs.values())
         if need > self.budget_bytes - pinned:
             held = f" of which pinned experts hold {_mib(pinned)}" if pinned else ""
-            names = ", ".join(map(repr, sorted(wanted)))
             raise OutOfMemory(
-                f"{names} need {_mib(need)}, the budget is {_mib(self.budget_bytes)}{held}: "
+                f"{_names(needs)} need {_mib(need)}, the budget is {_mib(self.budget_bytes)}{held}: "
                 "raise `host.budget`, choose a smaller expert, or unpin one"
             )
+
+    def _check_slots(self, needs: Mapping[str, Need], pinned: Mapping[Hashable, int]) -> None:
+        for shape, count in Counter(need.shape for need in needs.values()).items():
+            same = {name: need for name, need in needs.items() if need.shape == shape}
+            most = min(need.slots for need in same.values())
+            if count + pinned.get(shape, 0) > most:
+                held = f", of which pinned experts hold {pinned[shape]}" if pinned.get(shape) else ""
+                raise OutOfMemory(
+                    f"{_names(same)} need {count} slots of one shape at a time, and their engine opens {most}{held}: "
+                    "raise its `slots_per_shape`, or unpin an expert"
+                )
 
     def _wake(self) -> None:
         """Let the first waiting lease check again."""
@@ -259,6 +373,10 @@ def _retrieved(task: asyncio.Task[T]) -> None:
     """Mark a failure as retrieved: waiting leases raise it, but all of them may have been cancelled."""
     if not task.cancelled():
         task.exception()
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(names)))
 
 
 def _mib(size_bytes: int) -> str:

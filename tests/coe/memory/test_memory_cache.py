@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from coe.errors import EngineError, OutOfMemory
-from coe.memory import ExpertCache
+from coe.memory import ExpertCache, Need
 from coe.memory.eviction import Resident, lru, victims
 
 SIZES = {"a": 4, "b": 4, "c": 4, "big": 8, "huge": 13}
@@ -24,9 +24,8 @@ class Shelf:
         self.clock = 0.0
         self.cache: ExpertCache[str] = ExpertCache(
             budget,
-            load=self.load,
-            unload=self.unload,
-            footprint=SIZES.__getitem__,
+            new_slot=lambda name: ShelfSlot(self),
+            need=lambda name: Need(name, SIZES[name]),
             clock=self.tick,
             **options,  # type: ignore[arg-type]
         )
@@ -47,6 +46,22 @@ class Shelf:
     async def unload(self, expert: str) -> None:
         await asyncio.sleep(self.delay_s)
         self.resident.remove(expert.lower())
+
+
+class ShelfSlot:
+    """A slot of one expert."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self.expert: str | None = None
+        self._shelf = shelf
+
+    async def switch(self, name: str) -> str:
+        self.expert = await self._shelf.load(name)
+        return self.expert
+
+    async def close(self) -> None:
+        if self.expert is not None:
+            await self._shelf.unload(self.expert)
 
 
 async def use(shelf: Shelf, *names: str) -> None:
