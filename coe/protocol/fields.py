@@ -78,7 +78,16 @@ IGNORED_VALUES: Final[Mapping[str, Neutral]] = {"verbosity": ("medium",)}
 IGNORED_IN_COMPLETIONS: Final = frozenset({"user"})
 IGNORED_OF_ENGINES: Final = frozenset({"cache_salt", "request_id"})
 """Fields of other servers, of both endpoints."""
-IGNORED_IN_MESSAGES: Final = frozenset({"annotations", "cache_control", "reasoning", "reasoning_details"})
+IGNORED_IN_MESSAGES: Final = frozenset(
+    {
+        "annotations",
+        "cache_control",
+        "provider_specific_fields",
+        "reasoning",
+        "reasoning_details",
+        "thinking_blocks",
+    }
+)
 IGNORED_IN_PARTS: Final = frozenset({"cache_control", "prompt_cache_breakpoint"})
 
 

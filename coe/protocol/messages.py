@@ -156,8 +156,13 @@ def _mixed(parts: list[TextPart | ImagePart | RefusalPart | ThinkingPart]) -> st
 
 
 def _arguments(value: object) -> object:
-    """Arguments that a client has parsed are written as JSON again."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+    """Arguments that a client has parsed are written as JSON again; null is none."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else "" if value is None else value
+
+
+def _function(value: object) -> object:
+    """The type of a call, which clients that join chunks leave null."""
+    return "function" if value is None else value
 
 
 class CalledFunction(Strict):
@@ -171,7 +176,7 @@ class Call(Strict):
     """A tool call of an assistant message."""
 
     id: Name
-    type: Literal["function"] = "function"
+    type: Annotated[Literal["function"], BeforeValidator(_function)] = "function"
     function: CalledFunction
     index: object = None
 

@@ -6,6 +6,7 @@ Bodies are hostile: at most MOST_PROBLEMS problems are described, and at most MO
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -28,6 +29,7 @@ MOST_SHOWN: Final = 80
 """Most characters of a value or a field name that an error repeats."""
 Found = Callable[[bool], FieldProblem]
 """A problem that is described when it is listed; true: search for a close name."""
+_OWN_WORDS: Final = re.compile("^(Input|String) ")
 _CODES: Final = {
     "too_many": "too_many",
     "missing": "missing_required_parameter",
@@ -110,7 +112,7 @@ def problem(detail: ErrorDetails, model: type[BaseModel], known: Collection[str]
     if kind == "prompt_element":
         context = detail["ctx"]
         return FieldProblem(param + context["place"], "invalid_value", context["message"])
-    expected = "should be an object" if kind in ("model_type", "dict_type") else detail["msg"].removeprefix("Input ")
+    expected = "should be an object" if kind in ("model_type", "dict_type") else _OWN_WORDS.sub("", detail["msg"])
     got = "" if kind in _PLAIN else f", got {shown(detail['input'])}"
     return FieldProblem(param, code, expected + got)
 

@@ -85,6 +85,10 @@ class NamedChoice(Strict):
 
 def _choice(value: object, validate: ValidatorFunctionWrapHandler) -> object:
     if isinstance(value, dict):
+        if value.get("type") == "allowed_tools":
+            raise PydanticCustomError(
+                "unsupported_value", "type 'allowed_tools' is not supported: send only these tools, with a mode"
+            )
         return validate(value)
     if not isinstance(value, str) or value not in MODES:
         raise PydanticCustomError(

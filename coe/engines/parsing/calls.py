@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +33,11 @@ def read_calls(
 ) -> tuple[list[Call], str]:
     """The calls of a region, and the text after them. Without calls, all of it is text.
 
+    A region that no markup opens is JSON like any other, such as `{"name": "Ada", "age": 36}`: it is a call only if it
+    has the name of an offered tool.
+
     Args:
-        region: the `body` of the region, and the `groups` that its opening captured.
+        region: the `body` of the region, its `opening`, and the `groups` that this captured.
         field: its field in transformers' response template.
         tools: those offered; their schemas give the types of arguments that are written as plain text.
     """
@@ -47,6 +51,8 @@ def read_calls(
     except _ERRORS:
         return [], body
     if not calls or (rest and field.close_re is not None):
+        return [], body
+    if not region.get("opening", "").strip() and not _schemas(tools).keys() >= {call.name for call in calls}:
         return [], body
     return calls, rest
 
@@ -65,12 +71,11 @@ def _values(body: str, field: Any, tools: Sequence[Mapping[str, Any]], budget: B
 
 def _json_values(body: str) -> tuple[Sequence[Any], str]:
     """JSON values in a row, with separators between them, and the text after the last."""
-    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     values: list[Any] = []
     place = _skip(body, 0)
     while place < len(body):
         try:
-            value, place = decoder.raw_decode(body, place)
+            value, place = _DECODER.raw_decode(body, place)
         except ValueError:
             if not values:
                 raise
@@ -88,6 +93,16 @@ def _skip(text: str, place: int) -> int:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text} is too large")
+    return value
+
+
+_DECODER: Final = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant, strict=False)
+"""Of JSON that a model writes: line breaks in strings are common, and harmless."""
 
 
 def _tags(body: str, args: Mapping[str, Any], budget: Budget) -> dict[str, Any]:
@@ -139,25 +154,36 @@ def _calls(value: Any) -> Iterator[Call]:
             yield from _calls(each)
         return
     function = value.get("function", value)
+    if isinstance(function, str):  # Llama 3.2: {"type": "function", "function": NAME, "parameters": {...}}
+        function = {**value, "name": function}
     name, arguments = function["name"], function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):
-        arguments = json.loads(arguments, parse_constant=_refuse_constant)
+        arguments = _DECODER.decode(arguments or "{}")
     if arguments is None:
         arguments = {}
     if not isinstance(name, str) or not 0 < len(name) <= _MOST_NAME_CHARACTERS or not isinstance(arguments, dict):
         raise ValueError("not a call: it needs a name, and an object of arguments")
-    yield Call(name, json.dumps(arguments, ensure_ascii=False))
+    yield _call(name, arguments)
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> Call:
+    """The call as text; a lone surrogate, which JSON can write and UTF-8 cannot, is `?`."""
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    return Call(*(each.encode("utf-8", "replace").decode() for each in (name, text)))
 
 
 def _typed(call: Call, tools: Sequence[Mapping[str, Any]]) -> Call:
     """The call with arguments of the types that the schema of its tool states; they were written as plain text."""
-    schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
-    schema = schemas.get(call.name)
+    schema = _schemas(tools).get(call.name)
     properties = schema.get("properties") if isinstance(schema, Mapping) else None
     if not isinstance(properties, Mapping):
         return call
     arguments = {name: _cast(value, properties.get(name)) for name, value in json.loads(call.arguments).items()}
-    return Call(call.name, json.dumps(arguments, ensure_ascii=False))
+    return _call(call.name, arguments)
+
+
+def _schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
 
 
 def _cast(value: Any, schema: Any) -> Any:
@@ -166,6 +192,6 @@ def _cast(value: Any, schema: Any) -> Any:
         return value
     text = value.strip()
     try:
-        return json.loads(_PYTHON.get(text, text), parse_constant=_refuse_constant)
+        return _DECODER.decode(_PYTHON.get(text, text))
     except (ValueError, RecursionError):
         return value

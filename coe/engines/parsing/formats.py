@@ -93,7 +93,8 @@ CALLS: Final = (
                 "transform": {"name": "{name}", "arguments": "{content}"},
             },
             CONTENT: {
-                "open_pattern": r"(?:<\|start\|>assistant)?<\|channel\|>(?:final|commentary)<\|message\|>",
+                "open_pattern": r"(?:<\|start\|>assistant)?<\|channel\|>(?:final|commentary) {0,2}"
+                r"(?:<\|constrain\|>\w{1,40})?<\|message\|>",
                 "close": ["<|return|>", "<|end|>"],
                 "repeats": True,
             },

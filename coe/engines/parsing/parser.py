@@ -20,23 +20,34 @@ step: token by token, one of a megabyte would take minutes."""
 
 @dataclass(slots=True)
 class _Trimmed:
-    """Text without blanks at the ends that markup made: at its start after markup, and before the next markup."""
+    """Text without blanks at the ends that markup made: at its start after markup, and before the next markup.
+
+    A newline stands where markup parts two texts: if there were blanks, or always with `parts`.
+    """
 
     after_markup: bool = False
+    parts: bool = False
+    begun: bool = False
     _blanks: str = ""
+    _parted: bool = False
 
     def add(self, text: str) -> str:
         """The text that may be shown now; blanks at its end wait for what follows."""
         text = self._blanks + text
+        gap = ""
         if self.after_markup:
+            self._parted = self._parted or text[:1].isspace()
             text = text.lstrip()
+            gap = "\n" if text and self._parted and self.begun else ""
         shown = text.rstrip()
         self._blanks = text[len(shown) :]
         self.after_markup = self.after_markup and not shown
-        return shown
+        self.begun = self.begun or bool(shown)
+        return gap + shown
 
-    def markup(self) -> None:
-        """Markup follows."""
+    def markup(self, *, parts: bool = False) -> None:
+        """Markup follows; `parts`: what comes after it is a text of its own."""
+        self._parted = self.parts or parts or bool(self._blanks) or (self.after_markup and self._parted)
         self.after_markup, self._blanks = True, ""
 
     def end(self) -> str:
@@ -66,9 +77,8 @@ class AnswerParser:
         self._only = request.tool_name
         self._ids: CallIds = call_ids(request)
         self._parser = answers.parser(prompt, self._budget, calls=bool(self._tools))
-        self._text, self._reasoning = _Trimmed(), _Trimmed(after_markup=True)
+        self._text, self._reasoning = _Trimmed(), _Trimmed(after_markup=True, parts=True)
         self._waiting: list[str] = []
-        self._has_reasoned = self._reasoning_begins = False
         self._n_waiting = self._n_parsed = self.n_calls = 0
 
     @property
@@ -113,21 +123,17 @@ class AnswerParser:
                 case "region_chunk", "content":
                     _add_text(pieces, self._text.add(event["text"]))
                 case "region_chunk", "thinking":
-                    self._reason(self._reasoning.add(event["text"]), pieces)
+                    if reasoning := self._reasoning.add(event["text"]):
+                        pieces.append(Chunk("", reasoning=reasoning))
+                case "region_open", "content":
+                    if self._text.begun and self._fields[event["field"]].open_re is not None:
+                        self._text.markup(parts=True)
                 case "region_open", "thinking":
                     self._text.markup()
                 case "region_close", "thinking":
                     self._reasoning.markup()
-                    self._reasoning_begins = True
                 case "region_close", "tool_calls":
                     self._close_calls(event, pieces, closed)
-
-    def _reason(self, text: str, pieces: list[Chunk]) -> None:
-        """Add reasoning; that of another region begins on a line of its own."""
-        if text:
-            another = self._has_reasoned and self._reasoning_begins
-            pieces.append(Chunk("", reasoning="\n" + text if another else text))
-            self._has_reasoned, self._reasoning_begins = True, False
 
     def _close_calls(self, event: Mapping[str, Any], pieces: list[Chunk], closed: bool) -> None:
         """A region of calls has ended; one without valid calls is text."""

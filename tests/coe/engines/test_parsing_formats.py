@@ -50,6 +50,32 @@ CASES: list[tuple[str, str, str, str, list[Any]]] = [
     ("hermes", '<tool_call>{"name": "", "arguments": {}}</tool_call>', None, "", []),  # type: ignore[list-item]
     ("hermes", '<tool_call>{"name": "w", "arguments": [1]}</tool_call>', None, "", []),  # type: ignore[list-item]
     ("hermes", "a < b, <tool and <tool_calls>", "a < b, <tool and <tool_calls>", "", []),
+    (
+        "hermes",
+        '<tool_call>{"name": "w", "arguments": {"city": "a\nb\tc"}}</tool_call>',
+        "",
+        "",
+        [("w", {"city": "a\nb\tc"})],
+    ),
+    (
+        "hermes",
+        '<tool_call>{"name": "w", "arguments": "{\\"city\\": \\"a\nb\\"}"}</tool_call>',
+        "",
+        "",
+        [("w", {"city": "a\nb"})],
+    ),
+    ("hermes", '<tool_call>{"name": "w", "arguments": ""}</tool_call>', "", "", [("w", {})]),
+    (
+        "hermes",
+        '<tool_call>{"name": "w", "arguments": {"city": "a\\ud83d"}}</tool_call>',
+        "",
+        "",
+        [("w", {"city": "a?"})],
+    ),
+    ("hermes", '<tool_call>{"name": "w", "arguments": {"n": 1e999}}</tool_call>', None, "", []),  # type: ignore[list-item]
+    ("hermes", '<tool_call>{"name": "w", "arguments": {"n": -1e999}}</tool_call>', None, "", []),  # type: ignore[list-item]
+    ("hermes", 'One.\n<tool_call>{"name": "w"}</tool_call>\n\nTwo.\n', "One.\nTwo.", "", [("w", {})]),
+    ("hermes", '<tool_call>{"name": "w"}</tool_call>\n\nTwo.\n', "Two.", "", [("w", {})]),
     ("qwen-xml", "<tool_call>\n<function=w>\n<parameter=n>\n1\n</parameter>\n</function>\n</tool_call>", "", "", ONE),
     (
         "qwen-xml",
@@ -58,6 +84,13 @@ CASES: list[tuple[str, str, str, str, list[Any]]] = [
         "Hm.",
         "",
         TWO,
+    ),
+    (
+        "qwen-xml",
+        "<tool_call><function=w><parameter=n>1e999</parameter></function></tool_call>",
+        "",
+        "",
+        [("w", {"n": "1e999"})],
     ),
     ("mistral", '[TOOL_CALLS] [{"name": "w", "arguments": {"n": 1}}]', "", "", ONE),
     (
@@ -74,6 +107,10 @@ CASES: list[tuple[str, str, str, str, list[Any]]] = [
     ("llama3", '{"name": "w", "parameters": {"n": 1}}; {"name": "v", "parameters": {"city": "Köln 🙂"}}', "", "", TWO),
     ("llama3", '{"name": "w", "parameters": {"n": 1}}\nThat is it.', "That is it.", "", ONE),
     ("llama3", '{"answer": 4}', '{"answer": 4}', "", []),
+    ("llama3", '{"name": "Ada", "age": 36}', '{"name": "Ada", "age": 36}', "", []),
+    ("llama3", '{"name": "Ada", "parameters": {}}', '{"name": "Ada", "parameters": {}}', "", []),
+    ("llama3", '<|python_tag|>{"name": "other", "parameters": {}}', "", "", [("other", {})]),
+    ("llama3", '{"type": "function", "function": "w", "parameters": {"n": 1}}', "", "", ONE),
     ("llama3", 'As JSON: {"name": "w", "parameters": {}}', 'As JSON: {"name": "w", "parameters": {}}', "", []),
     ("harmony", HARMONY_CALL.format("w", '{"n": 1}'), "", "", ONE),
     (
@@ -88,6 +125,14 @@ CASES: list[tuple[str, str, str, str, list[Any]]] = [
         "<|channel|>analysis<|message|>So.<|end|><|start|>assistant<|channel|>final<|message|>Hi",
         "Hi",
         "So.",
+        [],
+    ),
+    (
+        "harmony",
+        "<|channel|>commentary<|message|>I look it up.<|end|>"
+        + "<|start|>assistant<|channel|>final <|constrain|>json<|message|>{}<|return|>",
+        "I look it up.\n{}",
+        "",
         [],
     ),
 ]

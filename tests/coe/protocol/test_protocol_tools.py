@@ -101,6 +101,8 @@ def test_neutral_tool_fields_request_nothing() -> None:
         ({"tools": [NEWS], "tool_choice": {"type": "tool", "name": "news"}}, "tool_choice.type", "'function'"),
         ({"tools": [NEWS], "tool_choice": {"type": "function", "function": {"name": "nws"}}},
          "tool_choice.function.name", "'nws' is the name of no tool; did you mean 'news'?"),
+        ({"tools": [NEWS], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+         "tool_choice", "type 'allowed_tools' is not supported: send only these tools"),
         ({"tool_choice": "required"}, "tool_choice", "requires a call, but tools is empty"),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "but tools is empty"),
         ({"tools": [NEWS], "parallel_tool_calls": "no"}, "parallel_tool_calls", "should be a valid boolean"),
@@ -138,6 +140,20 @@ def test_arguments_that_a_client_parsed_become_text_again() -> None:
     call = {"id": "c1", "function": {"name": "weather", "arguments": {"city": "Köln"}}}
     [message] = chat({"role": "assistant", "content": "", "tool_calls": [call]}).request.messages
     assert message.tool_calls == (ToolCall("c1", "weather", '{"city": "Köln"}'),)
+
+
+def test_what_clients_leave_null_or_add_when_they_repeat_a_call_is_harmless() -> None:
+    call = {"id": "c1", "type": None, "index": 0, "function": {"name": "now", "arguments": None}}
+    added = {"provider_specific_fields": {"x": 1}, "thinking_blocks": [{"type": "thinking"}]}
+    parsed = chat({"role": "assistant", "content": None, "tool_calls": [call], **added})
+    assert parsed.request.messages == (Message("assistant", "", (ToolCall("c1", "now", ""),)),)
+    assert parsed.ignored == ("messages[].provider_specific_fields", "messages[].thinking_blocks")
+    assert not chat({"role": "assistant", "content": "x", **dict.fromkeys(added)}).ignored
+
+
+def test_the_words_of_an_error_are_in_the_style_of_the_others() -> None:
+    found = refused(tools=[{"type": "function", "function": {"name": "a b"}}])
+    assert found["tools[0].function.name"].startswith("should match pattern")
 
 
 def test_a_result_without_its_call_and_a_call_without_its_result_pass() -> None:
