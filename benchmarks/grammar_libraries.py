@@ -81,9 +81,14 @@ class Checked(LLGuidance):
         self._checker.problem('start: ""')  # starts its process
 
     def _checked(self, grammar: str, **_: Any) -> Any:
+        from coe.engines.hf.constrained.checker import SlowGrammar
         from coe.engines.hf.constrained.compiler import _limits
 
-        if problem := self._checker.problem(grammar):
+        try:
+            problem = self._checker.problem(grammar)
+        except SlowGrammar:
+            problem = self._checker.slow_problem(grammar)
+        if problem:
             raise ValueError(problem)
         return super()._checked(grammar, limits=_limits())
 

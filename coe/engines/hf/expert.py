@@ -82,7 +82,7 @@ class HFExpert:
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
         """Yield the answer as it is generated; see `Expert.generate`. Usage counts all tokens, an end token too."""
         style = await self._style(adapter)
-        matcher = await self._matcher(Grammar.of_request(request), adapter)
+        matcher = await self._matcher(await self._format(request), adapter)
         with self._waiting.expecting():  # a batch waits for a slow template too, but never long
             prompt = await self._render(request, style, adapter)
             if self._loaded is None:
@@ -126,6 +126,12 @@ class HFExpert:
         if key not in self._styles:
             self._styles[key] = await asyncio.to_thread(chat.ChatStyle.read, adapter.path)
         return self._styles[key]
+
+    async def _format(self, request: GenerateRequest) -> Grammar | None:
+        """The grammar of an answer in a format. A large schema takes 0.1 s to read."""
+        if request.format == "text":
+            return None
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, Grammar.of_request, request)
 
     async def _matcher(self, grammar: Grammar | None, adapter: Adapter | None) -> Matcher | None:
         """What keeps the answer in the required format, if there is one."""

@@ -1,4 +1,4 @@
-"""Checks that a grammar can be compiled within limits of time and memory, in a process that can be ended."""
+"""Checks that a grammar can be compiled within limits of time and memory, in processes that can be ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,27 +29,34 @@ class CheckLimits:
     """Limits of one check.
 
     Attributes:
-        cpu_s: CPU seconds. Schemas in use take 0.001 to 0.1, the largest that is accepted takes 1.
+        quick_cpu_s: CPU seconds of the first attempt. Schemas in use take 0.001 to 0.1.
+        cpu_s: CPU seconds of the second one. The largest schema that is accepted takes 1.
         wall_s: seconds in all, for a process that does not run at all.
-        memory_bytes: address space of the process.
+        memory_bytes: address space of a process.
     """
 
+    quick_cpu_s: float = 0.1
     cpu_s: float = 2.0
     wall_s: float = 30.0
     memory_bytes: int = 2**29
 
 
-class GrammarChecker:
-    """A child process that compiles grammars, one after the other, started with the first and after each that ends it.
+class SlowGrammar(Exception):
+    """The first attempt to compile a grammar has used its CPU time."""
 
-    It takes 0.1 s to start and 30 MiB. It ends with this object, or with this process.
+
+class GrammarChecker:
+    """Two child processes that compile grammars, one for quick ones and one for those that take longer.
+
+    So a slow grammar delays the quick ones by `quick_cpu_s` and the start of a process. Each process is started with
+    its first grammar and after each that ends it. It takes 0.1 s to start and 30 MiB. It ends with this object, or with
+    this process.
     """
 
     def __init__(self, limits: CheckLimits | None = None) -> None:
-        self._limits = limits or CheckLimits()
-        self._child = _Child()
-        self._lock = threading.Lock()
-        self._close = weakref.finalize(self, self._child.stop)
+        limits = limits or CheckLimits()
+        self._quick = _Checks(replace(limits, cpu_s=min(limits.cpu_s, limits.quick_cpu_s)))
+        self._slow = _Checks(limits)
 
     def problem(self, grammar: str) -> str | None:
         """Why a grammar cannot be compiled; `None` if it can. Blocks.
@@ -58,8 +65,35 @@ class GrammarChecker:
             grammar: in a form that llguidance's LLMatcher takes.
 
         Raises:
+            SlowGrammar: it takes more than `quick_cpu_s`; use `slow_problem`.
             EngineError: the process cannot be started, or does not run.
         """
+        return self._quick.problem(grammar)
+
+    def slow_problem(self, grammar: str) -> str | None:
+        """The same for a slow grammar, within `cpu_s`, in the other process."""
+        try:
+            return self._slow.problem(grammar)
+        except SlowGrammar as error:
+            return str(error)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._quick.close()
+        self._slow.close()
+
+
+class _Checks:
+    """The checks of one process, one after the other."""
+
+    def __init__(self, limits: CheckLimits) -> None:
+        self._limits = limits
+        self._child = _Child()
+        self._lock = threading.Lock()
+        self.close = weakref.finalize(self, self._child.stop)
+
+    def problem(self, grammar: str) -> str | None:
+        """See `GrammarChecker.problem`."""
         line = json.dumps({"grammar": grammar, "cpu_s": self._limits.cpu_s}).encode() + b"\n"
         with self._lock:
             try:
@@ -76,12 +110,10 @@ class GrammarChecker:
         if code == 1:  # its own error, such as a missing package
             raise EngineError("the process that checks JSON schemas ended with exit code 1")
         if code == -signal.SIGPROF:
-            return f"it takes more than {self._limits.cpu_s:g} s to compile: lower its counts (minItems, maxItems)"
+            raise SlowGrammar(
+                f"it takes more than {self._limits.cpu_s:g} s to compile: lower its counts (minItems, maxItems)"
+            )
         return "it takes too much memory to compile: lower its counts (minItems, maxItems)"
-
-    def close(self) -> None:
-        """End the process."""
-        self._close()
 
 
 class _Child:

@@ -1,18 +1,26 @@
-"""Compiles grammars for the tokenizer of one model, once each, outside the event loop and the worker thread."""
+"""Compiles grammars for the tokenizer of one model, once each, outside the event loop and the worker thread.
+
+Clients choose the schemas, so a slow one must not delay requests with others: grammars that are kept wait for no
+compilation, new ones only for quick ones, and few slow ones wait at a time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
+import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from coe.engines.hf.constrained.checker import GrammarChecker
+from coe.engines.hf.constrained.checker import GrammarChecker, SlowGrammar
 from coe.engines.hf.constrained.grammar import Grammar
+from coe.engines.hf.constrained.lane import Lane
 from coe.engines.hf.constrained.matcher import Compiled, Matcher, Vocabulary
 from coe.engines.hf.constrained.schemas import places
 from coe.errors import Rejected, Unsupported
@@ -25,6 +33,10 @@ _MOST_KEPT: Final = 64
 """Compiled grammars that are kept for a model, those of the latest answers."""
 _MOST_KEPT_BYTES: Final = 2**22
 """Most bytes of the schemas of kept grammars."""
+_MOST_QUICK: Final = 1024
+_MOST_SLOW: Final = 8
+"""Different grammars of a model that wait to be compiled. A slow one takes up to 2 s of CPU for its check, and then up
+to 5 s."""
 _MOST_MESSAGE: Final = 400
 _OPTIONS: Final[JsonCompileOptions] = {"whitespace_flexible": True, "coerce_one_of": False, "lenient": False}
 """Options of JSON schemas; they take precedence over those that a schema states (`x-guidance`)."""
@@ -48,10 +60,12 @@ class Grammars:
         self._tokenizer, self._checker = tokenizer, checker
         self._n_tokens = max(n_tokens, len(tokenizer))
         self._kept: OrderedDict[Grammar, Compiled | str] = OrderedDict()
+        self._keeping = threading.Lock()
         self._vocabulary: Vocabulary | None = None
         self._of_library: Any = None
-        # One thread: a slow grammar delays other new ones of this model, not its prompts.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._quick = Lane[Compiled | str | None]("grammar", _MOST_QUICK)
+        self._slow = Lane[Compiled | str | None]("slow-grammar", _MOST_SLOW)
+        self._matchers = ThreadPoolExecutor(1, thread_name_prefix="matcher")
 
     async def matcher(self, grammar: Grammar, *, expert: str) -> Matcher:
         """A matcher for one answer. The first one of a model takes the time to read its vocabulary (0.5 to 5 s).
@@ -61,38 +75,59 @@ class Grammars:
 
         Raises:
             Rejected: the grammar is invalid, or exceeds a limit; the message names the keyword and its place.
+            Overloaded: too many grammars wait to be compiled.
             Unsupported: the tokenizer of this model cannot be constrained.
             EngineError: the process that checks grammars does not run.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._matcher, grammar, expert)
+        compiled = self._find(grammar)
+        if compiled is None:
+            compiled = await self._quick.run(grammar, partial(self._compile, grammar, expert, self._checker.problem))
+        if compiled is None:
+            slow = partial(self._compile, grammar, expert, self._checker.slow_problem)
+            compiled = await self._slow.run(grammar, slow)
+        if not isinstance(compiled, Compiled):
+            raise Rejected(f"{expert!r} cannot answer in the required format: {compiled}")
+        make = partial(Matcher, compiled, self._read_vocabulary(expert), expert)
+        return await asyncio.get_running_loop().run_in_executor(self._matchers, make)
 
     def close(self) -> None:
         """Compile no more."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._quick.close()
+        self._slow.close()
+        self._matchers.shutdown(wait=False, cancel_futures=True)
 
-    def _matcher(self, grammar: Grammar, expert: str) -> Matcher:
-        compiled = self._compiled(grammar, expert)
-        if isinstance(compiled, str):
-            what = "write a call in its required form" if grammar.calls else "answer in the required format"
-            raise Rejected(f"{expert!r} cannot {what}: {compiled}")
-        return Matcher(compiled, self._read_vocabulary(expert), expert)
+    def _find(self, grammar: Grammar) -> Compiled | str | None:
+        """The kept grammar, or its problem."""
+        with self._keeping:
+            kept = self._kept.get(grammar)
+            if kept is None or (isinstance(kept, Compiled) and kept.failed):
+                return None
+            self._kept.move_to_end(grammar)
+            return kept
 
-    def _compiled(self, grammar: Grammar, expert: str) -> Compiled | str:
-        """The compiled grammar, or its problem."""
-        kept = self._kept.get(grammar)
-        if kept is None or (isinstance(kept, Compiled) and kept.failed):
-            kept = self._compile(grammar, expert)
-            self._kept[grammar] = kept
-        self._kept.move_to_end(grammar)
-        while len(self._kept) > _MOST_KEPT or self._kept_bytes > _MOST_KEPT_BYTES:
-            self._kept.popitem(last=False)
-        return kept
+    def _keep(self, grammar: Grammar, compiled: Compiled | str) -> None:
+        with self._keeping:
+            self._kept[grammar] = compiled
+            self._kept.move_to_end(grammar)
+            while len(self._kept) > _MOST_KEPT or self._kept_bytes > _MOST_KEPT_BYTES:
+                self._kept.popitem(last=False)
 
     @property
     def _kept_bytes(self) -> int:
         return sum(each.size for each in self._kept)
 
-    def _compile(self, grammar: Grammar, expert: str) -> Compiled | str:
+    def _compile(self, grammar: Grammar, expert: str, check: Callable[[str], str | None]) -> Compiled | str | None:
+        """The compiled grammar, or its problem; `None` if the check takes too long."""
+        if (kept := self._find(grammar)) is not None:  # compiled while this waited
+            return kept
+        try:
+            compiled = self._checked(grammar, expert, check)
+        except SlowGrammar:
+            return None
+        self._keep(grammar, compiled)
+        return compiled
+
+    def _checked(self, grammar: Grammar, expert: str, check: Callable[[str], str | None]) -> Compiled | str:
         from llguidance import LLMatcher
 
         vocabulary = self._read_vocabulary(expert)
@@ -100,7 +135,7 @@ class Grammars:
             text = plain = LLMatcher.grammar_from_json_schema(grammar.schema, overrides=_OPTIONS)
         else:  # the process that checks has no tokenizer, so special tokens are text there
             text, plain = grammar.lark(self._special_tokens()), grammar.lark({})
-        if (problem := self._checker.problem(plain)) is not None:
+        if (problem := check(plain)) is not None:
             return explained(problem, grammar)
         compiled = LLMatcher(self._of_library, text, log_level=0, limits=_limits())
         if compiled.is_error():
