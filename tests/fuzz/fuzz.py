@@ -100,10 +100,16 @@ async def over_fakes(given: argparse.Namespace) -> int:
     )
     async with gateway(experts=experts) as running:
         code = await fuzz(given, running.url)
-        statuses = Counter((line.endpoint, line.status, line.streamed) for line in running.log.lines)
-    for (endpoint, status, streamed), count in sorted(statuses.items()):
-        print(f"{count:6} {endpoint} {status}{' streamed' if streamed else ''}")
+        lines = [line for line in running.log.lines if "-" not in line.id]  # one for each request with several prompts
+        kinds = Counter(f"{line.endpoint} {line.status}{' stream' if _is_stream(line) else ''}" for line in lines)
+    for kind, count in sorted(kinds.items()):
+        print(f"{count:6} {kind}")
+    print(f"slowest answer: {max(line.total_s for line in lines):.2f} s")
     return code
+
+
+def _is_stream(line: Any) -> bool:
+    return line.streamed and line.status == 200 and line.endpoint != "/v1/route"
 
 
 def main() -> int:
