@@ -18,7 +18,7 @@ from coe.engines.base import Adapter
 from coe.engines.hf.constrained.grammar import MOST_LEVELS, MOST_SCHEMA_BYTES, CallForm, Grammar
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
-from coe.errors import EngineError, Rejected, Unsupported
+from coe.errors import Rejected, Unsupported
 from coe.sampling import SamplingOptions
 from coe.types import GenerateRequest
 from routers.base import Message, Query
@@ -290,10 +290,17 @@ async def test_a_catastrophic_pattern_ends_the_answer_within_limits(expert: HFEx
     async with asyncio.timeout(60):
         try:
             answer = await say(expert, request(having({"type": "string", "pattern": pattern}), max_tokens=100))
-        except EngineError as error:
-            assert "cannot continue an answer in the required format" in str(error)
+        except Rejected as error:
+            assert "cannot continue an answer in the required format" in str(error) and error.status == 400
         else:
             assert answer.reason == "length" or is_valid(answer.text, having({"type": "string"}))
+
+
+async def test_a_schema_that_is_too_complex_to_match_is_rejected(expert: HFExpert) -> None:
+    optional = {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(1_000)}}
+    with pytest.raises(Rejected, match=r"its JSON schema is too complex \(.*items.*\): use fewer optional properties"):
+        await say(expert, request(optional))
+    assert (await say(expert, request(FLAT))).reason == "stop"
 
 
 async def test_a_tokenizer_that_cannot_be_constrained_is_named(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.errors import EngineError
+from coe.errors import Rejected
 from coe.seam import one_line
 
 if TYPE_CHECKING:
@@ -106,8 +106,8 @@ class Matcher:
         scores[:n].masked_fill_(torch.from_numpy(~allowed[:n]).to(scores.device), float("-inf"))
         scores[n:] = float("-inf")
 
-    def advance(self, token: int, eos: Collection[int]) -> EngineError | None:
-        """Add the next token of the answer; returns the error if the grammar failed."""
+    def advance(self, token: int, eos: Collection[int]) -> Rejected | None:
+        """Add the next token of the answer; returns the error if the grammar failed: clients choose the schemas."""
         if not self.failed and token not in eos:
             if not self.state.consume_token(token):
                 self._fail(self.state.get_error() or f"token {token} is not allowed")
@@ -116,7 +116,10 @@ class Matcher:
             self.ended = self.state.is_stopped()
         if not self.failed:
             return None
-        return EngineError(f"{self.expert!r} cannot continue an answer in the required format: {self._error}")
+        return Rejected(
+            f"{self.expert!r} cannot continue an answer in the required format: its JSON schema is too complex "
+            f"({self._error}): use fewer optional properties and simpler patterns"
+        )
 
     def _fail(self, message: str) -> None:
         self.failed = self.compiled.failed = True
