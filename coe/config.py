@@ -75,6 +75,11 @@ class FakeConfig(_Section):
     """Seconds for each load."""
     capacity: Annotated[int, Field(ge=1)] = 8
     """Most requests that one expert answers at once."""
+    slots: Annotated[int, Field(ge=1)] | None = None
+    """Slots that the experts of one architecture take turns in, as on an engine of one process; null gives each expert
+    its own."""
+    slot_bytes: ByteSize = ByteSize(0)
+    """Bytes of a slot beside the `size_bytes` of its expert."""
 
 
 def _installed_engine(name: str) -> str:

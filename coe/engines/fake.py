@@ -6,7 +6,8 @@ The source selects the behaviour of an expert; a token is a run of non-whitespac
     fake://upper                    repeats it in capitals
     fake://script?paris=France&...  the value of the first key that the prompt contains (ignoring case), else echo
     fake://script?default=no&...    `default` is the answer if no key is found
-    fake://fail                     fails while generating; ?at=load fails on loading, ?after=N after N tokens
+    fake://fail                     fails while generating; ?at=load fails on loading, ?at=switch as it replaces another
+                                    expert in a slot, ?after=N after N tokens
 
 An answer of a script may reason and call tools (`coe.engines.fake_answers`). Results of calls are in the prompt, too:
 
@@ -21,53 +22,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qsl, urlsplit
 
-from coe.engines.base import Adapter, Capabilities, Expert
-from coe.engines.fake_answers import Step, chunks_of, count, steps_of, tokenize
+from coe.engines.base import Adapter, Capabilities, Expert, ShapeKey, Slot
+from coe.engines.fake_answers import (
+    SCHEME,
+    Behaviour,
+    Step,
+    chunks_of,
+    count,
+    script_answer,
+    steps_of,
+    tokenize,
+)
+from coe.engines.slots import LoadingSlot
 from coe.errors import EngineError, InvalidRequest, WeightsError
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec
 
 __all__ = ["Behaviour", "FakeEngine", "FakeExpert", "Tally", "script_answer", "tokenize"]
-_SCHEME = "fake"
-_BEHAVIOURS = ("echo", "upper", "script", "fail")
-
-
-@dataclass(frozen=True, slots=True)
-class Behaviour:
-    """A parsed `fake://` source."""
-
-    name: str
-    options: Mapping[str, str]
-
-    @classmethod
-    def of(cls, source: str) -> Behaviour:
-        """Parse a source; one that is not `fake://...` (a stand-in for real weights) echoes.
-
-        Raises:
-            WeightsError: `fake://` with a behaviour that does not exist.
-        """
-        url = urlsplit(source)
-        if url.scheme != _SCHEME:
-            return cls("echo", {})
-        if url.netloc not in _BEHAVIOURS:
-            raise WeightsError(
-                f"{source!r} is not a fake expert; there are: {', '.join(f'fake://{b}' for b in _BEHAVIOURS)}"
-            )
-        return cls(url.netloc, dict(parse_qsl(url.query, keep_blank_values=True)))
-
-    def answer(self, prompt: str, question: str) -> str:
-        """The answer to a prompt whose last user message is `question`."""
-        if self.name == "script":
-            return script_answer(self.options, prompt, self.options.get("default", question))
-        return question.upper() if self.name == "upper" else question
-
-
-def script_answer(script: Mapping[str, str], prompt: str, default: str) -> str:
-    """The answer of the first key found in the prompt, ignoring case."""
-    folded = prompt.casefold()
-    return next((a for key, a in script.items() if key != "default" and key.casefold() in folded), default)
 
 
 @dataclass(slots=True)
@@ -80,6 +52,8 @@ class Tally:
     cancelled: Counter[str] = field(default_factory=Counter)
     in_flight: Counter[str] = field(default_factory=Counter)
     most_in_flight: Counter[str] = field(default_factory=Counter)
+    drains: Counter[str] = field(default_factory=Counter)
+    """Switches that had to wait for generations of the expert in the slot."""
 
     def enter(self, name: str) -> None:
         """Count a generation that starts."""
@@ -102,6 +76,13 @@ class FakeExpert:
         self._behaviour = Behaviour.of(spec.source)
         self._places = asyncio.Semaphore(engine.capacity)
         self.generating = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    @property
+    def fails_at(self) -> str | None:
+        """The step of loading at which it fails."""
+        return self._behaviour.options.get("at") if self._behaviour.name == "fail" else None
 
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
         """Yield the answer token by token; see `Expert.generate`. Usage counts whitespace tokens."""
@@ -113,6 +94,7 @@ class FakeExpert:
         async with self._places:
             tally.enter(name)
             self.generating += 1
+            self.idle.clear()
             done = False
             try:
                 async for chunk in self._stream(request, adapter, prompt_tokens):
@@ -123,6 +105,8 @@ class FakeExpert:
                 raise
             finally:
                 self.generating -= 1
+                if not self.generating:
+                    self.idle.set()
                 tally.in_flight[name] -= 1
                 tally.cancelled[name] += not done
 
@@ -136,7 +120,7 @@ class FakeExpert:
         self, request: GenerateRequest, adapter: Adapter | None, prompt_tokens: int
     ) -> AsyncIterator[Chunk]:
         behaviour = self._behaviour
-        if adapter and adapter.spec.source.startswith(f"{_SCHEME}://"):
+        if adapter and adapter.spec.source.startswith(f"{SCHEME}://"):
             behaviour = Behaviour.of(adapter.spec.source)
         [*chunks, last] = chunks_of(self._say(behaviour, request, adapter), request)
         fail_after = int(behaviour.options.get("after", 0)) if behaviour.name == "fail" else None
@@ -164,6 +148,76 @@ class FakeExpert:
         return steps
 
 
+class FakeSlot:
+    """A slot that experts of one shape take turns in, as in the process of a real engine: replaced in place.
+
+    A switch waits for running generations, which `Tally.drains` counts.
+    """
+
+    def __init__(self, shape: ShapeKey, engine: FakeEngine) -> None:
+        self.shape = shape
+        self.expert: FakeExpert | None = None
+        self._engine = engine
+        self._staged: set[str] = set()
+        self._closed = False
+        engine.open_slots.append(self)
+
+    async def switch(self, spec: ExpertSpec, path: Path) -> FakeExpert:
+        """Replace the expert; `path` is not read. A prefetched one takes no time.
+
+        `fake://fail?at=load` fails before anything is replaced, so the former expert goes on; `?at=switch` fails
+        half-way, so the slot is empty.
+
+        Raises:
+            WeightsError: the expert is of another shape, or fails as its source specifies.
+            EngineError: the slot is closed.
+        """
+        if self._closed:
+            raise EngineError(f"a slot of {self.shape} is closed")
+        if (shape := self._engine.shape(spec)) != self.shape:
+            raise WeightsError(f"{spec.name!r} has the shape {shape}, the slot {self.shape}")
+        await self._drain()
+        expert = self._engine.made(spec, fails_at="load")
+        if spec.ref not in self._staged:
+            await self._engine.sleep(self._engine.load_delay_s)
+        self._staged.discard(spec.ref)
+        self._leave()
+        self._engine.made(spec, fails_at="switch")
+        self._engine.enter(expert)
+        self.expert = expert
+        return expert
+
+    async def prefetch(self, spec: ExpertSpec, path: Path) -> None:
+        """The next switch to `spec` takes no time; only the latest one is staged."""
+        await self._engine.sleep(self._engine.load_delay_s)
+        self._staged = {spec.ref}
+
+    async def park(self) -> None:
+        """Drop the expert, once it generates nothing."""
+        await self._drain()
+        self._leave()
+
+    async def unpark(self) -> None:
+        """Nothing: the slot is empty."""
+
+    async def close(self) -> None:
+        """Drop the expert, once it generates nothing."""
+        await self.park()
+        if not self._closed:
+            self._closed = True
+            self._engine.open_slots.remove(self)
+
+    async def _drain(self) -> None:
+        if self.expert is not None and not self.expert.idle.is_set():
+            self._engine.tally.drains[self.expert.spec.name] += 1
+            await self.expert.idle.wait()
+
+    def _leave(self) -> None:
+        if self.expert is not None:
+            self._engine.leave(self.expert)
+            self.expert = None
+
+
 class FakeEngine:
     """Engine of experts without weights.
 
@@ -172,11 +226,14 @@ class FakeEngine:
         token_delay_s: seconds before each token.
         load_delay_s: seconds of each load.
         capacity: requests that one expert runs at once; more wait.
+        slots: slots that the experts of one architecture take turns in; None: each expert has one of its own.
+        slot_bytes: bytes of an open slot beside the expert's.
         sleep: a simulation passes that of its own clock.
 
     Attributes:
         tally: counts of loads, unloads, generations, cancellations, by expert (an adapter counts under its own name).
         resident: the experts that are loaded, as `name@version` (or the bare name before registration).
+        open_slots: the slots that are open and that experts take turns in.
     """
 
     capabilities: Final = Capabilities(streaming=True, adapters=True, tools=True)
@@ -189,30 +246,46 @@ class FakeEngine:
         token_delay_s: float = 0.0,
         load_delay_s: float = 0.0,
         capacity: int = 8,
+        slots: int | None = None,
+        slot_bytes: int = 0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         if capacity < 1:
             raise InvalidRequest(f"capacity must be at least 1, got {capacity}")
+        if (slots is not None and slots < 1) or slot_bytes < 0:
+            raise InvalidRequest(f"slots must be at least 1, slot_bytes not negative, got {slots} and {slot_bytes}")
         self.answers = dict(answers or {})
         self.token_delay_s = token_delay_s
         self.load_delay_s = load_delay_s
         self.capacity = capacity
         self.sleep = sleep
+        self.slots_per_shape = slots or 1
         self.tally = Tally()
         self.resident: set[str] = set()
+        self.open_slots: list[FakeSlot] = []
+        self._shared, self._slot_bytes = slots is not None, slot_bytes
 
     def footprint(self, spec: ExpertSpec) -> int:
         """The spec's `size_bytes`, 0 by default."""
         return spec.size_bytes or 0
 
+    def shape(self, spec: ExpertSpec) -> ShapeKey:
+        """The expert's architecture if experts share slots, else the expert itself."""
+        return ShapeKey(spec.architecture or "fake") if self._shared else ShapeKey.only(spec)
+
+    def slot_bytes(self, shape: ShapeKey) -> int:
+        """The constructor's `slot_bytes`."""
+        return self._slot_bytes
+
+    async def open_slot(self, shape: ShapeKey) -> Slot:
+        """An empty slot, at once."""
+        return FakeSlot(shape, self) if shape.expert is None else LoadingSlot(shape, self)
+
     async def load(self, spec: ExpertSpec, path: Path) -> FakeExpert:
-        """Count a load; `path` is not read. Raises WeightsError for `fake://fail?at=load`."""
+        """Count a load; `path` is not read. Raises WeightsError for `fake://fail?at=load` and `?at=switch`."""
         await self.sleep(self.load_delay_s)
-        expert = FakeExpert(spec, self)
-        if expert._behaviour.options.get("at") == "load":
-            raise WeightsError(f"{spec.name!r} failed to load, as its source {spec.source!r} specifies")
-        self.tally.loads[spec.name] += 1
-        self.resident.add(spec.ref)
+        expert = self.made(spec, fails_at="load switch")
+        self.enter(expert)
         return expert
 
     async def unload(self, expert: Expert) -> None:
@@ -222,8 +295,24 @@ class FakeEngine:
             raise EngineError(f"{name!r} is not loaded")
         if isinstance(expert, FakeExpert) and expert.generating:
             raise EngineError(f"{name!r} is generating and cannot be unloaded")
+        self.leave(expert)
+
+    def made(self, spec: ExpertSpec, fails_at: str) -> FakeExpert:
+        """The expert, not resident yet. Raises WeightsError if its source fails at one of these words."""
+        expert = FakeExpert(spec, self)
+        if expert.fails_at in fails_at.split():
+            raise WeightsError(f"{spec.name!r} failed to load, as its source {spec.source!r} specifies")
+        return expert
+
+    def enter(self, expert: Expert) -> None:
+        """Count a load; the expert is resident."""
+        self.tally.loads[expert.spec.name] += 1
+        self.resident.add(expert.spec.ref)
+
+    def leave(self, expert: Expert) -> None:
+        """Count an unload; the expert is not resident."""
+        self.tally.unloads[expert.spec.name] += 1
         self.resident.discard(expert.spec.ref)
-        self.tally.unloads[name] += 1
 
 
 def _prompt(request: GenerateRequest) -> str:

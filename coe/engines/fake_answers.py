@@ -1,4 +1,4 @@
-"""Answers of fake experts with reasoning and tool calls, in steps.
+"""Answers of fake experts: the behaviour that a source states, and answers with reasoning and tool calls, in steps.
 
 A scripted answer that starts with `@text:`, `@think:` or `@call:` is a list of steps, separated by blanks:
 
@@ -16,13 +16,53 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from coe.engines.parsing.ids import call_ids
+from coe.errors import WeightsError
 from coe.types import Chunk, FinishReason, GenerateRequest, ToolCallDelta
 
 _STEP: Final = re.compile(r"(?:\A|\s)@(text|think|call):")
 _MOST_DEPTH: Final = 20
 _MOST_ITEMS: Final = 100
+SCHEME: Final = "fake"
+_BEHAVIOURS: Final = ("echo", "upper", "script", "fail")
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """A parsed `fake://` source."""
+
+    name: str
+    options: Mapping[str, str]
+
+    @classmethod
+    def of(cls, source: str) -> Behaviour:
+        """Parse a source; one that is not `fake://...` (a stand-in for real weights) echoes.
+
+        Raises:
+            WeightsError: `fake://` with a behaviour that does not exist.
+        """
+        url = urlsplit(source)
+        if url.scheme != SCHEME:
+            return cls("echo", {})
+        if url.netloc not in _BEHAVIOURS:
+            raise WeightsError(
+                f"{source!r} is not a fake expert; there are: {', '.join(f'fake://{b}' for b in _BEHAVIOURS)}"
+            )
+        return cls(url.netloc, dict(parse_qsl(url.query, keep_blank_values=True)))
+
+    def answer(self, prompt: str, question: str) -> str:
+        """The answer to a prompt whose last user message is `question`."""
+        if self.name == "script":
+            return script_answer(self.options, prompt, self.options.get("default", question))
+        return question.upper() if self.name == "upper" else question
+
+
+def script_answer(script: Mapping[str, str], prompt: str, default: str) -> str:
+    """The answer of the first key found in the prompt, ignoring case."""
+    folded = prompt.casefold()
+    return next((a for key, a in script.items() if key != "default" and key.casefold() in folded), default)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,9 @@ Experts of one shape share slots. An expert that is to be resident takes, in thi
   2. a new slot, if its shape may have another one and the budget has room without an eviction;
   3. the slot of an evictable expert of its shape, the next victim of the policy first: its process goes on;
   4. a new slot in the room of slots that are closed: empty ones, then those of the policy's victims.
+
+Weights that a switch replaces by smaller ones free memory only afterwards. If experts fit without them alone, slots of
+their shapes are closed instead, and new ones opened.
 """
 
 from __future__ import annotations
@@ -79,7 +82,7 @@ def make_room(
         closed = _closed(left, _growth(missing, taken) - free_bytes, policy if share else _nobody)
         if closed is not None:
             return Room(taken, closed)
-    return None
+    return _new_slots(missing, order, free_bytes, policy)
 
 
 def _in_order(free: Sequence[OpenSlot], policy: EvictionPolicy) -> list[OpenSlot]:
@@ -105,6 +108,18 @@ def _taken(
             taken[name] = None
             count[need.shape] += 1
     return taken
+
+
+def _new_slots(
+    missing: Mapping[str, Need], order: Sequence[OpenSlot], free_bytes: int, policy: EvictionPolicy
+) -> Room | None:
+    """All in new slots, once the free ones of their shapes are closed; each shape has enough of them in use or free."""
+    shapes = {need.shape for need in missing.values()}
+    first = [slot for slot in order if slot.need.shape in shapes]
+    over_bytes = sum(need.size_bytes for need in missing.values()) - free_bytes
+    over_bytes -= sum(slot.need.size_bytes for slot in first)
+    closed = _closed([slot for slot in order if slot not in first], over_bytes, policy)
+    return None if closed is None else Room(dict.fromkeys(sorted(missing)), (*first, *closed))
 
 
 def _growth(missing: Mapping[str, Need], taken: Mapping[str, OpenSlot | None]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from coe.engines import Capabilities, LoadingEngine, ShapeKey, Slot, SlotEngine,
 from coe.engines.fake import FakeEngine
 from coe.engines.hf.engine import HFEngine
 from coe.engines.remote.engine import RemoteEngine
-from coe.engines.slots import with_slots
-from coe.errors import ConfigError, EngineError, WeightsError
+from coe.engines.slots import LoadingSlot, with_slots
+from coe.errors import ConfigError, EngineError, InvalidRequest, WeightsError
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
 from routers.base import Message
@@ -89,7 +90,7 @@ def test_experts_of_engines_that_load_have_a_slot_of_their_own(engine: LoadingEn
 
 async def test_a_slot_loads_switches_and_closes() -> None:
     engine = FakeEngine()
-    slot = await with_slots(engine).open_slot(ShapeKey())
+    slot = LoadingSlot(ShapeKey(), engine)
     assert slot.expert is None and not engine.resident
     a = await slot.switch(spec_of("a"), NOWHERE)
     assert slot.expert is a and engine.resident == {"a@1"}
@@ -111,7 +112,7 @@ async def test_a_slot_loads_switches_and_closes() -> None:
 
 async def test_a_failed_load_leaves_the_slot_empty_and_a_failed_unload_too() -> None:
     engine = FakeEngine()
-    slot = await with_slots(engine).open_slot(ShapeKey())
+    slot = LoadingSlot(ShapeKey(), engine)
     a = await slot.switch(spec_of("a"), NOWHERE)
     with pytest.raises(WeightsError):
         await slot.switch(spec_of("bad", "fake://fail?at=load"), NOWHERE)
@@ -122,3 +123,60 @@ async def test_a_failed_load_leaves_the_slot_empty_and_a_failed_unload_too() -> 
     with pytest.raises(EngineError, match="is generating"):
         await slot.close()
     assert slot.expert is None
+
+
+async def test_the_fake_engine_shares_slots_among_the_experts_of_an_architecture() -> None:
+    engine = FakeEngine(slots=2, slot_bytes=7, load_delay_s=0.001)
+    llama, other = spec_of("a", architecture="Llama"), spec_of("o", architecture="Other")
+    shape = engine.shape(llama)
+    assert shape == engine.shape(spec_of("b", architecture="Llama")) != engine.shape(other)
+    assert (engine.slots_per_shape, engine.slot_bytes(shape), engine.footprint(llama)) == (2, 7, 0)
+    slot = await engine.open_slot(shape)
+    assert engine.open_slots == [slot] and slot.expert is None
+    a = await slot.switch(llama, NOWHERE)
+    with pytest.raises(WeightsError, match="'o' has the shape Other, the slot Llama"):
+        await slot.switch(other, NOWHERE)
+    with pytest.raises(WeightsError, match="failed to load"):
+        await slot.switch(spec_of("bad", "fake://fail?at=load", architecture="Llama"), NOWHERE)
+    assert slot.expert is a and engine.resident == {"a@1"}, "the former expert goes on"
+    with pytest.raises(WeightsError, match="failed to load"):
+        await slot.switch(spec_of("bad", "fake://fail?at=switch", architecture="Llama"), NOWHERE)
+    assert slot.expert is None and not engine.resident, "the slot is empty"
+    with pytest.raises(EngineError, match="is not loaded"):
+        await anext(a.generate(GenerateRequest((Message("user", "hi"),))))
+    await slot.close()
+    with pytest.raises(EngineError, match="a slot of Llama is closed"):
+        await slot.switch(llama, NOWHERE)
+    assert not engine.open_slots and not engine.tally.drains
+
+
+async def test_a_switch_waits_for_the_generations_of_the_former_expert() -> None:
+    engine = FakeEngine(slots=1)
+    slot = await engine.open_slot(engine.shape(spec_of()))
+    answer = (await slot.switch(spec_of("a"), NOWHERE)).generate(GenerateRequest((Message("user", "one two"),)))
+    await anext(answer)
+    switch = asyncio.create_task(slot.switch(spec_of("b"), NOWHERE))
+    await asyncio.sleep(0.01)
+    assert not switch.done() and engine.resident == {"a@1"}
+    assert [chunk.text async for chunk in answer] == [" two", ""]
+    assert (await switch).spec.name == "b" and engine.resident == {"b@1"} and engine.tally.drains == {"a": 1}
+
+
+async def test_a_prefetched_expert_switches_without_its_load_time() -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    engine = FakeEngine(slots=1, load_delay_s=3.0, sleep=sleep)
+    slot = await engine.open_slot(engine.shape(spec_of()))
+    await slot.prefetch(spec_of("a"), NOWHERE)
+    assert slept == [3.0] and not engine.resident
+    await slot.switch(spec_of("a"), NOWHERE)
+    assert slept == [3.0] and engine.resident == {"a@1"}
+
+
+@pytest.mark.parametrize("options", [{"slots": 0}, {"slot_bytes": -1}])
+def test_the_fake_engine_checks_its_options(options: dict[str, int]) -> None:
+    with pytest.raises(InvalidRequest, match="slots must be at least 1"):
+        FakeEngine(**options)  # type: ignore[arg-type]
