@@ -19,7 +19,8 @@ _TOKENS_BEFORE: Final = 8
 
 
 class AnswerStream:
-    """Chunks of one answer as its tokens come. Stop strings are matched in its text, not in reasoning or in calls.
+    """Chunks of one answer as its tokens come. Stop strings are matched in its text, not in reasoning or in calls, nor
+    in a call that the end of the answer cuts.
 
     If the request demands a call, nothing is shown before the first one: without it the answer fails, and another
     expert may answer.
@@ -64,13 +65,14 @@ class AnswerStream:
             return self._unheld(Chunk(self._text.take(last=last, search=search)), last)
         if self._text.stopped:
             return self._unheld(Chunk(""), last)
-        pieces = self._parser.feed(self._text.tokens.take(last=last))
+        pieces, cut = self._parser.feed(self._text.tokens.take(last=last)), None
         if last:
             pieces += self._parser.finish()
-        return self._unheld(self._shown(pieces, last, search), last)
+            cut = pieces.pop() if self._parser.is_cut else None
+        return self._unheld(self._shown(pieces, cut, last, search), last)
 
-    def _shown(self, pieces: Iterable[Chunk], last: bool, search: bool) -> Chunk:
-        """The pieces up to a stop string in their text, as one chunk."""
+    def _shown(self, pieces: Iterable[Chunk], cut: Chunk | None, last: bool, search: bool) -> Chunk:
+        """The pieces up to a stop string in their text, and a call that is cut, as one chunk."""
         shown: list[Chunk] = []
         for piece in pieces:
             text = self._text.stops.take(piece.text, search=search)
@@ -80,6 +82,8 @@ class AnswerStream:
             self.n_calls += len(piece.tool_calls)
         if last:
             shown.append(Chunk(self._text.stops.take("", last=True, search=search)))
+        if cut is not None and not self._text.stopped:
+            shown.append(replace(cut, text=without_marks(cut.text)))
         return _joined(shown)
 
     def _unheld(self, chunk: Chunk, last: bool) -> Chunk:

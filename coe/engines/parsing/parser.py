@@ -67,6 +67,9 @@ class AnswerParser:
         request: offers the tools.
         prompt: the rendered prompt.
         expert: name for error messages.
+
+    Attributes:
+        is_cut: after `finish`, whether the last piece is the text of a call that the answer does not complete.
     """
 
     def __init__(self, answers: ResponseFormat, request: GenerateRequest, prompt: str, *, expert: str = "") -> None:
@@ -74,7 +77,8 @@ class AnswerParser:
         self._fields: Mapping[str, Any] = answers.template.fields
         self._tools = request.offered
         self.parallel = request.parallel_tool_calls
-        self._only = request.tool_name
+        self._only, self._demands = request.tool_name, request.tool_choice == "required"
+        self.is_cut = False
         self._ids: CallIds = call_ids(request)
         self._parser = answers.parser(prompt, self._budget, calls=bool(self._tools))
         self._text, self._reasoning = _Trimmed(), _Trimmed(after_markup=True, parts=True)
@@ -103,8 +107,11 @@ class AnswerParser:
         pieces = self._parse()
         _, events = self._parser.finalize()
         self._take(events, pieces, closed=False)
-        if not self.n_calls:
-            _add_text(pieces, self._text.end())
+        blanks = "" if self.n_calls else self._text.end()
+        if self.is_cut:
+            pieces[-1] = Chunk(pieces[-1].text + blanks)
+        else:
+            _add_text(pieces, blanks)
         return pieces
 
     def _parse(self) -> list[Chunk]:
@@ -142,8 +149,10 @@ class AnswerParser:
         if self._only is not None:
             calls = [call for call in calls if call.name == self._only]
         if not calls:
-            whole = region.get("opening", "") + region["body"] + (_closing(each) if closed else "")
+            opening = region.get("opening", "")
+            whole = opening + region["body"] + (_closing(each) if closed else "")
             _add_text(pieces, self._text.add(whole))
+            self.is_cut = not closed and bool(opening.strip() or self._demands) and bool(whole.strip())
             return
         self._text.markup()
         for call in calls:

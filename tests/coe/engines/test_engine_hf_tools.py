@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,17 @@ async def test_a_scripted_answer_is_parsed_while_it_streams(
     [delta] = [delta for c in chunks for delta in c.tool_calls]
     assert (delta.name, json.loads(delta.arguments)) == ("get_weather", {"city": "Köln 🙂"})
     assert chunks[-1].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("name", ["hermes", "llama3", "none"])
+async def test_a_stop_string_in_a_demanded_call_that_max_tokens_cuts_is_no_end_of_it(
+    expert: HFExpert, adapters: list[Adapter], tmp_path: Path, name: str
+) -> None:
+    adapter = with_template(adapters, tmp_path / "a", TEMPLATES[name])
+    demanded = request(tool_choice="required", tool_name="get_weather", stop=('"', "\n"))
+    cut = await answer(expert, replace(demanded, max_tokens=14), adapter)
+    assert (cut.finish_reason, cut.tool_calls) == ("length", ()) and '{"n' in cut.text
+    assert (await answer(expert, demanded, adapter)).finish_reason == "tool_calls"
 
 
 @pytest.mark.parametrize("anchor", ["<|im_start|>assistant", "not in the prompt"])

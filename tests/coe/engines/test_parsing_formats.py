@@ -284,6 +284,10 @@ def stream(answer: str, stop: Sequence[str], size: int) -> tuple[str, str, list[
         ("<think>one\n\ntwo STOP</think>\n\nYes. STOP No.", ["STOP", "\n\n"], ("Yes. ", "one\n\ntwo STOP", [])),
         ('a ST<tool_call>{"name": "w"}</tool_call>', ["STOP"], ("a ST", "", [("w", {})])),
         ("é `<think>` END", ["END"], ("é `<think>` ", "", [])),
+        ('a\n<tool_call>\n{"name": "w", "arg', ["\n"], ('a\n<tool_call>\n{"name": "w", "arg', "", [])),
+        ('a ST<tool_call>{"name": "w", "arg STOP \n', ["STOP"], ('a ST<tool_call>{"name": "w", "arg STOP \n', "", [])),
+        ('a STOP<tool_call>{"name": "w', ["STOP"], ("a ", "", [])),
+        ("a <tool_ca STOP", ["STOP"], ("a <tool_ca ", "", [])),
     ],
 )
 def test_stop_strings_end_the_text_and_nothing_inside_markup(
