@@ -53,6 +53,8 @@ class HFConfig(_Section):
     """Most requests that one model generates for at once."""
     max_adapters: Annotated[int, Field(ge=1)] = 16
     """Most adapters that stay loaded on one base."""
+    prefill_tokens: Annotated[int, Field(ge=1)] = 256
+    """Most tokens of new prompts that a running batch reads between two tokens of its answers."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Compute threads of the process; null leaves PyTorch's own choice."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -38,6 +38,23 @@ class _Slot:
     alone: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Applied:
+    """What applies the adapters of a forward to its rows.
+
+    Attributes:
+        names: of the adapters that rows may have; `None` is the bare base.
+        close: the model applies no adapter any more.
+        select: takes the adapter of each row of the next forward.
+        keep: takes the positions of the rows that stay, where a batch has more by row than the names.
+    """
+
+    names: frozenset[str | None]
+    close: Callable[[], None]
+    select: Callable[[Sequence[str | None]], None]
+    keep: Callable[[Sequence[int]], None]
+
+
 class AdapterSlots:
     """The adapters of one base model; only its worker thread calls this.
 
@@ -59,7 +76,7 @@ class AdapterSlots:
         self._slots: OrderedDict[str, _Slot] = OrderedDict()  # by key, least recently used first
         self._n_loaded = 0
         self._peft: Any = None
-        self._keep: Callable[[Sequence[int]], None] = _one_kind
+        self._applied: _Applied | None = None
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -75,6 +92,7 @@ class AdapterSlots:
         """
         key = adapter_key(adapter)
         if key not in self._slots:
+            self._leave()  # peft enables and disables layers as it adds and removes adapters
             self._slots[key] = self._load(adapter)
             self._evict({*in_use, self._slots[key].name})
         self._slots.move_to_end(key)
@@ -88,6 +106,17 @@ class AdapterSlots:
             rows.setdefault(name if name in alone else None, []).append(row)
         return list(rows.values())
 
+    def can_join(self, adapter: Adapter | None, names: Sequence[str | None]) -> bool:
+        """Whether a row with this adapter can join a running batch; an adapter not loaded yet counts as mixable.
+
+        Args:
+            names: adapters of the rows of the batch.
+        """
+        slot = self._slots.get(adapter_key(adapter)) if adapter else None
+        # Peft finds where an aLoRA acts in a whole prompt, for a whole batch.
+        activated = {each.name for each in self._slots.values() if each.activated}
+        return activated.isdisjoint(names) and len(self.batches([*names, slot.name if slot else None])) == 1
+
     def generate(self, names: Sequence[str | None], **kwargs: Any) -> None:
         """`model.generate(**kwargs)` with the adapter of each row, `None` for the bare base.
 
@@ -96,40 +125,67 @@ class AdapterSlots:
         Raises:
             ValueError: these rows cannot run together (`batches`).
         """
-        kinds, self._keep = set(names), _one_kind
-        if self._peft is None:
+        try:
+            self.select(names, prompts=kwargs.get("inputs"))
             self._model.generate(**kwargs)
-        elif kinds == {None}:
-            with self._peft.disable_adapter():
-                self._model.generate(**kwargs)
-        elif len(kinds) == 1:
-            self._generate_alone(next(slot for slot in self._slots.values() if slot.name in kinds), len(names), kwargs)
-        elif len(self.batches(names)) > 1:
-            raise ValueError("an adapter that needs a batch of its own is among others")
-        elif can_mix(self._peft, names):
-            with mixed(self._peft, names) as rows:
-                self._keep = rows.keep
-                self._model.generate(**kwargs)
-        else:
-            by_row = [name or _BASE for name in names]
-            self._keep = partial(_keep, by_row)
-            self._peft.generate(adapter_names=by_row, **kwargs)
+        finally:
+            self._leave()
+
+    def select(self, names: Sequence[str | None], among: Collection[str | None] = (), prompts: Any = None) -> None:
+        """The rows of the next forward have these adapters.
+
+        Args:
+            names: (n_rows,) peft's names.
+            among: adapters of rows that other forwards of the batch process: one preparation serves all of them.
+            prompts: (n_rows, n_tokens) ids, which an aLoRA reads.
+
+        Raises:
+            ValueError: these rows cannot run together (`batches`).
+        """
+        if self._applied is None or not self._applied.names.issuperset([*names, *among]):
+            self._leave()
+            self._applied = self._apply(list(dict.fromkeys([*names, *among])), prompts)
+        self._applied.select(names)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows of the batch that `generate` is at work on; the others have left it."""
-        self._keep(rows)
+        if self._applied is not None:
+            self._applied.keep(rows)
 
-    def _generate_alone(self, slot: _Slot, n_rows: int, kwargs: dict[str, Any]) -> None:
+    def _leave(self) -> None:
+        applied, self._applied = self._applied, None
+        if applied is not None:
+            applied.close()
+
+    def _apply(self, kinds: list[str | None], prompts: Any) -> _Applied:
+        select: Callable[[Sequence[str | None]], None] = _one_kind
+        keep: Callable[[Sequence[int]], None] = _one_kind
+        with ExitStack() as stack:
+            if kinds == [None]:
+                if self._peft is not None:
+                    stack.enter_context(self._peft.disable_adapter())
+            elif len(kinds) == 1:
+                keep = self._apply_alone(stack, next(s for s in self._slots.values() if s.name == kinds[0]), prompts)
+            elif len(self.batches(kinds)) > 1:
+                raise ValueError("an adapter that needs a batch of its own is among others")
+            elif can_mix(self._peft, kinds):
+                select = stack.enter_context(mixed(self._peft, kinds)).select
+            else:
+                by_row = [name or _BASE for name in kinds]  # peft's hooks read this very list at every step
+                stack.enter_context(self._peft._enable_peft_forward_hooks(adapter_names=by_row))
+                select = partial(_replace, by_row)
+            return _Applied(frozenset(kinds), stack.pop_all().close, select, keep)
+
+    def _apply_alone(self, stack: ExitStack, slot: _Slot, prompts: Any) -> Callable[[Sequence[int]], None]:
         self._peft.set_adapter(slot.name, inference_mode=True)
-        with self._parameters.replaced(slot.replacements):
-            if not slot.activated:
-                self._model.generate(**kwargs)
-                return
-            from peft.tuners.lora.variants import calculate_alora_offsets
+        stack.enter_context(self._parameters.replaced(slot.replacements))
+        if not slot.activated:
+            return _one_kind
+        from peft.tuners.lora.variants import calculate_alora_offsets
 
-            offsets = calculate_alora_offsets(self._peft.peft_config, slot.name, kwargs["inputs"])
-            self._keep = partial(_keep, offsets)
-            self._peft.generate(alora_offsets=offsets, **kwargs)
+        offsets = calculate_alora_offsets(self._peft.peft_config, slot.name, prompts)
+        stack.enter_context(self._peft._enable_peft_forward_hooks(alora_offsets=offsets))
+        return partial(_keep, offsets)
 
     def _evict(self, in_use: Collection[str]) -> None:
         if len(self._slots) > self._n_slots:
@@ -218,10 +274,13 @@ def _quiet_peft() -> Iterator[None]:
         yield
 
 
-def _one_kind(rows: Sequence[int]) -> None:
-    """All rows of the batch have the same adapter: nothing has to know which ones stay."""
+def _one_kind(rows: Sequence[Any]) -> None:
+    """All rows of the batch have the same adapter: nothing has to know which ones there are."""
+
+
+def _replace(by_row: list[str], names: Sequence[str | None]) -> None:
+    by_row[:] = [name or _BASE for name in names]
 
 
 def _keep(by_row: list[Any], rows: Sequence[int]) -> None:
-    """Peft's hooks read this very list at every step."""
     by_row[:] = [by_row[row] for row in rows]

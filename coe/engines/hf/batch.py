@@ -1,17 +1,12 @@
-"""The requests of one model: the queue, the choice of the next batch, and the state of each row.
-
-A batch is static while it runs: no row joins it. The scheduler chooses between experts, and this queue within one.
-"""
+"""The state of each request in a batch, and the way of its text to its reader."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from coe.chunks import merged
 from coe.engines.base import Adapter
@@ -22,6 +17,9 @@ from coe.engines.hf.sampling import Sampling
 from coe.errors import CoeError, EngineError
 from coe.types import Chunk, FinishReason, GenerateRequest, TokenLogprob, Usage
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Item = Chunk | Exception
 COALESCE_S: Final = 0.025
 """Least interval between pieces of text after the first: each costs a switch of threads, then a network message."""
@@ -29,6 +27,22 @@ _NO_CALL: Final = (
     "the model answered without a valid call of the tools, which tool_choice demands: ask again, send "
     'tool_choice "auto", or ask an expert that calls tools'
 )
+
+
+class RowState(Protocol):
+    """What an expert that is composed of others keeps for one row: it stays with the row, whatever batch that is in.
+
+    Rows join a batch and leave it between any two tokens, so positions in a batch mean nothing to it.
+    """
+
+    def read(self, hidden: Tensor) -> None:
+        """Called by the worker thread after each forward of the row, before its next token is chosen.
+
+        Raised errors end this row alone.
+
+        Args:
+            hidden: (n_hidden,) of the row's last token: what the head of the model reads.
+        """
 
 
 @dataclass(eq=False, slots=True)
@@ -42,6 +56,8 @@ class BatchRow:
         cancelled: set by the reader; the row ends at the next token.
         processors: change the scores before a token is chosen (`coe.engines.hf.sampling.processors`).
         matcher: which tokens may come next, for an answer in a required format.
+        state: sees the hidden states of the row.
+        arrived: when the row was put into the queue.
         echo: text before the answer. texts: of single tokens, for a row with log-probabilities.
     """
 
@@ -56,6 +72,8 @@ class BatchRow:
     clock: Callable[[], float] = time.monotonic
     processors: Any = None
     matcher: Matcher | None = None
+    state: RowState | None = None
+    arrived: float = 0.0
     echo: str = ""
     texts: TokenTexts | None = None
     slot: str | None = None
@@ -94,6 +112,14 @@ class BatchRow:
             self._outbox.append(Chunk(self.echo, prompt_logprobs=logprobs))
         if self.max_tokens == 0:
             self._finish("length")
+
+    def show(self, hidden: Tensor) -> None:
+        """Pass the row's hidden state (n_hidden,) to what follows it."""
+        assert self.state is not None
+        try:
+            self.state.read(hidden)
+        except Exception as error:  # of another one's code: other rows go on
+            self.fail(error if isinstance(error, CoeError) else EngineError(f"{type(error).__name__}: {error}"))
 
     def advance(self, token: int, scored: Scored | None = None) -> None:
         """Add the next token; decides end of text, stop strings, limits and cancellation."""
@@ -179,62 +205,6 @@ def _put(ready: Sequence[tuple[BatchRow, Sequence[Item]]]) -> None:
             row.queue.put_nowait(item)
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """Limits of a batch.
-
-    Attributes:
-        rows: most rows.
-        adapters: most different adapters.
-        tokens: most tokens in the key-value cache (rows x longest prompt and answer); `None` is no limit.
-        positions: most padded prompt plus answer, the model's context.
-        scoring: tokens in the key-value cache that take as much memory as scoring the prompts of a batch.
-        entries: most log-probabilities of prompts; the objects that hold them take some 100 bytes each.
-        padding: a batch's padded prompts may have this many times the tokens of its prompts...
-        short: ...unless all its prompts are at most this long, when padding costs next to nothing.
-    """
-
-    rows: int
-    adapters: int
-    tokens: int | None
-    positions: int
-    scoring: int = 0
-    entries: int = 1_000_000
-    padding: float = 1.5
-    short: int = 64
-
-
-def choose_batch(waiting: Sequence[BatchRow], limits: BatchLimits) -> list[BatchRow]:
-    """The rows to run next, from `waiting`, oldest first.
-
-    The oldest is always included, so that no row starves; others join in order if they fit. Left padding makes every
-    row as long as the longest, so a short question does not join a long document's batch unless many share the cost.
-    """
-    chosen: list[BatchRow] = []
-    for row in waiting:
-        if len(chosen) == limits.rows:
-            break
-        if not chosen or _fits([*chosen, row], limits):
-            chosen.append(row)
-    return chosen
-
-
-def _fits(rows: Sequence[BatchRow], limits: BatchLimits) -> bool:
-    prompts = [len(row.prompt_ids) for row in rows]
-    longest = max(prompts)
-    width = longest + max(row.max_tokens for row in rows)
-    adapters = {adapter_key(row.adapter) for row in rows if row.adapter}
-    entries = sum(len(row.prompt_ids) * (1 + row.n_prompt_top) for row in rows if row.n_prompt_top is not None)
-    scoring = limits.scoring if entries else 0
-    return (
-        len(adapters) <= limits.adapters
-        and width <= limits.positions
-        and entries <= limits.entries
-        and (limits.tokens is None or width * len(rows) + scoring <= limits.tokens)
-        and (longest <= limits.short or longest * len(rows) <= limits.padding * sum(prompts))
-    )
-
-
 def adapter_key(adapter: Adapter) -> str:
     """Identity of an adapter's weights: its digest; without one, the folder and the times of its files."""
     if adapter.spec.digest:
@@ -242,78 +212,3 @@ def adapter_key(adapter: Adapter) -> str:
     files = sorted(p for p in adapter.path.glob("*") if p.is_file())
     stamps = ",".join(f"{p.name}:{s.st_size}:{s.st_mtime_ns}" for p, s in ((p, p.stat()) for p in files))
     return f"{adapter.path}:{stamps}"
-
-
-class WaitingRows:
-    """The queue between the event loop and the worker thread.
-
-    Rows that arrive together should run together, because the next batch starts only after this one. So a batch that is
-    not full waits for rows being prepared, and briefly for others.
-
-    Args:
-        n_full: enough rows for a batch.
-        gather_s: how long after an arrival to wait for another one.
-        gather_at_most_s: how long to wait in all.
-    """
-
-    def __init__(self, n_full: int, gather_s: float = 0.003, gather_at_most_s: float = 0.1) -> None:
-        self._n_full, self._gather_s, self._gather_at_most_s = n_full, gather_s, gather_at_most_s
-        self._rows: list[BatchRow] = []
-        self._n_expected = 0
-        self._changed = threading.Condition()
-        self._closed = False
-
-    @contextmanager
-    def expecting(self) -> Iterator[None]:
-        """Announce a row that is prepared, and put or abandoned, inside this block."""
-        self._expect(1)
-        try:
-            yield
-        finally:
-            self._expect(-1)
-
-    def _expect(self, n: int) -> None:
-        with self._changed:
-            self._n_expected += n
-            self._changed.notify()
-
-    def put(self, row: BatchRow) -> bool:
-        """Add a row; returns False if the queue is closed."""
-        with self._changed:
-            if not self._closed:
-                self._rows.append(row)
-                self._changed.notify()
-            return not self._closed
-
-    def close(self) -> None:
-        """Accept no more rows; `take` returns the remaining ones, then nothing."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-
-    def take(self, limits: Callable[[], BatchLimits]) -> list[BatchRow]:
-        """Wait for rows and return a batch; an empty one if the queue is closed and empty."""
-        with self._changed:
-            while True:
-                self._changed.wait_for(lambda: bool(self._rows) or self._closed)
-                self._gather()
-                self._rows = [row for row in self._rows if not row.cancelled]
-                if self._rows:
-                    batch = choose_batch(self._rows, limits())
-                    self._rows = [row for row in self._rows if row not in batch]
-                    return batch
-                if self._closed:
-                    return []
-
-    def abandon(self) -> list[BatchRow]:
-        """Close, and return all waiting rows."""
-        self.close()
-        with self._changed:
-            rows, self._rows = self._rows, []
-            return rows
-
-    def _gather(self) -> None:
-        give_up_at = time.monotonic() + self._gather_at_most_s
-        while not self._closed and len(self._rows) < self._n_full and time.monotonic() < give_up_at:
-            if not self._changed.wait(self._gather_s) and not self._n_expected:
-                return

@@ -1,16 +1,21 @@
-"""The decoding loop of a batch: one token a step for every row that is not finished.
-
-transformers prepares the inputs and the cache, then calls this loop (`generate(custom_generate=...)`). Its own loop
-computes finished rows until the last row of the batch ends; answers of different lengths make that most of the work.
-"""
+"""Rows that go through the model together: one token a step for every row that is not finished."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from coe.engines.hf.batch import BatchRow, deliver
 from coe.engines.hf.logprobs import PromptScorer, Scored, any_wanted, score_rows
+from coe.engines.hf.row_caches import (
+    drop_columns,
+    is_joinable,
+    is_selectable,
+    join,
+    padded_left,
+    select_rows,
+)
 from coe.engines.hf.sampling import RowSampler
 from coe.errors import EngineError
 
@@ -23,61 +28,126 @@ _NOT_FINITE: Final = (
 
 
 class Decoding:
-    """A `custom_generate` of transformers for the rows of one batch. Readers get text after every step.
+    """Rows, their tokens and their cache. After `prefill`, `advance` and `decode` alternate.
 
     Args:
+        model: a transformers causal language model.
         rows: in the order of the prompts.
-        on_kept: called with the positions of the remaining rows, whenever finished rows leave the batch.
+        input_ids: (n_rows, n_tokens) left-padded prompts.
+        inputs: what transformers prepared for a forward: attention mask, positions, cache.
+        on_kept: called with the positions of the remaining rows, whenever finished rows leave.
     """
 
-    def __init__(self, rows: Sequence[BatchRow], on_kept: Callable[[Sequence[int]], None]) -> None:
-        self._rows = list(rows)
-        self._on_kept = on_kept
-
-    def __call__(
+    def __init__(
         self,
         model: Any,
+        rows: Sequence[BatchRow],
         input_ids: Tensor,
-        logits_processor: Any = None,
-        stopping_criteria: Any = None,
-        generation_config: Any = None,
-        **inputs: Any,
-    ) -> Tensor:
-        """Generate until every row is finished.
+        inputs: dict[str, Any],
+        on_kept: Callable[[Sequence[int]], None] = lambda rows: None,
+    ) -> None:
+        self._model, self._rows, self._input_ids, self._inputs = model, list(rows), input_ids, inputs
+        self._on_kept = on_kept
+        self._n_read = 0  # columns of the prompts that the cache has
+        n_top = [row.n_prompt_top for row in rows]
+        lengths = [len(row.prompt_ids) for row in rows]
+        self._scorer = PromptScorer(model, lengths, n_top, input_ids) if any_wanted(n_top) else None
+        self._scores: Tensor | None = None  # of the next token, (n_rows, n_vocabulary) float32
+        self._hidden: Sequence[Tensor | None] = [None] * len(rows)
+        self._prompts: list[Sequence[Scored] | None] = [()] * len(rows)  # None: of a row that has begun
+
+    @property
+    def rows(self) -> Sequence[BatchRow]:
+        """The rows; finished ones too, if they could not leave."""
+        return self._rows
+
+    @property
+    def input_ids(self) -> Tensor:
+        """The tokens of all rows, (n_rows, n_tokens), left-padded."""
+        return self._input_ids
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every row is finished."""
+        return all(row.done for row in self._rows)
+
+    @property
+    def is_joinable(self) -> bool:
+        """Whether other rows can join."""
+        return is_selectable(self._inputs) and is_joinable(self._inputs)
+
+    def prefill(self, n_tokens: int | None = None) -> bool:
+        """Read the prompts, or their next columns; returns whether they are read.
 
         Args:
-            input_ids: (n_rows, n_tokens) left-padded prompts.
-            logits_processor, stopping_criteria, generation_config: not used; rows carry their own settings.
-            inputs: what transformers prepared: attention mask, positions, cache.
-
-        Returns:
-            (n_left, n_tokens + n_new) tokens of the rows that remained until the end.
+            n_tokens: most columns to read; `None` reads all that are left.
         """
-        n_new = None  # all tokens of the prompt first
-        scorer = self._scorer(model)
-        begun = False
-        while True:
-            scores, inputs = _forward(model, input_ids, inputs, n_new, model if begun or not scorer else scorer)
-            n_new = 1 if inputs.get("use_cache") else None
-            finite = scores.amax(dim=-1).isfinite().tolist()  # not finite if any score is NaN, too
-            if not begun:
-                self._begin(finite, scorer.prompts if scorer else [()] * len(self._rows))
-                begun = True
-            tokens, scored = self._choose(input_ids, scores)
-            input_ids = _append(input_ids, tokens)
-            self._advance(tokens.tolist(), finite, scored)
-            if all(row.done for row in self._rows):
-                return input_ids
-            input_ids, inputs = self._drop_finished(input_ids, inputs)
+        width = self._input_ids.shape[1]
+        end = width if n_tokens is None else min(width, self._n_read + n_tokens)
+        n_new = end - self._n_read if self._n_read else None
+        run = self._scorer or self._model
+        if end < width:
+            part = {name: value[:, :end] if _is_by_column(value) else value for name, value in self._inputs.items()}
+            _forward(self._model, self._input_ids[:, :end], part, n_new, run)
+            self._n_read = end
+            return False
+        self._step(n_new, run)
+        if self._scorer is not None:
+            self._prompts, self._scorer = list(self._scorer.prompts), None
+        return True
 
-    def _scorer(self, model: Any) -> PromptScorer | None:
-        n_top = [row.n_prompt_top for row in self._rows]
-        return PromptScorer(model, [len(row.prompt_ids) for row in self._rows], n_top) if any_wanted(n_top) else None
+    def decode(self) -> None:
+        """Read the last token of every row."""
+        self._step(1 if self._inputs.get("use_cache") else None, self._model)
 
-    def _begin(self, finite: Sequence[bool], prompts: Sequence[Sequence[Scored]]) -> None:
-        for row, is_finite, prompt in zip(self._rows, finite, prompts, strict=True):
-            if is_finite and not row.done:
+    def _step(self, n_new: int | None, run: Callable[..., Any]) -> None:
+        if not any(row.state for row in self._rows):
+            self._scores, self._inputs = _forward(self._model, self._input_ids, self._inputs, n_new, run)
+            return
+        with _read_by_head(self._model) as read:
+            self._scores, self._inputs = _forward(self._model, self._input_ids, self._inputs, n_new, run)
+        self._hidden = list(read[0][:, -1])
+
+    def advance(self) -> None:
+        """Choose the next token of each row, hand out the text, and let finished rows leave."""
+        scores, self._scores = self._scores, None
+        if scores is None:
+            return
+        finite = scores.amax(dim=-1).isfinite().tolist()  # not finite if any score is NaN, too
+        self._begin(finite)
+        self._show_states()
+        tokens, scored = self._choose(self._input_ids, scores)
+        self._input_ids = _append(self._input_ids, tokens)
+        self._push(tokens.tolist(), finite, scored)
+        if not self.is_done:
+            self._drop_finished()
+
+    def join(self, other: Decoding) -> None:
+        """Take the rows of `other` over; both have read their tokens, and no next ones are chosen.
+
+        If that fails, such as for lack of memory, nothing has changed.
+        """
+        assert self._scores is not None and other._scores is not None
+        rows, width = self._rows + other._rows, max(self._input_ids.shape[1], other._input_ids.shape[1])
+        ids = _stacked(self._input_ids, other._input_ids, width)
+        scores = _stacked(self._scores, other._scores, self._scores.shape[1])
+        inputs = {**self._inputs, "attention_mask": self._mask([_length(row) + 1 for row in rows], width + 1)}
+        if (positions := self._inputs.get("position_ids")) is not None:
+            inputs["position_ids"] = _stacked(positions, other._inputs["position_ids"], width + 1)
+        join(self._inputs["past_key_values"], other._inputs["past_key_values"])
+        self._rows, self._input_ids, self._scores, self._inputs = rows, ids, scores, inputs
+        self._hidden, self._prompts = [*self._hidden, *other._hidden], self._prompts + other._prompts
+
+    def _begin(self, finite: Sequence[bool]) -> None:
+        for row, is_finite, prompt in zip(self._rows, finite, self._prompts, strict=True):
+            if is_finite and not row.done and prompt is not None:
                 row.begin(prompt)
+        self._prompts = [None] * len(self._rows)
+
+    def _show_states(self) -> None:
+        for row, hidden in zip(self._rows, self._hidden, strict=True):
+            if row.state is not None and hidden is not None and not row.done:
+                row.show(hidden)
 
     def _choose(self, input_ids: Tensor, scores: Tensor) -> tuple[Tensor, Sequence[Scored | None]]:
         """The next token of each row, (n_rows,), and its log-probability where it is wanted."""
@@ -85,14 +155,14 @@ class Decoding:
         raw = scores.clone() if any_wanted(n_top) else scores
         for i, row in enumerate(self._rows):
             if row.processors is not None and not row.done:
-                own = input_ids[i : i + 1, -len(row.prompt_ids) - row.n_generated :]  # without padding
+                own = input_ids[i : i + 1, -_length(row) :]  # without padding
                 scores[i : i + 1] = row.processors(own, scores[i : i + 1])
             if row.matcher is not None and not row.done:
                 row.matcher.mask(scores[i], row.eos)
         tokens = RowSampler([row.sampling for row in self._rows])(input_ids, scores).argmax(dim=-1)
         return tokens, score_rows(raw, tokens, n_top)
 
-    def _advance(self, tokens: Sequence[int], finite: Sequence[bool], scored: Sequence[Scored | None]) -> None:
+    def _push(self, tokens: Sequence[int], finite: Sequence[bool], scored: Sequence[Scored | None]) -> None:
         for row, token, is_finite, score in zip(self._rows, tokens, finite, scored, strict=True):
             if row.done:
                 continue
@@ -102,15 +172,53 @@ class Decoding:
                 row.fail(EngineError(_NOT_FINITE.format(row.adapter.spec.name if row.adapter else "the model")))
         deliver(self._rows)
 
-    def _drop_finished(self, input_ids: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """The tokens and inputs without the finished rows, if the cache supports that."""
+    def _drop_finished(self) -> None:
+        """Let the finished rows leave, if the cache supports that, with the padding that only they needed."""
         kept = [i for i, row in enumerate(self._rows) if not row.done]
-        if len(kept) == len(self._rows) or not _is_selectable(inputs):
-            return input_ids, inputs
-        inputs = _select(inputs, kept, len(self._rows), input_ids.device)
-        self._rows = [self._rows[i] for i in kept]
+        if len(kept) == len(self._rows) or not is_selectable(self._inputs):
+            return
+        n_rows, self._rows = len(self._rows), [self._rows[i] for i in kept]
+        select_rows(self._inputs["past_key_values"], kept, self._input_ids.device)
+        self._inputs = {
+            name: value[kept] if _is_by_column(value) and len(value) == n_rows else value
+            for name, value in self._inputs.items()
+        }
+        self._input_ids = self._input_ids[kept]
+        self._prompts = [self._prompts[i] for i in kept]
+        self._hidden = [self._hidden[i] for i in kept]
         self._on_kept(kept)
-        return input_ids[kept], inputs
+        if is_joinable(self._inputs):
+            self._trim()
+
+    def _trim(self) -> None:
+        lengths = [_length(row) for row in self._rows]
+        n_columns = max(lengths)
+        if surplus := self._input_ids.shape[1] - n_columns:
+            drop_columns(self._inputs["past_key_values"], surplus)
+            self._input_ids = self._input_ids[:, surplus:]
+            if (positions := self._inputs.get("position_ids")) is not None:
+                self._inputs["position_ids"] = positions[:, surplus:]
+        self._inputs["attention_mask"] = self._mask(lengths, n_columns)
+
+    def _mask(self, lengths: Sequence[int], n_columns: int) -> Tensor | None:
+        """Which columns are tokens of each row, (n_rows, n_columns); `None` without padding, which is faster."""
+        if min(lengths) == n_columns:
+            return None
+        import torch
+
+        device = self._input_ids.device
+        first = n_columns - torch.tensor(lengths, device=device)
+        return (torch.arange(n_columns, device=device) >= first[:, None]).long()
+
+
+def _length(row: BatchRow) -> int:
+    return len(row.prompt_ids) + row.n_generated
+
+
+def _is_by_column(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.ndim == 2
 
 
 def _forward(
@@ -118,6 +226,7 @@ def _forward(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Scores of the next token, (n_rows, n_vocabulary) float32, and the inputs of the next step.
 
+    n_new: tokens that the cache does not have; `None` if it has none.
     run: the forward of the model, or one that also scores the prompts.
     """
     import torch
@@ -132,32 +241,25 @@ def _forward(
     return output.logits[:, -1].to(copy=True, dtype=torch.float32), following
 
 
+@contextmanager
+def _read_by_head(model: Any) -> Iterator[list[Tensor]]:
+    """Within the block, collects what the head reads: (n_rows, n_tokens, n_hidden) a call."""
+    read: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    try:
+        yield read
+    finally:
+        hook.remove()
+
+
 def _append(input_ids: Tensor, tokens: Tensor) -> Tensor:
     import torch
 
     return torch.cat([input_ids, tokens[:, None]], dim=-1)
 
 
-def _is_selectable(inputs: Mapping[str, Any]) -> bool:
-    """Whether rows can leave: the cache holds nothing but keys and values by row, and the inputs are by row."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-
-    cache, positions = inputs.get("past_key_values"), inputs.get("position_ids")
-    by_row = positions is None or positions.ndim == 2  # image and video models have an additional leading axis
-    return (
-        by_row
-        and isinstance(cache, DynamicCache)
-        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
-    )
-
-
-def _select(inputs: dict[str, Any], kept: Sequence[int], n_rows: int, device: Any) -> dict[str, Any]:
-    """Masks, positions and cache of the rows in `kept`."""
+def _stacked(a: Tensor, b: Tensor, n_columns: int) -> Tensor:
+    """The rows of both, right-aligned."""
     import torch
 
-    cache = inputs["past_key_values"]
-    cache.batch_select_indices(torch.tensor(kept, device=device))
-    return {
-        name: value[kept] if isinstance(value, torch.Tensor) and value.ndim == 2 and len(value) == n_rows else value
-        for name, value in inputs.items()
-    }
+    return torch.cat([padded_left(a, n_columns), padded_left(b, n_columns)])

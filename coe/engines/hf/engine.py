@@ -31,6 +31,8 @@ class HFEngine:
             types rounding depends on the batch shape, which may decide near-ties.
         max_batch: requests generated together.
         max_adapters: adapters kept on a resident base.
+        prefill_tokens: most tokens of new prompts that a running batch reads between two tokens of its answers: more
+            start new answers sooner, fewer let running ones pause less.
         threads: CPU threads of this whole process for torch; `None` leaves them. Use one per engine process if several
             share the cores.
         free: bytes free on a device.
@@ -55,14 +57,16 @@ class HFEngine:
         max_adapters: int = 16,
         threads: int | None = None,
         *,
+        prefill_tokens: int = 256,
         free: Callable[[str], int] = free_bytes,
     ) -> None:
-        for name, value in (("max_batch", max_batch), ("max_adapters", max_adapters), ("threads", threads)):
+        counts = {"max_batch": max_batch, "max_adapters": max_adapters, "prefill_tokens": prefill_tokens}
+        for name, value in {**counts, "threads": threads}.items():
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         self._device, self._dtype = device, dtype
         self._max_batch, self._max_adapters, self._threads = max_batch, max_adapters, threads
-        self._free = free
+        self._n_prefill, self._free = prefill_tokens, free
         self._renderer = Renderer()
         self._checker = GrammarChecker()
 
@@ -89,7 +93,8 @@ class HFEngine:
             loaded,
             max_batch=self._max_batch,
             max_adapters=self._max_adapters,
-            cache_bytes=lambda: int(self._free(device) * _CACHE_SHARE),
+            cache_bytes=lambda n_held: int((self._free(device) + n_held) * _CACHE_SHARE),
+            n_prefill=self._n_prefill,
             renderer=self._renderer,
             checker=self._checker,
         )

@@ -13,16 +13,18 @@ from typing import Final
 from coe.engines import chat
 from coe.engines.base import Adapter
 from coe.engines.hf.adapters import AdapterSlots
+from coe.engines.hf.admission import Joining
 from coe.engines.hf.answer import AnswerStreams, demands_call
-from coe.engines.hf.batch import BatchLimits, BatchRow, WaitingRows, adapter_key, deliver
+from coe.engines.hf.batch import BatchRow, RowState, adapter_key, deliver
 from coe.engines.hf.constrained.checker import GrammarChecker
 from coe.engines.hf.constrained.compiler import Grammars
 from coe.engines.hf.constrained.grammar import Grammar
 from coe.engines.hf.constrained.matcher import Matcher
-from coe.engines.hf.decoding import Decoding
 from coe.engines.hf.load import LoadedModel, translate
 from coe.engines.hf.logprobs import MOST_TOP, SCORING_BYTES, TokenTexts, scoring_bytes
+from coe.engines.hf.loop import BatchLoop, padded
 from coe.engines.hf.sampling import Sampling, processors
+from coe.engines.hf.waiting import BatchLimits, WaitingRows
 from coe.engines.render import Renderer
 from coe.errors import EngineError, OutOfMemory, Rejected
 from coe.types import Chunk, GenerateRequest
@@ -36,15 +38,16 @@ class HFExpert:
 
     Chat templates render in a process of their own, prompts are checked in the caller's threads. A worker thread takes
     the waiting requests, runs one `model.generate` for all of them, and hands text to each reader as its tokens come.
-    A row that is finished or cancelled ends at once for its reader and leaves the batch; the batch ends with its last
-    row.
+    A row that is finished or cancelled ends at once for its reader and leaves the batch; a request that comes meanwhile
+    joins it before its next token, if it fits (`choose_joining`); the batch ends with its last row.
 
     Args:
         spec: the expert.
         loaded: the model, its tokenizer and limits.
         max_batch: most rows of a batch.
         max_adapters: most adapters kept on the model.
-        cache_bytes: bytes that the key-value cache of a batch may take now.
+        cache_bytes: bytes that the key-value cache of a batch may take, given those that it takes now.
+        n_prefill: most tokens of prompts to read between two tokens of a running batch.
         renderer: renders the chat templates of the model and its adapters.
         checker: checks grammars before they are compiled.
     """
@@ -56,7 +59,8 @@ class HFExpert:
         *,
         max_batch: int,
         max_adapters: int,
-        cache_bytes: Callable[[], int],
+        cache_bytes: Callable[[int], int],
+        n_prefill: int,
         renderer: Renderer,
         checker: GrammarChecker,
     ) -> None:
@@ -66,7 +70,7 @@ class HFExpert:
         self._loaded: LoadedModel | None = loaded
         self._slots = AdapterSlots(loaded.model, spec.name, max_adapters)
         self._max_adapters = max_adapters
-        self._cache_bytes = cache_bytes
+        self._cache_bytes, self._n_prefill = cache_bytes, n_prefill
         self._renderer = renderer
         self._answers = AnswerStreams(loaded.tokenizer)
         self._texts = TokenTexts(loaded.tokenizer)
@@ -74,13 +78,20 @@ class HFExpert:
         self._grammars = Grammars(loaded.tokenizer, self._n_ids, checker)
         self._styles: dict[str, chat.ChatStyle] = {}
         self._waiting = WaitingRows(max_batch)
+        self._batch: list[BatchRow] = []  # that the worker thread runs now
         # Its own threads: a megabyte takes seconds to tokenise, which must not hold the threads of other experts.
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix=f"hf:{spec.name}")
         self._thread = threading.Thread(target=self._work, name=f"hf:{spec.name}", daemon=True)
         self._thread.start()
 
-    async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
-        """Yield the answer as it is generated; see `Expert.generate`. Usage counts all tokens, an end token too."""
+    async def generate(
+        self, request: GenerateRequest, adapter: Adapter | None = None, *, state: RowState | None = None
+    ) -> AsyncIterator[Chunk]:
+        """Yield the answer as it is generated; see `Expert.generate`. Usage counts all tokens, an end token too.
+
+        Args:
+            state: sees the hidden states of this request.
+        """
         style = await self._style(adapter)
         matcher = await self._matcher(await self._format(request), adapter)
         with self._waiting.expecting():  # a batch waits for a slow template too, but never long
@@ -91,7 +102,7 @@ class HFExpert:
             if demands_call(request):
                 matcher = await self._call_matcher(request, prompt, style, adapter)
             row = await loop.run_in_executor(self._preparing, self._prepare, request, prompt, style, adapter, loop)
-            row.matcher = matcher
+            row.matcher, row.state = matcher, state
             if not self._waiting.put(row):
                 raise self._gone()
         try:
@@ -216,12 +227,12 @@ class HFExpert:
     # In the worker thread
 
     def _work(self) -> None:
-        rows: list[BatchRow] = []
         try:
             while rows := self._waiting.take(self._limits):
+                self._batch = list(rows)
                 self._run(rows)
         except Exception as error:  # such as a lost device: all waiting requests must fail
-            lost = [*rows, *self._waiting.abandon()]
+            lost = [*self._batch, *self._waiting.abandon()]
             cause = EngineError(
                 f"the worker of {self.spec.name!r} ended: {type(error).__name__}: {error}; load it again"
             )
@@ -229,26 +240,32 @@ class HFExpert:
                 row.fail(cause)
             deliver(lost)
 
-    def _limits(self) -> BatchLimits:
+    def _limits(self, n_held: int = 0) -> BatchLimits:
+        """What a batch may take, whose cache holds this many tokens now."""
         assert self._loaded is not None  # freed only after this thread has ended
         per_token = self._loaded.cache_bytes_per_token
         scoring = max(SCORING_BYTES, scoring_bytes(self._loaded.model, self.capacity))
         return BatchLimits(
             rows=self.capacity,
             adapters=self._max_adapters,
-            tokens=self._cache_bytes() // per_token,
+            tokens=self._cache_bytes(n_held * per_token) // per_token,
             positions=self.context_length,
             scoring=-(-scoring // per_token),
+            prefill=self._n_prefill,
         )
 
     def _run(self, rows: Sequence[BatchRow]) -> None:
         for row in rows:
             self._acquire(row, rows)
-        live = [row for row in rows if not row.done]
-        for batch in self._slots.batches([row.slot for row in live]):
-            self._generate_or_split([live[position] for position in batch])
-            deliver(rows)
         deliver(rows)
+        live = [row for row in rows if not row.done]
+        batches = self._slots.batches([row.slot for row in live])
+        if not batches:
+            return
+        first, *others = ([live[position] for position in batch] for batch in batches)
+        self._waiting.put_back([row for batch in others for row in batch])
+        self._batch = list(first)
+        self._generate_or_split(first)
 
     def _acquire(self, row: BatchRow, rows: Sequence[BatchRow]) -> None:
         """Load the adapter of a row; if that fails, only this row does."""
@@ -260,41 +277,44 @@ class HFExpert:
         except EngineError as error:
             row.fail(error)
 
-    def _generate_or_split(self, rows: Sequence[BatchRow]) -> None:
-        """If memory runs out before the first token, try half as many rows."""
-        if not self._attempt(rows):
+    def _generate_or_split(self, rows: Sequence[BatchRow], *, others_wait: bool = False) -> None:
+        """If memory runs out before the first token, try half as many rows; none joins while the others wait."""
+        if not self._attempt(rows, joinable=not others_wait):
             half = len(rows) // 2
-            self._generate_or_split(rows[:half])
-            self._generate_or_split(rows[half:])
+            self._generate_or_split(rows[:half], others_wait=True)
+            self._generate_or_split(rows[half:], others_wait=others_wait)
 
-    def _attempt(self, rows: Sequence[BatchRow]) -> bool:
+    def _attempt(self, rows: Sequence[BatchRow], *, joinable: bool) -> bool:
         try:
             with translate(f"{self.spec.name!r} failed while generating", EngineError):
-                self._generate(rows)
+                self._generate(rows, joinable=joinable)
         except EngineError as error:
             if isinstance(error, OutOfMemory) and len(rows) > 1 and not any(row.n_generated for row in rows):
                 return False
-            for row in rows:
+            failed = [*rows, *self._batch] if joinable else rows
+            for row in failed:
                 row.fail(error)
+            deliver(failed)
         return True
 
-    def _generate(self, rows: Sequence[BatchRow]) -> None:
+    def _joining(self) -> Joining:
+        return Joining(self._waiting, self._slots, self._limits, self._acquire, self._batch, self._n_prefill)
+
+    def _generate(self, rows: Sequence[BatchRow], *, joinable: bool) -> None:
         import torch
 
         assert self._loaded is not None
         device, pad = self._loaded.model.device, min(self._loaded.eos, default=0)
-        width = max(len(row.prompt_ids) for row in rows)
-        gaps = [width - len(row.prompt_ids) for row in rows]
-        ids = [[pad] * gap + row.prompt_ids for gap, row in zip(gaps, rows, strict=True)]
-        mask = [[0] * gap + [1] * (width - gap) for gap in gaps]
+        admission = self._joining() if joinable else None
         with torch.inference_mode():
+            ids, mask = padded(rows, pad, device)
             self._slots.generate(
                 [row.slot for row in rows],
-                inputs=torch.tensor(ids, device=device),
-                attention_mask=torch.tensor(mask, device=device),
+                inputs=ids,
+                attention_mask=mask,
                 do_sample=False,
                 max_new_tokens=max(1, *(row.max_tokens for row in rows)),
-                custom_generate=Decoding(rows, self._slots.keep),
+                custom_generate=BatchLoop(rows, self._slots, admission, pad),
             )
 
 

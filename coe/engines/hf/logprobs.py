@@ -82,7 +82,7 @@ def scoring_bytes(model: Any, n_rows: int) -> int:
 
 
 class PromptScorer:
-    """Scores the prompts of a batch in its first forward.
+    """Scores the prompts of a batch in its first forward, or in those that read them part by part.
 
     The scores of all positions would be an array (n_rows, n_tokens, n_vocabulary). The forward computes those of the
     last position, as always. Then the head of the model (with whatever the model does to its scores) runs on chunks of
@@ -92,18 +92,21 @@ class PromptScorer:
         model: a transformers causal language model.
         lengths: (n_rows,) tokens of each prompt.
         n_top: (n_rows,) most likely tokens to return at each place; `None` does not score the row.
+        ids: (n_rows, n_tokens) the left-padded prompts, if a forward reads a part of them.
 
     Attributes:
-        prompts: after the forward, (n_rows,) the scores of each prompt; none for rows that are not scored.
+        prompts: after the last forward, (n_rows,) the scores of each prompt; none for rows that are not scored.
     """
 
-    def __init__(self, model: Any, lengths: Sequence[int], n_top: Sequence[int | None]) -> None:
+    def __init__(self, model: Any, lengths: Sequence[int], n_top: Sequence[int | None], ids: Any = None) -> None:
         self._model, self._lengths, self._n_top = model, lengths, n_top
         self._wanted = [i for i, n in enumerate(n_top) if n is not None]
+        self._ids: Tensor | None = ids
+        self._n_read = 0
         self.prompts: list[list[Scored]] = [[] for _ in lengths]
 
     def __call__(self, **inputs: Any) -> Any:
-        """The output of the model's forward. `input_ids` is (n_rows, n_tokens), left-padded."""
+        """The output of the model's forward. `input_ids` is (n_rows, n_tokens), the next columns of the prompts."""
         body = getattr(self._model, self._model.base_model_prefix)
         kept: list[Any] = []
         hook = body.register_forward_hook(lambda _module, _args, output: kept.append(output))
@@ -116,27 +119,30 @@ class PromptScorer:
         return output
 
     def _score(self, inputs: Mapping[str, Any]) -> None:
-        ids: Tensor = inputs["input_ids"]
+        """Score the tokens after those of a forward; the last column of the prompts predicts none of them."""
+        begin = self._n_read
+        self._n_read += inputs["input_ids"].shape[1]
+        ids: Tensor = inputs["input_ids"] if self._ids is None else self._ids
         width = ids.shape[1]
-        for i in self._wanted:
+        for i in self._wanted if not begin else ():
             self.prompts[i].append(Scored(int(ids[i, -self._lengths[i]]), None))
-        for start, end in self._chunks(width):
-            logits = self._logits(inputs, start, end)
+        for start, end in self._chunks(begin, min(self._n_read, width - 1), width):
+            logits = self._logits(inputs, start - begin, end - begin)
             for i in self._wanted:
                 first = max(start, width - self._lengths[i])  # padding is not scored
                 if first < end:
                     here = score(logits[i, first - start :], ids[i, first + 1 : end + 1], self._n_top[i] or 0)
                     self.prompts[i] += here
 
-    def _chunks(self, width: int) -> Iterator[tuple[int, int]]:
-        """Ranges of positions; each predicts the token after it, so the last one of the prompt is not among them."""
+    def _chunks(self, begin: int, end: int, width: int) -> Iterator[tuple[int, int]]:
+        """Ranges of columns in those of a forward; each column predicts the token after it."""
         size = max(1, SCORING_BYTES // scoring_bytes(self._model, len(self._lengths)))
-        first = width - max(self._lengths[i] for i in self._wanted)
-        for start in range(first, width - 1, size):
-            yield start, min(start + size, width - 1)
+        first = max(begin, width - max(self._lengths[i] for i in self._wanted))
+        for start in range(first, end, size):
+            yield start, min(start + size, end)
 
     def _logits(self, inputs: Mapping[str, Any], start: int, end: int) -> Tensor:
-        """Scores (n_rows, end - start, n_vocabulary) of these positions."""
+        """Scores (n_rows, end - start, n_vocabulary) of these positions of the forward."""
         import torch
 
         positions = torch.arange(start, end, device=inputs["input_ids"].device)

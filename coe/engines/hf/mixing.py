@@ -26,13 +26,26 @@ _MOST_BYTES: Final = 512 * 2**20
 
 @dataclass(slots=True)
 class RowAdapters:
-    """The adapter of each row of the running batch: (n_rows,) positions in the stacks."""
+    """The adapter of each row of the next forward: (n_rows,) positions in the stacks.
 
+    Attributes:
+        adapters: peft's names, in the order of the stacks.
+        names: (n_rows,) the adapter of each row.
+    """
+
+    adapters: Sequence[str | None]
+    names: list[str | None]
     positions: Tensor
+
+    def select(self, names: Sequence[str | None]) -> None:
+        """The rows of the next forward have these adapters, all of which are in the stacks."""
+        if self.names != list(names):
+            self.names = list(names)
+            self.positions = self.positions.new_tensor([self.adapters.index(name) for name in names])
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only these rows."""
-        self.positions = self.positions[list(rows)]
+        self.select([self.names[row] for row in rows])
 
 
 def can_mix(peft: Any, names: Collection[str | None]) -> bool:
@@ -57,20 +70,23 @@ def _has(layer: Any, names: Collection[str | None]) -> bool:
 def mixed(peft: Any, names: Sequence[str | None]) -> Iterator[RowAdapters]:
     """Apply to each row of every forward in the block the adapter of that row; `None` is the bare base.
 
+    Forwards in the block run without gradients.
+
     Args:
         peft: a peft model whose layers `can_mix`.
-        names: (n_rows,) peft's names of loaded adapters.
+        names: (n_rows,) peft's names of loaded adapters. `RowAdapters.select` changes the rows.
     """
     import torch
     from peft.tuners.lora import Linear
 
     adapters = list(dict.fromkeys(names))
     positions = torch.tensor([adapters.index(name) for name in names], device=peft.device)
-    rows = RowAdapters(positions)
-    with peft.disable_adapter(), ExitStack() as hooks, torch.inference_mode():
+    rows = RowAdapters(adapters, list(names), positions)
+    with peft.disable_adapter(), ExitStack() as hooks:
         for layer in peft.modules():
             if isinstance(layer, Linear) and not layer.lora_A.keys().isdisjoint(adapters):
-                hook = partial(_add, rows, *_stacks(layer, adapters))
+                with torch.no_grad():
+                    hook = partial(_add, rows, *_stacks(layer, adapters))
                 hooks.callback(layer.base_layer.register_forward_hook(hook).remove)
         yield rows
 

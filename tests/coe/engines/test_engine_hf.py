@@ -215,7 +215,7 @@ async def test_finished_rows_leave_the_batch(
 async def test_rows_stay_in_a_cache_that_cannot_drop_them(expert: HFExpert, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [(ask(question, max_tokens=n), None) for question, n in zip(QUESTIONS, (2, 8, 5), strict=False)]
     expected = [(await say(expert, *request)).text for request in requests]
-    monkeypatch.setattr(decoding, "_is_selectable", lambda inputs: False)
+    monkeypatch.setattr(decoding, "is_selectable", lambda inputs: False)
     said = await together(expert, requests)
     assert [each.text for each in said] == expected
     assert [each.usage and each.usage.completion_tokens for each in said] == [2, 8, 5]

@@ -12,8 +12,9 @@ import pytest
 
 from coe.engines.base import Adapter
 from coe.engines.hf.answer import AnswerStream
-from coe.engines.hf.batch import COALESCE_S, BatchLimits, BatchRow, WaitingRows, adapter_key, choose_batch, deliver
+from coe.engines.hf.batch import COALESCE_S, BatchRow, adapter_key, deliver
 from coe.engines.hf.text import TextStream
+from coe.engines.hf.waiting import BatchLimits, WaitingRows, choose_batch
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind
 

@@ -381,7 +381,7 @@ async def test_token_prompts_obey_the_context(expert: HFExpert) -> None:
 async def test_scoring_counts_in_the_memory_of_a_batch(engine: HFEngine, tiny: Path) -> None:
     from test_engine_hf_batch import limits, row
 
-    from coe.engines.hf.batch import choose_batch
+    from coe.engines.hf.waiting import choose_batch
 
     scored = row(3, echo=True, prompt_logprobs=0)
     plain = [row(3), row(3)]

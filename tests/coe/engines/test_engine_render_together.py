@@ -18,9 +18,10 @@ import pytest
 from engine_models import model_spec, say
 
 from coe.engines import render_worker
-from coe.engines.hf.batch import BatchRow, WaitingRows
+from coe.engines.hf.batch import BatchRow
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
+from coe.engines.hf.waiting import WaitingRows
 from coe.engines.render import Renderer, RenderLimits
 from coe.engines.render_process import RenderProcess
 from coe.errors import EngineError, Rejected, TemplateError
