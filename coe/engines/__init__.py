@@ -37,8 +37,12 @@ ENGINES: Final[dict[str, str]] = {
     "fake": "coe.engines.fake:FakeEngine",
     "hf": "coe.engines.hf.engine:HFEngine",
     "remote": "coe.engines.remote.engine:RemoteEngine",
+    "vllm": "coe.engines.vllm.engine:VLLMEngine",
 }
 """Kind -> its class, imported on first use. To add an engine: one file, and one line here."""
+
+AUTO: Final = "auto"
+"""As the engine of a spec: chosen by `engine_kind`, as if none were stated."""
 
 _PLUGINS = Plugins(
     "coe.engines",
@@ -49,15 +53,30 @@ _PLUGINS = Plugins(
 )
 
 
-def engine_kind(spec: ExpertSpec, default: str = "hf") -> str:
-    """The kind of engine that serves `spec`: the stated one, else `remote` or `fake` by its source, else `default`."""
-    if spec.engine is not None:
+def engine_kind(spec: ExpertSpec) -> str:
+    """The kind of engine that serves `spec`: the stated one, else `remote` or `fake` by its source.
+
+    Else, and for the engine `auto`, it is the one of `weights_engine`.
+    """
+    if spec.engine not in (None, AUTO):
         return spec.engine
     if spec.kind is Kind.REMOTE:
         return "remote"
     if spec.kind is Kind.COMPOSED:
-        return COMPOSED_ARCHITECTURES.get(spec.architecture or "", default)
-    return "fake" if spec.source.startswith("fake://") else default
+        return COMPOSED_ARCHITECTURES.get(spec.architecture or "", "hf")
+    return "fake" if spec.source.startswith("fake://") else weights_engine()
+
+
+@cache
+def weights_engine() -> str:
+    """The engine of weights on this machine that name none: `vllm` if it can run on a CUDA device here, else `hf`."""
+    from coe.engines.vllm import process
+
+    if not process.is_installed() or process.on_cpu():
+        return "hf"
+    import torch
+
+    return "vllm" if torch.cuda.is_available() else "hf"
 
 
 def create_engine(kind: str, **options: Any) -> Engine:

@@ -1,0 +1,1 @@
+"""The vLLM engine: continuous batching, prefix caching and LoRA adapters, in one child process for each model."""

@@ -1,0 +1,142 @@
+"""The engine's options as arguments of vLLM's AsyncEngineArgs. Pure: vLLM is not imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from coe.errors import ConfigError
+
+ENGINE_ARGS: Final = "engines.vllm.engine_args"
+CPU_CACHE_BYTES: Final = 2**30
+"""Key-value cache on a CPU if none is configured; on a GPU the share of its memory decides."""
+LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks that vLLM can reserve; an adapter of a lower rank fits too."""
+_OWN: Final[Mapping[str, str]] = {
+    "dtype": "`dtype`",
+    "max_model_len": "`max_model_len`",
+    "gpu_memory_utilization": "`gpu_memory_utilization`",
+    "kv_cache_memory_bytes": "`kv_cache_bytes`",
+    "max_num_seqs": "`max_num_seqs`",
+    "tensor_parallel_size": "`tensor_parallel_size`",
+    "enforce_eager": "`eager`",
+    "enable_lora": "`max_loras`",
+    "max_loras": "`max_loras`",
+    "max_cpu_loras": "`max_cpu_loras`",
+    "max_lora_rank": "`max_lora_rank`",
+}
+"""Arguments that have an option of their own."""
+_FIXED: Final = frozenset(
+    {
+        "model",
+        "tokenizer",
+        "served_model_name",
+        "trust_remote_code",
+        "load_format",
+        "distributed_executor_backend",
+        "worker_cls",
+        "worker_extension_cls",
+        "disable_log_stats",
+        "enable_log_requests",
+        "use_tqdm_on_load",
+        "runner",
+        "convert",
+    }
+)
+"""Arguments that the engine depends on: other values would run code of a repository, or break what it promises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options of the engine; see `coe.config.VLLMConfig`.
+
+    Raises:
+        ConfigError: a value is out of range, or an `engine_args` entry is one of the options or cannot be changed.
+    """
+
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    gpu_memory_utilization: float = 0.75
+    kv_cache_bytes: int | None = None
+    max_num_seqs: int = 32
+    tensor_parallel_size: int = 1
+    eager: bool | None = None
+    max_loras: int = 4
+    max_cpu_loras: int = 16
+    max_lora_rank: int = 16
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "kv_cache_bytes", "max_num_seqs", "tensor_parallel_size", "max_cpu_loras"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(f"gpu_memory_utilization must lie in (0, 1], got {self.gpu_memory_utilization}")
+        if self.max_lora_rank not in LORA_RANKS:
+            raise ConfigError(
+                f"max_lora_rank must be one of {', '.join(map(str, LORA_RANKS))}; got {self.max_lora_rank}"
+            )
+        if not 0 <= self.max_loras <= self.max_cpu_loras:
+            raise ConfigError(f"max_loras must lie in [0, max_cpu_loras={self.max_cpu_loras}], got {self.max_loras}")
+        for name in self.engine_args:
+            if name in _OWN:
+                raise ConfigError(f"{ENGINE_ARGS}: {name!r} has an option of its own: set {_OWN[name]} instead")
+            if name in _FIXED:
+                raise ConfigError(f"{ENGINE_ARGS}: {name!r} cannot be changed: the engine depends on its value")
+
+    def runs_eagerly(self, *, on_cpu: bool) -> bool:
+        """Whether models run without compilation and CUDA graphs."""
+        return on_cpu if self.eager is None else self.eager
+
+    def cache_bytes(self, *, on_cpu: bool) -> int | None:
+        """Bytes of the key-value cache; None if vLLM takes them from its share of the GPU."""
+        return CPU_CACHE_BYTES if self.kv_cache_bytes is None and on_cpu else self.kv_cache_bytes
+
+    def arguments(self, path: Path, name: str, *, on_cpu: bool, with_ray: bool) -> dict[str, Any]:
+        """Arguments of `AsyncEngineArgs` for the model in `path`.
+
+        Args:
+            name: of the expert; in vLLM's messages.
+            on_cpu: whether vLLM runs on a CPU.
+            with_ray: whether this process is part of a Ray cluster, which then places tensor-parallel workers.
+        """
+        stated: dict[str, Any] = {
+            "model": str(path),
+            "tokenizer": str(path),
+            "served_model_name": name,
+            "dtype": self.dtype,
+            "max_num_seqs": self.max_num_seqs,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "enforce_eager": self.runs_eagerly(on_cpu=on_cpu),
+            "kv_cache_memory_bytes": self.cache_bytes(on_cpu=on_cpu),
+            "distributed_executor_backend": self._executor(with_ray),
+            "worker_extension_cls": "coe.engines.vllm.worker.WorkerExtension",
+            "load_format": "safetensors",  # never a pickle
+            "trust_remote_code": False,
+            "disable_log_stats": True,
+            "enable_log_requests": False,
+            "use_tqdm_on_load": False,
+        }
+        if self.max_model_len is not None:
+            stated["max_model_len"] = self.max_model_len
+        if not on_cpu:
+            stated["gpu_memory_utilization"] = self.gpu_memory_utilization
+        return stated | self._lora() | dict(self.engine_args)
+
+    def _executor(self, with_ray: bool) -> str:
+        if self.tensor_parallel_size == 1:
+            return "uni"
+        return "ray" if with_ray else "mp"
+
+    def _lora(self) -> dict[str, Any]:
+        if not self.max_loras:
+            return {}
+        return {
+            "enable_lora": True,
+            "max_loras": self.max_loras,
+            "max_cpu_loras": self.max_cpu_loras,
+            "max_lora_rank": self.max_lora_rank,
+        }

@@ -1,0 +1,106 @@
+"""The options of the vLLM engine as its arguments; vLLM is not needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coe.config import EnginesConfig
+from coe.engines.vllm.engine import PROCESS_BYTES, VLLMEngine
+from coe.engines.vllm.options import CPU_CACHE_BYTES, Options
+from coe.engines.vllm.process import check_folder, check_known, environment, start_error
+from coe.errors import ConfigError, OutOfMemory, WeightsError
+from registry.spec import ExpertSpec, Kind
+
+
+def arguments(on_cpu: bool = True, with_ray: bool = False, **options: Any) -> dict[str, Any]:
+    return Options(**options).arguments(Path("/m"), "m", on_cpu=on_cpu, with_ray=with_ray)
+
+
+def test_no_code_of_a_repository_runs_and_no_pickle_is_read() -> None:
+    stated = arguments()
+    assert (stated["trust_remote_code"], stated["load_format"]) == (False, "safetensors")
+
+
+@pytest.mark.parametrize(
+    ("size", "with_ray", "executor"), [(1, False, "uni"), (1, True, "uni"), (2, False, "mp"), (2, True, "ray")]
+)
+def test_one_device_takes_one_process_and_several_are_placed_by_ray(size: int, with_ray: bool, executor: str) -> None:
+    assert arguments(tensor_parallel_size=size, with_ray=with_ray)["distributed_executor_backend"] == executor
+
+
+def test_a_cpu_runs_eagerly_with_a_fixed_cache_and_a_gpu_by_its_share() -> None:
+    cpu, gpu = arguments(on_cpu=True), arguments(on_cpu=False)
+    assert (cpu["enforce_eager"], cpu["kv_cache_memory_bytes"]) == (True, CPU_CACHE_BYTES)
+    assert "gpu_memory_utilization" not in cpu
+    assert (gpu["enforce_eager"], gpu["kv_cache_memory_bytes"], gpu["gpu_memory_utilization"]) == (False, None, 0.75)
+    assert arguments(on_cpu=False, eager=True, kv_cache_bytes=5)["kv_cache_memory_bytes"] == 5
+
+
+def test_adapters_can_be_switched_off() -> None:
+    assert "enable_lora" not in arguments(max_loras=0)
+    assert arguments(max_loras=2, max_cpu_loras=8, max_lora_rank=64)["max_lora_rank"] == 64
+
+
+def test_further_arguments_are_passed_on_but_none_that_the_engine_depends_on() -> None:
+    assert arguments(engine_args={"max_num_batched_tokens": 99})["max_num_batched_tokens"] == 99
+    with pytest.raises(ConfigError, match="set `kv_cache_bytes` instead"):
+        Options(engine_args={"kv_cache_memory_bytes": 1})
+    with pytest.raises(ConfigError, match="'trust_remote_code' cannot be changed"):
+        Options(engine_args={"trust_remote_code": True})
+    with pytest.raises(ConfigError, match="no argument 'max_batched'"):
+        check_known({"max_batched": 1, "seed": 2}, {"seed": None})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_num_seqs": 0},
+        {"kv_cache_bytes": 0},
+        {"gpu_memory_utilization": 0.0},
+        {"max_lora_rank": 7},
+        {"max_loras": 9, "max_cpu_loras": 8},
+    ],
+)
+def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Options(**wrong)
+
+
+def test_the_section_of_the_configuration_makes_an_engine() -> None:
+    settings = EnginesConfig.model_validate({"vllm": {"kv_cache_bytes": "64MiB", "max_loras": 2}}).settings("vllm")
+    spec = ExpertSpec(name="m", kind=Kind.MODEL, source="/m", size_bytes=1000)
+    assert VLLMEngine(**settings).footprint(spec) - 1000 - 64 * 2**20 in (0, PROCESS_BYTES)
+
+
+def test_weights_in_another_type_take_more_memory() -> None:
+    spec = ExpertSpec(name="m", kind=Kind.MODEL, source="/m", size_bytes=1000, parameters_total=500)
+    sizes = {dtype: VLLMEngine(dtype=dtype, kv_cache_bytes=1).footprint(spec) for dtype in ("auto", "float32")}
+    assert sizes["float32"] - sizes["auto"] == 1000
+    with pytest.raises(WeightsError, match="register it again"):
+        VLLMEngine(kv_cache_bytes=1).footprint(ExpertSpec(name="m", kind=Kind.MODEL, source="/m"))
+
+
+def test_compilation_is_off_in_eager_mode_on_a_cpu_only() -> None:
+    assert environment(eager_on_cpu=True)["TORCHDYNAMO_DISABLE"] == "1"
+    assert "TORCHDYNAMO_DISABLE" not in environment(eager_on_cpu=False)
+
+
+def test_a_folder_is_checked_before_vllm_reads_it(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"no config\.json"):
+        check_folder("m", tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WeightsError, match=r"no \*\.safetensors"):
+        check_folder("m", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    check_folder("m", tmp_path)
+    (tmp_path / "config.json").write_text('{"_attn_implementation": "some/kernel"}')
+    with pytest.raises(WeightsError, match="code from a repository"):
+        check_folder("m", tmp_path)
+
+
+def test_a_failed_start_tells_memory_from_weights() -> None:
+    assert isinstance(start_error("m", ValueError("Free memory on device cuda:0 is less")), OutOfMemory)
+    assert isinstance(start_error("m", RuntimeError("Engine core initialization failed")), WeightsError)

@@ -1,0 +1,166 @@
+"""The vLLM engine with vLLM: the answers of the hf engine, every option of a request, cancellation and failures."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from engine_models import Said, say
+
+from coe.engines.base import Adapter
+from coe.engines.hf.expert import HFExpert
+from coe.engines.vllm.expert import VLLMExpert
+from coe.errors import ContextLengthExceeded, HostLost, Rejected, WeightsError
+from coe.sampling import SamplingOptions
+from coe.types import GenerateRequest
+from routers.base import Message
+
+pytestmark = [pytest.mark.vllm, pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
+
+PROMPTS = ("the capital of france", "the end", "of the answer is", "paris, the end of the")
+
+
+def ask(text: str, max_tokens: int = 12, **fields: Any) -> GenerateRequest:
+    return GenerateRequest(prompt=text, max_tokens=max_tokens, **fields)
+
+
+async def all_of(expert: Any, requests: list[tuple[GenerateRequest, Adapter | None]]) -> list[Said]:
+    return await asyncio.gather(*(say(expert, request, adapter) for request, adapter in requests))
+
+
+async def test_answers_equal_those_of_the_hf_engine_with_and_without_adapters(
+    expert: VLLMExpert, hf: HFExpert, adapters: list[Adapter]
+) -> None:
+    requests = [(ask(text), adapter) for text in PROMPTS for adapter in (None, *adapters[:2])]
+    requests += [(GenerateRequest(messages=(Message("user", PROMPTS[0]),), max_tokens=12), adapters[0])]
+    ours, theirs = await all_of(expert, requests), await all_of(hf, requests)
+    assert [(said.text, said.reason, said.usage) for said in ours] == [
+        (said.text, said.reason, said.usage) for said in theirs
+    ]
+    assert len({said.text for said in ours[:3]}) == 3  # an adapter answers otherwise
+
+
+async def test_log_probabilities_equal_those_of_the_hf_engine(expert: VLLMExpert, hf: HFExpert) -> None:
+    request = ask(PROMPTS[0], 6, logprobs=3, prompt_logprobs=2, echo=True)
+    ours, theirs = await say(expert, request), await say(hf, request)
+    assert ours.text == theirs.text
+    for field in ("prompt_logprobs", "logprobs"):
+        mine = [each for chunk in ours.chunks for each in getattr(chunk, field)]
+        other = [each for chunk in theirs.chunks for each in getattr(chunk, field)]
+        assert [each.token for each in mine] == [each.token for each in other]
+        assert [[t[0] for t in each.top] for each in mine] == [[t[0] for t in each.top] for each in other]
+        assert [each.logprob for each in mine[1:]] == pytest.approx([each.logprob for each in other[1:]], abs=1e-3)
+
+
+async def test_text_streams_whole_characters_and_token_prompts_give_the_same(expert: VLLMExpert) -> None:
+    said = await say(expert, ask("the", 40, temperature=1.5, seed=3))
+    assert len(said.chunks) > 3
+    tokenizer = (await expert.core.live()).tokenizer
+    ids = tuple(tokenizer("the")["input_ids"])
+    again = await say(expert, GenerateRequest(prompt="", prompt_ids=ids, max_tokens=40, temperature=1.5, seed=3))
+    assert again.text == said.text
+
+
+async def test_a_seed_decides_whatever_else_is_in_the_batch(expert: VLLMExpert) -> None:
+    alone = await say(expert, ask(PROMPTS[1], temperature=1.0, seed=5))
+    others = [(ask(text, temperature=1.0), None) for text in PROMPTS]
+    beside = await all_of(expert, [(ask(PROMPTS[1], temperature=1.0, seed=5), None), *others])
+    assert beside[0].text == alone.text
+    different = await all_of(expert, [(ask(PROMPTS[1], temperature=1.0, seed=i), None) for i in range(6)])
+    assert len({said.text for said in different}) > 1
+
+
+async def test_options_change_what_is_generated(expert: VLLMExpert, hf: HFExpert) -> None:
+    plain = await say(expert, ask(PROMPTS[0], 20, sampling=SamplingOptions(ignore_eos=True)))
+    cut = plain.text[3:5]
+    requests = [
+        ask(PROMPTS[0], 20, stop=(cut,), sampling=SamplingOptions(ignore_eos=True)),
+        ask(PROMPTS[0], 8, sampling=SamplingOptions(logit_bias={40: 100.0})),
+        ask(PROMPTS[0], 8, sampling=SamplingOptions(repetition_penalty=1.5)),
+        ask(PROMPTS[0], 8, sampling=SamplingOptions(frequency_penalty=2.0, presence_penalty=1.0)),
+        ask(PROMPTS[0], 0, echo=True),
+    ]
+    ours = await all_of(expert, [(request, None) for request in requests])
+    theirs = await all_of(hf, [(request, None) for request in requests])
+    assert [(said.text, said.reason) for said in ours] == [(said.text, said.reason) for said in theirs]
+    assert ours[0].reason == "stop" and cut not in ours[0].text
+
+
+async def test_what_a_request_may_not_ask_fails_alone(expert: VLLMExpert) -> None:
+    fine = asyncio.ensure_future(say(expert, ask(PROMPTS[0])))
+    with pytest.raises(ContextLengthExceeded):
+        await say(expert, ask("the " * 600, 4))
+    with pytest.raises(Rejected, match="vocabulary"):
+        await say(expert, GenerateRequest(prompt="", prompt_ids=(10**6,), max_tokens=2))
+    with pytest.raises(Rejected, match="at most 20"):
+        await say(expert, ask("the", 2, logprobs=21))
+    assert (await fine).usage is not None
+
+
+async def test_closing_or_cancelling_ends_the_work_in_vllm(expert: VLLMExpert) -> None:
+    llm = (await expert.core.live()).llm
+    endless = ask("the", 400, sampling=SamplingOptions(ignore_eos=True))
+    async with aclosing(expert.generate(endless)) as chunks:
+        await anext(chunks)
+        assert llm.get_num_unfinished_requests() == 1
+    assert llm.get_num_unfinished_requests() == 0
+    began = asyncio.Event()
+
+    async def read() -> None:
+        async for _ in expert.generate(endless):
+            began.set()
+
+    task = asyncio.ensure_future(read())
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert llm.get_num_unfinished_requests() == 0
+
+
+async def test_every_expert_has_a_cache_of_its_own(expert: VLLMExpert, adapters: list[Adapter]) -> None:
+    running = await expert.core.live()
+    prompt = "the capital of france is paris, " * 4
+    prepared = await expert._prepare(running, ask(prompt), None)
+    salts = {expert._prompt(prepared, each)["cache_salt"] for each in (None, *adapters)}
+    assert len(salts) == len(adapters) + 1
+
+
+async def test_a_broken_adapter_fails_alone_and_more_adapters_than_fit_take_turns(
+    expert: VLLMExpert, adapters: list[Adapter], tmp_path: Any
+) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for file in adapters[0].path.iterdir():
+        (folder / file.name).write_bytes(
+            file.read_bytes()[:-64] if file.suffix == ".safetensors" else file.read_bytes()
+        )
+    broken = Adapter(adapters[0].spec.model_copy(update={"name": "broken", "digest": "0" * 64}), folder)
+    running = [(ask(text), adapter) for text in PROMPTS for adapter in adapters]  # four, where three fit
+    failed, *said = await asyncio.gather(
+        say(expert, ask(PROMPTS[0]), broken), *(say(expert, *each) for each in running), return_exceptions=True
+    )
+    assert isinstance(failed, WeightsError)
+    alone = [await say(expert, *each) for each in running]
+    assert [each.text for each in said if isinstance(each, Said)] == [each.text for each in alone]
+    assert len(await (await expert.core.live()).llm.list_loras()) <= 3
+
+
+async def test_after_the_engine_process_is_killed_it_starts_again(expert: VLLMExpert, adapters: list[Adapter]) -> None:
+    """Last in this file: it takes an engine start."""
+    expected = [await say(expert, ask(PROMPTS[0]), each) for each in (None, adapters[0])]
+    llm = (await expert.core.live()).llm
+    async with aclosing(expert.generate(ask("the", 400, sampling=SamplingOptions(ignore_eos=True)))) as shown:
+        await anext(shown)
+        [process] = llm.engine_core.resources.engine_manager.processes
+        os.kill(process.pid, signal.SIGKILL)
+        again = asyncio.gather(*(say(expert, ask(PROMPTS[0]), each) for each in (None, adapters[0])))
+        with pytest.raises(HostLost, match="retry the request"):
+            async for _ in shown:
+                pass
+    assert [said.text for said in await again] == [said.text for said in expected]
+    assert (await expert.core.live()).llm is not llm
