@@ -82,6 +82,9 @@ class VLLMConfig(_Section):
     """Most adapters that stay loaded on one base."""
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
     """Highest rank of an adapter; each adapter in a batch takes the memory of this rank."""
+    canary: Literal["exact", "tolerant", "off"] = "exact"
+    """How the answer to a fixed prompt is compared with that of the first load, after each load: `exact`, on the same
+    hardware and versions; `tolerant`, on any, where near-ties may differ. Another answer quarantines the expert."""
     engine_args: dict[str, Any] = {}
     """Further arguments of `vllm serve`, with underscores, such as `{max_num_batched_tokens: 8192}`."""
 

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
+from coe.chunks import merged
+from coe.engines.hf.answer import AnswerStream
 from coe.engines.hf.logprobs import TokenTexts, packed
 from coe.engines.vllm.logprobs import scored, scored_prompt
+from coe.engines.vllm.prepare import Prepared
 from coe.errors import EngineError
-from coe.types import Chunk, FinishReason, GenerateRequest, TokenLogprob, Usage
+from coe.types import Chunk, FinishReason, TokenLogprob, Usage
 
-_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "cancelled", "repetition": "stop"}
+_REASONS: Final[dict[str, FinishReason]] = {
+    "stop": "stop",
+    "length": "length",
+    "abort": "cancelled",
+    "repetition": "stop",
+}
 
 
 class AnswerChunks:
-    """Turns the outputs of one request, which have the new text and tokens only, into chunks.
+    """Turns the outputs of one request, which have the new tokens only, into chunks.
 
     Args:
-        request: as asked.
-        prompt: its text; empty for token prompts.
-        prompt_ids: its tokens.
-        max_tokens: most new tokens; 0 drops what vLLM generates, which is always one token.
+        prepared: the request. With `max_tokens` 0, what vLLM generates, which is always one token, is dropped.
         texts: of single tokens.
     """
 
-    def __init__(
-        self, request: GenerateRequest, prompt: str, prompt_ids: Sequence[int], max_tokens: int, texts: TokenTexts
-    ) -> None:
-        self._request, self._prompt, self._prompt_ids = request, prompt, prompt_ids
-        self._max_tokens, self._texts = max_tokens, texts
+    def __init__(self, prepared: Prepared, texts: TokenTexts) -> None:
+        self._prepared, self._request, self._texts = prepared, prepared.request, texts
         self._n_tokens = 0
         self._begun = False
         self._value: bytes | None = None
@@ -40,45 +42,77 @@ class AnswerChunks:
             output: vLLM's RequestOutput.
 
         Raises:
-            EngineError: vLLM reports that the generation failed.
+            EngineError: vLLM reports that the generation failed, or a demanded tool call is missing.
+            TemplateError: the response template of the model takes too much time.
         """
         [completion] = output.outputs
-        text, prompt_logprobs = self._beginning(output)
-        n_new = len(completion.token_ids) if self._max_tokens else 0
-        self._n_tokens += n_new
-        reason = self._reason(completion.finish_reason)
-        chunk = Chunk(
-            text + (completion.text if self._max_tokens else ""),
-            finish_reason=reason,
-            usage=None if reason is None else Usage(len(self._prompt_ids), self._n_tokens),
-            value=None if reason is None else self._value,
-            logprobs=self._logprobs(completion) if n_new else (),
-            prompt_logprobs=prompt_logprobs,
-        )
-        return None if chunk.is_empty and reason is None else chunk
+        if completion.finish_reason is not None and completion.finish_reason not in _REASONS:
+            raise EngineError(f"vLLM ended the answer with {completion.finish_reason!r}")
+        beginning = self._beginning(output)
+        if not self._prepared.max_tokens:
+            return merged(beginning, self._end(Chunk(""), "length"))
+        tokens = list(completion.token_ids)
+        reason = None if completion.finish_reason is None else _REASONS[completion.finish_reason]
+        stream = self._prepared.stream
+        if stream is None:
+            self._n_tokens += len(tokens)
+            piece = Chunk(completion.text, logprobs=self._logprobs(completion, tokens))
+            chunk = piece if reason is None else self._end(piece, reason)
+        else:
+            chunk = self._streamed(stream, completion, tokens, reason)
+        chunk = merged(beginning, chunk)
+        return None if chunk.is_empty and chunk.finish_reason is None else chunk
 
-    def _beginning(self, output: Any) -> tuple[str, tuple[TokenLogprob, ...]]:
+    def _streamed(
+        self, stream: AnswerStream, completion: Any, tokens: Sequence[int], reason: FinishReason | None
+    ) -> Chunk:
+        """The chunk of new tokens; the stream may find that the answer is complete."""
+        piece, n_taken = Chunk(""), 0
+        for token in tokens:
+            n_taken += 1
+            self._n_tokens += 1
+            if token in self._prepared.ends:
+                stream.push_end(token)
+                continue
+            stream.push(token)
+            may_stop = self._n_tokens >= self._request.sampling.min_tokens
+            piece = merged(piece, stream.take(search=may_stop))
+            if stream.stopped:
+                reason = "stop"
+                break
+        if reason is not None:
+            piece = merged(piece, stream.take(last=True))
+            if reason == "length" and stream.stopped:
+                reason = "stop"
+            if reason == "stop" and stream.lacks_call:
+                raise EngineError("the model did not call a tool, although the request demands it")
+            if reason == "stop" and stream.n_calls:
+                reason = "tool_calls"
+        logprobs = self._logprobs(completion, tokens[:n_taken])
+        piece = merged(piece, Chunk("", logprobs=logprobs))
+        return piece if reason is None else self._end(piece, reason)
+
+    def _end(self, piece: Chunk, reason: FinishReason) -> Chunk:
+        usage = Usage(len(self._prepared.prompt_ids), self._n_tokens)
+        return merged(piece, Chunk("", finish_reason=reason, usage=usage, value=self._value))
+
+    def _beginning(self, output: Any) -> Chunk:
         """What precedes the first token: the prompt's text and log-probabilities, as far as wanted."""
         if self._begun:
-            return "", ()
+            return Chunk("")
         self._begun = True
-        echo = "" if not self._request.echo else self._prompt or self._texts.text(self._prompt_ids)
+        request, prompt_ids = self._request, self._prepared.prompt_ids
+        echo = "" if not request.echo else self._prepared.prompt or self._texts.text(prompt_ids)
         if output.prompt_logprobs is None:
-            return echo, ()
-        found = scored_prompt(self._prompt_ids, output.prompt_logprobs, self._request.prompt_logprobs or 0)
-        if self._request.wants == "scores":
+            return Chunk(echo)
+        found = scored_prompt(prompt_ids, output.prompt_logprobs, request.prompt_logprobs or 0)
+        if request.wants == "scores":
             self._value = packed(found)
-        return echo, self._texts.logprobs(found) if self._request.prompt_logprobs is not None else ()
+        logprobs = self._texts.logprobs(found) if request.prompt_logprobs is not None else ()
+        return Chunk(echo, prompt_logprobs=logprobs)
 
-    def _logprobs(self, completion: Any) -> tuple[TokenLogprob, ...]:
-        if self._request.logprobs is None or completion.logprobs is None:
+    def _logprobs(self, completion: Any, tokens: Sequence[int]) -> tuple[TokenLogprob, ...]:
+        if self._request.logprobs is None or not completion.logprobs:
             return ()
-        found = scored(completion.token_ids, completion.logprobs, self._request.logprobs)
-        return tuple(map(self._texts.logprob, found))
-
-    def _reason(self, reason: str | None) -> FinishReason | None:
-        if reason is None:
-            return None
-        if reason not in _REASONS:
-            raise EngineError(f"vLLM ended the answer with {reason!r}")
-        return "length" if not self._max_tokens else _REASONS[reason]
+        found = scored(tokens, completion.logprobs[: len(tokens)], self._request.logprobs)
+        return tuple(self._texts.logprob(each) for each in found)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coe.engines.base import Capabilities, Expert
+from coe.engines.hf.constrained.checker import GrammarChecker
 from coe.engines.render import Renderer
 from coe.engines.vllm.expert import VLLMExpert
 from coe.engines.vllm.options import Options
@@ -28,6 +29,8 @@ class VLLMEngine:
     capabilities: Final = Capabilities(
         streaming=True,
         adapters=True,
+        tools=True,
+        json_schema=True,
         logprobs=True,
         prompt_logprobs=True,
         token_prompts=True,
@@ -46,6 +49,7 @@ class VLLMEngine:
         max_loras: int = 4,
         max_cpu_loras: int = 16,
         max_lora_rank: int = 16,
+        canary: str = "exact",
         engine_args: Mapping[str, Any] | None = None,
     ) -> None:
         self._options = Options(
@@ -59,9 +63,11 @@ class VLLMEngine:
             max_loras=max_loras,
             max_cpu_loras=max_cpu_loras,
             max_lora_rank=max_lora_rank,
+            canary=canary,
             engine_args=engine_args or {},
         )
         self._renderer = Renderer()
+        self._checker = GrammarChecker()
 
     def check(self) -> None:
         """Raises ConfigError if this process cannot run the engine."""
@@ -95,7 +101,7 @@ class VLLMEngine:
     async def load(self, spec: ExpertSpec, path: Path) -> VLLMExpert:
         """Start vLLM for the model in `path`. Raises ConfigError, WeightsError or OutOfMemory."""
         self._renderer.start()
-        expert = VLLMExpert(spec, path, self._options, self._renderer)
+        expert = VLLMExpert(spec, path, self._options, self._renderer, self._checker)
         await expert.open()
         return expert
 

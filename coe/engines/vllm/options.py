@@ -14,6 +14,8 @@ CPU_CACHE_BYTES: Final = 2**30
 """Key-value cache on a CPU if none is configured; on a GPU the share of its memory decides."""
 LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM can reserve; an adapter of a lower rank fits too."""
+CANARY: Final = ("exact", "tolerant", "off")
+"""How the answer to a fixed prompt is compared after each load."""
 _OWN: Final[Mapping[str, str]] = {
     "dtype": "`dtype`",
     "max_model_len": "`max_model_len`",
@@ -43,6 +45,7 @@ _FIXED: Final = frozenset(
         "use_tqdm_on_load",
         "runner",
         "convert",
+        "structured_outputs_config",
     }
 )
 """Arguments that the engine depends on: other values would run code of a repository, or break what it promises."""
@@ -66,6 +69,7 @@ class Options:
     max_loras: int = 4
     max_cpu_loras: int = 16
     max_lora_rank: int = 16
+    canary: str = "exact"
     engine_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,6 +83,8 @@ class Options:
             raise ConfigError(
                 f"max_lora_rank must be one of {', '.join(map(str, LORA_RANKS))}; got {self.max_lora_rank}"
             )
+        if self.canary not in CANARY:
+            raise ConfigError(f"canary must be one of {', '.join(CANARY)}; got {self.canary!r}")
         if not 0 <= self.max_loras <= self.max_cpu_loras:
             raise ConfigError(f"max_loras must lie in [0, max_cpu_loras={self.max_cpu_loras}], got {self.max_loras}")
         for name in self.engine_args:
@@ -116,6 +122,7 @@ class Options:
             "worker_extension_cls": "coe.engines.vllm.worker.WorkerExtension",
             "load_format": "safetensors",  # never a pickle
             "trust_remote_code": False,
+            "structured_outputs_config": {"backend": "guidance"},  # which the grammars are written and checked for
             "disable_log_stats": True,
             "enable_log_requests": False,
             "use_tqdm_on_load": False,
@@ -124,19 +131,19 @@ class Options:
             stated["max_model_len"] = self.max_model_len
         if not on_cpu:
             stated["gpu_memory_utilization"] = self.gpu_memory_utilization
-        return stated | self._lora() | dict(self.engine_args)
+        return stated | self._lora(on_cpu) | dict(self.engine_args)
 
     def _executor(self, with_ray: bool) -> str:
         if self.tensor_parallel_size == 1:
             return "uni"
         return "ray" if with_ray else "mp"
 
-    def _lora(self) -> dict[str, Any]:
+    def _lora(self, on_cpu: bool) -> dict[str, Any]:
         if not self.max_loras:
             return {}
-        return {
-            "enable_lora": True,
-            "max_loras": self.max_loras,
-            "max_cpu_loras": self.max_cpu_loras,
-            "max_lora_rank": self.max_lora_rank,
-        }
+        limits = {"max_loras": self.max_loras, "max_cpu_loras": self.max_cpu_loras}
+        if on_cpu:
+            # In a batch with adapters, vLLM's kernels for CPUs apply the last slot to requests without one (an index of
+            # -1). With a slot more than there are adapters, the last one stays empty: slots are taken from the first.
+            limits = {"max_loras": self.max_cpu_loras + 1, "max_cpu_loras": self.max_cpu_loras + 1}
+        return {"enable_lora": True, "max_lora_rank": self.max_lora_rank, **limits}

@@ -53,8 +53,8 @@ def environment(*, eager_on_cpu: bool) -> dict[str, str]:
     chosen = {
         # With the executor "uni", core and worker are one process; on a CPU vLLM starts two without this.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # a fork would copy the threads' locks
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would copy the threads' locks
+        "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
     }
     if eager_on_cpu:
@@ -101,6 +101,18 @@ def start(name: str, path: Path, options: Options) -> Any:
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         except Exception as error:
             raise start_error(name, error) from error
+
+
+def way_of_computing(llm: Any) -> tuple[str, ...]:
+    """What the answers of the same weights depend on: versions, device, type of the weights, threads."""
+    import torch
+    import vllm
+    from vllm.platforms import current_platform
+
+    device = current_platform.get_device_name()
+    threads = os.environ.get("OMP_NUM_THREADS", "") if on_cpu() else ""
+    parallel = str(llm.vllm_config.parallel_config.tensor_parallel_size)
+    return (vllm.__version__, str(torch.__version__), device, str(llm.model_config.dtype), parallel, threads)
 
 
 def stop(llm: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,16 @@ from coe.engines.vllm.engine import VLLMEngine
 from coe.engines.vllm.expert import VLLMExpert
 from registry.digest import digest_of_text
 from registry.spec import ExpertSpec, Kind
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Engines of the whole session keep their files here."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("COE_HOME", str(home))
+        yield home
+
 
 OPTIONS: dict[str, Any] = {
     "dtype": "float32",

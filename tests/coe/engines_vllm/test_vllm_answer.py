@@ -11,6 +11,7 @@ from engine_models import make_tokenizer
 
 from coe.engines.hf.logprobs import TokenTexts
 from coe.engines.vllm.answer import AnswerChunks
+from coe.engines.vllm.prepare import Prepared
 from coe.engines.vllm.sampling import sampling_arguments
 from coe.errors import EngineError
 from coe.sampling import SamplingOptions
@@ -42,8 +43,11 @@ def texts() -> TokenTexts:
     return TokenTexts(make_tokenizer())
 
 
-def chunks(texts: TokenTexts, request: GenerateRequest, *outputs: Output, max_tokens: int = 9) -> list[Chunk]:
-    answer = AnswerChunks(request, "hi", [40, 41], max_tokens, texts)
+def chunks(
+    texts: TokenTexts, request: GenerateRequest, *outputs: Output, max_tokens: int = 9, stream: Any = None
+) -> list[Chunk]:
+    prepared = Prepared(request, "hi", [40, 41], "", max_tokens, frozenset({1}), {}, None, stream)
+    answer = AnswerChunks(prepared, texts)
     return [chunk for output in outputs if (chunk := answer.chunk(output)) is not None]
 
 
@@ -116,3 +120,44 @@ def test_values_that_vllm_reads_otherwise() -> None:
     assert params(max_tokens=0)["max_tokens"] == 1
     assert params(sampling=SamplingOptions(ignore_eos=True))["stop_token_ids"] == []
     assert params(wants="scores")["prompt_logprobs"] == 0
+
+
+class Stream:
+    """Reads tokens as an AnswerStream does; token 9 completes the answer, and token 8 is a tool call."""
+
+    def __init__(self, demands: bool = False) -> None:
+        self.stopped, self.n_calls, self.demands = False, 0, demands
+        self.read: list[int] = []
+        self.ended_by: list[int] = []
+
+    @property
+    def lacks_call(self) -> bool:
+        return self.demands and not self.n_calls
+
+    def push(self, token: int) -> None:
+        self.read.append(token)
+        self.n_calls += token == 8
+        self.stopped = token == 9
+
+    def push_end(self, token: int) -> None:
+        self.ended_by.append(token)
+
+    def take(self, *, last: bool = False, search: bool = True) -> Chunk:
+        text, self.read = "".join(map(str, self.read)), []
+        return Chunk(text)
+
+
+def test_an_answer_that_is_complete_ends_before_vllm_does(texts: TokenTexts) -> None:
+    found = chunks(texts, GenerateRequest(prompt="hi"), Output([Completion("", [5, 9, 6])]), stream=Stream())
+    assert [(chunk.text, chunk.finish_reason, chunk.usage) for chunk in found] == [("59", "stop", Usage(2, 2))]
+
+
+def test_tool_calls_are_the_reason_and_the_end_token_is_no_text(texts: TokenTexts) -> None:
+    stream = Stream()
+    [chunk] = chunks(texts, GenerateRequest(prompt="hi"), Output([Completion("", [8, 1], "stop")]), stream=stream)
+    assert (chunk.text, chunk.finish_reason, stream.ended_by) == ("8", "tool_calls", [1])
+
+
+def test_a_demanded_call_that_is_missing_is_an_error(texts: TokenTexts) -> None:
+    with pytest.raises(EngineError, match="did not call a tool"):
+        chunks(texts, GenerateRequest(prompt="hi"), Output([Completion("", [5], "stop")]), stream=Stream(demands=True))

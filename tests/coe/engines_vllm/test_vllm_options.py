@@ -41,7 +41,13 @@ def test_a_cpu_runs_eagerly_with_a_fixed_cache_and_a_gpu_by_its_share() -> None:
 
 def test_adapters_can_be_switched_off() -> None:
     assert "enable_lora" not in arguments(max_loras=0)
-    assert arguments(max_loras=2, max_cpu_loras=8, max_lora_rank=64)["max_lora_rank"] == 64
+    gpu = arguments(on_cpu=False, max_loras=2, max_cpu_loras=8, max_lora_rank=64)
+    assert (gpu["max_loras"], gpu["max_cpu_loras"], gpu["max_lora_rank"]) == (2, 8, 64)
+
+
+def test_on_a_cpu_the_last_slot_of_adapters_is_never_taken() -> None:
+    cpu = arguments(on_cpu=True, max_loras=2, max_cpu_loras=8)
+    assert (cpu["max_loras"], cpu["max_cpu_loras"]) == (9, 9)
 
 
 def test_further_arguments_are_passed_on_but_none_that_the_engine_depends_on() -> None:

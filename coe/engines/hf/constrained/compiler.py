@@ -90,6 +90,11 @@ class Grammars:
         make = partial(Matcher, compiled, self._read_vocabulary(expert), expert)
         return await asyncio.get_running_loop().run_in_executor(self._matchers, make)
 
+    async def text(self, grammar: Grammar, *, expert: str) -> str:
+        """The grammar for an engine that compiles it with llguidance itself, checked as for `matcher`."""
+        await self.matcher(grammar, expert=expert)
+        return self._text(grammar)
+
     def close(self) -> None:
         """Compile no more."""
         self._quick.close()
@@ -131,10 +136,9 @@ class Grammars:
         from llguidance import LLMatcher
 
         vocabulary = self._read_vocabulary(expert)
-        if grammar.schema:
-            text = plain = LLMatcher.grammar_from_json_schema(grammar.schema, overrides=_OPTIONS)
-        else:  # the process that checks has no tokenizer, so special tokens are text there
-            text, plain = grammar.lark(self._special_tokens()), grammar.lark({})
+        text = self._text(grammar)
+        # The process that checks has no tokenizer, so special tokens are text there.
+        plain = text if grammar.schema else grammar.lark({})
         if (problem := check(plain)) is not None:
             return explained(problem, grammar)
         compiled = LLMatcher(self._of_library, text, log_level=0, limits=_limits())
@@ -163,6 +167,14 @@ class Grammars:
         self._of_library = library
         self._vocabulary = Vocabulary(library.vocab_size, library.eos_token, whitespace)
         return self._vocabulary
+
+    def _text(self, grammar: Grammar) -> str:
+        """The grammar in a form that llguidance takes; the vocabulary has been read."""
+        from llguidance import LLMatcher
+
+        if grammar.schema:
+            return LLMatcher.grammar_from_json_schema(grammar.schema, overrides=_OPTIONS)
+        return grammar.lark(self._special_tokens())
 
     def _special_tokens(self) -> dict[str, int]:
         tokens = self._tokenizer.added_tokens_decoder.items()

@@ -1,0 +1,151 @@
+"""What happens to a request before vLLM gets it: template, tokens, limits, format of the answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from coe.engines import chat
+from coe.engines.base import Adapter
+from coe.engines.hf.answer import AnswerStream, demands_call
+from coe.engines.hf.batch import adapter_key
+from coe.engines.hf.constrained.grammar import Grammar
+from coe.engines.hf.logprobs import MOST_TOP
+from coe.engines.render import Renderer
+from coe.engines.vllm.running import Running
+from coe.engines.vllm.sampling import sampling_arguments
+from coe.errors import Rejected
+from coe.types import GenerateRequest
+from registry.spec import ExpertSpec
+
+_THREADS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that is ready for vLLM.
+
+    Attributes:
+        prompt: its text; empty for token prompts.
+        prompt_ids: its tokens.
+        salt: of the prefix cache: the digest of the expert that answers.
+        max_tokens: most new tokens.
+        ends: tokens that end the answer.
+        sampling: arguments of SamplingParams.
+        grammar: what the answer must be, for llguidance; None if any text may be the answer.
+        stream: reads the answer's tokens, if it may have reasoning or tool calls; else vLLM makes its text.
+    """
+
+    request: GenerateRequest
+    prompt: str
+    prompt_ids: list[int]
+    salt: str
+    max_tokens: int
+    ends: frozenset[int]
+    sampling: Mapping[str, Any]
+    grammar: str | None
+    stream: AnswerStream | None
+
+
+class Preparation:
+    """Prepares the requests of one expert.
+
+    Chat templates render in a process of their own, as for the hf engine, so that a template that does not end cannot
+    hold vLLM. Prompts are tokenised in the threads of this object.
+
+    Args:
+        spec: the expert.
+        renderer: renders the chat templates of the model and its adapters.
+    """
+
+    def __init__(self, spec: ExpertSpec, renderer: Renderer) -> None:
+        self._spec, self._renderer = spec, renderer
+        self._styles: dict[str, chat.ChatStyle] = {}
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"vllm:{spec.name}")
+
+    def close(self) -> None:
+        """Prepare no more."""
+        self._threads.shutdown(wait=False)
+
+    async def prepare(self, running: Running, request: GenerateRequest, adapter: Adapter | None) -> Prepared:
+        """The request as vLLM needs it.
+
+        Raises:
+            ContextLengthExceeded, Rejected: this expert cannot take it.
+            TemplateError: the chat template is broken, or exceeds its limits.
+        """
+        name = adapter.spec.name if adapter else self._spec.name
+        style = await self._style(adapter)
+        prompt = request.prompt
+        if prompt is None:
+            prompt = await asyncio.wrap_future(
+                chat.render(running.tokenizer, request, self._renderer, style, expert=name)
+            )
+        grammar = await self._grammar(running, request, prompt, style, name)
+        prepared = partial(self._prepared, running, request, prompt, style, adapter, name, grammar)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, prepared)
+
+    async def _style(self, adapter: Adapter | None) -> chat.ChatStyle:
+        if adapter is None:
+            return chat.ChatStyle()
+        key = adapter_key(adapter)
+        if key not in self._styles:
+            self._styles[key] = await asyncio.to_thread(chat.ChatStyle.read, adapter.path)
+        return self._styles[key]
+
+    async def _grammar(
+        self, running: Running, request: GenerateRequest, prompt: str, style: chat.ChatStyle, name: str
+    ) -> str | None:
+        """What keeps the answer in the required format, checked within limits of time and memory."""
+        grammar = Grammar.of_request(request)
+        if demands_call(request):
+            make = partial(running.answers.grammar, request, prompt, style, expert=name)
+            grammar = await asyncio.get_running_loop().run_in_executor(self._threads, make)
+        return None if grammar is None else await running.grammars.text(grammar, expert=name)
+
+    def _prepared(
+        self,
+        running: Running,
+        request: GenerateRequest,
+        prompt: str,
+        style: chat.ChatStyle,
+        adapter: Adapter | None,
+        name: str,
+        grammar: str | None,
+    ) -> Prepared:
+        _check(running, request, name)
+        prompt_ids = list(request.prompt_ids) or chat.encode_text(running.tokenizer, prompt, expert=name)
+        spec = adapter.spec if adapter else self._spec
+        limits = (running.context_length, self._spec.context_length, spec.context_length)
+        limit = min(each for each in limits if each)
+        max_tokens = request.token_limit(len(prompt_ids), limit, expert=name)
+        ends = running.ends | chat.token_ids(running.tokenizer, style.eos)
+        stream = running.answers.stream(request, prompt, prompt_ids, style, ends, expert=name)
+        return Prepared(
+            request=request,
+            prompt=prompt,
+            prompt_ids=prompt_ids,
+            salt=spec.digest or spec.ref,
+            max_tokens=max_tokens,
+            ends=frozenset() if request.sampling.ignore_eos else ends,
+            sampling=sampling_arguments(request, max_tokens=max_tokens, ends=ends),
+            grammar=grammar,
+            stream=stream if request.messages else None,
+        )
+
+
+def _check(running: Running, request: GenerateRequest, name: str) -> None:
+    """Raises Rejected for a token id that the vocabulary does not have, or too many log-probabilities."""
+    if (most := max(request.logprobs or 0, request.prompt_logprobs or 0)) > MOST_TOP:
+        raise Rejected(f"{name!r} returns at most {MOST_TOP} most likely tokens for each token, not {most:,}")
+    for field, ids in (("prompt", request.prompt_ids), ("logit_bias", request.sampling.logit_bias)):
+        wrong = next((i for i in ids if not 0 <= i < running.n_ids), None)
+        if wrong is not None:
+            raise Rejected(
+                f"{field} has the token id {wrong}, but the vocabulary of {name!r} has {running.n_ids:,} tokens: "
+                f"send ids from 0 to {running.n_ids - 1}, made with the tokenizer of this expert"
+            )
