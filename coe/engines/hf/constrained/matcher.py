@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _MOST_WHITESPACE: Final = 24
 """Most tokens of white space in a row: some models repeat a newline until `max_tokens`, since JSON allows it."""
 _MOST_MESSAGE: Final = 300
+_DEAD_END: Final = "NoExtensionBias"
+"""llguidance's name for a state after which neither a token nor the end is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +118,10 @@ class Matcher:
             self.ended = self.state.is_stopped()
         if not self.failed:
             return None
-        return Rejected(
-            f"{self.expert!r} cannot continue an answer in the required format: its JSON schema is too complex "
-            f"({self._error}): use fewer optional properties and simpler patterns"
-        )
+        why = f"its JSON schema is too complex ({self._error}): use fewer optional properties and simpler patterns"
+        if _DEAD_END in self._error:
+            why = "its JSON schema has a part that no value satisfies, such as references in a loop"
+        return Rejected(f"{self.expert!r} cannot continue an answer in the required format: {why}")
 
     def _fail(self, message: str) -> None:
         self.failed = self.compiled.failed = True
