@@ -157,7 +157,12 @@ def _mixed(parts: list[TextPart | ImagePart | RefusalPart | ThinkingPart]) -> st
 
 def _arguments(value: object) -> object:
     """Arguments that a client has parsed are written as JSON again; null is none."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else "" if value is None else value
+    if not isinstance(value, dict):
+        return "" if value is None else value
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise PydanticCustomError("unsupported_value", "hold a number that is too large for JSON") from None
 
 
 def _function(value: object) -> object:

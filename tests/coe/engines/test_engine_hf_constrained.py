@@ -103,6 +103,12 @@ async def test_rows_without_a_schema_in_the_same_batch_stay_as_they_are(expert: 
     assert is_valid(together[0].text, FLAT) and is_valid(together[2].text, NESTED)
 
 
+async def test_bounds_of_64_bits_can_be_kept(expert: HFExpert) -> None:
+    schema = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+    said = await say(expert, request(schema, temperature=1.0, seed=1))
+    assert said.reason == "stop" and is_valid(said.text, schema)
+
+
 async def test_an_object_without_a_schema_is_any_object(expert: HFExpert) -> None:
     answer = await say(expert, request(None, max_tokens=60))
     assert answer.text.startswith("{")
@@ -205,6 +211,11 @@ HUGE = having({"enum": ["x" * 1000 for _ in range(1000)]})
             r"oneOf .* \(at /properties/e/oneOf\): use anyOf",
         ),
         (having({"type": "string", "pattern": "^(?=a)b"}), r"pattern .* \(at /properties/e/pattern\): .*look-ahead"),
+        (
+            having({"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^(?!^[-+.]*$)\d*$"}]}),  # a Decimal
+            r"pattern .* \(at /properties/e/anyOf/1/pattern\): .*look-ahead",
+        ),
+        (having({"enum": [1, 2**53 + 1]}), r"number 9007199254740993 \(at /properties/e/enum\), which is not exact"),
         (having({"type": "string", "pattern": "("}), r"pattern .* \(at /properties/e/pattern\): .*unclosed group"),
         (having({"type": "string", "format": "zebra"}), r"\(at /properties/e/format\): Unknown format: zebra"),
         (having({"type": "strnig"}), r"\(at /properties/e/type\): Invalid type: strnig"),

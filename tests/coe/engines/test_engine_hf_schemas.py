@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from coe.engines.hf.constrained.numbers import inexact, within_range
 from coe.engines.hf.constrained.schemas import closed, places
 
 ANY = {"type": "string"}
@@ -74,3 +75,32 @@ def test_a_schema_has_the_places_of_its_keywords() -> None:
         ("/properties/not/enum", "enum"),
         ("/items/0/const", "const"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"enum": [2**53, 2**53 + 1]}, "/enum"),
+        ({"properties": {"id": {"const": {"a": [-(2**53) - 1]}}}}, "/properties/id/const"),
+        ({"const": 2**70}, "/const"),  # its double has other digits
+        ({"const": 10**400}, "/const"),
+        ({"minimum": 2**53 + 1}, "/minimum"),
+        ({"exclusiveMinimum": 2**70}, "/exclusiveMinimum"),
+        ({"maximum": -(2**70)}, "/maximum"),
+        ({"exclusiveMaximum": 2**53 + 3}, "/exclusiveMaximum"),
+        ({"default": 2**53 + 1, "examples": [2**53 + 1], "properties": {"minimum": {"title": "2"}}}, None),
+        ({"enum": [2**62, True, 0.1, -(2**63)], "maximum": 2**64 - 1, "minimum": -(2**63)}, None),
+        ({"maximum": 2**53 + 1, "minimum": 2**53 + 3}, None),  # they are read as narrower bounds
+    ],
+)
+def test_a_number_that_is_no_double_is_found_where_answers_would_not_keep_to_it(schema: Any, place: str | None) -> None:
+    found = inexact(schema)
+    assert (found and found[0]) == place
+
+
+def test_the_least_number_of_64_bits_is_a_bound_that_can_be_compiled() -> None:
+    schema = {"items": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}}
+    [bound] = [value for _, name, value in places(within_range(schema)) if name == "minimum"]
+    assert -(2**63) < bound <= -(2**63) + 1024
+    assert schema["items"]["minimum"] == -(2**63)
+    assert within_range({"minimum": -5}) == {"minimum": -5}

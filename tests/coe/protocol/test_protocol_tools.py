@@ -174,6 +174,8 @@ def test_a_result_without_its_call_and_a_call_without_its_result_pass() -> None:
          "should be 'function'"),
         ({"role": "assistant", "tool_calls": [CALL | {"function": {"name": "x", "arguments": 5}}]},
          "messages[0].tool_calls[0].function.arguments", "should be a valid string, got 5"),
+        ({"role": "assistant", "tool_calls": [CALL | {"function": {"name": "x", "arguments": {"a": 1e400}}}]},
+         "messages[0].tool_calls[0].function.arguments", "hold a number that is too large for JSON"),
         ({"role": "assistant", "content": "", "function_call": {"name": "x", "arguments": ""}},
          "messages[0].function_call", "send tool_choice (of a message: tool_calls)"),
         ({"role": "tool", "tool_call_id": 5, "content": ""}, "messages[0].tool_call_id", "should be a valid string"),

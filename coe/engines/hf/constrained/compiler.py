@@ -204,13 +204,18 @@ def explained(problem: str, grammar: Grammar) -> str:
         for place, name, value in places(json.loads(schema)):
             if name in keywords:
                 return f"the keyword {name!r} of {whose} is not supported (at {place:.200})"
-            if name == "pattern" and isinstance(value, str) and value and value in problem:
+            if name == "pattern" and isinstance(value, str) and value and _as_compiled(value) in problem:
                 return f"a pattern of {whose} is not supported (at {place:.200}): {text}"
             if name == "oneOf" and "oneOf" in problem:
                 return f"oneOf of {whose} has alternatives that may both hold (at {place:.200}): use anyOf"
             if _is_named(name, value, text):
                 return f"{whose} cannot be used (at {place:.200}): {text}"
     return f"{whose} cannot be used: {text}"
+
+
+def _as_compiled(pattern: str) -> str:
+    """A pattern as llguidance repeats it: ECMA's digits are those of ASCII."""
+    return pattern.replace(r"\d", "[0-9]")
 
 
 def _is_named(keyword: str, value: Any, problem: str) -> bool:

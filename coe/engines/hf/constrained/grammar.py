@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
+from coe.engines.hf.constrained.numbers import inexact, within_range
 from coe.engines.hf.constrained.schemas import closed
 from coe.errors import Rejected
 from coe.types import GenerateRequest
@@ -124,12 +125,17 @@ def schema_text(schema: Any, what: str = "the JSON schema") -> str:
         what: for error messages.
 
     Raises:
-        Rejected: it is larger than MOST_SCHEMA_BYTES or deeper than MOST_LEVELS.
+        Rejected: it is larger than MOST_SCHEMA_BYTES or deeper than MOST_LEVELS, or a number of it is not exact.
     """
     if (path := _too_deep(schema)) is not None:
         raise Rejected(f"{what} has more than {MOST_LEVELS} levels of arrays and objects, at {path:.200}")
     _check_size(len(json.dumps(schema)), what)
-    return json.dumps(closed(schema))
+    if (number := inexact(schema)) is not None:
+        raise Rejected(
+            f"{what} has the number {number[1]!s:.40} (at {number[0]:.200}), which is not exact as a double: use a "
+            "string, or a number of at most 2**53"
+        )
+    return json.dumps(within_range(closed(schema)))
 
 
 def _check_size(n_bytes: int, what: str, has: str = "has") -> None:
