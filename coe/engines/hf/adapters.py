@@ -90,11 +90,14 @@ class AdapterSlots:
         Raises:
             WeightsError: the adapter's files are missing, unsafe, or do not fit the base.
         """
+        import torch
+
         key = adapter_key(adapter)
         if key not in self._slots:
             self._leave()  # peft enables and disables layers as it adds and removes adapters
-            self._slots[key] = self._load(adapter)
-            self._evict({*in_use, self._slots[key].name})
+            with torch.inference_mode(False):  # a batch may run: its tensors could not be changed after it
+                self._slots[key] = self._load(adapter)
+                self._evict({*in_use, self._slots[key].name})
         self._slots.move_to_end(key)
         return self._slots[key].name
 

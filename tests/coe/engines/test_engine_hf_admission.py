@@ -130,6 +130,7 @@ async def test_the_first_adapter_of_a_base_joins_a_running_answer(
     async with running(expert) as task:
         assert [(await say(expert, ask(), a)).text for a in adapters[:2]] == [s.text for s in alone]
         assert not task.done() and await task == long.text
+    assert [(await say(expert, ask(), a)).text for a in adapters[:2]] == [s.text for s in alone]  # loaded by no batch
     await one.unload(expert)
     assert joins == [1, 1]
 
