@@ -54,6 +54,7 @@ class _Lines:
         self._limits = limits
         self._held: list[bytes] = []
         self._n_held = self._n_bytes = 0
+        self._after_return = False
 
     def split(self, piece: bytes) -> list[bytes]:
         """The lines that a piece completes, without their ends."""
@@ -61,6 +62,9 @@ class _Lines:
         if self._n_bytes > self._limits.stream_bytes:
             most = self._limits.stream_bytes
             raise MalformedStream(f"it exceeds {most:,} bytes, more than max_tokens can need")
+        if self._after_return and piece.startswith(b"\n"):  # the other half of an end of line, which is no blank line
+            piece = piece[1:]
+        self._after_return = piece.endswith(b"\r")
         self._held.append(piece)
         self._n_held += len(piece)
         if self._n_held > self._limits.line_bytes + len(piece):

@@ -465,6 +465,31 @@ def test_no_stream_raises_anything_else(lines: list[bytes], size: int, end: byte
         asyncio.run(read())
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+async def test_an_event_of_several_lines_may_be_divided_anywhere(end: bytes) -> None:
+    lines = [
+        b'data: {"choices": [',
+        b'data: {"delta": {"content": "Hi \xf0\x9f\x99\x82"}}',
+        b"data: ]}",
+        b"",
+        b"data: [DONE]",
+        b"",
+    ]
+    body = end.join([*lines, b""])
+
+    async def events(*pieces: bytes) -> list[dict[str, Any]]:
+        async def sent() -> Any:
+            for piece in pieces:
+                yield piece
+
+        return [each async for each in read_events(sent(), LIMITS)]
+
+    whole = [{"choices": [{"delta": {"content": "Hi 🙂"}}]}, COMPLETE]
+    assert await events(*(body[i : i + 1] for i in range(len(body)))) == whole
+    for cut in range(len(body)):
+        assert await events(body[:cut], body[cut:]) == whole
+
+
 async def test_the_end_of_a_body_is_an_event_of_its_own() -> None:
     async def pieces() -> Any:
         yield (HI + DONE + HI).encode()
