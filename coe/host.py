@@ -362,8 +362,8 @@ class Host:
         with seam(spec.name):
             engine = self._slot_engine(spec)
             shape = shape_of(engine, spec)
-            sizes = engine.footprint(spec), engine.slot_bytes(shape)
-            return Need((engine_kind(spec), shape), *sizes, slots=engine.slots_per_shape)
+            sizes = int(engine.footprint(spec)), int(engine.slot_bytes(shape))
+            return Need((engine_kind(spec), shape), *sizes, slots=int(engine.slots_per_shape))
 
     def _size(self, spec: ExpertSpec) -> int:
         """Bytes of the weights for estimates; 0 if the engine fails to state them: the expert's load has the error."""
