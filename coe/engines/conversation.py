@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from coe.types import GenerateRequest
 from routers.base import Message
 
 _ALPHANUMERIC: Final = re.compile(r"[^A-Za-z0-9]")
-_MISTRAL, _HARMONY = "mistral", "harmony"
+_MISTRAL, _HARMONY, _LLAMA = "mistral", "harmony", "llama3"
 _MISTRAL_ID: Final = 9
 _NO_EFFORT: Final = "none"
 _MOST_DEPTH: Final = 64
@@ -51,7 +52,7 @@ def _reasoning(effort: str | None) -> dict[str, Any]:
 def _documents(messages: Sequence[Message], answers: str | None) -> Iterator[dict[str, Any]]:
     """The messages as templates of transformers expect them: arguments of calls are objects, results have names."""
     names = {call.id: call.name for message in messages for call in message.tool_calls}
-    for message in messages:
+    for message in _one_call_each(messages) if answers == _LLAMA else messages:
         document = message.document() | {"content": message.content}
         for call in document.get("tool_calls", ()):
             call["function"]["arguments"] = _arguments(call["function"]["arguments"])
@@ -63,6 +64,25 @@ def _documents(messages: Sequence[Message], answers: str | None) -> Iterator[dic
         if answers == _HARMONY and message.reasoning and not (message.content and message.tool_calls):
             document["thinking"] = message.reasoning
         yield document
+
+
+def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
+    """The messages with one call each, followed by its results: templates of Llama 3 refuse several in a message."""
+    place = 0
+    while place < len(messages):
+        message, place = messages[place], place + 1
+        if len(message.tool_calls) < 2:
+            yield message
+            continue
+        results: dict[str | None, list[Message]] = {}
+        while place < len(messages) and messages[place].role == "tool":
+            results.setdefault(messages[place].tool_call_id, []).append(messages[place])
+            place += 1
+        for i, call in enumerate(message.tool_calls):
+            yield replace(message, tool_calls=(call,)) if i == 0 else Message("assistant", "", (call,))
+            yield from results.pop(call.id, ())
+        for others in results.values():
+            yield from others
 
 
 def _arguments(text: str) -> Any:

@@ -45,6 +45,32 @@ def test_templates_of_mistral_get_ids_of_nine_characters_and_harmony_gets_thinki
     assert template_variables(request(), {}, answers="harmony")["messages"][1]["thinking"] == "Look it up."
 
 
+SINGLE = (
+    '{# <|start_header_id|> "parameters" #}{% for m in messages %}{% if m.tool_calls and m.tool_calls | length != 1 %}'
+    "{{ raise_exception('This model only supports single tool-calls at once!') }}{% endif %}{{ m.role[0] }}"
+    "{% for c in m.tool_calls or [] %}:{{ c.id }}{% endfor %}"
+    "{% if m.tool_call_id %}={{ m.tool_call_id }}{% endif %}{{ m.content }} {% endfor %}"
+)
+
+
+def test_templates_of_llama_get_one_call_a_message_with_its_results(tokenizer: Any, renderer: Renderer) -> None:
+    calls = tuple(ToolCall(name, "w", "{}") for name in ("1", "2", "2", "3"))
+    results = (Message("tool", "b", tool_call_id="2"), Message("tool", "a", tool_call_id="1"))
+    lost = Message("tool", "x", tool_call_id="9")
+    history = (
+        Message("user", "?"),
+        Message("assistant", "hm", calls, reasoning="so"),
+        *results,
+        lost,
+        Message("user", "!"),
+    )
+    rendered = render(tokenizer, request(history), renderer, ChatStyle(SINGLE)).result()
+    assert rendered == "u? a:1hm t=1a a:2 t=2b a:2 a:3 t=9x u! "
+    assert "reasoning_content" not in template_variables(request(history), {}, answers="llama3")["messages"][3]
+    [whole] = [m for m in template_variables(request(history), {}, answers="hermes")["messages"] if "tool_calls" in m]
+    assert len(whole["tool_calls"]) == 4
+
+
 def deep(n: int) -> str:
     return '{"a":' * n + "1" + "}" * n
 
