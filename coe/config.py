@@ -347,7 +347,8 @@ class PolicyConfig(_Section):
     before it, the more the less the last one can stand alone (docs/conversations.md)."""
     switch_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
     """Quality given up per second of prefill where another expert than that of the previous turns answers, since it
-    must read the conversation again; its prompt tokens then also cost `cost_weight` per USD. 0 makes switches free."""
+    must read the conversation again; its prompt tokens then also cost `cost_weight` per USD. 0 makes switches free.
+    It has no effect where the router leaves one expert eligible, as `category` does by default."""
     k: Annotated[int, Field(ge=1)] | None = None
     """Most experts of a decision; alone it is short for `select: {kind: top-k, k: ...}`."""
     fallback: str | None = None

@@ -42,6 +42,8 @@ _UNKNOWN_ENGINE = frozenset({TOOLS, VISION})
 are trained to answer in JSON.)"""
 LEAST_ROOM = 64
 """Tokens that an answer needs if the request states no `max_tokens`: an expert with less room is doubtful."""
+_MOST_NAMED = 10
+"""Experts that an error names, and reasons that it states."""
 
 Count = Callable[[str], TokenRange | None]
 """Expert -> tokens of a query's prompt by its own tokenizer; `None` where that is not at hand."""
@@ -224,7 +226,7 @@ def no_eligible(query: Query, eligible: Eligible, known: Collection[str] | None 
     """
     asked = frozenset(known or query.allowed or eligible.removed)
     why = {name: clause for name, clause in eligible.removed.items() if name in asked}
-    reasons = [listing((f"{name} ({clause})" for name, clause in why.items()), separator="; ")] if why else []
+    reasons = [_by_reason(why)] if why else []
     if unknown := sorted(asked - frozenset(eligible.removed) - eligible.experts):
         registered = listing([*eligible.removed]) or "none"
         reasons.append(f"{listing(unknown)} (allowed experts: not registered; registered: {registered})")
@@ -233,3 +235,13 @@ def no_eligible(query: Query, eligible: Eligible, known: Collection[str] | None 
         f"no expert can take {which}: {'; '.join(reasons) or 'none is registered'}",
         constraints={clause.partition(":")[0] for clause in why.values()},
     )
+
+
+def _by_reason(why: Mapping[str, str]) -> str:
+    """`a, b (reason); c (reason)`: each reason once, with its experts."""
+    experts: dict[str, list[str]] = {}
+    for name, clause in why.items():
+        experts.setdefault(clause, []).append(name)
+    most = max(1, _MOST_NAMED // len(experts))
+    groups = (f"{listing(names, most=most)} ({clause})" for clause, names in experts.items())
+    return listing(groups, most=_MOST_NAMED, separator="; ")

@@ -24,7 +24,8 @@ COLUMN: Final = "messages"
 MOST_MESSAGES: Final = 4096
 """Most messages of a row."""
 Conversation = tuple[Message, ...]
-_ROLES: Final = frozenset(get_args(get_type_hints(Message)["role"]))
+ROLES: Final[tuple[str, ...]] = get_args(get_type_hints(Message)["role"])
+"""Roles of messages."""
 _KEYS: Final = frozenset({"role", "content"})
 
 
@@ -77,4 +78,4 @@ def _message(value: Any) -> Message | None:
         given.setdefault("content", "")
     if given.keys() != _KEYS or not all(isinstance(text, str) for text in given.values()):
         return None
-    return Message(given["role"], given["content"]) if given["role"] in _ROLES else None
+    return Message(given["role"], given["content"]) if given["role"] in ROLES else None

@@ -135,7 +135,7 @@ def test_an_expert_whose_engine_cannot_do_what_a_query_needs_is_removed_before_a
     monkeypatch.setattr("coe.engines._names", lambda kind: Capabilities().names)
     [refused] = route([query], Policy("p", router), snapshot, {})
     assert isinstance(refused, NoEligibleExpert) and router.batches == ()
-    assert "a (tools: the engine that serves it cannot call tools)" in str(refused)
+    assert ": a, b, c (tools: the engine that serves it cannot call tools)" in str(refused)
     with pytest.raises(InvalidRequest, match="'b'.*the engine that serves it cannot call tools"):
         bypass(query, "b", snapshot.experts)
     monkeypatch.setattr("coe.engines._names", lambda kind: Capabilities(tools=True).names)

@@ -143,7 +143,7 @@ def test_no_expert_left_names_every_constraint_and_both_numbers():
 
 def test_the_error_names_a_few_of_many_experts():
     many = {f"e{i}": spec(f"e{i}", context_length=10) for i in range(5000)}
-    with pytest.raises(NoEligibleExpert, match=r"e9 \(context length: [^)]*\) and 4990 more$") as error:
+    with pytest.raises(NoEligibleExpert, match=r"e8, e9 and 4990 more \(context length: [^)]*\)$") as error:
         prune([Query.of("hi", max_tokens=10)], many)
     assert len(str(error.value)) < 2000
     with pytest.raises(NoEligibleExpert) as error:
@@ -191,3 +191,20 @@ def test_an_engine_that_constrains_its_output_promises_json_for_every_expert():
     query = replace(Query.of("hi"), format="json")
     assert check(query, {"b": spec("b")}, engines={"b": frozenset({"json_schema"})}).experts == {"b"}
     assert check(query, {"b": spec("b")}, engines={"b": frozenset()}).removed == {"b": "json: it does not promise JSON"}
+
+
+def test_an_error_states_each_reason_once_with_the_experts():
+    many = {name: spec(name, context_length=10_000) for name in ("a", "b", "c")}
+    query = Query.of("hi", tools=({"type": "function"},))
+    with pytest.raises(NoEligibleExpert) as caught:
+        prune([query], {**many, "embedder": SPECS["embedder"]})
+    assert str(caught.value) == (
+        "no expert can take this query: a, b, c (tools: it cannot call tools); embedder (modality: it cannot chat)"
+    )
+
+
+def test_an_error_about_many_reasons_is_short():
+    different = {f"e{i}": spec(f"e{i}", context_length=100 + i) for i in range(5_000)}
+    with pytest.raises(NoEligibleExpert, match=r"fit its 109\) and 4990 more$") as error:
+        prune([Query.of("hi", max_tokens=9_000)], different)
+    assert len(str(error.value)) < 2_000

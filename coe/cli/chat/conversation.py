@@ -79,7 +79,7 @@ class Conversation:
                 f"--model NAME; it has {listed or 'none'}"
             )
         if name not in known:
-            raise UnknownExpert(name, known, where="what may answer here")
+            raise UnknownExpert(name, known, where="the models of this service")
 
     def _command(self, name: str, argument: str) -> bool:
         match name:

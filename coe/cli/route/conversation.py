@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ def history(path: Path | None) -> tuple[Message, ...]:
     Raises:
         typer.BadParameter: the file is missing, larger than `serve.max_body_bytes` allows, or holds something else.
     """
-    from routers.outcomes.conversations import MOST_MESSAGES, conversation_of
+    from routers.outcomes.conversations import MOST_MESSAGES, ROLES, conversation_of
 
     if path is None:
         return ()
@@ -37,11 +38,30 @@ def history(path: Path | None) -> tuple[Message, ...]:
         raise typer.BadParameter(f"{path} cannot be read: {error}", param_hint="--history") from error
     if found is None:
         raise typer.BadParameter(
-            f"{path} must be a JSON list of 1 to {MOST_MESSAGES} messages with `role` and `content`, both text, of at "
-            f"most {MOST_BYTES // 2**20} MiB",
+            f"{path} must be a JSON list of 1 to {MOST_MESSAGES} messages with `role` ({', '.join(ROLES)}) and "
+            f"`content`, both text, of at most {MOST_BYTES // 2**20} MiB; {_problem(data)}",
             param_hint="--history",
         )
     return found
+
+
+def _problem(data: bytes) -> str:
+    """What is wrong with the bytes of a file that holds no conversation."""
+    from routers.outcomes.conversations import conversation_of
+
+    if len(data) > MOST_BYTES:
+        return "it is larger"
+    try:
+        found = json.loads(data.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        return f"it is not valid JSON: {error}"
+    except (ValueError, RecursionError):
+        return "it is not valid JSON"
+    if not isinstance(found, list):
+        return "it is not a list"
+    bad = (i for i, message in enumerate(found) if conversation_of([message]) is None)
+    position = next(bad, None)
+    return f"it has {len(found)} messages" if position is None else f"message {position} (from 0) is not one"
 
 
 def print_conversation(read: Mapping[str, Any], messages: Sequence[Message]) -> None:

@@ -185,7 +185,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
         body = body_of(f"{where}: method not allowed; use {allowed}", INVALID, "method_not_supported")
     else:
         body = body_of(
-            f"{where}: no such endpoint; GET /v1/models lists what a request may name",
+            f"{where}: no such endpoint; GET /docs lists the endpoints",
             INVALID,
             "unknown_url",
         )

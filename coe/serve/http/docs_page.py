@@ -95,9 +95,18 @@ def _shape(schema: Mapping[str, Any]) -> str:
 
 def _limits(schema: Mapping[str, Any]) -> str:
     signs = {"minimum": "&ge;", "exclusiveMinimum": "&gt;", "maximum": "&le;", "exclusiveMaximum": "&lt;"}
-    found = [f"{sign} {schema[name]:g}" for name, sign in signs.items() if name in schema]
+    found = [f"{sign} {_number(schema[name])}" for name, sign in signs.items() if name in schema]
     found += [f"at most {schema['maxLength']} characters"] if "maxLength" in schema else []
     return f" ({', '.join(found)})" if found else ""
+
+
+def _number(value: float) -> str:
+    """A limit; 2**31 and 2**63, and one less, as powers of two."""
+    for power in (31, 63):
+        if value in (2**power - 1, 2**power, -(2**power)):
+            less = " - 1" if value == 2**power - 1 else ""
+            return f"{'-' if value < 0 else ''}2<sup>{power}</sup>{less}"
+    return f"{value:g}"
 
 
 def _text(text: str) -> str:

@@ -147,6 +147,24 @@ def test_a_history_that_is_no_conversation_is_refused(config: Path, tmp_path: Pa
     assert "cannot be read" in route("-c", config, "--history", tmp_path / "none.json", ok=False).output
 
 
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ('[{"role": "user"', "not valid JSON: Expecting ',' delimiter: line 1 column 17"),
+        ("{}", "it is not a list"),
+        ("[]", "it has 0 messages"),
+        ('[{"role": "user", "content": "hi"}, {"role": "human", "content": "ho"}]', "message 1 (from 0) is not one"),
+        (json.dumps([{"role": "user", "content": "hi"}] * 4097), "it has 4097 messages"),
+        (" " * 2**22 + "[]", "it is larger"),
+    ],
+)
+def test_the_error_of_a_history_names_the_problem(config: Path, tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    shown = route("-c", config, "--history", tmp_path / "bad.json", ok=False).output
+    plain = " ".join(shown.replace("│", " ").split())
+    assert problem in plain and "assistant" in plain
+
+
 def test_the_context_must_hold_the_whole_conversation(config: Path, tmp_path: Path) -> None:
     (tmp_path / "long.json").write_text(json.dumps([{"role": "user", "content": "word " * 400}]))
     refused = route("-c", config, "--history", tmp_path / "long.json", ok=False)

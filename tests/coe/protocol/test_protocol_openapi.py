@@ -150,6 +150,7 @@ def test_the_chunks_of_streams_satisfy_the_schemas() -> None:
 
 def test_the_page_names_every_path_field_and_schema_and_loads_nothing() -> None:
     page = docs_page().decode()
+    assert "&lt; 2<sup>63</sup>" in page and "&ge; -2<sup>63</sup>" in page and "e+" not in page
     document = openapi_document()
     for path in document["paths"]:
         assert f"<code>{path}</code>" in page
