@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, Final, NoReturn, TypeVar
 from urllib.parse import quote
 
+from pydantic_core import PydanticSerializationError, to_json
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
@@ -162,4 +163,7 @@ def header_text(text: str) -> str:
 
 
 def _event(data: Mapping[str, Any]) -> bytes:
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode(errors="replace")
+    try:
+        return b"data: " + to_json(data) + b"\n\n"  # a fifth of the time of `json`, for every token of a stream
+    except PydanticSerializationError:  # a lone surrogate, which an expert's answer may hold and UTF-8 cannot
+        return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode(errors="replace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from coe.errors import DeadlineExceeded, EngineError
 from coe.orchestrator import Orchestrator
 from coe.policy import Policy
 from coe.protocol.requests import parse_chat
-from coe.serve.http.exchange import Exchange, disclosed
+from coe.serve.http.exchange import Exchange, _event, disclosed
 from coe.serve.http.service import Service
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
@@ -99,3 +100,27 @@ async def test_a_policys_name_fits_into_a_header_whatever_it_is() -> None:
     call.decisions = [replace(routed, decision=replace(routed.decision, truncated=True))]
     assert disclosed(call)["x-coe-truncated"] == "true"
     gateway.close()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        'é\u2028\x00\x7f<>&"\\/',
+        "\ud800 alone",
+        float("inf"),
+        -0.0,
+        1e-7,
+        10**30,
+        0.1 + 0.2,
+        True,
+        None,
+        [],
+        {},
+        {"a": [1]},
+    ],
+)
+def test_an_event_is_one_line_with_the_value_that_json_reads(value: Any) -> None:
+    event = _event({"value": value, "text": "x"})
+    assert event.startswith(b"data: {") and event.endswith(b"}\n\n") and event.count(b"\n") == 2
+    expected = value.replace("\ud800", "?") if isinstance(value, str) else value
+    assert json.loads(event[6:]) == {"value": expected, "text": "x"}
