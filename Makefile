@@ -71,7 +71,7 @@ $(CLIENTS)/.installed: $(wildcard tests/clients/requirements/*)
 # builds that break its import.
 VLLM := .vllm-venv
 test-vllm: $(VLLM)/.installed  ## the vLLM engine on a CPU
-	$(VLLM)/bin/python -m pytest tests/coe/engines_vllm -m vllm -p no:cacheprovider \
+	$(VLLM)/bin/python -m pytest tests/coe/engines_vllm -m vllm -n 2 --dist loadfile -p no:cacheprovider \
 	  -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning # vLLM leaves sockets to the collector
 
 $(VLLM)/.installed: pyproject.toml constraints.txt

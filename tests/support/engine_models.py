@@ -105,3 +105,15 @@ def save_adapter(folder: Path, base: Path, saving: dict[str, Any] | None = None,
                 parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
         peft.save_pretrained(folder, **saving or {})
     return folder
+
+
+def save_other_weights(model: Path, folder: Path) -> Path:
+    """A copy of a model with other weights of the same shapes."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: each.flip(0).contiguous() for name, each in tensors.items()}, folder / "model.safetensors")
+    return folder

@@ -58,6 +58,15 @@ class Core(Generic[T]):
         self._live, self._since = await self._start(), self._clock()
         return self._live
 
+    def adopt(self, engine: T) -> None:
+        """Serve with a running engine that another Core has released."""
+        self._live, self._since = engine, self._clock()
+
+    def release(self) -> T | None:
+        """Give the running engine away; None if there is none now. No other one starts here."""
+        engine, self._live, self._closed = self._live, None, True
+        return engine
+
     async def live(self) -> T:
         """The running engine; waits while it starts again.
 

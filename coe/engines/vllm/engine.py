@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from coe.engines.base import Capabilities, Expert
+from coe.engines.base import Capabilities, ShapeKey
 from coe.engines.hf.constrained.checker import GrammarChecker
 from coe.engines.render import Renderer
 from coe.engines.vllm.expert import VLLMExpert
 from coe.engines.vllm.options import Options
 from coe.engines.vllm.process import on_cpu, require_vllm
+from coe.engines.vllm.slot import VLLMSlot
 from coe.errors import WeightsError
 from registry.spec import ExpertSpec
 
@@ -21,11 +22,12 @@ PROCESS_BYTES: Final = 2**30
 
 
 class VLLMEngine:
-    """Serves each model in an engine process of its own, which this process starts and supervises.
+    """Serves models in engine processes that this process starts and supervises; models of one shape share one in turn.
 
     The arguments are those of `coe.config.VLLMConfig`.
     """
 
+    slots_per_shape: Final = 1
     capabilities: Final = Capabilities(
         streaming=True,
         adapters=True,
@@ -74,20 +76,48 @@ class VLLMEngine:
         require_vllm()
 
     def footprint(self, spec: ExpertSpec) -> int:
-        """Bytes of the weights and the key-value cache; on a CPU also those of the engine process.
+        """Bytes of the weights. Raises WeightsError: the spec states neither parameters nor size."""
+        return self._weight_bytes(spec)
 
-        On a GPU without `kv_cache_bytes`, the cache takes what the share of the memory leaves beside the weights: then
-        it is that share.
+    def shape(self, spec: ExpertSpec) -> ShapeKey:
+        """What the spec states about the shape; the files decide whether a process can take the weights in place.
 
         Raises:
             WeightsError: the spec states neither parameters nor size.
         """
+        dimensions = {
+            "bytes": self._weight_bytes(spec),
+            "parameters": spec.parameters_total or 0,
+            "context": spec.context_length or 0,
+        }
+        return ShapeKey(
+            architecture=spec.architecture or "",
+            dimensions=tuple(dimensions.items()),
+            dtype=self._options.dtype,
+            max_adapters=self._options.max_loras,
+            max_adapter_rank=self._options.max_lora_rank if self._options.max_loras else 0,
+            expert=None if spec.architecture else spec.ref,
+        )
+
+    def slot_bytes(self, shape: ShapeKey) -> int:
+        """Bytes of the key-value cache; on a CPU also those of the process.
+
+        On a GPU without `kv_cache_bytes`, the cache takes what the share of the memory leaves beside the weights.
+        """
         cpu = on_cpu()
-        weights = self._weight_bytes(spec)
         cache = self._options.cache_bytes(on_cpu=cpu)
         if cache is None:
-            return max(weights, int(self._options.gpu_memory_utilization * _gpu_bytes()))
-        return weights + cache + (PROCESS_BYTES if cpu else 0)
+            share = int(self._options.gpu_memory_utilization * _gpu_bytes())
+            return max(0, share - dict(shape.dimensions)["bytes"])
+        return cache + (PROCESS_BYTES if cpu else 0)
+
+    async def open_slot(self, shape: ShapeKey) -> VLLMSlot:
+        """An empty slot; its process starts with the first expert."""
+        self._renderer.start()
+        return VLLMSlot(shape, self._expert)
+
+    def _expert(self, spec: ExpertSpec, path: Path) -> VLLMExpert:
+        return VLLMExpert(spec, path, self._options, self._renderer, self._checker)
 
     def _weight_bytes(self, spec: ExpertSpec) -> int:
         if self._options.dtype == "auto" and spec.size_bytes is not None:
@@ -97,19 +127,6 @@ class VLLMEngine:
         if spec.size_bytes is not None:
             return spec.size_bytes * _ITEM_BYTES.get(self._options.dtype, 2) // 2
         raise WeightsError(f"the size of {spec.name!r} is not known: register it again, so that its files are read")
-
-    async def load(self, spec: ExpertSpec, path: Path) -> VLLMExpert:
-        """Start vLLM for the model in `path`. Raises ConfigError, WeightsError or OutOfMemory."""
-        self._renderer.start()
-        expert = VLLMExpert(spec, path, self._options, self._renderer, self._checker)
-        await expert.open()
-        return expert
-
-    async def unload(self, expert: Expert) -> None:
-        """End the engine process and wait until it is gone."""
-        if not isinstance(expert, VLLMExpert):
-            raise TypeError(f"{expert!r} was not loaded by this engine")
-        await expert.close()
 
 
 def _gpu_bytes() -> int:

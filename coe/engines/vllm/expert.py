@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, nullcontext
 from functools import partial
@@ -20,9 +21,9 @@ from coe.engines.vllm.core import Core
 from coe.engines.vllm.errors import is_dead, lost, request_error
 from coe.engines.vllm.options import Options
 from coe.engines.vllm.prepare import Preparation, Prepared
-from coe.engines.vllm.process import start, stop, way_of_computing
+from coe.engines.vllm.process import reload_weights, start, start_error, stop, way_of_computing
 from coe.engines.vllm.running import Running, describe
-from coe.errors import Unsupported
+from coe.errors import CoeError, Unsupported
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
 
@@ -50,7 +51,7 @@ class VLLMExpert:
         self.spec = spec
         self.capacity = options.max_num_seqs
         self.core: Core[Running] = Core(spec.name, self._start, self._stop)
-        self._path, self._options, self._checker = path, options, checker
+        self.path, self._options, self._checker = path, options, checker
         self._preparation = Preparation(spec, renderer)
         self._checks = AdapterChecks(spec.name, path, options.max_lora_rank)
         self._ids = count(1)
@@ -102,14 +103,45 @@ class VLLMExpert:
                         if chunk.finish_reason is not None:  # which may come before vLLM's own end
                             return
 
-    async def _start(self) -> Running:
-        llm = await asyncio.to_thread(start, self.spec.name, self._path, self._options)
+    async def take_over(self, former: VLLMExpert) -> bool:
+        """Read this expert's weights into the process of another one with the same shapes, which serves no more.
+
+        Returns:
+            False if the other has no process now. After an error the process is ended.
+        """
+        running = former.core.release()
+        if running is None:
+            return False
+        running.grammars.close()
+        former._preparation.close()
         try:
-            running = describe(llm, self._checker, self._checks.check, self._options.max_cpu_loras)
-            await self._check_weights(running)
+            await reload_weights(running.llm, self.path)
+            self.core.adopt(await self._describe(running.llm))
+        except BaseException as error:
+            await asyncio.to_thread(stop, running.llm)
+            if isinstance(error, Exception) and not isinstance(error, CoeError):
+                raise start_error(self.spec.name, error) from error
+            raise
+        return True
+
+    async def _start(self) -> Running:
+        starting = asyncio.ensure_future(asyncio.to_thread(start, self.spec.name, self.path, self._options))
+        try:
+            llm = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_stop_started)  # the thread goes on
+            raise
+        try:
+            return await self._describe(llm)
         except BaseException:
             await asyncio.to_thread(stop, llm)
             raise
+
+    async def _describe(self, llm: Any) -> Running:
+        check = self._checks.check
+        most = self._options.max_cpu_loras
+        running = await asyncio.to_thread(describe, llm, self.path, self._checker, check, most)
+        await self._check_weights(running)
         return running
 
     async def _check_weights(self, running: Running) -> None:
@@ -125,6 +157,11 @@ class VLLMExpert:
         await asyncio.to_thread(stop, running.llm)
 
 
+def _stop_started(starting: asyncio.Future[Any]) -> None:
+    if not starting.cancelled() and starting.exception() is None:
+        threading.Thread(target=stop, args=(starting.result(),), name="vllm-stop").start()
+
+
 def _prompt(prepared: Prepared) -> Any:
     from vllm.inputs import tokens_input
 
@@ -135,8 +172,8 @@ def _params(prepared: Prepared) -> Any:
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     arguments = dict(prepared.sampling)
-    if prepared.grammar is not None:
-        arguments["structured_outputs"] = StructuredOutputsParams(grammar=prepared.grammar)
+    if prepared.constraint is not None:
+        arguments["structured_outputs"] = StructuredOutputsParams(**prepared.constraint)
     if prepared.stream is not None:
         arguments |= {"detokenize": False, "stop": []}  # the stream does both
     return SamplingParams(**arguments, output_kind=RequestOutputKind.DELTA)

@@ -36,7 +36,7 @@ class Prepared:
         max_tokens: most new tokens.
         ends: tokens that end the answer.
         sampling: arguments of SamplingParams.
-        grammar: what the answer must be, for llguidance; None if any text may be the answer.
+        constraint: arguments of StructuredOutputsParams; None if any text may be the answer.
         stream: reads the answer's tokens, if it may have reasoning or tool calls; else vLLM makes its text.
     """
 
@@ -47,7 +47,7 @@ class Prepared:
     max_tokens: int
     ends: frozenset[int]
     sampling: Mapping[str, Any]
-    grammar: str | None
+    constraint: Mapping[str, str] | None
     stream: AnswerStream | None
 
 
@@ -85,8 +85,8 @@ class Preparation:
             prompt = await asyncio.wrap_future(
                 chat.render(running.tokenizer, request, self._renderer, style, expert=name)
             )
-        grammar = await self._grammar(running, request, prompt, style, name)
-        prepared = partial(self._prepared, running, request, prompt, style, adapter, name, grammar)
+        constraint = await self._constraint(running, request, prompt, style, name)
+        prepared = partial(self._prepared, running, request, prompt, style, adapter, name, constraint)
         return await asyncio.get_running_loop().run_in_executor(self._threads, prepared)
 
     async def _style(self, adapter: Adapter | None) -> chat.ChatStyle:
@@ -97,15 +97,15 @@ class Preparation:
             self._styles[key] = await asyncio.to_thread(chat.ChatStyle.read, adapter.path)
         return self._styles[key]
 
-    async def _grammar(
+    async def _constraint(
         self, running: Running, request: GenerateRequest, prompt: str, style: chat.ChatStyle, name: str
-    ) -> str | None:
+    ) -> dict[str, str] | None:
         """What keeps the answer in the required format, checked within limits of time and memory."""
         grammar = Grammar.of_request(request)
         if demands_call(request):
             make = partial(running.answers.grammar, request, prompt, style, expert=name)
             grammar = await asyncio.get_running_loop().run_in_executor(self._threads, make)
-        return None if grammar is None else await running.grammars.text(grammar, expert=name)
+        return None if grammar is None else await running.grammars.constraint(grammar, expert=name)
 
     def _prepared(
         self,
@@ -115,7 +115,7 @@ class Preparation:
         style: chat.ChatStyle,
         adapter: Adapter | None,
         name: str,
-        grammar: str | None,
+        constraint: Mapping[str, str] | None,
     ) -> Prepared:
         _check(running, request, name)
         prompt_ids = list(request.prompt_ids) or chat.encode_text(running.tokenizer, prompt, expert=name)
@@ -133,7 +133,7 @@ class Preparation:
             max_tokens=max_tokens,
             ends=frozenset() if request.sampling.ignore_eos else ends,
             sampling=sampling_arguments(request, max_tokens=max_tokens, ends=ends),
-            grammar=grammar,
+            constraint=constraint,
             stream=stream if request.messages else None,
         )
 

@@ -115,6 +115,16 @@ def way_of_computing(llm: Any) -> tuple[str, ...]:
     return (vllm.__version__, str(torch.__version__), device, str(llm.model_config.dtype), parallel, threads)
 
 
+async def reload_weights(llm: Any, path: Path) -> None:
+    """Replace the weights of a running engine by those in `path`, of the same shapes; its adapters are gone then.
+
+    Only vLLM's own loading is right on every device: kernels may keep packed copies of the parameters.
+    """
+    await llm.pause_generation(mode="abort", clear_cache=False)  # cancelled requests may still be in a step
+    await llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
+    await llm.resume_generation()
+
+
 def stop(llm: Any) -> None:
     """End the engine process; takes up to 5 s."""
     llm.shutdown(timeout=0.0)

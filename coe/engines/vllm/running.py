@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from coe.engines.base import Adapter
@@ -21,7 +22,7 @@ class Running:
     Attributes:
         llm: vLLM's AsyncLLM.
         adapters: those that are in it.
-        tokenizer: the one that vLLM uses, of transformers.
+        tokenizer: of transformers, from the files of the expert.
         texts, answers, grammars: made of it.
         ends: tokens that end an answer.
         n_ids: token ids of the model.
@@ -39,16 +40,20 @@ class Running:
     context_length: int
 
 
-def describe(llm: Any, checker: GrammarChecker, check: Callable[[Adapter], None], max_adapters: int) -> Running:
-    """What a started AsyncLLM serves.
+def describe(
+    llm: Any, path: Path, checker: GrammarChecker, check: Callable[[Adapter], None], max_adapters: int
+) -> Running:
+    """What an AsyncLLM serves that has the weights in `path`. Blocks.
 
     Args:
         checker: checks grammars. check: checks adapters.
         max_adapters: adapters that it keeps.
     """
+    from transformers import AutoTokenizer
     from vllm.lora.request import LoRARequest
 
-    config, tokenizer = llm.model_config, llm.get_tokenizer()
+    config = llm.model_config
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     n_ids = config.get_vocab_size()
     return Running(
         llm=llm,

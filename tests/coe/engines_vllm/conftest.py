@@ -15,6 +15,7 @@ from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
 from coe.engines.vllm.engine import VLLMEngine
 from coe.engines.vllm.expert import VLLMExpert
+from coe.engines.vllm.slot import VLLMSlot
 from registry.digest import digest_of_text
 from registry.spec import ExpertSpec, Kind
 
@@ -54,15 +55,22 @@ def adapters(tiny: Path) -> list[Adapter]:
 
 @pytest.fixture(scope="session")
 def spec(tiny: Path) -> ExpertSpec:
-    return ExpertSpec(name="tiny", kind=Kind.MODEL, source=str(tiny), digest=digest_of_text("test", "tiny"))
+    return ExpertSpec(
+        name="tiny", kind=Kind.MODEL, source=str(tiny), digest=digest_of_text("test", "tiny"), size_bytes=1
+    )
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def expert(spec: ExpertSpec, tiny: Path) -> AsyncIterator[VLLMExpert]:
+async def slot(spec: ExpertSpec) -> AsyncIterator[VLLMSlot]:
     engine = VLLMEngine(**OPTIONS)
-    expert = await engine.load(spec, tiny)
-    yield expert
-    await engine.unload(expert)
+    slot = await engine.open_slot(engine.shape(spec))
+    yield slot
+    await slot.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def expert(spec: ExpertSpec, tiny: Path, slot: VLLMSlot) -> VLLMExpert:
+    return slot.expert or await slot.switch(spec, tiny)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from coe.config import EnginesConfig
+from coe.engines import engine_kind, weights_engine
+from coe.engines.base import ShapeKey, SlotEngine
 from coe.engines.vllm.engine import PROCESS_BYTES, VLLMEngine
 from coe.engines.vllm.options import CPU_CACHE_BYTES, Options
 from coe.engines.vllm.process import check_folder, check_known, environment, start_error
@@ -78,7 +80,20 @@ def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def test_the_section_of_the_configuration_makes_an_engine() -> None:
     settings = EnginesConfig.model_validate({"vllm": {"kv_cache_bytes": "64MiB", "max_loras": 2}}).settings("vllm")
     spec = ExpertSpec(name="m", kind=Kind.MODEL, source="/m", size_bytes=1000)
-    assert VLLMEngine(**settings).footprint(spec) - 1000 - 64 * 2**20 in (0, PROCESS_BYTES)
+    engine = VLLMEngine(**settings)
+    assert engine.footprint(spec) == 1000
+    assert engine.slot_bytes(engine.shape(spec)) - 64 * 2**20 in (0, PROCESS_BYTES)
+    assert isinstance(engine, SlotEngine)
+
+
+def test_experts_of_one_architecture_and_size_have_one_shape() -> None:
+    def shape(name: str, **fields: Any) -> ShapeKey:
+        stated: dict[str, Any] = {"size_bytes": 1000, "architecture": "LlamaForCausalLM"} | fields
+        return VLLMEngine(kv_cache_bytes=1).shape(ExpertSpec(name=name, kind=Kind.MODEL, source=f"/{name}", **stated))
+
+    assert shape("a") == shape("b")
+    assert len({shape("a"), shape("b", size_bytes=999), shape("c", architecture="Qwen3ForCausalLM")}) == 3
+    assert shape("a", architecture=None) != shape("b", architecture=None)
 
 
 def test_weights_in_another_type_take_more_memory() -> None:
@@ -110,3 +125,34 @@ def test_a_folder_is_checked_before_vllm_reads_it(tmp_path: Path) -> None:
 def test_a_failed_start_tells_memory_from_weights() -> None:
     assert isinstance(start_error("m", ValueError("Free memory on device cuda:0 is less")), OutOfMemory)
     assert isinstance(start_error("m", RuntimeError("Engine core initialization failed")), WeightsError)
+
+
+@pytest.mark.parametrize(
+    ("installed", "for_cpu", "cuda", "kind"),
+    [
+        (True, False, True, "vllm"),
+        (True, False, False, "hf"),
+        (True, True, True, "hf"),
+        (False, False, True, "hf"),
+    ],
+)
+def test_weights_run_on_vllm_where_it_is_installed_and_there_is_a_cuda_device(
+    installed: bool, for_cpu: bool, cuda: bool, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coe.engines.vllm.process.is_installed", lambda: installed)
+    monkeypatch.setattr("coe.engines.vllm.process.on_cpu", lambda: for_cpu)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    weights_engine.cache_clear()
+    try:
+        for engine in (None, "auto"):
+            assert engine_kind(ExpertSpec(name="m", kind=Kind.MODEL, source="/m", engine=engine)) == kind
+        assert engine_kind(ExpertSpec(name="m", kind=Kind.MODEL, source="/m", engine="hf")) == "hf"
+        assert engine_kind(ExpertSpec(name="m", kind=Kind.MODEL, source="fake://x", engine="auto")) == "fake"
+    finally:
+        weights_engine.cache_clear()
+
+
+def test_without_vllm_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.engines.vllm.process.is_installed", lambda: False)
+    with pytest.raises(ConfigError, match=r"pip install 'composition-of-experts\[vllm\]'.*docs/vllm.md"):
+        VLLMEngine().check()

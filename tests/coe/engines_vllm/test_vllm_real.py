@@ -7,22 +7,28 @@ import json
 import os
 import signal
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_models import Said, say
+from engine_models import Said, save_other_weights, say
 
 from coe.engines.base import Adapter
+from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
 from coe.engines.vllm.expert import VLLMExpert
+from coe.engines.vllm.slot import VLLMSlot
 from coe.errors import ContextLengthExceeded, HostLost, Rejected, WeightsError
 from coe.sampling import SamplingOptions
 from coe.types import GenerateRequest, Usage
+from registry.digest import digest_of_text
+from registry.spec import ExpertSpec
 from registry.storage import coe_home
 from routers.base import Message
 
 pytestmark = [pytest.mark.vllm, pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
+LONG = "the capital of france is paris, " * 30  # more than a block of the cache, 128 tokens on a CPU
 PROMPTS = ("the capital of france", "the end", "of the answer is", "paris, the end of the")
 
 
@@ -178,8 +184,60 @@ async def test_a_schema_constrains_the_answer_and_a_bad_one_is_refused(expert: V
         await say(expert, GenerateRequest(messages=messages, max_tokens=9, format="json", json_schema=wrong))
 
 
-async def test_after_the_engine_process_is_killed_it_starts_again(expert: VLLMExpert, adapters: list[Adapter]) -> None:
+async def cached_tokens(llm: Any, ids: list[int], salt: str) -> int:
+    """Tokens of a prompt that vLLM has in its prefix cache under a salt."""
+    from vllm.inputs import tokens_input
+    from vllm.sampling_params import SamplingParams
+
+    found = 0
+    async for output in llm.generate(tokens_input(ids, cache_salt=salt), SamplingParams(max_tokens=1), "c"):
+        found = output.num_cached_tokens
+    return found
+
+
+async def test_experts_take_turns_in_one_process_and_none_uses_the_cache_of_another(
+    slot: VLLMSlot, spec: ExpertSpec, tiny: Path, tmp_path: Path, adapters: list[Adapter]
+) -> None:
+    folder = save_other_weights(tiny, tmp_path / "other")
+    second = spec.model_copy(update={"name": "other", "digest": digest_of_text("other"), "source": str(folder)})
+    request = GenerateRequest(prompt=LONG, max_tokens=8)
+    expected = []
+    for each, path in ((spec, tiny), (second, folder)):
+        engine = HFEngine(device="cpu", dtype="float32")
+        expert = await engine.load(each, path)
+        expected.append((await say(expert, request)).text.rstrip("\ufffd"))
+        await engine.unload(expert)
+    assert expected[0] != expected[1]
+
+    async def answer() -> str:
+        assert slot.expert is not None
+        processes.add((await slot.expert.core.live()).llm.engine_core.resources.engine_manager.processes[0].pid)
+        return (await say(slot.expert, request)).text.rstrip("\ufffd")
+
+    processes: set[int] = set()
+    first = await slot.switch(spec, tiny)
+    with_adapter = (await say(first, request, adapters[0])).text
+    assert await answer() == expected[0]
+    prepared = await first._preparation.prepare(await first.core.live(), request, None)
+
+    async def cached(by: ExpertSpec) -> int:
+        assert slot.expert is not None and by.digest is not None
+        return await cached_tokens((await slot.expert.core.live()).llm, prepared.prompt_ids, by.digest)
+
+    await slot.switch(second, folder)
+    assert await cached(second) == 0
+    assert await answer() == expected[1]
+    again = await slot.switch(spec, tiny)
+    assert await cached(spec) > 0  # from before the switches
+    assert await answer() == expected[0]
+    assert (await say(again, request, adapters[0])).text == with_adapter  # added again: the reload drops adapters
+    assert len(processes) == 1
+
+
+async def test_after_the_engine_process_is_killed_it_starts_again(slot: VLLMSlot, adapters: list[Adapter]) -> None:
     """Last in this file: it takes an engine start."""
+    expert = slot.expert
+    assert expert is not None  # of the test before
     expected = [await say(expert, ask(PROMPTS[0]), each) for each in (None, adapters[0])]
     llm = (await expert.core.live()).llm
     async with aclosing(expert.generate(ask("the", 400, sampling=SamplingOptions(ignore_eos=True)))) as answer:

@@ -42,15 +42,17 @@ TOOL = {
 @pytest.fixture(scope="module")
 def smollm2(zoo_bases: Path) -> tuple[ExpertSpec, Path]:
     folder = zoo_bases / "smollm2-135m-instruct"
-    return ExpertSpec(name="smollm2", kind=Kind.MODEL, source=str(folder), digest=digest_of_text("smollm2")), folder
+    return ExpertSpec(
+        name="smollm2", kind=Kind.MODEL, source=str(folder), digest=digest_of_text("smollm2"), size_bytes=1
+    ), folder
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def expert(smollm2: tuple[ExpertSpec, Path]) -> AsyncIterator[VLLMExpert]:
     engine = VLLMEngine(dtype="float32", kv_cache_bytes=128 * 2**20, max_num_seqs=16, max_loras=3, max_cpu_loras=3)
-    expert = await engine.load(*smollm2)
-    yield expert
-    await engine.unload(expert)
+    slot = await engine.open_slot(engine.shape(smollm2[0]))
+    yield await slot.switch(*smollm2)
+    await slot.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -90,10 +90,17 @@ class Grammars:
         make = partial(Matcher, compiled, self._read_vocabulary(expert), expert)
         return await asyncio.get_running_loop().run_in_executor(self._matchers, make)
 
-    async def text(self, grammar: Grammar, *, expert: str) -> str:
-        """The grammar for an engine that compiles it with llguidance itself, checked as for `matcher`."""
+    async def constraint(self, grammar: Grammar, *, expert: str) -> dict[str, str]:
+        """The grammar for vLLM, which compiles it with llguidance itself, checked as for `matcher`.
+
+        Returns:
+            The argument of vLLM's StructuredOutputsParams: `json` (a schema with our options) or `grammar` (Lark).
+        """
         await self.matcher(grammar, expert=expert)
-        return self._text(grammar)
+        text = self._text(grammar)
+        if not grammar.schema:
+            return {"grammar": text}
+        return {"json": json.dumps(json.loads(text)["grammars"][0]["json_schema"])}
 
     def close(self) -> None:
         """Compile no more."""
