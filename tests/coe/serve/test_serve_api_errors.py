@@ -179,6 +179,9 @@ async def test_unknown_paths_and_methods_have_openais_shape_too() -> None:
         for path in ("/nowhere", "/v1/chat/completions/", "/v1/embeddings"):
             response = await g.http.get(path)
             assert response.status_code == 404 and response.json()["error"]["code"] == "unknown_url"
+            assert response.json()["error"]["message"].endswith(
+                f"{path}: no such endpoint; GET /docs lists the endpoints"
+            )
             assert f"GET {path}" in response.json()["error"]["message"]
         response = await g.http.get("/v1/chat/completions")
         assert (response.status_code, response.headers["allow"]) == (405, "POST")
