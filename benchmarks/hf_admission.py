@@ -9,6 +9,9 @@ Both variants are the same engine in one process, with the same weights, request
     poisson    arrivals at 70% of the rate at which the static engine answers a burst
     burst      32 requests at once, while 4 answers of 64 tokens are generated
     N clients  each sends its next request when it has the answer to the last one
+
+With `--clock cpu` all times are seconds of CPU time of this process, arrivals included, so that other programs on the
+machine disturb them least; it is meant for `--threads 1`. That clock leaps to the next arrival while nothing runs.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from coe.engines.base import Adapter
 from coe.engines.hf.engine import HFEngine
@@ -39,6 +41,27 @@ from hf_throughput import make_adapters
 WORDS = ("the", "history", "of", "a", "town", "where", "people", "live", "and", "work", "by", "the", "sea", "in", "old")
 SHARE = 0.7
 VARIANTS = ("static", "joined")
+
+
+class Clock:
+    """Seconds of the clock, or of CPU time."""
+
+    def __init__(self) -> None:
+        self.read: Callable[[], float] = time.perf_counter
+        self.n_running = 0
+        self._leapt = 0.0
+
+    def now(self) -> float:
+        return self.read() + self._leapt
+
+    async def wait_until(self, at: float) -> None:
+        while (left := at - self.now()) > 0:
+            if self.read is time.process_time and not self.n_running:
+                self._leapt += left
+            await asyncio.sleep(min(left, 0.002))
+
+
+CLOCK = Clock()
 
 
 @dataclass(frozen=True)
@@ -81,24 +104,24 @@ def make_jobs(n: int, adapters: Sequence[Adapter | None], seed: int, rate: float
 
 
 async def serve(expert: HFExpert, job: Job) -> Served:
-    start, first = time.perf_counter(), 0.0
-    usage = None
+    start, first, usage = CLOCK.now(), 0.0, None
+    CLOCK.n_running += 1
     async for chunk in expert.generate(job.request, job.adapter):
-        first, usage = first or time.perf_counter() - start, chunk.usage
+        first, usage = first or CLOCK.now() - start, chunk.usage
+    CLOCK.n_running -= 1
     assert usage is not None
-    return Served(first, time.perf_counter() - start, usage.completion_tokens)
+    return Served(first, CLOCK.now() - start, usage.completion_tokens)
 
 
 async def open_loop(expert: HFExpert, jobs: Sequence[Job]) -> tuple[list[Served], float]:
     """Each job at its time; also returns the seconds of all."""
-
-    async def one(job: Job) -> Served:
-        await asyncio.sleep(job.at_s)
-        return await serve(expert, job)
-
-    start = time.perf_counter()
-    served = await asyncio.gather(*map(one, jobs))
-    return served, time.perf_counter() - start
+    start, tasks = CLOCK.now(), []
+    for job in jobs:
+        await CLOCK.wait_until(start + job.at_s)
+        tasks.append(asyncio.create_task(serve(expert, job)))
+        await asyncio.sleep(0)  # it has begun
+    served = await asyncio.gather(*tasks)
+    return served, CLOCK.now() - start
 
 
 async def clients(expert: HFExpert, jobs: Sequence[Job], n: int) -> tuple[list[Served], float]:
@@ -107,21 +130,20 @@ async def clients(expert: HFExpert, jobs: Sequence[Job], n: int) -> tuple[list[S
     async def client() -> list[Served]:
         return [await serve(expert, job) for job in left]
 
-    start = time.perf_counter()
+    start = CLOCK.now()
     served = await asyncio.gather(*(client() for _ in range(n)))
-    return [each for own in served for each in own], time.perf_counter() - start
+    return [each for own in served for each in own], CLOCK.now() - start
 
 
 async def burst(
     expert: HFExpert, jobs: Sequence[Job], adapters: Sequence[Adapter | None]
 ) -> tuple[list[Served], float]:
     """The figures are those of the burst, not of the answers before it."""
-    earlier = [
-        Job(GenerateRequest(prompt=f"Number {i}: the sea", max_tokens=64), adapters[i % len(adapters)])
-        for i in range(4)
-    ]
+    requests = [GenerateRequest(prompt=f"Number {i}: the sea", max_tokens=64) for i in range(4)]
+    earlier = [Job(request, adapters[i % len(adapters)]) for i, request in enumerate(requests)]
     before = [asyncio.create_task(serve(expert, job)) for job in earlier]
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0)
+    await CLOCK.wait_until(CLOCK.now() + 0.5)
     served = await open_loop(expert, jobs)
     await asyncio.gather(*before)
     return served
@@ -160,21 +182,27 @@ async def measure(arguments: argparse.Namespace) -> list[Result]:
 
         choose("static")
         await open_loop(expert, make_jobs(8, adapters, seed=0))  # warms up, and loads the adapters
-        served, seconds = await open_loop(expert, make_jobs(32, adapters, seed=1))
-        rate = SHARE * len(served) / seconds
-        print(f"the static engine answers {len(served) / seconds:.2f} requests/s of a burst", file=sys.stderr)
-        loads: dict[str, Callable[[int], Any]] = {
-            "poisson": lambda seed: open_loop(expert, make_jobs(arguments.requests, adapters, seed, rate)),
-            "burst": lambda seed: burst(expert, make_jobs(32, adapters, seed), adapters),
-        }
-        for n in arguments.clients:
-            loads[f"{n} clients"] = lambda seed, n=n: clients(expert, make_jobs(max(6, 2 * n), adapters, seed), n)
+        rate = None
+        if "poisson" in arguments.loads:
+            served, seconds = await open_loop(expert, make_jobs(32, adapters, seed=1))
+            rate = SHARE * len(served) / seconds
+            print(f"the static engine answers {len(served) / seconds:.2f} requests/s of a burst", file=sys.stderr)
+
+        async def run(load: str, seed: int) -> tuple[list[Served], float]:
+            if load == "poisson":
+                return await open_loop(expert, make_jobs(arguments.requests, adapters, seed, rate))
+            if load == "burst":
+                return await burst(expert, make_jobs(32, adapters, seed), adapters)
+            n = int(load.split()[0])
+            return await clients(expert, make_jobs(max(6, 2 * n), adapters, seed), n)
+
+        loads = [*arguments.loads, *(f"{n} clients" for n in arguments.clients)]
         found: dict[tuple[str, str], list[Result]] = {}
         for repeat in range(arguments.repeats):
-            for load, run in loads.items():
+            for load in loads:
                 for variant in VARIANTS if repeat % 2 == 0 else VARIANTS[::-1]:
                     choose(variant)
-                    found.setdefault((load, variant), []).append(result(load, variant, *await run(100 + repeat)))
+                    found.setdefault((load, variant), []).append(result(load, variant, *await run(load, 100 + repeat)))
                     print(found[load, variant][-1], file=sys.stderr)
         await engine.unload(expert)
     return [medians(results) for results in found.values()]
@@ -198,8 +226,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--loads", nargs="*", choices=["poisson", "burst"], default=["poisson", "burst"])
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--json", help="file to write the results to, or -")
     arguments = parser.parse_args()
+    if arguments.clock == "cpu":
+        CLOCK.read = time.process_time
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     results = asyncio.run(measure(arguments))
     print(f"{'load':<11} {'variant':<8} {'TTFT p50':>9} {'p95':>8} {'answer p50':>11} {'tok/s':>7}   (ms)")
