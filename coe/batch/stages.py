@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from coe.batch.records import RoutedRow
 from coe.compose import Composition, ExpertCall, FallbackOnly, Final, Single, WithFallback, next_step, without
-from coe.compose.one_answer import as_one_answer
+from coe.compose.one_answer import as_one_answer, as_one_echo
 from coe.errors import CoeError
 from coe.types import Answer, Failure
 
@@ -49,6 +49,8 @@ def compositions(kinds: Mapping[str, Callable[[], Composition]]) -> Callable[[Ro
         composition = (
             Single() if row.policy is None else without(as_one_answer(built[row.policy], needs), row.barred or {})
         )
+        if row.request is not None and row.request.echo:
+            composition = as_one_echo(composition)
         return composition if row.fallback is None else WithFallback(composition, row.fallback)
 
     return of

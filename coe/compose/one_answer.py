@@ -8,6 +8,9 @@ from typing import Final
 
 from coe.compose.base import Composition, Done, ExpertCalls
 from coe.compose.base import Final as FinalAnswer
+from coe.compose.fallback import WithFallback
+from coe.compose.fallback_only import FallbackOnly
+from coe.compose.ruled_out import Without
 from coe.compose.single import Single
 from coe.types import GenerateRequest
 from routers.base import RoutingDecision
@@ -21,6 +24,19 @@ def as_one_answer(composition: Composition, needs: Collection[str]) -> Compositi
     """The composition of a policy, or `OneAnswer` if a need of the request rules it out."""
     ruling = NEEDS_ONE.intersection(needs)
     return OneAnswer(ruling) if ruling and not isinstance(composition, Single) else composition
+
+
+def as_one_echo(composition: Composition) -> Composition:
+    """The composition of a request with `echo`, whose answers begin with the prompt of their call: `OneAnswer` in place
+    of one that combines texts."""
+    match composition:
+        case WithFallback():
+            return WithFallback(as_one_echo(composition.composition), composition.expert)
+        case Without():
+            return Without(as_one_echo(composition.composition), composition.barred)
+        case Single() | FallbackOnly() | OneAnswer():
+            return composition
+    return OneAnswer({"echo"})
 
 
 class OneAnswer:

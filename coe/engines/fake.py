@@ -124,16 +124,18 @@ class FakeExpert:
             behaviour = Behaviour.of(adapter.spec.source)
         [*chunks, last] = chunks_of(self._say(behaviour, request, adapter), request)
         fail_after = int(behaviour.options.get("after", 0)) if behaviour.name == "fail" else None
+        echo = request.prompt or "" if request.echo else ""
         for i, chunk in enumerate(chunks):
             await self._engine.sleep(self._engine.token_delay_s)
             if i == fail_after:
                 raise EngineError(
                     f"{self.spec.name!r} failed after {i} tokens, as its source {self.spec.source!r} specifies"
                 )
-            yield chunk
+            yield replace(chunk, text=echo + chunk.text) if echo else chunk
+            echo = ""
         if fail_after is not None:
             raise EngineError(f"{self.spec.name!r} failed at the end, as its source {self.spec.source!r} specifies")
-        yield replace(last, usage=Usage(prompt_tokens, count(chunks)))
+        yield replace(last, text=echo, usage=Usage(prompt_tokens, count(chunks)))
 
     def _say(self, behaviour: Behaviour, request: GenerateRequest, adapter: Adapter | None) -> list[Step]:
         prompt = _prompt(request)

@@ -348,6 +348,16 @@ async def test_each_call_gets_the_rest_of_the_deadline() -> None:
     assert deadlines[2:] == [3.0, pytest.approx(1e-3)]  # too late: every call fails with that
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_with_echo_is_that_of_one_expert(stream: bool) -> None:
+    backend = Backend()
+    policy = Policy("default", Table(), select=TopK(2), composition=Vote(), fallback="general")
+    asked = GenerateRequest(prompt="hi", echo=True, stream=stream)
+    reply = orchestrator(backend, default=policy).answer(asked)
+    assert await reply.text() == "good says hi" and backend.asked == ["good"]
+    assert "combines texts, not echo" in reply.notes[0]
+
+
 async def test_many_requests_are_routed_in_one_batch_and_answered_side_by_side() -> None:
     sizes: list[int] = []
 

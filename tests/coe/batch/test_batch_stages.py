@@ -60,6 +60,15 @@ def test_a_fallback_that_failed_as_the_chosen_expert_is_no_further_stage() -> No
             assert isinstance(following, WeightsError) and str(following) == "b is gone"
 
 
+def test_a_row_with_echo_is_answered_by_one_expert_though_its_policy_combines_texts() -> None:
+    request_ = GenerateRequest(prompt="The capital is", echo=True, stream=False)
+    row = replace(ROW, request=request_, fallback="c")
+    composition = compositions({"p": lambda: Aggregate("d")})(row)
+    following = step(row, composition, {})
+    assert isinstance(following, tuple) and [(call.expert, call.request) for call in following] == [("a", request_)]
+    assert isinstance(composition, WithFallback) and composition.expert == "c"
+
+
 def test_without_a_policy_the_named_expert_answers_alone() -> None:
     row = RoutedRow(1, "x", "a", None, REQUEST, decision=DECISION)
     assert isinstance(compositions({})(row), Single)

@@ -79,6 +79,17 @@ async def test_max_tokens_and_stop_strings_cut() -> None:
     assert ("".join(c.text for c in stopped), stopped[-1].finish_reason) == ("a b", "stop")
 
 
+@pytest.mark.parametrize(("most", "text", "n"), [(None, "say hi SAY HI", 2), (1, "say hi SAY", 1), (0, "say hi ", 0)])
+async def test_an_answer_with_echo_begins_with_the_prompt(most: int | None, text: str, n: int) -> None:
+    chunks = await chunks_of(
+        FakeEngine(), "fake://upper", GenerateRequest(prompt="say hi ", max_tokens=most, echo=True)
+    )
+    assert "".join(chunk.text for chunk in chunks).rstrip() == text.rstrip()
+    assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == n
+    with pytest.raises(EngineError, match="after 0 tokens"):
+        await chunks_of(FakeEngine(), "fake://fail", GenerateRequest(prompt="a", echo=True))
+
+
 async def test_a_prompt_over_the_context_is_refused_with_both_numbers() -> None:
     with pytest.raises(ContextLengthExceeded, match="has 3 tokens and max_tokens is 10") as info:
         await say("fake://echo", ask("a b c", max_tokens=10), context_length=12)
