@@ -185,4 +185,3 @@ def test_engine_kind_follows_the_spec() -> None:
         "fake",
         "hf",
     ]
-    assert engine_kind(spec_of("models/x"), default="fake") == "fake"
