@@ -74,6 +74,8 @@ CONTEXT_WORDS: Final = "This model's maximum context length is"
 """Words of OpenAI's by which clients such as LiteLLM and LangChain recognise a context error."""
 LONGEST_RETRY_AFTER_S: Final = 3600
 """Clients are never asked to wait longer, whatever an endpoint states."""
+_CONTROL: Final = {n: f"\\x{n:02x}" for n in (*range(0x20), *range(0x7F, 0xA0)) if chr(n) not in "\t\n"}
+"""Control characters, which a terminal would act on -> how a message shows them."""
 MOST_CHARACTERS: Final = 8000
 """Most characters of a message in a body."""
 
@@ -105,18 +107,20 @@ def _for_clients(error: BaseException, logged_as: str) -> str:
 
 
 def _client_text(error: BaseException) -> str | None:
-    if isinstance(error, CoeError):
-        return None if error.internal and error.public is None else error.public or _shown(error)
-    return _shown(error) if isinstance(error, _PUBLIC) else None
+    if not isinstance(error, CoeError):
+        return _shown(error) if isinstance(error, _PUBLIC) else None
+    if error.internal and error.public is None:
+        return None
+    return error.public.translate(_CONTROL) if error.public else _shown(error)
 
 
 def _shown(error: BaseException) -> str:
-    """The message as it is, with its lines, or what can be read of it."""
+    """The message with its lines, control characters escaped, or what can be read of it."""
     try:
         text = str(error)
     except Exception:  # `__str__` may be third-party code
         return text_of(error)
-    return text[:MOST_CHARACTERS] or type(error).__name__
+    return text[:MOST_CHARACTERS].translate(_CONTROL) or type(error).__name__
 
 
 def type_of(status: int) -> str:

@@ -359,3 +359,9 @@ async def test_estimated_usage_is_marked_in_both_shapes() -> None:
             assert json.loads(response.text.split("\n\n")[-3].removeprefix("data: "))["usage"] == expected
             counted = await g.http.post("/v1/chat/completions", json={"model": "good", "messages": HELLO})
             assert "estimated" not in counted.json()["usage"]
+
+
+@pytest.mark.parametrize("at", [*PLACES, "footprint"])
+@pytest.mark.parametrize("kind", [ValueError, EngineError, coe.errors.Rejected])
+def test_control_characters_of_an_error_do_not_reach_a_terminal(kind: type[Exception], at: str) -> None:
+    check_answered(OddEngine(kind("\x1b[2J\x9b1m"), at), stream=at != "load")
