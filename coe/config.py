@@ -188,6 +188,12 @@ class ReplicasConfig(_Section):
         return self
 
 
+def _whole_or_part(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError("more than one GPU must be a whole number")
+    return gpus
+
+
 class ProcessConfig(_Section):
     """Processes of one kind under Ray."""
 
@@ -195,8 +201,9 @@ class ProcessConfig(_Section):
     """How many processes."""
     num_cpus: Annotated[float, Field(ge=0)] = 0.25
     """CPUs that Ray reserves for each, for placement only; fractions are allowed."""
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs that Ray reserves for each; fractions share one."""
+    num_gpus: Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_whole_or_part)] | None = None
+    """GPUs that Ray reserves for each: a fraction, whose processes share one, or a whole number. null takes what the
+    engines of its experts use: none on a CPU; else one, or an equal share where there are more processes than GPUs."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Compute threads of each process."""
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from coe.config import Config
 from coe.engines import create_engine, engine_kind, holds_weights
 from coe.engines.base import Engine
+from coe.errors import ConfigError
 from coe.experts import locate, open_snapshot
 from coe.host import Host
 from registry.store import Snapshot
@@ -26,7 +28,7 @@ async def open_host(
     """A Host over `snapshot`, by default the experts of `config`; unloads everything at exit."""
     if snapshot is None:
         snapshot = await asyncio.to_thread(open_snapshot, config)
-    kinds = _engine_kinds(snapshot)
+    kinds = engine_kinds(snapshot)
     engines = _Engines(config)
     for kind in sorted(kinds):
         # Created now, so that a wrong configuration, or a package that is not installed, fails at startup.
@@ -48,7 +50,7 @@ async def open_host(
         await host.aclose()
 
 
-def _engine_kinds(snapshot: Snapshot) -> set[str]:
+def engine_kinds(snapshot: Snapshot) -> set[str]:
     """The engines that a snapshot needs; an adapter runs on its base's."""
     return {engine_kind(spec) for spec in snapshot.experts.values() if not spec.base}
 
@@ -71,7 +73,7 @@ async def update_host(host: Host, config: Config, snapshot: Snapshot) -> None:
     A host that started without any has a budget of 0, unless the configuration states one.
     """
     if not host.cache.budget_bytes:
-        kinds = _engine_kinds(snapshot)
+        kinds = engine_kinds(snapshot)
         host.cache.budget_bytes = await asyncio.to_thread(budget_bytes, config, kinds)
     host.update(snapshot)
 
@@ -88,3 +90,31 @@ def budget_bytes(config: Config, kinds: Collection[str]) -> int:
     from coe.engines.hf.load import choose_device, free_bytes
 
     return int(FREE_SHARE * free_bytes(choose_device(config.engines.hf.device)))
+
+
+def uses_gpu(config: Config, kinds: Collection[str]) -> bool:
+    """Whether engines of these kinds compute on whatever GPU their process has.
+
+    An engine without weights does not; one whose `device` is set to a CPU, or to a certain GPU, does not depend on what
+    Ray assigns; one of several GPUs reserves them itself. Kinds that are not installed in this process do not count.
+    """
+    return any(_holds_weights(kind) and _takes_any_gpu(engine_options(config, kind)) for kind in kinds)
+
+
+def _takes_any_gpu(options: Mapping[str, Any]) -> bool:
+    return options.get("device", "auto") in ("auto", "cuda") and options.get("tensor_parallel_size", 1) == 1
+
+
+def _holds_weights(kind: str) -> bool:
+    try:
+        return holds_weights(kind)
+    except ConfigError:
+        return False
+
+
+def gpu_share(processes: int, gpus: float) -> float:
+    """GPUs for each of so many equal processes: one, or a share such that all find a place; 0 if there is no GPU."""
+    if gpus < 1 or not processes:
+        return 0.0
+    per_gpu = math.ceil(processes / int(gpus))
+    return math.floor(1e4 / per_gpu) / 1e4  # Ray counts ten-thousandths

@@ -41,7 +41,7 @@ from coe.batch.source import Split
 from coe.batch.stages import WorkItem
 from coe.config import BatchConfig
 from coe.errors import CoeError
-from coe.hosting import open_host
+from coe.hosting import engine_kinds, gpu_share, open_host, uses_gpu
 from registry.errors import RegistryError
 from routers.errors import RouterError
 
@@ -81,7 +81,7 @@ class RayExecutor:
             max_size=min(given.replicas.max, len(items)),
             max_tasks_in_flight_per_actor=1,  # a claim is long: the host that is free first makes the next one
         )
-        options: dict[str, Any] = {"num_cpus": given.num_cpus, "num_gpus": given.num_gpus}
+        options: dict[str, Any] = {"num_cpus": given.num_cpus, "num_gpus": self._gpus(job)}
         if given.threads > 1:  # without it, Ray takes workers that run already; they have one thread
             options["runtime_env"] = {"env_vars": given.environment}
         claims = ray.remote(num_cpus=0)(Claims).remote(len(items), pool.max_size)
@@ -89,6 +89,23 @@ class RayExecutor:
             len(items), _HostActor, pool, fn_constructor_args=(job, stage, items, claims, _DEATHS), **options
         )
         return map(WorkReport.of, reports)
+
+    def _gpus(self, job: Job) -> float:
+        """GPUs of each host: the stated ones, else what their engines use.
+
+        Raises:
+            BatchError: the cluster that this run started has too few; Ray would wait without end.
+        """
+        given, available = self._config.hosts, float(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+        if given.num_gpus is None:
+            used = uses_gpu(job.config, engine_kinds(job.snapshot))
+            return gpu_share(given.replicas.max, available) if used else 0.0
+        if self._config.ray is None and given.num_gpus > available:
+            raise BatchError(
+                f"a host of the batch asks for {given.num_gpus:g} GPUs (`batch.hosts.num_gpus`), and Ray has "
+                f"{available:g}: lower it, or join a cluster that has them (--ray)"
+            )
+        return given.num_gpus
 
     def _side_by_side(self, items: int) -> int:
         """How many workers pay: a start costs seconds, a few items do not; the CPUs of the hosts are not available."""

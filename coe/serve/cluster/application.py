@@ -57,7 +57,7 @@ def _deployment(target: type, name: str, process: ProcessConfig, pushed: dict[st
         user_config=pushed,
         ray_actor_options={
             "num_cpus": process.num_cpus,
-            "num_gpus": process.num_gpus,
+            "num_gpus": process.num_gpus or 0.0,
             "runtime_env": {"env_vars": process.environment},
         },
         health_check_period_s=HEALTH_PERIOD_S,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
@@ -108,6 +109,7 @@ class ExpertHost:
             "used_bytes": host.cache.used_bytes,
             "budget_bytes": host.cache.budget_bytes,
             "busy": host.busy,
+            "gpus": _gpus(),
         }
 
     async def record_routing_stats(self) -> dict[str, Any]:
@@ -184,6 +186,11 @@ class ExpertHost:
                 log.error("%s is pinned and cannot be loaded: %s", name, error)
             else:
                 log.info("%s loaded in %.2f s", name, self.loaded_s[name])
+
+
+def _gpus() -> list[str]:
+    """The GPUs that Ray, or the environment, has assigned to this process; empty if nothing is assigned."""
+    return [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
 
 
 def own_config(config: Config, pool: HostPoolConfig, snapshot: Snapshot) -> Config:

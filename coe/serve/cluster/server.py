@@ -22,6 +22,7 @@ from coe.errors import CoeError, ConfigError
 from coe.serve.cluster.catalog import serving
 from coe.serve.cluster.expert_host import own_config
 from coe.serve.cluster.file_watch import FileWatch
+from coe.serve.cluster.gpus import check_gpus, gpus_by_pool, with_gpus
 from coe.serve.cluster.source import Source
 from registry.errors import RegistryError
 from routers.errors import RouterError
@@ -73,6 +74,7 @@ class Server:
         self._source, self._say, self._check = source, say, check
         self._settings = source.config.serve
         self._ray_begun = False
+        self._gpus: dict[str, float] | None = None
         self._files, self._warnings, self._not_reloaded = FileWatch(), list[str](), ""
 
     def __enter__(self) -> Self:
@@ -215,12 +217,24 @@ class Server:
         from coe.serve.cluster.application import build_application
         from coe.serve.cluster.gateway import APP
 
-        application = build_application(self._source.config, self._source.catalog)
+        application = build_application(self._with_gpus(), self._source.catalog)
         run_many(
             [RunTarget(target=application, name=APP, route_prefix="/")],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )
+
+    def _with_gpus(self) -> Config:
+        """The configuration with the GPUs of each pool: chosen once, since another choice restarts processes."""
+        import ray
+
+        config = self._source.config
+        if self._gpus is None:
+            available = float(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+            self._gpus = gpus_by_pool(config, self._source.catalog.snapshot, available)
+            if self._settings.ray is None:  # a cluster may get more nodes
+                check_gpus(config, self._gpus, available)
+        return with_gpus(config, self._gpus)
 
     def _await_running(self, tell: Callable[[ApplicationStatusOverview], None]) -> None:
         """Poll until every deployment runs, reporting each status. Raises ConfigError with the reason if it fails."""

@@ -13,10 +13,13 @@ import ray
 from batch_runs import MIXED, Quiet, Stop, records, results, run, service, write_lines
 
 from coe.batch.errors import BatchError
+from coe.batch.parts import Job
 from coe.batch.run import run_batch
-from coe.batch.runner import _cause, ray_executor
+from coe.batch.runner import RayExecutor, _cause, ray_executor
 from coe.config import BatchConfig, load_config
 from registry.errors import DiskFull
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
 
 pytestmark = [
     pytest.mark.integration,
@@ -35,6 +38,7 @@ def local_ray() -> Iterator[None]:
             address="local",
             include_dashboard=False,
             num_cpus=6,
+            num_gpus=2,  # declared: nothing here computes on one
             object_store_memory=200 * 2**20,
             log_to_driver=False,
             logging_level="ERROR",
@@ -50,13 +54,15 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def on_ray(place: Path, output: str, watch: Quiet | None = None, **options: Any) -> dict[str, Any]:
+def on_ray(
+    place: Path, output: str, watch: Quiet | None = None, batch: BatchConfig | None = None, **options: Any
+) -> dict[str, Any]:
     config = load_config(place / "service.yaml")
     return run_batch(
         config,
         source=str(place / "in.jsonl"),
         output=str(place / output),
-        executor=lambda: ray_executor(config.batch),
+        executor=lambda: ray_executor(batch or config.batch),
         watch=watch or Quiet(),
         **options,
     )
@@ -204,3 +210,27 @@ def test_a_ray_of_its_own_has_room_for_every_host(monkeypatch: pytest.MonkeyPatc
         assert executor.hosts == 8 and not ended
     assert len(ended) == 1 and given[0]["num_cpus"] >= 8 * 0.5 + 2
     assert given[0]["address"] == "local" and given[0]["include_dashboard"] is False
+
+
+def hosts_with(num_gpus: float | None, replicas: int = 2) -> BatchConfig:
+    return BatchConfig.model_validate({"hosts": {"replicas": replicas, "num_gpus": num_gpus}})
+
+
+def test_hosts_get_the_gpus_that_they_ask_for(place: Path) -> None:
+    run(place / "service.yaml", place / "in.jsonl", place / "one")
+    on_ray(place, "shared", batch=hosts_with(0.5))
+    assert results(place / "shared") == results(place / "one")
+    with pytest.raises(BatchError, match=r"asks for 3 GPUs \(`batch.hosts.num_gpus`\), and Ray has 2"):
+        on_ray(place, "too-many", batch=hosts_with(3))
+
+
+def test_hosts_that_compute_on_a_gpu_share_those_there_are(place: Path) -> None:
+    config = load_config(place / "service.yaml")
+    weights = ExpertSpec(name="m", kind=Kind.MODEL, source="/models/m")
+    fake = ExpertSpec(name="f", kind=Kind.MODEL, source="fake://echo")
+
+    def share(spec: ExpertSpec, replicas: int) -> float:
+        job = Job(None, None, config, Snapshot(1, {spec.name: spec}), "auto")  # type: ignore[arg-type]
+        return RayExecutor(hosts_with(None, replicas))._gpus(job)
+
+    assert [share(weights, replicas) for replicas in (1, 2, 3)] == [1, 1, 0.5] and share(fake, 1) == 0

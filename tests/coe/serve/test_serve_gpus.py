@@ -1,0 +1,196 @@
+"""The GPUs that expert hosts ask Ray for, as shares of those there are; Ray counts them, so none is needed here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import ray
+from pydantic import ValidationError
+from serve_process import ServeProcess, starting
+
+from coe.config import Config
+from coe.errors import ConfigError
+from coe.hosting import gpu_share
+from coe.serve.cluster.application import build_application
+from coe.serve.cluster.catalog import Catalog
+from coe.serve.cluster.gpus import check_gpus, gpus_by_pool, with_gpus
+from coe.serve.cluster.server import Server
+from coe.serve.cluster.source import Source
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
+
+SNAPSHOT = Snapshot(
+    1,
+    {
+        "fake": ExpertSpec(name="fake", kind=Kind.MODEL, source="fake://echo"),
+        "large": ExpertSpec(name="large", kind=Kind.MODEL, source="/models/large"),
+        "tuned": ExpertSpec(name="tuned", kind=Kind.ADAPTER, base="large", source="/models/tuned"),
+    },
+)
+
+
+def config(*pools: dict[str, Any], device: str = "auto") -> Config:
+    return Config.model_validate({"engines": {"hf": {"device": device}}, "serve": {"pools": pools}})
+
+
+@pytest.mark.parametrize(
+    ("processes", "gpus", "share"),
+    [(1, 1, 1), (2, 1, 0.5), (3, 1, 0.3333), (3, 2, 0.5), (2, 4, 1), (1, 0, 0), (0, 2, 0), (5, 2, 0.3333)],
+)
+def test_processes_get_a_gpu_or_an_equal_share_such_that_all_find_a_place(
+    processes: int, gpus: int, share: float
+) -> None:
+    assert gpu_share(processes, gpus) == share
+    assert not share or int(1 / share) * gpus >= processes
+
+
+def shares(available: float, *pools: dict[str, Any], device: str = "auto") -> dict[str, float]:
+    return gpus_by_pool(config(*pools, device=device), SNAPSHOT, available)
+
+
+def test_pools_whose_engines_compute_on_a_gpu_share_those_that_others_leave() -> None:
+    everything, light = {"name": "all", "replicas": 2}, {"name": "light", "experts": ["fake"]}
+    adapters, stated = {"name": "adapters", "experts": ["tuned"]}, {"name": "stated", "num_gpus": 2}
+    assert shares(4, everything, light) == {"all": 1, "light": 0}
+    assert shares(1, everything, light) == {"all": 0.5, "light": 0}
+    assert shares(1, everything, adapters) == {"all": 0.3333, "adapters": 0.3333}
+    assert shares(3, everything, stated) == {"all": 0.5, "stated": 2}
+    assert shares(0, everything, stated) == {"all": 0, "stated": 2}
+    scaling = {"name": "all", "replicas": {"min": 1, "max": 4}}
+    assert shares(2, scaling) == {"all": 0.5}, "the most processes find a place"
+
+
+@pytest.mark.parametrize(("device", "share"), [("auto", 1), ("cuda", 1), ("cpu", 0), ("cuda:1", 0), ("mps", 0)])
+def test_an_engine_on_another_device_asks_for_none(device: str, share: float) -> None:
+    assert shares(1, {"name": "all"}, device=device) == {"all": share}
+
+
+@pytest.mark.parametrize(("parallel", "share"), [(1, 1), (2, 0)])
+def test_an_engine_of_several_gpus_reserves_them_itself(parallel: int, share: float) -> None:
+    settings = Config.model_validate({"engines": {"vllm": {"tensor_parallel_size": parallel}}})
+    snapshot = Snapshot(1, {"v": ExpertSpec(name="v", kind=Kind.MODEL, source="/models/v", engine="vllm")})
+    assert gpus_by_pool(settings, snapshot, 1) == {"hosts": share}
+
+
+def test_the_hosts_of_a_pool_ask_for_its_share() -> None:
+    settings = with_gpus(config({"name": "a", "experts": ["large"]}, {"name": "b"}), {"a": 0.5, "b": 0.0})
+    hosts = build_application(settings, Catalog.of(settings, SNAPSHOT, 1))._bound_deployment.init_args[1]
+    assert {name: host._bound_deployment.ray_actor_options["num_gpus"] for name, host in hosts.items()} == {
+        "a": 0.5,
+        "b": 0,
+    }
+
+
+@pytest.mark.parametrize("gpus", [-1, 1.5, float("inf"), float("nan")])
+def test_a_number_of_gpus_that_ray_cannot_reserve_is_refused(gpus: float) -> None:
+    with pytest.raises(ValidationError, match="num_gpus"):
+        config({"num_gpus": gpus})
+
+
+@pytest.mark.parametrize(
+    ("available", "pools", "message"),
+    [
+        (
+            0,
+            [{"name": "a", "num_gpus": 1}],
+            "1 processes of the pool 'a' ask for 1 GPUs each, and Ray has 0: lower its",
+        ),
+        (2, [{"name": "a", "num_gpus": 0.6, "replicas": 3}], "3 processes of the pool 'a' ask for 0.6 GPUs each"),
+        (2, [{"name": "a", "num_gpus": 2}, {"name": "b", "num_gpus": 0.5}], r"2.5 GPUs \(2 for 'a', 0.5 for 'b'\)"),
+        (1, [{"name": "a", "num_gpus": 2}], "ask for 2 GPUs each, and Ray has 1"),
+    ],
+)
+def test_more_than_there_are_is_refused(available: float, pools: list[dict[str, Any]], message: str) -> None:
+    settings = config(*pools)
+    with pytest.raises(ConfigError, match=message):
+        check_gpus(settings, gpus_by_pool(settings, SNAPSHOT, available), available)
+
+
+@pytest.mark.parametrize(
+    ("available", "pools"),
+    [
+        (0, [{"name": "a"}]),
+        (1, [{"name": "a", "num_gpus": 0.3333, "replicas": 3}]),
+        (1, [{"name": "a", "num_gpus": 0.1, "replicas": {"min": 1, "max": 99}}]),
+        (3, [{"name": "a", "num_gpus": 2}, {"name": "b", "num_gpus": 0.5, "replicas": 2}]),
+    ],
+)
+def test_what_fits_is_accepted(available: float, pools: list[dict[str, Any]]) -> None:
+    settings = config(*pools)
+    check_gpus(settings, gpus_by_pool(settings, SNAPSHOT, available), available)
+
+
+def test_the_server_chooses_once_and_refuses_what_its_own_ray_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another choice at a reload would restart the hosts; a cluster that is joined may get more nodes."""
+    gpus = {"CPU": 2.0, "GPU": 2.0}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: gpus)
+
+    def server(pool: str, joined: str = "null") -> Server:
+        (tmp_path / "experts.yaml").write_text(EXPERTS)
+        (tmp_path / "service.yaml").write_text(
+            f"experts: [experts.yaml]\nserve: {{ray: {joined}, pools: [{{name: a, {pool}}}]}}\n"
+        )
+        return Server(Source(tmp_path / "service.yaml"), lambda part, what: None)
+
+    def asked(of: Server) -> list[float | None]:
+        return [pool.num_gpus for pool in of._with_gpus().serve.pools]
+
+    chosen = server("num_gpus: 0.5")
+    assert asked(chosen) == [0.5] and asked(server("replicas: 2")) == [0.0]
+    gpus.clear()
+    assert asked(chosen) == [0.5]
+    with pytest.raises(ConfigError, match="ask for 0.5 GPUs each, and Ray has 0"):
+        asked(server("num_gpus: 0.5"))
+    assert asked(server("num_gpus: 0.5", joined="auto")) == [0.5]
+
+
+EXPERTS = """
+experts:
+  - {name: echo, kind: model, source: "fake://echo", size_bytes: 1000}
+  - {name: upper, kind: model, source: "fake://upper", size_bytes: 1000}
+"""
+CONFIG = """
+experts: [experts.yaml]
+engines: {{fake: {{slots: 1, slot_bytes: 1000}}}}
+policies: {{default: {{expert: echo}}}}
+serve:
+  gateway: {{num_cpus: 0.1}}
+  pools:
+    - {{name: half, num_gpus: {half}, replicas: 2, budget: 2000, num_cpus: 0.1}}
+    - {{name: whole, num_gpus: 1, experts: [echo], budget: 2000, num_cpus: 0.1}}
+  log: {{folder: null}}
+"""
+TWO_GPUS = {"RAY_OVERRIDE_RESOURCES": '{"GPU": 2}'}
+
+
+def ask(service: ServeProcess, model: str, text: str) -> str:
+    with openai.OpenAI(base_url=service.base_url, api_key="none") as client:
+        answer = client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}])
+    return answer.choices[0].message.content or ""
+
+
+@pytest.mark.integration
+def test_hosts_share_the_gpus_that_ray_counts(tmp_path: Path) -> None:
+    """Declared GPUs: the machine needs none."""
+    with starting(tmp_path, CONFIG.format(half=0.5), EXPERTS, **TWO_GPUS) as service:
+        service.wait_for("Ctrl-C  stops")
+        hosts = service.hosts()
+        gpus = sorted((host["pool"], *host["gpus"]) for host in hosts)
+        [shared] = {gpu for pool, gpu in gpus if pool == "half"}
+        [whole] = [gpu for pool, gpu in gpus if pool == "whole"]
+        assert len(gpus) == 3 and {shared, whole} == {"0", "1"}
+        for model, answer in (("echo", "hi"), ("upper", "HI"), ("echo", "hi")):
+            assert ask(service, model, "hi") == answer
+        assert all(host["used_bytes"] <= 2000 for host in service.hosts())
+
+
+@pytest.mark.integration
+def test_a_service_that_asks_for_more_gpus_than_ray_has_ends_with_the_reason(tmp_path: Path) -> None:
+    with starting(tmp_path, CONFIG.format(half=2), EXPERTS, **TWO_GPUS) as service:
+        assert service.process.wait(100) != 0
+        assert "2 processes of the pool 'half' ask for 2 GPUs each, and Ray has 2" in " ".join(service.screen.split())
