@@ -65,7 +65,8 @@ class VLLMConfig(_Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Type of the weights; `auto` takes that of the files."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
-    """Most tokens of prompt and answer together; null takes the model's context."""
+    """Most tokens of prompt and answer together; null takes the model's context, or what of it fits the key-value
+    cache."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.75
     """Share of a GPU's memory for the weights and the key-value cache of one model."""
     kv_cache_bytes: ByteSize | None = None

@@ -16,6 +16,8 @@ LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM can reserve; an adapter of a lower rank fits too."""
 CANARY: Final = ("exact", "tolerant", "off")
 """How the answer to a fixed prompt is compared after each load."""
+_FITTING: Final = -1
+"""As `max_model_len`: the model's context, or as much of it as fits the key-value cache."""
 _OWN: Final[Mapping[str, str]] = {
     "dtype": "`dtype`",
     "max_model_len": "`max_model_len`",
@@ -114,6 +116,7 @@ class Options:
             "tokenizer": str(path),
             "served_model_name": name,
             "dtype": self.dtype,
+            "max_model_len": self.max_model_len or _FITTING,
             "max_num_seqs": self.max_num_seqs,
             "tensor_parallel_size": self.tensor_parallel_size,
             "enforce_eager": self.runs_eagerly(on_cpu=on_cpu),
@@ -127,8 +130,6 @@ class Options:
             "enable_log_requests": False,
             "use_tqdm_on_load": False,
         }
-        if self.max_model_len is not None:
-            stated["max_model_len"] = self.max_model_len
         if not on_cpu:
             stated["gpu_memory_utilization"] = self.gpu_memory_utilization
         return stated | self._lora(on_cpu) | dict(self.engine_args)

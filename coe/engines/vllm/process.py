@@ -148,7 +148,8 @@ def start_error(name: str, error: BaseException) -> EngineError | ConfigError:
             "gpu_memory_utilization or max_model_len"
         )
     return WeightsError(
-        f"vLLM cannot load {name!r}: {type(error).__name__}: {text}; the messages of its process are above",
+        f"vLLM cannot load {name!r}: {type(error).__name__}: {text}; its process wrote the reason to stderr, "
+        "such as files that do not fit its config, or a max_model_len that does not fit kv_cache_bytes",
         public=f"expert {name!r} cannot be loaded",
     )
 

@@ -41,6 +41,11 @@ def test_a_cpu_runs_eagerly_with_a_fixed_cache_and_a_gpu_by_its_share() -> None:
     assert arguments(on_cpu=False, eager=True, kv_cache_bytes=5)["kv_cache_memory_bytes"] == 5
 
 
+def test_the_context_is_what_fits_the_cache_unless_it_is_stated() -> None:
+    assert arguments()["max_model_len"] == -1  # vLLM fits it; its own default fails if the cache is too small
+    assert arguments(max_model_len=99)["max_model_len"] == 99
+
+
 def test_adapters_can_be_switched_off() -> None:
     assert "enable_lora" not in arguments(max_loras=0)
     gpu = arguments(on_cpu=False, max_loras=2, max_cpu_loras=8, max_lora_rank=64)

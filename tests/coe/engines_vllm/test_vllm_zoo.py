@@ -79,6 +79,8 @@ async def test_answers_equal_those_of_the_hf_engine(expert: VLLMExpert, hf: HFEx
     assert [(said.text, said.reason, said.usage) for said in ours] == [
         (said.text, said.reason, said.usage) for said in theirs
     ]
+    running = await expert.core.live()
+    assert 1024 < running.context_length < 8192  # what fits the cache, of the model's 8192
     assert ours[0].text == "The capital of France is Paris."
     assert len({said.text for said in ours[:4]}) > 2
 
