@@ -194,7 +194,7 @@ def write_service(folder: Path, *, budget: int, load_s: float, token_s: float, c
 
 def command(service: Path, rows: Path, out: Path) -> list[str]:
     words = ["batch", "--config", str(service), "--input", str(rows), "--out", str(out)]
-    return [sys.executable, "-c", "from coe.cli.app import main; main()", *words]
+    return [sys.executable, "-c", "from coe.cli.entry import main; main()", *words]
 
 
 if __name__ == "__main__":

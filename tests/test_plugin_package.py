@@ -86,7 +86,7 @@ def run(names: Names, *command: str, **environment: str) -> subprocess.Completed
 
 
 def coe(names: Names, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run(names, "-c", "from coe.cli.app import main; main()", *arguments, **environment)
+    return run(names, "-c", "from coe.cli.entry import main; main()", *arguments, **environment)
 
 
 def write(folder: Path, names: Names) -> Path:

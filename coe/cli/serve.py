@@ -45,14 +45,15 @@ def serve(
     While it runs, changes of the registry, of policies and of their routers are checked and then loaded without a
     restart. --json describes the service once it is ready.
     """
-    import threading
-
-    from coe.serve.cluster.server import Server
-    from coe.serve.cluster.source import Source
-
     stop = _Stop()
     stop.watch()
     try:
+        import threading
+
+        from coe.serve.cluster.server import Server
+        from coe.serve.cluster.source import Source
+
+        stop.check()
         with status("reading the configuration, the registry and the routers"):
             source = Source(config, host=host, port=port, ray=ray)
         stop.check()

@@ -102,7 +102,7 @@ def starting(folder: Path, config: str, experts: str = "", **environment: str) -
     (folder / "experts.yaml").write_text(experts)
     (folder / "service.yaml").write_text(config)
     port = free_port()
-    coe = [sys.executable, "-c", "from coe.cli.app import main; main()"]
+    coe = [sys.executable, "-c", "from coe.cli.entry import main; main()"]
     with (folder / "screen.txt").open("wb") as screen:
         process = subprocess.Popen(
             [*coe, "serve", "--config", str(folder / "service.yaml"), "--port", str(port)],

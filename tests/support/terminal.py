@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-COE = [sys.executable, "-c", "from coe.cli.app import main; main()"]
+COE = [sys.executable, "-c", "from coe.cli.entry import main; main()"]
 CTRL_C, CTRL_D = "\x03", "\x04"
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

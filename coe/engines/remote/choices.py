@@ -54,7 +54,7 @@ def reasoning_of(choice: dict[str, Any]) -> tuple[str, bool]:
     thoughts = [
         each
         for each in (content if isinstance(content, list) else [])
-        if isinstance(each, dict) and each.get("type") in _THINKING_PARTS
+        if isinstance(each, dict) and str(each.get("type")) in _THINKING_PARTS
     ]
     stated = [part[name] for name in _REASONING if part.get(name)]
     texts = ("".join(_texts(value)) for value in (*stated, thoughts))

@@ -52,7 +52,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_answer_is_on_stdout_who_and_why_on_stderr(config: Path) -> None:
     """In a separate process, through the installed command."""
-    command = [sys.executable, "-c", "from coe.cli.app import main; main()", "ask", "hello there", "-c", str(config)]
+    command = [sys.executable, "-c", "from coe.cli.entry import main; main()", "ask", "hello there", "-c", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "HELLO THERE\n")
     assert "loud (2 tokens" in done.stderr and "chosen by policy default" in done.stderr
@@ -160,7 +160,7 @@ def test_the_configuration_of_the_folder_is_the_default(
 
 def test_a_reader_that_leaves_ends_the_answer_quietly(config: Path) -> None:
     config.write_text(config.read_text() + "engines: {fake: {token_delay_s: 0.02}}\n")
-    command = [sys.executable, "-c", "from coe.cli.app import main; main()", "ask", "word " * 200, "-c", str(config)]
+    command = [sys.executable, "-c", "from coe.cli.entry import main; main()", "ask", "word " * 200, "-c", str(config)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.read(4) == b"WORD"

@@ -233,7 +233,7 @@ def test_killed_at_ten_random_moments_and_resumed_the_files_are_the_same(tmp_pat
             "0",
             *arguments,
         ]
-        code = "from coe.cli.app import main; main()"
+        code = "from coe.cli.entry import main; main()"
         return subprocess.Popen(
             [sys.executable, "-c", code, *words], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
         )

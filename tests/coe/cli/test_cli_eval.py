@@ -157,7 +157,8 @@ def test_a_policy_that_does_not_exist_or_may_not_answer_is_told(service: Path) -
     )
     errors = json.loads(Path("other/run.json").read_text())["experts"]["coe/both"]["errors"]
     assert any(
-        "InvalidRequest: no expert can take this query: geo (context length: 256 tokens" in error for error in errors
+        "InvalidRequest: no expert can take this query: geo, sums (context length: 256 tokens" in error
+        for error in errors
     )
 
 

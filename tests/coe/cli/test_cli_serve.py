@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from serve_process import CONTROLLER, READY_S, STOP_S, starting, until
 
+from coe.cli import app, entry, interrupts
 from coe.cli.app import main
 from coe.serve.cluster.catalog import Catalog
 from coe.serve.cluster.source import Source
@@ -148,6 +149,31 @@ def test_a_signal_that_a_finalizer_loses_ends_it_before_anything_starts(
     monkeypatch.setattr(Source, "read", losing)
     ended = run(CONFIG)
     assert ended.status == 0 and ended.screen == "stopped\n"
+
+
+def test_ctrl_c_during_the_imports_of_the_command_ends_it_after_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Importing:
+        """Stands for the package while its modules are imported."""
+
+        interrupts = interrupts
+
+        @property
+        def app(self) -> Any:
+            os.kill(os.getpid(), signal.SIGINT)
+            return app
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setitem(sys.modules, "coe.cli", Importing())  # type: ignore[arg-type]
+    monkeypatch.setattr(app, "main", lambda: pytest.fail("the command runs"))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            entry.main()
+        assert ended.value.code == 130 and capsys.readouterr().err.strip() == "interrupted"
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("after_s", [1.0, 2.0])

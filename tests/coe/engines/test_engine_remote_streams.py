@@ -152,6 +152,11 @@ async def test_reasoning_before_text_changes_nothing(delta: dict[str, Any]) -> N
     assert (await answer(answering(parts(delta) + HI + event(None, "length"))))[1].finish_reason == "length"
 
 
+async def test_a_part_whose_type_is_no_text_is_a_part_of_the_answer() -> None:
+    odd = parts({"content": [{"type": [], "text": "Hi"}, {"type": {"a": 1}, "text": " you"}]})
+    assert (await answer(answering(odd + END + USAGE)))[0] == "Hi you"
+
+
 async def test_an_empty_answer_without_reasoning_is_one() -> None:
     nothing = parts({"reasoning_content": "", "reasoning": None}) + END + DONE
     text, last = await answer(answering(nothing))
