@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from contextlib import ExitStack
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from coe.cli.flags import SERVICE_CONFIG, ServiceConfig
+from coe.cli.interrupts import finalizers_are_silent
 from coe.cli.output import JsonTarget, console, emit_json
 from coe.cli.progress import status
 
@@ -45,54 +43,24 @@ def serve(
     While it runs, changes of the registry, of policies and of their routers are checked and then loaded without a
     restart. --json describes the service once it is ready.
     """
-    stop = _Stop()
-    stop.watch()
     try:
         import threading
 
         from coe.serve.cluster.server import Server
         from coe.serve.cluster.source import Source
 
-        stop.check()
         with status("reading the configuration, the registry and the routers"):
             source = Source(config, host=host, port=port, ray=ray)
-        stop.check()
         with source, ExitStack() as running:
             _warn_if_open(source.config.serve)
             with status("starting"):
-                server = running.enter_context(Server(source, _say, stop.check))
+                server = running.enter_context(Server(source, _say))
             _welcome(source)
             emit_json(_document(source), json)
             server.watch(threading.Event())
     except KeyboardInterrupt:
+        finalizers_are_silent()
         console.print("stopped")
-
-
-class _Stop:
-    """Ctrl-C and SIGTERM raise `KeyboardInterrupt`; `check` raises it again if an import or a finalizer lost it."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._report = sys.unraisablehook
-
-    def watch(self) -> None:
-        """From now on; until the interpreter ends, since finalizers of what was interrupted run last."""
-        signal.signal(signal.SIGINT, self._ask)
-        signal.signal(signal.SIGTERM, self._ask)
-        sys.unraisablehook = self._ignored
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
-        signal.default_int_handler(number, frame)
-
-    def _ignored(self, lost: sys.UnraisableHookArgs) -> None:
-        if not self._asked:
-            self._report(lost)
-
-    def check(self) -> None:
-        """Raises KeyboardInterrupt if a signal has come."""
-        if self._asked:
-            raise KeyboardInterrupt
 
 
 def _document(source: Source) -> dict[str, Any]:

@@ -62,16 +62,13 @@ OF_SERVING_PROCESSES: Final = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 class Server:
     """Runs a service for the duration of its `with` block.
 
-    Args:
-        say: reports a step. check: called between steps and in each poll; it raises to end the service.
-
     Raises:
         ConfigError: the port is taken, or Ray cannot be reached.
         CoeError: a deployment cannot start; the message is its own.
     """
 
-    def __init__(self, source: Source, say: Say, check: Callable[[], None] = lambda: None) -> None:
-        self._source, self._say, self._check = source, say, check
+    def __init__(self, source: Source, say: Say) -> None:
+        self._source, self._say = source, say
         self._settings = source.config.serve
         self._ray_begun = False
         self._gpus: dict[str, float] | None = None
@@ -82,7 +79,6 @@ class Server:
             check_port(self._settings.host, self._settings.port)
         try:
             self._start_ray()
-            self._check()
             self._deploy()
         except BaseException:
             self._stop()
@@ -96,7 +92,6 @@ class Server:
         """Push a new catalog whenever the registry or a file changes, and report the health of processes and files."""
         health = ""
         while not stop.wait(self._settings.watch_s):
-            self._check()
             health = self._tell_health(health)
             try:
                 if self._source.changed():
@@ -156,14 +151,14 @@ class Server:
             _set_unless_set(OF_SERVING_PROCESSES)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)  # Ray's terminal output; its log files are complete
         started, self._ray_begun = time.perf_counter(), True
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**self._ray_options())
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ConfigError(f"Ray cannot be started or reached ({self._settings.ray or 'local'}): {error}") from error
         if threading.current_thread() is threading.main_thread():
             # Ray's core handles SIGTERM itself and would end this process at once with a stack trace.
-            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
-        self._check()
+            signal.signal(signal.SIGTERM, on_sigterm)
         serve.start(
             proxy_location="HeadOnly" if self._settings.ray is None else "EveryNode",
             http_options=HTTPOptions(host=self._settings.host, port=self._settings.port),
@@ -241,7 +236,6 @@ class Server:
         from coe.serve.cluster import deployed
 
         while True:
-            self._check()
             app = deployed.status()
             tell(app)
             if app.status == "RUNNING":

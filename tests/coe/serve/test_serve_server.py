@@ -105,12 +105,3 @@ def test_changed_files_of_an_expert_are_said_once_and_shown_until_they_are_as_re
     weights.write_bytes(b"weights")
     [(part, what)] = watched.look(2)
     assert part == "files" and what.startswith("as registered again") and watched.shown[3:] == [[]]
-
-
-def test_a_signal_that_was_lost_ends_the_watch(watched: Watched) -> None:
-    def check() -> None:
-        raise KeyboardInterrupt
-
-    watched.server._check = check
-    with pytest.raises(KeyboardInterrupt):
-        watched.server.watch(Rounds(1))  # type: ignore[arg-type]
