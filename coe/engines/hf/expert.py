@@ -21,12 +21,12 @@ from coe.engines.hf.constrained.compiler import Grammars
 from coe.engines.hf.constrained.grammar import Grammar
 from coe.engines.hf.constrained.matcher import Matcher
 from coe.engines.hf.load import LoadedModel, translate
-from coe.engines.hf.logprobs import MOST_TOP, SCORING_BYTES, TokenTexts, scoring_bytes
+from coe.engines.hf.logprobs import SCORING_BYTES, TokenTexts, check_tokens, scoring_bytes
 from coe.engines.hf.loop import BatchLoop, padded
 from coe.engines.hf.sampling import Sampling, processors
 from coe.engines.hf.waiting import BatchLimits, WaitingRows
 from coe.engines.render import Renderer
-from coe.errors import EngineError, OutOfMemory, Rejected
+from coe.errors import EngineError, OutOfMemory
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
 
@@ -183,7 +183,7 @@ class HFExpert:
             raise self._gone()
         name = adapter.spec.name if adapter else self.spec.name
         prompt_ids = list(request.prompt_ids) or chat.encode_text(loaded.tokenizer, prompt, expert=name)
-        self._check(request, name)
+        check_tokens(request, self._n_ids, expert=name)
         request = self._bounded(request, len(prompt_ids), name, adapter)
         ends = loaded.eos | chat.token_ids(loaded.tokenizer, style.eos)
         eos = frozenset() if request.sampling.ignore_eos else ends
@@ -204,18 +204,6 @@ class HFExpert:
     def _echo(self, request: GenerateRequest, prompt: str) -> str:
         """The text of the prompt."""
         return self._texts.text(request.prompt_ids) if request.prompt_ids else prompt
-
-    def _check(self, request: GenerateRequest, name: str) -> None:
-        """Raises Rejected for a token id that this expert's vocabulary does not have, or too many log-probabilities."""
-        if (most := max(request.logprobs or 0, request.prompt_logprobs or 0)) > MOST_TOP:
-            raise Rejected(f"{name!r} returns at most {MOST_TOP} most likely tokens for each token, not {most:,}")
-        for field, ids in (("prompt", request.prompt_ids), ("logit_bias", request.sampling.logit_bias)):
-            wrong = next((i for i in ids if not 0 <= i < self._n_ids), None)
-            if wrong is not None:
-                raise Rejected(
-                    f"{field} has the token id {wrong}, but the vocabulary of {name!r} has {self._n_ids:,} tokens: "
-                    f"send ids from 0 to {self._n_ids - 1}, made with the tokenizer of this expert"
-                )
 
     def _bounded(self, request: GenerateRequest, n_prompt: int, name: str, adapter: Adapter | None) -> GenerateRequest:
         """The request with its limit of new tokens set."""

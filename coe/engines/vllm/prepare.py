@@ -14,11 +14,10 @@ from coe.engines.base import Adapter
 from coe.engines.hf.answer import AnswerStream, demands_call
 from coe.engines.hf.batch import adapter_key
 from coe.engines.hf.constrained.grammar import Grammar
-from coe.engines.hf.logprobs import MOST_TOP
+from coe.engines.hf.logprobs import check_tokens
 from coe.engines.render import Renderer
 from coe.engines.vllm.running import Running
 from coe.engines.vllm.sampling import sampling_arguments
-from coe.errors import Rejected
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec
 
@@ -117,7 +116,7 @@ class Preparation:
         name: str,
         constraint: Mapping[str, str] | None,
     ) -> Prepared:
-        _check(running, request, name)
+        check_tokens(request, running.n_ids, expert=name)
         prompt_ids = list(request.prompt_ids) or chat.encode_text(running.tokenizer, prompt, expert=name)
         spec = adapter.spec if adapter else self._spec
         limits = (running.context_length, self._spec.context_length, spec.context_length)
@@ -136,16 +135,3 @@ class Preparation:
             constraint=constraint,
             stream=stream if request.messages else None,
         )
-
-
-def _check(running: Running, request: GenerateRequest, name: str) -> None:
-    """Raises Rejected for a token id that the vocabulary does not have, or too many log-probabilities."""
-    if (most := max(request.logprobs or 0, request.prompt_logprobs or 0)) > MOST_TOP:
-        raise Rejected(f"{name!r} returns at most {MOST_TOP} most likely tokens for each token, not {most:,}")
-    for field, ids in (("prompt", request.prompt_ids), ("logit_bias", request.sampling.logit_bias)):
-        wrong = next((i for i in ids if not 0 <= i < running.n_ids), None)
-        if wrong is not None:
-            raise Rejected(
-                f"{field} has the token id {wrong}, but the vocabulary of {name!r} has {running.n_ids:,} tokens: "
-                f"send ids from 0 to {running.n_ids - 1}, made with the tokenizer of this expert"
-            )
