@@ -25,6 +25,8 @@ MOST_CHARACTERS: Final = 2000
 _CONTROL: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _DIRECTIONS: Final = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Unicode categories and bidirectional controls that a message must not contain: terminals and logs act on them."""
+_ESCAPED: Final = {n: f"\\x{n:02x}" for n in (*range(0x20), *range(0x7F, 0xA0)) if chr(n) not in "\t\n"}
+"""Control characters -> how `visible` shows them."""
 _STATED: Final = ("scope", "status", "code", "retryable", "lasting", "internal", "public", "retry_after_s")
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,11 @@ def one_line(text: str, most: int) -> str:
     if not beginning.isprintable():
         beginning = "".join("?" if _acts(each) else each for each in beginning)
     return beginning if len(beginning) <= most and len(text) <= 4 * most else beginning[: most - 3] + "..."
+
+
+def visible(text: str) -> str:
+    """A text with its lines, and its control characters as escapes, on which no terminal acts."""
+    return text.translate(_ESCAPED)
 
 
 def _acts(character: str) -> bool:

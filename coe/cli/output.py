@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from coe.seam import visible
+
 console = Console(stderr=True, emoji=False)
 """Progress, notices and errors."""
 
@@ -27,13 +29,9 @@ def stdout_console() -> Console:
     return Console(file=sys.stdout, emoji=False)
 
 
-_SHOWN = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
-"""Control characters that a terminal would act on -> how they are shown."""
-
-
 def show_answer(text: str) -> None:
     """Stream the text of a model to stdout. A terminal shows its control characters instead of acting on them."""
-    typer.echo(text.translate(_SHOWN) if sys.stdout.isatty() else text, nl=False, color=True)  # a pipe gets it whole
+    typer.echo(visible(text) if sys.stdout.isatty() else text, nl=False, color=True)  # a pipe gets it whole
 
 
 def emit_json(value: Any, target: str | None) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from coe.errors import CoeError, InvalidRequest, UnknownModel
-from coe.seam import text_of
+from coe.seam import text_of, visible
 from registry.errors import RegistryError, UnknownExpert
 from routers.constraints import CONTEXT_LENGTH
 from routers.errors import NoEligibleExpert, RouterError
@@ -74,8 +74,6 @@ CONTEXT_WORDS: Final = "This model's maximum context length is"
 """Words of OpenAI's by which clients such as LiteLLM and LangChain recognise a context error."""
 LONGEST_RETRY_AFTER_S: Final = 3600
 """Clients are never asked to wait longer, whatever an endpoint states."""
-_CONTROL: Final = {n: f"\\x{n:02x}" for n in (*range(0x20), *range(0x7F, 0xA0)) if chr(n) not in "\t\n"}
-"""Control characters, which a terminal would act on -> how a message shows them."""
 MOST_CHARACTERS: Final = 8000
 """Most characters of a message in a body."""
 
@@ -111,7 +109,7 @@ def _client_text(error: BaseException) -> str | None:
         return _shown(error) if isinstance(error, _PUBLIC) else None
     if error.internal and error.public is None:
         return None
-    return error.public.translate(_CONTROL) if error.public else _shown(error)
+    return visible(error.public) if error.public else _shown(error)
 
 
 def _shown(error: BaseException) -> str:
@@ -120,7 +118,7 @@ def _shown(error: BaseException) -> str:
         text = str(error)
     except Exception:  # `__str__` may be third-party code
         return text_of(error)
-    return text[:MOST_CHARACTERS].translate(_CONTROL) or type(error).__name__
+    return visible(text[:MOST_CHARACTERS]) or type(error).__name__
 
 
 def type_of(status: int) -> str:
