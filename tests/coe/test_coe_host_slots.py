@@ -213,9 +213,9 @@ class Event:
 def events() -> st.SearchStrategy[list[Event]]:
     """Requests within two seconds; answers of three tokens take 0.3 s, loads 0.5 s."""
     moments = st.integers(0, 40).map(lambda tick: tick / 20)
-    patience = st.none() | st.integers(0, 30).map(lambda tick: tick / 20)
+    waits = st.none() | st.integers(0, 30).map(lambda tick: tick / 20)
     names, prefetches = st.sampled_from((*LLAMA, *OTHER, *OWN)), st.integers(0, 4).map(lambda n: n == 0)
-    return st.lists(st.builds(Event, moments, names, patience, prefetches), max_size=25)
+    return st.lists(st.builds(Event, moments, names, waits, prefetches), max_size=25)
 
 
 failures = st.lists(st.sampled_from(("", "", "", "load", "switch")), max_size=20)
