@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from coe.errors import WeightsError
 from registry.spec import ExpertSpec
-from registry.storage import coe_home
+from registry.storage import atomic_path, coe_home
 
 N_PROMPT: Final = 16
 N_NEW: Final = 16
@@ -28,7 +28,7 @@ _SALTS: Final = count()
 
 
 @dataclass(frozen=True, slots=True)
-class Sung:
+class CanaryAnswer:
     """An answer to the canary's prompt.
 
     Attributes:
@@ -44,7 +44,7 @@ class Sung:
         return asdict(self)
 
     @classmethod
-    def of(cls, document: Mapping[str, Any]) -> Sung:
+    def of(cls, document: Mapping[str, Any]) -> CanaryAnswer:
         """The reverse. Raises KeyError, TypeError or ValueError for another document."""
         top = tuple({int(token): float(logprob) for token, logprob in each.items()} for each in document["top"])
         return cls(tuple(map(int, document["tokens"])), top)
@@ -60,7 +60,7 @@ def salt(spec: ExpertSpec) -> str:
     return f"canary-{os.getpid()}-{next(_SALTS)}-{spec.digest}"
 
 
-def difference(kept: Sung, now: Sung, *, tolerant: bool) -> str | None:
+def difference(kept: CanaryAnswer, now: CanaryAnswer, *, tolerant: bool) -> str | None:
     """What differs between two answers; None if nothing does.
 
     Args:
@@ -78,7 +78,7 @@ def _is_near_tie(kept: int, now: int, top: Mapping[int, float]) -> bool:
     return kept in top and now in top and top[now] - top[kept] <= TOLERANCE
 
 
-async def sing(llm: Any, spec: ExpertSpec, n_ids: int) -> Sung:
+async def ask_canary(llm: Any, spec: ExpertSpec, n_ids: int) -> CanaryAnswer:
     """The answer of a running engine, greedy.
 
     Args:
@@ -96,13 +96,13 @@ async def sing(llm: Any, spec: ExpertSpec, n_ids: int) -> Sung:
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
-    sung = None
+    answer = None
     async for output in llm.generate(tokens_input(prompt(n_ids), cache_salt=own), params, own):
         [completion] = output.outputs
         top = tuple({token: found.logprob for token, found in place.items()} for place in completion.logprobs)
-        sung = Sung(tuple(completion.token_ids), top)
-    assert sung is not None  # there is one output, the whole answer
-    return sung
+        answer = CanaryAnswer(tuple(completion.token_ids), top)
+    assert answer is not None  # there is one output, the whole answer
+    return answer
 
 
 class Canaries:
@@ -115,7 +115,7 @@ class Canaries:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
 
-    def check(self, spec: ExpertSpec, way: Sequence[str], now: Sung, *, tolerant: bool) -> None:
+    def check(self, spec: ExpertSpec, way: Sequence[str], now: CanaryAnswer, *, tolerant: bool) -> None:
         """Keep the first answer; compare later ones with it. Blocks.
 
         Args:
@@ -142,16 +142,14 @@ class Canaries:
         return (self._folder or coe_home() / "canaries") / f"{key}.json"
 
 
-def _read(file: Path) -> Sung | None:
+def _read(file: Path) -> CanaryAnswer | None:
     """The kept answer; None if there is none, or the file is damaged."""
     try:
-        return Sung.of(json.loads(file.read_text()))
+        return CanaryAnswer.of(json.loads(file.read_text()))
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
-def _write(file: Path, sung: Sung) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps(sung.document()))
-    partial.replace(file)
+def _write(file: Path, answer: CanaryAnswer) -> None:
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(answer.document()))

@@ -16,7 +16,7 @@ from coe.engines.hf.constrained.checker import GrammarChecker
 from coe.engines.render import Renderer
 from coe.engines.vllm.adapters import AdapterChecks
 from coe.engines.vllm.answer import AnswerChunks
-from coe.engines.vllm.canary import Canaries, sing
+from coe.engines.vllm.canary import Canaries, ask_canary
 from coe.engines.vllm.core import Core
 from coe.engines.vllm.errors import is_dead, lost, request_error
 from coe.engines.vllm.options import Options
@@ -148,9 +148,9 @@ class VLLMExpert:
         """Raises WeightsError if the weights do not answer as on their first load."""
         if self._options.canary == "off":
             return
-        sung = await sing(running.llm, self.spec, running.n_ids)
+        answer = await ask_canary(running.llm, self.spec, running.n_ids)
         way, tolerant = way_of_computing(running.llm), self._options.canary == "tolerant"
-        await asyncio.to_thread(partial(Canaries().check, self.spec, way, sung, tolerant=tolerant))
+        await asyncio.to_thread(partial(Canaries().check, self.spec, way, answer, tolerant=tolerant))
 
     async def _stop(self, running: Running) -> None:
         running.grammars.close()
