@@ -74,15 +74,15 @@ class LLGuidance:
 
 class Checked(LLGuidance):
     def __init__(self, tokenizer: Any, n_tokens: int) -> None:
-        from coe.engines.hf.constrained.checker import GrammarChecker
+        from coe.engines.constrained.checker import GrammarChecker
 
         super().__init__(tokenizer, n_tokens)
         self._checker = GrammarChecker()
         self._checker.problem('start: ""')  # starts its process
 
     def _checked(self, grammar: str, **_: Any) -> Any:
-        from coe.engines.hf.constrained.checker import SlowGrammar
-        from coe.engines.hf.constrained.compiler import _limits
+        from coe.engines.constrained.checker import SlowGrammar
+        from coe.engines.constrained.compiler import _limits
 
         try:
             problem = self._checker.problem(grammar)

@@ -18,6 +18,14 @@ class Adapter:
     spec: ExpertSpec
     path: Path
 
+    def key(self) -> str:
+        """Identity of its weights: its digest; without one, the folder and the times of its files, which are read."""
+        if self.spec.digest:
+            return self.spec.digest
+        files = sorted(p for p in self.path.glob("*") if p.is_file())
+        stamps = ",".join(f"{p.name}:{s.st_size}:{s.st_mtime_ns}" for p, s in ((p, p.stat()) for p in files))
+        return f"{self.path}:{stamps}"
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:

@@ -13,7 +13,6 @@ from typing import Any, Final
 from coe.engines.base import Adapter
 from coe.engines.hf.adapter_files import AdapterFiles, read_adapter
 from coe.engines.hf.base_parameters import BaseParameters, Replacements
-from coe.engines.hf.batch import adapter_key
 from coe.engines.hf.mixing import can_mix, mixed
 from coe.errors import WeightsError
 from registry.lora.plan import is_fused
@@ -92,7 +91,7 @@ class AdapterSlots:
         """
         import torch
 
-        key = adapter_key(adapter)
+        key = adapter.key()
         if key not in self._slots:
             self._leave()  # peft enables and disables layers as it adds and removes adapters
             with torch.inference_mode(False):  # a batch may run: its tensors could not be changed after it
@@ -115,7 +114,7 @@ class AdapterSlots:
         Args:
             names: adapters of the rows of the batch.
         """
-        slot = self._slots.get(adapter_key(adapter)) if adapter else None
+        slot = self._slots.get(adapter.key()) if adapter else None
         # Peft finds where an aLoRA acts in a whole prompt, for a whole batch.
         activated = {each.name for each in self._slots.values() if each.activated}
         return activated.isdisjoint(names) and len(self.batches([*names, slot.name if slot else None])) == 1

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from coe.chunks import merged
+from coe.engines.answer import AnswerStream
 from coe.engines.base import Adapter
-from coe.engines.hf.answer import AnswerStream
-from coe.engines.hf.constrained.matcher import Matcher
-from coe.engines.hf.logprobs import Scored, TokenTexts, packed
+from coe.engines.constrained.matcher import Matcher
 from coe.engines.hf.sampling import Sampling
+from coe.engines.logprobs import Scored, TokenTexts, packed
 from coe.errors import CoeError, EngineError
 from coe.types import Chunk, FinishReason, GenerateRequest, TokenLogprob, Usage
 
@@ -203,12 +203,3 @@ def _put(ready: Sequence[tuple[BatchRow, Sequence[Item]]]) -> None:
     for row, items in ready:
         for item in items:
             row.queue.put_nowait(item)
-
-
-def adapter_key(adapter: Adapter) -> str:
-    """Identity of an adapter's weights: its digest; without one, the folder and the times of its files."""
-    if adapter.spec.digest:
-        return adapter.spec.digest
-    files = sorted(p for p in adapter.path.glob("*") if p.is_file())
-    stamps = ",".join(f"{p.name}:{s.st_size}:{s.st_mtime_ns}" for p, s in ((p, p.stat()) for p in files))
-    return f"{adapter.path}:{stamps}"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from coe.engines.hf.batch import BatchRow, deliver
-from coe.engines.hf.logprobs import PromptScorer, Scored, any_wanted, score_rows
+from coe.engines.hf.logprobs import PromptScorer, any_wanted, score_rows
 from coe.engines.hf.row_caches import (
     drop_columns,
     is_joinable,
@@ -17,6 +17,7 @@ from coe.engines.hf.row_caches import (
     select_rows,
 )
 from coe.engines.hf.sampling import RowSampler
+from coe.engines.logprobs import Scored
 from coe.errors import EngineError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from coe.engines.base import Capabilities, Expert
-from coe.engines.hf.constrained.checker import GrammarChecker
+from coe.engines.constrained.checker import GrammarChecker
 from coe.engines.hf.expert import HFExpert, off_the_loop
 from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, free_bytes, load_model, require_memory
 from coe.engines.render import Renderer

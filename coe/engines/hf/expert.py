@@ -11,20 +11,21 @@ from functools import partial
 from typing import Final
 
 from coe.engines import chat
+from coe.engines.answer import AnswerStreams, demands_call
 from coe.engines.base import Adapter
+from coe.engines.constrained.checker import GrammarChecker
+from coe.engines.constrained.compiler import Grammars
+from coe.engines.constrained.grammar import Grammar
+from coe.engines.constrained.matcher import Matcher
 from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.admission import Joining
-from coe.engines.hf.answer import AnswerStreams, demands_call
-from coe.engines.hf.batch import BatchRow, RowState, adapter_key, deliver
-from coe.engines.hf.constrained.checker import GrammarChecker
-from coe.engines.hf.constrained.compiler import Grammars
-from coe.engines.hf.constrained.grammar import Grammar
-from coe.engines.hf.constrained.matcher import Matcher
+from coe.engines.hf.batch import BatchRow, RowState, deliver
 from coe.engines.hf.load import LoadedModel, translate
-from coe.engines.hf.logprobs import SCORING_BYTES, TokenTexts, check_tokens, scoring_bytes
+from coe.engines.hf.logprobs import SCORING_BYTES, scoring_bytes
 from coe.engines.hf.loop import BatchLoop, padded
 from coe.engines.hf.sampling import Sampling, processors
 from coe.engines.hf.waiting import BatchLimits, WaitingRows
+from coe.engines.logprobs import TokenTexts, check_tokens
 from coe.engines.render import Renderer
 from coe.errors import EngineError, OutOfMemory
 from coe.types import Chunk, GenerateRequest
@@ -133,7 +134,7 @@ class HFExpert:
     async def _style(self, adapter: Adapter | None) -> chat.ChatStyle:
         if adapter is None:
             return chat.ChatStyle()
-        key = adapter_key(adapter)
+        key = adapter.key()
         if key not in self._styles:
             self._styles[key] = await asyncio.to_thread(chat.ChatStyle.read, adapter.path)
         return self._styles[key]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from coe.engines.hf.batch import BatchRow, adapter_key
+from coe.engines.hf.batch import BatchRow
 
 PASSED_OVER_S: Final = 1.0
 """How long a request may see later ones join the running batch, which it cannot join itself. Then none of them joins
@@ -113,7 +113,7 @@ def _are_read_together(rows: Sequence[BatchRow], limits: BatchLimits) -> bool:
 
 
 def _n_adapters(rows: Sequence[BatchRow]) -> int:
-    return len({adapter_key(row.adapter) for row in rows if row.adapter})
+    return len({row.adapter.key() for row in rows if row.adapter})
 
 
 def _n_entries(rows: Sequence[BatchRow]) -> int:

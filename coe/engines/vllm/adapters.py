@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from coe.engines.base import Adapter
-from coe.engines.hf.batch import adapter_key
 from coe.errors import EngineError, WeightsError
 from coe.seam import text_of
 from registry.errors import SourceError
@@ -104,7 +103,7 @@ class Adapters:
         Raises:
             WeightsError: the adapter cannot be served; the engine goes on.
         """
-        key = await asyncio.to_thread(adapter_key, adapter)
+        key = await asyncio.to_thread(adapter.key)
         added = await self._acquire(key, adapter)
         try:
             yield added.request

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from coe.chunks import merged
-from coe.engines.hf.answer import AnswerStream
-from coe.engines.hf.logprobs import TokenTexts, packed
+from coe.engines.answer import AnswerStream
+from coe.engines.logprobs import TokenTexts, packed
 from coe.engines.vllm.logprobs import scored, scored_prompt
 from coe.engines.vllm.prepare import Prepared
 from coe.errors import EngineError

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coe.engines.base import Capabilities, ShapeKey
-from coe.engines.hf.constrained.checker import GrammarChecker
+from coe.engines.constrained.checker import GrammarChecker
 from coe.engines.render import Renderer
 from coe.engines.vllm.expert import VLLMExpert
 from coe.engines.vllm.options import Options

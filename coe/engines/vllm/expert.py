@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coe.engines.base import Adapter
-from coe.engines.hf.constrained.checker import GrammarChecker
+from coe.engines.constrained.checker import GrammarChecker
 from coe.engines.render import Renderer
 from coe.engines.vllm.adapters import AdapterChecks
 from coe.engines.vllm.answer import AnswerChunks

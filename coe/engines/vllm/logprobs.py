@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from coe.engines.hf.logprobs import Scored
+from coe.engines.logprobs import Scored
 
 
 def scored(tokens: Sequence[int], positions: Sequence[Mapping[int, Any]], n_top: int) -> Iterator[Scored]:

@@ -10,11 +10,10 @@ from functools import partial
 from typing import Any, Final
 
 from coe.engines import chat
+from coe.engines.answer import AnswerStream, demands_call
 from coe.engines.base import Adapter
-from coe.engines.hf.answer import AnswerStream, demands_call
-from coe.engines.hf.batch import adapter_key
-from coe.engines.hf.constrained.grammar import Grammar
-from coe.engines.hf.logprobs import check_tokens
+from coe.engines.constrained.grammar import Grammar
+from coe.engines.logprobs import check_tokens
 from coe.engines.render import Renderer
 from coe.engines.vllm.running import Running
 from coe.engines.vllm.sampling import sampling_arguments
@@ -91,7 +90,7 @@ class Preparation:
     async def _style(self, adapter: Adapter | None) -> chat.ChatStyle:
         if adapter is None:
             return chat.ChatStyle()
-        key = adapter_key(adapter)
+        key = adapter.key()
         if key not in self._styles:
             self._styles[key] = await asyncio.to_thread(chat.ChatStyle.read, adapter.path)
         return self._styles[key]

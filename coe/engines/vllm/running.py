@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coe.engines.answer import AnswerStreams
 from coe.engines.base import Adapter
-from coe.engines.hf.answer import AnswerStreams
-from coe.engines.hf.constrained.checker import GrammarChecker
-from coe.engines.hf.constrained.compiler import Grammars
-from coe.engines.hf.logprobs import TokenTexts
+from coe.engines.constrained.checker import GrammarChecker
+from coe.engines.constrained.compiler import Grammars
+from coe.engines.logprobs import TokenTexts
 from coe.engines.vllm.adapters import Adapters
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from coe.engines.answer import AnswerStream
 from coe.engines.base import Adapter
-from coe.engines.hf.answer import AnswerStream
-from coe.engines.hf.batch import COALESCE_S, BatchRow, adapter_key, deliver
-from coe.engines.hf.text import TextStream
+from coe.engines.hf.batch import COALESCE_S, BatchRow, deliver
 from coe.engines.hf.waiting import BatchLimits, WaitingRows, choose_batch
+from coe.engines.parsing.text import TextStream
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind
 
@@ -100,7 +100,7 @@ def test_no_more_adapters_than_there_are_slots() -> None:
 
 def test_adapters_are_told_apart_by_content(tmp_path: Path) -> None:
     def key(name: str, digest: str | None) -> str:
-        return adapter_key(Adapter(adapter_spec(name, digest), tmp_path))
+        return Adapter(adapter_spec(name, digest), tmp_path).key()
 
     assert key("old", "sha256:1") == key("new", "sha256:1") != key("old", "sha256:2")
     (tmp_path / "w").write_bytes(b"one")

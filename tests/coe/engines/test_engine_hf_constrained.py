@@ -15,7 +15,7 @@ from engine_models import model_spec, say
 from jsonschema import Draft202012Validator
 
 from coe.engines.base import Adapter
-from coe.engines.hf.constrained.grammar import MOST_LEVELS, MOST_SCHEMA_BYTES, CallForm, Grammar
+from coe.engines.constrained.grammar import MOST_LEVELS, MOST_SCHEMA_BYTES, CallForm, Grammar
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
 from coe.errors import Rejected, Unsupported
@@ -177,7 +177,7 @@ async def test_a_repeated_schema_is_compiled_once(expert: HFExpert, monkeypatch:
 
 
 async def test_no_more_grammars_are_kept_than_allowed(expert: HFExpert, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.engines.hf.constrained.compiler._MOST_KEPT", 2)
+    monkeypatch.setattr("coe.engines.constrained.compiler._MOST_KEPT", 2)
     for most in (1, 2, 3, 1):
         await say(expert, request({"type": "array", "items": {"type": "null"}, "minItems": most, "maxItems": most}))
     assert len(expert._grammars._kept) == 2

@@ -13,14 +13,14 @@ from engine_models import CONTEXT, N_ADAPTERS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from coe.engines.answer import AnswerStream
 from coe.engines.base import Adapter
 from coe.engines.hf.adapters import AdapterSlots
-from coe.engines.hf.answer import AnswerStream
 from coe.engines.hf.batch import BatchRow
 from coe.engines.hf.load import LoadedModel, load_model
 from coe.engines.hf.loop import BatchLoop, padded
 from coe.engines.hf.sampling import Sampling, processors
-from coe.engines.hf.text import TextStream
+from coe.engines.parsing.text import TextStream
 from coe.sampling import SamplingOptions
 from coe.types import GenerateRequest
 

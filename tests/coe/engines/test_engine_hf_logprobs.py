@@ -20,7 +20,8 @@ from coe.engines.base import Adapter  # noqa: E402
 from coe.engines.hf import logprobs as hf_logprobs  # noqa: E402
 from coe.engines.hf.engine import HFEngine  # noqa: E402
 from coe.engines.hf.expert import HFExpert  # noqa: E402
-from coe.engines.hf.logprobs import PromptScorer, TokenTexts  # noqa: E402
+from coe.engines.hf.logprobs import PromptScorer  # noqa: E402
+from coe.engines.logprobs import TokenTexts  # noqa: E402
 from coe.errors import ContextLengthExceeded, Rejected, Scope  # noqa: E402
 from coe.protocol.answers import TextAnswer  # noqa: E402
 from coe.protocol.requests import parse_completion  # noqa: E402

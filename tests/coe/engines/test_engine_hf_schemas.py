@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from coe.engines.hf.constrained.numbers import inexact, within_range
-from coe.engines.hf.constrained.schemas import closed, places
+from coe.engines.constrained.numbers import inexact, within_range
+from coe.engines.constrained.schemas import closed, places
 
 ANY = {"type": "string"}
 

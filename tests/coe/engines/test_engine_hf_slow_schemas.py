@@ -14,7 +14,7 @@ from engine_models import say
 from jsonschema import Draft202012Validator
 from llguidance import LLMatcher
 
-from coe.engines.hf.constrained.checker import CheckLimits, GrammarChecker, SlowGrammar
+from coe.engines.constrained.checker import CheckLimits, GrammarChecker, SlowGrammar
 from coe.engines.hf.expert import HFExpert
 from coe.errors import Overloaded
 from coe.types import GenerateRequest

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coe.chunks import Joined
-from coe.engines.hf.answer import AnswerStream
-from coe.engines.hf.text import TextStream
+from coe.engines.answer import AnswerStream
 from coe.engines.parsing.formats import CALLS, REASONING, calls_of, detected
 from coe.engines.parsing.parser import MOST_CALLS, AnswerParser
 from coe.engines.parsing.response_format import ResponseFormat
+from coe.engines.parsing.text import TextStream
 from coe.errors import TemplateError
 from coe.types import Answer, Chunk, GenerateRequest, Usage
 from routers.base import Message

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from engine_models import make_tokenizer
 
-from coe.engines.hf.logprobs import TokenTexts
+from coe.engines.logprobs import TokenTexts
 from coe.engines.vllm.answer import AnswerChunks
 from coe.engines.vllm.prepare import Prepared
 from coe.engines.vllm.sampling import sampling_arguments

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from coe.engines.hf.constrained.grammar import Grammar
+from coe.engines.constrained.grammar import Grammar
 from coe.errors import Overloaded
 
 _T = TypeVar("_T")

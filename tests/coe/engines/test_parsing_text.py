@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coe.engines.hf.text import SpecialTokens, TextStream
+from coe.engines.parsing.text import SpecialTokens, TextStream
 
 
 def decode_bytes(tokens: Sequence[int]) -> str:

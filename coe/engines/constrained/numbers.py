@@ -9,7 +9,7 @@ from copy import deepcopy
 from decimal import Decimal
 from typing import Any, Final
 
-from coe.engines.hf.constrained.schemas import places, subschemas
+from coe.engines.constrained.schemas import places, subschemas
 
 _LEAST: Final = -(2**63)
 _MOST: Final = 2**63 - 1

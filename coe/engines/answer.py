@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any, Final
 
 from coe.engines import chat
-from coe.engines.hf.constrained.grammar import CallForm, Grammar
-from coe.engines.hf.text import SpecialTokens, TextStream, without_marks
+from coe.engines.constrained.grammar import CallForm, Grammar
 from coe.engines.parsing.parser import AnswerParser
 from coe.engines.parsing.response_format import ResponseFormat
+from coe.engines.parsing.text import SpecialTokens, TextStream, without_marks
 from coe.types import Chunk, GenerateRequest
 
 _TOKENS_BEFORE: Final = 8

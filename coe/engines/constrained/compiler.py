@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from coe.engines.hf.constrained.checker import GrammarChecker, SlowGrammar
-from coe.engines.hf.constrained.grammar import Grammar
-from coe.engines.hf.constrained.lane import Lane
-from coe.engines.hf.constrained.matcher import Compiled, Matcher, Vocabulary
-from coe.engines.hf.constrained.schemas import places
+from coe.engines.constrained.checker import GrammarChecker, SlowGrammar
+from coe.engines.constrained.grammar import Grammar
+from coe.engines.constrained.lane import Lane
+from coe.engines.constrained.matcher import Compiled, Matcher, Vocabulary
+from coe.engines.constrained.schemas import places
 from coe.errors import Rejected, Unsupported
 from coe.seam import one_line
 

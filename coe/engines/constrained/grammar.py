@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from coe.engines.hf.constrained.numbers import inexact, within_range
-from coe.engines.hf.constrained.schemas import closed
+from coe.engines.constrained.numbers import inexact, within_range
+from coe.engines.constrained.schemas import closed
 from coe.errors import Rejected
 from coe.types import GenerateRequest
 
