@@ -7,8 +7,10 @@ from typing import Final
 
 _UNFINISHED: Final = "\ufffd"
 """What a decoder returns for bytes that are not (yet) a whole UTF-8 character."""
-_WINDOW: Final = 64
-"""Tokens without a character boundary after which their bytes count as invalid."""
+_MOST_UNFINISHED: Final = 64
+"""Characters at the end that may be unfinished; with more of them, their bytes count as invalid."""
+_MOST_BYTES_LEFT: Final = 3
+"""Bytes of a UTF-8 character without its last one, and so the tokens after the last whole character."""
 _MARKS: Final = range(0xDC00, 0xE000)
 """Code points that no decoded text contains (lone surrogates): each stands for a special token of a stop string."""
 
@@ -57,15 +59,28 @@ class Detokenizer:
             return ""
         text = self._decode(self._window)
         complete = text.rstrip(_UNFINISHED)
-        if last or len(self._window) - self._n_context > _WINDOW:
+        if last or len(text) - len(complete) > _MOST_UNFINISHED:
             complete = text
+        n_left = 0 if len(complete) == len(text) else self._tokens_left()
+        if n_left:
+            complete = self._decode(self._window[:-n_left])
         new = complete[self._taken :]
         self._taken = max(self._taken, len(complete))
-        if len(complete) == len(text):
+        if n_left or len(complete) == len(text):
             self._window = self._window[self._n_context :]
-            self._n_context = len(self._window)
-            self._taken = len(self._decode(self._window))
+            self._n_context = len(self._window) - n_left
+            self._taken = len(self._decode(self._window[: self._n_context]))
         return new
+
+    def _tokens_left(self) -> int:
+        """New tokens after the last whole character; 0 if that is not found among the last few.
+
+        Without it, a window that never happens to end with a character would grow for the length of the answer.
+        """
+        for n in range(1, min(_MOST_BYTES_LEFT + 1, len(self._window) - self._n_context)):
+            if not self._decode(self._window[:-n]).endswith(_UNFINISHED):
+                return n
+        return 0
 
 
 class StopStrings:

@@ -50,6 +50,35 @@ def test_pieces_joined_are_the_text_decoded_at_once(data: bytes) -> None:
     assert "".join(pieces(data)[0]) == decode_bytes(list(data))
 
 
+@given(st.lists(st.binary(max_size=30), max_size=12))
+@settings(deadline=None)
+def test_the_text_does_not_depend_on_when_it_is_taken(parts: list[bytes]) -> None:
+    stream, out = TextStream(decode_bytes), []
+    for part in parts:
+        for byte in part:
+            stream.push(byte)
+        out.append(stream.take())
+    assert "".join(out) + stream.take(last=True) == decode_bytes(list(b"".join(parts)))
+
+
+@pytest.mark.parametrize("every", [3, 90])
+def test_takes_that_never_meet_the_end_of_a_character_split_none_and_decode_few_tokens(every: int) -> None:
+    decoded: list[int] = []
+
+    def decode(tokens: Sequence[int]) -> str:
+        decoded.append(len(tokens))
+        return decode_bytes(tokens)
+
+    stream, out = TextStream(decode), []
+    for i, byte in enumerate(("日" * 400).encode()):
+        stream.push(byte)
+        if i % every == 1:
+            out.append(stream.take())
+    assert "".join(out) + stream.take(last=True) == "日" * 400
+    assert not any("\ufffd" in piece for piece in out)
+    assert max(decoded) <= 2 * every + 2
+
+
 @pytest.mark.parametrize(
     ("stop", "shown", "stopped"),
     [
