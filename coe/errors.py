@@ -124,12 +124,19 @@ class Rejected(InvalidRequest, scope=Scope.EXPERT):
     Args:
         message: what is wrong.
         status, code: other than those of the class, such as 413 or "content_filter".
+        param: the field of the request, if known.
     """
 
     def __init__(
-        self, *message: object, status: int | None = None, code: str | None = None, public: str | None = None
+        self,
+        *message: object,
+        status: int | None = None,
+        code: str | None = None,
+        public: str | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(*message, public=public)
+        self.param = param
         if status is not None:
             self.status = status
         if code is not None:

@@ -115,11 +115,13 @@ def _raw_bytes(piece: str) -> bytes | None:
 def check_tokens(request: GenerateRequest, n_ids: int, *, expert: str) -> None:
     """Raises Rejected for a token id that a vocabulary of `n_ids` does not have, or too many log-probabilities."""
     if (most := max(request.logprobs or 0, request.prompt_logprobs or 0)) > MOST_TOP:
-        raise Rejected(f"{expert!r} returns at most {MOST_TOP} most likely tokens for each token, not {most:,}")
+        message = f"{expert!r} returns at most {MOST_TOP} most likely tokens for each token, not {most:,}"
+        raise Rejected(message, param="logprobs")
     for field, ids in (("prompt", request.prompt_ids), ("logit_bias", request.sampling.logit_bias)):
         wrong = next((i for i in ids if not 0 <= i < n_ids), None)
         if wrong is not None:
             raise Rejected(
                 f"{field} has the token id {wrong}, but the vocabulary of {expert!r} has {n_ids:,} tokens: "
-                f"send ids from 0 to {n_ids - 1}, made with the tokenizer of this expert"
+                f"send ids from 0 to {n_ids - 1}, made with the tokenizer of this expert",
+                param=field,
             )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from coe.cli.chat.answering import Answering
 from coe.cli.output import console
+from coe.cli.route.conversation import switch_text
 from coe.seam import one_line
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ def _lines(answering: Answering) -> Iterator[str]:
     else:
         reason = f": {decision['reason']}" if decision.get("reason") else ""
         yield f"{answering.expert} answered: policy {why['policy']}, confidence {decision['confidence']:.2f}{reason}"
+    read = why.get("conversation") or {}
+    if read.get("previous") is not None:
+        yield f"previous expert: {read['previous']}; {switch_text(read)}"
     if len(why.get("asked") or ()) > 1:
         yield f"called: {', '.join(why['asked'])}"
     if why.get("tokens") is not None:

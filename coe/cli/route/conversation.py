@@ -73,6 +73,10 @@ def print_conversation(read: Mapping[str, Any], messages: Sequence[Message]) -> 
         alone = f"stands alone {turn['alone']:.0%}"
         out.print(f"{'turn weight':>19}: {turn['weight']:.3f}, {alone}: {shown}", markup=False, highlight=False)
     if read["previous"] is not None:
-        most = max((price for name, price in read["switch_price"].items() if name != read["previous"]), default=0.0)
-        price = f"{read['prefill_tokens']:,} tokens to prefill elsewhere, which costs up to {most:.4f} of utility"
-        out.print(f"{'previous expert':>19}: {read['previous']}; {price}", markup=False, highlight=False)
+        out.print(f"{'previous expert':>19}: {read['previous']}; {switch_text(read)}", markup=False, highlight=False)
+
+
+def switch_text(read: Mapping[str, Any]) -> str:
+    """What another expert than that of the previous turns loses: tokens to prefill, and utility."""
+    most = max((price for name, price in read["switch_price"].items() if name != read["previous"]), default=0.0)
+    return f"{read['prefill_tokens']:,} tokens to prefill elsewhere, which costs up to {most:.4f} of utility"

@@ -86,7 +86,8 @@ class Grammars:
             slow = partial(self._compile, grammar, expert, self._checker.slow_problem)
             compiled = await self._slow.run(grammar, slow)
         if not isinstance(compiled, Compiled):
-            raise Rejected(f"{expert!r} cannot answer in the required format: {compiled}")
+            field = "tools" if grammar.calls else "response_format"
+            raise Rejected(f"{expert!r} cannot answer in the required format: {compiled}", param=field)
         make = partial(Matcher, compiled, self._read_vocabulary(expert), expert)
         return await asyncio.get_running_loop().run_in_executor(self._matchers, make)
 

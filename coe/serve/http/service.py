@@ -266,7 +266,7 @@ async def _of_prompt(prompt: int, chunks: AsyncGenerator[Chunk, None]) -> AsyncG
             async for chunk in chunks:
                 yield chunk
     except InvalidRequest as error:
-        error.param = error.param or f"prompt[{prompt}]"
+        error.param = f"prompt[{prompt}]" if error.param in (None, "prompt") else error.param
         raise
 
 

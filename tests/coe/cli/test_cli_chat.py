@@ -79,6 +79,14 @@ def test_why_shows_the_decision_and_the_estimates(config: Path) -> None:
     assert result.stdout == "hello\nHELLO\n[tuned] HELLO\n"
 
 
+def test_why_shows_the_price_of_leaving_the_previous_expert(tmp_path: Path) -> None:
+    save_router(tmp_path / "router")
+    config = service(tmp_path, "{default: {router: router, switch_weight: 1}}")
+    first, second = (talk(lines, "-c", config).stderr for lines in ("hello\n/why\n", "hello\nagain\n/why\n"))
+    assert "previous expert" not in first
+    assert "previous expert: base; " in second and "to prefill elsewhere, which costs up to 0.0" in second
+
+
 def test_models_are_listed_checked_and_changed(config: Path) -> None:
     lines = "/model\n/model loud\n/model\nhello\n/model luod\n/modle\n/help\n/quit\nnever\n"
     result = talk(lines, "-c", config, ok=False)

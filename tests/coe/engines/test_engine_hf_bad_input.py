@@ -80,10 +80,18 @@ LIST = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["n
 LOOP = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}
 STRNIG = {"type": "object", "properties": {"a": {"type": "strnig"}}}
 REFUSED = {
-    "schema with an unknown type": (schema(STRNIG), None, "(at /properties/a/type): Invalid type: strnig"),
-    "schema with an unsupported keyword": (schema({"not": {}}), None, "the keyword 'not' of its JSON schema is not"),
-    "schema of too much memory": (schema({"type": "array", "minItems": 10**9}), None, "lower its counts (minItems,"),
-    "schema that refers to itself alone": (schema(LOOP), None, "no answer can satisfy its JSON schema"),
+    "schema with an unknown type": (schema(STRNIG), "response_format", "(at /properties/a/type): Invalid type: strnig"),
+    "schema with an unsupported keyword": (
+        schema({"not": {}}),
+        "response_format",
+        "the keyword 'not' of its JSON schema is not",
+    ),
+    "schema of too much memory": (
+        schema({"type": "array", "minItems": 10**9}),
+        "response_format",
+        "lower its counts (minItems,",
+    ),
+    "schema that refers to itself alone": (schema(LOOP), "response_format", "no answer can satisfy its JSON schema"),
     "schema of 1 MB": (
         schema({"description": "x" * 2**20}),
         "response_format.json_schema",
@@ -96,7 +104,11 @@ REFUSED = {
         "tools[0].function.parameters",
         'of an object: {"type"',
     ),
-    "parameters with an unknown type": (demanded(STRNIG), None, "of tool 'get' cannot be used (at /properties/a/type)"),
+    "parameters with an unknown type": (
+        demanded(STRNIG),
+        "tools",
+        "of tool 'get' cannot be used (at /properties/a/type)",
+    ),
     "parameters of 1 MB": (demanded({"description": "x" * 2**20}), "tools", "at most 1,048,576 are read"),
     "no messages": ({**chat(), "messages": []}, "messages", "must not be empty"),
     "500 turns": (
@@ -115,12 +127,16 @@ REFUSED = {
     "log-probabilities of a text": (text("the", logprobs=6), "logprobs", "should be less than or equal to 5, got 6"),
     "token id beyond the vocabulary": (
         text([1, 999_999]),
-        None,
+        "prompt",
         "prompt has the token id 999999, but the vocabulary",
     ),
     "token id of one of several prompts": (text([[1], [999_999]]), "prompt[1]", "send ids from 0 to 289, made with"),
     "token id beyond any vocabulary": (text([2**31]), "prompt[0]", "a whole number from 0 to 2,147,483,647"),
-    "bias of a token id beyond": (chat(logit_bias={"290": 1}), None, "logit_bias has the token id 290, but the voc"),
+    "bias of a token id beyond": (
+        chat(logit_bias={"290": 1}),
+        "logit_bias",
+        "logit_bias has the token id 290, but the voc",
+    ),
     "empty prompt": (text(""), None, "the prompt for 'tiny' is empty: it has no tokens; send at least one"),
     "empty prompt among others": (text(["the", ""]), "prompt[1]", "the prompt for 'tiny' is empty"),
 }
