@@ -86,6 +86,9 @@ class VLLMConfig(_Section):
     canary: Literal["exact", "tolerant", "off"] = "exact"
     """How the answer to a fixed prompt is compared with that of the first load, after each load: `exact`, on the same
     hardware and versions; `tolerant`, on any, where near-ties may differ. Another answer quarantines the expert."""
+    hang_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds without a response after which an engine process counts as hung: it is killed and started again. It must
+    be more than a step of the model takes with a long prompt."""
     engine_args: dict[str, Any] = {}
     """Further arguments of `vllm serve`, with underscores, such as `{max_num_batched_tokens: 8192}`."""
 
@@ -136,6 +139,10 @@ class EnginesConfig(_Section):
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
     __pydantic_extra__: dict[Annotated[str, AfterValidator(_installed_engine)], dict[str, Any]] = Field(init=False)
 
+    auto_on_cpu: Literal["hf", "vllm"] = "hf"
+    """The engine of weights on a CPU for experts that name none (`engine: auto`), where vLLM's build for CPUs is
+    installed. vLLM answers many requests at once faster, but starts and serves adapters slower: docs/vllm.md names the
+    measurement that decides."""
     hf: HFConfig = HFConfig()
     """The transformers engine."""
     remote: RemoteConfig = RemoteConfig()
@@ -147,8 +154,8 @@ class EnginesConfig(_Section):
 
     def settings(self, kind: str) -> dict[str, Any]:
         """The section of an engine, as its constructor's arguments; empty where it has none."""
-        if kind in type(self).model_fields:
-            section: BaseModel = getattr(self, kind)
+        section = getattr(self, kind) if kind in type(self).model_fields else None
+        if isinstance(section, BaseModel):
             return section.model_dump()
         return dict((self.model_extra or {}).get(kind, {}))
 

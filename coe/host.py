@@ -19,7 +19,7 @@ from typing import cast
 
 from coe.engines import engine_kind
 from coe.engines.base import Adapter, ComposedEngine, Engine, Expert, Member, SlotEngine
-from coe.engines.checked import checked
+from coe.engines.checked import checked, problem_of
 from coe.engines.checked_slot import CheckedSlot, shape_of
 from coe.engines.slots import with_slots
 from coe.errors import CoeError, DeadlineExceeded, Overloaded, UnknownModel, Unsupported, WeightsError
@@ -54,6 +54,7 @@ class Host:
     Args:
         engines: by kind (`coe.engines.engine_kind`).
         locate: local path of an expert's verified files; may block (it runs in a thread).
+        kind_of: the kind of engine that serves an expert.
     """
 
     def __init__(
@@ -66,11 +67,12 @@ class Host:
         pins: tuple[str, ...] = (),
         aging_s: float = 10.0,
         max_waiting: int = 10_000,
+        kind_of: Callable[[ExpertSpec], str] = engine_kind,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.in_flight: Counter[str] = Counter()  # requests on each of the weights, by `name@version`
         self.answering = 0
-        self._engines, self._locate = engines, locate
+        self._engines, self._locate, self._kind_of = engines, locate, kind_of
         self._slot_engines: dict[str, SlotEngine] = {}  # the same, by kind
         self._aging_s, self._max_waiting, self._clock = aging_s, max_waiting, clock
         self._waiting: dict[int, _Job] = {}
@@ -124,11 +126,22 @@ class Host:
             async for chunk in chunks:
                 yield chunk
 
+    def unhealthy(self) -> dict[str, str]:
+        """Resident experts that do not answer now, by name, with the reason (`Expert.unhealthy`).
+
+        The host is healthy nevertheless: the requests of other experts are answered.
+        """
+        return {self._specs[ref].name: reason for ref, reason in self._unhealthy().items()}
+
     def load_s(self) -> dict[str, float]:
-        """Expected seconds to load each expert now, at the rate of the loads so far; 0 if resident or loading."""
+        """Expected seconds to load each expert now, at the rate of the loads so far; 0 if resident or loading.
+
+        One that is resident and unhealthy takes as long as a load.
+        """
         stats = self.cache.stats
         rate = stats.bytes_loaded / stats.load_s if stats.bytes_loaded and stats.load_s else 1e9
-        absent = {spec.ref: spec for weights in self._needed.values() for spec in self._absent(weights)}
+        present = (self.cache.resident | self.cache.loading) - self._unhealthy().keys()
+        absent = {each.ref: each for weights in self._needed.values() for each in weights if each.ref not in present}
         seconds = {ref: self._size(spec) / rate for ref, spec in absent.items()}
         return {name: sum(seconds.get(each.ref, 0.0) for each in weights) for name, weights in self._needed.items()}
 
@@ -254,7 +267,7 @@ class Host:
         """Raises Unsupported before anything is loaded or waited for."""
         served = spec if spec.kind is Kind.COMPOSED else self._needed[spec.name][0]  # an adapter by its base's engine
         with seam(spec.name):
-            engine, kind = self._engine(served), engine_kind(served)
+            engine, kind = self._engine(served), self._kind_of(served)
         if not engine.capabilities.serves(request.wants):
             raise Unsupported(f"{spec.name!r} cannot return {request.wants!r}: its engine {kind!r} does not produce it")
         if spec.kind is Kind.COMPOSED and not isinstance(engine, ComposedEngine):
@@ -329,10 +342,11 @@ class Host:
     def _weights_of(self, name: str) -> tuple[ExpertSpec, ...]:
         return self._needed[_find(self.snapshot, name).name]
 
-    def _absent(self, weights: Iterable[ExpertSpec]) -> list[ExpertSpec]:
-        """Those neither in memory nor on their way."""
-        present = self.cache.resident | self.cache.loading
-        return [spec for spec in weights if spec.ref not in present]
+    def _unhealthy(self) -> dict[str, str]:
+        """Why weights in memory do not answer now, by `name@version`."""
+        experts = {ref: self.cache.peek(ref) for ref in self.cache.resident}
+        reasons = {ref: problem_of(expert) for ref, expert in experts.items() if expert is not None}
+        return {ref: reason for ref, reason in reasons.items() if reason is not None}
 
     def _new_slot(self, ref: str) -> CheckedSlot:
         """A slot of the shape of these weights."""
@@ -349,10 +363,10 @@ class Host:
             raise WeightsError(f"{spec.name!r} cannot be loaded: {error}", public=_for_clients(spec, error)) from error
 
     def _engine(self, spec: ExpertSpec) -> Engine:
-        return self._engines[engine_kind(spec)]
+        return self._engines[self._kind_of(spec)]
 
     def _slot_engine(self, spec: ExpertSpec) -> SlotEngine:
-        kind = engine_kind(spec)
+        kind = self._kind_of(spec)
         if kind not in self._slot_engines:
             self._slot_engines[kind] = with_slots(self._engines[kind])
         return self._slot_engines[kind]
@@ -363,7 +377,7 @@ class Host:
             engine = self._slot_engine(spec)
             shape = shape_of(engine, spec)
             sizes = int(engine.footprint(spec)), int(engine.slot_bytes(shape))
-            return Need((engine_kind(spec), shape), *sizes, slots=int(engine.slots_per_shape))
+            return Need((self._kind_of(spec), shape), *sizes, slots=int(engine.slots_per_shape))
 
     def _size(self, spec: ExpertSpec) -> int:
         """Bytes of the weights for estimates; 0 if the engine fails to state them: the expert's load has the error."""

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from coe.config import Config
@@ -28,7 +29,7 @@ async def open_host(
     """A Host over `snapshot`, by default the experts of `config`; unloads everything at exit."""
     if snapshot is None:
         snapshot = await asyncio.to_thread(open_snapshot, config)
-    kinds = engine_kinds(snapshot)
+    kinds = engine_kinds(config, snapshot)
     engines = _Engines(config)
     for kind in sorted(kinds):
         # Created now, so that a wrong configuration, or a package that is not installed, fails at startup.
@@ -42,6 +43,7 @@ async def open_host(
         pins=config.host.pins,
         aging_s=config.host.aging_s,
         max_waiting=config.host.max_waiting,
+        kind_of=partial(engine_kind, on_cpu=config.engines.auto_on_cpu),
         clock=clock,
     )
     try:
@@ -50,9 +52,10 @@ async def open_host(
         await host.aclose()
 
 
-def engine_kinds(snapshot: Snapshot) -> set[str]:
+def engine_kinds(config: Config, snapshot: Snapshot) -> set[str]:
     """The engines that a snapshot needs; an adapter runs on its base's."""
-    return {engine_kind(spec) for spec in snapshot.experts.values() if not spec.base}
+    on_cpu = config.engines.auto_on_cpu
+    return {engine_kind(spec, on_cpu=on_cpu) for spec in snapshot.experts.values() if not spec.base}
 
 
 class _Engines(dict[str, Engine]):
@@ -73,7 +76,7 @@ async def update_host(host: Host, config: Config, snapshot: Snapshot) -> None:
     A host that started without any has a budget of 0, unless the configuration states one.
     """
     if not host.cache.budget_bytes:
-        kinds = engine_kinds(snapshot)
+        kinds = engine_kinds(config, snapshot)
         host.cache.budget_bytes = await asyncio.to_thread(budget_bytes, config, kinds)
     host.update(snapshot)
 

@@ -98,7 +98,7 @@ class RayExecutor:
         """
         given, available = self._config.hosts, float(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
         if given.num_gpus is None:
-            used = uses_gpu(job.config, engine_kinds(job.snapshot))
+            used = uses_gpu(job.config, engine_kinds(job.config, job.snapshot))
             return gpu_share(given.replicas.max, available) if used else 0.0
         if self._config.ray is None and given.num_gpus > available:
             raise BatchError(

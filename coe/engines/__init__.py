@@ -53,10 +53,13 @@ _PLUGINS = Plugins(
 )
 
 
-def engine_kind(spec: ExpertSpec) -> str:
+def engine_kind(spec: ExpertSpec, *, on_cpu: str = "hf") -> str:
     """The kind of engine that serves `spec`: the stated one, else `remote` or `fake` by its source.
 
     Else, and for the engine `auto`, it is the one of `weights_engine`.
+
+    Args:
+        on_cpu: the engine of weights on a CPU (`engines.auto_on_cpu`).
     """
     if spec.engine not in (None, AUTO):
         return spec.engine
@@ -64,16 +67,21 @@ def engine_kind(spec: ExpertSpec) -> str:
         return "remote"
     if spec.kind is Kind.COMPOSED:
         return COMPOSED_ARCHITECTURES.get(spec.architecture or "", "hf")
-    return "fake" if spec.source.startswith("fake://") else weights_engine()
+    return "fake" if spec.source.startswith("fake://") else weights_engine(on_cpu)
 
 
 @cache
-def weights_engine() -> str:
-    """The engine of weights on this machine that name none: `vllm` if it can run on a CUDA device here, else `hf`."""
+def weights_engine(on_cpu: str = "hf") -> str:
+    """The engine of weights on this machine that name none: `vllm` if it can run on a CUDA device here.
+
+    Else it is `on_cpu` where vLLM's build for CPUs is installed, and `hf` elsewhere.
+    """
     from coe.engines.vllm import process
 
-    if not process.is_installed() or process.on_cpu():
+    if not process.is_installed():
         return "hf"
+    if process.on_cpu():
+        return on_cpu
     import torch
 
     return "vllm" if torch.cuda.is_available() else "hf"

@@ -76,6 +76,9 @@ class Expert(Protocol):
     capacity: number of concurrent requests that the engine batches efficiently; the scheduler admits no more. Requests
     with different adapters share a batch. Closing the iterator (`aclose()`) cancels the generation and frees its place
     in the batch.
+
+    The optional method `unhealthy() -> str | None` returns, at once, why the expert does not answer now (such as that
+    its process starts again), and None if it does. Requests still go to it; other hosts are preferred meanwhile.
     """
 
     spec: ExpertSpec

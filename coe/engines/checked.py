@@ -33,6 +33,18 @@ def checked_expert(spec: ExpertSpec, expert: Any) -> Expert:
     return loaded
 
 
+def problem_of(expert: Any) -> str | None:
+    """Why an expert does not answer now (its optional `unhealthy()`); None if it does, or does not state it."""
+    try:
+        unhealthy = getattr(expert, "unhealthy", None)
+        problem = unhealthy() if callable(unhealthy) else None
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        return f"its state cannot be read: {text_of(error)}"
+    return problem if problem is None else str(problem)
+
+
 async def checked(expert: str, generate: Callable[[], Any]) -> AsyncGenerator[Chunk, None]:
     """The chunks of `generate()`, up to the last one. Closing the iterator closes the engine's.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,15 @@ def _warnings(health: Mapping[str, Any]) -> Iterator[Finding]:
         if isinstance(state, dict) and not state.get("responds", True):
             text = f"host {_shown(state.get('id'))} of pool {_shown(state.get('pool'))} does not respond"
             yield Finding("service", Level.WARNING, text, "other hosts take its requests; see its process")
+        yield from _unhealthy(state)
+
+
+def _unhealthy(state: Any) -> Iterator[Finding]:
+    """The experts of a host that do not answer now."""
+    experts = state.get("unhealthy") if isinstance(state, dict) else None
+    for name, reason in islice(experts.items() if isinstance(experts, dict) else (), _MOST_SHOWN):
+        text = f"expert {_shown(name)} of pool {_shown(state.get('pool'))} does not answer: {_shown(reason)}"
+        yield Finding("service", Level.WARNING, text, "see the log of its host")
 
 
 def _listed(value: Any) -> Sequence[Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from coe.engines.base import Adapter
+from coe.engines.vllm.alive import unless_dead
 from coe.errors import EngineError, WeightsError
 from coe.seam import text_of
 from registry.errors import SourceError
@@ -133,14 +134,16 @@ class Adapters:
         if key is None:
             return False
         removed = self._added.pop(key)
-        await _called("remove_lora", self._llm.remove_lora(removed.request.lora_int_id))
+        lora_id = removed.request.lora_int_id
+        if not await unless_dead(self._llm, self._llm.remove_lora(lora_id)):
+            raise EngineError(f"vLLM has no adapter with the id {lora_id}, which was added to it")
         return True
 
     async def _add(self, key: str, adapter: Adapter) -> None:
         request = self._request(adapter.spec.ref, next(_IDS), str(adapter.path))
         name = f"adapter {adapter.spec.name!r}"
         try:
-            added = await self._llm.add_lora(request)
+            added = await unless_dead(self._llm, self._llm.add_lora(request))
         except Exception as error:
             if type(error).__name__ == "EngineDeadError":
                 raise
@@ -150,8 +153,3 @@ class Adapters:
         if not added:
             raise EngineError(f"{name} was not added: vLLM has an adapter with the id {request.lora_int_id}")
         self._added[key] = _Added(request)
-
-
-async def _called(what: str, call: Awaitable[bool]) -> None:
-    if not await call:
-        raise EngineError(f"vLLM does not know the adapter for {what}")

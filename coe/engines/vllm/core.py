@@ -53,6 +53,20 @@ class Core(Generic[T]):
         """Deaths and failed starts in a row."""
         return self._deaths
 
+    @property
+    def engine(self) -> T | None:
+        """The running engine; None while there is none."""
+        return self._live
+
+    @property
+    def problem(self) -> str | None:
+        """Why requests wait or fail now; None if an engine runs, or the expert was unloaded."""
+        if self._live is not None or self._closed or not self._deaths:
+            return None
+        if self._starting is not None:
+            return f"its engine process died and starts again (failure {self._deaths} in a row)"
+        return f"its engine process died (failure {self._deaths} in a row); the next request starts it again"
+
     async def open(self) -> T:
         """Start the first engine process. Raises what `start` raises."""
         self._live, self._since = await self._start(), self._clock()

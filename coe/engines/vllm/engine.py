@@ -52,6 +52,7 @@ class VLLMEngine:
         max_cpu_loras: int = 16,
         max_lora_rank: int = 16,
         canary: str = "exact",
+        hang_timeout_s: float = 300.0,
         engine_args: Mapping[str, Any] | None = None,
     ) -> None:
         self._options = Options(
@@ -66,6 +67,7 @@ class VLLMEngine:
             max_cpu_loras=max_cpu_loras,
             max_lora_rank=max_lora_rank,
             canary=canary,
+            hang_timeout_s=hang_timeout_s,
             engine_args=engine_args or {},
         )
         self._renderer = Renderer()

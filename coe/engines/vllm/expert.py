@@ -15,6 +15,7 @@ from coe.engines.base import Adapter
 from coe.engines.constrained.checker import GrammarChecker
 from coe.engines.render import Renderer
 from coe.engines.vllm.adapters import AdapterChecks
+from coe.engines.vllm.alive import failed_requests, kill, probe
 from coe.engines.vllm.answer import AnswerChunks
 from coe.engines.vllm.canary import Canaries, ask_canary
 from coe.engines.vllm.core import Core
@@ -23,6 +24,7 @@ from coe.engines.vllm.options import Options
 from coe.engines.vllm.prepare import Preparation, Prepared
 from coe.engines.vllm.process import reload_weights, start, start_error, stop, way_of_computing
 from coe.engines.vllm.running import Running, describe
+from coe.engines.vllm.watch import Watch
 from coe.errors import CoeError, Unsupported
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
@@ -51,6 +53,7 @@ class VLLMExpert:
         self.spec = spec
         self.capacity = options.max_num_seqs
         self.core: Core[Running] = Core(spec.name, self._start, self._stop)
+        self.watch: Watch[Running] = Watch(spec.name, self.core, _probe, _kill, hung_s=options.hang_timeout_s)
         self.path, self._options, self._checker = path, options, checker
         self._preparation = Preparation(spec, renderer)
         self._checks = AdapterChecks(spec.name, path, options.max_lora_rank)
@@ -59,11 +62,17 @@ class VLLMExpert:
     async def open(self) -> None:
         """Start the engine process. Raises WeightsError, OutOfMemory or ConfigError."""
         await self.core.open()
+        self.watch.start()
 
     async def close(self) -> None:
         """End the engine process and wait until it is gone; running answers fail."""
+        self.watch.stop()
         await self.core.close()
         self._preparation.close()
+
+    def unhealthy(self) -> str | None:
+        """Why it does not answer now, such as that its engine process starts again; None if it does."""
+        return self.watch.problem
 
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
         """Yield the answer as it is generated; see `Expert.generate`. Usage counts all tokens, an end token too."""
@@ -109,6 +118,7 @@ class VLLMExpert:
         Returns:
             False if the other has no process now. After an error the process is ended.
         """
+        former.watch.stop()
         running = former.core.release()
         if running is None:
             return False
@@ -122,6 +132,7 @@ class VLLMExpert:
             if isinstance(error, Exception) and not isinstance(error, CoeError):
                 raise start_error(self.spec.name, error) from error
             raise
+        self.watch.start()
         return True
 
     async def _start(self) -> Running:
@@ -154,7 +165,16 @@ class VLLMExpert:
 
     async def _stop(self, running: Running) -> None:
         running.grammars.close()
+        await failed_requests(running.llm)
         await asyncio.to_thread(stop, running.llm)
+
+
+async def _probe(running: Running) -> None:
+    await probe(running.llm)
+
+
+def _kill(running: Running) -> None:
+    kill(running.llm)
 
 
 def _stop_started(starting: asyncio.Future[Any]) -> None:

@@ -72,6 +72,7 @@ class Options:
     max_cpu_loras: int = 16
     max_lora_rank: int = 16
     canary: str = "exact"
+    hang_timeout_s: float = 300.0
     engine_args: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -81,6 +82,8 @@ class Options:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigError(f"gpu_memory_utilization must lie in (0, 1], got {self.gpu_memory_utilization}")
+        if not self.hang_timeout_s > 0:
+            raise ConfigError(f"hang_timeout_s must be more than 0, got {self.hang_timeout_s}")
         if self.max_lora_rank not in LORA_RANKS:
             raise ConfigError(
                 f"max_lora_rank must be one of {', '.join(map(str, LORA_RANKS))}; got {self.max_lora_rank}"

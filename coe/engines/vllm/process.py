@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from coe.engines.vllm.alive import unless_dead
 from coe.engines.vllm.options import ENGINE_ARGS, Options
 from coe.errors import ConfigError, EngineError, OutOfMemory, WeightsError
 from coe.seam import text_of
@@ -120,9 +121,9 @@ async def reload_weights(llm: Any, path: Path) -> None:
 
     Only vLLM's own loading is right on every device: kernels may keep packed copies of the parameters.
     """
-    await llm.pause_generation(mode="abort", clear_cache=False)  # cancelled requests may still be in a step
-    await llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
-    await llm.resume_generation()
+    await unless_dead(llm, llm.pause_generation(mode="abort", clear_cache=False))  # cancelled requests may be in a step
+    await unless_dead(llm, llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)}))
+    await unless_dead(llm, llm.resume_generation())
 
 
 def stop(llm: Any) -> None:

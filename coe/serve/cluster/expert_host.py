@@ -105,6 +105,7 @@ class ExpertHost:
             "resident": sorted(host.resident),
             "loaded_s": self.loaded_s,
             "failed": self.failed,
+            "unhealthy": host.unhealthy(),
             "loads": dict(host.loads),
             "used_bytes": host.cache.used_bytes,
             "budget_bytes": host.cache.budget_bytes,
@@ -136,7 +137,11 @@ class ExpertHost:
         }
 
     def check_health(self) -> None:
-        """Serve's health check: a process that responds is healthy; an expert's failure goes to its own requests."""
+        """Serve's health check: a process that responds is healthy.
+
+        An expert that fails, or whose engine process starts again, must not take the others with it: `state` names it,
+        and reports to gateways count it as not loaded, so that other hosts take its requests.
+        """
 
     @contextmanager
     def _counted(self, expert: str, call: str) -> Iterator[None]:

@@ -25,7 +25,7 @@ def gpus_by_pool(config: Config, snapshot: Snapshot, available: float) -> dict[s
 
 
 def _uses_gpu(config: Config, snapshot: Snapshot, pool: HostPoolConfig) -> bool:
-    return uses_gpu(config, engine_kinds(serving(snapshot, pool)))
+    return uses_gpu(config, engine_kinds(config, serving(snapshot, pool)))
 
 
 def check_gpus(config: Config, gpus: Mapping[str, float], available: float) -> None:

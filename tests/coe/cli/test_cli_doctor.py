@@ -149,7 +149,10 @@ def test_a_port_that_is_free_taken_or_ours() -> None:
 
 @pytest.mark.parametrize("status", [200, 503])
 def test_what_a_running_service_reports_is_shown(status: int) -> None:
-    hosts = [{"pool": "hosts", "id": "a", "responds": False}, {"pool": "hosts", "busy": 0}]
+    hosts = [
+        {"pool": "hosts", "id": "a", "responds": False},
+        {"pool": "hosts", "unhealthy": {"sql": "its\nprocess died"}},
+    ]
     body = {
         "problem": None if status == 200 else "no expert host is running",
         "warnings": ["not reloaded: the registry cannot be used"],
@@ -174,6 +177,8 @@ def test_what_a_running_service_reports_is_shown(status: int) -> None:
     assert found[0][:2] == ("port", Level.OK)
     assert ("service", Level.WARNING, "not reloaded: the registry cannot be used") in found
     assert ("service", Level.WARNING, "host a of pool hosts does not respond") in found
+    [about] = [text for _, _, text in found if "expert sql of pool hosts does not answer" in text]
+    assert "process died" in about and "\n" not in about
     assert (("service", Level.BROKEN, "no expert host is running") in found) == (status == 503)
 
 

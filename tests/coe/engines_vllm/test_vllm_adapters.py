@@ -23,7 +23,10 @@ class Request:
 
 
 class LLM:
-    """Keeps the adapters that are in it, as vLLM does."""
+    """Keeps the adapters that are in it, as vLLM does. A call to a process that died never returns."""
+
+    errored = False
+    dead_error = RuntimeError("the engine is dead")
 
     def __init__(self) -> None:
         self.there: dict[int, str] = {}
@@ -31,7 +34,7 @@ class LLM:
         self.failure: Exception | None = None
 
     async def add_lora(self, request: Request) -> bool:
-        await asyncio.sleep(0)
+        await asyncio.sleep(3600 if self.errored else 0)
         if self.failure:
             raise self.failure
         self.there[request.lora_int_id] = request.lora_name
@@ -107,6 +110,20 @@ async def test_one_that_vllm_refuses_fails_alone_and_takes_no_room() -> None:
     llm.failure = None
     async with adapters.lease(adapter("good", "c" * 64)):
         assert len(llm.there) == 1
+
+
+async def test_an_engine_that_dies_while_an_adapter_is_added_holds_no_request() -> None:
+    llm = LLM()
+    adapters = Adapters(llm, 1, checked, Request)
+
+    async def use(name: str) -> None:
+        async with adapters.lease(adapter(name, name * 64)):
+            pass
+
+    llm.errored = True
+    async with asyncio.timeout(5):
+        failed = await asyncio.gather(use("a"), use("b"), return_exceptions=True)
+    assert all(isinstance(each, Exception) for each in failed)
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from coe.config import EnginesConfig
+from coe.config import Config, EnginesConfig
 from coe.engines import engine_kind, weights_engine
 from coe.engines.base import ShapeKey, SlotEngine
 from coe.engines.vllm.engine import PROCESS_BYTES, VLLMEngine
 from coe.engines.vllm.options import CPU_CACHE_BYTES, Options
 from coe.engines.vllm.process import check_folder, check_known, environment, start_error
 from coe.errors import ConfigError, OutOfMemory, WeightsError
+from coe.hosting import engine_kinds, open_host
 from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
 
 
 def arguments(on_cpu: bool = True, with_ray: bool = False, **options: Any) -> dict[str, Any]:
@@ -74,6 +76,7 @@ def test_further_arguments_are_passed_on_but_none_that_the_engine_depends_on() -
         {"kv_cache_bytes": 0},
         {"gpu_memory_utilization": 0.0},
         {"max_lora_rank": 7},
+        {"hang_timeout_s": 0.0},
         {"max_loras": 9, "max_cpu_loras": 8},
     ],
 )
@@ -133,26 +136,49 @@ def test_a_failed_start_tells_memory_from_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("installed", "for_cpu", "cuda", "kind"),
+    ("installed", "for_cpu", "cuda", "on_cpu", "kind"),
     [
-        (True, False, True, "vllm"),
-        (True, False, False, "hf"),
-        (True, True, True, "hf"),
-        (False, False, True, "hf"),
+        (True, False, True, "hf", "vllm"),
+        (True, False, False, "hf", "hf"),
+        (True, False, False, "vllm", "hf"),  # the build for CUDA runs on no CPU
+        (True, True, True, "hf", "hf"),
+        (True, True, False, "vllm", "vllm"),
+        (False, False, True, "hf", "hf"),
+        (False, False, False, "vllm", "hf"),
     ],
 )
-def test_weights_run_on_vllm_where_it_is_installed_and_there_is_a_cuda_device(
-    installed: bool, for_cpu: bool, cuda: bool, kind: str, monkeypatch: pytest.MonkeyPatch
+def test_the_engine_of_weights_that_name_none(
+    installed: bool, for_cpu: bool, cuda: bool, on_cpu: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coe.engines.vllm.process.is_installed", lambda: installed)
     monkeypatch.setattr("coe.engines.vllm.process.on_cpu", lambda: for_cpu)
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    config = Config.model_validate({"engines": {"auto_on_cpu": on_cpu}})
     weights_engine.cache_clear()
     try:
         for engine in (None, "auto"):
-            assert engine_kind(ExpertSpec(name="m", kind=Kind.MODEL, source="/m", engine=engine)) == kind
-        assert engine_kind(ExpertSpec(name="m", kind=Kind.MODEL, source="/m", engine="hf")) == "hf"
-        assert engine_kind(ExpertSpec(name="m", kind=Kind.MODEL, source="fake://x", engine="auto")) == "fake"
+            spec = ExpertSpec(name="m", kind=Kind.MODEL, source="/m", engine=engine)
+            assert engine_kind(spec, on_cpu=on_cpu) == kind
+            assert engine_kinds(config, Snapshot(1, {"m": spec})) == {kind}
+        stated = ExpertSpec(name="m", kind=Kind.MODEL, source="/m", engine="hf")
+        assert engine_kind(stated, on_cpu=on_cpu) == "hf"
+        fake = ExpertSpec(name="m", kind=Kind.MODEL, source="fake://x", engine="auto")
+        assert engine_kind(fake, on_cpu=on_cpu) == "fake"
+    finally:
+        weights_engine.cache_clear()
+
+
+async def test_a_host_serves_weights_on_a_cpu_by_the_configured_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.engines.vllm.process.is_installed", lambda: True)
+    monkeypatch.setattr("coe.engines.vllm.process.on_cpu", lambda: True)
+    weights_engine.cache_clear()
+    spec = ExpertSpec(name="m", kind=Kind.MODEL, source="/m", size_bytes=2000)
+    try:
+        for engine, footprint in (("hf", 4000), ("vllm", 2300)):
+            engines = {"auto_on_cpu": engine, "vllm": {"kv_cache_bytes": 300}}
+            config = Config.model_validate({"engines": engines, "host": {"budget": 10**9}})
+            async with open_host(config, Snapshot(1, {"m": spec})) as host:
+                assert host.footprint("m") - footprint in (0, PROCESS_BYTES)
     finally:
         weights_engine.cache_clear()
 

@@ -234,7 +234,9 @@ async def test_experts_take_turns_in_one_process_and_none_uses_the_cache_of_anot
     assert len(processes) == 1
 
 
-async def test_after_the_engine_process_is_killed_it_starts_again(slot: VLLMSlot, adapters: list[Adapter]) -> None:
+async def test_an_engine_process_that_hangs_is_killed_and_starts_again(
+    slot: VLLMSlot, adapters: list[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Last in this file: it takes an engine start."""
     expert = slot.expert
     assert expert is not None  # of the test before
@@ -243,10 +245,17 @@ async def test_after_the_engine_process_is_killed_it_starts_again(slot: VLLMSlot
     async with aclosing(expert.generate(ask("the", 400, sampling=SamplingOptions(ignore_eos=True)))) as answer:
         await anext(answer)
         [process] = llm.engine_core.resources.engine_manager.processes
-        os.kill(process.pid, signal.SIGKILL)
+        assert expert.unhealthy() is None
+        for name, seconds in {"_slow_s": 0.2, "_hung_s": 2.0}.items():
+            monkeypatch.setattr(expert.watch, name, seconds)
+        os.kill(process.pid, signal.SIGSTOP)
+        async with asyncio.timeout(30):
+            while expert.unhealthy() is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        monkeypatch.undo()
         again = asyncio.gather(*(say(expert, ask(PROMPTS[0]), each) for each in (None, adapters[0])))
         with pytest.raises(HostLost, match="retry the request"):
             async for _ in answer:
                 pass
     assert [said.text for said in await again] == [said.text for said in expected]
-    assert (await expert.core.live()).llm is not llm
+    assert (await expert.core.live()).llm is not llm and expert.unhealthy() is None

@@ -108,6 +108,26 @@ async def test_a_host_tells_where_an_expert_would_start_and_what_it_holds() -> N
     assert state["used_bytes"] == 2**20 and state["budget_bytes"] == 3 * 2**20
 
 
+async def test_an_expert_that_does_not_answer_is_reported_and_the_host_stays_healthy() -> None:
+    host = await started(model("a"), model("b"))
+    for name in "ab":
+        await host.whole(name, request(), 1)
+    assert (await host.state())["unhealthy"] == {} and (await host.record_routing_stats())["load_s"] == {"a": 0, "b": 0}
+    expert: Any = host._started().cache.peek("a")
+    expert.unhealthy = lambda: "its engine process died and starts again"
+    assert (await host.state())["unhealthy"] == {"a": "its engine process died and starts again"}
+    reported = (await host.record_routing_stats())["load_s"]
+    assert reported["a"] > 0 == reported["b"]  # gateways prefer another host for it
+    host.check_health()
+    assert isinstance(await host.whole("b", request(), 1), Chunk)
+
+    def broken() -> str:
+        raise RuntimeError("no state")
+
+    expert.unhealthy = broken
+    assert "no state" in (await host.state())["unhealthy"]["a"]
+
+
 async def test_an_expert_that_could_come_in_only_by_evicting_is_said_to_be_tight() -> None:
     host = await started(*(model(name) for name in "abcd"))
     for name in "abc":
