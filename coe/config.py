@@ -86,6 +86,8 @@ class VLLMConfig(_Section):
     canary: Literal["exact", "tolerant", "off"] = "exact"
     """How the answer to a fixed prompt is compared with that of the first load, after each load: `exact`, on the same
     hardware and versions; `tolerant`, on any, where near-ties may differ. Another answer quarantines the expert."""
+    sleep: bool = True
+    """Load models so that a process can free the memory of the GPU and stay (vLLM's sleep mode); a CPU ignores it."""
     hang_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """Seconds without a response after which an engine process counts as hung: it is killed and started again. It must
     be more than a step of the model takes with a long prompt."""

@@ -37,6 +37,7 @@ class VLLMEngine:
         prompt_logprobs=True,
         token_prompts=True,
         sampling=True,
+        sleep=not on_cpu(),
     )
 
     def __init__(
@@ -52,6 +53,7 @@ class VLLMEngine:
         max_cpu_loras: int = 16,
         max_lora_rank: int = 16,
         canary: str = "exact",
+        sleep: bool = True,
         hang_timeout_s: float = 300.0,
         engine_args: Mapping[str, Any] | None = None,
     ) -> None:
@@ -67,6 +69,7 @@ class VLLMEngine:
             max_cpu_loras=max_cpu_loras,
             max_lora_rank=max_lora_rank,
             canary=canary,
+            sleep=sleep,
             hang_timeout_s=hang_timeout_s,
             engine_args=engine_args or {},
         )
@@ -116,7 +119,7 @@ class VLLMEngine:
     async def open_slot(self, shape: ShapeKey) -> VLLMSlot:
         """An empty slot; its process starts with the first expert."""
         self._renderer.start()
-        return VLLMSlot(shape, self._expert)
+        return VLLMSlot(shape, self._expert, sleeps=self._options.can_sleep(on_cpu=on_cpu()))
 
     def _expert(self, spec: ExpertSpec, path: Path) -> VLLMExpert:
         return VLLMExpert(spec, path, self._options, self._renderer, self._checker)

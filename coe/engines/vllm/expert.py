@@ -22,10 +22,18 @@ from coe.engines.vllm.core import Core
 from coe.engines.vllm.errors import is_dead, lost, request_error
 from coe.engines.vllm.options import Options
 from coe.engines.vllm.prepare import Preparation, Prepared
-from coe.engines.vllm.process import reload_weights, start, start_error, stop, way_of_computing
+from coe.engines.vllm.process import (
+    put_to_sleep,
+    reload_weights,
+    start,
+    start_error,
+    stop,
+    wake_up,
+    way_of_computing,
+)
 from coe.engines.vllm.running import Running, describe
 from coe.engines.vllm.watch import Watch
-from coe.errors import CoeError, Unsupported
+from coe.errors import CoeError, EngineError, Unsupported
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
 
@@ -111,6 +119,29 @@ class VLLMExpert:
                         yield chunk
                         if chunk.finish_reason is not None:  # which may come before vLLM's own end
                             return
+
+    async def sleep(self) -> bool:
+        """Free the memory of weights and cache on the device. The process stays; its weights must be read again.
+
+        Returns:
+            False if there is no process now.
+        """
+        self.watch.stop()
+        running = self.core.engine
+        if running is not None:
+            await put_to_sleep(running.llm)
+        return running is not None
+
+    async def wake(self) -> None:
+        """Take the memory of the device again; `take_over` then gives the process the weights of an expert.
+
+        Raises:
+            EngineError: there is no process any more. vLLM's errors if there is not enough memory.
+        """
+        running = self.core.engine
+        if running is None:
+            raise EngineError(f"the engine process of {self.spec.name!r} died")
+        await wake_up(running.llm)
 
     async def take_over(self, former: VLLMExpert) -> bool:
         """Read this expert's weights into the process of another one with the same shapes, which serves no more.

@@ -26,6 +26,7 @@ _OWN: Final[Mapping[str, str]] = {
     "max_num_seqs": "`max_num_seqs`",
     "tensor_parallel_size": "`tensor_parallel_size`",
     "enforce_eager": "`eager`",
+    "enable_sleep_mode": "`sleep`",
     "enable_lora": "`max_loras`",
     "max_loras": "`max_loras`",
     "max_cpu_loras": "`max_cpu_loras`",
@@ -72,6 +73,7 @@ class Options:
     max_cpu_loras: int = 16
     max_lora_rank: int = 16
     canary: str = "exact"
+    sleep: bool = True
     hang_timeout_s: float = 300.0
     engine_args: Mapping[str, Any] = field(default_factory=dict)
 
@@ -102,6 +104,10 @@ class Options:
         """Whether models run without compilation and CUDA graphs."""
         return on_cpu if self.eager is None else self.eager
 
+    def can_sleep(self, *, on_cpu: bool) -> bool:
+        """Whether a process can free the memory of the device and stay; vLLM does nothing for this on a CPU."""
+        return self.sleep and not on_cpu
+
     def cache_bytes(self, *, on_cpu: bool) -> int | None:
         """Bytes of the key-value cache; None if vLLM takes them from its share of the GPU."""
         return CPU_CACHE_BYTES if self.kv_cache_bytes is None and on_cpu else self.kv_cache_bytes
@@ -123,6 +129,7 @@ class Options:
             "max_num_seqs": self.max_num_seqs,
             "tensor_parallel_size": self.tensor_parallel_size,
             "enforce_eager": self.runs_eagerly(on_cpu=on_cpu),
+            "enable_sleep_mode": self.can_sleep(on_cpu=on_cpu),
             "kv_cache_memory_bytes": self.cache_bytes(on_cpu=on_cpu),
             "distributed_executor_backend": self._executor(with_ray),
             "worker_extension_cls": "coe.engines.vllm.worker.WorkerExtension",

@@ -126,6 +126,16 @@ async def reload_weights(llm: Any, path: Path) -> None:
     await unless_dead(llm, llm.resume_generation())
 
 
+async def put_to_sleep(llm: Any) -> None:
+    """Free the memory of weights and cache on the device. Level 1 would copy the weights to the host first."""
+    await unless_dead(llm, llm.sleep(level=2, mode="abort"))
+
+
+async def wake_up(llm: Any) -> None:
+    """Take the memory again: the weights are undefined until `reload_weights`, and the prefix cache is empty."""
+    await unless_dead(llm, llm.wake_up())
+
+
 def stop(llm: Any) -> None:
     """End the engine process; takes up to 5 s."""
     llm.shutdown(timeout=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,7 @@ from coe.engines.base import ShapeKey
 from coe.engines.vllm.expert import VLLMExpert
 from coe.engines.vllm.process import check_folder
 from coe.errors import WeightsError
+from coe.seam import text_of
 from registry.errors import SourceError
 from registry.headers import Tensor, read_json, read_weights
 from registry.spec import ExpertSpec
@@ -31,44 +33,85 @@ class VLLMSlot:
     Args:
         shape: the shape that it was opened for.
         make: an expert of spec and folder, without a process.
+        sleeps: a parked process sleeps (its weights and its cache leave the device); else it ends.
     """
 
-    def __init__(self, shape: ShapeKey, make: Callable[[ExpertSpec, Path], VLLMExpert]) -> None:
+    def __init__(self, shape: ShapeKey, make: Callable[[ExpertSpec, Path], VLLMExpert], *, sleeps: bool) -> None:
         self.shape = shape
         self.expert: VLLMExpert | None = None
-        self._make = make
+        self._make, self._sleeps = make, sleeps
+        self._holder: VLLMExpert | None = None  # whose process it is; its weights are gone unless it is `expert`
+        self._asleep = False
 
     async def switch(self, spec: ExpertSpec, path: Path) -> VLLMExpert:
         """Serve another expert; see `Slot.switch`.
 
         Files that cannot be read leave the former expert in place; after a later error the slot is empty.
         """
-        former, expert = self.expert, self._make(spec, path)
-        in_place = await asyncio.to_thread(fits_in_place, spec.name, path, former.path if former else None)
-        self.expert = None
-        if former is None:
+        await self.unpark()
+        holder, expert = self._holder, self._make(spec, path)
+        in_place = await asyncio.to_thread(fits_in_place, spec.name, path, holder.path if holder else None)
+        self.expert = self._holder = None
+        if holder is None:
             await expert.open()
-        elif not in_place or not await expert.take_over(former):
-            await former.close()
+        elif not in_place or not await expert.take_over(holder):
+            await holder.close()
             await expert.open()
-        self.expert = expert
+        self.expert = self._holder = expert
         return expert
 
     async def prefetch(self, spec: ExpertSpec, path: Path) -> None:
-        """Nothing: the files are read from the page cache of the operating system."""
+        """Have the operating system read the files into its page cache, where vLLM reads them from."""
+        await asyncio.to_thread(read_ahead, path)
 
     async def park(self) -> None:
-        """End the process: its weights would have to be read again anyway."""
-        await self.close()
+        """Put the process to sleep, without weights and cache; end it where it cannot sleep, such as on a CPU."""
+        self.expert = None
+        holder = self._holder
+        if holder is None or self._asleep:
+            return
+        try:
+            self._asleep = self._sleeps and await holder.sleep()
+        except BaseException as error:
+            await self._end(holder, "sleep", error)
+        if not self._asleep:
+            await self.close()
 
     async def unpark(self) -> None:
-        """Nothing: the slot is empty."""
+        """Wake a sleeping process; its weights are read again by the next switch. One that fails to wake ends."""
+        holder = self._holder
+        if holder is None or not self._asleep:
+            return
+        self._asleep = False
+        try:
+            await holder.wake()
+        except BaseException as error:
+            await self._end(holder, "wake", error)
 
     async def close(self) -> None:
         """End the process."""
-        expert, self.expert = self.expert, None
-        if expert is not None:
-            await expert.close()
+        holder, self._holder, self.expert, self._asleep = self._holder, None, None, False
+        if holder is not None:
+            await holder.close()
+
+    async def _end(self, holder: VLLMExpert, what: str, error: BaseException) -> None:
+        """End a process in a state that is not known. Raises the error again if it is a cancellation."""
+        await self.close()
+        if not isinstance(error, Exception):
+            raise error
+        logger.warning("expert %r: its engine process does not %s and ends: %s", holder.spec.name, what, text_of(error))
+
+
+def read_ahead(folder: Path) -> None:
+    """Start reading the weights in a folder into the page cache. Files that are not there are left to the load."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for file in folder.glob("*.safetensors"):
+        try:
+            with file.open("rb") as opened:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        except OSError as error:
+            logger.info("%s cannot be read ahead: %s", file, error)
 
 
 def fits_in_place(name: str, path: Path, former: Path | None) -> bool:

@@ -59,6 +59,14 @@ def test_on_a_cpu_the_last_slot_of_adapters_is_never_taken() -> None:
     assert (cpu["max_loras"], cpu["max_cpu_loras"]) == (9, 9)
 
 
+def test_processes_can_sleep_where_vllm_can() -> None:
+    assert arguments(on_cpu=False)["enable_sleep_mode"] is True
+    assert arguments(on_cpu=False, sleep=False)["enable_sleep_mode"] is False
+    assert arguments(on_cpu=True)["enable_sleep_mode"] is False
+    with pytest.raises(ConfigError, match="set `sleep` instead"):
+        Options(engine_args={"enable_sleep_mode": True})
+
+
 def test_further_arguments_are_passed_on_but_none_that_the_engine_depends_on() -> None:
     assert arguments(engine_args={"max_num_batched_tokens": 99})["max_num_batched_tokens"] == 99
     with pytest.raises(ConfigError, match="set `kv_cache_bytes` instead"):

@@ -234,6 +234,27 @@ async def test_experts_take_turns_in_one_process_and_none_uses_the_cache_of_anot
     assert len(processes) == 1
 
 
+async def test_a_process_that_has_slept_answers_as_before(
+    slot: VLLMSlot, spec: ExpertSpec, tiny: Path, adapters: list[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, sleep mode frees no memory; scheduler and prefix cache behave as on a GPU."""
+    monkeypatch.setattr(slot, "_sleeps", True)
+    expert = slot.expert
+    assert expert is not None  # of the test before
+    requests = [(ask(LONG), None), (ask(LONG), adapters[0])]
+    expected = [each.text for each in await all_of(expert, requests)]
+    llm = (await expert.core.live()).llm
+    ids = (await expert._preparation.prepare(await expert.core.live(), ask(LONG), None)).prompt_ids
+    await slot.park()
+    assert await llm.is_sleeping() and slot.expert is None
+    await slot.unpark()
+    assert not await llm.is_sleeping() and slot.expert is None
+    again = await slot.switch(spec, tiny)
+    assert (await again.core.live()).llm is llm
+    assert await cached_tokens(llm, ids, spec.digest or "") == 0  # the memory of the cache was discarded
+    assert [each.text for each in await all_of(again, requests)] == expected
+
+
 async def test_an_engine_process_that_hangs_is_killed_and_starts_again(
     slot: VLLMSlot, adapters: list[Adapter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
