@@ -83,25 +83,34 @@ class VLLMExpert:
         return self.watch.problem
 
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
-        """Yield the answer as it is generated; see `Expert.generate`. Usage counts all tokens, an end token too."""
+        """Yield the answer as it is generated; see `Expert.generate`. Usage counts all tokens, an end token too.
+
+        An answer that is read only as a whole is held until it is complete, so that it can be generated again.
+        """
         name = adapter.spec.name if adapter else self.spec.name
         if adapter is not None and not self._options.max_loras:
             raise Unsupported(f"{self.spec.name!r} takes no adapters, because engines.vllm.max_loras is 0")
         shown = False
         for attempt in range(_ATTEMPTS):
-            running = await self.core.live()
+            running, held = await self.core.live(), list[Chunk]()
             try:
                 async with aclosing(self._attempt(running, request, adapter)) as chunks:
                     async for chunk in chunks:
-                        shown = shown or not chunk.is_empty
-                        yield chunk
-                return
+                        if request.stream:
+                            shown = shown or not chunk.is_empty
+                            yield chunk
+                        else:
+                            held.append(chunk)
             except Exception as error:
                 if not is_dead(error):
                     raise request_error(name, error) from error
                 self.core.lost(running)
                 if shown or attempt == _ATTEMPTS - 1:
                     raise lost(name, shown=shown) from error
+                continue
+            for chunk in held:
+                yield chunk
+            return
 
     async def _attempt(
         self, running: Running, request: GenerateRequest, adapter: Adapter | None

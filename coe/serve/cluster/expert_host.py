@@ -59,6 +59,7 @@ class ExpertHost:
         catalog = Catalog.from_json(document)
         snapshot = serving(catalog.snapshot, self._pool)
         if self._host is None:
+            log_engines()
             self._host = await self._exit.enter_async_context(
                 open_host(own_config(self._config, self._pool, snapshot), snapshot, clock=self._clock)
             )
@@ -191,6 +192,18 @@ class ExpertHost:
                 log.error("%s is pinned and cannot be loaded: %s", name, error)
             else:
                 log.info("%s loaded in %.2f s", name, self.loaded_s[name])
+
+
+def log_engines() -> None:
+    """Write what engines log, such as the progress of a start, to the log file of this process.
+
+    Serve writes only what its own logger gets.
+    """
+    engines = logging.getLogger("coe")
+    if log.handlers and not engines.handlers:
+        engines.setLevel(logging.INFO)
+        for handler in log.handlers:
+            engines.addHandler(handler)
 
 
 def _gpus() -> list[str]:

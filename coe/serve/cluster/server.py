@@ -37,6 +37,8 @@ OBJECT_STORE_BYTES: Final = 200 * 2**20
 """Bytes of Ray's object store on this machine; requests and answers are small."""
 STOP_S: Final = 4.0
 """Seconds Serve has to stop its replicas in order; Ray then kills the rest."""
+PROGRESS_S: Final = 10.0
+"""Seconds between two status lines while processes start: a pinned expert can take a minute to load."""
 ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no usage reports
     "RAY_AUTH_MODE": "token",  # Ray's default; it warns if unset
@@ -180,10 +182,11 @@ class Server:
     def _deploy(self) -> None:
         from coe.serve.cluster import deployed
 
-        started = time.perf_counter()
+        started = said = time.perf_counter()
         told: set[str] = set()
 
         def tell(app: ApplicationStatusOverview) -> None:
+            nonlocal said
             for name, deployment in app.deployments.items():
                 if deployment.status == "HEALTHY" and name not in told:
                     told.add(name)
@@ -191,6 +194,9 @@ class Server:
                 elif _is_news(deployment.message, told) and name not in told:
                     told.add(deployment.message)
                     self._say(name, deployed.gist(deployment.message))
+            if (late := app.deployments.keys() - told) and time.perf_counter() - said > PROGRESS_S:
+                said = time.perf_counter()
+                self._say("starting", f"{', '.join(sorted(late))}, {_since(started)} so far")
 
         for pool in self._settings.pools:
             self._say(pool.name, _what_loads(self._source, pool))

@@ -262,8 +262,11 @@ async def test_an_engine_process_that_hangs_is_killed_and_starts_again(
     expert = slot.expert
     assert expert is not None  # of the test before
     expected = [await say(expert, ask(PROMPTS[0]), each) for each in (None, adapters[0])]
+    whole = ask("the", 300, stream=False, sampling=SamplingOptions(ignore_eos=True))
+    expected_whole = (await say(expert, whole)).text
     llm = (await expert.core.live()).llm
     async with aclosing(expert.generate(ask("the", 400, sampling=SamplingOptions(ignore_eos=True)))) as answer:
+        held = asyncio.ensure_future(say(expert, whole))
         await anext(answer)
         [process] = llm.engine_core.resources.engine_manager.processes
         assert expert.unhealthy() is None
@@ -279,4 +282,5 @@ async def test_an_engine_process_that_hangs_is_killed_and_starts_again(
             async for _ in answer:
                 pass
     assert [said.text for said in await again] == [said.text for said in expected]
+    assert (await held).text == expected_whole  # it was asked again: no text of it had been read
     assert (await expert.core.live()).llm is not llm and expert.unhealthy() is None

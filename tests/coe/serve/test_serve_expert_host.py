@@ -1,6 +1,7 @@
 """An expert host outside Ray: its messages, its status, and catalogs that change while it runs."""
 
 import asyncio
+import logging
 import pickle
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -15,7 +16,7 @@ from coe.config import Config, HostPoolConfig, PolicyConfig
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, UnknownModel
 from coe.host import Host
 from coe.serve.cluster.catalog import Catalog, serving
-from coe.serve.cluster.expert_host import ExpertHost, coalesce, own_config, pace
+from coe.serve.cluster.expert_host import ExpertHost, coalesce, log_engines, own_config, pace
 from coe.types import Chunk, GenerateRequest, Timing, TokenLogprob, ToolCallDelta, Usage
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
@@ -126,6 +127,23 @@ async def test_an_expert_that_does_not_answer_is_reported_and_the_host_stays_hea
 
     expert.unhealthy = broken
     assert "no state" in (await host.state())["unhealthy"]["a"]
+
+
+def test_the_log_of_a_host_has_the_progress_of_its_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    engines = logging.getLogger("coe")
+    monkeypatch.setattr(engines, "handlers", [])
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [handler])
+    before = engines.level
+    try:
+        for _ in range(2):
+            log_engines()
+        logging.getLogger("coe.engines.vllm.process").info("vLLM is starting")
+    finally:
+        engines.setLevel(before)
+    assert [record.getMessage() for record in records] == ["vLLM is starting"]
 
 
 async def test_an_expert_that_could_come_in_only_by_evicting_is_said_to_be_tight() -> None:
