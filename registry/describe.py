@@ -15,6 +15,7 @@ from registry.lora.check import read_lora
 from registry.sources import SourceKind, has_files, pinned, resolve, source_kind
 from registry.spec import ExpertSpec, Kind, Price
 
+REASONING = "reasoning"
 _READ_FROM_FILES = ("architecture", "parameters_total", "parameters_active", "size_bytes", "context_length")
 
 
@@ -41,7 +42,7 @@ def describe(
         source, commit = pinned(draft.source, path)
         facts |= {"source": source, "revision": commit}
     _refuse_contradictions(draft, facts, path)
-    draft = _with_tools(draft, path, base)
+    draft = _with_parsers(_with_tools(draft, path, base), base)
     files = hash_files(path, on_bytes=_counter(path, on_bytes))
     return _complete(draft, facts | {"files": files}, digest_of(files), base)
 
@@ -57,6 +58,14 @@ def _with_tools(draft: ExpertSpec, path: Path, base: ExpertSpec | None) -> Exper
     if renders is None and base is not None:
         renders = TOOLS in base.capabilities
     return draft.model_copy(update={"capabilities": draft.capabilities | {TOOLS}}) if renders else draft
+
+
+def _with_parsers(draft: ExpertSpec, base: ExpertSpec | None) -> ExpertSpec:
+    """The draft with the capabilities that its parsers state; an adapter reasons as its base."""
+    stated = {TOOLS} if draft.tool_call_parser else set()
+    if draft.reasoning_parser or (base is not None and base.reasoning_parser):
+        stated.add(REASONING)
+    return draft.model_copy(update={"capabilities": draft.capabilities | stated}) if stated else draft
 
 
 def _counter(path: Path, on_bytes: Callable[[int, int], None] | None) -> Callable[[int], None] | None:

@@ -78,6 +78,8 @@ def identity(spec: ExpertSpec, experts: Mapping[str, ExpertSpec]) -> str:
     own = spec.digest or digest_of_text(spec.source, spec.revision, spec.model or spec.name)
     if spec.engine is not None:  # the same files may answer otherwise on another engine
         own = digest_of_text(own, "engine", spec.engine)
+    if spec.tool_call_parser or spec.reasoning_parser:  # what is text and what is a call depends on them
+        own = digest_of_text(own, "parsers", spec.tool_call_parser, spec.reasoning_parser)
     if unknown := [name for name in spec.references if name not in experts]:
         raise UnknownExpert(unknown[0], experts)
     parts = [identity(experts[name], experts) for name in spec.references]

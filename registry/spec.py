@@ -113,6 +113,12 @@ class ExpertSpec(BaseModel):
     """Name of the expert at a remote endpoint; null means `name`."""
     api_key_env: str | None = None
     """Environment variable with the key of a remote endpoint."""
+    tool_call_parser: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """How answers state tool calls: a name of `vllm serve --tool-call-parser`, such as `hermes`. null and `auto`: read
+    from the chat template; of an adapter, as its base. Only the engine `vllm` reads it (docs/vllm.md)."""
+    reasoning_parser: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """How answers state reasoning: a name of `vllm serve --reasoning-parser`, such as `qwen3`; else as
+    `tool_call_parser`."""
     members: tuple[str, ...] = ()
     """Names of the experts that a composed expert combines."""
     architecture: str | None = None
@@ -130,8 +136,9 @@ class ExpertSpec(BaseModel):
     ones."""
     capabilities: frozenset[str] = frozenset({"chat"})
     """Capabilities beside that of the kind (`embedding`, of all others `chat`), which need not be listed: `tools`,
-    `vision`, `json` (JSON mode), `json_schema`, `logprobs`, `prompt_logprobs`, `token_prompts`, `sampling`. Those of
-    its engine need not be stated, except `vision`, and `tools` where no chat template in the files renders tools."""
+    `vision`, `json` (JSON mode), `json_schema`, `logprobs`, `prompt_logprobs`, `token_prompts`, `sampling`,
+    `reasoning`. Those of its engine need not be stated, except `vision`, and `tools` where no chat template in the
+    files renders tools and there is no `tool_call_parser`; a `reasoning_parser` states `reasoning`."""
     licence: str | None = None
     """Licence of the weights; read from the model card, if there is one."""
     description: str = ""
@@ -168,6 +175,11 @@ class ExpertSpec(BaseModel):
             )
         return url
 
+    @field_validator("tool_call_parser", "reasoning_parser")
+    @classmethod
+    def _no_parser_is_auto(cls, parser: str | None) -> str | None:
+        return None if parser == "auto" else parser
+
     @field_serializer("capabilities", "tags", when_used="json")
     def _in_order(self, values: frozenset[str]) -> list[str]:
         return sorted(values)  # the same spec is the same JSON
@@ -185,6 +197,10 @@ class ExpertSpec(BaseModel):
         if self.engine and self.kind in (Kind.ADAPTER, Kind.COMPOSED):
             runs_on = "its base's engine" if self.kind is Kind.ADAPTER else "the engines of its members"
             raise ValueError(f"an expert of kind {self.kind.value!r} runs on {runs_on}: leave `engine` out")
+        if (self.tool_call_parser or self.reasoning_parser) and self.kind not in (Kind.MODEL, Kind.ADAPTER):
+            raise ValueError(
+                f"`tool_call_parser` and `reasoning_parser` are for models and adapters, not kind {self.kind.value!r}"
+            )
         if bool(self.source) == (self.kind is Kind.COMPOSED):
             raise ValueError(
                 "`source` is required: where the expert's files or its endpoint are"

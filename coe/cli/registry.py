@@ -85,6 +85,14 @@ def add(
         str | None,
         typer.Option("--engine", metavar="NAME", help="Engine that serves it, where the source does not say."),
     ] = None,
+    tool_call_parser: Annotated[
+        str | None,
+        typer.Option("--tool-call-parser", metavar="NAME", help="vLLM's parser of its tool calls, such as hermes."),
+    ] = None,
+    reasoning_parser: Annotated[
+        str | None,
+        typer.Option("--reasoning-parser", metavar="NAME", help="vLLM's parser of its reasoning, such as qwen3."),
+    ] = None,
     base: Annotated[str | None, typer.Option("--base", metavar="NAME", help="Base expert of an adapter.")] = None,
     revision: Annotated[
         str | None, typer.Option("--revision", metavar="NAME", help="Branch, tag or commit of an hf:// source.")
@@ -127,6 +135,7 @@ def add(
     stated = {key: value for key, value in prices.items() if value is not None}
     draft = _draft(
         name=name, kind=kind, source=absolute_source(source, Path.cwd()), engine=engine, base=base, revision=revision,
+        tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser,
         model=model, api_key_env=api_key_env, context_length=context_length, price=stated or None,
         description=description, licence=licence, tags=tag or [], capabilities=capability or ["chat"],
     ).stated()  # fmt: skip

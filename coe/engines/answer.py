@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from coe.engines import chat
 from coe.engines.constrained.grammar import CallForm, Grammar
-from coe.engines.parsing.parser import AnswerParser
+from coe.engines.parsing.parser import AnswerParser, AnswerReader
 from coe.engines.parsing.response_format import ResponseFormat
 from coe.engines.parsing.text import SpecialTokens, TextStream, without_marks
 from coe.types import Chunk, GenerateRequest
@@ -27,14 +27,14 @@ class AnswerStream:
 
     Args:
         text: detokenises, and knows the stop strings.
-        parser: of the model's format; without one, all is text.
+        parser: of the model's format; without one, all is text. It is fed the text of `text`.
         demands: whether the request demands a call.
 
     Attributes:
         n_calls: number of tool calls up to here.
     """
 
-    def __init__(self, text: TextStream, parser: AnswerParser | None = None, *, demands: bool = False) -> None:
+    def __init__(self, text: TextStream, parser: AnswerReader | None = None, *, demands: bool = False) -> None:
         self._text, self._parser, self._demands = text, parser, demands
         self._held: list[Chunk] = []
         self.n_calls = 0
@@ -79,7 +79,7 @@ class AnswerStream:
             shown.append(replace(piece, text=text, reasoning=without_marks(piece.reasoning)))
             if self._text.stopped:
                 break
-            self.n_calls += len(piece.tool_calls)
+            self.n_calls += sum(bool(call.id) for call in piece.tool_calls)  # the first piece of a call has the id
         if last:
             shown.append(Chunk(self._text.stops.take("", last=True, search=search)))
         if cut is not None and not self._text.stopped:

@@ -195,7 +195,8 @@ class Engine(Protocol):
     It is a `LoadingEngine`, whose experts have one slot each, or a `SlotEngine`, whose experts share slots. The
     optional class attribute `weights = False` states that its experts take no memory in this process
     (`coe.engines.holds_weights`). The optional method `check()` raises ConfigError if this process cannot run the
-    engine, such as for lack of a package; it is called when a host starts.
+    engine, such as for lack of a package; it is called when a host starts. The optional method `check_expert(spec)`
+    raises ConfigError for fields of an expert that the engine cannot use; `coe config check` calls it.
     """
 
     @property

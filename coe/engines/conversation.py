@@ -33,8 +33,7 @@ def template_variables(
     """
     return {
         "documents": None,
-        **_reasoning(request.reasoning_effort),
-        **request.template_kwargs,
+        **template_choices(request),
         "messages": list(_documents(request.messages, answers)),
         "tools": [dict(tool) for tool in request.offered] or None,
         "add_generation_prompt": True,
@@ -42,11 +41,13 @@ def template_variables(
     }
 
 
-def _reasoning(effort: str | None) -> dict[str, Any]:
+def template_choices(request: GenerateRequest) -> dict[str, Any]:
+    """What the caller chooses of a template: the variables of the effort, replaced by `template_kwargs`."""
+    effort = request.reasoning_effort
     if effort is None:
-        return {}
+        return dict(request.template_kwargs)
     thinks = effort != _NO_EFFORT
-    return {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks}
+    return {"reasoning_effort": effort, "enable_thinking": thinks, "thinking": thinks, **request.template_kwargs}
 
 
 def _documents(messages: Sequence[Message], answers: str | None) -> Iterator[dict[str, Any]]:

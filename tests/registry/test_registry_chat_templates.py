@@ -74,6 +74,17 @@ def test_experts_get_the_capability_and_adapters_that_of_their_base(tmp_path: Pa
     assert described(adapter, base).capabilities == {"chat"}
 
 
+def test_parsers_state_the_capability(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "base")
+    base = described(folder, tool_call_parser="hermes", reasoning_parser="qwen3")
+    assert base.capabilities == {"chat", "tools", "reasoning"}
+    adapter = write_adapter(tmp_path / "adapter")
+    assert described(adapter, base).capabilities == {"chat", "tools", "reasoning"}
+    (adapter / "chat_template.jinja").write_text(PLAIN)
+    assert described(adapter, base).capabilities == {"chat", "reasoning"}
+    assert described(adapter, base, tool_call_parser="hermes").capabilities == {"chat", "tools", "reasoning"}
+
+
 def described(folder: Path, base: ExpertSpec | None = None, **fields: Any) -> ExpertSpec:
     kind, of = (Kind.MODEL, {}) if base is None else (Kind.ADAPTER, {"base": "base"})
     name = "base" if base is None else "adapter"

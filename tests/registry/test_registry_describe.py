@@ -396,6 +396,12 @@ def test_an_engine_is_a_part_of_what_an_expert_is_and_nothing_changes_without_on
     assert len({identity(spec, {}) for spec in (echo, elsewhere, echo.model_copy(update={"engine": "loud"}))}) == 3
 
 
+def test_parsers_are_a_part_of_what_an_expert_is() -> None:
+    plain = ExpertSpec(name="echo", kind=Kind.MODEL, source="fake://echo", digest="sha256:a")
+    parsed = [plain.model_copy(update={f: "granite"}) for f in ("tool_call_parser", "reasoning_parser")]
+    assert len({identity(spec, {}) for spec in (plain, *parsed)}) == 3
+
+
 @pytest.mark.parametrize(
     "header", ["license: 2020-99-99", "license: " + "[" * 50_000, "a: &a [x, x]\nlicense: !!int x", "license: mit"]
 )

@@ -48,11 +48,19 @@ def test_good_names(name: str) -> None:
         ({"kind": "adapter", "base": "b", "engine": "x"}, "runs on its base's engine: leave `engine` out"),
         ({"kind": "composed", "source": "", "members": ["b", "c"], "engine": "x"}, "the engines of its members"),
         ({"engine": ""}, "at least 1 character"),
+        ({"tool_call_parser": "x" * 65}, "at most 64 characters"),
+        ({"kind": "remote", "source": "https://h/v1", "tool_call_parser": "hermes"}, "are for models and adapters"),
+        ({"kind": "embedding", "reasoning_parser": "qwen3"}, "are for models and adapters, not kind 'embedding'"),
     ],
 )
 def test_fields_must_fit_the_kind(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(message)):
         spec(**fields)
+
+
+def test_the_parser_auto_is_none() -> None:
+    assert spec(tool_call_parser="auto", reasoning_parser="auto") == spec()
+    assert spec(tool_call_parser="hermes").tool_call_parser == "hermes"
 
 
 def test_references_and_residency() -> None:

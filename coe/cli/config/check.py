@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coe.config import CompositionConfig, Config, PolicyConfig
-from coe.engines import create_engine
+from coe.engines import Engine, create_engine
 from coe.errors import CoeError
 from coe.experts import how_to_register, open_snapshot
 from coe.local import build_policies
@@ -180,13 +180,29 @@ def _check_engines(document: Document, config: Config, snapshot: Snapshot, findi
     for name, spec in snapshot.experts.items():
         if spec.engine is not None:
             experts_of.setdefault(spec.engine, []).append(name)
+    where: Loc = ("experts",) if config.experts else ("registry",)
     for kind, experts in experts_of.items():
         settings = config.engines.settings(kind)
-        loc: Loc = ("engines", kind) if settings else ("experts",) if config.experts else ("registry",)
+        loc: Loc = ("engines", kind) if settings else where
         try:
-            create_engine(kind, **settings)
+            engine = create_engine(kind, **settings)
         except CoeError as error:
             findings.problems.append(document.problem(loc, f"engine of {', '.join(experts)}: {error}"))
+            continue
+        served = [spec for name, spec in snapshot.experts.items() if name in experts or spec.base in experts]
+        findings.problems += [document.problem(where, why) for why in _refusals(engine, served)]
+
+
+def _refusals(engine: Engine, specs: Iterable[ExpertSpec]) -> Iterator[str]:
+    """What the engine refuses of the experts, if it can check them before it loads them."""
+    check: Callable[[ExpertSpec], None] | None = getattr(engine, "check_expert", None)
+    if check is None:
+        return
+    for spec in specs:
+        try:
+            check(spec)
+        except CoeError as error:
+            yield str(error)
 
 
 def _check_policy(document: Document, name: str, policy: PolicyConfig, snapshot: Snapshot, findings: Findings) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from coe.engines.parsing.calls import read_calls
 from coe.engines.parsing.ids import CallIds, call_ids
@@ -54,6 +54,33 @@ class _Trimmed:
         """The blanks at the end of the answer."""
         blanks, self._blanks = self._blanks, ""
         return blanks
+
+
+class AnswerReader(Protocol):
+    """Reads one answer as its text comes; see `AnswerParser`."""
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the answer may have several calls."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that follows is part of the answer."""
+        ...
+
+    @property
+    def is_cut(self) -> bool:
+        """After `finish`, whether the last piece is the text of a call that the answer does not complete."""
+        ...
+
+    def feed(self, text: str) -> list[Chunk]:
+        """Add generated text. Returns its pieces in order, each of text, reasoning or calls."""
+        ...
+
+    def finish(self) -> list[Chunk]:
+        """The pieces at the end of the answer."""
+        ...
 
 
 class AnswerParser:

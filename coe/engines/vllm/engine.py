@@ -11,7 +11,8 @@ from coe.engines.constrained.checker import GrammarChecker
 from coe.engines.render import Renderer
 from coe.engines.vllm.expert import VLLMExpert
 from coe.engines.vllm.options import Options
-from coe.engines.vllm.process import on_cpu, require_vllm
+from coe.engines.vllm.parsers import ParserNames
+from coe.engines.vllm.process import is_installed, on_cpu, require_vllm, set_environment
 from coe.engines.vllm.slot import VLLMSlot
 from coe.errors import WeightsError
 from registry.spec import ExpertSpec
@@ -79,6 +80,13 @@ class VLLMEngine:
     def check(self) -> None:
         """Raises ConfigError if this process cannot run the engine."""
         require_vllm()
+
+    def check_expert(self, spec: ExpertSpec) -> None:
+        """Raises ConfigError if vLLM, where it is installed, has no such parsers as the expert names."""
+        names = ParserNames.of(spec)
+        if names and is_installed():
+            set_environment(self._options)
+            names.check(expert=spec.name)
 
     def footprint(self, spec: ExpertSpec) -> int:
         """Bytes of the weights. Raises WeightsError: the spec states neither parameters nor size."""

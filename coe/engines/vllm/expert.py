@@ -21,6 +21,7 @@ from coe.engines.vllm.canary import Canaries, ask_canary
 from coe.engines.vllm.core import Core
 from coe.engines.vllm.errors import is_dead, lost, request_error
 from coe.engines.vllm.options import Options
+from coe.engines.vllm.parsers import ParserNames
 from coe.engines.vllm.prepare import Preparation, Prepared
 from coe.engines.vllm.process import (
     put_to_sleep,
@@ -64,6 +65,7 @@ class VLLMExpert:
         self.watch: Watch[Running] = Watch(spec.name, self.core, _probe, _kill, hung_s=options.hang_timeout_s)
         self.path, self._options, self._checker = path, options, checker
         self._preparation = Preparation(spec, renderer)
+        self._parsers = ParserNames.of(spec)
         self._checks = AdapterChecks(spec.name, path, options.max_lora_rank)
         self._ids = count(1)
 
@@ -176,7 +178,8 @@ class VLLMExpert:
         return True
 
     async def _start(self) -> Running:
-        starting = asyncio.ensure_future(asyncio.to_thread(start, self.spec.name, self.path, self._options))
+        check = partial(self._parsers.check, expert=self.spec.name)
+        starting = asyncio.ensure_future(asyncio.to_thread(start, self.spec.name, self.path, self._options, check))
         try:
             llm = await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -192,6 +195,8 @@ class VLLMExpert:
         check = self._checks.check
         most = self._options.max_cpu_loras
         running = await asyncio.to_thread(describe, llm, self.path, self._checker, check, most)
+        if self._parsers:
+            await asyncio.to_thread(partial(running.parsers.load, self._parsers, expert=self.spec.name))
         await self._check_weights(running)
         return running
 

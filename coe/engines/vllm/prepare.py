@@ -15,6 +15,7 @@ from coe.engines.base import Adapter
 from coe.engines.constrained.grammar import Grammar
 from coe.engines.logprobs import check_tokens
 from coe.engines.render import Renderer
+from coe.engines.vllm.parsers import ParserNames, reads_with_parser
 from coe.engines.vllm.running import Running
 from coe.engines.vllm.sampling import sampling_arguments
 from coe.types import GenerateRequest
@@ -75,6 +76,7 @@ class Preparation:
         Raises:
             ContextLengthExceeded, Rejected: this expert cannot take it.
             TemplateError: the chat template is broken, or exceeds its limits.
+            ConfigError: vLLM has no such parser as the expert names.
         """
         name = adapter.spec.name if adapter else self._spec.name
         style = await self._style(adapter)
@@ -122,7 +124,11 @@ class Preparation:
         limit = min(each for each in limits if each)
         max_tokens = request.token_limit(len(prompt_ids), limit, expert=name)
         ends = running.ends | chat.token_ids(running.tokenizer, style.eos)
-        stream = running.answers.stream(request, prompt, prompt_ids, style, ends, expert=name)
+        parsers = ParserNames.of(spec, self._spec)
+        if parsers and reads_with_parser(request):
+            stream = running.parsers.stream(parsers, request, prompt_ids, ends, expert=name)
+        else:
+            stream = running.answers.stream(request, prompt, prompt_ids, style, ends, expert=name)
         return Prepared(
             request=request,
             prompt=prompt,

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -79,8 +79,18 @@ def check_folder(name: str, path: Path) -> None:
         raise WeightsError(f"{name!r}: {path} has no *.safetensors: vLLM loads only weights in safetensors here")
 
 
-def start(name: str, path: Path, options: Options) -> Any:
+def set_environment(options: Options) -> None:
+    """Set what vLLM reads when it is imported, as far as the user has not."""
+    cpu = on_cpu()
+    for key, value in environment(eager_on_cpu=cpu and options.runs_eagerly(on_cpu=cpu)).items():
+        os.environ.setdefault(key, value)
+
+
+def start(name: str, path: Path, options: Options, check: Callable[[], None] | None = None) -> Any:
     """Start vLLM for the model in `path`: an AsyncLLM, whose engine process is ready.
+
+    Args:
+        check: called before, with vLLM imported.
 
     Raises:
         ConfigError: vLLM is not installed, or does not take an argument.
@@ -89,15 +99,15 @@ def start(name: str, path: Path, options: Options) -> Any:
     """
     require_vllm()
     check_folder(name, path)
-    cpu = on_cpu()
-    for key, value in environment(eager_on_cpu=cpu and options.runs_eagerly(on_cpu=cpu)).items():
-        os.environ.setdefault(key, value)
+    set_environment(options)
     with _progress(name):
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         check_known(options.engine_args, AsyncEngineArgs.__dataclass_fields__)
-        arguments = options.arguments(path, name, on_cpu=cpu, with_ray=_in_ray())
+        if check is not None:
+            check()
+        arguments = options.arguments(path, name, on_cpu=on_cpu(), with_ray=_in_ray())
         try:
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         except Exception as error:

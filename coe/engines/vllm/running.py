@@ -13,6 +13,7 @@ from coe.engines.constrained.checker import GrammarChecker
 from coe.engines.constrained.compiler import Grammars
 from coe.engines.logprobs import TokenTexts
 from coe.engines.vllm.adapters import Adapters
+from coe.engines.vllm.parsers import AnswerParsers
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Running:
         llm: vLLM's AsyncLLM.
         adapters: those that are in it.
         tokenizer: of transformers, from the files of the expert.
-        texts, answers, grammars: made of it.
+        texts, answers, grammars, parsers: made of it.
         ends: tokens that end an answer.
         n_ids: token ids of the model.
         context_length: tokens of prompt and answer together.
@@ -35,6 +36,7 @@ class Running:
     texts: TokenTexts
     answers: AnswerStreams
     grammars: Grammars
+    parsers: AnswerParsers
     ends: frozenset[int]
     n_ids: int
     context_length: int
@@ -62,6 +64,7 @@ def describe(
         texts=TokenTexts(tokenizer),
         answers=AnswerStreams(tokenizer),
         grammars=Grammars(tokenizer, n_ids, checker),
+        parsers=AnswerParsers(tokenizer, config),
         ends=_ends(config, tokenizer),
         n_ids=n_ids,
         context_length=config.max_model_len,

@@ -11,7 +11,10 @@ from typer.testing import CliRunner
 
 from coe.cli.app import app
 from coe.config import Config
+from coe.engines.fake import FakeEngine
+from coe.errors import ConfigError
 from coe.experts import how_to_register
+from registry.spec import ExpertSpec
 
 EXPERTS = """experts:
   - {name: echo, kind: model, source: "fake://echo"}
@@ -161,6 +164,21 @@ def test_the_engines_that_experts_name_are_checked(tmp_path: Path) -> None:
     document = check(write(tmp_path, config, experts.replace("fakee", "coe.engines.fake:FakeEngine")))
     assert places(document) == [("coe.yaml", 5, "engines.coe.engines.fake:FakeEngine")]
     assert "unexpected keyword argument 'capactiy'" in document["problems"][0]["message"]
+
+
+def test_an_engine_may_refuse_experts_before_they_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_expert(self: FakeEngine, spec: ExpertSpec) -> None:
+        if spec.tool_call_parser == "hermess":
+            raise ConfigError(f"`tool_call_parser` of {spec.name!r}: no parser 'hermess'")
+
+    monkeypatch.setattr(FakeEngine, "check_expert", check_expert, raising=False)
+    experts = EXPERTS + '  - {name: odd, kind: model, source: "fake://echo", engine: fake, tool_call_parser: hermess}\n'
+    experts += '  - {name: over, kind: adapter, base: odd, source: "fake://echo", tool_call_parser: hermess}\n'
+    config = "experts: [experts.yaml]\npolicies: {default: {expert: echo}}\n"
+    document = check(write(tmp_path, config, experts))
+    assert places(document) == [("coe.yaml", 1, "experts")] * 2
+    assert document["problems"][0]["message"] == "`tool_call_parser` of 'odd': no parser 'hermess'"
+    assert check(write(tmp_path, config, experts.replace("hermess", "hermes")))["valid"]
 
 
 @pytest.mark.parametrize(

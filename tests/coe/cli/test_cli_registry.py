@@ -141,7 +141,9 @@ def test_verify_says_which_file_is_not_as_it_was(file: Path) -> None:
 
 def test_add_and_remove(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(file.parent)
-    spec = run_json("add", "--name", "smol", "--source", "base", "--tag", "a", "--tag", "b", "--licence", "mit")
+    flags = ("--licence", "mit", "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3")
+    spec = run_json("add", "--name", "smol", "--source", "base", "--tag", "a", "--tag", "b", *flags)
+    assert (spec["tool_call_parser"], spec["reasoning_parser"]) == ("hermes", "qwen3")
     assert (spec["source"], spec["tags"], spec["licence"]) == (str(file.parent / "base"), ["a", "b"], "mit")
     assert (
         "registered sql@1"
