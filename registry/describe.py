@@ -16,7 +16,14 @@ from registry.sources import SourceKind, has_files, pinned, resolve, source_kind
 from registry.spec import ExpertSpec, Kind, Price
 
 REASONING = "reasoning"
-_READ_FROM_FILES = ("architecture", "parameters_total", "parameters_active", "size_bytes", "context_length")
+_READ_FROM_FILES = (
+    "architecture",
+    "quantization",
+    "parameters_total",
+    "parameters_active",
+    "size_bytes",
+    "context_length",
+)
 
 
 def describe(
@@ -113,6 +120,7 @@ def adapter_facts(draft: ExpertSpec, path: Path, base: ExpertSpec | None) -> dic
     own = sum(tensor.elements for tensor in tensors.values())
     return {
         "architecture": base_facts.architecture,
+        "quantization": base_facts.quantization,
         "parameters_total": own,
         "parameters_active": base_facts.parameters_active + own,
         "size_bytes": sum(tensor.n_bytes for tensor in tensors.values()),

@@ -19,6 +19,7 @@ from typing import Any
 
 from registry.errors import SourceError
 from registry.headers import Tensor, check_regular
+from registry.quantization import GGUF
 
 # fmt: off
 SUPPORTED_ARCHITECTURES = frozenset((
@@ -51,6 +52,18 @@ class GgufHeader:
     def architecture(self) -> str:
         """`general.architecture`, such as `llama`."""
         return str(self.fields.get("general.architecture", ""))
+
+    @property
+    def quantization(self) -> str:
+        """`gguf` with the type that most tensors have, if it is stated, such as `gguf-q4_1`."""
+        from gguf import LlamaFileType
+
+        number = self.fields.get("general.file_type")
+        try:
+            stated = LlamaFileType(number if isinstance(number, int) else -1)
+        except ValueError:
+            return GGUF
+        return f"{GGUF}-{stated.name.removeprefix('MOSTLY_').removeprefix('ALL_').lower()}"
 
     def of_architecture(self, key: str) -> int | None:
         """An integer under the architecture's prefix: `context_length` is `llama.context_length`."""

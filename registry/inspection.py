@@ -12,6 +12,7 @@ from registry.documents import parse_document
 from registry.errors import InvalidSpec, SourceError
 from registry.gguf_header import GgufHeader, read_gguf
 from registry.headers import Tensor, read_json, read_weights
+from registry.quantization import quantization_of, weights_in
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -27,6 +28,9 @@ _ROUTED_EXPERT = re.compile(r"(^|\.)experts\.|\.ffn_(up|gate|down|gate_up)_exps\
 class Facts:
     """Facts about a model. `size_bytes` counts weights only; `context_length` is in tokens.
 
+    `parameters_total` and `parameters_active` count the weights in packed tensors, and no scales. `quantization`: the
+    method of the checkpoint, such as `awq` or `gguf-q4_1`.
+
     `layers`: the stated number of layers; files may have more, such as those that predict further tokens.
     """
 
@@ -39,6 +43,7 @@ class Facts:
     tensors: Mapping[str, Tensor]
     is_gguf: bool
     layers: int | None = None
+    quantization: str | None = None
 
 
 def inspect(path: Path, *, embedding: bool = False) -> Facts:
@@ -54,25 +59,27 @@ def inspect(path: Path, *, embedding: bool = False) -> Facts:
 
 def _inspect_gguf(path: Path) -> Facts:
     header = read_gguf(path)
-    total = sum(tensor.elements for tensor in header.tensors.values())
+    counts = _elements(header.tensors)
     used, count = header.of_architecture("expert_used_count"), header.of_architecture("expert_count")
     return Facts(
         architecture=header.architecture,
-        parameters_total=total,
-        parameters_active=_active(header.tensors, total, used, count),
+        parameters_total=sum(counts.values()),
+        parameters_active=_active(counts, used, count),
         size_bytes=sum(tensor.n_bytes for tensor in header.tensors.values()),
         context_length=header.of_architecture("context_length"),
         licence=_licence_of_gguf(header),
         tensors=header.tensors,
         is_gguf=True,
         layers=header.of_architecture("block_count"),
+        quantization=header.quantization,
     )
 
 
 def _inspect_folder(folder: Path, embedding: bool) -> Facts:
     tensors, _ = read_weights(folder)
     config = read_json(folder / "config.json")
-    total = sum(tensor.elements for tensor in tensors.values())
+    quantization = quantization_of(config)
+    counts = _elements(tensors) if quantization is None else weights_in(tensors, config)
     architectures = config.get("architectures")
     architecture = architectures[0] if isinstance(architectures, list) and architectures else config.get("model_type")
     if not isinstance(architecture, str):
@@ -80,14 +87,15 @@ def _inspect_folder(folder: Path, embedding: bool) -> Facts:
     used, count = _number(config, _EXPERTS_USED_KEYS), _number(config, _EXPERT_COUNT_KEYS)
     return Facts(
         architecture=architecture,
-        parameters_total=total,
-        parameters_active=_active(tensors, total, used, count),
+        parameters_total=sum(counts.values()),
+        parameters_active=_active(counts, used, count),
         size_bytes=sum(tensor.n_bytes for tensor in tensors.values()),
         context_length=(_embedding_length(folder) if embedding else None) or _number(config, _CONTEXT_KEYS),
         licence=card_licence(folder),
         tensors=tensors,
         is_gguf=False,
         layers=_number(config, _LAYER_KEYS),
+        quantization=quantization,
     )
 
 
@@ -113,10 +121,16 @@ def _licence_of_gguf(header: GgufHeader) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _active(tensors: Mapping[str, Tensor], total: int, used: int | None, count: int | None) -> int:
+def _elements(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    return {name: tensor.elements for name, tensor in tensors.items()}
+
+
+def _active(counts: Mapping[str, int], used: int | None, count: int | None) -> int:
+    """counts: tensor -> its weights. Of `count` routed experts, `used` work on a token."""
+    total = sum(counts.values())
     if not used or not count:
         return total
-    routed = sum(tensor.elements for name, tensor in tensors.items() if _ROUTED_EXPERT.search(name))
+    routed = sum(weights for name, weights in counts.items() if _ROUTED_EXPERT.search(name))
     return total - routed + routed * min(used, count) // count
 
 

@@ -123,8 +123,11 @@ class ExpertSpec(BaseModel):
     """Names of the experts that a composed expert combines."""
     architecture: str | None = None
     """Class of the model, read from the files; of a composed expert, how its members are combined (stated)."""
+    quantization: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """How the weights are quantised (`awq`, `gptq`, `fp8`, `compressed-tensors`, `gguf-q4_1`, ...), of an adapter those
+    of its base; read from the files, null if they are not."""
     parameters_total: Annotated[int, Field(ge=0)] | None = None
-    """Number of weights, of an adapter its own; read from the files."""
+    """Number of weights, packed ones too, of an adapter its own; read from the files."""
     parameters_active: Annotated[int, Field(ge=0)] | None = None
     """Weights used for one token, of an adapter including its base; read from the files."""
     size_bytes: Annotated[int, Field(ge=0)] | None = None

@@ -75,9 +75,17 @@ def write_adapter(
 _SHAPES = {"q_proj": (HIDDEN, HIDDEN), "v_proj": (KEYS, HIDDEN)}
 
 
-def write_gguf(path: Path, architecture: str = "llama", *, experts: tuple[int, int] | None = None) -> Path:
-    """The same model as GGUF; `experts` is (count, used)."""
+def write_gguf(
+    path: Path,
+    architecture: str = "llama",
+    *,
+    experts: tuple[int, int] | None = None,
+    file_type: int | None = None,
+) -> Path:
+    """The same model as GGUF; `experts` is (count, used), `file_type` what the file states about its quantisation."""
     writer = GGUFWriter(path, architecture)
+    if file_type is not None:
+        writer.add_file_type(file_type)
     writer.add_context_length(128)
     writer.add_token_list(["a", "b", "ç"])
     writer.add_token_scores([0.0, 1.0, 2.0])

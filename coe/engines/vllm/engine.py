@@ -15,6 +15,8 @@ from coe.engines.vllm.parsers import ParserNames
 from coe.engines.vllm.process import is_installed, on_cpu, require_vllm, set_environment
 from coe.engines.vllm.slot import VLLMSlot
 from coe.errors import WeightsError
+from registry.quantization import GGUF
+from registry.sources import names_gguf
 from registry.spec import ExpertSpec
 
 _ITEM_BYTES: Final = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
@@ -107,6 +109,7 @@ class VLLMEngine:
             architecture=spec.architecture or "",
             dimensions=tuple(dimensions.items()),
             dtype=self._options.dtype,
+            quantization=_packed(spec),
             max_adapters=self._options.max_loras,
             max_adapter_rank=self._options.max_lora_rank if self._options.max_loras else 0,
             expert=None if spec.architecture else spec.ref,
@@ -133,13 +136,24 @@ class VLLMEngine:
         return VLLMExpert(spec, path, self._options, self._renderer, self._checker)
 
     def _weight_bytes(self, spec: ExpertSpec) -> int:
-        if self._options.dtype == "auto" and spec.size_bytes is not None:
+        """Packed weights take what their files do, whatever the dtype; those of a GGUF file are unpacked before."""
+        as_files = _packed(spec) is not None or (self._options.dtype == "auto" and not _unpacked(spec))
+        if as_files and spec.size_bytes is not None:
             return spec.size_bytes
         if spec.parameters_total is not None:
             return spec.parameters_total * _ITEM_BYTES.get(self._options.dtype, 2)
         if spec.size_bytes is not None:
             return spec.size_bytes * _ITEM_BYTES.get(self._options.dtype, 2) // 2
         raise WeightsError(f"the size of {spec.name!r} is not known: register it again, so that its files are read")
+
+
+def _packed(spec: ExpertSpec) -> str | None:
+    """The method of weights that stay quantised in memory."""
+    return None if _unpacked(spec) else spec.quantization
+
+
+def _unpacked(spec: ExpertSpec) -> bool:
+    return (spec.quantization or "").startswith(GGUF) or names_gguf(spec.source)
 
 
 def _gpu_bytes() -> int:

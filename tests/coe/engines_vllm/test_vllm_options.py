@@ -120,6 +120,21 @@ def test_weights_in_another_type_take_more_memory() -> None:
         VLLMEngine(kv_cache_bytes=1).footprint(ExpertSpec(name="m", kind=Kind.MODEL, source="/m"))
 
 
+def test_quantised_weights_take_what_their_files_do_and_share_no_slot_with_others() -> None:
+    def spec(**fields: Any) -> ExpertSpec:
+        stated: dict[str, Any] = {"size_bytes": 1000, "parameters_total": 2000, "architecture": "LlamaForCausalLM"}
+        return ExpertSpec(**{"name": "m", "kind": Kind.MODEL, "source": "/m"} | stated | fields)
+
+    engine, in_fp32 = VLLMEngine(kv_cache_bytes=1), VLLMEngine(kv_cache_bytes=1, dtype="float32")
+    packed, gguf = spec(quantization="awq"), spec(quantization="gguf-q4_1")
+    assert {each.footprint(packed) for each in (engine, in_fp32)} == {1000}
+    assert [each.footprint(gguf) for each in (engine, in_fp32)] == [4000, 8000]  # unpacked
+    assert engine.footprint(spec(source="/m.gguf")) == 4000  # registered before its type was read
+    assert engine.shape(packed).quantization == "awq" and "awq" in str(engine.shape(packed))
+    assert engine.shape(gguf).quantization is None
+    assert len({engine.shape(packed), engine.shape(spec()), engine.shape(spec(quantization="gptq"))}) == 3
+
+
 def test_compilation_is_off_in_eager_mode_on_a_cpu_only() -> None:
     assert environment(eager_on_cpu=True)["TORCHDYNAMO_DISABLE"] == "1"
     assert "TORCHDYNAMO_DISABLE" not in environment(eager_on_cpu=False)
