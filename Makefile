@@ -10,7 +10,7 @@ WORKERS ?= logical
 # Keep bytecode between the processes of a run: without it, collecting the tests takes twice the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check lint types layers cover test-vllm clients fuzz zoo-train lock clean
+.PHONY: setup demo test check lint types layers cover test-vllm vllm-env clients fuzz zoo-train lock clean
 
 setup: .venv/.installed
 
@@ -70,9 +70,12 @@ $(CLIENTS)/.installed: $(wildcard tests/clients/requirements/*)
 # vLLM's build for CPUs, in an environment of its own. torchvision and similar packages, which it requires, are CUDA
 # builds that break its import.
 VLLM := .vllm-venv
-test-vllm: $(VLLM)/.installed  ## the vLLM engine on a CPU
-	$(VLLM)/bin/python -m pytest tests/coe/engines_vllm -m vllm -n 2 --dist loadfile -p no:cacheprovider \
+# One thread for each engine process: two processes with two threads each block each other on two cores.
+test-vllm: vllm-env  ## the vLLM engine on a CPU
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/coe/engines_vllm -m vllm -n 2 --dist loadfile -p no:cacheprovider \
 	  -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning # vLLM leaves sockets to the collector
+
+vllm-env: $(VLLM)/.installed
 
 $(VLLM)/.installed: pyproject.toml constraints.txt
 	test -x $(VLLM)/uv/bin/uv || { $(PYTHON) -m venv $(VLLM)/uv && $(VLLM)/uv/bin/python -m pip install --quiet uv; }
