@@ -22,7 +22,7 @@ from coe.engines.base import Adapter, ComposedEngine, Engine, Expert, Member, Sl
 from coe.engines.checked import checked, problem_of
 from coe.engines.checked_slot import CheckedSlot, shape_of
 from coe.engines.slots import with_slots
-from coe.errors import CoeError, DeadlineExceeded, Overloaded, UnknownModel, Unsupported, WeightsError
+from coe.errors import CoeError, DeadlineExceeded, Overloaded, Rejected, UnknownModel, Unsupported, WeightsError
 from coe.memory import ExpertCache, Need
 from coe.scheduler import Residency, Waiting, admit
 from coe.seam import seam
@@ -264,12 +264,14 @@ class Host:
             return cast(ComposedEngine, self._engine(spec)).compose(spec, members), None
 
     def _check_served(self, spec: ExpertSpec, request: GenerateRequest) -> None:
-        """Raises Unsupported before anything is loaded or waited for."""
+        """Raises Unsupported or Rejected before anything is loaded or waited for."""
         served = spec if spec.kind is Kind.COMPOSED else self._needed[spec.name][0]  # an adapter by its base's engine
         with seam(spec.name):
             engine, kind = self._engine(served), self._kind_of(served)
         if not engine.capabilities.serves(request.wants):
             raise Unsupported(f"{spec.name!r} cannot return {request.wants!r}: its engine {kind!r} does not produce it")
+        if spec.kind is Kind.EMBEDDING and request.wants != "embedding":
+            raise Rejected(f"{spec.name!r} is an embedding model, which generates no text: it serves /v1/embeddings")
         if spec.kind is Kind.COMPOSED and not isinstance(engine, ComposedEngine):
             raise Unsupported(f"{spec.name!r} is a composed expert, and its engine {kind!r} serves none")
 

@@ -23,7 +23,7 @@ from coe.tokens import TokenCounter
 from registry.spec import ExpertSpec
 from registry.store import Snapshot
 from routers.base import Estimate, Query, RoutingDecision
-from routers.constraints import CONTEXT_LENGTH, TOKEN_PROMPTS, Eligible, check, no_eligible
+from routers.constraints import CONTEXT_LENGTH, EMBEDDING, TOKEN_PROMPTS, Eligible, check, no_eligible
 from routers.conversation import Weighed, read
 from routers.decision import Switch, Utility, decide
 from routers.errors import NoEligibleExpert, RouterError
@@ -259,7 +259,8 @@ def bypass(query: Query, expert: str, experts: Mapping[str, ExpertSpec]) -> Rout
         raise InvalidRequest(f"`model` is {expert!r}, which is not among the allowed experts {sorted(query.allowed)}")
     why = check(query, experts, engines=capabilities(experts)).removed.get(expert)
     if why is not None and not why.startswith(CONTEXT_LENGTH):  # the engine reports all numbers
-        raise InvalidRequest(f"{expert!r} cannot take this request: {why}")
+        hint = "; send texts to /v1/embeddings" if EMBEDDING in experts[expert].capabilities else ""
+        raise InvalidRequest(f"{expert!r} cannot take this request: {why}{hint}")
     decision = RoutingDecision((expert,), (1.0,), (1.0,), confidence=1.0, reason="named by the request")
     return Routed(query, decision, None, None, Single())
 

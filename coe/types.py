@@ -11,6 +11,7 @@ from coe.errors import ContextLengthExceeded, InvalidRequest
 from coe.sampling import NO_OPTIONS, SamplingOptions
 from routers.base import Message, ToolCall
 from routers.constraints import (
+    EMBEDDING,
     JSON_SCHEMA,
     LOGPROBS,
     PROMPT_LOGPROBS,
@@ -56,6 +57,7 @@ class GenerateRequest:
         template_kwargs: variables for the chat template.
         patient: True if no client waits: an endpoint's rate limit is waited out before the call fails.
         wants: what to return; anything but text needs an engine that can produce it (`Capabilities.serves`).
+        inputs: texts, or token ids of the expert's tokenizer, whose vectors are wanted; then `prompt` is empty text.
     """
 
     messages: tuple[Message, ...] = ()
@@ -83,8 +85,11 @@ class GenerateRequest:
     echo: bool = False
     reasoning_effort: str | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[str | tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        if self.inputs and self.wants != "embedding":
+            raise InvalidRequest("`inputs` are embedded: a request that has some wants an embedding")
         if bool(self.messages) == (self.prompt is not None):
             raise InvalidRequest("give either messages or prompt, not both and not neither")
         least = 0 if self.echo else 1
@@ -110,6 +115,8 @@ class GenerateRequest:
         return frozenset(self._needs())
 
     def _needs(self) -> Iterator[str]:
+        if self.wants == "embedding":
+            yield EMBEDDING
         if self.offered:
             yield TOOLS
         if any(message.parts for message in self.messages):

@@ -1,7 +1,7 @@
 """Constraints: what an expert must be able to do, checked before any score is computed.
 
-Constraints: the caller's allowed experts, the modality (`chat`: an embedding model cannot answer), the capabilities
-that the request needs, and the context length, with `max_tokens`. An expert states capabilities
+Constraints: the caller's allowed experts, the modality (`chat`, or `embedding` where vectors are wanted), the
+capabilities that the request needs, and the context length, with `max_tokens`. An expert states capabilities
 (`ExpertSpec.capabilities`), and so does the engine that serves it: tools and images need both, since a model must be
 trained for them; for the others one is enough.
 
@@ -25,6 +25,7 @@ from routers.tokens import TokenRange, estimate_range, most_tokens
 CHAT, TOOLS, JSON, VISION = "chat", "tools", "json", "vision"
 JSON_SCHEMA, LOGPROBS, PROMPT_LOGPROBS = "json_schema", "logprobs", "prompt_logprobs"
 TOKEN_PROMPTS, SAMPLING = "token_prompts", "sampling"
+EMBEDDING = "embedding"
 CONTEXT_LENGTH = "context length"
 """Names of constraints."""
 _OF_BOTH: Final[Mapping[str, str]] = {TOOLS: "call tools", VISION: "read images"}
@@ -201,6 +202,8 @@ def _failed(query: Query, spec: ExpertSpec, engines: Mapping[str, frozenset[str]
     if query.allowed is not None and spec.name not in query.allowed:
         return "allowed experts: the caller does not allow it"
     able = spec.capabilities
+    if EMBEDDING in query.needs:
+        return None if EMBEDDING in able else f"modality: it cannot return an {EMBEDDING}"
     if CHAT not in able or spec.kind is Kind.EMBEDDING:
         return f"modality: it cannot {CHAT}"
     engine = _UNKNOWN_ENGINE if engines is None else engines.get(spec.name, _UNKNOWN_ENGINE)

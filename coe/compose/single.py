@@ -26,7 +26,8 @@ class Single:
             if isinstance(outcome, Answer):
                 return Final(replace(outcome, notes=(*failures(done), *emptiness(outcome))))
             if outcome is None:
-                return ExpertCalls((ExpertCall(str(position), expert, request),), last=True, notes=failures(done))
+                call = ExpertCall(str(position), expert, request, request.wants)
+                return ExpertCalls((call,), last=True, notes=failures(done))
             if scope_of(outcome.error) is Scope.REQUEST:
                 break
         raise give_up(decision, done)

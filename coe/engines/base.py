@@ -39,7 +39,7 @@ class Capabilities:
         logprobs, prompt_logprobs: log-probabilities of generated tokens, and of the prompt's.
         token_prompts: prompts as token ids.
         sampling: the options of `coe.sampling.SamplingOptions`.
-        embeddings: a vector of a text.
+        embeddings: vectors of texts, by experts of kind `embedding`.
         latent: hidden states, for compositions that exchange them.
         sleep: weights leave the device while the engine process stays.
     """

@@ -9,6 +9,8 @@ The source selects the behaviour of an expert; a token is a run of non-whitespac
     fake://fail                     fails while generating; ?at=load fails on loading, ?at=switch as it replaces another
                                     expert in a slot, ?after=N after N tokens
 
+An expert of kind `embedding` returns 16 numbers for each text, which follow from it.
+
 An answer of a script may reason and call tools (`coe.engines.fake_answers`). Results of calls are in the prompt, too:
 
     fake://script?21 degrees=It is warm.&weather=@think:Look it up. @call:get_weather:{"city":"Rome"}
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from coe.engines.base import Adapter, Capabilities, Expert, ShapeKey, Slot
+from coe.engines.embedding import vectors_chunk
 from coe.engines.fake_answers import (
     SCHEME,
     Behaviour,
@@ -33,6 +36,7 @@ from coe.engines.fake_answers import (
     script_answer,
     steps_of,
     tokenize,
+    vectors_of,
 )
 from coe.engines.slots import LoadingSlot
 from coe.errors import EngineError, InvalidRequest, WeightsError
@@ -119,6 +123,12 @@ class FakeExpert:
     async def _stream(
         self, request: GenerateRequest, adapter: Adapter | None, prompt_tokens: int
     ) -> AsyncIterator[Chunk]:
+        if request.inputs:
+            await self._engine.sleep(self._engine.token_delay_s)
+            if self._behaviour.name == "fail":
+                raise EngineError(f"{self.spec.name!r} failed, as its source {self.spec.source!r} specifies")
+            yield self._vectors(request)
+            return
         behaviour = self._behaviour
         if adapter and adapter.spec.source.startswith(f"{SCHEME}://"):
             behaviour = Behaviour.of(adapter.spec.source)
@@ -136,6 +146,10 @@ class FakeExpert:
         if fail_after is not None:
             raise EngineError(f"{self.spec.name!r} failed at the end, as its source {self.spec.source!r} specifies")
         yield replace(last, text=echo, usage=Usage(prompt_tokens, count(chunks)))
+
+    def _vectors(self, request: GenerateRequest) -> Chunk:
+        n_tokens = sum(len(each.split()) if isinstance(each, str) else len(each) for each in request.inputs)
+        return vectors_chunk(vectors_of(request.inputs), n_tokens)
 
     def _say(self, behaviour: Behaviour, request: GenerateRequest, adapter: Adapter | None) -> list[Step]:
         prompt = _prompt(request)
@@ -238,7 +252,7 @@ class FakeEngine:
         open_slots: the slots that are open and that experts take turns in.
     """
 
-    capabilities: Final = Capabilities(streaming=True, adapters=True, tools=True)
+    capabilities: Final = Capabilities(streaming=True, adapters=True, tools=True, embeddings=True)
     weights: Final = False
 
     def __init__(

@@ -11,6 +11,7 @@ none, the demanded or first tool is called with the smallest arguments that its 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, urlsplit
 
+import numpy as np
+
+from coe.engines.embedding import Vectors
 from coe.engines.parsing.ids import call_ids
 from coe.errors import WeightsError
 from coe.types import Chunk, FinishReason, GenerateRequest, ToolCallDelta
@@ -26,6 +30,8 @@ _STEP: Final = re.compile(r"(?:\A|\s)@(text|think|call):")
 _MOST_DEPTH: Final = 20
 _MOST_ITEMS: Final = 100
 SCHEME: Final = "fake"
+N_NUMBERS: Final = 16
+"""Length of the vectors of fake experts."""
 _BEHAVIOURS: Final = ("echo", "upper", "script", "fail")
 
 
@@ -192,3 +198,10 @@ def _stop(step: Step, stop: Sequence[str]) -> int | None:
     """Where the first stop string begins in a text."""
     places = (step.text.find(s) for s in stop) if step.kind == "text" else ()
     return min((place for place in places if place >= 0), default=None)
+
+
+def vectors_of(inputs: Sequence[str | tuple[int, ...]]) -> Vectors:
+    """(n_inputs, 16) vectors of length 1: equal inputs have equal ones."""
+    seeds = [hashlib.sha256(repr(each).encode("utf-8", "surrogatepass")).digest() for each in inputs]
+    drawn = [np.random.default_rng(list(seed)).standard_normal(N_NUMBERS) for seed in seeds]
+    return np.array([vector / np.linalg.norm(vector) for vector in drawn], np.float32)

@@ -41,7 +41,9 @@ MOST_BIASES: Final = 1024
 MOST_ANSWERS: Final = 128
 """Most answers to one request: `n` for each prompt."""
 MOST_PROMPT_IDS: Final = 131_072
-"""Most token ids of all prompts together."""
+"""Most token ids of all prompts, or of all inputs of an embedding, together."""
+MOST_INPUTS: Final = 2048
+"""Most inputs of an embedding request, as in OpenAI's API."""
 MOST_CHAT_LOGPROBS: Final = 20
 """Most likely tokens that a chat request may have listed for each token."""
 MOST_LOGPROBS: Final = 5
@@ -53,6 +55,7 @@ COUNTED: Final[Mapping[Place, tuple[type, int, str]]] = {
     (): (dict, MOST_FIELDS, "fields"),
     ("messages",): (list, MOST_MESSAGES, "messages"),
     ("prompt",): (list, MOST_PROMPT_IDS, "elements"),
+    ("input",): (list, MOST_PROMPT_IDS, "elements"),
     ("stop",): (list, MOST_STOPS, "strings"),
     ("tools",): (list, MOST_TOOLS, "tools"),
     ("tool_choice",): (dict, MOST_FIELDS, "fields"),

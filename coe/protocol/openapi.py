@@ -17,12 +17,17 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from coe.protocol import fields as f
+from coe.protocol.embeddings import IGNORED, REFUSED, EmbeddingFields
 from coe.protocol.field_descriptions import DESCRIPTIONS
 from coe.protocol.response_schemas import SCHEMAS
 from coe.version import __version__
 
 _REF: Final = "#/components/schemas/{model}"
-_BODIES: Final[Mapping[str, type[BaseModel]]] = {"ChatRequest": f.ChatFields, "CompletionRequest": f.CompletionFields}
+_BODIES: Final[Mapping[str, type[BaseModel]]] = {
+    "ChatRequest": f.ChatFields,
+    "CompletionRequest": f.CompletionFields,
+    "EmbeddingRequest": EmbeddingFields,
+}
 _IGNORED: Final = "Accepted, without effect here; the response header `x-coe-warning` names it."
 
 _HEADERS: Final = {
@@ -73,6 +78,14 @@ def _paths() -> dict[str, Any]:
         },
         "/v1/completions": {
             "post": _answering("createCompletion", "Continue one or several prompts", "Completion", "Completion")
+        },
+        "/v1/embeddings": {
+            "post": {
+                "operationId": "createEmbedding",
+                "summary": "Vectors of texts, by the expert that `model` names",
+                "requestBody": _body(_ref("EmbeddingRequest")),
+                "responses": {"200": _json("The vectors", _ref("Embeddings")), **_errors()},
+            }
         },
         "/v1/route": {
             "post": {
@@ -185,13 +198,14 @@ def _request_schemas() -> dict[str, Any]:
     schemas: dict[str, Any] = found["$defs"]
     for name, model in _BODIES.items():
         schemas[name] = schemas.pop(model.__name__)
-    refused = (f.REFUSED_IN_CHAT, f.REFUSED_IN_COMPLETIONS)
-    ignored = (f.IGNORED_IN_CHAT, f.IGNORED_IN_COMPLETIONS)
-    for name, only, free in zip(_BODIES, refused, ignored, strict=True):
-        schemas[name]["properties"] |= _neutral({**f.OF_ENGINES, **only}) | _free((*free, *f.IGNORED_OF_ENGINES))
+    neutral = ({**f.OF_ENGINES, **f.REFUSED_IN_CHAT}, {**f.OF_ENGINES, **f.REFUSED_IN_COMPLETIONS}, REFUSED)
+    ignored = (f.IGNORED_IN_CHAT | f.IGNORED_OF_ENGINES, f.IGNORED_IN_COMPLETIONS | f.IGNORED_OF_ENGINES, IGNORED)
+    for name, only, free in zip(_BODIES, neutral, ignored, strict=True):
+        schemas[name]["properties"] |= _neutral(only) | _free(free)
         for field, text in DESCRIPTIONS.items():
             if field in schemas[name]["properties"]:
                 schemas[name]["properties"][field] |= {"description": text}
+    schemas["EmbeddingRequest"]["properties"]["model"] |= {"description": "The name of an expert of kind `embedding`."}
     schemas["Turn"] |= _by_role(schemas["Turn"]["properties"])
     schemas["Turn"]["properties"] |= _neutral(f.REFUSED_IN_MESSAGES) | _free(f.IGNORED_IN_MESSAGES)
     return schemas

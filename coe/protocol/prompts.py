@@ -1,4 +1,4 @@
-"""Prompts of a completion request: a text or token ids, or an array of either."""
+"""Prompts of a completion request, or inputs of an embedding: a text or token ids, or an array of either."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from coe.protocol.bounds import MOST_ANSWERS, MOST_PROMPT_IDS
+from coe.protocol.bounds import MOST_ANSWERS, MOST_INPUTS, MOST_PROMPT_IDS
 from coe.protocol.texts import is_unicode
 
 Prompt = str | tuple[int, ...]
@@ -24,6 +24,19 @@ def _prompts(value: object) -> tuple[Prompt, ...]:
     Raises:
         PydanticCustomError: with the index of a wrong prompt.
     """
+    return _read(value, MOST_ANSWERS, "prompt")
+
+
+def _inputs(value: object) -> tuple[Prompt, ...]:
+    """The inputs of an embedding, at least one. A text that is empty has no vector."""
+    inputs = _read(value, MOST_INPUTS, "input")
+    empty = next((i for i, one in enumerate(inputs) if not one), None)
+    if empty is not None:
+        raise _wrong("" if isinstance(value, str) else f"[{empty}]", "must not be empty")
+    return inputs
+
+
+def _read(value: object, most: int, noun: str) -> tuple[Prompt, ...]:
     if isinstance(value, str):
         return (_text(value, ""),)
     if not isinstance(value, list) or not value:
@@ -32,10 +45,10 @@ def _prompts(value: object) -> tuple[Prompt, ...]:
         )
     if _are_ids(value):
         return (_ids(value, ""),)
-    if len(value) > MOST_ANSWERS:
-        raise PydanticCustomError("too_many", f"has {len(value):,} prompts, at most {MOST_ANSWERS} are read")
+    if len(value) > most:
+        raise PydanticCustomError("too_many", f"has {len(value):,} {noun}s, at most {most:,} are read")
     if isinstance(value[0], str):
-        return tuple(_text(one, f"[{i}]") for i, one in enumerate(value))
+        return tuple(_text(one, f"[{i}]", noun) for i, one in enumerate(value))
     prompts = tuple(_ids(one, f"[{i}]") for i, one in enumerate(value))
     count = sum(map(len, prompts))
     if count > MOST_PROMPT_IDS:
@@ -47,9 +60,9 @@ def _are_ids(value: Sequence[object]) -> bool:
     return isinstance(value[0], int | float)
 
 
-def _text(value: object, place: str) -> str:
+def _text(value: object, place: str, noun: str = "prompt") -> str:
     if not isinstance(value, str):
-        raise _wrong(place, "should be a string, as the first prompt is")
+        raise _wrong(place, f"should be a string, as the first {noun} is")
     if not is_unicode(value):
         raise _wrong(place, "is not text: surrogates not allowed")
     return value
@@ -59,7 +72,7 @@ def _ids(value: object, place: str) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise _wrong(place, "should be a string, or an array of token ids")
     if not value:
-        raise _wrong(place, "must not be empty: a prompt has at least one token id")
+        raise _wrong(place, "must not be empty: at least one token id is needed")
     wrong = next((i for i, one in enumerate(value) if not _is_id(one)), None)
     if wrong is not None:
         raise _wrong(f"{place}[{wrong}]", f"should be a token id: a whole number from 0 to {_MOST_ID:,}")
@@ -81,5 +94,7 @@ def texts(prompts: Iterable[Prompt]) -> list[str]:
 
 if TYPE_CHECKING:
     PromptField = tuple[Prompt, ...]
+    InputField = tuple[Prompt, ...]
 else:
     PromptField = Annotated[object, PlainValidator(_prompts, json_schema_input_type=_Input)]
+    InputField = Annotated[object, PlainValidator(_inputs, json_schema_input_type=_Input)]

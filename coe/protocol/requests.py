@@ -44,7 +44,7 @@ def parse_chat(body: object) -> Parsed:
     Raises:
         InvalidRequest: it is not an object, or its fields are wrong: every problem at once.
     """
-    whole = _object(body)
+    whole = request_object(body)
     messages, problems, ignored = prepared_turns(whole.get("messages"))
     given = {**whole, "messages": messages} if "messages" in whole else whole
     chat, more, also = _validate(given, f.ChatFields, _REFUSED_IN_CHAT, _IGNORED_IN_CHAT)
@@ -69,7 +69,7 @@ def parse_completion(body: object) -> Parsed:
         InvalidRequest: it is not an object, or its fields are wrong: every problem at once.
     """
     completion, problems, ignored = _validate(
-        _object(body), f.CompletionFields, _REFUSED_IN_COMPLETIONS, _IGNORED_IN_COMPLETIONS
+        request_object(body), f.CompletionFields, _REFUSED_IN_COMPLETIONS, _IGNORED_IN_COMPLETIONS
     )
     if completion is not None:
         problems += completion_problems(completion)
@@ -83,7 +83,8 @@ def parse_completion(body: object) -> Parsed:
     return _parsed(completion, [_continued(prompt, options) for prompt in completion.prompt], ignored)
 
 
-def _object(body: object) -> dict[str, Any]:
+def request_object(body: object) -> dict[str, Any]:
+    """The object of a request. Raises InvalidRequest if it is none, or exceeds a bound (`coe.protocol.bounds`)."""
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body must be a JSON object with the fields of a request, got {shown(body)}")
     for exceeded, code in ((bounds.too_many, "too_many"), (bounds.too_large, "too_large")):

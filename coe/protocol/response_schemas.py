@@ -120,7 +120,24 @@ def _answer(description: str, choice: Mapping[str, Any], *, chunk: bool) -> dict
     return _object(description, {**_ABOUT, "choices": _list(choice), "usage": usage, "coe": _COE}, *optional)
 
 
+_VECTOR: Final = {"anyOf": [_list({"type": "number"}), _TEXT]}
 SCHEMAS: Final[Mapping[str, Any]] = {
+    "Embeddings": _object(
+        "The vectors of the inputs, in their order",
+        {
+            "object": {"const": "list"},
+            "data": _list(
+                _object(
+                    "A vector: numbers, or base64",
+                    {"object": {"const": "embedding"}, "index": _COUNT, "embedding": _VECTOR},
+                )
+            ),
+            "model": _TEXT,
+            "usage": _object("Tokens of all inputs", {"prompt_tokens": _COUNT, "total_tokens": _COUNT}),
+            "coe": {"type": "object", "description": "With `x-coe-debug: true`."},
+        },
+        "coe",
+    ),
     "ChatCompletion": _answer(
         "The answers to a conversation",
         _choice("An answer", {"message": _MESSAGE}, _CHAT_LOGPROBS, last=True),

@@ -117,3 +117,52 @@ def save_other_weights(model: Path, folder: Path) -> Path:
     tensors = load_file(folder / "model.safetensors")
     save_file({name: each.flip(0).contiguous() for name, each in tensors.items()}, folder / "model.safetensors")
     return folder
+
+
+def save_tiny_embedder(
+    folder: Path, *, pooling: str = "mean", normalize: bool = True, most: int = 24, tensors_of: int = 0
+) -> Path:
+    """A tiny random BERT as sentence-transformers saves it; `tensors_of` seeds its weights."""
+    import json
+
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "capital", "of", "france", "is", "paris", "end"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(tensors_of)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=64,
+    )
+    BertModel(config).eval().save_pretrained(folder)
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
+    modules = [
+        {
+            "idx": i,
+            "name": str(i),
+            "path": "" if i == 0 else f"{i}_{kind}",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for i, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": most, "do_lower_case": False}))
+    (folder / "1_Pooling").mkdir()
+    way = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}[pooling]
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps(
+            {
+                "word_embedding_dimension": 64,
+                f"pooling_mode_{way}": True,
+                "pooling_mode_mean_tokens": way == "mean_tokens",
+            }
+        )
+    )
+    return folder

@@ -6,16 +6,20 @@ import asyncio
 import gc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from coe.engines.base import Capabilities, Expert
 from coe.engines.constrained.checker import GrammarChecker
+from coe.engines.hf.embedder import HFEmbedder, load_embedder
 from coe.engines.hf.expert import HFExpert, off_the_loop
 from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, free_bytes, load_model, require_memory
 from coe.engines.render import Renderer
 from coe.errors import ConfigError, WeightsError
 from registry.sources import names_gguf
-from registry.spec import ExpertSpec
+from registry.spec import ExpertSpec, Kind
+
+if TYPE_CHECKING:
+    import torch
 
 _CACHE_SHARE: Final = 0.6
 """Share of the free memory that the key-value cache of a batch may take; activations take the rest."""
@@ -23,6 +27,8 @@ _CACHE_SHARE: Final = 0.6
 
 class HFEngine:
     """Loads causal language models with transformers; LoRA adapters are loaded with requests.
+
+    Experts of kind `embedding` are sentence-transformers models, in float32 on a CPU unless `dtype` states another one.
 
     Args:
         device: `auto` (CUDA, else MPS, else CPU) or a torch device.
@@ -47,6 +53,7 @@ class HFEngine:
         prompt_logprobs=True,
         token_prompts=True,
         sampling=True,
+        embeddings=True,
     )
 
     def __init__(
@@ -76,7 +83,7 @@ class HFEngine:
         Raises:
             WeightsError: the spec states neither parameters nor size.
         """
-        itemsize = choose_dtype(self._dtype, choose_device(self._device)).itemsize
+        itemsize = self._dtype_of(spec, choose_device(self._device)).itemsize
         if spec.parameters_total is not None:
             return spec.parameters_total * itemsize
         if spec.size_bytes is not None:
@@ -84,8 +91,10 @@ class HFEngine:
             return spec.size_bytes * (itemsize * 4 if _is_gguf(spec) else itemsize // 2)
         raise WeightsError(f"the size of {spec.name!r} is not known: register it again, so that its files are read")
 
-    async def load(self, spec: ExpertSpec, path: Path) -> HFExpert:
+    async def load(self, spec: ExpertSpec, path: Path) -> HFExpert | HFEmbedder:
         """Load the model in `path`, a folder in the Hugging Face layout. Raises WeightsError or OutOfMemory."""
+        if spec.kind is Kind.EMBEDDING:
+            return await asyncio.to_thread(self._load_embedder, spec, path)
         loaded = await asyncio.to_thread(self._load, spec, path)
         device = str(loaded.model.device)
         return HFExpert(
@@ -100,19 +109,33 @@ class HFEngine:
         )
 
     def _load(self, spec: ExpertSpec, path: Path) -> LoadedModel:
+        self._renderer.start()
+        device, dtype = self._room_for(spec, path)
+        return load_model(spec.name, path, device, dtype)
+
+    def _load_embedder(self, spec: ExpertSpec, path: Path) -> HFEmbedder:
+        device, dtype = self._room_for(spec, path)
+        return HFEmbedder(spec, load_embedder(spec.name, path, device, dtype), max_batch=self._max_batch)
+
+    def _room_for(self, spec: ExpertSpec, path: Path) -> tuple[str, torch.dtype]:
+        """Device and type of the weights. Raises OutOfMemory if they do not fit."""
         import torch
 
-        self._renderer.start()
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         device = choose_device(self._device)
-        dtype = choose_dtype(self._dtype, device)
+        dtype = self._dtype_of(spec, device)
         require_memory(spec.name, _bytes_needed(path, dtype.itemsize), device, self._free)
-        return load_model(spec.name, path, device, dtype)
+        return device, dtype
+
+    def _dtype_of(self, spec: ExpertSpec, device: str) -> torch.dtype:
+        """Vectors in a short type differ visibly, and save little on a CPU: embedding models are small."""
+        exact = spec.kind is Kind.EMBEDDING and self._dtype == "auto" and device == "cpu"
+        return choose_dtype("float32" if exact else self._dtype, device)
 
     async def unload(self, expert: Expert) -> None:
         """Wait for running answers, stop the worker thread and free the memory."""
-        if not isinstance(expert, HFExpert):
+        if not isinstance(expert, HFExpert | HFEmbedder):
             raise TypeError(f"{expert!r} was not loaded by this engine")
         await expert.close()
         await off_the_loop(_free_memory)

@@ -17,6 +17,7 @@ from coe.engines.constrained.checker import GrammarChecker
 from coe.engines.constrained.compiler import Grammars
 from coe.engines.constrained.grammar import Grammar
 from coe.engines.constrained.matcher import Matcher
+from coe.engines.embedding import check_generates
 from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.admission import Joining
 from coe.engines.hf.batch import BatchRow, RowState, deliver
@@ -93,6 +94,7 @@ class HFExpert:
         Args:
             state: sees the hidden states of this request.
         """
+        check_generates(request, self.spec.name)
         style = await self._style(adapter)
         matcher = await self._matcher(await self._format(request), adapter)
         with self._waiting.expecting():  # a batch waits for a slow template too, but never long

@@ -1,6 +1,7 @@
 """The OpenAI-compatible API, as an ASGI application over a Service.
 
     POST /v1/chat/completions, /v1/completions    an answer, as one body or as server-sent events
+    POST /v1/embeddings                           vectors of texts
     POST /v1/route                                the routing decision only
     GET  /v1/models, /v1/models/{id}, /health, /metrics
     GET  /openapi.json, /docs                     all of this, for machines and for people
@@ -28,6 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coe.policy import address
 from coe.protocol.answers import ChatAnswer, TextAnswer
+from coe.protocol.embeddings import ParsedEmbedding, check_embeds, parse_embedding
 from coe.protocol.errors import INVALID, body_of
 from coe.protocol.openapi import openapi_document
 from coe.protocol.parsed import Parsed
@@ -36,6 +38,7 @@ from coe.protocol.responses import model_body, model_list
 from coe.serve.http.call import error_response
 from coe.serve.http.choices import Choices
 from coe.serve.http.docs_page import CONTENT_POLICY, docs_page
+from coe.serve.http.embeddings import send_embeddings
 from coe.serve.http.exchange import Exchange
 from coe.serve.http.explained import decisions_body, explained
 from coe.serve.http.guard import guarded
@@ -53,6 +56,7 @@ def build_api(service: Service) -> ASGIApp:
         routes=[
             Route("/v1/chat/completions", Post(service, chat), methods=["POST"]),
             Route("/v1/completions", Post(service, completion), methods=["POST"]),
+            Route("/v1/embeddings", Post(service, partial(embeddings, service)), methods=["POST"]),
             Route("/v1/route", Post(service, partial(route, service)), methods=["POST"]),
             Route("/v1/models", partial(_guarded, service, models)),
             Route("/v1/models/{id:path}", partial(_guarded, service, model)),
@@ -112,6 +116,18 @@ async def answer(
         await exchange.events(*reply.ending(explained(exchange)), last=True)
     else:
         await exchange.json(reply.whole() | explained(exchange))
+
+
+async def embeddings(service: Service, exchange: Exchange, body: bytes) -> None:
+    """The vectors of the inputs, by the expert that the request names."""
+    call = exchange.call
+    parsed = await service.accept(call, body, parse_embedding)
+    assert isinstance(parsed, ParsedEmbedding)
+    check_embeds(parsed.model, call.orchestrator.snapshot.experts)
+    async with aclosing(service.answer(call, parsed)) as chunks:
+        async for _ in chunks:
+            pass
+    await send_embeddings(exchange, parsed)
 
 
 async def route(service: Service, exchange: Exchange, body: bytes) -> None:

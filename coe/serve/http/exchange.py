@@ -11,6 +11,7 @@ from urllib.parse import quote
 from pydantic_core import PydanticSerializationError, to_json
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from coe.protocol.errors import retry_after_s
@@ -55,6 +56,12 @@ class Exchange:
         """Send one JSON body."""
         self.call.status = status
         response = JsonBody(body, status, {**disclosed(self.call), **(headers or {})})
+        await response(self._scope, self._receive, self._send)
+
+    async def json_text(self, body: bytes) -> None:
+        """Send a JSON body that is written already."""
+        self.call.status = 200
+        response = Response(body, media_type="application/json", headers=disclosed(self.call))
         await response(self._scope, self._receive, self._send)
 
     async def events(self, *events: Mapping[str, Any], last: bool = False) -> None:

@@ -27,7 +27,7 @@ from coe.serve.http.finished import Finished
 from coe.types import Answer
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_ENDPOINTS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/route"})
+_ENDPOINTS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/route"})
 """Known paths; all others share one label, since clients may request any path."""
 
 Pages = Callable[[], Awaitable[Sequence[bytes]]]

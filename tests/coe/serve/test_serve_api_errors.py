@@ -176,7 +176,7 @@ async def test_a_body_over_the_limit_is_refused_however_its_length_is_told() -> 
 
 async def test_unknown_paths_and_methods_have_openais_shape_too() -> None:
     async with gateway() as g:
-        for path in ("/nowhere", "/v1/chat/completions/", "/v1/embeddings"):
+        for path in ("/nowhere", "/v1/chat/completions/", "/v1/moderations"):
             response = await g.http.get(path)
             assert response.status_code == 404 and response.json()["error"]["code"] == "unknown_url"
             assert response.json()["error"]["message"].endswith(
@@ -188,7 +188,7 @@ async def test_unknown_paths_and_methods_have_openais_shape_too() -> None:
         assert response.json()["error"]["code"] == "method_not_supported"
         assert response.json()["error"]["message"] == "GET /v1/chat/completions: method not allowed; use POST"
         with pytest.raises(openai.NotFoundError):
-            await g.client.embeddings.create(model="auto", input="x")
+            await g.client.moderations.create(input="x")
 
 
 async def test_a_page_that_cannot_be_rendered_is_an_error_in_the_same_shape() -> None:
