@@ -85,7 +85,8 @@ class Service:
         """`ray.kill` of the host."""
         [raylet, *_] = self.parts("--gcs-address=") or self.parts("--gcs_address=")
         address = next(word.partition("=")[2] for word in raylet.cmdline() if word.startswith("--gcs"))
-        subprocess.run([sys.executable, "-c", KILL_ACTOR, address], check=True, timeout=60)
+        environment = {**os.environ, "RAY_AUTH_MODE": "token"}  # as `coe serve` sets it
+        subprocess.run([sys.executable, "-c", KILL_ACTOR, address], check=True, timeout=60, env=environment)
 
 
 class Client:
@@ -105,7 +106,8 @@ class Client:
                 self._session.post(f"{self._url}/v1/completions", json=body) as response,
             ):
                 if response.status != 200:
-                    return Outcome("refused", status=response.status, error=(await response.text())[:200])
+                    error = (await response.json())["error"]["message"]
+                    return Outcome("refused", status=response.status, error=error[:200])
                 return await (self._events(response) if stream else self._whole(response))
         except TimeoutError:
             return Outcome("hung")

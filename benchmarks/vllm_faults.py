@@ -128,7 +128,7 @@ class Faults:
         row.ended_s = time.monotonic() - began
         _count(row, [outcome])
         row.check(outcome.kind == "refused", f"{name} is {outcome.kind}")
-        row.notes.append(f"HTTP {outcome.status}: {outcome.error[:100]}")
+        row.notes.append(f"HTTP {outcome.status}: {outcome.error[:90]}")
 
     async def under_load(self, fault: str, disturb: Callable[[], None]) -> Row:
         """A fault while requests run, of which some have text."""

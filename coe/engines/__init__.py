@@ -44,6 +44,10 @@ ENGINES: Final[dict[str, str]] = {
 AUTO: Final = "auto"
 """As the engine of a spec: chosen by `engine_kind`, as if none were stated."""
 
+_VLLM_READS: Final = frozenset({"awq", "gptq", "compressed-tensors"})
+"""Quantisations that vLLM computes with on a CPU, too (AWQ and GPTQ on one with AVX-512); transformers needs further
+packages for them."""
+
 _PLUGINS = Plugins(
     "coe.engines",
     "engine",
@@ -56,7 +60,8 @@ _PLUGINS = Plugins(
 def engine_kind(spec: ExpertSpec, *, on_cpu: str = "hf") -> str:
     """The kind of engine that serves `spec`: the stated one, else `remote` or `fake` by its source.
 
-    Else, and for the engine `auto`, it is the one of `weights_engine`.
+    Else, and for the engine `auto`, it is the one of `weights_engine`; on a CPU, weights that transformers cannot read
+    without further packages (`_VLLM_READS`) run on vLLM where its build for CPUs is installed.
 
     Args:
         on_cpu: the engine of weights on a CPU (`engines.auto_on_cpu`).
@@ -67,7 +72,9 @@ def engine_kind(spec: ExpertSpec, *, on_cpu: str = "hf") -> str:
         return "remote"
     if spec.kind is Kind.COMPOSED:
         return COMPOSED_ARCHITECTURES.get(spec.architecture or "", "hf")
-    return "fake" if spec.source.startswith("fake://") else weights_engine(on_cpu)
+    if spec.source.startswith("fake://"):
+        return "fake"
+    return weights_engine("vllm" if spec.quantization in _VLLM_READS else on_cpu)
 
 
 @cache

@@ -91,7 +91,11 @@ class VLLMEngine:
             names.check(expert=spec.name)
 
     def footprint(self, spec: ExpertSpec) -> int:
-        """Bytes of the weights. Raises WeightsError: the spec states neither parameters nor size."""
+        """Bytes of the weights on a device; several GPUs share them.
+
+        Raises:
+            WeightsError: the spec states neither parameters nor size.
+        """
         return self._weight_bytes(spec)
 
     def shape(self, spec: ExpertSpec) -> ShapeKey:
@@ -136,6 +140,10 @@ class VLLMEngine:
         return VLLMExpert(spec, path, self._options, self._renderer, self._checker)
 
     def _weight_bytes(self, spec: ExpertSpec) -> int:
+        devices = 1 if on_cpu() else self._options.tensor_parallel_size
+        return -(-self._all_weight_bytes(spec) // devices)
+
+    def _all_weight_bytes(self, spec: ExpertSpec) -> int:
         """Packed weights take what their files do, whatever the dtype; those of a GGUF file are unpacked before."""
         as_files = _packed(spec) is not None or (self._options.dtype == "auto" and not _unpacked(spec))
         if as_files and spec.size_bytes is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from coe.errors import CoeError, EngineError, HostLost, Overloaded, Rejected, Scope
 from coe.seam import text_of
+from registry.spec import ExpertSpec
 
 
 class EngineLost(EngineError, scope=Scope.PROCESS, status=503, code="engine_lost", retryable=True):
@@ -36,6 +37,16 @@ def is_dead(error: BaseException) -> bool:
     from vllm.v1.engine.exceptions import EngineDeadError
 
     return isinstance(error, EngineDeadError) or isinstance(error.__cause__, EngineDeadError)
+
+
+def died_after_loading(spec: ExpertSpec) -> EngineError:
+    """The error of a load whose engine process ends as soon as it computes."""
+    kernels = f"kernels for {spec.quantization}" if spec.quantization else "kernels"
+    return EngineError(
+        f"{spec.name!r} cannot be served: its vLLM process died while it answered a fixed prompt after loading; it "
+        f"wrote the reason to stderr, such as {kernels} that this build of vLLM lacks",
+        public=f"expert {spec.name!r} cannot be loaded",
+    )
 
 
 def lost(name: str, *, shown: bool) -> EngineError:

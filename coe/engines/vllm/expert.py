@@ -19,7 +19,7 @@ from coe.engines.vllm.alive import failed_requests, kill, probe
 from coe.engines.vllm.answer import AnswerChunks
 from coe.engines.vllm.canary import Canaries, ask_canary
 from coe.engines.vllm.core import Core
-from coe.engines.vllm.errors import is_dead, lost, request_error
+from coe.engines.vllm.errors import died_after_loading, is_dead, lost, request_error
 from coe.engines.vllm.options import Options
 from coe.engines.vllm.parsers import ParserNames
 from coe.engines.vllm.prepare import Preparation, Prepared
@@ -201,10 +201,15 @@ class VLLMExpert:
         return running
 
     async def _check_weights(self, running: Running) -> None:
-        """Raises WeightsError if the weights do not answer as on their first load."""
+        """Raises WeightsError if the weights do not answer as on their first load; EngineError: they do not answer."""
         if self._options.canary == "off":
             return
-        answer = await ask_canary(running.llm, self.spec, running.n_ids)
+        try:
+            answer = await ask_canary(running.llm, self.spec, running.n_ids)
+        except Exception as error:
+            if not is_dead(error):
+                raise
+            raise died_after_loading(self.spec) from error
         way, tolerant = way_of_computing(running.llm), self._options.canary == "tolerant"
         await asyncio.to_thread(partial(Canaries().check, self.spec, way, answer, tolerant=tolerant))
 

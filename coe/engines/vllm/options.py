@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,7 +132,7 @@ class Options:
             "enforce_eager": self.runs_eagerly(on_cpu=on_cpu),
             "enable_sleep_mode": self.can_sleep(on_cpu=on_cpu),
             "kv_cache_memory_bytes": self.cache_bytes(on_cpu=on_cpu),
-            "distributed_executor_backend": self._executor(with_ray),
+            "distributed_executor_backend": self._executor(with_ray=with_ray and not on_cpu),
             "worker_extension_cls": "coe.engines.vllm.worker.WorkerExtension",
             "load_format": "safetensors",  # never a pickle
             "trust_remote_code": False,
@@ -144,7 +145,12 @@ class Options:
             stated["gpu_memory_utilization"] = self.gpu_memory_utilization
         return stated | self._lora(on_cpu) | dict(self.engine_args)
 
-    def _executor(self, with_ray: bool) -> str:
+    @property
+    def gpus_per_worker(self) -> float:
+        """GPUs that Ray counts for each process of a model on several: the models of a host can share them."""
+        return math.floor(1e4 * self.gpu_memory_utilization) / 1e4  # Ray counts ten-thousandths
+
+    def _executor(self, *, with_ray: bool) -> str:
         if self.tensor_parallel_size == 1:
             return "uni"
         return "ray" if with_ray else "mp"

@@ -84,6 +84,8 @@ def set_environment(options: Options) -> None:
     cpu = on_cpu()
     for key, value in environment(eager_on_cpu=cpu and options.runs_eagerly(on_cpu=cpu)).items():
         os.environ.setdefault(key, value)
+    if options.tensor_parallel_size > 1:
+        os.environ.setdefault("VLLM_RAY_PER_WORKER_GPUS", str(options.gpus_per_worker))
 
 
 def start(name: str, path: Path, options: Options, check: Callable[[], None] | None = None) -> Any:

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
 
 from coe.engines.base import ShapeKey
 from coe.engines.vllm.expert import VLLMExpert
-from coe.engines.vllm.process import check_folder
-from coe.errors import WeightsError
+from coe.engines.vllm.files import fits_in_place, read_ahead
 from coe.seam import text_of
-from registry.errors import SourceError
-from registry.headers import Tensor, read_json, read_weights
 from registry.spec import ExpertSpec
 
-_NAMES: Final = frozenset({"_name_or_path", "transformers_version"})
-"""Keys of config.json that describe where a checkpoint comes from."""
 logger = logging.getLogger(__name__)
 
 
@@ -100,56 +93,3 @@ class VLLMSlot:
         if not isinstance(error, Exception):
             raise error
         logger.warning("expert %r: its engine process does not %s and ends: %s", holder.spec.name, what, text_of(error))
-
-
-def read_ahead(folder: Path) -> None:
-    """Start reading the weights in a folder into the page cache. Files that are not there are left to the load."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for file in folder.glob("*.safetensors"):
-        try:
-            with file.open("rb") as opened:
-                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-        except OSError as error:
-            logger.info("%s cannot be read ahead: %s", file, error)
-
-
-def fits_in_place(name: str, path: Path, former: Path | None) -> bool:
-    """Whether a process that serves the folder `former` can take the weights of `path`. Blocks.
-
-    Args:
-        name: of the expert in `path`.
-
-    Raises:
-        WeightsError: the files in `path` cannot be read, so that no process can serve them.
-    """
-    check_folder(name, path)
-    try:
-        wanted = _traits(path)
-    except (SourceError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{name!r} cannot be loaded: {error}", public=f"expert {name!r} cannot be loaded: its files are damaged"
-        ) from error
-    if former is None or "quantization_config" in wanted[0]:
-        return False  # vLLM repacks quantised weights as it loads them
-    try:
-        return _traits(former) == wanted
-    except (SourceError, OSError, ValueError) as error:  # the files of the former expert were deleted
-        logger.info("%s cannot be compared with %s: %s", former, path, error)
-        return False
-
-
-def _traits(folder: Path) -> tuple[dict[str, Any], dict[str, Any], bytes, dict[str, tuple[Tensor, str]]]:
-    """What a running process depends on: config, generation config, tokenizer, and the shapes and types of tensors."""
-    tensors, _ = read_weights(folder)
-    generation = folder / "generation_config.json"
-    return (
-        _without_names(read_json(folder / "config.json")),
-        _without_names(read_json(generation)) if generation.exists() else {},
-        (folder / "tokenizer.json").read_bytes(),
-        {name: (tensor, tensor.dtype) for name, tensor in tensors.items()},
-    )
-
-
-def _without_names(document: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if key not in _NAMES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from coe.engines import engine_kind, weights_engine
 from coe.engines.base import ShapeKey, SlotEngine
 from coe.engines.vllm.engine import PROCESS_BYTES, VLLMEngine
 from coe.engines.vllm.options import CPU_CACHE_BYTES, Options
-from coe.engines.vllm.process import check_folder, check_known, environment, start_error
+from coe.engines.vllm.process import check_folder, check_known, environment, set_environment, start_error
 from coe.errors import ConfigError, OutOfMemory, WeightsError
 from coe.hosting import engine_kinds, open_host
 from registry.spec import ExpertSpec, Kind
@@ -32,7 +33,19 @@ def test_no_code_of_a_repository_runs_and_no_pickle_is_read() -> None:
     ("size", "with_ray", "executor"), [(1, False, "uni"), (1, True, "uni"), (2, False, "mp"), (2, True, "ray")]
 )
 def test_one_device_takes_one_process_and_several_are_placed_by_ray(size: int, with_ray: bool, executor: str) -> None:
-    assert arguments(tensor_parallel_size=size, with_ray=with_ray)["distributed_executor_backend"] == executor
+    stated = arguments(on_cpu=False, tensor_parallel_size=size, with_ray=with_ray)
+    assert stated["distributed_executor_backend"] == executor
+
+
+def test_ray_places_no_processes_on_a_cpu() -> None:
+    assert arguments(on_cpu=True, tensor_parallel_size=2, with_ray=True)["distributed_executor_backend"] == "mp"
+
+
+def test_processes_on_several_gpus_ask_ray_for_the_share_that_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {})
+    for parallel, share in ((1, None), (2, "0.4")):
+        set_environment(Options(tensor_parallel_size=parallel, gpu_memory_utilization=0.4))
+        assert os.environ.get("VLLM_RAY_PER_WORKER_GPUS") == share
 
 
 def test_a_cpu_runs_eagerly_with_a_fixed_cache_and_a_gpu_by_its_share() -> None:
@@ -135,6 +148,13 @@ def test_quantised_weights_take_what_their_files_do_and_share_no_slot_with_other
     assert len({engine.shape(packed), engine.shape(spec()), engine.shape(spec(quantization="gptq"))}) == 3
 
 
+@pytest.mark.parametrize(("cpu", "size_bytes"), [(False, 501), (True, 1001)])
+def test_gpus_share_the_weights_of_a_model(cpu: bool, size_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coe.engines.vllm.engine.on_cpu", lambda: cpu)
+    engine = VLLMEngine(kv_cache_bytes=1, tensor_parallel_size=2)
+    assert engine.footprint(ExpertSpec(name="m", kind=Kind.MODEL, source="/m", size_bytes=1001)) == size_bytes
+
+
 def test_compilation_is_off_in_eager_mode_on_a_cpu_only() -> None:
     assert environment(eager_on_cpu=True)["TORCHDYNAMO_DISABLE"] == "1"
     assert "TORCHDYNAMO_DISABLE" not in environment(eager_on_cpu=False)
@@ -189,6 +209,21 @@ def test_the_engine_of_weights_that_name_none(
         assert engine_kind(fake, on_cpu=on_cpu) == "fake"
     finally:
         weights_engine.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("quantization", "kind"), [("compressed-tensors", "vllm"), ("awq", "vllm"), ("gguf-q4_1", "hf"), (None, "hf")]
+)
+def test_quantised_weights_run_on_vllm_on_a_cpu_too(
+    quantization: str | None, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coe.engines.vllm.process.on_cpu", lambda: True)
+    spec = ExpertSpec(name="m", kind=Kind.MODEL, source="/m", quantization=quantization)
+    for installed, expected in ((True, kind), (False, "hf")):
+        monkeypatch.setattr("coe.engines.vllm.process.is_installed", lambda installed=installed: installed)
+        weights_engine.cache_clear()
+        assert engine_kind(spec) == expected
+    weights_engine.cache_clear()
 
 
 async def test_a_host_serves_weights_on_a_cpu_by_the_configured_engine(monkeypatch: pytest.MonkeyPatch) -> None:

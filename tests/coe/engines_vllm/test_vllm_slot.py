@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from engine_models import model_spec, save_other_weights
+from safetensors.torch import load_file, save_file
 
 from coe.engines.base import ShapeKey
-from coe.engines.vllm.slot import VLLMSlot, fits_in_place, read_ahead
+from coe.engines.vllm.files import check_merged, fits_in_place, read_ahead
+from coe.engines.vllm.slot import VLLMSlot
 from coe.errors import EngineError, WeightsError
 from registry.spec import ExpertSpec
 
@@ -36,6 +38,28 @@ def test_damaged_files_are_refused(tiny: Path, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(WeightsError, match="'other' cannot be loaded"):
         fits_in_place("other", other, tiny)
+
+
+@pytest.mark.parametrize("lost", ["1.mlp.up_proj", "0.mlp.gate_proj", "1.self_attn.v_proj"])
+def test_a_checkpoint_that_lacks_a_part_of_merged_weights_is_refused(tiny: Path, tmp_path: Path, lost: str) -> None:
+    """vLLM would answer with whatever is in memory."""
+    other = save_other_weights(tiny, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    del tensors[f"model.layers.{lost}.weight"]
+    save_file(tensors, other / "model.safetensors")
+    with pytest.raises(WeightsError, match=f"lacks 1 of the model's weights, such as model.layers.{lost}.weight"):
+        fits_in_place("other", other, tiny)
+
+
+def test_models_without_a_part_in_every_layer_are_whole() -> None:
+    check_merged("m", Path("/m"), ("a.0.up_proj.weight", "a.1.up_proj.weight"), {})  # a model without gates
+    keys = ("a.0.k_proj.weight", "a.1.k_proj.weight", "a.1.v_proj.weight", "a.1.v_proj.bias")
+    check_merged("m", Path("/m"), keys, {"attention_k_eq_v": True})
+    experts = [f"a.experts.{i}.{part}_proj" for i in (0, 1) for part in ("gate", "up")]
+    packed = [f"{each}.{kind}" for each in experts for kind in ("qweight", "scales")]
+    check_merged("m", Path("/m"), packed, {})
+    with pytest.raises(WeightsError, match=r"lacks 1 .* such as a\.experts\.1\.up_proj\.qweight"):
+        check_merged("m", Path("/m"), packed[:6], {})
 
 
 class Expert:

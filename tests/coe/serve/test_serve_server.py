@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from coe.serve.cluster import deployed
+from coe.serve.cluster import deployed, server
 from coe.serve.cluster.server import Server
 from coe.serve.cluster.source import Source
 from registry.digest import digest_of, hash_files
@@ -105,3 +106,31 @@ def test_changed_files_of_an_expert_are_said_once_and_shown_until_they_are_as_re
     weights.write_bytes(b"weights")
     [(part, what)] = watched.look(2)
     assert part == "files" and what.startswith("as registered again") and watched.shown[3:] == [[]]
+
+
+def test_a_start_that_takes_long_shows_every_ten_seconds_what_it_waits_for(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def status(hosts: str) -> Any:
+        deployments = {
+            "gateway": SimpleNamespace(status="HEALTHY", message="", replica_states={"RUNNING": 1}),
+            "hosts": SimpleNamespace(status=hosts, message="", replica_states={"RUNNING": 1}),
+        }
+        return SimpleNamespace(deployments=deployments)
+
+    def await_running(tell: Any) -> None:
+        nonlocal now
+        for second in range(25):  # Serve is asked more often than something is printed
+            now = float(second)
+            tell(status("UPDATING"))
+        tell(status("HEALTHY"))
+
+    monkeypatch.setattr(server.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(watched.server, "_await_running", await_running)
+    monkeypatch.setattr(deployed, "states", lambda pool: [])
+    watched.server._deploy()
+    progress = [what for part, what in watched.said if part == "starting"]
+    assert progress == ["hosts, 11.0 s so far", "hosts, 22.0 s so far"]
+    assert watched.said[-1] == ("hosts", "1 up in 24.0 s")
