@@ -12,7 +12,8 @@ programs on the machine disturb all alike. Experts are fake and answer at once, 
     minilm         coe: the category router with MiniLM, which encodes every prompt
     in process     the category policy without HTTP and Ray: time of router, host and engine
 
-The service runs as `coe serve` starts it: decisions are logged, metrics counted, answers checked by the client.
+The service runs as `coe serve` starts it with `serve.http: proxy`, which the Serve echo needs: decisions are logged,
+metrics counted, answers checked by the client. `http_paths.py` compares the values of `serve.http`.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ default_policy: expert
 policies:
   expert: {{expert: cooking-expert}}
 {routers}
-serve: {{port: {port}, log: {{folder: decisions}}}}
+serve: {{http: proxy, port: {port}, log: {{folder: decisions}}}}
 """
 
 uvicorn_echo = FastAPI()

@@ -50,8 +50,18 @@ class Round:
         }
 
 
-async def closed_loop(ask: Callable[[int], Awaitable[None]], n_clients: int, seconds: float) -> Round:
-    """Each client sends its next request on an answer. `ask` gets a number unique to the call."""
+async def closed_loop(
+    ask: Callable[[int], Awaitable[None]],
+    n_clients: int,
+    seconds: float,
+    cpu_s: Callable[[], float] | None = None,
+) -> Round:
+    """Each client sends its next request on an answer. `ask` gets a number unique to the call.
+
+    Args:
+        cpu_s: CPU time of the processes under load; by default of all descendants of this process.
+    """
+    cpu_s = cpu_s or children_cpu_s
     numbers = itertools.count()
     clock = time.perf_counter
     begins = clock() + WARM_UP_S
@@ -64,10 +74,10 @@ async def closed_loop(ask: Callable[[int], Awaitable[None]], n_clients: int, sec
             if begins <= (now := clock()) < ends:
                 seen.latencies_s.append(now - started)
 
-    cpu, own = children_cpu_s(), time.process_time()
+    cpu, own = cpu_s(), time.process_time()
     await asyncio.gather(*(client() for _ in range(n_clients)))
     seen.client_cpu = (time.process_time() - own) / (clock() - begins + WARM_UP_S)
-    seen.cpu_ms = 1e3 * (children_cpu_s() - cpu) / next(numbers)
+    seen.cpu_ms = 1e3 * (cpu_s() - cpu) / next(numbers)
     return seen
 
 

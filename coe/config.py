@@ -255,6 +255,9 @@ class DecisionLogConfig(_Section):
         return _resolve(path, info)
 
 
+HttpPath = Literal["direct", "haproxy", "proxy"]
+
+
 class ServeConfig(_Section):
     """The endpoint of `coe serve`."""
 
@@ -264,6 +267,10 @@ class ServeConfig(_Section):
     """Port to listen on."""
     ray: str | None = None
     """Address of a Ray cluster (`auto`: the one of this machine); null starts a Ray on this machine."""
+    http: HttpPath | None = None
+    """What accepts the connections of clients: `direct`, the gateways themselves; `haproxy`, Ray Serve's HAProxy, on
+    Linux; or `proxy`, Ray Serve's proxy in Python. null takes `direct`, and `proxy` on a cluster that was running
+    before (docs/serving.md)."""
     gateway: ProcessConfig = ProcessConfig()
     """Processes that take requests and route them."""
     pools: tuple[HostPoolConfig, ...] = (HostPoolConfig(),)
@@ -294,6 +301,11 @@ class ServeConfig(_Section):
     """Seconds without a response to a ping after which an expert host is avoided, and its calls go to other hosts."""
     log: DecisionLogConfig = DecisionLogConfig()
     """The decision log."""
+
+    @property
+    def http_path(self) -> HttpPath:
+        """The setting `http`, or what null stands for."""
+        return self.http or ("direct" if self.ray is None else "proxy")
 
     @model_validator(mode="after")
     def _pools_have_names(self) -> Self:

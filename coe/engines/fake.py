@@ -135,8 +135,13 @@ class FakeExpert:
         [*chunks, last] = chunks_of(self._say(behaviour, request, adapter), request)
         fail_after = int(behaviour.options.get("after", 0)) if behaviour.name == "fail" else None
         echo = request.prompt or "" if request.echo else ""
+        clock = asyncio.get_running_loop().time
+        late_s, came = 0.0, clock()
         for i, chunk in enumerate(chunks):
-            await self._engine.sleep(self._engine.token_delay_s)
+            # A late timer shortens the next delay, so that the rate is as configured on a busy machine too.
+            await self._engine.sleep(max(self._engine.token_delay_s - late_s, 0.0))
+            before, came = came, clock()
+            late_s = max(late_s + came - before - self._engine.token_delay_s, 0.0)
             if i == fail_after:
                 raise EngineError(
                     f"{self.spec.name!r} failed after {i} tokens, as its source {self.spec.source!r} specifies"

@@ -24,7 +24,9 @@ import psutil  # type: ignore[import-untyped]
 
 GATEWAYS: Final = "ray::ServeReplica:coe:gateway"
 HOSTS: Final = "ray::ServeReplica:coe:hosts"
-PROXY: Final = "ray::ProxyActor"
+PROXIES: Final = {"proxy": "ray::ProxyActor", "haproxy": "ray::HAProxyManager"}
+"""The process of Ray Serve's proxy, by the setting `serve.http`."""
+HAPROXY: Final = "/haproxy -db"
 CONTROLLER: Final = "ray::ServeController"
 READY_S: Final = 150.0
 STOP_S: Final = 10.0
@@ -65,6 +67,25 @@ class ServeProcess:
     def everything(self) -> list[psutil.Process]:
         """All its processes that live, the oldest first."""
         return sorted(_session(self.process.pid), key=lambda process: process.pid)
+
+    def listening(self) -> set[tuple[str, int]]:
+        """Addresses and ports on which its processes accept TCP connections."""
+        return {
+            (connection.laddr.ip, connection.laddr.port)
+            for process in self.everything()
+            for connection in _connections(process)
+            if connection.status == psutil.CONN_LISTEN
+        }
+
+    def links(self) -> dict[str, int]:
+        """Connections of gateways to each host, by the path of its socket."""
+        paths = [
+            connection.laddr
+            for pid in self.parts(HOSTS)
+            for connection in psutil.Process(pid).net_connections("unix")
+            if str(connection.laddr).endswith(".sock") and "/coe/" in connection.laddr
+        ]
+        return {path: paths.count(path) - 1 for path in paths}  # the host itself listens there
 
     def health(self) -> dict[str, Any]:
         """The body of `/health`."""
@@ -155,6 +176,12 @@ def _session(leader: int) -> Iterator[psutil.Process]:
         with suppress(psutil.NoSuchProcess, ProcessLookupError):
             if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
+
+
+def _connections(process: psutil.Process) -> list[Any]:
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return list(process.net_connections("tcp"))
+    return []
 
 
 def _title(process: psutil.Process) -> str:

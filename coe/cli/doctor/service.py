@@ -29,7 +29,7 @@ _RAY_PROCESSES = ("gcs_server", "raylet")
 def port(host: str, number: int) -> Iterator[Finding]:
     """Whether `coe serve` could listen there."""
     from coe.errors import ConfigError
-    from coe.serve.cluster.server import check_port
+    from coe.serve.cluster.ingress import check_port
 
     place = f"{host}:{number}"
     try:

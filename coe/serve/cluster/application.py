@@ -6,18 +6,22 @@ from typing import Any, Final
 
 from ray import serve
 from ray.serve import Application, Deployment
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
 from coe.config import Config, HostPoolConfig, ProcessConfig
 from coe.serve.cluster.catalog import Catalog
+from coe.serve.cluster.direct_gateway import DirectGateway
 from coe.serve.cluster.expert_host import ExpertHost
 from coe.serve.cluster.gateway import GATEWAY, Gateway
 from coe.serve.cluster.request_router import SoonestStart
+from coe.serve.cluster.scaling import by_requests_in_flight
 
 ROUTER: Final[dict[str, Any]] = {"request_router_class": SoonestStart, "request_routing_stats_period_s": 0.5}
 """Serve's request router for expert hosts; hosts report their state twice a second."""
 HEALTH_PERIOD_S: Final = 2.0
+GATEWAY_HEALTH_S: Final = 5.0
+"""Seconds a gateway has for a health check. Serve replaces it after three late ones, and clients wait until then."""
 GRACE_S: Final = 5.0
 """Seconds a stopping replica has to finish its requests."""
 VERSION: Final = "1"
@@ -28,27 +32,35 @@ def build_application(config: Config, catalog: Catalog) -> Application:
     """The application for `serve.run`. Deploying it again with another catalog pushes that to the running replicas."""
     pushed = catalog.to_json()
     hosts = {pool.name: _hosts(config, pool, pushed) for pool in config.serve.pools}
-    gateway = _deployment(serve.ingress()(Gateway), GATEWAY, config.serve.gateway, pushed)
+    direct = config.serve.http_path == "direct"
+    kind = DirectGateway if direct else Gateway
+    gateway = _deployment(serve.ingress()(kind), GATEWAY, config.serve.gateway, pushed, counts_itself=direct)
     # The gateway refuses excess requests with OpenAI's error body; Serve's own limit must not apply first.
     most = 4 * (config.serve.max_in_flight + config.serve.max_uploads)
-    return gateway.options(max_ongoing_requests=most).bind(config, hosts)
+    return gateway.options(max_ongoing_requests=most, health_check_timeout_s=GATEWAY_HEALTH_S).bind(config, hosts)
 
 
 def _hosts(config: Config, pool: HostPoolConfig, pushed: dict[str, Any]) -> Application:
-    deployment = _deployment(ExpertHost, pool.name, pool, pushed)
+    deployment = _deployment(ExpertHost, pool.name, pool, pushed, counts_itself=True)
     return deployment.options(
         max_ongoing_requests=2 * config.host.max_waiting,  # the host's scheduler queues and refuses
         request_router_config=RequestRouterConfig(**ROUTER),
     ).bind(config, pool)
 
 
-def _deployment(target: type, name: str, process: ProcessConfig, pushed: dict[str, Any]) -> Deployment:
+def _deployment(
+    target: type, name: str, process: ProcessConfig, pushed: dict[str, Any], *, counts_itself: bool = False
+) -> Deployment:
     replicas = process.replicas
     options: dict[str, Any] = {"num_replicas": replicas.min}
+    policy: Any = AutoscalingPolicy
     if replicas.min < replicas.max:
         options = {
             "autoscaling_config": AutoscalingConfig(
-                min_replicas=replicas.min, max_replicas=replicas.max, target_ongoing_requests=replicas.target
+                min_replicas=replicas.min,
+                max_replicas=replicas.max,
+                target_ongoing_requests=replicas.target,
+                policy=policy(policy_function=by_requests_in_flight) if counts_itself else policy(),
             )
         }
     deployment: Any = serve.deployment(target)

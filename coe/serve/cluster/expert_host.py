@@ -7,10 +7,13 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 from coe.chunks import Joined, merged, whole_chunk
 from coe.config import Config, HostPoolConfig
@@ -18,6 +21,8 @@ from coe.errors import CoeError
 from coe.host import Host
 from coe.hosting import open_host, update_host
 from coe.serve.cluster.catalog import Catalog, serving
+from coe.serve.cluster.link import LinkServer
+from coe.serve.cluster.scaling import IN_FLIGHT
 from coe.types import Chunk, GenerateRequest
 from registry.store import Snapshot
 
@@ -25,6 +30,11 @@ FASTEST_S: Final = 0.025
 SLOWEST_S: Final = 0.25
 CHUNKS_PER_S: Final = 500
 """Most chunks a host sends per second over all answers, since each costs a message between processes. See `pace`."""
+LINK_SLOWEST_S: Final = 0.08
+LINK_CHUNKS_PER_S: Final = 5000
+"""The same over links, where a message costs a tenth."""
+GRACE_S: Final = 3.5
+"""Seconds that calls over links have when a host stops; Serve kills it after `application.GRACE_S`."""
 _NOTHING: Final = Chunk("")
 CATCH_UP_S: Final = 10.0
 """Seconds a request waits for the catalog it was routed with, if the gateway received that first."""
@@ -50,6 +60,7 @@ class ExpertHost:
         self._host: Host | None = None
         self._generation = 0
         self._changed = asyncio.Condition()
+        self._links: LinkServer | None = None
         self._calls: dict[str, Counter[str]] = {}  # gateway -> residency -> its calls, waiting or in progress
         self.loaded_s: dict[str, float] = {}
         self.failed: dict[str, str] = {}
@@ -69,16 +80,52 @@ class ExpertHost:
         async with self._changed:
             self._generation = catalog.generation
             self._changed.notify_all()
+        if self._links is None and (folder := session_folder()) is not None:
+            await self._listen(folder / "coe")
         log.info("catalog %d: %d experts", catalog.generation, len(snapshot))
 
-    async def stream(
-        self, expert: str, request: GenerateRequest, generation: int, call: str = ""
+    async def _listen(self, folder: Path) -> None:
+        """Accept links in a folder of sockets. Without them gateways call through Serve."""
+        links = LinkServer(folder / f"{uuid4().hex[:16]}.sock", self.answer)
+        try:
+            await links.start()
+        except OSError as error:
+            log.warning("no links to this host, its calls cost more: %s", error)
+        else:
+            self._links = links
+
+    async def answer(
+        self, stream: bool, expert: str, request: GenerateRequest, generation: int, call: str
     ) -> AsyncGenerator[Piece, None]:
-        """The answer in chunks as they are generated; an error is the last piece. `call`: `placement.Call.id`."""
+        """`stream` or `whole`, for a link."""
+        if not stream:
+            yield await self.whole(expert, request, generation, call)
+            return
+        pieces = self.stream(expert, request, generation, call, LINK_CHUNKS_PER_S, LINK_SLOWEST_S)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    async def stream(
+        self,
+        expert: str,
+        request: GenerateRequest,
+        generation: int,
+        call: str = "",
+        per_s: float = CHUNKS_PER_S,
+        slowest_s: float = SLOWEST_S,
+    ) -> AsyncGenerator[Piece, None]:
+        """The answer in chunks as they are generated; an error is the last piece.
+
+        Args:
+            call: `placement.Call.id`.
+            per_s, slowest_s: as for `pace`.
+        """
         with self._counted(expert, call):
             try:
                 host = await self._at(generation)
-                async with aclosing(coalesce(host.ask(expert, request), lambda: pace(host.answering))) as chunks:
+                every_s = partial(_pace_of, host, per_s, slowest_s)
+                async with aclosing(coalesce(host.ask(expert, request), every_s)) as chunks:
                     async for chunk in chunks:
                         yield chunk
             except CoeError as error:
@@ -135,7 +182,17 @@ class ExpertHost:
             "places": {residency: count for residency, count in places.items() if count is not None},
             "answer_s": {residency: answer_s[name] for residency, name in any_of.items() if name in answer_s},
             "calls": {gateway: dict(calls) for gateway, calls in self._calls.items()},
+            "address": "" if self._links is None else str(self._links.path),
         }
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """The calls waiting or in progress, for `coe.serve.cluster.scaling`."""
+        return {IN_FLIGHT: float(sum(sum(calls.values()) for calls in self._calls.values()))}
+
+    def __del__(self) -> Coroutine[Any, Any, None] | None:
+        """Serve calls it before it ends this process, and awaits what it returns: the end of the calls over links."""
+        links, self._links = getattr(self, "_links", None), None
+        return None if links is None else links.close(GRACE_S)
 
     def check_health(self) -> None:
         """Serve's health check: a process that responds is healthy.
@@ -218,9 +275,30 @@ def own_config(config: Config, pool: HostPoolConfig, snapshot: Snapshot) -> Conf
     return config.model_copy(update={"host": config.host.model_copy(update={"budget": budget, "pins": pins})})
 
 
-def pace(answers: int) -> float:
-    """Seconds between the chunks of a stream while a host streams `n` answers."""
-    return min(max(FASTEST_S, answers / CHUNKS_PER_S), SLOWEST_S)
+def session_folder() -> Path | None:
+    """The folder of this process's Ray for its sockets and logs; None outside Ray Serve."""
+    import ray
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        serve.get_replica_context()
+    except RayServeException:
+        return None
+    return Path(ray._private.worker._global_node.get_session_dir_path())  # type: ignore[attr-defined]
+
+
+def pace(answers: int, per_s: float = CHUNKS_PER_S, slowest_s: float = SLOWEST_S) -> float:
+    """Seconds between the chunks of a stream while a host streams `answers`, for at most `per_s` chunks in all.
+
+    Args:
+        slowest_s: most seconds, however many answers there are.
+    """
+    return min(max(FASTEST_S, answers / per_s), slowest_s)
+
+
+def _pace_of(host: Host, per_s: float, slowest_s: float) -> float:
+    return pace(host.answering, per_s, slowest_s)
 
 
 async def coalesce(chunks: AsyncGenerator[Chunk, None], every_s: Callable[[], float]) -> AsyncGenerator[Chunk, None]:

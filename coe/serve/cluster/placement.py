@@ -35,6 +35,7 @@ class HostStatus:
         places: residency -> requests that its weights answer at once; only of those in memory.
         answer_s: residency -> mean seconds of its recent answers.
         calls: gateway -> residency -> its calls at the host, waiting or in progress.
+        address: where it accepts links (`coe.serve.cluster.link`); empty if nowhere.
     """
 
     id: str
@@ -45,6 +46,7 @@ class HostStatus:
     places: Mapping[str, int] = field(default_factory=dict)
     answer_s: Mapping[str, float] = field(default_factory=dict)
     calls: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    address: str = ""
 
     @classmethod
     def of(cls, host_id: str, state: Mapping[str, Any]) -> HostStatus:
@@ -171,6 +173,11 @@ class Board:
         """The host of a call; None if none was chosen, or the call has ended."""
         call = self._calls.get(call_id)
         return None if call is None else call.host
+
+    def address(self, call: Call) -> str:
+        """Where the host of a call accepts links; empty if no host is chosen, or it accepts none."""
+        view = self._views.get(call.pool, {}).get(call.host or "")
+        return "" if view is None else view.address
 
     def close(self, call: Call) -> None:
         """The call has ended."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -18,6 +19,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from coe.errors import CoeError, EngineError, HostLost, Overloaded, Scope, UnknownModel
 from coe.serve.cluster.catalog import Catalog, serving
+from coe.serve.cluster.link import Broken, LinkLost, Links
 from coe.serve.cluster.liveness import HostSilent, unless_lost
 from coe.serve.cluster.placement import Board, Call
 from coe.types import Chunk, GenerateRequest
@@ -41,6 +43,7 @@ class PoolClient:
         handles: name of a pool -> handle of its deployment.
         pools: name of a pool -> its configuration.
         board: the latest status of every host.
+        links: connections to hosts on this machine; None makes every call through a handle.
     """
 
     def __init__(
@@ -49,7 +52,9 @@ class PoolClient:
         pools: Mapping[str, HostPoolConfig],
         board: Board,
         catalog: Catalog,
+        links: Links | None = None,
     ) -> None:
+        self._links = links
         self._handles, self._pools, self._board = dict(handles), dict(pools), board
         self._ready: dict[tuple[str, str, str], DeploymentHandle[Any]] = {}
         self._catalog = catalog
@@ -99,7 +104,7 @@ class PoolClient:
                 raise EngineError(f"the host of {expert!r} failed: {error.cause}") from error
             except (BackPressureError, DeploymentUnavailableError) as error:
                 raise Overloaded(f"the hosts of {expert!r} accept no more requests now: {error}") from error
-            except RayActorError as error:
+            except (RayActorError, LinkLost) as error:
                 if call.shown:
                     raise HostLost(f"the process that answered with {expert!r} died; retry the request") from error
             except HostSilent as error:
@@ -119,17 +124,31 @@ class PoolClient:
     async def _pieces(
         self, expert: str, call: Call, request: GenerateRequest, generation: int
     ) -> AsyncGenerator[Chunk | Exception, None]:
-        """The pieces that the host sends; closing the iterator cancels the call. Raises HostSilent."""
+        """The pieces that the host sends; closing the iterator cancels the call. Raises HostSilent, LinkLost."""
+        link = None if self._links is None else self._links.to(self._board.address(call))
+        pieces: AsyncGenerator[Any, None]
+        if link is None:
+            pieces = self._by_handle(expert, call, request, generation)
+        else:
+            pieces = link.ask(expert, request, generation, call.id)
+        async with aclosing(pieces):
+            while (piece := await unless_lost(call, anext(pieces, None))) is not None:
+                if isinstance(piece, Broken):
+                    raise EngineError(f"the host of {expert!r} failed: {piece.why}")
+                yield piece
+
+    async def _by_handle(
+        self, expert: str, call: Call, request: GenerateRequest, generation: int
+    ) -> AsyncGenerator[Chunk | Exception, None]:
         method = "stream" if request.stream else "whole"
         response: Any = self._handle(call, method).remote(expert, request, generation, call.id)
         ended = False
         try:
             if not request.stream:
-                piece, ended = await unless_lost(call, response), True
+                piece, ended = await response, True
                 yield piece
                 return
-            pieces = aiter(response)
-            while (piece := await unless_lost(call, anext(pieces, None))) is not None:
+            async for piece in response:
                 yield piece
             ended = True
         finally:

@@ -7,6 +7,7 @@ chosen the host of each call already (`placement.Board.open`), unless no host ha
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from ray.serve.request_router import FIFOMixin, MultiplexMixin, PendingRequest, RequestRouter, RunningReplica
@@ -63,19 +64,22 @@ class SoonestStart(FIFOMixin, MultiplexMixin, RequestRouter):
         return [[by_id[name]] for name in ranked]
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Receive new states even without traffic."""
+        """Receive new states even without traffic, or with traffic over links alone."""
         super().update_replicas(replicas)
         self._publish(replicas)
+        with suppress(RuntimeError):  # no event loop runs here
+            self._watch(self._deployment_id.name)
 
     def _publish(self, replicas: list[RunningReplica]) -> None:
         views = [HostStatus.of(r.replica_id.unique_id, r.routing_stats) for r in replicas]
         placement.BOARD.publish(self._deployment_id.name, views)
 
     def _watch(self, deployment: str) -> None:
-        """Ping the hosts from the first call on."""
+        """Ping the hosts from now on. Raises RuntimeError without an event loop."""
         if self._watching is None:
+            loop = asyncio.get_running_loop()
             pinging = liveness.Liveness(placement.BOARD, deployment, self._ping)
-            self._watching = asyncio.get_running_loop().create_task(pinging.run())
+            self._watching = loop.create_task(pinging.run())
 
     async def _ping(self, host_id: str) -> None:
         """Return when the event loop of a host has responded."""

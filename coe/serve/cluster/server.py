@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -23,6 +22,7 @@ from coe.serve.cluster.catalog import serving
 from coe.serve.cluster.expert_host import own_config
 from coe.serve.cluster.file_watch import FileWatch
 from coe.serve.cluster.gpus import check_gpus, gpus_by_pool, with_gpus
+from coe.serve.cluster.ingress import Ingress
 from coe.serve.cluster.source import Source
 from registry.errors import RegistryError
 from routers.errors import RouterError
@@ -72,23 +72,24 @@ class Server:
     def __init__(self, source: Source, say: Say) -> None:
         self._source, self._say = source, say
         self._settings = source.config.serve
+        self._ingress = Ingress(self._settings)
         self._ray_begun = False
         self._gpus: dict[str, float] | None = None
         self._files, self._warnings, self._not_reloaded = FileWatch(), list[str](), ""
 
     def __enter__(self) -> Self:
-        if self._settings.ray is None:
-            check_port(self._settings.host, self._settings.port)
+        self._ingress.__enter__()
         try:
             self._start_ray()
             self._deploy()
         except BaseException:
-            self._stop()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop()
+        self._ingress.__exit__()
 
     def watch(self, stop: threading.Event) -> None:
         """Push a new catalog whenever the registry or a file changes, and report the health of processes and files."""
@@ -162,11 +163,13 @@ class Server:
             # Ray's core handles SIGTERM itself and would end this process at once with a stack trace.
             signal.signal(signal.SIGTERM, on_sigterm)
         serve.start(
-            proxy_location="HeadOnly" if self._settings.ray is None else "EveryNode",
+            proxy_location=self._ingress.location,
             http_options=HTTPOptions(host=self._settings.host, port=self._settings.port),
         )
         logs = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"  # type: ignore[attr-defined]
         self._say("ray", f"up in {_since(started)}, logs in {logs}")
+        for what in self._ingress.listens:
+            self._say("listens", what)
 
     def _ray_options(self) -> dict[str, Any]:
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "coe"}
@@ -302,18 +305,6 @@ def _undisturbed() -> Iterator[None]:
 def _set_unless_set(environment: Mapping[str, str]) -> None:
     for name, value in environment.items():
         os.environ.setdefault(name, value)
-
-
-def check_port(host: str, port: int) -> None:
-    """Raises ConfigError if the address cannot be bound."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"{host}:{port} cannot be listened on ({error.strerror}): choose another `--port`, or stop what uses it"
-            ) from error
 
 
 def logical_cpus(config: Config) -> int:

@@ -30,6 +30,8 @@ from coe.serve.http.finished import Finished
 _PATTERN: Final = "decisions-*.jsonl"
 _PENDING_BYTES: Final = 32 * 2**20
 """Most lines queued for the disk; more are dropped."""
+_GATHER_S: Final = 0.01
+"""Seconds in which lines gather before they are written: a thread that wakes for every request slows the event loop."""
 log = logging.getLogger(__name__)
 
 
@@ -67,7 +69,8 @@ class DecisionLog:
             else:
                 self._lines.append(line)
                 self._pending_bytes += len(line)
-                self._changed.notify()
+                if len(self._lines) == 1:
+                    self._changed.notify()
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Write pending lines. Lines that the disk has not taken after `timeout_s` seconds are lost and reported."""
@@ -84,7 +87,9 @@ class DecisionLog:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._lines or self._closed)
+                if not self._lines:
+                    self._changed.wait_for(lambda: self._lines or self._closed)
+                    self._changed.wait_for(lambda: self._closed, _GATHER_S)
                 if not self._lines:
                     break
                 line = self._lines.popleft()

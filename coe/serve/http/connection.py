@@ -1,7 +1,8 @@
 """Limits of a connection that uvicorn lacks: seconds and bytes of a request's head, and clients that stop reading.
 
-Ray Serve's proxy runs uvicorn and calls `install` when it starts (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH). Without
-these limits a client can hold a connection, and the memory of its headers, for as long as it likes.
+A gateway that listens itself uses `BoundedConnection` (`listener.py`). Ray Serve's proxy runs uvicorn too and calls
+`install` when it starts (RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH). Without these limits a client can hold a
+connection, and the memory of its headers, for as long as it likes.
 """
 
 from __future__ import annotations

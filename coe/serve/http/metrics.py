@@ -1,8 +1,8 @@
 """Prometheus metrics of the gateways.
 
-Every gateway process counts its own requests. A scrape reaches one gateway, through Serve's proxy; that gateway
-collects the pages of all of them (`pages`, a Serve broadcast) and merges them, each series with the label `gateway`. So
-the page is complete and fresh whichever process answers. The series of a process end with it, as for any target; `sum
+Every gateway process counts its own requests. A scrape reaches one gateway; that gateway collects the pages of all of
+them (`pages`, a Serve broadcast) and merges them, each series with the label `gateway`. So the page is complete and
+fresh whichever process answers. The series of a process end with it, as for any target; `sum
 without (gateway) (rate(...))` is correct across restarts.
 
 The alternative is Ray's own pipeline (`ray.util.metrics`, exported by every node). It works without the dashboard, but

@@ -169,6 +169,20 @@ async def test_loads_and_unloads_are_counted_and_time_is_the_callers() -> None:
         await engine.unload(expert)
 
 
+async def test_a_late_timer_shortens_the_next_delay() -> None:
+    waited: list[float] = []
+
+    async def late(seconds: float) -> None:
+        waited.append(seconds)
+        await asyncio.sleep(0.05 if len(waited) == 1 else 0.0)
+
+    engine = FakeEngine(token_delay_s=0.02, sleep=late)
+    expert = await engine.load(spec_of("fake://echo"), NOWHERE)
+    waited.clear()
+    assert [c.text async for c in expert.generate(ask("a b c"))] == ["a", " b", " c", ""]
+    assert waited[:2] == [0.02, 0.0]
+
+
 def test_wrong_engines_and_options_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"there is no engine 'hff'; did you mean 'hf'\? there are: fake, hf, remote"):
         create_engine("hff")

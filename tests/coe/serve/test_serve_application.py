@@ -1,6 +1,9 @@
 """The Ray Serve application of a configuration: bounds, resources, and what a reload leaves unchanged."""
 
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from coe.config import Config
 from coe.serve.cluster.application import build_application
@@ -42,6 +45,23 @@ def test_replicas_are_fixed_or_scale_within_their_bounds() -> None:
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 8, 32)
     assert [built[name]._deployment_config.autoscaling_config for name in ("big", "small")] == [None, None]
     assert (built["big"].num_replicas, built["small"].num_replicas) == (1, 3)
+
+
+@pytest.mark.parametrize("http", ["direct", "haproxy", "proxy"])
+def test_processes_scale_by_the_requests_that_they_count_unless_all_pass_through_serve(http: str) -> None:
+    """Serve sees neither the connections of clients to gateways nor the calls over links."""
+    scaled = {"replicas": {"min": 1, "max": 4}}
+    config = Config.model_validate({"serve": {"http": http, "gateway": scaled, "pools": [{"name": "hosts", **scaled}]}})
+    gateway = build_application(config, Catalog.of(config, SNAPSHOT, 1))._bound_deployment
+    host = gateway.init_args[1]["hosts"]._bound_deployment
+    policies = [each._deployment_config.autoscaling_config.policy for each in (gateway, host)]
+    counted = [not policy.is_default_policy_function() for policy in policies]
+    assert counted == [http == "direct", True]
+    context = SimpleNamespace(
+        aggregated_metrics={"in_flight": {"a": 20.0, "b": 30.0}}, config=SimpleNamespace(target_ongoing_requests=16)
+    )
+    assert policies[1].get_policy()(context)[0] == 50 / 16, "as the controller loads it"
+    assert hasattr(gateway.func_or_class, "record_autoscaling_stats") == (http == "direct")
 
 
 def test_processes_get_their_share_of_the_machine_and_their_threads() -> None:

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,17 @@ from coe.config import Config, HostPoolConfig, PolicyConfig
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, UnknownModel
 from coe.host import Host
 from coe.serve.cluster.catalog import Catalog, serving
-from coe.serve.cluster.expert_host import ExpertHost, coalesce, log_engines, own_config, pace
+from coe.serve.cluster.expert_host import (
+    LINK_CHUNKS_PER_S,
+    LINK_SLOWEST_S,
+    ExpertHost,
+    coalesce,
+    log_engines,
+    own_config,
+    pace,
+)
+from coe.serve.cluster.link import Link
+from coe.serve.cluster.scaling import IN_FLIGHT
 from coe.types import Chunk, GenerateRequest, Timing, TokenLogprob, ToolCallDelta, Usage
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
@@ -289,3 +300,41 @@ async def test_coalescing_stops_its_source_and_passes_its_errors_on() -> None:
 
     with pytest.raises(EngineError, match="down"):
         [chunk async for chunk in coalesce(failing(), lambda: 0.01)]
+
+
+async def test_a_host_answers_over_its_links_as_over_serve_and_finishes_them_at_its_end(tmp_path: Path) -> None:
+    host = await started(model("up"))
+    await host._listen(tmp_path / "coe")
+    address = (await host.record_routing_stats())["address"]
+    one = await Link.to(address)
+    try:
+        streamed = [piece async for piece in one.ask("up", request(), 1, "g/1")]
+        whole = [piece async for piece in one.ask("up", request(stream=False), 1, "g/2")]
+        assert "".join(piece.text for piece in streamed) == whole[0].text == "ONE TWO THREE" and len(whole) == 1
+        assert streamed[-1].usage == whole[0].usage and streamed[-1].finish_reason == "stop"
+        (error,) = [piece async for piece in one.ask("nobody", request(), 1, "g/3")]
+        assert isinstance(error, UnknownModel)
+        assert await host.record_autoscaling_stats() == {IN_FLIGHT: 0.0}
+        last = asyncio.create_task(anext(one.ask("up", request(stream=False), 1, "g/4")))
+        await asyncio.sleep(0)
+        ending = host.__del__()
+        assert ending is not None
+        await ending
+        assert (await last).text == "ONE TWO THREE"
+    finally:
+        one.end()
+    assert host.__del__() is None and list((tmp_path / "coe").iterdir()) == []
+
+
+async def test_calls_are_counted_for_autoscaling_while_they_last() -> None:
+    host = await started(model("up"))
+    answer = host.stream("up", request(), 1, "g/1")
+    await anext(answer)
+    assert await host.record_autoscaling_stats() == {IN_FLIGHT: 1.0}
+    await answer.aclose()
+    assert await host.record_autoscaling_stats() == {IN_FLIGHT: 0.0}
+
+
+def test_links_carry_the_chunks_of_200_streams_of_20_tokens_a_second_in_less_than_the_time_of_two_tokens() -> None:
+    assert pace(200, LINK_CHUNKS_PER_S, LINK_SLOWEST_S) <= 0.05
+    assert pace(10_000, LINK_CHUNKS_PER_S, LINK_SLOWEST_S) < 0.1

@@ -20,7 +20,7 @@ from typing import Any
 
 import openai
 import pytest
-from serve_process import CONTROLLER, GATEWAYS, HOSTS, PROXY, ServeProcess, serving, starting, until
+from serve_process import CONTROLLER, GATEWAYS, HAPROXY, HOSTS, PROXIES, ServeProcess, serving, starting, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -35,6 +35,7 @@ engines: {{fake: {{token_delay_s: 0.02, capacity: 64}}}}
 host: {{budget: 1GiB}}
 policies: {{default: {{expert: echo}}}}
 serve:
+  http: {path}
   gateway: {{replicas: {replicas}}}
   pools: [{{replicas: {replicas}}}]
   host_silent_s: 3
@@ -51,9 +52,16 @@ def replicas(request: pytest.FixtureRequest) -> int:
     return count
 
 
+@pytest.fixture(scope="module", params=["direct", "haproxy", "proxy"])
+def path(request: pytest.FixtureRequest) -> str:
+    """The setting `serve.http`."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
-def service(replicas: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
-    with serving(tmp_path_factory.mktemp("service"), CONFIG.format(replicas=replicas), EXPERTS) as service:
+def service(path: str, replicas: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
+    with serving(tmp_path_factory.mktemp("service"), CONFIG.format(path=path, replicas=replicas), EXPERTS) as service:
         yield service
 
 
@@ -243,21 +251,51 @@ async def test_a_gateway_dies_and_only_its_own_requests_need_the_clients_retries
         assert len(entries) > CLIENTS and {entry["error"] for entry in entries} == {None}, "untouched"
 
 
-async def test_the_proxy_dies_and_every_request_is_answered_by_the_clients_retries(
+async def test_a_gateway_is_frozen_and_ray_serve_replaces_it(
     service: ServeProcess, replicas: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A stopped process keeps its connections open, and with `direct` new ones still reach it."""
+    async with load(service, replicas, retries=10) as under:
+        victim = service.parts(GATEWAYS)[0]
+        os.kill(victim, signal.SIGSTOP)
+        moment = time.monotonic()
+        await asyncio.to_thread(until, lambda: victim not in service.parts(GATEWAYS), BACK_S)
+        replaced_s = time.monotonic() - moment
+        await all_up(service, replicas)
+    with capsys.disabled():
+        print(
+            f"\na gateway frozen, 1 of {replicas}: {under.after(moment)}, it is gone after {replaced_s:.1f} s",
+            flush=True,
+        )
+    assert not under.failed
+
+
+async def test_the_proxy_dies_and_every_request_is_answered_by_the_clients_retries(
+    service: ServeProcess, path: str, replicas: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     """All connections end in the proxy; each machine has one, and it restarts on the same port."""
-    await kill_under_load(service, PROXY, replicas, 10, capsys)
+    if path == "direct":
+        assert not any(service.parts(title) for title in PROXIES.values()), "gateways listen themselves"
+        return
+    await kill_under_load(service, PROXIES[path], replicas, 10, capsys)
+
+
+async def test_haproxy_itself_dies_and_is_started_again(
+    service: ServeProcess, path: str, replicas: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if path == "haproxy":
+        await kill_under_load(service, HAPROXY, replicas, 10, capsys)
+    assert bool(service.parts(HAPROXY)) == (path == "haproxy")
 
 
 def test_the_command_itself_dies_and_takes_all_that_serves_with_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two agents of Ray, without a port or weights of the service, look for its head for a minute before they exit."""
-    with starting(tmp_path, CONFIG.format(replicas=1), EXPERTS) as service:
+    with starting(tmp_path, CONFIG.format(path=path, replicas=1), EXPERTS) as service:
         service.wait_for("Ctrl-C  stops")
         service.process.kill()
-        parts = ("raylet", "gcs_server", PROXY, CONTROLLER, GATEWAYS, HOSTS)
+        parts = ("raylet", "gcs_server", *PROXIES.values(), HAPROXY, CONTROLLER, GATEWAYS, HOSTS)
         gone_s = until(lambda: not any(map(service.parts, parts)), 15, lambda: str(service.everything()))
     with capsys.disabled():
         print(f"\ncoe serve itself: all that serves is gone after {gone_s:.1f} s", flush=True)

@@ -207,3 +207,36 @@ async def test_a_router_that_once_waited_stays_on_its_thread(monkeypatch: pytest
         await route(batch, gate, text)
     assert threading.current_thread() not in gate.threads
     batch.close()
+    gate, batch = Waits(), MicroBatch()
+    for text in ["known", "known", "unknown"]:
+        await route(batch, gate, text)
+    assert threading.current_thread() in gate.threads, "until it waited"
+    gate.threads.clear()
+    for text in ["known"] * 30:
+        await route(batch, gate, text)
+    assert threading.current_thread() not in gate.threads
+    batch.close()
+
+
+async def test_a_pause_of_the_event_loop_costs_its_router_one_measurement_on_the_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Elapsed time can be long although the router is quick: the process did not run."""
+    monkeypatch.setattr("coe.serve.http.micro_batch.QUICK_S", 0.02)
+
+    class Paused(Gate):
+        def route_each(self, queries: Sequence[Query], model: str) -> list[Routed | RouterError | CoeError]:
+            if queries[0].text == "paused":
+                time.sleep(0.03)
+            return super().route_each(queries, model)
+
+    gate, batch = Paused(), MicroBatch()
+    for text in ["a", "paused"]:
+        await route(batch, gate, text)
+    gate.threads.clear()
+    await route(batch, gate, "b")
+    assert threading.current_thread() not in gate.threads
+    for text in "cd":
+        await route(batch, gate, text)
+    assert threading.current_thread() in gate.threads
+    batch.close()

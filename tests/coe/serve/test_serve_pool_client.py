@@ -12,6 +12,7 @@ from ray.serve.exceptions import BackPressureError
 from coe.config import HostPoolConfig
 from coe.errors import CoeError, EngineError, HostLost, InvalidRequest, Overloaded, UnknownModel
 from coe.serve.cluster.catalog import Catalog
+from coe.serve.cluster.link import Broken, LinkLost
 from coe.serve.cluster.placement import HEARD_S, Board, HostStatus
 from coe.serve.cluster.pool_client import ATTEMPTS, PoolClient
 from coe.types import Chunk, GenerateRequest, Usage
@@ -202,3 +203,86 @@ async def test_an_error_about_the_process_is_retried_on_each_other_host_and_then
     with pytest.raises(Overloaded):
         await ask(hosts(board, hosts=begun), "solo", STREAM)
     assert len(begun.calls) == 1
+
+
+class LinkedHost:
+    """A substitute for a link: pieces, call by call, or an exception to raise."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers, self.asked, self.closed = list(answers), [], 0  # type: ignore[var-annotated]
+
+    async def ask(self, expert: str, request: GenerateRequest, generation: int, call: str) -> AsyncIterator[Any]:
+        self.asked.append((expert, request.stream, generation, call))
+        try:
+            for piece in self.answers.pop(0):
+                if isinstance(piece, Exception) and not isinstance(piece, CoeError):
+                    raise piece
+                await asyncio.sleep(0)
+                yield piece
+        finally:
+            self.closed += 1
+
+
+def linked(link: LinkedHost, handle: Handle, address: str = "/run/a.sock") -> tuple[PoolClient, Board]:
+    """A client with one host, which has a link under its address."""
+    board = Board()
+    board.publish("hosts", [HostStatus("a", address=address)])
+    pools = {"hosts": HostPoolConfig(name="hosts")}
+    links = type("Links", (), {"to": staticmethod(lambda where: link if where == "/run/a.sock" else None)})
+    return PoolClient({"hosts": handle}, pools, board, CATALOG, links()), board  # type: ignore[arg-type]
+
+
+async def test_a_host_with_a_link_is_called_over_it_and_counted_there() -> None:
+    link, handle = LinkedHost([Chunk("all", "stop", Usage(1, 1))], [Chunk("a"), Chunk("b"), END]), Handle()
+    system, board = linked(link, handle)
+    assert [await ask(system, "sql", WHOLE), await ask(system, "solo", STREAM)] == ["all", "ab"]
+    assert [asked[:3] for asked in link.asked] == [("sql", False, 4), ("solo", True, 4)] and handle.calls == []
+    assert link.asked[0][3].startswith(board.origin) and board.in_use("hosts") == set()
+
+
+async def test_a_host_without_a_link_is_called_through_its_handle() -> None:
+    link, handle = LinkedHost(), Handle(Chunk("all", "stop", Usage(1, 1)))
+    system, _ = linked(link, handle, address="/run/of-another-machine.sock")
+    assert await ask(system, "sql", WHOLE) == "all" and link.asked == []
+
+
+async def test_a_lost_link_is_a_dead_host() -> None:
+    link = LinkedHost([LinkLost("gone")], [Chunk("a"), END], [Chunk("half"), LinkLost("gone")])
+    system, _ = linked(link, Handle())
+    assert await ask(system, "solo", STREAM) == "a", "retried before the first text"
+    with pytest.raises(HostLost, match="died; retry the request"):
+        await ask(system, "solo", STREAM)
+    assert link.closed == 3
+
+
+async def test_errors_over_a_link_are_those_of_the_host() -> None:
+    link = LinkedHost([InvalidRequest("no")], [Broken("ZeroDivisionError: a bug")])
+    system, _ = linked(link, Handle())
+    with pytest.raises(InvalidRequest, match="no"):
+        await ask(system, "solo", STREAM)
+    with pytest.raises(EngineError, match="the host of 'solo' failed: ZeroDivisionError: a bug"):
+        await ask(system, "solo", STREAM)
+
+
+async def test_a_host_that_falls_silent_loses_its_calls_over_links_too() -> None:
+    link = LinkedHost()
+
+    async def never(*_: Any) -> AsyncIterator[Any]:
+        yield Chunk("half")
+        await asyncio.Event().wait()
+
+    link.ask = never  # type: ignore[method-assign]
+    system, board = linked(link, Handle())
+    answer = system.ask("solo", STREAM)
+    assert await anext(answer) == Chunk("half")
+    asyncio.get_running_loop().call_later(0.01, board.lose, "a")
+    with pytest.raises(HostLost, match="does not respond"):
+        await asyncio.wait_for(anext(answer), 10)
+
+
+async def test_a_client_that_leaves_closes_its_call_over_a_link() -> None:
+    link = LinkedHost([Chunk("a"), Chunk("b"), END])
+    system, board = linked(link, Handle())
+    async with aclosing(system.ask("solo", STREAM)) as answer:
+        await anext(answer)
+    assert link.closed == 1 and board.in_use("hosts") == set()

@@ -1,14 +1,15 @@
-"""The whole service on Ray, through the official client: one start for all these tests."""
+"""The whole service on Ray, through the official client: one start for all these tests, for each way of HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from http.client import IncompleteRead
+from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -43,6 +44,7 @@ policies:
   default: {{router: router}}
   named: {{expert: {named}}}
 serve:
+  http: {path}
   watch_s: 0.2
   max_body_bytes: 100KB
   body_idle_s: 1
@@ -62,11 +64,21 @@ def save_router(folder: Path) -> None:
     save(RandomRouter(seed=1).fit(table), folder, table=table, encoder=None)
 
 
+@pytest.fixture(
+    scope="module",
+    params=["direct", *(pytest.param(path, marks=pytest.mark.slow) for path in ("haproxy", "proxy"))],
+)
+def path(request: pytest.FixtureRequest) -> str:
+    """The setting `serve.http`: the default, and the others with `-m slow`."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
+def service(path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
     folder = tmp_path_factory.mktemp("service")
     save_router(folder / "router")
-    with starting(folder, CONFIG.format(named="upper"), EXPERTS) as service:
+    with starting(folder, CONFIG.format(named="upper", path=path), EXPERTS) as service:
         service.wait_for("Ctrl-C  stops")
         yield service
 
@@ -259,7 +271,7 @@ def change(path: Path, text: str) -> None:
 
 
 async def test_changes_are_served_without_a_restart_and_disturb_no_request(
-    service: ServeProcess, client: openai.AsyncOpenAI
+    service: ServeProcess, client: openai.AsyncOpenAI, path: str
 ) -> None:
     """The last of these tests but one: it changes the service."""
     pids = (service.parts(GATEWAYS), service.parts(HOSTS))
@@ -271,11 +283,11 @@ async def test_changes_are_served_without_a_restart_and_disturb_no_request(
     await asyncio.to_thread(service.wait_for, "reloaded  added newcomer", 1, 15)
     assert await ask(client, "newcomer", "hello") == "HELLO"
     assert not any(stream.done() for stream in running), "they run on through the change"
-    change(service.folder / "service.yaml", CONFIG.format(named="echo"))
+    change(service.folder / "service.yaml", CONFIG.format(named="echo", path=path))
     await asyncio.to_thread(service.wait_for, "reloaded  same experts", 1, 15)
     assert await ask(client, "coe/named", "hello") == "hello"
 
-    change(service.folder / "service.yaml", CONFIG.format(named="ecoh"))
+    change(service.folder / "service.yaml", CONFIG.format(named="ecoh", path=path))
     await asyncio.to_thread(service.wait_for, "not reloaded", 1, 15)
     assert "did you mean 'echo'" in service.screen and "The service continues unchanged." in service.screen
     assert await ask(client, "coe/named", "hello") == "hello"
@@ -284,7 +296,26 @@ async def test_changes_are_served_without_a_restart_and_disturb_no_request(
     assert (service.parts(GATEWAYS), service.parts(HOSTS)) == pids
 
 
-async def test_headers_without_end_are_refused_by_the_proxy(service: ServeProcess) -> None:
+async def test_gateways_call_their_hosts_over_links(service: ServeProcess, client: openai.AsyncOpenAI) -> None:
+    """Not through Serve's handle, which takes the calls as well if links do not work."""
+    await asyncio.gather(*(ask(client, "echo", f"word {i}") for i in range(20)))
+    links = service.links()
+    assert max(links.values()) >= 1, links
+
+
+def test_nothing_answers_beyond_loopback(service: ServeProcess, path: str) -> None:
+    """Ray's own processes listen on all interfaces; none of them may speak HTTP for the service."""
+    listening = service.listening()
+    assert {address for address, port in listening if port == service.port} == {"127.0.0.1"}
+    own = socket.gethostbyname(socket.gethostname())
+    beyond = {port for address, port in listening if not address.startswith("127.")}
+    assert beyond, "Ray listens"
+    for port in beyond:
+        with suppress(OSError, HTTPException), urlopen(f"http://{own}:{port}/v1/models", timeout=3) as answer:
+            assert b'"auto"' not in answer.read(), f"{path}: port {port} of all interfaces"
+
+
+async def test_headers_without_end_are_refused(service: ServeProcess, path: str) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
     writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\n")
     answer = asyncio.create_task(reader.readline())
@@ -293,7 +324,8 @@ async def test_headers_without_end_are_refused_by_the_proxy(service: ServeProces
         await asyncio.sleep(0.005)
         if answer.done():
             break
-    assert (await asyncio.wait_for(answer, 10)).startswith(b"HTTP/1.1 431")
+    status = 400 if path == "haproxy" else 431
+    assert (await asyncio.wait_for(answer, 10)).startswith(f"HTTP/1.1 {status}".encode())
     writer.close()
 
 
@@ -303,6 +335,9 @@ async def test_a_slow_body_and_a_page_of_another_site_are_refused(service: Serve
         for headers, status in (({"host": "evil.example"}, 403), ({"origin": "https://evil.example"}, 403), ({}, 200)):
             assert (await http.post("/v1/completions", json=body, headers=headers)).status_code == status
         assert (await http.post("/v1/completions", content=json.dumps(body))).status_code == 415
+        answer = await http.post("/v1/completions", json=body, headers={"x-request-id": "of-the-client"})
+        assert answer.headers["x-request-id"] == "of-the-client"
+        assert (await http.get("/v1/models")).headers["x-request-id"]
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
     writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n")
     writer.write(b"content-length: 1000\r\n\r\n{")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.serve.request_router import RequestRouter
 
 from coe.serve.cluster import placement
 from coe.serve.cluster.placement import Board, HostStatus
@@ -94,3 +95,21 @@ async def test_a_ping_goes_to_the_host_it_is_for(board: Board) -> None:
 def test_other_requests_to_a_host_are_no_calls() -> None:
     assert call_of(pending("m", "request", 1, "g/1")) == "g/1"
     assert call_of(pending()) is None and call_of(pending(["a warning"])) is None
+
+
+async def test_hosts_are_pinged_as_soon_as_they_are_known_since_calls_over_links_choose_no_replica_here(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RequestRouter, "update_replicas", lambda self, replicas: None)
+    replicas = [Replica("a", 0.0, [])]
+    made = router(*replicas)
+    made.update_replicas(replicas)  # type: ignore[arg-type]
+    assert board.ids("hosts") == ["a"] and made._watching is not None
+    made._watching.cancel()
+
+
+def test_without_an_event_loop_hosts_are_known_and_not_pinged(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RequestRouter, "update_replicas", lambda self, replicas: None)
+    made = router()
+    made.update_replicas([Replica("a", 0.0, [])])  # type: ignore[list-item]
+    assert board.ids("hosts") == ["a"] and made._watching is None

@@ -1,0 +1,39 @@
+"""Request ids: the header `x-request-id` of every response, as Ray Serve's proxies set it. Clients log it."""
+
+from __future__ import annotations
+
+from typing import Final
+from uuid import uuid4
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADER: Final = b"x-request-id"
+MOST_BYTES: Final = 128
+"""Most bytes of a client's own id; a longer one is replaced."""
+
+
+class RequestIds:
+    """ASGI middleware: returns the id that the client sent, or else a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI entry point."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+
+        async def labelled(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), (HEADER, request_id(scope))]}
+            await send(message)
+
+        return await self._app(scope, receive, labelled)
+
+
+def request_id(scope: Scope) -> bytes:
+    """The id of a request: the client's, if it is short and printable."""
+    sent: bytes = next((value for name, value in scope["headers"] if name == HEADER), b"")
+    if 0 < len(sent) <= MOST_BYTES and sent.isascii() and sent.decode().isprintable():
+        return sent
+    return str(uuid4()).encode()
