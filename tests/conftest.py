@@ -1,6 +1,7 @@
 """What every test shares: an empty home, one compute thread, no network, and the real small bases."""
 
 import gc
+import logging
 import os
 import signal
 from collections.abc import Generator
@@ -36,6 +37,16 @@ def coe_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("COE_HOME", str(home))
     monkeypatch.delenv("COE_REGISTRY", raising=False)
     return home
+
+
+@pytest.fixture(autouse=True)
+def coe_log_handlers() -> Generator[None]:
+    """A host that runs in the tests' process sends the log of its engines to Serve's handlers; later tests do not."""
+    logger = logging.getLogger("coe")
+    handlers, level = list(logger.handlers), logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
