@@ -64,28 +64,32 @@ class Faults:
         self.service, self.client, self.n_requests, self.folder = service, client, n_requests, folder
         self.expected: dict[str, str] = {}
 
-    async def all(self) -> list[Row]:
-        """Every fault; prints each row."""
-        rows = []
-        steps: list[Callable[[], Awaitable[Row]]] = [
-            self.undisturbed,
-            self.broken_adapters,
-            self.bad_checkpoint,
-            self.refused_checkpoint,
-            partial(self.under_load, "kill -9 of the engine process", lambda: self.service.core.kill()),
-            partial(self.under_load, "SIGSTOP of the engine process", lambda: self.service.core.suspend()),
-            partial(self.under_load, "kill -9 of the host", lambda: self.service.host.kill()),
-            partial(self.under_load, "ray.kill of the host", self.service.kill_actor),
-            self.sigterm,
-        ]
-        for step in steps:
-            rows.append(await step())
-            show(rows[-1])
+    async def all(self, only: Sequence[str]) -> list[Row]:
+        """An undisturbed round and every fault, or those whose name has one of these words; prints each row."""
+        under_load: dict[str, Callable[[], None]] = {
+            "kill -9 of the engine process": lambda: self.service.core.kill(),
+            "SIGSTOP of the engine process": lambda: self.service.core.suspend(),
+            "kill -9 of the host": lambda: self.service.host.kill(),
+            "ray.kill of the host": self.service.kill_actor,
+        }
+        faults: dict[str, Callable[[str], Awaitable[Row]]] = {
+            "two broken adapters": self.broken_adapters,
+            "reload of a torn checkpoint": self.bad_checkpoint,
+            "a checkpoint that lacks weights": self.refused_checkpoint,
+            **{name: partial(self.under_load, disturb=disturb) for name, disturb in under_load.items()},
+            "SIGTERM of coe serve": self.sigterm,
+        }
+        rows = [await self.undisturbed("none")]
+        show(rows[0])
+        for name, fault in faults.items():
+            if not only or any(word in name for word in only):
+                rows.append(await fault(name))
+                show(rows[-1])
         return rows
 
-    async def undisturbed(self) -> Row:
+    async def undisturbed(self, fault: str) -> Row:
         """The answers that every later round must give."""
-        row, began = Row("none"), time.monotonic()
+        row, began = Row(fault), time.monotonic()
         outcomes = await self._round()
         row.ended_s = time.monotonic() - began
         self.expected = {prompt: outcome.text for prompt, outcome in outcomes.items()}
@@ -94,10 +98,10 @@ class Faults:
         row.check(len(set(self.expected.values())) > self.n_requests // 2, "the answers do not depend on the prompts")
         return row
 
-    async def broken_adapters(self) -> Row:
+    async def broken_adapters(self, fault: str) -> Row:
         """Adapters that cannot be served, beside base and a good one."""
         tear(self.folder / "torn")
-        row, began, core = Row("two broken adapters"), time.monotonic(), self.service.core.pid
+        row, began, core = Row(fault), time.monotonic(), self.service.core.pid
         names = ["base", "good", "torn", "high"] * 3
         outcomes = await asyncio.gather(*(self.client.ask(name, "the end", tokens=8) for name in names))
         row.ended_s = time.monotonic() - began
@@ -108,17 +112,17 @@ class Faults:
         row.check(self.service.core.pid == core, "the engine process is another one")
         return await self._recovered(row)
 
-    async def bad_checkpoint(self) -> Row:
+    async def bad_checkpoint(self, fault: str) -> Row:
         """A checkpoint of the same shape whose file is torn: the engine stays, and the old expert answers."""
         tear(self.folder / "torn-model")
-        row, core = Row("reload of a torn checkpoint"), self.service.core.pid
+        row, core = Row(fault), self.service.core.pid
         await self._bad(row, "torn-model")
         row.check(self.service.core.pid == core, "the engine process is another one")
         return await self._recovered(row)
 
-    async def refused_checkpoint(self) -> Row:
-        """A checkpoint that vLLM refuses after the old expert has left: that one starts again."""
-        row = Row("a checkpoint that vLLM refuses")
+    async def refused_checkpoint(self, fault: str) -> Row:
+        """A checkpoint of another size, which lacks weights: the old expert leaves before, and starts again."""
+        row = Row(fault)
         await self._bad(row, "refused-model")
         return await self._recovered(row)
 
@@ -151,9 +155,9 @@ class Faults:
         row.check(row.answered > 0, "no request was answered")
         return await self._recovered(row)
 
-    async def sigterm(self) -> Row:
+    async def sigterm(self, fault: str) -> Row:
         """SIGTERM of `coe serve` while requests run: it ends, and leaves no process."""
-        row, everything = Row("SIGTERM of coe serve"), self.service.everything()
+        row, everything = Row(fault), self.service.everything()
         requests = await self._some_with_text(row)
         began = time.monotonic()
         self.service.process.send_signal(signal.SIGTERM)
@@ -232,7 +236,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> list[Row]:
             if start.failed:
                 print(service.screen.read_text()[-3000:], file=sys.stderr)
                 return [start]
-            return [start, *await Faults(service, client, arguments.requests, folder).all()]
+            return [start, *await Faults(service, client, arguments.requests, folder).all(arguments.only)]
 
 
 def main() -> int:
@@ -241,6 +245,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="folder of the base; by default a tiny random Llama")
     parser.add_argument("--requests", type=int, default=50)
     parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--only", nargs="*", default=[], help="words in the names of the faults to try; all by default")
     parser.add_argument("--limit", type=float, default=180.0, help="seconds after which a request counts as hung")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vllm-faults-") as folder:

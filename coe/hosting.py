@@ -99,9 +99,16 @@ def uses_gpu(config: Config, kinds: Collection[str]) -> bool:
     """Whether engines of these kinds compute on whatever GPU their process has.
 
     An engine without weights does not; one whose `device` is set to a CPU, or to a certain GPU, does not depend on what
-    Ray assigns; one of several GPUs reserves them itself. Kinds that are not installed in this process do not count.
+    Ray assigns; the processes of one on several GPUs (`gpus_per_model`) ask for theirs. Kinds that are not installed in
+    this process do not count.
     """
     return any(_holds_weights(kind) and _takes_any_gpu(engine_options(config, kind)) for kind in kinds)
+
+
+def gpus_per_model(config: Config, kinds: Collection[str]) -> int:
+    """GPUs that share the weights of one model: the most of these engines' `tensor_parallel_size`."""
+    sizes = (engine_options(config, kind).get("tensor_parallel_size", 1) for kind in kinds if _holds_weights(kind))
+    return max((size for size in sizes if isinstance(size, int)), default=1)
 
 
 def _takes_any_gpu(options: Mapping[str, Any]) -> bool:

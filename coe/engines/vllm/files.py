@@ -66,7 +66,9 @@ def check_merged(name: str, path: Path, tensors: Collection[str], config: Mappin
     vLLM refuses a checkpoint that lacks a whole parameter. Where it merges two tensors into one parameter and one of
     them is missing, it would answer with what happens to be in memory.
     """
-    pairs = _MERGED if any("k_eq_v" in key for key in config) else (*_MERGED, _KEY_AND_VALUE)
+    parts = [config, *(value for value in config.values() if isinstance(value, dict))]  # such as `text_config`
+    shared = any("k_eq_v" in key for part in parts for key in part)
+    pairs = _MERGED if shared else (*_MERGED, _KEY_AND_VALUE)
     missing = sorted(lost for first, second in pairs for lost in _halves(tensors, first, second))
     if missing:
         raise WeightsError(

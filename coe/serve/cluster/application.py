@@ -14,6 +14,7 @@ from coe.serve.cluster.catalog import Catalog
 from coe.serve.cluster.direct_gateway import DirectGateway
 from coe.serve.cluster.expert_host import ExpertHost
 from coe.serve.cluster.gateway import GATEWAY, Gateway
+from coe.serve.cluster.gpus import group_options
 from coe.serve.cluster.request_router import SoonestStart
 from coe.serve.cluster.scaling import by_requests_in_flight
 
@@ -31,7 +32,10 @@ VERSION: Final = "1"
 def build_application(config: Config, catalog: Catalog) -> Application:
     """The application for `serve.run`. Deploying it again with another catalog pushes that to the running replicas."""
     pushed = catalog.to_json()
-    hosts = {pool.name: _hosts(config, pool, pushed) for pool in config.serve.pools}
+    hosts = {
+        pool.name: _hosts(config, pool, pushed, group_options(config, catalog.snapshot, pool))
+        for pool in config.serve.pools
+    }
     direct = config.serve.http_path == "direct"
     kind = DirectGateway if direct else Gateway
     gateway = _deployment(serve.ingress()(kind), GATEWAY, config.serve.gateway, pushed, counts_itself=direct)
@@ -40,11 +44,14 @@ def build_application(config: Config, catalog: Catalog) -> Application:
     return gateway.options(max_ongoing_requests=most, health_check_timeout_s=GATEWAY_HEALTH_S).bind(config, hosts)
 
 
-def _hosts(config: Config, pool: HostPoolConfig, pushed: dict[str, Any]) -> Application:
-    deployment = _deployment(ExpertHost, pool.name, pool, pushed, counts_itself=True)
+def _hosts(config: Config, pool: HostPoolConfig, pushed: dict[str, Any], group: dict[str, Any]) -> Application:
+    """group: options of the placement group of each host (`group_options`)."""
+    reserved = pool.model_copy(update={"num_gpus": 0.0}) if group else pool  # its engines have the GPUs
+    deployment = _deployment(ExpertHost, pool.name, reserved, pushed, counts_itself=True)
     return deployment.options(
         max_ongoing_requests=2 * config.host.max_waiting,  # the host's scheduler queues and refuses
         request_router_config=RequestRouterConfig(**ROUTER),
+        **group,
     ).bind(config, pool)
 
 

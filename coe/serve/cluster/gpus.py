@@ -1,23 +1,35 @@
-"""The GPUs that pools of expert hosts ask Ray for: stated in the configuration, or what their engines use."""
+"""The GPUs that pools of expert hosts ask Ray for: stated in the configuration, or what their engines use.
+
+An engine that splits a model over several GPUs starts a process for each, which Ray places into the placement group of
+the host: each of its bundles has one GPU. So the GPUs are reserved with the host, and free when it ends.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Final
 
 from coe.config import Config, HostPoolConfig
 from coe.errors import ConfigError
-from coe.hosting import engine_kinds, gpu_share, uses_gpu
+from coe.hosting import engine_kinds, gpu_share, gpus_per_model, uses_gpu
 from coe.serve.cluster.catalog import serving
 from registry.store import Snapshot
 
+_LEAST_CPUS: Final = 0.001
+"""CPUs of the bundle of a host: Ray refuses empty bundles."""
+
 
 def gpus_by_pool(config: Config, snapshot: Snapshot, available: float) -> dict[str, float]:
-    """Pool -> GPUs of each of its processes. What other pools state is theirs; the rest is shared equally.
+    """Pool -> GPUs of each of its processes. What other pools state, or need for one model, is theirs.
+
+    The rest is shared equally.
 
     available: GPUs of the Ray cluster.
     """
     pools = config.serve.pools
-    stated = {pool.name: pool.num_gpus for pool in pools if pool.num_gpus is not None}
+    parallel = {pool.name: _gpus_per_model(config, snapshot, pool) for pool in pools} if available else {}
+    stated = {name: float(gpus) for name, gpus in parallel.items() if gpus > 1}
+    stated |= {pool.name: pool.num_gpus for pool in pools if pool.num_gpus is not None}
     using = [pool for pool in pools if pool.name not in stated and _uses_gpu(config, snapshot, pool)]
     rest = available - sum(stated.get(pool.name, 0.0) * pool.replicas.max for pool in pools)
     share = gpu_share(sum(pool.replicas.max for pool in using), rest)
@@ -26,6 +38,31 @@ def gpus_by_pool(config: Config, snapshot: Snapshot, available: float) -> dict[s
 
 def _uses_gpu(config: Config, snapshot: Snapshot, pool: HostPoolConfig) -> bool:
     return uses_gpu(config, engine_kinds(config, serving(snapshot, pool)))
+
+
+def _gpus_per_model(config: Config, snapshot: Snapshot, pool: HostPoolConfig) -> int:
+    return gpus_per_model(config, engine_kinds(config, serving(snapshot, pool)))
+
+
+def group_options(config: Config, snapshot: Snapshot, pool: HostPoolConfig) -> dict[str, Any]:
+    """Options of a deployment whose engines split models over GPUs; empty for others.
+
+    Raises:
+        ConfigError: the pool states fewer GPUs than such a model takes.
+    """
+    needed, gpus = _gpus_per_model(config, snapshot, pool), pool.num_gpus or 0.0
+    if needed == 1 or not gpus:
+        return {}
+    if gpus < needed:
+        raise ConfigError(
+            f"the pool {pool.name!r} states {gpus:g} GPUs, and its engines split each model over {needed} "
+            "(`tensor_parallel_size`): raise its `num_gpus`, or leave it out"
+        )
+    host = {"CPU": max(pool.num_cpus, _LEAST_CPUS)}
+    return {
+        "placement_group_bundles": [host, *({"GPU": 1.0} for _ in range(int(gpus)))],
+        "placement_group_strategy": "PACK",
+    }
 
 
 def check_gpus(config: Config, gpus: Mapping[str, float], available: float) -> None:

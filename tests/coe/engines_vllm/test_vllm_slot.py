@@ -54,7 +54,10 @@ def test_a_checkpoint_that_lacks_a_part_of_merged_weights_is_refused(tiny: Path,
 def test_models_without_a_part_in_every_layer_are_whole() -> None:
     check_merged("m", Path("/m"), ("a.0.up_proj.weight", "a.1.up_proj.weight"), {})  # a model without gates
     keys = ("a.0.k_proj.weight", "a.1.k_proj.weight", "a.1.v_proj.weight", "a.1.v_proj.bias")
-    check_merged("m", Path("/m"), keys, {"attention_k_eq_v": True})
+    for config in ({"attention_k_eq_v": True}, {"text_config": {"attention_k_eq_v": True}}):
+        check_merged("m", Path("/m"), keys, config)
+    with pytest.raises(WeightsError, match=r"such as a\.0\.v_proj\.weight"):
+        check_merged("m", Path("/m"), keys, {"text_config": {}})
     experts = [f"a.experts.{i}.{part}_proj" for i in (0, 1) for part in ("gate", "up")]
     packed = [f"{each}.{kind}" for each in experts for kind in ("qweight", "scales")]
     check_merged("m", Path("/m"), packed, {})

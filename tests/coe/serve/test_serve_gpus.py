@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import openai
+import parallel_engine
 import pytest
 import ray
 from pydantic import ValidationError
@@ -68,11 +71,50 @@ def test_an_engine_on_another_device_asks_for_none(device: str, share: float) ->
     assert shares(1, {"name": "all"}, device=device) == {"all": share}
 
 
-@pytest.mark.parametrize(("parallel", "share"), [(1, 1), (2, 0)])
-def test_an_engine_of_several_gpus_reserves_them_itself(parallel: int, share: float) -> None:
-    settings = Config.model_validate({"engines": {"vllm": {"tensor_parallel_size": parallel}}})
-    snapshot = Snapshot(1, {"v": ExpertSpec(name="v", kind=Kind.MODEL, source="/models/v", engine="vllm")})
-    assert gpus_by_pool(settings, snapshot, 1) == {"hosts": share}
+def on_vllm(parallel: int, *pools: dict[str, Any]) -> tuple[Config, Snapshot]:
+    """A configuration whose vLLM engine splits each model over so many GPUs; the expert `f` needs none."""
+    sections = {"engines": {"vllm": {"tensor_parallel_size": parallel}}, "serve": {"pools": pools or ({},)}}
+    vllm = ExpertSpec(name="v", kind=Kind.MODEL, source="/models/v", engine="vllm")
+    fake = ExpertSpec(name="f", kind=Kind.MODEL, source="fake://echo")
+    return Config.model_validate(sections), Snapshot(1, {"v": vllm, "f": fake})
+
+
+@pytest.mark.parametrize(("parallel", "available", "gpus"), [(1, 1, 1), (2, 2, 2), (2, 1, 2), (2, 0, 0)])
+def test_a_host_asks_for_the_gpus_that_share_a_model(parallel: int, available: float, gpus: float) -> None:
+    assert gpus_by_pool(*on_vllm(parallel), available) == {"hosts": gpus}
+
+
+def test_models_on_several_gpus_leave_the_rest_to_other_pools() -> None:
+    pools = {"name": "a", "experts": ["v"], "replicas": 2}, {"name": "b", "experts": ["f"]}
+    settings, snapshot = on_vllm(2, *pools)
+    assert gpus_by_pool(settings, snapshot, 4) == {"a": 2, "b": 0}
+    with pytest.raises(ConfigError, match="2 processes of the pool 'a' ask for 2 GPUs each, and Ray has 3"):
+        check_gpus(settings, gpus_by_pool(settings, snapshot, 3), 3)
+
+
+def options_of(settings: Config, snapshot: Snapshot, available: float) -> dict[str, Any]:
+    """Pool -> its deployment, with the GPUs chosen."""
+    chosen = with_gpus(settings, gpus_by_pool(settings, snapshot, available))
+    hosts = build_application(chosen, Catalog.of(chosen, snapshot, 1))._bound_deployment.init_args[1]
+    return {name: host._bound_deployment for name, host in hosts.items()}
+
+
+def test_each_gpu_of_a_model_is_a_bundle_of_the_group_of_its_host() -> None:
+    settings, snapshot = on_vllm(2, {"name": "a", "num_cpus": 0.5}, {"name": "b", "experts": ["f"]})
+    found = options_of(settings, snapshot, 2)
+    replica = found["a"]._replica_config
+    assert replica.placement_group_bundles == [{"CPU": 0.5}, {"GPU": 1}, {"GPU": 1}]
+    assert replica.ray_actor_options["num_gpus"] == 0  # the bundle of the host has none
+    assert found["b"]._replica_config.placement_group_bundles is None
+    whole = on_vllm(2, {"name": "a", "num_gpus": 4, "num_cpus": 0})
+    assert len(options_of(*whole, 4)["a"]._replica_config.placement_group_bundles) == 5
+    itself = on_vllm(2, {"name": "a", "num_gpus": 0})  # vLLM makes a group of its own
+    assert options_of(*itself, 4)["a"]._replica_config.placement_group_bundles is None
+
+
+def test_a_pool_with_fewer_gpus_than_a_model_takes_is_refused() -> None:
+    with pytest.raises(ConfigError, match="states 1 GPUs, and its engines split each model over 2"):
+        options_of(*on_vllm(2, {"name": "a", "num_gpus": 1}), 4)
 
 
 def test_the_hosts_of_a_pool_ask_for_its_share() -> None:
@@ -194,3 +236,31 @@ def test_a_service_that_asks_for_more_gpus_than_ray_has_ends_with_the_reason(tmp
     with starting(tmp_path, CONFIG.format(half=2), EXPERTS, **TWO_GPUS) as service:
         assert service.process.wait(100) != 0
         assert "2 processes of the pool 'half' ask for 2 GPUs each, and Ray has 2" in " ".join(service.screen.split())
+
+
+PARALLEL = """
+experts: [experts.yaml]
+engines: {"parallel_engine:ParallelEngine": {tensor_parallel_size: 2}}
+policies: {default: {expert: large}}
+serve:
+  gateway: {num_cpus: 0.1}
+  pools: [{name: hosts, num_cpus: 0.1, budget: 2000}]
+  log: {folder: null}
+"""
+LARGE = """
+experts:
+  - {name: large, kind: model, source: "large://x", engine: "parallel_engine:ParallelEngine", size_bytes: 1000}
+"""
+
+
+@pytest.mark.integration
+def test_a_model_gets_its_gpus_from_ray_again_after_its_host_was_killed(tmp_path: Path) -> None:
+    """Both GPUs are the model's: a host that left one behind would keep its replacement waiting."""
+    support = str(Path(parallel_engine.__file__).parent)
+    paths = os.pathsep.join([support, *filter(None, [os.environ.get("PYTHONPATH")])])
+    with starting(tmp_path, PARALLEL, LARGE, **TWO_GPUS, PYTHONPATH=paths) as service:
+        service.wait_for("Ctrl-C  stops")
+        assert sorted(ask(service, "large", "hi").split()) == ["0", "1"]
+        [host] = service.parts("ray::ServeReplica:coe:hosts")
+        os.kill(host, signal.SIGKILL)
+        assert sorted(ask(service, "large", "hi").split()) == ["0", "1"]
