@@ -49,6 +49,10 @@ class Joined:
 
 def merged(first: Chunk, second: Chunk) -> Chunk:
     """Two chunks in a row as one; the first is not the last of its answer."""
+    if first.is_empty:
+        return second
+    if second.is_empty and second.finish_reason is None:
+        return first
     return replace(
         second,
         text=first.text + second.text,

@@ -317,7 +317,7 @@ class Host:
             resident=resident,
             loading={ref for ref, count in self.in_flight.items() if count and ref not in resident},
             in_flight=self.in_flight,
-            capacity=self._capacity,
+            capacity=self._admitted,
             loads_now=self._loads_now,
             now_s=self._clock(),
             aging_s=self._aging_s,
@@ -340,6 +340,11 @@ class Host:
     def _capacity(self, ref: str) -> int:
         expert = self.cache.peek(ref)
         return UNLOADED_CAPACITY if expert is None else expert.capacity
+
+    def _admitted(self, ref: str) -> int:
+        """Most requests that these weights are given at once."""
+        ahead: int = getattr(self.cache.peek(ref), "ahead", 0)
+        return self._capacity(ref) + ahead
 
     def _weights_of(self, name: str) -> tuple[ExpertSpec, ...]:
         return self._needed[_find(self.snapshot, name).name]

@@ -47,7 +47,7 @@ def evaluate(
     ] = None,
     limit: Limit = None,
     resume: Resume = False,
-    concurrency: Concurrency = 32,
+    concurrency: Concurrency = 64,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     require: Annotated[

@@ -77,6 +77,9 @@ class Expert(Protocol):
     with different adapters share a batch. Closing the iterator (`aclose()`) cancels the generation and frees its place
     in the batch.
 
+    The optional attribute `ahead` (0 without it) is the number of requests beyond `capacity` that the engine takes and
+    keeps waiting, so that one of them starts at the step at which another ends.
+
     The optional method `unhealthy() -> str | None` returns, at once, why the expert does not answer now (such as that
     its process starts again), and None if it does. Requests still go to it; other hosts are preferred meanwhile.
     """

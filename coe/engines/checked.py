@@ -29,6 +29,11 @@ def checked_expert(spec: ExpertSpec, expert: Any) -> Expert:
             f"{spec.name!r} cannot be loaded: its engine returned {type(expert).__name__}, which is no Expert with "
             f"`generate` and a `capacity` of at least 1 (coe.engines.base)"
         )
+    ahead = getattr(expert, "ahead", 0)
+    if not isinstance(ahead, int) or ahead < 0:
+        raise EngineError(
+            f"{spec.name!r} cannot be loaded: its engine states an `ahead` that is not 0 or more requests"
+        )
     loaded: Expert = expert
     return loaded
 

@@ -120,8 +120,8 @@ class _Run:
                 )
 
     def request(self, question: Question) -> GenerateRequest:
-        """The request of a question; no client waits for it."""
-        return replace(question.request(self.plan.settings), patient=True)
+        """The request of a question; no client waits for it, and only the whole answer is read."""
+        return replace(question.request(self.plan.settings), patient=True, stream=False)
 
     async def answer(self, question: Question) -> AnswerRecord:
         """Ask and grade; a failure of this row is a record too."""
@@ -158,7 +158,7 @@ async def run(
     folder: AnswerFolder,
     ask: AskExpert,
     *,
-    concurrency: int = 32,
+    concurrency: int = 64,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     loads: Callable[[], Mapping[str, int]] = Counter,
 ) -> Report:

@@ -57,6 +57,13 @@ def test_merged_chunks_are_the_same_answer() -> None:
     assert joined(merged(merged(FIRST, SECOND), merged(THIRD, LAST)), cost_usd=0.25) == WHOLE
 
 
+def test_an_empty_chunk_adds_nothing() -> None:
+    assert merged(Chunk(""), SECOND) == SECOND == merged(SECOND, Chunk(""))
+    end = Chunk("", "stop", LAST.usage)
+    assert merged(Chunk(""), end) == end
+    assert merged(SECOND, end).finish_reason == "stop" and merged(SECOND, end).text == SECOND.text
+
+
 def test_the_last_chunk_of_a_stream_keeps_its_own_pieces_only() -> None:
     last = last_chunk(LAST, WHOLE)
     assert (last.text, last.reasoning, last.tool_calls) == ("Done", "", ())

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +90,50 @@ async def test_capacity_bounds_what_runs_at_once_and_everything_is_answered() ->
     answers = await asyncio.gather(*(ask(host, "a", request(str(i))) for i in range(20)))
     assert answers == [str(i) for i in range(20)]
     assert engine.tally.most_in_flight["a"] == 3
+
+
+class Queueing:
+    """An expert that takes two requests more than it generates for."""
+
+    def __init__(self, expert: Any) -> None:
+        self.spec, self.capacity, self.ahead = expert.spec, expert.capacity, 2
+        self._expert = expert
+        self.taken = self.most = 0
+
+    async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
+        self.taken += 1
+        self.most = max(self.most, self.taken)
+        try:
+            async for chunk in self._expert.generate(request, adapter):
+                yield chunk
+        finally:
+            self.taken -= 1
+
+
+async def test_an_engine_that_keeps_requests_waiting_is_given_more_than_its_capacity() -> None:
+    class Engine(FakeEngine):
+        async def load(self, spec: ExpertSpec, path: Path) -> Any:
+            return Queueing(await super().load(spec, path))
+
+    host = make(model("a"), engine=Engine(token_delay_s=0.001, capacity=3))
+    await ask(host, "a")  # its capacity is known now
+    answers = await asyncio.gather(*(ask(host, "a", request(str(i))) for i in range(20)))
+    assert answers == [str(i) for i in range(20)]
+    assert host.capacity("a") == 3
+    expert: Any = host.cache.peek("a")
+    assert expert.most == 5
+
+
+@pytest.mark.parametrize("ahead", [-1, "2"])
+async def test_an_engine_that_states_no_number_of_further_requests_is_refused(ahead: object) -> None:
+    class Wrong(FakeEngine):
+        async def load(self, spec: ExpertSpec, path: Path) -> Any:
+            expert: Any = await super().load(spec, path)
+            expert.ahead = ahead
+            return expert
+
+    with pytest.raises(EngineError, match="`ahead` that is not 0 or more"):
+        await ask(make(model("a"), engine=Wrong()), "a")
 
 
 async def test_past_the_aging_bound_a_rare_expert_gets_its_turn_under_constant_load() -> None:

@@ -49,6 +49,11 @@ class Prepared:
     constraint: Mapping[str, str] | None
     stream: AnswerStream | None
 
+    @property
+    def is_read_whole(self) -> bool:
+        """Whether vLLM may keep the answer until it ends: only the whole is read, and vLLM itself finds its end."""
+        return not self.request.stream and (self.stream is None or not self.stream.watches)
+
 
 class Preparation:
     """Prepares the requests of one expert.

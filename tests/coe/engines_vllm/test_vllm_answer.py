@@ -66,6 +66,27 @@ def test_reasons(texts: TokenTexts, reason: str, ours: str) -> None:
     assert chunk.finish_reason == ours
 
 
+@dataclass
+class Watching:
+    watches: bool
+
+
+@pytest.mark.parametrize(
+    ("streams", "reader", "whole"),
+    [
+        (False, None, True),
+        (False, Watching(False), True),
+        (False, Watching(True), False),
+        (True, None, False),
+        (True, Watching(False), False),
+    ],
+)
+def test_vllm_keeps_an_answer_to_its_end_if_only_the_whole_is_read(streams: bool, reader: Any, whole: bool) -> None:
+    request = GenerateRequest(prompt="hi", stream=streams)
+    prepared = Prepared(request, "hi", [40], "", 9, frozenset({1}), {}, None, reader)
+    assert prepared.is_read_whole is whole
+
+
 def test_an_error_of_vllm_is_no_answer(texts: TokenTexts) -> None:
     with pytest.raises(EngineError, match="'error'"):
         chunks(texts, GenerateRequest(prompt="hi"), Output([Completion("", [1], "error")]))

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,23 @@ async def test_text_streams_whole_characters_and_token_prompts_give_the_same(exp
     ids = tuple(tokenizer("the")["input_ids"])
     again = await say(expert, GenerateRequest(prompt="", prompt_ids=ids, max_tokens=40, temperature=1.5, seed=3))
     assert again.text == said.text
+
+
+async def test_an_answer_that_is_read_whole_leaves_vllm_at_once_and_is_the_streamed_one(
+    expert: VLLMExpert, adapters: list[Adapter]
+) -> None:
+    chat = GenerateRequest(messages=(Message("user", PROMPTS[0]),), max_tokens=20)
+    scored = ask(PROMPTS[0], 20, logprobs=2, prompt_logprobs=1, echo=True)
+    for request, adapter in ((ask(PROMPTS[0], 20), None), (chat, None), (chat, adapters[0]), (scored, None)):
+        streamed, whole = [await say(expert, replace(request, stream=s), adapter) for s in (True, False)]
+        assert shown(whole) == shown(streamed)
+        assert len(whole.chunks) == 1 < len(streamed.chunks)
+        for field in ("prompt_logprobs", "logprobs"):
+            pieces = tuple(each for chunk in streamed.chunks for each in getattr(chunk, field))
+            assert [each.token for each in pieces] == [each.token for each in getattr(whole.chunks[0], field)]
+    stop = streamed.text[len(PROMPTS[0]) + 4 :][:2]
+    stopping = [await say(expert, replace(chat, stop=(stop,), stream=s)) for s in (True, False)]
+    assert shown(stopping[0]) == shown(stopping[1])
 
 
 async def test_a_seed_decides_whatever_else_is_in_the_batch(expert: VLLMExpert) -> None:
