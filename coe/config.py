@@ -220,8 +220,14 @@ class ProcessConfig(_Section):
     @property
     def environment(self) -> dict[str, str]:
         """What such a process must find in its environment. Threads that wait must not hold the cores they wait on:
-        two processes with two spinning threads each on two cores are fifty times slower than one."""
-        return {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+        two processes with two spinning threads each on two cores are fifty times slower than one. Ray would lower the
+        priority of its processes by 15, so that any other program on the machine delayed their answers."""
+        return {
+            "OMP_NUM_THREADS": str(self.threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "TOKENIZERS_PARALLELISM": "false",
+            "RAY_worker_niceness": "0",
+        }
 
 
 class HostPoolConfig(ProcessConfig):

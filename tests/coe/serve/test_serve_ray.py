@@ -16,6 +16,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import openai
+import psutil  # type: ignore[import-untyped]
 import pytest
 from serve_process import GATEWAYS, HOSTS, ServeProcess, starting, until
 from typer.testing import CliRunner
@@ -124,6 +125,12 @@ def test_it_answers_as_soon_as_it_says_so(service: ServeProcess) -> None:
     assert sorted(host["pool"] for host in health["hosts"]) == ["aside", "hosts", "hosts"]
     for words in ("ray  up in", "logs in", "hosts  2 up in", "aside  1 up in", "gateway  2 up in", service.base_url):
         assert words in service.screen
+
+
+def test_what_answers_has_the_priority_of_the_command(service: ServeProcess) -> None:
+    processes = [*service.parts(GATEWAYS), *service.parts(HOSTS)]
+    assert len(processes) == 4
+    assert {psutil.Process(pid).nice() for pid in processes} == {psutil.Process(service.process.pid).nice()}
 
 
 async def test_a_stream_has_the_same_text_as_a_whole_answer_and_comes_while_it_is_made(
