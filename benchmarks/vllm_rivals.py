@@ -1,4 +1,4 @@
-"""What the benchmarks of the vLLM engine share: equal arguments for all rivals, servers, and streamed requests.
+"""What the benchmarks of the vLLM engine share: equal arguments for all rivals, and servers.
 
 The arguments are those that `coe.engines.vllm` gives to vLLM, so rivals differ only in what is around the engine.
 """
@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import aiohttp
+import psutil  # type: ignore[import-untyped]
 import yaml
 
 from coe.engines.vllm.options import Options
@@ -59,6 +60,7 @@ class Setup:
         if on_cpu():
             os.environ.update(OMP_NUM_THREADS=str(self.threads), OMP_WAIT_POLICY="PASSIVE")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.update({"RAY_worker_niceness": "0"})  # Ray lowers the priority of its processes; all rivals have one
 
 
 def engine_options(n_adapters: int, *, max_num_seqs: int, kv_mib: int | None, rank: int, **more: Any) -> dict[str, Any]:
@@ -68,9 +70,18 @@ def engine_options(n_adapters: int, *, max_num_seqs: int, kv_mib: int | None, ra
     return {"max_num_seqs": max_num_seqs, **cache, **loras, **more}
 
 
-def write_service(folder: Path, setup: Setup, port: int = 8000, *, hf: bool = False) -> Path:
-    """A configuration of the model and its adapters on vLLM, and on the hf engine too if `hf`. Returns its path."""
-    experts: list[dict[str, Any]] = []
+def write_service(
+    folder: Path, setup: Setup, port: int = 8000, *, hf: bool = False, more: Mapping[str, Path] = MappingProxyType({})
+) -> Path:
+    """A configuration of the model and its adapters on vLLM. Returns its path.
+
+    Args:
+        hf: the hf engine serves them too, under names with the ending HF.
+        more: further models on vLLM, by name.
+    """
+    experts: list[dict[str, Any]] = [
+        {"name": name, "kind": "model", "source": str(path.resolve()), "engine": "vllm"} for name, path in more.items()
+    ]
     for engine, ending in (("vllm", ""), ("hf", HF))[: 1 + hf]:
         base = MODEL + ending
         experts.append({"name": base, "kind": "model", "source": str(setup.model.resolve()), "engine": engine})
@@ -101,23 +112,30 @@ def write_service(folder: Path, setup: Setup, port: int = 8000, *, hf: bool = Fa
     return path
 
 
+def end_on_sigterm() -> None:
+    """Let a SIGTERM, such as that of `timeout`, end this process in order: its servers must not outlive it."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 def coe_command(*words: str) -> list[str]:
     """A command line of `coe`, run by this interpreter."""
     return [sys.executable, "-c", "from coe.cli.entry import main; main()", *words]
 
 
 def server_command(setup: Setup, port: int) -> list[str]:
-    """vLLM's OpenAI server, with the arguments that the engine gets in all other rivals.
+    """vLLM's OpenAI server (`vllm serve`), with the arguments that the engine gets in all other rivals.
 
-    vLLM's build for CPUs has no working `vllm serve`; its module is the same server.
+    In the build for CPUs, `vllm serve` fails for lack of the package's metadata; its module is the same server.
     """
-    module = "vllm.entrypoints.openai.api_server"
-    words = ["--model", str(setup.model), "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)]
+    start = ["vllm.entrypoints.cli.main", "serve", str(setup.model)]
+    if on_cpu():
+        start = ["vllm.entrypoints.openai.api_server", "--model", str(setup.model)]
+    words = ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)]
     for name, value in setup.arguments().items():
         words += _flag(name, value)
     if setup.adapters:
         words += ["--lora-modules", *(f"{name}={path}" for name, path in setup.adapters.items())]
-    return [sys.executable, "-W", "ignore", "-m", module, *words, "--uvicorn-log-level", "warning"]
+    return [sys.executable, "-W", "ignore", "-m", *start, *words, "--uvicorn-log-level", "warning"]
 
 
 def _flag(name: str, value: Any) -> list[str]:
@@ -127,24 +145,58 @@ def _flag(name: str, value: Any) -> list[str]:
     return [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
 
 
-@contextmanager
-def running(command: Sequence[str], url: str, log: Path) -> Iterator[float]:
-    """A server as a child process, ready to answer. Yields the seconds until then.
+@dataclass(frozen=True)
+class Server:
+    """A server as a child process."""
 
-    Raises:
-        RuntimeError: it ended, or is not ready within START_S; with the end of its log.
-    """
-    began = time.monotonic()
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    began_s: float
+    within_s: float
+
+    def ready(self) -> float:
+        """Wait until it answers; returns the seconds from its start.
+
+        Raises:
+            RuntimeError: it ended, or needs more than `within_s` seconds; with the end of its log.
+        """
+        while not _responds(f"{self.url}/health"):
+            if self.process.poll() is not None or time.monotonic() - self.began_s > self.within_s:
+                raise RuntimeError(f"{self.process.args!r} does not start:\n{self.log.read_text()[-3000:]}")
+            time.sleep(0.2)
+        return time.monotonic() - self.began_s
+
+    def cpu_s(self) -> float:
+        """CPU time of it and all that it started."""
+        return tree_cpu_s(psutil.Process(self.process.pid))
+
+
+@contextmanager
+def started(command: Sequence[str], url: str, log: Path, within_s: float = START_S) -> Iterator[Server]:
+    """A server that has begun to start; it ends with the block."""
     with log.open("wb") as out:
         process = subprocess.Popen(list(command), stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            while not _responds(f"{url}/health"):
-                if process.poll() is not None or time.monotonic() - began > START_S:
-                    raise RuntimeError(f"{command[:6]} does not start:\n{log.read_text()[-3000:]}")
-                time.sleep(0.2)
-            yield time.monotonic() - began
-        finally:
-            _end(process)
+    try:
+        yield Server(url, process, log, time.monotonic(), within_s)
+    finally:
+        _end(process)
+
+
+def own_cpu_s(servers: Collection[Server]) -> float:
+    """CPU time of this process and its children, without those servers."""
+    others = {server.process.pid for server in servers}
+    children = [each for each in psutil.Process().children() if each.pid not in others]
+    return time.process_time() + sum(map(tree_cpu_s, children))
+
+
+def tree_cpu_s(root: psutil.Process) -> float:
+    total = 0.0
+    for process in (root, *root.children(recursive=True)):
+        with suppress(psutil.Error):  # ended meanwhile
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def _responds(url: str) -> bool:
@@ -163,47 +215,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """One answer: seconds to its first text and to its end, and its tokens."""
-
-    first_s: float
-    total_s: float
-    prompt_tokens: int
-    tokens: int
-
-
-def chat_body(model: str, text: str, n_tokens: int) -> bytes:
-    """A streamed, greedy chat request whose answer has exactly so many tokens."""
-    return json.dumps(
-        {
-            "model": model,
-            "messages": [{"role": "user", "content": text}],
-            "max_tokens": n_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-    ).encode()
-
-
-async def stream(session: aiohttp.ClientSession, url: str, body: bytes) -> Served:
-    """Send a chat request and read its events. Raises RuntimeError on anything but a whole answer."""
-    start, first, usage = time.perf_counter(), 0.0, None
-    async with session.post(f"{url}/v1/chat/completions", data=body) as response:
-        if response.status != 200:
-            raise RuntimeError(f"{url} answered {response.status}: {(await response.read())[:300]!r}")
-        async for line in response.content:
-            if not line.startswith(b"data: {"):
-                continue
-            event = json.loads(line[6:])
-            if not first and any(choice["delta"].get("content") for choice in event.get("choices", ())):
-                first = time.perf_counter() - start
-            usage = event.get("usage") or usage
-    if usage is None:
-        raise RuntimeError(f"{url} sent no usage")
-    total = time.perf_counter() - start
-    return Served(first or total, total, usage["prompt_tokens"], usage["completion_tokens"])

@@ -20,52 +20,44 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Sequence, Set
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import numpy as np
-from load_client import children_cpu_s, free_port, open_session
+from load_client import free_port, open_session
+from vllm_requests import Ask, Served, alone, in_host, over_http
 from vllm_rivals import (
     HF,
     MODEL,
-    Served,
+    Server,
     Setup,
-    chat_body,
     coe_command,
+    end_on_sigterm,
     engine_options,
-    running,
+    own_cpu_s,
     server_command,
-    stream,
+    started,
     write_service,
 )
 
 from coe.config import load_config
-from coe.engines.base import Adapter
-from coe.host import Host
 from coe.hosting import open_host
-from coe.sampling import SamplingOptions
-from coe.types import GenerateRequest
 from examples.zoo.fetch import fetch
-from routers.base import Message
 
 ZOO = Path(__file__).parent.parent / "examples" / "zoo" / "adapters"
 ADAPTERS = ("sql", "shell", "fields", "dates")
 RIVALS = ("asyncllm", "host", "service", "server", "hf")
 PROMPT = "Number {}: tell me about the history of the town where you were born, and what people do there."
-Ask = Callable[[str, str, int], Awaitable[Served]]
-"""`(expert, prompt, tokens)`: sends a request, and reads the whole answer of so many tokens."""
 Round = dict[str, Any]
 
 
@@ -88,6 +80,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the table here")
     given = parser.parse_args()
     ends = time.monotonic() + 60 * given.minutes
+    end_on_sigterm()
     rounds = Rounds(given)
     for n_adapters in given.adapters:
         if (left := rounds.left(n_adapters)) and time.monotonic() < ends:
@@ -145,9 +138,9 @@ def measure(
     setup.prepare_process()
 
     async def run() -> None:
-        async with opened({rival for _, _, rival in left}, setup) as asks:
-            for rival, ask in asks.items():  # warms up, and loads the adapters
-                await load(ask, names, given.clients[-1], range(given.clients[-1]), 4)
+        async with opened({rival for _, _, rival in left}, setup) as rivals:
+            for rival, (ask, cpu_s) in rivals.items():  # warms up, and loads the adapters
+                await load(ask, names, given.clients[-1], range(given.clients[-1]), 4, cpu_s)
                 print(f"{rival} is warm, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
             for repeat, n_clients, rival in left:
                 if time.monotonic() > ends:
@@ -155,7 +148,8 @@ def measure(
                 which = given.clients.index(n_clients)
                 n = n_clients * given.requests[which % len(given.requests)]
                 first = 1000 + 100 * (repeat * len(given.clients) + which)  # equal prompts for all rivals
-                found = await load(asks[rival], names, n_clients, range(first, first + n), given.tokens)
+                ask, cpu_s = rivals[rival]
+                found = await load(ask, names, n_clients, range(first, first + n), given.tokens, cpu_s)
                 known = {"adapters": n_adapters, "clients": n_clients, "repeat": repeat, "rival": rival}
                 rounds.add({**known, **found, "threads": given.threads, "dtype": given.dtype, "tokens": given.tokens})
 
@@ -163,11 +157,11 @@ def measure(
 
 
 @asynccontextmanager
-async def opened(wanted: Set[str], setup: Setup) -> AsyncIterator[dict[str, Ask]]:
-    """How to send a request to each rival; all of them are up."""
+async def opened(wanted: Set[str], setup: Setup) -> AsyncIterator[dict[str, tuple[Ask, Callable[[], float]]]]:
+    """How to send a request to each rival, and its CPU seconds so far; all of them are up."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        asks: dict[str, Ask] = {}
+        rivals: dict[str, tuple[Ask, Callable[[], float]]] = {}
         ports = free_port(), free_port()
         service = write_service(folder, setup, ports[0], hf="hf" in wanted)
         commands = {
@@ -175,86 +169,47 @@ async def opened(wanted: Set[str], setup: Setup) -> AsyncIterator[dict[str, Ask]
             "server": (server_command(setup, ports[1]), ports[1]),
         }
         session = await stack.enter_async_context(open_session())
+        servers: list[Server] = []
         for rival in sorted(wanted & commands.keys()):
             command, port = commands[rival]
             url = f"http://127.0.0.1:{port}"
-            seconds = stack.enter_context(running(command, url, folder / f"{rival}.log"))
-            print(f"{rival} is up in {seconds:.0f} s", file=sys.stderr)
-            asks[rival] = partial(over_http, session, url)
+            servers.append(stack.enter_context(started(command, url, folder / f"{rival}.log")))
+            rivals[rival] = partial(over_http, session, url), servers[-1].cpu_s
         if in_process := wanted & {"asyncllm", "host", "hf"}:
             host = await stack.enter_async_context(open_host(load_config(service)))
+            own = partial(own_cpu_s, servers)
             if "host" in in_process:
-                asks["host"] = partial(in_host, host, "")
+                rivals["host"] = partial(in_host, host, ""), own
             if "hf" in in_process:
-                asks["hf"] = partial(in_host, host, HF)
+                rivals["hf"] = partial(in_host, host, HF), own
             if "asyncllm" in in_process:
-                asks["asyncllm"] = await alone(host, setup, stack)
-        yield asks
+                rivals["asyncllm"] = await alone(host, setup, stack), own
+        for server in servers:
+            print(f"{server.url} is up after {await asyncio.to_thread(server.ready):.0f} s", file=sys.stderr)
+        yield rivals
 
 
-async def over_http(session: aiohttp.ClientSession, url: str, expert: str, prompt: str, n_tokens: int) -> Served:
-    return await stream(session, url, chat_body(expert, prompt, n_tokens))
+async def load(
+    ask: Ask,
+    adapters: Sequence[str],
+    n_clients: int,
+    numbers: Sequence[int],
+    n_tokens: int,
+    cpu_s: Callable[[], float] = time.process_time,
+) -> Round:
+    """Clients that send their next request when they have the answer to the last one; adapters take turns.
 
-
-async def in_host(host: Host, ending: str, expert: str, prompt: str, n_tokens: int) -> Served:
-    request = GenerateRequest(
-        messages=(Message("user", prompt),), max_tokens=n_tokens, sampling=SamplingOptions(ignore_eos=True)
-    )
-    start, first, usage = time.perf_counter(), 0.0, None
-    async for chunk in host.ask(expert + ending, request):
-        if not first and chunk.text:
-            first = time.perf_counter() - start
-        usage = chunk.usage
-    assert usage is not None  # by the contract of the last chunk
-    total = time.perf_counter() - start
-    return Served(first or total, total, usage.prompt_tokens, usage.completion_tokens)
-
-
-async def alone(host: Host, setup: Setup, stack: AsyncExitStack) -> Ask:
-    """The AsyncLLM that the host has started, called as a program without the Host would."""
-    from vllm.inputs import tokens_input
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-    await in_host(host, "", MODEL, "Start.", 1)  # loads the model
-    spec = host.snapshot.get(MODEL)
-    expert: Any = host.cache.peek(spec.ref)
-    running = await expert.core.live()
-    loras: dict[str, Any] = {MODEL: None}
-    for name, path in setup.adapters.items():
-        lease = running.adapters.lease(Adapter(host.snapshot.get(name), path))
-        loras[name] = await stack.enter_async_context(lease)
-    ids = itertools.count()
-
-    async def ask(expert: str, prompt: str, n_tokens: int) -> Served:
-        start, first, n = time.perf_counter(), 0.0, 0
-        chat = [{"role": "user", "content": prompt}]
-        prompt_ids = running.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        params = SamplingParams(
-            temperature=0.0, max_tokens=n_tokens, ignore_eos=True, output_kind=RequestOutputKind.DELTA
-        )
-        outputs = running.llm.generate(
-            tokens_input(prompt_ids), params, f"alone-{next(ids)}", lora_request=loras[expert]
-        )
-        async for output in outputs:
-            [completion] = output.outputs
-            if not first and completion.text:
-                first = time.perf_counter() - start
-            n += len(completion.token_ids)
-        total = time.perf_counter() - start
-        return Served(first or total, total, len(prompt_ids), n)
-
-    return ask
-
-
-async def load(ask: Ask, adapters: Sequence[str], n_clients: int, numbers: Sequence[int], n_tokens: int) -> Round:
-    """Clients that send their next request when they have the answer to the last one; adapters take turns."""
+    Args:
+        numbers: of the prompts.
+        cpu_s: CPU seconds of the rival so far.
+    """
     left = iter(numbers)
     names = adapters or (MODEL,)
 
     async def client() -> list[Served]:
         return [await ask(names[i % len(names)], PROMPT.format(i), n_tokens) for i in left]
 
-    cpu, start = children_cpu_s() + time.process_time(), time.perf_counter()
+    cpu, start = cpu_s(), time.perf_counter()
     served = [each for own in await asyncio.gather(*(client() for _ in range(n_clients))) for each in own]
     seconds = time.perf_counter() - start
     wrong = [each.tokens for each in served if each.tokens != n_tokens]
@@ -265,7 +220,7 @@ async def load(ask: Ask, adapters: Sequence[str], n_clients: int, numbers: Seque
         "ttft_ms": [round(1e3 * each.first_s, 2) for each in served],
         "answer_ms": [round(1e3 * each.total_s, 2) for each in served],
         "prompt_tokens": sum(each.prompt_tokens for each in served),
-        "busy_cores": round((children_cpu_s() + time.process_time() - cpu) / seconds, 2),
+        "tokens_per_cpu_s": round(len(served) * n_tokens / (cpu_s() - cpu), 2),
         "load_average": round(os.getloadavg()[0], 1),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -286,7 +241,8 @@ def table(rounds: Sequence[Round]) -> list[Round]:
                 continue
             ttft = np.concatenate([each["ttft_ms"] for each in own.values()])
             row = {"adapters": n_adapters, "clients": clients, "rival": rival, "repeats": len(own)}
-            row |= {"tokens_per_s": statistics.median(each["tokens_per_s"] for each in own.values())}
+            for name in ("tokens_per_s", "tokens_per_cpu_s"):
+                row[name] = statistics.median(each[name] for each in own.values())
             row |= {"ttft_p50_ms": float(np.median(ttft)), "ttft_p95_ms": float(np.quantile(ttft, 0.95))}
             for other in ("asyncllm", "server"):
                 ratios = [
@@ -300,13 +256,14 @@ def table(rounds: Sequence[Round]) -> list[Round]:
 
 
 def show(rows: Sequence[Round]) -> None:
-    print("| adapters | clients | rival | tokens/s | of AsyncLLM | of vLLM's server | TTFT p50, ms | p95 | repeats |")
-    print("|---:|---:|---|---:|---:|---:|---:|---:|---:|")
+    columns = "adapters", "clients", "rival", "tokens/s", "of AsyncLLM", "of vLLM's server", "TTFT p50, ms", "p95"
+    print(f"| {' | '.join(columns)} | tokens/CPU s | repeats |")
+    print("|---:|---:|---" + 7 * "|---:" + "|")
     for r in rows:
         of = ["" if r[name] is None else f"{r[name]:.2f}" for name in ("of_asyncllm", "of_server")]
         print(
             f"| {r['adapters']} | {r['clients']} | {r['rival']} | {r['tokens_per_s']:.1f} | {of[0]} | {of[1]} | "
-            f"{r['ttft_p50_ms']:.0f} | {r['ttft_p95_ms']:.0f} | {r['repeats']} |"
+            f"{r['ttft_p50_ms']:.0f} | {r['ttft_p95_ms']:.0f} | {r['tokens_per_cpu_s']:.1f} | {r['repeats']} |"
         )
 
 
