@@ -122,7 +122,7 @@ class Frames(asyncio.Protocol):
         while len(self._in) - start >= _LENGTH.size:
             (size,) = _LENGTH.unpack_from(self._in, start)
             if size > MOST_FRAME_BYTES:
-                self.end()
+                self.abort()
                 return
             end = start + _LENGTH.size + size
             if len(self._in) < end:
@@ -142,6 +142,11 @@ class Frames(asyncio.Protocol):
         """Close the connection after what was sent."""
         if self._transport is not None:
             self._transport.close()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
 
 
 class Link(Frames):
@@ -286,7 +291,8 @@ class _Served(Frames):
         """Begin or cancel a call."""
         kind, number, *rest = message
         if kind == ASK:
-            self.calls[number] = self._loop.create_task(self._serve(number, *rest))
+            self.calls[number] = task = self._loop.create_task(self._serve(number, *rest))
+            task.add_done_callback(lambda _: self.calls.pop(number, None))  # also of one that is cancelled at once
         elif number in self.calls:
             self.calls[number].cancel()
 
@@ -294,14 +300,22 @@ class _Served(Frames):
         try:
             async with contextlib.aclosing(self._answer(*asked)) as pieces:
                 async for piece in pieces:
-                    self.send((number, piece))
+                    self.send((number, readable(piece) if isinstance(piece, Exception) else piece))
                     await self.room()
         except Exception as error:
             log.exception("a call failed")
             self.send((number, Broken(f"{type(error).__name__}: {error}")))
         finally:
             self.send((number, None))
-            self.calls.pop(number, None)
+
+
+def readable(error: Exception) -> Exception | Broken:
+    """An error that a gateway can read. One that it cannot, as of a plugin's class, would end the whole connection."""
+    try:
+        pickle.loads(pickle.dumps(error, pickle.HIGHEST_PROTOCOL))
+    except Exception:
+        return Broken(f"{type(error).__name__}: {error}")
+    return error
 
 
 class Links:

@@ -12,18 +12,22 @@ import uvicorn
 from api_server import connected
 
 from coe.serve.http import connection
-from coe.serve.http.connection import MOST_HEAD_BYTES, BoundedConnection, install
+from coe.serve.http.connection import MOST_HEAD_BYTES, MOST_PIPELINED, BoundedConnection, install
 
 BIG = b"x" * 2**20
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answers a GET with the length of its headers, /big with 100 MiB, and a POST before its body is read."""
+    """Answers a GET with the length of its headers, /big with 100 MiB, a POST before its body is read, /read after."""
     size = sum(len(name) + len(value) for name, value in scope["headers"])
     await send({"type": "http.response.start", "status": 200, "headers": []})
     for _ in range(100 if scope["path"] == "/big" else 0):
         await send({"type": "http.response.body", "body": BIG, "more_body": True})
-    await send({"type": "http.response.body", "body": str(size).encode()})
+    body, more = b"", scope["path"] == "/read"
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message["more_body"]
+    await send({"type": "http.response.body", "body": body or str(size).encode()})
 
 
 @asynccontextmanager
@@ -115,3 +119,70 @@ async def test_the_rest_of_a_body_that_was_answered_early_must_end(monkeypatch: 
         dribbling = asyncio.create_task(dribble())
         await gone(server)
         dribbling.cancel()
+
+
+async def test_blank_lines_between_requests_do_not_keep_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(monkeypatch) as (server, port), connected(port) as (reader, writer):
+        monkeypatch.setattr(server.config, "timeout_keep_alive", 0.2)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"0\r\n\r\n")
+        writer.write(b"\r\n\r\n")
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+
+
+async def test_the_idle_time_begins_again_after_the_rest_of_a_body_that_was_answered_early(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving(monkeypatch) as (server, port), connected(port) as (reader, writer):
+        monkeypatch.setattr(server.config, "timeout_keep_alive", 0.2)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n{")
+        await reader.readuntil(b"0\r\n\r\n")
+        writer.write(b"  }")
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+
+
+async def test_trailers_without_end_are_refused_and_those_at_the_limit_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(monkeypatch) as (server, port):
+        for size, kept in ((MOST_HEAD_BYTES, True), (MOST_HEAD_BYTES + 1, False)):
+            async with connected(port) as (reader, writer):
+                writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n")
+                await reader.readuntil(b"0\r\n\r\n")
+                writer.write(b"x: " + b"a" * (size - 3))
+                await asyncio.sleep(0.1)
+                (open_one,) = server.server_state.connections or (None,)
+                assert (open_one is not None) == kept
+            await gone(server)
+
+
+async def test_many_requests_that_wait_on_one_connection_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(monkeypatch) as (_, port):
+        get, last = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        for waiting, answered in ((MOST_PIPELINED, MOST_PIPELINED + 1), (MOST_PIPELINED + 1, 0)):
+            async with connected(port) as (reader, writer):
+                writer.write(get * waiting + last)
+                answer = b""
+                with suppress(ConnectionError):
+                    answer = await asyncio.wait_for(reader.read(), 10)
+                assert answer.count(b"HTTP/1.1 200") == answered
+
+
+@pytest.mark.parametrize("cut", [0, 1, 30, 95, 110])
+async def test_a_request_for_another_protocol_is_served_in_http_1_with_its_body(
+    monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    """Java's HttpClient asks for `h2c` in each first request; a client of WebSockets asks for `websocket`."""
+    asked = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAE\r\n"
+    post = b"POST /read HTTP/1.1\r\nhost: x\r\ncontent-length: 11\r\n" + asked + b"\r\nthe content"
+    async with serving(monkeypatch) as (_, port), connected(port) as (reader, writer):
+        for sent in (post[:cut], post[cut:] + b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"):
+            writer.write(sent)
+            await writer.drain()
+            await asyncio.sleep(0.02)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.count(b"HTTP/1.1 200") == 2 and b"the content" in answer
+
+
+async def test_connect_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(monkeypatch) as (_, port), connected(port) as (reader, writer):
+        writer.write(b"CONNECT example.com:443 HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 400")

@@ -15,13 +15,20 @@ from typing import Any
 import pytest
 import uvloop
 
-from coe.errors import CoeError, Overloaded
+from coe.errors import CoeError, EngineError, Overloaded
 from coe.serve.cluster import link
 from coe.serve.cluster.link import Broken, Link, LinkLost, Links, LinkServer
 from coe.types import Chunk, GenerateRequest
 from routers.base import Message
 
 REQUEST = GenerateRequest(messages=(Message("user", "hi"),))
+
+
+class OfPlugin(EngineError):
+    """An error that pickle writes, and cannot read."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code}: {text}")
 
 
 class Host:
@@ -43,6 +50,9 @@ class Host:
                 raise ZeroDivisionError("a bug")
             if expert == "refuses":
                 yield Overloaded("too many")
+                return
+            if expert == "unreadable":
+                yield OfPlugin(7, "a plugin failed")
                 return
             if expert == "unpicklable":
                 yield lambda: None
@@ -110,6 +120,26 @@ async def test_a_piece_that_cannot_be_sent_ends_its_own_call_only(tmp_path: Path
     async with linked(tmp_path, Host()) as (_, one):
         (broken,), other = await asyncio.gather(pieces(one, "unpicklable"), pieces(one, "a"))
         assert isinstance(broken, Broken) and len(other) == 3
+
+
+async def test_an_error_that_cannot_be_read_ends_its_own_call_only(tmp_path: Path) -> None:
+    async with linked(tmp_path, Host()) as (_, one):
+        answer = one.ask("waits", REQUEST, 1, "")
+        assert await anext(answer) == Chunk("first")
+        assert await pieces(one, "unreadable") == [Broken("OfPlugin: 7: a plugin failed")]
+        assert one.is_up and len(await pieces(one, "a")) == 3
+        await answer.aclose()
+
+
+async def test_a_call_that_is_cancelled_before_it_begins_is_forgotten(tmp_path: Path) -> None:
+    host = Host()
+    async with linked(tmp_path, host) as (server, one):
+        one.send((link.ASK, 1, True, "waits", REQUEST, 1, ""))
+        one.send((link.CANCEL, 1))  # both arrive in one frame
+        assert len(await pieces(one, "a")) == 3
+        assert [asked[1] for asked in host.asked] == ["a"]
+        (served,) = server._links
+        await until(lambda: not served.calls)
 
 
 async def test_closing_an_answer_cancels_its_call_alone(tmp_path: Path) -> None:
