@@ -140,7 +140,7 @@ def measure(
     async def run() -> None:
         async with opened({rival for _, _, rival in left}, setup) as rivals:
             for rival, (ask, cpu_s) in rivals.items():  # warms up, and loads the adapters
-                await load(ask, names, given.clients[-1], range(given.clients[-1]), 4, cpu_s)
+                await load(ask, names, 8, range(8), 2, cpu_s)
                 print(f"{rival} is warm, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
             for repeat, n_clients, rival in left:
                 if time.monotonic() > ends:
