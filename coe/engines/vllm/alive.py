@@ -7,6 +7,8 @@ wait without end.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable
 from typing import Any, Final, TypeVar
 
@@ -15,21 +17,25 @@ _CHECK_S: Final = 0.2
 _SETTLE_S: Final = 5.0
 
 
-async def unless_dead(llm: Any, call: Awaitable[T]) -> T:
+async def unless_dead(llm: Any, call: Awaitable[T], *, within_s: float = math.inf) -> T:
     """The result of a call to the engine process.
 
     Args:
         llm: vLLM's AsyncLLM.
+        within_s: seconds that the process has to answer.
 
     Raises:
         EngineDeadError: of vLLM; the process died before it answered. The call is cancelled.
+        TimeoutError: it has not answered in time. The call is cancelled.
     """
-    waiting = asyncio.ensure_future(call)
+    waiting, ends = asyncio.ensure_future(call), time.monotonic() + within_s
     try:
         while not waiting.done():
-            await asyncio.wait({waiting}, timeout=_CHECK_S)
+            await asyncio.wait({waiting}, timeout=min(_CHECK_S, within_s))
             if not waiting.done() and llm.errored:
                 raise llm.dead_error
+            if not waiting.done() and time.monotonic() >= ends:
+                raise TimeoutError(f"the engine process has not responded for {within_s:g} s")
         return waiting.result()
     finally:
         waiting.cancel()

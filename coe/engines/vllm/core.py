@@ -45,6 +45,7 @@ class Core(Generic[T]):
         self._since = 0.0
         self._deaths = 0
         self._starting: asyncio.Task[T] | None = None
+        self._delay: asyncio.Future[Any] | None = None
         self._stopping: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -109,6 +110,8 @@ class Core(Generic[T]):
     async def close(self) -> None:
         """End the engine process; waits until it is gone."""
         self._closed = True
+        if self._delay is not None:
+            self._delay.cancel()
         if self._starting is not None:
             # A start runs in a thread and cannot be cancelled: its process would outlive it.
             await asyncio.wait([self._starting])
@@ -121,13 +124,15 @@ class Core(Generic[T]):
     async def _start_again(self) -> T:
         try:
             if self._deaths > 1:
-                await self._sleep(min(_MOST_BACKOFF_S, 2.0 ** (self._deaths - 2)))
+                await self._wait(min(_MOST_BACKOFF_S, 2.0 ** (self._deaths - 2)))
             if self._stopping:
                 await asyncio.wait(set(self._stopping))  # the memory of the dead one
             if self._closed:
                 raise EngineError(f"{self._name!r} was unloaded: load it again")
             engine = await self._start()
         except Exception as error:
+            if self._closed:
+                raise
             self._deaths += 1
             logger.error("expert %r: vLLM does not start again: %s", self._name, text_of(error))
             raise EngineLost(
@@ -138,6 +143,15 @@ class Core(Generic[T]):
             self._starting = None
         self._live, self._since = engine, self._clock()
         return engine
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait, but not after `close`."""
+        self._delay = asyncio.ensure_future(self._sleep(seconds))
+        try:
+            await asyncio.wait({self._delay})
+        finally:
+            self._delay.cancel()
+            self._delay = None
 
     def _retire(self, engine: T) -> None:
         task = asyncio.ensure_future(self._end(engine))

@@ -145,7 +145,7 @@ class VLLMExpert:
         self.watch.stop()
         running = self.core.engine
         if running is not None:
-            await put_to_sleep(running.llm)
+            await put_to_sleep(running.llm, self._options.hang_timeout_s)
         return running is not None
 
     async def wake(self) -> None:
@@ -157,7 +157,7 @@ class VLLMExpert:
         running = self.core.engine
         if running is None:
             raise EngineError(f"the engine process of {self.spec.name!r} died")
-        await wake_up(running.llm)
+        await wake_up(running.llm, self._options.hang_timeout_s)
 
     async def take_over(self, former: VLLMExpert) -> bool:
         """Read this expert's weights into the process of another one with the same shapes, which serves no more.
@@ -172,7 +172,7 @@ class VLLMExpert:
         running.grammars.close()
         former._preparation.close()
         try:
-            await reload_weights(running.llm, self.path)
+            await reload_weights(running.llm, self.path, self._options.hang_timeout_s)
             self.core.adopt(await self._describe(running.llm))
         except BaseException as error:
             await asyncio.to_thread(stop, running.llm)

@@ -22,6 +22,8 @@ from registry.headers import read_json
 
 _REPORT_S: Final = 10.0
 """Seconds between two lines of the log while vLLM starts."""
+MOST_RELOAD_S: Final = 3600.0
+"""Seconds that a running process has to read other weights."""
 _LOW_MEMORY: Final = ("out of memory", "no available memory", "not enough memory", "free memory on device")
 logger = logging.getLogger(__name__)
 
@@ -128,24 +130,41 @@ def way_of_computing(llm: Any) -> tuple[str, ...]:
     return (vllm.__version__, str(torch.__version__), device, str(llm.model_config.dtype), parallel, threads)
 
 
-async def reload_weights(llm: Any, path: Path) -> None:
+async def reload_weights(llm: Any, path: Path, within_s: float) -> None:
     """Replace the weights of a running engine by those in `path`, of the same shapes; its adapters are gone then.
 
     Only vLLM's own loading is right on every device: kernels may keep packed copies of the parameters.
+
+    Args:
+        within_s: seconds that the process has to answer, beside `MOST_RELOAD_S` to read the files.
+
+    Raises:
+        EngineDeadError: of vLLM; the process died.
+        TimeoutError: it does not respond in time.
     """
-    await unless_dead(llm, llm.pause_generation(mode="abort", clear_cache=False))  # cancelled requests may be in a step
-    await unless_dead(llm, llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)}))
-    await unless_dead(llm, llm.resume_generation())
+    # cancelled requests may be in a step
+    await unless_dead(llm, llm.pause_generation(mode="abort", clear_cache=False), within_s=within_s)
+    reading = llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
+    await unless_dead(llm, reading, within_s=MOST_RELOAD_S)
+    await unless_dead(llm, llm.resume_generation(), within_s=within_s)
 
 
-async def put_to_sleep(llm: Any) -> None:
-    """Free the memory of weights and cache on the device. Level 1 would copy the weights to the host first."""
-    await unless_dead(llm, llm.sleep(level=2, mode="abort"))
+async def put_to_sleep(llm: Any, within_s: float) -> None:
+    """Free the memory of weights and cache on the device. Level 1 would copy the weights to the host first.
+
+    Raises:
+        EngineDeadError, TimeoutError: as `reload_weights`.
+    """
+    await unless_dead(llm, llm.sleep(level=2, mode="abort"), within_s=within_s)
 
 
-async def wake_up(llm: Any) -> None:
-    """Take the memory again: the weights are undefined until `reload_weights`, and the prefix cache is empty."""
-    await unless_dead(llm, llm.wake_up())
+async def wake_up(llm: Any, within_s: float) -> None:
+    """Take the memory again: the weights are undefined until `reload_weights`, and the prefix cache is empty.
+
+    Raises:
+        EngineDeadError, TimeoutError: as `reload_weights`.
+    """
+    await unless_dead(llm, llm.wake_up(), within_s=within_s)
 
 
 def stop(llm: Any) -> None:

@@ -96,3 +96,23 @@ async def test_after_close_no_engine_runs_and_none_starts() -> None:
     assert machine.stopped == list(range(1, machine.started + 1))
     with pytest.raises(EngineError, match="was unloaded"):
         await core.live()
+
+
+async def test_close_does_not_wait_for_a_delayed_start() -> None:
+    machine, begun = Machine(), asyncio.Event()
+
+    async def long(seconds: float) -> None:
+        begun.set()
+        await asyncio.sleep(3600)
+
+    core = Core("m", machine.start, machine.stop, clock=lambda: 0.0, sleep=long)
+    for engine in (await core.open(), 2):
+        core.lost(engine)
+        waiting = asyncio.ensure_future(core.live())
+        await asyncio.wait({waiting, asyncio.ensure_future(begun.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    assert begun.is_set() and not waiting.done()
+    async with asyncio.timeout(10):
+        await core.close()
+        with pytest.raises(EngineError, match="was unloaded"):
+            await waiting
+    assert (machine.started, machine.stopped, core.deaths) == (2, [1, 2], 2)

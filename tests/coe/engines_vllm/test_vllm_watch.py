@@ -60,6 +60,17 @@ async def test_a_call_to_a_process_that_dies_ends() -> None:
         await probe(llm)
 
 
+async def test_a_call_to_a_process_that_does_not_respond_in_time_ends() -> None:
+    llm = LLM()
+    assert await unless_dead(llm, llm.is_paused(), within_s=10) is False
+    llm.stopped = True
+    async with asyncio.timeout(5):
+        with pytest.raises(TimeoutError, match="has not responded for 0.3 s"):
+            await unless_dead(llm, llm.is_paused(), within_s=0.3)
+    await asyncio.sleep(0.05)
+    assert llm.cancelled == 1
+
+
 async def test_a_failed_call_raises_its_own_error_and_a_cancelled_one_is_cancelled() -> None:
     llm = LLM()
 
