@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from coe.engines.base import Capabilities, ShapeKey
 from coe.engines.constrained.checker import GrammarChecker
 from coe.engines.render import Renderer
+from coe.engines.vllm.embedder import EmbedderSlot
 from coe.engines.vllm.expert import VLLMExpert
 from coe.engines.vllm.options import Options
 from coe.engines.vllm.parsers import ParserNames
@@ -17,9 +19,11 @@ from coe.engines.vllm.slot import VLLMSlot
 from coe.errors import WeightsError
 from registry.quantization import GGUF
 from registry.sources import names_gguf
-from registry.spec import ExpertSpec
+from registry.spec import ExpertSpec, Kind
 
 _ITEM_BYTES: Final = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
+_POOLING: Final = "pooling"
+"""Dimension of the shape of a model that returns vectors."""
 PROCESS_BYTES: Final = 2**30
 """Memory of an engine process beside weights and cache, where that is the memory of the machine."""
 
@@ -40,6 +44,7 @@ class VLLMEngine:
         prompt_logprobs=True,
         token_prompts=True,
         sampling=True,
+        embeddings=True,
         sleep=not on_cpu(),
     )
 
@@ -109,6 +114,9 @@ class VLLMEngine:
             "parameters": spec.parameters_total or 0,
             "context": spec.context_length or 0,
         }
+        if spec.kind is Kind.EMBEDDING:
+            sizes = {"bytes": dimensions["bytes"], _POOLING: 1}
+            return replace(ShapeKey.only(spec), dimensions=tuple(sizes.items()), dtype=self._options.dtype)
         return ShapeKey(
             architecture=spec.architecture or "",
             dimensions=tuple(dimensions.items()),
@@ -131,8 +139,10 @@ class VLLMEngine:
             return max(0, share - dict(shape.dimensions)["bytes"])
         return cache + (PROCESS_BYTES if cpu else 0)
 
-    async def open_slot(self, shape: ShapeKey) -> VLLMSlot:
+    async def open_slot(self, shape: ShapeKey) -> VLLMSlot | EmbedderSlot:
         """An empty slot; its process starts with the first expert."""
+        if _POOLING in dict(shape.dimensions):
+            return EmbedderSlot(shape, self._options)
         self._renderer.start()
         return VLLMSlot(shape, self._expert, sleeps=self._options.can_sleep(on_cpu=on_cpu()))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, nullcontext
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any, Final
 
 from coe.engines.base import Adapter
 from coe.engines.constrained.checker import GrammarChecker
+from coe.engines.embedding import check_generates
 from coe.engines.render import Renderer
 from coe.engines.vllm.adapters import AdapterChecks
 from coe.engines.vllm.alive import failed_requests, kill, probe
@@ -26,13 +26,13 @@ from coe.engines.vllm.prepare import Preparation, Prepared
 from coe.engines.vllm.process import (
     put_to_sleep,
     reload_weights,
-    start,
     start_error,
     stop,
     wake_up,
     way_of_computing,
 )
 from coe.engines.vllm.running import Running, describe
+from coe.engines.vllm.starting import start_in_thread
 from coe.engines.vllm.watch import Watch
 from coe.errors import CoeError, EngineError, Unsupported
 from coe.types import Chunk, GenerateRequest
@@ -94,6 +94,7 @@ class VLLMExpert:
 
         An answer that is read only as a whole is held until it is complete, so that it can be generated again.
         """
+        check_generates(request, self.spec.name)
         name = adapter.spec.name if adapter else self.spec.name
         if adapter is not None and not self._options.max_loras:
             raise Unsupported(f"{self.spec.name!r} takes no adapters, because engines.vllm.max_loras is 0")
@@ -184,12 +185,7 @@ class VLLMExpert:
 
     async def _start(self) -> Running:
         check = partial(self._parsers.check, expert=self.spec.name)
-        starting = asyncio.ensure_future(asyncio.to_thread(start, self.spec.name, self.path, self._options, check))
-        try:
-            llm = await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            starting.add_done_callback(_stop_started)  # the thread goes on
-            raise
+        llm = await start_in_thread(self.spec.name, self.path, self._options, check)
         try:
             return await self._describe(llm)
         except BaseException:
@@ -230,11 +226,6 @@ async def _probe(running: Running) -> None:
 
 def _kill(running: Running) -> None:
     kill(running.llm)
-
-
-def _stop_started(starting: asyncio.Future[Any]) -> None:
-    if not starting.cancelled() and starting.exception() is None:
-        threading.Thread(target=stop, args=(starting.result(),), name="vllm-stop").start()
 
 
 def _prompt(prepared: Prepared) -> Any:

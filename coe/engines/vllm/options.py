@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,7 +57,7 @@ _FIXED: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Options of the engine; see `coe.config.VLLMConfig`.
+    """Options of the engine; see `coe.config.VLLMConfig`. pooling: models return vectors.
 
     Raises:
         ConfigError: a value is out of range, or an `engine_args` entry is one of the options or cannot be changed.
@@ -77,6 +77,7 @@ class Options:
     sleep: bool = True
     hang_timeout_s: float = 300.0
     engine_args: Mapping[str, Any] = field(default_factory=dict)
+    pooling: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "kv_cache_bytes", "max_num_seqs", "tensor_parallel_size", "max_cpu_loras"):
@@ -100,6 +101,10 @@ class Options:
                 raise ConfigError(f"{ENGINE_ARGS}: {name!r} has an option of its own: set {_OWN[name]} instead")
             if name in _FIXED:
                 raise ConfigError(f"{ENGINE_ARGS}: {name!r} cannot be changed: the engine depends on its value")
+
+    def for_embeddings(self) -> Options:
+        """The same for a model that returns vectors: it has no adapters, and generates nothing to check."""
+        return replace(self, pooling=True, max_loras=0, canary="off")
 
     def runs_eagerly(self, *, on_cpu: bool) -> bool:
         """Whether models run without compilation and CUDA graphs."""
@@ -143,6 +148,8 @@ class Options:
         }
         if not on_cpu:
             stated["gpu_memory_utilization"] = self.gpu_memory_utilization
+        if self.pooling:
+            stated["runner"] = "pooling"
         return stated | self._lora(on_cpu) | dict(self.engine_args)
 
     @property
