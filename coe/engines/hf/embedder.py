@@ -43,7 +43,8 @@ class HFEmbedder:
         self._model, self._max_batch = model, max_batch
         stated = (model.max_seq_length, spec.context_length)
         self._most = min((each for each in stated if each), default=None)
-        self._n_ids = len(model.tokenizer)
+        # a tokenizer may have more tokens; on a GPU, one without a row would end the process
+        self._n_ids: int = model[0].auto_model.get_input_embeddings().weight.shape[0]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"hf:{spec.name}")
 
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:

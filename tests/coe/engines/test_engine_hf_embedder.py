@@ -61,6 +61,21 @@ async def test_vectors_are_those_of_sentence_transformers_in_any_batch(
     assert (np.abs(np.linalg.norm(ours, axis=1) - 1) < 1e-5).all() == normalize
 
 
+async def test_a_token_without_a_row_in_the_weights_is_refused_before_the_model_reads_it(tmp_path: Path) -> None:
+    """A tokenizer may have more tokens than the model; on a GPU, reading beyond the weights ends the process."""
+    folder = save_tiny_embedder(tmp_path / "m")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    n_ids = len(tokenizer["model"]["vocab"])
+    tokenizer["model"]["vocab"]["berlin"] = n_ids
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    expert = await loaded(folder)
+    for given in ("berlin", (2, n_ids, 3)):
+        with pytest.raises(Rejected, match=f"token id {n_ids}, but the vocabulary of 'vectors' has {n_ids} tokens"):
+            await embedded(expert, "paris", given)
+    await embedded(expert, (2, n_ids - 1, 3))
+    await expert.close()
+
+
 async def test_token_ids_are_taken_as_they_are(tmp_path: Path) -> None:
     folder = save_tiny_embedder(tmp_path / "m")
     expert = await loaded(folder)
