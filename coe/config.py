@@ -320,6 +320,12 @@ class ServeConfig(_Section):
             raise ValueError(f"pools need names of their own, and there must be one; got {names}")
         return self
 
+    @property
+    def url(self) -> str:
+        """The base URL for clients."""
+        host = f"[{self.host}]" if ":" in self.host and not self.host.startswith("[") else self.host
+        return f"http://{host}:{self.port}/v1"
+
 
 class BatchConfig(_Section):
     """The processes of `coe batch`."""

@@ -66,7 +66,7 @@ def serve(
 def _document(source: Source) -> dict[str, Any]:
     settings, catalog = source.config.serve, source.catalog
     return {
-        "url": f"http://{settings.host}:{settings.port}/v1",
+        "url": settings.url,
         "policies": list(catalog.policies),
         "experts": list(catalog.snapshot),
         "decisions": settings.log.folder,
@@ -94,7 +94,7 @@ def _welcome(source: Source) -> None:
     settings, catalog = source.config.serve, source.catalog
     policies = [f"coe/{name}" for name in catalog.policies]
     models = ", ".join((["auto"] if policies else []) + policies)
-    _say("ready", f"http://{settings.host}:{settings.port}/v1 for any OpenAI client")
+    _say("ready", f"{settings.url} for any OpenAI client")
     _say("models", f"{models}{' or ' if models else ''}one of {len(catalog.snapshot)} experts by name")
     _say("decisions", str(settings.log.folder or "are not logged"))
     _say("Ctrl-C", "stops")

@@ -144,6 +144,11 @@ def check_port(host: str, port: int) -> None:
     """Raises ConfigError if an address cannot be listened on."""
     try:
         bound(host, port, socket.SO_REUSEADDR).close()
+    except socket.gaierror as error:
+        raise ConfigError(
+            f"{host!r} cannot be listened on ({error.strerror}): set `serve.host`, or `--host`, to an address of this "
+            "machine, such as 127.0.0.1"
+        ) from error
     except OSError as error:
         raise ConfigError(
             f"{host}:{port} cannot be listened on ({error.strerror}): choose another `--port`, or stop what uses it"
@@ -163,8 +168,16 @@ def reserved(host: str, port: int) -> socket.socket:
 
 
 def bound(host: str, port: int, *options: int) -> socket.socket:
-    """A bound TCP socket with these options of sockets set. Raises OSError if the address cannot be bound."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    """A bound TCP socket with these options of sockets set. Raises OSError if the address cannot be bound.
+
+    Args:
+        host: name or address; an IPv6 address may have brackets, as in a URL.
+    """
+    plain = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        found = socket.getaddrinfo(plain, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError as error:
+        raise socket.gaierror(socket.EAI_NONAME, "it is no host name") from error
     family, kind, protocol, _, address = found[0]
     made = socket.socket(family, kind, protocol)
     try:

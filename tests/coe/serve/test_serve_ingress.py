@@ -71,6 +71,26 @@ def test_a_port_that_something_listens_on_is_refused_before_ray_starts(http: str
             Ingress(given).__enter__()
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 70, "é" * 70, ""])
+def test_what_is_no_host_is_refused_with_the_setting(host: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be listened on .*serve.host"):
+        check_port(host, free_ports(1)[0])
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_addresses_of_ipv6_are_listened_on_and_stand_in_brackets_in_a_url(host: str) -> None:
+    given = settings("direct").model_copy(update={"host": host})
+    assert given.url == f"http://[::1]:{given.port}/v1"
+    try:
+        bound("::1", 0).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with Ingress(given), bound(host, given.port, socket.SO_REUSEPORT, socket.SO_REUSEADDR) as gateway:
+        gateway.listen()
+        with pytest.raises(ConfigError, match="cannot be listened on"):
+            check_port(host, given.port)
+
+
 def test_a_direct_port_is_kept_from_other_services_before_the_gateways_listen() -> None:
     given = settings("direct")
     with Ingress(given):
