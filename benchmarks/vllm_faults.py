@@ -167,7 +167,8 @@ class Faults:
         row.ended_s = time.monotonic() - began
         while (left := [each for each in everything if lives(each)]) and time.monotonic() - began < STOP_S:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-        row.notes.append(f"no process left after {time.monotonic() - began:.1f} s")
+        if not left:
+            row.notes.append(f"no process left after {time.monotonic() - began:.1f} s")
         row.check(not left, f"left behind: {[title(each)[:60] for each in left]}")
         row.check(status == 0, f"the exit status is {status}")
         row.check(not row.hung, "requests without an end")
