@@ -35,8 +35,8 @@ Say = Callable[[str, str], None]
 
 OBJECT_STORE_BYTES: Final = 200 * 2**20
 """Bytes of Ray's object store on this machine; requests and answers are small."""
-STOP_S: Final = 4.0
-"""Seconds Serve has to stop its replicas in order; Ray then kills the rest."""
+STOP_S: Final = 8.0
+"""Seconds Serve has to stop its replicas in order, which have 5 (`application.GRACE_S`); Ray then kills the rest."""
 PROGRESS_S: Final = 10.0
 """Seconds between two status lines while processes start: a pinned expert can take a minute to load."""
 ENVIRONMENT: Final = {
