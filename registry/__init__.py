@@ -5,7 +5,8 @@
     reconcile     experts files: plan, show, apply in one transaction
     documents     any YAML, with line numbers; yaml_loader bounds it; json_text reads JSON
     sources       folders, GGUF files, the Hugging Face hub, endpoints; storage: COE_HOME, atomic writes
-    describe      from a stated source to a full spec; inspection, headers, gguf_header, chat_templates read files
+    describe      from a stated source to a full spec; inspection, headers, gguf_header, chat_templates, quantization
+                  read files
     lora          whether an adapter fits its base, tensor by tensor
     digest        identity by content
     profiles      measured strengths of experts; strengths summarises them
