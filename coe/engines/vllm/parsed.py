@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from coe.engines.parsing.ids import call_ids
 from coe.engines.parsing.parser import MOST_CALLS
+from coe.engines.vllm.patterns import limit_patterns
 from coe.errors import EngineError
 from coe.seam import text_of
 from coe.types import Chunk, GenerateRequest, ToolCallDelta
@@ -55,6 +56,7 @@ class ParsedAnswer:
         self._n_waiting = self._n_parsed = 0
         self._indexes: dict[int, int] = {}  # vLLM's index of a call -> ours, which leaves out none
         self._left_s = MOST_SECONDS
+        limit_patterns(parser, lambda: self._left_s)
 
     def push(self, token: int) -> None:
         """Add a generated token; its text follows with `feed`, except that of an end token."""

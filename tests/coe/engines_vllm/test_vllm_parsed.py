@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import regex  # type: ignore[import-untyped]
 from engine_models import make_tokenizer
 
 from coe.chunks import Joined, merged
@@ -16,6 +18,7 @@ from coe.engines.parsing.parser import MOST_CALLS
 from coe.engines.vllm import parsed
 from coe.engines.vllm.parsed import ParsedAnswer
 from coe.engines.vllm.parsers import ParserNames, ReadText, reads_with_parser
+from coe.engines.vllm.patterns import limit_patterns
 from coe.errors import EngineError
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind
@@ -205,3 +208,38 @@ def test_answers_that_follow_our_grammars_have_no_parser_of_vllm() -> None:
     assert not reads_with_parser(asked(tool_choice="required"))
     assert not reads_with_parser(asked(format="json"))
     assert not reads_with_parser(GenerateRequest(prompt="x"))
+
+
+class Slow:
+    """A tool parser with a pattern of cubic time, as those of DeepSeek V3, on its class and its instance."""
+
+    of_class = regex.compile(r"<b>(.*)<s>(.*)\n```json\n(.*)\n```<e>")
+
+    def __init__(self) -> None:
+        self.of_instance = regex.compile(self.of_class.pattern)
+        self.name = "slow"
+
+
+@pytest.mark.parametrize("pattern", ["of_class", "of_instance"])
+def test_a_pattern_that_takes_too_long_ends_the_answer(monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    monkeypatch.setattr(parsed, "MOST_SECONDS", 0.2)
+    slow, began = Slow(), time.thread_time()
+    script = Script(whole=lambda text, tokens: getattr(slow, pattern).findall("<b><s>" * 5000))
+    script._tool_parser = slow  # type: ignore[attr-defined]
+    with pytest.raises(EngineError, match="'sql'"):
+        read(script, "hello", stream=False)
+    assert time.thread_time() - began < 20  # without a limit, many minutes
+    assert Slow.of_class.findall("<b>x<s>f\n```json\n{}\n```<e>") == [("x", "f", "{}")]
+
+
+def test_a_pattern_with_a_limit_finds_what_it_found_before() -> None:
+    slow, text = Slow(), "a<b>x<s>f\n```json\n{}\n```<e>z"
+    plain = slow.of_instance
+    limit_patterns(slow, lambda: 5.0)
+    timed = slow.of_instance
+    assert timed is not plain and slow.name == "slow" and timed.pattern == plain.pattern
+    assert timed.findall(text) == plain.findall(text) == [("x", "f", "{}")]
+    assert [found.span() for found in timed.finditer(text)] == [plain.search(text).span()]
+    assert timed.search(text).groups() == plain.search(text).groups()
+    assert timed.match(text, 1).span() == plain.match(text, 1).span() and timed.fullmatch(text) is None
+    assert timed.sub("-", text) == plain.sub("-", text) == "a-z" and timed.split(text) == plain.split(text)
