@@ -22,6 +22,7 @@ from serve_process import GATEWAYS, HOSTS, ServeProcess, starting, until
 from typer.testing import CliRunner
 
 from coe.cli.app import app
+from coe.engines.fake_answers import vectors_of
 from routers.artifacts import save
 from routers.kinds.baselines import RandomRouter
 from routers.outcomes.table import OutcomeTable
@@ -37,6 +38,7 @@ experts:
   - {name: calm, kind: adapter, base: base, source: "fake://echo", size_bytes: 1000000}
   - {name: capital, kind: model, source: "fake://script?france=Paris&italy=Rome&default=No", size_bytes: 1000000000}
   - {name: alone, kind: model, source: "fake://echo", size_bytes: 1000000000}
+  - {name: vectors, kind: embedding, source: "fake://echo", size_bytes: 1000000}
 """
 CONFIG = """
 experts: [experts.yaml]
@@ -121,7 +123,7 @@ def right_answer(model: str, text: str) -> str:
 def test_it_answers_as_soon_as_it_says_so(service: ServeProcess) -> None:
     """The first test: no request was sent before."""
     health = service.health()
-    assert health["status"] == "ok" and health["experts"] == 7 and health["policies"] == ["default", "named"]
+    assert health["status"] == "ok" and health["experts"] == 8 and health["policies"] == ["default", "named"]
     assert sorted(host["pool"] for host in health["hosts"]) == ["aside", "hosts", "hosts"]
     for words in ("ray  up in", "logs in", "hosts  2 up in", "aside  1 up in", "gateway  2 up in", service.base_url):
         assert words in service.screen
@@ -197,6 +199,19 @@ async def test_auto_a_policy_and_an_expert_by_name(client: openai.AsyncOpenAI) -
     assert await answered("loud", "hello") == ("loud", "direct")
     listed = [model.id async for model in client.models.list()]
     assert listed[:3] == ["auto", "coe/default", "coe/named"] and "capital" in listed
+
+
+async def test_vectors_of_texts(service: ServeProcess, client: openai.AsyncOpenAI) -> None:
+    texts = [f"text {i}" for i in range(50)]
+    answers = await asyncio.gather(*(client.embeddings.create(model="vectors", input=texts) for _ in range(8)))
+    for answer in answers:
+        assert np.array_equal(np.array([one.embedding for one in answer.data], np.float32), vectors_of(texts))
+        assert answer.usage.prompt_tokens == 100 and answer.model == "vectors"
+    assert any("vectors" in host["resident"] for host in await asyncio.to_thread(service.hosts))
+    with pytest.raises(openai.BadRequestError, match="'echo' returns no embeddings: name one of vectors"):
+        await client.embeddings.create(model="echo", input="a")
+    with pytest.raises(openai.BadRequestError, match="cannot chat; send texts to /v1/embeddings"):
+        await ask(client, "vectors", "hello")
 
 
 async def test_route_decides_as_the_answer_does(client: openai.AsyncOpenAI) -> None:
