@@ -206,7 +206,13 @@ class VLLMExpert:
         if self._options.canary == "off":
             return
         try:
-            answer = await ask_canary(running.llm, self.spec, running.n_ids)
+            async with asyncio.timeout(self._options.hang_timeout_s):
+                answer = await ask_canary(running.llm, self.spec, running.n_ids)
+        except TimeoutError as error:
+            raise EngineError(
+                f"the vLLM process of {self.spec.name!r} did not answer its canary within "
+                f"{self._options.hang_timeout_s:g} s (engines.vllm.hang_timeout_s)"
+            ) from error
         except Exception as error:
             if not is_dead(error):
                 raise
