@@ -1,6 +1,6 @@
 """Send thousands of valid and invalid requests, generated from /openapi.json, to the API.
 
-    python tests/fuzz/fuzz.py --st .fuzz-venv/bin/st [--url http://127.0.0.1:8000] [--cases 10000] [--seed 1]
+    python tests/fuzz/fuzz.py --st .fuzz-venv/bin/st [--url http://127.0.0.1:8000] [--cases 10000] [--endpoint ...]
 
 Without --url a gateway with fake experts is started. `st` is the command of schemathesis. A case fails if the status is
 a 5xx or not a documented one, if a body does not satisfy its schema, if a stream does not end as it should
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import urllib.request
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ CHECKS: Final = (
 )
 MOST_EVENTS: Final = 1_000_000
 """Most events of a stream that are read; without it, a stream is cut after 20 events and looks unfinished."""
-ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/route")
+ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/route", "/v1/embeddings")
 
 
 def read(url: str) -> Any:
@@ -39,14 +40,18 @@ def read(url: str) -> Any:
         return json.load(response)
 
 
-def narrowed(document: dict[str, Any], models: list[str]) -> dict[str, Any]:
+def narrowed(document: dict[str, Any], models: list[str], endpoints: Sequence[str]) -> dict[str, Any]:
     """The document with names of `model` that exist, since others end at 404, streams, and long deadlines."""
     for name in ("ChatRequest", "CompletionRequest"):
         schema = document["components"]["schemas"][name]
         schema["properties"] |= {"model": {"enum": models}, "stream": {"type": "boolean"}}
         schema["required"].append("stream")
-    document["components"]["schemas"]["Extension"]["properties"]["deadline_s"] = {"type": "number", "minimum": 60}
-    document["paths"] = {path: document["paths"][path] for path in ENDPOINTS}
+    schemas = document["components"]["schemas"]
+    schemas["EmbeddingRequest"]["properties"]["model"] = {"enum": models}
+    for name in ("Extension", "EmbeddingExtension"):
+        if "deadline_s" in schemas[name]["properties"]:
+            schemas[name]["properties"]["deadline_s"] = {"type": "number", "minimum": 60}
+    document["paths"] = {path: document["paths"][path] for path in endpoints}
     return document
 
 
@@ -60,7 +65,7 @@ def command(given: argparse.Namespace, url: str, document: Path) -> list[str]:
         f"--checks={','.join(CHECKS)}",
         "--phases=coverage,fuzzing",
         "--mode=all",
-        f"--max-examples={-(-given.cases // len(ENDPOINTS))}",
+        f"--max-examples={-(-given.cases // len(given.endpoint))}",
         f"--request-timeout={given.timeout}",
         f"--max-response-time={given.timeout}",
         f"--seed={given.seed}",
@@ -75,7 +80,7 @@ def command(given: argparse.Namespace, url: str, document: Path) -> list[str]:
 async def fuzz(given: argparse.Namespace, url: str) -> int:
     """Run against a URL; returns the exit code."""
     models = [model["id"] for model in (await asyncio.to_thread(read, f"{url}/v1/models"))["data"]]
-    document = narrowed(await asyncio.to_thread(read, f"{url}/openapi.json"), models)
+    document = narrowed(await asyncio.to_thread(read, f"{url}/openapi.json"), models, given.endpoint)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "openapi.json"
         path.write_text(json.dumps(document))
@@ -90,6 +95,8 @@ async def over_fakes(given: argparse.Namespace) -> int:
     sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parents[1])]
     from api_server import expert, gateway
 
+    from registry.spec import Kind
+
     able = frozenset(
         {"chat", "tools", "json", "json_schema", "logprobs", "prompt_logprobs", "token_prompts", "sampling"}
     )
@@ -97,6 +104,7 @@ async def over_fakes(given: argparse.Namespace) -> int:
         expert("echo"),
         expert("upper", "fake://upper", capabilities=able),
         expert("short", context_length=16),
+        expert("vectors", kind=Kind.EMBEDDING, capabilities=frozenset({"embedding"})),
     )
     async with gateway(experts=experts) as running:
         code = await fuzz(given, running.url)
@@ -121,6 +129,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=30.0, help="most seconds for an answer")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--endpoint", nargs="+", choices=ENDPOINTS, default=ENDPOINTS)
     given = parser.parse_args()
     return asyncio.run(fuzz(given, given.url) if given.url else over_fakes(given))
 

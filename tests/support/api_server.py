@@ -27,8 +27,8 @@ from routers.base import Estimate, Query
 from routers.decision import Utility
 
 
-def expert(name: str, source: str = "fake://echo", **fields: Any) -> ExpertSpec:
-    return ExpertSpec(name=name, kind=Kind.MODEL, source=source, **fields)
+def expert(name: str, source: str = "fake://echo", kind: Kind = Kind.MODEL, **fields: Any) -> ExpertSpec:
+    return ExpertSpec(name=name, kind=kind, source=source, **fields)
 
 
 PRICE = Price(input_usd_per_mtok=1, output_usd_per_mtok=2)
