@@ -136,7 +136,8 @@ class Rejected(InvalidRequest, scope=Scope.EXPERT):
         param: str | None = None,
     ) -> None:
         super().__init__(*message, public=public)
-        self.param = param
+        if param is not None:
+            self.param = param
         if status is not None:
             self.status = status
         if code is not None:
