@@ -17,6 +17,7 @@
     cli           the command `coe`
     types         the values that move through the system; sampling: options of decoding; chunks: joined to an answer
     errors        CoeError and what derives from it
+    own_ray       a Ray of this process, on this machine
     seam          what third-party code raises, translated into these errors
 
 What `__all__` lists is the public interface; it is imported when it is first used. Plug-ins: docs/plugins.md.

@@ -42,6 +42,7 @@ from coe.batch.stages import WorkItem
 from coe.config import BatchConfig
 from coe.errors import CoeError
 from coe.hosting import engine_kinds, gpu_share, open_host, uses_gpu
+from coe.own_ray import start_ray
 from registry.errors import RegistryError
 from routers.errors import RouterError
 
@@ -162,20 +163,16 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _connect(config: BatchConfig) -> None:
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.ray is not None:
         try:
-            ray.init(address=config.ray, **quiet)
+            ray.init(address=config.ray, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RayError, ValueError, RuntimeError) as error:
             raise BatchError(f"no Ray cluster at {config.ray!r}: {error}; check `batch.ray` or --ray") from error
         return
-    ray.init(
-        address="local",
-        include_dashboard=False,
+    start_ray(
         # More than the machine has: hosts must find their CPUs beside the tasks that read and plan.
         num_cpus=(os.cpu_count() or 1) + _reserved_cpus(config),
         object_store_memory=_OBJECT_STORE_BYTES,
-        **quiet,
     )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from coe.config import Config, HostPoolConfig
 from coe.errors import CoeError, ConfigError
+from coe.own_ray import start_ray
 from coe.serve.cluster.catalog import serving
 from coe.serve.cluster.expert_host import own_config
 from coe.serve.cluster.file_watch import FileWatch
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Say = Callable[[str, str], None]
 """`(part, message)`: a status line for the terminal."""
 
+NAMESPACE: Final = "coe"
 OBJECT_STORE_BYTES: Final = 200 * 2**20
 """Bytes of Ray's object store on this machine; requests and answers are small."""
 STOP_S: Final = 8.0
@@ -155,10 +157,14 @@ class Server:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)  # Ray's terminal output; its log files are complete
         started, self._ray_begun = time.perf_counter(), True
         on_sigterm = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(**self._ray_options())
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise ConfigError(f"Ray cannot be started or reached ({self._settings.ray or 'local'}): {error}") from error
+        if own:
+            start_ray(
+                namespace=NAMESPACE,
+                num_cpus=logical_cpus(self._source.config),
+                object_store_memory=OBJECT_STORE_BYTES,
+            )
+        else:
+            self._join_ray()
         if threading.current_thread() is threading.main_thread():
             # Ray's core handles SIGTERM itself and would end this process at once with a stack trace.
             signal.signal(signal.SIGTERM, on_sigterm)
@@ -171,16 +177,16 @@ class Server:
         for what in self._ingress.listens:
             self._say("listens", what)
 
-    def _ray_options(self) -> dict[str, Any]:
-        common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "coe"}
-        if self._settings.ray is not None:
-            return common | {"address": self._settings.ray}
-        return common | {
-            "address": "local",
-            "include_dashboard": False,
-            "num_cpus": logical_cpus(self._source.config),
-            "object_store_memory": OBJECT_STORE_BYTES,
-        }
+    def _join_ray(self) -> None:
+        import logging
+
+        import ray
+
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            ray.init(address=self._settings.ray, namespace=NAMESPACE, **quiet)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise ConfigError(f"Ray cannot be reached ({self._settings.ray}): {error}") from error
 
     def _deploy(self) -> None:
         from coe.serve.cluster import deployed

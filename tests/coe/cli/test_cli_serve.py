@@ -197,7 +197,8 @@ def test_ctrl_c_while_it_reads_ends_at_once(tmp_path: Path, after_s: float) -> N
 @pytest.mark.parametrize("title", ["/gcs_server", pytest.param(CONTROLLER, marks=pytest.mark.slow), REPLICA])
 def test_ctrl_c_while_ray_or_the_replicas_start_ends_in_time(tmp_path: Path, title: str) -> None:
     with starting(tmp_path, CONFIG, EXPERTS) as service:
-        until(lambda: service.parts(title), READY_S)
+        until(lambda: service.parts(title) or service.process.poll() is not None, READY_S)
+        assert service.process.poll() is None, service.screen
         service.ctrl_c()
         assert service.ended() == 0
         assert service.screen.rstrip().endswith("stopped") and "Traceback" not in service.screen
