@@ -60,6 +60,7 @@ class DecisionLog:
 
     def write(self, finished: Finished) -> None:
         """Queue a finished request for the file."""
+        # Encoded here: the queue is bounded in bytes, and a thread would take the interpreter's lock for as long.
         line = encode(finished, texts=self._texts)
         with self._changed:
             if self._closed:
