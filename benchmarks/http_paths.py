@@ -1,7 +1,7 @@
 """The three values of `serve.http` against bare echoes, in one run; places filled; and many streams at a steady rate.
 
-    coe encoder distill --out /tmp/static
-    python benchmarks/http_paths.py --encoder /tmp/static [--seconds 3] [--rounds 3] [--json PATH]
+    coe encoder distill --out static
+    python benchmarks/http_paths.py --encoder ./static [--seconds 3] [--rounds 3] [--json PATH]
 
 Every rival is a process of its own with its children; in each round one after the other is started, loaded and stopped,
 since the processes of an idle Ray take CPU too. CPU per request is that of all the rival's processes.

@@ -41,5 +41,5 @@ def start_ray(**options: Any) -> None:
             if attempt == ATTEMPTS:
                 raise ConfigError(
                     f"Ray cannot be started on this machine: {text_of(error)}; its logs are in "
-                    "/tmp/ray/session_latest/logs, unless RAY_TMPDIR names another folder"
+                    "session_latest/logs of Ray's temporary folder"
                 ) from error

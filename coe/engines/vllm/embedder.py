@@ -17,19 +17,15 @@ import numpy as np
 from coe.engines.base import Adapter, ShapeKey
 from coe.engines.embedding import Vectors, token_rows, vectors_chunk
 from coe.engines.embedding_folder import read_modules
-from coe.engines.vllm.alive import failed_requests, kill, probe
-from coe.engines.vllm.core import Core
 from coe.engines.vllm.errors import is_dead, lost, request_error
 from coe.engines.vllm.options import Options
 from coe.engines.vllm.process import stop
 from coe.engines.vllm.starting import start_in_thread
-from coe.engines.vllm.watch import Watch
+from coe.engines.vllm.supervised import ATTEMPTS, Supervised
 from coe.errors import WeightsError
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
 
-_ATTEMPTS: Final = 2
-"""As for answers (`coe.engines.vllm.expert`)."""
 _WAYS: Final = {"cls_token": "CLS", "mean_tokens": "MEAN", "lasttoken": "LAST"}
 
 
@@ -50,7 +46,7 @@ class Pooling:
     most: int
 
 
-class VLLMEmbedder:
+class VLLMEmbedder(Supervised[Pooling]):
     """A model whose vectors vLLM computes: pooling and normalisation are those that its `modules.json` states.
 
     Args:
@@ -60,28 +56,15 @@ class VLLMEmbedder:
     """
 
     def __init__(self, spec: ExpertSpec, path: Path, options: Options) -> None:
-        self.spec = spec
-        self.capacity = options.max_num_seqs
-        self.core: Core[Pooling] = Core(spec.name, self._start, self._stop)
-        self.watch: Watch[Pooling] = Watch(spec.name, self.core, _probe, _kill, hung_s=options.hang_timeout_s)
+        super().__init__(spec, options)
         self._path, self._options = path, options.for_embeddings()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"vllm:{spec.name}")
         self._ids = count(1)
 
-    async def open(self) -> None:
-        """Start the engine process. Raises WeightsError, OutOfMemory or ConfigError."""
-        await self.core.open()
-        self.watch.start()
-
     async def close(self) -> None:
-        """End the engine process and wait until it is gone."""
-        self.watch.stop()
-        await self.core.close()
+        """See `Supervised.close`."""
+        await super().close()
         self._thread.shutdown(wait=False)
-
-    def unhealthy(self) -> str | None:
-        """Why it does not answer now; None if it does."""
-        return self.watch.problem
 
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
         """Yield one chunk with the vectors of all inputs; see `Expert.generate`.
@@ -90,7 +73,7 @@ class VLLMEmbedder:
             Rejected: an input has no tokens, too many, or one that the vocabulary does not have.
             EngineLost: the process died twice.
         """
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             running = await self.core.live()
             try:
                 chunk = await self._embed(running, request)
@@ -98,7 +81,7 @@ class VLLMEmbedder:
                 if not is_dead(error):
                     raise request_error(self.spec.name, error) from error
                 self.core.lost(running)
-                if attempt == _ATTEMPTS - 1:
+                if attempt == ATTEMPTS - 1:
                     raise lost(self.spec.name, shown=False) from error
                 continue
             yield chunk
@@ -157,10 +140,6 @@ class VLLMEmbedder:
         limits = (config.max_model_len, self.spec.context_length)
         return Pooling(llm, tokenizer, config.get_vocab_size(), min(each for each in limits if each))
 
-    async def _stop(self, running: Pooling) -> None:
-        await failed_requests(running.llm)
-        await asyncio.to_thread(stop, running.llm)
-
 
 def pooling_of(name: str, path: Path) -> tuple[str, bool]:
     """How the model in `path` pools, in vLLM's words, and whether vectors have length 1.
@@ -174,14 +153,6 @@ def pooling_of(name: str, path: Path) -> tuple[str, bool]:
         what = "projections (Dense)" if modules.dense else f"pooling by {' and '.join(modules.pooling)}"
         raise WeightsError(f"{name!r} has {what}, which engine 'vllm' does not serve: register it with `engine: hf`")
     return way, modules.normalize
-
-
-async def _probe(running: Pooling) -> None:
-    await probe(running.llm)
-
-
-def _kill(running: Pooling) -> None:
-    kill(running.llm)
 
 
 class EmbedderSlot:

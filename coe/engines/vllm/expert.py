@@ -15,10 +15,8 @@ from coe.engines.constrained.checker import GrammarChecker
 from coe.engines.embedding import check_generates
 from coe.engines.render import Renderer
 from coe.engines.vllm.adapters import AdapterChecks
-from coe.engines.vllm.alive import failed_requests, kill, probe
 from coe.engines.vllm.answer import AnswerChunks
 from coe.engines.vllm.canary import Canaries, ask_canary
-from coe.engines.vllm.core import Core
 from coe.engines.vllm.errors import died_after_loading, is_dead, lost, request_error
 from coe.engines.vllm.options import Options
 from coe.engines.vllm.parsers import ParserNames
@@ -33,21 +31,17 @@ from coe.engines.vllm.process import (
 )
 from coe.engines.vllm.running import Running, describe
 from coe.engines.vllm.starting import start_in_thread
-from coe.engines.vllm.watch import Watch
+from coe.engines.vllm.supervised import ATTEMPTS, Supervised
 from coe.errors import CoeError, EngineError, Unsupported
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
-
-_ATTEMPTS: Final = 2
-"""How often a request is given to an engine process, if the first dies before the first text: a request that ends
-every process must not be tried for ever."""
 
 _AHEAD: Final = 4
 """vLLM is given one request more for every so many that it generates for at once; it keeps them waiting. Without them,
 a place in its batch is empty for a step or two after each answer: a sixth of the places where answers are short."""
 
 
-class VLLMExpert:
+class VLLMExpert(Supervised[Running]):
     """A model that vLLM serves; requests with different adapters share its batches.
 
     Every prompt has the expert's digest as cache salt: a cached prefix is never used by another expert.
@@ -63,31 +57,18 @@ class VLLMExpert:
     def __init__(
         self, spec: ExpertSpec, path: Path, options: Options, renderer: Renderer, checker: GrammarChecker
     ) -> None:
-        self.spec = spec
-        self.capacity = options.max_num_seqs
+        super().__init__(spec, options)
         self.ahead = -(-options.max_num_seqs // _AHEAD)
-        self.core: Core[Running] = Core(spec.name, self._start, self._stop)
-        self.watch: Watch[Running] = Watch(spec.name, self.core, _probe, _kill, hung_s=options.hang_timeout_s)
         self.path, self._options, self._checker = path, options, checker
         self._preparation = Preparation(spec, renderer)
         self._parsers = ParserNames.of(spec)
         self._checks = AdapterChecks(spec.name, path, options.max_lora_rank)
         self._ids = count(1)
 
-    async def open(self) -> None:
-        """Start the engine process. Raises WeightsError, OutOfMemory or ConfigError."""
-        await self.core.open()
-        self.watch.start()
-
     async def close(self) -> None:
-        """End the engine process and wait until it is gone; running answers fail."""
-        self.watch.stop()
-        await self.core.close()
+        """See `Supervised.close`."""
+        await super().close()
         self._preparation.close()
-
-    def unhealthy(self) -> str | None:
-        """Why it does not answer now, such as that its engine process starts again; None if it does."""
-        return self.watch.problem
 
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
         """Yield the answer as it is generated; see `Expert.generate`. Usage counts all tokens, an end token too.
@@ -99,7 +80,7 @@ class VLLMExpert:
         if adapter is not None and not self._options.max_loras:
             raise Unsupported(f"{self.spec.name!r} takes no adapters, because engines.vllm.max_loras is 0")
         shown = False
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             running, held = await self.core.live(), list[Chunk]()
             try:
                 async with aclosing(self._attempt(running, request, adapter)) as chunks:
@@ -113,7 +94,7 @@ class VLLMExpert:
                 if not is_dead(error):
                     raise request_error(name, error) from error
                 self.core.lost(running)
-                if shown or attempt == _ATTEMPTS - 1:
+                if shown or attempt == ATTEMPTS - 1:
                     raise lost(name, shown=shown) from error
                 continue
             for chunk in held:
@@ -222,16 +203,7 @@ class VLLMExpert:
 
     async def _stop(self, running: Running) -> None:
         running.grammars.close()
-        await failed_requests(running.llm)
-        await asyncio.to_thread(stop, running.llm)
-
-
-async def _probe(running: Running) -> None:
-    await probe(running.llm)
-
-
-def _kill(running: Running) -> None:
-    kill(running.llm)
+        await super()._stop(running)
 
 
 def _prompt(prepared: Prepared) -> Any:

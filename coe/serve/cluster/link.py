@@ -20,6 +20,7 @@ import contextlib
 import logging
 import pickle
 import struct
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Broken:
     why: str
 
 
-class Frames(asyncio.Protocol):
+class Frames(asyncio.Protocol, ABC):
     """Messages in both directions on one connection. A subclass handles those that come, in `received`."""
 
     def __init__(self) -> None:
@@ -134,9 +135,9 @@ class Frames(asyncio.Protocol):
         if start:
             self._in = self._in[start:]
 
+    @abstractmethod
     def received(self, message: Any) -> None:
         """Handle a message."""
-        raise NotImplementedError
 
     def end(self) -> None:
         """Close the connection after what was sent."""
