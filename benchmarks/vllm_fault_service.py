@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,13 @@ from typing import Any, Final
 import aiohttp
 import psutil
 import yaml
-from load_client import free_port
 from vllm_fault_models import write_experts
 
 from coe.engines.vllm.engine import PROCESS_BYTES
 from coe.engines.vllm.process import on_cpu
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+from serve_process import ServeProcess, starting, title
 
 START_S: Final = 300.0
 CACHE_BYTES: Final = 64 * 2**20
@@ -46,19 +48,24 @@ class Outcome:
 
 
 class Service:
-    """A running `coe serve`; every process that it starts is in its session."""
+    """A running `coe serve` with one host."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, screen: Path) -> None:
-        self.process, self.port, self.screen = process, port, screen
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, running: ServeProcess) -> None:
+        self._running = running
+        self.process, self.url, self.everything = running.process, running.url, running.everything
+
+    @property
+    def screen(self) -> str:
+        """Everything printed so far."""
+        return self._running.screen
 
     def parts(self, words: str) -> list[psutil.Process]:
         """Its processes whose title has these words."""
         return [each for each in self.everything() if words in title(each)]
 
-    def everything(self) -> list[psutil.Process]:
-        """All its processes that live."""
-        return list(_session(self.process.pid))
+    def titles(self, processes: Sequence[psutil.Process]) -> list[str]:
+        """The titles of processes, cut."""
+        return [title(each)[:60] for each in processes]
 
     @property
     def host(self) -> psutil.Process:
@@ -75,9 +82,9 @@ class Service:
     async def wait_until_ready(self) -> float:
         """Seconds until it says that it is ready."""
         began = time.monotonic()
-        while "Ctrl-C  stops" not in self.screen.read_text():
+        while "Ctrl-C  stops" not in self.screen:
             if self.process.poll() is not None or time.monotonic() - began > START_S:
-                raise RuntimeError(f"`coe serve` does not start:\n{self.screen.read_text()[-3000:]}")
+                raise RuntimeError(f"`coe serve` does not start:\n{self.screen[-3000:]}")
             await asyncio.sleep(0.2)
         return time.monotonic() - began
 
@@ -148,7 +155,6 @@ class Client:
 def serving(folder: Path, model: Path | None, environment: dict[str, str]) -> Iterator[Service]:
     """A service on experts in `folder`; whatever is left of it is killed at the end."""
     experts = write_experts(folder, model)
-    (folder / "experts.yaml").write_text(yaml.safe_dump({"experts": experts}))
     options: dict[str, Any] = {"max_num_seqs": 16, "max_loras": 2, "max_cpu_loras": 4, "max_lora_rank": 8}
     options |= {"hang_timeout_s": HANG_S, "dtype": "float32" if on_cpu() else "bfloat16", "kv_cache_bytes": CACHE_BYTES}
     weights = 2 * sum(file.stat().st_size for file in (folder / "base").glob("*.safetensors"))
@@ -156,42 +162,11 @@ def serving(folder: Path, model: Path | None, environment: dict[str, str]) -> It
     config: dict[str, Any] = {"experts": ["experts.yaml"], "engines": {"vllm": options}, "host": {"budget": budget}}
     config |= {"policies": {"default": {"expert": "base"}}}
     config["serve"] = {"pools": [{"pins": [], "threads": 1}]}
-    (folder / "service.yaml").write_text(yaml.safe_dump(config))
-    port = free_port()
-    command = [sys.executable, "-c", "from coe.cli.entry import main; main()", "serve", "--port", str(port)]
-    with (folder / "screen.txt").open("wb") as screen:
-        process = subprocess.Popen(
-            [*command, "--config", str(folder / "service.yaml")],
-            stdin=subprocess.DEVNULL,
-            stdout=screen,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "COE_HOME": str(folder / "home"), **environment},
-            start_new_session=True,
-        )
-    service = Service(process, port, folder / "screen.txt")
-    try:
-        yield service
-    finally:
-        for left in service.everything():
-            with suppress(psutil.NoSuchProcess):
-                left.kill()
-        process.wait()
-
-
-def _session(leader: int) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, ProcessLookupError):
-            if os.getsid(process.pid) == leader and lives(process):
-                yield process
+    with starting(folder, yaml.safe_dump(config), yaml.safe_dump({"experts": experts}), **environment) as running:
+        yield Service(running)
 
 
 def lives(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
-
-
-def title(process: psutil.Process) -> str:
-    with suppress(psutil.NoSuchProcess):
-        return " ".join(process.cmdline())
-    return ""

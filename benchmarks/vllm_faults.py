@@ -30,7 +30,7 @@ from typing import Final
 
 import aiohttp
 from vllm_fault_models import tear
-from vllm_fault_service import Client, Outcome, Service, lives, serving, title
+from vllm_fault_service import Client, Outcome, Service, lives, serving
 
 from coe.engines.vllm.process import on_cpu
 
@@ -169,7 +169,7 @@ class Faults:
             await asyncio.sleep(0.1)
         if not left:
             row.notes.append(f"no process left after {time.monotonic() - began:.1f} s")
-        row.check(not left, f"left behind: {[title(each)[:60] for each in left]}")
+        row.check(not left, f"left behind: {self.service.titles(left)}")
         row.check(status == 0, f"the exit status is {status}")
         row.check(not row.hung, "requests without an end")
         return row
@@ -235,7 +235,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> list[Row]:
             print("|---|---|---|---|---|---|---|---|")
             show(start)
             if start.failed:
-                print(service.screen.read_text()[-3000:], file=sys.stderr)
+                print(service.screen[-3000:], file=sys.stderr)
                 return [start]
             return [start, *await Faults(service, client, arguments.requests, folder).all(arguments.only)]
 

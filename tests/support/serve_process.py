@@ -62,7 +62,7 @@ class ServeProcess:
 
     def parts(self, title: str) -> list[int]:
         """Pids of its processes of a kind, the oldest first."""
-        return [process.pid for process in self.everything() if title in _title(process)]
+        return [process.pid for process in self.everything() if title in title(process)]
 
     def everything(self) -> list[psutil.Process]:
         """All its processes that live, the oldest first."""
@@ -110,7 +110,7 @@ class ServeProcess:
     def ended(self, timeout_s: float = STOP_S) -> int:
         """The exit status, when it has ended in time and left no process."""
         status = self.process.wait(timeout_s)
-        until(lambda: not self.everything(), 2, lambda: f"left behind: {[_title(p) for p in self.everything()]}")
+        until(lambda: not self.everything(), 2, lambda: f"left behind: {[title(p) for p in self.everything()]}")
         return status
 
     def _shown(self) -> str:
@@ -184,7 +184,7 @@ def _connections(process: psutil.Process) -> list[Any]:
     return []
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
     with suppress(psutil.NoSuchProcess):
         return " ".join(process.cmdline())
     return ""
