@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 _PARTS: Final = ("_tool_parser", "_reasoning_parser")
 """Attributes of vLLM's parsers that hold parsers with patterns."""
+_SEARCHES: Final = frozenset(
+    {"search", "match", "fullmatch", "findall", "finditer", "split", "splititer", "sub", "subn"}
+)
 _LEAST_S: Final = 0.01
 
 
@@ -21,38 +25,11 @@ class TimedPattern:
         self._pattern, self._left_s = pattern, left_s
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._pattern, name)
+        found = getattr(self._pattern, name)
+        return partial(self._timed, found) if name in _SEARCHES else found
 
-    def search(self, *args: Any, **kwargs: Any) -> Any:
-        """As the pattern's."""
-        return self._pattern.search(*args, **self._timed(kwargs))
-
-    def match(self, *args: Any, **kwargs: Any) -> Any:
-        """As the pattern's."""
-        return self._pattern.match(*args, **self._timed(kwargs))
-
-    def fullmatch(self, *args: Any, **kwargs: Any) -> Any:
-        """As the pattern's."""
-        return self._pattern.fullmatch(*args, **self._timed(kwargs))
-
-    def findall(self, *args: Any, **kwargs: Any) -> Any:
-        """As the pattern's."""
-        return self._pattern.findall(*args, **self._timed(kwargs))
-
-    def finditer(self, *args: Any, **kwargs: Any) -> Any:
-        """As the pattern's."""
-        return self._pattern.finditer(*args, **self._timed(kwargs))
-
-    def split(self, *args: Any, **kwargs: Any) -> Any:
-        """As the pattern's."""
-        return self._pattern.split(*args, **self._timed(kwargs))
-
-    def sub(self, *args: Any, **kwargs: Any) -> Any:
-        """As the pattern's."""
-        return self._pattern.sub(*args, **self._timed(kwargs))
-
-    def _timed(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {"timeout": max(self._left_s(), _LEAST_S)} | kwargs
+    def _timed(self, search: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return search(*args, **{"timeout": max(self._left_s(), _LEAST_S)} | kwargs)
 
 
 def limit_patterns(parser: Any, left_s: Callable[[], float]) -> None:
