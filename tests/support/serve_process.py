@@ -60,9 +60,9 @@ class ServeProcess:
         """The folder of its decision log."""
         return self.folder / "home" / "logs" / "decisions"
 
-    def parts(self, title: str) -> list[int]:
-        """Pids of its processes of a kind, the oldest first."""
-        return [process.pid for process in self.everything() if title in title(process)]
+    def parts(self, words: str) -> list[int]:
+        """Pids of its processes whose title has these words, the oldest first."""
+        return [process.pid for process in self.everything() if words in title(process)]
 
     def everything(self) -> list[psutil.Process]:
         """All its processes that live, the oldest first."""
