@@ -6,6 +6,7 @@
     compose       what is done with the chosen experts: one answers, several vote, a cascade asks on
     tokens        counts of prompt tokens by the experts' own tokenizers, for the context constraint
     host          holds weights: schedules, leases, generates; scheduler: which request is next
+    latent        what can be read from an expert, and training of composed experts
     hosting       opens a host for a configuration: engines, memory budget
     memory        the cache of resident experts: byte budget, leases, pins, eviction
     engines       turn an expert's files into text: transformers, remote endpoints, fakes, plug-ins

@@ -27,8 +27,9 @@ from coe.memory import ExpertCache, Need
 from coe.scheduler import Residency, Waiting, admit
 from coe.seam import seam
 from coe.types import Chunk, GenerateRequest, Timing
+from registry.composed import changed_member
 from registry.errors import DigestMismatch, RegistryError, UnknownExpert
-from registry.spec import ExpertSpec, Kind
+from registry.spec import STAGED_ARCHITECTURES, ExpertSpec, Kind
 from registry.store import Snapshot
 
 UNLOADED_CAPACITY = 32
@@ -229,11 +230,12 @@ class Host:
         admitted = self._clock()
         try:
             adapters = await self._adapters(spec, snapshot)
+            path = await self._path(spec) if spec.kind is Kind.COMPOSED and spec.source else None
             # Leased per request, not per batch: a lease costs microseconds, and a cancelled request disturbs no other.
             async with self.cache.lease(*residency) as experts:
                 leased = self._clock()
                 self._dispatch()  # what was "loading" may be resident now, with places to fill
-                expert, adapter = self._expert(spec, snapshot, experts, adapters)
+                expert, adapter = self._expert(spec, snapshot, experts, adapters, path)
                 async with aclosing(checked(spec.name, lambda: expert.generate(request, adapter))) as chunks:
                     async for chunk in chunks:
                         if chunk.finish_reason is not None:
@@ -251,17 +253,18 @@ class Host:
         snapshot: Snapshot,
         experts: Mapping[str, Expert],
         adapters: Mapping[str, Adapter],
+        path: Path | None,
     ) -> tuple[Expert, Adapter | None]:
         """What generates: the leased weights, or for a composed expert what its engine makes of its members."""
         if spec.kind is not Kind.COMPOSED:
             [expert] = experts.values()
             return expert, adapters.get(spec.name)
         members = {}
-        for member in (snapshot.experts[name] for name in spec.members):
+        for member in _resident_members(spec, snapshot):
             [weights] = _weights(member, snapshot)  # a member is a model, an adapter or a remote expert
             members[member.name] = Member(experts[weights.ref], adapters.get(member.name))
         with seam(spec.name):
-            return cast(ComposedEngine, self._engine(spec)).compose(spec, members), None
+            return cast(ComposedEngine, self._engine(spec)).compose(spec, members, path), None
 
     def _check_served(self, spec: ExpertSpec, request: GenerateRequest) -> None:
         """Raises Unsupported or Rejected before anything is loaded or waited for."""
@@ -274,10 +277,16 @@ class Host:
             raise Rejected(f"{spec.name!r} is an embedding model, which generates no text: it serves /v1/embeddings")
         if spec.kind is Kind.COMPOSED and not isinstance(engine, ComposedEngine):
             raise Unsupported(f"{spec.name!r} is a composed expert, and its engine {kind!r} serves none")
+        if request.notes is not None and not spec.is_staged:
+            raise Rejected(
+                f"{spec.name!r} reads no notes: only experts of {', '.join(sorted(STAGED_ARCHITECTURES))} do"
+            )
+        if reason := changed_member(spec.trained_with, self.snapshot.experts):
+            raise WeightsError(f"{spec.name!r} cannot answer: {reason}")
 
     async def _adapters(self, spec: ExpertSpec, snapshot: Snapshot) -> dict[str, Adapter]:
         """The adapters that a request uses: the expert itself, or members of a composed one."""
-        parts = [snapshot.experts[name] for name in spec.members] or [spec]
+        parts = _resident_members(spec, snapshot) if spec.kind is Kind.COMPOSED else [spec]
         with seam(spec.name):
             return {part.name: Adapter(part, await self._path(part)) for part in parts if part.kind is Kind.ADAPTER}
 
@@ -419,6 +428,12 @@ def _find(snapshot: Snapshot, name: str) -> ExpertSpec:
 def _weights(spec: ExpertSpec, snapshot: Snapshot) -> tuple[ExpertSpec, ...]:
     """The experts whose weights `spec` needs in memory (itself, its base, or its members'), in order of their names."""
     return tuple(snapshot.experts[name] for name in sorted(spec.residency_keys(snapshot.experts)))
+
+
+def _resident_members(spec: ExpertSpec, snapshot: Snapshot) -> list[ExpertSpec]:
+    """The members of a composed expert that are in memory together."""
+    names = spec.members[:1] if spec.is_staged else spec.members
+    return [snapshot.experts[name] for name in names]
 
 
 def _refs(weights: Iterable[ExpertSpec]) -> Residency:

@@ -154,8 +154,9 @@ class TokenCounter:
         return count
 
     def _weights(self, spec: ExpertSpec) -> ExpertSpec:
-        """The expert whose tokenizer reads the prompt: an adapter's base."""
-        return self._experts.get(spec.base or "", spec)
+        """Whose tokenizer reads the prompt: the base of an adapter, or of the first member of a composed expert."""
+        first = self._experts.get(spec.members[0], spec) if spec.members else spec
+        return self._experts.get(first.base or "", first)
 
     def _file(self, spec: ExpertSpec) -> Path | None:
         file, found_at = self._files.get(spec.ref, (None, -RETRY_S))

@@ -24,8 +24,50 @@ from routers.constraints import (
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 Wants = Literal["text", "latent", "scores", "embedding"]
 """What a call returns: text, or data that a composition works with, encoded by the engine (`Answer.value`)."""
+MOST_NOTE_LAYERS = 16
+"""Most layers whose states one call returns."""
 DEFAULT_MAX_TOKENS = 512
 """New tokens if a request states no limit: enough for an answer, and it ends one that would never stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotesWanted:
+    """The notes that a call with `wants="latent"` returns (`coe.engines.latent.notes`).
+
+    Attributes:
+        channel: "states": hidden states of tokens; "cache": key-value entries of the answer's tokens.
+        layers: of the states: the decoder layers whose outputs are wanted, counted from 1; () is what the head reads:
+            the last layer, normalised.
+        places: of the states: "speaking": the last token of the prompt and the tokens of the answer; "all": all tokens
+            of the prompt, too.
+        answer: False reads the prompt only, and generates no token.
+    """
+
+    channel: Literal["states", "cache"] = "states"
+    layers: tuple[int, ...] = ()
+    places: Literal["speaking", "all"] = "speaking"
+    answer: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.layers) > MOST_NOTE_LAYERS or any(layer < 1 for layer in self.layers):
+            raise InvalidRequest(f"layers of notes are at most {MOST_NOTE_LAYERS} numbers from 1, got {self.layers}")
+        if self.channel == "cache" and (self.layers or self.places != "speaking" or not self.answer):
+            raise InvalidRequest("notes of the channel 'cache' are of all layers and of the answer's tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerNotes:
+    """Notes for a composed expert (`coe.engines.latent.notes`).
+
+    Attributes:
+        peer: name of the member that wrote them.
+        data: packed.
+        span: characters [start, end) of the user's text that the peer was asked about; `None` is all of it.
+    """
+
+    peer: str
+    data: bytes
+    span: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +100,8 @@ class GenerateRequest:
         patient: True if no client waits: an endpoint's rate limit is waited out before the call fails.
         wants: what to return; anything but text needs an engine that can produce it (`Capabilities.serves`).
         inputs: texts, or token ids of the expert's tokenizer, whose vectors are wanted; then `prompt` is empty text.
+        notes_wanted: which notes a call with `wants="latent"` returns; `None` is `NotesWanted()`.
+        notes: of the peers of a composed expert; `None`: its peers are yet to be called; (): no peer has left any.
     """
 
     messages: tuple[Message, ...] = ()
@@ -86,8 +130,12 @@ class GenerateRequest:
     reasoning_effort: str | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[str | tuple[int, ...], ...] = ()
+    notes_wanted: NotesWanted | None = None
+    notes: tuple[PeerNotes, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.notes_wanted is not None and self.wants != "latent":
+            raise InvalidRequest('`notes_wanted` is for a request that wants notes (`wants` is "latent")')
         if self.inputs and self.wants != "embedding":
             raise InvalidRequest("`inputs` are embedded: a request that has some wants an embedding")
         if bool(self.messages) == (self.prompt is not None):

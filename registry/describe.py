@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from registry.chat_templates import TOOLS, renders_tools
+from registry.composed import composed_defaults, composed_facts
 from registry.digest import digest_files, digest_of, digest_of_text, hash_files
 from registry.errors import SourceError
 from registry.headers import read_json
@@ -27,20 +29,25 @@ _READ_FROM_FILES = (
 
 
 def describe(
-    draft: ExpertSpec, base: ExpertSpec | None = None, *, on_bytes: Callable[[int, int], None] | None = None
+    draft: ExpertSpec,
+    base: ExpertSpec | None = None,
+    *,
+    experts: Mapping[str, ExpertSpec] | None = None,
+    on_bytes: Callable[[int, int], None] | None = None,
 ) -> ExpertSpec:
     """Complete a draft with facts from its files; downloads files that are on the hub.
 
     Args:
         draft: its source is absolute (`sources.absolute_source`).
         base: the described base, for adapters.
+        experts: the described experts, by name, for composed ones: their members and these members' bases.
         on_bytes: called with (bytes hashed, bytes in all).
 
     Raises:
         SourceError: the files cannot be used, or contradict the draft.
     """
     if draft.kind is Kind.COMPOSED:
-        return _complete(draft, {}, digest_of_text("composed", draft.architecture, *draft.members))
+        return _describe_composed(draft, experts or {}, on_bytes)
     if not has_files(draft):
         return _describe_without_files(draft, base)
     path = resolve(draft)
@@ -52,6 +59,20 @@ def describe(
     draft = _with_parsers(_with_tools(draft, path, base), base)
     files = hash_files(path, on_bytes=_counter(path, on_bytes))
     return _complete(draft, facts | {"files": files}, digest_of(files), base)
+
+
+def _describe_composed(
+    draft: ExpertSpec, experts: Mapping[str, ExpertSpec], on_bytes: Callable[[int, int], None] | None
+) -> ExpertSpec:
+    known = experts.keys() >= {*draft.members}
+    facts = composed_defaults(draft, experts) if known else {}
+    if not has_files(draft):
+        settings = json.dumps(draft.settings, sort_keys=True)
+        return _complete(draft, facts, digest_of_text("composed", draft.architecture, settings, *draft.members))
+    path = resolve(draft)
+    draft = draft.model_copy(update=composed_facts(draft, path, experts))
+    files = hash_files(path, on_bytes=_counter(path, on_bytes))
+    return _complete(draft, facts | {"files": files}, digest_of(files))
 
 
 def _with_tools(draft: ExpertSpec, path: Path, base: ExpertSpec | None) -> ExpertSpec:

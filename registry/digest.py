@@ -25,10 +25,11 @@ _FILES = frozenset((
     "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
     "preprocessor_config.json", "processor_config.json", "modules.json", "sentence_bert_config.json",
-    "config_sentence_transformers.json",
+    "config_sentence_transformers.json", "composed.json",
 ))
 # fmt: on
 _SUBFOLDERS = re.compile(r"additional_chat_templates|\d+_\w+")  # named templates; modules of sentence-transformers
+_COMPOSED_SUBFOLDERS = re.compile(r"adapter")  # of the folder of a composed expert
 _SETTLED_NS = 2_000_000_000  # a file modified this recently may change again within one clock tick: not cached
 
 
@@ -114,8 +115,9 @@ def check_files(
 
 
 def _matching(folder: Path) -> Iterator[Path]:
+    subfolders = _COMPOSED_SUBFOLDERS if (folder / "composed.json").is_file() else _SUBFOLDERS
     for entry in folder.iterdir():
-        if entry.is_dir() and _SUBFOLDERS.fullmatch(entry.name):
+        if entry.is_dir() and subfolders.fullmatch(entry.name):
             yield from (file for file in entry.iterdir() if _matters(file) or file.suffix == ".jinja")
         elif _matters(entry):
             yield entry

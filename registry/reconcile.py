@@ -21,7 +21,9 @@ from registry.spec import ExpertSpec, Kind
 from registry.store import Registry, check_references, check_servable, dependents
 
 Action = Literal["add", "update", "unchanged", "remove"]
-_ASSIGNED_BY_REGISTRY = ("version", "files")
+_ASSIGNED_BY_REGISTRY = ("version", "files", "trained_with")
+_DESCRIBED_LATE = {Kind.ADAPTER: 1, Kind.COMPOSED: 2}
+"""Kinds that need other experts, in the order in which they are described."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +174,8 @@ class _Planner:
     def describe(
         self, on_expert: Callable[[str, int], None] | None, on_bytes: Callable[[int, int], None] | None
     ) -> None:
-        """Read the files of every draft, bases before adapters, then those of registered adapters on changed bases."""
-        order = sorted(self.drafts.values(), key=lambda entry: (entry[1].kind is Kind.ADAPTER, entry[0]))
+        """Read the files of every draft, what others need first, then those of registered adapters on changed bases."""
+        order = sorted(self.drafts.values(), key=lambda entry: (_DESCRIBED_LATE.get(entry[1].kind, 0), entry[0]))
         for loc, draft in order:
             if on_expert is not None:
                 on_expert(draft.name, len(order))
@@ -191,10 +193,14 @@ class _Planner:
             self._check_registered_adapters(name)
 
     def _describe(self, draft: ExpertSpec, on_bytes: Callable[[int, int], None] | None) -> ExpertSpec:
-        if not self.download and (draft.base in self.absent or not self._is_here(draft)):
+        if not self.download and (self._lacks_files(draft) or not self._is_here(draft)):
             self.absent.append(draft.name)
             return draft
-        return describe(draft, self._find(draft.base), on_bytes=on_bytes)
+        experts = {**self.registered, **self.described}
+        return describe(draft, self._find(draft.base), experts=experts, on_bytes=on_bytes)
+
+    def _lacks_files(self, draft: ExpertSpec) -> bool:
+        return not {*draft.references}.isdisjoint(self.absent)
 
     @staticmethod
     def _is_here(draft: ExpertSpec) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
@@ -18,10 +19,16 @@ INPUT_USD_PER_MTOK_PER_BILLION = 0.01
 open models charge. Only the proportions matter for routing: twice the active parameters, twice the cost."""
 OUTPUT_USD_PER_MTOK_PER_BILLION = 0.03
 """The same for generated tokens, which cost more because they are computed one after the other."""
-COMPOSED_ARCHITECTURES: dict[str, str] = {}
-"""`architecture` of composed experts -> kind of the engine that serves them. Empty: no engine serves them yet."""
+COMPOSED_ARCHITECTURES: dict[str, str] = dict.fromkeys(("notes", "cache", "mot", "lora-mix", "logits"), "hf")
+"""`architecture` of composed experts, which states how members are combined -> kind of the engine that serves them."""
+STAGED_ARCHITECTURES = frozenset({"notes", "cache"})
+"""Those whose first member answers alone, with the notes of the others, which are called before: on any host, and not
+in memory beside it."""
+TRAINED_ARCHITECTURES = frozenset({"notes", "cache", "mot"})
+"""Those that always need an artifact, the folder that training writes."""
 _SEPARATOR = "+"
 """Joins the names of a residency; no expert name contains it."""
+_MOST_SETTINGS_CHARACTERS = 65_536
 _USERINFO = re.compile(r"^\s*(https?://)[^/]*@|^\s*([a-z][a-z0-9+.-]*://)[^/?#@:]*:[^/?#@]*@", re.IGNORECASE)
 """`user@` or `user:password@` of a web URL, `user:password@` of any other: a repository may have a name with `@`."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
@@ -100,7 +107,8 @@ class ExpertSpec(BaseModel):
     source: str = ""
     """A folder or GGUF file (relative to the file that names it, `~/...`, absolute, or `home://...` under `$COE_HOME`;
     a folder may hold one GGUF file), `hf://org/name[/file.gguf][@revision]`, `https://host/v1`, or `fake://behaviour`;
-    none for composed. With `engine`, also any other `scheme://...` that this engine reads."""
+    of a composed expert the folder that `coe latent train` wrote, none for one that is not trained. With `engine`, also
+    any other `scheme://...` that this engine reads."""
     revision: str | None = None
     """Branch, tag or commit of an `hf://` source; the registry pins the commit."""
     engine: Annotated[str, Field(min_length=1, max_length=256)] | None = None
@@ -120,7 +128,12 @@ class ExpertSpec(BaseModel):
     """How answers state reasoning: a name of `vllm serve --reasoning-parser`, such as `qwen3`; else as
     `tool_call_parser`."""
     members: tuple[str, ...] = ()
-    """Names of the experts that a composed expert combines."""
+    """Names of the experts that a composed expert combines, the one that answers first."""
+    settings: Mapping[str, Any] = Field(default_factory=dict)
+    """How a composed expert combines its members (docs/latent.md); read from its artifact, stated without one."""
+    trained_with: Mapping[str, str] = Field(default_factory=dict)
+    """Identity (`registry.digest.identity`) of each member of a composed expert when it was trained; read from its
+    artifact."""
     architecture: str | None = None
     """Class of the model, read from the files; of a composed expert, how its members are combined (stated)."""
     quantization: Annotated[str, Field(min_length=1, max_length=64)] | None = None
@@ -183,6 +196,19 @@ class ExpertSpec(BaseModel):
     def _no_parser_is_auto(cls, parser: str | None) -> str | None:
         return None if parser == "auto" else parser
 
+    @field_validator("settings")
+    @classmethod
+    def _settings_are_json(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            text = json.dumps(settings, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"settings are JSON values: {error}") from None
+        if len(text) > _MOST_SETTINGS_CHARACTERS:
+            raise ValueError(
+                f"settings take at most {_MOST_SETTINGS_CHARACTERS:,} characters as JSON, not {len(text):,}"
+            )
+        return settings
+
     @field_serializer("capabilities", "tags", when_used="json")
     def _in_order(self, values: frozenset[str]) -> list[str]:
         return sorted(values)  # the same spec is the same JSON
@@ -204,12 +230,12 @@ class ExpertSpec(BaseModel):
             raise ValueError(
                 f"`tool_call_parser` and `reasoning_parser` are for models and adapters, not kind {self.kind.value!r}"
             )
-        if bool(self.source) == (self.kind is Kind.COMPOSED):
-            raise ValueError(
-                "`source` is required: where the expert's files or its endpoint are"
-                if not self.source
-                else "a composed expert has no `source`: its members have"
-            )
+        if self.kind is Kind.COMPOSED:
+            self._check_composed()
+        elif self.settings:
+            raise ValueError(f"`settings` is for composed experts; this one is of kind {self.kind.value!r}")
+        elif not self.source:
+            raise ValueError("`source` is required: where the expert's files or its endpoint are")
         if self.kind is Kind.REMOTE and not self.source.startswith(("http://", "https://")):
             raise ValueError(
                 f"a remote expert's source is an http(s) URL ending in /v1, not {without_userinfo(self.source)!r}"
@@ -217,6 +243,17 @@ class ExpertSpec(BaseModel):
         if self.kind is not Kind.REMOTE and self.source.startswith(("http://", "https://")):
             raise ValueError(f"an expert at a URL is of kind 'remote', not {self.kind.value!r}")
         return self
+
+    def _check_composed(self) -> None:
+        if twice := sorted({name for name in self.members if self.members.count(name) > 1}):
+            raise ValueError(f"members are different experts; given twice: {', '.join(twice)}")
+        if "://" in self.source and not self.source.startswith(("home://", "hf://")):
+            raise ValueError("the source of a composed expert is the folder that `coe latent train` wrote")
+        if self.architecture in TRAINED_ARCHITECTURES and not self.source:
+            raise ValueError(
+                f"a composed expert of the architecture {self.architecture!r} is trained: `source` is the folder that "
+                "`coe latent train` wrote"
+            )
 
     def stated(self) -> Self:
         """The spec as its author means it: the capabilities of a file or of flags add to the default of the kind.
@@ -233,6 +270,11 @@ class ExpertSpec(BaseModel):
         return self.name if self.version is None else f"{self.name}@{self.version}"
 
     @property
+    def is_staged(self) -> bool:
+        """Whether its peers are called before its first member answers with their notes."""
+        return self.kind is Kind.COMPOSED and self.architecture in STAGED_ARCHITECTURES
+
+    @property
     def references(self) -> tuple[str, ...]:
         """Names of the experts that this one needs: its base, or its members."""
         return (self.base,) if self.base else self.members
@@ -240,13 +282,15 @@ class ExpertSpec(BaseModel):
     def residency_keys(self, experts: Mapping[str, ExpertSpec]) -> tuple[str, ...]:
         """Names of the experts whose weights must be resident to answer with this one: distinct, in order.
 
-        A model needs itself, an adapter its base, a composed expert what its members need.
+        A model needs itself, an adapter its base, a composed expert what its members need, or its first member alone
+        (`STAGED_ARCHITECTURES`).
 
         Args:
             experts: by name; the members of a composed expert are among them.
         """
         if self.kind is Kind.COMPOSED:
-            return tuple(dict.fromkeys(key for name in self.members for key in experts[name].residency_keys(experts)))
+            members = self.members[:1] if self.is_staged else self.members
+            return tuple(dict.fromkeys(key for name in members for key in experts[name].residency_keys(experts)))
         return (self.base or self.name,)
 
     def residency(self, experts: Mapping[str, ExpertSpec]) -> str:

@@ -253,6 +253,15 @@ class SlotEngine(Engine, Protocol):
 class ComposedEngine(Protocol):
     """An engine that also serves composed experts (`registry.spec.COMPOSED_ARCHITECTURES`)."""
 
-    def compose(self, spec: ExpertSpec, members: Mapping[str, Member]) -> Expert:
-        """An expert made of leased members, by name; it is used for one request, and loads nothing."""
+    def compose(self, spec: ExpertSpec, members: Mapping[str, Member], path: Path | None) -> Expert:
+        """An expert made of leased members; it is used for one request.
+
+        Args:
+            members: by name; of a staged architecture (`ExpertSpec.is_staged`) the first one only.
+            path: the folder of its artifact; `None` without one.
+
+        Raises:
+            Unsupported: a member is served by an engine that cannot take part.
+            WeightsError: the artifact is damaged, or does not fit the members.
+        """
         ...

@@ -399,7 +399,7 @@ class Duet:
 
 
 class DuetEngine(FakeEngine):
-    def compose(self, spec: ExpertSpec, members: Mapping[str, Member]) -> Duet:
+    def compose(self, spec: ExpertSpec, members: Mapping[str, Member], path: Path | None) -> Duet:
         return Duet(spec, members)
 
 

@@ -54,8 +54,8 @@ def test_what_a_call_may_want_needs_a_capability() -> None:
 
 
 def test_the_architecture_of_a_composed_expert_says_which_engine_serves_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(COMPOSED_ARCHITECTURES, "notes", "fake")
-    both = ExpertSpec(name="both", kind=Kind.COMPOSED, members=("a", "b"), architecture="notes")
+    monkeypatch.setitem(COMPOSED_ARCHITECTURES, "pairs", "fake")
+    both = ExpertSpec(name="both", kind=Kind.COMPOSED, members=("a", "b"), architecture="pairs")
     assert engine_kind(both) == "fake"
 
 

@@ -1,0 +1,1 @@
+"""Latent compositions: what can be read from an expert (`coe latent probe`), and training (`coe latent train`)."""
