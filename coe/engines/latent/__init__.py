@@ -1,0 +1,1 @@
+"""Latent compositions: peers leave notes, which the primary reads while it answers."""
