@@ -1,91 +1,68 @@
 """The folder of a trained composition: `composed.json`, `weights.safetensors`, optionally `adapter/`, and a card.
 
-    composed.json         {"format": 1, "architecture": "notes", "members": [{"name": ..., "digest": ...}, ...],
-                           "settings": {...}}          the first member is the primary
+    composed.json         architecture, members with their identities, settings (`registry.composed`)
     weights.safetensors   the trained tensors only, in float32 or bfloat16
     adapter/              a LoRA adapter of the primary's base that takes the place of the primary's own, as peft writes
     README.md             the card: data, steps, loss before and after
 
-Weights of members are not in it: an artifact is refused with members of other digests than it was trained with.
+Settings of `notes`: those of the calls to the peers (`coe.engines.latent.settings`), `interaction` (the document of an
+`InteractionShape`) and `max_notes`. Weights of members are not in the folder: an artifact is refused with members of
+other contents than it was trained with.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from coe.errors import WeightsError
+from coe.errors import ConfigError, WeightsError
+from registry.composed import FILE, Composed, read_composed
+from registry.digest import identity
 from registry.errors import SourceError
-from registry.headers import check_regular, read_json
+from registry.headers import check_regular
 from registry.spec import ExpertSpec
 from registry.storage import atomic_directory
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-FORMAT: Final = 1
-META: Final = "composed.json"
+    from coe.engines.latent.interaction import Interactions
+
 WEIGHTS: Final = "weights.safetensors"
 ADAPTER: Final = "adapter"
 CARD: Final = "README.md"
-_MOST_META_BYTES: Final = 2**20
+INTERACTION: Final = "interaction"
+"""The setting that holds the document of an `InteractionShape`."""
 _MOST_WEIGHT_BYTES: Final = 2**33
-_MOST_MEMBERS: Final = 33
 _DTYPES: Final = ("F32", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
-class TrainedMember:
-    """A member as it was when the composition was trained. digest: of its files; None if it has none."""
-
-    name: str
-    digest: str | None
-
-    @classmethod
-    def of(cls, spec: ExpertSpec) -> TrainedMember:
-        """The member's identity now."""
-        return cls(spec.name, spec.digest)
-
-
-@dataclass(frozen=True, slots=True)
 class Artifact:
-    """What `composed.json` of a folder states.
+    """A trained composition on disk.
 
     Attributes:
         path: the folder.
-        architecture: kind of composition, such as `notes`.
-        members: the primary first.
-        settings: JSON values; their meaning depends on the architecture.
+        composed: architecture, members (the primary first) and settings.
     """
 
     path: Path
-    architecture: str
-    members: tuple[TrainedMember, ...]
-    settings: Mapping[str, Any]
+    composed: Composed
 
     @classmethod
     def read(cls, path: Path) -> Artifact:
         """The artifact in a folder; its tensors are not read yet.
 
         Raises:
-            WeightsError: a file is missing, damaged, too large or of another format.
+            WeightsError: `composed.json` is missing, damaged, too large or of another format.
         """
         try:
-            document = read_json(path / META, most_bytes=_MOST_META_BYTES)
+            return cls(path, read_composed(path))
         except SourceError as error:
             raise WeightsError(f"{path} is not a trained composition: {error}") from error
-        if document.get("format") != FORMAT:
-            raise WeightsError(
-                f"{path / META} has the format {document.get('format')!r}; this version reads format {FORMAT}: train "
-                "the composition again, or install the version that wrote it"
-            )
-        architecture, settings = document.get("architecture"), document.get("settings", {})
-        if not isinstance(architecture, str) or not isinstance(settings, dict):
-            raise WeightsError(f"{path / META} needs an architecture (text) and settings (a mapping)")
-        return cls(path, architecture, _members(path, document.get("members")), settings)
 
     @property
     def adapter(self) -> Path | None:
@@ -94,34 +71,55 @@ class Artifact:
         return folder if (folder / "adapter_config.json").is_file() else None
 
     @property
-    def primary(self) -> TrainedMember:
+    def primary(self) -> str:
         """The member that answers."""
-        return self.members[0]
+        return next(iter(self.composed.members))
 
     @property
-    def peers(self) -> tuple[TrainedMember, ...]:
+    def peers(self) -> tuple[str, ...]:
         """The members that leave notes."""
-        return self.members[1:]
+        return tuple(self.composed.members)[1:]
 
-    def check_members(self, specs: Iterable[ExpertSpec]) -> None:
+    def check_members(self, experts: Mapping[str, ExpertSpec]) -> None:
         """Compare the registered members with those of the training.
 
+        Args:
+            experts: by name; the members and their bases are among them, if they are registered.
+
         Raises:
-            WeightsError: names every member that is missing, or has other files than trained with.
+            WeightsError: names every member that is missing, or is not what it was trained with.
         """
-        known = {spec.name: spec for spec in specs}
-        problems = [f"{each.name!r} is not among the members" for each in self.members if each.name not in known]
+        known = {name: identity(experts[name], experts) for name in self.composed.members if name in experts}
+        problems = [f"{name!r} is not registered" for name in self.composed.members if name not in known]
         problems += [
-            f"{each.name!r} has the digest {_short(known[each.name].digest)}, and was trained with "
-            f"{_short(each.digest)}"
-            for each in self.members
-            if each.name in known and known[each.name].digest != each.digest
+            f"{name!r} was trained with as {then}, and is now {known[name]}"
+            for name, then in self.composed.members.items()
+            if known.get(name, then) != then
         ]
         if problems:
             raise WeightsError(
                 f"the composition in {self.path} was trained with other experts: {'; '.join(problems)}. Restore their "
                 "files, or train it again (`coe latent train`)"
             )
+
+    def interactions(self) -> Interactions:
+        """The trained cross-attentions of a composition over the channel `cross`, in float32 on the CPU.
+
+        Raises:
+            WeightsError: the settings state no valid shape, or the tensors do not fit it.
+        """
+        from coe.engines.latent.interaction import Interactions
+        from coe.engines.latent.shape import InteractionShape
+
+        try:
+            shape = InteractionShape.of(self.composed.settings.get(INTERACTION))
+        except ConfigError as error:
+            raise WeightsError(f"{self.path / FILE}: settings.{INTERACTION}: {error}") from error
+        if missing := [name for name in self.peers if name not in shape.peers]:
+            raise WeightsError(f"{self.path / FILE}: settings.{INTERACTION} lacks the peer {missing[0]!r}")
+        module = Interactions(shape)
+        self.load_into(module)
+        return module.eval().requires_grad_(False)
 
     def load_into(self, module: nn.Module) -> None:
         """Copy the saved tensors into a module of the same shape.
@@ -168,10 +166,8 @@ class Artifact:
     def write(
         cls,
         path: Path,
+        composed: Composed,
         *,
-        architecture: str,
-        members: Sequence[TrainedMember],
-        settings: Mapping[str, Any],
         tensors: Mapping[str, Tensor],
         adapter: Callable[[Path], None] | None = None,
         card: str,
@@ -179,8 +175,7 @@ class Artifact:
         """Write a folder atomically; an existing one is replaced.
 
         Args:
-            members: the primary first.
-            settings: JSON values.
+            composed: its settings are JSON values.
             tensors: the trained tensors, in float32 or bfloat16.
             adapter: writes the primary's adapter into a folder, if one was trained.
             card: text of README.md.
@@ -190,17 +185,12 @@ class Artifact:
         """
         from safetensors.torch import save_file
 
-        document = {
-            "format": FORMAT,
-            "architecture": architecture,
-            "members": [{"name": each.name, "digest": each.digest} for each in members],
-            "settings": dict(settings),
-        }
         with atomic_directory(path) as staged:
             # Copies, because safetensors refuses tensors that share memory.
             copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
             save_file(copies, staged / WEIGHTS)
-            (staged / META).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            document = json.dumps(composed.document(), indent=2, ensure_ascii=False, allow_nan=False)
+            (staged / FILE).write_text(document + "\n", encoding="utf-8")
             (staged / CARD).write_text(card, encoding="utf-8")
             if adapter is not None:
                 (staged / ADAPTER).mkdir()
@@ -208,23 +198,5 @@ class Artifact:
         return cls.read(path)
 
 
-def _members(path: Path, value: Any) -> tuple[TrainedMember, ...]:
-    if not isinstance(value, list) or not 1 <= len(value) <= _MOST_MEMBERS:
-        raise WeightsError(f"{path / META} needs a list of 1 to {_MOST_MEMBERS} members")
-    members = []
-    for each in value:
-        name, digest = (each.get("name"), each.get("digest")) if isinstance(each, dict) else (None, None)
-        if not isinstance(name, str) or not (digest is None or isinstance(digest, str)):
-            raise WeightsError(f"{path / META}: every member needs a name and a digest (text)")
-        members.append(TrainedMember(name, digest))
-    if len({member.name for member in members}) < len(members):
-        raise WeightsError(f"{path / META} names a member twice")
-    return tuple(members)
-
-
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     return [name for name, tensor in sorted(tensors.items()) if not bool(tensor.isfinite().all())]
-
-
-def _short(digest: str | None) -> str:
-    return "none" if digest is None else digest[:19]

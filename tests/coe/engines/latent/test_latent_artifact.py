@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from coe.engines.latent.artifact import Artifact, TrainedMember
+from coe.engines.latent.artifact import Artifact
 from coe.engines.latent.interaction import Interactions
 from coe.engines.latent.memory import Memories, PeerStates
 from coe.engines.latent.shape import InteractionShape
 from coe.errors import WeightsError
+from registry.composed import Composed
 from registry.spec import ExpertSpec, Kind
 
 SHAPE = InteractionShape(width=6, n_layers=4, peers={"sql": 5}, shared_width=4, heads=2, interactions=1)
@@ -27,10 +28,10 @@ def made(seed: int = 1) -> Interactions:
 
 
 def write(folder: Path, module: Interactions | None = None, **fields: object) -> Artifact:
+    settings = {"interaction": SHAPE.document(), "reads": "answer"}
+    composed = Composed("notes", {"base": "sha256:aa", "sql": "sha256:bb"}, settings)
     arguments: dict[str, object] = {
-        "architecture": "notes",
-        "members": [TrainedMember("base", "sha256:aa"), TrainedMember("sql", "sha256:bb")],
-        "settings": {"interaction": SHAPE.document(), "reads": "answer"},
+        "composed": composed,
         "tensors": (module or made()).state_dict(),
         "card": "# A composition\n",
     }
@@ -44,13 +45,9 @@ def spec(name: str, digest: str) -> ExpertSpec:
 def test_a_saved_composition_reads_the_same(tmp_path: Path) -> None:
     module = made()
     artifact = Artifact.read(write(tmp_path / "c", module).path)
-    assert (artifact.architecture, artifact.primary.name, [peer.name for peer in artifact.peers]) == (
-        "notes",
-        "base",
-        ["sql"],
-    )
-    again = Interactions(InteractionShape.of(artifact.settings["interaction"]), seed=7)
-    artifact.load_into(again)
+    assert (artifact.composed.architecture, artifact.primary, artifact.peers) == ("notes", "base", ("sql",))
+    again = artifact.interactions()
+    assert not any(parameter.requires_grad for parameter in again.parameters())
     notes = {"sql": PeerStates(torch.randn(1, 3, 5))}
     h = torch.randn(1, 2, 6)
     one, two = (m.read(0, h, Memories.stacked([m.memory(notes)])) for m in (module, again))  # type: ignore[arg-type]
@@ -73,45 +70,44 @@ def test_a_failed_write_leaves_the_former_folder(tmp_path: Path) -> None:
 
     write(tmp_path / "c")
     with pytest.raises(RuntimeError, match="no adapter"):
-        write(tmp_path / "c", architecture="cache", adapter=fail)
-    assert Artifact.read(tmp_path / "c").architecture == "notes"
+        write(tmp_path / "c", composed=Composed("cache", {"a": "x"}, {}), adapter=fail)
+    assert Artifact.read(tmp_path / "c").composed.architecture == "notes"
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
 def test_members_of_other_digests_are_refused_by_name(tmp_path: Path) -> None:
     artifact = write(tmp_path / "c")
-    artifact.check_members([spec("base", "sha256:aa"), spec("sql", "sha256:bb")])
-    with pytest.raises(WeightsError, match="'sql' has the digest sha256:cc, and was trained with sha256:bb"):
-        artifact.check_members([spec("base", "sha256:aa"), spec("sql", "sha256:cc")])
-    with pytest.raises(WeightsError, match="'base' is not among the members; 'sql' has the digest sha256:dd"):
-        artifact.check_members([spec("sql", "sha256:dd")])
+    base, sql = spec("base", "sha256:aa"), spec("sql", "sha256:bb")
+    artifact.check_members({"base": base, "sql": sql})
+    with pytest.raises(WeightsError, match="'sql' was trained with as sha256:bb, and is now sha256:cc"):
+        artifact.check_members({"base": base, "sql": spec("sql", "sha256:cc")})
+    with pytest.raises(WeightsError, match="'base' is not registered; 'sql' was trained with as .* now sha256:dd"):
+        artifact.check_members({"sql": spec("sql", "sha256:dd")})
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("interaction", "message"),
     [
-        ({"format": 2}, "has the format 2; this version reads format 1"),
-        ({"architecture": 3}, "needs an architecture"),
-        ({"settings": []}, "settings"),
-        ({"members": []}, "a list of 1 to 33 members"),
-        ({"members": [{"name": "a", "digest": None}] * 40}, "a list of 1 to 33 members"),
-        ({"members": [{"name": "a"}, {"name": "a"}]}, "names a member twice"),
-        ({"members": ["a"]}, "every member needs a name"),
+        (None, "settings.interaction: the interaction is a mapping"),
+        ({**SHAPE.document(), "heads": 3}, "not a multiple of heads"),
+        ({**SHAPE.document(), "peers": {"other": 5}}, "lacks the peer 'sql'"),
+        ({**SHAPE.document(), "interactions": 2}, "interactions.1.beta is missing"),
     ],
 )
-def test_a_damaged_description_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_settings_that_do_not_fit_the_tensors_are_refused(tmp_path: Path, interaction: object, message: str) -> None:
     artifact = write(tmp_path / "c")
     file = artifact.path / "composed.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps(document | {"settings": {"interaction": interaction}}))
     with pytest.raises(WeightsError, match=message):
-        Artifact.read(artifact.path)
+        Artifact.read(artifact.path).interactions()
 
 
 def test_what_is_no_artifact_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"has no composed.json"):
         Artifact.read(tmp_path)
-    (tmp_path / "composed.json").write_text(" " * (2**20 + 1))
-    with pytest.raises(WeightsError, match="the most is 1,048,576"):
+    (tmp_path / "composed.json").write_text('{"format": 2}')
+    with pytest.raises(WeightsError, match="format 2; this version reads 1"):
         Artifact.read(tmp_path)
 
 
