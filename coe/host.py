@@ -21,6 +21,7 @@ from coe.engines import engine_kind
 from coe.engines.base import Adapter, ComposedEngine, Engine, Expert, Member, SlotEngine
 from coe.engines.checked import checked, problem_of
 from coe.engines.checked_slot import CheckedSlot, shape_of
+from coe.engines.latent.asking import ask_with_peers
 from coe.engines.slots import with_slots
 from coe.errors import CoeError, DeadlineExceeded, Overloaded, Rejected, UnknownModel, Unsupported, WeightsError
 from coe.memory import ExpertCache, Need
@@ -119,10 +120,12 @@ class Host:
         """
         spec = _find(self.snapshot, name)
         self._check_served(spec, request)
-        if request.deadline_s is None:
-            chunks = self._generate(spec, request)
+        if spec.is_staged and request.notes is None:
+            chunks = ask_with_peers(spec, request, self.ask)
         else:
-            chunks = _until(self._generate(spec, request), request.deadline_s, name)
+            chunks = self._generate(spec, request)
+        if request.deadline_s is not None:
+            chunks = _until(chunks, request.deadline_s, name)
         async with aclosing(chunks):
             async for chunk in chunks:
                 yield chunk

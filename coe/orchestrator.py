@@ -32,6 +32,7 @@ from coe.chunks import Joined, last_chunk, whole_chunk
 from coe.compose import ExpertCall, ExpertCalls, Final, next_step
 from coe.compose.deadline import begun_within, left_s, within
 from coe.compose.holding import held_back
+from coe.compose.latent import with_peers
 from coe.compose.one_answer import as_one_echo
 from coe.errors import CoeError, CompositionError, ConfigError, DeadlineExceeded, EngineError
 from coe.policy import AUTO, Policy, address
@@ -169,8 +170,10 @@ class Orchestrator:
 
     def reply(self, request: GenerateRequest, routed: Routed) -> Reply:
         """The reply to a request that is already routed."""
-        if request.echo:
-            routed = replace(routed, composition=as_one_echo(routed.composition))
+        composition = as_one_echo(routed.composition) if request.echo else routed.composition
+        composition = with_peers(composition, self.snapshot.experts)
+        if composition is not routed.composition:
+            routed = replace(routed, composition=composition)
         reply = Reply(routed)
         reply.chunks = self._compose(request, reply)
         return reply

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from coe.errors import ContextLengthExceeded, InvalidRequest
 from coe.sampling import NO_OPTIONS, SamplingOptions
@@ -64,6 +64,8 @@ class PeerNotes:
         data: packed.
         span: characters [start, end) of the user's text that the peer was asked about; `None` is all of it.
     """
+
+    __pydantic_config__: ClassVar[Any] = {"ser_json_bytes": "base64", "val_json_bytes": "base64"}
 
     peer: str
     data: bytes

@@ -59,7 +59,8 @@ class Job:
     def composition_of(self) -> Callable[[RoutedRow], Composition]:
         """A function from a row to its composition; see `stages.compositions`."""
         chosen = {name: policy.composition for name, policy in self.config.policies.items()}
-        return compositions({name: partial(build_composition, it.kind, it.settings) for name, it in chosen.items()})
+        kinds = {name: partial(build_composition, it.kind, it.settings) for name, it in chosen.items()}
+        return compositions(kinds, self.snapshot.experts)
 
     def residency_of(self, expert: str) -> str:
         """What must be resident to call an expert; see `ExpertSpec.residency`."""

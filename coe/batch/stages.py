@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from coe.batch.records import RoutedRow
 from coe.compose import Composition, ExpertCall, FallbackOnly, Final, Single, WithFallback, next_step, without
+from coe.compose.latent import with_peers
 from coe.compose.one_answer import as_one_answer, as_one_echo
 from coe.errors import CoeError
 from coe.types import Answer, Failure
+from registry.spec import ExpertSpec
 
 Step = tuple[ExpertCall, ...] | Answer | CoeError
 
@@ -38,20 +40,28 @@ WorkItem = tuple[Unit, ...]
 """Units of one residency, which one host answers in one go."""
 
 
-def compositions(kinds: Mapping[str, Callable[[], Composition]]) -> Callable[[RoutedRow], Composition]:
-    """A function from a row to its composition: that of its policy, with the fallback, without the excluded experts."""
+def compositions(
+    kinds: Mapping[str, Callable[[], Composition]], experts: Mapping[str, ExpertSpec]
+) -> Callable[[RoutedRow], Composition]:
+    """A function from a row to its composition: that of its policy, with the fallback, without the excluded experts.
+
+    Args:
+        kinds: policy -> what builds its composition.
+        experts: by name; the peers of composed ones are called before them.
+    """
     built = {policy: build() for policy, build in kinds.items()}
 
     def of(row: RoutedRow) -> Composition:
         if row.decision is not None and row.decision.fallback:
-            return FallbackOnly()
+            return with_peers(FallbackOnly(), experts)
         needs = row.request.needs if row.request else frozenset()
         composition = (
             Single() if row.policy is None else without(as_one_answer(built[row.policy], needs), row.barred or {})
         )
         if row.request is not None and row.request.echo:
             composition = as_one_echo(composition)
-        return composition if row.fallback is None else WithFallback(composition, row.fallback)
+        whole = composition if row.fallback is None else WithFallback(composition, row.fallback)
+        return with_peers(whole, experts)
 
     return of
 

@@ -33,7 +33,7 @@ def answer(expert: str) -> Answer:
 
 def test_a_row_goes_from_expert_to_expert_and_then_to_the_fallback() -> None:
     row = RoutedRow(**{**{f: getattr(ROW, f) for f in ROW.__slots__}, "fallback": "c"})
-    composition = compositions({"p": Single})(row)
+    composition = compositions({"p": Single}, {})(row)
     assert isinstance(composition, WithFallback)
     done: dict[str, Answer | Failure] = {}
     for expert in ("a", "b", "c"):
@@ -49,7 +49,7 @@ def test_a_row_goes_from_expert_to_expert_and_then_to_the_fallback() -> None:
 
 def test_a_fallback_that_failed_as_the_chosen_expert_is_no_further_stage() -> None:
     row = RoutedRow(1, "x", "auto", None, REQUEST, policy="p", fallback="b", decision=DECISION)
-    composition = compositions({"p": Single})(row)
+    composition = compositions({"p": Single}, {})(row)
     done: dict[str, Answer | Failure] = {"0": Failure("a", EngineError("a is down"))}
     for error, again in ((WeightsError("b is gone"), False), (Overloaded("b is busy"), True)):
         done["1"] = load_outcome(dump_outcome(0, "1", Failure("b", error)))
@@ -63,7 +63,7 @@ def test_a_fallback_that_failed_as_the_chosen_expert_is_no_further_stage() -> No
 def test_a_row_with_echo_is_answered_by_one_expert_though_its_policy_combines_texts() -> None:
     request_ = GenerateRequest(prompt="The capital is", echo=True, stream=False)
     row = replace(ROW, request=request_, fallback="c")
-    composition = compositions({"p": lambda: Aggregate("d")})(row)
+    composition = compositions({"p": lambda: Aggregate("d")}, {})(row)
     following = step(row, composition, {})
     assert isinstance(following, tuple) and [(call.expert, call.request) for call in following] == [("a", request_)]
     assert isinstance(composition, WithFallback) and composition.expert == "c"
@@ -71,7 +71,7 @@ def test_a_row_with_echo_is_answered_by_one_expert_though_its_policy_combines_te
 
 def test_without_a_policy_the_named_expert_answers_alone() -> None:
     row = RoutedRow(1, "x", "a", None, REQUEST, decision=DECISION)
-    assert isinstance(compositions({})(row), Single)
+    assert isinstance(compositions({}, {})(row), Single)
     wrong = {"0": Failure("a", InvalidRequest("too long"))}
     assert isinstance(step(row, Single(), wrong), InvalidRequest)  # another expert would fail too
 
@@ -79,7 +79,7 @@ def test_without_a_policy_the_named_expert_answers_alone() -> None:
 @pytest.mark.parametrize("code", ["context_length_exceeded", "content_filter", None])
 def test_what_one_expert_rejects_the_next_stage_asks_of_another(code: str | None) -> None:
     row = RoutedRow(1, "x", "auto", None, REQUEST, policy="p", fallback="c", decision=DECISION)
-    composition = compositions({"p": Single})(row)
+    composition = compositions({"p": Single}, {})(row)
     done: dict[str, Answer | Failure] = {}
     for call, expert in (("0", "a"), ("1", "b"), ("fallback", "c")):
         following = step(row, composition, done)
@@ -198,5 +198,5 @@ def test_what_a_composition_reads_of_an_error_is_kept_and_its_deadlines_are_not(
 def test_a_row_keeps_its_excluded_experts_and_the_request_for_all_answers() -> None:
     row = replace(ROW, barred={"z": "allowed experts: the caller does not allow it"}, answers=True)
     assert RoutedRow.of(row.record()) == row
-    assert isinstance(compositions({"p": lambda: Aggregate("z")})(row), Without)
-    assert compositions({"p": lambda: Aggregate("z")})(ROW) == Aggregate("z")
+    assert isinstance(compositions({"p": lambda: Aggregate("z")}, {})(row), Without)
+    assert compositions({"p": lambda: Aggregate("z")}, {})(ROW) == Aggregate("z")
