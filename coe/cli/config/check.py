@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coe.config import CompositionConfig, Config, PolicyConfig
-from coe.engines import Engine, create_engine
+from coe.engines import Engine, create_engine, engine_kind
 from coe.errors import CoeError
 from coe.experts import how_to_register, open_snapshot
 from coe.local import build_policies
@@ -175,11 +175,11 @@ def _check_names(document: Document, config: Config, snapshot: Snapshot, finding
 
 
 def _check_engines(document: Document, config: Config, snapshot: Snapshot, findings: Findings) -> None:
-    """Engines that experts name: they exist, and take their section of the configuration."""
+    """Engines that experts name, or that serve composed ones: they exist, and take their settings."""
     experts_of: dict[str, list[str]] = {}
     for name, spec in snapshot.experts.items():
-        if spec.engine is not None:
-            experts_of.setdefault(spec.engine, []).append(name)
+        if spec.engine is not None or spec.kind is Kind.COMPOSED:
+            experts_of.setdefault(engine_kind(spec), []).append(name)
     where: Loc = ("experts",) if config.experts else ("registry",)
     for kind, experts in experts_of.items():
         settings = config.engines.settings(kind)
@@ -191,6 +191,20 @@ def _check_engines(document: Document, config: Config, snapshot: Snapshot, findi
             continue
         served = [spec for name, spec in snapshot.experts.items() if name in experts or spec.base in experts]
         findings.problems += [document.problem(where, why) for why in _refusals(engine, served)]
+    findings.problems += [document.problem(where, why) for why in _members_elsewhere(snapshot)]
+
+
+def _members_elsewhere(snapshot: Snapshot) -> Iterator[str]:
+    """Members of composed experts that another engine serves than the composed expert."""
+    for spec in snapshot.experts.values():
+        for member in (snapshot.experts[name] for name in spec.members):
+            weights = snapshot.experts[member.base] if member.base else member
+            kind, needed = engine_kind(weights), engine_kind(spec)
+            if kind != needed:
+                yield (
+                    f"{spec.name!r} combines {member.name!r}, which the engine {kind!r} serves: members are served by "
+                    f"{needed!r}; state `engine: {needed}` for {weights.name!r}"
+                )
 
 
 def _refusals(engine: Engine, specs: Iterable[ExpertSpec]) -> Iterator[str]:

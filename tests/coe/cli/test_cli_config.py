@@ -228,3 +228,19 @@ def test_a_password_in_a_url_is_refused_and_not_printed(tmp_path: Path, url: str
     document = check(write(tmp_path, "experts: [experts.yaml]\n", f"experts:\n  - {entry}\n"))
     assert ("experts.yaml", 2, "experts[0].source") in places(document)
     assert "`api_key_env`" in str(document) and "hunter2" not in str(document)
+
+
+def test_members_of_a_composed_expert_are_on_its_engine(tmp_path: Path) -> None:
+    text = """\
+experts:
+  - {name: a, kind: model, source: fake://echo}
+  - {name: b, kind: model, source: fake://upper}
+  - {name: both, kind: composed, architecture: logits, members: [a, b], settings: {mode: mean}}
+"""
+    (tmp_path / "experts.yaml").write_text(text)
+    (tmp_path / "coe.yaml").write_text("experts: [experts.yaml]\npolicies: {default: {expert: both}}\n")
+    result = CliRunner().invoke(app, ["config", "check", str(tmp_path / "coe.yaml")])
+    assert result.exit_code == 1
+    assert "'both' combines 'a', which the engine 'fake' serves: members are served by 'hf'" in " ".join(
+        result.output.split()
+    )
