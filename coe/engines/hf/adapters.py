@@ -58,8 +58,9 @@ class AdapterSlots:
     """The adapters of one base model; only its worker thread calls this.
 
     An adapter is loaded on first use and kept until its slot is needed: the least recently used one is evicted, never
-    one of the current batch. Adapters are identified by content, so a new version under an old name is loaded again.
-    Their weights take the base's device and dtype. The base's own tensors are never written.
+    one of the current batch; if all are in use, the next one is resident beside them meanwhile. Adapters are identified
+    by content, so a new version under an old name is loaded again. Their weights take the base's device and dtype. The
+    base's own tensors are never written.
 
     Args:
         model: a transformers causal model; peft wraps its layers in place at the first adapter.
@@ -154,6 +155,11 @@ class AdapterSlots:
         if self._applied is not None:
             self._applied.keep(rows)
 
+    def has_activated(self, names: Collection[str | None]) -> bool:
+        """Whether one of these is an aLoRA: its forwards are prepared with their prompts, and none of another kind can
+        run between them."""
+        return any(slot.activated for slot in self._slots.values() if slot.name in names)
+
     def _leave(self) -> None:
         applied, self._applied = self._applied, None
         if applied is not None:
@@ -190,8 +196,8 @@ class AdapterSlots:
         return partial(_keep, offsets)
 
     def _evict(self, in_use: Collection[str]) -> None:
-        if len(self._slots) > self._n_slots:
-            key = next(key for key, slot in self._slots.items() if slot.name not in in_use)
+        unused = [key for key, slot in self._slots.items() if slot.name not in in_use]
+        for key in unused[: max(0, len(self._slots) - self._n_slots)]:
             self._discard(self._slots.pop(key).name)
 
     def _load(self, adapter: Adapter) -> _Slot:

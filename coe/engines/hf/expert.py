@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from coe.engines import chat
 from coe.engines.answer import AnswerStreams, demands_call
@@ -21,6 +21,7 @@ from coe.engines.embedding import check_generates
 from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.admission import Joining
 from coe.engines.hf.batch import BatchRow, RowState, deliver
+from coe.engines.hf.jobs import Job
 from coe.engines.hf.load import LoadedModel, translate
 from coe.engines.hf.logprobs import SCORING_BYTES, scoring_bytes
 from coe.engines.hf.loop import BatchLoop, padded
@@ -33,6 +34,7 @@ from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
 
 _PREPARING_THREADS: Final = 2
+T = TypeVar("T")
 
 
 class HFExpert:
@@ -41,7 +43,8 @@ class HFExpert:
     Chat templates render in a process of their own, prompts are checked in the caller's threads. A worker thread takes
     the waiting requests, runs one `model.generate` for all of them, and hands text to each reader as its tokens come.
     A row that is finished or cancelled ends at once for its reader and leaves the batch; a request that comes meanwhile
-    joins it before its next token, if it fits (`choose_joining`); the batch ends with its last row.
+    joins it before its next token, if it fits (`choose_joining`); the batch ends with its last row. What composes this
+    expert with others runs its own forwards on that thread, too, between the steps of the batch (`run`).
 
     Args:
         spec: the expert.
@@ -119,9 +122,30 @@ class HFExpert:
         finally:
             row.cancelled = True
 
+    def run(self, call: Callable[[Any], T], adapters: Sequence[Adapter | None] = (None,)) -> Future[T]:
+        """Call a function with the model on the worker thread: between two steps of the running batch, or at once.
+
+        It should be short, such as one forward of some rows: the requests of the batch wait for it. A batch with an
+        aLoRA is finished first.
+
+        Args:
+            call: takes the transformers model. Its forwards run in inference mode, and must not change the model.
+            adapters: the adapter of each row of its forwards, `None` for the bare base.
+
+        Returns:
+            Its result, or its error: OutOfMemory, WeightsError if an adapter does not fit, Unsupported for an aLoRA,
+            EngineError for any other one, or if the expert is closed first.
+        """
+        job = Job(call, tuple(adapters), self.spec.name)
+        if not self._waiting.put_job(job):
+            job.fail(self._gone())
+        return job.future
+
     async def close(self) -> None:
-        """Finish the accepted requests, accept no more, and free the weights."""
+        """Finish the accepted requests, accept no more, and free the weights. Jobs that wait fail."""
         self._waiting.close()
+        for job in self._waiting.take_jobs():
+            job.fail(self._gone())
         await off_the_loop(self._thread.join)
         self._preparing.shutdown(wait=False)
         self._grammars.close()
@@ -219,9 +243,11 @@ class HFExpert:
 
     def _work(self) -> None:
         try:
-            while rows := self._waiting.take(self._limits):
-                self._batch = list(rows)
-                self._run(rows)
+            while (rows := self._waiting.take(self._limits)) != []:
+                self._batch = list(rows or ())
+                self._run_jobs()
+                if rows:
+                    self._run(rows)
         except Exception as error:  # such as a lost device: all waiting requests must fail
             lost = [*self._batch, *self._waiting.abandon()]
             cause = EngineError(
@@ -229,7 +255,21 @@ class HFExpert:
             )
             for row in lost:
                 row.fail(cause)
+            for job in self._waiting.take_jobs():
+                job.fail(cause)
             deliver(lost)
+
+    def _run_jobs(self, running: Sequence[str | None] = ()) -> None:
+        """Run the jobs that wait.
+
+        Args:
+            running: slots of the rows of the running batch.
+        """
+        assert self._loaded is not None  # freed only after this thread has ended
+        if self._slots.has_activated(running):
+            return
+        for job in self._waiting.take_jobs():
+            job.run(self._loaded.model, self._slots, running)
 
     def _limits(self, n_held: int = 0) -> BatchLimits:
         """What a batch may take, whose cache holds this many tokens now."""
@@ -305,7 +345,7 @@ class HFExpert:
                 attention_mask=mask,
                 do_sample=False,
                 max_new_tokens=max(1, *(row.max_tokens for row in rows)),
-                custom_generate=BatchLoop(rows, self._slots, admission, pad),
+                custom_generate=BatchLoop(rows, self._slots, admission, pad, self._run_jobs),
             )
 
 

@@ -12,7 +12,7 @@ token after these, and none of the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from coe.engines.hf.adapters import AdapterSlots
@@ -55,12 +55,19 @@ class BatchLoop:
         slots: applies the adapter of each row.
         admission: `None` lets no row join.
         pad: token id for padding.
+        between: called before every step with the slots of all rows; it may run other forwards, with other adapters.
     """
 
     def __init__(
-        self, rows: Sequence[BatchRow], slots: AdapterSlots, admission: Admission | None = None, pad: int = 0
+        self,
+        rows: Sequence[BatchRow],
+        slots: AdapterSlots,
+        admission: Admission | None = None,
+        pad: int = 0,
+        between: Callable[[Sequence[str | None]], None] = lambda slots: None,
     ) -> None:
         self._rows, self._slots, self._admission, self._pad = list(rows), slots, admission, pad
+        self._between = between
         self._coming: Decoding | None = None
         self._n_crowded: int | None = None  # rows of the batch when memory ran out for others
 
@@ -87,6 +94,7 @@ class BatchLoop:
         running.prefill()
         running.advance()
         while not running.is_done or self._coming is not None:
+            self._between([row.slot for row in (*running.rows, *(self._coming.rows if self._coming else ()))])
             if not running.is_done:
                 self._select(running, running)
                 running.decode()

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from coe.engines.hf.batch import BatchRow
+from coe.engines.hf.jobs import Runnable
 
 PASSED_OVER_S: Final = 1.0
 """How long a request may see later ones join the running batch, which it cannot join itself. Then none of them joins
@@ -137,7 +139,8 @@ class WaitingRows:
     """The queue between the event loop and the worker thread.
 
     Rows that arrive together should start together: that takes one forward, not one for each. So the first batch, if it
-    is not full, waits for rows being prepared, and briefly for others. Rows that join a running batch do not wait.
+    is not full, waits for rows being prepared, and briefly for others. Rows that join a running batch do not wait, nor
+    do jobs.
 
     Args:
         n_full: enough rows for a batch.
@@ -148,6 +151,7 @@ class WaitingRows:
     def __init__(self, n_full: int, gather_s: float = 0.003, gather_at_most_s: float = 0.1) -> None:
         self._n_full, self._gather_s, self._gather_at_most_s = n_full, gather_s, gather_at_most_s
         self._rows: list[BatchRow] = []
+        self._jobs: deque[Runnable] = deque()
         self._n_expected = 0
         self._changed = threading.Condition()
         self._closed = False
@@ -175,23 +179,42 @@ class WaitingRows:
                 self._changed.notify()
             return not self._closed
 
+    def put_job(self, job: Runnable) -> bool:
+        """Add a job; returns False if the queue is closed."""
+        with self._changed:
+            if not self._closed:
+                self._jobs.append(job)
+                self._changed.notify()
+            return not self._closed
+
+    def take_jobs(self) -> Iterator[Runnable]:
+        """The jobs that wait now, oldest first, each taken when the one before is done; none is waited for."""
+        for _ in range(len(self._jobs)):
+            with self._changed:
+                if not self._jobs:  # failed meanwhile, as the queue was closed
+                    return
+                job = self._jobs.popleft()
+            yield job
+
     def close(self) -> None:
-        """Accept no more rows; `take` returns the remaining ones, then nothing."""
+        """Accept no more rows and jobs; `take` returns the remaining rows, then nothing."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
-    def take(self, limits: Callable[[], BatchLimits]) -> list[BatchRow]:
-        """Wait for rows and return a batch; an empty one if the queue is closed and empty."""
+    def take(self, limits: Callable[[], BatchLimits]) -> list[BatchRow] | None:
+        """Wait for rows and return a batch; an empty one if the queue is closed and empty, `None` if only jobs wait."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: bool(self._rows) or self._closed)
+                self._changed.wait_for(lambda: bool(self._rows or self._jobs) or self._closed)
                 self._gather()
                 self._rows = [row for row in self._rows if not row.cancelled]
                 if self._rows:
                     batch = choose_batch(self._rows, limits())
                     self._rows = [row for row in self._rows if row not in batch]
                     return batch
+                if self._jobs:
+                    return None
                 if self._closed:
                     return []
 
@@ -217,6 +240,6 @@ class WaitingRows:
 
     def _gather(self) -> None:
         give_up_at = time.monotonic() + self._gather_at_most_s
-        while not self._closed and len(self._rows) < self._n_full and time.monotonic() < give_up_at:
+        while not (self._closed or self._jobs) and len(self._rows) < self._n_full and time.monotonic() < give_up_at:
             if not self._changed.wait(self._gather_s) and not self._n_expected:
                 return
