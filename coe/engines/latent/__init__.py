@@ -1,1 +1,1 @@
-"""Latent compositions: peers leave notes, which the primary reads while it answers."""
+"""What experts exchange besides text: hidden states and key-value entries, and how a model reads them."""
