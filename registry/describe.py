@@ -64,8 +64,11 @@ def describe(
 def _describe_composed(
     draft: ExpertSpec, experts: Mapping[str, ExpertSpec], on_bytes: Callable[[int, int], None] | None
 ) -> ExpertSpec:
-    known = experts.keys() >= {*draft.members}
-    facts = composed_defaults(draft, experts) if known else {}
+    facts: dict[str, Any] = {}
+    if experts.keys() >= {*draft.members}:
+        facts = composed_defaults(draft, experts)
+        able = experts[draft.members[0]].capabilities  # it renders the prompt, and its tokens are the answer
+        draft = draft.model_copy(update={"capabilities": draft.capabilities | able})
     if not has_files(draft):
         settings = json.dumps(draft.settings, sort_keys=True)
         return _complete(draft, facts, digest_of_text("composed", draft.architecture, settings, *draft.members))

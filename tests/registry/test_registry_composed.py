@@ -57,6 +57,8 @@ def test_members_give_size_context_and_price(tmp_path: Path) -> None:
     spec = describe(draft(artifact(tmp_path / "a"), architecture="notes"), experts=EXPERTS)
     assert (spec.parameters_total, spec.parameters_active, spec.context_length) == (105, 205, 32)
     assert spec.price == Price(input_usd_per_mtok=2, output_usd_per_mtok=5), "the highest of each"
+    able = {**EXPERTS, "base": BASE.model_copy(update={"capabilities": frozenset({"chat", "tools"})})}
+    assert describe(draft(tmp_path / "a"), experts=able).capabilities == {"chat", "tools"}, "as its first member"
     stated = draft("", architecture="logits", context_length=16, settings={"mode": "mean"})
     assert describe(stated, experts=EXPERTS).context_length == 16
     other = describe(stated.model_copy(update={"settings": {"mode": "proxy"}}), experts=EXPERTS)
