@@ -10,7 +10,7 @@ from typing import Any, Final
 from registry.digest import identity
 from registry.errors import SourceError
 from registry.headers import read_json
-from registry.spec import ExpertSpec, Price
+from registry.spec import ONE_BASE_ARCHITECTURES, ExpertSpec, Price
 
 FILE: Final = "composed.json"
 FORMAT: Final = 1
@@ -99,18 +99,21 @@ def composed_defaults(draft: ExpertSpec, experts: Mapping[str, ExpertSpec]) -> d
     """Size, context and price of a composed expert from those of its members.
 
     All members read the query, and most answer it: active parameters and sizes add up, a base that they share counts
-    once; the shortest context binds; usage counts the tokens of every member, and the price of each is the highest of
-    theirs.
+    once in memory, and once in computation where one pass serves all members; the shortest context binds; usage counts
+    the tokens of every member, and the price of each is the highest of theirs.
     """
     members = [experts[name] for name in draft.members]
     weights = {key: experts[key] for member in members for key in member.residency_keys(experts)}
     adapters = [member for member in members if member.base]
     parts = [*weights.values(), *adapters]
     prices = [member.price for member in members]
+    active = [member.parameters_active for member in members]
+    if draft.architecture in ONE_BASE_ARCHITECTURES:
+        active = [*(each.parameters_active for each in weights.values()), *(each.parameters_total for each in adapters)]
     contexts = [member.context_length for member in members if member.context_length]
     return {
         "parameters_total": _total([part.parameters_total for part in parts]),
-        "parameters_active": _total([member.parameters_active for member in members]),
+        "parameters_active": _total(active),
         "size_bytes": _total([part.size_bytes for part in parts]),
         "context_length": min(contexts, default=None),
         "price": _highest([price for price in prices if price]) if all(prices) else None,

@@ -24,6 +24,8 @@ COMPOSED_ARCHITECTURES: dict[str, str] = dict.fromkeys(("notes", "cache", "mot",
 STAGED_ARCHITECTURES = frozenset({"notes", "cache"})
 """Those whose first member answers alone, with the notes of the others, which are called before: on any host, and not
 in memory beside it."""
+ONE_BASE_ARCHITECTURES = frozenset({"lora-mix"})
+"""Those whose members are adapters of one base, which is computed once for all of them."""
 TRAINED_ARCHITECTURES = frozenset({"notes", "cache", "mot"})
 """Those that always need an artifact, the folder that training writes."""
 _SEPARATOR = "+"

@@ -34,7 +34,7 @@ from registry.digest import identity
 from registry.errors import RegistryError, StoreError, UnknownExpert
 from registry.profiles import AGGREGATION, ProfileRow, Profiles, read, record
 from registry.schema import is_current, prepare
-from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
+from registry.spec import COMPOSED_ARCHITECTURES, ONE_BASE_ARCHITECTURES, ExpertSpec, Kind
 from registry.stored_spec import read_spec
 from registry.tables import experts as _experts
 from registry.tables import state as _state
@@ -305,7 +305,8 @@ def check_references(
 
     Raises:
         UnknownExpert: a base or member does not exist.
-        RegistryError: a base is not a model, or a member is composed or an embedding model.
+        RegistryError: a base is not a model, a member is composed or an embedding model, or members that one base must
+            carry are no adapters of one.
     """
     for name in spec.references:
         if name in unsound:
@@ -320,6 +321,19 @@ def check_references(
             raise RegistryError(
                 f"{name!r}, a member of {spec.name!r}, is of kind {found.kind.value!r}, which cannot be a member"
             )
+    if spec.architecture in ONE_BASE_ARCHITECTURES and spec.kind is Kind.COMPOSED and not unsound:
+        _check_one_base(spec, [experts[name] for name in spec.members])
+
+
+def _check_one_base(spec: ExpertSpec, members: Sequence[ExpertSpec]) -> None:
+    if len({member.base for member in members}) > 1 or not members[0].base:
+        stated = ", ".join(
+            f"{member.name!r} is " + (f"an adapter of {member.base!r}" if member.base else f"a {member.kind.value}")
+            for member in members
+        )
+        raise RegistryError(
+            f"the members of {spec.name!r} ({spec.architecture}) must be adapters of one base, but {stated}"
+        )
 
 
 def check_servable(spec: ExpertSpec) -> None:

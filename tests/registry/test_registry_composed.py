@@ -59,6 +59,9 @@ def test_members_give_size_context_and_price(tmp_path: Path) -> None:
     assert spec.price == Price(input_usd_per_mtok=2, output_usd_per_mtok=5), "the highest of each"
     able = {**EXPERTS, "base": BASE.model_copy(update={"capabilities": frozenset({"chat", "tools"})})}
     assert describe(draft(tmp_path / "a"), experts=able).capabilities == {"chat", "tools"}, "as its first member"
+    one_pass = draft("", members=("tuned", "other"), architecture="lora-mix")
+    both = {**EXPERTS, "other": TUNED.model_copy(update={"name": "other", "parameters_total": 7})}
+    assert describe(one_pass, experts=both).parameters_active == 112, "the base once"
     stated = draft("", architecture="logits", context_length=16, settings={"mode": "mean"})
     assert describe(stated, experts=EXPERTS).context_length == 16
     other = describe(stated.model_copy(update={"settings": {"mode": "proxy"}}), experts=EXPERTS)

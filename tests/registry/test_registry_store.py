@@ -105,6 +105,21 @@ def test_references_must_be_there_and_of_the_right_kind(registry: Registry) -> N
     assert registry.snapshot().version == 2
 
 
+def test_adapters_that_are_mixed_by_token_have_one_base(registry: Registry) -> None:
+    registry.change([spec("base"), spec("other"), adapter("a", "base"), adapter("b", "base"), adapter("c", "other")])
+
+    def mix(*members: str) -> ExpertSpec:
+        return composed("mix", *members).model_copy(update={"architecture": "lora-mix"})
+
+    registry.add(mix("a", "b"))
+    with pytest.raises(RegistryError, match="one base, but 'a' is an adapter of 'base', 'c' is an adapter of 'other'"):
+        registry.add(mix("a", "c"))
+    with pytest.raises(RegistryError, match="'base' is a model"):
+        registry.add(mix("a", "base"))
+    with pytest.raises(RegistryError, match="'base' is a model, 'other' is a model"):
+        registry.add(mix("base", "other"))
+
+
 @pytest.mark.usefixtures("pairs")
 def test_what_others_need_stays(registry: Registry) -> None:
     registry.change([spec("base"), adapter("a", "base"), composed("c", "a", "base")])

@@ -13,7 +13,9 @@ from typing import Any, Final
 from coe.engines.base import Adapter
 from coe.engines.hf.adapter_files import AdapterFiles, read_adapter
 from coe.engines.hf.base_parameters import BaseParameters, Replacements
-from coe.engines.hf.mixing import can_mix, mixed
+from coe.engines.hf.mixing import can_mix, mixed, why_not_mixed
+from coe.engines.hf.mixture import Mixture, QueryMixture, RowSlot, name_of
+from coe.engines.hf.mixture_slots import MOST_MIXTURE_BYTES, MixtureSlots
 from coe.errors import WeightsError
 from registry.lora.plan import is_fused
 
@@ -42,15 +44,15 @@ class _Applied:
     """What applies the adapters of a forward to its rows.
 
     Attributes:
-        names: of the adapters that rows may have; `None` is the bare base.
+        names: of the adapters and mixtures that rows may have; `None` is the bare base.
         close: the model applies no adapter any more.
-        select: takes the adapter of each row of the next forward.
+        select: takes what each row of the next forward has.
         keep: takes the positions of the rows that stay, where a batch has more by row than the names.
     """
 
     names: frozenset[str | None]
     close: Callable[[], None]
-    select: Callable[[Sequence[str | None]], None]
+    select: Callable[[Sequence[RowSlot]], None]
     keep: Callable[[Sequence[int]], None]
 
 
@@ -76,20 +78,52 @@ class AdapterSlots:
         self._slots: OrderedDict[str, _Slot] = OrderedDict()  # by key, least recently used first
         self._n_loaded = 0
         self._peft: Any = None
+        self._mixtures = MixtureSlots()
+        self._mixable: dict[frozenset[str | None], bool] = {}
         self._applied: _Applied | None = None
 
     def __len__(self) -> int:
         return len(self._slots)
 
-    def acquire(self, adapter: Adapter, in_use: Collection[str] = ()) -> str:
-        """Peft's name of the adapter, which is loaded if absent.
+    def acquire(self, adapter: Adapter, in_use: Collection[RowSlot] = ()) -> RowSlot:
+        """Peft's name of the adapter, which is loaded if absent, or the mixture, whose members are.
 
         Args:
-            in_use: names that must not be evicted.
+            in_use: what must not be evicted: names of adapters, and mixtures.
 
         Raises:
-            WeightsError: the adapter's files are missing, unsafe, or do not fit the base.
+            WeightsError: files are missing, unsafe, or do not fit the base; an adapter cannot be mixed by token; or a
+                mixture has more members than there are slots.
         """
+        members = {name for slot in in_use for name in self._members(name_of(slot)) if name is not None}
+        if isinstance(adapter, Mixture):
+            return self._acquire_mixture(adapter, members, {name_of(slot) for slot in in_use})
+        return self._acquire(adapter, members)
+
+    def _acquire_mixture(self, mixture: Mixture, members: set[str], in_use: Collection[str | None]) -> QueryMixture:
+        import torch
+
+        self._mixtures.check(mixture, self._n_slots)
+        names: list[str] = []
+        for member in mixture.members:
+            names.append(self._acquire(member, {*members, *names}))
+            if (reason := self._why_alone(names[-1])) is not None:
+                raise WeightsError(
+                    f"adapter {member.spec.name!r}, a member of {mixture.spec.name!r}, cannot be mixed by token: "
+                    f"{reason}. Leave it out of `members`"
+                )
+        with torch.inference_mode(False), torch.no_grad():
+            return self._mixtures.acquire(mixture, names, self._peft, in_use)
+
+    def _why_alone(self, name: str) -> str | None:
+        slot = next(slot for slot in self._slots.values() if slot.name == name)
+        if slot.activated:
+            return "it acts from its invocation tokens on (aLoRA)"
+        if slot.replacements:
+            return "it replaces parameters of the base beside its low-rank matrices"
+        return why_not_mixed(self._peft, [name]) or ("it adapts fused experts" if slot.alone else None)
+
+    def _acquire(self, adapter: Adapter, in_use: Collection[str]) -> str:
         import torch
 
         key = adapter.key()
@@ -97,31 +131,54 @@ class AdapterSlots:
             self._leave()  # peft enables and disables layers as it adds and removes adapters
             with torch.inference_mode(False):  # a batch may run: its tensors could not be changed after it
                 self._slots[key] = self._load(adapter)
+                self._mixable.clear()
                 self._evict({*in_use, self._slots[key].name})
         self._slots.move_to_end(key)
         return self._slots[key].name
 
-    def batches(self, names: Sequence[str | None]) -> list[list[int]]:
+    def batches(self, slots: Sequence[RowSlot]) -> list[list[int]]:
         """The rows that can run together, in order: adapters that cannot be mixed have batches of their own."""
-        alone = {slot.name for slot in self._slots.values() if slot.alone}
+        names = [name_of(slot) for slot in slots]
+        alone: set[str | None] = {slot.name for slot in self._slots.values() if slot.alone}
+        if not self._fit_together(frozenset(names) - alone):
+            alone |= self._mixtures.by_name.keys()
         rows: dict[str | None, list[int]] = {}
         for row, name in enumerate(names):
             rows.setdefault(name if name in alone else None, []).append(row)
         return list(rows.values())
 
-    def can_join(self, adapter: Adapter | None, names: Sequence[str | None]) -> bool:
+    def _fit_together(self, names: frozenset[str | None]) -> bool:
+        """Whether mixtures among these can share a batch with the others; without mixtures, all can."""
+        if self._mixtures.by_name.keys().isdisjoint(names):
+            return True
+        if names not in self._mixable:
+            members = [member for name in names for member in self._members(name)]
+            self._mixable[names] = can_mix(self._peft, members, MOST_MIXTURE_BYTES)
+        return self._mixable[names]
+
+    def _members(self, name: str | None) -> Sequence[str | None]:
+        mixture = self._mixtures.by_name.get(name or "")
+        return [name] if mixture is None else mixture.members
+
+    def can_join(self, adapter: Adapter | None, slots: Sequence[RowSlot]) -> bool:
         """Whether a row with this adapter can join a running batch; an adapter not loaded yet counts as mixable.
 
         Args:
-            names: adapters of the rows of the batch.
+            slots: of the rows of the batch.
         """
-        slot = self._slots.get(adapter.key()) if adapter else None
         # Peft finds where an aLoRA acts in a whole prompt, for a whole batch.
         activated = {each.name for each in self._slots.values() if each.activated}
-        return activated.isdisjoint(names) and len(self.batches([*names, slot.name if slot else None])) == 1
+        return activated.isdisjoint(slots) and len(self.batches([*slots, self._name(adapter)])) == 1
 
-    def generate(self, names: Sequence[str | None], **kwargs: Any) -> None:
-        """`model.generate(**kwargs)` with the adapter of each row, `None` for the bare base.
+    def _name(self, adapter: Adapter | None) -> str | None:
+        if adapter is None:
+            return None
+        found = self._mixtures if isinstance(adapter, Mixture) else self._slots
+        slot = found.get(adapter.key())
+        return slot.name if slot else None
+
+    def generate(self, names: Sequence[RowSlot], **kwargs: Any) -> None:
+        """`model.generate(**kwargs)` with the adapter or mixture of each row, `None` for the bare base.
 
         A batch with one adapter uses peft's plain forward; a mixed one adds each row's update by itself (`mixing`).
 
@@ -134,28 +191,29 @@ class AdapterSlots:
         finally:
             self._leave()
 
-    def select(self, names: Sequence[str | None], among: Collection[str | None] = (), prompts: Any = None) -> None:
-        """The rows of the next forward have these adapters.
+    def select(self, slots: Sequence[RowSlot], among: Collection[RowSlot] = (), prompts: Any = None) -> None:
+        """The rows of the next forward have these adapters or mixtures.
 
         Args:
-            names: (n_rows,) peft's names.
-            among: adapters of rows that other forwards of the batch process: one preparation serves all of them.
+            slots: (n_rows,) peft's names, and mixtures.
+            among: those of rows that other forwards of the batch process: one preparation serves all of them.
             prompts: (n_rows, n_tokens) ids, which an aLoRA reads.
 
         Raises:
             ValueError: these rows cannot run together (`batches`).
         """
-        if self._applied is None or not self._applied.names.issuperset([*names, *among]):
+        names = [name_of(slot) for slot in (*slots, *among)]
+        if self._applied is None or not self._applied.names.issuperset(names):
             self._leave()
-            self._applied = self._apply(list(dict.fromkeys([*names, *among])), prompts)
-        self._applied.select(names)
+            self._applied = self._apply(list(dict.fromkeys(names)), prompts)
+        self._applied.select(slots)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows of the batch that `generate` is at work on; the others have left it."""
         if self._applied is not None:
             self._applied.keep(rows)
 
-    def has_activated(self, names: Collection[str | None]) -> bool:
+    def has_activated(self, names: Collection[RowSlot]) -> bool:
         """Whether one of these is an aLoRA: its forwards are prepared with their prompts, and none of another kind can
         run between them."""
         return any(slot.activated for slot in self._slots.values() if slot.name in names)
@@ -166,12 +224,18 @@ class AdapterSlots:
             applied.close()
 
     def _apply(self, kinds: list[str | None], prompts: Any) -> _Applied:
-        select: Callable[[Sequence[str | None]], None] = _one_kind
+        select: Callable[[Sequence[Any]], None] = _one_kind
         keep: Callable[[Sequence[int]], None] = _one_kind
         with ExitStack() as stack:
             if kinds == [None]:
                 if self._peft is not None:
                     stack.enter_context(self._peft.disable_adapter())
+            elif mixtures := {name: self._mixtures.by_name[name] for name in kinds if name in self._mixtures.by_name}:
+                if len(self.batches(kinds)) > 1:
+                    raise ValueError("adapters that cannot be mixed by token are among mixtures")
+                from coe.engines.hf.token_mixing import mixed_by_token
+
+                select = stack.enter_context(mixed_by_token(self._peft, kinds, mixtures)).select
             elif len(kinds) == 1:
                 keep = self._apply_alone(stack, next(s for s in self._slots.values() if s.name == kinds[0]), prompts)
             elif len(self.batches(kinds)) > 1:
@@ -239,6 +303,8 @@ class AdapterSlots:
 
     def _discard(self, name: str) -> None:
         """Remove an adapter, whole or half injected. Without adapters, the model is the bare base again."""
+        self._mixtures.forget(name)
+        self._mixable.clear()
         if not self._slots:
             self._unwrap()
             return

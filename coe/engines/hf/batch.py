@@ -12,6 +12,7 @@ from coe.chunks import merged
 from coe.engines.answer import AnswerStream
 from coe.engines.base import Adapter
 from coe.engines.constrained.matcher import Matcher
+from coe.engines.hf.mixture import RowSlot
 from coe.engines.hf.sampling import Sampling
 from coe.engines.logprobs import Scored, TokenTexts, packed
 from coe.errors import CoeError, EngineError
@@ -52,7 +53,7 @@ class BatchRow:
     Attributes:
         prompt_ids: token ids of the rendered prompt.
         eos: token ids that end the answer.
-        slot: peft's name of the adapter, once loaded.
+        slot: peft's name of the adapter, or the mixture, once loaded.
         cancelled: set by the reader; the row ends at the next token.
         processors: change the scores before a token is chosen (`coe.engines.hf.sampling.processors`).
         matcher: which tokens may come next, for an answer in a required format.
@@ -76,7 +77,7 @@ class BatchRow:
     arrived: float = 0.0
     echo: str = ""
     texts: TokenTexts | None = None
-    slot: str | None = None
+    slot: RowSlot = None
     cancelled: bool = False
     done: bool = False
     n_generated: int = 0

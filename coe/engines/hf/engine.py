@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from coe.engines.base import Capabilities, Expert
+from coe.engines.base import Capabilities, Expert, Member
 from coe.engines.constrained.checker import GrammarChecker
+from coe.engines.hf.composed import compose
 from coe.engines.hf.embedder import HFEmbedder, load_embedder
 from coe.engines.hf.expert import HFExpert, off_the_loop
 from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, free_bytes, load_model, require_memory
@@ -132,6 +133,10 @@ class HFEngine:
         """Vectors in a short type differ visibly, and save little on a CPU: embedding models are small."""
         exact = spec.kind is Kind.EMBEDDING and self._dtype == "auto" and device == "cpu"
         return choose_dtype("float32" if exact else self._dtype, device)
+
+    def compose(self, spec: ExpertSpec, members: Mapping[str, Member], path: Path | None) -> Expert:
+        """A composed expert made of leased members; see `ComposedEngine.compose`."""
+        return compose(spec, members, path)
 
     async def unload(self, expert: Expert) -> None:
         """Wait for running answers, stop the worker thread and free the memory."""

@@ -25,6 +25,7 @@ from coe.engines.hf.jobs import Job
 from coe.engines.hf.load import LoadedModel, translate
 from coe.engines.hf.logprobs import SCORING_BYTES, scoring_bytes
 from coe.engines.hf.loop import BatchLoop, padded
+from coe.engines.hf.mixture import RowSlot
 from coe.engines.hf.sampling import Sampling, processors
 from coe.engines.hf.waiting import BatchLimits, WaitingRows
 from coe.engines.logprobs import TokenTexts, check_tokens
@@ -259,7 +260,7 @@ class HFExpert:
                 job.fail(cause)
             deliver(lost)
 
-    def _run_jobs(self, running: Sequence[str | None] = ()) -> None:
+    def _run_jobs(self, running: Sequence[RowSlot] = ()) -> None:
         """Run the jobs that wait.
 
         Args:

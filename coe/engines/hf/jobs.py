@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from coe.engines.base import Adapter
 from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.load import translate
+from coe.engines.hf.mixture import RowSlot
 from coe.errors import EngineError, Unsupported
 
 T = TypeVar("T")
@@ -18,7 +19,7 @@ T = TypeVar("T")
 class Runnable(Protocol):
     """A job whatever its result is."""
 
-    def run(self, model: Any, slots: AdapterSlots, running: Collection[str | None]) -> None:
+    def run(self, model: Any, slots: AdapterSlots, running: Collection[RowSlot]) -> None:
         """Run it, and keep its result or error; see `Job.run`."""
         ...
 
@@ -42,7 +43,7 @@ class Job(Generic[T]):
     name: str
     future: Future[T] = field(default_factory=Future)
 
-    def run(self, model: Any, slots: AdapterSlots, running: Collection[str | None]) -> None:
+    def run(self, model: Any, slots: AdapterSlots, running: Collection[RowSlot]) -> None:
         """Load and select the adapters, and call the function. Nothing is raised: the future has the error.
 
         Args:
@@ -61,8 +62,8 @@ class Job(Generic[T]):
         else:
             self.future.set_result(result)
 
-    def _select(self, slots: AdapterSlots, running: Collection[str | None]) -> None:
-        names: list[str | None] = []
+    def _select(self, slots: AdapterSlots, running: Collection[RowSlot]) -> None:
+        names: list[RowSlot] = []
         for adapter in self.adapters:
             in_use = {name for name in (*running, *names) if name}
             names.append(slots.acquire(adapter, in_use) if adapter else None)

@@ -19,6 +19,7 @@ from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.batch import BatchRow, deliver
 from coe.engines.hf.decoding import Decoding
 from coe.engines.hf.load import translate
+from coe.engines.hf.mixture import RowSlot
 from coe.errors import EngineError, OutOfMemory
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class BatchLoop:
         slots: AdapterSlots,
         admission: Admission | None = None,
         pad: int = 0,
-        between: Callable[[Sequence[str | None]], None] = lambda slots: None,
+        between: Callable[[Sequence[RowSlot]], None] = lambda slots: None,
     ) -> None:
         self._rows, self._slots, self._admission, self._pad = list(rows), slots, admission, pad
         self._between = between

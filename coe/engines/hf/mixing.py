@@ -48,18 +48,37 @@ class RowAdapters:
         self.select([self.names[row] for row in rows])
 
 
-def can_mix(peft: Any, names: Collection[str | None]) -> bool:
+def can_mix(peft: Any, names: Collection[str | None], most_bytes: int | None = None) -> bool:
     """Whether these adapters change plain linear layers only, without biases, and copies of them are small."""
-    from peft.tuners.lora import Linear, LoraLayer
+    if why_not_mixed(peft, names) is not None:
+        return False
+    return n_bytes(peft, names) <= (_MOST_BYTES if most_bytes is None else most_bytes)
 
-    layers = [layer for layer in peft.modules() if isinstance(layer, LoraLayer) and _has(layer, names)]
-    if any(type(layer) is not Linear or not {*names}.isdisjoint(layer.lora_variant) for layer in layers):
-        return False
+
+def why_not_mixed(peft: Any, names: Collection[str | None]) -> str | None:
+    """What of these adapters needs peft's own forward; None if they are low-rank updates of linear layers alone."""
+    from peft.tuners.lora import Linear
+
+    layers = _layers(peft, names)
+    if (other := next((layer for layer in layers if type(layer) is not Linear), None)) is not None:
+        return f"it adapts a {type(other.get_base_layer()).__name__}, which is not a linear layer"
+    if any(not {*names}.isdisjoint(layer.lora_variant) for layer in layers):
+        return "it is a variant of LoRA, such as DoRA"
     if any(layer.lora_bias.get(name) for layer in layers for name in names if name is not None):
-        return False
-    pairs: list[Any] = [matrices for layer in layers for matrices in (layer.lora_A, layer.lora_B)]
-    sizes = (matrices[name].weight.nbytes for matrices in pairs for name in {*names} & matrices.keys())
-    return bool(sum(sizes) <= _MOST_BYTES)
+        return "it has biases"
+    return None
+
+
+def n_bytes(peft: Any, names: Collection[str | None]) -> int:
+    """Bytes of the low-rank matrices of these adapters."""
+    pairs: list[Any] = [matrices for layer in _layers(peft, names) for matrices in (layer.lora_A, layer.lora_B)]
+    return sum(int(matrices[name].weight.nbytes) for matrices in pairs for name in {*names} & matrices.keys())
+
+
+def _layers(peft: Any, names: Collection[str | None]) -> list[Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return [layer for layer in peft.modules() if isinstance(layer, LoraLayer) and _has(layer, names)]
 
 
 def _has(layer: Any, names: Collection[str | None]) -> bool:

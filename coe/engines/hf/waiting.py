@@ -15,6 +15,7 @@ from typing import Final
 
 from coe.engines.hf.batch import BatchRow
 from coe.engines.hf.jobs import Runnable
+from coe.engines.hf.mixture import adapters_of
 
 PASSED_OVER_S: Final = 1.0
 """How long a request may see later ones join the running batch, which it cannot join itself. Then none of them joins
@@ -115,7 +116,7 @@ def _are_read_together(rows: Sequence[BatchRow], limits: BatchLimits) -> bool:
 
 
 def _n_adapters(rows: Sequence[BatchRow]) -> int:
-    return len({row.adapter.key() for row in rows if row.adapter})
+    return len({adapter.key() for row in rows for adapter in adapters_of(row.adapter)})
 
 
 def _n_entries(rows: Sequence[BatchRow]) -> int:

@@ -1,0 +1,34 @@
+"""Composed experts of the engine hf: one file for each architecture, one line each in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+from coe.engines.base import Expert, Member
+from coe.errors import Unsupported
+from registry.spec import ExpertSpec
+
+COMPOSED: Final[Mapping[str, str]] = {
+    "lora-mix": "coe.engines.hf.composed.lora_mix:LoraMix",
+}
+"""Architecture -> its class, imported on first use. It takes the spec, the members by name, and the artifact's folder
+or None; it loads nothing."""
+
+
+def compose(spec: ExpertSpec, members: Mapping[str, Member], path: Path | None) -> Expert:
+    """A composed expert made of leased members, for one request.
+
+    Raises:
+        Unsupported: there is no such architecture, or the members do not fit it.
+    """
+    if (place := COMPOSED.get(spec.architecture or "")) is None:
+        raise Unsupported(
+            f"the engine hf serves no composed expert of the architecture {spec.architecture!r}; it serves: "
+            f"{', '.join(COMPOSED)}"
+        )
+    module, _, name = place.partition(":")
+    composed: Expert = getattr(import_module(module), name)(spec, members, path)
+    return composed

@@ -1,0 +1,101 @@
+"""Composed experts of architecture `lora-mix`: adapters of one base, which every token mixes as a gate weighs them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
+
+from coe.engines.base import Adapter, Member
+from coe.engines.hf.expert import HFExpert
+from coe.engines.hf.gates.settings import MixSettings
+from coe.engines.hf.mixture import Mixture
+from coe.errors import ConfigError, Unsupported
+from coe.types import Chunk, GenerateRequest
+from registry.spec import ExpertSpec
+
+if TYPE_CHECKING:
+    from routers.encoders.base import Encoder, Vectors
+
+MOST_QUERY: Final = 20_000
+"""Most characters of a query that the encoder reads; MiniLM takes some 1,000."""
+
+
+class LoraMix:
+    """Answers as one adapter does, in the same batch; it takes the memory of one base.
+
+    Raises:
+        Unsupported: a member is not an adapter, on another base, or on another engine.
+        ConfigError: a setting is wrong.
+    """
+
+    def __init__(self, spec: ExpertSpec, members: Mapping[str, Member], path: Path | None) -> None:
+        self.spec = spec
+        self._base = _base(spec, members)
+        self.capacity = self._base.capacity
+        self.ahead = getattr(self._base, "ahead", 0)
+        adapters = [member.adapter for member in members.values() if member.adapter is not None]
+        self._settings = MixSettings.read(spec.settings, [adapter.spec.name for adapter in adapters], expert=spec.name)
+        self._mixture = Mixture.of(spec, adapters, self._settings, path)
+
+    async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncGenerator[Chunk, None]:
+        """Yield the answer as it is generated; see `Expert.generate`."""
+        mixture = self._mixture
+        if self._settings.gate == "glider" and self._settings.scale:
+            [query] = await asyncio.to_thread(embed, self._settings.encoder, [text_of(request)])
+            mixture = replace(mixture, query=query)
+        answer = cast("AsyncGenerator[Chunk, None]", self._base.generate(request, mixture))
+        async with aclosing(answer) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+
+def _base(spec: ExpertSpec, members: Mapping[str, Member]) -> HFExpert:
+    """The resident base of all members."""
+    for name, member in members.items():
+        if not isinstance(member.expert, HFExpert):
+            raise Unsupported(
+                f"{spec.name!r} mixes adapters inside the engine hf, and {name!r} does not run on it: serve its base "
+                "with `engine: hf`"
+            )
+        if member.adapter is None:
+            raise Unsupported(f"{spec.name!r} mixes adapters of one base, and {name!r} is not an adapter")
+    first, *others = members
+    base = members[first].expert
+    if strange := [name for name in others if members[name].expert is not base]:
+        raise Unsupported(
+            f"{spec.name!r} mixes adapters of one base: {', '.join(map(repr, strange))} and {first!r} have other bases"
+        )
+    assert isinstance(base, HFExpert)
+    return base
+
+
+def text_of(request: GenerateRequest) -> str:
+    """What a gate that reads the query embeds: the start of the last user message, or of the raw prompt."""
+    if request.prompt is not None:
+        return request.prompt[:MOST_QUERY]
+    return next((m.content for m in reversed(request.messages) if m.role == "user"), "")[:MOST_QUERY]
+
+
+def embed(encoder: str, texts: Sequence[str]) -> Vectors:
+    """Unit vectors of texts, (n_texts, n) float32.
+
+    Raises:
+        ConfigError: there is no such encoder.
+    """
+    return _encoder(encoder).encode(texts)
+
+
+@lru_cache(maxsize=2)
+def _encoder(name: str) -> Encoder:
+    from routers.encoders.build import build_encoder
+    from routers.errors import InvalidEncoder
+
+    try:
+        return build_encoder(name)
+    except InvalidEncoder as error:
+        raise ConfigError(f"setting `encoder` of the gate glider: {error}") from error

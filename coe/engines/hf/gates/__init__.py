@@ -1,0 +1,58 @@
+"""Gates: they weigh the LoRA adapters of a mixture, for every token and adapted layer. One file, one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from coe.engines.hf.gates.settings import TRAINED, MixSettings
+from coe.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coe.engines.hf.gates.gate import AdaptedLayer, Gate
+
+GATES: Final[Mapping[str, str]] = {
+    "arrow": "coe.engines.hf.gates.arrow:Arrow",
+    "phatgoose": "coe.engines.hf.gates.phatgoose:Phatgoose",
+    "glider": "coe.engines.hf.gates.glider:Glider",
+    "trained": "coe.engines.hf.gates.trained:Trained",
+    "fixed": "coe.engines.hf.gates.fixed:Fixed",
+}
+"""Gate -> its class, imported on first use."""
+
+
+def build_gate(
+    layers: Sequence[AdaptedLayer],
+    members: Sequence[str],
+    settings: MixSettings,
+    tensors: Mapping[str, Tensor] | None,
+    *,
+    expert: str,
+) -> Gate:
+    """The gate of a composed expert, in evaluation mode.
+
+    Args:
+        tensors: trained weights of its artifact; None without an artifact.
+
+    Raises:
+        WeightsError: the gate needs trained weights, and there is no artifact, or its weights do not fit.
+    """
+    gate = new_gate(layers, members, settings)
+    if tensors is not None:
+        gate.load(tensors, expert=expert)
+    elif settings.gate in TRAINED and not settings.weights:
+        raise WeightsError(
+            f"the composed expert {expert!r} has the gate {settings.gate!r}, whose weights are trained: train it with "
+            "`coe latent train` (preset: lora-mix), and register its folder as `source`"
+        )
+    return gate.eval().requires_grad_(False)
+
+
+def new_gate(layers: Sequence[AdaptedLayer], members: Sequence[str], settings: MixSettings) -> Gate:
+    """An untrained gate."""
+    module, _, name = GATES[settings.gate].partition(":")
+    gate: Gate = getattr(import_module(module), name)(layers, members, settings)
+    return gate

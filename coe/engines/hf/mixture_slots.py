@@ -1,0 +1,104 @@
+"""The mixtures of one base model that are ready: their gates, beside the adapters that they mix."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from coe.engines.hf.mixing import n_bytes
+from coe.engines.hf.mixture import Mixture, MixtureSlot, QueryMixture
+from coe.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_MIXTURES: Final = 16
+"""Most mixtures kept on a base; a gate holds a vector for each adapter and adapted layer."""
+MOST_MIXTURE_BYTES: Final = 2 * 2**30
+"""Most bytes of the low-rank matrices of a batch with mixtures, which are copied for it."""
+
+
+class MixtureSlots:
+    """Mixtures by identity, least recently used first. One is forgotten with any of its adapters."""
+
+    def __init__(self) -> None:
+        self._slots: OrderedDict[str, MixtureSlot] = OrderedDict()
+        self._n_built = 0
+
+    @property
+    def by_name(self) -> dict[str, MixtureSlot]:
+        """The mixtures by the names that rows have."""
+        return {slot.name: slot for slot in self._slots.values()}
+
+    def get(self, key: str) -> MixtureSlot | None:
+        """The mixture of this identity, if it is ready."""
+        return self._slots.get(key)
+
+    def check(self, mixture: Mixture, n_slots: int) -> None:
+        """Raises WeightsError if the members of a mixture do not fit the slots of its base."""
+        if len(mixture.members) > n_slots:
+            raise WeightsError(
+                f"{mixture.spec.name!r} mixes {len(mixture.members)} adapters, and its base keeps at most {n_slots} at "
+                "once: raise engines.hf.max_adapters, or name fewer members"
+            )
+
+    def acquire(
+        self, mixture: Mixture, names: Sequence[str], peft: Any, in_use: Collection[str | None]
+    ) -> QueryMixture:
+        """The mixture, with what the request's query adds to its gate; built if absent.
+
+        Args:
+            names: peft's names of its members, which are loaded.
+            in_use: names of mixtures that must not be forgotten.
+
+        Raises:
+            WeightsError: the members are too large, or the gate's weights do not fit them.
+        """
+        import torch
+
+        key = mixture.key()
+        if key not in self._slots:
+            self._slots[key] = self._build(mixture, names, peft)
+            self._evict({*in_use, self._slots[key].name})
+        self._slots.move_to_end(key)
+        slot = self._slots[key]
+        if mixture.query is None:
+            return QueryMixture(slot.name)
+        query = torch.as_tensor(mixture.query, dtype=torch.float32, device=peft.device)
+        logits = slot.gate.query_logits(query[None])
+        return QueryMixture(slot.name, None if logits is None else logits[0])
+
+    def forget(self, adapter: str) -> None:
+        """Forget the mixtures of an adapter, given by peft's name."""
+        for key in [key for key, slot in self._slots.items() if adapter in slot.members]:
+            del self._slots[key]
+
+    def _build(self, mixture: Mixture, names: Sequence[str], peft: Any) -> MixtureSlot:
+        from coe.engines.hf.gates import build_gate
+        from coe.engines.hf.token_mixing import layers_of
+
+        if (size := n_bytes(peft, names)) > MOST_MIXTURE_BYTES:
+            raise WeightsError(
+                f"the adapters of {mixture.spec.name!r} have {size / 2**20:.0f} MiB of low-rank matrices, and at most "
+                f"{MOST_MIXTURE_BYTES / 2**20:.0f} MiB can be mixed: name fewer members"
+            )
+        members = [member.spec.name for member in mixture.members]
+        tensors = _read_weights(mixture)
+        gate = build_gate(layers_of(peft, names), members, mixture.settings, tensors, expert=mixture.spec.name)
+        self._n_built += 1
+        return MixtureSlot(f"mixture{self._n_built}", tuple(names), gate.to(peft.device))
+
+    def _evict(self, in_use: Collection[str | None]) -> None:
+        if len(self._slots) > MOST_MIXTURES:
+            key = next((key for key, slot in self._slots.items() if slot.name not in in_use), None)
+            if key is not None:
+                del self._slots[key]
+
+
+def _read_weights(mixture: Mixture) -> dict[str, Tensor] | None:
+    if mixture.artifact is None:
+        return None
+    from safetensors.torch import load
+
+    return load((mixture.artifact / "weights.safetensors").read_bytes())
