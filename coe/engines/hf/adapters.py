@@ -167,8 +167,7 @@ class AdapterSlots:
             slots: of the rows of the batch.
         """
         # Peft finds where an aLoRA acts in a whole prompt, for a whole batch.
-        activated = {each.name for each in self._slots.values() if each.activated}
-        return activated.isdisjoint(slots) and len(self.batches([*slots, self._name(adapter)])) == 1
+        return not self.has_activated(slots) and len(self.batches([*slots, self._name(adapter)])) == 1
 
     def _name(self, adapter: Adapter | None) -> str | None:
         if adapter is None:
