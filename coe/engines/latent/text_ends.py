@@ -34,6 +34,11 @@ class TextEnds:
     given: NDArray[np.int64]
     read: NDArray[np.int64]
 
+    def spans(self, n_before: int) -> NDArray[np.int32]:
+        """(n, 2) characters [start, end) that each token has or shares, in the text behind another of `n_before`."""
+        starts = np.concatenate([[0], self.given[:-1]]) if len(self.given) else self.given
+        return (np.stack([starts, self.read], axis=1) + n_before).astype(np.int32)
+
     @classmethod
     def of(cls, tokenizer: Any, ids: Sequence[int], text: str) -> TextEnds:
         """The ends of the tokens of a text.

@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 
-from coe.engines.latent.artifact import Artifact, TrainedMember
+from coe.engines.latent.artifact import Artifact
 from coe.engines.latent.memory import Memories, PeerStates
 from coe.engines.latent.mot import MotInteractions, documents
 from coe.engines.latent.mot_router import MotRouter
 from coe.engines.latent.shape import InteractionShape
 from coe.errors import ConfigError, WeightsError
+from registry.composed import Composed
 
 MEMBERS = ("org/a", "b.1", "c")
 WIDTHS = {"org/a": 12, "b.1": 12, "c": 8}
@@ -67,13 +68,12 @@ def test_an_artifact_gives_back_the_same_updates(tmp_path: object) -> None:
     made.standardise("c", torch.randn(2, 8), torch.rand(2, 8) + 0.5)
     artifact = Artifact.write(
         tmp_path / "mot",  # type: ignore[operator]
-        architecture="mot",
-        members=[TrainedMember(name, f"sha256:{name}") for name in MEMBERS],
-        settings={"primaries": documents(made.shapes)},
+        Composed("mot", {name: f"sha256:{name}" for name in MEMBERS}, {"primaries": documents(made.shapes)}),
         tensors=made.tensors() | router.tensors(),
         card="# card",
     )
-    read = MotInteractions.of_tensors([each.name for each in artifact.members], artifact.settings, artifact.tensors())
+    composed = artifact.composed
+    read = MotInteractions.of_tensors(list(composed.members), composed.settings, artifact.tensors())
     assert not any(parameter.requires_grad for parameter in read.parameters())
     for name in MEMBERS:
         assert torch.equal(update(read, name), update(made, name))
