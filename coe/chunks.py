@@ -39,6 +39,7 @@ class Joined:
             last.usage,
             cost_usd,
             last.timing,
+            notes=last.notes,
             value=last.value,
             reasoning="".join(self._reasoning),
             tool_calls=tuple(_call(self._calls[index]) for index in sorted(self._calls)),

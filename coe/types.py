@@ -258,7 +258,8 @@ class Chunk:
     text, reasoning, tool_calls, logprobs: pieces of the answer's text, of the reasoning before it, of tool calls, and
     the log-probabilities of its tokens; each may be empty. prompt_logprobs: of the prompt, in the first chunk only.
     cost_usd: set by the orchestrator, which has the prices; None if one is unknown. value: in the last chunk of a
-    request that wants something else than text: the result, encoded by the engine.
+    request that wants something else than text: the result, encoded by the engine. notes: in the last chunk, what a
+    composed expert states of how the answer came about (`Answer.notes`).
     """
 
     text: str
@@ -271,6 +272,7 @@ class Chunk:
     tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:

@@ -38,7 +38,7 @@ class WithFallback:
             notes = (*failures(done), *_own(error))
         outcome = done.get(FALLBACK)
         if isinstance(outcome, Answer):
-            return Final(replace(outcome, notes=(*notes, *emptiness(outcome))))
+            return Final(replace(outcome, notes=(*notes, *outcome.notes, *emptiness(outcome))))
         if isinstance(outcome, Failure):
             raise give_up(decision, done)
         return ExpertCalls((ExpertCall(FALLBACK, self.expert, request),), last=True, notes=notes)

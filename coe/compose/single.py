@@ -24,7 +24,7 @@ class Single:
         for position, expert in enumerate(decision.experts):
             outcome = done.get(str(position))
             if isinstance(outcome, Answer):
-                return Final(replace(outcome, notes=(*failures(done), *emptiness(outcome))))
+                return Final(replace(outcome, notes=(*failures(done), *outcome.notes, *emptiness(outcome))))
             if outcome is None:
                 call = ExpertCall(str(position), expert, request, request.wants)
                 return ExpertCalls((call,), last=True, notes=failures(done))

@@ -68,6 +68,12 @@ class Decoding:
         return self._input_ids
 
     @property
+    def scores(self) -> Tensor:
+        """Of the next token, (n_rows, n_vocabulary) float32; after `prefill` or `decode`, until `advance`."""
+        assert self._scores is not None
+        return self._scores
+
+    @property
     def is_done(self) -> bool:
         """Whether every row is finished."""
         return all(row.done for row in self._rows)
@@ -123,6 +129,11 @@ class Decoding:
         if not self.is_done:
             self._drop_finished()
 
+    def feed(self, token: int) -> None:
+        """Append a token to every row, which was chosen elsewhere; then `decode` reads it."""
+        self._scores = None
+        self._input_ids = _append(self._input_ids, self._input_ids.new_full((len(self._rows),), token))
+
     def join(self, other: Decoding) -> None:
         """Take the rows of `other` over; both have read their tokens, and no next ones are chosen.
 
@@ -151,17 +162,7 @@ class Decoding:
                 row.show(hidden)
 
     def _choose(self, input_ids: Tensor, scores: Tensor) -> tuple[Tensor, Sequence[Scored | None]]:
-        """The next token of each row, (n_rows,), and its log-probability where it is wanted."""
-        n_top = [None if row.done else row.n_top for row in self._rows]
-        raw = scores.clone() if any_wanted(n_top) else scores
-        for i, row in enumerate(self._rows):
-            if row.processors is not None and not row.done:
-                own = input_ids[i : i + 1, -_length(row) :]  # without padding
-                scores[i : i + 1] = row.processors(own, scores[i : i + 1])
-            if row.matcher is not None and not row.done:
-                row.matcher.mask(scores[i], row.eos)
-        tokens = RowSampler([row.sampling for row in self._rows])(input_ids, scores).argmax(dim=-1)
-        return tokens, score_rows(raw, tokens, n_top)
+        return choose(self._rows, input_ids, scores)
 
     def _push(self, tokens: Sequence[int], finite: Sequence[bool], scored: Sequence[Scored | None]) -> None:
         for row, token, is_finite, score in zip(self._rows, tokens, finite, scored, strict=True):
@@ -210,6 +211,25 @@ class Decoding:
         device = self._input_ids.device
         first = n_columns - torch.tensor(lengths, device=device)
         return (torch.arange(n_columns, device=device) >= first[:, None]).long()
+
+
+def choose(rows: Sequence[BatchRow], input_ids: Tensor, scores: Tensor) -> tuple[Tensor, Sequence[Scored | None]]:
+    """The next token of each row, (n_rows,), and its log-probability where it is wanted.
+
+    Args:
+        input_ids: (n_rows, n_tokens) left-padded.
+        scores: (n_rows, n_vocabulary) float32 of the next token; they are changed.
+    """
+    n_top = [None if row.done else row.n_top for row in rows]
+    raw = scores.clone() if any_wanted(n_top) else scores
+    for i, row in enumerate(rows):
+        if row.processors is not None and not row.done:
+            own = input_ids[i : i + 1, -_length(row) :]  # without padding
+            scores[i : i + 1] = row.processors(own, scores[i : i + 1])
+        if row.matcher is not None and not row.done:
+            row.matcher.mask(scores[i], row.eos)
+    tokens = RowSampler([row.sampling for row in rows])(input_ids, scores).argmax(dim=-1)
+    return tokens, score_rows(raw, tokens, n_top)
 
 
 def _length(row: BatchRow) -> int:

@@ -20,8 +20,9 @@ from coe.engines.constrained.matcher import Matcher
 from coe.engines.embedding import check_generates
 from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.admission import Joining
+from coe.engines.hf.artifacts import KeptArtifacts
 from coe.engines.hf.batch import BatchRow, RowState, deliver
-from coe.engines.hf.jobs import Job
+from coe.engines.hf.jobs import Batching, Call, Job
 from coe.engines.hf.load import LoadedModel, translate
 from coe.engines.hf.logprobs import SCORING_BYTES, scoring_bytes
 from coe.engines.hf.loop import BatchLoop, padded
@@ -76,13 +77,14 @@ class HFExpert:
         self._loaded: LoadedModel | None = loaded
         self._slots = AdapterSlots(loaded.model, spec.name, max_adapters)
         self._max_adapters = max_adapters
-        self._cache_bytes, self._n_prefill = cache_bytes, n_prefill
+        self._cache_bytes, self.n_prefill = cache_bytes, n_prefill
         self._renderer = renderer
         self._answers = AnswerStreams(loaded.tokenizer)
         self._texts = TokenTexts(loaded.tokenizer)
         self._n_ids: int = loaded.model.get_input_embeddings().weight.shape[0]
         self._grammars = Grammars(loaded.tokenizer, self._n_ids, checker)
         self._styles: dict[str, chat.ChatStyle] = {}
+        self.artifacts = KeptArtifacts()  # of compositions that this expert is a member of
         self._waiting = WaitingRows(max_batch)
         self._batch: list[BatchRow] = []  # that the worker thread runs now
         # Its own threads: a megabyte takes seconds to tokenise, which must not hold the threads of other experts.
@@ -99,17 +101,10 @@ class HFExpert:
             state: sees the hidden states of this request.
         """
         check_generates(request, self.spec.name)
-        style = await self._style(adapter)
         matcher = await self._matcher(await self._format(request), adapter)
         with self._waiting.expecting():  # a batch waits for a slow template too, but never long
-            prompt = await self._render(request, style, adapter)
-            if self._loaded is None:
-                raise self._gone()
-            loop = asyncio.get_running_loop()
-            if demands_call(request):
-                matcher = await self._call_matcher(request, prompt, style, adapter)
-            row = await loop.run_in_executor(self._preparing, self._prepare, request, prompt, style, adapter, loop)
-            row.matcher, row.state = matcher, state
+            row = await self._row(request, adapter, matcher)
+            row.state = state
             if not self._waiting.put(row):
                 raise self._gone()
         try:
@@ -122,6 +117,22 @@ class HFExpert:
                     return
         finally:
             row.cancelled = True
+
+    async def prepare(
+        self, request: GenerateRequest, adapter: Adapter | None = None, *, chooses: bool = True
+    ) -> BatchRow:
+        """A row for a request, which is not put into the queue: its prompt rendered, tokenised and checked.
+
+        Args:
+            chooses: whether the row chooses tokens, which then have the required format; else it only reads them.
+
+        Raises:
+            ContextLengthExceeded, TemplateError, Rejected, EngineError: as `generate`.
+        """
+        if not chooses:
+            request = replace(request, tool_choice="auto") if demands_call(request) else request
+            return await self._row(request, adapter, None)
+        return await self._row(request, adapter, await self._matcher(await self._format(request), adapter))
 
     def run(self, call: Callable[[Any], T], adapters: Sequence[Adapter | None] = (None,)) -> Future[T]:
         """Call a function with the model on the worker thread: between two steps of the running batch, or at once.
@@ -137,7 +148,9 @@ class HFExpert:
             Its result, or its error: OutOfMemory, WeightsError if an adapter does not fit, Unsupported for an aLoRA,
             EngineError for any other one, or if the expert is closed first.
         """
-        job = Job(call, tuple(adapters), self.spec.name)
+        return self._put(Call(tuple(adapters), self.spec.name, call))
+
+    def _put(self, job: Job[T]) -> Future[T]:
         if not self._waiting.put_job(job):
             job.fail(self._gone())
         return job.future
@@ -153,10 +166,45 @@ class HFExpert:
         self._loaded = None
         del self._slots
 
+    def batches(self, adapters: Sequence[Adapter | None]) -> Future[list[list[int]]]:
+        """Which rows with these adapters can be in one forward, as positions; the adapters are loaded.
+
+        The future has the errors of `run`.
+        """
+        return self._put(Batching(tuple(adapters), self.spec.name))
+
+    def require_cache(self, n_tokens: int) -> None:
+        """Raises OutOfMemory if a key-value cache of so many tokens does not fit in what is free."""
+        most = self._cache_bytes(0) // self.loaded.cache_bytes_per_token
+        if n_tokens > most:
+            raise OutOfMemory(
+                f"the key-value cache of {n_tokens:,} tokens on {self.spec.name!r} does not fit in the free memory, "
+                f"which holds {most:,}: lower max_tokens, or shorten the prompt"
+            )
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model with its tokenizer, for what composes it with others. Raises EngineError after `close`."""
+        if self._loaded is None:
+            raise self._gone()
+        return self._loaded
+
     def _gone(self) -> EngineError:
         return EngineError(f"{self.spec.name!r} was unloaded: load it again")
 
     # In the caller's thread
+
+    async def _row(self, request: GenerateRequest, adapter: Adapter | None, matcher: Matcher | None) -> BatchRow:
+        style = await self._style(adapter)
+        prompt = await self._render(request, style, adapter)
+        if self._loaded is None:
+            raise self._gone()
+        loop = asyncio.get_running_loop()
+        if demands_call(request):
+            matcher = await self._call_matcher(request, prompt, style, adapter)
+        row = await loop.run_in_executor(self._preparing, self._prepare, request, prompt, style, adapter, loop)
+        row.matcher = matcher
+        return row
 
     async def _style(self, adapter: Adapter | None) -> chat.ChatStyle:
         if adapter is None:
@@ -283,7 +331,7 @@ class HFExpert:
             tokens=self._cache_bytes(n_held * per_token) // per_token,
             positions=self.context_length,
             scoring=-(-scoring // per_token),
-            prefill=self._n_prefill,
+            prefill=self.n_prefill,
         )
 
     def _run(self, rows: Sequence[BatchRow]) -> None:
@@ -330,7 +378,7 @@ class HFExpert:
         return True
 
     def _joining(self) -> Joining:
-        return Joining(self._waiting, self._slots, self._limits, self._acquire, self._batch, self._n_prefill)
+        return Joining(self._waiting, self._slots, self._limits, self._acquire, self._batch, self.n_prefill)
 
     def _generate(self, rows: Sequence[BatchRow], *, joinable: bool) -> None:
         import torch

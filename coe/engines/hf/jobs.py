@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from coe.engines.base import Adapter
 from coe.engines.hf.adapters import AdapterSlots
@@ -16,35 +16,23 @@ from coe.errors import EngineError, Unsupported
 T = TypeVar("T")
 
 
-class Runnable(Protocol):
-    """A job whatever its result is."""
+class Job(ABC, Generic[T]):
+    """Work on the worker thread of a model, and its result.
 
-    def run(self, model: Any, slots: AdapterSlots, running: Collection[RowSlot]) -> None:
-        """Run it, and keep its result or error; see `Job.run`."""
-        ...
-
-    def fail(self, error: Exception) -> None:
-        """End it with an error, if it does not run."""
-        ...
-
-
-@dataclass(eq=False, slots=True)
-class Job(Generic[T]):
-    """A function of the model, called on its worker thread.
-
-    Attributes:
-        call: takes the transformers model; its forwards run in inference mode.
+    Args:
         adapters: the adapter of each row of its forwards, `None` for the bare base.
         name: of the model, for error messages.
+
+    Attributes:
+        future: has its result or error.
     """
 
-    call: Callable[[Any], T]
-    adapters: Sequence[Adapter | None]
-    name: str
-    future: Future[T] = field(default_factory=Future)
+    def __init__(self, adapters: Sequence[Adapter | None], name: str) -> None:
+        self._adapters, self._name = adapters, name
+        self.future: Future[T] = Future()
 
     def run(self, model: Any, slots: AdapterSlots, running: Collection[RowSlot]) -> None:
-        """Load and select the adapters, and call the function. Nothing is raised: the future has the error.
+        """Load the adapters, and do it. Nothing is raised: the future has the error.
 
         Args:
             running: slots of the rows of the running batch, whose adapters are kept.
@@ -54,27 +42,51 @@ class Job(Generic[T]):
         if not self.future.set_running_or_notify_cancel():
             return
         try:
-            with translate(f"{self.name!r} failed while generating", EngineError), torch.inference_mode():
-                self._select(slots, running)
-                result = self.call(model)
+            with translate(f"{self._name!r} failed while generating", EngineError), torch.inference_mode():
+                result = self._result(model, slots, self._acquired(slots, running), running)
         except Exception as error:
             self.future.set_exception(error)
         else:
             self.future.set_result(result)
 
-    def _select(self, slots: AdapterSlots, running: Collection[RowSlot]) -> None:
-        names: list[RowSlot] = []
-        for adapter in self.adapters:
-            in_use = {name for name in (*running, *names) if name}
-            names.append(slots.acquire(adapter, in_use) if adapter else None)
-        if slots.has_activated(names):
-            raise Unsupported(
-                f"an adapter on {self.name!r} acts from its invocation tokens on (aLoRA): it cannot be a member here"
-            )
-        together = len(slots.batches([*names, *running])) == 1
-        slots.select(names, among=running if together else ())
-
     def fail(self, error: Exception) -> None:
         """End the job with an error, unless it has run or was cancelled."""
         if self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
+
+    @abstractmethod
+    def _result(self, model: Any, slots: AdapterSlots, names: Sequence[RowSlot], running: Collection[RowSlot]) -> T: ...
+
+    def _acquired(self, slots: AdapterSlots, running: Collection[RowSlot]) -> list[RowSlot]:
+        """The slots of the adapters."""
+        names: list[RowSlot] = []
+        for adapter in self._adapters:
+            in_use = {name for name in (*running, *names) if name}
+            names.append(slots.acquire(adapter, in_use) if adapter else None)
+        if slots.has_activated(names):
+            raise Unsupported(
+                f"an adapter on {self._name!r} acts from its invocation tokens on (aLoRA): it cannot be a member here"
+            )
+        return names
+
+
+class Call(Job[T]):
+    """A function of the model, whose forwards run in inference mode with the adapters."""
+
+    def __init__(self, adapters: Sequence[Adapter | None], name: str, call: Callable[[Any], T]) -> None:
+        super().__init__(adapters, name)
+        self._call = call
+
+    def _result(self, model: Any, slots: AdapterSlots, names: Sequence[RowSlot], running: Collection[RowSlot]) -> T:
+        together = len(slots.batches([*names, *running])) == 1
+        slots.select(names, among=running if together else ())
+        return self._call(model)
+
+
+class Batching(Job[list[list[int]]]):
+    """Which of the adapters can be in one forward, as positions."""
+
+    def _result(
+        self, model: Any, slots: AdapterSlots, names: Sequence[RowSlot], running: Collection[RowSlot]
+    ) -> list[list[int]]:
+        return slots.batches(names)

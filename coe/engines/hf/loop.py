@@ -127,7 +127,7 @@ class BatchLoop:
         rows = self._admission.take(running.rows, running.input_ids.shape[1])
         if not rows:
             return None
-        ids, inputs = _prepared(model, *padded(rows, self._pad, running.input_ids.device))
+        ids, inputs = prepared(model, *padded(rows, self._pad, running.input_ids.device))
         return Decoding(model, rows, ids, inputs, self._slots.keep)
 
     def _is_crowded(self, running: Decoding) -> bool:
@@ -172,7 +172,7 @@ def padded(rows: Sequence[BatchRow], pad: int, device: Any) -> tuple[Tensor, Ten
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _prepared(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Any]]:
+def prepared(model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Any]]:
     """Prompts with what transformers prepares for their first forward, as it does for a whole batch."""
     kept: dict[str, Any] = {}
 

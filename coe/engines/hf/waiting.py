@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from coe.engines.hf.batch import BatchRow
-from coe.engines.hf.jobs import Runnable
+from coe.engines.hf.jobs import Job
 from coe.engines.hf.mixture import adapters_of
 
 PASSED_OVER_S: Final = 1.0
@@ -152,7 +152,7 @@ class WaitingRows:
     def __init__(self, n_full: int, gather_s: float = 0.003, gather_at_most_s: float = 0.1) -> None:
         self._n_full, self._gather_s, self._gather_at_most_s = n_full, gather_s, gather_at_most_s
         self._rows: list[BatchRow] = []
-        self._jobs: deque[Runnable] = deque()
+        self._jobs: deque[Job[Any]] = deque()
         self._n_expected = 0
         self._changed = threading.Condition()
         self._closed = False
@@ -180,7 +180,7 @@ class WaitingRows:
                 self._changed.notify()
             return not self._closed
 
-    def put_job(self, job: Runnable) -> bool:
+    def put_job(self, job: Job[Any]) -> bool:
         """Add a job; returns False if the queue is closed."""
         with self._changed:
             if not self._closed:
@@ -188,7 +188,7 @@ class WaitingRows:
                 self._changed.notify()
             return not self._closed
 
-    def take_jobs(self) -> Iterator[Runnable]:
+    def take_jobs(self) -> Iterator[Job[Any]]:
         """The jobs that wait now, oldest first, each taken when the one before is done; none is waited for."""
         for _ in range(len(self._jobs)):
             with self._changed:
