@@ -1,0 +1,124 @@
+"""The rows of a training: JSON lines with a prompt and its right answer."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from coe.errors import TaskError
+from registry.documents import dotted, message_of
+from registry.errors import SourceError
+from registry.headers import check_regular
+from registry.json_text import loads
+
+MOST_BYTES: Final = 2**30
+MOST_ROWS: Final = 1_000_000
+FEWEST_TRAIN: Final = 8
+FEWEST_VALID: Final = 4
+_MOST_PROBLEMS: Final = 20
+_MOST_CHARACTERS: Final = 2**20
+
+
+class _Line(BaseModel):
+    """A line of the file; other fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: Annotated[str, Field(min_length=1, max_length=1000)]
+    prompt: Annotated[str, Field(min_length=1, max_length=_MOST_CHARACTERS)]
+    answer: Annotated[str, Field(max_length=_MOST_CHARACTERS)]
+
+    @field_validator("id", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        return str(value) if type(value) is int else value
+
+    @field_validator("answer")
+    @classmethod
+    def _is_not_empty(cls, answer: str) -> str:
+        if not answer.strip():
+            raise ValueError("is empty: the composition learns to give this answer")
+        return answer
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRow:
+    """A prompt, which is one user message, and the text that answers it. place: `train.jsonl:12`."""
+
+    id: str
+    prompt: str
+    answer: str
+    place: str
+
+
+def read_answer_rows(path: Path, *, fewest: int) -> tuple[AnswerRow, ...]:
+    """Read a JSONL file; blank lines are skipped.
+
+    Args:
+        fewest: rows below which training makes no sense.
+
+    Raises:
+        TaskError: the file cannot be read, a line is wrong or an id is given twice, each with its line; too few rows.
+    """
+    problems, rows, lines = [], [], dict[str, int]()
+    for number, text in enumerate(_lines(path), 1):
+        place = f"{path}:{number}"
+        if not text.strip():
+            continue
+        try:
+            line = _Line.model_validate(loads(text))
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+            problems += [f"{place}: {_where(detail['loc'])}{message_of(detail)}" for detail in details]
+            continue
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{place}: is not JSON: {error}")
+            continue
+        if line.id in lines:
+            problems.append(f"{place}: id {line.id!r} is also that of line {lines[line.id]}")
+        lines[line.id] = number
+        rows.append(AnswerRow(line.id, line.prompt, line.answer, place))
+    if problems:
+        more = f"\n... and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
+        raise TaskError("\n".join(problems[:_MOST_PROBLEMS]) + more)
+    if not fewest <= len(rows) <= MOST_ROWS:
+        raise TaskError(f"{path} has {len(rows)} rows; a training needs {fewest} to {MOST_ROWS:,}")
+    return tuple(rows)
+
+
+def check_apart(train: tuple[AnswerRow, ...], valid: tuple[AnswerRow, ...]) -> None:
+    """Raises TaskError if a prompt of the validation rows is among the training rows: early stopping would not see."""
+    known = {row.prompt: row.place for row in train}
+    if same := [row for row in valid if row.prompt in known]:
+        raise TaskError(
+            f"{same[0].place}: the prompt is also that of {known[same[0].prompt]} ({len(same)} of {len(valid)} "
+            "validation rows): validation rows must not be trained on"
+        )
+
+
+def rows_digest(rows: tuple[AnswerRow, ...]) -> str:
+    """`sha256:...` over prompts and answers, in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        for text in (row.prompt, row.answer):
+            digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        if (size := check_regular(path)) > MOST_BYTES:
+            raise TaskError(f"{path} has {size:,} bytes; the most is {MOST_BYTES:,}")
+        return path.read_text(encoding="utf-8-sig").split("\n")  # JSON strings may hold other line ends
+    except FileNotFoundError:
+        raise TaskError(f"{path}: there is no such file") from None
+    except (OSError, SourceError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path} cannot be read: {error}") from error
+
+
+def _where(loc: tuple[str | int, ...]) -> str:
+    return f"{dotted(loc)}: " if loc else ""

@@ -1,0 +1,33 @@
+"""Which training rows the primary answers right by itself, measured once before a training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Final
+
+from coe.latent.training.batches import Batch, EncodedRow
+from coe.latent.training.primary import Primary
+from coe.latent.training.trainer import Job
+from registry.storage import atomic_path
+
+FILE: Final = "bare.json"
+
+
+def rows_right_bare(primary: Primary, rows: Sequence[EncodedRow], job: Job) -> set[int]:
+    """Positions of the rows whose greedy answer would be exactly the right one; kept in the work folder."""
+    kept = job.work / FILE
+    if kept.is_file():
+        found: list[int] = json.loads(kept.read_text())
+        return set(found)
+    right: list[int] = []
+    n_batch = job.config.training.batch
+    with primary.bare():
+        for start in range(0, len(rows), n_batch):
+            some = rows[start : start + n_batch]
+            is_right = primary.predict(Batch.of(some, primary.device)).right(len(some))
+            right += [start + place for place, one in enumerate(is_right.tolist()) if one]
+            job.on_progress("the bare primary", start + len(some), len(rows))
+    with atomic_path(kept) as staged:
+        staged.write_text(json.dumps(right))
+    return set(right)

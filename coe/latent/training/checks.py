@@ -1,0 +1,78 @@
+"""Which experts can be members of a trained composition, from their specs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from coe.config import Config
+from coe.engines import engine_kind
+from coe.engines.latent.decoders import LAYOUTS
+from coe.errors import ConfigError, Unsupported, WeightsError
+from coe.experts import locate
+from coe.latent.training.trainer import Job
+from registry.spec import ExpertSpec, Kind
+from registry.spelling import did_you_mean
+from registry.store import Snapshot
+
+
+def check_members(job: Job) -> None:
+    """Refuse members that no composition can be trained with.
+
+    Raises:
+        ConfigError: a member is not registered, or is itself composed, remote or an embedding model.
+        Unsupported: another engine serves it, or its architecture is not known.
+    """
+    known = job.snapshot.experts
+    if unknown := [name for name in job.config.members if name not in known]:
+        place = job.file.document.place(("members",))
+        raise ConfigError(f"{place}: no expert {unknown[0]!r} is registered{did_you_mean(unknown[0], known)}")
+    for spec in job.members:
+        if spec.kind not in (Kind.MODEL, Kind.ADAPTER):
+            raise ConfigError(
+                f"{job.file.document.place(('members',))}: {spec.name!r} is of kind {spec.kind.value!r}; members of a "
+                "trained composition are models and adapters"
+            )
+        check_served(spec, job.service, job.snapshot)
+
+
+def check_served(spec: ExpertSpec, service: Config, snapshot: Snapshot) -> None:
+    """Raises Unsupported unless the hf engine serves the expert and its architecture is known."""
+    base = base_of(spec, snapshot)
+    kind = engine_kind(base, on_cpu=service.engines.auto_on_cpu)
+    if kind != "hf":
+        raise Unsupported(
+            f"{spec.name!r} is served by the engine {kind!r}, which neither leaves nor reads notes: state `engine: hf` "
+            f"for {base.name!r}"
+        )
+    if base.architecture is not None and base.architecture not in LAYOUTS:
+        raise Unsupported(
+            f"{spec.name!r} is a {base.architecture}, whose hidden states cannot be read or changed; supported are "
+            f"{', '.join(LAYOUTS)}"
+        )
+
+
+def check_one_base(members: Sequence[ExpertSpec], snapshot: Snapshot, what: str) -> None:
+    """Raises ConfigError, with the bases, unless all members are of one base."""
+    bases = {spec.name: base_of(spec, snapshot).name for spec in members}
+    if len(set(bases.values())) > 1:
+        listed = ", ".join(f"{name} on {base}" for name, base in bases.items())
+        raise ConfigError(f"{what} needs members of one base: {listed}")
+
+
+def base_of(spec: ExpertSpec, snapshot: Snapshot) -> ExpertSpec:
+    """The expert's base, or itself."""
+    return snapshot.experts[spec.base] if spec.base else spec
+
+
+def sizes_of(spec: ExpertSpec, snapshot: Snapshot) -> tuple[int, int]:
+    """Width of the hidden states and number of layers, from the files. Raises WeightsError."""
+    from transformers import AutoConfig
+
+    base = base_of(spec, snapshot)
+    try:
+        config: Any = AutoConfig.from_pretrained(locate(base), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{base.name!r}: its config.json cannot be read: {error}") from error
+    text = config.get_text_config()
+    return int(text.hidden_size), int(text.num_hidden_layers)

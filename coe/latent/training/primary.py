@@ -1,0 +1,209 @@
+"""The frozen primary of a training: rows as it reads them, and forwards into which a composition reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from coe.config import EnginesConfig
+from coe.engines import chat
+from coe.engines.base import Adapter
+from coe.engines.hf.adapters import AdapterSlots
+from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, load_model, require_memory
+from coe.engines.latent.decoders import Decoder
+from coe.engines.latent.spans import Turns, UserText, no_spans
+from coe.engines.render import Renderer
+from coe.errors import TaskError
+from coe.experts import locate
+from coe.latent.config import LoraConfig
+from coe.latent.training.answer_rows import AnswerRow
+from coe.latent.training.batches import Batch, EncodedRow, Predicted
+from coe.latent.training.lora import TrainedLora
+from coe.types import GenerateRequest
+from registry.spec import ExpertSpec
+from registry.store import Snapshot
+from routers.base import Message
+
+Update = Callable[[int, Tensor], Tensor]
+"""Called with the number of an interaction, from 0, and the hidden states (B, T, d) after its layer; returns what is
+added to them, in float32."""
+_RENDERED_AT_ONCE: Final = 256
+
+
+class Primary:
+    """A loaded expert whose weights stay as they are, apart from a LoRA adapter if one is trained.
+
+    Args:
+        spec: of the expert.
+        loaded: the model, or the adapter's base.
+        own: the adapter, if the expert is one.
+        lora: trains an adapter that takes the place of `own`.
+        seed: of that adapter.
+    """
+
+    def __init__(
+        self,
+        spec: ExpertSpec,
+        loaded: LoadedModel,
+        own: Adapter | None = None,
+        *,
+        lora: LoraConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.spec, self.tokenizer, self.model = spec, loaded.tokenizer, loaded.model
+        self.decoder = Decoder.of(loaded.model, expert=spec.name)
+        self.context_length = min(spec.context_length or loaded.context_length, loaded.context_length)
+        style = chat.ChatStyle() if own is None else chat.ChatStyle.read(own.path)
+        self._style = style.on(loaded.tokenizer, spec.name)
+        self._end = _end_token(loaded, style)
+        self._renderer = Renderer()
+        base = spec.base or spec.name
+        self.lora = None if lora is None else TrainedLora(loaded.model, base, own, lora, seed=seed)
+        if own is not None and lora is None:
+            self._slots = AdapterSlots(loaded.model, base, 1)
+            self._slots.select([self._slots.acquire(own)])
+
+    @classmethod
+    def open(
+        cls,
+        spec: ExpertSpec,
+        snapshot: Snapshot,
+        engines: EnginesConfig,
+        *,
+        lora: LoraConfig | None = None,
+        seed: int = 0,
+        find: Callable[[ExpertSpec], Path] = locate,
+    ) -> Primary:
+        """Load a registered expert, with the device and type of the hf engine. Blocks.
+
+        Raises:
+            WeightsError, OutOfMemory: it cannot be loaded.
+            Unsupported: its layers are not known (`coe.engines.latent.decoders`).
+        """
+        base = snapshot.experts[spec.base] if spec.base else spec
+        device = choose_device(engines.hf.device)
+        dtype = choose_dtype(engines.hf.dtype, device)
+        if engines.hf.threads is not None:
+            torch.set_num_threads(engines.hf.threads)
+        path = find(base)
+        n_bytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))  # two bytes a weight, at least
+        require_memory(base.name, n_bytes * dtype.itemsize // 2, device)
+        own = Adapter(spec, find(spec)) if spec.base else None
+        return cls(spec, load_model(base.name, path, device, dtype), own, lora=lora, seed=seed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.model.device
+        return device
+
+    def trained(self) -> dict[str, Parameter]:
+        """The matrices of the trained adapter; none without one."""
+        return {} if self.lora is None else self.lora.parameters()
+
+    def encode(self, rows: Sequence[AnswerRow]) -> list[EncodedRow]:
+        """Token ids and spans of rows, rendered as in serving.
+
+        Raises:
+            TaskError: a row exceeds the context, with its place.
+            Rejected, TemplateError: the expert takes no messages.
+        """
+        encoded: list[EncodedRow] = []
+        for start in range(0, len(rows), _RENDERED_AT_ONCE):
+            some = rows[start : start + _RENDERED_AT_ONCE]
+            requests = [GenerateRequest(messages=(Message("user", row.prompt),)) for row in some]
+            jobs = [
+                chat.render(self.tokenizer, each, self._renderer, self._style, expert=self.spec.name)
+                for each in requests
+            ]
+            encoded += [
+                self._encoded(*each) for each in zip(some, requests, [job.result() for job in jobs], strict=True)
+            ]
+        return encoded
+
+    def between_answers(self) -> list[int]:
+        """Token ids of what the chat template writes between two answers (`Turns.after_answer`)."""
+        ids: list[int] = self.tokenizer(self._turns.after_answer, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def predict(self, batch: Batch, where: Sequence[int] = (), update: Update | None = None) -> Predicted:
+        """The answer tokens of a batch, right answers before them given.
+
+        Layers before the first interaction hold no trained tensors, and keep nothing for a backward pass, unless an
+        adapter is trained.
+
+        Args:
+            where: layers, counted from 1, after which `update` adds to the hidden states.
+        """
+        with self.reaching(where, update):
+            read = self.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        return Predicted(self.head(read.last_hidden_state[batch.predicts]), batch.targets, batch.owners)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(N, d) states after the final norm -> (N, V) logits in float32."""
+        logits: Tensor = self.decoder.head(hidden).float()
+        cap = getattr(self.decoder.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @contextmanager
+    def reaching(self, where: Sequence[int], update: Update | None) -> Iterator[None]:
+        """Within the block, forwards add to the hidden states after these layers."""
+        with ExitStack() as stack:
+            for q, layer in enumerate(where if update is not None else ()):
+                assert update is not None
+                hook = partial(_add, partial(update, q))
+                stack.callback(self.decoder.at(layer).register_forward_hook(hook).remove)
+            yield
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Within the block, forwards are those of the untouched primary, without gradients."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            if self.lora is not None:
+                stack.enter_context(self.lora.bare())
+            yield
+
+    @cached_property
+    def _turns(self) -> Turns:
+        template = self._style.template
+        assert template is not None  # as `ChatStyle.on` ensures
+        request = GenerateRequest(messages=(Message("user", "-"),))
+        special: Any = self.tokenizer.special_tokens_map
+        return Turns.read(template, request, special, self._renderer, expert=self.spec.name)
+
+    def _encoded(self, row: AnswerRow, request: GenerateRequest, text: str) -> EncodedRow:
+        prompt = chat.encode_text(self.tokenizer, text, expert=self.spec.name)
+        answer = [*self.tokenizer(row.answer, add_special_tokens=False, verbose=False)["input_ids"], self._end]
+        if len(prompt) + len(answer) > self.context_length:
+            raise TaskError(
+                f"{row.place}: {len(prompt)} tokens of the prompt and {len(answer)} of the answer exceed the context "
+                f"of {self.spec.name!r}, {self.context_length} tokens: shorten or remove the row"
+            )
+        found = UserText.find(text, request, self._turns)
+        spans = no_spans(len(prompt)) if found is None else found.spans(self.tokenizer, text, len(prompt))
+        return EncodedRow(prompt, answer, spans)
+
+
+def _add(update: Callable[[Tensor], Tensor], _module: Any, _inputs: Any, output: Any) -> Any:
+    """A forward hook of a decoder layer. Added in float32, as in serving."""
+    hidden = output[0] if isinstance(output, tuple) else output
+    changed = (hidden.float() + update(hidden)).to(hidden.dtype)
+    return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+
+def _end_token(loaded: LoadedModel, style: chat.ChatStyle) -> int:
+    """The token that ends an answer: that of the adapter's style, else of the tokenizer, else the model's first."""
+    stated = chat.token_ids(loaded.tokenizer, style.eos)
+    own: int | None = loaded.tokenizer.eos_token_id
+    candidates = [*stated, *([own] if own is not None else []), *sorted(loaded.eos)]
+    if not candidates:
+        raise TaskError("the tokenizer has no token that ends an answer")
+    return candidates[0]
