@@ -11,7 +11,7 @@ import yaml
 
 from examples.zoo.fetch import BASES
 from examples.zoo.plan import SCORE_SEED, Adapter
-from examples.zoo.training import TARGETS, Recipe
+from examples.zoo.training import Recipe
 from registry.documents import parse_document
 
 _LICENCES = {"smollm2": "apache-2.0", "gemma3-270m": "gemma"}
@@ -91,7 +91,7 @@ def _body(adapter: Adapter, recipe: Recipe, scores: list[Score], trained: str) -
     about = "; ".join(f"**{family.name}**: {family.about}" for family in adapter.families)
     text = f"""# {adapter.name}
 
-A LoRA adapter of rank {recipe.rank} on {" and ".join(TARGETS)}, in bf16, on {BASES[adapter.base].hub.removeprefix("hf://")}.
+A LoRA adapter of rank {recipe.rank} on {" and ".join(recipe.targets)}, in bf16, on {BASES[adapter.base].hub.removeprefix("hf://")}.
 
 {about}.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Final
 
-from examples.zoo.families import FAMILIES, TWO_SKILLS, Family, Row, Split
+from examples.zoo.families import CODES, FAMILIES, TWO_SKILLS, Family, Row, Split
+from examples.zoo.training import TARGETS, Recipe
 
 BATCH: Final = 8
 TRAIN_SEED: Final = 20261122
@@ -21,6 +24,16 @@ class Adapter:
     base: str
     steps: int
     families: tuple[Family, ...]
+    batch: int = BATCH
+    rank: int = 8
+    learning_rate: float = 2e-3
+    targets: tuple[str, ...] = TARGETS
+
+    def recipe(self, steps: int, seed: int) -> Recipe:
+        """The recipe of a training run of `steps` steps."""
+        return Recipe(
+            steps, seed, self.batch, self.learning_rate, rank=self.rank, alpha=2 * self.rank, targets=self.targets
+        )
 
 
 STEPS: Final = {
@@ -45,16 +58,37 @@ AGGREGATOR: Final = Adapter("aggregator", "smollm2", 60, _TWO_SKILLS)
 """Merges the answers of two experts; `examples.zoo.aggregator` trains it and its rival."""
 DIRECT: Final = Adapter("direct", "smollm2", 60, _TWO_SKILLS)
 """The rival of the aggregator: the same queries for as many steps, without the experts' answers."""
+KNOWLEDGE: Final = Adapter(
+    "codes",
+    "smollm2",
+    160,
+    (CODES,),
+    batch=24,
+    rank=8,
+    learning_rate=3e-3,
+    targets=("v_proj", "up_proj", "down_proj"),
+)
+"""Memorises the digits of invented words; the demo does not use it: `examples.zoo.latent` composes it with others."""
 RIVALS: Final = (GENERALIST.name, DIRECT.name)
 
 
 def training_rows(adapter: Adapter, *, steps: int, seed: int) -> list[Row]:
     """The rows of `steps` steps, in order. The rival's are all the experts' rows, mixed."""
-    from random import Random
-
     if len(adapter.families) == 1:
-        return adapter.families[0].rows(Split.TRAIN, steps * BATCH, seed=seed)
+        rows = adapter.families[0].rows(Split.TRAIN, steps * adapter.batch, seed=seed)
+        return by_length(rows, adapter.batch, seed=seed) if adapter is KNOWLEDGE else rows
     shares = {family.name: STEPS[family.name][1] * BATCH for family in adapter.families}
     rows = [row for family in adapter.families for row in family.rows(Split.TRAIN, shares[family.name], seed=seed)]
     Random(f"{adapter.name}/{seed}").shuffle(rows)
     return rows[: steps * BATCH]
+
+
+def by_length(rows: Sequence[Row], batch: int, *, seed: int, window: int = 8) -> list[Row]:
+    """The rows in batches of similar lengths, which take less padding; the batches of a window are shuffled."""
+    rng, found = Random(f"by length/{seed}"), list[Row]()
+    for start in range(0, len(rows), window * batch):
+        part = sorted(rows[start : start + window * batch], key=lambda row: len(row.prompt) + len(row.target))
+        batches = [part[i : i + batch] for i in range(0, len(part), batch)]
+        rng.shuffle(batches)
+        found += [row for each in batches for row in each]
+    return found

@@ -13,16 +13,28 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from coe.engines.hf.load import choose_dtype
 from examples.zoo.card import Score, write_card
 from examples.zoo.families import Family, Row, Split
 from examples.zoo.fetch import BASES, fetch
-from examples.zoo.plan import ADAPTERS, BATCH, GENERALIST, RIVAL, RIVALS, SCORE_SEED, TRAIN_SEED, Adapter, training_rows
+from examples.zoo.plan import (
+    ADAPTERS,
+    GENERALIST,
+    KNOWLEDGE,
+    RIVAL,
+    RIVALS,
+    SCORE_SEED,
+    TRAIN_SEED,
+    Adapter,
+    training_rows,
+)
 from examples.zoo.scoring import answers, grades
-from examples.zoo.training import TARGETS, Progress, Recipe, forget, train
+from examples.zoo.training import Progress, Recipe, forget, train
 from registry.storage import atomic_directory, atomic_path, coe_home
 
 ZOO: Final = Path(__file__).parent
 _ALL: Final = {**ADAPTERS, RIVAL: GENERALIST}
+_KNOWN: Final = {**_ALL, KNOWLEDGE.name: KNOWLEDGE}
 
 
 def folder_of(name: str) -> Path:
@@ -32,7 +44,7 @@ def folder_of(name: str) -> Path:
 
 def train_adapter(adapter: Adapter, *, steps: int, seed: int, n_score: int, out: Path) -> list[Score]:
     """Train one adapter, score it and its base on the test split, and write its folder."""
-    recipe = Recipe(steps=steps, seed=seed, batch=BATCH)
+    recipe = adapter.recipe(steps, seed)
     model, tokenizer, seconds = fit(adapter, training_rows(adapter, steps=steps, seed=seed), recipe)
     scores = score(model, tokenizer, adapter, n_score)
     with atomic_directory(out) as folder:
@@ -44,21 +56,36 @@ def train_adapter(adapter: Adapter, *, steps: int, seed: int, n_score: int, out:
 
 def fit(adapter: Adapter, rows: Sequence[Row], recipe: Recipe) -> tuple[Any, Any, float]:
     """A new adapter trained on `rows`: the peft model as shipped, its tokenizer, the seconds of training."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    base = fetch(adapter.base, progress=typer.echo)
-    torch.manual_seed(recipe.seed)
-    tokenizer: Any = AutoTokenizer.from_pretrained(base)
-    # Eager attention: at some 70 tokens its backward pass costs a third less than the fused one.
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, attn_implementation="eager")
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(TARGETS), task_type="CAUSAL_LM")
-    model = get_peft_model(model, config)
+    model, tokenizer = trainable(adapter.base, recipe)
     with Bar(f"{adapter.name}: training", recipe.steps) as bar:
         seconds = train(model, tokenizer, rows, recipe, checkpoints=checkpoints_of(adapter), report=bar.step)
-    _round_to_bf16(model)
+    round_to_bf16(model)
     return model, tokenizer, seconds
+
+
+def trainable(base: str, recipe: Recipe, *, start: Path | None = None) -> tuple[Any, Any]:
+    """A base with an adapter to train, and its tokenizer.
+
+    Args:
+        start: folder of the adapter to train further, with its own rank; by default a new one with the recipe's.
+    """
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = fetch(base, progress=typer.echo)
+    torch.manual_seed(recipe.seed)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    # bfloat16 where the CPU multiplies it: elsewhere float32 is many times as fast.
+    dtype = choose_dtype("auto", "cpu")
+    # Eager attention: at some 70 tokens its backward pass costs a third less than the fused one.
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    if start is not None:
+        return PeftModel.from_pretrained(model, str(start), is_trainable=True), tokenizer
+    config = LoraConfig(
+        r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config), tokenizer
 
 
 def score(model: Any, tokenizer: Any, adapter: Adapter, n: int) -> list[Score]:
@@ -97,7 +124,7 @@ def save(model: Any, adapter: Adapter, folder: Path) -> None:
         (folder / "chat_template.jinja").write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
 
 
-def _round_to_bf16(model: Any) -> None:
+def round_to_bf16(model: Any) -> None:
     """Round the weights to bf16, so that the shipped weights are scored."""
     import torch
 
@@ -159,8 +186,8 @@ def main(
     import torch
 
     names = list(_ALL) if all_ else adapter
-    if unknown := [name for name in names if name not in _ALL]:
-        raise typer.BadParameter(f"no such adapter: {', '.join(unknown)}; there are {', '.join(_ALL)}")
+    if unknown := [name for name in names if name not in _KNOWN]:
+        raise typer.BadParameter(f"no such adapter: {', '.join(unknown)}; there are {', '.join(_KNOWN)}")
     if not names:
         raise typer.BadParameter("name adapters with --adapter, or give --all")
     torch.set_num_threads(threads)
@@ -168,7 +195,7 @@ def main(
     done = _finished(key)
     try:
         for name in (name for name in names if name not in done):
-            plan = _ALL[name]
+            plan = _KNOWN[name]
             target = out / name if out else folder_of(name)
             for s in train_adapter(plan, steps=steps or plan.steps, seed=seed, n_score=rows, out=target):
                 base = "" if s.base is None else f", base {s.base:.1%}"

@@ -1,4 +1,4 @@
-"""LoRA training on CPU: bf16 base, fp32 adapter, loss on the answer only, interruptible at any step.
+"""LoRA training on CPU: frozen base, fp32 adapter, loss on the answer only, interruptible at any step.
 
 An adapter of one megabyte has rank 8 on the query and value projections; the head is computed on answer
 positions only, which saves most of the cost of a large vocabulary.
@@ -40,6 +40,7 @@ class Recipe:
     rank: int = 8
     alpha: int = 16
     max_grad_norm: float = 1.0
+    targets: tuple[str, ...] = TARGETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,20 @@ def train(
             run.save(done, spent)
     model.eval()
     return spent
+
+
+def held_out_loss(model: Any, tokenizer: Any, rows: Sequence[Row], *, batch: int = 8) -> float:
+    """Mean cross-entropy of the answer tokens of rows, in nats a token; the model is not changed."""
+    import torch
+
+    total, n_tokens = 0.0, 0
+    for start in range(0, len(rows), batch):
+        encoded = [encode(tokenizer, row.prompt, row.target) for row in rows[start : start + batch]]
+        tokens = sum(len(answer) for _, answer in encoded)
+        with torch.inference_mode():
+            total += tokens * _loss(model, tokenizer, encoded).item()
+        n_tokens += tokens
+    return total / n_tokens
 
 
 def forget(checkpoints: Path) -> None:
@@ -189,7 +204,7 @@ class _Run:
         if not (self.folder / "state.json").is_file():
             return 0, 0.0
         state = json.loads((self.folder / "state.json").read_text())
-        if state["recipe"] != asdict(self.recipe):
+        if state["recipe"] != json.loads(json.dumps(asdict(self.recipe))):
             return 0, 0.0
         tensors = load_file(self.folder / "state.safetensors")
         with torch.no_grad():

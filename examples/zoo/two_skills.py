@@ -95,7 +95,7 @@ async def answer(name: str, pair: TwoSkills, rows: Sequence[Row], orchestrator: 
     if isinstance(way, str):
         replies = orchestrator.answers(requests, model=f"coe/{way}")
     else:
-        replies = [orchestrator.reply(asked, _given(asked, *way(pair))) for asked in requests]
+        replies = [orchestrator.reply(asked, given(asked, *way(pair))) for asked in requests]
     texts = await asyncio.gather(*(reply.text() for reply in replies))
     found = []
     for reply, text, score in zip(replies, texts, grades(pair.family, rows, texts), strict=True):
@@ -105,7 +105,7 @@ async def answer(name: str, pair: TwoSkills, rows: Sequence[Row], orchestrator: 
     return found
 
 
-def _given(asked: GenerateRequest, experts: tuple[str, ...], composition: Composition) -> Routed:
+def given(asked: GenerateRequest, experts: tuple[str, ...], composition: Composition) -> Routed:
     """A decision for the given experts, without a router."""
     shares = (1 / len(experts),) * len(experts)
     decision = RoutingDecision(experts, shares, (1.0,) * len(experts), confidence=1.0, reason="given")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from examples.zoo.families.arithmetic import MATH
 from examples.zoo.families.base import Draw, Family, Pool, Row, Split
 from examples.zoo.families.bookings import BOOKINGS
+from examples.zoo.families.code_skills import CODE_ORDER, CODE_SUM, CODE_WORD
+from examples.zoo.families.codes import CODES
 from examples.zoo.families.dates import DATES
 from examples.zoo.families.fields import FIELDS
 from examples.zoo.families.intent import INTENT
@@ -20,5 +22,19 @@ FAMILIES = {family.name: family for family in (SQL, SHELL, FIELDS, DATES, UNITS,
 """The families of the zoo's experts, one each."""
 TWO_SKILLS = {pair.family.name: pair for pair in (BOOKINGS, PICKUPS, TRIAGE)}
 """Families that need two experts: no expert is trained on these, and the demo and its router do not use them."""
+CODE_SKILLS = {family.name: family for family in (CODE_ORDER, CODE_SUM, CODE_WORD)}
+"""Families of knowledge and skill: the adapter `codes`, trained on CODES, knows the words, and no expert the skill."""
 
-__all__ = ["FAMILIES", "PARTS", "TWO_SKILLS", "Draw", "Family", "Pool", "Row", "Split", "TwoSkills"]
+__all__ = [
+    "CODES",
+    "CODE_SKILLS",
+    "FAMILIES",
+    "PARTS",
+    "TWO_SKILLS",
+    "Draw",
+    "Family",
+    "Pool",
+    "Row",
+    "Split",
+    "TwoSkills",
+]
