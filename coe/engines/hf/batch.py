@@ -12,8 +12,11 @@ from coe.chunks import merged
 from coe.engines.answer import AnswerStream
 from coe.engines.base import Adapter
 from coe.engines.constrained.matcher import Matcher
+from coe.engines.hf.capture import Capture
 from coe.engines.hf.mixture import RowSlot
+from coe.engines.hf.row_reading import RowNotes
 from coe.engines.hf.sampling import Sampling
+from coe.engines.latent.cache_channel import Columns
 from coe.engines.logprobs import Scored, TokenTexts, packed
 from coe.errors import CoeError, EngineError
 from coe.types import Chunk, FinishReason, GenerateRequest, TokenLogprob, Usage
@@ -51,13 +54,16 @@ class BatchRow:
     """One request in a batch. The event loop creates and reads it; the worker thread advances it.
 
     Attributes:
-        prompt_ids: token ids of the rendered prompt.
+        prompt_ids: token ids of the rendered prompt; for a row with `columns`, the ids of these.
         eos: token ids that end the answer.
         slot: peft's name of the adapter, or the mixture, once loaded.
         cancelled: set by the reader; the row ends at the next token.
         processors: change the scores before a token is chosen (`coe.engines.hf.sampling.processors`).
         matcher: which tokens may come next, for an answer in a required format.
         state: sees the hidden states of the row.
+        capture: keeps the notes that the row leaves. notes: what it reads of its peers' hidden states. columns: where
+            it reads its peers' key-value entries.
+        remarks: for the reader of the answer (`Chunk.notes`).
         arrived: when the row was put into the queue.
         echo: text before the answer. texts: of single tokens, for a row with log-probabilities.
     """
@@ -74,6 +80,10 @@ class BatchRow:
     processors: Any = None
     matcher: Matcher | None = None
     state: RowState | None = None
+    capture: Capture | None = None
+    notes: RowNotes | None = None
+    columns: Columns | None = None
+    remarks: tuple[str, ...] = ()
     arrived: float = 0.0
     echo: str = ""
     texts: TokenTexts | None = None
@@ -83,6 +93,7 @@ class BatchRow:
     n_generated: int = 0
     _logprobs: list[TokenLogprob] = field(default_factory=list)
     _value: bytes | None = None
+    _ending: tuple[FinishReason, Chunk | None] | None = None
     _outbox: list[Item] = field(default_factory=list)
     _shown_at: float = float("-inf")
 
@@ -90,6 +101,8 @@ class BatchRow:
     def max_tokens(self) -> int:
         """Most tokens of the answer; set before the row is created."""
         assert self.request.max_tokens is not None
+        if self.capture is not None and not self.capture.wanted.answer:
+            return 0
         return self.request.max_tokens
 
     @property
@@ -108,6 +121,7 @@ class BatchRow:
         if self.request.wants == "scores":
             self._value = packed(prompt)
         texts = self.texts if self.request.prompt_logprobs is not None else None
+        prompt = prompt if self.columns is None else prompt[: self.columns.n_prompt]
         logprobs = texts.logprobs(prompt) if texts else ()
         if self.echo or logprobs:
             self._outbox.append(Chunk(self.echo, prompt_logprobs=logprobs))
@@ -133,6 +147,8 @@ class BatchRow:
         self.n_generated += 1
         if self.cancelled:
             return self._finish("cancelled")
+        if self._ending is not None:  # the last token has been read; what would follow is no part of the answer
+            return self._finish(*self._ending)
         if self.matcher is not None and (error := self.matcher.advance(token, self.eos)) is not None:
             return self.fail(error)
         if scored is not None and self.texts is not None:
@@ -142,13 +158,15 @@ class BatchRow:
             self.text.push_end(token)
             return self._finish("stop")
         self.text.push(token)
+        if self.capture is not None:
+            self.capture.tokens.append(token)
         due = self.clock() - self._shown_at >= COALESCE_S
         may_stop = self.n_generated >= self.request.sampling.min_tokens
         piece = self.text.take(search=may_stop) if due or self.text.watches else None
         if self.text.stopped or (self.matcher is not None and self.matcher.ended):
-            return self._finish("stop", piece)
+            return self._end("stop", piece)
         if self.n_generated >= self.max_tokens:
-            return self._finish("length", piece)
+            return self._end("length", piece)
         if piece is not None and not piece.is_empty:
             self._outbox.append(replace(piece, logprobs=self._take_logprobs()))
             self._shown_at = self.clock()
@@ -160,6 +178,13 @@ class BatchRow:
             self.done = True
             self._outbox.append(error)
 
+    def _end(self, reason: FinishReason, piece: Chunk | None) -> None:
+        """The answer is complete; a row that leaves notes reads its last token, too."""
+        if self.capture is None:
+            return self._finish(reason, piece)
+        self._ending, self.matcher = (reason, piece), None
+        return None
+
     def _finish(self, reason: FinishReason, piece: Chunk | None = None) -> None:
         end = self.text.take(last=True)
         answer = end if piece is None else merged(piece, end)
@@ -170,10 +195,23 @@ class BatchRow:
         self.done = True
         if reason == "stop" and self.text.n_calls:
             reason = "tool_calls"
-        usage = Usage(len(self.prompt_ids), self.n_generated)
-        last = replace(answer, finish_reason=reason, usage=usage, value=self._value, logprobs=self._take_logprobs())
+        if self.capture is not None and reason != "cancelled":
+            self._value = self.capture.packed()
+        last = replace(
+            answer,
+            finish_reason=reason,
+            usage=self._usage(),
+            value=self._value,
+            logprobs=self._take_logprobs(),
+            notes=self.remarks,
+        )
         self._outbox.append(last)
         return None
+
+    def _usage(self) -> Usage:
+        """The tokens that the model has read or written. Entries of peers are counted where they were written."""
+        n_entries = sum(map(len, self.columns.entries)) if self.columns is not None else 0
+        return Usage(len(self.prompt_ids) - n_entries, self.n_generated - (self._ending is not None))
 
     def _take_logprobs(self) -> tuple[TokenLogprob, ...]:
         """The log-probabilities of the tokens since the last chunk."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from coe.engines.hf.batch import BatchRow, deliver
+from coe.engines.hf.layer_hooks import LayerHooks
 from coe.engines.hf.logprobs import PromptScorer, any_wanted, score_rows
 from coe.engines.hf.row_caches import (
     drop_columns,
@@ -17,6 +19,7 @@ from coe.engines.hf.row_caches import (
     select_rows,
 )
 from coe.engines.hf.sampling import RowSampler
+from coe.engines.latent.cache_channel import last_entries, put
 from coe.engines.logprobs import Scored
 from coe.errors import EngineError
 
@@ -49,6 +52,7 @@ class Decoding:
     ) -> None:
         self._model, self._rows, self._input_ids, self._inputs = model, list(rows), input_ids, inputs
         self._on_kept = on_kept
+        self._hooks = LayerHooks(model, rows)
         self._n_read = 0  # columns of the prompts that the cache has
         n_top = [row.n_prompt_top for row in rows]
         lengths = [len(row.prompt_ids) for row in rows]
@@ -90,30 +94,65 @@ class Decoding:
             n_tokens: most columns to read; `None` reads all that are left.
         """
         width = self._input_ids.shape[1]
-        end = width if n_tokens is None else min(width, self._n_read + n_tokens)
+        last = width if n_tokens is None else min(width, self._n_read + n_tokens)
+        for end in sorted({*self._stops(last), last}):
+            self._read_to(end)
+        return self._n_read == width
+
+    def _stops(self, last: int) -> Iterator[int]:
+        """The columns before `last` at which rows put entries of their peers into the cache."""
+        for row in self._rows:
+            if row.columns is not None and row.columns.entries:
+                stop = self._input_ids.shape[1] - row.columns.n_suffix
+                if self._n_read < stop < last:
+                    yield stop
+
+    def _read_to(self, end: int) -> None:
+        width = self._input_ids.shape[1]
         n_new = end - self._n_read if self._n_read else None
         run = self._scorer or self._model
         if end < width:
             part = {name: value[:, :end] if _is_by_column(value) else value for name, value in self._inputs.items()}
-            _forward(self._model, self._input_ids[:, :end], part, n_new, run)
+            with self._hooked(self._n_read, end):
+                _forward(self._model, self._input_ids[:, :end], part, n_new, run)
             self._n_read = end
-            return False
+            self._put_entries()
+            return
         self._step(n_new, run)
+        self._n_read = width
         if self._scorer is not None:
             self._prompts, self._scorer = list(self._scorer.prompts), None
-        return True
+
+    def _put_entries(self) -> None:
+        """Put the entries of their peers into the cache, for the rows whose suffix comes next."""
+        width, starts = self._input_ids.shape[1], self._starts()
+        for position, row in enumerate(self._rows):
+            if row.columns is not None and width - row.columns.n_suffix == self._n_read:
+                for entries in row.columns.entries:
+                    put(self._inputs["past_key_values"], position, entries, padding=starts[position])
 
     def decode(self) -> None:
         """Read the last token of every row."""
         self._step(1 if self._inputs.get("use_cache") else None, self._model)
 
     def _step(self, n_new: int | None, run: Callable[..., Any]) -> None:
-        if not any(row.state for row in self._rows):
-            self._scores, self._inputs = _forward(self._model, self._input_ids, self._inputs, n_new, run)
-            return
-        with _read_by_head(self._model) as read:
-            self._scores, self._inputs = _forward(self._model, self._input_ids, self._inputs, n_new, run)
+        width = self._input_ids.shape[1]
+        with self._hooked(width - n_new if n_new else 0, width):
+            if not any(row.state for row in self._rows):
+                self._scores, self._inputs = _forward(self._model, self._input_ids, self._inputs, n_new, run)
+                return
+            with _read_by_head(self._model) as read:
+                self._scores, self._inputs = _forward(self._model, self._input_ids, self._inputs, n_new, run)
         self._hidden = list(read[0][:, -1])
+
+    def _hooked(self, begin: int, end: int) -> AbstractContextManager[None]:
+        """What rows see of a forward of these columns, and add to it."""
+        return self._hooks.around(begin, end, self._starts())
+
+    def _starts(self) -> list[int]:
+        """The first column of each row that is no padding."""
+        width = self._input_ids.shape[1]
+        return [width - _length(row) for row in self._rows]
 
     def advance(self) -> None:
         """Choose the next token of each row, hand out the text, and let finished rows leave."""
@@ -146,9 +185,11 @@ class Decoding:
         inputs = {**self._inputs, "attention_mask": self._mask([_length(row) + 1 for row in rows], width + 1)}
         if (positions := self._inputs.get("position_ids")) is not None:
             inputs["position_ids"] = _stacked(positions, other._inputs["position_ids"], width + 1)
+        hooks = LayerHooks(self._model, rows)
         join(self._inputs["past_key_values"], other._inputs["past_key_values"])
         self._rows, self._input_ids, self._scores, self._inputs = rows, ids, scores, inputs
         self._hidden, self._prompts = [*self._hidden, *other._hidden], self._prompts + other._prompts
+        self._hooks = hooks
 
     def _begin(self, finite: Sequence[bool]) -> None:
         for row, is_finite, prompt in zip(self._rows, finite, self._prompts, strict=True):
@@ -165,9 +206,11 @@ class Decoding:
         return choose(self._rows, input_ids, scores)
 
     def _push(self, tokens: Sequence[int], finite: Sequence[bool], scored: Sequence[Scored | None]) -> None:
-        for row, token, is_finite, score in zip(self._rows, tokens, finite, scored, strict=True):
+        for i, (row, token, is_finite, score) in enumerate(zip(self._rows, tokens, finite, scored, strict=True)):
             if row.done:
                 continue
+            if row.capture is not None:
+                row.capture.entries = partial(last_entries, self._inputs["past_key_values"], i)
             if is_finite:
                 row.advance(token, score)
             else:
@@ -188,6 +231,7 @@ class Decoding:
         self._input_ids = self._input_ids[kept]
         self._prompts = [self._prompts[i] for i in kept]
         self._hidden = [self._hidden[i] for i in kept]
+        self._hooks = LayerHooks(self._model, self._rows)
         self._on_kept(kept)
         if is_joinable(self._inputs):
             self._trim()

@@ -55,6 +55,7 @@ class HFEngine:
         token_prompts=True,
         sampling=True,
         embeddings=True,
+        latent=True,
     )
 
     def __init__(

@@ -27,12 +27,15 @@ from coe.engines.hf.load import LoadedModel, translate
 from coe.engines.hf.logprobs import SCORING_BYTES, scoring_bytes
 from coe.engines.hf.loop import BatchLoop, padded
 from coe.engines.hf.mixture import RowSlot
+from coe.engines.hf.row_prompt import PeerReading, RowPrompt, RowReads, TemplateTurns
 from coe.engines.hf.sampling import Sampling, processors
 from coe.engines.hf.waiting import BatchLimits, WaitingRows
+from coe.engines.latent.decoders import Decoder
 from coe.engines.logprobs import TokenTexts, check_tokens
 from coe.engines.render import Renderer
 from coe.errors import EngineError, OutOfMemory
 from coe.types import Chunk, GenerateRequest
+from registry.digest import identity
 from registry.spec import ExpertSpec
 
 _PREPARING_THREADS: Final = 2
@@ -81,6 +84,7 @@ class HFExpert:
         self._renderer = renderer
         self._answers = AnswerStreams(loaded.tokenizer)
         self._texts = TokenTexts(loaded.tokenizer)
+        self._turns = TemplateTurns(loaded.tokenizer, renderer)
         self._n_ids: int = loaded.model.get_input_embeddings().weight.shape[0]
         self._grammars = Grammars(loaded.tokenizer, self._n_ids, checker)
         self._styles: dict[str, chat.ChatStyle] = {}
@@ -93,17 +97,23 @@ class HFExpert:
         self._thread.start()
 
     async def generate(
-        self, request: GenerateRequest, adapter: Adapter | None = None, *, state: RowState | None = None
+        self,
+        request: GenerateRequest,
+        adapter: Adapter | None = None,
+        *,
+        state: RowState | None = None,
+        reading: PeerReading | None = None,
     ) -> AsyncIterator[Chunk]:
         """Yield the answer as it is generated; see `Expert.generate`. Usage counts all tokens, an end token too.
 
         Args:
             state: sees the hidden states of this request.
+            reading: notes of peers, which the request reads.
         """
         check_generates(request, self.spec.name)
         matcher = await self._matcher(await self._format(request), adapter)
         with self._waiting.expecting():  # a batch waits for a slow template too, but never long
-            row = await self._row(request, adapter, matcher)
+            row = await self._row(request, adapter, matcher, reading)
             row.state = state
             if not self._waiting.put(row):
                 raise self._gone()
@@ -189,20 +199,31 @@ class HFExpert:
             raise self._gone()
         return self._loaded
 
+    def decoder(self) -> Decoder:
+        """The parts of the model. Raises Unsupported for an unsupported architecture."""
+        return Decoder.of(self.loaded.model, expert=self.spec.name)
+
     def _gone(self) -> EngineError:
         return EngineError(f"{self.spec.name!r} was unloaded: load it again")
 
     # In the caller's thread
 
-    async def _row(self, request: GenerateRequest, adapter: Adapter | None, matcher: Matcher | None) -> BatchRow:
-        style = await self._style(adapter)
+    async def _row(
+        self,
+        request: GenerateRequest,
+        adapter: Adapter | None,
+        matcher: Matcher | None,
+        reading: PeerReading | None = None,
+    ) -> BatchRow:
+        style = await self._style(reading.styled_by if reading else adapter)
         prompt = await self._render(request, style, adapter)
         if self._loaded is None:
             raise self._gone()
         loop = asyncio.get_running_loop()
         if demands_call(request):
             matcher = await self._call_matcher(request, prompt, style, adapter)
-        row = await loop.run_in_executor(self._preparing, self._prepare, request, prompt, style, adapter, loop)
+        prepare = partial(self._prepare, request, prompt, style, adapter, loop, reading)
+        row = await loop.run_in_executor(self._preparing, prepare)
         row.matcher = matcher
         return row
 
@@ -253,6 +274,7 @@ class HFExpert:
         style: chat.ChatStyle,
         adapter: Adapter | None,
         loop: asyncio.AbstractEventLoop,
+        reading: PeerReading | None,
     ) -> BatchRow:
         loaded = self._loaded
         if loaded is None:
@@ -260,33 +282,48 @@ class HFExpert:
         name = adapter.spec.name if adapter else self.spec.name
         prompt_ids = list(request.prompt_ids) or chat.encode_text(loaded.tokenizer, prompt, expert=name)
         check_tokens(request, self._n_ids, expert=name)
-        request = self._bounded(request, len(prompt_ids), name, adapter)
+        context = self._context(adapter)
+        found = RowPrompt(
+            request, prompt, prompt_ids, style, loaded.model, loaded.tokenizer, self._turns, context, expert=name
+        )
+        reads = reading.prepare(found) if reading else RowReads()
+        ids = reads.columns.ids if reads.columns else prompt_ids
+        n_new = request.token_limit(len(ids), context, expert=name)
+        capture = found.capture(self._identity(adapter), n_new) if request.wants == "latent" else None
+        request = replace(request, max_tokens=n_new)
         ends = loaded.eos | chat.token_ids(loaded.tokenizer, style.eos)
         eos = frozenset() if request.sampling.ignore_eos else ends
         scored = request.logprobs is not None or request.prompt_logprobs is not None
         return BatchRow(
             request=request,
-            prompt_ids=prompt_ids,
+            prompt_ids=ids,
             adapter=adapter,
             eos=eos,
             text=self._answers.stream(request, prompt, prompt_ids, style, ends, expert=name),
             sampling=Sampling.of(request.temperature, request.top_p, request.seed, request.sampling),
             loop=loop,
-            processors=processors(request.sampling, len(prompt_ids), eos, loaded.model.device),
+            processors=processors(request.sampling, len(ids), eos, loaded.model.device),
             echo=self._echo(request, prompt) if request.echo else "",
             texts=self._texts if scored else None,
+            capture=capture,
+            notes=reads.notes,
+            columns=reads.columns,
+            remarks=reads.remarks,
         )
 
     def _echo(self, request: GenerateRequest, prompt: str) -> str:
         """The text of the prompt."""
         return self._texts.text(request.prompt_ids) if request.prompt_ids else prompt
 
-    def _bounded(self, request: GenerateRequest, n_prompt: int, name: str, adapter: Adapter | None) -> GenerateRequest:
-        """The request with its limit of new tokens set."""
-        limit = self.context_length
-        if adapter and adapter.spec.context_length:
-            limit = min(limit, adapter.spec.context_length)
-        return replace(request, max_tokens=request.token_limit(n_prompt, limit, expert=name))
+    def _context(self, adapter: Adapter | None) -> int:
+        """Most tokens of prompt and answer."""
+        of_adapter = adapter.spec.context_length if adapter else None
+        return min(self.context_length, of_adapter or self.context_length)
+
+    def _identity(self, adapter: Adapter | None) -> str | None:
+        """Identity of this expert or of an adapter on it; `None` for what is composed of several."""
+        spec, known = adapter.spec if adapter else self.spec, {self.spec.name: self.spec}
+        return identity(spec, known) if known.keys() >= {*spec.references} else None
 
     # In the worker thread
 

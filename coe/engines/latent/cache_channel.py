@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from coe.engines.latent.decoders import Decoder
 from coe.engines.latent.notes import Notes
+from coe.engines.latent.spans import Turns
 from coe.errors import Rejected
 
 if TYPE_CHECKING:
@@ -86,6 +87,19 @@ def lay_out(
     if not entries:
         return Columns(ids, len(prompt), 0, ())
     return Columns([*ids, *suffix], len(prompt), len(suffix), tuple(entries))
+
+
+def suffix_of(tokenizer: Any, prompt: Sequence[int], turns: Turns | None) -> list[int]:
+    """The tokens of the suffix.
+
+    Args:
+        prompt: token ids.
+        turns: of the chat template that has rendered the prompt; `None` for a plain prompt.
+    """
+    if turns is None:
+        return list(prompt[-1:])
+    ids: list[int] = tokenizer(turns.after_answer, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids or list(prompt[-1:])
 
 
 def check_fits(decoder: Decoder, notes: Notes) -> None:

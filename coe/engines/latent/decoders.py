@@ -97,6 +97,11 @@ class Decoder:
         )
 
     @property
+    def device(self) -> Any:
+        """Where the head's weights are."""
+        return self.head.weight.device
+
+    @property
     def n_layers(self) -> int:
         """Number of decoder layers."""
         return len(self.layers)

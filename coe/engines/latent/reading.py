@@ -44,7 +44,7 @@ def peer_states(
     for each in left:
         if each.peer in layers:
             parts.setdefault(each.peer, []).append(_placed(each, layers[each.peer], each.peer in asked))
-    return {peer: _joined(notes, most) for peer, notes in parts.items()}
+    return {peer: states_of(last_places(notes, most)) for peer, notes in parts.items()}
 
 
 def _placed(left: PeerNotes, layers: Sequence[int], in_other_words: bool) -> Notes:
@@ -56,22 +56,27 @@ def _placed(left: PeerNotes, layers: Sequence[int], in_other_words: bool) -> Not
             "key-value entries" if notes.states is None else f"states of layers {list(notes.layers) or 'of its head'}"
         )
         raise Rejected(f"the notes of {left.peer!r} hold {found}; expected states of layers: {wanted}")
-    if left.span is not None:
-        return replace(notes, spans=np.full((len(notes), 2), left.span, np.int32))
+    return placed(notes, left.span, in_other_words=in_other_words)
+
+
+def placed(notes: Notes, span: tuple[int, int] | None, *, in_other_words: bool) -> Notes:
+    """Notes of a call about a span of the user's text, with spans in the text of the primary."""
+    if span is not None:
+        return replace(notes, spans=np.full((len(notes), 2), span, np.int32))
     return replace(notes, spans=no_spans(len(notes))) if in_other_words else notes
 
 
-def _joined(parts: Sequence[Notes], most: int) -> PeerStates:
-    if len({notes.states.shape[0::2] for notes in parts if notes.states is not None}) > 1:
-        raise Rejected(f"the notes of {parts[0].peer!r} have states of several widths")
-    kept = _last(parts, most)
+def states_of(kept: Sequence[Notes]) -> PeerStates:
+    """The notes of all calls of one peer. Raises Rejected if they have several widths."""
+    if len({notes.states.shape[0::2] for notes in kept if notes.states is not None}) > 1:
+        raise Rejected(f"the notes of {kept[0].peer!r} have states of several widths")
     states = np.concatenate([notes.states for notes in kept if notes.states is not None], axis=1)
     spans = np.concatenate([notes.spans for notes in kept if notes.spans is not None])
     return PeerStates(torch.from_numpy(states.astype(np.float32)), torch.from_numpy(spans.astype(np.int64)))
 
 
-def _last(parts: Sequence[Notes], most: int) -> list[Notes]:
-    """The notes without what exceeds `most` places: an equal share of each call, its last places."""
+def last_places(parts: Sequence[Notes], most: int) -> list[Notes]:
+    """The notes of one peer without what exceeds `most` places: an equal share of each call, its last places."""
     if sum(map(len, parts)) <= most:
         return list(parts)
     kept, left = [], most

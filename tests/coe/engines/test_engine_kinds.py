@@ -43,7 +43,7 @@ def test_the_capabilities_of_experts_are_those_of_the_engines_that_serve_them() 
     ]
     known = capabilities({spec.name: spec for spec in specs})
     hf = {"streaming", "adapters", "tools", "json_schema", "logprobs", "prompt_logprobs", "token_prompts", "sampling"}
-    hf |= {"embeddings"}
+    hf |= {"embeddings", "latent"}
     assert known == {"model": hf, "tuned": hf, "remote": {"streaming", "tools", "vision"}}
 
 

@@ -14,6 +14,8 @@ from registry.spec import ExpertSpec
 COMPOSED: Final[Mapping[str, str]] = {
     "lora-mix": "coe.engines.hf.composed.lora_mix:LoraMix",
     "logits": "coe.engines.hf.composed.logits:Logits",
+    "notes": "coe.engines.hf.composed.notes:NotesExpert",
+    "cache": "coe.engines.hf.composed.cache:CacheExpert",
 }
 """Architecture -> its class, imported on first use. It takes the spec, the members by name, and the artifact's folder
 or None; it loads nothing."""

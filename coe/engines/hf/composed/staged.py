@@ -1,0 +1,97 @@
+"""Composed experts whose first member answers with what its peers have left before."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar, cast
+
+from coe.engines.base import Adapter, Member
+from coe.engines.hf.expert import HFExpert
+from coe.engines.hf.row_prompt import PeerReading
+from coe.engines.latent.artifact import Artifact
+from coe.errors import Unsupported, WeightsError
+from coe.types import Chunk, GenerateRequest
+from registry.spec import ExpertSpec, Kind
+
+T = TypeVar("T")
+
+
+class StagedExpert(ABC):
+    """One request to a composed expert. It is a row in the batch of its first member's model, like any other request.
+
+    Args:
+        members: the first member is among them.
+        path: folder of the artifact.
+
+    Raises:
+        Unsupported: another engine serves the first member.
+        WeightsError: there is no artifact.
+    """
+
+    def __init__(self, spec: ExpertSpec, members: Mapping[str, Member], path: Path | None) -> None:
+        if path is None:
+            raise WeightsError(f"{spec.name!r} has no artifact: `source` is the folder that `coe latent train` wrote")
+        self.spec, self.path = spec, path
+        first = spec.members[0]
+        self.primary, model = members[first], members[first].expert
+        if not isinstance(model, HFExpert):
+            raise Unsupported(
+                f"{spec.name!r} answers inside the engine hf, and its first member {first!r} is served by "
+                f"{type(model).__name__}: serve it, or the base of an adapter, with `engine: hf`"
+            )
+        self.model = model
+        self.capacity = self.model.capacity
+
+    async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
+        """Yield the answer as it is generated; see `Expert.generate`. Without notes, the first member answers alone.
+
+        Raises:
+            Rejected: the notes are not as the artifact was trained with, or do not fit the model.
+            Unsupported: the request wants notes of this expert itself.
+            WeightsError: the artifact is damaged, or does not fit the model.
+        """
+        if request.wants == "latent":
+            raise Unsupported(f"{self.spec.name!r} is composed of experts, and leaves no notes: ask its members")
+        own, reading = await asyncio.to_thread(self.read, request)
+        chunks = self.model.generate(replace(request, notes=None), own, reading=reading)
+        async with aclosing(cast("AsyncGenerator[Chunk, None]", chunks)):
+            async for chunk in chunks:
+                yield chunk
+
+    def kept(self, load: Callable[[Artifact], T]) -> T:
+        """What `load` makes of the artifact, kept with the model: a request reads no files. Blocks.
+
+        Raises:
+            WeightsError: see `Artifact.read`; whatever `load` raises.
+        """
+        key = self.spec.architecture, self.spec.ref, Adapter(self.spec, self.path).key()
+        return self.model.artifacts.get(key, lambda: load(Artifact.read(self.path)))
+
+    @abstractmethod
+    def read(self, request: GenerateRequest) -> tuple[Adapter | None, PeerReading]:
+        """The adapter to answer with, and the notes of the request. Blocks."""
+
+
+def own_adapter(artifact: Artifact, spec: ExpertSpec, primary: Adapter | None, base: ExpertSpec) -> Adapter | None:
+    """The adapter to answer with: the artifact's own, which takes the place of the first member's, or the latter.
+
+    Args:
+        primary: the adapter of the first member, if it is one.
+        base: the model that it runs on.
+    """
+    if artifact.adapter is None:
+        return primary
+    own = ExpertSpec(
+        name=spec.name,
+        kind=Kind.ADAPTER,
+        source=str(artifact.adapter),
+        base=base.name,
+        digest=spec.digest,
+        context_length=base.context_length if primary is None else primary.spec.context_length,
+    )
+    return Adapter(own, artifact.adapter)

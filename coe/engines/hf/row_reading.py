@@ -1,0 +1,104 @@
+"""Rows that read the notes of peers while the batch that they are in goes through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coe.engines.latent.interaction import Interactions
+    from coe.engines.latent.memory import Memories, Memory
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class RowNotes:
+    """What one row reads.
+
+    Attributes:
+        interactions: of its composition, on the device of the model.
+        memory: the notes, with at least one.
+        spans: (n_prompt, 2) characters of the user's text of each token of the prompt; `None` if they are not read.
+    """
+
+    interactions: Interactions
+    memory: Memory
+    spans: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ReadingGroup:
+    """The rows of a batch that read with the same interactions: one call for all of them at each of their layers.
+
+    Attributes:
+        positions: of the rows in the batch.
+        rows: what each of them reads.
+        starts: (n_rows,) first column of each row, of `n_columns` columns of the batch.
+        is_all: whether the batch has no other rows.
+    """
+
+    interactions: Interactions
+    memories: Memories
+    positions: list[int]
+    rows: list[RowNotes]
+    is_all: bool
+
+    @classmethod
+    def of(cls, notes: Sequence[RowNotes | None]) -> list[ReadingGroup]:
+        """The groups of a batch, given what each of its rows reads."""
+        from coe.engines.latent.memory import Memories
+
+        positions: dict[int, list[int]] = {}
+        for position, each in enumerate(notes):
+            if each is not None:
+                positions.setdefault(id(each.interactions), []).append(position)
+        groups = []
+        for own in positions.values():
+            rows = [each for each in (notes[position] for position in own) if each is not None]
+            memories = Memories.stacked([row.memory for row in rows])
+            if memories is not None:
+                groups.append(cls(rows[0].interactions, memories, own, rows, is_all=len(own) == len(notes)))
+        return groups
+
+    def read(self, q: int, hidden: Tensor, spans: Tensor | None) -> Tensor:
+        """The hidden states (n_rows, n_tokens, d) of a batch, with what the rows of this group read added to them.
+
+        What is added is computed in float32. Other rows stay as they are, bit for bit, and so do rows for which the
+        interaction adds zero.
+
+        Args:
+            q: the interaction, from 0.
+            spans: (n_own_rows, n_tokens, 2) of the group's rows.
+        """
+        import torch
+
+        own = hidden if self.is_all else hidden[self.positions]
+        update = self.interactions.read(q, own, self.memories, spans=spans)
+        own = (own.float() + update).to(hidden.dtype)
+        if self.is_all:
+            return own
+        return hidden.index_copy(0, torch.tensor(self.positions, device=hidden.device), own)
+
+    def spans(self, begin: int, end: int, starts: Sequence[int], device: Any) -> Tensor | None:
+        """Spans (n_own_rows, end - begin, 2) of the tokens in these columns of the batch; `None` if none has any.
+
+        Args:
+            starts: first column of each row of the batch.
+        """
+        import torch
+
+        if not self.interactions.shape.spans:
+            return None
+        shown = np.full((len(self.rows), end - begin, 2), -1, np.int32)
+        for own, (position, row) in zip(shown, zip(self.positions, self.rows, strict=True), strict=True):
+            if row.spans is None:
+                continue
+            first, last = max(begin, starts[position]), min(end, starts[position] + len(row.spans))
+            if first < last:
+                own[first - begin : last - begin] = row.spans[first - starts[position] : last - starts[position]]
+        return torch.from_numpy(shown).to(device) if (shown >= 0).any() else None
