@@ -20,6 +20,7 @@ from coe.cli.chat import command as chat
 from coe.cli.config import command as config
 from coe.cli.doctor import command as doctor
 from coe.cli.init import command as init
+from coe.cli.latent.app import app as latent_app
 from coe.cli.output import console
 from coe.cli.profile import command as profile
 from coe.cli.route import command as route
@@ -30,8 +31,8 @@ START, ASK, EXPERTS, MEASURE, ROUTERS, SERVE = "Start", "Ask", "Experts", "Measu
 
 # fmt: off
 _ORDER = (
-    "init", "config", "doctor", "ask", "chat", "route", "registry", "eval", "outcomes", "profile", "router", "encoder",
-    "serve", "plan", "batch", "replay",
+    "init", "config", "doctor", "ask", "chat", "route", "registry", "latent", "eval", "outcomes", "profile", "router",
+    "encoder", "serve", "plan", "batch", "replay",
 )
 # fmt: on
 
@@ -61,6 +62,9 @@ app.command("ask", rich_help_panel=ASK)(ask.ask)
 app.command("chat", rich_help_panel=ASK)(chat.chat)
 app.command("route", rich_help_panel=ASK)(route.route)
 app.add_typer(registry.app, name="registry", rich_help_panel=EXPERTS, help="Register, list and verify experts.")
+app.add_typer(
+    latent_app, name="latent", rich_help_panel=EXPERTS, help="Probe experts' hidden states; train compositions."
+)
 app.command("eval", rich_help_panel=MEASURE)(evaluate.evaluate)
 app.add_typer(outcomes.app, name="outcomes", rich_help_panel=MEASURE, help="Check and import outcome tables.")
 app.command("profile", rich_help_panel=MEASURE)(profile.profile)

@@ -1,1 +1,1 @@
-"""`coe latent`."""
+"""`coe latent`: compositions that exchange hidden states."""

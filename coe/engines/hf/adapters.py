@@ -176,8 +176,8 @@ class AdapterSlots:
         slot = found.get(adapter.key())
         return slot.name if slot else None
 
-    def generate(self, names: Sequence[RowSlot], **kwargs: Any) -> None:
-        """`model.generate(**kwargs)` with the adapter or mixture of each row, `None` for the bare base.
+    def generate(self, names: Sequence[RowSlot], **kwargs: Any) -> Any:
+        """What `model.generate(**kwargs)` returns with the adapter or mixture of each row, `None` for the bare base.
 
         A batch with one adapter uses peft's plain forward; a mixed one adds each row's update by itself (`mixing`).
 
@@ -186,7 +186,7 @@ class AdapterSlots:
         """
         try:
             self.select(names, prompts=kwargs.get("inputs"))
-            self._model.generate(**kwargs)
+            return self._model.generate(**kwargs)
         finally:
             self._leave()
 

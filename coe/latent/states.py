@@ -1,0 +1,342 @@
+"""Hidden states of any expert with weights here, for texts, at layers and places.
+
+    with StateReader.open("sentiment", snapshot, config.engines) as reader:
+        prompts = reader.tokens([Prompt("The film was lovely.")])
+        states = reader.read(prompts, layers=(15, 30), places=("last", "mean"))      # .values: (n, places, layers, d)
+        for one in reader.each(prompts, layers=(30,)): ...                            # .states: (layers, tokens, d)
+
+The model is loaded and the adapter applied by the code of the hf engine. Layers count from 1, the output of the first
+decoder layer; 0 is what the head reads, after the final norm. Prompts run in batches of similar length, left-padded as
+in the engine; in float32 a prompt has the same states alone and in a batch, up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coe.config import EnginesConfig
+from coe.engines import chat, engine_kind
+from coe.engines.base import Adapter
+from coe.engines.hf.adapters import AdapterSlots
+from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, load_model, require_memory, translate
+from coe.engines.latent.decoders import Decoder
+from coe.engines.render import Renderer
+from coe.errors import ContextLengthExceeded, EngineError, Rejected, UnknownModel, Unsupported
+from coe.experts import locate
+from coe.latent.prompts import Prompt, PromptEncoder, PromptTokens
+from registry.errors import UnknownExpert
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Place = Literal["last", "span", "mean"]
+"""The last prompt token, where the expert is about to answer; the last token of the prompt's span; the mean of all."""
+PLACES: Final[tuple[Place, ...]] = ("last", "span", "mean")
+MOST_PROMPT_TOKENS: Final = 16_384
+"""Tokens of one prompt."""
+MOST_BYTES: Final = 2**30
+"""Size of the states that `read` returns."""
+TOKENS_AT_ONCE: Final = 2_048
+"""Tokens of a batch, padding and answers included, unless one prompt has more."""
+_SPREAD: Final = 1e-4
+"""Added to each deviation, so that a constant dimension stays finite."""
+
+Floats = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+"""Called with (prompts read, prompts in all)."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class PromptStates:
+    """What one prompt left in the expert.
+
+    Attributes:
+        row: position among the prompts.
+        states: (layers, tokens, d) of the prompt.
+        answer: the expert's greedy answer, up to the tokens that were asked for.
+    """
+
+    row: int
+    states: Floats
+    answer: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class States:
+    """States at places.
+
+    Attributes:
+        values: (n, places, layers, d).
+        answers: (n,) greedy answers; empty texts if none were asked for.
+    """
+
+    values: Floats
+    places: tuple[Place, ...]
+    layers: tuple[int, ...]
+    answers: tuple[str, ...]
+
+    def at(self, place: Place, layer: int) -> Floats:
+        """(n, d) of one place and layer."""
+        return self.values[:, self.places.index(place), self.layers.index(layer)]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Standardising:
+    """Centres and scales each dimension: (x - mean) / (deviation + 1e-4)."""
+
+    mean: Floats
+    deviation: Floats
+
+    @classmethod
+    def of(cls, values: Floats) -> Self:
+        """By the mean and deviation, (d,), of (n, d) training rows."""
+        return cls(values.mean(0), values.std(0))
+
+    def __call__(self, values: Floats) -> Floats:
+        """(n, d) rows, standardised."""
+        scaled: Floats = (values - self.mean) / (self.deviation + _SPREAD)
+        return scaled
+
+
+class StateReader:
+    """Reads the states of one expert. Use as a context manager: it holds weights. One thread at a time.
+
+    Args:
+        spec: of the expert.
+        loaded: the model, or the adapter's base.
+        adapter: the adapter, if the expert is one.
+        raw: prompts are read as they are; else as one user message, with the expert's chat template.
+    """
+
+    def __init__(self, spec: ExpertSpec, loaded: LoadedModel, adapter: Adapter | None, *, raw: bool = False) -> None:
+        self.spec, self.raw = spec, raw
+        self._loaded, self._adapter = loaded, adapter
+        self._decoder = Decoder.of(loaded.model, expert=spec.name)
+        self._slots = AdapterSlots(loaded.model, spec.base or spec.name, 1)
+        style = chat.ChatStyle.read(adapter.path) if adapter else chat.ChatStyle()
+        self._renderer = None if raw else Renderer()
+        self._encoder = PromptEncoder(loaded.tokenizer, spec.name, style, self._renderer)
+        self._ends = loaded.eos | chat.token_ids(loaded.tokenizer, style.eos)
+        self.context_length = min(spec.context_length or loaded.context_length, loaded.context_length)
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        snapshot: Snapshot,
+        engines: EnginesConfig | None = None,
+        *,
+        raw: bool = False,
+        find: Callable[[ExpertSpec], Path] = locate,
+    ) -> Self:
+        """Load a registered expert, with the device and dtype of the hf engine's settings. Blocks.
+
+        Args:
+            find: folder of verified files.
+
+        Raises:
+            UnknownModel: it is not registered. Unsupported: its weights are not here, or of another architecture.
+            WeightsError, OutOfMemory: it cannot be loaded.
+        """
+        spec, model = _specs(name, snapshot)
+        settings = (engines or EnginesConfig()).hf
+        if settings.threads is not None:
+            import torch
+
+            torch.set_num_threads(settings.threads)
+        # The folder that hf reads, whatever engine serves it: a GGUF file is converted.
+        path = find(model.model_copy(update={"engine": "hf"}))
+        device = choose_device(settings.device)
+        dtype = choose_dtype(settings.dtype, device)
+        needed = sum(file.stat().st_size for file in path.glob("*.safetensors")) * dtype.itemsize // 2
+        require_memory(model.name, needed, device)
+        loaded = load_model(model.name, path, device, dtype)
+        return cls(spec, loaded, Adapter(spec, find(spec)) if spec.kind is Kind.ADAPTER else None, raw=raw)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes that render templates. The weights are freed with this object."""
+        if self._renderer is not None:
+            self._renderer.close()
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return self._decoder.n_layers
+
+    @property
+    def width(self) -> int:
+        """Width d of the states."""
+        return self._decoder.width
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the model."""
+        return self._loaded.tokenizer
+
+    def tokens(self, prompts: Sequence[Prompt], *, answer_tokens: int = 0) -> list[PromptTokens]:
+        """The prompts as the expert reads them. Chat templates render in processes of their own.
+
+        Args:
+            answer_tokens: room for an answer in the context.
+
+        Raises:
+            ContextLengthExceeded: a prompt does not fit the expert's context. Rejected: it cannot be read.
+        """
+        encoded = self._encoder.encode(prompts)
+        for one in encoded:
+            n = len(one.ids)
+            if n + answer_tokens > self.context_length:
+                error = ContextLengthExceeded(
+                    self.spec.name, prompt_tokens=n, max_tokens=answer_tokens, context_length=self.context_length
+                )
+                error.args = (f"{one.prompt.name}: {error}",)
+                raise error
+            if n > MOST_PROMPT_TOKENS:
+                raise Rejected(
+                    f"{one.prompt.name}: it has {n:,} tokens; states of up to {MOST_PROMPT_TOKENS:,} are read"
+                )
+        return encoded
+
+    def read(
+        self,
+        prompts: Sequence[PromptTokens],
+        layers: Sequence[int],
+        places: Sequence[Place] = ("last",),
+        *,
+        answer_tokens: int = 0,
+        on_progress: Progress | None = None,
+    ) -> States:
+        """The states of all prompts at places, as float32 on the CPU.
+
+        Args:
+            layers: from 1 to `n_layers`; 0 is what the head reads.
+            answer_tokens: most tokens of the greedy answers to return; 0 returns none.
+
+        Raises:
+            Rejected: no such layer, a prompt without the span that a place needs, or the states exceed MOST_BYTES.
+            EngineError, OutOfMemory: the model failed.
+        """
+        shape = (len(prompts), len(places), len(layers), self.width)
+        if (size := 4 * int(np.prod(shape, dtype=np.int64))) > MOST_BYTES:
+            raise Rejected(
+                f"the states take {size / 2**20:,.0f} MiB, more than {MOST_BYTES // 2**20:,}: read fewer prompts, "
+                "layers or places"
+            )
+        spans = [one.last_of_span() if "span" in places else 0 for one in prompts]
+        values, answers = np.empty(shape, np.float32), [""] * len(prompts)
+        for done, one in enumerate(self.each(prompts, layers, answer_tokens=answer_tokens), 1):
+            at: Mapping[Place, Callable[[Floats], Floats]] = {
+                "last": lambda states: states[:, -1],
+                "span": lambda states, i=spans[one.row]: states[:, i],  # type: ignore[misc]
+                "mean": lambda states: states.mean(1),
+            }
+            values[one.row] = [at[place](one.states) for place in places]
+            answers[one.row] = one.answer
+            if on_progress is not None:
+                on_progress(done, len(prompts))
+        return States(values, tuple(places), tuple(layers), tuple(answers))
+
+    def each(
+        self, prompts: Sequence[PromptTokens], layers: Sequence[int], *, answer_tokens: int = 0
+    ) -> Iterator[PromptStates]:
+        """The states of all tokens of each prompt, the longest prompts first; memory holds one batch.
+
+        Args, Raises: as `read`.
+        """
+        for layer in layers:
+            if not 0 <= layer <= self.n_layers:
+                raise Rejected(f"{self.spec.name!r} has layers 1 to {self.n_layers}; there is no layer {layer}")
+        for rows in _batches([len(one.ids) + answer_tokens for one in prompts]):
+            with translate(f"{self.spec.name!r} failed while reading prompts", EngineError):
+                batch = self._forward([prompts[row].ids for row in rows], layers, answer_tokens)
+            for row, states, answer in zip(rows, *batch, strict=True):
+                yield PromptStates(row, states, answer)
+
+    def _forward(self, ids: list[list[int]], layers: Sequence[int], n_answer: int) -> tuple[list[Floats], list[str]]:
+        """States (layers, tokens, d) and answers of a batch."""
+        import torch
+
+        model, pad, width = self._loaded.model, min(self._loaded.eos, default=0), max(map(len, ids))
+        gaps = [width - len(row) for row in ids]
+        tokens = torch.tensor([[pad] * gap + row for gap, row in zip(gaps, ids, strict=True)], device=model.device)
+        mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps], device=model.device)
+        name = self._slots.acquire(self._adapter) if self._adapter else None
+        with torch.inference_mode(), _captured([self._decoder.at(layer) for layer in layers]) as captured:
+            # One token is the least that `generate` makes; its head reads only the last position.
+            written = self._slots.generate(
+                [name] * len(ids),
+                inputs=tokens,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=max(1, n_answer),
+                eos_token_id=sorted(self._ends) or None,
+                pad_token_id=pad,
+            )
+            hidden = [captured[place].float().cpu().numpy() for place in range(len(layers))]
+        states = [np.stack([layer[row, gap:] for layer in hidden]) for row, gap in enumerate(gaps)]
+        return states, [self._text(row) if n_answer else "" for row in written[:, width:].tolist()]
+
+    def _text(self, ids: list[int]) -> str:
+        end = next((i for i, token in enumerate(ids) if token in self._ends), len(ids))
+        text: str = self._loaded.tokenizer.decode(ids[:end], skip_special_tokens=True)
+        return text
+
+
+def _specs(name: str, snapshot: Snapshot) -> tuple[ExpertSpec, ExpertSpec]:
+    """The expert, and the model whose weights it needs."""
+    if (spec := snapshot.experts.get(name)) is None:
+        raise UnknownModel(str(UnknownExpert(name, snapshot.experts)))
+    model = snapshot.experts[spec.base] if spec.base else spec
+    reasons = {
+        Kind.REMOTE: "it answers behind an endpoint, which returns no hidden states",
+        Kind.COMPOSED: "it is composed of others: read its members",
+        Kind.EMBEDDING: "it is an embedding model, which generates no text",
+    }
+    reason = reasons.get(spec.kind) or ("it is a stand-in for tests" if engine_kind(model) == "fake" else None)
+    if reason is not None:
+        raise Unsupported(f"the hidden states of {name!r} cannot be read: {reason}")
+    return spec, model
+
+
+@contextmanager
+def _captured(modules: Sequence[Any]) -> Iterator[dict[int, Tensor]]:
+    """Collects the output of each module, (n_rows, n_tokens, d), of its first call in the block."""
+    found: dict[int, Tensor] = {}
+
+    def keep(place: int, output: Any) -> None:
+        found.setdefault(place, output[0] if isinstance(output, tuple) else output)
+
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, place=place: keep(place, output))
+        for place, module in enumerate(modules)
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Rows of similar length, longest first, at most TOKENS_AT_ONCE tokens including padding."""
+    order, start = sorted(range(len(lengths)), key=lambda row: -lengths[row]), 0
+    while start < len(order):
+        rows = order[start : start + max(1, TOKENS_AT_ONCE // lengths[order[start]])]
+        yield rows
+        start += len(rows)
