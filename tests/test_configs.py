@@ -7,6 +7,7 @@ import pytest
 from coe.compose import COMPOSITIONS, build_composition
 from coe.config import load_config
 from coe.evaluation.tasks import load_task
+from coe.latent.config import read_train_file
 from registry.documents import load_document, validate
 from registry.sources import absolute_source, source_kind
 from registry.spec import ExpertSpec
@@ -28,7 +29,7 @@ def name(path: Path) -> str:
 
 
 def test_no_folder_is_forgotten() -> None:
-    assert {path.name for path in CONFIGS.iterdir()} == {"coe", "registry", "routers", "tasks"}
+    assert {path.name for path in CONFIGS.iterdir()} == {"coe", "latent", "registry", "routers", "tasks"}
 
 
 @pytest.mark.parametrize("path", files("coe"), ids=name)
@@ -41,6 +42,13 @@ def test_every_composition_and_selector_has_an_example() -> None:
     policies = [policy for path in files("coe") for policy in load_config(path).policies.values()]
     assert {policy.composition.kind for policy in policies} == set(COMPOSITIONS)
     assert {policy.selector.kind for policy in policies} == set(SELECTORS)
+
+
+@pytest.mark.parametrize("path", files("latent"), ids=name)
+def test_trainings_of_compositions(path: Path) -> None:
+    file = read_train_file(path)
+    assert file.config.preset == path.stem
+    assert file.config.config.is_file()
 
 
 @pytest.mark.parametrize("path", files("registry"), ids=name)

@@ -30,6 +30,7 @@ TRAINERS: Final[Mapping[str, str]] = {
     "notes": "coe.latent.training.notes:NotesTrainer",
     "notes-prompt": "coe.latent.training.notes:NotesPromptTrainer",
     "cache": "coe.latent.training.cache:CacheTrainer",
+    "mot": "coe.latent.training.mot:MotTrainer",
 }
 """preset -> `module:Class` of a `coe.latent.training.trainer.Trainer`, imported when it is used."""
 MOST_MEMBERS: Final = 33

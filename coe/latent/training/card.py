@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from coe.engines.latent.mot_router import LATENT
 from coe.latent.training.answer_rows import rows_digest
 from coe.latent.training.loop import Outcome
 from coe.latent.training.trainer import Job, Trainer
@@ -14,12 +15,11 @@ from coe.latent.training.trainer import Job, Trainer
 def card_of(job: Job, trainer: type[Trainer], outcome: Outcome, n_parameters: int) -> str:
     """Members, data, settings, and what the training has changed on the validation rows."""
     config = job.config
-    primary, *peers = config.members
     members = "\n".join(f"- `{spec.name}`: {spec.digest}" for spec in job.members)
     return f"""# {config.out.name}
 
-A composed expert of the architecture `{trainer.architecture}`: `{primary}` answers, and reads what its peers leave for
-it: {_listed(peers)}. The weights of the members are not in this folder, and are as they were.
+A composed expert of the architecture `{trainer.architecture}`: {_roles(job)} The weights of the
+members are not in this folder, and are as they were.
 
 | validation | before | after |
 |---|---|---|
@@ -50,6 +50,13 @@ Preset `{config.preset}`:
 {_json(config.training.model_dump(mode="json"))}
 ```
 """
+
+
+def _roles(job: Job) -> str:
+    primary, *peers = job.config.members
+    if getattr(job.settings, "router", None) == LATENT:
+        return f"a router chooses which of {_listed([primary, *peers])} answers, and which of the others it reads."
+    return f"`{primary}` answers, and reads what its peers leave for it: {_listed(peers)}."
 
 
 def _listed(names: list[str]) -> str:
