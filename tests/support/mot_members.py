@@ -103,6 +103,7 @@ def job(
     training: Mapping[str, Any] | None = None,
 ) -> Job:
     """A training of the preset `mot`."""
+    small = {"interactions": 2, "shared_width": 16, "heads": 2, "encoder": "hashing:64", "compare": []}
     document = {
         "preset": "mot",
         "config": "service.yaml",
@@ -110,7 +111,7 @@ def job(
         "train": "train.jsonl",
         "valid": "valid.jsonl",
         "out": "out",
-        "settings": {"interactions": 2, "shared_width": 16, "heads": 2, "encoder": "hashing:64", **(settings or {})},
+        "settings": {**small, **(settings or {})},
         "training": {"batch": 8, "accumulate": 1, **(training or {})},
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final
 
 import torch
 from pydantic import BaseModel
+from torch import Tensor
 
 from coe.engines.latent.mot import MotInteractions, documents
 from coe.engines.latent.mot_router import LATENT, MotRouter, encoder_facts
@@ -20,6 +21,7 @@ from coe.engines.latent.shape import InteractionShape, deep_layers, same_layers
 from coe.errors import CoeError, ConfigError
 from coe.latent.training.answer_rows import AnswerRow
 from coe.latent.training.checks import check_members, sizes_of
+from coe.latent.training.mot_choices import fitted_choices, outcomes
 from coe.latent.training.mot_members import Member, Members, Reading
 from coe.latent.training.mot_objective import MotObjective, MotRows
 from coe.latent.training.mot_settings import MotSettings
@@ -30,7 +32,10 @@ from registry.storage import coe_home
 from routers.encoders.build import Encoder, build_encoder
 from routers.encoders.embed import embed
 from routers.errors import RouterError
+from routers.factory import router_class
 
+OUTCOMES: Final = "primary_outcomes.parquet"
+"""In `Job.work`: the outcome table of the bare members, for `coe router train`."""
 _STATES: Final = ("latent", "states")
 """Folder of the members' states under `$COE_HOME`: trainings share them."""
 
@@ -60,6 +65,8 @@ class MotTrainer:
             _layers(spec.name, sizes_of(spec, job.snapshot)[1], settings)
         if settings.router == LATENT:
             _encoder(settings)
+            for kind in settings.compare:
+                _check_kind(kind)
 
     @classmethod
     def prepare(cls, job: Job) -> MotObjective:
@@ -97,8 +104,15 @@ def _objective(job: Job, members: Members) -> MotObjective:
             torch.manual_seed(seed)
             router = MotRouter(len(members), settings.active(len(members)), encoder.dim)
     extra = _artifact_settings(settings, members, layers, encoder, interactions)
+    table = outcomes(job.train, train.losses / train.n_tokens[:, None], job.config.members)
+    table.write(job.work / OUTCOMES)
+
+    def others() -> dict[str, Tensor]:
+        kinds = () if encoder is None else settings.compare
+        return {kind: fitted_choices(kind, table, job.valid, encoder) for kind in kinds if encoder}
+
     return MotObjective(
-        members, stores, train, valid, interactions, router, settings, job.config.training, identities, extra
+        members, stores, train, valid, interactions, router, settings, job.config.training, identities, extra, others
     )
 
 
@@ -185,6 +199,13 @@ def _settings(job: Job) -> MotSettings:
     settings = job.settings
     assert isinstance(settings, MotSettings)  # the file's reader validated them with the trainer's model
     return settings
+
+
+def _check_kind(kind: str) -> None:
+    try:
+        router_class(kind)
+    except RouterError as error:
+        raise ConfigError(f"settings.compare: {error}") from error
 
 
 def _encoder(settings: MotSettings) -> Encoder:

@@ -8,7 +8,7 @@ was given: see `Reading.given`, `Reading.read` and `Memories.visible`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,6 +91,7 @@ class MotObjective:
         interactions, router: what is trained; without a router the first K members in their order are active.
         identities: of the members' contents.
         extra: further settings for the artifact.
+        others: what other routers choose for the validation rows, (N,) positions by name.
     """
 
     def __init__(
@@ -105,11 +106,12 @@ class MotObjective:
         training: TrainingConfig,
         identities: Sequence[str],
         extra: Mapping[str, Any],
+        others: Callable[[], Mapping[str, Tensor]] = dict,
     ) -> None:
         self.members, self.train, self.valid = members, train, valid
         self.interactions, self.router = interactions.to(members[0].device), router
         self._stores, self._settings, self._training = stores, settings, training
-        self._identities, self._extra = identities, extra
+        self._identities, self._extra, self._others = identities, extra, others
         self._k = settings.active(len(members))
         self._regret = train.regret
 
@@ -157,24 +159,25 @@ class MotObjective:
         return Validation(float(losses.sum() / rows.n_tokens.sum()), float(right.float().mean()))
 
     def choices(self) -> dict[str, float]:
-        """Mean loss of an answer token of the validation rows, answered by one bare member without notes.
+        """Mean loss of an answer token of the validation rows, each answered by one bare member without notes.
 
         `router`: the primary that is chosen now; `first`: the first member; `best_single`: the best one of the training
-        rows; `oracle`: the best one of each row.
+        rows; `oracle`: the best one of each row; and the choice of each router in the setting `compare`.
         """
-        order, n_tokens = self._order(self.valid), self.valid.n_tokens.sum()
-        best = int(self.train.losses.sum(0).argmin())
-        chosen = self.valid.losses.gather(1, order[:, :1])
-        sums = {"router": chosen, "first": self.valid.losses[:, 0], "best_single": self.valid.losses[:, best]}
-        sums["oracle"] = self.valid.losses.amin(1)
-        return {name: round(float(each.sum() / n_tokens), 4) for name, each in sums.items()}
+        losses, n_tokens = self.valid.losses, self.valid.n_tokens.sum()
+        chosen = {"router": self._order(self.valid)[:, 0], "first": torch.zeros(len(losses), dtype=torch.long)}
+        chosen["best_single"] = self.train.losses.sum(0).argmin().expand(len(losses))
+        chosen |= {"oracle": losses.argmin(1), **self._others()}
+        return {
+            name: round(float(losses.gather(1, each[:, None]).sum() / n_tokens), 4) for name, each in chosen.items()
+        }
 
     def save(self, path: Path, card: str) -> Artifact:
         """Write the artifact; matrices in the type of the setting `saved`, mu and sigma in float32."""
         saved = torch.bfloat16 if self._settings.saved == "bfloat16" else torch.float32
         tensors = self.interactions.tensors() | ({} if self.router is None else self.router.tensors())
         members = dict(zip([each.name for each in self.members], self._identities, strict=True))
-        settings = {**self._extra, "valid_loss_of_bare_members": self.choices()}
+        settings = {**self._extra, "primary": self.choices()}
         return Artifact.write(
             path,
             Composed("mot", members, settings),

@@ -68,6 +68,9 @@ class MotSettings(_Section):
     """tau of the Gumbel noise at the first and the last step."""
     router_learning_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     """Highest learning rate of the router; null is that of the training."""
+    compare: Annotated[tuple[str, ...], Field(max_length=8)] = ("quality",)
+    """Kinds of router (docs/routers) that are fitted on the losses of the bare members, to compare the choice of the
+    primary with: `settings.primary` of the artifact. It takes half a minute; [] compares with none."""
     losses: MotLosses = MotLosses()
     """Weights of the losses."""
     saved: Literal["bfloat16", "float32"] = "bfloat16"

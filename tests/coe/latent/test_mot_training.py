@@ -20,12 +20,13 @@ from coe.engines.latent.mot_router import read_chooser
 from coe.errors import ConfigError, ContextLengthExceeded, Rejected, Unsupported
 from coe.latent.training.checkpoint import Checkpoint
 from coe.latent.training.loop import train
-from coe.latent.training.mot import MotTrainer
+from coe.latent.training.mot import OUTCOMES, MotTrainer
 from coe.latent.training.mot_objective import MotObjective, Noted
 from coe.latent.training.trainer import Job, Step, Validation
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.encoders.build import build_encoder
+from routers.outcomes.table import OutcomeTable
 
 MEMBERS = ("llama", "gemma", "second")
 FEW = {"learning_rate": 0.01, "validate_every": 60, "steps": 60}
@@ -262,7 +263,8 @@ def test_a_planted_choice_of_the_primary_is_learned(
     planted = {"x": "north", "y": "south"}
     rows = [(f"{planted[answer]} {q}", answer) for q, answer in random_rows(120, "planted", "xy")]
     training = {"steps": 40, "learning_rate": 0.02, "validate_every": 40}
-    made = job(tmp_path, snapshot_of(folders), ("x", "y"), rows[:80], rows[80:], training=training)
+    compared = {"compare": ["knn"]}
+    made = job(tmp_path, snapshot_of(folders), ("x", "y"), rows[:80], rows[80:], settings=compared, training=training)
     objective = prepare(made, opened)
     right = objective.valid.regret.argmin(1)
     assert right.tolist() == ["xy".index(answer) for _, answer in rows[80:]]
@@ -271,7 +273,10 @@ def test_a_planted_choice_of_the_primary_is_learned(
     assert float((objective._order(objective.valid)[:, 0] == right).float().mean()) == 1.0
     assert outcome.after.loss < outcome.before.loss - 1
     choices = objective.choices()
-    assert choices["router"] == choices["oracle"] < choices["best_single"]
+    assert choices["router"] == choices["knn"] == choices["oracle"] < choices["best_single"]
+    table = OutcomeTable.read(made.work / OUTCOMES)
+    assert table.experts == ("x", "y") and len(table) == 80
+    assert table.scores.argmax(1).tolist() == ["xy".index(answer) for _, answer in rows[:80]]
 
 
 def always(answer: str, step: int) -> list[tuple[str, str]]:
@@ -406,7 +411,7 @@ def test_an_artifact_chooses_and_answers_as_the_trained_tensors(
         chosen = chooser.choose(row.prompt)
         assert [chosen.primary, *chosen.peers] == [members[i] for i in order[place].tolist()]
     assert composed.settings["layers"] == {"llama": [1, 3], "gemma": [2, 3], "second": [1, 3]}
-    assert composed.settings["valid_loss_of_bare_members"].keys() == {"router", "first", "best_single", "oracle"}
+    assert composed.settings["primary"].keys() == {"router", "first", "best_single", "oracle"}
 
 
 def test_deep_layers_are_read_by_every_interaction(
@@ -440,6 +445,8 @@ def test_members_without_readable_states_are_refused(snapshot: Snapshot, tmp_pat
 def test_an_unknown_encoder_and_wrong_widths_are_refused(snapshot: Snapshot, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="settings.encoder: no encoder 'mini'"):
         MotTrainer.check(random_job(tmp_path, snapshot, settings={"encoder": "mini"}))
+    with pytest.raises(ConfigError, match="settings.compare: .*'qualty'"):
+        MotTrainer.check(random_job(tmp_path, snapshot, settings={"compare": ["qualty"]}))
     with pytest.raises(ConfigError, match="not a multiple of heads"):
         MotTrainer.check(random_job(tmp_path, snapshot, settings={"shared_width": 15}))
     with pytest.raises(ConfigError, match="depths is for layers 'deep'"):
