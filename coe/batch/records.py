@@ -65,6 +65,7 @@ ANSWERS = pa.schema(
         *PIECES,
         *OUTCOME,
         ("value", pa.binary()),
+        ("notes", pa.list_(pa.string())),
         ("error", pa.string()),
     ]
 )
@@ -149,7 +150,7 @@ def dump_outcome(row: int, call: str, outcome: Answer | Failure) -> dict[str, An
     record = dict.fromkeys(ANSWERS.names, None) | {"row": row, "call": call, "expert": outcome.expert}
     if isinstance(outcome, Failure):
         return record | {"error": _dump(_dump_error(outcome.error))}
-    said = {"text": outcome.text, "value": outcome.value, **pieces_record(outcome)}
+    said = {"text": outcome.text, "value": outcome.value, "notes": list(outcome.notes), **pieces_record(outcome)}
     return record | said | outcome_columns(outcome)
 
 
@@ -171,6 +172,7 @@ def load_outcome(record: Mapping[str, Any]) -> Answer | Failure:
         record["finish_reason"],
         usage,
         record["cost_usd"],
+        notes=tuple(record["notes"] or ()),
         value=record["value"],
         **pieces_of(record),
     )

@@ -167,7 +167,7 @@ def together(answer: Answer, done: Done, notes: tuple[str, ...]) -> Answer:
         ),
         cost_usd=None if None in costs else sum(cost for cost in costs if cost is not None),
         timing=_timing(answered),
-        notes=notes,
+        notes=tuple(dict.fromkeys((*notes, *answer.notes))),
     )
 
 

@@ -16,7 +16,7 @@ from registry.digest import identity
 from registry.errors import UnknownExpert
 from registry.spec import ExpertSpec, Kind
 
-ANSWERING_KINDS = frozenset({Kind.MODEL, Kind.ADAPTER, Kind.REMOTE})
+ANSWERING_KINDS = frozenset(Kind) - {Kind.EMBEDDING}
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ async def test_a_staged_expert_calls_its_peers_one_at_a_time_where_memory_is_sho
     chunks = [chunk async for chunk in host.ask("trio", request())]
     assert "".join(chunk.text for chunk in chunks) == "c", "its own weights need no room beside those of a peer"
     assert chunks[-1].usage is not None and chunks[-1].usage.prompt_tokens > 1, "the peer's tokens count"
+    assert chunks[-1].notes == ("b left no notes: EngineError: b is down",)
     assert "trio answers without the notes of b: b is down" in caplog.text
     with pytest.raises(Rejected, match="'a' reads no notes: only experts of cache, notes do"):
         await anext(host.ask("a", request(notes=())))

@@ -22,7 +22,7 @@ async def ask_with_peers(spec: ExpertSpec, request: GenerateRequest, ask: Ask) -
     """The chunks of the expert, asked with the notes of its peers; the usage of the last one includes theirs.
 
     Where a composition calls the expert, `coe.compose.latent` makes the same calls, on any host. A peer that fails is
-    left out, with a warning.
+    left out, and named in the notes of the last chunk.
 
     Args:
         ask: calls an expert of this host.
@@ -30,10 +30,12 @@ async def ask_with_peers(spec: ExpertSpec, request: GenerateRequest, ask: Ask) -
     calls = peer_calls(spec, request)
     ended = await asyncio.gather(*(_last(ask, call.peer, call.request) for call in calls), return_exceptions=True)
     lasts: list[Chunk | None] = []
+    remarks: list[str] = []
     for call, outcome in zip(calls, ended, strict=True):
         if isinstance(outcome, Exception):
             error = expert_error(call.peer, outcome)
             logger.warning("%s answers without the notes of %s: %s", spec.name, call.peer, error)
+            remarks.append(f"{call.peer} left no notes: {type(error).__name__}: {error.client_text}")
         elif isinstance(outcome, BaseException):
             raise outcome
         lasts.append(None if isinstance(outcome, BaseException) else outcome)
@@ -41,7 +43,10 @@ async def ask_with_peers(spec: ExpertSpec, request: GenerateRequest, ask: Ask) -
     usages = [last.usage for last in lasts if last is not None and last.usage is not None]
     async with aclosing(ask(spec.name, replace(request, notes=notes))) as chunks:
         async for chunk in chunks:
-            yield chunk if chunk.usage is None else replace(chunk, usage=summed([chunk.usage, *usages]))
+            if chunk.usage is not None:
+                whole = summed([chunk.usage, *usages])
+                chunk = replace(chunk, usage=whole, notes=(*dict.fromkeys(remarks), *chunk.notes))
+            yield chunk
 
 
 async def _last(ask: Ask, peer: str, request: GenerateRequest) -> Chunk:
