@@ -129,22 +129,34 @@ class HFExpert:
             row.cancelled = True
 
     async def prepare(
-        self, request: GenerateRequest, adapter: Adapter | None = None, *, chooses: bool = True
+        self,
+        request: GenerateRequest,
+        adapter: Adapter | None = None,
+        *,
+        chooses: bool = True,
+        reading: PeerReading | None = None,
     ) -> BatchRow:
         """A row for a request, which is not put into the queue: its prompt rendered, tokenised and checked.
 
         Args:
             chooses: whether the row chooses tokens, which then have the required format; else it only reads them.
+            reading: sees the rendered prompt.
 
         Raises:
             ContextLengthExceeded, TemplateError, Rejected, EngineError: as `generate`.
         """
         if not chooses:
             request = replace(request, tool_choice="auto") if demands_call(request) else request
-            return await self._row(request, adapter, None)
-        return await self._row(request, adapter, await self._matcher(await self._format(request), adapter))
+            return await self._row(request, adapter, None, reading)
+        return await self._row(request, adapter, await self._matcher(await self._format(request), adapter), reading)
 
-    def run(self, call: Callable[[Any], T], adapters: Sequence[Adapter | None] = (None,)) -> Future[T]:
+    def run(
+        self,
+        call: Callable[[Any], T],
+        adapters: Sequence[Adapter | None] = (None,),
+        *,
+        among: Sequence[Adapter | None] = (),
+    ) -> Future[T]:
         """Call a function with the model on the worker thread: between two steps of the running batch, or at once.
 
         It should be short, such as one forward of some rows: the requests of the batch wait for it. A batch with an
@@ -153,12 +165,13 @@ class HFExpert:
         Args:
             call: takes the transformers model. Its forwards run in inference mode, and must not change the model.
             adapters: the adapter of each row of its forwards, `None` for the bare base.
+            among: adapters that other jobs use in turn with this one: the model is prepared once for all of them.
 
         Returns:
             Its result, or its error: OutOfMemory, WeightsError if an adapter does not fit, Unsupported for an aLoRA,
             EngineError for any other one, or if the expert is closed first.
         """
-        return self._put(Call(tuple(adapters), self.spec.name, call))
+        return self._put(Call((*adapters, *among), self.spec.name, call, len(adapters)))
 
     def _put(self, job: Job[T]) -> Future[T]:
         if not self._waiting.put_job(job):

@@ -20,7 +20,7 @@ class Job(ABC, Generic[T]):
     """Work on the worker thread of a model, and its result.
 
     Args:
-        adapters: the adapter of each row of its forwards, `None` for the bare base.
+        adapters: the adapter of each row of its forwards, `None` for the bare base, and then others to load.
         name: of the model, for error messages.
 
     Attributes:
@@ -71,15 +71,16 @@ class Job(ABC, Generic[T]):
 
 
 class Call(Job[T]):
-    """A function of the model, whose forwards run in inference mode with the adapters."""
+    """A function of the model, whose forwards run in inference mode with the adapters of `n_rows` rows."""
 
-    def __init__(self, adapters: Sequence[Adapter | None], name: str, call: Callable[[Any], T]) -> None:
+    def __init__(self, adapters: Sequence[Adapter | None], name: str, call: Callable[[Any], T], n_rows: int) -> None:
         super().__init__(adapters, name)
-        self._call = call
+        self._call, self._n_rows = call, n_rows
 
     def _result(self, model: Any, slots: AdapterSlots, names: Sequence[RowSlot], running: Collection[RowSlot]) -> T:
-        together = len(slots.batches([*names, *running])) == 1
-        slots.select(names, among=running if together else ())
+        rows, others = names[: self._n_rows], [*names[self._n_rows :], *running]
+        together = len(slots.batches([*rows, *others])) == 1
+        slots.select(rows, among=others if together else ())
         return self._call(model)
 
 

@@ -59,7 +59,7 @@ class Lockstep:
             Unsupported: the request wants something else than text, or scores of its prompt.
             OutOfMemory: the key-value caches do not fit.
         """
-        _check(request, self._name)
+        check_text(request, self._name)
         rows = await self._rows(request)
         groups = await _groups(self._voices, rows)
         lead, leader = groups[0], rows[0]
@@ -198,7 +198,8 @@ def _gathered(groups: Sequence[_Group], n_voices: int) -> Tensor:
     return scores
 
 
-def _check(request: GenerateRequest, name: str) -> None:
+def check_text(request: GenerateRequest, name: str) -> None:
+    """Raises Unsupported unless the request wants text, without scores of its prompt."""
     if request.wants != "text":
         raise Unsupported(f"{name!r} is composed of several experts, which return text, not {request.wants!r}")
     if request.prompt_logprobs is not None:

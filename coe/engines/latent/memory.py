@@ -48,6 +48,16 @@ class Memory:
     def __len__(self) -> int:
         return len(self.spans)
 
+    def select(self, notes: Tensor) -> Memory:
+        """Only these notes: positions, or (n,) true for those that are kept."""
+        return Memory(
+            keys=tuple(each[notes] for each in self.keys),
+            values=tuple(each[notes] for each in self.values),
+            spans=self.spans[notes],
+            ends=self.ends[notes],
+            log_weights=self.log_weights[notes],
+        )
+
     @classmethod
     def joined(cls, memories: Sequence[Memory]) -> Memory:
         """The notes of all, such as those of text that has become longer."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from coe.errors import Unsupported
 
 _UNDECODED: Final = "\ufffd"
-_MOST_TOKENS_OF_A_CHARACTER: Final = 8
+MOST_TOKENS_OF_A_CHARACTER: Final = 8
 """More tokens that decode to replacement characters stand for characters that the text has."""
 
 
@@ -51,7 +51,7 @@ class TextEnds:
             Unsupported: the tokens do not decode to the text, and the tokenizer does not state their characters.
         """
         ends = cls._decoded(tokenizer, ids, ambiguous=_UNDECODED in text)
-        if tokenizer.decode(list(ids), **_AS_WRITTEN) == text:
+        if tokenizer.decode(list(ids), **AS_WRITTEN) == text:
             return ends._up_to(len(text))
         return cls._stated(tokenizer, ids, text)._up_to(len(text))
 
@@ -65,12 +65,12 @@ class TextEnds:
         given, read = np.zeros((2, len(ids)), np.int64)
         start = known = n = 0
         for i in range(len(ids)):
-            context = tokenizer.decode(list(ids[start:known]), **_AS_WRITTEN)
-            new = tokenizer.decode(list(ids[start : i + 1]), **_AS_WRITTEN)[len(context) :]
+            context = tokenizer.decode(list(ids[start:known]), **AS_WRITTEN)
+            new = tokenizer.decode(list(ids[start : i + 1]), **AS_WRITTEN)[len(context) :]
             whole = new.rstrip(_UNDECODED)
             given[i] = n + len(whole)
             read[i] = n + len(new) if ambiguous else given[i] + (whole != new)
-            if (new and not new.endswith(_UNDECODED)) or i + 1 - known >= _MOST_TOKENS_OF_A_CHARACTER:
+            if (new and not new.endswith(_UNDECODED)) or i + 1 - known >= MOST_TOKENS_OF_A_CHARACTER:
                 start, known, n = known, i + 1, n + len(new)
         return cls(given, read)
 
@@ -94,4 +94,4 @@ class TextEnds:
         return TextEnds(np.minimum.accumulate(given[::-1])[::-1], np.maximum.accumulate(read))
 
 
-_AS_WRITTEN: Final = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+AS_WRITTEN: Final = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}

@@ -18,10 +18,10 @@ from test_engine_hf_admission import joins, running
 from coe.engines.base import Adapter, Member
 from coe.engines.fake import FakeEngine
 from coe.engines.hf.composed.logits import Logits
-from coe.engines.hf.composed.members import hf_members
 from coe.engines.hf.composed.token_scores import OnlyWhereItPays, contrast, mean, proxy
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
+from coe.engines.hf.members import hf_members
 from coe.errors import ConfigError, ContextLengthExceeded, OutOfMemory, Rejected, Unsupported
 from coe.sampling import SamplingOptions
 from coe.types import GenerateRequest

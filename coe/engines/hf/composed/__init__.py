@@ -16,6 +16,7 @@ COMPOSED: Final[Mapping[str, str]] = {
     "logits": "coe.engines.hf.composed.logits:Logits",
     "notes": "coe.engines.hf.composed.notes:NotesExpert",
     "cache": "coe.engines.hf.composed.cache:CacheExpert",
+    "mot": "coe.engines.hf.composed.mot:Mot",
 }
 """Architecture -> its class, imported on first use. It takes the spec, the members by name, and the artifact's folder
 or None; it loads nothing."""

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from coe.engines.base import Adapter, Member
-from coe.engines.hf.composed.members import HFMember, hf_members
 from coe.engines.hf.composed.token_scores import OnlyWhereItPays, contrast, mean, proxy
 from coe.engines.hf.composed.vocabulary import check_vocabularies
 from coe.engines.hf.lockstep import Lockstep, Voice
+from coe.engines.hf.members import HFMember, hf_members
 from coe.errors import ConfigError
 from coe.types import Chunk, GenerateRequest
 from registry.documents import dotted, message_of

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from coe.engines.hf.composed.members import HFMember
+from coe.engines.hf.members import HFMember
 from coe.errors import Unsupported
 
 _DIGESTS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()

@@ -23,6 +23,12 @@ class HFMember:
     expert: HFExpert
     adapter: Adapter | None = None
 
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        stated = self.adapter.spec.context_length if self.adapter else None
+        return min(self.expert.context_length, stated or self.expert.context_length)
+
 
 def hf_members(spec: ExpertSpec, members: Mapping[str, Member]) -> tuple[HFMember, ...]:
     """The members in their order.
