@@ -6,25 +6,46 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import TaskError
-from coe.latent.states import Floats, Standardising
+from coe.latent.states import Floats
 
 STRENGTH: Final = 100.0
 """Inverse of the L2 penalty, for rows of unit length on average."""
 MOST_N_GRAMS: Final = 20_000
 MOST_LABELS: Final = 200
 _MOST_STEPS: Final = 500
+_SPREAD: Final = 1e-4
+"""Added to each deviation, so that a constant dimension stays finite."""
 
 Labels = NDArray[np.int64]
 Folds = NDArray[np.int64]
 """(n,) fold of each row."""
 Right = NDArray[np.bool_]
 """(n,) whether each row was predicted right."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Standardising:
+    """Centres and scales each dimension: (x - mean) / (deviation + 1e-4)."""
+
+    mean: Floats
+    deviation: Floats
+
+    @classmethod
+    def of(cls, values: Floats) -> Self:
+        """By the mean and deviation, (d,), of (n, d) training rows."""
+        return cls(values.mean(0), values.std(0))
+
+    def __call__(self, values: Floats) -> Floats:
+        """(n, d) rows, standardised."""
+        scaled: Floats = (values - self.mean) / (self.deviation + _SPREAD)
+        return scaled
 
 
 def grouped_folds(y: Labels, groups: Sequence[str], n_folds: int, seed: int) -> Folds:

@@ -23,17 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.config import EnginesConfig
-from coe.engines import chat, engine_kind
-from coe.engines.base import Adapter
+from coe.engines import chat
 from coe.engines.hf.adapters import AdapterSlots
-from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, load_model, require_memory, translate
+from coe.engines.hf.load import translate
 from coe.engines.latent.decoders import Decoder
 from coe.engines.render import Renderer
-from coe.errors import ContextLengthExceeded, EngineError, Rejected, UnknownModel, Unsupported
+from coe.errors import ContextLengthExceeded, EngineError, Rejected, UnknownModel
 from coe.experts import locate
+from coe.latent.loading import LoadedExpert
 from coe.latent.prompts import Prompt, PromptEncoder, PromptTokens
 from registry.errors import UnknownExpert
-from registry.spec import ExpertSpec, Kind
+from registry.spec import ExpertSpec
 from registry.store import Snapshot
 
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ MOST_BYTES: Final = 2**30
 """Size of the states that `read` returns."""
 TOKENS_AT_ONCE: Final = 2_048
 """Tokens of a batch, padding and answers included, unless one prompt has more."""
-_SPREAD: Final = 1e-4
-"""Added to each deviation, so that a constant dimension stays finite."""
 
 Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -90,44 +88,24 @@ class States:
         return self.values[:, self.places.index(place), self.layers.index(layer)]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Standardising:
-    """Centres and scales each dimension: (x - mean) / (deviation + 1e-4)."""
-
-    mean: Floats
-    deviation: Floats
-
-    @classmethod
-    def of(cls, values: Floats) -> Self:
-        """By the mean and deviation, (d,), of (n, d) training rows."""
-        return cls(values.mean(0), values.std(0))
-
-    def __call__(self, values: Floats) -> Floats:
-        """(n, d) rows, standardised."""
-        scaled: Floats = (values - self.mean) / (self.deviation + _SPREAD)
-        return scaled
-
-
 class StateReader:
     """Reads the states of one expert. Use as a context manager: it holds weights. One thread at a time.
 
     Args:
-        spec: of the expert.
-        loaded: the model, or the adapter's base.
-        adapter: the adapter, if the expert is one.
         raw: prompts are read as they are; else as one user message, with the expert's chat template.
     """
 
-    def __init__(self, spec: ExpertSpec, loaded: LoadedModel, adapter: Adapter | None, *, raw: bool = False) -> None:
+    def __init__(self, expert: LoadedExpert, *, raw: bool = False) -> None:
+        spec, model, adapter = expert.spec, expert.model, expert.adapter
         self.spec, self.raw = spec, raw
-        self._loaded, self._adapter = loaded, adapter
-        self._decoder = Decoder.of(loaded.model, expert=spec.name)
-        self._slots = AdapterSlots(loaded.model, spec.base or spec.name, 1)
+        self._loaded, self._adapter = model, adapter
+        self._decoder = Decoder.of(model.model, expert=spec.name)
+        self._slots = AdapterSlots(model.model, spec.base or spec.name, 1)
         style = chat.ChatStyle.read(adapter.path) if adapter else chat.ChatStyle()
         self._renderer = None if raw else Renderer()
-        self._encoder = PromptEncoder(loaded.tokenizer, spec.name, style, self._renderer)
-        self._ends = loaded.eos | chat.token_ids(loaded.tokenizer, style.eos)
-        self.context_length = min(spec.context_length or loaded.context_length, loaded.context_length)
+        self._encoder = PromptEncoder(model.tokenizer, spec.name, style, self._renderer)
+        self._ends = model.eos | chat.token_ids(model.tokenizer, style.eos)
+        self.context_length = min(spec.context_length or model.context_length, model.context_length)
 
     @classmethod
     def open(
@@ -139,29 +117,19 @@ class StateReader:
         raw: bool = False,
         find: Callable[[ExpertSpec], Path] = locate,
     ) -> Self:
-        """Load a registered expert, with the device and dtype of the hf engine's settings. Blocks.
+        """Load a registered expert. Blocks.
 
         Args:
-            find: folder of verified files.
+            engines: device and dtype are those of the hf engine.
+            find: verified files.
 
         Raises:
             UnknownModel: it is not registered. Unsupported: its weights are not here, or of another architecture.
             WeightsError, OutOfMemory: it cannot be loaded.
         """
-        spec, model = _specs(name, snapshot)
-        settings = (engines or EnginesConfig()).hf
-        if settings.threads is not None:
-            import torch
-
-            torch.set_num_threads(settings.threads)
-        # The folder that hf reads, whatever engine serves it: a GGUF file is converted.
-        path = find(model.model_copy(update={"engine": "hf"}))
-        device = choose_device(settings.device)
-        dtype = choose_dtype(settings.dtype, device)
-        needed = sum(file.stat().st_size for file in path.glob("*.safetensors")) * dtype.itemsize // 2
-        require_memory(model.name, needed, device)
-        loaded = load_model(model.name, path, device, dtype)
-        return cls(spec, loaded, Adapter(spec, find(spec)) if spec.kind is Kind.ADAPTER else None, raw=raw)
+        if (spec := snapshot.experts.get(name)) is None:
+            raise UnknownModel(str(UnknownExpert(name, snapshot.experts)))
+        return cls(LoadedExpert.load(spec, snapshot, engines or EnginesConfig(), find=find), raw=raw)
 
     def __enter__(self) -> Self:
         return self
@@ -296,22 +264,6 @@ class StateReader:
         end = next((i for i, token in enumerate(ids) if token in self._ends), len(ids))
         text: str = self._loaded.tokenizer.decode(ids[:end], skip_special_tokens=True)
         return text
-
-
-def _specs(name: str, snapshot: Snapshot) -> tuple[ExpertSpec, ExpertSpec]:
-    """The expert, and the model whose weights it needs."""
-    if (spec := snapshot.experts.get(name)) is None:
-        raise UnknownModel(str(UnknownExpert(name, snapshot.experts)))
-    model = snapshot.experts[spec.base] if spec.base else spec
-    reasons = {
-        Kind.REMOTE: "it answers behind an endpoint, which returns no hidden states",
-        Kind.COMPOSED: "it is composed of others: read its members",
-        Kind.EMBEDDING: "it is an embedding model, which generates no text",
-    }
-    reason = reasons.get(spec.kind) or ("it is a stand-in for tests" if engine_kind(model) == "fake" else None)
-    if reason is not None:
-        raise Unsupported(f"the hidden states of {name!r} cannot be read: {reason}")
-    return spec, model
 
 
 @contextmanager

@@ -16,13 +16,14 @@ from coe.config import EnginesConfig
 from coe.engines import chat
 from coe.engines.base import Adapter
 from coe.engines.hf.adapters import AdapterSlots
-from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, load_model, require_memory
+from coe.engines.hf.load import LoadedModel
 from coe.engines.latent.decoders import Decoder
 from coe.engines.latent.spans import Turns, UserText, no_spans
 from coe.engines.render import Renderer
 from coe.errors import TaskError
 from coe.experts import locate
 from coe.latent.config import LoraConfig
+from coe.latent.loading import LoadedExpert
 from coe.latent.training.answer_rows import AnswerRow
 from coe.latent.training.batches import Batch, EncodedRow, Predicted
 from coe.latent.training.lora import TrainedLora
@@ -85,18 +86,10 @@ class Primary:
 
         Raises:
             WeightsError, OutOfMemory: it cannot be loaded.
-            Unsupported: its layers are not known (`coe.engines.latent.decoders`).
+            Unsupported: its weights are not here, or its layers are not known (`coe.engines.latent.decoders`).
         """
-        base = snapshot.experts[spec.base] if spec.base else spec
-        device = choose_device(engines.hf.device)
-        dtype = choose_dtype(engines.hf.dtype, device)
-        if engines.hf.threads is not None:
-            torch.set_num_threads(engines.hf.threads)
-        path = find(base)
-        n_bytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))  # two bytes a weight, at least
-        require_memory(base.name, n_bytes * dtype.itemsize // 2, device)
-        own = Adapter(spec, find(spec)) if spec.base else None
-        return cls(spec, load_model(base.name, path, device, dtype), own, lora=lora, seed=seed)
+        expert = LoadedExpert.load(spec, snapshot, engines, find=find)
+        return cls(spec, expert.model, expert.adapter, lora=lora, seed=seed)
 
     @property
     def device(self) -> torch.device:

@@ -115,7 +115,7 @@ def test_wrong_options_are_usage_errors(folder: Path, words: list[str], text: st
     ("expert", "error", "text"),
     [
         ("away", Unsupported, "endpoint, which returns no hidden states"),
-        ("fake", Unsupported, "stand-in"),
+        ("fake", Unsupported, "it has no weights"),
         ("know", UnknownModel, "did you mean 'knows'"),
     ],
 )

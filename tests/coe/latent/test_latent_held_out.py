@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from coe.errors import TaskError
-from coe.latent.held_out import STRENGTH, _narrowed, check_groups, from_states, from_texts, grouped_folds
+from coe.latent.held_out import STRENGTH, Standardising, _narrowed, check_groups, from_states, from_texts, grouped_folds
 
 
 def test_a_group_is_in_one_fold_and_labels_are_spread() -> None:
@@ -95,3 +97,10 @@ def test_rows_of_one_group_count_once() -> None:
     check_groups(["a", "b"] * 3, list("uvwxyz"), 3)
     with pytest.raises(TaskError, match="'b' has 2"):
         check_groups(["a", "b"] * 3, list("uvwxyv"), 3)
+
+
+def test_standardising_keeps_constant_dimensions_finite() -> None:
+    values = np.array([[1.0, 5.0], [3.0, 5.0]], np.float32)
+    scaled = Standardising.of(values)(values)
+    np.testing.assert_allclose(scaled, [[-1, 0], [1, 0]], atol=2e-4)
+    assert math.isfinite(scaled.sum())

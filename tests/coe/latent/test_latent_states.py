@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from coe.config import EnginesConfig, HFConfig
 from coe.errors import ContextLengthExceeded, Rejected, UnknownModel, Unsupported
 from coe.latent import states as module
 from coe.latent.prompts import Prompt
-from coe.latent.states import Standardising, StateReader
+from coe.latent.states import StateReader
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 
@@ -161,8 +160,8 @@ def test_a_batch_holds_no_more_tokens_than_allowed() -> None:
     ("name", "error", "text"),
     [
         ("away", Unsupported, "behind an endpoint"),
-        ("both", Unsupported, "read its members"),
-        ("fake", Unsupported, "stand-in"),
+        ("both", Unsupported, "name one of its members"),
+        ("fake", Unsupported, "no weights"),
         ("tinny", UnknownModel, "did you mean 'tiny'"),
     ],
 )
@@ -191,10 +190,3 @@ def test_what_cannot_be_read_is_named(snapshot: Snapshot, monkeypatch: pytest.Mo
         monkeypatch.setattr(module, "MOST_PROMPT_TOKENS", 1)
         with pytest.raises(Rejected, match=r"rows:3: it has \d tokens; states of up to 1 are read"):
             reader.tokens([Prompt("is of", name="rows:3")])
-
-
-def test_standardising_keeps_constant_dimensions_finite() -> None:
-    values = np.array([[1.0, 5.0], [3.0, 5.0]], np.float32)
-    scaled = Standardising.of(values)(values)
-    np.testing.assert_allclose(scaled, [[-1, 0], [1, 0]], atol=2e-4)
-    assert math.isfinite(scaled.sum())

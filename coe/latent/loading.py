@@ -1,0 +1,74 @@
+"""Loading an expert whose layers are read or trained on: with the loader, the device and the dtype of the hf engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from coe.config import EnginesConfig
+from coe.engines import engine_kind
+from coe.engines.base import Adapter
+from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, load_model, require_memory
+from coe.errors import Unsupported
+from coe.experts import locate
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LoadedExpert:
+    """An expert in this process.
+
+    Attributes:
+        model: the expert's model, or the adapter's base, without the adapter.
+        adapter: the files of the adapter, if the expert is one.
+    """
+
+    spec: ExpertSpec
+    model: LoadedModel
+    adapter: Adapter | None
+
+    @classmethod
+    def load(
+        cls,
+        spec: ExpertSpec,
+        snapshot: Snapshot,
+        engines: EnginesConfig,
+        *,
+        find: Callable[[ExpertSpec], Path] = locate,
+    ) -> Self:
+        """Load a registered expert, whatever engine serves it. Blocks.
+
+        Args:
+            find: verified files.
+
+        Raises:
+            Unsupported: its weights are not here. WeightsError, OutOfMemory: it cannot be loaded.
+        """
+        base = snapshot.experts[spec.base] if spec.base else spec
+        _check_weights(spec, base)
+        settings = engines.hf
+        if settings.threads is not None:
+            import torch
+
+            torch.set_num_threads(settings.threads)
+        path = find(base.model_copy(update={"engine": "hf"}))  # for which a GGUF file is converted
+        device = choose_device(settings.device)
+        dtype = choose_dtype(settings.dtype, device)
+        n_bytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))  # two bytes a weight, at least
+        require_memory(base.name, n_bytes * dtype.itemsize // 2, device)
+        adapter = Adapter(spec, find(spec)) if spec.kind is Kind.ADAPTER else None
+        return cls(spec, load_model(base.name, path, device, dtype), adapter)
+
+
+def _check_weights(spec: ExpertSpec, base: ExpertSpec) -> None:
+    reasons = {
+        Kind.REMOTE: "it answers behind an endpoint, which returns no hidden states",
+        Kind.COMPOSED: "it is composed of others: name one of its members",
+        Kind.EMBEDDING: "it is an embedding model, which generates no text",
+    }
+    reason = reasons.get(spec.kind) or ("it has no weights" if engine_kind(base) == "fake" else None)
+    if reason is not None:
+        raise Unsupported(f"the layers of {spec.name!r} cannot be read: {reason}")
