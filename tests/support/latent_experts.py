@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -13,9 +12,12 @@ import torch
 from engine_models import Said
 
 from coe.engines.base import Adapter, Expert, Member
+from coe.engines.hf.batch import BatchRow
 from coe.engines.hf.composed import compose
+from coe.engines.hf.decoding import Decoding
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
+from coe.engines.hf.loop import padded, prepared
 from coe.engines.latent.artifact import Artifact
 from coe.engines.latent.interaction import Interactions
 from coe.engines.latent.notes import Notes
@@ -83,7 +85,7 @@ class Composition:
     spec: ExpertSpec
     folder: Path
 
-    def on(self, model: HFExpert, adapter: Adapter | None = None) -> Expert:
+    def on(self, model: Expert, adapter: Adapter | None = None) -> Any:
         """It, for one request, with this first member."""
         return compose(self.spec, {self.spec.members[0]: Member(model, adapter)}, self.folder)
 
@@ -134,6 +136,28 @@ def left(notes: Notes, peer: str | None = None, span: tuple[int, int] | None = N
     return PeerNotes(named.peer, named.pack(), span)
 
 
-async def together(*answers: Any) -> list[Any]:
-    """Outcomes of requests that run side by side."""
-    return list(await asyncio.gather(*answers))
+async def row_of(expert: HFExpert, request: GenerateRequest, composed: Any = None, adapter: Any = None) -> BatchRow:
+    """A row of the expert's batch; with a composed expert, one that reads the notes of the request."""
+    if composed is None:
+        return await expert.prepare(request, adapter)
+    own, reading = composed.read(request)
+    row = await expert._row(replace(request, notes=None), own, None, reading)
+    row.adapter = None  # these forwards apply none
+    return row
+
+
+def scores_of(expert: HFExpert, rows: Sequence[BatchRow], n_steps: int = 4, n_prefill: int | None = None) -> Any:
+    """The scores (n_steps, n_rows, n_vocabulary) that the model gives to the tokens of one batch of rows."""
+    model, steps = expert.loaded.model, []
+    with torch.inference_mode():
+        ids, inputs = prepared(model, *padded(rows, 0, model.device))
+        decoding = Decoding(model, rows, ids, inputs)
+        while not decoding.prefill(n_prefill):
+            pass
+        for step in range(n_steps):
+            if step:
+                decoding.decode()
+            assert decoding._scores is not None
+            steps.append(decoding._scores.clone())
+            decoding.advance()
+    return torch.stack(steps)

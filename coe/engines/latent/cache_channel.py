@@ -103,7 +103,7 @@ def suffix_of(tokenizer: Any, prompt: Sequence[int], turns: Turns | None) -> lis
 
 
 def check_fits(decoder: Decoder, notes: Notes) -> None:
-    """Raises Rejected unless the notes hold entries of this model's shape."""
+    """Raises Rejected unless the notes hold entries of this model's shape, for tokens that it has."""
     wanted = (decoder.n_layers, decoder.n_kv_heads, decoder.head_dim)
     if notes.keys is None:
         raise Rejected(f"the notes of {notes.peer!r} hold hidden states; expected key-value entries (channel 'cache')")
@@ -112,6 +112,11 @@ def check_fits(decoder: Decoder, notes: Notes) -> None:
         raise Rejected(
             f"the key-value entries of {notes.peer!r} have (layers, heads, width) {found}; expected {wanted}: "
             "its base is another one"
+        )
+    if (highest := int(notes.tokens.max(initial=0))) >= decoder.n_tokens:
+        raise Rejected(
+            f"the key-value entries of {notes.peer!r} are of the token {highest}; expected ids below "
+            f"{decoder.n_tokens}: its base is another one"
         )
 
 

@@ -52,7 +52,7 @@ class Decoder:
         layers: the decoder layers in order; the output of `layers[l - 1]` are the hidden states after layer l.
         norm: the final norm; its output is what the head reads.
         head: the language-model head. rotary: the rotary embedding.
-        width: of the hidden states. n_kv_heads, head_dim: of the key-value cache.
+        width: of the hidden states. n_kv_heads, head_dim: of the key-value cache. n_tokens: ids that the model reads.
     """
 
     layers: Any
@@ -63,6 +63,7 @@ class Decoder:
     width: int
     n_kv_heads: int
     head_dim: int
+    n_tokens: int
     config: Any
 
     @classmethod
@@ -93,6 +94,7 @@ class Decoder:
             width=config.hidden_size,
             n_kv_heads=config.num_key_value_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            n_tokens=model.get_input_embeddings().weight.shape[0],
             config=config,
         )
 
