@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine_models import save_adapter
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mot_members import LETTERS, answer_rows, job, random_rows, save_gemma, save_llama, snapshot_of, teach
@@ -17,11 +18,12 @@ from mot_members import LETTERS, answer_rows, job, random_rows, save_gemma, save
 from coe.engines.latent.memory import Memories
 from coe.engines.latent.mot import MotInteractions
 from coe.engines.latent.mot_router import read_chooser
-from coe.errors import ConfigError, ContextLengthExceeded, Rejected, Unsupported
+from coe.errors import ConfigError, ContextLengthExceeded, EngineError, Rejected, Unsupported
 from coe.latent.training.checkpoint import Checkpoint
 from coe.latent.training.loop import train
 from coe.latent.training.mot import OUTCOMES, MotTrainer
 from coe.latent.training.mot_objective import MotObjective, Noted
+from coe.latent.training.mot_states import StateStore
 from coe.latent.training.trainer import Job, Step, Validation
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
@@ -389,6 +391,43 @@ def test_stored_states_are_not_computed_again(
     assert torch.equal(first.train.losses, second.train.losses)
     reading = first.train.readings[1][3]
     assert torch.equal(first._stores[1].states(reading), second._stores[1].states(reading))
+
+
+def test_states_beyond_the_range_of_fp16_are_kept_and_damaged_files_are_named(
+    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = prepare(random_job(tmp_path, snapshot), opened)
+    member, reading = objective.members[0], objective.train.readings[0][0]
+    store = StateStore(tmp_path / "states", member, "sha256:0", (1,))
+    large = torch.full((1, len(reading.ids), 32), 1e6)
+    logits = member.logits([reading])
+    monkeypatch.setattr(type(member), "states", lambda *_: ([large], logits))
+    store.measure([reading], lambda done, total: None)
+    assert torch.equal(store.states(reading), large)
+    next((tmp_path / "states").rglob("*.safetensors")).write_bytes(b"cut")
+    with pytest.raises(EngineError, match="is damaged .* remove it, and start again"):
+        store.states(reading)
+
+
+def test_members_may_be_adapters_of_one_base(
+    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    base = Path(snapshot.experts["llama"].source)
+    folders = {"llama": base, "lora": save_adapter(tmp_path_factory.mktemp("adapter") / "lora", base)}
+    adapted = snapshot_of(folders, {"lora": "llama"})
+    objective = prepare(random_job(tmp_path, adapted, ("lora", "llama")), opened)
+    assert objective.members[0]._weights is objective.members[1]._weights
+    readings = [objective.train.readings[0][0]]
+    with_adapter, bare = (member.logits(readings) for member in objective.members)
+    alone = prepare(random_job(tmp_path, snapshot, ("llama", "gemma")), opened)
+    assert torch.equal(bare, alone.members[0].logits(readings))
+    assert float((with_adapter - bare).abs().max()) > 0.1
+    before = weights_digest(objective)
+    for seed in range(3):
+        objective.loss(list(range(8)), step(seed=seed)).total.backward()
+    assert weights_digest(objective) == before
+    outputs = [p for name, p in objective.interactions.named_parameters() if name.endswith("output")]
+    assert len(outputs) == 4 and all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in outputs)
 
 
 def test_an_artifact_chooses_and_answers_as_the_trained_tensors(
