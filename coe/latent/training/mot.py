@@ -76,7 +76,7 @@ class MotTrainer:
             ContextLengthExceeded, Rejected: a member cannot read a row.
             EngineError, OutOfMemory: a member failed.
         """
-        members = Members(job.config.members, job.snapshot, job.service.engines.hf)
+        members = Members(job.config.members, job.snapshot, job.service.engines)
         try:
             return _objective(job, members)
         except BaseException:

@@ -17,17 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coe.config import HFConfig
+from coe.config import EnginesConfig
 from coe.engines import chat
 from coe.engines.base import Adapter
 from coe.engines.hf.adapters import AdapterSlots
-from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, load_model, require_memory
+from coe.engines.hf.load import LoadedModel
 from coe.engines.latent.decoders import Decoder
 from coe.engines.latent.spans import UserText, no_spans
 from coe.engines.latent.text_ends import TextEnds
 from coe.engines.render import Renderer
 from coe.errors import ContextLengthExceeded, Rejected, Unsupported
 from coe.experts import locate
+from coe.latent.loading import LoadedExpert
 from coe.latent.training.checks import base_of
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
@@ -178,7 +179,7 @@ class Members:
 
     Args:
         names: registered experts.
-        settings: of the hf engine.
+        engines: device and type are those of its hf engine.
         find: folder of verified files.
 
     Raises:
@@ -190,15 +191,13 @@ class Members:
         self,
         names: Sequence[str],
         snapshot: Snapshot,
-        settings: HFConfig,
+        engines: EnginesConfig,
         *,
         find: Callable[[ExpertSpec], Path] = locate,
     ) -> None:
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
         self._renderer = Renderer()
         try:
-            self._members = list(self._load(names, snapshot, settings, find))
+            self._members = list(self._load(names, snapshot, engines, find))
         except BaseException:
             self.close()
             raise
@@ -223,19 +222,14 @@ class Members:
         self._renderer.close()
 
     def _load(
-        self, names: Sequence[str], snapshot: Snapshot, settings: HFConfig, find: Callable[[ExpertSpec], Path]
+        self, names: Sequence[str], snapshot: Snapshot, engines: EnginesConfig, find: Callable[[ExpertSpec], Path]
     ) -> Iterator[Member]:
-        device = choose_device(settings.device)
-        dtype = choose_dtype(settings.dtype, device)
         weights: dict[str, Weights] = {}
         for name in names:
             spec = snapshot.experts[name]
             base = base_of(spec, snapshot)
             if base.name not in weights:
-                path = find(base.model_copy(update={"engine": "hf"}))  # a GGUF file is converted
-                size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-                require_memory(base.name, size * dtype.itemsize // 2, device)
-                loaded = load_model(base.name, path, device, dtype)
+                loaded = LoadedExpert.load(base, snapshot, engines, find=find).model
                 slots = AdapterSlots(loaded.model, base.name, len(names))
                 weights[base.name] = Weights(loaded, slots, Decoder.of(loaded.model, expert=base.name))
             adapter = Adapter(spec, find(spec)) if spec.kind is Kind.ADAPTER else None
