@@ -31,6 +31,7 @@ TRAINERS: Final[Mapping[str, str]] = {
     "notes-prompt": "coe.latent.training.notes:NotesPromptTrainer",
     "cache": "coe.latent.training.cache:CacheTrainer",
     "mot": "coe.latent.training.mot:MotTrainer",
+    "lora-mix": "coe.latent.training.lora_mix:LoraMixTrainer",
 }
 """preset -> `module:Class` of a `coe.latent.training.trainer.Trainer`, imported when it is used."""
 MOST_MEMBERS: Final = 33

@@ -8,16 +8,20 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from coe.engines.base import Adapter
 from coe.engines.hf.adapter_files import AdapterFiles, read_adapter
 from coe.engines.hf.base_parameters import BaseParameters, Replacements
 from coe.engines.hf.mixing import can_mix, mixed, why_not_mixed
-from coe.engines.hf.mixture import Mixture, QueryMixture, RowSlot, name_of
+from coe.engines.hf.mixture import Mixture, MixtureSlot, QueryMixture, RowSlot, name_of
 from coe.engines.hf.mixture_slots import MOST_MIXTURE_BYTES, MixtureSlots
 from coe.errors import WeightsError
 from registry.lora.plan import is_fused
+
+if TYPE_CHECKING:
+    from coe.engines.hf.gates.gate import AdaptedLayer
+    from coe.engines.hf.token_mixing import TokenWeights
 
 _BASE: Final = "__base__"  # peft's name for "no adapter" in a mixed batch
 
@@ -104,16 +108,20 @@ class AdapterSlots:
         import torch
 
         self._mixtures.check(mixture, self._n_slots)
-        names: list[str] = []
-        for member in mixture.members:
-            names.append(self._acquire(member, {*members, *names}))
-            if (reason := self._why_alone(names[-1])) is not None:
-                raise WeightsError(
-                    f"adapter {member.spec.name!r}, a member of {mixture.spec.name!r}, cannot be mixed by token: "
-                    f"{reason}. Leave it out of `members`"
-                )
+        names = self._acquire_members(mixture.members, members, mixture.spec.name)
         with torch.inference_mode(False), torch.no_grad():
             return self._mixtures.acquire(mixture, names, self._peft, in_use)
+
+    def _acquire_members(self, adapters: Sequence[Adapter], in_use: set[str], expert: str) -> list[str]:
+        names: list[str] = []
+        for member in adapters:
+            names.append(self._acquire(member, {*in_use, *names}))
+            if (reason := self._why_alone(names[-1])) is not None:
+                raise WeightsError(
+                    f"adapter {member.spec.name!r}, a member of {expert!r}, cannot be mixed by token: {reason}. Leave "
+                    "it out of `members`"
+                )
+        return names
 
     def _why_alone(self, name: str) -> str | None:
         slot = next(slot for slot in self._slots.values() if slot.name == name)
@@ -206,6 +214,26 @@ class AdapterSlots:
             self._leave()
             self._applied = self._apply(list(dict.fromkeys(names)), prompts)
         self._applied.select(slots)
+
+    def layers(self, adapters: Sequence[Adapter], *, expert: str) -> tuple[list[str], list[AdaptedLayer]]:
+        """Load adapters that are to be mixed by token: peft's names, and what they change.
+
+        Raises:
+            WeightsError: see `acquire`.
+        """
+        from coe.engines.hf.token_mixing import layers_of
+
+        names = self._acquire_members(adapters, set(), expert)
+        return names, layers_of(self._peft, names)
+
+    @contextmanager
+    def mixing(self, mixture: MixtureSlot) -> Iterator[TokenWeights]:
+        """All rows of forwards in the block have a mixture of loaded adapters, whose gate may be in training."""
+        from coe.engines.hf.token_mixing import mixed_by_token
+
+        self._leave()
+        with mixed_by_token(self._peft, [mixture.name], {mixture.name: mixture}) as weights:
+            yield weights
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows of the batch that `generate` is at work on; the others have left it."""

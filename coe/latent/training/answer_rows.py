@@ -24,13 +24,15 @@ _MOST_CHARACTERS: Final = 2**20
 
 
 class _Line(BaseModel):
-    """A line of the file; other fields are ignored."""
+    """A line of the file; other fields are ignored. member, group: as in `AnswerRow`."""
 
     model_config = ConfigDict(extra="ignore")
 
     id: Annotated[str, Field(min_length=1, max_length=1000)]
     prompt: Annotated[str, Field(min_length=1, max_length=_MOST_CHARACTERS)]
     answer: Annotated[str, Field(max_length=_MOST_CHARACTERS)]
+    member: Annotated[str, Field(max_length=1000)] = ""
+    group: Annotated[str, Field(max_length=1000)] = ""
 
     @field_validator("id", mode="before")
     @classmethod
@@ -47,12 +49,20 @@ class _Line(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class AnswerRow:
-    """A prompt, which is one user message, and the text that answers it. place: `train.jsonl:12`."""
+    """A prompt, which is one user message, and the text that answers it.
+
+    Attributes:
+        place: such as `train.jsonl:12`.
+        member: the member that this row is for, where a preset trains members on their own rows.
+        group: of the members that are right for this row, where a preset reads one.
+    """
 
     id: str
     prompt: str
     answer: str
     place: str
+    member: str = ""
+    group: str = ""
 
 
 def read_answer_rows(path: Path, *, fewest: int) -> tuple[AnswerRow, ...]:
@@ -81,7 +91,7 @@ def read_answer_rows(path: Path, *, fewest: int) -> tuple[AnswerRow, ...]:
         if line.id in lines:
             problems.append(f"{place}: id {line.id!r} is also that of line {lines[line.id]}")
         lines[line.id] = number
-        rows.append(AnswerRow(line.id, line.prompt, line.answer, place))
+        rows.append(AnswerRow(line.id, line.prompt, line.answer, place, line.member, line.group))
     if problems:
         more = f"\n... and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
         raise TaskError("\n".join(problems[:_MOST_PROBLEMS]) + more)
@@ -101,10 +111,10 @@ def check_apart(train: tuple[AnswerRow, ...], valid: tuple[AnswerRow, ...]) -> N
 
 
 def rows_digest(rows: tuple[AnswerRow, ...]) -> str:
-    """`sha256:...` over prompts and answers, in their order."""
+    """`sha256:...` over prompts, answers, members and groups, in their order."""
     digest = hashlib.sha256()
     for row in rows:
-        for text in (row.prompt, row.answer):
+        for text in (row.prompt, row.answer, *filter(None, (row.member, row.group))):
             digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
     return f"sha256:{digest.hexdigest()}"
 

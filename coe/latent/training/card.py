@@ -10,6 +10,7 @@ from coe.engines.latent.mot_router import LATENT
 from coe.latent.training.answer_rows import rows_digest
 from coe.latent.training.loop import Outcome
 from coe.latent.training.trainer import Job, Trainer
+from registry.spec import ONE_BASE_ARCHITECTURES
 
 
 def card_of(job: Job, trainer: type[Trainer], outcome: Outcome, n_parameters: int) -> str:
@@ -18,7 +19,7 @@ def card_of(job: Job, trainer: type[Trainer], outcome: Outcome, n_parameters: in
     members = "\n".join(f"- `{spec.name}`: {spec.digest}" for spec in job.members)
     return f"""# {config.out.name}
 
-A composed expert of the architecture `{trainer.architecture}`: {_roles(job)} The weights of the
+A composed expert of the architecture `{trainer.architecture}`: {_roles(job, trainer)} The weights of the
 members are not in this folder, and are as they were.
 
 | validation | before | after |
@@ -52,8 +53,10 @@ Preset `{config.preset}`:
 """
 
 
-def _roles(job: Job) -> str:
+def _roles(job: Job, trainer: type[Trainer]) -> str:
     primary, *peers = job.config.members
+    if trainer.architecture in ONE_BASE_ARCHITECTURES:
+        return f"every token mixes {_listed([primary, *peers])}, which are adapters of one base."
     if getattr(job.settings, "router", None) == LATENT:
         return f"a router chooses which of {_listed([primary, *peers])} answers, and which of the others it reads."
     return f"`{primary}` answers, and reads what its peers leave for it: {_listed(peers)}."

@@ -47,6 +47,10 @@ class Primary:
         own: the adapter, if the expert is one.
         lora: trains an adapter that takes the place of `own`.
         seed: of that adapter.
+        n_slots: adapters that `slots` keeps, `own` among them.
+
+    Attributes:
+        slots: of an adapter without `lora`: it is selected, and others of its base can be loaded beside it.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Primary:
         *,
         lora: LoraConfig | None = None,
         seed: int = 0,
+        n_slots: int = 1,
     ) -> None:
         self.spec, self.tokenizer, self.model = spec, loaded.tokenizer, loaded.model
         self.decoder = Decoder.of(loaded.model, expert=spec.name)
@@ -68,8 +73,8 @@ class Primary:
         base = spec.base or spec.name
         self.lora = None if lora is None else TrainedLora(loaded.model, base, own, lora, seed=seed)
         if own is not None and lora is None:
-            self._slots = AdapterSlots(loaded.model, base, 1)
-            self._slots.select([self._slots.acquire(own)])
+            self.slots = AdapterSlots(loaded.model, base, n_slots)
+            self.slots.select([self.slots.acquire(own)])
 
     @classmethod
     def open(
@@ -80,6 +85,7 @@ class Primary:
         *,
         lora: LoraConfig | None = None,
         seed: int = 0,
+        n_slots: int = 1,
         find: Callable[[ExpertSpec], Path] = locate,
     ) -> Primary:
         """Load a registered expert, with the device and type of the hf engine. Blocks.
@@ -89,7 +95,7 @@ class Primary:
             Unsupported: its weights are not here, or its layers are not known (`coe.engines.latent.decoders`).
         """
         expert = LoadedExpert.load(spec, snapshot, engines, find=find)
-        return cls(spec, expert.model, expert.adapter, lora=lora, seed=seed)
+        return cls(spec, expert.model, expert.adapter, lora=lora, seed=seed, n_slots=n_slots)
 
     @property
     def device(self) -> torch.device:

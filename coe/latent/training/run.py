@@ -31,6 +31,7 @@ from coe.latent.training.card import card_of
 from coe.latent.training.checkpoint import Checkpoint
 from coe.latent.training.loop import OnStep, Outcome, train
 from coe.latent.training.metrics import Metrics
+from coe.latent.training.search import EVALUATIONS, Search
 from coe.latent.training.trainer import Job, OnProgress, Trainer
 from registry.digest import identity
 from registry.errors import SourceError
@@ -88,7 +89,10 @@ def train_composition(file: TrainFile, *, on_progress: OnProgress, on_step: OnSt
                 metrics.add(step, figures)
                 on_step(step, figures)
 
-            outcome = train(objective, len(job.train), file.config.training, checkpoint, on_step=both)
+            if isinstance(objective, Search):
+                outcome = objective.search(both)
+            else:
+                outcome = train(objective, len(job.train), file.config.training, checkpoint, on_step=both)
         n_parameters = sum(tensor.numel() for group in objective.groups() for tensor in group.tensors.values())
         artifact = objective.save(out, card_of(job, trainer, outcome, n_parameters))
         _forget(job.work)
@@ -164,5 +168,5 @@ def _check_run(work: Path, wanted: Mapping[str, Any]) -> None:
 def _forget(work: Path) -> None:
     """Leave the metrics only."""
     shutil.rmtree(work / _CHECKPOINT, ignore_errors=True)
-    for name in (_RUN, "bare.json"):
+    for name in (_RUN, "bare.json", EVALUATIONS):
         (work / name).unlink(missing_ok=True)

@@ -69,6 +69,8 @@ class Gate(nn.Module):
 
     needs_query = False
     """Whether it reads an embedding of the query."""
+    chance: torch.Generator | None = None
+    """Of noise in training."""
 
     def __init__(self, layers: Sequence[AdaptedLayer], members: Sequence[str], settings: MixSettings) -> None:
         super().__init__()

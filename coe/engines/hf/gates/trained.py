@@ -41,7 +41,8 @@ class Trained(Gate):
         weight = self.router[layer]
         logits = linear(layer_norm(h.float(), (weight.shape[-1],)), weight)
         if self.training and self.settings.noise:
-            logits = logits + self.settings.noise * torch.randn_like(logits)
+            noise = torch.randn(logits.shape, generator=self.chance, device=logits.device)
+            logits = logits + self.settings.noise * noise
         return logits
 
     def weights(self) -> dict[str, Tensor]:
