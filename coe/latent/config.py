@@ -32,6 +32,7 @@ TRAINERS: Final[Mapping[str, str]] = {
     "cache": "coe.latent.training.cache:CacheTrainer",
     "mot": "coe.latent.training.mot:MotTrainer",
     "lora-mix": "coe.latent.training.lora_mix:LoraMixTrainer",
+    "logits": "coe.latent.training.token_gate:LogitsTrainer",
 }
 """preset -> `module:Class` of a `coe.latent.training.trainer.Trainer`, imported when it is used."""
 MOST_MEMBERS: Final = 33

@@ -99,13 +99,16 @@ def job(
     train: Rows,
     valid: Rows,
     *,
+    preset: str = "mot",
     settings: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Job:
-    """A training of the preset `mot`."""
-    small = {"interactions": 2, "shared_width": 16, "heads": 2, "encoder": "hashing:64", "compare": []}
+    """A training; of the preset `mot`, a small one."""
+    small: dict[str, Any] = {"interactions": 2, "shared_width": 16, "heads": 2, "encoder": "hashing:64", "compare": []}
+    if preset != "mot":
+        small = {}
     document = {
-        "preset": "mot",
+        "preset": preset,
         "config": "service.yaml",
         "members": list(members),
         "train": "train.jsonl",

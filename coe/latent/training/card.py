@@ -57,6 +57,8 @@ def _roles(job: Job, trainer: type[Trainer]) -> str:
     primary, *peers = job.config.members
     if trainer.architecture in ONE_BASE_ARCHITECTURES:
         return f"every token mixes {_listed([primary, *peers])}, which are adapters of one base."
+    if job.config.preset == "logits":
+        return f"a gate weighs, for each token, the predictions of {_listed([primary, *peers])}."
     if getattr(job.settings, "router", None) == LATENT:
         return f"a router chooses which of {_listed([primary, *peers])} answers, and which of the others it reads."
     return f"`{primary}` answers, and reads what its peers leave for it: {_listed(peers)}."

@@ -102,6 +102,11 @@ class Member:
         self.context_length = min(spec.context_length or loaded.context_length, loaded.context_length)
 
     @property
+    def tokenizer(self) -> Any:
+        """Of transformers."""
+        return self._weights.loaded.tokenizer
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         device: torch.device = self._weights.loaded.model.device

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from coe.engines.base import Adapter, Member
 from coe.engines.hf.composed.token_scores import OnlyWhereItPays, contrast, mean, proxy
-from coe.engines.hf.composed.vocabulary import check_vocabularies
 from coe.engines.hf.lockstep import Lockstep, Voice
 from coe.engines.hf.members import HFMember, hf_members
+from coe.engines.hf.vocabulary import check_same_vocabulary
 from coe.errors import ConfigError
 from coe.types import Chunk, GenerateRequest
 from registry.documents import dotted, message_of
@@ -112,7 +112,8 @@ class Logits:
         Raises:
             Unsupported: the members have different vocabularies, or the request wants something else than text.
         """
-        await asyncio.to_thread(check_vocabularies, self.spec.name, self._members)
+        tokenizers = {member.name: member.expert.loaded.tokenizer for member in self._members}
+        await asyncio.to_thread(check_same_vocabulary, self.spec.name, tokenizers)
         combine = await asyncio.to_thread(self._combine)
         voices = [Voice(member.expert, member.adapter) for member in self._voices()]
         answer = cast("AsyncGenerator[Chunk, None]", Lockstep(voices, combine, name=self.spec.name).answer(request))

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from coe.engines.hf.members import HFMember
 from coe.errors import Unsupported
 
 _DIGESTS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
-def check_vocabularies(name: str, members: Sequence[HFMember]) -> None:
+def check_same_vocabulary(name: str, tokenizers: Mapping[str, Any]) -> None:
     """Compare the token ids of all members with those of the first. Takes 0.1 s for the first request to a model.
 
     Args:
         name: of the composed expert.
+        tokenizers: of transformers, by the names of the members.
 
     Raises:
         Unsupported: they differ; with the names of the members.
     """
-    first, *others = members
-    own = vocabulary_digest(first.expert.loaded.tokenizer)
-    strange = [each for each in others if vocabulary_digest(each.expert.loaded.tokenizer) != own]
+    first, *others = tokenizers
+    own = vocabulary_digest(tokenizers[first])
+    strange = [each for each in others if vocabulary_digest(tokenizers[each]) != own]
     if strange:
-        sizes = ", ".join(f"{m.name!r} ({len(m.expert.loaded.tokenizer):,} tokens)" for m in strange)
+        sizes = ", ".join(f"{each!r} ({len(tokenizers[each]):,} tokens)" for each in strange)
         raise Unsupported(
-            f"{name!r} combines the scores of tokens, so its members need one vocabulary: that of {first.name!r} "
-            f"({len(first.expert.loaded.tokenizer):,} tokens) is not that of {sizes}. Combine these by text "
-            "(`aggregate`) or by notes"
+            f"{name!r} combines the scores of tokens, so its members need one vocabulary: that of {first!r} "
+            f"({len(tokenizers[first]):,} tokens) is not that of {sizes}. Combine these by text (`aggregate`) or notes"
         )
 
 
