@@ -22,10 +22,11 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.errors import ConfigError
+from coe.errors import ConfigError, Rejected
 from coe.latent.held_out import Folds, Labels, check_groups, from_states, from_texts, grouped_folds
+from coe.latent.prompts import Prompt, PromptTokens
 from coe.latent.rows import LabelledRow, Wording
-from coe.latent.states import PLACES, Place, StateReader, States
+from coe.latent.states import MOST_TOKENS, PLACES, Place, StateReader, States
 from registry.profiles import Measure
 from registry.strengths import wilson
 
@@ -35,6 +36,8 @@ MOST_LAYERS: Final = 64
 MOST_WORDINGS: Final = 32
 MOST_FOLDS: Final = 20
 MOST_REPEATS: Final = 20
+MOST_FITS: Final = 20_000
+"""Regressions: wordings x layers x places x folds x repeats."""
 MOST_ANSWER_TOKENS: Final = 32
 """Tokens of the longest right answer that the expert's own one is compared with."""
 _ALPHA: Final = 0.05
@@ -176,8 +179,9 @@ def probe(
         asked.repeats,
         asked.seed,
     )
+    _check_work(used, len(wordings))
     n_answer = _answer_tokens(reader, rows)
-    encoded = [reader.tokens(each, answer_tokens=n_answer) for each in prompts]  # problems first, reading afterwards
+    encoded = _encoded(reader, prompts, n_answer)
     scorer = _Scorer(rows, used)
     reports = []
     for wording, tokens in zip(wordings, encoded, strict=True):
@@ -200,6 +204,28 @@ def probe(
         wordings=tuple(reports),
         best=max(range(len(reports)), key=lambda i: reports[i].best.found.accuracy),
     )
+
+
+def _check_work(settings: ProbeSettings, n_wordings: int) -> None:
+    n_cells = len(settings.layers) * len(settings.places)
+    n_fits = n_wordings * n_cells * settings.folds * settings.repeats
+    if n_fits > MOST_FITS:
+        raise ConfigError(
+            f"{n_wordings} wordings, {n_cells} layers and places, {settings.folds} folds and {settings.repeats} "
+            f"repeats are {n_fits:,} regressions, more than {MOST_FITS:,}: use fewer of them"
+        )
+
+
+def _encoded(reader: StateReader, prompts: Sequence[Sequence[Prompt]], answer_tokens: int) -> list[list[PromptTokens]]:
+    """The tokens of all wordings, so that the problems of each are known before any is read."""
+    encoded: list[list[PromptTokens]] = []
+    total = 0
+    for each in prompts:
+        encoded.append(reader.tokens(each, answer_tokens=answer_tokens))
+        total += sum(len(one.ids) for one in encoded[-1])
+        if total > MOST_TOKENS:
+            raise Rejected(f"the wordings have more than {MOST_TOKENS:,} tokens: read fewer rows (--limit) or wordings")
+    return encoded
 
 
 class _Scorer:

@@ -59,6 +59,13 @@ class PromptTokens:
         return int(found[-1])
 
 
+@dataclass(frozen=True, slots=True)
+class _Turns:
+    """Where a template puts the user's text; None if it cannot be determined: then the text is searched."""
+
+    known: Turns | None
+
+
 class PromptEncoder:
     """Encodes prompts for one expert.
 
@@ -71,19 +78,23 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: Any, expert: str, style: chat.ChatStyle, renderer: Renderer | None) -> None:
         self._tokenizer, self._expert, self._style, self._renderer = tokenizer, expert, style, renderer
+        self._turns: _Turns | None = None
 
     def encode(self, prompts: Sequence[Prompt]) -> list[PromptTokens]:
         """The tokens of each prompt; with a renderer, of one user message with the generation prompt to the end.
 
         Raises:
-            Rejected: a text is empty, or the chat template rejects it. TemplateError: the template is broken.
+            Rejected: a text is empty, the expert has no chat template, or it rejects the text.
+            TemplateError: the template is broken.
         """
         if self._renderer is None:
             requests = [GenerateRequest(prompt=prompt.text) for prompt in prompts]
             texts, turns = [prompt.text for prompt in prompts], None
         else:
             requests = [GenerateRequest(messages=(Message("user", prompt.text),)) for prompt in prompts]
-            texts, turns = self._rendered(requests, prompts, self._renderer), self._turns(self._renderer)
+            if self._turns is None:
+                self._turns = self._read_turns(self._renderer)
+            texts, turns = self._rendered(requests, prompts, self._renderer), self._turns.known
         return [
             self._tokens(prompt, text, UserText.find(text, request, turns))
             for prompt, text, request in zip(prompts, texts, requests, strict=True)
@@ -101,16 +112,20 @@ class PromptEncoder:
                 raise _placed(error, prompt) from error
         return texts
 
-    def _turns(self, renderer: Renderer) -> Turns | None:
-        """Where the template puts the user's text; None if it cannot be determined: then it is searched."""
+    def _read_turns(self, renderer: Renderer) -> _Turns:
         request = GenerateRequest(messages=(Message("user", "-"),))
-        template = self._style.on(self._tokenizer, self._expert).template_for(request)
+        try:
+            template = self._style.on(self._tokenizer, self._expert).template_for(request)
+        except Rejected:
+            raise Rejected(
+                f"{self._expert!r} has no chat template, so it takes no messages: read the texts as they are (--raw)"
+            ) from None
         assert template is not None  # as `ChatStyle.on` ensures
         special = self._tokenizer.special_tokens_map
         try:
-            return Turns.read(template, request, special, renderer, expert=self._expert)
+            return _Turns(Turns.read(template, request, special, renderer, expert=self._expert))
         except (TemplateError, Rejected):
-            return None
+            return _Turns(None)
 
     def _tokens(self, prompt: Prompt, text: str, user: UserText | None) -> PromptTokens:
         try:

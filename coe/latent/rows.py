@@ -26,6 +26,10 @@ MOST_ROWS: Final = 5_000
 """Rows of a file that are read; `limit` takes the first ones of a longer file."""
 MOST_LINE_BYTES: Final = 2**20
 """Size of a line."""
+MOST_BYTES: Final = 64 * 2**20
+"""Size of all lines that are read."""
+MOST_TEXT: Final = 2**20
+"""Characters of the text that a wording makes of a row."""
 MOST_CHARACTERS: Final = 200
 """Length of a label."""
 _MOST_PROBLEMS: Final = 20
@@ -81,6 +85,8 @@ class Wording:
         for found in _FIELD.finditer(self.template):
             value = _text(row, found[1])
             before = self.template[end : found.start()]
+            if length + len(before) + len(value) > MOST_TEXT:
+                raise TaskError(f"{row.place}: the wording gives a text of more than {MOST_TEXT:,} characters")
             parts += [before, value]
             places[found[1]] = (length + len(before), length + len(before) + len(value))
             length, end = length + len(before) + len(value), found.end()
@@ -108,18 +114,17 @@ def read_rows(path: Path, *, label: str | None = None, limit: int | None = None)
         limit: most rows to take, from the start.
 
     Raises:
-        TaskError: with every problem, each at its line; or there are more than MOST_ROWS rows and no limit.
+        TaskError: with every problem, each at its line; or more than MOST_ROWS rows or MOST_BYTES are to be read.
     """
     rows: list[LabelledRow] = []
     problems: list[str] = []
-    most = min(limit or MOST_ROWS, MOST_ROWS)
     for place, line in _lines(path):
-        if len(rows) == most:
-            if limit is None or limit > MOST_ROWS:
-                raise TaskError(f"{path}: more than {MOST_ROWS:,} rows; --limit {MOST_ROWS} reads the first ones")
-            break
+        if len(rows) == MOST_ROWS:
+            raise TaskError(f"{path}: more than {MOST_ROWS:,} rows; --limit {MOST_ROWS} reads the first ones")
         try:
             rows.append(_row(place, line, label))
+            if len(rows) == limit:
+                break
         except TaskError as error:
             problems.append(str(error))
             if len(problems) == _MOST_PROBLEMS:
@@ -138,11 +143,14 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     except SourceError as error:
         raise TaskError(f"{path}: {error}") from error
     with path.open("rb") as file:
-        number = 0
+        number = n_bytes = 0
         while line := file.readline(MOST_LINE_BYTES + 1):
             number += 1
             if len(line) > MOST_LINE_BYTES:
                 raise TaskError(f"{path}:{number}: the line has more than {MOST_LINE_BYTES:,} bytes")
+            n_bytes += len(line)
+            if n_bytes > MOST_BYTES:
+                raise TaskError(f"{path}:{number}: the rows so far have more than {MOST_BYTES:,} bytes; use --limit")
             if line.strip():
                 yield f"{path}:{number}", line
 

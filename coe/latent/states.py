@@ -44,10 +44,14 @@ Place = Literal["last", "span", "mean"]
 PLACES: Final[tuple[Place, ...]] = ("last", "span", "mean")
 MOST_PROMPT_TOKENS: Final = 16_384
 """Tokens of one prompt."""
+MOST_TOKENS: Final = 2_000_000
+"""Tokens of the prompts of one call of `tokens`."""
 MOST_BYTES: Final = 2**30
 """Size of the states that `read` returns."""
 TOKENS_AT_ONCE: Final = 2_048
 """Tokens of a batch, padding and answers included, unless one prompt has more."""
+
+_ENCODED_AT_ONCE: Final = 256
 
 Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -166,8 +170,19 @@ class StateReader:
         Raises:
             ContextLengthExceeded: a prompt does not fit the expert's context. Rejected: it cannot be read.
         """
-        encoded = self._encoder.encode(prompts)
-        for one in encoded:
+        encoded: list[PromptTokens] = []
+        total = 0
+        for start in range(0, len(prompts), _ENCODED_AT_ONCE):
+            some = self._encoder.encode(prompts[start : start + _ENCODED_AT_ONCE])
+            self._check_lengths(some, answer_tokens)
+            total += sum(len(one.ids) for one in some)
+            if total > MOST_TOKENS:
+                raise Rejected(f"the prompts have more than {MOST_TOKENS:,} tokens: read fewer rows (--limit)")
+            encoded += some
+        return encoded
+
+    def _check_lengths(self, prompts: Sequence[PromptTokens], answer_tokens: int) -> None:
+        for one in prompts:
             n = len(one.ids)
             if n + answer_tokens > self.context_length:
                 error = ContextLengthExceeded(
@@ -179,7 +194,6 @@ class StateReader:
                 raise Rejected(
                     f"{one.prompt.name}: it has {n:,} tokens; states of up to {MOST_PROMPT_TOKENS:,} are read"
                 )
-        return encoded
 
     def read(
         self,

@@ -178,6 +178,14 @@ def test_bad_rows_and_wordings_are_refused(
     long = make_rows(tmp_path, *({"word": w, "prompt": f"{w} " * 200, "label": class_of(w)} for w in WORDS))
     with pytest.raises(ContextLengthExceeded, match=r"rows\.jsonl:1: the prompt has \d+ tokens"):
         probe(reader, long, [Wording.of_column("prompt")])
+    monkeypatch.setattr(module, "MOST_FITS", 2 * 4 * 2 * 5 * 3)
+    settings = ProbeSettings(layers=ALL, places=("last", "mean"), folds=5, repeats=3)
+    module._check_work(settings, 2)
+    with pytest.raises(ConfigError, match="5 folds and 3 repeats are 360 regressions, more than 240: use fewer"):
+        probe(reader, rows, [OWN, Wording("{word} "), Wording("{word}!")], settings)
+    monkeypatch.setattr(module, "MOST_TOKENS", 60)
+    with pytest.raises(Rejected, match="the wordings have more than 60 tokens"):
+        probe(reader, rows, [OWN, Wording("{word}==")])
     for wordings in ([], [OWN] * (module.MOST_WORDINGS + 1)):
         with pytest.raises(ConfigError, match="wordings are stated"):
             probe(reader, rows, wordings)

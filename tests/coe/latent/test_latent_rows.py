@@ -58,6 +58,14 @@ def test_a_wording_is_not_a_format_string(tmp_path: Path) -> None:
     assert Wording("{word.__class__}{label}").prompt(row).text == "{word.__class__}7"
 
 
+def test_texts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = one(tmp_path, word="abc", label="7")
+    monkeypatch.setattr(module, "MOST_TEXT", 9)
+    assert Wording("{word}" * 3).prompt(row).text == "abcabcabc"
+    with pytest.raises(TaskError, match="more than 9 characters"):
+        Wording("{word}" * 4).prompt(row)
+
+
 def test_the_word_is_found_as_a_whole_word(tmp_path: Path) -> None:
     row = one(tmp_path, prompt="Tim and Ti are here", word="Ti", label="a")
     assert Wording.of_column("prompt").prompt(row).span == (8, 10)
@@ -104,6 +112,10 @@ def test_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(TaskError, match="more than 4 rows; --limit 4"):
         read_rows(file)
     assert len(read_rows(file, limit=4)) == 4
+    monkeypatch.setattr(module, "MOST_BYTES", 3 * len(file.read_bytes()) // 5)
+    assert len(read_rows(file, limit=3)) == 3
+    with pytest.raises(TaskError, match=r"rows\.jsonl:4: the rows so far have more than \d+ bytes; use --limit"):
+        read_rows(file, limit=4)
     monkeypatch.setattr(module, "MOST_LINE_BYTES", 20)
     with pytest.raises(TaskError, match=r"rows\.jsonl:1: the line has more than 20 bytes"):
         read_rows(file)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_models import make_tokenizer, save_adapter, save_tiny_model
+from latent_models import save_tiny
 
 from coe.config import EnginesConfig, HFConfig
 from coe.errors import ContextLengthExceeded, Rejected, UnknownModel, Unsupported
@@ -82,6 +83,41 @@ def test_states_are_those_of_the_model_with_its_adapter(folder: Path, snapshot: 
         assert found[row].shape == (3, len(prompt.ids), 32)
         for states, layer in zip(found[row], (1, 2, N_LAYERS), strict=True):
             np.testing.assert_allclose(states, expected[layer], atol=2e-5)
+
+
+@pytest.mark.parametrize("architecture", ["Gemma3ForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM"])
+def test_states_of_other_architectures(tmp_path: Path, tokenizer: Any, architecture: str) -> None:
+    """Layers with and without a sliding window, in a padded batch."""
+    save_tiny(tmp_path / "tiny", architecture, tokenizer)
+    snapshot = Snapshot(1, {"tiny": ExpertSpec(name="tiny", kind=Kind.MODEL, source=str(tmp_path / "tiny"))})
+    with open_reader("tiny", snapshot, raw=True) as reader:
+        prompts = reader.tokens([Prompt(text) for text in TEXTS])
+        for one in reader.each(prompts, (1, 3)):
+            expected = hidden_of(tmp_path / "tiny", prompts[one.row].ids)
+            np.testing.assert_allclose(one.states, [expected[1], expected[3]], atol=1e-4)
+
+
+def test_an_expert_without_a_chat_template_is_read_raw(tmp_path: Path, folder: Path, tokenizer: Any) -> None:
+    plain = make_tokenizer()
+    plain.chat_template = None
+    save_tiny_model(tmp_path / "tiny", plain)
+    snapshot = Snapshot(1, {"tiny": ExpertSpec(name="tiny", kind=Kind.MODEL, source=str(tmp_path / "tiny"))})
+    with open_reader("tiny", snapshot) as reader, pytest.raises(Rejected, match="'tiny' has no chat template.*--raw"):
+        reader.tokens([Prompt("is")])
+    with open_reader("tiny", snapshot, raw=True) as reader:
+        assert len(reader.tokens([Prompt("is")])) == 1
+
+
+def test_prompts_are_encoded_in_pieces(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_reader("tiny", snapshot) as reader:
+        whole = reader.tokens([Prompt(text) for text in TEXTS])
+        monkeypatch.setattr(module, "_ENCODED_AT_ONCE", 2)
+        pieces = reader.tokens([Prompt(text) for text in TEXTS])
+        assert [one.ids for one in pieces] == [one.ids for one in whole]
+        assert all((a.spans == b.spans).all() for a, b in zip(whole, pieces, strict=True))
+        monkeypatch.setattr(module, "MOST_TOKENS", 20)
+        with pytest.raises(Rejected, match="more than 20 tokens: read fewer rows"):
+            reader.tokens([Prompt(text) for text in TEXTS])
 
 
 def test_an_adapter_changes_the_states_and_the_last_layer_is_not_normed(snapshot: Snapshot) -> None:
