@@ -28,7 +28,7 @@ def layer_name(layer: int) -> str:
 
 
 def percent(share: float) -> str:
-    """Such as `96%`; one digit more below 10%."""
+    """Such as `96%`."""
     return f"{100 * share:.0f}%"
 
 

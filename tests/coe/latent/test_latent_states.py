@@ -162,6 +162,25 @@ def test_a_chat_prompt_ends_with_the_generation_prompt(snapshot: Snapshot) -> No
     assert 0 < prompt.last_of_span() < len(prompt.ids) - 3 and tuple(prompt.spans[-1]) == (-1, -1)
 
 
+def test_a_span_is_in_the_users_text_where_the_template_has_the_same_words(snapshot: Snapshot) -> None:
+    with open_reader("tiny", snapshot) as reader:
+        [prompt] = reader.tokens([Prompt("assistant", (0, 9))])
+        before = reader.tokenizer.decode(prompt.ids[: prompt.last_of_span() + 1])
+    assert before == "<|im_start|>user\nassistant"
+
+
+def test_a_template_that_changes_the_text_leaves_no_span(tmp_path: Path, tokenizer: Any) -> None:
+    loud = make_tokenizer()
+    loud.chat_template = "{% for m in messages %}{{ m.content | upper }}{% endfor %}!"
+    save_tiny_model(tmp_path / "tiny", loud)
+    snapshot = Snapshot(1, {"tiny": ExpertSpec(name="tiny", kind=Kind.MODEL, source=str(tmp_path / "tiny"))})
+    with open_reader("tiny", snapshot) as reader:
+        prompts = reader.tokens([Prompt("is it", (0, 2), name="rows:1")])
+        assert reader.read(prompts, (1,)).values.shape == (1, 1, 1, 32)
+        with pytest.raises(Rejected, match="rows:1: no token has the characters 0 to 2"):
+            reader.read(prompts, (1,), ("span",))
+
+
 @pytest.mark.parametrize("name", ["tiny", "lora"])
 def test_a_batch_reads_and_answers_as_each_prompt_alone(
     snapshot: Snapshot, name: str, monkeypatch: pytest.MonkeyPatch
