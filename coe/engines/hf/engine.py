@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from coe.engines.base import Capabilities, Expert, Member
 from coe.engines.constrained.checker import GrammarChecker
-from coe.engines.hf.composed import compose
+from coe.engines.hf import composed
 from coe.engines.hf.embedder import HFEmbedder, load_embedder
 from coe.engines.hf.expert import HFExpert, off_the_loop
 from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, free_bytes, load_model, require_memory
@@ -135,9 +135,14 @@ class HFEngine:
         exact = spec.kind is Kind.EMBEDDING and self._dtype == "auto" and device == "cpu"
         return choose_dtype("float32" if exact else self._dtype, device)
 
+    def check_expert(self, spec: ExpertSpec) -> None:
+        """Raises ConfigError for settings of a composed expert that its architecture does not take."""
+        if spec.kind is Kind.COMPOSED:
+            composed.check(spec)
+
     def compose(self, spec: ExpertSpec, members: Mapping[str, Member], path: Path | None) -> Expert:
         """A composed expert made of leased members; see `ComposedEngine.compose`."""
-        return compose(spec, members, path)
+        return composed.compose(spec, members, path)
 
     async def unload(self, expert: Expert) -> None:
         """Wait for running answers, stop the worker thread and free the memory."""

@@ -166,6 +166,17 @@ def test_the_engines_that_experts_name_are_checked(tmp_path: Path) -> None:
     assert "unexpected keyword argument 'capactiy'" in document["problems"][0]["message"]
 
 
+def test_settings_of_composed_experts_are_checked(tmp_path: Path) -> None:
+    experts = EXPERTS + (
+        '  - {name: a, kind: model, source: "fake://echo", engine: hf}\n'
+        '  - {name: b, kind: model, source: "fake://echo", engine: hf}\n'
+        "  - {name: both, kind: composed, architecture: logits, members: [a, b], settings: {mode: mean, alpha: 2}}\n"
+    )
+    document = check(write(tmp_path, "experts: [experts.yaml]\npolicies: {default: {expert: echo}}\n", experts))
+    messages = [problem["message"] for problem in document["problems"]]
+    assert any("settings of 'both': `alpha` is of mode proxy, not of 'mean'" in message for message in messages)
+
+
 def test_an_engine_may_refuse_experts_before_they_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def check_expert(self: FakeEngine, spec: ExpertSpec) -> None:
         if spec.tool_call_parser == "hermess":

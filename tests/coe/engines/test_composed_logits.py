@@ -23,9 +23,13 @@ from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
 from coe.engines.hf.members import hf_members
 from coe.errors import ConfigError, ContextLengthExceeded, OutOfMemory, Rejected, Unsupported
+from coe.host import Host
+from coe.orchestrator import Orchestrator
+from coe.policy import Always, Policy
 from coe.sampling import SamplingOptions
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
 from routers.base import Message
 
 __all__ = ["joins"]
@@ -261,6 +265,21 @@ async def test_adapters_that_cannot_be_mixed_have_forwards_of_their_own(
     tokens = await brute(members, ask(), lambda logits: mean(logits, [1, 1]), 16)
     said = await say(composed(members, mode="mean", certain=1.0), ask())
     assert said.text == tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+async def test_a_host_serves_it_as_any_expert(engine: HFEngine, tiny: Path, adapters: list[Adapter]) -> None:
+    """Registered, leased, answered through a policy; what it states of the answer reaches the caller."""
+    specs = [model_spec(tiny, size_bytes=2**20, context_length=320), *(adapter.spec for adapter in adapters[:2])]
+    specs.append(spec("a0", "a1", mode="mean"))
+    snapshot = Snapshot(1, {each.name: each for each in specs})
+    host = Host(snapshot, {"hf": engine}, budget_bytes=2**30, locate=lambda each: Path(each.source))
+    policy = Policy("default", Always("both"))
+    reply = Orchestrator(snapshot, {"default": policy}, ask=host.ask).answer(ask())
+    text = await reply.text()
+    assert reply.answer is not None and reply.answer.expert == "both" and reply.answer.text == text != ""
+    assert [note for note in reply.answer.notes if note.startswith("scores were combined for ")]
+    assert host.resident == {"tiny"}
+    await host.aclose()
 
 
 # Refusals

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from coe.engines.base import Expert, Member
 from coe.errors import Unsupported
@@ -28,11 +28,27 @@ def compose(spec: ExpertSpec, members: Mapping[str, Member], path: Path | None) 
     Raises:
         Unsupported: there is no such architecture, or the members do not fit it.
     """
+    composed: Expert = _class(spec)(spec, members, path)
+    return composed
+
+
+def check(spec: ExpertSpec) -> None:
+    """Refuse settings before the first request; a class without a method `check` has none to check.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        Unsupported: there is no such architecture.
+    """
+    check_settings = getattr(_class(spec), "check", None)
+    if check_settings is not None:
+        check_settings(spec)
+
+
+def _class(spec: ExpertSpec) -> Any:
     if (place := COMPOSED.get(spec.architecture or "")) is None:
         raise Unsupported(
             f"the engine hf serves no composed expert of the architecture {spec.architecture!r}; it serves: "
             f"{', '.join(COMPOSED)}"
         )
     module, _, name = place.partition(":")
-    composed: Expert = getattr(import_module(module), name)(spec, members, path)
-    return composed
+    return getattr(import_module(module), name)

@@ -106,6 +106,11 @@ class Logits:
         self._members = hf_members(spec, members)
         self.capacity = min(member.expert.capacity for member in self._members)
 
+    @staticmethod
+    def check(spec: ExpertSpec) -> None:
+        """Raises ConfigError for wrong settings."""
+        LogitsSettings.of(spec)
+
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncGenerator[Chunk, None]:
         """Yield the answer as it is generated; see `Expert.generate`.
 
@@ -154,7 +159,8 @@ class Logits:
                 f"{self.spec.name!r}: mode 'gate' needs `source`, the folder that `coe latent train` wrote"
             )
         read = partial(_read_gate, self._path)
-        return self._members[0].expert.artifacts.get((self.spec.digest, self._path), read)
+        key = "gate", Adapter(self.spec, self._path).key()
+        return self._members[0].expert.artifacts.get(key, read)
 
 
 def _read_gate(path: Path) -> TokenGate:

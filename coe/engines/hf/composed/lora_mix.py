@@ -42,6 +42,11 @@ class LoraMix:
         self._settings = MixSettings.read(spec.settings, [adapter.spec.name for adapter in adapters], expert=spec.name)
         self._mixture = Mixture.of(spec, adapters, self._settings, path)
 
+    @staticmethod
+    def check(spec: ExpertSpec) -> None:
+        """Raises ConfigError for wrong settings."""
+        MixSettings.read(spec.settings, spec.members, expert=spec.name)
+
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncGenerator[Chunk, None]:
         """Yield the answer as it is generated; see `Expert.generate`."""
         mixture = self._mixture

@@ -108,7 +108,9 @@ class Mot:
         from coe.engines.latent.artifact import Artifact
 
         first = next(iter(self._members.values())).expert
-        key = (self.spec.digest, self._path, *(id(member.expert) for member in self._members.values()))
+        # Another version of a member has other digests, and may have been loaded beside this one.
+        of_members = [(id(member.expert), member.adapter and member.adapter.key()) for member in self._members.values()]
+        key = "mot", Adapter(self.spec, self._path).key(), *of_members
         return first.artifacts.get(key, lambda: Composition.read(Artifact.read(self._path), self._members))
 
     async def _together(

@@ -14,6 +14,7 @@ from coe.engines.base import Adapter, Member
 from coe.engines.hf.expert import HFExpert
 from coe.engines.hf.row_prompt import PeerReading
 from coe.engines.latent.artifact import Artifact
+from coe.engines.latent.settings import CallSettings
 from coe.errors import Unsupported, WeightsError
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec, Kind
@@ -46,6 +47,11 @@ class StagedExpert(ABC):
             )
         self.model = model
         self.capacity = self.model.capacity
+
+    @staticmethod
+    def check(spec: ExpertSpec) -> None:
+        """Raises ConfigError for wrong settings of the calls to the peers."""
+        CallSettings.of(spec.settings, spec.name)
 
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
         """Yield the answer as it is generated; see `Expert.generate`. Without notes, the first member answers alone.
