@@ -7,7 +7,7 @@ projection (`coe.engines.latent.cache_channel`). Trained is a LoRA adapter of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final
 
@@ -16,14 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from coe.engines.latent.artifact import Artifact
-from coe.engines.latent.cache_channel import Columns, lay_out, put
+from coe.engines.latent.cache_channel import Columns, lay_out, put, suffix_of
 from coe.engines.latent.notes import Notes
 from coe.engines.latent.reading import MOST_NOTES
+from coe.engines.latent.received import Received
 from coe.engines.latent.settings import PeerQuestion
 from coe.errors import TaskError
 from coe.latent.config import LoraConfig
-from coe.latent.training.batches import Predicted
+from coe.latent.training.batches import EncodedRow, Predicted
 from coe.latent.training.checks import check_members, check_one_base
+from coe.latent.training.encoder import RowEncoder
 from coe.latent.training.exposure import Source
 from coe.latent.training.objective import AnswerLoss, Sources, composed_of, draft_spec, lora_group
 from coe.latent.training.peers import CollectedNotes, collect_notes
@@ -45,7 +47,7 @@ class CacheSettings(BaseModel):
     max_answer_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
     """Most new tokens of a peer."""
     max_notes: Annotated[int, Field(ge=1, le=65_536)] = MOST_NOTES
-    """Most entries of one call of a peer; the first ones are cut."""
+    """Most entries of one peer; the first ones are cut."""
     lora: LoraConfig = LoraConfig()
     """The adapter of the primary that learns to read them."""
 
@@ -68,11 +70,13 @@ class CacheTrainer:
         """Collect the entries, and load the primary."""
         own: CacheSettings = job.settings
         settings = {"reads": "answer", **own.model_dump(mode="json", exclude={"lora"})}
-        spec = draft_spec(job, ARCHITECTURE, settings)
-        notes = collect_notes(spec, job.service, job.snapshot, [*job.train, *job.valid], job.on_progress)
+        spec, every = draft_spec(job, ARCHITECTURE, settings), [*job.train, *job.valid]
+        encoder = RowEncoder.open(job.members[0], job.snapshot)
+        rows = encoder.encode(every)  # before the peers are asked: a row that is too long is refused at once
+        notes = collect_notes(spec, job.service, job.snapshot, every, job.on_progress)
         seed = job.config.training.seed
         primary = Primary.open(job.members[0], job.snapshot, job.service.engines, lora=own.lora, seed=seed)
-        return CacheObjective(job, settings, primary, notes)
+        return CacheObjective(job, settings, primary, encoder, rows, notes)
 
 
 class CacheObjective:
@@ -82,14 +86,23 @@ class CacheObjective:
         job: rows and settings.
         settings: of the artifact.
         primary: with a trained adapter.
-        notes: of the training rows, then of the validation rows.
+        encoder: of the primary's prompts.
+        rows, notes: of the training rows, then of the validation rows.
     """
 
-    def __init__(self, job: Job, settings: dict[str, Any], primary: Primary, notes: CollectedNotes) -> None:
+    def __init__(
+        self,
+        job: Job,
+        settings: Mapping[str, Any],
+        primary: Primary,
+        encoder: RowEncoder,
+        rows: Sequence[EncodedRow],
+        notes: CollectedNotes,
+    ) -> None:
         self._job, self._settings = job, settings
-        self._primary, self._notes = primary, notes
-        self._suffix = primary.between_answers()
-        self._loss = AnswerLoss(job, primary, self, dict.fromkeys(job.config.members[1:], 1))
+        self._primary, self._encoder, self._notes = primary, encoder, notes
+        self._spec = draft_spec(job, ARCHITECTURE, settings)
+        self._loss = AnswerLoss(job, primary, rows, self, dict.fromkeys(job.config.members[1:], 1))
 
     def groups(self) -> list[Group]:
         """The adapter."""
@@ -145,7 +158,8 @@ class CacheObjective:
         encoded = self._loss.encoded([row])[0]
         notes = [each for peer in self._job.config.members[1:] if peer in sources for each in self._left(sources[peer])]
         like = self._primary.decoder.head.weight
-        columns = lay_out(self._primary.decoder, encoded.prompt, notes, self._suffix, like=like)
+        suffix = suffix_of(self._encoder.tokenizer, encoded.prompt, self._encoder.turns)
+        columns = lay_out(self._primary.decoder, encoded.prompt, notes, suffix, like=like)
         n_all, most = len(columns.ids) + len(encoded.answer), self._primary.context_length
         if n_all > most:
             place = [*self._job.train, *self._job.valid][row].place
@@ -155,10 +169,9 @@ class CacheObjective:
             )
         return columns
 
-    def _left(self, source: Source) -> list[Notes]:
-        own: CacheSettings = self._job.settings
+    def _left(self, source: Source) -> Sequence[Notes]:
         left = self._notes.of(source.row, source.peer)
-        return [Notes.unpack(each.data, peer=each.peer).last(own.max_notes) for each in left]
+        return Received.read(self._spec, left, "cache").notes.get(source.peer, ())
 
     def _new_cache(self) -> Any:
         from transformers import DynamicCache

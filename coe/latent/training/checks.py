@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from coe.config import Config
@@ -65,14 +66,19 @@ def base_of(spec: ExpertSpec, snapshot: Snapshot) -> ExpertSpec:
     return snapshot.experts[spec.base] if spec.base else spec
 
 
+def base_folder(spec: ExpertSpec, snapshot: Snapshot, find: Callable[[ExpertSpec], Path] = locate) -> Path:
+    """The folder of the base's verified files, as the hf engine reads them: a GGUF file is converted."""
+    return find(base_of(spec, snapshot).model_copy(update={"engine": "hf"}))
+
+
 def sizes_of(spec: ExpertSpec, snapshot: Snapshot) -> tuple[int, int]:
     """Width of the hidden states and number of layers, from the files. Raises WeightsError."""
     from transformers import AutoConfig
 
-    base = base_of(spec, snapshot)
+    folder = base_folder(spec, snapshot)
     try:
-        config: Any = AutoConfig.from_pretrained(locate(base), local_files_only=True, trust_remote_code=False)
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{base.name!r}: its config.json cannot be read: {error}") from error
+        raise WeightsError(f"{spec.name!r}: the config.json in {folder} cannot be read: {error}") from error
     text = config.get_text_config()
     return int(text.hidden_size), int(text.num_hidden_layers)

@@ -209,7 +209,8 @@ class _Run:
                 "start again"
             )
         total: Any = losses.total / self._config.accumulate
-        total.backward()
+        if total.requires_grad:  # it is a constant if every row has drawn to have no peer
+            total.backward()
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in self._tensors.items()}

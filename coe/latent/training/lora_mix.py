@@ -30,7 +30,7 @@ from coe.experts import locate
 from coe.latent.training.batches import Batch, Predicted
 from coe.latent.training.checks import check_members, check_one_base
 from coe.latent.training.loop import OnStep, Outcome
-from coe.latent.training.objective import composed_of
+from coe.latent.training.objective import composed_of, encoded_rows
 from coe.latent.training.primary import Primary
 from coe.latent.training.routing_losses import RoutingLosses
 from coe.latent.training.search import EVALUATIONS, Evaluations, minimise
@@ -131,7 +131,7 @@ class MixObjective:
         self.gate: Gate = new_gate(layers, self.members, self._settings).to(primary.device)
         self._mixture = MixtureSlot(_NAME, tuple(names), self.gate)
         self._rows = [*job.train, *job.valid]
-        self._encoded = primary.encode(self._rows)
+        self._encoded = encoded_rows(job)
         self._queries = self._embedded(job.members)
         balance = self._settings.balance
         self._routing = RoutingLosses(self.gate.settings, self.members) if balance or self._settings.entropy else None

@@ -19,19 +19,21 @@ from torch import Tensor
 from coe.engines.latent.artifact import INTERACTION, Artifact
 from coe.engines.latent.interaction import Interactions
 from coe.engines.latent.memory import Memories, PeerStates
-from coe.engines.latent.reading import peer_states
+from coe.engines.latent.received import Received
 from coe.engines.latent.shape import InteractionShape, deep_layers, same_layers
 from coe.errors import ConfigError, TaskError
-from coe.latent.training.batches import Predicted
+from coe.latent.training.batches import EncodedRow, Predicted
 from coe.latent.training.checks import check_members, sizes_of
 from coe.latent.training.exposure import Source
 from coe.latent.training.notes_settings import NotesSettings
-from coe.latent.training.objective import AnswerLoss, Sources, composed_of, draft_spec, lora_group
+from coe.latent.training.objective import AnswerLoss, Sources, composed_of, draft_spec, encoded_rows, lora_group
 from coe.latent.training.peers import CollectedNotes, collect_notes
 from coe.latent.training.primary import Primary
 from coe.latent.training.trainer import Group, Job, Losses, Step, Validation
 
 ARCHITECTURE: Final = "notes"
+_CALLS: Final = {"places", "asks", "peer_deadline_s", "max_answer_tokens", "max_notes"}
+"""Settings of the artifact that are those of the file."""
 BETA_RATE: Final = 1e-2
 """Learning rate of beta: its few weights must move further than those of a projection."""
 
@@ -56,20 +58,21 @@ class NotesTrainer:
         layers = cls._layers(job)
         shape = cls._shape(job, layers)
         settings = cls.call_settings(job, layers)
-        spec = draft_spec(job, ARCHITECTURE, settings)
-        notes = collect_notes(spec, job.service, job.snapshot, [*job.train, *job.valid], job.on_progress)
+        spec, every = draft_spec(job, ARCHITECTURE, settings), [*job.train, *job.valid]
+        rows = encoded_rows(job)  # before the peers are asked: a row that is too long is refused at once
+        notes = collect_notes(spec, job.service, job.snapshot, every, job.on_progress)
         config, own = job.config, job.settings
         primary = Primary.open(
             job.members[0], job.snapshot, job.service.engines, lora=own.lora, seed=config.training.seed
         )
         interactions = Interactions(shape, seed=config.training.seed)
-        return NotesObjective(job, settings, primary, interactions.to(primary.device), notes)
+        return NotesObjective(job, settings, primary, interactions.to(primary.device), rows, notes)
 
     @classmethod
     def call_settings(cls, job: Job, layers: Mapping[str, Sequence[int]]) -> dict[str, Any]:
         """The settings of the artifact that state how peers are called (`coe.engines.latent.settings`)."""
         own: NotesSettings = job.settings
-        stated = own.model_dump(mode="json", include={"places", "asks", "peer_deadline_s", "max_answer_tokens"})
+        stated = own.model_dump(mode="json", include=_CALLS)
         return {"reads": cls.reads, **stated, "layers": {peer: list(each) for peer, each in layers.items()}}
 
     @staticmethod
@@ -101,7 +104,7 @@ class NotesTrainer:
         width, n_layers = sizes_of(job.members[0], job.snapshot)
         for spec in job.members[1:]:
             if (most := max(layers[spec.name], default=0)) > (there := sizes_of(spec, job.snapshot)[1]):
-                raise ConfigError(f"settings.layers: {spec.name!r} has {there} layers, and no layer {most}")
+                raise ConfigError(f"settings.layers: {spec.name!r} has {there} layers, not {most}")
         return InteractionShape(
             width=width,
             n_layers=n_layers,
@@ -129,7 +132,7 @@ class NotesObjective:
         job: rows and settings.
         settings: of the artifact, without the shape of the interactions.
         primary, interactions: on one device.
-        notes: of the training rows, then of the validation rows.
+        rows, notes: of the training rows, then of the validation rows.
     """
 
     def __init__(
@@ -138,12 +141,14 @@ class NotesObjective:
         settings: Mapping[str, Any],
         primary: Primary,
         interactions: Interactions,
+        rows: Sequence[EncodedRow],
         notes: CollectedNotes,
     ) -> None:
         self._job, self._settings = job, settings
+        self._spec = draft_spec(job, ARCHITECTURE, settings)
         self._primary, self._interactions, self._notes = primary, interactions, notes
         self._standardise()
-        self._loss = AnswerLoss(job, primary, self, interactions.shape.peers)
+        self._loss = AnswerLoss(job, primary, rows, self, interactions.shape.peers)
 
     def groups(self) -> list[Group]:
         """The interactions, their betas with a rate of their own, and the adapter."""
@@ -176,7 +181,7 @@ class NotesObjective:
     def save(self, path: Path, card: str) -> Artifact:
         """Write the interactions, and the adapter if one was trained."""
         shape = self._interactions.shape.document()
-        settings = {**self._settings, "max_notes": self._job.settings.max_notes, INTERACTION: shape}
+        settings = {**self._settings, INTERACTION: shape}
         lora = self._primary.lora
         return Artifact.write(
             path,
@@ -193,8 +198,7 @@ class NotesObjective:
 
     def _states(self, source: Source) -> PeerStates | None:
         left = self._notes.of(source.row, source.peer)
-        own: NotesSettings = self._job.settings
-        return peer_states(left, self._settings["layers"], asked=own.asks, most=own.max_notes).get(source.peer)
+        return Received.read(self._spec, left, "states").states().get(source.peer)
 
     def _standardise(self) -> None:
         """Set mu and sigma of every peer from its notes on the training rows."""

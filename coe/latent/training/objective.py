@@ -10,6 +10,7 @@ import torch
 from coe.latent.config import LoraConfig, TrainingConfig
 from coe.latent.training.bare import rows_right_bare
 from coe.latent.training.batches import Batch, EncodedRow, Predicted, divergence
+from coe.latent.training.encoder import RowEncoder
 from coe.latent.training.exposure import Source, exposure
 from coe.latent.training.primary import Primary
 from coe.latent.training.trainer import Group, Job, Losses, Step, Validation
@@ -35,17 +36,20 @@ class AnswerLoss:
     Args:
         job: rows and settings.
         primary: the frozen expert that answers.
+        rows: the training rows, then the validation rows.
         reader: the composition.
         widths: peer -> what notes must have in common to stand for each other's.
     """
 
-    def __init__(self, job: Job, primary: Primary, reader: Reader, widths: Mapping[str, int]) -> None:
+    def __init__(
+        self, job: Job, primary: Primary, rows: Sequence[EncodedRow], reader: Reader, widths: Mapping[str, int]
+    ) -> None:
         self._job, self._primary, self._reader = job, primary, reader
         self._config: TrainingConfig = job.config.training
         self._peers = list(widths)
         self._alike = alike(widths)
-        self._rows = primary.encode([*job.train, *job.valid])
-        self._right = rows_right_bare(primary, self._rows[: len(job.train)], job) if self._config.keep else set[int]()
+        self._rows = rows
+        self._right = rows_right_bare(primary, rows[: len(job.train)], job) if self._config.keep else set[int]()
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """These rows, padded."""
@@ -96,6 +100,15 @@ def alike(widths: Mapping[str, int]) -> dict[str, list[str]]:
 def lora_group(primary: Primary, config: LoraConfig | None) -> list[Group]:
     """The group of the trained adapter; none without one."""
     return [] if config is None else [Group(primary.trained(), config.learning_rate)]
+
+
+def encoded_rows(job: Job) -> list[EncodedRow]:
+    """The training rows, then the validation rows, as the primary reads them. See `RowEncoder.encode`."""
+    encoder = RowEncoder.open(job.members[0], job.snapshot)
+    try:
+        return encoder.encode([*job.train, *job.valid])
+    finally:
+        encoder.close()
 
 
 def draft_spec(job: Job, architecture: str, settings: Mapping[str, Any]) -> ExpertSpec:

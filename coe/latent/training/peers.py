@@ -97,7 +97,7 @@ def collect_notes(
 def _path(call: PeerCall, snapshot: Snapshot, engine: list[str]) -> Path:
     request = {**asdict(call.request), "deadline_s": None, "id": ""}
     peer = identity(snapshot.experts[call.peer], snapshot.experts)
-    key = json.dumps([peer, engine, request], sort_keys=True, default=str)
+    key = json.dumps([call.peer, peer, engine, request], sort_keys=True, default=str)  # notes hold the peer's name
     name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
     folder = hashlib.sha256(peer.encode()).hexdigest()[:16]
     return coe_home() / "latent" / "notes" / folder / f"{name}.safetensors"

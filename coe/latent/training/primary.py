@@ -1,41 +1,33 @@
-"""The frozen primary of a training: rows as it reads them, and forwards into which a composition reaches."""
+"""The frozen primary of a training: forwards into which a composition reaches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from coe.config import EnginesConfig
-from coe.engines import chat
 from coe.engines.base import Adapter
 from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.load import LoadedModel
 from coe.engines.latent.decoders import Decoder
-from coe.engines.latent.spans import Turns, UserText, no_spans
-from coe.engines.render import Renderer
-from coe.errors import TaskError
 from coe.experts import locate
 from coe.latent.config import LoraConfig
 from coe.latent.loading import LoadedExpert
-from coe.latent.training.answer_rows import AnswerRow
-from coe.latent.training.batches import Batch, EncodedRow, Predicted
+from coe.latent.training.batches import Batch, Predicted
 from coe.latent.training.lora import TrainedLora
-from coe.types import GenerateRequest
 from registry.spec import ExpertSpec
 from registry.store import Snapshot
-from routers.base import Message
 
 Update = Callable[[int, Tensor], Tensor]
 """Called with the number of an interaction, from 0, and the hidden states (B, T, d) after its layer; returns what is
 added to them, in float32."""
-_RENDERED_AT_ONCE: Final = 256
 
 
 class Primary:
@@ -63,13 +55,9 @@ class Primary:
         seed: int = 0,
         n_slots: int = 1,
     ) -> None:
-        self.spec, self.tokenizer, self.model = spec, loaded.tokenizer, loaded.model
+        self.spec, self.model = spec, loaded.model
         self.decoder = Decoder.of(loaded.model, expert=spec.name)
         self.context_length = min(spec.context_length or loaded.context_length, loaded.context_length)
-        style = chat.ChatStyle() if own is None else chat.ChatStyle.read(own.path)
-        self._style = style.on(loaded.tokenizer, spec.name)
-        self._end = _end_token(loaded, style)
-        self._renderer = Renderer()
         base = spec.base or spec.name
         self.lora = None if lora is None else TrainedLora(loaded.model, base, own, lora, seed=seed)
         if own is not None and lora is None:
@@ -106,31 +94,6 @@ class Primary:
     def trained(self) -> dict[str, Parameter]:
         """The matrices of the trained adapter; none without one."""
         return {} if self.lora is None else self.lora.parameters()
-
-    def encode(self, rows: Sequence[AnswerRow]) -> list[EncodedRow]:
-        """Token ids and spans of rows, rendered as in serving.
-
-        Raises:
-            TaskError: a row exceeds the context, with its place.
-            Rejected, TemplateError: the expert takes no messages.
-        """
-        encoded: list[EncodedRow] = []
-        for start in range(0, len(rows), _RENDERED_AT_ONCE):
-            some = rows[start : start + _RENDERED_AT_ONCE]
-            requests = [GenerateRequest(messages=(Message("user", row.prompt),)) for row in some]
-            jobs = [
-                chat.render(self.tokenizer, each, self._renderer, self._style, expert=self.spec.name)
-                for each in requests
-            ]
-            encoded += [
-                self._encoded(*each) for each in zip(some, requests, [job.result() for job in jobs], strict=True)
-            ]
-        return encoded
-
-    def between_answers(self) -> list[int]:
-        """Token ids of what the chat template writes between two answers (`Turns.after_answer`)."""
-        ids: list[int] = self.tokenizer(self._turns.after_answer, add_special_tokens=False)["input_ids"]
-        return ids
 
     def predict(self, batch: Batch, where: Sequence[int] = (), update: Update | None = None) -> Predicted:
         """The answer tokens of a batch, right answers before them given.
@@ -170,39 +133,9 @@ class Primary:
                 stack.enter_context(self.lora.bare())
             yield
 
-    @cached_property
-    def _turns(self) -> Turns:
-        template = self._style.template
-        assert template is not None  # as `ChatStyle.on` ensures
-        request = GenerateRequest(messages=(Message("user", "-"),))
-        special: Any = self.tokenizer.special_tokens_map
-        return Turns.read(template, request, special, self._renderer, expert=self.spec.name)
-
-    def _encoded(self, row: AnswerRow, request: GenerateRequest, text: str) -> EncodedRow:
-        prompt = chat.encode_text(self.tokenizer, text, expert=self.spec.name)
-        answer = [*self.tokenizer(row.answer, add_special_tokens=False, verbose=False)["input_ids"], self._end]
-        if len(prompt) + len(answer) > self.context_length:
-            raise TaskError(
-                f"{row.place}: {len(prompt)} tokens of the prompt and {len(answer)} of the answer exceed the context "
-                f"of {self.spec.name!r}, {self.context_length} tokens: shorten or remove the row"
-            )
-        found = UserText.find(text, request, self._turns)
-        spans = no_spans(len(prompt)) if found is None else found.spans(self.tokenizer, text, len(prompt))
-        return EncodedRow(prompt, answer, spans)
-
 
 def _add(update: Callable[[Tensor], Tensor], _module: Any, _inputs: Any, output: Any) -> Any:
     """A forward hook of a decoder layer. Added in float32, as in serving."""
     hidden = output[0] if isinstance(output, tuple) else output
     changed = (hidden.float() + update(hidden)).to(hidden.dtype)
     return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-
-def _end_token(loaded: LoadedModel, style: chat.ChatStyle) -> int:
-    """The token that ends an answer: that of the adapter's style, else of the tokenizer, else the model's first."""
-    stated = chat.token_ids(loaded.tokenizer, style.eos)
-    own: int | None = loaded.tokenizer.eos_token_id
-    candidates = [*stated, *([own] if own is not None else []), *sorted(loaded.eos)]
-    if not candidates:
-        raise TaskError("the tokenizer has no token that ends an answer")
-    return candidates[0]

@@ -27,6 +27,7 @@ from coe.latent.training.answer_rows import (
     read_answer_rows,
     rows_digest,
 )
+from coe.latent.training.bare import FILE as BARE
 from coe.latent.training.card import card_of
 from coe.latent.training.checkpoint import Checkpoint
 from coe.latent.training.loop import OnStep, Outcome, train
@@ -168,5 +169,5 @@ def _check_run(work: Path, wanted: Mapping[str, Any]) -> None:
 def _forget(work: Path) -> None:
     """Leave the metrics only."""
     shutil.rmtree(work / _CHECKPOINT, ignore_errors=True)
-    for name in (_RUN, "bare.json", EVALUATIONS):
+    for name in (_RUN, _LOCK, BARE, EVALUATIONS):
         (work / name).unlink(missing_ok=True)

@@ -136,6 +136,17 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
         run(Regression(nan_at=4), tmp_path)
 
 
+def test_a_micro_batch_without_any_peer_gives_no_gradient(tmp_path: Path) -> None:
+    class Constant(Regression):
+        def loss(self, rows: Sequence[int], step: Step) -> Losses:
+            losses = super().loss(rows, step)
+            return Losses(losses.total.detach(), losses.parts)
+
+    objective = Constant()
+    assert run(objective, tmp_path).steps == 12
+    assert torch.equal(objective.weight, torch.zeros(3))
+
+
 def test_rates_of_groups_and_clipping_bound_the_first_step(tmp_path: Path) -> None:
     objective = Regression()
     run(objective, tmp_path, TrainingConfig(steps=1, warmup=0, learning_rate=0.1, validate_every=1))
