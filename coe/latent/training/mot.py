@@ -21,8 +21,8 @@ from coe.engines.latent.shape import InteractionShape, deep_layers, same_layers
 from coe.errors import CoeError, ConfigError
 from coe.latent.training.answer_rows import AnswerRow
 from coe.latent.training.checks import check_members, sizes_of
+from coe.latent.training.members import Member, Members, Reading
 from coe.latent.training.mot_choices import fitted_choices, outcomes
-from coe.latent.training.mot_members import Member, Members, Reading
 from coe.latent.training.mot_objective import MotObjective, MotRows
 from coe.latent.training.mot_settings import MotSettings
 from coe.latent.training.mot_states import Measured, StateStore

@@ -8,7 +8,7 @@ was given: see `Reading.given`, `Reading.read` and `Memories.visible`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,8 @@ from coe.engines.latent.mot import MotInteractions
 from coe.engines.latent.mot_router import Draw, MotRouter, gumbel, temperature
 from coe.latent.config import TrainingConfig
 from coe.latent.training import mot_losses
-from coe.latent.training.mot_members import Hook, Member, Members, Reading, batches
+from coe.latent.training.members import Hook, Member, Members, Reading, batches
+from coe.latent.training.mot_draws import Noted, by_primary, drawn, exposed, other_peers
 from coe.latent.training.mot_settings import MotSettings
 from coe.latent.training.mot_states import StateStore, answer_tokens, score
 from coe.latent.training.trainer import Group, Losses, Step, Validation
@@ -71,15 +72,6 @@ class MotRows:
         """
         losses = self.losses / self.n_tokens[:, None]
         return losses - losses.amin(1, keepdim=True)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Noted:
-    """Notes in a row: of which member (position), on which row's text, and w_m, 1 if None."""
-
-    member: int
-    row: int
-    weight: Tensor | None = None
 
 
 class MotObjective:
@@ -130,10 +122,10 @@ class MotObjective:
         """All terms of `mot_losses`, for training rows."""
         generator = torch.Generator().manual_seed(step.chance.getrandbits(63))
         first, second, p = self._draws(rows, generator, self._tau(step))
-        plans = [self._planned(rows, i, first, step.chance) for i in range(len(rows))]
+        plans = [self._planned(first, place, row, step.chance) for place, row in enumerate(rows)]
         n_tokens = self.train.n_tokens[list(rows)].sum()
         sums: dict[str, Tensor] = {}
-        for primary, places in _by_primary(first.order):
+        for primary, places in by_primary(first.order):
             for name, value in self._part(primary, places, rows, plans, second).items():
                 sums[name] = sums.get(name, torch.zeros(())) + value.cpu()
         terms = {name: value / n_tokens for name, value in sums.items()}
@@ -149,7 +141,7 @@ class MotObjective:
         rows = self.valid
         order = self._order(rows)
         losses, right = torch.zeros(len(rows)), torch.zeros(len(rows), dtype=torch.bool)
-        for primary, places in _by_primary(order):
+        for primary, places in by_primary(order):
             for part in batches([len(rows.readings[primary][place].ids) for place in places], _VALIDATION_ROWS):
                 at = [places[i] for i in part]
                 notes = [[Noted(member, place) for member in order[place, 1:].tolist()] for place in at]
@@ -222,25 +214,10 @@ class MotObjective:
         order = torch.arange(self._k).expand(n_rows, -1)
         return Draw(order, torch.zeros(n_rows, len(self.members)).scatter(1, order, 1.0))
 
-    def _planned(self, rows: Sequence[int], place: int, draw: Draw, chance: Random) -> list[Noted]:
-        """The notes of a row: those of its peers, some of which are dropped or are wrong ones."""
-        training, row = self._training, rows[place]
-        peers = draw.order[place, 1:].tolist()
-        notes = [Noted(peer, row, draw.weights[place, peer]) for peer in peers]
-        if chance.random() < training.drop_all:
-            return []
-        notes = [each for each in notes if chance.random() >= training.drop_peer]
-        if notes and chance.random() < training.wrong_peer:
-            i = chance.randrange(len(notes))
-            notes[i] = self._wrong(notes[i], draw.order[place].tolist(), chance)
-        return notes
-
-    def _wrong(self, noted: Noted, active: Sequence[int], chance: Random) -> Noted:
-        """What takes the place of a peer's notes: those of a member that was not chosen; else on another row."""
-        others = [member for member in range(len(self.members)) if member not in active]
-        if others:
-            return Noted(chance.choice(others), noted.row)
-        return Noted(noted.member, (noted.row + chance.randrange(1, max(2, len(self.train)))) % len(self.train))
+    def _planned(self, draw: Draw, place: int, row: int, chance: Random) -> list[Noted]:
+        """The notes that a row is trained with."""
+        notes, active = drawn(draw, place, row), draw.order[place].tolist()
+        return exposed(notes, active, len(self.members), len(self.train), self._training, chance)
 
     # Forwards
 
@@ -262,27 +239,17 @@ class MotObjective:
             with torch.no_grad():
                 bare = self._logits(self.train, primary, [at[i] for i in known], [[] for _ in known])
             sums["keep"] = len(bare) * mot_losses.divergence(bare, _of_rows(logits, row_of, known))
-        others = {} if second is None else self._other_peers(places, rows, plans, second)
-        if others and self._settings.losses.consistency:
-            chosen = [i for i, place in enumerate(places) if place in others]
-            again = self._logits(self.train, primary, [at[i] for i in chosen], [others[places[i]] for i in chosen])
+        others = [
+            [] if second is None else other_peers(second, place, row, plans[place])
+            for place, row in zip(places, at, strict=True)
+        ]
+        if any(others) and self._settings.losses.consistency:
+            chosen = [i for i, each in enumerate(others) if each]
+            again = self._logits(self.train, primary, [at[i] for i in chosen], [others[i] for i in chosen])
             temperature = self._settings.losses.consistency_temperature
             same = mot_losses.consistency(_of_rows(logits, row_of, chosen), again, temperature)
             sums["consistency"] = len(again) * same
         return sums
-
-    @staticmethod
-    def _other_peers(
-        places: Sequence[int], rows: Sequence[int], plans: Sequence[Sequence[Noted]], second: Draw
-    ) -> dict[int, list[Noted]]:
-        """The notes of the second draw, of rows whose first draw was kept as it was and is another one."""
-        found = {}
-        for place in places:
-            peers = second.order[place, 1:].tolist()
-            first = {each.member for each in plans[place] if each.row == rows[place] and each.weight is not None}
-            if len(first) == len(peers) and first != set(peers):
-                found[place] = [Noted(peer, rows[place], second.weights[place, peer]) for peer in peers]
-        return found
 
     def _logits(self, rows: MotRows, primary: int, at: Sequence[int], notes: Sequence[Sequence[Noted]]) -> Tensor:
         """`Member.logits` of rows with one primary, which reads the notes."""
@@ -335,13 +302,6 @@ class MotObjective:
             return {}
         best = self._regret[list(rows)].argmin(1) == draw.primary
         return {"temperature": self._tau(step), "best_primary": float(best.float().mean())}
-
-
-def _by_primary(order: Tensor) -> Iterator[tuple[int, list[int]]]:
-    """Each primary with the places of its rows, in their order."""
-    primaries = order[:, 0].tolist()
-    for primary in sorted(set(primaries)):
-        yield primary, [place for place, each in enumerate(primaries) if each == primary]
 
 
 def _of_rows(logits: Tensor, row_of: Tensor, rows: Sequence[int]) -> Tensor:

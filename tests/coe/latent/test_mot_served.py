@@ -17,7 +17,8 @@ from coe.engines.hf.composed.mot import Mot
 from coe.engines.hf.engine import HFEngine
 from coe.engines.latent.text_ends import AS_WRITTEN
 from coe.latent.training.mot import MotTrainer
-from coe.latent.training.mot_objective import MotObjective, MotRows, Noted
+from coe.latent.training.mot_draws import Noted
+from coe.latent.training.mot_objective import MotObjective, MotRows
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot

@@ -22,7 +22,8 @@ from coe.errors import ConfigError, ContextLengthExceeded, EngineError, Rejected
 from coe.latent.training.checkpoint import Checkpoint
 from coe.latent.training.loop import train
 from coe.latent.training.mot import OUTCOMES, MotTrainer
-from coe.latent.training.mot_objective import MotObjective, Noted
+from coe.latent.training.mot_draws import Noted
+from coe.latent.training.mot_objective import MotObjective
 from coe.latent.training.mot_states import StateStore
 from coe.latent.training.trainer import Job, Step, Validation
 from registry.spec import ExpertSpec, Kind
@@ -296,7 +297,7 @@ def test_peers_are_left_out_and_replaced_as_often_as_stated(
     generator = torch.Generator().manual_seed(0)
     first, _, _ = objective._draws(rows, generator, 1.0)
     chance = Random(0)
-    plans = [objective._planned(rows, place, first, chance) for place in range(len(rows))]
+    plans = [objective._planned(first, place, row, chance) for place, row in enumerate(rows)]
     assert sum(not plan for plan in plans) / 4000 == pytest.approx(0.05 + 0.95 * 0.15, abs=0.03)
     wrong = [plan for place, plan in enumerate(plans) if plan and plan[0].member != first.order[place, 1]]
     assert len(wrong) / sum(map(bool, plans)) == pytest.approx(0.15, abs=0.03)
@@ -311,7 +312,7 @@ def test_with_all_members_active_a_wrong_note_is_on_another_row(
     objective = prepare(random_job(tmp_path, snapshot, settings={"k": 3}, training=training), opened)
     first, _, _ = objective._draws([7] * 50, torch.Generator().manual_seed(0), 1.0)
     chance = Random(1)
-    plans = [objective._planned([7] * 50, place, first, chance) for place in range(50)]
+    plans = [objective._planned(first, place, 7, chance) for place in range(50)]
     assert all(len({each.member for each in plan}) == len(plan) == 2 for plan in plans)
     assert all(sum(each.row != 7 for each in plan) == 1 for plan in plans)
 
@@ -386,7 +387,7 @@ def test_stored_states_are_not_computed_again(
     snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = prepare(random_job(tmp_path, snapshot), opened)
-    monkeypatch.setattr("coe.latent.training.mot_members.Member.states", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("coe.latent.training.members.Member.states", lambda *_: pytest.fail("read again"))
     second = prepare(random_job(tmp_path, snapshot, training={"seed": 7}), opened)
     assert torch.equal(first.train.losses, second.train.losses)
     reading = first.train.readings[1][3]
