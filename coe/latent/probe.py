@@ -167,10 +167,11 @@ def probe(
     """
     if not 1 <= len(wordings) <= MOST_WORDINGS:
         raise ConfigError(f"{len(wordings)} wordings are stated; from 1 to {MOST_WORDINGS} are read")
-    labels, groups = [row.label for row in rows], [row.group for row in rows]
+    labels = [row.label for row in rows]
     asked = settings or ProbeSettings()
-    check_groups(labels, groups, asked.folds)
     prompts = [[wording.prompt(row) for row in rows] for wording in wordings]
+    groups = [row.group or prompt.text for row, prompt in zip(rows, prompts[0], strict=True)]
+    check_groups(labels, groups, asked.folds)
     have_spans = all(prompt.span for each in prompts for prompt in each)
     used = ProbeSettings(
         asked.layers or default_layers(reader.n_layers),
@@ -182,7 +183,7 @@ def probe(
     _check_work(used, len(wordings))
     n_answer = _answer_tokens(reader, rows)
     encoded = _encoded(reader, prompts, n_answer)
-    scorer = _Scorer(rows, used)
+    scorer = _Scorer(rows, groups, used)
     reports = []
     for wording, tokens in zip(wordings, encoded, strict=True):
         shown = None if on_progress is None else _named(on_progress, f"reading {wording.template!r}")
@@ -231,10 +232,9 @@ def _encoded(reader: StateReader, prompts: Sequence[Sequence[Prompt]], answer_to
 class _Scorer:
     """Scores the wordings of the same rows, on the same folds."""
 
-    def __init__(self, rows: Sequence[LabelledRow], settings: ProbeSettings) -> None:
-        self._rows, self._settings = rows, settings
-        labels, groups = [row.label for row in rows], [row.group for row in rows]
-        self._y: Labels = np.unique(labels, return_inverse=True)[1]
+    def __init__(self, rows: Sequence[LabelledRow], groups: Sequence[str], settings: ProbeSettings) -> None:
+        self._rows = rows
+        self._y: Labels = np.unique([row.label for row in rows], return_inverse=True)[1]
         seeds = range(settings.seed, settings.seed + settings.repeats)
         self._folds = [grouped_folds(self._y, groups, settings.folds, seed) for seed in seeds]
 

@@ -4,8 +4,8 @@
 {"prompt": "Where is my parcel?", "label": "delivery"}                   the field `prompt`, if no wording is stated
 {"prompt": "Is nabox larger than zot?", "label": "7", "word": "nabox"}   `word` or `span`: what the label is about
 
-The label is the field `label`, else `answer`. Rows with the same `group` (else the same `word`, else the same text) are
-in one fold.
+The label is the field `label`, else `answer`. Rows with the same `group` are in one fold; without it, those with the
+same `word`, `prompt`, or text of the first wording.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LabelledRow:
         place: file and line, for messages.
         fields: the JSON object.
         label: what a probe predicts. answer: what the expert should answer: the field `answer`, else the label.
-        group: rows of one group are in one fold.
+        group: rows of one group are in one fold; empty if the row has no `group`, `word` or `prompt`.
     """
 
     place: str
@@ -176,7 +176,7 @@ def _row(place: str, line: bytes, label: str | None) -> LabelledRow:
     if "span" in fields:
         _span_of(row)
     answer = _text(row, "answer").strip() if "answer" in fields else value
-    group = next((f"{each} {_text(row, each)}" for each in ("group", "word", "prompt") if each in fields), place)
+    group = next((f"{each} {_text(row, each)}" for each in ("group", "word", "prompt") if each in fields), "")
     return LabelledRow(place, fields, value, answer, group.strip())
 
 

@@ -112,6 +112,15 @@ def test_the_reading_names_settings_of_a_composition(reader: StateReader, rows: 
     assert "the end of the span, layer 2 of 4" in span and "`places: all`" in span
 
 
+def test_rows_without_a_group_are_grouped_by_their_text(reader: StateReader, tmp_path: Path) -> None:
+    """Each text twice, under a random label: recognised only if its copy is in the training part."""
+    labels = np.random.default_rng(6).permutation(["x", "y"] * 10)
+    rows = [{"told": f"{word}=", "label": str(label)} for word, label in zip(WORDS, labels, strict=False)] * 2
+    report = probe(reader, make_rows(tmp_path, *rows), [Wording.of_column("told")], ProbeSettings(layers=(1, 4)))
+    assert (report.n_rows, report.n_groups) == (40, 20)
+    assert max(cell.found.accuracy for cell in report.wordings[0].cells) < 0.8
+
+
 def test_long_right_answers_are_not_compared(reader: StateReader, tmp_path: Path) -> None:
     rows = make_rows(tmp_path, *({"word": w, "label": class_of(w), "answer": "Z" * 60} for w in WORDS))
     report = probe(reader, rows, [OWN], ProbeSettings(layers=(4,)))

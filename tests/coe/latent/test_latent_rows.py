@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,10 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     file.write_bytes('{"prompt": "é", "label": "a"}'.encode("latin-1"))
     with pytest.raises(TaskError, match="not UTF-8"):
         read_rows(file)
+
+
+def test_the_rows_of_the_zoo_can_be_probed() -> None:
+    rows = read_rows(Path(__file__).parents[3] / "examples" / "zoo" / "probe" / "continents.jsonl")
+    assert len({row.group for row in rows}) == len(rows) == 136
+    assert min(Counter(row.label for row in rows).values()) >= 20
+    assert Wording("Where is {word}?").prompt(rows[0]).text == "Where is China?"
