@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from coe.engines.hf.mixing import n_bytes
 from coe.engines.hf.mixture import Mixture, MixtureSlot, QueryMixture
+from coe.engines.latent.artifact import Artifact
 from coe.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -99,6 +100,5 @@ class MixtureSlots:
 def _read_weights(mixture: Mixture) -> dict[str, Tensor] | None:
     if mixture.artifact is None:
         return None
-    from safetensors.torch import load
-
-    return load((mixture.artifact / "weights.safetensors").read_bytes())
+    tensors = Artifact.read(mixture.artifact).tensors()
+    return {name: tensor.float() for name, tensor in tensors.items()}

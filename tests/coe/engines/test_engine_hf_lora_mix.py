@@ -21,7 +21,7 @@ from coe.engines.hf.gates.settings import MixSettings
 from coe.engines.hf.load import load_model
 from coe.engines.hf.mixture import MixtureSlot, QueryMixture
 from coe.engines.hf.token_mixing import layers_of, mixed_by_token
-from coe.errors import Unsupported, WeightsError
+from coe.errors import ConfigError, Unsupported, WeightsError
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
 
@@ -293,10 +293,27 @@ async def test_members_are_adapters_of_one_base(engine: HFEngine, expert: HFExpe
     await engine.unload(other)
 
 
-async def test_glider_reads_the_query(expert: HFExpert, adapters: list[Adapter], tmp_path: Path) -> None:
-    from safetensors.torch import save_file
+def test_wrong_settings_are_found_before_anything_is_loaded(engine: HFEngine) -> None:
+    def mix(**settings: Any) -> ExpertSpec:
+        members = ("a0", "a1")
+        return ExpertSpec(name="mix", kind=Kind.COMPOSED, architecture="lora-mix", members=members, settings=settings)
 
+    engine.check_expert(mix(gate="arrow"))
+    engine.check_expert(mix(gate="fixed", weights={"a1": 1}))
+    engine.check_expert(mix(gate="trained").model_copy(update={"source": "folder"}))
+    for settings, problem in [
+        ({"gate": "trained"}, "train it with `coe latent train`"),
+        ({"gate": "fixed", "weights": {"a2": 1}}, "'a2', which are not among its members"),
+        ({"gate": "dart"}, "gate: Input should be"),
+    ]:
+        with pytest.raises(ConfigError, match=problem):
+            engine.check_expert(mix(**settings))
+
+
+async def test_glider_reads_the_query(expert: HFExpert, adapters: list[Adapter], tmp_path: Path) -> None:
     from coe.engines.hf.composed.lora_mix import embed
+    from coe.engines.latent.artifact import Artifact
+    from registry.composed import Composed
 
     members = [adapter.spec.name for adapter in adapters[:2]]
     name = expert._slots.acquire(adapters[0]), expert._slots.acquire(adapters[1])
@@ -307,13 +324,15 @@ async def test_glider_reads_the_query(expert: HFExpert, adapters: list[Adapter],
 
     gate = new_gate(layers_of(expert._slots._peft, [str(n) for n in name]), members, settings)
     instructions = torch.from_numpy(embed("hashing:64", ["capital of france", "end of the answer"]))
-    save_file({**gate.weights(), "instructions": instructions}, tmp_path / "weights.safetensors")
+    stated = settings.model_dump(mode="json", exclude_defaults=True)
+    composed = Composed("lora-mix", dict.fromkeys(members, ""), stated)
+    Artifact.write(tmp_path, composed, tensors=gate.weights() | {"instructions": instructions}, card="")
     spec = ExpertSpec(
         name="mix",
         kind=Kind.COMPOSED,
         architecture="lora-mix",
         members=tuple(members),
-        settings=settings.model_dump(mode="json", exclude_defaults=True),
+        settings=stated,
         source=str(tmp_path),
     )
     mix = engine_mix(expert, spec, adapters[:2], tmp_path)
@@ -321,6 +340,9 @@ async def test_glider_reads_the_query(expert: HFExpert, adapters: list[Adapter],
         request = GenerateRequest(prompt=text, max_tokens=16)
         assert (await say(mix, request)).text == (await say(expert, request, adapters[number])).text
         assert (await say(mix, request)).text != (await say(expert, request, adapters[1 - number])).text
+    other = spec.model_copy(update={"settings": stated | {"encoder": "hashing:32"}})
+    with pytest.raises(WeightsError, match="embeddings of 64 numbers, and the encoder 'hashing:32' gives 32"):
+        await say(engine_mix(expert, other, adapters[:2], tmp_path), request)
 
 
 def engine_mix(expert: HFExpert, spec: ExpertSpec, adapters: Sequence[Adapter], path: Path) -> LoraMix:

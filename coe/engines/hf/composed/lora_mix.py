@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from coe.engines.base import Adapter, Member
 from coe.engines.hf.expert import HFExpert
-from coe.engines.hf.gates.settings import MixSettings
+from coe.engines.hf.gates.settings import MixSettings, needs_training
 from coe.engines.hf.mixture import Mixture
 from coe.errors import ConfigError, Unsupported
 from coe.types import Chunk, GenerateRequest
@@ -44,8 +44,10 @@ class LoraMix:
 
     @staticmethod
     def check(spec: ExpertSpec) -> None:
-        """Raises ConfigError for wrong settings."""
-        MixSettings.read(spec.settings, spec.members, expert=spec.name)
+        """Raises ConfigError for a setting that is wrong, or a gate that needs an artifact."""
+        settings = MixSettings.read(spec.settings, spec.members, expert=spec.name)
+        if settings.is_trained and not spec.source:
+            raise ConfigError(needs_training(spec.name, settings.gate))
 
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncGenerator[Chunk, None]:
         """Yield the answer as it is generated; see `Expert.generate`."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from coe.engines.hf.gates.settings import TRAINED, MixSettings
+from coe.engines.hf.gates.settings import MixSettings, needs_training
 from coe.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -43,11 +43,8 @@ def build_gate(
     gate = new_gate(layers, members, settings)
     if tensors is not None:
         gate.load(tensors, expert=expert)
-    elif settings.gate in TRAINED and not settings.weights:
-        raise WeightsError(
-            f"the composed expert {expert!r} has the gate {settings.gate!r}, whose weights are trained: train it with "
-            "`coe latent train` (preset: lora-mix), and register its folder as `source`"
-        )
+    elif settings.is_trained:
+        raise WeightsError(needs_training(expert, settings.gate))
     return gate.eval().requires_grad_(False)
 
 

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from coe.engines.hf.gates.gate import AdaptedLayer
 from coe.engines.hf.gates.phatgoose import Phatgoose
+from coe.errors import WeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,9 +42,14 @@ class Glider(Phatgoose):
         super().load(tensors, expert=expert)
 
     def query_logits(self, queries: Tensor) -> Tensor | None:
-        """The cosines, scaled."""
+        """The cosines, scaled. Raises WeightsError if the embeddings are of another encoder."""
         if self.settings.scale == 0:
             return None
+        if (trained := self.instructions.shape[1]) != (given := queries.shape[-1]):
+            raise WeightsError(
+                f"the gate 'glider' was trained on embeddings of {trained} numbers, and the encoder "
+                f"{self.settings.encoder!r} gives {given}: use that of the training"
+            )
         return self.settings.scale * normalize(queries.float()) @ normalize(self.instructions).mT
 
     def weights(self) -> dict[str, Tensor]:

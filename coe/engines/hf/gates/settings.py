@@ -102,6 +102,11 @@ class MixSettings(_Settings):
             raise ValueError(f"`balance` and `noise` are for the gate 'trained', not {self.gate!r}")
         return self
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the gate needs an artifact."""
+        return self.gate in TRAINED and not self.weights
+
     @classmethod
     def read(cls, settings: Mapping[str, Any], members: Sequence[str], *, expert: str) -> Self:
         """The settings of a composed expert, checked against its members.
@@ -126,6 +131,14 @@ class MixSettings(_Settings):
                 f"settings of the composed expert {expert!r}: top_k is {read.top_k}, and it has {len(members)} members"
             )
         return read
+
+
+def needs_training(expert: str, gate: str) -> str:
+    """The message about a trained gate without an artifact."""
+    return (
+        f"the composed expert {expert!r} has the gate {gate!r}, whose weights are trained: train it with "
+        "`coe latent train` (preset: lora-mix), and register its folder as `source`"
+    )
 
 
 def _problem(error: Any) -> str:
