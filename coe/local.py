@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coe.compose import Composition, build_composition, named_experts
+from coe.compose import Composition, Latent, build_composition, named_experts
 from coe.config import Config, PolicyConfig, load_config
 from coe.errors import ConfigError
 from coe.host import Host
@@ -23,6 +23,7 @@ from coe.policy import AUTO, Always, Policy
 from coe.signals.features import Filled, Signals
 from coe.types import GenerateRequest
 from registry.errors import UnknownExpert
+from registry.spec import STAGED_ARCHITECTURES
 from registry.storage import sha256_file
 from registry.store import Snapshot
 from routers.artifacts import ArtifactMeta, load
@@ -136,6 +137,11 @@ def _composition(name: str, policy: PolicyConfig, snapshot: Snapshot) -> Composi
             raise ConfigError(f"{kind} of policy {name!r}: {UnknownExpert(expert, snapshot.experts)}")
         if CHAT not in snapshot.experts[expert].capabilities:
             raise ConfigError(f"{kind} of policy {name!r}: {expert!r} cannot {CHAT}, so it cannot answer")
+        if isinstance(composition, Latent) and not snapshot.experts[expert].is_staged:
+            raise ConfigError(
+                f"{kind} of policy {name!r}: {expert!r} reads no notes: name a composed expert of the architecture "
+                f"{' or '.join(sorted(STAGED_ARCHITECTURES))} (docs/latent.md)"
+            )
     return composition
 
 

@@ -32,8 +32,8 @@ from coe.chunks import Joined, last_chunk, whole_chunk
 from coe.compose import ExpertCall, ExpertCalls, Final, next_step
 from coe.compose.deadline import begun_within, left_s, within
 from coe.compose.holding import held_back
-from coe.compose.latent import with_peers
 from coe.compose.one_answer import as_one_echo
+from coe.compose.with_peers import with_peers
 from coe.errors import CoeError, CompositionError, ConfigError, DeadlineExceeded, EngineError
 from coe.policy import AUTO, Policy, address
 from coe.routing import Routed, bypass, route

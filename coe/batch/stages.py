@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from coe.batch.records import RoutedRow
 from coe.compose import Composition, ExpertCall, FallbackOnly, Final, Single, WithFallback, next_step, without
-from coe.compose.latent import with_peers
 from coe.compose.one_answer import as_one_answer, as_one_echo
+from coe.compose.with_peers import with_peers
 from coe.errors import CoeError
 from coe.types import Answer, Failure
 from registry.spec import ExpertSpec

@@ -14,6 +14,7 @@ from coe.compose.cascade import Cascade
 from coe.compose.chain import Chain
 from coe.compose.fallback import FALLBACK, WithFallback
 from coe.compose.fallback_only import FallbackOnly
+from coe.compose.latent import Latent
 from coe.compose.ruled_out import Without, ruled_out, without
 from coe.compose.self_consistency import SelfConsistency
 from coe.compose.single import Single
@@ -31,6 +32,7 @@ COMPOSITIONS: dict[str, Callable[..., Composition]] = {
     "aggregate": Aggregate,
     "chain": Chain,
     "self-consistency": SelfConsistency,
+    "latent": Latent,
 }
 """kind -> class."""
 
@@ -81,6 +83,7 @@ __all__ = [
     "ExpertCalls",
     "FallbackOnly",
     "Final",
+    "Latent",
     "SelfConsistency",
     "Single",
     "Vote",

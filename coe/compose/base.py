@@ -28,13 +28,15 @@ class ExpertCall:
     """One call to one expert.
 
     id: unique within the composition of a request. wants: what the call returns; a call that wants something its
-    expert's engine cannot produce fails with Unsupported before anything runs.
+    expert's engine cannot produce fails with Unsupported before anything runs. peers: of a composed expert whose peers
+        are called before it (`ExpertSpec.is_staged`), those to call; None calls all.
     """
 
     id: CallId
     expert: str
     request: GenerateRequest
     wants: Wants = "text"
+    peers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

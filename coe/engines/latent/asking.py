@@ -21,8 +21,8 @@ Ask = Callable[[str, GenerateRequest], AsyncGenerator[Chunk, None]]
 async def ask_with_peers(spec: ExpertSpec, request: GenerateRequest, ask: Ask) -> AsyncGenerator[Chunk, None]:
     """The chunks of the expert, asked with the notes of its peers; the usage of the last one includes theirs.
 
-    Where a composition calls the expert, `coe.compose.latent` makes the same calls, on any host. A peer that fails is
-    left out, and named in the notes of the last chunk.
+    Where a composition calls the expert, `coe.compose.with_peers` makes the same calls, on any host. A peer that fails
+    is left out, and named in the notes of the last chunk.
 
     Args:
         ask: calls an expert of this host.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
@@ -32,8 +32,11 @@ class PeerCall:
     span: tuple[int, int] | None = None
 
 
-def peer_calls(spec: ExpertSpec, request: GenerateRequest) -> list[PeerCall]:
+def peer_calls(spec: ExpertSpec, request: GenerateRequest, peers: Collection[str] | None = None) -> list[PeerCall]:
     """The calls to the peers of a staged composed expert; they may run side by side, or one after the other.
+
+    Args:
+        peers: names of those to call; `None` calls all.
 
     Raises:
         InvalidRequest: the prompt is token ids, which only one tokenizer reads.
@@ -45,7 +48,7 @@ def peer_calls(spec: ExpertSpec, request: GenerateRequest) -> list[PeerCall]:
     settings = CallSettings.of(spec.settings, spec.name)
     asked = _peer_request(spec, request, settings)
     calls = []
-    for peer in spec.members[1:]:
+    for peer in (name for name in spec.members[1:] if peers is None or name in peers):
         wanted = _wanted(spec, settings, peer)
         for text, span in _questions(spec, request, settings.asks.get(peer)):
             of_peer = asked if text is None else _with_question(asked, text)

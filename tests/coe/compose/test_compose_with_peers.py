@@ -8,11 +8,26 @@ import pytest
 from recorded_experts import REQUEST, answer, decision, run
 
 from coe.batch.records import dump_outcome, dump_request, load_outcome, load_request
-from coe.compose import Chain, Composition, ExpertCalls, Final, Single, Vote, WithFallback
-from coe.compose.latent import WithPeers, with_peers
-from coe.errors import EngineError, InvalidRequest
+from coe.compose import (
+    Chain,
+    Composition,
+    ExpertCalls,
+    Final,
+    Latent,
+    Single,
+    Vote,
+    WithFallback,
+    build_composition,
+    named_experts,
+)
+from coe.compose.with_peers import WithPeers, with_peers
+from coe.config import CompositionConfig, PolicyConfig
+from coe.errors import ConfigError, EngineError, InvalidRequest
+from coe.local import build_policies
 from coe.types import Answer, GenerateRequest, NotesWanted, PeerNotes, Usage
 from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
+from routers.base import RoutingDecision
 
 NAMES = ("a", "b", "c")
 PLAIN = {name: ExpertSpec(name=name, kind=Kind.MODEL, source="fake://echo") for name in NAMES}
@@ -113,3 +128,30 @@ def test_replaying_recorded_outcomes_makes_the_same_calls() -> None:
         assert composition.step(REQUEST, of, again) == step
         again |= {call.id: done[call.id] for call in step.calls}
     assert isinstance(composition.step(REQUEST, of, again), Final)
+
+
+def test_the_decision_chooses_the_peers() -> None:
+    composition = with_peers(Latent("trio"), EXPERTS)
+    final, rounds = run(composition, decision(c=0.9, a=0.8), SAYS)
+    assert rounds == [["c"], ["trio"]] and (final.text, final.expert) == ("c:C!", "trio"), "a answers: it is no peer"
+    final, rounds = run(composition, decision(a=0.9), SAYS)
+    assert rounds == [["trio"]] and final.text == "alone"
+    final, rounds = run(composition, decision(b=0.9, a=0.8), {**SAYS, "b": DOWN, "trio": DOWN})
+    assert rounds == [["b"], ["trio"], ["b"], ["a"]] and final.text == "A"
+    assert "trio failed: EngineError: it is down" in final.notes
+    final, rounds = run(composition, decision(trio=0.9, c=0.8), SAYS)
+    assert rounds == [["c"], ["trio"]] and named_experts(Latent("trio")) == ("trio",)
+    with pytest.raises(InvalidRequest, match="no expert can take"):
+        Latent("trio").step(REQUEST, RoutingDecision((), (), (), 0.0), {})
+
+
+def test_its_settings() -> None:
+    with pytest.raises(ConfigError, match="expert"):
+        build_composition("latent", {"expert": ""})
+    policy = PolicyConfig(expert="a", composition=CompositionConfig(kind="latent", expert="b"))  # type: ignore[call-arg]
+    with pytest.raises(
+        ConfigError, match="'b' reads no notes: name a composed expert of the architecture cache or notes"
+    ):
+        build_policies({"p": policy}, Snapshot(1, EXPERTS))
+    noted = policy.model_copy(update={"composition": CompositionConfig(kind="latent", expert="trio")})  # type: ignore[call-arg]
+    assert build_policies({"p": noted}, Snapshot(1, EXPERTS))["p"].composition == Latent("trio")
