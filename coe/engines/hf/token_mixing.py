@@ -140,7 +140,7 @@ def layers_of(peft: Any, members: Sequence[str]) -> list[AdaptedLayer]:
     """What these adapters change, for a gate."""
     found = list(adapted(peft, members))
     numbers = [_number(name) for name, _ in found]
-    n_layers = max(numbers, default=0) + 1
+    n_layers = peft.get_base_model().config.get_text_config().num_hidden_layers
     return [
         AdaptedLayer(name, number / n_layers, tuple(_update(layer, member) for member in members))
         for (name, layer), number in zip(found, numbers, strict=True)

@@ -63,6 +63,22 @@ def alone(peft: Any, name: str | None, ids: torch.Tensor) -> torch.Tensor:
         return peft(input_ids=ids).logits  # type: ignore[no-any-return]
 
 
+def test_what_a_mixture_adapts(peft: Any) -> None:
+    found = layers_of(peft, ["both", "down"])
+    assert [(layer.name, layer.depth) for layer in found] == [
+        (f"model.layers.{i}.{name}", i / 2)
+        for i in range(2)
+        for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
+    ]
+    assert [[pair is not None for pair in layer.updates] for layer in found[:3]] == [[True, False]] * 2 + [
+        [False, True]
+    ]
+    a, b = found[2].updates[1] or (None, None)
+    layer = peft.get_submodule("base_model.model.model.layers.0.mlp.down_proj")
+    assert a is not None
+    torch.testing.assert_close(b @ a, layer.get_delta_weight("down"))
+
+
 @pytest.mark.parametrize("name", ["both", "one", "down"])
 def test_one_adapter_with_weight_1_is_that_adapter(peft: Any, name: str) -> None:
     mix = mixture(peft, "mix", ["both", "one", "down"], gate="fixed", weights={name: 1.0})

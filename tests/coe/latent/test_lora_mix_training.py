@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from composed_training import make_service, write_config, write_rows
 from engine_models import make_tokenizer, say
 from latent_models import save_tiny
 from mot_members import snapshot_of, teach
 from torch.nn.functional import cross_entropy
+from typer.testing import CliRunner
 
-from coe.config import Config
+from coe.cli.app import app
+from coe.config import Config, load_config
 from coe.engines.base import Adapter, Member
 from coe.engines.hf.composed.lora_mix import LoraMix
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
 from coe.errors import ConfigError, TaskError
+from coe.hosting import open_host
 from coe.latent.config import read_train_file
-from coe.latent.training.answer_rows import AnswerRow
+from coe.latent.training.answer_rows import AnswerRow, read_answer_rows, rows_digest
 from coe.latent.training.checkpoint import Checkpoint
 from coe.latent.training.loop import train
 from coe.latent.training.lora_mix import LoraMixTrainer, MixObjective, WeightSearch
@@ -253,6 +259,31 @@ def test_a_search_stays_within_its_evaluations_and_bounds(tmp_path: Path) -> Non
         Evaluations(tmp_path / "values.json", bowl, lambda number, value: None)
 
 
+@pytest.mark.parametrize("settings", [{"gate": "trained"}, {"gate": "fixed", "examples": 4}], ids=["trained", "fixed"])
+async def test_from_the_command_to_an_expert_that_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("COE_HOME", str(tmp_path / "home"))
+    make_service(tmp_path)
+    write_rows(tmp_path / "train.jsonl", 12, seed=1)
+    write_rows(tmp_path / "valid.jsonl", 8, seed=2)
+    training = {"steps": 4, "batch": 4, "accumulate": 1, "validate_every": 2}
+    config = write_config(tmp_path, preset="lora-mix", members=["one", "second"], settings=settings, training=training)
+    result = CliRunner().invoke(app, ["latent", "train", "--config", str(config), "--json", str(tmp_path / "result")])
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "result").read_text())["architecture"] == "lora-mix"
+    assert "every token mixes `one` and `second`" in (tmp_path / "out" / "README.md").read_text()
+    assert sorted(path.name for path in (tmp_path / "out.training").iterdir()) == ["metrics.jsonl"]
+    experts = yaml.safe_load((tmp_path / "experts.yaml").read_text())
+    experts["experts"] += yaml.safe_load(result.output.partition("To use it as an expert, ")[2].partition("\n")[2])
+    (tmp_path / "experts.yaml").write_text(yaml.safe_dump(experts))
+    async with open_host(load_config(tmp_path / "service.yaml")) as host:
+        request = GenerateRequest(messages=(Message("user", "what is it?"),), max_tokens=4)
+        chunks = [chunk async for chunk in host.ask("out", request)]
+        assert chunks[-1].finish_reason in ("length", "stop")
+        assert host.resident == {"base"}, "one base for all members"
+
+
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0]])
 
 
@@ -319,6 +350,14 @@ def test_what_cannot_be_trained_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=problem):
         LoraMixTrainer.check(job(tmp_path, snapshot, settings, **fields))
+
+
+def test_rows_name_their_member_and_group(tmp_path: Path) -> None:
+    lines = [{"id": i, "prompt": f"p{i}", "answer": "a", "member": "left", "group": "side"} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_answer_rows(tmp_path / "rows.jsonl", fewest=4)
+    assert {(row.member, row.group) for row in found} == {("left", "side")}
+    assert rows_digest(found) != rows_digest(tuple(replace(row, member="right") for row in found))
 
 
 def test_rows_of_members(tmp_path: Path, snapshot: Snapshot) -> None:
