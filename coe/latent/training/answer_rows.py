@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -24,7 +25,7 @@ _MOST_CHARACTERS: Final = 2**20
 
 
 class _Line(BaseModel):
-    """A line of the file; other fields are ignored. member, group: as in `AnswerRow`."""
+    """A line of the file; other fields are ignored. member, group, peers: as in `AnswerRow`."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -33,6 +34,7 @@ class _Line(BaseModel):
     answer: Annotated[str, Field(max_length=_MOST_CHARACTERS)]
     member: Annotated[str, Field(max_length=1000)] = ""
     group: Annotated[str, Field(max_length=1000)] = ""
+    peers: Annotated[tuple[str, ...], Field(max_length=64)] | None = None
 
     @field_validator("id", mode="before")
     @classmethod
@@ -55,6 +57,7 @@ class AnswerRow:
         place: such as `train.jsonl:12`.
         member: the member that this row is for, where a preset trains members on their own rows.
         group: of the members that are right for this row, where a preset reads one.
+        peers: that leave notes on this row, for `notes` and `cache`; None: all. When served, a router chooses them.
     """
 
     id: str
@@ -63,6 +66,11 @@ class AnswerRow:
     place: str
     member: str = ""
     group: str = ""
+    peers: tuple[str, ...] | None = None
+
+    def among(self, peers: Iterable[str]) -> list[str]:
+        """Those of the peers that leave notes on this row."""
+        return [peer for peer in peers if self.peers is None or peer in self.peers]
 
 
 def read_answer_rows(path: Path, *, fewest: int) -> tuple[AnswerRow, ...]:
@@ -91,7 +99,7 @@ def read_answer_rows(path: Path, *, fewest: int) -> tuple[AnswerRow, ...]:
         if line.id in lines:
             problems.append(f"{place}: id {line.id!r} is also that of line {lines[line.id]}")
         lines[line.id] = number
-        rows.append(AnswerRow(line.id, line.prompt, line.answer, place, line.member, line.group))
+        rows.append(AnswerRow(line.id, line.prompt, line.answer, place, line.member, line.group, line.peers))
     if problems:
         more = f"\n... and {len(problems) - _MOST_PROBLEMS} more" if len(problems) > _MOST_PROBLEMS else ""
         raise TaskError("\n".join(problems[:_MOST_PROBLEMS]) + more)
@@ -111,10 +119,10 @@ def check_apart(train: tuple[AnswerRow, ...], valid: tuple[AnswerRow, ...]) -> N
 
 
 def rows_digest(rows: tuple[AnswerRow, ...]) -> str:
-    """`sha256:...` over prompts, answers, members and groups, in their order."""
+    """`sha256:...` over prompts, answers, members, groups and peers, in their order."""
     digest = hashlib.sha256()
     for row in rows:
-        for text in (row.prompt, row.answer, *filter(None, (row.member, row.group))):
+        for text in (row.prompt, row.answer, *filter(None, (row.member, row.group)), *(row.peers or ())):
             digest.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
     return f"sha256:{digest.hexdigest()}"
 

@@ -9,7 +9,7 @@ from typing import Any
 from coe.config import Config
 from coe.engines import engine_kind
 from coe.engines.latent.decoders import LAYOUTS
-from coe.errors import ConfigError, Unsupported, WeightsError
+from coe.errors import ConfigError, TaskError, Unsupported, WeightsError
 from coe.experts import locate
 from coe.latent.training.trainer import Job
 from registry.spec import ExpertSpec, Kind
@@ -23,11 +23,18 @@ def check_members(job: Job) -> None:
     Raises:
         ConfigError: a member is not registered, or is itself composed, remote or an embedding model.
         Unsupported: another engine serves it, or its architecture is not known.
+        TaskError: a row states peers that are none, with its line.
     """
     known = job.snapshot.experts
     if unknown := [name for name in job.config.members if name not in known]:
         place = job.file.document.place(("members",))
         raise ConfigError(f"{place}: no expert {unknown[0]!r} is registered{did_you_mean(unknown[0], known)}")
+    peers = job.config.members[1:]
+    for row in [*job.train, *job.valid]:
+        if strange := [name for name in row.peers or () if name not in peers]:
+            raise TaskError(
+                f"{row.place}: {strange[0]!r} is no peer of this composition; its peers: {', '.join(peers)}"
+            )
     for spec in job.members:
         if spec.kind not in (Kind.MODEL, Kind.ADAPTER):
             raise ConfigError(

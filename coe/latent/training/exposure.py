@@ -36,6 +36,7 @@ def exposure(
 
     Args:
         n_rows: rows to take wrong notes from.
+        peers: those that leave notes on this row.
         alike: for each peer, the other members whose notes have the same shape.
     """
     if chance.random() < config.drop_all:
@@ -43,7 +44,8 @@ def exposure(
     found = {peer: Source(peer, row) for peer in peers if chance.random() >= config.drop_peer}
     if found and chance.random() < config.wrong_peer:
         peer = chance.choice(list(found))
-        found[peer] = _wrong(row, n_rows, peer, alike.get(peer, ()), chance)
+        others = [other for other in alike.get(peer, ()) if other in peers]
+        found[peer] = _wrong(row, n_rows, peer, others, chance)
     return found
 
 

@@ -62,7 +62,8 @@ class AnswerLoss:
     def loss(self, rows: Sequence[int], step: Step) -> Losses:
         """The loss of training rows."""
         drawn = [
-            exposure(row, len(self._job.train), self._peers, self._alike, self._config, step.chance) for row in rows
+            exposure(row, len(self._job.train), self._peers_of(row), self._alike, self._config, step.chance)
+            for row in rows
         ]
         found = self._reader.predict(rows, drawn)
         total = found.loss()
@@ -75,6 +76,10 @@ class AnswerLoss:
             total, parts = total + self._config.keep * kl, {**parts, "divergence": kl.item()}
         return Losses(total, parts)
 
+    def _peers_of(self, row: int) -> list[str]:
+        """The peers that leave notes on a row."""
+        return [*self._job.train, *self._job.valid][row].among(self._peers)
+
     @torch.no_grad()
     def validate(self) -> Validation:
         """The validation rows, with the notes of all peers."""
@@ -82,7 +87,9 @@ class AnswerLoss:
         loss = n_tokens = n_right = 0.0
         for start in range(0, n_rows, self._config.batch):
             rows = range(first + start, first + min(n_rows, start + self._config.batch))
-            found = self._reader.predict(rows, [{peer: Source(peer, row) for peer in self._peers} for row in rows])
+            found = self._reader.predict(
+                rows, [{peer: Source(peer, row) for peer in self._peers_of(row)} for row in rows]
+            )
             loss += found.loss().item() * len(found.targets)
             n_tokens += len(found.targets)
             n_right += int(found.right(len(rows)).sum())

@@ -87,7 +87,9 @@ def collect_notes(
     found = CollectedNotes()
     for row in rows:
         request = GenerateRequest(messages=(Message("user", row.prompt),))
-        found._rows.append([_Kept(call, _path(call, snapshot, engine)) for call in peer_calls(spec, request)])
+        found._rows.append(
+            [_Kept(call, _path(call, snapshot, engine)) for call in peer_calls(spec, request, row.peers)]
+        )
     absent = {kept.path: kept for row_calls in found._rows for kept in row_calls if not kept.is_there}
     if absent:
         asyncio.run(_collect(list(absent.values()), service, snapshot, found.too_long, on_progress))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,6 +154,27 @@ def test_rows_that_exceed_the_context_with_the_entries_are_refused(folder: Path,
     objective._primary.context_length = 30
     with pytest.raises(TaskError, match=r"train.jsonl:1: prompt, answers of the peers and right answer have"):
         logits(objective, [0])
+
+
+def test_rows_may_name_their_peers(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    lines[0]["peers"], lines[1]["peers"] = ["same"], []
+    own = folder / "named.jsonl"
+    own.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fields: dict[str, Any] = {"members": ["base", "one", "same"], "train": "named.jsonl"}
+    objective = prepared(folder, tmp_path, **fields)
+    assert [[p for p in ("one", "same") if objective._notes.of(row, p)] for row in range(3)] == [
+        ["same"], [], ["one", "same"],
+    ]  # fmt: skip
+    seen: list[set[str]] = []
+    kept = objective.predict
+    monkeypatch.setattr(objective, "predict", lambda rows, of: (seen.extend(map(set, of)), kept(rows, of))[1])
+    objective.loss([0, 1], Step(0, 1, Random(3)))
+    assert seen[0] <= {"same"} and seen[1] == set()
+    lines[2]["peers"] = ["base"]
+    own.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(TaskError, match=r"named.jsonl:3: 'base' is no peer of this composition; its peers: one, same"):
+        prepared(folder, tmp_path, **fields)
 
 
 def test_notes_are_collected_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
