@@ -67,7 +67,11 @@ class ProbeSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        bounds = {"folds": (self.folds, 2, MOST_FOLDS), "repeats": (self.repeats, 1, MOST_REPEATS)}
+        bounds = {
+            "folds": (self.folds, 2, MOST_FOLDS),
+            "repeats": (self.repeats, 1, MOST_REPEATS),
+            "seed": (self.seed, 0, 2**31),
+        }
         for name, (value, least, most) in bounds.items():
             if not least <= value <= most:
                 raise ConfigError(f"{name} must lie in [{least}, {most}], got {value}")
@@ -81,7 +85,7 @@ class ProbeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Share of the rows that are right, with Wilson's 95% interval for n rows."""
+    """Share of the rows that are right, with Wilson's 95% interval for n groups, which are what is independent."""
 
     accuracy: float
     low: float
@@ -89,10 +93,10 @@ class Accuracy:
     n: int
 
     @classmethod
-    def of(cls, right: Shares) -> Accuracy:
-        """Of (n,) rows. Repeats share the rows, so they do not narrow the interval."""
-        measure = Measure(float(right.sum()), len(right))
-        return cls(measure.accuracy, *wilson(measure), len(right))
+    def of(cls, right: Shares, n_groups: int) -> Accuracy:
+        """Of rows. Repeats share the rows, so they do not narrow the interval."""
+        measure = Measure(float(right.mean()) * n_groups, n_groups)
+        return cls(measure.accuracy, *wilson(measure), n_groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +238,8 @@ class _Scorer:
 
     def __init__(self, rows: Sequence[LabelledRow], groups: Sequence[str], settings: ProbeSettings) -> None:
         self._rows = rows
+        self._group = np.unique(list(groups), return_inverse=True)[1]
+        self._n_groups = int(self._group.max()) + 1
         self._y: Labels = np.unique([row.label for row in rows], return_inverse=True)[1]
         seeds = range(settings.seed, settings.seed + settings.repeats)
         self._folds = [grouped_folds(self._y, groups, settings.folds, seed) for seed in seeds]
@@ -257,31 +263,33 @@ class _Scorer:
             if on_progress is not None:
                 on_progress(done, len(keys))
         best = max(range(len(keys)), key=lambda i: (right[i].mean(), keys[i][1] or np.inf))
-        cells = tuple(Cell(*key, Accuracy.of(share)) for key, share in zip(keys, right, strict=True))
+        cells = tuple(Cell(*key, Accuracy.of(share, self._n_groups)) for key, share in zip(keys, right, strict=True))
         pairs = zip(states.answers, self._rows, strict=True)
         own = np.array([is_right(answer, row.answer) for answer, row in pairs], np.float64)
         verdict = self._verdict(right[best], text, len(keys))
-        return WordingReport(
-            wording, Accuracy.of(own) if has_answers else None, Accuracy.of(text), cells, cells[best], verdict
-        )
+        answer = Accuracy.of(own, self._n_groups) if has_answers else None
+        return WordingReport(wording, answer, Accuracy.of(text, self._n_groups), cells, cells[best], verdict)
 
     def _mean(self, score: Callable[[Folds], NDArray[np.bool_]]) -> Shares:
         shares: Shares = np.mean([score(folds) for folds in self._folds], axis=0, dtype=np.float64)
         return shares
 
     def _verdict(self, best: Shares, text: Shares, n_cells: int) -> Verdict:
-        """By exact tests at 5%, corrected for the number of cells among which the best one was chosen."""
+        """By exact tests over groups at 5%, corrected for the number of cells among which the best one was chosen."""
         from scipy.stats import binomtest
 
         reference, alpha = float(np.bincount(self._y).max() / len(self._y)), _ALPHA / n_cells
 
-        def exceeds(right: float, n: int, by_chance: float, alpha: float) -> bool:
-            return n > 0 and bool(binomtest(round(right), n, by_chance, alternative="greater").pvalue < alpha)
+        def exceeds(share: float, n: int, by_chance: float, alpha: float) -> bool:
+            return n > 0 and bool(binomtest(round(share * n), n, by_chance, alternative="greater").pvalue < alpha)
 
-        if not exceeds(best.sum(), len(best), reference, alpha):
+        if not exceeds(best.mean(), self._n_groups, reference, alpha):
             return "not readable"
-        better, worse = int((best > text).sum()), int((best < text).sum())
-        if exceeds(text.sum(), len(text), reference, _ALPHA) and not exceeds(better, better + worse, 0.5, alpha):
+        lead = np.bincount(self._group, best - text)
+        better, n_apart = int((lead > 0).sum()), int((lead != 0).sum())
+        if exceeds(text.mean(), self._n_groups, reference, _ALPHA) and not exceeds(
+            better / max(n_apart, 1), n_apart, 0.5, alpha
+        ):
             return "in the text"
         return "readable" if (best.mean() - reference) / (1 - reference) >= _MOST_OF_IT else "partly readable"
 

@@ -144,9 +144,11 @@ def test_answers_are_right_as_whole_words_at_the_start(answer: str, expected: st
 
 
 def test_accuracies_have_wilsons_interval() -> None:
-    found = Accuracy.of(np.array([1.0] * 80 + [0.0] * 20))
+    found = Accuracy.of(np.array([1.0] * 80 + [0.0] * 20), 100)
     assert found.accuracy == 0.8 and found.low == pytest.approx(0.711, abs=1e-3)
     assert found.high == pytest.approx(0.867, abs=1e-3)
+    fewer = Accuracy.of(np.array([1.0] * 80 + [0.0] * 20), 25)  # rows of one group are no evidence of their own
+    assert (fewer.accuracy, fewer.n) == (0.8, 25) and fewer.low < found.low < found.high < fewer.high
 
 
 def test_default_layers_are_shares_of_the_depth() -> None:
@@ -161,6 +163,7 @@ def test_default_layers_are_shares_of_the_depth() -> None:
         {"folds": 21},
         {"repeats": 0},
         {"repeats": 21},
+        {"seed": -1},
         {"layers": (1, 1)},
         {"layers": tuple(range(65))},
         {"places": ("first",)},
