@@ -39,6 +39,37 @@ def make_service(folder: Path) -> Path:
     return folder / "service.yaml"
 
 
+def teach_format(folder: Path, *, steps: int = 150) -> None:
+    """Train a tiny model to answer such rows with one of the letters, each as likely: more it cannot know."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    optimizer, chance = torch.optim.AdamW(model.parameters(), lr=5e-3), Random(0)
+    for _ in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.98
+        loss = torch.zeros(())
+        for letter in ANSWERS:
+            question = [{"role": "user", "content": prompt_of(9, chance)}]
+            text = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+            prompt = tokenizer(text, add_special_tokens=False).input_ids
+            answer = [*tokenizer(letter, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+            ids = torch.tensor([[*prompt, *answer]])
+            logits = model(ids).logits[0, len(prompt) - 1 : -1]
+            loss = loss + torch.nn.functional.cross_entropy(logits, torch.tensor(answer)) / len(ANSWERS)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+
+
+def prompt_of(seed: int, chance: Random) -> str:
+    """A prompt that says nothing about its answer."""
+    return f"what is {seed} {chance.random():.6f}?"
+
+
 def write_rows(path: Path, n: int, *, seed: int, permuted: bool = False) -> list[str]:
     """Rows with prompts that say nothing about their answers; returns the letters that the peers are told.
 
@@ -50,7 +81,7 @@ def write_rows(path: Path, n: int, *, seed: int, permuted: bool = False) -> list
     answers = letters.copy()
     if permuted:
         chance.shuffle(answers)
-    rows = [{"id": i, "prompt": f"what is {seed} {chance.random():.6f}?", "answer": a} for i, a in enumerate(answers)]
+    rows = [{"id": i, "prompt": prompt_of(seed, chance), "answer": a} for i, a in enumerate(answers)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return letters
 

@@ -1,6 +1,6 @@
 """The figures of a training on disk: `metrics.jsonl`, and event files for TensorBoard where it is installed.
 
-    tensorboard --logdir runs        # pip install "composition-of-experts[train]"
+    tensorboard --logdir runs        # pip install "composition-of-experts[tensorboard]"
 
 One line a step or validation: {"step": 20, "time": 1790000000.0, "loss": 1.25, ...}. A resumed run drops the lines of
 steps that it does again.

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +32,7 @@ from registry.storage import atomic_path, coe_home
 from registry.store import Snapshot
 from routers.base import Message
 
+logger = logging.getLogger(__name__)
 AT_ONCE: Final = 64
 """Most calls in flight."""
 
@@ -93,6 +96,9 @@ def collect_notes(
     absent = {kept.path: kept for row_calls in found._rows for kept in row_calls if not kept.is_there}
     if absent:
         asyncio.run(_collect(list(absent.values()), service, snapshot, found.too_long, on_progress))
+    for peer, n in found.too_long.items():
+        if n:
+            logger.warning("%d of the calls to %s exceed its context: it leaves no notes on these rows", n, peer)
     return found
 
 
@@ -112,17 +118,28 @@ async def _collect(
     async with open_host(service, snapshot) as host:
         for peer in dict.fromkeys(kept.call.peer for kept in absent):
             own = sorted((kept for kept in absent if kept.call.peer == peer), key=lambda kept: _length(kept.call))
-            done = 0
+            what, done = f"notes of {peer}", 0
+            on_progress(what, 0, len(own))
+            async for has_notes in _asked(host, own):
+                done += 1
+                too_long[peer] = too_long.get(peer, 0) + (not has_notes)
+                on_progress(what, done, len(own))
 
-            def advance(n: int, peer: str = peer, total: int = len(own)) -> None:
-                on_progress(f"notes of {peer}", n, total)
 
-            advance(0)
-            for some in _pieces(own):
-                ended = await asyncio.gather(*(_ask(host, kept) for kept in some))
-                too_long[peer] = too_long.get(peer, 0) + ended.count(False)
-                done += len(some)
-                advance(done)
+async def _asked(host: Host, calls: Sequence[_Kept]) -> AsyncIterator[bool]:
+    """Make the calls, AT_ONCE at a time; yields for each whether it has left notes, as they end."""
+    left = iter(calls)
+    running = {asyncio.create_task(_ask(host, kept)) for kept in islice(left, AT_ONCE)}
+    try:
+        while running:
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            running |= {asyncio.create_task(_ask(host, kept)) for kept in islice(left, len(done))}
+            for task in done:
+                yield task.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def _ask(host: Host, kept: _Kept) -> bool:
@@ -144,11 +161,3 @@ async def _ask(host: Host, kept: _Kept) -> bool:
 
 def _length(call: PeerCall) -> int:
     return sum(len(message.content) for message in call.request.messages)
-
-
-def _pieces(kept: Sequence[_Kept]) -> Iterable[Sequence[_Kept]]:
-    return (kept[start : start + AT_ONCE] for start in range(0, len(kept), AT_ONCE))
-
-
-Collect = Callable[[ExpertSpec, Config, Snapshot, Sequence[AnswerRow], OnProgress], CollectedNotes]
-"""The form of `collect_notes`."""

@@ -174,3 +174,20 @@ def test_metrics_of_repeated_steps_are_dropped(tmp_path: Path) -> None:
     ]
     write([1], {"loss": 1.0})
     assert len(lines()) == 1
+
+
+def test_figures_are_events_of_tensorboard_where_it_is_installed(tmp_path: Path) -> None:
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with Metrics(tmp_path) as metrics:
+        metrics.add(1, {"loss": 0.5})
+        metrics.add(2, {"loss": 0.25, "valid_loss": 0.75})
+    with Metrics(tmp_path, first_step=1) as metrics:
+        metrics.add(2, {"loss": 0.125})
+    found = loading.EventAccumulator(str(tmp_path))
+    found.Reload()
+    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(1, 0.5), (2, 0.125)]
+    with Metrics(tmp_path) as metrics:  # another training in this folder
+        metrics.add(1, {"loss": 1.0})
+    found = loading.EventAccumulator(str(tmp_path))
+    found.Reload()
+    assert found.Tags()["scalars"] == ["train/loss"]
