@@ -13,7 +13,7 @@ from engine_models import adapter_spec, model_spec, save_adapter, say
 from peft import LoraConfig, get_peft_model
 
 from coe.engines.base import Adapter, Member
-from coe.engines.hf.composed.lora_mix import LoraMix
+from coe.engines.hf.composed.lora_mix import MOST_QUERY, LoraMix, text_of
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
 from coe.engines.hf.gates import build_gate
@@ -24,6 +24,7 @@ from coe.engines.hf.token_mixing import layers_of, mixed_by_token
 from coe.errors import ConfigError, Unsupported, WeightsError
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
+from routers.base import Message
 
 IDS = torch.tensor([[5, 60, 70, 80], [9, 61, 71, 81], [5, 60, 70, 80], [7, 62, 72, 82]])
 
@@ -247,6 +248,28 @@ async def test_an_adapter_that_is_evicted_and_loaded_again_is_mixed_again(tiny: 
     with pytest.raises(WeightsError, match="mixes 3 adapters, and its base keeps at most 2"):
         await say(composed(expert, adapters[:3], gate="arrow"), request)
     await engine.unload(expert)
+
+
+async def test_the_least_recently_used_mixtures_are_forgotten(
+    expert: HFExpert, adapters: list[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coe.engines.hf.mixture_slots.MOST_MIXTURES", 2)
+    request = GenerateRequest(prompt=PROMPTS[0], max_tokens=8)
+    mixes = [composed(expert, adapters[:2], gate="fixed", weights={"a1": n / 4}) for n in (1, 2, 3, 4)]
+    expected = [(await say(mix, request)).text for mix in mixes]
+    slots = expert._slots._mixtures
+    assert [slots.get(mix._mixture.key()) is not None for mix in mixes] == [False, False, True, True]
+    said = await asyncio.gather(*(say(mix, request) for mix in mixes))  # more in one batch than are kept
+    assert [each.text for each in said] == expected
+    assert len(slots.by_name) >= 2
+
+
+def test_only_the_start_of_a_query_is_embedded() -> None:
+    text = "a" * MOST_QUERY
+    assert text_of(GenerateRequest(prompt=text + "b")) == text
+    messages = (Message("user", "first"), Message("assistant", "no"), Message("user", text + "b"))
+    assert text_of(GenerateRequest(messages=messages)) == text
+    assert text_of(GenerateRequest(messages=(Message("user", text),))) == text
 
 
 async def test_mixtures_too_large_for_a_batch_with_others_run_alone(
