@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from coe.engines.latent.mot_router import read_chooser
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, Rejected, Unsupported
 from coe.latent.training.checkpoint import Checkpoint
 from coe.latent.training.loop import train
+from coe.latent.training.members import Members
 from coe.latent.training.mot import OUTCOMES, MotTrainer
 from coe.latent.training.mot_draws import Noted
 from coe.latent.training.mot_objective import MotObjective
@@ -41,9 +43,9 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     root = tmp_path_factory.mktemp("members")
     torch.manual_seed(0)
     folders = {"llama": save_llama(root / "llama"), "gemma": save_gemma(root / "gemma")}
-    folders["second"] = save_llama(root / "second", seed=5)
     for name, folder in folders.items():
-        teach(folder, lambda step, name=name: random_rows(16, f"{name}/{step}"), steps=120)  # type: ignore[misc]
+        teach(folder, lambda step, name=name: random_rows(16, f"{name}/{step}"), steps=100)  # type: ignore[misc]
+    folders["second"] = Path(copytree(folders["llama"], root / "second"))
     return snapshot_of(folders)
 
 
@@ -55,18 +57,34 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     return path
 
 
-@pytest.fixture
-def opened() -> Iterator[list[MotObjective]]:
-    made: list[MotObjective] = []
-    yield made
-    for each in made:
-        each.close()
+class KeptMembers(Members):
+    """Members that several tests use."""
+
+    def close(self) -> None: ...
 
 
-def prepare(made: Job, opened: list[MotObjective]) -> MotObjective:
+@pytest.fixture(scope="module")
+def kept() -> Iterator[dict[object, KeptMembers]]:
+    members: dict[object, KeptMembers] = {}
+    yield members
+    for each in members.values():
+        Members.close(each)
+
+
+@pytest.fixture(autouse=True)
+def members_are_loaded_once(kept: dict[object, KeptMembers], monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_once(names: tuple[str, ...], snapshot: Snapshot, engines: Any) -> KeptMembers:
+        key = (names, *(snapshot.experts[name].digest for name in names))
+        if key not in kept:
+            kept[key] = KeptMembers(names, snapshot, engines)
+        return kept[key]
+
+    monkeypatch.setattr("coe.latent.training.mot.Members", load_once)
+
+
+def prepare(made: Job) -> MotObjective:
     MotTrainer.check(made)
-    opened.append(MotTrainer.prepare(made))
-    return opened[-1]
+    return MotTrainer.prepare(made)
 
 
 def random_job(folder: Path, snapshot: Snapshot, members: tuple[str, ...] = MEMBERS, **fields: Any) -> Job:
@@ -88,24 +106,20 @@ def fill(objective: MotObjective, scale: float = 0.3) -> None:
 # The untouched start
 
 
-def test_before_training_every_primary_answers_as_if_alone(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective]
-) -> None:
-    objective = prepare(random_job(tmp_path, snapshot, settings={"router": "first", "k": 3}), opened)
+def test_before_training_every_primary_answers_as_if_alone(snapshot: Snapshot, tmp_path: Path) -> None:
+    objective = prepare(random_job(tmp_path, snapshot, settings={"router": "first", "k": 3}))
     rows = objective.valid
     assert objective.validate().loss == pytest.approx(float(rows.losses[:, 0].sum() / rows.n_tokens.sum()), abs=1e-6)
     for primary in range(3):
-        other = prepare(random_job(tmp_path, snapshot), opened) if primary else objective
+        other = prepare(random_job(tmp_path, snapshot)) if primary else objective
         peers = [peer for peer in range(3) if peer != primary]
         bare = other._logits(rows, primary, [0, 1], [[], []])
         composed = other._logits(rows, primary, [0, 1], [[Noted(peer, row) for peer in peers] for row in (0, 1)])
         assert torch.equal(bare, composed)
 
 
-def test_first_trains_the_first_member_as_primary_and_no_router(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective]
-) -> None:
-    objective = prepare(random_job(tmp_path, snapshot, settings={"router": "first", "k": 2}), opened)
+def test_first_trains_the_first_member_as_primary_and_no_router(snapshot: Snapshot, tmp_path: Path) -> None:
+    objective = prepare(random_job(tmp_path, snapshot, settings={"router": "first", "k": 2}))
     assert objective.router is None and objective.interactions.primary_names == ("llama",)
     losses = objective.loss([0, 1, 2], step())
     assert {"regret", "entropy", "balance"}.isdisjoint(losses.parts)
@@ -115,12 +129,10 @@ def test_first_trains_the_first_member_as_primary_and_no_router(
 # The leak
 
 
-def train_on_noise(
-    folder: Path, snapshot: Snapshot, opened: list[MotObjective], **fields: Any
-) -> tuple[Validation, Validation]:
+def train_on_noise(folder: Path, snapshot: Snapshot, **fields: Any) -> tuple[Validation, Validation]:
     """Validation before and after 60 steps on labels that have nothing to do with the prompts."""
     made = random_job(folder, snapshot, training={**FEW, "drop_peer": 0, "drop_all": 0, "wrong_peer": 0}, **fields)
-    objective = prepare(made, opened)
+    objective = prepare(made)
     before = objective.validate()
     config = made.config.training
     optimizer = torch.optim.AdamW([p for group in objective.groups() for p in group.tensors.values()], lr=0.01)
@@ -133,28 +145,24 @@ def train_on_noise(
 
 
 @pytest.mark.parametrize("router", ["first", "latent"])
-def test_labels_at_random_are_not_learned(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective], router: str
-) -> None:
-    before, after = train_on_noise(tmp_path, snapshot, opened, settings={"router": router, "k": 3})
+def test_labels_at_random_are_not_learned(snapshot: Snapshot, tmp_path: Path, router: str) -> None:
+    before, after = train_on_noise(tmp_path, snapshot, settings={"router": router, "k": 3})
     assert after.loss >= before.loss - 0.02
 
 
 def test_without_the_causal_mask_of_the_published_code_the_answer_leaks(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective], monkeypatch: pytest.MonkeyPatch
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Memories, "visible", lambda self, ends: self.mask[:, None, :])
-    before, after = train_on_noise(tmp_path, snapshot, opened, settings={"router": "first", "k": 3})
+    before, after = train_on_noise(tmp_path, snapshot, settings={"router": "first", "k": 3})
     assert after.loss < before.loss - 0.3
 
 
 # Causality
 
 
-def test_a_token_does_not_depend_on_text_behind_it(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective]
-) -> None:
-    objective = prepare(random_job(tmp_path, snapshot, settings={"interactions": 2}), opened)
+def test_a_token_does_not_depend_on_text_behind_it(snapshot: Snapshot, tmp_path: Path) -> None:
+    objective = prepare(random_job(tmp_path, snapshot, settings={"interactions": 2}))
     fill(objective)
     texts = st.text(st.sampled_from("the end is😀\u0301a\n "), min_size=2, max_size=10)
 
@@ -194,11 +202,9 @@ def answered(objective: MotObjective, primary: int, answer: str) -> tuple[torch.
     return objective._logits(rows, primary, [0], [notes]).detach(), ends
 
 
-def test_notes_on_the_answer_do_reach_the_tokens_behind_them(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective]
-) -> None:
+def test_notes_on_the_answer_do_reach_the_tokens_behind_them(snapshot: Snapshot, tmp_path: Path) -> None:
     """The mask does not hide everything: other notes on the first letter change what follows it."""
-    objective = prepare(random_job(tmp_path, snapshot), opened)
+    objective = prepare(random_job(tmp_path, snapshot))
     fill(objective)
     logits, ends = answered(objective, 0, "ab")
     bare = objective.members[0].logits([objective.members[0].reading("the end", "ab")])
@@ -212,12 +218,10 @@ def test_notes_on_the_answer_do_reach_the_tokens_behind_them(
 # The router
 
 
-def test_the_router_gets_a_gradient_through_the_weights_of_the_peers(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective]
-) -> None:
+def test_the_router_gets_a_gradient_through_the_weights_of_the_peers(snapshot: Snapshot, tmp_path: Path) -> None:
     nothing = {"entropy": 0, "balance": 0, "consistency": 0, "regret": 0}
     made = random_job(tmp_path, snapshot, settings={"losses": nothing, "k": 2}, training={"keep": 0})
-    objective = prepare(made, opened)
+    objective = prepare(made)
     assert objective.router is not None
     weight = objective.router.layers[0].weight
     objective.loss(list(range(8)), step()).total.backward()
@@ -228,20 +232,16 @@ def test_the_router_gets_a_gradient_through_the_weights_of_the_peers(
     assert weight.grad is not None and float(weight.grad.abs().sum()) > 0
 
 
-def test_the_regret_alone_gives_the_router_a_gradient_from_the_first_step(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective]
-) -> None:
-    objective = prepare(random_job(tmp_path, snapshot), opened)
+def test_the_regret_alone_gives_the_router_a_gradient_from_the_first_step(snapshot: Snapshot, tmp_path: Path) -> None:
+    objective = prepare(random_job(tmp_path, snapshot))
     objective.loss(list(range(8)), step()).total.backward()
     assert objective.router is not None
     assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in objective.router.parameters())
 
 
-def test_at_the_first_step_only_wo_has_a_gradient_and_then_every_tensor(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective]
-) -> None:
+def test_at_the_first_step_only_wo_has_a_gradient_and_then_every_tensor(snapshot: Snapshot, tmp_path: Path) -> None:
     training = {"drop_peer": 0, "drop_all": 0, "wrong_peer": 0}
-    objective = prepare(random_job(tmp_path, snapshot, training=training), opened)
+    objective = prepare(random_job(tmp_path, snapshot, training=training))
     tensors = dict(objective.interactions.named_parameters())
 
     def with_gradient() -> set[str]:
@@ -256,9 +256,7 @@ def test_at_the_first_step_only_wo_has_a_gradient_and_then_every_tensor(
     assert with_gradient() == set(tensors)
 
 
-def test_a_planted_choice_of_the_primary_is_learned(
-    tmp_path: Path, opened: list[MotObjective], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_planted_choice_of_the_primary_is_learned(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.mktemp("planted")
     folders = {"x": save_llama(root / "x"), "y": save_gemma(root / "y")}
     for name, folder in folders.items():
@@ -268,7 +266,7 @@ def test_a_planted_choice_of_the_primary_is_learned(
     training = {"steps": 40, "learning_rate": 0.02, "validate_every": 40}
     compared = {"compare": ["knn"]}
     made = job(tmp_path, snapshot_of(folders), ("x", "y"), rows[:80], rows[80:], settings=compared, training=training)
-    objective = prepare(made, opened)
+    objective = prepare(made)
     right = objective.valid.regret.argmin(1)
     assert right.tolist() == ["xy".index(answer) for _, answer in rows[80:]]
     assert float((objective._order(objective.valid)[:, 0] == right).float().mean()) < 0.9
@@ -289,10 +287,8 @@ def always(answer: str, step: int) -> list[tuple[str, str]]:
 # Peers that are missing or wrong
 
 
-def test_peers_are_left_out_and_replaced_as_often_as_stated(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective]
-) -> None:
-    objective = prepare(random_job(tmp_path, snapshot, settings={"k": 2}), opened)
+def test_peers_are_left_out_and_replaced_as_often_as_stated(snapshot: Snapshot, tmp_path: Path) -> None:
+    objective = prepare(random_job(tmp_path, snapshot, settings={"k": 2}))
     rows = [row % 64 for row in range(4000)]
     generator = torch.Generator().manual_seed(0)
     first, _, _ = objective._draws(rows, generator, 1.0)
@@ -305,11 +301,9 @@ def test_peers_are_left_out_and_replaced_as_often_as_stated(
     assert all(each.member != primaries[place] for place, plan in enumerate(plans) for each in plan)
 
 
-def test_with_all_members_active_a_wrong_note_is_on_another_row(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective]
-) -> None:
+def test_with_all_members_active_a_wrong_note_is_on_another_row(snapshot: Snapshot, tmp_path: Path) -> None:
     training = {"drop_peer": 0, "drop_all": 0, "wrong_peer": 1}
-    objective = prepare(random_job(tmp_path, snapshot, settings={"k": 3}, training=training), opened)
+    objective = prepare(random_job(tmp_path, snapshot, settings={"k": 3}, training=training))
     first, _, _ = objective._draws([7] * 50, torch.Generator().manual_seed(0), 1.0)
     chance = Random(1)
     plans = [objective._planned(first, place, 7, chance) for place in range(50)]
@@ -317,14 +311,12 @@ def test_with_all_members_active_a_wrong_note_is_on_another_row(
     assert all(sum(each.row != 7 for each in plan) == 1 for plan in plans)
 
 
-def test_predictions_with_other_peers_are_compared_where_they_differ(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective]
-) -> None:
+def test_predictions_with_other_peers_are_compared_where_they_differ(snapshot: Snapshot, tmp_path: Path) -> None:
     training = {"drop_peer": 0, "drop_all": 0, "wrong_peer": 0}
-    objective = prepare(random_job(tmp_path, snapshot, settings={"k": 2}, training=training), opened)
+    objective = prepare(random_job(tmp_path, snapshot, settings={"k": 2}, training=training))
     fill(objective)
     assert objective.loss(list(range(24)), step()).parts["consistency"] > 0
-    all_active = prepare(random_job(tmp_path, snapshot, settings={"k": 3}, training=training), opened)
+    all_active = prepare(random_job(tmp_path, snapshot, settings={"k": 3}, training=training))
     fill(all_active)
     assert "consistency" not in all_active.loss(list(range(24)), step()).parts
 
@@ -343,14 +335,12 @@ class Interrupted(MotObjective):
         return super().loss(rows, step)
 
 
-def test_a_resumed_run_ends_bitwise_as_an_uninterrupted_one(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective]
-) -> None:
+def test_a_resumed_run_ends_bitwise_as_an_uninterrupted_one(snapshot: Snapshot, tmp_path: Path) -> None:
     training = {"steps": 8, "validate_every": 4, "learning_rate": 0.01, "accumulate": 2}
 
     def run(folder: Path, objective_class: type[MotObjective] = MotObjective) -> tuple[dict[str, torch.Tensor], Any]:
         made = random_job(tmp_path, snapshot, settings={"k": 2}, training=training)
-        objective = prepare(made, opened)
+        objective = prepare(made)
         objective.__class__ = objective_class
         outcome = train(objective, 64, made.config.training, Checkpoint(folder))
         tensors = {name: p.detach() for group in objective.groups() for name, p in group.tensors.items()}
@@ -365,8 +355,8 @@ def test_a_resumed_run_ends_bitwise_as_an_uninterrupted_one(
     assert (again.before, again.after, again.best_step) == (outcome.before, outcome.after, outcome.best_step)
 
 
-def test_members_are_bitwise_unchanged(snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective]) -> None:
-    objective = prepare(random_job(tmp_path, snapshot), opened)
+def test_members_are_bitwise_unchanged(snapshot: Snapshot, tmp_path: Path) -> None:
+    objective = prepare(random_job(tmp_path, snapshot))
     before = weights_digest(objective)
     made = random_job(tmp_path, snapshot, training={"steps": 3, "validate_every": 3})
     train(objective, 64, made.config.training, Checkpoint(tmp_path / "checkpoint"))
@@ -384,20 +374,20 @@ def weights_digest(objective: MotObjective) -> str:
 
 
 def test_stored_states_are_not_computed_again(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective], monkeypatch: pytest.MonkeyPatch
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = prepare(random_job(tmp_path, snapshot), opened)
+    first = prepare(random_job(tmp_path, snapshot))
     monkeypatch.setattr("coe.latent.training.members.Member.states", lambda *_: pytest.fail("read again"))
-    second = prepare(random_job(tmp_path, snapshot, training={"seed": 7}), opened)
+    second = prepare(random_job(tmp_path, snapshot, training={"seed": 7}))
     assert torch.equal(first.train.losses, second.train.losses)
     reading = first.train.readings[1][3]
     assert torch.equal(first._stores[1].states(reading), second._stores[1].states(reading))
 
 
 def test_states_beyond_the_range_of_fp16_are_kept_and_damaged_files_are_named(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective], monkeypatch: pytest.MonkeyPatch
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objective = prepare(random_job(tmp_path, snapshot), opened)
+    objective = prepare(random_job(tmp_path, snapshot))
     member, reading = objective.members[0], objective.train.readings[0][0]
     store = StateStore(tmp_path / "states", member, "sha256:0", (1,))
     large = torch.full((1, len(reading.ids), 32), 1e6)
@@ -411,16 +401,16 @@ def test_states_beyond_the_range_of_fp16_are_kept_and_damaged_files_are_named(
 
 
 def test_members_may_be_adapters_of_one_base(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective], tmp_path_factory: pytest.TempPathFactory
+    snapshot: Snapshot, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     base = Path(snapshot.experts["llama"].source)
     folders = {"llama": base, "lora": save_adapter(tmp_path_factory.mktemp("adapter") / "lora", base)}
     adapted = snapshot_of(folders, {"lora": "llama"})
-    objective = prepare(random_job(tmp_path, adapted, ("lora", "llama")), opened)
+    objective = prepare(random_job(tmp_path, adapted, ("lora", "llama")))
     assert objective.members[0]._weights is objective.members[1]._weights
     readings = [objective.train.readings[0][0]]
     with_adapter, bare = (member.logits(readings) for member in objective.members)
-    alone = prepare(random_job(tmp_path, snapshot, ("llama", "gemma")), opened)
+    alone = prepare(random_job(tmp_path, snapshot, ("llama", "gemma")))
     assert torch.equal(bare, alone.members[0].logits(readings))
     assert float((with_adapter - bare).abs().max()) > 0.1
     before = weights_digest(objective)
@@ -431,11 +421,9 @@ def test_members_may_be_adapters_of_one_base(
     assert len(outputs) == 4 and all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in outputs)
 
 
-def test_an_artifact_chooses_and_answers_as_the_trained_tensors(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective]
-) -> None:
+def test_an_artifact_chooses_and_answers_as_the_trained_tensors(snapshot: Snapshot, tmp_path: Path) -> None:
     made = random_job(tmp_path, snapshot, settings={"k": 2, "saved": "float32"})
-    objective = prepare(made, opened)
+    objective = prepare(made)
     fill(objective)
     artifact = objective.save(tmp_path / "artifact", "# card")
     composed, tensors = artifact.composed, artifact.tensors()
@@ -454,10 +442,8 @@ def test_an_artifact_chooses_and_answers_as_the_trained_tensors(
     assert composed.settings["primary"].keys() == {"router", "first", "best_single", "oracle"}
 
 
-def test_deep_layers_are_read_by_every_interaction(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective]
-) -> None:
-    objective = prepare(random_job(tmp_path, snapshot, settings={"layers": "deep", "depths": 2}), opened)
+def test_deep_layers_are_read_by_every_interaction(snapshot: Snapshot, tmp_path: Path) -> None:
+    objective = prepare(random_job(tmp_path, snapshot, settings={"layers": "deep", "depths": 2}))
     fill(objective)
     assert [store.layers for store in objective._stores] == [(3, 4), (4, 5), (3, 4)]
     objective.loss(list(range(8)), step()).total.backward()
@@ -505,9 +491,7 @@ def test_rows_that_a_member_cannot_read_are_named(snapshot: Snapshot, tmp_path: 
             MotTrainer.prepare(job(tmp_path, snapshot, MEMBERS, rows, random_rows(4, 1)))
 
 
-def test_the_letters_are_one_token_for_both_tokenizers(
-    snapshot: Snapshot, tmp_path: Path, opened: list[MotObjective]
-) -> None:
-    objective = prepare(random_job(tmp_path, snapshot), opened)
+def test_the_letters_are_one_token_for_both_tokenizers(snapshot: Snapshot, tmp_path: Path) -> None:
+    objective = prepare(random_job(tmp_path, snapshot))
     for member in objective.members:
         assert all(len(member.reading("the", letter).targets) == 2 for letter in LETTERS)
