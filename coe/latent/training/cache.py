@@ -27,7 +27,7 @@ from coe.latent.training.batches import EncodedRow, Predicted
 from coe.latent.training.checks import check_members, check_one_base
 from coe.latent.training.encoder import RowEncoder
 from coe.latent.training.exposure import Source
-from coe.latent.training.objective import AnswerLoss, Sources, composed_of, draft_spec, lora_group
+from coe.latent.training.objective import AnswerLoss, Sources, composed_of, draft_spec, encoded_rows, lora_group
 from coe.latent.training.peers import CollectedNotes, collect_notes
 from coe.latent.training.primary import Primary
 from coe.latent.training.trainer import Group, Job, Losses, Step, Validation
@@ -71,8 +71,7 @@ class CacheTrainer:
         own: CacheSettings = job.settings
         settings = {"reads": "answer", **own.model_dump(mode="json", exclude={"lora"})}
         spec, every = draft_spec(job, ARCHITECTURE, settings), [*job.train, *job.valid]
-        encoder = RowEncoder.open(job.members[0], job.snapshot)
-        rows = encoder.encode(every)  # before the peers are asked: a row that is too long is refused at once
+        encoder, rows = encoded_rows(job)  # before the peers are asked: a row that is too long is refused at once
         notes = collect_notes(spec, job.service, job.snapshot, every, job.on_progress)
         seed = job.config.training.seed
         primary = Primary.open(job.members[0], job.snapshot, job.service.engines, lora=own.lora, seed=seed)

@@ -25,7 +25,7 @@ _AT_ONCE: Final = 256
 
 
 class RowEncoder:
-    """The tokenizer and chat template of an expert. Use `close` to end the process that renders.
+    """The tokenizer and chat template of an expert. `close` ends the process that renders; `turns` stay known.
 
     Args:
         spec: of the expert.

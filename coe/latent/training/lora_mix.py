@@ -131,7 +131,7 @@ class MixObjective:
         self.gate: Gate = new_gate(layers, self.members, self._settings).to(primary.device)
         self._mixture = MixtureSlot(_NAME, tuple(names), self.gate)
         self._rows = [*job.train, *job.valid]
-        self._encoded = encoded_rows(job)
+        _, self._encoded = encoded_rows(job)
         self._queries = self._embedded(job.members)
         balance = self._settings.balance
         self._routing = RoutingLosses(self.gate.settings, self.members) if balance or self._settings.entropy else None

@@ -59,7 +59,7 @@ class NotesTrainer:
         shape = cls._shape(job, layers)
         settings = cls.call_settings(job, layers)
         spec, every = draft_spec(job, ARCHITECTURE, settings), [*job.train, *job.valid]
-        rows = encoded_rows(job)  # before the peers are asked: a row that is too long is refused at once
+        _, rows = encoded_rows(job)  # before the peers are asked: a row that is too long is refused at once
         notes = collect_notes(spec, job.service, job.snapshot, every, job.on_progress)
         config, own = job.config, job.settings
         primary = Primary.open(

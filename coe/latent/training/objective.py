@@ -109,11 +109,15 @@ def lora_group(primary: Primary, config: LoraConfig | None) -> list[Group]:
     return [] if config is None else [Group(primary.trained(), config.learning_rate)]
 
 
-def encoded_rows(job: Job) -> list[EncodedRow]:
-    """The training rows, then the validation rows, as the primary reads them. See `RowEncoder.encode`."""
+def encoded_rows(job: Job) -> tuple[RowEncoder, list[EncodedRow]]:
+    """The training rows, then the validation rows, as the primary reads them, and what encoded them, closed.
+
+    Raises:
+        TaskError, WeightsError, TemplateError, Rejected: see `RowEncoder`.
+    """
     encoder = RowEncoder.open(job.members[0], job.snapshot)
     try:
-        return encoder.encode([*job.train, *job.valid])
+        return encoder, encoder.encode([*job.train, *job.valid])
     finally:
         encoder.close()
 
