@@ -186,6 +186,7 @@ class Decoding:
         if (positions := self._inputs.get("position_ids")) is not None:
             inputs["position_ids"] = _stacked(positions, other._inputs["position_ids"], width + 1)
         hooks = LayerHooks(self._model, rows)
+        hooks.stack()
         join(self._inputs["past_key_values"], other._inputs["past_key_values"])
         self._rows, self._input_ids, self._scores, self._inputs = rows, ids, scores, inputs
         self._hidden, self._prompts = [*self._hidden, *other._hidden], self._prompts + other._prompts

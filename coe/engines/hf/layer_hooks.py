@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class LayerHooks:
     """What rows of one batch see of its forwards, and add to them. Made again whenever rows join or leave.
 
-    A batch without such rows has no hooks.
+    A batch without such rows has no hooks. Notes are stacked on first use, which may fail for lack of memory.
 
     Args:
         model: a transformers causal language model.
@@ -27,8 +27,15 @@ class LayerHooks:
 
     def __init__(self, model: Any, rows: Sequence[BatchRow]) -> None:
         self._leaving = [(position, row) for position, row in enumerate(rows) if row.capture is not None]
-        self._groups = ReadingGroup.of([row.notes for row in rows])
-        self._decoder = Decoder.of(model) if self._leaving or self._groups else None
+        self._notes = [row.notes for row in rows]
+        self._groups: list[ReadingGroup] | None = None
+        self._decoder = Decoder.of(model) if self._leaving or any(self._notes) else None
+
+    def stack(self) -> list[ReadingGroup]:
+        """The rows that read, by what they read with; their notes are stacked now, unless they are."""
+        if self._groups is None:
+            self._groups = ReadingGroup.of(self._notes)
+        return self._groups
 
     @contextmanager
     def around(self, begin: int, end: int, starts: Sequence[int]) -> Iterator[None]:
@@ -41,7 +48,7 @@ class LayerHooks:
             yield
             return
         with ExitStack() as stack:
-            for group in self._groups:
+            for group in self.stack():
                 spans: dict[Any, Tensor | None] = {}
                 for q, layer in enumerate(group.interactions.where()):
                     read = partial(_read, group, q, spans, begin, end, starts)

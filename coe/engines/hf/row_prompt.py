@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -28,13 +29,14 @@ class TemplateTurns:
 
     def __init__(self, tokenizer: Any, renderer: Renderer) -> None:
         self._tokenizer, self._renderer = tokenizer, renderer
-        self._known: OrderedDict[tuple[str, str], Turns] = OrderedDict()
+        self._known: OrderedDict[str, Turns] = OrderedDict()
 
     def of(self, request: GenerateRequest, style: ChatStyle, *, expert: str) -> Turns:
         """The turns of the template that renders this request. Blocks while it renders; see `Turns.read`."""
         template = style.on(self._tokenizer, expert).template_for(request)
         assert template is not None  # as `ChatStyle.on` ensures
-        key = template, repr((request.reasoning_effort, sorted(request.template_kwargs.items())))
+        choices = repr((request.reasoning_effort, sorted(request.template_kwargs.items())))
+        key = hashlib.sha256(f"{template}\0{choices}".encode(errors="replace")).hexdigest()
         if (found := self._known.get(key)) is None:
             special = self._tokenizer.special_tokens_map
             found = Turns.read(template, request, special, self._renderer, expert=expert)

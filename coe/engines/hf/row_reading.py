@@ -38,19 +38,20 @@ class ReadingGroup:
     Attributes:
         positions: of the rows in the batch.
         rows: what each of them reads.
-        starts: (n_rows,) first column of each row, of `n_columns` columns of the batch.
-        is_all: whether the batch has no other rows.
+        index: the same as a tensor; `None` if the batch has no other rows.
     """
 
     interactions: Interactions
     memories: Memories
     positions: list[int]
     rows: list[RowNotes]
-    is_all: bool
+    index: Tensor | None
 
     @classmethod
     def of(cls, notes: Sequence[RowNotes | None]) -> list[ReadingGroup]:
         """The groups of a batch, given what each of its rows reads."""
+        import torch
+
         from coe.engines.latent.memory import Memories
 
         positions: dict[int, list[int]] = {}
@@ -62,7 +63,9 @@ class ReadingGroup:
             rows = [each for each in (notes[position] for position in own) if each is not None]
             memories = Memories.stacked([row.memory for row in rows])
             if memories is not None:
-                groups.append(cls(rows[0].interactions, memories, own, rows, is_all=len(own) == len(notes)))
+                others = len(own) < len(notes)
+                index = torch.tensor(own, device=memories.mask.device) if others else None
+                groups.append(cls(rows[0].interactions, memories, own, rows, index))
         return groups
 
     def read(self, q: int, hidden: Tensor, spans: Tensor | None) -> Tensor:
@@ -75,14 +78,10 @@ class ReadingGroup:
             q: the interaction, from 0.
             spans: (n_own_rows, n_tokens, 2) of the group's rows.
         """
-        import torch
-
-        own = hidden if self.is_all else hidden[self.positions]
+        own = hidden if self.index is None else hidden[self.index]
         update = self.interactions.read(q, own, self.memories, spans=spans)
         own = (own.float() + update).to(hidden.dtype)
-        if self.is_all:
-            return own
-        return hidden.index_copy(0, torch.tensor(self.positions, device=hidden.device), own)
+        return own if self.index is None else hidden.index_copy(0, self.index, own)
 
     def spans(self, begin: int, end: int, starts: Sequence[int], device: Any) -> Tensor | None:
         """Spans (n_own_rows, end - begin, 2) of the tokens in these columns of the batch; `None` if none has any.
