@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coe.engines.latent.interaction import Interactions
-    from coe.engines.latent.memory import Memories, Memory
+    from coe.engines.latent.memory import Memory
+    from coe.engines.latent.prepared_reading import PreparedReading
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -41,8 +42,7 @@ class ReadingGroup:
         index: the same as a tensor; `None` if the batch has no other rows.
     """
 
-    interactions: Interactions
-    memories: Memories
+    reading: PreparedReading
     positions: list[int]
     rows: list[RowNotes]
     index: Tensor | None
@@ -53,6 +53,7 @@ class ReadingGroup:
         import torch
 
         from coe.engines.latent.memory import Memories
+        from coe.engines.latent.prepared_reading import PreparedReading
 
         positions: dict[int, list[int]] = {}
         for position, each in enumerate(notes):
@@ -65,7 +66,7 @@ class ReadingGroup:
             if memories is not None:
                 others = len(own) < len(notes)
                 index = torch.tensor(own, device=memories.mask.device) if others else None
-                groups.append(cls(rows[0].interactions, memories, own, rows, index))
+                groups.append(cls(PreparedReading(rows[0].interactions, memories), own, rows, index))
         return groups
 
     def read(self, q: int, hidden: Tensor, spans: Tensor | None) -> Tensor:
@@ -79,8 +80,7 @@ class ReadingGroup:
             spans: (n_own_rows, n_tokens, 2) of the group's rows.
         """
         own = hidden if self.index is None else hidden[self.index]
-        update = self.interactions.read(q, own, self.memories, spans=spans)
-        own = (own.float() + update).to(hidden.dtype)
+        own = self.reading.add(q, own, spans).to(hidden.dtype)
         return own if self.index is None else hidden.index_copy(0, self.index, own)
 
     def spans(self, begin: int, end: int, starts: Sequence[int], device: Any) -> Tensor | None:
@@ -91,7 +91,7 @@ class ReadingGroup:
         """
         import torch
 
-        if not self.interactions.shape.spans:
+        if not self.reading.interactions.shape.spans:
             return None
         shown = np.full((len(self.rows), end - begin, 2), -1, np.int32)
         for own, (position, row) in zip(shown, zip(self.positions, self.rows, strict=True), strict=True):
