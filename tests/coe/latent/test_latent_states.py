@@ -97,6 +97,17 @@ def test_states_of_other_architectures(tmp_path: Path, tokenizer: Any, architect
             np.testing.assert_allclose(one.states, [expected[1], expected[3]], atol=1e-4)
 
 
+def test_an_architecture_whose_layers_are_not_known_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=len(tokenizer), n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    snapshot = Snapshot(1, {"other": ExpertSpec(name="other", kind=Kind.MODEL, source=str(tmp_path / "other"))})
+    with pytest.raises(Unsupported, match="'other' is a GPT2LMHeadModel.*supported are LlamaForCausalLM"):
+        open_reader("other", snapshot)
+
+
 def test_an_expert_without_a_chat_template_is_read_raw(tmp_path: Path, folder: Path, tokenizer: Any) -> None:
     plain = make_tokenizer()
     plain.chat_template = None
