@@ -63,7 +63,8 @@ class Capture:
 
     def see(self, layer: int, states: Tensor) -> None:
         """Keep the states (n, d) of the next tokens, of which the first ones may be none of the notes' places."""
-        self._states.setdefault(layer, []).append(states.clone())
+        # Off the device at once: the states of a long prompt would take its memory until the answer ends.
+        self._states.setdefault(layer, []).append(states.to("cpu", copy=True))
 
     def packed(self) -> bytes:
         """The notes, once the answer has ended."""
