@@ -295,6 +295,8 @@ class HFExpert:
         name = adapter.spec.name if adapter else self.spec.name
         prompt_ids = list(request.prompt_ids) or chat.encode_text(loaded.tokenizer, prompt, expert=name)
         check_tokens(request, self._n_ids, expert=name)
+        if request.notes_wanted is not None and not request.notes_wanted.answer:
+            request = replace(request, max_tokens=1)  # it generates none: the prompt may take the context
         context = self._context(adapter)
         found = RowPrompt(
             request, prompt, prompt_ids, style, loaded.model, loaded.tokenizer, self._turns, context, expert=name

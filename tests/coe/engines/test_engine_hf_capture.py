@@ -20,7 +20,7 @@ from coe.engines.chat import encode_text
 from coe.engines.hf import capture
 from coe.engines.hf.expert import HFExpert
 from coe.engines.latent.notes import Notes
-from coe.errors import Rejected, Unsupported
+from coe.errors import ContextLengthExceeded, Rejected, Unsupported
 from coe.types import GenerateRequest, NotesWanted
 
 FP16 = {"atol": 5e-3, "rtol": 5e-3}
@@ -102,6 +102,17 @@ async def test_only_the_prompt_is_read_if_no_answer_is_wanted(model: HFExpert) -
     assert notes.states is not None
     assert speaking.states is not None
     np.testing.assert_array_equal(speaking.states, notes.states[:, -1:])
+
+
+async def test_a_prompt_that_is_only_read_may_take_the_context(model: HFExpert) -> None:
+    request = asked("the end " * 10, 500)
+    n_prompt = len(_ids(model, request))
+    with pytest.raises(ContextLengthExceeded, match="max_tokens is 500, but 'tiny' has a context of 512 tokens"):
+        await noted(model, request)
+    _, notes = await noted(model, request, answer=False, places="all")
+    assert len(notes) == n_prompt
+    with pytest.raises(ContextLengthExceeded, match="'tiny' has a context of 512 tokens"):
+        await noted(model, asked("the end " * 400, 1), answer=False)
 
 
 async def test_spans_are_of_the_user_text(model: HFExpert) -> None:
