@@ -23,10 +23,11 @@ WIDTHS = {"base": 32, "other": 24}
 
 
 def make_service(folder: Path) -> Path:
-    """`service.yaml`: models `base` and `other`, of different widths, and adapters `one` and `second` on `base`."""
+    """`service.yaml`: models `base` and `other`, of other widths and tokenizers; adapters `one`, `second` of `base`."""
     tokenizer = make_tokenizer()
     save_tiny_model(folder / "base", tokenizer)
-    save_tiny_model(folder / "other", tokenizer, hidden_size=24, num_hidden_layers=4)
+    another = make_tokenizer("what is this or that? it is what it was", size=290)
+    save_tiny_model(folder / "other", another, hidden_size=24, num_hidden_layers=4)
     experts: list[dict[str, Any]] = [
         {"name": name, "kind": "model", "source": str(folder / name), "engine": "hf"} for name in WIDTHS
     ]

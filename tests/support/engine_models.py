@@ -33,8 +33,8 @@ async def say(expert: HFExpert, request: GenerateRequest, adapter: Adapter | Non
     return Said("".join(c.text for c in chunks), chunks[-1].finish_reason, chunks[-1].usage, tuple(chunks))
 
 
-def make_tokenizer() -> Any:
-    """Byte-level BPE with a few merges: characters outside ASCII, and most words, take several tokens."""
+def make_tokenizer(text: str = "the capital of france is paris, the end of the answer", size: int = 300) -> Any:
+    """Byte-level BPE with a few merges, of this text: characters outside ASCII, and most words, take several tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -42,12 +42,12 @@ def make_tokenizer() -> Any:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300,
+        vocab_size=size,
         special_tokens=["<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    raw.train_from_iterator(["the capital of france is paris, the end of the answer"] * 4, trainer)
+    raw.train_from_iterator([text] * 4, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
     )

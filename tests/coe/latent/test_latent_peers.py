@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from composed_training import make_service
+from transformers import AutoTokenizer
 
 from coe.config import Config, load_config
 from coe.engines.latent.notes import Notes
@@ -42,6 +43,10 @@ def composed(**settings: Any) -> ExpertSpec:
     )
 
 
+def folder_of(service: Config) -> Path:
+    return Path(open_snapshot(service).experts["base"].source).parent
+
+
 def collected(service: Config, spec: ExpertSpec, rows: list[AnswerRow] = ROWS, calls: Any = None) -> CollectedNotes:
     progress = calls if calls is not None else []
     return collect_notes(spec, service, open_snapshot(service), rows, lambda *each: progress.append(each))
@@ -55,6 +60,8 @@ def test_every_peer_is_asked_about_every_row_and_only_once(service: Config) -> N
     ]
     notes = Notes.unpack(found.of(2, "other")[0].data)
     assert (notes.peer, notes.states.shape[2], notes.layers) == ("other", 24, ())  # type: ignore[union-attr]
+    tokenizers = [AutoTokenizer.from_pretrained(folder_of(service) / name) for name in ("base", "other")]
+    assert len({len(tokenizer("what is it?")["input_ids"]) for tokenizer in tokenizers}) == 2
     again: list[Any] = []
     assert collected(service, composed(), calls=again).of(2, "other") == found.of(2, "other")
     assert again == []
@@ -84,8 +91,7 @@ def test_a_peer_is_asked_in_its_own_wording_about_parts_of_the_text(service: Con
 def test_a_peer_whose_context_is_exceeded_leaves_no_notes(
     service: Config, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    folder = Path(str(open_snapshot(service).experts["base"].source)).parent
-    experts = yaml.safe_load((folder / "experts.yaml").read_text())["experts"]
+    experts = yaml.safe_load((folder_of(service) / "experts.yaml").read_text())["experts"]
     experts[3]["context_length"] = 60  # of the second adapter
     (tmp_path / "experts.yaml").write_text(yaml.safe_dump({"experts": experts}))
     short = service.model_copy(update={"experts": (tmp_path / "experts.yaml",)})
