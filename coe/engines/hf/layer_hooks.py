@@ -50,7 +50,7 @@ class LayerHooks:
         with ExitStack() as stack:
             for group in self.stack():
                 spans: dict[Any, Tensor | None] = {}
-                for q, layer in enumerate(group.reading.interactions.where()):
+                for q, layer in enumerate(group.reading.layers):
                     read = partial(_read, group, q, spans, begin, end, starts)
                     stack.callback(self._decoder.at(layer).register_forward_hook(read).remove)
             for layer in sorted({layer for _, row in self._leaving if row.capture for layer in row.capture.layers}):

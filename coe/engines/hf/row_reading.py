@@ -37,9 +37,10 @@ class ReadingGroup:
     """The rows of a batch that read with the same interactions: one call for all of them at each of their layers.
 
     Attributes:
+        reading: of their notes, stacked.
         positions: of the rows in the batch.
         rows: what each of them reads.
-        index: the same as a tensor; `None` if the batch has no other rows.
+        index: the positions as a tensor; `None` if the batch has no other rows.
     """
 
     reading: PreparedReading

@@ -43,10 +43,14 @@ class PreparedReading:
     Args:
         interactions: of a composition.
         memories: of the rows.
+
+    Attributes:
+        layers: after which each interaction reads, counted from 1.
     """
 
     def __init__(self, interactions: Interactions, memories: Memories) -> None:
         self.interactions, self._memories = interactions, memories
+        self.layers = interactions.where()
         self._heads, self._n_null = interactions.shape.heads, 0 if interactions.null is None else 1
         bias = memories.log_weights.masked_fill(~memories.mask, float("-inf"))
         # (rows, 1, 1, n), added to the scores; `None` if it is zero.

@@ -65,10 +65,10 @@ class CacheExpert(StagedExpert):
 
     def read(self, request: GenerateRequest) -> tuple[Adapter | None, PeerReading]:
         """The adapter, and the notes of the request."""
-        adapter = self.kept(self._adapter)
+        adapter = self.kept(self._adapter) or self.primary.adapter
         received = Received.read(self.spec, request.notes or (), "cache")
         notes = [each for calls in received.notes.values() for each in calls]
         return adapter, EntriesReading(notes, received.remarks, self.primary.adapter)
 
     def _adapter(self, artifact: Artifact) -> Adapter | None:
-        return own_adapter(artifact, self.spec, self.primary.adapter, self.model.spec)
+        return own_adapter(artifact, self.spec, self.primary_spec, self.model.spec)

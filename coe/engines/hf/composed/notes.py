@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Loaded:
-    """An artifact in memory: its interactions, on the device of the model, and the adapter to answer with."""
+    """An artifact in memory: its interactions, on the device of the model, and its adapter if it has one."""
 
     interactions: Interactions
     adapter: Adapter | None
@@ -67,7 +67,7 @@ class NotesExpert(StagedExpert):
         with torch.inference_mode():
             memory = loaded.interactions.memory(states)
         reading = StatesReading(loaded.interactions, memory, received.remarks, self.primary.adapter)
-        return loaded.adapter, reading
+        return loaded.adapter or self.primary.adapter, reading
 
     def _load(self, artifact: Artifact) -> _Loaded:
         decoder = self.model.decoder()
@@ -78,5 +78,5 @@ class NotesExpert(StagedExpert):
                 f"{artifact.path} was trained for a first member of (width, layers) {(shape.width, shape.n_layers)}; "
                 f"{self.spec.members[0]!r} has {(decoder.width, decoder.n_layers)}"
             )
-        adapter = own_adapter(artifact, self.spec, self.primary.adapter, self.model.spec)
+        adapter = own_adapter(artifact, self.spec, self.primary_spec, self.model.spec)
         return _Loaded(interactions.to(decoder.device), adapter)

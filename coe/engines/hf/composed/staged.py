@@ -14,6 +14,7 @@ from coe.engines.base import Adapter, Member
 from coe.engines.hf.expert import HFExpert
 from coe.engines.hf.row_prompt import PeerReading
 from coe.engines.latent.artifact import Artifact
+from coe.engines.latent.received import max_notes
 from coe.engines.latent.settings import CallSettings
 from coe.errors import Unsupported, WeightsError
 from coe.types import Chunk, GenerateRequest
@@ -50,8 +51,9 @@ class StagedExpert(ABC):
 
     @staticmethod
     def check(spec: ExpertSpec) -> None:
-        """Raises ConfigError for wrong settings of the calls to the peers."""
+        """Raises ConfigError for wrong settings of the calls to the peers, and of the notes that are read."""
         CallSettings.of(spec.settings, spec.name)
+        max_notes(spec.settings, spec.name)
 
     async def generate(self, request: GenerateRequest, adapter: Adapter | None = None) -> AsyncIterator[Chunk]:
         """Yield the answer as it is generated; see `Expert.generate`. Without notes, the first member answers alone.
@@ -69,6 +71,11 @@ class StagedExpert(ABC):
             async for chunk in chunks:
                 yield chunk
 
+    @property
+    def primary_spec(self) -> ExpertSpec:
+        """The first member: the adapter, if it is one, or the model."""
+        return self.primary.adapter.spec if self.primary.adapter else self.model.spec
+
     def kept(self, load: Callable[[Artifact], T]) -> T:
         """What `load` makes of the artifact, kept with the model: a request reads no files. Blocks.
 
@@ -83,21 +90,20 @@ class StagedExpert(ABC):
         """The adapter to answer with, and the notes of the request. Blocks."""
 
 
-def own_adapter(artifact: Artifact, spec: ExpertSpec, primary: Adapter | None, base: ExpertSpec) -> Adapter | None:
-    """The adapter to answer with: the artifact's own, which takes the place of the first member's, or the latter.
+def own_adapter(artifact: Artifact, spec: ExpertSpec, primary: ExpertSpec, base: ExpertSpec) -> Adapter | None:
+    """The adapter that was trained with the composition, if there is one: it takes the place of the first member's.
 
     Args:
-        primary: the adapter of the first member, if it is one.
-        base: the model that it runs on.
+        primary: the first member. base: the model that it runs on.
     """
     if artifact.adapter is None:
-        return primary
+        return None
     own = ExpertSpec(
         name=spec.name,
         kind=Kind.ADAPTER,
         source=str(artifact.adapter),
         base=base.name,
         digest=spec.digest,
-        context_length=base.context_length if primary is None else primary.spec.context_length,
+        context_length=primary.context_length,
     )
     return Adapter(own, artifact.adapter)
