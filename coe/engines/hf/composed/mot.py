@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, cast
 from coe.engines.base import Adapter, Member
 from coe.engines.hf.lockstep import check_text
 from coe.engines.hf.members import HFMember, hf_members
+from coe.engines.hf.reading_peer import Prompt, ReadingPeer, Spans
 from coe.engines.hf.row_prompt import RowPrompt, RowReads
-from coe.engines.hf.together import Prompt, ReadingPeer, Spans, Together, WritingPrimary
+from coe.engines.hf.together import Together
+from coe.engines.hf.writing_primary import WritingPrimary
 from coe.engines.latent.decoders import Decoder
 from coe.errors import CoeError, InvalidRequest, WeightsError
 from coe.seam import expert_error
