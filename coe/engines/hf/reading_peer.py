@@ -127,9 +127,9 @@ class ReadingPeer:
         """Forget what was read after the first tokens of the answer."""
         if n_kept == self.n_tokens:
             return
+        self._cache.crop(n_kept - self.n_tokens)
         self._answer.crop(n_kept)
         n_read = self.n_prompt + n_kept
-        self._cache.crop(n_read)
         assert self._memory is not None and self._token_of is not None
         kept = self._token_of < n_read
         self._memory, self._token_of = self._memory.select(kept), self._token_of[kept]
