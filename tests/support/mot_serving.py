@@ -22,6 +22,7 @@ from coe.engines.hf.members import HFMember
 from coe.engines.latent.artifact import Artifact
 from coe.engines.latent.decoders import Decoder
 from coe.engines.latent.mot import MotInteractions, documents
+from coe.engines.latent.mot_router import MotRouter
 from coe.engines.latent.shape import InteractionShape, deep_layers, same_layers
 from coe.types import GenerateRequest
 from registry.composed import Composed
@@ -102,16 +103,23 @@ def trained(
 
 
 def write(
-    folder: Path, members: Mapping[str, Member], *, form: str = "same", scale: float = 0.4, **settings: Any
+    folder: Path,
+    members: Mapping[str, Member],
+    *,
+    form: str = "same",
+    scale: float = 0.4,
+    router: MotRouter | None = None,
+    **settings: Any,
 ) -> Path:
     made, read = trained(members, layers=form, scale=scale)
     specs = [expert_of(member).spec for member in members.values()]
     specs += [member.adapter.spec for member in members.values() if member.adapter]
     experts = {spec.name: spec for spec in specs}
     stated = {"reads": "together", "router": "first", "k": len(members), "layers": read}
-    stated |= {"primaries": documents(made.shapes)} | settings
+    stated |= {"primaries": documents(made.shapes)} | ({"router": "latent"} if router else {}) | settings
     identities = {name: identity(experts[name], experts) for name in members}
-    Artifact.write(folder, Composed("mot", identities, stated), tensors=made.tensors(), card="# card")
+    tensors = made.tensors() | (router.tensors() if router else {})
+    Artifact.write(folder, Composed("mot", identities, stated), tensors=tensors, card="# card")
     return folder
 
 

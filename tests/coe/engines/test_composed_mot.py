@@ -20,9 +20,11 @@ from coe.engines.hf.composed.mot import Mot
 from coe.engines.hf.decoding import Decoding
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.reading_peer import ReadingPeer
+from coe.engines.latent.mot_router import MotRouter, encoder_facts
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest, Unsupported, WeightsError
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
+from routers.encoders.build import build_encoder
 
 __all__ = ["folders", "joins", "members"]
 
@@ -226,3 +228,21 @@ async def test_k_members_are_active(members: dict[str, Member], tmp_path: Path) 
     said = await say(mot(members, write(tmp_path / "one", members, k=1)), ask())
     assert said.chunks[-1].notes == ("first answers alone",)
     assert said.text == (await say(expert_of(members["first"]), ask())).text
+
+
+async def test_the_router_of_the_artifact_chooses_primary_and_peers(members: dict[str, Member], tmp_path: Path) -> None:
+    encoder, router = build_encoder("hashing:64"), MotRouter(3, 2, 64)
+    towards = torch.from_numpy(encoder.encode(["paris paris"])[0])
+    with torch.no_grad():  # "paris" asks for the third member, all else for the second; the first is next in both
+        for parameter in router.parameters():
+            parameter.zero_()
+        router.layers[0].weight[0] = towards  # type: ignore[index,union-attr]
+        router.layers[2].weight[2, 0] = 9.0  # type: ignore[index,union-attr]
+        router.layers[2].bias.copy_(torch.tensor([0.5, 1.0, 0.0]))  # type: ignore[union-attr,operator]
+    settings = {"encoder": encoder_facts(encoder), "k": 2}
+    served = mot(members, write(tmp_path / "mot", members, router=router, **settings))
+    said = {prompt: (await say(served, ask(prompt))).chunks[-1].notes for prompt in ("paris paris", "the end of it")}
+    assert said == {
+        "paris paris": ("third answers, and reads second",),
+        "the end of it": ("second answers, and reads first",),
+    }
