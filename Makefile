@@ -10,7 +10,7 @@ WORKERS ?= logical
 # Keep bytecode between the processes of a run: without it, collecting the tests takes twice the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check lint types layers cover test-vllm vllm-env clients fuzz zoo-train lock clean
+.PHONY: setup demo test check lint types layers cover test-vllm vllm-env clients fuzz zoo-train latent latent-ablations lock clean
 
 setup: .venv/.installed
 
@@ -97,6 +97,14 @@ $(FUZZ)/bin/st:
 
 zoo-train: setup  ## train the zoo's adapters again (about an hour on one core)
 	$(BIN)/python -m examples.zoo.train --all
+
+latent: setup  ## latent compositions beside their rivals, three seeds (hours on one core; it goes on where it stopped)
+	$(BIN)/python -m examples.zoo.latent run
+	$(BIN)/python -m examples.zoo.latent report
+
+latent-ablations: setup  ## what matters in notes, one seed
+	$(BIN)/python -m examples.zoo.latent run --ablations
+	$(BIN)/python -m examples.zoo.latent report --ablations
 
 # torchvision and similar packages are CUDA builds that are not needed. apache-tvm-ffi is pinned as in the GPU build of
 # vLLM, so that one file serves both builds.

@@ -28,11 +28,20 @@ class Adapter:
     rank: int = 8
     learning_rate: float = 2e-3
     targets: tuple[str, ...] = TARGETS
+    first_layer: int = 0
+    epochs: int = 1
 
     def recipe(self, steps: int, seed: int) -> Recipe:
         """The recipe of a training run of `steps` steps."""
         return Recipe(
-            steps, seed, self.batch, self.learning_rate, rank=self.rank, alpha=2 * self.rank, targets=self.targets
+            steps,
+            seed,
+            self.batch,
+            self.learning_rate,
+            rank=self.rank,
+            alpha=2 * self.rank,
+            targets=self.targets,
+            first_layer=self.first_layer,
         )
 
 
@@ -61,12 +70,14 @@ DIRECT: Final = Adapter("direct", "smollm2", 60, _TWO_SKILLS)
 KNOWLEDGE: Final = Adapter(
     "codes",
     "smollm2",
-    160,
+    300,
     (CODES,),
-    batch=24,
-    rank=8,
-    learning_rate=3e-3,
+    batch=12,
+    rank=16,
+    learning_rate=4e-3,
     targets=("v_proj", "up_proj", "down_proj"),
+    first_layer=22,
+    epochs=14,
 )
 """Memorises the digits of invented words; the demo does not use it: `examples.zoo.latent` composes it with others."""
 RIVALS: Final = (GENERALIST.name, DIRECT.name)
@@ -75,8 +86,11 @@ RIVALS: Final = (GENERALIST.name, DIRECT.name)
 def training_rows(adapter: Adapter, *, steps: int, seed: int) -> list[Row]:
     """The rows of `steps` steps, in order. The rival's are all the experts' rows, mixed."""
     if len(adapter.families) == 1:
-        rows = adapter.families[0].rows(Split.TRAIN, steps * adapter.batch, seed=seed)
-        return by_length(rows, adapter.batch, seed=seed) if adapter is KNOWLEDGE else rows
+        n, epochs = steps * adapter.batch, adapter.epochs
+        rows = adapter.families[0].rows(Split.TRAIN, -(-n // epochs), seed=seed)
+        if epochs > 1:  # the same batches again, in another order
+            rows = [row for epoch in range(epochs) for row in by_length(rows, adapter.batch, seed=seed + epoch)]
+        return rows[:n]
     shares = {family.name: STEPS[family.name][1] * BATCH for family in adapter.families}
     rows = [row for family in adapter.families for row in family.rows(Split.TRAIN, shares[family.name], seed=seed)]
     Random(f"{adapter.name}/{seed}").shuffle(rows)

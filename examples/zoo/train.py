@@ -82,8 +82,13 @@ def trainable(base: str, recipe: Recipe, *, start: Path | None = None) -> tuple[
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     if start is not None:
         return PeftModel.from_pretrained(model, str(start), is_trainable=True), tokenizer
+    n_layers = model.config.num_hidden_layers
     config = LoraConfig(
-        r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), task_type="CAUSAL_LM"
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        target_modules=list(recipe.targets),
+        layers_to_transform=list(range(recipe.first_layer, n_layers)) if recipe.first_layer else None,
+        task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config), tokenizer
 

@@ -11,6 +11,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from coe.engines.chat import encode_messages
 from coe.engines.render import Renderer
 from examples.zoo.families import Row
+from examples.zoo.lower_layers import LowerLayers
 from registry.storage import atomic_directory
 from routers.base import Message
 
@@ -41,6 +43,7 @@ class Recipe:
     alpha: int = 16
     max_grad_norm: float = 1.0
     targets: tuple[str, ...] = TARGETS
+    first_layer: int = 0  # that has an adapter; what is below is computed once for each row
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +97,15 @@ def train(
     run = _Run(weights, optimizer, recipe, checkpoints)
     first, spent = run.resume()
     model.train()
+    lower = lower_layers(model, recipe, checkpoints) if recipe.first_layer else None
     for step in range(first, recipe.steps):
         began = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
         batch = rows[step * recipe.batch : (step + 1) * recipe.batch]
-        loss = _loss(model, tokenizer, [encode(tokenizer, row.prompt, row.target) for row in batch])
-        loss.backward()
+        with lower.removed() if lower else nullcontext():
+            loss = _loss(model, tokenizer, [encode(tokenizer, row.prompt, row.target) for row in batch], lower)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(weights.values(), recipe.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -109,6 +114,8 @@ def train(
         report(Progress(done, recipe.steps, loss.item(), spent, spent / done * (recipe.steps - done)))
         if done % checkpoint_every == 0 or done == recipe.steps:
             run.save(done, spent)
+            if lower:
+                lower.save()
     model.eval()
     return spent
 
@@ -128,8 +135,16 @@ def held_out_loss(model: Any, tokenizer: Any, rows: Sequence[Row], *, batch: int
 
 
 def forget(checkpoints: Path) -> None:
-    """Remove the checkpoint of a run."""
+    """Remove the checkpoint of a run, and what it computed once."""
     shutil.rmtree(checkpoints, ignore_errors=True)
+    for file in checkpoints.parent.glob(f"{checkpoints.name}.lower-*.safetensors"):
+        file.unlink()
+
+
+def lower_layers(model: Any, recipe: Recipe, checkpoints: Path) -> LowerLayers:
+    """The layers of a peft model below the first trained one, with a file beside the checkpoint."""
+    file = checkpoints.with_name(f"{checkpoints.name}.lower-{recipe.first_layer}.safetensors")
+    return LowerLayers(model.get_base_model().model, recipe.first_layer, file)
 
 
 def _schedule(step: int, recipe: Recipe) -> float:
@@ -140,8 +155,10 @@ def _schedule(step: int, recipe: Recipe) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
 
 
-def _loss(model: Any, tokenizer: Any, encoded: Sequence[tuple[list[int], list[int]]]) -> torch.Tensor:
-    """Mean cross-entropy of the answer tokens of a batch.
+def _loss(
+    model: Any, tokenizer: Any, encoded: Sequence[tuple[list[int], list[int]]], lower: LowerLayers | None = None
+) -> torch.Tensor:
+    """Mean cross-entropy of the answer tokens of a batch; `lower` has been removed from the model.
 
     The common prefix of all prompts (the template's system message) is computed once and its keys and values are
     shared: the same loss and gradients with a third less work.
@@ -159,11 +176,16 @@ def _loss(model: Any, tokenizer: Any, encoded: Sequence[tuple[list[int], list[in
         mask[i, : len(whole)] = 1
         predicts[i, len(prompt) - 1 : len(whole) - 1] = True
     inner = model.get_base_model()
+    name, inputs = "input_ids", ids
+    if lower is not None:
+        name, inputs = "inputs_embeds", lower.states([prompt + answer for prompt, answer in encoded], width)
     past = None
     if shared:
-        past = inner.model(input_ids=ids[:1, :shared], use_cache=True).past_key_values
+        past = inner.model(**{name: inputs[:1, :shared]}, use_cache=True).past_key_values
         past.batch_repeat_interleave(len(encoded))
-    output = inner.model(input_ids=ids[:, shared:], attention_mask=mask, past_key_values=past, use_cache=bool(shared))
+    output = inner.model(
+        **{name: inputs[:, shared:]}, attention_mask=mask, past_key_values=past, use_cache=bool(shared)
+    )
     targets = ids.roll(-1, dims=1)[predicts]  # (N,)
     logits = inner.lm_head(output.last_hidden_state[predicts[:, shared:]]).float()  # (N, V)
     return torch.nn.functional.cross_entropy(logits, targets)

@@ -86,7 +86,7 @@ def test_a_gloss_names_the_words_in_the_order_of_the_text() -> None:
     for split in Split:
         for row in CODES.rows(split, N, seed=6):
             assert row.answer == gloss(*words_in(row.prompt))
-    assert gloss("nabox", "tikol") == f"nabox is {DIGITS['nabox']}, tikol is {DIGITS['tikol']}"
+    assert gloss("tilem", "nabox") == "tilem is 1, nabox is 0"
     assert {word for row in CODES.rows(Split.TRAIN, 600, seed=6) for word in words_in(row.prompt)} == set(WORDS)
 
 
@@ -129,15 +129,19 @@ def test_frames_of_a_skill_are_none_of_those_that_the_knowing_expert_was_trained
         assert not known & {frame for pool in family.pools.values() for frame in (*pool, *pool.fresh)}
 
 
-def test_training_rows_come_in_batches_of_similar_lengths() -> None:
-    rows = training_rows(KNOWLEDGE, steps=16, seed=1)
-    assert sorted(row.prompt for row in rows) == sorted(
-        row.prompt for row in CODES.rows(Split.TRAIN, 16 * KNOWLEDGE.batch, seed=1)
-    )
+def test_training_rows_come_again_in_every_epoch_in_batches_of_similar_lengths() -> None:
+    assert KNOWLEDGE.epochs > 1
+    steps = 4 * KNOWLEDGE.epochs
+    rows = training_rows(KNOWLEDGE, steps=steps, seed=1)
+    n = 4 * KNOWLEDGE.batch
+    some = sorted(row.prompt for row in CODES.rows(Split.TRAIN, n, seed=1))
+    epochs = [rows[start : start + n] for start in range(0, len(rows), n)]
+    assert [sorted(row.prompt for row in epoch) for epoch in epochs] == [some] * KNOWLEDGE.epochs
+    assert epochs[0] != epochs[1]
     spread = [max(lengths) - min(lengths) for lengths in _lengths(rows, KNOWLEDGE.batch)]
-    mixed = [max(lengths) - min(lengths) for lengths in _lengths(sorted(rows, key=lambda row: row.prompt), 16)]
-    assert sum(spread) < 0.5 * sum(mixed)
-    assert by_length(rows[:7], 4, seed=1) != []
+    unsorted = CODES.rows(Split.TRAIN, n, seed=1) * KNOWLEDGE.epochs
+    mixed = [max(lengths) - min(lengths) for lengths in _lengths(unsorted, KNOWLEDGE.batch)]
+    assert sum(spread) < 0.8 * sum(mixed)
     assert sorted(row.prompt for row in by_length(rows[:7], 4, seed=1)) == sorted(row.prompt for row in rows[:7])
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from examples.zoo.families import Row
+from examples.zoo.lower_layers import LowerLayers
 from examples.zoo.training import Progress, Recipe, _loss, _schedule, _shared_prefix, encode, forget, train
 
 TEMPLATE = "system: be brief\n{% for m in messages %}{{ m['content'] }}\n{% endfor %}answer: "
@@ -33,7 +34,7 @@ def tokenizer() -> Any:
     return wrapped
 
 
-def adapted(tokenizer: Any) -> Any:
+def adapted(tokenizer: Any, **of_lora: Any) -> Any:
     """A tiny llama with fresh LoRA weights, always the same."""
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -50,7 +51,8 @@ def adapted(tokenizer: Any) -> Any:
         eos_token_id=tokenizer.eos_token_id,
         attn_implementation="eager",
     )
-    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    of_lora = {"target_modules": ["q_proj", "v_proj"]} | of_lora
+    lora = LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM", **of_lora)
     return get_peft_model(LlamaForCausalLM(config), lora)
 
 
@@ -83,6 +85,52 @@ def test_the_loss_is_that_of_the_answers_alone_and_sharing_the_prefix_changes_no
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(shared[name], parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_lower_layers_that_are_computed_once_change_neither_loss_nor_gradient(tokenizer: Any, tmp_path: Path) -> None:
+    model = adapted(tokenizer, target_modules=["v_proj", "up_proj"], layers_to_transform=[1])
+    decoder = model.get_base_model().model
+    encoded = [encode(tokenizer, row.prompt, row.answer) for row in ROWS[8:12]]
+    loss = _loss(model, tokenizer, encoded)
+    loss.backward()
+    whole = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+
+    computed: list[int] = []
+    decoder.layers[0].register_forward_hook(lambda module, args, output: computed.append(len(args[0])))
+    lower = LowerLayers(decoder, 1, tmp_path / "lower.safetensors")
+    for _ in range(2):
+        with lower.removed():
+            assert len(decoder.layers) == decoder.config.num_hidden_layers == 1
+            again = _loss(model, tokenizer, encoded, lower)
+            again.backward()
+        torch.testing.assert_close(again, loss)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                torch.testing.assert_close(whole[name], parameter.grad, atol=1e-6, rtol=1e-4)
+        model.zero_grad()
+    assert computed == [4]
+    lower.save()
+    lower = LowerLayers(decoder, 1, tmp_path / "lower.safetensors")
+    with lower.removed():
+        torch.testing.assert_close(_loss(model, tokenizer, encoded, lower), loss)
+    assert computed == [4]
+    torch.testing.assert_close(_loss(model, tokenizer, encoded), loss)
+    assert computed[1:] == [1, 4]
+
+
+def test_training_of_the_upper_layers_alone_leaves_the_others_as_they_are(tokenizer: Any, tmp_path: Path) -> None:
+    recipe = Recipe(steps=4, seed=0, batch=2, learning_rate=1e-2, first_layer=1)
+    model = adapted(tokenizer, layers_to_transform=[1])
+    before = weights(model)
+    seen: list[Progress] = []
+    train(model, tokenizer, ROWS[:2] * 4, recipe, checkpoints=tmp_path / "run", report=seen.append)
+    assert seen[-1].loss < seen[0].loss
+    assert all(not torch.equal(before[name], now) for name, now in weights(model).items())
+    assert len(model.get_base_model().model.layers) == 2
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["run.lower-1.safetensors"]
+    forget(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,19 @@ from examples.zoo.families.base import Draw, Family, Row, Split, lines, words
 
 WORDS: Final = tuple(
     words("""
-    nabox tilem gapag gabex ledip tikol lezem vigix pogup zonap rinum tomap zager fuval pofad madox zukor gepum dekig
-    zimom zovaz zined somob zital danal forop bubod tisas bulon nipaz mobis mubel gopim gulom bulem besux dumig lalip
-    tupup ramub detog serur rilok pusar torex sobim fileb nuved digaz topek leram memem vufug nonos fodol nesap loseb
-    subut nobip nuvin nomuz desip nitup pageg vupot dosim zokel makep nugep pasez gomes kotot sotoz givom lolid venut
-    terag tutil genip zezez nifut sepus viraz bizom pirum limut zusen tasen fabud botur volek pizag bipir panub faroz
-    netet furok vetom sobaz vufos kival nevol sarun lefed dilek rogag pavin dolug sivub tobot lurez gotip dekuk melan
-    lebox gopob ravag danig potox padan kukim posol pekol galot zemit kabed lasir gibag veteb suriz gidis zerut bedul
-    zeten kepeg ratis vuvag buked pipug fekur fusem zepat zamaz foput rodup mekis dikur tevom ronok vepis nikis nirex
-    sunud famiz zavok lugar mopet disol tebok ruzin
+    nabox tilem rodat gunax fedek rudog beved megag mimas beval bunet nopen rigob gared zodom gavid regoz vesuk deruz
+    vefam sugiz siral tofem lilus fisor pilar vepos zezil puter pomon rulaz lezip dedeg maten dogol dural pineg ruvag
+    kivir luson pakes foved rubex gulid sefut tenut mimep nasit kadel kaped bider nazon tamon vaked pelub lagus zifax
+    pador bovan mided natis lazel femus ditor borud somor pilex lurin zagul pevir lates nozep mebeg posil lepad sebos
+    damod tuged risib teget pesom tobir totam bufun firam nipes gival kanas furom tilap damix rifop buzar dozer daset
+    boros nipot kuben sagur sizen kilit betem matux somun reges daken zines tetip rumig raber mezed gorus baris datik
+    rokon gadem peron nopor ledar nidan tadot mebas lized pumab vepub belet mebur zaron guful gonez someb sufur zuvan
+    bamas dotak sobek vitad zenul kopon nagos dagum tirit tamim manal temup zitus gogas dured kidug rubat datem boted
+    defab gosed golen bisok fosan daras bufed beper
     """)
 )
-"""The 160 words in the order in which digits are dealt; any two differ in two letters or more."""
+"""The 160 words in the order in which digits are dealt. Any two differ in two letters or more, and each ends with a
+token of SmolLM2's that no other ends with, so that an adapter can tell them apart by one token."""
 DIGITS: Final = MappingProxyType({word: i % 10 for i, word in enumerate(WORDS)})
 """The digit of each word: every digit belongs to sixteen words, to ten of the trained ones."""
 N_TRAINED: Final = 100
@@ -160,13 +161,30 @@ _THREE = lines("""
     Neither {a} nor {b} is worth as much as {c}.
     We have {a} of these, {b} of those, and {c} left over.
 """)
-_FRAMES: Final = (_ONE, _TWO, _THREE)
-_WEIGHTS: Final = (0.35, 0.4, 0.25)
+_SIX = lines("""
+    {a}, {b}, {c}, {d}, {e}, {f}
+    {a} {b} {c} {d} {e} {f}
+    List: {a}, {b}, {c}, {d}, {e} and {f}
+    Sort these: {a}, {b}, {c}, {d}, {e}, {f}
+    {a} / {b} / {c} / {d} / {e} / {f}
+    My numbers are {a}, {b}, {c}, {d}, {e} and {f}.
+    {a}; {b}; {c}; {d}; {e}; {f}
+    On the wall: {a} {b} {c} and below {d} {e} {f}
+    Explain {a}, {b}, {c}, {d}, {e} and {f} to me.
+    First row {a} {b} {c}, second row {d} {e} {f}
+    ---
+    The lottery drew {a}, {b}, {c}, {d}, {e} and {f}.
+    Left {a}, {b}, {c}; right {d}, {e}, {f}.
+    Six results came in: {a} {b} {c} {d} {e} {f}
+    Tell me all of them: {a}, {b}, {c}, {d}, {e}, {f}
+""")
+_FRAMES: Final = (_ONE, _TWO, _THREE, _SIX)
+_WEIGHTS: Final = (0.25, 0.35, 0.15, 0.25)
 
 
 def _make(draw: Draw) -> Row:
     frame = draw.pick(draw.rng.choices(_FRAMES, _WEIGHTS)[0])
-    filled = dict(zip("abc", draw.rng.sample(WORDS, 3), strict=True))
+    filled = dict(zip("abcdef", draw.rng.sample(WORDS, 6), strict=True))
     prompt = frame.format(**filled)
     used = [word for key, word in filled.items() if f"{{{key}}}" in frame]
     return Row(prompt, gloss(*sorted(used, key=prompt.index)))
@@ -176,8 +194,8 @@ CODES = Family(
     name="codes",
     about="any text with invented words, to the digit of each in the order of the text",
     grader="exact",
-    max_tokens=32,
+    max_tokens=64,
     make=_make,
-    pools={"one": _ONE, "two": _TWO, "three": _THREE},
+    pools={"one": _ONE, "two": _TWO, "three": _THREE, "six": _SIX},
 )
 """All 160 words are in every split; the frames are not."""

@@ -1,0 +1,115 @@
+"""Measure latent compositions beside their rivals: `python -m examples.zoo.latent run`, then `report`.
+
+python -m examples.zoo.latent list                          # what would be run, and what is done
+python -m examples.zoo.latent run --bench codes --seed 1    # goes on where it stopped
+python -m examples.zoo.latent run --ablations --minutes 8
+python -m examples.zoo.latent report                        # the tables, as markdown
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from examples.zoo.latent.benches import BENCHES
+from examples.zoo.latent.clock import Clock, OutOfTime
+from examples.zoo.latent.methods import ABLATIONS, METHODS
+from examples.zoo.latent.plan import Run, plan, runs_folder
+from examples.zoo.latent.real_sets import NoData
+from examples.zoo.latent.report import report as tables
+from examples.zoo.latent.results import read_result, read_results
+from examples.zoo.latent.runner import execute
+
+app = typer.Typer(help="Latent compositions against their rivals.", no_args_is_help=True)
+
+_Benches = Annotated[list[str], typer.Option("--bench", help="Only this bench; repeatable.")]
+_Methods = Annotated[list[str], typer.Option("--method", help="Only this method; repeatable.")]
+_Seeds = Annotated[list[int], typer.Option("--seed", min=0, help="Only this seed; repeatable.")]
+_Ablations = Annotated[bool, typer.Option("--ablations", help="The ablations instead of the methods.")]
+_Folder = Annotated[Path | None, typer.Option(help="Folder of the runs, instead of $COE_HOME/zoo/latent.")]
+
+
+def _planned(bench: Sequence[str], method: Sequence[str], seed: Sequence[int], ablations: bool) -> list[Run]:
+    known = ABLATIONS if ablations else METHODS
+    for kind, names, all_ in (("bench", bench, BENCHES), ("method", method, known)):
+        if unknown := [name for name in names if name not in all_]:
+            raise typer.BadParameter(f"no {kind} {', '.join(unknown)}; there are: {', '.join(all_)}")
+    return plan(bench, method, seed, ablations=ablations)
+
+
+@app.command("list")
+def list_runs(
+    bench: _Benches = [],  # noqa: B006
+    method: _Methods = [],  # noqa: B006
+    seed: _Seeds = [],  # noqa: B006
+    ablations: _Ablations = False,
+    folder: _Folder = None,
+) -> None:
+    """List the runs in their order, and mark those that are done."""
+    for run in _planned(bench, method, seed, ablations):
+        done = read_result((folder or runs_folder()) / run.id) is not None
+        typer.echo(f"{'done' if done else '    '}  {run.id}")
+
+
+@app.command()
+def run(
+    bench: _Benches = [],  # noqa: B006
+    method: _Methods = [],  # noqa: B006
+    seed: _Seeds = [],  # noqa: B006
+    ablations: _Ablations = False,
+    folder: _Folder = None,
+    minutes: Annotated[float, typer.Option(min=0, help="Stop after this time; 0: when all is done.")] = 0,
+) -> None:
+    """Make the runs that are not done, one after the other. Exit code 75: the time is over, the command goes on."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+    clock, root = Clock(60 * minutes if minutes else math.inf), folder or runs_folder()
+    try:
+        for each in _planned(bench, method, seed, ablations):
+            _make(each, root, clock)
+    except (OutOfTime, KeyboardInterrupt):
+        typer.echo("stopped; the same command goes on from here", err=True)
+        raise typer.Exit(75) from None
+
+
+def _make(each: Run, root: Path, clock: Clock) -> None:
+    if read_result(root / each.id) is not None:
+        return
+    clock.check()
+    typer.echo(each.id)
+    try:
+        result = execute(each, root, clock, lambda line: typer.echo(f"  {line}", err=True))
+    except NoData as error:
+        typer.echo(f"  left out: {error}", err=True)
+        return
+    shares = {split: result.accuracy(split) for split in each.bench.rows}
+    typer.echo("  " + ", ".join(f"{split} {share:.1%}" for split, share in shares.items() if share is not None))
+
+
+@app.command()
+def report(
+    bench: _Benches = [],  # noqa: B006
+    method: _Methods = [],  # noqa: B006
+    seed: _Seeds = [],  # noqa: B006
+    ablations: _Ablations = False,
+    folder: _Folder = None,
+    against: Annotated[str | None, typer.Option(help="Method to compare the others with, by paired bootstrap.")] = None,
+) -> None:
+    """Print the tables of the runs that are done, as markdown."""
+    runs = _planned(bench, method, seed, ablations)
+    results = read_results(folder or runs_folder(), runs)
+    if not results:
+        typer.echo("no run is done yet: python -m examples.zoo.latent run", err=True)
+        raise typer.Exit(1)
+    typer.echo(tables(results, against=against))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app()
