@@ -1,6 +1,7 @@
 """Members in step: an answer of a Mixture of Thoughts, or of combined logits, against its members' answers alone.
 
-    python benchmarks/latent_together.py SMOLLM2_DIR GEMMA_DIR ADAPTERS_DIR [--tokens 64] [--repeats 5] [--json PATH|-]
+    python benchmarks/latent_together.py SMOLLM2_DIR GEMMA_DIR ADAPTERS_DIR [--tokens 64] [--repeats 5] [--seconds N]
+        [--only TEXT] [--json PATH|-]
 
 The first two folders are models, such as those of `python -m examples.zoo.fetch`; the third has LoRA adapters of the
 first model in its folders (`examples/zoo/adapters`). Interactions are random: their figures do not depend on the
@@ -87,6 +88,8 @@ def main() -> None:
     parser.add_argument("adapters", type=Path)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after this time")
+    parser.add_argument("--only", default="", help="compositions whose name contains this")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--json", metavar="PATH|-")
     args = parser.parse_args()
@@ -102,8 +105,9 @@ async def run(args: argparse.Namespace, adapters: Sequence[Path]) -> list[Line]:
     engine = HFEngine(device="cpu", dtype=args.dtype, threads=1)
     members = await load(engine, args.models, adapters)
     with tempfile.TemporaryDirectory() as folder:
-        compositions = composed(members, Path(folder))
-        lines = await measure(compositions, members, args.tokens, args.repeats)
+        every = composed(members, Path(folder))
+        compositions = {name: expert for name, expert in every.items() if args.only in name}
+        lines = await measure(compositions, members, args.tokens, args.repeats, args.seconds)
     for model in {id(member.expert): member.expert for member in members.values()}.values():
         await engine.unload(model)
     return lines
@@ -183,16 +187,21 @@ def mot(members: Mapping[str, Member], folder: Path, *names: str) -> Expert:
 
 
 async def measure(
-    compositions: Mapping[str, Expert], members: Mapping[str, Member], n_tokens: int, repeats: int
+    compositions: Mapping[str, Expert], members: Mapping[str, Member], n_tokens: int, repeats: int, seconds_left: float
 ) -> list[Line]:
     """Everything once to warm up, then in turns."""
-    alone: dict[str, list[Seconds]] = {name: [] for name in members}
+    used = {name for expert in compositions.values() for name in expert.spec.members}
+    alone: dict[str, list[Seconds]] = {name: [] for name in members if name in used}
     together: dict[str, list[Seconds]] = {name: [] for name in compositions}
     notes: dict[str, tuple[str, ...]] = {}
+    began = time.perf_counter()
     for repeat in range(-1, repeats):
-        for prompt in PROMPTS:
-            for name, member in members.items():
-                seconds, _ = await answer(member.expert, prompt, n_tokens, member.adapter)
+        if repeat > 0 and time.perf_counter() - began > seconds_left:
+            break
+        print(f"round {repeat + 1} after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+        for prompt in PROMPTS if repeat >= 0 else PROMPTS[:1]:
+            for name in alone:
+                seconds, _ = await answer(members[name].expert, prompt, n_tokens, members[name].adapter)
                 alone[name] += [seconds] if repeat >= 0 else []
             for name, expert in compositions.items():
                 seconds, notes[name] = await answer(expert, prompt, n_tokens)
