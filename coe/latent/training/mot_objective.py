@@ -105,7 +105,7 @@ class MotObjective:
         self._stores, self._settings, self._training = stores, settings, training
         self._identities, self._extra, self._others = identities, extra, others
         self._k = settings.active(len(members))
-        self._regret = train.regret
+        self._n_tokens, self._regret = train.n_tokens, train.regret
 
     def groups(self) -> Sequence[Group]:
         """The tensors of the interactions, beta with a rate of its own, and those of the router."""
@@ -123,7 +123,7 @@ class MotObjective:
         generator = torch.Generator().manual_seed(step.chance.getrandbits(63))
         first, second, p = self._draws(rows, generator, self._tau(step))
         plans = [self._planned(first, place, row, step.chance) for place, row in enumerate(rows)]
-        n_tokens = self.train.n_tokens[list(rows)].sum()
+        n_tokens = self._n_tokens[list(rows)].sum()
         sums: dict[str, Tensor] = {}
         for primary, places in by_primary(first.order):
             for name, value in self._part(primary, places, rows, plans, second).items():
