@@ -7,7 +7,8 @@ docs/latent.md. Every member may be primary with `router: latent`, so each has i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, Final
 
@@ -55,18 +56,24 @@ class MotTrainer:
             ConfigError: also if a member has too few layers. Unsupported: see `check_members`.
         """
         settings = _settings(job)
-        settings.active(len(job.config.members))
-        if settings.shared_width % settings.heads:
-            raise ConfigError(f"shared_width {settings.shared_width} is not a multiple of heads {settings.heads}")
-        if settings.layers == "same" and settings.depths != MotSettings().depths:
-            raise ConfigError("depths is for layers 'deep'; with 'same' an interaction reads one layer of a peer")
+        with _placed(job, "k"):
+            settings.active(len(job.config.members))
+        with _placed(job, "shared_width"):
+            if settings.shared_width % settings.heads:
+                raise ConfigError(f"shared_width {settings.shared_width} is not a multiple of heads {settings.heads}")
+        with _placed(job, "depths"):
+            if settings.layers == "same" and settings.depths != MotSettings().depths:
+                raise ConfigError("depths is for layers 'deep'; with 'same' an interaction reads one layer of a peer")
         check_members(job)
-        for spec in job.members:
-            _layers(spec.name, sizes_of(spec, job.snapshot)[1], settings)
+        with _placed(job, "interactions"):
+            for spec in job.members:
+                _layers(spec.name, sizes_of(spec, job.snapshot)[1], settings)
         if settings.router == LATENT:
-            _encoder(settings)
-            for kind in settings.compare:
-                _check_kind(kind)
+            with _placed(job, "encoder"):
+                _encoder(settings)
+            with _placed(job, "compare"):
+                for kind in settings.compare:
+                    _check_kind(kind)
 
     @classmethod
     def prepare(cls, job: Job) -> MotObjective:
@@ -82,6 +89,15 @@ class MotTrainer:
         except BaseException:
             members.close()
             raise
+
+
+@contextmanager
+def _placed(job: Job, setting: str) -> Iterator[None]:
+    """A ConfigError in the block names the file, line and setting."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{job.file.document.place(('settings', setting))}: {error}") from error
 
 
 def _objective(job: Job, members: Members) -> MotObjective:
@@ -205,11 +221,11 @@ def _check_kind(kind: str) -> None:
     try:
         router_class(kind)
     except RouterError as error:
-        raise ConfigError(f"settings.compare: {error}") from error
+        raise ConfigError(str(error)) from error
 
 
 def _encoder(settings: MotSettings) -> Encoder:
     try:
         return build_encoder(settings.encoder)
     except RouterError as error:
-        raise ConfigError(f"settings.encoder: {error}") from error
+        raise ConfigError(str(error)) from error

@@ -455,7 +455,7 @@ def test_deep_layers_are_read_by_every_interaction(snapshot: Snapshot, tmp_path:
 
 @pytest.mark.parametrize("k", [4, 64])
 def test_more_active_members_than_there_are_is_refused(snapshot: Snapshot, tmp_path: Path, k: int) -> None:
-    with pytest.raises(ConfigError, match=f"active members, is {k}; it is 1 to 3"):
+    with pytest.raises(ConfigError, match=rf"train.yaml:1: settings.k: .*active members, is {k}; it is 1 to 3"):
         MotTrainer.check(random_job(tmp_path, snapshot, settings={"k": k}))
 
 
@@ -480,7 +480,7 @@ def test_an_unknown_encoder_and_wrong_widths_are_refused(snapshot: Snapshot, tmp
 
 
 def test_a_member_with_too_few_layers_is_named(snapshot: Snapshot, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="member 'llama': 6 interactions need different layers"):
+    with pytest.raises(ConfigError, match="settings.interactions: member 'llama': 6 interactions need"):
         MotTrainer.check(random_job(tmp_path, snapshot, settings={"interactions": 6}))
 
 
