@@ -168,26 +168,25 @@ def routed(asked: Sequence[Asked]) -> list[str]:
     return [MEMBERS[int(best)] for best in estimate.quality[:, columns].argmax(axis=1)]
 
 
-async def scores(answers: Answers, asked: Sequence[Asked], gates: Sequence[str], *, every: bool) -> dict[str, Any]:
+async def scores(
+    answers: Answers, asked: Sequence[Asked], gates: Sequence[str], *, every: bool
+) -> dict[str, list[float]]:
     """Method -> the score of each row; `every` lets each single adapter answer every row."""
-    found = {"base": _graded(asked, await answers.of("base", asked))}
+    by_gate = {gate: _graded(asked, await answers.of(gate, asked)) for gate in gates}
     chosen = routed(asked)
-    wanted = {
-        m: [each for each, to in zip(asked, chosen, strict=True) if every or m in (to, *each.experts)] for m in MEMBERS
-    }
-    graded = {
-        m: dict(zip([e.key for e in rows], _graded(rows, await answers.of(m, rows)), strict=True))
-        for m, rows in wanted.items()
-    }
+    graded: dict[str, dict[str, float]] = {}
+    for member in MEMBERS:
+        mine = [each for each, to in zip(asked, chosen, strict=True) if every or member in (to, *each.experts)]
+        keys = [each.key for each in mine]
+        graded[member] = dict(zip(keys, _graded(mine, await answers.of(member, mine)), strict=True))
+    found: dict[str, list[float]] = {"base": _graded(asked, await answers.of("base", asked))}
     if every:
-        singles = {m: [graded[m][each.key] for each in asked] for m in MEMBERS}
-        best = max(MEMBERS, key=lambda m: sum(singles[m]))
+        singles = {member: [graded[member][each.key] for each in asked] for member in MEMBERS}
+        best = max(MEMBERS, key=lambda member: sum(singles[member]))
         found[f"one adapter ({best})"] = singles[best]
     found[ROUTER] = [graded[to][each.key] for each, to in zip(asked, chosen, strict=True)]
-    found["oracle"] = [max(graded[m][each.key] for m in each.experts) for each in asked]
-    for gate in gates:
-        found[gate] = _graded(asked, await answers.of(gate, asked))
-    return found
+    found["oracle"] = [max(graded[member][each.key] for member in each.experts) for each in asked]
+    return found | by_gate
 
 
 def _graded(asked: Sequence[Asked], texts: Mapping[str, str]) -> list[float]:
@@ -316,7 +315,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=[split.value for split in Split])
     parser.add_argument("--every", action="store_true", help="each adapter answers every row, for the best single one")
     parser.add_argument("--timed", action="store_true")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "coe" / "lora-mixing")
     parser.add_argument("--write-rows", type=Path, metavar="DIR", help="write rows to train on, and end")
     parser.add_argument("--json", type=Path)
