@@ -13,6 +13,7 @@ from engine_models import say
 from mot_serving import N_TOKENS, PROMPTS, ask, expert_of, folders, members, mot, ordered, spec, write
 from test_engine_hf_admission import joins, running
 
+from coe.chunks import Joined
 from coe.engines.base import Adapter, Member
 from coe.engines.fake import FakeEngine
 from coe.engines.hf import together
@@ -22,8 +23,10 @@ from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.reading_peer import ReadingPeer
 from coe.engines.latent.mot_router import MotRouter, encoder_facts
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest, Unsupported, WeightsError
+from coe.host import Host
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
 from routers.encoders.build import build_encoder
 
 __all__ = ["folders", "joins", "members"]
@@ -246,3 +249,22 @@ async def test_the_router_of_the_artifact_chooses_primary_and_peers(members: dic
         "paris paris": ("third answers, and reads second",),
         "the end of it": ("second answers, and reads first",),
     }
+
+
+async def test_a_host_leases_all_members(
+    members: dict[str, Member], folders: dict[str, Path], engine: HFEngine, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "mot", members)
+    expected = await say(mot(members, path), ask())
+    specs = [expert_of(members[name]).spec.model_copy(update={"size_bytes": 2**20}) for name in ("first", "third")]
+    second = members["second"].adapter
+    assert second is not None
+    snapshot = Snapshot(1, {each.name: each for each in (*specs, second.spec, spec(members, path))})
+    host = Host(snapshot, {"hf": engine}, budget_bytes=2**30, locate=lambda each: Path(each.source))
+    joined = Joined()
+    async for chunk in host.ask("mot", ask()):
+        joined.add(chunk)
+    answer = joined.answer("mot", chunk)
+    assert (answer.text, answer.notes) == (expected.text, expected.chunks[-1].notes)
+    assert host.resident == {"first", "third"}
+    await host.aclose()
