@@ -1,8 +1,8 @@
 """One answer that several members read in step: one token loop over the models of all of them.
 
-    Lockstep(voices, combine).answer(request)
+    Lockstep(members, combine, name=name).answer(request)
 
-Each voice is a resident model, with an adapter or without, that reads the answer after its own prompt. Voices on one
+Each member is a resident model, with an adapter or without, that reads the answer after its own prompt. Members on one
 model are rows of one `Decoding`, with mixed adapters. A step runs as a job on the worker thread of each model
 (`HFExpert.run`), so that other requests of these models go on, and as the answer is read: nothing runs ahead of its
 reader, and closing the iterator ends it.
@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from coe.engines.base import Adapter
 from coe.engines.hf.batch import BatchRow, Item
 from coe.engines.hf.decoding import Decoding, choose
 from coe.engines.hf.expert import HFExpert
 from coe.engines.hf.loop import padded, prepared
+from coe.engines.hf.members import HFMember
 from coe.errors import EngineError, Unsupported
 from coe.types import Chunk, GenerateRequest, Usage
 
@@ -27,33 +27,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Combine = Callable[["Tensor"], "Tensor"]
-"""Scores of the next token by each voice, (n_voices, n_vocabulary) float32 -> those of the answer, (n_vocabulary,)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Voice:
-    """A resident model that reads the answer, with an adapter or without."""
-
-    expert: HFExpert
-    adapter: Adapter | None = None
+"""Scores of the next token by each member, (n_members, n_vocabulary) float32 -> the answer's, (n_vocabulary,)."""
 
 
 class Lockstep:
-    """Generates one answer from the scores of several voices, which share one vocabulary.
+    """Generates one answer from the scores of several members, which share one vocabulary.
 
-    The first voice leads: its tokenizer, chat template and end tokens are those of the answer.
+    The first member leads: its tokenizer, chat template and end tokens are those of the answer.
 
     Args:
-        voices: the first one leads; at least one.
+        members: the first one leads; at least one.
         combine: called on the worker thread of the leader's model.
         name: of the composed expert, for error messages.
     """
 
-    def __init__(self, voices: Sequence[Voice], combine: Combine, *, name: str) -> None:
-        self._voices, self._combine, self._name = tuple(voices), combine, name
+    def __init__(self, members: Sequence[HFMember], combine: Combine, *, name: str) -> None:
+        self._members, self._combine, self._name = tuple(members), combine, name
 
     async def answer(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
-        """Yield the answer as it is generated; see `Expert.generate`. Usage counts the tokens of all voices.
+        """Yield the answer as it is generated; see `Expert.generate`. Usage counts the tokens of all members.
 
         Raises:
             Unsupported: the request wants something else than text, or scores of its prompt.
@@ -61,7 +53,7 @@ class Lockstep:
         """
         check_text(request, self._name)
         rows = await self._rows(request)
-        groups = await _groups(self._voices, rows)
+        groups = await _groups(self._members, rows)
         lead, leader = groups[0], rows[0]
         await _all(group.begin() for group in groups)
         while not await _all(group.read() for group in groups):
@@ -77,26 +69,26 @@ class Lockstep:
             await lead.run(lambda model: self._advance(groups, leader))
 
     async def _rows(self, request: GenerateRequest) -> list[BatchRow]:
-        """A row for each voice; the first one chooses the tokens, as many as fit the contexts of all."""
+        """A row for each member; the first one chooses the tokens, as many as fit the contexts of all."""
         rows = await asyncio.gather(
             *(
-                voice.expert.prepare(request, voice.adapter, chooses=position == 0)
-                for position, voice in enumerate(self._voices)
+                member.expert.prepare(request, member.adapter, chooses=position == 0)
+                for position, member in enumerate(self._members)
             )
         )
         rows[0].request = replace(rows[0].request, max_tokens=min(row.max_tokens for row in rows))
         return rows
 
     def _advance(self, groups: Sequence[_Group], leader: BatchRow) -> None:
-        """Choose the next token of the answer, which all voices read next; a single group first reads the last."""
+        """Choose the next token of the answer, which all members read next; a single group first reads the last."""
         if len(groups) == 1:
             groups[0].decode()
-        scores = self._combine(_gathered(groups, len(self._voices)))[None]
+        scores = self._combine(_gathered(groups, len(self._members)))[None]
         if not bool(scores.amax().isfinite()):
             leader.fail(EngineError(f"the scores of the next token of {self._name!r} are not finite"))
             return
         lead = groups[0]
-        ids = lead.decoding.input_ids[lead.voices.index(0)][None]
+        ids = lead.decoding.input_ids[lead.members.index(0)][None]
         tokens, scored = choose([leader], ids, scores)
         token = int(tokens[0])
         leader.advance(token, scored[0])
@@ -113,15 +105,15 @@ class Lockstep:
 
 
 class _Group:
-    """The voices on one model: rows of one `Decoding`.
+    """The members on one model: rows of one `Decoding`.
 
     Attributes:
-        voices: their positions among all voices.
+        members: their positions among all members.
         next: the token to read in the next step; None before the first.
     """
 
-    def __init__(self, expert: HFExpert, voices: Sequence[int], rows: Sequence[BatchRow]) -> None:
-        self._expert, self.voices, self._rows = expert, list(voices), list(rows)
+    def __init__(self, expert: HFExpert, members: Sequence[int], rows: Sequence[BatchRow]) -> None:
+        self._expert, self.members, self._rows = expert, list(members), list(rows)
         self._adapters = [row.adapter for row in rows]
         self._decoding: Decoding | None = None
         self._is_read = False
@@ -166,17 +158,17 @@ class _Group:
         self._decoding = Decoding(model, self._rows, ids, inputs)
 
 
-async def _groups(voices: Sequence[Voice], rows: Sequence[BatchRow]) -> list[_Group]:
-    """One for each model, or more where its adapters cannot be mixed; that of the first voice first."""
+async def _groups(members: Sequence[HFMember], rows: Sequence[BatchRow]) -> list[_Group]:
+    """One for each model, or more where its adapters cannot be mixed; that of the first member first."""
     by_model: dict[int, list[int]] = {}
-    for position, voice in enumerate(voices):
-        by_model.setdefault(id(voice.expert), []).append(position)
+    for position, member in enumerate(members):
+        by_model.setdefault(id(member.expert), []).append(position)
     groups = []
     for positions in by_model.values():
-        expert = voices[positions[0]].expert
-        batches = await asyncio.wrap_future(expert.batches([voices[i].adapter for i in positions]))
+        expert = members[positions[0]].expert
+        batches = await asyncio.wrap_future(expert.batches([members[i].adapter for i in positions]))
         groups += [_Group(expert, [positions[i] for i in b], [rows[positions[i]] for i in b]) for b in batches]
-    return sorted(groups, key=lambda group: group.voices[0])
+    return sorted(groups, key=lambda group: group.members[0])
 
 
 async def _all(steps: Iterable[Any]) -> bool:
@@ -184,17 +176,17 @@ async def _all(steps: Iterable[Any]) -> bool:
     return all(await asyncio.gather(*steps))
 
 
-def _gathered(groups: Sequence[_Group], n_voices: int) -> Tensor:
-    """The scores of all voices, (n_voices, n_vocabulary), on the device of the first.
+def _gathered(groups: Sequence[_Group], n_members: int) -> Tensor:
+    """The scores of all members, (n_members, n_vocabulary), on the device of the first.
 
     Models of one tokenizer may pad their vocabularies to different sizes: ids that one lacks are no tokens.
     """
     first = groups[0].decoding.scores
-    scores = first.new_full((n_voices, first.shape[-1]), float("-inf"))
+    scores = first.new_full((n_members, first.shape[-1]), float("-inf"))
     for group in groups:
         own = group.decoding.scores
         n = min(own.shape[-1], scores.shape[-1])
-        scores[group.voices, :n] = own[:, :n].to(scores.device)
+        scores[group.members, :n] = own[:, :n].to(scores.device)
     return scores
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from coe.engines.base import Adapter, Member
 from coe.engines.hf.composed.token_scores import OnlyWhereItPays, contrast, mean, proxy
-from coe.engines.hf.lockstep import Lockstep, Voice
+from coe.engines.hf.lockstep import Lockstep
 from coe.engines.hf.members import HFMember, hf_members
 from coe.engines.hf.vocabulary import check_same_vocabulary
 from coe.errors import ConfigError
@@ -120,26 +120,26 @@ class Logits:
         tokenizers = {member.name: member.expert.loaded.tokenizer for member in self._members}
         await asyncio.to_thread(check_same_vocabulary, self.spec.name, tokenizers)
         combine = await asyncio.to_thread(self._combine)
-        voices = [Voice(member.expert, member.adapter) for member in self._voices()]
-        answer = cast("AsyncGenerator[Chunk, None]", Lockstep(voices, combine, name=self.spec.name).answer(request))
+        lockstep = Lockstep(self._in_step(), combine, name=self.spec.name)
+        answer = cast("AsyncGenerator[Chunk, None]", lockstep.answer(request))
         async with aclosing(answer) as chunks:
             async for chunk in chunks:
                 if chunk.finish_reason is not None and isinstance(combine, OnlyWhereItPays):
                     chunk = replace(chunk, notes=(*chunk.notes, _share(combine)))
                 yield chunk
 
-    def _voices(self) -> list[HFMember]:
+    def _in_step(self) -> list[HFMember]:
         """The members, and the base of B in mode `proxy` if it is left out."""
-        voices = list(self._members)
-        if self._settings.mode == "proxy" and len(voices) == 2:
-            tuned = voices[1]
+        members = list(self._members)
+        if self._settings.mode == "proxy" and len(members) == 2:
+            tuned = members[1]
             if tuned.adapter is None:
                 raise ConfigError(
                     f"settings of {self.spec.name!r}: {tuned.name!r} is not an adapter, so the third member must be "
                     "the model that it was trained from"
                 )
-            voices.append(HFMember(tuned.expert.spec.name, tuned.expert))
-        return voices
+            members.append(HFMember(tuned.expert.spec.name, tuned.expert))
+        return members
 
     def _combine(self) -> Callable[[Tensor], Tensor]:
         settings, names = self._settings, self.spec.members
