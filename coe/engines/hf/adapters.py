@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from coe.engines.hf.token_mixing import TokenWeights
 
 _BASE: Final = "__base__"  # peft's name for "no adapter" in a mixed batch
+_MOST_KNOWN: Final = 1024  # sets of adapters of which it is known whether they fit one batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,8 @@ class AdapterSlots:
             return True
         if names not in self._mixable:
             members = [member for name in names for member in self._members(name)]
+            if len(self._mixable) >= _MOST_KNOWN:
+                self._mixable.clear()
             self._mixable[names] = can_mix(self._peft, members, MOST_MIXTURE_BYTES)
         return self._mixable[names]
 

@@ -21,11 +21,11 @@ from pydantic import BaseModel, Field
 from coe.engines.base import Adapter
 from coe.engines.hf.composed.lora_mix import embed
 from coe.engines.hf.gates import new_gate
-from coe.engines.hf.gates.gate import Gate
+from coe.engines.hf.gates.gate import AdaptedLayer, Gate
 from coe.engines.hf.gates.settings import MixSettings
 from coe.engines.hf.mixture import MixtureSlot, QueryMixture
 from coe.engines.latent.artifact import Artifact
-from coe.errors import ConfigError, TaskError
+from coe.errors import ConfigError, TaskError, Unsupported
 from coe.experts import locate
 from coe.latent.training.batches import Batch, Predicted
 from coe.latent.training.checks import check_members, check_one_base
@@ -114,6 +114,16 @@ def _check_rows(job: Job, settings: MixTraining) -> None:
         )
 
 
+def _check_layers(layers: Sequence[AdaptedLayer], members: Sequence[str]) -> None:
+    """Raises Unsupported for adapters of the head, which training computes for the answer's tokens alone."""
+    if outside := [layer for layer in layers if not any(part.isdecimal() for part in layer.name.split("."))]:
+        who = [name for name, pair in zip(members, outside[0].updates, strict=True) if pair is not None]
+        raise Unsupported(
+            f"{who[0]!r} adapts {outside[0].name}, which is in no decoder layer: gates are trained for adapters of "
+            "decoder layers only; leave it out of `members`, or use a gate that is not trained"
+        )
+
+
 class MixObjective:
     """The gate of a mixture on the rows of a job.
 
@@ -128,6 +138,7 @@ class MixObjective:
         self._settings: MixTraining = job.settings
         self.members = [adapter.spec.name for adapter in adapters]
         names, layers = primary.slots.layers(adapters, expert=str(job.config.out))
+        _check_layers(layers, self.members)
         self.gate: Gate = new_gate(layers, self.members, self._settings).to(primary.device)
         self._mixture = MixtureSlot(_NAME, tuple(names), self.gate)
         self._rows = [*job.train, *job.valid]

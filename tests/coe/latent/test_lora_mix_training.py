@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from composed_training import make_service, write_config, write_rows
-from engine_models import make_tokenizer, say
+from engine_models import make_tokenizer, save_adapter, say
 from latent_models import save_tiny
 from mot_members import snapshot_of, teach
 from torch.nn.functional import cross_entropy
@@ -25,7 +25,7 @@ from coe.engines.base import Adapter, Member
 from coe.engines.hf.composed.lora_mix import LoraMix
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
-from coe.errors import ConfigError, TaskError
+from coe.errors import ConfigError, TaskError, Unsupported
 from coe.hosting import open_host
 from coe.latent.config import read_train_file
 from coe.latent.training.answer_rows import AnswerRow, read_answer_rows, rows_digest
@@ -350,6 +350,17 @@ def test_what_cannot_be_trained_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=problem):
         LoraMixTrainer.check(job(tmp_path, snapshot, settings, **fields))
+
+
+def test_adapters_of_the_head_are_refused(tmp_path: Path, snapshot: Snapshot) -> None:
+    base = Path(snapshot.experts["base"].source)
+    folder = save_adapter(tmp_path / "headed", base, target_modules=["q_proj", "lm_head"])
+    headed = snapshot_of({"base": base, "headed": folder, "left": Path(snapshot.experts["left"].source)}, {
+        "headed": "base", "left": "base",
+    })  # fmt: skip
+    rows_of = {"train": rows(8, "train", ["left"]), "valid": rows(8, "valid", ["left"])}
+    with pytest.raises(Unsupported, match="'headed' adapts lm_head, which is in no decoder layer"):
+        prepared(job(tmp_path, headed, {"gate": "trained"}, members=["left", "headed"], **rows_of))
 
 
 def test_rows_name_their_member_and_group(tmp_path: Path) -> None:
