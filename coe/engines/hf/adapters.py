@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,11 +10,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from coe.engines.base import Adapter
-from coe.engines.hf.adapter_files import AdapterFiles, read_adapter
+from coe.engines.hf.adapter_files import read_adapter
 from coe.engines.hf.base_parameters import BaseParameters, Replacements
 from coe.engines.hf.mixing import can_mix, mixed, why_not_mixed
 from coe.engines.hf.mixture import Mixture, MixtureSlot, QueryMixture, RowSlot, name_of
 from coe.engines.hf.mixture_slots import MOST_MIXTURE_BYTES, MixtureSlots
+from coe.engines.hf.peft_layers import inject, tuner_layers, unwrap
 from coe.errors import WeightsError
 from registry.lora.plan import is_fused
 
@@ -299,8 +299,7 @@ class AdapterSlots:
         self._n_loaded += 1
         name = f"slot{self._n_loaded}"
         try:
-            with _quiet_peft():
-                self._inject(name, files)
+            self._peft = inject(self._model, self._peft, name, files)
             replacements = self._parameters.replacements(files.plan, files.tensors)
         except BaseException as error:  # also out of memory: half an adapter must not remain
             self._discard(name)
@@ -313,69 +312,20 @@ class AdapterSlots:
         activated, fused = bool(config.alora_invocation_tokens), any(map(is_fused, files.plan.ranks))
         return _Slot(name, replacements, activated, alone=activated or fused or config.use_dora or bool(replacements))
 
-    def _inject(self, name: str, files: AdapterFiles) -> None:
-        from peft import PeftModelForCausalLM, set_peft_model_state_dict
-
-        config = files.peft_config()
-        if self._peft is None:
-            self._peft = PeftModelForCausalLM(self._model, config, name, autocast_adapter_dtype=False)
-        else:
-            self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
-        where = {"dtype": self._model.dtype, "device": self._model.device}
-        weights = {key: tensor.to(**where) for key, tensor in files.low_rank().items()}
-        result: Any = set_peft_model_state_dict(self._peft, weights, adapter_name=name)
-        missing = [key for key in result.missing_keys if f".{name}." in key]
-        if missing or result.unexpected_keys:
-            lost = ", ".join([*missing, *result.unexpected_keys][:3])
-            raise ValueError(f"its weights and the base's layers do not correspond, as in {lost}")
-        self._peft.eval()
-        self._peft.requires_grad_(False)
-
     def _discard(self, name: str) -> None:
         """Remove an adapter, whole or half injected. Without adapters, the model is the bare base again."""
         self._mixtures.forget(name)
         self._mixable.clear()
         if not self._slots:
-            self._unwrap()
+            unwrap(self._model)
+            self._peft = None
             return
         if name in self._peft.peft_config:
             del self._peft.peft_config[name]
         # peft warns about deleting an active one
         self._peft.set_adapter(next(reversed(self._slots.values())).name, inference_mode=True)
-        for layer in _tuner_layers(self._model):
+        for layer in tuner_layers(self._model):
             layer.delete_adapter(name)
-
-    def _unwrap(self) -> None:
-        """Put the base's layers back. (`PeftModel.unload` needs a complete PeftModel.)"""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        for parent in list(self._model.modules()):
-            for child, layer in list(parent.named_children()):
-                if isinstance(layer, BaseTunerLayer):
-                    setattr(parent, child, layer.get_base_layer())
-        if hasattr(self._model, "peft_config"):
-            del self._model.peft_config
-        self._peft = None
-
-
-def _tuner_layers(model: Any) -> list[Any]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-
-
-@contextmanager
-def _quiet_peft() -> Iterator[None]:
-    """Without peft's warnings about what is intended here.
-
-    Adapters of a tied head, and biases where the base has none, cannot be merged; nothing is merged. Patterns that peft
-    derives for fused experts match parameters, and peft looks for modules.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        warnings.filterwarnings("ignore", message="`lora_bias=True` was passed but the targeted layer")
-        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
-        yield
 
 
 def _one_kind(rows: Sequence[Any]) -> None:
