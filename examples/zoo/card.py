@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from examples.zoo.fetch import BASES
-from examples.zoo.plan import SCORE_SEED, Adapter
+from examples.zoo.plan import KNOWLEDGE, SCORE_SEED, Adapter, Stage
 from examples.zoo.training import Recipe
 from registry.documents import parse_document
 
@@ -81,30 +81,43 @@ def _percent(share: float | None) -> str:
 
 
 def _trained(adapter: Adapter, recipe: Recipe) -> str:
-    rows = recipe.steps * recipe.batch
-    return f"""Trained on {rows} rows that `examples/zoo/families` generates from seed {recipe.seed} (split
-`train`): {recipe.steps} steps of {recipe.batch}, peak learning rate {recipe.learning_rate:g}, loss on the answer only.
+    rows = -(-recipe.steps * recipe.batch // adapter.epochs)
+    times = f", {adapter.epochs} times each" if adapter.epochs > 1 else ""
+    loss = "loss on the answer only." + ("" if adapter.then is None else f"\n{_more(adapter.then, recipe)}")
+    return f"""Trained on {rows} rows{times} that `examples/zoo/families` generates from seed {recipe.seed} (split
+`train`): {recipe.steps} steps of {recipe.batch}, peak learning rate {recipe.learning_rate:g}, {loss}
 `python -m examples.zoo.train --adapter {adapter.name}` does it again."""
+
+
+def _more(then: Stage, recipe: Recipe) -> str:
+    rows = -(-then.steps * recipe.batch // then.epochs)
+    return (
+        f"Then {then.steps} steps on {rows} other rows (seed {recipe.seed + 1}), {then.epochs} times each, at "
+        f"{then.learning_rate:g}."
+    )
 
 
 def _body(adapter: Adapter, recipe: Recipe, scores: list[Score], trained: str) -> str:
     about = "; ".join(f"**{family.name}**: {family.about}" for family in adapter.families)
+    layers = f" of layer {recipe.first_layer} and those above" if recipe.first_layer else ""
     text = f"""# {adapter.name}
 
-A LoRA adapter of rank {recipe.rank} on {" and ".join(recipe.targets)}, in bf16, on {BASES[adapter.base].hub.removeprefix("hf://")}.
+A LoRA adapter of rank {recipe.rank} on {" and ".join(recipe.targets)}{layers}, in bf16, on {BASES[adapter.base].hub.removeprefix("hf://")}.
 
 {about}.
 
 {trained}
 """
-    return text + _table(scores) if scores else text
+    held_out = (
+        "templates than in training, all the words" if adapter is KNOWLEDGE else "templates and words than in\ntraining"
+    )
+    return text + _table(scores, held_out) if scores else text
 
 
-def _table(scores: list[Score]) -> str:
+def _table(scores: list[Score], held_out: str) -> str:
     rows = "\n".join(f"| {s.family} | {s.n} | {s.adapter:.1%} | {_percent(s.base)} |" for s in scores)
     return f"""
-Share of right answers on fresh rows (split `test`, seed {SCORE_SEED}: other templates and words than in
-training; greedy):
+Share of right answers on fresh rows (split `test`, seed {SCORE_SEED}: other {held_out}; greedy):
 
 | family | rows | this adapter | its base alone |
 |---|---|---|---|

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
@@ -17,8 +17,22 @@ RIVAL: Final = "generalist"
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """More training of an adapter, on other rows, each of them `epochs` times."""
+
+    steps: int
+    learning_rate: float
+    epochs: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Adapter:
-    """One adapter to train, on one or several families."""
+    """One adapter to train, on one or several families.
+
+    Attributes:
+        epochs: times that each row is trained on.
+        then: a second stage of the training.
+    """
 
     name: str
     base: str
@@ -30,6 +44,7 @@ class Adapter:
     targets: tuple[str, ...] = TARGETS
     first_layer: int = 0
     epochs: int = 1
+    then: Stage | None = None
 
     def recipe(self, steps: int, seed: int) -> Recipe:
         """The recipe of a training run of `steps` steps."""
@@ -70,14 +85,15 @@ DIRECT: Final = Adapter("direct", "smollm2", 60, _TWO_SKILLS)
 KNOWLEDGE: Final = Adapter(
     "codes",
     "smollm2",
-    300,
+    240,
     (CODES,),
     batch=12,
     rank=16,
     learning_rate=4e-3,
-    targets=("v_proj", "up_proj", "down_proj"),
+    targets=("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
     first_layer=22,
-    epochs=14,
+    epochs=11,
+    then=Stage(120, 2e-3, epochs=2),
 )
 """Memorises the digits of invented words; the demo does not use it: `examples.zoo.latent` composes it with others."""
 RIVALS: Final = (GENERALIST.name, DIRECT.name)
@@ -86,15 +102,30 @@ RIVALS: Final = (GENERALIST.name, DIRECT.name)
 def training_rows(adapter: Adapter, *, steps: int, seed: int) -> list[Row]:
     """The rows of `steps` steps, in order. The rival's are all the experts' rows, mixed."""
     if len(adapter.families) == 1:
-        n, epochs = steps * adapter.batch, adapter.epochs
-        rows = adapter.families[0].rows(Split.TRAIN, -(-n // epochs), seed=seed)
-        if epochs > 1:  # the same batches again, in another order
-            rows = [row for epoch in range(epochs) for row in by_length(rows, adapter.batch, seed=seed + epoch)]
-        return rows[:n]
+        return _repeated(adapter, steps, adapter.epochs, seed)
     shares = {family.name: STEPS[family.name][1] * BATCH for family in adapter.families}
     rows = [row for family in adapter.families for row in family.rows(Split.TRAIN, shares[family.name], seed=seed)]
     Random(f"{adapter.name}/{seed}").shuffle(rows)
     return rows[: steps * BATCH]
+
+
+def stages(adapter: Adapter, *, steps: int, seed: int) -> list[tuple[Recipe, list[Row]]]:
+    """The recipe and the rows of each stage of a training; `steps` are those of the first."""
+    recipe = adapter.recipe(steps, seed)
+    found = [(recipe, training_rows(adapter, steps=steps, seed=seed))]
+    if (then := adapter.then) is not None:
+        more = replace(recipe, steps=then.steps, seed=seed + 1, learning_rate=then.learning_rate)
+        found.append((more, _repeated(adapter, then.steps, then.epochs, more.seed)))
+    return found
+
+
+def _repeated(adapter: Adapter, steps: int, epochs: int, seed: int) -> list[Row]:
+    """Rows of one family, each `epochs` times: the same batches of similar lengths in every epoch, in another order."""
+    n = steps * adapter.batch
+    rows = adapter.families[0].rows(Split.TRAIN, -(-n // epochs), seed=seed)
+    if epochs > 1:
+        rows = [row for epoch in range(epochs) for row in by_length(rows, adapter.batch, seed=seed + epoch)]
+    return rows[:n]
 
 
 def by_length(rows: Sequence[Row], batch: int, *, seed: int, window: int = 8) -> list[Row]:

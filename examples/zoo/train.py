@@ -26,7 +26,7 @@ from examples.zoo.plan import (
     SCORE_SEED,
     TRAIN_SEED,
     Adapter,
-    training_rows,
+    stages,
 )
 from examples.zoo.scoring import answers, grades
 from examples.zoo.training import Progress, Recipe, forget, train
@@ -45,20 +45,28 @@ def folder_of(name: str) -> Path:
 def train_adapter(adapter: Adapter, *, steps: int, seed: int, n_score: int, out: Path) -> list[Score]:
     """Train one adapter, score it and its base on the test split, and write its folder."""
     recipe = adapter.recipe(steps, seed)
-    model, tokenizer, seconds = fit(adapter, training_rows(adapter, steps=steps, seed=seed), recipe)
+    model, tokenizer, seconds = fit_stages(adapter, stages(adapter, steps=steps, seed=seed))
     scores = score(model, tokenizer, adapter, n_score)
     with atomic_directory(out) as folder:
         save(model, adapter, folder)
         write_card(folder, adapter, recipe, seconds, scores)
-    forget(checkpoints_of(adapter))
+    for i in range(2):
+        forget(_checkpoints(adapter, i))
     return scores
 
 
 def fit(adapter: Adapter, rows: Sequence[Row], recipe: Recipe) -> tuple[Any, Any, float]:
     """A new adapter trained on `rows`: the peft model as shipped, its tokenizer, the seconds of training."""
-    model, tokenizer = trainable(adapter.base, recipe)
-    with Bar(f"{adapter.name}: training", recipe.steps) as bar:
-        seconds = train(model, tokenizer, rows, recipe, checkpoints=checkpoints_of(adapter), report=bar.step)
+    return fit_stages(adapter, [(recipe, rows)])
+
+
+def fit_stages(adapter: Adapter, stages: Sequence[tuple[Recipe, Sequence[Row]]]) -> tuple[Any, Any, float]:
+    """The same, trained in stages one after the other."""
+    model, tokenizer = trainable(adapter.base, stages[0][0])
+    seconds = 0.0
+    for i, (recipe, rows) in enumerate(stages):
+        with Bar(f"{adapter.name}: training", recipe.steps) as bar:
+            seconds += train(model, tokenizer, rows, recipe, checkpoints=_checkpoints(adapter, i), report=bar.step)
     round_to_bf16(model)
     return model, tokenizer, seconds
 
@@ -142,6 +150,11 @@ def round_to_bf16(model: Any) -> None:
 def checkpoints_of(adapter: Adapter) -> Path:
     """The folder of an interrupted training's checkpoints."""
     return _runs() / adapter.name
+
+
+def _checkpoints(adapter: Adapter, stage: int) -> Path:
+    folder = checkpoints_of(adapter)
+    return folder.with_name(f"{folder.name}-{stage + 1}") if stage else folder
 
 
 def _runs() -> Path:

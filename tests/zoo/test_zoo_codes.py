@@ -11,7 +11,7 @@ import pytest
 from examples.zoo.families import CODE_SKILLS, CODES, FAMILIES, PARTS, TWO_SKILLS, Family, Row, Split
 from examples.zoo.families.code_skills import NUMERALS
 from examples.zoo.families.codes import DIGITS, N_TRAINED, WORDS, gloss, words_of
-from examples.zoo.plan import KNOWLEDGE, by_length, training_rows
+from examples.zoo.plan import ADAPTERS, KNOWLEDGE, by_length, stages, training_rows
 from examples.zoo.scoring import grades
 
 N = 120
@@ -143,6 +143,17 @@ def test_training_rows_come_again_in_every_epoch_in_batches_of_similar_lengths()
     mixed = [max(lengths) - min(lengths) for lengths in _lengths(unsorted, KNOWLEDGE.batch)]
     assert sum(spread) < 0.8 * sum(mixed)
     assert sorted(row.prompt for row in by_length(rows[:7], 4, seed=1)) == sorted(row.prompt for row in rows[:7])
+
+
+def test_a_second_stage_has_other_rows_and_a_lower_learning_rate() -> None:
+    first, second = stages(KNOWLEDGE, steps=6, seed=1)
+    then = KNOWLEDGE.then
+    assert then is not None
+    assert first == (KNOWLEDGE.recipe(6, 1), training_rows(KNOWLEDGE, steps=6, seed=1))
+    assert (second[0].steps, second[0].learning_rate, second[0].seed) == (then.steps, then.learning_rate, 2)
+    assert len(second[1]) == then.steps * KNOWLEDGE.batch
+    assert len({row.prompt for row in second[1]}) == len(second[1]) // then.epochs
+    assert stages(ADAPTERS["dates"], steps=3, seed=1)[1:] == []
 
 
 def _lengths(rows: list[Row], batch: int) -> list[list[int]]:

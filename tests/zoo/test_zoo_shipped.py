@@ -13,7 +13,17 @@ from coe.evaluation.tasks import find_tasks
 from examples.zoo.card import read_card
 from examples.zoo.families import FAMILIES, TWO_SKILLS, Split
 from examples.zoo.fetch import BASES
-from examples.zoo.plan import ADAPTERS, AGGREGATOR, BATCH, DIRECT, GENERALIST, STEPS, TRAIN_SEED, training_rows
+from examples.zoo.plan import (
+    ADAPTERS,
+    AGGREGATOR,
+    BATCH,
+    DIRECT,
+    GENERALIST,
+    KNOWLEDGE,
+    STEPS,
+    TRAIN_SEED,
+    training_rows,
+)
 from examples.zoo.tasks import write_task
 from examples.zoo.train import ZOO, folder_of
 from registry.documents import load_document
@@ -102,6 +112,26 @@ def test_what_two_skills_take_is_listed_apart_and_was_trained_on_equal_terms() -
         facts = [card["training"][key] for key in ("seed", "steps", "batch")]
         assert facts == [TRAIN_SEED, AGGREGATOR.steps, BATCH]
     assert load_config(ZOO / "two_skills.yaml").experts == (ZOO / "experts.yaml", ZOO / "aggregator.yaml")
+
+
+def test_the_knowing_expert_is_listed_apart_small_and_knows_its_words() -> None:
+    (entry,) = load_document(ZOO / "latent_experts.yaml").value["experts"]
+    folder, card = folder_of(KNOWLEDGE.name), read_card(folder_of(KNOWLEDGE.name))
+    assert (entry["name"], entry["base"]) == (KNOWLEDGE.name, KNOWLEDGE.base)
+    assert (ZOO / entry["source"]).samefile(folder)
+    assert (folder / "adapter_model.safetensors").stat().st_size <= 3e6
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["r"], sorted(config["target_modules"])) == (KNOWLEDGE.rank, sorted(KNOWLEDGE.targets))
+    assert config["layers_to_transform"] == list(range(KNOWLEDGE.first_layer, 30))
+    assert [card["training"][key] for key in ("seed", "steps", "batch")] == [
+        TRAIN_SEED,
+        KNOWLEDGE.steps,
+        KNOWLEDGE.batch,
+    ]
+    score = card["scores"][KNOWLEDGE.name]
+    assert score["n"] >= 100
+    assert score["adapter"] >= 0.75  # of texts of one to six words, all of them right and in their order
+    assert score["base"] == 0.0
 
 
 def test_shipped_tasks_are_what_the_generators_write(tmp_path: Path) -> None:
