@@ -1,7 +1,7 @@
 """Members in step: an answer of a Mixture of Thoughts, or of combined logits, against its members' answers alone.
 
     python benchmarks/latent_together.py SMOLLM2_DIR GEMMA_DIR ADAPTERS_DIR [--tokens 64] [--repeats 5] [--seconds N]
-        [--only TEXT] [--json PATH|-]
+        [--only TEXT] [--device cpu] [--json PATH|-]
 
 The first two folders are models, such as those of `python -m examples.zoo.fetch`; the third has LoRA adapters of the
 first model in its folders (`examples/zoo/adapters`). Interactions are random: their figures do not depend on the
@@ -9,7 +9,8 @@ weights. All variants take turns in one process, with one thread, on the same pr
 
 For each composition: seconds of an answer, the sum of its members' seconds alone, the ratio of both (aim: at most 1.3
 for `mot`), tokens/s, and the share of tokens whose scores were combined. Times are CPU seconds of this process, so that
-other programs on the machine disturb them least; the wall clock stands beside them.
+other programs on the machine disturb them least, and the wall clock stands beside them; on another device than a CPU,
+all are of the wall clock.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ INTERACTIONS = 4
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one answer."""
+    """Of one answer. cpu: of the wall clock where another device computes."""
 
     cpu: float
     wall: float
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after this time")
     parser.add_argument("--only", default="", help="compositions whose name contains this")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", metavar="PATH|-")
     args = parser.parse_args()
     adapters = [path for path in sorted(args.adapters.iterdir()) if (path / "adapter_model.safetensors").is_file()]
@@ -102,12 +104,12 @@ def main() -> None:
 
 
 async def run(args: argparse.Namespace, adapters: Sequence[Path]) -> list[Line]:
-    engine = HFEngine(device="cpu", dtype=args.dtype, threads=1)
+    engine = HFEngine(device=args.device, dtype=args.dtype, threads=1)
     members = await load(engine, args.models, adapters)
     with tempfile.TemporaryDirectory() as folder:
         every = composed(members, Path(folder))
         compositions = {name: expert for name, expert in every.items() if args.only in name}
-        lines = await measure(compositions, members, args.tokens, args.repeats, args.seconds)
+        lines = await measure(compositions, members, args.tokens, args.repeats, args.seconds, args.device)
     for model in {id(member.expert): member.expert for member in members.values()}.values():
         await engine.unload(model)
     return lines
@@ -187,7 +189,12 @@ def mot(members: Mapping[str, Member], folder: Path, *names: str) -> Expert:
 
 
 async def measure(
-    compositions: Mapping[str, Expert], members: Mapping[str, Member], n_tokens: int, repeats: int, seconds_left: float
+    compositions: Mapping[str, Expert],
+    members: Mapping[str, Member],
+    n_tokens: int,
+    repeats: int,
+    seconds_left: float,
+    device: str,
 ) -> list[Line]:
     """Everything once to warm up, then in turns."""
     used = {name for expert in compositions.values() for name in expert.spec.members}
@@ -201,16 +208,16 @@ async def measure(
         print(f"round {repeat + 1} after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         for prompt in PROMPTS if repeat >= 0 else PROMPTS[:1]:
             for name in alone:
-                seconds, _ = await answer(members[name].expert, prompt, n_tokens, members[name].adapter)
+                seconds, _ = await answer(members[name].expert, prompt, n_tokens, device, members[name].adapter)
                 alone[name] += [seconds] if repeat >= 0 else []
             for name, expert in compositions.items():
-                seconds, notes[name] = await answer(expert, prompt, n_tokens)
+                seconds, notes[name] = await answer(expert, prompt, n_tokens, device)
                 together[name] += [seconds] if repeat >= 0 else []
     return [line(name, compositions[name], together[name], alone, notes[name], n_tokens) for name in compositions]
 
 
 async def answer(
-    expert: Expert, prompt: str, n_tokens: int, adapter: Adapter | None = None
+    expert: Expert, prompt: str, n_tokens: int, device: str, adapter: Adapter | None = None
 ) -> tuple[Seconds, tuple[str, ...]]:
     request = GenerateRequest(
         messages=(Message("user", prompt),), max_tokens=n_tokens, sampling=SamplingOptions(ignore_eos=True)
@@ -218,7 +225,8 @@ async def answer(
     cpu, wall, notes = time.process_time(), time.perf_counter(), tuple[str, ...]()
     async for chunk in expert.generate(request, adapter):
         notes = chunk.notes
-    return Seconds(time.process_time() - cpu, time.perf_counter() - wall), notes
+    seconds = time.perf_counter() - wall
+    return Seconds(time.process_time() - cpu if device == "cpu" else seconds, seconds), notes
 
 
 def line(

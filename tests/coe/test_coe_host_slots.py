@@ -175,8 +175,8 @@ class ComposedFake(WatchedEngine, Together):
 
 @in_virtual_time
 async def test_members_of_one_shape_need_a_slot_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(COMPOSED_ARCHITECTURES, "notes", "fake")
-    both = ExpertSpec(name="both", kind=Kind.COMPOSED, members=("a", "b"), architecture="notes")
+    monkeypatch.setitem(COMPOSED_ARCHITECTURES, "logits", "fake")
+    both = ExpertSpec(name="both", kind=Kind.COMPOSED, members=("a", "b"), architecture="logits")
     few, enough = ComposedFake(slots=1), ComposedFake(slots=2)
     assert isinstance(few, ComposedEngine)
     with pytest.raises(
