@@ -164,7 +164,7 @@ async def test_files_that_are_wrong_leave_the_former_expert_and_those_that_chang
 class Together:
     """Serves a composed expert by its first member."""
 
-    def compose(self, spec: ExpertSpec, members: dict[str, Member]) -> Expert:
+    def compose(self, spec: ExpertSpec, members: dict[str, Member], path: Path | None) -> Expert:
         """The member itself."""
         return next(iter(members.values())).expert
 
