@@ -17,7 +17,7 @@ SIZES: Final[dict[str, dict[str, Any]]] = {
     "tiny": {
         "hidden_size": 256,
         "intermediate_size": 512,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 8,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "vocab_size": 2048,
