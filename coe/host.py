@@ -435,8 +435,7 @@ def _weights(spec: ExpertSpec, snapshot: Snapshot) -> tuple[ExpertSpec, ...]:
 
 def _resident_members(spec: ExpertSpec, snapshot: Snapshot) -> list[ExpertSpec]:
     """The members of a composed expert that are in memory together."""
-    names = spec.members[:1] if spec.is_staged else spec.members
-    return [snapshot.experts[name] for name in names]
+    return [snapshot.experts[name] for name in spec.resident_members]
 
 
 def _refs(weights: Iterable[ExpertSpec]) -> Residency:

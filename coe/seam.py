@@ -22,6 +22,8 @@ from registry.errors import RegistryError
 
 MOST_CHARACTERS: Final = 2000
 """Most characters of a third-party message; the log has its traceback."""
+MOST_PUBLIC_CHARACTERS: Final = 500
+"""Most characters of an error in the notes of an answer."""
 _CONTROL: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _DIRECTIONS: Final = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Unicode categories and bidirectional controls that a message must not contain: terminals and logs act on them."""
@@ -155,3 +157,10 @@ def _survives(error: CoeError) -> bool:
 
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
+
+
+def public_text(error: Exception) -> str:
+    """An error as a client may see it, on one line; only its class if the message has internals of the server."""
+    kind = type(error).__name__
+    text = error.client_text if isinstance(error, CoeError) else None
+    return kind if text is None else f"{kind}: {one_line(text, MOST_PUBLIC_CHARACTERS)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -208,6 +208,16 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     estimated: bool = field(default=False, compare=False)
+
+    @classmethod
+    def total(cls, usages: Iterable[Usage]) -> Usage:
+        """The tokens of several calls; an estimate if one of them is."""
+        counted = list(usages)
+        return cls(
+            sum(usage.prompt_tokens for usage in counted),
+            sum(usage.completion_tokens for usage in counted),
+            estimated=any(usage.estimated for usage in counted),
+        )
 
     def document(self) -> dict[str, int]:
         """The counts by name, with `"estimated": true` if one is an estimate."""

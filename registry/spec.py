@@ -277,6 +277,11 @@ class ExpertSpec(BaseModel):
         return self.kind is Kind.COMPOSED and self.architecture in STAGED_ARCHITECTURES
 
     @property
+    def resident_members(self) -> tuple[str, ...]:
+        """The members of a composed expert that are in memory together while it answers."""
+        return self.members[:1] if self.is_staged else self.members
+
+    @property
     def references(self) -> tuple[str, ...]:
         """Names of the experts that this one needs: its base, or its members."""
         return (self.base,) if self.base else self.members
@@ -291,7 +296,7 @@ class ExpertSpec(BaseModel):
             experts: by name; the members of a composed expert are among them.
         """
         if self.kind is Kind.COMPOSED:
-            members = self.members[:1] if self.is_staged else self.members
+            members = self.resident_members
             return tuple(dict.fromkeys(key for name in members for key in experts[name].residency_keys(experts)))
         return (self.base or self.name,)
 

@@ -10,10 +10,11 @@ from coe.answers.thinking import without_thoughts
 from coe.compose.answer_key import auto
 from coe.compose.ballots import Ballot, calls, cast, drawn, elected, give_up, only_one, strength, together
 from coe.compose.base import Done, ExpertCall, ExpertCalls, Final, no_expert
-from coe.compose.notes import failures, public_text, refusals
+from coe.compose.notes import failures, refusals
 from coe.compose.settings import check_count, check_name, check_seconds
 from coe.compose.synthesis import TEMPLATE, check_template, shortened, synthesis
 from coe.errors import ConfigError, ContextLengthExceeded
+from coe.seam import public_text
 from coe.types import DEFAULT_MAX_TOKENS, Answer, Failure, GenerateRequest
 from routers.base import RoutingDecision
 

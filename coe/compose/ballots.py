@@ -160,11 +160,7 @@ def together(answer: Answer, done: Done, notes: tuple[str, ...]) -> Answer:
     costs = [one.cost_usd for one in every]
     return replace(
         answer,
-        usage=Usage(
-            sum(one.usage.prompt_tokens for one in every),
-            sum(one.usage.completion_tokens for one in every),
-            estimated=any(one.usage.estimated for one in every),
-        ),
+        usage=Usage.total(one.usage for one in every),
         cost_usd=None if None in costs else sum(cost for cost in costs if cost is not None),
         timing=_timing(answered),
         notes=tuple(dict.fromkeys((*notes, *answer.notes))),

@@ -7,12 +7,8 @@ from collections.abc import Iterator
 from coe.answers.refusals import refuses
 from coe.answers.thinking import without_thoughts
 from coe.compose.base import Done
-from coe.errors import CoeError
-from coe.seam import one_line
+from coe.seam import public_text
 from coe.types import Answer, Failure
-
-MOST_CHARACTERS = 500
-"""Most characters of one error in a note."""
 
 
 def failures(done: Done) -> tuple[str, ...]:
@@ -36,13 +32,6 @@ def emptiness(answer: Answer) -> tuple[str, ...]:
     """`b gave an empty answer`, if a final answer is blank and calls no tools."""
     empty = not (answer.text.strip() or answer.tool_calls or answer.value is not None)
     return (f"{answer.expert} gave an empty answer",) if empty else ()
-
-
-def public_text(error: Exception) -> str:
-    """An error as a client may see it, on one line; only its class if the message has internals of the server."""
-    kind = type(error).__name__
-    text = error.client_text if isinstance(error, CoeError) else None
-    return kind if text is None else f"{kind}: {one_line(text, MOST_CHARACTERS)}"
 
 
 def in_order(done: Done) -> Iterator[tuple[str, Answer | Failure]]:

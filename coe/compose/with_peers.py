@@ -8,11 +8,10 @@ from typing import Final
 
 from coe.compose.base import Composition, Done, ExpertCall, ExpertCalls, next_step
 from coe.compose.base import Final as FinalAnswer
-from coe.compose.notes import public_text
-from coe.engines.latent.asking import summed
 from coe.engines.latent.calls import PeerCall, left_notes, notes_digest, peer_calls
 from coe.errors import CoeError
-from coe.types import Answer, Failure, GenerateRequest
+from coe.seam import public_text
+from coe.types import Answer, Failure, GenerateRequest, Usage
 from registry.spec import ExpertSpec
 from routers.base import RoutingDecision
 
@@ -124,7 +123,7 @@ def with_peers_usage(answer: Answer, peers: list[Answer]) -> Answer:
     known = [cost for cost in costs if cost is not None]
     return replace(
         answer,
-        usage=summed(each.usage for each in (answer, *peers)),
+        usage=Usage.total(each.usage for each in (answer, *peers)),
         cost_usd=sum(known) if len(known) == len(costs) else None,
     )
 

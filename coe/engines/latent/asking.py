@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
 from coe.engines.latent.calls import left_notes, peer_calls
 from coe.errors import EngineError
-from coe.seam import expert_error
+from coe.seam import expert_error, public_text
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec
 
@@ -35,7 +35,7 @@ async def ask_with_peers(spec: ExpertSpec, request: GenerateRequest, ask: Ask) -
         if isinstance(outcome, Exception):
             error = expert_error(call.peer, outcome)
             logger.warning("%s answers without the notes of %s: %s", spec.name, call.peer, error)
-            remarks.append(f"{call.peer} left no notes: {type(error).__name__}: {error.client_text}")
+            remarks.append(f"{call.peer} left no notes: {public_text(error)}")
         elif isinstance(outcome, BaseException):
             raise outcome
         lasts.append(None if isinstance(outcome, BaseException) else outcome)
@@ -44,7 +44,7 @@ async def ask_with_peers(spec: ExpertSpec, request: GenerateRequest, ask: Ask) -
     async with aclosing(ask(spec.name, replace(request, notes=notes))) as chunks:
         async for chunk in chunks:
             if chunk.usage is not None:
-                whole = summed([chunk.usage, *usages])
+                whole = Usage.total([chunk.usage, *usages])
                 chunk = replace(chunk, usage=whole, notes=(*dict.fromkeys(remarks), *chunk.notes))
             yield chunk
 
@@ -55,13 +55,3 @@ async def _last(ask: Ask, peer: str, request: GenerateRequest) -> Chunk:
             if chunk.finish_reason is not None:
                 return chunk
     raise EngineError(f"{peer!r} stopped without finishing its answer")
-
-
-def summed(usages: Iterable[Usage]) -> Usage:
-    """The tokens of several calls."""
-    counted = list(usages)
-    return Usage(
-        sum(usage.prompt_tokens for usage in counted),
-        sum(usage.completion_tokens for usage in counted),
-        estimated=any(usage.estimated for usage in counted),
-    )

@@ -84,7 +84,7 @@ class InteractionShape:
 
     @classmethod
     def of(cls, document: Any) -> InteractionShape:
-        """The shape of a `document`, which may come from a foreign artifact. Raises ConfigError."""
+        """The shape of a `document`, which an artifact of unknown origin may state. Raises ConfigError."""
         names = [field.name for field in fields(cls)]
         if not isinstance(document, dict) or not isinstance(document.get("peers"), dict) or document.keys() - {*names}:
             raise ConfigError(f"the interaction is a mapping of {', '.join(names)}")

@@ -49,7 +49,7 @@ class Regression:
         return Validation(float((self.weight.detach() - 1).square().sum()), 0.5)
 
     def save(self, path: Path, card: str) -> Artifact:
-        raise NotImplementedError
+        pytest.fail("the loop writes no artifact")
 
 
 def run(objective: Regression, folder: Path, config: TrainingConfig = CONFIG) -> Outcome:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from coe.engines.hf.gates.gate import AdaptedLayer, Gate
+from coe.engines.hf.gates.gate import AdaptedLayer, SoftmaxGate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from coe.engines.hf.gates.settings import MixSettings
 
 
-class Arrow(Gate):
+class Arrow(SoftmaxGate):
     """The gate `arrow`."""
 
     def __init__(self, layers: Sequence[AdaptedLayer], members: Sequence[str], settings: MixSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -51,7 +52,7 @@ def _norm(a: Tensor, b: Tensor) -> float:
     return math.sqrt(max(0.0, float((gram_b * gram_a.mT).sum())))
 
 
-class Gate(nn.Module):
+class Gate(nn.Module, ABC):
     """Weights of the members of a mixture, for every adapted layer and token.
 
     Trained weights are parameters, one a layer, all in float32.
@@ -84,6 +85,7 @@ class Gate(nn.Module):
         self._hidden: Tensor
         self.register_buffer("_hidden", hidden, persistent=False)
 
+    @abstractmethod
     def forward(self, layer: int, h: Tensor, query: Tensor | None = None) -> Tensor:
         """Weights of the members, (n_rows, n_tokens, n_members) float32.
 
@@ -92,28 +94,10 @@ class Gate(nn.Module):
             h: (n_rows, n_tokens, n_in) its input.
             query: (n_rows, n_members) what `query_logits` gave for these rows.
         """
-        logits = self.logits(layer, h)
-        if query is not None:
-            logits = logits + query[:, None]
-        return self.weigh(layer, logits)
-
-    def logits(self, layer: int, h: Tensor) -> Tensor:
-        """Scores of the members, (n_rows, n_tokens, n_members) float32."""
-        raise NotImplementedError
 
     def query_logits(self, queries: Tensor) -> Tensor | None:
         """What embeddings (n_rows, n) of the queries add to the logits, (n_rows, n_members); once per row."""
         return None
-
-    def weigh(self, layer: int, logits: Tensor) -> Tensor:
-        """Softmax over the members that adapt this layer, and the choice of those used."""
-        logits = logits / self.settings.temperature
-        if self._any_hidden[layer]:
-            logits = logits.masked_fill(self._hidden[layer], float("-inf"))
-        weights, probabilities = choose(logits, self.settings, straight_through=self.training)
-        if self.observer is not None:
-            self.observer(layer, probabilities, weights)
-        return weights
 
     def load(self, tensors: Mapping[str, Tensor], *, expert: str) -> None:
         """Take trained weights over: {"<parameter>.<layer>": tensor}, those that `weights` returns.
@@ -145,6 +129,31 @@ class Gate(nn.Module):
 
     def _by_layer(self, name: str, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
         return {f"{name}.{layer}": p.data for layer, p in zip(self.names, parameters, strict=True)}
+
+
+class SoftmaxGate(Gate):
+    """A gate that scores the members for each token, and weighs them by a softmax."""
+
+    def forward(self, layer: int, h: Tensor, query: Tensor | None = None) -> Tensor:
+        """Weights of the members by their scores; see `Gate.forward`."""
+        logits = self.logits(layer, h)
+        if query is not None:
+            logits = logits + query[:, None]
+        return self.weigh(layer, logits)
+
+    @abstractmethod
+    def logits(self, layer: int, h: Tensor) -> Tensor:
+        """Scores of the members, (n_rows, n_tokens, n_members) float32."""
+
+    def weigh(self, layer: int, logits: Tensor) -> Tensor:
+        """Softmax over the members that adapt this layer, and the choice of those used."""
+        logits = logits / self.settings.temperature
+        if self._any_hidden[layer]:
+            logits = logits.masked_fill(self._hidden[layer], float("-inf"))
+        weights, probabilities = choose(logits, self.settings, straight_through=self.training)
+        if self.observer is not None:
+            self.observer(layer, probabilities, weights)
+        return weights
 
 
 def _unused(layer: AdaptedLayer, experts_per_layer: Sequence[int]) -> Tensor:

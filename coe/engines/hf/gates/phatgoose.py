@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm, linear
 
-from coe.engines.hf.gates.gate import AdaptedLayer, Gate
+from coe.engines.hf.gates.gate import AdaptedLayer, SoftmaxGate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from coe.engines.hf.gates.settings import MixSettings
 
 
-class Phatgoose(Gate):
+class Phatgoose(SoftmaxGate):
     """The gate `phatgoose`.
 
     In training mode, `query` is the share of each member in the rows, (n_rows, n_members): 1 for the member that a row

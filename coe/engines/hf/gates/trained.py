@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm, linear
 
-from coe.engines.hf.gates.gate import AdaptedLayer, Gate
+from coe.engines.hf.gates.gate import AdaptedLayer, SoftmaxGate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SPREAD: Final = 0.02
 
 
-class Trained(Gate):
+class Trained(SoftmaxGate):
     """The gate `trained`. Its first weights are small and random, so that no adapter is preferred."""
 
     def __init__(self, layers: Sequence[AdaptedLayer], members: Sequence[str], settings: MixSettings) -> None:
