@@ -120,10 +120,11 @@ def _convert_into(gguf: Path, folder: Path, *, add_bos: bool, chat_template: str
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
-    from coe.engines.hf.load import quiet_progress, translate
+    from coe.engines.hf.load import translate
+    from routers.encoders.loading import model_loading, quiet_progress
 
     with translate(f"{gguf} cannot be converted", WeightsError):
-        with quiet_progress(), _quiet_unpacking():
+        with model_loading(), _quiet_unpacking():
             model: Any = AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent),
                 gguf_file=gguf.name,

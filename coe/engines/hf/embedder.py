@@ -13,8 +13,8 @@ import numpy as np
 from coe.engines.base import Adapter
 from coe.engines.embedding import Vectors, token_rows, vectors_chunk
 from coe.engines.embedding_folder import read_modules
-from coe.engines.hf.load import quiet_progress, translate
-from coe.engines.hf.private_weights import PRIVATE_WEIGHTS
+from coe.engines.hf.load import translate
+from coe.engines.hf.private_weights import private_weights
 from coe.errors import EngineError, WeightsError
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
@@ -115,7 +115,7 @@ def load_embedder(name: str, path: Path, device: str, dtype: torch.dtype) -> Any
         OutOfMemory: memory ran out while loading.
     """
     read_modules(name, path)
-    with translate(f"{name!r} cannot be loaded from {path}", WeightsError), quiet_progress(), PRIVATE_WEIGHTS:
+    with translate(f"{name!r} cannot be loaded from {path}", WeightsError), private_weights():
         from sentence_transformers import SentenceTransformer
 
         model = SentenceTransformer(

@@ -9,7 +9,7 @@ from pathlib import Path
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Final
 
-from coe.engines.hf.private_weights import PRIVATE_WEIGHTS
+from coe.engines.hf.private_weights import private_weights
 from coe.errors import CoeError, ConfigError, EngineError, OutOfMemory, WeightsError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _load(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    with quiet_progress(), PRIVATE_WEIGHTS:
+    with private_weights():
         config = AutoConfig.from_pretrained(path, **local)
         if "/" in str(getattr(config, "_attn_implementation", "")):
             raise WeightsError(f"{name!r}: config.json asks for attention code from a repository, which is never run")
@@ -170,21 +170,6 @@ def _ids(value: int | list[int] | None) -> frozenset[int]:
     if value is None:
         return frozenset()
     return frozenset(value if isinstance(value, list) else [value])
-
-
-@contextmanager
-def quiet_progress() -> Iterator[None]:
-    """Hide the progress bars of transformers: the caller shows its own progress."""
-    from transformers.utils import logging as module
-
-    logging: Any = module
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 @contextmanager

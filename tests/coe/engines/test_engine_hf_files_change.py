@@ -144,11 +144,10 @@ def mapped(folder: Path) -> list[str]:
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="lists mapped files on Linux only")
 def test_no_weight_is_ever_in_a_mapped_file(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither after a load nor while it runs, also where another load ends meanwhile."""
+    """Neither after a load nor while it runs."""
     from transformers import modeling_utils
 
     from coe.engines.hf.load import load_model
-    from coe.engines.hf.private_weights import PRIVATE_WEIGHTS
 
     plain, during = modeling_utils.safe_open, []  # type: ignore[attr-defined]
 
@@ -158,11 +157,10 @@ def test_no_weight_is_ever_in_a_mapped_file(tiny: Path, monkeypatch: pytest.Monk
         return opened
 
     monkeypatch.setattr(modeling_utils, "safe_open", watched)
-    with PRIVATE_WEIGHTS:
-        for dtype in (torch.float32, torch.bfloat16):  # the file's type, and another
-            model = load_model("tiny", tiny, "cpu", dtype).model
-            assert mapped(tiny) == []
-            assert torch.equal(model.lm_head.weight, load_file(tiny / "model.safetensors")["lm_head.weight"].to(dtype))
+    for dtype in (torch.float32, torch.bfloat16):  # the file's type, and another
+        model = load_model("tiny", tiny, "cpu", dtype).model
+        assert mapped(tiny) == []
+        assert torch.equal(model.lm_head.weight, load_file(tiny / "model.safetensors")["lm_head.weight"].to(dtype))
     assert during == [("pread", [])] * 2
     assert modeling_utils.safe_open is watched  # type: ignore[attr-defined]
 
