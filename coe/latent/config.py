@@ -30,7 +30,7 @@ TRAINERS: Final[Mapping[str, str]] = {
     "notes": "coe.latent.training.notes:NotesTrainer",
     "notes-prompt": "coe.latent.training.notes:NotesPromptTrainer",
     "cache": "coe.latent.training.cache:CacheTrainer",
-    "mot": "coe.latent.training.mot:MotTrainer",
+    "mot": "coe.latent.training.mot.trainer:MotTrainer",
     "lora-mix": "coe.latent.training.lora_mix:LoraMixTrainer",
     "logits": "coe.latent.training.token_gate:LogitsTrainer",
 }

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from coe.config import EnginesConfig
 from coe.engines import chat
-from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.load import translate
+from coe.engines.hf.lora.adapters import AdapterSlots
 from coe.engines.latent.decoders import Decoder
 from coe.engines.render import Renderer
 from coe.errors import ContextLengthExceeded, EngineError, Rejected, UnknownModel

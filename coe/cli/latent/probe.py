@@ -16,8 +16,8 @@ from coe.cli.progress import Progress, Task, progress, status
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from coe.latent.probe import ProbeReport, WordingReport
-    from coe.latent.rows import LabelledRow, Wording
+    from coe.latent.probe.probe import ProbeReport, WordingReport
+    from coe.latent.probe.rows import LabelledRow, Wording
     from coe.latent.states import Place
 
 
@@ -83,10 +83,10 @@ def probe(
     """
     from coe.config import load_config
     from coe.experts import open_snapshot
-    from coe.latent.probe import ProbeSettings
-    from coe.latent.probe import probe as run
-    from coe.latent.reading import reading
-    from coe.latent.rows import read_rows
+    from coe.latent.probe.probe import ProbeSettings
+    from coe.latent.probe.probe import probe as run
+    from coe.latent.probe.reading import reading
+    from coe.latent.probe.rows import read_rows
     from coe.latent.states import StateReader
 
     settings = ProbeSettings(_numbers(layers), _places(places), folds, repeats, seed)
@@ -143,7 +143,7 @@ def _places(text: str | None) -> tuple[Place, ...]:
 def _wordings(
     templates: Sequence[str] | None, columns: Sequence[str] | None, rows: Sequence[LabelledRow]
 ) -> list[Wording]:
-    from coe.latent.rows import Wording
+    from coe.latent.probe.rows import Wording
 
     if not templates and not columns and "prompt" not in rows[0].fields:
         some = ", ".join(list(rows[0].fields)[:8])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.batch import BatchRow, deliver
+from coe.engines.hf.lora.adapters import AdapterSlots
 from coe.engines.hf.waiting import BatchLimits, WaitingRows, choose_joining
 
 

@@ -12,9 +12,9 @@ from coe.chunks import merged
 from coe.engines.answer import AnswerStream
 from coe.engines.base import Adapter
 from coe.engines.constrained.matcher import Matcher
-from coe.engines.hf.capture import Capture
-from coe.engines.hf.mixture import RowSlot
-from coe.engines.hf.row_reading import RowNotes
+from coe.engines.hf.lora.mixture import RowSlot
+from coe.engines.hf.notes.capture import Capture
+from coe.engines.hf.notes.row_reading import RowNotes
 from coe.engines.hf.sampling import Sampling
 from coe.engines.latent.cache_channel import Columns
 from coe.engines.logprobs import Scored, TokenTexts, packed

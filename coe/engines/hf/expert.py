@@ -18,7 +18,6 @@ from coe.engines.constrained.compiler import Grammars
 from coe.engines.constrained.grammar import Grammar
 from coe.engines.constrained.matcher import Matcher
 from coe.engines.embedding import check_generates
-from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.admission import Joining
 from coe.engines.hf.artifacts import KeptArtifacts
 from coe.engines.hf.batch import BatchRow, RowState, deliver
@@ -26,8 +25,9 @@ from coe.engines.hf.jobs import Batching, Call, Job
 from coe.engines.hf.load import LoadedModel, translate
 from coe.engines.hf.logprobs import SCORING_BYTES, scoring_bytes
 from coe.engines.hf.loop import BatchLoop, padded
-from coe.engines.hf.mixture import RowSlot
-from coe.engines.hf.row_prompt import PeerReading, RowPrompt, RowReads, TemplateTurns
+from coe.engines.hf.lora.adapters import AdapterSlots
+from coe.engines.hf.lora.mixture import RowSlot
+from coe.engines.hf.notes.row_prompt import PeerReading, RowPrompt, RowReads, TemplateTurns
 from coe.engines.hf.sampling import Sampling, processors
 from coe.engines.hf.waiting import BatchLimits, WaitingRows
 from coe.engines.latent.decoders import Decoder

@@ -8,9 +8,9 @@ from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 from coe.engines.base import Adapter
-from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.load import translate
-from coe.engines.hf.mixture import RowSlot
+from coe.engines.hf.lora.adapters import AdapterSlots
+from coe.engines.hf.lora.mixture import RowSlot
 from coe.errors import EngineError, Unsupported
 
 T = TypeVar("T")

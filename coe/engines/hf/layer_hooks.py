@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from coe.engines.hf.batch import BatchRow
-from coe.engines.hf.row_reading import ReadingGroup
+from coe.engines.hf.notes.row_reading import ReadingGroup
 from coe.engines.latent.decoders import Decoder
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.batch import BatchRow, deliver
 from coe.engines.hf.decoding import Decoding
 from coe.engines.hf.load import translate
-from coe.engines.hf.mixture import RowSlot
+from coe.engines.hf.lora.adapters import AdapterSlots
+from coe.engines.hf.lora.mixture import RowSlot
 from coe.errors import EngineError, OutOfMemory
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from coe.engines.hf.batch import BatchRow
 from coe.engines.hf.jobs import Job
-from coe.engines.hf.mixture import adapters_of
+from coe.engines.hf.lora.mixture import adapters_of
 
 PASSED_OVER_S: Final = 1.0
 """How long a request may see later ones join the running batch, which it cannot join itself. Then none of them joins

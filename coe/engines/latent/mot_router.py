@@ -7,7 +7,7 @@
 
 The paper encodes with DeBERTa-v3; here it is an encoder of `routers.encoders`, which other routers of a service share.
 The scores of the paper's router get no gradient through the choice itself. Here they have one: through w_m, which
-scales what the primary reads from peer m, and through the losses of `coe/latent/training/mot_losses.py`.
+scales what the primary reads from peer m, and through the losses of `coe/latent/training/mot/losses.py`.
 """
 
 from __future__ import annotations

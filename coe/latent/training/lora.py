@@ -13,8 +13,8 @@ import torch
 from torch.nn import Parameter
 
 from coe.engines.base import Adapter
-from coe.engines.hf.adapter_files import AdapterFiles, read_adapter
-from coe.engines.hf.base_parameters import BaseParameters
+from coe.engines.hf.lora.adapter_files import AdapterFiles, read_adapter
+from coe.engines.hf.lora.base_parameters import BaseParameters
 from coe.errors import ConfigError, Unsupported
 from coe.latent.config import LoraConfig
 from registry.headers import ADAPTER_FILE

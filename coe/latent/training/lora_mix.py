@@ -1,4 +1,4 @@
-"""Preset `lora-mix`: the gate of adapters of one base that are mixed by token (`coe.engines.hf.gates`).
+"""Preset `lora-mix`: the gate of adapters of one base that are mixed by token (`coe.engines.hf.lora.gates`).
 
     phatgoose, glider   each member's gate vectors, on its own rows (`member`), with the sigmoid gate of the paper
     trained             the routers, on all rows: cross-entropy + balance + entropy, as the settings state
@@ -20,19 +20,19 @@ from pydantic import BaseModel, Field
 
 from coe.engines.base import Adapter
 from coe.engines.hf.composed.lora_mix import embed
-from coe.engines.hf.gates import new_gate
-from coe.engines.hf.gates.gate import AdaptedLayer, Gate
-from coe.engines.hf.gates.settings import MixSettings
-from coe.engines.hf.mixture import MixtureSlot, QueryMixture
+from coe.engines.hf.lora.gates import new_gate
+from coe.engines.hf.lora.gates.gate import AdaptedLayer, Gate
+from coe.engines.hf.lora.gates.settings import MixSettings
+from coe.engines.hf.lora.mixture import MixtureSlot, QueryMixture
 from coe.engines.latent.artifact import Artifact
 from coe.errors import ConfigError, TaskError, Unsupported
 from coe.experts import locate
 from coe.latent.training.batches import Batch, Predicted
 from coe.latent.training.checks import check_members, check_one_base
 from coe.latent.training.loop import OnStep, Outcome
+from coe.latent.training.mot.routing_losses import RoutingLosses
 from coe.latent.training.objective import composed_of, encoded_rows
 from coe.latent.training.primary import Primary
-from coe.latent.training.routing_losses import RoutingLosses
 from coe.latent.training.search import EVALUATIONS, Evaluations, minimise
 from coe.latent.training.trainer import Group, Job, Losses, Step, Validation
 from registry.spec import ExpertSpec, Kind

@@ -20,8 +20,8 @@ from torch import Tensor
 from coe.config import EnginesConfig
 from coe.engines import chat
 from coe.engines.base import Adapter
-from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.load import LoadedModel
+from coe.engines.hf.lora.adapters import AdapterSlots
 from coe.engines.latent.decoders import Decoder
 from coe.engines.latent.spans import UserText, no_spans
 from coe.engines.latent.text_ends import TextEnds

@@ -14,8 +14,8 @@ from torch.nn import Parameter
 
 from coe.config import EnginesConfig
 from coe.engines.base import Adapter
-from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.load import LoadedModel
+from coe.engines.hf.lora.adapters import AdapterSlots
 from coe.engines.latent.decoders import Decoder
 from coe.experts import locate
 from coe.latent.config import LoraConfig

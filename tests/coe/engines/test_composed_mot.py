@@ -16,11 +16,11 @@ from test_engine_hf_admission import joins, running
 from coe.chunks import Joined
 from coe.engines.base import Adapter, Member
 from coe.engines.fake import FakeEngine
-from coe.engines.hf import together
 from coe.engines.hf.composed.mot import Mot
 from coe.engines.hf.decoding import Decoding
 from coe.engines.hf.engine import HFEngine
-from coe.engines.hf.reading_peer import ReadingPeer
+from coe.engines.hf.in_step import together
+from coe.engines.hf.in_step.reading_peer import ReadingPeer
 from coe.engines.latent.mot_router import MotRouter, encoder_facts
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest, Unsupported, WeightsError
 from coe.host import Host

@@ -28,7 +28,7 @@ from mot_serving import (
 from coe.engines.base import Member
 from coe.engines.hf.composed.mot import _Spans
 from coe.engines.hf.decoding import Decoding
-from coe.engines.hf.reading_peer import Prompt, ReadingPeer
+from coe.engines.hf.in_step.reading_peer import Prompt, ReadingPeer
 from coe.engines.latent.decoders import Decoder
 from coe.engines.latent.growing_text import GrowingText
 from coe.engines.latent.memory import Memories, Memory, PeerStates

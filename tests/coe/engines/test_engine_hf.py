@@ -17,9 +17,9 @@ from engine_models import CONTEXT, Said, adapter_spec, model_spec, save_adapter,
 from coe.engines.base import Adapter
 from coe.engines.fake import FakeEngine
 from coe.engines.hf import decoding
-from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
+from coe.engines.hf.lora.adapters import AdapterSlots
 from coe.errors import ContextLengthExceeded, EngineError, InvalidRequest, OutOfMemory, WeightsError
 from coe.types import GenerateRequest, Usage
 from routers.base import Message

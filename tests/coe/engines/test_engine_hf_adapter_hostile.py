@@ -19,8 +19,8 @@ from engine_models import adapter_spec, model_spec, save_adapter, save_tiny_mode
 from safetensors.torch import load_file, save_file
 
 from coe.engines.base import Adapter
-from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.load import load_model
+from coe.engines.hf.lora.adapters import AdapterSlots
 from coe.errors import WeightsError
 from registry.describe import describe
 from registry.errors import SourceError
@@ -253,7 +253,7 @@ def test_an_adapter_that_fails_half_way_leaves_no_trace(
     place, method = {
         "matrices": ("peft.set_peft_model_state_dict", None),
         "layers": ("peft.tuners.lora.LoraModel._create_and_replace", 1),
-        "replacements": ("coe.engines.hf.base_parameters.BaseParameters.replacements", None),
+        "replacements": ("coe.engines.hf.lora.base_parameters.BaseParameters.replacements", None),
     }[fails_at]
     with monkeypatch.context() as patch:
         fail_after(patch, place, method or 0)

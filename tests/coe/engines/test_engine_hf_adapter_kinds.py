@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from coe.engines.base import Adapter
-from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.load import load_model
+from coe.engines.hf.lora.adapters import AdapterSlots
 from registry.describe import describe
 from registry.errors import SourceError
 

@@ -14,8 +14,8 @@ from engine_models import adapter_spec
 from safetensors.torch import load_file, save_file
 
 from coe.engines.base import Adapter
-from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.load import load_model
+from coe.engines.hf.lora.adapters import AdapterSlots
 from coe.errors import WeightsError
 
 PROMPT = torch.tensor([[5, 60, 70, 80]])

@@ -17,8 +17,8 @@ from latent_models import save_tiny
 
 from coe.engines.base import Adapter
 from coe.engines.chat import encode_text
-from coe.engines.hf import capture
 from coe.engines.hf.expert import HFExpert
+from coe.engines.hf.notes import capture
 from coe.engines.latent.notes import Notes
 from coe.errors import ContextLengthExceeded, Rejected, Unsupported
 from coe.types import GenerateRequest, NotesWanted

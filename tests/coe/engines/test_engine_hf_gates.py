@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from coe.engines.hf.gates import GATES, build_gate, new_gate
-from coe.engines.hf.gates.arrow import first_right_singular_vector
-from coe.engines.hf.gates.choice import by_entropy, choose, tsallis_entropy
-from coe.engines.hf.gates.gate import AdaptedLayer, Gate
-from coe.engines.hf.gates.settings import EntropyRule, MixSettings
+from coe.engines.hf.lora.gates import GATES, build_gate, new_gate
+from coe.engines.hf.lora.gates.arrow import first_right_singular_vector
+from coe.engines.hf.lora.gates.choice import by_entropy, choose, tsallis_entropy
+from coe.engines.hf.lora.gates.gate import AdaptedLayer, Gate
+from coe.engines.hf.lora.gates.settings import EntropyRule, MixSettings
 from coe.errors import ConfigError, WeightsError
 
 MEMBERS = ("sql", "dates", "units")

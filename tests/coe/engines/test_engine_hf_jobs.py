@@ -14,9 +14,9 @@ from engine_models import adapter_spec, model_spec, save_adapter, say
 from test_engine_hf_admission import joins, running
 
 from coe.engines.base import Adapter
-from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
+from coe.engines.hf.lora.adapters import AdapterSlots
 from coe.errors import EngineError, OutOfMemory, Unsupported, WeightsError
 from coe.types import GenerateRequest
 

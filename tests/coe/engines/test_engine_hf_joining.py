@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from coe.engines.answer import AnswerStream
 from coe.engines.base import Adapter
-from coe.engines.hf.adapters import AdapterSlots
 from coe.engines.hf.batch import BatchRow
 from coe.engines.hf.load import LoadedModel, load_model
 from coe.engines.hf.loop import BatchLoop, padded
+from coe.engines.hf.lora.adapters import AdapterSlots
 from coe.engines.hf.sampling import Sampling, processors
 from coe.engines.parsing.text import TextStream
 from coe.sampling import SamplingOptions

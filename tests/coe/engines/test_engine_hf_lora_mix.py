@@ -16,11 +16,11 @@ from coe.engines.base import Adapter, Member
 from coe.engines.hf.composed.lora_mix import MOST_QUERY, LoraMix, text_of
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
-from coe.engines.hf.gates import build_gate
-from coe.engines.hf.gates.settings import MixSettings
 from coe.engines.hf.load import load_model
-from coe.engines.hf.mixture import MixtureSlot, QueryMixture
-from coe.engines.hf.token_mixing import layers_of, mixed_by_token
+from coe.engines.hf.lora.gates import build_gate
+from coe.engines.hf.lora.gates.settings import MixSettings
+from coe.engines.hf.lora.mixture import MixtureSlot, QueryMixture
+from coe.engines.hf.lora.token_mixing import layers_of, mixed_by_token
 from coe.errors import ConfigError, Unsupported, WeightsError
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
@@ -253,7 +253,7 @@ async def test_an_adapter_that_is_evicted_and_loaded_again_is_mixed_again(tiny: 
 async def test_the_least_recently_used_mixtures_are_forgotten(
     expert: HFExpert, adapters: list[Adapter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coe.engines.hf.mixture_slots.MOST_MIXTURES", 2)
+    monkeypatch.setattr("coe.engines.hf.lora.mixture_slots.MOST_MIXTURES", 2)
     request = GenerateRequest(prompt=PROMPTS[0], max_tokens=8)
     mixes = [composed(expert, adapters[:2], gate="fixed", weights={"a1": n / 4}) for n in (1, 2, 3, 4)]
     expected = [(await say(mix, request)).text for mix in mixes]
@@ -281,14 +281,15 @@ async def test_mixtures_too_large_for_a_batch_with_others_run_alone(
     names = [slots.acquire(arrow._mixture), slots.acquire(adapters[3]), None]
     assert slots.batches(names) == [[0, 1, 2]]
     slots._mixable.clear()
-    from coe.engines.hf.mixing import n_bytes
+    from coe.engines.hf.lora.mixing import n_bytes
 
-    monkeypatch.setattr("coe.engines.hf.adapters.MOST_MIXTURE_BYTES", n_bytes(slots._peft, slots._members("mixture1")))
+    most = n_bytes(slots._peft, slots._members("mixture1"))
+    monkeypatch.setattr("coe.engines.hf.lora.adapters.MOST_MIXTURE_BYTES", most)
     assert slots.batches(names) == [[0], [1, 2]]
     assert not slots.can_join(adapters[3], names[:1])
     said = await asyncio.gather(say(arrow, request), say(expert, request, adapters[3]))
     assert [each.text for each in said] == expected
-    monkeypatch.setattr("coe.engines.hf.mixture_slots.MOST_MIXTURE_BYTES", 100)
+    monkeypatch.setattr("coe.engines.hf.lora.mixture_slots.MOST_MIXTURE_BYTES", 100)
     with pytest.raises(WeightsError, match="name fewer members"):
         await say(composed(expert, adapters[1:3], gate="arrow"), request)
 
@@ -359,7 +360,7 @@ async def test_glider_reads_the_query(expert: HFExpert, adapters: list[Adapter],
     settings = MixSettings.read(
         {"gate": "glider", "scale": 1000.0, "top_k": 1, "encoder": "hashing:64"}, members, expert="mix"
     )
-    from coe.engines.hf.gates import new_gate
+    from coe.engines.hf.lora.gates import new_gate
 
     gate = new_gate(layers_of(expert._slots._peft, [str(n) for n in name]), members, settings)
     instructions = torch.from_numpy(embed("hashing:64", ["capital of france", "end of the answer"]))

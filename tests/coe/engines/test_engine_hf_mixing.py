@@ -12,11 +12,11 @@ from engine_models import adapter_spec, save_adapter, say
 from peft import LoraConfig, get_peft_model
 
 from coe.engines.base import Adapter
-from coe.engines.hf import adapters as hf_adapters
-from coe.engines.hf import mixing
 from coe.engines.hf.expert import HFExpert
 from coe.engines.hf.load import load_model
-from coe.engines.hf.mixing import can_mix, mixed
+from coe.engines.hf.lora import adapters as hf_adapters
+from coe.engines.hf.lora import mixing
+from coe.engines.hf.lora.mixing import can_mix, mixed
 from coe.types import GenerateRequest
 
 IDS = torch.tensor([[5, 60, 70, 80], [9, 61, 71, 81], [5, 60, 70, 80], [7, 62, 72, 82]])

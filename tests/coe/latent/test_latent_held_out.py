@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from coe.errors import TaskError
-from coe.latent.held_out import STRENGTH, Standardising, _narrowed, check_groups, from_states, from_texts, grouped_folds
+from coe.latent.probe.held_out import (
+    STRENGTH,
+    Standardising,
+    _narrowed,
+    check_groups,
+    from_states,
+    from_texts,
+    grouped_folds,
+)
 
 
 def test_a_group_is_in_one_fold_and_labels_are_spread() -> None:

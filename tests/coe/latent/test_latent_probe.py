@@ -14,10 +14,10 @@ from planted_states import COPIED_AT, N_LAYERS, WORDS, class_of, save_planted
 
 from coe.config import EnginesConfig, HFConfig
 from coe.errors import ConfigError, ContextLengthExceeded, Rejected, TaskError
-from coe.latent import probe as module
-from coe.latent.probe import Accuracy, ProbeReport, ProbeSettings, default_layers, is_right, probe
-from coe.latent.reading import reading
-from coe.latent.rows import LabelledRow, Wording, read_rows
+from coe.latent.probe import probe as module
+from coe.latent.probe.probe import Accuracy, ProbeReport, ProbeSettings, default_layers, is_right, probe
+from coe.latent.probe.reading import reading
+from coe.latent.probe.rows import LabelledRow, Wording, read_rows
 from coe.latent.states import Place, StateReader
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot

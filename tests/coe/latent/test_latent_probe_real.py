@@ -9,8 +9,8 @@ import pytest
 
 from coe.config import load_config
 from coe.experts import open_snapshot
-from coe.latent.probe import ProbeSettings, probe
-from coe.latent.rows import Wording, read_rows
+from coe.latent.probe.probe import ProbeSettings, probe
+from coe.latent.probe.rows import Wording, read_rows
 from coe.latent.states import StateReader
 from examples.zoo.families import FAMILIES, Split
 

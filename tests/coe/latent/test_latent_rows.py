@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from coe.errors import TaskError
-from coe.latent import rows as module
-from coe.latent.rows import LabelledRow, Wording, read_rows
+from coe.latent.probe import rows as module
+from coe.latent.probe.rows import LabelledRow, Wording, read_rows
 
 
 def write(tmp_path: Path, *rows: Any) -> Path:

@@ -32,7 +32,7 @@ from coe.latent.training.answer_rows import AnswerRow, read_answer_rows, rows_di
 from coe.latent.training.checkpoint import Checkpoint
 from coe.latent.training.loop import train
 from coe.latent.training.lora_mix import LoraMixTrainer, MixObjective, WeightSearch
-from coe.latent.training.routing_losses import localized, switch
+from coe.latent.training.mot.routing_losses import localized, switch
 from coe.latent.training.search import Evaluations, minimise
 from coe.latent.training.trainer import Job, Step
 from coe.types import GenerateRequest

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from coe.latent.training.mot_losses import (
+from coe.latent.training.mot.losses import (
     balance,
     consistency,
     divergence,

@@ -16,9 +16,9 @@ from coe.engines.base import Member
 from coe.engines.hf.composed.mot import Mot
 from coe.engines.hf.engine import HFEngine
 from coe.engines.latent.text_ends import AS_WRITTEN
-from coe.latent.training.mot import MotTrainer
-from coe.latent.training.mot_draws import Noted
-from coe.latent.training.mot_objective import MotObjective, MotRows
+from coe.latent.training.mot.draws import Noted
+from coe.latent.training.mot.objective import MotObjective, MotRows
+from coe.latent.training.mot.trainer import MotTrainer
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot

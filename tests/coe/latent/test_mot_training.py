@@ -23,10 +23,10 @@ from coe.errors import ConfigError, ContextLengthExceeded, EngineError, Rejected
 from coe.latent.training.checkpoint import Checkpoint
 from coe.latent.training.loop import train
 from coe.latent.training.members import Members
-from coe.latent.training.mot import OUTCOMES, MotTrainer
-from coe.latent.training.mot_draws import Noted
-from coe.latent.training.mot_objective import MotObjective
-from coe.latent.training.mot_states import StateStore
+from coe.latent.training.mot.draws import Noted
+from coe.latent.training.mot.objective import MotObjective
+from coe.latent.training.mot.states import StateStore
+from coe.latent.training.mot.trainer import OUTCOMES, MotTrainer
 from coe.latent.training.trainer import Job, Step, Validation
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
@@ -79,7 +79,7 @@ def members_are_loaded_once(kept: dict[object, KeptMembers], monkeypatch: pytest
             kept[key] = KeptMembers(names, snapshot, engines)
         return kept[key]
 
-    monkeypatch.setattr("coe.latent.training.mot.Members", load_once)
+    monkeypatch.setattr("coe.latent.training.mot.trainer.Members", load_once)
 
 
 def prepare(made: Job) -> MotObjective:

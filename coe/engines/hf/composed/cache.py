@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from coe.engines.base import Adapter
 from coe.engines.hf.composed.staged import StagedExpert, own_adapter
-from coe.engines.hf.row_prompt import PeerReading, RowPrompt, RowReads
+from coe.engines.hf.notes.row_prompt import PeerReading, RowPrompt, RowReads
 from coe.engines.latent.artifact import Artifact
 from coe.engines.latent.cache_channel import check_fits, lay_out, suffix_of
 from coe.engines.latent.notes import Notes

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, cast
 
 from coe.engines.base import Adapter, Member
 from coe.engines.hf.expert import HFExpert
-from coe.engines.hf.gates.settings import MixSettings, needs_training
-from coe.engines.hf.mixture import Mixture
+from coe.engines.hf.lora.gates.settings import MixSettings, needs_training
+from coe.engines.hf.lora.mixture import Mixture
 from coe.errors import ConfigError, Unsupported
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec

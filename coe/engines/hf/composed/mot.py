@@ -1,7 +1,7 @@
 """Composed experts of architecture `mot`: a Mixture of Thoughts (arXiv 2509.21164), served as it was trained.
 
 A router chooses the active members of each prompt and the one that writes. The others read the prompt in their own
-wording and the answer while it grows, and the primary reads their hidden states (`coe.engines.hf.together`).
+wording and the answer while it grows, and the primary reads their hidden states (`coe.engines.hf.in_step.together`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from coe.engines.base import Adapter, Member
-from coe.engines.hf.lockstep import check_text
-from coe.engines.hf.members import HFMember, hf_members
-from coe.engines.hf.reading_peer import Prompt, ReadingPeer, Spans
-from coe.engines.hf.row_prompt import RowPrompt, RowReads
-from coe.engines.hf.together import Together
-from coe.engines.hf.writing_primary import WritingPrimary
+from coe.engines.hf.in_step.lockstep import check_text
+from coe.engines.hf.in_step.members import HFMember, hf_members
+from coe.engines.hf.in_step.reading_peer import Prompt, ReadingPeer, Spans
+from coe.engines.hf.in_step.together import Together
+from coe.engines.hf.in_step.writing_primary import WritingPrimary
+from coe.engines.hf.notes.row_prompt import RowPrompt, RowReads
 from coe.engines.latent.decoders import Decoder
 from coe.errors import CoeError, InvalidRequest, WeightsError
 from coe.seam import expert_error

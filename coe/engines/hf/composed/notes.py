@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from coe.engines.base import Adapter
 from coe.engines.hf.composed.staged import StagedExpert, own_adapter
-from coe.engines.hf.row_prompt import PeerReading, RowPrompt, RowReads
-from coe.engines.hf.row_reading import RowNotes
+from coe.engines.hf.notes.row_prompt import PeerReading, RowPrompt, RowReads
+from coe.engines.hf.notes.row_reading import RowNotes
 from coe.engines.latent.artifact import Artifact
 from coe.engines.latent.received import Received
 from coe.errors import Rejected, WeightsError

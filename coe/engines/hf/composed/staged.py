@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 
 from coe.engines.base import Adapter, Member
 from coe.engines.hf.expert import HFExpert
-from coe.engines.hf.row_prompt import PeerReading
+from coe.engines.hf.notes.row_prompt import PeerReading
 from coe.engines.latent.artifact import Artifact
 from coe.engines.latent.received import max_notes
 from coe.engines.latent.settings import CallSettings

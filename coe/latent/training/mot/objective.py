@@ -25,11 +25,11 @@ from coe.engines.latent.memory import Memories, PeerStates
 from coe.engines.latent.mot import MotInteractions
 from coe.engines.latent.mot_router import Draw, MotRouter, gumbel, temperature
 from coe.latent.config import TrainingConfig
-from coe.latent.training import mot_losses
 from coe.latent.training.members import Hook, Member, Members, Reading, batches
-from coe.latent.training.mot_draws import Noted, by_primary, drawn, exposed, other_peers
-from coe.latent.training.mot_settings import MotSettings
-from coe.latent.training.mot_states import StateStore, answer_tokens, score
+from coe.latent.training.mot import losses as mot_losses
+from coe.latent.training.mot.draws import Noted, by_primary, drawn, exposed, other_peers
+from coe.latent.training.mot.settings import MotSettings
+from coe.latent.training.mot.states import StateStore, answer_tokens, score
 from coe.latent.training.trainer import Group, Losses, Step, Validation
 from registry.composed import Composed
 

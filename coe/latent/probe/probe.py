@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coe.errors import ConfigError, Rejected
-from coe.latent.held_out import Folds, Labels, check_groups, from_states, from_texts, grouped_folds
+from coe.latent.probe.held_out import Folds, Labels, check_groups, from_states, from_texts, grouped_folds
+from coe.latent.probe.rows import LabelledRow, Wording
 from coe.latent.prompts import Prompt, PromptTokens
-from coe.latent.rows import LabelledRow, Wording
 from coe.latent.states import MOST_TOKENS, PLACES, Place, StateReader, States
 from registry.profiles import Measure
 from registry.strengths import wilson

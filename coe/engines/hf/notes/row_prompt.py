@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from coe.engines.base import Adapter
 from coe.engines.chat import ChatStyle
-from coe.engines.hf.capture import Capture, check_wanted
-from coe.engines.hf.row_reading import RowNotes
+from coe.engines.hf.notes.capture import Capture, check_wanted
+from coe.engines.hf.notes.row_reading import RowNotes
 from coe.engines.latent.cache_channel import Columns
 from coe.engines.latent.decoders import Decoder
 from coe.engines.latent.spans import Turns, UserText

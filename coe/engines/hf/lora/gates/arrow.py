@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from coe.engines.hf.gates.gate import AdaptedLayer, SoftmaxGate
+from coe.engines.hf.lora.gates.gate import AdaptedLayer, SoftmaxGate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coe.engines.hf.gates.settings import MixSettings
+    from coe.engines.hf.lora.gates.settings import MixSettings
 
 
 class Arrow(SoftmaxGate):

@@ -10,18 +10,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from coe.engines.base import Adapter
-from coe.engines.hf.adapter_files import read_adapter
-from coe.engines.hf.base_parameters import BaseParameters, Replacements
-from coe.engines.hf.mixing import can_mix, mixed, why_not_mixed
-from coe.engines.hf.mixture import Mixture, MixtureSlot, QueryMixture, RowSlot, name_of
-from coe.engines.hf.mixture_slots import MOST_MIXTURE_BYTES, MixtureSlots
-from coe.engines.hf.peft_layers import inject, tuner_layers, unwrap
+from coe.engines.hf.lora.adapter_files import read_adapter
+from coe.engines.hf.lora.base_parameters import BaseParameters, Replacements
+from coe.engines.hf.lora.mixing import can_mix, mixed, why_not_mixed
+from coe.engines.hf.lora.mixture import Mixture, MixtureSlot, QueryMixture, RowSlot, name_of
+from coe.engines.hf.lora.mixture_slots import MOST_MIXTURE_BYTES, MixtureSlots
+from coe.engines.hf.lora.peft_layers import inject, tuner_layers, unwrap
 from coe.errors import WeightsError
 from registry.lora.plan import is_fused
 
 if TYPE_CHECKING:
-    from coe.engines.hf.gates.gate import AdaptedLayer
-    from coe.engines.hf.token_mixing import TokenWeights
+    from coe.engines.hf.lora.gates.gate import AdaptedLayer
+    from coe.engines.hf.lora.token_mixing import TokenWeights
 
 _BASE: Final = "__base__"  # peft's name for "no adapter" in a mixed batch
 _MOST_KNOWN: Final = 1024  # sets of adapters of which it is known whether they fit one batch
@@ -224,7 +224,7 @@ class AdapterSlots:
         Raises:
             WeightsError: see `acquire`.
         """
-        from coe.engines.hf.token_mixing import layers_of
+        from coe.engines.hf.lora.token_mixing import layers_of
 
         names = self._acquire_members(adapters, set(), expert)
         return names, layers_of(self._peft, names)
@@ -232,7 +232,7 @@ class AdapterSlots:
     @contextmanager
     def mixing(self, mixture: MixtureSlot) -> Iterator[TokenWeights]:
         """All rows of forwards in the block have a mixture of loaded adapters, whose gate may be in training."""
-        from coe.engines.hf.token_mixing import mixed_by_token
+        from coe.engines.hf.lora.token_mixing import mixed_by_token
 
         self._leave()
         with mixed_by_token(self._peft, [mixture.name], {mixture.name: mixture}) as weights:
@@ -263,7 +263,7 @@ class AdapterSlots:
             elif mixtures := {name: self._mixtures.by_name[name] for name in kinds if name in self._mixtures.by_name}:
                 if len(self.batches(kinds)) > 1:
                     raise ValueError("adapters that cannot be mixed by token are among mixtures")
-                from coe.engines.hf.token_mixing import mixed_by_token
+                from coe.engines.hf.lora.token_mixing import mixed_by_token
 
                 select = stack.enter_context(mixed_by_token(self._peft, kinds, mixtures)).select
             elif len(kinds) == 1:

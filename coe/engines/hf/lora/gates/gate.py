@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from coe.engines.hf.gates.choice import choose
+from coe.engines.hf.lora.gates.choice import choose
 from coe.errors import WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coe.engines.hf.gates.settings import MixSettings
+    from coe.engines.hf.lora.gates.settings import MixSettings
 
 Observer = Callable[[int, "Tensor", "Tensor"], None]
 

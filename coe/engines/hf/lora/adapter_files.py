@@ -18,7 +18,7 @@ from registry.lora.plan import LoraPlan, differs, plan_lora
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coe.engines.hf.base_parameters import BaseParameters
+    from coe.engines.hf.lora.base_parameters import BaseParameters
 
 _FLAGS: Final = ("use_dora", "use_rslora", "fan_in_fan_out", "lora_bias")
 

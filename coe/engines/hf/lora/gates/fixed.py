@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from coe.engines.hf.gates.gate import AdaptedLayer, Gate
+from coe.engines.hf.lora.gates.gate import AdaptedLayer, Gate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coe.engines.hf.gates.settings import MixSettings
+    from coe.engines.hf.lora.gates.settings import MixSettings
 
 
 class Fixed(Gate):

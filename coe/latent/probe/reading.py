@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from coe.latent.probe import Accuracy, ProbeReport, WordingReport
+from coe.latent.probe.probe import Accuracy, ProbeReport, WordingReport
 from coe.latent.states import Place
 
 PLACE_NAMES: Final[dict[Place, str]] = {

@@ -23,10 +23,10 @@ from coe.errors import CoeError, ConfigError
 from coe.latent.training.answer_rows import AnswerRow
 from coe.latent.training.checks import check_members, sizes_of
 from coe.latent.training.members import Member, Members, Reading
-from coe.latent.training.mot_choices import fitted_choices, outcomes
-from coe.latent.training.mot_objective import MotObjective, MotRows
-from coe.latent.training.mot_settings import MotSettings
-from coe.latent.training.mot_states import Measured, StateStore
+from coe.latent.training.mot.choices import fitted_choices, outcomes
+from coe.latent.training.mot.objective import MotObjective, MotRows
+from coe.latent.training.mot.settings import MotSettings
+from coe.latent.training.mot.states import Measured, StateStore
 from coe.latent.training.trainer import Job
 from registry.digest import identity
 from registry.storage import coe_home

@@ -14,8 +14,8 @@ from coe.engines.base import Adapter
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coe.engines.hf.gates.gate import Gate
-    from coe.engines.hf.gates.settings import MixSettings
+    from coe.engines.hf.lora.gates.gate import Gate
+    from coe.engines.hf.lora.gates.settings import MixSettings
     from registry.spec import ExpertSpec
 
 

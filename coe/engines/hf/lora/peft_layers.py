@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coe.engines.hf.adapter_files import AdapterFiles
+    from coe.engines.hf.lora.adapter_files import AdapterFiles
 
 
 def inject(model: Any, peft: Any, name: str, files: AdapterFiles) -> Any:

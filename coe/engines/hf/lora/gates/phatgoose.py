@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm, linear
 
-from coe.engines.hf.gates.gate import AdaptedLayer, SoftmaxGate
+from coe.engines.hf.lora.gates.gate import AdaptedLayer, SoftmaxGate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coe.engines.hf.gates.settings import MixSettings
+    from coe.engines.hf.lora.gates.settings import MixSettings
 
 
 class Phatgoose(SoftmaxGate):

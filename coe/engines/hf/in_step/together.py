@@ -22,8 +22,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from coe.engines.hf.reading_peer import ReadingPeer
-from coe.engines.hf.writing_primary import WritingPrimary
+from coe.engines.hf.in_step.reading_peer import ReadingPeer
+from coe.engines.hf.in_step.writing_primary import WritingPrimary
 from coe.engines.latent.memory import Memory
 from coe.errors import DeadlineExceeded
 from coe.types import Chunk, Usage

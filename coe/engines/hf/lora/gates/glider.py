@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import normalize
 
-from coe.engines.hf.gates.gate import AdaptedLayer
-from coe.engines.hf.gates.phatgoose import Phatgoose
+from coe.engines.hf.lora.gates.gate import AdaptedLayer
+from coe.engines.hf.lora.gates.phatgoose import Phatgoose
 from coe.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from coe.engines.hf.gates.settings import MixSettings
+    from coe.engines.hf.lora.gates.settings import MixSettings
 
 
 class Glider(Phatgoose):

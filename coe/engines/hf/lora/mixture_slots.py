@@ -6,8 +6,8 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from coe.engines.hf.mixing import n_bytes
-from coe.engines.hf.mixture import Mixture, MixtureSlot, QueryMixture
+from coe.engines.hf.lora.mixing import n_bytes
+from coe.engines.hf.lora.mixture import Mixture, MixtureSlot, QueryMixture
 from coe.engines.latent.artifact import Artifact
 from coe.errors import WeightsError
 
@@ -76,8 +76,8 @@ class MixtureSlots:
             del self._slots[key]
 
     def _build(self, mixture: Mixture, names: Sequence[str], peft: Any) -> MixtureSlot:
-        from coe.engines.hf.gates import build_gate
-        from coe.engines.hf.token_mixing import layers_of
+        from coe.engines.hf.lora.gates import build_gate
+        from coe.engines.hf.lora.token_mixing import layers_of
 
         if (size := n_bytes(peft, names)) > MOST_MIXTURE_BYTES:
             raise WeightsError(

@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from coe.engines.hf.gates.settings import MixSettings, needs_training
+from coe.engines.hf.lora.gates.settings import MixSettings, needs_training
 from coe.errors import WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coe.engines.hf.gates.gate import AdaptedLayer, Gate
+    from coe.engines.hf.lora.gates.gate import AdaptedLayer, Gate
 
 GATES: Final[Mapping[str, str]] = {
-    "arrow": "coe.engines.hf.gates.arrow:Arrow",
-    "phatgoose": "coe.engines.hf.gates.phatgoose:Phatgoose",
-    "glider": "coe.engines.hf.gates.glider:Glider",
-    "trained": "coe.engines.hf.gates.trained:Trained",
-    "fixed": "coe.engines.hf.gates.fixed:Fixed",
+    "arrow": "coe.engines.hf.lora.gates.arrow:Arrow",
+    "phatgoose": "coe.engines.hf.lora.gates.phatgoose:Phatgoose",
+    "glider": "coe.engines.hf.lora.gates.glider:Glider",
+    "trained": "coe.engines.hf.lora.gates.trained:Trained",
+    "fixed": "coe.engines.hf.lora.gates.fixed:Fixed",
 }
 """Gate -> its class, imported on first use."""
 

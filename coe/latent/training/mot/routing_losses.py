@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from coe.engines.hf.gates.choice import tsallis_entropy
-from coe.engines.hf.gates.settings import MixSettings
+from coe.engines.hf.lora.gates.choice import tsallis_entropy
+from coe.engines.hf.lora.gates.settings import MixSettings
 
 
 class RoutingLosses:

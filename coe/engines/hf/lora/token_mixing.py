@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from coe.engines.hf.gates.gate import AdaptedLayer
-from coe.engines.hf.mixture import MixtureSlot, QueryMixture, RowSlot, name_of
+from coe.engines.hf.lora.gates.gate import AdaptedLayer
+from coe.engines.hf.lora.mixture import MixtureSlot, QueryMixture, RowSlot, name_of
 
 if TYPE_CHECKING:
     from torch import Tensor

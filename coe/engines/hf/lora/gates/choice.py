@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from coe.engines.hf.gates.settings import EntropyRule, MixSettings
+    from coe.engines.hf.lora.gates.settings import EntropyRule, MixSettings
 
 
 def choose(logits: Tensor, settings: MixSettings, *, straight_through: bool = False) -> tuple[Tensor, Tensor]:

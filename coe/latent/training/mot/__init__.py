@@ -1,0 +1,1 @@
+"""Training of a Mixture of Thoughts: preset `mot`."""
