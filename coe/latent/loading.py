@@ -1,4 +1,4 @@
-"""Loading an expert whose layers are read or trained on: with the loader, the device and the dtype of the hf engine."""
+"""Loading an expert whose layers are read or trained on, in this process: with the loader of the hf engine."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from coe.config import EnginesConfig
+from coe.config import EnginesConfig, HFConfig
 from coe.engines import engine_kind
 from coe.engines.base import Adapter
-from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, load_model, require_memory
+from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, load_model, require_memory, weight_bytes
 from coe.errors import Unsupported
 from coe.experts import locate
 from registry.spec import ExpertSpec, Kind
@@ -49,18 +49,30 @@ class LoadedExpert:
         """
         base = snapshot.experts[spec.base] if spec.base else spec
         _check_weights(spec, base)
-        settings = engines.hf
-        if settings.threads is not None:
-            import torch
-
-            torch.set_num_threads(settings.threads)
-        path = find(base.model_copy(update={"engine": "hf"}))  # for which a GGUF file is converted
-        device = choose_device(settings.device)
-        dtype = choose_dtype(settings.dtype, device)
-        n_bytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))  # two bytes a weight, at least
-        require_memory(base.name, n_bytes * dtype.itemsize // 2, device)
+        loaded = load_weights(base, engines.hf, find=find)
         adapter = Adapter(spec, find(spec)) if spec.kind is Kind.ADAPTER else None
-        return cls(spec, load_model(base.name, path, device, dtype), adapter)
+        return cls(spec, loaded, adapter)
+
+
+def load_weights(spec: ExpertSpec, settings: HFConfig, *, find: Callable[[ExpertSpec], Path] = locate) -> LoadedModel:
+    """The model of an expert of kind `model`, whatever engine serves it. Blocks.
+
+    Args:
+        settings: device, dtype and threads.
+        find: verified files.
+
+    Raises:
+        WeightsError, OutOfMemory: it cannot be loaded.
+    """
+    if settings.threads is not None:
+        import torch
+
+        torch.set_num_threads(settings.threads)
+    path = find(spec.model_copy(update={"engine": "hf"}))  # for which a GGUF file is converted
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    require_memory(spec.name, weight_bytes(path, dtype), device)
+    return load_model(spec.name, path, device, dtype)
 
 
 def _check_weights(spec: ExpertSpec, base: ExpertSpec) -> None:

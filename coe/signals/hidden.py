@@ -15,9 +15,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, load_model, require_memory, translate
+from coe.config import HFConfig
+from coe.engines.hf.load import LoadedModel, translate
 from coe.errors import EngineError
 from coe.experts import locate
+from coe.latent.loading import load_weights
 from registry.spec import ExpertSpec
 from registry.storage import coe_home
 from routers.encoders.store import EmbeddingStore
@@ -47,7 +49,7 @@ class SignalReader:
 
     def __init__(self, spec: ExpertSpec, *, find: Callable[[ExpertSpec], Path] = locate, device: str = "auto") -> None:
         self.spec = spec
-        self._find, self._device = find, device
+        self._find, self._settings = find, HFConfig(device=device, dtype=_DTYPE)
         self._lock = threading.Lock()
         self._loaded: LoadedModel | None = None
 
@@ -59,7 +61,7 @@ class SignalReader:
         """
         with self._lock:
             if self._loaded is None:
-                self._loaded = self._load()
+                self._loaded = load_weights(self.spec, self._settings, find=self._find)
             with translate(f"{self.spec.name!r} failed while reading prompts", EngineError):
                 return _read(self._loaded, texts)
 
@@ -67,12 +69,6 @@ class SignalReader:
         """The store on disk of signals that were read, keyed by the model's digest."""
         key = f"signals-{_FORMAT} {self.spec.digest or self.spec.ref} {MAX_TOKENS} {_DTYPE}"
         return EmbeddingStore(coe_home() / "signals" / f"{hashlib.sha256(key.encode()).hexdigest()}.sqlite")
-
-    def _load(self) -> LoadedModel:
-        device, path = choose_device(self._device), self._find(self.spec)
-        needed = sum(file.stat().st_size for file in path.glob("*.safetensors")) * 2  # files hold two bytes a weight
-        require_memory(self.spec.name, needed, device)
-        return load_model(self.spec.name, path, device, choose_dtype(_DTYPE, device))
 
 
 def _read(loaded: LoadedModel, texts: Sequence[str]) -> Vectors:

@@ -13,7 +13,15 @@ from coe.engines.constrained.checker import GrammarChecker
 from coe.engines.hf import composed
 from coe.engines.hf.embedder import HFEmbedder, load_embedder
 from coe.engines.hf.expert import HFExpert, off_the_loop
-from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, free_bytes, load_model, require_memory
+from coe.engines.hf.load import (
+    LoadedModel,
+    choose_device,
+    choose_dtype,
+    free_bytes,
+    load_model,
+    require_memory,
+    weight_bytes,
+)
 from coe.engines.render import Renderer
 from coe.errors import ConfigError, WeightsError
 from registry.sources import names_gguf
@@ -127,7 +135,7 @@ class HFEngine:
             torch.set_num_threads(self._threads)
         device = choose_device(self._device)
         dtype = self._dtype_of(spec, device)
-        require_memory(spec.name, _bytes_needed(path, dtype.itemsize), device, self._free)
+        require_memory(spec.name, weight_bytes(path, dtype), device, self._free)
         return device, dtype
 
     def _dtype_of(self, spec: ExpertSpec, device: str) -> torch.dtype:
@@ -155,11 +163,6 @@ class HFEngine:
 def _is_gguf(spec: ExpertSpec) -> bool:
     """Whether the expert's files are one GGUF file, which may be inside its folder or have another name."""
     return names_gguf(spec.source) or [record.name.endswith(".safetensors") for record in spec.files] == [False]
-
-
-def _bytes_needed(path: Path, itemsize: int) -> int:
-    """Bytes of the weights of a folder once loaded; its files hold at least two bytes a weight."""
-    return sum(file.stat().st_size for file in path.glob("*.safetensors")) * itemsize // 2
 
 
 def _free_memory() -> None:

@@ -96,6 +96,11 @@ def require_memory(name: str, needed: int, device: str, free: Callable[[str], in
         )
 
 
+def weight_bytes(path: Path, dtype: torch.dtype) -> int:
+    """Bytes of the weights of a folder once loaded; its files hold at least two bytes a weight."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors")) * dtype.itemsize // 2
+
+
 def load_model(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel:
     """Load a folder in the Hugging Face layout: local files, safetensors, no code from the folder.
 

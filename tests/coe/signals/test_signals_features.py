@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import pytest
 from engine_models import make_tokenizer
 
 from coe.config import PolicyConfig
-from coe.engines.hf.load import LoadedModel, load_model
-from coe.errors import ConfigError
+from coe.engines.hf.load import LoadedModel, load_model, require_memory
+from coe.errors import ConfigError, OutOfMemory
 from coe.local import build_policies
 from coe.routing import Routed, route
 from coe.signals.features import Filled, Signals
@@ -109,6 +111,17 @@ def test_signals_are_those_of_the_models_own_forward_pass(signals: Signals, fold
     assert all(np.isfinite(query.features[name]).all() for query in filled for name in names)
     for query, alone in zip(filled, [signals.fill([Query.of(text)], names)[0] for text in TEXTS], strict=True):
         assert query.features["hidden/tiny"] == pytest.approx(alone.features["hidden/tiny"], abs=1e-5)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
+    signals: Signals, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_bytes = (folder / "model.safetensors").stat().st_size
+    for n_free, fits in ((2 * n_bytes - 1, False), (2 * n_bytes, True)):  # files may hold two bytes a weight
+        free = partial(require_memory, free=lambda device, n=n_free: n)
+        monkeypatch.setattr("coe.latent.loading.require_memory", free)
+        with nullcontext() if fits else pytest.raises(OutOfMemory, match="'tiny' needs .* on cpu"):
+            signals.fill([Query.of("the")], ["hidden/tiny"])
 
 
 def test_a_tables_signals_are_read_once_and_an_interrupted_run_goes_on(signals: Signals, snapshot: Snapshot) -> None:
