@@ -4,7 +4,8 @@
 
 The two right experts of each family (`examples.zoo.families.TWO_SKILLS`) are combined token by token: by the mean of
 their log-probabilities, without and with their base, and by proxy, each way round. Single experts on the same rows
-stand beside them; the methods of `python -m examples.zoo.two_skills` are measured there. Greedy answers, bfloat16.
+stand beside them; the methods of `python -m examples.zoo.two_skills` are measured there. Greedy answers, in
+bfloat16 where the CPU multiplies it, else in float32.
 """
 
 from __future__ import annotations

@@ -12,10 +12,9 @@ from typing import Annotated, Any, Final
 import typer
 
 from examples.zoo.families import FAMILIES, Family, Row, Split
-from examples.zoo.fetch import fetch
 from examples.zoo.plan import ADAPTERS, GENERALIST, RIVAL
 from examples.zoo.scoring import answers, grades
-from examples.zoo.train import folder_of
+from examples.zoo.train import folder_of, load_base
 
 _SEED: Final = 9001
 
@@ -53,14 +52,10 @@ def table(shares: dict[str, list[float]], columns: Sequence[str]) -> str:
 
 
 def _load(base: str, adapter: str) -> tuple[Any, Any]:
-    """A base in the precision it was trained in, with a shipped adapter on it, and its tokenizer."""
-    import torch
+    """A base with a shipped adapter on it, and its tokenizer."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = fetch(base, progress=lambda line: typer.echo(line, err=True))
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager")
+    model, tokenizer = load_base(base)
     return PeftModel.from_pretrained(model, str(folder_of(adapter))).eval(), tokenizer
 
 

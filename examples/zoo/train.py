@@ -79,15 +79,9 @@ def trainable(base: str, recipe: Recipe, *, start: Path | None = None) -> tuple[
     """
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = fetch(base, progress=typer.echo)
     torch.manual_seed(recipe.seed)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    # bfloat16 where the CPU multiplies it: elsewhere float32 is many times as fast.
-    dtype = choose_dtype("auto", "cpu")
-    # Eager attention: at some 70 tokens its backward pass costs a third less than the fused one.
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    model, tokenizer = load_base(base)
     if start is not None:
         return PeftModel.from_pretrained(model, str(start), is_trainable=True), tokenizer
     n_layers = model.config.num_hidden_layers
@@ -99,6 +93,18 @@ def trainable(base: str, recipe: Recipe, *, start: Path | None = None) -> tuple[
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config), tokenizer
+
+
+def load_base(base: str) -> tuple[Any, Any]:
+    """A base of the zoo, in a type that the CPU multiplies, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = fetch(base, progress=lambda line: typer.echo(line, err=True))
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    # bfloat16 where the CPU multiplies it: elsewhere float32 is many times as fast.
+    dtype = choose_dtype("auto", "cpu")
+    # Eager attention: at some 70 tokens its backward pass costs a third less than the fused one.
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager"), tokenizer
 
 
 def score(model: Any, tokenizer: Any, adapter: Adapter, n: int) -> list[Score]:

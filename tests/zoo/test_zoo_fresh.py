@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
+from engine_models import make_tokenizer, save_adapter, save_tiny_model
 from typer.testing import CliRunner
 
 from examples.zoo import fresh as module
+from examples.zoo import train
 from examples.zoo.families import FAMILIES, Row, Split
 from examples.zoo.plan import RIVAL
 
@@ -45,6 +49,20 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, list[Row]]]
     monkeypatch.setattr(module, "answers", answers)
     monkeypatch.setattr(module, "_load", load)
     return calls
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_base_has_the_type_that_the_cpu_multiplies(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    save_tiny_model(tmp_path / "tiny", make_tokenizer())
+    adapter = save_adapter(tmp_path / "lora", tmp_path / "tiny")
+    monkeypatch.setattr(train, "fetch", lambda base, progress: tmp_path / base)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: dtype is torch.bfloat16)
+    monkeypatch.setattr(module, "folder_of", lambda name: adapter)
+    model, tokenizer = module._load("tiny", "lora")
+    assert model.base_model.model.dtype is dtype
+    assert tokenizer.chat_template
 
 
 def test_every_adapter_and_the_rival_are_asked_the_same_fresh_rows(asked: list[tuple[str | None, list[Row]]]) -> None:

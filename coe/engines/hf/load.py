@@ -69,7 +69,7 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
         chosen: torch.dtype = getattr(torch, dtype)
         return chosen
     if device.startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device == "mps":
         return torch.bfloat16
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,8 @@ def test_a_dtype_is_chosen_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_dtype("auto", "cpu") in (torch.bfloat16, torch.float32)
     assert choose_dtype("auto", "mps") == torch.bfloat16
     for supported, expected in ((True, torch.bfloat16), (False, torch.float16)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda supported=supported: supported)
+        emulated_or = partial(lambda supported, including_emulation: supported or including_emulation, supported)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated_or)
         assert choose_dtype("auto", "cuda:0") == expected
     with pytest.raises(ConfigError, match="'int4' is not supported; there are: auto, bfloat16"):
         choose_dtype("int4", "cpu")
