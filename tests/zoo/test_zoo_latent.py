@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from coe.compose import Aggregate, Chain, Single, Vote
+from coe.compose import Aggregate, Chain, Latent, Single, Vote
 from coe.config import load_config
 from coe.latent.config import TRAINERS, read_train_file
 from coe.latent.training.answer_rows import read_answer_rows
@@ -20,12 +20,12 @@ from coe.latent.training.loop import OnStep
 from coe.latent.training.trainer import OnProgress
 from coe.orchestrator import Orchestrator
 from coe.types import Answer, Chunk, GenerateRequest, Usage
-from examples.zoo.families import CODE_SKILLS, PARTS, Split
+from examples.zoo.families import CODE_SKILLS, PARTS, TWO_SKILLS, Split
 from examples.zoo.families.codes import words_of
 from examples.zoo.latent import latent_runs
 from examples.zoo.latent.__main__ import app
 from examples.zoo.latent.asking import Answers, Scored, answer_all, flops_of, request
-from examples.zoo.latent.benches import BENCHES, CODES_BENCH, Bench
+from examples.zoo.latent.benches import ALL_BENCHES, BENCHES, CODES_BENCH, TWO_SKILLS_BENCH, Bench
 from examples.zoo.latent.clock import Clock, OutOfTime
 from examples.zoo.latent.latent_runs import write_train_file
 from examples.zoo.latent.methods import ABLATIONS, METHODS, Method, Trains
@@ -92,6 +92,50 @@ def test_methods_of_one_base_leave_out_benches_of_two() -> None:
     assert not mixed & {"cache", "logit-mean", "token-gate", *MIXTURES}
     assert METHODS["lora-mix"].members(BENCHES["bookings"]) == ("fields", "dates")
     assert METHODS["notes"].members(BENCHES["bookings"]) == ("smollm2", "fields", "dates")
+
+
+def test_the_bench_of_what_is_shipped_runs_when_it_is_named() -> None:
+    assert set(ALL_BENCHES) - set(BENCHES) == {"two-skills"}
+    assert not any(run.bench is TWO_SKILLS_BENCH for run in plan())
+    named = [run.method.name for run in plan(["two-skills"], seeds=[1])]
+    assert named == [name for name in METHODS if name != "knowing-lora"]  # no one peer knows all families
+    assert [family.name for family in TWO_SKILLS_BENCH.families] == list(TWO_SKILLS)
+    assert TWO_SKILLS_BENCH.peers_of("triage") == ("sentiment", "intent")
+    assert CODES_BENCH.peers_of("code_sum") == CODES_BENCH.peers
+
+
+@pytest.mark.parametrize("name", ["vote", "chain", "aggregate", "cache", "notes-prompt", "mot", "direct"])
+def test_a_family_is_asked_of_the_peers_that_are_right_for_it(name: str) -> None:
+    way = way_of(METHODS[name], TWO_SKILLS_BENCH)
+    for family in TWO_SKILLS_BENCH.families:
+        first, second = TWO_SKILLS[family.name].experts
+        asked = {
+            "vote": (("smollm2", first, second), Vote),
+            "chain": ((first, second, "smollm2"), Chain),
+            "aggregate": ((first, second), Aggregate),
+            "cache": ((first, second), Latent),
+            "notes-prompt": ((first, second), Latent),
+            "mot": (("composed",), Single),  # its own router chooses among all members
+            "direct": (("trained",), Single),
+        }
+        assert (way.of(family).experts, type(way.of(family).composition)) == asked[name]
+        composition = way.of(family).composition
+        assert not isinstance(composition, Latent) or composition.expert == "composed"
+
+
+def test_rows_of_all_two_skill_families_name_their_peers(tmp_path: Path) -> None:
+    bench = TWO_SKILLS_BENCH
+    file = read_train_file(write_train_file(bench, METHODS["cache"], 1, rows_of(bench, 1), tmp_path))
+    train = read_answer_rows(file.config.train, fewest=8)
+    for row, shown, family in zip(train, bench.training(1), bench.families * bench.steps * bench.batch, strict=False):
+        assert row.prompt == shown.prompt
+        assert row.peers == TWO_SKILLS[family.name].experts
+    valid = read_answer_rows(file.config.valid, fewest=4)
+    assert [row.peers for row in valid] == [
+        TWO_SKILLS[name].experts for name, rows in bench.scored(Split.VALID).items() for _ in rows
+    ]
+    mixed = read_train_file(write_train_file(bench, METHODS["phatgoose"], 1, rows_of(bench, 1), tmp_path / "mixed"))
+    assert {row.member for row in read_answer_rows(mixed.config.train, fewest=8)} == set(bench.peers)
 
 
 def test_ablations_are_latent_and_change_one_thing_on_the_codes() -> None:

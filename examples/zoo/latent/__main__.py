@@ -4,6 +4,7 @@ python -m examples.zoo.latent list                          # what would be run,
 python -m examples.zoo.latent run --bench codes --seed 1    # goes on where it stopped
 python -m examples.zoo.latent run --ablations --minutes 8
 python -m examples.zoo.latent report                        # the tables, as markdown
+python -m examples.zoo.latent ship two-skills/cache/1 --as cache    # into the zoo, for latent.yaml
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from examples.zoo.latent.benches import BENCHES
+from examples.zoo.latent.benches import ALL_BENCHES
 from examples.zoo.latent.clock import Clock, OutOfTime
 from examples.zoo.latent.methods import ABLATIONS, METHODS
 from examples.zoo.latent.plan import Run, plan, runs_folder
@@ -24,6 +25,8 @@ from examples.zoo.latent.real_sets import NoData
 from examples.zoo.latent.report import report as tables
 from examples.zoo.latent.results import read_result, read_results
 from examples.zoo.latent.runner import execute
+from examples.zoo.latent.ship import SHIPPED, CannotShip, run_of, size_of
+from examples.zoo.latent.ship import ship as ship_run
 
 app = typer.Typer(help="Latent compositions against their rivals.", no_args_is_help=True)
 
@@ -36,7 +39,7 @@ _Folder = Annotated[Path | None, typer.Option(help="Folder of the runs, instead 
 
 def _planned(bench: Sequence[str], method: Sequence[str], seed: Sequence[int], ablations: bool) -> list[Run]:
     known = ABLATIONS if ablations else METHODS
-    for kind, names, all_ in (("bench", bench, BENCHES), ("method", method, known)):
+    for kind, names, all_ in (("bench", bench, ALL_BENCHES), ("method", method, known)):
         if unknown := [name for name in names if name not in all_]:
             raise typer.BadParameter(f"no {kind} {', '.join(unknown)}; there are: {', '.join(all_)}")
     return plan(bench, method, seed, ablations=ablations)
@@ -108,6 +111,22 @@ def report(
         typer.echo("no run is done yet: python -m examples.zoo.latent run", err=True)
         raise typer.Exit(1)
     typer.echo(tables(results, against=against))
+
+
+@app.command()
+def ship(
+    run: Annotated[str, typer.Argument(help="BENCH/METHOD/SEED, as `list` prints it.")],
+    name: Annotated[str, typer.Option("--as", help="Name of the composed expert and of its folder.")],
+    folder: _Folder = None,
+    out: Annotated[Path, typer.Option(help="Folder of the shipped artifacts.")] = SHIPPED,
+) -> None:
+    """Copy the artifact of a finished run into the zoo, with a card, and list it in experts.yaml beside it."""
+    try:
+        written = ship_run(run_of(run), folder or runs_folder(), name, out)
+    except CannotShip as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{written}: {size_of(written):,} bytes")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ async def seconds_alone(bench: Bench, way: Way, orchestrator: Orchestrator) -> f
     times = []
     for row, family in [rows[0], *rows]:
         began = time.perf_counter()
-        await way.reply(request(row, family), orchestrator).text()
+        await way.of(family).reply(request(row, family), orchestrator).text()
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])
 
@@ -156,7 +156,7 @@ def _groups(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 async def _answered(rows: Sequence[Row], family: Family, way: Way, orchestrator: Orchestrator) -> list[Scored]:
-    replies = [way.reply(request(row, family), orchestrator) for row in rows]
+    replies = [way.of(family).reply(request(row, family), orchestrator) for row in rows]
     texts = await asyncio.gather(*(reply.text() for reply in replies))
     found = []
     for reply, text, score in zip(replies, texts, grades(family, rows, texts), strict=True):

@@ -23,6 +23,7 @@ class Bench:
         families: take turns in the training rows; each is scored by itself.
         members: the primary, then its peers. Every peer is right about a part of the answer.
         rows: split -> rows scored of each family. VALID is for early stopping and for the choice of a single expert.
+        right: family -> its peers, where not every peer is right about a part of every family.
         needs_data: whether the rows come from the folder that COE_DATA_DIR names.
     """
 
@@ -32,6 +33,7 @@ class Bench:
     steps: int
     batch: int = BATCH
     rows: Mapping[Split, int] = field(default_factory=lambda: _GENERATED)
+    right: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     needs_data: bool = False
 
     @property
@@ -43,6 +45,10 @@ class Bench:
     def peers(self) -> tuple[str, ...]:
         """The other members."""
         return self.members[1:]
+
+    def peers_of(self, family: str) -> tuple[str, ...]:
+        """The peers that are right about a part of a family."""
+        return self.right.get(family, self.peers)
 
     def training(self, seed: int) -> list[Row]:
         """The training rows in order, `steps` times `batch`, families in turns."""
@@ -85,3 +91,16 @@ BENCHES: Final[Mapping[str, Bench]] = {
     )
 }
 """Knowledge and skill, the two-skill families, an expert that must keep its own skill, and real question sets."""
+
+_PAIRS: Final = {name: pair.experts for name, pair in TWO_SKILLS.items()}
+TWO_SKILLS_BENCH: Final = Bench(
+    "two-skills",
+    tuple(pair.family for pair in TWO_SKILLS.values()),
+    ("smollm2", *dict.fromkeys(expert for pair in _PAIRS.values() for expert in pair)),
+    steps=60,
+    right=_PAIRS,
+)
+"""All two-skill families at once; a router chooses among their experts when served. Compositions that the zoo ships are
+trained on it."""
+ALL_BENCHES: Final[Mapping[str, Bench]] = {**BENCHES, TWO_SKILLS_BENCH.name: TWO_SKILLS_BENCH}
+"""`BENCHES`, and those that are run only when they are named."""

@@ -6,29 +6,20 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import yaml
 
 from coe.latent.config import read_train_file
 from coe.latent.training.run import train_composition
-from examples.zoo.families import FAMILIES, Row, Split
+from examples.zoo.families import FAMILIES, Family, Row, Split
 from examples.zoo.latent.benches import Bench
 from examples.zoo.latent.clock import Clock
 from examples.zoo.latent.methods import SELF, Method
 from examples.zoo.latent.service import again, write_service
-from examples.zoo.latent.text_rivals import Fitted, Report, Rows
+from examples.zoo.latent.text_rivals import Fitted, Report, Rows, families_of
 from examples.zoo.plan import SCORE_SEED, TRAIN_SEED
 from registry.storage import atomic_path
-
-ARCHITECTURES: Final = {"notes-prompt": "notes"}
-"""preset of `coe latent train` -> architecture of the composed expert, where they differ."""
-
-
-def architecture(method: Method) -> str:
-    """The architecture of a method's composed expert."""
-    assert method.preset is not None
-    return ARCHITECTURES.get(method.preset, method.preset)
 
 
 def extra_experts(method: Method) -> list[dict[str, Any]]:
@@ -38,11 +29,15 @@ def extra_experts(method: Method) -> list[dict[str, Any]]:
 
 def write_train_file(bench: Bench, method: Method, seed: int, rows: Rows, folder: Path) -> Path:
     """Write rows, service and the file of `coe latent train` into `folder`; returns the file."""
-    members = method.members(bench) if method.own_rows else ("",)
     if method.own_rows:
+        members = method.members(bench)
         rows = own_rows(bench, members, seed)
-    for name, found in (("train", rows.train), ("valid", rows.valid)):
-        _write_rows(folder / f"{name}.jsonl", found, members)
+        turns = [{"member": name} for name in members]
+        marks = [[turns[i % len(turns)] for i in range(len(found))] for found in (rows.train, rows.valid)]
+    else:
+        marks = [[_marks(bench, family) for family in found] for found in families_of(bench, rows)]
+    for name, found, marked in zip(("train", "valid"), (rows.train, rows.valid), marks, strict=True):
+        _write_rows(folder / f"{name}.jsonl", found, marked)
     document = {
         "preset": method.preset,
         "config": write_service(folder, bench.members, *extra_experts(method)).name,
@@ -71,11 +66,16 @@ def own_rows(bench: Bench, members: Sequence[str], seed: int) -> Rows:
     )
 
 
-def _write_rows(file: Path, rows: Sequence[Row], members: Sequence[str]) -> None:
-    """Rows as `coe latent train` reads them; row i is of member i, counted in turns, if members are named."""
+def _marks(bench: Bench, family: Family) -> dict[str, Any]:
+    """The fields of a row beside prompt and answer."""
+    return {"member": "", "peers": list(bench.right[family.name])} if bench.right else {"member": ""}
+
+
+def _write_rows(file: Path, rows: Sequence[Row], marks: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as `coe latent train` reads them, each with its marks."""
     lines = (
-        {"id": str(i), "prompt": row.prompt, "answer": row.target, "member": members[i % len(members)]}
-        for i, row in enumerate(rows)
+        {"id": str(i), "prompt": row.prompt, "answer": row.target, **marked}
+        for i, (row, marked) in enumerate(zip(rows, marks, strict=True))
     )
     with atomic_path(file) as path:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

@@ -9,6 +9,9 @@ from typing import Any, Final
 
 from examples.zoo.latent.benches import Bench, base_of
 
+_ARCHITECTURES: Final = {"notes-prompt": "notes"}
+"""preset of `coe latent train` -> architecture of the composed expert, where they differ."""
+
 
 class Trains(StrEnum):
     """What a method trains."""
@@ -48,6 +51,11 @@ class Method:
     own_rows: bool = False
     peers: tuple[str, ...] | None = None
 
+    @property
+    def architecture(self) -> str | None:
+        """The architecture of its composed expert, if it has one."""
+        return _ARCHITECTURES.get(self.preset, self.preset) if self.preset else None
+
     def members(self, bench: Bench) -> tuple[str, ...]:
         """The members of its composed expert on a bench, the primary first."""
         members = bench.members if self.peers is None else (bench.primary, *self.peers)
@@ -56,7 +64,9 @@ class Method:
     def suits(self, bench: Bench) -> bool:
         """Whether the method can be run on a bench."""
         members = self.members(bench)
-        return len(members) > 1 and not (self.one_base and len({base_of(name) for name in members}) > 1)
+        if len(members) < 2 or (self.on_peer and bench.right):
+            return False
+        return not (self.one_base and len({base_of(name) for name in members}) > 1)
 
 
 PRIMARY, BEST, ROUTED, VOTE, CHAIN = "primary", "best-single", "routed", "vote", "chain"

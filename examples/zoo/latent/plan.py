@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from examples.zoo.latent.benches import BENCHES, CODES_BENCH, Bench
+from examples.zoo.latent.benches import ALL_BENCHES, BENCHES, CODES_BENCH, Bench
 from examples.zoo.latent.methods import ABLATIONS, METHODS, Method, Trains
 from registry.storage import coe_home
 
@@ -42,7 +42,7 @@ def plan(
     """
     known = ABLATIONS if ablations else METHODS
     chosen = [known[name] for name in methods or known]
-    on = [BENCHES[name] for name in benches or ([CODES_BENCH.name] if ablations else BENCHES)]
+    on = [ALL_BENCHES[name] for name in benches or ([CODES_BENCH.name] if ablations else BENCHES)]
     wanted = tuple(seeds) or (SEEDS[:1] if ablations else SEEDS)
     return [run for seed in wanted for run in _of_seed(on, chosen, seed, first=seed == wanted[0])]
 

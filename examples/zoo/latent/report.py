@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from examples.zoo.families import Split
-from examples.zoo.latent.benches import BENCHES
+from examples.zoo.latent.benches import ALL_BENCHES
 from examples.zoo.latent.methods import ABLATIONS, AGGREGATE_TRAINED, METHODS
 from examples.zoo.latent.results import Result
 
@@ -46,7 +46,7 @@ def grouped(results: Iterable[Result]) -> dict[str, list[Result]]:
 
 def about(bench: str, by_method: Mapping[str, Sequence[Result]]) -> str:
     """One line with members, rows and seeds."""
-    planned, some = BENCHES[bench], next(iter(by_method.values()))[0]
+    planned, some = ALL_BENCHES[bench], next(iter(by_method.values()))[0]
     rows = ", ".join(f"{n} {split}" for split, n in _rows(some).items())
     seeds = sorted({result.seed for found in by_method.values() for result in found})
     return (

@@ -82,7 +82,8 @@ async def _shown(run: Run, rows: Rows, target: Path, memory: Path, clock: Clock,
 def _service(run: Run, target: Path, fitted: Fitted | None) -> Config:
     if run.method.preset is not None:
         method, artifact = run.method, None if fitted is None else fitted.folder
-        entry = composed(latent_runs.architecture(method), method.members(run.bench), artifact, method.settings)
+        assert method.architecture is not None
+        entry = composed(method.architecture, method.members(run.bench), artifact, method.settings)
         return service(target, run.bench.members, *latent_runs.extra_experts(method), entry)
     if fitted is not None:
         base, _ = text_rivals.base_and_start(run.bench, run.method)

@@ -48,16 +48,21 @@ def rows_of(bench: Bench, seed: int) -> Rows:
     return Rows(bench.training(seed), valid)
 
 
+def families_of(bench: Bench, rows: Rows) -> tuple[list[Family], list[Family]]:
+    """The family of each training row, and of each validation row."""
+    families = bench.families
+    per_family = len(rows.valid) // len(families)
+    train = [families[i % len(families)] for i in range(len(rows.train))]
+    return train, [families[i // per_family] for i in range(len(rows.valid))]
+
+
 async def with_answers(bench: Bench, rows: Rows, orchestrator: Orchestrator, clock: Clock, report: Report) -> Rows:
     """The rows with the peers' answers in the prompt, as `aggregate` shows them; no peer answers a query twice.
 
     Raises:
         OutOfTime: between two groups of calls; answers so far are kept.
     """
-    families = bench.families
-    per_family = len(rows.valid) // len(families)
-    train = [families[i % len(families)] for i in range(len(rows.train))]
-    valid = [families[i // per_family] for i in range(len(rows.valid))]
+    train, valid = families_of(bench, rows)
     return Rows(
         await _shown(bench, rows.train, train, orchestrator, clock, report),
         await _shown(bench, rows.valid, valid, orchestrator, clock, report),
@@ -73,15 +78,16 @@ async def _shown(
     report: Report,
 ) -> list[Row]:
     requests = [request(row, family) for row, family in zip(rows, families, strict=True)]
+    peers = [bench.peers_of(family.name) for family in families]
     said: dict[str, str] = {}
     for start in range(0, len(rows), _GROUP):
         clock.check()
         part = range(start, min(start + _GROUP, len(rows)))
         said |= await call_all(
-            [ExpertCall(f"{i}/{peer}", peer, requests[i]) for i in part for peer in bench.peers], orchestrator
+            [ExpertCall(f"{i}/{peer}", peer, requests[i]) for i in part for peer in peers[i]], orchestrator
         )
         report(f"peers' answers: {part.stop} of {len(rows)}")
-    shown = [synthesis(asked, [said[f"{i}/{peer}"] for peer in bench.peers]) for i, asked in enumerate(requests)]
+    shown = [synthesis(asked, [said[f"{i}/{peer}"] for peer in peers[i]]) for i, asked in enumerate(requests)]
     return [replace(row, prompt=asked.messages[-1].content) for row, asked in zip(rows, shown, strict=True)]
 
 
