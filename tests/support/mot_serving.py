@@ -18,7 +18,7 @@ from coe.engines.base import Adapter, Member
 from coe.engines.hf.composed.mot import Mot
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
-from coe.engines.hf.in_step.members import HFMember
+from coe.engines.hf.members import HFMember
 from coe.engines.latent.artifact import Artifact
 from coe.engines.latent.decoders import Decoder
 from coe.engines.latent.mot import MotInteractions, documents

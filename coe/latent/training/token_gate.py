@@ -18,8 +18,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from coe.engines.hf.in_step.vocabulary import check_same_vocabulary
 from coe.engines.hf.load import translate
+from coe.engines.hf.members import check_same_vocabulary
 from coe.engines.latent.artifact import Artifact
 from coe.engines.latent.token_gate import TokenGate, token_features
 from coe.errors import CoeError, ConfigError, EngineError

@@ -21,7 +21,7 @@ from coe.engines.hf.composed.logits import Logits
 from coe.engines.hf.composed.token_scores import OnlyWhereItPays, contrast, mean, proxy
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
-from coe.engines.hf.in_step.members import hf_members
+from coe.engines.hf.members import hf_members
 from coe.errors import ConfigError, ContextLengthExceeded, OutOfMemory, Rejected, Unsupported
 from coe.host import Host
 from coe.orchestrator import Orchestrator

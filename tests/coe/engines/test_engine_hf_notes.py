@@ -372,7 +372,7 @@ async def test_notes_that_do_not_fit_are_refused(
 async def test_what_cannot_be_composed_is_refused(model: HFExpert, reading: Composition, tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match=r"'both' is composed of experts, and leaves no notes"):
         await said(reading.on(model).generate(replace(asked(LONG), wants="latent")))
-    with pytest.raises(Unsupported, match=r"its first member 'tiny' is served by str: serve it"):
+    with pytest.raises(Unsupported, match=r"its member 'tiny' is served by str: serve it"):
         reading.on("a fake")  # type: ignore[arg-type]
     with pytest.raises(WeightsError, match=r"'both' has no artifact"):
         Composition(reading.spec, None).on(model)  # type: ignore[arg-type]

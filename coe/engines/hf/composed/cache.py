@@ -71,4 +71,4 @@ class CacheExpert(StagedExpert):
         return adapter, EntriesReading(notes, received.remarks, self.primary.adapter)
 
     def _adapter(self, artifact: Artifact) -> Adapter | None:
-        return own_adapter(artifact, self.spec, self.primary_spec, self.model.spec)
+        return own_adapter(artifact, self.spec, self.primary.spec, self.model.spec)

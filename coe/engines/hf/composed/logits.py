@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from coe.engines.base import Adapter, Member
 from coe.engines.hf.composed.token_scores import OnlyWhereItPays, contrast, mean, proxy
 from coe.engines.hf.in_step.lockstep import Lockstep
-from coe.engines.hf.in_step.members import HFMember, hf_members
-from coe.engines.hf.in_step.vocabulary import check_same_vocabulary
+from coe.engines.hf.members import HFMember, check_same_vocabulary, hf_members
 from coe.errors import ConfigError
 from coe.types import Chunk, GenerateRequest
 from registry.documents import dotted, message_of

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 from coe.engines.base import Adapter, Member
-from coe.engines.hf.expert import HFExpert
 from coe.engines.hf.lora.gates.settings import MixSettings, needs_training
 from coe.engines.hf.lora.mixture import Mixture
-from coe.errors import ConfigError, Unsupported
+from coe.engines.hf.members import adapters_of_one_base
+from coe.errors import ConfigError
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
 
@@ -35,10 +35,8 @@ class LoraMix:
 
     def __init__(self, spec: ExpertSpec, members: Mapping[str, Member], path: Path | None) -> None:
         self.spec = spec
-        self._base = _base(spec, members)
+        self._base, adapters = adapters_of_one_base(spec, members)
         self.capacity = self._base.capacity
-        self.ahead = getattr(self._base, "ahead", 0)
-        adapters = [member.adapter for member in members.values() if member.adapter is not None]
         self._settings = MixSettings.read(spec.settings, [adapter.spec.name for adapter in adapters], expert=spec.name)
         self._mixture = Mixture.of(spec, adapters, self._settings, path)
 
@@ -59,26 +57,6 @@ class LoraMix:
         async with aclosing(answer) as chunks:
             async for chunk in chunks:
                 yield chunk
-
-
-def _base(spec: ExpertSpec, members: Mapping[str, Member]) -> HFExpert:
-    """The resident base of all members."""
-    for name, member in members.items():
-        if not isinstance(member.expert, HFExpert):
-            raise Unsupported(
-                f"{spec.name!r} mixes adapters inside the engine hf, and {name!r} does not run on it: serve its base "
-                "with `engine: hf`"
-            )
-        if member.adapter is None:
-            raise Unsupported(f"{spec.name!r} mixes adapters of one base, and {name!r} is not an adapter")
-    first, *others = members
-    base = members[first].expert
-    if strange := [name for name in others if members[name].expert is not base]:
-        raise Unsupported(
-            f"{spec.name!r} mixes adapters of one base: {', '.join(map(repr, strange))} and {first!r} have other bases"
-        )
-    assert isinstance(base, HFExpert)
-    return base
 
 
 def text_of(request: GenerateRequest) -> str:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from coe.engines.base import Adapter, Member
 from coe.engines.hf.in_step.lockstep import check_text
-from coe.engines.hf.in_step.members import HFMember, hf_members
 from coe.engines.hf.in_step.reading_peer import Prompt, ReadingPeer, Spans
 from coe.engines.hf.in_step.together import Together
 from coe.engines.hf.in_step.writing_primary import WritingPrimary
+from coe.engines.hf.members import HFMember, artifact_folder, hf_members
 from coe.engines.hf.notes.row_prompt import RowPrompt, RowReads
 from coe.engines.latent.decoders import Decoder
 from coe.errors import CoeError, InvalidRequest, WeightsError
@@ -81,9 +81,7 @@ class Mot:
     """
 
     def __init__(self, spec: ExpertSpec, members: Mapping[str, Member], path: Path | None) -> None:
-        if path is None:
-            raise WeightsError(f"{spec.name!r} needs `source`, the folder that `coe latent train` wrote")
-        self.spec, self._path = spec, path
+        self.spec, self._path = spec, artifact_folder(spec, path)
         self._members = {member.name: member for member in hf_members(spec, members)}
         self.capacity = min(member.expert.capacity for member in self._members.values())
 

@@ -78,5 +78,5 @@ class NotesExpert(StagedExpert):
                 f"{artifact.path} was trained for a first member of (width, layers) {(shape.width, shape.n_layers)}; "
                 f"{self.spec.members[0]!r} has {(decoder.width, decoder.n_layers)}"
             )
-        adapter = own_adapter(artifact, self.spec, self.primary_spec, self.model.spec)
+        adapter = own_adapter(artifact, self.spec, self.primary.spec, self.model.spec)
         return _Loaded(interactions.to(decoder.device), adapter)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from coe.engines.base import Adapter, Member
-from coe.engines.hf.expert import HFExpert
+from coe.engines.hf.members import artifact_folder, hf_member
 from coe.engines.hf.notes.row_prompt import PeerReading
 from coe.engines.latent.artifact import Artifact
 from coe.engines.latent.received import max_notes
 from coe.engines.latent.settings import CallSettings
-from coe.errors import Unsupported, WeightsError
+from coe.errors import Unsupported
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec, Kind
 
@@ -36,17 +36,10 @@ class StagedExpert(ABC):
     """
 
     def __init__(self, spec: ExpertSpec, members: Mapping[str, Member], path: Path | None) -> None:
-        if path is None:
-            raise WeightsError(f"{spec.name!r} has no artifact: `source` is the folder that `coe latent train` wrote")
-        self.spec, self.path = spec, path
+        self.spec, self.path = spec, artifact_folder(spec, path)
         first = spec.members[0]
-        self.primary, model = members[first], members[first].expert
-        if not isinstance(model, HFExpert):
-            raise Unsupported(
-                f"{spec.name!r} answers inside the engine hf, and its first member {first!r} is served by "
-                f"{type(model).__name__}: serve it, or the base of an adapter, with `engine: hf`"
-            )
-        self.model = model
+        self.primary = hf_member(spec, first, members[first])
+        self.model = self.primary.expert
         self.capacity = self.model.capacity
 
     @staticmethod
@@ -70,11 +63,6 @@ class StagedExpert(ABC):
         async with aclosing(cast("AsyncGenerator[Chunk, None]", chunks)):
             async for chunk in chunks:
                 yield chunk
-
-    @property
-    def primary_spec(self) -> ExpertSpec:
-        """The first member: the adapter, if it is one, or the model."""
-        return self.primary.adapter.spec if self.primary.adapter else self.model.spec
 
     def kept(self, load: Callable[[Artifact], T]) -> T:
         """What `load` makes of the artifact, kept with the model: a request reads no files. Blocks.

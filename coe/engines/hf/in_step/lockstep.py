@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from coe.engines.hf.batch import BatchRow, Item
 from coe.engines.hf.decoding import Decoding, choose
 from coe.engines.hf.expert import HFExpert
-from coe.engines.hf.in_step.members import HFMember
 from coe.engines.hf.loop import padded, prepared
+from coe.engines.hf.members import HFMember
 from coe.errors import EngineError, Unsupported
 from coe.types import Chunk, GenerateRequest, Usage
 

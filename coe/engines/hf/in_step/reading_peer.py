@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from coe.engines.base import Adapter
 from coe.engines.hf.batch import BatchRow
-from coe.engines.hf.in_step.members import HFMember
+from coe.engines.hf.members import HFMember
 from coe.engines.latent.decoders import Decoder
 from coe.engines.latent.growing_text import GrowingText, n_common
 from coe.engines.latent.memory import Memory, PeerStates

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from coe.engines.base import Adapter
 from coe.engines.hf.batch import BatchRow
 from coe.engines.hf.decoding import Decoding
-from coe.engines.hf.in_step.members import HFMember
 from coe.engines.hf.in_step.reading_peer import Prompt, Spans
 from coe.engines.hf.loop import padded, prepared
+from coe.engines.hf.members import HFMember
 from coe.engines.latent.decoders import Decoder
 from coe.engines.latent.growing_text import GrowingText
 from coe.engines.latent.memory import Memories, Memory
