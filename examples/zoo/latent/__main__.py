@@ -4,11 +4,13 @@ python -m examples.zoo.latent list                          # what would be run,
 python -m examples.zoo.latent run --bench codes --seed 1    # goes on where it stopped
 python -m examples.zoo.latent run --ablations --minutes 8
 python -m examples.zoo.latent report                        # the tables, as markdown
+python -m examples.zoo.latent time --bench codes --method direct --method cache    # seconds, asked in turns
 python -m examples.zoo.latent ship two-skills/cache/1 --as cache    # into the zoo, for latent.yaml
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 from collections.abc import Sequence
@@ -27,6 +29,7 @@ from examples.zoo.latent.results import read_result, read_results
 from examples.zoo.latent.runner import execute
 from examples.zoo.latent.ship import SHIPPED, CannotShip, run_of, size_of
 from examples.zoo.latent.ship import ship as ship_run
+from examples.zoo.latent.timing import table, times_of
 
 app = typer.Typer(help="Latent compositions against their rivals.", no_args_is_help=True)
 
@@ -93,6 +96,35 @@ def _make(each: Run, root: Path, clock: Clock) -> None:
         return
     shares = {split: result.accuracy(split) for split in each.bench.rows}
     typer.echo("  " + ", ".join(f"{split} {share:.1%}" for split, share in shares.items() if share is not None))
+
+
+@app.command("time")
+def time_runs(
+    bench: _Benches = [],  # noqa: B006
+    method: _Methods = [],  # noqa: B006
+    seed: _Seeds = [1],  # noqa: B006
+    ablations: _Ablations = False,
+    folder: _Folder = None,
+    n: Annotated[int, typer.Option(min=1, max=1000, help="Queries, each asked by every method.")] = 12,
+    against: Annotated[str | None, typer.Option(help="Method of the ratios; the first one by default.")] = None,
+) -> None:
+    """Print the seconds of a query by each method, for runs of one bench and seed that are done."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+    root = folder or runs_folder()
+    runs = [run for run in _planned(bench, method, seed[:1], ablations) if read_result(root / run.id) is not None]
+    if not runs:
+        typer.echo("no run is done yet: python -m examples.zoo.latent run", err=True)
+        raise typer.Exit(1)
+    names = [run.method.name for run in runs]
+    if against is not None and against not in names:
+        raise typer.BadParameter(f"--against {against}: no run that is done; there are: {', '.join(names)}")
+    try:
+        found = asyncio.run(times_of(runs, root, n, lambda line: typer.echo(f"  {line}", err=True)))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    typer.echo(table(found, against or names[0]))
 
 
 @app.command()

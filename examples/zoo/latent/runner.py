@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from coe.config import Config
 from coe.host import Host
@@ -20,7 +21,7 @@ from examples.zoo.latent.benches import Bench
 from examples.zoo.latent.clock import Clock
 from examples.zoo.latent.methods import BEST, ROUTED, Method, Trains
 from examples.zoo.latent.plan import Run
-from examples.zoo.latent.results import Result, Training, write_result
+from examples.zoo.latent.results import Result, Training, read_result, write_result
 from examples.zoo.latent.service import adapter, composed, service
 from examples.zoo.latent.text_rivals import Fitted, Rows, rows_of, with_answers
 from examples.zoo.latent.ways import Way, way_of
@@ -28,6 +29,7 @@ from examples.zoo.two_skills import policies
 from registry.storage import atomic_path
 
 Report = Callable[[str], None]
+_FITTED: Final = "fitted.json"
 
 
 def execute(run: Run, folder: Path, clock: Clock, report: Report) -> Result:
@@ -42,6 +44,22 @@ def execute(run: Run, folder: Path, clock: Clock, report: Report) -> Result:
     result = asyncio.run(_measured(run, folder, fitted, clock, report))
     write_result(target, result)
     return result
+
+
+@asynccontextmanager
+async def opened(run: Run, folder: Path) -> AsyncIterator[tuple[Way, Orchestrator]]:
+    """How a finished run answers, and its experts, which answer every call themselves.
+
+    Raises:
+        ValueError: the run is not finished.
+    """
+    target = folder / run.id
+    result = read_result(target)
+    if result is None:
+        raise ValueError(f"{run.id} is not finished: python -m examples.zoo.latent list")
+    fitted = None if run.method.trains is Trains.NOTHING else _kept(target)
+    async with open_host(_service(run, target, fitted)) as host:
+        yield way_of(run.method, run.bench, best=result.expert), _orchestrator(host, run.method, None)
 
 
 async def _measured(run: Run, folder: Path, fitted: Fitted | None, clock: Clock, report: Report) -> Result:
@@ -61,7 +79,7 @@ def _fitted(run: Run, target: Path, memory: Path, clock: Clock, report: Report) 
     """What the method trains, trained now unless an earlier call did."""
     if run.method.trains is Trains.NOTHING:
         return None
-    done = target / "fitted.json"
+    done = target / _FITTED
     if not done.exists():
         rows = rows_of(run.bench, run.seed)
         if run.method.shows_answers:
@@ -70,7 +88,11 @@ def _fitted(run: Run, target: Path, memory: Path, clock: Clock, report: Report) 
         fitted = fit(run.bench, run.method, run.seed, rows, target, clock, report)
         with atomic_path(done) as path:
             path.write_text(json.dumps(asdict(fitted) | {"folder": fitted.folder.name}), encoding="utf-8")
-    facts: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+    return _kept(target)
+
+
+def _kept(target: Path) -> Fitted:
+    facts: dict[str, Any] = json.loads((target / _FITTED).read_text(encoding="utf-8"))
     return Fitted(**facts | {"folder": target / facts["folder"]})
 
 
