@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from registry.chat_templates import TOOLS, renders_tools
-from registry.composed import composed_defaults, composed_facts
+from registry.composed import changed_member, composed_defaults, composed_facts
 from registry.digest import digest_files, digest_of, digest_of_text, hash_files
 from registry.errors import SourceError
 from registry.headers import read_json
 from registry.inspection import Facts, card_licence, inspect
 from registry.lora.check import read_lora
-from registry.sources import SourceKind, has_files, pinned, resolve, source_kind
+from registry.lora.combining import why_not_combined
+from registry.sources import SourceKind, has_files, pinned, resolve, resolve_here, source_kind
 from registry.spec import ExpertSpec, Kind, Price
 
 REASONING = "reasoning"
@@ -70,12 +71,34 @@ def _describe_composed(
         able = experts[draft.members[0]].capabilities  # it renders the prompt, and its tokens are the answer
         draft = draft.model_copy(update={"capabilities": draft.capabilities | able})
     if not has_files(draft):
+        if facts:
+            _check_adapters(draft, None, experts)
         settings = json.dumps(draft.settings, sort_keys=True)
         return _complete(draft, facts, digest_of_text("composed", draft.architecture, settings, *draft.members))
     path = resolve(draft)
     draft = draft.model_copy(update=composed_facts(draft, path, experts))
+    _check_adapters(draft, path, experts)
     files = hash_files(path, on_bytes=_counter(path, on_bytes))
     return _complete(draft, facts | {"files": files}, digest_of(files))
+
+
+def check_composed(spec: ExpertSpec, experts: Mapping[str, ExpertSpec]) -> None:
+    """Check that a registered composed expert can still use its members.
+
+    Args:
+        experts: by name, as they are now.
+
+    Raises:
+        SourceError: it was trained with other contents of a member, or cannot combine one.
+    """
+    if reason := changed_member(spec.trained_with, experts):
+        raise SourceError(reason)
+    _check_adapters(spec, resolve_here(spec) if has_files(spec) else None, experts)
+
+
+def _check_adapters(spec: ExpertSpec, artifact: Path | None, experts: Mapping[str, ExpertSpec]) -> None:
+    if reason := why_not_combined(spec.architecture, spec.members, experts, artifact=artifact):
+        raise SourceError(f"{spec.name!r}: {reason}")
 
 
 def _with_tools(draft: ExpertSpec, path: Path, base: ExpertSpec | None) -> ExpertSpec:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from registry.describe import adapter_facts, describe
+from registry.describe import adapter_facts, check_composed, describe
 from registry.documents import Document, Loc, validate
 from registry.errors import InvalidSpec, Problem, RegistryError, SourceError
 from registry.sources import SourceKind, absolute_source, has_files, is_here, resolve, source_kind
@@ -190,7 +190,7 @@ class _Planner:
             self.broken.add(draft.name)
         self.described = {name: self.described[name] for name in self.drafts if name in self.described}
         for name in self.drafts:
-            self._check_registered_adapters(name)
+            self._check_registered(name)
 
     def _describe(self, draft: ExpertSpec, on_bytes: Callable[[int, int], None] | None) -> ExpertSpec:
         if not self.download and (self._lacks_files(draft) or not self._is_here(draft)):
@@ -222,18 +222,21 @@ class _Planner:
             return False
         return self.broken.isdisjoint(draft.references)
 
-    def _check_registered_adapters(self, base: str) -> None:
-        """Check that a changed base still fits registered adapters that the file does not list."""
-        described, registered = self.described.get(base), self.registered.get(base)
+    def _check_registered(self, changed: str) -> None:
+        """Check that a changed expert still fits registered adapters and compositions that the file does not list."""
+        described, registered = self.described.get(changed), self.registered.get(changed)
         if described is None or registered is None or described.digest == registered.digest:
             return
-        for name in set(dependents(self.registered, base)) - self.drafts.keys():
-            adapter = self.registered[name]
+        for name in sorted(set(dependents(self.registered, changed)) - self.drafts.keys()):
+            dependent = self.registered[name]
             try:
-                if has_files(adapter):
-                    adapter_facts(adapter, resolve(adapter), described)
+                if dependent.kind is Kind.COMPOSED:
+                    check_composed(dependent, {**self.registered, **self.described})
+                elif has_files(dependent):
+                    adapter_facts(dependent, resolve(dependent), described)
             except RegistryError as error:
-                self._problem((*self.drafts[base][0], "source"), f"the registered {name!r} needs {base!r}: {error}")
+                at = (*self.drafts[changed][0], "source")
+                self._problem(at, f"the registered {name!r} needs {changed!r}: {error}")
 
     def _find(self, base: str | None) -> ExpertSpec | None:
         return None if base is None else self.described.get(base) or self.registered.get(base)

@@ -26,6 +26,8 @@ STAGED_ARCHITECTURES = frozenset({"notes", "cache"})
 in memory beside it."""
 ONE_BASE_ARCHITECTURES = frozenset({"lora-mix"})
 """Those whose members are adapters of one base, which is computed once for all of them."""
+ONE_MODEL_ARCHITECTURES = frozenset({"cache"})
+"""Those whose members are one model and adapters of it: the first one reads key-value entries of the others."""
 TRAINED_ARCHITECTURES = frozenset({"notes", "cache", "mot"})
 """Those that always need an artifact, the folder that training writes."""
 _SEPARATOR = "+"

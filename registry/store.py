@@ -34,7 +34,7 @@ from registry.digest import identity
 from registry.errors import RegistryError, StoreError, UnknownExpert
 from registry.profiles import AGGREGATION, ProfileRow, Profiles, read, record
 from registry.schema import is_current, prepare
-from registry.spec import COMPOSED_ARCHITECTURES, ONE_BASE_ARCHITECTURES, ExpertSpec, Kind
+from registry.spec import COMPOSED_ARCHITECTURES, ONE_BASE_ARCHITECTURES, ONE_MODEL_ARCHITECTURES, ExpertSpec, Kind
 from registry.stored_spec import read_spec
 from registry.tables import experts as _experts
 from registry.tables import state as _state
@@ -305,8 +305,8 @@ def check_references(
 
     Raises:
         UnknownExpert: a base or member does not exist.
-        RegistryError: a base is not a model, a member is composed or an embedding model, or members that one base must
-            carry are no adapters of one.
+        RegistryError: a base is not a model, a member is composed or an embedding model, or members that need one model
+            have several.
     """
     for name in spec.references:
         if name in unsound:
@@ -321,19 +321,23 @@ def check_references(
             raise RegistryError(
                 f"{name!r}, a member of {spec.name!r}, is of kind {found.kind.value!r}, which cannot be a member"
             )
-    if spec.architecture in ONE_BASE_ARCHITECTURES and spec.kind is Kind.COMPOSED and not unsound:
+    if spec.kind is Kind.COMPOSED and not unsound:
         _check_one_base(spec, [experts[name] for name in spec.members])
 
 
 def _check_one_base(spec: ExpertSpec, members: Sequence[ExpertSpec]) -> None:
-    if len({member.base for member in members}) > 1 or not members[0].base:
+    if spec.architecture in ONE_BASE_ARCHITECTURES:
+        needed, bases = "adapters of one base", {member.base for member in members}
+    elif spec.architecture in ONE_MODEL_ARCHITECTURES:
+        needed, bases = "one model and adapters of it", {member.base or member.name for member in members}
+    else:
+        return
+    if len(bases) > 1 or None in bases:
         stated = ", ".join(
             f"{member.name!r} is " + (f"an adapter of {member.base!r}" if member.base else f"a {member.kind.value}")
             for member in members
         )
-        raise RegistryError(
-            f"the members of {spec.name!r} ({spec.architecture}) must be adapters of one base, but {stated}"
-        )
+        raise RegistryError(f"the members of {spec.name!r} ({spec.architecture}) must be {needed}, but {stated}")
 
 
 def check_servable(spec: ExpertSpec) -> None:

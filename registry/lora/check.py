@@ -10,7 +10,7 @@ from registry.headers import Tensor, read_adapter_weights
 from registry.inspection import Facts
 from registry.lora.base import base_weights
 from registry.lora.config import read_lora_config
-from registry.lora.plan import differs, plan_lora
+from registry.lora.plan import LoraPlan, differs, plan_lora
 from registry.lora.tensors import all_finite, equal
 
 
@@ -33,6 +33,12 @@ def read_lora(folder: Path, base_name: str, base: Facts) -> dict[str, Tensor]:
     except SourceError as error:
         raise SourceError(f"adapter {folder} does not fit its base {base_name!r}: {error}") from error
     return tensors
+
+
+def plan_of(folder: Path, base: Facts) -> LoraPlan:
+    """What an adapter changes on its base, from headers alone. Raises SourceError if it does not fit."""
+    shapes = {name: tensor.shape for name, tensor in read_adapter_weights(folder).items()}
+    return plan_lora(read_lora_config(folder), shapes, base_weights(base))
 
 
 def _check_finite(tensors: Mapping[str, Tensor], used: Mapping[str, str]) -> None:

@@ -120,6 +120,22 @@ def test_adapters_that_are_mixed_by_token_have_one_base(registry: Registry) -> N
         registry.add(mix("base", "other"))
 
 
+def test_key_value_entries_are_read_on_one_model(registry: Registry) -> None:
+    registry.change([spec("base"), spec("other"), adapter("a", "base"), adapter("b", "base"), adapter("c", "other")])
+
+    def cache(*members: str) -> ExpertSpec:
+        return composed("it", *members).model_copy(update={"architecture": "cache", "source": "folder"})
+
+    registry.add(cache("base", "a", "b"))
+    registry.add(cache("a", "b"))
+    with pytest.raises(
+        RegistryError, match="one model and adapters of it, but 'a' is an adapter of 'base', 'other' is a m"
+    ):
+        registry.add(cache("a", "other"))
+    with pytest.raises(RegistryError, match="'c' is an adapter of 'other'"):
+        registry.add(cache("base", "c"))
+
+
 @pytest.mark.usefixtures("pairs")
 def test_what_others_need_stays(registry: Registry) -> None:
     registry.change([spec("base"), adapter("a", "base"), composed("c", "a", "base")])

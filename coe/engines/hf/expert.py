@@ -33,7 +33,7 @@ from coe.engines.hf.waiting import BatchLimits, WaitingRows
 from coe.engines.latent.decoders import Decoder
 from coe.engines.logprobs import TokenTexts, check_tokens
 from coe.engines.render import Renderer
-from coe.errors import EngineError, OutOfMemory
+from coe.errors import EngineError, OutOfMemory, Unsupported
 from coe.types import Chunk, GenerateRequest
 from registry.digest import identity
 from registry.spec import ExpertSpec
@@ -406,6 +406,11 @@ class HFExpert:
         try:
             with translate(f"adapter {row.adapter.spec.name!r} cannot be loaded", EngineError):
                 row.slot = self._slots.acquire(row.adapter, {r.slot for r in rows if r.slot})
+            if row.columns is not None and self._slots.has_activated([row.slot]):  # its prompt is read in parts
+                raise Unsupported(
+                    f"adapter {row.adapter.spec.name!r} acts from its invocation tokens on (aLoRA): it cannot read the "
+                    "key-value entries of peers"
+                )
         except EngineError as error:
             row.fail(error)
 

@@ -23,6 +23,7 @@ from registry.composed import FILE, Composed, read_composed
 from registry.digest import identity
 from registry.errors import SourceError
 from registry.headers import check_regular
+from registry.lora.combining import OWN_ADAPTER
 from registry.spec import ExpertSpec
 from registry.storage import atomic_directory
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from coe.engines.latent.interaction import Interactions
 
 WEIGHTS: Final = "weights.safetensors"
-ADAPTER: Final = "adapter"
 CARD: Final = "README.md"
 INTERACTION: Final = "interaction"
 """The setting that holds the document of an `InteractionShape`."""
@@ -67,7 +67,7 @@ class Artifact:
     @property
     def adapter(self) -> Path | None:
         """The folder of the primary's trained LoRA adapter, if there is one."""
-        folder = self.path / ADAPTER
+        folder = self.path / OWN_ADAPTER
         return folder if (folder / "adapter_config.json").is_file() else None
 
     @property
@@ -193,8 +193,8 @@ class Artifact:
             (staged / FILE).write_text(document + "\n", encoding="utf-8")
             (staged / CARD).write_text(card, encoding="utf-8")
             if adapter is not None:
-                (staged / ADAPTER).mkdir()
-                adapter(staged / ADAPTER)
+                (staged / OWN_ADAPTER).mkdir()
+                adapter(staged / OWN_ADAPTER)
         return cls.read(path)
 
 

@@ -27,6 +27,7 @@ from coe.latent.training.batches import EncodedRow, Predicted
 from coe.latent.training.checks import check_members, check_one_base
 from coe.latent.training.encoder import RowEncoder
 from coe.latent.training.exposure import Source
+from coe.latent.training.lora import check_lora
 from coe.latent.training.objective import AnswerLoss, Sources, composed_of, draft_spec, encoded_rows, lora_group
 from coe.latent.training.peers import CollectedNotes, collect_notes
 from coe.latent.training.primary import Primary
@@ -62,8 +63,9 @@ class CacheTrainer:
     @classmethod
     def check(cls, job: Job) -> None:
         """Refuse what cannot be trained; see `coe.latent.training.trainer.Trainer`."""
-        check_members(job)
+        check_members(job, cls.architecture)
         check_one_base(job.members, job.snapshot, "the preset 'cache'")
+        check_lora(job.members[0], job.settings.lora, job.snapshot)
 
     @classmethod
     def prepare(cls, job: Job) -> CacheObjective:

@@ -12,17 +12,20 @@ from coe.engines.latent.decoders import LAYOUTS
 from coe.errors import ConfigError, TaskError, Unsupported, WeightsError
 from coe.experts import locate
 from coe.latent.training.trainer import Job
+from registry.errors import SourceError
+from registry.lora.combining import ACTIVATED, is_activated, why_not_combined
 from registry.spec import ExpertSpec, Kind
 from registry.spelling import did_you_mean
 from registry.store import Snapshot
 
 
-def check_members(job: Job) -> None:
+def check_members(job: Job, architecture: str) -> None:
     """Refuse members that no composition can be trained with.
 
     Raises:
         ConfigError: a member is not registered, or is itself composed, remote or an embedding model.
-        Unsupported: another engine serves it, or its architecture is not known.
+        Unsupported: another engine serves it, its architecture is not known, or it is an adapter that the composition
+            cannot use.
         TaskError: a row states peers that are none, with its line.
     """
     known = job.snapshot.experts
@@ -42,6 +45,20 @@ def check_members(job: Job) -> None:
                 "trained composition are models and adapters"
             )
         check_served(spec, job.service, job.snapshot)
+    _check_adapters(job, architecture)
+
+
+def _check_adapters(job: Job, architecture: str) -> None:
+    """Before anything is loaded."""
+    first = job.members[0]
+    try:
+        reason = why_not_combined(architecture, job.config.members, job.snapshot.experts)
+        if reason is None and is_activated(first):
+            reason = f"nothing can be trained on {first.name!r}: {ACTIVATED}. Name another first member"
+    except SourceError as error:
+        raise WeightsError(f"{job.file.document.place(('members',))}: {error}") from error
+    if reason is not None:
+        raise Unsupported(f"{job.file.document.place(('members',))}: {reason}")
 
 
 def check_served(spec: ExpertSpec, service: Config, snapshot: Snapshot) -> None:

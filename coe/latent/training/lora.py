@@ -15,16 +15,24 @@ from torch.nn import Parameter
 from coe.engines.base import Adapter
 from coe.engines.hf.lora.adapter_files import AdapterFiles, read_adapter
 from coe.engines.hf.lora.base_parameters import BaseParameters
-from coe.errors import ConfigError, Unsupported
+from coe.errors import ConfigError, Unsupported, WeightsError
+from coe.experts import locate
 from coe.latent.config import LoraConfig
+from coe.latent.training.checks import base_folder
+from registry.errors import SourceError
 from registry.headers import ADAPTER_FILE
+from registry.inspection import inspect
+from registry.lora.check import plan_of
 from registry.lora.config import ADAPTER_CONFIG
-from registry.lora.plan import is_fused
+from registry.lora.plan import LoraPlan, is_fused
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
 
 _OWN: Final = "own"
 _TRAINED: Final = "trained"
 _RANK: Final = 8
 _TARGETS: Final = ("q_proj", "v_proj")
+_ADVICE: Final = "name another first member or, with the preset `notes`, leave settings.lora out"
 _STYLE: Final = ("chat_template.jinja", "tokenizer_config.json")
 """Files of an adapter that determine its prompts."""
 
@@ -106,7 +114,7 @@ class TrainedLora:
         from peft import PeftModelForCausalLM, set_peft_model_state_dict
 
         assert self._own is not None
-        _check(self._own.spec.name, files, config)
+        _check_start(self._own.spec.name, files.plan, config)
         settings, weights = files.peft_config(), files.low_rank()
         peft: Any = PeftModelForCausalLM(model, settings, _OWN, autocast_adapter_dtype=False)
         where = {"dtype": model.dtype, "device": model.device}
@@ -116,13 +124,27 @@ class TrainedLora:
         return peft
 
 
-def _check(name: str, files: AdapterFiles, config: LoraConfig) -> None:
+def check_lora(spec: ExpertSpec, config: LoraConfig | None, snapshot: Snapshot) -> None:
+    """Refuse a first member on which no adapter can be trained, from its files, before anything is loaded.
+
+    Raises:
+        Unsupported: its adapter is no plain LoRA. ConfigError: the config contradicts it. WeightsError: it is damaged.
+    """
+    if config is None or spec.kind is not Kind.ADAPTER:
+        return
+    try:
+        plan = plan_of(locate(spec), inspect(base_folder(spec, snapshot)))
+    except SourceError as error:
+        raise WeightsError(f"{spec.name!r} cannot be trained on: {error}") from error
+    _check_start(spec.name, plan, config)
+
+
+def _check_start(name: str, plan: LoraPlan, config: LoraConfig) -> None:
     """Refuse an adapter that cannot be trained on, and settings that contradict it."""
-    plan = files.plan
     if plan.replaced or plan.rows or plan.config.use_dora or plan.config.alora_invocation_tokens:
-        raise Unsupported(f"{name!r} is no plain LoRA adapter, and cannot be trained on: leave settings.lora out")
+        raise Unsupported(f"{name!r} is no plain LoRA adapter, and cannot be trained on: {_ADVICE}")
     if any(map(is_fused, plan.ranks)):
-        raise Unsupported(f"{name!r} adapts fused experts, and cannot be trained on: leave settings.lora out")
+        raise Unsupported(f"{name!r} adapts fused experts, and cannot be trained on: {_ADVICE}")
     ranks, alphas = set(plan.ranks.values()), set(plan.alphas.values())
     targets = {module.rpartition(".")[2] for module in plan.ranks}
     checks: list[tuple[str, object, Callable[[], bool]]] = [

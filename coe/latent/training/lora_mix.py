@@ -70,7 +70,7 @@ class LoraMixTrainer:
     @classmethod
     def check(cls, job: Job) -> None:
         """Refuse what cannot be trained; see `coe.latent.training.trainer.Trainer`."""
-        check_members(job)
+        check_members(job, cls.architecture)
         place = job.file.document.place(("members",))
         if models := [spec.name for spec in job.members if spec.kind is not Kind.ADAPTER]:
             raise ConfigError(f"{place}: the preset 'lora-mix' mixes adapters, and {models[0]!r} is a model")

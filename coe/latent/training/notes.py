@@ -25,6 +25,7 @@ from coe.errors import ConfigError, TaskError
 from coe.latent.training.batches import EncodedRow, Predicted
 from coe.latent.training.checks import check_members, sizes_of
 from coe.latent.training.exposure import Source
+from coe.latent.training.lora import check_lora
 from coe.latent.training.notes_settings import NotesSettings
 from coe.latent.training.objective import AnswerLoss, Sources, composed_of, draft_spec, encoded_rows, lora_group
 from coe.latent.training.peers import CollectedNotes, collect_notes
@@ -49,7 +50,8 @@ class NotesTrainer:
     @classmethod
     def check(cls, job: Job) -> None:
         """Refuse what cannot be trained; see `coe.latent.training.trainer.Trainer`."""
-        check_members(job)
+        check_members(job, cls.architecture)
+        check_lora(job.members[0], job.settings.lora, job.snapshot)
         cls._shape(job, cls._layers(job))
 
     @classmethod

@@ -108,7 +108,7 @@ class LogitsTrainer:
     @classmethod
     def check(cls, job: Job) -> None:
         """Refuse what cannot be trained; see `coe.latent.training.trainer.Trainer`."""
-        check_members(job)
+        check_members(job, cls.architecture)
         if unknown := sorted(job.settings.quality.keys() - {*job.config.members}):
             place = job.file.document.place(("settings", "quality"))
             raise ConfigError(f"{place}: {unknown[0]!r} is not one of the members")

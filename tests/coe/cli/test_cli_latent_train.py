@@ -16,6 +16,7 @@ import torch
 import yaml
 from click.testing import Result
 from composed_training import make_service, write_config, write_rows
+from engine_models import save_adapter
 from typer.testing import CliRunner
 
 from coe.cli.app import app
@@ -37,7 +38,10 @@ SMALL = {"interactions": 1, "shared_width": 16, "heads": 2}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_service(tmp_path_factory.mktemp("models")).parent
+    folder = make_service(tmp_path_factory.mktemp("models")).parent
+    save_adapter(folder / "activated", folder / "base", alora_invocation_tokens=[3])
+    save_adapter(folder / "dora", folder / "base", use_dora=True)
+    return folder
 
 
 @pytest.fixture
@@ -203,10 +207,18 @@ def raise_from(result: Result) -> None:
             ConfigError,
             "goes on with the adapter 'one', which has rank 4",
         ),
+        ({"members": ["activated", "other"]}, Unsupported, r"trained on 'activated': it acts from .*\(aLoRA\)"),
+        ({"preset": "mot", "members": ["base", "activated"], "settings": {}}, Unsupported, "'mot' cannot use .*aLoRA"),
+        ({"preset": "cache", "members": ["dora", "one"], "settings": {}}, Unsupported, "'dora' is no plain LoRA"),
+        (
+            {"members": ["dora", "other"], "settings": {"interactions": 1, "lora": {}}},
+            Unsupported,
+            "'dora' is no plain LoRA adapter, and cannot be trained on: name another first member",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(
-    folder: Path, fields: dict[str, Any], error: type[Exception], message: str
+    folder: Path, models: Path, fields: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     (folder / "few.jsonl").write_text('{"id": 1, "prompt": "x", "answer": "y"}\n')
     (folder / "empty.jsonl").write_text('{"id": 1, "prompt": "x", "answer": " "}\n')
@@ -217,6 +229,8 @@ def test_what_cannot_be_trained_is_refused(
         {"name": "composed", "kind": "composed", "architecture": "logits", "members": ["base", "one"]},
         {"name": "away", "kind": "remote", "source": "https://host.example/v1", "context_length": 100},
         {"name": "fake", "kind": "model", "source": "fake://echo", "context_length": 100},
+        {"name": "activated", "kind": "adapter", "base": "base", "source": str(models / "activated")},
+        {"name": "dora", "kind": "adapter", "base": "base", "source": str(models / "dora")},
     ]
     (folder / "experts.yaml").write_text(yaml.safe_dump({"experts": experts}))
     with pytest.raises(error, match=message):

@@ -13,7 +13,19 @@ import numpy as np
 import pytest
 import torch
 from engine_models import adapter_spec, make_tokenizer, save_adapter, say
-from latent_experts import BOTH, Composition, asked, composition, left, loaded, noted, row_of, said, scores_of
+from latent_experts import (
+    BOTH,
+    Composition,
+    asked,
+    composition,
+    interactions,
+    left,
+    loaded,
+    noted,
+    row_of,
+    said,
+    scores_of,
+)
 from latent_models import save_tiny
 
 from coe.engines.base import Adapter
@@ -23,7 +35,7 @@ from coe.engines.hf.expert import HFExpert
 from coe.engines.hf.loop import padded, prepared
 from coe.engines.latent.cache_channel import last_entries
 from coe.engines.latent.notes import Notes
-from coe.errors import ContextLengthExceeded, Rejected
+from coe.errors import ContextLengthExceeded, Rejected, Unsupported
 from coe.sampling import SamplingOptions
 from coe.types import GenerateRequest, PeerNotes
 
@@ -314,3 +326,25 @@ async def test_entries_beyond_the_limit_lose_the_front_and_are_named(model: HFEx
     row = await row_of(model, with_notes(asked(LONG, 6), notes), own.on(model))
     assert row.prompt_ids[len(prompt) : len(prompt) + 3] == [52, 20, 21]
     assert row.remarks == ("of 5 notes of sql the last 3 were read (max_notes)",)
+
+
+async def test_an_alora_reads_no_entries_and_reads_notes(model: HFExpert, folder: Path, tmp_path: Path) -> None:
+    """It acts from its invocation tokens on, which are found in a whole prompt: entries come in between."""
+    tokens = model.loaded.tokenizer(" capital", add_special_tokens=False)["input_ids"]
+    activated = save_adapter(tmp_path / "activated", folder, alora_invocation_tokens=tokens)
+    adapter = Adapter(adapter_spec(activated), activated)
+    request = asked("the end of the capital of france", 6)
+    alone = await say(model, request, adapter)
+    assert alone.text != (await say(model, request)).text
+    _, entries = await noted(model, request, adapter, channel="cache")
+    _, states = await noted(model, request, adapter)
+    cached = composition(tmp_path / "cache", PEERS, architecture="cache")
+    reading = with_notes(request, left(replace(entries, digest=None), "sql"))
+    with pytest.raises(Unsupported, match=r"adapter 'activated' acts from .*\(aLoRA\): it cannot read the key-value"):
+        await said(cached.on(model, adapter).generate(reading))
+    assert (await said(cached.on(model, adapter).generate(with_notes(request)))).text == alone.text
+    plain = composition(tmp_path / "plain", PEERS, architecture="cache", adapter=save_adapter(tmp_path / "own", folder))
+    assert (await said(plain.on(model, adapter).generate(reading))).reason == "length"
+    noting = composition(tmp_path / "notes", PEERS, interactions(PEERS, reads=False))
+    reading = with_notes(request, left(replace(states, digest=None), "sql"))
+    assert (await said(noting.on(model, adapter).generate(reading))).text == alone.text

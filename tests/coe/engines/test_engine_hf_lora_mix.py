@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_models import adapter_spec, model_spec, save_adapter, say
+from engine_models import adapter_spec, model_spec, save_adapter, save_tiny_model, say
 from peft import LoraConfig, get_peft_model
 
 from coe.engines.base import Adapter, Member
@@ -23,6 +24,8 @@ from coe.engines.hf.lora.mixture import MixtureSlot, QueryMixture
 from coe.engines.hf.lora.token_mixing import layers_of, mixed_by_token
 from coe.errors import ConfigError, Unsupported, WeightsError
 from coe.types import GenerateRequest
+from registry.describe import describe
+from registry.errors import SourceError
 from registry.spec import ExpertSpec, Kind
 from routers.base import Message
 
@@ -87,6 +90,25 @@ def test_one_adapter_with_weight_1_is_that_adapter(peft: Any, name: str) -> None
     found = logits(peft, [QueryMixture("mix")] * 4, mix).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert (expected - alone(peft, None, IDS)).abs().max() > 1e-3
+
+
+def test_adapters_of_a_tied_head_are_mixed(tokenizer: Any, tmp_path: Path) -> None:
+    """The head is the embedding: an adapter of the head changes no embedding."""
+    tied = save_tiny_model(tmp_path / "tied", tokenizer, tie_word_embeddings=True)
+    model = load_model("tied", tied, "cpu", torch.float32).model
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        peft: Any = get_peft_model(
+            model, LoraConfig(r=3, target_modules=["lm_head", "q_proj"], init_lora_weights=False), adapter_name="head"
+        )
+        peft.add_adapter("plain", LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False))
+    peft.eval().requires_grad_(False)
+    members = ["head", "plain"]
+    for name in members:
+        mix = mixture(peft, "mix", members, gate="fixed", weights={name: 1.0})
+        found = logits(peft, [QueryMixture("mix")] * 4, mix).logits
+        torch.testing.assert_close(found, alone(peft, name, IDS), rtol=1e-4, atol=1e-5)
+    assert (alone(peft, "head", IDS) - alone(peft, None, IDS)).abs().max() > 1e-3
 
 
 def test_weights_of_0_are_the_base_bit_for_bit(peft: Any) -> None:
@@ -315,6 +337,15 @@ async def test_adapters_that_are_more_than_low_rank_updates_are_refused(
     with pytest.raises(WeightsError, match=f"adapter '{kind}', a member of 'mix', cannot be mixed .*: .*{reason}"):
         await say(mix, request)
     assert (await say(expert, request, adapters[0])).reason == "length"
+    members = (adapters[0].spec, adapter_spec(folder))
+    known = {"tiny": model_spec(tiny), **{member.name: member for member in members}}
+    drafted = ExpertSpec(
+        name="mix", kind=Kind.COMPOSED, architecture="lora-mix", members=tuple(member.name for member in members)
+    )
+    with pytest.raises(SourceError, match=f"'lora-mix' cannot use the adapter '{kind}': .*{reason}"):
+        describe(drafted, experts=known)
+    plain = drafted.model_copy(update={"members": (members[0].name, adapters[1].spec.name)})
+    assert describe(plain, experts={**known, adapters[1].spec.name: adapters[1].spec}).digest
 
 
 async def test_members_are_adapters_of_one_base(engine: HFEngine, expert: HFExpert, adapters: list[Adapter]) -> None:

@@ -10,13 +10,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from coe.engines.base import Adapter
+from coe.engines.hf.lora import mixing
 from coe.engines.hf.lora.adapter_files import read_adapter
 from coe.engines.hf.lora.base_parameters import BaseParameters, Replacements
-from coe.engines.hf.lora.mixing import can_mix, mixed, why_not_mixed
+from coe.engines.hf.lora.mixing import can_mix, mixed
 from coe.engines.hf.lora.mixture import Mixture, MixtureSlot, QueryMixture, RowSlot, name_of
 from coe.engines.hf.lora.mixture_slots import MOST_MIXTURE_BYTES, MixtureSlots
 from coe.engines.hf.lora.peft_layers import inject, tuner_layers, unwrap
 from coe.errors import WeightsError
+from registry.lora.combining import why_not_mixed
 from registry.lora.plan import is_fused
 
 if TYPE_CHECKING:
@@ -36,12 +38,14 @@ class _Slot:
         replacements: parameters that it brings beside its low-rank matrices.
         activated: it acts from its invocation tokens on (aLoRA, arXiv 2504.12397).
         alone: its rows need a batch of their own.
+        unmixed: why it cannot be mixed by token; None if it can.
     """
 
     name: str
     replacements: Replacements
     activated: bool
     alone: bool
+    unmixed: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,20 +121,16 @@ class AdapterSlots:
         names: list[str] = []
         for member in adapters:
             names.append(self._acquire(member, {*in_use, *names}))
-            if (reason := self._why_alone(names[-1])) is not None:
+            if (reason := self._why_not_mixed(names[-1])) is not None:
                 raise WeightsError(
                     f"adapter {member.spec.name!r}, a member of {expert!r}, cannot be mixed by token: {reason}. Leave "
                     "it out of `members`"
                 )
         return names
 
-    def _why_alone(self, name: str) -> str | None:
+    def _why_not_mixed(self, name: str) -> str | None:
         slot = next(slot for slot in self._slots.values() if slot.name == name)
-        if slot.activated:
-            return "it acts from its invocation tokens on (aLoRA)"
-        if slot.replacements:
-            return "it replaces parameters of the base beside its low-rank matrices"
-        return why_not_mixed(self._peft, [name]) or ("it adapts fused experts" if slot.alone else None)
+        return slot.unmixed or mixing.why_not_mixed(self._peft, [name])
 
     def _acquire(self, adapter: Adapter, in_use: Collection[str]) -> str:
         import torch
@@ -310,7 +310,8 @@ class AdapterSlots:
             ) from error
         config = files.plan.config
         activated, fused = bool(config.alora_invocation_tokens), any(map(is_fused, files.plan.ranks))
-        return _Slot(name, replacements, activated, alone=activated or fused or config.use_dora or bool(replacements))
+        alone = activated or fused or config.use_dora or bool(replacements)
+        return _Slot(name, replacements, activated, alone, why_not_mixed(files.plan))
 
     def _discard(self, name: str) -> None:
         """Remove an adapter, whole or half injected. Without adapters, the model is the bare base again."""

@@ -64,7 +64,7 @@ class MotTrainer:
         with _placed(job, "depths"):
             if settings.layers == "same" and settings.depths != MotSettings().depths:
                 raise ConfigError("depths is for layers 'deep'; with 'same' an interaction reads one layer of a peer")
-        check_members(job)
+        check_members(job, cls.architecture)
         with _placed(job, "interactions"):
             for spec in job.members:
                 _layers(spec.name, sizes_of(spec, job.snapshot)[1], settings)
