@@ -77,6 +77,7 @@ def whole_chunk(answer: Answer) -> Chunk:
         tool_calls=tuple(calls),
         logprobs=answer.logprobs,
         prompt_logprobs=answer.prompt_logprobs,
+        notes=answer.notes,
     )
 
 
@@ -90,6 +91,7 @@ def last_chunk(chunk: Chunk, answer: Answer) -> Chunk:
         timing=ending.timing,
         cost_usd=ending.cost_usd,
         value=None,
+        notes=ending.notes,
     )
 
 

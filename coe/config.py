@@ -236,7 +236,8 @@ class HostPoolConfig(ProcessConfig):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "hosts"
     """Name of the pool, in messages and metrics; each pool has its own."""
     experts: tuple[str, ...] | None = None
-    """Experts that the pool serves, with their bases; null serves all."""
+    """Experts that the pool serves, with their bases and members; null serves all. Peers of a composed expert that
+    another pool names are called there (docs/latent.md)."""
     budget: ByteSize | None = None
     """As `host.budget`, for each process; null takes that."""
     pins: tuple[str, ...] | None = None

@@ -12,6 +12,7 @@ CoeError                     .scope, .status: HTTP status, .code: OpenAI-style c
 │   ├── HostLost             the host process died after text had been streamed
 │   ├── TemplateError        the expert's chat template is broken, or exceeds its limits
 │   ├── OutOfMemory          not enough free memory, even after evicting what may be evicted
+│   │   └── BudgetExceeded   weights can never fit the memory budget of this process
 │   ├── Unsupported          the expert's engine cannot do what a call needs
 │   └── RemoteError          a remote endpoint failed; .retryable: whether the same request may succeed later
 ├── PolicyUnavailable        the router of a policy cannot be loaded in this process
@@ -186,6 +187,10 @@ class TemplateError(EngineError, code="invalid_template"):
 
 class OutOfMemory(EngineError, status=503, code="out_of_memory", lasting=True):
     """Not enough free memory, even after evicting what may be evicted."""
+
+
+class BudgetExceeded(OutOfMemory, scope=Scope.PROCESS):
+    """Weights can never fit the memory budget of this process; that of another pool may be larger."""
 
 
 class Unsupported(EngineError, status=501, code="unsupported"):

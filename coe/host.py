@@ -111,7 +111,7 @@ class Host:
         Raises:
             UnknownModel: no such expert; with close matches.
             Overloaded: too many requests are waiting.
-            OutOfMemory: its weights cannot fit the budget.
+            BudgetExceeded: its weights cannot fit the budget.
             WeightsError: its files are missing or not the registered ones.
             DeadlineExceeded: `request.deadline_s` passed.
             Unsupported: its engine cannot produce what `request.wants`, or serves no composed experts.
@@ -235,7 +235,7 @@ class Host:
             adapters = await self._adapters(spec, snapshot)
             path = await self._path(spec) if spec.kind is Kind.COMPOSED and spec.source else None
             # Leased per request, not per batch: a lease costs microseconds, and a cancelled request disturbs no other.
-            async with self.cache.lease(*residency) as experts:
+            async with self.cache.lease(*residency, needed_by=spec.name) as experts:
                 leased = self._clock()
                 self._dispatch()  # what was "loading" may be resident now, with places to fill
                 expert, adapter = self._expert(spec, snapshot, experts, adapters, path)

@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from coe.errors import OutOfMemory
+from coe.errors import BudgetExceeded
 from coe.memory.eviction import EvictionPolicy, Resident, lru
 from coe.memory.room import Need, OpenSlot, Room, make_room
 
@@ -157,14 +157,17 @@ class ExpertCache(Generic[T]):
         return True
 
     @asynccontextmanager
-    async def lease(self, *names: str) -> AsyncIterator[Mapping[str, T]]:
+    async def lease(self, *names: str, needed_by: str | None = None) -> AsyncIterator[Mapping[str, T]]:
         """Keep all of `names` resident inside the block; waits until all of them can be.
 
+        Args:
+            needed_by: the expert that needs them in memory together, if it is another one.
+
         Raises:
-            OutOfMemory: they cannot fit in addition to the pinned experts, whatever is evicted.
+            BudgetExceeded: they cannot fit in addition to the pinned experts, whatever is evicted.
         """
         wanted = set(names)
-        self._check_can_ever_fit(wanted)
+        self._check_can_ever_fit(wanted, needed_by)
         places = await self._acquire(wanted)
         try:
             experts: dict[str, T] = {}
@@ -337,30 +340,31 @@ class ExpertCache(Generic[T]):
         place = self._places.get(name)
         return self._stated_need(name) if place is None else place.need
 
-    def _check_can_ever_fit(self, wanted: set[str]) -> None:
+    def _check_can_ever_fit(self, wanted: set[str], needed_by: str | None) -> None:
         needs = {name: self._need(name) for name in wanted}
         pinned = [place for name, place in self._places.items() if name in self.pins and name not in wanted]
-        self._check_bytes(needs, sum(place.size_bytes for place in pinned))
-        self._check_slots(needs, Counter(place.need.shape for place in pinned))
+        whose = f"{needed_by!r} needs its members in memory together: " if needed_by and len(wanted) > 1 else ""
+        self._check_bytes(needs, sum(place.size_bytes for place in pinned), whose)
+        self._check_slots(needs, Counter(place.need.shape for place in pinned), whose)
 
-    def _check_bytes(self, needs: Mapping[str, Need], pinned: int) -> None:
+    def _check_bytes(self, needs: Mapping[str, Need], pinned: int, whose: str) -> None:
         need = sum(each.size_bytes for each in needs.values())
         if need > self.budget_bytes - pinned:
             held = f" of which pinned experts hold {_mib(pinned)}" if pinned else ""
-            raise OutOfMemory(
-                f"{_names(needs)} need {_mib(need)}, the budget is {_mib(self.budget_bytes)}{held}: "
-                "raise `host.budget`, choose a smaller expert, or unpin one"
+            raise BudgetExceeded(
+                f"{whose}{_names(needs)} need {_mib(need)}, the budget is {_mib(self.budget_bytes)}{held}: "
+                "raise `host.budget`, or the `budget` of its pool; choose smaller experts, or unpin one"
             )
 
-    def _check_slots(self, needs: Mapping[str, Need], pinned: Mapping[Hashable, int]) -> None:
+    def _check_slots(self, needs: Mapping[str, Need], pinned: Mapping[Hashable, int], whose: str) -> None:
         for shape, count in Counter(need.shape for need in needs.values()).items():
             same = {name: need for name, need in needs.items() if need.shape == shape}
             most = min(need.slots for need in same.values())
             if count + pinned.get(shape, 0) > most:
                 held = f", of which pinned experts hold {pinned[shape]}" if pinned.get(shape) else ""
-                raise OutOfMemory(
-                    f"{_names(same)} need {count} slots of one shape at a time, and their engine opens {most}{held}: "
-                    "raise its `slots_per_shape`, or unpin an expert"
+                raise BudgetExceeded(
+                    f"{whose}{_names(same)} need {count} slots of one shape at a time, and their engine opens "
+                    f"{most}{held}: raise its `slots_per_shape`, or unpin an expert"
                 )
 
     def _wake(self) -> None:

@@ -433,7 +433,7 @@ async def test_the_weights_of_a_composed_expert_come_in_together_or_not_at_all()
     assert await ask(host, "duet") == "a: HELLO THERE; b: HELLO THERE; "
     assert host.load_s()["duet"] == 0 and host.is_resident("duet") and host.capacity("duet") == 8
     narrow = make(model("a"), model("b"), duet("a", "b"), engine=DuetEngine(), budget=5 * MIB)
-    with pytest.raises(OutOfMemory, match="'a', 'b' need 8 MiB"):
+    with pytest.raises(OutOfMemory, match=r"^'duet' needs its members in memory together: 'a', 'b' need 8 MiB"):
         await ask(narrow, "duet")
     assert not narrow.resident and not narrow.prefetch("duet") and not narrow.cache.loading
 

@@ -10,14 +10,14 @@ the new ones.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from coe.config import Config, HostPoolConfig, PolicyConfig
 from coe.errors import ConfigError
 from registry.errors import UnknownExpert
-from registry.spec import ExpertSpec
+from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 
 
@@ -71,7 +71,7 @@ class Catalog:
 
 
 def serving(snapshot: Snapshot, pool: HostPoolConfig) -> Snapshot:
-    """The experts that a pool serves, and those they refer to (bases, members).
+    """The experts that the hosts of a pool know: those that it names, and all that they refer to (bases, members).
 
     Raises:
         ConfigError: one of them is not registered.
@@ -79,10 +79,51 @@ def serving(snapshot: Snapshot, pool: HostPoolConfig) -> Snapshot:
     if pool.experts is None:
         return snapshot
     try:
-        specs = [snapshot.get(expert) for expert in pool.experts]
-        wanted = {
-            name for spec in specs for name in (spec.name, *spec.references, *spec.residency_keys(snapshot.experts))
-        }
+        wanted = _reached(snapshot, pool.experts, _all_references)
     except UnknownExpert as error:
         raise ConfigError(f"experts of serve.pools {pool.name!r}: {error}") from error
     return Snapshot(snapshot.version, {name: spec for name, spec in snapshot.experts.items() if name in wanted})
+
+
+def called_in(snapshot: Snapshot, pool: HostPoolConfig, pools: Iterable[HostPoolConfig]) -> frozenset[str]:
+    """The experts whose calls go to the hosts of a pool: those that it names, and what is in memory with them.
+
+    The peers of a composed expert that leave notes (`ExpertSpec.is_staged`) may do so on any host. They are called in
+    the pools that name them, and, if none does, in those of the composed expert.
+
+    Args:
+        snapshot: all experts of the service.
+        pools: all pools of the service.
+    """
+    known = frozenset(serving(snapshot, pool).experts)
+    own = _named(snapshot, pool)
+    elsewhere = frozenset[str]().union(*(_named(snapshot, each) for each in pools if each.name != pool.name))
+    return known - (elsewhere - own)
+
+
+def _named(snapshot: Snapshot, pool: HostPoolConfig) -> frozenset[str]:
+    """The experts that a pool names, and what is in memory with them."""
+    if pool.experts is None:
+        return frozenset(snapshot.experts)
+    return _reached(snapshot, (name for name in pool.experts if name in snapshot), _references_in_memory)
+
+
+def _all_references(spec: ExpertSpec) -> tuple[str, ...]:
+    return spec.references
+
+
+def _references_in_memory(spec: ExpertSpec) -> tuple[str, ...]:
+    return spec.resident_members if spec.kind is Kind.COMPOSED else spec.references
+
+
+def _reached(
+    snapshot: Snapshot, names: Iterable[str], references: Callable[[ExpertSpec], Iterable[str]]
+) -> frozenset[str]:
+    """These experts, and all that they refer to. Raises UnknownExpert."""
+    found: set[str] = set()
+    left = [*names]
+    while left:
+        if (name := left.pop()) not in found:
+            found.add(name)
+            left += references(snapshot.get(name))
+    return frozenset(found)

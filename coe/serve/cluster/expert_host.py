@@ -20,7 +20,7 @@ from coe.config import Config, HostPoolConfig
 from coe.errors import CoeError
 from coe.host import Host
 from coe.hosting import open_host, update_host
-from coe.serve.cluster.catalog import Catalog, serving
+from coe.serve.cluster.catalog import Catalog, called_in, serving
 from coe.serve.cluster.link import LinkServer
 from coe.serve.cluster.scaling import IN_FLIGHT
 from coe.types import Chunk, GenerateRequest
@@ -72,7 +72,7 @@ class ExpertHost:
         if self._host is None:
             log_engines()
             self._host = await self._exit.enter_async_context(
-                open_host(own_config(self._config, self._pool, snapshot), snapshot, clock=self._clock)
+                open_host(own_config(self._config, self._pool, catalog.snapshot), snapshot, clock=self._clock)
             )
             await self._load_pinned(self._host)
         else:
@@ -269,8 +269,12 @@ def _gpus() -> list[str]:
 
 
 def own_config(config: Config, pool: HostPoolConfig, snapshot: Snapshot) -> Config:
-    """The configuration of a host: its pool overrides the `host` section; pins it does not serve are left out."""
-    pins = pool.pins if pool.pins is not None else tuple(name for name in config.host.pins if name in snapshot)
+    """The configuration of a host: its pool overrides the `host` section; pins that it is not called for are left out.
+
+    snapshot: all experts of the service.
+    """
+    called = called_in(snapshot, pool, config.serve.pools)
+    pins = pool.pins if pool.pins is not None else tuple(name for name in config.host.pins if name in called)
     budget = pool.budget if pool.budget is not None else config.host.budget
     return config.model_copy(update={"host": config.host.model_copy(update={"budget": budget, "pins": pins})})
 

@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from coe.errors import CoeError, EngineError, HostLost, Overloaded, Scope, UnknownModel
-from coe.serve.cluster.catalog import Catalog, serving
+from coe.serve.cluster.catalog import Catalog, called_in
 from coe.serve.cluster.link import Broken, LinkLost, Links
 from coe.serve.cluster.liveness import HostSilent, unless_lost
 from coe.serve.cluster.placement import Board, Call
@@ -64,9 +64,10 @@ class PoolClient:
 
     def update(self, catalog: Catalog) -> None:
         """Use a new catalog: which pools serve which expert."""
-        served = {name: serving(catalog.snapshot, pool) for name, pool in self._pools.items()}
+        pools = self._pools.values()
+        called = {pool.name: called_in(catalog.snapshot, pool, pools) for pool in pools}
         self._serving = {
-            expert: [name for name, snapshot in served.items() if expert in snapshot]
+            expert: [name for name, experts in called.items() if expert in experts]
             for expert in catalog.snapshot.experts
         }
         self._catalog = catalog

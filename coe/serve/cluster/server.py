@@ -328,7 +328,7 @@ def _is_news(message: str, told: Collection[str]) -> bool:
 def _what_loads(source: Source, pool: HostPoolConfig) -> str:
     """Status text: the experts a pool loads before it is ready."""
     served = serving(source.catalog.snapshot, pool)
-    pins = own_config(source.config, pool, served).host.pins
+    pins = own_config(source.config, pool, source.catalog.snapshot).host.pins
     if not pins:
         return f"{len(served)} experts, loaded on their first request"
     return f"loading {', '.join(pins)}; the others of {len(served)} experts load on their first request"

@@ -110,7 +110,7 @@ def check(config: Config, catalog: Catalog) -> None:
     _check_names(snapshot, config.host.pins, "host.pins")
     for pool in config.serve.pools:
         served = serving(snapshot, pool)
-        _check_names(served, own_config(config, pool, served).host.pins, f"pins of serve.pools {pool.name!r}")
+        _check_names(served, own_config(config, pool, snapshot).host.pins, f"pins of serve.pools {pool.name!r}")
     policies = build_policies(catalog.policies, snapshot)
     Orchestrator(snapshot, policies, ask=_nobody, default_policy=catalog.default_policy)  # checks the fallbacks
 

@@ -34,6 +34,7 @@ TOLD = {
     coe.errors.WeightsError("x"): (500, SERVER, "invalid_weights", "hidden"),
     coe.errors.TemplateError("x"): (500, SERVER, "invalid_template", "told"),
     coe.errors.OutOfMemory("x"): (503, SERVER, "out_of_memory", "told"),
+    coe.errors.BudgetExceeded("x"): (503, SERVER, "out_of_memory", "told"),
     coe.errors.Unsupported("x"): (501, SERVER, "unsupported", "told"),
     coe.errors.HostLost("x"): (502, SERVER, "host_lost", "told"),
     coe.errors.RemoteError("x"): (502, SERVER, "remote_error", "told"),

@@ -16,7 +16,7 @@ from coe.chunks import merged
 from coe.config import Config, HostPoolConfig, PolicyConfig
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, UnknownModel
 from coe.host import Host
-from coe.serve.cluster.catalog import Catalog, serving
+from coe.serve.cluster.catalog import Catalog, called_in, serving
 from coe.serve.cluster.expert_host import (
     LINK_CHUNKS_PER_S,
     LINK_SLOWEST_S,
@@ -79,7 +79,8 @@ async def test_a_whole_answer_has_every_piece_of_the_streamed_one(monkeypatch: p
     first = Chunk("a b", reasoning="hm ", prompt_logprobs=(TokenLogprob("a", None), TokenLogprob(" b", -1.0)))
     second = Chunk(" c", reasoning="yes", logprobs=(TokenLogprob(" c", -0.5, b" c", ((" c", -0.5, b" c"),)),))
     call = Chunk("", tool_calls=(ToolCallDelta(0, "1", "f", "{"),), logprobs=(TokenLogprob("!", -2.0),))
-    last = Chunk("", "tool_calls", usage, timing, value=b"x", tool_calls=(ToolCallDelta(0, arguments="}"),))
+    end = ToolCallDelta(0, arguments="}")
+    last = Chunk("", "tool_calls", usage, timing, value=b"x", tool_calls=(end,), notes=("b was left out",))
 
     async def ask(self: Host, expert: str, wanted: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         for chunk in (first, second, call, last):
@@ -92,6 +93,7 @@ async def test_a_whole_answer_has_every_piece_of_the_streamed_one(monkeypatch: p
         streamed = merged(streamed, piece)
     whole = await host.whole("up", request(), 1)
     assert whole == replace(streamed, tool_calls=(ToolCallDelta(0, "1", "f", "{}"),))
+    assert whole.notes == ("b was left out",)
     assert (whole.text, whole.reasoning, len(whole.prompt_logprobs), len(whole.logprobs)) == ("a b c", "hm yes", 2, 2)
 
 
@@ -239,6 +241,33 @@ def test_a_pool_serves_its_experts_with_their_bases_and_pins_only_what_it_serves
     assert own_config(config, HostPoolConfig(pins=("x",)), served).host.pins == ("x",)
     with pytest.raises(ConfigError, match="serve.pools 'hosts'.*did you mean 'x'"):
         serving(everything, HostPoolConfig(experts=("xx",)))
+
+
+def test_a_pool_knows_the_peers_of_its_composed_experts_and_calls_go_to_the_pool_that_names_them() -> None:
+    def composed(name: str, architecture: str, *members: str) -> ExpertSpec:
+        return ExpertSpec(name=name, kind=Kind.COMPOSED, architecture=architecture, members=members, source="folder")
+
+    everything = snapshot(
+        model("first"),
+        model("peer"),
+        model("other"),
+        ExpertSpec(name="foreign", kind=Kind.ADAPTER, base="other", source="fake://echo"),
+        composed("noted", "notes", "first", "peer", "foreign"),
+        composed("together", "mot", "first", "peer"),
+    )
+    answering = HostPoolConfig(name="answering", experts=("noted",))
+    aside = HostPoolConfig(name="aside", experts=("foreign", "together"))
+    known = {"noted", "first", "peer", "foreign", "other"}
+    assert set(serving(everything, answering)) == known, "an artifact is checked against all members and their bases"
+    assert called_in(everything, answering, (answering, aside)) == {"noted", "first"}
+    assert called_in(everything, aside, (answering, aside)) == {"foreign", "other", "together", "first", "peer"}
+    assert called_in(everything, answering, (answering,)) == known, "no other pool names the peers"
+    assert called_in(everything, POOL, (answering, POOL)) == set(everything)
+    config = Config.model_validate(
+        {"host": {"pins": ["peer", "first"]}, "serve": {"pools": [answering.model_dump(), aside.model_dump()]}}
+    )
+    assert own_config(config, answering, everything).host.pins == ("first",), "peers are not loaded there"
+    assert own_config(config, aside, everything).host.pins == ("peer", "first")
 
 
 def test_a_catalog_is_what_some_pool_serves_and_comes_back_from_json_as_it_was() -> None:

@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from coe.config import HostPoolConfig
-from coe.errors import CoeError, EngineError, HostLost, InvalidRequest, Overloaded, UnknownModel
+from coe.errors import BudgetExceeded, CoeError, EngineError, HostLost, InvalidRequest, Overloaded, UnknownModel
 from coe.serve.cluster.catalog import Catalog
 from coe.serve.cluster.link import Broken, LinkLost
 from coe.serve.cluster.placement import HEARD_S, Board, HostStatus
@@ -107,6 +107,19 @@ async def test_a_whole_answer_is_one_call_a_stream_another_each_addressed_by_wha
     system = hosts(hosts=handle)
     assert [await ask(system, "sql", WHOLE), await ask(system, "solo", STREAM)] == ["all", "ab"]
     assert handle.calls == [("whole", "base", "sql", 4), ("stream", "solo", "solo", 4)]
+
+
+async def test_weights_beyond_the_budget_of_one_pool_are_asked_of_another() -> None:
+    board = Board()
+    board.publish("hosts", [HostStatus("host")])
+    board.publish("small", [HostStatus("little", load_s={"solo": 0.0})])
+    end = Chunk("all", "stop", Usage(1, 1))
+    system = hosts(board, hosts=Handle(end), small=Handle(BudgetExceeded("'solo@1' need 2 MiB, the budget is 1 MiB")))
+    assert await ask(system, "solo", WHOLE) == "all"
+    refusing = Handle(BudgetExceeded("no room"))
+    with pytest.raises(BudgetExceeded, match="no room"):
+        await ask(hosts(hosts=refusing), "solo", WHOLE)
+    assert len(refusing.calls) == 1, "there is no other host"
 
 
 async def test_a_death_before_the_first_text_is_retried_invisibly() -> None:
