@@ -167,12 +167,11 @@ async def measure(arguments: argparse.Namespace) -> list[Result]:
     engine = HFEngine(device=arguments.device, dtype=arguments.dtype, threads=arguments.threads)
     spec = ExpertSpec(name="base", kind=Kind.MODEL, source=str(arguments.model))
     expert = await engine.load(spec, arguments.model)
-    assert expert._loaded is not None
-    object.__setattr__(expert._loaded, "eos", frozenset())  # every answer runs to its last token
+    object.__setattr__(expert.loaded, "eos", frozenset())  # every answer runs to its last token
     with tempfile.TemporaryDirectory() as folder:
         own: list[Adapter] = []
         if arguments.adapters:
-            spare = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=expert._loaded.model.dtype)
+            spare = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=expert.loaded.model.dtype)
             own = make_adapters(spare, Path(folder), arguments.adapters)
         adapters: list[Adapter | None] = [None, *own]
         joining = expert._joining

@@ -107,9 +107,8 @@ async def measure(arguments: argparse.Namespace) -> list[Result]:
     spec = ExpertSpec(name="base", kind=Kind.MODEL, source=str(arguments.model))
     plain, mixed = await host.load(spec, arguments.model), await host.load(spec, arguments.model)
     for expert in (plain, mixed):
-        object.__setattr__(expert._loaded, "eos", frozenset())  # every answer runs to its last token
-    assert plain._loaded is not None
-    device, dtype = plain._loaded.model.device, plain._loaded.model.dtype
+        object.__setattr__(expert.loaded, "eos", frozenset())  # every answer runs to its last token
+    device, dtype = plain.loaded.model.device, plain.loaded.model.dtype
     reference = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=dtype).to(device)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

@@ -141,7 +141,7 @@ async def row_of(expert: HFExpert, request: GenerateRequest, composed: Any = Non
     if composed is None:
         return await expert.prepare(request, adapter)
     own, reading = composed.read(request)
-    row = await expert._row(replace(request, notes=None), own, None, reading)
+    row = await expert._preparation.row(replace(request, notes=None), own, None, reading)
     row.adapter = None  # these forwards apply none
     return row
 

@@ -155,11 +155,15 @@ async def test_a_peer_whose_context_is_too_short_is_left_out(
 ) -> None:
     chosen = ordered(members, "first", "third")
     served, peer = mot(chosen, write(tmp_path / "mot", chosen)), expert_of(members["third"])
-    monkeypatch.setattr(peer, "context_length", 30)
+    for part in (peer, peer._preparation):
+        monkeypatch.setattr(part, "context_length", 30)
     notes = (await say(served, ask())).chunks[-1].notes
     assert notes[0] == "first answers alone" and "third was left out" in notes[1] and "30" in notes[1]
     n_prompt = len((await peer.prepare(ask(max_tokens=1))).prompt_ids)
-    monkeypatch.setattr(peer, "context_length", n_prompt + N_TOKENS)  # its answer has more tokens than the primary's
+    for part in (peer, peer._preparation):
+        monkeypatch.setattr(
+            part, "context_length", n_prompt + N_TOKENS
+        )  # its answer has more tokens than the primary's
     notes = (await say(served, ask())).chunks[-1].notes
     assert notes[0] == "first answers, and reads third" and "third was left out" in notes[1]
 

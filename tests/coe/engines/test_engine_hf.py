@@ -223,7 +223,7 @@ async def test_rows_stay_in_a_cache_that_cannot_drop_them(expert: HFExpert, monk
 
 async def test_an_end_token_ends_an_answer(engine: HFEngine, tiny: Path, tokenizer: Any) -> None:
     expert = await engine.load(model_spec(tiny), tiny)
-    loaded = expert._loaded
+    loaded = expert.loaded
     assert loaded is not None
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "the capital of france"}], add_generation_prompt=True, return_tensors="pt"
@@ -290,8 +290,7 @@ async def test_a_cancelled_task_leaves_nothing_running(engine: HFEngine, tiny: P
 
 async def test_unloading_waits_for_answers_then_frees_the_weights(engine: HFEngine, tiny: Path) -> None:
     expert = await engine.load(model_spec(tiny), tiny)
-    assert expert._loaded is not None
-    weights = weakref.ref(expert._loaded.model)
+    weights = weakref.ref(expert.loaded.model)
     answer = asyncio.create_task(say(expert, ask(max_tokens=60)))
     await asyncio.sleep(0.05)
     await engine.unload(expert)

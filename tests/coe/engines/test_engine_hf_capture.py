@@ -40,7 +40,7 @@ async def model(folder: Path) -> AsyncIterator[HFExpert]:
 
 def _ids(model: HFExpert, request: GenerateRequest) -> list[int]:
     """The tokens of a prompt."""
-    loaded = model._loaded
+    loaded = model.loaded
     assert loaded is not None
     text = request.prompt
     if text is None:
@@ -50,7 +50,7 @@ def _ids(model: HFExpert, request: GenerateRequest) -> list[int]:
 
 def _whole(model: HFExpert, ids: list[int]) -> Any:
     """One forward of all tokens, without a cache."""
-    loaded = model._loaded
+    loaded = model.loaded
     assert loaded is not None
     with torch.inference_mode():
         return loaded.model(torch.tensor([ids]), output_hidden_states=True, use_cache=False)
@@ -81,7 +81,7 @@ async def test_states_are_those_of_one_forward_of_prompt_and_answer(
 
 def _after(model: HFExpert, ids: list[int], layer: int) -> torch.Tensor:
     """The output of a layer, before the final norm."""
-    loaded = model._loaded
+    loaded = model.loaded
     assert loaded is not None
     kept: list[torch.Tensor] = []
     hook = loaded.model.model.layers[layer - 1].register_forward_hook(lambda _m, _i, output: kept.append(output))
@@ -143,7 +143,7 @@ async def test_entries_are_those_of_a_forced_decode_of_the_answer(model: HFExper
     assert (answer.text, answer.usage) == (plain.text, plain.usage)
     prompt = _ids(model, request)
     assert (notes.first, notes.n_prompt, len(notes)) == (len(prompt), len(prompt), 20)
-    own = model._loaded
+    own = model.loaded
     assert own is not None
     cache = DynamicCache(config=own.model.config)
     with torch.inference_mode():
@@ -183,10 +183,10 @@ async def test_an_end_token_is_no_place(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "ends", "LlamaForCausalLM", tokenizer)
     async with loaded(folder) as model:
         _, notes = await noted(model, asked("the capital", 12))
-        own = model._loaded
+        own = model.loaded
         assert own is not None
         # From here on the fourth token ends an answer.
-        model._loaded = replace(own, eos=own.eos | {int(notes.tokens[3])})
+        model._preparation._loaded = replace(own, eos=own.eos | {int(notes.tokens[3])})
         first = notes.tokens.tolist().index(int(notes.tokens[3]))
         answer, short = await noted(model, asked("the capital", 12))
         _, entries = await noted(model, asked("the capital", 12), channel="cache")
@@ -196,7 +196,7 @@ async def test_an_end_token_is_no_place(tmp_path: Path) -> None:
         assert short.tokens.tolist() == entries.tokens.tolist() == notes.tokens[:first].tolist()
         assert (len(short), len(entries)) == (first + 1, first)
         # An answer of an end token alone leaves the place where the expert was about to speak, and no entry.
-        model._loaded = replace(own, eos=own.eos | {int(notes.tokens[0])})
+        model._preparation._loaded = replace(own, eos=own.eos | {int(notes.tokens[0])})
         _, none = await noted(model, asked("the capital", 12))
         _, no_entries = await noted(model, asked("the capital", 12), channel="cache")
         assert (len(none), len(no_entries)) == (1, 0)
@@ -260,7 +260,7 @@ async def test_sampled_answers_leave_notes_of_what_was_drawn(model: HFExpert) ->
     answer, notes = await noted(model, request)
     plain = await say(model, request)
     assert answer.text == plain.text
-    own = model._loaded
+    own = model.loaded
     assert own is not None
     assert own.tokenizer.decode(notes.tokens) == answer.text
 

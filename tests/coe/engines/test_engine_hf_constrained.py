@@ -90,8 +90,8 @@ async def accepts(expert: HFExpert, schema: Mapping[str, Any], text: str) -> boo
     """Whether a text may be the whole answer."""
     grammar = Grammar.of_request(request(schema))
     assert grammar is not None
-    state = (await expert._grammars.matcher(grammar, expert="tiny")).state.deep_copy()
-    ids = expert._loaded.tokenizer.encode(text, add_special_tokens=False)  # type: ignore[union-attr]
+    state = (await expert._preparation.grammars.matcher(grammar, expert="tiny")).state.deep_copy()
+    ids = expert.loaded.tokenizer.encode(text, add_special_tokens=False)
     return bool(state.try_consume_tokens(ids) == len(ids) and state.is_accepting())
 
 
@@ -153,7 +153,7 @@ async def test_penalties_and_cut_offs_keep_to_the_schema(expert: HFExpert) -> No
 
 
 async def test_a_newline_cannot_repeat_for_ever(expert: HFExpert) -> None:
-    newline = expert._loaded.tokenizer.encode("\n")  # type: ignore[union-attr]
+    newline = expert.loaded.tokenizer.encode("\n")
     answer = await say(expert, request(FLAT, sampling=SamplingOptions(logit_bias={newline[0]: 100.0})))
     assert answer.reason == "stop" and is_valid(answer.text, FLAT)
     assert "\n" * 24 in answer.text and "\n" * 25 not in answer.text
@@ -161,13 +161,13 @@ async def test_a_newline_cannot_repeat_for_ever(expert: HFExpert) -> None:
 
 async def test_a_repeated_schema_is_compiled_once(expert: HFExpert, monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[str] = []
-    problem = expert._grammars._checker.problem
+    problem = expert._preparation.grammars._checker.problem
 
     def counted(grammar: str) -> str | None:
         checked.append(grammar)
         return problem(grammar)
 
-    monkeypatch.setattr(expert._grammars._checker, "problem", counted)
+    monkeypatch.setattr(expert._preparation.grammars._checker, "problem", counted)
     await asyncio.gather(*(say(expert, request(FLAT)) for _ in range(4)))
     with pytest.raises(Rejected):
         await say(expert, request({"not": {}}))
@@ -180,7 +180,7 @@ async def test_no_more_grammars_are_kept_than_allowed(expert: HFExpert, monkeypa
     monkeypatch.setattr("coe.engines.constrained.compiler._MOST_KEPT", 2)
     for most in (1, 2, 3, 1):
         await say(expert, request({"type": "array", "items": {"type": "null"}, "minItems": most, "maxItems": most}))
-    assert len(expert._grammars._kept) == 2
+    assert len(expert._preparation.grammars._kept) == 2
 
 
 # Schemas that are invalid, unsupported or hostile
@@ -361,8 +361,8 @@ async def test_a_call_of_an_offered_tool_can_be_forced(expert: HFExpert, several
     ]
     forms[0] = replace(forms[0], schema='{"type": "object", "additionalProperties": false}')
     grammar = Grammar.of_calls(forms, separator="\n", several=several)
-    matcher = await expert._grammars.matcher(grammar, expert="tiny")
-    encode = expert._loaded.tokenizer.encode  # type: ignore[union-attr]
+    matcher = await expert._preparation.grammars.matcher(grammar, expert="tiny")
+    encode = expert.loaded.tokenizer.encode
     one = '<call>\n{"name": "now", "arguments": {}}\n</call>'
     other = '<call>\n{"name": "get", "arguments": {"name": "a", "age": 7}}\n</call>'
     for text, expected in ((one, True), (other, True), (f"{one}\n{other}", several), ("hi", False), (one[:-3], False)):
@@ -373,8 +373,8 @@ async def test_a_call_of_an_offered_tool_can_be_forced(expert: HFExpert, several
 
 async def test_special_tokens_around_a_call_are_tokens(expert: HFExpert) -> None:
     form = CallForm.of("<|im_start|>now ", {"additionalProperties": False}, "<|im_start|>.")
-    matcher = await expert._grammars.matcher(Grammar.of_calls([form]), expert="tiny")
-    encode = expert._loaded.tokenizer.encode  # type: ignore[union-attr]
+    matcher = await expert._preparation.grammars.matcher(Grammar.of_calls([form]), expert="tiny")
+    encode = expert.loaded.tokenizer.encode
     ids = encode("<|im_start|>now {}<|im_start|>.", add_special_tokens=False)
     assert ids[0] == 0 and matcher.state.try_consume_tokens(ids) == len(ids) and matcher.state.is_accepting()
 

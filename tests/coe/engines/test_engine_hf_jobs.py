@@ -56,7 +56,7 @@ async def test_each_row_of_a_job_has_its_adapter(expert: HFExpert, tiny: Path, a
 
 async def test_jobs_run_on_the_worker_thread_in_inference_mode(expert: HFExpert) -> None:
     thread, mode = await run(expert, lambda model: (threading.current_thread(), torch.is_inference_mode_enabled()))
-    assert thread is expert._thread
+    assert thread is expert._worker.thread
     assert mode
 
 
@@ -68,7 +68,7 @@ async def test_a_job_runs_between_the_steps_of_a_batch(
     alone = (await say(expert, long)).text
     expected = [await run(expert, logits, (adapter, None)) for adapter in adapters]
     async with running(expert) as task:
-        assert len(await run(expert, lambda model: list(expert._batch))) == 1
+        assert len(await run(expert, lambda model: list(expert._worker.batch))) == 1
         for adapter, found in zip(adapters, expected, strict=True):
             beside = await run(expert, logits, (adapter, None))
             torch.testing.assert_close(beside, found, rtol=1e-4, atol=1e-4)
@@ -114,7 +114,7 @@ async def test_jobs_wait_for_a_batch_with_an_alora_and_none_is_one(
 
     task = asyncio.create_task(answer())
     await begun.wait()
-    rows = await run(expert, lambda model: list(expert._batch))
+    rows = await run(expert, lambda model: list(expert._worker.batch))
     assert rows == []  # the batch had ended
     assert await task == alone
 

@@ -167,7 +167,7 @@ async def test_prompts_of_a_mixed_batch_have_the_scores_of_plain_forwards(
     ]
     asked.append((GenerateRequest(prompt="the answer", max_tokens=9), adapters[2]))
     alone = [whole(await say(expert, *each)) for each in asked]
-    row = hf_logprobs.scoring_bytes(expert._loaded.model, 5)  # type: ignore[union-attr]
+    row = hf_logprobs.scoring_bytes(expert.loaded.model, 5)
     monkeypatch.setattr(hf_logprobs, "SCORING_BYTES", row * 3)  # several chunks
     mixed = [whole(each) for each in await asyncio.gather(*(say(expert, *each) for each in asked))]
     for (request, adapter), one, other in zip(asked[:4], alone, mixed, strict=False):
@@ -196,8 +196,7 @@ async def test_the_scores_of_the_prompt_are_in_the_first_chunk_with_its_text(exp
 async def test_a_model_without_a_cache_passes_the_prompt_on_once(expert: HFExpert) -> None:
     request = GenerateRequest(prompt="the capital", max_tokens=6, echo=True, prompt_logprobs=0, logprobs=0)
     expected = whole(await say(expert, request))
-    assert expert._loaded is not None
-    expert._loaded.model.generation_config.use_cache = False
+    expert.loaded.model.generation_config.use_cache = False
     answer = whole(await say(expert, request))
     assert answer.text == expected.text
     assert [e.token for e in answer.prompt_logprobs] == [e.token for e in expected.prompt_logprobs]
@@ -352,7 +351,7 @@ async def test_a_prompt_of_tokens_may_end_inside_a_character(expert: HFExpert, t
 
 @pytest.mark.parametrize("wrong", [-1, 10**9])
 async def test_ids_outside_the_vocabulary_are_rejected_by_this_expert(expert: HFExpert, wrong: int) -> None:
-    n = expert._n_ids
+    n = expert._preparation._n_ids
     for request in (
         GenerateRequest(prompt="", prompt_ids=(1, wrong), max_tokens=1),
         GenerateRequest(prompt="the", max_tokens=1, sampling=SamplingOptions(logit_bias={wrong: 1.0})),
@@ -393,6 +392,6 @@ async def test_scoring_counts_in_the_memory_of_a_batch(engine: HFEngine, tiny: P
     assert len(choose_batch(many, limits(entries=99))) == 1
     expert = await engine.load(model_spec(tiny), tiny)
     try:
-        assert expert._limits().scoring * expert._loaded.cache_bytes_per_token >= hf_logprobs.SCORING_BYTES  # type: ignore[union-attr]
+        assert expert._worker.limits().scoring * expert.loaded.cache_bytes_per_token >= hf_logprobs.SCORING_BYTES
     finally:
         await engine.unload(expert)

@@ -279,7 +279,7 @@ async def test_the_least_recently_used_mixtures_are_forgotten(
     request = GenerateRequest(prompt=PROMPTS[0], max_tokens=8)
     mixes = [composed(expert, adapters[:2], gate="fixed", weights={"a1": n / 4}) for n in (1, 2, 3, 4)]
     expected = [(await say(mix, request)).text for mix in mixes]
-    slots = expert._slots._mixtures
+    slots = expert._worker.slots._mixtures
     assert [slots.get(mix._mixture.key()) is not None for mix in mixes] == [False, False, True, True]
     said = await asyncio.gather(*(say(mix, request) for mix in mixes))  # more in one batch than are kept
     assert [each.text for each in said] == expected
@@ -299,7 +299,7 @@ async def test_mixtures_too_large_for_a_batch_with_others_run_alone(
 ) -> None:
     arrow, request = composed(expert, adapters[:2], gate="arrow"), GenerateRequest(prompt=PROMPTS[0], max_tokens=12)
     expected = [(await say(arrow, request)).text, (await say(expert, request, adapters[3])).text]
-    slots = expert._slots
+    slots = expert._worker.slots
     names = [slots.acquire(arrow._mixture), slots.acquire(adapters[3]), None]
     assert slots.batches(names) == [[0, 1, 2]]
     slots._mixable.clear()
@@ -387,13 +387,13 @@ async def test_glider_reads_the_query(expert: HFExpert, adapters: list[Adapter],
     from registry.composed import Composed
 
     members = [adapter.spec.name for adapter in adapters[:2]]
-    name = expert._slots.acquire(adapters[0]), expert._slots.acquire(adapters[1])
+    name = expert._worker.slots.acquire(adapters[0]), expert._worker.slots.acquire(adapters[1])
     settings = MixSettings.read(
         {"gate": "glider", "scale": 1000.0, "top_k": 1, "encoder": "hashing:64"}, members, expert="mix"
     )
     from coe.engines.hf.lora.gates import new_gate
 
-    gate = new_gate(layers_of(expert._slots._peft, [str(n) for n in name]), members, settings)
+    gate = new_gate(layers_of(expert._worker.slots._peft, [str(n) for n in name]), members, settings)
     instructions = torch.from_numpy(embed("hashing:64", ["capital of france", "end of the answer"]))
     stated = settings.model_dump(mode="json", exclude_defaults=True)
     composed = Composed("lora-mix", dict.fromkeys(members, ""), stated)

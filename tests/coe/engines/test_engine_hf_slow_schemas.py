@@ -59,7 +59,7 @@ class Slow:
 
 @pytest.fixture
 def slow(expert: HFExpert) -> Iterator[Slow]:
-    grammars = expert._grammars
+    grammars = expert._preparation.grammars
     grammars._checker = found = Slow(grammars._checker)  # type: ignore[assignment]
     yield found
     found.released.set()

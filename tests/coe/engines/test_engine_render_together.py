@@ -20,8 +20,8 @@ from engine_models import model_spec, say
 from coe.engines import render_worker
 from coe.engines.hf.batch import BatchRow
 from coe.engines.hf.engine import HFEngine
-from coe.engines.hf.expert import HFExpert
 from coe.engines.hf.waiting import WaitingRows
+from coe.engines.hf.worker import BatchWorker
 from coe.engines.render import Renderer, RenderLimits
 from coe.engines.render_process import RenderProcess
 from coe.errors import EngineError, Rejected, TemplateError
@@ -224,19 +224,18 @@ async def test_a_burst_of_requests_is_one_batch_of_the_engine_without_the_one_th
     tiny: Path, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[int] = []
-    run = HFExpert._run
+    run = BatchWorker._run
 
-    def counted(self: HFExpert, rows: Sequence[BatchRow]) -> None:
+    def counted(self: BatchWorker, rows: Sequence[BatchRow]) -> None:
         batches.append(len(rows))
         run(self, rows)
 
-    monkeypatch.setattr(HFExpert, "_run", counted)
+    monkeypatch.setattr(BatchWorker, "_run", counted)
     patient = partial(WaitingRows, gather_at_most_s=60.0)  # however slow this machine is
     monkeypatch.setattr("coe.engines.hf.expert.WaitingRows", patient)
     engine = HFEngine(device="cpu", dtype="float32")
     expert = await engine.load(model_spec(tiny), tiny)
-    assert expert._loaded is not None
-    expert._loaded.tokenizer.chat_template = ECHO
+    expert.loaded.tokenizer.chat_template = ECHO
     engine._renderer._queue._most = 1  # no second process takes the first of the burst
     with standing(engine._renderer, sizes):
         requests = [GenerateRequest(messages=(Message("user", f"the end {i}"),), max_tokens=2) for i in range(31)]
