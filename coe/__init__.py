@@ -5,7 +5,8 @@
     switching     the expert of a conversation's previous turns, and the price of another one
     compose       what is done with the chosen experts: one answers, several vote, a cascade asks on
     tokens        counts of prompt tokens by the experts' own tokenizers, for the context constraint
-    host          holds weights: schedules, leases, generates; scheduler: which request is next
+    host          holds weights: schedules, leases, generates; host_engines: the engines of its experts
+    admission     the requests of a host that wait; scheduler: which one is next
     latent        what can be read from an expert, and training of composed experts
     hosting       opens a host for a configuration: engines, memory budget
     memory        the cache of resident experts: byte budget, leases, pins, eviction

@@ -1,9 +1,13 @@
-"""Chunks to an answer, and an answer to one chunk."""
+"""Chunks to an answer, and an answer to one chunk; a deadline for chunks."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 
+from coe.errors import DeadlineExceeded
 from coe.types import Answer, Chunk, TokenLogprob, ToolCallDelta
 from routers.base import ToolCall
 
@@ -98,3 +102,24 @@ def last_chunk(chunk: Chunk, answer: Answer) -> Chunk:
 def _call(pieces: list[ToolCallDelta]) -> ToolCall:
     names = ("id", "name", "arguments")
     return ToolCall(*("".join(getattr(piece, name) for piece in pieces) for name in names))
+
+
+async def until(chunks: AsyncGenerator[Chunk, None], deadline_s: float, name: str) -> AsyncGenerator[Chunk, None]:
+    """The same chunks of the expert `name`, until the deadline passes.
+
+    Raises:
+        DeadlineExceeded: after `deadline_s` seconds.
+    """
+    ends = asyncio.get_running_loop().time() + deadline_s
+    async with aclosing(chunks):
+        while True:
+            try:
+                async with asyncio.timeout_at(ends) as deadline:  # `wait_for` would make a task for every chunk
+                    chunk = await anext(chunks)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                if not deadline.expired():
+                    raise
+                raise DeadlineExceeded(f"{name!r} did not finish within {deadline_s:g} s") from None
+            yield chunk

@@ -464,7 +464,7 @@ async def test_what_no_engine_can_do_is_refused_before_anything_is_loaded() -> N
 async def test_an_adapter_needs_the_engine_of_its_base_and_no_other(tmp_path: Path) -> None:
     experts = (model("up"), ExpertSpec(name="tuned", kind=Kind.ADAPTER, base="up", source=str(tmp_path)))
     async with open_host(Config(), Snapshot(1, {spec.name: spec for spec in experts})) as host:
-        assert set(host._engines) == {"fake"} and host.cache.budget_bytes == 0
+        assert set(host._engines.by_kind) == {"fake"} and host.cache.budget_bytes == 0
 
 
 async def test_the_weights_of_an_engine_that_is_named_by_its_class_get_memory(monkeypatch: pytest.MonkeyPatch) -> None:

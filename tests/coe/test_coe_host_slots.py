@@ -271,7 +271,7 @@ async def still(host: Host, engine: WatchedEngine) -> None:
     await asyncio.sleep(100)
     assert not host.cache.loading
     assert host.busy == 0 and not +host.in_flight
-    own = host._engines["own"]
+    own = host._engines.by_kind["own"]
     assert isinstance(own, FakeEngine)
     assert host.cache.resident == engine.resident | own.resident
     assert not any(place.leases for place in host.cache._places.values())

@@ -161,9 +161,8 @@ async def test_a_peer_whose_context_is_too_short_is_left_out(
     assert notes[0] == "first answers alone" and "third was left out" in notes[1] and "30" in notes[1]
     n_prompt = len((await peer.prepare(ask(max_tokens=1))).prompt_ids)
     for part in (peer, peer._preparation):
-        monkeypatch.setattr(
-            part, "context_length", n_prompt + N_TOKENS
-        )  # its answer has more tokens than the primary's
+        # Its answer has more tokens than the primary's.
+        monkeypatch.setattr(part, "context_length", n_prompt + N_TOKENS)
     notes = (await say(served, ask())).chunks[-1].notes
     assert notes[0] == "first answers, and reads third" and "third was left out" in notes[1]
 
