@@ -40,6 +40,8 @@ def test_every_block_runs_in_order(tmp_path: Path, zoo_bases: Path, monkeypatch:
     summary = json.loads(demo.splitlines()[-1])
     assert summary["n"] == 16 and summary["experts_used"] >= 6
     assert summary["routed_accuracy"] >= summary["best_single_accuracy"] + 0.25
+    [composed] = (summary[key] for key in ("two_skill_text_right", "two_skill_latent_right") if key in summary)
+    assert summary["two_skill_n"] == 8 and composed >= summary["two_skill_best_single_right"] + 2
 
     assert summary["serve_p50_s"] > 0 and summary["batch_rows_per_s"] > 0
     example, client = blocks("python")

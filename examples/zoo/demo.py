@@ -4,11 +4,12 @@
 
 The queries are generated from the seed, with phrasings and words that no adapter and no router was trained on. The
 official OpenAI client sends them to `coe serve`, every other one streamed; then `coe batch` answers the same queries
-and must give the same answers.
+and must give the same answers. A few more queries need two experts, which the service composes.
 
 The last line is JSON. `best_single_accuracy`: the expert with the best mean on the training outcomes answers all.
 `task_oracle_accuracy`: each query goes to the best expert of its true family, which the router does not know.
-`serve_p50_s`: median time of a request, 32 at a time.
+`serve_p50_s`: median time of a request, 32 at a time. `two_skill_..._right`: right answers to the queries that need two
+experts, of the best single expert and of the composition, by `text` or `latent`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,19 @@ from examples.zoo.after import next_commands, register
 from examples.zoo.families import FAMILIES
 from examples.zoo.fetch import BASES, fetch
 from examples.zoo.outcomes import measured_outcomes, shipped_outcomes
-from examples.zoo.report import Question, Result, Results, answer_line, as_lines, console, fresh_questions, show
+from examples.zoo.report import (
+    AGGREGATE,
+    Composed,
+    Question,
+    Result,
+    Results,
+    answer_line,
+    as_lines,
+    console,
+    fresh_questions,
+    fresh_two_skill_questions,
+    show,
+)
 from examples.zoo.service import Batched, Served, Service, ask_service, run_batch
 from registry.storage import atomic_path, coe_home
 from registry.store import Snapshot
@@ -45,6 +58,11 @@ from routers.outcomes.table import OutcomeTable
 
 ZOO = Path(__file__).parent
 CONFIG = ZOO / "config.yaml"
+SERVED = ZOO / "latent.yaml"
+"""As CONFIG, with compositions: what the demo's service serves."""
+COMPOSITION: Final = AGGREGATE
+"""The policy of SERVED that is better on queries of two skills, of those that exchange text or latent states."""
+N_TWO_SKILLS: Final = 8
 GENERALIST = "smollm2"
 EVERY_S: Final = 8.0
 """Seconds between two lines of progress where stdout is not a terminal."""
@@ -55,14 +73,18 @@ def say(text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def train_router(table: OutcomeTable, snapshot: Snapshot) -> Path:
-    """Train the category router on measured outcomes, and save it in the folder that the config names."""
+def train_routers(table: OutcomeTable, snapshot: Snapshot) -> Path:
+    """Train the routers of SERVED on measured outcomes; returns the folder of the first.
+
+    `category` finds one expert for each query, `knn` those that are composed.
+    """
     encoder = CachedEncoder(build_encoder("minilm"))
     ood = [json.loads(line)["prompt"] for line in (ZOO / "ood.jsonl").read_text(encoding="utf-8").splitlines()]
-    router = build("category", encoder, {"ood_prompts": ood, "general": GENERALIST}).fit(table)
-    folder = coe_home() / "zoo" / "router"
-    save(router, folder, table=table, encoder=encoder, digests={n: s.digest for n, s in snapshot.experts.items()})
-    return folder
+    folder, digests = coe_home() / "zoo", {name: spec.digest for name, spec in snapshot.experts.items()}
+    category = build("category", encoder, {"ood_prompts": ood, "general": GENERALIST}).fit(table)
+    for router, name in ((category, "router"), (build("knn", encoder, {}).fit(table), "knn")):
+        save(router, folder / name, table=table, encoder=encoder, digests=digests)
+    return folder / "router"
 
 
 def training_outcomes(snapshot: Snapshot) -> OutcomeTable:
@@ -106,6 +128,15 @@ async def answer(url: str, table: OutcomeTable, questions: Sequence[Question]) -
     return results, served
 
 
+async def answer_two_skills(url: str, best_single: str, questions: Sequence[Question]) -> Composed:
+    """Answers of the best single expert and of COMPOSITION to questions that need two experts, all at once."""
+    with status("queries that need two experts", to=console, every_s=EVERY_S):
+        single, composed = await asyncio.gather(
+            *(ask_service(url, questions, model, lambda *_: None) for model in (best_single, f"coe/{COMPOSITION}"))
+        )
+    return Composed(COMPOSITION, questions, single.results, composed.results)
+
+
 async def _routed(url: str, questions: Sequence[Question]) -> Served:
     """The answers of `model: auto`, each printed as it comes."""
     n = 0
@@ -145,7 +176,7 @@ def prepare() -> tuple[OutcomeTable, Snapshot]:
     table = training_outcomes(snapshot)
     say(f"{len(snapshot.experts)} experts, {len(table)} training queries measured on each")
     with status("training the router", to=console, every_s=EVERY_S):
-        say(f"category router trained: {train_router(table, snapshot)}")
+        say(f"category router trained: {train_routers(table, snapshot)}")
     return table, snapshot
 
 
@@ -155,16 +186,20 @@ def run(n: int, seed: int) -> tuple[dict[str, float | int], int]:
     folder = coe_home() / "zoo" / "demo"
     table, _ = prepare()
     questions = fresh_questions(n, seed)
-    service = Service(CONFIG, say)
+    service = Service(SERVED, say)
     try:
         with status("starting the service", to=console, every_s=EVERY_S):
             say(register(ZOO / "experts.yaml"))
             url = service.wait_ready()
         results, served = asyncio.run(answer(url, table, questions))
+        two_skills = fresh_two_skill_questions(N_TWO_SKILLS, seed)
+        composed = asyncio.run(answer_two_skills(url, best_expert(table), two_skills))
         service.stop()
         show(results)
-        with atomic_path(folder / "results.jsonl") as path:
-            path.write_text("".join(json.dumps(line) + "\n" for line in as_lines(results)), encoding="utf-8")
+        say(composed.line())
+        for name, lines in (("results", as_lines(results)), ("two_skills", composed.as_lines())):
+            with atomic_path(folder / f"{name}.jsonl") as path:
+                path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         with status("coe batch answers the same questions", to=console, every_s=EVERY_S):
             batched = run_batch(CONFIG, questions, folder, say)
     finally:
@@ -175,7 +210,7 @@ def run(n: int, seed: int) -> tuple[dict[str, float | int], int]:
     for line in differing:
         console.print(line, style="red", markup=False)
     say(next_commands(CONFIG, folder))
-    return results.summary() | {
+    return results.summary() | composed.summary() | {
         "seconds_total": round(time.perf_counter() - started, 1),
         "tokens_per_s": round(sum(result.tokens for result in results.routed) / served.wall_s, 1),
         "serve_p50_s": round(served.p50_s, 3),

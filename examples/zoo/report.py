@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,11 +13,13 @@ from rich.table import Table
 
 from coe.evaluation.graders import GRADERS
 from coe.types import GenerateRequest
-from examples.zoo.families import FAMILIES, Family, Row, Split
+from examples.zoo.families import FAMILIES, TWO_SKILLS, Family, Row, Split
 from routers.base import Message
 
 console = Console(emoji=False, width=None if sys.stdout.isatty() else 114)
 """On a pipe the width is unknown: wide enough for a line per answer."""
+AGGREGATE: Final = "aggregate"
+"""The policy of latent.yaml whose experts exchange text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,56 @@ class Results:
         }
 
 
-def fresh_questions(n: int, seed: int) -> list[Question]:
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """Answers to questions that need two experts: of the best single expert, and of a policy that composes experts."""
+
+    policy: str
+    questions: Sequence[Question]
+    best_single: Sequence[Result]
+    composed: Sequence[Result]
+
+    @property
+    def exchange(self) -> str:
+        """What the experts of the policy exchange: `text` or `latent`."""
+        return "text" if self.policy == AGGREGATE else "latent"
+
+    def summary(self) -> dict[str, float | int]:
+        """The figures of the last line."""
+        return {
+            "two_skill_n": len(self.questions),
+            "two_skill_best_single_right": _right(self.best_single),
+            f"two_skill_{self.exchange}_right": _right(self.composed),
+        }
+
+    def line(self) -> str:
+        """The figures in words."""
+        best, composed = _right(self.best_single), _right(self.composed)
+        return (
+            f"{len(self.questions)} fresh questions that need two experts: {self.best_single[0].expert}, the best "
+            f"single expert, answers {best} right, {self.policy} ({self.exchange}) {composed}"
+        )
+
+    def as_lines(self) -> list[dict[str, Any]]:
+        """Every question with both answers, as JSON values."""
+        compared = zip(self.questions, self.best_single, self.composed, strict=True)
+        return [
+            _of_question(question) | {"best_single": asdict(single), self.policy: asdict(composed)}
+            for question, single, composed in compared
+        ]
+
+
+def fresh_two_skill_questions(n: int, seed: int) -> list[Question]:
+    """`n` questions that need two experts."""
+    return fresh_questions(n, seed, {name: pair.family for name, pair in TWO_SKILLS.items()})
+
+
+def fresh_questions(n: int, seed: int, families: Mapping[str, Family] = FAMILIES) -> list[Question]:
     """`n` questions from held-out phrasings and words, spread evenly over the families and mixed."""
-    count, rest = divmod(n, len(FAMILIES))
+    count, rest = divmod(n, len(families))
     made = [
         (position, family, row)
-        for i, family in enumerate(FAMILIES.values())
+        for i, family in enumerate(families.values())
         for position, row in enumerate(family.rows(Split.FRESH, count + (i < rest), seed=seed))
     ]
     made.sort(key=lambda item: item[0])
@@ -119,17 +165,27 @@ def as_lines(results: Results) -> list[dict[str, Any]]:
     """Every question with its three answers, as JSON values."""
     compared = zip(results.questions, results.routed, results.best_single, results.oracle, strict=True)
     return [
-        {
-            "id": question.id,
-            "family": question.family.name,
-            "prompt": question.row.prompt,
-            "answer": question.row.answer,
+        _of_question(question)
+        | {
             "routed": asdict(routed),
             "best_single": asdict(best_single),
             "task_oracle": asdict(oracle),
         }
         for question, routed, best_single, oracle in compared
     ]
+
+
+def _of_question(question: Question) -> dict[str, Any]:
+    return {
+        "id": question.id,
+        "family": question.family.name,
+        "prompt": question.row.prompt,
+        "answer": question.row.answer,
+    }
+
+
+def _right(results: Sequence[Result]) -> int:
+    return sum(result.score == 1 for result in results)
 
 
 def _mean(results: Sequence[Result]) -> float:

@@ -8,10 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from examples.zoo import demo
 from examples.zoo.after import next_commands, register
-from examples.zoo.demo import CONFIG, ZOO, differences
-from examples.zoo.report import Result, Results, answer_line, as_lines, fresh_questions
-from examples.zoo.service import COE, Batched
+from examples.zoo.demo import CONFIG, ZOO, answer_two_skills, differences
+from examples.zoo.families import FAMILIES, TWO_SKILLS, Split
+from examples.zoo.report import (
+    Composed,
+    Question,
+    Result,
+    Results,
+    answer_line,
+    as_lines,
+    fresh_questions,
+    fresh_two_skill_questions,
+)
+from examples.zoo.service import COE, Batched, Served
 from registry.store import Registry
 
 EXPERTS = """
@@ -103,3 +114,51 @@ def test_differences_and_lines_hold_all_answers() -> None:
     assert [each["routed"]["text"] for each in lines] == [each.text for each in same]
     assert {each["best_single"]["score"] for each in lines} == {0.0}
     assert lines[5]["family"] == questions[5].family.name
+
+
+def test_questions_of_two_skills_are_fresh_and_of_all_their_families() -> None:
+    questions = fresh_two_skill_questions(8, 7)
+    assert [question.id for question in questions] == list(range(8))
+    assert sorted(question.family.name for question in questions) == sorted(
+        [*TWO_SKILLS, *TWO_SKILLS, *list(TWO_SKILLS)[:2]]
+    )
+    assert not {question.family.name for question in questions} & set(FAMILIES)
+    assert [q.row for q in questions] == [q.row for q in fresh_two_skill_questions(8, 7)]
+    assert [q.row for q in questions] != [q.row for q in fresh_two_skill_questions(8, 8)]
+    for question in questions:
+        rows = TWO_SKILLS[question.family.name].family.rows(Split.FRESH, 3, seed=7)
+        assert question.row in rows
+        assert question.grade(question.row.answer) == 1
+
+
+@pytest.mark.parametrize(("policy", "exchange"), [("aggregate", "text"), ("cache", "latent"), ("mot", "latent")])
+async def test_the_summary_names_what_composed_experts_exchange(
+    policy: str, exchange: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "COMPOSITION", policy)
+    questions = fresh_two_skill_questions(8, 7)
+    asked: list[str] = []
+
+    async def ask(url: str, questions: list[Question], model: str, on_answer: object) -> Served:
+        asked.append(model)
+        right = 5 if model.startswith("coe/") else 1
+        results = [Result(model, q.row.answer, float(i < right), 3) for i, q in enumerate(questions)]
+        return Served(results, [1.0] * len(results), 1.0)
+
+    monkeypatch.setattr(demo, "ask_service", ask)
+    composed = await answer_two_skills("http://service/v1", "sentiment", questions)
+    assert isinstance(composed, Composed)
+    assert asked == ["sentiment", f"coe/{policy}"]
+    assert composed.summary() == {
+        "two_skill_n": 8,
+        "two_skill_best_single_right": 1,
+        f"two_skill_{exchange}_right": 5,
+    }
+    assert f"8 fresh questions that need two experts: sentiment, the best single expert, answers 1 right, {policy}" in (
+        composed.line()
+    )
+    assert composed.line().endswith(f"({exchange}) 5")
+    lines = composed.as_lines()
+    assert [line["prompt"] for line in lines] == [question.row.prompt for question in questions]
+    assert [line[policy]["score"] for line in lines] == [1.0] * 5 + [0.0] * 3
+    assert sum(line["best_single"]["score"] for line in lines) == 1.0
