@@ -30,6 +30,7 @@ from coe.engines.latent.decoders import Decoder
 from coe.engines.render import Renderer
 from coe.errors import ContextLengthExceeded, EngineError, Rejected, UnknownModel
 from coe.experts import locate
+from coe.latent.by_length import TOKENS_AT_ONCE, batches
 from coe.latent.loading import LoadedExpert
 from coe.latent.prompts import Prompt, PromptEncoder, PromptTokens
 from registry.errors import UnknownExpert
@@ -48,8 +49,6 @@ MOST_TOKENS: Final = 2_000_000
 """Tokens of the prompts of one call of `tokens`."""
 MOST_BYTES: Final = 2**30
 """Size of the states that `read` returns."""
-TOKENS_AT_ONCE: Final = 2_048
-"""Tokens of a batch, padding and answers included, unless one prompt has more."""
 
 _ENCODED_AT_ONCE: Final = 256
 
@@ -244,7 +243,7 @@ class StateReader:
         for layer in layers:
             if not 0 <= layer <= self.n_layers:
                 raise Rejected(f"{self.spec.name!r} has layers 1 to {self.n_layers}; there is no layer {layer}")
-        for rows in _batches([len(one.ids) + answer_tokens for one in prompts]):
+        for rows in batches([len(one.ids) + answer_tokens for one in prompts], most_tokens=TOKENS_AT_ONCE):
             with translate(f"{self.spec.name!r} failed while reading prompts", EngineError):
                 batch = self._forward([prompts[row].ids for row in rows], layers, answer_tokens)
             for row, states, answer in zip(rows, *batch, strict=True):
@@ -297,12 +296,3 @@ def _captured(modules: Sequence[Any]) -> Iterator[dict[int, Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows of similar length, longest first, at most TOKENS_AT_ONCE tokens including padding."""
-    order, start = sorted(range(len(lengths)), key=lambda row: -lengths[row]), 0
-    while start < len(order):
-        rows = order[start : start + max(1, TOKENS_AT_ONCE // lengths[order[start]])]
-        yield rows
-        start += len(rows)

@@ -19,6 +19,7 @@ from coe.config import HFConfig
 from coe.engines.hf.load import LoadedModel, translate
 from coe.errors import EngineError
 from coe.experts import locate
+from coe.latent.by_length import batches
 from coe.latent.loading import load_weights
 from registry.spec import ExpertSpec
 from registry.storage import coe_home
@@ -77,7 +78,7 @@ def _read(loaded: LoadedModel, texts: Sequence[str]) -> Vectors:
     ids = [_tokens(loaded, text) for text in texts]
     signals = np.empty((len(texts), 2 * loaded.model.config.get_text_config().hidden_size + N_UNCERTAINTY), np.float32)
     with torch.inference_mode():
-        for rows in _batches(ids):
+        for rows in batches([len(each) for each in ids], most_tokens=_TOKENS_AT_ONCE):
             for row, values in zip(rows, _read_batch(loaded.model, [ids[row] for row in rows]), strict=True):
                 signals[row] = values
     return signals
@@ -87,15 +88,6 @@ def _tokens(loaded: LoadedModel, text: str) -> list[int]:
     valid = text.encode("utf-8", "replace").decode("utf-8")  # JSON may carry lone surrogates
     ids: list[int] = loaded.tokenizer(valid, truncation=True, max_length=MAX_TOKENS)["input_ids"]
     return ids or [min(loaded.eos, default=0)]  # a forward pass needs a token
-
-
-def _batches(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Rows of similar length, at most `_TOKENS_AT_ONCE` tokens including padding."""
-    order, start = sorted(range(len(ids)), key=lambda row: -len(ids[row])), 0
-    while start < len(order):
-        rows = order[start : start + max(1, _TOKENS_AT_ONCE // len(ids[order[start]]))]
-        yield rows
-        start += len(rows)
 
 
 def _read_batch(model: Any, ids: Sequence[Sequence[int]]) -> Iterator[Vectors]:

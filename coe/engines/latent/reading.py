@@ -1,8 +1,8 @@
-"""Packed notes as tensors: what a composition over the channel `cross` reads, in serving and in training alike."""
+"""Notes as tensors: what a composition over the channel `cross` reads, in serving and in training alike."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -13,50 +13,9 @@ from coe.engines.latent.memory import PeerStates
 from coe.engines.latent.notes import Notes
 from coe.engines.latent.spans import no_spans
 from coe.errors import Rejected
-from coe.types import PeerNotes
 
 MOST_NOTES: Final = 4096
 """Default of `max_notes`: most places of one peer; the front of the prompt is cut first."""
-
-
-def peer_states(
-    left: Iterable[PeerNotes],
-    layers: Mapping[str, Sequence[int]],
-    *,
-    asked: Collection[str] = (),
-    most: int = MOST_NOTES,
-) -> dict[str, PeerStates]:
-    """The notes of each peer, those of several calls one after the other.
-
-    The places of a call that was about a span of the user's text have that span. Those of a call in another wording
-    about all of the text have none: their characters are of another text.
-
-    Args:
-        left: what the peers have left; those of an unknown peer are not read.
-        layers: of each peer, the layers that the composition was trained with; () is what the peer's head reads.
-        asked: peers that are asked in a wording of their own (the setting `asks`).
-        most: places of one peer.
-
-    Raises:
-        Rejected: damaged notes, or of another channel or other layers.
-    """
-    parts: dict[str, list[Notes]] = {}
-    for each in left:
-        if each.peer in layers:
-            parts.setdefault(each.peer, []).append(_placed(each, layers[each.peer], each.peer in asked))
-    return {peer: states_of(last_places(notes, most)) for peer, notes in parts.items()}
-
-
-def _placed(left: PeerNotes, layers: Sequence[int], in_other_words: bool) -> Notes:
-    """Unpacked, with spans in the text of the primary."""
-    notes = Notes.unpack(left.data, peer=left.peer)
-    if notes.states is None or notes.layers != tuple(layers):
-        wanted = ", ".join(map(str, layers)) or "what its head reads"
-        found = (
-            "key-value entries" if notes.states is None else f"states of layers {list(notes.layers) or 'of its head'}"
-        )
-        raise Rejected(f"the notes of {left.peer!r} hold {found}; expected states of layers: {wanted}")
-    return placed(notes, left.span, in_other_words=in_other_words)
 
 
 def placed(notes: Notes, span: tuple[int, int] | None, *, in_other_words: bool) -> Notes:

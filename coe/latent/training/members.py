@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +37,6 @@ from routers.base import Message
 
 Hook = Callable[[Tensor], Tensor | None]
 """Called with the output (rows, T, d) of a layer; what it returns takes its place."""
-TOKENS_AT_ONCE: Final = 2048
-"""Tokens of a batch whose states are read, padding included, unless one row has more."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -239,15 +237,6 @@ class Members:
                 weights[base.name] = Weights(loaded, slots, Decoder.of(loaded.model, expert=base.name))
             adapter = Adapter(spec, find(spec)) if spec.kind is Kind.ADAPTER else None
             yield Member(spec, weights[base.name], adapter, self._renderer)
-
-
-def batches(lengths: Sequence[int], most_rows: int, most_tokens: int = TOKENS_AT_ONCE) -> Iterator[list[int]]:
-    """Rows of similar length, the longest first."""
-    order, start = sorted(range(len(lengths)), key=lambda row: -lengths[row]), 0
-    while start < len(order):
-        n = max(1, min(most_rows, most_tokens // max(1, lengths[order[start]])))
-        yield order[start : start + n]
-        start += n
 
 
 def _keeper(found: dict[int, Tensor], layer: int) -> Hook:

@@ -23,9 +23,10 @@ from coe.engines.hf.members import check_same_vocabulary
 from coe.engines.latent.artifact import Artifact
 from coe.engines.latent.token_gate import TokenGate, token_features
 from coe.errors import CoeError, ConfigError, EngineError
+from coe.latent.by_length import batches
 from coe.latent.training.answer_rows import AnswerRow
 from coe.latent.training.checks import check_members
-from coe.latent.training.members import Member, Members, Reading, batches
+from coe.latent.training.members import Member, Members, Reading
 from coe.latent.training.objective import composed_of
 from coe.latent.training.trainer import Group, Job, Losses, Step, Validation
 

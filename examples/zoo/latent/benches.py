@@ -24,7 +24,6 @@ class Bench:
         members: the primary, then its peers. Every peer is right about a part of the answer.
         rows: split -> rows scored of each family. VALID is for early stopping and for the choice of a single expert.
         right: family -> its peers, where not every peer is right about a part of every family.
-        needs_data: whether the rows come from the folder that COE_DATA_DIR names.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Bench:
     batch: int = BATCH
     rows: Mapping[Split, int] = field(default_factory=lambda: _GENERATED)
     right: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    needs_data: bool = False
 
     @property
     def primary(self) -> str:
@@ -76,7 +74,7 @@ def _two_skills(name: str) -> Bench:
 
 
 def _real(name: str) -> Bench:
-    return Bench(name, (REAL_SETS[name],), ("smollm2", "gemma3-270m"), steps=35, rows=_REAL, needs_data=True)
+    return Bench(name, (REAL_SETS[name],), ("smollm2", "gemma3-270m"), steps=35, rows=_REAL)
 
 
 CODES_BENCH: Final = Bench("codes", tuple(CODE_SKILLS.values()), ("smollm2", KNOWLEDGE.name), steps=120)

@@ -216,7 +216,7 @@ def test_progress_counts_every_prompt(snapshot: Snapshot) -> None:
 
 def test_a_batch_holds_no_more_tokens_than_allowed() -> None:
     lengths = [5, 900, 3, 3000, 700, 700]
-    batches = list(module._batches(lengths))
+    batches = list(module.batches(lengths))
     assert sorted(row for rows in batches for row in rows) == list(range(6))
     assert batches[0] == [3]  # longer than a batch: alone
     assert all(len(rows) * max(lengths[row] for row in rows) <= module.TOKENS_AT_ONCE for rows in batches[1:])

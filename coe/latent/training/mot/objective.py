@@ -24,8 +24,9 @@ from coe.engines.latent.interaction import Interactions
 from coe.engines.latent.memory import Memories, PeerStates
 from coe.engines.latent.mot import MotInteractions
 from coe.engines.latent.mot_router import Draw, MotRouter, gumbel, temperature
+from coe.latent.by_length import batches
 from coe.latent.config import TrainingConfig
-from coe.latent.training.members import Hook, Member, Members, Reading, batches
+from coe.latent.training.members import Hook, Member, Members, Reading
 from coe.latent.training.mot import losses as mot_losses
 from coe.latent.training.mot.draws import Noted, by_primary, drawn, exposed, other_peers
 from coe.latent.training.mot.settings import MotSettings

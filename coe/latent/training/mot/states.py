@@ -23,7 +23,8 @@ from torch import Tensor
 
 from coe.engines.hf.load import translate
 from coe.errors import EngineError
-from coe.latent.training.members import Member, Reading, batches
+from coe.latent.by_length import batches
+from coe.latent.training.members import Member, Reading
 from coe.latent.training.mot.losses import row_losses
 from registry.storage import atomic_path, require_free
 

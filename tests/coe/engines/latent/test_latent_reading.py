@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from coe.engines.latent.memory import PeerStates
 from coe.engines.latent.notes import Notes
-from coe.engines.latent.reading import peer_states
+from coe.engines.latent.received import Received
 from coe.errors import Rejected
 from coe.types import PeerNotes
+from registry.spec import ExpertSpec, Kind
+
+LAYERS = {"a": [2, 4]}  # `b` leaves what its head reads
 
 
 def left(
@@ -24,8 +30,21 @@ def left(
     return PeerNotes(peer, Notes(peer, layers=layers, states=states, spans=spans).pack(), span)
 
 
+def read(*given: PeerNotes, **settings: Any) -> dict[str, PeerStates]:
+    """The states of a composition whose peers are `a` and `b`."""
+    spec = ExpertSpec(
+        name="it",
+        kind=Kind.COMPOSED,
+        architecture="notes",
+        members=("base", "a", "b"),
+        source="folder",
+        settings={"layers": LAYERS, **settings},
+    )
+    return Received.read(spec, given, "states").states()
+
+
 def test_several_calls_of_a_peer_are_one_list_of_notes() -> None:
-    found = peer_states([left(n=3), left("b", layers=()), left(n=2, first=50)], {"a": (2, 4), "b": ()})
+    found = read(left(n=3), left("b", layers=()), left(n=2, first=50))
     assert found["a"].states.shape == (2, 5, 5)
     assert found["b"].states.shape == (1, 3, 5)
     assert found["a"].states[1, 3, 0] == 60  # the second layer of the second call
@@ -34,32 +53,36 @@ def test_several_calls_of_a_peer_are_one_list_of_notes() -> None:
 
 
 def test_spans_are_in_the_text_of_the_primary() -> None:
-    layers = {"a": (2, 4)}
-    about = peer_states([left(span=(7, 12))], layers, asked=("a",))["a"].spans
+    asks = {"a": {"template": "What is {question}?"}}
+    about = read(left(span=(7, 12)), asks=asks)["a"].spans
     assert about is not None
     assert about.tolist() == [[7, 12]] * 3
-    other_words = peer_states([left()], layers, asked=("a",))["a"].spans
+    other_words = read(left(), asks=asks)["a"].spans
     assert other_words is not None
     assert other_words.tolist() == [[-1, -1]] * 3
 
 
 def test_a_peer_that_the_composition_does_not_know_is_not_read() -> None:
-    assert peer_states([left("z")], {"a": (2, 4)}) == {}
+    with pytest.raises(Rejected, match="'z' is no peer of 'it'; its peers are a, b"):
+        read(left("z"))
 
 
 def test_too_many_places_are_cut_from_the_front_of_each_call() -> None:
-    found = peer_states([left(n=5), left(n=2, first=100), left(n=5, first=200)], {"a": (2, 4)}, most=7)["a"]
+    found = read(left(n=5), left(n=2, first=100), left(n=5, first=200), max_notes=7)["a"]
     assert found.states.shape[1] == 7
     assert found.states[0, :, 0].tolist() == [15, 20, 100, 105, 210, 215, 220]
-    assert peer_states([left(n=5), left(n=5)], {"a": (2, 4)}, most=1)["a"].states.shape[1] == 1
+    assert read(left(n=5), left(n=5), max_notes=1)["a"].states.shape[1] == 1
 
 
 def test_other_layers_channels_and_damaged_notes_are_refused() -> None:
-    with pytest.raises(Rejected, match="'a' hold states of layers .2, 4.; expected states of layers: what its head"):
-        peer_states([left()], {"a": ()})
+    with pytest.raises(Rejected, match="'b' for 'it' are of the layers 2, 4; expected that its head reads"):
+        read(left("b"))
     entries = np.zeros((1, 1, 2, 4), np.float16)
     cache = Notes("a", keys=entries, values=entries, tokens=np.zeros(2, np.int32)).pack()
-    with pytest.raises(Rejected, match="hold key-value entries"):
-        peer_states([PeerNotes("a", cache)], {"a": ()})
+    with pytest.raises(Rejected, match="are of the channel 'cache'; expected 'states'"):
+        read(PeerNotes("a", cache))
     with pytest.raises(Rejected, match="notes of 'a' cannot be read"):
-        peer_states([PeerNotes("a", b"x")], {"a": ()})
+        read(PeerNotes("a", b"x"))
+    narrow = Notes("a", layers=(2, 4), states=np.zeros((2, 1, 4), np.float16), spans=np.array([[0, 1]], np.int32))
+    with pytest.raises(Rejected, match="have states of several widths"):
+        read(left(), PeerNotes("a", narrow.pack()))
