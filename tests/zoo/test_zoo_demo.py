@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ from examples.zoo import demo
 from examples.zoo.after import next_commands, register
 from examples.zoo.demo import CONFIG, ZOO, answer_two_skills, differences
 from examples.zoo.families import FAMILIES, TWO_SKILLS, Split
+from examples.zoo.outcomes import SHIPPED
 from examples.zoo.report import (
     Composed,
     Question,
@@ -24,6 +26,7 @@ from examples.zoo.report import (
 )
 from examples.zoo.service import COE, Batched, Served
 from registry.store import Registry
+from routers.outcomes.table import OutcomeTable
 
 EXPERTS = """
 experts:
@@ -162,3 +165,47 @@ async def test_the_summary_names_what_composed_experts_exchange(
     assert [line["prompt"] for line in lines] == [question.row.prompt for question in questions]
     assert [line[policy]["score"] for line in lines] == [1.0] * 5 + [0.0] * 3
     assert sum(line["best_single"]["score"] for line in lines) == 1.0
+
+
+class Service:
+    """A service that answers right where it composes experts or routes, and wrong elsewhere."""
+
+    def __init__(self, config: Path, say: object) -> None:
+        assert config == demo.SERVED
+
+    def wait_ready(self) -> str:
+        return "http://service/v1"
+
+    def stop(self) -> None:
+        pass
+
+    wait_stopped = stop
+
+
+def test_the_last_line_has_the_figures_of_both_kinds_of_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def ask(url: str, questions: list[Question], model: str, on_answer: object, clients: int = 32) -> Served:
+        right = model == "auto" or model.startswith("coe/")
+        name = "sql" if model == "auto" else model
+        results = [Result(name, q.row.answer if right else "?", float(right), 3) for q in questions]
+        return Served(results, [1.0] * len(results), 1.0)
+
+    def batch(config: Path, questions: list[Question], folder: Path, say: object) -> Batched:
+        assert config == demo.CONFIG
+        return Batched([Result("sql", q.row.answer, 1.0, 3) for q in questions], 2.0)
+
+    monkeypatch.setenv("COE_HOME", str(tmp_path))
+    monkeypatch.setattr(demo, "prepare", lambda: (OutcomeTable.read(SHIPPED), None))
+    monkeypatch.setattr(demo, "register", lambda experts: "registered")
+    monkeypatch.setattr(demo, "Service", Service)
+    monkeypatch.setattr(demo, "ask_service", ask)
+    monkeypatch.setattr(demo, "run_batch", batch)
+    assert demo.main(["--n", "8", "--seed", "7"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["n"], summary["routed_accuracy"], summary["best_single_accuracy"]) == (8, 1.0, 0.0)
+    assert (summary["two_skill_n"], summary["two_skill_best_single_right"]) == (8, 0)
+    assert summary["two_skill_text_right"] == 8
+    kept = [json.loads(line) for line in (tmp_path / "zoo/demo/two_skills.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in kept] == [q.row.prompt for q in fresh_two_skill_questions(8, 7)]
+    assert len((tmp_path / "zoo/demo/results.jsonl").read_text().splitlines()) == 8
