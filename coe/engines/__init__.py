@@ -48,6 +48,15 @@ _VLLM_READS: Final = frozenset({"awq", "gptq", "compressed-tensors"})
 """Quantisations that vLLM computes with on a CPU, too (AWQ and GPTQ on one with AVX-512); transformers needs further
 packages for them."""
 
+_COMPOSED_LACK: Final[Mapping[str, frozenset[str]]] = {
+    "notes": frozenset({"token_prompts"}),
+    "cache": frozenset({"token_prompts"}),
+    "mot": frozenset({"token_prompts", "prompt_logprobs"}),
+    "logits": frozenset({"prompt_logprobs"}),
+}
+"""Architecture of composed experts -> what they cannot do although their engine can: token ids are of one tokenizer,
+and scores of a prompt of one model."""
+
 _PLUGINS = Plugins(
     "coe.engines",
     "engine",
@@ -140,7 +149,12 @@ def capabilities(experts: Mapping[str, ExpertSpec]) -> dict[str, frozenset[str]]
         ConfigError: the `capabilities` of an engine are not `Capabilities`.
     """
     known = {name: _names(engine_kind(experts[spec.base] if spec.base else spec)) for name, spec in experts.items()}
-    return {name: names for name, names in known.items() if names is not None}
+    return {name: names - _lacks(experts[name]) for name, names in known.items() if names is not None}
+
+
+def _lacks(spec: ExpertSpec) -> frozenset[str]:
+    """What a composed expert cannot do, although its engine can."""
+    return _COMPOSED_LACK.get(spec.architecture or "", frozenset()) if spec.kind is Kind.COMPOSED else frozenset()
 
 
 @cache

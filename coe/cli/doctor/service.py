@@ -13,7 +13,9 @@ import psutil  # type: ignore[import-untyped]
 
 from coe.cli.doctor.finding import Finding, Level
 from registry.errors import RegistryError
+from registry.spec import ExpertSpec, Kind
 from registry.storage import coe_home
+from registry.store import Snapshot
 
 HEALTH_S = 3.0
 """Seconds that whatever listens on the port may take for its whole answer."""
@@ -106,9 +108,19 @@ def budget(path: Path) -> Iterator[Finding]:
         text = f"`host.budget` is {config.host.budget / 2**30:.1f} GiB, the machine has {total / 2**30:.1f} GiB"
         yield Finding("budget", Level.WARNING, text, "lower it, unless experts are loaded to a GPU")
     for spec in snapshot.experts.values():
-        if spec.size_bytes is not None and spec.size_bytes > limit:
-            text = f"{spec.name} takes {spec.size_bytes / 2**30:.1f} GiB, the budget is {limit / 2**30:.1f} GiB"
+        size_bytes = _in_memory_bytes(spec, snapshot)
+        if size_bytes is not None and size_bytes > limit:
+            text = f"{spec.name} takes {size_bytes / 2**30:.1f} GiB, the budget is {limit / 2**30:.1f} GiB"
             yield Finding("budget", Level.BROKEN, text, "raise `host.budget`, or choose a smaller expert")
+
+
+def _in_memory_bytes(spec: ExpertSpec, snapshot: Snapshot) -> int | None:
+    """Bytes of the weights that are in memory together; of a composed expert, without peers that are called before."""
+    if spec.kind is not Kind.COMPOSED:
+        return spec.size_bytes
+    sizes = [snapshot.experts[name].size_bytes for name in spec.residency_keys(snapshot.experts)]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 def ray() -> Iterator[Finding]:

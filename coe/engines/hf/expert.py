@@ -27,6 +27,7 @@ from coe.engines.hf.worker import BatchWorker
 from coe.engines.latent.decoders import Decoder
 from coe.engines.render import Renderer
 from coe.errors import OutOfMemory
+from coe.sampling import NO_OPTIONS
 from coe.types import Chunk, GenerateRequest
 from registry.spec import ExpertSpec
 
@@ -133,6 +134,8 @@ class HFExpert:
             ContextLengthExceeded, TemplateError, Rejected, EngineError: as `generate`.
         """
         if not chooses:
+            # The options of sampling name tokens of the member that chooses.
+            request = replace(request, sampling=NO_OPTIONS)
             request = replace(request, tool_choice="auto") if demands_call(request) else request
             return await self._preparation.row(request, adapter, None, reading)
         matcher = await self._preparation.matcher(request, adapter)

@@ -75,7 +75,7 @@ def _peer_request(spec: ExpertSpec, request: GenerateRequest, settings: CallSett
     """What every peer is asked: a plain, greedy answer. Formats, tools and scores are of the last answer alone."""
     return replace(
         request,
-        max_tokens=settings.max_answer_tokens or request.max_tokens or None,  # 0 is for an echo
+        max_tokens=settings.max_answer_tokens or (request.max_tokens if request.max_tokens != 0 else 1),  # 0: an echo
         temperature=0.0,
         top_p=1.0,
         seed=None,

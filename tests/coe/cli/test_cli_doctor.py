@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 from coe.cli.app import app
 from coe.cli.doctor import machine, service
 from coe.cli.doctor.finding import Finding, Level, run_checks
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
 
 
 def levels(findings: Iterable[Finding]) -> list[Level]:
@@ -200,6 +202,20 @@ def test_a_model_that_does_not_fit_the_budget(tmp_path: Path) -> None:
     assert list(service.budget(config)) == []
     config.write_text(config.read_text().replace("budget: 100", "budget: 99"))
     assert {one.text.split()[0] for one in service.budget(config)} == {"base", "loud", "broken", "flaky"}
+
+
+def test_a_composed_expert_needs_the_memory_of_the_members_that_answer_together() -> None:
+    def model(name: str) -> ExpertSpec:
+        return ExpertSpec(name=name, kind=Kind.MODEL, source="fake://echo", size_bytes=60)
+
+    def composed(architecture: str) -> ExpertSpec:
+        sizes = {"size_bytes": 120, "source": "/artifact"}
+        return ExpertSpec(name="both", kind=Kind.COMPOSED, members=("a", "b"), architecture=architecture, **sizes)
+
+    for architecture, n_bytes in (("notes", 60), ("mot", 120)):
+        both = composed(architecture)
+        snapshot = Snapshot(1, {"a": model("a"), "b": model("b"), "both": both})
+        assert service._in_memory_bytes(both, snapshot) == n_bytes
 
 
 def test_processes_of_ray_that_are_left_over(monkeypatch: pytest.MonkeyPatch) -> None:

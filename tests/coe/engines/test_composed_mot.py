@@ -24,6 +24,7 @@ from coe.engines.hf.in_step.reading_peer import ReadingPeer
 from coe.engines.latent.mot_router import MotRouter, encoder_facts
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError, InvalidRequest, Unsupported, WeightsError
 from coe.host import Host
+from coe.sampling import SamplingOptions
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
@@ -165,6 +166,18 @@ async def test_a_peer_whose_context_is_too_short_is_left_out(
         monkeypatch.setattr(part, "context_length", n_prompt + N_TOKENS)
     notes = (await say(served, ask())).chunks[-1].notes
     assert notes[0] == "first answers, and reads third" and "third was left out" in notes[1]
+
+
+async def test_a_peer_of_a_smaller_vocabulary_reads_an_answer_with_a_bias_beyond_it(
+    members: dict[str, Member], tmp_path: Path
+) -> None:
+    """The token ids of `logit_bias` are those of the primary, which chooses."""
+    chosen = ordered(members, "third", "first")
+    sizes = [expert_of(members[name]).loaded.model.config.vocab_size for name in chosen]
+    assert sizes[0] > sizes[1]
+    biased = ask(sampling=SamplingOptions(logit_bias={sizes[0] - 1: 100.0}))
+    said = await say(mot(chosen, write(tmp_path / "mot", chosen)), biased)
+    assert said.chunks[-1].notes == ("third answers, and reads first",)
 
 
 async def test_a_slow_peer_is_left_out(

@@ -47,6 +47,25 @@ def test_the_capabilities_of_experts_are_those_of_the_engines_that_serve_them() 
     assert known == {"model": hf, "tuned": hf, "remote": {"streaming", "tools", "vision"}}
 
 
+def test_composed_experts_lack_what_is_of_one_tokenizer_or_of_the_scores_of_one_model() -> None:
+    def able(architecture: str) -> frozenset[str]:
+        spec = ExpertSpec(
+            name="both", kind=Kind.COMPOSED, members=("a", "b"), architecture=architecture, source="/artifact"
+        )
+        return capabilities({"both": spec})["both"]
+
+    of_one = {"token_prompts", "prompt_logprobs"}
+    found = {name: able(name) & of_one for name in ("notes", "cache", "mot", "lora-mix", "logits")}
+    assert found == {
+        "notes": {"prompt_logprobs"},
+        "cache": {"prompt_logprobs"},
+        "mot": set(),
+        "lora-mix": of_one,
+        "logits": {"token_prompts"},
+    }
+    assert all({"logprobs", "json_schema", "sampling"} <= able(name) for name in found)
+
+
 def test_what_a_call_may_want_needs_a_capability() -> None:
     able = Capabilities(prompt_logprobs=True)
     assert able.serves("text") and able.serves("scores") and not able.serves("latent")

@@ -43,6 +43,8 @@ def test_settings_say_what_notes_are_of() -> None:
     assert call.request.deadline_s == 2
     assert ask("x", composed("cache"))[0].request.notes_wanted == NotesWanted("cache")
     assert ask("x", composed(max_answer_tokens=4))[0].request.max_tokens == 4
+    [echoed] = ask("x", composed(), max_tokens=0, echo=True)
+    assert echoed.request.max_tokens == 1, "an echo of no tokens must not let peers write as many as fit"
 
 
 def test_a_template_is_filled_once() -> None:
