@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     )
     from coe.errors import (
         Abstained,
+        BudgetExceeded,
         CoeError,
         CompositionError,
         ConfigError,
@@ -98,6 +99,7 @@ __all__ = [
     "Abstained",
     "Adapter",
     "Answer",
+    "BudgetExceeded",
     "Capabilities",
     "Chunk",
     "CoeError",
@@ -170,9 +172,9 @@ _ROOMS = {
     "coe.config": "CompositionConfig Config PolicyConfig load_config",
     "coe.engines": "ENGINES Adapter Capabilities Engine Expert LoadingEngine ShapeKey Slot SlotEngine create_engine",
     "coe.errors": (
-        "Abstained CoeError CompositionError ConfigError ContextLengthExceeded DeadlineExceeded EngineError HostLost "
-        "InvalidRequest NotAllowed OutOfMemory Overloaded PolicyUnavailable Rejected RemoteError RoutingFailed Scope "
-        "TaskError TemplateError UnknownModel Unsupported WeightsError"
+        "Abstained BudgetExceeded CoeError CompositionError ConfigError ContextLengthExceeded DeadlineExceeded "
+        "EngineError HostLost InvalidRequest NotAllowed OutOfMemory Overloaded PolicyUnavailable Rejected "
+        "RemoteError RoutingFailed Scope TaskError TemplateError UnknownModel Unsupported WeightsError"
     ),
     "coe.evaluation.graders": "GRADERS GoldError Grader GraderModel",
     "coe.evaluation.recorded_answers": "replay_composition",

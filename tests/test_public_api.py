@@ -15,7 +15,7 @@ import pytest
 
 PUBLIC = {
     "coe": """
-        Abstained Adapter Answer COMPOSITIONS Capabilities Chunk CoeError Composition CompositionConfig
+        Abstained Adapter Answer BudgetExceeded COMPOSITIONS Capabilities Chunk CoeError Composition CompositionConfig
         CompositionError Config ConfigError ContextLengthExceeded DeadlineExceeded Done ENGINES Engine EngineError
         Expert ExpertCall ExpertCalls Failure Final GRADERS GenerateRequest GoldError Grader GraderModel Host HostLost
         InvalidRequest LoadingEngine Message NotAllowed Orchestrator OutOfMemory Overloaded Policy PolicyConfig
