@@ -17,7 +17,7 @@ class Remembered:
     """Wraps a Host's `ask` for an Orchestrator and saves every answer at once.
 
     An interrupted run resumes, and compositions that make the same call share its answer. Answers come whole, with
-    their token counts and without times.
+    their token counts and without times. Calls for notes, and calls that read notes, are made every time.
 
     Args:
         snapshot: answers belong to an expert's content: an expert with another digest is called again.
@@ -40,6 +40,10 @@ class Remembered:
 
     async def __call__(self, expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """The whole answer as one chunk. Raises what the expert raises; failures are not cached."""
+        if request.wants != "text" or request.notes is not None:
+            async for chunk in self._ask(expert, request):
+                yield chunk
+            return
         key = self._key(expert, request)
         if key not in self._known:
             text = ""

@@ -1,9 +1,10 @@
 """Compare ways to answer queries that need two experts: `python -m examples.zoo.two_skills`.
 
 Each method answers the same held-out rows through the orchestrator and its compositions: one routed expert, a vote of
-two, chains, an untrained aggregator, and one trained on the experts' answers, with the two right experts given and with
-experts that a router recruits. For comparison: the rival `direct`, trained on the same queries without experts, and a
-rule written by hand over the two answers. An interrupted run resumes.
+two, chains, an untrained aggregator, one trained on the experts' answers, and the trained composition `cache`, which
+reads their key-value entries, with the two right experts given and with experts that a router recruits. For comparison:
+the rival `direct`, trained on the same queries without experts, and a rule written by hand over the two answers. An
+interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Annotated, Final
 
 import typer
 
-from coe.compose import Aggregate, Chain, Composition, ExpertCall, Single, Vote
+from coe.compose import Aggregate, Chain, Composition, ExpertCall, Latent, Single, Vote
 from coe.config import load_config
 from coe.hosting import open_host
 from coe.orchestrator import AskExpert, Orchestrator
@@ -42,6 +43,7 @@ from routers.selectors import Recruit, TopK
 
 BASE: Final = "smollm2"
 ROUTED, SKILLED, NEAREST = "category", "skill", "knn"
+CACHE, NEAREST_CACHE = "cache", "knn-cache"
 """Policies, by the kind of their router; all learned from the zoo's outcomes, where a query takes one expert."""
 
 
@@ -57,6 +59,8 @@ WAYS: Final[Mapping[str, str | Given]] = {
     "aggregate: trained": lambda pair: (pair.experts, Aggregate(AGGREGATOR.name)),
     "aggregate: trained, knn recruits": NEAREST,
     "aggregate: trained, skill recruits": SKILLED,
+    "cache: trained": lambda pair: (pair.experts, Latent(CACHE)),
+    "cache: trained, knn recruits": NEAREST_CACHE,
     "trained without answers": lambda _: ((DIRECT.name,), Single()),
 }
 """Methods by name: a policy, or experts that are given. "the two" and "first, second": of `TwoSkills.experts`."""
@@ -66,7 +70,7 @@ BETTER_OF_TWO: Final = "single: better of the two"
 
 
 def policies(k: int) -> dict[str, Policy]:
-    """One expert by the demo's kind of router, or `k` of them for the trained aggregator."""
+    """One expert by the demo's kind of router, or `k` of them for the trained aggregator or composition."""
     outcomes, encoder = OutcomeTable.read(SHIPPED), CachedEncoder(build_encoder("minilm"))
     routers = {kind: build(kind, encoder, {}).fit(outcomes) for kind in (ROUTED, SKILLED, NEAREST)}
     together = Aggregate(AGGREGATOR.name)
@@ -74,6 +78,7 @@ def policies(k: int) -> dict[str, Policy]:
         ROUTED: Policy(ROUTED, routers[ROUTED]),
         SKILLED: Policy(SKILLED, routers[SKILLED], together, select=Recruit(k)),
         NEAREST: Policy(NEAREST, routers[NEAREST], together, select=TopK(k)),
+        NEAREST_CACHE: Policy(NEAREST_CACHE, routers[NEAREST], Latent(CACHE), select=TopK(k)),
     }
 
 

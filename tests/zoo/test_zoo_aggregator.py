@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from coe.compose.synthesis import synthesis
 from coe.errors import EngineError
 from coe.orchestrator import Orchestrator
-from coe.types import Chunk, GenerateRequest, Usage
+from coe.types import Chunk, GenerateRequest, NotesWanted, Usage
 from examples.zoo.aggregator import aggregator_rows, questions, request
 from examples.zoo.families import PARTS, Row, Split
 from examples.zoo.remembered import Remembered
@@ -92,3 +93,12 @@ async def test_failures_are_not_remembered(tmp_path: Path) -> None:
     orchestrator = Orchestrator(snapshot(), {}, ask=ask)
     assert await orchestrator.answer(asked, model="fields").text() == (await said(ask, "fields", asked))[0].text
     assert len(experts.asked) == 2
+
+
+async def test_calls_for_notes_are_made_every_time(tmp_path: Path) -> None:
+    experts, asked = Experts(), request(*ROWS[0])
+    ask = Remembered(experts, snapshot(), tmp_path / "answers.jsonl")
+    wanted = replace(asked, wants="latent", notes_wanted=NotesWanted())
+    for each in (wanted, wanted, replace(asked, notes=()), replace(asked, notes=())):
+        await said(ask, "fields", each)
+    assert (len(experts.asked), (tmp_path / "answers.jsonl").exists()) == (4, False)

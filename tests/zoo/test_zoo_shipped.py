@@ -112,7 +112,9 @@ def test_what_two_skills_take_is_listed_apart_and_was_trained_on_equal_terms() -
         facts = [card["training"][key] for key in ("seed", "steps", "batch")]
         assert facts == [TRAIN_SEED, AGGREGATOR.steps, BATCH]
     config = load_config(ZOO / "two_skills.yaml")
-    assert config.experts == (ZOO / "experts.yaml", ZOO / "aggregator.yaml")
+    assert config.experts == tuple(
+        ZOO / f"{name}.yaml" for name in ("experts", "aggregator", "latent_artifacts/experts")
+    )
     assert config.engines.hf.dtype == "auto"  # bfloat16 takes many times as long on a CPU without it
 
 

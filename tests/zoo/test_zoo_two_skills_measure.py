@@ -19,9 +19,15 @@ from registry.store import Snapshot
 from routers.selectors import TopK
 
 NAMES = ("fields", "dates", "units", "sentiment", "intent", "smollm2", "aggregator", "direct")
-SNAPSHOT = Snapshot(
-    version=1, experts={name: ExpertSpec(name=name, kind=Kind.MODEL, source="fake://echo") for name in NAMES}
+MODELS = {name: ExpertSpec(name=name, kind=Kind.MODEL, source="fake://echo") for name in NAMES}
+COMPOSED = ExpertSpec(
+    name="cache",
+    kind=Kind.COMPOSED,
+    architecture="cache",
+    source="latent_artifacts/cache",
+    members=("smollm2", "fields", "dates", "units", "sentiment", "intent"),
 )
+SNAPSHOT = Snapshot(version=1, experts={**MODELS, "cache": COMPOSED})
 PAIR = TWO_SKILLS["bookings"]
 ROWS = PAIR.family.rows(Split.TEST, 4, seed=1)
 every_pair = pytest.mark.parametrize("pair", TWO_SKILLS.values(), ids=TWO_SKILLS)
@@ -33,11 +39,15 @@ class Experts:
     def __init__(self, rows: list[Row], pair: TwoSkills) -> None:
         self.rows, self.pair = {row.prompt: row for row in rows}, pair
         self.asked: list[tuple[str, str]] = []
+        self.left: list[tuple[tuple[str, bytes], ...]] = []
 
     async def __call__(self, expert: str, asked: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         prompt = asked.messages[-1].content
         self.asked.append((expert, prompt))
-        yield Chunk(self.says(expert, prompt), "stop", Usage(100, 10))
+        if expert == "cache":
+            self.left.append(tuple((each.peer, each.data) for each in asked.notes or ()))
+        value = f"entries of {expert}".encode() if asked.wants == "latent" else None
+        yield Chunk(self.says(expert, prompt), "stop", Usage(100, 10), value=value)
 
     def says(self, expert: str, prompt: str) -> str:
         row = next(row for question, row in self.rows.items() if prompt.startswith(question))
@@ -45,7 +55,7 @@ class Experts:
         if expert in self.pair.experts:
             return str(parts[self.pair.experts.index(expert)])
         helped = all(part in prompt for part in parts)
-        return row.answer if expert == "direct" or (expert == "aggregator" and helped) else "no idea"
+        return row.answer if expert in ("direct", "cache") or (expert == "aggregator" and helped) else "no idea"
 
 
 async def asked(name: str, pair: TwoSkills = PAIR) -> tuple[list[Answered], list[tuple[str, str]]]:
@@ -64,6 +74,16 @@ async def test_an_aggregator_sees_both_answers_in_the_order_of_the_pair(pair: Tw
     rows = pair.family.rows(Split.TEST, 4, seed=1)
     shown = [synthesis(request(row, pair), row.extras[PARTS]).messages[-1].content for row in rows]
     assert [prompt for expert, prompt in calls if expert == "aggregator"] == shown
+
+
+@every_pair
+async def test_the_composition_reads_what_both_experts_leave(pair: TwoSkills) -> None:
+    rows = pair.family.rows(Split.TEST, 4, seed=1)
+    experts = Experts(rows, pair)
+    found = await answer("cache: trained", pair, rows, Orchestrator(SNAPSHOT, {}, ask=experts))
+    assert [a.score for a in found] == [1.0] * 4
+    assert {(a.experts, a.prompt_tokens, a.completion_tokens) for a in found} == {(pair.experts, 300, 30)}
+    assert experts.left == [tuple((name, f"entries of {name}".encode()) for name in pair.experts)] * 4
 
 
 @every_pair

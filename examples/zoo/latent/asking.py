@@ -55,8 +55,7 @@ def remembering(host: Host, file: Path) -> AskExpert:
     remembered = Remembered(host.ask, host.snapshot, file)
 
     def ask(expert: str, asked: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        own = expert in (TRAINED, COMPOSED) or asked.wants != "text" or asked.notes is not None
-        return host.ask(expert, asked) if own else remembered(expert, asked)
+        return host.ask(expert, asked) if expert in (TRAINED, COMPOSED) else remembered(expert, asked)
 
     return ask
 
