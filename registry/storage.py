@@ -73,7 +73,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def atomic_directory(target: Path) -> Iterator[Path]:
     """Yield an empty folder next to `target`; on success it becomes `target`, on failure it is removed.
 
-    An existing folder is replaced: for an instant `target` does not exist, but it is never partial.
+    An existing folder is replaced: for an instant `target` does not exist, but it is never partial. Its files can be
+    read by whoever may read the folder: safetensors writes files for their owner alone, and a service often runs as
+    another user than the training.
 
     Raises:
         DiskFull: no space left; the target is unchanged.
@@ -85,12 +87,19 @@ def atomic_directory(target: Path) -> Iterator[Path]:
             yield staged
             for folder, _, names in os.walk(staged):
                 for name in names:
+                    _share(Path(folder, name), like=staged)
                     _sync(Path(folder, name))
                 _sync(Path(folder))
             _replace_directory(staged, target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     _sync(target.parent)
+
+
+def _share(path: Path, like: Path) -> None:
+    """Let everyone read a file who may read the folder `like`, a new one: the umask decides."""
+    if not path.is_symlink():
+        path.chmod(stat.S_IMODE(path.stat().st_mode) | like.stat().st_mode & 0o444)
 
 
 def remove_leftovers(folder: Path, target: str | None = None) -> list[Path]:

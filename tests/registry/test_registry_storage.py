@@ -4,12 +4,15 @@ import errno
 import hashlib
 import multiprocessing
 import os
+import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from registry import storage
 from registry.errors import DiskFull, RegistryError, TargetError
@@ -259,3 +262,19 @@ def test_what_is_not_a_file_is_never_replaced(tmp_path: Path) -> None:
             raise AssertionError("nothing may be written")
     assert (tmp_path / "fifo").is_fifo() and (tmp_path / "loop").is_symlink()
     assert names(tmp_path) == ["fifo", "loop", "to_fifo"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_of_a_folder_can_be_read_by_whom_the_umask_lets(tmp_path: Path, umask: int, mode: int) -> None:
+    """safetensors writes for its owner alone."""
+    before = os.umask(umask)
+    try:
+        with atomic_directory(tmp_path / "artifact") as staged:
+            (staged / "deep").mkdir()
+            save_file({"weights": np.zeros(2)}, staged / "deep" / "weights.safetensors")
+            assert stat.S_IMODE((staged / "deep" / "weights.safetensors").stat().st_mode) == 0o600
+            (staged / "run.sh").touch(0o700)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "artifact" / "deep" / "weights.safetensors").stat().st_mode) == mode
+    assert stat.S_IMODE((tmp_path / "artifact" / "run.sh").stat().st_mode) == 0o700 & ~umask | mode & 0o444
