@@ -13,7 +13,7 @@ other contents than it was trained with.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -117,8 +117,10 @@ class Artifact:
             raise WeightsError(f"{self.path / FILE}: settings.{INTERACTION}: {error}") from error
         if missing := [name for name in self.peers if name not in shape.peers]:
             raise WeightsError(f"{self.path / FILE}: settings.{INTERACTION} lacks the peer {missing[0]!r}")
+        saved = self.tensors()
+        self._check_shapes(shape.matrices(), saved)  # before memory is taken for them
         module = Interactions(shape)
-        self.load_into(module)
+        self._load_into(module, saved)
         return module.eval().requires_grad_(False)
 
     def load_into(self, module: nn.Module) -> None:
@@ -127,18 +129,27 @@ class Artifact:
         Raises:
             WeightsError: a tensor is missing, unknown, of another shape or type, or not finite.
         """
-        own, saved = module.state_dict(), self.tensors()
-        problems = [f"{name} is missing" for name in sorted(own.keys() - saved.keys())]
-        problems += [f"{name} is unknown" for name in sorted(saved.keys() - own.keys())]
+        self._load_into(module, self.tensors())
+
+    def _load_into(self, module: nn.Module, saved: Mapping[str, Tensor]) -> None:
+        own = module.state_dict()
+        self._check_shapes({name: tuple(tensor.shape) for name, tensor in own.items()}, saved)
+        problems = [f"{name} is unknown" for name in sorted(saved.keys() - own.keys())]
+        self._refuse(problems or [f"{name} has values that are not finite" for name in _not_finite(saved)])
+        module.load_state_dict(saved)
+
+    def _check_shapes(self, wanted: Mapping[str, tuple[int, ...]], saved: Mapping[str, Tensor]) -> None:
+        problems = [f"{name} is missing" for name in sorted(wanted.keys() - saved.keys())]
         problems += [
-            f"{name} has the shape {tuple(saved[name].shape)} instead of {tuple(own[name].shape)}"
-            for name in sorted(own.keys() & saved.keys())
-            if saved[name].shape != own[name].shape
+            f"{name} has the shape {tuple(saved[name].shape)} instead of {wanted[name]}"
+            for name in sorted(wanted.keys() & saved.keys())
+            if tuple(saved[name].shape) != wanted[name]
         ]
-        problems = problems or [f"{name} has values that are not finite" for name in _not_finite(saved)]
+        self._refuse(problems)
+
+    def _refuse(self, problems: Sequence[str]) -> None:
         if problems:
             raise WeightsError(f"{self.path / WEIGHTS} does not fit its settings: {'; '.join(problems[:5])}")
-        module.load_state_dict(saved)
 
     def tensors(self) -> dict[str, Tensor]:
         """The trained tensors by name; empty for a composition that trains only an adapter.

@@ -149,9 +149,9 @@ def _check_sizes(members: Sequence[str], shapes: Shapes, tensors: Mapping[str, T
     """Raises WeightsError unless the large tensors are there, before memory is taken for them."""
     wanted = {}
     for primary, shape in shapes.items():
-        for q in range(shape.interactions):
-            name = f"primaries.{members.index(primary)}.interactions.{q}.query"
-            wanted[name] = (shape.width, shape.shared_width)
+        for name, sizes in shape.matrices().items():
+            if name.startswith("interactions."):
+                wanted[f"primaries.{members.index(primary)}.{name}"] = sizes
         for peer, width in shape.peers.items():
             wanted[f"peers.{members.index(peer)}.project"] = (width, shape.shared_width)
     for name, sizes in wanted.items():

@@ -78,6 +78,15 @@ class InteractionShape:
         """(Q,) after which layer of the primary each interaction stands, counted from 1: round(q L / (Q + 1))."""
         return same_layers(self.n_layers, self.interactions)
 
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """The sizes of the matrices of `Interactions` by name: nearly all of its memory."""
+        d, d_s = self.width, self.shared_width
+        own = {"query": (d, d_s), "key": (d_s, d_s), "value": (d_s, d_s), "output": (d_s, d)}
+        sizes = {f"peers.{i}.project": (width, d_s) for i, width in enumerate(self.peers.values())}
+        return sizes | {
+            f"interactions.{q}.{name}": each for q in range(self.interactions) for name, each in own.items()
+        }
+
     def document(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return {field.name: getattr(self, field.name) for field in fields(self)} | {"peers": dict(self.peers)}

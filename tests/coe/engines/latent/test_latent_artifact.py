@@ -91,7 +91,11 @@ def test_members_of_other_digests_are_refused_by_name(tmp_path: Path) -> None:
         (None, "settings.interaction: the interaction is a mapping"),
         ({**SHAPE.document(), "heads": 3}, "not a multiple of heads"),
         ({**SHAPE.document(), "peers": {"other": 5}}, "lacks the peer 'sql'"),
-        ({**SHAPE.document(), "interactions": 2}, "interactions.1.beta is missing"),
+        ({**SHAPE.document(), "interactions": 2}, "interactions.1.key is missing"),
+        (
+            {**SHAPE.document(), "shared_width": 2**16},  # its keys alone are 16 GiB: refused before they are made
+            r"interactions.0.key has the shape \(4, 4\) instead of \(65536, 65536\)",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_the_tensors_are_refused(tmp_path: Path, interaction: object, message: str) -> None:
