@@ -74,9 +74,7 @@ def train_composition(file: TrainFile, *, on_progress: OnProgress, on_step: OnSt
         CoeError: an expert failed.
     """
     out = file.config.out
-    if out.exists():
-        place = file.document.place(("out",))
-        raise ConfigError(f"{place}: {out} exists: name another folder, or remove it to train again")
+    _check_is_new(file)
     job = _job(file, on_progress)
     trainer: type[Trainer] = trainer_class(file.config.preset)
     trainer.check(job)
@@ -105,6 +103,12 @@ def work_folder(out: Path) -> Path:
     return out.with_name(out.name + _SUFFIX)
 
 
+def _check_is_new(file: TrainFile) -> None:
+    if file.config.out.exists():
+        place = file.document.place(("out",))
+        raise ConfigError(f"{place}: {file.config.out} exists: name another folder, or remove it to train again")
+
+
 def _job(file: TrainFile, on_progress: OnProgress) -> Job:
     service = load_config(file.config.config)
     snapshot = open_snapshot(service)
@@ -119,7 +123,7 @@ def _claimed(job: Job) -> Iterator[None]:
     """Hold the work folder, which is of this run and of no other process.
 
     Raises:
-        ConfigError: another process is at work in it, or it is of another run.
+        ConfigError: another process is at work in it or has finished, or it is of another run.
     """
     job.work.mkdir(parents=True, exist_ok=True)
     lock = FileLock(job.work / _LOCK)
@@ -128,6 +132,7 @@ def _claimed(job: Job) -> Iterator[None]:
     except Timeout:
         raise ConfigError(f"another process is training {job.config.out}: wait for it, or interrupt it") from None
     try:
+        _check_is_new(job.file)  # another process may have finished it meanwhile
         _check_run(job.work, run_identity(job))
         yield
     finally:

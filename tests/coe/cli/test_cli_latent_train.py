@@ -28,6 +28,7 @@ from coe.hosting import open_host
 from coe.latent.config import read_train_file
 from coe.latent.training.answer_rows import read_answer_rows
 from coe.latent.training.exposure import Source
+from coe.latent.training.notes import NotesTrainer
 from coe.latent.training.trainer import Job
 from coe.types import GenerateRequest
 from registry.errors import InvalidSpec
@@ -170,6 +171,16 @@ def test_an_existing_folder_is_refused(folder: Path) -> None:
     (folder / "out").mkdir()
     with pytest.raises(ConfigError, match=r"train.yaml:\d+: out: .* exists: name another folder"):
         raise_from(run(folder))
+
+
+def test_a_folder_that_another_process_writes_meanwhile_is_not_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NotesTrainer, "check", lambda job: (folder / "out").mkdir())
+    with pytest.raises(ConfigError, match=r"train.yaml:\d+: out: .* exists: name another folder"):
+        raise_from(run(folder))
+    assert not list((folder / "out").iterdir())
+    assert not (folder / "out.training" / "run.json").exists()
 
 
 def raise_from(result: Result) -> None:
