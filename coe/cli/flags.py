@@ -63,7 +63,7 @@ Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Random seed.")]
 SamplingSeed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed.")]
 Limit = Annotated[
     int | None,
-    typer.Option("--limit", metavar="N", min=1, help="Use only the first N questions of each task or table."),
+    typer.Option("--limit", metavar="N", min=1, help="Use only the first N questions or rows of each file."),
 ]
 Concurrency = Annotated[
     int, typer.Option("--concurrency", metavar="N", min=1, help="Most questions in flight at once.")

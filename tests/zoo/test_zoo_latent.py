@@ -395,3 +395,14 @@ def test_the_command_lists_reports_and_refuses_unknown_names(tmp_path: Path) -> 
     refused = runner.invoke(app, ["run", "--bench", "code"])
     assert refused.exit_code == 2
     assert "no bench code; there are: codes" in " ".join(refused.output.replace("│", " ").split())
+
+
+def test_the_command_writes_a_training_that_coe_reads(tmp_path: Path) -> None:
+    made = runner.invoke(app, ["write", "bookings/cache/1", "--out", str(tmp_path / "bookings")])
+    assert (made.exit_code, made.output) == (0, f"coe latent train --config {tmp_path}/bookings/train.yaml\n")
+    file = read_train_file(tmp_path / "bookings/train.yaml")
+    assert (file.config.preset, file.config.members) == ("cache", ("smollm2", "fields", "dates"))
+    rows = read_answer_rows(tmp_path / "bookings/train.jsonl", fewest=8)
+    assert [row.prompt for row in rows] == [row.prompt for row in BENCHES["bookings"].training(1)]
+    refused = runner.invoke(app, ["write", "bookings/direct/1", "--out", str(tmp_path / "direct")])
+    assert (refused.exit_code, "direct trains no composition" in refused.output) == (1, True)

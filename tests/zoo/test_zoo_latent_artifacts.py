@@ -104,7 +104,7 @@ def test_every_policy_answers_a_query_of_two_skills(
     findings = check_config(SERVED)
     assert (findings.problems, findings.notes) == ([], [])
 
-    question = fresh_two_skill_questions(N_TWO_SKILLS, 7)[0]
+    question = next(each for each in fresh_two_skill_questions(N_TWO_SKILLS, 7) if each.family.name == "bookings")
     first, second = TWO_SKILLS[question.family.name].experts
 
     async def answered() -> None:
@@ -113,8 +113,9 @@ def test_every_policy_answers_a_query_of_two_skills(
                 reply = system.answer(question.request(), model=f"coe/{name}")
                 assert (await reply.text()).strip()
                 assert reply.answer is not None
-                if name in ("notes", "cache"):
+                if reply.decision.experts != (name,):
                     assert set(reply.decision.experts) == {first, second}
+                if name != AGGREGATE and Artifact.read(SHIPPED / name).composed.architecture in STAGED_ARCHITECTURES:
                     left = [line for line in reply.answer.notes if " left notes (" in line]
                     assert {line.split()[0] for line in left} == {first, second}
 

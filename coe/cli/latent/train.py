@@ -28,7 +28,7 @@ def train(
 ) -> None:
     """Train a composition of frozen experts, and write its folder.
 
-    The peers are asked about every row once, and their notes are kept under $COE_HOME/latent. Checkpoints and
+    The peers are asked about every row once, and their notes are kept under $COE_HOME/latent/notes. Checkpoints and
     metrics.jsonl are in OUT.training beside the folder: after an interruption, the same command goes on and ends with
     the same weights. The best weights on the validation rows are written.
     """
@@ -52,7 +52,7 @@ def _resumable(config: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         resume = shlex.join(["coe", "latent", "train", "--config", str(config)])
-        raise interrupted("the steps so far are kept.", resume) from None
+        raise interrupted("notes and steps so far are kept.", resume) from None
 
 
 class TrainingBars:

@@ -5,6 +5,7 @@ python -m examples.zoo.latent run --bench codes --seed 1    # goes on where it s
 python -m examples.zoo.latent run --ablations --minutes 8
 python -m examples.zoo.latent report                        # the tables, as markdown
 python -m examples.zoo.latent time --bench codes --method direct --method cache    # seconds, asked in turns
+python -m examples.zoo.latent write bookings/cache/1 --out bookings    # rows and file of `coe latent train`
 python -m examples.zoo.latent ship two-skills/cache/1 --as cache    # into the zoo, for latent.yaml
 """
 
@@ -21,6 +22,7 @@ import typer
 
 from examples.zoo.latent.benches import ALL_BENCHES
 from examples.zoo.latent.clock import Clock, OutOfTime
+from examples.zoo.latent.latent_runs import write_train_file
 from examples.zoo.latent.methods import ABLATIONS, METHODS
 from examples.zoo.latent.plan import Run, plan, runs_folder
 from examples.zoo.latent.real_sets import NoData
@@ -29,6 +31,7 @@ from examples.zoo.latent.results import read_result, read_results
 from examples.zoo.latent.runner import execute
 from examples.zoo.latent.ship import SHIPPED, CannotShip, run_of, size_of
 from examples.zoo.latent.ship import ship as ship_run
+from examples.zoo.latent.text_rivals import rows_of
 from examples.zoo.latent.timing import table, times_of
 
 app = typer.Typer(help="Latent compositions against their rivals.", no_args_is_help=True)
@@ -143,6 +146,21 @@ def report(
         typer.echo("no run is done yet: python -m examples.zoo.latent run", err=True)
         raise typer.Exit(1)
     typer.echo(tables(results, against=against))
+
+
+@app.command()
+def write(
+    run: Annotated[str, typer.Argument(help="BENCH/METHOD/SEED, as `list` prints it.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+) -> None:
+    """Write what `coe latent train` reads for a run, without training: rows, service and train.yaml."""
+    try:
+        found = run_of(run)
+        file = write_train_file(found.bench, found.method, found.seed, rows_of(found.bench, found.seed), out)
+    except (CannotShip, NoData) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"coe latent train --config {file}")
 
 
 @app.command()
