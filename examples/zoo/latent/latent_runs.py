@@ -68,7 +68,7 @@ def own_rows(bench: Bench, members: Sequence[str], seed: int) -> Rows:
 
 def _marks(bench: Bench, family: Family) -> dict[str, Any]:
     """The fields of a row beside prompt and answer."""
-    return {"member": "", "peers": list(bench.right[family.name])} if bench.right else {"member": ""}
+    return {"peers": list(bench.right[family.name])} if bench.right else {}
 
 
 def _write_rows(file: Path, rows: Sequence[Row], marks: Sequence[Mapping[str, Any]]) -> None:
