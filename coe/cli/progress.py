@@ -156,9 +156,16 @@ def _part(task: rich.progress.Task) -> str:
     facts = [_count(task), task.fields["note"]]
     if task.elapsed is not None:
         facts.append(_clock(task.elapsed))
-    if task.time_remaining is not None:
-        facts.append(f"about {_clock(task.time_remaining)} left")
+    if (left := _remaining(task)) is not None:
+        facts.append(f"about {_clock(left)} left")
     return f"{task.description}: {', '.join(filter(None, facts))}"
+
+
+def _remaining(task: rich.progress.Task) -> float | None:
+    """Seconds, at the mean rate so far. Rich's own estimate stays what it was while no unit is finished."""
+    if not task.total or not task.completed or task.elapsed is None:
+        return None
+    return task.elapsed * (task.total - task.completed) / task.completed
 
 
 def _count(task: rich.progress.Task) -> str:

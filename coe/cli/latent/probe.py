@@ -92,6 +92,9 @@ def probe(
     settings = ProbeSettings(_numbers(layers), _places(places), folds, repeats, seed)
     labelled = read_rows(rows, label=label, limit=limit)
     wordings = _wordings(template, column, labelled)
+    for wording in wordings:  # a missing field is reported before the expert is loaded
+        for row in labelled:
+            wording.prompt(row)
     loaded = load_config(config)
     snapshot = open_snapshot(loaded)
     with status(f"loading {expert}"):

@@ -128,7 +128,7 @@ def test_experts_that_have_no_states(folder: Path, expert: str, error: type[Exce
 def test_rows_that_cannot_be_probed(folder: Path) -> None:
     result = run("--template", "{word}", "--limit", "1")
     assert isinstance(result.exception, TaskError) and "all rows have the label 'x'" in str(result.exception)
-    result = run("--template", "{nothing}")
+    result = run("--template", "{nothing}", expert="away")  # before the expert is looked at
     assert isinstance(result.exception, TaskError) and "rows.jsonl:1: there is no field 'nothing'" in str(
         result.exception
     )

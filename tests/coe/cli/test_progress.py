@@ -5,7 +5,9 @@ import time
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
+from coe.cli import progress as module
 from coe.cli.progress import progress, status
 
 
@@ -94,3 +96,16 @@ def test_a_status_can_change_its_text(plain: Console, terminal: Console) -> None
     with status("reading", to=terminal):
         pass
     assert any("reading" in line for line in lines(terminal))
+
+
+def test_the_time_left_grows_while_no_unit_is_finished() -> None:
+    now = [0.0]
+    bars = Progress(get_time=lambda: now[0])
+    bars.add_task("reading", total=4, note="", in_bytes=False)
+    [task] = bars.tasks
+    assert module._part(task) == "reading: 0 of 4 (0%), 0:00:00"
+    now[0] = 10
+    bars.update(task.id, completed=2)
+    assert module._part(task) == "reading: 2 of 4 (50%), 0:00:10, about 0:00:10 left"
+    now[0] = 60
+    assert module._part(task) == "reading: 2 of 4 (50%), 0:01:00, about 0:01:00 left"
