@@ -168,7 +168,7 @@ async def test_an_answer_without_the_demanded_call_fails_so_that_another_expert_
     async def unconstrained(*_: Any) -> None:
         return None
 
-    monkeypatch.setattr(expert, "_call_matcher", unconstrained)
+    monkeypatch.setattr(expert._preparation, "_call_matcher", unconstrained)
     adapter = with_template(adapters, tmp_path / "a", TEMPLATES["hermes"])
     script(monkeypatch, tokenizer, "I do not know.")
     stream = expert.generate(request(tool_choice="required"), adapter)
