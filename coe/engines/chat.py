@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from coe.engines.base import Adapter
 from coe.engines.conversation import template_variables
 from coe.engines.parsing.formats import calls_of
 from coe.engines.render import Renderer
@@ -77,6 +79,22 @@ class ChatStyle:
     def template_for(self, request: GenerateRequest) -> str | None:
         """The template for a request."""
         return self.tool_template if request.offered and self.tool_template else self.template
+
+
+class ChatStyles:
+    """The chat styles of adapters, each read once."""
+
+    def __init__(self) -> None:
+        self._styles: dict[str, ChatStyle] = {}
+
+    async def of(self, adapter: Adapter | None) -> ChatStyle:
+        """The style of an adapter, else the base's; files are read in a thread. Raises as `ChatStyle.read`."""
+        if adapter is None:
+            return ChatStyle()
+        key = adapter.key()
+        if key not in self._styles:
+            self._styles[key] = await asyncio.to_thread(ChatStyle.read, adapter.path)
+        return self._styles[key]
 
 
 def _template_files(folder: Path) -> dict[str, str]:

@@ -51,7 +51,7 @@ class RowPreparation:
         self._turns = TemplateTurns(loaded.tokenizer, renderer)
         self._n_ids: int = loaded.model.get_input_embeddings().weight.shape[0]
         self.grammars = Grammars(loaded.tokenizer, self._n_ids, checker)
-        self._styles: dict[str, chat.ChatStyle] = {}
+        self._styles = chat.ChatStyles()
         # Its own threads: a megabyte takes seconds to tokenise, which must not hold the threads of other experts.
         self._threads = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix=f"hf:{spec.name}")
 
@@ -91,7 +91,7 @@ class RowPreparation:
         Raises:
             ContextLengthExceeded, TemplateError, Rejected, EngineError: as `Expert.generate`.
         """
-        style = await self._style(reading.styled_by if reading else adapter)
+        style = await self._styles.of(reading.styled_by if reading else adapter)
         prompt = await self._render(request, style, adapter)
         if self._loaded is None:
             raise self.gone()
@@ -102,14 +102,6 @@ class RowPreparation:
         row = await loop.run_in_executor(self._threads, prepare)
         row.matcher = matcher
         return row
-
-    async def _style(self, adapter: Adapter | None) -> chat.ChatStyle:
-        if adapter is None:
-            return chat.ChatStyle()
-        key = adapter.key()
-        if key not in self._styles:
-            self._styles[key] = await asyncio.to_thread(chat.ChatStyle.read, adapter.path)
-        return self._styles[key]
 
     async def _format(self, request: GenerateRequest) -> Grammar | None:
         """The grammar of an answer in a format. A large schema takes 0.1 s to read."""

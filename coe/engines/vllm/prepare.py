@@ -68,7 +68,7 @@ class Preparation:
 
     def __init__(self, spec: ExpertSpec, renderer: Renderer) -> None:
         self._spec, self._renderer = spec, renderer
-        self._styles: dict[str, chat.ChatStyle] = {}
+        self._styles = chat.ChatStyles()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"vllm:{spec.name}")
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class Preparation:
             ConfigError: vLLM has no such parser as the expert names.
         """
         name = adapter.spec.name if adapter else self._spec.name
-        style = await self._style(adapter)
+        style = await self._styles.of(adapter)
         prompt = request.prompt
         if prompt is None:
             prompt = await asyncio.wrap_future(
@@ -93,14 +93,6 @@ class Preparation:
         constraint = await self._constraint(running, request, prompt, style, name)
         prepared = partial(self._prepared, running, request, prompt, style, adapter, name, constraint)
         return await asyncio.get_running_loop().run_in_executor(self._threads, prepared)
-
-    async def _style(self, adapter: Adapter | None) -> chat.ChatStyle:
-        if adapter is None:
-            return chat.ChatStyle()
-        key = adapter.key()
-        if key not in self._styles:
-            self._styles[key] = await asyncio.to_thread(chat.ChatStyle.read, adapter.path)
-        return self._styles[key]
 
     async def _constraint(
         self, running: Running, request: GenerateRequest, prompt: str, style: chat.ChatStyle, name: str
