@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from coe.compose import Aggregate, Chain, Latent, Single, Vote
 from coe.config import load_config
+from coe.errors import EngineError
 from coe.latent.config import TRAINERS, read_train_file
 from coe.latent.training.answer_rows import read_answer_rows
 from coe.latent.training.loop import OnStep
@@ -22,6 +23,8 @@ from coe.orchestrator import Orchestrator
 from coe.types import Answer, Chunk, GenerateRequest, Usage
 from examples.zoo.families import CODE_SKILLS, PARTS, TWO_SKILLS, Split
 from examples.zoo.families.codes import words_of
+from examples.zoo.fetch import BASES
+from examples.zoo.latent import __main__ as command_module
 from examples.zoo.latent import latent_runs
 from examples.zoo.latent.__main__ import app
 from examples.zoo.latent.asking import Answers, Scored, answer_all, flops_of, request
@@ -35,6 +38,7 @@ from examples.zoo.latent.report import interval, paired, report
 from examples.zoo.latent.results import Result, Training, read_result, read_results, write_result
 from examples.zoo.latent.service import adapter, composed, write_service
 from examples.zoo.latent.text_rivals import Fitted, Rows, base_and_start, rows_of, with_answers
+from examples.zoo.latent.timing import Times
 from examples.zoo.latent.ways import way_of
 from registry.documents import load_document
 from registry.spec import ExpertSpec, Kind
@@ -395,6 +399,53 @@ def test_the_command_lists_reports_and_refuses_unknown_names(tmp_path: Path) -> 
     refused = runner.invoke(app, ["run", "--bench", "code"])
     assert refused.exit_code == 2
     assert "no bench code; there are: codes" in " ".join(refused.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("command", ["run", "time"])
+def test_the_command_fetches_the_bases_before_a_run_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    done = list[str]()
+    made = result("direct", 1, [1.0, 0.0], [1.0, 1.0])
+
+    def execute(run: Run, folder: Path, clock: Clock, report: object) -> Result:
+        done.append(run.id)
+        return made
+
+    async def times_of(runs: list[Run], folder: Path, n: int, report: object) -> dict[str, Times]:
+        done.extend(run.id for run in runs)
+        return {run.method.name: Times([1.0], [1.0]) for run in runs}
+
+    def fetch(name: str, *, progress: Callable[[str], None]) -> None:
+        progress(f"{name}: downloading")
+        done.append(name)
+
+    for name, substitute in (("execute", execute), ("times_of", times_of), ("fetch", fetch)):
+        monkeypatch.setattr(command_module, name, substitute)
+    if command == "time":
+        (tmp_path / "codes/direct/1").mkdir(parents=True)
+        write_result(tmp_path / "codes/direct/1", made)
+    chosen = ["--bench", "codes", "--method", "direct", "--seed", "1", "--folder", str(tmp_path)]
+    ran = runner.invoke(app, [command, *chosen])
+    assert (ran.exit_code, done) == (0, [*BASES, "codes/direct/1"])
+    assert "  smollm2: downloading\n" in ran.stderr
+
+    def offline(name: str, *, progress: Callable[[str], None]) -> None:
+        raise EngineError(f"{name} cannot be downloaded: check the network")
+
+    monkeypatch.setattr(command_module, "fetch", offline)
+    failed = runner.invoke(app, [command, *chosen])
+    assert (failed.exit_code, failed.stderr) == (1, "smollm2 cannot be downloaded: check the network\n")
+
+
+def test_runs_that_are_done_need_no_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_module, "fetch", lambda *_, **__: pytest.fail("fetched"))
+    (tmp_path / "codes/direct/1").mkdir(parents=True)
+    write_result(tmp_path / "codes/direct/1", result("direct", 1, [1.0, 0.0], [1.0, 1.0]))
+    ran = runner.invoke(
+        app, ["run", "--bench", "codes", "--method", "direct", "--seed", "1", "--folder", str(tmp_path)]
+    )
+    assert (ran.exit_code, ran.output) == (0, "")
 
 
 def test_the_command_writes_a_training_that_coe_reads(tmp_path: Path) -> None:

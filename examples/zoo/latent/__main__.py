@@ -20,6 +20,8 @@ from typing import Annotated
 
 import typer
 
+from coe.errors import CoeError
+from examples.zoo.fetch import BASES, fetch
 from examples.zoo.latent.benches import ALL_BENCHES
 from examples.zoo.latent.clock import Clock, OutOfTime
 from examples.zoo.latent.latent_runs import write_train_file
@@ -33,6 +35,7 @@ from examples.zoo.latent.ship import SHIPPED, CannotShip, run_of, size_of
 from examples.zoo.latent.ship import ship as ship_run
 from examples.zoo.latent.text_rivals import rows_of
 from examples.zoo.latent.timing import table, times_of
+from registry.errors import RegistryError
 
 app = typer.Typer(help="Latent compositions against their rivals.", no_args_is_help=True)
 
@@ -74,7 +77,10 @@ def run(
     folder: _Folder = None,
     minutes: Annotated[float, typer.Option(min=0, help="Stop after this time; 0: when all is done.")] = 0,
 ) -> None:
-    """Make the runs that are not done, one after the other. Exit code 75: the time is over, the command goes on."""
+    """Make the runs that are not done, one after the other. Exit code 75: the time is over, the command goes on.
+
+    The base models are fetched first, unless they are there.
+    """
     import torch
 
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
@@ -85,6 +91,15 @@ def run(
     except (OutOfTime, KeyboardInterrupt):
         typer.echo("stopped; the same command goes on from here", err=True)
         raise typer.Exit(75) from None
+    except (CoeError, RegistryError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+
+
+def _fetch_bases() -> None:
+    """Fetch the bases of the zoo's experts, all of which a run's service lists."""
+    for base in BASES:
+        fetch(base, progress=lambda line: typer.echo(f"  {line}", err=True))
 
 
 def _make(each: Run, root: Path, clock: Clock) -> None:
@@ -92,6 +107,7 @@ def _make(each: Run, root: Path, clock: Clock) -> None:
         return
     clock.check()
     typer.echo(each.id)
+    _fetch_bases()
     try:
         result = execute(each, root, clock, lambda line: typer.echo(f"  {line}", err=True))
     except NoData as error:
@@ -124,7 +140,11 @@ def time_runs(
     if against is not None and against not in names:
         raise typer.BadParameter(f"--against {against}: no run that is done; there are: {', '.join(names)}")
     try:
+        _fetch_bases()
         found = asyncio.run(times_of(runs, root, n, lambda line: typer.echo(f"  {line}", err=True)))
+    except (CoeError, RegistryError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     typer.echo(table(found, against or names[0]))
