@@ -18,7 +18,7 @@ from coe.errors import EngineError
 from coe.latent.config import TRAINERS, read_train_file
 from coe.latent.training.answer_rows import read_answer_rows
 from coe.latent.training.loop import OnStep
-from coe.latent.training.trainer import OnProgress
+from coe.latent.training.trainer import OnLoading, OnProgress
 from coe.orchestrator import Orchestrator
 from coe.types import Answer, Chunk, GenerateRequest, Usage
 from examples.zoo.families import CODE_SKILLS, PARTS, TWO_SKILLS, Split
@@ -300,8 +300,9 @@ def test_the_file_of_a_latent_training_is_one_that_coe_reads(method: Method, tmp
 def test_a_latent_training_that_runs_out_of_time_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def train(file: object, *, on_progress: OnProgress, on_step: OnStep) -> object:
+    def train(file: object, *, on_progress: OnProgress, on_step: OnStep, on_loading: OnLoading) -> object:
         calls.append(file)
+        on_loading("codes")
         on_progress("notes", 5, 5)
         on_step(len(calls), {"valid_loss": 0.5})
         return SimpleNamespace(
@@ -319,7 +320,7 @@ def test_a_latent_training_that_runs_out_of_time_goes_on(tmp_path: Path, monkeyp
     ticks = iter([0.0, 1.0, 3.0, 3.0])
     with pytest.raises(OutOfTime):
         fit(Clock(2, now=lambda: next(ticks)))
-    assert lines == ["notes: 5", "step 1 of 2, validation loss 0.500"]
+    assert lines == ["loading codes", "notes: 5", "step 1 of 2, validation loss 0.500"]
     assert fit(Clock()) == Fitted(tmp_path / "artifact", 4.0, 7, 0.5)
 
 

@@ -37,7 +37,7 @@ def train(
 
     file = read_train_file(config)
     with _resumable(config), TrainingBars.shown(file.config.training.steps) as bars:
-        trained = train_composition(file, on_progress=bars.prepare, on_step=bars.step)
+        trained = train_composition(file, on_progress=bars.prepare, on_step=bars.step, on_loading=bars.load)
     _warn(trained)
     if json != "-":
         _show(trained)
@@ -76,6 +76,10 @@ class TrainingBars:
         if what not in self._tasks:
             self._tasks[what] = self._shown.add(escape(what), total)
         self._tasks[what].update(completed=done)
+
+    def load(self, member: str) -> None:
+        """See `coe.latent.training.trainer.OnLoading`."""
+        self._shown.line(f"loading {escape(member)}")
 
     def step(self, step: int, figures: Mapping[str, float]) -> None:
         """See `coe.latent.training.loop.OnStep`."""

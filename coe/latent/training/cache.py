@@ -74,8 +74,9 @@ class CacheTrainer:
         settings = {"reads": "answer", **own.model_dump(mode="json", exclude={"lora"})}
         spec, every = draft_spec(job, ARCHITECTURE, settings), [*job.train, *job.valid]
         encoder, rows = encoded_rows(job)  # before the peers are asked: a row that is too long is refused at once
-        notes = collect_notes(spec, job.service, job.snapshot, every, job.on_progress)
+        notes = collect_notes(spec, job.service, job.snapshot, every, job.on_progress, job.on_loading)
         seed = job.config.training.seed
+        job.on_loading(job.config.members[0])
         primary = Primary.open(job.members[0], job.snapshot, job.service.engines, lora=own.lora, seed=seed)
         return CacheObjective(job, settings, primary, encoder, rows, notes)
 

@@ -89,6 +89,7 @@ class LoraMixTrainer:
         """Load the base and its adapters."""
         first = job.members[0]
         n = len(job.members)
+        job.on_loading(first.name)
         primary = Primary.open(first, job.snapshot, job.service.engines, n_slots=n, seed=job.config.training.seed)
         adapters = [Adapter(spec, locate(spec)) for spec in job.members]
         made = WeightSearch if job.settings.gate == "fixed" else MixObjective

@@ -30,6 +30,7 @@ from coe.errors import ContextLengthExceeded, Rejected, Unsupported
 from coe.experts import locate
 from coe.latent.loading import LoadedExpert
 from coe.latent.training.checks import base_of
+from coe.latent.training.trainer import OnLoading
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
@@ -197,10 +198,11 @@ class Members:
         engines: EnginesConfig,
         *,
         find: Callable[[ExpertSpec], Path] = locate,
+        on_loading: OnLoading = lambda name: None,
     ) -> None:
         self._renderer = Renderer()
         try:
-            self._members = list(self._load(names, snapshot, engines, find))
+            self._members = list(self._load(names, snapshot, engines, find, on_loading))
         except BaseException:
             self.close()
             raise
@@ -225,10 +227,16 @@ class Members:
         self._renderer.close()
 
     def _load(
-        self, names: Sequence[str], snapshot: Snapshot, engines: EnginesConfig, find: Callable[[ExpertSpec], Path]
+        self,
+        names: Sequence[str],
+        snapshot: Snapshot,
+        engines: EnginesConfig,
+        find: Callable[[ExpertSpec], Path],
+        on_loading: OnLoading,
     ) -> Iterator[Member]:
         weights: dict[str, Weights] = {}
         for name in names:
+            on_loading(name)
             spec = snapshot.experts[name]
             base = base_of(spec, snapshot)
             if base.name not in weights:

@@ -62,8 +62,9 @@ class NotesTrainer:
         settings = cls.call_settings(job, layers)
         spec, every = draft_spec(job, ARCHITECTURE, settings), [*job.train, *job.valid]
         _, rows = encoded_rows(job)  # before the peers are asked: a row that is too long is refused at once
-        notes = collect_notes(spec, job.service, job.snapshot, every, job.on_progress)
+        notes = collect_notes(spec, job.service, job.snapshot, every, job.on_progress, job.on_loading)
         config, own = job.config, job.settings
+        job.on_loading(config.members[0])
         primary = Primary.open(
             job.members[0], job.snapshot, job.service.engines, lora=own.lora, seed=config.training.seed
         )

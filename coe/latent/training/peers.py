@@ -24,7 +24,7 @@ from coe.errors import ContextLengthExceeded, Rejected
 from coe.host import Host
 from coe.hosting import open_host
 from coe.latent.training.answer_rows import AnswerRow
-from coe.latent.training.trainer import OnProgress
+from coe.latent.training.trainer import OnLoading, OnProgress
 from coe.types import GenerateRequest, PeerNotes
 from registry.digest import identity
 from registry.spec import ExpertSpec
@@ -74,7 +74,12 @@ class CollectedNotes:
 
 
 def collect_notes(
-    spec: ExpertSpec, service: Config, snapshot: Snapshot, rows: Sequence[AnswerRow], on_progress: OnProgress
+    spec: ExpertSpec,
+    service: Config,
+    snapshot: Snapshot,
+    rows: Sequence[AnswerRow],
+    on_progress: OnProgress,
+    on_loading: OnLoading = lambda name: None,
 ) -> CollectedNotes:
     """Ask every peer of a composed expert about every row, as the host does when it is served. Blocks.
 
@@ -82,6 +87,7 @@ def collect_notes(
 
     Args:
         spec: of the composed expert to be; it need not be registered.
+        on_loading: called with the name of each peer before its first call, which loads it.
 
     Raises:
         CoeError: a peer failed otherwise.
@@ -95,7 +101,7 @@ def collect_notes(
         )
     absent = {kept.path: kept for row_calls in found._rows for kept in row_calls if not kept.is_there}
     if absent:
-        asyncio.run(_collect(list(absent.values()), service, snapshot, found.too_long, on_progress))
+        asyncio.run(_collect(list(absent.values()), service, snapshot, found.too_long, on_progress, on_loading))
     for peer, n in found.too_long.items():
         if n:
             logger.warning("%d of the calls to %s exceed its context: it leaves no notes on these rows", n, peer)
@@ -112,12 +118,18 @@ def _path(call: PeerCall, snapshot: Snapshot, engine: list[str]) -> Path:
 
 
 async def _collect(
-    absent: Sequence[_Kept], service: Config, snapshot: Snapshot, too_long: dict[str, int], on_progress: OnProgress
+    absent: Sequence[_Kept],
+    service: Config,
+    snapshot: Snapshot,
+    too_long: dict[str, int],
+    on_progress: OnProgress,
+    on_loading: OnLoading,
 ) -> None:
     """One peer after the other, so that each is loaded once; similar lengths together, which a batch is faster with."""
     async with open_host(service, snapshot) as host:
         for peer in dict.fromkeys(kept.call.peer for kept in absent):
             own = sorted((kept for kept in absent if kept.call.peer == peer), key=lambda kept: _length(kept.call))
+            on_loading(peer)
             what, done = f"notes of {peer}", 0
             on_progress(what, 0, len(own))
             async for has_notes in _asked(host, own):

@@ -33,7 +33,7 @@ from coe.latent.training.checkpoint import Checkpoint
 from coe.latent.training.loop import OnStep, Outcome, train
 from coe.latent.training.metrics import Metrics
 from coe.latent.training.search import EVALUATIONS, Search
-from coe.latent.training.trainer import Job, OnProgress, Trainer
+from coe.latent.training.trainer import Job, OnLoading, OnProgress, Trainer
 from registry.digest import identity
 from registry.errors import SourceError
 from registry.headers import read_json
@@ -62,11 +62,14 @@ class Trained:
     n_parameters: int
 
 
-def train_composition(file: TrainFile, *, on_progress: OnProgress, on_step: OnStep) -> Trained:
+def train_composition(
+    file: TrainFile, *, on_progress: OnProgress, on_step: OnStep, on_loading: OnLoading = lambda name: None
+) -> Trained:
     """Train what a file describes, and write its artifact. An interrupted training is resumed.
 
     Args:
         file: see `coe.latent.config.read_train_file`.
+        on_progress, on_loading: see `coe.latent.training.trainer.Job`.
 
     Raises:
         TaskError: the rows are wrong.
@@ -75,7 +78,7 @@ def train_composition(file: TrainFile, *, on_progress: OnProgress, on_step: OnSt
     """
     out = file.config.out
     _check_is_new(file)
-    job = _job(file, on_progress)
+    job = _job(file, on_progress, on_loading)
     trainer: type[Trainer] = trainer_class(file.config.preset)
     trainer.check(job)
     with _claimed(job):
@@ -109,13 +112,13 @@ def _check_is_new(file: TrainFile) -> None:
         raise ConfigError(f"{place}: {file.config.out} exists: name another folder, or remove it to train again")
 
 
-def _job(file: TrainFile, on_progress: OnProgress) -> Job:
+def _job(file: TrainFile, on_progress: OnProgress, on_loading: OnLoading) -> Job:
     service = load_config(file.config.config)
     snapshot = open_snapshot(service)
     rows = read_answer_rows(file.config.train, fewest=FEWEST_TRAIN)
     valid = read_answer_rows(file.config.valid, fewest=FEWEST_VALID)
     check_apart(rows, valid)
-    return Job(file, service, snapshot, rows, valid, work_folder(file.config.out), on_progress)
+    return Job(file, service, snapshot, rows, valid, work_folder(file.config.out), on_progress, on_loading)
 
 
 @contextmanager

@@ -123,7 +123,7 @@ class LogitsTrainer:
             ConfigError: too many tokens, or none that would be combined.
         """
         settings: GateSettings = job.settings
-        with Members(job.config.members, job.snapshot, job.service.engines) as members:
+        with Members(job.config.members, job.snapshot, job.service.engines, on_loading=job.on_loading) as members:
             check_same_vocabulary("logits", {member.name: member.tokenizer for member in members})
             _check_size(members, [*job.train, *job.valid], settings)
             train, valid = (

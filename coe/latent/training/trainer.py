@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (what is done, done, total) while a trainer prepares."""
+OnLoading = Callable[[str], None]
+"""Called with the name of a member before it is loaded, which may take minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Job:
         train, valid: the rows.
         work: a folder for what a resumed run needs not compute again.
         on_progress: shows the progress of what comes before the first step.
+        on_loading: shows which member is loaded.
     """
 
     file: TrainFile
@@ -45,6 +48,7 @@ class Job:
     valid: tuple[AnswerRow, ...]
     work: Path
     on_progress: OnProgress
+    on_loading: OnLoading = lambda name: None
 
     @property
     def config(self) -> TrainConfig:
@@ -149,5 +153,5 @@ class Trainer(Protocol):
 
     @classmethod
     def prepare(cls, job: Job) -> Objective:
-        """The objective. Blocks; `job.on_progress` is called."""
+        """The objective. Blocks; `job.on_progress` is called, and `job.on_loading` before each member is loaded."""
         ...

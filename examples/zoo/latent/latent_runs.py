@@ -102,7 +102,9 @@ def fit(bench: Bench, method: Method, seed: int, rows: Rows, folder: Path, clock
         _interrupt(clock)
 
     try:
-        trained = train_composition(file, on_progress=preparing, on_step=after)
+        trained = train_composition(
+            file, on_progress=preparing, on_step=after, on_loading=lambda member: report(f"loading {member}")
+        )
     except KeyboardInterrupt:
         clock.check()
         raise

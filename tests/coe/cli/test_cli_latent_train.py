@@ -84,6 +84,25 @@ def test_it_writes_the_folder_and_prints_how_to_register_it(folder: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("preset", "members", "settings", "loaded"),
+    [
+        ("notes", ["base", "other"], SMALL, ["other", "base"]),
+        ("cache", ["one", "base"], {"max_answer_tokens": 5}, ["base", "one"]),
+        ("lora-mix", ["one", "second"], {"gate": "trained"}, ["one"]),
+        ("mot", ["base", "other"], {**SMALL, "router": "first", "k": 2}, ["base", "other"]),
+        ("logits", ["base", "one"], {"certain": 1.0}, ["base", "one"]),
+    ],
+)
+def test_a_line_names_each_member_before_it_is_loaded(
+    folder: Path, preset: str, members: list[str], settings: dict[str, Any], loaded: list[str]
+) -> None:
+    result = run(folder, preset=preset, members=members, settings=settings)
+    assert result.exit_code == 0, result.output
+    lines = result.stderr.splitlines()
+    assert [line for line in lines if line.startswith("loading ")] == [f"loading {name}" for name in loaded]
+
+
+@pytest.mark.parametrize(
     ("preset", "members", "settings"),
     [
         ("notes", ["base", "other", "one"], {**SMALL, "layers": {"other": [2, 4], "one": [1, 2]}}),

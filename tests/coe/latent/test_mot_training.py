@@ -73,10 +73,10 @@ def kept() -> Iterator[dict[object, KeptMembers]]:
 
 @pytest.fixture(autouse=True)
 def members_are_loaded_once(kept: dict[object, KeptMembers], monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_once(names: tuple[str, ...], snapshot: Snapshot, engines: Any) -> KeptMembers:
+    def load_once(names: tuple[str, ...], snapshot: Snapshot, engines: Any, **options: Any) -> KeptMembers:
         key = (names, *(snapshot.experts[name].digest for name in names))
         if key not in kept:
-            kept[key] = KeptMembers(names, snapshot, engines)
+            kept[key] = KeptMembers(names, snapshot, engines, **options)
         return kept[key]
 
     monkeypatch.setattr("coe.latent.training.mot.trainer.Members", load_once)

@@ -83,7 +83,7 @@ class MotTrainer:
             ContextLengthExceeded, Rejected: a member cannot read a row.
             EngineError, OutOfMemory: a member failed.
         """
-        members = Members(job.config.members, job.snapshot, job.service.engines)
+        members = Members(job.config.members, job.snapshot, job.service.engines, on_loading=job.on_loading)
         try:
             return _objective(job, members)
         except BaseException:
