@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -121,6 +121,8 @@ class _Decided:
         ranked: it ranks all that may answer, and the first one is chosen.
         removed: expert -> the constraint that excludes it.
         conversation: what was read of the conversation.
+        named: the policy names the expert, so no scores were compared.
+        composition: kind of the policy's composition. composed: a line for each composed expert that may answer.
     """
 
     estimate: Estimate
@@ -129,6 +131,9 @@ class _Decided:
     recruiting: Explanation | None
     removed: Mapping[str, str] = field(default_factory=dict)
     conversation: Mapping[str, Any] = field(default_factory=dict)
+    named: bool = False
+    composition: str | None = None
+    composed: Sequence[str] = ()
 
 
 def _messages(text: str, before: Path | None) -> tuple[Message, ...]:
@@ -150,7 +155,9 @@ def _by_policy(
     max_tokens: int | None,
     previous: str | None,
 ) -> _Decided:
+    from coe.cli.route.composed import composed_lines
     from coe.cli.route.policy import decide_by_policy
+    from coe.policy import Always
     from coe.protocol.reading import conversation_document
     from routers.base import Query
 
@@ -159,11 +166,21 @@ def _by_policy(
     among = None if names is None else frozenset(names)
     query = Query(messages, allowed=among, cost_weight=cost_weight, max_tokens=max_tokens, previous=previous)
     with warnings_on_console():
-        routed, inputs, router, filled = decide_by_policy(config, policy, query, chosen)
-    _show_truncation(router, query.text)
-    removed = {**routed.eligible.removed, **routed.eligible.doubtful} if routed.eligible else {}
-    read = conversation_document(inputs.turns, inputs.switch, inputs.utility, inputs.estimate.experts)
-    return _Decided(inputs.estimate, routed.decision, False, _recruiting(router, filled), removed, read)
+        found = decide_by_policy(config, policy, query, chosen)
+    inputs, decision, eligible = found.inputs, found.routed.decision, found.routed.eligible
+    _show_truncation(found.router, query.text)
+    called = [*decision.experts, *getattr(found.policy.composition, "experts", ())]
+    return _Decided(
+        inputs.estimate,
+        decision,
+        ranked=False,
+        recruiting=_recruiting(found.router, found.query),
+        removed={**eligible.removed, **eligible.doubtful} if eligible else {},
+        conversation=conversation_document(inputs.turns, inputs.switch, inputs.utility, inputs.estimate.experts),
+        named=isinstance(found.router, Always),
+        composition=found.composition,
+        composed=composed_lines(called, found.experts),
+    )
 
 
 def _by_router(
@@ -218,6 +235,9 @@ def _show(
             ranked=decided.ranked,
             recruiting=decided.recruiting,
             removed=decided.removed,
+            named=decided.named,
+            composition=decided.composition,
+            composed=decided.composed,
         )
 
 

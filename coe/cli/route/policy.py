@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,32 @@ from coe.tokens import TokenCounter, Tokenizers
 from registry.errors import UnknownExpert
 
 if TYPE_CHECKING:
+    from coe.policy import Policy
+    from registry.spec import ExpertSpec
     from routers.base import Query, Router
     from routers.selectors import Selector
 
 
-def decide_by_policy(
-    path: Path, name: str | None, query: Query, select: Selector | None
-) -> tuple[Routed, DecisionInputs, Router, Query]:
-    """The decision, what it was made from, the policy's router, and the query with the features that it requires.
+@dataclass(frozen=True, slots=True)
+class PolicyDecision:
+    """A decision of a policy.
+
+    Attributes:
+        inputs: what it was made from. router: of the policy. query: with the features that the router requires.
+        composition: kind of the policy's composition. experts: all that are registered, by name.
+    """
+
+    routed: Routed
+    inputs: DecisionInputs
+    policy: Policy
+    router: Router
+    query: Query
+    composition: str
+    experts: Mapping[str, ExpertSpec]
+
+
+def decide_by_policy(path: Path, name: str | None, query: Query, select: Selector | None) -> PolicyDecision:
+    """What a policy decides for a query.
 
     Args:
         path: the configuration. name: of the policy; None takes the default one.
@@ -48,10 +67,12 @@ def decide_by_policy(
         if not isinstance(routed, Routed):
             raise routed
         assert routed.inputs is not None  # a policy decided
-        if not isinstance(policy.router, Filled):
-            return routed, routed.inputs, policy.router, query
-        (filled,) = signals.fill([query], policy.router.router.requires)
-        return routed, routed.inputs, policy.router.router, filled
+        router, filled = policy.router, query
+        if isinstance(router, Filled):
+            router = router.router
+            (filled,) = signals.fill([query], router.requires)
+        kind = config.policies[chosen].composition.kind
+        return PolicyDecision(routed, routed.inputs, policy, router, filled, kind, snapshot.experts)
 
 
 def _policy_name(path: Path, config: Config, name: str | None) -> str:

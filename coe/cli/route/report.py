@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -12,6 +12,8 @@ from coe.cli.route.recruiting import print_recruiting
 from coe.cli.router.report import per_thousand
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from routers.base import Estimate, RoutingDecision
     from routers.kinds.skill.recruiting import Explanation
 
@@ -45,6 +47,9 @@ def print_explanation(
     ranked: bool,
     recruiting: Explanation | None = None,
     removed: Mapping[str, str] | None = None,
+    named: bool = False,
+    composition: str | None = None,
+    composed: Sequence[str] = (),
 ) -> None:
     """Print the category, the confidence, and the expected score and cost of every expert, best first.
 
@@ -52,14 +57,30 @@ def print_explanation(
         ranked: the decision ranks all candidates and only the first one is asked; else a selector chose its experts.
         recruiting: printed before the table of scores.
         removed: expert -> the constraint that excludes it; printed below the table.
+        named: a policy names its expert: no score was estimated, so none is printed.
+        composition: of the policy. composed: lines about composed experts.
     """
-    from rich.table import Table
-
     out = stdout_console()
-    for name, value in _facts(estimate, decision).items():
-        out.print(f"{name:>19}: {value}", markup=False, highlight=False)
+    facts = {"reason": decision.reason or None} if named else _facts(estimate, decision)
+    facts |= {"composition": None if composition == "single" else composition}
+    for name, value in facts.items():
+        if value is not None:
+            out.print(f"{name:>19}: {value}", markup=False, highlight=False)
+    for line in composed:
+        out.print(f"{'composed expert':>19}: {line}", markup=False, highlight=False, soft_wrap=True)
     if recruiting is not None:
         print_recruiting(out, recruiting, decision)
+    if not named:
+        out.print(_scores(estimate, decision, ranked=ranked))
+    for name, why in (removed or {}).items():
+        if name in estimate.experts:
+            out.print(f"{name}: {why}", markup=False, highlight=False)
+
+
+def _scores(estimate: Estimate, decision: RoutingDecision, *, ranked: bool) -> Table:
+    """The expected score, cost and utility of every expert, best first."""
+    from rich.table import Table
+
     utilities = dict(zip(decision.experts, decision.scores, strict=True))
     table = Table("expert", "expected score", "USD / 1k", "utility")
     rows = sorted(
@@ -73,14 +94,11 @@ def print_explanation(
         utility = f"{utilities[name]:.4f}" if name in utilities else left_out
         style = "bold" if name in asked else ""
         table.add_row(escape(name), f"{estimate.quality[0, m]:.4f}", per_thousand(cost), utility, style=style)
-    out.print(table)
-    for name, why in (removed or {}).items():
-        if name in estimate.experts:
-            out.print(f"{name}: {why}", markup=False, highlight=False)
+    return table
 
 
 def _facts(estimate: Estimate, decision: RoutingDecision) -> dict[str, Any]:
-    facts = {
+    return {
         "category": decision.label,
         "confidence": f"{decision.confidence:.3f}",
         "out of distribution": None if estimate.ood is None else f"{float(estimate.ood[0]):.3f}",
@@ -88,4 +106,3 @@ def _facts(estimate: Estimate, decision: RoutingDecision) -> dict[str, Any]:
         "truncated": "yes: the prompt is longer than the encoder reads" if decision.truncated else None,
         "reason": decision.reason or None,
     }
-    return {name: value for name, value in facts.items() if value is not None}

@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from batch_runs import save_router, service
+from composed_training import make_service
 from typer.testing import CliRunner
 
 from coe.cli.app import app
+from coe.cli.route.composed import composed_lines
 from coe.errors import ConfigError
 from registry.errors import UnknownExpert
+from registry.spec import ExpertSpec, Kind
 from routers.base import RoutingDecision
 from routers.errors import NoEligibleExpert
 
@@ -75,6 +79,50 @@ def test_explain_shows_every_expert(config: Path) -> None:
     shown = route("-c", config, "--explain").stdout
     assert "expected score" in shown and all(name in shown for name in ("base", "loud", "tuned", "flaky"))
     assert "not chosen" in shown
+
+
+def test_explain_shows_the_members_of_a_composed_expert_in_place_of_a_score(tmp_path: Path) -> None:
+    experts = make_service(tmp_path).with_name("experts.yaml")
+    document = yaml.safe_load(experts.read_text())
+    both = {"kind": "composed", "architecture": "logits", "members": ["base", "one"], "settings": {"mode": "mean"}}
+    mixed = {
+        "kind": "composed",
+        "architecture": "lora-mix",
+        "members": ["one", "second"],
+        "settings": {"gate": "arrow"},
+    }
+    document["experts"] += [{"name": "both", **both}, {"name": "mixed", **mixed}]
+    experts.write_text(yaml.safe_dump(document))
+    config = tmp_path / "service.yaml"
+    voting = {"expert": "mixed", "composition": {"kind": "chain", "experts": ["both", "one"]}}
+    policies = {"default": {"expert": "both"}, "chained": voting, "plain": {"expert": "one"}}
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "policies": policies}))
+
+    named = route("-c", config, "--explain").stdout
+    assert named.splitlines() == [
+        "both",
+        "             reason: the policy names this expert",
+        "    composed expert: both: logits, the scores of each next token of base, one are combined",
+    ]
+    chained = route("-c", config, "--policy", "chained", "--explain").stdout
+    assert "composition: chain" in chained
+    assert "mixed: lora-mix, each token mixes the LoRA updates of one, second" in chained
+    assert "both: logits" in chained  # the composition calls it
+    assert route("-c", config, "--policy", "plain", "--explain").stdout.splitlines()[0] == "one"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "line"),
+    [
+        ("notes", "x: notes, a answers, and reads the hidden states of b, c"),
+        ("cache", "x: cache, a answers, and reads the key-value entries of b, c"),
+        ("mot", "x: mot, one of a, b, c answers, and reads the hidden states of others; its own router chooses both"),
+    ],
+)
+def test_a_composed_expert_in_words(architecture: str, line: str) -> None:
+    spec = ExpertSpec(name="x", kind=Kind.COMPOSED, architecture=architecture, members=("a", "b", "c"), source="x")
+    (found,) = composed_lines(["x", "a", "x"], {"x": spec})
+    assert found.startswith(line)
 
 
 def test_the_room_for_the_answer_counts(config: Path) -> None:
