@@ -109,11 +109,26 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class Mistake:
+    """An answer of the expert that is not right.
+
+    Attributes:
+        place: file and line of the row. expected: what it should begin with.
+        answer: its first tokens, one more than the longest right answer has.
+    """
+
+    place: str
+    expected: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
 class WordingReport:
     """One wording of the rows.
 
     Attributes:
         answer: the expert's own greedy answer; None if the right answers are longer than MOST_ANSWER_TOKENS.
+        mistake: its first answer that is not right, if there is one.
         text: what is readable from the text alone.
         cells: all places and layers. best: the one that reads most; of equal ones the deepest.
         verdict: about the best cell.
@@ -121,6 +136,7 @@ class WordingReport:
 
     wording: str
     answer: Accuracy | None
+    mistake: Mistake | None
     text: Accuracy
     cells: tuple[Cell, ...]
     best: Cell
@@ -268,7 +284,11 @@ class _Scorer:
         own = np.array([is_right(answer, row.answer) for answer, row in pairs], np.float64)
         verdict = self._verdict(right[best], text, len(keys))
         answer = Accuracy.of(own, self._n_groups) if has_answers else None
-        return WordingReport(wording, answer, Accuracy.of(text, self._n_groups), cells, cells[best], verdict)
+        wrong = zip(self._rows, states.answers, own, strict=True)
+        mistakes = (Mistake(row.place, row.answer, said) for row, said, is_one in wrong if not is_one)
+        mistake = next(mistakes, None) if has_answers else None
+        of_text = Accuracy.of(text, self._n_groups)
+        return WordingReport(wording, answer, mistake, of_text, cells, cells[best], verdict)
 
     def _mean(self, score: Callable[[Folds], NDArray[np.bool_]]) -> Shares:
         shares: Shares = np.mean([score(folds) for folds in self._folds], axis=0, dtype=np.float64)

@@ -6,6 +6,7 @@ from typing import Final
 
 from coe.latent.probe.probe import Accuracy, ProbeReport, WordingReport
 from coe.latent.states import Place
+from coe.seam import visible
 
 PLACE_NAMES: Final[dict[Place, str]] = {
     "last": "the last prompt token",
@@ -14,12 +15,16 @@ PLACE_NAMES: Final[dict[Place, str]] = {
 }
 _CARRIES_MORE: Final = 0.1
 """Difference of accuracies from which on the answers are recommended instead of the prompt's states."""
+_HARDLY_ANY: Final = 0.05
+"""Share of right answers up to which the wording is doubted where the states hold the label."""
+_MOST_SHOWN: Final = 60
+"""Characters of an answer, or of the labels, that a hint shows."""
 
 
 def reading(report: ProbeReport) -> str:
-    """One or two sentences about the best wording: what is readable where, and which settings follow."""
+    """A few sentences about the best wording: what is readable where, and which settings follow."""
     wording = report.wordings[report.best]
-    return f"{_finding(report, wording)}. {_advice(report, wording)}"
+    return f"{_finding(report, wording)}. {_advice(report, wording)}{_about_answers(report, wording)}"
 
 
 def layer_name(layer: int) -> str:
@@ -67,3 +72,27 @@ def _advice(report: ProbeReport, wording: WordingReport) -> str:
     return (
         f"A composition has nothing to read here. {own or 'Try'}{'; try' if own else ''} another wording (--template)."
     )
+
+
+def _about_answers(report: ProbeReport, wording: WordingReport) -> str:
+    """What it means that the states hold the label and hardly any answer states it, and what to try."""
+    answer, mistake = wording.answer, wording.mistake
+    if answer is None or mistake is None or answer.accuracy > _HARDLY_ANY:
+        return ""
+    if wording.verdict not in ("readable", "partly readable"):
+        return ""
+    labels, plain = ", ".join(report.labels), "without --raw" if report.raw else "with --raw"
+    choice = f": {labels}" if len(labels) <= _MOST_SHOWN else ""
+    return (
+        f" Its own answers begin with the label in {percent(answer.accuracy)}, such as {_quoted(mistake.answer)} where "
+        f"{_quoted(mistake.expected)} is right ({mistake.place}): the expert distinguishes the labels, and writes "
+        "something else. So its text passes nothing on in this wording. If these answers hold the label in another form, compare "
+        f"with a wording (--template) that states the form (one of the labels, and nothing else{choice}), or "
+        f"{plain}; else only a composition that reads states can use what it knows."
+    )
+
+
+def _quoted(text: str) -> str:
+    """The text in one line, cut if it is long."""
+    shown = " ".join(visible(text).split())
+    return repr(shown if len(shown) <= _MOST_SHOWN else f"{shown[: _MOST_SHOWN - 3]}...")

@@ -112,6 +112,25 @@ def test_the_reading_names_settings_of_a_composition(reader: StateReader, rows: 
     assert "the end of the span, layer 2 of 4" in span and "`places: all`" in span
 
 
+def test_a_label_that_is_readable_and_never_answered_has_a_hint(reader: StateReader, tmp_path: Path) -> None:
+    names = {"x": "first", "y": "second"}  # the expert answers x and y
+    rows = make_rows(tmp_path, *({"word": word, "label": names[class_of(word)]} for word in WORDS))
+    report = probe(reader, rows, [OWN], ProbeSettings(layers=ALL))
+    wording = report.wordings[0]
+    assert wording.answer is not None and wording.answer.accuracy == 0 and wording.verdict == "readable"
+    assert wording.mistake == module.Mistake(rows[0].place, "first", "x")
+    text = reading(report)
+    assert f"in 0%, such as 'x' where 'first' is right ({rows[0].place})" in text
+    assert "nothing else: first, second), or without --raw" in text
+
+
+def test_right_answers_and_unreadable_labels_have_no_such_hint(reader: StateReader, rows: list[LabelledRow]) -> None:
+    right = probe(reader, rows, [OWN])
+    assert right.wordings[0].mistake is None and "such as" not in reading(right)
+    unreadable = probe(reader, rows, [Wording("it is")], ProbeSettings(layers=(1,)))
+    assert unreadable.wordings[0].mistake is not None and "such as" not in reading(unreadable)
+
+
 def test_rows_without_a_group_are_grouped_by_their_text(reader: StateReader, tmp_path: Path) -> None:
     """Each text twice, under a random label: recognised only if its copy is in the training part."""
     labels = np.random.default_rng(6).permutation(["x", "y"] * 10)
