@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from registry.digest import identity
+from registry.digest import identity, shown
 from registry.errors import SourceError
 from registry.headers import read_json
 from registry.spec import ONE_BASE_ARCHITECTURES, ExpertSpec, Price
@@ -89,8 +89,8 @@ def changed_member(trained_with: Mapping[str, str], experts: Mapping[str, Expert
     for name, digest in trained_with.items():
         if (now := identity(experts[name], experts)) != digest:
             return (
-                f"it was trained with another {name!r} ({digest}; now {now}): restore that version, or train the "
-                "composition again"
+                f"it was trained with another {name!r} ({shown(digest)}; now {shown(now)}): restore that version, "
+                "or train the composition again"
             )
     return None
 

@@ -30,6 +30,7 @@ _FILES = frozenset((
 # fmt: on
 _SUBFOLDERS = re.compile(r"additional_chat_templates|\d+_\w+")  # named templates; modules of sentence-transformers
 _COMPOSED_SUBFOLDERS = re.compile(r"adapter")  # of the folder of a composed expert
+_HEX = re.compile(r"\b(sha256:[0-9a-f]{12})[0-9a-f]{52}\b")
 _SETTLED_NS = 2_000_000_000  # a file modified this recently may change again within one clock tick: not cached
 
 
@@ -65,6 +66,11 @@ def digest_of(records: Iterable[FileRecord]) -> str:
 def digest_of_text(*parts: str | None) -> str:
     """`sha256:...` of an expert without files: its address is its identity."""
     return "sha256:" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def shown(text: str) -> str:
+    """A digest or identity, or a text with some, for messages: of each digest its first 12 hexadecimal digits."""
+    return _HEX.sub(r"\1", text)
 
 
 def identity(spec: ExpertSpec, experts: Mapping[str, ExpertSpec]) -> str:

@@ -106,6 +106,17 @@ def test_other_contents_of_a_member_are_refused(tmp_path: Path) -> None:
     )
 
 
+def test_a_changed_member_is_named_with_the_first_digits_of_the_digests(tmp_path: Path) -> None:
+    long = {name: f"sha256:{letter * 64}" for name, letter in (("base", "b"), ("tuned", "c"))}
+    experts = {name: EXPERTS[name].model_copy(update={"digest": digest}) for name, digest in long.items()}
+    trained = {name: identity(spec, experts) for name, spec in experts.items()}
+    other = {**experts, "base": BASE.model_copy(update={"digest": f"sha256:{'d' * 64}"})}
+    assert changed_member({"tuned": trained["tuned"]}, other) == (
+        "it was trained with another 'tuned' (sha256:cccccccccccc on sha256:bbbbbbbbbbbb; now sha256:cccccccccccc on "
+        "sha256:dddddddddddd): restore that version, or train the composition again"
+    )
+
+
 def test_a_missing_or_damaged_artifact(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="there is no folder"):
         describe(draft(tmp_path / "none", architecture="notes"), experts=EXPERTS)

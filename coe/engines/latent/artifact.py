@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from coe.errors import ConfigError, WeightsError
 from registry.composed import FILE, Composed, read_composed
-from registry.digest import identity
+from registry.digest import identity, shown
 from registry.errors import SourceError
 from registry.headers import check_regular
 from registry.lora.combining import OWN_ADAPTER
@@ -92,7 +92,7 @@ class Artifact:
         known = {name: identity(experts[name], experts) for name in self.composed.members if name in experts}
         problems = [f"{name!r} is not registered" for name in self.composed.members if name not in known]
         problems += [
-            f"{name!r} was trained with as {then}, and is now {known[name]}"
+            f"{name!r} was trained with as {shown(then)}, and is now {shown(known[name])}"
             for name, then in self.composed.members.items()
             if known.get(name, then) != then
         ]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from coe.errors import ConfigError, WeightsError
+from registry.digest import shown
 from routers.encoders.build import build_encoder
 from routers.encoders.embed import embed
 from routers.errors import RouterError
@@ -275,7 +276,7 @@ def _same_encoder(stated: Any, dim: int, encoder: Encoder | None) -> Encoder:
             raise WeightsError(f"the encoder of the composition's router is not here: {error}") from error
     if encoder.digest != stated["digest"] or encoder.dim != dim:
         raise WeightsError(
-            f"the composition's router was trained with another encoder {stated['name']!r} ({stated['digest']}, "
-            f"{dim} dimensions; now {encoder.digest}, {encoder.dim}): install that one, or train again"
+            f"the composition's router was trained with another encoder {stated['name']!r} ({shown(stated['digest'])}, "
+            f"{dim} dimensions; now {shown(encoder.digest)}, {encoder.dim}): install that one, or train again"
         )
     return encoder

@@ -12,6 +12,7 @@ from coe.engines.latent.reading import MOST_NOTES, last_places, placed, states_o
 from coe.engines.latent.settings import CallSettings
 from coe.errors import ConfigError, Rejected
 from coe.types import PeerNotes
+from registry.digest import shown
 from registry.spec import ExpertSpec
 
 _MOST_MAX_NOTES: Final = 2**20
@@ -79,7 +80,7 @@ def _check(spec: ExpertSpec, notes: Notes, peer: str, channel: Channel, layers: 
         raise Rejected(f"{about} are those of {notes.peer!r}")
     trained = spec.trained_with.get(peer)
     if trained is not None and notes.digest is not None and notes.digest != trained:
-        raise Rejected(f"{about} are of another version of it: {notes.digest}; expected {trained}")
+        raise Rejected(f"{about} are of another version of it: {shown(notes.digest)}; expected {shown(trained)}")
     if notes.channel != channel:
         raise Rejected(f"{about} are of the channel {notes.channel!r}; expected {channel!r}")
     if channel == "states" and notes.layers != layers:

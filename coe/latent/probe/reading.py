@@ -86,9 +86,9 @@ def _about_answers(report: ProbeReport, wording: WordingReport) -> str:
     return (
         f" Its own answers begin with the label in {percent(answer.accuracy)}, such as {_quoted(mistake.answer)} where "
         f"{_quoted(mistake.expected)} is right ({mistake.place}): the expert distinguishes the labels, and writes "
-        "something else. So its text passes nothing on in this wording. If these answers hold the label in another form, compare "
-        f"with a wording (--template) that states the form (one of the labels, and nothing else{choice}), or "
-        f"{plain}; else only a composition that reads states can use what it knows."
+        "something else. So its text passes nothing on in this wording. If these answers hold the label in another "
+        "form, compare with a wording (--template) that states the form (one of the labels, and nothing else"
+        f"{choice}), or {plain}; else only a composition that reads states can use what it knows."
     )
 
 

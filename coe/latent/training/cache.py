@@ -64,7 +64,7 @@ class CacheTrainer:
     def check(cls, job: Job) -> None:
         """Refuse what cannot be trained; see `coe.latent.training.trainer.Trainer`."""
         check_members(job, cls.architecture)
-        check_one_base(job.members, job.snapshot, "the preset 'cache'")
+        check_one_base(job)
         check_lora(job.members[0], job.settings.lora, job.snapshot)
 
     @classmethod

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from coe.config import Config
 from coe.engines import engine_kind
 from coe.engines.latent.decoders import LAYOUTS
 from coe.errors import ConfigError, TaskError, Unsupported, WeightsError
@@ -44,7 +43,7 @@ def check_members(job: Job, architecture: str) -> None:
                 f"{job.file.document.place(('members',))}: {spec.name!r} is of kind {spec.kind.value!r}; members of a "
                 "trained composition are models and adapters"
             )
-        check_served(spec, job.service, job.snapshot)
+        _check_served(spec, job)
     _check_adapters(job, architecture)
 
 
@@ -61,28 +60,29 @@ def _check_adapters(job: Job, architecture: str) -> None:
         raise Unsupported(f"{job.file.document.place(('members',))}: {reason}")
 
 
-def check_served(spec: ExpertSpec, service: Config, snapshot: Snapshot) -> None:
+def _check_served(spec: ExpertSpec, job: Job) -> None:
     """Raises Unsupported unless the hf engine serves the expert and its architecture is known."""
-    base = base_of(spec, snapshot)
-    kind = engine_kind(base, on_cpu=service.engines.auto_on_cpu)
+    base, place = base_of(spec, job.snapshot), job.file.document.place(("members",))
+    kind = engine_kind(base, on_cpu=job.service.engines.auto_on_cpu)
     if kind != "hf":
         raise Unsupported(
-            f"{spec.name!r} is served by the engine {kind!r}, which neither leaves nor reads notes: state `engine: hf` "
-            f"for {base.name!r}"
+            f"{place}: {spec.name!r} is served by the engine {kind!r}, which neither leaves nor reads notes: state "
+            f"`engine: hf` for {base.name!r}"
         )
     if base.architecture is not None and base.architecture not in LAYOUTS:
         raise Unsupported(
-            f"{spec.name!r} is a {base.architecture}, whose hidden states cannot be read or changed; supported are "
-            f"{', '.join(LAYOUTS)}"
+            f"{place}: {spec.name!r} is a {base.architecture}, whose hidden states cannot be read or changed; "
+            f"supported are {', '.join(LAYOUTS)}"
         )
 
 
-def check_one_base(members: Sequence[ExpertSpec], snapshot: Snapshot, what: str) -> None:
-    """Raises ConfigError, with the bases, unless all members are of one base."""
-    bases = {spec.name: base_of(spec, snapshot).name for spec in members}
+def check_one_base(job: Job) -> None:
+    """Raises ConfigError, with the line and the bases, unless all members are of one base."""
+    bases = {spec.name: base_of(spec, job.snapshot).name for spec in job.members}
     if len(set(bases.values())) > 1:
         listed = ", ".join(f"{name} on {base}" for name, base in bases.items())
-        raise ConfigError(f"{what} needs members of one base: {listed}")
+        place = job.file.document.place(("members",))
+        raise ConfigError(f"{place}: the preset {job.config.preset!r} needs members of one base: {listed}")
 
 
 def base_of(spec: ExpertSpec, snapshot: Snapshot) -> ExpertSpec:

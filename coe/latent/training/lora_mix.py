@@ -74,7 +74,7 @@ class LoraMixTrainer:
         place = job.file.document.place(("members",))
         if models := [spec.name for spec in job.members if spec.kind is not Kind.ADAPTER]:
             raise ConfigError(f"{place}: the preset 'lora-mix' mixes adapters, and {models[0]!r} is a model")
-        check_one_base(job.members, job.snapshot, "the preset 'lora-mix'")
+        check_one_base(job)
         settings: MixTraining = job.settings
         MixSettings.read(settings.served(), job.config.members, expert=str(job.config.out))
         if settings.gate == "arrow":
