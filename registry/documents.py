@@ -159,8 +159,15 @@ def validate(document: Document, model: type[ModelT], loc: Loc = ()) -> ModelT:
         raise InvalidSpec(found) from None
 
 
-def message_of(detail: ErrorDetails, known_fields: Sequence[str] = (), *, written: str | None = None) -> str:
-    """One pydantic error as a short message. written: the text of the value in the file."""
+def message_of(
+    detail: ErrorDetails, known_fields: Sequence[str] = (), *, written: str | None = None, syntax: str = "YAML"
+) -> str:
+    """One pydantic error as a short message.
+
+    Args:
+        written: the text of the value in the file.
+        syntax: of the file.
+    """
     if detail["type"] == "missing":
         return "is required"
     if detail["type"] == "extra_forbidden":
@@ -173,7 +180,7 @@ def message_of(detail: ErrorDetails, known_fields: Sequence[str] = (), *, writte
     value, quote = detail["input"], ""
     if detail["type"] == "string_type" and not isinstance(value, list | dict):
         differs = isinstance(value, bool | int | float) and written not in (None, repr(value))
-        quote = f" (read from {shortened(written)}: quote it in YAML)" if differs else " (quote it in YAML)"
+        quote = f" (read from {shortened(written)}: quote it in {syntax})" if differs else f" (quote it in {syntax})"
     return f"{message[0].lower()}{message[1:]}, got {shortened(value)}{quote}"
 
 

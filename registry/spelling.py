@@ -47,6 +47,17 @@ def did_you_mean(name: str, known: Iterable[str], *, most: int = 1, listed: bool
     return f"; {' '.join(parts)}" if parts else ""
 
 
+def mistyped(wanted: Iterable[str], found: Iterable[str]) -> str:
+    """The end of an error message about names that are missing: `; 'anwser': did you mean 'answer'?`.
+
+    Args:
+        wanted: the missing names. found: what is there and has no meaning, of which the first ones are compared.
+    """
+    names = list(wanted)
+    hints = ((name, question(name, names)) for name in islice(found, MOST_KNOWN))
+    return next((f"; {name!r}: {hint}" for name, hint in hints if hint), "")
+
+
 def listing(names: Iterable[str], *, most: int = 10, separator: str = ", ") -> str:
     """`a, b and 3 more`: the first `most` names, and how many others there are; empty without names."""
     names = iter(names)

@@ -257,7 +257,8 @@ def _row(line: str, system: str | None) -> TaskRow:
 def _problems(error: ValidationError) -> Iterator[str]:
     for detail in error.errors(include_url=False):
         place = dotted(detail["loc"])
-        yield f"{place}: {message_of(detail)}" if place else message_of(detail)
+        message = message_of(detail, syntax="JSON")
+        yield f"{place}: {message}" if place else message
 
 
 def _digest(spec: TaskFile, grader: GraderModel, rows: Sequence[TaskRow]) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from registry.spelling import MOST_CHARACTERS, MOST_KNOWN, close_matches, did_you_mean, question
+from registry.spelling import MOST_CHARACTERS, MOST_KNOWN, close_matches, did_you_mean, mistyped, question
 
 KNOWN = ("category", "knn", "cluster")
 
@@ -32,3 +32,9 @@ def test_long_names_and_many_known_ones_are_bounded():
     assert close_matches("expert-00000x", many) == ("expert-00000",)
     assert close_matches("zexpert-19999", many) == ("expert-19999",)
     assert len(many) > MOST_KNOWN
+
+
+def test_a_mistyped_name_is_found_among_what_is_there():
+    assert mistyped(["answer"], ["note", "anwser"]) == "; 'anwser': did you mean 'answer'?"
+    assert mistyped(["answer"], ["note", "x" * 10_000]) == ""
+    assert mistyped(["answer"], (f"{i}" for i in range(10**9))) == ""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ from coe.latent.prompts import Prompt
 from registry.errors import SourceError
 from registry.headers import check_regular
 from registry.json_text import loads
+from registry.spelling import listing, mistyped
+from registry.yaml_loader import shortened
 
 MOST_ROWS: Final = 5_000
 """Rows of a file that are read; `limit` takes the first ones of a longer file."""
@@ -35,6 +38,10 @@ MOST_CHARACTERS: Final = 200
 _MOST_PROBLEMS: Final = 20
 _FIELD: Final = re.compile(r"\{(\w+)\}")
 _LABELS: Final = ("label", "answer")
+_FIELDS: Final = (*_LABELS, "prompt", "word", "span", "group")
+"""Fields with a meaning of their own."""
+_MOST_FIELDS: Final = 8
+"""Fields of a row that a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +171,9 @@ def _row(place: str, line: bytes, label: str | None) -> LabelledRow:
         raise TaskError(f"{place}: it is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise TaskError(f"{place}: it is not a JSON object")
-    name = label or next((each for each in _LABELS if each in fields), _LABELS[0])
+    name = label or next((each for each in _LABELS if each in fields), None)
+    if name is None:
+        raise TaskError(f"{place}: {_lacks(fields, _LABELS)}")
     row = LabelledRow(place, fields, "", "", "")
     value = _text(row, name).strip()
     if not value:
@@ -184,18 +193,26 @@ def _text(row: LabelledRow, name: str) -> str:
     """A field as text: a string or a number."""
     value = row.fields.get(name)
     if value is None:
-        some = ", ".join(map(str, list(row.fields)[:8]))
-        raise TaskError(f"{row.place}: there is no field {name!r}; it has {some or 'none'}")
+        raise TaskError(f"{row.place}: {_lacks(row.fields, [name])}")
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, str | int | float):
         raise TaskError(f"{row.place}: {name!r} must be a text or a number, not {type(value).__name__}")
+    if isinstance(value, float) and not isfinite(value):
+        raise TaskError(f"{row.place}: {name!r} is not a finite number, but {value}: leave it out, or quote it in JSON")
     text = str(value)
     try:
         text.encode()
     except UnicodeEncodeError:
         raise TaskError(f"{row.place}: {name!r} is not Unicode text: it has half of a surrogate pair") from None
     return text
+
+
+def _lacks(fields: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The message about a row that has none of these fields."""
+    some = listing((shortened(each) for each in fields), most=_MOST_FIELDS)
+    hint = mistyped(names, (each for each in fields if each not in _FIELDS))
+    return f"there is no field {' or '.join(map(repr, names))}; the row has {some or 'none'}{hint}"
 
 
 def _span_of(row: LabelledRow) -> tuple[int, int]:

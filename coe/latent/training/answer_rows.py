@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -15,6 +15,7 @@ from registry.documents import dotted, message_of
 from registry.errors import SourceError
 from registry.headers import check_regular
 from registry.json_text import loads
+from registry.spelling import mistyped
 
 MOST_BYTES: Final = 2**30
 MOST_ROWS: Final = 1_000_000
@@ -88,10 +89,10 @@ def read_answer_rows(path: Path, *, fewest: int) -> tuple[AnswerRow, ...]:
         if not text.strip():
             continue
         try:
-            line = _Line.model_validate(loads(text))
+            fields = loads(text)
+            line = _Line.model_validate(fields)
         except ValidationError as error:
-            details = error.errors(include_url=False)
-            problems += [f"{place}: {_where(detail['loc'])}{message_of(detail)}" for detail in details]
+            problems += [f"{place}: {problem}" for problem in _problems(error, fields)]
             continue
         except (ValueError, RecursionError) as error:
             problems.append(f"{place}: is not JSON: {error}")
@@ -138,5 +139,10 @@ def _lines(path: Path) -> list[str]:
         raise TaskError(f"{path} cannot be read: {error}") from error
 
 
-def _where(loc: tuple[str | int, ...]) -> str:
-    return f"{dotted(loc)}: " if loc else ""
+def _problems(error: ValidationError, fields: Any) -> Iterator[str]:
+    """What is wrong with a line, with a hint at a field that may be a mistyped one."""
+    for detail in error.errors(include_url=False):
+        where, message = dotted(detail["loc"]), message_of(detail, syntax="JSON")
+        if detail["type"] == "missing":
+            message += mistyped([where], (name for name in fields if name not in _Line.model_fields))
+        yield f"{where}: {message}" if where else message

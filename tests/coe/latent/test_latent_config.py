@@ -77,7 +77,11 @@ def test_rows_are_read_with_their_places(tmp_path: Path) -> None:
     [
         (row(answer=" \n"), "rows.jsonl:2: answer: is empty"),
         (row(prompt=""), "rows.jsonl:2: prompt: .*at least 1 character"),
-        ({"id": "b", "prompt": "x"}, "rows.jsonl:2: answer: is required"),
+        ({"id": "b", "prompt": "x"}, "rows.jsonl:2: answer: is required$"),
+        ({"id": "b", "prompt": "x", "anwser": "2"}, "answer: is required; 'anwser': did you mean 'answer'?"),
+        ({"id": "b", "promtp": "x", "answer": "2"}, "prompt: is required; 'promtp': did you mean 'prompt'?"),
+        (row(float("nan")), r"rows.jsonl:2: id: input should be a valid string, got nan \(quote it in JSON\)"),
+        ('{"id": 1e999, "prompt": "x", "answer": "2"}', r"id: .* got inf \(quote it in JSON\)"),
         (row(None), "rows.jsonl:2: id: "),
         ("{", "rows.jsonl:2: is not JSON"),
         ("[1]", "rows.jsonl:2: "),

@@ -95,13 +95,23 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
         '{"prompt": "p", "label": "\\ud83d"}',
         "[" * 100_000,
         '{"label": 1' + "0" * 5000 + "}",
+        {"prompt": "p", "anwser": "a"},
+        {"prompt": "p", "lable": "a"},
+        '{"prompt": "p", "label": NaN}',
+        '{"prompt": "p", "label": 1e999}',
     )
     with pytest.raises(TaskError) as caught:
         read_rows(file)
     lines = str(caught.value).split("\n")
     expected = ["JSON", "object", "no field 'label'", "empty", "must be a text", "201 characters", "surrogate", "JSON"]
-    assert len(lines) == 9
-    for number, (line, text) in enumerate(zip(lines, [*expected, "digits"], strict=True), 2):
+    expected += [
+        "digits",
+        "there is no field 'label' or 'answer'; the row has 'prompt', 'anwser'; 'anwser': did you mean 'answer'?",
+        "'lable': did you mean 'label'?",
+        "'label' is not a finite number, but nan: leave it out, or quote it in JSON",
+        "'label' is not a finite number, but inf",
+    ]
+    for number, (line, text) in enumerate(zip(lines, expected, strict=True), 2):
         assert line.startswith(f"{file}:{number}: ") and text in line, line
 
 
