@@ -18,3 +18,7 @@ def main() -> None:
     if asked:
         raise SystemExit(interrupts.interrupted().exit_code)
     app.main()
+
+
+if __name__ == "__main__":
+    main()

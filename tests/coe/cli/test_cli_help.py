@@ -1,6 +1,8 @@
 """Every command and option explains itself, in one voice."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 
 from coe.cli.app import app
 from coe.evaluation.graders import GRADERS
+from coe.version import __version__
 from routers.factory import router_class
 from routers.kind_list import KINDS, UPDATABLE
 from routers.selectors import BEST, SELECTORS
@@ -173,3 +176,10 @@ def test_the_panels_are_in_the_order_in_which_a_reader_needs_them() -> None:
     panels = [title for title in re.findall(r"─ (\w+) ─", shown) if title != "Options"]
     assert panels == ["Start", "Ask", "Experts", "Measure", "Routers", "Serve"]
     assert "--install-completion" in shown
+
+
+def test_the_entry_point_runs_as_a_module():
+    ran = subprocess.run(
+        [sys.executable, "-m", "coe.cli.entry", "--version"], capture_output=True, text=True, timeout=120
+    )
+    assert (ran.returncode, ran.stdout) == (0, f"coe {__version__}\n")
