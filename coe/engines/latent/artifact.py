@@ -13,11 +13,12 @@ other contents than it was trained with.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from coe.engines.latent.fitting import check_fit, sizes_of
 from coe.errors import ConfigError, WeightsError
 from registry.composed import FILE, Composed, read_composed
 from registry.digest import identity, shown
@@ -118,7 +119,7 @@ class Artifact:
         if missing := [name for name in self.peers if name not in shape.peers]:
             raise WeightsError(f"{self.path / FILE}: settings.{INTERACTION} lacks the peer {missing[0]!r}")
         saved = self.tensors()
-        self._check_shapes(shape.matrices(), saved)  # before memory is taken for them
+        check_fit(saved, shape.matrices(), what=str(self.path / WEIGHTS), among=True)  # before memory is taken for them
         module = Interactions(shape)
         self._load_into(module, saved)
         return module.eval().requires_grad_(False)
@@ -132,24 +133,8 @@ class Artifact:
         self._load_into(module, self.tensors())
 
     def _load_into(self, module: nn.Module, saved: Mapping[str, Tensor]) -> None:
-        own = module.state_dict()
-        self._check_shapes({name: tuple(tensor.shape) for name, tensor in own.items()}, saved)
-        problems = [f"{name} is unknown" for name in sorted(saved.keys() - own.keys())]
-        self._refuse(problems or [f"{name} has values that are not finite" for name in _not_finite(saved)])
+        check_fit(saved, sizes_of(module.state_dict()), what=str(self.path / WEIGHTS))
         module.load_state_dict(saved)
-
-    def _check_shapes(self, wanted: Mapping[str, tuple[int, ...]], saved: Mapping[str, Tensor]) -> None:
-        problems = [f"{name} is missing" for name in sorted(wanted.keys() - saved.keys())]
-        problems += [
-            f"{name} has the shape {tuple(saved[name].shape)} instead of {wanted[name]}"
-            for name in sorted(wanted.keys() & saved.keys())
-            if tuple(saved[name].shape) != wanted[name]
-        ]
-        self._refuse(problems)
-
-    def _refuse(self, problems: Sequence[str]) -> None:
-        if problems:
-            raise WeightsError(f"{self.path / WEIGHTS} does not fit its settings: {'; '.join(problems[:5])}")
 
     def tensors(self) -> dict[str, Tensor]:
         """The trained tensors by name; empty for a composition that trains only an adapter.
@@ -207,7 +192,3 @@ class Artifact:
                 (staged / OWN_ADAPTER).mkdir()
                 adapter(staged / OWN_ADAPTER)
         return cls.read(path)
-
-
-def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    return [name for name, tensor in sorted(tensors.items()) if not bool(tensor.isfinite().all())]

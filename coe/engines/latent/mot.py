@@ -13,11 +13,12 @@ Tensors of an artifact, members by their position:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
 
+from coe.engines.latent.fitting import check_fit, sizes_of
 from coe.engines.latent.interaction import Interactions
 from coe.engines.latent.mot_router import PREFIX
 from coe.engines.latent.shape import InteractionShape
@@ -25,6 +26,7 @@ from coe.errors import ConfigError, WeightsError
 
 Shapes = Mapping[str, InteractionShape]
 """Primary -> shape of its interactions."""
+_WHAT: Final = "the weights.safetensors of the composition"
 
 
 class MotInteractions(nn.Module):
@@ -95,19 +97,10 @@ class MotInteractions(nn.Module):
         shapes = shapes_of(settings)
         _check(members, shapes)
         found = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
-        _check_sizes(members, shapes, found)
+        check_fit(found, _matrices(members, shapes), what=_WHAT, among=True)  # before memory is taken for them
         made = cls(members, shapes)
         wanted = made.tensors()
-        problems = [f"{name} is missing" for name in wanted if name not in found]
-        problems += [f"{name} is unknown" for name in found if name not in wanted]
-        problems += [
-            f"{name} has the shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
-            for name, tensor in wanted.items()
-            if name in found and found[name].shape != tensor.shape
-        ]
-        problems += [f"{name} is not finite" for name, each in found.items() if not bool(each.isfinite().all())]
-        if problems:
-            raise WeightsError(f"the tensors of the composition do not fit its settings: {'; '.join(problems[:5])}")
+        check_fit(found, sizes_of(wanted), what=_WHAT)
         with torch.no_grad():
             for name, tensor in wanted.items():
                 tensor.copy_(found[name])
@@ -145,8 +138,8 @@ def _check(members: Sequence[str], shapes: Shapes) -> None:
         raise ConfigError("all primaries read notes of one shared width and number of depths")
 
 
-def _check_sizes(members: Sequence[str], shapes: Shapes, tensors: Mapping[str, Tensor]) -> None:
-    """Raises WeightsError unless the large tensors are there, before memory is taken for them."""
+def _matrices(members: Sequence[str], shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """The sizes of the matrices by name: nearly all of the memory."""
     wanted = {}
     for primary, shape in shapes.items():
         for name, sizes in shape.matrices().items():
@@ -154,10 +147,7 @@ def _check_sizes(members: Sequence[str], shapes: Shapes, tensors: Mapping[str, T
                 wanted[f"primaries.{members.index(primary)}.{name}"] = sizes
         for peer, width in shape.peers.items():
             wanted[f"peers.{members.index(peer)}.project"] = (width, shape.shared_width)
-    for name, sizes in wanted.items():
-        if name not in tensors or tuple(tensors[name].shape) != sizes:
-            has = f"has the shape {tuple(tensors[name].shape)}" if name in tensors else "is missing"
-            raise WeightsError(f"the tensors of the composition do not fit its settings: {name} {sizes} {has}")
+    return wanted
 
 
 def _is_shared(name: str) -> bool:

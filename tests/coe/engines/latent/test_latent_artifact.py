@@ -121,7 +121,10 @@ def test_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({name: value for name, value in state.items() if name != "null"}, "null is missing"),
         ({**state, "more": torch.zeros(1)}, "more is unknown"),
         ({**state, "null": torch.zeros(9)}, r"null has the shape \(9,\) instead of \(4,\)"),
-        ({**state, "null": torch.full((4,), torch.nan)}, "null has values that are not finite"),
+        (
+            {**state, "null": torch.full((4,), torch.nan)},
+            "weights.safetensors does not fit its settings: null is not finite",
+        ),
         ({**state, "null": torch.zeros(4, dtype=torch.int64)}, r"other types than F32, BF16: null \(I64\)"),
     ]
     for tensors, message in cases:
