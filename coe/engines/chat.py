@@ -20,6 +20,10 @@ from registry.headers import check_regular, read_json
 from routers.base import Message
 
 _MOST_TEMPLATE_BYTES: Final = 2**22
+_CHARACTERS_PER_TOKEN: Final = 8
+"""Of the start of a text that `check_length` tokenizes; texts have 3 to 5 as a rule."""
+_AT_THE_CUT: Final = 16
+"""Tokens by which that start may exceed the whole text: a word that is cut has others."""
 DEFAULT: Final = "default"
 """Name of the template for ordinary conversations, where a model has several."""
 TOOL_USE: Final = "tool_use"
@@ -202,6 +206,21 @@ def encode_text(tokenizer: Any, text: str, *, expert: str = "") -> list[int]:
     if not ids:
         raise Rejected(f"the prompt for {expert!r} is empty: it has no tokens; send at least one")
     return ids
+
+
+def check_length(tokenizer: Any, text: str, most: int, *, expert: str) -> None:
+    """Refuse a text with many more than `most` tokens by its start, since tokenizing all of it may take long.
+
+    A text that passes may still have more than `most` tokens.
+
+    Raises:
+        Rejected: its first 8 characters for each of `most` tokens have more than `most` tokens.
+    """
+    start = _CHARACTERS_PER_TOKEN * (most + _AT_THE_CUT)
+    if len(text) > start and len(_token_ids(tokenizer, text[:start])) > most + _AT_THE_CUT:
+        raise Rejected(
+            f"a text of {len(text):,} characters has more tokens than the {most:,} that {expert!r} reads: shorten it"
+        )
 
 
 def token_ids(tokenizer: Any, tokens: Sequence[str]) -> frozenset[int]:

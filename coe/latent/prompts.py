@@ -74,17 +74,21 @@ class PromptEncoder:
         expert: its name, for messages.
         style: of the adapter.
         renderer: renders the chat template; None reads prompts raw.
+        most_tokens: of a prompt; one with many more is refused before all of it is tokenized.
     """
 
-    def __init__(self, tokenizer: Any, expert: str, style: chat.ChatStyle, renderer: Renderer | None) -> None:
+    def __init__(
+        self, tokenizer: Any, expert: str, style: chat.ChatStyle, renderer: Renderer | None, most_tokens: int
+    ) -> None:
         self._tokenizer, self._expert, self._style, self._renderer = tokenizer, expert, style, renderer
+        self._most_tokens = most_tokens
         self._turns: _Turns | None = None
 
     def encode(self, prompts: Sequence[Prompt]) -> list[PromptTokens]:
         """The tokens of each prompt; with a renderer, of one user message with the generation prompt to the end.
 
         Raises:
-            Rejected: a text is empty, the expert has no chat template, or it rejects the text.
+            Rejected: a text is empty or much too long, the expert has no chat template, or it rejects the text.
             TemplateError: the template is broken.
         """
         if self._renderer is None:
@@ -129,6 +133,7 @@ class PromptEncoder:
 
     def _tokens(self, prompt: Prompt, text: str, user: UserText | None) -> PromptTokens:
         try:
+            chat.check_length(self._tokenizer, text, self._most_tokens, expert=self._expert)
             ids = chat.encode_text(self._tokenizer, text, expert=self._expert)
         except CoeError as error:
             raise _placed(error, prompt) from error

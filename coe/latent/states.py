@@ -106,9 +106,10 @@ class StateReader:
         self._slots = AdapterSlots(model.model, spec.base or spec.name, 1)
         style = chat.ChatStyle.read(adapter.path) if adapter else chat.ChatStyle()
         self._renderer = None if raw else Renderer()
-        self._encoder = PromptEncoder(model.tokenizer, spec.name, style, self._renderer)
         self._ends = model.eos | chat.token_ids(model.tokenizer, style.eos)
         self.context_length = min(spec.context_length or model.context_length, model.context_length)
+        most = min(self.context_length, MOST_PROMPT_TOKENS)
+        self._encoder = PromptEncoder(model.tokenizer, spec.name, style, self._renderer, most)
 
     @classmethod
     def open(

@@ -40,6 +40,8 @@ MOST_FITS: Final = 20_000
 """Regressions: wordings x layers x places x folds x repeats."""
 MOST_ANSWER_TOKENS: Final = 32
 """Tokens of the longest right answer that the expert's own one is compared with."""
+_MOST_ANSWER: Final = 64 * MOST_ANSWER_TOKENS
+"""Characters of an answer that may have so few tokens."""
 _ALPHA: Final = 0.05
 _MOST_OF_IT: Final = 0.8
 
@@ -323,6 +325,8 @@ def is_right(answer: str, expected: str) -> bool:
 
 def _answer_tokens(reader: StateReader, rows: Sequence[LabelledRow]) -> int:
     """Tokens of the longest right answer after a space, and one more; 0 if there are too many."""
+    if any(len(row.answer) > _MOST_ANSWER for row in rows):
+        return 0
     answers = sorted({f" {row.answer}" for row in rows})
     longest = max(map(len, reader.tokenizer(answers, add_special_tokens=False)["input_ids"]))
     return longest + 1 if longest < MOST_ANSWER_TOKENS else 0

@@ -10,7 +10,7 @@ from typing import Any, Final
 from coe.engines import chat
 from coe.engines.latent.spans import Turns, UserText, no_spans
 from coe.engines.render import Renderer
-from coe.errors import TaskError, WeightsError
+from coe.errors import Rejected, TaskError, WeightsError
 from coe.experts import locate
 from coe.latent.training.answer_rows import AnswerRow
 from coe.latent.training.batches import EncodedRow
@@ -86,9 +86,14 @@ class RowEncoder:
         return Turns.read(template, request, self.tokenizer.special_tokens_map, self._renderer, expert=self.spec.name)
 
     def _encoded(self, row: AnswerRow, request: GenerateRequest, text: str) -> EncodedRow:
+        most = self.spec.context_length
+        try:
+            for each in (text, row.answer) if most is not None else ():
+                chat.check_length(self.tokenizer, each, most, expert=self.spec.name)
+        except Rejected as error:
+            raise TaskError(f"{row.place}: {error}") from None
         prompt = chat.encode_text(self.tokenizer, text, expert=self.spec.name)
         answer = [*self.tokenizer(row.answer, add_special_tokens=False, verbose=False)["input_ids"], self._end]
-        most = self.spec.context_length
         if most is not None and len(prompt) + len(answer) > most:
             raise TaskError(
                 f"{row.place}: {len(prompt)} tokens of the prompt and {len(answer)} of the answer exceed the context "

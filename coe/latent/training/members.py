@@ -122,11 +122,13 @@ class Member:
 
         Raises:
             ContextLengthExceeded: they do not fit its context.
-            Rejected: its chat template rejects the message, or the answer has no token.
+            Rejected: its chat template rejects the message, the answer has no token, or a text is much too long.
             Unsupported: its tokenizer does not state which characters its tokens stand for.
         """
         tokenizer, request = self._weights.loaded.tokenizer, GenerateRequest(messages=(Message("user", prompt),))
         text = chat.render(tokenizer, request, self._renderer, self._style, expert=self.name).result()
+        for each in (text, answer):
+            chat.check_length(tokenizer, each, self.context_length, expert=self.name)
         ids = chat.encode_text(tokenizer, text, expert=self.name)
         answer_ids: list[int] = tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"]
         if not answer_ids:

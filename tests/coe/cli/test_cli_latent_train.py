@@ -222,6 +222,8 @@ def raise_from(result: Result) -> None:
         ({"train": "few.jsonl"}, TaskError, "few.jsonl has 1 rows; a training needs 8"),
         ({"train": "empty.jsonl"}, TaskError, "empty.jsonl:1: answer: is empty"),
         ({"valid": "train.jsonl"}, TaskError, "the prompt is also that of"),
+        ({"train": "huge.jsonl"}, TaskError, r"huge.jsonl:1: a text of .* more tokens than the 512 that 'base' reads"),
+        ({"train": "huge_answer.jsonl"}, TaskError, r"huge_answer.jsonl:1: a text of 900,000 characters has more"),
         ({"train": "long.jsonl"}, TaskError, "long.jsonl:1: .* exceed the context of 'base', 512 tokens"),
         (
             {"settings": {"interactions": 9}},
@@ -258,6 +260,9 @@ def test_what_cannot_be_trained_is_refused(
     (folder / "empty.jsonl").write_text('{"id": 1, "prompt": "x", "answer": " "}\n')
     long = [{"id": i, "prompt": f"{i} " + "z" * 600, "answer": "y"} for i in range(8)]
     (folder / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    for name, huge in (("huge", {"prompt": "z " * 450_000}), ("huge_answer", {"answer": "z " * 450_000})):
+        rows = [{"id": i, "prompt": str(i), "answer": "y", **(huge if i == 0 else {})} for i in range(8)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     experts = yaml.safe_load((folder / "experts.yaml").read_text())["experts"]
     experts += [
         {"name": "composed", "kind": "composed", "architecture": "logits", "members": ["base", "one"]},

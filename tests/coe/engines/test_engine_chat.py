@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from coe.engines.chat import ChatStyle, encode, encode_messages, token_ids
+from coe.engines.chat import ChatStyle, check_length, encode, encode_messages, token_ids
 from coe.engines.render import Renderer
 from coe.errors import InvalidRequest, Rejected, TemplateError, WeightsError
 from coe.types import GenerateRequest
@@ -210,3 +210,24 @@ def test_a_template_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
     file.write_bytes(b"a" * (2**22 + 1))
     with pytest.raises(WeightsError, match=r"has 4,194,305 bytes; the most is 4,194,304"):
         ChatStyle.read(tmp_path)
+
+
+def test_a_text_that_is_much_too_long_is_refused_by_its_start(tokenizer: Any) -> None:
+    read: list[int] = []
+
+    def counting(text: str, **options: Any) -> Any:
+        read.append(len(text))
+        return tokenizer(text, **options)
+
+    check_length(counting, "the end " * 100, 100, expert="sql")  # 800 characters may be 100 tokens
+    check_length(counting, " " * 100 + "the end" * 10, 100, expert="sql")
+    assert read == []
+    with pytest.raises(Rejected, match="a text of 1,000,000 characters has more tokens than the 100 that 'sql' reads"):
+        check_length(counting, "x?" * 500_000, 100, expert="sql")
+    assert read == [928]
+
+
+def test_a_long_text_of_few_tokens_is_not_refused() -> None:
+    check_length(lambda text, **_: {"input_ids": [0] * (len(text) // 16)}, " " * 1600, 100, expert="sql")
+    with pytest.raises(Rejected):
+        check_length(lambda text, **_: {"input_ids": [0] * (len(text) // 4)}, " " * 1600, 100, expert="sql")

@@ -244,6 +244,10 @@ def test_what_cannot_be_read_is_named(snapshot: Snapshot, monkeypatch: pytest.Mo
             reader.tokens([Prompt("is")], answer_tokens=8)
         with pytest.raises(Rejected, match=r"rows:1: .*empty"):
             reader.tokens([Prompt("", name="rows:1")])
+        with monkeypatch.context() as patch:
+            patch.setattr("coe.latent.prompts.chat.encode_text", lambda *_, **__: pytest.fail("tokenized"))
+            with pytest.raises(Rejected, match=r"rows:3: a text of 900,000 characters has more tokens than the 8 that"):
+                reader.tokens([Prompt("is " * 300_000, name="rows:3")])
         prompts = reader.tokens([Prompt("is", name="rows:2")])
         for layer in (-1, N_LAYERS + 1):
             with pytest.raises(Rejected, match=f"layers 1 to {N_LAYERS}; there is no layer {layer}"):
