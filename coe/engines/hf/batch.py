@@ -63,7 +63,7 @@ class BatchRow:
         state: sees the hidden states of the row.
         capture: keeps the notes that the row leaves. notes: what it reads of its peers' hidden states. columns: where
             it reads its peers' key-value entries.
-        remarks: for the reader of the answer (`Chunk.notes`).
+        remarks: for the reader of the answer (`Chunk.notes`). peers: whose notes it reads.
         arrived: when the row was put into the queue.
         echo: text before the answer. texts: of single tokens, for a row with log-probabilities.
     """
@@ -84,6 +84,7 @@ class BatchRow:
     notes: RowNotes | None = None
     columns: Columns | None = None
     remarks: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
     arrived: float = 0.0
     echo: str = ""
     texts: TokenTexts | None = None

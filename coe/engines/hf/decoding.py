@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from coe.engines.hf.batch import BatchRow, deliver
 from coe.engines.hf.layer_hooks import LayerHooks
@@ -25,10 +25,6 @@ from coe.errors import EngineError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_NOT_FINITE: Final = (
-    "the scores of the next token are not finite: weights of {!r} are damaged, or too large for the dtype of the engine"
-)
 
 
 class Decoding:
@@ -215,7 +211,7 @@ class Decoding:
             if is_finite:
                 row.advance(token, score)
             else:
-                row.fail(EngineError(_NOT_FINITE.format(row.adapter.spec.name if row.adapter else "the model")))
+                row.fail(_not_finite(row))
         deliver(self._rows)
 
     def _drop_finished(self) -> None:
@@ -275,6 +271,17 @@ def choose(rows: Sequence[BatchRow], input_ids: Tensor, scores: Tensor) -> tuple
             row.matcher.mask(scores[i], row.eos)
     tokens = RowSampler([row.sampling for row in rows])(input_ids, scores).argmax(dim=-1)
     return tokens, score_rows(raw, tokens, n_top)
+
+
+def _not_finite(row: BatchRow) -> EngineError:
+    """The error of a row whose scores are not finite, which names what it has read."""
+    name = row.adapter.spec.name if row.adapter else "the model"
+    notes = f" with the notes of {', '.join(row.peers)}" if row.peers else ""
+    damaged = "these notes, the composition that reads them, or weights" if row.peers else "weights"
+    return EngineError(
+        f"the scores of the next token are not finite{notes}: {damaged} of {name!r} are damaged, or too large for the "
+        "dtype of the engine"
+    )
 
 
 def _length(row: BatchRow) -> int:

@@ -179,6 +179,7 @@ class RowPreparation:
             notes=reads.notes,
             columns=reads.columns,
             remarks=reads.remarks,
+            peers=reads.peers,
         )
 
     def _echo(self, request: GenerateRequest, prompt: str) -> str:

@@ -73,7 +73,8 @@ def lay_out(
         like: a tensor of the dtype and on the device of the cache.
 
     Raises:
-        Rejected: entries of another shape than those of the model, which peers of another base leave.
+        Rejected: entries of another shape than those of the model, which peers of another base leave; or entries that
+            exceed the range of the cache's dtype.
         Unsupported: the keys of this model cannot be moved.
     """
     ids, entries = list(prompt), []
@@ -81,7 +82,7 @@ def lay_out(
         check_fits(decoder, notes)
         if not len(notes):
             continue
-        keys, values = (_tensor(array, like) for array in (notes.keys, notes.values))
+        keys, values = (_tensor(array, like, notes.peer) for array in (notes.keys, notes.values))
         entries.append(Entries(len(ids), moved(decoder, keys, len(ids) - notes.first), values))
         ids += notes.tokens.tolist()
     if not entries:
@@ -178,7 +179,10 @@ def _last(tensor: Tensor, row: int, n: int) -> Tensor:
     return own
 
 
-def _tensor(array: Any, like: Tensor) -> Tensor:
+def _tensor(array: Any, like: Tensor, peer: str) -> Tensor:
     import torch
 
-    return torch.tensor(array, dtype=like.dtype, device=like.device)
+    made = torch.tensor(array, dtype=like.dtype, device=like.device)
+    if not bool(made.isfinite().all()):
+        raise Rejected(f"the key-value entries of {peer!r} exceed the range of {like.dtype}, the dtype of the engine")
+    return made

@@ -16,6 +16,7 @@ safetensors, whose metadata holds the rest as JSON:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
@@ -30,6 +31,9 @@ Array = NDArray[Any]
 
 MOST_BYTES: Final = 256 * 2**20
 """Most bytes of packed notes."""
+MOST_VALUE: Final = 1e8
+"""Largest magnitude of a state or entry. Residual streams reach some 1e5; squares of larger values overflow where the
+primary normalises what it has read."""
 MOST_LAYERS: Final = 1024
 _MOST_HEADER_BYTES: Final = 2**16
 _MOST_NAME: Final = 512
@@ -213,8 +217,7 @@ def _check_states(notes: Notes) -> None:
         raise _Wrong(f"states {states.shape} do not hold {max(1, len(notes.layers))} layers")
     if spans.shape != (n_places, 2):
         raise _Wrong(f"spans {spans.shape} are not those of {n_places} places")
-    if not np.isfinite(states).all():
-        raise _Wrong("a state is not finite")
+    _check_values("a state", states)
     start, end = spans[:, 0], spans[:, 1]
     if not (((start == -1) & (end == -1)) | ((start >= 0) & (start < end))).all():
         raise _Wrong("a span is not a range of characters")
@@ -227,5 +230,13 @@ def _check_entries(notes: Notes) -> None:
         raise _Wrong(f"keys {keys.shape} and values {values.shape} do not correspond")
     if notes.tokens.shape != (keys.shape[2],):
         raise _Wrong(f"{len(notes.tokens)} tokens are not those of {keys.shape[2]} entries")
-    if not (np.isfinite(keys).all() and np.isfinite(values).all()):
-        raise _Wrong("an entry is not finite")
+    for array in (keys, values):
+        _check_values("an entry", array)
+
+
+def _check_values(what: str, array: Array) -> None:
+    least, most = float(array.min(initial=0.0)), float(array.max(initial=0.0))  # NaN if any value is
+    if not (math.isfinite(least) and math.isfinite(most)):
+        raise _Wrong(f"{what} is not finite")
+    if (largest := max(-least, most)) > MOST_VALUE:
+        raise _Wrong(f"{what} has the magnitude {largest:.1e}; the most that is read is {MOST_VALUE:.0e}")

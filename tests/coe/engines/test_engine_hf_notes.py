@@ -32,7 +32,7 @@ from coe.engines.base import Adapter
 from coe.engines.hf.expert import HFExpert
 from coe.engines.latent.memory import Memories, PeerStates
 from coe.engines.latent.notes import Notes
-from coe.errors import ConfigError, ContextLengthExceeded, Rejected, Unsupported, WeightsError
+from coe.errors import ConfigError, ContextLengthExceeded, EngineError, Rejected, Unsupported, WeightsError
 from coe.types import GenerateRequest, PeerNotes
 
 PEERS = ("sql", "law", "med")
@@ -367,6 +367,25 @@ async def test_notes_that_do_not_fit_are_refused(
     with pytest.raises(Rejected, match=reason):
         await said(Composition(trained, reading.folder).on(model).generate(with_notes(asked(LONG), notes)))
     assert (await say(model, asked(LONG))).reason == "length"  # the model answers others
+
+
+async def test_huge_notes_are_refused_with_the_name_of_their_peer(model: HFExpert, reading: Composition) -> None:
+    """float32 overflows where such states are normalised."""
+    huge = some("sql", states=np.full((1, 5, 32), 3e38, np.float32))
+    with pytest.raises(Rejected, match=r"the notes of 'sql' cannot be read: a state has the magnitude 3.0e\+38"):
+        await said(reading.on(model).generate(with_notes(asked(LONG), some("law"), huge)))
+    large = some("sql", states=np.full((1, 5, 32), -9e7, np.float32))
+    assert (await said(reading.on(model).generate(with_notes(asked(LONG), large)))).reason == "length"
+
+
+async def test_scores_that_are_not_finite_name_the_notes_that_were_read(model: HFExpert, tmp_path: Path) -> None:
+    module = interactions(PEERS)
+    with torch.no_grad():
+        module.peer("sql").project.mul_(1e38)
+    own = composition(tmp_path / "artifact", PEERS, module)
+    with pytest.raises(EngineError, match=r"are not finite with the notes of sql: these notes, the composition that"):
+        await said(own.on(model).generate(with_notes(asked(LONG), some("sql"))))
+    assert (await said(own.on(model).generate(with_notes(asked(LONG), some("law"))))).reason == "length"
 
 
 async def test_what_cannot_be_composed_is_refused(model: HFExpert, reading: Composition, tmp_path: Path) -> None:

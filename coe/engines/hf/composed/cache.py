@@ -41,7 +41,8 @@ class EntriesReading:
         like = torch.empty(0, dtype=prompt.model.dtype, device=prompt.model.device)
         with torch.inference_mode():
             columns = lay_out(decoder, prompt.ids, fitting, suffix, like=like)
-        return RowReads(columns=columns, remarks=(*self.remarks, *remarks))
+        peers = tuple(dict.fromkeys(each.peer for each in fitting))
+        return RowReads(columns=columns, remarks=(*self.remarks, *remarks), peers=peers)
 
     def _fitting(self, prompt: RowPrompt, n_suffix: int) -> tuple[list[Notes], list[str]]:
         """The notes that fit the context with prompt, suffix and answer, in order, and remarks on the others."""

@@ -38,6 +38,7 @@ class StatesReading:
     interactions: Interactions
     memory: Memory
     remarks: tuple[str, ...]
+    peers: tuple[str, ...]
     styled_by: Adapter | None
 
     def prepare(self, prompt: RowPrompt) -> RowReads:
@@ -45,7 +46,7 @@ class StatesReading:
         if not len(self.memory):
             return RowReads(remarks=self.remarks)
         spans = prompt.spans() if self.interactions.shape.spans else None
-        return RowReads(RowNotes(self.interactions, self.memory, spans), remarks=self.remarks)
+        return RowReads(RowNotes(self.interactions, self.memory, spans), remarks=self.remarks, peers=self.peers)
 
 
 class NotesExpert(StagedExpert):
@@ -66,7 +67,7 @@ class NotesExpert(StagedExpert):
                 raise Rejected(f"{about} have (layers, width) {found}; expected {wanted}")
         with torch.inference_mode():
             memory = loaded.interactions.memory(states)
-        reading = StatesReading(loaded.interactions, memory, received.remarks, self.primary.adapter)
+        reading = StatesReading(loaded.interactions, memory, received.remarks, tuple(states), self.primary.adapter)
         return loaded.adapter or self.primary.adapter, reading
 
     def _load(self, artifact: Artifact) -> _Loaded:

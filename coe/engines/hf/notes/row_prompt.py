@@ -105,12 +105,13 @@ class RowPrompt:
 class RowReads:
     """What a row reads of its peers: their hidden states, or their key-value entries.
 
-    remarks: for the reader of the answer.
+    remarks: for the reader of the answer. peers: whose notes these are.
     """
 
     notes: RowNotes | None = None
     columns: Columns | None = None
     remarks: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
 
 
 class PeerReading(Protocol):

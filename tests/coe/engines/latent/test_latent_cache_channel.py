@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,16 @@ def test_what_does_not_fit_is_refused_with_what_was_expected() -> None:
     states = Notes("other", states=np.zeros((1, 2, 32), np.float16), spans=np.full((2, 2), -1, np.int32))
     with pytest.raises(Rejected, match=r"'other' hold hidden states; expected key-value entries"):
         lay_out(decoder, PROMPT, [states], SUFFIX, like=LIKE)
+
+
+def test_entries_beyond_the_range_of_the_cache_are_refused() -> None:
+    model = tiny_model("LlamaForCausalLM")
+    notes, _ = answered(model, PROMPT, [1, 2], peer="sql")
+    assert notes.values is not None
+    large = replace(notes, values=np.full_like(notes.values, 7e4))
+    assert lay_out(Decoder.of(model), PROMPT, [large], SUFFIX, like=LIKE.bfloat16()).n_suffix == len(SUFFIX)
+    with pytest.raises(Rejected, match=r"the key-value entries of 'sql' exceed the range of torch.float16"):
+        lay_out(Decoder.of(model), PROMPT, [large], SUFFIX, like=LIKE.half())
 
 
 def test_a_gradient_reaches_what_reads_the_entries_and_not_what_they_replace() -> None:

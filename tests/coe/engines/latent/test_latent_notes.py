@@ -120,6 +120,11 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "no width": (_changed(states(), states=np.zeros((2, 5, 0), HALF)), "do not hold 2 layers"),
     "not a number": (_changed(states(), states=np.full((2, 5, 8), np.nan, HALF)), "a state is not finite"),
     "infinite": (_changed(entries(), keys=np.full((3, 2, 4, 8), np.inf, HALF)), "an entry is not finite"),
+    "a large state": (
+        _changed(states(), states=np.full((2, 5, 8), -3e38, np.float32)),
+        "a state has the magnitude 3.0e",
+    ),
+    "a large entry": (_changed(entries(), values=np.full((3, 2, 4, 8), 1e9, np.float32)), "most that is read is 1e+08"),
     "a span that ends early": (_changed(states(), spans=np.full((5, 2), 3, np.int32)), "a span is not a range"),
     "half a span": (_changed(states(), spans=np.array([[-1, 3]] * 5, np.int32)), "a span is not a range"),
     "keys of other layers": (_changed(entries(), keys=np.zeros((2, 2, 4, 8), HALF)), "do not correspond"),
