@@ -28,7 +28,7 @@ from coe.types import Answer, GenerateRequest
 from examples.zoo.card import write_card
 from examples.zoo.families import TWO_SKILLS, Row, Split, TwoSkills
 from examples.zoo.plan import ADAPTERS, AGGREGATOR, BATCH, DIRECT, TRAIN_SEED, Adapter
-from examples.zoo.remembered import Remembered
+from examples.zoo.remembered import Remembered, dtype_of
 from examples.zoo.train import ZOO, Bar, checkpoints_of, fit, folder_of, save
 from examples.zoo.training import Recipe, forget
 from registry.storage import atomic_directory, coe_home
@@ -98,9 +98,11 @@ async def training_rows(steps: int, seed: int) -> list[Row]:
     """The aggregator's rows; experts are called only for answers that are not cached yet."""
     plan = shown(questions(Split.TRAIN, steps * BATCH, seed=seed), seed=seed)
     experts = open_snapshot(load_config(ZOO / "config.yaml"))  # not the aggregator, which is yet to come
-    async with open_host(load_config(CONFIG), experts) as host:
+    config = load_config(CONFIG)
+    async with open_host(config, experts) as host:
         with Bar("the experts' answers", sum(len(names) for _, _, names in plan)) as bar:
-            return await aggregator_rows(plan, Remembered(host.ask, host.snapshot, memory(), bar.at), host.snapshot)
+            ask = Remembered(host.ask, host.snapshot, dtype_of(config), memory(), bar.at)
+            return await aggregator_rows(plan, ask, host.snapshot)
 
 
 def memory() -> Path:

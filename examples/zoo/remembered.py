@@ -8,9 +8,18 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from coe.config import Config
 from coe.orchestrator import AskExpert
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.store import Snapshot
+
+
+def dtype_of(config: Config) -> str:
+    """The type of the weights in the hf engine of a service, such as `torch.float32`; `auto` is resolved here."""
+    from coe.engines.hf.load import choose_device, choose_dtype
+
+    settings = config.engines.hf
+    return str(choose_dtype(settings.dtype, choose_device(settings.device)))
 
 
 class Remembered:
@@ -21,14 +30,15 @@ class Remembered:
 
     Args:
         snapshot: answers belong to an expert's content: an expert with another digest is called again.
+        dtype: of the weights in the engine (`dtype_of`): rounding decides close tokens, so answers belong to it, too.
         file: JSON lines, created if missing.
         report: called after every answer with the number generated so far.
     """
 
     def __init__(
-        self, ask: AskExpert, snapshot: Snapshot, file: Path, report: Callable[[int], None] = lambda _: None
+        self, ask: AskExpert, snapshot: Snapshot, dtype: str, file: Path, report: Callable[[int], None] = lambda _: None
     ) -> None:
-        self._ask, self._snapshot, self._file, self._report = ask, snapshot, file, report
+        self._ask, self._snapshot, self._dtype, self._file, self._report = ask, snapshot, dtype, file, report
         self._known: dict[str, Chunk] = {}
         self.generated = 0
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -63,4 +73,4 @@ class Remembered:
         asked = asdict(request) | {"stream": None, "deadline_s": None, "id": None}
         spec = self._snapshot.experts[expert]
         base = None if spec.base is None else self._snapshot.experts[spec.base].digest
-        return hashlib.sha256(json.dumps([spec.digest, base, asked]).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([spec.digest, base, self._dtype, asked]).encode()).hexdigest()[:32]

@@ -31,7 +31,7 @@ from examples.zoo.aggregator import CONFIG, call_all, memory, request
 from examples.zoo.families import TWO_SKILLS, Row, Split, TwoSkills
 from examples.zoo.outcomes import SHIPPED
 from examples.zoo.plan import AGGREGATOR, DIRECT, SCORE_SEED
-from examples.zoo.remembered import Remembered
+from examples.zoo.remembered import Remembered, dtype_of
 from examples.zoo.scoring import grades
 from examples.zoo.two_skills_report import Answered, Method, contrasts, summary, table
 from routers.base import Query, RoutingDecision
@@ -160,12 +160,13 @@ async def measure(
 ) -> dict[str, Method]:
     """Run the named methods on rows of each family; the first `timed` rows again, one at a time, to measure seconds."""
     methods = {name: Method(name) for name in (BETTER_OF_TWO, *names, RULE)}
-    async with open_host(load_config(CONFIG)) as host:
+    config = load_config(CONFIG)
+    async with open_host(config) as host:
 
         def over(ask: AskExpert) -> Orchestrator:
             return Orchestrator(host.snapshot, ways, ask=ask, default_policy=ROUTED)
 
-        remembering = over(Remembered(host.ask, host.snapshot, memory()))
+        remembering = over(Remembered(host.ask, host.snapshot, dtype_of(config), memory()))
         for family, asked in rows.items():
             for name, answered in (await references(TWO_SKILLS[family], asked, remembering)).items():
                 methods[name].by_family[family] = answered

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 
 from coe.compose.synthesis import synthesis
+from coe.config import Config
 from coe.errors import EngineError
 from coe.orchestrator import Orchestrator
 from coe.types import Chunk, GenerateRequest, NotesWanted, Usage
 from examples.zoo.aggregator import aggregator_rows, questions, request
 from examples.zoo.families import PARTS, Row, Split
-from examples.zoo.remembered import Remembered
+from examples.zoo.remembered import Remembered, dtype_of
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 
+F32 = "torch.float32"
 EXPERTS = ("fields", "dates", "units", "sentiment", "intent", "sql")
 
 
@@ -68,25 +70,35 @@ async def test_an_answer_is_remembered_over_runs_and_by_the_expert_s_content(tmp
     file, experts = tmp_path / "deep" / "answers.jsonl", Experts()
     (row, pair), counted = ROWS[0], list[int]()
     asked = request(row, pair)
-    first = Remembered(experts, snapshot(), file, counted.append)
+    first = Remembered(experts, snapshot(), F32, file, counted.append)
     whole = [Chunk(f"<think>hm</think> {row.extras[PARTS][0]}", "stop", Usage(len(row.prompt), 7))]
     assert await said(first, "fields", asked) == await said(first, "fields", asked) == whole
     with file.open("a") as out:
         out.write('{"key": "cut off in the mid')
-    assert await said(Remembered(experts, snapshot(), file), "fields", asked) == whole
+    assert await said(Remembered(experts, snapshot(), F32, file), "fields", asked) == whole
     assert (len(experts.asked), counted) == (1, [1])
 
-    await said(Remembered(experts, snapshot(digest="sha256:2"), file), "fields", asked)
-    await said(Remembered(experts, snapshot(), file), "dates", asked)
-    await said(Remembered(experts, snapshot(), file), "fields", request(*ROWS[3]))
+    await said(Remembered(experts, snapshot(digest="sha256:2"), F32, file), "fields", asked)
+    await said(Remembered(experts, snapshot(), F32, file), "dates", asked)
+    await said(Remembered(experts, snapshot(), F32, file), "fields", request(*ROWS[3]))
     assert len(experts.asked) == 4
-    assert await said(Remembered(experts, snapshot(), file), "fields", asked) == whole
-    assert len(experts.asked) == 4
+    await said(Remembered(experts, snapshot(), "torch.bfloat16", file), "fields", asked)
+    assert len(experts.asked) == 5
+    assert await said(Remembered(experts, snapshot(), F32, file), "fields", asked) == whole
+    assert len(experts.asked) == 5
+
+
+def test_the_type_of_an_engine_is_that_of_this_machine() -> None:
+    assert dtype_of(Config.model_validate({"engines": {"hf": {"device": "cpu", "dtype": "float32"}}})) == F32
+    assert dtype_of(Config.model_validate({"engines": {"hf": {"device": "cpu", "dtype": "auto"}}})) in (
+        F32,
+        "torch.bfloat16",
+    )
 
 
 async def test_failures_are_not_remembered(tmp_path: Path) -> None:
     experts, asked = Experts(fail="fields"), request(*ROWS[0])
-    ask = Remembered(experts, snapshot(), tmp_path / "answers.jsonl")
+    ask = Remembered(experts, snapshot(), F32, tmp_path / "answers.jsonl")
     with pytest.raises(EngineError):
         await said(ask, "fields", asked)
     experts.fail = None
@@ -97,7 +109,7 @@ async def test_failures_are_not_remembered(tmp_path: Path) -> None:
 
 async def test_calls_for_notes_are_made_every_time(tmp_path: Path) -> None:
     experts, asked = Experts(), request(*ROWS[0])
-    ask = Remembered(experts, snapshot(), tmp_path / "answers.jsonl")
+    ask = Remembered(experts, snapshot(), F32, tmp_path / "answers.jsonl")
     wanted = replace(asked, wants="latent", notes_wanted=NotesWanted())
     for each in (wanted, wanted, replace(asked, notes=()), replace(asked, notes=())):
         await said(ask, "fields", each)

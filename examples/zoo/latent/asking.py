@@ -50,9 +50,13 @@ def request(row: Row, family: Family) -> GenerateRequest:
     return GenerateRequest(messages=(Message("user", row.prompt),), max_tokens=family.max_tokens)
 
 
-def remembering(host: Host, file: Path) -> AskExpert:
-    """Calls experts; the zoo's experts answer a request once for all methods, a run's own experts every time."""
-    remembered = Remembered(host.ask, host.snapshot, file)
+def remembering(host: Host, dtype: str, file: Path) -> AskExpert:
+    """Calls experts; the zoo's experts answer a request once for all methods, a run's own experts every time.
+
+    Args:
+        dtype: see `Remembered`.
+    """
+    remembered = Remembered(host.ask, host.snapshot, dtype, file)
 
     def ask(expert: str, asked: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         return host.ask(expert, asked) if expert in (TRAINED, COMPOSED) else remembered(expert, asked)

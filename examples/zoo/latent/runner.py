@@ -25,6 +25,7 @@ from examples.zoo.latent.results import Result, Training, read_result, write_res
 from examples.zoo.latent.service import adapter, composed, service
 from examples.zoo.latent.text_rivals import Fitted, Rows, rows_of, with_answers
 from examples.zoo.latent.ways import Way, way_of
+from examples.zoo.remembered import dtype_of
 from examples.zoo.two_skills import policies
 from registry.storage import atomic_path
 
@@ -58,20 +59,22 @@ async def opened(run: Run, folder: Path) -> AsyncIterator[tuple[Way, Orchestrato
     if result is None:
         raise ValueError(f"{run.id} is not finished: python -m examples.zoo.latent list")
     fitted = None if run.method.trains is Trains.NOTHING else _kept(target)
-    async with open_host(_service(run, target, fitted)) as host:
-        yield way_of(run.method, run.bench, best=result.expert), _orchestrator(host, run.method, None)
+    config = _service(run, target, fitted)
+    async with open_host(config) as host:
+        yield way_of(run.method, run.bench, best=result.expert), _orchestrator(host, run.method, config)
 
 
 async def _measured(run: Run, folder: Path, fitted: Fitted | None, clock: Clock, report: Report) -> Result:
     target, memory = folder / run.id, folder / "answers.jsonl"
     answers = Answers(target / "answers.jsonl")
-    async with open_host(_service(run, target, fitted)) as host:
-        asking = _orchestrator(host, run.method, memory)
+    config = _service(run, target, fitted)
+    async with open_host(config) as host:
+        asking = _orchestrator(host, run.method, config, memory)
         best = await _best(run.bench, asking, folder, clock, report) if run.method.name == BEST else None
         way = way_of(run.method, run.bench, best=best)
         await answer_all(run.bench, run.bench.rows, way, asking, answers, clock, report)
         clock.check()
-        seconds = await seconds_alone(run.bench, way, _orchestrator(host, run.method, None))
+        seconds = await seconds_alone(run.bench, way, _orchestrator(host, run.method, config))
     return _result(run, answers, fitted, seconds, best)
 
 
@@ -97,8 +100,9 @@ def _kept(target: Path) -> Fitted:
 
 
 async def _shown(run: Run, rows: Rows, target: Path, memory: Path, clock: Clock, report: Report) -> Rows:
-    async with open_host(service(target, run.bench.members)) as host:
-        return await with_answers(run.bench, rows, _orchestrator(host, run.method, memory), clock, report)
+    config = service(target, run.bench.members)
+    async with open_host(config) as host:
+        return await with_answers(run.bench, rows, _orchestrator(host, run.method, config, memory), clock, report)
 
 
 def _service(run: Run, target: Path, fitted: Fitted | None) -> Config:
@@ -113,10 +117,10 @@ def _service(run: Run, target: Path, fitted: Fitted | None) -> Config:
     return service(target, run.bench.members)
 
 
-def _orchestrator(host: Host, method: Method, memory: Path | None) -> Orchestrator:
-    """An orchestrator over a host, whose experts remember their answers if `memory` is a file."""
+def _orchestrator(host: Host, method: Method, config: Config, memory: Path | None = None) -> Orchestrator:
+    """An orchestrator over a host of this configuration, whose experts remember their answers if `memory` is a file."""
     ways = policies(1) if method.name == ROUTED else {}
-    ask = host.ask if memory is None else remembering(host, memory)
+    ask = host.ask if memory is None else remembering(host, dtype_of(config), memory)
     return Orchestrator(host.snapshot, ways, ask=ask)
 
 
