@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coe.errors import TaskError
-from coe.latent.config import TrainConfig, read_train_file
+from coe.latent.config import TrainConfig, read_train_file, trainer_class
 from coe.latent.training.answer_rows import AnswerRow, check_apart, read_answer_rows, rows_digest
 from registry.documents import parse_document, validate
 from registry.errors import InvalidSpec
@@ -130,3 +130,23 @@ def test_settings_are_those_of_the_preset(tmp_path: Path) -> None:
     path.write_text(GOOD + "settings:\n  interaction: 2\n")
     with pytest.raises(InvalidSpec, match="train.yaml:8: settings.interaction: .*did you mean 'interactions'"):
         read_train_file(path)
+
+
+def test_the_documentation_lists_the_settings_of_each_preset_with_their_defaults() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "latent.md").read_text(encoding="utf-8")
+    header, _, *lines = text.partition("| setting | `notes` |")[2].partition("\n\n")[0].split("\n")
+    presets = ["notes", *(name.strip(" `") for name in header.strip(" |").split("|"))]
+    table = {cells[0].strip(" `"): [each.strip() for each in cells[1:]] for cells in map(_cells, lines)}
+    assert presets == ["notes", "notes-prompt", "cache", "mot"]
+    for column, preset in enumerate(presets):
+        model = trainer_class(preset).settings
+        stated = {name: cells[column] for name, cells in table.items() if cells[column]}
+        assert stated.keys() == model.model_fields.keys(), preset
+        for name, default in model().model_dump(mode="json").items():
+            if isinstance(default, str | int | bool) and not stated[name].startswith("the default"):
+                assert stated[name].strip("`").split(",")[0] == str(default).replace("True", "true"), (preset, name)
+            assert (default is None) == stated[name].startswith("none"), (preset, name)
+
+
+def _cells(line: str) -> list[str]:
+    return line.strip().strip("|").split("|")
