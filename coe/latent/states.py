@@ -13,11 +13,10 @@ in the engine; in float32 a prompt has the same states alone and in a batch, up 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +35,6 @@ from coe.latent.prompts import Prompt, PromptEncoder, PromptTokens
 from registry.errors import UnknownExpert
 from registry.spec import ExpertSpec
 from registry.store import Snapshot
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Place = Literal["last", "span", "mean"]
 """The last prompt token, where the expert is about to answer; the last token of the prompt's span; the mean of all."""
@@ -259,7 +255,7 @@ class StateReader:
         tokens = torch.tensor([[pad] * gap + row for gap, row in zip(gaps, ids, strict=True)], device=model.device)
         mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps], device=model.device)
         name = self._slots.acquire(self._adapter) if self._adapter else None
-        with torch.inference_mode(), _captured([self._decoder.at(layer) for layer in layers]) as captured:
+        with torch.inference_mode(), self._decoder.states(layers) as found:
             # One token is the least that `generate` makes; its head reads only the last position.
             written = self._slots.generate(
                 [name] * len(ids),
@@ -270,7 +266,7 @@ class StateReader:
                 eos_token_id=sorted(self._ends) or None,
                 pad_token_id=pad,
             )
-            hidden = [captured[place].float().cpu().numpy() for place in range(len(layers))]
+            hidden = [found[layer].float().cpu().numpy() for layer in layers]
         states = [np.stack([layer[row, gap:] for layer in hidden]) for row, gap in enumerate(gaps)]
         return states, [self._text(row) if n_answer else "" for row in written[:, width:].tolist()]
 
@@ -278,22 +274,3 @@ class StateReader:
         end = next((i for i, token in enumerate(ids) if token in self._ends), len(ids))
         text: str = self._loaded.tokenizer.decode(ids[:end], skip_special_tokens=True)
         return text
-
-
-@contextmanager
-def _captured(modules: Sequence[Any]) -> Iterator[dict[int, Tensor]]:
-    """Collects the output of each module, (n_rows, n_tokens, d), of its first call in the block."""
-    found: dict[int, Tensor] = {}
-
-    def keep(place: int, output: Any) -> None:
-        found.setdefault(place, output[0] if isinstance(output, tuple) else output)
-
-    hooks = [
-        module.register_forward_hook(lambda _, __, output, place=place: keep(place, output))
-        for place, module in enumerate(modules)
-    ]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -6,8 +6,10 @@ and sliding windows stay those of transformers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -111,6 +113,23 @@ class Decoder:
     def at(self, layer: int) -> Any:
         """The module whose output are the hidden states after this layer, counted from 1; 0 is the final norm."""
         return self.layers[layer - 1] if layer else self.norm
+
+    @contextmanager
+    def states(self, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+        """Within the block, collect the hidden states (n_rows, n_tokens, d) after layers, of the first forward.
+
+        Args:
+            layers: as for `at`.
+        """
+        found: dict[int, Tensor] = {}
+
+        def keep(layer: int, _module: Any, _inputs: Any, output: Any) -> None:
+            found.setdefault(layer, output[0] if isinstance(output, tuple) else output)
+
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.callback(self.at(layer).register_forward_hook(partial(keep, layer)).remove)
+            yield found
 
     def rotation(self, layer: int, distance: int, device: Any = None) -> tuple[Tensor, Tensor]:
         """Cosine and sine, (head_dim,) float32 each, that move keys of a layer on by `distance` positions.

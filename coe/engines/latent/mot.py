@@ -140,7 +140,7 @@ def _check(members: Sequence[str], shapes: Shapes) -> None:
 
 def _matrices(members: Sequence[str], shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """The sizes of the matrices by name: nearly all of the memory."""
-    wanted = {}
+    wanted: dict[str, tuple[int, ...]] = {}
     for primary, shape in shapes.items():
         for name, sizes in shape.matrices().items():
             if name.startswith("interactions."):

@@ -87,11 +87,8 @@ class RowEncoder:
 
     def _encoded(self, row: AnswerRow, request: GenerateRequest, text: str) -> EncodedRow:
         most = self.spec.context_length
-        try:
-            for each in (text, row.answer) if most is not None else ():
-                chat.check_length(self.tokenizer, each, most, expert=self.spec.name)
-        except Rejected as error:
-            raise TaskError(f"{row.place}: {error}") from None
+        if most is not None:
+            self._check_length(row, text, most)
         prompt = chat.encode_text(self.tokenizer, text, expert=self.spec.name)
         answer = [*self.tokenizer(row.answer, add_special_tokens=False, verbose=False)["input_ids"], self._end]
         if most is not None and len(prompt) + len(answer) > most:
@@ -102,6 +99,14 @@ class RowEncoder:
         found = UserText.find(text, request, self.turns)
         spans = no_spans(len(prompt)) if found is None else found.spans(self.tokenizer, text, len(prompt))
         return EncodedRow(prompt, answer, spans)
+
+    def _check_length(self, row: AnswerRow, prompt: str, most: int) -> None:
+        """Refuse texts that are much too long before all of them is tokenized."""
+        try:
+            for text in (prompt, row.answer):
+                chat.check_length(self.tokenizer, text, most, expert=self.spec.name)
+        except Rejected as error:
+            raise TaskError(f"{row.place}: {error}") from None
 
 
 def _end_token(tokenizer: Any, style: chat.ChatStyle, name: str) -> int:

@@ -173,9 +173,8 @@ class Member:
 
     def states(self, readings: Sequence[Reading], layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """Hidden states (J, n, d) of each reading after J layers, on the CPU, and `logits` without notes."""
-        found: dict[int, Tensor] = {}
-        with torch.no_grad():
-            logits = self.logits(readings, {layer: _keeper(found, layer) for layer in layers})
+        with torch.no_grad(), self.decoder.states(layers) as found:
+            logits = self.logits(readings)
             stacked = torch.stack([found[layer] for layer in layers], 1).cpu()
         return [row[:, : len(each.ids)].clone() for row, each in zip(stacked, readings, strict=True)], logits
 
@@ -247,13 +246,6 @@ class Members:
                 weights[base.name] = Weights(loaded, slots, Decoder.of(loaded.model, expert=base.name))
             adapter = Adapter(spec, find(spec)) if spec.kind is Kind.ADAPTER else None
             yield Member(spec, weights[base.name], adapter, self._renderer)
-
-
-def _keeper(found: dict[int, Tensor], layer: int) -> Hook:
-    def keep(output: Tensor) -> None:
-        found[layer] = output.detach()
-
-    return keep
 
 
 @contextmanager

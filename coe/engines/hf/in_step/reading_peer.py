@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -155,15 +154,7 @@ class ReadingPeer:
 
         if self._cache is None:
             self._cache = DynamicCache()  # without windows, which could not be cropped; masks keep to them
-        found: dict[int, Tensor] = {}
-        with ExitStack() as stack:
-            for layer in self._layers:
-                keep = partial(_keep, found, layer)
-                stack.callback(self._decoder.at(layer).register_forward_hook(keep).remove)
-            body = getattr(model, model.base_model_prefix)  # no scores are needed
+        body = getattr(model, model.base_model_prefix)  # no scores are needed
+        with self._decoder.states(self._layers) as found:
             body(input_ids=ids, past_key_values=self._cache, use_cache=True)
         return torch.stack([found[layer][0] for layer in self._layers])
-
-
-def _keep(found: dict[int, Tensor], layer: int, _module: Any, _inputs: Any, output: Tensor) -> None:
-    found[layer] = output
