@@ -268,6 +268,11 @@ class StateReader:
             )
             hidden = [found[layer].float().cpu().numpy() for layer in layers]
         states = [np.stack([layer[row, gap:] for layer in hidden]) for row, gap in enumerate(gaps)]
+        if not all(np.isfinite(each).all() for each in states):
+            raise EngineError(
+                f"the hidden states of {self.spec.name!r} are not finite: its weights are damaged, or too large for "
+                "the dtype of the engine"
+            )
         return states, [self._text(row) if n_answer else "" for row in written[:, width:].tolist()]
 
     def _text(self, ids: list[int]) -> str:

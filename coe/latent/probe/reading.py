@@ -81,14 +81,14 @@ def _about_answers(report: ProbeReport, wording: WordingReport) -> str:
         return ""
     if wording.verdict not in ("readable", "partly readable"):
         return ""
-    labels, plain = ", ".join(report.labels), "without --raw" if report.raw else "with --raw"
-    choice = f": {labels}" if len(labels) <= _MOST_SHOWN else ""
+    labels, other = " ".join(visible(", ".join(report.labels)).split()), "without --raw" if report.raw else "with --raw"
+    choice = f"Answer with one of: {labels}." if len(labels) <= _MOST_SHOWN else "Answer with the label alone."
     return (
         f" Its own answers begin with the label in {percent(answer.accuracy)}, such as {_quoted(mistake.answer)} where "
-        f"{_quoted(mistake.expected)} is right ({mistake.place}): the expert distinguishes the labels, and writes "
-        "something else. So its text passes nothing on in this wording. If these answers hold the label in another "
-        "form, compare with a wording (--template) that states the form (one of the labels, and nothing else"
-        f"{choice}), or {plain}; else only a composition that reads states can use what it knows."
+        f"{_quoted(mistake.expected)} is right ({mistake.place}): its states hold the label, and its text does not "
+        "begin with it. Look whether the answers state it in another form, and try a wording that asks for the label "
+        f"alone (--template '... {choice}'), or {other}. If no wording helps, compositions that exchange text cannot "
+        "use what this expert knows, and those that read its states can."
     )
 
 

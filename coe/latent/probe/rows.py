@@ -148,7 +148,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         check_regular(path)
     except SourceError as error:
-        raise TaskError(f"{path}: {error}") from error
+        raise TaskError(str(error)) from error
     with path.open("rb") as file:
         number = n_bytes = 0
         while line := file.readline(MOST_LINE_BYTES + 1):
@@ -185,6 +185,8 @@ def _row(place: str, line: bytes, label: str | None) -> LabelledRow:
     if "span" in fields:
         _span_of(row)
     answer = _text(row, "answer").strip() if "answer" in fields else value
+    if not answer:
+        raise TaskError(f"{place}: 'answer' is empty: state what the expert should answer, or leave it out")
     group = next((f"{each} {_text(row, each)}" for each in ("group", "word", "prompt") if each in fields), "")
     return LabelledRow(place, fields, value, answer, group.strip())
 
@@ -212,7 +214,7 @@ def _lacks(fields: Mapping[str, Any], names: Sequence[str]) -> str:
     """The message about a row that has none of these fields."""
     some = listing((shortened(each) for each in fields), most=_MOST_FIELDS)
     hint = mistyped(names, (each for each in fields if each not in _FIELDS))
-    return f"there is no field {' or '.join(map(repr, names))}; the row has {some or 'none'}{hint}"
+    return f"there is no field {' or '.join(map(shortened, names))}; the row has {some or 'none'}{hint}"
 
 
 def _span_of(row: LabelledRow) -> tuple[int, int]:

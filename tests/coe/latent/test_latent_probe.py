@@ -121,7 +121,7 @@ def test_a_label_that_is_readable_and_never_answered_has_a_hint(reader: StateRea
     assert wording.mistake == module.Mistake(rows[0].place, "first", "x")
     text = reading(report)
     assert f"in 0%, such as 'x' where 'first' is right ({rows[0].place})" in text
-    assert "nothing else: first, second), or without --raw" in text
+    assert "(--template '... Answer with one of: first, second.'), or without --raw" in text
 
 
 def test_right_answers_and_unreadable_labels_have_no_such_hint(reader: StateReader, rows: list[LabelledRow]) -> None:
@@ -198,7 +198,7 @@ def test_bad_rows_and_wordings_are_refused(
 ) -> None:
     with pytest.raises(TaskError, match="all rows have the label"):
         probe(reader, rows[::2], [OWN])
-    with pytest.raises(TaskError, match="there is no field 'nothing'; it has word, label"):
+    with pytest.raises(TaskError, match="there is no field 'nothing'; the row has 'word', 'label'"):
         probe(reader, rows, [OWN, Wording("{nothing}")])
     with pytest.raises(TaskError, match="with 13 folds"):
         probe(reader, rows, [OWN], ProbeSettings(folds=13))

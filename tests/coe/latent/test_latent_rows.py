@@ -97,6 +97,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
         '{"label": 1' + "0" * 5000 + "}",
         {"prompt": "p", "anwser": "a"},
         {"prompt": "p", "lable": "a"},
+        {"prompt": "p", "label": "a", "answer": " "},
         '{"prompt": "p", "label": NaN}',
         '{"prompt": "p", "label": 1e999}',
     )
@@ -108,6 +109,7 @@ def test_every_problem_is_reported_with_its_line(tmp_path: Path) -> None:
         "digits",
         "there is no field 'label' or 'answer'; the row has 'prompt', 'anwser'; 'anwser': did you mean 'answer'?",
         "'lable': did you mean 'label'?",
+        "'answer' is empty: state what the expert should answer, or leave it out",
         "'label' is not a finite number, but nan: leave it out, or quote it in JSON",
         "'label' is not a finite number, but inf",
     ]
@@ -156,3 +158,9 @@ def test_the_rows_of_the_zoo_can_be_probed() -> None:
     assert len({row.group for row in rows}) == len(rows) == 136
     assert min(Counter(row.label for row in rows).values()) >= 20
     assert Wording("Where is {word}?").prompt(rows[0]).text == "Where is China?"
+
+
+def test_a_long_name_is_cut_in_messages(tmp_path: Path) -> None:
+    with pytest.raises(TaskError) as caught:
+        read_rows(write(tmp_path, {"prompt": "p"}), label="x" * 100_000)
+    assert len(str(caught.value)) < 1000

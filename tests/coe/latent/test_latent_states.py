@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from engine_models import make_tokenizer, save_adapter, save_tiny_model
 from latent_models import save_tiny
 
 from coe.config import EnginesConfig, HFConfig
-from coe.errors import ContextLengthExceeded, Rejected, UnknownModel, Unsupported
+from coe.errors import ContextLengthExceeded, EngineError, Rejected, UnknownModel, Unsupported
 from coe.latent import states as module
 from coe.latent.prompts import Prompt
 from coe.latent.states import StateReader
@@ -260,3 +261,14 @@ def test_what_cannot_be_read_is_named(snapshot: Snapshot, monkeypatch: pytest.Mo
         monkeypatch.setattr(module, "MOST_PROMPT_TOKENS", 1)
         with pytest.raises(Rejected, match=r"rows:3: it has \d tokens; states of up to 1 are read"):
             reader.tokens([Prompt("is of", name="rows:3")])
+
+
+def test_states_that_are_not_finite_are_an_error_of_the_expert(
+    snapshot: Snapshot,
+) -> None:
+    with open_reader("tiny", snapshot, raw=True) as reader:
+        prompts = reader.tokens([Prompt("is")])
+        reader._decoder.norm.weight.data.fill_(torch.nan)
+        with pytest.raises(EngineError, match="the hidden states of 'tiny' are not finite: its weights are damaged"):
+            reader.read(prompts, (0,))
+        assert np.isfinite(reader.read(prompts, (1,)).values).all()
