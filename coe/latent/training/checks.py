@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ def check_members(job: Job, architecture: str) -> None:
     """Refuse members that no composition can be trained with.
 
     Raises:
-        ConfigError: a member is not registered, or is itself composed, remote or an embedding model.
+        ConfigError: a member is not registered, or is itself composed, remote or an embedding model; or a question
+            is for none of the peers.
         Unsupported: another engine serves it, its architecture is not known, or it is an adapter that the composition
             cannot use.
         TaskError: a row states peers that are none, with its line.
@@ -37,6 +38,7 @@ def check_members(job: Job, architecture: str) -> None:
             raise TaskError(
                 f"{row.place}: {strange[0]!r} is no peer of this composition; its peers: {', '.join(peers)}"
             )
+    _check_asks(job, peers)
     for spec in job.members:
         if spec.kind not in (Kind.MODEL, Kind.ADAPTER):
             raise ConfigError(
@@ -45,6 +47,14 @@ def check_members(job: Job, architecture: str) -> None:
             )
         _check_served(spec, job)
     _check_adapters(job, architecture)
+
+
+def _check_asks(job: Job, peers: Sequence[str]) -> None:
+    """Questions are for peers, where a preset has any."""
+    asks: Mapping[str, object] = getattr(job.settings, "asks", {})
+    if strange := [name for name in asks if name not in peers]:
+        place = job.file.document.place(("settings", "asks", strange[0]))
+        raise ConfigError(f"{place}: {strange[0]!r} is no peer of this composition{did_you_mean(strange[0], peers)}")
 
 
 def _check_adapters(job: Job, architecture: str) -> None:

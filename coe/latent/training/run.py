@@ -38,6 +38,7 @@ from registry.digest import identity
 from registry.errors import SourceError
 from registry.headers import read_json
 from registry.storage import atomic_path
+from registry.yaml_loader import shortened
 
 _SUFFIX: Final = ".training"
 _RUN: Final = "run.json"
@@ -107,9 +108,22 @@ def work_folder(out: Path) -> Path:
 
 
 def _check_is_new(file: TrainFile) -> None:
-    if file.config.out.exists():
+    with _placed_out(file):
+        exists = file.config.out.exists()
+    if exists:
         place = file.document.place(("out",))
         raise ConfigError(f"{place}: {file.config.out} exists: name another folder, or remove it to train again")
+
+
+@contextmanager
+def _placed_out(file: TrainFile) -> Iterator[None]:
+    """What makes `out` unusable in the block is a ConfigError with its line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # of a path with a NUL byte
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        place = file.document.place(("out",))
+        raise ConfigError(f"{place}: {shortened(str(file.config.out))} cannot be written: {reason}") from error
 
 
 def _job(file: TrainFile, on_progress: OnProgress, on_loading: OnLoading) -> Job:
@@ -128,7 +142,8 @@ def _claimed(job: Job) -> Iterator[None]:
     Raises:
         ConfigError: another process is at work in it or has finished, or it is of another run.
     """
-    job.work.mkdir(parents=True, exist_ok=True)
+    with _placed_out(job.file):
+        job.work.mkdir(parents=True, exist_ok=True)
     lock = FileLock(job.work / _LOCK)
     try:
         lock.acquire(timeout=0)

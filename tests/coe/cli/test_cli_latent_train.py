@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from coe.experts import open_snapshot
 from coe.hosting import open_host
 from coe.latent.config import read_train_file
 from coe.latent.training.answer_rows import read_answer_rows
+from coe.latent.training.bare import rows_right_bare
 from coe.latent.training.exposure import Source
 from coe.latent.training.notes import NotesTrainer
 from coe.latent.training.trainer import Job
@@ -211,6 +213,14 @@ def raise_from(result: Result) -> None:
     ("fields", "error", "message"),
     [
         ({"members": ["base", "othr"]}, ConfigError, "train.yaml:.*no expert 'othr' is registered.*other"),
+        (
+            {"settings": {"asks": {"othr": {"template": "x"}}}},
+            ConfigError,
+            r"train.yaml:\d+: settings.asks.othr: 'othr' is no peer of this composition; did you mean 'other'?",
+        ),
+        ({"out": "train.jsonl/x"}, ConfigError, r"train.yaml:8: out: .*train.jsonl/x. cannot be written: Not a direct"),
+        ({"out": "a\0b"}, ConfigError, "train.yaml:8: out: .* cannot be written: embedded null byte"),
+        ({"out": "x" * 300}, ConfigError, "train.yaml:8: out: .* cannot be written: File name too long"),
         ({"members": ["base", "composed"]}, ConfigError, "'composed' is of kind 'composed'; members of a trained"),
         ({"members": ["base", "away"]}, ConfigError, "'away' is of kind 'remote'"),
         ({"members": ["base", "fake"]}, Unsupported, "train.yaml:3: members: 'fake' is served by the engine 'fake'"),
@@ -305,3 +315,10 @@ def test_ctrl_c_prints_the_command_that_goes_on_and_it_does(folder: Path) -> Non
     steps = [line["step"] for line in map(json.loads, metrics.read_text().splitlines()) if "loss" in line]
     assert steps == list(range(1, 101))
     assert max(done) < 100
+
+
+@pytest.mark.parametrize("content", ["{", "[999999]", '["x"]', "[" * 10_000])
+def test_a_damaged_measurement_of_the_bare_primary_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "bare.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"bare.json is damaged .*: remove it to measure the bare primary again"):
+        rows_right_bare(None, [None] * 4, SimpleNamespace(work=tmp_path))  # type: ignore[arg-type,list-item]
