@@ -10,7 +10,7 @@ from registry.spec import ExpertSpec, Kind
 _ROLES: Final[Mapping[str, str]] = {
     "notes": "{first} answers, and reads the hidden states of {others}",
     "cache": "{first} answers, and reads the key-value entries of {others}",
-    "mot": "one of {all} answers, and reads the hidden states of others; its own router chooses both by the prompt",
+    "mot": "one of {all} answers, and reads the hidden states of others",
     "lora-mix": "each token mixes the LoRA updates of {all}",
     "logits": "the scores of each next token of {all} are combined",
 }

@@ -116,7 +116,7 @@ def test_explain_shows_the_members_of_a_composed_expert_in_place_of_a_score(tmp_
     [
         ("notes", "x: notes, a answers, and reads the hidden states of b, c"),
         ("cache", "x: cache, a answers, and reads the key-value entries of b, c"),
-        ("mot", "x: mot, one of a, b, c answers, and reads the hidden states of others; its own router chooses both"),
+        ("mot", "x: mot, one of a, b, c answers, and reads the hidden states of others"),
     ],
 )
 def test_a_composed_expert_in_words(architecture: str, line: str) -> None:
