@@ -57,6 +57,10 @@ class HFConfig(_Section):
     """Most tokens of new prompts that a running batch reads between two tokens of its answers."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Compute threads of the process; null leaves PyTorch's own choice."""
+    host_bytes: ByteSize | None = None
+    """Most bytes of weights kept in memory of the host beside those that compute, such as "32GiB": an expert returns
+    from there without a read from disk. null takes a quarter of the free memory beside an accelerator, and none on a
+    CPU, where the system's page cache does the same."""
 
 
 class VLLMConfig(_Section):

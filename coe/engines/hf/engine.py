@@ -1,14 +1,16 @@
-"""HFEngine: transformers and peft, on CUDA, Apple's MPS or the CPU."""
+"""HFEngine: transformers and peft, on CUDA, Apple's MPS or the CPU. Models of one shape take turns in slots."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from coe.engines.base import Capabilities, Expert, Member
+from coe.engines.base import Capabilities, Expert, Member, ShapeKey
 from coe.engines.constrained.checker import GrammarChecker
 from coe.engines.hf import composed
 from coe.engines.hf.embedder import HFEmbedder, load_embedder
@@ -17,11 +19,15 @@ from coe.engines.hf.load import (
     LoadedModel,
     choose_device,
     choose_dtype,
+    describe_files,
     free_bytes,
     load_model,
     require_memory,
     weight_bytes,
 )
+from coe.engines.hf.slot import HFSlot
+from coe.engines.hf.tokenizers import Tokenizers
+from coe.engines.hf.weights.host_copies import HostCopies
 from coe.engines.render import Renderer
 from coe.errors import ConfigError, WeightsError
 from registry.sources import names_gguf
@@ -32,6 +38,8 @@ if TYPE_CHECKING:
 
 _CACHE_SHARE: Final = 0.6
 """Share of the free memory that the key-value cache of a batch may take; activations take the rest."""
+_HOST_SHARE: Final = 0.25
+"""Share of the free host memory that copies of weights may take beside an accelerator."""
 
 
 class HFEngine:
@@ -50,9 +58,13 @@ class HFEngine:
             start new answers sooner, fewer let running ones pause less.
         threads: CPU threads of this whole process for torch; `None` leaves them. Use one per engine process if several
             share the cores.
+        host_bytes: most bytes of weights that are kept in memory of the host beside those that compute, so that an
+            expert returns without a read from disk; `None`: a quarter of the free memory with an accelerator, none on
+            a CPU, where the system's page cache does the same.
         free: bytes free on a device.
     """
 
+    slots_per_shape: Final = sys.maxsize  # as many as the budget has room for
     capabilities: Final = Capabilities(
         streaming=True,
         adapters=True,
@@ -75,6 +87,7 @@ class HFEngine:
         threads: int | None = None,
         *,
         prefill_tokens: int = 256,
+        host_bytes: int | None = None,
         free: Callable[[str], int] = free_bytes,
     ) -> None:
         counts = {"max_batch": max_batch, "max_adapters": max_adapters, "prefill_tokens": prefill_tokens}
@@ -84,8 +97,34 @@ class HFEngine:
         self._device, self._dtype = device, dtype
         self._max_batch, self._max_adapters, self._threads = max_batch, max_adapters, threads
         self._n_prefill, self._free = prefill_tokens, free
+        if host_bytes is not None and host_bytes < 0:
+            raise ConfigError(f"host_bytes must be at least 0, got {host_bytes}")
+        self._host_bytes = host_bytes
         self._renderer = Renderer()
         self._checker = GrammarChecker()
+        self._tokenizers = Tokenizers()
+
+    @cached_property
+    def copies(self) -> HostCopies:
+        """The copies of weights in host memory."""
+        on_cpu = choose_device(self._device) == "cpu"
+        share = 0 if on_cpu else int(free_bytes("cpu") * _HOST_SHARE)
+        return HostCopies(share if self._host_bytes is None else self._host_bytes, pin=not on_cpu)
+
+    def shape(self, spec: ExpertSpec) -> ShapeKey:
+        """What the spec states about the shape; the files decide whether a model can take the weights in place."""
+        if spec.kind is Kind.EMBEDDING or not (spec.architecture and spec.parameters_total):
+            return ShapeKey.only(spec)
+        sizes = {"parameters": spec.parameters_total, "context": spec.context_length or 0}
+        return ShapeKey(architecture=spec.architecture, dimensions=tuple(sizes.items()), dtype=self._dtype)
+
+    def slot_bytes(self, shape: ShapeKey) -> int:
+        """None: there is no process, and key-value caches take the memory beside the budget."""
+        return 0
+
+    async def open_slot(self, shape: ShapeKey) -> HFSlot:
+        """An empty slot."""
+        return HFSlot(shape, self)
 
     def footprint(self, spec: ExpertSpec) -> int:
         """Bytes of the weights in the engine's dtype.
@@ -105,7 +144,10 @@ class HFEngine:
         """Load the model in `path`, a folder in the Hugging Face layout. Raises WeightsError or OutOfMemory."""
         if spec.kind is Kind.EMBEDDING:
             return await asyncio.to_thread(self._load_embedder, spec, path)
-        loaded = await asyncio.to_thread(self._load, spec, path)
+        return self.serve(spec, await asyncio.to_thread(self._load, spec, path))
+
+    def serve(self, spec: ExpertSpec, loaded: LoadedModel) -> HFExpert:
+        """An expert that answers with a loaded model."""
         device = str(loaded.model.device)
         return HFExpert(
             spec,
@@ -121,7 +163,11 @@ class HFEngine:
     def _load(self, spec: ExpertSpec, path: Path) -> LoadedModel:
         self._renderer.start()
         device, dtype = self._room_for(spec, path)
-        return load_model(spec.name, path, device, dtype)
+        return load_model(spec.name, path, device, dtype, self._tokenizers.of)
+
+    def described(self, model: Any, path: Path) -> LoadedModel:
+        """A model that has taken the weights of the folder in place. Blocks; raises what transformers does."""
+        return describe_files(model, path, self._tokenizers.of(path))
 
     def _load_embedder(self, spec: ExpertSpec, path: Path) -> HFEmbedder:
         device, dtype = self._room_for(spec, path)
@@ -157,19 +203,20 @@ class HFEngine:
         if not isinstance(expert, HFExpert | HFEmbedder):
             raise TypeError(f"{expert!r} was not loaded by this engine")
         await expert.close()
-        await off_the_loop(_free_memory)
+        await off_the_loop(self.free_memory)
+
+    @staticmethod
+    def free_memory() -> None:
+        """Return the memory of models that are not used any more. Blocks."""
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if torch.backends.mps.is_available():
+            torch.mps.empty_cache()
 
 
 def _is_gguf(spec: ExpertSpec) -> bool:
     """Whether the expert's files are one GGUF file, which may be inside its folder or have another name."""
     return names_gguf(spec.source) or [record.name.endswith(".safetensors") for record in spec.files] == [False]
-
-
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()

@@ -10,6 +10,7 @@ from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Final
 
 from coe.engines.hf.private_weights import private_weights
+from coe.engines.hf.tokenizers import read_tokenizer
 from coe.errors import CoeError, ConfigError, EngineError, OutOfMemory, WeightsError
 
 if TYPE_CHECKING:
@@ -101,8 +102,17 @@ def weight_bytes(path: Path, dtype: torch.dtype) -> int:
     return sum(file.stat().st_size for file in path.glob("*.safetensors")) * dtype.itemsize // 2
 
 
-def load_model(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel:
+def load_model(
+    name: str,
+    path: Path,
+    device: str,
+    dtype: torch.dtype,
+    tokenizer_of: Callable[[Path], Any] = read_tokenizer,
+) -> LoadedModel:
     """Load a folder in the Hugging Face layout: local files, safetensors, no code from the folder.
+
+    Args:
+        tokenizer_of: the tokenizer in a folder.
 
     Raises:
         WeightsError: files missing, truncated, of other shapes or of an unsupported architecture.
@@ -114,21 +124,21 @@ def load_model(name: str, path: Path, device: str, dtype: torch.dtype) -> Loaded
         raise WeightsError(f"{name!r}: {path} holds an adapter: register it with kind 'adapter' and its base")
     try:
         with translate(f"{name!r} cannot be loaded from {path}", WeightsError):
-            return _load(name, path, device, dtype)
+            return _load(name, path, device, dtype, tokenizer_of)
     except WeightsError as error:
         error.public = error.public or f"expert {name!r} cannot be loaded: its files are damaged or not supported"
         raise
 
 
-def _load(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+def _load(name: str, path: Path, device: str, dtype: torch.dtype, tokenizer_of: Callable[[Path], Any]) -> LoadedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with private_weights():
         config = AutoConfig.from_pretrained(path, **local)
         if "/" in str(getattr(config, "_attn_implementation", "")):
             raise WeightsError(f"{name!r}: config.json asks for attention code from a repository, which is never run")
-        tokenizer = AutoTokenizer.from_pretrained(path, **local)
+        tokenizer = tokenizer_of(path)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
@@ -143,7 +153,21 @@ def _load(name: str, path: Path, device: str, dtype: torch.dtype) -> LoadedModel
         raise WeightsError(f"{name!r}: {path} lacks {len(missing)} of the model's weights, such as {missing[0]}")
     model.eval().requires_grad_(False)
     copy_before_head(model)
-    return _describe(model, tokenizer)
+    return describe(model, tokenizer)
+
+
+def describe_files(model: Any, path: Path, tokenizer: Any) -> LoadedModel:
+    """A model that has taken the weights of the folder in place, with the folder's tokenizer and end tokens.
+
+    Raises what transformers does if the generation config cannot be read.
+    """
+    from transformers import GenerationConfig
+
+    if (path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    else:
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+    return describe(model, tokenizer)
 
 
 def copy_before_head(model: Any) -> None:
@@ -155,7 +179,8 @@ def copy_before_head(model: Any) -> None:
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
 
 
-def _describe(model: Any, tokenizer: Any) -> LoadedModel:
+def describe(model: Any, tokenizer: Any) -> LoadedModel:
+    """A loaded model with its limits; its generation config loses all but the end tokens that are kept here."""
     text = model.config.get_text_config()
     eos = _ids(model.generation_config.eos_token_id) | _ids(text.eos_token_id) | _ids(tokenizer.eos_token_id)
     # Sampling defaults of a repository must not change what a request specifies.

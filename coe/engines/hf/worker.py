@@ -55,8 +55,9 @@ class BatchWorker:
         self.thread.start()
 
     def join(self) -> None:
-        """Wait until the queue, which is closed, is empty; then free the model."""
+        """Wait until the queue, which is closed, is empty; then free the adapters, and let go of the model."""
         self.thread.join()
+        self.slots.close()
         self._loaded = None
         del self.slots
 

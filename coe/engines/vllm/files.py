@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,18 +19,6 @@ _KEY_AND_VALUE: Final = (".k_proj.", ".v_proj.")
 """Parts of merged weights. Some models use the keys as values, too, and have no `v_proj`."""
 _WEIGHTS: Final = (".weight", ".qweight", ".weight_packed")
 logger = logging.getLogger(__name__)
-
-
-def read_ahead(folder: Path) -> None:
-    """Start reading the weights in a folder into the page cache. Files that are not there are left to the load."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for file in folder.glob("*.safetensors"):
-        try:
-            with file.open("rb") as opened:
-                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-        except OSError as error:
-            logger.info("%s cannot be read ahead: %s", file, error)
 
 
 def fits_in_place(name: str, path: Path, former: Path | None) -> bool:

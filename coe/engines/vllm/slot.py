@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from coe.engines.base import ShapeKey
+from coe.engines.page_cache import read_ahead
 from coe.engines.vllm.expert import VLLMExpert
-from coe.engines.vllm.files import fits_in_place, read_ahead
+from coe.engines.vllm.files import fits_in_place
 from coe.seam import text_of
 from registry.spec import ExpertSpec
 

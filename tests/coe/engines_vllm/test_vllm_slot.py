@@ -9,7 +9,8 @@ from engine_models import model_spec, save_other_weights
 from safetensors.torch import load_file, save_file
 
 from coe.engines.base import ShapeKey
-from coe.engines.vllm.files import check_merged, fits_in_place, read_ahead
+from coe.engines.page_cache import read_ahead
+from coe.engines.vllm.files import check_merged, fits_in_place
 from coe.engines.vllm.slot import VLLMSlot
 from coe.errors import EngineError, WeightsError
 from registry.spec import ExpertSpec

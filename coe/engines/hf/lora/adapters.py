@@ -94,6 +94,12 @@ class AdapterSlots:
     def __len__(self) -> int:
         return len(self._slots)
 
+    def close(self) -> None:
+        """Free all adapters; the model is the bare base again."""
+        self._leave()
+        self._slots.clear()
+        self._discard("")
+
     def acquire(self, adapter: Adapter, in_use: Collection[RowSlot] = ()) -> RowSlot:
         """Peft's name of the adapter, which is loaded if absent, or the mixture, whose members are.
 
