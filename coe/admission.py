@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from coe.engines.base import Expert
@@ -86,6 +87,8 @@ class AdmissionQueue:
         self._next_id += 1
         self._waiting[job.id] = job
         self.dispatch()
+        if not job.admitted.done():
+            self._read_ahead(residency)
         try:
             await job.admitted
         except asyncio.CancelledError:
@@ -131,6 +134,11 @@ class AdmissionQueue:
         """Update the moving average of answer times."""
         mean = self._answer_s.get(residency, engine_s)
         self._answer_s[residency] = mean + RECENT * (engine_s - mean)
+
+    def _read_ahead(self, residency: Residency) -> None:
+        """Bring weights that must wait for their room closer meanwhile."""
+        with suppress(CoeError):  # their size is unknown: their load ends with the error
+            self._cache.read_ahead(*residency)
 
     def _seconds_ahead(self, residency: Residency, waiting: Mapping[Residency, int]) -> float:
         """Seconds of the waiting requests that use any of the same weights."""

@@ -115,15 +115,13 @@ class Host:
         return {self._specs[ref].name: reason for ref, reason in self._unhealthy().items()}
 
     def load_s(self) -> dict[str, float]:
-        """Expected seconds to load each expert now, at the rate of the loads so far; 0 if resident or loading.
+        """Expected seconds to load each expert now, from the loads so far by the same way; 0 if resident or loading.
 
         One that is resident and unhealthy takes as long as a load.
         """
-        stats = self.cache.stats
-        rate = stats.bytes_loaded / stats.load_s if stats.bytes_loaded and stats.load_s else 1e9
         present = (self.cache.resident | self.cache.loading) - self._unhealthy().keys()
-        absent = {each.ref: each for weights in self._needed.values() for each in weights if each.ref not in present}
-        seconds = {ref: self._engines.size(spec) / rate for ref, spec in absent.items()}
+        absent = {each.ref for weights in self._needed.values() for each in weights} - present
+        seconds = {ref: self._expected_load_s(ref) for ref in absent}
         return {name: sum(seconds.get(each.ref, 0.0) for each in weights) for name, weights in self._needed.items()}
 
     def queue_s(self) -> dict[str, float]:
@@ -156,7 +154,7 @@ class Host:
         """Start loading experts that will be called soon; returns immediately, and leases nothing.
 
         Never evicts weights that are in use, that a waiting request needs, or of the experts in `keep`
-        (`ExpertCache.prefetch`).
+        (`ExpertCache.prefetch`); without room, the engine reads them ahead if it can (`ExpertCache.read_ahead`).
 
         Returns:
             Whether all weights of these experts are in memory or loading.
@@ -165,8 +163,11 @@ class Host:
             UnknownModel: no such expert; with close matches.
         """
         kept = {ref for name in keep for ref in _refs(self._weights_of(name))}
-        refs = (ref for name in names for ref in _refs(self._weights_of(name)))
-        return self.cache.prefetch(*refs, keep=self._queue.wanted | kept)
+        refs = [ref for name in names for ref in _refs(self._weights_of(name))]
+        begun = self.cache.prefetch(*refs, keep=self._queue.wanted | kept)
+        if not begun:
+            self.cache.read_ahead(*refs)
+        return begun
 
     def footprint(self, *names: str) -> int:
         """Bytes that must be resident to answer with these experts, with their slots; a shared base counts once.
@@ -251,6 +252,12 @@ class Host:
             )
         if reason := changed_member(spec.trained_with, self.snapshot.experts):
             raise WeightsError(f"{spec.name!r} cannot answer: {reason}")
+
+    def _expected_load_s(self, ref: str) -> float:
+        try:
+            return self.cache.expected_load_s(ref)
+        except CoeError:
+            return 0.0  # its size is unknown: its load ends with the error
 
     def _weights_of(self, name: str) -> tuple[ExpertSpec, ...]:
         return self._needed[_find(self.snapshot, name).name]

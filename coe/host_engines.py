@@ -10,7 +10,7 @@ from typing import cast
 from coe.engines.base import Adapter, ComposedEngine, Engine, Expert, Member, SlotEngine
 from coe.engines.checked_slot import CheckedSlot, shape_of
 from coe.engines.slots import with_slots
-from coe.errors import CoeError, WeightsError
+from coe.errors import WeightsError
 from coe.memory import Need
 from coe.seam import seam
 from registry.errors import DigestMismatch, RegistryError
@@ -53,13 +53,6 @@ class HostEngines:
             shape = shape_of(engine, spec)
             sizes = int(engine.footprint(spec)), int(engine.slot_bytes(shape))
             return Need((self.kind_of(spec), shape), *sizes, slots=int(engine.slots_per_shape))
-
-    def size(self, spec: ExpertSpec) -> int:
-        """Bytes of the weights for estimates; 0 if the engine fails to state them: the expert's load has the error."""
-        try:
-            return self.need(spec).weight_bytes
-        except CoeError:
-            return 0
 
     def new_slot(self, spec: ExpertSpec, spec_of: Callable[[str], ExpertSpec]) -> CheckedSlot:
         """A slot of the shape of these weights.

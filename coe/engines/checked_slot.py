@@ -79,6 +79,20 @@ class CheckedSlot:
                 raise
             return False
 
+    async def prefetch(self, ref: str) -> None:
+        """Bring the weights of `name@version` closer; see `Slot.prefetch`. A failure is logged: its load has the error.
+
+        Nothing happens while the slot has not been opened.
+        """
+        spec = self._spec_of(ref)
+        try:
+            if self._slot is not None:
+                await self._slot.prefetch(spec, await self._located(spec))
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            logger.info("%s is not read ahead: %s", spec.name, text_of(error))
+
     async def close(self) -> None:
         """Free everything. A failure is logged: it must not fail the expert that loads in this room."""
         slot, self._slot, self.expert = self._slot, None, None

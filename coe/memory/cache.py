@@ -21,10 +21,11 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from coe.errors import BudgetExceeded
 from coe.memory.eviction import EvictionPolicy, Resident, lru
+from coe.memory.load_times import LoadTimes, Way
 from coe.memory.room import Need, OpenSlot, Room, make_room
 
 T = TypeVar("T")
@@ -41,6 +42,10 @@ class SlotOf(Protocol[T_co]):
 
     async def switch(self, name: str) -> T_co:
         """Replace the weights; an error reaches every lease that waits for them."""
+        ...
+
+    async def prefetch(self, name: str) -> None:
+        """Bring weights closer for a later switch of any slot of this shape; never raises but for a cancellation."""
         ...
 
     async def close(self) -> None:
@@ -97,6 +102,8 @@ class ExpertCache(Generic[T]):
         self.budget_bytes = budget_bytes
         self.pins = frozenset(pins)  # may be replaced at any time
         self.stats = CacheStats()
+        self._load_times = LoadTimes()
+        self._reading_ahead: asyncio.Task[None] | None = None
         self._new_slot, self._stated_need = new_slot, need
         self._policy, self._clock = policy, clock
         self._places: dict[str, _Place[T]] = {}
@@ -156,6 +163,34 @@ class ExpertCache(Generic[T]):
             self._bring_in_to(room)
         return True
 
+    def read_ahead(self, *names: str) -> None:
+        """Have an open slot bring absent weights closer, such as from disk to memory; no expert loses its room.
+
+        For what must wait before it loads. One expert at a time: the first of `names` that is absent and has an open
+        slot of its shape; nothing while another is read.
+        """
+        if self._reading_ahead is not None and not self._reading_ahead.done():
+            return
+        for name in names:
+            shape = None if name in self._places else self._need(name).shape
+            slot = next((place.slot for place in self._open() if place.need.shape == shape), None)
+            if slot is not None:
+                self._reading_ahead = asyncio.ensure_future(slot.prefetch(name))
+                self._reading_ahead.add_done_callback(_retrieved)
+                return
+
+    def expected_load_s(self, name: str) -> float:
+        """Expected seconds to load an absent expert now, from the loads so far by the way it would take.
+
+        Raises what `need` does if its size is not known.
+        """
+        need = self._need(name)
+        switches = any(place.need.shape == need.shape for place in self._open())
+        if need.slots > 1 and need.size_bytes <= self.budget_bytes - self.used_bytes:
+            switches = False  # room for another slot
+        way: Way = "switch" if switches else "open"
+        return self._load_times.expected_s(name, need.shape, way, need.weight_bytes)
+
     @asynccontextmanager
     async def lease(self, *names: str, needed_by: str | None = None) -> AsyncIterator[Mapping[str, T]]:
         """Keep all of `names` resident inside the block; waits until all of them can be.
@@ -182,7 +217,8 @@ class ExpertCache(Generic[T]):
 
     async def aclose(self) -> None:
         """Close every slot. Call it when no lease is held."""
-        loading = [place.loading for place in self._places.values() if place.loading is not None]
+        loading: list[asyncio.Task[Any]] = [place.loading for place in self._places.values() if place.loading]
+        loading += [] if self._reading_ahead is None else [self._reading_ahead]
         for task in loading:
             task.cancel()
         await asyncio.gather(*loading, return_exceptions=True)
@@ -275,7 +311,10 @@ class ExpertCache(Generic[T]):
                 await asyncio.shield(freed)
             started = self._clock()
             expert = await place.slot.switch(place.name)
-            self.stats.load_s += self._clock() - started
+            seconds = self._clock() - started
+            self.stats.load_s += seconds
+            way: Way = "open" if former is None else "switch"
+            self._load_times.note(place.name, place.need.shape, way, place.need.weight_bytes, seconds)
         except BaseException:
             await self._give_up(place, former)
             raise
@@ -373,7 +412,7 @@ class ExpertCache(Generic[T]):
             self._queue[0].set()
 
 
-def _retrieved(task: asyncio.Task[T]) -> None:
+def _retrieved(task: asyncio.Task[Any]) -> None:
     """Mark a failure as retrieved: waiting leases raise it, but all of them may have been cancelled."""
     if not task.cancelled():
         task.exception()

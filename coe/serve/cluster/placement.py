@@ -1,7 +1,9 @@
-"""Placement: a request goes to the expert host where its expert can start soonest.
+"""Placement: a request goes to the expert host where its answer is predicted to end first.
 
-    start = seconds to load the expert there (0 if resident) + seconds of the requests queued before it
+    finish = seconds to load the expert there (0 if resident) + seconds of the requests queued before it
+             + seconds that its answers take there in excess of the fastest host's
 
+The last term tells a GPU from a CPU. Answers of equal hosts differ by their batches: less than half more is no excess.
 So the requests of an expert gather on the host that has it, and spread once waiting costs more than loading it on
 another host. A gateway counts its own calls exactly, from the choice of a host to the end of the answer; of the calls
 of other gateways it knows the latest report of the host. Pure: the status of each host is an argument.
@@ -19,6 +21,8 @@ from uuid import uuid4
 
 ROUNDING_S: Final = 0.01
 """Starts that differ by less are equal; the less busy host wins."""
+SLOWER: Final = 1.5
+"""A host is slower if its answers take this many times those of the fastest one."""
 HEARD_S: Final = 1.0
 """Seconds after which a host's report covers the loads of requests sent to it; hosts report twice as often."""
 
@@ -55,15 +59,22 @@ class HostStatus:
 
 
 def rank(residency: str, hosts: Iterable[HostStatus]) -> list[str]:
-    """Ids of the hosts, best first: soonest start, then room without eviction, then fewest requests."""
+    """Ids of the hosts, best first: soonest finish, then room without eviction, then fewest requests."""
     hosts = list(hosts)
     unknown_s = max((host.load_s[residency] for host in hosts if residency in host.load_s), default=0.0)
+    fastest_s = min((host.answer_s[residency] for host in hosts if host.answer_s.get(residency)), default=0.0)
 
     def key(host: HostStatus) -> tuple[int, bool, int, str]:
         start_s = host.load_s.get(residency, unknown_s) + host.queue_s.get(residency, 0.0)
-        return (round(start_s / ROUNDING_S), residency in host.tight, host.busy, host.id)
+        finish_s = start_s + _excess_s(host.answer_s.get(residency, 0.0), fastest_s)
+        return (round(finish_s / ROUNDING_S), residency in host.tight, host.busy, host.id)
 
     return [host.id for host in sorted(hosts, key=key)]
+
+
+def _excess_s(answer_s: float, fastest_s: float) -> float:
+    """Seconds that answers take beyond those of the fastest host; 0 before the first answer: it is tried."""
+    return answer_s - fastest_s if answer_s >= SLOWER * fastest_s else 0.0
 
 
 def second_copy(residency: str, hosts: Sequence[HostStatus], waited_s: float) -> str | None:
@@ -241,7 +252,7 @@ class Board:
             self._at.pop(call.host or "", None)
 
     def _best(self, residency: str, hosts: Sequence[HostStatus]) -> str:
-        """The host of the soonest start; another one without the residency if a queue has lasted too long."""
+        """The host of the soonest finish; another one without the residency if a queue has lasted too long."""
         first = rank(residency, hosts)[0]
         best = next(host for host in hosts if host.id == first)
         wait_s = best.queue_s.get(residency, 0.0)

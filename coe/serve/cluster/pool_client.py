@@ -73,7 +73,7 @@ class PoolClient:
         self._catalog = catalog
 
     async def ask(self, expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """Generate with the expert on the host where it can start soonest; see `coe.host.Host.ask`.
+        """Generate with the expert on the host where the answer is predicted to end first; see `coe.host.Host.ask`.
 
         Raises:
             HostLost: the host died, or stopped responding, after the first text.

@@ -1,4 +1,4 @@
-"""Ray Serve's choice of a replica: the host where the expert can start soonest.
+"""Ray Serve's choice of a replica: the host where the answer is predicted to end first.
 
 This is a "request router" in Serve's terms; the routers that choose *experts* are in `routers/`. The pool client has
 chosen the host of each call already (`placement.Board.open`), unless no host had reported by then.

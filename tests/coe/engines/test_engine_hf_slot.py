@@ -22,8 +22,10 @@ from coe.engines.hf.weights.files import WeightFiles
 from coe.engines.hf.weights.host_copies import HostCopies
 from coe.engines.hf.weights.in_place import InPlace
 from coe.errors import EngineError, WeightsError
+from coe.host import Host
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
 from routers.base import Message
 
 REQUEST = GenerateRequest(messages=(Message("user", "the capital of france"),), max_tokens=16)
@@ -248,7 +250,8 @@ async def test_running_answers_end_before_the_weights_change(pair: tuple[Path, P
     begun = (await anext(running)).text
     switching = asyncio.ensure_future(slot.switch(spec_of(second), second))
     assert begun + "".join([chunk.text async for chunk in running]) == answer
-    assert slot.expert is await switching
+    switched = await switching
+    assert slot.expert is switched
     await slot.close()
 
 
@@ -360,3 +363,22 @@ async def test_experts_with_equal_tokenizer_files_share_one_tokenizer(pair: tupl
     assert three is not one
     for expert in experts:
         await engine.unload(expert)
+
+
+async def test_a_host_switches_models_of_one_shape_in_place(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    third = save_other_weights(pair[1], tmp_path / "third")
+    folders = {"a": pair[0], "b": pair[1], "c": Path(shutil.copytree(third, tmp_path / "c"))}
+    truncate(third)
+    specs = {name: spec_of(folder, name) for name, folder in folders.items()}
+    snapshot = Snapshot(1, specs)
+    size = HFEngine("cpu", "float32").footprint(specs["a"])
+    host = Host(
+        snapshot, {"hf": HFEngine("cpu", "float32")}, budget_bytes=2 * size, locate=lambda spec: folders[spec.name]
+    )
+    texts: dict[str, list[str]] = {name: [] for name in folders}
+    for name in "abcabc":
+        texts[name].append("".join([chunk.text async for chunk in host.ask(name, REQUEST)]))
+    for name, folder in folders.items():
+        assert set(texts[name]) == {await loaded_anew(folder)}
+    assert (host.cache.stats.loads, host.cache.stats.switches) == (6, 4)
+    await host.aclose()

@@ -23,6 +23,25 @@ def test_else_where_loading_is_cheapest_then_where_there_is_room_then_where_leas
     assert rank("m", [fast, HostStatus("idle", load_s={"m": 1.0})]) == ["idle", "fast"]
 
 
+def test_a_slow_host_is_taken_once_waiting_for_the_fast_one_costs_more() -> None:
+    cpu = HostStatus("cpu", load_s={"m": 0.0}, answer_s={"m": 20.0})
+    gpu = HostStatus("gpu", load_s={"m": 0.0}, answer_s={"m": 2.0}, busy=8)
+    assert rank("m", [cpu, gpu]) == ["gpu", "cpu"]
+    queued = HostStatus("gpu", load_s={"m": 0.0}, answer_s={"m": 2.0}, queue_s={"m": 17.0}, busy=80)
+    assert rank("m", [cpu, queued]) == ["gpu", "cpu"]
+    longer = HostStatus("gpu", load_s={"m": 0.0}, answer_s={"m": 2.0}, queue_s={"m": 19.0}, busy=90)
+    assert rank("m", [cpu, longer]) == ["cpu", "gpu"]
+    cold = HostStatus("gpu", load_s={"m": 30.0}, answer_s={"m": 2.0})
+    assert rank("m", [cpu, cold]) == ["cpu", "gpu"]
+
+
+def test_equal_hosts_share_the_requests_though_their_answers_differ_a_little() -> None:
+    a = HostStatus("a", load_s={"m": 0.0}, answer_s={"m": 2.0}, busy=3)
+    b = HostStatus("b", load_s={"m": 0.0}, answer_s={"m": 2.9}, busy=2)
+    untried = HostStatus("c", load_s={"m": 0.0}, busy=1)
+    assert rank("m", [a, b, untried]) == ["c", "b", "a"]
+
+
 def test_a_host_that_has_not_spoken_yet_is_not_taken_for_one_that_has_everything() -> None:
     silent, resident, cold = (
         HostStatus("s"),
