@@ -54,6 +54,14 @@ SIZES: Final[dict[str, dict[str, Any]]] = {
         "num_key_value_heads": 4,
         "vocab_size": 152064,
     },
+    "14b": {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "vocab_size": 152064,
+    },
 }
 """Dimensions of Qwen2.5, by size."""
 CONTEXT: Final = 4096
@@ -69,7 +77,7 @@ def save_model(folder: Path, size: str, seed: int, device: str) -> Path:
     config = Qwen2Config(
         **SIZES[size],
         max_position_embeddings=CONTEXT,
-        tie_word_embeddings=size != "7b",
+        tie_word_embeddings=size not in ("7b", "14b"),
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         dtype=torch.bfloat16,
