@@ -167,8 +167,9 @@ async def hidden(slot: HFSlot, other: HFSlot, experts: Sequence[Path]) -> dict[s
         await other.switch(spec_of(experts[0]), experts[0])
         both.append(await timed(together(expert, other, folder)))
     alone_s, switch_s, both_s = map(statistics.median, (answers, switching, both))
-    share = 1 - (both_s - max(alone_s, switch_s)) / min(alone_s, switch_s)
-    return {"answers_s": round(alone_s, 4), "switch_s": round(switch_s, 4), "both_s": round(both_s, 4), "hidden": share}
+    share = min(1.0, 1 - (both_s - alone_s) / switch_s)
+    seconds = {"answers_s": alone_s, "switch_s": switch_s, "both_s": both_s}
+    return {name: round(value, 4) for name, value in {**seconds, "hidden": share}.items()}
 
 
 async def together(expert: Any, other: HFSlot, folder: Path) -> None:

@@ -292,7 +292,8 @@ async def test_unloading_waits_for_answers_then_frees_the_weights(engine: HFEngi
     expert = await engine.load(model_spec(tiny), tiny)
     weights = weakref.ref(expert.loaded.model)
     answer = asyncio.create_task(say(expert, ask(max_tokens=60)))
-    await asyncio.sleep(0.05)
+    while not expert._worker.batch:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
     await engine.unload(expert)
     assert (await answer).reason == "length"
     gc.collect()
