@@ -7,24 +7,51 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from coe.engines.base import ShapeKey
 from coe.engines.hf.embedder import HFEmbedder
 from coe.engines.hf.expert import HFExpert, off_the_loop
 from coe.engines.hf.load import LoadedModel, translate
 from coe.engines.hf.weights.files import WeightFiles
+from coe.engines.hf.weights.host_copies import HostCopies
 from coe.engines.hf.weights.in_place import InPlace
 from coe.engines.page_cache import read_ahead
 from coe.errors import WeightsError
 from registry.errors import SourceError
 from registry.spec import ExpertSpec
 
-if TYPE_CHECKING:
-    from coe.engines.hf.engine import HFEngine
-
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+
+class Models(Protocol):
+    """What loads and frees the models of slots (`coe.engines.hf.engine.HFEngine`)."""
+
+    @property
+    def copies(self) -> HostCopies:
+        """Copies of weights in host memory."""
+        ...
+
+    async def load(self, spec: ExpertSpec, path: Path) -> HFExpert | HFEmbedder:
+        """Load a model. Raises WeightsError or OutOfMemory."""
+        ...
+
+    async def unload(self, expert: HFExpert | HFEmbedder) -> None:
+        """Drain and free a model."""
+        ...
+
+    def serve(self, spec: ExpertSpec, loaded: LoadedModel) -> HFExpert:
+        """An expert that answers with a model in memory."""
+        ...
+
+    def described(self, model: Any, path: Path) -> LoadedModel:
+        """A model that has taken the weights of the folder in place. Blocks; raises what transformers does."""
+        ...
+
+    def free_memory(self) -> None:
+        """Return the memory of models that are not used any more. Blocks."""
+        ...
 
 
 class HFSlot:
@@ -39,7 +66,7 @@ class HFSlot:
         engine: loads and frees models, and keeps copies of weights in host memory.
     """
 
-    def __init__(self, shape: ShapeKey, engine: HFEngine) -> None:
+    def __init__(self, shape: ShapeKey, engine: Models) -> None:
         self.shape = shape
         self.expert: HFExpert | HFEmbedder | None = None
         self._engine = engine
