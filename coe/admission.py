@@ -4,67 +4,68 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from typing import Final
 
 from coe.engines.base import Expert
 from coe.errors import CoeError, Overloaded
-from coe.memory import ExpertCache
-from coe.scheduler import Residency, Waiting, admit
+from coe.memory import Demand, ExpertCache
+from coe.scheduler import Residency, Scheduler
 
-UNLOADED_CAPACITY = 32
+UNLOADED_CAPACITY: Final = 32
 """Assumed capacity of weights that are not resident yet, whose engine has not stated one."""
 
-RECENT = 0.2
+RECENT: Final = 0.2
 """Weight of the latest answer in the moving average of answer times."""
 
 
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A waiting request. `residency`: the weights that must be in memory to answer it, as `name@version`."""
-
-    id: int
-    residency: Residency
-    submitted_s: float
-    admitted: asyncio.Future[None] = field(repr=False)
-
-
 class AdmissionQueue:
-    """Admits waiting requests in the order that `coe.scheduler.admit` decides. Use inside one event loop.
+    """Admits waiting requests in the order that `coe.scheduler.Scheduler` decides. Use inside one event loop.
 
     Args:
-        cache: the weights in memory.
+        cache: the weights in memory; evicts with the demand of this queue from now on.
         aging_s: seconds after which a request is admitted before all others.
         max_waiting: most requests that wait.
+        copy_engine: what loads certain weights (`Scheduler`).
 
     Attributes:
-        in_flight: admitted requests on each of the weights, by `name@version`.
         answering: admitted requests.
     """
 
     def __init__(
-        self, cache: ExpertCache[Expert], *, aging_s: float, max_waiting: int, clock: Callable[[], float]
+        self,
+        cache: ExpertCache[Expert],
+        *,
+        aging_s: float,
+        max_waiting: int,
+        clock: Callable[[], float],
+        copy_engine: Callable[[str], Hashable] = lambda ref: None,
     ) -> None:
-        self.in_flight: Counter[str] = Counter()
         self.answering = 0
-        self._cache, self._aging_s, self._max_waiting, self._clock = cache, aging_s, max_waiting, clock
-        self._waiting: dict[int, _Job] = {}
-        self._next_id = 0
+        self._cache, self._max_waiting, self._clock = cache, max_waiting, clock
+        self._scheduler = Scheduler(_Weights(cache), capacity=self._admitted, aging_s=aging_s, copy_engine=copy_engine)
+        self._admission: dict[int, asyncio.Future[None]] = {}
         self._answer_s: dict[Residency, float] = {}
+        cache.demand = self._demand
 
     def __len__(self) -> int:
         """Requests that wait."""
-        return len(self._waiting)
+        return len(self._scheduler)
+
+    @property
+    def in_flight(self) -> Counter[str]:
+        """Admitted requests on each of the weights, by `name@version`."""
+        return self._scheduler.in_flight
 
     @property
     def wanted(self) -> set[str]:
         """Weights that requests wait for or use, as `name@version`."""
-        return {ref for job in self._waiting.values() for ref in job.residency} | set(+self.in_flight)
+        return self._scheduler.wanted
 
     def queue_s(self, residencies: Iterable[Residency]) -> dict[Residency, float]:
         """Expected seconds that a new request for these weights waits for earlier ones, from the answers so far."""
-        waiting = Counter(job.residency for job in self._waiting.values())
+        waiting = self._scheduler.waiting
         return {residency: self._seconds_ahead(residency, waiting) for residency in residencies}
 
     def answer_s(self, residency: Residency) -> float | None:
@@ -81,54 +82,41 @@ class AdmissionQueue:
         Raises:
             Overloaded: too many requests are waiting.
         """
-        if len(self._waiting) >= self._max_waiting:
-            raise Overloaded(f"{len(self._waiting)} requests are waiting, which is host.max_waiting; try again later")
-        job = _Job(self._next_id, residency, self._clock(), asyncio.get_running_loop().create_future())
-        self._next_id += 1
-        self._waiting[job.id] = job
+        if len(self) >= self._max_waiting:
+            raise Overloaded(f"{len(self)} requests are waiting, which is host.max_waiting; try again later")
+        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        number = self._scheduler.submit(residency, self._clock())
+        self._admission[number] = admitted
         self.dispatch()
-        if not job.admitted.done():
+        if not admitted.done():
             self._read_ahead(residency)
         try:
-            await job.admitted
+            await admitted
         except asyncio.CancelledError:
-            self._waiting.pop(job.id, None)
-            if not job.admitted.cancelled():  # admitted at the same moment: give the place back
+            if self._admission.pop(number, None) is None:  # admitted at the same moment: give the place back
                 self.leave(residency)
+            else:
+                self._scheduler.cancel(number)
             raise
 
     def leave(self, residency: Residency) -> None:
         """Give the place back; others are admitted."""
-        self._take_places(residency, -1)
+        self.answering -= 1
+        self._scheduler.leave(residency)
         self.dispatch()
 
-    def _take_places(self, residency: Residency, places: int = 1) -> None:
-        self.answering += places
-        for ref in residency:
-            self.in_flight[ref] += places
+    def loaded(self) -> None:
+        """The weights of an admitted request are in memory; others may be admitted."""
+        self._scheduler.loaded()
+        self.dispatch()
 
     def dispatch(self) -> None:
         """Admit the requests that the scheduler selects. Called after every change; cheap when nothing waits."""
-        if not self._waiting:
-            return
-        resident = self._cache.resident
-        ids = admit(
-            [
-                Waiting(job.id, job.residency, job.submitted_s)
-                for job in self._waiting.values()
-                if not job.admitted.done()
-            ],
-            resident=resident,
-            loading={ref for ref, count in self.in_flight.items() if count and ref not in resident},
-            in_flight=self.in_flight,
-            capacity=self._admitted,
-            loads_now=self._loads_now,
-            now_s=self._clock(),
-            aging_s=self._aging_s,
-        )
-        for job in map(self._waiting.pop, ids):
-            self._take_places(job.residency)
-            job.admitted.set_result(None)
+        for number in self._scheduler.admit(self._clock()):
+            self.answering += 1
+            admitted = self._admission.pop(number)
+            if not admitted.done():  # else its task has been cancelled, and gives the place back once it runs
+                admitted.set_result(None)
 
     def note(self, residency: Residency, engine_s: float) -> None:
         """Update the moving average of answer times."""
@@ -155,9 +143,24 @@ class AdmissionQueue:
         ahead: int = getattr(self._cache.peek(ref), "ahead", 0)
         return self._capacity(ref) + ahead
 
-    def _loads_now(self, residency: Residency, keep: Collection[str]) -> bool:
-        """Whether the weights could load now; so too if their size is unknown, since their load ends with the error."""
+    def _demand(self, ref: str) -> Demand:
+        return self._scheduler.demand(ref, self._clock())
+
+
+class _Weights:
+    """The weights in a cache, for the scheduler."""
+
+    def __init__(self, cache: ExpertCache[Expert]) -> None:
+        self._cache = cache
+
+    @property
+    def resident(self) -> Collection[str]:
+        """Names of the weights in memory."""
+        return self._cache.resident
+
+    def room(self, names: Residency, keep: Collection[str], *, drain: bool) -> frozenset[str] | None:
+        """See `Memory.room`; weights of unknown size can load: their load ends with the error."""
         try:
-            return self._cache.fits_now(*residency, keep=keep)
+            return self._cache.room(names, keep, drain=drain)
         except CoeError:
-            return True
+            return frozenset()

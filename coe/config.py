@@ -178,6 +178,10 @@ class HostConfig(_Section):
     """Seconds that a request may be passed over in favour of resident experts."""
     max_waiting: Annotated[int, Field(ge=1)] = 10_000
     """Most requests that wait; more are refused."""
+    eviction: Literal["lru", "gdsf", "look-ahead"] = "look-ahead"
+    """Which idle expert leaves memory when another needs its room. `lru`: the least recently used. `gdsf`: the one with
+    the least requests per second * load seconds / bytes. `look-ahead`: the one that is needed last, by the waiting
+    requests in their order, else by how often it was asked for of late."""
 
 
 class ReplicasConfig(_Section):

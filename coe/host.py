@@ -23,7 +23,7 @@ from coe.engines.checked import checked, problem_of
 from coe.engines.latent.asking import ask_with_peers
 from coe.errors import CoeError, Rejected, UnknownModel, Unsupported, WeightsError
 from coe.host_engines import HostEngines, needed_weights
-from coe.memory import ExpertCache
+from coe.memory import EvictionPolicy, ExpertCache, look_ahead
 from coe.scheduler import Residency
 from coe.seam import seam
 from coe.types import Chunk, GenerateRequest, Timing
@@ -53,6 +53,7 @@ class Host:
         aging_s: float = 10.0,
         max_waiting: int = 10_000,
         kind_of: Callable[[ExpertSpec], str] = engine_kind,
+        eviction: EvictionPolicy = look_ahead,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engines = HostEngines(engines, locate, kind_of)
@@ -63,9 +64,16 @@ class Host:
             budget_bytes,
             new_slot=lambda ref: self._engines.new_slot(self._specs[ref], self._specs.__getitem__),
             need=lambda ref: self._engines.need(self._specs[ref]),
+            policy=eviction,
             clock=clock,
         )
-        self._queue = AdmissionQueue(self.cache, aging_s=aging_s, max_waiting=max_waiting, clock=clock)
+        self._queue = AdmissionQueue(
+            self.cache,
+            aging_s=aging_s,
+            max_waiting=max_waiting,
+            clock=clock,
+            copy_engine=lambda ref: self._engines.kind_of(self._specs[ref]),
+        )
         self.update(snapshot)
 
     def update(self, snapshot: Snapshot) -> None:
@@ -223,7 +231,7 @@ class Host:
             # Leased per request, not per batch: a lease costs microseconds, and a cancelled request disturbs no other.
             async with self.cache.lease(*residency, needed_by=spec.name) as experts:
                 leased = self._clock()
-                self._queue.dispatch()  # what was "loading" may be resident now, with places to fill
+                self._queue.loaded()
                 expert, adapter = self._engines.expert(spec, snapshot, experts, adapters, path)
                 async with aclosing(checked(spec.name, lambda: expert.generate(request, adapter))) as chunks:
                     async for chunk in chunks:

@@ -16,6 +16,7 @@ from coe.engines.base import Engine
 from coe.errors import ConfigError
 from coe.experts import locate, open_snapshot
 from coe.host import Host
+from coe.memory import POLICIES
 from registry.store import Snapshot
 
 FREE_SHARE = 0.8
@@ -43,6 +44,7 @@ async def open_host(
         pins=config.host.pins,
         aging_s=config.host.aging_s,
         max_waiting=config.host.max_waiting,
+        eviction=POLICIES[config.host.eviction],
         kind_of=partial(engine_kind, on_cpu=config.engines.auto_on_cpu),
         clock=clock,
     )

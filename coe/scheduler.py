@@ -1,101 +1,320 @@
-"""What to admit next: a pure function of the waiting requests, the resident weights and the time.
+"""What to admit next: decisions over waiting requests, resident weights and the time, without any input or output.
 
 Requests are grouped by residency, the set of weights that must be resident to answer them (adapters by their base, a
 composed expert by all its members), because a switch costs a load while a batch costs little more than one request.
 The engine batches within a residency; this file chooses between residencies:
 
-  1. a request past the aging bound goes first, and while its residency cannot load, nothing else is admitted (drain);
-  2. requests of resident residencies fill free places, oldest first;
-  3. a residency that loads without waiting for a busy expert starts loading, one at a time, oldest first;
-  4. a residency that must wait for a busy expert only when no resident residency has requests left: no thrashing.
+  1. requests of resident residencies fill free places, oldest first, unless their weights give up their room;
+  2. an absent residency loads in room that no request uses or waits for, the one with most requests first;
+  3. without such room, if more requests wait for it than for certain busy weights, these give up their room: they take
+     no more requests (drain), and it loads when their answers have ended;
+  4. past the aging bound, the oldest request of an absent residency goes before 2 and 3. It takes the room of any
+     weights for which no older request waits; all other weights go on meanwhile.
 
-The source for grouping is CoServe and Samba-CoE (arXiv 2405.07518); the aging bound is ours.
+One load and one drain at a time on each copy engine: the drain for the next load overlaps the load before it.
+
+The waiting bound: once a request has waited `aging_s` for absent weights, it waits only for requests submitted before
+it, a load that is under way, the answers in flight on the weights that give up their room, and its own load. Requests
+submitted later neither start a load on its copy engine nor use the weights whose room it takes.
+
+The source for grouping is CoServe and Samba-CoE (arXiv 2405.07518); drains of single weights and the bound are ours.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+import itertools
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Hashable, Mapping, Set
 from dataclasses import dataclass
+from typing import Final, Protocol
+
+from coe.memory.demand import Demand, RecentMix
 
 Residency = tuple[str, ...]
 """Names of the weights that must be resident together: distinct, and in the same order for the same set."""
 
+_TRIED: Final = 8
+"""Most absent residencies that are tried at a time; each needs a plan of the memory."""
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A request that is not admitted yet, and what its expert needs in memory."""
 
-    id: int
+class Memory(Protocol):
+    """The weights in memory as the scheduler sees them: `coe.memory.ExpertCache`, or a simulated device."""
+
+    @property
+    def resident(self) -> Collection[str]:
+        """Names of the weights in memory."""
+        ...
+
+    def room(self, names: Residency, keep: Collection[str], *, drain: bool) -> frozenset[str] | None:
+        """Resident weights that leave if `names` load now, none of `keep` among them; None if they cannot load.
+
+        Args:
+            drain: weights in use may leave too, once their answers have ended.
+        """
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Claim:
+    """Room promised to a residency: the `leaving` weights take no more requests until it is resident."""
+
     residency: Residency
-    submitted_s: float
+    leaving: frozenset[str]
+    loading: bool
 
 
-def admit(
-    waiting: Sequence[Waiting],
-    *,
-    resident: Collection[str],
-    loading: Collection[str] = (),
-    in_flight: Mapping[str, int],
-    capacity: Callable[[str], int],
-    loads_now: Callable[[Residency, Collection[str]], bool],
-    now_s: float,
-    aging_s: float,
-) -> list[int]:
-    """Ids to admit now, in order.
+class Scheduler:
+    """Waiting requests in queues by residency, and which of them to admit. The clock is an argument of every call.
 
     Args:
-        waiting: in order of submission.
-        resident, loading: names of weights in memory, or on their way.
-        in_flight: admitted and unfinished requests on each of the weights.
-        capacity: requests worth having in flight on them.
-        loads_now: `(residency, keep)`: whether what is absent could be loaded now, without evicting any of `keep`.
-        now_s, aging_s: the clock, and how long a request may be passed over for others.
+        memory: the weights in memory.
+        capacity: requests that certain weights are given at once.
+        aging_s: how long a request may be passed over for others.
+        copy_engine: what loads certain weights; those of different ones load at the same time.
 
-    Guarantees: no weights exceed their capacity; a call admits at most one residency that is not in memory or on its
-    way; a call with nothing in flight and nothing loading admits at least one request if any waits.
-
-    Stateless by design: all state is in the arguments, so a simulator drives the same function.
+    Attributes:
+        in_flight: admitted and unfinished requests on each of the weights; no zeros.
     """
-    queues: dict[Residency, list[Waiting]] = {}
-    for request in waiting:
-        queues.setdefault(request.residency, []).append(request)
-    present = {residency for residency in queues if {*resident, *loading}.issuperset(residency)}
-    places = _Places(in_flight, capacity)
 
-    overdue = next((w for w in waiting if now_s - w.submitted_s > aging_s and places.free(w.residency)), None)
-    if overdue is not None and overdue.residency not in present:
-        # A load on its way is finished first: two at once could evict each other's room.
-        return [] if loading else places.take(queues[overdue.residency])
+    def __init__(
+        self,
+        memory: Memory,
+        *,
+        capacity: Callable[[str], int],
+        aging_s: float,
+        copy_engine: Callable[[str], Hashable] = lambda name: None,
+    ) -> None:
+        self.in_flight: Counter[str] = Counter()
+        self._memory, self._capacity, self._aging_s, self._copy_engine = memory, capacity, aging_s, copy_engine
+        self._queues: dict[Residency, OrderedDict[int, float]] = {}  # id -> when it was submitted; none is empty
+        self._residency: OrderedDict[int, Residency] = OrderedDict()  # of each waiting request, in order of submission
+        self._by_name: dict[str, dict[Residency, None]] = {}  # residencies with waiting requests
+        self._claims: list[_Claim] = []
+        self._ids = itertools.count()
+        self._mix = RecentMix()
+        self._changed = True  # whether an absent residency may have got room since the last decision
 
-    admitted: list[int] = []
-    for residency in sorted(present, key=lambda r: queues[r][0].submitted_s):
-        admitted += places.take(queues[residency])
-    if loading:
+    def __len__(self) -> int:
+        """Requests that wait."""
+        return len(self._residency)
+
+    @property
+    def waiting(self) -> dict[Residency, int]:
+        """Requests that wait, by residency."""
+        return {residency: len(queue) for residency, queue in self._queues.items()}
+
+    @property
+    def wanted(self) -> set[str]:
+        """Weights that requests wait for or use."""
+        return {*self._by_name, *self.in_flight}
+
+    def demand(self, name: str, now_s: float) -> Demand:
+        """When weights are needed next, and how often of late.
+
+        With waiting requests, the next use is the time at which the oldest was submitted: a time before now, so that
+        weights are needed in the order of submission. Else it is expected after the mean time between recent requests.
+        """
+        per_s = self._mix.per_s(name, now_s)
+        if (waiting := self._by_name.get(name)) is not None:
+            return Demand(min(map(self._oldest_s, waiting)), per_s)
+        return Demand(now_s + 1 / per_s, per_s) if per_s > 0 else Demand()
+
+    def submit(self, residency: Residency, now_s: float) -> int:
+        """Let a request wait; returns its id."""
+        number = next(self._ids)
+        self._mix.note(residency, now_s)
+        self._residency[number] = residency
+        if (queue := self._queues.get(residency)) is None:
+            queue = self._queues[residency] = OrderedDict()
+            for name in residency:
+                self._by_name.setdefault(name, {})[residency] = None
+        queue[number] = now_s
+        self._changed = True
+        return number
+
+    def cancel(self, number: int) -> None:
+        """The request does not wait any more; nothing happens if it did not."""
+        if (residency := self._residency.pop(number, None)) is not None:
+            del self._queues[residency][number]
+            self._forget_if_empty(residency)
+
+    def leave(self, residency: Residency) -> None:
+        """An admitted request has ended: its places are free."""
+        for name in residency:
+            self.in_flight[name] -= 1
+            if not self.in_flight[name]:
+                del self.in_flight[name]
+                self._changed = True
+
+    def loaded(self) -> None:
+        """Weights have been loaded: memory has changed."""
+        self._changed = True
+
+    def admit(self, now_s: float) -> list[int]:
+        """Ids to admit now, in order. They hold places on their weights until `leave`.
+
+        Guarantees: no weights exceed their capacity; a copy engine loads one residency at a time; a call with nothing
+        in flight admits at least one request if any waits; the waiting bound (see the module).
+        """
+        if not self._residency:
+            return []
+        now = _State(self._memory.resident, self.in_flight, self._copy_engine)
+        self._claims = [claim for claim in self._claims if self._is_needed(claim, now)]
+        overdue = self._overdue(now_s)
+        admitted: list[int] = []
+        reserved: set[Hashable] = set()
+        for residency in overdue:
+            self._drop_younger_drains(residency, now)
+            engines = now.engines(residency)
+            if engines and reserved.isdisjoint(engines):
+                admitted += self._bring_in(residency, now, self._wanted_before(residency, now))
+            reserved |= engines
+        admitted += self._fill(now)
+        if self._changed:
+            self._changed = False
+            admitted += self._bring_in_others(now, reserved)
+        if not admitted and not self.in_flight:
+            # It cannot load; once admitted, its lease waits for memory or ends with the error.
+            admitted = self._take(min(self._queues, key=self._oldest_s))
         return admitted
 
-    absent = sorted((q for r, q in queues.items() if r not in present), key=lambda q: q[0].submitted_s)
-    busy = {name for residency in present for name in residency} | {n for n, count in in_flight.items() if count}
-    for queue in absent:
-        if loads_now(queue[0].residency, busy):
-            return admitted + places.take(queue)
-    if absent and not present:
-        return admitted + places.take(absent[0])
-    return admitted
+    def _is_needed(self, claim: _Claim, now: _State) -> bool:
+        if claim.loading:
+            return now.lacks(claim.residency) and all(name in self.in_flight for name in claim.residency)
+        return claim.residency in self._queues and not now.present(claim.residency)
+
+    def _overdue(self, now_s: float) -> list[Residency]:
+        """Residencies whose oldest request is past the bound and could have a place, oldest first."""
+        before_s = now_s - self._aging_s
+        if self._oldest_s(next(iter(self._residency.values()))) >= before_s:
+            return []
+        late = (each for each in self._queues if self._oldest_s(each) < before_s and self._free(each))
+        return sorted(late, key=self._oldest_s)
+
+    def _drop_younger_drains(self, overdue: Residency, now: _State) -> None:
+        """Give up drains for younger requests that hold up an overdue one: its weights, or their copy engine."""
+        engines, oldest_s = now.engines(overdue), self._oldest_s(overdue)
+        self._claims = [
+            claim
+            for claim in self._claims
+            if claim.loading
+            or self._oldest_s(claim.residency) <= oldest_s
+            or (claim.leaving.isdisjoint(overdue) and engines.isdisjoint(now.engines(claim.residency)))
+        ]
+
+    def _wanted_before(self, residency: Residency, now: _State) -> set[str]:
+        """Weights in memory that requests submitted before wait for."""
+        oldest_s = self._oldest_s(residency)
+        before = (each for each in self._ready(now) if self._oldest_s(each) < oldest_s)
+        return {name for each in before for name in each}
+
+    def _bring_in_others(self, now: _State, reserved: Set[Hashable]) -> list[int]:
+        """Loads and drains for residencies that are not overdue. reserved: copy engines that an overdue one needs."""
+        admitted: list[int] = []
+        for claim in [claim for claim in self._claims if not claim.loading]:
+            if reserved.isdisjoint(now.engines(claim.residency)):
+                admitted += self._bring_in(claim.residency, now, self.wanted - claim.leaving)
+        absent = [each for each in self._queues if not now.present(each) and self._free(each)]
+        absent.sort(key=lambda each: (-len(self._queues[each]), self._oldest_s(each)))
+        for residency in absent[:_TRIED]:
+            if reserved.isdisjoint(now.engines(residency)):
+                admitted += self._bring_in(residency, now, self.wanted, pays=True)
+        return admitted
+
+    def _bring_in(self, residency: Residency, now: _State, keep: Collection[str], *, pays: bool = False) -> list[int]:
+        """Admit an absent residency, if it can load now without `keep`; else drain for it.
+
+        Args:
+            pays: drain whatever is needed next last, `keep` too, but only if fewer requests wait for it.
+        """
+        engines = now.engines(residency)
+        claims = [claim for claim in self._claims if claim.residency != residency]
+        promised = frozenset[str]().union(*(claim.leaving for claim in claims))
+        if engines.isdisjoint(now.loading()):
+            leaving = self._memory.room(residency, promised.union(keep), drain=False)
+            if leaving is not None:
+                self._claims = [*claims, _Claim(residency, leaving, loading=True)]
+                return self._take(residency)
+        if len(claims) == len(self._claims) and not any(
+            not claim.loading and not engines.isdisjoint(now.engines(claim.residency)) for claim in claims
+        ):
+            leaving = self._memory.room(residency, promised if pays else promised.union(keep), drain=True)
+            if leaving is not None and (not pays or self._waiting_for(leaving) < len(self._queues[residency])):
+                self._claims.append(_Claim(residency, leaving, loading=False))
+        return []
+
+    def _waiting_for(self, names: Collection[str]) -> int:
+        residencies = {each for name in names for each in self._by_name.get(name, ())}
+        return sum(len(self._queues[each]) for each in residencies)
+
+    def _ready(self, now: _State) -> list[Residency]:
+        """Residencies with waiting requests whose weights are in memory or on their way."""
+        names = [*now.resident, *now.coming]
+        near = (
+            self._queues
+            if len(self._queues) < len(names)
+            else dict.fromkeys(each for name in names for each in self._by_name.get(name, ()))
+        )
+        return [residency for residency in near if now.present(residency)]
+
+    def _fill(self, now: _State) -> list[int]:
+        """Requests of ready residencies, as places are free."""
+        held = frozenset[str]().union(*(claim.leaving for claim in self._claims))
+        ready = [each for each in self._ready(now) if held.isdisjoint(each) and self._free(each)]
+        return [number for residency in sorted(ready, key=self._oldest_s) for number in self._take(residency)]
+
+    def _free(self, residency: Residency) -> int:
+        """Free places: a request takes one on each of its weights."""
+        return max(0, min(self._capacity(name) - self.in_flight.get(name, 0) for name in residency))
+
+    def _take(self, residency: Residency) -> list[int]:
+        """Admit the oldest requests of one residency, as many as there are places."""
+        queue = self._queues[residency]
+        admitted = list(itertools.islice(queue, self._free(residency)))
+        for number in admitted:
+            del queue[number], self._residency[number]
+        if admitted:
+            for name in residency:
+                self.in_flight[name] += len(admitted)
+        self._forget_if_empty(residency)
+        return admitted
+
+    def _forget_if_empty(self, residency: Residency) -> None:
+        if not self._queues[residency]:
+            del self._queues[residency]
+            for name in residency:
+                del self._by_name[name][residency]
+                if not self._by_name[name]:
+                    del self._by_name[name]
+            self._changed = True
+
+    def _oldest_s(self, residency: Residency) -> float:
+        return next(iter(self._queues[residency].values()))
 
 
-class _Places:
-    """Free places on weights; a request takes one on each that it needs."""
+class _State:
+    """The weights in memory and on their way during one decision."""
 
-    def __init__(self, in_flight: Mapping[str, int], capacity: Callable[[str], int]) -> None:
-        self._taken, self._capacity = Counter(in_flight), capacity
+    def __init__(
+        self, resident: Collection[str], in_flight: Mapping[str, int], copy_engine: Callable[[str], Hashable]
+    ) -> None:
+        self.resident, self._in_flight, self._copy_engine = resident, in_flight, copy_engine
+        self.coming = [name for name in in_flight if name not in resident]
 
-    def free(self, residency: Residency) -> int:
-        return max(0, min(self._capacity(name) - self._taken[name] for name in residency))
+    def lacks(self, residency: Residency) -> bool:
+        """Whether any of its weights is not in memory."""
+        return any(name not in self.resident for name in residency)
 
-    def take(self, queue: Sequence[Waiting]) -> list[int]:
-        """Ids of the oldest requests of one residency, as many as there are places."""
-        residency = queue[0].residency
-        admitted = queue[: self.free(residency)]
-        self._taken.update(dict.fromkeys(residency, len(admitted)))
-        return [request.id for request in admitted]
+    def present(self, residency: Residency) -> bool:
+        """Whether all of its weights are in memory or on their way."""
+        return all(name in self.resident or name in self._in_flight for name in residency)
+
+    def engines(self, residency: Residency) -> frozenset[Hashable]:
+        """Copy engines that a load needs; none for what is in memory or on its way."""
+        if self.present(residency):
+            return frozenset()
+        return frozenset(self._copy_engine(name) for name in residency if name not in self.resident)
+
+    def loading(self) -> frozenset[Hashable]:
+        """Copy engines at work."""
+        return frozenset(self._copy_engine(name) for name in self._in_flight if name not in self.resident)

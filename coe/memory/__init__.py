@@ -1,7 +1,21 @@
 """Resident weights under a byte budget: leases that are never broken, pins, slots; plans are pure functions."""
 
 from coe.memory.cache import CacheStats, ExpertCache, SlotOf
-from coe.memory.eviction import EvictionPolicy, Resident, lru
+from coe.memory.demand import Demand, RecentMix
+from coe.memory.eviction import POLICIES, EvictionPolicy, Resident, gdsf, look_ahead, lru
 from coe.memory.room import Need
 
-__all__ = ["CacheStats", "EvictionPolicy", "ExpertCache", "Need", "Resident", "SlotOf", "lru"]
+__all__ = [
+    "POLICIES",
+    "CacheStats",
+    "Demand",
+    "EvictionPolicy",
+    "ExpertCache",
+    "Need",
+    "RecentMix",
+    "Resident",
+    "SlotOf",
+    "gdsf",
+    "look_ahead",
+    "lru",
+]

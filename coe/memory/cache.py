@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from coe.errors import BudgetExceeded
+from coe.memory.demand import NO_DEMAND, Demand
 from coe.memory.eviction import EvictionPolicy, Resident, lru
 from coe.memory.load_times import LoadTimes, Way
 from coe.memory.room import Need, OpenSlot, Room, make_room
@@ -76,6 +77,7 @@ class _Place(Generic[T]):
     leases: int = 0
     uses: int = 0
     last_used_s: float = 0.0
+    load_s: float = 0.0
     expert: T | None = None
     loading: asyncio.Task[T] | None = None
 
@@ -87,6 +89,7 @@ class ExpertCache(Generic[T]):
         new_slot: an empty slot for an expert, and for others of its shape; its first switch opens it.
         need: what an expert takes, known before loading.
         pins: names that are never evicted once loaded.
+        demand: how much an expert is wanted, for the policy; may be replaced at any time.
     """
 
     def __init__(
@@ -97,10 +100,12 @@ class ExpertCache(Generic[T]):
         need: Callable[[str], Need],
         pins: Collection[str] = (),
         policy: EvictionPolicy = lru,
+        demand: Callable[[str], Demand] = lambda name: NO_DEMAND,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.budget_bytes = budget_bytes
         self.pins = frozenset(pins)  # may be replaced at any time
+        self.demand = demand
         self.stats = CacheStats()
         self._load_times = LoadTimes()
         self._reading_ahead: asyncio.Task[None] | None = None
@@ -138,9 +143,16 @@ class ExpertCache(Generic[T]):
         place = self._places.get(name)
         return place.expert if place else None
 
-    def fits_now(self, *names: str, keep: Collection[str] = ()) -> bool:
-        """Whether a lease of these would be granted now, without waiting or evicting any of `keep`."""
-        return not self._queue and self._plan(set(names), keep) is not None
+    def room(self, names: Collection[str], keep: Collection[str] = (), *, drain: bool = False) -> frozenset[str] | None:
+        """Experts that leave if a lease of `names` is granted now, without waiting or evicting any of `keep`.
+
+        None if it would wait. drain: leased experts may leave too, once their leases have ended.
+        """
+        room = None if self._queue and not drain else self._plan(set(names), keep, drain=drain)
+        if room is None:
+            return None
+        slots = (*room.closed, *(slot for slot in room.taken.values() if slot is not None))
+        return frozenset(slot.resident.name for slot in slots if slot.resident is not None)
 
     def fits_free(self, *names: str) -> bool:
         """Whether these are resident or loading, or could load without evicting another."""
@@ -311,7 +323,7 @@ class ExpertCache(Generic[T]):
                 await asyncio.shield(freed)
             started = self._clock()
             expert = await place.slot.switch(place.name)
-            seconds = self._clock() - started
+            seconds = place.load_s = self._clock() - started
             self.stats.load_s += seconds
             way: Way = "open" if former is None else "switch"
             self._load_times.note(place.name, place.need.shape, way, place.need.weight_bytes, seconds)
@@ -349,15 +361,18 @@ class ExpertCache(Generic[T]):
         self.stats.loads_by_name[place.name] += 1
         self.stats.bytes_loaded += place.need.weight_bytes
 
-    def _plan(self, wanted: set[str], keep: Collection[str] = ()) -> Room | None:
-        """Where the missing of `wanted` go, so that all fit now; None if a lease must end first."""
+    def _plan(self, wanted: set[str], keep: Collection[str] = (), *, drain: bool = False) -> Room | None:
+        """Where the missing of `wanted` go, so that all fit now; None if a lease must end first.
+
+        drain: as if the leases had ended that are not of `wanted` or `keep`.
+        """
         missing = {name: self._need(name) for name in wanted if name not in self._places}
         free_bytes = self.budget_bytes - self.used_bytes
         if not missing and free_bytes >= 0:
             return Room()
         return make_room(
             missing,
-            self._free(wanted.union(keep)),
+            self._free(wanted.union(keep), leased=drain),
             opened=Counter(place.need.shape for place in self._open()) + self._closing,
             free_bytes=free_bytes,
             policy=self._policy,
@@ -366,14 +381,18 @@ class ExpertCache(Generic[T]):
     def _open(self) -> list[_Place[T]]:
         return [*self._places.values(), *self._empty]
 
-    def _free(self, keep: set[str]) -> list[OpenSlot]:
-        """Slots that may be taken or closed."""
+    def _free(self, keep: set[str], *, leased: bool = False) -> list[OpenSlot]:
+        """Slots that may be taken or closed; with `leased`, also those that may be once their leases have ended."""
         evictable = [
-            OpenSlot(id(place), place.need, Resident(name, place.size_bytes, place.last_used_s, place.uses))
+            OpenSlot(id(place), place.need, self._resident(place))
             for name, place in self._places.items()
-            if place.leases == 0 and place.expert is not None and name not in self.pins and name not in keep
+            if (leased or place.leases == 0) and place.expert is not None and name not in self.pins and name not in keep
         ]
         return evictable + [OpenSlot(id(place), place.need) for place in self._empty]
+
+    def _resident(self, place: _Place[T]) -> Resident:
+        demand = self.demand(place.name)
+        return Resident(place.name, place.size_bytes, place.last_used_s, place.uses, place.load_s, demand)
 
     def _need(self, name: str) -> Need:
         place = self._places.get(name)

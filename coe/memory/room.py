@@ -73,6 +73,8 @@ def make_room(
         opened: number of slots that are open, open or close now, by shape.
         free_bytes: the budget's, negative if it was lowered.
     """
+    if not free and sum(need.size_bytes for need in missing.values()) > free_bytes:
+        return None  # a plan of nothing: the common case while all experts are at work
     order = _in_order(free, policy)
     for share in (False, True):
         taken = _taken(missing, order, opened, share=share)

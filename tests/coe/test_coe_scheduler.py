@@ -1,143 +1,218 @@
-"""What the scheduler admits, and in which order; for any history, no request starves and no capacity is exceeded."""
+"""What the scheduler admits, in which order, and which weights give up their room."""
 
-from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from coe.scheduler import Residency, Waiting, admit
+from coe.scheduler import Residency, Scheduler
 
 NEVER = 1e9
 
 
-def plan(waiting: list[tuple[int, str, float]], **options: object) -> list[int]:
-    arguments: dict[str, object] = {
-        "resident": (),
-        "in_flight": {},
-        "capacity": lambda residency: 4,
-        "loads_now": lambda residency, keep: True,
-        "now_s": 0.0,
-        "aging_s": NEVER,
-        **options,
-    }
-    return admit([Waiting(i, tuple(names), at) for i, names, at in waiting], **arguments)  # type: ignore[arg-type]
+class Shelf:
+    """Memory for `size` weights of one size; those in use (`scheduler.in_flight`) leave only in a drain."""
+
+    def __init__(self, resident: Collection[str], size: int) -> None:
+        self.resident, self.size = list(resident), size
+        self.pins: set[str] = set()
+        self.asked: list[tuple[Residency, frozenset[str], bool]] = []
+        self.scheduler: Scheduler | None = None
+
+    def room(self, names: Residency, keep: Collection[str], *, drain: bool) -> frozenset[str] | None:
+        assert self.scheduler is not None
+        self.asked.append((names, frozenset(keep), drain))
+        flying = self.scheduler.in_flight
+        missing = [name for name in names if name not in self.resident]
+        over = len(self.resident) + len(missing) - self.size
+        free = [
+            each for each in self.resident if each not in {*names, *keep, *self.pins} and (drain or each not in flying)
+        ]
+        free.sort(key=lambda name: -self.scheduler.demand(name, 1e6).next_use_s)  # type: ignore[union-attr]
+        return None if over > len(free) else frozenset(free[: max(0, over)])
 
 
-def test_requests_of_one_group_are_admitted_together_in_order() -> None:
-    assert plan([(1, "a", 0.0), (2, "a", 0.1), (3, "a", 0.2)], resident=["a"]) == [1, 2, 3]
+def scheduler(
+    *waiting: tuple[str, float],
+    resident: Collection[str] = (),
+    size: int = 1,
+    in_flight: Mapping[str, int] = {},
+    capacity: Any = lambda name: 4,
+    aging_s: float = NEVER,
+    **options: Any,
+) -> tuple[Scheduler, Shelf]:
+    """A scheduler with requests that wait: ids from 0, each with its weights (one letter each) and its time."""
+    shelf = Shelf(resident, size)
+    made = shelf.scheduler = Scheduler(shelf, capacity=capacity, aging_s=aging_s, **options)
+    made.in_flight.update(in_flight)
+    for names, at_s in waiting:
+        made.submit(tuple(names), at_s)
+    return made, shelf
+
+
+def admitted(*waiting: tuple[str, float], now_s: float = 0.0, **options: Any) -> list[int]:
+    return scheduler(*waiting, **options)[0].admit(now_s)
+
+
+def test_requests_of_one_residency_are_admitted_together_in_order() -> None:
+    assert admitted(("a", 0.0), ("a", 0.1), ("a", 0.2), resident=["a"]) == [0, 1, 2]
 
 
 def test_capacity_counts_what_is_in_flight() -> None:
-    waiting = [(i, "a", float(i)) for i in range(6)]
-    assert plan(waiting, resident=["a"], in_flight={"a": 3}) == [0]
-    assert plan(waiting, resident=["a"], in_flight={"a": 4}) == []
-
-
-def test_a_resident_expert_goes_before_an_older_request_that_needs_a_busy_ones_room() -> None:
-    waiting = [(1, "b", 0.0), (2, "a", 1.0)]
-    assert plan(waiting, resident=["a"], loads_now=lambda residency, keep: False) == [2]
+    waiting = [("a", float(i)) for i in range(6)]
+    assert admitted(*waiting, resident=["a"], in_flight={"a": 3}) == [0]
+    assert admitted(*waiting, resident=["a"], in_flight={"a": 4}) == []
 
 
 def test_an_expert_that_fits_beside_the_busy_ones_loads_meanwhile_one_at_a_time() -> None:
-    waiting = [(1, "b", 0.0), (2, "a", 1.0), (3, "c", 2.0)]
-    assert plan(waiting, resident=["a"]) == [2, 1]
-    assert plan(waiting, resident=["a"], loading=["b"]) == [1, 2]
+    asked, shelf = scheduler(("b", 0.0), ("a", 1.0), ("c", 2.0), resident=["a"], size=3)
+    assert asked.admit(2.0) == [1, 0]
+    assert asked.admit(2.0) == []  # `b` is on its way
+    shelf.resident.append("b")
+    asked.loaded()
+    assert asked.admit(3.0) == [2]
+
+
+def test_different_copy_engines_load_at_the_same_time() -> None:
+    assert admitted(("b", 0.0), ("c", 1.0), size=2) == [0]
+    assert admitted(("b", 0.0), ("c", 1.0), size=2, copy_engine=lambda name: name) == [0, 1]
+
+
+def test_a_request_joins_weights_that_are_on_their_way() -> None:
+    asked, _ = scheduler(("b", 0.0))
+    assert asked.admit(0.0) == [0]
+    asked.submit(("b",), 0.5)
+    assert asked.admit(0.5) == [1]
 
 
 def test_loading_may_not_evict_what_is_waited_for_or_busy() -> None:
-    asked: list[tuple[tuple[str, ...], frozenset[str]]] = []
-    plan(
-        [(1, "b", 0.0), (2, "a", 1.0)],
-        resident=["a", "d"],
-        in_flight={"d": 1},
-        loads_now=lambda residency, keep: asked.append((residency, frozenset(keep))) or False,
+    asked, shelf = scheduler(
+        ("b", 0.0), *[("a", 1.0)] * 5, resident=["a", "d", "e"], size=3, in_flight={"d": 1}, capacity=lambda name: 4
     )
-    assert asked == [(("b",), frozenset({"a", "d"}))]
+    assert asked.admit(1.0) == [1, 2, 3, 4, 0]  # in the room of `e`
+    assert shelf.asked == [(("b",), frozenset("abd"), False)]
 
 
-def test_a_switch_that_must_wait_starts_when_no_resident_group_has_requests_left() -> None:
-    assert plan([(1, "b", 0.0), (2, "c", 1.0)], resident=["a"], in_flight={"a": 2}, loads_now=lambda *_: False) == [1]
+def test_the_residency_with_most_requests_loads_first() -> None:
+    assert admitted(("b", 0.0), ("c", 1.0), ("c", 2.0)) == [1, 2]
+    assert admitted(("b", 0.0), ("c", 1.0)) == [0]
 
 
-def test_past_the_aging_bound_a_request_goes_first_and_alone() -> None:
-    waiting = [(1, "b", 0.0), (2, "a", 1.0)]
-    assert plan(waiting, resident=["a"], loads_now=lambda *_: False, now_s=11.0, aging_s=10.0) == [1]
-    assert plan(waiting, resident=["a"], loading=["c"], now_s=11.0, aging_s=10.0) == []
+def test_a_switch_must_pay_for_itself() -> None:
+    """It waits while as many requests wait for the busy weights, whose places are taken."""
+    full = {"resident": ["a"], "in_flight": {"a": 4}}
+    asked, _ = scheduler(("a", 0.0), ("b", 0.0), **full)
+    assert asked.admit(0.0) == []
+    asked.leave(("a",))
+    assert asked.admit(0.0) == [0]  # `a` still takes requests
+    for _ in range(4):
+        asked.leave(("a",))
+    assert asked.admit(0.0) == [1]
+    asked, _ = scheduler(("a", 0.0), ("b", 0.0), ("b", 0.1), **full)
+    assert asked.admit(0.0) == []
+    asked.leave(("a",))
+    assert asked.admit(0.0) == []  # `a` drains: its free place stays free
+
+
+def test_a_drain_stops_only_the_weights_that_give_up_their_room() -> None:
+    asked, shelf = scheduler(("c", 0.0), resident=["a", "b"], size=2, in_flight={"a": 1, "b": 1})
+    assert asked.admit(0.0) == []  # `a` or `b` drains: the one that is needed last
+    leaving = next(iter(shelf.room(("c",), (), drain=True) or ()))
+    stays = "b" if leaving == "a" else "a"
+    asked.submit((leaving,), 1.0)
+    asked.submit((stays,), 1.0)
+    assert asked.admit(1.0) == [2]
+    asked.leave((leaving,))
+    assert asked.admit(2.0) == [0]  # `c` loads now, and `leaving` still takes no requests
+    assert asked.admit(2.0) == []
+    shelf.resident = [stays, "c"]
+    asked.leave(("c",))
+    asked.loaded()
+    assert asked.admit(3.0) == [1]
+
+
+def test_past_the_aging_bound_a_request_takes_the_room_of_weights_with_younger_requests() -> None:
+    aging = {"resident": ["a"], "in_flight": {"a": 3}, "now_s": 11.0, "aging_s": 10.0}
+    assert admitted(("b", 0.0), ("a", 1.0), **aging) == []
+    assert admitted(("b", 2.0), ("a", 2.0), **aging) == [1]
+    assert admitted(("a", 0.0), ("b", 0.5), **aging) == [0]  # the older one first
+
+
+def test_past_the_aging_bound_other_weights_go_on() -> None:
+    asked, _ = scheduler(
+        ("c", 0.0), ("a", 1.0), ("b", 2.0), resident=["a", "b"], size=2, in_flight={"a": 3, "b": 3}, aging_s=10.0
+    )
+    assert asked.admit(11.0) == [1]  # `b`, whose request is the youngest, drains for `c`
+
+
+def test_an_overdue_request_ends_the_drain_for_a_younger_one() -> None:
+    """The weights that drain for it are those of the overdue request, which is older."""
+    asked, _ = scheduler(("a", 0.0), *[("b", 5.0)] * 3, resident=["a"], in_flight={"a": 4}, aging_s=10.0)
+    assert asked.admit(5.0) == []
+    asked.leave(("a",))
+    assert asked.admit(9.0) == []  # draining
+    assert asked.admit(10.5) == [0]
+
+
+def test_a_load_that_is_under_way_ends_before_that_of_an_overdue_request() -> None:
+    asked, shelf = scheduler(("b", 0.0), ("c", 0.5), size=2, aging_s=10.0)
+    assert asked.admit(0.5) == [0]
+    assert asked.admit(11.0) == []
+    shelf.resident.append("b")
+    assert asked.admit(11.0) == [1]
+
+
+def test_a_failed_load_frees_the_room_that_was_promised() -> None:
+    asked, _ = scheduler(("b", 0.0), resident=["a"])
+    assert asked.admit(0.0) == [0]
+    asked.submit(("a",), 1.0)
+    assert asked.admit(1.0) == []  # `a` gives up its room
+    asked.leave(("b",))
+    assert asked.admit(2.0) == [1]
+
+
+def test_a_cancelled_request_ends_its_drain() -> None:
+    asked, _ = scheduler(("b", 0.0), resident=["a"], in_flight={"a": 1})
+    assert asked.admit(0.0) == []
+    asked.submit(("a",), 1.0)
+    assert asked.admit(1.0) == []
+    asked.cancel(0)
+    assert asked.admit(1.0) == [1]
+    asked.cancel(0)  # again: nothing
+    assert len(asked) == 0 and asked.waiting == {} and asked.wanted == {"a"}
 
 
 def test_a_request_of_several_weights_is_resident_when_all_of_them_are() -> None:
-    waiting = [(1, "ab", 0.0), (2, "a", 1.0)]
-    assert plan(waiting, resident=["a", "b"]) == [1, 2]
-    assert plan(waiting, resident=["a"], loading=["b"]) == [1, 2]
-    assert plan(waiting, resident=["a"], loads_now=lambda residency, keep: False) == [2]
-    asked: list[tuple[object, object]] = []
-    plan(waiting, resident=["a"], loads_now=lambda residency, keep: asked.append((residency, set(keep))) or False)
-    assert asked == [(("a", "b"), {"a"})]
+    waiting = [("ab", 0.0), ("a", 1.0)]
+    assert admitted(*waiting, resident=["a", "b"], size=2) == [0, 1]
+    assert admitted(*waiting, resident=["a"], in_flight={"b": 1}, size=2) == [0, 1]
+    asked, shelf = scheduler(*waiting, resident=["a"], in_flight={"a": 1})
+    assert asked.admit(1.0) == [1]
+    assert shelf.asked[0] == (("a", "b"), frozenset({"a", "b"}), False)
 
 
 def test_requests_that_share_weights_share_their_places() -> None:
-    waiting = [(1, "ab", 0.0), (2, "ab", 0.1), (3, "a", 0.2), (4, "b", 0.3), (5, "b", 0.4)]
-    assert plan(waiting, resident=["a", "b"], in_flight={"a": 2}, capacity=lambda name: 4) == [1, 2, 4, 5]
-    assert plan(waiting, resident=["a", "b"], capacity={"a": 4, "b": 1}.__getitem__) == [1, 3]
+    waiting = [("ab", 0.0), ("ab", 0.1), ("a", 0.2), ("b", 0.3), ("b", 0.4)]
+    both = {"resident": ["a", "b"], "size": 2}
+    assert admitted(*waiting, in_flight={"a": 2}, **both) == [0, 1, 3, 4]
+    assert admitted(*waiting, capacity={"a": 4, "b": 1}.__getitem__, **both) == [0, 2]
+
+
+def test_what_can_never_load_is_admitted_once_nothing_is_in_flight() -> None:
+    """Its lease raises the error; it does not wait for ever."""
+    asked, shelf = scheduler(("b", 0.0), resident=["a"])
+    shelf.pins = {"a"}
+    assert asked.admit(0.0) == [0]
 
 
 def test_nothing_waits_nothing_is_admitted() -> None:
-    assert plan([]) == []
+    assert admitted() == []
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    arrivals=st.lists(st.tuples(st.floats(0, 30), st.sampled_from("abcde")), min_size=1, max_size=60),
-    room=st.integers(1, 3),
-    capacity=st.integers(1, 4),
-)
-def test_every_request_is_served_within_its_bound_whatever_arrives(
-    arrivals: list[tuple[float, str]], room: int, capacity: int
-) -> None:
-    """A simulated host: `room` experts fit, a load takes 1 s, an answer 1 s."""
-    arrivals = sorted(arrivals)
-    waiting: list[Waiting] = []
-    resident: list[str] = []
-    running: list[tuple[float, int, str]] = []
-    admitted_at: dict[int, float] = {}
-    now, next_arrival, aging = 0.0, 0, 5.0
-    while next_arrival < len(arrivals) or waiting or running:
-        running = [r for r in running if r[0] > now]
-        while next_arrival < len(arrivals) and arrivals[next_arrival][0] <= now:
-            waiting.append(Waiting(next_arrival, (arrivals[next_arrival][1],), arrivals[next_arrival][0]))
-            next_arrival += 1
-        in_flight = Counter(residency for _, _, residency in running)
-
-        def loads_now(residency: Residency, keep: object, busy: Counter[str] = in_flight) -> bool:
-            return len(resident) < room or any(r not in keep and not busy[r] for r in resident)  # type: ignore[operator]
-
-        ids = admit(
-            waiting,
-            resident=resident,
-            in_flight=in_flight,
-            capacity=lambda residency: capacity,
-            loads_now=loads_now,
-            now_s=now,
-            aging_s=aging,
-        )
-        assert ids or running or not waiting, "an idle host admits"
-        chosen = [w for w in waiting if w.id in ids]
-        for request in chosen:
-            start, [name] = now, request.residency
-            if name not in resident:
-                if len(resident) >= room:
-                    idle = [r for r in resident if not any(g == r for _, _, g in running)]
-                    if not idle:
-                        start = max(t for t, _, _ in running)
-                    resident.remove((idle or resident)[0])
-                resident.append(name)
-                start += 1
-            running.append((start + 1, request.id, name))
-            admitted_at[request.id] = now
-            waiting.remove(request)
-        assert all(count <= capacity for count in Counter(residency for _, _, residency in running).values())
-        now += 0.5
-    # Only a drain, a load and the requests ahead of it in its own residency may exceed the bound.
-    worst = max(admitted_at[i] - t for i, (t, _) in enumerate(arrivals))
-    assert worst <= aging + 3.0 * len(arrivals)
-    assert len(admitted_at) == len(arrivals)
+def test_the_next_use_is_known_from_the_queue_and_expected_beyond_it() -> None:
+    asked, _ = scheduler(*[("a", 100.0)] * 3, ("b", 100.0), resident=["a", "b"], size=2)
+    asked.admit(100.0)
+    asked.submit(("c",), 99.0)
+    at = {name: asked.demand(name, 100.0) for name in "abcd"}
+    assert at["c"].next_use_s == 99.0  # it waits
+    assert 100.0 < at["a"].next_use_s < at["b"].next_use_s < at["d"].next_use_s
+    assert at["a"].per_s == 3 * at["b"].per_s
+    assert asked.demand("a", 700.0).per_s == at["a"].per_s / 2  # the half-life

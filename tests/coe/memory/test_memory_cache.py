@@ -106,7 +106,7 @@ async def test_a_leased_expert_is_not_evicted_and_the_waiter_gets_its_turn_after
         waiter = asyncio.create_task(use(shelf, "big"))
         await asyncio.sleep(0.01)
         assert not waiter.done() and shelf.resident == {"a", "b"}
-        assert not shelf.cache.fits_now("c")
+        assert shelf.cache.room("c") is None
     await waiter
     assert shelf.resident == {"big"}
 
@@ -163,11 +163,15 @@ async def test_a_cancelled_waiter_leaves_the_line_and_a_cancelled_loader_leaves_
     assert shelf.loads.count("b") == 1 and "a" not in shelf.loads
 
 
-async def test_fits_now_says_whether_a_lease_would_wait_and_respects_what_to_keep() -> None:
+async def test_room_names_what_would_leave_and_respects_what_to_keep() -> None:
     shelf = Shelf()
     await use(shelf, "a")
     await use(shelf, "b")
-    assert shelf.cache.fits_now("c") and not shelf.cache.fits_now("c", keep=["a", "b"])
+    assert shelf.cache.room(["c"]) == {"a"} and shelf.cache.room(["c"], keep=["a"]) == {"b"}
+    assert shelf.cache.room(["a"]) == frozenset() and shelf.cache.room(["c"], keep=["a", "b"]) is None
+    async with shelf.cache.lease("a"), shelf.cache.lease("b"):
+        assert shelf.cache.room(["c"]) is None and shelf.cache.room(["c"], drain=True) == {"a"}
+        assert shelf.cache.room(["c"], keep=["a"], drain=True) == {"b"}
     assert shelf.cache.peek("a") == "A" and shelf.cache.peek("c") is None
 
 
