@@ -15,6 +15,7 @@
     config        one tree of settings, validated at once; experts: which experts it names
     evaluation    tasks, graders: what experts and policies score
     batch         offline answers to files of requests; runs: folders of runs that resume, of both
+    simulation    the scheduler and its rivals under a virtual clock: many experts on little memory
     serve         the OpenAI-compatible service on Ray Serve; protocol: its requests and responses
     cli           the command `coe`
     types         the values that move through the system; sampling: options of decoding; chunks: joined to an answer

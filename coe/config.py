@@ -175,7 +175,7 @@ class HostConfig(_Section):
     pins: tuple[str, ...] = ()
     """Experts that stay resident once they are loaded."""
     aging_s: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds that a request may be passed over in favour of resident experts."""
+    """Seconds that a request may be passed over in favour of others."""
     max_waiting: Annotated[int, Field(ge=1)] = 10_000
     """Most requests that wait; more are refused."""
     eviction: Literal["lru", "gdsf", "look-ahead"] = "look-ahead"

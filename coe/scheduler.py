@@ -23,6 +23,7 @@ The source for grouping is CoServe and Samba-CoE (arXiv 2405.07518); drains of s
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left, insort
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Hashable, Mapping, Set
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from coe.memory.demand import Demand, RecentMix
 Residency = tuple[str, ...]
 """Names of the weights that must be resident together: distinct, and in the same order for the same set."""
 
+_NONE: Final[frozenset[Hashable]] = frozenset()
 _TRIED: Final = 8
 """Most absent residencies that are tried at a time; each needs a plan of the memory."""
 
@@ -87,9 +89,11 @@ class Scheduler:
         self.in_flight: Counter[str] = Counter()
         self._memory, self._capacity, self._aging_s, self._copy_engine = memory, capacity, aging_s, copy_engine
         self._queues: dict[Residency, OrderedDict[int, float]] = {}  # id -> when it was submitted; none is empty
-        self._residency: OrderedDict[int, Residency] = OrderedDict()  # of each waiting request, in order of submission
+        self._residency: dict[int, Residency] = {}  # of each waiting request
+        self._heads: list[int] = []  # the oldest request of each queue, in order; ids grow with time
         self._by_name: dict[str, dict[Residency, None]] = {}  # residencies with waiting requests
         self._claims: list[_Claim] = []
+        self._engines: set[Hashable] = set()  # all copy engines so far
         self._ids = itertools.count()
         self._mix = RecentMix()
         self._changed = True  # whether an absent residency may have got room since the last decision
@@ -126,17 +130,19 @@ class Scheduler:
         self._residency[number] = residency
         if (queue := self._queues.get(residency)) is None:
             queue = self._queues[residency] = OrderedDict()
+            self._heads.append(number)
             for name in residency:
+                self._engines.add(self._copy_engine(name))
                 self._by_name.setdefault(name, {})[residency] = None
         queue[number] = now_s
-        self._changed = True
+        resident = self._memory.resident
+        self._changed |= any(name not in resident and name not in self.in_flight for name in residency)
         return number
 
     def cancel(self, number: int) -> None:
         """The request does not wait any more; nothing happens if it did not."""
-        if (residency := self._residency.pop(number, None)) is not None:
-            del self._queues[residency][number]
-            self._forget_if_empty(residency)
+        if (residency := self._residency.get(number)) is not None:
+            self._remove(residency, [number])
 
     def leave(self, residency: Residency) -> None:
         """An admitted request has ended: its places are free."""
@@ -160,22 +166,20 @@ class Scheduler:
             return []
         now = _State(self._memory.resident, self.in_flight, self._copy_engine)
         self._claims = [claim for claim in self._claims if self._is_needed(claim, now)]
-        overdue = self._overdue(now_s)
+        urgent = self._overdue(now, now_s)
+        self._drop_younger_drains(urgent, now, now_s)
         admitted: list[int] = []
-        reserved: set[Hashable] = set()
-        for residency in overdue:
-            self._drop_younger_drains(residency, now)
-            engines = now.engines(residency)
-            if engines and reserved.isdisjoint(engines):
-                admitted += self._bring_in(residency, now, self._wanted_before(residency, now))
-            reserved |= engines
+        for residency in urgent:
+            if not self._changed and any(claim.residency == residency for claim in self._claims):
+                continue  # it drains, and nothing has become idle
+            admitted += self._bring_in(residency, now, self._wanted_before(residency, now))
         admitted += self._fill(now)
         if self._changed:
             self._changed = False
-            admitted += self._bring_in_others(now, reserved)
+            admitted += self._bring_in_others(now, {engine for each in urgent for engine in now.engines(each)})
         if not admitted and not self.in_flight:
             # It cannot load; once admitted, its lease waits for memory or ends with the error.
-            admitted = self._take(min(self._queues, key=self._oldest_s))
+            admitted = self._take(self._residency[self._heads[0]])
         return admitted
 
     def _is_needed(self, claim: _Claim, now: _State) -> bool:
@@ -183,29 +187,37 @@ class Scheduler:
             return now.lacks(claim.residency) and all(name in self.in_flight for name in claim.residency)
         return claim.residency in self._queues and not now.present(claim.residency)
 
-    def _overdue(self, now_s: float) -> list[Residency]:
-        """Residencies whose oldest request is past the bound and could have a place, oldest first."""
-        before_s = now_s - self._aging_s
-        if self._oldest_s(next(iter(self._residency.values()))) >= before_s:
-            return []
-        late = (each for each in self._queues if self._oldest_s(each) < before_s and self._free(each))
-        return sorted(late, key=self._oldest_s)
+    def _overdue(self, now: _State, now_s: float) -> list[Residency]:
+        """The oldest absent residency on each copy engine, if it is past the bound and could have a place."""
+        found: list[Residency] = []
+        seen: set[Hashable] = set()
+        for number in self._heads:
+            residency = self._residency[number]
+            if self._queues[residency][number] >= now_s - self._aging_s or seen.issuperset(self._engines):
+                break
+            engines = now.engines(residency)
+            if engines and seen.isdisjoint(engines) and self._free(residency):
+                found.append(residency)
+            seen |= engines
+        return found
 
-    def _drop_younger_drains(self, overdue: Residency, now: _State) -> None:
-        """Give up drains for younger requests that hold up an overdue one: its weights, or their copy engine."""
-        engines, oldest_s = now.engines(overdue), self._oldest_s(overdue)
-        self._claims = [
-            claim
-            for claim in self._claims
-            if claim.loading
-            or self._oldest_s(claim.residency) <= oldest_s
-            or (claim.leaving.isdisjoint(overdue) and engines.isdisjoint(now.engines(claim.residency)))
-        ]
+    def _drop_younger_drains(self, urgent: list[Residency], now: _State, now_s: float) -> None:
+        """Give up drains that hold up older overdue requests: of the weights that drain, or on their copy engine."""
+        if all(claim.loading for claim in self._claims):
+            return
+        before_s = now_s - self._aging_s
+        kept = []
+        for claim in self._claims:
+            held = {each for name in claim.leaving for each in self._by_name.get(name, ())}
+            rivals = [each for each in held if self._oldest_s(each) < before_s]
+            rivals += [each for each in urgent if not now.engines(each).isdisjoint(now.engines(claim.residency))]
+            if claim.loading or all(self._head(claim.residency) <= self._head(each) for each in rivals):
+                kept.append(claim)
+        self._claims = kept
 
     def _wanted_before(self, residency: Residency, now: _State) -> set[str]:
         """Weights in memory that requests submitted before wait for."""
-        oldest_s = self._oldest_s(residency)
-        before = (each for each in self._ready(now) if self._oldest_s(each) < oldest_s)
+        before = (each for each in self._ready(now) if self._head(each) < self._head(residency))
         return {name for each in before for name in each}
 
     def _bring_in_others(self, now: _State, reserved: Set[Hashable]) -> list[int]:
@@ -214,10 +226,14 @@ class Scheduler:
         for claim in [claim for claim in self._claims if not claim.loading]:
             if reserved.isdisjoint(now.engines(claim.residency)):
                 admitted += self._bring_in(claim.residency, now, self.wanted - claim.leaving)
+        draining = {e for claim in self._claims if not claim.loading for e in now.engines(claim.residency)}
+        taken: set[Hashable] = {*reserved, *(draining & now.loading())}
+        if taken.issuperset(self._engines):
+            return admitted
         absent = [each for each in self._queues if not now.present(each) and self._free(each)]
-        absent.sort(key=lambda each: (-len(self._queues[each]), self._oldest_s(each)))
+        absent.sort(key=lambda each: (-len(self._queues[each]), self._head(each)))
         for residency in absent[:_TRIED]:
-            if reserved.isdisjoint(now.engines(residency)):
+            if taken.isdisjoint(now.engines(residency)):
                 admitted += self._bring_in(residency, now, self.wanted, pays=True)
         return admitted
 
@@ -261,32 +277,41 @@ class Scheduler:
         """Requests of ready residencies, as places are free."""
         held = frozenset[str]().union(*(claim.leaving for claim in self._claims))
         ready = [each for each in self._ready(now) if held.isdisjoint(each) and self._free(each)]
-        return [number for residency in sorted(ready, key=self._oldest_s) for number in self._take(residency)]
+        return [number for residency in sorted(ready, key=self._head) for number in self._take(residency)]
 
     def _free(self, residency: Residency) -> int:
         """Free places: a request takes one on each of its weights."""
-        return max(0, min(self._capacity(name) - self.in_flight.get(name, 0) for name in residency))
+        return max(0, min([self._capacity(name) - self.in_flight.get(name, 0) for name in residency]))
 
     def _take(self, residency: Residency) -> list[int]:
         """Admit the oldest requests of one residency, as many as there are places."""
-        queue = self._queues[residency]
-        admitted = list(itertools.islice(queue, self._free(residency)))
-        for number in admitted:
-            del queue[number], self._residency[number]
+        admitted = list(itertools.islice(self._queues[residency], self._free(residency)))
         if admitted:
             for name in residency:
                 self.in_flight[name] += len(admitted)
-        self._forget_if_empty(residency)
+            self._remove(residency, admitted)
         return admitted
 
-    def _forget_if_empty(self, residency: Residency) -> None:
-        if not self._queues[residency]:
+    def _remove(self, residency: Residency, numbers: list[int]) -> None:
+        """Requests that do not wait any more."""
+        queue = self._queues[residency]
+        if (head := self._head(residency)) in numbers:
+            del self._heads[bisect_left(self._heads, head)]
+        for number in numbers:
+            del queue[number], self._residency[number]
+        if queue and self._head(residency) != head:
+            insort(self._heads, self._head(residency))
+        if not queue:
             del self._queues[residency]
             for name in residency:
                 del self._by_name[name][residency]
                 if not self._by_name[name]:
                     del self._by_name[name]
             self._changed = True
+
+    def _head(self, residency: Residency) -> int:
+        """Its oldest request: the lower, the older."""
+        return next(iter(self._queues[residency]))
 
     def _oldest_s(self, residency: Residency) -> float:
         return next(iter(self._queues[residency].values()))
@@ -307,13 +332,16 @@ class _State:
 
     def present(self, residency: Residency) -> bool:
         """Whether all of its weights are in memory or on their way."""
-        return all(name in self.resident or name in self._in_flight for name in residency)
+        for name in residency:  # noqa: SIM110 (called for each queue; a generator takes twice the time)
+            if name not in self.resident and name not in self._in_flight:
+                return False
+        return True
 
     def engines(self, residency: Residency) -> frozenset[Hashable]:
         """Copy engines that a load needs; none for what is in memory or on its way."""
         if self.present(residency):
-            return frozenset()
-        return frozenset(self._copy_engine(name) for name in residency if name not in self.resident)
+            return _NONE
+        return frozenset([self._copy_engine(name) for name in residency if name not in self.resident])
 
     def loading(self) -> frozenset[Hashable]:
         """Copy engines at work."""

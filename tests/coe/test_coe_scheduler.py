@@ -157,6 +157,7 @@ def test_a_load_that_is_under_way_ends_before_that_of_an_overdue_request() -> No
     assert asked.admit(0.5) == [0]
     assert asked.admit(11.0) == []
     shelf.resident.append("b")
+    asked.loaded()
     assert asked.admit(11.0) == [1]
 
 
