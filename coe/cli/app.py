@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from coe.cli import ask, batch, encoder, evaluate, interrupts, logs, outcomes, plan, registry, replay, serve
+from coe.cli import ask, batch, encoder, evaluate, interrupts, logs, outcomes, plan, registry, replay, serve, simulate
 from coe.cli.chat import command as chat
 from coe.cli.config import command as config
 from coe.cli.doctor import command as doctor
@@ -32,7 +32,7 @@ START, ASK, EXPERTS, MEASURE, ROUTERS, SERVE = "Start", "Ask", "Experts", "Measu
 # fmt: off
 _ORDER = (
     "init", "config", "doctor", "ask", "chat", "route", "registry", "latent", "eval", "outcomes", "profile", "router",
-    "encoder", "serve", "plan", "batch", "replay",
+    "encoder", "serve", "plan", "simulate", "batch", "replay",
 )
 # fmt: on
 
@@ -72,6 +72,7 @@ app.add_typer(router_app, name="router", rich_help_panel=ROUTERS, help="Train, e
 app.add_typer(encoder.app, name="encoder", rich_help_panel=ROUTERS, help="Distill fast encoders for routers.")
 app.command("serve", rich_help_panel=SERVE)(serve.serve)
 app.command("plan", rich_help_panel=SERVE)(plan.plan)
+app.command("simulate", rich_help_panel=SERVE)(simulate.simulate)
 app.command("batch", rich_help_panel=SERVE)(batch.batch)
 app.command("replay", rich_help_panel=SERVE)(replay.replay)
 

@@ -159,9 +159,9 @@ def _logged(line: bytes, place: str) -> tuple[datetime, int, int, str] | None:
 def poisson(count: int, per_s: float, prompt_tokens: int, new_tokens: int, seed: int) -> Arrivals:
     """A Poisson process; tokens follow geometric distributions with these means."""
     rng = np.random.default_rng(seed)
-    at_s = np.cumsum(rng.exponential(1 / per_s, count)) - 1 / per_s
+    at_s = np.cumsum(rng.exponential(1 / per_s, count))
     return Arrivals(
-        np.maximum(at_s, 0.0).tolist(),
+        (at_s - at_s[0]).tolist(),
         rng.geometric(1 / max(1, prompt_tokens), count).tolist(),
         rng.geometric(1 / max(1, new_tokens), count).tolist(),
     )

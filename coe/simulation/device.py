@@ -5,7 +5,6 @@ It keeps the books of `ExpertCache` under a virtual clock: a load takes the seco
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -128,7 +127,7 @@ class Device:
                 for name, place in self._places.items()
                 if (drain or not place.leases) and not place.loading and name not in keep and name not in names
             ],
-            opened=Counter[object](self._places),
+            opened=dict.fromkeys(self._places, 1),
             free_bytes=self._free_bytes,
             policy=self._policy,
         )

@@ -45,7 +45,7 @@ def test_there_are_the_commands_of_the_architecture() -> None:
     top = {name.split()[1] for name in ALL if len(name.split()) > 1}
     assert top >= {
         *("init", "config", "doctor", "ask", "chat", "route", "registry", "latent", "eval", "outcomes", "profile"),
-        *("router", "encoder", "serve", "plan", "batch", "replay"),
+        *("router", "encoder", "serve", "plan", "simulate", "batch", "replay"),
     }
 
 
