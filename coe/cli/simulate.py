@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coe.cli.flags import Seed
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import Progress, progress
 
@@ -86,7 +87,9 @@ def simulate(
     new_rate: Annotated[
         float, typer.Option("--tokens-per-s", metavar="N", help="New tokens that a request generates per second.")
     ] = 100.0,
-    places: Annotated[int, typer.Option("--places", metavar="N", help="Requests that one expert runs at once.")] = 32,
+    places: Annotated[
+        int, typer.Option("--batch-size", metavar="N", help="Requests that one expert runs at once.")
+    ] = 32,
     separate: Annotated[
         bool, typer.Option("--separate", help="Experts at work at the same time do not slow each other down.")
     ] = False,
@@ -111,7 +114,7 @@ def simulate(
     devices: Annotated[
         bool, typer.Option("--devices", help="Find the fewest devices that keep the limit for 95% of the requests.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw the policies over the numbers of experts (PNG).")
     ] = None,
@@ -135,6 +138,8 @@ def simulate(
     for name, value in (("--rate", rate), ("--load", load)):
         if value is not None and not 1e-6 <= value <= 1e6:
             raise typer.BadParameter(f"{value:g} is not between 0.000001 and 1,000,000", param_hint=name)
+    if seed < 0:
+        raise typer.BadParameter(f"{seed} is negative", param_hint="--seed")
     if eviction not in EVICTION:
         raise typer.BadParameter(f"{eviction!r} is none of {', '.join(EVICTION)}", param_hint="--eviction")
     if requests is not None and requests > MOST_REQUESTS:

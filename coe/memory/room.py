@@ -13,7 +13,6 @@ their shapes are closed instead, and new ones opened.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -98,17 +97,17 @@ def _taken(
     missing: Mapping[str, Need], order: Sequence[OpenSlot], opened: Mapping[Hashable, int], *, share: bool
 ) -> dict[str, OpenSlot | None] | None:
     """The slot that each expert takes. share: also one that serves an expert, though its shape may have another."""
-    count, taken = Counter(opened), dict[str, OpenSlot | None]()
+    count, taken = dict(opened), dict[str, OpenSlot | None]()
     for name, need in sorted(missing.items()):
         same = [slot for slot in order if slot.need.shape == need.shape and slot not in taken.values()]
-        full = count[need.shape] >= need.slots
+        full = count.get(need.shape, 0) >= need.slots
         if same and (full or share or same[0].resident is None):
             taken[name] = same[0]
         elif full:
             return None
         else:
             taken[name] = None
-            count[need.shape] += 1
+            count[need.shape] = count.get(need.shape, 0) + 1
     return taken
 
 
@@ -135,6 +134,8 @@ def _growth(missing: Mapping[str, Need], taken: Mapping[str, OpenSlot | None]) -
 def _closed(left: Sequence[OpenSlot], over_bytes: int, policy: EvictionPolicy) -> tuple[OpenSlot, ...] | None:
     """Slots to close so that `over_bytes` are free, empty ones first; None if that frees too little."""
     closed: list[OpenSlot] = []
+    if over_bytes <= 0:
+        return ()
     for slot in (slot for slot in left if slot.resident is None):
         if over_bytes <= 0:
             break

@@ -119,7 +119,8 @@ def test_metavars_are_upper_case_and_stated(name: str) -> None:
 
 def test_an_option_has_one_metavar_in_all_commands() -> None:
     options = {option for command in LEAVES.values() for each in command.params for option in each.opts}
-    several = {"--out", "--output", "-o", "--source", "--require"}  # files; of an expert, and of counts; of figures
+    # Files; of an expert, and of counts; of figures; names, and numbers of synthetic ones.
+    several = {"--out", "--output", "-o", "--source", "--require", "--experts"}
     for option in options - several:
         if option.startswith("-"):
             assert len({each.metavar for _, each in named(option)}) == 1, option

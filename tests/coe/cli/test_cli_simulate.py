@@ -102,6 +102,7 @@ def test_the_experts_of_a_configuration_have_their_sizes(tmp_path: Path) -> None
         (("--rate", "nan"), "is not between"),
         (("--rate", "1", "--load", "1"), "one of --rate and --load"),
         (("--trace", "a", "--log", "b"), "one of --trace and --log"),
+        (("--seed", "-1"), "-1 is negative"),
         (("--eviction", "fifo"), "none of lru, gdsf, look-ahead"),
         (("--requests", "99999999999"), "is more than"),
     ],
@@ -115,7 +116,7 @@ def test_wrong_options_are_refused(arguments: tuple[str, ...], problem: str) -> 
     ("arguments", "problem"),
     [
         (("--expert-bytes", "30MB"), "more than the device"),
-        (("--places", "0"), "places of an expert: 0 is not between"),
+        (("--batch-size", "0"), "places of an expert: 0 is not between"),
         (("--tokens-per-s", "0"), "new tokens per second: 0.0 is not between"),
         (("--policy", "best"), "no policy best"),
         (("--trace", "/nowhere.csv"), "cannot be read"),
