@@ -7,6 +7,7 @@
     tokens        counts of prompt tokens by the experts' own tokenizers, for the context constraint
     host          holds weights: schedules, leases, generates; host_engines: the engines of its experts
     admission     the requests of a host that wait; scheduler: which one is next
+    residents     the experts in memory: loaded and unloaded on demand, and when they are idle
     latent        what can be read from an expert, and training of composed experts
     hosting       opens a host for a configuration: engines, memory budget
     memory        the cache of resident experts: byte budget, leases, pins, eviction
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         DeadlineExceeded,
         EngineError,
         HostLost,
+        InUse,
         InvalidRequest,
         NotAllowed,
         OutOfMemory,
@@ -125,6 +127,7 @@ __all__ = [
     "GraderModel",
     "Host",
     "HostLost",
+    "InUse",
     "InvalidRequest",
     "LoadingEngine",
     "Message",
@@ -174,7 +177,7 @@ _ROOMS = {
     "coe.engines": "ENGINES Adapter Capabilities Engine Expert LoadingEngine ShapeKey Slot SlotEngine create_engine",
     "coe.errors": (
         "Abstained BudgetExceeded CoeError CompositionError ConfigError ContextLengthExceeded DeadlineExceeded "
-        "EngineError HostLost InvalidRequest NotAllowed OutOfMemory Overloaded PolicyUnavailable Rejected "
+        "EngineError HostLost InUse InvalidRequest NotAllowed OutOfMemory Overloaded PolicyUnavailable Rejected "
         "RemoteError RoutingFailed Scope TaskError TemplateError UnknownModel Unsupported WeightsError"
     ),
     "coe.evaluation.graders": "GRADERS GoldError Grader GraderModel",

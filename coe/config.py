@@ -174,6 +174,9 @@ class HostConfig(_Section):
     the start."""
     pins: tuple[str, ...] = ()
     """Experts that stay resident once they are loaded."""
+    ttl_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Seconds without a request after which the weights of an expert that states no `ttl_s` are unloaded; null and 0
+    keep them until the room is needed. Pinned experts stay."""
     aging_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds that a request may be passed over in favour of others."""
     max_waiting: Annotated[int, Field(ge=1)] = 10_000

@@ -21,6 +21,7 @@ CoeError                     .scope, .status: HTTP status, .code: OpenAI-style c
 ├── Abstained                the router abstained and the policy has no fallback
 ├── Overloaded               too many requests are waiting; try again later
 ├── DeadlineExceeded         the request ran past its deadline
+├── InUse                    an expert cannot be unloaded now: requests use it, or it is pinned
 └── TaskError                an evaluation task is wrong; with file and line
 
 The rule of failure. Each class has a `scope`, which determines what happens next:
@@ -254,6 +255,10 @@ class Overloaded(CoeError, scope=Scope.PROCESS, status=429, code="overloaded", r
 
 class DeadlineExceeded(CoeError, status=504, code="deadline_exceeded", retryable=True, internal=False):
     """The request ran past its deadline."""
+
+
+class InUse(CoeError, scope=Scope.REQUEST, status=409, code="in_use", retryable=True, internal=False):
+    """An expert cannot be unloaded now: requests use it, or it is pinned."""
 
 
 class TaskError(CoeError, code="invalid_task"):

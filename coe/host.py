@@ -24,6 +24,7 @@ from coe.engines.latent.asking import ask_with_peers
 from coe.errors import CoeError, Rejected, UnknownModel, Unsupported, WeightsError
 from coe.host_engines import HostEngines, needed_weights
 from coe.memory import EvictionPolicy, ExpertCache, look_ahead
+from coe.residents import Residents, WeightsInMemory
 from coe.scheduler import Residency
 from coe.seam import seam
 from coe.types import Chunk, GenerateRequest, Timing
@@ -40,6 +41,7 @@ class Host:
         engines: by kind (`coe.engines.engine_kind`).
         locate: local path of an expert's verified files; may block (it runs in a thread).
         kind_of: the kind of engine that serves an expert.
+        ttl_s: seconds without a request after which weights are unloaded whose expert states no `ttl_s`; None: never.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Host:
         max_waiting: int = 10_000,
         kind_of: Callable[[ExpertSpec], str] = engine_kind,
         eviction: EvictionPolicy = look_ahead,
+        ttl_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engines = HostEngines(engines, locate, kind_of)
@@ -74,6 +77,7 @@ class Host:
             clock=clock,
             copy_engine=lambda ref: self._engines.kind_of(self._specs[ref]),
         )
+        self._residents = Residents(self.cache, self._specs, wanted=lambda: self._queue.wanted, ttl_s=ttl_s)
         self.update(snapshot)
 
     def update(self, snapshot: Snapshot) -> None:
@@ -89,6 +93,7 @@ class Host:
         self.snapshot, self.cache.pins = snapshot, pins
         self._needed = {name: needed_weights(spec, snapshot) for name, spec in snapshot.experts.items()}
         self._specs |= {each.ref: each for weights in self._needed.values() for each in weights}
+        self.cache.priorities = _priorities(snapshot, self._needed)
 
     async def ask(self, name: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """Generate with the expert `name`.
@@ -176,6 +181,55 @@ class Host:
         if not begun:
             self.cache.read_ahead(*refs)
         return begun
+
+    async def load(self, *names: str) -> tuple[str, ...]:
+        """Load the weights of experts, and wait until all of them are in memory together. Nothing keeps them there.
+
+        Returns:
+            The names of the weights: an adapter's are its base's.
+
+        Raises:
+            UnknownModel: no such expert; with close matches.
+            BudgetExceeded: they cannot fit together.
+            Overloaded, WeightsError, EngineError: as `ask`.
+        """
+        residency = tuple(sorted({ref for name in names for ref in _refs(self._weights_of(name))}))
+        self.cache.check_can_ever_fit(residency)
+        await self._queue.enter(residency)
+        try:
+            async with self.cache.lease(*residency):
+                self._queue.dispatch()
+        finally:
+            self._queue.leave(residency)
+        return tuple(self._specs[ref].name for ref in residency)
+
+    async def unload(self, *names: str, wait_s: float = 0.0) -> tuple[str, ...]:
+        """Free the memory of the weights of experts, also of earlier versions; later requests load them again.
+
+        Args:
+            wait_s: seconds to wait for a moment at which no request uses them.
+
+        Returns:
+            The names of the weights that were unloaded: an adapter's are its base's.
+
+        Raises:
+            UnknownModel: no such expert; with close matches.
+            InUse: they are pinned, or requests use them until `wait_s` has passed.
+        """
+        weights = {each.name for name in names for each in self._weights_of(name)}
+        return await self._residents.unload(weights, wait_s)
+
+    def unload_idle(self) -> tuple[str, ...]:
+        """Start unloading the weights that no request has used for their `ttl_s`; return their names.
+
+        Never those that are leased, pinned or wanted by a waiting request. Weights that their engine measures are
+        counted by what they take now. To be called about once a second (`coe.hosting.open_host` does).
+        """
+        return self._residents.unload_idle()
+
+    def in_memory(self) -> list[WeightsInMemory]:
+        """The weights in memory or loading, by name and version."""
+        return self._residents.weights()
 
     def footprint(self, *names: str) -> int:
         """Bytes that must be resident to answer with these experts, with their slots; a shared base counts once.
@@ -282,6 +336,16 @@ def _find(snapshot: Snapshot, name: str) -> ExpertSpec:
         return snapshot.get(name)
     except UnknownExpert as error:
         raise UnknownModel(str(error)) from error
+
+
+def _priorities(snapshot: Snapshot, needed: Mapping[str, tuple[ExpertSpec, ...]]) -> dict[str, int]:
+    """The priority of weights, by `name@version`: the highest of the experts that use them."""
+    highest: dict[str, int] = {}
+    for name, weights in needed.items():
+        for each in weights:
+            priority = snapshot.experts[name].priority
+            highest[each.ref] = max(highest.get(each.ref, priority), priority)
+    return highest
 
 
 def _refs(weights: Iterable[ExpertSpec]) -> Residency:

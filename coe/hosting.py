@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from coe.config import Config
 from coe.engines import create_engine, engine_kind, holds_weights
@@ -21,6 +22,9 @@ from registry.store import Snapshot
 
 FREE_SHARE = 0.8
 """Share of the free memory that weights may take if no budget is configured."""
+IDLE_PERIOD_S: Final = 1.0
+"""Seconds between two looks for weights that are idle for their `ttl_s`."""
+logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -45,13 +49,27 @@ async def open_host(
         aging_s=config.host.aging_s,
         max_waiting=config.host.max_waiting,
         eviction=POLICIES[config.host.eviction],
+        ttl_s=config.host.ttl_s,
         kind_of=partial(engine_kind, on_cpu=config.engines.auto_on_cpu),
         clock=clock,
     )
+    unloading = asyncio.ensure_future(_unload_idle(host))
     try:
         yield host
     finally:
+        unloading.cancel()
+        await asyncio.gather(unloading, return_exceptions=True)
         await host.aclose()
+
+
+async def _unload_idle(host: Host) -> None:
+    """Unload idle weights until it is cancelled."""
+    while True:
+        await asyncio.sleep(IDLE_PERIOD_S)
+        try:
+            host.unload_idle()
+        except Exception:  # the next look may succeed
+            logger.exception("idle weights cannot be unloaded")
 
 
 def engine_kinds(config: Config, snapshot: Snapshot) -> set[str]:

@@ -165,6 +165,12 @@ class ExpertSpec(BaseModel):
     """One line about the strengths of the expert."""
     tags: frozenset[str] = frozenset()
     """Words for the selection of experts."""
+    ttl_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Seconds without a request after which the weights are unloaded; 0 never unloads them, null takes `host.ttl_s`.
+    Requests to adapters and composed experts count for the weights that they use, whose own `ttl_s` holds."""
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    """Weights of lower priority are evicted first, whatever the policy of eviction says. That of an adapter or composed
+    expert also holds for the weights that it uses: the highest counts."""
     digest: str | None = None
     """`sha256:...` over weights, tokenizer, chat template and adapter config; if stated, it must match the files."""
     files: tuple[FileRecord, ...] = ()
@@ -233,6 +239,11 @@ class ExpertSpec(BaseModel):
         if (self.tool_call_parser or self.reasoning_parser) and self.kind not in (Kind.MODEL, Kind.ADAPTER):
             raise ValueError(
                 f"`tool_call_parser` and `reasoning_parser` are for models and adapters, not kind {self.kind.value!r}"
+            )
+        if self.ttl_s is not None and self.kind in (Kind.ADAPTER, Kind.COMPOSED):
+            raise ValueError(
+                f"`ttl_s` is for experts with weights of their own; one of kind {self.kind.value!r} uses those of "
+                f"{', '.join(self.references)}: state it there"
             )
         if self.kind is Kind.COMPOSED:
             self._check_composed()

@@ -82,6 +82,9 @@ class Expert(Protocol):
 
     The optional method `unhealthy() -> str | None` returns, at once, why the expert does not answer now (such as that
     its process starts again), and None if it does. Requests still go to it; other hosts are preferred meanwhile.
+
+    The optional method `memory_bytes() -> int | None` returns, at once, the bytes that its weights are measured to take
+    now; None: `Engine.footprint` holds. The budget counts them from then on.
     """
 
     spec: ExpertSpec

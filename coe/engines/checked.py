@@ -50,6 +50,19 @@ def problem_of(expert: Any) -> str | None:
     return problem if problem is None else str(problem)
 
 
+def bytes_of(expert: Any) -> int | None:
+    """The measured bytes of an expert (its optional `memory_bytes()`); None where it does not measure them."""
+    try:
+        memory_bytes = getattr(expert, "memory_bytes", None)
+        measured = memory_bytes() if callable(memory_bytes) else None
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        logger.warning("an expert's memory cannot be read: %s", text_of(error), exc_info=error)
+        return None
+    return measured if isinstance(measured, int) and measured > 0 else None
+
+
 async def checked(expert: str, generate: Callable[[], Any]) -> AsyncGenerator[Chunk, None]:
     """The chunks of `generate()`, up to the last one. Closing the iterator closes the engine's.
 

@@ -1,6 +1,6 @@
 """Resident weights under a byte budget: leases that are never broken, pins, slots; plans are pure functions."""
 
-from coe.memory.cache import CacheStats, ExpertCache, SlotOf
+from coe.memory.cache import CacheStats, ExpertCache, InMemory, SlotOf
 from coe.memory.demand import Demand, RecentMix
 from coe.memory.eviction import POLICIES, EvictionPolicy, Resident, gdsf, look_ahead, lru
 from coe.memory.room import Need
@@ -11,6 +11,7 @@ __all__ = [
     "Demand",
     "EvictionPolicy",
     "ExpertCache",
+    "InMemory",
     "Need",
     "RecentMix",
     "Resident",

@@ -20,12 +20,12 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from coe.errors import BudgetExceeded
 from coe.memory.demand import NO_DEMAND, Demand
-from coe.memory.eviction import EvictionPolicy, Resident, lru
+from coe.memory.eviction import EvictionPolicy, Resident, by_priority, lru
 from coe.memory.load_times import LoadTimes, Way
 from coe.memory.room import Need, OpenSlot, Room, make_room
 
@@ -66,6 +66,23 @@ class CacheStats:
     loads_by_name: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """An expert in memory, or on its way.
+
+    Attributes:
+        size_bytes: bytes of its slot that the budget counts.
+        leases: leases that hold it.
+        idle_s: seconds since its last use; 0 while it is leased or loading.
+    """
+
+    name: str
+    size_bytes: int
+    leases: int
+    idle_s: float
+    is_loading: bool
+
+
 @dataclass(slots=True, eq=False)
 class _Place(Generic[T]):
     """A slot with the expert that it serves, `loading` until its weights are in memory. `size_bytes`: counted."""
@@ -90,6 +107,9 @@ class ExpertCache(Generic[T]):
         need: what an expert takes, known before loading.
         pins: names that are never evicted once loaded.
         demand: how much an expert is wanted, for the policy; may be replaced at any time.
+
+    Attributes:
+        priorities: of names, 0 without one; those of lower priority are evicted first. May be replaced at any time.
     """
 
     def __init__(
@@ -106,17 +126,19 @@ class ExpertCache(Generic[T]):
         self.budget_bytes = budget_bytes
         self.pins = frozenset(pins)  # may be replaced at any time
         self.demand = demand
+        self.priorities: Mapping[str, int] = {}
         self.stats = CacheStats()
         self._load_times = LoadTimes()
         self._reading_ahead: asyncio.Task[None] | None = None
         self._new_slot, self._stated_need = new_slot, need
-        self._policy, self._clock = policy, clock
+        self._policy, self._clock = by_priority(policy), clock
         self._places: dict[str, _Place[T]] = {}
         self._empty: list[_Place[T]] = []  # open slots without an expert
         self._closing: Counter[Hashable] = Counter()
         self._closing_bytes = 0
         self._tasks: set[asyncio.Future[None]] = set()
         self._queue: deque[asyncio.Event] = deque()
+        self._watchers: set[asyncio.Event] = set()
 
     @property
     def resident(self) -> frozenset[str]:
@@ -137,6 +159,20 @@ class ExpertCache(Generic[T]):
     def slots(self) -> int:
         """Slots that are open or open now."""
         return len(self._open())
+
+    def in_memory(self) -> list[InMemory]:
+        """The experts in memory or loading, sorted by name."""
+        now = self._clock()
+        return [
+            InMemory(
+                name,
+                place.size_bytes,
+                place.leases,
+                0.0 if place.leases or place.expert is None else max(0.0, now - place.last_used_s),
+                is_loading=place.expert is None,
+            )
+            for name, place in sorted(self._places.items())
+        ]
 
     def peek(self, name: str) -> T | None:
         """The resident expert of that name, without leasing it."""
@@ -214,7 +250,7 @@ class ExpertCache(Generic[T]):
             BudgetExceeded: they cannot fit in addition to the pinned experts, whatever is evicted.
         """
         wanted = set(names)
-        self._check_can_ever_fit(wanted, needed_by)
+        self.check_can_ever_fit(wanted, needed_by)
         places = await self._acquire(wanted)
         try:
             experts: dict[str, T] = {}
@@ -225,6 +261,33 @@ class ExpertCache(Generic[T]):
             for place in places.values():
                 place.leases -= 1
                 place.last_used_s = self._clock()
+            self._wake()
+
+    def unload(self, *names: str) -> asyncio.Future[None]:
+        """Start closing the slots of those of `names` that are resident and not leased, pins included.
+
+        Returns:
+            Done when they are closed; their bytes count until then.
+        """
+        places = [self._places[name] for name in names if name in self._places]
+        free = [self._remove(place) for place in places if place.expert is not None and not place.leases]
+        return self._close_all(free, beyond=sum(place.size_bytes for place in free))
+
+    async def changed(self) -> None:
+        """Return after the next end of a lease, of a load, or of the closing of slots."""
+        event = asyncio.Event()
+        self._watchers.add(event)
+        try:
+            await event.wait()
+        finally:
+            self._watchers.discard(event)
+
+    def measured(self, name: str, weight_bytes: int) -> None:
+        """Count a resident expert by measured bytes. If they exceed the budget, the next load makes room."""
+        place = self._places.get(name)
+        if place is not None and place.expert is not None and place.need.weight_bytes != weight_bytes:
+            place.need = replace(place.need, weight_bytes=weight_bytes)
+            place.size_bytes = place.need.size_bytes
             self._wake()
 
     async def aclose(self) -> None:
@@ -392,13 +455,16 @@ class ExpertCache(Generic[T]):
 
     def _resident(self, place: _Place[T]) -> Resident:
         demand = self.demand(place.name)
-        return Resident(place.name, place.size_bytes, place.last_used_s, place.uses, place.load_s, demand)
+        used = place.last_used_s, place.uses
+        priority = self.priorities.get(place.name, 0)
+        return Resident(place.name, place.size_bytes, *used, place.load_s, demand, priority)
 
     def _need(self, name: str) -> Need:
         place = self._places.get(name)
         return self._stated_need(name) if place is None else place.need
 
-    def _check_can_ever_fit(self, wanted: set[str], needed_by: str | None) -> None:
+    def check_can_ever_fit(self, wanted: Collection[str], needed_by: str | None = None) -> None:
+        """Raises BudgetExceeded if these cannot fit in addition to the pinned experts, whatever is evicted."""
         needs = {name: self._need(name) for name in wanted}
         pinned = [place for name, place in self._places.items() if name in self.pins and name not in wanted]
         whose = f"{needed_by!r} needs its members in memory together: " if needed_by and len(wanted) > 1 else ""
@@ -426,7 +492,9 @@ class ExpertCache(Generic[T]):
                 )
 
     def _wake(self) -> None:
-        """Let the first waiting lease check again."""
+        """Let the first waiting lease check again, and those who wait in `changed`."""
+        for event in self._watchers:
+            event.set()
         if self._queue:
             self._queue[0].set()
 

@@ -33,6 +33,7 @@ class Resident:
     uses: int
     load_s: float = 0.0
     demand: Demand = NO_DEMAND
+    priority: int = 0
 
 
 EvictionPolicy = Callable[[Sequence[Resident]], Sequence[Resident]]
@@ -68,6 +69,11 @@ def _recency(resident: Resident) -> tuple[float, str]:
 
 def _worth(resident: Resident) -> float:
     return resident.demand.per_s * resident.load_s / max(1, resident.size_bytes)
+
+
+def by_priority(policy: EvictionPolicy) -> EvictionPolicy:
+    """The policy's order within each priority; experts of lower priority come before all others."""
+    return lambda evictable: sorted(policy(evictable), key=lambda resident: resident.priority)
 
 
 def victims(evictable: Sequence[Resident], need_bytes: int, policy: EvictionPolicy) -> tuple[Resident, ...] | None:
