@@ -114,6 +114,16 @@ class RemoteConfig(_Section):
     """Further attempts after a failure that may pass; only before the first token of an answer."""
 
 
+class CommandConfig(_Section):
+    """The engine of experts whose source is a command: servers that are started on demand (docs/lifecycle.md)."""
+
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds without any byte of an answer before a request fails."""
+    hang_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds without an answer to a health check, or a piece of an answer to a request, after which a server is killed
+    and started again. It must be more than a long prompt takes on a server that answers one request at a time."""
+
+
 class FakeConfig(_Section):
     """Experts without weights (`source: fake://...`), for tests."""
 
@@ -155,6 +165,8 @@ class EnginesConfig(_Section):
     """Remote endpoints."""
     vllm: VLLMConfig = VLLMConfig()
     """The vLLM engine."""
+    command: CommandConfig = CommandConfig()
+    """Servers that are started on demand."""
     fake: FakeConfig = FakeConfig()
     """Experts without weights."""
 

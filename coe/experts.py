@@ -7,6 +7,7 @@ from pathlib import Path
 
 from coe.config import Config
 from coe.engines.convert import convert_gguf, is_converted
+from registry.command_files import check_command
 from registry.database import shown_url
 from registry.digest import check_files
 from registry.documents import load_document
@@ -66,6 +67,8 @@ def locate(spec: ExpertSpec) -> Path:
         DigestMismatch: they are not the registered ones.
         WeightsError: a GGUF file cannot be converted.
     """
+    if spec.server is not None:
+        return check_command(spec)
     if not has_files(spec):  # remote and fake experts
         return Path()
     path = resolve(spec)

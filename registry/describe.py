@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from registry.chat_templates import TOOLS, renders_tools
+from registry.command_files import command_bytes, command_digest, hash_command
+from registry.commands import ServerCommand
 from registry.composed import changed_member, composed_defaults, composed_facts
 from registry.digest import digest_files, digest_of, digest_of_text, hash_files
 from registry.errors import SourceError
@@ -50,7 +52,7 @@ def describe(
     if draft.kind is Kind.COMPOSED:
         return _describe_composed(draft, experts or {}, on_bytes)
     if not has_files(draft):
-        return _describe_without_files(draft, base)
+        return _describe_without_files(draft, base, on_bytes)
     path = resolve(draft)
     facts = adapter_facts(draft, path, base) if draft.kind is Kind.ADAPTER else _model_facts(draft, path)
     if source_kind(draft.source, engine=draft.engine) is SourceKind.HUB:
@@ -124,9 +126,13 @@ def _with_parsers(draft: ExpertSpec, base: ExpertSpec | None) -> ExpertSpec:
 
 def _counter(path: Path, on_bytes: Callable[[int, int], None] | None) -> Callable[[int], None] | None:
     """A callback for steps that reports the running total of bytes."""
+    return None if on_bytes is None else _total(sum(file.stat().st_size for file in digest_files(path)), on_bytes)
+
+
+def _total(total: int, on_bytes: Callable[[int, int], None] | None) -> Callable[[int], None] | None:
     if on_bytes is None:
         return None
-    total, done = sum(file.stat().st_size for file in digest_files(path)), 0
+    done = 0
 
     def count(step: int) -> None:
         nonlocal done
@@ -136,11 +142,24 @@ def _counter(path: Path, on_bytes: Callable[[int, int], None] | None) -> Callabl
     return count
 
 
-def _describe_without_files(draft: ExpertSpec, base: ExpertSpec | None) -> ExpertSpec:
+def _describe_command(
+    draft: ExpertSpec, server: ServerCommand, model: str, on_bytes: Callable[[int, int], None] | None
+) -> ExpertSpec:
+    total, weight_bytes = command_bytes(server)
+    files = hash_command(server, on_bytes=_total(total, on_bytes))
+    facts = {"model": model, "files": files, "size_bytes": weight_bytes or None}
+    return _complete(draft, facts, command_digest(server, model, files))
+
+
+def _describe_without_files(
+    draft: ExpertSpec, base: ExpertSpec | None, on_bytes: Callable[[int, int], None] | None
+) -> ExpertSpec:
     if draft.kind is Kind.REMOTE:
         if draft.context_length is None:
             raise SourceError("a remote expert needs `context_length` (tokens), which cannot be read from its endpoint")
         model = draft.model or draft.name
+        if draft.server is not None:
+            return _describe_command(draft, draft.server, model, on_bytes)
         return _complete(draft, {"model": model}, digest_of_text(draft.source, model, draft.revision or ""))
     engine = [draft.engine] if draft.engine else []
     inherited = {} if base is None else {name: getattr(base, name) for name in _READ_FROM_FILES}

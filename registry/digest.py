@@ -112,11 +112,11 @@ def check_files(
         raise SourceError(f"the files of {spec.ref} cannot be read: {error}") from error
     if digest_of(found) == spec.digest:
         return
-    differences = _differences(spec.files, found)
+    changed = differences(spec.files, found)
     raise DigestMismatch(
-        f"the files of {spec.ref} in {path} are not the ones registered: {'; '.join(differences)}. "
+        f"the files of {spec.ref} in {path} are not the ones registered: {'; '.join(changed)}. "
         f"Restore them, or read them again: `coe registry apply FILE` for a registry, a restart for experts files",
-        differences,
+        changed,
     )
 
 
@@ -133,7 +133,8 @@ def _matters(file: Path) -> bool:
     return file.is_file() and not file.name.startswith(".") and (file.suffix == ".safetensors" or file.name in _FILES)
 
 
-def _differences(registered: Iterable[FileRecord], found: Iterable[FileRecord]) -> list[str]:
+def differences(registered: Iterable[FileRecord], found: Iterable[FileRecord]) -> list[str]:
+    """What has changed: names of missing, truncated, altered and new files."""
     then, now = ({record.name: record for record in records} for records in (registered, found))
     problems = [f"{name} is missing" for name in sorted(then.keys() - now.keys())]
     for name in sorted(then.keys() & now.keys()):

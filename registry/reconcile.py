@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from registry.commands import ServerCommand
 from registry.describe import adapter_facts, check_composed, describe
 from registry.documents import Document, Loc, validate
 from registry.errors import InvalidSpec, Problem, RegistryError, SourceError
@@ -150,6 +151,8 @@ class _Planner:
             loc: Loc = ("experts", index)
             name = entry.get("name") if isinstance(entry, dict) else None
             try:
+                if isinstance(entry, dict) and isinstance(entry.get("source"), dict):
+                    validate(self.document, ServerCommand, (*loc, "source"))  # problems at their own lines
                 draft = validate(self.document, ExpertSpec, loc)
             except InvalidSpec as error:
                 self.problems += error.problems
@@ -165,11 +168,12 @@ class _Planner:
                 continue
             try:
                 source = absolute_source(draft.source, self.document.folder)
+                server = self._here(draft.server)
             except SourceError as error:
                 self._problem((*loc, "source"), str(error))
                 self.broken.add(draft.name)
                 continue
-            self.drafts[draft.name] = (loc, draft.stated().model_copy(update={"source": source}))
+            self.drafts[draft.name] = (loc, draft.stated().model_copy(update={"source": source, "server": server}))
 
     def describe(
         self, on_expert: Callable[[str, int], None] | None, on_bytes: Callable[[int, int], None] | None
@@ -191,6 +195,13 @@ class _Planner:
         self.described = {name: self.described[name] for name in self.drafts if name in self.described}
         for name in self.drafts:
             self._check_registered(name)
+
+    def _here(self, server: ServerCommand | None) -> ServerCommand | None:
+        """A command that runs in the folder of this file unless it states another."""
+        if server is None:
+            return None
+        folder = absolute_source(server.folder or ".", self.document.folder)
+        return server.model_copy(update={"folder": folder})
 
     def _describe(self, draft: ExpertSpec, on_bytes: Callable[[int, int], None] | None) -> ExpertSpec:
         if not self.download and (self._lacks_files(draft) or not self._is_here(draft)):

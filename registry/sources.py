@@ -5,6 +5,7 @@ home://models/smol                               under $COE_HOME
 hf://org/name[@revision]                         safetensors of a repository
 hf://org/name/file.gguf[@revision]               one GGUF file of it
 https://host/v1                                  an OpenAI-compatible endpoint
+{command: [...]}                                 a server that is started on demand (`registry.commands`)
 fake://behaviour                                 the fake engine
 scheme://...                                     whatever the expert's `engine`, a plug-in, makes of it
 """
@@ -28,14 +29,24 @@ _UNWANTED = ("consolidated*.safetensors", "original/*", "onnx/*", "openvino/*", 
 
 
 class SourceKind(StrEnum):
-    """Kind of a source; the last three have no files."""
+    """Kind of a source; the last four have no files of the expert's own."""
 
     FOLDER = "folder"
     GGUF = "gguf"
     HUB = "hub"
     REMOTE = "remote"
+    COMMAND = "command"
     FAKE = "fake"
     ENGINE = "engine"
+
+
+_SCHEMES = {
+    "http": SourceKind.REMOTE,
+    "https": SourceKind.REMOTE,
+    "command": SourceKind.COMMAND,
+    "fake": SourceKind.FAKE,
+    "hf": SourceKind.HUB,
+}
 
 
 def source_kind(source: str, *, engine: str | None = None) -> SourceKind:
@@ -45,8 +56,8 @@ def source_kind(source: str, *, engine: str | None = None) -> SourceKind:
         SourceError: the scheme is unknown, and no engine is given that may know it.
     """
     scheme, separator, _ = source.partition("://")
-    if separator and scheme in ("http", "https", "fake", "hf"):
-        return {"hf": SourceKind.HUB, "fake": SourceKind.FAKE}.get(scheme, SourceKind.REMOTE)
+    if separator and scheme in _SCHEMES:
+        return _SCHEMES[scheme]
     if separator and scheme != "home":
         if engine is not None:
             return SourceKind.ENGINE

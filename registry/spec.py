@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
+from registry.commands import SCHEME, ServerCommand
 from registry.errors import without_userinfo
 
 RESERVED_PREFIX = "coe/"
@@ -112,7 +113,10 @@ class ExpertSpec(BaseModel):
     """A folder or GGUF file (relative to the file that names it, `~/...`, absolute, or `home://...` under `$COE_HOME`;
     a folder may hold one GGUF file), `hf://org/name[/file.gguf][@revision]`, `https://host/v1`, or `fake://behaviour`;
     of a composed expert the folder that `coe latent train` wrote, none for one that is not trained. With `engine`, also
-    any other `scheme://...` that this engine reads."""
+    any other `scheme://...` that this engine reads. Of a remote expert also a mapping with `command`: the server that
+    is started for it on this machine (`server`, below)."""
+    server: ServerCommand | None = None
+    """The mapping `source` of a remote expert; it is written as `source`."""
     revision: str | None = None
     """Branch, tag or commit of an `hf://` source; the registry pins the commit."""
     engine: Annotated[str, Field(min_length=1, max_length=256)] | None = None
@@ -177,6 +181,16 @@ class ExpertSpec(BaseModel):
     """The files that the digest covers; assigned by the registry."""
     version: Annotated[int, Field(ge=1)] | None = None
     """Assigned by the registry."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_may_be_a_command(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("source"), dict):
+            return value
+        if "server" in value:
+            raise ValueError("a command is written as `source: {command: [...]}`; leave `server` out")
+        server = ServerCommand.model_validate(value["source"])
+        return {**value, "source": server.source, "server": server}
 
     @field_validator("name")
     @classmethod
@@ -251,9 +265,14 @@ class ExpertSpec(BaseModel):
             raise ValueError(f"`settings` is for composed experts; this one is of kind {self.kind.value!r}")
         elif not self.source:
             raise ValueError("`source` is required: where the expert's files or its endpoint are")
-        if self.kind is Kind.REMOTE and not self.source.startswith(("http://", "https://")):
+        if (self.server is not None) != self.source.startswith(SCHEME):
+            raise ValueError("a command is written as `source: {command: [...]}`")
+        if self.server is not None and (self.kind is not Kind.REMOTE or self.engine is not None):
+            raise ValueError("an expert whose source is a command is of kind 'remote', and states no `engine`")
+        if self.kind is Kind.REMOTE and not self.source.startswith(("http://", "https://", SCHEME)):
             raise ValueError(
-                f"a remote expert's source is an http(s) URL ending in /v1, not {without_userinfo(self.source)!r}"
+                "a remote expert's source is an http(s) URL ending in /v1, or {command: [...]}, not "
+                f"{without_userinfo(self.source)!r}"
             )
         if self.kind is not Kind.REMOTE and self.source.startswith(("http://", "https://")):
             raise ValueError(f"an expert at a URL is of kind 'remote', not {self.kind.value!r}")

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 ENGINES: Final[dict[str, str]] = {
+    "command": "coe.engines.command.engine:CommandEngine",
     "fake": "coe.engines.fake:FakeEngine",
     "hf": "coe.engines.hf.engine:HFEngine",
     "remote": "coe.engines.remote.engine:RemoteEngine",
@@ -67,7 +68,7 @@ _PLUGINS = Plugins(
 
 
 def engine_kind(spec: ExpertSpec, *, on_cpu: str = "hf") -> str:
-    """The kind of engine that serves `spec`: the stated one, else `remote` or `fake` by its source.
+    """The kind of engine that serves `spec`: the stated one, else `remote`, `command` or `fake` by its source.
 
     Else, and for the engine `auto`, it is the one of `weights_engine`; on a CPU, weights that transformers cannot read
     without further packages (`_VLLM_READS`) run on vLLM where its build for CPUs is installed.
@@ -78,7 +79,7 @@ def engine_kind(spec: ExpertSpec, *, on_cpu: str = "hf") -> str:
     if spec.engine not in (None, AUTO):
         return spec.engine
     if spec.kind is Kind.REMOTE:
-        return "remote"
+        return "remote" if spec.server is None else "command"
     if spec.kind is Kind.COMPOSED:
         return COMPOSED_ARCHITECTURES.get(spec.architecture or "", "hf")
     if spec.source.startswith("fake://"):

@@ -139,7 +139,7 @@ async def test_unload_waits_for_the_requests_that_use_the_weights_and_frees_the_
     engine = FakeEngine(token_delay_s=0.01)
     host = make(model("base"), adapter("x", "base"), engine=engine)
     answer = asyncio.create_task(ask(host, "x"))
-    while not engine.tally.in_flight["x"]:
+    while not engine.tally.in_flight["x"]:  # it has no event  # noqa: ASYNC110
         await asyncio.sleep(0)
     assert await host.unload("x", wait_s=30) == ("base",), "an adapter's weights are its base's"
     assert await answer == "[x] one two three", "the answer was not cut"
@@ -176,7 +176,7 @@ async def test_a_load_waits_for_its_turn_and_never_breaks_an_answer() -> None:
     engine = FakeEngine(token_delay_s=0.005)
     host = make(model("big", size_bytes=8 * MIB), model("other", size_bytes=8 * MIB), engine=engine)
     answer = asyncio.create_task(ask(host, "big"))
-    while not engine.tally.in_flight["big"]:
+    while not engine.tally.in_flight["big"]:  # noqa: ASYNC110
         await asyncio.sleep(0)
     assert await host.load("other") == ("other",)
     assert answer.done() and await answer == "ONE TWO THREE" and host.resident == {"other"}

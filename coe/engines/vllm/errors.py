@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from coe.errors import CoeError, EngineError, HostLost, Overloaded, Rejected, Scope
+from coe.engines.supervision.core import EngineLost
+from coe.errors import CoeError, EngineError, HostLost, Overloaded, Rejected
 from coe.seam import text_of
 from registry.spec import ExpertSpec
-
-
-class EngineLost(EngineError, scope=Scope.PROCESS, status=503, code="engine_lost", retryable=True):
-    """The engine process of an expert died, or does not start again; another host may answer."""
 
 
 def request_error(name: str, error: Exception) -> CoeError:

@@ -6,11 +6,11 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from coe.engines.supervision.core import Core
+from coe.engines.supervision.watch import Watch
 from coe.engines.vllm.alive import failed_requests, kill, probe
-from coe.engines.vllm.core import Core
 from coe.engines.vllm.options import Options
 from coe.engines.vllm.process import stop
-from coe.engines.vllm.watch import Watch
 from registry.spec import ExpertSpec
 
 ATTEMPTS: Final = 2

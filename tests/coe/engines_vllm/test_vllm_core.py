@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from coe.engines.vllm.core import Core
-from coe.engines.vllm.errors import EngineLost
+from coe.engines.supervision.core import Core, EngineLost
 from coe.errors import EngineError, Scope
 
 

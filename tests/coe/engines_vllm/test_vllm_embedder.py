@@ -15,9 +15,9 @@ from engine_models import save_tiny_embedder
 
 from coe.engines.embedding import read_vectors
 from coe.engines.hf.engine import HFEngine
+from coe.engines.supervision.core import EngineLost
 from coe.engines.vllm.embedder import Pooling, VLLMEmbedder, pooling_of
 from coe.engines.vllm.engine import VLLMEngine
-from coe.engines.vllm.errors import EngineLost
 from coe.engines.vllm.options import Options
 from coe.engines.vllm.process import set_environment
 from coe.errors import Rejected, WeightsError

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from coe.engines.supervision.core import Core
+from coe.engines.supervision.watch import MOST_DEATHS, Watch
 from coe.engines.vllm.alive import failed_requests, probe, unless_dead
-from coe.engines.vllm.core import Core
-from coe.engines.vllm.watch import MOST_DEATHS, Watch
 from coe.errors import EngineError
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, TypeVar
 
-from coe.engines.vllm.core import Core
+from coe.engines.supervision.core import Core
 from coe.errors import EngineError
 from coe.seam import text_of
 

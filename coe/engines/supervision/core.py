@@ -8,8 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Generic, TypeVar
 
-from coe.engines.vllm.errors import EngineLost
-from coe.errors import EngineError
+from coe.errors import EngineError, Scope
 from coe.seam import text_of
 
 T = TypeVar("T")
@@ -17,6 +16,10 @@ _MOST_BACKOFF_S: Final = 60.0
 _HEALTHY_S: Final = 60.0
 """Seconds after which an engine that dies is no longer counted as failing in a row."""
 logger = logging.getLogger(__name__)
+
+
+class EngineLost(EngineError, scope=Scope.PROCESS, status=503, code="engine_lost", retryable=True):
+    """The engine process of an expert died, or does not start again; another host may answer."""
 
 
 class Core(Generic[T]):
@@ -104,7 +107,7 @@ class Core(Generic[T]):
             return
         self._live = None
         self._deaths = 1 if self._clock() - self._since > _HEALTHY_S else self._deaths + 1
-        logger.error("expert %r: its vLLM process died (%d in a row)", self._name, self._deaths)
+        logger.error("expert %r: its engine process died (%d in a row)", self._name, self._deaths)
         self._retire(engine)
 
     async def close(self) -> None:
@@ -134,7 +137,7 @@ class Core(Generic[T]):
             if self._closed:
                 raise
             self._deaths += 1
-            logger.error("expert %r: vLLM does not start again: %s", self._name, text_of(error))
+            logger.error("expert %r: its engine process does not start again: %s", self._name, text_of(error))
             raise EngineLost(
                 f"the engine process of {self._name!r} died and does not start again: {text_of(error)}",
                 public=f"the engine process of {self._name!r} died and does not start again",
@@ -162,7 +165,9 @@ class Core(Generic[T]):
         try:
             await self._stop(engine)
         except Exception as error:
-            logger.warning("expert %r: stopping vLLM failed: %s", self._name, text_of(error), exc_info=error)
+            logger.warning(
+                "expert %r: stopping its engine process failed: %s", self._name, text_of(error), exc_info=error
+            )
 
 
 def _retrieved(task: asyncio.Task[Any]) -> None:

@@ -1,0 +1,1 @@
+"""Engine processes of experts that are watched, and started again when they die."""
