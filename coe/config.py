@@ -322,6 +322,9 @@ class ServeConfig(_Section):
     allowed_hosts: tuple[str, ...] | None = None
     """Values of the `Host` header that are served, such as `api.example.com`, `*.example.com` or `*`; others get HTTP
     403. null takes `localhost`, `host` and all IP addresses if `host` is a loopback address, else `*`."""
+    admin_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Environment variable with the key that admin calls (`/admin/...`, `coe load`) must send; null accepts them
+    without a key from this machine only, and none with `http: haproxy`."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may send requests, such as `https://app.example.com`, or `*`; requests of other pages get
     HTTP 403. Programs that are not browsers send no origin."""

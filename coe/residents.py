@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from coe.engines.base import Expert
 from coe.engines.checked import bytes_of
@@ -39,6 +40,20 @@ class WeightsInMemory:
     ttl_s: float | None
     pinned: bool
     priority: int
+
+    @property
+    def ref(self) -> str:
+        """`name@version`, or the bare name before registration."""
+        return self.name if self.version is None else f"{self.name}@{self.version}"
+
+    def document(self) -> dict[str, Any]:
+        """All of it as JSON values, with `unload_in_s`; seconds to the millisecond."""
+        left = self.unload_in_s
+        return {
+            **asdict(self),
+            "idle_s": round(self.idle_s, 3),
+            "unload_in_s": None if left is None else round(left, 3),
+        }
 
     @property
     def unload_in_s(self) -> float | None:

@@ -15,7 +15,21 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from coe.cli import ask, batch, encoder, evaluate, interrupts, logs, outcomes, plan, registry, replay, serve, simulate
+from coe.cli import (
+    ask,
+    batch,
+    encoder,
+    evaluate,
+    interrupts,
+    logs,
+    outcomes,
+    plan,
+    registry,
+    replay,
+    serve,
+    simulate,
+    weights,
+)
 from coe.cli.chat import command as chat
 from coe.cli.config import command as config
 from coe.cli.doctor import command as doctor
@@ -32,7 +46,7 @@ START, ASK, EXPERTS, MEASURE, ROUTERS, SERVE = "Start", "Ask", "Experts", "Measu
 # fmt: off
 _ORDER = (
     "init", "config", "doctor", "ask", "chat", "route", "registry", "latent", "eval", "outcomes", "profile", "router",
-    "encoder", "serve", "plan", "simulate", "batch", "replay",
+    "encoder", "serve", "ps", "load", "unload", "plan", "simulate", "batch", "replay",
 )
 # fmt: on
 
@@ -71,6 +85,9 @@ app.command("profile", rich_help_panel=MEASURE)(profile.profile)
 app.add_typer(router_app, name="router", rich_help_panel=ROUTERS, help="Train, evaluate and compare routers.")
 app.add_typer(encoder.app, name="encoder", rich_help_panel=ROUTERS, help="Distill fast encoders for routers.")
 app.command("serve", rich_help_panel=SERVE)(serve.serve)
+app.command("ps", rich_help_panel=SERVE)(weights.ps)
+app.command("load", rich_help_panel=SERVE)(weights.load)
+app.command("unload", rich_help_panel=SERVE)(weights.unload)
 app.command("plan", rich_help_panel=SERVE)(plan.plan)
 app.command("simulate", rich_help_panel=SERVE)(simulate.simulate)
 app.command("batch", rich_help_panel=SERVE)(batch.batch)

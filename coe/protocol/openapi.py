@@ -43,6 +43,7 @@ _ERRORS: Final = {
     403: "The host or origin is not allowed.",
     404: "No such endpoint or model.",
     408: "The body arrived too slowly.",
+    409: "Requests use the weights, or they are pinned.",
     413: "The body is too large.",
     415: "The content type is not application/json.",
     422: "The router trusts no expert with the request, and the policy has no `fallback`.",
@@ -130,6 +131,22 @@ def _paths() -> dict[str, Any]:
                 },
             }
         },
+        "/admin/load": {"post": _managing("loadExperts", "Load experts on every host that serves them")},
+        "/admin/unload": {
+            "post": _managing(
+                "unloadExperts",
+                "Free the memory of experts on every host that serves them",
+                {
+                    "name": "wait_s",
+                    "in": "query",
+                    "description": "Seconds to wait for requests that use them; 0 by default.",
+                    "schema": {"type": "number", "minimum": 0},
+                },
+            )
+        },
+        "/admin/residency": {
+            "get": _reading("getResidency", "What each host has in memory", _ref("HostList"), 501, 504)
+        },
         "/openapi.json": {"get": _reading("openapi", "This document", {"type": "object"})},
         "/docs": {
             "get": {
@@ -175,8 +192,29 @@ def _reading(name: str, summary: str, schema: Mapping[str, Any], *errors: int) -
     }
 
 
+def _managing(name: str, summary: str, *parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """An admin call without a body, on the experts of its query."""
+    experts = {
+        "name": "expert",
+        "in": "query",
+        "required": True,
+        "description": "An expert; repeat it for several.",
+        "schema": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+    }
+    return {
+        "operationId": name,
+        "summary": summary,
+        "parameters": [experts, *parameters],
+        "responses": {
+            "200": _json("Done; what each host says", _ref("HostList")),
+            **_errors(400, 403, 404, 409, 429, 500, 501, 502, 503, 504),
+        },
+    }
+
+
 def _errors(*codes: int) -> dict[str, Any]:
-    return {str(code): _json(_ERRORS[code], _ref("Error")) for code in codes or _ERRORS}
+    """Of these statuses; by default of those that an answer may have."""
+    return {str(code): _json(_ERRORS[code], _ref("Error")) for code in codes or _ERRORS.keys() - {409}}
 
 
 def _json(description: str, schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -161,7 +161,7 @@ SCHEMAS: Final[Mapping[str, Any]] = {
         "estimated",
     ),
     "Model": _object(
-        "A value of `model`; `coe` has the kind, context length, price and capabilities of an expert",
+        "A value of `model`; `coe` has kind, context length, price, capabilities and `residence` of an expert",
         {"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": _TEXT, "coe": {"type": "object"}},
     ),
     "ModelList": _object("The models", {"object": {"const": "list"}, "data": _list(_ref("Model"))}),
@@ -190,6 +190,17 @@ SCHEMAS: Final[Mapping[str, Any]] = {
         "The state of the service",
         {"status": {"enum": ["ok", "unavailable"]}, "problem": _TEXT_OR_NULL},
         others=True,
+    ),
+    "HostList": _object(
+        "What each expert host reports",
+        {
+            "object": {"enum": ["coe.load", "coe.unload", "coe.residency"]},
+            "hosts": _list(
+                {"type": "object", "description": "Its pool, and the weights in memory, loaded or unloaded"}
+            ),
+            "experts": _NAMES,
+        },
+        "experts",
     ),
     "Error": _object(
         "An error in OpenAI's form",

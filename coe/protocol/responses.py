@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from coe.compose.notes import in_order
 from coe.engines import capabilities
@@ -21,6 +21,7 @@ from routers.base import Estimate
 from routers.constraints import effective
 
 OWNER = "coe"
+_UNKNOWN: Final[Mapping[str, Mapping[str, Any]]] = {}
 
 
 def answers_body(done: Mapping[str, Answer | Failure], *, logged_as: str | None = None) -> list[dict[str, Any]]:
@@ -44,24 +45,41 @@ def _outcome(outcome: Answer | Failure, logged_as: str | None) -> dict[str, Any]
     return {"expert": outcome.expert, **nothing, "error": error_body(outcome.error, logged_as=logged_as)[1]["error"]}
 
 
-def model_list(snapshot: Snapshot, policies: Iterable[str], created: int) -> dict[str, Any]:
-    """The body of `/v1/models`: `auto`, policies, experts. created: seconds since the epoch."""
+def model_list(
+    snapshot: Snapshot, policies: Iterable[str], created: int, residence: Mapping[str, Mapping[str, Any]] = _UNKNOWN
+) -> dict[str, Any]:
+    """The body of `/v1/models`: `auto`, policies, experts.
+
+    Args:
+        created: seconds since the epoch.
+        residence: by expert (`coe.protocol.residence`); experts without are not known to be in memory or not.
+    """
     names = (AUTO, *(RESERVED_PREFIX + policy for policy in policies), *snapshot.experts)
     engines = capabilities(snapshot.experts)
-    return {"object": "list", "data": [_model(name, snapshot, engines, created) for name in names]}
+    return {"object": "list", "data": [_model(name, snapshot, engines, created, residence) for name in names]}
 
 
-def model_body(name: str, snapshot: Snapshot, created: int) -> dict[str, Any]:
+def model_body(
+    name: str, snapshot: Snapshot, created: int, residence: Mapping[str, Mapping[str, Any]] = _UNKNOWN
+) -> dict[str, Any]:
     """One model. The `coe` of an expert holds its kind, limits, and prices in USD per million tokens.
 
     `capabilities`: those of the expert and of the engine that serves it.
     """
-    return _model(name, snapshot, capabilities(snapshot.experts), created)
+    return _model(name, snapshot, capabilities(snapshot.experts), created, residence)
 
 
-def _model(name: str, snapshot: Snapshot, engines: Mapping[str, frozenset[str]], created: int) -> dict[str, Any]:
+def _model(
+    name: str,
+    snapshot: Snapshot,
+    engines: Mapping[str, frozenset[str]],
+    created: int,
+    residence: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
     spec = snapshot.experts.get(name)
-    about = {"kind": "policy"} if spec is None else _about(spec, snapshot, engines.get(name))
+    about: dict[str, Any] = {"kind": "policy"} if spec is None else dict(_about(spec, snapshot, engines.get(name)))
+    if spec is not None and name in residence:
+        about["residence"] = residence[name]
     return {"id": name, "object": "model", "created": created, "owned_by": OWNER, "coe": about}
 
 

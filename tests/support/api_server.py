@@ -18,6 +18,7 @@ from coe.engines.fake import FakeEngine
 from coe.host import Host
 from coe.orchestrator import Orchestrator
 from coe.policy import Policy
+from coe.protocol.residence import residence_body
 from coe.serve.http.api import build_api
 from coe.serve.http.finished import Finished
 from coe.serve.http.service import Service
@@ -75,6 +76,34 @@ class Log:
         return self.lines
 
 
+@dataclass
+class HostWeights:
+    """The weights of a host in this process, as those of one pool."""
+
+    host: Host
+
+    def residence(self) -> dict[str, dict[str, Any]]:
+        experts = self.host.snapshot.experts
+        there = {each.ref: each.document() for each in self.host.in_memory()}
+        return {
+            name: residence_body([experts[key].ref for key in spec.residency_keys(experts)], [there])
+            for name, spec in experts.items()
+        }
+
+    async def load(self, *names: str) -> list[dict[str, Any]]:
+        return [{"pool": "hosts", "loaded": await self.host.load(*names)}]
+
+    async def unload(self, *names: str, wait_s: float) -> list[dict[str, Any]]:
+        return [{"pool": "hosts", "unloaded": await self.host.unload(*names, wait_s=wait_s)}]
+
+    async def states(self) -> list[dict[str, Any]]:
+        cache = self.host.cache
+        weights = [each.document() for each in self.host.in_memory()]
+        return [
+            {"pool": "hosts", "used_bytes": cache.used_bytes, "budget_bytes": cache.budget_bytes, "weights": weights}
+        ]
+
+
 def orchestrator_over(
     host: Host,
     experts: Sequence[ExpertSpec] = EXPERTS,
@@ -118,6 +147,7 @@ async def gateway(
     policies: Mapping[str, Policy] | None = None,
     files: Path = Path("/nowhere"),
     budget_bytes: int = 2**20,
+    pins: tuple[str, ...] = (),
     **options: Any,
 ) -> AsyncIterator[Gateway]:
     """A listening endpoint; closed at the end, with nothing left running.
@@ -128,9 +158,12 @@ async def gateway(
     """
     engine, log = FakeEngine(token_delay_s=token_delay_s, capacity=capacity), Log()
     snapshot = Snapshot(7, {spec.name: spec for spec in experts})
-    host = Host(snapshot, {"fake": engine, **(engines or {})}, budget_bytes=budget_bytes, locate=lambda spec: files)
+    host = Host(
+        snapshot, {"fake": engine, **(engines or {})}, budget_bytes=budget_bytes, locate=lambda spec: files, pins=pins
+    )
     orchestrator = orchestrator_over(host, experts, policies=policies)
-    service = Service(orchestrator, settings=ServeConfig(**(settings or {})), log=log, **options)
+    weights = HostWeights(host)
+    service = Service(orchestrator, settings=ServeConfig(**(settings or {})), log=log, weights=weights, **options)
     config = uvicorn.Config(build_api(service), port=0, log_level="critical", ws="none", lifespan="off")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())  # without `serve`'s signal handlers

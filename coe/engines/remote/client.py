@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final
@@ -16,6 +16,7 @@ from coe.engines.remote.limits import MOST_ERROR_BYTES
 _http: Any = import_module(DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0])
 """The HTTP library of the openai client: httpx or httpx2."""
 _PLAIN: Final = {"Accept-Encoding": "identity"}
+_NO_HEADERS: Final[Mapping[str, str]] = {}
 _ERROR_BODY_S: Final = 10.0
 """Seconds to read the body of an error."""
 
@@ -75,9 +76,12 @@ async def whole_body(pieces: AsyncIterable[bytes], most_bytes: int) -> bytes:
     return b"".join(held)
 
 
-async def fetch(url: str, *, timeout_s: float, most_bytes: int) -> tuple[int, bytes]:
-    """The status and body of a GET, within `timeout_s` seconds in all; proxies are not used. Of an error, the
-    beginning of its body.
+async def fetch(
+    url: str, *, timeout_s: float, most_bytes: int, method: str = "GET", headers: Mapping[str, str] = _NO_HEADERS
+) -> tuple[int, bytes]:
+    """The status and body of a request without a body, within `timeout_s` seconds in all; proxies are not used.
+
+    Of an error, the beginning of its body.
 
     Raises:
         TimeoutError: it takes longer.
@@ -87,7 +91,11 @@ async def fetch(url: str, *, timeout_s: float, most_bytes: int) -> tuple[int, by
     """
     http = _BoundedClient(timeout=timeout_s, follow_redirects=False, trust_env=False)
     try:
-        async with asyncio.timeout(timeout_s), http, http.stream("GET", url, headers=_PLAIN) as response:
+        async with (
+            asyncio.timeout(timeout_s),
+            http,
+            http.stream(method, url, headers={**_PLAIN, **headers}) as response,
+        ):
             return response.status_code, await whole_body(response.aiter_bytes(), most_bytes)
     except _http.HTTPError as error:
         raise ConnectionError(str(error) or type(error).__name__) from error

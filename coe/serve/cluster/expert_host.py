@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -144,6 +144,22 @@ class ExpertHost:
             return error
         return replace(whole_chunk(joined.answer(expert, chunk)), value=chunk.value)
 
+    async def load(self, names: Sequence[str], generation: int) -> dict[str, Any] | CoeError:
+        """Load experts together (`Host.load`): the pool and the names of the weights, or the error."""
+        try:
+            host = await self._at(generation)
+            return {"pool": self._pool.name, "loaded": await host.load(*names)}
+        except CoeError as error:
+            return error
+
+    async def unload(self, names: Sequence[str], wait_s: float, generation: int) -> dict[str, Any] | CoeError:
+        """Unload experts (`Host.unload`): the pool and the names of the weights that were in memory, or the error."""
+        try:
+            host = await self._at(generation)
+            return {"pool": self._pool.name, "unloaded": await host.unload(*names, wait_s=wait_s)}
+        except CoeError as error:
+            return error
+
     async def state(self) -> dict[str, Any]:
         """The state of this host, for `/health`, metrics and status lines."""
         host = self._started()
@@ -154,6 +170,7 @@ class ExpertHost:
             "loaded_s": self.loaded_s,
             "failed": self.failed,
             "unhealthy": host.unhealthy(),
+            "weights": [each.document() for each in host.in_memory()],
             "loads": dict(host.loads),
             "used_bytes": host.cache.used_bytes,
             "budget_bytes": host.cache.budget_bytes,
@@ -183,6 +200,10 @@ class ExpertHost:
             "answer_s": {residency: answer_s[name] for residency, name in any_of.items() if name in answer_s},
             "calls": {gateway: dict(calls) for gateway, calls in self._calls.items()},
             "address": "" if self._links is None else str(self._links.path),
+            "weights": {
+                each.ref: {"state": each.state, "size_bytes": each.size_bytes, "unload_in_s": each.unload_in_s}
+                for each in host.in_memory()
+            },
         }
 
     async def record_autoscaling_stats(self) -> dict[str, float]:

@@ -67,6 +67,7 @@ class Gateway:
             log=self._log,
             metrics=self._metrics,
             health=self._hosts.states,
+            weights=self._hosts,
         )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -40,6 +40,7 @@ class HostStatus:
         answer_s: residency -> mean seconds of its recent answers.
         calls: gateway -> residency -> its calls at the host, waiting or in progress.
         address: where it accepts links (`coe.serve.cluster.link`); empty if nowhere.
+        weights: `name@version` of weights in memory or loading -> their `state`, `size_bytes` and `unload_in_s`.
     """
 
     id: str
@@ -51,6 +52,7 @@ class HostStatus:
     answer_s: Mapping[str, float] = field(default_factory=dict)
     calls: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     address: str = ""
+    weights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, host_id: str, state: Mapping[str, Any]) -> HostStatus:
@@ -200,6 +202,11 @@ class Board:
         """Whether a host of the pools that responds is not among those to avoid."""
         with self._lock:
             return any(set(self._views.get(pool, ())) - self._silent - set(avoid) for pool in pools)
+
+    def weights(self, deployment: str) -> list[Mapping[str, Mapping[str, Any]]]:
+        """What each host of a deployment had in memory at its latest report (`HostStatus.weights`)."""
+        with self._lock:
+            return [view.weights for view in self._views.get(deployment, {}).values()]
 
     def in_use(self, deployment: str) -> set[str]:
         """The hosts whose response matters now: those with calls of this gateway, and those that do not respond."""

@@ -10,7 +10,7 @@ or the proxy dies, its client connections break; the official client retries tho
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from coe.errors import CoeError, EngineError, HostLost, Overloaded, Scope, UnknownModel
+from coe.protocol.residence import residence_body
 from coe.serve.cluster.catalog import Catalog, called_in
 from coe.serve.cluster.link import Broken, LinkLost, Links
 from coe.serve.cluster.liveness import HostSilent, unless_lost
@@ -176,6 +177,52 @@ class PoolClient:
             ]
             seconds[expert] = min(known, default=0.0)
         return seconds
+
+    def residence(self) -> dict[str, dict[str, Any]]:
+        """Whether each expert is in memory on the hosts that serve it, at their latest reports (`residence_body`)."""
+        reports = {name: self._board.weights(name) for name in self._handles}
+        experts = self._catalog.snapshot.experts
+        return {
+            expert: residence_body(
+                [experts[name].ref for name in experts[expert].residency_keys(experts)],
+                [host for pool in pools for host in reports[pool]],
+            )
+            for expert, pools in self._serving.items()
+        }
+
+    async def load(self, *names: str) -> list[dict[str, Any]]:
+        """Load experts on every host of the pools that serve them; those that one pool serves are loaded together.
+
+        Returns:
+            What each host returned (`ExpertHost.load`).
+
+        Raises:
+            EngineError: no host responds.
+            CoeError: the first error of a host; others may have loaded them.
+        """
+        return await self._on_hosts("load", names)
+
+    async def unload(self, *names: str, wait_s: float) -> list[dict[str, Any]]:
+        """Unload experts on every host of the pools that serve them; arguments, results and errors as `Host.unload`."""
+        return await self._on_hosts("unload", names, wait_s)
+
+    async def _on_hosts(self, method: str, names: Sequence[str], *arguments: Any) -> list[dict[str, Any]]:
+        generation = self._catalog.generation
+        asked = []
+        for pool, handle in self._handles.items():
+            if own := tuple(name for name in names if pool in self._serving[name]):
+                responses = handle.broadcast(method, own, *arguments, generation)
+                asked.append(responses.results_async(return_exceptions=True))
+        answers = [answer for answers in await asyncio.gather(*asked) for answer in answers]
+        for answer in answers:
+            if isinstance(answer, CoeError):
+                raise answer
+            if isinstance(answer, RayTaskError):
+                raise EngineError(f"a host failed to {method} {', '.join(names)}: {answer.cause}") from answer
+        documents = [answer for answer in answers if isinstance(answer, dict)]  # a host that has just died has no part
+        if not documents:
+            raise EngineError("no expert host responds")
+        return documents
 
     async def states(self) -> list[dict[str, Any]]:
         """The state of every host, for `/health`; of one that does not respond, its pool, its id and `responds: false`.

@@ -4,6 +4,8 @@
     POST /v1/embeddings                           vectors of texts
     POST /v1/route                                the routing decision only
     GET  /v1/models, /v1/models/{id}, /health, /metrics
+    POST /admin/load, /admin/unload               weights of experts into memory, and out of it
+    GET  /admin/residency                         what is in memory, on each host
     GET  /openapi.json, /docs                     all of this, for machines and for people
 
 Every answer names the expert (`model` and the `x-coe-*` headers); every error has OpenAI's shape. To add an endpoint,
@@ -35,6 +37,7 @@ from coe.protocol.openapi import openapi_document
 from coe.protocol.parsed import Parsed
 from coe.protocol.requests import parse_chat, parse_completion
 from coe.protocol.responses import model_body, model_list
+from coe.serve.http import admin
 from coe.serve.http.call import error_response
 from coe.serve.http.choices import Choices
 from coe.serve.http.docs_page import CONTENT_POLICY, docs_page
@@ -62,6 +65,9 @@ def build_api(service: Service) -> ASGIApp:
             Route("/v1/models/{id:path}", partial(_guarded, service, model)),
             Route("/health", partial(_guarded, service, health)),
             Route("/metrics", partial(_guarded, service, metrics)),
+            Route("/admin/load", partial(admin.answered, service, admin.load), methods=["POST"]),
+            Route("/admin/unload", partial(admin.answered, service, admin.unload), methods=["POST"]),
+            Route("/admin/residency", partial(admin.answered, service, admin.residency)),
             Route("/openapi.json", openapi),
             Route("/docs", docs),
         ],
@@ -140,14 +146,16 @@ async def route(service: Service, exchange: Exchange, body: bytes) -> None:
 async def models(service: Service, request: Request) -> Response:
     """Every valid value of a request's `model`."""
     orchestrator = service.orchestrator
-    return JSONResponse(model_list(orchestrator.snapshot, orchestrator.policies, service.started_at))
+    residence = service.weights.residence() if service.weights else {}
+    return JSONResponse(model_list(orchestrator.snapshot, orchestrator.policies, service.started_at, residence))
 
 
 async def model(service: Service, request: Request) -> Response:
     """One model by id."""
     name, orchestrator = request.path_params["id"], service.orchestrator
     address(name, orchestrator.policies, orchestrator.default_policy, orchestrator.snapshot)
-    return JSONResponse(model_body(name, orchestrator.snapshot, service.started_at))
+    residence = service.weights.residence() if service.weights else {}
+    return JSONResponse(model_body(name, orchestrator.snapshot, service.started_at, residence))
 
 
 async def health(service: Service, request: Request) -> Response:

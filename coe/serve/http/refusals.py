@@ -5,6 +5,7 @@ InvalidRequest
 ├── HeadersTooLarge        URL and headers exceed the limit
 ├── HostNotAllowed         the `Host` header names another site
 ├── OriginNotAllowed       a page of another site sent the request
+├── AdminNotAllowed        an admin call without the key, or without a key from another machine
 └── BodyTimeout            the body did not arrive in time; the connection is closed
 """
 
@@ -27,6 +28,10 @@ class HostNotAllowed(InvalidRequest, status=403, code="host_not_allowed"):
 
 class OriginNotAllowed(InvalidRequest, status=403, code="origin_not_allowed"):
     """The `Origin` header is neither this endpoint's own nor a configured one."""
+
+
+class AdminNotAllowed(InvalidRequest, status=403, code="admin_not_allowed"):
+    """An admin call lacks the configured key or, where none is configured, does not come from this machine."""
 
 
 class BodyTimeout(InvalidRequest, status=408, code="request_timeout", retryable=True):

@@ -57,6 +57,26 @@ class Metrics(Protocol):
         ...
 
 
+class Weights(Protocol):
+    """The weights of experts in the memory of the hosts."""
+
+    def residence(self) -> Mapping[str, Mapping[str, Any]]:
+        """Whether each expert is in memory (`coe.protocol.residence`), at once."""
+        ...
+
+    async def load(self, *names: str) -> Sequence[Mapping[str, Any]]:
+        """Load experts; what each host says."""
+        ...
+
+    async def unload(self, *names: str, wait_s: float) -> Sequence[Mapping[str, Any]]:
+        """Unload experts; what each host says."""
+        ...
+
+    async def states(self) -> Sequence[Mapping[str, Any]]:
+        """The state of every host, with its `weights`."""
+        ...
+
+
 class Full(Overloaded):
     """This process has `max_in_flight` requests; `retry_after_s` is the expected time until one ends."""
 
@@ -75,6 +95,7 @@ class Service:
         settings: `deadline_s` and `max_in_flight` are enforced here, limits of a body by `uploads`, hosts and origins
             by the API.
         health: returns the state of every expert host; None if experts run in this process.
+        weights: those of the hosts, for `/v1/models` and admin calls; None: nothing is known of them.
         clock: monotonic seconds; wall: seconds since the epoch.
     """
 
@@ -86,10 +107,11 @@ class Service:
         log: Log | None = None,
         metrics: Metrics | None = None,
         health: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None,
+        weights: Weights | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.orchestrator, self.settings, self.metrics = orchestrator, settings, metrics
+        self.orchestrator, self.settings, self.metrics, self.weights = orchestrator, settings, metrics, weights
         self.started_at = int(wall())
         self.uploads = Uploads(settings)
         self._large = LargeBodies(settings.max_uploads_bytes)

@@ -14,7 +14,7 @@ from virtual_time import in_virtual_time
 
 from coe.chunks import merged
 from coe.config import Config, HostPoolConfig, PolicyConfig
-from coe.errors import ConfigError, ContextLengthExceeded, EngineError, UnknownModel
+from coe.errors import BudgetExceeded, ConfigError, ContextLengthExceeded, EngineError, UnknownModel
 from coe.host import Host
 from coe.serve.cluster.catalog import Catalog, called_in, serving
 from coe.serve.cluster.expert_host import (
@@ -27,6 +27,7 @@ from coe.serve.cluster.expert_host import (
     pace,
 )
 from coe.serve.cluster.link import Link
+from coe.serve.cluster.placement import HostStatus
 from coe.serve.cluster.scaling import IN_FLIGHT
 from coe.types import Chunk, GenerateRequest, Timing, TokenLogprob, ToolCallDelta, Usage
 from registry.spec import ExpertSpec, Kind
@@ -367,3 +368,21 @@ async def test_calls_are_counted_for_autoscaling_while_they_last() -> None:
 def test_links_carry_the_chunks_of_200_streams_of_20_tokens_a_second_in_less_than_the_time_of_two_tokens() -> None:
     assert pace(200, LINK_CHUNKS_PER_S, LINK_SLOWEST_S) <= 0.05
     assert pace(10_000, LINK_CHUNKS_PER_S, LINK_SLOWEST_S) < 0.1
+
+
+async def test_a_host_loads_and_unloads_on_demand_and_reports_what_is_in_memory() -> None:
+    host = await started(model("a", ttl_s=60), model("b"), model("big").model_copy(update={"size_bytes": 2**30}))
+    assert await host.load(["a", "b"], 1) == {"pool": "hosts", "loaded": ("a", "b")}
+    assert [(each["name"], each["state"]) for each in (await host.state())["weights"]] == [
+        ("a", "resident"),
+        ("b", "resident"),
+    ]
+    report = await host.record_routing_stats()
+    told = report["weights"]
+    assert told["b"] == {"state": "resident", "size_bytes": 2**20, "unload_in_s": None}
+    assert 0 < told["a"]["unload_in_s"] <= 60
+    assert pickle.loads(pickle.dumps(HostStatus.of("h", report))).weights == told
+    assert await host.unload(["b"], 0.0, 1) == {"pool": "hosts", "unloaded": ("b",)}
+    refused = await host.load(["big"], 1)
+    assert isinstance(refused, BudgetExceeded) and "'big' need 1,024 MiB" in str(pickle.loads(pickle.dumps(refused)))
+    assert isinstance(await host.unload(["c"], 0.0, 1), UnknownModel)

@@ -84,8 +84,11 @@ class Handle:
         names = ("stream", "whole")
         return type("Bound", (), {name: type("Method", (), {"remote": staticmethod(bound(name))}) for name in names})
 
-    def broadcast(self, method: str) -> Any:
+    def broadcast(self, method: str, *arguments: Any) -> Any:
         async def results(*, return_exceptions: bool) -> list[Any]:
+            if arguments:
+                self.calls.append((method, *arguments))
+                return list(self.answers)
             return [{"method": method}, ActorDiedError()]
 
         return type("Broadcast", (), {"results_async": staticmethod(results)})
@@ -299,3 +302,36 @@ async def test_a_client_that_leaves_closes_its_call_over_a_link() -> None:
     async with aclosing(system.ask("solo", STREAM)) as answer:
         await anext(answer)
     assert link.closed == 1 and board.in_use("hosts") == set()
+
+
+async def test_loads_and_unloads_reach_every_host_of_the_pools_that_serve_the_experts() -> None:
+    large, small = Handle({"pool": "hosts", "loaded": ("base", "solo")}), Handle({"pool": "small", "loaded": ("solo",)})
+    system = hosts(hosts=large, small=small)
+    assert await system.load("sql", "solo") == [*large.answers, *small.answers]
+    assert await system.unload("sql", wait_s=3.0) == large.answers
+    assert large.calls == [("load", ("sql", "solo"), 4), ("unload", ("sql",), 3.0, 4)]
+    assert small.calls == [("load", ("solo",), 4)]
+
+
+async def test_the_error_of_a_host_is_raised_and_a_host_that_died_has_no_part() -> None:
+    loaded = {"pool": "hosts", "loaded": ("base",)}
+    assert await hosts(hosts=Handle(loaded, ActorDiedError())).load("base") == [loaded]
+    with pytest.raises(BudgetExceeded, match="no room"):
+        await hosts(hosts=Handle(loaded, BudgetExceeded("no room"))).load("base")
+    with pytest.raises(EngineError, match="no expert host responds"):
+        await hosts(hosts=Handle(ActorDiedError())).load("base")
+    with pytest.raises(EngineError, match="a host failed to unload base: boom"):
+        await hosts(hosts=Handle(RayTaskError("f", "traceback", ValueError("boom")))).unload("base", wait_s=0.0)
+
+
+async def test_residence_is_read_from_the_latest_reports_of_the_hosts_that_serve_an_expert() -> None:
+    board = Board()
+    weights = {"base": {"state": "resident", "size_bytes": 5, "unload_in_s": 8.0}}
+    board.publish("hosts", [HostStatus.of("h", {"tight": [], "weights": weights}), HostStatus("new")])
+    board.publish(
+        "small", [HostStatus("s", weights={"solo": {"state": "loading", "size_bytes": 2, "unload_in_s": None}})]
+    )
+    residence = hosts(board, hosts=Handle(), small=Handle()).residence()
+    counts = {"all": 2, "resident": 1, "loading": 0}
+    assert residence["sql"] == {"state": "resident", "size_bytes": 5, "unload_in_s": 8.0, "hosts": counts}
+    assert residence["solo"]["state"] == "loading" and residence["solo"]["hosts"]["all"] == 3
