@@ -22,8 +22,10 @@ def at_port(server: ServerCommand, port: int) -> tuple[list[str], dict[str, str]
     return arguments, {name: value.replace(PORT, str(port)) for name, value in server.env.items()}
 
 
-def hash_command(server: ServerCommand, *, on_bytes: Callable[[int], None] | None = None) -> tuple[FileRecord, ...]:
-    """Each file that the command names, by the text that names it, with its hash (cached, see `registry.digest`).
+def hash_command(
+    server: ServerCommand, *, fresh: bool = False, on_bytes: Callable[[int], None] | None = None
+) -> tuple[FileRecord, ...]:
+    """Each file that the command names, by the text that names it, with its hash; see `registry.digest.hash_files`.
 
     Raises:
         SourceError: a stated file does not exist, or a file cannot be read.
@@ -31,7 +33,7 @@ def hash_command(server: ServerCommand, *, on_bytes: Callable[[int], None] | Non
     records: list[FileRecord] = []
     for text, path in _named(server):
         try:
-            found = hash_files(path, on_bytes=on_bytes)
+            found = hash_files(path, fresh=fresh, on_bytes=on_bytes)
         except OSError as error:
             raise SourceError(f"{path}, which the command names, cannot be read: {error}") from error
         names = (text if path.is_file() else f"{text}/{record.name}" for record in found)
@@ -51,7 +53,7 @@ def command_digest(server: ServerCommand, model: str, files: tuple[FileRecord, .
     return digest_of_text("command", *server.command, "env", *environment, server.api, model, digest_of(files))
 
 
-def check_command(spec: ExpertSpec) -> Path:
+def check_command(spec: ExpertSpec, *, fresh: bool = False, on_bytes: Callable[[int], None] | None = None) -> Path:
     """Compare the files that an expert's command names with the registered ones; return the folder it runs in.
 
     Raises:
@@ -62,7 +64,7 @@ def check_command(spec: ExpertSpec) -> Path:
     folder = Path(spec.server.folder or ".")
     if not folder.is_dir():
         raise SourceError(f"the command of {spec.ref} runs in {folder}, which is no folder on this machine")
-    found = hash_command(spec.server)
+    found = hash_command(spec.server, fresh=fresh, on_bytes=on_bytes)
     if found != spec.files:
         changed = differences(spec.files, found)
         raise DigestMismatch(

@@ -261,6 +261,7 @@ def _hashing() -> Iterator[HashingProgress]:
 
 
 def _verify(specs: Sequence[ExpertSpec]) -> Iterable[tuple[ExpertSpec, Exception | None]]:
+    from registry.command_files import check_command
     from registry.digest import check_files
     from registry.errors import RegistryError
     from registry.sources import has_files, resolve
@@ -271,7 +272,9 @@ def _verify(specs: Sequence[ExpertSpec]) -> Iterable[tuple[ExpertSpec, Exception
         for spec in specs:
             task.update(name=f"verify {spec.ref}")
             try:
-                if has_files(spec):
+                if spec.server is not None:
+                    check_command(spec, fresh=True, on_bytes=task.advance)
+                elif has_files(spec):
                     check_files(spec, resolve(spec), fresh=True, on_bytes=task.advance)
             except RegistryError as error:
                 yield spec, error
@@ -282,7 +285,7 @@ def _verify(specs: Sequence[ExpertSpec]) -> Iterable[tuple[ExpertSpec, Exception
 def _result(spec: ExpertSpec, error: Exception | None) -> dict[str, Any]:
     from registry.sources import has_files
 
-    ok = (error is None) if has_files(spec) else None
+    ok = (error is None) if has_files(spec) or spec.server is not None else None
     return {"expert": spec.ref, "ok": ok, "digest": spec.digest, "error": None if error is None else str(error)}
 
 

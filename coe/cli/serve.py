@@ -53,6 +53,7 @@ def serve(
             source = Source(config, host=host, port=port, ray=ray)
         with source, ExitStack() as running:
             _warn_if_open(source.config.serve)
+            _warn_without_key(source.config.serve)
             with status("starting"):
                 server = running.enter_context(Server(source, _say))
             _welcome(source)
@@ -84,6 +85,14 @@ def _warn_if_open(settings: ServeConfig) -> None:
             f"{settings.port} can use every expert. Listen on 127.0.0.1, or let only a proxy that authenticates reach "
             "this port (docs/serving.md)",
         )
+
+
+def _warn_without_key(settings: ServeConfig) -> None:
+    """Warn when admin calls need a key that there is not."""
+    import os
+
+    if settings.admin_key_env is not None and not os.environ.get(settings.admin_key_env, "").strip():
+        _say("warning", f"{settings.admin_key_env} (serve.admin_key_env) is not set: no admin call will be accepted")
 
 
 def _say(part: str, what: str) -> None:

@@ -112,7 +112,7 @@ def _print_hosts(hosts: list[dict[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("host", "weights", "state", "MiB", "requests", "idle s", "unloads in s", "priority")
+    table, notes = Table("host", "weights", "state", "MiB", "used by", "idle s", "left s", "priority"), []
     for number, host in enumerate(hosts, start=1):
         place = f"{host.get('pool')} {number}"
         for each in host.get("weights", []):
@@ -124,8 +124,12 @@ def _print_hosts(hosts: list[dict[str, Any]]) -> None:
             cells = (place, f"{each['name']}{version}", each["state"], size, each["requests"], idle, left)
             table.add_row(*(escape(str(cell)) for cell in cells), str(each["priority"]))
         if not host.get("responds", True):
-            table.add_row(escape(place), "", "does not respond")
+            notes.append(f"{place} does not respond")
         elif "budget_bytes" in host:
             used, budget = (f"{host[name] / 2**20:,.0f}" for name in ("used_bytes", "budget_bytes"))
-            table.add_row(escape(place), f"[dim]{used} of {budget} MiB[/]")
-    stdout_console().print(table)
+            notes.append(f"{place} uses {used} of {budget} MiB")
+    out = stdout_console()
+    if table.row_count:
+        out.print(table)
+    for note in notes:
+        out.print(note, markup=False, highlight=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from registry.command_files import check_command
 from registry.digest import check_files, digest_files
 from registry.errors import RegistryError
 from registry.sources import has_files, resolve_here
@@ -50,6 +51,8 @@ class FileWatch:
         problems: dict[str, str] = {}
         stamps: dict[str, Stamp] = {}
         for spec in experts:
+            if spec.server is not None and (problem := _command_problem(spec)):
+                problems[spec.name] = problem
             if not has_files(spec) or spec.digest is None:
                 continue
             found = _stamp(spec)
@@ -71,6 +74,15 @@ class FileWatch:
         if known is None and before is None and _has_sizes(spec, found):
             return None
         return _difference(spec)
+
+
+def _command_problem(spec: ExpertSpec) -> str | None:
+    """What is wrong with the files that an expert's command names; hashes of unchanged files are cached."""
+    try:
+        check_command(spec)
+    except RegistryError as error:
+        return str(error)
+    return None
 
 
 def _stamp(spec: ExpertSpec) -> Stamp | None:

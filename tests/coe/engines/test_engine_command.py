@@ -20,6 +20,7 @@ from coe.engines.supervision.core import EngineLost
 from coe.errors import BudgetExceeded, HostLost, WeightsError
 from coe.experts import locate
 from coe.host import Host
+from coe.serve.cluster.file_watch import FileWatch
 from coe.types import GenerateRequest
 from registry.command_files import check_command
 from registry.describe import describe
@@ -314,6 +315,17 @@ experts:
         ):
             with pytest.raises(InvalidSpec, match=message):
                 plan(parse_document(wrong, path), registry)
+
+
+def test_changed_files_of_a_command_are_reported_while_serving(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"weights")
+    one, watch = spec("a", "--model", "m.gguf", folder=tmp_path), FileWatch()
+    watch.look([one])
+    assert watch.problems([]) == []
+    (tmp_path / "m.gguf").unlink()
+    watch.look([one])
+    [problem] = watch.problems([])
+    assert "m.gguf is missing" in problem
 
 
 def test_nothing_of_a_command_is_in_messages_that_clients_read() -> None:

@@ -258,6 +258,36 @@ async def test_a_client_that_leaves_stops_the_expert_on_its_host(
     await asyncio.to_thread(until, lambda: not any(host["busy"] for host in service.hosts()), 2)
 
 
+async def test_experts_are_loaded_and_unloaded_on_every_host_that_serves_them(
+    service: ServeProcess, client: openai.AsyncOpenAI, path: str
+) -> None:
+    async def run(*arguments: str) -> Any:
+        command = [*arguments, "--url", service.base_url, "--json", "-"]
+        return await asyncio.to_thread(CliRunner().invoke, app, command)  # it has an event loop of its own
+
+    if path == "haproxy":  # every connection comes from it
+        refused = await run("load", "capital")
+        assert refused.exit_code == 1 and "serve.admin_key_env" in str(refused.exception)
+        return
+    loaded = await run("load", "capital")
+    assert loaded.exit_code == 0, loaded.output
+    assert sorted((host["pool"], *host["loaded"]) for host in json.loads(loaded.stdout)["hosts"]) == [
+        ("aside", "capital"),
+        ("hosts", "capital"),
+        ("hosts", "capital"),
+    ]
+    for _ in range(100):  # hosts report twice a second
+        now = (await client.models.retrieve("capital")).coe["residence"]  # type: ignore[attr-defined]
+        if now["hosts"]["resident"] == 3:
+            break
+        await asyncio.sleep(0.2)
+    assert (now["state"], now["size_bytes"], now["hosts"]["resident"]) == ("resident", 10**9, 3)
+    unloaded = await run("unload", "capital")
+    assert [host["unloaded"] for host in json.loads(unloaded.stdout)["hosts"]] == [["capital"]] * 3
+    in_memory = json.loads((await run("ps")).stdout)["hosts"]
+    assert len(in_memory) == 3 and "capital" not in str(in_memory)
+
+
 async def test_metrics_count_what_both_gateways_answered(client: openai.AsyncOpenAI) -> None:
     async def counted() -> Counter[str]:
         page = await client.get("http://" + str(client.base_url.netloc, "ascii") + "/metrics", cast_to=str)
