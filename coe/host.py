@@ -195,12 +195,15 @@ class Host:
         """
         residency = tuple(sorted({ref for name in names for ref in _refs(self._weights_of(name))}))
         self.cache.check_can_ever_fit(residency)
-        await self._queue.enter(residency)
+        present = self.cache.resident.issuperset(residency)  # then it waits for no place among their requests
+        if not present:
+            await self._queue.enter(residency)
         try:
             async with self.cache.lease(*residency):
                 self._queue.dispatch()
         finally:
-            self._queue.leave(residency)
+            if not present:
+                self._queue.leave(residency)
         return tuple(self._specs[ref].name for ref in residency)
 
     async def unload(self, *names: str, wait_s: float = 0.0) -> tuple[str, ...]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from coe.engines.base import Capabilities, Expert
 from coe.engines.command.expert import CommandExpert
-from coe.engines.command.measured import remembered
+from coe.engines.command.measured import remember, remembered
 from coe.engines.remote.engine import RetrySettings
 from coe.errors import ConfigError
 from registry.spec import ExpertSpec
@@ -42,11 +43,15 @@ class CommandEngine:
             raise ConfigError("timeouts must be positive")
         self._retry = RetrySettings(timeout_s, connect_s, retries=0, backoff_s=0.0)
         self._hung_s, self._environ = hang_timeout_s, environ
+        self._measured: dict[str, int | None] = {}  # by `name@version`
 
     def footprint(self, spec: ExpertSpec) -> int:
         """Bytes that its server took when it last ran here; before, the stated or estimated `size_bytes`."""
-        measured = remembered(spec) if spec.server is not None and spec.server.measure else None
-        return measured or spec.size_bytes or 0
+        if spec.server is None or not spec.server.measure:
+            return spec.size_bytes or 0
+        if spec.ref not in self._measured:
+            self._measured[spec.ref] = remembered(spec)
+        return self._measured[spec.ref] or spec.size_bytes or 0
 
     async def load(self, spec: ExpertSpec, path: Path) -> CommandExpert:
         """Start the server and wait until it is ready. path: the folder in which the command runs.
@@ -58,7 +63,14 @@ class CommandEngine:
         key = self._key(spec)
         secrets = () if key == _NO_KEY else (key,)
         expert = CommandExpert(
-            spec, path, self._environ, key=key, secrets=secrets, retry=self._retry, hung_s=self._hung_s
+            spec,
+            path,
+            self._environ,
+            key=key,
+            secrets=secrets,
+            retry=self._retry,
+            hung_s=self._hung_s,
+            on_measured=partial(self._note, spec),
         )
         await expert.open()
         return expert
@@ -68,6 +80,11 @@ class CommandEngine:
         if not isinstance(expert, CommandExpert):
             raise TypeError(f"{expert!r} was not loaded by this engine")
         await expert.close()
+
+    def _note(self, spec: ExpertSpec, memory_bytes: int) -> None:
+        """Keep what a server has taken, for later loads; writes a file."""
+        self._measured[spec.ref] = memory_bytes
+        remember(spec, memory_bytes)
 
     def _key(self, spec: ExpertSpec) -> str:
         if spec.api_key_env is None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from coe.engines.base import Adapter
-from coe.engines.command.measured import remember
 from coe.engines.command.server import Server, started
 from coe.engines.remote.client import open_client
 from coe.engines.remote.engine import RemoteExpert, RetrySettings
@@ -43,6 +42,7 @@ class CommandExpert:
         environ: of the server, beside its `env`.
         retry: timeouts of calls; nothing is retried.
         hung_s: seconds without an answer to a health check after which the server is killed.
+        on_measured: called with the most bytes that its processes have taken, in a thread, whenever that grows.
     """
 
     def __init__(
@@ -55,11 +55,13 @@ class CommandExpert:
         secrets: tuple[str, ...],
         retry: RetrySettings,
         hung_s: float,
+        on_measured: Callable[[int], None],
     ) -> None:
         assert spec.server is not None
         self.spec, self.capacity = spec, spec.server.capacity
         self._folder, self._environ, self._key, self._secrets, self._retry = folder, environ, key, secrets, retry
         self._measure, self._memory_bytes, self._closing = spec.server.measure, 0, False
+        self._on_measured = on_measured
         self._core: Core[Running] = Core(spec.name, self._start, _stop)
         self._watch: Watch[Running] = Watch(spec.name, self._core, self._probe, _kill, hung_s=hung_s)
 
@@ -139,7 +141,7 @@ class CommandExpert:
         memory_bytes = await asyncio.to_thread(running.server.memory_bytes)
         if memory_bytes > self._memory_bytes:
             self._memory_bytes = memory_bytes
-            await asyncio.to_thread(remember, self.spec, memory_bytes)
+            await asyncio.to_thread(self._on_measured, memory_bytes)
 
 
 async def _stop(running: Running) -> None:

@@ -161,6 +161,18 @@ async def test_a_request_before_whose_first_text_the_server_died_may_be_retried_
         )
 
 
+async def test_a_server_that_hangs_is_killed_and_started_again() -> None:
+    async with hosting(spec("stuck"), hang_timeout_s=0.5) as host:
+        await ask(host, "stuck")
+        first, (guard, server) = running(host, "stuck"), processes(host, "stuck")
+        server.suspend()
+        expert = host.cache.peek("stuck")
+        assert isinstance(expert, CommandExpert)
+        await expert._watch.step()
+        assert not alive([guard, server]) and running(host, "stuck") is not first
+        assert await ask(host, "stuck") == "stuck says: one two "
+
+
 async def test_a_slow_start_is_waited_for_and_health_is_read_where_the_server_has_it() -> None:
     async with hosting(spec("slow", "--start-s", "1.5", "--no-health")) as host:
         assert await ask(host, "slow") == "slow says: one two "
