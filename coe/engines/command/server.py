@@ -211,7 +211,7 @@ def _launched(spec: ExpertSpec, command: ServerCommand, folder: Path, environ: M
         raise _failed(spec, f"{arguments[0]!r} is {where}: install it, or name it with its folder")
     ours, theirs = os.pipe()  # no child process inherits the end that stays here
     try:
-        guard = [sys.executable, "-P", "-S", str(_GUARD), str(ours), str(log), str(MOST_LOG_BYTES)]
+        guard = [sys.executable, "-I", "-S", str(_GUARD), str(ours), str(log), str(MOST_LOG_BYTES)]
         process = subprocess.Popen(
             [*guard, str(command.stop_timeout_s), program, *arguments[1:]],
             pass_fds=[ours],
