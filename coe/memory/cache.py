@@ -26,6 +26,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from coe.errors import BudgetExceeded
 from coe.memory.demand import NO_DEMAND, Demand
 from coe.memory.eviction import EvictionPolicy, Resident, by_priority, lru
+from coe.memory.in_memory import InMemory
 from coe.memory.load_times import LoadTimes, Way
 from coe.memory.room import Need, OpenSlot, Room, make_room
 
@@ -64,23 +65,6 @@ class CacheStats:
     bytes_loaded: int = 0
     load_s: float = 0.0
     loads_by_name: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True, slots=True)
-class InMemory:
-    """An expert in memory, or on its way.
-
-    Attributes:
-        size_bytes: bytes of its slot that the budget counts.
-        leases: leases that hold it.
-        idle_s: seconds since its last use; 0 while it is leased or loading.
-    """
-
-    name: str
-    size_bytes: int
-    leases: int
-    idle_s: float
-    is_loading: bool
 
 
 @dataclass(slots=True, eq=False)

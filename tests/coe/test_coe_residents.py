@@ -191,7 +191,7 @@ async def test_weights_of_lower_priority_are_evicted_first_whatever_was_used_las
     assert {each.name: each.priority for each in host.in_memory()} == {"base": 5, "cheap": 0}
     await ask(host, "dear")
     assert host.resident == {"base", "dear"}, "`cheap` was used last"
-    host.update(snapshot(model("dear"), model("base"), model("cheap", priority=1)))
+    host.update(snapshot(model("dear"), model("base", priority=2), model("cheap", priority=1)))
     await ask(host, "base")
     await ask(host, "cheap")
     assert host.resident == {"base", "cheap"}, "new priorities hold from now on"
