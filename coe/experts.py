@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from coe.config import Config
 from coe.engines.convert import convert_gguf, is_converted
 from registry.command_files import check_command
 from registry.database import shown_url
+from registry.deltas.cache import restored
+from registry.deltas.manifest import is_delta, read_delta
+from registry.describe import check_delta_base
 from registry.digest import check_files
 from registry.documents import load_document
-from registry.errors import RegistryError
+from registry.errors import RegistryError, UnknownExpert
 from registry.reconcile import apply, plan
 from registry.sources import has_files, resolve
 from registry.spec import ExpertSpec
@@ -57,13 +61,16 @@ def fill(registry: Registry, files: Sequence[Path]) -> None:
         registry.change(remove=[name for name in registry.snapshot() if name not in named])
 
 
-def locate(spec: ExpertSpec) -> Path:
-    """The folder of an expert's files: downloaded if missing, verified, and GGUF converted once for the `hf` engine.
+def locate(spec: ExpertSpec, experts: Mapping[str, ExpertSpec] = MappingProxyType({})) -> Path:
+    """The folder of an expert's files: downloaded if missing and verified.
 
-    Blocks: it may download, hash and convert.
+    A GGUF file is converted once for the `hf` engine, and a delta is restored once. Blocks.
+
+    Args:
+        experts: by name; among them the base of a delta.
 
     Raises:
-        SourceError: the files are not available.
+        SourceError: the files are not available, or a delta's base is not, or has other contents now.
         DigestMismatch: they are not the registered ones.
         WeightsError: a GGUF file cannot be converted.
     """
@@ -78,7 +85,19 @@ def locate(spec: ExpertSpec) -> Path:
         out = _converted(spec.digest)
         # The hash that was just compared: hashing a large file again would take most of a load.
         return out if is_converted(out, source_sha256=spec.files[0].sha256) else convert_gguf(path, out)
+    if is_delta(path):
+        return restored(path, _delta_base(spec, path, experts))
     return path
+
+
+def _delta_base(spec: ExpertSpec, path: Path, experts: Mapping[str, ExpertSpec]) -> Path | None:
+    """The safetensors of the base of a delta, None where it needs none."""
+    if spec.delta_base is None:
+        return None
+    if spec.delta_base not in experts:
+        raise UnknownExpert(spec.delta_base, experts, where="the experts here, which the weights are stored from")
+    check_delta_base(spec, read_delta(path), experts)
+    return locate(experts[spec.delta_base].model_copy(update={"engine": "hf"}))  # for which GGUF is converted
 
 
 def tokenizer_file(spec: ExpertSpec) -> Path | None:

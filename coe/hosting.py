@@ -44,7 +44,7 @@ async def open_host(
         snapshot,
         engines,
         budget_bytes=await asyncio.to_thread(budget_bytes, config, kinds),
-        locate=locate,
+        locate=lambda spec: locate(spec, host.snapshot.experts),
         pins=config.host.pins,
         aging_s=config.host.aging_s,
         max_waiting=config.host.max_waiting,

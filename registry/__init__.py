@@ -10,6 +10,7 @@
     lora          whether an adapter fits its base, tensor by tensor
     digest        identity by content
     commands      servers that an expert's command starts; command_files: the files that a command names
+    deltas        experts stored as their difference from a base, or in a few bits a weight
     composed      the artifact of a composed expert, and the facts that its members give
     profiles      measured strengths of experts; strengths summarises them
     plugins       classes of other packages: entry points and `module:Class`

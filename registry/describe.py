@@ -11,6 +11,8 @@ from registry.chat_templates import TOOLS, renders_tools
 from registry.command_files import command_bytes, command_digest, hash_command
 from registry.commands import ServerCommand
 from registry.composed import changed_member, composed_defaults, composed_facts
+from registry.deltas.manifest import Delta, is_delta, read_delta
+from registry.deltas.records import other_records, restored_records
 from registry.digest import digest_files, digest_of, digest_of_text, hash_files
 from registry.errors import SourceError
 from registry.headers import read_json
@@ -55,6 +57,7 @@ def describe(
         return _describe_without_files(draft, base, on_bytes)
     path = resolve(draft)
     facts = adapter_facts(draft, path, base) if draft.kind is Kind.ADAPTER else _model_facts(draft, path)
+    facts |= delta_facts(draft, path, experts or {})
     if source_kind(draft.source, engine=draft.engine) is SourceKind.HUB:
         source, commit = pinned(draft.source, path)
         facts |= {"source": source, "revision": commit}
@@ -193,6 +196,41 @@ def adapter_facts(draft: ExpertSpec, path: Path, base: ExpertSpec | None) -> dic
         "context_length": base.context_length,
         "licence": card_licence(path),
     }
+
+
+def delta_facts(draft: ExpertSpec, path: Path, experts: Mapping[str, ExpertSpec]) -> dict[str, Any]:
+    """What a delta restores; nothing for other files.
+
+    Raises:
+        SourceError: `delta_base` is missing, superfluous, or names a model with other contents.
+    """
+    if not is_delta(path):
+        if draft.delta_base:
+            raise SourceError(f"{path} is not a delta: leave `delta_base` of {draft.name!r} out")
+        return {}
+    delta = read_delta(path)
+    check_delta_base(draft, delta, experts)
+    return {"restores": digest_of([*restored_records(delta), *other_records(path)])}
+
+
+def check_delta_base(spec: ExpertSpec, delta: Delta, experts: Mapping[str, ExpertSpec]) -> None:
+    """Check that the named base of a delta has the contents that it was made from.
+
+    Raises:
+        SourceError: it has not, or it is not named.
+    """
+    same = [name for name, expert in experts.items() if expert.digest == delta.base]
+    hint = f"`delta_base: {same[0]}` is" if same else f"register that expert first (its digest is {delta.base}); it is"
+    if delta.base is None:
+        if spec.delta_base:
+            raise SourceError(f"the delta of {spec.name!r} needs no base: leave `delta_base` out")
+    elif spec.delta_base is None:
+        raise SourceError(f"{spec.name!r} is stored as a difference from another model: {hint} what it was made from")
+    elif spec.delta_base not in same:
+        raise SourceError(
+            f"{spec.name!r} is stored as a difference from other contents than {spec.delta_base!r} has now: {hint} "
+            "what it was made from"
+        )
 
 
 def _spec_fields(facts: Facts) -> dict[str, Any]:

@@ -25,7 +25,7 @@ _FILES = frozenset((
     "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja", "chat_template.json",
     "preprocessor_config.json", "processor_config.json", "modules.json", "sentence_bert_config.json",
-    "config_sentence_transformers.json", "composed.json",
+    "config_sentence_transformers.json", "composed.json", "delta.json",
 ))
 # fmt: on
 _SUBFOLDERS = re.compile(r"additional_chat_templates|\d+_\w+")  # named templates; modules of sentence-transformers
@@ -77,19 +77,19 @@ def identity(spec: ExpertSpec, experts: Mapping[str, ExpertSpec]) -> str:
     """Identity of an expert by content: experts of the same identity give the same answers.
 
     It is the digest or, without one, a hash of source and name; that of an adapter includes its base, that of a
-    composed expert its members.
+    composed expert its members. That of a delta is the identity of the files that it restores.
 
     Raises:
         UnknownExpert: a base or member is not among `experts`.
     """
-    own = spec.digest or digest_of_text(spec.source, spec.revision, spec.model or spec.name)
+    own = spec.restores or spec.digest or digest_of_text(spec.source, spec.revision, spec.model or spec.name)
     if spec.engine is not None:  # the same files may answer otherwise on another engine
         own = digest_of_text(own, "engine", spec.engine)
     if spec.tool_call_parser or spec.reasoning_parser:  # what is text and what is a call depends on them
         own = digest_of_text(own, "parsers", spec.tool_call_parser, spec.reasoning_parser)
     if unknown := [name for name in spec.references if name not in experts]:
         raise UnknownExpert(unknown[0], experts)
-    parts = [identity(experts[name], experts) for name in spec.references]
+    parts = [identity(experts[name], experts) for name in spec.references if name != spec.delta_base]
     if spec.base is not None:
         return f"{own} on {parts[0]}"
     return digest_of_text(own, *parts) if parts else own

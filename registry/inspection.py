@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from registry.deltas.manifest import is_delta
 from registry.documents import parse_document
 from registry.errors import InvalidSpec, SourceError
 from registry.gguf_header import GgufHeader, read_gguf
@@ -47,7 +48,7 @@ class Facts:
 
 
 def inspect(path: Path, *, embedding: bool = False) -> Facts:
-    """Read the headers of a model: a GGUF file or a folder of safetensors.
+    """Read the headers of a model: a GGUF file, a folder of safetensors, or a delta, whose facts are what it restores.
 
     The active parameters of a mixture of experts are those used for one token: shared ones and those of chosen experts.
 
@@ -76,7 +77,7 @@ def _inspect_gguf(path: Path) -> Facts:
 
 
 def _inspect_folder(folder: Path, embedding: bool) -> Facts:
-    tensors, _ = read_weights(folder)
+    tensors = _restored_tensors(folder) if is_delta(folder) else read_weights(folder)[0]
     config = read_json(folder / "config.json")
     quantization = quantization_of(config)
     counts = _elements(tensors) if quantization is None else weights_in(tensors, config)
@@ -97,6 +98,12 @@ def _inspect_folder(folder: Path, embedding: bool) -> Facts:
         layers=_number(config, _LAYER_KEYS),
         quantization=quantization,
     )
+
+
+def _restored_tensors(folder: Path) -> Mapping[str, Tensor]:
+    from registry.deltas.restoring import OpenDelta  # with NumPy
+
+    return OpenDelta.open(folder).table
 
 
 def card_licence(folder: Path) -> str | None:

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.commands import ServerCommand
-from registry.describe import adapter_facts, check_composed, describe
+from registry.deltas.manifest import read_delta
+from registry.describe import adapter_facts, check_composed, check_delta_base, describe
 from registry.documents import Document, Loc, validate
 from registry.errors import InvalidSpec, Problem, RegistryError, SourceError
 from registry.sources import SourceKind, absolute_source, has_files, is_here, resolve, source_kind
@@ -22,9 +23,9 @@ from registry.spec import ExpertSpec, Kind
 from registry.store import Registry, check_references, check_servable, dependents
 
 Action = Literal["add", "update", "unchanged", "remove"]
-_ASSIGNED_BY_REGISTRY = ("version", "files", "trained_with")
-_DESCRIBED_LATE = {Kind.ADAPTER: 1, Kind.COMPOSED: 2}
-"""Kinds that need other experts, in the order in which they are described."""
+_ASSIGNED_BY_REGISTRY = ("version", "files", "trained_with", "restores")
+_DESCRIBED_LATE = {Kind.ADAPTER: 2, Kind.COMPOSED: 3}
+"""Kinds that need other experts, in the order in which they are described; models that are deltas come before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,7 @@ class _Planner:
         self, on_expert: Callable[[str, int], None] | None, on_bytes: Callable[[int, int], None] | None
     ) -> None:
         """Read the files of every draft, what others need first, then those of registered adapters on changed bases."""
-        order = sorted(self.drafts.values(), key=lambda entry: (_DESCRIBED_LATE.get(entry[1].kind, 0), entry[0]))
+        order = sorted(self.drafts.values(), key=lambda entry: (_order(entry[1]), entry[0]))
         for loc, draft in order:
             if on_expert is not None:
                 on_expert(draft.name, len(order))
@@ -224,7 +225,8 @@ class _Planner:
         try:
             check_references(draft, known, unsound=self.broken, where="this file or the registry")
         except RegistryError as error:
-            self._problem((*loc, "base" if draft.base else "members"), str(error))
+            field = "base" if draft.base else "delta_base" if draft.delta_base else "members"
+            self._problem((*loc, field), str(error))
             return False
         try:
             check_servable(draft)
@@ -241,7 +243,9 @@ class _Planner:
         for name in sorted(set(dependents(self.registered, changed)) - self.drafts.keys()):
             dependent = self.registered[name]
             try:
-                if dependent.kind is Kind.COMPOSED:
+                if dependent.delta_base:
+                    check_delta_base(dependent, read_delta(resolve(dependent)), {changed: described})
+                elif dependent.kind is Kind.COMPOSED:
                     check_composed(dependent, {**self.registered, **self.described})
                 elif has_files(dependent):
                     adapter_facts(dependent, resolve(dependent), described)
@@ -254,6 +258,10 @@ class _Planner:
 
     def _problem(self, loc: Loc, message: str) -> None:
         self.problems.append(self.document.problem(loc, message))
+
+
+def _order(draft: ExpertSpec) -> int:
+    return _DESCRIBED_LATE.get(draft.kind, 1 if draft.delta_base else 0)
 
 
 def _step(current: ExpertSpec | None, spec: ExpertSpec) -> PlannedChange:

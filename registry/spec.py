@@ -125,6 +125,9 @@ class ExpertSpec(BaseModel):
     runs on the engine of its base."""
     base: str | None = None
     """Name of the expert that an adapter was trained on."""
+    delta_base: str | None = None
+    """Name of the model that the weights of this one are stored as a difference from, where its source is a delta of
+    `coe registry compress`; null for all others."""
     model: str | None = None
     """Name of the expert at a remote endpoint; null means `name`."""
     api_key_env: str | None = None
@@ -177,6 +180,9 @@ class ExpertSpec(BaseModel):
     expert also holds for the weights that it uses: the highest counts."""
     digest: str | None = None
     """`sha256:...` over weights, tokenizer, chat template and adapter config; if stated, it must match the files."""
+    restores: str | None = None
+    """Digest of the files that a delta restores, which is that of the expert's own files if it is exact; read from the
+    delta."""
     files: tuple[FileRecord, ...] = ()
     """The files that the digest covers; assigned by the registry."""
     version: Annotated[int, Field(ge=1)] | None = None
@@ -243,6 +249,8 @@ class ExpertSpec(BaseModel):
             raise ValueError("an adapter needs `base`, the name of the expert it was trained on")
         if self.kind is not Kind.ADAPTER and self.base:
             raise ValueError(f"`base` is for adapters; this expert is of kind {self.kind.value!r}")
+        if self.kind is not Kind.MODEL and self.delta_base:
+            raise ValueError(f"`delta_base` is for models; this expert is of kind {self.kind.value!r}")
         if self.kind is Kind.COMPOSED and len(self.members) < 2:
             raise ValueError("a composed expert needs at least two `members`")
         if self.kind is not Kind.COMPOSED and self.members:
@@ -315,8 +323,9 @@ class ExpertSpec(BaseModel):
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Names of the experts that this one needs: its base, or its members."""
-        return (self.base,) if self.base else self.members
+        """Names of the experts that this one needs: its base, that of its delta, or its members."""
+        needed = self.base or self.delta_base
+        return (needed,) if needed else self.members
 
     def residency_keys(self, experts: Mapping[str, ExpertSpec]) -> tuple[str, ...]:
         """Names of the experts whose weights must be resident to answer with this one: distinct, in order.

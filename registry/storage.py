@@ -96,6 +96,22 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     _sync(target.parent)
 
 
+@contextmanager
+def scratch_directory(parent: Path) -> Iterator[Path]:
+    """Yield an empty folder in `parent`, which is created if missing; at the end it is removed with what it holds.
+
+    Raises:
+        DiskFull: no space left.
+    """
+    scratch = _stage(parent / "scratch")
+    try:
+        with translate_disk_full(scratch):
+            scratch.mkdir()
+            yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _share(path: Path, like: Path) -> None:
     """Let everyone read a file who may read the folder `like`, a new one: the umask decides."""
     if not path.is_symlink():

@@ -272,7 +272,7 @@ def same_content(one: ExpertSpec, other: ExpertSpec) -> bool:
 
 
 def dependents(experts: Mapping[str, ExpertSpec], name: str) -> list[str]:
-    """Names of the experts that need `name`: its adapters and compositions."""
+    """Names of the experts that need `name`: its adapters, deltas from it, and compositions."""
     return sorted(spec.name for spec in experts.values() if name in spec.references)
 
 
@@ -317,12 +317,23 @@ def check_references(
             raise RegistryError(
                 f"the base of {spec.name!r} must be a model, but {name!r} is of kind {found.kind.value!r}"
             )
+        if spec.delta_base:
+            _check_delta_base(spec, found)
+            continue
         if found.kind in (Kind.COMPOSED, Kind.EMBEDDING):
             raise RegistryError(
                 f"{name!r}, a member of {spec.name!r}, is of kind {found.kind.value!r}, which cannot be a member"
             )
     if spec.kind is Kind.COMPOSED and not unsound:
         _check_one_base(spec, [experts[name] for name in spec.members])
+
+
+def _check_delta_base(spec: ExpertSpec, base: ExpertSpec) -> None:
+    if base.kind is not Kind.MODEL or base.delta_base:
+        what = f"a difference from {base.delta_base!r} itself" if base.delta_base else f"of kind {base.kind.value!r}"
+        raise RegistryError(
+            f"the base of the delta {spec.name!r} must be a model with its own weights, but {base.name!r} is {what}"
+        )
 
 
 def _check_one_base(spec: ExpertSpec, members: Sequence[ExpertSpec]) -> None:

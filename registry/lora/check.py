@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from registry.deltas.cache import restored_adapter
 from registry.errors import SourceError
 from registry.headers import Tensor, read_adapter_weights
 from registry.inspection import Facts
@@ -22,7 +23,7 @@ def read_lora(folder: Path, base_name: str, base: Facts) -> dict[str, Tensor]:
             engine supports.
     """
     config = read_lora_config(folder)
-    tensors = read_adapter_weights(folder)
+    tensors = read_adapter_weights(restored_adapter(folder))
     try:
         weights = base_weights(base)
         plan = plan_lora(config, {name: tensor.shape for name, tensor in tensors.items()}, weights)
@@ -37,7 +38,7 @@ def read_lora(folder: Path, base_name: str, base: Facts) -> dict[str, Tensor]:
 
 def plan_of(folder: Path, base: Facts) -> LoraPlan:
     """What an adapter changes on its base, from headers alone. Raises SourceError if it does not fit."""
-    shapes = {name: tensor.shape for name, tensor in read_adapter_weights(folder).items()}
+    shapes = {name: tensor.shape for name, tensor in read_adapter_weights(restored_adapter(folder)).items()}
     return plan_lora(read_lora_config(folder), shapes, base_weights(base))
 
 

@@ -113,7 +113,7 @@ def _all_references(spec: ExpertSpec) -> tuple[str, ...]:
 
 
 def _references_in_memory(spec: ExpertSpec) -> tuple[str, ...]:
-    return spec.resident_members if spec.kind is Kind.COMPOSED else spec.references
+    return spec.resident_members if spec.kind is Kind.COMPOSED else (spec.base,) if spec.base else ()
 
 
 def _reached(
