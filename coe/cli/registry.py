@@ -1,4 +1,4 @@
-"""`coe registry`: apply a file of experts, add one, list, show, verify, remove."""
+"""`coe registry`: apply a file of experts, add one, list, show, verify, compress, remove."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coe.cli.compress.command import compress
 from coe.cli.expert_profile import print_profile, profile_document
 from coe.cli.flags import ApiKeyEnv
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import Progress, Task, progress
+from coe.cli.registry_url import RegistryUrl
 
 if TYPE_CHECKING:
     from registry.reconcile import RegistryPlan
@@ -21,15 +23,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True)
 
-RegistryUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--registry",
-        envvar="COE_REGISTRY",
-        metavar="URL",
-        help="Database URL of the registry; by default SQLite at $COE_HOME/registry.db.",
-    ),
-]
 _ACTION_STYLES = {"add": "[green]+ add[/]", "update": "[yellow]~ update[/]", "remove": "[red]- remove[/]"}
 
 
@@ -97,6 +90,10 @@ def add(
     revision: Annotated[
         str | None, typer.Option("--revision", metavar="NAME", help="Branch, tag or commit of an hf:// source.")
     ] = None,
+    delta_base: Annotated[
+        str | None,
+        typer.Option("--delta-base", metavar="NAME", help="Model that a delta is the difference from."),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="NAME", help="Name of the model at a remote endpoint.")
     ] = None,
@@ -135,13 +132,16 @@ def add(
     stated = {key: value for key, value in prices.items() if value is not None}
     draft = _draft(
         name=name, kind=kind, source=absolute_source(source, Path.cwd()), engine=engine, base=base, revision=revision,
+        delta_base=delta_base,
         tool_call_parser=tool_call_parser, reasoning_parser=reasoning_parser,
         model=model, api_key_env=api_key_env, context_length=context_length, price=stated or None,
         description=description, licence=licence, tags=tag or [], capabilities=capability or ["chat"],
     ).stated()  # fmt: skip
     with _open(registry) as store, _hashing() as bar:
         bar.expert(name)
-        spec = store.add(describe(draft, store.get(draft.base) if draft.base else None, on_bytes=bar.bytes))
+        experts = store.snapshot().experts
+        base_spec = store.get(draft.base) if draft.base else None
+        spec = store.add(describe(draft, base_spec, experts=experts, on_bytes=bar.bytes))
     console.print(f"registered [bold]{spec.ref}[/]")
     emit_json(spec, json)
 
@@ -191,6 +191,9 @@ def verify(
     emit_json(results, json)
     if any(result["ok"] is False for result in results):
         raise typer.Exit(1)
+
+
+app.command("compress")(compress)
 
 
 @app.command()

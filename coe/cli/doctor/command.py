@@ -10,7 +10,7 @@ import typer
 
 from coe.cli.output import JsonTarget, emit_json, stdout_console
 from coe.cli.progress import status
-from coe.cli.registry import RegistryUrl
+from coe.cli.registry_url import RegistryUrl
 
 if TYPE_CHECKING:
     from coe.cli.doctor.finding import Check, Finding

@@ -13,7 +13,7 @@ from coe.cli.flags import TASKS_HELP, Concurrency, Limit, Seed, out_option
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.profile.place import Asking, Place
 from coe.cli.profile.report import print_aggregators, print_profiles
-from coe.cli.registry import RegistryUrl
+from coe.cli.registry_url import RegistryUrl
 from coe.cli.router.options import Experts, LabelColumn, names_of
 from coe.cli.runs import Resume, resumable
 

@@ -11,7 +11,7 @@ import typer
 
 from coe.cli.flags import CONFIG_FILE, Allowed, MaxTokens, Text, default_config, text_of
 from coe.cli.output import JsonTarget, emit_json, stdout_console
-from coe.cli.registry import RegistryUrl
+from coe.cli.registry_url import RegistryUrl
 from coe.cli.route.conversation import print_conversation
 from coe.cli.route.report import print_explanation, route_document
 from coe.cli.router.options import SELECTORS_HELP, kind_of, names_of, tell_of_truncation

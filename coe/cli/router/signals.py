@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coe.cli.registry import RegistryUrl
+from coe.cli.registry_url import RegistryUrl
 
 if TYPE_CHECKING:
     from coe.signals.features import Signals

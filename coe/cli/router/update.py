@@ -10,7 +10,7 @@ import typer
 
 from coe.cli.flags import out_option
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
-from coe.cli.registry import RegistryUrl
+from coe.cli.registry_url import RegistryUrl
 from coe.cli.router.options import Prices, encoder_of, table_of
 from coe.cli.router.report import encoding_progress, warnings_on_console
 from coe.cli.router.train import price_notes, registered_digests
