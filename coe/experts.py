@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -88,6 +89,11 @@ def locate(spec: ExpertSpec, experts: Mapping[str, ExpertSpec] = MappingProxyTyp
     if is_delta(path):
         return restored(path, _delta_base(spec, path, experts))
     return path
+
+
+def locator(experts: Mapping[str, ExpertSpec]) -> Callable[[ExpertSpec], Path]:
+    """`locate` among these experts."""
+    return partial(locate, experts=experts)
 
 
 def _delta_base(spec: ExpertSpec, path: Path, experts: Mapping[str, ExpertSpec]) -> Path | None:

@@ -12,7 +12,7 @@ from coe.engines import engine_kind
 from coe.engines.base import Adapter
 from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, load_model, require_memory, weight_bytes
 from coe.errors import Unsupported
-from coe.experts import locate
+from coe.experts import locate, locator
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 
@@ -37,18 +37,19 @@ class LoadedExpert:
         snapshot: Snapshot,
         engines: EnginesConfig,
         *,
-        find: Callable[[ExpertSpec], Path] = locate,
+        find: Callable[[ExpertSpec], Path] | None = None,
     ) -> Self:
         """Load a registered expert, whatever engine serves it. Blocks.
 
         Args:
-            find: verified files.
+            find: verified files; by default `coe.experts.locate` among the experts of the snapshot.
 
         Raises:
             Unsupported: its weights are not here. WeightsError, OutOfMemory: it cannot be loaded.
         """
         base = snapshot.experts[spec.base] if spec.base else spec
         _check_weights(spec, base)
+        find = find or locator(snapshot.experts)
         loaded = load_weights(base, engines.hf, find=find)
         adapter = Adapter(spec, find(spec)) if spec.kind is Kind.ADAPTER else None
         return cls(spec, loaded, adapter)

@@ -28,7 +28,6 @@ from coe.engines.hf.lora.adapters import AdapterSlots
 from coe.engines.latent.decoders import Decoder
 from coe.engines.render import Renderer
 from coe.errors import ContextLengthExceeded, EngineError, Rejected, UnknownModel
-from coe.experts import locate
 from coe.latent.by_length import TOKENS_AT_ONCE, batches
 from coe.latent.loading import LoadedExpert
 from coe.latent.prompts import Prompt, PromptEncoder, PromptTokens
@@ -115,13 +114,13 @@ class StateReader:
         engines: EnginesConfig | None = None,
         *,
         raw: bool = False,
-        find: Callable[[ExpertSpec], Path] = locate,
+        find: Callable[[ExpertSpec], Path] | None = None,
     ) -> Self:
         """Load a registered expert. Blocks.
 
         Args:
             engines: device and dtype are those of the hf engine.
-            find: verified files.
+            find: verified files, as for `LoadedExpert.load`.
 
         Raises:
             UnknownModel: it is not registered. Unsupported: its weights are not here, or of another architecture.

@@ -25,6 +25,7 @@ import numpy as np
 from coe.config import EnginesConfig
 from coe.engines import engine_kind
 from coe.errors import CoeError, ConfigError
+from coe.experts import locator
 from coe.signals.hidden import N_UNCERTAINTY, SignalReader, Vectors
 from coe.signals.keywords import KeywordReader
 from registry.errors import UnknownExpert
@@ -60,7 +61,7 @@ class Signals:
         keywords: Callable[[str, Snapshot, EnginesConfig], KeywordReader] = KeywordReader,
     ) -> None:
         self._snapshot, self._engines = snapshot, engines or EnginesConfig()
-        self._make = readers or partial(SignalReader, device=self._engines.hf.device)
+        self._make = readers or partial(SignalReader, find=locator(snapshot.experts), device=self._engines.hf.device)
         self._make_keywords = keywords
         self._readers: dict[str, SignalReader] = {}
         self._keywords: dict[str, KeywordReader] = {}

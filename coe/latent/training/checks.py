@@ -9,7 +9,7 @@ from typing import Any
 from coe.engines import engine_kind
 from coe.engines.latent.decoders import LAYOUTS
 from coe.errors import ConfigError, TaskError, Unsupported, WeightsError
-from coe.experts import locate
+from coe.experts import locator
 from coe.latent.training.trainer import Job
 from registry.errors import SourceError
 from registry.lora.combining import ACTIVATED, is_activated, why_not_combined
@@ -100,8 +100,9 @@ def base_of(spec: ExpertSpec, snapshot: Snapshot) -> ExpertSpec:
     return snapshot.experts[spec.base] if spec.base else spec
 
 
-def base_folder(spec: ExpertSpec, snapshot: Snapshot, find: Callable[[ExpertSpec], Path] = locate) -> Path:
+def base_folder(spec: ExpertSpec, snapshot: Snapshot, find: Callable[[ExpertSpec], Path] | None = None) -> Path:
     """The folder of the base's verified files, as the hf engine reads them: a GGUF file is converted."""
+    find = find or locator(snapshot.experts)
     return find(base_of(spec, snapshot).model_copy(update={"engine": "hf"}))
 
 

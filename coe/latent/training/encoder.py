@@ -41,7 +41,9 @@ class RowEncoder:
         self._renderer = Renderer()
 
     @classmethod
-    def open(cls, spec: ExpertSpec, snapshot: Snapshot, *, find: Callable[[ExpertSpec], Path] = locate) -> RowEncoder:
+    def open(
+        cls, spec: ExpertSpec, snapshot: Snapshot, *, find: Callable[[ExpertSpec], Path] | None = None
+    ) -> RowEncoder:
         """Read the tokenizer of a registered expert, and no weights.
 
         Raises:
@@ -54,7 +56,7 @@ class RowEncoder:
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise WeightsError(f"the tokenizer of {spec.name!r} in {folder} cannot be read: {error}") from error
-        return cls(spec, tokenizer, chat.ChatStyle.read(find(spec)) if spec.base else None)
+        return cls(spec, tokenizer, chat.ChatStyle.read((find or locate)(spec)) if spec.base else None)
 
     def encode(self, rows: Sequence[AnswerRow]) -> list[EncodedRow]:
         """Token ids and spans of rows.

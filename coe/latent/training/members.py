@@ -27,7 +27,7 @@ from coe.engines.latent.spans import UserText, no_spans
 from coe.engines.latent.text_ends import TextEnds
 from coe.engines.render import Renderer
 from coe.errors import ContextLengthExceeded, Rejected, Unsupported
-from coe.experts import locate
+from coe.experts import locator
 from coe.latent.loading import LoadedExpert
 from coe.latent.training.checks import base_of
 from coe.latent.training.trainer import OnLoading
@@ -198,12 +198,13 @@ class Members:
         snapshot: Snapshot,
         engines: EnginesConfig,
         *,
-        find: Callable[[ExpertSpec], Path] = locate,
+        find: Callable[[ExpertSpec], Path] | None = None,
         on_loading: OnLoading = lambda name: None,
     ) -> None:
         self._renderer = Renderer()
         try:
-            self._members = list(self._load(names, snapshot, engines, find, on_loading))
+            found = find or locator(snapshot.experts)
+            self._members = list(self._load(names, snapshot, engines, found, on_loading))
         except BaseException:
             self.close()
             raise

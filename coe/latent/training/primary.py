@@ -17,7 +17,6 @@ from coe.engines.base import Adapter
 from coe.engines.hf.load import LoadedModel
 from coe.engines.hf.lora.adapters import AdapterSlots
 from coe.engines.latent.decoders import Decoder
-from coe.experts import locate
 from coe.latent.config import LoraConfig
 from coe.latent.loading import LoadedExpert
 from coe.latent.training.batches import Batch, Predicted
@@ -74,7 +73,7 @@ class Primary:
         lora: LoraConfig | None = None,
         seed: int = 0,
         n_slots: int = 1,
-        find: Callable[[ExpertSpec], Path] = locate,
+        find: Callable[[ExpertSpec], Path] | None = None,
     ) -> Primary:
         """Load a registered expert, with the device and type of the hf engine. Blocks.
 
