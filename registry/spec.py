@@ -155,7 +155,7 @@ class ExpertSpec(BaseModel):
     parameters_active: Annotated[int, Field(ge=0)] | None = None
     """Weights used for one token, of an adapter including its base; read from the files."""
     size_bytes: Annotated[int, Field(ge=0)] | None = None
-    """Bytes of the weights on disk, an upper bound of their memory; read from the files."""
+    """Bytes of the weights on disk (of a delta, once restored), an upper bound of their memory; read from the files."""
     context_length: Annotated[int, Field(gt=0)] | None = None
     """Tokens of prompt and answer together; read from the files, and required for remote experts."""
     price: Price | None = None

@@ -16,7 +16,15 @@ from safetensors.numpy import save_file
 
 from registry import storage
 from registry.errors import DiskFull, RegistryError, TargetError
-from registry.storage import atomic_directory, atomic_path, coe_home, remove_leftovers, require_free, sha256_file
+from registry.storage import (
+    atomic_directory,
+    atomic_path,
+    coe_home,
+    remove_leftovers,
+    require_free,
+    scratch_directory,
+    sha256_file,
+)
 
 DEAD_PID = 2**22 + 1  # above Linux's largest process id
 
@@ -278,3 +286,15 @@ def test_files_of_a_folder_can_be_read_by_whom_the_umask_lets(tmp_path: Path, um
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "artifact" / "deep" / "weights.safetensors").stat().st_mode) == mode
     assert stat.S_IMODE((tmp_path / "artifact" / "run.sh").stat().st_mode) == 0o700 & ~umask | mode & 0o444
+
+
+def test_a_scratch_folder_goes_with_what_it_holds_and_with_killed_writers(tmp_path: Path) -> None:
+    parent = tmp_path / "new" / "deltas"
+    with pytest.raises(KeyError), scratch_directory(parent) as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "file").write_text("x")
+        raise KeyError
+    assert list(parent.iterdir()) == []
+    leftover(parent, "scratch").mkdir()
+    with scratch_directory(parent) as folder:
+        assert names(parent) == [folder.name]

@@ -148,10 +148,16 @@ def _compress(
 
 def _store(place: Place, search: Search, found: Candidate) -> ExpertSpec:
     """Move the delta to its place, named by its content, and register it as the expert's next version."""
+    from coe.errors import ConfigError
     from coe.evaluation.compression import registered_as
     from registry.storage import atomic_directory, coe_home
 
     assert found.spec.digest is not None  # it was described
+    with place.open() as store:
+        if store.get(search.spec.name).ref != search.spec.ref:
+            raise ConfigError(
+                f"{search.spec.ref} was registered again meanwhile; nothing was changed: compress it again"
+            )
     folder = f"{search.spec.name.replace('/', '--')}-{found.spec.digest.removeprefix('sha256:')[:12]}"
     with atomic_directory(coe_home() / "deltas" / folder) as staged:
         for file in found.folder.iterdir():

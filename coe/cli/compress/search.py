@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,9 +110,8 @@ class Search:
             report = self._run([self.spec, candidate.spec], tasks)
             before, after = (mean_score(report, spec.name, tasks) for spec in (self.spec, candidate.spec))
             rows = sum(len(task.rows) for task in tasks)
-            trial = Trial(how.method, how.density, alpha, candidate.size_bytes, before, after, rows)
-            within = trial.loss_points <= self.max_loss + 1e-9
-            trial = Trial(how.method, how.density, alpha, candidate.size_bytes, before, after, rows, within)
+            trial = replace(trial, score_before=before, score_after=after, rows=rows)
+            trial = replace(trial, accepted=trial.loss_points <= self.max_loss + 1e-9)
         self.trials.append(trial)
         return trial.accepted
 
