@@ -1,0 +1,302 @@
+"""Sixteen experts with full weights, memory for four: requests as they come, and all at once, against bounds.
+
+    python benchmarks/many_experts.py MODEL_DIR [--experts 16] [--memory 4] [--requests 96] [--json PATH]
+
+The experts are copies of the model in MODEL_DIR with other values in their weights, popular by Zipf's law (exponent 1).
+Every request has its own short prompt and `--tokens` new tokens. First all requests come at once (a batch), which also
+gives the capacity; then, at each share of it in `--loads`, they come as a Poisson process, the same one for every way:
+
+    fcfs-lru    in order of arrival, evicting the least recently used
+    ours        the host as it is (`host.aging_s` of --aging-s)
+
+All ways must give the same answers. `fewest` are the loads of Belady's policy (1966) on the order in which a way began
+its answers, and on the order of arrival. `simulated` is `coe.simulation` on the same requests, with the seconds of a
+load, of a prompt and of a token that were measured alone.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from switching import variant
+
+from coe.engines.hf.engine import HFEngine
+from coe.host import Host
+from coe.memory import lru
+from coe.memory.eviction import look_ahead
+from coe.sampling import SamplingOptions
+from coe.simulation.bound import fewest_loads
+from coe.simulation.compare import Comparison
+from coe.simulation.workload import Machine, Workload
+from coe.types import GenerateRequest
+from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
+from routers.base import Message
+
+WAYS: Final = {"fcfs-lru": lru, "ours": look_ahead}
+IN_ORDER_S: Final = 1e-6
+"""Aging bound under which every request is overdue at once, so that the oldest goes first."""
+
+
+@dataclass
+class Request:
+    """One request of the load, and what became of it."""
+
+    expert: str
+    prompt: str
+    at_s: float
+    waited_s: float = 0.0
+    began_s: float = 0.0
+    first_s: float = 0.0
+    done_s: float = 0.0
+    text: str = ""
+
+
+@dataclass
+class Found:
+    """What one way did with the requests."""
+
+    loads: int
+    switches: int
+    makespan_s: float
+    cpu_s: float
+    requests: list[Request] = field(default_factory=list)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--experts", type=int, default=16)
+    parser.add_argument("--memory", type=int, default=4, help="experts that fit in memory")
+    parser.add_argument("--requests", type=int, default=96)
+    parser.add_argument("--tokens", type=int, default=12)
+    parser.add_argument("--loads", type=float, nargs="*", default=[0.5, 0.8, 1.1], help="shares of the capacity")
+    parser.add_argument("--aging-s", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {f"e{i:02}": variant(given.model, Path(scratch) / f"e{i:02}", i) for i in range(given.experts)}
+        found = asyncio.run(measure(folders, given))
+    print(table(found))
+    if given.json is not None:
+        given.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+async def measure(folders: dict[str, Path], given: argparse.Namespace) -> dict[str, Any]:
+    """All ways, one after the other, on each load."""
+    speed = await speeds(folders, given)
+    size = bytes_of_one(folders)
+    machine = Machine(
+        given.memory * size,
+        bytes_per_s=size / speed["load_s"],
+        prompt_tokens_per_s=speed["prompt_tokens"] / speed["prompt_s"],
+        new_tokens_per_s=1 / speed["token_s"],
+        places=32,
+    )
+    capacity: float | None = None
+    rows: list[dict[str, Any]] = []
+    texts: dict[str, set[str]] = {}
+    for load in (None, *given.loads):  # None: all at once
+        at_s = None if load is None or capacity is None else arrivals(given, load * capacity)
+        for way in WAYS:
+            requests = requests_of(folders, given, at_s)
+            found = await run(folders, way, requests, given)
+            for request in found.requests:
+                texts.setdefault(request.prompt, set()).add(request.text)
+            rows.append(row(way, load, found, size, machine, speed, given))
+            print(rows[-1], file=sys.stderr)
+        if load is None:
+            capacity = given.requests / min(each["makespan_s"] for each in rows)
+    same = all(len(each) == 1 for each in texts.values())
+    return {"speeds": speed, "capacity_per_s": capacity, "same_answers": same, "rows": rows}
+
+
+def bytes_of_one(folders: dict[str, Path]) -> int:
+    return HFEngine("cpu", "float32").footprint(spec_of("any", next(iter(folders.values()))))
+
+
+def spec_of(name: str, folder: Path) -> ExpertSpec:
+    from registry.headers import read_weights
+
+    parameters = sum(tensor.elements for tensor in read_weights(folder)[0].values())
+    return ExpertSpec(
+        name=name, kind=Kind.MODEL, source=str(folder), architecture="LlamaForCausalLM", parameters_total=parameters
+    )
+
+
+def requests_of(folders: dict[str, Path], given: argparse.Namespace, at_s: Sequence[float] | None) -> list[Request]:
+    """The same experts and prompts for every way and load."""
+    rng = np.random.default_rng(given.seed)
+    weights = 1 / np.arange(1, len(folders) + 1)
+    experts = rng.choice(sorted(folders), size=given.requests, p=weights / weights.sum())
+    times = at_s if at_s is not None else [0.0] * given.requests
+    return [
+        Request(str(name), f"Say something about the number {i}.", t)
+        for i, (name, t) in enumerate(zip(experts, times, strict=True))
+    ]
+
+
+def arrivals(given: argparse.Namespace, per_s: float) -> list[float]:
+    """A Poisson process of that rate."""
+    gaps = np.random.default_rng(given.seed + 1).exponential(1 / per_s, given.requests)
+    return [float(at) for at in np.cumsum(gaps) - gaps[0]]
+
+
+async def run(folders: dict[str, Path], way: str, requests: list[Request], given: argparse.Namespace) -> Found:
+    """Send the requests when they are due to a host of that way."""
+    specs = {name: spec_of(name, folder) for name, folder in folders.items()}
+    engine = HFEngine("cpu", "float32", threads=1)
+    size = engine.footprint(specs["e00"])
+    host = Host(
+        Snapshot(1, specs),
+        {"hf": engine},
+        budget_bytes=given.memory * size,
+        locate=lambda spec: folders[spec.name],
+        aging_s=IN_ORDER_S if way == "fcfs-lru" else given.aging_s,
+        eviction=WAYS[way],
+    )
+    started, cpu = time.perf_counter(), time.process_time()
+
+    async def send(request: Request) -> None:
+        await asyncio.sleep(max(0.0, request.at_s - (time.perf_counter() - started)))
+        sent = time.perf_counter()
+        async with aclosing(host.ask(request.expert, asked(request.prompt, given.tokens))) as chunks:
+            async for chunk in chunks:
+                if chunk.text and not request.text:
+                    request.first_s = time.perf_counter() - sent
+                request.text += chunk.text
+                if chunk.timing is not None:
+                    request.waited_s = chunk.timing.queue_s
+                    request.began_s = sent - started + chunk.timing.queue_s + chunk.timing.load_s
+        request.done_s = time.perf_counter() - sent
+        request.first_s = request.first_s or request.done_s
+
+    try:
+        await asyncio.gather(*map(send, requests))
+        seconds = time.perf_counter() - started
+        stats = host.cache.stats
+        return Found(stats.loads, stats.switches, seconds, time.process_time() - cpu, requests)
+    finally:
+        await host.aclose()
+
+
+def asked(prompt: str, tokens: int) -> GenerateRequest:
+    return GenerateRequest(
+        messages=(Message("user", prompt),), max_tokens=tokens, sampling=SamplingOptions(ignore_eos=True)
+    )
+
+
+async def speeds(folders: dict[str, Path], given: argparse.Namespace) -> dict[str, float]:
+    """Medians of what a switch, a prompt and a token take alone."""
+    from coe.engines.base import ShapeKey
+    from coe.engines.hf.slot import HFSlot
+
+    slot = HFSlot(ShapeKey("any"), HFEngine("cpu", "float32", threads=1))
+    load_s: list[float] = []
+    prompt_s: list[float] = []
+    token_s: list[float] = []
+    tokens = 0
+    for name, folder in [*folders.items()][:6]:
+        expert: Any = await timed(lambda: slot.switch(spec_of(name, folder), folder), load_s)  # noqa: B023
+        one = await timed(lambda: usage_of(expert, 1, given), prompt_s)  # noqa: B023
+        whole: list[float] = []
+        await timed(lambda: usage_of(expert, given.tokens, given), whole)  # noqa: B023
+        token_s.append((whole[0] - prompt_s[-1]) / (given.tokens - 1))
+        tokens = one.prompt_tokens
+    await slot.close()
+    medians = {"load_s": load_s[1:], "prompt_s": prompt_s[1:], "token_s": token_s[1:]}  # the first opens the slot
+    return {name: float(np.median(values)) for name, values in medians.items()} | {"prompt_tokens": float(tokens)}
+
+
+async def timed(work: Callable[[], Any], seconds: list[float]) -> Any:
+    started = time.perf_counter()
+    result = await work()
+    seconds.append(time.perf_counter() - started)
+    return result
+
+
+async def usage_of(expert: Any, tokens: int, given: argparse.Namespace) -> Any:
+    chunks = [chunk async for chunk in expert.generate(asked("Say something about the number 7.", tokens))]
+    return chunks[-1].usage
+
+
+def row(
+    way: str,
+    load: float | None,
+    found: Found,
+    size: int,
+    machine: Machine,
+    speed: dict[str, float],
+    given: argparse.Namespace,
+) -> dict[str, Any]:
+    """The figures of a run beside its bounds and its simulation."""
+    requests = found.requests
+    names = sorted({request.expert for request in requests})
+    began = [(request.expert,) for request in sorted(requests, key=lambda each: each.began_s)]
+    bytes_of = dict.fromkeys(names, size)
+    workload = Workload(
+        [(name,) for name in names],
+        bytes_of,
+        [request.at_s for request in requests],
+        [names.index(request.expert) for request in requests],
+        [int(speed["prompt_tokens"])] * len(requests),
+        [given.tokens] * len(requests),
+    )
+    [simulated] = Comparison(machine, aging_s=given.aging_s).rows(workload, [way])
+    first = [request.first_s for request in requests]
+    return {
+        "way": way,
+        "load": load,
+        "loads": found.loads,
+        "switches": found.switches,
+        "fewest": fewest_loads(began, bytes_of, given.memory * size),
+        "fewest_by_arrival": fewest_loads([(r.expert,) for r in requests], bytes_of, given.memory * size),
+        "ttft_p50_s": round(float(np.quantile(first, 0.5)), 3),
+        "ttft_p95_s": round(float(np.quantile(first, 0.95)), 3),
+        "ttft_p99_s": round(float(np.quantile(first, 0.99)), 3),
+        "longest_wait_s": round(max(request.waited_s for request in requests), 3),
+        "makespan_s": round(found.makespan_s, 2),
+        "cpu_s": round(found.cpu_s, 2),
+        "simulated": {
+            "loads": simulated.loads,
+            "makespan_s": round(simulated.makespan_s, 2),
+            "ttft_p95_s": round(simulated.ttft_p95_s, 3),
+        },
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The rows as markdown."""
+    heads = ["load", "way", "loads", "fewest, its order", "by arrival", "TTFT p50", "p95", "p99", "longest wait"]
+    heads += ["makespan", "CPU", "simulated: loads", "makespan", "p95"]
+    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    for each in found["rows"]:
+        simulated = each["simulated"]
+        cells = ["all at once" if each["load"] is None else each["load"], each["way"], each["loads"], each["fewest"]]
+        cells += [each["fewest_by_arrival"], each["ttft_p50_s"], each["ttft_p95_s"], each["ttft_p99_s"]]
+        cells += [each["longest_wait_s"], each["makespan_s"], each["cpu_s"]]
+        cells += [simulated["loads"], simulated["makespan_s"], simulated["ttft_p95_s"]]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines.append(f"\nspeeds: {found['speeds']}; same answers: {found['same_answers']}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
