@@ -1,16 +1,18 @@
-"""`coe plan`: the calls, loads and cost of a batch, before it runs."""
+"""`coe plan`: the calls, loads and cost of a batch, before it runs; or the memory that logged requests need."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from coe.cli.flags import SERVICE_CONFIG, ServiceConfig
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
+from coe.cli.plan_memory import one_of
 
 if TYPE_CHECKING:
     from coe.batch.planning.plan import BatchPlan
@@ -23,8 +25,9 @@ UNKNOWN = "unknown"
 
 def plan(
     source: Annotated[
-        str, typer.Option("--input", "-i", metavar="FILE", help="JSONL or Parquet: a local path or any fsspec URL.")
-    ],
+        str | None,
+        typer.Option("--input", "-i", metavar="FILE", help="A batch, JSONL or Parquet: a path or any fsspec URL."),
+    ] = None,
     config: ServiceConfig = SERVICE_CONFIG,
     model: Annotated[
         str,
@@ -50,19 +53,34 @@ def plan(
             help="New tokens that one host generates per second in full batches.",
         ),
     ] = None,
+    from_log: Annotated[
+        Path | None,
+        typer.Option("--from-log", metavar="FILE", help="Size the memory for the requests of this decision log."),
+    ] = None,
+    ttft_limit_s: Annotated[
+        float,
+        typer.Option("--ttft-limit", metavar="S", min=0.0, help="With --from-log: seconds to the first token to keep."),
+    ] = 10.0,
     json: JsonTarget = None,
 ) -> None:
     """Show what `coe batch` would do: calls, loads, tokens, cost and time; exit status 1 if an expert fits no host.
+
+    With --from-log, show how often weights are in memory and how long requests wait, by the bytes that a host has.
 
     The input is routed; no expert is loaded or called. Prompt tokens are estimates. New
     tokens are upper bounds from the limits of the requests; an expected number is shown where the registry's profiles
     or an earlier run (--like) have the answer lengths of an expert. Seconds need rates, from --like or from the flags;
     without them they are unknown.
     """
-    from coe.batch.planning.plan import plan_batch
     from coe.config import load_config
 
+    one_of(source, from_log)
     loaded = load_config(config)
+    if source is None:
+        _plan_memory(loaded, from_log, load_rate, tokens_per_s, ttft_limit_s, json)
+        return
+    from coe.batch.planning.plan import plan_batch
+
     rates = _rates(loaded, like, load_rate, tokens_per_s)
     with _routing() as watch:
         planned = plan_batch(loaded, source=source, model=model, watch=watch, rates=rates)
@@ -71,6 +89,25 @@ def plan(
     emit_json(record, json)
     if record["memory"]["too_large"]:
         raise typer.Exit(1)
+
+
+def _plan_memory(
+    config: Config,
+    log: Path | None,
+    load_rate: str | None,
+    tokens_per_s: float | None,
+    ttft_limit_s: float,
+    json: str | None,
+) -> None:
+    from coe.cli.plan_memory import plan_memory, show_memory
+
+    assert log is not None
+    rate = None if load_rate is None else _bytes(load_rate)
+    record = plan_memory(
+        config, log, load_bytes_per_s=rate, tokens_per_s=tokens_per_s or None, ttft_limit_s=ttft_limit_s
+    )
+    show_memory(record, to_stdout=json != "-")
+    emit_json(record, json)
 
 
 def _rates(config: Config, like: str | None, load_rate: str | None, tokens_per_s: float | None) -> Rates:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +35,17 @@ class Arrivals:
         self.at_s.append(at_s)
         self.prompt_tokens.append(prompt_tokens)
         self.new_tokens.append(new_tokens)
+
+    def of(self, experts: Container[str]) -> Arrivals:
+        """The requests to these experts, from the first of them on."""
+        kept = [i for i, name in enumerate(self.experts) if name in experts]
+        start_s = self.at_s[kept[0]] if kept else 0.0
+        return Arrivals(
+            [self.at_s[i] - start_s for i in kept],
+            [self.prompt_tokens[i] for i in kept],
+            [self.new_tokens[i] for i in kept],
+            [self.experts[i] for i in kept],
+        )
 
 
 def read_azure(path: Path, most: int = MOST_REQUESTS) -> Arrivals:
@@ -117,18 +128,12 @@ def read_decision_log(path: Path, most: int = MOST_REQUESTS) -> Arrivals:
         ConfigError: the file cannot be read, holds no answered request, or a line is damaged; names file and line.
     """
     found: list[tuple[datetime, int, int, str]] = []
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), start=1):
-                if len(line) > _LONGEST_LINE:
-                    raise ConfigError(f"{path}:{number}: longer than {_LONGEST_LINE:,} bytes")
-                request = _logged(line, f"{path}:{number}")
-                if request is not None:
-                    found.append(request)
-                if len(found) >= most:
-                    break
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    for place, line in lines_of(path):
+        request = _logged(line, place)
+        if request is not None:
+            found.append(request)
+        if len(found) >= most:
+            break
     if not found:
         raise ConfigError(f"{path}: no request in this decision log was answered")
     found.sort(key=lambda each: each[0])
@@ -136,6 +141,18 @@ def read_decision_log(path: Path, most: int = MOST_REQUESTS) -> Arrivals:
     for at, prompt_tokens, new_tokens, _ in found:
         arrivals.add((at - found[0][0]).total_seconds(), prompt_tokens, new_tokens)
     return arrivals
+
+
+def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
+    """File and number of each line of a decision log, and the line. Raises ConfigError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), start=1):
+                if len(line) > _LONGEST_LINE:
+                    raise ConfigError(f"{path}:{number}: longer than {_LONGEST_LINE:,} bytes")
+                yield f"{path}:{number}", line
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
 
 
 def _logged(line: bytes, place: str) -> tuple[datetime, int, int, str] | None:

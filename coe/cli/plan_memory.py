@@ -1,0 +1,128 @@
+"""`coe plan --from-log`: how much memory the requests of a decision log need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from coe.cli.output import console, stdout_console
+from coe.cli.progress import progress
+
+if TYPE_CHECKING:
+    from coe.config import Config
+
+MOST_REQUESTS = 200_000
+"""Requests of a log that are read, from its beginning: each size simulates all of them."""
+
+
+def plan_memory(
+    config: Config, log: Path, *, load_bytes_per_s: float | None, tokens_per_s: float | None, ttft_limit_s: float
+) -> dict[str, Any]:
+    """Simulate a host on the requests of a log, from the memory of its largest expert to that of all experts.
+
+    Prompts are taken to be read ten times as fast as tokens are generated.
+
+    Raises:
+        ConfigError: the log or the experts cannot be used, or a rate is neither given nor in the log.
+    """
+    from coe.errors import ConfigError
+    from coe.experts import open_snapshot
+    from coe.memory.eviction import POLICIES
+    from coe.simulation.arrivals import by_name, read_decision_log
+    from coe.simulation.compare import Comparison
+    from coe.simulation.logged_speeds import logged_speeds
+    from coe.simulation.memory_sizes import memory_sizes, sizes_to_try
+    from coe.simulation.registered import registered_experts
+    from coe.simulation.workload import Machine
+
+    residencies, bytes_of = registered_experts(open_snapshot(config))
+    logged = read_decision_log(log, MOST_REQUESTS)
+    arrivals = logged.of(residencies)
+    left_out = sorted(set(logged.experts) - set(residencies))
+    if not arrivals.at_s:
+        raise ConfigError(
+            f"{log}: no expert of this log has weights of a known size in the configuration: {', '.join(left_out[:5])}"
+        )
+    speeds = logged_speeds(log, residencies, bytes_of)
+    load_rate = load_bytes_per_s or speeds.load_bytes_per_s
+    token_rate = tokens_per_s or speeds.tokens_per_s
+    for name, rate in (("--load-rate", load_rate), ("--tokens-per-s", token_rate)):
+        if rate is None:
+            raise ConfigError(f"{log}: no request of this log shows the rate of {name}: give it")
+    workload = by_name(arrivals, residencies.__getitem__, bytes_of)
+    machine = Machine(
+        1, load_rate or 1.0, prompt_tokens_per_s=10 * (token_rate or 1.0), new_tokens_per_s=token_rate or 1.0
+    )
+    comparison = Comparison(machine, config.host.aging_s, POLICIES[config.host.eviction], ttft_limit_s)
+    sizes = sizes_to_try(workload)
+    budget = config.host.budget
+    if budget is not None and sizes[0] <= int(budget) < sizes[-1]:
+        sizes = sorted({*sizes, int(budget)})
+    found = []
+    with progress() as shown:
+        task = shown.add("memory sizes", total=len(sizes))
+        for size in memory_sizes(comparison, workload, sizes):
+            found.append(size)
+            task.update(completed=len(found))
+    least = next((size.device_bytes for size in found if size.ttft_p95_s <= ttft_limit_s), None)
+    return {
+        "requests": len(workload),
+        "experts": len(set(arrivals.experts)),
+        "left_out": {"requests": len(logged.at_s) - len(arrivals.at_s), "experts": left_out},
+        "weights": len({name for index in workload.wants for name in workload.residencies[index]}),
+        "load_bytes_per_s": load_rate,
+        "tokens_per_s": token_rate,
+        "ttft_limit_s": ttft_limit_s,
+        "budget_bytes": None if budget is None else int(budget),
+        "least_bytes": least,
+        "sizes": [size.document() for size in found],
+    }
+
+
+def show_memory(record: Mapping[str, Any], *, to_stdout: bool) -> None:
+    """Print the record as a table."""
+    from rich import box
+    from rich.table import Table
+
+    out = stdout_console() if to_stdout else console
+    table = Table(title="Memory for weights", box=box.SIMPLE_HEAD)
+    for heading in ("bytes", "loads", "hits", "best hits", "TTFT p95 (s)", "longest wait (s)"):
+        table.add_column(heading, justify="right")
+    for size in record["sizes"]:
+        mark = " (host.budget)" if size["device_bytes"] == record["budget_bytes"] else ""
+        cells = [f"{size['hit_rate']:.1%}", f"{size['best_hit_rate']:.1%}"]
+        cells += [f"{size['ttft_p95_s']:,.2f}", f"{size['longest_wait_s']:,.1f}"]
+        table.add_row(f"{_mib(size['device_bytes'])}{mark}", f"{size['loads']:,}", *cells)
+    out.print(table)
+    for line in _summary(record):
+        out.print(line, highlight=False, soft_wrap=True)
+
+
+def _summary(record: Mapping[str, Any]) -> Iterator[str]:
+    if (count := record["left_out"]["requests"]) > 0:
+        names = ", ".join(record["left_out"]["experts"][:5])
+        yield f"Left out: {count:,} requests to experts without weights in this configuration ({names})."
+    yield (
+        f"{record['requests']:,} requests to {record['experts']} experts ({record['weights']} sets of weights), at "
+        f"{_mib(record['load_bytes_per_s'])} loaded and {record['tokens_per_s']:,.1f} tokens generated per second."
+    )
+    limit = f"95% of the first tokens within {record['ttft_limit_s']:g} s"
+    if record["least_bytes"] is None:
+        yield f"No size keeps {limit}: answers, not loads, take the time."
+        return
+    saved = record["weights"] - 1
+    machines = f"; one process for each set of weights would be {saved:,} more" if saved else ""
+    yield f"{_mib(record['least_bytes'])} keep {limit}, in one process{machines}."
+
+
+def _mib(size_bytes: float) -> str:
+    return f"{size_bytes / 2**20:,.0f} MiB"
+
+
+def one_of(source: str | None, log: Path | None) -> None:
+    """Raises BadParameter unless exactly one of --input and --from-log is given."""
+    if (source is None) == (log is None):
+        raise typer.BadParameter("give one of --input, for a batch, and --from-log, for memory", param_hint="--input")
