@@ -61,6 +61,10 @@ def plan(
         float,
         typer.Option("--ttft-limit", metavar="S", min=0.0, help="With --from-log: seconds to the first token to keep."),
     ] = 10.0,
+    hosts: Annotated[
+        int | None,
+        typer.Option("--hosts", metavar="N", min=1, help="With --from-log: place the experts on N hosts, as pools."),
+    ] = None,
     json: JsonTarget = None,
 ) -> None:
     """Show what `coe batch` would do: calls, loads, tokens, cost and time; exit status 1 if an expert fits no host.
@@ -77,7 +81,7 @@ def plan(
     one_of(source, from_log)
     loaded = load_config(config)
     if source is None:
-        _plan_memory(loaded, from_log, load_rate, tokens_per_s, ttft_limit_s, json)
+        _plan_memory(loaded, from_log, load_rate, tokens_per_s, ttft_limit_s, hosts, json)
         return
     from coe.batch.planning.plan import plan_batch
 
@@ -97,6 +101,7 @@ def _plan_memory(
     load_rate: str | None,
     tokens_per_s: float | None,
     ttft_limit_s: float,
+    hosts: int | None,
     json: str | None,
 ) -> None:
     from coe.cli.plan_memory import plan_memory, show_memory
@@ -104,7 +109,12 @@ def _plan_memory(
     assert log is not None
     rate = None if load_rate is None else _bytes(load_rate)
     record = plan_memory(
-        config, log, load_bytes_per_s=rate, tokens_per_s=tokens_per_s or None, ttft_limit_s=ttft_limit_s
+        config,
+        log,
+        load_bytes_per_s=rate,
+        tokens_per_s=tokens_per_s or None,
+        ttft_limit_s=ttft_limit_s,
+        hosts=hosts,
     )
     show_memory(record, to_stdout=json != "-")
     emit_json(record, json)

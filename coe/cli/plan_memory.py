@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +13,27 @@ from coe.cli.progress import progress
 
 if TYPE_CHECKING:
     from coe.config import Config
+    from coe.simulation.workload import Machine, Workload
 
 MOST_REQUESTS = 200_000
 """Requests of a log that are read, from its beginning: each size simulates all of them."""
 
 
 def plan_memory(
-    config: Config, log: Path, *, load_bytes_per_s: float | None, tokens_per_s: float | None, ttft_limit_s: float
+    config: Config,
+    log: Path,
+    *,
+    load_bytes_per_s: float | None,
+    tokens_per_s: float | None,
+    ttft_limit_s: float,
+    hosts: int | None = None,
 ) -> dict[str, Any]:
     """Simulate a host on the requests of a log, from the memory of its largest expert to that of all experts.
 
     Prompts are taken to be read ten times as fast as tokens are generated.
+
+    Args:
+        hosts: also place the experts on so many hosts, with `host.budget` each.
 
     Raises:
         ConfigError: the log or the experts cannot be used, or a rate is neither given nor in the log.
@@ -38,7 +48,8 @@ def plan_memory(
     from coe.simulation.registered import registered_experts
     from coe.simulation.workload import Machine
 
-    residencies, bytes_of = registered_experts(open_snapshot(config))
+    snapshot = open_snapshot(config)
+    residencies, bytes_of = registered_experts(snapshot)
     logged = read_decision_log(log, MOST_REQUESTS)
     arrivals = logged.of(residencies)
     left_out = sorted(set(logged.experts) - set(residencies))
@@ -67,6 +78,9 @@ def plan_memory(
         for size in memory_sizes(comparison, workload, sizes):
             found.append(size)
             task.update(completed=len(found))
+    placed = None if hosts is None else _placed(config, workload, machine, hosts)
+    if placed is not None:
+        placed["experts"] = _experts_of(placed, residencies, snapshot.experts)
     least = next((size.device_bytes for size in found if size.ttft_p95_s <= ttft_limit_s), None)
     return {
         "requests": len(workload),
@@ -79,7 +93,40 @@ def plan_memory(
         "budget_bytes": None if budget is None else int(budget),
         "least_bytes": least,
         "sizes": [size.document() for size in found],
+        "hosts": placed,
     }
+
+
+def _placed(config: Config, workload: Workload, machine: Machine, n_hosts: int) -> dict[str, Any]:
+    """Weights by host, by the seconds of work that the requests take."""
+    from coe.errors import ConfigError
+    from coe.simulation.host_plan import plan_hosts
+
+    budget = config.host.budget
+    if budget is None:
+        raise ConfigError("--hosts needs `host.budget` in the configuration: the bytes that each host has for weights")
+    load: dict[tuple[str, ...], float] = {}
+    for index, prompt, new in zip(workload.wants, workload.prompt_tokens, workload.new_tokens, strict=True):
+        residency = workload.residencies[index]
+        load[residency] = load.get(residency, 0.0) + machine.prompt_s(prompt) + machine.new_s(new)
+    plan = plan_hosts(load, workload.bytes_of, n_hosts, int(budget))
+    return {
+        "weights": [list(names) for names in plan.hosts],
+        "loads": list(plan.loads),
+        "missing": plan.missing,
+        "optimal": plan.optimal,
+    }
+
+
+def _experts_of(
+    placed: Mapping[str, Any], residencies: Mapping[str, Sequence[str]], names: Iterable[str]
+) -> list[list[str]]:
+    """Experts by host: those whose weights are there; all others are with the host that has the least work."""
+    hosts = [set(weights) for weights in placed["weights"]]
+    found = [[name for name, residency in sorted(residencies.items()) if host.issuperset(residency)] for host in hosts]
+    lightest = min(range(len(hosts)), key=lambda number: (placed["loads"][number], number))
+    found[lightest] += sorted(set(names).difference(*found))
+    return found
 
 
 def show_memory(record: Mapping[str, Any], *, to_stdout: bool) -> None:
@@ -97,8 +144,8 @@ def show_memory(record: Mapping[str, Any], *, to_stdout: bool) -> None:
         cells += [f"{size['ttft_p95_s']:,.2f}", f"{size['longest_wait_s']:,.1f}"]
         table.add_row(f"{_mib(size['device_bytes'])}{mark}", f"{size['loads']:,}", *cells)
     out.print(table)
-    for line in _summary(record):
-        out.print(line, highlight=False, soft_wrap=True)
+    for line in [*_summary(record), *(_pools(record["hosts"]) if record["hosts"] else ())]:
+        out.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _summary(record: Mapping[str, Any]) -> Iterator[str]:
@@ -116,6 +163,18 @@ def _summary(record: Mapping[str, Any]) -> Iterator[str]:
     saved = record["weights"] - 1
     machines = f"; one process for each set of weights would be {saved:,} more" if saved else ""
     yield f"{_mib(record['least_bytes'])} keep {limit}, in one process{machines}."
+
+
+def _pools(placed: Mapping[str, Any]) -> Iterator[str]:
+    """The hosts as pools of a configuration."""
+    from json import dumps
+
+    how = "" if placed["optimal"] else ", found greedily"
+    yield f"{len(placed['weights'])} hosts{how}; {placed['missing']:.1%} of the work is of experts that load on demand:"
+    yield "serve:"
+    yield "  pools:"
+    for number, (names, load) in enumerate(zip(placed["experts"], placed["loads"], strict=True)):
+        yield f"    - {{name: host-{number}, experts: {dumps(names)}}}  # {load:.1%} of the work"
 
 
 def _mib(size_bytes: float) -> str:

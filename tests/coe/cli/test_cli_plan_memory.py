@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from coe.cli.app import app
@@ -95,3 +96,17 @@ def test_a_batch_or_a_log_is_planned(config: Path, arguments: tuple[str, ...]) -
 def test_a_log_of_remote_experts_only_needs_no_memory(config: Path, tmp_path: Path) -> None:
     refused = plan(config, "--from-log", str(log_of(tmp_path, line("far", 0))), succeeds=False)
     assert "no expert of this log has weights of a known size" in str(refused.exception)
+
+
+def test_experts_are_placed_on_hosts_as_pools(config: Path, tmp_path: Path) -> None:
+    log = log_of(tmp_path, *(line("aab"[i % 3], 30 * i, load_s=2.0) for i in range(9)))
+    found = record(config, log, "--hosts", "2")["hosts"]
+    assert sorted(found["weights"]) == [["a"], ["b"]]  # 8 and 4 MB, 10 MB each: both fit none
+    assert found["missing"] == pytest.approx(0) and sum(found["loads"]) == pytest.approx(1)
+    shown = plan(config, "--from-log", str(log), "--hosts", "2").stdout
+    pools = yaml.safe_load(shown[shown.index("serve:") :])["serve"]["pools"]
+    assert [pool["experts"] for pool in pools] == found["experts"]
+    assert sorted(found["experts"]) == [["a"], ["b", "c", "far"]]  # the adapter with its base; the rest with least work
+    config.write_text("experts: [experts.yaml]\n")
+    refused = plan(config, "--from-log", str(log), "--hosts", "2", succeeds=False)
+    assert "--hosts needs `host.budget`" in str(refused.exception)
