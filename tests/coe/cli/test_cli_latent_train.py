@@ -218,7 +218,7 @@ def raise_from(result: Result) -> None:
             ConfigError,
             r"train.yaml:\d+: settings.asks.othr: 'othr' is no peer of this composition; did you mean 'other'?",
         ),
-        ({"out": "train.jsonl/x"}, ConfigError, r"train.yaml:8: out: .*train.jsonl/x. cannot be written: Not a direct"),
+        ({"out": "train.jsonl/x"}, ConfigError, "train.yaml:8: out: .* cannot be written: Not a directory"),
         ({"out": "a\0b"}, ConfigError, "train.yaml:8: out: .* cannot be written: embedded null byte"),
         ({"out": "x" * 300}, ConfigError, "train.yaml:8: out: .* cannot be written: File name too long"),
         ({"members": ["base", "composed"]}, ConfigError, "'composed' is of kind 'composed'; members of a trained"),

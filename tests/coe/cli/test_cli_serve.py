@@ -220,7 +220,7 @@ def test_sigterm_ends_it_as_ctrl_c_does(tmp_path: Path) -> None:
         until(lambda: sum(host["busy"] for host in service.hosts()) > 0, 20)
         time.sleep(1)
         service.process.terminate()
-        assert service.ended() == 0
+        assert service.ended(3 * STOP_S) == 0  # the machine may run other tests
         assert service.screen.rstrip().endswith("stopped") and "SIGTERM" not in service.screen
         for answer in answers:
             assert b"[DONE]" not in answer.result(5)

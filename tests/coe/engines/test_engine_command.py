@@ -79,6 +79,16 @@ def processes(host: Host, name: str) -> list[psutil.Process]:
     return [guard, *guard.children(recursive=True)]
 
 
+@pytest.fixture
+def others() -> set[psutil.Process]:
+    """Processes that other tests of this process have left running, such as renderers of templates."""
+    return set(psutil.Process().children(recursive=True))
+
+
+def started_beside(others: set[psutil.Process]) -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True)) - others
+
+
 def alive(found: list[psutil.Process]) -> list[psutil.Process]:
     _, left = psutil.wait_procs(found, timeout=20)
     return [each for each in left if each.status() != psutil.STATUS_ZOMBIE]
@@ -179,7 +189,9 @@ async def test_a_slow_start_is_waited_for_and_health_is_read_where_the_server_ha
         assert await ask(host, "slow") == "slow says: one two "
 
 
-async def test_a_server_that_does_not_start_says_why_and_leaves_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_server_that_does_not_start_says_why_and_leaves_nothing(
+    caplog: pytest.LogCaptureFixture, others: set[psutil.Process]
+) -> None:
     caplog.set_level(logging.INFO)
     broken = spec("broken", "--exit", "7", env={"TOKEN": "a-very-secret-value", "N": "1"})
     async with hosting(broken) as host:
@@ -190,28 +202,28 @@ async def test_a_server_that_does_not_start_says_why_and_leaves_nothing(caplog: 
         assert "a-very-secret-value" not in text + caplog.text and "token ***" in text
         assert caught.value.client_text == "expert 'broken' cannot be loaded: no server starts"
         assert not host.resident and host.cache.used_bytes == 0
-    assert not psutil.Process().children()
+    assert not started_beside(others)
 
 
-async def test_a_server_on_the_wrong_port_is_not_waited_for_without_end() -> None:
+async def test_a_server_on_the_wrong_port_is_not_waited_for_without_end(others: set[psutil.Process]) -> None:
     astray = spec("astray", "--listen", "0", start_timeout_s=1.5)
     async with hosting(astray) as host:
         with pytest.raises(
             WeightsError, match=r"not ready after 1.5 s \(`start_timeout_s`\): http://127.0.0.1:\d+/health"
         ):
             await ask(host, "astray")
-    assert not psutil.Process().children()
+    assert not started_beside(others)
 
 
-async def test_a_load_that_is_cancelled_leaves_no_process() -> None:
+async def test_a_load_that_is_cancelled_leaves_no_process(others: set[psutil.Process]) -> None:
     async with hosting(spec("slow", "--start-s", "60")) as host:
         loading = asyncio.create_task(ask(host, "slow"))
         async with asyncio.timeout(30):
-            while len(psutil.Process().children(recursive=True)) < 2:  # it has no event  # noqa: ASYNC110
+            while len(started_beside(others)) < 2:  # it has no event  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
-    assert not psutil.Process().children()
+    assert not started_beside(others)
 
 
 async def test_a_server_that_ignores_sigterm_is_killed() -> None:

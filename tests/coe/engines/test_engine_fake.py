@@ -184,7 +184,7 @@ async def test_a_late_timer_shortens_the_next_delay() -> None:
 
 
 def test_wrong_engines_and_options_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"there is no engine 'hff'; did you mean 'hf'\? there are: fake, hf, remote"):
+    with pytest.raises(ConfigError, match=r"no engine 'hff'; did you mean 'hf'\? there are: command, fake, hf, remote"):
         create_engine("hff")
     with pytest.raises(ConfigError, match="engine 'fake' cannot be created with"):
         create_engine("fake", colour="red")

@@ -24,6 +24,7 @@ TOLD = {
         "context_length_exceeded",
         "told",
     ),
+    coe.errors.InUse("x"): (409, BAD, "in_use", "told"),
     coe.errors.Rejected("x"): (400, BAD, "invalid_request", "told"),
     coe.errors.CompositionError("x"): (500, SERVER, "composition_failed", "hidden"),
     coe.errors.RoutingFailed("x"): (500, SERVER, "router_error", "hidden"),
