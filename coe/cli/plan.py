@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coe.cli.flags import SERVICE_CONFIG, ServiceConfig
+from coe.cli.flags import SERVICE_CONFIG, ServiceConfig, bytes_of_text
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.plan_memory import one_of
 
@@ -107,7 +107,7 @@ def _plan_memory(
     from coe.cli.plan_memory import plan_memory, show_memory
 
     assert log is not None
-    rate = None if load_rate is None else _bytes(load_rate)
+    rate = None if load_rate is None else bytes_of_text(load_rate, "--load-rate")
     record = plan_memory(
         config,
         log,
@@ -131,19 +131,10 @@ def _rates(config: Config, like: str | None, load_rate: str | None, tokens_per_s
         rates = Rates() if like is None else rates_of_run(like, registry.snapshot())
     rates = replace(rates, mean_tokens={**profiled, **rates.mean_tokens})
     if load_rate is not None:
-        rates = replace(rates, load_bytes_per_s=_bytes(load_rate))
+        rates = replace(rates, load_bytes_per_s=bytes_of_text(load_rate, "--load-rate"))
     if tokens_per_s:
         rates = replace(rates, tokens_per_s=tokens_per_s, by_residency={})
     return rates
-
-
-def _bytes(text: str) -> float:
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    try:
-        return float(TypeAdapter(ByteSize).validate_python(text))
-    except ValidationError:
-        raise typer.BadParameter(f"{text!r} is not a number of bytes, such as 500MB or 1.5GiB") from None
 
 
 @contextmanager

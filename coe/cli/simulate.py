@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coe.cli.flags import Seed
+from coe.cli.flags import Seed, bytes_of_text
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import Progress, progress
 
@@ -145,8 +145,8 @@ def simulate(
     if requests is not None and requests > MOST_REQUESTS:
         raise typer.BadParameter(f"{requests:,} is more than {MOST_REQUESTS:,}", param_hint="--requests")
     machine = Machine(
-        int(_bytes(device_bytes, "--device-bytes")),
-        _bytes(bandwidth.removesuffix("/s"), "--bandwidth"),
+        int(bytes_of_text(device_bytes, "--device-bytes")),
+        bytes_of_text(bandwidth.removesuffix("/s"), "--bandwidth"),
         load_fixed_s,
         prompt_rate,
         new_rate,
@@ -161,7 +161,7 @@ def simulate(
     else:
         arrivals = poisson(requests or 10_000, rate or 1.0, prompt_tokens, new_tokens, seed)
     if config is None:
-        counts, size_bytes = _counts(experts), int(_bytes(expert_bytes, "--expert-bytes"))
+        counts, size_bytes = _counts(experts), int(bytes_of_text(expert_bytes, "--expert-bytes"))
         workloads = [_synthetic(arrivals, count, size_bytes, zipf, seed) for count in counts]
     else:
         workloads = [_registered(arrivals, config, zipf, seed)]
@@ -192,20 +192,6 @@ def _counts(text: str) -> list[int]:
     if not all(1 <= count <= MOST_EXPERTS for count in counts):
         raise typer.BadParameter(f"numbers from 1 to {MOST_EXPERTS:,}", param_hint="--experts")
     return counts
-
-
-def _bytes(text: str, option: str) -> float:
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
-    from coe.simulation.workload import MOST_BYTES
-
-    try:
-        value = float(TypeAdapter(ByteSize).validate_python(text))
-    except (ValidationError, OverflowError):
-        value = -1.0
-    if not 1 <= value <= MOST_BYTES:
-        raise typer.BadParameter(f"{text[:60]!r} is no number of bytes above 0, such as 13.5GB", param_hint=option)
-    return value
 
 
 def _synthetic(arrivals: Arrivals, count: int, size_bytes: int, zipf: float, seed: int) -> Workload:
