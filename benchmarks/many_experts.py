@@ -6,7 +6,7 @@ The experts are copies of the model in MODEL_DIR with other values in their weig
 Every request has its own short prompt and `--tokens` new tokens. First all requests come at once (a batch), which also
 gives the capacity; then, at each share of it in `--loads`, they come as a Poisson process, the same one for every way:
 
-    fcfs-lru    in order of arrival, evicting the least recently used
+    oldest-lru  the host with an aging bound of a microsecond, so that the oldest request goes first, and `lru`
     ours        the host as it is (`host.aging_s` of --aging-s)
 
 All ways must give the same answers. `fewest` are the loads of Belady's policy (1966) on the order in which a way began
@@ -49,7 +49,7 @@ from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.base import Message
 
-WAYS: Final = {"fcfs-lru": lru, "ours": look_ahead}
+WAYS: Final = {"oldest-lru": lru, "ours": look_ahead}
 IN_ORDER_S: Final = 1e-6
 """Aging bound under which every request is overdue at once, so that the oldest goes first."""
 
@@ -169,7 +169,7 @@ async def run(folders: dict[str, Path], way: str, requests: list[Request], given
         {"hf": engine},
         budget_bytes=given.memory * size,
         locate=lambda spec: folders[spec.name],
-        aging_s=IN_ORDER_S if way == "fcfs-lru" else given.aging_s,
+        aging_s=IN_ORDER_S if way == "oldest-lru" else given.aging_s,
         eviction=WAYS[way],
     )
     started, cpu = time.perf_counter(), time.process_time()
@@ -259,7 +259,8 @@ def row(
         [int(speed["prompt_tokens"])] * len(requests),
         [given.tokens] * len(requests),
     )
-    [simulated] = Comparison(machine, aging_s=given.aging_s).rows(workload, [way])
+    aging_s = IN_ORDER_S if way == "oldest-lru" else given.aging_s
+    [simulated] = Comparison(machine, aging_s=aging_s, eviction=WAYS[way]).rows(workload, ["ours"])
     first = [request.first_s for request in requests]
     return {
         "way": way,
