@@ -1,4 +1,4 @@
-"""How the weights of another expert come in: loaded anew, or replaced in place from files or from host memory.
+"""How another expert comes in: loaded by transformers, or its weights replaced in place, from files or host memory.
 
     python benchmarks/switching.py MODEL_DIR [--experts 3] [--repeats 3] [--dtype float32] [--json PATH]
 
@@ -79,15 +79,15 @@ async def measure(folders: Sequence[Path], dtype: str, repeats: int) -> dict[str
     """Medians over experts and rounds."""
     in_place = HFSlot(ShapeKey("any"), HFEngine("cpu", dtype, threads=1))
     host_copy = HFSlot(ShapeKey("any"), HFEngine("cpu", dtype, threads=1, host_bytes=2**40))
-    anew: list[Any] = []
+    loaded: list[Any] = []
 
     async def load(folder: Path) -> Any:
-        while anew:
-            engine, expert = anew.pop()
+        while loaded:
+            engine, expert = loaded.pop()
             await engine.unload(expert)
         engine = HFEngine("cpu", dtype, threads=1)  # a new one: it keeps no tokenizer
-        anew.append((engine, await engine.load(spec_of(folder), folder)))
-        return anew[0][1]
+        loaded.append((engine, await engine.load(spec_of(folder), folder)))
+        return loaded[0][1]
 
     ways: dict[str, Way] = {
         "load": load,

@@ -37,7 +37,7 @@ STOP_S = 30.0
 
 @dataclass(frozen=True)
 class Setup:
-    """A model, its adapters by name, and options of the vLLM engine (`coe.config.VLLMConfig`).
+    """A model, its adapters by name, and options of the vLLM engine (`coe.engine_config.VLLMConfig`).
 
     threads: of each engine process, where it computes on a CPU.
     """

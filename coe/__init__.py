@@ -14,6 +14,7 @@
     engines       turn an expert's files into text: transformers, remote endpoints, fakes, plug-ins
     signals       features that routers ask for: hidden states, keywords
     config        one tree of settings, validated at once; experts: which experts it names
+    engine_config its section `engines`
     evaluation    tasks, graders: what experts and policies score
     batch         offline answers to files of requests; runs: folders of runs that resume, of both
     simulation    the scheduler and its rivals under a virtual clock: many experts on little memory

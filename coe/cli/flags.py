@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
@@ -75,14 +75,11 @@ ApiKeyEnv = Annotated[
 TASKS_HELP = "names, looked up in configs/tasks and in tasks/ beside the configuration; YAML files; or folders of them."
 
 
-MOST_BYTES: Final = 2**60
-
-
 def bytes_of_text(text: str, option: str) -> float:
     """The number of a size such as `13.5GB` or `1.5GiB`.
 
     Raises:
-        typer.BadParameter: it is no number of bytes above 0, or more than `MOST_BYTES`.
+        typer.BadParameter: it is no number of bytes above 0.
     """
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
@@ -90,6 +87,6 @@ def bytes_of_text(text: str, option: str) -> float:
         value = float(TypeAdapter(ByteSize).validate_python(text))
     except (ValidationError, OverflowError):
         value = -1.0
-    if not 1 <= value <= MOST_BYTES:
+    if value < 1:
         raise typer.BadParameter(f"{text[:60]!r} is no number of bytes above 0, such as 13.5GB", param_hint=option)
     return value

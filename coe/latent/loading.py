@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from coe.config import EnginesConfig, HFConfig
+from coe.engine_config import EnginesConfig, HFConfig
 from coe.engines import engine_kind
 from coe.engines.base import Adapter
 from coe.engines.hf.load import LoadedModel, choose_device, choose_dtype, load_model, require_memory, weight_bytes

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.config import EnginesConfig
+from coe.engine_config import EnginesConfig
 from coe.engines import chat
 from coe.engines.hf.load import translate
 from coe.engines.hf.lora.adapters import AdapterSlots

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 from anyio.from_thread import start_blocking_portal
 
-from coe.config import Config, EnginesConfig
+from coe.config import Config
+from coe.engine_config import EnginesConfig
 from coe.errors import EngineError
 from coe.hosting import open_host
 from coe.types import GenerateRequest

@@ -22,7 +22,7 @@ from typing import Self, TypeVar
 
 import numpy as np
 
-from coe.config import EnginesConfig
+from coe.engine_config import EnginesConfig
 from coe.engines import engine_kind
 from coe.errors import CoeError, ConfigError
 from coe.experts import locator

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from coe.config import HFConfig
+from coe.engine_config import HFConfig
 from coe.engines.hf.load import LoadedModel, translate
 from coe.errors import EngineError
 from coe.experts import locate

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from coe.answers.thinking import without_thoughts
-from coe.config import EnginesConfig
+from coe.engine_config import EnginesConfig
 from coe.errors import CoeError, ContextLengthExceeded
 from coe.signals.background import AskText, BackgroundExpert
 from coe.types import GenerateRequest

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from coe.config import Config, EnginesConfig, PolicyConfig, load_config
+from coe.config import Config, PolicyConfig, load_config
+from coe.engine_config import EnginesConfig
 from coe.errors import ConfigError
 from routers.selectors import Cascade, Dynamic, Selector, TopK
 

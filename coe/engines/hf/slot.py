@@ -153,7 +153,7 @@ def _in_place(model: Any, path: Path) -> InPlace | None:
     try:
         return InPlace.of(model, WeightFiles(path))
     except (SourceError, OSError, WeightsError) as error:
-        logger.info("%s: what follows in its slot is loaded anew: %s", path, error)
+        logger.info("%s: the next expert in its slot is loaded by transformers: %s", path, error)
         return None
 
 

@@ -31,7 +31,7 @@ PROCESS_BYTES: Final = 2**30
 class VLLMEngine:
     """Serves models in engine processes that this process starts and supervises; models of one shape share one in turn.
 
-    The arguments are those of `coe.config.VLLMConfig`.
+    The arguments are those of `coe.engine_config.VLLMConfig`.
     """
 
     slots_per_shape: Final = 1

@@ -57,7 +57,7 @@ _FIXED: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Options of the engine; see `coe.config.VLLMConfig`. pooling: models return vectors.
+    """Options of the engine; see `coe.engine_config.VLLMConfig`. pooling: models return vectors.
 
     Raises:
         ConfigError: a value is out of range, or an `engine_args` entry is one of the options or cannot be changed.

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coe.config import EnginesConfig
+from coe.engine_config import EnginesConfig
 from coe.engines import chat
 from coe.engines.base import Adapter
 from coe.engines.hf.load import LoadedModel

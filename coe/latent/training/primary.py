@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from coe.config import EnginesConfig
+from coe.engine_config import EnginesConfig
 from coe.engines.base import Adapter
 from coe.engines.hf.load import LoadedModel
 from coe.engines.hf.lora.adapters import AdapterSlots

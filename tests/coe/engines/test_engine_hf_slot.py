@@ -49,7 +49,7 @@ async def text_of(expert: Any, adapter: Adapter | None = None) -> str:
     return (await say(expert, REQUEST, adapter)).text
 
 
-async def loaded_anew(folder: Path) -> str:
+async def fresh_answer(folder: Path) -> str:
     engine = HFEngine("cpu", "float32")
     expert = await engine.load(spec_of(folder), folder)
     try:
@@ -81,7 +81,7 @@ async def test_weights_replaced_in_place_answer_like_a_fresh_load(pair: tuple[Pa
     answer, model = await text_of(one), one.loaded.model
     two: Any = await slot.switch(spec_of(second, "second"), second)
     assert two.loaded.model is model
-    assert await text_of(two) == await loaded_anew(second) != answer
+    assert await text_of(two) == await fresh_answer(second) != answer
     again: Any = await slot.switch(spec_of(first, "first"), first)
     assert again.loaded.model is model
     assert await text_of(again) == answer
@@ -119,7 +119,7 @@ async def test_adapters_of_the_former_expert_leave_the_model(pair: tuple[Path, P
     assert tuned != base
     two: Any = await slot.switch(spec_of(second), second)
     assert two.loaded.model is model
-    assert await text_of(two) == await loaded_anew(second)
+    assert await text_of(two) == await fresh_answer(second)
     back: Any = await slot.switch(spec_of(first), first)
     assert (await text_of(back), await text_of(back, adapter)) == (base, tuned)
     await slot.close()
@@ -142,7 +142,7 @@ async def test_end_tokens_and_template_are_those_of_the_new_expert(pair: tuple[P
     await slot.close()
 
 
-async def test_a_model_of_another_config_is_loaded_anew(tiny: Path, tokenizer: Any, tmp_path: Path) -> None:
+async def test_a_model_of_another_config_is_loaded_by_transformers(tiny: Path, tokenizer: Any, tmp_path: Path) -> None:
     wide = save_tiny_model(tmp_path / "wide", tokenizer, intermediate_size=96)
     tied = save_tiny_model(tmp_path / "tied", tokenizer, tie_word_embeddings=True)
     slot = await slot_of(HFEngine("cpu", "float32"))
@@ -150,12 +150,12 @@ async def test_a_model_of_another_config_is_loaded_anew(tiny: Path, tokenizer: A
     for folder in (wide, tied):
         expert: Any = await slot.switch(spec_of(folder), folder)
         assert expert.loaded.model is not model
-        assert await text_of(expert) == await loaded_anew(folder)
+        assert await text_of(expert) == await fresh_answer(folder)
         model = expert.loaded.model
     tied_other = save_other_weights(tied, tmp_path / "tied-other")
     expert = await slot.switch(spec_of(tied_other), tied_other)
     assert expert.loaded.model is model  # a tied weight has one tensor in the file
-    assert await text_of(expert) == await loaded_anew(tied_other)
+    assert await text_of(expert) == await fresh_answer(tied_other)
     await slot.close()
 
 
@@ -205,7 +205,7 @@ async def test_files_cut_short_while_they_are_copied_leave_an_empty_slot(
         await slot.switch(spec_of(cut), cut)
     assert slot.expert is None
     monkeypatch.undo()
-    assert await text_of(await slot.switch(spec_of(second), second)) == await loaded_anew(second)
+    assert await text_of(await slot.switch(spec_of(second), second)) == await fresh_answer(second)
     await slot.close()
 
 
@@ -236,7 +236,7 @@ async def test_a_cancelled_switch_ends_its_copy_and_leaves_an_empty_slot(
     assert ended.is_set()
     assert slot.expert is None
     monkeypatch.undo()
-    assert await text_of(await slot.switch(spec_of(first), first)) == await loaded_anew(first)
+    assert await text_of(await slot.switch(spec_of(first), first)) == await fresh_answer(first)
     await slot.close()
 
 
@@ -270,7 +270,7 @@ async def test_weights_read_ahead_are_not_read_again(pair: tuple[Path, Path], mo
     switched = await slot.switch(spec_of(second), second)
     monkeypatch.undo()
     assert reads == []
-    assert await text_of(switched) == await loaded_anew(second)
+    assert await text_of(switched) == await fresh_answer(second)
     await slot.close()
 
 
@@ -379,6 +379,6 @@ async def test_a_host_switches_models_of_one_shape_in_place(pair: tuple[Path, Pa
     for name in "abcabc":
         texts[name].append("".join([chunk.text async for chunk in host.ask(name, REQUEST)]))
     for name, folder in folders.items():
-        assert set(texts[name]) == {await loaded_anew(folder)}
+        assert set(texts[name]) == {await fresh_answer(folder)}
     assert (host.cache.stats.loads, host.cache.stats.switches) == (6, 4)
     await host.aclose()

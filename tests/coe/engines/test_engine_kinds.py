@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from coe.config import EnginesConfig
+from coe.engine_config import EnginesConfig
 from coe.engines import ENGINES, Capabilities, capabilities, create_engine, engine_kind, holds_weights
 from coe.errors import ConfigError
 from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind

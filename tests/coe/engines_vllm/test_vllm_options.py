@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from coe.config import Config, EnginesConfig
+from coe.config import Config
+from coe.engine_config import EnginesConfig
 from coe.engines import engine_kind, weights_engine
 from coe.engines.base import ShapeKey, SlotEngine
 from coe.engines.vllm.engine import PROCESS_BYTES, VLLMEngine

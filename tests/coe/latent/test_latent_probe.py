@@ -12,7 +12,7 @@ import pytest
 from engine_models import make_tokenizer
 from planted_states import COPIED_AT, N_LAYERS, WORDS, class_of, save_planted
 
-from coe.config import EnginesConfig, HFConfig
+from coe.engine_config import EnginesConfig, HFConfig
 from coe.errors import ConfigError, ContextLengthExceeded, Rejected, TaskError
 from coe.latent.probe import probe as module
 from coe.latent.probe.probe import Accuracy, ProbeReport, ProbeSettings, default_layers, is_right, probe

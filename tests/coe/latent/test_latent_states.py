@@ -11,7 +11,7 @@ import torch
 from engine_models import make_tokenizer, save_adapter, save_tiny_model
 from latent_models import save_tiny
 
-from coe.config import EnginesConfig, HFConfig
+from coe.engine_config import EnginesConfig, HFConfig
 from coe.errors import ContextLengthExceeded, EngineError, Rejected, UnknownModel, Unsupported
 from coe.latent import states as module
 from coe.latent.prompts import Prompt

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coe.config import EnginesConfig, FakeConfig
+from coe.engine_config import EnginesConfig, FakeConfig
 from coe.errors import ConfigError, ContextLengthExceeded, EngineError
 from coe.policy import Policy
 from coe.routing import Routed, route
@@ -367,7 +367,7 @@ def test_a_script_that_closes_nothing_ends_in_silence() -> None:
 REAL = """
 import sys
 import coe.signals.keywords
-from coe.config import EnginesConfig, HFConfig
+from coe.engine_config import EnginesConfig, HFConfig
 from coe.signals.keywords import KeywordReader
 from registry.describe import describe
 from registry.spec import ExpertSpec, Kind
