@@ -174,7 +174,8 @@ def _pools(placed: Mapping[str, Any]) -> Iterator[str]:
     yield "serve:"
     yield "  pools:"
     for number, (names, load) in enumerate(zip(placed["experts"], placed["loads"], strict=True)):
-        yield f"    - {{name: host-{number}, experts: {dumps(names)}}}  # {load:.1%} of the work"
+        if names:  # a pool serves at least one expert
+            yield f"    - {{name: host-{number}, experts: {dumps(names)}}}  # {load:.1%} of the work"
 
 
 def _mib(size_bytes: float) -> str:

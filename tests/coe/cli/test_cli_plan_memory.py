@@ -107,6 +107,9 @@ def test_experts_are_placed_on_hosts_as_pools(config: Path, tmp_path: Path) -> N
     pools = yaml.safe_load(shown[shown.index("serve:") :])["serve"]["pools"]
     assert [pool["experts"] for pool in pools] == found["experts"]
     assert sorted(found["experts"]) == [["a"], ["b", "c", "far"]]  # the adapter with its base; the rest with least work
+    shown = plan(config, "--from-log", str(log), "--hosts", "5").stdout
+    pools = yaml.safe_load(shown[shown.index("serve:") :])["serve"]["pools"]
+    assert 2 <= len(pools) <= 5 and all(pool["experts"] for pool in pools)
     config.write_text("experts: [experts.yaml]\n")
     refused = plan(config, "--from-log", str(log), "--hosts", "2", succeeds=False)
     assert "--hosts needs `host.budget`" in str(refused.exception)
