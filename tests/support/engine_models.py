@@ -107,6 +107,38 @@ def save_adapter(folder: Path, base: Path, saving: dict[str, Any] | None = None,
     return folder
 
 
+def wrapped_with(model: Any, adapters: dict[str, Any], folder: Path) -> Any:
+    """A model wrapped by peft with random adapters, for reference; `low_rank` has the same ones, read from files.
+
+    Args:
+        adapters: name -> LoraConfig.
+        folder: where their files are written.
+    """
+    import warnings
+
+    from peft import get_peft_model
+
+    from coe.engines.base import Adapter
+    from coe.engines.hf.lora.adapter_files import read_adapter
+    from coe.engines.hf.lora.base_parameters import BaseParameters
+    from coe.engines.hf.lora.low_rank import LowRankAdapters
+
+    low_rank, parameters = LowRankAdapters(model), BaseParameters(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft warns about ties
+        first, *others = adapters
+        peft: Any = get_peft_model(model, adapters[first], adapter_name=first)
+        for name in others:
+            peft.add_adapter(name, adapters[name])
+        peft.save_pretrained(folder)
+    for name in adapters:
+        files = read_adapter(Adapter(adapter_spec(folder / name), folder / name), "base", parameters)
+        assert low_rank.why_not(files.plan) is None
+        low_rank.add(name, files)
+    peft.low_rank = low_rank
+    return peft.eval().requires_grad_(False)
+
+
 def save_other_weights(model: Path, folder: Path) -> Path:
     """A copy of a model with other weights of the same shapes."""
     import shutil

@@ -56,7 +56,7 @@ class BatchRow:
     Attributes:
         prompt_ids: token ids of the rendered prompt; for a row with `columns`, the ids of these.
         eos: token ids that end the answer.
-        slot: peft's name of the adapter, or the mixture, once loaded.
+        slot: the name of the adapter on the base, or the mixture, once loaded.
         cancelled: set by the reader; the row ends at the next token.
         processors: change the scores before a token is chosen (`coe.engines.hf.sampling.processors`).
         matcher: which tokens may come next, for an answer in a required format.

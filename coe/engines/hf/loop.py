@@ -4,7 +4,7 @@ transformers prepares the inputs and the cache, then calls this loop (`generate(
 computes finished rows until the last row of the batch ends; answers of different lengths make that most of the work.
 
 Its continuous batching (`transformers.generation.continuous_batching`, 5.19) admits requests while others run, but
-cannot carry these rows: it packs all tokens into one sequence, where neither peft's adapters by row nor `mixing` apply;
+cannot carry these rows: it packs all tokens into one sequence, where adapters by row do not apply;
 it draws from torch's generator of the process, so that a seed depends on the other requests; settings by request are
 temperature, top-k and top-p only, without penalties, biases or a grammar; log-probabilities are those of the chosen
 token after these, and none of the prompt.

@@ -6,6 +6,7 @@ adapters answer as before.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -230,9 +231,17 @@ def test_a_hostile_adapter_is_refused_twice_and_changes_nothing(
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize("kind", [{}, {"target_modules": ["lm_head", "embed_tokens", "up_proj"]}, {"use_dora": True}])
+@pytest.mark.parametrize(
+    ("kind", "fails_at"),
+    [
+        ({}, "scaling"),
+        *itertools.product(
+            [{"target_modules": ["lm_head", "embed_tokens", "up_proj"]}, {"use_dora": True}],
+            ["matrices", "layers", "replacements"],
+        ),
+    ],
+)
 @pytest.mark.parametrize("resident", [0, 1])
-@pytest.mark.parametrize("fails_at", ["matrices", "layers", "replacements"])
 def test_an_adapter_that_fails_half_way_leaves_no_trace(
     base: Path,
     good: Path,
@@ -251,6 +260,7 @@ def test_an_adapter_that_fails_half_way_leaves_no_trace(
     expected = [logits(slots, name) for name in names]
     folder = save_adapter(tmp_path / "it", base, **kind)
     place, method = {
+        "scaling": ("torch.Tensor.float", 1),
         "matrices": ("peft.set_peft_model_state_dict", None),
         "layers": ("peft.tuners.lora.LoraModel._create_and_replace", 1),
         "replacements": ("coe.engines.hf.lora.base_parameters.BaseParameters.replacements", None),
@@ -260,6 +270,7 @@ def test_an_adapter_that_fails_half_way_leaves_no_trace(
         with pytest.raises(MemoryError, match="planned"):
             slots.acquire(adapter_of(folder))
     assert len(slots) == resident
+    assert len(slots._low_rank._updates) == resident
     assert hashes(model) == before
     assert torch.equal(logits(slots, None), bare)
     assert all(torch.equal(logits(slots, name), was) for name, was in zip(names, expected, strict=True))

@@ -100,7 +100,8 @@ def test_adapters_take_the_bases_dtype(tiny: Path, adapters: list[Adapter]) -> N
     slots = AdapterSlots(model, "tiny", n_slots=4)
     for adapter in adapters[:2]:
         slots.acquire(adapter)
-    assert {p.dtype for n, p in model.named_parameters() if "lora" in n} == {torch.bfloat16}
+    found = [matrix for updates in slots._low_rank._updates.values() for pair in updates.values() for matrix in pair]
+    assert {matrix.dtype for matrix in found} == {torch.bfloat16}
     assert not any(p.requires_grad for p in model.parameters())
 
 

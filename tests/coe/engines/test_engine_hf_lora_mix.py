@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_models import adapter_spec, model_spec, save_adapter, save_tiny_model, say
-from peft import LoraConfig, get_peft_model
+from engine_models import adapter_spec, model_spec, save_adapter, save_tiny_model, say, wrapped_with
+from peft import LoraConfig
 
 from coe.engines.base import Adapter, Member
 from coe.engines.hf.composed.lora_mix import MOST_QUERY, LoraMix, text_of
@@ -33,27 +32,25 @@ IDS = torch.tensor([[5, 60, 70, 80], [9, 61, 71, 81], [5, 60, 70, 80], [7, 62, 7
 
 
 @pytest.fixture
-def peft(tiny: Path) -> Any:
+def peft(tiny: Path, tmp_path: Path) -> Any:
     """The tiny model with adapters of other ranks, scales and layers; their weights are random."""
     model = load_model("tiny", tiny, "cpu", torch.float32).model
     both = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     one = LoraConfig(r=7, lora_alpha=3, target_modules=["q_proj"], init_lora_weights=False, use_rslora=True)
     down = LoraConfig(r=2, lora_alpha=9, target_modules=["down_proj"], init_lora_weights=False)
-    peft = get_peft_model(model, both, adapter_name="both")
-    peft.add_adapter("one", one)
-    peft.add_adapter("down", down)
-    return peft.eval().requires_grad_(False)
+    return wrapped_with(model, {"both": both, "one": one, "down": down}, tmp_path / "adapters")
 
 
 def mixture(peft: Any, name: str, members: Sequence[str], **settings: Any) -> MixtureSlot:
     read = MixSettings.read(settings, members, expert=name)
-    return MixtureSlot(name, tuple(members), build_gate(layers_of(peft, members), members, read, None, expert=name))
+    layers = layers_of(peft.low_rank, members)
+    return MixtureSlot(name, tuple(members), build_gate(layers, members, read, None, expert=name))
 
 
 def logits(peft: Any, slots: Sequence[Any], *mixtures: MixtureSlot, ids: torch.Tensor = IDS, **kwargs: Any) -> Any:
     by_name = {each.name: each for each in mixtures}
     names = list(dict.fromkeys(slot.name if isinstance(slot, QueryMixture) else slot for slot in slots))
-    with torch.inference_mode(), mixed_by_token(peft, names, by_name) as weights:
+    with torch.inference_mode(), peft.disable_adapter(), mixed_by_token(peft.low_rank, names, by_name) as weights:
         weights.select(slots)
         return peft(input_ids=ids[: len(slots)], **kwargs)
 
@@ -68,7 +65,7 @@ def alone(peft: Any, name: str | None, ids: torch.Tensor) -> torch.Tensor:
 
 
 def test_what_a_mixture_adapts(peft: Any) -> None:
-    found = layers_of(peft, ["both", "down"])
+    found = layers_of(peft.low_rank, ["both", "down"])
     assert [(layer.name, layer.depth) for layer in found] == [
         (f"model.layers.{i}.{name}", i / 2)
         for i in range(2)
@@ -96,13 +93,9 @@ def test_adapters_of_a_tied_head_are_mixed(tokenizer: Any, tmp_path: Path) -> No
     """The head is the embedding: an adapter of the head changes no embedding."""
     tied = save_tiny_model(tmp_path / "tied", tokenizer, tie_word_embeddings=True)
     model = load_model("tied", tied, "cpu", torch.float32).model
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        peft: Any = get_peft_model(
-            model, LoraConfig(r=3, target_modules=["lm_head", "q_proj"], init_lora_weights=False), adapter_name="head"
-        )
-        peft.add_adapter("plain", LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False))
-    peft.eval().requires_grad_(False)
+    head = LoraConfig(r=3, target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+    plain = LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False)
+    peft = wrapped_with(model, {"head": head, "plain": plain}, tmp_path / "adapters")
     members = ["head", "plain"]
     for name in members:
         mix = mixture(peft, "mix", members, gate="fixed", weights={name: 1.0})
@@ -186,9 +179,11 @@ def test_cached_tokens_are_weighed_as_uncached_ones(peft: Any) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_infinite_products_of_adapters_that_a_row_does_not_use_do_no_harm(peft: Any) -> None:
     peft.half()
-    for name, weights in peft.named_parameters():
-        if ".one." in name and "lora_A" in name:
-            weights.fill_(60_000)
+    for updates in peft.low_rank._updates.values():
+        for layer, pair in updates.items():
+            updates[layer] = tuple(matrix.half() for matrix in pair)
+    for a, _ in peft.low_rank._updates["one"].values():
+        a.fill_(60_000)
     mix = mixture(peft, "mix", ["both", "one"], gate="fixed", weights={"both": 1.0})
     assert logits(peft, [QueryMixture("mix")] * 2, mix).logits.isfinite().all()
 
@@ -302,10 +297,7 @@ async def test_mixtures_too_large_for_a_batch_with_others_run_alone(
     slots = expert._worker.slots
     names = [slots.acquire(arrow._mixture), slots.acquire(adapters[3]), None]
     assert slots.batches(names) == [[0, 1, 2]]
-    slots._mixable.clear()
-    from coe.engines.hf.lora.mixing import n_bytes
-
-    most = n_bytes(slots._peft, slots._members("mixture1"))
+    most = slots._low_rank.n_bytes([name for name in slots._members("mixture1") if name])
     monkeypatch.setattr("coe.engines.hf.lora.adapters.MOST_MIXTURE_BYTES", most)
     assert slots.batches(names) == [[0], [1, 2]]
     assert not slots.can_join(adapters[3], names[:1])
@@ -393,7 +385,7 @@ async def test_glider_reads_the_query(expert: HFExpert, adapters: list[Adapter],
     )
     from coe.engines.hf.lora.gates import new_gate
 
-    gate = new_gate(layers_of(expert._worker.slots._peft, [str(n) for n in name]), members, settings)
+    gate = new_gate(layers_of(expert._worker.slots._low_rank, [str(n) for n in name]), members, settings)
     instructions = torch.from_numpy(embed("hashing:64", ["capital of france", "end of the answer"]))
     stated = settings.model_dump(mode="json", exclude_defaults=True)
     composed = Composed("lora-mix", dict.fromkeys(members, ""), stated)

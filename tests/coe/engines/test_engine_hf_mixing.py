@@ -1,4 +1,4 @@
-"""Several adapters in one batch: the same figures as those of peft, which runs each adapter on its own rows."""
+"""Several adapters in one batch: the same figures as those of peft."""
 
 from __future__ import annotations
 
@@ -8,29 +8,26 @@ from typing import Any
 
 import pytest
 import torch
-from engine_models import adapter_spec, save_adapter, say
-from peft import LoraConfig, get_peft_model
+from engine_models import adapter_spec, save_adapter, say, wrapped_with
+from peft import LoraConfig
 
 from coe.engines.base import Adapter
 from coe.engines.hf.expert import HFExpert
 from coe.engines.hf.load import load_model
-from coe.engines.hf.lora import adapters as hf_adapters
-from coe.engines.hf.lora import mixing
-from coe.engines.hf.lora.mixing import can_mix, mixed
+from coe.engines.hf.lora import low_rank
+from coe.engines.hf.lora.adapters import AdapterSlots
 from coe.types import GenerateRequest
 
 IDS = torch.tensor([[5, 60, 70, 80], [9, 61, 71, 81], [5, 60, 70, 80], [7, 62, 72, 82]])
 
 
 @pytest.fixture
-def peft(tiny: Path) -> Any:
+def peft(tiny: Path, tmp_path: Path) -> Any:
     """The tiny model with adapters of other ranks, scales and layers; their weights are random."""
     model = load_model("tiny", tiny, "cpu", torch.float32).model
     both = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     one = LoraConfig(r=7, lora_alpha=3, target_modules=["q_proj"], init_lora_weights=False, use_rslora=True)
-    peft = get_peft_model(model, both, adapter_name="both")
-    peft.add_adapter("one", one)
-    return peft.eval()
+    return wrapped_with(model, {"both": both, "one": one}, tmp_path / "adapters")
 
 
 def alone(peft: Any, name: str | None, ids: torch.Tensor) -> torch.Tensor:
@@ -41,37 +38,87 @@ def alone(peft: Any, name: str | None, ids: torch.Tensor) -> torch.Tensor:
     return peft(input_ids=ids).logits  # type: ignore[no-any-return]
 
 
+def logits(peft: Any, names: list[str | None], ids: torch.Tensor = IDS) -> torch.Tensor:
+    """The rows in one batch."""
+    with peft.disable_adapter(), peft.low_rank.applied([name for name in names if name]) as rows:
+        rows.select(names)
+        return peft(input_ids=ids).logits  # type: ignore[no-any-return]
+
+
 @torch.inference_mode()
-def test_every_row_gets_its_own_adapter(peft: Any) -> None:
+@pytest.mark.parametrize("most_stacked", [2**30, 0], ids=["stacked", "in turn"])
+def test_every_row_gets_its_own_adapter(peft: Any, most_stacked: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other where the stacks would take much memory."""
+    monkeypatch.setattr(low_rank, "_MOST_STACKED", most_stacked)
     names = ["both", None, "one", "both"]
     expected = torch.cat([alone(peft, name, IDS[i : i + 1]) for i, name in enumerate(names)])
-    assert can_mix(peft, names)
-    with mixed(peft, names) as rows:
-        torch.testing.assert_close(peft(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
-        rows.keep([3, 1])
-        torch.testing.assert_close(peft(input_ids=IDS[[3, 1]]).logits, expected[[3, 1]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(peft, names), expected, rtol=1e-4, atol=1e-5)
     assert (expected[0] - expected[2]).abs().max() > 1e-3  # the same tokens, and other adapters
-    torch.testing.assert_close(alone(peft, "one", IDS[2:3]), expected[2:3])  # nothing of it remains
+    torch.testing.assert_close(logits(peft, ["one"] * 4)[2:3], alone(peft, "one", IDS[2:3]), rtol=1e-4, atol=1e-5)
+    assert torch.equal(logits(peft, [None] * 4), alone(peft, None, IDS))  # nothing of them remains
 
 
-def test_embeddings_with_adapters_are_left_to_peft(tiny: Path) -> None:
+@torch.inference_mode()
+def test_rows_that_change_between_forwards(peft: Any) -> None:
+    """Prompts that join are read between the tokens of the running rows; rows leave."""
+    expected = {name: alone(peft, name, IDS) for name in ("both", "one", None)}
+    with peft.disable_adapter(), peft.low_rank.applied(["both", "one"]) as rows:
+        for kinds in (["both", None, "one"], ["one"], ["both", None, "one"], ["one", "both"], [None], ["one", None]):
+            rows.select(kinds)
+            found = peft(input_ids=IDS[: len(kinds)]).logits
+            for row, name in enumerate(kinds):
+                torch.testing.assert_close(found[row], expected[name][row], rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_layers_whose_input_has_no_rows(peft: Any) -> None:
+    """Such as those that choose experts by token: (n_rows * n_tokens, n_in)."""
+    layer, module = next(peft.low_rank.layers(["both"]))
+    x = torch.randn(3, 5, module.in_features)
+    with peft.low_rank.applied(["both", "one"]) as rows:
+        rows.select(["both", None, "one"])
+        torch.testing.assert_close(module(x.reshape(15, -1)).reshape(3, 5, -1), module(x))
+        rows.select(["one"] * 3)
+        torch.testing.assert_close(module(x.reshape(15, -1)).reshape(3, 5, -1), module(x))
+    assert layer == "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "an embedding"),
+        ({"lora_bias": True}, "biases"),
+        ({"use_dora": True}, "such as DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "replaces parameters"),
+    ],
+)
+def test_what_is_left_to_peft(tiny: Path, tmp_path: Path, settings: dict[str, Any], reason: str) -> None:
+    slots = AdapterSlots(load_model("tiny", tiny, "cpu", torch.float32).model, "tiny", n_slots=4)
+    folder = save_adapter(tmp_path / "it", tiny, **settings)
+    name = slots.acquire(Adapter(adapter_spec(folder), folder))
+    [slot] = slots._slots.values()
+    assert slot.unmixed is not None and reason in slot.unmixed
+    assert name not in slots._low_rank
+
+
+def test_adapters_that_come_and_go_leave_the_model_alone(tiny: Path, tmp_path: Path) -> None:
     model = load_model("tiny", tiny, "cpu", torch.float32).model
-    peft = get_peft_model(model, LoraConfig(target_modules=["q_proj", "embed_tokens"]))
-    assert not can_mix(peft, ["default", None])
+    modules = dict(model.named_modules())
+    slots = AdapterSlots(model, "tiny", n_slots=2)
+    for i in range(5):
+        folder = save_adapter(tmp_path / ("a" * (i + 1)), tiny)
+        slots.acquire(Adapter(adapter_spec(folder), folder))
+        assert dict(model.named_modules()) == modules
+    assert len(slots) == len(slots._low_rank._updates) == 2
+    slots.close()
+    assert not slots._low_rank._updates
 
 
-def test_stacks_that_would_take_much_memory_are_left_to_peft(peft: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    n_weights = sum(p.numel() for name, p in peft.named_parameters() if ".both." in name)
-    monkeypatch.setattr(mixing, "_MOST_BYTES", 4 * n_weights)
-    assert can_mix(peft, ["both", None, "both"])
-    assert not can_mix(peft, ["both", "one"])
-
-
-@pytest.mark.parametrize("mixes", [True, False])
+@pytest.mark.parametrize("most_stacked", [2**30, 0], ids=["stacked", "in turn"])
 async def test_rows_that_leave_a_mixed_batch_take_their_adapters_along(
-    expert: HFExpert, adapters: list[Adapter], mixes: bool, monkeypatch: pytest.MonkeyPatch
+    expert: HFExpert, adapters: list[Adapter], most_stacked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hf_adapters, "can_mix", lambda peft, names: mixes)
+    monkeypatch.setattr(low_rank, "_MOST_STACKED", most_stacked)
     lengths = (3, 12, 6, 9)
     used = (adapters[0], None, adapters[1], adapters[0])
     requests = [

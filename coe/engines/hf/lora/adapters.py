@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from coe.engines.base import Adapter
-from coe.engines.hf.lora import mixing
-from coe.engines.hf.lora.adapter_files import read_adapter
+from coe.engines.hf.lora.adapter_files import AdapterFiles, read_adapter
 from coe.engines.hf.lora.base_parameters import BaseParameters, Replacements
-from coe.engines.hf.lora.mixing import can_mix, mixed
+from coe.engines.hf.lora.low_rank import LowRankAdapters
 from coe.engines.hf.lora.mixture import Mixture, MixtureSlot, QueryMixture, RowSlot, name_of
 from coe.engines.hf.lora.mixture_slots import MOST_MIXTURE_BYTES, MixtureSlots
 from coe.engines.hf.lora.peft_layers import inject, tuner_layers, unwrap
 from coe.errors import WeightsError
-from registry.lora.combining import why_not_mixed
 from registry.lora.plan import is_fused
 
 if TYPE_CHECKING:
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from coe.engines.hf.lora.token_mixing import TokenWeights
 
 _BASE: Final = "__base__"  # peft's name for "no adapter" in a mixed batch
-_MOST_KNOWN: Final = 1024  # sets of adapters of which it is known whether they fit one batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +31,11 @@ class _Slot:
     """A loaded adapter.
 
     Attributes:
-        name: peft's name.
+        name: of the adapter on the base, in peft too.
         replacements: parameters that it brings beside its low-rank matrices.
         activated: it acts from its invocation tokens on (aLoRA, arXiv 2504.12397).
         alone: its rows need a batch of their own.
-        unmixed: why it cannot be mixed by token; None if it can.
+        unmixed: why it is left to peft, and cannot be mixed by token; None if it is a `LowRankAdapters`' one.
     """
 
     name: str
@@ -74,7 +71,8 @@ class AdapterSlots:
     base's own tensors are never written.
 
     Args:
-        model: a transformers causal model; peft wraps its layers in place at the first adapter.
+        model: a transformers causal model; peft wraps its layers in place at the first adapter that is more than
+            low-rank updates of linear layers.
         base: the base's name, for error messages.
         n_slots: most adapters resident at once.
     """
@@ -84,11 +82,11 @@ class AdapterSlots:
         self._base = base
         self._n_slots = n_slots
         self._parameters = BaseParameters(model)
+        self._low_rank = LowRankAdapters(model)
         self._slots: OrderedDict[str, _Slot] = OrderedDict()  # by key, least recently used first
         self._n_loaded = 0
         self._peft: Any = None
         self._mixtures = MixtureSlots()
-        self._mixable: dict[frozenset[str | None], bool] = {}
         self._applied: _Applied | None = None
 
     def __len__(self) -> int:
@@ -97,11 +95,11 @@ class AdapterSlots:
     def close(self) -> None:
         """Free all adapters; the model is the bare base again."""
         self._leave()
-        self._slots.clear()
-        self._discard("")
+        while self._slots:
+            self._discard(self._slots.popitem()[1])
 
     def acquire(self, adapter: Adapter, in_use: Collection[RowSlot] = ()) -> RowSlot:
-        """Peft's name of the adapter, which is loaded if absent, or the mixture, whose members are.
+        """The name of the adapter on the base, which is loaded if absent, or the mixture, whose members are.
 
         Args:
             in_use: what must not be evicted: names of adapters, and mixtures.
@@ -121,32 +119,28 @@ class AdapterSlots:
         self._mixtures.check(mixture, self._n_slots)
         names = self._acquire_members(mixture.members, members, mixture.spec.name)
         with torch.inference_mode(False), torch.no_grad():
-            return self._mixtures.acquire(mixture, names, self._peft, in_use)
+            return self._mixtures.acquire(mixture, names, self._low_rank, in_use)
 
     def _acquire_members(self, adapters: Sequence[Adapter], in_use: set[str], expert: str) -> list[str]:
         names: list[str] = []
         for member in adapters:
             names.append(self._acquire(member, {*in_use, *names}))
-            if (reason := self._why_not_mixed(names[-1])) is not None:
+            if (reason := self._slots[member.key()].unmixed) is not None:
                 raise WeightsError(
                     f"adapter {member.spec.name!r}, a member of {expert!r}, cannot be mixed by token: {reason}. Leave "
                     "it out of `members`"
                 )
         return names
 
-    def _why_not_mixed(self, name: str) -> str | None:
-        slot = next(slot for slot in self._slots.values() if slot.name == name)
-        return slot.unmixed or mixing.why_not_mixed(self._peft, [name])
-
     def _acquire(self, adapter: Adapter, in_use: Collection[str]) -> str:
         import torch
 
         key = adapter.key()
         if key not in self._slots:
-            self._leave()  # peft enables and disables layers as it adds and removes adapters
+            if self._peft is not None:
+                self._leave()  # it enables and disables layers as it adds and removes adapters
             with torch.inference_mode(False):  # a batch may run: its tensors could not be changed after it
                 self._slots[key] = self._load(adapter)
-                self._mixable.clear()
                 self._evict({*in_use, self._slots[key].name})
         self._slots.move_to_end(key)
         return self._slots[key].name
@@ -166,12 +160,9 @@ class AdapterSlots:
         """Whether mixtures among these can share a batch with the others; without mixtures, all can."""
         if self._mixtures.by_name.keys().isdisjoint(names):
             return True
-        if names not in self._mixable:
-            members = [member for name in names for member in self._members(name)]
-            if len(self._mixable) >= _MOST_KNOWN:
-                self._mixable.clear()
-            self._mixable[names] = can_mix(self._peft, members, MOST_MIXTURE_BYTES)
-        return self._mixable[names]
+        members = {member for name in names for member in self._members(name) if member is not None}
+        low_rank = all(member in self._low_rank for member in members)
+        return low_rank and self._low_rank.n_bytes(members) <= MOST_MIXTURE_BYTES
 
     def _members(self, name: str | None) -> Sequence[str | None]:
         mixture = self._mixtures.by_name.get(name or "")
@@ -196,8 +187,6 @@ class AdapterSlots:
     def generate(self, names: Sequence[RowSlot], **kwargs: Any) -> Any:
         """What `model.generate(**kwargs)` returns with the adapter or mixture of each row, `None` for the bare base.
 
-        A batch with one adapter uses peft's plain forward; a mixed one adds each row's update by itself (`mixing`).
-
         Raises:
             ValueError: these rows cannot run together (`batches`).
         """
@@ -211,7 +200,7 @@ class AdapterSlots:
         """The rows of the next forward have these adapters or mixtures.
 
         Args:
-            slots: (n_rows,) peft's names, and mixtures.
+            slots: (n_rows,) names of adapters, and mixtures.
             among: those of rows that other forwards of the batch process: one preparation serves all of them.
             prompts: (n_rows, n_tokens) ids, which an aLoRA reads.
 
@@ -225,7 +214,7 @@ class AdapterSlots:
         self._applied.select(slots)
 
     def layers(self, adapters: Sequence[Adapter], *, expert: str) -> tuple[list[str], list[AdaptedLayer]]:
-        """Load adapters that are to be mixed by token: peft's names, and what they change.
+        """Load adapters that are to be mixed by token: their names, and what they change.
 
         Raises:
             WeightsError: see `acquire`.
@@ -233,7 +222,7 @@ class AdapterSlots:
         from coe.engines.hf.lora.token_mixing import layers_of
 
         names = self._acquire_members(adapters, set(), expert)
-        return names, layers_of(self._peft, names)
+        return names, layers_of(self._low_rank, names)
 
     @contextmanager
     def mixing(self, mixture: MixtureSlot) -> Iterator[TokenWeights]:
@@ -241,7 +230,7 @@ class AdapterSlots:
         from coe.engines.hf.lora.token_mixing import mixed_by_token
 
         self._leave()
-        with mixed_by_token(self._peft, [mixture.name], {mixture.name: mixture}) as weights:
+        with self._without_peft(), mixed_by_token(self._low_rank, [mixture.name], {mixture.name: mixture}) as weights:
             yield weights
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -262,27 +251,42 @@ class AdapterSlots:
     def _apply(self, kinds: list[str | None], prompts: Any) -> _Applied:
         select: Callable[[Sequence[Any]], None] = _one_kind
         keep: Callable[[Sequence[int]], None] = _one_kind
+        others = [name for name in kinds if name is not None and name not in self._low_rank]
+        mixtures = {name: self._mixtures.by_name[name] for name in others if name in self._mixtures.by_name}
         with ExitStack() as stack:
-            if kinds == [None]:
-                if self._peft is not None:
-                    stack.enter_context(self._peft.disable_adapter())
-            elif mixtures := {name: self._mixtures.by_name[name] for name in kinds if name in self._mixtures.by_name}:
+            if mixtures:
                 if len(self.batches(kinds)) > 1:
                     raise ValueError("adapters that cannot be mixed by token are among mixtures")
                 from coe.engines.hf.lora.token_mixing import mixed_by_token
 
-                select = stack.enter_context(mixed_by_token(self._peft, kinds, mixtures)).select
-            elif len(kinds) == 1:
+                stack.enter_context(self._without_peft())
+                select = stack.enter_context(mixed_by_token(self._low_rank, kinds, mixtures)).select
+            elif len(kinds) == 1 and others:
                 keep = self._apply_alone(stack, next(s for s in self._slots.values() if s.name == kinds[0]), prompts)
             elif len(self.batches(kinds)) > 1:
                 raise ValueError("an adapter that needs a batch of its own is among others")
-            elif can_mix(self._peft, kinds):
-                select = stack.enter_context(mixed(self._peft, kinds)).select
             else:
-                by_row = [name or _BASE for name in kinds]  # peft's hooks read this very list at every step
-                stack.enter_context(self._peft._enable_peft_forward_hooks(adapter_names=by_row))
-                select = partial(_replace, by_row)
+                select = self._apply_by_row(stack, kinds, others)
             return _Applied(frozenset(kinds), stack.pop_all().close, select, keep)
+
+    def _apply_by_row(
+        self, stack: ExitStack, kinds: Sequence[str | None], others: Collection[str]
+    ) -> Callable[[Sequence[Any]], None]:
+        """Rows with low-rank adapters, with the `others` that peft runs one by one, and with none."""
+        low_rank = [name for name in kinds if name is not None and name not in others]
+        selected: list[Callable[[Sequence[Any]], None]] = []
+        if low_rank:
+            selected.append(stack.enter_context(self._low_rank.applied(low_rank)).select)
+        if others:
+            by_row = [_BASE] * len(kinds)  # peft's hooks read this list at every step
+            stack.enter_context(self._peft._enable_peft_forward_hooks(adapter_names=by_row))
+            selected.append(partial(_replace, by_row, frozenset(others)))
+        else:
+            stack.enter_context(self._without_peft())
+        return partial(_select_each, selected)
+
+    def _without_peft(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._peft is None else self._peft.disable_adapter()
 
     def _apply_alone(self, stack: ExitStack, slot: _Slot, prompts: Any) -> Callable[[Sequence[int]], None]:
         self._peft.set_adapter(slot.name, inference_mode=True)
@@ -298,17 +302,23 @@ class AdapterSlots:
     def _evict(self, in_use: Collection[str]) -> None:
         unused = [key for key, slot in self._slots.items() if slot.name not in in_use]
         for key in unused[: max(0, len(self._slots) - self._n_slots)]:
-            self._discard(self._slots.pop(key).name)
+            self._discard(self._slots.pop(key))
 
     def _load(self, adapter: Adapter) -> _Slot:
         files = read_adapter(adapter, self._base, self._parameters)
         self._n_loaded += 1
         name = f"slot{self._n_loaded}"
+        if (unmixed := self._low_rank.why_not(files.plan)) is None:
+            self._low_rank.add(name, files)
+            return _Slot(name, Replacements(), activated=False, alone=False, unmixed=None)
+        return self._load_by_peft(name, files, adapter, unmixed)
+
+    def _load_by_peft(self, name: str, files: AdapterFiles, adapter: Adapter, unmixed: str) -> _Slot:
         try:
             self._peft = inject(self._model, self._peft, name, files)
             replacements = self._parameters.replacements(files.plan, files.tensors)
         except BaseException as error:  # also out of memory: half an adapter must not remain
-            self._discard(name)
+            self._discard_from_peft(name)
             if not isinstance(error, ValueError | RuntimeError | KeyError | TypeError):
                 raise
             raise WeightsError(
@@ -317,20 +327,26 @@ class AdapterSlots:
         config = files.plan.config
         activated, fused = bool(config.alora_invocation_tokens), any(map(is_fused, files.plan.ranks))
         alone = activated or fused or config.use_dora or bool(replacements)
-        return _Slot(name, replacements, activated, alone, why_not_mixed(files.plan))
+        return _Slot(name, replacements, activated, alone, unmixed)
 
-    def _discard(self, name: str) -> None:
-        """Remove an adapter, whole or half injected. Without adapters, the model is the bare base again."""
-        self._mixtures.forget(name)
-        self._mixable.clear()
-        if not self._slots:
+    def _discard(self, slot: _Slot) -> None:
+        """Remove an adapter, which is in no slot any more."""
+        self._mixtures.forget(slot.name)
+        if slot.unmixed is None:
+            self._low_rank.remove(slot.name)
+        else:
+            self._discard_from_peft(slot.name)
+
+    def _discard_from_peft(self, name: str) -> None:
+        """Remove an adapter, whole or half injected. Without others, the model is as it was before peft."""
+        others = [slot.name for slot in self._slots.values() if slot.unmixed is not None]
+        if not others:
             unwrap(self._model)
             self._peft = None
             return
         if name in self._peft.peft_config:
             del self._peft.peft_config[name]
-        # peft warns about deleting an active one
-        self._peft.set_adapter(next(reversed(self._slots.values())).name, inference_mode=True)
+        self._peft.set_adapter(others[-1], inference_mode=True)  # peft warns about deleting an active one
         for layer in tuner_layers(self._model):
             layer.delete_adapter(name)
 
@@ -339,8 +355,13 @@ def _one_kind(rows: Sequence[Any]) -> None:
     """All rows of the batch have the same adapter: nothing has to know which ones there are."""
 
 
-def _replace(by_row: list[str], names: Sequence[str | None]) -> None:
-    by_row[:] = [name or _BASE for name in names]
+def _select_each(selected: Sequence[Callable[[Sequence[Any]], None]], names: Sequence[str | None]) -> None:
+    for select in selected:
+        select(names)
+
+
+def _replace(by_row: list[str], known: Set[str], names: Sequence[str | None]) -> None:
+    by_row[:] = [_BASE if name is None or name not in known else name for name in names]
 
 
 def _keep(by_row: list[Any], rows: Sequence[int]) -> None:

@@ -65,7 +65,7 @@ class MixtureSlot:
 
     Attributes:
         name: unique among mixtures and adapters of the base.
-        members: peft's names of its adapters.
+        members: the names of its adapters on the base.
         gate: weighs them.
     """
 
@@ -88,7 +88,7 @@ class QueryMixture:
 
 
 RowSlot = str | QueryMixture | None
-"""What a row has: peft's name of an adapter, a mixture, or the bare base."""
+"""What a row has: the name of an adapter on the base, a mixture, or the bare base."""
 
 
 def name_of(slot: RowSlot) -> str | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from coe.engines.hf.lora.mixing import n_bytes
+from coe.engines.hf.lora.low_rank import LowRankAdapters
 from coe.engines.hf.lora.mixture import Mixture, MixtureSlot, QueryMixture
 from coe.engines.latent.artifact import Artifact
 from coe.errors import WeightsError
@@ -45,12 +45,13 @@ class MixtureSlots:
             )
 
     def acquire(
-        self, mixture: Mixture, names: Sequence[str], peft: Any, in_use: Collection[str | None]
+        self, mixture: Mixture, names: Sequence[str], low_rank: LowRankAdapters, in_use: Collection[str | None]
     ) -> QueryMixture:
         """The mixture, with what the request's query adds to its gate; built if absent.
 
         Args:
-            names: peft's names of its members, which are loaded.
+            names: those of its members on the base, which are loaded.
+            low_rank: the adapters of the base.
             in_use: names of mixtures that must not be forgotten.
 
         Raises:
@@ -60,35 +61,35 @@ class MixtureSlots:
 
         key = mixture.key()
         if key not in self._slots:
-            self._slots[key] = self._build(mixture, names, peft)
+            self._slots[key] = self._build(mixture, names, low_rank)
             self._evict({*in_use, self._slots[key].name})
         self._slots.move_to_end(key)
         slot = self._slots[key]
         if mixture.query is None:
             return QueryMixture(slot.name)
-        query = torch.as_tensor(mixture.query, dtype=torch.float32, device=peft.device)
+        query = torch.as_tensor(mixture.query, dtype=torch.float32, device=low_rank.model.device)
         logits = slot.gate.query_logits(query[None])
         return QueryMixture(slot.name, None if logits is None else logits[0])
 
     def forget(self, adapter: str) -> None:
-        """Forget the mixtures of an adapter, given by peft's name."""
+        """Forget the mixtures of an adapter."""
         for key in [key for key, slot in self._slots.items() if adapter in slot.members]:
             del self._slots[key]
 
-    def _build(self, mixture: Mixture, names: Sequence[str], peft: Any) -> MixtureSlot:
+    def _build(self, mixture: Mixture, names: Sequence[str], low_rank: LowRankAdapters) -> MixtureSlot:
         from coe.engines.hf.lora.gates import build_gate
         from coe.engines.hf.lora.token_mixing import layers_of
 
-        if (size := n_bytes(peft, names)) > MOST_MIXTURE_BYTES:
+        if (size := low_rank.n_bytes(names)) > MOST_MIXTURE_BYTES:
             raise WeightsError(
                 f"the adapters of {mixture.spec.name!r} have {size / 2**20:.0f} MiB of low-rank matrices, and at most "
                 f"{MOST_MIXTURE_BYTES / 2**20:.0f} MiB can be mixed: name fewer members"
             )
         members = [member.spec.name for member in mixture.members]
         tensors = _read_weights(mixture)
-        gate = build_gate(layers_of(peft, names), members, mixture.settings, tensors, expert=mixture.spec.name)
+        gate = build_gate(layers_of(low_rank, names), members, mixture.settings, tensors, expert=mixture.spec.name)
         self._n_built += 1
-        return MixtureSlot(f"mixture{self._n_built}", tuple(names), gate.to(peft.device))
+        return MixtureSlot(f"mixture{self._n_built}", tuple(names), gate.to(low_rank.model.device))
 
     def _evict(self, in_use: Collection[str | None]) -> None:
         if len(self._slots) > MOST_MIXTURES:

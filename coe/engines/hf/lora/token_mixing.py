@@ -10,20 +10,19 @@ of a row that has one, and 0 for the bare base.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from coe.engines.hf.lora.gates.gate import AdaptedLayer
+from coe.engines.hf.lora.low_rank import LowRankAdapters
 from coe.engines.hf.lora.mixture import MixtureSlot, QueryMixture, RowSlot, name_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_PREFIX: Final = "base_model.model."
 
 
 @dataclass(slots=True)
@@ -47,7 +46,7 @@ class TokenWeights:
     """The weights of the adapters of a batch for each row and token of the next forward.
 
     Attributes:
-        adapters: peft's names.
+        adapters: their names.
         mixtures: by name; rows have these, one of the adapters, or nothing.
         device: of the model.
     """
@@ -106,56 +105,39 @@ def _same(a: Sequence[RowSlot], b: Sequence[RowSlot]) -> bool:
 
 @contextmanager
 def mixed_by_token(
-    peft: Any, names: Sequence[str | None], mixtures: Mapping[str, MixtureSlot]
+    low_rank: LowRankAdapters, names: Sequence[str | None], mixtures: Mapping[str, MixtureSlot]
 ) -> Iterator[TokenWeights]:
     """Apply to each row of every forward in the block its adapter or mixture. Gates may be in training.
 
     Args:
-        peft: a peft model whose layers `mixing.can_mix`.
+        low_rank: the adapters of the model.
         names: of the adapters and mixtures that rows may have; None is the bare base.
         mixtures: those among the names.
     """
     used = [mixtures[name] for name in names if name is not None and name in mixtures]
     plain = [name for name in names if name is not None and name not in mixtures]
     adapters = list(dict.fromkeys([*(member for slot in used for member in slot.members), *plain]))
-    weights = TokenWeights(adapters, mixtures, peft.device)
-    with peft.disable_adapter(), ExitStack() as hooks:
-        for name, layer in adapted(peft, adapters):
-            numbers = {slot.name: slot.gate.numbers[name] for slot in used if name in slot.gate.numbers}
-            hook = _Update.of(layer, adapters, weights, numbers)
-            hooks.callback(layer.base_layer.register_forward_hook(hook).remove)
+    weights = TokenWeights(adapters, mixtures, low_rank.model.device)
+    with ExitStack() as hooks:
+        for layer, module in low_rank.layers(adapters):
+            numbers = {slot.name: slot.gate.numbers[layer] for slot in used if layer in slot.gate.numbers}
+            hook = _Update.of(low_rank, layer, adapters, weights, numbers)
+            hooks.callback(module.register_forward_hook(hook).remove)
         yield weights
 
 
-def adapted(peft: Any, adapters: Collection[str]) -> Iterator[tuple[str, Any]]:
-    """The linear layers that these adapters change, in the order of the model, with their names in the base."""
-    from peft.tuners.lora import Linear
-
-    for name, layer in peft.named_modules():
-        if isinstance(layer, Linear) and not layer.lora_A.keys().isdisjoint(adapters):
-            yield name.removeprefix(_PREFIX), layer
-
-
-def layers_of(peft: Any, members: Sequence[str]) -> list[AdaptedLayer]:
+def layers_of(low_rank: LowRankAdapters, members: Sequence[str]) -> list[AdaptedLayer]:
     """What these adapters change, for a gate."""
-    found = list(adapted(peft, members))
-    numbers = [_number(name) for name, _ in found]
-    n_layers = peft.get_base_model().config.get_text_config().num_hidden_layers
+    n_layers = low_rank.model.config.get_text_config().num_hidden_layers
     return [
-        AdaptedLayer(name, number / n_layers, tuple(_update(layer, member) for member in members))
-        for (name, layer), number in zip(found, numbers, strict=True)
+        AdaptedLayer(layer, _number(layer) / n_layers, tuple(low_rank.update(layer, member) for member in members))
+        for layer, _ in low_rank.layers(members)
     ]
 
 
 def _number(name: str) -> int:
     """Number of the decoder layer that a module is in; 0 outside of them."""
     return next((int(part) for part in name.split(".") if part.isdecimal()), 0)
-
-
-def _update(layer: Any, member: str) -> tuple[Tensor, Tensor] | None:
-    if member not in layer.lora_A:
-        return None
-    return layer.lora_A[member].weight.detach(), layer.lora_B[member].weight.detach() * layer.scaling[member]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +158,16 @@ class _Update:
     exact: bool
 
     @classmethod
-    def of(cls, layer: Any, adapters: Sequence[str], weights: TokenWeights, numbers: Mapping[str, int]) -> _Update:
-        here = {number: pair for number, name in enumerate(adapters) if (pair := _update(layer, name)) is not None}
+    def of(
+        cls,
+        low_rank: LowRankAdapters,
+        layer: str,
+        adapters: Sequence[str],
+        weights: TokenWeights,
+        numbers: Mapping[str, int],
+    ) -> _Update:
+        pairs = {number: low_rank.update(layer, name) for number, name in enumerate(adapters)}
+        here = {number: pair for number, pair in pairs.items() if pair is not None}
         with torch.no_grad():
             a = torch.cat([pair[0] for pair in here.values()])
             b = torch.cat([pair[1] for pair in here.values()], dim=1)
