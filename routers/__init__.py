@@ -2,6 +2,7 @@
 
     base          Query, Estimate, Router, RoutingDecision: the vocabulary
     decision      decide: from estimates to decisions, under a cost weight; ranking: the rule that it ranks by
+    assignment    experts for many queries at once: within one budget, capacities and the cost of loads
     selectors     how many experts a decision holds; constraints: which experts can take a query at all
     tokens        estimated prompt tokens: a range over tokenizers
     kind_list     the list of router kinds

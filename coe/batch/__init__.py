@@ -12,7 +12,8 @@ Definitions:
 
 The order of a run:
 
-1. The input is cut into parts. Each part is routed, and its first stage is planned as units.
+1. The input is cut into parts. Each part is routed, and its first stage is planned as units. With a budget, the first
+   stage is planned when all parts are routed: the experts of all rows are chosen together (`joint`).
 2. The units of a stage become work items. With one host each residency is one work item, so it is loaded once a stage;
    with several hosts large ones are split.
 3. A free host claims the next work item and reserves one more, which it loads while it answers.

@@ -11,3 +11,7 @@ class BatchError(CoeError, code="batch_failed"):
 
 class InputError(BatchError, code="invalid_input"):
     """The input file cannot be read as JSONL or Parquet."""
+
+
+class BudgetError(BatchError, code="invalid_budget"):
+    """The rows cannot be assigned within the budget: too little money, or a policy that leaves no choice."""

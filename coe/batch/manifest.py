@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+from coe.batch.budget import Budget
 from coe.batch.parts import PARTS
 from coe.batch.source import Source
 from coe.config import Config
@@ -21,7 +22,12 @@ from registry.store import Snapshot
 
 
 def manifest(
-    config: Config, snapshot: Snapshot, policies: Mapping[str, Policy], source: Source, model: str
+    config: Config,
+    snapshot: Snapshot,
+    policies: Mapping[str, Policy],
+    source: Source,
+    model: str,
+    budget: Budget | None = None,
 ) -> Manifest:
     """Everything that the results of a batch depend on."""
     described = {name: describe_policy(policy, policies[name]) for name, policy in config.policies.items()}
@@ -29,6 +35,7 @@ def manifest(
         "coe": __version__,
         "input": {"sha256": source.sha256, "rows": source.rows, "parts": len(source.splits)},
         "model": model,
+        "budget": budget and budget.manifest(),
         "policies": described,
         "default_policy": config.default_policy,
         "engines": config.engines.model_dump(mode="json"),

@@ -1,6 +1,7 @@
 """The part files of a run, and the work on one part: route it, step it. Runs in any process with access to the storage.
 
     rows/000/000012.parquet              a part of the input, routed
+    alone/000/000012.parquet             with a budget: the same, before the rows are assigned jointly (`joint`)
     calls/0/000/000012.parquet           its calls of stage 0, one row group for each unit (see `stages.Unit`)
     answers/0/000/000012-003.parquet     the answers to its unit 3
     results/000/000012.arrows            its results, sorted by id; the part is finished
@@ -22,6 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
+from coe.batch.budget import Budget, check_policy
+from coe.batch.candidates import candidates_of, note_of, write_candidates
+from coe.batch.joint import assigned_rows
 from coe.batch.records import ANSWERS, CALLS, ROWS, RoutedRow, describe, dump_request, load_outcome, load_request
 from coe.batch.results import read_note, result, write_run
 from coe.batch.rows import InputRow, parse_row
@@ -32,10 +36,12 @@ from coe.config import Config
 from coe.errors import CoeError, EngineError
 from coe.local import build_policies
 from coe.orchestrator import Orchestrator
+from coe.policy import AUTO
 from coe.routing import Routed
 from coe.runs.storage import Folder
 from coe.signals.features import Signals
 from coe.types import Answer, Chunk, Failure, GenerateRequest
+from registry.spec import RESERVED_PREFIX
 from registry.store import Snapshot
 from routers.errors import RouterError
 
@@ -47,7 +53,7 @@ _NOTE = b"coe"
 class Job:
     """What every process of a run needs.
 
-    model: the model of rows that name none.
+    model: the model of rows that name none. budget: within which the rows are assigned; None routes each on its own.
     """
 
     folder: Folder
@@ -55,6 +61,7 @@ class Job:
     config: Config
     snapshot: Snapshot
     model: str
+    budget: Budget | None = None
 
     def composition_of(self) -> Callable[[RoutedRow], Composition]:
         """A function from a row to its composition; see `stages.compositions`."""
@@ -99,10 +106,15 @@ def known(folder: Folder, part: int, stage: int) -> PlannedPart | None:
     """The part as an earlier session planned it for this stage, if it did."""
     if folder.exists(results_name(part)):
         return PLANNED_PART.validate_json(read_note(folder, results_name(part)))
-    if folder.exists(_calls(stage, part)):
-        with folder.open(_calls(stage, part)) as file:
-            return PLANNED_PART.validate_json(pq.read_schema(file).metadata[_NOTE])
-    return None
+    return planned_stage(folder, part, stage)
+
+
+def planned_stage(folder: Folder, part: int, stage: int) -> PlannedPart | None:
+    """The part as its calls of this stage were planned, if there are any."""
+    if not folder.exists(_calls(stage, part)):
+        return None
+    with folder.open(_calls(stage, part)) as file:
+        return PLANNED_PART.validate_json(pq.read_schema(file).metadata[_NOTE])
 
 
 class PartRouter:
@@ -112,27 +124,40 @@ class PartRouter:
         self._job, self._orchestrator = job, orchestrator
 
     def route(self, splits: Sequence[Split]) -> Iterator[PlannedPart]:
-        """Write the rows and the first calls of each split; what an earlier session wrote is kept."""
+        """Write the rows and the first calls of each split; what an earlier session wrote is kept.
+
+        With a budget, write the rows and their candidates; the first calls follow when all rows are assigned.
+        """
         folder = self._job.folder
         left = []
         for split in splits:
-            if (before := known(folder, split.part, stage=0)) is not None:
+            before = known(folder, split.part, stage=0)
+            if before is None and self._job.budget is not None:
+                before = unassigned(folder, split.part)
+            if before is not None:
                 yield before
             else:
                 left.append(split)
         for split, lines in read(self._job.source, left) if left else ():
             rows = [parse_row(line, self._job.model, self._job.snapshot.experts) for line in lines]
-            routed = self._route(rows)
+            outcomes = self._route(rows)
+            routed = [_routed(row, outcome) for row, outcome in zip(rows, outcomes, strict=True)]
             about = PlannedPart(
                 split.part,
                 rows=len(rows),
                 openai=sum(row.endpoint is not None for row in rows),
                 ignored=dict(Counter(name for row in rows for name in row.ignored)),
             )
+            if self._job.budget is not None:
+                _write(folder, _alone(split.part), ROWS, [row.record() for row in routed])
+                candidates = candidates_of(outcomes, routed, self._job.snapshot, self._job.budget)
+                write_candidates(folder, split.part, candidates, PLANNED_PART.dump_json(about))
+                yield about
+                continue
             _write(folder, _rows(split.part), ROWS, [row.record() for row in routed])
             yield _plan(self._job, about, 0, routed, [{} for _ in routed])
 
-    def _route(self, rows: Sequence[InputRow]) -> list[RoutedRow]:
+    def _route(self, rows: Sequence[InputRow]) -> list[Routed | RouterError | CoeError]:
         """Rows of the same `model` are routed in one call."""
         outcomes: dict[int, Routed | RouterError | CoeError] = {}
         by_model: dict[str, list[int]] = {}
@@ -143,19 +168,43 @@ class PartRouter:
                 by_model.setdefault(row.model, []).append(i)
         for model, members in by_model.items():
             queries = [query for i in members if (query := rows[i].query) is not None]
+            self._check(model)
             try:
                 found = self._orchestrator.route_each(queries, model)
             except CoeError as error:
                 found = [error] * len(members)
             outcomes.update(zip(members, found, strict=True))
-        return [_routed(row, outcomes[i]) for i, row in enumerate(rows)]
+        return [outcomes[i] for i in range(len(rows))]
+
+    def _check(self, model: str) -> None:
+        """Raise BudgetError where the rows of a policy cannot be assigned."""
+        policies = self._orchestrator.policies
+        name = self._orchestrator.default_policy if model == AUTO else model.removeprefix(RESERVED_PREFIX)
+        if self._job.budget is not None and name in policies and model != name:
+            check_policy(policies[name], policies.values())
+
+
+def unassigned(folder: Folder, part: int) -> PlannedPart | None:
+    """The part as it was routed, before its rows were assigned jointly; None if it was not."""
+    note = note_of(folder, part)
+    return None if note is None else PLANNED_PART.validate_json(note)
 
 
 def step_part(job: Job, part: int, stage: int) -> PlannedPart:
-    """Plan the next stage of a part from all its answers so far, or write its results."""
+    """Plan the next stage of a part from all its answers so far, or write its results.
+
+    Stage 0 is planned here for rows that were assigned jointly; others were planned when they were routed.
+    """
     folder = job.folder
     if (before := known(folder, part, stage)) is not None:
         return before
+    if stage == 0:
+        about = unassigned(folder, part)
+        assert about is not None and job.budget is not None  # the rows were routed, and are assigned
+        alone = [RoutedRow.of(record) for record in _read(folder, _alone(part))]
+        rows = assigned_rows(folder, part, alone, job.budget)
+        _write(folder, _rows(part), ROWS, [row.record() for row in rows])
+        return _plan(job, about, 0, rows, [{} for _ in rows])
     rows = [RoutedRow.of(record) for record in _read(folder, _rows(part))]
     done: list[dict[str, Answer | Failure]] = [{} for _ in rows]
     composition_of, about = job.composition_of(), None
@@ -182,7 +231,8 @@ def _outcomes(folder: Folder, stage: int, units: Iterable[Unit]) -> dict[int, di
 
 def routing_errors(folder: Folder, part: int) -> Counter[str]:
     """How many rows of a routed part have errors, by code."""
-    with folder.open(_rows(part)) as file:
+    alone = _alone(part)
+    with folder.open(alone if folder.exists(alone) else _rows(part)) as file:
         errors = pq.read_table(file, columns=["error"]).column("error").to_pylist()
     return Counter(json.loads(error)["code"] for error in errors if error is not None)
 
@@ -292,6 +342,10 @@ def _read(folder: Folder, name: str) -> Iterable[dict[str, Any]]:
 
 def _rows(part: int) -> str:
     return f"{PARTS}/rows/{_shelf(part)}/{part:06d}.parquet"
+
+
+def _alone(part: int) -> str:
+    return f"{PARTS}/alone/{_shelf(part)}/{part:06d}.parquet"
 
 
 def _calls(stage: int, part: int) -> str:

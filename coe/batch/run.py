@@ -11,11 +11,23 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from coe.batch.answering import WorkReport
+from coe.batch.budget import Budget, check_policy
 from coe.batch.errors import BatchError
+from coe.batch.joint import assign_parts
 from coe.batch.manifest import known_experts, manifest, open_batch_folder
-from coe.batch.parts import PARTS, Job, PlannedPart, answers_folder, open_router, results_name, units_name
+from coe.batch.parts import (
+    PARTS,
+    Job,
+    PlannedPart,
+    answers_folder,
+    open_router,
+    results_name,
+    unassigned,
+    units_name,
+)
 from coe.batch.records import plain
 from coe.batch.results import merge
+from coe.batch.sizes import residency_bytes
 from coe.batch.source import Source, Split, read_together, scan
 from coe.batch.stages import Unit, WorkItem, plan_work_items
 from coe.config import Config
@@ -25,7 +37,7 @@ from coe.policy import AUTO, address
 from coe.runs.folder import COMPLETE, RUNNING, RunFolder, status_after
 from coe.runs.storage import Folder
 
-READING, ROUTING, MERGING = "reading the input", "routing", "merging"
+READING, ROUTING, ASSIGNING, MERGING = "reading the input", "routing", "assigning", "merging"
 
 
 class Executor(Protocol):
@@ -98,8 +110,9 @@ class Batch:
         return self._run.run
 
     def answer(self) -> None:
-        """Everything but the merge: route, then answer and step, stage by stage."""
+        """Everything but the merge: route, assign, then answer and step, stage by stage."""
         self._route()
+        self._assign()
         stage = 0
         while units := [unit for part in self._parts.values() for unit in part.units]:
             self._answer(stage, units)
@@ -112,6 +125,21 @@ class Batch:
             for stepped in self._executor.route(self._job, bundles):
                 self._parts[stepped.part] = stepped
                 self._watch.advance("rows", self._job.source.splits[stepped.part].rows)
+
+    def _assign(self) -> None:
+        """With a budget: choose the experts of all rows jointly, and plan their first calls."""
+        job = self._job
+        if job.budget is None:
+            return
+        parts = [part for part in sorted(self._parts) if unassigned(job.folder, part) is not None]
+        if not parts:  # a second rehearsal: the first one assigned them
+            return
+        with self._phase(ASSIGNING, {"parts": len(parts)}):
+            sizes = residency_bytes(job.config, job.snapshot) if job.budget.load_weight else {}
+            self._run.run["assignment"] = assign_parts(job.folder, parts, job.budget, job.snapshot, sizes)
+            for stepped in self._executor.step(job, 0, parts):
+                self._parts[stepped.part] = stepped
+                self._watch.advance("parts", 1)
 
     def _answer(self, stage: int, units: Sequence[Unit]) -> None:
         left = self._unanswered(stage, units)
@@ -178,12 +206,18 @@ class Batch:
         self._run.save(status, self._session.record(), **found)
 
 
-def open_input(config: Config, source: str, model: str, watch: Watcher) -> tuple[Orchestrator, Source]:
+def open_input(
+    config: Config, source: str, model: str, watch: Watcher, budget: Budget | None = None
+) -> tuple[Orchestrator, Source]:
     """The router over the configured experts, and the input, cut into splits. Raises as `run_batch`."""
     snapshot = open_snapshot(config)
     router = open_router(config, snapshot)
     if model != AUTO:  # without policies there is no default, but rows may name experts
-        address(model, router.policies, config.default_policy, snapshot)
+        policy = address(model, router.policies, config.default_policy, snapshot)
+        if budget is not None and policy is not None:
+            check_policy(policy, router.policies.values())
+    if budget is not None:
+        budget.check(snapshot)
     watch.phase(READING, {})
     return router, scan(source, config.batch.part_rows)
 
@@ -196,6 +230,7 @@ def run_batch(
     executor: Callable[[], AbstractContextManager[Executor]],
     watch: Watcher,
     model: str = AUTO,
+    budget: Budget | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
     """Answer every row of an input file; see the package's docstring.
@@ -204,6 +239,7 @@ def run_batch(
         source, output: local paths or fsspec URLs.
         executor: opened when there is work; `runner.ray_executor` for `coe batch`.
         model: of rows that name none.
+        budget: within which the experts of all rows are chosen jointly; None routes each row on its own.
         resume: continue the run that `output` holds.
 
     Returns:
@@ -211,19 +247,21 @@ def run_batch(
 
     Raises:
         InputError: the input cannot be read.
+        BudgetError: the rows cannot be assigned within the budget.
         RunFolderError: the folder holds another run, or this one and `resume` is False.
         ConfigError, RegistryError, RouterError: the configuration, the registry or a router is wrong.
         UnknownModel: `model` is neither a policy nor an expert.
     """
     folder = Folder.of(output)
-    router, found = open_input(config, source, model, watch)
+    router, found = open_input(config, source, model, watch, budget)
     snapshot = router.snapshot
-    wanted = manifest(config, snapshot, router.policies, found, model)
+    wanted = manifest(config, snapshot, router.policies, found, model, budget)
     with open_batch_folder(folder, wanted, resume=resume) as run:
         if run.status == COMPLETE:
             folder.remove(PARTS)
             return run.run
         run.run |= {"input": found.manifest(), "registry_version": snapshot.version}
-        job = Job(folder, found, config, known_experts(snapshot, run.run), model)
+        kept = budget and budget.kept(run.run)
+        job = Job(folder, found, config, known_experts(snapshot, run.run), model, kept)
         with executor() as working:
             return Batch(job, run, working, watch)()

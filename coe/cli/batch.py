@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coe.cli.batch_budget import BudgetOptions, assignment_lines
 from coe.cli.flags import SERVICE_CONFIG, ServiceConfig, out_option
+from coe.cli.known_rates import known_rates
+from coe.cli.option_groups import with_option_groups
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import Progress, Task, progress
 from coe.cli.runs import Resume, check_required, require_option, resumable
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from coe.config import Config
 
 
+@with_option_groups
 def batch(
     context: typer.Context,
     source: Annotated[
@@ -31,6 +35,13 @@ def batch(
             "--model", "-m", metavar="NAME", help="For rows without a model: 'auto', 'coe/POLICY', or an expert."
         ),
     ] = "auto",
+    budget: BudgetOptions = BudgetOptions(),
+    like: Annotated[
+        str | None,
+        typer.Option(
+            "--like", metavar="DIR", help="With --budget-usd: folder of an earlier `coe batch`, for its answer lengths."
+        ),
+    ] = None,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -51,12 +62,18 @@ def batch(
     run.json; for OpenAI batch lines also results.jsonl, in OpenAI's format. A row that fails is recorded with its
     error; exit status 3 if fewer rows than --require were answered. After an interruption, the same command with
     --resume continues and writes the same files.
+
+    With --budget-usd the experts of all rows are chosen together, for a policy whose router scores every expert: the
+    highest sum of predicted quality whose predicted price is within the budget. The assignment is kept with the run.
     """
     from coe.batch.run import run_batch
     from coe.batch.runner import ray_executor
     from coe.config import load_config
 
     loaded = _with_address(load_config(config), ray)
+    if like is not None and budget.budget_usd is None:
+        raise typer.BadParameter("needs --budget-usd", param_hint="--like")
+    lengths = {} if budget.budget_usd is None else known_rates(loaded, like).mean_tokens
     with resumable(context, "batch"), BatchProgress.shown() as watcher:
         run = run_batch(
             loaded,
@@ -65,6 +82,7 @@ def batch(
             executor=lambda: ray_executor(loaded.batch),
             watch=watcher,
             model=model,
+            budget=budget.budget(lengths),
             resume=resume,
         )
     _show(run, output, to_stdout=json != "-")
@@ -134,6 +152,8 @@ def _show(run: Mapping[str, Any], output: str, *, to_stdout: bool) -> None:
     for expert in sorted(results["experts"].keys() | loads.keys()):
         table.add_row(expert, str(results["experts"].get(expert, 0)), str(loads.get(expert, 0)))
     (stdout_console() if to_stdout else console).print(table)
+    for line in assignment_lines(run["assignment"]) if "assignment" in run else ():
+        console.print(line, highlight=False, soft_wrap=True)
     for code, rows in sorted(results["errors"].items()):
         console.print(f"[yellow]{rows} rows failed: {code}[/]; see their `error` column", highlight=False)
     for field, rows in sorted(run["ignored_fields"].items()):

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coe.cli.batch_budget import BudgetOptions, assignment_lines, points_table
 from coe.cli.flags import SERVICE_CONFIG, ServiceConfig, bytes_of_text
+from coe.cli.known_rates import known_rates
+from coe.cli.option_groups import with_option_groups
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.plan_memory import one_of
 
 if TYPE_CHECKING:
     from coe.batch.planning.plan import BatchPlan
-    from coe.batch.planning.rates import Rates
     from coe.batch.run import Watcher
     from coe.config import Config
 
 UNKNOWN = "unknown"
 
 
+@with_option_groups
 def plan(
     source: Annotated[
         str | None,
@@ -65,6 +67,7 @@ def plan(
         int | None,
         typer.Option("--hosts", metavar="N", min=1, help="With --from-log: place the experts on N hosts, as pools."),
     ] = None,
+    budget: BudgetOptions = BudgetOptions(),
     json: JsonTarget = None,
 ) -> None:
     """Show what `coe batch` would do: calls, loads, tokens, cost and time; exit status 1 if an expert fits no host.
@@ -75,19 +78,25 @@ def plan(
     tokens are upper bounds from the limits of the requests; an expected number is shown where the registry's profiles
     or an earlier run (--like) have the answer lengths of an expert. Seconds need rates, from --like or from the flags;
     without them they are unknown.
+
+    With --budget-usd, also show the joint assignment of all rows, its upper bound, each row on its own, and what other
+    budgets and more memory would buy.
     """
     from coe.config import load_config
 
     one_of(source, from_log)
     loaded = load_config(config)
     if source is None:
+        if budget.budget_usd is not None:
+            raise typer.BadParameter("is for a batch: give --input", param_hint="--budget-usd")
         _plan_memory(loaded, from_log, load_rate, tokens_per_s, ttft_limit_s, hosts, json)
         return
     from coe.batch.planning.plan import plan_batch
 
-    rates = _rates(loaded, like, load_rate, tokens_per_s)
+    rates = known_rates(loaded, like, load_rate, tokens_per_s)
+    within = budget.budget(rates.mean_tokens)
     with _routing() as watch:
-        planned = plan_batch(loaded, source=source, model=model, watch=watch, rates=rates)
+        planned = plan_batch(loaded, source=source, model=model, watch=watch, rates=rates, budget=within)
     record = planned.record()
     _show(planned, record, to_stdout=json != "-")
     emit_json(record, json)
@@ -120,23 +129,6 @@ def _plan_memory(
     emit_json(record, json)
 
 
-def _rates(config: Config, like: str | None, load_rate: str | None, tokens_per_s: float | None) -> Rates:
-    """The rates of the flags, else those of an earlier run, else those of profiles."""
-    from coe.batch.planning.rates import Rates, profiled_tokens, rates_of_run
-    from coe.experts import fill, open_registry
-
-    with open_registry(config) as registry:
-        fill(registry, config.experts)
-        profiled = profiled_tokens(registry.profiles())
-        rates = Rates() if like is None else rates_of_run(like, registry.snapshot())
-    rates = replace(rates, mean_tokens={**profiled, **rates.mean_tokens})
-    if load_rate is not None:
-        rates = replace(rates, load_bytes_per_s=bytes_of_text(load_rate, "--load-rate"))
-    if tokens_per_s:
-        rates = replace(rates, tokens_per_s=tokens_per_s, by_residency={})
-    return rates
-
-
 @contextmanager
 def _routing() -> Iterator[Watcher]:
     """Progress while the input is read and routed; the other phases are short."""
@@ -165,6 +157,10 @@ def _show(planned: BatchPlan, record: Mapping[str, Any], *, to_stdout: bool) -> 
         out.print(_table(number, stage, record["memory"]["sizes"]))
     for line in [*_totals(record), *_notes(planned, record)]:
         out.print(line, highlight=False, soft_wrap=True)
+    if record["joint"] is not None:
+        for line in assignment_lines(record["joint"]):
+            out.print(line, highlight=False, soft_wrap=True)
+        out.print(points_table(record["joint"]))
     for residency in record["memory"]["too_large"]:
         needs, budget = planned.memory.needed(residency), record["memory"]["budget_bytes"]
         text = f"{residency!r} needs {_size(needs)}, pins included; a host's budget is {_size(budget)}"
@@ -234,6 +230,10 @@ def _notes(planned: BatchPlan, record: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"{record['hosts']} hosts with {budget} for weights each; an expert that several share is loaded by each."
         )
+    if (more := record["more_memory"]) is not None:
+        ahead = "" if more["loads_ahead"] is None else f"{more['loads_ahead']} of {more['loads']} loads overlap, "
+        seconds = _bounded(more["seconds"], more["seconds_at_most"], _whole)
+        yield f"With {_size(more['more_bytes'])} more, room for one expert more: {ahead}seconds {seconds}."
     missing = list(_missing(planned, record))
     if missing:
         yield f"Unknown: {', '.join(missing)}; --like takes them from an earlier run."

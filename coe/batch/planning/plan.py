@@ -10,22 +10,27 @@ import asyncio
 import heapq
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from coe.batch.budget import Budget
+from coe.batch.joint import points
 from coe.batch.parts import Job
 from coe.batch.planning.rates import Rates
 from coe.batch.planning.rehearsal import Demand, PlannedItem, Rehearsal
 from coe.batch.run import Batch, Watcher, open_input
+from coe.batch.sizes import footprints, residency_bytes
 from coe.config import Config
-from coe.errors import WeightsError
 from coe.hosting import open_host
 from coe.policy import AUTO
 from coe.runs.folder import RunFolder
 from coe.runs.storage import Folder
 from registry.spec import residency_names
 from registry.store import Snapshot
+
+_POINTS = 8
+"""Budgets in the table of what they buy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ class BatchPlan:
         stages: the work items of each stage, in order, if all answers differ: the largest number of calls.
         fewest: the same if all answers agree: the smallest number of calls.
         errors: rows that fail before any call, by the code of their error.
+        joint: the joint assignment within a budget, as JSON values, with `points`: what other budgets would buy.
     """
 
     rows: int
@@ -76,6 +82,7 @@ class BatchPlan:
     errors: Mapping[str, int]
     memory: Memory
     rates: Rates
+    joint: Mapping[str, Any] | None = None
 
     def record(self) -> dict[str, Any]:
         """All figures as JSON values; unknown ones are None."""
@@ -94,6 +101,23 @@ class BatchPlan:
             "stages": stages,
             "totals": totals,
             "if_answers_agree": None if least == totals else least,
+            "more_memory": self._more_memory(),
+            "joint": self.joint,
+        }
+
+    def _more_memory(self) -> dict[str, Any] | None:
+        """The plan with room for the largest residency once more; None where all fit, or sizes are unknown."""
+        names = {item.residency for stage in self.stages for item in stage}
+        largest = max((self.memory.sizes[name] or 0 for name in names), default=0)
+        if not largest or self.memory.fits(*names) or None in (self.memory.sizes[name] for name in names):
+            return None
+        memory = replace(self.memory, budget_bytes=self.memory.budget_bytes + largest)
+        larger = replace(self, memory=memory)
+        stages = [larger._stage(items) for items in self.stages]
+        return {
+            "more_bytes": largest,
+            **{name: _added(stage[name] for stage in stages) for name in ("loads_ahead", "seconds", "seconds_at_most")},
+            "loads": sum(len(items) for items in self.stages),
         }
 
     def _stage(self, items: Sequence[PlannedItem]) -> dict[str, Any]:
@@ -146,27 +170,39 @@ class BatchPlan:
 
 
 def plan_batch(
-    config: Config, *, source: str, watch: Watcher, model: str = AUTO, rates: Rates | None = None
+    config: Config,
+    *,
+    source: str,
+    watch: Watcher,
+    model: str = AUTO,
+    rates: Rates | None = None,
+    budget: Budget | None = None,
 ) -> BatchPlan:
     """Route the input and rehearse the batch. No expert is loaded, and no file is kept.
 
     Args:
-        source, model: as in `run.run_batch`.
+        source, model, budget: as in `run.run_batch`.
         rates: known speeds and lengths of answers.
 
     Raises:
         InputError: the input cannot be read.
+        BudgetError: the rows cannot be assigned within the budget.
         ConfigError, RegistryError, RouterError: the configuration, the registry or a router is wrong.
         UnknownModel: `model` is neither a policy nor an expert.
     """
     rates = rates or Rates()
-    router, found = open_input(config, source, model, watch)
+    router, found = open_input(config, source, model, watch, budget)
+    joint: dict[str, Any] | None = None
     most = Rehearsal(config.batch.hosts.replicas.max, router, rates.mean_tokens)
     with TemporaryDirectory(prefix="coe-plan-") as scratch:
 
         def rehearse(rehearsal: Rehearsal, name: str, watch: Watcher) -> Rehearsal:
-            job = Job(Folder.of(f"{scratch}/{name}"), found, config, router.snapshot, model)
-            Batch(job, RunFolder(job.folder, {}, []), rehearsal, watch).answer()
+            job = Job(Folder.of(f"{scratch}/{name}"), found, config, router.snapshot, model, budget)
+            run = RunFolder(job.folder, {}, [])
+            Batch(job, run, rehearsal, watch).answer()
+            if "assignment" in run.run:
+                nonlocal joint
+                joint = run.run["assignment"] | {"points": _points(job)}
             return rehearsal
 
         rehearse(most, "most", watch)
@@ -174,7 +210,17 @@ def plan_batch(
         fewest = rehearse(most.agreeing(), "fewest", _Unseen()) if several else most
     residencies = {item.residency for stage in most.stages for item in stage}
     memory = asyncio.run(_memory(config, router.snapshot, residencies))
-    return BatchPlan(found.rows, most.hosts, router.snapshot, most.stages, fewest.stages, most.errors, memory, rates)
+    return BatchPlan(
+        found.rows, most.hosts, router.snapshot, most.stages, fewest.stages, most.errors, memory, rates, joint
+    )
+
+
+def _points(job: Job) -> list[dict[str, float]]:
+    """What other budgets would buy."""
+    assert job.budget is not None
+    sizes = residency_bytes(job.config, job.snapshot) if job.budget.load_weight else {}
+    parts = [split.part for split in job.source.splits]
+    return [asdict(point) for point in points(job.folder, parts, job.budget, job.snapshot, sizes, _POINTS)]
 
 
 class _Unseen:
@@ -189,13 +235,8 @@ class _Unseen:
 
 async def _memory(config: Config, snapshot: Snapshot, residencies: Collection[str]) -> Memory:
     pins = frozenset(key for name in config.host.pins for key in snapshot.get(name).residency_keys(snapshot.experts))
-    sizes: dict[str, int | None] = {}
     async with open_host(config, snapshot) as host:
-        for residency in sorted(pins.union(residencies, *map(residency_names, residencies))):
-            try:
-                sizes[residency] = host.footprint(*residency_names(residency))
-            except WeightsError:
-                sizes[residency] = None
+        sizes = footprints(host, pins.union(residencies, *map(residency_names, residencies)))
         return Memory(host.cache.budget_bytes, sizes, pins)
 
 

@@ -12,12 +12,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from coe.batch.answering import WorkReport
+from coe.batch.budget import most_new_tokens
 from coe.batch.parts import (
     Job,
     PartRouter,
     PlannedPart,
     copy_routed,
+    planned_stage,
     read_calls,
     routing_errors,
     step_part,
@@ -105,7 +109,8 @@ class Rehearsal:
     def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[PlannedPart]:
         """Route in this process, or copy what the first rehearsal routed."""
         if self._routed:
-            for stepped, folder in self._routed:
+            for routed, folder in self._routed:
+                stepped = planned_stage(folder, routed.part, stage=0) or routed  # assigned since it was routed
                 copy_routed(folder, job.folder, stepped.part)
                 yield stepped
             return
@@ -157,7 +162,7 @@ class Rehearsal:
 def _limit(request: GenerateRequest, prompt_tokens: int, context_length: int | None) -> tuple[int, bool]:
     """Largest number of new tokens, and whether prompt and answer fit the context."""
     wanted = request.max_tokens or DEFAULT_MAX_TOKENS
+    most = int(most_new_tokens(np.array(wanted), np.array(prompt_tokens), context_length))
     if context_length is None or prompt_tokens + wanted <= context_length:
-        return wanted, True
-    left = max(1, context_length - prompt_tokens)
-    return left, request.max_tokens is None and prompt_tokens < context_length
+        return most, True
+    return most, request.max_tokens is None and prompt_tokens < context_length

@@ -259,3 +259,19 @@ def test_killed_at_ten_random_moments_and_resumed_the_files_are_the_same(tmp_pat
     assert start("cut", *resume).wait() == 0
     assert found("cut") == found("whole") and set(found("cut")) == {"results.parquet", "results.jsonl"}
     assert pq.read_metadata(tmp_path / "cut" / "results.parquet").num_rows == 6000
+
+
+def test_a_budget_is_shown_with_its_assignment_and_belongs_to_the_run(place: Path) -> None:
+    price = "price: {input_usd_per_mtok: 0, output_usd_per_mtok: 1000}"
+    Path("experts.yaml").write_text(EXPERTS.replace("size_bytes: 10}", f"size_bytes: 10, {price}}}"))
+    Path("service.yaml").write_text(SERVICE.replace("shaky: {expert: broken, fallback: loud}", "other: {expert: loud}"))
+    Path("in.jsonl").write_text("".join(json.dumps(row | {"max_tokens": 10}) + "\n" for row in ROWS[:3]))
+    arguments = ["--config", "service.yaml", "--input", "in.jsonl", "--out", "out"]
+    result = CliRunner().invoke(app, [*arguments, "--budget-usd", "0.5"])
+    assert result.exit_code == 0, result.output
+    assert "Assigned jointly within 0.5 USD" in result.output and "Priced at the most tokens" in result.output
+    assert json.loads(Path("out/run.json").read_text())["assignment"]["price_usd"] == pytest.approx(0.03)
+    other = CliRunner().invoke(app, [*arguments, "--budget-usd", "0.6", "--resume"])
+    assert isinstance(other.exception, RunFolderError) and "budget: ~usd 0.5 -> 0.6" in str(other.exception)
+    lonely = CliRunner().invoke(app, [*arguments, "--like", "out"])
+    assert lonely.exit_code == 2 and "needs --budget-usd" in lonely.output

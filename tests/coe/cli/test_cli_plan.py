@@ -46,6 +46,23 @@ def coe_plan(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["--config", "service.yaml", "--input", "in.jsonl", *arguments])
 
 
+def test_a_budget_shows_the_assignment_and_its_options_need_it(place: Path) -> None:
+    result = coe_plan("--budget-usd", "0.001", "--json", "-")
+    assert result.exit_code == 0, result.output
+    joint = json.loads(result.stdout)["joint"]
+    assert joint["rows"] == 3 and joint["rows_with_choice"] == 0 and joint["priced_by_limit"] == ["a", "b"]
+    assert joint["price_usd"] == pytest.approx(3 * (15 * 1 + 50 * 2) / 1e6)
+    shown = coe_plan("--budget-usd", "0.001").stdout
+    assert "Assigned jointly within 0.001 USD" in shown and "What budgets buy" in shown
+    assert "another USD buys nothing" in shown and "With 1 MiB more" not in shown  # both fit already
+    for options in (("--capacity", "a=3"), ("--load-weight", "1")):
+        refused = coe_plan(*options)
+        assert refused.exit_code == 2 and "needs --budget-usd" in refused.output
+    logged = CliRunner().invoke(app, ["--config", "service.yaml", "--from-log", "x", "--budget-usd", "1"])
+    assert logged.exit_code == 2 and "is for a batch" in logged.output
+    assert "is not EXPERT=ROWS" in coe_plan("--budget-usd", "1", "--capacity", "a=x").output
+
+
 def test_it_says_who_is_asked_what_is_moved_and_what_is_not_known(place: Path) -> None:
     result = coe_plan()
     assert result.exit_code == 0, result.output

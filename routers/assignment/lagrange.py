@@ -1,0 +1,166 @@
+"""Dual prices by bisection: the price of the budget, and with capacities one price for each full expert.
+
+The spend of the choices `argmax_j quality_ij - price * usd_ij` falls as the price rises, so the price that spends the
+budget is found by bisection (Fisher, Management Science 27(1), 1981, on Lagrangian relaxation). A query with the same
+choice at both ends of the interval keeps it inside, so only the others are looked at again. With capacities each full
+expert has a price, too, found by descent on the dual by coordinates.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from routers.assignment.moves import cheaper
+from routers.assignment.problem import Columns, DualPrices, Floats, Infeasible, Problem
+
+_STEPS = 100
+_NARROW = 1e-12
+_LIMITED_STEPS = 24
+_SWEEPS, _STEADY = 20, 1e-6
+"""Rounds over the experts with capacities, and the change of prices at which they end."""
+_EPSILON = 1e-9
+_TIE = 1e-12
+
+
+def solve(problem: Problem) -> tuple[Columns, DualPrices]:
+    """An assignment within budget and capacities, and its dual prices.
+
+    Raises:
+        Infeasible: the budget is below the cheapest assignment, or the capacities leave queries without an expert.
+    """
+    check_cheapest(problem)
+    return _limited(problem) if problem.is_limited else _unlimited(problem)
+
+
+def check_cheapest(problem: Problem) -> None:
+    """Raise Infeasible where the cheapest experts of all queries cost more than the budget."""
+    needed = float(np.where(problem.allowed, problem.usd, np.inf).min(axis=1).sum())
+    if needed > problem.spendable_usd:
+        raise Infeasible(
+            f"the cheapest experts of all queries cost {needed:.6g} USD, more than the budget of "
+            f"{problem.budget_usd:.6g} USD",
+            needed,
+        )
+
+
+def _unlimited(problem: Problem) -> tuple[Columns, DualPrices]:
+    scores, usd, budget = problem.scores, problem.usd, problem.spendable_usd
+    m = problem.shape[1]
+    low_choice = best_quality(problem)
+    if problem.price_of(low_choice) <= budget:
+        return low_choice, DualPrices.free(m)
+    low, high = 0.0, 1.0 / max(float(usd.mean()), 1e-12)
+    while problem.price_of(high_choice := _choice(scores, usd, high)) > budget and high < 1e15:
+        low, high = high, high * 8
+    if low:
+        low_choice = _choice(scores, usd, low)
+    if problem.price_of(high_choice) > budget:  # prices so close that no weight separates them
+        high_choice = cheaper(problem, high_choice)
+        return high_choice, DualPrices.free(m, high)
+    chosen = high_choice.copy()
+    rows = np.flatnonzero(low_choice != high_choice)
+    scores, usd, at_low, at_high = scores[rows], usd[rows], low_choice[rows], high_choice[rows]
+    settled = problem.price_of(chosen) - _spend(usd, at_high)
+    for _ in range(_STEPS):
+        if not rows.size or high - low <= _NARROW * high:
+            break
+        middle = (low + high) / 2
+        choice = _choice(scores, usd, middle)
+        if settled + _spend(usd, choice) <= budget:
+            high, at_high, chosen[rows] = middle, choice, choice
+        else:
+            low, at_low = middle, choice
+        same = at_low == at_high
+        settled += _spend(usd[same], at_high[same])
+        rows, scores, usd = rows[~same], scores[~same], usd[~same]
+        at_low, at_high = at_low[~same], at_high[~same]
+    return chosen, DualPrices.free(m, high)
+
+
+def best_quality(problem: Problem) -> Columns:
+    """(n,) the expert of highest quality of each query; of equal ones the cheapest."""
+    equal = problem.scores >= problem.scores.max(axis=1, keepdims=True) - _TIE
+    return np.asarray(np.where(equal, problem.usd, np.inf).argmin(axis=1), dtype=np.intp)
+
+
+def _choice(scores: Floats, usd: Floats, price: float) -> Columns:
+    return np.asarray((scores - price * usd).argmax(axis=1), dtype=np.intp)
+
+
+def _spend(usd: Floats, chosen: Columns) -> float:
+    return float(usd[np.arange(chosen.size), chosen].sum())
+
+
+def _limited(problem: Problem) -> tuple[Columns, DualPrices]:
+    """Bisection over the price of the budget; each step starts from the capacities' prices of the one before."""
+    chosen, capacity = _balanced(problem, 0.0, np.zeros(problem.shape[1]))
+    if problem.price_of(chosen) <= problem.spendable_usd:
+        return chosen, DualPrices(0.0, capacity)
+    low, high = 0.0, 1.0 / max(float(problem.usd.mean()), 1e-12)
+    chosen, capacity = _balanced(problem, high, capacity)
+    while problem.price_of(chosen) > problem.spendable_usd and high < 1e15:
+        low, high = high, high * 8
+        chosen, capacity = _balanced(problem, high, capacity)
+    if problem.price_of(chosen) > problem.spendable_usd:
+        return cheaper(problem, chosen), DualPrices(high, capacity)
+    prices = capacity
+    for _ in range(_LIMITED_STEPS):
+        middle = (low + high) / 2
+        choice, prices = _balanced(problem, middle, prices)
+        if problem.price_of(choice) <= problem.spendable_usd:
+            high, chosen, capacity = middle, choice, prices
+        else:
+            low = middle
+    return chosen, DualPrices(high, capacity)
+
+
+def _balanced(problem: Problem, price: float, start: Floats) -> tuple[Columns, Floats]:
+    """Choices within the capacities at a price of the budget, and (m,) prices of capacity.
+
+    One expert at a time gets the lowest price at which its capacity suffices, the others' prices given: descent on the
+    dual by coordinates. It may stop short of the best prices; the rest of the surplus is then moved (`_spread`).
+    """
+    base = problem.scores - price * problem.usd
+    n = problem.shape[0]
+    limited = np.flatnonzero(problem.capacity < n)
+    capacity = np.where(problem.capacity < n, start, 0.0)
+    for _ in range(_SWEEPS):
+        before = capacity.copy()
+        for column in limited:
+            others = base - capacity
+            others[:, column] = -np.inf
+            margin = base[:, column] - others.max(axis=1)
+            most = int(problem.capacity[column])
+            threshold = -np.partition(-margin, most)[most]  # of the best query that has no place
+            if threshold == np.inf:
+                raise Infeasible(f"more queries have expert {column} alone than its capacity of {most:,} allows")
+            capacity[column] = max(0.0, threshold + _EPSILON)
+        if np.abs(capacity - before).max(initial=0.0) <= _STEADY:
+            break
+    values = base - capacity
+    return _spread(problem, np.asarray(values.argmax(axis=1), dtype=np.intp), values), capacity
+
+
+def _spread(problem: Problem, chosen: Columns, values: Floats) -> Columns:
+    """Move the surplus of full experts to those with room, least loss first."""
+    chosen, m = chosen.copy(), problem.shape[1]
+    for _ in range(m):
+        room = problem.capacity - np.bincount(chosen, minlength=m)
+        if (room >= 0).all():
+            return chosen
+        for column in np.flatnonzero(room < 0):
+            mine = np.flatnonzero(chosen == column)
+            others = np.where(room >= 1, values[mine], -np.inf)
+            loss = values[mine, column] - others.max(axis=1)
+            for i in loss.argsort(kind="stable"):
+                if room[column] >= 0:
+                    break
+                open_to = np.where(room >= 1, values[mine[i]], -np.inf)
+                target = int(open_to.argmax())
+                if np.isfinite(open_to[target]):
+                    chosen[mine[i]] = target
+                    room[target] -= 1
+                    room[column] += 1
+    if ((problem.capacity - np.bincount(chosen, minlength=m)) < 0).any():
+        raise Infeasible("no assignment within the capacities was found: raise them, or allow more experts")
+    return chosen
