@@ -1,6 +1,6 @@
-"""The work of a run on Ray Data: the only place that touches it.
+"""The work of a run on Ray: rows are routed and stepped on Ray Data, and answered by the run's own actors (`hosts`).
 
-Only numbers of bundles and claims enter Ray Data, and only reports leave it. Rows and answers go through the part
+Only numbers of bundles and parts enter Ray Data, and only reports leave it. Rows and answers go through the part
 files, so nothing has to fit in the object store, and a worker that dies loses only what it had not written.
 
 Ray Data's own checkpoints (`DataContext.checkpoint_config`, Ray 2.60) were tried first: read_parquet -> map_batches
@@ -11,18 +11,15 @@ row, and give every filter all ids at once. Part files are kept from the first o
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import math
 import os
-import queue
 import signal
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +29,15 @@ import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.exceptions import RayError
 
-from coe.batch.answering import Answerer, LoadCounter, WorkReport
-from coe.batch.claims import Claim, Claims
+from coe.batch.answering import WorkReport
 from coe.batch.errors import BatchError
-from coe.batch.parts import PARTS, PLANNED_PART, Job, PartRouter, PlannedPart, open_router, step_part
-from coe.batch.records import plain
+from coe.batch.hosts import HostPool
+from coe.batch.parts import PLANNED_PART, Job, PartRouter, PlannedPart, open_router, step_part
 from coe.batch.source import Split
 from coe.batch.stages import WorkItem
 from coe.config import BatchConfig
 from coe.errors import CoeError
-from coe.hosting import engine_kinds, gpu_share, open_host, uses_gpu
+from coe.hosting import engine_kinds, gpu_share, uses_gpu
 from coe.own_ray import start_ray
 from registry.errors import RegistryError
 from routers.errors import RouterError
@@ -50,8 +46,7 @@ _OBJECT_STORE_BYTES = 256 * 2**20
 """Little data flows through Ray; the memory of its default, a third of the machine's, is left to the experts."""
 _ITEMS_PER_WORKER = 8
 _DEATHS = 10
-"""Dead answering actors in a stage, after which the stage ends. Ray replaces actors without end, and the cause of one
-crash may crash them all."""
+"""Dead hosts in a stage, after which the stage ends."""
 _Batch = dict[str, Any]
 
 
@@ -61,6 +56,13 @@ class RayExecutor:
     def __init__(self, config: BatchConfig) -> None:
         self._config = config
         self.hosts = config.hosts.replicas.max
+        self._pool: HostPool | None = None
+
+    def close(self) -> None:
+        """End the hosts."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
     def route(self, job: Job, bundles: Sequence[tuple[Split, ...]]) -> Iterator[PlannedPart]:
         """One actor at first, more while bundles wait; each holds the routers and their encoder."""
@@ -75,21 +77,22 @@ class RayExecutor:
         return map(PLANNED_PART.validate_python, reports)
 
     def answer(self, job: Job, stage: int, items: Sequence[WorkItem]) -> Iterator[WorkReport]:
-        """Actors with one host each."""
-        given = self._config.hosts
-        pool = ActorPoolStrategy(
-            min_size=min(given.replicas.min, len(items)),
-            max_size=min(given.replicas.max, len(items)),
-            max_tasks_in_flight_per_actor=1,  # a claim is long: the host that is free first makes the next one
-        )
-        options: dict[str, Any] = {"num_cpus": given.num_cpus, "num_gpus": self._gpus(job)}
-        if given.threads > 1:  # without it, Ray takes workers that run already; they have one thread
-            options["runtime_env"] = {"env_vars": given.environment}
-        claims = ray.remote(num_cpus=0)(Claims).remote(len(items), pool.max_size)
-        reports = _map(
-            len(items), _HostActor, pool, fn_constructor_args=(job, stage, items, claims, _DEATHS), **options
-        )
-        return map(WorkReport.of, reports)
+        """Actors with one host each. They stay for later stages, where the cluster has a CPU for other work."""
+        if self._pool is None:
+            given = self._config.hosts
+            options: dict[str, Any] = {"num_cpus": given.num_cpus, "num_gpus": self._gpus(job)}
+            if given.threads > 1:  # without it, Ray takes workers that run already; they have one thread
+                options["runtime_env"] = {"env_vars": given.environment}
+            self._pool = HostPool(job, options, self.hosts, _DEATHS)
+        try:
+            yield from self._pool.answer(stage, items)
+        except Exception as error:
+            raise _cause(error) from error
+        if self._cpus() < _reserved_cpus(self._config):
+            self.close()
+
+    def _cpus(self) -> int:
+        return int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
 
     def _gpus(self, job: Job) -> float:
         """GPUs of each host: the stated ones, else what their engines use.
@@ -110,8 +113,7 @@ class RayExecutor:
 
     def _side_by_side(self, items: int) -> int:
         """How many workers pay: a start costs seconds, a few items do not; the CPUs of the hosts are not available."""
-        cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-        return max(1, min(items // _ITEMS_PER_WORKER, cpus - _reserved_cpus(self._config)))
+        return max(1, min(items // _ITEMS_PER_WORKER, self._cpus() - _reserved_cpus(self._config)))
 
 
 @contextmanager
@@ -133,7 +135,11 @@ def ray_executor(config: BatchConfig) -> Iterator[RayExecutor]:
         if ours:
             with _quiet_stderr(), _own_sigterm():
                 _connect(config)
-        yield RayExecutor(config)
+        executor = RayExecutor(config)
+        try:
+            yield executor
+        finally:
+            executor.close()
     finally:
         if ours:
             ray.shutdown()
@@ -225,57 +231,6 @@ class _Router:
 def _step(batch: _Batch, job: Job, stage: int, parts: Sequence[int]) -> Iterator[_Batch]:
     for number in batch["number"]:
         yield _report(PLANNED_PART.dump_python(step_part(job, parts[number], stage), mode="json"))
-
-
-class _HostActor:
-    """The actor that answers work items. Its host lives on an event loop in a thread, between work items too.
-
-    claims: the actor that assigns work items (`claims.Claims`).
-    """
-
-    def __init__(self, job: Job, stage: int, items: Sequence[WorkItem], claims: Any, most_deaths: int) -> None:
-        self._job, self._stage, self._items, self._claims = job, stage, items, claims
-        self._name = uuid.uuid4().hex
-        self._gives_up = self._died_too_often(most_deaths)
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="host", daemon=True).start()
-        self._stack = AsyncExitStack()
-        opened = self._stack.enter_async_context(open_host(job.config, job.snapshot))
-        self._host = asyncio.run_coroutine_threadsafe(opened, self._loop).result()
-        self._loads = LoadCounter(self._host)
-
-    def _died_too_often(self, most: int) -> bool:
-        """Record that this actor replaces one that died; returns whether more than `most` have died."""
-        context = ray.get_runtime_context()
-        deaths = f"{PARTS}/deaths/{context.get_job_id()}/{self._stage}"
-        if context.was_current_actor_reconstructed:
-            with self._job.folder.write(f"{deaths}/{uuid.uuid4().hex}"):
-                pass
-        return len(self._job.folder.names(deaths)) > most
-
-    def __call__(self, batch: _Batch) -> Iterator[_Batch]:
-        if self._gives_up:
-            return  # Ray would drop an error here; the run finds the missing answers and reports them
-        for number in batch["number"]:
-            reports: queue.SimpleQueue[WorkReport | None] = queue.SimpleQueue()
-            answerer = self._answerer(int(number), reports.put)
-            running = asyncio.run_coroutine_threadsafe(answerer.run(), self._loop)
-            running.add_done_callback(lambda _, reports=reports: reports.put(None))  # type: ignore[misc]
-            while (report := reports.get()) is not None:
-                yield _report(plain(report))
-            running.result()
-
-    def _answerer(self, number: int, report: Callable[[WorkReport], None]) -> Answerer:
-        claim: Claim = ray.get(self._claims.claim.remote(number, self._name))
-        return Answerer(
-            self._host,
-            self._job.folder,
-            self._stage,
-            self._items[claim.item],
-            report,
-            loads=self._loads,
-            following=None if claim.reserved is None else self._items[claim.reserved][0].residency,
-        )
 
 
 def _report(value: dict[str, Any]) -> _Batch:

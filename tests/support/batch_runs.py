@@ -124,11 +124,10 @@ class InProcess:
     async def _answer(self, job: Job, stage: int, items: Sequence[WorkItem]) -> list[WorkReport]:
         """One host for all work items, as the actors of Ray hold one."""
         reports: list[WorkReport] = []
-        claims = Claims(len(items), hosts=1)
+        claims = Claims([item[0].residency for item in items], hosts=1)
         async with open_host(job.config, job.snapshot) as host:
             loads = LoadCounter(host)
-            for number in range(len(items)):
-                claim = claims.claim(number, "host")
+            while (claim := claims.claim("host")) is not None:
                 following = None if claim.reserved is None else items[claim.reserved][0].residency
                 await Answerer(
                     host, job.folder, stage, items[claim.item], reports.append, loads=loads, following=following
