@@ -126,6 +126,21 @@ class HostPoolConfig(ProcessConfig):
     """As `host.pins`, for each process; null takes those that the pool serves."""
 
 
+class PlacementConfig(ProcessConfig):
+    """Pools that `coe serve` computes when it starts, each of one host: experts are placed by the work of each."""
+
+    hosts: Annotated[int, Field(ge=1, le=1000)]
+    """Hosts, with `host.budget` bytes for weights each."""
+    log: Path | None = None
+    """Decision log whose requests show the work of each expert, a file or a folder; null takes `serve.log.folder`.
+    Without answered requests the bytes of the weights are spread evenly."""
+
+    @field_validator("log", mode="before")
+    @classmethod
+    def _from_here(cls, path: object, info: ValidationInfo) -> object:
+        return _resolve(path, info)
+
+
 class DecisionLogConfig(Section):
     """The decision log: one line of JSON per request."""
 
@@ -164,6 +179,8 @@ class ServeConfig(Section):
     """Processes that take requests and route them."""
     pools: tuple[HostPoolConfig, ...] = (HostPoolConfig(),)
     """Processes that hold weights, by pool."""
+    placement: PlacementConfig | None = None
+    """In place of `pools`: the pools that `coe serve` computes when it starts (docs/serving.md)."""
     deadline_s: Annotated[float, Field(gt=0)] = 600.0
     """Most seconds for a request; a request may ask for less."""
     max_in_flight: Annotated[int, Field(ge=1)] = 1024
@@ -204,6 +221,8 @@ class ServeConfig(Section):
         names = [pool.name for pool in self.pools]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"pools need names of their own, and there must be one; got {names}")
+        if self.placement is not None and "pools" in self.model_fields_set:
+            raise ValueError("give either `pools` or `placement`, which computes pools, not both")
         return self
 
     @property

@@ -80,7 +80,7 @@ def plan_memory(
             task.update(completed=len(found))
     placed = None if hosts is None else _placed(config, workload, machine, hosts)
     if placed is not None:
-        placed["experts"] = _experts_of(placed, residencies, snapshot.experts)
+        placed["experts"] = experts_by_host(placed, residencies, snapshot.experts)
     least = next((size.device_bytes for size in found if size.ttft_p95_s <= ttft_limit_s), None)
     return {
         "requests": len(workload),
@@ -118,7 +118,7 @@ def _placed(config: Config, workload: Workload, machine: Machine, n_hosts: int) 
     }
 
 
-def _experts_of(
+def experts_by_host(
     placed: Mapping[str, Any], residencies: Mapping[str, Sequence[str]], names: Iterable[str]
 ) -> list[list[str]]:
     """Experts by host: those whose weights are there; all others are with the host that has the least work."""

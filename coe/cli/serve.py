@@ -46,11 +46,13 @@ def serve(
     try:
         import threading
 
+        from coe.cli.placed_pools import with_placed_pools
         from coe.serve.cluster.server import Server
         from coe.serve.cluster.source import Source
 
         with status("reading the configuration, the registry and the routers"):
-            source = Source(config, host=host, port=port, ray=ray)
+            place = with_placed_pools(lambda line: _say("placement", line))
+            source = Source(config, place, host=host, port=port, ray=ray)
         with source, ExitStack() as running:
             _warn_if_open(source.config.serve)
             _warn_without_key(source.config.serve)

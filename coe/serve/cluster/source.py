@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class Source:
     Args:
         path: the configuration.
         overrides: fields of its `serve` section that the command line sets.
+        place: makes the pools of `serve.placement`.
 
     Attributes:
         replaced: at the last read, the registry was in another database file than before.
@@ -35,8 +37,8 @@ class Source:
             changes on invalid input.
     """
 
-    def __init__(self, path: Path, **overrides: Any) -> None:
-        self.path = path
+    def __init__(self, path: Path, place: Callable[[Config], Config] = lambda config: config, **overrides: Any) -> None:
+        self.path, self._place = path, place
         self._overrides = {name: value for name, value in overrides.items() if value is not None}
         self.config = self._load()
         self._registry = open_registry(self.config)
@@ -79,7 +81,7 @@ class Source:
     def _load(self) -> Config:
         config = load_config(self.path)
         serve = config.serve.model_copy(update=self._overrides)
-        return config.model_copy(update={"serve": serve})
+        return self._place(config.model_copy(update={"serve": serve}))
 
     def _stamps(self, config: Config) -> object:
         """A fingerprint of the inputs: identity, times and sizes of the files, revision of the registry."""

@@ -1,0 +1,118 @@
+"""`serve.placement`: the pools of a service, computed from the work that its decision log shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from coe.config import Config, HostPoolConfig
+    from coe.scheduler import Residency
+
+_PROMPT_TOKENS_PER_NEW = 10.0
+"""Prompt tokens that take the time of a new one, as in `coe plan --from-log`."""
+_MOST_REQUESTS, _MOST_FILES = 200_000, 64
+"""Requests and files of a log that are read, the newest files first."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedPools:
+    """Pools, and status lines on how they were chosen."""
+
+    pools: tuple[HostPoolConfig, ...]
+    lines: tuple[str, ...]
+
+
+def place_pools(config: Config) -> PlacedPools:
+    """The pools of `serve.placement`: a host each, with the experts that an integer programme places there.
+
+    Without a usable decision log the bytes of the weights are spread evenly.
+
+    Raises:
+        ConfigError: `host.budget` is not set, or no expert has weights of a known size.
+    """
+    from coe.cli.plan_memory import experts_by_host
+    from coe.config import HostPoolConfig, ProcessConfig
+    from coe.errors import ConfigError
+    from coe.experts import open_snapshot
+    from coe.simulation.host_plan import plan_hosts
+    from coe.simulation.registered import registered_experts
+
+    placement = config.serve.placement
+    assert placement is not None
+    if config.host.budget is None:
+        raise ConfigError("serve.placement needs `host.budget`: the bytes that each host has for weights")
+    snapshot = open_snapshot(config)
+    residencies, bytes_of = registered_experts(snapshot)
+    load, how = _work(placement.log or config.serve.log.folder, residencies)
+    if load is None:
+        load = {residency: float(sum(map(bytes_of.__getitem__, residency))) for residency in residencies.values()}
+    plan = plan_hosts(load, bytes_of, placement.hosts, int(config.host.budget))
+    placed = {"weights": plan.hosts, "loads": plan.loads}
+    process = {name: getattr(placement, name) for name in ProcessConfig.model_fields}
+    pools, lines = [], [f"{how}{'' if plan.optimal else '; found greedily'}; {plan.missing:.1%} of it fits no host"]
+    for number, (names, share) in enumerate(
+        zip(experts_by_host(placed, residencies, snapshot.experts), plan.loads, strict=True)
+    ):
+        if names:  # a pool serves at least one expert
+            pools.append(HostPoolConfig(name=f"host-{number}", experts=tuple(names), **process))
+            lines.append(f"host-{number}: {', '.join(names)} ({share:.1%})")
+    return PlacedPools(tuple(pools), tuple(lines))
+
+
+def with_placed_pools(say: Callable[[str], None]) -> Callable[[Config], Config]:
+    """A function from a configuration to the one that is served: `serve.placement` becomes `serve.pools`.
+
+    Args:
+        say: called with the status lines of a placement, each time it differs from the one before.
+    """
+    said: list[tuple[str, ...]] = []
+
+    def place(config: Config) -> Config:
+        if config.serve.placement is None:
+            return config
+        placed = place_pools(config)
+        if placed.lines not in said[-1:]:
+            said.append(placed.lines)
+            for line in placed.lines:
+                say(line)
+        serve = config.serve.model_copy(update={"pools": placed.pools})
+        return config.model_copy(update={"serve": serve})
+
+    return place
+
+
+def _work(log: Path | None, residencies: Mapping[str, Residency]) -> tuple[dict[Residency, float] | None, str]:
+    """The work of each residency in a log, in new tokens' time; None where there is none, and why."""
+    from coe.errors import ConfigError
+    from coe.simulation.arrivals import read_decision_log
+
+    load: dict[Residency, float] = {}
+    why, left = "there is no file", _MOST_REQUESTS
+    for file in _files(log):
+        try:
+            logged = read_decision_log(file, left)
+        except ConfigError as error:
+            why = str(error)
+            continue
+        left -= len(logged.at_s)
+        for name, prompt, new in zip(logged.experts, logged.prompt_tokens, logged.new_tokens, strict=True):
+            if name in residencies:
+                work = prompt / _PROMPT_TOKENS_PER_NEW + new
+                load[residencies[name]] = load.get(residencies[name], 0.0) + work
+        if left <= 0:
+            break
+    if sum(load.values()) > 0:
+        return load, f"by the work in {log}"
+    return None, f"bytes spread evenly, since {log or 'serve.log.folder, which is null,'} shows no work: {why}"
+
+
+def _files(log: Path | None) -> list[Path]:
+    """The file, or the newest ones of a folder that `coe serve` logs to."""
+    if log is None:
+        return []
+    if not log.is_dir():
+        return [log] if log.exists() else []
+    return sorted(log.glob("decisions-*.jsonl"), reverse=True)[:_MOST_FILES]

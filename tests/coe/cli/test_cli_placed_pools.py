@@ -1,0 +1,97 @@
+"""`serve.placement`: pools by the work of a decision log, evenly without one, and never beside `serve.pools`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from coe.cli.placed_pools import place_pools, with_placed_pools
+from coe.config import Config, load_config
+from coe.errors import ConfigError
+from coe.serve.cluster.source import Source
+
+EXPERTS = """experts:
+  - {name: a, kind: model, source: 'fake://echo', size_bytes: 8}
+  - {name: b, kind: model, source: 'fake://echo', size_bytes: 4}
+  - {name: c, kind: adapter, base: b, source: 'fake://echo', size_bytes: 1}
+  - {name: d, kind: model, source: 'fake://echo', size_bytes: 4}
+  - {name: far, kind: remote, source: 'https://example.com/v1', context_length: 4096}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "experts.yaml").write_text(EXPERTS)
+    (tmp_path / "log").mkdir()
+    return tmp_path
+
+
+def config(place: Path, serve: str = "placement: {hosts: 2, log: log, threads: 3}", budget: str = "9") -> Config:
+    path = place / "coe.yaml"
+    path.write_text(
+        f"experts: [experts.yaml]\nhost: {{budget: {budget}}}\nserve: {{{serve}}}\n"
+        "policies: {default: {expert: b}}\n"
+    )
+    return load_config(path)
+
+
+def log(place: Path, **tokens: int) -> None:
+    lines = [
+        json.dumps(
+            {
+                "format": "coe-decision/1",
+                "time": "2026-01-01T00:00:00",
+                "expert": expert,
+                "usage": {"prompt_tokens": 10, "completion_tokens": count},
+            }
+        )
+        for expert, count in tokens.items()
+    ]
+    (place / "log" / "decisions-1.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_experts_are_placed_by_the_work_that_the_log_shows(place: Path) -> None:
+    log(place, a=100, b=60, c=50, d=10)
+    placed = place_pools(config(place))
+    by_name = {pool.name: set(pool.experts or ()) for pool in placed.pools}
+    assert sorted(map(sorted, by_name.values())) == [["a", "far"], ["b", "c", "d"]]
+    assert all(pool.threads == 3 for pool in placed.pools)  # settings of each process
+    assert placed.lines[0].startswith("by the work in ") and "0.0% of it fits no host" in placed.lines[0]
+    assert any("a, far (4" in line for line in placed.lines)
+
+
+@pytest.mark.parametrize("content", [None, "", "{oops\n"])
+def test_without_a_usable_log_bytes_are_spread_evenly_with_a_note(place: Path, content: str | None) -> None:
+    if content is not None:
+        (place / "log" / "decisions-1.jsonl").write_text(content)
+    placed = place_pools(config(place))
+    assert {frozenset(pool.experts or ()) - {"far"} for pool in placed.pools} == {frozenset("a"), frozenset("bcd")}
+    assert placed.lines[0].startswith("bytes spread evenly, since ") and "shows no work" in placed.lines[0]
+
+
+def test_pools_and_placement_exclude_each_other_and_a_budget_is_needed(place: Path) -> None:
+    with pytest.raises(ConfigError, match="give either `pools` or `placement`"):
+        config(place, "placement: {hosts: 2}, pools: [{name: hosts}]")
+    with pytest.raises(ConfigError, match=r"needs `host.budget`"):
+        place_pools(config(place, budget="null"))
+
+
+def test_a_service_takes_the_pools_and_says_at_a_reload_that_others_need_a_restart(place: Path) -> None:
+    log(place, a=100, b=100)
+    config(place)
+    said: list[str] = []
+    with Source(place / "coe.yaml", with_placed_pools(said.append)) as source:
+        first = source.config.serve.pools
+        assert [pool.name for pool in first] == ["host-0", "host-1"] and len(said) == 3
+        assert source.catalog.snapshot.experts.keys() == {"a", "b", "c", "d", "far"}
+        assert source.reread()[1] == [] and len(said) == 3  # nothing changed
+        log(place, a=1, b=100, d=100)
+        assert source.reread()[1] == ["serve"] and len(said) == 6
+        assert source.config.serve.pools == first
+
+
+def test_explicit_pools_stay_as_they_are(place: Path) -> None:
+    explicit = config(place, "pools: [{name: one, experts: [a]}, {name: two}]")
+    assert with_placed_pools(lambda line: None)(explicit) is explicit
