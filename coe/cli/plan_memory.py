@@ -148,12 +148,17 @@ def show_memory(record: Mapping[str, Any], *, to_stdout: bool) -> None:
         out.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _summary(record: Mapping[str, Any]) -> Iterator[str]:
     if (count := record["left_out"]["requests"]) > 0:
         names = ", ".join(record["left_out"]["experts"][:5])
-        yield f"Left out: {count:,} requests to experts without weights in this configuration ({names})."
+        yield f"Left out: {_counted(count, 'request')} to experts without weights in this configuration ({names})."
     yield (
-        f"{record['requests']:,} requests to {record['experts']} experts ({record['weights']} sets of weights), at "
+        f"{_counted(record['requests'], 'request')} to {_counted(record['experts'], 'expert')} "
+        f"({_counted(record['weights'], 'set')} of weights), at "
         f"{_mib(record['load_bytes_per_s'])} loaded and {record['tokens_per_s']:,.1f} tokens generated per second."
     )
     limit = f"95% of the first tokens within {record['ttft_limit_s']:g} s"

@@ -75,7 +75,7 @@ def test_the_table_names_the_budget_and_what_is_left_out(config: Path, tmp_path:
     log = log_of(tmp_path, line("a", 0), line("b", 30), line("far", 40))
     shown = " ".join(plan(config, "--from-log", str(log), "--load-rate", "1MB").stdout.split())
     assert "(host.budget)" in shown
-    assert "Left out: 1 requests to experts without weights in this configuration (far)." in shown
+    assert "Left out: 1 request to experts without weights in this configuration (far)." in shown
     assert "one process for each set of weights would be 1 more" in shown
 
 
