@@ -11,7 +11,7 @@ gives the capacity; then, at each share of it in `--loads`, they come as a Poiss
 
 All ways must give the same answers. `fewest` are the loads of Belady's policy (1966) on the order in which a way began
 its answers, and on the order of arrival. `simulated` is `coe.simulation` on the same requests, with the seconds of a
-load, of a prompt and of a token that were measured alone.
+load, of a prompt and of a token that were measured alone (`machine_of`); these are printed below the table.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,13 +103,7 @@ async def measure(folders: dict[str, Path], given: argparse.Namespace) -> dict[s
     """All ways, one after the other, on each load."""
     speed = await speeds(folders, given)
     size = bytes_of_one(folders)
-    machine = Machine(
-        given.memory * size,
-        bytes_per_s=size / speed["load_s"],
-        prompt_tokens_per_s=speed["prompt_tokens"] / speed["prompt_s"],
-        new_tokens_per_s=1 / speed["token_s"],
-        places=32,
-    )
+    machine = machine_of(speed, size, given.memory)
     capacity: float | None = None
     rows: list[dict[str, Any]] = []
     texts: dict[str, set[str]] = {}
@@ -125,7 +119,28 @@ async def measure(folders: dict[str, Path], given: argparse.Namespace) -> dict[s
         if load is None:
             capacity = given.requests / min(each["makespan_s"] for each in rows)
     same = all(len(each) == 1 for each in texts.values())
-    return {"speeds": speed, "capacity_per_s": capacity, "same_answers": same, "rows": rows}
+    return {
+        "speeds": speed,
+        "machine": asdict(machine),
+        "capacity_per_s": capacity,
+        "same_answers": same,
+        "rows": rows,
+    }
+
+
+def machine_of(speed: dict[str, float], size: int, memory: int) -> Machine:
+    """The simulated device.
+
+    The forward of a prompt costs what that of a token does, and its tokens: the prompts of a batch share the former.
+    So the rate of prompts is that of the tokens alone, and an answer has as many steps as tokens.
+    """
+    return Machine(
+        memory * size,
+        bytes_per_s=size / speed["load_s"],
+        prompt_tokens_per_s=speed["prompt_tokens"] / max(1e-3, speed["prompt_s"] - speed["token_s"]),
+        new_tokens_per_s=1 / speed["token_s"],
+        places=32,
+    )
 
 
 def bytes_of_one(folders: dict[str, Path]) -> int:
@@ -278,7 +293,9 @@ def row(
         "simulated": {
             "loads": simulated.loads,
             "makespan_s": round(simulated.makespan_s, 2),
+            "ttft_p50_s": round(simulated.ttft_p50_s, 3),
             "ttft_p95_s": round(simulated.ttft_p95_s, 3),
+            "ttft_p99_s": round(simulated.ttft_p99_s, 3),
         },
     }
 
@@ -286,16 +303,18 @@ def row(
 def table(found: dict[str, Any]) -> str:
     """The rows as markdown."""
     heads = ["load", "way", "loads", "fewest, its order", "by arrival", "TTFT p50", "p95", "p99", "longest wait"]
-    heads += ["makespan", "CPU", "simulated: loads", "makespan", "p95"]
+    heads += ["makespan", "CPU", "simulated: loads", "makespan", "p50", "p95", "p99"]
     lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
     for each in found["rows"]:
         simulated = each["simulated"]
         cells = ["all at once" if each["load"] is None else each["load"], each["way"], each["loads"], each["fewest"]]
         cells += [each["fewest_by_arrival"], each["ttft_p50_s"], each["ttft_p95_s"], each["ttft_p99_s"]]
         cells += [each["longest_wait_s"], each["makespan_s"], each["cpu_s"]]
-        cells += [simulated["loads"], simulated["makespan_s"], simulated["ttft_p95_s"]]
+        cells += [simulated["loads"], simulated["makespan_s"]]
+        cells += [simulated["ttft_p50_s"], simulated["ttft_p95_s"], simulated["ttft_p99_s"]]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    lines.append(f"\nspeeds: {found['speeds']}; same answers: {found['same_answers']}")
+    lines.append(f"\nspeeds: {found['speeds']}\nsimulated machine: {found['machine']}")
+    lines.append(f"capacity: {found['capacity_per_s']:.3g} requests per second; same answers: {found['same_answers']}")
     return "\n".join(lines)
 
 

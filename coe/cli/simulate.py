@@ -55,6 +55,16 @@ def simulate(
     bandwidth: Annotated[
         str, typer.Option("--bandwidth", metavar="SIZE/s", help="Bytes of weights loaded per second, e.g. 55GB/s.")
     ] = "55GB/s",
+    host_bytes: Annotated[
+        str | None,
+        typer.Option("--host-bytes", metavar="SIZE", help="Bytes for weights in host memory; by default all fit."),
+    ] = None,
+    disk_bandwidth: Annotated[
+        str,
+        typer.Option(
+            "--disk-bandwidth", metavar="SIZE/s", help="Bytes of weights read per second into host memory, e.g. 3GB/s."
+        ),
+    ] = "3GB/s",
     load_fixed_s: Annotated[
         float, typer.Option("--load-fixed-s", metavar="S", help="Seconds of each load beside its bytes.")
     ] = 0.05,
@@ -82,11 +92,19 @@ def simulate(
         int, typer.Option("--new-tokens", metavar="N", min=1, help="Mean new tokens, without a trace.")
     ] = 200,
     prompt_rate: Annotated[
-        float, typer.Option("--prompt-tokens-per-s", metavar="N", help="Prompt tokens that a request reads per second.")
+        float, typer.Option("--prompt-tokens-per-s", metavar="N", help="Prompt tokens that an expert reads per second.")
     ] = 10_000.0,
     new_rate: Annotated[
         float, typer.Option("--tokens-per-s", metavar="N", help="New tokens that a request generates per second.")
     ] = 100.0,
+    prefill_tokens: Annotated[
+        int,
+        typer.Option(
+            "--prefill-tokens",
+            metavar="N",
+            help="Prompt tokens that an expert reads between two new tokens of its batch.",
+        ),
+    ] = 256,
     places: Annotated[
         int, typer.Option("--batch-size", metavar="N", help="Requests that one expert runs at once.")
     ] = 32,
@@ -152,6 +170,9 @@ def simulate(
         new_rate,
         places,
         shared=not separate,
+        prefill_tokens=prefill_tokens,
+        host_bytes=None if host_bytes is None else int(bytes_of_text(host_bytes, "--host-bytes")),
+        disk_bytes_per_s=bytes_of_text(disk_bandwidth.removesuffix("/s"), "--disk-bandwidth"),
     )
     comparison = Comparison(machine, aging_s, EVICTION[eviction], ttft_limit_s)
     if trace is not None:

@@ -31,6 +31,7 @@ class Row:
 
     Attributes:
         loads, loads_bound: loads of weights; those of Belady's policy on the same order of answers (`fewest_loads`).
+        bytes_moved: to the device. disk_reads, bytes_from_disk: from the disk to host memory, read ahead included.
         ttft_*: seconds from the arrival of a request to its first token; done_*: to the end of its answer.
         longest_wait_s: the longest wait for admission.
         makespan_s: from the first arrival to the end of the last answer.
@@ -43,6 +44,8 @@ class Row:
     loads_bound: int
     evictions: int
     bytes_moved: int
+    disk_reads: int
+    bytes_from_disk: int
     ttft_p50_s: float
     ttft_p95_s: float
     ttft_p99_s: float
@@ -105,7 +108,14 @@ class Comparison:
     ) -> Outcome:
         """Simulate one policy. order: of the answers, for `belady-ours`."""
         evicts = {"fcfs-lru": lru, "coserve": by_share, "ours": self.eviction}.get(policy, look_ahead)
-        device = Device(self.machine.device_bytes, workload.bytes_of, load_s=self.machine.load_s, policy=evicts)
+        device = Device(
+            self.machine.device_bytes,
+            workload.bytes_of,
+            load_s=self.machine.load_s,
+            policy=evicts,
+            host_bytes=self.machine.host_bytes,
+            disk_bytes_per_s=self.machine.disk_bytes_per_s,
+        )
         return Simulation(workload, self.machine, device, self._rule(workload, device, policy, order)).run(watch)
 
     def _rule(self, workload: Workload, device: Device, policy: str, order: Sequence[int] | None) -> Rule:
@@ -132,6 +142,8 @@ class Comparison:
             fewest_loads(order, workload.bytes_of, self.machine.device_bytes),
             len(found.moves.evictions),
             found.moves.bytes_moved,
+            found.moves.disk_reads,
+            found.moves.bytes_from_disk,
             ttft_p50_s,
             ttft_p95_s,
             ttft_p99_s,

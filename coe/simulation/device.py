@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 
 from coe.memory.demand import NO_DEMAND, Demand
 from coe.memory.eviction import EvictionPolicy, Resident
+from coe.memory.load_times import LoadTimes
 from coe.memory.room import Need, OpenSlot, Room, make_room
 from coe.scheduler import Residency
+from coe.simulation.host_tier import HostTier
 
 
 @dataclass(slots=True)
@@ -31,18 +33,22 @@ class _Place:
 
 @dataclass(slots=True)
 class Moves:
-    """What a device did: `(time, name)` of the start of each load, and of each eviction."""
+    """What a device did: `(time, name)` of the start of each load, and of each eviction; reads from the disk."""
 
     loads: list[tuple[float, str]] = field(default_factory=list)
     evictions: list[tuple[float, str]] = field(default_factory=list)
     bytes_moved: int = 0
+    disk_reads: int = 0
+    bytes_from_disk: int = 0
 
 
 class Device:
     """Weights in memory; each expert has a slot of its own.
 
     Args:
-        load_s: seconds that the load of so many bytes takes.
+        load_s: seconds that the load of so many bytes from host memory takes.
+        host_bytes: of host memory for copies of weights (`HostTier`); None: all weights are there.
+        disk_bytes_per_s: what is not there is read with.
 
     Attributes:
         demand: how much weights are wanted, at a time; for the policy.
@@ -56,6 +62,8 @@ class Device:
         *,
         load_s: Callable[[int], float],
         policy: EvictionPolicy,
+        host_bytes: int | None = None,
+        disk_bytes_per_s: float = 1e9,
     ) -> None:
         self.budget_bytes = budget_bytes
         self.moves = Moves()
@@ -66,6 +74,16 @@ class Device:
         self._places: dict[str, _Place] = {}
         self._free_bytes = budget_bytes
         self._copies_until_s = 0.0
+        self._load_times = LoadTimes()
+        self._host: HostTier | None = None
+        if host_bytes is not None:
+            self._host = HostTier(
+                host_bytes,
+                bytes_of,
+                disk_bytes_per_s=disk_bytes_per_s,
+                policy=policy,
+                demand=lambda name, now_s: self.demand(name, now_s),
+            )
 
     def room(self, names: Residency, keep: Collection[str], *, drain: bool) -> frozenset[str] | None:
         """See `coe.scheduler.Memory.room`."""
@@ -73,6 +91,16 @@ class Device:
         if room is None:
             return None
         return frozenset(slot.resident.name for slot in room.closed if slot.resident is not None)
+
+    def load_s(self, name: str) -> float:
+        """See `coe.scheduler.Memory.load_s`: predicted from the loads so far, as a cache does."""
+        return self._load_times.expected_s(name, name, "open", self._bytes_of[name])
+
+    def read_ahead(self, names: Residency) -> None:
+        """Bring the first absent of these weights from the disk to host memory, if none is being read ahead."""
+        if self._host is not None:
+            self._host.read_ahead(tuple(name for name in names if name not in self._places), self.now_s)
+            self._count_reads(self._host)
 
     def is_near(self, names: Residency) -> bool:
         """Whether all of the weights are in memory or on their way."""
@@ -106,8 +134,11 @@ class Device:
     def ready(self, names: Residency) -> None:
         """The loads of these weights have ended."""
         for name in names:
-            self._places[name].loading = False
-            self.resident[name] = None
+            place = self._places[name]
+            if place.loading:
+                place.loading = False
+                self.resident[name] = None
+                self._load_times.note(name, name, "open", place.need.weight_bytes, place.load_s)
 
     def release(self, names: Residency) -> None:
         """End a lease."""
@@ -146,10 +177,18 @@ class Device:
 
     def _load(self, name: str) -> None:
         need = self._need(name)
-        seconds = self._load_s(need.weight_bytes)
-        self._copies_until_s = max(self._copies_until_s, self.now_s) + seconds  # copies take turns
+        start_s = max(self._copies_until_s, self.now_s)  # copies take turns
+        source_s = start_s if self._host is None else self._host.fetch(name, self.now_s)
+        self._copies_until_s = max(start_s, source_s) + self._load_s(need.weight_bytes)
+        seconds = self._copies_until_s - start_s
+        if self._host is not None:
+            self._host.hold(name, self._copies_until_s)
+            self._count_reads(self._host)
         key = len(self.moves.loads)
         self._places[name] = _Place(name, need, key, self._copies_until_s, seconds, last_used_s=self.now_s)
         self._free_bytes -= need.size_bytes
         self.moves.loads.append((self.now_s, name))
         self.moves.bytes_moved += need.weight_bytes
+
+    def _count_reads(self, host: HostTier) -> None:
+        self.moves.disk_reads, self.moves.bytes_from_disk = host.reads, host.bytes_read

@@ -1,17 +1,19 @@
 """The events of a simulation: arrivals, ends of loads, first tokens and ends of answers, under a virtual clock.
 
-Experts that share the compute progress at 1/k of its rate while k of them are at work. All answers then progress at
-one rate, so the work done since the start is a clock of its own, and each answer ends at a fixed time on it.
+Experts that share the compute progress at 1/k of its rate while k of them are at work. All of them then progress at one
+rate, so the work done since the start is a clock of its own, and what an expert does next is due at a fixed time on it.
+`coe.simulation.batch` has the work of one expert.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Final
 
+from coe.scheduler import Residency
+from coe.simulation.batch import Batch
 from coe.simulation.device import Device, Moves
 from coe.simulation.rules import Rule
 from coe.simulation.workload import Machine, Workload
@@ -50,30 +52,35 @@ class Simulation:
         zeros = [0.0] * len(workload)
         self._found = Outcome(zeros, zeros.copy(), zeros.copy(), device.moves)
         self._work_s = 0.0  # the clock of the work done
-        self._working: Counter[str] = Counter()  # answers in progress, by their first weights
-        self._steps: list[tuple[float, int, bool]] = []  # on the clock of the work: first tokens and ends
+        self._working: dict[str, Batch] = {}  # experts at work, by their first weights
+        self._due: list[tuple[float, int, Batch]] = []  # on the clock of the work; entries may be out of date
+        self._steps = 0  # numbers of entries
         self._loads: list[tuple[float, int, list[int]]] = []  # ends of loads, and the requests that wait for them
         self._of_load: dict[tuple[str, ...], list[int]] = {}
 
     def run(self, watch: Callable[[int], None] = lambda done: None) -> Outcome:
         """Simulate to the end of the last answer. watch: called with the number of answers that have ended."""
-        workload, found, device = self._workload, self._found, self._device
+        workload, found, device, due = self._workload, self._found, self._device, self._due
         arrivals, next_arrival, now_s, done = workload.at_s, 0, 0.0, 0
         while True:
             arrival_s = arrivals[next_arrival] if next_arrival < len(arrivals) else _NEVER
             load_s = self._loads[0][0] if self._loads else _NEVER
+            while due and due[0][1] != due[0][2].step:
+                heappop(due)
             slow = max(1, len(self._working)) if self._machine.shared else 1
-            step_s = now_s + (self._steps[0][0] - self._work_s) * slow if self._steps else _NEVER
+            step_s = now_s + (due[0][0] - self._work_s) * slow if due else _NEVER
             before_s, now_s = now_s, min(arrival_s, load_s, step_s)
             if now_s == _NEVER:
                 break
             device.now_s = now_s
             if now_s == step_s:
-                self._work_s, index, is_end = heappop(self._steps)
+                self._work_s, _, batch = heappop(due)
+                index, is_end = batch.take_step(self._work_s)
                 if not is_end:
                     found.first_s[index] = now_s - arrivals[index]
+                    self._plan_step(batch)
                     continue
-                self._end(index, now_s)
+                self._end(index, batch, now_s)
                 done += 1
                 if not done % SHOWN_EVERY:
                     watch(done)
@@ -82,14 +89,22 @@ class Simulation:
                 if now_s == load_s:
                     self._end_load()
                 else:
-                    self._rule.submit(workload.residencies[workload.wants[next_arrival]], now_s)
+                    self._arrive(workload.residencies[workload.wants[next_arrival]], now_s)
                     next_arrival += 1
+                    continue
             self._admit(now_s)
         if done != len(workload):
             raise RuntimeError(f"{len(workload) - done} requests were never admitted: the rule of admission is wrong")
         watch(done)
         found.end_s = before_s
         return found
+
+    def _arrive(self, residency: Residency, now_s: float) -> None:
+        """A request comes; weights that must wait for their room are read ahead, as a host does."""
+        self._rule.submit(residency, now_s)
+        self._admit(now_s)
+        if not self._device.is_near(residency):
+            self._device.read_ahead(residency)
 
     def _admit(self, now_s: float) -> None:
         workload, found = self._workload, self._found
@@ -99,7 +114,7 @@ class Simulation:
             found.wait_s[index] = now_s - workload.at_s[index]
             ready_s = self._device.lease(residency)
             if ready_s <= now_s:
-                self._begin(index)
+                self._begin(index, residency)
             elif (waiting := self._of_load.get(residency)) is not None:
                 waiting.append(index)
             else:
@@ -113,23 +128,34 @@ class Simulation:
         self._device.ready(residency)
         self._rule.loaded()
         for index in waiting:
-            self._begin(index)
+            self._begin(index, residency)
 
-    def _begin(self, index: int) -> None:
-        """The answer of a request begins."""
+    def _begin(self, index: int, residency: Residency) -> None:
+        """A request joins the batch of its expert."""
         workload, machine = self._workload, self._machine
         self._found.served.append(index)
-        self._working[workload.residencies[workload.wants[index]][0]] += 1
-        first = self._work_s + machine.prompt_s(workload.prompt_tokens[index])
-        heappush(self._steps, (first, index, False))
-        heappush(self._steps, (first + machine.new_s(workload.new_tokens[index]), index, True))
+        if (batch := self._working.get(residency[0])) is None:
+            batch = self._working[residency[0]] = Batch(self._work_s, machine.reading_share)
+        batch.add(
+            self._work_s,
+            index,
+            machine.prompt_s(workload.prompt_tokens[index]),
+            machine.new_s(workload.new_tokens[index]),
+        )
+        self._plan_step(batch)
 
-    def _end(self, index: int, now_s: float) -> None:
+    def _plan_step(self, batch: Batch) -> None:
+        self._steps += 1
+        batch.step = self._steps
+        heappush(self._due, (batch.due_s(), self._steps, batch))
+
+    def _end(self, index: int, batch: Batch, now_s: float) -> None:
         workload = self._workload
         residency = workload.residencies[workload.wants[index]]
         self._found.done_s[index] = now_s - workload.at_s[index]
-        self._working[residency[0]] -= 1
-        if not self._working[residency[0]]:
+        if batch.is_empty:
             del self._working[residency[0]]
+        else:
+            self._plan_step(batch)
         self._device.release(residency)
         self._rule.leave(residency)

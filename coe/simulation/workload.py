@@ -87,11 +87,15 @@ class Machine:
 
     Attributes:
         device_bytes: bytes for weights.
-        bytes_per_s: bandwidth of loads, one at a time.
+        bytes_per_s: bandwidth of loads from host memory, one at a time.
         load_fixed_s: seconds of each load beside its bytes.
-        prompt_tokens_per_s, new_tokens_per_s: of one request, alone or in a batch.
+        prompt_tokens_per_s: of the prompts of one expert, which it reads one after the other.
+        new_tokens_per_s: of one request, alone or in a batch.
         places: requests that one expert runs at once.
         shared: experts at work at the same time share the compute equally; else each has all of it.
+        prefill_tokens: tokens of prompts that an expert reads between two tokens of its answers.
+        host_bytes: for copies of weights in host memory, where none is at first; None: all weights are there.
+        disk_bytes_per_s: bandwidth of reads into host memory, one at a time.
     """
 
     device_bytes: int
@@ -101,6 +105,9 @@ class Machine:
     new_tokens_per_s: float = 100.0
     places: int = 32
     shared: bool = True
+    prefill_tokens: int = 256
+    host_bytes: int | None = None
+    disk_bytes_per_s: float = 3e9
 
     def __post_init__(self) -> None:
         _within("device bytes", self.device_bytes, 1, MOST_BYTES)
@@ -109,13 +116,23 @@ class Machine:
         _within("prompt tokens per second", self.prompt_tokens_per_s, 1e-3, 1e9)
         _within("new tokens per second", self.new_tokens_per_s, 1e-3, 1e9)
         _within("places of an expert", self.places, 1, 1_000_000)
+        _within("prompt tokens between two new ones", self.prefill_tokens, 1, MOST_TOKENS)
+        if self.host_bytes is not None:
+            _within("host bytes", self.host_bytes, 1, MOST_BYTES)
+        _within("disk bandwidth (bytes per second)", self.disk_bytes_per_s, 1, MOST_BYTES)
 
     def load_s(self, size_bytes: int) -> float:
         """Seconds of a load."""
         return size_bytes / self.bytes_per_s + self.load_fixed_s
 
+    @property
+    def reading_share(self) -> float:
+        """Share of its compute that an expert reads prompts with, while there are some and answers too."""
+        read_s = self.prefill_tokens / self.prompt_tokens_per_s
+        return min(1 - 1e-9, max(1e-9, read_s / (read_s + 1 / self.new_tokens_per_s)))
+
     def prompt_s(self, tokens: int) -> float:
-        """Seconds to the first token, with all of the compute."""
+        """Seconds of reading a prompt, with all of the compute."""
         return tokens / self.prompt_tokens_per_s
 
     def new_s(self, tokens: int) -> float:

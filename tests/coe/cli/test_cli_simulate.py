@@ -44,6 +44,16 @@ def test_one_object_for_each_policy_and_the_same_again() -> None:
     assert records(*SMALL) == found != records(*SMALL, "--seed", "1")
 
 
+def test_what_is_not_in_host_memory_comes_from_the_disk() -> None:
+    [all_fit] = records(*SMALL, "--policy", "ours")
+    assert all_fit["disk_reads"] == all_fit["bytes_from_disk"] == 0
+    [roomy] = records(*SMALL, "--policy", "ours", "--host-bytes", "50MB", "--disk-bandwidth", "20MB/s")
+    assert (roomy["disk_reads"], roomy["bytes_from_disk"]) == (5, 50_000_000)  # each expert once
+    [tight] = records(*SMALL, "--policy", "ours", "--host-bytes", "10MB", "--disk-bandwidth", "20MB/s")
+    assert tight["disk_reads"] > 5 and tight["bytes_from_disk"] == 10_000_000 * tight["disk_reads"]
+    assert all_fit["ttft_p50_s"] < roomy["ttft_p50_s"] < tight["ttft_p50_s"]
+
+
 def test_a_trace_is_simulated_at_another_rate(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     lines = [f"2026-01-01 00:00:{second:02},100,{10 * second}" for second in range(10)]
@@ -95,6 +105,8 @@ def test_the_experts_of_a_configuration_have_their_sizes(tmp_path: Path) -> None
         (("--expert-bytes", "-5GB"), "no number of bytes above 0"),
         (("--device-bytes", "0"), "no number of bytes above 0"),
         (("--bandwidth", "fast"), "no number of bytes above 0"),
+        (("--host-bytes", "0"), "no number of bytes above 0"),
+        (("--disk-bandwidth", "slow"), "no number of bytes above 0"),
         (("--expert-bytes", "9" * 400), "no number of bytes above 0"),
         (("--experts", "10,x"), "no number such as 150"),
         (("--experts", "0"), "numbers from 1"),
@@ -117,6 +129,7 @@ def test_wrong_options_are_refused(arguments: tuple[str, ...], problem: str) -> 
     [
         (("--expert-bytes", "30MB"), "more than the device"),
         (("--batch-size", "0"), "places of an expert: 0 is not between"),
+        (("--prefill-tokens", "0"), "prompt tokens between two new ones: 0 is not between"),
         (("--tokens-per-s", "0"), "new tokens per second: 0.0 is not between"),
         (("--policy", "best"), "no policy best"),
         (("--trace", "/nowhere.csv"), "cannot be read"),
