@@ -164,3 +164,10 @@ class _Weights:
             return self._cache.room(names, keep, drain=drain)
         except CoeError:
             return frozenset()
+
+    def load_s(self, name: str) -> float:
+        """See `Memory.load_s`; 0 for weights of unknown size."""
+        try:
+            return self._cache.expected_load_s(name)
+        except CoeError:
+            return 0.0

@@ -5,13 +5,19 @@ composed expert by all its members), because a switch costs a load while a batch
 The engine batches within a residency; this file chooses between residencies:
 
   1. requests of resident residencies fill free places, oldest first, unless their weights give up their room;
-  2. an absent residency loads in room that no request uses or waits for, the one with most requests first;
-  3. without such room, if more requests wait for it than for certain busy weights, these give up their room: they take
-     no more requests (drain), and it loads when their answers have ended;
+  2. an absent residency loads in room that no request uses or waits for;
+  3. without such room, certain busy weights give up theirs, if that pays: they take no more requests (drain), and it
+     loads when their answers have ended;
   4. past the aging bound, the oldest request of an absent residency goes before 2 and 3. It takes the room of any
      weights for which no older request waits; all other weights go on meanwhile.
 
 One load and one drain at a time on each copy engine: the drain for the next load overlaps the load before it.
+
+What pays, in 2 and 3: requests wait for each other, and those for a residency that loads later wait for one more load.
+So each request counts as many seconds as that load takes, beside the seconds that the oldest has waited: of two absent
+residencies, the one with the larger sum loads first. It takes busy weights that no request waits for, and those whose
+own sum is smaller, where each request counts a load of both, since they must come back. Thus the oldest request goes
+first where loads take no time, and that of the most wanted residency where they take long.
 
 The waiting bound: once a request has waited `aging_s` for absent weights, it waits only for requests submitted before
 it, a load that is under way, the answers in flight on the weights that give up their room, and its own load. Requests
@@ -27,6 +33,7 @@ from bisect import bisect_left, insort
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Hashable, Mapping, Set
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Final, Protocol
 
 from coe.memory.demand import Demand, RecentMix
@@ -53,6 +60,10 @@ class Memory(Protocol):
         Args:
             drain: weights in use may leave too, once their answers have ended.
         """
+        ...
+
+    def load_s(self, name: str) -> float:
+        """Expected seconds to load these weights; also of those in memory, should they have to come back."""
         ...
 
 
@@ -92,9 +103,12 @@ class Scheduler:
         self._residency: dict[int, Residency] = {}  # of each waiting request
         self._heads: list[int] = []  # the oldest request of each queue, in order; ids grow with time
         self._by_name: dict[str, dict[Residency, None]] = {}  # residencies with waiting requests
+        self._load_s: dict[str, float] = {}  # expected, of weights that requests wait for
+        self._turns: dict[Residency, tuple[float, int]] = {}  # of queues that have not changed since
         self._claims: list[_Claim] = []
         self._engines: set[Hashable] = set()  # all copy engines so far
         self._ids = itertools.count()
+        self._kept: set[str] = set()  # busy weights whose requests would lose more by a switch than others gain
         self._mix = RecentMix()
         self._changed = True  # whether an absent residency may have got room since the last decision
 
@@ -116,11 +130,15 @@ class Scheduler:
         """When weights are needed next, and how often of late.
 
         With waiting requests, the next use is the time at which the oldest was submitted: a time before now, so that
-        weights are needed in the order of submission. Else it is expected after the mean time between recent requests.
+        weights are needed in the order of submission. Weights in use are needed now: of these, a policy that goes by
+        the next use evicts the one that was given a request longest ago, whose answers are expected to end first. Else
+        the next use is expected after the mean time between recent requests.
         """
         per_s = self._mix.per_s(name, now_s)
         if (waiting := self._by_name.get(name)) is not None:
             return Demand(min(map(self._oldest_s, waiting)), per_s)
+        if name in self.in_flight:
+            return Demand(now_s, per_s)
         return Demand(now_s + 1 / per_s, per_s) if per_s > 0 else Demand()
 
     def submit(self, residency: Residency, now_s: float) -> int:
@@ -135,6 +153,7 @@ class Scheduler:
                 self._engines.add(self._copy_engine(name))
                 self._by_name.setdefault(name, {})[residency] = None
         queue[number] = now_s
+        self._turns.pop(residency, None)
         resident = self._memory.resident
         self._changed |= any(name not in resident and name not in self.in_flight for name in residency)
         return number
@@ -176,6 +195,7 @@ class Scheduler:
         admitted += self._fill(now)
         if self._changed:
             self._changed = False
+            self._kept = set()
             admitted += self._bring_in_others(now, {engine for each in urgent for engine in now.engines(each)})
         if not admitted and not self.in_flight:
             # It cannot load; once admitted, its lease waits for memory or ends with the error.
@@ -223,25 +243,35 @@ class Scheduler:
     def _bring_in_others(self, now: _State, reserved: Set[Hashable]) -> list[int]:
         """Loads and drains for residencies that are not overdue. reserved: copy engines that an overdue one needs."""
         admitted: list[int] = []
+        wanted = {name for name in now.resident if name in self._by_name or name in self.in_flight}
         for claim in [claim for claim in self._claims if not claim.loading]:
             if reserved.isdisjoint(now.engines(claim.residency)):
-                admitted += self._bring_in(claim.residency, now, self.wanted - claim.leaving)
-        draining = {e for claim in self._claims if not claim.loading for e in now.engines(claim.residency)}
-        taken: set[Hashable] = {*reserved, *(draining & now.loading())}
-        if taken.issuperset(self._engines):
+                admitted += self._bring_in(claim.residency, now, wanted - claim.leaving)
+        if self._are_taken(reserved, now):
             return admitted
-        absent = [each for each in self._queues if not now.present(each) and self._free(each)]
-        absent.sort(key=lambda each: (-len(self._queues[each]), self._head(each)))
-        for residency in absent[:_TRIED]:
-            if taken.isdisjoint(now.engines(residency)):
-                admitted += self._bring_in(residency, now, self.wanted, pays=True)
+        absent = [(self._turn(each, now), each) for each in self._queues if not now.present(each) and self._free(each)]
+        for _, residency in nsmallest(_TRIED, absent):
+            if reserved.isdisjoint(now.engines(residency)):
+                admitted += self._bring_in(residency, now, wanted, pays=True)
+                if self._are_taken(reserved, now):
+                    break
         return admitted
+
+    def _are_taken(self, reserved: Set[Hashable], now: _State) -> bool:
+        """Whether no copy engine can start a load or a drain: each is reserved, or has one of both under way."""
+        left = self._engines - reserved
+        if not left:
+            return True
+        if len(self._claims) < 2 or not left.issubset(now.loading()):
+            return False
+        draining = {e for claim in self._claims if not claim.loading for e in now.engines(claim.residency)}
+        return left.issubset(draining)
 
     def _bring_in(self, residency: Residency, now: _State, keep: Collection[str], *, pays: bool = False) -> list[int]:
         """Admit an absent residency, if it can load now without `keep`; else drain for it.
 
         Args:
-            pays: drain whatever is needed next last, `keep` too, but only if fewer requests wait for it.
+            pays: drain whatever is needed next last, `keep` too, but only if that pays.
         """
         engines = now.engines(residency)
         claims = [claim for claim in self._claims if claim.residency != residency]
@@ -255,13 +285,45 @@ class Scheduler:
             not claim.loading and not engines.isdisjoint(now.engines(claim.residency)) for claim in claims
         ):
             leaving = self._memory.room(residency, promised if pays else promised.union(keep), drain=True)
-            if leaving is not None and (not pays or self._waiting_for(leaving) < len(self._queues[residency])):
+            if leaving is not None and (not pays or self._gains(residency, leaving, now)):
                 self._claims.append(_Claim(residency, leaving, loading=False))
         return []
 
-    def _waiting_for(self, names: Collection[str]) -> int:
-        residencies = {each for name in names for each in self._by_name.get(name, ())}
-        return sum(len(self._queues[each]) for each in residencies)
+    def _turn(self, residency: Residency, now: _State) -> tuple[float, int]:
+        """Of two absent residencies, the one with the lower turn loads first; the older one of equals.
+
+        It is the time of the oldest request, as if that had come sooner by a load for each request.
+        """
+        if (known := self._turns.get(residency)) is not None:
+            return known
+        queue = self._queues[residency]
+        head = next(iter(queue))
+        turn = queue[head] - len(queue) * self._expected_load_s(residency, now), head
+        if len(residency) == 1:  # else it depends on which of them are in memory
+            self._turns[residency] = turn
+        return turn
+
+    def _gains(self, residency: Residency, leaving: frozenset[str], now: _State) -> bool:
+        """Whether requests for an absent residency gain more by a switch than those for busy weights lose."""
+        held = {each for name in leaving for each in self._by_name.get(name, ())}
+        if not held:
+            return True
+        n_held = sum(len(self._queues[each]) for each in held)
+        both_s = self._expected_load_s(residency, now) + sum(map(self._memory.load_s, leaving))
+        gains = self._turn(residency, now)[0] < min(map(self._oldest_s, held)) - n_held * both_s
+        if not gains:
+            self._kept |= leaving
+        return gains
+
+    def _expected_load_s(self, residency: Residency, now: _State) -> float:
+        """Seconds of its load, as they were expected when this was first asked for its requests."""
+        seconds = 0.0
+        for name in residency:
+            if name not in now.resident:
+                if name not in self._load_s:
+                    self._load_s[name] = self._memory.load_s(name)
+                seconds += self._load_s[name]
+        return seconds
 
     def _ready(self, now: _State) -> list[Residency]:
         """Residencies with waiting requests whose weights are in memory or on their way."""
@@ -281,6 +343,8 @@ class Scheduler:
 
     def _free(self, residency: Residency) -> int:
         """Free places: a request takes one on each of its weights."""
+        if len(residency) == 1:  # the common case
+            return max(0, self._capacity(residency[0]) - self.in_flight.get(residency[0], 0))
         return max(0, min([self._capacity(name) - self.in_flight.get(name, 0) for name in residency]))
 
     def _take(self, residency: Residency) -> list[int]:
@@ -295,18 +359,22 @@ class Scheduler:
     def _remove(self, residency: Residency, numbers: list[int]) -> None:
         """Requests that do not wait any more."""
         queue = self._queues[residency]
+        self._turns.pop(residency, None)
         if (head := self._head(residency)) in numbers:
             del self._heads[bisect_left(self._heads, head)]
         for number in numbers:
             del queue[number], self._residency[number]
         if queue and self._head(residency) != head:
             insort(self._heads, self._head(residency))
-        if not queue:
+        if queue:
+            self._changed |= not self._kept.isdisjoint(residency)
+        else:
             del self._queues[residency]
             for name in residency:
                 del self._by_name[name][residency]
                 if not self._by_name[name]:
                     del self._by_name[name]
+                    self._load_s.pop(name, None)
             self._changed = True
 
     def _head(self, residency: Residency) -> int:
@@ -341,8 +409,10 @@ class _State:
         """Copy engines that a load needs; none for what is in memory or on its way."""
         if self.present(residency):
             return _NONE
+        if len(residency) == 1:  # the common case
+            return frozenset((self._copy_engine(residency[0]),))
         return frozenset([self._copy_engine(name) for name in residency if name not in self.resident])
 
     def loading(self) -> frozenset[Hashable]:
         """Copy engines at work."""
-        return frozenset(self._copy_engine(name) for name in self._in_flight if name not in self.resident)
+        return frozenset([self._copy_engine(name) for name in self._in_flight if name not in self.resident])

@@ -11,8 +11,8 @@ NEVER = 1e9
 class Shelf:
     """Memory for `size` weights of one size; those in use (`scheduler.in_flight`) leave only in a drain."""
 
-    def __init__(self, resident: Collection[str], size: int) -> None:
-        self.resident, self.size = list(resident), size
+    def __init__(self, resident: Collection[str], size: int, load_s: float) -> None:
+        self.resident, self.size, self.load_seconds = list(resident), size, load_s
         self.pins: set[str] = set()
         self.asked: list[tuple[Residency, frozenset[str], bool]] = []
         self.scheduler: Scheduler | None = None
@@ -29,6 +29,9 @@ class Shelf:
         free.sort(key=lambda name: -self.scheduler.demand(name, 1e6).next_use_s)  # type: ignore[union-attr]
         return None if over > len(free) else frozenset(free[: max(0, over)])
 
+    def load_s(self, name: str) -> float:
+        return self.load_seconds
+
 
 def scheduler(
     *waiting: tuple[str, float],
@@ -37,10 +40,11 @@ def scheduler(
     in_flight: Mapping[str, int] = {},
     capacity: Any = lambda name: 4,
     aging_s: float = NEVER,
+    load_s: float = 1.0,
     **options: Any,
 ) -> tuple[Scheduler, Shelf]:
     """A scheduler with requests that wait: ids from 0, each with its weights (one letter each) and its time."""
-    shelf = Shelf(resident, size)
+    shelf = Shelf(resident, size, load_s)
     made = shelf.scheduler = Scheduler(shelf, capacity=capacity, aging_s=aging_s, **options)
     made.in_flight.update(in_flight)
     for names, at_s in waiting:
@@ -88,16 +92,58 @@ def test_loading_may_not_evict_what_is_waited_for_or_busy() -> None:
         ("b", 0.0), *[("a", 1.0)] * 5, resident=["a", "d", "e"], size=3, in_flight={"d": 1}, capacity=lambda name: 4
     )
     assert asked.admit(1.0) == [1, 2, 3, 4, 0]  # in the room of `e`
-    assert shelf.asked == [(("b",), frozenset("abd"), False)]
+    assert shelf.asked == [(("b",), frozenset("ad"), False)]
 
 
-def test_the_residency_with_most_requests_loads_first() -> None:
-    assert admitted(("b", 0.0), ("c", 1.0), ("c", 2.0)) == [1, 2]
-    assert admitted(("b", 0.0), ("c", 1.0)) == [0]
+def test_a_request_counts_as_many_seconds_as_a_load_takes() -> None:
+    """The oldest first where loads take no time, the most wanted first where they take long."""
+    waiting = [("b", 0.0), ("c", 1.0), ("c", 2.0)]
+    assert admitted(*waiting, load_s=0.0) == admitted(*waiting, load_s=0.9) == [0]
+    assert admitted(*waiting, load_s=1.1) == [1, 2]
+    assert admitted(("b", 0.0), ("c", 1.0), load_s=100.0) == [0]
+
+
+def test_only_the_loads_of_what_is_absent_count() -> None:
+    """With a load of 3 s: -3 for `b` beside 2 - 3 for `ac`, whose `a` is in memory, and 2 - 6 if it were not."""
+    waiting = [("b", 0.0), ("ac", 2.0)]
+    assert admitted(*waiting, resident=["a"], size=2, load_s=3.0)[0] == 0
+    assert admitted(*waiting, size=2, load_s=3.0)[0] == 1
+
+
+def test_what_was_given_a_request_longest_ago_drains() -> None:
+    """Its answers are expected to end first, however often it is wanted; requests in use count as needed now."""
+    asked, _ = scheduler(*[("a", 0.0)] * 3, ("b", 1.0), resident=["a", "b"], size=2)
+    assert asked.admit(1.0) == [0, 1, 2, 3]
+    assert asked.demand("a", 5.0).next_use_s == asked.demand("b", 5.0).next_use_s == 5.0
+    asked.leave(("b",))
+    assert asked.demand("b", 5.0).next_use_s > 5.0
+
+
+def test_without_loads_to_save_the_older_requests_keep_or_take_the_room() -> None:
+    full = {"resident": ["a"], "in_flight": {"a": 4}, "load_s": 0.0}
+    older, _ = scheduler(("a", 0.0), *[("b", 1.0)] * 4, **full)
+    younger, _ = scheduler(*[("a", 1.0)] * 4, ("b", 0.0), **full)
+    for asked in (older, younger):
+        assert asked.admit(1.0) == []
+        asked.leave(("a",))
+    assert older.admit(1.0) == [0]
+    assert younger.admit(1.0) == []  # `a` drains
+
+
+def test_a_switch_pays_as_soon_as_fewer_requests_wait_for_the_busy_weights() -> None:
+    """Each of them counts both loads: -2 * 3 beside 0.5 - 3, then -2 * 2, then -2."""
+    asked, _ = scheduler(*[("a", 0.0)] * 3, *[("b", 0.5)] * 3, resident=["a"], in_flight={"a": 4})
+    assert asked.admit(0.5) == []
+    for number in (0, 1):
+        asked.leave(("a",))
+        assert asked.admit(0.5) == [number]
+    asked.leave(("a",))
+    assert asked.admit(0.5) == []
+    assert asked.waiting == {("a",): 1, ("b",): 3}
 
 
 def test_a_switch_must_pay_for_itself() -> None:
-    """It waits while as many requests wait for the busy weights, whose places are taken."""
+    """It waits while the requests that wait for the busy weights, whose places are taken, would lose more."""
     full = {"resident": ["a"], "in_flight": {"a": 4}}
     asked, _ = scheduler(("a", 0.0), ("b", 0.0), **full)
     assert asked.admit(0.0) == []
@@ -106,7 +152,7 @@ def test_a_switch_must_pay_for_itself() -> None:
     for _ in range(4):
         asked.leave(("a",))
     assert asked.admit(0.0) == [1]
-    asked, _ = scheduler(("a", 0.0), ("b", 0.0), ("b", 0.1), **full)
+    asked, _ = scheduler(("a", 0.0), *[("b", 0.1)] * 3, **full)
     assert asked.admit(0.0) == []
     asked.leave(("a",))
     assert asked.admit(0.0) == []  # `a` drains: its free place stays free
@@ -145,7 +191,7 @@ def test_past_the_aging_bound_other_weights_go_on() -> None:
 
 def test_an_overdue_request_ends_the_drain_for_a_younger_one() -> None:
     """The weights that drain for it are those of the overdue request, which is older."""
-    asked, _ = scheduler(("a", 0.0), *[("b", 5.0)] * 3, resident=["a"], in_flight={"a": 4}, aging_s=10.0)
+    asked, _ = scheduler(("a", 0.0), *[("b", 5.0)] * 8, resident=["a"], in_flight={"a": 4}, aging_s=10.0)
     assert asked.admit(5.0) == []
     asked.leave(("a",))
     assert asked.admit(9.0) == []  # draining
@@ -187,7 +233,7 @@ def test_a_request_of_several_weights_is_resident_when_all_of_them_are() -> None
     assert admitted(*waiting, resident=["a"], in_flight={"b": 1}, size=2) == [0, 1]
     asked, shelf = scheduler(*waiting, resident=["a"], in_flight={"a": 1})
     assert asked.admit(1.0) == [1]
-    assert shelf.asked[0] == (("a", "b"), frozenset({"a", "b"}), False)
+    assert shelf.asked[0] == (("a", "b"), frozenset("a"), False)
 
 
 def test_requests_that_share_weights_share_their_places() -> None:
@@ -211,6 +257,9 @@ def test_nothing_waits_nothing_is_admitted() -> None:
 def test_the_next_use_is_known_from_the_queue_and_expected_beyond_it() -> None:
     asked, _ = scheduler(*[("a", 100.0)] * 3, ("b", 100.0), resident=["a", "b"], size=2)
     asked.admit(100.0)
+    for _ in range(3):
+        asked.leave(("a",))
+    asked.leave(("b",))
     asked.submit(("c",), 99.0)
     at = {name: asked.demand(name, 100.0) for name in "abcd"}
     assert at["c"].next_use_s == 99.0  # it waits

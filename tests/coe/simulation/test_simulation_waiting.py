@@ -13,6 +13,8 @@ from coe.simulation.workload import Machine, Workload
 
 AGING_S, LOAD_S, LONGEST_S, SIZE, EPSILON_S = 1.0, 0.25, 0.8, 2**20, 1e-6
 
+load_times = st.sampled_from([1e-3, LOAD_S, 3 * AGING_S])
+"""Switches that cost next to nothing, less than the bound, and more."""
 workloads = st.lists(
     st.tuples(st.floats(0, 20), st.integers(0, 6), st.integers(1, int(1000 * LONGEST_S))), min_size=1, max_size=80
 ).map(
@@ -24,25 +26,27 @@ workloads = st.lists(
 )
 
 
-def simulate(workload: Workload, room: int, places: int) -> Outcome:
-    machine = Machine(room * SIZE, SIZE / LOAD_S, new_tokens_per_s=1000.0, places=places, shared=False)
+def simulate(workload: Workload, room: int, places: int, load_s: float = LOAD_S, aging_s: float = AGING_S) -> Outcome:
+    machine = Machine(room * SIZE, SIZE / load_s, new_tokens_per_s=1000.0, places=places, shared=False)
     device = Device(machine.device_bytes, workload.bytes_of, load_s=machine.load_s, policy=look_ahead)
-    rule = Scheduler(device, capacity=lambda name: places, aging_s=AGING_S)
+    rule = Scheduler(device, capacity=lambda name: places, aging_s=aging_s)
     return Simulation(workload, machine, device, rule).run()
 
 
 @settings(max_examples=150, deadline=None)
-@given(workload=workloads, room=st.integers(1, 4))
-def test_no_request_waits_beyond_the_bound_because_of_other_experts(workload: Workload, room: int) -> None:
+@given(workload=workloads, room=st.integers(1, 4), load_s=load_times)
+def test_no_request_waits_beyond_the_bound_because_of_other_experts(
+    workload: Workload, room: int, load_s: float
+) -> None:
     """With places for all, it waits `aging_s`, one load that is under way and one drain; and the same once more for
     each absent expert that was asked for earlier and still waits then."""
-    found = simulate(workload, room, places=1000)
+    found = simulate(workload, room, 1000, load_s)
     admitted_s = [at_s + wait_s for at_s, wait_s in zip(workload.at_s, found.wait_s, strict=True)]
     for index, wait_s in enumerate(found.wait_s):
         overdue_s = workload.at_s[index] + AGING_S
         own = workload.wants[index]
         before = {workload.wants[i] for i in range(index) if admitted_s[i] > overdue_s and workload.wants[i] != own}
-        assert wait_s <= AGING_S + (1 + len(before)) * (LOAD_S + LONGEST_S) + EPSILON_S
+        assert wait_s <= AGING_S + (1 + len(before)) * (load_s + LONGEST_S) + EPSILON_S
 
 
 def loads_of(workload: Workload, found: Outcome) -> Iterator[tuple[float, str, int]]:
@@ -61,15 +65,27 @@ def loads_of(workload: Workload, found: Outcome) -> Iterator[tuple[float, str, i
 
 
 @settings(max_examples=150, deadline=None)
-@given(workload=workloads, room=st.integers(1, 4), places=st.integers(1, 4))
+@given(workload=workloads, room=st.integers(1, 4), places=st.integers(1, 4), load_s=load_times)
 def test_no_load_for_a_younger_request_starts_before_that_of_an_overdue_one(
+    workload: Workload, room: int, places: int, load_s: float
+) -> None:
+    check_order(workload, simulate(workload, room, places, load_s), AGING_S)
+
+
+@settings(max_examples=150, deadline=None)
+@given(workload=workloads, room=st.integers(1, 4), places=st.integers(1, 4))
+def test_where_loads_take_no_time_the_oldest_request_loads_first_without_any_bound(
     workload: Workload, room: int, places: int
 ) -> None:
-    found = simulate(workload, room, places)
+    check_order(workload, simulate(workload, room, places, load_s=1e-9, aging_s=1e9), aging_s=0.0)
+
+
+def check_order(workload: Workload, found: Outcome, aging_s: float) -> None:
+    """No load starts while an older request for other weights that are absent has waited `aging_s`."""
     starts = list(loads_of(workload, found))
     for load_s, name, oldest in starts:
         for index in range(oldest):
-            waits = workload.at_s[index] + AGING_S + EPSILON_S < load_s
+            waits = workload.at_s[index] + aging_s + EPSILON_S < load_s
             waits &= load_s < workload.at_s[index] + found.wait_s[index] - EPSILON_S
             own = workload.residencies[workload.wants[index]][0]
             moves = [(at_s, True) for at_s, moved in found.moves.loads if moved == own and at_s <= load_s]
@@ -79,9 +95,11 @@ def test_no_load_for_a_younger_request_starts_before_that_of_an_overdue_one(
 
 
 @settings(max_examples=100, deadline=None)
-@given(workload=workloads, room=st.integers(1, 4), places=st.integers(1, 4))
-def test_all_are_answered_within_capacity_and_memory_and_it_repeats(workload: Workload, room: int, places: int) -> None:
-    found = simulate(workload, room, places)
+@given(workload=workloads, room=st.integers(1, 4), places=st.integers(1, 4), load_s=load_times)
+def test_all_are_answered_within_capacity_and_memory_and_it_repeats(
+    workload: Workload, room: int, places: int, load_s: float
+) -> None:
+    found = simulate(workload, room, places, load_s)
     assert sorted(found.admitted) == sorted(found.served) == list(range(len(workload)))
     resident: set[str] = set()
     moves = [(at_s, 0, name) for at_s, name in found.moves.evictions]
@@ -100,5 +118,5 @@ def test_all_are_answered_within_capacity_and_memory_and_it_repeats(workload: Wo
         assert len(at_once) <= places
     for wait_s, first_s, done_s in zip(found.wait_s, found.first_s, found.done_s, strict=True):
         assert 0 <= wait_s <= first_s + EPSILON_S and first_s <= done_s + EPSILON_S
-    again = simulate(workload, room, places)
+    again = simulate(workload, room, places, load_s)
     assert (again.admitted, again.moves, again.done_s) == (found.admitted, found.moves, found.done_s)
