@@ -13,11 +13,11 @@ The engine batches within a residency; this file chooses between residencies:
 
 One load and one drain at a time on each copy engine: the drain for the next load overlaps the load before it.
 
-What pays, in 2 and 3: requests wait for each other, and those for a residency that loads later wait for one more load.
-So each request counts as many seconds as that load takes, beside the seconds that the oldest has waited: of two absent
-residencies, the one with the larger sum loads first. It takes busy weights that no request waits for, and those whose
-own sum is smaller, where each request counts a load of both, since they must come back. Thus the oldest request goes
-first where loads take no time, and that of the most wanted residency where they take long.
+What pays, in 2 and 3, is counted in seconds. Requests whose weights load later wait for one more load, so each request
+counts as many seconds as its load is expected to take, beside the seconds that the oldest has waited: of two absent
+residencies, the one with the larger sum loads first. Busy weights give up their room if no request waits for them, or
+if the sum of those that do is smaller; these count both loads, since their weights must come back. So where loads take
+no time the oldest request goes first, and where they take long the most wanted residency.
 
 The waiting bound: once a request has waited `aging_s` for absent weights, it waits only for requests submitted before
 it, a load that is under way, the answers in flight on the weights that give up their room, and its own load. Requests
