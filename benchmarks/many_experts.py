@@ -1,6 +1,7 @@
 """Sixteen experts with full weights, memory for four: requests as they come, and all at once, against bounds.
 
     python benchmarks/many_experts.py MODEL_DIR [--experts 16] [--memory 4] [--requests 96] [--json PATH]
+    python benchmarks/many_experts.py --simulate LOAD_S PROMPT_S TOKEN_S --rate PER_S [--seeds 20]
 
 The experts are copies of the model in MODEL_DIR with other values in their weights, popular by Zipf's law (exponent 1).
 Every request has its own short prompt and `--tokens` new tokens. First all requests come at once (a batch), which also
@@ -12,6 +13,9 @@ gives the capacity; then, at each share of it in `--loads`, they come as a Poiss
 All ways must give the same answers. `fewest` are the loads of Belady's policy (1966) on the order in which a way began
 its answers, and on the order of arrival. `simulated` is `coe.simulation` on the same requests, with the seconds of a
 load, of a prompt and of a token that were measured alone (`machine_of`); these are printed below the table.
+
+The second form only simulates, without a model: such requests with the seconds that are given, at the same shares of
+the capacity PER_S, for each of so many seeds.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,7 +46,7 @@ from coe.memory import lru
 from coe.memory.eviction import look_ahead
 from coe.sampling import SamplingOptions
 from coe.simulation.bound import fewest_loads
-from coe.simulation.compare import Comparison
+from coe.simulation.compare import Comparison, Row
 from coe.simulation.workload import Machine, Workload
 from coe.types import GenerateRequest
 from registry.spec import ExpertSpec, Kind
@@ -50,6 +54,8 @@ from registry.store import Snapshot
 from routers.base import Message
 
 WAYS: Final = {"oldest-lru": lru, "ours": look_ahead}
+PROMPT_TOKENS: Final = 38.0
+"""Tokens of a prompt with SmolLM2's chat template, for a simulation without a model."""
 IN_ORDER_S: Final = 1e-6
 """Aging bound under which every request is overdue at once, so that the oldest goes first."""
 
@@ -81,7 +87,10 @@ class Found:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("--simulate", type=float, nargs=3, metavar=("LOAD_S", "PROMPT_S", "TOKEN_S"))
+    parser.add_argument("--rate", type=float, help="with --simulate: the capacity, in requests per second")
+    parser.add_argument("--seeds", type=int, default=20, help="with --simulate: runs of each load")
     parser.add_argument("--experts", type=int, default=16)
     parser.add_argument("--memory", type=int, default=4, help="experts that fit in memory")
     parser.add_argument("--requests", type=int, default=96)
@@ -91,6 +100,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the results here")
     given = parser.parse_args()
+    if given.simulate is not None:
+        if given.rate is None:
+            parser.error("--simulate needs --rate")
+        print(simulated_only(given))
+        return
+    if given.model is None:
+        parser.error("name a model, or --simulate")
     with tempfile.TemporaryDirectory() as scratch:
         folders = {f"e{i:02}": variant(given.model, Path(scratch) / f"e{i:02}", i) for i in range(given.experts)}
         found = asyncio.run(measure(folders, given))
@@ -156,11 +172,11 @@ def spec_of(name: str, folder: Path) -> ExpertSpec:
     )
 
 
-def requests_of(folders: dict[str, Path], given: argparse.Namespace, at_s: Sequence[float] | None) -> list[Request]:
+def requests_of(names: Collection[str], given: argparse.Namespace, at_s: Sequence[float] | None) -> list[Request]:
     """The same experts and prompts for every way and load."""
     rng = np.random.default_rng(given.seed)
-    weights = 1 / np.arange(1, len(folders) + 1)
-    experts = rng.choice(sorted(folders), size=given.requests, p=weights / weights.sum())
+    weights = 1 / np.arange(1, len(names) + 1)
+    experts = rng.choice(sorted(names), size=given.requests, p=weights / weights.sum())
     times = at_s if at_s is not None else [0.0] * given.requests
     return [
         Request(str(name), f"Say something about the number {i}.", t)
@@ -263,19 +279,10 @@ def row(
 ) -> dict[str, Any]:
     """The figures of a run beside its bounds and its simulation."""
     requests = found.requests
-    names = sorted({request.expert for request in requests})
     began = [(request.expert,) for request in sorted(requests, key=lambda each: each.began_s)]
-    bytes_of = dict.fromkeys(names, size)
-    workload = Workload(
-        [(name,) for name in names],
-        bytes_of,
-        [request.at_s for request in requests],
-        [names.index(request.expert) for request in requests],
-        [int(speed["prompt_tokens"])] * len(requests),
-        [given.tokens] * len(requests),
-    )
-    aging_s = IN_ORDER_S if way == "oldest-lru" else given.aging_s
-    [simulated] = Comparison(machine, aging_s=aging_s, eviction=WAYS[way]).rows(workload, ["ours"])
+    workload = workload_of(requests, size, int(speed["prompt_tokens"]), given.tokens)
+    bytes_of = workload.bytes_of
+    simulated = simulate(way, machine, workload, given)
     first = [request.first_s for request in requests]
     return {
         "way": way,
@@ -298,6 +305,50 @@ def row(
             "ttft_p99_s": round(simulated.ttft_p99_s, 3),
         },
     }
+
+
+def workload_of(requests: Sequence[Request], size: int, prompt_tokens: int, tokens: int) -> Workload:
+    """The requests as the simulator takes them."""
+    names = sorted({request.expert for request in requests})
+    return Workload(
+        [(name,) for name in names],
+        dict.fromkeys(names, size),
+        [request.at_s for request in requests],
+        [names.index(request.expert) for request in requests],
+        [prompt_tokens] * len(requests),
+        [tokens] * len(requests),
+    )
+
+
+def simulate(way: str, machine: Machine, workload: Workload, given: argparse.Namespace) -> Row:
+    aging_s = IN_ORDER_S if way == "oldest-lru" else given.aging_s
+    [simulated] = Comparison(machine, aging_s=aging_s, eviction=WAYS[way]).rows(workload, ["ours"])
+    return simulated
+
+
+def simulated_only(given: argparse.Namespace) -> str:
+    """A table of both ways: means over the seeds, and the longest wait of all."""
+    load_s, prompt_s, token_s = given.simulate
+    size, names = 10**9, [f"e{i:02}" for i in range(given.experts)]
+    speed = {"load_s": load_s, "prompt_s": prompt_s, "token_s": token_s, "prompt_tokens": PROMPT_TOKENS}
+    machine = machine_of(speed, size, given.memory)
+    heads = ["load", "way", "loads", "fewest, its order", "TTFT p50", "p95", "p99", "longest wait", "makespan"]
+    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    for load in (None, *given.loads):
+        for way in WAYS:
+            rows: list[Row] = []
+            for seed in range(given.seeds):
+                seeded = argparse.Namespace(**{**vars(given), "seed": seed})
+                at_s = None if load is None else arrivals(seeded, load * given.rate)
+                requests = requests_of(names, seeded, at_s)
+                workload = workload_of(requests, size, int(PROMPT_TOKENS), given.tokens)
+                rows.append(simulate(way, machine, workload, given))
+            fields = ("loads", "loads_bound", "ttft_p50_s", "ttft_p95_s", "ttft_p99_s")
+            cells = [np.mean([getattr(row, name) for row in rows]) for name in fields]
+            cells += [max(row.longest_wait_s for row in rows), np.mean([row.makespan_s for row in rows])]
+            shown = " | ".join(f"{value:.2f}" for value in cells)
+            lines.append(f"| {'all at once' if load is None else load} | {way} | {shown} |")
+    return "\n".join([*lines, f"\nsimulated machine: {asdict(machine)}"])
 
 
 def table(found: dict[str, Any]) -> str:
