@@ -77,6 +77,8 @@ def test_the_table_names_the_budget_and_what_is_left_out(config: Path, tmp_path:
     assert "(host.budget)" in shown
     assert "Left out: 1 request to experts without weights in this configuration (far)." in shown
     assert "one process for each set of weights would be 1 more" in shown
+    one = plan(config, "--from-log", str(log_of(tmp_path, line("a", 0))), "--load-rate", "1MB").stdout
+    assert "1 request to 1 expert (1 set of weights)" in " ".join(one.split())
 
 
 def test_a_rate_that_the_log_does_not_show_must_be_given(config: Path, tmp_path: Path) -> None:

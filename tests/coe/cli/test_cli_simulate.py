@@ -49,9 +49,9 @@ def test_what_is_not_in_host_memory_comes_from_the_disk() -> None:
     assert all_fit["disk_reads"] == all_fit["bytes_from_disk"] == 0
     [roomy] = records(*SMALL, "--policy", "ours", "--host-bytes", "50MB", "--disk-bandwidth", "20MB/s")
     assert (roomy["disk_reads"], roomy["bytes_from_disk"]) == (5, 50_000_000)  # each expert once
-    [tight] = records(*SMALL, "--policy", "ours", "--host-bytes", "10MB", "--disk-bandwidth", "20MB/s")
+    [tight] = records(*SMALL, "--policy", "ours", "--host-bytes", "10MB", "--disk-bandwidth", "1MB/s")
     assert tight["disk_reads"] > 5 and tight["bytes_from_disk"] == 10_000_000 * tight["disk_reads"]
-    assert all_fit["ttft_p50_s"] < roomy["ttft_p50_s"] < tight["ttft_p50_s"]
+    assert tight["ttft_p50_s"] > 2 * all_fit["ttft_p50_s"]
 
 
 def test_a_trace_is_simulated_at_another_rate(tmp_path: Path) -> None:
