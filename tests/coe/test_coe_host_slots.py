@@ -61,7 +61,7 @@ class WatchedEngine(FakeEngine):
     def leased(self, served: Expert) -> bool:
         """Whether the host has a lease on the expert."""
         assert self.host is not None
-        places = self.host.cache._places.values()
+        places = self.host.cache._places.by_name.values()
         return any(place.expert is served and place.leases for place in places)
 
     async def open_slot(self, shape: ShapeKey) -> Slot:
@@ -274,7 +274,7 @@ async def still(host: Host, engine: WatchedEngine) -> None:
     own = host._engines.by_kind["own"]
     assert isinstance(own, FakeEngine)
     assert host.cache.resident == engine.resident | own.resident
-    assert not any(place.leases for place in host.cache._places.values())
+    assert not any(place.leases for place in host.cache._places.by_name.values())
     serving = [slot for slot in engine.open_slots if slot.expert is not None]
     assert len(engine.open_slots) + len(own.resident) == host.cache.slots and len(serving) == len(engine.resident)
     assert host.cache.used_bytes <= host.cache.budget_bytes

@@ -109,7 +109,7 @@ async def test_a_slot_that_cannot_state_its_expert_has_none() -> None:
     engine = OddEngine()
     host = make(engine)
     assert await ask(host, "a") == "a"
-    slot = host.cache._places["a@1"].slot
+    slot = host.cache._places.by_name["a@1"].slot
     assert isinstance(slot, CheckedSlot) and slot.expert is not None
     engine.at = "before"
     with pytest.raises(EngineError, match="'b' failed: ZeroDivisionError"):
