@@ -112,6 +112,10 @@ class FakeConfig(Section):
     its own."""
     slot_bytes: ByteSize = ByteSize(0)
     """Bytes of a slot beside the `size_bytes` of its expert."""
+    parked_bytes: ByteSize | None = None
+    """Bytes of a slot that is parked; null parks none."""
+    host_bytes: ByteSize = ByteSize(0)
+    """Most bytes of copies in host memory, from which experts that share slots load in no time."""
 
 
 def _installed_engine(name: str) -> str:

@@ -42,6 +42,8 @@ class Host:
         locate: local path of an expert's verified files; may block (it runs in a thread).
         kind_of: the kind of engine that serves an expert.
         ttl_s: seconds without a request after which weights are unloaded whose expert states no `ttl_s`; None: never.
+        most_parked: engine processes that stay without weights, for the next expert of their shape
+            (`coe.engines.base.ParkingEngine`).
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Host:
         kind_of: Callable[[ExpertSpec], str] = engine_kind,
         eviction: EvictionPolicy = look_ahead,
         ttl_s: float | None = None,
+        most_parked: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engines = HostEngines(engines, locate, kind_of)
@@ -68,6 +71,8 @@ class Host:
             new_slot=lambda ref: self._engines.new_slot(self._specs[ref], self._specs.__getitem__),
             need=lambda ref: self._engines.need(self._specs[ref]),
             policy=eviction,
+            copies=_Copies(self._engines, self._specs),
+            most_parked=most_parked,
             clock=clock,
         )
         self._queue = AdmissionQueue(
@@ -332,6 +337,26 @@ class Host:
         experts = {ref: self.cache.peek(ref) for ref in self.cache.resident}
         reasons = {ref: problem_of(expert) for ref, expert in experts.items() if expert is not None}
         return {ref: reason for ref, reason in reasons.items() if reason is not None}
+
+
+class _Copies:
+    """The copies in host memory that the engines keep, by `name@version`."""
+
+    def __init__(self, engines: HostEngines, specs: Mapping[str, ExpertSpec]) -> None:
+        self._engines, self._specs = engines, specs
+
+    @property
+    def budget_bytes(self) -> int:
+        """Most bytes of all copies."""
+        return self._engines.copy_budget_bytes()
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a copy."""
+        return self._engines.has_copy(self._specs[name])
+
+    def drop(self, name: str) -> None:
+        """Free a copy."""
+        self._engines.drop_copy(self._specs[name])
 
 
 def _find(snapshot: Snapshot, name: str) -> ExpertSpec:

@@ -7,7 +7,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
-from coe.engines.base import Adapter, ComposedEngine, Engine, Expert, Member, SlotEngine
+from coe.engines.base import (
+    Adapter,
+    ComposedEngine,
+    CopyingEngine,
+    Engine,
+    Expert,
+    Member,
+    ParkingEngine,
+    SlotEngine,
+)
 from coe.engines.checked_slot import CheckedSlot, shape_of
 from coe.engines.slots import with_slots
 from coe.errors import WeightsError
@@ -51,8 +60,36 @@ class HostEngines:
         with seam(spec.name):
             engine = self._slot_engine(spec)
             shape = shape_of(engine, spec)
-            sizes = int(engine.footprint(spec)), int(engine.slot_bytes(shape))
-            return Need((self.kind_of(spec), shape), *sizes, slots=int(engine.slots_per_shape))
+            parked_bytes = None
+            if engine.capabilities.sleep and isinstance(engine, ParkingEngine):
+                parked_bytes = int(engine.parked_bytes(shape))
+            return Need(
+                (self.kind_of(spec), shape),
+                int(engine.footprint(spec)),
+                int(engine.slot_bytes(shape)),
+                slots=int(engine.slots_per_shape),
+                parked_bytes=parked_bytes,
+                copy_bytes=int(engine.copy_bytes(spec)) if isinstance(engine, CopyingEngine) else 0,
+            )
+
+    def copy_budget_bytes(self) -> int:
+        """Most bytes of all copies in host memory, of the engines that were asked for an expert so far."""
+        with seam("copies in host memory"):
+            engines = [each for each in self._slot_engines.values() if isinstance(each, CopyingEngine)]
+            return sum(int(engine.copy_budget_bytes()) for engine in engines)
+
+    def has_copy(self, spec: ExpertSpec) -> bool:
+        """Whether there is a copy of these weights in host memory."""
+        engine = self._slot_engine(spec)
+        with seam(spec.name):
+            return isinstance(engine, CopyingEngine) and bool(engine.has_copy(spec))
+
+    def drop_copy(self, spec: ExpertSpec) -> None:
+        """Free the copy of these weights in host memory."""
+        engine = self._slot_engine(spec)
+        if isinstance(engine, CopyingEngine):
+            with seam(spec.name):
+                engine.drop_copy(spec)
 
     def new_slot(self, spec: ExpertSpec, spec_of: Callable[[str], ExpertSpec]) -> CheckedSlot:
         """A slot of the shape of these weights.

@@ -50,6 +50,7 @@ async def open_host(
         max_waiting=config.host.max_waiting,
         eviction=POLICIES[config.host.eviction],
         ttl_s=config.host.ttl_s,
+        most_parked=config.host.parked,
         kind_of=partial(engine_kind, on_cpu=config.engines.auto_on_cpu),
         clock=clock,
     )

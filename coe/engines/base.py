@@ -41,7 +41,7 @@ class Capabilities:
         sampling: the options of `coe.sampling.SamplingOptions`.
         embeddings: vectors of texts, by experts of kind `embedding`.
         latent: hidden states, for compositions that exchange them.
-        sleep: weights leave the device while the engine process stays.
+        sleep: slots can be parked: weights leave the device while the engine process stays (`ParkingEngine`).
     """
 
     streaming: bool = False
@@ -175,19 +175,28 @@ class Slot(Protocol):
         """
         ...
 
-    async def prefetch(self, spec: ExpertSpec, path: Path) -> None:
-        """Bring the weights of `spec` closer for a later switch, within the bytes of `slot_bytes`.
+    async def prefetch(self, spec: ExpertSpec, path: Path) -> int:
+        """Bring the weights of `spec` closer for a later switch; generations go on.
 
-        Generations go on. An engine that cannot do so does nothing.
+        A `CopyingEngine` reads a copy, if that fits its budget. Any other one stays within the bytes of `slot_bytes`,
+        or does nothing.
+
+        Returns:
+            Bytes of the copy that is kept now; 0: none is.
         """
         ...
 
-    async def park(self) -> None:
-        """Free the memory of weights and key-value cache on the device; the process stays."""
+    async def park(self) -> bool:
+        """Free the memory of weights and key-value cache on the device, and keep the process; `expert` is None then.
+
+        Returns:
+            Whether the process stays, with the bytes of `ParkingEngine.parked_bytes`; False: nothing is left, as after
+            `close`.
+        """
         ...
 
     async def unpark(self) -> None:
-        """Take the memory of the device again. `expert` is None unless the engine has kept its weights."""
+        """Take the memory of the device again; `switch` does so, too. `expert` is None."""
         ...
 
     async def close(self) -> None:
@@ -249,6 +258,39 @@ class SlotEngine(Engine, Protocol):
 
     async def open_slot(self, shape: ShapeKey) -> Slot:
         """Open an empty slot. Cancelled or failed, it leaves nothing behind. Raises OutOfMemory or EngineError."""
+        ...
+
+
+@runtime_checkable
+class ParkingEngine(SlotEngine, Protocol):
+    """A SlotEngine with the capability `sleep`: its slots can be parked."""
+
+    def parked_bytes(self, shape: ShapeKey) -> int:
+        """Upper estimate of the bytes of a parked slot."""
+        ...
+
+
+@runtime_checkable
+class CopyingEngine(SlotEngine, Protocol):
+    """A SlotEngine that keeps read-only copies of weights in host memory, from which a switch needs no read from disk.
+
+    `Slot.prefetch` reads them; which ones stay is the cache's decision. A copy whose files have changed is not used.
+    """
+
+    def copy_budget_bytes(self) -> int:
+        """Most bytes of all copies, which the engine itself never exceeds either."""
+        ...
+
+    def copy_bytes(self, spec: ExpertSpec) -> int:
+        """Bytes of a copy, as far as known before its files are read; 0: none is kept of such an expert."""
+        ...
+
+    def has_copy(self, spec: ExpertSpec) -> bool:
+        """Whether there is a copy; the engine drops one whose files have changed by itself."""
+        ...
+
+    def drop_copy(self, spec: ExpertSpec) -> None:
+        """Free the copy, at once; nothing happens without one."""
         ...
 
 

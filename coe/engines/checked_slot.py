@@ -79,7 +79,7 @@ class CheckedSlot:
                 raise
             return False
 
-    async def prefetch(self, ref: str) -> None:
+    async def prefetch(self, ref: str) -> int:
         """Bring the weights of `name@version` closer; see `Slot.prefetch`. A failure is logged: its load has the error.
 
         Nothing happens while the slot has not been opened.
@@ -87,11 +87,25 @@ class CheckedSlot:
         spec = self._spec_of(ref)
         try:
             if self._slot is not None:
-                await self._slot.prefetch(spec, await self._located(spec))
+                return int(await self._slot.prefetch(spec, await self._located(spec)) or 0)
         except BaseException as error:
             if is_interrupt(error):
                 raise
             logger.info("%s is not read ahead: %s", spec.name, text_of(error))
+        return 0
+
+    async def park(self) -> bool:
+        """Free the weights; see `Slot.park`. A slot that fails to is closed: its state is not known."""
+        self.expert = None
+        try:
+            if self._slot is not None and await self._slot.park() is True:
+                return True
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            logger.error("a slot of %s: parking failed: %s", self._shape, text_of(error), exc_info=error)
+        await self.close()
+        return False
 
     async def close(self) -> None:
         """Free everything. A failure is logged: it must not fail the expert that loads in this room."""

@@ -181,6 +181,7 @@ class FakeSlot:
         self._engine = engine
         self._staged: set[str] = set()
         self._closed = False
+        self.is_parked = False
         engine.open_slots.append(self)
 
     async def switch(self, spec: ExpertSpec, path: Path) -> FakeExpert:
@@ -198,8 +199,9 @@ class FakeSlot:
         if (shape := self._engine.shape(spec)) != self.shape:
             raise WeightsError(f"{spec.name!r} has the shape {shape}, the slot {self.shape}")
         await self._drain()
+        await self.unpark()
         expert = self._engine.made(spec, fails_at="load")
-        if spec.ref not in self._staged:
+        if spec.ref not in self._staged and spec.ref not in self._engine.copies:
             await self._engine.sleep(self._engine.load_delay_s)
         self._staged.discard(spec.ref)
         self._leave()
@@ -208,22 +210,36 @@ class FakeSlot:
         self.expert = expert
         return expert
 
-    async def prefetch(self, spec: ExpertSpec, path: Path) -> None:
-        """The next switch to `spec` takes no time; only the latest one is staged."""
-        await self._engine.sleep(self._engine.load_delay_s)
-        self._staged = {spec.ref}
+    async def prefetch(self, spec: ExpertSpec, path: Path) -> int:
+        """The next switch to `spec` takes no time: from a copy if one fits; else only the latest one is staged.
 
-    async def park(self) -> None:
-        """Drop the expert, once it generates nothing."""
+        Returns:
+            The bytes of the copy.
+        """
+        if spec.ref not in self._engine.copies:
+            await self._engine.sleep(self._engine.load_delay_s)
+        n_bytes = self._engine.keep_copy(spec)
+        self._staged = set() if n_bytes else {spec.ref}
+        return n_bytes
+
+    async def park(self) -> bool:
+        """Drop the expert, once it generates nothing; the slot stays if the engine can sleep."""
         await self._drain()
         self._leave()
+        if self._engine.capabilities.sleep and not self._closed:
+            self.is_parked = True
+            return True
+        await self.close()
+        return False
 
     async def unpark(self) -> None:
-        """Nothing: the slot is empty."""
+        """The slot is empty."""
+        self.is_parked = False
 
     async def close(self) -> None:
         """Drop the expert, once it generates nothing."""
-        await self.park()
+        await self._drain()
+        self._leave()
         if not self._closed:
             self._closed = True
             self._engine.open_slots.remove(self)
@@ -249,15 +265,18 @@ class FakeEngine:
         capacity: requests that one expert runs at once; more wait.
         slots: slots that the experts of one architecture take turns in; None: each expert has one of its own.
         slot_bytes: bytes of an open slot beside the expert's.
+        parked_bytes: bytes of a parked slot; None: slots cannot be parked.
+        host_bytes: most bytes of copies in host memory; a copy takes the `size_bytes` of its expert.
         sleep: a simulation passes that of its own clock.
 
     Attributes:
         tally: counts of loads, unloads, generations, cancellations, by expert (an adapter counts under its own name).
         resident: the experts that are loaded, as `name@version` (or the bare name before registration).
         open_slots: the slots that are open and that experts take turns in.
+        copies: bytes of the copies in host memory, by `name@version`.
     """
 
-    capabilities: Final = Capabilities(streaming=True, adapters=True, tools=True, embeddings=True)
+    capabilities = Capabilities(streaming=True, adapters=True, tools=True, embeddings=True)
     weights: Final = False
 
     def __init__(
@@ -269,12 +288,15 @@ class FakeEngine:
         capacity: int = 8,
         slots: int | None = None,
         slot_bytes: int = 0,
+        parked_bytes: int | None = None,
+        host_bytes: int = 0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         if capacity < 1:
             raise InvalidRequest(f"capacity must be at least 1, got {capacity}")
-        if (slots is not None and slots < 1) or slot_bytes < 0:
-            raise InvalidRequest(f"slots must be at least 1, slot_bytes not negative, got {slots} and {slot_bytes}")
+        if (slots is not None and slots < 1) or min(slot_bytes, parked_bytes or 0, host_bytes) < 0:
+            sizes = f"{slot_bytes}, {parked_bytes} and {host_bytes}"
+            raise InvalidRequest(f"slots must be at least 1, and no bytes negative, got {slots} and {sizes}")
         self.answers = dict(answers or {})
         self.token_delay_s = token_delay_s
         self.load_delay_s = load_delay_s
@@ -284,7 +306,11 @@ class FakeEngine:
         self.tally = Tally()
         self.resident: set[str] = set()
         self.open_slots: list[FakeSlot] = []
-        self._shared, self._slot_bytes = slots is not None, slot_bytes
+        self.copies: dict[str, int] = {}
+        self._shared, self._slot_bytes, self._host_bytes = slots is not None, slot_bytes, host_bytes
+        self._parked_bytes = parked_bytes or 0
+        if parked_bytes is not None:
+            self.capabilities = replace(self.capabilities, sleep=True)
 
     def footprint(self, spec: ExpertSpec) -> int:
         """The spec's `size_bytes`, 0 by default."""
@@ -297,6 +323,35 @@ class FakeEngine:
     def slot_bytes(self, shape: ShapeKey) -> int:
         """The constructor's `slot_bytes`."""
         return self._slot_bytes
+
+    def parked_bytes(self, shape: ShapeKey) -> int:
+        """The constructor's `parked_bytes`."""
+        return self._parked_bytes
+
+    def copy_budget_bytes(self) -> int:
+        """The constructor's `host_bytes`."""
+        return self._host_bytes
+
+    def copy_bytes(self, spec: ExpertSpec) -> int:
+        """The spec's `size_bytes`, of experts that share slots."""
+        return (spec.size_bytes or 0) if self._shared else 0
+
+    def has_copy(self, spec: ExpertSpec) -> bool:
+        """Whether there is a copy."""
+        return spec.ref in self.copies
+
+    def drop_copy(self, spec: ExpertSpec) -> None:
+        """Forget the copy."""
+        self.copies.pop(spec.ref, None)
+
+    def keep_copy(self, spec: ExpertSpec) -> int:
+        """Keep a copy if it fits; returns its bytes, 0 if there is none."""
+        n_bytes = self.copy_bytes(spec)
+        others = sum(size for ref, size in self.copies.items() if ref != spec.ref)
+        if not n_bytes or others + n_bytes > self._host_bytes:
+            return 0
+        self.copies[spec.ref] = n_bytes
+        return n_bytes
 
     async def open_slot(self, shape: ShapeKey) -> Slot:
         """An empty slot, at once."""

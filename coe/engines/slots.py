@@ -57,12 +57,14 @@ class LoadingSlot:
         self.expert = expert = await self._engine.load(spec, path)
         return expert
 
-    async def prefetch(self, spec: ExpertSpec, path: Path) -> None:
+    async def prefetch(self, spec: ExpertSpec, path: Path) -> int:
         """Nothing: the engine has no place for weights beside those that it serves."""
+        return 0
 
-    async def park(self) -> None:
-        """Unload."""
+    async def park(self) -> bool:
+        """Unload: there is no process that could stay."""
         await self._unload()
+        return False
 
     async def unpark(self) -> None:
         """Nothing: the slot is empty."""

@@ -3,33 +3,36 @@
     async with cache.lease("a", "b") as experts: ...     # both resident inside the block
 
 Invariants, whatever is cancelled or fails:
-  - the bytes of open slots, with the weights in them or on their way, never exceed the budget;
+  - the bytes of open slots, with the weights in them or on their way, never exceed the budget; those of copies in host
+    memory never exceed theirs;
   - a leased or pinned expert is not evicted, and its slot is not switched; eviction frees memory and writes nothing;
   - a lease holds nothing while it waits, so leases of several experts cannot deadlock;
   - leases are granted in order of arrival, so that small ones do not starve a large one. Throughput does not suffer:
     the scheduler decides which requests ask for a lease at all.
 
-The cache owns slots and base models by bytes; adapters on a resident base belong to the engine. It runs in one event
-loop without locks: state changes only between awaits. Slots are injected.
+The cache owns slots and base models by bytes; adapters on a resident base belong to the engine. It shows its state to
+one pure function (`coe.memory.plan`), and does what that returns. It runs in one event loop without locks: state
+changes only between awaits. Slots are injected.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+from coe.memory.copies import NO_COPIES, CopyStore, HeldCopies
 from coe.memory.demand import NO_DEMAND, Demand
 from coe.memory.eviction import EvictionPolicy, Resident, by_priority, lru
 from coe.memory.fitting import Pinned, check_fit
 from coe.memory.in_memory import InMemory
-from coe.memory.load_times import Way
 from coe.memory.loading import CacheStats, Loads
 from coe.memory.places import Place, Places, SlotOf
-from coe.memory.room import Need, OpenSlot, Room, make_room
+from coe.memory.plan import Action, Copies, Device, Drop, Forget, Open, Park, Prefetch, State, Switch, plan
+from coe.memory.room import Need, OpenSlot
 from coe.memory.turns import Turns
 
 T = TypeVar("T")
@@ -43,6 +46,8 @@ class ExpertCache(Generic[T]):
         need: what an expert takes, known before loading.
         pins: names that are never evicted once loaded.
         demand: how much an expert is wanted, for the policy; may be replaced at any time.
+        copies: where slots keep copies in host memory.
+        most_parked: most parked slots at a time.
 
     Attributes:
         priorities: of names, 0 without one; those of lower priority are evicted first. May be replaced at any time.
@@ -57,6 +62,8 @@ class ExpertCache(Generic[T]):
         pins: Collection[str] = (),
         policy: EvictionPolicy = lru,
         demand: Callable[[str], Demand] = lambda name: NO_DEMAND,
+        copies: CopyStore = NO_COPIES,
+        most_parked: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.budget_bytes = budget_bytes
@@ -66,10 +73,11 @@ class ExpertCache(Generic[T]):
         self.stats = CacheStats()
         self._reading_ahead: asyncio.Task[None] | None = None
         self._new_slot, self._stated_need = new_slot, need
-        self._policy, self._clock = by_priority(policy), clock
+        self._policy, self._clock, self._most_parked = by_priority(policy), clock, most_parked
         self._turns = Turns()
         self._places: Places[T] = Places(self._turns.wake)
-        self._loads = Loads(self._places, self.stats, clock=clock, on_change=self._turns.wake)
+        self._copies = HeldCopies(copies, clock=clock, as_resident=self._resident)
+        self._loads = Loads(self._places, self.stats, self._copies, clock=clock, on_change=self._turns.wake)
 
     @property
     def resident(self) -> frozenset[str]:
@@ -87,8 +95,18 @@ class ExpertCache(Generic[T]):
         return self._places.used_bytes
 
     @property
+    def copied(self) -> frozenset[str]:
+        """Experts with a copy in host memory."""
+        return self._copies.names
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of copies in host memory, of reads under way too."""
+        return self._copies.used_bytes
+
+    @property
     def slots(self) -> int:
-        """Slots that are open or open now."""
+        """Slots that are open, open now or are parked."""
         return len(self._places.open)
 
     def in_memory(self) -> list[InMemory]:
@@ -115,11 +133,11 @@ class ExpertCache(Generic[T]):
 
         None if it would wait. drain: leased experts may leave too, once their leases have ended.
         """
-        room = None if self._turns and not drain else self._plan(set(names), keep, drain=drain)
-        if room is None:
+        actions = None if self._turns and not drain else self._plan(set(names), keep, drain=drain)
+        if actions is None:
             return None
-        slots = (*room.closed, *(slot for slot in room.taken.values() if slot is not None))
-        return frozenset(slot.resident.name for slot in slots if slot.resident is not None)
+        slots = [action.slot for action in actions if isinstance(action, Drop | Park | Switch)]
+        return frozenset(slot.resident.name for slot in slots if slot.resident is not None and slot.serves)
 
     def fits_free(self, *names: str) -> bool:
         """Whether these are resident or loading, or could load without evicting another."""
@@ -139,27 +157,34 @@ class ExpertCache(Generic[T]):
             Whether all of them are resident or loading now.
         """
         if any(name not in self._places.by_name for name in names):
-            room = None if self._turns else self._plan(set(names), keep)
-            if room is None:
+            actions = None if self._turns else self._plan(set(names), keep)
+            if actions is None:
                 return False
-            self._bring_in_to(room)
+            self._execute(actions)
         return True
 
     def read_ahead(self, *names: str) -> None:
-        """Have an open slot bring absent weights closer, such as from disk to memory; no expert loses its room.
+        """Have an open slot bring absent weights closer, into host memory; no expert loses its room on the device.
 
-        For what must wait before it loads. One expert at a time: the first of `names` that is absent and has an open
-        slot of its shape; nothing while another is read.
+        For what must wait before it loads. One expert at a time: the first of `names` that is absent, has no copy and
+        has an open slot of its shape; nothing while another is read.
         """
         if self._reading_ahead is not None and not self._reading_ahead.done():
             return
         for name in names:
-            shape = None if name in self._places.by_name else self._need(name).shape
-            slot = next((place.slot for place in self._places.open if place.need.shape == shape), None)
-            if slot is not None:
-                self._reading_ahead = asyncio.ensure_future(slot.prefetch(name))
-                self._reading_ahead.add_done_callback(_retrieved)
-                return
+            need = None if name in self._places.by_name or name in self._copies.names else self._need(name)
+            slot = None if need is None else self._slot_of(need.shape)
+            if need is not None and slot is not None:
+                copies = self._copies.view(self._places.loading)
+                actions = plan(State(copies=copies), {}, ahead={name: need}, policy=self._policy)
+                if name in self._host(actions or ()):
+                    self._reading_ahead = asyncio.ensure_future(self._copies.read(slot, name))
+                    self._reading_ahead.add_done_callback(_retrieved)
+                    return
+
+    def _slot_of(self, shape: Hashable) -> SlotOf[T] | None:
+        """An open slot of a shape that may read a copy."""
+        return next((p.slot for p in self._places.open if p.need.shape == shape and not p.is_parked), None)
 
     def expected_load_s(self, name: str) -> float:
         """Expected seconds to load an absent expert now, from the loads so far by the way it would take.
@@ -167,10 +192,10 @@ class ExpertCache(Generic[T]):
         Raises what `need` does if its size is not known.
         """
         need = self._need(name)
-        switches = any(place.need.shape == need.shape for place in self._places.open)
-        if need.slots > 1 and need.size_bytes <= self.budget_bytes - self.used_bytes:
-            switches = False  # room for another slot
-        way: Way = "switch" if switches else "open"
+        into = min((p for p in self._places.open if p.need.shape == need.shape), key=_readiness, default=None)
+        if into is not None and need.slots > 1 and need.size_bytes <= self.budget_bytes - self.used_bytes:
+            into = None if _readiness(into) else into  # room for another slot
+        way = self._loads.way(into, is_copied=name in self._copies.names)
         return self._loads.times.expected_s(name, need.shape, way, need.weight_bytes)
 
     @asynccontextmanager
@@ -205,7 +230,7 @@ class ExpertCache(Generic[T]):
         """
         places = [self._places.by_name[name] for name in names if name in self._places.by_name]
         free = [self._evict(place) for place in places if place.expert is not None and not place.leases]
-        return self._places.close(free, beyond=sum(place.size_bytes for place in free))
+        return self._places.release(free, (), beyond=sum(place.size_bytes for place in free))
 
     async def changed(self) -> None:
         """Return after the next end of a lease, of a load, or of the closing of slots."""
@@ -232,13 +257,13 @@ class ExpertCache(Generic[T]):
         """Wait for the turn and for room, then reserve bytes and leases in one step."""
 
         def attempt() -> dict[str, Place[T]] | None:
-            room = self._plan(wanted)
-            return None if room is None else self._reserve(wanted, room)
+            actions = self._plan(wanted)
+            return None if actions is None else self._reserve(wanted, actions)
 
         return await self._turns.first(attempt)
 
-    def _reserve(self, wanted: set[str], room: Room) -> dict[str, Place[T]]:
-        self._bring_in_to(room)
+    def _reserve(self, wanted: set[str], actions: Sequence[Action]) -> dict[str, Place[T]]:
+        self._execute(actions)
         places = {name: self._places.by_name[name] for name in wanted}
         for place in places.values():
             place.leases += 1
@@ -246,66 +271,92 @@ class ExpertCache(Generic[T]):
             place.last_used_s = self._clock()
         return places
 
-    def _bring_in_to(self, room: Room) -> None:
-        """Close what the plan closes, and start loading what is missing in its room."""
-        before = self.used_bytes
+    def _execute(self, actions: Sequence[Action]) -> None:
+        """Do what a plan says: all that counts has changed on return, and the rest is under way."""
+        before, by_key = self.used_bytes, {id(place): place for place in self._places.open}
+        loads = {each.name: each for each in actions if isinstance(each, Open | Switch)}
         # Both raise before anything has changed.
-        needs = {name: self._need(name) for name in room.taken}
-        new = {name: self._new_slot(name) for name, slot in room.taken.items() if slot is None}
-        by_key = {id(place): place for place in self._places.open}
-        closed = [self._evict(by_key[slot.key]) for slot in room.closed]
-        former = {name: None if slot is None else self._evict(by_key[slot.key]) for name, slot in room.taken.items()}
+        needs = {name: self._need(name) for name in loads}
+        new = {name: self._new_slot(name) for name, each in loads.items() if isinstance(each, Open)}
+        closed = [self._evict(by_key[each.slot.key]) for each in actions if isinstance(each, Drop)]
+        parked = [self._evict(by_key[each.slot.key]) for each in actions if isinstance(each, Park)]
+        former = {n: self._evict(by_key[each.slot.key]) for n, each in loads.items() if isinstance(each, Switch)}
         for name, need in needs.items():
-            self._places.by_name[name] = self._place(name, need, former[name] or new[name])
-        # The room of what is closed is promised to the missing, which load after it is free: it counts once.
-        freed = self._places.close(closed, beyond=max(0, before - self.used_bytes)) if closed else None
+            self._places.by_name[name] = self._place(name, need, former.get(name) or new[name])
+        freed = self._release(closed, parked, before) if closed or parked else None
+        copied = self._host(actions)
         for name in needs:
             place = self._places.by_name[name]
-            place.loading = asyncio.ensure_future(self._loads.bring_in(place, former[name], freed))
+            self._copies.use(name)
+            loading = self._loads.bring_in(place, former.get(name), freed, copy=name in copied)
+            place.loading = asyncio.ensure_future(loading)
             place.loading.add_done_callback(_retrieved)
+
+    def _release(self, closed: list[Place[T]], parked: list[Place[T]], before: int) -> asyncio.Future[None]:
+        """Close and park slots. Their room is promised to the missing, which load after it is free: it counts once."""
+        self.stats.parked += len(parked)
+        now = self.used_bytes + sum(place.need.parked_bytes or 0 for place in parked)
+        return self._places.release(closed, parked, beyond=max(0, before - now))
+
+    def _host(self, actions: Sequence[Action]) -> set[str]:
+        """Free copies in host memory, and count those that are going to be read; returns these."""
+        read = set()
+        for action in actions:
+            if isinstance(action, Forget):
+                self._copies.drop(action.name)
+            elif isinstance(action, Prefetch):
+                self._copies.begin(action.name, action.size_bytes)
+                read.add(action.name)
+        return read
 
     def _place(self, name: str, need: Need, into: Place[T] | SlotOf[T]) -> Place[T]:
         """A place in a new slot, or in that of another place; weights that shrink count until they are replaced."""
         if not isinstance(into, Place):
             return Place(name, need, need.size_bytes, into, last_used_s=self._clock())
-        size_bytes = max(into.size_bytes, need.weight_bytes + into.need.slot_bytes)
+        size_bytes = max(into.size_bytes, need.size_bytes)
         return Place(name, need, size_bytes, into.slot, last_used_s=self._clock())
 
     def _evict(self, place: Place[T]) -> Place[T]:
         self.stats.evictions += place.expert is not None
         return self._places.remove(place)
 
-    def _plan(self, wanted: set[str], keep: Collection[str] = (), *, drain: bool = False) -> Room | None:
-        """Where the missing of `wanted` go, so that all fit now; None if a lease must end first.
+    def _plan(self, wanted: set[str], keep: Collection[str] = (), *, drain: bool = False) -> tuple[Action, ...] | None:
+        """What brings the missing of `wanted` in, so that all fit now; None if a lease must end first.
 
         drain: as if the leases had ended that are not of `wanted` or `keep`.
         """
         missing = {name: self._need(name) for name in wanted if name not in self._places.by_name}
         free_bytes = self.budget_bytes - self.used_bytes
         if not missing and free_bytes >= 0:
-            return Room()
-        return make_room(
-            missing,
-            self._free(wanted.union(keep), leased=drain),
-            opened=self._places.opened,
-            free_bytes=free_bytes,
-            policy=self._policy,
-        )
+            return ()
+        free = self._free(wanted.union(keep), leased=drain)
+        device = Device(free, self._places.opened, free_bytes, self._most_parked)
+        copied = any(need.copy_bytes for need in missing.values())
+        copies = self._copies.view(self._places.loading) if copied else Copies()
+        return plan(State(device, copies), missing, policy=self._policy)
 
     def _free(self, keep: set[str], *, leased: bool = False) -> list[OpenSlot]:
         """Slots that may be taken or closed; with `leased`, also those that may be once their leases have ended."""
         evictable = [
-            OpenSlot(id(place), place.need, self._resident(place))
+            OpenSlot(id(place), place.need, self._resident_in(place))
             for name, place in self._places.by_name.items()
             if (leased or place.leases == 0) and place.expert is not None and name not in self.pins and name not in keep
         ]
-        return evictable + [OpenSlot(id(place), place.need) for place in self._places.empty]
+        return evictable + [self._empty(place, number) for number, place in enumerate(self._places.empty)]
 
-    def _resident(self, place: Place[T]) -> Resident:
-        demand = self.demand(place.name)
-        used = place.last_used_s, place.uses
-        priority = self.priorities.get(place.name, 0)
-        return Resident(place.name, place.size_bytes, *used, place.load_s, demand, priority)
+    def _empty(self, place: Place[T], number: int) -> OpenSlot:
+        if not place.is_parked:
+            return OpenSlot(id(place), place.need)
+        need = replace(place.need, weight_bytes=0, slot_bytes=place.size_bytes)
+        parked = replace(self._resident_in(place), name=f"{place.name}, parked {number}")
+        return OpenSlot(id(place), need, parked, is_parked=True)
+
+    def _resident_in(self, place: Place[T]) -> Resident:
+        return self._resident(place.name, place.size_bytes, place.last_used_s, place.uses, place.load_s)
+
+    def _resident(self, name: str, size_bytes: int, last_used_s: float, uses: int, load_s: float) -> Resident:
+        priority = self.priorities.get(name, 0)
+        return Resident(name, size_bytes, last_used_s, uses, load_s, self.demand(name), priority)
 
     def _need(self, name: str) -> Need:
         place = self._places.by_name.get(name)
@@ -317,6 +368,11 @@ class ExpertCache(Generic[T]):
         pinned = [place for name, place in self._places.by_name.items() if name in self.pins and name not in wanted]
         held = Pinned.of([(place.need, place.size_bytes) for place in pinned])
         check_fit(needs, self.budget_bytes, held, needed_by)
+
+
+def _readiness(place: Place[Any]) -> int:
+    """The order in which a load takes the slots of its shape."""
+    return 0 if place.expert is None and place.loading is None else 1
 
 
 def _retrieved(task: asyncio.Task[Any]) -> None:

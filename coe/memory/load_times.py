@@ -6,8 +6,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Way = Literal["open", "switch"]
-"""How weights come in: into a slot that is opened for them, or into one that served another expert."""
+Way = Literal["open", "wake", "switch", "copy"]
+"""How weights come in: into a slot that is opened for them, into one that was parked, or into one that served another
+expert, from its files or from a copy in host memory."""
 
 _RECENT: Final = 0.3
 """Weight of the latest load in the moving averages."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from coe.memory.copies import HeldCopies
 from coe.memory.load_times import LoadTimes, Way
 from coe.memory.places import Place, Places
 
@@ -16,11 +17,12 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class CacheStats:
-    """Counters since the start. `switches`: loads into a slot that was open."""
+    """Counters since the start. `switches`: loads into a slot that was open. `parked`: slots that were."""
 
     loads: int = 0
     switches: int = 0
     evictions: int = 0
+    parked: int = 0
     bytes_loaded: int = 0
     load_s: float = 0.0
     loads_by_name: Counter[str] = field(default_factory=Counter)
@@ -37,26 +39,40 @@ class Loads(Generic[T]):
     """
 
     def __init__(
-        self, places: Places[T], stats: CacheStats, *, clock: Callable[[], float], on_change: Callable[[], None]
+        self,
+        places: Places[T],
+        stats: CacheStats,
+        copies: HeldCopies,
+        *,
+        clock: Callable[[], float],
+        on_change: Callable[[], None],
     ) -> None:
         self.times = LoadTimes()
-        self._places, self._stats, self._clock, self._on_change = places, stats, clock, on_change
+        self._places, self._stats, self._copies = places, stats, copies
+        self._clock, self._on_change = clock, on_change
 
-    async def bring_in(self, place: Place[T], former: Place[T] | None, freed: asyncio.Future[None] | None) -> T:
+    async def bring_in(
+        self, place: Place[T], former: Place[T] | None, freed: asyncio.Future[None] | None, *, copy: bool
+    ) -> T:
         """Load one expert once its room is free. On failure it leaves the cache, so that a later lease retries.
 
         Args:
             former: the place whose slot it takes; None: a new slot.
             freed: done when the room is free.
+            copy: read the copy first that is counted already (`HeldCopies.begin`).
         """
+        way = self.way(former, is_copied=place.name in self._copies.names)
         try:
+            started = self._clock()
+            if copy:
+                await self._copies.read(place.slot, place.name)
+            seconds = self._clock() - started
             if freed is not None:
                 await asyncio.shield(freed)
             started = self._clock()
             expert = await place.slot.switch(place.name)
-            seconds = place.load_s = self._clock() - started
+            seconds = place.load_s = seconds + self._clock() - started
             self._stats.load_s += seconds
-            way: Way = "open" if former is None else "switch"
             self.times.note(place.name, place.need.shape, way, place.need.weight_bytes, seconds)
         except BaseException:
             await self._give_up(place, former)
@@ -66,6 +82,15 @@ class Loads(Generic[T]):
         self._on_change()
         return expert
 
+    @staticmethod
+    def way(into: Place[T] | None, *, is_copied: bool) -> Way:
+        """How weights come into the slot of a place, or into a new one."""
+        if into is None:
+            return "open"
+        if into.is_parked:
+            return "wake"
+        return "copy" if is_copied and into.expert is not None else "switch"
+
     async def _give_up(self, place: Place[T], former: Place[T] | None) -> None:
         """After a failed load: the former expert goes on if its slot still serves it; else the slot stays empty.
 
@@ -73,7 +98,7 @@ class Loads(Generic[T]):
         """
         del self._places.by_name[place.name]
         if former is None or former.expert is None:
-            await asyncio.shield(self._places.close([place], beyond=place.size_bytes))
+            await asyncio.shield(self._places.release([place], (), beyond=place.size_bytes))
         else:
             self._take_back(former, place)
         self._on_change()

@@ -26,8 +26,20 @@ class SlotOf(Protocol[T_co]):
         """Replace the weights; an error reaches every lease that waits for them."""
         ...
 
-    async def prefetch(self, name: str) -> None:
-        """Bring weights closer for a later switch of any slot of this shape; never raises but for a cancellation."""
+    async def prefetch(self, name: str) -> int:
+        """Bring weights closer for a later switch of any slot of this shape; never raises but for a cancellation.
+
+        Returns:
+            Bytes of the copy in host memory that is kept until it is dropped (`CopyStore.drop`); 0: there is none.
+        """
+        ...
+
+    async def park(self) -> bool:
+        """Free the memory of the weights; never raises.
+
+        Returns:
+            Whether the slot stays, without weights: a switch wakes it. False: all of its memory is free.
+        """
         ...
 
     async def close(self) -> None:
@@ -37,7 +49,10 @@ class SlotOf(Protocol[T_co]):
 
 @dataclass(slots=True, eq=False)
 class Place(Generic[T]):
-    """A slot with the expert that it serves, `loading` until its weights are in memory. `size_bytes`: counted."""
+    """A slot with the expert that it serves, `loading` until its weights are in memory.
+
+    `size_bytes`: counted. Of an empty or parked slot, the name and the times are those of its last expert.
+    """
 
     name: str
     need: Need
@@ -49,17 +64,18 @@ class Place(Generic[T]):
     load_s: float = 0.0
     expert: T | None = None
     loading: asyncio.Task[T] | None = None
+    is_parked: bool = False
 
 
 class Places(Generic[T]):
     """The places of a cache, and the bytes that they count. Use inside one event loop.
 
     Args:
-        on_change: called when slots have been closed.
+        on_change: called when slots have been closed or parked.
 
     Attributes:
         by_name: of the experts that are in memory or loading.
-        empty: open slots without an expert.
+        empty: open slots without an expert, parked ones among them.
     """
 
     def __init__(self, on_change: Callable[[], None]) -> None:
@@ -103,35 +119,42 @@ class Places(Generic[T]):
             del self.by_name[place.name]
         return place
 
-    def close(self, closed: Collection[Place[T]], beyond: int) -> asyncio.Future[None]:
-        """Start closing the slots of places that are out of the tables.
+    def release(self, closed: Collection[Place[T]], parked: Collection[Place[T]], beyond: int) -> asyncio.Future[None]:
+        """Start closing and parking the slots of places that are out of the tables.
 
         Args:
-            beyond: bytes freed in excess of what the pending loads need; they count until the slots are closed.
+            beyond: bytes freed in excess of what the pending loads need; they count until all of this is done.
         """
-        shapes = Counter(place.need.shape for place in closed)
+        shapes = Counter(place.need.shape for place in (*closed, *parked))
+        counted = beyond + sum(place.need.parked_bytes or 0 for place in parked)
         self._closing.update(shapes)
-        self._closing_bytes += beyond
+        self._closing_bytes += counted
 
-        async def close() -> None:
+        async def release() -> None:
+            asleep = []
             try:
                 for place in closed:
                     await place.slot.close()
+                for place in parked:
+                    asleep += [place] if await place.slot.park() else []
             finally:
                 self._closing.subtract(shapes)
-                self._closing_bytes -= beyond
+                self._closing_bytes -= counted
+                for place in asleep:
+                    place.expert, place.is_parked, place.size_bytes = None, True, place.need.parked_bytes or 0
+                self.empty += asleep
                 self._on_change()
 
-        task = asyncio.ensure_future(close())
+        task = asyncio.ensure_future(release())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def aclose(self) -> None:
-        """Close every slot, and wait for those that close already."""
+        """Close every slot, after those that close or are parked already."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         places = self.open
         self.by_name.clear()
         self.empty.clear()
         for place in places:
             await place.slot.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class WatchedEngine(FakeEngine):
     def __init__(self, plan: Sequence[str] = (), **options: Any) -> None:
         super().__init__(**options)
         self.plan, self.broken_leases = list(plan), Counter[str]()
-        self.most_slots, self.most_bytes = Counter[ShapeKey](), 0
+        self.most_slots, self.most_bytes, self.most_copied = Counter[ShapeKey](), 0, 0
         self.host: Host | None = None
         self._now: dict[str, str] = {}
 
@@ -85,7 +85,16 @@ class WatchedEngine(FakeEngine):
         """Count the bytes of slots and experts."""
         super().enter(served)
         held = [slot.expert.spec.size_bytes or 0 for slot in self.open_slots if slot.expert]
-        self.most_bytes = max(self.most_bytes, len(self.open_slots) * self._slot_bytes + sum(held))
+        asleep = sum(slot.is_parked for slot in self.open_slots)
+        slots = (len(self.open_slots) - asleep) * self._slot_bytes + asleep * self._parked_bytes
+        self.most_bytes = max(self.most_bytes, slots + sum(held))
+
+    def keep_copy(self, spec: ExpertSpec) -> int:
+        """Record the most bytes of copies, the engine's own bound left out."""
+        n_bytes = self.copy_bytes(spec) if self._host_bytes else 0
+        self.copies |= {spec.ref: n_bytes} if n_bytes else {}
+        self.most_copied = max(self.most_copied, sum(self.copies.values()))
+        return n_bytes
 
 
 def make(*specs: ExpertSpec, engine: FakeEngine, budget: int = 20, **options: Any) -> Host:
@@ -200,6 +209,38 @@ async def test_a_pinned_expert_keeps_its_slot() -> None:
     await host.aclose()
 
 
+@in_virtual_time
+async def test_the_process_of_an_expert_that_leaves_for_one_of_another_shape_stays_for_the_next_of_its_own() -> None:
+    engine = WatchedEngine(slots=1, slot_bytes=5, parked_bytes=2)
+    host = make(*map(expert, "abop"), engine=engine, budget=12, most_parked=1)
+    assert [await ask(host, name) for name in "aobp"] == [f"I am {name}" for name in "aobp"]
+    llama, other = engine.open_slots
+    assert (llama.is_parked, other.is_parked) == (True, False) and host.cache.used_bytes == 11
+    assert (host.cache.stats.parked, host.cache.stats.switches, host.cache.slots) == (3, 2, 2)
+    assert host.resident == {"p"} and host.cache.room(["a@1"]) == {"p@1"}
+    engine.capabilities = replace(engine.capabilities, sleep=False)  # such as a process that does not sleep after all
+    assert await ask(host, "a") == "I am a"
+    assert engine.open_slots == [llama] and host.cache.used_bytes == 9
+    await host.aclose()
+    assert not engine.open_slots and host.cache.used_bytes == 0
+
+
+@in_virtual_time
+async def test_an_expert_that_has_a_copy_in_host_memory_returns_from_there() -> None:
+    engine = WatchedEngine(slots=1, load_delay_s=3.0, host_bytes=8)
+    host = make(*map(expert, "abc"), engine=engine, budget=4)
+    clock, times = asyncio.get_running_loop().time, []
+    for name in "abcbac":
+        started = clock()
+        assert await ask(host, name) == f"I am {name}"
+        times.append(round(clock() - started))
+    # The first one is built from its files, `b` and `c` are copied, then `b` comes from its copy; `a` takes the copy of
+    # the one that is needed last.
+    assert times[:4] == [3 + 3, 3, 3, 0] and times[4] == 3
+    assert host.cache.copied == engine.copies.keys() and host.cache.copied_bytes == 8
+    await host.aclose()
+
+
 @dataclass(frozen=True)
 class Event:
     """A request: when it comes, for which expert, and after how many seconds its client leaves; or a prefetch."""
@@ -241,15 +282,23 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(events(), failures, st.integers(1, 2), st.sampled_from((18, 26, 1000)), st.randoms(use_true_random=False))
+@given(
+    events(),
+    failures,
+    st.integers(1, 2),
+    st.sampled_from((18, 26, 1000)),
+    st.sampled_from(((None, 0), (2, 0), (None, 11), (2, 11))),
+    st.randoms(use_true_random=False),
+)
 def test_after_any_requests_failures_and_cancellations_answers_are_right_and_nothing_leaks(
-    wanted: list[Event], plan: list[str], slots: int, budget: int, rng: Any
+    wanted: list[Event], plan: list[str], slots: int, budget: int, kept: tuple[int | None, int], rng: Any
 ) -> None:
     async def work() -> None:
-        engine = WatchedEngine(plan, slots=slots, slot_bytes=5, token_delay_s=0.1, load_delay_s=0.5, capacity=2)
+        options: dict[str, Any] = {"slots": slots, "slot_bytes": 5, "parked_bytes": kept[0], "host_bytes": kept[1]}
+        engine = WatchedEngine(plan, **options, token_delay_s=0.1, load_delay_s=0.5, capacity=2)
         sizes = {name: rng.randint(3, 6) for name in (*LLAMA, *OTHER, *OWN)}
         specs = [expert(name, sizes[name], engine="own" if name in OWN else None) for name in sizes]
-        host = make(*specs, engine=engine, budget=budget, aging_s=2.0)
+        host = make(*specs, engine=engine, budget=budget, aging_s=2.0, most_parked=1)
         async with asyncio.timeout(1000):
             answers = await asyncio.gather(*(one(host, event) for event in wanted))
         for event, answer in zip(wanted, answers, strict=True):
@@ -258,7 +307,7 @@ def test_after_any_requests_failures_and_cancellations_answers_are_right_and_not
             assert plan or answer or not waits, "without failures, everybody who waits is answered"
         await still(host, engine)
         assert not engine.tally.drains and not engine.broken_leases
-        assert engine.most_bytes <= budget
+        assert engine.most_bytes <= budget and engine.most_copied <= kept[1]
         assert all(count <= slots for count in engine.most_slots.values())
         await host.aclose()
         assert not engine.open_slots and not engine.resident and host.cache.used_bytes == 0 == host.cache.slots
@@ -278,3 +327,5 @@ async def still(host: Host, engine: WatchedEngine) -> None:
     serving = [slot for slot in engine.open_slots if slot.expert is not None]
     assert len(engine.open_slots) + len(own.resident) == host.cache.slots and len(serving) == len(engine.resident)
     assert host.cache.used_bytes <= host.cache.budget_bytes
+    assert host.cache.copied == engine.copies.keys() and host.cache.copied_bytes == sum(engine.copies.values())
+    assert sum(slot.is_parked for slot in engine.open_slots) <= 1

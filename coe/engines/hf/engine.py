@@ -122,6 +122,24 @@ class HFEngine:
         """None: there is no process, and key-value caches take the memory beside the budget."""
         return 0
 
+    def copy_budget_bytes(self) -> int:
+        """Most bytes of copies in host memory."""
+        return self.copies.budget_bytes
+
+    def copy_bytes(self, spec: ExpertSpec) -> int:
+        """Bytes of the files that are read, which for GGUF are written in the engine's type; 0 for embedding models."""
+        if spec.kind is Kind.EMBEDDING or not self.copies.budget_bytes:
+            return 0
+        return self.footprint(spec) if _is_gguf(spec) or not spec.size_bytes else spec.size_bytes
+
+    def has_copy(self, spec: ExpertSpec) -> bool:
+        """Whether there is a copy of the expert's weights."""
+        return self.copies.holds(spec.ref)
+
+    def drop_copy(self, spec: ExpertSpec) -> None:
+        """Free the copy of the expert's weights."""
+        self.copies.drop(spec.ref)
+
     async def open_slot(self, shape: ShapeKey) -> HFSlot:
         """An empty slot."""
         return HFSlot(shape, self)

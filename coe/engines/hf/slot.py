@@ -105,21 +105,30 @@ class HFSlot:
 
     def _overwrite(self, model: InPlace, spec: ExpertSpec, files: WeightFiles, stop: threading.Event) -> LoadedModel:
         with translate(f"{spec.name!r} cannot be loaded from {files.folder}", WeightsError):
-            copy = self._engine.copies.get(files, stop=stop)
+            copy = self._engine.copies.get(spec.ref, files, stop)
             model.copy(copy.tensors.items() if copy is not None else files.tensors(stop), stop)
             return self._engine.described(model.model, files.folder)
 
-    async def prefetch(self, spec: ExpertSpec, path: Path) -> None:
-        """Read the weights into a copy in host memory; without room for one, into the system's page cache."""
-        await _stoppable(lambda stop: self._read_ahead(path, stop))
+    async def prefetch(self, spec: ExpertSpec, path: Path) -> int:
+        """Read the weights into a copy in host memory; see `Slot.prefetch`.
 
-    def _read_ahead(self, path: Path, stop: threading.Event) -> None:
-        if self._engine.copies.budget_bytes == 0 or self._engine.copies.get(WeightFiles(path), stop=stop) is None:
-            read_ahead(path)
+        Without room for one, or where the model here could not take it, into the system's page cache.
+        """
+        return await _stoppable(lambda stop: self._read_ahead(spec, path, stop))
 
-    async def park(self) -> None:
+    def _read_ahead(self, spec: ExpertSpec, path: Path, stop: threading.Event) -> int:
+        copies, model = self._engine.copies, self._in_place
+        if copies.budget_bytes:
+            files = WeightFiles(path)
+            if (model is None or model.takes(files)) and (n_bytes := copies.read(spec.ref, files, stop)):
+                return n_bytes
+        read_ahead(path)
+        return 0
+
+    async def park(self) -> bool:
         """Free the model: it is all that a slot has in memory."""
         await self.close()
+        return False
 
     async def unpark(self) -> None:
         """Nothing: the slot is empty."""

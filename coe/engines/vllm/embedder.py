@@ -175,12 +175,14 @@ class EmbedderSlot:
         self.expert = expert
         return expert
 
-    async def prefetch(self, spec: ExpertSpec, path: Path) -> None:
+    async def prefetch(self, spec: ExpertSpec, path: Path) -> int:
         """Nothing: embedding models are small."""
+        return 0
 
-    async def park(self) -> None:
+    async def park(self) -> bool:
         """End the process."""
         await self.close()
+        return False
 
     async def unpark(self) -> None:
         """Nothing: the slot is empty."""

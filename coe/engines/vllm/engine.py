@@ -24,6 +24,8 @@ from registry.spec import ExpertSpec, Kind
 _ITEM_BYTES: Final = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 _POOLING: Final = "pooling"
 """Dimension of the shape of a model that returns vectors."""
+PARKED_BYTES: Final = 2**30
+"""Of a process that sleeps on a GPU: an estimate from vLLM's source, not measured."""
 PROCESS_BYTES: Final = 2**30
 """Memory of an engine process beside weights and cache, where that is the memory of the machine."""
 
@@ -138,6 +140,10 @@ class VLLMEngine:
             share = int(self._options.gpu_memory_utilization * _gpu_bytes())
             return max(0, share - dict(shape.dimensions)["bytes"])
         return cache + (PROCESS_BYTES if cpu else 0)
+
+    def parked_bytes(self, shape: ShapeKey) -> int:
+        """Bytes of a process that sleeps: its CUDA context, and what vLLM keeps beside weights and cache."""
+        return PARKED_BYTES
 
     async def open_slot(self, shape: ShapeKey) -> VLLMSlot | EmbedderSlot:
         """An empty slot; its process starts with the first expert."""

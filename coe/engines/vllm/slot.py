@@ -54,22 +54,24 @@ class VLLMSlot:
         self.expert = self._holder = expert
         return expert
 
-    async def prefetch(self, spec: ExpertSpec, path: Path) -> None:
+    async def prefetch(self, spec: ExpertSpec, path: Path) -> int:
         """Have the operating system read the files into its page cache, where vLLM reads them from."""
         await asyncio.to_thread(read_ahead, path)
+        return 0
 
-    async def park(self) -> None:
+    async def park(self) -> bool:
         """Put the process to sleep, without weights and cache; end it where it cannot sleep, such as on a CPU."""
         self.expert = None
         holder = self._holder
         if holder is None or self._asleep:
-            return
+            return self._asleep
         try:
             self._asleep = self._sleeps and await holder.sleep()
         except BaseException as error:
             await self._end(holder, "sleep", error)
         if not self._asleep:
             await self.close()
+        return self._asleep
 
     async def unpark(self) -> None:
         """Wake a sleeping process; its weights are read again by the next switch. One that fails to wake ends."""

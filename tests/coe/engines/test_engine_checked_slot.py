@@ -45,6 +45,11 @@ class OddSlot:
         self._engine.fail("after")
         return None if self._engine.at == "nothing" else expert
 
+    async def park(self) -> Any:
+        """Fails at `park`; says something odd at `asleep`."""
+        self._engine.fail("park")
+        return "yes" if self._engine.at == "asleep" else await self._inner.park()
+
     async def close(self) -> None:
         """Fails at `close`, after it has closed."""
         await self._inner.close()
@@ -129,6 +134,17 @@ async def test_a_failing_close_is_logged_and_stops_nothing(caplog: pytest.LogCap
     engine.at = "close"
     await host.aclose()
     assert "a slot of fake: closing failed: odd" in caplog.text and host.cache.used_bytes == 0
+
+
+@pytest.mark.parametrize("place", ["park", "asleep"])
+async def test_a_slot_that_does_not_park_is_closed(place: str) -> None:
+    engine = OddEngine()
+    host = make(engine)
+    assert await ask(host, "a") == "a"
+    slot = host.cache._places.by_name["a@1"].slot
+    engine.at = place
+    assert await slot.park() is False
+    assert not engine.open_slots and slot.expert is None
 
 
 def test_a_shape_is_a_shape_key() -> None:

@@ -263,36 +263,53 @@ async def test_weights_read_ahead_are_not_read_again(pair: tuple[Path, Path], mo
     engine = HFEngine("cpu", "float32", host_bytes=2**30)
     slot = await slot_of(engine)
     await slot.switch(spec_of(first), first)
-    await slot.prefetch(spec_of(second), second)
-    assert engine.copies.holds(second)
+    assert await slot.prefetch(spec_of(second, "second"), second) == WeightFiles(second).size_bytes
+    assert engine.copies.holds("second")
     reads: list[Any] = []
     monkeypatch.setattr(weight_files.WeightFiles, "_read", lambda *args, **options: reads.append(args))
-    switched = await slot.switch(spec_of(second), second)
+    switched = await slot.switch(spec_of(second, "second"), second)
     monkeypatch.undo()
     assert reads == []
     assert await text_of(switched) == await fresh_answer(second)
     await slot.close()
 
 
-def test_copies_stay_within_their_budget_and_the_oldest_leaves(pair: tuple[Path, Path], tmp_path: Path) -> None:
+async def test_weights_that_the_model_cannot_take_are_not_copied(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(pair[1], tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    engine = HFEngine("cpu", "float32", host_bytes=2**30)
+    slot = await slot_of(engine)
+    await slot.switch(spec_of(pair[0]), pair[0])
+    assert await slot.prefetch(spec_of(other), other) == 0
+    assert engine.copies.used_bytes == 0
+    await slot.close()
+
+
+def test_copies_stay_within_their_budget_until_one_is_dropped(pair: tuple[Path, Path], tmp_path: Path) -> None:
     folders = [Path(shutil.copytree(pair[0], tmp_path / name)) for name in "abc"]
-    a, b, c = map(WeightFiles, folders)
-    copies = HostCopies(2 * a.size_bytes, pin=False)
-    assert copies.get(a) is not None
-    assert copies.get(b) is not None
-    assert copies.get(a) is not None  # used again
-    assert copies.get(c) is not None
-    assert [copies.holds(folder) for folder in folders] == [True, False, True]
+    files = dict(zip("abc", map(WeightFiles, folders), strict=True))
+    size = files["a"].size_bytes
+    copies = HostCopies(2 * size, pin=False)
+    assert [copies.read(name, files[name]) for name in "aabc"] == [size, size, size, 0]
     assert copies.used_bytes == copies.budget_bytes
-    assert HostCopies(a.size_bytes - 1, pin=False).get(a) is None
+    assert copies.get("c", files["c"]) is None
+    copies.drop("b")
+    assert copies.read("c", files["c"]) == size
+    assert [copies.holds(name) for name in "abc"] == [True, False, True]
+    assert HostCopies(size - 1, pin=False).read("a", files["a"]) == 0
 
 
 def test_a_copy_of_files_that_have_changed_is_not_used(pair: tuple[Path, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pair[0], tmp_path / "changing"))
     copies = HostCopies(2**30, pin=False)
-    before = copies.get(WeightFiles(folder))
+    assert copies.read("a", WeightFiles(folder))
+    before = copies.get("a", WeightFiles(folder))
     shutil.copyfile(pair[1] / "model.safetensors", folder / "model.safetensors")
-    after = copies.get(WeightFiles(folder))
+    assert copies.get("a", WeightFiles(folder)) is None
+    assert not copies.holds("a")
+    assert copies.read("a", WeightFiles(folder))
+    after = copies.get("a", WeightFiles(folder))
     assert before is not None
     assert after is not None
     name = "lm_head.weight"
@@ -312,8 +329,8 @@ def test_files_that_change_while_they_are_read_are_not_kept(
 
     monkeypatch.setattr(WeightFiles, "read", changed)
     copies = HostCopies(2**30, pin=False)
-    copies.get(WeightFiles(folder))
-    assert not copies.holds(folder)
+    assert copies.read("a", WeightFiles(folder)) == 0
+    assert not copies.holds("a")
     assert copies.used_bytes == 0
 
 
@@ -328,9 +345,17 @@ def test_threads_that_want_one_copy_read_it_once(pair: tuple[Path, Path], monkey
     monkeypatch.setattr(WeightFiles, "read", counted)
     copies = HostCopies(2**30, pin=False)
     found: list[Any] = []
-    threads = [threading.Thread(target=lambda: found.append(copies.get(WeightFiles(pair[0])))) for _ in range(4)]
+
+    def want(number: int) -> None:
+        if number % 2:
+            copies.read("a", WeightFiles(pair[0]))
+        found.append(copies.get("a", WeightFiles(pair[0])))
+
+    threads = [threading.Thread(target=want, args=(number,)) for number in (1, 2, 3, 4)]
     for thread in threads:
         thread.start()
+        while not reads:  # the first one reads, the others wait for it
+            pass
     go.set()
     for thread in threads:
         thread.join(30)
@@ -381,4 +406,26 @@ async def test_a_host_switches_models_of_one_shape_in_place(pair: tuple[Path, Pa
     for name, folder in folders.items():
         assert set(texts[name]) == {await fresh_answer(folder)}
     assert (host.cache.stats.loads, host.cache.stats.switches) == (6, 4)
+    await host.aclose()
+
+
+async def test_a_host_keeps_copies_within_their_budget_and_answers_the_same_from_them(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {"a": pair[0], "b": pair[1], "c": save_other_weights(pair[1], tmp_path / "third")}
+    specs = {
+        name: spec_of(folder, name).model_copy(update={"size_bytes": WeightFiles(folder).size_bytes})
+        for name, folder in folders.items()
+    }
+    size = WeightFiles(pair[0]).size_bytes
+    engine = HFEngine("cpu", "float32", host_bytes=2 * size)
+    budget = engine.footprint(specs["a"])
+    host = Host(Snapshot(1, specs), {"hf": engine}, budget_bytes=budget, locate=lambda spec: folders[spec.name])
+    texts: dict[str, set[str]] = {name: set() for name in folders}
+    for name in "abcbcbca":
+        texts[name].add("".join([chunk.text async for chunk in host.ask(name, REQUEST)]))
+        assert engine.copies.used_bytes == host.cache.copied_bytes <= 2 * size
+    assert texts == {name: {await fresh_answer(folder)} for name, folder in folders.items()}
+    assert "a" in host.cache.copied
+    assert len(host.cache.copied) == 2
     await host.aclose()

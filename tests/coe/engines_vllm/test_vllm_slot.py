@@ -119,7 +119,7 @@ async def test_a_parked_process_sleeps_and_reads_weights_in_place_after_it_has_w
     slots = Slots(tiny)
     await slots.switch()
     for _ in range(2):
-        await slots.slot.park()
+        assert await slots.slot.park() is True
     assert slots.slot.expert is None and slots.log == ["open 1", "sleep 1"]
     for _ in range(2):
         await slots.slot.unpark()
@@ -136,10 +136,10 @@ async def test_a_parked_process_sleeps_and_reads_weights_in_place_after_it_has_w
 
 async def test_on_a_cpu_a_parked_process_ends(tiny: Path) -> None:
     slots = Slots(tiny, sleeps=False)
-    await slots.slot.park()
+    assert await slots.slot.park() is False
     await slots.slot.unpark()
     await slots.switch()
-    await slots.slot.park()
+    assert await slots.slot.park() is False
     await slots.slot.unpark()
     await slots.switch()
     assert slots.log == ["open 1", "close 1", "open 2"]
