@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         HostLost,
         InUse,
         InvalidRequest,
+        LoadFailing,
         NotAllowed,
         OutOfMemory,
         Overloaded,
@@ -130,6 +131,7 @@ __all__ = [
     "HostLost",
     "InUse",
     "InvalidRequest",
+    "LoadFailing",
     "LoadingEngine",
     "Message",
     "NotAllowed",
@@ -178,8 +180,8 @@ _ROOMS = {
     "coe.engines": "ENGINES Adapter Capabilities Engine Expert LoadingEngine ShapeKey Slot SlotEngine create_engine",
     "coe.errors": (
         "Abstained BudgetExceeded CoeError CompositionError ConfigError ContextLengthExceeded DeadlineExceeded "
-        "EngineError HostLost InUse InvalidRequest NotAllowed OutOfMemory Overloaded PolicyUnavailable Rejected "
-        "RemoteError RoutingFailed Scope TaskError TemplateError UnknownModel Unsupported WeightsError"
+        "EngineError HostLost InUse InvalidRequest LoadFailing NotAllowed OutOfMemory Overloaded PolicyUnavailable "
+        "Rejected RemoteError RoutingFailed Scope TaskError TemplateError UnknownModel Unsupported WeightsError"
     ),
     "coe.evaluation.graders": "GRADERS GoldError Grader GraderModel",
     "coe.evaluation.recorded_answers": "replay_composition",

@@ -9,6 +9,7 @@ CoeError                     .scope, .status: HTTP status, .code: OpenAI-style c
 │   └── UnknownModel         the requested `model` does not exist; with close matches
 ├── EngineError              an engine failed
 │   ├── WeightsError         weights missing, truncated, of other shapes, or unsupported
+│   ├── LoadFailing          loads of an expert failed several times in a row; it is not tried for a while
 │   ├── HostLost             the host process died after text had been streamed
 │   ├── TemplateError        the expert's chat template is broken, or exceeds its limits
 │   ├── OutOfMemory          not enough free memory, even after evicting what may be evicted
@@ -176,6 +177,21 @@ class EngineError(CoeError, code="engine_error", internal=False):
 
 class WeightsError(EngineError, code="invalid_weights", lasting=True, internal=True):
     """Weights are missing, truncated, of other shapes, or of an unsupported architecture."""
+
+
+class LoadFailing(EngineError, scope=Scope.PROCESS, status=503, code="load_failing", retryable=True, internal=True):
+    """Loads of an expert failed several times in a row in this process, which does not try again for a while.
+
+    Args:
+        message: with the last error, for operators.
+        retry_after_s: seconds until it does.
+        public: the text for clients.
+    """
+
+    def __init__(self, *message: object, retry_after_s: float | None = None, public: str | None = None) -> None:
+        super().__init__(*message, public=public)
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
 
 class HostLost(EngineError, scope=Scope.PROCESS, status=502, code="host_lost", retryable=True):

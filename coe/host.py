@@ -21,7 +21,7 @@ from coe.engines import engine_kind
 from coe.engines.base import ComposedEngine, Engine, Expert
 from coe.engines.checked import checked, problem_of
 from coe.engines.latent.asking import ask_with_peers
-from coe.errors import CoeError, Rejected, UnknownModel, Unsupported, WeightsError
+from coe.errors import BudgetExceeded, CoeError, Rejected, UnknownModel, Unsupported, WeightsError
 from coe.host_engines import HostEngines, needed_weights
 from coe.memory import EvictionPolicy, ExpertCache, look_ahead
 from coe.residents import Residents, WeightsInMemory
@@ -107,6 +107,7 @@ class Host:
             UnknownModel: no such expert; with close matches.
             Overloaded: too many requests are waiting.
             BudgetExceeded: its weights cannot fit the budget.
+            LoadFailing: loads of its weights failed in a row, and are not tried for a while.
             WeightsError: its files are missing or not the registered ones.
             DeadlineExceeded: `request.deadline_s` passed.
             Unsupported: its engine cannot produce what `request.wants`, or serves no composed experts.
@@ -125,12 +126,26 @@ class Host:
             async for chunk in chunks:
                 yield chunk
 
+    def too_large(self) -> dict[str, BudgetExceeded]:
+        """Experts that never fit the memory of this host, by name, with the error that requests for them get."""
+        found = {}
+        for name, weights in self._needed.items():
+            try:
+                self.cache.check(_refs(weights), name)
+            except BudgetExceeded as error:
+                found[name] = error
+            except CoeError:
+                pass  # its size is unknown: its load ends with the error
+        return found
+
     def unhealthy(self) -> dict[str, str]:
-        """Resident experts that do not answer now, by name, with the reason (`Expert.unhealthy`).
+        """Experts that do not answer now, by name, with the reason (`Expert.unhealthy`, or why their loads fail).
 
         The host is healthy nevertheless: the requests of other experts are answered.
         """
-        return {self._specs[ref].name: reason for ref, reason in self._unhealthy().items()}
+        failing = {ref: each.error(ref).public or "" for ref, each in self.cache.failing.items()}
+        reasons = failing | self._unhealthy()
+        return {self._specs[ref].name: reason for ref, reason in reasons.items()}
 
     def load_s(self) -> dict[str, float]:
         """Expected seconds to load each expert now, from the loads so far by the same way; 0 if resident or loading.
@@ -190,6 +205,8 @@ class Host:
     async def load(self, *names: str) -> tuple[str, ...]:
         """Load the weights of experts, and wait until all of them are in memory together. Nothing keeps them there.
 
+        Those are tried, too, whose loads have failed in a row.
+
         Returns:
             The names of the weights: an adapter's are its base's.
 
@@ -199,7 +216,8 @@ class Host:
             Overloaded, WeightsError, EngineError: as `ask`.
         """
         residency = tuple(sorted({ref for name in names for ref in _refs(self._weights_of(name))}))
-        self.cache.check_can_ever_fit(residency)
+        self.cache.retry(*residency)
+        self.cache.check(residency)
         present = self.cache.resident.issuperset(residency)  # then it waits for no place among their requests
         if not present:
             await self._queue.enter(residency)
@@ -284,6 +302,9 @@ class Host:
     async def _generate(self, spec: ExpertSpec, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         snapshot = self.snapshot  # may be replaced meanwhile
         residency = _refs(needed_weights(spec, snapshot))
+        self.cache.check(
+            residency, spec.name
+        )  # now: what cannot load must not wait, nor have others give up their room
         submitted = self._clock()
         await self._queue.enter(residency)
         admitted = self._clock()

@@ -54,6 +54,8 @@ async def open_host(
         kind_of=partial(engine_kind, on_cpu=config.engines.auto_on_cpu),
         clock=clock,
     )
+    for name, error in (await asyncio.to_thread(host.too_large)).items():
+        logger.warning("expert %r cannot be loaded here, and requests for it are refused: %s", name, error)
     unloading = asyncio.ensure_future(_unload_idle(host))
     try:
         yield host

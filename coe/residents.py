@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from coe.engines.base import Expert
@@ -23,12 +23,13 @@ class WeightsInMemory:
 
     Attributes:
         name, version: of the expert whose weights they are; adapters and composed experts have none of their own.
-        state: `resident` or `loading`.
+        state: `resident` or `loading`; `failing` if their loads failed in a row, and no request loads them now.
         size_bytes: bytes that the budget counts.
         requests: requests that use them now.
         idle_s: seconds since the last of them.
         ttl_s: idle seconds after which they are unloaded; None: never.
         pinned, priority: as configured.
+        reason: the last error of those that are failing.
     """
 
     name: str
@@ -40,6 +41,7 @@ class WeightsInMemory:
     ttl_s: float | None
     pinned: bool
     priority: int
+    reason: str | None = None
 
     @property
     def ref(self) -> str:
@@ -81,8 +83,18 @@ class Residents:
         self._cache, self._specs, self._wanted, self._ttl_s = cache, specs, wanted, ttl_s
 
     def weights(self) -> list[WeightsInMemory]:
-        """All of them, by name and version."""
-        return [self._described(each) for each in self._cache.in_memory()]
+        """All of them, by name and version; then those whose loads fail."""
+        failing = [
+            replace(
+                self._described(InMemory(ref, 0, 0, 0.0, is_loading=False)),
+                state="failing",
+                ttl_s=None,
+                reason=str(each.error(ref)),
+            )
+            for ref, each in self._cache.failing.items()
+            if ref not in self._cache.loading
+        ]
+        return [self._described(each) for each in self._cache.in_memory()] + failing
 
     def unload_idle(self) -> tuple[str, ...]:
         """See `coe.host.Host.unload_idle`."""

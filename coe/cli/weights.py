@@ -123,6 +123,8 @@ def _print_hosts(hosts: list[dict[str, Any]]) -> None:
             size, idle = f"{each['size_bytes'] / 2**20:,.0f}", f"{each['idle_s']:.0f}"
             cells = (place, f"{each['name']}{version}", each["state"], size, each["requests"], idle, left)
             table.add_row(*(escape(str(cell)) for cell in cells), str(each["priority"]))
+            if each.get("reason"):
+                notes.append(f"{place}: {each['reason']}")
         if not host.get("responds", True):
             notes.append(f"{place} does not respond")
         elif "budget_bytes" in host:

@@ -27,6 +27,7 @@ from typing import Any, Generic, TypeVar
 from coe.memory.copies import NO_COPIES, CopyStore, HeldCopies
 from coe.memory.demand import NO_DEMAND, Demand
 from coe.memory.eviction import EvictionPolicy, Resident, by_priority, lru
+from coe.memory.failures import Failing
 from coe.memory.fitting import Pinned, check_fit
 from coe.memory.in_memory import InMemory
 from coe.memory.loading import CacheStats, Loads
@@ -105,6 +106,11 @@ class ExpertCache(Generic[T]):
         return self._copies.used_bytes
 
     @property
+    def failing(self) -> Mapping[str, Failing]:
+        """Experts that are not loaded for a while, because their loads failed in a row."""
+        return self._loads.failures.now()
+
+    @property
     def slots(self) -> int:
         """Slots that are open, open now or are parked."""
         return len(self._places.open)
@@ -133,7 +139,7 @@ class ExpertCache(Generic[T]):
 
         None if it would wait. drain: leased experts may leave too, once their leases have ended.
         """
-        actions = None if self._turns and not drain else self._plan(set(names), keep, drain=drain)
+        actions = None if self._turns and not drain else self._plan(set(names), keep, drain=drain, copy=False)
         if actions is None:
             return None
         slots = [action.slot for action in actions if isinstance(action, Drop | Park | Switch)]
@@ -143,7 +149,7 @@ class ExpertCache(Generic[T]):
         """Whether these are resident or loading, or could load without evicting another."""
         return (
             all(name in self._places.by_name for name in names)
-            or self._plan(set(names), self._places.by_name) is not None
+            or self._plan(set(names), self._places.by_name, copy=False) is not None
         )
 
     def prefetch(self, *names: str, keep: Collection[str] = ()) -> bool:
@@ -157,6 +163,8 @@ class ExpertCache(Generic[T]):
             Whether all of them are resident or loading now.
         """
         if any(name not in self._places.by_name for name in names):
+            if any(self._loads.failures.of(name) for name in names):
+                return False
             actions = None if self._turns else self._plan(set(names), keep)
             if actions is None:
                 return False
@@ -172,7 +180,8 @@ class ExpertCache(Generic[T]):
         if self._reading_ahead is not None and not self._reading_ahead.done():
             return
         for name in names:
-            need = None if name in self._places.by_name or name in self._copies.names else self._need(name)
+            known = name in self._places.by_name or name in self._copies.names or self._loads.failures.of(name)
+            need = None if known else self._need(name)
             slot = None if need is None else self._slot_of(need.shape)
             if need is not None and slot is not None:
                 copies = self._copies.view(self._places.loading)
@@ -207,9 +216,10 @@ class ExpertCache(Generic[T]):
 
         Raises:
             BudgetExceeded: they cannot fit in addition to the pinned experts, whatever is evicted.
+            LoadFailing: loads of one of them failed in a row, and it is not tried now.
         """
         wanted = set(names)
-        self.check_can_ever_fit(wanted, needed_by)
+        self.check(wanted, needed_by)
         places = await self._acquire(wanted)
         try:
             experts: dict[str, T] = {}
@@ -320,18 +330,21 @@ class ExpertCache(Generic[T]):
         self.stats.evictions += place.expert is not None
         return self._places.remove(place)
 
-    def _plan(self, wanted: set[str], keep: Collection[str] = (), *, drain: bool = False) -> tuple[Action, ...] | None:
+    def _plan(
+        self, wanted: set[str], keep: Collection[str] = (), *, drain: bool = False, copy: bool = True
+    ) -> tuple[Action, ...] | None:
         """What brings the missing of `wanted` in, so that all fit now; None if a lease must end first.
 
-        drain: as if the leases had ended that are not of `wanted` or `keep`.
+        drain: as if the leases had ended that are not of `wanted` or `keep`. copy: plan copies in host memory, too.
         """
         missing = {name: self._need(name) for name in wanted if name not in self._places.by_name}
         free_bytes = self.budget_bytes - self.used_bytes
         if not missing and free_bytes >= 0:
             return ()
         free = self._free(wanted.union(keep), leased=drain)
-        device = Device(free, self._places.opened, free_bytes, self._most_parked)
-        copied = any(need.copy_bytes for need in missing.values())
+        most_parked = max(0, self._most_parked - self._places.parking)
+        device = Device(free, self._places.opened, free_bytes, most_parked)
+        copied = copy and any(need.copy_bytes for need in missing.values())
         copies = self._copies.view(self._places.loading) if copied else Copies()
         return plan(State(device, copies), missing, policy=self._policy)
 
@@ -362,8 +375,15 @@ class ExpertCache(Generic[T]):
         place = self._places.by_name.get(name)
         return self._stated_need(name) if place is None else place.need
 
-    def check_can_ever_fit(self, wanted: Collection[str], needed_by: str | None = None) -> None:
-        """Raises BudgetExceeded if these cannot fit in addition to the pinned experts, whatever is evicted."""
+    def retry(self, *names: str) -> None:
+        """Forget that loads of these failed: the next lease tries again."""
+        self._loads.failures.clear(*names)
+
+    def check(self, wanted: Collection[str], needed_by: str | None = None) -> None:
+        """What `lease` raises at once: BudgetExceeded, LoadFailing, and what `need` does if a size is not known."""
+        for name in wanted:
+            if name not in self._places.by_name and (failing := self._loads.failures.of(name)) is not None:
+                raise failing.error(name)
         needs = {name: self._need(name) for name in wanted}
         pinned = [place for name, place in self._places.by_name.items() if name in self.pins and name not in wanted]
         held = Pinned.of([(place.need, place.size_bytes) for place in pinned])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from coe.memory.copies import HeldCopies
+from coe.memory.failures import Failures
 from coe.memory.load_times import LoadTimes, Way
 from coe.memory.places import Place, Places
 
@@ -36,6 +37,7 @@ class Loads(Generic[T]):
 
     Attributes:
         times: how long the loads so far took.
+        failures: loads that failed in a row.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Loads(Generic[T]):
         clock: Callable[[], float],
         on_change: Callable[[], None],
     ) -> None:
-        self.times = LoadTimes()
+        self.times, self.failures = LoadTimes(), Failures(clock)
         self._places, self._stats, self._copies = places, stats, copies
         self._clock, self._on_change = clock, on_change
 
@@ -74,9 +76,12 @@ class Loads(Generic[T]):
             seconds = place.load_s = seconds + self._clock() - started
             self._stats.load_s += seconds
             self.times.note(place.name, place.need.shape, way, place.need.weight_bytes, seconds)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self.failures.note(place.name, error)
             await self._give_up(place, former)
             raise
+        self.failures.clear(place.name)
         place.expert, place.loading, place.size_bytes = expert, None, place.need.size_bytes
         self._count(place, switched=former is not None)
         self._on_change()

@@ -76,11 +76,13 @@ class Places(Generic[T]):
     Attributes:
         by_name: of the experts that are in memory or loading.
         empty: open slots without an expert, parked ones among them.
+        parking: number of slots that are being parked.
     """
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self.by_name: dict[str, Place[T]] = {}
         self.empty: list[Place[T]] = []
+        self.parking = 0
         self._on_change = on_change
         self._closing: Counter[Hashable] = Counter()
         self._closing_bytes = 0
@@ -129,6 +131,7 @@ class Places(Generic[T]):
         counted = beyond + sum(place.need.parked_bytes or 0 for place in parked)
         self._closing.update(shapes)
         self._closing_bytes += counted
+        self.parking += len(parked)
 
         async def release() -> None:
             asleep = []
@@ -140,6 +143,7 @@ class Places(Generic[T]):
             finally:
                 self._closing.subtract(shapes)
                 self._closing_bytes -= counted
+                self.parking -= len(parked)
                 for place in asleep:
                     place.expert, place.is_parked, place.size_bytes = None, True, place.need.parked_bytes or 0
                 self.empty += asleep

@@ -167,6 +167,8 @@ def _leaving(
 ) -> tuple[tuple[OpenSlot, ...], tuple[OpenSlot, ...]] | None:
     """Slots to close and to park so that `over_bytes` are free, empty ones first; None if that frees too little."""
     empty: list[OpenSlot] = []
+    if over_bytes <= 0:
+        return (), ()
     for slot in (slot for slot in left if slot.resident is None):
         if over_bytes <= 0:
             break

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coe.cli.config.memory import too_large
 from coe.config import CompositionConfig, Config, PolicyConfig
 from coe.engines import Engine, create_engine, engine_kind
 from coe.errors import CoeError
@@ -67,6 +68,7 @@ def check_config(path: Path, *, on_expert: OnExpert | None = None, on_bytes: OnB
     if findings.experts:
         _check_names(document, config, snapshot, findings)
         _check_engines(document, config, snapshot, findings)
+        findings.problems += [document.problem(loc, text) for loc, text in too_large(config, snapshot)]
         for name, policy in config.policies.items():
             _check_policy(document, name, policy, snapshot, findings)
     if not config.policies:

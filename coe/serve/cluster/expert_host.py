@@ -203,6 +203,7 @@ class ExpertHost:
             "weights": {
                 each.ref: {"state": each.state, "size_bytes": each.size_bytes, "unload_in_s": each.unload_in_s}
                 for each in host.in_memory()
+                if each.state != "failing"
             },
         }
 

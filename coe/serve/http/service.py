@@ -256,7 +256,7 @@ class Service:
         problem = None if orchestrator.snapshot.experts else "no experts are registered"
         if self._health is not None:
             try:
-                about["hosts"] = list(await asyncio.wait_for(self._health(), HEALTH_S))
+                about["hosts"] = list(map(_for_anyone, await asyncio.wait_for(self._health(), HEALTH_S)))
                 problem = problem or (None if about["hosts"] else "no expert host is running")
             except Exception as error:
                 logger.warning("the expert hosts do not respond", exc_info=error)
@@ -299,3 +299,10 @@ def _only_logged(what: str) -> Iterator[None]:
         yield
     except Exception:
         logger.exception("%s failed to record a finished request", what)
+
+
+def _for_anyone(host: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state of a host without the errors of loads, which name files; `/admin/residency` has them."""
+    if not any(each.get("reason") for each in host.get("weights", ())):
+        return host
+    return {**host, "weights": [{**each, "reason": None} for each in host["weights"]]}

@@ -255,3 +255,23 @@ experts:
     assert "'both' combines 'a', which the engine 'fake' serves: members are served by 'hf'" in " ".join(
         result.output.split()
     )
+
+
+def test_an_expert_larger_than_every_pool_that_serves_it_is_a_problem(tmp_path: Path) -> None:
+    experts = """
+experts:
+  - {name: echo, kind: model, source: "fake://echo", size_bytes: 1048576}
+  - {name: big, kind: model, source: "fake://upper", size_bytes: 4194304}
+"""
+    pools = "serve: {pools: [{name: a, experts: [echo]}, {name: b, experts: [big], budget: %s}]}\n"
+    for name in ("one", "two", "three", "four"):
+        (tmp_path / name).mkdir()
+    one = "experts: [experts.yaml]\nhost: {budget: 2MiB}\npolicies: {default: {expert: echo}}\n"
+    found = check(write(tmp_path / "one", one, experts))
+    [problem] = found["problems"]
+    assert problem["line"] == 2 and "'big' needs at least 4 MiB in memory, the budget is 2 MiB" in problem["message"]
+    assert check(write(tmp_path / "two", one + pools % "8MiB", experts))["problems"] == []
+    [problem] = check(write(tmp_path / "three", one + pools % "3MiB", experts))["problems"]
+    assert problem["line"] == 4 and "the budget is 3 MiB" in problem["message"]
+    unknown = one.replace("host: {budget: 2MiB}", "host: {}")
+    assert check(write(tmp_path / "four", unknown, experts))["problems"] == []

@@ -16,6 +16,8 @@ WEIGHTS = {"version": 2, "requests": 1, "idle_s": 0.0, "ttl_s": None, "priority"
 A = {**WEIGHTS, "name": "org/a", "state": "resident", "unload_in_s": None, "pinned": True}
 B = {**WEIGHTS, "name": "b", "state": "loading", "unload_in_s": 41.4, "pinned": False}
 
+BROKEN = {**WEIGHTS, "name": "c", "state": "failing", "unload_in_s": None, "pinned": False, "reason": "c is damaged"}
+
 
 class Endpoint(ThreadingHTTPServer):
     """Records requests, and answers all of them alike."""
@@ -67,7 +69,7 @@ def run(*arguments: str) -> Any:
 
 
 def test_ps_lists_the_weights_of_each_host(endpoint: Endpoint) -> None:
-    host = {"pool": "hosts", "used_bytes": 6 * 2**20, "budget_bytes": 2**30, "weights": [A, B]}
+    host = {"pool": "hosts", "used_bytes": 6 * 2**20, "budget_bytes": 2**30, "weights": [A, B, BROKEN]}
     endpoint.answer = 200, {"hosts": [host, {"pool": "hosts", "id": "x", "responds": False}]}
     shown = run("ps", "--url", f"{endpoint.url}/v1").stdout
     lines = [line.split("│")[1:-1] for line in shown.splitlines() if line.startswith("│")]
@@ -75,6 +77,7 @@ def test_ps_lists_the_weights_of_each_host(endpoint: Endpoint) -> None:
         ["hosts 1", "org/a@2", "resident", "3", "1", "0", "pinned", "0"],
         ["hosts 1", "b@2", "loading", "3", "1", "0", "41", "0"],
     ]
+    assert "hosts 1: c is damaged" in shown
     assert "6 of 1,024 MiB" in shown and "does not respond" in shown
     assert endpoint.asked == [("GET", "/admin/residency", None)]
     assert json.loads(run("ps", "--url", endpoint.url, "--json", "-").stdout)["hosts"][0] == host
