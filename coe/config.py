@@ -48,10 +48,10 @@ class HostConfig(Section):
     ttl_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Seconds without a request after which the weights of an expert that states no `ttl_s` are unloaded; null and 0
     keep them until the room is needed. Pinned experts stay."""
-    parked: Annotated[int, Field(ge=0)] = 2
+    parked: Annotated[int, Field(ge=0)] = 0
     """Most engine processes that stay without weights when their expert leaves, so that the next expert of their shape
     starts none; beyond, the one that was used least recently ends. Only engines with a sleep mode have any: vLLM on a
-    GPU."""
+    GPU, where this has not been run yet."""
     aging_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds that a request may be passed over in favour of others."""
     max_waiting: Annotated[int, Field(ge=1)] = 10_000
