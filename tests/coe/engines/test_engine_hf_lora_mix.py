@@ -188,6 +188,18 @@ def test_infinite_products_of_adapters_that_a_row_does_not_use_do_no_harm(peft: 
     assert logits(peft, [QueryMixture("mix")] * 2, mix).logits.isfinite().all()
 
 
+def test_layers_whose_input_has_no_rows(peft: Any) -> None:
+    """Such as those that choose experts by token: (n_rows * n_tokens, n_in)."""
+    mix = mixture(peft, "mix", ["both", "one"], gate="fixed", weights={"both": 0.7, "one": 0.4})
+    _, module = next(peft.low_rank.layers(["both"]))
+    x = torch.randn(3, 5, module.in_features)
+    for slots in ([QueryMixture("mix"), None, "one"], [QueryMixture("mix")] * 3):
+        names = list(dict.fromkeys(each.name if isinstance(each, QueryMixture) else each for each in slots))
+        with torch.inference_mode(), mixed_by_token(peft.low_rank, names, {"mix": mix}) as weights:
+            weights.select(slots)
+            torch.testing.assert_close(module(x.reshape(15, -1)).reshape(3, 5, -1), module(x))
+
+
 # In the engine
 
 

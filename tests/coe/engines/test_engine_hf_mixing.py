@@ -16,6 +16,7 @@ from coe.engines.hf.expert import HFExpert
 from coe.engines.hf.load import load_model
 from coe.engines.hf.lora import low_rank
 from coe.engines.hf.lora.adapters import AdapterSlots
+from coe.engines.hf.lora.mixture import RowSlot
 from coe.types import GenerateRequest
 
 IDS = torch.tensor([[5, 60, 70, 80], [9, 61, 71, 81], [5, 60, 70, 80], [7, 62, 72, 82]])
@@ -158,3 +159,38 @@ async def test_requests_for_every_kind_of_adapter_at_once(
     activated = 4
     assert expected[activated] != expected[0]
     assert expected[2 * len(used) + activated] == expected[2 * len(used)]  # the base's, without the invocation tokens
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"target_modules": ["q_proj", "embed_tokens"]}])
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_adapter_of_peft_that_comes_during_a_batch_is_not_its(
+    tiny: Path, tmp_path: Path, settings: dict[str, Any], fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """peft enables the layers that it wraps: rows that run have their own adapter afterwards, too, or none."""
+    model = load_model("tiny", tiny, "cpu", torch.float32).model
+    slots = AdapterSlots(model, "tiny", n_slots=2)
+    folders = save_adapter(tmp_path / "plain", tiny), save_adapter(tmp_path / "other", tiny, **settings)
+    plain, other = (Adapter(adapter_spec(folder), folder) for folder in folders)
+    rows: list[RowSlot] = [slots.acquire(plain), None]
+    slots.select(rows)
+    expected = model(input_ids=IDS[:2]).logits
+    if fails:
+        monkeypatch.setattr("peft.set_peft_model_state_dict", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            slots.acquire(other, rows)
+    else:
+        slots.acquire(other, rows)
+    slots.select(rows)
+    assert torch.equal(model(input_ids=IDS[:2]).logits, expected)
+
+
+@torch.inference_mode()
+def test_stacks_that_are_kept_have_a_limit(peft: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(low_rank, "_MOST_STACKED", most := peft.low_rank.n_bytes(["both", "one", "both"]))
+    with peft.disable_adapter(), peft.low_rank.applied(["both", "one"]) as rows:
+        for kinds in (["both", "one", "both"], ["one", "both"], ["both", "one"], ["both", None, "one"]):
+            rows.select(kinds)
+            peft(input_ids=IDS[: len(kinds)])
+            kept = [pair for stack in rows._stacks.values() for pair in stack.values() if pair is not None]
+            assert sum(a.nbytes + b.nbytes for a, b in kept) <= 2 * most  # rows without an adapter have zeros

@@ -137,8 +137,6 @@ class AdapterSlots:
 
         key = adapter.key()
         if key not in self._slots:
-            if self._peft is not None:
-                self._leave()  # it enables and disables layers as it adds and removes adapters
             with torch.inference_mode(False):  # a batch may run: its tensors could not be changed after it
                 self._slots[key] = self._load(adapter)
                 self._evict({*in_use, self._slots[key].name})
@@ -314,6 +312,7 @@ class AdapterSlots:
         return self._load_by_peft(name, files, adapter, unmixed)
 
     def _load_by_peft(self, name: str, files: AdapterFiles, adapter: Adapter, unmixed: str) -> _Slot:
+        self._leave()  # peft enables layers as it adds an adapter, also for the rows of a running batch
         try:
             self._peft = inject(self._model, self._peft, name, files)
             replacements = self._parameters.replacements(files.plan, files.tensors)
@@ -339,6 +338,7 @@ class AdapterSlots:
 
     def _discard_from_peft(self, name: str) -> None:
         """Remove an adapter, whole or half injected. Without others, the model is as it was before peft."""
+        self._leave()
         others = [slot.name for slot in self._slots.values() if slot.unmixed is not None]
         if not others:
             unwrap(self._model)

@@ -34,7 +34,7 @@ Update = tuple["Tensor", "Tensor"]
 _MOST_STACKED: Final = 512 * 2**20
 """Most bytes of the matrices stacked by row, which are copies; above, adapters take turns, which copies nothing."""
 _SELECTIONS: Final = 4
-"""Most sets of rows whose stacks are kept: those of the running batch, and of prompts that join it."""
+"""Most sets of rows whose stacks are kept, within those bytes: the running batch, and prompts that join it."""
 
 
 class LowRankAdapters:
@@ -115,9 +115,14 @@ class RowUpdates:
         """The rows of the next forward have these adapters; `None`, and names that are not here, add nothing."""
         self._names = tuple(name if name in self._adapters else None for name in names)
         self._stacks[self._names] = self._stacks.pop(self._names, {})
-        if len(self._stacks) > _SELECTIONS:
+        self._stacked = self._n_bytes(self._names) <= _MOST_STACKED
+        while len(self._stacks) > 1 and (
+            len(self._stacks) > _SELECTIONS or sum(map(self._n_bytes, self._stacks)) > _MOST_STACKED
+        ):
             del self._stacks[next(iter(self._stacks))]
-        self._stacked = self._adapters.n_bytes([name for name in self._names if name]) <= _MOST_STACKED
+
+    def _n_bytes(self, names: Sequence[str | None]) -> int:
+        return self._adapters.n_bytes([name for name in names if name is not None and name in self._adapters])
 
     def add(self, layer: str, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """A forward hook of a layer: its output (n_rows, n_tokens, n_out), or without rows (n_rows * n_tokens, n_out),

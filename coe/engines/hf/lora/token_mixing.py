@@ -58,6 +58,11 @@ class TokenWeights:
     _groups: list[_Group] = field(default_factory=list)
     _slots: list[RowSlot] | None = None
 
+    @property
+    def n_rows(self) -> int:
+        """Rows of the next forward."""
+        return len(self._slots or ())
+
     def select(self, slots: Sequence[RowSlot]) -> None:
         """The rows of the next forward have these adapters and mixtures."""
         if self._slots is not None and _same(self._slots, slots):
@@ -175,9 +180,10 @@ class _Update:
         return cls(a, b, owners, weights, numbers, exact=a.dtype is torch.float16)
 
     def __call__(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        h = inputs[0]
+        # A layer may get all tokens without rows: (n_rows * n_tokens, n_in).
+        h = inputs[0].reshape(self.weights.n_rows, -1, inputs[0].shape[-1])
         weights = self.weights.of(h, self.numbers).to(h.dtype)[..., self.owners]
         low_rank = torch.nn.functional.linear(h, self.a)  # (n_rows, n_tokens, R)
         if self.exact:
             low_rank = low_rank.masked_fill(weights == 0, 0)
-        return output + torch.nn.functional.linear(low_rank * weights, self.b)
+        return output + torch.nn.functional.linear(low_rank * weights, self.b).reshape(output.shape)
