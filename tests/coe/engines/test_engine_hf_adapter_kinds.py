@@ -265,7 +265,7 @@ def test_fused_experts_cannot_have_every_setting(mixture: Path, tmp_path: Path, 
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", ["head", "tokens", "dora", "bias"])
+@pytest.mark.parametrize("kind", ["head", "dora"])
 def test_kinds_on_a_real_base(smollm2: Path, kind: str, tmp_path: Path) -> None:
     """SmolLM2 has tied embeddings, and no biases."""
     folder = save_adapter(tmp_path / "it", smollm2, **KINDS[kind])

@@ -28,17 +28,18 @@ PROMPTS = [
 ]
 
 
-def forward(folder: Path, prompt: str, adapter: Adapter | None, answer: tuple[int, ...] = ()) -> tuple[list[int], Any]:
-    """Token ids, and (n_tokens, n_vocabulary) log-probabilities of what follows each, without code of this project."""
+def plain_model(folder: Path, adapter: Adapter | None) -> Any:
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if adapter:
-        model = PeftModel.from_pretrained(model, adapter.path)
-    ids = [*AutoTokenizer.from_pretrained(folder)(prompt)["input_ids"], *answer]
+    return PeftModel.from_pretrained(model, adapter.path) if adapter else model
+
+
+def forward(model: Any, ids: list[int]) -> Any:
+    """(n_tokens, n_vocabulary) log-probabilities of what follows each token, without code of this project."""
     with torch.inference_mode():
-        return ids, model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return model(torch.tensor([ids])).logits[0].log_softmax(-1)
 
 
 def check(entries: tuple[TokenLogprob, ...], ids: list[int], scores: Any) -> None:
@@ -72,6 +73,7 @@ async def test_scores_equal_a_plain_forward_alone_and_in_a_mixed_batch(smollm2: 
         )
     finally:
         await engine.unload(expert)
+    models = [plain_model(smollm2, None), plain_model(smollm2, sql)]
     for (prompt, adapter), *answers in zip(asked, alone, mixed, strict=False):
         for answer in answers:
             assert answer.text.startswith(prompt)
@@ -80,7 +82,8 @@ async def test_scores_equal_a_plain_forward_alone_and_in_a_mixed_batch(smollm2: 
             best = [entry.top[0][0] for entry in answer.logprobs]  # greedy
             assert [entry.token for entry in answer.logprobs] == best
             ids = tuple(tokenizer(answer.text[len(prompt) :])["input_ids"])
-            all_ids, scores = forward(smollm2, prompt, adapter, ids)
+            all_ids = [*tokenizer(prompt)["input_ids"], *ids]
+            scores = forward(models[adapter is not None], all_ids)
             n = len(answer.prompt_logprobs)
             assert answer.prompt_logprobs[0].logprob is None
             check(answer.prompt_logprobs[1:], all_ids[1:n], scores[: n - 1])
