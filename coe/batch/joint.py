@@ -69,6 +69,7 @@ def problem_of(
         np.array([budget.capacity.get(name, np.inf) for name in candidates.experts], dtype=np.float64),
         np.array([distinct.index(name) for name in residencies], dtype=np.intp),
         np.array(load_cost, dtype=np.float64),
+        tuple(candidates.experts),
     )
     return problem, calls
 
@@ -79,7 +80,8 @@ def assign_parts(
     """Assign all rows of the routed parts, write the expert of each, and return the summary; kept if it was written.
 
     Raises:
-        BudgetError: no assignment meets the budget and the capacities; the message has the least budget.
+        BudgetError: no assignment meets the budget and the capacities, or none was found; where the budget is too
+            small, the message has the least one, if it is known.
     """
     if folder.exists(SUMMARY):
         with folder.open(SUMMARY) as file:

@@ -12,5 +12,6 @@ spends the budget.
 - `lagrange`  the dual prices by bisection, vectorised: any number of queries
 - `linear`    the dual prices by the linear programme (HiGHS), up to 20,000 queries
 - `moves`     single moves that repair or improve an assignment, within budget and capacities
+- `exchange`  exchanges between several experts, where single moves find no room: exact as to what is feasible
 - `joint`     the whole: which residencies are loaded, the assignment, its upper bound, and other budgets
 """

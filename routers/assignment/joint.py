@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from routers.assignment import lagrange, linear
+from routers.assignment.exchange import cheapest, settled
 from routers.assignment.moves import better, frugal
 from routers.assignment.problem import Columns, DualPrices, Infeasible, Mask, Problem, upper_bound
 
@@ -100,13 +101,18 @@ def budget_points(problem: Problem, count: int) -> Iterator[BudgetPoint]:
         budget = least + (most - least) * step / (count - 1)
         try:
             found = assign(problem.with_budget(budget), most_linear=0)
-        except Infeasible:  # capacities: the cheapest experts are full
+        except Infeasible:  # the cheapest assignment of very many queries was not found again
             continue
         yield BudgetPoint(budget, found.price_usd, found.quality, found.prices.usd)
 
 
 def _cheapest_usd(problem: Problem) -> float:
-    return float(np.where(problem.allowed, problem.usd, np.inf).min(axis=1).sum())
+    """The price of the cheapest assignment within the capacities, or of one that is nearly so."""
+    if not problem.is_limited:
+        return problem.cheapest_usd
+    cost = np.where(problem.allowed, problem.usd, np.inf)
+    within = settled(problem, np.asarray(cost.argmin(axis=1), dtype=np.intp), cost)
+    return problem.price_of(cheapest(problem.with_budget(0.0), within)[0])
 
 
 def _opened(problem: Problem) -> Mask:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from routers.assignment.exchange import settled
 from routers.assignment.moves import cheaper
-from routers.assignment.problem import Columns, DualPrices, Floats, Infeasible, Problem
+from routers.assignment.problem import Columns, DualPrices, Floats, Problem, upper_bound
 
 _STEPS = 100
 _NARROW = 1e-12
@@ -26,21 +27,11 @@ def solve(problem: Problem) -> tuple[Columns, DualPrices]:
     """An assignment within budget and capacities, and its dual prices.
 
     Raises:
-        Infeasible: the budget is below the cheapest assignment, or the capacities leave queries without an expert.
+        Infeasible: the budget is below the cheapest assignment, or the capacities leave queries without an expert; or,
+            with capacities and a budget close to the cheapest assignment of very many queries, none was found.
     """
-    check_cheapest(problem)
+    problem.check()
     return _limited(problem) if problem.is_limited else _unlimited(problem)
-
-
-def check_cheapest(problem: Problem) -> None:
-    """Raise Infeasible where the cheapest experts of all queries cost more than the budget."""
-    needed = float(np.where(problem.allowed, problem.usd, np.inf).min(axis=1).sum())
-    if needed > problem.spendable_usd:
-        raise Infeasible(
-            f"the cheapest experts of all queries cost {needed:.6g} USD, more than the budget of "
-            f"{problem.budget_usd:.6g} USD",
-            needed,
-        )
 
 
 def _unlimited(problem: Problem) -> tuple[Columns, DualPrices]:
@@ -55,8 +46,8 @@ def _unlimited(problem: Problem) -> tuple[Columns, DualPrices]:
     if low:
         low_choice = _choice(scores, usd, low)
     if problem.price_of(high_choice) > budget:  # prices so close that no weight separates them
-        high_choice = cheaper(problem, high_choice)
-        return high_choice, DualPrices.free(m, high)
+        prices = DualPrices.free(m, high)
+        return cheaper(problem, high_choice, prices), prices
     chosen = high_choice.copy()
     rows = np.flatnonzero(low_choice != high_choice)
     scores, usd, at_low, at_high = scores[rows], usd[rows], low_choice[rows], high_choice[rows]
@@ -96,13 +87,17 @@ def _limited(problem: Problem) -> tuple[Columns, DualPrices]:
     chosen, capacity = _balanced(problem, 0.0, np.zeros(problem.shape[1]))
     if problem.price_of(chosen) <= problem.spendable_usd:
         return chosen, DualPrices(0.0, capacity)
+    tried = [DualPrices(0.0, capacity)]
     low, high = 0.0, 1.0 / max(float(problem.usd.mean()), 1e-12)
     chosen, capacity = _balanced(problem, high, capacity)
     while problem.price_of(chosen) > problem.spendable_usd and high < 1e15:
+        tried.append(DualPrices(high, capacity))
         low, high = high, high * 8
         chosen, capacity = _balanced(problem, high, capacity)
-    if problem.price_of(chosen) > problem.spendable_usd:
-        return cheaper(problem, chosen), DualPrices(high, capacity)
+    if problem.price_of(chosen) > problem.spendable_usd:  # the budget is close to the cheapest assignment
+        every = np.ones(problem.load_cost.size, dtype=bool)
+        found = min(tried, key=lambda prices: upper_bound(problem, prices, every))
+        return cheaper(problem, chosen, found), found
     prices = capacity
     for _ in range(_LIMITED_STEPS):
         middle = (low + high) / 2
@@ -131,9 +126,7 @@ def _balanced(problem: Problem, price: float, start: Floats) -> tuple[Columns, F
             others[:, column] = -np.inf
             margin = base[:, column] - others.max(axis=1)
             most = int(problem.capacity[column])
-            threshold = -np.partition(-margin, most)[most]  # of the best query that has no place
-            if threshold == np.inf:
-                raise Infeasible(f"more queries have expert {column} alone than its capacity of {most:,} allows")
+            threshold = -np.partition(-margin, most)[most]  # of the best query that has no place; finite: `check`
             capacity[column] = max(0.0, threshold + _EPSILON)
         if np.abs(capacity - before).max(initial=0.0) <= _STEADY:
             break
@@ -142,7 +135,7 @@ def _balanced(problem: Problem, price: float, start: Floats) -> tuple[Columns, F
 
 
 def _spread(problem: Problem, chosen: Columns, values: Floats) -> Columns:
-    """Move the surplus of full experts to those with room, least loss first."""
+    """Move the surplus of full experts to those with room, least loss first, at last by way of other experts."""
     chosen, m = chosen.copy(), problem.shape[1]
     for _ in range(m):
         room = problem.capacity - np.bincount(chosen, minlength=m)
@@ -161,6 +154,4 @@ def _spread(problem: Problem, chosen: Columns, values: Floats) -> Columns:
                     chosen[mine[i]] = target
                     room[target] -= 1
                     room[column] += 1
-    if ((problem.capacity - np.bincount(chosen, minlength=m)) < 0).any():
-        raise Infeasible("no assignment within the capacities was found: raise them, or allow more experts")
-    return chosen
+    return settled(problem, chosen, -values)

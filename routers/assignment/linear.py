@@ -1,7 +1,8 @@
 """The linear programme of a joint assignment by HiGHS (through SciPy), rounded by its dual prices.
 
 Without the binary constraints a basic solution has as many queries that are split between experts as there are binding
-constraints besides `sum_j x_ij = 1`: one for the budget and one for each full expert. All others are whole already.
+constraints besides `sum_j x_ij = 1`: one for the budget and one for each full expert. All others are whole already. A
+split query goes to its largest share; what is then above a capacity or the budget is exchanged (`exchange`).
 
 The whole programme of 20,000 queries and 10 experts takes the solver minutes. Nearly all of its columns are zero in any
 good solution, so it is solved by column generation: the first columns are those that come close to the best at the
@@ -16,32 +17,35 @@ from typing import Any
 import numpy as np
 
 from routers.assignment import lagrange
-from routers.assignment.moves import cheaper
+from routers.assignment.exchange import settled
+from routers.assignment.moves import better, cheaper, frugal
 from routers.assignment.problem import Columns, DualPrices, Floats, Infeasible, Mask, Problem
 
-_WHOLE = 1 - 1e-6
 _FIRST_OPEN = 1_000
 """Queries that have more than one expert in the first programme."""
 _ROUNDS = 60
 _TOLERANCE = 1e-7
 _SECONDS = 120.0
 """Most seconds of one programme."""
-_NONE = "no assignment meets the budget and the capacities together: raise one of them, or allow more experts"
 
 
 def solve(problem: Problem) -> tuple[Columns, DualPrices]:
     """An assignment within budget and capacities, and the dual prices of the linear programme.
 
+    With capacities it is the better one of the rounded solution and the assignment of the bisection. Where the solver
+    finds no solution in time, the latter and its prices.
+
     Raises:
-        Infeasible: no assignment, or no whole one near the linear programme's, meets the budget and the capacities.
+        Infeasible: as `lagrange.solve`.
     """
-    lagrange.check_cheapest(problem)
-    columns = _first_columns(problem)
+    start, prices = lagrange.solve(problem)
+    columns = _first_columns(problem, start, prices)
+    share = None
     for _ in range(_ROUNDS):
         found = _programme(problem, columns)
         if found is None:
             if columns is problem.allowed:
-                raise Infeasible(_NONE)
+                break
             columns = problem.allowed
             continue
         share, prices = found
@@ -51,15 +55,20 @@ def solve(problem: Problem) -> tuple[Columns, DualPrices]:
         if not missing.any():
             break
         columns = columns | missing
-    return cheaper(problem, _rounded(problem, share, prices)), prices
-
-
-def _first_columns(problem: Problem) -> Mask:
-    """(n, m) the best column of each query at the prices of the bisection, and close ones of the closest queries."""
+    if share is None:
+        return start, prices
+    whole = settled(problem, share.argmax(axis=1).astype(np.intp), -problem.reduced(prices))
     try:
-        chosen, prices = lagrange.solve(problem)
-    except Infeasible:  # the capacities are tight: the programme itself decides
-        return problem.allowed
+        whole = cheaper(problem, whole, prices)
+    except Infeasible:  # the search ended before the cheapest assignment
+        return start, prices
+    if not problem.is_limited:
+        return whole, prices
+    return max((better(problem, frugal(problem, each)) for each in (whole, start)), key=problem.quality_of), prices
+
+
+def _first_columns(problem: Problem, chosen: Columns, prices: DualPrices) -> Mask:
+    """(n, m) the best column of each query at the prices of the bisection, and close ones of the closest queries."""
     reduced = problem.reduced(prices)
     best = reduced.max(axis=1)
     columns = reduced >= best[:, None]
@@ -128,20 +137,3 @@ def _prices(problem: Problem, marginals: Floats) -> DualPrices:
         usd, marginals = float(marginals[0]) / _scale(problem), marginals[1:]
     capacity[np.isfinite(problem.capacity)] = marginals
     return DualPrices(usd, capacity)
-
-
-def _rounded(problem: Problem, share: Floats, prices: DualPrices) -> Columns:
-    """Whole queries as they are; split ones go to the best expert at the dual prices that has room."""
-    chosen = np.asarray(share.argmax(axis=1), dtype=np.intp)
-    split = np.flatnonzero(share[np.arange(chosen.size), chosen] < _WHOLE)
-    whole = np.ones(chosen.size, dtype=bool)
-    whole[split] = False
-    room = problem.capacity - np.bincount(chosen[whole], minlength=problem.shape[1])
-    reduced = problem.reduced(prices)[split]
-    for row, values in zip(split, reduced, strict=True):
-        column = int(np.where(room >= 1, values, -np.inf).argmax())
-        if room[column] < 1 or not problem.allowed[row, column]:
-            raise Infeasible("no assignment within the capacities was found: raise one of them, or allow more experts")
-        chosen[row] = column
-        room[column] -= 1
-    return chosen

@@ -1,21 +1,24 @@
-"""Single moves of queries to other experts, in the order of what they yield per USD."""
+"""Moves of single queries to other experts, in the order of what they yield per USD."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from routers.assignment.problem import Columns, Floats, Infeasible, Problem
+from routers.assignment.exchange import affordable
+from routers.assignment.problem import Columns, DualPrices, Floats, Problem
 
 _PASSES = 50
 _MOST_MOVES = 200_000
 """Most moves that are looked at in a pass; the next pass finds the others."""
 
 
-def cheaper(problem: Problem, chosen: Columns) -> Columns:
-    """The assignment within the budget: moves to cheaper experts, least quality lost per USD saved first.
+def cheaper(problem: Problem, chosen: Columns, prices: DualPrices) -> Columns:
+    """The assignment within the budget, of one within the capacities: least quality lost per USD saved first.
+
+    Single moves to cheaper experts, then exchanges (`exchange`).
 
     Raises:
-        Infeasible: the moves do not reach the budget.
+        Infeasible: the budget is below the cheapest assignment, or none was found (`exchange.affordable`).
     """
     chosen = chosen.copy()
     for _ in range(_PASSES):
@@ -38,10 +41,7 @@ def cheaper(problem: Problem, chosen: Columns) -> Columns:
             break
     if problem.price_of(chosen) <= problem.spendable_usd:
         return chosen
-    needed = problem.price_of(chosen)
-    raise Infeasible(
-        f"no assignment within {problem.budget_usd:g} USD was found; the cheapest costs {needed:g}", needed
-    )
+    return affordable(problem, chosen, prices)
 
 
 def frugal(problem: Problem, chosen: Columns) -> Columns:

@@ -17,11 +17,14 @@ Mask = NDArray[np.bool_]
 SLACK = 1e-12
 """Relative rounding error of a sum of prices: a budget that is the sum of chosen prices holds for them."""
 
+_MOST_NAMES = 8
+"""Most experts that an error names."""
+
 
 class Infeasible(RouterError):
     """No assignment meets the budget and the capacities, or none was found.
 
-    needed_usd: the price of the cheapest assignment; None where the capacities are the reason.
+    needed_usd: the price of the cheapest assignment, proven; None where it is unknown or the capacities are the reason.
     """
 
     def __init__(self, message: str, needed_usd: float | None = None) -> None:
@@ -41,6 +44,7 @@ class Problem:
         capacity: (m,) most queries of each expert; infinite if there is no limit. By default no limit.
         residency: (m,) the residency of each expert, 0 to r - 1; by default each has its own.
         load_cost: (r,) quality given up for the load of a residency, >= 0; by default 0.
+        experts: their names, for messages; by default `expert 0` and so on.
 
     Raises:
         RouterError: an array of the wrong shape, or a wrong number.
@@ -53,6 +57,7 @@ class Problem:
     capacity: Floats = field(default_factory=lambda: np.empty(0))
     residency: Columns = field(default_factory=lambda: np.empty(0, dtype=np.intp))
     load_cost: Floats = field(default_factory=lambda: np.empty(0))
+    experts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         m = self.quality.shape[1]
@@ -62,10 +67,12 @@ class Problem:
             object.__setattr__(self, "residency", np.arange(m))
         if not self.load_cost.size:
             object.__setattr__(self, "load_cost", np.zeros(int(self.residency.max(initial=-1)) + 1))
+        if not self.experts:
+            object.__setattr__(self, "experts", tuple(f"expert {column}" for column in range(m)))
         if not self.quality.shape == self.price_usd.shape == self.allowed.shape:
             raise RouterError("quality, price_usd and allowed must have one shape: (queries, experts)")
-        if self.capacity.shape != (m,) or self.residency.shape != (m,):
-            raise RouterError(f"capacity and residency must have one entry for each of {m} experts")
+        if self.capacity.shape != (m,) or self.residency.shape != (m,) or len(self.experts) != m:
+            raise RouterError(f"capacity, residency and experts must have one entry for each of {m} experts")
         if not self.allowed.any(axis=1).all():
             raise RouterError("a query has no allowed expert")
         if not np.isfinite(self.quality[self.allowed]).all():
@@ -92,6 +99,11 @@ class Problem:
         return bool(np.isfinite(self.capacity).any())
 
     @cached_property
+    def cheapest_usd(self) -> float:
+        """The price of the cheapest experts of all queries: no assignment is cheaper."""
+        return float(np.where(self.allowed, self.price_usd, np.inf).min(axis=1).sum())
+
+    @cached_property
     def scores(self) -> Floats:
         """(n, m) quality; -inf where not allowed."""
         return np.where(self.allowed, self.quality, -np.inf)
@@ -113,6 +125,35 @@ class Problem:
         if not allowed.any(axis=1).all():
             raise Infeasible("a query has no allowed expert among those that are loaded")
         return replace(self, allowed=allowed)
+
+    def check(self) -> None:
+        """Raise Infeasible where a budget or a capacity alone makes it impossible."""
+        alone = self.allowed[self.allowed.sum(axis=1) == 1].sum(axis=0)
+        for column in np.flatnonzero(alone > self.capacity):
+            raise self.too_many(int(alone[column]), np.array([column]))
+        n, m = self.shape
+        if np.floor(self.capacity).sum() < n:
+            raise self.too_many(n, np.arange(m))
+        if self.cheapest_usd > self.spendable_usd:
+            raise Infeasible(
+                f"the cheapest experts of all queries cost {self.cheapest_usd:.6g} USD, more than the budget of "
+                f"{self.budget_usd:.6g} USD",
+                self.cheapest_usd,
+            )
+
+    def too_many(self, count: int, columns: Columns) -> Infeasible:
+        """The error where `count` queries have no experts but these, which have too little capacity."""
+        names = [self.experts[column] for column in columns[:_MOST_NAMES]]
+        more = f" and {len(columns) - _MOST_NAMES} more" if len(columns) > _MOST_NAMES else ""
+        limits = np.floor(self.capacity[columns])
+        if len(columns) == 1:
+            allow = f"its capacity is {limits[0]:,.0f}"
+        else:
+            each = ", ".join(f"{name} {limit:,.0f}" for name, limit in zip(names, limits, strict=False))
+            allow = f"their capacities allow {limits.sum():,.0f} ({each}{more})"
+        return Infeasible(
+            f"{count:,} queries can go to {', '.join(names)}{more} alone, and {allow}: raise it, or allow more experts"
+        )
 
     def with_budget(self, budget_usd: float) -> Problem:
         """The same problem with another budget."""

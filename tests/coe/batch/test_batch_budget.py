@@ -126,6 +126,18 @@ def test_capacities_and_loads_count(place: Path) -> None:
         go(place, 100.0, "other", capacity={"smal": 3})
 
 
+def test_capacities_that_are_too_small_are_named_and_a_budget_for_them_is_exact(place: Path) -> None:
+    with pytest.raises(BudgetError, match=r"20 queries can go to big, small alone, .* allow 8 \(big 5, small 3\)"):
+        go(place, 100.0, capacity={"big": 5, "small": 3})
+    least = r"cheapest assignment within the capacities costs 1.55 USD, .*--budget-usd 1.55 or more, or with larger cap"
+    with pytest.raises(BudgetError, match=least):
+        go(place, 1.5, "poor", capacity={"small": 5})
+    assert go(place, 1.55, "enough", capacity={"small": 5})["assignment"]["experts"] == {"big": 15, "small": 5}
+    write_lines(place / "in.jsonl", [{"id": str(i), "prompt": "x", "model": "big", "max_tokens": 5} for i in range(3)])
+    with pytest.raises(BudgetError, match="3 queries can go to big alone, and its capacity is 1"):
+        go(place, 100.0, "named", capacity={"big": 1})
+
+
 def test_policies_that_call_several_experts_are_refused_and_the_others_named(place: Path) -> None:
     for name, why in (("vote", "composition, vote, may call several"), ("two", "selector, top-k, may choose several")):
         with pytest.raises(BudgetError, match=f"{why} experts for a row.*coe/default can"):

@@ -137,11 +137,6 @@ def test_impossible_budgets_and_capacities_are_refused_with_the_least_budget() -
             assign(problem.with_budget(least * 0.99), most_linear=most_linear)
         assert caught.value.needed_usd == pytest.approx(least)
         assert assign(problem.with_budget(least), most_linear=most_linear).price_usd == pytest.approx(least)
-        with pytest.raises(Infeasible):
-            assign(
-                Problem(problem.quality, problem.price_usd, problem.allowed, capacity=np.full(4, 12.0)),
-                most_linear=most_linear,
-            )
 
 
 def test_budgets_from_the_cheapest_to_the_best_buy_ever_more_at_falling_prices() -> None:
