@@ -51,6 +51,7 @@ class ExpertCache(Generic[T]):
         most_parked: most parked slots at a time.
 
     Attributes:
+        pins: may be replaced at any time.
         priorities: of names, 0 without one; those of lower priority are evicted first. May be replaced at any time.
     """
 
@@ -68,7 +69,6 @@ class ExpertCache(Generic[T]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.budget_bytes = budget_bytes
-        self.pins = frozenset(pins)  # may be replaced at any time
         self.demand = demand
         self.priorities: Mapping[str, int] = {}
         self.stats = CacheStats()
@@ -76,9 +76,20 @@ class ExpertCache(Generic[T]):
         self._new_slot, self._stated_need = new_slot, need
         self._policy, self._clock, self._most_parked = by_priority(policy), clock, most_parked
         self._turns = Turns()
+        self._pins = frozenset(pins)
         self._places: Places[T] = Places(self._turns.wake)
         self._copies = HeldCopies(copies, clock=clock, as_resident=self._resident)
         self._loads = Loads(self._places, self.stats, self._copies, clock=clock, on_change=self._turns.wake)
+
+    @property
+    def pins(self) -> frozenset[str]:
+        """Names that are never evicted once loaded."""
+        return self._pins
+
+    @pins.setter
+    def pins(self, pins: Collection[str]) -> None:
+        self._pins = frozenset(pins)
+        self._turns.wake()  # the first lease that waits may have room now, or can never have it
 
     @property
     def resident(self) -> frozenset[str]:
@@ -215,12 +226,13 @@ class ExpertCache(Generic[T]):
             needed_by: the expert that needs them in memory together, if it is another one.
 
         Raises:
-            BudgetExceeded: they cannot fit in addition to the pinned experts, whatever is evicted.
+            BudgetExceeded: they cannot fit in addition to the pinned experts, whatever is evicted; also while it waits,
+                since pins and the budget may change.
             LoadFailing: loads of one of them failed in a row, and it is not tried now.
         """
         wanted = set(names)
         self.check(wanted, needed_by)
-        places = await self._acquire(wanted)
+        places = await self._acquire(wanted, needed_by)
         try:
             experts: dict[str, T] = {}
             for name, place in places.items():
@@ -263,10 +275,11 @@ class ExpertCache(Generic[T]):
         await asyncio.gather(*loading, return_exceptions=True)
         await self._places.aclose()
 
-    async def _acquire(self, wanted: set[str]) -> dict[str, Place[T]]:
+    async def _acquire(self, wanted: set[str], needed_by: str | None) -> dict[str, Place[T]]:
         """Wait for the turn and for room, then reserve bytes and leases in one step."""
 
         def attempt() -> dict[str, Place[T]] | None:
+            self.check(wanted, needed_by)  # a lease that can never be granted would hold up all behind it
             actions = self._plan(wanted)
             return None if actions is None else self._reserve(wanted, actions)
 
@@ -386,7 +399,7 @@ class ExpertCache(Generic[T]):
                 raise failing.error(name)
         needs = {name: self._need(name) for name in wanted}
         pinned = [place for name, place in self._places.by_name.items() if name in self.pins and name not in wanted]
-        held = Pinned.of([(place.need, place.size_bytes) for place in pinned])
+        held = Pinned.of([place.need for place in pinned])
         check_fit(needs, self.budget_bytes, held, needed_by)
 
 

@@ -17,9 +17,9 @@ class Pinned(NamedTuple):
     slots: Mapping[Hashable, int]
 
     @classmethod
-    def of(cls, held: Sequence[tuple[Need, int]]) -> Pinned:
-        """What experts hold together, each with the bytes that it counts."""
-        return cls(sum(size for _, size in held), Counter(need.shape for need, _ in held))
+    def of(cls, held: Sequence[Need]) -> Pinned:
+        """What experts hold together once they are loaded."""
+        return cls(sum(need.size_bytes for need in held), Counter(need.shape for need in held))
 
 
 def check_fit(needs: Mapping[str, Need], budget_bytes: int, pinned: Pinned, needed_by: str | None = None) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 
 import pytest
 
@@ -127,6 +128,64 @@ async def test_leases_are_granted_in_order_so_that_small_ones_do_not_starve_a_la
         assert order == []
     await asyncio.gather(large, small)
     assert order == [("big",), ("a",)]
+
+
+async def test_a_waiting_lease_that_new_pins_leave_no_room_is_refused_at_once_and_the_others_go_on() -> None:
+    shelf = Shelf(budget=8)
+    async with shelf.cache.lease("a"):
+        never = asyncio.create_task(use(shelf, "big"))
+        await asyncio.sleep(0)
+        behind = [asyncio.create_task(use(shelf, name)) for name in ("a", "b")]
+        await asyncio.sleep(0)
+        shelf.cache.pins = frozenset({"a"})
+        with pytest.raises(OutOfMemory, match="'big' need.*pinned"):
+            await asyncio.wait_for(never, 1)
+        await asyncio.wait_for(asyncio.gather(*behind), 1)
+    assert shelf.loads == ["a", "b"]
+
+
+async def test_a_waiting_lease_that_a_smaller_budget_cannot_hold_is_refused_and_the_others_go_on() -> None:
+    shelf = Shelf()
+    async with shelf.cache.lease("a"):
+        waiters = [asyncio.create_task(use(shelf, name)) for name in ("big", "b")]
+        await asyncio.sleep(0)
+        shelf.cache.budget_bytes = 7
+    never, behind = await asyncio.wait_for(asyncio.gather(*waiters, return_exceptions=True), 1)
+    assert isinstance(never, OutOfMemory) and behind is None and shelf.loads == ["a", "b"]
+
+
+async def test_a_lease_that_waits_is_granted_when_an_idle_expert_is_unpinned() -> None:
+    shelf = Shelf(pins=["a"])
+    await use(shelf, "a")
+    async with shelf.cache.lease("b"):
+        waiter = asyncio.create_task(use(shelf, "c"))
+        await asyncio.sleep(0)
+        shelf.cache.pins = frozenset()
+        await asyncio.wait_for(waiter, 1)
+    assert shelf.resident == {"b", "c"}
+
+
+async def test_what_a_pinned_expert_takes_only_while_it_loads_refuses_no_lease() -> None:
+    """`small` is read into the slot of `large`, whose bytes count until then."""
+    needs, read = {"large": Need("s", 8), "small": Need("s", 2), "other": Need("o", 4)}, asyncio.Event()
+
+    class Slow(ShelfSlot):
+        async def switch(self, name: str) -> str:
+            if name == "small":
+                await read.wait()
+            self.expert = name.upper()
+            return self.expert
+
+    cache = ExpertCache(10, new_slot=lambda name: Slow(Shelf()), need=needs.__getitem__, pins=["small"])
+    async with cache.lease("large"):
+        pass
+    assert cache.prefetch("small") and cache.used_bytes == 8
+    waiter = asyncio.create_task(use(SimpleNamespace(cache=cache), "other"))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    assert not waiter.done()
+    read.set()
+    await asyncio.wait_for(waiter, 1)
+    assert cache.used_bytes == 6
 
 
 async def test_two_leases_of_the_same_pair_in_other_order_do_not_deadlock() -> None:
