@@ -114,6 +114,7 @@ class Simulation:
             found.wait_s[index] = now_s - workload.at_s[index]
             ready_s = self._device.lease(residency)
             if ready_s <= now_s:
+                self._loaded(residency)  # it was in memory, or its load is too short for the clock
                 self._begin(index, residency)
             elif (waiting := self._of_load.get(residency)) is not None:
                 waiting.append(index)
@@ -125,10 +126,14 @@ class Simulation:
         _, first, waiting = heappop(self._loads)
         residency = self._workload.residencies[self._workload.wants[first]]
         del self._of_load[residency]
-        self._device.ready(residency)
-        self._rule.loaded()
+        self._loaded(residency)
         for index in waiting:
             self._begin(index, residency)
+
+    def _loaded(self, residency: Residency) -> None:
+        if not all(name in self._device.resident for name in residency):
+            self._device.ready(residency)
+            self._rule.loaded()
 
     def _begin(self, index: int, residency: Residency) -> None:
         """A request joins the batch of its expert."""

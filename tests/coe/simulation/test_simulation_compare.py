@@ -83,6 +83,14 @@ def test_every_policy_answers_everything_and_loads_at_least_the_bound() -> None:
     assert found["ours"].document()["policy"] == "ours"
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_load_too_short_for_the_clock_ends_and_its_expert_can_be_evicted(policy: str) -> None:
+    machine = Machine(10, 1e13, load_fixed_s=0.0)
+    far = of("abab", [0.0, 1e6, 2e6, 3e6])
+    [row] = Comparison(machine).rows(far, ("ours", policy) if policy == "belady-ours" else (policy,))[-1:]
+    assert (row.requests, row.loads, row.evictions) == (4, 4, 3)
+
+
 def test_unknown_policies_are_refused() -> None:
     with pytest.raises(ConfigError, match="no policy best; there are fcfs-lru"):
         Comparison(ONE).rows(of("a"), ["best"])
