@@ -15,6 +15,8 @@ _PROMPT_TOKENS_PER_NEW = 10.0
 """Prompt tokens that take the time of a new one, as in `coe plan --from-log`."""
 _MOST_REQUESTS, _MOST_FILES = 200_000, 64
 """Requests and files of a log that are read, the newest files first."""
+_MOST_NAMED = 3
+"""Files left out that are named with the reason; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,8 @@ class PlacedPools:
 def place_pools(config: Config) -> PlacedPools:
     """The pools of `serve.placement`: a host each, with the experts that an integer programme places there.
 
-    Without a usable decision log the bytes of the weights are spread evenly.
+    Without a usable decision log the bytes of the weights are spread evenly. Its damaged files are left out, which the
+    lines state.
 
     Raises:
         ConfigError: `host.budget` is not set, or no expert has weights of a known size.
@@ -46,13 +49,14 @@ def place_pools(config: Config) -> PlacedPools:
         raise ConfigError("serve.placement needs `host.budget`: the bytes that each host has for weights")
     snapshot = open_snapshot(config)
     residencies, bytes_of = registered_experts(snapshot)
-    load, how = _work(placement.log or config.serve.log.folder, residencies)
+    load, how, left_out = _work(placement.log or config.serve.log.folder, residencies)
     if load is None:
         load = {residency: float(sum(map(bytes_of.__getitem__, residency))) for residency in residencies.values()}
     plan = plan_hosts(load, bytes_of, placement.hosts, int(config.host.budget))
     placed = {"weights": plan.hosts, "loads": plan.loads}
     process = {name: getattr(placement, name) for name in ProcessConfig.model_fields}
     pools, lines = [], [f"{how}{'' if plan.optimal else '; found greedily'}; {plan.missing:.1%} of it fits no host"]
+    lines += left_out
     for number, (names, share) in enumerate(
         zip(experts_by_host(placed, residencies, snapshot.experts), plan.loads, strict=True)
     ):
@@ -84,18 +88,24 @@ def with_placed_pools(say: Callable[[str], None]) -> Callable[[Config], Config]:
     return place
 
 
-def _work(log: Path | None, residencies: Mapping[str, Residency]) -> tuple[dict[Residency, float] | None, str]:
-    """The work of each residency in a log, in new tokens' time; None where there is none, and why."""
+def _work(
+    log: Path | None, residencies: Mapping[str, Residency]
+) -> tuple[dict[Residency, float] | None, str, list[str]]:
+    """The work of each residency in a log, in new tokens' time; None where there is none.
+
+    Also how it was found, or why there is none, and lines on the files that were left out.
+    """
     from coe.errors import ConfigError
-    from coe.simulation.arrivals import read_decision_log
+    from coe.simulation.arrivals import read_answered
 
     load: dict[Residency, float] = {}
-    why, left = "there is no file", _MOST_REQUESTS
-    for file in _files(log):
+    damaged: list[str] = []
+    files, left = _files(log), _MOST_REQUESTS
+    for file in files:
         try:
-            logged = read_decision_log(file, left)
+            logged = read_answered(file, left)
         except ConfigError as error:
-            why = str(error)
+            damaged.append(f"left out of the log: {error}")
             continue
         left -= len(logged.at_s)
         for name, prompt, new in zip(logged.experts, logged.prompt_tokens, logged.new_tokens, strict=True):
@@ -104,9 +114,19 @@ def _work(log: Path | None, residencies: Mapping[str, Residency]) -> tuple[dict[
                 load[residencies[name]] = load.get(residencies[name], 0.0) + work
         if left <= 0:
             break
+    left_out = damaged[:_MOST_NAMED]
+    if len(damaged) > _MOST_NAMED:
+        left_out.append(f"left out of the log: {len(damaged) - _MOST_NAMED} more files")
     if sum(load.values()) > 0:
-        return load, f"by the work in {log}"
-    return None, f"bytes spread evenly, since {log or 'serve.log.folder, which is null,'} shows no work: {why}"
+        return load, f"by the work in {log}", left_out
+    why = "no request to an expert with weights was answered" if files else "there is no file"
+    if files and len(damaged) == len(files):
+        why = "no file of it can be used"
+    return (
+        None,
+        f"bytes spread evenly, since {log or 'serve.log.folder, which is null,'} shows no work: {why}",
+        left_out,
+    )
 
 
 def _files(log: Path | None) -> list[Path]:

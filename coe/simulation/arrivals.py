@@ -122,20 +122,37 @@ def _tokens(text: str, place: str) -> int:
 
 
 def read_decision_log(path: Path, most: int = MOST_REQUESTS) -> Arrivals:
-    """The answered requests of a decision log of `coe serve`, in order of time; each with the expert that answered.
+    """The answered requests of a decision log of `coe serve`, as of `read_answered`.
 
     Raises:
-        ConfigError: the file cannot be read, holds no answered request, or a line is damaged; names file and line.
+        ConfigError: as for `read_answered`, or the file holds no answered request.
+    """
+    arrivals = read_answered(path, most)
+    if not arrivals.at_s:
+        raise ConfigError(f"{path}: no request in this decision log was answered")
+    return arrivals
+
+
+def read_answered(path: Path, most: int = MOST_REQUESTS) -> Arrivals:
+    """The answered requests of a decision log, perhaps none, in order of time; each with the expert that answered.
+
+    An incomplete last line is skipped: the service is writing it, or was killed.
+
+    Raises:
+        ConfigError: the file cannot be read, or another line is damaged; names file and line.
     """
     found: list[tuple[datetime, int, int, str]] = []
     for place, line in lines_of(path):
-        request = _logged(line, place)
+        try:
+            request = _logged(line, place)
+        except ConfigError:
+            if line.endswith(b"\n"):
+                raise
+            break
         if request is not None:
             found.append(request)
         if len(found) >= most:
             break
-    if not found:
-        raise ConfigError(f"{path}: no request in this decision log was answered")
     found.sort(key=lambda each: each[0])
     arrivals = Arrivals(experts=[expert for *_, expert in found])
     for at, prompt_tokens, new_tokens, _ in found:

@@ -37,7 +37,7 @@ def config(place: Path, serve: str = "placement: {hosts: 2, log: log, threads: 3
     return load_config(path)
 
 
-def log(place: Path, **tokens: int) -> None:
+def log(place: Path, number: int = 1, **tokens: int) -> None:
     lines = [
         json.dumps(
             {
@@ -49,7 +49,7 @@ def log(place: Path, **tokens: int) -> None:
         )
         for expert, count in tokens.items()
     ]
-    (place / "log" / "decisions-1.jsonl").write_text("\n".join(lines) + "\n")
+    (place / "log" / f"decisions-{number}.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def test_experts_are_placed_by_the_work_that_the_log_shows(place: Path) -> None:
@@ -62,13 +62,42 @@ def test_experts_are_placed_by_the_work_that_the_log_shows(place: Path) -> None:
     assert any("a, far (4" in line for line in placed.lines)
 
 
-@pytest.mark.parametrize("content", [None, "", "{oops\n"])
-def test_without_a_usable_log_bytes_are_spread_evenly_with_a_note(place: Path, content: str | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "there is no file"),
+        ("", "no request to an expert with weights was answered"),
+        ("{oops\n", "no file of it can be used"),
+    ],
+)
+def test_without_a_usable_log_bytes_are_spread_evenly_with_a_note(place: Path, content: str | None, why: str) -> None:
     if content is not None:
         (place / "log" / "decisions-1.jsonl").write_text(content)
     placed = place_pools(config(place))
     assert {frozenset(pool.experts or ()) - {"far"} for pool in placed.pools} == {frozenset("a"), frozenset("bcd")}
-    assert placed.lines[0].startswith("bytes spread evenly, since ") and "shows no work" in placed.lines[0]
+    assert placed.lines[0].startswith("bytes spread evenly, since ") and f"shows no work: {why}" in placed.lines[0]
+
+
+def test_a_line_that_is_being_written_hides_no_work_of_its_file(place: Path) -> None:
+    log(place, number=1, a=10)
+    log(place, number=2, d=1000, b=500)
+    whole = place_pools(config(place))
+    with (place / "log" / "decisions-2.jsonl").open("a") as file:
+        file.write('{"format": "coe-decision/1", "time": "2026-')
+    assert place_pools(config(place)) == whole
+
+
+def test_damaged_files_are_left_out_by_name_and_many_are_counted(place: Path) -> None:
+    log(place, a=100, b=60)
+    whole = place_pools(config(place))
+    for number in range(2, 7):
+        (place / "log" / f"decisions-{number}.jsonl").write_text("{oops\n")
+    placed = place_pools(config(place))
+    first, *left_out = placed.lines[:5]
+    assert placed.pools == whole.pools and (first, *placed.lines[5:]) == whole.lines
+    for number, line in zip("654", left_out[:3], strict=True):
+        assert f"decisions-{number}.jsonl:1: not a line of a decision log" in line
+    assert all(line.startswith("left out of the log: ") for line in left_out) and left_out[3].endswith(" 2 more files")
 
 
 def test_pools_and_placement_exclude_each_other_and_a_budget_is_needed(place: Path) -> None:

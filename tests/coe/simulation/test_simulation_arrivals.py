@@ -102,6 +102,17 @@ def test_a_wrong_log_is_refused_with_its_line(tmp_path: Path, text: str, problem
         read_decision_log(written(tmp_path, text))
 
 
+def test_an_incomplete_last_line_is_skipped_and_a_complete_one_without_its_end_counts(tmp_path: Path) -> None:
+    whole, next_line = line("2026-01-01T00:00:00", "a"), line("2026-01-01T00:00:01", "b")
+    for length in range(len(next_line) - 1):
+        assert read_decision_log(written(tmp_path, whole + next_line[:length])).experts == ["a"]
+    assert read_decision_log(written(tmp_path, whole + next_line[:-1])).experts == ["a", "b"]
+    with pytest.raises(ConfigError, match=r"trace.csv:1: not a line"):
+        read_decision_log(written(tmp_path, next_line[:40] + "\n" + whole))
+    with pytest.raises(ConfigError, match="no request in this decision log was answered"):
+        read_decision_log(written(tmp_path, whole[:40]))
+
+
 def test_generated_arrivals_repeat_and_have_their_means() -> None:
     found = poisson(20_000, 4.0, 100, 50, seed=1)
     assert found == poisson(20_000, 4.0, 100, 50, seed=1) != poisson(20_000, 4.0, 100, 50, seed=2)
