@@ -18,15 +18,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from coe.batch.answering import Answerer, LoadCounter, WorkReport
 from coe.batch.claims import Claim, Claims
+from coe.batch.errors import BatchError
 from coe.batch.parts import Job
 from coe.batch.records import plain
 from coe.batch.stages import WorkItem
 from coe.hosting import open_host
 from registry.spec import residency_names
+
+_DEATH = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, ObjectLostError)
+"""What Ray raises where the process of an actor is gone: among others as its memory monitor kills it
+(OutOfMemoryError), or as its node ends with a report on it (ObjectLostError)."""
+_LONGEST_CAUSE = 300
+"""Characters of what Ray says of a death: its own texts go on with advice on settings of Ray."""
+
+
+def is_death(error: BaseException) -> bool:
+    """Whether the process of a host is gone; an error that it raised (RayTaskError) is none."""
+    return isinstance(error, _DEATH) and not isinstance(error, RayTaskError)
 
 
 @dataclass(eq=False, slots=True)
@@ -35,6 +54,7 @@ class _Running:
 
     Attributes:
         stream: of what it does: opens its host, or answers an item; None while it is free.
+        is_open: whether its host is open.
         item: the number of the work item that it answers; None while it opens its host.
         held: the residencies in its memory after its last work item.
     """
@@ -42,6 +62,7 @@ class _Running:
     actor: Any
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
     stream: Any = None
+    is_open: bool = False
     item: int | None = None
     held: frozenset[str] = frozenset()
 
@@ -50,23 +71,32 @@ class HostPool:
     """The hosts of a run.
 
     A host that is not up yet gets no work, so a cluster with room for fewer hosts than the most works with those.
+    Deaths are bounded, since the cause of one may kill them all. Hosts that die while they open have lost no work: they
+    count by themselves, and where others are up, the pool goes on with those.
 
     Args:
         options: of the actors, for Ray: CPUs, GPUs, environment.
         most: hosts at once.
-        most_deaths: dead hosts in a stage, after which no more work of the stage is done: the cause of one crash may
-            crash them all.
+        most_deaths: hosts that die at work in a stage, and hosts in a row that die while they open; one more ends the
+            run, or makes the pool smaller.
     """
 
     def __init__(self, job: Job, options: dict[str, Any], most: int, most_deaths: int) -> None:
         self._job, self._options, self._most, self._most_deaths = job, options, most, most_deaths
         self._hosts: list[_Running] = []
         self._deaths: Counter[int] = Counter()
+        self._unopened = 0  # hosts in a row that died while they opened
 
     def answer(self, stage: int, items: Sequence[WorkItem]) -> Iterator[WorkReport]:
-        """Answer the work items of a stage. Some are left if too many hosts died; the run then reports it."""
+        """Answer the work items of a stage.
+
+        Raises:
+            BatchError: too many hosts died.
+        """
+        for host in [host for host in self._hosts if host.item is not None]:
+            self._end(host)  # a call that was left early: its numbers of items mean others here
         claims = Claims([item[0].residency for item in items], min(self._most, len(items)))
-        while self._deaths[stage] <= self._most_deaths:
+        while True:
             while len(self._hosts) < min(self._most, len(items)):
                 self._hosts.append(self._start())
             for host in self._hosts:
@@ -85,6 +115,10 @@ class HostPool:
         hosts, self._hosts = self._hosts, []
         for host in hosts:
             ray.kill(host.actor)
+
+    def _end(self, host: _Running) -> None:
+        self._hosts.remove(host)
+        ray.kill(host.actor)  # it may only be out of reach
 
     def _start(self) -> _Running:
         host = _Running(ray.remote(_HostActor).options(max_restarts=0, **self._options).remote(self._job))
@@ -106,16 +140,43 @@ class HostPool:
             reported = ray.get(next(host.stream))
         except StopIteration:
             host.stream = host.item = None
-        except RayActorError:
-            ray.kill(host.actor)  # it may only be out of reach
-            self._hosts.remove(host)
-            self._deaths[stage] += 1
+        except Exception as error:
+            if not is_death(error):
+                raise
+            self._end(host)
             if host.item is not None:
                 claims.give_back(host.name, host.item)
+            if host.is_open:
+                self._count_death(stage, error)
+            else:
+                self._count_unopened(error)
         else:
+            if not host.is_open:
+                host.is_open, self._unopened = True, 0
             host.held = frozenset(reported["held"])
             if reported["work"] is not None:
                 yield WorkReport.of(reported["work"])
+
+    def _count_death(self, stage: int, error: Exception) -> None:
+        self._deaths[stage] += 1
+        if self._deaths[stage] > self._most_deaths:
+            raise _died(f"{self._deaths[stage]} host processes died in stage {stage + 1}", error) from error
+
+    def _count_unopened(self, error: Exception) -> None:
+        self._unopened += 1
+        if self._unopened <= self._most_deaths:
+            return
+        if not any(host.is_open for host in self._hosts):
+            raise _died(f"{self._unopened} host processes in a row died while they opened", error) from error
+        self._most, self._unopened = len(self._hosts), 0
+
+
+def _died(what: str, error: Exception) -> BatchError:
+    said = " ".join(str(error).split())[:_LONGEST_CAUSE]
+    return BatchError(
+        f"{what}, the last with {type(error).__name__}: {said}; check that they have memory for what they load "
+        "(`host.budget`, `batch.hosts.replicas`); --resume continues"
+    )
 
 
 class _HostActor:

@@ -46,7 +46,7 @@ _OBJECT_STORE_BYTES = 256 * 2**20
 """Little data flows through Ray; the memory of its default, a third of the machine's, is left to the experts."""
 _ITEMS_PER_WORKER = 8
 _DEATHS = 10
-"""Dead hosts in a stage, after which the stage ends."""
+"""Hosts that die at work in a stage, beyond which the run ends; and those that die in a row while they open."""
 _Batch = dict[str, Any]
 
 
@@ -87,7 +87,9 @@ class RayExecutor:
         try:
             yield from self._pool.answer(stage, items)
         except Exception as error:
-            raise _cause(error) from error
+            if (cause := _cause(error)) is error:
+                raise
+            raise cause from error
         if self._cpus() < _reserved_cpus(self._config):
             self.close()
 
