@@ -35,7 +35,7 @@ from examples.zoo.latent.methods import ABLATIONS, METHODS, Method, Trains
 from examples.zoo.latent.plan import Run, plan
 from examples.zoo.latent.real_sets import REAL_SETS
 from examples.zoo.latent.report import interval, paired, report
-from examples.zoo.latent.results import Result, Training, read_result, read_results, write_result
+from examples.zoo.latent.results import KEPT, Result, Training, keep, read_result, read_results, write_result
 from examples.zoo.latent.service import adapter, composed, write_service
 from examples.zoo.latent.text_rivals import Fitted, Rows, base_and_start, rows_of, with_answers
 from examples.zoo.latent.timing import Times
@@ -345,6 +345,26 @@ def test_a_result_is_written_whole_and_read_back(tmp_path: Path) -> None:
     (tmp_path / run.id / "result.json").write_text(json.dumps(document | {"format": 0}))
     with pytest.raises(ValueError, match="another version"):
         read_result(tmp_path / run.id)
+
+
+def test_results_are_kept_in_the_project_and_reported_from_there(tmp_path: Path) -> None:
+    runs, kept = plan(["codes"], ["direct"]), tmp_path / "kept"
+    (tmp_path / runs[1].id).mkdir(parents=True)
+    write_result(tmp_path / runs[1].id, made := result("direct", 2, [1.0, 0.0]))
+    assert keep(tmp_path, runs, kept) == [runs[1]]
+    assert read_results(kept, runs) == [made]
+
+
+def test_the_kept_results_are_of_known_runs_and_complete() -> None:
+    files = sorted(KEPT.glob("*/*/*/result.json"))
+    runs = [run for bench in ALL_BENCHES for run in plan([bench])]
+    found = read_results(KEPT, runs)
+    assert len(found) == len(files) > 0
+    for each in found:
+        rows = ALL_BENCHES[each.bench].rows
+        assert {split: {len(scores) for scores in by.values()} for split, by in each.scores.items()} == {
+            split: {n} for split, n in rows.items()
+        }
 
 
 def test_a_table_has_means_over_seeds_and_paired_differences() -> None:

@@ -4,6 +4,8 @@ python -m examples.zoo.latent list                          # what would be run,
 python -m examples.zoo.latent run --bench codes --seed 1    # goes on where it stopped
 python -m examples.zoo.latent run --ablations --minutes 8
 python -m examples.zoo.latent report                        # the tables, as markdown
+python -m examples.zoo.latent keep                          # results into the project, for docs/results.md
+python -m examples.zoo.latent report --folder examples/zoo/latent_results    # the tables of those
 python -m examples.zoo.latent time --bench codes --method direct --method cache    # seconds, asked in turns
 python -m examples.zoo.latent write bookings/cache/1 --out bookings    # rows and file of `coe latent train`
 python -m examples.zoo.latent ship two-skills/cache/1 --as cache    # into the zoo, for latent.yaml
@@ -29,6 +31,7 @@ from examples.zoo.latent.methods import ABLATIONS, METHODS
 from examples.zoo.latent.plan import Run, plan, runs_folder
 from examples.zoo.latent.real_sets import NoData
 from examples.zoo.latent.report import report as tables
+from examples.zoo.latent.results import keep as keep_results
 from examples.zoo.latent.results import read_result, read_results
 from examples.zoo.latent.runner import execute
 from examples.zoo.latent.ship import SHIPPED, CannotShip, run_of, size_of
@@ -166,6 +169,19 @@ def report(
         typer.echo("no run is done yet: python -m examples.zoo.latent run", err=True)
         raise typer.Exit(1)
     typer.echo(tables(results, against=against))
+
+
+@app.command()
+def keep(
+    bench: _Benches = [],  # noqa: B006
+    method: _Methods = [],  # noqa: B006
+    seed: _Seeds = [],  # noqa: B006
+    ablations: _Ablations = False,
+    folder: _Folder = None,
+) -> None:
+    """Write the results of the runs that are done into examples/zoo/latent_results."""
+    for run in keep_results(folder or runs_folder(), _planned(bench, method, seed, ablations)):
+        typer.echo(run.id)
 
 
 @app.command()

@@ -14,6 +14,8 @@ from examples.zoo.latent.plan import Run
 from registry.storage import atomic_path
 
 FILE: Final = "result.json"
+KEPT: Final = Path(__file__).resolve().parent.parent / "latent_results"
+"""Results that docs/results.md reports, as files of the project: runs take core-hours."""
 _FORMAT: Final = 1
 
 
@@ -61,7 +63,8 @@ def write_result(folder: Path, result: Result) -> None:
     shares = {split: {name: fmean(rows) for name, rows in found.items()} for split, found in result.scores.items()}
     document = {"format": _FORMAT, "accuracy": shares} | asdict(result)
     with atomic_path(folder / FILE) as path:
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
+        path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 def read_result(folder: Path) -> Result | None:
@@ -74,6 +77,17 @@ def read_result(folder: Path) -> Result | None:
     del document["accuracy"]
     training = document.pop("training")
     return Result(**document, training=None if training is None else Training(**training))
+
+
+def keep(folder: Path, runs: Iterable[Run], into: Path = KEPT) -> list[Run]:
+    """Write the results of the runs that are finished into the project; returns them."""
+    kept = []
+    for run in runs:
+        if (result := read_result(folder / run.id)) is not None:
+            (into / run.id).mkdir(parents=True, exist_ok=True)
+            write_result(into / run.id, result)
+            kept.append(run)
+    return kept
 
 
 def read_results(folder: Path, runs: Iterable[Run]) -> list[Result]:
