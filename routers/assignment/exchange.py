@@ -166,7 +166,7 @@ class _Graph:
         if cycle[0] != cycle[-1]:
             most = int(min(most, self.room[cycle[-1]]))
         change, saved = np.zeros(most), np.zeros(most)
-        for (start, end), rows in zip(self._edges(cycle), orders, strict=True):
+        for (start, end), rows in zip(pairwise(cycle), orders, strict=True):
             rows = rows[:most]
             change += self._cost[rows, end] - self._cost[rows, start]
             saved += self._problem.usd[rows, start] - self._problem.usd[rows, end]
@@ -179,19 +179,16 @@ class _Graph:
         """Move up to `count` queries along each edge of a path or cycle, least change of cost first."""
         orders = self._orders(path)
         count = min(count, *(rows.size for rows in orders))
-        for (start, end), rows in zip(self._edges(path), orders, strict=True):
+        for (start, end), rows in zip(pairwise(path), orders, strict=True):
             self.chosen[rows[:count]] = end
             self.room[start] += count
             self.room[end] -= count
         self._update(set(path))
 
-    def _edges(self, path: list[int]) -> list[tuple[int, int]]:
-        return list(pairwise(path))
-
     def _orders(self, path: list[int]) -> list[Columns]:
         """The queries that can move along each edge, least change of cost first."""
         orders = []
-        for start, end in self._edges(path):
+        for start, end in pairwise(path):
             rows = np.flatnonzero((self.chosen == start) & self._problem.allowed[:, end])
             change = self._cost[rows, end] - self._cost[rows, start]
             orders.append(rows[change.argsort(kind="stable")])

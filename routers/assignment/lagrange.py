@@ -113,7 +113,7 @@ def _balanced(problem: Problem, price: float, start: Floats) -> tuple[Columns, F
     """Choices within the capacities at a price of the budget, and (m,) prices of capacity.
 
     One expert at a time gets the lowest price at which its capacity suffices, the others' prices given: descent on the
-    dual by coordinates. It may stop short of the best prices; the rest of the surplus is then moved (`_spread`).
+    dual by coordinates. It may stop short of the best prices; the rest of the surplus is then exchanged (`settled`).
     """
     base = problem.scores - price * problem.usd
     n = problem.shape[0]
@@ -131,27 +131,4 @@ def _balanced(problem: Problem, price: float, start: Floats) -> tuple[Columns, F
         if np.abs(capacity - before).max(initial=0.0) <= _STEADY:
             break
     values = base - capacity
-    return _spread(problem, np.asarray(values.argmax(axis=1), dtype=np.intp), values), capacity
-
-
-def _spread(problem: Problem, chosen: Columns, values: Floats) -> Columns:
-    """Move the surplus of full experts to those with room, least loss first, at last by way of other experts."""
-    chosen, m = chosen.copy(), problem.shape[1]
-    for _ in range(m):
-        room = problem.capacity - np.bincount(chosen, minlength=m)
-        if (room >= 0).all():
-            return chosen
-        for column in np.flatnonzero(room < 0):
-            mine = np.flatnonzero(chosen == column)
-            others = np.where(room >= 1, values[mine], -np.inf)
-            loss = values[mine, column] - others.max(axis=1)
-            for i in loss.argsort(kind="stable"):
-                if room[column] >= 0:
-                    break
-                open_to = np.where(room >= 1, values[mine[i]], -np.inf)
-                target = int(open_to.argmax())
-                if np.isfinite(open_to[target]):
-                    chosen[mine[i]] = target
-                    room[target] -= 1
-                    room[column] += 1
-    return settled(problem, chosen, -values)
+    return settled(problem, np.asarray(values.argmax(axis=1), dtype=np.intp), -values), capacity
