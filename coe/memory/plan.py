@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Final
 
 from coe.memory.eviction import EvictionPolicy, Resident, victims
 from coe.memory.room import Need, OpenSlot, Room, make_room
@@ -98,9 +97,6 @@ class State:
 
     device: Device = Device()
     copies: Copies = Copies()
-
-
-NOTHING: Final[tuple[Action, ...]] = ()
 
 
 def plan(

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from coe.memory.demand import Demand
-from coe.memory.eviction import EvictionPolicy, Resident, victims
+from coe.memory.eviction import EvictionPolicy, Resident
+from coe.memory.plan import Copies, Forget, Prefetch, State, plan
+from coe.memory.room import Need
 
 
 @dataclass(slots=True)
@@ -44,7 +46,8 @@ class HostTier:
         demand: Callable[[str, float], Demand],
     ) -> None:
         self.reads = self.bytes_read = 0
-        self._free_bytes, self._bytes_of, self._disk_bytes_per_s = budget_bytes, bytes_of, disk_bytes_per_s
+        self._budget_bytes = self._free_bytes = budget_bytes
+        self._bytes_of, self._disk_bytes_per_s = bytes_of, disk_bytes_per_s
         self._policy, self._demand = policy, demand
         self._copies: dict[str, _Copy] = {}
         self._disk_until_s = self._ahead_until_s = 0.0
@@ -84,16 +87,20 @@ class HostTier:
         return ready_s
 
     def _make_room(self, name: str, now_s: float) -> bool:
-        """Evict until the weights fit; False, and nothing is evicted, if they cannot."""
-        over_bytes = self._bytes_of[name] - self._free_bytes
-        if over_bytes <= 0:
-            return True
-        evictable = [self._seen(each, copy, now_s) for each, copy in self._copies.items() if copy.busy_until_s <= now_s]
-        leaving = victims(evictable, over_bytes, self._policy)
-        for each in leaving or ():
-            del self._copies[each.name]
-            self._free_bytes += each.size_bytes
-        return leaving is not None
+        """Evict until the weights fit, as a host plans it; False, and nothing is evicted, if they cannot."""
+        size_bytes, evictable = self._bytes_of[name], list[Resident]()
+        if size_bytes > self._free_bytes:
+            evictable = [self._seen(each, c, now_s) for each, c in self._copies.items() if c.busy_until_s <= now_s]
+        copies = Copies(self._copies.keys(), evictable, self._free_bytes, self._budget_bytes)
+        need = Need(name, size_bytes, copy_bytes=size_bytes)
+        fits = False
+        for action in plan(State(copies=copies), {}, ahead={name: need}, policy=self._policy) or ():
+            if isinstance(action, Forget):
+                del self._copies[action.name]
+                self._free_bytes += self._bytes_of[action.name]
+            elif isinstance(action, Prefetch):
+                fits = action.size_bytes > 0
+        return fits
 
     def _seen(self, name: str, copy: _Copy, now_s: float) -> Resident:
         demand = self._demand(name, now_s)
