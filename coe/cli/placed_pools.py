@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from coe.config import Config, HostPoolConfig
     from coe.scheduler import Residency
 
-_PROMPT_TOKENS_PER_NEW = 10.0
-"""Prompt tokens that take the time of a new one, as in `coe plan --from-log`."""
 _MOST_REQUESTS, _MOST_FILES = 200_000, 64
 """Requests and files of a log that are read, the newest files first."""
 _MOST_NAMED = 3
@@ -91,14 +89,15 @@ def with_placed_pools(say: Callable[[str], None]) -> Callable[[Config], Config]:
 def _work(
     log: Path | None, residencies: Mapping[str, Residency]
 ) -> tuple[dict[Residency, float] | None, str, list[str]]:
-    """The work of each residency in a log, in new tokens' time; None where there is none.
+    """The work of each residency in a log; None where there is none.
 
     Also how it was found, or why there is none, and lines on the files that were left out.
     """
     from coe.errors import ConfigError
     from coe.simulation.arrivals import read_answered
+    from coe.simulation.logged_speeds import work_of
 
-    load: dict[Residency, float] = {}
+    wanted: list[tuple[Residency, int, int]] = []
     damaged: list[str] = []
     files, left = _files(log), _MOST_REQUESTS
     for file in files:
@@ -108,15 +107,14 @@ def _work(
             damaged.append(f"left out of the log: {error}")
             continue
         left -= len(logged.at_s)
-        for name, prompt, new in zip(logged.experts, logged.prompt_tokens, logged.new_tokens, strict=True):
-            if name in residencies:
-                work = prompt / _PROMPT_TOKENS_PER_NEW + new
-                load[residencies[name]] = load.get(residencies[name], 0.0) + work
+        requests = zip(logged.experts, logged.prompt_tokens, logged.new_tokens, strict=True)
+        wanted += [(residencies[name], prompt, new) for name, prompt, new in requests if name in residencies]
         if left <= 0:
             break
     left_out = damaged[:_MOST_NAMED]
     if len(damaged) > _MOST_NAMED:
         left_out.append(f"left out of the log: {len(damaged) - _MOST_NAMED} more files")
+    load = work_of(wanted)
     if sum(load.values()) > 0:
         return load, f"by the work in {log}", left_out
     why = "no request to an expert with weights was answered" if files else "there is no file"

@@ -13,7 +13,7 @@ from coe.cli.progress import progress
 
 if TYPE_CHECKING:
     from coe.config import Config
-    from coe.simulation.workload import Machine, Workload
+    from coe.simulation.workload import Workload
 
 MOST_REQUESTS = 200_000
 """Requests of a log that are read, from its beginning: each size simulates all of them."""
@@ -43,7 +43,7 @@ def plan_memory(
     from coe.memory.eviction import POLICIES
     from coe.simulation.arrivals import by_name, read_decision_log
     from coe.simulation.compare import Comparison
-    from coe.simulation.logged_speeds import logged_speeds
+    from coe.simulation.logged_speeds import PROMPT_TOKENS_PER_NEW, logged_speeds
     from coe.simulation.memory_sizes import memory_sizes, sizes_to_try
     from coe.simulation.registered import registered_experts
     from coe.simulation.workload import Machine
@@ -64,8 +64,12 @@ def plan_memory(
         if rate is None:
             raise ConfigError(f"{log}: no request of this log shows the rate of {name}: give it")
     workload = by_name(arrivals, residencies.__getitem__, bytes_of)
+    token_rate = token_rate or 1.0
     machine = Machine(
-        1, load_rate or 1.0, prompt_tokens_per_s=10 * (token_rate or 1.0), new_tokens_per_s=token_rate or 1.0
+        1,
+        load_rate or 1.0,
+        prompt_tokens_per_s=PROMPT_TOKENS_PER_NEW * token_rate,
+        new_tokens_per_s=token_rate,
     )
     comparison = Comparison(machine, config.host.aging_s, POLICIES[config.host.eviction], ttft_limit_s)
     sizes = sizes_to_try(workload)
@@ -78,7 +82,7 @@ def plan_memory(
         for size in memory_sizes(comparison, workload, sizes):
             found.append(size)
             task.update(completed=len(found))
-    placed = None if hosts is None else _placed(config, workload, machine, hosts)
+    placed = None if hosts is None else _placed(config, workload, hosts)
     if placed is not None:
         placed["experts"] = experts_by_host(placed, residencies, snapshot.experts)
     least = next((size.device_bytes for size in found if size.ttft_p95_s <= ttft_limit_s), None)
@@ -97,18 +101,17 @@ def plan_memory(
     }
 
 
-def _placed(config: Config, workload: Workload, machine: Machine, n_hosts: int) -> dict[str, Any]:
-    """Weights by host, by the seconds of work that the requests take."""
+def _placed(config: Config, workload: Workload, n_hosts: int) -> dict[str, Any]:
+    """Weights by host, by the work of the requests."""
     from coe.errors import ConfigError
     from coe.simulation.host_plan import plan_hosts
+    from coe.simulation.logged_speeds import work_of
 
     budget = config.host.budget
     if budget is None:
         raise ConfigError("--hosts needs `host.budget` in the configuration: the bytes that each host has for weights")
-    load: dict[tuple[str, ...], float] = {}
-    for index, prompt, new in zip(workload.wants, workload.prompt_tokens, workload.new_tokens, strict=True):
-        residency = workload.residencies[index]
-        load[residency] = load.get(residency, 0.0) + machine.prompt_s(prompt) + machine.new_s(new)
+    wanted = map(workload.residencies.__getitem__, workload.wants)
+    load = work_of(zip(wanted, workload.prompt_tokens, workload.new_tokens, strict=True))
     plan = plan_hosts(load, workload.bytes_of, n_hosts, int(budget))
     return {
         "weights": [list(names) for names in plan.hosts],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -12,6 +12,8 @@ from coe.scheduler import Residency
 from coe.simulation.arrivals import lines_of
 from registry.json_text import loads
 
+PROMPT_TOKENS_PER_NEW: Final = 10.0
+"""Prompt tokens that take the time of a new one: a log does not show how fast prompts are read."""
 _LEAST_LOAD_S: Final = 0.01
 """Requests that waited less for weights found them in memory."""
 _MOST: Final = 100_000
@@ -29,6 +31,18 @@ class LoggedSpeeds:
 
     load_bytes_per_s: float | None
     tokens_per_s: float | None
+
+
+def work_of(requests: Iterable[tuple[Residency, int, int]]) -> dict[Residency, float]:
+    """The work of each residency, in the time of a new token.
+
+    Args:
+        requests: residency, prompt tokens, new tokens.
+    """
+    work: dict[Residency, float] = {}
+    for residency, prompt, new in requests:
+        work[residency] = work.get(residency, 0.0) + prompt / PROMPT_TOKENS_PER_NEW + new
+    return work
 
 
 def logged_speeds(path: Path, residencies: Mapping[str, Residency], bytes_of: Mapping[str, int]) -> LoggedSpeeds:
