@@ -11,6 +11,8 @@ the start; the base keeps at most `--slots` adapters (`engines.hf.max_adapters`)
     zipf      `auto`: the router chooses; owners are popular by Zipf's law with exponent 1
     uniform   `auto`, all owners alike
 
+First, the CPU seconds of a load beside others on the same base. With `--requests 0` that is all.
+
 The ways take turns, each in a new system, and answer prompts of the same length with the same number of tokens. `cpu`
 is the CPU time of this process, which other programs disturb least; the shares compare CPU time.
 """
@@ -94,13 +96,18 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(Path(scratch), given)
-    print(table(found))
+    if found:
+        print(table(found))
     if given.json is not None:
         given.json.write_text(json.dumps([asdict(each) for each in found], indent=2) + "\n")
 
 
 def measure(folder: Path, given: argparse.Namespace) -> list[Found]:
-    owners = list(perturbed(given.folder, folder / "adapters", given.adapters, given.seed))
+    owners = perturbed(given.folder, folder / "adapters", given.adapters, given.seed)
+    for beside, seconds in load_seconds(given.model, folder / "adapters", owners[:33]).items():
+        print(f"a load beside {beside} adapters: {seconds:.3f} s of CPU")
+    if not given.requests:
+        return []
     train_router(folder, owners, given.seed)
     config = write_config(folder, given, owners)
     found = []
@@ -131,6 +138,25 @@ def perturbed(adapters: Path, folder: Path, count: int, seed: int) -> list[str]:
             tensors[key] = tensor + 0.01 * tensor.std() * noise
         save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
     return names
+
+
+def load_seconds(model: Path, folder: Path, names: Sequence[str]) -> dict[int, float]:
+    """Adapters before it -> CPU seconds of the load of one more, medians of up to three."""
+    from transformers import AutoModelForCausalLM
+
+    from coe.engines.base import Adapter
+    from coe.engines.hf.lora.adapters import AdapterSlots
+    from registry.spec import ExpertSpec, Kind
+
+    slots = AdapterSlots(AutoModelForCausalLM.from_pretrained(model, dtype="float32"), "base", len(names))
+    seconds = []
+    for name in names:
+        spec = ExpertSpec(name=name, kind=Kind.ADAPTER, source=str(folder / name), base="base")
+        started = time.process_time()
+        slots.acquire(Adapter(spec, folder / name))
+        seconds.append(time.process_time() - started)
+    groups = {n: seconds[n : n + 3] for n in (1, 8, 16, 30)}
+    return {n: statistics.median(group) for n, group in groups.items() if group}
 
 
 def alike(adapters: Path) -> list[Path]:
