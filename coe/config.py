@@ -12,6 +12,7 @@ Relative paths are relative to the file that names them. Secrets are never in he
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -131,13 +132,15 @@ class HostPoolConfig(ProcessConfig):
 
 
 class PlacementConfig(ProcessConfig):
-    """Pools that `coe serve` computes when it starts, each of one host: experts are placed by the work of each."""
+    """Pools that `coe serve` computes, each of one host: experts are placed by the work of each."""
 
     hosts: Annotated[int, Field(ge=1, le=1000)]
     """Hosts, with `host.budget` bytes for weights each."""
     log: Path | None = None
     """Decision log whose requests show the work of each expert, a file or a folder; null takes `serve.log.folder`.
     Without answered requests the bytes of the weights are spread evenly."""
+    every_s: Annotated[float, Field(ge=1)] | None = None
+    """Seconds after which the placement is computed again, beside the start and every reload; null: only then."""
 
     @field_validator("log", mode="before")
     @classmethod
@@ -184,7 +187,7 @@ class ServeConfig(Section):
     pools: tuple[HostPoolConfig, ...] = (HostPoolConfig(),)
     """Processes that hold weights, by pool."""
     placement: PlacementConfig | None = None
-    """In place of `pools`: the pools that `coe serve` computes when it starts (docs/serving.md)."""
+    """In place of `pools`: the pools that `coe serve` computes from what was asked (docs/serving.md)."""
     deadline_s: Annotated[float, Field(gt=0)] = 600.0
     """Most seconds for a request; a request may ask for less."""
     max_in_flight: Annotated[int, Field(ge=1)] = 1024
@@ -372,6 +375,10 @@ class Config(Section):
         if self.registry and self.experts:
             raise ValueError("give either `registry` (a database URL) or `experts` (files), not both")
         return self
+
+    def with_pools(self, pools: Iterable[HostPoolConfig]) -> Self:
+        """The same with these `serve.pools`."""
+        return self.model_copy(update={"serve": self.serve.model_copy(update={"pools": tuple(pools)})})
 
 
 def load_config(path: Path | str) -> Config:

@@ -85,17 +85,21 @@ class Host:
         self._residents = Residents(self.cache, self._specs, wanted=lambda: self._queue.wanted, ttl_s=ttl_s)
         self.update(snapshot)
 
-    def update(self, snapshot: Snapshot) -> None:
+    def update(self, snapshot: Snapshot, pins: tuple[str, ...] | None = None) -> None:
         """Serve another snapshot from now on.
 
         Running requests finish on the weights they started with. A changed expert has a new `name@version`: its new
         weights load on the first request for it, and the old ones are evicted when the memory is needed.
 
+        Args:
+            pins: the pinned experts from now on; None: as before.
+
         Raises:
-            UnknownModel: a pinned expert is not in it; the old snapshot is kept.
+            UnknownModel: a pinned expert is not in it; the old snapshot and pins are kept.
         """
-        pins = frozenset(ref for name in self._pins for ref in _refs(needed_weights(_find(snapshot, name), snapshot)))
-        self.snapshot, self.cache.pins = snapshot, pins
+        pins = self._pins if pins is None else pins
+        refs = frozenset(ref for name in pins for ref in _refs(needed_weights(_find(snapshot, name), snapshot)))
+        self.snapshot, self._pins, self.cache.pins = snapshot, pins, refs
         self._needed = {name: needed_weights(spec, snapshot) for name, spec in snapshot.experts.items()}
         self._specs |= {each.ref: each for weights in self._needed.values() for each in weights}
         self.cache.priorities = _priorities(snapshot, self._needed)

@@ -94,14 +94,14 @@ class _Engines(dict[str, Engine]):
 
 
 async def update_host(host: Host, config: Config, snapshot: Snapshot) -> None:
-    """`host.update`; also sets the memory budget if this snapshot is the first with weights.
+    """`host.update` with the pins of `config`; sets the memory budget if this snapshot is the first with weights.
 
     A host that started without any has a budget of 0, unless the configuration states one.
     """
     if not host.cache.budget_bytes:
         kinds = engine_kinds(config, snapshot)
         host.cache.budget_bytes = await asyncio.to_thread(budget_bytes, config, kinds)
-    host.update(snapshot)
+    host.update(snapshot, config.host.pins)
 
 
 def engine_options(config: Config, kind: str) -> dict[str, Any]:

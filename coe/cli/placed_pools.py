@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from coe.config import Config, HostPoolConfig
     from coe.scheduler import Residency
+    from coe.simulation.host_plan import HostPlan
 
 _MOST_REQUESTS, _MOST_FILES = 200_000, 64
 """Requests and files of a log that are read, the newest files first."""
 _MOST_NAMED = 3
 """Files left out that are named with the reason; the others are counted."""
+_MISSING, _HEAVIER = 0.01, 1.1
+"""What a running placement may be worse by and stays: the share of the work that fits no host, and the load of the
+most loaded host, as a factor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +29,15 @@ class PlacedPools:
     lines: tuple[str, ...]
 
 
-def place_pools(config: Config) -> PlacedPools:
+def place_pools(config: Config, running: Config | None = None) -> PlacedPools:
     """The pools of `serve.placement`: a host each, with the experts that an integer programme places there.
 
     Without a usable decision log the bytes of the weights are spread evenly. Its damaged files are left out, which the
-    lines state.
+    lines state. Where pools run already, experts stay where they are unless another placement is clearly better
+    (`_keeps`), and then the fewest bytes move.
+
+    Args:
+        running: the configuration whose pools run.
 
     Raises:
         ConfigError: `host.budget` is not set, or no expert has weights of a known size.
@@ -38,7 +46,7 @@ def place_pools(config: Config) -> PlacedPools:
     from coe.config import HostPoolConfig, ProcessConfig
     from coe.errors import ConfigError
     from coe.experts import open_snapshot
-    from coe.simulation.host_plan import plan_hosts
+    from coe.simulation.host_plan import aligned, balanced, plan_hosts
     from coe.simulation.registered import registered_experts
 
     placement = config.serve.placement
@@ -51,37 +59,41 @@ def place_pools(config: Config) -> PlacedPools:
     if load is None:
         load = {residency: float(sum(map(bytes_of.__getitem__, residency))) for residency in residencies.values()}
     plan = plan_hosts(load, bytes_of, placement.hosts, int(config.host.budget))
-    placed = {"weights": plan.hosts, "loads": plan.loads}
+    now = [] if running is None else [{*(pool.experts or ())} & {*snapshot} for pool in running.serve.pools]
+    if len(now) == len(plan.hosts):
+        held = [{each for name in host & {*residencies} for each in residencies[name]} for host in now]
+        kept = balanced(load, held)
+        plan = kept if _keeps(kept, plan) else aligned(plan, held, bytes_of)
+    hosts = experts_by_host({"weights": plan.hosts, "loads": plan.loads}, residencies, snapshot, now)
     process = {name: getattr(placement, name) for name in ProcessConfig.model_fields}
-    pools, lines = [], [f"{how}{'' if plan.optimal else '; found greedily'}; {plan.missing:.1%} of it fits no host"]
-    lines += left_out
-    for number, (names, share) in enumerate(
-        zip(experts_by_host(placed, residencies, snapshot.experts), plan.loads, strict=True)
-    ):
-        if names:  # a pool serves at least one expert
-            pools.append(HostPoolConfig(name=f"host-{number}", experts=tuple(names), **process))
-            lines.append(f"host-{number}: {', '.join(names)} ({share:.1%})")
+    lines = [f"{how}{'' if plan.optimal else '; found greedily'}; {plan.missing:.1%} of it fits no host", *left_out]
+    lines += [f"host-{n}: {', '.join(names) or 'none'} ({plan.loads[n]:.1%})" for n, names in enumerate(hosts)]
+    pools = [HostPoolConfig(name=f"host-{n}", experts=tuple(sorted(names)), **process) for n, names in enumerate(hosts)]
     return PlacedPools(tuple(pools), tuple(lines))
 
 
-def with_placed_pools(say: Callable[[str], None]) -> Callable[[Config], Config]:
+def _keeps(now: HostPlan, best: HostPlan) -> bool:
+    """Whether a placement is good enough to stay: a better one must be worth the loads of what it moves."""
+    return now.missing <= best.missing + _MISSING and max(now.loads) <= _HEAVIER * max(best.loads)
+
+
+def with_placed_pools(say: Callable[[str], None]) -> Callable[[Config, Config | None], Config]:
     """A function from a configuration to the one that is served: `serve.placement` becomes `serve.pools`.
 
-    Args:
-        say: called with the status lines of a placement, each time it differs from the one before.
-    """
-    said: list[tuple[str, ...]] = []
+    Its second argument is the configuration that is served now, if any.
 
-    def place(config: Config) -> Config:
+    Args:
+        say: called with the status lines of a placement, each time the pools differ from those before.
+    """
+
+    def place(config: Config, running: Config | None = None) -> Config:
         if config.serve.placement is None:
             return config
-        placed = place_pools(config)
-        if placed.lines not in said[-1:]:
-            said.append(placed.lines)
+        placed = place_pools(config, running)
+        if running is None or placed.pools != running.serve.pools:
             for line in placed.lines:
                 say(line)
-        serve = config.serve.model_copy(update={"pools": placed.pools})
-        return config.model_copy(update={"serve": serve})
+        return config.with_pools(placed.pools)
 
     return place
 

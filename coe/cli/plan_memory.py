@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,13 +122,21 @@ def _placed(config: Config, workload: Workload, n_hosts: int) -> dict[str, Any]:
 
 
 def experts_by_host(
-    placed: Mapping[str, Any], residencies: Mapping[str, Sequence[str]], names: Iterable[str]
+    placed: Mapping[str, Any],
+    residencies: Mapping[str, Sequence[str]],
+    names: Iterable[str],
+    now: Sequence[Collection[str]] = (),
 ) -> list[list[str]]:
-    """Experts by host: those whose weights are there; all others are with the host that has the least work."""
+    """Experts by host: those whose weights are there. All others stay where they are now.
+
+    Those that are nowhere yet are with the host that has the least work.
+    """
     hosts = [set(weights) for weights in placed["weights"]]
     found = [[name for name, residency in sorted(residencies.items()) if host.issuperset(residency)] for host in hosts]
     lightest = min(range(len(hosts)), key=lambda number: (placed["loads"][number], number))
-    found[lightest] += sorted(set(names).difference(*found))
+    for name in sorted(set(names).difference(*found)):
+        for number in [n for n, host in enumerate(now) if name in host] or [lightest]:
+            found[number].append(name)
     return found
 
 

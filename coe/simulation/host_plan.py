@@ -4,13 +4,14 @@ Hosts are equal, with one budget of bytes each. A request can run on a host that
 the load of a residency may be split over several such hosts. The programme places as much load as fits, then makes the
 most loaded host as light as possible, then uses the least bytes. It is solved by HiGHS (through SciPy); beyond
 `MOST_CELLS` pairs of residency and host, and where the solver finds nothing better in its time, weights go greedily to
-the lightest host.
+the lightest host. `balanced` spreads the load over weights that stay where they are, and `aligned` numbers the hosts of
+a plan so that the fewest bytes move.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -78,6 +79,51 @@ def plan_hosts(
     if plan is None or not (plan.optimal or _worth(plan) < _worth(greedy)):
         return greedy
     return plan
+
+
+def balanced(load: Mapping[Residency, float], hosts: Sequence[Collection[str]]) -> HostPlan:
+    """The lightest loads with the weights that hosts have now, whatever their bytes.
+
+    Raises:
+        ConfigError: there is no load, or no host.
+    """
+    from scipy.optimize import LinearConstraint, milp
+    from scipy.sparse import csr_array
+
+    total = sum(load.values())
+    if total <= 0 or not hosts:
+        raise ConfigError("there is no load to spread, or no host")
+    residencies, sets = sorted(load), [set(host) for host in hosts]
+    pairs = [
+        (r, h) for r, residency in enumerate(residencies) for h, host in enumerate(sets) if host.issuperset(residency)
+    ]
+    names = tuple(tuple(sorted(host)) for host in sets)
+    if not pairs:
+        return HostPlan(names, (0.0,) * len(hosts), 1.0, optimal=True)
+    # Variables: the load of each pair, and that of the most loaded host. Rows: residencies, then hosts.
+    at_r, at_h = np.array(pairs).T
+    n, first = len(pairs), len(residencies)
+    rows = np.concatenate([at_r, first + at_h, np.arange(first, first + len(hosts))])
+    columns = np.concatenate([np.arange(n), np.arange(n), np.full(len(hosts), n)])
+    values = np.concatenate([np.ones(2 * n), np.full(len(hosts), -1.0)])
+    upper = np.concatenate([[load[residency] / total for residency in residencies], np.zeros(len(hosts))])
+    matrix = csr_array((values, (rows, columns)), shape=(first + len(hosts), n + 1))
+    found = milp(np.append(np.full(n, -_UNPLACED), 1.0), constraints=LinearConstraint(matrix, ub=upper))
+    loads = np.bincount(at_h, weights=found.x[:n], minlength=len(hosts))
+    return HostPlan(names, tuple(map(float, loads)), max(0.0, 1.0 - float(loads.sum())), optimal=True)
+
+
+def aligned(plan: HostPlan, hosts: Sequence[Collection[str]], bytes_of: Mapping[str, int]) -> HostPlan:
+    """The plan, with its hosts in the order in which the most bytes stay where they are now.
+
+    Args:
+        hosts: names of the weights on each host now, as many as the plan has.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    stays = [[sum(bytes_of.get(name, 0) for name in set(now) & set(then)) for then in plan.hosts] for now in hosts]
+    _, order = linear_sum_assignment(np.array(stays, dtype=float), maximize=True)
+    return replace(plan, hosts=tuple(plan.hosts[i] for i in order), loads=tuple(plan.loads[i] for i in order))
 
 
 def _worth(plan: HostPlan) -> tuple[float, float]:

@@ -1,17 +1,17 @@
-"""Catalog: the experts and policies of a running service, as JSON that Serve pushes to all replicas.
+"""Catalog: the experts, pools' experts and policies of a running service, as JSON that Serve pushes to all replicas.
 
 A new catalog is pushed whenever the registry, the configuration or a router on disk changes. The other sections of a
-configuration (engines, host, serve) are fixed at the start. A replica that restarts gets the latest catalog; a host
-that receives it later than the gateway makes the request wait for it. A request ends on the catalog it started with. An
-expert with new content is `name@version` to the cache, so old weights finish their requests and are never mistaken for
-the new ones.
+configuration (engines, host, and serve but for the experts of its pools) are fixed at the start. A replica that
+restarts gets the latest catalog; a host that receives it later than the gateway makes the request wait for it. A
+request ends on the catalog it started with. An expert with new content is `name@version` to the cache, so old weights
+finish their requests and are never mistaken for the new ones.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from coe.config import Config, HostPoolConfig, PolicyConfig
@@ -26,12 +26,14 @@ class Catalog:
     """Experts and policies at one moment.
 
     generation: number of the catalog since the service started; replicas compare it to find who is ahead.
+    pools: name of a pool -> `HostPoolConfig.experts` now. Processes have those that they started with.
     """
 
     generation: int
     snapshot: Snapshot
     policies: Mapping[str, PolicyConfig]
     default_policy: str
+    pools: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Config, snapshot: Snapshot, generation: int = 1) -> Self:
@@ -43,7 +45,16 @@ class Catalog:
         served = [serving(snapshot, pool).experts for pool in config.serve.pools]
         experts = {name: spec for name, spec in snapshot.experts.items() if any(name in pool for pool in served)}
         known = Snapshot(snapshot.version, experts, snapshot.tokens_per_s)
-        return cls(generation, known, dict(config.policies), config.default_policy)
+        pools = {pool.name: pool.experts for pool in config.serve.pools}
+        return cls(generation, known, dict(config.policies), config.default_policy, pools)
+
+    def pool(self, pool: HostPoolConfig) -> HostPoolConfig:
+        """A pool as it is now."""
+        return pool.model_copy(update={"experts": self.pools.get(pool.name, pool.experts)})
+
+    def config(self, config: Config) -> Config:
+        """A configuration whose pools are as they are now."""
+        return config.with_pools(map(self.pool, config.serve.pools))
 
     def to_json(self) -> dict[str, Any]:
         """The catalog as JSON values, for Serve's `user_config`."""
@@ -56,6 +67,7 @@ class Catalog:
             "tokens_per_s": dict(self.snapshot.tokens_per_s),
             "policies": {name: json.loads(policy.model_dump_json()) for name, policy in self.policies.items()},
             "default_policy": self.default_policy,
+            "pools": {name: None if experts is None else list(experts) for name, experts in self.pools.items()},
         }
 
     @classmethod
@@ -67,6 +79,7 @@ class Catalog:
             Snapshot(document["version"], {spec.name: spec for spec in specs}, document.get("tokens_per_s", {})),
             {name: PolicyConfig.model_validate(value) for name, value in document["policies"].items()},
             document["default_policy"],
+            {name: None if experts is None else tuple(experts) for name, experts in document["pools"].items()},
         )
 
 

@@ -59,6 +59,7 @@ class ExpertHost:
         self._exit = AsyncExitStack()  # never closed: the process ends with its weights
         self._host: Host | None = None
         self._generation = 0
+        self._loading: asyncio.Future[None] | None = None  # of pinned experts that this host has got meanwhile
         self._changed = asyncio.Condition()
         self._links: LinkServer | None = None
         self._calls: dict[str, Counter[str]] = {}  # gateway -> residency -> its calls, waiting or in progress
@@ -66,17 +67,27 @@ class ExpertHost:
         self.failed: dict[str, str] = {}
 
     async def reconfigure(self, document: Mapping[str, Any]) -> None:
-        """Serve the experts of a new catalog. The first catalog also loads the pinned experts."""
+        """Serve the experts of a new catalog, and load its pinned ones: the first catalog's before it returns.
+
+        Experts that other pools have taken over stay known, since gateways may still send requests that they routed by
+        the catalog before; their weights leave when the memory is needed.
+        """
         catalog = Catalog.from_json(document)
-        snapshot = serving(catalog.snapshot, self._pool)
-        if self._host is None:
+        config, pool = catalog.config(self._config), catalog.pool(self._pool)
+        own = own_config(config, pool, catalog.snapshot)
+        host = self._host
+        if host is not None and pool.experts is not None:
+            former = (name for name in host.snapshot if name in catalog.snapshot)
+            pool = pool.model_copy(update={"experts": (*pool.experts, *former)})
+        snapshot = serving(catalog.snapshot, pool)
+        if host is None:
             log_engines()
-            self._host = await self._exit.enter_async_context(
-                open_host(own_config(self._config, self._pool, catalog.snapshot), snapshot, clock=self._clock)
-            )
-            await self._load_pinned(self._host)
+            host = await self._exit.enter_async_context(open_host(own, snapshot, clock=self._clock))
+            self._host = host
+            await self._load_pinned(host)
         else:
-            await update_host(self._host, self._config, snapshot)
+            await update_host(host, own, snapshot)
+            self._loading = asyncio.ensure_future(self._load_pinned(host))
         async with self._changed:
             self._generation = catalog.generation
             self._changed.notify_all()
@@ -256,12 +267,12 @@ class ExpertHost:
         return self._host
 
     async def _load_pinned(self, host: Host) -> None:
-        """Load the pinned experts before the first request, and log the seconds of each.
+        """Load the pinned experts that are not in memory, and log the seconds of each.
 
         One that cannot be loaded is recorded, and fails its own requests: `coe serve` refuses to start with it, but a
         host that restarts later must serve the others.
         """
-        for ref in sorted(host.cache.pins):
+        for ref in sorted(host.cache.pins.difference(host.cache.resident)):
             name, started = ref.partition("@")[0], self._clock()
             try:
                 async with host.cache.lease(ref):
@@ -270,6 +281,7 @@ class ExpertHost:
                 self.failed[name] = str(error)
                 log.error("%s is pinned and cannot be loaded: %s", name, error)
             else:
+                self.failed.pop(name, None)
                 log.info("%s loaded in %.2f s", name, self.loaded_s[name])
 
 

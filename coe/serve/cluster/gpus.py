@@ -37,11 +37,16 @@ def gpus_by_pool(config: Config, snapshot: Snapshot, available: float) -> dict[s
 
 
 def _uses_gpu(config: Config, snapshot: Snapshot, pool: HostPoolConfig) -> bool:
-    return uses_gpu(config, engine_kinds(config, serving(snapshot, pool)))
+    return uses_gpu(config, engine_kinds(config, _may_serve(config, snapshot, pool)))
 
 
 def _gpus_per_model(config: Config, snapshot: Snapshot, pool: HostPoolConfig) -> int:
-    return gpus_per_model(config, engine_kinds(config, serving(snapshot, pool)))
+    return gpus_per_model(config, engine_kinds(config, _may_serve(config, snapshot, pool)))
+
+
+def _may_serve(config: Config, snapshot: Snapshot, pool: HostPoolConfig) -> Snapshot:
+    """The experts of a pool; of pools that are computed all, since any of them may get any expert at a reload."""
+    return snapshot if config.serve.placement is not None else serving(snapshot, pool)
 
 
 def group_options(config: Config, snapshot: Snapshot, pool: HostPoolConfig) -> dict[str, Any]:
@@ -93,5 +98,4 @@ def _places(gpus: float, available: float) -> float:
 
 def with_gpus(config: Config, gpus: Mapping[str, float]) -> Config:
     """The configuration with these GPUs stated."""
-    pools = tuple(pool.model_copy(update={"num_gpus": gpus[pool.name]}) for pool in config.serve.pools)
-    return config.model_copy(update={"serve": config.serve.model_copy(update={"pools": pools})})
+    return config.with_pools(p.model_copy(update={"num_gpus": gpus[p.name]}) for p in config.serve.pools)

@@ -65,7 +65,7 @@ class PoolClient:
 
     def update(self, catalog: Catalog) -> None:
         """Use a new catalog: which pools serve which expert."""
-        pools = self._pools.values()
+        pools = [catalog.pool(pool) for pool in self._pools.values()]
         called = {pool.name: called_in(catalog.snapshot, pool, pools) for pool in pools}
         self._serving = {
             expert: [name for name, experts in called.items() if expert in experts]

@@ -139,6 +139,8 @@ class Server:
         if self._source.replaced:
             self._say("registry", "another database file is in the place of the one before; it is used from now on")
         changes = _changes(before.snapshot.experts, catalog.snapshot.experts)
+        if others := [name for name, experts in catalog.pools.items() if before.pools[name] != experts]:
+            changes += f"; other experts in the pools {', '.join(others)}"
         self._say("reloaded", f"{changes}; policies {', '.join(catalog.policies)}; {_since(started)}")
         if fixed:
             self._say("restart needed", f"the sections {', '.join(fixed)} changed too and take effect at a restart")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from registry.errors import RegistryError, UnknownExpert
 from registry.store import Snapshot
 from routers.artifacts import ARRAYS, META
 
-FIXED = ("engines", "host", "serve", "registry", "experts")
-"""Sections that are fixed while a service runs; the others may change."""
+FIXED = ("engines", "host", "registry", "experts")
+"""Sections that are fixed while a service runs, as `serve` is but for the experts of its pools; others may change."""
+Place = Callable[[Config, Config | None], Config]
+"""From a configuration and the one that is served now, if any, to the one to serve."""
 
 
 class Source:
@@ -28,6 +31,7 @@ class Source:
         path: the configuration.
         overrides: fields of its `serve` section that the command line sets.
         place: makes the pools of `serve.placement`.
+        clock: monotonic seconds.
 
     Attributes:
         replaced: at the last read, the registry was in another database file than before.
@@ -37,10 +41,17 @@ class Source:
             changes on invalid input.
     """
 
-    def __init__(self, path: Path, place: Callable[[Config], Config] = lambda config: config, **overrides: Any) -> None:
-        self.path, self._place = path, place
+    def __init__(
+        self,
+        path: Path,
+        place: Place = lambda config, _: config,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        **overrides: Any,
+    ) -> None:
+        self.path, self._place, self._clock = path, place, clock
         self._overrides = {name: value for name, value in overrides.items() if value is not None}
-        self.config = self._load()
+        self.config = self._placed(self._load(), None)
         self._registry = open_registry(self.config)
         self._seen: object = None
         self._database: object = None
@@ -54,8 +65,15 @@ class Source:
         self._registry.close()
 
     def changed(self) -> bool:
-        """Whether a file or the registry changed since the last read."""
-        return self._seen != self._stamps(self.config)
+        """Whether a file or the registry changed since the last read, or another placement of the experts is due."""
+        return self._seen != self._stamps(self.config) or self._moves()
+
+    def _moves(self) -> bool:
+        """Whether it is time for `serve.placement` to be computed again, and that moves an expert."""
+        placement = self.config.serve.placement
+        if placement is None or placement.every_s is None or self._clock() < self._placed_at + placement.every_s:
+            return False
+        return self._placed(self.config, self.config).serve.pools != self.config.serve.pools
 
     def reread(self) -> tuple[Catalog, list[str]]:
         """The next catalog, and the changed sections that need a restart. On an error nothing changes."""
@@ -63,6 +81,8 @@ class Source:
         config = self._load()
         fixed = [name for name in FIXED if getattr(config, name) != getattr(self.config, name)]
         kept = config.model_copy(update={name: getattr(self.config, name) for name in FIXED})
+        kept, serve_is_fixed = _with_running_processes(self._placed(kept, self.config), self.config)
+        fixed += ["serve"] if serve_is_fixed else []
         catalog = self.read(kept, self.catalog.generation + 1)
         self.config, self.catalog = kept, catalog
         return catalog, fixed
@@ -81,7 +101,12 @@ class Source:
     def _load(self) -> Config:
         config = load_config(self.path)
         serve = config.serve.model_copy(update=self._overrides)
-        return self._place(config.model_copy(update={"serve": serve}))
+        return config.model_copy(update={"serve": serve})
+
+    def _placed(self, config: Config, running: Config | None) -> Config:
+        """The configuration with the pools of its placement."""
+        self._placed_at = self._clock()
+        return self._place(config, running)
 
     def _stamps(self, config: Config) -> object:
         """A fingerprint of the inputs: identity, times and sizes of the files, revision of the registry."""
@@ -97,6 +122,19 @@ class Source:
             return self._registry.revision()
         except RegistryError as error:
             return str(error)
+
+
+def _with_running_processes(config: Config, running: Config) -> tuple[Config, bool]:
+    """A configuration with the running `serve` section, and whether that differs in more than the experts of pools.
+
+    Pools have the new experts if they are the same pools: one that is new has no process yet that could serve them.
+    """
+    new = {pool.name: pool.experts for pool in config.serve.pools}
+    pools = running.serve.pools
+    if [pool.name for pool in pools] == [*new]:
+        pools = tuple(pool.model_copy(update={"experts": new[pool.name]}) for pool in pools)
+    kept = config.model_copy(update={"serve": running.with_pools(pools).serve})
+    return kept, config.serve != kept.serve
 
 
 def check(config: Config, catalog: Catalog) -> None:

@@ -107,18 +107,68 @@ def test_pools_and_placement_exclude_each_other_and_a_budget_is_needed(place: Pa
         place_pools(config(place, budget="null"))
 
 
-def test_a_service_takes_the_pools_and_says_at_a_reload_that_others_need_a_restart(place: Path) -> None:
-    log(place, a=100, b=100)
-    config(place)
+def test_a_service_takes_the_pools_and_at_a_reload_moves_what_must_and_no_more(place: Path) -> None:
+    log(place, a=100, b=100, d=1)
+    config(place, budget="11")
     said: list[str] = []
     with Source(place / "coe.yaml", with_placed_pools(said.append)) as source:
-        first = source.config.serve.pools
-        assert [pool.name for pool in first] == ["host-0", "host-1"] and len(said) == 3
+        first = placed(source)
+        of_a, of_b = (next(name for name in first if each in first[name]) for each in "ab")
+        assert of_a != of_b and len(said) == 3
         assert source.catalog.snapshot.experts.keys() == {"a", "b", "c", "d", "far"}
         assert source.reread()[1] == [] and len(said) == 3  # nothing changed
-        log(place, a=1, b=100, d=100)
-        assert source.reread()[1] == ["serve"] and len(said) == 6
-        assert source.config.serve.pools == first
+        log(place, a=104, b=100, d=3)
+        assert source.reread()[1] == [] and placed(source) == first and len(said) == 3  # not worth a load
+        log(place, b=100, d=100)
+        catalog, fixed = source.reread()
+        assert fixed == [] and len(said) == 6
+        assert catalog.pools == {pool.name: pool.experts for pool in source.config.serve.pools}
+        parted = placed(source)
+        assert "d" in parted[of_a] - parted[of_b] and "b" in parted[of_b] - parted[of_a], "the hot ones part"
+        assert "a" in parted[of_a], "what nobody asks for stays"
+
+
+def placed(source: Source) -> dict[str, set[str]]:
+    """Pool -> its experts with weights."""
+    return {pool.name: set(pool.experts or ()) - {"far"} for pool in source.config.serve.pools}
+
+
+def test_an_expert_that_is_new_goes_to_the_lightest_host_and_one_that_is_gone_leaves_its_own(place: Path) -> None:
+    log(place, a=100, b=50)
+    config(place)
+    with Source(place / "coe.yaml", with_placed_pools(lambda line: None)) as source:
+        (of_b,) = (name for name, experts in placed(source).items() if "b" in experts)
+        before = placed(source)
+        added = EXPERTS.replace("  - {name: d,", "  - {name: n, kind: model, source: 'fake://echo', size_bytes: 1}\n#")
+        (place / "experts.yaml").write_text(added)
+        source.reread()
+        assert placed(source) == before | {of_b: before[of_b] - {"d"} | {"n"}}
+
+
+def test_it_is_computed_again_in_the_stated_time_and_only_moves_are_a_change(place: Path) -> None:
+    log(place, a=100, b=100, d=1)
+    config(place, "placement: {hosts: 2, log: log, every_s: 60}", budget="11")
+    now = 0.0
+    with Source(place / "coe.yaml", with_placed_pools(lambda line: None), clock=lambda: now) as source:
+        before = placed(source)
+        now = 61
+        assert not source.changed()  # nothing to move
+        log(place, b=100, d=100)
+        now = 100
+        assert not source.changed()  # not due
+        now = 122
+        assert source.changed()
+        source.reread()
+        assert placed(source) != before and not source.changed()
+
+
+def test_another_number_of_hosts_needs_a_restart_and_the_running_ones_keep_their_experts(place: Path) -> None:
+    log(place, a=100, b=100)
+    config(place)
+    with Source(place / "coe.yaml", with_placed_pools(lambda line: None)) as source:
+        before = source.config.serve
+        config(place, "placement: {hosts: 3, log: log}")
+        assert source.reread()[1] == ["serve"] and source.config.serve == before
 
 
 def test_explicit_pools_stay_as_they_are(place: Path) -> None:

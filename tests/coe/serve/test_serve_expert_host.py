@@ -212,6 +212,48 @@ async def test_a_new_catalog_serves_new_experts_and_new_weights_of_old_ones_with
     assert isinstance(await host.whole("a", request(), 3), UnknownModel)
 
 
+async def test_experts_move_between_pools_and_requests_that_were_routed_before_are_answered_where_they_arrive() -> None:
+    config = Config.model_validate({"host": {"budget": 3 * 2**20, "pins": ["a"]}})
+    one, two = HostPoolConfig(name="one", experts=("a",)), HostPoolConfig(name="two", experts=("b",))
+    config = config.with_pools((one, two))
+    known = snapshot(model("a"), model("b"), model("c"))
+    hosts = [ExpertHost(config, pool) for pool in (one, two)]
+
+    async def push(generation: int, **experts: tuple[str, ...]) -> None:
+        pools = [HostPoolConfig(name=name, experts=names) for name, names in experts.items()]
+        pushed = Catalog.of(config.with_pools(pools), known, generation).to_json()
+        for host in hosts:
+            await host.reconfigure(pushed)
+
+    await push(1, one=("a",), two=("b",))
+    assert [(await host.state())["resident"] for host in hosts] == [["a"], []]
+    assert isinstance(await hosts[1].whole("a", request(), 1), UnknownModel)
+    await push(2, one=("c",), two=("b", "a"))
+    assert (await hosts[1].whole("a", request("hi"), 2)).text == "HI"  # type: ignore[union-attr]
+    assert (await hosts[0].whole("c", request("hi"), 2)).text == "HI"  # type: ignore[union-attr]
+    assert (await hosts[0].whole("a", request("hi"), 1)).text == "HI", "by a gateway that has the catalog before"  # type: ignore[union-attr]
+    pinned = [{each["name"] for each in (await host.state())["weights"] if each["pinned"]} for host in hosts]
+    assert pinned == [set(), {"a"}]
+
+
+async def test_a_pinned_expert_that_comes_to_a_host_is_loaded_there_before_it_is_asked_for() -> None:
+    config = Config.model_validate({"host": {"budget": 3 * 2**20, "pins": ["a"]}})
+    pools = (HostPoolConfig(name="one", experts=("a",)), HostPoolConfig(name="two", experts=("b",)))
+    known = snapshot(model("a"), model("b"))
+    host = ExpertHost(config.with_pools(pools), pools[1])
+    await host.reconfigure(Catalog.of(config.with_pools(pools), known).to_json())
+    assert (await host.state())["resident"] == []
+    swapped = [
+        pool.model_copy(update={"experts": other.experts}) for pool, other in zip(pools, pools[::-1], strict=True)
+    ]
+    await host.reconfigure(Catalog.of(config.with_pools(swapped), known, 2).to_json())
+    for _ in range(500):
+        if (await host.state())["resident"] == ["a"]:
+            break
+        await asyncio.sleep(0.01)
+    assert (await host.state())["resident"] == ["a"]
+
+
 async def test_a_request_routed_by_a_later_catalog_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     host = await started(model("a"))
     early = asyncio.create_task(host.whole("b", request("hi"), 2))

@@ -14,7 +14,7 @@ import ray
 from pydantic import ValidationError
 from serve_process import ServeProcess, starting
 
-from coe.config import Config
+from coe.config import Config, PlacementConfig
 from coe.errors import ConfigError
 from coe.hosting import gpu_share
 from coe.serve.cluster.application import build_application
@@ -52,6 +52,13 @@ def test_processes_get_a_gpu_or_an_equal_share_such_that_all_find_a_place(
 
 def shares(available: float, *pools: dict[str, Any], device: str = "auto") -> dict[str, float]:
     return gpus_by_pool(config(*pools, device=device), SNAPSHOT, available)
+
+
+def test_computed_pools_share_the_gpus_since_any_of_them_may_get_a_model_later() -> None:
+    placed = config({"name": "a", "experts": ["fake"]}, {"name": "b", "experts": []})
+    assert gpus_by_pool(placed, SNAPSHOT, 2) == {"a": 0, "b": 0}
+    serve = placed.serve.model_copy(update={"placement": PlacementConfig(hosts=2)})
+    assert gpus_by_pool(placed.model_copy(update={"serve": serve}), SNAPSHOT, 2) == {"a": 1, "b": 1}
 
 
 def test_pools_whose_engines_compute_on_a_gpu_share_those_that_others_leave() -> None:

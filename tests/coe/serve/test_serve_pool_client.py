@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,6 +111,18 @@ async def test_a_whole_answer_is_one_call_a_stream_another_each_addressed_by_wha
     system = hosts(hosts=handle)
     assert [await ask(system, "sql", WHOLE), await ask(system, "solo", STREAM)] == ["all", "ab"]
     assert handle.calls == [("whole", "base", "sql", 4), ("stream", "solo", "solo", 4)]
+
+
+async def test_a_new_catalog_says_which_pool_serves_an_expert() -> None:
+    end = Chunk("all", "stop", Usage(1, 1))
+    handles = {"hosts": Handle(end), "small": Handle(end)}
+    system = hosts(**handles)
+    system.update(replace(CATALOG, pools={"hosts": ("sql",), "small": ("solo",)}))
+    await ask(system, "solo", WHOLE)
+    assert [len(handle.calls) for handle in handles.values()] == [0, 1]
+    system.update(replace(CATALOG, pools={"hosts": ("sql", "solo"), "small": ()}))
+    await ask(system, "solo", WHOLE)
+    assert [len(handle.calls) for handle in handles.values()] == [1, 1]
 
 
 async def test_weights_beyond_the_budget_of_one_pool_are_asked_of_another() -> None:

@@ -54,7 +54,7 @@ serve:
   gateway: {{replicas: 2}}
   pools:
     - {{name: hosts, replicas: 2, budget: 4GB}}
-    - {{name: aside, experts: [capital, echo], budget: 2GB}}
+    - {{name: aside, experts: [{aside}], budget: 2GB}}
   log: {{folder: home/logs/decisions, texts: true}}
 """
 CLIENTS = 16
@@ -81,7 +81,7 @@ def path(request: pytest.FixtureRequest) -> str:
 def service(path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
     folder = tmp_path_factory.mktemp("service")
     save_router(folder / "router")
-    with starting(folder, CONFIG.format(named="upper", path=path), EXPERTS) as service:
+    with starting(folder, CONFIG.format(named="upper", path=path, aside="capital, echo"), EXPERTS) as service:
         service.wait_for("Ctrl-C  stops")
         yield service
 
@@ -335,11 +335,16 @@ async def test_changes_are_served_without_a_restart_and_disturb_no_request(
     await asyncio.to_thread(service.wait_for, "reloaded  added newcomer", 1, 15)
     assert await ask(client, "newcomer", "hello") == "HELLO"
     assert not any(stream.done() for stream in running), "they run on through the change"
-    change(service.folder / "service.yaml", CONFIG.format(named="echo", path=path))
+    change(service.folder / "service.yaml", CONFIG.format(named="echo", path=path, aside="alone, echo"))
     await asyncio.to_thread(service.wait_for, "reloaded  same experts", 1, 15)
+    assert "other experts in the pools aside" in service.screen
     assert await ask(client, "coe/named", "hello") == "hello"
+    if path != "haproxy":  # admin calls need a key there
+        command = ["load", "alone", "--url", service.base_url, "--json", "-"]
+        loaded = await asyncio.to_thread(CliRunner().invoke, app, command)
+        assert sorted(host["pool"] for host in json.loads(loaded.stdout)["hosts"]) == ["aside", "hosts", "hosts"]
 
-    change(service.folder / "service.yaml", CONFIG.format(named="ecoh", path=path))
+    change(service.folder / "service.yaml", CONFIG.format(named="ecoh", path=path, aside="alone, echo"))
     await asyncio.to_thread(service.wait_for, "not reloaded", 1, 15)
     assert "did you mean 'echo'" in service.screen and "The service continues unchanged." in service.screen
     assert await ask(client, "coe/named", "hello") == "hello"

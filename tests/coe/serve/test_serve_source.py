@@ -109,6 +109,31 @@ def test_what_needs_a_restart_is_named_and_left_as_it_is(service: Path) -> None:
         assert source.config.serve.port == 8000 and not source.changed()
 
 
+POOLS = "serve: {{pools: [{{name: one, experts: [{one}]}}, {{name: two, experts: [{two}]}}]{more}}}"
+
+
+def test_the_experts_of_pools_change_without_a_restart_and_nothing_else_of_them(service: Path) -> None:
+    def pools(one: str, two: str, more: str = "") -> None:
+        write(service, CONFIG.format(expert="loud", more=POOLS.format(one=one, two=two, more=more)))
+
+    pools("general", "loud")
+    with Source(service) as source:
+        pools("loud", "loud, general")
+        catalog, fixed = source.reread()
+        assert fixed == [] and catalog.pools == {"one": ("loud",), "two": ("loud", "general")}
+        pools("general", "loud", more=", port: 9999")
+        catalog, fixed = source.reread()
+        assert fixed == ["serve"] and catalog.pools["one"] == ("general",) and source.config.serve.port == 8000
+        other = "serve: {pools: [{name: one, experts: [general]}, {name: three, experts: [loud]}]}"
+        write(service, CONFIG.format(expert="loud", more=other))
+        catalog, fixed = source.reread()
+        assert fixed == ["serve"] and catalog.pools == {"one": ("general",), "two": ("loud",)}, "three has no process"
+        pools("general", "general")
+        with pytest.raises(ConfigError, match="policy 'default'"):  # loud would be served nowhere
+            source.reread()
+        assert source.catalog is catalog
+
+
 def test_a_registry_is_watched_by_its_version(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/registry.db"
     (tmp_path / "service.yaml").write_text(f"registry: {url}\n")

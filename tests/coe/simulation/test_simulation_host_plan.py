@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from coe.errors import ConfigError
 from coe.scheduler import Residency
 from coe.simulation import host_plan
-from coe.simulation.host_plan import HostPlan, plan_hosts
+from coe.simulation.host_plan import HostPlan, aligned, balanced, plan_hosts
 
 
 def check(plan: HostPlan, load: dict[Residency, float], bytes_of: dict[str, int], budget: int) -> None:
@@ -92,3 +92,36 @@ def test_no_plan_exceeds_a_host_or_loses_load(weights: list[tuple[int, int]], n_
         greedy = host_plan._greedy(shares, bytes_of, n_hosts, budget)
         check(greedy, load, bytes_of, budget)
         assert exact.missing <= greedy.missing + 1e-6
+
+
+def test_load_is_spread_over_weights_that_stay_where_they_are() -> None:
+    load: dict[Residency, float] = {("hot",): 6, ("a",): 1, ("b", "c"): 2, ("nowhere",): 1}
+    plan = balanced(load, [{"hot", "a"}, {"hot", "b", "c"}, {"b"}])
+    assert plan.loads == pytest.approx((0.45, 0.45, 0.0)) and plan.missing == pytest.approx(0.1)
+    assert plan.hosts == (("a", "hot"), ("b", "c", "hot"), ("b",))
+    assert balanced({("a",): 1}, [{"b"}, set()]).missing == 1.0
+    with pytest.raises(ConfigError, match="no load"):
+        balanced({("a",): 0}, [{"a"}])
+
+
+def test_a_plan_is_numbered_so_that_the_fewest_bytes_move() -> None:
+    plan = HostPlan((("a", "b"), ("c",), ("d",)), (0.5, 0.3, 0.2), 0.0, optimal=True)
+    bytes_of = {"a": 5, "b": 1, "c": 2, "d": 1}
+    moved = aligned(plan, [{"c", "b"}, {"gone"}, {"a"}], bytes_of)
+    assert moved.hosts == (("c",), ("d",), ("a", "b")) and moved.loads == (0.3, 0.2, 0.5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=6),
+    st.integers(1, 3),
+    st.integers(2, 9),
+)
+def test_a_plan_that_stays_in_place_is_spread_as_it_was(
+    weights: list[tuple[int, int]], n_hosts: int, budget: int
+) -> None:
+    load: dict[Residency, float] = {(str(i),): float(share) for i, (share, _) in enumerate(weights)}
+    plan = plan_hosts(load, {str(i): size for i, (_, size) in enumerate(weights)}, n_hosts, budget)
+    again = balanced(load, plan.hosts)
+    assert again.missing == pytest.approx(plan.missing, abs=0.01)
+    assert max(again.loads) <= max(plan.loads) + 0.01
