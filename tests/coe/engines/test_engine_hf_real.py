@@ -52,14 +52,14 @@ async def test_answers_that_join_a_running_batch_are_those_of_each_alone(smollm2
     expert = await engine.load(ExpertSpec(name="smollm2", kind=Kind.MODEL, source=str(smollm2)), smollm2)
     folder = save_adapter(tmp_path / "lora", smollm2)
     adapter = Adapter(adapter_spec(folder), folder)
-    told = "Rome is in Italy, Oslo is in Norway, and Lima is in Peru. " * 8
+    told = "Rome is in Italy, Oslo is in Norway, and Lima is in Peru. " * 6
     asked = [
-        (ask("Tell me a story about a fox.", 60), None),
-        (ask("What is the capital of France?", 12), None),
-        (ask("What is the capital of France?", 12), adapter),
-        (ask(told + "Where is Oslo?", 16), None),  # in parts
-        (ask("Tell me a joke.", 30, temperature=0.9, top_p=0.9, seed=3), None),
-        (ask(told[:200] + "Where is Lima?", 16, logprobs=1), adapter),
+        (ask("Tell me a story about a fox.", 32), None),
+        (ask("What is the capital of France?", 5), None),
+        (ask("What is the capital of France?", 5), adapter),
+        (ask(told + "Where is Oslo?", 8), None),  # in parts
+        (ask("Tell me a joke.", 10, temperature=0.9, top_p=0.9, seed=3), None),
+        (ask(told[:120] + "Where is Lima?", 8, logprobs=1), adapter),
     ]
     try:
         alone = [await say(expert, *each) for each in asked]
