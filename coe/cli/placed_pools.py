@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ def place_pools(config: Config, running: Config | None = None) -> PlacedPools:
     from coe.config import HostPoolConfig, ProcessConfig
     from coe.errors import ConfigError
     from coe.experts import open_snapshot
-    from coe.simulation.host_plan import aligned, balanced, plan_hosts
+    from coe.simulation.host_plan import aligned, in_place, plan_hosts
     from coe.simulation.registered import registered_experts
 
     placement = config.serve.placement
@@ -62,8 +62,9 @@ def place_pools(config: Config, running: Config | None = None) -> PlacedPools:
     now = [] if running is None else [{*(pool.experts or ())} & {*snapshot} for pool in running.serve.pools]
     if len(now) == len(plan.hosts):
         held = [{each for name in host & {*residencies} for each in residencies[name]} for host in now]
-        kept = balanced(load, held)
-        plan = kept if _keeps(kept, plan) else aligned(plan, held, bytes_of)
+        kept = in_place(load, held, bytes_of, int(config.host.budget))
+        stays = replace(kept, hosts=tuple(tuple(sorted(host)) for host in held))
+        plan = stays if _keeps(kept, plan) else aligned(plan, held, bytes_of)
     hosts = experts_by_host({"weights": plan.hosts, "loads": plan.loads}, residencies, snapshot, now)
     process = {name: getattr(placement, name) for name in ProcessConfig.model_fields}
     lines = [f"{how}{'' if plan.optimal else '; found greedily'}; {plan.missing:.1%} of it fits no host", *left_out]

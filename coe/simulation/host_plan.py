@@ -4,8 +4,8 @@ Hosts are equal, with one budget of bytes each. A request can run on a host that
 the load of a residency may be split over several such hosts. The programme places as much load as fits, then makes the
 most loaded host as light as possible, then uses the least bytes. It is solved by HiGHS (through SciPy); beyond
 `MOST_CELLS` pairs of residency and host, and where the solver finds nothing better in its time, weights go greedily to
-the lightest host. `balanced` spreads the load over weights that stay where they are, and `aligned` numbers the hosts of
-a plan so that the fewest bytes move.
+the lightest host. `in_place` is the best plan that moves nothing, and `aligned` numbers the hosts of a plan so that the
+fewest bytes move.
 """
 
 from __future__ import annotations
@@ -53,13 +53,18 @@ class HostPlan:
 
 
 def plan_hosts(
-    load: Mapping[Residency, float], bytes_of: Mapping[str, int], n_hosts: int, budget_bytes: int
+    load: Mapping[Residency, float],
+    bytes_of: Mapping[str, int],
+    n_hosts: int,
+    budget_bytes: int,
+    only: Sequence[Collection[str]] | None = None,
 ) -> HostPlan:
     """Place the weights of residencies on equal hosts.
 
     Args:
         load: seconds of work, or any measure of it, by residency; not negative.
         budget_bytes: bytes for weights on each host.
+        only: the weights that each host may have; None: any.
 
     Raises:
         ConfigError: there is no load, or the number of hosts is not from 1 to `MOST_HOSTS`.
@@ -72,13 +77,26 @@ def plan_hosts(
     fitting = {r: load[r] / total for r in sorted(load) if sum(bytes_of[name] for name in r) <= budget_bytes}
     if not fitting:
         return HostPlan(((),) * n_hosts, (0.0,) * n_hosts, 1.0, optimal=True)
-    greedy = _greedy(fitting, bytes_of, n_hosts, budget_bytes)
+    greedy = _greedy(fitting, bytes_of, n_hosts, budget_bytes, only)
     if len(fitting) * n_hosts > MOST_CELLS:
         return greedy
-    plan = _solved(list(fitting), list(fitting.values()), bytes_of, n_hosts, budget_bytes)
+    plan = _solved(list(fitting), list(fitting.values()), bytes_of, n_hosts, budget_bytes, only)
     if plan is None or not (plan.optimal or _worth(plan) < _worth(greedy)):
         return greedy
     return plan
+
+
+def in_place(
+    load: Mapping[Residency, float], hosts: Sequence[Collection[str]], bytes_of: Mapping[str, int], budget_bytes: int
+) -> HostPlan:
+    """The best plan that moves nothing: of the weights that a host has now, those that its budget holds are in memory.
+
+    Raises:
+        ConfigError: as `plan_hosts`.
+    """
+    if any(sum(map(bytes_of.__getitem__, host)) > budget_bytes for host in map(set, hosts)):
+        hosts = plan_hosts(load, bytes_of, len(hosts), budget_bytes, hosts).hosts
+    return balanced(load, hosts)
 
 
 def balanced(load: Mapping[Residency, float], hosts: Sequence[Collection[str]]) -> HostPlan:
@@ -131,7 +149,12 @@ def _worth(plan: HostPlan) -> tuple[float, float]:
 
 
 def _solved(
-    residencies: Sequence[Residency], shares: Sequence[float], bytes_of: Mapping[str, int], n_hosts: int, budget: int
+    residencies: Sequence[Residency],
+    shares: Sequence[float],
+    bytes_of: Mapping[str, int],
+    n_hosts: int,
+    budget: int,
+    only: Sequence[Collection[str]] | None,
 ) -> HostPlan | None:
     """Variables: y[name, host] in {0, 1}; x[residency, host] >= 0, load there; the load of the most loaded host."""
     from scipy.optimize import Bounds, LinearConstraint, milp
@@ -159,16 +182,17 @@ def _solved(
         for r in range(len(residencies)):
             matrix[row, n_y + r * n_hosts + h] = 1.0
         matrix[row, last], row = -1.0, row + 1
-    for h in range(n_hosts - 1):  # hosts are equal: of all their orders, that of descending load
+    for h in range(n_hosts - 1 if only is None else 0):  # hosts are equal: of all their orders, that of descending load
         for r in range(len(residencies)):
             matrix[row, n_y + r * n_hosts + h + 1], matrix[row, n_y + r * n_hosts + h] = 1.0, -1.0
         row += 1
     sizes = np.repeat([bytes_of[name] / budget for name in names], n_hosts)
+    may = np.ones(n_y) if only is None else np.array([float(name in only[h]) for name in names for h in range(n_hosts)])
     cost = np.concatenate([_PER_BYTE / n_hosts * sizes, np.full(n_x, -_UNPLACED), [1.0]])
     found = milp(
         cost,
         integrality=np.concatenate([np.ones(n_y), np.zeros(n_x + 1)]),
-        bounds=Bounds(0, np.concatenate([np.ones(n_y), np.full(n_x + 1, np.inf)])),
+        bounds=Bounds(0, np.concatenate([may, np.full(n_x + 1, np.inf)])),
         constraints=LinearConstraint(matrix.tocsr(), ub=upper),
         options={"time_limit": _SECONDS, "mip_rel_gap": _GAP * 1 / (_UNPLACED * n_hosts)},
     )
@@ -182,14 +206,19 @@ def _solved(
 
 
 def _greedy(
-    shares: Mapping[Residency, float], bytes_of: Mapping[str, int], n_hosts: int, budget_bytes: int
+    shares: Mapping[Residency, float],
+    bytes_of: Mapping[str, int],
+    n_hosts: int,
+    budget_bytes: int,
+    only: Sequence[Collection[str]] | None = None,
 ) -> HostPlan:
     """The most wanted residency first, on the lightest host that has room for what it lacks; one copy each."""
     hosts: list[set[str]] = [set() for _ in range(n_hosts)]
     left, loads, missing = [budget_bytes] * n_hosts, [0.0] * n_hosts, 1.0
     for residency, share in sorted(shares.items(), key=lambda item: (-item[1], item[0])):
         needs = [sum(bytes_of[name] for name in set(residency) - host) for host in hosts]
-        room = [h for h in range(n_hosts) if needs[h] <= left[h]]
+        may = [only is None or all(name in only[h] for name in residency) for h in range(n_hosts)]
+        room = [h for h in range(n_hosts) if may[h] and needs[h] <= left[h]]
         if room:
             best = min(room, key=lambda h: (loads[h], needs[h], h))
             hosts[best] |= set(residency)

@@ -128,6 +128,27 @@ def test_a_service_takes_the_pools_and_at_a_reload_moves_what_must_and_no_more(p
         assert "a" in parted[of_a], "what nobody asks for stays"
 
 
+def test_where_memory_holds_a_part_of_the_work_experts_move_for_a_gain_and_not_for_noise(place: Path) -> None:
+    names = "abcdefgh"
+    experts = [f"  - {{name: {name}, kind: model, source: 'fake://echo', size_bytes: 4}}\n" for name in names]
+    (place / "experts.yaml").write_text("experts:\n" + "".join(experts))
+    log(place, **dict.fromkeys(names, 1000))
+    config(place, budget="8")
+    said: list[str] = []
+    with Source(place / "coe.yaml", with_placed_pools(said.append)) as source:
+        assert "50.0% of it fits no host" in said[0]
+        before = placed(source)
+        for number in range(3):
+            log(place, **{name: 1000 + (index * 37 + number * 59) % 40 for index, name in enumerate(names)})
+            source.reread()
+            assert placed(source) == before
+        one = next(experts for experts in before.values() if len(experts) >= 4)
+        hot = sorted(one)[:4]  # together they do not fit their host
+        log(place, **{name: 1000 if name in hot else 1 for name in names})
+        source.reread()
+        assert all(len(experts & {*hot}) == 2 for experts in placed(source).values())
+
+
 def placed(source: Source) -> dict[str, set[str]]:
     """Pool -> its experts with weights."""
     return {pool.name: set(pool.experts or ()) - {"far"} for pool in source.config.serve.pools}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from coe.errors import ConfigError
 from coe.scheduler import Residency
 from coe.simulation import host_plan
-from coe.simulation.host_plan import HostPlan, aligned, balanced, plan_hosts
+from coe.simulation.host_plan import HostPlan, aligned, balanced, in_place, plan_hosts
 
 
 def check(plan: HostPlan, load: dict[Residency, float], bytes_of: dict[str, int], budget: int) -> None:
@@ -102,6 +102,17 @@ def test_load_is_spread_over_weights_that_stay_where_they_are() -> None:
     assert balanced({("a",): 1}, [{"b"}, set()]).missing == 1.0
     with pytest.raises(ConfigError, match="no load"):
         balanced({("a",): 0}, [{"a"}])
+
+
+@pytest.mark.parametrize("most_cells", [host_plan.MOST_CELLS, 0])
+def test_what_exceeds_the_budget_of_its_host_is_not_in_memory_there(
+    monkeypatch: pytest.MonkeyPatch, most_cells: int
+) -> None:
+    monkeypatch.setattr(host_plan, "MOST_CELLS", most_cells)
+    load: dict[Residency, float] = {("a",): 4, ("b",): 3, ("c",): 2, ("d",): 1}
+    plan = in_place(load, [{"a", "b", "c"}, {"d"}], dict.fromkeys("abcd", 1), budget_bytes=2)
+    assert plan.hosts == (("a", "b"), ("d",)) and plan.loads == pytest.approx((0.7, 0.1))
+    assert plan.missing == pytest.approx(0.2)
 
 
 def test_a_plan_is_numbered_so_that_the_fewest_bytes_move() -> None:
