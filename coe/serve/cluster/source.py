@@ -54,6 +54,7 @@ class Source:
         self.config = self._placed(self._load(), None)
         self._registry = open_registry(self.config)
         self._seen: object = None
+        self._looked = self.config  # whose files `_seen` is of
         self._database: object = None
         self.replaced = False
         self.catalog = self.read(self.config, 1)
@@ -66,30 +67,33 @@ class Source:
 
     def changed(self) -> bool:
         """Whether a file or the registry changed since the last read, or another placement of the experts is due."""
-        return self._seen != self._stamps(self.config) or self._moves()
+        return self._seen != self._stamps(self._looked) or self._moves()
 
     def _moves(self) -> bool:
         """Whether it is time for `serve.placement` to be computed again, and that moves an expert."""
         placement = self.config.serve.placement
         if placement is None or placement.every_s is None or self._clock() < self._placed_at + placement.every_s:
             return False
-        return self._placed(self.config, self.config).serve.pools != self.config.serve.pools
+        return self._unplaced or self._placed(self.config, self.config).serve.pools != self.config.serve.pools
 
     def reread(self) -> tuple[Catalog, list[str]]:
         """The next catalog, and the changed sections that need a restart. On an error nothing changes."""
-        self._seen = self._stamps(self.config)  # an error is reported once per change
+        self._look(self.config)  # an error is reported once per change
         config = self._load()
         fixed = [name for name in FIXED if getattr(config, name) != getattr(self.config, name)]
         kept = config.model_copy(update={name: getattr(self.config, name) for name in FIXED})
+        other = kept.serve.placement != self.config.serve.placement
+        if other:  # until the restart the running one is computed, here as in `_moves`
+            kept = kept.model_copy(update={"serve": self.config.serve})
         kept, serve_is_fixed = _with_running_processes(self._placed(kept, self.config), self.config)
-        fixed += ["serve"] if serve_is_fixed else []
+        fixed += ["serve"] if other or serve_is_fixed else []
         catalog = self.read(kept, self.catalog.generation + 1)
         self.config, self.catalog = kept, catalog
         return catalog, fixed
 
     def read(self, config: Config, generation: int) -> Catalog:
         """The catalog of the current files and registry, checked as a whole."""
-        self._seen = self._stamps(config)
+        self._look(config)
         fill(self._registry, config.experts)
         catalog = Catalog.of(config, self._registry.snapshot(), generation)
         check(config, catalog)
@@ -105,8 +109,13 @@ class Source:
 
     def _placed(self, config: Config, running: Config | None) -> Config:
         """The configuration with the pools of its placement."""
-        self._placed_at = self._clock()
-        return self._place(config, running)
+        self._placed_at, self._unplaced = self._clock(), True
+        placed = self._place(config, running)
+        self._unplaced = False
+        return placed
+
+    def _look(self, config: Config) -> None:
+        self._seen, self._looked = self._stamps(config), config
 
     def _stamps(self, config: Config) -> object:
         """A fingerprint of the inputs: identity, times and sizes of the files, revision of the registry."""

@@ -192,6 +192,41 @@ def test_another_number_of_hosts_needs_a_restart_and_the_running_ones_keep_their
         assert source.reread()[1] == ["serve"] and source.config.serve == before
 
 
+def test_another_log_counts_after_a_restart_and_until_then_no_expert_moves_by_it(place: Path) -> None:
+    log(place, a=100, b=100, d=1)
+    (place / "other").mkdir()
+    config(place, "placement: {hosts: 2, log: log, every_s: 60}", budget="11")
+    now = 0.0
+    with Source(place / "coe.yaml", with_placed_pools(lambda line: None), clock=lambda: now) as source:
+        before = source.config.serve
+        config(place, "placement: {hosts: 2, log: other, every_s: 60}", budget="11")
+        lines = (place / "log" / "decisions-1.jsonl").read_text().replace('"a"', '"d"')
+        (place / "other" / "decisions-1.jsonl").write_text(lines)
+        assert source.reread()[1] == ["serve"] and source.config.serve == before
+        now = 61
+        assert not source.changed()
+
+
+def test_a_placement_that_failed_is_tried_again_so_that_its_error_does_not_stay(place: Path) -> None:
+    config(place, "placement: {hosts: 2, log: log, every_s: 60}")
+    now, broken = 0.0, False
+    computed = with_placed_pools(lambda line: None)
+
+    def compute(config: Config, running: Config | None) -> Config:
+        if broken:
+            raise ConfigError("the registry is locked")
+        return computed(config, running)
+
+    with Source(place / "coe.yaml", compute, clock=lambda: now) as source:
+        now, broken = 61, True
+        with pytest.raises(ConfigError, match="locked"):
+            source.changed()
+        assert not source.changed()  # not due
+        now, broken = 122, False
+        assert source.changed() and source.reread()[1] == []
+        assert not source.changed()
+
+
 def test_explicit_pools_stay_as_they_are(place: Path) -> None:
     explicit = config(place, "pools: [{name: one, experts: [a]}, {name: two}]")
     assert with_placed_pools(lambda line: None)(explicit) is explicit

@@ -12,6 +12,7 @@ from coe.serve.cluster.source import Source
 from registry.errors import InvalidSpec, StoreError
 from registry.spec import ExpertSpec, Kind
 from registry.store import Registry
+from routers.errors import RouterError
 
 EXPERTS = """
 experts:
@@ -99,6 +100,17 @@ def test_a_change_that_is_wrong_is_refused_once_and_the_service_stays_as_it_was(
         write(service, CONFIG.format(expert="general", more=""))
         write(service.parent / "experts.yaml", EXPERTS.format(loud="upper"))
         assert source.changed() and source.reread()[0].generation == 2
+
+
+def test_a_router_that_cannot_be_loaded_is_reported_once_and_watched_until_it_can(service: Path) -> None:
+    with Source(service) as source:
+        write(service, CONFIG.format(expert="loud", more="  other: {router: ./router}"))
+        with pytest.raises(RouterError, match="is not a saved router"):
+            source.reread()
+        assert not source.changed()
+        (service.parent / "router").mkdir()
+        write(service.parent / "router" / "router.json", "{}")
+        assert source.changed()
 
 
 def test_what_needs_a_restart_is_named_and_left_as_it_is(service: Path) -> None:
