@@ -81,14 +81,15 @@ class PoolClient:
             EngineError: ATTEMPTS hosts died or stopped responding under this call.
             CoeError: as raised by the host.
         """
-        catalog = self._catalog
-        try:
-            residency = catalog.snapshot.residency(expert)
-        except UnknownExpert as error:
-            raise UnknownModel(str(error)) from error
         refused: set[str] = set()
         for _ in range(ATTEMPTS):
-            call = self._board.open(residency, self._serving[expert], avoid=refused)
+            catalog = self._catalog  # a retry goes where the expert is by then
+            try:
+                residency = catalog.snapshot.residency(expert)
+            except UnknownExpert as error:
+                raise UnknownModel(str(error)) from error
+            pools = self._serving[expert]
+            call = self._board.open(residency, pools, avoid=refused)
             pieces = self._pieces(expert, call, request, catalog.generation)
             try:
                 async for piece in pieces:
@@ -99,7 +100,7 @@ class PoolClient:
                 return
             except CoeError as error:  # from the host
                 refused.add(call.host or "")
-                others = self._board.knows_another(self._serving[expert], refused)
+                others = self._board.knows_another(pools, refused)
                 if call.shown or error.scope is not Scope.PROCESS or not others:
                     raise
             except RayTaskError as error:  # a bug in the host's code; the traceback is in the host's log

@@ -145,6 +145,34 @@ async def test_a_death_before_the_first_text_is_retried_invisibly() -> None:
     assert len(handle.calls) == 4
 
 
+async def test_an_expert_that_moves_or_goes_while_it_is_called_is_retried_where_it_is_and_keeps_its_error() -> None:
+    end = Chunk("all", "stop", Usage(1, 1))
+
+    def after(catalog: Catalog, answer: Any) -> tuple[PoolClient, Handle]:
+        class Moves(Handle):
+            def options(self, **options: Any) -> Any:
+                system.update(catalog)
+                return super().options(**options)
+
+        new = Handle(end)
+        system = hosts(hosts=Moves(answer), small=new)
+        system.update(replace(CATALOG, pools={"hosts": ("sql", "solo"), "small": ()}))
+        return system, new
+
+    moved = replace(CATALOG, generation=5, pools={"hosts": ("sql",), "small": ("solo",)})
+    system, new = after(moved, ActorDiedError())
+    assert await ask(system, "solo", WHOLE) == "all"
+    assert new.calls == [("whole", "solo", "solo", 5)], "the new host is asked once it has the catalog of the move"
+    only_sql = Snapshot(2, {spec.name: spec for spec in SPECS[:2]})
+    gone = Catalog(5, only_sql, {}, "default", {"hosts": ("sql",), "small": ()})
+    system, _ = after(gone, EngineError("out of order"))
+    with pytest.raises(EngineError, match="out of order"):
+        await ask(system, "solo", WHOLE)
+    system, _ = after(gone, ActorDiedError())
+    with pytest.raises(UnknownModel, match="solo"):
+        await ask(system, "solo", WHOLE)
+
+
 async def test_a_death_after_the_first_text_ends_the_answer_with_an_error() -> None:
     handle = Handle([Chunk("half"), ActorDiedError()])
     seen = []
