@@ -87,6 +87,8 @@ class ExpertHost:
             await self._load_pinned(host)
         else:
             await update_host(host, own, snapshot)
+            pinned = {ref.partition("@")[0] for ref in host.cache.pins}
+            self.failed = {name: reason for name, reason in self.failed.items() if name in pinned}
             self._loading = asyncio.ensure_future(self._load_pinned(host))
         async with self._changed:
             self._generation = catalog.generation

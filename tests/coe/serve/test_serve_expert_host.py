@@ -181,6 +181,8 @@ async def test_a_pinned_expert_that_cannot_be_loaded_is_reported_and_the_others_
     )
     assert (await host.whole("a", request("hi"), 1)).text == "HI"  # type: ignore[union-attr]
     assert isinstance(await host.whole("bad", request(), 1), EngineError)
+    await host.reconfigure(catalog(model("a"), generation=2))
+    assert (await host.state())["failed"] == {}, "it is not pinned here any more"
 
 
 async def test_calls_are_counted_by_gateway_and_residency_from_arrival_to_the_end() -> None:
