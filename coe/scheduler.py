@@ -21,7 +21,8 @@ no time the oldest request goes first, and where they take long the most wanted 
 
 The waiting bound: once a request has waited `aging_s` for absent weights, it waits only for requests submitted before
 it, a load that is under way, the answers in flight on the weights that give up their room, and its own load. Requests
-submitted later neither start a load on its copy engine nor use the weights whose room it takes.
+submitted later neither start a load on its copy engine nor use the weights whose room it takes. One that needs places
+on several weights in memory at once keeps later requests from these, too.
 
 The source for grouping is CoServe and Samba-CoE (arXiv 2405.07518); drains of single weights and the bound are ours.
 """
@@ -189,10 +190,11 @@ class Scheduler:
         self._drop_younger_drains(urgent, now, now_s)
         admitted: list[int] = []
         for residency in urgent:
-            if not self._changed and any(claim.residency == residency for claim in self._claims):
-                continue  # it drains, and nothing has become idle
+            drains = any(claim.residency == residency for claim in self._claims)
+            if drains and not self._changed and len(residency) == 1:
+                continue  # nothing has become idle; another may have waited for a place on what is in memory
             admitted += self._bring_in(residency, now, self._wanted_before(residency, now))
-        admitted += self._fill(now)
+        admitted += self._fill(now, now_s)
         if self._changed:
             self._changed = False
             self._kept = set()
@@ -208,7 +210,7 @@ class Scheduler:
         return claim.residency in self._queues and not now.present(claim.residency)
 
     def _overdue(self, now: _State, now_s: float) -> list[Residency]:
-        """The oldest absent residency on each copy engine, if it is past the bound and could have a place."""
+        """The oldest absent residency on each copy engine, if it is past the bound."""
         found: list[Residency] = []
         seen: set[Hashable] = set()
         for number in self._heads:
@@ -216,7 +218,7 @@ class Scheduler:
             if self._queues[residency][number] >= now_s - self._aging_s or seen.issuperset(self._engines):
                 break
             engines = now.engines(residency)
-            if engines and seen.isdisjoint(engines) and self._free(residency):
+            if engines and seen.isdisjoint(engines):
                 found.append(residency)
             seen |= engines
         return found
@@ -276,7 +278,7 @@ class Scheduler:
         engines = now.engines(residency)
         claims = [claim for claim in self._claims if claim.residency != residency]
         promised = frozenset[str]().union(*(claim.leaving for claim in claims))
-        if engines.isdisjoint(now.loading()):
+        if engines.isdisjoint(now.loading()) and self._free(residency):
             leaving = self._memory.room(residency, promised.union(keep), drain=False)
             if leaving is not None:
                 self._claims = [*claims, _Claim(residency, leaving, loading=True)]
@@ -335,11 +337,22 @@ class Scheduler:
         )
         return [residency for residency in near if now.present(residency)]
 
-    def _fill(self, now: _State) -> list[int]:
-        """Requests of ready residencies, as places are free."""
+    def _fill(self, now: _State, now_s: float) -> list[int]:
+        """Requests of ready residencies, as places are free.
+
+        Past the bound, one that needs places on several weights at once keeps younger requests from them.
+        """
         held = frozenset[str]().union(*(claim.leaving for claim in self._claims))
-        ready = [each for each in self._ready(now) if held.isdisjoint(each) and self._free(each)]
-        return [number for residency in sorted(ready, key=self._head) for number in self._take(residency)]
+        ready = [each for each in self._ready(now) if held.isdisjoint(each) and (len(each) > 1 or self._free(each))]
+        admitted: list[int] = []
+        kept: set[str] = set()
+        for residency in sorted(ready, key=self._head):
+            if kept.isdisjoint(residency):
+                taken = self._take(residency)
+                admitted += taken
+                if not taken and self._oldest_s(residency) < now_s - self._aging_s:
+                    kept.update(residency)
+        return admitted
 
     def _free(self, residency: Residency) -> int:
         """Free places: a request takes one on each of its weights."""

@@ -243,6 +243,40 @@ def test_requests_that_share_weights_share_their_places() -> None:
     assert admitted(*waiting, capacity={"a": 4, "b": 1}.__getitem__, **both) == [0, 2]
 
 
+def test_past_the_aging_bound_a_request_of_several_busy_weights_keeps_younger_ones_from_them() -> None:
+    asked, _ = scheduler(
+        *[("ab", 0.0), ("a", 1.0), ("b", 1.0)],
+        resident=["a", "b"],
+        size=2,
+        in_flight={"a": 1, "b": 1},
+        capacity=lambda name: 1,
+        aging_s=5.0,
+    )
+    asked.leave(("a",))
+    assert asked.admit(4.0) == [1]  # it is not overdue
+    asked.leave(("b",))
+    assert asked.admit(6.0) == []
+    asked.leave(("a",))
+    assert asked.admit(7.0) == [0]
+
+
+def test_an_overdue_request_keeps_the_room_that_drained_for_it_until_the_weights_it_shares_have_a_place() -> None:
+    asked, _ = scheduler(
+        *[("ab", 0.0), ("r", 1.0), ("a", 1.0)],
+        resident=["a", "r"],
+        size=2,
+        in_flight={"a": 2, "r": 1},
+        capacity=lambda name: 2,
+        aging_s=5.0,
+    )
+    assert asked.admit(6.0) == []
+    asked.leave(("r",))
+    assert asked.admit(6.1) == []
+    assert asked.admit(6.2) == []  # as for any later request: it gives the room to nobody else
+    asked.leave(("a",))
+    assert asked.admit(6.3) == [0]
+
+
 def test_what_can_never_load_is_admitted_once_nothing_is_in_flight() -> None:
     """Its lease raises the error; it does not wait for ever."""
     asked, shelf = scheduler(("b", 0.0), resident=["a"])
