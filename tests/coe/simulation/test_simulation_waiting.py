@@ -77,15 +77,20 @@ def test_no_load_for_a_younger_request_starts_before_that_of_an_overdue_one(
 def test_where_loads_take_no_time_the_oldest_request_loads_first_without_any_bound(
     workload: Workload, room: int, places: int
 ) -> None:
-    check_order(workload, simulate(workload, room, places, load_s=1e-9, aging_s=1e9), aging_s=0.0)
+    found = simulate(workload, room, places, load_s=1e-9, aging_s=1e9)
+    check_order(workload, found, aging_s=0.0, apart_s=EPSILON_S)  # loads decide between requests of one moment
 
 
-def check_order(workload: Workload, found: Outcome, aging_s: float) -> None:
-    """No load starts while an older request for other weights that are absent has waited `aging_s`."""
+def check_order(workload: Workload, found: Outcome, aging_s: float, apart_s: float = 0.0) -> None:
+    """No load starts while an older request for other weights that are absent has waited `aging_s`.
+
+    apart_s: requests that came less than this before are not older.
+    """
     starts = list(loads_of(workload, found))
     for load_s, name, oldest in starts:
         for index in range(oldest):
-            waits = workload.at_s[index] + aging_s + EPSILON_S < load_s
+            waits = workload.at_s[oldest] - workload.at_s[index] >= apart_s
+            waits &= workload.at_s[index] + aging_s + EPSILON_S < load_s
             waits &= load_s < workload.at_s[index] + found.wait_s[index] - EPSILON_S
             own = workload.residencies[workload.wants[index]][0]
             moves = [(at_s, True) for at_s, moved in found.moves.loads if moved == own and at_s <= load_s]
