@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from coe.scheduler import Residency
     from coe.simulation.host_plan import HostPlan
 
-_MOST_REQUESTS, _MOST_FILES = 200_000, 64
-"""Requests and files of a log that are read, the newest files first."""
+_MOST_REQUESTS = 200_000
+"""Requests of a log that are read, those of the newest files first."""
 _MOST_NAMED = 3
 """Files left out that are named with the reason; the others are counted."""
 _MISSING, _HEAVIER = 0.01, 1.1
@@ -107,12 +107,12 @@ def _work(
     Also how it was found, or why there is none, and lines on the files that were left out.
     """
     from coe.errors import ConfigError
-    from coe.simulation.arrivals import read_answered
+    from coe.simulation.arrivals import log_files, read_answered
     from coe.simulation.logged_speeds import work_of
 
     wanted: list[tuple[Residency, int, int]] = []
     damaged: list[str] = []
-    files, left = _files(log), _MOST_REQUESTS
+    files, left = [] if log is None else log_files(log), _MOST_REQUESTS
     for file in files:
         try:
             logged = read_answered(file, left)
@@ -138,12 +138,3 @@ def _work(
         f"bytes spread evenly, since {log or 'serve.log.folder, which is null,'} shows no work: {why}",
         left_out,
     )
-
-
-def _files(log: Path | None) -> list[Path]:
-    """The file, or the newest ones of a folder that `coe serve` logs to."""
-    if log is None:
-        return []
-    if not log.is_dir():
-        return [log] if log.exists() else []
-    return sorted(log.glob("decisions-*.jsonl"), reverse=True)[:_MOST_FILES]

@@ -44,7 +44,12 @@ def plan(
         ),
     ] = None,
     load_rate: Annotated[
-        str | None, typer.Option("--load-rate", metavar="SIZE", help="Bytes of weights loaded per second, e.g. 500MB.")
+        str | None,
+        typer.Option(
+            "--load-rate",
+            metavar="SIZE",
+            help="Bytes of weights loaded per second, e.g. 500MB (without a unit: bytes).",
+        ),
     ] = None,
     tokens_per_s: Annotated[
         float | None,
@@ -57,15 +62,24 @@ def plan(
     ] = None,
     from_log: Annotated[
         Path | None,
-        typer.Option("--from-log", metavar="FILE", help="Size the memory for the requests of this decision log."),
+        typer.Option(
+            "--from-log",
+            metavar="PATH",
+            help="Size the memory for the requests of this decision log: a file, or the folder `serve.log.folder`.",
+        ),
     ] = None,
     ttft_limit_s: Annotated[
         float,
-        typer.Option("--ttft-limit", metavar="S", min=0.0, help="With --from-log: seconds to the first token to keep."),
+        typer.Option("--ttft-limit", metavar="S", min=0.0, help="With --from-log: most seconds to the first token."),
     ] = 10.0,
     hosts: Annotated[
         int | None,
-        typer.Option("--hosts", metavar="N", min=1, help="With --from-log: place the experts on N hosts, as pools."),
+        typer.Option(
+            "--hosts",
+            metavar="N",
+            min=1,
+            help="With --from-log: place the experts on N hosts, and print `serve.pools`.",
+        ),
     ] = None,
     budget: BudgetOptions = BudgetOptions(),
     json: JsonTarget = None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from coe.simulation.workload import Workload
 
 MOST_REQUESTS = 200_000
-"""Requests of a log that are read, from its beginning: each size simulates all of them."""
+"""Requests of a log that are read, those of the newest files first: each size simulates all of them."""
 
 
 def plan_memory(
@@ -33,6 +33,7 @@ def plan_memory(
     Prompts are taken to be read ten times as fast as tokens are generated.
 
     Args:
+        log: a file, or the folder of a service.
         hosts: also place the experts on so many hosts, with `host.budget` each.
 
     Raises:
@@ -147,7 +148,7 @@ def show_memory(record: Mapping[str, Any], *, to_stdout: bool) -> None:
 
     out = stdout_console() if to_stdout else console
     table = Table(title="Memory for weights", box=box.SIMPLE_HEAD)
-    for heading in ("bytes", "loads", "hits", "best hits", "TTFT p95 (s)", "longest wait (s)"):
+    for heading in ("bytes", "loads", "hits", "Belady hits", "TTFT p95 (s)", "longest wait (s)"):
         table.add_column(heading, justify="right")
     for size in record["sizes"]:
         mark = " (host.budget)" if size["device_bytes"] == record["budget_bytes"] else ""
@@ -174,7 +175,7 @@ def _summary(record: Mapping[str, Any]) -> Iterator[str]:
     )
     limit = f"95% of the first tokens within {record['ttft_limit_s']:g} s"
     if record["least_bytes"] is None:
-        yield f"No size keeps {limit}: answers, not loads, take the time."
+        yield f"No size keeps {limit}: answers, not loads, take the time: more or faster hosts help."
         return
     saved = record["weights"] - 1
     machines = f"; one process for each set of weights would be {saved:,} more" if saved else ""

@@ -35,12 +35,16 @@ def simulate(
         typer.Option("--trace", metavar="FILE", help="Arrivals: CSV with TIMESTAMP, ContextTokens, GeneratedTokens."),
     ] = None,
     log: Annotated[
-        Path | None, typer.Option("--log", metavar="FILE", help="Arrivals: a decision log of `coe serve`.")
+        Path | None,
+        typer.Option("--log", metavar="PATH", help="Arrivals: a decision log of `coe serve`, a file or its folder."),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", "-c", metavar="FILE", help="Take the experts of this configuration, with their sizes."
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="Take the experts of this configuration, with their sizes; nothing else of it is used.",
         ),
     ] = None,
     experts: Annotated[
@@ -141,8 +145,9 @@ def simulate(
     """Simulate many experts on one device: loads, waiting and goodput of our scheduler and of others.
 
     No weights are needed. The scheduler, the plans for room and the eviction policies are those of a host. Others are
-    first come first served with LRU, CoServe's rule, and Belady's policy, which knows the future. `bound` has the
-    fewest loads for the order in which a policy served its requests.
+    first come first served with LRU, CoServe's rule, and Belady's policy, which knows the future. TTFT is the time to
+    the first token. `loads bound` is the fewest loads for the order in which a policy served its requests. `good per s`
+    counts requests whose first token came within --ttft-limit. Memory and speeds are those of the options.
     """
     from coe.memory.eviction import POLICIES as EVICTION
     from coe.simulation.arrivals import poisson, read_azure, read_decision_log

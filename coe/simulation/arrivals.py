@@ -19,6 +19,8 @@ from registry.json_text import loads
 _COLUMNS: Final = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _LONGEST_LINE: Final = 1_000_000
 """Most bytes of a line of a decision log, which holds the text of a query at most."""
+_MOST_FILES: Final = 64
+"""Files of a decision log that are read, the newest first."""
 
 
 @dataclass(slots=True)
@@ -122,10 +124,10 @@ def _tokens(text: str, place: str) -> int:
 
 
 def read_decision_log(path: Path, most: int = MOST_REQUESTS) -> Arrivals:
-    """The answered requests of a decision log of `coe serve`, as of `read_answered`.
+    """The answered requests of a decision log of `coe serve`, a file or a folder, as of `read_answered`.
 
     Raises:
-        ConfigError: as for `read_answered`, or the file holds no answered request.
+        ConfigError: as for `read_answered`, or the log holds no answered request.
     """
     arrivals = read_answered(path, most)
     if not arrivals.at_s:
@@ -136,10 +138,10 @@ def read_decision_log(path: Path, most: int = MOST_REQUESTS) -> Arrivals:
 def read_answered(path: Path, most: int = MOST_REQUESTS) -> Arrivals:
     """The answered requests of a decision log, perhaps none, in order of time; each with the expert that answered.
 
-    An incomplete last line is skipped: the service is writing it, or was killed.
+    An incomplete last line of a file is skipped: the service is writing it, or was killed.
 
     Raises:
-        ConfigError: the file cannot be read, or another line is damaged; names file and line.
+        ConfigError: the log cannot be read, or another line is damaged; names file and line.
     """
     found: list[tuple[datetime, int, int, str]] = []
     for place, line in lines_of(path):
@@ -148,7 +150,7 @@ def read_answered(path: Path, most: int = MOST_REQUESTS) -> Arrivals:
         except ConfigError:
             if line.endswith(b"\n"):
                 raise
-            break
+            continue
         if request is not None:
             found.append(request)
         if len(found) >= most:
@@ -160,8 +162,28 @@ def read_answered(path: Path, most: int = MOST_REQUESTS) -> Arrivals:
     return arrivals
 
 
-def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
-    """File and number of each line of a decision log, and the line. Raises ConfigError if it cannot be read."""
+def log_files(log: Path) -> list[Path]:
+    """The file, or the newest ones of a folder that `coe serve` logs to; none where nothing is there."""
+    if not log.is_dir():
+        return [log] if log.exists() else []
+    return sorted(log.glob("decisions-*.jsonl"), reverse=True)[:_MOST_FILES]
+
+
+def lines_of(log: Path) -> Iterator[tuple[str, bytes]]:
+    """File and number of each line of a decision log, a file or a folder, and the line.
+
+    Raises:
+        ConfigError: it cannot be read, or has no file.
+    """
+    files = log_files(log)
+    if not files:
+        missing = "this folder has no file decisions-*.jsonl" if log.is_dir() else "no such file or folder"
+        raise ConfigError(f"{log}: cannot be read: {missing}; give `serve.log.folder` of coe serve, or a file in it")
+    for file in files:
+        yield from _lines_of_file(file)
+
+
+def _lines_of_file(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), start=1):

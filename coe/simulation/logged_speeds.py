@@ -51,7 +51,7 @@ def logged_speeds(path: Path, residencies: Mapping[str, Residency], bytes_of: Ma
     A request whose load had begun before it came waited for a part of it, and counts as a faster load.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: the log cannot be read.
     """
     rates: list[float] = []
     tokens: list[float] = []

@@ -95,6 +95,15 @@ def test_a_batch_or_a_log_is_planned(config: Path, arguments: tuple[str, ...]) -
     assert "give one of --input" in refused.output
 
 
+def test_a_folder_is_planned_as_its_files_together(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "decisions"
+    folder.mkdir()
+    lines = [line("ab"[i % 2], 20 * i, load_s=2.0) for i in range(6)]
+    for gateway in (0, 1):
+        (folder / f"decisions-{gateway}.jsonl").write_text("".join(lines[gateway::2]))
+    assert record(config, folder) == record(config, log_of(tmp_path, *lines))
+
+
 def test_a_log_of_remote_experts_only_needs_no_memory(config: Path, tmp_path: Path) -> None:
     refused = plan(config, "--from-log", str(log_of(tmp_path, line("far", 0))), succeeds=False)
     assert "no expert of this log has weights of a known size" in str(refused.exception)

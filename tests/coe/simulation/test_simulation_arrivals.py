@@ -64,7 +64,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.csv", tmp_path, tmp_path / "binary"):
         with pytest.raises(ConfigError, match="cannot be read"):
             read_azure(path)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="cannot be read: no such file or folder"):
         read_decision_log(tmp_path / "none.jsonl")
 
 
@@ -80,6 +80,18 @@ def test_a_decision_log_gives_answered_requests_in_order_of_time(tmp_path: Path)
     assert (found.at_s, found.experts, found.new_tokens) == ([0.0, 2.0], ["a", "b"], [9, 5])
     workload = by_name(found, lambda name: (name,), {"a": 1, "b": 2})
     assert [workload.residencies[want] for want in workload.wants] == [("a",), ("b",)]
+
+
+def test_a_folder_is_the_log_of_all_its_gateways_in_order_of_time(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"this folder has no file decisions-\*\.jsonl"):
+        read_decision_log(tmp_path)
+    (tmp_path / "decisions-1.jsonl").write_text(
+        line("2026-01-01T00:00:00", "a") + line("2026-01-01T00:00:02", "c") + line("2026-01-01T00:00:03", "d")[:30]
+    )
+    (tmp_path / "decisions-2.jsonl").write_text(line("2026-01-01T00:00:01", "b") + '{"format": ')
+    (tmp_path / "other.txt").write_text("not a log\n")
+    found = read_decision_log(tmp_path)
+    assert (found.at_s, found.experts) == ([0.0, 1.0, 2.0], ["a", "b", "c"])
 
 
 @pytest.mark.parametrize(
