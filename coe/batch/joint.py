@@ -215,7 +215,7 @@ def _too_little(error: Infeasible, budget: Budget) -> BudgetError:
         return BudgetError(f"the rows cannot be assigned: {error}")
     return BudgetError(
         f"{error}. Start again with --budget-usd {_up(error.needed_usd)} or more"
-        f"{', or with larger capacities' if budget.capacity else ''}, and another --out"
+        f"{', or with larger capacities' if budget.capacity else ''} (coe batch: and with another --out)"
     )
 
 

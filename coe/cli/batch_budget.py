@@ -22,7 +22,7 @@ class BudgetOptions:
             "--budget-usd",
             metavar="USD",
             min=0.0,
-            help="Choose the experts of all rows jointly: the highest predicted quality at this predicted price.",
+            help="USD for all rows together. Their experts are chosen jointly, for the highest predicted quality.",
         ),
     ] = None
     capacity: Annotated[
@@ -37,7 +37,7 @@ class BudgetOptions:
             "--load-weight",
             metavar="W",
             min=0.0,
-            help="With --budget-usd: predicted right answers given up per GiB of weights loaded; by default 0.",
+            help="With --budget-usd: predicted right answers that a GiB of loaded weights must be worth; by default 0.",
         ),
     ] = None
 
@@ -67,13 +67,15 @@ def _capacity(text: str) -> tuple[str, int]:
 
 def assignment_lines(joint: Mapping[str, Any]) -> Iterator[str]:
     """What the joint assignment is worth, beside each row on its own."""
-    own, rows = joint["own"], max(1, joint["rows"])
+    own, rows, load_cost = joint["own"], max(1, joint["rows"]), joint["load_cost"]
+    worth = f" that count {load_cost:,.1f} right answers" if load_cost else ""
+    net = f", {joint['quality'] - load_cost:,.1f} less the cost of loads" if load_cost else ""
     yield (
         f"Assigned jointly within {joint['budget_usd']:g} USD ({joint['method']}): predicted price "
         f"{joint['price_usd']:.4g} USD, {joint['quality']:,.1f} right answers ({joint['quality'] / rows:.1%} of "
-        f"{joint['rows']:,} rows), {_loads(joint['loads'])}. No assignment reaches more than "
-        f"{joint['upper_bound']:,.1f}{' less the cost of loads' if joint['load_cost'] else ''}: the gap is "
-        f"{joint['gap']:.2g}."
+        f"{joint['rows']:,} rows), {_loads(joint['loads'])}{worth}{net}. No assignment reaches more than "
+        f"{joint['upper_bound']:,.1f}{' less that cost' if load_cost else ''}: the gap is {joint['gap']:.2g} right "
+        "answers."
     )
     yield (
         f"Each row on its own, by the weights of its policy: {own['price_usd']:.4g} USD, {own['quality']:,.1f} right "

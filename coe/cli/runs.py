@@ -97,7 +97,8 @@ def _resuming(context: typer.Context, command: str) -> str:
         if name == "resume" or source is None or source.name != "COMMANDLINE":
             continue
         value = context.params[name]
-        words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
+        for each in value if isinstance(value, list | tuple) else [value]:  # a repeatable option once for each value
+            words += [parameter.opts[0]] if each is True else [parameter.opts[0], str(each)]
     return shlex.join([*words, "--resume"])
 
 

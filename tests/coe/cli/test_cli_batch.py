@@ -194,6 +194,18 @@ def test_the_command_that_continues_has_the_model_too(place: Path, monkeypatch: 
     assert words[-3:] == ["--model", "loud", "--resume"]
 
 
+def test_the_command_that_continues_repeats_an_option_of_several_values(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("coe.batch.run.run_batch", stop)
+    limits = ["--capacity", "a=6", "--capacity", "b=7"]
+    words = shlex.split(coe_batch("--budget-usd", "1", *limits).stderr.strip().splitlines()[-1])
+    assert words[words.index("--capacity") :] == [*limits, "--resume"]
+
+
 def killed(process: subprocess.Popen[bytes]) -> None:
     """kill -9 of a process and everything it started, found before its parent ends."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]

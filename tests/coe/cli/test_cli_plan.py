@@ -54,6 +54,11 @@ def test_a_budget_shows_the_assignment_and_its_options_need_it(place: Path) -> N
     assert joint["price_usd"] == pytest.approx(3 * (15 * 1 + 50 * 2) / 1e6)
     shown = coe_plan("--budget-usd", "0.001").stdout
     assert "Assigned jointly within 0.001 USD" in shown and "What budgets buy" in shown
+    weighed = coe_plan("--budget-usd", "0.001", "--load-weight", "300").stdout
+    joint = json.loads(coe_plan("--budget-usd", "0.001", "--load-weight", "300", "--json", "-").stdout)["joint"]
+    net = joint["quality"] - joint["load_cost"]
+    assert joint["load_cost"] > 0 and net <= joint["upper_bound"] + 1e-9
+    assert f"{net:,.1f} less the cost of loads. No assignment reaches more than" in " ".join(weighed.split())
     assert "another USD buys nothing" in shown and "With 1 MiB more" not in shown  # both fit already
     for options in (("--capacity", "a=3"), ("--load-weight", "1")):
         refused = coe_plan(*options)
