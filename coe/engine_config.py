@@ -99,7 +99,9 @@ class CommandConfig(Section):
 
 
 class FakeConfig(Section):
-    """Experts without weights (`source: fake://...`), for tests."""
+    """Experts without weights, for tests: `fake://echo` repeats the question, `fake://upper` does so in capitals,
+    `fake://script?paris=France&default=no` answers by the first key that the prompt has, `fake://fail` fails
+    (`fake://fail?at=load`: at its load). State `size_bytes` and `context_length` of such an expert."""
 
     token_delay_s: Annotated[float, Field(ge=0)] = 0.0
     """Seconds for each token."""

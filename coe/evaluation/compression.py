@@ -85,11 +85,12 @@ def compress(
     Raises:
         SourceError, DigestMismatch: files are missing or damaged, or not the registered ones.
         DiskFull: no space left.
+        ConfigError: the base has no weights in common with the expert.
     """
     out.mkdir(parents=True)
     folder = locate(spec, experts)
     assert spec.digest is not None  # has_files
-    write_delta(
+    delta = write_delta(
         folder,
         out,
         how,
@@ -98,6 +99,11 @@ def compress(
         base_digest=None if base is None else base.digest,
         on_bytes=on_bytes,
     )
+    if base is not None and delta.base is None:
+        raise ConfigError(
+            f"{base.ref} shares no weight of the same name, shape and type with {spec.ref}, which was not fine-tuned "
+            "from it: nothing was changed; name its own base with --base"
+        )
     label = "exact" if how.density is None else f"compeft-{how.density:g}-{how.alpha:g}"
     described = registered_as(spec, base, str(out), experts)
     return Candidate(how, described.model_copy(update={"name": f"{spec.name[:90]}/{label}"}), out)

@@ -67,7 +67,9 @@ def compress(
     ] = 1.0,
     config: Annotated[
         Path | None,
-        typer.Option("--config", "-c", metavar="FILE", help="Configuration (YAML): engines and registry."),
+        typer.Option(
+            "--config", "-c", metavar="FILE", help="Configuration (YAML): engines, and `registry` (not `experts`)."
+        ),
     ] = None,
     registry: RegistryUrl = None,
     limit: Limit = None,
@@ -76,9 +78,9 @@ def compress(
 ) -> None:
     """Store an expert in fewer bytes, as a new version, if its quality on its own tasks stays.
 
-    exact stores a fine-tuned model as its difference from --base, and restores every bit; it is measured only with
-    --tasks. compeft (arXiv 2311.13171) keeps the largest differences of a model, or weights of an adapter. The original
-    files stay where they are. Nothing changes where no form is within --max-loss; exit status 1 if so.
+    exact stores a model as its difference from --base, an adapter packed, and restores every bit; it is measured only
+    with --tasks. compeft (arXiv 2311.13171) keeps the largest differences of a model, or weights of an adapter. The
+    original files stay where they are. Nothing changes where no form is within --max-loss; exit status 1 if so.
     """
     from coe.cli.profile.place import Place
 

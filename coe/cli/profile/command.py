@@ -87,7 +87,12 @@ def profile(
         raise typer.BadParameter("--label-column and --source are of a table; a task has its own", param_hint="--tasks")
     if config is not None and _is_typed(context, "registry"):
         raise typer.BadParameter("the configuration says which registry: give one of the two", param_hint="--registry")
-    place = Place.of(config, registry, with_output=json is not None or output is not None)
+    place = Place.of(
+        config,
+        registry,
+        with_output=json is not None or output is not None,
+        otherwise=", or say with --json or --out where the result goes",
+    )
     folders = (TASK_FOLDER, *([config.absolute().parent / "tasks"] if config else []))
     asking = Asking(place, output, folders, resume=resume, fresh=fresh, concurrency=concurrency)
     with resumable(context, "profile"):

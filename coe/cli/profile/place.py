@@ -29,8 +29,16 @@ class Place:
     snapshot: Snapshot
 
     @classmethod
-    def of(cls, config: Path | None, url: str | None, *, with_output: bool) -> Place:
-        """Of a configuration, or of a registry's URL. Raises ConfigError where the result would be lost."""
+    def of(cls, config: Path | None, url: str | None, *, with_output: bool, otherwise: str = "") -> Place:
+        """Of a configuration, or of a registry's URL.
+
+        Args:
+            with_output: the result is also written elsewhere.
+            otherwise: what else a user can do where the result would be lost.
+
+        Raises:
+            ConfigError: the result would be lost.
+        """
         from coe.config import Config, load_config
         from coe.errors import ConfigError
         from coe.experts import open_snapshot
@@ -38,9 +46,8 @@ class Place:
         loaded = None if config is None else load_config(config)
         if loaded is not None and loaded.experts and not with_output:
             raise ConfigError(
-                f"{config} names `experts` files, so that its registry is in memory and keeps no profiles. Register "
-                "them (`coe registry apply FILE`) and give `registry` in its place, or say with --json or --out "
-                "where the result goes"
+                f"{config} names `experts` files, so that its registry is in memory and keeps nothing. Register them "
+                f"(`coe registry apply FILE`) and replace `experts` by `registry: null`{otherwise}"
             )
         known = open_snapshot(Config(registry=url) if loaded is None else loaded)
         return cls(loaded, url if loaded is None else loaded.registry, loaded is None or not loaded.experts, known)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tuned_experts import TUNED_SHARE, answers, save_experts, write_task
 from typer.testing import CliRunner, Result
 
@@ -172,6 +173,22 @@ def test_what_cannot_be_compressed(root: Path, coe_home: Path, arguments: tuple[
     error = failure(*arguments)
     assert isinstance(error, ConfigError | RegistryError) and message in str(error)
     unchanged(coe_home)
+
+
+def test_a_base_that_the_expert_does_not_come_from_is_named(root: Path, coe_home: Path) -> None:
+    other = Path(shutil.copytree("base", "other"))
+    weights = load_file(other / "model.safetensors")
+    save_file({f"other.{name}": tensor for name, tensor in weights.items()}, other / "model.safetensors")
+    with Path("experts.yaml").open("a") as file:
+        file.write("  - {name: other, kind: model, source: other}\n")
+    run("apply", "experts.yaml")
+    error = failure("tuned", "--base", "other")
+    assert isinstance(error, ConfigError) and "tuned@1, which was not fine-tuned from it: nothing was" in str(error)
+
+
+def test_a_registry_in_memory_keeps_no_version(root: Path) -> None:
+    message = str(failure("small", "-c", "files.yaml"))
+    assert "replace `experts` by `registry: null`" in message and "--out" not in message
 
 
 @pytest.mark.parametrize("flag", [("--density", "0"), ("--density", "101"), ("--alpha", "x"), ("--method", "zip")])

@@ -269,7 +269,8 @@ def test_answers_that_make_no_trial(service: Path) -> None:
 def test_a_registry_in_memory_keeps_nothing_and_says_so_first(service: Path) -> None:
     for more in ([], ["--aggregators"]):
         error = on_tasks(*more, config="memory.yaml", ok=False).exception
-        assert isinstance(error, ConfigError) and "its registry is in memory and keeps no profiles" in str(error)
+        assert isinstance(error, ConfigError) and "its registry is in memory and keeps nothing" in str(error)
+        assert "or say with --json or --out where the result goes" in str(error)
         assert not Path("coe-home/profiles").exists(), "before any call"
     document = json.loads(on_tasks("--json", "-", config="memory.yaml").stdout)
     assert document["stored_in"] is None and len(document["rows"]) == 12
