@@ -72,7 +72,7 @@ class TrainingConfig(_Section):
     """Probability that a peer of a row is missing."""
     drop_all: _Share = 0.05
     """Probability that a row has no peer at all."""
-    wrong_peer: _Share = 0.15
+    wrong_peer: _Share = 0.0
     """Probability that one peer of a row leaves the notes of another row, or of another member of its width."""
     validate_every: Annotated[int, Field(ge=1, le=100_000)] = 20
     """Steps between two validations, each of which writes a checkpoint."""

@@ -5,20 +5,22 @@ d_m) its states at J depths; shared width d_s, H heads of width d_h = d_s / H, Q
 layer round(q L / (Q + 1)) of the primary:
 
     s_mj     = (S_mj - mu_mj) / (sigma_mj + 1e-4)         per dimension, over the training rows: kept as buffers
-    N        = concat over m, j, tokens of s_mj P_m + e_m  (n, d_s) the notes; depths are separate notes, no mean
+    N        = concat over m, j, tokens t of s_mj P_m + e_m + f(t) F  (n, d_s) the notes; depths are separate notes
     score_ij = LN(h_i) Wq . N_j Wk / sqrt(d_h) + beta O_ij + log w_m(j)      for each of H heads
     c_i      = concat_h softmax_j(score_ij) (N_j Wv)      (T, d_s); j runs over the notes and one null note
     h_i     += c_i Wo                                     Wo (d_s, d) starts at zero: the untouched primary
 
-O_ij is 1 where token i and note j are on overlapping characters of the user's text. The null note n_0 is learned, its
-value is zero. The weight w_m of a peer is 1 unless a router sets it.
+O_ij is 1 where token i and note j are on overlapping characters of the user's text. f(t) are sines and cosines of where
+the note stands in its peer's answer (`PeerStates.order`), F (16, d_s) is learned: without it notes are a set, and of
+two values in an answer the primary cannot tell which is the first. The null note n_0 is learned, its value is zero. The
+weight w_m of a peer is 1 unless a router sets it.
 
 The form follows Mixture of Thoughts (arXiv 2509.21164: projections to a shared width, cross-attention of the primary
 over the active experts' states after Q stacks) and CALM (arXiv 2401.02412: an anchor model attends to an augmenting
 one). What differs: only the primary reads, so that peers need not run in step with it; one projection a peer rather
 than one per interaction; states are standardised; overlapping characters take the place of token alignment; text that
-the primary writes is masked by characters, so that a token never sees what comes after it; the null note; Wo alone
-starts at zero and there is no gate, for with two zeros no gradient passes.
+the primary writes is masked by characters, so that a token never sees what comes after it; the order of the notes; the
+null note; Wo alone starts at zero and there is no gate, for with two zeros no gradient passes.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ EPSILON: Final = 1e-4
 """Added to sigma, for dimensions that never change."""
 FIRST_BETA: Final = 4.0
 """beta of the first half of the heads at the start; it is 0 for the others."""
+_WAVES: Final = 2 * math.pi / torch.logspace(math.log10(3), math.log10(300), 8)
+"""Angles a token of the sines and cosines of the order: 3 to 300 tokens a turn."""
 
 
 class Peer(nn.Module):
@@ -106,6 +110,9 @@ class Interactions(nn.Module):
         self.interactions = nn.ModuleList(Interaction(shape, generator) for _ in range(shape.interactions))
         null = _normal(1, shape.shared_width, generator=generator)[0]
         self.null = nn.Parameter(null) if shape.null_note else None
+        n_features = 2 * len(_WAVES)
+        order = _normal(n_features, shape.shared_width, generator=generator) if shape.order else None
+        self.order = None if order is None else nn.Parameter(order)
 
     def where(self) -> tuple[int, ...]:
         """(Q,) after which layer of the primary each interaction stands, counted from 1."""
@@ -195,6 +202,8 @@ class Interactions(nn.Module):
                 f"{wanted[0]} depths of width {wanted[1]}"
             )
         projected: Tensor = self.peer(name)(states.to(self._like().device))
+        if self.order is not None and notes.order is not None:
+            projected = projected + _features(notes.order.to(projected.device)) @ self.order
         return projected
 
     def _keys_and_values(self, q: int, projected: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -216,6 +225,12 @@ class Interactions(nn.Module):
 def _normal(n_in: int, n_out: int, *, generator: torch.Generator) -> Tensor:
     """(n_in, n_out) that keeps the variance of what it multiplies."""
     return torch.randn(n_in, n_out, generator=generator) / math.sqrt(n_in)
+
+
+def _features(order: Tensor) -> Tensor:
+    """(T,) numbers -> (T, 16) sines and cosines."""
+    angles = order.float()[:, None] * _WAVES.to(order.device)
+    return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 def _spans(notes: PeerStates) -> Tensor:

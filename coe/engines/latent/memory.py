@@ -19,12 +19,15 @@ class PeerStates:
         ends: (T,) for text that the primary writes meanwhile (`reads: together`): the end of each token's characters
             in that text. A primary's token sees only notes that end where it ends, or before. None: text that was given
             before the answer, such as the prompt, which every token sees.
+        order: (T,) where each token stands in its peer's answer: 1, 2, ...; 0 is the last token of the prompt, and
+            tokens before it are negative. None: notes have no order.
         weight: () weight of the peer in the attention, 1 by default; may carry a gradient.
     """
 
     states: Tensor
     spans: Tensor | None = None
     ends: Tensor | None = None
+    order: Tensor | None = None
     weight: Tensor | None = None
 
 

@@ -31,7 +31,12 @@ def states_of(kept: Sequence[Notes]) -> PeerStates:
         raise Rejected(f"the notes of {kept[0].peer!r} have states of several widths")
     states = np.concatenate([notes.states for notes in kept if notes.states is not None], axis=1)
     spans = np.concatenate([notes.spans for notes in kept if notes.spans is not None])
-    return PeerStates(torch.from_numpy(states.astype(np.float32)), torch.from_numpy(spans.astype(np.int64)))
+    order = np.concatenate([np.arange(1 - (len(notes) - len(notes.tokens)), 1 + len(notes.tokens)) for notes in kept])
+    return PeerStates(
+        torch.from_numpy(states.astype(np.float32)),
+        torch.from_numpy(spans.astype(np.int64)),
+        order=torch.from_numpy(order),
+    )
 
 
 def last_places(parts: Sequence[Notes], most: int) -> list[Notes]:

@@ -35,6 +35,7 @@ class InteractionShape:
             only, as Mixture of Thoughts does, so that J = Q.
         null_note: whether a learned note with value 0 competes with the peers' notes.
         spans: whether a learned bias favours notes on the text that the primary's token is on.
+        order: whether notes carry where they stand in the answer of their peer.
     """
 
     width: int
@@ -47,6 +48,7 @@ class InteractionShape:
     layers: Layers = "deep"
     null_note: bool = True
     spans: bool = True
+    order: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigError: a size is out of bounds, or the sizes do not go together."""
@@ -97,7 +99,7 @@ class InteractionShape:
         names = [field.name for field in fields(cls)]
         if not isinstance(document, dict) or not isinstance(document.get("peers"), dict) or document.keys() - {*names}:
             raise ConfigError(f"the interaction is a mapping of {', '.join(names)}")
-        for name in ("null_note", "spans"):
+        for name in ("null_note", "spans", "order"):
             if type(document.get(name, True)) is not bool:
                 raise ConfigError(f"{name} must be true or false, got {document[name]!r}")
         try:

@@ -119,6 +119,7 @@ class NotesTrainer:
             layers="same" if own.layers == "same" else "deep",
             null_note=own.null_note,
             spans=own.spans,
+            order=own.order,
         )
 
 

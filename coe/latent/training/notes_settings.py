@@ -38,6 +38,8 @@ class NotesSettings(BaseModel):
     """Whether a learned note without content competes with those of the peers."""
     spans: bool = True
     """Whether a learned bias favours notes on the characters that a token stands for."""
+    order: bool = True
+    """Whether notes carry where they stand in the answer of their peer; without it they are a set."""
     asks: Mapping[str, PeerQuestion] = {}
     """Of each peer, what it is asked; without an entry, the request as it is."""
     peer_deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

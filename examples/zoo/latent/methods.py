@@ -163,6 +163,12 @@ ABLATIONS: Final[Mapping[str, Method]] = {
         _notes("width-64", "notes of 64 numbers", {"shared_width": 64}),
         _notes("spans-off", "no bias for notes on the same characters", {"spans": False}),
         _notes("null-off", "no null note", {"null_note": False}),
+        _notes("order-off", "notes are a set", {"order": False}),
+        _notes(
+            "wrong-peers",
+            "in 15% of the rows a peer leaves the notes of another row",
+            training={"wrong_peer": 0.15},
+        ),
         _notes("keep-off", "no loss that keeps the primary's right answers", training={"keep": 0.0}),
         _notes(
             "exposure-off",

@@ -288,7 +288,7 @@ def always(answer: str, step: int) -> list[tuple[str, str]]:
 
 
 def test_peers_are_left_out_and_replaced_as_often_as_stated(snapshot: Snapshot, tmp_path: Path) -> None:
-    objective = prepare(random_job(tmp_path, snapshot, settings={"k": 2}))
+    objective = prepare(random_job(tmp_path, snapshot, settings={"k": 2}, training={"wrong_peer": 0.15}))
     rows = [row % 64 for row in range(4000)]
     generator = torch.Generator().manual_seed(0)
     first, _, _ = objective._draws(rows, generator, 1.0)

@@ -132,6 +132,32 @@ def test_the_order_of_peers_does_not_matter_and_a_missing_peer_is_a_masked_one()
     assert not torch.equal(made.read(0, h, masked), made.read(0, h, stacked))
 
 
+def test_with_an_order_the_first_note_differs_from_the_second_and_without_it_notes_are_a_set() -> None:
+    notes = states(7, 2)
+    swapped = PeerStates(notes.states.flip(1))
+    for fields, same in (({}, True), ({"order": True}, False)):
+        made, h = module(**fields), hidden()
+        order = torch.tensor([1, 2])
+        first = read(made, 0, h, made.memory({"a": PeerStates(notes.states, order=order)}))
+        second = read(made, 0, h, made.memory({"a": PeerStates(swapped.states, order=order)}))
+        assert torch.allclose(first, second, atol=1e-5) is same
+        moved = read(made, 0, h, made.memory({"a": PeerStates(swapped.states, order=order.flip(0))}))
+        torch.testing.assert_close(
+            moved, first, atol=1e-5, rtol=1e-4
+        )  # the order is that of the places, not of the list
+
+
+def test_an_order_changes_no_other_tensor_and_shapes_that_state_none_have_none() -> None:
+    with_order, without = module(order=True).state_dict(), module().state_dict()
+    assert with_order.keys() - without.keys() == {"order"}
+    assert all(torch.equal(with_order[name], tensor) for name, tensor in without.items())
+    document = shape().document()
+    del document["order"]  # as artifacts of before state it
+    assert InteractionShape.of(document) == shape()
+    with pytest.raises(ConfigError, match="order must be true or false"):
+        InteractionShape.of(document | {"order": 1})
+
+
 @pytest.mark.parametrize("null_note", [True, False])
 def test_padding_changes_nothing_and_a_row_without_notes_is_left_alone(null_note: bool) -> None:
     made, h = module(null_note=null_note), hidden(4)

@@ -19,6 +19,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "no spans": {"spans": False},
     "same layers": {"layers": "same", "depths": 2},
     "two depths": {"depths": 2},
+    "order": {"order": True},
 }
 
 
@@ -39,6 +40,7 @@ def memory(module: Interactions, counts: dict[str, int], *, weight: float | None
         states[peer] = PeerStates(
             torch.randn(module.shape.depths, n, module.shape.peers[peer]),
             spans,
+            order=torch.arange(n),
             weight=None if weight is None else torch.tensor(weight),
         )
     return module.memory(states)

@@ -52,6 +52,24 @@ def test_several_calls_of_a_peer_are_one_list_of_notes() -> None:
     assert found["a"].spans.tolist() == [[0, 1], [1, 2], [2, 3], [0, 1], [1, 2]]
 
 
+def test_places_are_numbered_from_the_first_token_of_each_answer() -> None:
+    def answered(n_prompt: int, n_answer: int) -> PeerNotes:
+        n = n_prompt + n_answer
+        notes = Notes(
+            "a",
+            layers=(2, 4),
+            states=np.zeros((2, n, 5), np.float16),
+            spans=np.full((n, 2), -1, np.int32),
+            tokens=np.arange(n_answer, dtype=np.int32),
+        )
+        return PeerNotes("a", notes.pack())
+
+    order = read(answered(3, 2), answered(1, 3), answered(2, 0))["a"].order
+    assert order is not None and order.tolist() == [-2, -1, 0, 1, 2, 0, 1, 2, 3, -1, 0]
+    cut = read(answered(3, 2), answered(1, 3), max_notes=5)["a"].order
+    assert cut is not None and cut.tolist() == [1, 2, 1, 2, 3], "what is cut from the front changes no number"
+
+
 def test_spans_are_in_the_text_of_the_primary() -> None:
     asks = {"a": {"template": "What is {question}?"}}
     about = read(left(span=(7, 12)), asks=asks)["a"].spans
