@@ -55,6 +55,7 @@ class Source:
         self._registry = open_registry(self.config)
         self._seen: object = None
         self._looked = self.config  # whose files `_seen` is of
+        self._moved: Config | None = None  # the configuration with the placement that `changed` has found
         self._database: object = None
         self.replaced = False
         self.catalog = self.read(self.config, 1)
@@ -67,17 +68,32 @@ class Source:
 
     def changed(self) -> bool:
         """Whether a file or the registry changed since the last read, or another placement of the experts is due."""
-        return self._seen != self._stamps(self._looked) or self._moves()
+        return self._files_changed() or self._moves()
+
+    def _files_changed(self) -> bool:
+        return self._seen != self._stamps(self._looked)
 
     def _moves(self) -> bool:
         """Whether it is time for `serve.placement` to be computed again, and that moves an expert."""
         placement = self.config.serve.placement
         if placement is None or placement.every_s is None or self._clock() < self._placed_at + placement.every_s:
             return False
-        return self._unplaced or self._placed(self.config, self.config).serve.pools != self.config.serve.pools
+        if self._unplaced:
+            return True
+        placed = self._placed(self.config, self.config)
+        self._moved = placed if placed.serve.pools != self.config.serve.pools else None
+        return self._moved is not None
 
     def reread(self) -> tuple[Catalog, list[str]]:
         """The next catalog, and the changed sections that need a restart. On an error nothing changes."""
+        moved, self._moved = self._moved, None
+        kept, fixed = self._changes() if moved is None or self._files_changed() else (moved, [])
+        catalog = self.read(kept, self.catalog.generation + 1)
+        self.config, self.catalog = kept, catalog
+        return catalog, fixed
+
+    def _changes(self) -> tuple[Config, list[str]]:
+        """What the files say now, as far as a running service can take it, and the sections that need a restart."""
         self._look(self.config)  # an error is reported once per change
         config = self._load()
         fixed = [name for name in FIXED if getattr(config, name) != getattr(self.config, name)]
@@ -86,10 +102,7 @@ class Source:
         if other:  # until the restart the running one is computed, here as in `_moves`
             kept = kept.model_copy(update={"serve": self.config.serve})
         kept, serve_is_fixed = _with_running_processes(self._placed(kept, self.config), self.config)
-        fixed += ["serve"] if other or serve_is_fixed else []
-        catalog = self.read(kept, self.catalog.generation + 1)
-        self.config, self.catalog = kept, catalog
-        return catalog, fixed
+        return kept, [*fixed, *(["serve"] if other or serve_is_fixed else [])]
 
     def read(self, config: Config, generation: int) -> Catalog:
         """The catalog of the current files and registry, checked as a whole."""

@@ -170,8 +170,10 @@ def test_it_is_computed_again_in_the_stated_time_and_only_moves_are_a_change(pla
     log(place, a=100, b=100, d=1)
     config(place, "placement: {hosts: 2, log: log, every_s: 60}", budget="11")
     now = 0.0
-    with Source(place / "coe.yaml", with_placed_pools(lambda line: None), clock=lambda: now) as source:
+    said: list[str] = []
+    with Source(place / "coe.yaml", with_placed_pools(said.append), clock=lambda: now) as source:
         before = placed(source)
+        said.clear()
         now = 61
         assert not source.changed()  # nothing to move
         log(place, b=100, d=100)
@@ -181,6 +183,7 @@ def test_it_is_computed_again_in_the_stated_time_and_only_moves_are_a_change(pla
         assert source.changed()
         source.reread()
         assert placed(source) != before and not source.changed()
+        assert len(said) == 3, "it is computed and printed once"
 
 
 def test_another_number_of_hosts_needs_a_restart_and_the_running_ones_keep_their_experts(place: Path) -> None:
