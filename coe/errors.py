@@ -186,12 +186,27 @@ class LoadFailing(EngineError, scope=Scope.PROCESS, status=503, code="load_faili
         message: with the last error, for operators.
         retry_after_s: seconds until it does.
         public: the text for clients.
+        last: the error of the last load, if it is one of these classes.
     """
 
-    def __init__(self, *message: object, retry_after_s: float | None = None, public: str | None = None) -> None:
+    last: CoeError | None = None
+
+    def __init__(
+        self,
+        *message: object,
+        retry_after_s: float | None = None,
+        public: str | None = None,
+        last: CoeError | None = None,
+    ) -> None:
         super().__init__(*message, public=public)
         if retry_after_s is not None:
             self.retry_after_s = retry_after_s
+        self.last = last
+
+
+def without_refusal(error: CoeError) -> CoeError:
+    """The error itself; for an expert that is not tried for a while, the error of its last load."""
+    return error.last if isinstance(error, LoadFailing) and error.last is not None else error
 
 
 class HostLost(EngineError, scope=Scope.PROCESS, status=502, code="host_lost", retryable=True):

@@ -17,7 +17,7 @@ from coe.batch.parts import answers_folder, read_calls, units_name, write_answer
 from coe.batch.records import dump_outcome
 from coe.batch.stages import Unit
 from coe.compose import ExpertCall
-from coe.errors import CoeError, OutOfMemory
+from coe.errors import CoeError, OutOfMemory, without_refusal
 from coe.host import Host
 from coe.orchestrator import Orchestrator
 from coe.runs.storage import Folder
@@ -212,6 +212,9 @@ class Answerer:
         if call.expert in self._unusable:
             return Failure(call.expert, self._unusable[call.expert])
         outcome = await self._orchestrator.whole(call)
+        if isinstance(outcome, Failure) and isinstance(outcome.error, CoeError):
+            # Whether a host still tries to load it depends on its earlier work items: results must not.
+            outcome = Failure(outcome.expert, without_refusal(outcome.error))
         if isinstance(outcome, Failure) and self._is_final(call.expert, outcome.error):
             self._unusable[call.expert] = outcome.error
         return outcome

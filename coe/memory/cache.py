@@ -287,7 +287,7 @@ class ExpertCache(Generic[T]):
 
     def _reserve(self, wanted: set[str], actions: Sequence[Action]) -> dict[str, Place[T]]:
         self._execute(actions)
-        places = {name: self._places.by_name[name] for name in wanted}
+        places = {name: self._places.by_name[name] for name in sorted(wanted)}
         for place in places.values():
             place.leases += 1
             place.uses += 1
@@ -394,7 +394,7 @@ class ExpertCache(Generic[T]):
 
     def check(self, wanted: Collection[str], needed_by: str | None = None) -> None:
         """What `lease` raises at once: BudgetExceeded, LoadFailing, and what `need` does if a size is not known."""
-        for name in wanted:
+        for name in sorted(wanted):  # of several, the same one each time
             if name not in self._places.by_name and (failing := self._loads.failures.of(name)) is not None:
                 raise failing.error(name)
         needs = {name: self._need(name) for name in wanted}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -26,12 +27,14 @@ class Failing:
         reason: the last error; it may name files of this machine.
         public: what clients may read of it; None: nothing.
         retry_in_s: seconds until the next request loads it again.
+        last: the last error, without the frames that it was raised in; None if it is of a third party.
     """
 
     count: int
     reason: str
     public: str | None
     retry_in_s: float
+    last: CoeError | None = None
 
     def error(self, name: str) -> LoadFailing:
         """What requests for it get."""
@@ -42,6 +45,7 @@ class Failing:
             f"{text}{when}, or by `coe load`. The last error: {self.reason}",
             public=f"{text}{when}{shown}",
             retry_after_s=self.retry_in_s,
+            last=self.last,
         )
 
 
@@ -51,6 +55,7 @@ class _Record:
     reason: str
     public: str | None
     until_s: float
+    last: CoeError | None
 
 
 class Failures:
@@ -65,8 +70,10 @@ class Failures:
         count = 1 + (self._records[name].count if name in self._records else 0)
         wait_s = 0.0 if count < IN_A_ROW else min(MOST_S, FIRST_S * 2.0 ** min(count - IN_A_ROW, 32))
         reason = one_line(str(error) or type(error).__name__, _MOST_CHARACTERS)
-        public = error.client_text if isinstance(error, CoeError) else None
-        self._records[name] = _Record(count, reason, public, self._clock() + wait_s)
+        # A copy has no traceback, whose frames would keep what they loaded in memory.
+        last = copy.copy(error) if isinstance(error, CoeError) else None
+        public = None if last is None else last.client_text
+        self._records[name] = _Record(count, reason, public, self._clock() + wait_s, last)
 
     def clear(self, *names: str) -> None:
         """Forget failures: a load succeeded, or someone asks for another try."""
@@ -79,7 +86,7 @@ class Failures:
         left_s = 0.0 if record is None else record.until_s - self._clock()
         if record is None or left_s <= 0:
             return None
-        return Failing(record.count, record.reason, record.public, left_s)
+        return Failing(record.count, record.reason, record.public, left_s, record.last)
 
     def now(self) -> dict[str, Failing]:
         """All experts that are not loaded now, by name."""

@@ -16,12 +16,13 @@ import pytest
 from coe.batch import answering, records
 from coe.batch.answering import Answerer, LoadCounter, WorkReport
 from coe.batch.parts import ANSWERS, _call_record, _calls, _write, answers_name, read_calls
-from coe.batch.records import CALLS
+from coe.batch.records import CALLS, load_outcome
 from coe.batch.stages import Unit
 from coe.compose import ExpertCall
 from coe.engines.fake import FakeEngine
 from coe.errors import EngineError, WeightsError
 from coe.host import Host
+from coe.memory.failures import FIRST_S, IN_A_ROW
 from coe.runs.storage import Folder
 from coe.types import GenerateRequest
 from registry.errors import DiskFull
@@ -132,6 +133,41 @@ async def test_an_expert_that_cannot_be_loaded_is_tried_once_not_for_every_ask(t
     assert tried["broken"] <= 2  # for the calls that waited first, for the base and for its adapter
     assert {a["error"] for a in answers(folder, units[0])} == {answers(folder, units[0])[0]["error"]}
     assert "failed to load" in answers(folder, units[1])[199]["error"]
+
+
+class Breaking(FakeEngine):
+    """Its next loads fail with an error."""
+
+    error: EngineError | None = None
+    tries = 0
+
+    async def load(self, spec: ExpertSpec, path: Path) -> Any:
+        self.tries += 1
+        if self.error is not None:
+            raise self.error
+        return await super().load(spec, path)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(WeightsError("torn"), "invalid_weights"), (EngineError("odd"), "engine_error")]
+)
+async def test_while_a_host_refuses_an_expert_the_error_is_that_of_its_last_load(
+    tmp_path: Path, error: EngineError, code: str
+) -> None:
+    folder, engine, now_s = Folder.of(str(tmp_path)), Breaking(), 0.0
+    engine.error = error
+    snapshot = Snapshot(version=1, experts={each.name: each for each in SPECS})
+    on = Host(snapshot, {"fake": engine}, budget_bytes=100, locate=lambda spec: Path(), clock=lambda: now_s)
+    found = []
+    for part in range(IN_A_ROW + 2):  # one work item after the other, each with a memory of its own
+        units = write_calls(folder, part, ["echo"], 1)
+        await work(on, folder, units)
+        found += [load_outcome(record) for record in answers(folder, units[0])]
+    assert engine.tries == IN_A_ROW and "echo" in on.unhealthy()  # the last two were refused
+    assert {(type(each.error), each.error.code, str(each.error)) for each in found} == {(type(error), code, str(error))}
+    engine.error, now_s = None, FIRST_S
+    units = write_calls(folder, IN_A_ROW + 2, ["echo"], 1)
+    assert (await work(on, folder, units)).failed == Counter() and engine.tries == IN_A_ROW + 1
 
 
 async def test_an_expert_that_never_fits_is_an_error_of_every_row(tmp_path: Path) -> None:

@@ -84,6 +84,13 @@ async def test_after_three_failures_in_a_row_an_expert_is_not_tried_for_a_while_
     error = pickle.loads(pickle.dumps(caught.value))
     assert (error.status, error.retryable) == (503, True) and 0 < error.retry_after_s <= FIRST_S
     assert "its files are damaged" in error.client_text and "/models" not in error.client_text
+    assert type(error.last) is WeightsError and str(error.last) == "'b': /models/b is damaged"
+    assert (error.last.code, error.last.status, error.last.client_text) == (
+        "invalid_weights",
+        500,
+        "its files are damaged",
+    )
+    assert caught.value.last.__traceback__ is None  # its frames would keep what they loaded
     [resident, failing] = host.in_memory()
     assert (resident.name, resident.state, failing.name, failing.state) == ("a", "resident", "b", "failing")
     assert "/models/b is damaged" in str(failing.document()["reason"]) and "/models" not in host.unhealthy()["b"]
