@@ -1,8 +1,10 @@
-"""The input file: scanned once, cut into splits, and read split by split. No process holds more than a split."""
+"""The input file: scanned once, cut into splits, and read split by split. No process holds more than a split.
+
+The scan keeps digests, with which what is read later is compared (`checked_file`): no run has rows of two files.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -12,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from coe.batch.checked_file import Digests, changed, opened_as_scanned
 from coe.batch.errors import InputError
 from coe.runs.storage import absolute, open_file
 
@@ -45,7 +48,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An input file as it was scanned. `sha256`: of its bytes."""
+    """An input file as it was scanned. `sha256`: of its bytes. `digests`: of its blocks, one after the other."""
 
     url: str
     format: Literal["jsonl", "parquet"]
@@ -53,10 +56,11 @@ class Source:
     size_bytes: int
     rows: int
     splits: tuple[Split, ...]
+    digests: bytes = b""
 
     def manifest(self) -> dict[str, Any]:
         """The fields that must be the same when a run is resumed."""
-        return {key: value for key, value in asdict(self).items() if key != "splits"}
+        return {key: value for key, value in asdict(self).items() if key not in ("splits", "digests")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +98,21 @@ def read(source: Source, splits: Sequence[Split]) -> Iterator[tuple[Split, list[
     """The lines of each split, one split after the other; blank lines are left out.
 
     The splits of a Parquet row group are cheapest read together: it is decoded from its start.
+
+    Raises:
+        InputError: the file is gone, or is not the one that was scanned.
     """
-    with open_file(source.url) as file:
-        if source.format == "parquet":
-            yield from _read_parquet(file, splits)
-            return
-        for split in splits:
-            file.seek(split.start)
-            content = file.read(split.length)
-            if len(content) < split.length:
-                raise InputError(f"{source.url}: changed while it was read")
-            yield split, list(_lines(content, split.line))
+    try:
+        with open_file(source.url) as opened:
+            file = opened_as_scanned(opened, source.url, source.size_bytes, source.digests)
+            if source.format == "parquet":
+                yield from _read_parquet(file, splits)
+                return
+            for split in splits:
+                file.seek(split.start)
+                yield split, list(_lines(file.read(split.length), split.line))
+    except FileNotFoundError as error:
+        raise changed(source.url) from error
 
 
 def read_together(source: Source) -> list[tuple[Split, ...]]:
@@ -130,11 +138,11 @@ def _is_parquet(file: IO[bytes]) -> bool:
 
 def _scan_jsonl(url: str, file: IO[bytes], part_rows: int) -> Source:
     """Finds line ends block by block, and keeps every 64th."""
-    digest, size, lines = hashlib.sha256(), 0, 0
+    digests, size, lines = Digests(), 0, 0
     marks = [0]  # byte offsets of lines 0, 64, 128, ...
     last = b"\n"
     while block := file.read(_BLOCK_BYTES):
-        digest.update(block)
+        digests.add(block)
         ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 0x0A)
         first = -lines % _SMALLEST_PART  # ends to skip until `lines` is a multiple of 64 again
         first = (first - 1) % _SMALLEST_PART
@@ -146,7 +154,7 @@ def _scan_jsonl(url: str, file: IO[bytes], part_rows: int) -> Source:
     if not size:
         raise InputError(f"{url}: is empty")
     splits = tuple(_jsonl_splits(marks, lines, size, rows_per_part(lines, part_rows)))
-    return Source(url, "jsonl", digest.hexdigest(), size, lines, splits)
+    return Source(url, "jsonl", digests.of_file(), size, lines, splits, digests.of_blocks())
 
 
 def _jsonl_splits(marks: list[int], lines: int, size: int, part_rows: int) -> Iterator[Split]:
@@ -170,12 +178,12 @@ def _lines(content: bytes, first: int) -> Iterator[RawRow]:
 
 
 def _scan_parquet(url: str, file: IO[bytes], part_rows: int) -> Source:
-    digest, size = hashlib.sha256(), 0
+    digests = Digests()
     while block := file.read(_BLOCK_BYTES):
-        digest.update(block)
-        size += len(block)
+        digests.add(block)
+    blocks = digests.of_blocks()
     try:
-        metadata = pq.ParquetFile(file).metadata
+        metadata = pq.ParquetFile(opened_as_scanned(file, url, digests.size, blocks)).metadata
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{url}: is not a whole Parquet file: {error}") from error
     if not metadata.num_rows:
@@ -187,7 +195,7 @@ def _scan_parquet(url: str, file: IO[bytes], part_rows: int) -> Source:
         for start in range(0, rows, most):
             splits.append(Split(len(splits), line + start, min(most, rows - start), start, group=group))
         line += rows
-    return Source(url, "parquet", digest.hexdigest(), size, metadata.num_rows, tuple(splits))
+    return Source(url, "parquet", digests.of_file(), digests.size, metadata.num_rows, tuple(splits), blocks)
 
 
 def _read_parquet(file: IO[bytes], splits: Sequence[Split]) -> Iterator[tuple[Split, list[RawRow]]]:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from batch_runs import MIXED, Quiet, run, service, write_lines
+from batch_runs import MIXED, Quiet, results, run, service, write_lines
 
+from coe.batch.errors import InputError
 from coe.runs.errors import RunFolderError
 
 
@@ -49,6 +50,25 @@ def test_the_folder_of_another_run_is_refused_saying_what_differs(
     (place / file).write_text(text.replace(old, new, 1))
     with pytest.raises(RunFolderError, match=rf"holds another run \(.*{difference}.*another --out"):
         again(place)
+
+
+def test_an_input_that_is_rewritten_during_the_run_stops_it_and_its_rows_join_no_other(place: Path) -> None:
+    original = write_lines(place / "in.jsonl", MIXED[:200]).read_text()
+    rewritten = original.replace("hello 1", "hullo 1")
+    run(place / "service.yaml", place / "in.jsonl", place / "one")
+
+    class Rewrites(Quiet):
+        def advance(self, name: str, done: int, failed: int = 0) -> None:
+            if self.phases[-1][0] == "routing":  # the first part was read
+                (place / "in.jsonl").write_text(rewritten)
+
+    with pytest.raises(InputError, match=r"in\.jsonl: changed while it was read"):
+        run(place / "service.yaml", place / "in.jsonl", place / "out", watch=Rewrites())
+    with pytest.raises(RunFolderError, match=r"holds another run \(input: ~sha256"):
+        again(place)
+    (place / "in.jsonl").write_text(original)
+    again(place)
+    assert results(place / "out") == results(place / "one") and len(rewritten) == len(original)
 
 
 def test_another_default_model_is_another_run(place: Path) -> None:

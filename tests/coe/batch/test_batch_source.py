@@ -1,5 +1,6 @@
 """The input: splits that together hold every line once, with its number."""
 
+import io
 import random
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from coe.batch import checked_file
 from coe.batch import source as module
 from coe.batch.errors import InputError
 from coe.batch.source import RawRow, Source, read, read_together, rows_per_part, scan
@@ -107,3 +109,49 @@ def test_a_file_that_shrank_since_it_was_scanned_is_an_error(tmp_path: Path) -> 
     path.write_bytes(b"x\n")
     with pytest.raises(InputError, match="changed while it was read"):
         lines_of(source)
+    path.unlink()
+    with pytest.raises(InputError, match="changed while it was read"):
+        lines_of(source)
+
+
+def test_a_file_that_is_rewritten_at_equal_length_is_an_error_where_it_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checked_file, "_BLOCK_BYTES", 256)
+    path = tmp_path / "rows"
+    content = b"".join(b"row %03d\n" % i for i in range(200))  # 1,600 bytes: the last block is short
+    path.write_bytes(content)
+    source = scan(str(path), 64)
+    path.write_bytes(content[:-2] + b"X\n")
+    *sound, last = read_together(source)
+    assert [line.number for bundle in sound for _, lines in read(source, bundle) for line in lines] == [*range(1, 193)]
+    with pytest.raises(InputError, match=f"{path}: changed while it was read.*--resume.*another --out"):
+        list(read(source, last))
+    path.write_bytes(content + b"more\n")  # rows that were not scanned belong to no split
+    assert len(lines_of(source)) == 200
+
+
+def test_a_parquet_file_that_is_rewritten_at_equal_length_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    for word in ("one", "two"):
+        before = path.read_bytes() if path.exists() else b""
+        pq.write_table(pa.table({"prompt": [f"{word} {i}" for i in range(100)]}), path, row_group_size=50)
+        if word == "one":
+            source = scan(str(path), 64)
+            assert len(lines_of(source)) == 100
+    assert len(before) == path.stat().st_size
+    with pytest.raises(InputError, match="changed while it was read"):
+        lines_of(source)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 256, 1000])
+def test_the_digests_of_blocks_do_not_depend_on_how_a_file_is_read(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(checked_file, "_BLOCK_BYTES", 256)
+    content = random.Random(0).randbytes(1000)
+    digests, whole = checked_file.Digests(), checked_file.Digests()
+    for start in range(0, len(content), chunk):
+        digests.add(content[start : start + chunk])
+    whole.add(content)
+    assert (digests.of_blocks(), digests.of_file(), digests.size) == (whole.of_blocks(), whole.of_file(), 1000)
+    file = checked_file.opened_as_scanned(io.BytesIO(content), "x", digests.size, digests.of_blocks())
+    assert file.read() == content and file.seek(-300, io.SEEK_END) == 700 and file.read(10) == content[700:710]
