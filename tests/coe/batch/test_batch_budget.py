@@ -98,7 +98,8 @@ def test_a_budget_that_does_not_bind_routes_every_row_to_its_best_expert(place: 
 
 def test_too_little_money_is_refused_with_the_least_budget(place: Path) -> None:
     with pytest.raises(BudgetError, match=r"cost 0.2 USD, more than the budget of 0.1 USD. .*--budget-usd 0.2 or more"):
-        go(place, 0.1)
+        go(place, 0.1, executor=(executor := InProcess()))
+    assert executor.items == [] and (executor.routed, executor.stepped) == (1, 0)  # no expert was loaded
 
 
 def test_named_experts_and_policies_of_one_expert_cost_and_errors_do_not(place: Path) -> None:
