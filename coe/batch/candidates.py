@@ -25,6 +25,7 @@ from routers.constraints import estimate_tokens
 from routers.ranking import Ranking
 
 _NOTE = b"coe"
+_ID, _LINE = "id", "line"
 _PRICE, _QUALITY = "price::", "quality::"
 
 
@@ -38,6 +39,8 @@ class Candidates:
         quality: (n, m) estimates; NaN where there is none.
         own: (n,) the column of the expert that the policy chooses for the row on its own; -1 for no call.
         mapped: (n,) whether the router, and no constraint, leaves the row one expert.
+        first_line: (n,) the line of the first row with the same id, for a later one, which makes no call; else 0. Known
+            where all parts are read.
     """
 
     experts: tuple[str, ...]
@@ -45,6 +48,7 @@ class Candidates:
     quality: NDArray[np.float64]
     own: NDArray[np.int64]
     mapped: NDArray[np.bool_]
+    first_line: NDArray[np.int64]
 
 
 def candidates_of(
@@ -79,7 +83,7 @@ def candidates_of(
     for name, column in columns.items():
         mine = allowed[:, column]
         usd[mine, column] = prices.usd(name, tokens[mine], wanted[mine])
-    return Candidates(experts, usd, quality, own, mapped)
+    return Candidates(experts, usd, quality, own, mapped, np.zeros(len(rows), dtype=np.int64))
 
 
 def _row(routed: Routed) -> dict[str, float]:
@@ -99,9 +103,11 @@ def _row(routed: Routed) -> dict[str, float]:
     }
 
 
-def write_candidates(folder: Folder, part: int, candidates: Candidates, note: bytes) -> None:
-    """Write the candidates of a part; `note` is what is known of the part."""
-    columns: dict[str, Any] = {"own": candidates.own, "mapped": candidates.mapped}
+def write_candidates(folder: Folder, part: int, candidates: Candidates, rows: Sequence[RoutedRow], note: bytes) -> None:
+    """Write the candidates of the rows of a part; `note` is what is known of the part."""
+    ids, lines = [row.id for row in rows], [row.line for row in rows]
+    columns: dict[str, Any] = {_ID: pa.array(ids, pa.string()), _LINE: pa.array(lines, pa.int64())}
+    columns |= {"own": candidates.own, "mapped": candidates.mapped}
     for column, name in enumerate(candidates.experts):
         columns[_PRICE + name] = candidates.price_usd[:, column]
         columns[_QUALITY + name] = candidates.quality[:, column]
@@ -119,7 +125,7 @@ def note_of(folder: Folder, part: int) -> bytes | None:
 
 
 def read_candidates(folder: Folder, parts: Iterable[int]) -> tuple[Candidates, list[int]]:
-    """The candidates of all parts, and the number of rows of each."""
+    """The candidates of all parts, in the order of the input, and the number of rows of each."""
     tables = [_table(folder, part) for part in parts]
     names = {name.removeprefix(_PRICE) for table in tables for name in table.column_names if name.startswith(_PRICE)}
     experts, counts = tuple(sorted(names)), [table.num_rows for table in tables]
@@ -138,7 +144,17 @@ def read_candidates(folder: Folder, parts: Iterable[int]) -> tuple[Candidates, l
             own[mine] = np.where(local >= 0, columns[local], -1)
         mapped[mine] = table.column("mapped").to_numpy()
         row += count
-    return Candidates(experts, usd, quality, own, mapped), counts
+    first_line = _first_lines(tables)
+    return Candidates(experts, usd, quality, np.where(first_line > 0, -1, own), mapped, first_line), counts
+
+
+def _first_lines(tables: Sequence[pa.Table]) -> NDArray[np.int64]:
+    """See `Candidates.first_line`. The merge of the results keeps the first row with an id, too."""
+    ids = pa.chunked_array([chunk for table in tables for chunk in table.column(_ID).chunks], pa.string())
+    codes = ids.combine_chunks().dictionary_encode().indices.to_numpy()
+    lines = np.concatenate([table.column(_LINE).to_numpy() for table in tables])
+    _, first, mine = np.unique(codes, return_index=True, return_inverse=True)
+    return np.where(first[mine] == np.arange(codes.size), 0, lines[first[mine]]).astype(np.int64)
 
 
 def _table(folder: Folder, part: int) -> Any:

@@ -1,7 +1,7 @@
 """The rows of a batch assigned jointly (`routers.assignment`): the part files of it, and the decisions that follow.
 
     candidates/000/000012.parquet    price and estimated quality of each expert that may answer each row of a part
-    assigned/000/000012.parquet      the expert of each row
+    assigned/000/000012.parquet      the expert of each row; none where its id is that of an earlier row
     assignment.json                  what the assignment is worth; written last, so a run that has it is assigned
 
 The arrays of all rows are in memory at once while they are assigned, in the process of the command: about 100 bytes for
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from coe.batch.budget import Budget
 from coe.batch.candidates import Candidates, read_candidates
 from coe.batch.errors import BudgetError
-from coe.batch.records import RoutedRow
+from coe.batch.records import RoutedRow, duplicate_id
 from coe.runs.storage import Folder
 from registry.store import Snapshot
 from routers.assignment.joint import Assignment, BudgetPoint, assign, budget_points
@@ -120,10 +120,13 @@ def assigned_rows(folder: Folder, part: int, rows: Sequence[RoutedRow], budget: 
     """The routed rows of a part with the decisions of the assignment."""
     with folder.open(_assigned(part)) as file:
         records = pq.read_table(file).to_pylist()
-    return [
-        row if record["expert"] is None else replace(row, decision=_decision(row, record, budget))
-        for row, record in zip(rows, records, strict=True)
-    ]
+    return [_assigned_row(row, record, budget) for row, record in zip(rows, records, strict=True)]
+
+
+def _assigned_row(row: RoutedRow, record: Mapping[str, Any], budget: Budget) -> RoutedRow:
+    if record["first_line"]:
+        return replace(row, decision=None, error=duplicate_id(row.id, row.line, record["first_line"]))
+    return row if record["expert"] is None else replace(row, decision=_decision(row, record, budget))
 
 
 def _decision(row: RoutedRow, record: Mapping[str, Any], budget: Budget) -> RoutingDecision:
@@ -167,6 +170,7 @@ def _write_assigned(
             "price_usd": pa.array(usd, mask=~called),
             "quality": pa.array(quality, mask=~estimated),
             "score": pa.array(score, mask=~estimated),
+            "first_line": candidates.first_line[mine],
         }
     )
     with folder.write(_assigned(part)) as file:

@@ -151,7 +151,7 @@ class PartRouter:
             if self._job.budget is not None:
                 _write(folder, _alone(split.part), ROWS, [row.record() for row in routed])
                 candidates = candidates_of(outcomes, routed, self._job.snapshot, self._job.budget)
-                write_candidates(folder, split.part, candidates, PLANNED_PART.dump_json(about))
+                write_candidates(folder, split.part, candidates, routed, PLANNED_PART.dump_json(about))
                 yield about
                 continue
             _write(folder, _rows(split.part), ROWS, [row.record() for row in routed])
@@ -230,9 +230,8 @@ def _outcomes(folder: Folder, stage: int, units: Iterable[Unit]) -> dict[int, di
 
 
 def routing_errors(folder: Folder, part: int) -> Counter[str]:
-    """How many rows of a routed part have errors, by code."""
-    alone = _alone(part)
-    with folder.open(alone if folder.exists(alone) else _rows(part)) as file:
+    """How many rows of a part fail before any call, by code. With a budget, once its rows are assigned."""
+    with folder.open(_rows(part)) as file:
         errors = pq.read_table(file, columns=["error"]).column("error").to_pylist()
     return Counter(json.loads(error)["code"] for error in errors if error is not None)
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 import coe.errors
 from coe.batch.pieces import PIECES, pieces_of, pieces_record
-from coe.errors import CoeError, EngineError
+from coe.errors import CoeError, EngineError, InvalidRequest
 from coe.protocol.decision import decision_document, decision_from
 from coe.protocol.errors import error_body
 from coe.types import Answer, Failure, GenerateRequest, Usage
@@ -187,6 +187,12 @@ def describe(error: Exception) -> dict[str, Any]:
     """An OpenAI error object, and the HTTP status that the endpoint would send with it."""
     status, body = error_body(error)
     return {"status": status, **body["error"]}
+
+
+def duplicate_id(row_id: str, line: int, first_line: int) -> dict[str, Any]:
+    """The error of a row whose id is that of an earlier one."""
+    error = InvalidRequest(f"line {line}: the id {row_id!r} is that of line {first_line} already")
+    return describe(error) | {"code": "duplicate_id"}
 
 
 def plain(value: Any) -> dict[str, Any]:

@@ -20,8 +20,7 @@ import pyarrow.parquet as pq
 
 from coe.batch.openai_lines import batch_line
 from coe.batch.pieces import TOOL_CALLS, result_columns
-from coe.batch.records import OUTCOME, RoutedRow, describe, outcome_columns
-from coe.errors import InvalidRequest
+from coe.batch.records import OUTCOME, RoutedRow, describe, duplicate_id, outcome_columns
 from coe.protocol.responses import answers_body
 from coe.runs.storage import Folder
 from coe.types import Answer, Failure
@@ -201,11 +200,9 @@ def _unique(records: Iterable[Result]) -> Iterator[Result]:
             first = record
             yield record
             continue
-        error = InvalidRequest(
-            f"line {record['line']}: the id {record['id']!r} is that of line {first['line']} already"
-        )
+        error = duplicate_id(record["id"], record["line"], first["line"])
         kept = {name: record[name] for name in ("id", "line", "model", "endpoint")}
-        yield dict.fromkeys(RESULTS.names) | kept | _failed(describe(error) | {"code": "duplicate_id"})
+        yield dict.fromkeys(RESULTS.names) | kept | _failed(error)
 
 
 def _counted(records: Iterable[Result], counts: Counts, lines: IO[bytes] | None) -> Iterator[Result]:

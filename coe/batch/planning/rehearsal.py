@@ -117,14 +117,18 @@ class Rehearsal:
         router = PartRouter(job, self._router)
         for bundle in bundles:
             for stepped in router.route(bundle):
-                self.errors += routing_errors(job.folder, stepped.part)
+                if job.budget is None:
+                    self.errors += routing_errors(job.folder, stepped.part)
                 self._routed.append((stepped, job.folder))
                 yield stepped
 
     def step(self, job: Job, stage: int, parts: Sequence[int]) -> Iterator[PlannedPart]:
         """BatchPlan the stage of each part."""
         for part in parts:
-            yield step_part(job, part, stage)
+            stepped = step_part(job, part, stage)
+            if stage == 0:
+                self.errors += routing_errors(job.folder, part)
+            yield stepped
 
     def answer(self, job: Job, stage: int, items: Sequence[WorkItem]) -> Iterator[WorkReport]:
         """Write stand-in answers."""

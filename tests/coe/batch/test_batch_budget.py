@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from batch_runs import InProcess, Quiet, Stop, records, results, run, write_lines
 
@@ -73,6 +74,11 @@ def go(
     return run(place / "service.yaml", place / "in.jsonl", place / output, executor, budget=budget, **options)
 
 
+def all_rows(output: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(output / "results.parquet").to_pylist()
+    return rows
+
+
 def experts(place: Path, output: str = "out") -> list[str]:
     return [row["expert"] for row in records(place / output).values()]
 
@@ -111,6 +117,28 @@ def test_named_experts_and_policies_of_one_expert_cost_and_errors_do_not(place: 
     assert sorted(experts(place)[:2]) == ["big", "small"] and experts(place)[2:] == ["big", "small", None]
     assert found["rows"] == 4 and found["rows_with_choice"] == 2 and found["price_usd"] == pytest.approx(0.22)
     assert records(place / "out")["2"]["reason"] == "named by the request"
+
+
+def test_a_row_with_the_id_of_an_earlier_one_is_neither_priced_nor_called(place: Path) -> None:
+    rows: list[Any] = [{"id": f"{i:03}", "prompt": f"{EASY} {i}", "max_tokens": 50} for i in range(64)]
+    rows += [{"id": "007", "prompt": "x", "model": "big", "max_tokens": 50}, {"id": "new", "prompt": f"{EASY} you"}]
+    rows += [{"id": "new", "prompt": 5}]  # wrong, and a duplicate: one error
+    write_lines(place / "in.jsonl", [*rows, *[""] * 64])  # three parts, the last one without rows
+    executor, watch = InProcess(), Quiet()
+    found = go(place, 0.65, executor=executor, watch=watch)  # 65 calls to `small`; one to `big` would be 0.1 more
+    assert found["assignment"]["rows"] == 65 and found["assignment"]["price_usd"] == pytest.approx(0.65)
+    assert found["results"]["errors"] == {"duplicate_id": 2} and found["results"]["experts"] == {"small": 65}
+    assert executor.items == [[("small",)]]
+    run(place / "service.yaml", place / "in.jsonl", place / "free")
+    failed = {place: [row for row in all_rows(place) if row["error"]] for place in (place / "out", place / "free")}
+    assert failed[place / "out"] == failed[place / "free"]  # the same errors as without a budget
+    budget = Budget(0.65, mean_tokens=LENGTHS)
+    planned = plan_batch(
+        load_config(place / "service.yaml"), source=str(place / "in.jsonl"), watch=Quiet(), budget=budget
+    )
+    record = planned.record()
+    assert record["errors"] == {"duplicate_id": 2} and record["totals"]["calls"] == 65
+    assert record["joint"]["price_usd"] == pytest.approx(0.65)
 
 
 def test_errors_alone_make_an_empty_assignment(place: Path) -> None:
