@@ -10,13 +10,18 @@ import typer
 from coe.cli.flags import ApiKeyEnv
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import status
+from coe.errors import ConfigError, RemoteError
 
 _DEFAULT_URL: Final = "http://127.0.0.1:8000"
-_SHORT_S: Final = 30.0
-"""Seconds for an answer that waits for nothing."""
+_CONNECT_S: Final = 2.0
+"""Seconds to connect to the service."""
+_SHORT_S: Final = 10.0
+"""Seconds for an answer that waits for nothing; a gateway gives its hosts 3."""
 _LONG_S: Final = 3600.0
 """Seconds for a load; the deadline of the service is shorter."""
 _MOST_BYTES: Final = 64 * 2**20
+
+_ELSEWHERE: Final = "is the service running there? --url names another address"
 
 Url = Annotated[str, typer.Option("--url", metavar="URL", help="URL of the running service.")]
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Experts.")]
@@ -70,25 +75,26 @@ def _call(
     url: str, method: str, action: str, query: dict[str, list[str]], api_key_env: str | None, timeout_s: float
 ) -> Any:
     """The answer of an admin call. Raises RemoteError with the service's own words."""
+    base = url.rstrip("/").removesuffix("/v1")
+    if not base.startswith(("http://", "https://")):
+        raise ConfigError(f"{url!r} is not a URL like {_DEFAULT_URL}")
+    _check_connects(base)
+
     import asyncio
     import json
     from urllib.parse import urlencode
 
     from coe.engines.remote.client import fetch
     from coe.engines.remote.events import MalformedStream
-    from coe.errors import ConfigError, RemoteError
 
-    base = url.rstrip("/").removesuffix("/v1")
-    if not base.startswith(("http://", "https://")):
-        raise ConfigError(f"{url!r} is not a URL like {_DEFAULT_URL}")
     place = f"{base}/admin/{action}" + (f"?{urlencode(query, doseq=True)}" if query else "")
     asked = fetch(place, timeout_s=timeout_s, most_bytes=_MOST_BYTES, method=method, headers=_headers(api_key_env))
     try:
         code, body = asyncio.run(asked)
     except TimeoutError as error:
-        raise RemoteError(f"{base} did not answer within {timeout_s:g} s") from error
+        raise RemoteError(f"{base} did not answer within {timeout_s:g} s: {_ELSEWHERE}") from error
     except ConnectionError as error:
-        raise RemoteError(f"{base} cannot be reached ({error}): is the service running?") from error
+        raise RemoteError(f"{base} broke off the answer ({error}): {_ELSEWHERE}") from error
     except (MalformedStream, ValueError) as error:
         raise RemoteError(f"the answer of {base} cannot be used: {error}") from error
     try:
@@ -98,6 +104,29 @@ def _call(
         raise RemoteError(str(document["error"]["message"]))
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise RemoteError(f"{base} answers with HTTP {code}: is it a service of `coe serve`?") from error
+
+
+def _check_connects(base: str) -> None:
+    """Connect once: the HTTP client takes seconds to import, and a wrong address should fail at once.
+
+    Raises:
+        ConfigError: it is not a URL.
+        RemoteError: nothing accepts the connection.
+    """
+    import socket
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(base)
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        if not host:
+            raise ValueError("it names no host")
+        socket.create_connection((host, port), timeout=_CONNECT_S).close()
+    except OSError as error:
+        why = f"no connection within {_CONNECT_S:g} s" if isinstance(error, TimeoutError) else error.strerror or error
+        raise RemoteError(f"{base} cannot be reached ({why}): {_ELSEWHERE}") from error
+    except ValueError as error:
+        raise ConfigError(f"{base!r} is not a URL like {_DEFAULT_URL}: {error}") from error
 
 
 def _headers(api_key_env: str | None) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """`coe ps | load | unload` against a running endpoint: output, JSON, errors and exit status."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -102,10 +103,35 @@ def test_errors_are_the_words_of_the_service_or_say_what_is_wrong_with_the_url(e
     for body in (b"<html>", [], {"error": 3}, {"hosts": 4}):
         endpoint.answer = 200, body
         assert_fails(RemoteError, "is it a service of `coe serve`", "ps", "--url", endpoint.url)
-    assert_fails(RemoteError, "cannot be reached", "ps", "--url", "http://127.0.0.1:9")
+    assert_fails(ConfigError, "is not a URL like", "ps", "--url", "http://:8000")
+    assert_fails(ConfigError, "is not a URL like", "ps", "--url", "http://127.0.0.1:99999")
     assert_fails(ConfigError, "is not a URL like", "ps", "--url", "127.0.0.1:8000")
     unset = run("ps", "--url", endpoint.url, "--api-key-env", "NO_SUCH_KEY")
     assert unset.exit_code == 2 and "NO_SUCH_KEY" in unset.stderr
+
+
+@pytest.mark.parametrize("command", [("ps",), ("load", "a"), ("unload", "a")])
+def test_a_wrong_address_fails_at_once_and_is_named_with_the_option_for_another(
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coe.engines.remote.client.fetch", None)  # not reached
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # bound, so that no other process takes it; it does not listen
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        assert_fails(RemoteError, f"{url} cannot be reached (Connection refused): is the", *command, "--url", url)
+        assert_fails(RemoteError, "--url names another address", *command, "--url", url)
+
+
+def test_an_address_that_drops_connections_fails_within_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def silent(address: tuple[str, int], timeout: float) -> None:
+        given.append(timeout)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket, "create_connection", silent)
+    assert_fails(RemoteError, "(no connection within 2 s): is the service running there?", "ps", "--url", "http://a")
+    assert given == [2.0]
 
 
 def assert_fails(error: type[Exception], words: str, *arguments: str) -> None:
