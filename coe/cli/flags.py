@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -75,11 +76,25 @@ ApiKeyEnv = Annotated[
 TASKS_HELP = "names, looked up in configs/tasks and in tasks/ beside the configuration; YAML files; or folders of them."
 
 
-def bytes_of_text(text: str, option: str) -> float:
+LEAST_BYTES: Final = 2**20
+"""Fewest bytes of weights, or of memory for them: fewer are a number whose unit was forgotten."""
+LEAST_BYTES_PER_S: Final = 2**10
+"""The same for bytes per second."""
+
+
+def rate_of_text(text: str, option: str) -> float:
+    """Bytes per second of a rate such as `55GB/s` or `500MB`. Raises as `bytes_of_text`."""
+    return bytes_of_text(text.removesuffix("/s"), option, least=LEAST_BYTES_PER_S, suffix="/s")
+
+
+def bytes_of_text(text: str, option: str, *, least: int = LEAST_BYTES, suffix: str = "") -> float:
     """The number of a size such as `13.5GB` or `1.5GiB`.
 
+    Args:
+        least: fewest bytes. suffix: of the unit, for messages.
+
     Raises:
-        typer.BadParameter: it is no number of bytes above 0.
+        typer.BadParameter: it is no number of bytes, or fewer than `least`.
     """
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
@@ -88,5 +103,13 @@ def bytes_of_text(text: str, option: str) -> float:
     except (ValidationError, OverflowError):
         value = -1.0
     if value < 1:
-        raise typer.BadParameter(f"{text[:60]!r} is no number of bytes above 0, such as 13.5GB", param_hint=option)
+        example = f"13.5GB{suffix}"
+        raise typer.BadParameter(f"{text[:60]!r} is no number of bytes above 0, such as {example}", param_hint=option)
+    if value < least:
+        number = re.match(r"[\d.]*", text.strip())
+        meant = f"{number[0] if number else ''}GB{suffix}"
+        unit = "KiB" if least < 2**20 else "MiB"
+        raise typer.BadParameter(
+            f"{value:,.0f} bytes{suffix} is less than 1 {unit}{suffix}; did you mean {meant}?", param_hint=option
+        )
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from coe.cli.flags import bytes_of_text
+from coe.cli.flags import rate_of_text
 
 if TYPE_CHECKING:
     from coe.batch.planning.rates import Rates
@@ -25,7 +25,7 @@ def known_rates(
         rates = Rates() if like is None else rates_of_run(like, registry.snapshot())
     rates = replace(rates, mean_tokens={**profiled, **rates.mean_tokens})
     if load_rate is not None:
-        rates = replace(rates, load_bytes_per_s=bytes_of_text(load_rate, "--load-rate"))
+        rates = replace(rates, load_bytes_per_s=rate_of_text(load_rate, "--load-rate"))
     if tokens_per_s:
         rates = replace(rates, tokens_per_s=tokens_per_s, by_residency={})
     return rates

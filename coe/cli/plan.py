@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coe.cli.batch_budget import BudgetOptions, assignment_lines, points_table
-from coe.cli.flags import SERVICE_CONFIG, ServiceConfig, bytes_of_text
+from coe.cli.flags import SERVICE_CONFIG, ServiceConfig, rate_of_text
 from coe.cli.known_rates import known_rates
 from coe.cli.option_groups import with_option_groups
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
@@ -47,8 +47,8 @@ def plan(
         str | None,
         typer.Option(
             "--load-rate",
-            metavar="SIZE",
-            help="Bytes of weights loaded per second, e.g. 500MB (without a unit: bytes).",
+            metavar="SIZE/s",
+            help="Bytes of weights loaded per second, e.g. 500MB/s.",
         ),
     ] = None,
     tokens_per_s: Annotated[
@@ -130,7 +130,7 @@ def _plan_memory(
     from coe.cli.plan_memory import plan_memory, show_memory
 
     assert log is not None
-    rate = None if load_rate is None else bytes_of_text(load_rate, "--load-rate")
+    rate = None if load_rate is None else rate_of_text(load_rate, "--load-rate")
     record = plan_memory(
         config,
         log,

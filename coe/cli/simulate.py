@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coe.cli.flags import Seed, bytes_of_text
+from coe.cli.flags import Seed, bytes_of_text, rate_of_text
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import Progress, progress
 
@@ -169,7 +169,7 @@ def simulate(
         raise typer.BadParameter(f"{requests:,} is more than {MOST_REQUESTS:,}", param_hint="--requests")
     machine = Machine(
         int(bytes_of_text(device_bytes, "--device-bytes")),
-        bytes_of_text(bandwidth.removesuffix("/s"), "--bandwidth"),
+        rate_of_text(bandwidth, "--bandwidth"),
         load_fixed_s,
         prompt_rate,
         new_rate,
@@ -177,7 +177,7 @@ def simulate(
         shared=not separate,
         prefill_tokens=prefill_tokens,
         host_bytes=None if host_bytes is None else int(bytes_of_text(host_bytes, "--host-bytes")),
-        disk_bytes_per_s=bytes_of_text(disk_bandwidth.removesuffix("/s"), "--disk-bandwidth"),
+        disk_bytes_per_s=rate_of_text(disk_bandwidth, "--disk-bandwidth"),
     )
     comparison = Comparison(machine, aging_s, EVICTION[eviction], ttft_limit_s)
     if trace is not None:

@@ -116,4 +116,6 @@ def test_an_expert_that_fits_no_host_is_an_error_before_anything_runs(place: Pat
 def test_wrong_arguments_are_refused_in_words(place: Path) -> None:
     result = coe_plan("--load-rate", "fast")
     assert result.exit_code == 2 and "'fast' is no number of bytes above 0" in " ".join(result.stderr.split())
+    result = coe_plan("--load-rate", "500")
+    assert result.exit_code == 2 and "did you mean 500GB/s?" in " ".join(result.stderr.replace("│", " ").split())
     assert isinstance(coe_plan("--like", "nowhere").exception, RunFolderError)
