@@ -13,7 +13,6 @@ from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import Progress, progress
 
 if TYPE_CHECKING:
-    from coe.simulation.arrivals import Arrivals
     from coe.simulation.compare import Comparison
     from coe.simulation.workload import Workload
 
@@ -27,6 +26,8 @@ _COLUMNS = (
     ("good\nper s", "goodput_per_s", ",.3f"),
 )
 """Heading, field and format of each column."""
+_DEVICE_BYTES = 80 * 10**9
+"""Bytes for weights where neither an option nor a configuration states them."""
 
 
 def simulate(
@@ -44,7 +45,7 @@ def simulate(
             "--config",
             "-c",
             metavar="FILE",
-            help="Take the experts of this configuration, with their sizes; nothing else of it is used.",
+            help="Take the experts of this configuration, with their sizes, and the defaults of other options.",
         ),
     ] = None,
     experts: Annotated[
@@ -54,8 +55,13 @@ def simulate(
         str, typer.Option("--expert-bytes", metavar="SIZE", help="Bytes of a synthetic expert, e.g. 13.5GB.")
     ] = "13.5GB",
     device_bytes: Annotated[
-        str, typer.Option("--device-bytes", metavar="SIZE", help="Bytes for weights on the device, e.g. 80GB.")
-    ] = "80GB",
+        str | None,
+        typer.Option(
+            "--device-bytes",
+            metavar="SIZE",
+            help="Bytes for weights on the device; by default the budget of --config, without one 80GB.",
+        ),
+    ] = None,
     bandwidth: Annotated[
         str, typer.Option("--bandwidth", metavar="SIZE/s", help="Bytes of weights loaded per second, e.g. 55GB/s.")
     ] = "55GB/s",
@@ -116,12 +122,22 @@ def simulate(
         bool, typer.Option("--separate", help="Experts at work at the same time do not slow each other down.")
     ] = False,
     aging_s: Annotated[
-        float, typer.Option("--aging-s", metavar="S", min=0.0, help="`host.aging_s` of our scheduler.")
-    ] = 10.0,
+        float | None,
+        typer.Option(
+            "--aging-s",
+            metavar="S",
+            min=0.0,
+            help="`host.aging_s` of our scheduler; by default that of --config, without one 10.",
+        ),
+    ] = None,
     eviction: Annotated[
-        str,
-        typer.Option("--eviction", metavar="NAME", help="`host.eviction` of our scheduler: look-ahead, gdsf or lru."),
-    ] = "look-ahead",
+        str | None,
+        typer.Option(
+            "--eviction",
+            metavar="NAME",
+            help="`host.eviction` of our scheduler: look-ahead, gdsf or lru; by default as --aging-s.",
+        ),
+    ] = None,
     ttft_limit_s: Annotated[
         float, typer.Option("--ttft-limit", metavar="S", min=0.0, help="Seconds to the first token that count as good.")
     ] = 10.0,
@@ -147,8 +163,10 @@ def simulate(
     No weights are needed. The scheduler, the plans for room and the eviction policies are those of a host. Others are
     first come first served with LRU, CoServe's rule, and Belady's policy, which knows the future. TTFT is the time to
     the first token. `loads bound` is the fewest loads for the order in which a policy served its requests. `good per s`
-    counts requests whose first token came within --ttft-limit. Memory and speeds are those of the options.
+    counts requests whose first token came within --ttft-limit. Speeds are those of the options.
     """
+    from coe.cli.simulated_workload import largest_budget, registered_workload, synthetic_workload
+    from coe.config import Config, load_config
     from coe.memory.eviction import POLICIES as EVICTION
     from coe.simulation.arrivals import poisson, read_azure, read_decision_log
     from coe.simulation.compare import POLICIES, Comparison
@@ -163,12 +181,14 @@ def simulate(
             raise typer.BadParameter(f"{value:g} is not between 0.000001 and 1,000,000", param_hint=name)
     if seed < 0:
         raise typer.BadParameter(f"{seed} is negative", param_hint="--seed")
-    if eviction not in EVICTION:
+    if eviction is not None and eviction not in EVICTION:
         raise typer.BadParameter(f"{eviction!r} is none of {', '.join(EVICTION)}", param_hint="--eviction")
     if requests is not None and requests > MOST_REQUESTS:
         raise typer.BadParameter(f"{requests:,} is more than {MOST_REQUESTS:,}", param_hint="--requests")
+    service = Config() if config is None else load_config(config)
+    room = largest_budget(service) if device_bytes is None else int(bytes_of_text(device_bytes, "--device-bytes"))
     machine = Machine(
-        int(bytes_of_text(device_bytes, "--device-bytes")),
+        _DEVICE_BYTES if room is None else room,
         rate_of_text(bandwidth, "--bandwidth"),
         load_fixed_s,
         prompt_rate,
@@ -179,7 +199,8 @@ def simulate(
         host_bytes=None if host_bytes is None else int(bytes_of_text(host_bytes, "--host-bytes")),
         disk_bytes_per_s=rate_of_text(disk_bandwidth, "--disk-bandwidth"),
     )
-    comparison = Comparison(machine, aging_s, EVICTION[eviction], ttft_limit_s)
+    aging_s = service.host.aging_s if aging_s is None else aging_s
+    comparison = Comparison(machine, aging_s, EVICTION[eviction or service.host.eviction], ttft_limit_s)
     if trace is not None:
         arrivals = read_azure(trace, requests or MOST_REQUESTS)
     elif log is not None:
@@ -188,9 +209,9 @@ def simulate(
         arrivals = poisson(requests or 10_000, rate or 1.0, prompt_tokens, new_tokens, seed)
     if config is None:
         counts, size_bytes = _counts(experts), int(bytes_of_text(expert_bytes, "--expert-bytes"))
-        workloads = [_synthetic(arrivals, count, size_bytes, zipf, seed) for count in counts]
+        workloads = [synthetic_workload(arrivals, count, size_bytes, zipf, seed) for count in counts]
     else:
-        workloads = [_registered(arrivals, config, zipf, seed)]
+        workloads = [registered_workload(arrivals, service, config, zipf, seed)]
     records: list[dict[str, Any]] = []
     with progress() as shown:
         for workload in workloads:
@@ -218,30 +239,6 @@ def _counts(text: str) -> list[int]:
     if not all(1 <= count <= MOST_EXPERTS for count in counts):
         raise typer.BadParameter(f"numbers from 1 to {MOST_EXPERTS:,}", param_hint="--experts")
     return counts
-
-
-def _synthetic(arrivals: Arrivals, count: int, size_bytes: int, zipf: float, seed: int) -> Workload:
-    from coe.simulation.arrivals import by_name, by_zipf
-    from coe.simulation.workload import synthetic_experts
-
-    if arrivals.experts:
-        return by_name(arrivals, lambda name: (name,), dict.fromkeys(arrivals.experts, size_bytes))
-    return by_zipf(arrivals, *synthetic_experts(count, size_bytes), zipf, seed)
-
-
-def _registered(arrivals: Arrivals, path: Path, zipf: float, seed: int) -> Workload:
-    """The experts of a configuration; those of a log, else all by popularity, in the order of the configuration."""
-    from coe.config import load_config
-    from coe.experts import open_snapshot
-    from coe.simulation.arrivals import by_name, by_zipf
-    from coe.simulation.registered import registered_experts
-
-    residencies, bytes_of = registered_experts(open_snapshot(load_config(path)))
-    if not arrivals.experts:
-        return by_zipf(arrivals, list(residencies.values()), bytes_of, zipf, seed)
-    if unknown := sorted(set(arrivals.experts) - set(residencies)):
-        raise typer.BadParameter(f"experts of the log are not in {path}: {', '.join(unknown[:5])}", param_hint="--log")
-    return by_name(arrivals, residencies.__getitem__, bytes_of)
 
 
 def _at(

@@ -8,6 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from coe.cli.app import app
+from coe.memory.eviction import gdsf, look_ahead, lru
+from coe.simulation.compare import Comparison, Row
 
 SMALL = (
     "--requests",
@@ -97,6 +99,32 @@ def test_the_experts_of_a_configuration_have_their_sizes(tmp_path: Path) -> None
     log.write_text(json.dumps({**line, "expert": "gone"}) + "\n")
     refused = simulate(*SMALL, "--config", str(config), "--log", str(log), succeeds=False)
     assert "are not in" in refused.output and "gone" in refused.output
+
+
+def test_a_configuration_has_the_defaults_of_memory_and_scheduler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, float, object]] = []
+
+    def rows(self: Comparison, *_: object) -> list[Row]:
+        seen.append((self.machine.device_bytes, self.aging_s, self.eviction))
+        return []
+
+    monkeypatch.setattr(Comparison, "rows", rows)
+    config = tmp_path / "service.yaml"
+    experts = [f"  - {{name: e{n}, kind: model, source: 'fake://echo', size_bytes: 3000000}}\n" for n in range(3)]
+    (tmp_path / "experts.yaml").write_text("experts:\n" + "".join(experts))
+    host = "host: {budget: 4MB, aging_s: 3, eviction: lru}\n"
+    ours, own = (4_000_000, 3.0, lru), ("--device-bytes", "6MB", "--aging-s", "5", "--eviction", "gdsf")
+    for text, options, expected in (
+        (host, (), ours),
+        (f"{host}serve: {{pools: [{{name: a, budget: 8MB}}, {{name: b}}]}}\n", (), (8_000_000, *ours[1:])),
+        (host, own, (6_000_000, 5.0, gdsf)),
+        ("", (), (80 * 10**9, 10.0, look_ahead)),
+    ):
+        config.write_text(f"experts: [experts.yaml]\n{text}")
+        simulate("--config", str(config), "--requests", "9", *options)
+        assert seen.pop() == expected and not seen
 
 
 @pytest.mark.parametrize(
