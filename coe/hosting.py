@@ -14,10 +14,11 @@ from typing import Any, Final
 from coe.config import Config
 from coe.engines import create_engine, engine_kind, holds_weights
 from coe.engines.base import Engine
-from coe.errors import ConfigError
+from coe.errors import CoeError, ConfigError
 from coe.experts import locate, open_snapshot
 from coe.host import Host
 from coe.memory import POLICIES
+from registry.spelling import listing
 from registry.store import Snapshot
 
 FREE_SHARE = 0.8
@@ -54,8 +55,7 @@ async def open_host(
         kind_of=partial(engine_kind, on_cpu=config.engines.auto_on_cpu),
         clock=clock,
     )
-    for name, error in (await asyncio.to_thread(host.too_large)).items():
-        logger.warning("expert %r cannot be loaded here, and requests for it are refused: %s", name, error)
+    _warn_too_large(await asyncio.to_thread(host.too_large))
     unloading = asyncio.ensure_future(_unload_idle(host))
     try:
         yield host
@@ -63,6 +63,20 @@ async def open_host(
         unloading.cancel()
         await asyncio.gather(unloading, return_exceptions=True)
         await host.aclose()
+
+
+def _warn_too_large(errors: Mapping[str, CoeError]) -> None:
+    """One line, however many experts there are."""
+    if len(errors) == 1:
+        [(name, error)] = errors.items()
+        logger.warning("expert %r cannot be loaded here, and requests for it are refused: %s", name, error)
+    elif errors:
+        logger.warning(
+            "%d experts cannot be loaded here, and requests for them are refused: %s. The first: %s",
+            len(errors),
+            listing(map(repr, errors)),
+            next(iter(errors.values())),
+        )
 
 
 async def _unload_idle(host: Host) -> None:

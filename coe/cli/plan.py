@@ -15,6 +15,7 @@ from coe.cli.known_rates import known_rates
 from coe.cli.option_groups import with_option_groups
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.plan_memory import one_of
+from registry.spelling import listing
 
 if TYPE_CHECKING:
     from coe.batch.planning.plan import BatchPlan
@@ -175,10 +176,12 @@ def _show(planned: BatchPlan, record: Mapping[str, Any], *, to_stdout: bool) -> 
         for line in assignment_lines(record["joint"]):
             out.print(line, highlight=False, soft_wrap=True)
         out.print(points_table(record["joint"]))
-    for residency in record["memory"]["too_large"]:
-        needs, budget = planned.memory.needed(residency), record["memory"]["budget_bytes"]
-        text = f"{residency!r} needs {_size(needs)}, pins included; a host's budget is {_size(budget)}"
-        console.print(f"[bold red]error:[/] {text}: raise `host.budget`, or choose a smaller expert", highlight=False)
+    if too_large := record["memory"]["too_large"]:
+        most = max(planned.memory.needed(residency) or 0 for residency in too_large)
+        needs = f"needs {_size(most)}" if len(too_large) == 1 else f"need up to {_size(most)} each"
+        budget = _size(record["memory"]["budget_bytes"])
+        text = f"{listing(map(repr, too_large))} {needs}, pins included; a host's budget is {budget}"
+        console.print(f"[bold red]error:[/] {text}: raise `host.budget`, or choose smaller experts", highlight=False)
 
 
 def _table(number: int, stage: Mapping[str, Any], sizes: Mapping[str, int | None]) -> Any:

@@ -275,3 +275,16 @@ experts:
     assert problem["line"] == 4 and "the budget is 3 MiB" in problem["message"]
     unknown = one.replace("host: {budget: 2MiB}", "host: {}")
     assert check(write(tmp_path / "four", unknown, experts))["problems"] == []
+
+
+def test_experts_larger_than_one_budget_are_one_problem_with_their_names(tmp_path: Path) -> None:
+    lines = [
+        f'  - {{name: e{n:02}, kind: model, source: "fake://echo", size_bytes: {n}000000}}\n' for n in range(1, 16)
+    ]
+    config = "experts: [experts.yaml]\nhost: {budget: 2500}\npolicies: {default: {expert: e01}}\n"
+    pools = "serve: {pools: [{name: a, experts: [e15]}, {name: b, budget: 3MB}]}\n"
+    [problem] = check(write(tmp_path, config, "experts:\n" + "".join(lines)))["problems"]
+    assert "15 experts need more memory than the budget of 2,500 bytes, up to 14 MiB: 'e01'," in problem["message"]
+    assert "'e10' and 5 more. Requests for them are refused" in problem["message"] and problem["line"] == 2
+    [problem] = check(write(tmp_path, config + pools, "experts:\n" + "".join(lines)))["problems"]
+    assert problem["line"] == 4 and "12 experts need more memory than the budget of 3 MiB" in problem["message"]

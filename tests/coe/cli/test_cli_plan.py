@@ -110,7 +110,12 @@ def test_an_expert_that_fits_no_host_is_an_error_before_anything_runs(place: Pat
     Path("service.yaml").write_text(SERVICE.replace("2MiB", "1000000"))
     result = coe_plan()
     assert result.exit_code == 1
-    assert "'a' needs 1 MiB, pins included; a host's budget is 1,000,000 B" in " ".join(result.stderr.split())
+    shown = " ".join(result.stderr.split())
+    assert "'a', 'b' need up to 1 MiB each, pins included; a host's budget is 1,000,000 B" in shown
+    assert shown.count("error:") == 1
+    rows = Path("in.jsonl").read_text().splitlines(keepends=True)
+    Path("in.jsonl").write_text("".join(row for row in rows if '"b"' not in row))
+    assert "error: 'a' needs 1 MiB, pins included" in " ".join(coe_plan().stderr.split())
 
 
 def test_wrong_arguments_are_refused_in_words(place: Path) -> None:
