@@ -39,7 +39,7 @@ from coe.engines.fake_answers import (
     vectors_of,
 )
 from coe.engines.slots import LoadingSlot
-from coe.errors import EngineError, InvalidRequest, WeightsError
+from coe.errors import ConfigError, EngineError, InvalidRequest, WeightsError
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec
 
@@ -311,6 +311,13 @@ class FakeEngine:
         self._parked_bytes = parked_bytes or 0
         if parked_bytes is not None:
             self.capabilities = replace(self.capabilities, sleep=True)
+
+    def check_expert(self, spec: ExpertSpec) -> None:
+        """Raise ConfigError for a source whose behaviour or settings do not exist."""
+        try:
+            Behaviour.of(spec.source)
+        except WeightsError as error:
+            raise ConfigError(f"{spec.name!r} cannot be loaded: {error}") from error
 
     def footprint(self, spec: ExpertSpec) -> int:
         """The spec's `size_bytes`, 0 by default."""

@@ -33,6 +33,8 @@ SCHEME: Final = "fake"
 N_NUMBERS: Final = 16
 """Length of the vectors of fake experts."""
 _BEHAVIOURS: Final = ("echo", "upper", "script", "fail")
+_FAILS_AT: Final = ("load", "switch")
+_MOST_DIGITS: Final = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +49,42 @@ class Behaviour:
         """Parse a source; one that is not `fake://...` (a stand-in for real weights) echoes.
 
         Raises:
-            WeightsError: `fake://` with a behaviour that does not exist.
+            WeightsError: `fake://` with a behaviour or a setting that does not exist.
         """
-        url = urlsplit(source)
-        if url.scheme != SCHEME:
+        if not source.startswith(f"{SCHEME}://"):
             return cls("echo", {})
-        if url.netloc not in _BEHAVIOURS:
+        try:
+            url = urlsplit(source)
+        except ValueError as error:
+            raise WeightsError(f"{source!r} is not a fake expert: {error}") from error
+        if url.netloc not in _BEHAVIOURS or url.path.strip("/"):
             raise WeightsError(
                 f"{source!r} is not a fake expert; there are: {', '.join(f'fake://{b}' for b in _BEHAVIOURS)}"
             )
-        return cls(url.netloc, dict(parse_qsl(url.query, keep_blank_values=True)))
+        options = dict(parse_qsl(url.query, keep_blank_values=True))
+        if wrong := _wrong_option(url.netloc, options):
+            raise WeightsError(f"{source!r} is not a fake expert: {wrong}")
+        return cls(url.netloc, options)
 
     def answer(self, prompt: str, question: str) -> str:
         """The answer to a prompt whose last user message is `question`."""
         if self.name == "script":
             return script_answer(self.options, prompt, self.options.get("default", question))
         return question.upper() if self.name == "upper" else question
+
+
+def _wrong_option(name: str, options: Mapping[str, str]) -> str | None:
+    """What is wrong with the settings of a behaviour; a script may have any."""
+    for key, value in options.items() if name != "script" else ():
+        if name != "fail":
+            return f"{name} has no settings, and {key!r} is one"
+        if key == "at" and value not in _FAILS_AT:
+            return f"at must be one of {', '.join(_FAILS_AT)}, got {value!r}"
+        if key == "after" and not (value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS):
+            return f"after must be a number of tokens, got {value!r}"
+        if key not in ("at", "after"):
+            return f"fail has no setting {key!r}; there are: at, after"
+    return None
 
 
 def script_answer(script: Mapping[str, str], prompt: str, default: str) -> str:

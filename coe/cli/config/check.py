@@ -19,6 +19,7 @@ from registry.documents import Document, Loc, load_document, validate
 from registry.errors import InvalidSpec, Problem, RegistryError, UnknownExpert
 from registry.reconcile import check as check_experts
 from registry.spec import ExpertSpec, Kind
+from registry.spelling import listing
 from registry.store import Snapshot
 from routers.constraints import CHAT
 from routers.errors import RouterError
@@ -137,7 +138,7 @@ def _experts(
         known |= checked.experts
         findings.broken |= checked.broken
         if checked.absent:
-            text = f"downloaded from the Hugging Face hub at the first start: {', '.join(checked.absent)}"
+            text = f"downloaded from the Hugging Face hub at the first start: {listing(checked.absent)}"
             findings.notes.append(Problem(str(path), text))
         findings.notes += _missing_keys(experts, checked.experts)
     return Snapshot(0, known)
@@ -177,10 +178,11 @@ def _check_names(document: Document, config: Config, snapshot: Snapshot, finding
 
 
 def _check_engines(document: Document, config: Config, snapshot: Snapshot, findings: Findings) -> None:
-    """Engines that experts name, or that serve composed ones: they exist, and take their settings."""
+    """Engines that experts name, or that serve composed or fake ones: they exist, and take their settings."""
     experts_of: dict[str, list[str]] = {}
     for name, spec in snapshot.experts.items():
-        if spec.engine is not None or spec.kind is Kind.COMPOSED:
+        # The engines of other experts take seconds to import.
+        if spec.engine is not None or spec.kind is Kind.COMPOSED or spec.source.startswith("fake://"):
             experts_of.setdefault(engine_kind(spec), []).append(name)
     where: Loc = ("experts",) if config.experts else ("registry",)
     for kind, experts in experts_of.items():
@@ -189,7 +191,7 @@ def _check_engines(document: Document, config: Config, snapshot: Snapshot, findi
         try:
             engine = create_engine(kind, **settings)
         except CoeError as error:
-            findings.problems.append(document.problem(loc, f"engine of {', '.join(experts)}: {error}"))
+            findings.problems.append(document.problem(loc, f"engine of {listing(experts)}: {error}"))
             continue
         served = [spec for name, spec in snapshot.experts.items() if name in experts or spec.base in experts]
         findings.problems += [document.problem(where, why) for why in _refusals(engine, served)]

@@ -277,6 +277,26 @@ experts:
     assert check(write(tmp_path / "four", unknown, experts))["problems"] == []
 
 
+def test_fake_experts_that_cannot_be_loaded_are_problems(tmp_path: Path) -> None:
+    experts = """
+experts:
+  - {name: good, kind: model, source: "fake://script?paris=France&default=no"}
+  - {name: fails, kind: model, source: "fake://fail?after=2"}
+  - {name: one, kind: model, source: "fake://ehco"}
+  - {name: two, kind: model, engine: auto, source: "fake://echo?loud=1"}
+  - {name: three, kind: adapter, base: good, source: "fake://fail?at=start"}
+"""
+    found = check(write(tmp_path, "experts: [experts.yaml]\npolicies: {default: {expert: good}}\n", experts))
+    assert [problem["message"] for problem in found["problems"]] == [
+        "'one' cannot be loaded: 'fake://ehco' is not a fake expert; there are: fake://echo, fake://upper, "
+        "fake://script, fake://fail",
+        "'two' cannot be loaded: 'fake://echo?loud=1' is not a fake expert: echo has no settings, and 'loud' is one",
+        "'three' cannot be loaded: 'fake://fail?at=start' is not a fake expert: at must be one of load, switch, got "
+        "'start'",
+    ]
+    assert places(found) == [("coe.yaml", 1, "experts")] * 3
+
+
 def test_experts_larger_than_one_budget_are_one_problem_with_their_names(tmp_path: Path) -> None:
     lines = [
         f'  - {{name: e{n:02}, kind: model, source: "fake://echo", size_bytes: {n}000000}}\n' for n in range(1, 16)

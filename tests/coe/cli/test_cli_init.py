@@ -205,8 +205,12 @@ def test_an_adapter_whose_base_cannot_be_found(tmp_path: Path) -> None:
 
 
 def test_names_are_such_as_the_registry_takes(tmp_path: Path) -> None:
-    init("fake://echo", "fake://echo?x=1", "fake://auto", "--out", tmp_path)
-    assert list(experts_in(tmp_path)) == ["echo", "echo-2", "expert-auto"]
+    reserved = init("fake://auto", "--out", tmp_path / "reserved", ok=False).output  # written, and checked
+    assert (
+        list(experts_in(tmp_path / "reserved")) == ["expert-auto"] and "'fake://auto' is not a fake expert" in reserved
+    )
+    init("fake://script?x=1", "fake://script?x=2", "--out", tmp_path)
+    assert list(experts_in(tmp_path)) == ["script", "script-2"]
 
     async def ask() -> str:
         async with open_local(tmp_path / "coe.yaml") as system:

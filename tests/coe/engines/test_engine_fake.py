@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -123,8 +124,16 @@ async def test_failures_are_injected_where_the_source_says() -> None:
         await say("fake://fail?after=9", ask("a"))
     with pytest.raises(WeightsError, match="failed to load"):
         await say("fake://fail?at=load", ask("a"))
-    with pytest.raises(WeightsError, match="not a fake expert; there are: fake://echo"):
-        await say("fake://ehco", ask("a"))
+    for source, problem in {
+        "fake://ehco": "; there are: fake://echo",
+        "fake://echo/upper": "; there are: fake://echo",
+        "fake://[": ": Invalid IPv6 URL",
+        "fake://upper?x=1": ": upper has no settings, and 'x' is one",
+        "fake://fail?when=load": ": fail has no setting 'when'; there are: at, after",
+        "fake://fail?after=two": ": after must be a number of tokens, got 'two'",
+    }.items():
+        with pytest.raises(WeightsError, match=re.escape(f"{source!r} is not a fake expert{problem}")):
+            await say(source, ask("a"))
 
 
 async def test_closing_the_iterator_cancels_and_frees_the_place() -> None:
