@@ -106,6 +106,5 @@ class _CheckedFile(io.RawIOBase):
 
 
 def _digest(block: bytes) -> bytes:
-    return hashlib.sha256(block).digest()[
-        :_DIGEST_BYTES
-    ]  # twice as fast as BLAKE2 where the CPU has instructions for it
+    # Twice as fast as BLAKE2 where the CPU has instructions for it.
+    return hashlib.sha256(block).digest()[:_DIGEST_BYTES]
