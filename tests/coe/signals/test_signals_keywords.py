@@ -373,7 +373,7 @@ from registry.describe import describe
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 
-coe.signals.keywords.MAX_TOKENS, coe.signals.keywords.SAMPLES, coe.signals.keywords.OFTEN = 8, 2, 1
+coe.signals.keywords.MAX_TOKENS, coe.signals.keywords.SAMPLES, coe.signals.keywords.OFTEN = 8, 1, 1
 spec = describe(ExpertSpec(name="skills", kind=Kind.MODEL, source=sys.argv[1], version=1))
 engines = EnginesConfig(hf=HFConfig(device="cpu", dtype="float32", threads=1))
 reader = KeywordReader("skills", Snapshot(1, {"skills": spec}), engines)
