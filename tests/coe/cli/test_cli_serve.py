@@ -1,24 +1,20 @@
 """`coe serve`: mistakes are reported before anything starts, and Ctrl-C ends it at any moment.
 
-Ctrl-C under load is the last test of tests/coe/serve/test_serve_ray.py, which has a running service.
+Ctrl-C under load is the last test of tests/coe/serve/test_serve_ray.py, and SIGTERM under load that of
+tests/coe/serve/test_serve_gpus_ray.py: each has a running service.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import pytest
 from serve_process import CONTROLLER, READY_S, STOP_S, starting, until
@@ -202,37 +198,3 @@ def test_ctrl_c_while_ray_or_the_replicas_start_ends_in_time(tmp_path: Path, tit
         service.ctrl_c()
         assert service.ended() == 0
         assert service.screen.rstrip().endswith("stopped") and "Traceback" not in service.screen
-
-
-@pytest.mark.integration
-def test_sigterm_ends_it_as_ctrl_c_does(tmp_path: Path) -> None:
-    """A service manager sends it to the command alone. Ray's core would treat it as a crash.
-
-    Requests run whose answers take longer than all grace: their connections end, and no process is left.
-    """
-    config = CONFIG + "engines: {fake: {token_delay_s: 0.05}}\n"
-    with starting(tmp_path, config, EXPERTS) as service, ThreadPoolExecutor(40) as clients:
-        service.wait_for("Ctrl-C  stops")
-        body = {"model": "calm", "prompt": "word " * 2000, "max_tokens": 2000}
-        answers = [
-            clients.submit(_posted, f"{service.base_url}/completions", body | {"stream": i % 2 == 0}) for i in range(40)
-        ]
-        until(lambda: sum(host["busy"] for host in service.hosts()) > 0, 20)
-        time.sleep(1)
-        service.process.terminate()
-        assert service.ended(3 * STOP_S) == 0  # the machine may run other tests
-        assert service.screen.rstrip().endswith("stopped") and "SIGTERM" not in service.screen
-        for answer in answers:
-            assert b"[DONE]" not in answer.result(5)
-
-
-def _posted(url: str, body: dict[str, Any]) -> bytes:
-    """What comes of an answer until its connection ends."""
-    request = Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
-    try:
-        with urlopen(request, timeout=60) as response:
-            return bytes(response.read())
-    except HTTPError as error:
-        return bytes(error.read())
-    except (OSError, HTTPException):
-        return b""

@@ -1,18 +1,16 @@
-"""The GPUs that expert hosts ask Ray for, as shares of those there are; Ray counts them, so none is needed here."""
+"""The GPUs that expert hosts ask Ray for, as shares of those there are: the figures, without Ray.
+
+tests/coe/serve/test_serve_gpus_ray.py has services whose hosts get them.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
-import openai
-import parallel_engine
 import pytest
 import ray
 from pydantic import ValidationError
-from serve_process import ServeProcess, starting
 
 from coe.config import Config, PlacementConfig
 from coe.errors import ConfigError
@@ -180,7 +178,7 @@ def test_the_server_chooses_once_and_refuses_what_its_own_ray_lacks(
     monkeypatch.setattr(ray, "cluster_resources", lambda: gpus)
 
     def server(pool: str, joined: str = "null") -> Server:
-        (tmp_path / "experts.yaml").write_text(EXPERTS)
+        (tmp_path / "experts.yaml").write_text('experts: [{name: echo, kind: model, source: "fake://echo"}]')
         (tmp_path / "service.yaml").write_text(
             f"experts: [experts.yaml]\nserve: {{ray: {joined}, pools: [{{name: a, {pool}}}]}}\n"
         )
@@ -196,78 +194,3 @@ def test_the_server_chooses_once_and_refuses_what_its_own_ray_lacks(
     with pytest.raises(ConfigError, match="ask for 0.5 GPUs each, and Ray has 0"):
         asked(server("num_gpus: 0.5"))
     assert asked(server("num_gpus: 0.5", joined="auto")) == [0.5]
-
-
-EXPERTS = """
-experts:
-  - {name: echo, kind: model, source: "fake://echo", size_bytes: 1000}
-  - {name: upper, kind: model, source: "fake://upper", size_bytes: 1000}
-"""
-CONFIG = """
-experts: [experts.yaml]
-engines: {{fake: {{slots: 1, slot_bytes: 1000}}}}
-policies: {{default: {{expert: echo}}}}
-serve:
-  gateway: {{num_cpus: 0.1}}
-  pools:
-    - {{name: half, num_gpus: {half}, replicas: 2, budget: 2000, num_cpus: 0.1}}
-    - {{name: whole, num_gpus: 1, experts: [echo], budget: 2000, num_cpus: 0.1}}
-  log: {{folder: null}}
-"""
-TWO_GPUS = {"RAY_OVERRIDE_RESOURCES": '{"GPU": 2}'}
-
-
-def ask(service: ServeProcess, model: str, text: str) -> str:
-    with openai.OpenAI(base_url=service.base_url, api_key="none") as client:
-        answer = client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}])
-    return answer.choices[0].message.content or ""
-
-
-@pytest.mark.integration
-def test_hosts_share_the_gpus_that_ray_counts(tmp_path: Path) -> None:
-    """Declared GPUs: the machine needs none."""
-    with starting(tmp_path, CONFIG.format(half=0.5), EXPERTS, **TWO_GPUS) as service:
-        service.wait_for("Ctrl-C  stops")
-        hosts = service.hosts()
-        gpus = sorted((host["pool"], *host["gpus"]) for host in hosts)
-        [shared] = {gpu for pool, gpu in gpus if pool == "half"}
-        [whole] = [gpu for pool, gpu in gpus if pool == "whole"]
-        assert len(gpus) == 3 and {shared, whole} == {"0", "1"}
-        for model, answer in (("echo", "hi"), ("upper", "HI"), ("echo", "hi")):
-            assert ask(service, model, "hi") == answer
-        assert all(host["used_bytes"] <= 2000 for host in service.hosts())
-
-
-@pytest.mark.integration
-def test_a_service_that_asks_for_more_gpus_than_ray_has_ends_with_the_reason(tmp_path: Path) -> None:
-    with starting(tmp_path, CONFIG.format(half=2), EXPERTS, **TWO_GPUS) as service:
-        assert service.process.wait(100) != 0
-        assert "2 processes of the pool 'half' ask for 2 GPUs each, and Ray has 2" in " ".join(service.screen.split())
-
-
-PARALLEL = """
-experts: [experts.yaml]
-engines: {"parallel_engine:ParallelEngine": {tensor_parallel_size: 2}}
-policies: {default: {expert: large}}
-serve:
-  gateway: {num_cpus: 0.1}
-  pools: [{name: hosts, num_cpus: 0.1, budget: 2000}]
-  log: {folder: null}
-"""
-LARGE = """
-experts:
-  - {name: large, kind: model, source: "large://x", engine: "parallel_engine:ParallelEngine", size_bytes: 1000}
-"""
-
-
-@pytest.mark.integration
-def test_a_model_gets_its_gpus_from_ray_again_after_its_host_was_killed(tmp_path: Path) -> None:
-    """Both GPUs are the model's: a host that left one behind would keep its replacement waiting."""
-    support = str(Path(parallel_engine.__file__).parent)
-    paths = os.pathsep.join([support, *filter(None, [os.environ.get("PYTHONPATH")])])
-    with starting(tmp_path, PARALLEL, LARGE, **TWO_GPUS, PYTHONPATH=paths) as service:
-        service.wait_for("Ctrl-C  stops")
-        assert sorted(ask(service, "large", "hi").split()) == ["0", "1"]
-        [host] = service.parts("ray::ServeReplica:coe:hosts")
-        os.kill(host, signal.SIGKILL)
-        assert sorted(ask(service, "large", "hi").split()) == ["0", "1"]
