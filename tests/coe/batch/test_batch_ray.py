@@ -127,9 +127,10 @@ def test_interrupted_and_resumed(place: Path) -> None:
     assert results(place / "ray") == results(place / "one")
 
 
-def test_hosts_side_by_side_answer_the_same(place: Path) -> None:
+def test_hosts_side_by_side_on_shares_of_a_gpu_answer_the_same(place: Path) -> None:
+    """They get the GPUs that they ask for."""
     run(place / "service.yaml", place / "in.jsonl", place / "one")
-    service(place, more="batch: {hosts: {replicas: 2, num_cpus: 0.1, threads: 2}}\n")
+    service(place, more="batch: {hosts: {replicas: 2, num_cpus: 0.1, num_gpus: 0.5, threads: 2}}\n")
     found = on_ray(place, "ray")
     assert results(place / "ray") == results(place / "one")
     assert 2 <= sum(found["sessions"][0]["loads"].values()) <= 6
@@ -227,10 +228,7 @@ def hosts_with(num_gpus: float | None, replicas: int = 2) -> BatchConfig:
     return BatchConfig.model_validate({"hosts": {"replicas": replicas, "num_gpus": num_gpus}})
 
 
-def test_hosts_get_the_gpus_that_they_ask_for(place: Path) -> None:
-    run(place / "service.yaml", place / "in.jsonl", place / "one")
-    on_ray(place, "shared", batch=hosts_with(0.5))
-    assert results(place / "shared") == results(place / "one")
+def test_more_gpus_than_the_ray_of_a_run_has_are_refused(place: Path) -> None:
     with pytest.raises(BatchError, match=r"asks for 3 GPUs \(`batch.hosts.num_gpus`\), and Ray has 2"):
         on_ray(place, "too-many", batch=hosts_with(3))
 
