@@ -2,6 +2,7 @@
 
     spec          ExpertSpec: everything that is known of an expert without loading it
     store         Registry and its Snapshot, in SQL; stored_spec, database, schema, tables, migrations below it
+    references    bases and members of experts, checked
     reconcile     experts files: plan, show, apply in one transaction
     documents     any YAML, with line numbers; yaml_loader bounds it; json_text reads JSON
     sources       folders, GGUF files, the Hugging Face hub, endpoints; storage: COE_HOME, atomic writes

@@ -18,9 +18,10 @@ from registry.deltas.manifest import read_delta
 from registry.describe import adapter_facts, check_composed, check_delta_base, describe
 from registry.documents import Document, Loc, validate
 from registry.errors import InvalidSpec, Problem, RegistryError, SourceError
+from registry.references import check_references, check_servable, dependents
 from registry.sources import SourceKind, absolute_source, has_files, is_here, resolve, source_kind
 from registry.spec import ExpertSpec, Kind
-from registry.store import Registry, check_references, check_servable, dependents
+from registry.store import Registry
 
 Action = Literal["add", "update", "unchanged", "remove"]
 _ASSIGNED_BY_REGISTRY = ("version", "files", "trained_with", "restores")

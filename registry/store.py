@@ -11,7 +11,7 @@ open is noticed at the next use, and opened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
@@ -33,8 +33,9 @@ from registry.database import (
 from registry.digest import identity
 from registry.errors import RegistryError, StoreError, UnknownExpert
 from registry.profiles import AGGREGATION, ProfileRow, Profiles, read, record
+from registry.references import check_all_references, check_servable
 from registry.schema import is_current, prepare
-from registry.spec import COMPOSED_ARCHITECTURES, ONE_BASE_ARCHITECTURES, ONE_MODEL_ARCHITECTURES, ExpertSpec, Kind
+from registry.spec import ExpertSpec
 from registry.stored_spec import read_spec
 from registry.tables import experts as _experts
 from registry.tables import state as _state
@@ -255,7 +256,7 @@ def _change(connection: Connection, add: Sequence[ExpertSpec], remove: Sequence[
         raise UnknownExpert(unknown[0], current)
     after = {name: spec for name, spec in current.items() if name not in remove}
     changed = [spec for spec in add if spec.name not in after or not same_content(after[spec.name], spec)]
-    _check_all_references(after | {spec.name: spec for spec in add}, remove)
+    check_all_references(after | {spec.name: spec for spec in add}, remove)
     for spec in add:
         check_servable(spec)
     for name in remove:
@@ -269,11 +270,6 @@ def _change(connection: Connection, add: Sequence[ExpertSpec], remove: Sequence[
 def same_content(one: ExpertSpec, other: ExpertSpec) -> bool:
     """Whether two specs are equal except for their versions."""
     return one.model_copy(update={"version": None}) == other.model_copy(update={"version": None})
-
-
-def dependents(experts: Mapping[str, ExpertSpec], name: str) -> list[str]:
-    """Names of the experts that need `name`: its adapters, deltas from it, and compositions."""
-    return sorted(spec.name for spec in experts.values() if name in spec.references)
 
 
 def _insert(connection: Connection, spec: ExpertSpec) -> ExpertSpec:
@@ -296,79 +292,3 @@ def _of_now(current: Mapping[str, ExpertSpec], rows: Iterable[ProfileRow], *, ag
 def _current(connection: Connection) -> dict[str, ExpertSpec]:
     rows = connection.execute(select(_experts.c.spec).where(_experts.c.current).order_by(_experts.c.name)).scalars()
     return {spec.name: spec for spec in map(read_spec, rows)}
-
-
-def check_references(
-    spec: ExpertSpec, experts: Mapping[str, ExpertSpec], *, unsound: Collection[str] = (), where: str = "the registry"
-) -> None:
-    """Check that the base or members of an expert exist and are of a valid kind; names in `unsound` are skipped.
-
-    Raises:
-        UnknownExpert: a base or member does not exist.
-        RegistryError: a base is not a model, a member is composed or an embedding model, or members that need one model
-            have several.
-    """
-    for name in spec.references:
-        if name in unsound:
-            continue
-        if (found := experts.get(name)) is None:
-            raise UnknownExpert(name, experts, where=where)
-        if spec.kind is Kind.ADAPTER and found.kind is not Kind.MODEL:
-            raise RegistryError(
-                f"the base of {spec.name!r} must be a model, but {name!r} is of kind {found.kind.value!r}"
-            )
-        if spec.delta_base:
-            _check_delta_base(spec, found)
-            continue
-        if found.kind in (Kind.COMPOSED, Kind.EMBEDDING):
-            raise RegistryError(
-                f"{name!r}, a member of {spec.name!r}, is of kind {found.kind.value!r}, which cannot be a member"
-            )
-    if spec.kind is Kind.COMPOSED and not unsound:
-        _check_one_base(spec, [experts[name] for name in spec.members])
-
-
-def _check_delta_base(spec: ExpertSpec, base: ExpertSpec) -> None:
-    if base.kind is not Kind.MODEL or base.delta_base:
-        what = f"a difference from {base.delta_base!r} itself" if base.delta_base else f"of kind {base.kind.value!r}"
-        raise RegistryError(
-            f"the base of the delta {spec.name!r} must be a model with its own weights, but {base.name!r} is {what}"
-        )
-
-
-def _check_one_base(spec: ExpertSpec, members: Sequence[ExpertSpec]) -> None:
-    if spec.architecture in ONE_BASE_ARCHITECTURES:
-        needed, bases = "adapters of one base", {member.base for member in members}
-    elif spec.architecture in ONE_MODEL_ARCHITECTURES:
-        needed, bases = "one model and adapters of it", {member.base or member.name for member in members}
-    else:
-        return
-    if len(bases) > 1 or None in bases:
-        stated = ", ".join(
-            f"{member.name!r} is " + (f"an adapter of {member.base!r}" if member.base else f"a {member.kind.value}")
-            for member in members
-        )
-        raise RegistryError(f"the members of {spec.name!r} ({spec.architecture}) must be {needed}, but {stated}")
-
-
-def check_servable(spec: ExpertSpec) -> None:
-    """Refuse a composed expert that no engine serves at registration, not at its first call.
-
-    Raises:
-        RegistryError: the message says what to use instead.
-    """
-    if spec.kind is Kind.COMPOSED and spec.architecture not in COMPOSED_ARCHITECTURES:
-        served = ", ".join(COMPOSED_ARCHITECTURES) or "none"
-        raise RegistryError(
-            f"no engine serves the composed expert {spec.name!r} (architecture: {spec.architecture}; served: {served})."
-            " Register its members, and combine their answers by a policy of the configuration, whose `composition` is "
-            f"`vote`, `cascade`, `aggregate` or another of docs/compositions.md; it is called as `coe/{spec.name}`"
-        )
-
-
-def _check_all_references(experts: Mapping[str, ExpertSpec], removed: Sequence[str]) -> None:
-    for name in removed:
-        if name not in experts and (needed_by := dependents(experts, name)):
-            raise RegistryError(f"{name!r} cannot be removed: {', '.join(needed_by)} need it; remove these first")
-    for spec in experts.values():
-        check_references(spec, experts)

@@ -14,9 +14,9 @@ from coe.experts import locate
 from registry.deltas.manifest import MANIFEST, PAYLOAD, is_delta
 from registry.deltas.writing import Compression, write_delta
 from registry.describe import describe
+from registry.references import dependents
 from registry.sources import has_files, resolve
 from registry.spec import ExpertSpec, Kind
-from registry.store import dependents
 
 _TUNING_SHARE = 3
 """One row in so many chooses alpha; the others judge."""

@@ -1,6 +1,6 @@
 """Members of composed experts in the engine hf, and what compositions need of them: one set of checks and errors.
 
-Registration has refused members that are composed of others (`registry.store.check_references`).
+Registration has refused members that are composed of others (`registry.references.check_references`).
 """
 
 from __future__ import annotations
