@@ -205,6 +205,10 @@ class ServeConfig(Section):
     allowed_hosts: tuple[str, ...] | None = None
     """Values of the `Host` header that are served, such as `api.example.com`, `*.example.com` or `*`; others get HTTP
     403. null takes `localhost`, `host` and all IP addresses if `host` is a loopback address, else `*`."""
+    keys: Literal["auto", "required"] = "auto"
+    """Whether requests need an API key: `auto`, once `coe keys create` has made one; `required`, also before."""
+    insecure: bool = False
+    """Listen on an address other than 127.0.0.1 without any API key (`--insecure`)."""
     admin_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """Environment variable with the key that admin calls (`/admin/...`, `coe load`) must send; null accepts them
     without a key from this machine only, and none with `http: haproxy`."""

@@ -135,7 +135,7 @@ class Orchestrator:
 
     def route_each(self, queries: Sequence[Query], model: str = AUTO) -> list[Routed | RouterError | CoeError]:
         """Like `route`, with an error in place of each query that no expert can take. Raises UnknownModel."""
-        policy = address(model, self.policies, self.default_policy, self.snapshot)
+        policy = address(model, self.policies, self.default_policy, self.snapshot.experts)
         if policy is None:
             return [self._bypass(query, model) for query in queries]
         load_s = self._load_s() if policy.utility.latency_weight else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,6 @@ from coe.compose import Composition, Single
 from coe.errors import UnknownModel
 from registry.errors import UnknownExpert
 from registry.spec import RESERVED_PREFIX
-from registry.store import Snapshot
 from routers.base import Estimate, Query, Router
 from routers.conversation import Reads
 from routers.decision import Utility
@@ -52,7 +51,7 @@ class Always:
         return Estimate((self.expert,), np.ones((len(queries), 1)), reasons=reasons)
 
 
-def address(model: str, policies: Mapping[str, Policy], default: str, snapshot: Snapshot) -> Policy | None:
+def address(model: str, policies: Mapping[str, Policy], default: str, experts: Collection[str]) -> Policy | None:
     """The policy that `model` addresses (`auto`, `coe/<policy>`); None if it names an expert.
 
     Raises:
@@ -63,7 +62,7 @@ def address(model: str, policies: Mapping[str, Policy], default: str, snapshot: 
         if name not in policies:
             raise UnknownModel(str(UnknownExpert(name, policies, where="the configured policies")))
         return policies[name]
-    if model not in snapshot.experts:
-        names = [*snapshot.experts, AUTO, *(RESERVED_PREFIX + policy for policy in policies)]
+    if model not in experts:
+        names = [*experts, AUTO, *(RESERVED_PREFIX + policy for policy in policies)]
         raise UnknownModel(str(UnknownExpert(model, names)))
     return None

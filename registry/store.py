@@ -20,6 +20,7 @@ from typing import Self, TypeVar
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.engine import Connection
 
+from registry import keys as keys_of
 from registry.database import (
     FileIdentity,
     file_identity,
@@ -32,6 +33,7 @@ from registry.database import (
 )
 from registry.digest import identity
 from registry.errors import RegistryError, StoreError, UnknownExpert
+from registry.keys import ApiKey, KeySpec
 from registry.profiles import AGGREGATION, ProfileRow, Profiles, read, record
 from registry.references import check_all_references, check_servable
 from registry.schema import is_current, prepare
@@ -195,6 +197,34 @@ class Registry:
         with self._read() as connection:
             current, rows = _current(connection), read(connection)
         return _of_now(current, rows, aggregating=aggregating)
+
+    def create_api_key(self, spec: KeySpec, now: float) -> tuple[ApiKey, str]:
+        """Create an API key; return it, and its text, which is not stored.
+
+        Raises:
+            RegistryError: a key in use has that name, or there are too many keys.
+        """
+        key, text = ApiKey.made(spec, now)
+        self._write(lambda connection: keys_of.create(connection, key))
+        return key, text
+
+    def revoke_api_key(self, name: str, now: float) -> ApiKey:
+        """Revoke the API key in use with that id or name. Raises RegistryError if there is none."""
+        return self._write(lambda connection: keys_of.revoke(connection, name, now))
+
+    def api_keys(self) -> Sequence[ApiKey]:
+        """All API keys, expired and revoked ones included, in the order of their creation."""
+        with self._read() as connection:
+            return keys_of.read(connection)
+
+    def api_keys_revision(self) -> tuple[object, int]:
+        """A value that differs after every change of the keys; the number is 0 if there never was a key.
+
+        Raises:
+            StoreError: the database cannot be read now.
+        """
+        with self._read() as connection:
+            return self._file, keys_of.revision(connection)
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:

@@ -17,7 +17,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """The format of a database, stored in `registry_state.schema`; the migration step to it has the same number."""
 MAX_TEXT: Final = 256
 """The most characters of a skill or source, which an index of any database accepts."""
@@ -54,6 +54,16 @@ profiles = Table(
     Column("completion_tokens", Double, nullable=True),
     Column("seconds", Double, nullable=True),
     UniqueConstraint("expert", "identity", "source", "skill", name="uq_profiles"),
+)
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(12), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("revoked_at", Double, nullable=True),
+    Column("change", Integer, nullable=False, index=True),
 )
 
 alembic_version = Table(

@@ -213,7 +213,7 @@ def open_input(
     snapshot = open_snapshot(config)
     router = open_router(config, snapshot)
     if model != AUTO:  # without policies there is no default, but rows may name experts
-        policy = address(model, router.policies, config.default_policy, snapshot)
+        policy = address(model, router.policies, config.default_policy, snapshot.experts)
         if budget is not None and policy is not None:
             check_policy(policy, router.policies.values())
     if budget is not None:

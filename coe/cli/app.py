@@ -21,6 +21,7 @@ from coe.cli import (
     encoder,
     evaluate,
     interrupts,
+    keys,
     logs,
     outcomes,
     plan,
@@ -46,7 +47,7 @@ START, ASK, EXPERTS, MEASURE, ROUTERS, SERVE = "Start", "Ask", "Experts", "Measu
 # fmt: off
 _ORDER = (
     "init", "config", "doctor", "ask", "chat", "route", "registry", "latent", "eval", "outcomes", "profile", "router",
-    "encoder", "serve", "ps", "load", "unload", "plan", "simulate", "batch", "replay",
+    "encoder", "serve", "keys", "ps", "load", "unload", "plan", "simulate", "batch", "replay",
 )
 # fmt: on
 
@@ -85,6 +86,7 @@ app.command("profile", rich_help_panel=MEASURE)(profile.profile)
 app.add_typer(router_app, name="router", rich_help_panel=ROUTERS, help="Train, evaluate and compare routers.")
 app.add_typer(encoder.app, name="encoder", rich_help_panel=ROUTERS, help="Distill fast encoders for routers.")
 app.command("serve", rich_help_panel=SERVE)(serve.serve)
+app.add_typer(keys.app, name="keys", rich_help_panel=SERVE, help="API keys of a service.")
 app.command("ps", rich_help_panel=SERVE)(weights.ps)
 app.command("load", rich_help_panel=SERVE)(weights.load)
 app.command("unload", rich_help_panel=SERVE)(weights.unload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ from coe.cli.output import JsonTarget, console, emit_json
 from coe.cli.progress import status
 
 if TYPE_CHECKING:
-    from coe.config import ServeConfig
+    from coe.config import Config, ServeConfig
     from coe.serve.cluster.source import Source
 
 
@@ -36,6 +37,9 @@ def serve(
             "--ray", metavar="ADDRESS", help="Address of a Ray cluster ('auto'); by default a new Ray on this machine."
         ),
     ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen on an address that others reach, though there is no API key.")
+    ] = False,
     json: JsonTarget = None,
 ) -> None:
     """Serve the experts and policies of a configuration as an OpenAI-compatible endpoint; Ctrl-C stops it.
@@ -52,13 +56,14 @@ def serve(
 
         with status("reading the configuration, the registry and the routers"):
             place = with_placed_pools(lambda line: _say("placement", line))
-            source = Source(config, place, host=host, port=port, ray=ray)
+            source = Source(config, place, host=host, port=port, ray=ray, insecure=insecure or None)
+            valid = _valid_keys(source.config)
         with source, ExitStack() as running:
-            _warn_if_open(source.config.serve)
+            _warn_if_open(source.config.serve, valid)
             _warn_without_key(source.config.serve)
             with status("starting"):
                 server = running.enter_context(Server(source, _say))
-            _welcome(source)
+            _welcome(source, valid)
             emit_json(_document(source), json)
             server.watch(threading.Event())
     except KeyboardInterrupt:
@@ -76,17 +81,37 @@ def _document(source: Source) -> dict[str, Any]:
     }
 
 
-def _warn_if_open(settings: ServeConfig) -> None:
-    """Warn when machines other than this one can send requests: there are no keys."""
+def _valid_keys(config: Config) -> int | None:
+    """The number of valid API keys; None if requests need none.
+
+    Raises:
+        ConfigError: others could send requests to this machine, and need no key.
+    """
+    from coe.errors import ConfigError
+    from coe.serve.http.guard import is_loopback
+    from coe.serve.http.keyring import StoredKeys
+
+    settings = config.serve
+    keys = StoredKeys(config.registry).changed()
+    if keys or settings.keys == "required":
+        return sum(key.state(time.time()) == "active" for key in keys or ())
+    if not (settings.insecure or is_loopback(settings.host)):
+        raise ConfigError(
+            f"serve.host: {settings.host} is not a loopback address, and there is no API key: whoever reaches port "
+            f"{settings.port} could use every expert. Create a key (`coe keys create NAME`), listen on 127.0.0.1, or "
+            "start with --insecure where only a proxy that authenticates reaches this port (docs/serving.md)"
+        )
+    return None
+
+
+def _warn_if_open(settings: ServeConfig, valid: int | None) -> None:
+    """Warn when machines other than this one can send requests without a key, or nobody can."""
     from coe.serve.http.guard import is_loopback
 
-    if not is_loopback(settings.host):
-        _say(
-            "warning",
-            f"{settings.host} is not a loopback address, and the service has no keys: whoever reaches port "
-            f"{settings.port} can use every expert. Listen on 127.0.0.1, or let only a proxy that authenticates reach "
-            "this port (docs/serving.md)",
-        )
+    if valid is None and not is_loopback(settings.host):
+        _say("warning", f"whoever reaches port {settings.port} can use every expert: there is no API key (--insecure)")
+    if valid == 0:
+        _say("warning", "no API key is valid now: requests are refused until there is one (`coe keys create NAME`)")
 
 
 def _warn_without_key(settings: ServeConfig) -> None:
@@ -101,11 +126,13 @@ def _say(part: str, what: str) -> None:
     console.print(f"[bold]{part:>14}[/]  {escape(what)}", highlight=False, soft_wrap=True)
 
 
-def _welcome(source: Source) -> None:
+def _welcome(source: Source, valid: int | None) -> None:
     settings, catalog = source.config.serve, source.catalog
     policies = [f"coe/{name}" for name in catalog.policies]
     models = ", ".join((["auto"] if policies else []) + policies)
     _say("ready", f"{settings.url} for any OpenAI client")
     _say("models", f"{models}{' or ' if models else ''}one of {len(catalog.snapshot)} experts by name")
+    if valid is not None:
+        _say("keys", f"{valid} valid; a request needs one")
     _say("decisions", str(settings.log.folder or "are not logged"))
     _say("Ctrl-C", "stops")

@@ -63,15 +63,19 @@ class Parsed:
             for i in range(1, self.runs_each):
                 yield prompt, request if request.seed is None else replace(request, seed=_shifted(request.seed, i))
 
-    def query_among(self, experts: Collection[str]) -> Query:
+    def query_among(self, experts: Collection[str], *, others: bool = False) -> Query:
         """The query, restricted to the registered `experts` that are allowed and not excluded.
+
+        Args:
+            experts: those that the caller may know.
+            others: there are others, which may not answer.
 
         Raises:
             InvalidFields: an allowed or excluded expert, or that of the session, is not registered, or none is left.
         """
         previous = frozenset(() if self.query.previous is None else (self.query.previous,))
         if self.query.allowed is None and not self.exclude and not previous:
-            return self.query
+            return replace(self.query, allowed=frozenset(experts)) if others else self.query
         named = {
             "coe.experts": self.query.allowed or frozenset(),
             "coe.exclude": self.exclude,
@@ -84,16 +88,16 @@ class Parsed:
         ]
         if unknown:
             raise invalid([partial(unknown_expert, experts, *each) for each in unknown])
-        if not self.exclude:
+        if not self.exclude and not others:
             return self.query
         allowed = (self.query.allowed or frozenset(experts)) - self.exclude
         if not allowed:
             raise InvalidFields(FieldProblem("coe.exclude", "no_eligible_expert", "excludes every allowed expert"))
         return replace(self.query, allowed=allowed)
 
-    def queries_among(self, experts: Collection[str]) -> list[Query]:
+    def queries_among(self, experts: Collection[str], *, others: bool = False) -> list[Query]:
         """The query of each prompt, restricted like `query_among`."""
-        first = self.query_among(experts)
+        first = self.query_among(experts, others=others)
         if not self.others:
             return [first]
         conversations = map(conversation_of, self.requests)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from coe.compose.notes import in_order
@@ -46,15 +46,24 @@ def _outcome(outcome: Answer | Failure, logged_as: str | None) -> dict[str, Any]
 
 
 def model_list(
-    snapshot: Snapshot, policies: Iterable[str], created: int, residence: Mapping[str, Mapping[str, Any]] = _UNKNOWN
+    snapshot: Snapshot,
+    policies: Iterable[str],
+    created: int,
+    residence: Mapping[str, Mapping[str, Any]] = _UNKNOWN,
+    *,
+    auto: bool = True,
+    visible: frozenset[str] | None = None,
 ) -> dict[str, Any]:
     """The body of `/v1/models`: `auto`, policies, experts.
 
     Args:
         created: seconds since the epoch.
+        auto: the caller may ask the default policy.
+        visible: the experts that the caller may know; None: all.
         residence: by expert (`coe.protocol.residence`); experts without are not known to be in memory or not.
     """
-    names = (AUTO, *(RESERVED_PREFIX + policy for policy in policies), *snapshot.experts)
+    experts = [name for name in snapshot.experts if visible is None or name in visible]
+    names = (*([AUTO] if auto else []), *(RESERVED_PREFIX + policy for policy in policies), *experts)
     engines = capabilities(snapshot.experts)
     return {"object": "list", "data": [_model(name, snapshot, engines, created, residence) for name in names]}
 
@@ -83,8 +92,13 @@ def _model(
     return {"id": name, "object": "model", "created": created, "owned_by": OWNER, "coe": about}
 
 
-def route_body(id: str, routed: Routed, registry_version: int) -> dict[str, Any]:  # OpenAI's word  # noqa: A002
-    """The body of `/v1/route`: the decision and its inputs.
+def route_body(
+    id: str,  # OpenAI's word  # noqa: A002
+    routed: Routed,
+    registry_version: int,
+    visible: frozenset[str] | None = None,
+) -> dict[str, Any]:
+    """The body of `/v1/route`: the decision and its inputs, of the experts that the caller may know (None: all).
 
     `estimate` holds the expected quality (score in [0, 1]) and cost (USD) of each expert, null where unknown; it is
     null as a whole if the caller named the expert. `removed` and `doubtful` hold the constraint that excludes an expert
@@ -93,28 +107,31 @@ def route_body(id: str, routed: Routed, registry_version: int) -> dict[str, Any]
     utility that each other expert loses.
     """
     policy, eligible = routed.policy, routed.eligible
-    known = routed.inputs.estimate.experts if routed.inputs else ()
+    experts = routed.inputs.estimate.experts if routed.inputs else ()
+    known = {name: None for name in experts if visible is None or name in visible}  # in order
     return {
         "object": "coe.route",
         "id": id,
         "policy": policy.name if policy else None,
         "decision": decision_document(routed.decision),
-        "estimate": _estimate(routed.inputs.estimate) if routed.inputs else None,
+        "estimate": _estimate(routed.inputs.estimate, known) if routed.inputs else None,
         "allowed": sorted(routed.inputs.allowed) if routed.inputs else list(routed.decision.experts),
         "removed": {e: eligible.removed[e] for e in known if e in eligible.removed} if eligible else {},
         "doubtful": {e: eligible.doubtful[e] for e in known if e in eligible.doubtful} if eligible else {},
-        "prompt_tokens": dict(eligible.counted) if eligible else {},
-        "conversation": _conversation(routed.inputs) if routed.inputs else None,
+        "prompt_tokens": {e: n for e, n in eligible.counted.items() if visible is None or e in visible}
+        if eligible
+        else {},
+        "conversation": _conversation(routed.inputs, known) if routed.inputs else None,
         "router_digest": policy.router_digest if policy else None,
         "registry_version": registry_version,
     }
 
 
-def _conversation(inputs: DecisionInputs) -> dict[str, Any]:
-    return conversation_document(inputs.turns, inputs.switch, inputs.utility, inputs.estimate.experts)
+def _conversation(inputs: DecisionInputs, known: Iterable[str]) -> dict[str, Any]:
+    return conversation_document(inputs.turns, inputs.switch, inputs.utility, known)
 
 
-def _estimate(estimate: Estimate) -> dict[str, dict[str, float | None]]:
+def _estimate(estimate: Estimate, known: Collection[str]) -> dict[str, dict[str, float | None]]:
     costs = estimate.cost_usd
     return {
         expert: {
@@ -122,6 +139,7 @@ def _estimate(estimate: Estimate) -> dict[str, dict[str, float | None]]:
             "cost_usd": None if costs is None else _number(costs[0, j]),
         }
         for j, expert in enumerate(estimate.experts)
+        if expert in known
     }
 
 

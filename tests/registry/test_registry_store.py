@@ -15,6 +15,7 @@ from registry import database, store
 from registry.errors import RegistryError, StoreError, UnknownExpert
 from registry.spec import COMPOSED_ARCHITECTURES, ExpertSpec, Kind
 from registry.store import Registry, Snapshot
+from registry.tables import SCHEMA
 
 
 def spec(name: str, **fields: Any) -> ExpertSpec:
@@ -265,7 +266,7 @@ def test_a_registry_of_another_format(registry: Registry, coe_home: Path) -> Non
     with connection:
         connection.execute("UPDATE registry_state SET schema = 99")
     connection.close()
-    with pytest.raises(StoreError, match=r"format 99, here 2\): upgrade the program, or use another registry"):
+    with pytest.raises(StoreError, match=rf"format 99, here {SCHEMA}\): upgrade the program, or use another registry"):
         Registry()
 
 

@@ -22,6 +22,7 @@ from coe.serve.cluster.policies import Loaded, load_policies, load_what_loads
 from coe.serve.cluster.pool_client import PoolClient
 from coe.serve.decisions.log import DecisionLog
 from coe.serve.http.api import build_api
+from coe.serve.http.keyring import Keyring, StoredKeys
 from coe.serve.http.metrics import Metrics
 from coe.serve.http.service import Service
 from coe.signals.features import Signals
@@ -68,6 +69,7 @@ class Gateway:
             metrics=self._metrics,
             health=self._hosts.states,
             weights=self._hosts,
+            keyring=Keyring(StoredKeys(config.registry), required=settings.keys == "required"),
         )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -108,6 +108,7 @@ def _document(finished: Finished, texts: bool) -> dict[str, Any]:
         "time": datetime.fromtimestamp(finished.started_at, UTC).isoformat(timespec="microseconds"),
         "endpoint": finished.endpoint,
         "model": finished.model,
+        "key": finished.key,
         "policy": policy.name if policy else None,
         "router_digest": policy.router_digest if policy else None,
         "registry_version": finished.registry_version,

@@ -1,9 +1,10 @@
 """Admin calls: load and unload experts on a running service, and see what is in memory.
 
 They take names of registered experts and nothing else: what is loaded, and the command that is executed for it, comes
-from the registry. With `serve.admin_key_env` they are accepted with that key. Without, they must come from a program on
-this machine, which the address of the connection shows: so what a proxy has passed on is refused, and what a web page
-sends, since the address of its browser may be this machine's.
+from the registry. With `serve.admin_key_env` they are accepted with that key, and where the service has API keys, with
+one that may make them. Without any, they must come from a program on this machine, which the address of the connection
+shows: so what a proxy has passed on is refused, and what a web page sends, since the address of its browser may be this
+machine's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from coe.config import ServeConfig
 from coe.errors import CoeError, DeadlineExceeded, InvalidRequest, Unsupported
 from coe.protocol.errors import error_body
 from coe.serve.http.guard import is_allowed
+from coe.serve.http.keyring import keyed
 from coe.serve.http.refusals import AdminNotAllowed
 from coe.serve.http.service import Service, Weights
 from registry.errors import RegistryError
@@ -54,7 +56,7 @@ async def answered(
 
 async def load(service: Service, request: Request) -> Response:
     """Load the experts of `?expert=NAME&expert=...` together, on every host that serves them, and wait for it."""
-    weights = _admitted(service, request)
+    weights = await _admitted(service, request)
     names = _experts(service, request)
     async with _within(service):
         hosts = await weights.load(*names)
@@ -66,7 +68,7 @@ async def unload(service: Service, request: Request) -> Response:
 
     `&wait_s=SECONDS` waits that long for requests that use them; then, or without it, 409 says that they are in use.
     """
-    weights = _admitted(service, request)
+    weights = await _admitted(service, request)
     names, wait_s = _experts(service, request), _seconds(request, service.settings.deadline_s)
     async with _within(service):
         hosts = await weights.unload(*names, wait_s=wait_s)
@@ -75,7 +77,7 @@ async def unload(service: Service, request: Request) -> Response:
 
 async def residency(service: Service, request: Request) -> Response:
     """Budget, bytes in use and weights of every host."""
-    weights = _admitted(service, request)
+    weights = await _admitted(service, request)
     async with _within(service):
         hosts = [_residency_of(state) for state in await weights.states()]
     return JSONResponse({"object": "coe.residency", "hosts": hosts})
@@ -107,6 +109,17 @@ def check_allowed(settings: ServeConfig, client: str | None, headers: Mapping[st
         )
 
 
+def _has_key(settings: ServeConfig, headers: Mapping[str, str]) -> bool:
+    """Whether a request sends the key of `serve.admin_key_env`."""
+    if settings.admin_key_env is None:
+        return False
+    try:
+        _check_key(settings.admin_key_env, headers)
+    except AdminNotAllowed:
+        return False
+    return True
+
+
 def _check_key(variable: str, headers: Mapping[str, str]) -> None:
     key = os.environ.get(variable, "").strip()
     if not key:
@@ -130,9 +143,18 @@ def _is_loopback(client: str | None) -> bool:
     return address.is_loopback or (mapped is not None and mapped.is_loopback)
 
 
-def _admitted(service: Service, request: Request) -> Weights:
+async def _admitted(service: Service, request: Request) -> Weights:
+    """The weights that an admin call is about.
+
+    Raises:
+        AdminNotAllowed, Unauthorized, KeyNotAllowed: it is not accepted. Where there are API keys, it needs one for
+            admin calls, or that of `serve.admin_key_env`.
+    """
     headers = {name.lower(): value for name, value in request.headers.items()}
-    check_allowed(service.settings, None if request.client is None else request.client.host, headers)
+    if await service.keyring.required() and not _has_key(service.settings, headers):
+        await keyed(service.keyring, headers)
+    else:
+        check_allowed(service.settings, None if request.client is None else request.client.host, headers)
     if service.weights is None:
         raise Unsupported("this endpoint does not manage the memory of experts")
     return service.weights

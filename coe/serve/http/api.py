@@ -29,7 +29,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from coe.policy import address
 from coe.protocol.answers import ChatAnswer, TextAnswer
 from coe.protocol.embeddings import ParsedEmbedding, check_embeds, parse_embedding
 from coe.protocol.errors import INVALID, body_of
@@ -42,9 +41,10 @@ from coe.serve.http.call import error_response
 from coe.serve.http.choices import Choices
 from coe.serve.http.docs_page import CONTENT_POLICY, docs_page
 from coe.serve.http.embeddings import send_embeddings
-from coe.serve.http.exchange import Exchange
+from coe.serve.http.exchange import Exchange, headers_of
 from coe.serve.http.explained import decisions_body, explained
 from coe.serve.http.guard import guarded
+from coe.serve.http.refusals import KeyNotAllowed, KeysUnavailable, Unauthorized
 from coe.serve.http.service import Service
 
 Handle = Callable[[Exchange, bytes], Coroutine[Any, Any, None]]
@@ -95,6 +95,7 @@ class Post:
     async def _exchange(self, exchange: Exchange) -> None:
         try:
             async with self.service.within_deadline(exchange.call):
+                exchange.call.access = await self.service.keyring.access(exchange.headers)  # before the body is read
                 body = await exchange.read(self.service.uploads)
                 await exchange.unless_gone(self.handle(exchange, body))
         except ClientDisconnect:
@@ -144,23 +145,27 @@ async def route(service: Service, exchange: Exchange, body: bytes) -> None:
 
 
 async def models(service: Service, request: Request) -> Response:
-    """Every valid value of a request's `model`."""
-    orchestrator = service.orchestrator
+    """Every value of a request's `model` that its key may use."""
+    orchestrator, access = service.orchestrator, await service.keyring.access(request.headers)
     residence = service.weights.residence() if service.weights else {}
-    return JSONResponse(model_list(orchestrator.snapshot, orchestrator.policies, service.started_at, residence))
+    policies, visible = access.policies(orchestrator.policies), access.experts(orchestrator.snapshot)
+    auto = len(policies) == len(orchestrator.policies) or orchestrator.default_policy in policies
+    return JSONResponse(
+        model_list(orchestrator.snapshot, policies, service.started_at, residence, auto=auto, visible=visible)
+    )
 
 
 async def model(service: Service, request: Request) -> Response:
     """One model by id."""
     name, orchestrator = request.path_params["id"], service.orchestrator
-    address(name, orchestrator.policies, orchestrator.default_policy, orchestrator.snapshot)
+    (await service.keyring.access(request.headers)).check(name, orchestrator)
     residence = service.weights.residence() if service.weights else {}
     return JSONResponse(model_body(name, orchestrator.snapshot, service.started_at, residence))
 
 
 async def health(service: Service, request: Request) -> Response:
     """200 when requests can be answered, otherwise 503 with the problem."""
-    ok, about = await service.health()
+    ok, about = await service.health(all_of_it=await _may_watch(service, request))
     return JSONResponse(about, 200 if ok else 503)
 
 
@@ -168,6 +173,9 @@ async def metrics(service: Service, request: Request) -> Response:
     """Metrics in the Prometheus text format."""
     if service.metrics is None:
         raise HTTPException(404)
+    access = await service.keyring.access(request.headers)
+    if not access.metrics:
+        raise KeyNotAllowed(f"the key {access.id} may not read the metrics (`coe keys create NAME --metrics`)")
     page, content_type = await service.metrics.render()
     return Response(page, headers={"content-type": content_type})
 
@@ -180,6 +188,13 @@ async def openapi(request: Request) -> Response:
 async def docs(request: Request) -> Response:
     """The OpenAPI document as a page."""
     return Response(docs_page(), media_type="text/html", headers={"content-security-policy": CONTENT_POLICY})
+
+
+async def _may_watch(service: Service, request: Request) -> bool:
+    try:
+        return (await service.keyring.access(request.headers)).metrics
+    except (Unauthorized, KeysUnavailable):
+        return False
 
 
 def _parse_either(body: object) -> Parsed:
@@ -197,7 +212,7 @@ async def _guarded(
         raise
     except Exception as error:
         status, body = error_response(error, uuid4().hex, request.url.path)
-        return JSONResponse(body, status)
+        return JSONResponse(body, status, headers_of(error))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -16,7 +16,9 @@ from coe.protocol.parsed import Parsed
 from coe.routing import Routed
 from coe.seam import text_of
 from coe.serve.http.finished import Finished
+from coe.serve.http.keyring import OPEN, Access
 from coe.types import Answer, Failure
+from routers.base import Query
 
 CANCELLED = "cancelled"
 CLIENT_GONE = 499
@@ -30,6 +32,7 @@ class Call:
 
     Attributes:
         orchestrator: the one current at arrival; later changes of experts or policies do not affect this request.
+        access: what it may see and do, by its API key.
         admitted: how many answers of it count as in flight.
         decisions: of each prompt, once they are made. replies: of each prompt, `Parsed.runs_each` in a row.
         status: HTTP status sent; 0 before.
@@ -44,6 +47,7 @@ class Call:
     clock: Callable[[], float] = field(repr=False)
     ends: asyncio.Timeout = field(repr=False)
     deadline_s: float
+    access: Access = OPEN
     admitted: int = 0
     parsed: Parsed | None = None
     decisions: list[Routed] = field(default_factory=list)
@@ -57,6 +61,23 @@ class Call:
     def elapsed_s(self) -> float:
         """Seconds since arrival."""
         return self.clock() - self.started
+
+    @property
+    def visible(self) -> frozenset[str] | None:
+        """The experts that may answer it; None: all."""
+        return self.access.experts(self.orchestrator.snapshot)
+
+    def queries(self, parsed: Parsed, *, first: bool = False) -> list[Query]:
+        """The query of each prompt, or of the first one, restricted to the experts that it allows and may use.
+
+        Raises:
+            InvalidFields: it names experts that it does not know.
+        """
+        visible = self.visible
+        known = self.orchestrator.snapshot.experts if visible is None else visible
+        if first:
+            return [parsed.query_among(known, others=visible is not None)]
+        return parsed.queries_among(known, others=visible is not None)
 
     @property
     def experts(self) -> list[str]:
@@ -92,6 +113,7 @@ class Call:
                 id=self.id_of(i),
                 endpoint=self.endpoint,
                 model=parsed.model if parsed else "",
+                key=self.access.id,
                 routed=self.decisions[i] if self.decisions else None,
                 expert=replies[0].expert if replies else None,
                 answer=_together([reply.answer for reply in replies]),

@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from coe.protocol.errors import retry_after_s
 from coe.serve.http.call import Call
 from coe.serve.http.json_body import JsonBody
-from coe.serve.http.refusals import BodyTimeout, UnsupportedMediaType
+from coe.serve.http.refusals import BodyTimeout, Unauthorized, UnsupportedMediaType
 from coe.serve.http.uploads import Uploads
 
 T = TypeVar("T")
@@ -35,8 +35,8 @@ class Exchange:
 
     def __init__(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         self.call = call
-        self._headers = Headers(scope=scope)
-        self.debug = self._headers.get("x-coe-debug", "").lower() in ("true", "1")
+        self.headers = Headers(scope=scope)
+        self.debug = self.headers.get("x-coe-debug", "").lower() in ("true", "1")
         self._scope, self._receive, self._send = scope, receive, send
         self._streaming = False
 
@@ -48,8 +48,8 @@ class Exchange:
             RequestTooLarge, BodyTimeout, Overloaded: as `Uploads.read`.
             ClientDisconnect: the client disconnected.
         """
-        check_media(self._headers.get("content-type", ""), self._headers.get("content-encoding", ""))
-        length = self._headers.get("content-length", "")
+        check_media(self.headers.get("content-type", ""), self.headers.get("content-encoding", ""))
+        length = self.headers.get("content-length", "")
         return await uploads.read(self._message, int(length[:20]) if length.isdecimal() else None)
 
     async def json(self, body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> None:
@@ -79,9 +79,7 @@ class Exchange:
         sent = self.call.status
         status, body = self.call.failed(error)
         if not sent:
-            seconds = retry_after_s(error)
-            headers = {} if seconds is None else {"retry-after": str(seconds)}
-            await self.json(body, status, headers | ({"connection": "close"} if isinstance(error, BodyTimeout) else {}))
+            await self.json(body, status, headers_of(error))
         elif self._streaming:
             self._streaming = False
             await self._send({"type": "http.response.body", "body": _event(body), "more_body": False})
@@ -114,6 +112,16 @@ class Exchange:
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         return message
+
+
+def headers_of(error: Exception) -> dict[str, str]:
+    """The headers of an error's response: when to try again, which credentials are wanted, or that it is the last."""
+    headers = {} if (seconds := retry_after_s(error)) is None else {"retry-after": str(seconds)}
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, BodyTimeout):
+        headers["connection"] = "close"
+    return headers
 
 
 def check_media(content_type: str, content_encoding: str) -> None:

@@ -12,7 +12,9 @@ from coe.serve.http.exchange import Exchange
 def decisions_body(call: Call) -> dict[str, Any]:
     """The decision and its inputs; those of further prompts in a field `others`."""
     version = call.orchestrator.snapshot.version
-    first, *others = [route_body(call.id_of(i), routed, version) for i, routed in enumerate(call.decisions)]
+    first, *others = [
+        route_body(call.id_of(i), routed, version, call.visible) for i, routed in enumerate(call.decisions)
+    ]
     return {**first, "others": others} if others else first
 
 

@@ -17,6 +17,7 @@ class Finished:
         id: id of the decision; also in the answer's headers and in the log.
         endpoint: path, such as "/v1/chat/completions".
         model: as requested.
+        key: id of the API key; None without one.
         routed: None if the request was refused before a decision.
         expert: the expert that answered or had started to; differs from the decision if the fallback answered.
         answer: the whole answer, with the usage of all expert calls; None if there is none.
@@ -45,6 +46,7 @@ class Finished:
     first_s: float | None
     total_s: float
     done: Mapping[str, Answer | Failure] = field(default_factory=dict)
+    key: str | None = None
 
     @property
     def gateway_s(self) -> float | None:

@@ -5,13 +5,17 @@ InvalidRequest
 ├── HeadersTooLarge        URL and headers exceed the limit
 ├── HostNotAllowed         the `Host` header names another site
 ├── OriginNotAllowed       a page of another site sent the request
+├── Unauthorized           no API key, or one that is not valid (401)
+├── KeyNotAllowed          the API key may not make this call
 ├── AdminNotAllowed        an admin call without the key, or without a key from another machine
 └── BodyTimeout            the body did not arrive in time; the connection is closed
+
+KeysUnavailable            the API keys cannot be read (503)
 """
 
 from __future__ import annotations
 
-from coe.errors import InvalidRequest
+from coe.errors import CoeError, InvalidRequest
 
 
 class UnsupportedMediaType(InvalidRequest, status=415, code="unsupported_media_type"):
@@ -28,6 +32,18 @@ class HostNotAllowed(InvalidRequest, status=403, code="host_not_allowed"):
 
 class OriginNotAllowed(InvalidRequest, status=403, code="origin_not_allowed"):
     """The `Origin` header is neither this endpoint's own nor a configured one."""
+
+
+class Unauthorized(InvalidRequest, status=401, code="invalid_api_key"):
+    """The request has no API key of this service, or one that is revoked or expired."""
+
+
+class KeyNotAllowed(InvalidRequest, status=403, code="key_not_allowed"):
+    """The API key of the request may not make this call."""
+
+
+class KeysUnavailable(CoeError, status=503, code="keys_unavailable", retryable=True, internal=False):
+    """The API keys could not be read for too long."""
 
 
 class AdminNotAllowed(InvalidRequest, status=403, code="admin_not_allowed"):

@@ -25,6 +25,7 @@ from coe.routing import Routed
 from coe.serve.http.call import CANCELLED, Call
 from coe.serve.http.choices import interleaved
 from coe.serve.http.finished import Finished
+from coe.serve.http.keyring import Keyring
 from coe.serve.http.large_bodies import LargeBodies
 from coe.serve.http.micro_batch import MicroBatch
 from coe.serve.http.uploads import Uploads
@@ -96,6 +97,7 @@ class Service:
             by the API.
         health: returns the state of every expert host; None if experts run in this process.
         weights: those of the hosts, for `/v1/models` and admin calls; None: nothing is known of them.
+        keyring: the API keys; None: there are none.
         clock: monotonic seconds; wall: seconds since the epoch.
     """
 
@@ -108,10 +110,12 @@ class Service:
         metrics: Metrics | None = None,
         health: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None,
         weights: Weights | None = None,
+        keyring: Keyring | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.orchestrator, self.settings, self.metrics, self.weights = orchestrator, settings, metrics, weights
+        self.keyring = Keyring() if keyring is None else keyring
         self.started_at = int(wall())
         self.uploads = Uploads(settings)
         self._large = LargeBodies(settings.max_uploads_bytes)
@@ -196,13 +200,15 @@ class Service:
         """Parse the body of a call, then admit the call.
 
         Raises:
-            InvalidRequest: `parse` refuses the body, it is not JSON within the bounds, or it names unknown experts.
+            InvalidRequest: `parse` refuses the body, it is not JSON within the bounds, or it names unknown experts, or
+                such as its key may not use.
             Overloaded: as `admit`, or too many large bodies are waiting.
         """
 
         def known(value: object) -> Parsed:
             call.parsed = parse(value)
-            call.parsed.query_among(call.orchestrator.snapshot.experts)  # names take time too: there may be thousands
+            call.access.check(call.parsed.model, call.orchestrator)
+            call.queries(call.parsed, first=True)  # names take time too: there may be thousands
             return call.parsed
 
         parsed = await self._large.parse(body, known)
@@ -217,7 +223,7 @@ class Service:
         """
         call.parsed = parsed
         self._shorten(call, parsed.request.deadline_s)
-        queries = parsed.queries_among(call.orchestrator.snapshot.experts)
+        queries = call.queries(parsed)
         long = len(queries) > 1 or call.orchestrator.may_count(queries[0])
         routing = [self._batch.route(call.orchestrator, query, parsed.model, long=long) for query in queries]
         call.decisions = [await routing[0]] if len(routing) == 1 else await asyncio.gather(*routing)
@@ -244,8 +250,8 @@ class Service:
                     call.first_s = call.elapsed_s
                 yield index, chunk
 
-    async def health(self) -> tuple[bool, dict[str, Any]]:
-        """Whether requests can be answered now, and the body of `/health`."""
+    async def health(self, *, all_of_it: bool = True) -> tuple[bool, dict[str, Any]]:
+        """Whether requests can be answered now, and the body of `/health`: to strangers, that alone and the problem."""
         orchestrator = self.orchestrator
         about: dict[str, Any] = {
             "registry_version": orchestrator.snapshot.version,
@@ -261,7 +267,8 @@ class Service:
             except Exception as error:
                 logger.warning("the expert hosts do not respond", exc_info=error)
                 problem = "the expert hosts do not respond"
-        return problem is None, {"status": "ok" if problem is None else "unavailable", "problem": problem, **about}
+        said = {"status": "ok" if problem is None else "unavailable", "problem": problem}
+        return problem is None, said | about if all_of_it else said
 
     def _shorten(self, call: Call, deadline_s: float | None) -> None:
         """Apply the request's own deadline: it counts from arrival and never exceeds that of the service."""

@@ -23,6 +23,8 @@ from coe.cli import app, entry, interrupts
 from coe.cli.app import main
 from coe.serve.cluster.catalog import Catalog
 from coe.serve.cluster.source import Source
+from registry.keys import KeySpec
+from registry.store import Registry
 
 EXPERTS = """
 experts:
@@ -114,16 +116,30 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(run: Callable[..., 
     assert "Address already in use" in ended.screen and "--port" in ended.screen
 
 
+REFUSED = "is not a loopback address, and there is no API key"
+
+
 @pytest.mark.parametrize(
     ("host", "warned"), [("0.0.0.0", 1), ("127.0.0.1", 0), ("127.9.9.9", 0), ("localhost", 0), ("203.0.113.7", 1)]
 )
-def test_an_address_that_others_can_reach_gets_one_warning(run: Callable[..., Ended], host: str, warned: int) -> None:
+def test_an_address_that_others_reach_needs_a_key_or_a_word(run: Callable[..., Ended], host: str, warned: int) -> None:
     with socket.socket() as other:
         other.bind(("0.0.0.0", 0))
         other.listen()
-        ended = run(CONFIG, "--host", host, "--port", str(other.getsockname()[1]))
-    assert ended.screen.count("is not a loopback address, and the service has no keys") == warned
-    assert ended.screen.count("warning") == warned and "cannot be listened on" in ended.screen
+        listen = ("--host", host, "--port", str(other.getsockname()[1]))
+        ended = run(CONFIG, *listen)
+        assert ended.status == 1 and (f"{host} {REFUSED}" in " ".join(ended.screen.split())) is bool(warned)
+        assert ("cannot be listened on" in ended.screen) is not bool(warned)
+        if not warned:
+            return
+        told = run(CONFIG, *listen, "--insecure")
+        assert told.screen.count("warning") == 1 and "can use every expert" in told.screen
+        with Registry() as registry:
+            registry.create_api_key(KeySpec(name="ada"), time.time())
+        keyed = run(CONFIG, *listen)
+    for ended in (told, keyed):
+        assert REFUSED not in ended.screen and "cannot be listened on" in ended.screen
+    assert "warning" not in keyed.screen
 
 
 def test_an_address_that_is_not_of_this_machine_is_said_too(run: Callable[..., Ended]) -> None:
