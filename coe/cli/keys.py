@@ -83,7 +83,7 @@ def create(
 def list_keys(registry: RegistryUrl = None, json: JsonTarget = None) -> None:
     """List the API keys: what each may be used for, and whether it is valid."""
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from registry.keys import shown_time
     from registry.store import Registry
@@ -92,7 +92,7 @@ def list_keys(registry: RegistryUrl = None, json: JsonTarget = None) -> None:
     with Registry(registry) as store:
         keys = store.api_keys()
     if json != "-":
-        table = Table("id", "name", "state", "experts", "policies", "may also", "created", "ends")
+        table = Table(Column("id", no_wrap=True), "name", "state", "experts", "policies", "may also", "created", "ends")
         for key in keys:
             spec = key.spec
             may = ", ".join(what for what, allowed in (("admin", spec.admin), ("metrics", spec.metrics)) if allowed)
@@ -137,4 +137,6 @@ def _shown(patterns: tuple[str, ...] | None) -> str:
 def _unmatched(patterns: list[str], experts: Any) -> list[str]:
     from registry.keys import matches
 
+    if not experts:  # they may be in files
+        return []
     return [pattern for pattern in patterns if not any(matches(name, (pattern,)) for name in experts)]

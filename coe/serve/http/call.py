@@ -19,6 +19,7 @@ from coe.serve.http.finished import Finished
 from coe.serve.http.keyring import OPEN, Access
 from coe.types import Answer, Failure
 from routers.base import Query
+from routers.errors import NoEligibleExpert
 
 CANCELLED = "cancelled"
 CLIENT_GONE = 499
@@ -78,6 +79,16 @@ class Call:
         if first:
             return [parsed.query_among(known, others=visible is not None)]
         return parsed.queries_among(known, others=visible is not None)
+
+    def discreet(self, error: NoEligibleExpert) -> NoEligibleExpert:
+        """The error, or one in its place that names no expert which the caller may not know."""
+        visible, text = self.visible, str(error)
+        if visible is None or not any(name in text for name in self.orchestrator.snapshot if name not in visible):
+            return error
+        return NoEligibleExpert(
+            f"no expert that the key {self.access.id} may use can answer this request by this policy",
+            constraints=error.constraints,
+        )
 
     @property
     def experts(self) -> list[str]:

@@ -30,6 +30,7 @@ from coe.serve.http.large_bodies import LargeBodies
 from coe.serve.http.micro_batch import MicroBatch
 from coe.serve.http.uploads import Uploads
 from coe.types import Chunk
+from routers.errors import NoEligibleExpert
 
 RECENT = 0.1
 """Weight of the latest request in the running mean of seconds per request."""
@@ -226,7 +227,10 @@ class Service:
         queries = call.queries(parsed)
         long = len(queries) > 1 or call.orchestrator.may_count(queries[0])
         routing = [self._batch.route(call.orchestrator, query, parsed.model, long=long) for query in queries]
-        call.decisions = [await routing[0]] if len(routing) == 1 else await asyncio.gather(*routing)
+        try:
+            call.decisions = [await routing[0]] if len(routing) == 1 else await asyncio.gather(*routing)
+        except NoEligibleExpert as error:
+            raise call.discreet(error) from error
         call.route_s = call.elapsed_s
         return call.decisions
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import openai
 import pytest
-from api_server import Gateway, gateway
+from api_server import Gateway, Words, gateway
 
+from coe.policy import Policy
 from coe.serve.http.keyring import REFRESH_S, STALE_S, WAIT_S, Keyring, StoredKeys
 from coe.serve.http.refusals import KeysUnavailable, Unauthorized
 from registry.errors import StoreError
@@ -121,6 +122,16 @@ async def test_a_key_sees_its_experts_and_policies_only(url: str) -> None:
         assert code(named) == (400, "unknown_expert")
         excluded = await post(there, bearer(text), model="auto", coe={"exclude": ["upper"]})
         assert excluded.headers["x-coe-expert"] == "short"
+
+
+async def test_a_policy_whose_router_knows_none_of_its_experts_tells_no_names(url: str) -> None:
+    """Without a key the error lists what the router knows."""
+    text = create(url, experts=("upper",))
+    policies = {"default": Policy("default", Words(("echo", "short")))}
+    async with gateway(keyring=Keyring(StoredKeys(url)), policies=policies) as there:
+        refused = await post(there, bearer(text), model="auto")
+        assert code(refused) == (400, "no_eligible_expert")
+        assert "echo" not in refused.text and "short" not in refused.text
 
 
 async def test_the_default_policy_is_no_way_around(url: str) -> None:
