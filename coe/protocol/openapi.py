@@ -40,7 +40,8 @@ _HEADERS: Final = {
 }
 _ERRORS: Final = {
     400: "The request is wrong: `message` lists every problem with its field.",
-    403: "The host or origin is not allowed.",
+    401: "The service has API keys, and the request has none that is valid.",
+    403: "The host, the origin or this use of the API key is not allowed.",
     404: "No such endpoint or model.",
     408: "The body arrived too slowly.",
     409: "Requests use the weights, or they are pinned.",
@@ -68,7 +69,11 @@ def openapi_document() -> dict[str, Any]:
             "`auto` (the default policy routes), `coe/<policy>`, or the name of an expert.",
         },
         "paths": _paths(),
-        "components": {"schemas": {**_request_schemas(), **SCHEMAS}},
+        "components": {
+            "schemas": {**_request_schemas(), **SCHEMAS},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"key": []}, {}],  # a service without keys needs none
     }
 
 
@@ -127,6 +132,7 @@ def _paths() -> dict[str, Any]:
                 "summary": "Metrics in the Prometheus text format",
                 "responses": {
                     "200": {"description": "The metrics", "content": {"text/plain": {"schema": {"type": "string"}}}},
+                    **_errors(401, 403, 503),
                     "404": _json("Metrics are switched off", _ref("Error")),
                 },
             }
@@ -188,7 +194,7 @@ def _reading(name: str, summary: str, schema: Mapping[str, Any], *errors: int) -
     return {
         "operationId": name,
         "summary": summary,
-        "responses": {"200": _json(summary, schema), **_errors(403, 500, 503, *errors)},
+        "responses": {"200": _json(summary, schema), **_errors(401, 403, 500, 503, *errors)},
     }
 
 
@@ -207,7 +213,7 @@ def _managing(name: str, summary: str, *parameters: Mapping[str, Any]) -> dict[s
         "parameters": [experts, *parameters],
         "responses": {
             "200": _json("Done; what each host says", _ref("HostList")),
-            **_errors(400, 403, 404, 409, 429, 500, 501, 502, 503, 504),
+            **_errors(400, 401, 403, 404, 409, 429, 500, 501, 502, 503, 504),
         },
     }
 

@@ -77,6 +77,21 @@ async def test_every_endpoint_but_those_that_say_nothing_needs_a_key(url: str) -
         assert code(await there.http.post("/admin/load?expert=echo", headers=bearer(text))) == (403, "key_not_allowed")
 
 
+async def test_the_openapi_document_says_that_a_key_may_be_needed_and_what_comes_without(url: str) -> None:
+    create(url)
+    async with gateway(keyring=Keyring(StoredKeys(url)), metrics=Page()) as there:
+        document = (await there.http.get("/openapi.json")).json()
+        assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+        assert document["security"] == [{"key": []}, {}]
+        open_to_all = {"/health", "/openapi.json", "/docs"}
+        for path, methods in document["paths"].items():
+            [[method, said]] = methods.items()
+            if path in open_to_all:
+                continue
+            status = (await there.http.request(method, path.replace("{id}", "echo"), json={})).status_code
+            assert status == 401 and "401" in said["responses"], path
+
+
 async def test_an_admin_key_makes_admin_calls_and_one_for_metrics_reads_them(url: str) -> None:
     admin, watcher = create(url, "root", admin=True), create(url, "watch", metrics=True)
     async with gateway(keyring=Keyring(StoredKeys(url)), metrics=Page()) as there:
