@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         InvalidRequest,
         LoadFailing,
         NotAllowed,
+        NotServedHere,
         OutOfMemory,
         Overloaded,
         PolicyUnavailable,
@@ -135,6 +136,7 @@ __all__ = [
     "LoadingEngine",
     "Message",
     "NotAllowed",
+    "NotServedHere",
     "Orchestrator",
     "OutOfMemory",
     "Overloaded",
@@ -180,8 +182,9 @@ _ROOMS = {
     "coe.engines": "ENGINES Adapter Capabilities Engine Expert LoadingEngine ShapeKey Slot SlotEngine create_engine",
     "coe.errors": (
         "Abstained BudgetExceeded CoeError CompositionError ConfigError ContextLengthExceeded DeadlineExceeded "
-        "EngineError HostLost InUse InvalidRequest LoadFailing NotAllowed OutOfMemory Overloaded PolicyUnavailable "
-        "Rejected RemoteError RoutingFailed Scope TaskError TemplateError UnknownModel Unsupported WeightsError"
+        "EngineError HostLost InUse InvalidRequest LoadFailing NotAllowed NotServedHere OutOfMemory Overloaded "
+        "PolicyUnavailable Rejected RemoteError RoutingFailed Scope TaskError TemplateError UnknownModel Unsupported "
+        "WeightsError"
     ),
     "coe.evaluation.graders": "GRADERS GoldError Grader GraderModel",
     "coe.evaluation.recorded_answers": "replay_composition",

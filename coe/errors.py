@@ -10,6 +10,7 @@ CoeError                     .scope, .status: HTTP status, .code: OpenAI-style c
 ├── EngineError              an engine failed
 │   ├── WeightsError         weights missing, truncated, of other shapes, or unsupported
 │   ├── LoadFailing          loads of an expert failed several times in a row; it is not tried for a while
+│   ├── NotServedHere        this process does not serve the expert by its catalog; others do, or will
 │   ├── HostLost             the host process died after text had been streamed
 │   ├── TemplateError        the expert's chat template is broken, or exceeds its limits
 │   ├── OutOfMemory          not enough free memory, even after evicting what may be evicted
@@ -207,6 +208,22 @@ class LoadFailing(EngineError, scope=Scope.PROCESS, status=503, code="load_faili
 def without_refusal(error: CoeError) -> CoeError:
     """The error itself; for an expert that is not tried for a while, the error of its last load."""
     return error.last if isinstance(error, LoadFailing) and error.last is not None else error
+
+
+class NotServedHere(EngineError, scope=Scope.PROCESS, status=503, code="expert_moved", retryable=True):
+    """This process does not serve the expert, and its catalog is another one than that of the request.
+
+    Args:
+        message: what happened.
+        generation: of the catalog of this process.
+        pools: names of the pools that serve the expert by that catalog, if it is newer than that of the request.
+    """
+
+    def __init__(
+        self, *message: object, generation: int = 0, pools: tuple[str, ...] = (), public: str | None = None
+    ) -> None:
+        super().__init__(*message, public=public)
+        self.generation, self.pools = generation, pools
 
 
 class HostLost(EngineError, scope=Scope.PROCESS, status=502, code="host_lost", retryable=True):

@@ -18,11 +18,11 @@ PUBLIC = {
         Abstained Adapter Answer BudgetExceeded COMPOSITIONS Capabilities Chunk CoeError Composition CompositionConfig
         CompositionError Config ConfigError ContextLengthExceeded DeadlineExceeded Done ENGINES Engine EngineError
         Expert ExpertCall ExpertCalls Failure Final GRADERS GenerateRequest GoldError Grader GraderModel Host HostLost
-        InUse InvalidRequest LoadFailing LoadingEngine Message NotAllowed Orchestrator OutOfMemory Overloaded Policy
-        PolicyConfig PolicyUnavailable Query Rejected RemoteError Reply RoutingFailed SamplingOptions Scope ShapeKey
-        Single Slot SlotEngine System Task TaskError TemplateError Timing TokenLogprob ToolCallDelta UnknownModel
-        Unsupported Usage Wants WeightsError __version__ build_composition create_engine load_config load_task open_host
-        open_local replay_composition
+        InUse InvalidRequest LoadFailing LoadingEngine Message NotAllowed NotServedHere Orchestrator OutOfMemory
+        Overloaded Policy PolicyConfig PolicyUnavailable Query Rejected RemoteError Reply RoutingFailed SamplingOptions
+        Scope ShapeKey Single Slot SlotEngine System Task TaskError TemplateError Timing TokenLogprob ToolCallDelta
+        UnknownModel Unsupported Usage Wants WeightsError __version__ build_composition create_engine load_config
+        load_task open_host open_local replay_composition
     """,
     "routers": """
         ArtifactMeta BaselineLeftOut CachedEncoder Cascade Choosing Comparison Dynamic EmbeddingRouter Encoder

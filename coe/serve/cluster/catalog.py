@@ -114,6 +114,19 @@ def called_in(snapshot: Snapshot, pool: HostPoolConfig, pools: Iterable[HostPool
     return known - (elsewhere - own)
 
 
+def pools_by_expert(catalog: Catalog, pools: Iterable[HostPoolConfig]) -> dict[str, list[str]]:
+    """Expert -> names of the pools that its calls go to, for each expert of a catalog.
+
+    Args:
+        pools: the configured pools of the service.
+    """
+    now = [catalog.pool(pool) for pool in pools]
+    called = {pool.name: called_in(catalog.snapshot, pool, now) for pool in now}
+    return {
+        expert: [name for name, experts in called.items() if expert in experts] for expert in catalog.snapshot.experts
+    }
+
+
 def _named(snapshot: Snapshot, pool: HostPoolConfig) -> frozenset[str]:
     """The experts that a pool names, and what is in memory with them."""
     if pool.experts is None:

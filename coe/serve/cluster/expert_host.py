@@ -17,10 +17,10 @@ from uuid import uuid4
 
 from coe.chunks import Joined, merged, whole_chunk
 from coe.config import Config, HostPoolConfig
-from coe.errors import CoeError
+from coe.errors import CoeError, NotServedHere
 from coe.host import Host
 from coe.hosting import open_host, update_host
-from coe.serve.cluster.catalog import Catalog, called_in, serving
+from coe.serve.cluster.catalog import Catalog, called_in, pools_by_expert, serving
 from coe.serve.cluster.link import LinkServer
 from coe.serve.cluster.scaling import IN_FLIGHT
 from coe.types import Chunk, GenerateRequest
@@ -59,6 +59,8 @@ class ExpertHost:
         self._exit = AsyncExitStack()  # never closed: the process ends with its weights
         self._host: Host | None = None
         self._generation = 0
+        self._catalog: Catalog | None = None  # of that generation
+        self._pools_of: dict[str, list[str]] = {}  # by that catalog, once it is needed
         self._loading: asyncio.Future[None] | None = None  # of pinned experts that this host has got meanwhile
         self._changed = asyncio.Condition()
         self._links: LinkServer | None = None
@@ -91,7 +93,7 @@ class ExpertHost:
             self.failed = {name: reason for name, reason in self.failed.items() if name in pinned}
             self._loading = asyncio.ensure_future(self._load_pinned(host))
         async with self._changed:
-            self._generation = catalog.generation
+            self._generation, self._catalog, self._pools_of = catalog.generation, catalog, {}
             self._changed.notify_all()
         if self._links is None and (folder := session_folder()) is not None:
             await self._listen(folder / "coe")
@@ -136,7 +138,7 @@ class ExpertHost:
         """
         with self._counted(expert, call):
             try:
-                host = await self._at(generation)
+                host = await self._at(generation, expert)
                 every_s = partial(_pace_of, host, per_s, slowest_s)
                 async with aclosing(coalesce(host.ask(expert, request), every_s)) as chunks:
                     async for chunk in chunks:
@@ -149,7 +151,7 @@ class ExpertHost:
         joined = Joined()
         try:
             with self._counted(expert, call):
-                host = await self._at(generation)
+                host = await self._at(generation, expert)
                 async with aclosing(host.ask(expert, request)) as chunks:
                     async for chunk in chunks:
                         joined.add(chunk)
@@ -160,7 +162,7 @@ class ExpertHost:
     async def load(self, names: Sequence[str], generation: int) -> dict[str, Any] | CoeError:
         """Load experts together (`Host.load`): the pool and the names of the weights, or the error."""
         try:
-            host = await self._at(generation)
+            host = await self._at(generation, *names)
             return {"pool": self._pool.name, "loaded": await host.load(*names)}
         except CoeError as error:
             return error
@@ -168,7 +170,7 @@ class ExpertHost:
     async def unload(self, names: Sequence[str], wait_s: float, generation: int) -> dict[str, Any] | CoeError:
         """Unload experts (`Host.unload`): the pool and the names of the weights that were in memory, or the error."""
         try:
-            host = await self._at(generation)
+            host = await self._at(generation, *names)
             return {"pool": self._pool.name, "unloaded": await host.unload(*names, wait_s=wait_s)}
         except CoeError as error:
             return error
@@ -253,8 +255,13 @@ class ExpertHost:
             if not calls and self._calls.get(gateway) is calls:
                 del self._calls[gateway]
 
-    async def _at(self, generation: int) -> Host:
-        """The host, once it has the catalog that a request was routed with."""
+    async def _at(self, generation: int, *names: str) -> Host:
+        """The host, once it has the catalog that a request was routed with.
+
+        Raises:
+            NotServedHere: it does not know one of the experts `names`, and has another catalog than that, in which
+                the expert may be served.
+        """
         if self._generation < generation:
             async with self._changed:
                 known = self._changed.wait_for(lambda: self._generation >= generation)
@@ -262,7 +269,30 @@ class ExpertHost:
                     await asyncio.wait_for(known, CATCH_UP_S)
                 except TimeoutError:
                     log.warning("catalog %d has not arrived; answering with %d", generation, self._generation)
-        return self._started()
+        host = self._started()
+        for name in names:
+            if name not in host.snapshot:
+                self._check_gone(name, generation)
+        return host
+
+    def _check_gone(self, name: str, generation: int) -> None:
+        """Raises NotServedHere unless an expert that this host does not know is served nowhere.
+
+        A host that has started after the expert had left its pool gets requests of gateways with the catalog before.
+        """
+        if self._generation < generation:
+            raise NotServedHere(
+                f"a host of the pool {self._pool.name!r} has not got the change that brings it {name!r}; retry the "
+                "request",
+                generation=self._generation,
+            )
+        if self._generation > generation and self._catalog is not None and name in self._catalog.snapshot:
+            self._pools_of = self._pools_of or pools_by_expert(self._catalog, self._config.serve.pools)
+            raise NotServedHere(
+                f"{name!r} has moved from the pool {self._pool.name!r} to other hosts; retry the request",
+                generation=self._generation,
+                pools=tuple(self._pools_of[name]),
+            )
 
     def _started(self) -> Host:
         assert self._host is not None  # Serve sends nothing before `reconfigure` has returned

@@ -3,7 +3,8 @@
 A call whose answer has not started is retried on another host, or on the replacement if there is no other, when its
 host dies or does not respond for `serve.host_silent_s` (`liveness`). After the first text it ends with an error, since
 text a client has received cannot be taken back. With `GenerateRequest.stream` False the answer starts only when it is
-whole. An error that is about the host's process (`Scope.PROCESS`) is retried on the other hosts likewise. If a gateway
+whole. An error that is about the host's process (`Scope.PROCESS`) is retried on the other hosts likewise. A host
+that has a newer catalog, and does not serve the expert by it, names the pools that do (`NotServedHere`). If a gateway
 or the proxy dies, its client connections break; the official client retries those, as it does 5xx.
 """
 
@@ -17,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from coe.errors import CoeError, EngineError, HostLost, Overloaded, Scope, UnknownModel
+from coe.errors import CoeError, EngineError, HostLost, NotServedHere, Overloaded, Scope, UnknownModel
 from coe.protocol.residence import residence_body
-from coe.serve.cluster.catalog import Catalog, called_in
+from coe.serve.cluster.catalog import Catalog, pools_by_expert
 from coe.serve.cluster.link import Broken, LinkLost, Links
 from coe.serve.cluster.liveness import HostSilent, unless_lost
 from coe.serve.cluster.placement import Board, Call
@@ -65,12 +66,7 @@ class PoolClient:
 
     def update(self, catalog: Catalog) -> None:
         """Use a new catalog: which pools serve which expert."""
-        pools = [catalog.pool(pool) for pool in self._pools.values()]
-        called = {pool.name: called_in(catalog.snapshot, pool, pools) for pool in pools}
-        self._serving = {
-            expert: [name for name, experts in called.items() if expert in experts]
-            for expert in catalog.snapshot.experts
-        }
+        self._serving = pools_by_expert(catalog, self._pools.values())
         self._catalog = catalog
 
     async def ask(self, expert: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
@@ -82,15 +78,18 @@ class PoolClient:
             CoeError: as raised by the host.
         """
         refused: set[str] = set()
+        newer: NotServedHere | None = None  # of a host whose catalog is newer
         for _ in range(ATTEMPTS):
             catalog = self._catalog  # a retry goes where the expert is by then
             try:
                 residency = catalog.snapshot.residency(expert)
             except UnknownExpert as error:
                 raise UnknownModel(str(error)) from error
-            pools = self._serving[expert]
+            pools, generation = self._serving[expert], catalog.generation
+            if newer is not None and newer.generation > generation:
+                pools, generation = [*newer.pools], newer.generation
             call = self._board.open(residency, pools, avoid=refused)
-            pieces = self._pieces(expert, call, request, catalog.generation)
+            pieces = self._pieces(expert, call, request, generation)
             try:
                 async for piece in pieces:
                     if not isinstance(piece, Chunk):
@@ -100,6 +99,9 @@ class PoolClient:
                 return
             except CoeError as error:  # from the host
                 refused.add(call.host or "")
+                if isinstance(error, NotServedHere) and error.generation > generation and error.pools:
+                    newer = error
+                    continue
                 others = self._board.knows_another(pools, refused)
                 if call.shown or error.scope is not Scope.PROCESS or not others:
                     raise

@@ -38,6 +38,7 @@ TOLD = {
     coe.errors.BudgetExceeded("x"): (503, SERVER, "out_of_memory", "told"),
     coe.errors.Unsupported("x"): (501, SERVER, "unsupported", "told"),
     coe.errors.LoadFailing("x"): (503, SERVER, "load_failing", "hidden"),
+    coe.errors.NotServedHere("x"): (503, SERVER, "expert_moved", "told"),
     coe.errors.HostLost("x"): (502, SERVER, "host_lost", "told"),
     coe.errors.RemoteError("x"): (502, SERVER, "remote_error", "told"),
     coe.errors.Abstained("x"): (422, BAD, "abstained", "told"),

@@ -14,7 +14,7 @@ from virtual_time import in_virtual_time
 
 from coe.chunks import merged
 from coe.config import Config, HostPoolConfig, PolicyConfig
-from coe.errors import BudgetExceeded, ConfigError, ContextLengthExceeded, EngineError, UnknownModel
+from coe.errors import BudgetExceeded, ConfigError, ContextLengthExceeded, EngineError, NotServedHere, UnknownModel
 from coe.host import Host
 from coe.serve.cluster.catalog import Catalog, called_in, serving
 from coe.serve.cluster.expert_host import (
@@ -236,6 +236,26 @@ async def test_experts_move_between_pools_and_requests_that_were_routed_before_a
     assert (await hosts[0].whole("a", request("hi"), 1)).text == "HI", "by a gateway that has the catalog before"  # type: ignore[union-attr]
     pinned = [{each["name"] for each in (await host.state())["weights"] if each["pinned"]} for host in hosts]
     assert pinned == [set(), {"a"}]
+
+
+async def test_a_host_that_starts_after_an_expert_left_its_pool_names_the_pools_that_serve_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pools = (HostPoolConfig(name="one", experts=("a",)), HostPoolConfig(name="two", experts=("b",)))
+    config, known = Config(host={"budget": 3 * 2**20}).with_pools(pools), snapshot(model("a"), model("b"))  # type: ignore[arg-type]
+    moved = config.with_pools([HostPoolConfig(name="one", experts=()), HostPoolConfig(name="two", experts=("b", "a"))])
+    restarted = ExpertHost(config, pools[0])
+    await restarted.reconfigure(Catalog.of(moved, known, 2).to_json())
+    (streamed,) = await pieces(restarted, "a", request(), generation=1)
+    loaded = await restarted.load(["a"], 1)
+    for error in (streamed, await restarted.whole("a", request(), 1), loaded, await restarted.unload(["a"], 0.0, 1)):
+        copy = pickle.loads(pickle.dumps(error))
+        assert isinstance(copy, NotServedHere) and "'a' has moved from the pool 'one'" in str(copy)
+        assert (copy.pools, copy.generation, copy.status, copy.retryable) == (("two",), 2, 503, True)
+    assert isinstance(await restarted.whole("nobody", request(), 1), UnknownModel), "it is registered nowhere"
+    monkeypatch.setattr("coe.serve.cluster.expert_host.CATCH_UP_S", 0.01)
+    early = await restarted.whole("a", request(), 3)
+    assert isinstance(early, NotServedHere) and early.pools == (), "a catalog that comes may bring it"
 
 
 async def test_a_pinned_expert_that_comes_to_a_host_is_loaded_there_before_it_is_asked_for() -> None:

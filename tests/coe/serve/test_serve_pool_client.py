@@ -11,7 +11,16 @@ from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from coe.config import HostPoolConfig
-from coe.errors import BudgetExceeded, CoeError, EngineError, HostLost, InvalidRequest, Overloaded, UnknownModel
+from coe.errors import (
+    BudgetExceeded,
+    CoeError,
+    EngineError,
+    HostLost,
+    InvalidRequest,
+    NotServedHere,
+    Overloaded,
+    UnknownModel,
+)
 from coe.serve.cluster.catalog import Catalog
 from coe.serve.cluster.link import Broken, LinkLost
 from coe.serve.cluster.placement import HEARD_S, Board, HostStatus
@@ -171,6 +180,34 @@ async def test_an_expert_that_moves_or_goes_while_it_is_called_is_retried_where_
     system, _ = after(gone, ActorDiedError())
     with pytest.raises(UnknownModel, match="solo"):
         await ask(system, "solo", WHOLE)
+
+
+async def test_an_expert_is_called_where_a_host_with_a_newer_catalog_says_it_is() -> None:
+    """That host has started after the expert left its pool, and this gateway has not got the catalog of that yet."""
+    end = Chunk("all", "stop", Usage(1, 1))
+    moved = NotServedHere("'solo' has moved", generation=6, pools=("small",))
+    board = Board()
+    board.publish("hosts", [HostStatus("restarted")])
+    board.publish("small", [HostStatus("new")])
+    old, new = Handle(moved, [moved]), Handle(end, [end])
+    system = hosts(board, hosts=old, small=new)
+    system.update(replace(CATALOG, pools={"hosts": ("sql", "solo"), "small": ()}))
+    assert [await ask(system, "solo", WHOLE), await ask(system, "solo", STREAM)] == ["all", "all"]
+    assert new.calls == [("whole", "solo", "solo", 6), ("stream", "solo", "solo", 6)], "by the newer catalog"
+    assert len(old.calls) == 2
+
+
+async def test_an_expert_that_no_host_is_found_for_is_an_error_to_retry_and_the_search_ends() -> None:
+    late = NotServedHere("not yet", generation=3)
+    asked = Handle(late)
+    with pytest.raises(NotServedHere, match="not yet"):
+        await ask(hosts(hosts=asked), "solo", WHOLE)
+    assert len(asked.calls) == 1, "there is no other host"
+    lost = NotServedHere("elsewhere", generation=6, pools=("hosts",))
+    asked = Handle(*[lost] * ATTEMPTS)
+    with pytest.raises(NotServedHere, match="elsewhere"):
+        await ask(hosts(hosts=asked), "solo", WHOLE)
+    assert len(asked.calls) == 2
 
 
 async def test_a_death_after_the_first_text_ends_the_answer_with_an_error() -> None:
