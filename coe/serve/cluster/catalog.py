@@ -1,7 +1,7 @@
-"""Catalog: the experts, pools' experts and policies of a running service, as JSON that Serve pushes to all replicas.
+"""Catalog: experts, policies, and the experts and pins of pools of a running service, as JSON pushed to all replicas.
 
 A new catalog is pushed whenever the registry, the configuration or a router on disk changes. The other sections of a
-configuration (engines, host, and serve but for the experts of its pools) are fixed at the start. A replica that
+configuration (engines, host and serve, but for pins and the experts of pools) are fixed at the start. A replica that
 restarts gets the latest catalog; a host that receives it later than the gateway makes the request wait for it. A
 request ends on the catalog it started with. An expert with new content is `name@version` to the cache, so old weights
 finish their requests and are never mistaken for the new ones.
@@ -27,6 +27,7 @@ class Catalog:
 
     generation: number of the catalog since the service started; replicas compare it to find who is ahead.
     pools: name of a pool -> `HostPoolConfig.experts` now. Processes have those that they started with.
+    pins: name of a pool -> the pinned experts of its hosts now (`pins_of`).
     """
 
     generation: int
@@ -34,6 +35,7 @@ class Catalog:
     policies: Mapping[str, PolicyConfig]
     default_policy: str
     pools: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
+    pins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Config, snapshot: Snapshot, generation: int = 1) -> Self:
@@ -46,11 +48,13 @@ class Catalog:
         experts = {name: spec for name, spec in snapshot.experts.items() if any(name in pool for pool in served)}
         known = Snapshot(snapshot.version, experts, snapshot.tokens_per_s)
         pools = {pool.name: pool.experts for pool in config.serve.pools}
-        return cls(generation, known, dict(config.policies), config.default_policy, pools)
+        pins = {pool.name: pins_of(config, pool, known) for pool in config.serve.pools}
+        return cls(generation, known, dict(config.policies), config.default_policy, pools, pins)
 
     def pool(self, pool: HostPoolConfig) -> HostPoolConfig:
         """A pool as it is now."""
-        return pool.model_copy(update={"experts": self.pools.get(pool.name, pool.experts)})
+        experts, pins = self.pools.get(pool.name, pool.experts), self.pins.get(pool.name, pool.pins)
+        return pool.model_copy(update={"experts": experts, "pins": pins})
 
     def config(self, config: Config) -> Config:
         """A configuration whose pools are as they are now."""
@@ -68,6 +72,7 @@ class Catalog:
             "policies": {name: json.loads(policy.model_dump_json()) for name, policy in self.policies.items()},
             "default_policy": self.default_policy,
             "pools": {name: None if experts is None else list(experts) for name, experts in self.pools.items()},
+            "pins": {name: list(pins) for name, pins in self.pins.items()},
         }
 
     @classmethod
@@ -80,6 +85,7 @@ class Catalog:
             {name: PolicyConfig.model_validate(value) for name, value in document["policies"].items()},
             document["default_policy"],
             {name: None if experts is None else tuple(experts) for name, experts in document["pools"].items()},
+            {name: tuple(pins) for name, pins in document["pins"].items()},
         )
 
 
@@ -112,6 +118,17 @@ def called_in(snapshot: Snapshot, pool: HostPoolConfig, pools: Iterable[HostPool
     own = _named(snapshot, pool)
     elsewhere = frozenset[str]().union(*(_named(snapshot, each) for each in pools if each.name != pool.name))
     return known - (elsewhere - own)
+
+
+def pins_of(config: Config, pool: HostPoolConfig, snapshot: Snapshot) -> tuple[str, ...]:
+    """The pinned experts of the hosts of a pool: its own, else those of the `host` section that it is called for.
+
+    snapshot: all experts of the service.
+    """
+    if pool.pins is not None:
+        return pool.pins
+    called = called_in(snapshot, pool, config.serve.pools)
+    return tuple(name for name in config.host.pins if name in called)
 
 
 def pools_by_expert(catalog: Catalog, pools: Iterable[HostPoolConfig]) -> dict[str, list[str]]:

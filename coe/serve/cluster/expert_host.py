@@ -20,7 +20,7 @@ from coe.config import Config, HostPoolConfig
 from coe.errors import CoeError, NotServedHere
 from coe.host import Host
 from coe.hosting import open_host, update_host
-from coe.serve.cluster.catalog import Catalog, called_in, pools_by_expert, serving
+from coe.serve.cluster.catalog import Catalog, pins_of, pools_by_expert, serving
 from coe.serve.cluster.link import LinkServer
 from coe.serve.cluster.scaling import IN_FLIGHT
 from coe.types import Chunk, GenerateRequest
@@ -335,12 +335,11 @@ def _gpus() -> list[str]:
 
 
 def own_config(config: Config, pool: HostPoolConfig, snapshot: Snapshot) -> Config:
-    """The configuration of a host: its pool overrides the `host` section; pins that it is not called for are left out.
+    """The configuration of a host: its pool overrides the `host` section; pins are those of `pins_of`.
 
     snapshot: all experts of the service.
     """
-    called = called_in(snapshot, pool, config.serve.pools)
-    pins = pool.pins if pool.pins is not None else tuple(name for name in config.host.pins if name in called)
+    pins = pins_of(config, pool, snapshot)
     budget = pool.budget if pool.budget is not None else config.host.budget
     return config.model_copy(update={"host": config.host.model_copy(update={"budget": budget, "pins": pins})})
 

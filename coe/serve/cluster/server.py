@@ -20,7 +20,6 @@ from coe.config import Config, HostPoolConfig
 from coe.errors import CoeError, ConfigError
 from coe.own_ray import start_ray
 from coe.serve.cluster.catalog import serving
-from coe.serve.cluster.expert_host import own_config
 from coe.serve.cluster.file_watch import FileWatch
 from coe.serve.cluster.gpus import check_gpus, gpus_by_pool, with_gpus
 from coe.serve.cluster.ingress import Ingress
@@ -139,8 +138,9 @@ class Server:
         if self._source.replaced:
             self._say("registry", "another database file is in the place of the one before; it is used from now on")
         changes = _changes(before.snapshot.experts, catalog.snapshot.experts)
-        if others := [name for name, experts in catalog.pools.items() if before.pools[name] != experts]:
-            changes += f"; other experts in the pools {', '.join(others)}"
+        for what, now, then in (("experts", catalog.pools, before.pools), ("pins", catalog.pins, before.pins)):
+            if others := [name for name in now if now[name] != then[name]]:
+                changes += f"; other {what} in the pools {', '.join(others)}"
         self._say("reloaded", f"{changes}; policies {', '.join(catalog.policies)}; {_since(started)}")
         if fixed:
             self._say("restart needed", f"the sections {', '.join(fixed)} changed too and take effect at a restart")
@@ -330,7 +330,7 @@ def _is_news(message: str, told: Collection[str]) -> bool:
 def _what_loads(source: Source, pool: HostPoolConfig) -> str:
     """Status text: the experts a pool loads before it is ready."""
     served = serving(source.catalog.snapshot, pool)
-    pins = own_config(source.config, pool, source.catalog.snapshot).host.pins
+    pins = source.catalog.pins[pool.name]
     if not pins:
         return f"{len(served)} experts, loaded on their first request"
     return f"loading {', '.join(pins)}; the others of {len(served)} experts load on their first request"

@@ -12,14 +12,14 @@ from coe.errors import ConfigError
 from coe.experts import fill, how_to_register, open_registry
 from coe.local import build_policies
 from coe.orchestrator import Orchestrator
-from coe.serve.cluster.catalog import Catalog, serving
-from coe.serve.cluster.expert_host import own_config
+from coe.serve.cluster.catalog import Catalog, pins_of, serving
 from registry.errors import RegistryError, UnknownExpert
 from registry.store import Snapshot
 from routers.artifacts import ARRAYS, META
 
 FIXED = ("engines", "host", "registry", "experts")
-"""Sections that are fixed while a service runs, as `serve` is but for the experts of its pools; others may change."""
+"""Sections that are fixed while a service runs, as `serve` is, but for pins and the experts of pools; others may
+change."""
 Place = Callable[[Config, Config | None], Config]
 """From a configuration and the one that is served now, if any, to the one to serve."""
 
@@ -96,8 +96,11 @@ class Source:
         """What the files say now, as far as a running service can take it, and the sections that need a restart."""
         self._look(self.config)  # an error is reported once per change
         config = self._load()
-        fixed = [name for name in FIXED if getattr(config, name) != getattr(self.config, name)]
-        kept = config.model_copy(update={name: getattr(self.config, name) for name in FIXED})
+        running = self.config.model_copy(
+            update={"host": self.config.host.model_copy(update={"pins": config.host.pins})}
+        )
+        fixed = [name for name in FIXED if getattr(config, name) != getattr(running, name)]
+        kept = config.model_copy(update={name: getattr(running, name) for name in FIXED})
         other = kept.serve.placement != self.config.serve.placement
         if other:  # until the restart the running one is computed, here as in `_moves`
             kept = kept.model_copy(update={"serve": self.config.serve})
@@ -147,14 +150,15 @@ class Source:
 
 
 def _with_running_processes(config: Config, running: Config) -> tuple[Config, bool]:
-    """A configuration with the running `serve` section, and whether that differs in more than the experts of pools.
+    """A configuration with the running `serve` section, and whether that differs in more than what pools hold.
 
-    Pools have the new experts if they are the same pools: one that is new has no process yet that could serve them.
+    Pools have the new experts and pins if they are the same pools: one that is new has no process yet that could serve
+    them.
     """
-    new = {pool.name: pool.experts for pool in config.serve.pools}
+    new = {pool.name: {"experts": pool.experts, "pins": pool.pins} for pool in config.serve.pools}
     pools = running.serve.pools
     if [pool.name for pool in pools] == [*new]:
-        pools = tuple(pool.model_copy(update={"experts": new[pool.name]}) for pool in pools)
+        pools = tuple(pool.model_copy(update=new[pool.name]) for pool in pools)
     kept = config.model_copy(update={"serve": running.with_pools(pools).serve})
     return kept, config.serve != kept.serve
 
@@ -172,7 +176,7 @@ def check(config: Config, catalog: Catalog) -> None:
     _check_names(snapshot, config.host.pins, "host.pins")
     for pool in config.serve.pools:
         served = serving(snapshot, pool)
-        _check_names(served, own_config(config, pool, snapshot).host.pins, f"pins of serve.pools {pool.name!r}")
+        _check_names(served, pins_of(config, pool, snapshot), f"pins of serve.pools {pool.name!r}")
     policies = build_policies(catalog.policies, snapshot)
     Orchestrator(snapshot, policies, ask=_nobody, default_policy=catalog.default_policy)  # checks the fallbacks
 

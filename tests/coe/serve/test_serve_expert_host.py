@@ -276,6 +276,22 @@ async def test_a_pinned_expert_that_comes_to_a_host_is_loaded_there_before_it_is
     assert (await host.state())["resident"] == ["a"]
 
 
+async def test_pins_that_change_are_loaded_and_former_ones_may_leave() -> None:
+    config = Config.model_validate({"host": {"budget": 2 * 2**20, "pins": ["a"]}})
+    known = snapshot(model("a"), model("b"), model("c"))
+    host = ExpertHost(config, config.serve.pools[0])
+    await host.reconfigure(Catalog.of(config, known).to_json())
+    assert (await host.state())["resident"] == ["a"]
+    later = config.model_copy(update={"host": config.host.model_copy(update={"pins": ("b", "c")})})
+    await host.reconfigure(Catalog.of(later, known, 2).to_json())
+    for _ in range(500):
+        if (await host.state())["resident"] == ["b", "c"]:
+            break
+        await asyncio.sleep(0.01)
+    state = await host.state()
+    assert state["resident"] == ["b", "c"] and state["failed"] == {}, "the room of the former pin"
+
+
 async def test_a_request_routed_by_a_later_catalog_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     host = await started(model("a"))
     early = asyncio.create_task(host.whole("b", request("hi"), 2))

@@ -146,6 +146,30 @@ def test_the_experts_of_pools_change_without_a_restart_and_nothing_else_of_them(
         assert source.catalog is catalog
 
 
+def test_pins_change_with_the_experts_that_they_name(service: Path) -> None:
+    def edit(one: str, two: str, host: str, pinned: str) -> None:
+        pools = f"[{{name: one, experts: [{one}], pins: [{pinned}]}}, {{name: two, experts: [{two}]}}]"
+        more = f"host: {{pins: [{host}]}}\nserve: {{pools: {pools}}}"
+        write(service, CONFIG.format(expert="general", more=more))
+
+    edit("loud", "general", "loud, general", "loud")
+    with Source(service) as source:
+        assert source.catalog.pins == {"one": ("loud",), "two": ("general",)}
+        renamed = EXPERTS.format(loud="upper").replace("loud", "shouting")
+        write(service.parent / "experts.yaml", renamed)
+        edit("general", "shouting", "shouting", "general")
+        catalog, fixed = source.reread()
+        assert fixed == [] and catalog.pins == {"one": ("general",), "two": ("shouting",)}
+        assert not source.changed()
+        edit("general", "shouting", "loud", "general")
+        with pytest.raises(ConfigError, match="host.pins: 'loud'"):
+            source.reread()
+        edit("general", "shouting", "shouting", "shouting")
+        with pytest.raises(ConfigError, match="pins of serve.pools 'one': 'shouting'"):
+            source.reread()
+        assert source.catalog is catalog
+
+
 def test_a_registry_is_watched_by_its_version(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/registry.db"
     (tmp_path / "service.yaml").write_text(f"registry: {url}\n")
