@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from ray import serve
@@ -14,7 +15,7 @@ from coe.serve.cluster.catalog import Catalog
 from coe.serve.cluster.direct_gateway import DirectGateway
 from coe.serve.cluster.expert_host import ExpertHost
 from coe.serve.cluster.gateway import GATEWAY, Gateway
-from coe.serve.cluster.gpus import group_options
+from coe.serve.cluster.gpus import groups_by_pool
 from coe.serve.cluster.request_router import SoonestStart
 from coe.serve.cluster.scaling import by_requests_in_flight
 
@@ -29,13 +30,20 @@ VERSION: Final = "1"
 """Version of every deployment. While it is constant, a new catalog reconfigures replicas instead of restarting them."""
 
 
-def build_application(config: Config, catalog: Catalog) -> Application:
-    """The application for `serve.run`. Deploying it again with another catalog pushes that to the running replicas."""
+def build_application(
+    config: Config, catalog: Catalog, groups: Mapping[str, Mapping[str, Any]] | None = None
+) -> Application:
+    """The application for `serve.run`. Deploying it again with another catalog pushes that to the running replicas.
+
+    Args:
+        groups: `groups_by_pool`; None: without any that runs.
+
+    Raises:
+        ConfigError: a pool states fewer GPUs than a model of it takes.
+    """
     pushed = catalog.to_json()
-    hosts = {
-        pool.name: _hosts(config, pool, pushed, group_options(config, catalog.snapshot, pool))
-        for pool in config.serve.pools
-    }
+    groups = groups_by_pool(config, catalog.snapshot) if groups is None else groups
+    hosts = {pool.name: _hosts(config, pool, pushed, groups[pool.name]) for pool in config.serve.pools}
     direct = config.serve.http_path == "direct"
     kind = DirectGateway if direct else Gateway
     gateway = _deployment(serve.ingress()(kind), GATEWAY, config.serve.gateway, pushed, counts_itself=direct)
@@ -44,7 +52,7 @@ def build_application(config: Config, catalog: Catalog) -> Application:
     return gateway.options(max_ongoing_requests=most, health_check_timeout_s=GATEWAY_HEALTH_S).bind(config, hosts)
 
 
-def _hosts(config: Config, pool: HostPoolConfig, pushed: dict[str, Any], group: dict[str, Any]) -> Application:
+def _hosts(config: Config, pool: HostPoolConfig, pushed: dict[str, Any], group: Mapping[str, Any]) -> Application:
     """group: options of the placement group of each host (`group_options`)."""
     reserved = pool.model_copy(update={"num_gpus": 0.0}) if group else pool  # its engines have the GPUs
     deployment = _deployment(ExpertHost, pool.name, reserved, pushed, counts_itself=True)

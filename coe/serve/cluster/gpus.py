@@ -49,6 +49,23 @@ def _may_serve(config: Config, snapshot: Snapshot, pool: HostPoolConfig) -> Snap
     return snapshot if config.serve.placement is not None else serving(snapshot, pool)
 
 
+def groups_by_pool(
+    config: Config, snapshot: Snapshot, running: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Mapping[str, Any]]:
+    """Pool -> `group_options` of its hosts. A group that runs stays, since Serve restarts hosts that get another one.
+
+    Without the model that it was for, its GPUs wait for the next such model.
+
+    Args:
+        running: the result at the last deployment, if any.
+
+    Raises:
+        ConfigError: as `group_options`.
+    """
+    before = running or {}
+    return {pool.name: before.get(pool.name) or group_options(config, snapshot, pool) for pool in config.serve.pools}
+
+
 def group_options(config: Config, snapshot: Snapshot, pool: HostPoolConfig) -> dict[str, Any]:
     """Options of a deployment whose engines split models over GPUs; empty for others.
 

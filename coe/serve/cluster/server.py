@@ -21,7 +21,7 @@ from coe.errors import CoeError, ConfigError
 from coe.own_ray import start_ray
 from coe.serve.cluster.catalog import serving
 from coe.serve.cluster.file_watch import FileWatch
-from coe.serve.cluster.gpus import check_gpus, gpus_by_pool, with_gpus
+from coe.serve.cluster.gpus import check_gpus, gpus_by_pool, groups_by_pool, with_gpus
 from coe.serve.cluster.ingress import Ingress
 from coe.serve.cluster.source import Source
 from registry.errors import RegistryError
@@ -76,6 +76,7 @@ class Server:
         self._ingress = Ingress(self._settings)
         self._ray_begun = False
         self._gpus: dict[str, float] | None = None
+        self._groups: dict[str, Mapping[str, Any]] | None = None
         self._files, self._warnings, self._not_reloaded = FileWatch(), list[str](), ""
 
     def __enter__(self) -> Self:
@@ -229,7 +230,8 @@ class Server:
         from coe.serve.cluster.application import build_application
         from coe.serve.cluster.gateway import APP
 
-        application = build_application(self._with_gpus(), self._source.catalog)
+        config = self._with_gpus()
+        application = build_application(config, self._source.catalog, self._with_groups(config))
         run_many(
             [RunTarget(target=application, name=APP, route_prefix="/")],
             wait_for_ingress_deployment_creation=False,
@@ -247,6 +249,18 @@ class Server:
             if self._settings.ray is None:  # a cluster may get more nodes
                 check_gpus(config, self._gpus, available)
         return with_gpus(config, self._gpus)
+
+    def _with_groups(self, config: Config) -> Mapping[str, Mapping[str, Any]]:
+        """The placement groups of the hosts of each pool; reports pools whose hosts restart to get one."""
+        before = self._groups
+        self._groups = groups_by_pool(config, self._source.catalog.snapshot, before)
+        if before is not None and (new := [name for name, group in self._groups.items() if group != before[name]]):
+            self._say(
+                "restarts",
+                f"the hosts of the pools {', '.join(new)}: engines that split models over several GPUs need a group of "
+                "them",
+            )
+        return self._groups
 
     def _await_running(self, tell: Callable[[ApplicationStatusOverview], None]) -> None:
         """Poll until every deployment runs, reporting each status. Raises ConfigError with the reason if it fails."""

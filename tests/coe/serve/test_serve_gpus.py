@@ -117,6 +117,48 @@ def test_each_gpu_of_a_model_is_a_bundle_of_the_group_of_its_host() -> None:
     assert options_of(*itself, 4)["a"]._replica_config.placement_group_bundles is None
 
 
+def test_the_group_of_a_pool_stays_without_its_model_and_a_first_model_that_needs_one_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Serve restarts the replicas of a deployment whose group or actor options change."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 4.0})
+
+    def edit(one: str, two: str) -> None:
+        (tmp_path / "service.yaml").write_text(
+            "experts: [experts.yaml]\nengines: {'parallel_engine:ParallelEngine': {tensor_parallel_size: 2}}\n"
+            f"serve: {{pools: [{{name: one, experts: [{one}]}}, {{name: two, experts: [{two}], num_gpus: 2}}]}}\n"
+        )
+
+    def deployed() -> dict[str, Any]:
+        settings = server._with_gpus()
+        built = build_application(settings, server._source.catalog, server._with_groups(settings))._bound_deployment
+        hosts = {name: host._bound_deployment for name, host in built.init_args[1].items()}
+        groups = {name: host._replica_config.placement_group_bundles for name, host in hosts.items()}
+        return {name: (group, hosts[name].ray_actor_options["num_gpus"]) for name, group in groups.items()}
+
+    (tmp_path / "experts.yaml").write_text(
+        "experts:\n"
+        "  - {name: echo, kind: model, source: 'fake://echo'}\n"
+        "  - {name: upper, kind: model, source: 'fake://upper'}\n"
+        "  - {name: large, kind: model, source: 'large://x', engine: 'parallel_engine:ParallelEngine', size_bytes: 9}\n"
+    )
+    said: list[str] = []
+    edit("large", "echo, upper")
+    with Source(tmp_path / "service.yaml") as source:
+        server = Server(source, lambda part, what: said.append(f"{part}: {what}"))
+        first = deployed()
+        assert first["one"] == ([{"CPU": 0.25}, {"GPU": 1}, {"GPU": 1}], 0) and first["two"] == (None, 2)
+        edit("echo", "upper")
+        source.reread()
+        assert deployed() == first and said == [], "nothing that would restart a host"
+        edit("echo", "large")
+        source.reread()
+        moved = deployed()
+        assert moved["one"] == first["one"] and moved["two"] == first["one"]
+        assert len(said) == 1 and said[0].startswith("restarts: the hosts of the pools two:")
+        assert deployed() == moved and len(said) == 1
+
+
 def test_a_pool_with_fewer_gpus_than_a_model_takes_is_refused() -> None:
     with pytest.raises(ConfigError, match="states 1 GPUs, and its engines split each model over 2"):
         options_of(*on_vllm(2, {"name": "a", "num_gpus": 1}), 4)

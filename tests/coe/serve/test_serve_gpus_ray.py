@@ -97,6 +97,22 @@ def test_a_model_gets_its_gpus_from_ray_again_after_its_host_was_killed(service:
     assert sorted(ask(service, "large", "hi").split()) == rest
 
 
+def test_a_host_runs_on_when_its_last_model_on_several_gpus_leaves_its_pool_and_when_it_returns(
+    service: ServeProcess,
+) -> None:
+    [host] = service.parts("ray::ServeReplica:coe:split")
+    gpus = ask(service, "large", "hi")
+    changed = "other experts in the pools split"
+    with_large = CONFIG.format(half=0.5)
+    (service.folder / "service.yaml").write_text(with_large.replace("[large]", "[upper]"))
+    service.wait_for(changed)
+    assert ask(service, "upper", "hi") == "HI"
+    (service.folder / "service.yaml").write_text(with_large)
+    service.wait_for(changed, times=2)
+    assert ask(service, "large", "hi") == gpus
+    assert service.parts("ray::ServeReplica:coe:split") == [host] and "restarts" not in service.screen
+
+
 def test_sigterm_ends_a_service_as_ctrl_c_does(service: ServeProcess) -> None:
     """The last of these tests. A service manager sends it to the command alone; Ray's core would treat it as a crash.
 
