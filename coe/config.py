@@ -138,7 +138,8 @@ class PlacementConfig(ProcessConfig):
     """Hosts, with `host.budget` bytes for weights each."""
     log: Path | None = None
     """Decision log whose requests show the work of each expert, a file or a folder; null takes `serve.log.folder`.
-    Without answered requests the bytes of the weights are spread evenly."""
+    With fewer than 100 answered requests for each host the bytes of the weights are spread evenly, and no expert moves
+    while the service runs."""
     every_s: Annotated[float, Field(ge=1)] | None = None
     """Seconds after which the placement is computed again, beside the start and every reload; null: only then."""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +13,9 @@ if TYPE_CHECKING:
 
 _MOST_REQUESTS = 200_000
 """Requests of a log that are read, those of the newest files first."""
+_LEAST_REQUESTS = 100
+"""Requests of a log for each host from which experts are placed by their work. A host's share of the work is then known
+to about 10% (one standard deviation of n requests is 1/sqrt(n)), the gain for which experts move (`_HEAVIER`)."""
 _MOST_NAMED = 3
 """Files left out that are named with the reason; the others are counted."""
 _MISSING, _HEAVIER = 0.01, 1.1
@@ -32,9 +34,9 @@ class PlacedPools:
 def place_pools(config: Config, running: Config | None = None) -> PlacedPools:
     """The pools of `serve.placement`: a host each, with the experts that an integer programme places there.
 
-    Without a usable decision log the bytes of the weights are spread evenly. Its damaged files are left out, which the
-    lines state. Where pools run already, experts stay where they are unless another placement is clearly better
-    (`_keeps`), and then the fewest bytes move.
+    Without a decision log of `_LEAST_REQUESTS` for each host the bytes of the weights are spread evenly. Its damaged
+    files are left out, which the lines state. Where pools run already, experts stay where they are unless the log has
+    that many requests and shows that another placement is clearly better (`_keeps`); then the fewest bytes move.
 
     Args:
         running: the configuration whose pools run.
@@ -43,7 +45,6 @@ def place_pools(config: Config, running: Config | None = None) -> PlacedPools:
         ConfigError: `host.budget` is not set, or no expert has weights of a known size.
     """
     from coe.cli.plan_memory import experts_by_host
-    from coe.config import HostPoolConfig, ProcessConfig
     from coe.errors import ConfigError
     from coe.experts import open_snapshot
     from coe.simulation.host_plan import aligned, in_place, plan_hosts
@@ -53,22 +54,54 @@ def place_pools(config: Config, running: Config | None = None) -> PlacedPools:
     assert placement is not None
     if config.host.budget is None:
         raise ConfigError("serve.placement needs `host.budget`: the bytes that each host has for weights")
-    snapshot = open_snapshot(config)
+    snapshot, budget = open_snapshot(config), int(config.host.budget)
     residencies, bytes_of = registered_experts(snapshot)
-    load, how, left_out = _work(placement.log or config.serve.log.folder, residencies)
-    if load is None:
-        load = {residency: float(sum(map(bytes_of.__getitem__, residency))) for residency in residencies.values()}
-    plan = plan_hosts(load, bytes_of, placement.hosts, int(config.host.budget))
+    load, how, left_out = _work(config, residencies)
     now = [] if running is None else [{*(pool.experts or ())} & {*snapshot} for pool in running.serve.pools]
-    if len(now) == len(plan.hosts):
-        held = [{each for name in host & {*residencies} for each in residencies[name]} for host in now]
-        kept = in_place(load, held, bytes_of, int(config.host.budget))
+    runs = len(now) == placement.hosts
+    if load is None and runs:
+        hosts = _kept(now, residencies, bytes_of, snapshot)
+        lines = [f"experts stay where they are, since {how}", *left_out]
+        return _pools(config, hosts, [*lines, *(f"host-{n}: {', '.join(names)}" for n, names in enumerate(hosts))])
+    if load is None:
+        how = f"bytes spread evenly, since {how}"
+        load = {residency: float(sum(map(bytes_of.__getitem__, residency))) for residency in residencies.values()}
+    plan = plan_hosts(load, bytes_of, placement.hosts, budget)
+    if runs:
+        held = _weights(now, residencies)
+        kept = in_place(load, held, bytes_of, budget)
         stays = replace(kept, hosts=tuple(tuple(sorted(host)) for host in held))
         plan = stays if _keeps(kept, plan) else aligned(plan, held, bytes_of)
     hosts = experts_by_host({"weights": plan.hosts, "loads": plan.loads}, residencies, snapshot, now)
-    process = {name: getattr(placement, name) for name in ProcessConfig.model_fields}
     lines = [f"{how}{'' if plan.optimal else '; found greedily'}; {plan.missing:.1%} of it fits no host", *left_out]
     lines += [f"host-{n}: {', '.join(names) or 'none'} ({plan.loads[n]:.1%})" for n, names in enumerate(hosts)]
+    return _pools(config, hosts, lines)
+
+
+def _kept(
+    now: Sequence[Collection[str]],
+    residencies: Mapping[str, Residency],
+    bytes_of: Mapping[str, int],
+    names: Iterable[str],
+) -> list[list[str]]:
+    """Experts by host, where they are now; one that is nowhere goes to its base, else to the fewest bytes."""
+    from coe.cli.plan_memory import experts_by_host
+
+    held = _weights(now, residencies)
+    sizes = [sum(map(bytes_of.__getitem__, host)) for host in held]
+    return experts_by_host({"weights": held, "loads": sizes}, residencies, names, now)
+
+
+def _weights(hosts: Sequence[Collection[str]], residencies: Mapping[str, Residency]) -> list[set[str]]:
+    """The weights that the experts of each host need."""
+    return [{each for name in host if name in residencies for each in residencies[name]} for host in hosts]
+
+
+def _pools(config: Config, hosts: Sequence[Collection[str]], lines: Sequence[str]) -> PlacedPools:
+    """A pool for each host."""
+    from coe.config import HostPoolConfig, ProcessConfig
+
+    process = {name: getattr(config.serve.placement, name) for name in ProcessConfig.model_fields}
     pools = [HostPoolConfig(name=f"host-{n}", experts=tuple(sorted(names)), **process) for n, names in enumerate(hosts)]
     return PlacedPools(tuple(pools), tuple(lines))
 
@@ -99,17 +132,18 @@ def with_placed_pools(say: Callable[[str], None]) -> Callable[[Config, Config | 
     return place
 
 
-def _work(
-    log: Path | None, residencies: Mapping[str, Residency]
-) -> tuple[dict[Residency, float] | None, str, list[str]]:
-    """The work of each residency in a log; None where there is none.
+def _work(config: Config, residencies: Mapping[str, Residency]) -> tuple[dict[Residency, float] | None, str, list[str]]:
+    """The work of each residency in the log of `serve.placement`; None where it shows too little.
 
-    Also how it was found, or why there is none, and lines on the files that were left out.
+    Also how it was found, or why it is None, and lines on the files that were left out.
     """
     from coe.errors import ConfigError
     from coe.simulation.arrivals import log_files, read_answered
     from coe.simulation.logged_speeds import work_of
 
+    placement = config.serve.placement
+    assert placement is not None
+    log, least = placement.log or config.serve.log.folder, _LEAST_REQUESTS * placement.hosts
     wanted: list[tuple[Residency, int, int]] = []
     damaged: list[str] = []
     files, left = [] if log is None else log_files(log), _MOST_REQUESTS
@@ -128,13 +162,14 @@ def _work(
     if len(damaged) > _MOST_NAMED:
         left_out.append(f"left out of the log: {len(damaged) - _MOST_NAMED} more files")
     load = work_of(wanted)
-    if sum(load.values()) > 0:
+    if len(wanted) >= least and sum(load.values()) > 0:
         return load, f"by the work in {log}", left_out
-    why = "no request to an expert with weights was answered" if files else "there is no file"
-    if files and len(damaged) == len(files):
-        why = "no file of it can be used"
-    return (
-        None,
-        f"bytes spread evenly, since {log or 'serve.log.folder, which is null,'} shows no work: {why}",
-        left_out,
-    )
+    shown = f"{log or 'serve.log.folder, which is null,'} shows"
+    if not files:
+        return None, f"{shown} no work: there is no file", left_out
+    if len(damaged) == len(files):
+        return None, f"{shown} no work: no file of it can be used", left_out
+    if sum(load.values()) <= 0:
+        return None, f"{shown} no work: no request to an expert with weights was answered", left_out
+    few = f"{len(wanted):,} answered requests to experts with weights"
+    return None, f"{shown} too little work: {few}, and {placement.hosts:,} hosts need {least:,}", left_out

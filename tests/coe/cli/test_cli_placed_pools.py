@@ -37,7 +37,8 @@ def config(place: Path, serve: str = "placement: {hosts: 2, log: log, threads: 3
     return load_config(path)
 
 
-def log(place: Path, number: int = 1, **tokens: int) -> None:
+def log(place: Path, number: int = 1, requests: int = 100, **tokens: int) -> None:
+    """Write a log in which each expert has so many requests, with so many new tokens each."""
     lines = [
         json.dumps(
             {
@@ -48,6 +49,7 @@ def log(place: Path, number: int = 1, **tokens: int) -> None:
             }
         )
         for expert, count in tokens.items()
+        for _ in range(requests)
     ]
     (place / "log" / f"decisions-{number}.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -184,6 +186,39 @@ def test_it_is_computed_again_in_the_stated_time_and_only_moves_are_a_change(pla
         source.reread()
         assert placed(source) != before and not source.changed()
         assert len(said) == 3, "it is computed and printed once"
+
+
+def test_few_requests_move_nothing_and_place_nothing_by_their_work(place: Path) -> None:
+    config(place, budget="30")  # each host could have them all
+    with Source(place / "coe.yaml", with_placed_pools(lambda line: None)) as source:
+        before = placed(source)
+        log(place, requests=99, a=1000, b=1)
+        source.reread()
+        assert placed(source) == before
+        evenly = place_pools(source.config)
+        assert "198 answered requests to experts with weights, and 2 hosts need 200" in evenly.lines[0]
+        assert evenly.lines[0].startswith("bytes spread evenly, since ") and "too little work" in evenly.lines[0]
+        assert {pool.name: {*(pool.experts or ())} - {"far"} for pool in evenly.pools} == before
+        log(place, requests=100, a=1000, b=1)
+        source.reread()
+        assert all("a" in experts for experts in placed(source).values()), "a copy of the hot one on each host"
+
+
+def test_a_new_expert_without_any_work_goes_to_the_fewest_bytes_and_an_adapter_to_its_base(place: Path) -> None:
+    config(place)
+    with Source(place / "coe.yaml", with_placed_pools(lambda line: None)) as source:
+        before = placed(source)
+        (of_a,) = (name for name, experts in before.items() if "a" in experts)
+        (of_b,) = (name for name, experts in before.items() if "b" in experts)
+        assert "d" in before[of_b], "8 bytes each"
+        new = "  - {name: n, kind: model, source: 'fake://echo', size_bytes: 1}\n"
+        tuned = "  - {name: x, kind: adapter, base: a, source: 'fake://echo', size_bytes: 1}\n"
+        (place / "experts.yaml").write_text(
+            EXPERTS.replace("name: d, kind: model", "name: e, kind: model") + new + tuned
+        )
+        source.reread()
+        after = placed(source)
+        assert after[of_a] == before[of_a] | {"x"} and after[of_b] == before[of_b] - {"d"} | {"e", "n"}
 
 
 def test_another_number_of_hosts_needs_a_restart_and_the_running_ones_keep_their_experts(place: Path) -> None:
