@@ -138,10 +138,10 @@ class PlacementConfig(ProcessConfig):
     """Hosts, with `host.budget` bytes for weights each."""
     log: Path | None = None
     """Decision log whose requests show the work of each expert, a file or a folder; null takes `serve.log.folder`.
-    With fewer than 100 answered requests for each host the bytes of the weights are spread evenly, and no expert moves
-    while the service runs."""
+    With fewer than 100 answered requests for each host the bytes of the weights are spread evenly at the start, and a
+    running service moves no expert."""
     every_s: Annotated[float, Field(ge=1)] | None = None
-    """Seconds after which the placement is computed again, beside the start and every reload; null: only then."""
+    """Seconds after which the placement is computed again, beside the start and after every reload; null: only then."""
 
     @field_validator("log", mode="before")
     @classmethod

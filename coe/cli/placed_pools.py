@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from coe.serve.cluster.pool_placement import PlacedPools
+
 if TYPE_CHECKING:
-    from coe.config import Config, HostPoolConfig
+    from coe.config import Config
     from coe.scheduler import Residency
     from coe.simulation.host_plan import HostPlan
+    from registry.store import Snapshot
 
 _MOST_REQUESTS = 200_000
 """Requests of a log that are read, those of the newest files first."""
@@ -21,14 +24,6 @@ _MOST_NAMED = 3
 _MISSING, _HEAVIER = 0.01, 1.1
 """What a running placement may be worse by and stays: the share of the work that fits no host, and the load of the
 most loaded host, as a factor."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedPools:
-    """Pools, and status lines on how they were chosen."""
-
-    pools: tuple[HostPoolConfig, ...]
-    lines: tuple[str, ...]
 
 
 def place_pools(config: Config, running: Config | None = None) -> PlacedPools:
@@ -57,12 +52,10 @@ def place_pools(config: Config, running: Config | None = None) -> PlacedPools:
     snapshot, budget = open_snapshot(config), int(config.host.budget)
     residencies, bytes_of = registered_experts(snapshot)
     load, how, left_out = _work(config, residencies)
-    now = [] if running is None else [{*(pool.experts or ())} & {*snapshot} for pool in running.serve.pools]
+    now = _experts_now(running, snapshot)
     runs = len(now) == placement.hosts
-    if load is None and runs:
-        hosts = _kept(now, residencies, bytes_of, snapshot)
-        lines = [f"experts stay where they are, since {how}", *left_out]
-        return _pools(config, hosts, [*lines, *(f"host-{n}: {', '.join(names)}" for n, names in enumerate(hosts))])
+    if load is None and running is not None and runs:
+        return keep_pools(config, running)
     if load is None:
         how = f"bytes spread evenly, since {how}"
         load = {residency: float(sum(map(bytes_of.__getitem__, residency))) for residency in residencies.values()}
@@ -78,18 +71,36 @@ def place_pools(config: Config, running: Config | None = None) -> PlacedPools:
     return _pools(config, hosts, lines)
 
 
-def _kept(
-    now: Sequence[Collection[str]],
-    residencies: Mapping[str, Residency],
-    bytes_of: Mapping[str, int],
-    names: Iterable[str],
-) -> list[list[str]]:
-    """Experts by host, where they are now; one that is nowhere goes to its base, else to the fewest bytes."""
-    from coe.cli.plan_memory import experts_by_host
+def keep_pools(config: Config, running: Config) -> PlacedPools:
+    """The pools that run, with every expert where it is; computed at once.
 
+    An expert that is new goes to the hosts that have its weights (an adapter to its base), else to the host with the
+    fewest bytes of weights.
+
+    Raises:
+        ConfigError: no expert has weights of a known size.
+    """
+    from coe.cli.plan_memory import experts_by_host
+    from coe.experts import open_snapshot
+    from coe.simulation.registered import registered_experts
+
+    snapshot = open_snapshot(config)
+    residencies, bytes_of = registered_experts(snapshot)
+    now = _experts_now(running, snapshot)
     held = _weights(now, residencies)
-    sizes = [sum(map(bytes_of.__getitem__, host)) for host in held]
-    return experts_by_host({"weights": held, "loads": sizes}, residencies, names, now)
+    for name in sorted({*snapshot}.difference(*now)):
+        residency = residencies.get(name, ())
+        if not any(host.issuperset(residency) for host in held if residency):
+            lightest = min(range(len(held)), key=lambda n: (sum(map(bytes_of.__getitem__, held[n])), n))
+            now[lightest].add(name)
+            held[lightest].update(residency)
+    hosts = experts_by_host({"weights": held, "loads": [0.0] * len(held)}, residencies, snapshot, now)
+    return _pools(config, hosts, ())
+
+
+def _experts_now(running: Config | None, snapshot: Snapshot) -> list[set[str]]:
+    """The experts of each host that are registered; empty if none runs."""
+    return [] if running is None else [{*(pool.experts or ())} & {*snapshot} for pool in running.serve.pools]
 
 
 def _weights(hosts: Sequence[Collection[str]], residencies: Mapping[str, Residency]) -> list[set[str]]:
@@ -109,27 +120,6 @@ def _pools(config: Config, hosts: Sequence[Collection[str]], lines: Sequence[str
 def _keeps(now: HostPlan, best: HostPlan) -> bool:
     """Whether a placement is good enough to stay: a better one must be worth the loads of what it moves."""
     return now.missing <= best.missing + _MISSING and max(now.loads) <= _HEAVIER * max(best.loads)
-
-
-def with_placed_pools(say: Callable[[str], None]) -> Callable[[Config, Config | None], Config]:
-    """A function from a configuration to the one that is served: `serve.placement` becomes `serve.pools`.
-
-    Its second argument is the configuration that is served now, if any.
-
-    Args:
-        say: called with the status lines of a placement, each time the pools differ from those before.
-    """
-
-    def place(config: Config, running: Config | None = None) -> Config:
-        if config.serve.placement is None:
-            return config
-        placed = place_pools(config, running)
-        if running is None or placed.pools != running.serve.pools:
-            for line in placed.lines:
-                say(line)
-        return config.with_pools(placed.pools)
-
-    return place
 
 
 def _work(config: Config, residencies: Mapping[str, Residency]) -> tuple[dict[Residency, float] | None, str, list[str]]:

@@ -50,13 +50,13 @@ def serve(
     try:
         import threading
 
-        from coe.cli.placed_pools import with_placed_pools
+        from coe.cli.log_placer import LogPlacer
         from coe.serve.cluster.server import Server
         from coe.serve.cluster.source import Source
 
         with status("reading the configuration, the registry and the routers"):
-            place = with_placed_pools(lambda line: _say("placement", line))
-            source = Source(config, place, host=host, port=port, ray=ray, insecure=insecure or None)
+            placer = LogPlacer(lambda line: _say("placement", line))
+            source = Source(config, placer, host=host, port=port, ray=ray, insecure=insecure or None)
             valid = _valid_keys(source.config)
         with source, ExitStack() as running:
             _warn_if_open(source.config.serve, valid)

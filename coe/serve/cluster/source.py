@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from coe.experts import fill, how_to_register, open_registry
 from coe.local import build_policies
 from coe.orchestrator import Orchestrator
 from coe.serve.cluster.catalog import Catalog, pins_of, serving
+from coe.serve.cluster.pool_placement import Compute, PlacedPools, Placer, PoolPlacement, in_thread
 from registry.errors import RegistryError, UnknownExpert
 from registry.store import Snapshot
 from routers.artifacts import ARRAYS, META
@@ -20,8 +22,6 @@ from routers.artifacts import ARRAYS, META
 FIXED = ("engines", "host", "registry", "experts")
 """Sections that are fixed while a service runs, as `serve` is, but for pins and the experts of pools; others may
 change."""
-Place = Callable[[Config, Config | None], Config]
-"""From a configuration and the one that is served now, if any, to the one to serve."""
 
 
 class Source:
@@ -30,8 +30,8 @@ class Source:
     Args:
         path: the configuration.
         overrides: fields of its `serve` section that the command line sets.
-        place: makes the pools of `serve.placement`.
-        clock: monotonic seconds.
+        placer: makes the pools of `serve.placement`.
+        clock, start: as for `PoolPlacement`.
 
     Attributes:
         replaced: at the last read, the registry was in another database file than before.
@@ -44,18 +44,18 @@ class Source:
     def __init__(
         self,
         path: Path,
-        place: Place = lambda config, _: config,
+        placer: Placer | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
+        start: Callable[[Compute], Future[PlacedPools]] = in_thread,
         **overrides: Any,
     ) -> None:
-        self.path, self._place, self._clock = path, place, clock
+        self.path, self._placement = path, PoolPlacement(placer, clock, start)
         self._overrides = {name: value for name, value in overrides.items() if value is not None}
-        self.config = self._placed(self._load(), None)
+        self.config = self._placement.first(self._load())
         self._registry = open_registry(self.config)
         self._seen: object = None
         self._looked = self.config  # whose files `_seen` is of
-        self._moved: Config | None = None  # the configuration with the placement that `changed` has found
         self._database: object = None
         self.replaced = False
         self.catalog = self.read(self.config, 1)
@@ -64,32 +64,28 @@ class Source:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._placement.close()
         self._registry.close()
 
     def changed(self) -> bool:
-        """Whether a file or the registry changed since the last read, or another placement of the experts is due."""
-        return self._files_changed() or self._moves()
+        """Whether a file or the registry changed since the last read, or another placement of the experts is there."""
+        return self._files_changed() or self._placement.moves(self.config)
 
     def _files_changed(self) -> bool:
         return self._seen != self._stamps(self._looked)
 
-    def _moves(self) -> bool:
-        """Whether it is time for `serve.placement` to be computed again, and that moves an expert."""
-        placement = self.config.serve.placement
-        if placement is None or placement.every_s is None or self._clock() < self._placed_at + placement.every_s:
-            return False
-        if self._unplaced:
-            return True
-        placed = self._placed(self.config, self.config)
-        self._moved = placed if placed.serve.pools != self.config.serve.pools else None
-        return self._moved is not None
-
     def reread(self) -> tuple[Catalog, list[str]]:
         """The next catalog, and the changed sections that need a restart. On an error nothing changes."""
-        moved, self._moved = self._moved, None
-        kept, fixed = self._changes() if moved is None or self._files_changed() else (moved, [])
+        moved = self._placement.take()
+        if self._files_changed():
+            moved = None  # it is of the experts before
+        kept, fixed = self._changes() if moved is None else (self.config.with_pools(moved.pools), [])
         catalog = self.read(kept, self.catalog.generation + 1)
-        self.config, self.catalog = kept, catalog
+        before, self.config, self.catalog = self.config, kept, catalog
+        if moved is None:
+            self._placement.reloaded()
+        else:
+            self._placement.moved(moved, before)
         return catalog, fixed
 
     def _changes(self) -> tuple[Config, list[str]]:
@@ -102,9 +98,9 @@ class Source:
         fixed = [name for name in FIXED if getattr(config, name) != getattr(running, name)]
         kept = config.model_copy(update={name: getattr(running, name) for name in FIXED})
         other = kept.serve.placement != self.config.serve.placement
-        if other:  # until the restart the running one is computed, here as in `_moves`
+        if other:  # until the restart the running one is computed
             kept = kept.model_copy(update={"serve": self.config.serve})
-        kept, serve_is_fixed = _with_running_processes(self._placed(kept, self.config), self.config)
+        kept, serve_is_fixed = _with_running_processes(self._placement.kept(kept, self.config), self.config)
         return kept, [*fixed, *(["serve"] if other or serve_is_fixed else [])]
 
     def read(self, config: Config, generation: int) -> Catalog:
@@ -122,13 +118,6 @@ class Source:
         config = load_config(self.path)
         serve = config.serve.model_copy(update=self._overrides)
         return config.model_copy(update={"serve": serve})
-
-    def _placed(self, config: Config, running: Config | None) -> Config:
-        """The configuration with the pools of its placement."""
-        self._placed_at, self._unplaced = self._clock(), True
-        placed = self._place(config, running)
-        self._unplaced = False
-        return placed
 
     def _look(self, config: Config) -> None:
         self._seen, self._looked = self._stamps(config), config
