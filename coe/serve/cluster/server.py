@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from coe.config import Config, HostPoolConfig
-from coe.errors import CoeError, ConfigError
+from coe.errors import CoeError, ConfigError, EngineError
 from coe.own_ray import start_ray
 from coe.serve.cluster.catalog import serving
 from coe.serve.cluster.file_watch import FileWatch
@@ -40,6 +40,9 @@ STOP_S: Final = 8.0
 """Seconds Serve has to stop its replicas in order, which have 5 (`application.GRACE_S`); Ray then kills the rest."""
 PROGRESS_S: Final = 10.0
 """Seconds between two status lines while processes start: a pinned expert can take a minute to load."""
+RETRY_S: Final = 2.0
+MOST_RETRY_S: Final = 300.0
+"""Seconds until a change that has not reached every process is pushed again; doubled each time, up to the most."""
 ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no usage reports
     "RAY_AUTH_MODE": "token",  # Ray's default; it warns if unset
@@ -78,6 +81,8 @@ class Server:
         self._gpus: dict[str, float] | None = None
         self._groups: dict[str, Mapping[str, Any]] | None = None
         self._files, self._warnings, self._not_reloaded = FileWatch(), list[str](), ""
+        self._served = source.catalog  # the last one that has reached every process
+        self._retry_at, self._retry_s = math.inf, RETRY_S
 
     def __enter__(self) -> Self:
         self._ingress.__enter__()
@@ -99,13 +104,22 @@ class Server:
         while not stop.wait(self._settings.watch_s):
             health = self._tell_health(health)
             try:
-                if self._source.changed():
+                if self._source.changed() or time.monotonic() >= self._retry_at:
                     self._push()
                     self._not_reloaded = ""
             except (CoeError, RegistryError, RouterError, OSError) as error:
-                self._not_reloaded = f"not reloaded: {error}"
-                self._say("not reloaded", f"{error}\nThe service continues unchanged.")
+                self._report_not_reloaded(str(error))
             self._report_warnings()
+
+    def _report_not_reloaded(self, why: str) -> None:
+        """Report a change that is invalid, or is not served yet and will be pushed again; each reason once."""
+        again = self._served is not self._source.catalog
+        if again:
+            self._retry_at = time.monotonic() + self._retry_s
+            self._retry_s = min(2 * self._retry_s, MOST_RETRY_S)
+        before, self._not_reloaded = self._not_reloaded, f"not reloaded: {why}"
+        if not (again and self._not_reloaded == before):
+            self._say("not reloaded", f"{why}\n{'It is tried again.' if again else 'The service continues unchanged.'}")
 
     def _report_warnings(self) -> None:
         """Report what is wrong with inputs and files: each change on the terminal, all of it in `/health`."""
@@ -124,20 +138,20 @@ class Server:
             deployed.show_warnings(self._warnings)
 
     def _push(self) -> None:
-        from coe.serve.cluster import deployed
+        """Read the files and deploy what they say.
 
-        before = self._source.catalog
+        Raises:
+            CoeError, RegistryError, RouterError: they are invalid, and nothing changes; or a process does not have the
+                change. Then `_served` is not the catalog of the source, and it is to be pushed again under another
+                number: Serve passes none on that its processes have been given.
+        """
         catalog, fixed = self._source.reread()
-        started = time.perf_counter()
-        self._run()
-        self._await_running(lambda app: None)
-        if behind := deployed.behind(catalog.generation):
-            self._say(
-                "not reloaded", f"{behind} gateways failed to load the change and answer as before: see their log"
-            )
-            return
         if self._source.replaced:
             self._say("registry", "another database file is in the place of the one before; it is used from now on")
+        started = time.perf_counter()
+        self._pass_on(catalog.generation)
+        before, self._served = self._served, catalog
+        self._retry_at, self._retry_s = math.inf, RETRY_S
         changes = _changes(before.snapshot.experts, catalog.snapshot.experts)
         for what, now, then in (("experts", catalog.pools, before.pools), ("pins", catalog.pins, before.pins)):
             if others := [name for name in now if now[name] != then[name]]:
@@ -145,6 +159,23 @@ class Server:
         self._say("reloaded", f"{changes}; policies {', '.join(catalog.policies)}; {_since(started)}")
         if fixed:
             self._say("restart needed", f"the sections {', '.join(fixed)} changed too and take effect at a restart")
+
+    def _pass_on(self, generation: int) -> None:
+        """Deploy the current catalog, and wait until every process has it. Raises CoeError."""
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        from coe.serve.cluster import deployed
+
+        try:
+            self._run()
+            self._await_running(lambda app: None, "the change has not reached every process")
+            behind = deployed.behind(generation)
+        except (RayError, RayServeException) as error:
+            why = f"{type(error).__name__}: {deployed.gist(str(error))}"
+            raise EngineError(f"Ray Serve has not taken the change: {why}") from error
+        if behind:
+            raise EngineError(f"{behind} gateways failed to load the change and answer as before: see their log")
 
     def _start_ray(self) -> None:
         own = self._settings.ray is None
@@ -262,8 +293,10 @@ class Server:
             )
         return self._groups
 
-    def _await_running(self, tell: Callable[[ApplicationStatusOverview], None]) -> None:
-        """Poll until every deployment runs, reporting each status. Raises ConfigError with the reason if it fails."""
+    def _await_running(
+        self, tell: Callable[[ApplicationStatusOverview], None], otherwise: str = "the service cannot start"
+    ) -> None:
+        """Poll until every deployment runs, reporting each status. Raises ConfigError with the reason if one fails."""
         from coe.serve.cluster import deployed
 
         while True:
@@ -273,7 +306,7 @@ class Server:
                 return
             if app.status in ("DEPLOY_FAILED", "UNHEALTHY"):
                 reasons = [deployed.gist(d.message) for d in app.deployments.values() if d.message]
-                raise ConfigError(f"the service cannot start: {'; '.join(reasons) or app.message}")
+                raise ConfigError(f"{otherwise}: {'; '.join(reasons) or app.message}")
             time.sleep(deployed.POLL_S)
 
     def _tell_health(self, before: str) -> str:

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
+from coe.errors import ConfigError
 from coe.serve.cluster import deployed, server
 from coe.serve.cluster.server import Server
 from coe.serve.cluster.source import Source
@@ -28,7 +30,7 @@ class Watched:
         self.server = Server(self.source, lambda part, what: self.said.append((part, what)))
         monkeypatch.setattr(self.server, "_tell_health", lambda before: before)
         monkeypatch.setattr(self.server, "_run", lambda: None)
-        monkeypatch.setattr(self.server, "_await_running", lambda tell: None)
+        monkeypatch.setattr(self.server, "_await_running", lambda tell, otherwise: None)
         monkeypatch.setattr(deployed, "behind", lambda generation: 0)
         monkeypatch.setattr(deployed, "show_warnings", self.shown.append)
 
@@ -91,6 +93,64 @@ def test_another_registry_in_its_place_is_pushed(watched: Watched, tmp_path: Pat
     with Registry(f"sqlite:///{tmp_path}/registry.db") as registry:
         registry.add(ExpertSpec(name="c", kind=Kind.MODEL, source="fake://echo"))
     assert [part for part, _ in watched.look(2)] == ["reloaded"], "the same file, changed"
+
+
+@pytest.mark.parametrize("failure", ["Ray", "a process", "a gateway"])
+def test_a_change_that_does_not_reach_every_process_is_pushed_again(
+    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    now, pushed, broken = 0.0, [], True  # type: ignore[var-annotated]
+
+    def run() -> None:
+        pushed.append(watched.source.catalog.generation)
+        if failure == "Ray" and broken:
+            raise RayActorError(error_msg="the controller died")
+
+    def await_running(tell: Any, otherwise: str) -> None:
+        if failure == "a process" and broken:
+            raise ConfigError(f"{otherwise}: out of order")
+
+    monkeypatch.setattr(watched.server, "_run", run)
+    monkeypatch.setattr(watched.server, "_await_running", await_running)
+    monkeypatch.setattr(deployed, "behind", lambda generation: int(failure == "a gateway" and broken))
+    monkeypatch.setattr(server.time, "monotonic", lambda: now)
+    with Registry(f"sqlite:///{tmp_path}/registry.db") as registry:
+        registry.add(ExpertSpec(name="b", kind=Kind.MODEL, source="fake://echo"))
+    [(part, what)] = watched.look(3)
+    assert part == "not reloaded" and what.endswith("\nIt is tried again.") and pushed == [2]
+    assert "the controller died" in what or "reached every process: out" in what or "1 gateways failed" in what
+    assert [len(shown) for shown in watched.shown] == [1, 1, 1], "in /health until it is served"
+    now = server.RETRY_S
+    assert watched.look(3) == [] and pushed == [2, 3], "the same reason is not printed again"
+    now += server.RETRY_S
+    assert watched.look() == [] and pushed == [2, 3], "later each time"
+    now, broken = now + server.RETRY_S, False
+    [(part, what)] = watched.look(3)
+    assert part == "reloaded" and what.startswith("added b;") and pushed == [2, 3, 4]
+    assert watched.shown[-1] == []
+    now += server.MOST_RETRY_S
+    assert watched.look(3) == [] and pushed == [2, 3, 4]
+
+
+def test_a_change_that_is_invalid_while_another_is_pushed_again_is_reported_and_both_are_served_in_the_end(
+    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, behind = 0.0, 1
+    monkeypatch.setattr(deployed, "behind", lambda generation: behind)
+    monkeypatch.setattr(server.time, "monotonic", lambda: now)
+    config = tmp_path / "service.yaml"
+    valid = config.read_text()
+    config.write_text(valid + "policies: {default: {expert: a}}\n")
+    assert [part for part, _ in watched.look(2)] == ["not reloaded"]
+    config.write_text(valid + "policies: {default: {expert: nobody}}\n")
+    [(part, what)] = watched.look(2)
+    assert part == "not reloaded" and "'nobody'" in what
+    now = 10 * server.RETRY_S
+    assert watched.look() == [], "the same reason"
+    config.write_text(valid + "policies: {default: {expert: a}, more: {expert: m}}\n")
+    behind = 0
+    [(part, what)] = watched.look(2)
+    assert part == "reloaded" and "policies default, more" in what
 
 
 def test_changed_files_of_an_expert_are_said_once_and_shown_until_they_are_as_registered(
