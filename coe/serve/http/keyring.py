@@ -154,6 +154,7 @@ class Keyring:
         self._keys: dict[str, Access] = {}
         self._looked_at = self._read_at = -float("inf")
         self._looking: asyncio.Task[None] | None = None
+        self._began = 0.0  # of that look
 
     async def required(self) -> bool:
         """Whether requests need a key now."""
@@ -192,14 +193,14 @@ class Keyring:
         if self._stored is None or now - self._looked_at < REFRESH_S:
             return
         if self._looking is None:
-            self._looking = asyncio.ensure_future(self._read(self._stored))
+            self._looking, self._began = asyncio.ensure_future(self._read(self._stored, now)), now
+        left_s = self._began + WAIT_S - now  # of a database that hangs, later requests wait no more
         try:
-            await asyncio.wait_for(asyncio.shield(self._looking), WAIT_S)
+            await asyncio.wait_for(asyncio.shield(self._looking), max(0.0, left_s))
         except TimeoutError:
             self._check_age()
 
-    async def _read(self, stored: Keys) -> None:
-        began = self._clock()
+    async def _read(self, stored: Keys, began: float) -> None:
         try:
             keys = await asyncio.to_thread(stored.changed)
         except (RegistryError, CoeError) as error:
