@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -180,6 +181,7 @@ class ExpertHost:
         host = self._started()
         return {
             "pool": self._pool.name,
+            "process": f"{socket.gethostname()}-{os.getpid()}",
             "generation": self._generation,
             "resident": sorted(host.resident),
             "loaded_s": self.loaded_s,

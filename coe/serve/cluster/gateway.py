@@ -57,7 +57,9 @@ class Gateway:
         self._hosts = PoolClient(handles, {pool.name: pool for pool in settings.pools}, BOARD, EMPTY, Links())
         process = f"{socket.gethostname()}-{os.getpid()}"
         self._log = None if settings.log.folder is None else DecisionLog(settings.log, process=process)
-        self._metrics = Metrics(process, dropped=self._dropped, in_flight=self._in_flight, pages=self._pages)
+        self._metrics = Metrics(
+            process, dropped=self._dropped, in_flight=self._in_flight, pages=self._pages, hosts=self._hosts.states
+        )
         self._generation, self._tokenizers = EMPTY.generation, Tokenizers()
         self._kept = LastGood()
         self._own_warnings: tuple[str, ...] = ()

@@ -13,25 +13,34 @@ of others. Ray's metrics of its replicas (`ray_serve_*`) stay on those pages.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from coe.compose import FALLBACK
+from coe.errors import CoeError
 from coe.serve.http.finished import Finished
+from coe.serve.http.host_metrics import host_families
 from coe.types import Answer
 
+logger = logging.getLogger(__name__)
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _ENDPOINTS: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/route"})
 """Known paths; all others share one label, since clients may request any path."""
 
+_SHARES: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+
 Pages = Callable[[], Awaitable[Sequence[bytes]]]
 """Returns the pages of all gateways that respond, the calling one included."""
+Hosts = Callable[[], Awaitable[Sequence[Mapping[str, Any]]]]
+"""Returns the state of every expert host."""
 
 
 class Metrics:
@@ -43,6 +52,7 @@ class Metrics:
         process: value of the label `gateway`; unique among processes on all machines.
         dropped: number of decisions the log has lost; in_flight: number of requests in progress.
         pages: `Metrics.page` of every gateway; None if this process is the only one.
+        hosts: states of the expert hosts, for the gateway that renders the page; None: there are none.
     """
 
     def __init__(
@@ -52,8 +62,10 @@ class Metrics:
         dropped: Callable[[], int] = int,
         in_flight: Callable[[], int] = int,
         pages: Pages | None = None,
+        hosts: Hosts | None = None,
     ) -> None:
         self._process, self._pages = process or f"{socket.gethostname()}-{os.getpid()}", pages
+        self._hosts = hosts
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "coe_requests_total",
@@ -75,6 +87,10 @@ class Metrics:
         self._fallbacks = Counter(
             "coe_fallbacks_total", "Answers by an expert other than the chosen one.", ("policy",), registry=registry
         )
+        self._confidence = self._share("coe_decision_confidence", "Probability that the decision is right.")
+        self._ood = self._share(
+            "coe_decision_out_of_distribution", "How unlike the training data the prompt is, 0 to 1."
+        )
         self._request_s = self._seconds("coe_request_seconds", "From request to end of answer.", "endpoint")
         self._gateway_s = self._seconds("coe_gateway_seconds", "Outside the expert host.", "endpoint")
         self._route_s = self._seconds("coe_route_seconds", "From request to decision.", "policy")
@@ -92,6 +108,10 @@ class Metrics:
         endpoint = finished.endpoint if finished.endpoint in _ENDPOINTS else "other"
         self._requests.labels(endpoint, policy, expert, str(finished.status)).inc()
         if routed is not None:
+            if policy:
+                _observe(self._confidence, policy, routed.decision.confidence)
+            if routed.inputs is not None and routed.inputs.estimate.ood is not None:
+                _observe(self._ood, policy, float(routed.inputs.estimate.ood[0]))
             if routed.decision.abstained:
                 self._abstained.labels(policy).inc()
             if expert and any(call.partition("#")[0] == FALLBACK for call in finished.done):
@@ -112,10 +132,24 @@ class Metrics:
     async def render(self) -> tuple[bytes, str]:
         """The merged page of all gateways, and its content type."""
         pages = [await asyncio.to_thread(self.page)] if self._pages is None else await self._pages()
-        return join(pages), CONTENT_TYPE_PLAIN_0_0_4
+        return join(pages) + await self._of_hosts(), CONTENT_TYPE_PLAIN_0_0_4
+
+    async def _of_hosts(self) -> bytes:
+        """The metrics of the hosts; none while they do not respond, which `/health` says."""
+        if self._hosts is None:
+            return b""
+        try:
+            states = await self._hosts()
+        except CoeError as error:
+            logger.warning("the expert hosts do not respond: their metrics are left out", exc_info=error)
+            return b""
+        return _text(host_families(states))
 
     def _seconds(self, name: str, documentation: str, label: str) -> Histogram:
         return Histogram(name, f"Seconds. {documentation}", (label,), registry=self._registry, buckets=_SECONDS)
+
+    def _share(self, name: str, documentation: str) -> Histogram:
+        return Histogram(name, documentation, ("policy",), registry=self._registry, buckets=_SHARES)
 
     def _observe_answer(self, finished: Finished) -> None:
         """Count the tokens of every expert call, whether or not it became the answer."""
@@ -192,6 +226,6 @@ def _empty(family: Metric) -> Metric:
     return Metric(family.name, family.documentation, family.type)
 
 
-def _observe(histogram: Histogram, label: str, seconds: float | None) -> None:
-    if seconds is not None:
-        histogram.labels(label).observe(seconds)
+def _observe(histogram: Histogram, label: str, value: float | None) -> None:
+    if value is not None and not math.isnan(value):
+        histogram.labels(label).observe(value)
