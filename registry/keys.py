@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy import func, insert, select, update
@@ -29,9 +29,28 @@ MOST_KEYS: Final = 100_000
 """Most keys of a registry, revoked ones included: a gateway holds all of them in memory."""
 MOST_PATTERNS: Final = 256
 """Most patterns of a key for experts, and as many for policies."""
+MOST_LIMITS: Final = 9
+"""Most limits of a key: one for each thing that is counted, and each time."""
 _TEXT: Final = re.compile(r"coe-(?P<id>[0-9a-f]{12})-(?P<secret>[A-Za-z0-9_-]{43})")
 
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\s,\[\]?]+$")]
+
+
+What = Literal["requests", "tokens", "usd"]
+Per = Literal["minute", "day", "month"]
+
+
+class Limit(BaseModel):
+    """Most requests, tokens (read and generated) or USD of a key in a minute, a day or a month, of UTC."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    what: What
+    per: Per
+    most: Annotated[float, Field(gt=0, lt=1e15, allow_inf_nan=False)]
+
+    def __str__(self) -> str:
+        return f"{self.what}={self.most:,.10g}/{self.per}"
 
 
 class KeySpec(BaseModel):
@@ -51,6 +70,8 @@ class KeySpec(BaseModel):
     """It may read `/metrics`, and the hosts in `/health`."""
     expires_at: float | None = None
     """Seconds since the epoch at which it ends; null: never."""
+    limits: Annotated[tuple[Limit, ...], Field(max_length=MOST_LIMITS)] = ()
+    """What it may use; without any, all it can."""
 
 
 @dataclass(frozen=True, slots=True)

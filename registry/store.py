@@ -21,6 +21,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.engine import Connection
 
 from registry import keys as keys_of
+from registry import usage
 from registry.database import (
     FileIdentity,
     file_identity,
@@ -41,6 +42,7 @@ from registry.spec import ExpertSpec
 from registry.stored_spec import read_spec
 from registry.tables import experts as _experts
 from registry.tables import state as _state
+from registry.usage import Reserve, Settle, Spent
 
 T = TypeVar("T")
 
@@ -225,6 +227,15 @@ class Registry:
         """
         with self._read() as connection:
             return self._file, keys_of.revision(connection)
+
+    def account(self, entries: Sequence[Reserve | Settle], now: float) -> Sequence[Spent | None]:
+        """Reserve and settle what requests of API keys use, in one transaction; see `registry.usage`."""
+        return self._write(lambda connection: usage.work(connection, entries, now))
+
+    def used(self, key: ApiKey, now: float) -> Sequence[float]:
+        """What a key has used of each of its limits."""
+        with self._read() as connection:
+            return usage.used(connection, key.id, key.spec.limits, now)
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:

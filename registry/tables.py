@@ -17,7 +17,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 """The format of a database, stored in `registry_state.schema`; the migration step to it has the same number."""
 MAX_TEXT: Final = 256
 """The most characters of a skill or source, which an index of any database accepts."""
@@ -64,6 +64,27 @@ api_keys = Table(
     Column("created_at", Double, nullable=False),
     Column("revoked_at", Double, nullable=True),
     Column("change", Integer, nullable=False, index=True),
+)
+
+key_usage = Table(
+    "key_usage",
+    metadata,
+    Column("key", String(12), nullable=False),
+    Column("what", String(8), nullable=False),
+    Column("per", String(8), nullable=False),
+    Column("begins", Integer, nullable=False),
+    Column("used", Double, nullable=False),
+    PrimaryKeyConstraint("key", "what", "per", "begins", name="pk_key_usage"),
+)
+key_reservations = Table(
+    "key_reservations",
+    metadata,
+    Column("id", String(32), nullable=False),
+    Column("key", String(12), nullable=False, index=True),
+    Column("what", String(8), nullable=False),
+    Column("amount", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    PrimaryKeyConstraint("id", "what", name="pk_key_reservations"),
 )
 
 alembic_version = Table(

@@ -11,7 +11,7 @@ from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.registry_url import RegistryUrl
 
 if TYPE_CHECKING:
-    from registry.keys import ApiKey
+    from registry.keys import ApiKey, Limit
 
 app = typer.Typer(no_args_is_help=True)
 _DAY_S: Final = 86_400.0
@@ -33,6 +33,14 @@ def create(
     ] = [],  # noqa: B006
     admin: Annotated[bool, typer.Option("--admin", help="It may make admin calls (load, unload).")] = False,
     metrics: Annotated[bool, typer.Option("--metrics", help="It may read /metrics and all of /health.")] = False,
+    limit: Annotated[
+        list[str],
+        typer.Option(
+            "--limit",
+            metavar="LIMIT",
+            help="Most it may use, such as requests=60/minute, tokens=2000000/day or usd=20/month; repeatable.",
+        ),
+    ] = [],  # noqa: B006
     days: Annotated[
         float | None, typer.Option("--days", metavar="N", min=0.0, max=36_500.0, help="Days until it ends; else never.")
     ] = None,
@@ -58,6 +66,7 @@ def create(
             admin=admin,
             metrics=metrics,
             expires_at=ends,
+            limits=tuple(map(_limit, limit)),
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -81,7 +90,7 @@ def create(
 
 @app.command("list")
 def list_keys(registry: RegistryUrl = None, json: JsonTarget = None) -> None:
-    """List the API keys: what each may be used for, and whether it is valid."""
+    """List the API keys: what each may be used for and has used of its limits, and whether it is valid."""
     from rich.markup import escape
     from rich.table import Column, Table
 
@@ -91,19 +100,22 @@ def list_keys(registry: RegistryUrl = None, json: JsonTarget = None) -> None:
     now = time.time()
     with Registry(registry) as store:
         keys = store.api_keys()
+        used = {key.id: store.used(key, now) for key in keys if key.spec.limits}
     if json != "-":
-        table = Table(Column("id", no_wrap=True), "name", "state", "experts", "policies", "may also", "created", "ends")
+        heads = ("name", "state", "experts", "policies", "may also", "limits", "created", "ends")
+        table = Table(Column("id", no_wrap=True), *heads)
         for key in keys:
             spec = key.spec
             may = ", ".join(what for what, allowed in (("admin", spec.admin), ("metrics", spec.metrics)) if allowed)
             ends = "never" if spec.expires_at is None else shown_time(spec.expires_at)
-            cells = (key.id, spec.name, key.state(now), _shown(spec.experts), _shown(spec.policies), may)
+            limits = "\n".join(f"{each}: {n:,.6g}" for each, n in zip(spec.limits, used.get(key.id, ()), strict=True))
+            cells = (key.id, spec.name, key.state(now), _shown(spec.experts), _shown(spec.policies), may, limits)
             table.add_row(*(escape(cell) for cell in (*cells, shown_time(key.created_at), ends)))
         if keys:
             stdout_console().print(table)
         else:
             console.print("there are no keys: the service answers all requests (`coe keys create NAME`)")
-    emit_json({"keys": [_document(key, now) for key in keys]}, json)
+    emit_json({"keys": [_document(key, now) | {"used": used.get(key.id, [])} for key in keys]}, json)
 
 
 @app.command()
@@ -128,6 +140,22 @@ def revoke(
 def _document(key: ApiKey, now: float) -> dict[str, Any]:
     times = {"created_at": key.created_at, "revoked_at": key.revoked_at}
     return {"id": key.id, **key.spec.model_dump(mode="json"), **times, "state": key.state(now)}
+
+
+def _limit(text: str) -> Limit:
+    from pydantic import ValidationError
+
+    from registry.keys import Limit
+
+    what, _, rest = text.partition("=")
+    most, _, per = rest.partition("/")
+    try:
+        return Limit.model_validate({"what": what.strip(), "per": per.strip(), "most": most.replace("_", "")})
+    except ValidationError as error:
+        raise typer.BadParameter(
+            f"{text[:60]!r} is no limit: WHAT=NUMBER/TIME, with requests, tokens or usd a minute, day or month",
+            param_hint="--limit",
+        ) from error
 
 
 def _shown(patterns: tuple[str, ...] | None) -> str:

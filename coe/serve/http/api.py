@@ -140,6 +140,7 @@ async def embeddings(service: Service, exchange: Exchange, body: bytes) -> None:
 async def route(service: Service, exchange: Exchange, body: bytes) -> None:
     """The decision for a chat or completion request. No expert is called."""
     parsed = await service.accept(exchange.call, body, _parse_either)
+    await service.reserve(exchange.call, {"requests": len(parsed.requests)})
     await service.route(exchange.call, parsed)
     await exchange.json({"model": parsed.model, **decisions_body(exchange.call)})
 

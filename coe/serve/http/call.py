@@ -17,6 +17,7 @@ from coe.routing import Routed
 from coe.seam import text_of
 from coe.serve.http.finished import Finished
 from coe.serve.http.keyring import OPEN, Access
+from coe.serve.http.ledger import Held
 from coe.types import Answer, Failure
 from routers.base import Query
 from routers.errors import NoEligibleExpert
@@ -34,6 +35,7 @@ class Call:
     Attributes:
         orchestrator: the one current at arrival; later changes of experts or policies do not affect this request.
         access: what it may see and do, by its API key.
+        held: what is reserved of the limits of its key.
         admitted: how many answers of it count as in flight.
         decisions: of each prompt, once they are made. replies: of each prompt, `Parsed.runs_each` in a row.
         status: HTTP status sent; 0 before.
@@ -49,6 +51,7 @@ class Call:
     ends: asyncio.Timeout = field(repr=False)
     deadline_s: float
     access: Access = OPEN
+    held: Held | None = None
     admitted: int = 0
     parsed: Parsed | None = None
     decisions: list[Routed] = field(default_factory=list)

@@ -22,18 +22,23 @@ from coe.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from coe.orchestrator import Orchestrator
 from coe.protocol.parsed import Parsed
 from coe.routing import Routed
+from coe.serve.http.amounts import expected, spent
 from coe.serve.http.call import CANCELLED, Call
 from coe.serve.http.choices import interleaved
 from coe.serve.http.finished import Finished
 from coe.serve.http.keyring import Keyring
 from coe.serve.http.large_bodies import LargeBodies
+from coe.serve.http.ledger import Ledger
 from coe.serve.http.micro_batch import MicroBatch
 from coe.serve.http.uploads import Uploads
 from coe.types import Chunk
+from registry.usage import Amounts
 from routers.errors import NoEligibleExpert
 
 RECENT = 0.1
 """Weight of the latest request in the running mean of seconds per request."""
+GRACE_S = 60.0
+"""Seconds after the deadline of a request for which its reservation holds."""
 HEALTH_S = 5.0
 """Seconds the expert hosts have to report their state."""
 logger = logging.getLogger(__name__)
@@ -98,7 +103,7 @@ class Service:
             by the API.
         health: returns the state of every expert host; None if experts run in this process.
         weights: those of the hosts, for `/v1/models` and admin calls; None: nothing is known of them.
-        keyring: the API keys; None: there are none.
+        keyring: the API keys; None: there are none. ledger: their limits; None: there are none.
         clock: monotonic seconds; wall: seconds since the epoch.
     """
 
@@ -112,11 +117,13 @@ class Service:
         health: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None,
         weights: Weights | None = None,
         keyring: Keyring | None = None,
+        ledger: Ledger | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.orchestrator, self.settings, self.metrics, self.weights = orchestrator, settings, metrics, weights
         self.keyring = Keyring() if keyring is None else keyring
+        self._ledger = ledger
         self.started_at = int(wall())
         self.uploads = Uploads(settings)
         self._large = LargeBodies(settings.max_uploads_bytes)
@@ -155,6 +162,8 @@ class Service:
             raise
         finally:
             self.in_flight -= call.admitted
+            if call.held is not None and self._ledger is not None:
+                self._ledger.settle(call.held, spent(call, call.held.entry.amounts))
             for finished in call.finished():
                 self._tell(finished)
 
@@ -234,12 +243,23 @@ class Service:
         call.route_s = call.elapsed_s
         return call.decisions
 
+    async def reserve(self, call: Call, amounts: Amounts) -> None:
+        """Reserve what a call may use of the limits of its key; what it has used is settled when it ends.
+
+        Raises:
+            LimitReached: a limit leaves no room.
+        """
+        if self._ledger is not None and call.access.key is not None:
+            ends_at = self._wall() + max(call.deadline_s - call.elapsed_s, 0.0) + GRACE_S
+            call.held = await self._ledger.reserve(call.access.key, call.id, amounts, ends_at)
+
     async def answer(self, call: Call, parsed: Parsed) -> AsyncGenerator[tuple[int, Chunk], None]:
         """Route and answer: chunks with the index of their reply in `call.replies`.
 
         `Reply.expert` is set from the first chunk of a reply on, `Reply.answer` after its last.
         """
         decisions = await self.route(call, parsed)
+        await self.reserve(call, expected(call, parsed, decisions))
         left_s = max(call.deadline_s - call.elapsed_s, 1e-3)
         call.replies = [
             call.orchestrator.reply(replace(request, deadline_s=left_s, id=call.id_of(i)), decisions[prompt])

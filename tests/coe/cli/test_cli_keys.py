@@ -14,6 +14,7 @@ from registry.errors import RegistryError
 from registry.keys import read_key
 from registry.spec import ExpertSpec, Kind
 from registry.store import Registry
+from registry.usage import Settle
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_what_it_may_be_used_for_is_stored_and_listed(url: str) -> None:
     document = json.loads(made.stdout)
     assert "no registered expert is law-* yet" in made.stderr
     listed = json.loads(run("list", "--registry", url, "--json", "-").stdout)["keys"]
-    assert listed == [{name: value for name, value in document.items() if name != "key"}]
+    assert listed == [{name: value for name, value in document.items() if name != "key"} | {"used": []}]
     assert read_key(document["key"])[0] == document["id"]  # type: ignore[index]
     assert document["experts"] == ["sql", "law-*"] and document["policies"] == ["default"]
     assert document["admin"] and document["metrics"] and document["state"] == "active"
@@ -61,6 +62,29 @@ def test_a_revoked_key_stays_in_the_list(url: str) -> None:
     assert "revoked" in run("list", "--registry", url).stdout
     again = run("revoke", "ada", "--registry", url)
     assert isinstance(again.exception, RegistryError)
+
+
+def test_limits_are_stored_and_listed_with_what_is_used(url: str) -> None:
+    limits = ("--limit", "requests=60/minute", "--limit", "tokens=2_000_000/day", "--limit", "usd=0.5/month")
+    assert run("create", "app", *limits, "--registry", url).exit_code == 0
+    with Registry(url) as registry:
+        [key] = registry.api_keys()
+        used = {"tokens": 1234.0, "usd": 0.25}
+        registry.account([Settle("r", key.id, key.spec.limits, used)], time.time())
+    assert [str(limit) for limit in key.spec.limits] == ["requests=60/minute", "tokens=2,000,000/day", "usd=0.5/month"]
+    [listed] = json.loads(run("list", "--registry", url, "--json", "-").stdout)["keys"]
+    assert listed["used"] == [0, 1234, 0.25]
+    assert listed["limits"][0] == {"what": "requests", "per": "minute", "most": 60}
+    shown = " ".join(run("list", "--registry", url).stdout.split())
+    assert "1,234" in shown
+
+
+@pytest.mark.parametrize(
+    "limit", ["60", "requests=60", "requests=0/minute", "money=1/day", "usd=nan/day", "usd=1/year"]
+)
+def test_a_limit_that_says_nonsense_is_refused(url: str, limit: str) -> None:
+    refused = run("create", "a", "--limit", limit, "--registry", url)
+    assert refused.exit_code == 2 and "is no limit" in refused.output
 
 
 @pytest.mark.parametrize("arguments", [("a b",), ("a", "--expert", "[x]"), ("a", "--days", "-1"), ("",)])
