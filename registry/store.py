@@ -230,7 +230,7 @@ class Registry:
 
     def account(self, entries: Sequence[Reserve | Settle], now: float) -> Sequence[Spent | None]:
         """Reserve and settle what requests of API keys use, in one transaction; see `registry.usage`."""
-        return self._write(lambda connection: usage.work(connection, entries, now))
+        return self._write(lambda connection: usage.work(connection, entries, now), settled=False)
 
     def used(self, key: ApiKey, now: float) -> Sequence[float]:
         """What a key has used of each of its limits."""
@@ -243,7 +243,9 @@ class Registry:
         with self._fresh_after_errors(), reading(self._engine) as connection:
             yield connection
 
-    def _write(self, work: Callable[[Connection], T]) -> T:
+    def _write(self, work: Callable[[Connection], T], *, settled: bool = True) -> T:
+        """Run a transaction. settled: move it into the file of the database, which costs more than the transaction."""
+
         def attempt() -> T:
             with writing(self._engine) as connection:
                 return work(connection)
@@ -251,7 +253,7 @@ class Registry:
         self._follow()
         with self._fresh_after_errors():
             result = with_retries(attempt)
-            if self._file is not None:
+            if self._file is not None and settled:
                 settle(self._engine)
             return result
 

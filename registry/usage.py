@@ -8,12 +8,12 @@ by a process that died is free again when the request would have ended.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from sqlalchemy import and_, delete, func, insert, select, update
+from sqlalchemy import and_, delete, func, insert, or_, select, update
 from sqlalchemy.engine import Connection
 
 from registry.keys import Limit, Per, What, shown_time
@@ -26,6 +26,7 @@ Amounts = Mapping[What, float]
 KEEP_S: Final = 400 * 86_400
 """Seconds for which used amounts of past windows are kept."""
 _ROUNDING: Final = 1e-9
+_PERS: Final[tuple[Per, ...]] = ("minute", "day", "month")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,76 +96,87 @@ def window(per: Per, now: float) -> tuple[int, float]:
     return int(begins.timestamp()), ends.timestamp()
 
 
-def work(connection: Connection, entries: Iterable[Reserve | Settle], now: float) -> list[Spent | None]:
-    """Reserve and settle in order, in one transaction.
+def work(connection: Connection, entries: Sequence[Reserve | Settle], now: float) -> list[Spent | None]:
+    """Settle, then reserve in order, in one transaction of a few statements, however many entries there are.
 
     Returns:
         For each entry why it is refused; None if it is not.
     """
     connection.execute(select(_state.c.version).with_for_update())  # serializes writers
-    connection.execute(delete(_reserved).where(_reserved.c.expires_at <= now))
-    found: list[Spent | None] = []
-    for entry in entries:
-        if isinstance(entry, Reserve):
-            found.append(_reserve(connection, entry, now))
-        else:
-            _settle(connection, entry, now)
-            found.append(None)
+    settled = [entry for entry in entries if isinstance(entry, Settle)]
+    gone = [_reserved.c.expires_at <= now]
+    gone += [_reserved.c.id.in_([entry.id for entry in settled])] if settled else []
+    connection.execute(delete(_reserved).where(or_(*gone)))
+    windows = _Windows(connection, {entry.key for entry in entries}, now)
+    for entry in settled:
+        windows.use(entry, "tokens", "usd")
+    found = [windows.reserve(entry) if isinstance(entry, Reserve) else None for entry in entries]
+    windows.write()
     return found
 
 
 def used(connection: Connection, key: str, limits: Iterable[Limit], now: float) -> list[float]:
     """What a key has used of each limit in its window of now, without what is reserved."""
-    return [_used(connection, key, limit, now) for limit in limits]
+    columns = (_usage.c.what, _usage.c.per, _usage.c.begins, _usage.c.used)
+    rows = connection.execute(select(*columns).where(_usage.c.key == key)).all()
+    found = {(what, per, begins): float(amount) for what, per, begins, amount in rows}
+    return [found.get((limit.what, limit.per, window(limit.per, now)[0]), 0.0) for limit in limits]
 
 
-def _reserve(connection: Connection, entry: Reserve, now: float) -> Spent | None:
-    for limit in entry.limits:
-        amount, taken = entry.amounts.get(limit.what, 0.0), _used(connection, entry.key, limit, now)
-        held = _held(connection, entry.key, limit.what)  # of requests: none
-        over = amount > limit.most * (1 + _ROUNDING) - taken - held
-        if over and (limit.what == "requests" or held > 0 or taken >= limit.most):
-            waits = held if taken < limit.most else 0.0
-            return Spent(limit, max(0.0, limit.most - taken - held), waits, window(limit.per, now)[1])
-    _use(connection, entry.key, [each for each in entry.limits if each.what == "requests"], entry.amounts, now)
-    rows = [
-        {"id": entry.id, "key": entry.key, "what": what, "amount": entry.amounts.get(what, 0.0)}
-        for what in sorted({limit.what for limit in entry.limits} - {"requests"})
-    ]
-    if rows:
-        connection.execute(insert(_reserved), [row | {"expires_at": entry.ends_at} for row in rows])
-    return None
+class _Windows:
+    """What keys have used in their windows of now, and what they have reserved: read once, changed, written once."""
 
-
-def _settle(connection: Connection, entry: Settle, now: float) -> None:
-    connection.execute(delete(_reserved).where(_reserved.c.id == entry.id))
-    _use(connection, entry.key, [each for each in entry.limits if each.what != "requests"], entry.amounts, now)
-
-
-def _use(connection: Connection, key: str, limits: Iterable[Limit], amounts: Amounts, now: float) -> None:
-    for what, per in sorted({(limit.what, limit.per) for limit in limits}):
-        amount = amounts.get(what, 0.0)
-        if not amount:
-            continue
-        begins, _ = window(per, now)
-        here = and_(_usage.c.key == key, _usage.c.what == what, _usage.c.per == per)
-        changed = connection.execute(
-            update(_usage).where(here, _usage.c.begins == begins).values(used=_usage.c.used + amount)
+    def __init__(self, connection: Connection, keys: Collection[str], now: float) -> None:
+        self._connection, self._now = connection, now
+        self._begins: dict[Per, int] = {per: window(per, now)[0] for per in _PERS}
+        columns = (_usage.c.key, _usage.c.what, _usage.c.per, _usage.c.begins, _usage.c.used)
+        rows = connection.execute(
+            select(*columns).where(_usage.c.key.in_(keys), _usage.c.begins.in_(self._begins.values()))
         )
-        if not changed.rowcount:
-            connection.execute(delete(_usage).where(here, _usage.c.begins < now - KEEP_S))
+        self._used = {(key, what, per): used for key, what, per, begins, used in rows if begins == self._begins[per]}
+        self._stored = frozenset(self._used)
+        held = select(_reserved.c.key, _reserved.c.what, func.sum(_reserved.c.amount)).where(_reserved.c.key.in_(keys))
+        sums = connection.execute(held.group_by(_reserved.c.key, _reserved.c.what))
+        self._held = {(key, what): float(amount) for key, what, amount in sums}
+        self._changed: dict[tuple[str, What, Per], float] = {}
+        self._reservations: list[dict[str, object]] = []
+
+    def use(self, entry: Reserve | Settle, *kinds: What) -> None:
+        """Charge the amounts of these kinds."""
+        for what, per in {(limit.what, limit.per): None for limit in entry.limits if limit.what in kinds}:
+            if amount := entry.amounts.get(what, 0.0):
+                place = (entry.key, what, per)
+                self._used[place] = self._used.get(place, 0.0) + amount
+                self._changed[place] = self._changed.get(place, 0.0) + amount
+
+    def reserve(self, entry: Reserve) -> Spent | None:
+        """Reserve the amounts of a request, if every limit leaves room; else why not."""
+        for limit in entry.limits:
+            amount, taken = entry.amounts.get(limit.what, 0.0), self._used.get((entry.key, limit.what, limit.per), 0.0)
+            held = self._held.get((entry.key, limit.what), 0.0)  # of requests: none
+            over = amount > limit.most * (1 + _ROUNDING) - taken - held
+            if over and (limit.what == "requests" or held > 0 or taken >= limit.most):
+                waits = held if taken < limit.most else 0.0
+                return Spent(limit, max(0.0, limit.most - taken - held), waits, window(limit.per, self._now)[1])
+        self.use(entry, "requests")
+        for what in sorted({limit.what for limit in entry.limits} - {"requests"}):
+            amount = entry.amounts.get(what, 0.0)
+            self._held[entry.key, what] = self._held.get((entry.key, what), 0.0) + amount
+            row = {"id": entry.id, "key": entry.key, "what": what, "amount": amount, "expires_at": entry.ends_at}
+            self._reservations.append(row)
+        return None
+
+    def write(self) -> None:
+        """Write what has changed."""
+        if self._reservations:
+            self._connection.execute(insert(_reserved), self._reservations)
+        for (key, what, per), amount in self._changed.items():
+            begins = self._begins[per]
+            here = and_(_usage.c.key == key, _usage.c.what == what, _usage.c.per == per)
+            if (key, what, per) in self._stored:
+                now = here & (_usage.c.begins == begins)
+                self._connection.execute(update(_usage).where(now).values(used=_usage.c.used + amount))
+                continue
+            self._connection.execute(delete(_usage).where(here, _usage.c.begins < self._now - KEEP_S))
             values = {"key": key, "what": what, "per": per, "begins": begins, "used": amount}
-            connection.execute(insert(_usage).values(**values))
-
-
-def _used(connection: Connection, key: str, limit: Limit, now: float) -> float:
-    begins, _ = window(limit.per, now)
-    here = and_(_usage.c.key == key, _usage.c.what == limit.what, _usage.c.per == limit.per, _usage.c.begins == begins)
-    return float(connection.execute(select(_usage.c.used).where(here)).scalar_one_or_none() or 0.0)
-
-
-def _held(connection: Connection, key: str, what: What) -> float:
-    held = select(func.coalesce(func.sum(_reserved.c.amount), 0.0)).where(
-        _reserved.c.key == key, _reserved.c.what == what
-    )
-    return float(connection.execute(held).scalar_one())
+            self._connection.execute(insert(_usage).values(**values))

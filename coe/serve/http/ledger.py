@@ -3,8 +3,8 @@
     held = await ledger.reserve(key, id, amounts, ends_at)     # raises LimitReached
     ledger.settle(held, amounts)                               # what the request has used
 
-Every change is a transaction, since other gateways change the same rows. A process writes one at a time: what comes
-meanwhile is written together by the next one, so that many requests share its cost.
+Every change is a transaction, since other gateways change the same rows. A process writes one at a time, `PERIOD_S`
+apart, and together what has come meanwhile: a transaction takes 2 ms of CPU time, as much as the rest of a request.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -29,6 +30,10 @@ MOST_UNSETTLED: Final = 100_000
 WAIT_S: Final = 5.0
 """Seconds that a request waits for its reservation."""
 RETRY_S: Final = 1.0
+PERIOD_S: Final = 0.01
+"""Least seconds between two transactions."""
+SETTLE_S: Final = 0.1
+"""Seconds that what requests have used waits for others to be written with."""
 logger = logging.getLogger(__name__)
 
 
@@ -72,6 +77,8 @@ class Ledger:
         self._waiting: list[tuple[Reserve | Settle, asyncio.Future[Spent | None]]] = []
         self._unsettled: list[Settle] = []
         self._writing: asyncio.Task[None] | None = None
+        self._asked = asyncio.Event()
+        self._wrote_at = 0.0
 
     async def reserve(self, key: ApiKey, request: str, amounts: Amounts, ends_at: float) -> Held | None:
         """Reserve what a request may use; None if its key has no limits.
@@ -85,6 +92,7 @@ class Ledger:
         entry = Reserve(request, key.id, key.spec.limits, amounts, ends_at)
         done: asyncio.Future[Spent | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, done))
+        self._asked.set()
         self._write()
         try:
             async with asyncio.timeout(WAIT_S):
@@ -105,6 +113,7 @@ class Ledger:
 
     async def close(self) -> None:
         """Write what is left, as far as that works."""
+        self._asked.set()
         if self._writing is not None:
             await asyncio.wait((self._writing,), timeout=WAIT_S)
 
@@ -122,6 +131,7 @@ class Ledger:
     async def _write_all(self) -> None:
         try:
             while self._waiting or self._unsettled:
+                await self._gather()
                 settled, self._unsettled = self._unsettled[:MOST_TOGETHER], self._unsettled[MOST_TOGETHER:]
                 asked, self._waiting = self._waiting[:MOST_TOGETHER], self._waiting[MOST_TOGETHER:]
                 asked = [each for each in asked if not each[1].done()]  # the request has given up
@@ -140,6 +150,17 @@ class Ledger:
                         done.set_result(spent)
         finally:
             self._writing = None
+
+    async def _gather(self) -> None:
+        """Wait for what is written together: shortly if a request waits for it."""
+        if not self._waiting:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_S):
+                    await self._asked.wait()
+        self._asked.clear()
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(0.0, self._wrote_at + PERIOD_S - loop.time()))
+        self._wrote_at = loop.time()
 
     def _account(self, entries: Sequence[Reserve | Settle]) -> Sequence[Spent | None]:
         if self._accounts is None:
