@@ -1,6 +1,6 @@
 """Sixteen experts with full weights, memory for four: requests as they come, and all at once, against bounds.
 
-    python benchmarks/many_experts.py MODEL_DIR [--experts 16] [--memory 4] [--requests 96] [--json PATH]
+    python benchmarks/many_experts.py MODEL_DIR [--experts 16] [--memory 4] [--requests 96] [--engine hf] [--json PATH]
     python benchmarks/many_experts.py --simulate LOAD_S PROMPT_S TOKEN_S --rate PER_S [--seeds 20]
 
 The experts are copies of the model in MODEL_DIR with other values in their weights, popular by Zipf's law (exponent 1).
@@ -10,6 +10,7 @@ gives the capacity; then, at each share of it in `--loads`, they come as a Poiss
     oldest-lru  the host with an aging bound of a microsecond, so that the oldest request goes first, and `lru`
     ours        the host as it is (`host.aging_s` of --aging-s)
 
+With `--engine vllm` (and `--memory 1`) all experts take turns in one process of vLLM, which reads weights in place.
 All ways must give the same answers. `fewest` are the loads of Belady's policy (1966) on the order in which a way began
 its answers, and on the order of arrival. `simulated` is `coe.simulation` on the same requests, with the seconds of a
 load, of a prompt and of a token that were measured alone (`machine_of`); these are printed below the table.
@@ -31,7 +32,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20, help="with --simulate: runs of each load")
     parser.add_argument("--experts", type=int, default=16)
     parser.add_argument("--memory", type=int, default=4, help="experts that fit in memory")
+    parser.add_argument("--engine", choices=("hf", "vllm"), default="hf", help="vllm: one expert in memory at a time")
     parser.add_argument("--requests", type=int, default=96)
     parser.add_argument("--tokens", type=int, default=12)
     parser.add_argument("--loads", type=float, nargs="*", default=[0.5, 0.8, 1.1], help="shares of the capacity")
@@ -118,7 +120,7 @@ def main() -> None:
 async def measure(folders: dict[str, Path], given: argparse.Namespace) -> dict[str, Any]:
     """All ways, one after the other, on each load."""
     speed = await speeds(folders, given)
-    size = bytes_of_one(folders)
+    size = bytes_of_one(folders, given)
     machine = machine_of(speed, size, given.memory)
     capacity: float | None = None
     rows: list[dict[str, Any]] = []
@@ -159,16 +161,41 @@ def machine_of(speed: dict[str, float], size: int, memory: int) -> Machine:
     )
 
 
-def bytes_of_one(folders: dict[str, Path]) -> int:
-    return HFEngine("cpu", "float32").footprint(spec_of("any", next(iter(folders.values()))))
+def engine_of(given: argparse.Namespace) -> Any:
+    if given.engine == "hf":
+        return HFEngine("cpu", "float32", threads=1)
+    from coe.engines.vllm.engine import VLLMEngine
+
+    return VLLMEngine("float32", max_model_len=256, kv_cache_bytes=64 * 2**20, max_loras=0, canary="off")
 
 
-def spec_of(name: str, folder: Path) -> ExpertSpec:
+def bytes_of_one(folders: dict[str, Path], given: argparse.Namespace) -> int:
+    return int(engine_of(given).footprint(spec_of("any", next(iter(folders.values())), given.engine)))
+
+
+def host_of(folders: dict[str, Path], given: argparse.Namespace, memory: int, eviction: Any, aging_s: float) -> Host:
+    """A host with memory for so many experts."""
+    return Host(
+        Snapshot(1, {name: spec_of(name, folder, given.engine) for name, folder in folders.items()}),
+        {given.engine: engine_of(given)},
+        budget_bytes=memory * bytes_of_one(folders, given),
+        locate=lambda spec: folders[spec.name],
+        aging_s=aging_s,
+        eviction=eviction,
+    )
+
+
+def spec_of(name: str, folder: Path, engine: str) -> ExpertSpec:
     from registry.headers import read_weights
 
     parameters = sum(tensor.elements for tensor in read_weights(folder)[0].values())
     return ExpertSpec(
-        name=name, kind=Kind.MODEL, source=str(folder), architecture="LlamaForCausalLM", parameters_total=parameters
+        name=name,
+        kind=Kind.MODEL,
+        source=str(folder),
+        architecture="LlamaForCausalLM",
+        parameters_total=parameters,
+        engine=engine,
     )
 
 
@@ -192,17 +219,7 @@ def arrivals(given: argparse.Namespace, per_s: float) -> list[float]:
 
 async def run(folders: dict[str, Path], way: str, requests: list[Request], given: argparse.Namespace) -> Found:
     """Send the requests when they are due to a host of that way."""
-    specs = {name: spec_of(name, folder) for name, folder in folders.items()}
-    engine = HFEngine("cpu", "float32", threads=1)
-    size = engine.footprint(specs["e00"])
-    host = Host(
-        Snapshot(1, specs),
-        {"hf": engine},
-        budget_bytes=given.memory * size,
-        locate=lambda spec: folders[spec.name],
-        aging_s=IN_ORDER_S if way == "oldest-lru" else given.aging_s,
-        eviction=WAYS[way],
-    )
+    host = host_of(folders, given, given.memory, WAYS[way], IN_ORDER_S if way == "oldest-lru" else given.aging_s)
     started, cpu = time.perf_counter(), time.process_time()
 
     async def send(request: Request) -> None:
@@ -235,37 +252,33 @@ def asked(prompt: str, tokens: int) -> GenerateRequest:
 
 
 async def speeds(folders: dict[str, Path], given: argparse.Namespace) -> dict[str, float]:
-    """Medians of what a switch, a prompt and a token take alone."""
-    from coe.engines.base import ShapeKey
-    from coe.engines.hf.slot import HFSlot
-
-    slot = HFSlot(ShapeKey("any"), HFEngine("cpu", "float32", threads=1))
+    """Medians of what a switch, a prompt and a token take alone, in a host with memory for one expert."""
+    host = host_of(folders, given, 1, lru, given.aging_s)
     load_s: list[float] = []
     prompt_s: list[float] = []
     token_s: list[float] = []
-    tokens = 0
-    for name, folder in [*folders.items()][:6]:
-        expert: Any = await timed(lambda: slot.switch(spec_of(name, folder), folder), load_s)  # noqa: B023
-        one = await timed(lambda: usage_of(expert, 1, given), prompt_s)  # noqa: B023
-        whole: list[float] = []
-        await timed(lambda: usage_of(expert, given.tokens, given), whole)  # noqa: B023
-        token_s.append((whole[0] - prompt_s[-1]) / (given.tokens - 1))
-        tokens = one.prompt_tokens
-    await slot.close()
-    medians = {"load_s": load_s[1:], "prompt_s": prompt_s[1:], "token_s": token_s[1:]}  # the first opens the slot
+    try:
+        for name in [*folders][:6]:
+            first, _ = await alone(host, name, 1, 7)
+            one, prompt = await alone(host, name, 1, 8)
+            _, whole = await alone(host, name, given.tokens, 9)
+            load_s.append(first.timing.load_s)
+            prompt_s.append(prompt)
+            token_s.append((whole - prompt) / (given.tokens - 1))
+            tokens = one.usage.prompt_tokens
+    finally:
+        await host.aclose()
+    medians = {"load_s": load_s[1:], "prompt_s": prompt_s[1:], "token_s": token_s[1:]}  # the first one opens the slot
     return {name: float(np.median(values)) for name, values in medians.items()} | {"prompt_tokens": float(tokens)}
 
 
-async def timed(work: Callable[[], Any], seconds: list[float]) -> Any:
+async def alone(host: Host, name: str, tokens: int, number: int) -> tuple[Any, float]:
+    """The last chunk of an answer to a prompt of its own, and its seconds."""
     started = time.perf_counter()
-    result = await work()
-    seconds.append(time.perf_counter() - started)
-    return result
-
-
-async def usage_of(expert: Any, tokens: int, given: argparse.Namespace) -> Any:
-    chunks = [chunk async for chunk in expert.generate(asked("Say something about the number 7.", tokens))]
-    return chunks[-1].usage
+    async with aclosing(host.ask(name, asked(f"Say something about the number {number}.", tokens))) as chunks:
+        async for chunk in chunks:
+            last = chunk
+    return last, time.perf_counter() - started
 
 
 def row(
