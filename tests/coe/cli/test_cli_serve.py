@@ -143,9 +143,9 @@ def test_an_address_that_others_reach_needs_a_key_or_a_word(run: Callable[..., E
 
 
 def test_an_address_that_is_not_of_this_machine_is_said_too(run: Callable[..., Ended]) -> None:
-    ended = run(CONFIG, "--host", "203.0.113.7")
+    ended = run(CONFIG, "--host", "203.0.113.7", "--insecure")
     assert ended.status == 1 and "203.0.113.7:8000 cannot be listened on" in ended.screen
-    ended = run(CONFIG, "--host", "no.such.host.invalid")
+    ended = run(CONFIG, "--host", "no.such.host.invalid", "--insecure")
     assert ended.status == 1 and "'no.such.host.invalid' cannot be listened on (" in ended.screen
     assert "set `serve.host`, or `--host`, to an address of this machine" in ended.screen
 
