@@ -57,6 +57,8 @@ from routers.base import Message
 WAYS: Final = {"oldest-lru": lru, "ours": look_ahead}
 PROMPT_TOKENS: Final = 38.0
 """Tokens of a prompt with SmolLM2's chat template, for a simulation without a model."""
+VLLM_BYTES: Final = 2**30 + 64 * 2**20
+"""What a process of vLLM takes beside the weights: itself, and its key-value cache."""
 IN_ORDER_S: Final = 1e-6
 """Aging bound under which every request is overdue at once, so that the oldest goes first."""
 
@@ -178,7 +180,7 @@ def host_of(folders: dict[str, Path], given: argparse.Namespace, memory: int, ev
     return Host(
         Snapshot(1, {name: spec_of(name, folder, given.engine) for name, folder in folders.items()}),
         {given.engine: engine_of(given)},
-        budget_bytes=memory * bytes_of_one(folders, given),
+        budget_bytes=memory * (bytes_of_one(folders, given) + (VLLM_BYTES if given.engine == "vllm" else 0)),
         locate=lambda spec: folders[spec.name],
         aging_s=aging_s,
         eviction=eviction,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from sqlalchemy import and_, delete, func, insert, or_, select, update
+from sqlalchemy import and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.engine import Connection
 
 from registry.keys import Limit, Per, What, shown_time
@@ -27,6 +27,37 @@ KEEP_S: Final = 400 * 86_400
 """Seconds for which used amounts of past windows are kept."""
 _ROUNDING: Final = 1e-9
 _PERS: Final[tuple[Per, ...]] = ("minute", "day", "month")
+
+
+# Statements are built once: that takes longer than to execute them.
+_LOCK: Final = select(_state.c.version).with_for_update()  # serializes writers
+_DELETE_RESERVED: Final = delete(_reserved).where(
+    or_(_reserved.c.expires_at <= bindparam("now"), _reserved.c.id.in_(bindparam("ids", expanding=True)))
+)
+_SELECT_USED: Final = select(_usage.c.key, _usage.c.what, _usage.c.per, _usage.c.begins, _usage.c.used).where(
+    _usage.c.key.in_(bindparam("keys", expanding=True)), _usage.c.begins.in_(bindparam("begins", expanding=True))
+)
+_SELECT_HELD: Final = (
+    select(_reserved.c.key, _reserved.c.what, func.sum(_reserved.c.amount))
+    .where(_reserved.c.key.in_(bindparam("keys", expanding=True)))
+    .group_by(_reserved.c.key, _reserved.c.what)
+)
+_HERE: Final = and_(
+    _usage.c.key == bindparam("of"), _usage.c.what == bindparam("of_what"), _usage.c.per == bindparam("of_per")
+)
+_ADD_USED: Final = (
+    update(_usage)
+    .where(_HERE, _usage.c.begins == bindparam("of_begins"))
+    .values(used=_usage.c.used + bindparam("amount"))
+)
+_DELETE_PAST: Final = delete(_usage).where(_HERE, _usage.c.begins < bindparam("past"))
+_INSERT_USED: Final = insert(_usage).values(
+    key=bindparam("of"),
+    what=bindparam("of_what"),
+    per=bindparam("of_per"),
+    begins=bindparam("of_begins"),
+    used=bindparam("amount"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +133,9 @@ def work(connection: Connection, entries: Sequence[Reserve | Settle], now: float
     Returns:
         For each entry why it is refused; None if it is not.
     """
-    connection.execute(select(_state.c.version).with_for_update())  # serializes writers
+    connection.execute(_LOCK)
     settled = [entry for entry in entries if isinstance(entry, Settle)]
-    gone = [_reserved.c.expires_at <= now]
-    gone += [_reserved.c.id.in_([entry.id for entry in settled])] if settled else []
-    connection.execute(delete(_reserved).where(or_(*gone)))
+    connection.execute(_DELETE_RESERVED, {"ids": [entry.id for entry in settled], "now": now})
     windows = _Windows(connection, {entry.key for entry in entries}, now)
     for entry in settled:
         windows.use(entry, "tokens", "usd")
@@ -129,14 +158,10 @@ class _Windows:
     def __init__(self, connection: Connection, keys: Collection[str], now: float) -> None:
         self._connection, self._now = connection, now
         self._begins: dict[Per, int] = {per: window(per, now)[0] for per in _PERS}
-        columns = (_usage.c.key, _usage.c.what, _usage.c.per, _usage.c.begins, _usage.c.used)
-        rows = connection.execute(
-            select(*columns).where(_usage.c.key.in_(keys), _usage.c.begins.in_(self._begins.values()))
-        )
+        rows = connection.execute(_SELECT_USED, {"keys": [*keys], "begins": [*self._begins.values()]})
         self._used = {(key, what, per): used for key, what, per, begins, used in rows if begins == self._begins[per]}
         self._stored = frozenset(self._used)
-        held = select(_reserved.c.key, _reserved.c.what, func.sum(_reserved.c.amount)).where(_reserved.c.key.in_(keys))
-        sums = connection.execute(held.group_by(_reserved.c.key, _reserved.c.what))
+        sums = connection.execute(_SELECT_HELD, {"keys": [*keys]})
         self._held = {(key, what): float(amount) for key, what, amount in sums}
         self._changed: dict[tuple[str, What, Per], float] = {}
         self._reservations: list[dict[str, object]] = []
@@ -170,13 +195,12 @@ class _Windows:
         """Write what has changed."""
         if self._reservations:
             self._connection.execute(insert(_reserved), self._reservations)
-        for (key, what, per), amount in self._changed.items():
-            begins = self._begins[per]
-            here = and_(_usage.c.key == key, _usage.c.what == what, _usage.c.per == per)
-            if (key, what, per) in self._stored:
-                now = here & (_usage.c.begins == begins)
-                self._connection.execute(update(_usage).where(now).values(used=_usage.c.used + amount))
-                continue
-            self._connection.execute(delete(_usage).where(here, _usage.c.begins < self._now - KEEP_S))
-            values = {"key": key, "what": what, "per": per, "begins": begins, "used": amount}
-            self._connection.execute(insert(_usage).values(**values))
+        rows = [
+            {"of": key, "of_what": what, "of_per": per, "of_begins": self._begins[per], "amount": amount}
+            for (key, what, per), amount in self._changed.items()
+        ]
+        if old := [row for row, place in zip(rows, self._changed, strict=True) if place in self._stored]:
+            self._connection.execute(_ADD_USED, old)
+        if new := [row for row, place in zip(rows, self._changed, strict=True) if place not in self._stored]:
+            self._connection.execute(_DELETE_PAST, [{**row, "past": self._now - KEEP_S} for row in new])
+            self._connection.execute(_INSERT_USED, new)
