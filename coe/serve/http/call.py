@@ -17,8 +17,8 @@ from coe.routing import Routed
 from coe.seam import text_of
 from coe.serve.http.finished import Finished
 from coe.serve.http.keyring import OPEN, Access
-from coe.serve.http.ledger import Held
 from coe.types import Answer, Failure
+from registry.usage import Reserve
 from routers.base import Query
 from routers.errors import NoEligibleExpert
 
@@ -51,7 +51,7 @@ class Call:
     ends: asyncio.Timeout = field(repr=False)
     deadline_s: float
     access: Access = OPEN
-    held: Held | None = None
+    held: Reserve | None = None
     admitted: int = 0
     parsed: Parsed | None = None
     decisions: list[Routed] = field(default_factory=list)

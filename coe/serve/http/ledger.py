@@ -14,11 +14,9 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, Protocol
 
-from coe.errors import Overloaded
-from coe.serve.http.refusals import KeysUnavailable
+from coe.serve.http.refusals import KeysUnavailable, LimitReached
 from registry.errors import RegistryError
 from registry.keys import ApiKey
 from registry.usage import Amounts, Reserve, Settle, Spent
@@ -37,30 +35,12 @@ SETTLE_S: Final = 0.1
 logger = logging.getLogger(__name__)
 
 
-class LimitReached(Overloaded, status=429, code="rate_limit_exceeded"):
-    """A limit of the API key is reached; with what is left and until when."""
-
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-    def __reduce__(self) -> tuple[type[LimitReached], tuple[str, float]]:
-        return LimitReached, (str(self), self.retry_after_s or 0.0)
-
-
 class Accounts(Protocol):
     """Where limits are kept: `registry.store.Registry`."""
 
     def account(self, entries: Sequence[Reserve | Settle], now: float) -> Sequence[Spent | None]:
         """Reserve and settle; blocks."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a request has reserved."""
-
-    entry: Reserve
 
 
 class Ledger:
@@ -74,17 +54,17 @@ class Ledger:
     def __init__(self, accounts: Callable[[], Accounts], *, wall: Callable[[], float] = time.time) -> None:
         self._open, self._wall = accounts, wall
         self._accounts: Accounts | None = None
-        self._waiting: list[tuple[Reserve | Settle, asyncio.Future[Spent | None]]] = []
+        self._waiting: list[tuple[Reserve, asyncio.Future[Spent | None]]] = []
         self._unsettled: list[Settle] = []
         self._writing: asyncio.Task[None] | None = None
         self._asked = asyncio.Event()
         self._wrote_at = 0.0
 
-    async def reserve(self, key: ApiKey, request: str, amounts: Amounts, ends_at: float) -> Held | None:
+    async def reserve(self, key: ApiKey, request: str, amounts: Amounts, ends_at: float) -> Reserve | None:
         """Reserve what a request may use; None if its key has no limits.
 
         Raises:
-            LimitReached: with what is left, and when the limit begins anew.
+            LimitReached: with what is left, and until when.
             KeysUnavailable: the database could not be written in `WAIT_S`.
         """
         if not key.spec.limits:
@@ -105,11 +85,11 @@ class Ledger:
             raise
         if spent is not None:
             raise LimitReached(str(spent), 1.0 if spent.held else max(1.0, spent.resets_at - self._wall()))
-        return Held(entry)
+        return entry
 
-    def settle(self, held: Held, amounts: Amounts) -> None:
+    def settle(self, held: Reserve, amounts: Amounts) -> None:
         """Replace what a request has reserved by what it has used. Waits for nothing."""
-        self._settled(Settle(held.entry.id, held.entry.key, held.entry.limits, amounts))
+        self._settled(Settle(held.id, held.key, held.limits, amounts))
 
     async def close(self) -> None:
         """Write what is left, as far as that works."""

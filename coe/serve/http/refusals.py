@@ -11,11 +11,13 @@ InvalidRequest
 └── BodyTimeout            the body did not arrive in time; the connection is closed
 
 KeysUnavailable            the API keys cannot be read (503)
+Full                       too many requests are in flight; with the seconds until there is room (429)
+└── LimitReached           a limit of the API key is reached (429)
 """
 
 from __future__ import annotations
 
-from coe.errors import CoeError, InvalidRequest
+from coe.errors import CoeError, InvalidRequest, Overloaded
 
 
 class UnsupportedMediaType(InvalidRequest, status=415, code="unsupported_media_type"):
@@ -44,6 +46,21 @@ class KeyNotAllowed(InvalidRequest, status=403, code="key_not_allowed"):
 
 class KeysUnavailable(CoeError, status=503, code="keys_unavailable", retryable=True, internal=False):
     """The API keys could not be read for too long."""
+
+
+class Full(Overloaded):
+    """This process has `max_in_flight` requests; `retry_after_s` is the expected time until there is room."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type[Full], tuple[str, float]]:
+        return type(self), (str(self), self.retry_after_s or 0.0)
+
+
+class LimitReached(Full, code="rate_limit_exceeded"):
+    """A limit of the API key is reached; with what is left and until when."""
 
 
 class AdminNotAllowed(InvalidRequest, status=403, code="admin_not_allowed"):

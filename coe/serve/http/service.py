@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from coe.config import ServeConfig
-from coe.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from coe.errors import DeadlineExceeded, InvalidRequest
 from coe.orchestrator import Orchestrator
 from coe.protocol.parsed import Parsed
 from coe.routing import Routed
@@ -30,6 +30,7 @@ from coe.serve.http.keyring import Keyring
 from coe.serve.http.large_bodies import LargeBodies
 from coe.serve.http.ledger import Ledger
 from coe.serve.http.micro_batch import MicroBatch
+from coe.serve.http.refusals import Full
 from coe.serve.http.uploads import Uploads
 from coe.types import Chunk
 from registry.usage import Amounts
@@ -82,17 +83,6 @@ class Weights(Protocol):
     async def states(self) -> Sequence[Mapping[str, Any]]:
         """The state of every host, with its `weights`."""
         ...
-
-
-class Full(Overloaded):
-    """This process has `max_in_flight` requests; `retry_after_s` is the expected time until one ends."""
-
-    def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-    def __reduce__(self) -> tuple[type[Full], tuple[str, float]]:
-        return Full, (str(self), self.retry_after_s or 0.0)
 
 
 class Service:
@@ -163,7 +153,7 @@ class Service:
         finally:
             self.in_flight -= call.admitted
             if call.held is not None and self._ledger is not None:
-                self._ledger.settle(call.held, spent(call, call.held.entry.amounts))
+                self._ledger.settle(call.held, spent(call, call.held.amounts))
             for finished in call.finished():
                 self._tell(finished)
 

@@ -14,8 +14,8 @@ from api_server import Gateway, gateway
 
 from coe.serve.http import ledger as ledger_module
 from coe.serve.http.keyring import Keyring, StoredKeys
-from coe.serve.http.ledger import Ledger, LimitReached
-from coe.serve.http.refusals import KeysUnavailable
+from coe.serve.http.ledger import Ledger
+from coe.serve.http.refusals import KeysUnavailable, LimitReached
 from registry.errors import StoreError
 from registry.keys import ApiKey, KeySpec, Limit
 from registry.store import Registry
@@ -188,7 +188,7 @@ async def test_requests_that_come_during_a_transaction_share_the_next_one() -> N
     accounts.hangs_s = 0.05
     ledger = Ledger(lambda: accounts)
     held = await asyncio.gather(*(ledger.reserve(KEY, str(i), {"tokens": 1}, 1e12) for i in range(200)))
-    assert [each.entry.id for each in held if each] == [str(i) for i in range(200)] and len(accounts.written) <= 3
+    assert [each.id for each in held if each] == [str(i) for i in range(200)] and len(accounts.written) <= 3
     for each in held:
         assert each is not None
         ledger.settle(each, {"tokens": 1})

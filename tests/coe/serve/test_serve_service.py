@@ -20,7 +20,8 @@ from coe.protocol.parsed import Parsed
 from coe.protocol.requests import parse_chat
 from coe.serve.http import service as module
 from coe.serve.http.call import Call
-from coe.serve.http.service import Full, Service
+from coe.serve.http.refusals import Full
+from coe.serve.http.service import Service
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.store import Snapshot
 
