@@ -29,7 +29,7 @@ def name(path: Path) -> str:
 
 
 def test_no_folder_is_forgotten() -> None:
-    assert {path.name for path in CONFIGS.iterdir()} == {"coe", "latent", "registry", "routers", "tasks"}
+    assert {path.name for path in CONFIGS.iterdir()} == {"coe", "grafana", "latent", "registry", "routers", "tasks"}
 
 
 @pytest.mark.parametrize("path", files("coe"), ids=name)
