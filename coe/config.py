@@ -208,6 +208,9 @@ class ServeConfig(Section):
     403. null takes `localhost`, `host` and all IP addresses if `host` is a loopback address, else `*`."""
     keys: Literal["auto", "required"] = "auto"
     """Whether requests need an API key: `auto`, once `coe keys create` has made one; `required`, also before."""
+    usage_url_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Environment variable with the URL of a Redis server, such as `redis://HOST:6379/0`, that keeps what API keys use;
+    null keeps it in the registry's database."""
     insecure: bool = False
     """Listen on an address other than 127.0.0.1 without any API key (`--insecure`)."""
     admin_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None

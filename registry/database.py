@@ -32,6 +32,8 @@ def open_engine(url: str | None) -> tuple[Engine, str]:
     """
     try:
         parsed = make_url(url or f"sqlite:///{coe_home() / 'registry.db'}")
+        if parsed.drivername == "postgres":  # as hosting providers write it
+            parsed = parsed.set(drivername="postgresql")
         shown = parsed.render_as_string(hide_password=True)
         if parsed.get_backend_name() != "sqlite":
             return create_engine(parsed, pool_pre_ping=True), shown
@@ -40,7 +42,10 @@ def open_engine(url: str | None) -> tuple[Engine, str]:
                 coe_home().mkdir(parents=True, exist_ok=True)
         engine = create_engine(parsed, connect_args={"timeout": _BUSY_TIMEOUT_S})
     except (NoSuchModuleError, ModuleNotFoundError) as error:
-        raise StoreError(f"no driver for {shown} is installed ({error}); for Postgres: pip install psycopg") from error
+        raise StoreError(
+            f"no driver for {shown} is installed ({error}); for Postgres: "
+            "pip install 'composition-of-experts[postgres]'"
+        ) from error
     except (ArgumentError, ValueError) as error:
         raise StoreError(f"{shown_url(url or '')!r} is not a database URL, such as sqlite:///registry.db") from error
     except OSError as error:

@@ -21,7 +21,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.engine import Connection
 
 from registry import keys as keys_of
-from registry import usage
+from registry import usage_sql
 from registry.database import (
     FileIdentity,
     file_identity,
@@ -230,12 +230,12 @@ class Registry:
 
     def account(self, entries: Sequence[Reserve | Settle], now: float) -> Sequence[Spent | None]:
         """Reserve and settle what requests of API keys use, in one transaction; see `registry.usage`."""
-        return self._write(lambda connection: usage.work(connection, entries, now), settled=False)
+        return self._write(lambda connection: usage_sql.work(connection, entries, now), settled=False)
 
     def used(self, key: ApiKey, now: float) -> Sequence[float]:
         """What a key has used of each of its limits."""
         with self._read() as connection:
-            return usage.used(connection, key.id, key.spec.limits, now)
+            return usage_sql.used(connection, key.id, key.spec.limits, now)
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:

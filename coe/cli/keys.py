@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -89,18 +90,32 @@ def create(
 
 
 @app.command("list")
-def list_keys(registry: RegistryUrl = None, json: JsonTarget = None) -> None:
+def list_keys(
+    usage_url_env: Annotated[
+        str | None,
+        typer.Option(
+            "--usage-url-env",
+            metavar="NAME",
+            help="Environment variable with the URL of the Redis server that keeps their usage (serve.usage_url_env).",
+        ),
+    ] = None,
+    registry: RegistryUrl = None,
+    json: JsonTarget = None,
+) -> None:
     """List the API keys: what each may be used for and has used of its limits, and whether it is valid."""
     from rich.markup import escape
     from rich.table import Column, Table
 
     from registry.keys import shown_time
     from registry.store import Registry
+    from registry.usage_redis import RedisUsage, usage_url
 
     now = time.time()
-    with Registry(registry) as store:
+    with ExitStack() as stack:
+        store = stack.enter_context(Registry(registry))
+        accounts = store if usage_url_env is None else stack.enter_context(RedisUsage(usage_url(usage_url_env)))
         keys = store.api_keys()
-        used = {key.id: store.used(key, now) for key in keys if key.spec.limits}
+        used = {key.id: accounts.used(key, now) for key in keys if key.spec.limits}
     if json != "-":
         heads = ("name", "state", "experts", "policies", "may also", "limits", "created", "ends")
         table = Table(Column("id", no_wrap=True), *heads)

@@ -58,6 +58,7 @@ def serve(
             placer = LogPlacer(lambda line: _say("placement", line))
             source = Source(config, placer, host=host, port=port, ray=ray, insecure=insecure or None)
             valid = _valid_keys(source.config)
+            _check_usage(source.config.serve)
         with source, ExitStack() as running:
             _warn_if_open(source.config.serve, valid)
             _warn_without_key(source.config.serve)
@@ -112,6 +113,15 @@ def _warn_if_open(settings: ServeConfig, valid: int | None) -> None:
         _say("warning", f"whoever reaches port {settings.port} can use every expert: there is no API key (--insecure)")
     if valid == 0:
         _say("warning", "no API key is valid now: requests are refused until there is one (`coe keys create NAME`)")
+
+
+def _check_usage(settings: ServeConfig) -> None:
+    """Raises StoreError if the usage of keys cannot be kept where the configuration says."""
+    from registry.usage_redis import RedisUsage, usage_url
+
+    if settings.usage_url_env is not None:
+        with RedisUsage(usage_url(settings.usage_url_env)) as accounts:
+            accounts.check()
 
 
 def _warn_without_key(settings: ServeConfig) -> None:

@@ -249,6 +249,12 @@ def test_unusable_urls_say_why(url: str, message: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_postgres_has_two_spellings() -> None:
+    for scheme in ("postgres", "postgresql"):
+        engine, shown = database.open_engine(f"{scheme}://coe:secret@host/db")
+        assert engine.dialect.driver == "psycopg" and shown == "postgresql://coe:***@host/db"
+
+
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_text("this is not a database, it is a letter " * 50)
     with pytest.raises(StoreError, match=r"x\.db cannot be used: file is not a database"):

@@ -23,12 +23,12 @@ from coe.serve.cluster.pool_client import PoolClient
 from coe.serve.decisions.log import DecisionLog
 from coe.serve.http.api import build_api
 from coe.serve.http.keyring import Keyring, StoredKeys
-from coe.serve.http.ledger import Ledger
+from coe.serve.http.ledger import Ledger, open_accounts
 from coe.serve.http.metrics import Metrics
 from coe.serve.http.service import Service
 from coe.signals.features import Signals
 from coe.tokens import Tokenizers
-from registry.store import Registry, Snapshot
+from registry.store import Snapshot
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -72,7 +72,7 @@ class Gateway:
             metrics=self._metrics,
             health=self._hosts.states,
             weights=self._hosts,
-            ledger=Ledger(lambda: Registry(config.registry)),
+            ledger=Ledger(lambda: open_accounts(settings, config.registry)),
             keyring=Keyring(StoredKeys(config.registry), required=settings.keys == "required"),
         )
 

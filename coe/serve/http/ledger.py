@@ -1,4 +1,4 @@
-"""Ledger: the limits of API keys, for all gateways, in the registry's database.
+"""Ledger: the limits of API keys, for all gateways, in the registry's database or in Redis.
 
     held = await ledger.reserve(key, id, amounts, ends_at)     # raises LimitReached
     ledger.settle(held, amounts)                               # what the request has used
@@ -16,10 +16,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
+from coe.config import ServeConfig
 from coe.serve.http.refusals import KeysUnavailable, LimitReached
 from registry.errors import RegistryError
 from registry.keys import ApiKey
+from registry.store import Registry
 from registry.usage import Amounts, Reserve, Settle, Spent
+from registry.usage_redis import RedisUsage, usage_url
 
 MOST_TOGETHER: Final = 256
 """Most entries of a transaction."""
@@ -36,11 +39,18 @@ logger = logging.getLogger(__name__)
 
 
 class Accounts(Protocol):
-    """Where limits are kept: `registry.store.Registry`."""
+    """Where limits are kept: `registry.store.Registry` or `registry.usage_redis.RedisUsage`."""
 
     def account(self, entries: Sequence[Reserve | Settle], now: float) -> Sequence[Spent | None]:
         """Reserve and settle; blocks."""
         ...
+
+
+def open_accounts(settings: ServeConfig, registry: str | None) -> Accounts:
+    """The Redis server of `serve.usage_url_env`, or the database of the registry. Raises StoreError."""
+    if settings.usage_url_env is None:
+        return Registry(registry)
+    return RedisUsage(usage_url(settings.usage_url_env))
 
 
 class Ledger:

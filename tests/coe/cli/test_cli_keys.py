@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import servers
 from typer.testing import CliRunner, Result
 
 from coe.cli.keys import app
@@ -15,6 +16,7 @@ from registry.keys import read_key
 from registry.spec import ExpertSpec, Kind
 from registry.store import Registry
 from registry.usage import Settle
+from registry.usage_redis import RedisUsage
 
 
 @pytest.fixture
@@ -77,6 +79,19 @@ def test_limits_are_stored_and_listed_with_what_is_used(url: str) -> None:
     assert listed["limits"][0] == {"what": "requests", "per": "minute", "most": 60}
     shown = " ".join(run("list", "--registry", url).stdout.split())
     assert "1,234" in shown
+
+
+def test_usage_is_read_from_redis_where_it_is_kept_there(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("create", "app", "--limit", "tokens=2_000_000/day", "--registry", url).exit_code == 0
+    with Registry(url) as registry, servers.redis() as there, RedisUsage(there) as accounts:
+        [key] = registry.api_keys()
+        accounts.account([Settle("r", key.id, key.spec.limits, {"tokens": 77})], time.time())
+        monkeypatch.setenv("USAGE", there)
+        command = ("list", "--usage-url-env", "USAGE", "--registry", url, "--json", "-")
+        [listed] = json.loads(run(*command).stdout)["keys"]
+        assert listed["used"] == [77]
+    monkeypatch.delenv("USAGE")
+    assert "the environment variable USAGE is not set" in str(run(*command).exception)
 
 
 @pytest.mark.parametrize(

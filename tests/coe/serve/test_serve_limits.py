@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 from api_server import Gateway, gateway
 
+from coe.cli import serve as serve_command
+from coe.config import ServeConfig
 from coe.serve.http import ledger as ledger_module
 from coe.serve.http.keyring import Keyring, StoredKeys
-from coe.serve.http.ledger import Ledger
+from coe.serve.http.ledger import Ledger, open_accounts
 from coe.serve.http.refusals import KeysUnavailable, LimitReached
 from registry.errors import StoreError
 from registry.keys import ApiKey, KeySpec, Limit
 from registry.store import Registry
 from registry.usage import Reserve, Settle, Spent
+from registry.usage_redis import RedisUsage
 
 WORDS = "one two three four five six seven"
 
@@ -153,6 +157,30 @@ async def test_three_gateways_and_64_clients_never_pass_a_limit_by_more_than_one
         assert 600 <= used(url, key)[0] <= 600 + 14
         refused = await post(gateways[1], ada)
         assert "0 are left until" in refused.text
+
+
+async def test_gateways_share_a_limit_in_redis(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, ada = create(url, ("requests", "month", 5))
+    settings = ServeConfig(usage_url_env="USAGE")
+    with servers.redis() as there, RedisUsage(there) as accounts:
+        monkeypatch.setenv("USAGE", there)
+
+        def opened() -> Any:
+            return gateway(keyring=Keyring(StoredKeys(url)), ledger=Ledger(lambda: open_accounts(settings, url)))
+
+        async with opened() as one, opened() as other:
+            codes = [(await post(each, ada)).status_code for each in (one, other, one, other, one, other)]
+            assert codes == [*[200] * 5, 429]
+        assert accounts.used(key, time.time()) == [5] and used(url, key) == [0]
+
+
+def test_usage_without_its_url_is_a_clear_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("USAGE", raising=False)
+    with pytest.raises(StoreError, match="the environment variable USAGE is not set"):
+        open_accounts(ServeConfig(usage_url_env="USAGE"), url)
+    monkeypatch.setenv("USAGE", "redis://127.0.0.1:1")
+    with pytest.raises(StoreError, match=r"Redis at 127\.0\.0\.1:1 cannot be used"):
+        serve_command._check_usage(ServeConfig(usage_url_env="USAGE"))
 
 
 async def test_keys_without_limits_write_nothing(url: str) -> None:
