@@ -10,7 +10,7 @@ WORKERS ?= logical
 # Keep bytecode between the processes of a run: without it, collecting the tests takes twice the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check lint types layers cover test-vllm vllm-env clients fuzz zoo-train latent latent-ablations lock clean
+.PHONY: setup demo test check lint types layers audit cover test-vllm vllm-env clients fuzz zoo-train latent latent-ablations lock clean
 
 setup: .venv/.installed
 
@@ -34,7 +34,7 @@ demo: setup  ## real experts, a trained router, N fresh queries
 test: setup  ## unit and integration tests, real small models included
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-check: lint types layers test  ## what CI runs, except for its demo
+check: lint types layers audit test  ## what CI runs, except for its demo
 
 lint: setup
 	$(BIN)/ruff check
@@ -45,6 +45,9 @@ types: setup
 
 layers: setup
 	$(BIN)/lint-imports
+
+audit: setup  ## known vulnerabilities of the pinned packages
+	$(BIN)/python tests/audit/audit.py
 
 cover: setup  ## branch coverage, package by package
 	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term

@@ -174,6 +174,8 @@ def message_of(
         return "is not a known field" + did_you_mean(str(detail["loc"][-1]), known_fields)
     if detail["type"] in ("model_type", "dict_type"):
         return f"should be a mapping of fields, got {shortened(detail['input'])}"
+    if detail["type"] in ("tuple_type", "list_type"):
+        return f"should be a list, got {shortened(detail['input'])}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if detail["type"] in ("value_error", "assertion_error"):
         return message

@@ -198,7 +198,7 @@ experts:
     [
         ("", "e.yaml:1: is empty; expected experts"),
         ("experts: []", "e.yaml:1: experts: list should have at least 1 item after validation, not 0, got []"),
-        ("experts: 3", "e.yaml:1: experts: input should be a valid list, got 3"),
+        ("experts: 3", "e.yaml:1: experts: should be a list, got 3"),
         ("expert: []", "e.yaml:1: experts: is required"),
         ("- a", "e.yaml:1: should be a mapping of fields, got ['a']"),
     ],
