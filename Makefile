@@ -10,7 +10,7 @@ WORKERS ?= logical
 # Keep bytecode between the processes of a run: without it, collecting the tests takes twice the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check lint types layers audit cover test-vllm vllm-env clients fuzz zoo-train latent latent-ablations lock clean
+.PHONY: setup demo test check lint types layers audit docs cover test-vllm vllm-env clients fuzz zoo-train latent latent-ablations lock clean
 
 setup: .venv/.installed
 
@@ -48,6 +48,9 @@ layers: setup
 
 audit: setup  ## known vulnerabilities of the pinned packages
 	$(BIN)/python tests/audit/audit.py
+
+docs: setup  ## the documentation as a site, in site/
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 cover: setup  ## branch coverage, package by package
 	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term

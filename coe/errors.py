@@ -127,7 +127,8 @@ class Rejected(InvalidRequest, scope=Scope.EXPERT):
 
     Args:
         message: what is wrong.
-        status, code: other than those of the class, such as 413 or "content_filter".
+        status: other than that of the class, such as 413.
+        code: other than that of the class, such as "content_filter".
         param: the field of the request, if known.
     """
 

@@ -153,7 +153,7 @@ class Orchestrator:
                 conversation alone.
 
         Raises:
-            Like `route`. Errors of experts are raised while `chunks` is iterated.
+            UnknownModel, NoEligibleExpert: like `route`. Errors of experts are raised while `chunks` is iterated.
         """
         return self.answers([request], model=model, queries=None if query is None else [query])[0]
 
