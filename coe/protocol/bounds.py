@@ -10,6 +10,8 @@ MOST_FIELDS: Final = 100
 """Most fields of one object of a request."""
 MOST_MESSAGES: Final = 4096
 """Most messages of a request."""
+MOST_ITEMS: Final = 8192
+"""Most items in the `input` of a response: messages, tool calls, their results and reasoning."""
 MOST_PARTS: Final = 8192
 """Most parts of all messages together."""
 MOST_CALLS: Final = 4096
@@ -64,6 +66,10 @@ COUNTED: Final[Mapping[Place, tuple[type, int, str]]] = {
     ("stream_options",): (dict, MOST_FIELDS, "fields"),
     ("response_format",): (dict, MOST_FIELDS, "fields"),
     ("response_format", "json_schema"): (dict, MOST_FIELDS, "fields"),
+    ("text",): (dict, MOST_FIELDS, "fields"),
+    ("text", "format"): (dict, MOST_FIELDS, "fields"),
+    ("reasoning",): (dict, MOST_FIELDS, "fields"),
+    ("include",): (list, MOST_FIELDS, "values"),
     ("coe",): (dict, MOST_FIELDS, "fields"),
     ("coe", "session"): (dict, MOST_FIELDS, "fields"),
     ("coe", "experts"): (list, MOST_EXPERTS, "names"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from coe.protocol import bounds
-from coe.protocol.fields import ChatFields, CompletionFields, EngineFields
+from coe.protocol.fields import ChatFields, CompletionFields, GenerateFields
 from coe.protocol.problems import Found, cut, wrong
 from coe.protocol.tools import NamedChoice
 from registry.spelling import did_you_mean
@@ -60,7 +60,7 @@ def weight_problems(messages: Sequence[Message]) -> Iterator[Found]:
         yield wrong("messages", f"have images of {n_bytes:,} bytes, at most {most:,} are read", "too_large")
 
 
-def _common(fields: EngineFields) -> Iterator[Found]:
+def _common(fields: GenerateFields) -> Iterator[Found]:
     limit = fields.max_tokens
     if fields.min_tokens and limit is not None and fields.min_tokens > limit:
         yield wrong("min_tokens", f"{fields.min_tokens} exceeds max_tokens, which is {limit}")

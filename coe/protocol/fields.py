@@ -53,8 +53,17 @@ OF_ENGINES: Final[Mapping[str, Neutral]] = {
 OF_SAMPLING: Final = frozenset({"min_p", "top_k"})
 """Fields that have no effect while the temperature is 0."""
 INSTEAD: Final[Mapping[str, str]] = {
+    "conversation": "the items of the earlier turns in input: nothing is stored here",
     "function_call": "tool_choice (of a message: tool_calls)",
     "functions": "tools",
+    "logprobs": 'include: ["message.output_text.logprobs"]',
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+    "previous_response_id": "the items of the earlier turns in input: nothing is stored here",
+    "prompt": "instructions and input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
 }
 """What to send in place of a refused field."""
 REFUSED_IN_MESSAGES: Final[Mapping[str, Neutral]] = {"audio": (None,), "function_call": (None,)}
@@ -141,13 +150,11 @@ class Extension(Strict):
 
 
 class CommonFields(Strict):
-    """Fields of both endpoints that OpenAI documents, and `coe`."""
+    """Fields of every request for an answer that OpenAI documents, and `coe`."""
 
     model: Annotated[Name, Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
     stop: (
         Annotated[
             list[Annotated[Text, Field(min_length=1)]],
@@ -167,12 +174,11 @@ class CommonFields(Strict):
         | None
     ) = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     coe: Extension | None = None
 
 
 class EngineFields(CommonFields):
-    """Fields of both endpoints that vLLM and TGI have and OpenAI does not."""
+    """Fields of every request for an answer that vLLM and TGI have and OpenAI does not."""
 
     top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
@@ -182,7 +188,15 @@ class EngineFields(CommonFields):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class ChatFields(EngineFields):
+class GenerateFields(EngineFields):
+    """Fields of chat and completions that `/v1/responses` lacks, or names otherwise."""
+
+    max_tokens: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = None
+    stream_options: StreamOptions | None = None
+
+
+class ChatFields(GenerateFields):
     """Fields of `/v1/chat/completions`."""
 
     messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)]
@@ -196,7 +210,7 @@ class ChatFields(EngineFields):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
 
-class CompletionFields(EngineFields):
+class CompletionFields(GenerateFields):
     """Fields of `/v1/completions`."""
 
     prompt: PromptField

@@ -65,7 +65,8 @@ class ThinkingPart(Strict):
     cache_control: object = None
 
 
-def _url(url: str) -> str:
+def image_address(url: str) -> str:
+    """The address of an image: an http(s) URL of a bounded length, or a data URL; else a PydanticCustomError."""
     if url.startswith("data:"):
         kind, comma, _ = url[:256].partition(",")
         if comma and kind.startswith("data:image/") and kind.endswith(";base64"):
@@ -80,7 +81,7 @@ def _url(url: str) -> str:
 class ImageUrl(Strict):
     """The address of an image, or the image itself as a data URL."""
 
-    url: Annotated[Text, AfterValidator(_url)]
+    url: Annotated[Text, AfterValidator(image_address)]
     detail: Literal["auto", "low", "high"] | None = None
 
 

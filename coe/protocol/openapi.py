@@ -19,6 +19,10 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from coe.protocol import fields as f
 from coe.protocol.embeddings import IGNORED, REFUSED, EmbeddingFields
 from coe.protocol.field_descriptions import DESCRIPTIONS
+from coe.protocol.response_fields import IGNORED as IGNORED_IN_RESPONSES
+from coe.protocol.response_fields import REFUSED as REFUSED_IN_RESPONSES
+from coe.protocol.response_fields import ResponseFields
+from coe.protocol.response_object_schemas import RESPONSE_SCHEMAS
 from coe.protocol.response_schemas import SCHEMAS
 from coe.version import __version__
 
@@ -27,6 +31,7 @@ _BODIES: Final[Mapping[str, type[BaseModel]]] = {
     "ChatRequest": f.ChatFields,
     "CompletionRequest": f.CompletionFields,
     "EmbeddingRequest": EmbeddingFields,
+    "ResponseRequest": ResponseFields,
 }
 _IGNORED: Final = "Accepted, without effect here; the response header `x-coe-warning` names it."
 
@@ -38,11 +43,19 @@ _HEADERS: Final = {
     "x-coe-notes": "what the caller should know of how the answer came about",
     "x-coe-warning": "fields of the request without effect",
 }
+_STREAMED: Final = (
+    ". With `stream: true`: server-sent events `data: <chunk>`, the last one `data: [DONE]`. An error after the first "
+    "event is an event with `error`."
+)
+_STREAMED_RESPONSE: Final = (
+    ". With `stream: true`: named server-sent events, from `response.created` to `response.completed` or "
+    "`response.incomplete`. After an error the last ones are `error` and `response.failed`."
+)
 _ERRORS: Final = {
     400: "The request is wrong: `message` lists every problem with its field.",
     401: "The service has API keys, and the request has none that is valid.",
     403: "The host, the origin or this use of the API key is not allowed.",
-    404: "No such endpoint or model.",
+    404: "No such endpoint, model or response.",
     408: "The body arrived too slowly.",
     409: "Requests use the weights, or they are pinned.",
     413: "The body is too large.",
@@ -70,7 +83,7 @@ def openapi_document() -> dict[str, Any]:
         },
         "paths": _paths(),
         "components": {
-            "schemas": {**_request_schemas(), **SCHEMAS},
+            "schemas": {**_request_schemas(), **SCHEMAS, **RESPONSE_SCHEMAS},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"key": []}, {}],  # a service without keys needs none
@@ -85,6 +98,28 @@ def _paths() -> dict[str, Any]:
         "/v1/completions": {
             "post": _answering("createCompletion", "Continue one or several prompts", "Completion", "Completion")
         },
+        "/v1/responses": {
+            "post": _answering(
+                "createResponse", "Answer items of a conversation; nothing is stored", "Response", "Response"
+            )
+        },
+        "/v1/responses/{id}": {
+            method: {
+                "operationId": f"{method}Response",
+                "summary": "Always an error: responses are not stored",
+                "parameters": [
+                    {
+                        "name": "id",
+                        "in": "path",
+                        "required": True,
+                        "description": "Any id, or path below one, such as `resp_1/input_items`.",
+                        "schema": {"type": "string"},
+                    }
+                ],
+                "responses": _errors(401, 403, 404, 500, 503),
+            }
+            for method in ("get", "post", "delete")
+        },
         "/v1/embeddings": {
             "post": {
                 "operationId": "createEmbedding",
@@ -96,8 +131,10 @@ def _paths() -> dict[str, Any]:
         "/v1/route": {
             "post": {
                 "operationId": "route",
-                "summary": "The routing decision for a chat or completion request; no expert is called",
-                "requestBody": _body({"anyOf": [_ref("ChatRequest"), _ref("CompletionRequest")]}),
+                "summary": "The routing decision for a chat, a completion or a response; no expert is called",
+                "requestBody": _body(
+                    {"anyOf": [_ref(f"{each}Request") for each in ("Chat", "Completion", "Response")]}
+                ),
                 "responses": {"200": _json("The decision and its inputs", _ref("Route")), **_errors()},
             }
         },
@@ -167,13 +204,12 @@ def _paths() -> dict[str, Any]:
 def _answering(name: str, summary: str, request: str, answer: str) -> dict[str, Any]:
     """A POST that answers with one body, or with server-sent events."""
     chunk = {"type": "string", "contentMediaType": "application/json", "contentSchema": _ref(f"{answer}Chunk")}
-    event = {"type": "object", "properties": {"data": {"anyOf": [chunk, {"const": "[DONE]"}]}}, "required": ["data"]}
+    data = chunk if answer == "Response" else {"anyOf": [chunk, {"const": "[DONE]"}]}
     ok = _json("The answer", _ref(answer))
-    ok["content"]["text/event-stream"] = {"schema": event}
-    ok["description"] += (
-        ". With `stream: true`: server-sent events `data: <chunk>`, the last one `data: [DONE]`. An error after the "
-        "first event is an event with `error`."
-    )
+    ok["content"]["text/event-stream"] = {
+        "schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    }
+    ok["description"] += _STREAMED_RESPONSE if answer == "Response" else _STREAMED
     ok["headers"] = {header: {"description": text, "schema": {"type": "string"}} for header, text in _HEADERS.items()}
     debug = {
         "name": "x-coe-debug",
@@ -242,14 +278,27 @@ def _request_schemas() -> dict[str, Any]:
     schemas: dict[str, Any] = found["$defs"]
     for name, model in _BODIES.items():
         schemas[name] = schemas.pop(model.__name__)
-    neutral = ({**f.OF_ENGINES, **f.REFUSED_IN_CHAT}, {**f.OF_ENGINES, **f.REFUSED_IN_COMPLETIONS}, REFUSED)
-    ignored = (f.IGNORED_IN_CHAT | f.IGNORED_OF_ENGINES, f.IGNORED_IN_COMPLETIONS | f.IGNORED_OF_ENGINES, IGNORED)
+    chat, completion, response = (
+        {**f.OF_ENGINES, **refused} for refused in (f.REFUSED_IN_CHAT, f.REFUSED_IN_COMPLETIONS, REFUSED_IN_RESPONSES)
+    )
+    neutral = (chat, completion, REFUSED, response)
+    of_engines = f.IGNORED_OF_ENGINES
+    ignored = (
+        f.IGNORED_IN_CHAT | of_engines,
+        f.IGNORED_IN_COMPLETIONS | of_engines,
+        IGNORED,
+        IGNORED_IN_RESPONSES | of_engines,
+    )
     for name, only, free in zip(_BODIES, neutral, ignored, strict=True):
         schemas[name]["properties"] |= _neutral(only) | _free(free)
         for field, text in DESCRIPTIONS.items():
-            if field in schemas[name]["properties"]:
+            if field in schemas[name]["properties"] and field not in only:
                 schemas[name]["properties"][field] |= {"description": text}
     schemas["EmbeddingRequest"]["properties"]["model"] |= {"description": "The name of an expert of kind `embedding`."}
+    schemas["ResponseRequest"]["properties"]["input"] |= {
+        "description": "A text of the user, or the items of the conversation, oldest first: all of them, since nothing "
+        "is stored."
+    }
     schemas["Turn"] |= _by_role(schemas["Turn"]["properties"])
     schemas["Turn"]["properties"] |= _neutral(f.REFUSED_IN_MESSAGES) | _free(f.IGNORED_IN_MESSAGES)
     return schemas

@@ -57,7 +57,7 @@ _MODELS: Final[Mapping[tuple[str, ...], type[BaseModel]]] = {
     ("tool_choice",): NamedChoice,
     ("tool_choice", "function"): NamedFunction,
 }
-"""The models of inner objects, by their place without indices."""
+"""The models of inner objects, by their place without indices; `Strict.inner_models` adds those of one request."""
 
 
 def invalid(found: Sequence[Found]) -> InvalidFields:
@@ -107,7 +107,7 @@ def problem(detail: ErrorDetails, model: type[BaseModel], known: Collection[str]
     if kind in ("too_short", "string_too_short"):
         return FieldProblem(param, code, "must not be empty")
     if kind == "extra_forbidden":
-        close = did_you_mean(str(loc[-1]), _names(loc, known)) if suggest else ""
+        close = did_you_mean(str(loc[-1]), _names(loc, model, known)) if suggest else ""
         return FieldProblem(param, code, f"is not a known field{close}")
     if kind == "prompt_element":
         context = detail["ctx"]
@@ -117,15 +117,16 @@ def problem(detail: ErrorDetails, model: type[BaseModel], known: Collection[str]
     return FieldProblem(param, code, expected + got)
 
 
-def _names(loc: tuple[int | str, ...], known: Collection[str]) -> Collection[str]:
+def _names(loc: tuple[int | str, ...], model: type[BaseModel], known: Collection[str]) -> Collection[str]:
     """The known fields of the object of an unknown field."""
     place = tuple(name for name in loc[:-1] if isinstance(name, str))
     if not place:
         return known
     if place == ("messages",):
         return (*Turn.model_fields, *f.REFUSED_IN_MESSAGES, *f.IGNORED_IN_MESSAGES)
-    model = _MODELS.get(place)
-    return [field.alias or name for name, field in model.model_fields.items()] if model else ()
+    inner: Mapping[tuple[str, ...], type[BaseModel]] = getattr(model, "inner_models", {})
+    found = inner.get(place) or _MODELS.get(place)
+    return [field.alias or name for name, field in found.model_fields.items()] if found else ()
 
 
 def shown(value: object) -> str:

@@ -7,7 +7,7 @@ An absent `temperature` is 0, not OpenAI's 1: answers are greedy and repeatable 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, Final, TypeVar
@@ -35,7 +35,7 @@ _REFUSED_IN_COMPLETIONS: Final = {**f.OF_ENGINES, **f.REFUSED_IN_COMPLETIONS}
 _IGNORED_IN_CHAT: Final = f.IGNORED_IN_CHAT | f.IGNORED_OF_ENGINES
 _IGNORED_IN_COMPLETIONS: Final = f.IGNORED_IN_COMPLETIONS | f.IGNORED_OF_ENGINES
 _OPTIONS: Final = frozenset(SamplingOptions.__dataclass_fields__)
-_ModelT = TypeVar("_ModelT", bound=f.EngineFields)
+_ModelT = TypeVar("_ModelT", bound=f.GenerateFields)
 
 
 def parse_chat(body: object) -> Parsed:
@@ -83,18 +83,22 @@ def parse_completion(body: object) -> Parsed:
     return _parsed(completion, [_continued(prompt, options) for prompt in completion.prompt], ignored)
 
 
-def request_object(body: object) -> dict[str, Any]:
-    """The object of a request. Raises InvalidRequest if it is none, or exceeds a bound (`coe.protocol.bounds`)."""
+def request_object(body: object, *, measured: bool = True) -> dict[str, Any]:
+    """The object of a request. Raises InvalidRequest if it is none, or exceeds a bound (`coe.protocol.bounds`).
+
+    Args:
+        measured: bytes count, too; otherwise only elements.
+    """
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body must be a JSON object with the fields of a request, got {shown(body)}")
-    for exceeded, code in ((bounds.too_many, "too_many"), (bounds.too_large, "too_large")):
+    for exceeded, code in ((bounds.too_many, "too_many"), (bounds.too_large, "too_large"))[: 1 + measured]:
         problems = [FieldProblem(".".join(place) or "body", code, text) for place, text in exceeded(body)]
         if problems:
             raise InvalidFields(*problems)
     return body
 
 
-def _sampling(fields: f.EngineFields, max_tokens: int | None) -> dict[str, Any]:
+def _sampling(fields: f.GenerateFields, max_tokens: int | None) -> dict[str, Any]:
     return {
         "max_tokens": max_tokens,
         "temperature": fields.temperature or 0.0,
@@ -107,7 +111,7 @@ def _sampling(fields: f.EngineFields, max_tokens: int | None) -> dict[str, Any]:
     }
 
 
-def _options(fields: f.EngineFields) -> SamplingOptions:
+def _options(fields: f.GenerateFields) -> SamplingOptions:
     if fields.model_fields_set.isdisjoint(_OPTIONS):
         return NO_OPTIONS
     given = {name: getattr(fields, name) for name in _OPTIONS}
@@ -147,7 +151,7 @@ def _continued(prompt: Prompt, options: Mapping[str, Any]) -> GenerateRequest:
     return GenerateRequest(prompt="", prompt_ids=prompt, **options)
 
 
-def _parsed(fields: f.EngineFields, requests: Sequence[GenerateRequest], ignored: set[str]) -> Parsed:
+def _parsed(fields: f.GenerateFields, requests: Sequence[GenerateRequest], ignored: set[str]) -> Parsed:
     own = fields.coe or f.Extension()
     request = requests[0]
     query = Query(
@@ -190,7 +194,7 @@ def _validate(
         fields = model.model_validate(_without(body, unsupported, ignored))
     except ValidationError as error:
         known = (*model.model_fields, *unsupported, *ignored)
-        details = _details(error, body.get("messages"))
+        details = all_details(error, "messages", body.get("messages"), Turn.model_validate)
         return None, [*(partial(problem, detail, model, known) for detail in details), *problems], given
     if fields.stream_options is not None:
         if not fields.stream:
@@ -203,24 +207,32 @@ def _validate(
     return fields, problems, given
 
 
-def _details(error: ValidationError, messages: object) -> list[ErrorDetails]:
-    """The errors of a body. Validation stops at the first wrong element of a list; later messages are checked here."""
+def all_details(
+    error: ValidationError, name: str, elements: object, validate: Callable[[object], object]
+) -> list[ErrorDetails]:
+    """The errors of a body. Validation stops at the first wrong element of a list; its later ones are checked here.
+
+    Args:
+        name: of the list. elements: its value, whatever that is. validate: for one element.
+    """
     details = error.errors(include_url=False)
-    at = [i for i, detail in enumerate(details) if detail["loc"][:1] == ("messages",) and len(detail["loc"]) > 1]
-    if at and isinstance(messages, list):
+    at = [i for i, detail in enumerate(details) if detail["loc"][:1] == (name,) and len(detail["loc"]) > 1]
+    if at and isinstance(elements, list):
         first = details[at[0]]["loc"][1]
         assert isinstance(first, int)
-        details[at[-1] + 1 : at[-1] + 1] = islice(_later(messages, first + 1), MOST_COUNTED)
+        details[at[-1] + 1 : at[-1] + 1] = islice(_later(name, elements, first + 1, validate), MOST_COUNTED)
     return details
 
 
-def _later(messages: Sequence[object], start: int) -> Iterator[ErrorDetails]:
-    for i in range(start, len(messages)):
+def _later(
+    name: str, elements: Sequence[object], start: int, validate: Callable[[object], object]
+) -> Iterator[ErrorDetails]:
+    for i in range(start, len(elements)):
         try:
-            Turn.model_validate(messages[i])
+            validate(elements[i])
         except ValidationError as error:
             for detail in error.errors(include_url=False):
-                yield {**detail, "loc": ("messages", i, *detail["loc"])}
+                yield {**detail, "loc": (name, i, *detail["loc"])}
 
 
 def _without(body: Mapping[str, Any], unsupported: Collection[str], ignored: Collection[str]) -> dict[str, Any]:

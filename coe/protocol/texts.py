@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -14,6 +15,8 @@ class Strict(BaseModel):
     """An object of a request: its types are exact, and it has no other fields."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    inner_models: ClassVar[Mapping[tuple[str, ...], type[BaseModel]]] = {}
+    """Of a whole request: the models of inner objects by their place without indices, for the names in its errors."""
 
 
 def is_unicode(text: str) -> bool:

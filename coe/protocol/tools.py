@@ -42,7 +42,14 @@ def _schema(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def _only_functions(value: object) -> object:
+ToolName = Annotated[str, Field(pattern=_TOOL_NAME)]
+Parameters = Annotated[dict[str, Any], AfterValidator(_parameters)]
+SchemaName = Annotated[str, Field(pattern=_SCHEMA_NAME)]
+SchemaObject = Annotated[dict[str, Any], AfterValidator(_schema)]
+
+
+def only_functions(value: object) -> object:
+    """Refuse a tool of another type."""
     if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] != "function":
         raise PydanticCustomError("unsupported_value", "only tools of type 'function' are supported")
     return value
@@ -51,9 +58,9 @@ def _only_functions(value: object) -> object:
 class Function(Strict):
     """A function that the model may call. parameters: the JSON schema of its arguments."""
 
-    name: Annotated[str, Field(pattern=_TOOL_NAME)]
+    name: ToolName
     description: Text | None = None
-    parameters: Annotated[dict[str, Any], AfterValidator(_parameters)] | None = None
+    parameters: Parameters | None = None
     strict: bool | None = None
 
 
@@ -97,7 +104,7 @@ def _choice(value: object, validate: ValidatorFunctionWrapHandler) -> object:
     return value
 
 
-ToolField = Annotated[Tool, BeforeValidator(_only_functions)]
+ToolField = Annotated[Tool, BeforeValidator(only_functions)]
 if TYPE_CHECKING:
     ToolChoice = NamedChoice | Literal["auto", "none", "required"]
 else:
@@ -110,9 +117,9 @@ else:
 class JsonSchema(Strict):
     """The schema of the answer, with a name."""
 
-    name: Annotated[str, Field(pattern=_SCHEMA_NAME)]
+    name: SchemaName
     description: Text | None = None
-    schema_: Annotated[dict[str, Any], AfterValidator(_schema)] = Field(alias="schema")
+    schema_: SchemaObject = Field(alias="schema")
     strict: bool | None = None
 
 

@@ -1,6 +1,7 @@
 """The OpenAI-compatible API, as an ASGI application over a Service.
 
     POST /v1/chat/completions, /v1/completions    an answer, as one body or as server-sent events
+    POST /v1/responses                            an answer in OpenAI's newer form, which is not stored
     POST /v1/embeddings                           vectors of texts
     POST /v1/route                                the routing decision only
     GET  /v1/models, /v1/models/{id}, /health, /metrics
@@ -18,7 +19,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from starlette.applications import Starlette
@@ -35,6 +36,7 @@ from coe.protocol.errors import INVALID, body_of
 from coe.protocol.openapi import openapi_document
 from coe.protocol.parsed import Parsed
 from coe.protocol.requests import parse_chat, parse_completion
+from coe.protocol.response_request import parse_response
 from coe.protocol.responses import model_body, model_list
 from coe.serve.http import admin
 from coe.serve.http.call import error_response
@@ -45,8 +47,10 @@ from coe.serve.http.exchange import Exchange, headers_of
 from coe.serve.http.explained import decisions_body, explained
 from coe.serve.http.guard import guarded
 from coe.serve.http.refusals import KeyNotAllowed, KeysUnavailable, Unauthorized
+from coe.serve.http.responses_api import respond, stored_response
 from coe.serve.http.service import Service
 
+_ANY: Final = ["GET", "POST", "DELETE"]
 Handle = Callable[[Exchange, bytes], Coroutine[Any, Any, None]]
 
 
@@ -59,6 +63,8 @@ def build_api(service: Service) -> ASGIApp:
         routes=[
             Route("/v1/chat/completions", Post(service, chat), methods=["POST"]),
             Route("/v1/completions", Post(service, completion), methods=["POST"]),
+            Route("/v1/responses", Post(service, partial(respond, service)), methods=["POST"]),
+            Route("/v1/responses/{id:path}", partial(_guarded, service, stored_response), methods=_ANY),
             Route("/v1/embeddings", Post(service, partial(embeddings, service)), methods=["POST"]),
             Route("/v1/route", Post(service, partial(route, service)), methods=["POST"]),
             Route("/v1/models", partial(_guarded, service, models)),
@@ -138,8 +144,8 @@ async def embeddings(service: Service, exchange: Exchange, body: bytes) -> None:
 
 
 async def route(service: Service, exchange: Exchange, body: bytes) -> None:
-    """The decision for a chat or completion request. No expert is called."""
-    parsed = await service.accept(exchange.call, body, _parse_either)
+    """The decision for the body of a chat, a completion or a response. No expert is called."""
+    parsed = await service.accept(exchange.call, body, _parse_any)
     await service.reserve(exchange.call, {"requests": len(parsed.requests)})
     await service.route(exchange.call, parsed)
     await exchange.json({"model": parsed.model, **decisions_body(exchange.call)})
@@ -198,9 +204,10 @@ async def _may_watch(service: Service, request: Request) -> bool:
         return False
 
 
-def _parse_either(body: object) -> Parsed:
-    is_completion = isinstance(body, dict) and "prompt" in body and "messages" not in body
-    return parse_completion(body) if is_completion else parse_chat(body)
+def _parse_any(body: object) -> Parsed:
+    if not isinstance(body, dict) or "messages" in body:
+        return parse_chat(body)
+    return parse_response(body) if "input" in body else parse_completion(body) if "prompt" in body else parse_chat(body)
 
 
 async def _guarded(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final, NoReturn, TypeVar
 from urllib.parse import quote
 
@@ -27,6 +27,8 @@ MOST_SHOWN: Final = 60
 """Most characters of a refused header that an error repeats."""
 DIRECT: Final = "direct"
 """`x-coe-router` of a request whose `model` names an expert."""
+Failing = Callable[[int, Mapping[str, Any]], Iterable[Mapping[str, Any]]]
+"""The last events of a stream after an error, from its HTTP status and OpenAI's `error`."""
 _HEAD: Final = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
 
@@ -39,6 +41,8 @@ class Exchange:
         self.debug = self.headers.get("x-coe-debug", "").lower() in ("true", "1")
         self._scope, self._receive, self._send = scope, receive, send
         self._streaming = False
+        self._end = b"data: [DONE]\n\n"
+        self._failing: Failing = lambda _, error: [{"error": error}]
 
     async def read(self, uploads: Uploads) -> bytes:
         """The body.
@@ -65,24 +69,30 @@ class Exchange:
         await response(self._scope, self._receive, self._send)
 
     async def events(self, *events: Mapping[str, Any], last: bool = False) -> None:
-        """Send server-sent events. The first call also sends the headers; `last` appends `[DONE]`."""
+        """Send server-sent events; one with a `type` is named so. The first call also sends the headers; `last` appends
+        `[DONE]`, or what `ends_with` sets."""
         if not self.call.status:
             self.call.status = 200
             headers = [(name.encode(), value.encode("latin-1")) for name, value in disclosed(self.call).items()]
             await self._send({"type": "http.response.start", "status": 200, "headers": _HEAD + headers})
-        data = b"".join(map(_event, events)) + (b"data: [DONE]\n\n" if last else b"")
+        data = b"".join(map(_event, events)) + (self._end if last else b"")
         self._streaming = not last
         await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
+    def ends_with(self, end: bytes, failing: Failing) -> None:
+        """Set how a stream ends: `end` after its last event, and the events of `failing` in place after an error."""
+        self._end, self._failing = end, failing
+
     async def fail(self, error: Exception) -> None:
-        """Send an error: with its HTTP status if nothing was sent yet, otherwise as the last event of the stream."""
+        """Send an error: with its HTTP status if nothing was sent yet, otherwise as the last events of the stream."""
         sent = self.call.status
         status, body = self.call.failed(error)
         if not sent:
             await self.json(body, status, headers_of(error))
         elif self._streaming:
             self._streaming = False
-            await self._send({"type": "http.response.body", "body": _event(body), "more_body": False})
+            data = b"".join(map(_event, self._failing(status, body["error"])))
+            await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work`, and cancel it when the client disconnects. Call after the body is read.
@@ -178,7 +188,9 @@ def header_text(text: str) -> str:
 
 
 def _event(data: Mapping[str, Any]) -> bytes:
+    name = f"event: {data['type']}\n".encode() if "type" in data else b""
     try:
-        return b"data: " + to_json(data) + b"\n\n"  # a fifth of the time of `json`, for every token of a stream
+        return name + b"data: " + to_json(data) + b"\n\n"  # a fifth of the time of `json`, for every token of a stream
     except PydanticSerializationError:  # a lone surrogate, which an expert's answer may hold and UTF-8 cannot
-        return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode(errors="replace")
+        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+        return name + f"data: {text}\n\n".encode(errors="replace")

@@ -7,6 +7,7 @@ InvalidRequest
 ├── OriginNotAllowed       a page of another site sent the request
 ├── Unauthorized           no API key, or one that is not valid (401)
 ├── KeyNotAllowed          the API key may not make this call
+├── NotStored              a response is read by its id, and none is stored (404)
 ├── AdminNotAllowed        an admin call without the key, or without a key from another machine
 └── BodyTimeout            the body did not arrive in time; the connection is closed
 
@@ -61,6 +62,10 @@ class Full(Overloaded):
 
 class LimitReached(Full, code="rate_limit_exceeded"):
     """A limit of the API key is reached; with what is left and until when."""
+
+
+class NotStored(InvalidRequest, status=404, code="response_not_found"):
+    """A response is read, changed or cancelled by its id, and none is stored."""
 
 
 class AdminNotAllowed(InvalidRequest, status=403, code="admin_not_allowed"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from openapi_schemas import schema_problems as problems
 
 from coe.protocol.answers import ChatAnswer, TextAnswer, usage_chunk
 from coe.protocol.openapi import openapi_document
@@ -19,17 +20,6 @@ from routers.base import ToolCall
 HELLO = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def validator(name: str) -> Draft202012Validator:
-    document = openapi_document()
-    return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": document["components"]})
-
-
-def problems(name: str, body: object) -> list[str]:
-    return [
-        f"{error.json_path}: {error.message}" for error in validator(name).iter_errors(json.loads(json.dumps(body)))
-    ]
-
-
 def test_the_document_is_json_and_every_reference_leads_somewhere() -> None:
     text = json.dumps(openapi_document())
     schemas = openapi_document()["components"]["schemas"]
@@ -37,7 +27,7 @@ def test_the_document_is_json_and_every_reference_leads_somewhere() -> None:
         Draft202012Validator.check_schema(schemas[name])
 
 
-@pytest.mark.parametrize("name", ["ChatRequest", "CompletionRequest"])
+@pytest.mark.parametrize("name", ["ChatRequest", "CompletionRequest", "ResponseRequest"])
 def test_every_field_has_a_meaning(name: str) -> None:
     properties = openapi_document()["components"]["schemas"][name]["properties"]
     assert [field for field, about in properties.items() if not about.get("description")] == []
