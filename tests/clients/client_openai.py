@@ -1,4 +1,4 @@
-"""openai-python: chat, streams, `.parse()`, tools, scores, completions, errors."""
+"""openai-python: chat, streams, `.parse()`, tools, scores, completions, responses, errors."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ TOOL: Final[dict[str, Any]] = {
         "strict": True,
     },
 }
+
+
+NAMED: Final[dict[str, Any]] = {"name": "get_weather"}
 
 
 class Person(BaseModel):
@@ -246,6 +249,54 @@ def echo(at: Endpoint) -> None:
     assert "".join(choice.logprobs.tokens).startswith(prompt)
     assert len(choice.logprobs.tokens) == len(choice.logprobs.token_logprobs) == len(choice.logprobs.top_logprobs)
     assert all(score <= 0 for score in choice.logprobs.token_logprobs[1:])
+
+
+@feature("responses")
+def responses(at: Endpoint) -> None:
+    with _client(at) as client:
+        create = partial(client.responses.create, model=at.expert, max_output_tokens=20)
+        first = create(input=CAPITAL, instructions="Be brief.", store=False)
+        second = create(input=[*_user(CAPITAL), *first.output, *_user(CAPITAL)])
+    assert "Paris" in first.output_text and "Paris" in second.output_text and first.model == at.expert
+    assert first.usage is not None and first.usage.total_tokens > first.usage.input_tokens > 0
+
+
+@feature("responses, streamed")
+def responses_streamed(at: Endpoint) -> None:
+    with (
+        _client(at) as client,
+        client.responses.stream(model=at.expert, input=CAPITAL, max_output_tokens=60) as events,
+    ):
+        deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+        final = events.get_final_response()
+    assert "".join(deltas) == final.output_text and "Paris" in final.output_text and len(deltas) > 1
+
+
+@feature("responses, tools", scripted=True)
+def responses_tools(at: Endpoint) -> None:
+    """The items of the answer and the results of its calls go back; the answer is made of the results."""
+    flat: Any = {"type": "function", **TOOL["function"]}
+    with _client(at) as client:
+        create = partial(client.responses.create, model=at.expert, tools=[flat])
+        first = create(input=_user(TWO_CITIES))
+        calls = [item for item in first.output if item.type == "function_call"]
+        results = [{"type": "function_call_output", "call_id": call.call_id, "output": REPORT} for call in calls]
+        last = create(input=[*_user(TWO_CITIES), *first.output, *results])
+        one = create(input=_user(TWO_CITIES), parallel_tool_calls=False, tool_choice={"type": "function", **NAMED})
+        with client.responses.stream(model=at.expert, tools=[flat], input=WEATHER) as events:
+            streamed = events.get_final_response().output[0]
+    assert [json.loads(call.arguments)["city"] for call in calls] == ["Paris", "Rome"]
+    assert REPORT in last.output_text and [item.type for item in one.output] == ["function_call"]
+    assert streamed.type == "function_call" and streamed.parsed_arguments == {"city": "Paris"}
+
+
+@feature("responses, JSON schema")
+def responses_parse(at: Endpoint) -> None:
+    with _client(at) as client:
+        answer = client.responses.parse(model=at.expert, input=PERSON, text_format=Person, max_output_tokens=60)
+        with client.responses.stream(model=at.expert, input=PERSON, text_format=Person, max_output_tokens=60) as events:
+            streamed = events.get_final_response().output_parsed
+    assert isinstance(answer.output_parsed, Person) and isinstance(streamed, Person)
 
 
 @feature("models")

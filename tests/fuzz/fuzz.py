@@ -31,7 +31,7 @@ CHECKS: Final = (
 )
 MOST_EVENTS: Final = 1_000_000
 """Most events of a stream that are read; without it, a stream is cut after 20 events and looks unfinished."""
-ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/route", "/v1/embeddings")
+ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/route", "/v1/embeddings")
 
 
 def read(url: str) -> Any:
@@ -42,7 +42,7 @@ def read(url: str) -> Any:
 
 def narrowed(document: dict[str, Any], models: list[str], endpoints: Sequence[str]) -> dict[str, Any]:
     """The document with names of `model` that exist, since others end at 404, streams, and long deadlines."""
-    for name in ("ChatRequest", "CompletionRequest"):
+    for name in ("ChatRequest", "CompletionRequest", "ResponseRequest"):
         schema = document["components"]["schemas"][name]
         schema["properties"] |= {"model": {"enum": models}, "stream": {"type": "boolean"}}
         schema["required"].append("stream")

@@ -20,8 +20,11 @@ def before_call(ctx: Any, case: Any, kwargs: Any) -> None:
 @schemathesis.check
 def stream_is_whole(ctx: Any, response: Any, case: Any) -> None:
     """A stream is JSON events: chunks with one finish reason for each choice, then `[DONE]`; or its last event is an
-    error, which is not one of the server."""
+    error, which is not one of the server. That of a response is numbered and ends with the response."""
     if "text/event-stream" not in response.headers.get("content-type", [""])[0]:
+        return
+    if response.text.startswith("event: "):
+        _response_is_whole(response.text)
         return
     events = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
     if events[-1].startswith('{"error":'):
@@ -34,3 +37,11 @@ def stream_is_whole(ctx: Any, response: Any, case: Any) -> None:
     indices = {choice["index"] for choice in choices}
     finished = [choice["index"] for choice in choices if choice["finish_reason"]]
     assert sorted(finished) == sorted(indices), f"choices {indices}, finished {finished}"
+
+
+def _response_is_whole(text: str) -> None:
+    events = [json.loads(block.partition("\ndata: ")[2]) for block in text.split("\n\n") if block]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events[0]["type"] == "response.created"
+    last = events[-1]["response"]
+    assert last["status"] in ("completed", "incomplete") or last["error"]["code"] != "server_error", last

@@ -65,7 +65,8 @@ async def test_without_any_key_all_requests_are_answered_and_from_the_first_one_
 async def test_every_endpoint_but_those_that_say_nothing_needs_a_key(url: str) -> None:
     text = create(url)
     async with gateway(keyring=Keyring(StoredKeys(url))) as there:
-        for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/route"):
+        paths = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/route")
+        for path in (*paths, "/v1/responses/resp_1/cancel"):
             assert code(await there.http.post(path, json={})) == (401, "invalid_api_key")
         for path in ("/v1/models", "/v1/models/echo", "/admin/residency"):
             assert code(await there.http.get(path)) == (401, "invalid_api_key")
@@ -84,8 +85,8 @@ async def test_the_openapi_document_says_that_a_key_may_be_needed_and_what_comes
         assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
         assert document["security"] == [{"key": []}, {}]
         open_to_all = {"/health", "/openapi.json", "/docs"}
-        for path, methods in document["paths"].items():
-            [[method, said]] = methods.items()
+        said_of = {(path, method): said for path, of in document["paths"].items() for method, said in of.items()}
+        for (path, method), said in said_of.items():
             if path in open_to_all:
                 continue
             status = (await there.http.request(method, path.replace("{id}", "echo"), json={})).status_code
