@@ -74,7 +74,10 @@ def _kind_of(value: object, kinds: Sequence[str], absent: str, what: str) -> obj
         raise PydanticCustomError("too_many", f"has {len(value):,} fields, at most {MOST_FIELDS} are read")
     kind = value.get("type", absent)
     if (absent if kind is None else kind) == "item_reference":
-        raise PydanticCustomError("unsupported_value", "nothing is stored here: send the item itself, not its id")
+        raise PydanticCustomError(
+            "unsupported_value",
+            'nothing is stored here: send the item itself, not its id (some clients do with "store": false)',
+        )
     if isinstance(kind, str) and kind not in kinds:
         raise PydanticCustomError(
             "unsupported_value",
