@@ -1,7 +1,7 @@
-"""`input` of `/v1/responses`: its items, and the chat messages that they are.
+"""`input` of `/v1/responses`: a text or items. `coe.protocol.response_messages` makes chat messages of them.
 
-An assistant's reasoning, text and function calls are items of their own here and one message in a chat. What OpenAI's
-items have and answers of this service lack (ids, annotations, states) is accepted, so that an answer can be sent back.
+What OpenAI's items have and this service does not read (ids, annotations, states) is accepted, so that the items of an
+answer can be sent back as they are.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from coe.protocol.messages import image_address
 from coe.protocol.texts import Name, Strict, Text
 
 _ITEMS: Final = ("message", "function_call", "function_call_output", "reasoning")
+_OF_ANSWER: Final = frozenset({"type", "text", "annotations", "logprobs"})
 _PARTS: Final = ("input_text", "output_text", "input_image", "refusal")
 
 
@@ -97,9 +98,24 @@ def _part_tag(value: object) -> str:
 
 
 def _content(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+    """The text of a message, or its parts. Plain text parts are not worth a model of each: there may be thousands."""
     if not isinstance(value, str | list):
         raise PydanticCustomError("content", "Input should be a string or an array of parts with text or images")
-    return _TEXT.validate_python(value) if isinstance(value, str) else validate(value)
+    text = value if isinstance(value, str) else _joined(value)
+    return validate(value) if text is None else _TEXT.validate_python(text)
+
+
+def _joined(parts: list[Any]) -> str | None:
+    """The text of plain text parts; None if there are others."""
+    texts = [
+        part["text"]
+        for part in parts
+        if isinstance(part, dict)
+        and part.get("type") in ("input_text", "output_text")
+        and isinstance(part.get("text"), str)
+        and part.keys() <= _OF_ANSWER
+    ]
+    return "".join(texts) if len(texts) == len(parts) else None
 
 
 _TEXT: Final[TypeAdapter[str]] = TypeAdapter(Text)
@@ -230,68 +246,3 @@ INPUT_MODELS: Final[dict[tuple[str, ...], type[BaseModel]]] = {
     },
 }
 """The models of inner objects of `input`, by their place without indices."""
-
-
-class Messages:
-    """The chat messages of items. Use `add` for each item in order.
-
-    Attributes:
-        messages: as a chat request has them.
-        places: where each of them comes from, such as `input[2]`.
-        ignored: fields of the items without effect.
-    """
-
-    def __init__(self, instructions: str | None) -> None:
-        self.messages: list[dict[str, Any]] = []
-        self.places: list[str] = []
-        self.ignored: set[str] = set()
-        self._assistant: dict[str, Any] | None = None
-        if instructions is not None:
-            self._append("instructions", {"role": "system", "content": instructions})
-
-    def add(self, item: Item, place: str) -> None:
-        """Add the next item. Reasoning, a text and calls that follow each other are one message of the assistant."""
-        if isinstance(item, ReasoningItem):
-            if item.encrypted_content is not None:
-                self.ignored.add("input[].encrypted_content")
-            if text := "".join(part.text for part in item.content or ()):
-                message = self._of_assistant(place)
-                message["reasoning_content"] = message.get("reasoning_content", "") + text
-        elif isinstance(item, FunctionCallItem):
-            function = {"name": item.name, "arguments": item.arguments}
-            call = {"id": item.call_id, "type": "function", "function": function}
-            self._of_assistant(place).setdefault("tool_calls", []).append(call)
-        elif isinstance(item, FunctionResultItem):
-            self._append(place, {"role": "tool", "tool_call_id": item.call_id, "content": self._chat(item.output)})
-        elif item.role != "assistant":
-            self._append(place, {"role": item.role, "content": self._chat(item.content)})
-        else:
-            if self._assistant is not None and "content" in self._assistant:
-                self._assistant = None  # two texts are two messages
-            self._of_assistant(place)["content"] = self._chat(item.content)
-
-    def _of_assistant(self, place: str) -> dict[str, Any]:
-        """The message of the assistant that the items before began, or a new one."""
-        if self._assistant is None:
-            message: dict[str, Any] = {"role": "assistant"}
-            self._append(place, message)
-            self._assistant = message
-        return self._assistant
-
-    def _append(self, place: str, message: dict[str, Any]) -> None:
-        self.messages.append(message)
-        self.places.append(place)
-        self._assistant = None
-
-    def _chat(self, content: Content) -> object:
-        return content if isinstance(content, str) else [self._chat_part(part) for part in content]
-
-    def _chat_part(self, part: Part) -> dict[str, Any]:
-        if isinstance(part, InputText | InputImage) and part.prompt_cache_breakpoint is not None:
-            self.ignored.add("input[].content[].prompt_cache_breakpoint")
-        if isinstance(part, Refusal):
-            return {"type": "refusal", "refusal": part.refusal}
-        if not isinstance(part, InputImage):
-            return {"type": "text", "text": part.text}
-        detail = "high" if part.detail == "original" else part.detail
-        return {"type": "image_url", "image_url": {"url": part.image_url, "detail": detail}}

@@ -19,7 +19,8 @@ from coe.protocol.parsed import Parsed
 from coe.protocol.problems import Found, invalid, problem, refused, wrong
 from coe.protocol.requests import all_details, parse_chat, request_object
 from coe.protocol.response_fields import IGNORED, IGNORED_VALUES, LOGPROBS, REFUSED, FlatChoice, ResponseFields
-from coe.protocol.response_input import ITEM, Messages
+from coe.protocol.response_input import ITEM
+from coe.protocol.response_messages import Messages
 
 _REFUSED: Final = {**f.OF_ENGINES, **REFUSED}
 _IGNORED: Final = IGNORED | f.IGNORED_OF_ENGINES
