@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -33,7 +34,10 @@ async def stored_response(service: Service, request: Request) -> Response:
 
     Raises:
         NotStored: always.
+        HTTPException: 404, without an id.
     """
+    if not request.path_params["id"]:
+        raise HTTPException(404)
     await service.keyring.access(request.headers)
     raise NotStored(
         "responses are not stored by this service (`store` has no effect): keep the items of a response, and send them "

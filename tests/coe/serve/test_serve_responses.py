@@ -366,6 +366,8 @@ async def test_nothing_is_stored_and_a_response_by_its_id_says_so() -> None:
         with pytest.raises(openai.NotFoundError, match="not stored"):
             await g.client.responses.input_items.list(answer.id)
         assert (await g.http.get("/v1/responses")).status_code == 405
+        slash = await g.http.post("/v1/responses/", json={"model": "echo", "input": "hi"})
+        assert slash.status_code == 404 and "no such endpoint" in slash.json()["error"]["message"]
 
 
 async def test_the_fields_of_this_service_are_those_of_a_chat() -> None:
