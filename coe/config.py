@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -170,6 +171,15 @@ class DecisionLogConfig(Section):
 HttpPath = Literal["direct", "haproxy", "proxy"]
 
 
+def _collector(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("the base URL of a collector is like http://127.0.0.1:4318")
+    if "@" in parts.netloc:
+        raise ValueError("secrets are never in here: OTEL_EXPORTER_OTLP_HEADERS in the environment has credentials")
+    return url
+
+
 class ServeConfig(Section):
     """The endpoint of `coe serve`."""
 
@@ -225,6 +235,12 @@ class ServeConfig(Section):
     """Seconds without a response to a ping after which an expert host is avoided, and its calls go to other hosts."""
     log: DecisionLogConfig = DecisionLogConfig()
     """The decision log."""
+    log_format: Literal["text", "json"] = "text"
+    """Lines of the logs: `text`, or `json` with the ids of request, decision, key and trace, and a line for each
+    request (docs/observability.md)."""
+    trace_endpoint: Annotated[str, AfterValidator(_collector)] | None = None
+    """Base URL of an OpenTelemetry collector that gets traces over OTLP, such as `http://127.0.0.1:4318`; null takes
+    OTEL_EXPORTER_OTLP_ENDPOINT of the environment, and records none without (docs/observability.md)."""
 
     @property
     def http_path(self) -> HttpPath:

@@ -22,6 +22,7 @@ from coe.engines.base import ComposedEngine, Engine, Expert
 from coe.engines.checked import checked, problem_of
 from coe.engines.latent.asking import ask_with_peers
 from coe.errors import BudgetExceeded, CoeError, Rejected, UnknownModel, Unsupported, WeightsError
+from coe.expert_spans import HostSpans, host_spans
 from coe.host_engines import HostEngines, needed_weights
 from coe.memory import EvictionPolicy, ExpertCache, look_ahead
 from coe.residents import Residents, WeightsInMemory
@@ -120,12 +121,16 @@ class Host:
         """
         spec = _find(self.snapshot, name)
         self._check_served(spec, request)
+        spans: HostSpans | None = None
         if spec.is_staged and request.notes is None:
             chunks = ask_with_peers(spec, request, self.ask)
         else:
-            chunks = self._generate(spec, request)
+            spans = host_spans(spec, request)
+            chunks = self._generate(spec, request, spans)
         if request.deadline_s is not None:
             chunks = until(chunks, request.deadline_s, name)
+        if spans is not None:
+            chunks = spans.around(chunks)
         async with aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
@@ -303,7 +308,9 @@ class Host:
         """Unload every expert."""
         await self.cache.aclose()
 
-    async def _generate(self, spec: ExpertSpec, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+    async def _generate(
+        self, spec: ExpertSpec, request: GenerateRequest, spans: HostSpans | None
+    ) -> AsyncGenerator[Chunk, None]:
         snapshot = self.snapshot  # may be replaced meanwhile
         residency = _refs(needed_weights(spec, snapshot))
         self.cache.check(
@@ -311,21 +318,28 @@ class Host:
         )  # now: what cannot load must not wait, nor have others give up their room
         submitted = self._clock()
         await self._queue.enter(residency)
-        admitted = self._clock()
+        admitted, first_s = self._clock(), None
         try:
+            if spans is not None:
+                spans.admitted([ref for ref in residency if ref not in self.cache.resident])
             adapters = await self._engines.adapters(spec, snapshot)
             path = await self._engines.path(spec) if spec.kind is Kind.COMPOSED and spec.source else None
             # Leased per request, not per batch: a lease costs microseconds, and a cancelled request disturbs no other.
             async with self.cache.lease(*residency, needed_by=spec.name) as experts:
                 leased = self._clock()
                 self._queue.loaded()
+                if spans is not None:
+                    request = spans.loaded(self.cache.way_in)
                 expert, adapter = self._engines.expert(spec, snapshot, experts, adapters, path)
                 async with aclosing(checked(spec.name, lambda: expert.generate(request, adapter))) as chunks:
                     async for chunk in chunks:
+                        if first_s is None and not chunk.is_empty:
+                            first_s = self._clock() - leased
                         if chunk.finish_reason is not None:
                             engine_s = self._clock() - leased
                             self._queue.note(residency, engine_s)
-                            chunk = replace(chunk, timing=Timing(admitted - submitted, leased - admitted, engine_s))
+                            timing = Timing(admitted - submitted, leased - admitted, engine_s, first_s)
+                            chunk = replace(chunk, timing=timing)
                         yield chunk
         finally:
             self._queue.leave(residency)

@@ -35,6 +35,7 @@ from coe.compose.holding import held_back
 from coe.compose.one_answer import as_one_echo
 from coe.compose.with_peers import with_peers
 from coe.errors import CoeError, CompositionError, ConfigError, DeadlineExceeded, EngineError
+from coe.expert_spans import call_span
 from coe.policy import AUTO, Policy, address
 from coe.routing import Routed, bypass, route
 from coe.seam import expert_error, is_interrupt
@@ -60,6 +61,8 @@ class Reply:
             `decision.experts[0]`.
         answer: the complete answer with its cost, after the last chunk.
         asked: the experts called so far, in order. done: their results so far, by the id of the call.
+        streamed: id of the call whose text is sent as it is generated; None: there is none. earlier_s: seconds until
+            that call began, spent by calls of earlier steps.
         notes: what is known so far of how the answer comes about; complete (`Answer.notes`) after the last chunk.
     """
 
@@ -70,6 +73,8 @@ class Reply:
     asked: list[str] = field(default_factory=list)
     done: dict[str, Answer | Failure] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    streamed: str | None = None
+    earlier_s: float = 0.0
 
     @property
     def decision(self) -> RoutingDecision:
@@ -215,7 +220,8 @@ class Orchestrator:
                 done.update(zip((call.id for call in step.calls), outcomes, strict=True))
                 continue
             [call] = step.calls
-            async with aclosing(self._shown(step, request, self._clock() - began, done)) as chunks:
+            reply.streamed, reply.earlier_s = call.id, self._clock() - began
+            async with aclosing(self._shown(step, request, reply.earlier_s, done)) as chunks:
                 async for chunk in chunks:
                     reply.expert = call.expert
                     if chunk.finish_reason is None:
@@ -256,19 +262,29 @@ class Orchestrator:
         joined, request = Joined(), call.request
         if request.wants != call.wants:
             request = replace(request, wants=call.wants)
+        span = call_span(self.snapshot.experts, call.expert, call.id, request)
+        if span is not None:
+            request = span.request
         try:
             async with aclosing(self._ask(call.expert, request)) as chunks:
                 async for chunk in chunks:
                     joined.add(chunk)
+                    if span is not None:
+                        span.saw(chunk)
                     if chunk.finish_reason is not None:
                         done[call.id] = joined.answer(call.expert, chunk, self._cost_usd(call.expert, chunk))
                     yield chunk
             if call.id not in done:
                 raise EngineError(f"{call.expert!r} stopped without finishing its answer")
         except BaseException as error:
+            if span is not None:
+                span.failed(error)
             if is_interrupt(error):
                 raise
             done[call.id] = Failure(call.expert, expert_error(call.expert, error))
+        finally:
+            if span is not None:
+                span.end()
 
     def _cost_usd(self, expert: str, last: Chunk) -> float | None:
         price, usage = self.snapshot.experts[expert].price, last.usage

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from coe.errors import ContextLengthExceeded, InvalidRequest
 from coe.sampling import NO_OPTIONS, SamplingOptions
+from coe.telemetry.origin import Origin
 from routers.base import Message, ToolCall
 from routers.constraints import (
     EMBEDDING,
@@ -104,6 +105,8 @@ class GenerateRequest:
         inputs: texts, or token ids of the expert's tokenizer, whose vectors are wanted; then `prompt` is empty text.
         notes_wanted: which notes a call with `wants="latent"` returns; `None` is `NotesWanted()`.
         notes: of the peers of a composed expert; `None`: its peers are yet to be called; (): no peer has left any.
+        origin: the HTTP request and the trace that it belongs to; it changes no answer. `None` where neither traces nor
+            JSON logs are on.
     """
 
     messages: tuple[Message, ...] = ()
@@ -134,6 +137,7 @@ class GenerateRequest:
     inputs: tuple[str | tuple[int, ...], ...] = ()
     notes_wanted: NotesWanted | None = None
     notes: tuple[PeerNotes, ...] | None = None
+    origin: Origin | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.notes_wanted is not None and self.wants != "latent":
@@ -227,11 +231,15 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of an answer on its host: waiting for admission, loading weights, generating."""
+    """Seconds of an answer on its host: waiting for admission, loading weights, generating.
+
+    first_s: of `engine_s`, those until the first text; None if there was none.
+    """
 
     queue_s: float
     load_s: float
     engine_s: float
+    first_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

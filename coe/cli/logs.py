@@ -14,8 +14,8 @@ from typing import TextIO
 from rich.markup import escape
 
 from coe.cli.output import console
+from coe.telemetry.json_logs import OURS, use_json, writes_json
 
-_OURS = ("coe", "routers", "registry")
 _INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -36,11 +36,25 @@ def quiet_libraries() -> None:
         return
     if not any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger().handlers):
         logging.getLogger().addHandler(logging.NullHandler())  # else Python prints warnings of any logger
-    for name in _OURS:
+    for name in OURS:
         logger = logging.getLogger(name)
         if not any(isinstance(handler, _Notices) for handler in logger.handlers):
             logger.addHandler(_Notices(logging.WARNING))
     warnings.showwarning = _show_warning
+
+
+def json_lines() -> None:
+    """Write what reaches stderr as JSON lines from now on, status lines of `coe serve` included."""
+    root = logging.getLogger()
+    if os.environ.get("COE_LOG", "").strip():
+        use_json(root.handlers)
+        return
+    terminal = logging.StreamHandler()
+    use_json([terminal])
+    for name in OURS:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [terminal], False
+        logger.setLevel(logging.INFO)
 
 
 def _show_warning(
@@ -56,4 +70,7 @@ def _show_warning(
 
 
 def _print(text: str) -> None:
+    if writes_json():
+        logging.getLogger("coe").warning("%s", text)
+        return
     console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import ExitStack
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,12 +13,23 @@ from rich.markup import escape
 
 from coe.cli.flags import SERVICE_CONFIG, ServiceConfig
 from coe.cli.interrupts import finalizers_are_silent
+from coe.cli.logs import json_lines
 from coe.cli.output import JsonTarget, console, emit_json
 from coe.cli.progress import status
+from coe.telemetry.json_logs import writes_json
 
 if TYPE_CHECKING:
     from coe.config import Config, ServeConfig
     from coe.serve.cluster.source import Source
+
+logger = logging.getLogger("coe.serve")
+
+
+class LogFormat(StrEnum):
+    """Values of `--log-format`."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 def serve(
@@ -40,6 +53,12 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen on an address that others reach, though there is no API key.")
     ] = False,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(
+            "--log-format", help="Lines of all logs, and of this terminal; by default the configuration's, else text."
+        ),
+    ] = None,
     json: JsonTarget = None,
 ) -> None:
     """Serve the experts and policies of a configuration as an OpenAI-compatible endpoint; Ctrl-C stops it.
@@ -56,10 +75,14 @@ def serve(
 
         with status("reading the configuration, the registry and the routers"):
             placer = LogPlacer(lambda line: _say("placement", line))
-            source = Source(config, placer, host=host, port=port, ray=ray, insecure=insecure or None)
+            chosen = None if log_format is None else log_format.value
+            source = Source(config, placer, host=host, port=port, ray=ray, insecure=insecure or None, log_format=chosen)
+            _check_traces(source.config.serve)
             valid = _valid_keys(source.config)
             _check_usage(source.config.serve)
         with source, ExitStack() as running:
+            if source.config.serve.log_format == "json":
+                json_lines()
             _warn_if_open(source.config.serve, valid)
             _warn_without_key(source.config.serve)
             with status("starting"):
@@ -69,7 +92,7 @@ def serve(
             server.watch(threading.Event())
     except KeyboardInterrupt:
         finalizers_are_silent()
-        console.print("stopped")
+        _say("stopped", "by a signal") if writes_json() else console.print("stopped")
 
 
 def _document(source: Source) -> dict[str, Any]:
@@ -132,11 +155,23 @@ def _warn_without_key(settings: ServeConfig) -> None:
         _say("warning", f"{settings.admin_key_env} (serve.admin_key_env) is not set: no admin call will be accepted")
 
 
+def _check_traces(settings: ServeConfig) -> None:
+    """Raises ConfigError if traces are asked for, and cannot be exported: before any process starts."""
+    from coe.telemetry.export import is_wanted
+
+    is_wanted(settings.trace_endpoint)
+
+
 def _say(part: str, what: str) -> None:
+    if writes_json():
+        logger.info("%s: %s", part, what, extra={"fields": {"part": part}})
+        return
     console.print(f"[bold]{part:>14}[/]  {escape(what)}", highlight=False, soft_wrap=True)
 
 
 def _welcome(source: Source, valid: int | None) -> None:
+    from coe.telemetry.export import is_wanted
+
     settings, catalog = source.config.serve, source.catalog
     policies = [f"coe/{name}" for name in catalog.policies]
     models = ", ".join((["auto"] if policies else []) + policies)
@@ -144,5 +179,7 @@ def _welcome(source: Source, valid: int | None) -> None:
     _say("models", f"{models}{' or ' if models else ''}one of {len(catalog.snapshot)} experts by name")
     if valid is not None:
         _say("keys", f"{valid} valid; a request needs one")
+    if is_wanted(settings.trace_endpoint):
+        _say("traces", settings.trace_endpoint or "to the collector that the environment names")
     _say("decisions", str(settings.log.folder or "are not logged"))
     _say("Ctrl-C", "stops")

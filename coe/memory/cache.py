@@ -30,6 +30,7 @@ from coe.memory.eviction import EvictionPolicy, Resident, by_priority, lru
 from coe.memory.failures import Failing
 from coe.memory.fitting import Pinned, check_fit
 from coe.memory.in_memory import InMemory
+from coe.memory.load_times import Way
 from coe.memory.loading import CacheStats, Loads
 from coe.memory.places import Place, Places, SlotOf
 from coe.memory.plan import Action, Copies, Device, Drop, Forget, Open, Park, Prefetch, State, Switch, plan
@@ -243,6 +244,11 @@ class ExpertCache(Generic[T]):
                 place.leases -= 1
                 place.last_used_s = self._clock()
             self._turns.wake()
+
+    def way_in(self, name: str) -> Way | None:
+        """How the weights of a resident expert came in; None if it is not in memory."""
+        place = self._places.by_name.get(name)
+        return None if place is None or place.loading is not None else place.way
 
     def unload(self, *names: str) -> asyncio.Future[None]:
         """Start closing the slots of those of `names` that are resident and not leased, pins included.

@@ -74,6 +74,7 @@ class Loads(Generic[T]):
             started = self._clock()
             expert = await place.slot.switch(place.name)
             seconds = place.load_s = seconds + self._clock() - started
+            place.way = way
             self._stats.load_s += seconds
             self.times.note(place.name, place.need.shape, way, place.need.weight_bytes, seconds)
         except BaseException as error:

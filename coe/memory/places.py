@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from coe.memory.load_times import Way
 from coe.memory.room import Need
 
 T = TypeVar("T")
@@ -51,7 +52,8 @@ class SlotOf(Protocol[T_co]):
 class Place(Generic[T]):
     """A slot with the expert that it serves, `loading` until its weights are in memory.
 
-    `size_bytes`: counted. Of an empty or parked slot, the name and the times are those of its last expert.
+    `size_bytes`: counted. `way`: how the weights came in, once they have. Of an empty or parked slot, the name and the
+    times are those of its last expert.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Place(Generic[T]):
     expert: T | None = None
     loading: asyncio.Task[T] | None = None
     is_parked: bool = False
+    way: Way | None = None
 
 
 class Places(Generic[T]):

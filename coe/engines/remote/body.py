@@ -51,6 +51,7 @@ def arguments(spec: ExpertSpec, request: GenerateRequest) -> dict[str, Any]:
         given |= _of_completion(request)
         extra |= {"response_format": _response_format(request)}
     given["extra_body"] = _set(extra) or None
+    given["extra_headers"] = (request.origin and request.origin.headers) or None  # the trace goes on there
     return _set(given)
 
 

@@ -110,6 +110,7 @@ def collect_notes(
 
 def _path(call: PeerCall, snapshot: Snapshot, engine: list[str]) -> Path:
     request = {**asdict(call.request), "deadline_s": None, "id": ""}
+    del request["origin"]  # it changes no notes
     peer = identity(snapshot.experts[call.peer], snapshot.experts)
     key = json.dumps([call.peer, peer, engine, request], sort_keys=True, default=str)  # notes hold the peer's name
     name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

@@ -46,16 +46,23 @@ def build_application(
     hosts = {pool.name: _hosts(config, pool, pushed, groups[pool.name]) for pool in config.serve.pools}
     direct = config.serve.http_path == "direct"
     kind = DirectGateway if direct else Gateway
-    gateway = _deployment(serve.ingress()(kind), GATEWAY, config.serve.gateway, pushed, counts_itself=direct)
+    gateway = _deployment(
+        serve.ingress()(kind), GATEWAY, config.serve.gateway, pushed, encoding_of(config), counts_itself=direct
+    )
     # The gateway refuses excess requests with OpenAI's error body; Serve's own limit must not apply first.
     most = 4 * (config.serve.max_in_flight + config.serve.max_uploads)
     return gateway.options(max_ongoing_requests=most, health_check_timeout_s=GATEWAY_HEALTH_S).bind(config, hosts)
 
 
+def encoding_of(config: Config) -> str:
+    """Serve's name of the format of the logs. With JSON its filters give records the ids of request and replica."""
+    return config.serve.log_format.upper()
+
+
 def _hosts(config: Config, pool: HostPoolConfig, pushed: dict[str, Any], group: Mapping[str, Any]) -> Application:
     """group: options of the placement group of each host (`group_options`)."""
     reserved = pool.model_copy(update={"num_gpus": 0.0}) if group else pool  # its engines have the GPUs
-    deployment = _deployment(ExpertHost, pool.name, reserved, pushed, counts_itself=True)
+    deployment = _deployment(ExpertHost, pool.name, reserved, pushed, encoding_of(config), counts_itself=True)
     return deployment.options(
         max_ongoing_requests=2 * config.host.max_waiting,  # the host's scheduler queues and refuses
         request_router_config=RequestRouterConfig(**ROUTER),
@@ -64,7 +71,13 @@ def _hosts(config: Config, pool: HostPoolConfig, pushed: dict[str, Any], group: 
 
 
 def _deployment(
-    target: type, name: str, process: ProcessConfig, pushed: dict[str, Any], *, counts_itself: bool = False
+    target: type,
+    name: str,
+    process: ProcessConfig,
+    pushed: dict[str, Any],
+    encoding: str,
+    *,
+    counts_itself: bool = False,
 ) -> Deployment:
     replicas = process.replicas
     options: dict[str, Any] = {"num_replicas": replicas.min}
@@ -90,7 +103,7 @@ def _deployment(
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=GRACE_S,
         graceful_shutdown_wait_loop_s=0.2,
-        logging_config=LoggingConfig(enable_access_log=False),
+        logging_config=LoggingConfig(enable_access_log=False, encoding=encoding),
         **options,
     )
     # Replicas are reconfigured, not replaced: Serve restarts the replicas of a deployment whose version changes, and

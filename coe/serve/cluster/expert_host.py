@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -23,7 +22,9 @@ from coe.host import Host
 from coe.hosting import open_host, update_host
 from coe.serve.cluster.catalog import Catalog, pins_of, pools_by_expert, serving
 from coe.serve.cluster.link import LinkServer
+from coe.serve.cluster.observing import log_to_serve, observe, process_name
 from coe.serve.cluster.scaling import IN_FLIGHT
+from coe.telemetry.origin import Handled, bind
 from coe.types import Chunk, GenerateRequest
 from registry.store import Snapshot
 
@@ -57,6 +58,7 @@ class ExpertHost:
 
     def __init__(self, config: Config, pool: HostPoolConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config, self._pool, self._clock = config, pool, clock
+        self._end_traces = observe(config.serve, "host")
         self._exit = AsyncExitStack()  # never closed: the process ends with its weights
         self._host: Host | None = None
         self._generation = 0
@@ -84,7 +86,7 @@ class ExpertHost:
             pool = pool.model_copy(update={"experts": (*pool.experts, *former)})
         snapshot = serving(catalog.snapshot, pool)
         if host is None:
-            log_engines()
+            log_to_serve(("coe",))
             host = await self._exit.enter_async_context(open_host(own, snapshot, clock=self._clock))
             self._host = host
             await self._load_pinned(host)
@@ -137,6 +139,7 @@ class ExpertHost:
             call: `placement.Call.id`.
             per_s, slowest_s: as for `pace`.
         """
+        _attribute(request)
         with self._counted(expert, call):
             try:
                 host = await self._at(generation, expert)
@@ -150,6 +153,7 @@ class ExpertHost:
     async def whole(self, expert: str, request: GenerateRequest, generation: int, call: str = "") -> Piece:
         """The whole answer as one chunk, or the error. `call`: `placement.Call.id`."""
         joined = Joined()
+        _attribute(request)
         try:
             with self._counted(expert, call):
                 host = await self._at(generation, expert)
@@ -181,7 +185,7 @@ class ExpertHost:
         host = self._started()
         return {
             "pool": self._pool.name,
-            "process": f"{socket.gethostname()}-{os.getpid()}",
+            "process": process_name(),
             "generation": self._generation,
             "resident": sorted(host.resident),
             "loaded_s": self.loaded_s,
@@ -229,9 +233,10 @@ class ExpertHost:
         return {IN_FLIGHT: float(sum(sum(calls.values()) for calls in self._calls.values()))}
 
     def __del__(self) -> Coroutine[Any, Any, None] | None:
-        """Serve calls it before it ends this process, and awaits what it returns: the end of the calls over links."""
+        """Serve calls it before it ends this process, and awaits what it returns: the end of links and traces."""
         links, self._links = getattr(self, "_links", None), None
-        return None if links is None else links.close(GRACE_S)
+        end, self._end_traces = getattr(self, "_end_traces", None), None
+        return None if links is None and end is None else _ended(links, end)
 
     def check_health(self) -> None:
         """Serve's health check: a process that responds is healthy.
@@ -319,16 +324,17 @@ class ExpertHost:
                 log.info("%s loaded in %.2f s", name, self.loaded_s[name])
 
 
-def log_engines() -> None:
-    """Write what engines log, such as the progress of a start, to the log file of this process.
+async def _ended(links: LinkServer | None, end_traces: Callable[[], None] | None) -> None:
+    if links is not None:
+        await links.close(GRACE_S)
+    if end_traces is not None:
+        await asyncio.to_thread(end_traces)
 
-    Serve writes only what its own logger gets.
-    """
-    engines = logging.getLogger("coe")
-    if log.handlers and not engines.handlers:
-        engines.setLevel(logging.INFO)
-        for handler in log.handlers:
-            engines.addHandler(handler)
+
+def _attribute(request: GenerateRequest) -> None:
+    """Attribute the log lines of this task, which Serve or a link has made for the call, to its request."""
+    if (origin := request.origin) is not None:
+        bind(Handled(request.id, origin.request_id, origin.key, origin.traceparent))
 
 
 def _gpus() -> list[str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
-import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +15,7 @@ from coe.orchestrator import Orchestrator
 from coe.serve.cluster.catalog import Catalog
 from coe.serve.cluster.last_good import LastGood
 from coe.serve.cluster.link import Links
+from coe.serve.cluster.observing import observe, process_name
 from coe.serve.cluster.placement import BOARD
 from coe.serve.cluster.policies import Loaded, load_policies, load_what_loads
 from coe.serve.cluster.pool_client import PoolClient
@@ -54,9 +53,10 @@ class Gateway:
     def __init__(self, config: Config, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         gc.set_threshold(*COLLECT_AFTER)
         settings, self._engines = config.serve, config.engines
+        self._end_traces = observe(settings, "gateway")
         BOARD.silent_s = settings.host_silent_s
         self._hosts = PoolClient(handles, {pool.name: pool for pool in settings.pools}, BOARD, EMPTY, Links())
-        process = f"{socket.gethostname()}-{os.getpid()}"
+        process = process_name()
         self._log = None if settings.log.folder is None else DecisionLog(settings.log, process=process)
         self._metrics = Metrics(
             process, dropped=self._dropped, in_flight=self._in_flight, pages=self._pages, hosts=self._hosts.states
@@ -152,3 +152,5 @@ class Gateway:
         self._service.close()
         if self._log is not None:
             self._log.close()
+        if self._end_traces is not None:
+            self._end_traces()

@@ -205,6 +205,7 @@ class Server:
         serve.start(
             proxy_location=self._ingress.location,
             http_options=HTTPOptions(host=self._settings.host, port=self._settings.port),
+            logging_config={"encoding": self._settings.log_format.upper()},
         )
         logs = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"  # type: ignore[attr-defined]
         self._say("ray", f"up in {_since(started)}, logs in {logs}")

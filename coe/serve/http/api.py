@@ -47,6 +47,7 @@ from coe.serve.http.exchange import Exchange, headers_of
 from coe.serve.http.explained import decisions_body, explained
 from coe.serve.http.guard import guarded
 from coe.serve.http.refusals import KeyNotAllowed, KeysUnavailable, Unauthorized
+from coe.serve.http.request_spans import observed
 from coe.serve.http.responses_api import respond, stored_response
 from coe.serve.http.service import Service
 
@@ -94,7 +95,8 @@ class Post:
         """The ASGI entry point."""
         try:
             async with self.service.call(scope["path"]) as call:
-                await self._exchange(Exchange(call, scope, receive, send))
+                with observed(call, scope):
+                    await self._exchange(Exchange(call, scope, receive, send))
         except ClientDisconnect:
             return  # no client to answer; the call has recorded it
 
@@ -102,6 +104,7 @@ class Post:
         try:
             async with self.service.within_deadline(exchange.call):
                 exchange.call.access = await self.service.keyring.access(exchange.headers)  # before the body is read
+                exchange.call.handled.key = exchange.call.access.id or ""
                 body = await exchange.read(self.service.uploads)
                 await exchange.unless_gone(self.handle(exchange, body))
         except ClientDisconnect:

@@ -15,8 +15,10 @@ from coe.protocol.errors import error_body, is_internal
 from coe.protocol.parsed import Parsed
 from coe.routing import Routed
 from coe.seam import text_of
-from coe.serve.http.finished import Finished
+from coe.serve.http.finished import Finished, first_token_parts
 from coe.serve.http.keyring import OPEN, Access
+from coe.telemetry.origin import Handled
+from coe.telemetry.tracing import Span
 from coe.types import Answer, Failure
 from registry.usage import Reserve
 from routers.base import Query
@@ -38,6 +40,8 @@ class Call:
         held: what is reserved of the limits of its key.
         admitted: how many answers of it count as in flight.
         decisions: of each prompt, once they are made. replies: of each prompt, `Parsed.runs_each` in a row.
+        handled: its ids, for log lines. span: of the whole request; None: it is not traced.
+        logs_ids: whether its log lines have these ids on the hosts, too.
         status: HTTP status sent; 0 before.
         error: error code, if any.
     """
@@ -50,6 +54,9 @@ class Call:
     clock: Callable[[], float] = field(repr=False)
     ends: asyncio.Timeout = field(repr=False)
     deadline_s: float
+    handled: Handled
+    logs_ids: bool = False
+    span: Span | None = None
     access: Access = OPEN
     held: Reserve | None = None
     admitted: int = 0
@@ -141,6 +148,7 @@ class Call:
                 first_s=self.first_s,
                 total_s=self.elapsed_s,
                 done=_outcomes(replies),
+                first_parts=first_token_parts(self.first_s, self.replies),
             )
 
 

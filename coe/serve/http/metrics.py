@@ -97,6 +97,13 @@ class Metrics:
         self._gateway_s = self._seconds("coe_gateway_seconds", "Outside the expert host.", "endpoint")
         self._route_s = self._seconds("coe_route_seconds", "From request to decision.", "policy")
         self._first_s = self._seconds("coe_first_token_seconds", "From request to first text.", "expert")
+        self._first_parts = Histogram(
+            "coe_first_token_part_seconds",
+            "Seconds. Parts of coe_first_token_seconds of streams: gateway, calls, queue, load, engine.",
+            ("expert", "part"),
+            registry=registry,
+            buckets=_SECONDS,
+        )
         self._queue_s = self._seconds("coe_queue_seconds", "Waiting for admission on the host.", "expert")
         self._load_s = self._seconds("coe_load_seconds", "Waiting for weights to load; 0 if resident.", "expert")
         self._engine_s = self._seconds("coe_engine_seconds", "Generating.", "expert")
@@ -122,6 +129,8 @@ class Metrics:
         _observe(self._gateway_s, endpoint, finished.gateway_s)
         _observe(self._route_s, policy, finished.route_s)
         _observe(self._first_s, expert, finished.first_s)
+        for part, seconds in finished.first_parts.items():
+            self._first_parts.labels(expert, part).observe(seconds)
         self._observe_answer(finished)
 
     def page(self) -> bytes:

@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 HEADER: Final = b"x-request-id"
 MOST_BYTES: Final = 128
 """Most bytes of a client's own id; a longer one is replaced."""
+_KNOWN: Final = "coe.request_id"
+"""Where the id is kept in the scope of a request."""
 
 
 class RequestIds:
@@ -23,6 +25,8 @@ class RequestIds:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
 
+        request_id(scope)  # now: applications further in copy the scope
+
         async def labelled(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), (HEADER, request_id(scope))]}
@@ -32,8 +36,10 @@ class RequestIds:
 
 
 def request_id(scope: Scope) -> bytes:
-    """The id of a request: the client's, if it is short and printable."""
-    sent: bytes = next((value for name, value in scope["headers"] if name == HEADER), b"")
-    if 0 < len(sent) <= MOST_BYTES and sent.isascii() and sent.decode().isprintable():
-        return sent
-    return str(uuid4()).encode()
+    """The id of a request, the same at every call: the client's, if it is short and printable."""
+    known: bytes | None = scope.get(_KNOWN)
+    if known is None:
+        sent: bytes = next((value for name, value in scope["headers"] if name == HEADER), b"")
+        fits = 0 < len(sent) <= MOST_BYTES and sent.isascii() and sent.decode().isprintable()
+        known = scope[_KNOWN] = sent if fits else str(uuid4()).encode()
+    return known

@@ -22,6 +22,7 @@ from coe.errors import DeadlineExceeded, InvalidRequest
 from coe.orchestrator import Orchestrator
 from coe.protocol.parsed import Parsed
 from coe.routing import Routed
+from coe.serve.http import access_log
 from coe.serve.http.amounts import expected, spent
 from coe.serve.http.call import CANCELLED, Call
 from coe.serve.http.choices import interleaved
@@ -31,7 +32,11 @@ from coe.serve.http.large_bodies import LargeBodies
 from coe.serve.http.ledger import Ledger
 from coe.serve.http.micro_batch import MicroBatch
 from coe.serve.http.refusals import Full
+from coe.serve.http.request_spans import origin_of
+from coe.serve.http.request_spans import routing as spanned_routing
 from coe.serve.http.uploads import Uploads
+from coe.telemetry.json_logs import writes_json
+from coe.telemetry.origin import Handled, bind
 from coe.types import Chunk
 from registry.usage import Amounts
 from routers.errors import NoEligibleExpert
@@ -134,9 +139,9 @@ class Service:
     @asynccontextmanager
     async def call(self, endpoint: str) -> AsyncIterator[Call]:
         """A request, from arrival until its answer is sent. Log and metrics record it however it ends."""
-        deadline_s = self.settings.deadline_s
+        deadline_s, id_ = self.settings.deadline_s, uuid4().hex
         call = Call(
-            id=uuid4().hex,
+            id=id_,
             endpoint=endpoint,
             orchestrator=self.orchestrator,
             started_at=self._wall(),
@@ -144,6 +149,8 @@ class Service:
             clock=self._clock,
             ends=asyncio.timeout(deadline_s),
             deadline_s=deadline_s,
+            handled=bind(Handled(id_)),
+            logs_ids=writes_json(),
         )
         try:
             yield call
@@ -156,6 +163,7 @@ class Service:
                 self._ledger.settle(call.held, spent(call, call.held.amounts))
             for finished in call.finished():
                 self._tell(finished)
+            call.handled.over = True
 
     @asynccontextmanager
     async def within_deadline(self, call: Call) -> AsyncIterator[None]:
@@ -226,10 +234,11 @@ class Service:
         queries = call.queries(parsed)
         long = len(queries) > 1 or call.orchestrator.may_count(queries[0])
         routing = [self._batch.route(call.orchestrator, query, parsed.model, long=long) for query in queries]
-        try:
-            call.decisions = [await routing[0]] if len(routing) == 1 else await asyncio.gather(*routing)
-        except NoEligibleExpert as error:
-            raise call.discreet(error) from error
+        with spanned_routing(call):
+            try:
+                call.decisions = [await routing[0]] if len(routing) == 1 else await asyncio.gather(*routing)
+            except NoEligibleExpert as error:
+                raise call.discreet(error) from error
         call.route_s = call.elapsed_s
         return call.decisions
 
@@ -251,8 +260,11 @@ class Service:
         decisions = await self.route(call, parsed)
         await self.reserve(call, expected(call, parsed, decisions))
         left_s = max(call.deadline_s - call.elapsed_s, 1e-3)
+        origin = origin_of(call)
         call.replies = [
-            call.orchestrator.reply(replace(request, deadline_s=left_s, id=call.id_of(i)), decisions[prompt])
+            call.orchestrator.reply(
+                replace(request, deadline_s=left_s, id=call.id_of(i), origin=origin), decisions[prompt]
+            )
             for i, (prompt, request) in enumerate(parsed.runs)
         ]
         streams = [reply.chunks for reply in call.replies]
@@ -297,6 +309,9 @@ class Service:
         with _only_logged("the decision log"):
             if self._log is not None:
                 self._log.write(finished)
+        if writes_json():
+            with _only_logged("the access log"):
+                access_log.write(finished)
         with _only_logged("the metrics"):
             if self.metrics is not None:
                 self.metrics.observe(finished)

@@ -22,11 +22,11 @@ from coe.serve.cluster.expert_host import (
     LINK_SLOWEST_S,
     ExpertHost,
     coalesce,
-    log_engines,
     own_config,
     pace,
 )
 from coe.serve.cluster.link import Link
+from coe.serve.cluster.observing import log_to_serve
 from coe.serve.cluster.placement import HostStatus
 from coe.serve.cluster.scaling import IN_FLIGHT
 from coe.types import Chunk, GenerateRequest, Timing, TokenLogprob, ToolCallDelta, Usage
@@ -153,7 +153,7 @@ def test_the_log_of_a_host_has_the_progress_of_its_engines(monkeypatch: pytest.M
     before = engines.level
     try:
         for _ in range(2):
-            log_engines()
+            log_to_serve(("coe",))
         logging.getLogger("coe.engines.vllm.process").info("vLLM is starting")
     finally:
         engines.setLevel(before)
