@@ -1,10 +1,12 @@
 """Metrics: what is counted, by value, as Prometheus reads it; and several gateways on one page."""
 
 import pytest
+from api_server import gateway
 from finished_requests import answer, bypassed, finished, inputs, policy, routed
 from prometheus_client.parser import text_string_to_metric_families
 
-from coe.serve.http.finished import Finished
+from coe.orchestrator import Reply
+from coe.serve.http.finished import Finished, first_token_parts
 from coe.serve.http.metrics import Metrics, join
 from coe.types import Timing
 
@@ -165,3 +167,42 @@ def test_odd_names_survive_the_joining() -> None:
 def test_processes_tell_themselves_apart() -> None:
     [gateway] = {key[-1] for key in values(Metrics().page())}
     assert gateway.rpartition("-")[2].isdigit()
+
+
+def test_the_time_to_the_first_token_of_a_stream_is_split_by_where_it_was_spent() -> None:
+    def reply(*, streamed: str | None, first_s: float | None, earlier_s: float = 0.0, calls: int = 1) -> Reply:
+        timing = Timing(0.5, 1.5, 3.0, first_s)
+        done = {str(i): answer(timing=timing) for i in range(calls)}
+        made = Reply(routed(), streamed=streamed, earlier_s=earlier_s)
+        made.done.update(done)
+        return made
+
+    single = first_token_parts(2.75, [reply(streamed="0", first_s=0.25)])
+    assert single == {"gateway": 0.5, "queue": 0.5, "load": 1.5, "engine": 0.25}
+    composed = first_token_parts(7.75, [reply(streamed="2", first_s=0.25, earlier_s=5.0, calls=3)])
+    assert composed == {"gateway": 0.5, "calls": 5.0, "queue": 0.5, "load": 1.5, "engine": 0.25}
+    whole = reply(streamed=None, first_s=0.25)
+    silent = reply(streamed="0", first_s=None)
+    for first_s, replies in ((None, [whole]), (4.0, [whole]), (4.0, [silent]), (4.0, [whole, whole])):
+        assert first_token_parts(first_s, replies) == {}
+
+    read = observed(finished(first_parts=single), finished(first_parts=single))
+    for part, seconds in single.items():
+        assert read["coe_first_token_part_seconds_count", "good", part, "g"] == 2
+        assert read["coe_first_token_part_seconds_sum", "good", part, "g"] == pytest.approx(2 * seconds)
+
+
+async def test_a_streamed_answer_states_its_parts_and_another_does_not() -> None:
+    async with gateway(token_delay_s=0.002) as served:
+        for stream in (True, False):
+            sent = await served.client.chat.completions.create(
+                model="echo", messages=[{"role": "user", "content": "a b c d"}], stream=stream
+            )
+            if stream:
+                async for _ in sent:
+                    pass
+        streamed, whole = await served.log.ended(2)
+    assert whole.first_parts == {} and streamed.first_parts.keys() == {"gateway", "queue", "load", "engine"}
+    assert streamed.first_s is not None and streamed.answer and streamed.answer.timing
+    assert sum(streamed.first_parts.values()) == pytest.approx(streamed.first_s)
+    assert 0.002 <= streamed.first_parts["engine"] < streamed.answer.timing.engine_s

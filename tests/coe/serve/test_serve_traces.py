@@ -142,7 +142,7 @@ async def test_errors_set_the_status_with_their_code() -> None:
                 with pytest.raises(openai.APIStatusError):
                     await ask(served.client, model)
             await spans.ended(SERVER, 3)
-    broken, unloadable, unknown = spans.named(SERVER)
+    broken, _, unknown = spans.named(SERVER)
     assert broken.status.status_code is StatusCode.ERROR and broken.status.description == said(broken)["error.type"]
     assert said(unknown)["http.response.status_code"] == 404 and said(unknown)["error.type"] == "model_not_found"
     assert unknown.status.status_code is StatusCode.UNSET, "a client's error is none of the server"
