@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import psutil
@@ -31,6 +31,9 @@ from load_client import closed_loop, free_port
 
 from registry.keys import KeySpec, Limit
 from registry.store import Registry
+
+if TYPE_CHECKING:
+    from coe.serve.http.service import Service
 
 WAYS: Final = ("open", "keyed", "limited")
 BODY: Final = json.dumps({"model": "echo", "messages": [{"role": "user", "content": "hello there"}]}).encode()
@@ -59,11 +62,18 @@ async def serve(port: int, url: str) -> None:
     """The API on a port, with the keys of a registry, until it is terminated."""
     import uvicorn
 
+    from coe.serve.http.api import build_api
+
+    config = uvicorn.Config(build_api(expert_service(url)), port=port, log_level="critical", ws="none", lifespan="off")
+    await uvicorn.Server(config).serve()
+
+
+def expert_service(url: str) -> Service:
+    """A service over a host with one fake expert that answers at once, with the keys of a registry."""
     from coe.config import ServeConfig
     from coe.engines.fake import FakeEngine
     from coe.host import Host
     from coe.orchestrator import Orchestrator
-    from coe.serve.http.api import build_api
     from coe.serve.http.keyring import Keyring, StoredKeys
     from coe.serve.http.ledger import Ledger
     from coe.serve.http.metrics import Metrics
@@ -74,27 +84,32 @@ async def serve(port: int, url: str) -> None:
     price = Price(input_usd_per_mtok=1, output_usd_per_mtok=2)
     snapshot = Snapshot(1, {"echo": ExpertSpec(name="echo", kind=Kind.MODEL, source="fake://echo", price=price)})
     host = Host(snapshot, {"fake": FakeEngine(capacity=256)}, budget_bytes=2**20, locate=lambda spec: Path("/nowhere"))
-    service = Service(
+    return Service(
         Orchestrator(snapshot, {}, ask=host.ask),
         settings=ServeConfig(),
         metrics=Metrics(),
         keyring=Keyring(StoredKeys(url)),
         ledger=Ledger(lambda: Registry(url)),
     )
-    config = uvicorn.Config(build_api(service), port=port, log_level="critical", ws="none", lifespan="off")
-    await uvicorn.Server(config).serve()
 
 
-@contextmanager
-def serving(way: str, folder: Path) -> Iterator[tuple[str, dict[str, str], psutil.Process]]:
-    """The API in a process of its own: its URL, the headers of a request, and the process."""
-    port, url, headers = free_port(), f"sqlite:///{folder / f'{way}.db'}", {"content-type": "application/json"}
+def headers_for(way: str, url: str) -> dict[str, str]:
+    """Create a registry, with a key unless the way is `open`. Returns the headers of a request."""
+    headers = {"content-type": "application/json"}
     with Registry(url) as registry:
         if way != "open":
             most = {"requests": 1e12, "tokens": 1e12, "usd": 1e9} if way == "limited" else {}
             limits = tuple(Limit.model_validate({"what": w, "per": "day", "most": n}) for w, n in most.items())
             _, text = registry.create_api_key(KeySpec(name="load", limits=limits), time.time())
             headers["authorization"] = f"Bearer {text}"
+    return headers
+
+
+@contextmanager
+def serving(way: str, folder: Path) -> Iterator[tuple[str, dict[str, str], psutil.Process]]:
+    """The API in a process of its own: its URL, the headers of a request, and the process."""
+    port, url = free_port(), f"sqlite:///{folder / f'{way}.db'}"
+    headers = headers_for(way, url)
     command = [sys.executable, __file__, "--serve", str(port), url]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
@@ -118,7 +133,7 @@ async def measure(
                     raise RuntimeError(f"{way}: {response.status} {await response.text()}")
                 await response.read()
 
-        for way in WAYS:
+        for way in served:
             for _ in range(100):
                 try:
                     await ask(way, 0)
@@ -127,7 +142,7 @@ async def measure(
                     await asyncio.sleep(0.2)
         for clients in given.clients:
             for number in range(given.rounds + 1):
-                for way in WAYS:
+                for way in served:
                     process = served[way][2]
 
                     def cpu_s(process: psutil.Process = process) -> float:
@@ -140,16 +155,17 @@ async def measure(
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Medians over the rounds; ratios are of requests per second and of CPU time, to `open`."""
+def table(rows: list[dict[str, Any]], base: str = "open") -> str:
+    """Medians over the rounds; ratios are of requests per second and of CPU time, to the way `base`."""
     from statistics import median
 
-    lines = ["| clients | way | requests/s | of open | p50, ms | p95, ms | CPU ms/request | of open |"]
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    lines = [f"| clients | way | requests/s | of {base} | p50, ms | p95, ms | CPU ms/request | of {base} |"]
     lines.append("|---:|---|---:|---:|---:|---:|---:|---:|")
     for clients in dict.fromkeys(row["clients"] for row in rows):
-        mine = {way: [r for r in rows if (r["way"], r["clients"]) == (way, clients)] for way in WAYS}
-        for way in WAYS:
-            pairs = list(zip(mine[way], mine["open"], strict=True))
+        mine = {way: [r for r in rows if (r["way"], r["clients"]) == (way, clients)] for way in ways}
+        for way in ways:
+            pairs = list(zip(mine[way], mine[base], strict=True))
             middle = {name: median(row[name] for row in mine[way]) for name in ("per_s", "p50_ms", "p95_ms", "cpu_ms")}
             ratio = {name: median(a[name] / b[name] for a, b in pairs) for name in ("per_s", "cpu_ms")}
             lines.append(

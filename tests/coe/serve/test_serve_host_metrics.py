@@ -101,7 +101,9 @@ async def test_the_dashboard_asks_for_metrics_and_labels_that_are_exported() -> 
     estimate = Estimate(("good",), np.array([[0.9]]), cost_usd=np.array([[0.1]]), ood=np.array([0.2]))
     seen = inputs(estimate=estimate, allowed=frozenset({"good"}))
     unsure = routed(made_from=seen)
-    metrics.observe(finished(routed=unsure, expert="other", done={"fallback": answer("other")}))
+    metrics.observe(
+        finished(routed=unsure, expert="other", done={"fallback": answer("other")}, first_parts={"gateway": 0.1})
+    )
     abstained = type(unsure.decision)(("good",), (1.0,), (0.1,), 0.1, abstained=True)
     metrics.observe(finished(routed=type(unsure)(unsure.query, abstained, unsure.policy, seen, unsure.composition)))
     page, _ = await metrics.render()
