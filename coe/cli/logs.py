@@ -48,6 +48,7 @@ def json_lines() -> None:
     root = logging.getLogger()
     if os.environ.get("COE_LOG", "").strip():
         use_json(root.handlers)
+        logging.captureWarnings(True)
         return
     terminal = logging.StreamHandler()
     use_json([terminal])

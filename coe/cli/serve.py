@@ -56,7 +56,9 @@ def serve(
     log_format: Annotated[
         LogFormat | None,
         typer.Option(
-            "--log-format", help="Lines of all logs, and of this terminal; by default the configuration's, else text."
+            "--log-format",
+            metavar="FORMAT",
+            help="Lines of all logs, and of this terminal: text or json; by default the configuration's, else text.",
         ),
     ] = None,
     json: JsonTarget = None,

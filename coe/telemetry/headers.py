@@ -8,7 +8,11 @@ from typing import Final
 MOST_STATE: Final = 512
 """Most characters of `tracestate` that are passed on, as the standard asks."""
 _PARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
-_STATE: Final = re.compile(r"[\x20-\x7e]*", re.ASCII)
+_MEMBER: Final = re.compile(
+    r"[a-z0-9][a-z0-9_*/@-]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+)
+MOST_MEMBERS: Final = 32
+"""Most members of `tracestate`, as the standard says."""
 
 
 def trace_context(parents: list[str], states: list[str]) -> tuple[str, str]:
@@ -24,6 +28,13 @@ def trace_context(parents: list[str], states: list[str]) -> tuple[str, str]:
     version, trace_id, span_id, flags, more = match.groups()
     if version == "ff" or (version == "00" and more) or not int(trace_id, 16) or not int(span_id, 16):
         return "", ""
-    state = ",".join(states)
-    usable = len(state) <= MOST_STATE and _STATE.fullmatch(state) is not None
-    return f"00-{trace_id}-{span_id}-{flags}", state if usable else ""
+    return f"00-{trace_id}-{span_id}-{flags}", _state(",".join(states))
+
+
+def _state(state: str) -> str:
+    """The members of a tracestate; "" if one of them is invalid."""
+    if len(state) > MOST_STATE:
+        return ""
+    members = [member.strip(" \t") for member in state.split(",") if member.strip(" \t")]
+    usable = len(members) <= MOST_MEMBERS and all(_MEMBER.fullmatch(member) for member in members)
+    return ",".join(members) if usable else ""

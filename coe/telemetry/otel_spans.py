@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.trace.sampling import Sampler
+from opentelemetry.sdk.trace.sampling import Decision, Sampler
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import (
-    Context,
     NonRecordingSpan,
     SpanContext,
     SpanKind,
@@ -82,6 +82,6 @@ def sampled_by(sampler: Sampler) -> Callable[[Span, str], bool]:
             caller = SpanContext(span.trace_id, span.parent_id, True, flags)
             context = set_span_in_context(NonRecordingSpan(caller), Context())
         result = sampler.should_sample(context, span.trace_id, span.name, _KINDS[span.kind], span.attributes)
-        return result.decision.is_sampled()
+        return result.decision is Decision.RECORD_AND_SAMPLE
 
     return sample

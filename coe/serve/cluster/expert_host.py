@@ -22,9 +22,8 @@ from coe.host import Host
 from coe.hosting import open_host, update_host
 from coe.serve.cluster.catalog import Catalog, pins_of, pools_by_expert, serving
 from coe.serve.cluster.link import LinkServer
-from coe.serve.cluster.observing import log_to_serve, observe, process_name
+from coe.serve.cluster.observing import attributed, log_to_serve, observe, process_name
 from coe.serve.cluster.scaling import IN_FLIGHT
-from coe.telemetry.origin import Handled, bind
 from coe.types import Chunk, GenerateRequest
 from registry.store import Snapshot
 
@@ -139,8 +138,7 @@ class ExpertHost:
             call: `placement.Call.id`.
             per_s, slowest_s: as for `pace`.
         """
-        _attribute(request)
-        with self._counted(expert, call):
+        with self._counted(expert, call), attributed(request):
             try:
                 host = await self._at(generation, expert)
                 every_s = partial(_pace_of, host, per_s, slowest_s)
@@ -153,9 +151,8 @@ class ExpertHost:
     async def whole(self, expert: str, request: GenerateRequest, generation: int, call: str = "") -> Piece:
         """The whole answer as one chunk, or the error. `call`: `placement.Call.id`."""
         joined = Joined()
-        _attribute(request)
         try:
-            with self._counted(expert, call):
+            with self._counted(expert, call), attributed(request):
                 host = await self._at(generation, expert)
                 async with aclosing(host.ask(expert, request)) as chunks:
                     async for chunk in chunks:
@@ -329,12 +326,6 @@ async def _ended(links: LinkServer | None, end_traces: Callable[[], None] | None
         await links.close(GRACE_S)
     if end_traces is not None:
         await asyncio.to_thread(end_traces)
-
-
-def _attribute(request: GenerateRequest) -> None:
-    """Attribute the log lines of this task, which Serve or a link has made for the call, to its request."""
-    if (origin := request.origin) is not None:
-        bind(Handled(request.id, origin.request_id, origin.key, origin.traceparent))
 
 
 def _gpus() -> list[str]:

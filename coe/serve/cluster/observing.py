@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
 
 from coe.config import ServeConfig
 from coe.telemetry.export import start
 from coe.telemetry.json_logs import OURS, use_json
+from coe.telemetry.origin import Handled, bind
+from coe.types import GenerateRequest
 
-SERVE: str = "ray.serve"
+SERVE: Final = "ray.serve"
 """Serve's logger: its handlers write the log file of a process."""
 
 
@@ -33,6 +37,22 @@ def observe(settings: ServeConfig, role: str) -> Callable[[], None] | None:
         use_json(logging.getLogger(SERVE).handlers)
         log_to_serve(OURS)
     return start(settings.trace_endpoint, process_name(), role)
+
+
+@contextmanager
+def attributed(request: GenerateRequest) -> Iterator[None]:
+    """Attribute the log lines of this task, which Serve or a link has made for a call, to its request.
+
+    The block may be that of an asynchronous generator: nothing is restored at its end.
+    """
+    if (origin := request.origin) is None:
+        yield
+        return
+    handled = bind(Handled(request.id, origin.request_id, origin.key, origin.traceparent))
+    try:
+        yield
+    finally:
+        handled.over = True
 
 
 def log_to_serve(names: Sequence[str]) -> None:

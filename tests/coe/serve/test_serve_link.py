@@ -18,10 +18,12 @@ import uvloop
 from coe.errors import CoeError, EngineError, Overloaded
 from coe.serve.cluster import link
 from coe.serve.cluster.link import Broken, Link, LinkLost, Links, LinkServer
+from coe.telemetry.origin import Origin
 from coe.types import Chunk, GenerateRequest
 from routers.base import Message
 
-REQUEST = GenerateRequest(messages=(Message("user", "hi"),))
+ORIGIN = Origin("request-1", "key-1", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+REQUEST = GenerateRequest(messages=(Message("user", "hi"),), origin=ORIGIN)
 
 
 class OfPlugin(EngineError):
@@ -96,6 +98,9 @@ async def test_many_answers_at_once_each_in_order_and_with_what_was_asked(tmp_pa
     texts = ["".join(piece.text for piece in answer) for answer in answers]
     assert texts == [f"e{i}-0 e{i}-1 e{i}-2 " for i in range(50)]
     assert host.asked[0] == (True, "e0-", REQUEST, 7, "gateway/1")
+    assert host.asked[0][2].origin == ORIGIN, (
+        "of which HTTP request and trace it is, which equal requests may not share"
+    )
 
 
 def test_links_work_on_the_event_loop_of_ray_s_processes(tmp_path: Path) -> None:

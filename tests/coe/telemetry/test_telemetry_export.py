@@ -194,4 +194,10 @@ def test_a_traceparent_is_taken_as_the_standard_says(sent: str, taken: bool) -> 
     parent, state = trace_context([sent], ["a=1", "b=2"])
     assert (parent, state) == ((f"00-{sent[3:55]}", "a=1,b=2") if taken else ("", ""))
     assert trace_context([sent, sent], []) == ("", "")
-    assert trace_context([sent], ["x" * 513])[1] == "" == trace_context([sent], ["é=1"])[1]
+
+
+@pytest.mark.parametrize("state", ["a=" + "x" * 513, "é=1", "a", "=1", "a=b=c", "a=\x00", ",".join(["a=1"] * 33)])
+def test_a_tracestate_that_is_invalid_is_not_passed_on(state: str) -> None:
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    assert trace_context([parent], [state]) == (parent, "")
+    assert trace_context([parent], [" a=1 , ,b@c=2 "]) == (parent, "a=1,b@c=2")

@@ -13,7 +13,7 @@ import pytest
 from api_server import gateway
 from spans import recorded
 
-from coe.serve.cluster.expert_host import _attribute
+from coe.serve.cluster.observing import attributed
 from coe.telemetry.json_logs import use_json, use_text
 from coe.telemetry.origin import Handled, Origin, bind, handled_now
 from coe.types import GenerateRequest
@@ -128,12 +128,14 @@ async def test_a_host_attributes_its_lines_by_what_the_request_carries(lines: Li
     origin = Origin("r1", "key-1", f"00-{trace}-00f067aa0ba902b7-01")
 
     async def call(request: GenerateRequest) -> None:
-        _attribute(request)
-        logging.getLogger("coe.host").info("loading")
+        with attributed(request):
+            logging.getLogger("coe.host").info("loading")
+        logging.getLogger("coe.host").info("idle")
 
     await asyncio.create_task(call(GenerateRequest(prompt="a", id="d1-2", origin=origin)))
     await asyncio.create_task(call(GenerateRequest(prompt="a", id="d2")))
-    first, second = lines.all
+    first, idle, second, _ = lines.all
+    assert "request_id" not in idle
     assert (first["request_id"], first["decision_id"], first["key"], first["trace_id"]) == (
         "r1",
         "d1-2",
