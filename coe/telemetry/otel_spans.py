@@ -20,6 +20,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 from opentelemetry.trace.status import Status, StatusCode
+from opentelemetry.util.types import Attributes
 
 from coe.telemetry.tracing import Kind, Span
 from coe.version import __version__
@@ -42,7 +43,19 @@ def resource(process: str, role: str, environ: Mapping[str, str] = os.environ) -
     stated = environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     if not environ.get("OTEL_SERVICE_NAME", "").strip() and "service.name=" not in stated:
         own["service.name"] = SERVICE
-    return Resource.create({name: value for name, value in own.items() if f"{name}=" not in stated})
+    made = Resource.create({name: value for name, value in own.items() if f"{name}=" not in stated})
+    return _HashedOnce(made.attributes, made.schema_url)
+
+
+class _HashedOnce(Resource):
+    """The exporter hashes the resource for every span, which takes a tenth of the time of its encoding."""
+
+    def __init__(self, attributes: Attributes, schema_url: str) -> None:
+        super().__init__(attributes, schema_url)
+        self._hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 class Converter:
