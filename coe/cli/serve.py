@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,7 +87,7 @@ def serve(
                 json_lines()
             _warn_if_open(source.config.serve, valid)
             _warn_without_key(source.config.serve)
-            with status("starting"):
+            with nullcontext() if writes_json() else status("starting"):  # whose lines are plain
                 server = running.enter_context(Server(source, _say))
             _welcome(source, valid)
             emit_json(_document(source), json)

@@ -83,6 +83,21 @@ def test_a_configuration_that_is_wrong_is_refused_with_its_place(
     assert ended.status == 1 and ended.screen.startswith("error: ") and message in ended.screen
 
 
+def test_traces_that_cannot_be_exported_are_refused_with_what_to_install(
+    run: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = run(CONFIG + "serve: {trace_endpoint: 'collector:4318'}\n")
+    assert ended.status == 1 and "service.yaml:4: serve.trace_endpoint" in ended.screen
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    ended = run(CONFIG)
+    assert ended.status == 1 and "the environment asks for 'grpc'" in ended.screen
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_PROTOCOL")
+    monkeypatch.setattr("coe.telemetry.export._is_installed", lambda: False)
+    ended = run(CONFIG)
+    assert ended.status == 1 and "pip install 'composition-of-experts[trace]'" in ended.screen
+
+
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
