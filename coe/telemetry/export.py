@@ -11,12 +11,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 from coe.errors import ConfigError
-from coe.telemetry.tracing import Recorder, record_with
+from coe.telemetry.tracing import Recorder, Span, record_with
 from coe.version import __version__
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ QUIET_S: Final = 60.0
 INSTALL: Final = "pip install 'composition-of-experts[trace]'"
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_theirs = logging.getLogger("opentelemetry")
+"""What its packages log, and `_never_fails`: at most one line in QUIET_S (`Seldom`)."""
 logger = logging.getLogger(__name__)
 
 
@@ -89,7 +92,18 @@ def record(processor: SpanProcessor, process: str, role: str) -> Callable[[], No
         resource=about, shutdown_on_exit=False
     )  # else the exit waits 30 s for a hanging collector
     readable = Converter(about, __version__)
-    record_with(Recorder(lambda span: processor.on_end(readable(span)), sampled_by(provider.sampler)))
+    sample = sampled_by(provider.sampler)
+
+    def hand_over(span: Span) -> None:
+        with _never_fails("a span is lost"):
+            processor.on_end(readable(span))
+
+    def sampled(span: Span, parent: str) -> bool:
+        with _never_fails("a sampler failed"):
+            return sample(span, parent)
+        return False
+
+    record_with(Recorder(hand_over, sampled))
 
     def stop() -> None:
         record_with(None)
@@ -98,6 +112,15 @@ def record(processor: SpanProcessor, process: str, role: str) -> Callable[[], No
         ending.join(FLUSH_S)
 
     return stop
+
+
+@contextmanager
+def _never_fails(what: str) -> Iterator[None]:
+    """Log a failure of what the environment has configured, such as a sampler: no request fails by it."""
+    try:
+        yield
+    except Exception as error:
+        _theirs.warning("%s: %s: %s", what, type(error).__name__, error)
 
 
 def traces_url(endpoint: str) -> str:
@@ -135,7 +158,6 @@ class Seldom(logging.Handler):
 
 def _log_seldom() -> None:
     """Take what OpenTelemetry's packages log: a collector that is gone would fill the log."""
-    theirs = logging.getLogger("opentelemetry")
-    if not any(isinstance(handler, Seldom) for handler in theirs.handlers):
-        theirs.addHandler(Seldom())
-    theirs.propagate = False
+    if not any(isinstance(handler, Seldom) for handler in _theirs.handlers):
+        _theirs.addHandler(Seldom())
+    _theirs.propagate = False

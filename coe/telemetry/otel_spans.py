@@ -75,7 +75,7 @@ class Converter:
             context=SpanContext(span.trace_id, span.span_id, False, _SAMPLED, state),
             parent=parent,
             resource=self._resource,
-            attributes=span.attributes,
+            attributes={name: value for name, value in span.attributes.items() if _fits(value)},
             events=[Event(name, timestamp=at) for name, at in span.events],
             kind=_KINDS[span.kind],
             status=Status(StatusCode.ERROR, span.error) if span.is_fault else _UNSET,
@@ -83,6 +83,11 @@ class Converter:
             end_time=span.end_ns,
             instrumentation_scope=self._scope,
         )
+
+
+def _fits(value: object) -> bool:
+    """Whether OTLP has room for an attribute: one larger number, such as a client's limit of tokens, fails a batch."""
+    return type(value) is not int or -(2**63) <= value < 2**63
 
 
 def sampled_by(sampler: Sampler) -> Callable[[Span, str], bool]:

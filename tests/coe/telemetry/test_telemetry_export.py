@@ -95,6 +95,23 @@ async def test_a_collector_receives_the_spans_of_a_request(monkeypatch: pytest.M
     assert b"private" not in request.SerializeToString()
 
 
+async def test_what_cannot_be_exported_fails_neither_a_request_nor_the_other_spans(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with collector() as (url, received):
+        stop = start(url, "machine-1", "gateway")
+        record = recorder()
+        assert stop is not None and record is not None
+        for value in (2**63, {"no": "attribute"}, object(), "\ud800"):
+            record.entry("odd", "internal", {"coe.odd": value}).end()
+        record.entry("plain", "internal", {"coe.n": 2**63 - 1}).end()
+        monkeypatch.setattr("coe.telemetry.otel_spans.Converter.__call__", lambda *_: 1 / 0)
+        record.entry("lost", "internal", {}).end()
+        await asyncio.to_thread(stop)
+    names = [span.name for _, _, sent in received for each in sent.resource_spans[0].scope_spans for span in each.spans]
+    assert names.count("plain") == 1 and names.count("odd") >= 1 and "lost" not in names
+
+
 async def test_a_sampler_of_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "traceidratio")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0")
