@@ -24,6 +24,7 @@
     errors        CoeError and what derives from it
     own_ray       a Ray of this process, on this machine
     seam          what third-party code raises, translated into these errors
+    telemetry     traces and JSON logs, off by default; expert_spans: the spans of a call to an expert
 
 What `__all__` lists is the public interface; it is imported when it is first used. Plug-ins: docs/plugins.md.
 """

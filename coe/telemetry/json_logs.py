@@ -14,7 +14,7 @@ MOST_EVENT: Final = 10_000
 """Most characters of a message; a traceback has ten times as many."""
 OURS: Final = ("coe", "routers", "registry")
 """Loggers of this project."""
-_IDS: Final = ("request_id", "deployment", "replica", "component_name", "component_id")
+_IDS: Final = ("request_id", "deployment", "replica")
 """Attributes that Ray Serve's filters give a record."""
 _writes_json = False
 
