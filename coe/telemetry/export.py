@@ -11,8 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
@@ -32,7 +31,7 @@ INSTALL: Final = "pip install 'composition-of-experts[trace]'"
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _theirs = logging.getLogger("opentelemetry")
-"""What its packages log, and `_never_fails`: at most one line in QUIET_S (`Seldom`)."""
+"""What its packages log, and `_report`: at most one line in QUIET_S (`Seldom`)."""
 logger = logging.getLogger(__name__)
 
 
@@ -95,13 +94,17 @@ def record(processor: SpanProcessor, process: str, role: str) -> Callable[[], No
     sample = sampled_by(provider.sampler)
 
     def hand_over(span: Span) -> None:
-        with _never_fails("a span is lost"):
+        try:
             processor.on_end(readable(span))
+        except Exception as error:  # no request fails by it
+            _report("a span is lost", error)
 
     def sampled(span: Span, parent: str) -> bool:
-        with _never_fails("a sampler failed"):
+        try:
             return sample(span, parent)
-        return False
+        except Exception as error:  # the environment may name one of another package
+            _report("the sampler failed", error)
+            return False
 
     record_with(Recorder(hand_over, sampled))
 
@@ -114,13 +117,8 @@ def record(processor: SpanProcessor, process: str, role: str) -> Callable[[], No
     return stop
 
 
-@contextmanager
-def _never_fails(what: str) -> Iterator[None]:
-    """Log a failure of what the environment has configured, such as a sampler: no request fails by it."""
-    try:
-        yield
-    except Exception as error:
-        _theirs.warning("%s: %s: %s", what, type(error).__name__, error)
+def _report(what: str, error: Exception) -> None:
+    _theirs.warning("%s: %s: %s", what, type(error).__name__, error)
 
 
 def traces_url(endpoint: str) -> str:

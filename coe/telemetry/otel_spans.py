@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -20,7 +20,6 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 from opentelemetry.trace.status import Status, StatusCode
-from opentelemetry.util.types import Attributes
 
 from coe.telemetry.tracing import Kind, Span
 from coe.version import __version__
@@ -44,13 +43,13 @@ def resource(process: str, role: str, environ: Mapping[str, str] = os.environ) -
     if not environ.get("OTEL_SERVICE_NAME", "").strip() and "service.name=" not in stated:
         own["service.name"] = SERVICE
     made = Resource.create({name: value for name, value in own.items() if f"{name}=" not in stated})
-    return _HashedOnce(made.attributes, made.schema_url)
+    return _HashedOnce(dict(made.attributes or {}), made.schema_url)
 
 
 class _HashedOnce(Resource):
     """The exporter hashes the resource for every span, which takes a tenth of the time of its encoding."""
 
-    def __init__(self, attributes: Attributes, schema_url: str) -> None:
+    def __init__(self, attributes: dict[str, Any], schema_url: str) -> None:
         super().__init__(attributes, schema_url)
         self._hash = super().__hash__()
 
