@@ -1,7 +1,8 @@
 """What experts exist: specs, a versioned store, and where their files come from. Pure data: no torch, no Ray.
 
     spec          ExpertSpec: everything that is known of an expert without loading it
-    store         Registry and its Snapshot, in SQL; stored_spec, database, schema, tables, migrations below it
+    store         Registry, in SQL; stored_spec, database, schema, tables, migrations below it
+    snapshot      the registry at one moment; aliases, expert_states: what is stated beside the specs
     references    bases and members of experts, checked
     reconcile     experts files: plan, show, apply in one transaction
     documents     any YAML, with line numbers; yaml_loader bounds it; json_text reads JSON

@@ -6,6 +6,7 @@ RegistryError
 ├── SourceError          a source cannot be read: missing, truncated, unsupported
 ├── DigestMismatch       the files are not the ones that were registered
 ├── StoreError           the registry's database cannot be read or written
+├── StaleChange          the registry changed since the change was planned
 ├── TargetError          a file cannot be written: a device, a FIFO, a socket or a loop of symbolic links
 ├── PluginError          a plug-in cannot be imported, is not allowed here, or is not what it should be
 │   └── UnknownPlugin    a name that is neither built in nor installed; carries close matches
@@ -108,6 +109,10 @@ class DigestMismatch(RegistryError):
 
 class StoreError(RegistryError):
     """The registry's database cannot be opened, read or written."""
+
+
+class StaleChange(RegistryError):
+    """Another writer changed the registry since this change was planned: it is to be planned again."""
 
 
 class TargetError(RegistryError):

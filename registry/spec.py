@@ -78,6 +78,18 @@ class Price(BaseModel):
         )
 
 
+def check_name(name: str) -> None:
+    """Refuse what is no name of an expert or an alias. Raises ValueError."""
+    if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIX):
+        raise ValueError(
+            f"{name[:160]!r} is reserved: 'auto' and 'coe/...' address routing policies; choose another name"
+        )
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name[:160]!r} is not a name: letters, digits and . _ / - only, starting with a letter or digit"
+        )
+
+
 def without_credentials(url: str) -> str:
     """The URL without user name and password."""
     return _USERINFO.sub(lambda found: found[1] or found[2], url)
@@ -201,14 +213,7 @@ class ExpertSpec(BaseModel):
     @field_validator("name")
     @classmethod
     def _name_is_free(cls, name: str) -> str:
-        if name in RESERVED_NAMES or name.startswith(RESERVED_PREFIX):
-            raise ValueError(
-                f"{name!r} is reserved: 'auto' and 'coe/...' address routing policies; choose another name"
-            )
-        if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"{name!r} is not a name: letters, digits and . _ / - only, starting with a letter or digit"
-            )
+        check_name(name)
         return name
 
     @field_validator("source", "model")

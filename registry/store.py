@@ -13,15 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import MappingProxyType, TracebackType
-from typing import Self, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.engine import Connection
 
+from registry import aliases as aliases_of
+from registry import expert_states as states_of
 from registry import keys as keys_of
 from registry import usage_sql
+from registry.aliases import Move, check_aliases
 from registry.database import (
     FileIdentity,
     file_identity,
@@ -33,11 +35,14 @@ from registry.database import (
     writing,
 )
 from registry.digest import identity
-from registry.errors import RegistryError, StoreError, UnknownExpert
+from registry.errors import RegistryError, StaleChange, StoreError, UnknownExpert
+from registry.expert_states import ExpertState
 from registry.keys import ApiKey, KeySpec
 from registry.profiles import AGGREGATION, ProfileRow, Profiles, read, record
 from registry.references import check_all_references, check_servable
 from registry.schema import is_current, prepare
+from registry.snapshot import Alias
+from registry.snapshot import Snapshot as Snapshot
 from registry.spec import ExpertSpec
 from registry.stored_spec import read_spec
 from registry.tables import experts as _experts
@@ -45,51 +50,6 @@ from registry.tables import state as _state
 from registry.usage import Reserve, Settle, Spent
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The registry at one moment: its version (the number of changes so far) and its experts by name.
-
-    tokens_per_s: expert -> tokens that it generates per second, where a profile has measured it.
-    """
-
-    version: int
-    experts: Mapping[str, ExpertSpec]
-    tokens_per_s: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "experts", MappingProxyType(dict(self.experts)))
-        object.__setattr__(self, "tokens_per_s", MappingProxyType(dict(self.tokens_per_s)))
-
-    def __reduce__(self) -> tuple[type[Snapshot], tuple[int, dict[str, ExpertSpec], dict[str, float]]]:
-        return Snapshot, (self.version, dict(self.experts), dict(self.tokens_per_s))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.experts
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.experts)
-
-    def __len__(self) -> int:
-        return len(self.experts)
-
-    def get(self, name: str) -> ExpertSpec:
-        """The expert of a name, or of `name@version` if that is the version here.
-
-        Raises:
-            UnknownExpert: with close matches.
-        """
-        spec = self.experts.get(name.partition("@")[0])
-        if spec is None:
-            raise UnknownExpert(name, self.experts)
-        if name not in (spec.name, spec.ref):
-            raise UnknownExpert(name, [spec.ref])
-        return spec
-
-    def residency(self, name: str) -> str:
-        """`ExpertSpec.residency` of the expert `name`. Raises UnknownExpert."""
-        return self.get(name).residency(self.experts)
 
 
 class Registry:
@@ -127,16 +87,24 @@ class Registry:
         """Register a described spec; see `change`."""
         return self.change([spec])[0]
 
-    def change(self, add: Sequence[ExpertSpec] = (), remove: Iterable[str] = ()) -> list[ExpertSpec]:
+    def change(
+        self, add: Sequence[ExpertSpec] = (), remove: Iterable[str] = (), *, since: int | None = None
+    ) -> list[ExpertSpec]:
         """Add and remove experts in one transaction; return the added ones with their versions.
 
         Adding an unchanged expert does nothing: the same content keeps its version.
 
+        Args:
+            since: version of the registry that the change was planned with; None plans for any.
+
         Raises:
             UnknownExpert: a base, a member or a name to remove is not registered.
-            RegistryError: an expert to remove is needed by others, which are named; or no engine serves one to add.
+            StaleChange: the registry is not at the version `since` any more.
+            RegistryError: an expert to remove is needed by others or by an alias, which are named; the name of one to
+                add is an alias; or no engine serves it.
         """
-        return self._write(lambda connection: _change(connection, add, list(remove)))
+        removed = list(remove)
+        return self._write(lambda connection: _change(connection, add, removed, since))
 
     def remove(self, name: str) -> None:
         """Remove an expert; its versions stay readable as `name@version`. Raises like `change`."""
@@ -163,7 +131,17 @@ class Registry:
         with self._read() as connection:
             version = connection.execute(select(_state.c.version)).scalar_one()
             current, rows = _current(connection), read(connection)
-        return Snapshot(version, current, _of_now(current, rows).tokens_per_s())
+            aliases, states = aliases_of.read(connection), states_of.read(connection)
+            versions = aliases_of.versions(connection, aliases, current)
+        return Snapshot(
+            version,
+            current,
+            _of_now(current, rows).tokens_per_s(),
+            aliases,
+            versions,
+            {name: each.drained for name, each in states.items() if each.drained is not None},
+            frozenset(name for name, each in states.items() if each.pinned),
+        )
 
     def revision(self) -> tuple[object, int]:
         """A value that differs after every change of the experts: the identity of the database, and its version.
@@ -173,6 +151,43 @@ class Registry:
         """
         with self._read() as connection:
             return self._file, connection.execute(select(_state.c.version)).scalar_one()
+
+    def point_alias(self, name: str, target: str, *, by: str, now: float, exists: bool | None = None) -> Alias:
+        """Move an alias, or create it; see `registry.aliases.point`."""
+
+        def move(connection: Connection, current: Mapping[str, ExpertSpec]) -> tuple[Alias, bool]:
+            before = aliases_of.read(connection).get(name)
+            alias = aliases_of.point(connection, name, target, current, by=by, now=now, exists=exists)
+            return alias, alias != before
+
+        return self._move(move)
+
+    def roll_back_alias(self, name: str, *, by: str, now: float) -> Alias:
+        """Undo the last move of an alias; see `registry.aliases.roll_back`."""
+        return self._move(lambda c, current: (aliases_of.roll_back(c, name, current, by=by, now=now), True))
+
+    def delete_alias(self, name: str) -> Alias:
+        """Delete an alias and its moves. Raises RegistryError if there is no such alias."""
+        return self._move(lambda c, _: (aliases_of.remove(c, name), True))
+
+    def alias_moves(self, name: str) -> Sequence[Move]:
+        """The moves of an alias, the oldest first. Raises RegistryError if there is no such alias."""
+        with self._read() as connection:
+            return aliases_of.history(connection, name)
+
+    def state_experts(self, names: Sequence[str], *, by: str, now: float, **stated: Any) -> Snapshot:
+        """State `drained` (a reason or None) or `pinned` of experts; see `registry.expert_states.state`.
+
+        Returns:
+            The registry after that.
+        """
+        self._move(lambda c, current: (None, states_of.state(c, names, current, stated, by, now)))
+        return self.snapshot()
+
+    def expert_states(self) -> Mapping[str, ExpertState]:
+        """What is stated of experts, by whom and when, by name."""
+        with self._read() as connection:
+            return states_of.read(connection)
 
     def record(self, rows: Sequence[ProfileRow]) -> None:
         """Store measurements in one transaction; earlier rows of the same sources and experts are replaced.
@@ -237,6 +252,18 @@ class Registry:
         with self._read() as connection:
             return usage_sql.used(connection, key.id, key.spec.limits, now)
 
+    def _move(self, work: Callable[[Connection, Mapping[str, ExpertSpec]], tuple[T, bool]]) -> T:
+        """A transaction on the experts as they are; `work` returns its result, and whether it changed anything."""
+
+        def moved(connection: Connection) -> T:
+            version = _locked_version(connection)
+            result, changed = work(connection, _current(connection))
+            if changed:
+                connection.execute(update(_state).values(version=version + 1))
+            return result
+
+        return self._write(moved)
+
     @contextmanager
     def _read(self) -> Iterator[Connection]:
         self._follow()
@@ -292,18 +319,31 @@ class Registry:
             raise
 
 
-def _change(connection: Connection, add: Sequence[ExpertSpec], remove: Sequence[str]) -> list[ExpertSpec]:
-    version = connection.execute(select(_state.c.version).with_for_update()).scalar_one()  # serializes writers
+def _locked_version(connection: Connection) -> int:
+    """The version of the registry, which no other writer changes before the end of the transaction."""
+    return int(connection.execute(select(_state.c.version).with_for_update()).scalar_one())
+
+
+def _change(
+    connection: Connection, add: Sequence[ExpertSpec], remove: Sequence[str], since: int | None
+) -> list[ExpertSpec]:
+    version = _locked_version(connection)
+    if since is not None and version != since:
+        raise StaleChange(f"the registry changed meanwhile (version {version}, planned with {since}); try again")
     current = _current(connection)
     if unknown := [name for name in remove if name not in current]:
         raise UnknownExpert(unknown[0], current)
     after = {name: spec for name, spec in current.items() if name not in remove}
     changed = [spec for spec in add if spec.name not in after or not same_content(after[spec.name], spec)]
-    check_all_references(after | {spec.name: spec for spec in add}, remove)
+    aliases = aliases_of.read(connection)
+    check_aliases(aliases, add, remove, after)
+    then = after | {spec.name: spec for spec in add}
+    check_all_references(then | aliases_of.versions(connection, aliases, then), remove)
     for spec in add:
         check_servable(spec)
     for name in remove:
         connection.execute(update(_experts).where(_experts.c.name == name).values(current=False))
+    states_of.forget(connection, [name for name in remove if name not in {spec.name for spec in add}])
     after |= {spec.name: _insert(connection, spec) for spec in changed}
     if remove or changed:
         connection.execute(update(_state).values(version=version + 1))

@@ -17,7 +17,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA: Final = 4
+SCHEMA: Final = 5
 """The format of a database, stored in `registry_state.schema`; the migration step to it has the same number."""
 MAX_TEXT: Final = 256
 """The most characters of a skill or source, which an index of any database accepts."""
@@ -85,6 +85,27 @@ key_reservations = Table(
     Column("amount", Double, nullable=False),
     Column("expires_at", Double, nullable=False),
     PrimaryKeyConstraint("id", "what", name="pk_key_reservations"),
+)
+alias_moves = Table(
+    "alias_moves",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("alias", String(128), nullable=False, index=True),
+    Column("expert", String(128), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("moved_at", Double, nullable=False),
+    Column("moved_by", String(128), nullable=False),
+    Column("undone_at", Double, nullable=True),
+    Column("undone_by", String(128), nullable=True),
+)
+expert_states = Table(
+    "expert_states",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("drained", Text, nullable=True),
+    Column("pinned", Boolean, nullable=False),
+    Column("changed_at", Double, nullable=False),
+    Column("changed_by", String(128), nullable=False),
 )
 
 alembic_version = Table(
