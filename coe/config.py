@@ -226,6 +226,11 @@ class ServeConfig(Section):
     admin_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """Environment variable with the key that admin calls (`/admin/...`, `coe load`) must send; null accepts them
     without a key from this machine only, and none with `http: haproxy`."""
+    admin_sources: tuple[Literal["commands", "files", "plugins", "secrets"], ...] = ()
+    """What `POST /admin/experts` accepts beside experts of the Hugging Face hub, and of endpoints without a key:
+    `commands`, a source that starts a program; `files`, a path on the machines of the service; `plugins`, an engine
+    that is not built in; `secrets`, an `api_key_env`, whose value is sent to the stated URL. An experts file and
+    `coe registry` need no permission."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may send requests, such as `https://app.example.com`, or `*`; requests of other pages get
     HTTP 403. Programs that are not browsers send no origin."""

@@ -24,6 +24,7 @@ CoeError                     .scope, .status: HTTP status, .code: OpenAI-style c
 ├── Overloaded               too many requests are waiting; try again later
 ├── DeadlineExceeded         the request ran past its deadline
 ├── InUse                    an expert cannot be unloaded now: requests use it, or it is pinned
+├── ExpertDrained            the request names an expert that takes no new requests now
 └── TaskError                an evaluation task is wrong; with file and line
 
 The rule of failure. Each class has a `scope`, which determines what happens next:
@@ -308,6 +309,17 @@ class DeadlineExceeded(CoeError, status=504, code="deadline_exceeded", retryable
 
 class InUse(CoeError, scope=Scope.REQUEST, status=409, code="in_use", retryable=True, internal=False):
     """An expert cannot be unloaded now: requests use it, or it is pinned."""
+
+
+class ExpertDrained(CoeError, scope=Scope.REQUEST, status=503, code="expert_drained", retryable=True, internal=False):
+    """The request names an expert that takes no new requests, for the reason that an operator stated."""
+
+    def __init__(self, expert: str, reason: str) -> None:
+        super().__init__(f"{expert!r} takes no new requests now" + (f": {reason}" if reason else ""))
+        self.expert, self.reason = expert, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ExpertDrained, (self.expert, self.reason)
 
 
 class TaskError(CoeError, code="invalid_task"):

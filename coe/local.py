@@ -16,6 +16,7 @@ from typing import Any
 from coe.compose import Composition, Latent, build_composition, named_experts
 from coe.config import Config, PolicyConfig, load_config
 from coe.errors import ConfigError
+from coe.experts import open_snapshot
 from coe.host import Host
 from coe.hosting import open_host
 from coe.orchestrator import Orchestrator, Reply
@@ -63,7 +64,8 @@ async def open_local(config: Config | Path | str) -> AsyncIterator[System]:
         RegistryError, RouterError: the registry or a trained router cannot be opened.
     """
     config = config if isinstance(config, Config) else load_config(config)
-    async with open_host(config) as host:
+    snapshot = (await asyncio.to_thread(open_snapshot, config)).with_versions()
+    async with open_host(config, snapshot) as host:
         signals = Signals(host.snapshot, config.engines)
         try:
             yield System(
@@ -155,6 +157,7 @@ def _router(
             raise ConfigError(f"expert of policy {name!r}: {UnknownExpert(policy.expert, snapshot.experts)}")
         return Always(policy.expert), None
     digests = {e: spec.digest for e, spec in snapshot.experts.items()}
+    digests = {**dict.fromkeys(snapshot.removed), **digests}  # a router may know those: the constraints rule them out
     loaded = load(policy.router, experts=digests, plugins=policy.plugins)
     router = loaded.router
     if not router.requires:

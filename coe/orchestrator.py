@@ -6,7 +6,7 @@
 
 The steps, each with its file (ARCHITECTURE.md uses the same numbers):
 
-    1. `model` names a policy (`auto`, `coe/<policy>`) or an expert                coe/policy.py
+    1. `model` names a policy (`auto`, `coe/<policy>`), an expert or an alias      coe/policy.py
     2. constraints remove the experts that cannot take the query, with reasons     routers/constraints.py
     3. the policy's router estimates the quality and cost of the others            routers/kinds/
     4. `decide` ranks them by utility and selects some; `coe/routing.py` keeps     routers/decision.py
@@ -26,6 +26,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 from coe.chunks import Joined, last_chunk, whole_chunk
@@ -34,7 +35,7 @@ from coe.compose.deadline import begun_within, left_s, within
 from coe.compose.holding import held_back
 from coe.compose.one_answer import as_one_echo
 from coe.compose.with_peers import with_peers
-from coe.errors import CoeError, CompositionError, ConfigError, DeadlineExceeded, EngineError
+from coe.errors import CoeError, CompositionError, ConfigError, DeadlineExceeded, EngineError, ExpertDrained
 from coe.expert_spans import call_span
 from coe.policy import AUTO, Policy, address
 from coe.routing import Routed, bypass, route
@@ -125,11 +126,18 @@ class Orchestrator:
                     f"fallback of policy {policy.name!r}: {UnknownExpert(policy.fallback, snapshot.experts)}"
                 )
 
+    def with_drained(self, drained: Mapping[str, str]) -> Orchestrator:
+        """The same with other drained experts: expert -> why it takes no new requests."""
+        other = copy(self)
+        other.snapshot = self.snapshot.with_drained(drained)
+        return other
+
     def route(self, queries: Sequence[Query], model: str = AUTO) -> list[Routed]:
         """The decision for each query. No expert is called.
 
         Raises:
-            UnknownModel: `model` is neither a policy nor an expert; with close matches.
+            UnknownModel: `model` is neither a policy nor an expert nor an alias of one; with close matches.
+            ExpertDrained: it is an expert that takes no new requests.
             NoEligibleExpert: the constraints remove every expert; the message names them.
         """
         outcomes = self.route_each(queries, model)
@@ -140,6 +148,7 @@ class Orchestrator:
 
     def route_each(self, queries: Sequence[Query], model: str = AUTO) -> list[Routed | RouterError | CoeError]:
         """Like `route`, with an error in place of each query that no expert can take. Raises UnknownModel."""
+        model = self.snapshot.resolve(model)
         policy = address(model, self.policies, self.default_policy, self.snapshot.experts)
         if policy is None:
             return [self._bypass(query, model) for query in queries]
@@ -195,6 +204,8 @@ class Orchestrator:
 
     def _bypass(self, query: Query, expert: str) -> Routed | CoeError:
         try:
+            if expert in self.snapshot.drained:
+                raise ExpertDrained(expert, self.snapshot.drained[expert])
             return bypass(query, expert, self.snapshot.experts)
         except CoeError as error:
             return error

@@ -114,7 +114,13 @@ def route(
         return _readable_alone(queries, policy, snapshot, load_s, counter)
     engines = capabilities(snapshot.experts)
     found = [
-        check(query, snapshot.experts, engines=engines, count=counter.of(query) if counter else None)
+        check(
+            query,
+            snapshot.experts,
+            engines=engines,
+            count=counter.of(query) if counter else None,
+            drained=snapshot.drained,
+        )
         for query in queries
     ]
     outcomes: dict[int, Routed | RouterError | CoeError] = {

@@ -130,6 +130,17 @@ def parse_document(text: str, path: Path) -> Document:
     return Document(path, value, root)
 
 
+def as_list(document: Document, key: str) -> Document:
+    """The document as the only entry of a list under `key`, so that it is checked like a file with one entry."""
+    root = document._root
+    if root is not None:
+        start, end = root.start_mark, root.end_mark
+        name = yaml.ScalarNode("tag:yaml.org,2002:str", key, start, end)
+        entries = yaml.SequenceNode("tag:yaml.org,2002:seq", [root], start, end)
+        root = yaml.MappingNode("tag:yaml.org,2002:map", [(name, entries)], start, end)
+    return Document(document.path, {key: [document.value]}, root)
+
+
 def validate(document: Document, model: type[ModelT], loc: Loc = ()) -> ModelT:
     """Build `model` from the document (or from the part at `loc`).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -43,6 +43,7 @@ class Snapshot:
             the current one. `with_versions` makes them experts.
         drained: expert -> why no new request goes to it (`registry.expert_states`).
         pinned: the experts that an admin call has pinned.
+        removed: names that were registered, and are not any more.
     """
 
     version: int
@@ -52,6 +53,7 @@ class Snapshot:
     versions: Mapping[str, ExpertSpec] = field(default_factory=dict)
     drained: Mapping[str, str] = field(default_factory=dict)
     pinned: frozenset[str] = frozenset()
+    removed: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -107,27 +109,14 @@ class Snapshot:
         if not self.versions:
             return self
         drained = {name: why for name in self.versions if (why := self.drained.get(expert_of(name))) is not None}
-        return Snapshot(
-            self.version,
-            {**self.experts, **self.versions},
-            self.tokens_per_s,
-            self.aliases,
-            drained={**self.drained, **drained},
-            pinned=self.pinned,
+        return replace(
+            self, experts={**self.experts, **self.versions}, versions={}, drained={**self.drained, **drained}
         )
 
     def with_drained(self, drained: Mapping[str, str]) -> Snapshot:
         """The snapshot with other experts drained, and the versions of these."""
         all_of_them = {name: drained[expert_of(name)] for name in self.experts if expert_of(name) in drained}
-        return Snapshot(
-            self.version,
-            self.experts,
-            self.tokens_per_s,
-            self.aliases,
-            self.versions,
-            {**drained, **all_of_them},
-            self.pinned,
-        )
+        return replace(self, drained=all_of_them)
 
 
 def expert_of(name: str) -> str:

@@ -133,6 +133,7 @@ class Registry:
             current, rows = _current(connection), read(connection)
             aliases, states = aliases_of.read(connection), states_of.read(connection)
             versions = aliases_of.versions(connection, aliases, current)
+            ever = connection.execute(select(_experts.c.name).distinct()).scalars().all()
         return Snapshot(
             version,
             current,
@@ -141,6 +142,7 @@ class Registry:
             versions,
             {name: each.drained for name, each in states.items() if each.drained is not None},
             frozenset(name for name, each in states.items() if each.pinned),
+            frozenset(ever) - current.keys(),
         )
 
     def revision(self) -> tuple[object, int]:

@@ -1,9 +1,9 @@
 """Constraints: what an expert must be able to do, checked before any score is computed.
 
-Constraints: the caller's allowed experts, the modality (`chat`, or `embedding` where vectors are wanted), the
-capabilities that the request needs, and the context length, with `max_tokens`. An expert states capabilities
-(`ExpertSpec.capabilities`), and so does the engine that serves it: tools and images need both, since a model must be
-trained for them; for the others one is enough.
+Constraints: the caller's allowed experts, drained experts, the modality (`chat`, or `embedding` where vectors are
+wanted), the capabilities that the request needs, and the context length, with `max_tokens`. An expert states
+capabilities (`ExpertSpec.capabilities`), and so does the engine that serves it: tools and images need both, since a
+model must be trained for them; for the others one is enough.
 
 The context is checked with the cheapest figure that decides: bytes (a bound), an estimate (a range), then a count by
 the expert's own tokenizer. Only a count excludes an expert. An expert whose context an estimate finds too short is
@@ -26,6 +26,7 @@ CHAT, TOOLS, JSON, VISION = "chat", "tools", "json", "vision"
 JSON_SCHEMA, LOGPROBS, PROMPT_LOGPROBS = "json_schema", "logprobs", "prompt_logprobs"
 TOKEN_PROMPTS, SAMPLING = "token_prompts", "sampling"
 EMBEDDING = "embedding"
+DRAINED = "drained"
 CONTEXT_LENGTH = "context length"
 """Names of constraints."""
 _OF_BOTH: Final[Mapping[str, str]] = {TOOLS: "call tools", VISION: "read images"}
@@ -99,6 +100,7 @@ def check(
     answer_tokens: int | None = None,
     engines: Mapping[str, frozenset[str]] | None = None,
     count: Count | None = None,
+    drained: Mapping[str, str] | None = None,
 ) -> Eligible:
     """The experts that can answer a query, and the constraint that excludes each of the others.
 
@@ -109,11 +111,12 @@ def check(
         engines: expert -> capabilities of the engine that serves it (`tools`, ...); `None` means not checked. An expert
             needs both its own capability and that of its engine.
         count: called for the experts of whose context the estimate cannot tell; `None` counts nothing.
+        drained: expert -> why it takes no new queries.
     """
     room = _Room(query, query.max_tokens or 0 if answer_tokens is None else answer_tokens, count)
     removed, doubtful = {}, {}
     for name, spec in specs.items():
-        failed, doubt = _failed(query, spec, engines), None
+        failed, doubt = _failed(query, spec, engines, drained or {}), None
         if failed is None:
             length = context_length(spec, specs)
             if length is not None and length < room.enough:
@@ -197,10 +200,14 @@ class _Room:
         return f"{CONTEXT_LENGTH}: {how} {tokens} tokens{answer} do not fit its {length}" if applies else None
 
 
-def _failed(query: Query, spec: ExpertSpec, engines: Mapping[str, frozenset[str]] | None) -> str | None:
+def _failed(
+    query: Query, spec: ExpertSpec, engines: Mapping[str, frozenset[str]] | None, drained: Mapping[str, str]
+) -> str | None:
     """The first constraint that an expert fails, the context length aside; the caller's come first."""
     if query.allowed is not None and spec.name not in query.allowed:
         return "allowed experts: the caller does not allow it"
+    if spec.name in drained:
+        return f"{DRAINED}: {drained[spec.name] or 'it takes no new requests now'}"
     able = spec.capabilities
     if EMBEDDING in query.needs:
         return None if EMBEDDING in able else f"modality: it cannot return an {EMBEDDING}"

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from coe.errors import CoeError, InvalidRequest, UnknownModel
+from coe.errors import CoeError, ExpertDrained, InvalidRequest, UnknownModel
 from coe.seam import text_of, visible
 from registry.errors import RegistryError, UnknownExpert
-from routers.constraints import CONTEXT_LENGTH
+from routers.constraints import CONTEXT_LENGTH, DRAINED
 from routers.errors import NoEligibleExpert, RouterError
 
 MOST_COUNTED: Final = 200
@@ -149,4 +149,6 @@ def _status(error: BaseException) -> tuple[int, str]:
         return error.status if error.status in range(400, 600) else 500, error.code
     if isinstance(error, NoEligibleExpert) and CONTEXT_LENGTH in error.constraints:
         return 400, TOO_LONG  # a shorter prompt would leave an expert
+    if isinstance(error, NoEligibleExpert) and DRAINED in error.constraints:
+        return ExpertDrained.status, ExpertDrained.code  # the same request may succeed later
     return next((told for cls, told in _OUTSIDE.items() if isinstance(error, cls)), (500, "internal_error"))

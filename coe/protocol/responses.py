@@ -15,6 +15,7 @@ from coe.protocol.errors import error_body
 from coe.protocol.reading import conversation_document
 from coe.routing import DecisionInputs, Routed
 from coe.types import Answer, Failure
+from registry.snapshot import of_version
 from registry.spec import RESERVED_PREFIX, ExpertSpec
 from registry.store import Snapshot
 from routers.base import Estimate
@@ -54,7 +55,7 @@ def model_list(
     auto: bool = True,
     visible: frozenset[str] | None = None,
 ) -> dict[str, Any]:
-    """The body of `/v1/models`: `auto`, policies, experts.
+    """The body of `/v1/models`: `auto`, policies, experts, aliases.
 
     Args:
         created: seconds since the epoch.
@@ -63,7 +64,8 @@ def model_list(
         residence: by expert (`coe.protocol.residence`); experts without are not known to be in memory or not.
     """
     experts = [name for name in snapshot.experts if visible is None or name in visible]
-    names = (*([AUTO] if auto else []), *(RESERVED_PREFIX + policy for policy in policies), *experts)
+    aliases = [name for name in snapshot.aliases if snapshot.resolve(name) in experts]
+    names = (*([AUTO] if auto else []), *(RESERVED_PREFIX + policy for policy in policies), *experts, *aliases)
     engines = capabilities(snapshot.experts)
     return {"object": "list", "data": [_model(name, snapshot, engines, created, residence) for name in names]}
 
@@ -73,7 +75,8 @@ def model_body(
 ) -> dict[str, Any]:
     """One model. The `coe` of an expert holds its kind, limits, and prices in USD per million tokens.
 
-    `capabilities`: those of the expert and of the engine that serves it.
+    `capabilities`: those of the expert and of the engine that serves it. `drained`: why it takes no new requests. That
+    of an alias is of the expert behind it, with `alias`, which names that expert with its version.
     """
     return _model(name, snapshot, capabilities(snapshot.experts), created, residence)
 
@@ -85,10 +88,15 @@ def _model(
     created: int,
     residence: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    spec = snapshot.experts.get(name)
-    about: dict[str, Any] = {"kind": "policy"} if spec is None else dict(_about(spec, snapshot, engines.get(name)))
-    if spec is not None and name in residence:
-        about["residence"] = residence[name]
+    expert = snapshot.resolve(name)
+    spec = snapshot.experts.get(expert)
+    about: dict[str, Any] = {"kind": "policy"} if spec is None else dict(_about(spec, snapshot, engines.get(expert)))
+    if spec is not None and expert in residence:
+        about["residence"] = residence[expert]
+    if expert in snapshot.drained:
+        about["drained"] = snapshot.drained[expert]
+    if name in snapshot.aliases:
+        about["alias"] = snapshot.aliases[name].ref
     return {"id": name, "object": "model", "created": created, "owned_by": OWNER, "coe": about}
 
 
@@ -157,5 +165,5 @@ def _about(spec: ExpertSpec, snapshot: Snapshot, engine: frozenset[str] | None) 
         "capabilities": sorted(effective(spec, engine)),
         "tags": sorted(spec.tags),
         "description": spec.description,
-        "version": spec.version,
+        "version": of_version(spec).version,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def test_moves_at_once_are_all_kept_and_old_ones_go(registry: Registry, monkeypa
     for each in movers:
         each.join()
     refs = [move.alias.ref for move in registry.alias_moves("prod")]
-    assert all(one != other for one, other in zip(refs, refs[1:], strict=False)), "each move starts where one ended"
+    assert all(one != other for one, other in pairwise(refs)), "each move starts where one ended"
     monkeypatch.setattr(aliases, "MOST_MOVES", 4)
     point(registry, "legal")
     assert len(registry.alias_moves("prod")) == 4

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from coe.config import Config, HostPoolConfig, PolicyConfig
 from coe.errors import ConfigError
 from registry.errors import UnknownExpert
+from registry.snapshot import Alias, as_version, expert_of, of_version
 from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 
@@ -44,9 +45,17 @@ class Catalog:
         Raises:
             ConfigError: a pool names an expert that is not registered.
         """
+        snapshot = snapshot.with_versions()
         served = [serving(snapshot, pool).experts for pool in config.serve.pools]
         experts = {name: spec for name, spec in snapshot.experts.items() if any(name in pool for pool in served)}
-        known = Snapshot(snapshot.version, experts, snapshot.tokens_per_s)
+        aliases = {name: alias for name, alias in snapshot.aliases.items() if snapshot.resolve(name) in experts}
+        known = replace(
+            snapshot,
+            experts=experts,
+            aliases=aliases,
+            drained={name: why for name, why in snapshot.drained.items() if name in experts},
+            pinned=snapshot.pinned & experts.keys(),
+        )
         pools = {pool.name: pool.experts for pool in config.serve.pools}
         pins = {pool.name: pins_of(config, pool, known) for pool in config.serve.pools}
         return cls(generation, known, dict(config.policies), config.default_policy, pools, pins)
@@ -66,9 +75,14 @@ class Catalog:
             "generation": self.generation,
             "version": self.snapshot.version,
             "experts": [
-                json.loads(spec.model_dump_json(exclude_defaults=True)) for spec in self.snapshot.experts.values()
+                {"as": name, **json.loads(of_version(spec).model_dump_json(exclude_defaults=True))}
+                for name, spec in self.snapshot.experts.items()
             ],
             "tokens_per_s": dict(self.snapshot.tokens_per_s),
+            "aliases": [asdict(alias) for alias in self.snapshot.aliases.values()],
+            "drained": dict(self.snapshot.drained),
+            "pinned": sorted(self.snapshot.pinned),
+            "removed": sorted(self.snapshot.removed),
             "policies": {name: json.loads(policy.model_dump_json()) for name, policy in self.policies.items()},
             "default_policy": self.default_policy,
             "pools": {name: None if experts is None else list(experts) for name, experts in self.pools.items()},
@@ -78,10 +92,21 @@ class Catalog:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         """The catalog that `to_json` wrote."""
-        specs = [ExpertSpec.model_validate(value) for value in document["experts"]]
+        experts = {}
+        for value in document["experts"]:
+            spec = ExpertSpec.model_validate({field: value[field] for field in value if field != "as"})
+            experts[value["as"]] = spec if spec.name == value["as"] else as_version(spec)
         return cls(
             document["generation"],
-            Snapshot(document["version"], {spec.name: spec for spec in specs}, document.get("tokens_per_s", {})),
+            Snapshot(
+                document["version"],
+                experts,
+                document.get("tokens_per_s", {}),
+                {each["name"]: Alias(**each) for each in document["aliases"]},
+                drained=document["drained"],
+                pinned=frozenset(document["pinned"]),
+                removed=frozenset(document["removed"]),
+            ),
             {name: PolicyConfig.model_validate(value) for name, value in document["policies"].items()},
             document["default_policy"],
             {name: None if experts is None else tuple(experts) for name, experts in document["pools"].items()},
@@ -92,16 +117,23 @@ class Catalog:
 def serving(snapshot: Snapshot, pool: HostPoolConfig) -> Snapshot:
     """The experts that the hosts of a pool know: those that it names, and all that they refer to (bases, members).
 
+    A pool that names an expert serves the versions of it that aliases name, too.
+
     Raises:
         ConfigError: one of them is not registered.
     """
     if pool.experts is None:
         return snapshot
     try:
-        wanted = _reached(snapshot, pool.experts, _all_references)
+        wanted = _reached(snapshot, _with_versions(snapshot, pool.experts), _all_references)
     except UnknownExpert as error:
         raise ConfigError(f"experts of serve.pools {pool.name!r}: {error}") from error
     return Snapshot(snapshot.version, {name: spec for name, spec in snapshot.experts.items() if name in wanted})
+
+
+def _with_versions(snapshot: Snapshot, names: Iterable[str]) -> list[str]:
+    named = [*names]
+    return [*named, *(name for name in snapshot.experts if name not in named and expert_of(name) in named)]
 
 
 def called_in(snapshot: Snapshot, pool: HostPoolConfig, pools: Iterable[HostPoolConfig]) -> frozenset[str]:
@@ -121,14 +153,16 @@ def called_in(snapshot: Snapshot, pool: HostPoolConfig, pools: Iterable[HostPool
 
 
 def pins_of(config: Config, pool: HostPoolConfig, snapshot: Snapshot) -> tuple[str, ...]:
-    """The pinned experts of the hosts of a pool: its own, else those of the `host` section that it is called for.
+    """The pinned experts of the hosts of a pool: its own, else those of the `host` section that it is called for; and
+    those of them that an admin call has pinned.
 
     snapshot: all experts of the service.
     """
-    if pool.pins is not None:
+    if pool.pins is not None and not snapshot.pinned:
         return pool.pins
     called = called_in(snapshot, pool, config.serve.pools)
-    return tuple(name for name in config.host.pins if name in called)
+    own = pool.pins if pool.pins is not None else [name for name in config.host.pins if name in called]
+    return tuple(dict.fromkeys((*own, *sorted(snapshot.pinned & called))))
 
 
 def pools_by_expert(catalog: Catalog, pools: Iterable[HostPoolConfig]) -> dict[str, list[str]]:
@@ -148,7 +182,8 @@ def _named(snapshot: Snapshot, pool: HostPoolConfig) -> frozenset[str]:
     """The experts that a pool names, and what is in memory with them."""
     if pool.experts is None:
         return frozenset(snapshot.experts)
-    return _reached(snapshot, (name for name in pool.experts if name in snapshot), _references_in_memory)
+    named = (name for name in _with_versions(snapshot, pool.experts) if name in snapshot)
+    return _reached(snapshot, named, _references_in_memory)
 
 
 def _all_references(spec: ExpertSpec) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ray import serve
@@ -13,6 +13,7 @@ from ray import serve
 from coe.config import Config
 from coe.orchestrator import Orchestrator
 from coe.serve.cluster.catalog import Catalog
+from coe.serve.cluster.expert_changes import RegistryChanges, audit
 from coe.serve.cluster.last_good import LastGood
 from coe.serve.cluster.link import Links
 from coe.serve.cluster.observing import observe, process_name
@@ -58,10 +59,11 @@ class Gateway:
         self._hosts = PoolClient(handles, {pool.name: pool for pool in settings.pools}, BOARD, EMPTY, Links())
         process = process_name()
         self._log = None if settings.log.folder is None else DecisionLog(settings.log, process=process)
+        log_changes()
         self._metrics = Metrics(
             process, dropped=self._dropped, in_flight=self._in_flight, pages=self._pages, hosts=self._hosts.states
         )
-        self._generation, self._tokenizers = EMPTY.generation, Tokenizers()
+        self._catalog, self._tokenizers = EMPTY, Tokenizers()
         self._kept = LastGood()
         self._own_warnings: tuple[str, ...] = ()
         self._service_warnings: tuple[str, ...] = ()
@@ -72,6 +74,9 @@ class Gateway:
             metrics=self._metrics,
             health=self._hosts.states,
             weights=self._hosts,
+            changes=RegistryChanges(
+                config, lambda: self._catalog, self, self._hosts, warnings=lambda: self._service.warnings
+            ),
             ledger=Ledger(lambda: open_accounts(settings, config.registry)),
             keyring=Keyring(StoredKeys(config.registry), required=settings.keys == "required"),
         )
@@ -99,7 +104,7 @@ class Gateway:
             return
         self._hosts.update(catalog)
         self._service.update(self._orchestrator(catalog, loaded.policies))
-        self._generation, self._own_warnings = catalog.generation, loaded.warnings
+        self._catalog, self._own_warnings = catalog, loaded.warnings
         self._warn()
         for warning in loaded.warnings:
             log.warning("%s", warning)
@@ -116,7 +121,34 @@ class Gateway:
 
     async def state(self) -> dict[str, Any]:
         """The generation of the catalog in use."""
-        return {"generation": self._generation}
+        return {"generation": self._catalog.generation}
+
+    async def ruled_out(self, version: int, drained: Mapping[str, str]) -> None:
+        """Rule out these experts for new requests of this process; see `Service.rule_out`."""
+        self._service.rule_out(version, drained)
+
+    async def own_uses(self, experts: Sequence[str]) -> dict[str, int]:
+        """The version of the registry in use, and the requests of this process that may call these experts."""
+        return {"version": self._catalog.snapshot.version, "requests": self._service.requests_with(experts)}
+
+    async def rule_out(self, version: int, drained: Mapping[str, str]) -> None:
+        """`ruled_out` of all gateways that respond; the next catalog reaches the others."""
+        self._service.rule_out(version, drained)
+        await self._of_all("ruled_out", version, dict(drained))
+
+    async def uses(self, experts: Collection[str]) -> list[dict[str, int]]:
+        """`own_uses` of all gateways that respond."""
+        return await self._of_all("own_uses", list(experts)) or [await self.own_uses(list(experts))]
+
+    async def _of_all(self, method: str, *arguments: Any) -> list[Any]:
+        """What all gateways return that respond within PAGES_S; empty if one of them is late."""
+        asked = serve.get_deployment_handle(GATEWAY, APP).broadcast(method, *arguments)
+        try:
+            answers = await asked.results_async(timeout_s=PAGES_S, return_exceptions=True)
+        except TimeoutError:
+            log.warning("a gateway did not answer %s within %g s", method, PAGES_S)
+            return []
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
     async def page(self) -> bytes:
         """The metrics page of this process, for the gateway that merges them."""
@@ -154,3 +186,11 @@ class Gateway:
             self._log.close()
         if self._end_traces is not None:
             self._end_traces()
+
+
+def log_changes() -> None:
+    """Write the lines of admin changes to the log file of this process: Serve writes only what its own logger gets."""
+    audit.setLevel(logging.INFO)
+    for handler in log.handlers:
+        if handler not in audit.handlers:
+            audit.addHandler(handler)

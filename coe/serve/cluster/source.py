@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,10 @@ class Source:
         """The catalog of the current files and registry, checked as a whole."""
         self._look(config)
         fill(self._registry, config.experts)
-        catalog = Catalog.of(config, self._registry.snapshot(), generation)
+        snapshot = self._registry.snapshot()
+        if config.experts:  # what has left a file is not known to have been there at the next start
+            snapshot = replace(snapshot, removed=frozenset())
+        catalog = Catalog.of(config, snapshot, generation)
         check(config, catalog)
         database, _ = self._registry.revision()
         self.replaced = self._database not in (None, database)

@@ -1,10 +1,9 @@
 """Admin calls: load and unload experts on a running service, and see what is in memory.
 
-They take names of registered experts and nothing else: what is loaded, and the command that is executed for it, comes
-from the registry. With `serve.admin_key_env` they are accepted with that key, and where the service has API keys, with
-one that may make them. Without any, they must come from a program on this machine, which the address of the connection
-shows: so what a proxy has passed on is refused, and what a web page sends, since the address of its browser may be this
-machine's.
+Those here take names of registered experts and nothing else; `admin_experts` changes the experts. With
+`serve.admin_key_env` they are accepted with that key, and where the service has API keys, with one that may make them.
+Without any, they must come from a program on this machine, which the address of the connection shows: so what a proxy
+has passed on is refused, and what a web page sends, since the address of its browser may be this machine's.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ async def load(service: Service, request: Request) -> Response:
     """Load the experts of `?expert=NAME&expert=...` together, on every host that serves them, and wait for it."""
     weights = await _admitted(service, request)
     names = _experts(service, request)
-    async with _within(service):
+    async with within_deadline(service):
         hosts = await weights.load(*names)
     return JSONResponse({"object": "coe.load", "experts": names, "hosts": list(hosts)})
 
@@ -69,8 +68,8 @@ async def unload(service: Service, request: Request) -> Response:
     `&wait_s=SECONDS` waits that long for requests that use them; then, or without it, 409 says that they are in use.
     """
     weights = await _admitted(service, request)
-    names, wait_s = _experts(service, request), _seconds(request, service.settings.deadline_s)
-    async with _within(service):
+    names, wait_s = _experts(service, request), seconds(request, service.settings.deadline_s)
+    async with within_deadline(service):
         hosts = await weights.unload(*names, wait_s=wait_s)
     return JSONResponse({"object": "coe.unload", "experts": names, "hosts": list(hosts)})
 
@@ -78,7 +77,7 @@ async def unload(service: Service, request: Request) -> Response:
 async def residency(service: Service, request: Request) -> Response:
     """Budget, bytes in use and weights of every host."""
     weights = await _admitted(service, request)
-    async with _within(service):
+    async with within_deadline(service):
         hosts = [_residency_of(state) for state in await weights.states()]
     return JSONResponse({"object": "coe.residency", "hosts": hosts})
 
@@ -143,8 +142,8 @@ def _is_loopback(client: str | None) -> bool:
     return address.is_loopback or (mapped is not None and mapped.is_loopback)
 
 
-async def _admitted(service: Service, request: Request) -> Weights:
-    """The weights that an admin call is about.
+async def admitted(service: Service, request: Request) -> str:
+    """Who makes an admin call, as logs name them.
 
     Raises:
         AdminNotAllowed, Unauthorized, KeyNotAllowed: it is not accepted. Where there are API keys, it needs one for
@@ -152,22 +151,34 @@ async def _admitted(service: Service, request: Request) -> Weights:
     """
     headers = {name.lower(): value for name, value in request.headers.items()}
     if await service.keyring.required() and not _has_key(service.settings, headers):
-        await keyed(service.keyring, headers)
-    else:
-        check_allowed(service.settings, None if request.client is None else request.client.host, headers)
+        return f"key {(await keyed(service.keyring, headers)).id}"
+    check_allowed(service.settings, None if request.client is None else request.client.host, headers)
+    return "this machine" if service.settings.admin_key_env is None else "the admin key"
+
+
+async def _admitted(service: Service, request: Request) -> Weights:
+    """The weights that an admin call is about. Raises as `admitted`."""
+    await admitted(service, request)
     if service.weights is None:
         raise Unsupported("this endpoint does not manage the memory of experts")
     return service.weights
 
 
-def _experts(service: Service, request: Request) -> list[str]:
+def named(request: Request) -> list[str]:
+    """The values of `?expert=`, each once. Raises InvalidRequest."""
     names = list(dict.fromkeys(request.query_params.getlist("expert")))
     if not 1 <= len(names) <= MOST_EXPERTS:
         raise InvalidRequest(f"name 1 to {MOST_EXPERTS} experts, as ?expert=NAME&expert=NAME; got {len(names)}")
+    return names
+
+
+def _experts(service: Service, request: Request) -> list[str]:
+    names = named(request)
     return [service.orchestrator.snapshot.get(name).name for name in names]
 
 
-def _seconds(request: Request, most: float) -> float:
+def seconds(request: Request, most: float) -> float:
+    """The value of `?wait_s=`, 0 by default. Raises InvalidRequest."""
     text = request.query_params.get("wait_s", "0")
     try:
         wait_s = float(text)
@@ -179,7 +190,7 @@ def _seconds(request: Request, most: float) -> float:
 
 
 @asynccontextmanager
-async def _within(service: Service) -> AsyncIterator[None]:
+async def within_deadline(service: Service) -> AsyncIterator[None]:
     """Bound the block by the deadline of the service. Raises DeadlineExceeded; what was begun at a host goes on."""
     deadline_s = service.settings.deadline_s
     try:

@@ -7,6 +7,7 @@
     GET  /v1/models, /v1/models/{id}, /health, /metrics
     POST /admin/load, /admin/unload               weights of experts into memory, and out of it
     GET  /admin/residency                         what is in memory, on each host
+    *    /admin/experts, aliases, drain, pin, ...  changes of the experts (`admin_experts`)
     GET  /openapi.json, /docs                     all of this, for machines and for people
 
 Every answer names the expert (`model` and the `x-coe-*` headers); every error has OpenAI's shape. To add an endpoint,
@@ -38,7 +39,7 @@ from coe.protocol.parsed import Parsed
 from coe.protocol.requests import parse_chat, parse_completion
 from coe.protocol.response_request import parse_response
 from coe.protocol.responses import model_body, model_list
-from coe.serve.http import admin
+from coe.serve.http import admin, admin_experts
 from coe.serve.http.call import error_response
 from coe.serve.http.choices import Choices
 from coe.serve.http.docs_page import CONTENT_POLICY, docs_page
@@ -75,6 +76,7 @@ def build_api(service: Service) -> ASGIApp:
             Route("/admin/load", partial(admin.answered, service, admin.load), methods=["POST"]),
             Route("/admin/unload", partial(admin.answered, service, admin.unload), methods=["POST"]),
             Route("/admin/residency", partial(admin.answered, service, admin.residency)),
+            *admin_experts.routes(service),
             Route("/openapi.json", openapi),
             Route("/docs", docs),
         ],
@@ -139,7 +141,8 @@ async def embeddings(service: Service, exchange: Exchange, body: bytes) -> None:
     call = exchange.call
     parsed = await service.accept(call, body, parse_embedding)
     assert isinstance(parsed, ParsedEmbedding)
-    check_embeds(parsed.model, call.orchestrator.snapshot.experts)
+    snapshot = call.orchestrator.snapshot
+    check_embeds(snapshot.resolve(parsed.model), snapshot.experts)
     async with aclosing(service.answer(call, parsed)) as chunks:
         async for _ in chunks:
             pass

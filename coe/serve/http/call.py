@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from coe.compose import WithFallback, named_experts
 from coe.errors import CoeError
 from coe.orchestrator import Orchestrator, Reply
 from coe.protocol.answers import total_usage
@@ -20,6 +21,7 @@ from coe.serve.http.keyring import OPEN, Access
 from coe.telemetry.origin import Handled
 from coe.telemetry.tracing import Span
 from coe.types import Answer, Failure
+from registry.snapshot import expert_of
 from registry.usage import Reserve
 from routers.base import Query
 from routers.errors import NoEligibleExpert
@@ -100,6 +102,13 @@ class Call:
             constraints=error.constraints,
         )
 
+    def may_call(self, experts: Collection[str]) -> bool:
+        """Whether it calls one of these experts, or may yet: all versions of an expert count as it."""
+        if not self.decisions:
+            snapshot = self.orchestrator.snapshot
+            return any(name in snapshot and name not in snapshot.drained for name in experts)
+        return any(expert_of(name) in experts for routed in self.decisions for name in _callable(routed))
+
     @property
     def experts(self) -> list[str]:
         """The experts of the answers, as far as known, each once."""
@@ -150,6 +159,15 @@ class Call:
                 done=_outcomes(replies),
                 first_parts=first_token_parts(self.first_s, self.replies),
             )
+
+
+def _callable(routed: Routed) -> Iterator[str]:
+    """The experts that the composition of a decision may call."""
+    yield from routed.decision.experts
+    yield from named_experts(routed.composition)
+    if isinstance(routed.composition, WithFallback):
+        yield routed.composition.expert
+        yield from named_experts(routed.composition.composition)
 
 
 def _together(answers: list[Answer | None]) -> Answer | None:

@@ -21,6 +21,7 @@ from coe.policy import Policy, address
 from coe.serve.http.refusals import KeyNotAllowed, KeysUnavailable, Unauthorized
 from registry.errors import RegistryError
 from registry.keys import ApiKey, matches, read_key
+from registry.snapshot import expert_of
 from registry.storage import coe_home
 from registry.store import Registry, Snapshot
 
@@ -67,7 +68,7 @@ class Access:
             return None
         if self._experts is None or self._experts[0] is not snapshot:
             patterns = self.key.spec.experts
-            self._experts = snapshot, frozenset(name for name in snapshot if matches(name, patterns))
+            self._experts = snapshot, frozenset(name for name in snapshot if matches(expert_of(name), patterns))
         return self._experts[1]
 
     def policies(self, policies: Mapping[str, Policy]) -> Mapping[str, Policy]:
@@ -80,6 +81,8 @@ class Access:
     def check(self, model: str, orchestrator: Orchestrator) -> None:
         """Check that it may ask the policy or the expert that `model` names.
 
+        An alias may be asked by whoever may ask the expert behind it: its own name matches no pattern of a key.
+
         Raises:
             UnknownModel: it may not, or there is none: a key does not tell what other keys may use.
             KeyNotAllowed: none of the registered experts may answer it.
@@ -87,7 +90,10 @@ class Access:
         experts = self.experts(orchestrator.snapshot)
         if experts is not None and not experts:
             raise KeyNotAllowed(f"no registered expert is one that the key {self.id} may use (`coe keys list`)")
-        known = orchestrator.snapshot.experts if experts is None else experts
+        snapshot = orchestrator.snapshot
+        known = snapshot.experts if experts is None else experts
+        if model in snapshot.aliases and snapshot.resolve(model) in known:
+            return
         address(model, self.policies(orchestrator.policies), orchestrator.default_policy, known)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from coe.routing import Routed
 from coe.serve.http import access_log
 from coe.serve.http.amounts import expected, spent
 from coe.serve.http.call import CANCELLED, Call
+from coe.serve.http.changes import Drains, ExpertChanges
 from coe.serve.http.choices import interleaved
 from coe.serve.http.finished import Finished
 from coe.serve.http.keyring import Keyring
@@ -98,6 +99,7 @@ class Service:
             by the API.
         health: returns the state of every expert host; None if experts run in this process.
         weights: those of the hosts, for `/v1/models` and admin calls; None: nothing is known of them.
+        changes: of the experts, for admin calls; None: they cannot be changed here.
         keyring: the API keys; None: there are none. ledger: their limits; None: there are none.
         clock: monotonic seconds; wall: seconds since the epoch.
     """
@@ -111,12 +113,16 @@ class Service:
         metrics: Metrics | None = None,
         health: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]] | None = None,
         weights: Weights | None = None,
+        changes: ExpertChanges | None = None,
         keyring: Keyring | None = None,
         ledger: Ledger | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.orchestrator, self.settings, self.metrics, self.weights = orchestrator, settings, metrics, weights
+        self.changes = changes
+        self._calls: dict[str, Call] = {}
+        self._drains = Drains(clock)
         self.keyring = Keyring() if keyring is None else keyring
         self._ledger = ledger
         self.started_at = int(wall())
@@ -130,7 +136,21 @@ class Service:
 
     def update(self, orchestrator: Orchestrator) -> None:
         """Use another orchestrator for new requests; requests in progress keep theirs."""
-        self.orchestrator = orchestrator
+        self.orchestrator = self._drains.applied(orchestrator)
+
+    def rule_out(self, version: int, drained: Mapping[str, str]) -> None:
+        """Rule out these experts, and no others, for new requests, before the catalog comes that says so.
+
+        Args:
+            version: of the registry that has it.
+            drained: expert -> why it takes no new requests.
+        """
+        self._drains.state(version, drained)
+        self.orchestrator = self._drains.applied(self.orchestrator)
+
+    def requests_with(self, experts: Collection[str]) -> int:
+        """Number of requests in progress that call one of these experts, or may yet."""
+        return sum(call.may_call(experts) for call in self._calls.values())
 
     def close(self) -> None:
         """End the routing thread."""
@@ -152,12 +172,14 @@ class Service:
             handled=bind(Handled(id_)),
             logs_ids=writes_json(),
         )
+        self._calls[call.id] = call
         try:
             yield call
         except BaseException:
             call.error = call.error or CANCELLED  # only a client disconnect gets here
             raise
         finally:
+            del self._calls[call.id]
             self.in_flight -= call.admitted
             if call.held is not None and self._ledger is not None:
                 self._ledger.settle(call.held, spent(call, call.held.amounts))
