@@ -154,7 +154,7 @@ def check_aliases(
         needed = [alias.name for alias in aliases.values() if alias.expert == name and name not in after]
         if needed:
             raise RegistryError(
-                f"{name!r} cannot be removed: the alias {', '.join(sorted(needed))} stands for it; move it first "
+                f"{name!r} cannot be removed: the alias {', '.join(sorted(needed))} points to it; move it first "
                 f"(`coe promote {needed[0]} EXPERT`), or delete it (`coe alias delete {needed[0]}`)"
             )
 

@@ -93,7 +93,7 @@ class Snapshot:
         return self.get(name).residency(self.experts)
 
     def resolve(self, model: str) -> str:
-        """The name in `experts` (of `with_versions`) that an alias stands for; any other text as it is."""
+        """The name in `experts` (of `with_versions`) that an alias points to; any other text as it is."""
         alias = self.aliases.get(model)
         if alias is None:
             return model

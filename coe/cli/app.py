@@ -16,10 +16,12 @@ import typer
 from typer.core import TyperGroup
 
 from coe.cli import (
+    aliases,
     ask,
     batch,
     encoder,
     evaluate,
+    expert_states,
     interrupts,
     keys,
     logs,
@@ -46,8 +48,9 @@ START, ASK, EXPERTS, MEASURE, ROUTERS, SERVE = "Start", "Ask", "Experts", "Measu
 
 # fmt: off
 _ORDER = (
-    "init", "config", "doctor", "ask", "chat", "route", "registry", "latent", "eval", "outcomes", "profile", "router",
-    "encoder", "serve", "keys", "ps", "load", "unload", "plan", "simulate", "batch", "replay",
+    "init", "config", "doctor", "ask", "chat", "route", "registry", "alias", "promote", "rollback", "latent", "eval",
+    "outcomes", "profile", "router", "encoder", "serve", "keys", "ps", "load", "unload", "drain", "undrain", "pin",
+    "unpin", "plan", "simulate", "batch", "replay",
 )
 # fmt: on
 
@@ -77,6 +80,9 @@ app.command("ask", rich_help_panel=ASK)(ask.ask)
 app.command("chat", rich_help_panel=ASK)(chat.chat)
 app.command("route", rich_help_panel=ASK)(route.route)
 app.add_typer(registry.app, name="registry", rich_help_panel=EXPERTS, help="Register, list and verify experts.")
+app.add_typer(aliases.app, name="alias", rich_help_panel=EXPERTS, help="Names for versions of experts.")
+app.command("promote", rich_help_panel=EXPERTS)(aliases.promote)
+app.command("rollback", rich_help_panel=EXPERTS)(aliases.rollback)
 app.add_typer(
     latent_app, name="latent", rich_help_panel=EXPERTS, help="Probe experts' hidden states; train compositions."
 )
@@ -90,6 +96,10 @@ app.add_typer(keys.app, name="keys", rich_help_panel=SERVE, help="API keys of a 
 app.command("ps", rich_help_panel=SERVE)(weights.ps)
 app.command("load", rich_help_panel=SERVE)(weights.load)
 app.command("unload", rich_help_panel=SERVE)(weights.unload)
+app.command("drain", rich_help_panel=SERVE)(expert_states.drain)
+app.command("undrain", rich_help_panel=SERVE)(expert_states.undrain)
+app.command("pin", rich_help_panel=SERVE)(expert_states.pin)
+app.command("unpin", rich_help_panel=SERVE)(expert_states.unpin)
 app.command("plan", rich_help_panel=SERVE)(plan.plan)
 app.command("simulate", rich_help_panel=SERVE)(simulate.simulate)
 app.command("batch", rich_help_panel=SERVE)(batch.batch)

@@ -12,12 +12,12 @@ from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.progress import status
 from coe.errors import ConfigError, RemoteError
 
-_DEFAULT_URL: Final = "http://127.0.0.1:8000"
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _CONNECT_S: Final = 2.0
 """Seconds to connect to the service."""
 _SHORT_S: Final = 10.0
 """Seconds for an answer that waits for nothing; a gateway gives its hosts 3."""
-_LONG_S: Final = 3600.0
+LONG_S: Final = 3600.0
 """Seconds for a load; the deadline of the service is shorter."""
 _MOST_BYTES: Final = 64 * 2**20
 
@@ -27,22 +27,22 @@ Url = Annotated[str, typer.Option("--url", metavar="URL", help="URL of the runni
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Experts.")]
 
 
-def ps(url: Url = _DEFAULT_URL, api_key_env: ApiKeyEnv = None, json: JsonTarget = None) -> None:
+def ps(url: Url = DEFAULT_URL, api_key_env: ApiKeyEnv = None, json: JsonTarget = None) -> None:
     """List the weights in the memory of a running service, host by host."""
-    hosts = _call(url, "GET", "residency", {}, api_key_env, _SHORT_S)["hosts"]
+    hosts = call_admin(url, "GET", "residency", {}, api_key_env, _SHORT_S)["hosts"]
     if json != "-":
         _print_hosts(hosts)
     emit_json({"hosts": hosts}, json)
 
 
-def load(names: Names, url: Url = _DEFAULT_URL, api_key_env: ApiKeyEnv = None, json: JsonTarget = None) -> None:
+def load(names: Names, url: Url = DEFAULT_URL, api_key_env: ApiKeyEnv = None, json: JsonTarget = None) -> None:
     """Load experts on a running service, all of them together, on every host that serves them.
 
     They stay until their memory is needed, or until they are idle for their `ttl_s`; `pins` of the configuration keep
     experts for good. An adapter loads its base, a composed expert its members.
     """
     with status(f"loading {', '.join(names)}"):
-        said = _call(url, "POST", "load", {"expert": names}, api_key_env, _LONG_S)
+        said = call_admin(url, "POST", "load", {"expert": names}, api_key_env, LONG_S)
     for host in said["hosts"]:
         console.print(f"{host['pool']}: loaded {', '.join(host['loaded'])}", highlight=False, markup=False)
     emit_json(said, json)
@@ -53,7 +53,7 @@ def unload(
     wait: Annotated[
         float, typer.Option("--wait", metavar="SECONDS", min=0, help="Seconds to wait for requests that use them.")
     ] = 30.0,
-    url: Url = _DEFAULT_URL,
+    url: Url = DEFAULT_URL,
     api_key_env: ApiKeyEnv = None,
     json: JsonTarget = None,
 ) -> None:
@@ -64,20 +64,28 @@ def unload(
     """
     with status(f"unloading {', '.join(names)}"):
         query = {"expert": names, "wait_s": [f"{wait:g}"]}
-        said = _call(url, "POST", "unload", query, api_key_env, wait + _LONG_S)
+        said = call_admin(url, "POST", "unload", query, api_key_env, wait + LONG_S)
     for host in said["hosts"]:
         what = f"unloaded {', '.join(host['unloaded'])}" if host["unloaded"] else "nothing of it was in memory"
         console.print(f"{host['pool']}: {what}", highlight=False, markup=False)
     emit_json(said, json)
 
 
-def _call(
-    url: str, method: str, action: str, query: dict[str, list[str]], api_key_env: str | None, timeout_s: float
+def call_admin(
+    url: str,
+    method: str,
+    action: str,
+    query: dict[str, list[str]],
+    api_key_env: str | None,
+    timeout_s: float,
+    *,
+    field: str = "hosts",
+    kind: type = list,
 ) -> Any:
-    """The answer of an admin call. Raises RemoteError with the service's own words."""
+    """The answer of an admin call, which has `field`, of that kind. Raises RemoteError with the service's own words."""
     base = url.rstrip("/").removesuffix("/v1")
     if not base.startswith(("http://", "https://")):
-        raise ConfigError(f"{url!r} is not a URL like {_DEFAULT_URL}")
+        raise ConfigError(f"{url!r} is not a URL like {DEFAULT_URL}")
     _check_connects(base)
 
     import asyncio
@@ -99,7 +107,7 @@ def _call(
         raise RemoteError(f"the answer of {base} cannot be used: {error}") from error
     try:
         document = json.loads(body)
-        if code == 200 and isinstance(document["hosts"], list):
+        if code == 200 and isinstance(document[field], kind):
             return document
         raise RemoteError(str(document["error"]["message"]))
     except (ValueError, LookupError, TypeError, RecursionError) as error:
@@ -126,7 +134,7 @@ def _check_connects(base: str) -> None:
         why = f"no connection within {_CONNECT_S:g} s" if isinstance(error, TimeoutError) else error.strerror or error
         raise RemoteError(f"{base} cannot be reached ({why}): {_ELSEWHERE}") from error
     except ValueError as error:
-        raise ConfigError(f"{base!r} is not a URL like {_DEFAULT_URL}: {error}") from error
+        raise ConfigError(f"{base!r} is not a URL like {DEFAULT_URL}: {error}") from error
 
 
 def _headers(api_key_env: str | None) -> dict[str, str]:

@@ -19,6 +19,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from coe.protocol import fields as f
 from coe.protocol.embeddings import IGNORED, REFUSED, EmbeddingFields
 from coe.protocol.field_descriptions import DESCRIPTIONS
+from coe.protocol.openapi_admin import admin_paths
 from coe.protocol.response_fields import IGNORED as IGNORED_IN_RESPONSES
 from coe.protocol.response_fields import REFUSED as REFUSED_IN_RESPONSES
 from coe.protocol.response_fields import ResponseFields
@@ -57,7 +58,7 @@ _ERRORS: Final = {
     403: "The host, the origin or this use of the API key is not allowed.",
     404: "No such endpoint, model or response.",
     408: "The body arrived too slowly.",
-    409: "Requests use the weights, or they are pinned.",
+    409: "Requests use the weights, they are pinned, or a change of the experts is refused.",
     413: "The body is too large.",
     415: "The content type is not application/json.",
     422: "The router trusts no expert with the request, and the policy has no `fallback`.",
@@ -190,6 +191,7 @@ def _paths() -> dict[str, Any]:
         "/admin/residency": {
             "get": _reading("getResidency", "What each host has in memory", _ref("HostList"), 501, 504)
         },
+        **admin_paths(_json("Done", _ref("Change")), _errors),
         "/openapi.json": {"get": _reading("openapi", "This document", {"type": "object"})},
         "/docs": {
             "get": {

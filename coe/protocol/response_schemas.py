@@ -205,6 +205,11 @@ SCHEMAS: Final[Mapping[str, Any]] = {
         },
         "experts",
     ),
+    "Change": object_of(
+        "What an admin call has changed; `served`: whether every gateway uses it",
+        {"object": TEXT, "registry_version": {"type": "integer"}},
+        others=True,
+    ),
     "Error": object_of(
         "An error in OpenAI's form",
         {

@@ -23,7 +23,6 @@ from coe.serve.cluster.catalog import Catalog
 from coe.serve.cluster.source import check
 from coe.serve.cluster.stated_experts import read_experts
 from coe.serve.http.changes import ChangeRefused
-from coe.serve.http.service import Weights
 from registry.errors import InvalidSpec, RegistryError, StaleChange, StoreError, UnknownExpert
 from registry.reconcile import PlannedChange, plan
 from registry.references import dependents
@@ -53,6 +52,14 @@ class Gateways(Protocol):
         ...
 
 
+class Loads(Protocol):
+    """The hosts of the service."""
+
+    async def load(self, *names: str) -> Sequence[Mapping[str, Any]]:
+        """See `coe.serve.http.service.Weights.load`."""
+        ...
+
+
 class RegistryChanges:
     """`coe.serve.http.changes.ExpertChanges` on a registry.
 
@@ -70,7 +77,7 @@ class RegistryChanges:
         config: Config,
         catalog: Callable[[], Catalog],
         gateways: Gateways,
-        weights: Weights,
+        weights: Loads,
         warnings: Callable[[], Sequence[str]] = tuple,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -202,7 +209,7 @@ class RegistryChanges:
         if others := dependents(known, name):
             yield f"{', '.join(others)} need it (base or member)"
         if aliases := sorted(alias.name for alias in snapshot.aliases.values() if alias.expert == name):
-            yield f"the alias {', '.join(aliases)} stands for it"
+            yield f"the alias {', '.join(aliases)} points to it"
         for policy, config in self._catalog().policies.items():
             if config.expert == name:
                 yield f"the policy {policy!r} answers with it"

@@ -24,6 +24,7 @@ from coe.serve.cluster.expert_changes import RegistryChanges
 from coe.serve.cluster.source import Source
 from coe.serve.http.keyring import Keyring, StoredKeys
 from registry.keys import KeySpec
+from registry.reconcile import plan as really_plan
 from registry.spec import ExpertSpec, Kind
 from registry.store import Registry
 from routers.artifacts import save
@@ -314,7 +315,7 @@ NEEDED = (
     ("voter", "the composition of the policy 'vote' names it"),
     ("legal", "the configuration pins it"),
     ("sql", "x need it (base or member)"),
-    ("sql", "the alias prod stands for it"),
+    ("sql", "the alias prod points to it"),
 )
 
 
@@ -446,10 +447,10 @@ async def test_a_change_while_another_is_planned_is_planned_again(
 ) -> None:
     async with fleet(tmp_path) as f:
         [one] = f.gateways
-        plans, really = list[int](), expert_changes.plan
+        plans = list[int]()
 
         def plan(document: Any, registry: Registry) -> Any:
-            planned = really(document, registry)
+            planned = really_plan(document, registry)
             plans.append(1)
             if len(plans) < 3:
                 registry.add(expert("sql", f"fake://{'upper' if len(plans) % 2 else 'echo'}"))
