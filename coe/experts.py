@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -29,13 +30,15 @@ IN_MEMORY = "sqlite://"
 def open_snapshot(config: Config) -> Snapshot:
     """The experts of the configured registry, or of the `experts` files.
 
+    None is drained or pinned: that is stated for a running service, not for the processes of a command.
+
     Raises:
         InvalidSpec: an experts file is wrong; every problem at once.
         RegistryError: the registry cannot be opened.
     """
     with open_registry(config) as registry:
         fill(registry, config.experts)
-        return registry.snapshot()
+        return replace(registry.snapshot(), drained={}, pinned=frozenset())
 
 
 def open_registry(config: Config) -> Registry:

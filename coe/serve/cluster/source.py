@@ -17,6 +17,7 @@ from coe.orchestrator import Orchestrator
 from coe.serve.cluster.catalog import Catalog, pins_of, serving
 from coe.serve.cluster.pool_placement import Compute, PlacedPools, Placer, PoolPlacement, in_thread
 from registry.errors import RegistryError, UnknownExpert
+from registry.snapshot import expert_of
 from registry.store import Snapshot
 from routers.artifacts import ARRAYS, META
 
@@ -59,7 +60,8 @@ class Source:
         self._looked = self.config  # whose files `_seen` is of
         self._database: object = None
         self.replaced = False
-        self.catalog = self.read(self.config, 1)
+        self._before: Catalog | None = None
+        self.catalog = self._before = self.read(self.config, 1)
 
     def __enter__(self) -> Source:
         return self
@@ -83,6 +85,7 @@ class Source:
         kept, fixed = self._changes() if moved is None else (self.config.with_pools(moved.pools), [])
         catalog = self.read(kept, self.catalog.generation + 1)
         before, self.config, self.catalog = self.config, kept, catalog
+        self._before = catalog
         if moved is None:
             self._placement.reloaded()
         else:
@@ -111,12 +114,27 @@ class Source:
         snapshot = self._registry.snapshot()
         if config.experts:  # what has left a file is not known to have been there at the next start
             snapshot = replace(snapshot, removed=frozenset())
-        catalog = Catalog.of(config, snapshot, generation)
+        catalog = self._with_former(Catalog.of(config, snapshot, generation))
         check(config, catalog)
         database, _ = self._registry.revision()
         self.replaced = self._database not in (None, database)
         self._database = database
         return catalog
+
+    def _with_former(self, catalog: Catalog) -> Catalog:
+        """The catalog with the versions that aliases have just left, until the next one.
+
+        A process that has it must still know them: gateways that have not, and requests in progress, call them.
+        """
+        if self._before is None:
+            return catalog
+        before, now = self._before.snapshot, catalog.snapshot
+        left = {alias.ref for alias in before.aliases.values()} & before.experts.keys() - now.experts.keys()
+        kept = {name: before.experts[name] for name in left if expert_of(name) in now}
+        kept = {name: spec for name, spec in kept.items() if now.experts.keys() >= {*spec.references}}
+        drained = {name: now.drained[expert_of(name)] for name in kept if expert_of(name) in now.drained}
+        snapshot = replace(now, experts={**now.experts, **kept}, drained={**now.drained, **drained})
+        return replace(catalog, snapshot=snapshot)
 
     def _load(self) -> Config:
         config = load_config(self.path)

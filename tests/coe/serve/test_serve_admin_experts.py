@@ -371,9 +371,13 @@ async def test_an_alias_serves_its_version_beside_the_newer_one_and_goes_back(tm
         moved = (await post(second, "promote", alias="prod", to="2")).json()
         assert (moved["expert"], moved["version"], moved["served"]) == ("sql", 2, True)
         assert (await ask(first, "prod", "Hi")).choices[0].message.content == "HI"
-        assert await code_of(first, "sql@1") == "404 model_not_found"
+        assert await code_of(first, "sql@1") is None, "gateways that are behind still call it, until the next change"
         assert (await post(first, "rollback", alias="prod")).json()["version"] == 1
         assert (await ask(first, "prod", "Hi")).model == "sql@1"
+        await post(first, "promote", alias="prod", to="2")
+        await put(first, "{name: other, kind: model, source: 'fake://echo'}")
+        assert await code_of(first, "sql@1") == "404 model_not_found"
+        await post(first, "rollback", alias="prod")
         await post(first, "drain", expert="sql")
         assert await code_of(second, "prod") == "503 expert_drained", "a drain is of all versions"
         assert message(await post(first, "promote", alias="pro", to="2")).startswith("409 there is no alias 'pro'")
