@@ -142,7 +142,7 @@ class Registry:
             versions,
             {name: each.drained for name, each in states.items() if each.drained is not None},
             frozenset(name for name, each in states.items() if each.pinned),
-            frozenset(ever) - current.keys(),
+            frozenset({*ever} - current.keys()),
         )
 
     def revision(self) -> tuple[object, int]:

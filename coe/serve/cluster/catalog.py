@@ -54,7 +54,7 @@ class Catalog:
             experts=experts,
             aliases=aliases,
             drained={name: why for name, why in snapshot.drained.items() if name in experts},
-            pinned=snapshot.pinned & experts.keys(),
+            pinned=frozenset(snapshot.pinned & experts.keys()),
         )
         pools = {pool.name: pool.experts for pool in config.serve.pools}
         pins = {pool.name: pins_of(config, pool, known) for pool in config.serve.pools}

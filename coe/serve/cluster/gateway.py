@@ -137,8 +137,9 @@ class Gateway:
         await self._of_all("ruled_out", version, dict(drained))
 
     async def uses(self, experts: Collection[str]) -> list[dict[str, int]]:
-        """`own_uses` of all gateways that respond."""
-        return await self._of_all("own_uses", list(experts)) or [await self.own_uses(list(experts))]
+        """`own_uses` of all gateways; while one does not respond, as if it had one request and an old registry."""
+        names = list(experts)
+        return await self._of_all("own_uses", names) or [await self.own_uses(names), {"version": -1, "requests": 1}]
 
     async def _of_all(self, method: str, *arguments: Any) -> list[Any]:
         """What all gateways return that respond within PAGES_S; empty if one of them is late."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Message
 
 from coe.errors import InvalidRequest, Unsupported
 from coe.serve.http.admin import admitted, answered, named, seconds, within_deadline
@@ -67,7 +68,7 @@ async def _add(changes: ExpertChanges, service: Service, request: Request, by: s
             "curl -H 'content-type: application/yaml' --data-binary @expert.yaml"
         )
     length = request.headers.get("content-length", "")
-    body = await service.uploads.read(request.receive, int(length[:20]) if length.isdecimal() else None)
+    body = await service.uploads.read(partial(_message, request), int(length[:20]) if length.isdecimal() else None)
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
@@ -75,6 +76,14 @@ async def _add(changes: ExpertChanges, service: Service, request: Request, by: s
     if (dry := request.query_params.get("dry_run", "false")) not in ("true", "false"):
         raise InvalidRequest(f"dry_run is true or false, not {dry[:40]!r}")
     return await changes.add(text, by, dry_run=dry == "true")
+
+
+async def _message(request: Request) -> Message:
+    """The next part of the body. Raises InvalidRequest if the client has gone: what came before is not the whole."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise InvalidRequest("the client left before the body was whole; nothing changed")
+    return message
 
 
 async def _remove(changes: ExpertChanges, service: Service, request: Request, by: str) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from api_server import Gateway, expert, gateway
+from api_server import Gateway, connected, expert, gateway
 
 from coe.config import Config
 from coe.local import build_policies
@@ -284,10 +284,20 @@ async def test_what_a_setting_allows_is_accepted(tmp_path: Path) -> None:
         assert missing.status_code == 400 and "none" in missing.json()["error"]["message"]
         far = "{name: far, kind: remote, context_length: 99, source: 'http://127.0.0.1:9/v1', api_key_env: KEY}"
         assert (await put(one, far)).json()["served"] is True
+        half = b"{name: half, kind: model, source: 'fake://echo'}"
+        head = "POST /admin/experts HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/yaml\r\n"
+        head += f"content-length: {len(half) + 9}"
+        async with connected(one.port) as (_, writer):
+            writer.write(head.encode() + b"\r\n\r\n" + half)
+            await writer.drain()
+            await asyncio.sleep(0.1)
         refused = await put(one, "name: x", kind="text/plain")
         assert refused.status_code == 415 and "application/yaml" in refused.json()["error"]["message"]
         binary = await one.http.post("/admin/experts", content=b"\xff", headers={"content-type": "text/yaml"})
         assert message(binary) == "400 the body is not UTF-8 (byte 0)"
+        await asyncio.sleep(0.3)
+        with Registry(f.config.registry) as registry:
+            assert "half" not in registry.snapshot(), "its client left before the end of the body"
 
 
 async def test_a_removed_expert_is_drained_first_and_routers_that_know_it_go_on(tmp_path: Path) -> None:

@@ -145,3 +145,47 @@ async def test_what_coe_serve_found_is_in_health_until_it_is_over(gateway: Gatew
     assert await warnings_of(gateway) == ["not reloaded: the registry cannot be read"]
     await gateway.show_warnings([])
     assert await warnings_of(gateway) == []
+
+
+class Replicas:
+    """All gateways of a service, as Serve's handle calls them. `late`: they do not answer in time."""
+
+    def __init__(self, *gateways: Gateway) -> None:
+        self.gateways, self.late = gateways, False
+
+    def broadcast(self, method: str, *arguments: Any) -> Any:
+        self._asked = (method, arguments)
+        return self
+
+    async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        if self.late:
+            raise TimeoutError
+        method, arguments = self._asked
+        return [await getattr(gateway, method)(*arguments) for gateway in self.gateways] + [OSError("it has died")]
+
+
+async def test_a_drain_reaches_all_gateways_and_their_requests_are_counted(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Gateway(CONFIG, {})
+    replicas = Replicas(gateway, other)
+    monkeypatch.setattr("ray.serve.get_deployment_handle", lambda name, app: replicas)
+    for each in replicas.gateways:
+        await each.reconfigure(catalog(1, default=PolicyConfig(expert="echo")).to_json())
+    async with other._service.call("/v1/chat/completions"):  # what it will call is not known yet
+        assert await gateway.uses(["echo"]) == [{"version": 3, "requests": 0}, {"version": 3, "requests": 1}]
+        await gateway.rule_out(4, {"echo": "why"})
+        assert [each._service.orchestrator.snapshot.drained for each in replicas.gateways] == [{"echo": "why"}] * 2
+        assert (await gateway.uses(["echo"]))[1]["requests"] == 1, "it began before"
+    async with other._service.call("/v1/chat/completions"):
+        assert (await gateway.uses(["echo"]))[1]["requests"] == 0
+    await other.reconfigure(catalog(2, default=PolicyConfig(expert="echo")).to_json())
+    assert other._service.orchestrator.snapshot.drained == {"echo": "why"}, "that catalog is of the registry before"
+    await gateway.rule_out(3, {})
+    assert gateway._service.orchestrator.snapshot.drained == {"echo": "why"}, "a message that was overtaken"
+    await gateway.rule_out(5, {})
+    assert not gateway._service.orchestrator.snapshot.drained
+    replicas.late = True
+    silent = {"version": -1, "requests": 1}
+    assert await gateway.uses(["echo"]) == [{"version": 3, "requests": 0}, silent], "what it does is not known"
+    other._service.close()
