@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         ContextLengthExceeded,
         DeadlineExceeded,
         EngineError,
+        ExpertDrained,
         HostLost,
         InUse,
         InvalidRequest,
@@ -123,6 +124,7 @@ __all__ = [
     "Expert",
     "ExpertCall",
     "ExpertCalls",
+    "ExpertDrained",
     "Failure",
     "Final",
     "GenerateRequest",
@@ -183,9 +185,9 @@ _ROOMS = {
     "coe.engines": "ENGINES Adapter Capabilities Engine Expert LoadingEngine ShapeKey Slot SlotEngine create_engine",
     "coe.errors": (
         "Abstained BudgetExceeded CoeError CompositionError ConfigError ContextLengthExceeded DeadlineExceeded "
-        "EngineError HostLost InUse InvalidRequest LoadFailing NotAllowed NotServedHere OutOfMemory Overloaded "
-        "PolicyUnavailable Rejected RemoteError RoutingFailed Scope TaskError TemplateError UnknownModel Unsupported "
-        "WeightsError"
+        "EngineError ExpertDrained HostLost InUse InvalidRequest LoadFailing NotAllowed NotServedHere OutOfMemory "
+        "Overloaded PolicyUnavailable Rejected RemoteError RoutingFailed Scope TaskError TemplateError UnknownModel "
+        "Unsupported WeightsError"
     ),
     "coe.evaluation.graders": "GRADERS GoldError Grader GraderModel",
     "coe.evaluation.recorded_answers": "replay_composition",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         Problem,
         RegistryError,
         SourceError,
+        StaleChange,
         StoreError,
         TargetError,
         UnknownExpert,
@@ -73,6 +74,7 @@ __all__ = [
     "Snapshot",
     "SourceError",
     "SourceKind",
+    "StaleChange",
     "StoreError",
     "TargetError",
     "UnknownExpert",
@@ -90,8 +92,8 @@ _ROOMS = {
     "registry.digest": "identity",
     "registry.documents": "Document load_document validate",
     "registry.errors": (
-        "DigestMismatch DiskFull InvalidSpec PluginError Problem RegistryError SourceError StoreError UnknownExpert "
-        "TargetError UnknownPlugin"
+        "DigestMismatch DiskFull InvalidSpec PluginError Problem RegistryError SourceError StaleChange StoreError "
+        "TargetError UnknownExpert UnknownPlugin"
     ),
     "registry.plugins": "Plugins only_modules",
     "registry.profiles": "Measure ProfileRow",

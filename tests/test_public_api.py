@@ -17,8 +17,8 @@ PUBLIC = {
     "coe": """
         Abstained Adapter Answer BudgetExceeded COMPOSITIONS Capabilities Chunk CoeError Composition CompositionConfig
         CompositionError Config ConfigError ContextLengthExceeded DeadlineExceeded Done ENGINES Engine EngineError
-        Expert ExpertCall ExpertCalls Failure Final GRADERS GenerateRequest GoldError Grader GraderModel Host HostLost
-        InUse InvalidRequest LoadFailing LoadingEngine Message NotAllowed NotServedHere Orchestrator OutOfMemory
+        Expert ExpertCall ExpertCalls ExpertDrained Failure Final GRADERS GenerateRequest GoldError Grader GraderModel Host
+        HostLost InUse InvalidRequest LoadFailing LoadingEngine Message NotAllowed NotServedHere Orchestrator OutOfMemory
         Overloaded Policy PolicyConfig PolicyUnavailable Query Rejected RemoteError Reply RoutingFailed SamplingOptions
         Scope ShapeKey Single Slot SlotEngine System Task TaskError TemplateError Timing TokenLogprob ToolCallDelta
         UnknownModel Unsupported Usage Wants WeightsError __version__ build_composition create_engine load_config
@@ -37,7 +37,7 @@ PUBLIC = {
     "registry": """
         DigestMismatch DiskFull Document ExpertSpec FileRecord InvalidSpec Kind Measure PlannedChange PluginError
         Plugins Price Problem ProfileRow Registry RegistryError RegistryPlan Snapshot SourceError SourceKind
-        StoreError TargetError UnknownExpert UnknownPlugin apply coe_home identity load_document only_modules plan
+        StaleChange StoreError TargetError UnknownExpert UnknownPlugin apply coe_home identity load_document only_modules plan
         validate
     """,
 }
