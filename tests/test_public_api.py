@@ -17,12 +17,12 @@ PUBLIC = {
     "coe": """
         Abstained Adapter Answer BudgetExceeded COMPOSITIONS Capabilities Chunk CoeError Composition CompositionConfig
         CompositionError Config ConfigError ContextLengthExceeded DeadlineExceeded Done ENGINES Engine EngineError
-        Expert ExpertCall ExpertCalls ExpertDrained Failure Final GRADERS GenerateRequest GoldError Grader GraderModel Host
-        HostLost InUse InvalidRequest LoadFailing LoadingEngine Message NotAllowed NotServedHere Orchestrator OutOfMemory
-        Overloaded Policy PolicyConfig PolicyUnavailable Query Rejected RemoteError Reply RoutingFailed SamplingOptions
-        Scope ShapeKey Single Slot SlotEngine System Task TaskError TemplateError Timing TokenLogprob ToolCallDelta
-        UnknownModel Unsupported Usage Wants WeightsError __version__ build_composition create_engine load_config
-        load_task open_host open_local replay_composition
+        Expert ExpertCall ExpertCalls ExpertDrained Failure Final GRADERS GenerateRequest GoldError Grader GraderModel
+        Host HostLost InUse InvalidRequest LoadFailing LoadingEngine Message NotAllowed NotServedHere Orchestrator
+        OutOfMemory Overloaded Policy PolicyConfig PolicyUnavailable Query Rejected RemoteError Reply RoutingFailed
+        SamplingOptions Scope ShapeKey Single Slot SlotEngine System Task TaskError TemplateError Timing TokenLogprob
+        ToolCallDelta UnknownModel Unsupported Usage Wants WeightsError __version__ build_composition create_engine
+        load_config load_task open_host open_local replay_composition
     """,
     "routers": """
         ArtifactMeta BaselineLeftOut CachedEncoder Cascade Choosing Comparison Dynamic EmbeddingRouter Encoder
@@ -36,8 +36,8 @@ PUBLIC = {
     """,
     "registry": """
         DigestMismatch DiskFull Document ExpertSpec FileRecord InvalidSpec Kind Measure PlannedChange PluginError
-        Plugins Price Problem ProfileRow Registry RegistryError RegistryPlan Snapshot SourceError SourceKind
-        StaleChange StoreError TargetError UnknownExpert UnknownPlugin apply coe_home identity load_document only_modules plan
+        Plugins Price Problem ProfileRow Registry RegistryError RegistryPlan Snapshot SourceError SourceKind StaleChange
+        StoreError TargetError UnknownExpert UnknownPlugin apply coe_home identity load_document only_modules plan
         validate
     """,
 }
