@@ -19,6 +19,7 @@ ARGUMENTS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "NoEligibleExpert": (("no expert is left",), {"constraints": ["json"]}),
     "ContextLengthExceeded": (("sql",), {"prompt_tokens": 3, "max_tokens": 4, "context_length": 5}),
     "PolicyUnavailable": (("default", "its folder is gone"), {}),
+    "ExpertDrained": (("sql", "new GPU"), {}),
     "RemoteError": (("it failed",), {"retryable": True}),
 }
 
