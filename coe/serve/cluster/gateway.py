@@ -16,7 +16,7 @@ from coe.serve.cluster.catalog import Catalog
 from coe.serve.cluster.expert_changes import RegistryChanges, audit
 from coe.serve.cluster.last_good import LastGood
 from coe.serve.cluster.link import Links
-from coe.serve.cluster.observing import observe, process_name
+from coe.serve.cluster.observing import log_to_serve, observe, process_name
 from coe.serve.cluster.placement import BOARD
 from coe.serve.cluster.policies import Loaded, load_policies, load_what_loads
 from coe.serve.cluster.pool_client import PoolClient
@@ -59,7 +59,8 @@ class Gateway:
         self._hosts = PoolClient(handles, {pool.name: pool for pool in settings.pools}, BOARD, EMPTY, Links())
         process = process_name()
         self._log = None if settings.log.folder is None else DecisionLog(settings.log, process=process)
-        log_changes()
+        if not logging.getLogger("coe").handlers:  # with JSON logs it has them, and passes these lines on
+            log_to_serve((audit.name,))
         self._metrics = Metrics(
             process, dropped=self._dropped, in_flight=self._in_flight, pages=self._pages, hosts=self._hosts.states
         )
@@ -187,11 +188,3 @@ class Gateway:
             self._log.close()
         if self._end_traces is not None:
             self._end_traces()
-
-
-def log_changes() -> None:
-    """Write the lines of admin changes to the log file of this process: Serve writes only what its own logger gets."""
-    audit.setLevel(logging.INFO)
-    for handler in log.handlers:
-        if handler not in audit.handlers:
-            audit.addHandler(handler)
