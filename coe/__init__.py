@@ -6,7 +6,7 @@
     compose       what is done with the chosen experts: one answers, several vote, a cascade asks on
     tokens        counts of prompt tokens by the experts' own tokenizers, for the context constraint
     host          holds weights: schedules, leases, generates; host_engines: the engines of its experts
-    admission     the requests of a host that wait; scheduler: which one is next
+    admission     the requests of a host that wait, in a request_queue an expert; scheduler: which one is next
     residents     the experts in memory: loaded and unloaded on demand, and when they are idle
     latent        what can be read from an expert, and training of composed experts
     hosting       opens a host for a configuration: engines, memory budget

@@ -12,6 +12,7 @@ from coe.engines.base import Expert
 from coe.errors import CoeError, Overloaded
 from coe.memory import Demand, ExpertCache
 from coe.scheduler import Residency, Scheduler
+from registry.priorities import NORMAL, RequestPriority, level_of
 
 UNLOADED_CAPACITY: Final = 32
 """Assumed capacity of weights that are not resident yet, whose engine has not stated one."""
@@ -76,16 +77,21 @@ class AdmissionQueue:
         """Requests for these weights that are worth having in flight at once."""
         return min(map(self._capacity, residency))
 
-    async def enter(self, residency: Residency) -> None:
+    async def enter(self, residency: Residency, priority: RequestPriority | None = None) -> None:
         """Wait for the scheduler. On return, the request holds a place on its weights, until `leave`.
 
+        Args:
+            priority: of the request; None: normal.
+
         Raises:
-            Overloaded: too many requests are waiting.
+            Overloaded: too many requests are waiting; with the seconds that those ahead are expected to take.
         """
         if len(self) >= self._max_waiting:
-            raise Overloaded(f"{len(self)} requests are waiting, which is host.max_waiting; try again later")
+            full = Overloaded(f"{len(self)} requests are waiting, which is host.max_waiting; try again later")
+            full.retry_after_s = self._seconds_ahead(residency, self._scheduler.waiting)
+            raise full
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        number = self._scheduler.submit(residency, self._clock())
+        number = self._scheduler.submit(residency, self._clock(), level_of(priority or NORMAL))
         self._admission[number] = admitted
         self.dispatch()
         if not admitted.done():

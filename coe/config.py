@@ -168,6 +168,25 @@ class DecisionLogConfig(Section):
         return _resolve(path, info)
 
 
+class BrownoutConfig(Section):
+    """What policies give up while a gateway is overloaded, before it answers 429 (docs/serving.md)."""
+
+    in_flight_share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of `serve.max_in_flight` at which it begins."""
+    wait_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Predicted seconds of waiting for any expert at which it begins too; null: waits do not count."""
+    end_share: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    """It ends when both figures have been below this share of their thresholds for `end_after_s`."""
+    end_after_s: Annotated[float, Field(ge=0, le=3600)] = 5.0
+    """Seconds that the load must have been so low before it ends."""
+    policies: tuple[str, ...] | None = None
+    """Policies that it degrades; null: all."""
+    one_expert: bool = True
+    """Call one expert once: a vote has one voice, a cascade no second stage, an aggregation nothing to aggregate."""
+    cost_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Least quality given up per USD: cheaper experts are chosen. null leaves the weights of policies and requests."""
+
+
 HttpPath = Literal["direct", "haproxy", "proxy"]
 
 
@@ -203,6 +222,8 @@ class ServeConfig(Section):
     """Most seconds for a request; a request may ask for less."""
     max_in_flight: Annotated[int, Field(ge=1)] = 1024
     """Most requests in flight per gateway process; more get HTTP 429."""
+    brownout: BrownoutConfig | None = None
+    """What policies give up while a gateway is overloaded; null: nothing."""
     max_body_bytes: ByteSize = ByteSize(4 * 2**20)
     """Most bytes of a request's body; larger ones get HTTP 413."""
     max_uploads: Annotated[int, Field(ge=1)] = 1024
@@ -401,6 +422,9 @@ class Config(Section):
             raise ValueError(
                 f"default_policy {self.default_policy!r} is not among the policies {sorted(self.policies)}"
             )
+        degraded = (self.serve.brownout and self.serve.brownout.policies) or ()
+        if self.policies and (unknown := sorted(set(degraded) - self.policies.keys())):
+            raise ValueError(f"serve.brownout.policies: {', '.join(unknown)} not among {sorted(self.policies)}")
         if self.registry and self.experts:
             raise ValueError("give either `registry` (a database URL) or `experts` (files), not both")
         return self

@@ -85,7 +85,13 @@ class RemoteConfig(Section):
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     """Seconds without any byte from the endpoint before a request fails."""
     retries: Annotated[int, Field(ge=0)] = 2
-    """Further attempts after a failure that may pass; only before the first token of an answer."""
+    """Further attempts after a failure that may pass; only before the first token of an answer. Of several endpoints
+    each is tried once, even if these are more."""
+    breaker_failures: Annotated[int, Field(ge=0)] = 5
+    """Requests that fail at an endpoint in a row after which it gets no more for a while; 0: never."""
+    breaker_open_s: Annotated[float, Field(gt=0, le=3600)] = 5.0
+    """Seconds of that while, after which one request shows whether the endpoint answers again; twice as long after each
+    one that fails, up to 60 s."""
 
 
 class CommandConfig(Section):

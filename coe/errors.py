@@ -71,6 +71,7 @@ class CoeError(Exception):
         internal: whether the message has details of the server (files, settings) that no client may read.
         public: the text for clients, where it differs from the message.
         retry_after_s: seconds after which a retry may succeed, if known.
+        used_tokens: tokens read and generated that an endpoint counted for failed attempts; they are charged once.
     """
 
     scope: Scope = Scope.EXPERT
@@ -81,6 +82,7 @@ class CoeError(Exception):
     internal: bool = True
     public: str | None = None
     retry_after_s: float | None = None
+    used_tokens: tuple[int, int] | None = None
 
     def __init_subclass__(
         cls,

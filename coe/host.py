@@ -14,12 +14,13 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapp
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from coe.admission import AdmissionQueue
 from coe.chunks import until
 from coe.engines import engine_kind
 from coe.engines.base import ComposedEngine, Engine, Expert
-from coe.engines.checked import checked, problem_of
+from coe.engines.checked import checked, endpoints_of, problem_of
 from coe.engines.latent.asking import ask_with_peers
 from coe.errors import BudgetExceeded, CoeError, Rejected, UnknownModel, Unsupported, WeightsError
 from coe.expert_spans import HostSpans, host_spans
@@ -155,6 +156,11 @@ class Host:
         failing = {ref: each.error(ref).public or "" for ref, each in self.cache.failing.items()}
         reasons = failing | self._unhealthy()
         return {self._specs[ref].name: reason for ref, reason in reasons.items()}
+
+    def endpoints(self) -> list[dict[str, Any]]:
+        """The state of each endpoint of the remote experts that have been called, with the name of its expert."""
+        experts = {self._specs[ref].name: self.cache.peek(ref) for ref in sorted(self.cache.resident)}
+        return [{"expert": name, **each} for name, expert in experts.items() for each in endpoints_of(expert)]
 
     def load_s(self) -> dict[str, float]:
         """Expected seconds to load each expert now, from the loads so far by the same way; 0 if resident or loading.
@@ -317,7 +323,7 @@ class Host:
             residency, spec.name
         )  # now: what cannot load must not wait, nor have others give up their room
         submitted = self._clock()
-        await self._queue.enter(residency)
+        await self._queue.enter(residency, request.priority)
         admitted, first_s = self._clock(), None
         try:
             if spans is not None:

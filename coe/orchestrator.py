@@ -132,6 +132,12 @@ class Orchestrator:
         other.snapshot = self.snapshot.with_drained(drained)
         return other
 
+    def with_policies(self, policies: Mapping[str, Policy]) -> Orchestrator:
+        """The same with other policies over the same experts; tokens are counted together."""
+        other = copy(self)
+        other.policies = dict(policies)
+        return other
+
     def route(self, queries: Sequence[Query], model: str = AUTO) -> list[Routed]:
         """The decision for each query. No expert is called.
 
@@ -220,11 +226,10 @@ class Orchestrator:
         while True:
             step = next_step(reply.routed.composition, request, reply.decision, done)
             if isinstance(step, Final):
-                _end(reply, step.answer)
-                yield whole_chunk(step.answer)
+                yield whole_chunk(_end(reply, step.answer))
                 return
             reply.asked += [call.expert for call in step.calls]
-            reply.notes = step.notes
+            reply.notes = (*reply.routed.notes, *step.notes)
             if not (step.last and request.stream):
                 seconds = left_s(request, self._clock() - began, step.deadline_share)
                 outcomes = await asyncio.gather(*(self.whole(within(call, seconds)) for call in step.calls))
@@ -246,8 +251,7 @@ class Orchestrator:
                     raise CompositionError(
                         "the composition returned more calls after its last one (see `ExpertCalls.last`)"
                     )
-                _end(reply, final.answer)
-                yield last_chunk(chunk, final.answer)
+                yield last_chunk(chunk, _end(reply, final.answer))
                 return
             if reply.expert is not None:  # the client has seen text, which cannot be taken back
                 raise outcome.error
@@ -303,8 +307,12 @@ class Orchestrator:
         return price.cost_usd(usage.prompt_tokens, usage.completion_tokens) if price else None
 
 
-def _end(reply: Reply, answer: Answer) -> None:
+def _end(reply: Reply, answer: Answer) -> Answer:
+    """Note the final answer, with the notes of its decision."""
+    if reply.routed.notes:
+        answer = replace(answer, notes=(*reply.routed.notes, *answer.notes))
     reply.expert, reply.answer, reply.notes = answer.expert, answer, answer.notes
+    return answer
 
 
 def query_of(request: GenerateRequest) -> Query:

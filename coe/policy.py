@@ -26,6 +26,8 @@ class Policy:
 
     reads: what the router reads of a conversation. fallback: expert that answers if all others fail. router_digest:
     digest of the router's artifact; None if the router was not loaded from one.
+    least_cost_weight: the cost weight of a decision is at least this, where all costs are known. degraded: what the
+    policy gives up while the service is overloaded; "": nothing.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Policy:
     fallback: str | None = None
     router_digest: str | None = None
     reads: Reads = "conversation"
+    least_cost_weight: float = 0.0
+    degraded: str = ""
 
 
 @dataclass(slots=True)

@@ -46,6 +46,7 @@ class DecisionInputs:
             the decision.
         why: why no other expert can take the query, if the fallback is the decision.
         turns: the user turns that `estimate` was read from, the oldest first; empty where the router failed.
+        degraded: what the policy gave up for an overloaded service (`Policy.degraded`); "": nothing.
         switch: what leaving the expert of the previous turns costs; `None` if there is none, or switches are free.
     """
 
@@ -60,6 +61,7 @@ class DecisionInputs:
     why: str = ""
     turns: tuple[Weighed, ...] = ()
     switch: Switch | None = None
+    degraded: str = ""
 
     def decide(self) -> RoutingDecision:
         """The decision; the same inputs always give the same one."""
@@ -94,6 +96,11 @@ class Routed:
     inputs: DecisionInputs | None
     composition: Composition
     eligible: Eligible | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the caller should know of the decision (`Answer.notes`)."""
+        return (self.inputs.degraded,) if self.inputs is not None and self.inputs.degraded else ()
 
 
 def route(
@@ -200,6 +207,7 @@ def _without_router(
         policy.select,
         load_s,
         fallback=policy.fallback,
+        degraded=policy.degraded,
         why=f"the router failed: {kind}; the fallback {policy.fallback} answers",
     )
     return Routed(query, inputs.decide(), policy, inputs, FallbackOnly(), eligible)
@@ -215,7 +223,7 @@ def _inputs(
     """The estimate of all queries, and the inputs of each decision, which hold its row. The router is called once."""
     seen = read(policy.router, queries, policy.reads)
     estimate = seen.estimate
-    utilities = [_utility(policy, query) for query in queries]
+    utilities = [_utility(policy, query, estimate) for query in queries]
     allowed = [eligible.among(estimate.experts) for eligible in found]
     moved = switches(queries, seen, utilities, allowed, snapshot)
     rows = [
@@ -229,6 +237,7 @@ def _inputs(
             prompt_tokens=eligible.counted,
             turns=seen.readings[row].turns,
             switch=moved[row],
+            degraded=policy.degraded,
         )
         for row, (query, eligible) in enumerate(zip(queries, found, strict=True))
     ]
@@ -271,8 +280,11 @@ def bypass(query: Query, expert: str, experts: Mapping[str, ExpertSpec]) -> Rout
     return Routed(query, decision, None, None, Single())
 
 
-def _utility(policy: Policy, query: Query) -> Utility:
-    return policy.utility if query.cost_weight is None else replace(policy.utility, cost_weight=query.cost_weight)
+def _utility(policy: Policy, query: Query, estimate: Estimate) -> Utility:
+    weight = policy.utility.cost_weight if query.cost_weight is None else query.cost_weight
+    if policy.least_cost_weight and estimate.cost_usd is not None and np.isfinite(estimate.cost_usd).all():
+        weight = max(weight, policy.least_cost_weight)
+    return policy.utility if weight == policy.utility.cost_weight else replace(policy.utility, cost_weight=weight)
 
 
 def _seed(policy: Policy, query: Query) -> int | None:

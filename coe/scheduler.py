@@ -24,20 +24,26 @@ it, a load that is under way, the answers in flight on the weights that give up 
 submitted later neither start a load on its copy engine nor use the weights whose room it takes. One that needs places
 on several weights in memory at once keeps later requests from these, too.
 
+Priorities: within a residency, requests of higher priority go first; of two absent residencies, the one with a request
+of higher priority loads first, and busy weights give up their room to it. That holds until the bound: past it, a
+request waits for none that was submitted later, whatever the priorities.
+
 The source for grouping is CoServe and Samba-CoE (arXiv 2405.07518); drains of single weights and the bound are ours.
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
 from bisect import bisect_left, insort
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Set
 from dataclasses import dataclass
 from heapq import nsmallest
 from typing import Final, Protocol
 
 from coe.memory.demand import Demand, RecentMix
+from coe.request_queue import NORMAL_LEVEL, RequestQueue
 
 Residency = tuple[str, ...]
 """Names of the weights that must be resident together: distinct, and in the same order for the same set."""
@@ -100,12 +106,13 @@ class Scheduler:
     ) -> None:
         self.in_flight: Counter[str] = Counter()
         self._memory, self._capacity, self._aging_s, self._copy_engine = memory, capacity, aging_s, copy_engine
-        self._queues: dict[Residency, OrderedDict[int, float]] = {}  # id -> when it was submitted; none is empty
+        self._queues: dict[Residency, RequestQueue] = {}  # none is empty
         self._residency: dict[int, Residency] = {}  # of each waiting request
         self._heads: list[int] = []  # the oldest request of each queue, in order; ids grow with time
         self._by_name: dict[str, dict[Residency, None]] = {}  # residencies with waiting requests
         self._load_s: dict[str, float] = {}  # expected, of weights that requests wait for
-        self._turns: dict[Residency, tuple[float, int]] = {}  # of queues that have not changed since
+        self._turns: dict[Residency, tuple[int, float, int]] = {}  # of queues that have not changed since
+        self._aged_s = float("-inf")  # requests from before that time are past the bound
         self._claims: list[_Claim] = []
         self._engines: set[Hashable] = set()  # all copy engines so far
         self._ids = itertools.count()
@@ -142,18 +149,18 @@ class Scheduler:
             return Demand(now_s, per_s)
         return Demand(now_s + 1 / per_s, per_s) if per_s > 0 else Demand()
 
-    def submit(self, residency: Residency, now_s: float) -> int:
-        """Let a request wait; returns its id."""
+    def submit(self, residency: Residency, now_s: float, level: int = NORMAL_LEVEL) -> int:
+        """Let a request wait; returns its id. level: of its priority (`registry.priorities`)."""
         number = next(self._ids)
         self._mix.note(residency, now_s)
         self._residency[number] = residency
         if (queue := self._queues.get(residency)) is None:
-            queue = self._queues[residency] = OrderedDict()
+            queue = self._queues[residency] = RequestQueue()
             self._heads.append(number)
             for name in residency:
                 self._engines.add(self._copy_engine(name))
                 self._by_name.setdefault(name, {})[residency] = None
-        queue[number] = now_s
+        queue.add(number, now_s, level)
         self._turns.pop(residency, None)
         resident = self._memory.resident
         self._changed |= any(name not in resident and name not in self.in_flight for name in residency)
@@ -185,16 +192,17 @@ class Scheduler:
         if not self._residency:
             return []
         now = _State(self._memory.resident, self.in_flight, self._copy_engine)
+        self._aged_s = now_s - self._aging_s
         self._claims = [claim for claim in self._claims if self._is_needed(claim, now)]
-        urgent = self._overdue(now, now_s)
-        self._drop_younger_drains(urgent, now, now_s)
+        urgent = self._overdue(now)
+        self._drop_younger_drains(urgent, now)
         admitted: list[int] = []
         for residency in urgent:
             drains = any(claim.residency == residency for claim in self._claims)
             if drains and not self._changed and len(residency) == 1:
                 continue  # nothing has become idle; another may have waited for a place on what is in memory
             admitted += self._bring_in(residency, now, self._wanted_before(residency, now))
-        admitted += self._fill(now, now_s)
+        admitted += self._fill(now)
         if self._changed:
             self._changed = False
             self._kept = set()
@@ -209,13 +217,13 @@ class Scheduler:
             return now.lacks(claim.residency) and all(name in self.in_flight for name in claim.residency)
         return claim.residency in self._queues and not now.present(claim.residency)
 
-    def _overdue(self, now: _State, now_s: float) -> list[Residency]:
+    def _overdue(self, now: _State) -> list[Residency]:
         """The oldest absent residency on each copy engine, if it is past the bound."""
         found: list[Residency] = []
         seen: set[Hashable] = set()
         for number in self._heads:
             residency = self._residency[number]
-            if self._queues[residency][number] >= now_s - self._aging_s or seen.issuperset(self._engines):
+            if self._queues[residency].oldest_s >= self._aged_s or seen.issuperset(self._engines):
                 break
             engines = now.engines(residency)
             if engines and seen.isdisjoint(engines):
@@ -223,15 +231,14 @@ class Scheduler:
             seen |= engines
         return found
 
-    def _drop_younger_drains(self, urgent: list[Residency], now: _State, now_s: float) -> None:
+    def _drop_younger_drains(self, urgent: list[Residency], now: _State) -> None:
         """Give up drains that hold up older overdue requests: of the weights that drain, or on their copy engine."""
         if all(claim.loading for claim in self._claims):
             return
-        before_s = now_s - self._aging_s
         kept = []
         for claim in self._claims:
             held = {each for name in claim.leaving for each in self._by_name.get(name, ())}
-            rivals = [each for each in held if self._oldest_s(each) < before_s]
+            rivals = [each for each in held if self._oldest_s(each) < self._aged_s]
             rivals += [each for each in urgent if not now.engines(each).isdisjoint(now.engines(claim.residency))]
             if claim.loading or all(self._head(claim.residency) <= self._head(each) for each in rivals):
                 kept.append(claim)
@@ -291,28 +298,34 @@ class Scheduler:
                 self._claims.append(_Claim(residency, leaving, loading=False))
         return []
 
-    def _turn(self, residency: Residency, now: _State) -> tuple[float, int]:
+    def _turn(self, residency: Residency, now: _State) -> tuple[int, float, int]:
         """Of two absent residencies, the one with the lower turn loads first; the older one of equals.
 
-        It is the time of the oldest request, as if that had come sooner by a load for each request.
+        That is the one with a request of higher priority; else it is the time of the oldest request, as if that had
+        come sooner by a load for each request.
         """
         if (known := self._turns.get(residency)) is not None:
             return known
         queue = self._queues[residency]
-        head = next(iter(queue))
-        turn = queue[head] - len(queue) * self._expected_load_s(residency, now), head
+        turn = -queue.level, queue.oldest_s - len(queue) * self._expected_load_s(residency, now), queue.oldest
         if len(residency) == 1:  # else it depends on which of them are in memory
             self._turns[residency] = turn
         return turn
 
     def _gains(self, residency: Residency, leaving: frozenset[str], now: _State) -> bool:
-        """Whether requests for an absent residency gain more by a switch than those for busy weights lose."""
+        """Whether requests for an absent residency gain more by a switch than those for busy weights lose.
+
+        Those of higher priority do, whatever the loads.
+        """
         held = {each for name in leaving for each in self._by_name.get(name, ())}
         if not held:
             return True
+        level, held_level = self._queues[residency].level, max(self._queues[each].level for each in held)
         n_held = sum(len(self._queues[each]) for each in held)
         both_s = self._expected_load_s(residency, now) + sum(map(self._memory.load_s, leaving))
-        gains = self._turn(residency, now)[0] < min(map(self._oldest_s, held)) - n_held * both_s
+        gains = level > held_level or (
+            level == held_level and self._turn(residency, now)[1] < min(map(self._oldest_s, held)) - n_held * both_s
+        )
         if not gains:
             self._kept |= leaving
         return gains
@@ -337,8 +350,8 @@ class Scheduler:
         )
         return [residency for residency in near if now.present(residency)]
 
-    def _fill(self, now: _State, now_s: float) -> list[int]:
-        """Requests of ready residencies, as places are free.
+    def _fill(self, now: _State) -> list[int]:
+        """Requests of ready residencies, as places are free: those past the bound first, then by priority.
 
         Past the bound, one that needs places on several weights at once keeps younger requests from them.
         """
@@ -346,11 +359,11 @@ class Scheduler:
         ready = [each for each in self._ready(now) if held.isdisjoint(each) and (len(each) > 1 or self._free(each))]
         admitted: list[int] = []
         kept: set[str] = set()
-        for residency in sorted(ready, key=self._head):
+        for residency in sorted(ready, key=self._place_in_line):
             if kept.isdisjoint(residency):
                 taken = self._take(residency)
                 admitted += taken
-                if not taken and self._oldest_s(residency) < now_s - self._aging_s:
+                if not taken and self._oldest_s(residency) < self._aged_s:
                     kept.update(residency)
         return admitted
 
@@ -361,8 +374,8 @@ class Scheduler:
         return max(0, min([self._capacity(name) - self.in_flight.get(name, 0) for name in residency]))
 
     def _take(self, residency: Residency) -> list[int]:
-        """Admit the oldest requests of one residency, as many as there are places."""
-        admitted = list(itertools.islice(self._queues[residency], self._free(residency)))
+        """Admit the first requests of one residency, as many as there are places."""
+        admitted = self._queues[residency].first(self._free(residency), self._aged_s)
         if admitted:
             for name in residency:
                 self.in_flight[name] += len(admitted)
@@ -376,7 +389,8 @@ class Scheduler:
         if (head := self._head(residency)) in numbers:
             del self._heads[bisect_left(self._heads, head)]
         for number in numbers:
-            del queue[number], self._residency[number]
+            queue.remove(number)
+            del self._residency[number]
         if queue and self._head(residency) != head:
             insort(self._heads, self._head(residency))
         if queue:
@@ -392,10 +406,15 @@ class Scheduler:
 
     def _head(self, residency: Residency) -> int:
         """Its oldest request: the lower, the older."""
-        return next(iter(self._queues[residency]))
+        return self._queues[residency].oldest
 
     def _oldest_s(self, residency: Residency) -> float:
-        return next(iter(self._queues[residency].values()))
+        return self._queues[residency].oldest_s
+
+    def _place_in_line(self, residency: Residency) -> tuple[int, int]:
+        """Of ready residencies that share weights, the one with the lower place takes free places first."""
+        queue = self._queues[residency]
+        return (-sys.maxsize if queue.oldest_s < self._aged_s else -queue.level), queue.oldest
 
 
 class _State:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from coe.errors import ContextLengthExceeded, InvalidRequest
 from coe.sampling import NO_OPTIONS, SamplingOptions
 from coe.telemetry.origin import Origin
+from registry.priorities import RequestPriority
 from routers.base import Message, ToolCall
 from routers.constraints import (
     EMBEDDING,
@@ -100,6 +101,8 @@ class GenerateRequest:
         echo: the answer starts with the text of the prompt.
         reasoning_effort: how much the model should reason, in the endpoint's words; `None` is the model's default.
         template_kwargs: variables for the chat template.
+        priority: which of the requests that wait for a host go first; `None` is "normal". The `priority` of an expert
+            is something else: it is about eviction.
         patient: True if no client waits: an endpoint's rate limit is waited out before the call fails.
         wants: what to return; anything but text needs an engine that can produce it (`Capabilities.serves`).
         inputs: texts, or token ids of the expert's tokenizer, whose vectors are wanted; then `prompt` is empty text.
@@ -122,6 +125,7 @@ class GenerateRequest:
     id: str = ""
     wants: Wants = "text"
     patient: bool = False
+    priority: RequestPriority | None = None
     prompt_ids: tuple[int, ...] = ()
     json_schema: Mapping[str, Any] | None = None
     tools: tuple[Mapping[str, Any], ...] = ()

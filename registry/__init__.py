@@ -13,9 +13,10 @@
     digest        identity by content
     commands      servers that an expert's command starts; command_files: the files that a command names
     deltas        experts stored as their difference from a base, or in a few bits a weight
+    endpoints     several endpoints of one remote expert
     composed      the artifact of a composed expert, and the facts that its members give
     keys          API keys: hashed secrets, and what each may be used for; usage: their limits, kept by usage_sql or
-                  usage_redis
+                  usage_redis; priorities: of requests
     profiles      measured strengths of experts; strengths summarises them
     plugins       classes of other packages: entry points and `module:Class`
     spelling      "did you mean"; lazy: the exports of this file

@@ -14,6 +14,7 @@ from registry.composed import changed_member, composed_defaults, composed_facts
 from registry.deltas.manifest import Delta, is_delta, read_delta
 from registry.deltas.records import other_records, restored_records
 from registry.digest import digest_files, digest_of, digest_of_text, hash_files
+from registry.endpoints import places
 from registry.errors import SourceError
 from registry.headers import read_json
 from registry.inspection import Facts, card_licence, inspect
@@ -163,6 +164,9 @@ def _describe_without_files(
         model = draft.model or draft.name
         if draft.server is not None:
             return _describe_command(draft, draft.server, model, on_bytes)
+        if len(found := places(draft.endpoints, model)) > 1:
+            parts = [text for place in found for text in place]
+            return _complete(draft, {"model": model}, digest_of_text("endpoints", *parts, draft.revision or ""))
         return _complete(draft, {"model": model}, digest_of_text(draft.source, model, draft.revision or ""))
     engine = [draft.engine] if draft.engine else []
     inherited = {} if base is None else {name: getattr(base, name) for name in _READ_FROM_FILES}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import re
 import secrets
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.engine import Connection
 
 from registry.errors import RegistryError
+from registry.priorities import NORMAL, RequestPriority
 from registry.spelling import did_you_mean
 from registry.tables import api_keys as _keys
 from registry.tables import state as _state
@@ -72,6 +74,8 @@ class KeySpec(BaseModel):
     """Seconds since the epoch at which it ends; null: never."""
     limits: Annotated[tuple[Limit, ...], Field(max_length=MOST_LIMITS)] = ()
     """What it may use; without any, all it can."""
+    priority: RequestPriority = NORMAL
+    """The highest priority of its requests, and that of requests that state none (`low`, `normal`, `high`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,8 @@ def create(connection: Connection, key: ApiKey) -> None:
             f"the key {taken[0].id} has the name {key.spec.name!r}: choose another one, or revoke that key first"
         )
     values = {"id": key.id, "digest": key.digest, "created_at": key.created_at, "revoked_at": None}
-    connection.execute(insert(_keys).values(**values, spec=key.spec.model_dump_json(), change=change))
+    spec = key.spec.model_dump_json(exclude={"priority"})
+    connection.execute(insert(_keys).values(**values, spec=spec, priority=key.spec.priority, change=change))
 
 
 def revoke(connection: Connection, name: str, now: float) -> ApiKey:
@@ -158,9 +163,13 @@ def revoke(connection: Connection, name: str, now: float) -> ApiKey:
 
 def read(connection: Connection) -> list[ApiKey]:
     """All keys, in the order of their creation."""
-    columns = (_keys.c.id, _keys.c.spec, _keys.c.digest, _keys.c.created_at, _keys.c.revoked_at)
+    columns = (_keys.c.id, _keys.c.spec, _keys.c.priority, _keys.c.digest, _keys.c.created_at, _keys.c.revoked_at)
     rows = connection.execute(select(*columns).order_by(_keys.c.created_at, _keys.c.id)).all()
-    return [ApiKey(row[0], KeySpec.model_validate_json(row[1]), *row[2:]) for row in rows]
+    return [ApiKey(row[0], _spec(*row[1:3]), *row[3:]) for row in rows]
+
+
+def _spec(text: str, priority: str) -> KeySpec:
+    return KeySpec.model_validate({**json.loads(text), "priority": priority})
 
 
 def revision(connection: Connection) -> int:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from registry.commands import SCHEME, ServerCommand
+from registry.endpoints import MOST_ENDPOINTS, RemoteEndpoint, repeated
 from registry.errors import without_userinfo
 
 RESERVED_PREFIX = "coe/"
@@ -129,6 +130,9 @@ class ExpertSpec(BaseModel):
     is started for it on this machine (`server`, below)."""
     server: ServerCommand | None = None
     """The mapping `source` of a remote expert; it is written as `source`."""
+    endpoints: Annotated[tuple[RemoteEndpoint, ...], Field(max_length=MOST_ENDPOINTS)] = ()
+    """Several endpoints of a remote expert, in place of `source`, which is then the URL of the first: requests are
+    spread by weight, and one that fails is avoided for a while (docs/remote.md)."""
     revision: str | None = None
     """Branch, tag or commit of an `hf://` source; the registry pins the commit."""
     engine: Annotated[str, Field(min_length=1, max_length=256)] | None = None
@@ -143,7 +147,7 @@ class ExpertSpec(BaseModel):
     model: str | None = None
     """Name of the expert at a remote endpoint; null means `name`."""
     api_key_env: str | None = None
-    """Environment variable with the key of a remote endpoint."""
+    """Environment variable with the key of a remote endpoint; of several, the key of those that name none."""
     tool_call_parser: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     """How answers state tool calls: a name of `vllm serve --tool-call-parser`, such as `hermes`. null and `auto`: read
     from the chat template; of an adapter, as its base. Only the engine `vllm` reads it (docs/vllm.md)."""
@@ -202,8 +206,15 @@ class ExpertSpec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _source_may_be_a_command(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or not isinstance(value.get("source"), dict):
+    def _source_may_be_elsewhere(cls, value: Any) -> Any:
+        """The source that a command or the first of several endpoints stands for."""
+        if not isinstance(value, dict):
+            return value
+        if value.get("endpoints") and not value.get("source"):
+            first = value["endpoints"][0] if isinstance(value["endpoints"], list | tuple) else None
+            url = first.get("url") if isinstance(first, dict) else getattr(first, "url", None)
+            return {**value, "source": url} if isinstance(url, str) else value
+        if not isinstance(value.get("source"), dict):
             return value
         if "server" in value:
             raise ValueError("a command is written as `source: {command: [...]}`; leave `server` out")
@@ -287,9 +298,20 @@ class ExpertSpec(BaseModel):
                 "a remote expert's source is an http(s) URL ending in /v1, or {command: [...]}, not "
                 f"{without_userinfo(self.source)!r}"
             )
+        self._check_endpoints()
         if self.kind is not Kind.REMOTE and self.source.startswith(("http://", "https://")):
             raise ValueError(f"an expert at a URL is of kind 'remote', not {self.kind.value!r}")
         return self
+
+    def _check_endpoints(self) -> None:
+        if not self.endpoints:
+            return
+        if self.kind is not Kind.REMOTE or self.server is not None:
+            raise ValueError("`endpoints` is for experts of kind 'remote' without a command")
+        if self.source != self.endpoints[0].url:
+            raise ValueError("with `endpoints`, leave `source` out: it is the URL of the first of them")
+        if (url := repeated(self.endpoints)) is not None:
+            raise ValueError(f"the endpoint {url} is listed twice with the same model and key: give it a larger weight")
 
     def _check_composed(self) -> None:
         if twice := sorted({name for name in self.members if self.members.count(name) > 1}):

@@ -17,7 +17,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA: Final = 5
+SCHEMA: Final = 6
 """The format of a database, stored in `registry_state.schema`; the migration step to it has the same number."""
 MAX_TEXT: Final = 256
 """The most characters of a skill or source, which an index of any database accepts."""
@@ -64,6 +64,7 @@ api_keys = Table(
     Column("created_at", Double, nullable=False),
     Column("revoked_at", Double, nullable=True),
     Column("change", Integer, nullable=False, index=True),
+    Column("priority", String(8), nullable=False, server_default="normal"),
 )
 
 key_usage = Table(

@@ -56,6 +56,6 @@ def known_experts(snapshot: Snapshot, run: Mapping[str, Any]) -> Snapshot:
 
 def _identity(spec: ExpertSpec) -> str:
     """A hash of what an expert answers and charges: its content where that is known, and its spec."""
-    irrelevant = {"version", "tags", "description", "licence", "files"}
+    irrelevant = {"version", "tags", "description", "licence", "files", "endpoints"}  # the digest has their URLs
     described = spec.model_dump_json(exclude=irrelevant if spec.engine else irrelevant | {"engine"})
     return hashlib.sha256(described.encode()).hexdigest()[:16]

@@ -10,6 +10,7 @@ import typer
 
 from coe.cli.output import JsonTarget, console, emit_json, stdout_console
 from coe.cli.registry_url import RegistryUrl
+from registry.priorities import NORMAL, RequestPriority
 
 if TYPE_CHECKING:
     from registry.keys import ApiKey, Limit
@@ -42,6 +43,14 @@ def create(
             help="Most it may use, such as requests=60/minute, tokens=2000000/day or usd=20/month; repeatable.",
         ),
     ] = [],  # noqa: B006
+    priority: Annotated[
+        RequestPriority,
+        typer.Option(
+            "--priority",
+            metavar="LEVEL",
+            help="The highest priority of its requests: low, normal or high; the default too.",
+        ),
+    ] = NORMAL,
     days: Annotated[
         float | None, typer.Option("--days", metavar="N", min=0.0, max=36_500.0, help="Days until it ends; else never.")
     ] = None,
@@ -68,6 +77,7 @@ def create(
             metrics=metrics,
             expires_at=ends,
             limits=tuple(map(_limit, limit)),
+            priority=priority,
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -117,14 +127,23 @@ def list_keys(
         keys = store.api_keys()
         used = {key.id: accounts.used(key, now) for key in keys if key.spec.limits}
     if json != "-":
-        heads = ("name", "state", "experts", "policies", "may also", "limits", "created", "ends")
+        heads = ("name", "state", "experts", "policies", "may also", "priority", "limits", "created", "ends")
         table = Table(Column("id", no_wrap=True), *heads)
         for key in keys:
             spec = key.spec
             may = ", ".join(what for what, allowed in (("admin", spec.admin), ("metrics", spec.metrics)) if allowed)
             ends = "never" if spec.expires_at is None else shown_time(spec.expires_at)
             limits = "\n".join(f"{each}: {n:,.6g}" for each, n in zip(spec.limits, used.get(key.id, ()), strict=True))
-            cells = (key.id, spec.name, key.state(now), _shown(spec.experts), _shown(spec.policies), may, limits)
+            cells = (
+                key.id,
+                spec.name,
+                key.state(now),
+                _shown(spec.experts),
+                _shown(spec.policies),
+                may,
+                spec.priority,
+                limits,
+            )
             table.add_row(*(escape(cell) for cell in (*cells, shown_time(key.created_at), ends)))
         if keys:
             stdout_console().print(table)

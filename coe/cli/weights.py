@@ -172,3 +172,19 @@ def _print_hosts(hosts: list[dict[str, Any]]) -> None:
         out.print(table)
     for note in notes:
         out.print(note, markup=False, highlight=False, soft_wrap=True)
+    _print_endpoints(hosts)
+
+
+def _print_endpoints(hosts: list[dict[str, Any]]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("host", "expert", "endpoint", "state", "again in s", "requests", "answered", "failed")
+    for number, host in enumerate(hosts, start=1):
+        for each in host.get("endpoints", []):
+            opens_in = f"{each['opens_in_s']:.0f}" if each["state"] == "open" else ""
+            counts = (each["in_flight"], each["answered"], each["failed"])
+            cells = (f"{host.get('pool')} {number}", each["expert"], each["url"], each["state"], opens_in, *counts)
+            table.add_row(*(escape(str(cell)) for cell in cells))
+    if table.row_count:
+        stdout_console().print(table)

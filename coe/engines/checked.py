@@ -63,6 +63,18 @@ def bytes_of(expert: Any) -> int | None:
     return measured if isinstance(measured, int) and measured > 0 else None
 
 
+def endpoints_of(expert: Any) -> list[dict[str, Any]]:
+    """The state of each endpoint of an expert (its optional `endpoint_states()`); none where it states none."""
+    try:
+        states = getattr(expert, "endpoint_states", None)
+        return list(states()) if callable(states) else []
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        logger.warning("the endpoints of an expert cannot be read: %s", text_of(error), exc_info=error)
+        return []
+
+
 async def checked(expert: str, generate: Callable[[], Any]) -> AsyncGenerator[Chunk, None]:
     """The chunks of `generate()`, up to the last one. Closing the iterator closes the engine's.
 

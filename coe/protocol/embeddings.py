@@ -26,6 +26,7 @@ from coe.protocol.prompts import InputField
 from coe.protocol.requests import request_object
 from coe.protocol.texts import Name, Strict
 from coe.types import Answer, GenerateRequest
+from registry.priorities import RequestPriority
 from registry.spec import RESERVED_PREFIX, ExpertSpec
 from registry.spelling import listing
 from routers.base import Query
@@ -48,9 +49,10 @@ IGNORED: Final = frozenset({"cache_salt", "request_id", "user"})
 
 
 class EmbeddingExtension(Strict):
-    """The field `coe`. deadline_s: seconds until the request is given up."""
+    """The field `coe`. deadline_s: seconds until the request is given up. priority: which waiting requests go first."""
 
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    priority: RequestPriority | None = None
 
 
 class EmbeddingFields(Strict):
@@ -94,6 +96,7 @@ def parse_embedding(body: object) -> ParsedEmbedding:
         wants="embedding",
         stream=False,
         deadline_s=fields.coe.deadline_s if fields.coe else None,
+        priority=fields.coe.priority if fields.coe else None,
     )
     return ParsedEmbedding(
         fields.model,

@@ -46,6 +46,6 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     "metadata": "Entries that the response repeats.",
     "reasoning_effort": "How much the model reasons, where it can.",
     "chat_template_kwargs": "Variables for the expert's chat template.",
-    "coe": "The extension of this service: which experts may answer, cost weight, deadline.",
+    "coe": "The extension of this service: which experts may answer, cost weight, deadline, priority.",
 }
 """Field -> its meaning."""

@@ -17,6 +17,7 @@ from coe.protocol.messages import Turn
 from coe.protocol.prompts import PromptField
 from coe.protocol.texts import Count, Name, Seed, Strict, Text
 from coe.protocol.tools import Format, ToolChoice, ToolField
+from registry.priorities import RequestPriority
 
 Neutral = tuple[Any, ...]
 """Neutral values of a field: they request nothing."""
@@ -137,7 +138,8 @@ class Extension(Strict):
 
     experts: names that may answer; exclude: names that may not. cost_weight: quality (score in [0, 1]) given up per
     USD, overriding the policy. seed: breaks ties between experts at random. deadline_s: seconds until the request is
-    given up. answers: also return the answer of each called expert. session: what the client knows of the conversation.
+    given up. priority: which waiting requests go first. answers: also return the answer of each called expert. session:
+    what the client knows of the conversation.
     """
 
     experts: Annotated[list[Name], Field(min_length=1, fail_fast=True)] | None = None
@@ -145,6 +147,7 @@ class Extension(Strict):
     cost_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    priority: RequestPriority | None = None
     answers: bool | None = None
     session: Session | None = None
 

@@ -42,6 +42,7 @@ _HEADERS: Final = {
     "x-coe-confidence": "the probability that the decision is right",
     "x-coe-decision-id": "the id of the decision in the log",
     "x-coe-notes": "what the caller should know of how the answer came about",
+    "x-coe-degraded": "`true`: the service is overloaded, and called fewer or cheaper experts",
     "x-coe-warning": "fields of the request without effect",
 }
 _STREAMED: Final = (

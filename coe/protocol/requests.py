@@ -106,6 +106,7 @@ def _sampling(fields: f.GenerateFields, max_tokens: int | None) -> dict[str, Any
         "stop": tuple(fields.stop or ()),
         "seed": fields.seed,
         "deadline_s": fields.coe.deadline_s if fields.coe else None,
+        "priority": fields.coe.priority if fields.coe else None,
         "stream": bool(fields.stream),
         "sampling": _options(fields),
     }

@@ -219,6 +219,17 @@ async def test_a_deadline_ends_a_slow_answer_and_frees_its_place() -> None:
     assert await ask(make(model("fast")), "fast", request(deadline_s=5)) == "HELLO THERE"
 
 
+async def test_a_deadline_ends_the_wait_for_a_place() -> None:
+    host = make(model("slow"), engine=FakeEngine(token_delay_s=0.2, capacity=1))
+    first = asyncio.create_task(ask(host, "slow"))
+    while not host.answering:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    with pytest.raises(DeadlineExceeded, match="within 0.05 s"):
+        await ask(host, "slow", request(deadline_s=0.05))
+    assert host.busy == 1, "nothing of it waits any more"
+    assert await first == "HELLO THERE" and not host.busy
+
+
 async def test_an_engine_that_times_out_by_itself_does_not_pass_for_the_deadline() -> None:
     async def tired(_: float) -> None:
         raise TimeoutError("the engine's own")

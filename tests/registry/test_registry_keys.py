@@ -152,3 +152,18 @@ def test_patterns(name: str, patterns: tuple[str, ...] | None, found: bool) -> N
 def test_a_key_that_says_nonsense_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         KeySpec.model_validate(fields)
+
+
+def test_keys_of_the_format_before_priorities_have_normal_priority(path: Path) -> None:
+    url = f"sqlite:///{path}"
+    with Registry(url) as registry:
+        key, _ = registry.create_api_key(KeySpec(name="ada"), NOW)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "ALTER TABLE api_keys DROP COLUMN priority; UPDATE registry_state SET schema = 5; "
+            "UPDATE alembic_version SET version_num = '0005'"
+        )
+    with Registry(url) as registry:
+        assert registry.api_keys() == [key] and key.spec.priority == "normal"
+        registry.create_api_key(KeySpec(name="bob", priority="low"), NOW + 1)
+        assert [each.spec.priority for each in registry.api_keys()] == ["normal", "low"]

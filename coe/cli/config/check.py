@@ -160,9 +160,13 @@ def _missing_keys(document: Document, experts: Mapping[str, ExpertSpec]) -> Iter
     for index, entry in enumerate(document.value["experts"] if experts else ()):
         name = entry.get("name") if isinstance(entry, dict) else None
         spec = experts.get(name) if isinstance(name, str) else None
-        if spec is not None and spec.api_key_env and not os.environ.get(spec.api_key_env):
-            text = f"the environment variable {spec.api_key_env} is not set: {spec.name!r} cannot be called until it is"
-            yield document.problem(("experts", index, "api_key_env"), text)
+        named: list[tuple[Loc, str | None]] = [(("api_key_env",), spec.api_key_env)] if spec is not None else []
+        if spec is not None:
+            named += [(("endpoints", i, "key_env"), each.key_env) for i, each in enumerate(spec.endpoints)]
+        for at, variable in named:
+            if variable and not os.environ.get(variable):
+                text = f"the environment variable {variable} is not set: {name!r} cannot be called until it is"
+                yield document.problem(("experts", index, *at), text)
 
 
 def _check_names(document: Document, config: Config, snapshot: Snapshot, findings: Findings) -> None:

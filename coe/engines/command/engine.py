@@ -11,7 +11,7 @@ from typing import Final
 from coe.engines.base import Capabilities, Expert
 from coe.engines.command.expert import CommandExpert
 from coe.engines.command.measured import remember, remembered
-from coe.engines.remote.engine import RetrySettings
+from coe.engines.remote.attempts import RetrySettings
 from coe.errors import ConfigError
 from registry.spec import ExpertSpec
 

@@ -11,8 +11,10 @@ from typing import Final
 
 from coe.engines.base import Adapter
 from coe.engines.command.server import Server, started
+from coe.engines.remote.attempts import RetrySettings
 from coe.engines.remote.client import open_client
-from coe.engines.remote.engine import RemoteExpert, RetrySettings
+from coe.engines.remote.endpoints import EndpointPool
+from coe.engines.remote.engine import RemoteExpert
 from coe.engines.supervision.core import Core, EngineLost
 from coe.engines.supervision.watch import Watch
 from coe.errors import EngineError, HostLost
@@ -123,7 +125,8 @@ class CommandExpert:
     async def _start(self) -> Running:
         server = await started(self.spec, self._folder, self._environ, unless=lambda: self._closing)
         client = open_client(server.url, self._key, timeout_s=self._retry.timeout_s, connect_s=self._retry.connect_s)
-        return Running(server, RemoteExpert(self.spec, client, self.capacity, self._retry, secrets=self._secrets))
+        pool = EndpointPool.of_one(self.spec, client, self.capacity, self._secrets)
+        return Running(server, RemoteExpert(self.spec, pool, self._retry))
 
     async def _probe(self, running: Running) -> None:
         """Return when the server has answered a health check or sent a piece of an answer. Raises if it has ended."""

@@ -124,6 +124,12 @@ class EndpointAnswer:
         return Usage(prompt or _prompt_tokens(request), completion or min(likely, most), estimated=True)
 
     @property
+    def reported(self) -> tuple[int, int] | None:
+        """Tokens read and generated that the endpoint has counted so far; None if it has counted none."""
+        counts = [_count(self._usage.get(name)) or 0 for name in ("prompt_tokens", "completion_tokens")]
+        return (counts[0], counts[1]) if any(counts) else None
+
+    @property
     def _has_piece(self) -> bool:
         return bool(self._text.new or self._reasoning.new or self._calls.has_pieces or self._scores.has_entries)
 

@@ -21,7 +21,6 @@ from coe.engines.remote.redaction import for_clients, for_log, redacted
 from coe.errors import CoeError, Rejected, RemoteError
 from registry.spec import ExpertSpec
 
-_LONGEST_WAIT_S: Final = 60.0
 _LONGEST_STATED_S: Final = 3600.0
 _PASSING_STATUSES: Final = frozenset({408, 409, 425, 429})
 _REJECTED: Final = frozenset({400, 413, 422})
@@ -43,14 +42,6 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, openai.APIResponseValidationError):
         return False
     return isinstance(error, openai.APIError | StreamCut) or (isinstance(error, RemoteError) and error.retryable)
-
-
-def seconds_to_retry(error: Exception) -> bool | float:
-    """For stamina: whether to retry, or after how many seconds if the endpoint states it."""
-    if not is_transient(error):
-        return False
-    seconds = stated_wait_s(error)
-    return True if seconds is None else min(seconds, _LONGEST_WAIT_S)
 
 
 def stated_wait_s(error: BaseException) -> float | None:

@@ -189,6 +189,7 @@ class ExpertHost:
             "failed": self.failed,
             "unhealthy": host.unhealthy(),
             "weights": [each.document() for each in host.in_memory()],
+            "endpoints": host.endpoints(),
             "loads": dict(host.loads),
             "used_bytes": host.cache.used_bytes,
             "budget_bytes": host.cache.budget_bytes,

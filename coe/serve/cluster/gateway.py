@@ -62,7 +62,12 @@ class Gateway:
         if not logging.getLogger("coe").handlers:  # with JSON logs it has them, and passes these lines on
             log_to_serve((audit.name,))
         self._metrics = Metrics(
-            process, dropped=self._dropped, in_flight=self._in_flight, pages=self._pages, hosts=self._hosts.states
+            process,
+            dropped=self._dropped,
+            in_flight=self._in_flight,
+            brownout=self._browned,
+            pages=self._pages,
+            hosts=self._hosts.states,
         )
         self._catalog, self._tokenizers = EMPTY, Tokenizers()
         self._kept = LastGood()
@@ -78,6 +83,7 @@ class Gateway:
             changes=RegistryChanges(
                 config, lambda: self._catalog, self, self._hosts, warnings=lambda: self._service.warnings
             ),
+            wait_s=self._hosts.longest_wait_s,
             ledger=Ledger(lambda: open_accounts(settings, config.registry)),
             keyring=Keyring(StoredKeys(config.registry), required=settings.keys == "required"),
         )
@@ -168,6 +174,9 @@ class Gateway:
 
     def _in_flight(self) -> int:
         return self._service.in_flight
+
+    def _browned(self) -> bool:
+        return self._service.brownout.active
 
     def _dropped(self) -> int:
         return 0 if self._log is None else self._log.dropped

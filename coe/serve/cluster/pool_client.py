@@ -181,6 +181,15 @@ class PoolClient:
             seconds[expert] = min(known, default=0.0)
         return seconds
 
+    def longest_wait_s(self) -> float:
+        """The longest expected wait of a new call for any weights that are wanted, each at its best host."""
+        waits = [0.0]
+        for pool in self._handles:
+            hosts = self._board.hosts(pool)
+            wanted = {residency for host in hosts for residency in host.queue_s}
+            waits += [min(host.queue_s.get(residency, 0.0) for host in hosts) for residency in wanted]
+        return max(waits)
+
     def residence(self) -> dict[str, dict[str, Any]]:
         """Whether each expert is in memory on the hosts that serve it, at their latest reports (`residence_body`)."""
         reports = {name: self._board.weights(name) for name in self._handles}

@@ -193,6 +193,7 @@ def _inputs_document(inputs: DecisionInputs) -> dict[str, Any]:
         "why": inputs.why,
         "turns": turns_document(inputs.turns),
         "switch": switch_document(inputs.switch),
+        **({"degraded": inputs.degraded} if inputs.degraded else {}),
     }
 
 
@@ -245,11 +246,12 @@ def _inputs(document: Mapping[str, Any]) -> DecisionInputs:
         select=build_selector(document["select"] if "select" in document else {"kind": "top-k", "k": document["k"]}),
         load_s={name: float(seconds) for name, seconds in document["load_s"].items()},
         seed=None if document["seed"] is None else index(document["seed"]),
-        prompt_tokens=document.get("prompt_tokens", {}),  # these five are absent in lines of earlier builds
+        prompt_tokens=document.get("prompt_tokens", {}),  # these six are absent in lines of earlier builds
         fallback=document.get("fallback"),
         why=document.get("why", ""),
         turns=turns_from(document.get("turns", ())),
         switch=switch_from(document.get("switch")),
+        degraded=document.get("degraded", ""),
     )
 
 

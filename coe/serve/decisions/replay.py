@@ -144,6 +144,8 @@ class Rerouter:
             if isinstance(outcome, Routed):
                 assert outcome.inputs is not None  # a policy decided
                 now = replace(outcome.inputs, load_s=inputs.load_s)
+                if inputs.degraded:  # an overloaded service decided otherwise than the policy does
+                    now = replace(now, utility=inputs.utility, select=inputs.select)
                 rerouted.same_choice += entry.decision is not None and _choice(now) == entry.decision.experts
                 drifts = [rerouted.largest_drift, _drift(inputs.estimate, now.estimate)]
                 rerouted.largest_drift = max((drift for drift in drifts if drift is not None), default=None)

@@ -203,5 +203,5 @@ async def within_deadline(service: Service) -> AsyncIterator[None]:
 
 
 def _residency_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("pool", "id", "responds", "budget_bytes", "used_bytes", "unhealthy", "weights")
+    kept = ("pool", "id", "responds", "budget_bytes", "used_bytes", "unhealthy", "weights", "endpoints")
     return {name: state[name] for name in kept if name in state}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from coe.protocol.parsed import Parsed
 from coe.routing import Routed
 from coe.serve.http.call import Call
-from coe.types import DEFAULT_MAX_TOKENS, Answer
+from coe.types import DEFAULT_MAX_TOKENS, Answer, Failure
 from registry.usage import Amounts
 from routers.constraints import estimate_tokens
 
@@ -30,13 +30,26 @@ def expected(call: Call, parsed: Parsed, decisions: Sequence[Routed]) -> Amounts
 
 
 def spent(call: Call, reserved: Amounts) -> Amounts:
-    """What a request has used, by the usage of all its expert calls.
+    """What a request has used, by the usage of all its expert calls, also of failed ones if their endpoints counted it.
 
     Where a client left, or an error ended an answer that had text, its usage is not known: at least what was reserved.
     """
     answers = [outcome for reply in call.replies for outcome in reply.done.values() if isinstance(outcome, Answer)]
     tokens = float(sum(each.usage.prompt_tokens + each.usage.completion_tokens for each in answers))
     usd = sum(each.cost_usd or 0.0 for each in answers)
+    for expert, read, written in _failed(call):
+        price = call.orchestrator.snapshot.experts[expert].price
+        tokens += read + written
+        usd += 0.0 if price is None else price.cost_usd(read, written)
     if any(reply.answer is None and reply.expert is not None for reply in call.replies):
         tokens, usd = max(tokens, reserved.get("tokens", 0.0)), max(usd, reserved.get("usd", 0.0))
     return {"tokens": tokens, "usd": usd}
+
+
+def _failed(call: Call) -> Iterator[tuple[str, int, int]]:
+    """Experts that failed, each with the tokens that its endpoints counted (`CoeError.used_tokens`)."""
+    for reply in call.replies:
+        for outcome in reply.done.values():
+            used = getattr(outcome.error, "used_tokens", None) if isinstance(outcome, Failure) else None
+            if used is not None:
+                yield outcome.expert, *used

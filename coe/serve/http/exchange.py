@@ -161,7 +161,8 @@ def disclosed(call: Call) -> dict[str, str]:
 
     `x-coe-truncated: true`: the router read only the beginning of a prompt; absent if it read all of it.
     `x-coe-notes`: failed experts and truncated inputs; for a stream, those known before its first text. Of several
-    prompts: the experts of all, and the lowest confidence.
+    prompts: the experts of all, and the lowest confidence. `x-coe-degraded: true`: the policy gave something up, since
+    the service is overloaded.
     """
     headers = {"x-coe-decision-id": call.id}
     if call.decisions:
@@ -171,6 +172,8 @@ def disclosed(call: Call) -> dict[str, str]:
         headers["x-coe-confidence"] = f"{min(decision.confidence for decision in decisions):.4f}"
         if any(decision.truncated for decision in decisions):
             headers["x-coe-truncated"] = "true"
+        if any(routed.notes for routed in call.decisions):
+            headers["x-coe-degraded"] = "true"
     if experts := call.experts:
         headers["x-coe-expert"] = experts[0] if len(experts) == 1 else header_text(", ".join(experts))
     if notes := call.notes:

@@ -27,7 +27,7 @@ MOST_HEADER_BYTES: Final = 64 * 1024
 """Most bytes of URL and headers together."""
 MOST_NAME: Final = 255
 """Most characters of a host name (DNS) with its port."""
-DISCLOSED: Final = ("router", "expert", "confidence", "decision-id", "notes", "truncated", "warning")
+DISCLOSED: Final = ("router", "expert", "confidence", "decision-id", "notes", "truncated", "degraded", "warning")
 """Headers `x-coe-...` that a page of an allowed origin may read."""
 
 

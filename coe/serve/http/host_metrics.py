@@ -8,6 +8,8 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from coe.serve.http.endpoint_metrics import EndpointFamilies
+
 _HOST = ("pool", "host")
 
 
@@ -19,6 +21,7 @@ def host_families(states: Sequence[Mapping[str, Any]]) -> list[Metric]:
     used = GaugeMetricFamily("coe_host_used_bytes", "Bytes of weights in memory.", labels=_HOST)
     busy = GaugeMetricFamily("coe_host_requests", "Requests at work or waiting on the host.", labels=_HOST)
     loads = CounterMetricFamily("coe_host_loads", "Loads of weights since the host started.", labels=(*_HOST, "expert"))
+    endpoints = EndpointFamilies(_HOST)
     for state in states:
         pool = str(state.get("pool", ""))
         responds = state.get("responds", True)
@@ -31,6 +34,7 @@ def host_families(states: Sequence[Mapping[str, Any]]) -> list[Metric]:
         busy.add_metric(host, float(state["busy"]))
         for expert, n in state["loads"].items():
             loads.add_metric((*host, expert), float(n))
+        endpoints.add(host, state.get("endpoints", ()))
         weights.update((str(each["name"]), str(each["state"])) for each in state["weights"])
     return [
         _counted("coe_hosts", "Expert hosts, by whether they respond.", ("pool", "responds"), count),
@@ -39,6 +43,7 @@ def host_families(states: Sequence[Mapping[str, Any]]) -> list[Metric]:
         busy,
         loads,
         _counted("coe_weights", "Hosts that have the weights, by state.", ("expert", "state"), weights),
+        *endpoints.families,
     ]
 
 

@@ -21,6 +21,7 @@ from coe.policy import Policy, address
 from coe.serve.http.refusals import KeyNotAllowed, KeysUnavailable, Unauthorized
 from registry.errors import RegistryError
 from registry.keys import ApiKey, matches, read_key
+from registry.priorities import NORMAL, RequestPriority, level_of
 from registry.snapshot import expert_of
 from registry.storage import coe_home
 from registry.store import Registry, Snapshot
@@ -77,6 +78,22 @@ class Access:
             return policies
         patterns = self.key.spec.policies
         return {name: policy for name, policy in policies.items() if matches(name, patterns)}
+
+    def priority(self, stated: RequestPriority | None) -> RequestPriority:
+        """The priority of a request: the stated one, else that of its key.
+
+        Raises:
+            KeyNotAllowed: it is higher than that of the key.
+        """
+        if self.key is None:
+            return stated or NORMAL
+        highest = self.key.spec.priority
+        if stated is not None and level_of(stated) > level_of(highest):
+            raise KeyNotAllowed(
+                f'coe.priority: "{stated}" is more than the key {self.id} may ask for, which is "{highest}": leave the '
+                "field out, or use another key"
+            )
+        return stated or highest
 
     def check(self, model: str, orchestrator: Orchestrator) -> None:
         """Check that it may ask the policy or the expert that `model` names.

@@ -52,7 +52,8 @@ class Metrics:
 
     Args:
         process: value of the label `gateway`; unique among processes on all machines.
-        dropped: number of decisions the log has lost; in_flight: number of requests in progress.
+        dropped: number of decisions the log has lost; in_flight: number of requests in progress; brownout:
+            whether policies are degraded now.
         pages: `Metrics.page` of every gateway; None if this process is the only one.
         hosts: states of the expert hosts, for the gateway that renders the page; None: there are none.
     """
@@ -63,6 +64,7 @@ class Metrics:
         *,
         dropped: Callable[[], int] = int,
         in_flight: Callable[[], int] = int,
+        brownout: Callable[[], bool] = bool,
         pages: Pages | None = None,
         hosts: Hosts | None = None,
     ) -> None:
@@ -89,6 +91,12 @@ class Metrics:
         self._fallbacks = Counter(
             "coe_fallbacks_total", "Answers by an expert other than the chosen one.", ("policy",), registry=registry
         )
+        self._degraded = Counter(
+            "coe_degraded_total",
+            "Decisions for which an overloaded service gave something up.",
+            ("policy",),
+            registry=registry,
+        )
         self._confidence = self._share("coe_decision_confidence", "Probability that the decision is right.")
         self._ood = self._share(
             "coe_decision_out_of_distribution", "How unlike the training data the prompt is, 0 to 1."
@@ -108,6 +116,9 @@ class Metrics:
         self._load_s = self._seconds("coe_load_seconds", "Waiting for weights to load; 0 if resident.", "expert")
         self._engine_s = self._seconds("coe_engine_seconds", "Generating.", "expert")
         Gauge("coe_in_flight", "Requests in progress.", registry=registry).set_function(in_flight)
+        Gauge("coe_brownout", "1 while policies are degraded.", registry=registry).set_function(
+            lambda: float(brownout())
+        )
         registry.register(_Dropped(dropped))
 
     def observe(self, finished: Finished) -> None:
@@ -121,6 +132,8 @@ class Metrics:
                 _observe(self._confidence, policy, routed.decision.confidence)
             if routed.inputs is not None and routed.inputs.estimate.ood is not None:
                 _observe(self._ood, policy, float(routed.inputs.estimate.ood[0]))
+            if routed.notes:
+                self._degraded.labels(policy).inc()
             if routed.decision.abstained:
                 self._abstained.labels(policy).inc()
             if expert and any(call.partition("#")[0] == FALLBACK for call in finished.done):

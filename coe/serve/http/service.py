@@ -24,6 +24,7 @@ from coe.protocol.parsed import Parsed
 from coe.routing import Routed
 from coe.serve.http import access_log
 from coe.serve.http.amounts import expected, spent
+from coe.serve.http.brownout import Brownout
 from coe.serve.http.call import CANCELLED, Call
 from coe.serve.http.changes import Drains, ExpertChanges
 from coe.serve.http.choices import interleaved
@@ -35,6 +36,7 @@ from coe.serve.http.micro_batch import MicroBatch
 from coe.serve.http.refusals import Full
 from coe.serve.http.request_spans import origin_of
 from coe.serve.http.request_spans import routing as spanned_routing
+from coe.serve.http.retry_after import RetryAfter
 from coe.serve.http.uploads import Uploads
 from coe.telemetry.json_logs import writes_json
 from coe.telemetry.origin import Handled, bind
@@ -42,8 +44,6 @@ from coe.types import Chunk
 from registry.usage import Amounts
 from routers.errors import NoEligibleExpert
 
-RECENT = 0.1
-"""Weight of the latest request in the running mean of seconds per request."""
 GRACE_S = 60.0
 """Seconds after the deadline of a request for which its reservation holds."""
 HEALTH_S = 5.0
@@ -100,6 +100,7 @@ class Service:
         health: returns the state of every expert host; None if experts run in this process.
         weights: those of the hosts, for `/v1/models` and admin calls; None: nothing is known of them.
         changes: of the experts, for admin calls; None: they cannot be changed here.
+        wait_s: the longest predicted wait of a new request for any expert.
         keyring: the API keys; None: there are none. ledger: their limits; None: there are none.
         clock: monotonic seconds; wall: seconds since the epoch.
     """
@@ -116,6 +117,7 @@ class Service:
         changes: ExpertChanges | None = None,
         keyring: Keyring | None = None,
         ledger: Ledger | None = None,
+        wait_s: Callable[[], float] = float,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -132,7 +134,8 @@ class Service:
         self.warnings: tuple[str, ...] = ()
         self._log, self._health, self._clock, self._wall = log, health, clock, wall
         self._batch = MicroBatch()
-        self._mean_s = 0.0
+        self._retry = RetryAfter(settings.max_in_flight)
+        self.brownout = Brownout(settings.brownout, wait_s=wait_s, clock=clock)
 
     def update(self, orchestrator: Orchestrator) -> None:
         """Use another orchestrator for new requests; requests in progress keep theirs."""
@@ -181,6 +184,7 @@ class Service:
         finally:
             del self._calls[call.id]
             self.in_flight -= call.admitted
+            self._look()
             if call.held is not None and self._ledger is not None:
                 self._ledger.settle(call.held, spent(call, call.held.amounts))
             for finished in call.finished():
@@ -210,7 +214,7 @@ class Service:
 
         Raises:
             InvalidRequest: it has more answers than may ever be in flight.
-            Overloaded: too many are in flight; with the expected time until one ends.
+            Overloaded: too many are in flight; with the time after which a place is expected (`RetryAfter`).
         """
         most = self.settings.max_in_flight
         if places > most:
@@ -221,7 +225,7 @@ class Service:
         if self.in_flight + places > most:
             raise Full(
                 f"{self.in_flight} requests are in flight already, of {most} (serve.max_in_flight); try again later",
-                self._mean_s / most,
+                self._retry.seconds(places, self._clock(), self.brownout.longest_wait_s),
             )
         call.admitted = places
         self.in_flight += places
@@ -238,6 +242,7 @@ class Service:
         def known(value: object) -> Parsed:
             call.parsed = parse(value)
             call.access.check(call.parsed.model, call.orchestrator)
+            call.access.priority(call.parsed.request.priority)
             call.queries(call.parsed, first=True)  # names take time too: there may be thousands
             return call.parsed
 
@@ -255,7 +260,9 @@ class Service:
         self._shorten(call, parsed.request.deadline_s)
         queries = call.queries(parsed)
         long = len(queries) > 1 or call.orchestrator.may_count(queries[0])
-        routing = [self._batch.route(call.orchestrator, query, parsed.model, long=long) for query in queries]
+        self._look()
+        orchestrator = self.brownout.applied(call.orchestrator)
+        routing = [self._batch.route(orchestrator, query, parsed.model, long=long) for query in queries]
         with spanned_routing(call):
             try:
                 call.decisions = [await routing[0]] if len(routing) == 1 else await asyncio.gather(*routing)
@@ -282,10 +289,11 @@ class Service:
         decisions = await self.route(call, parsed)
         await self.reserve(call, expected(call, parsed, decisions))
         left_s = max(call.deadline_s - call.elapsed_s, 1e-3)
-        origin = origin_of(call)
+        origin, priority = origin_of(call), call.access.priority(parsed.request.priority)
         call.replies = [
             call.orchestrator.reply(
-                replace(request, deadline_s=left_s, id=call.id_of(i), origin=origin), decisions[prompt]
+                replace(request, deadline_s=left_s, id=call.id_of(i), origin=origin, priority=priority),
+                decisions[prompt],
             )
             for i, (prompt, request) in enumerate(parsed.runs)
         ]
@@ -325,9 +333,12 @@ class Service:
         call.deadline_s = deadline_s
         call.ends.reschedule(asyncio.get_running_loop().time() + max(deadline_s - call.elapsed_s, 0.0))
 
+    def _look(self) -> None:
+        self.brownout.look(self.in_flight / self.settings.max_in_flight)
+
     def _tell(self, finished: Finished) -> None:
         if finished.answer is not None:
-            self._mean_s += RECENT * (finished.total_s - self._mean_s)
+            self._retry.ended(finished.total_s)
         with _only_logged("the decision log"):
             if self._log is not None:
                 self._log.write(finished)
@@ -360,7 +371,12 @@ def _only_logged(what: str) -> Iterator[None]:
 
 
 def _for_anyone(host: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state of a host without the errors of loads, which name files; `/admin/residency` has them."""
-    if not any(each.get("reason") for each in host.get("weights", ())):
-        return host
-    return {**host, "weights": [{**each, "reason": None} for each in host["weights"]]}
+    """The state of a host without the errors of loads, which name files, and without the URLs and errors of endpoints;
+    `/admin/residency` has them."""
+    shown = dict(host)
+    if any(each.get("reason") for each in host.get("weights", ())):
+        shown["weights"] = [{**each, "reason": None} for each in host["weights"]]
+    if host.get("endpoints"):
+        hidden = ("url", "last_error")
+        shown["endpoints"] = [{k: v for k, v in each.items() if k not in hidden} for each in host["endpoints"]]
+    return shown

@@ -126,15 +126,20 @@ def test_a_file_that_is_wrong_as_a_whole(
     assert words in document["problems"][places(document).index(place)]["message"]
 
 
-def test_notes_do_not_make_it_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("several", [False, True])
+def test_notes_do_not_make_it_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool) -> None:
     monkeypatch.delenv("SOME_KEY", raising=False)
-    remote = "{name: r, kind: remote, source: 'https://x.test/v1', context_length: 9, api_key_env: SOME_KEY}"
+    remote = (
+        "{name: r, kind: remote, endpoints: [{url: 'https://x.test/v1', key_env: SOME_KEY}], context_length: 9}"
+        if several
+        else "{name: r, kind: remote, source: 'https://x.test/v1', context_length: 9, api_key_env: SOME_KEY}"
+    )
     experts = f"experts:\n  - {remote}\n  - {{name: far, kind: model, source: 'hf://org/absent'}}\n"
     document = check(write(tmp_path, "experts: [experts.yaml]\n", experts))
     assert document["valid"]
     assert places(document, "notes") == [
         ("experts.yaml", None, None),
-        ("experts.yaml", 2, "experts[0].api_key_env"),
+        ("experts.yaml", 2, "experts[0].endpoints[0].key_env" if several else "experts[0].api_key_env"),
         ("coe.yaml", 1, None),
     ]
     downloads, key, policy = (note["message"] for note in document["notes"])

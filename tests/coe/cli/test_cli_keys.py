@@ -43,7 +43,20 @@ def test_the_key_alone_is_on_stdout_and_works(url: str) -> None:
 def test_what_it_may_be_used_for_is_stored_and_listed(url: str) -> None:
     with Registry(url) as registry:
         registry.add(ExpertSpec(name="sql", kind=Kind.MODEL, source="fake://echo"))
-    options = ("--expert", "sql", "--expert", "law-*", "--policy", "default", "--admin", "--metrics", "--days", "30")
+    options = (
+        "--priority",
+        "high",
+        "--expert",
+        "sql",
+        "--expert",
+        "law-*",
+        "--policy",
+        "default",
+        "--admin",
+        "--metrics",
+        "--days",
+        "30",
+    )
     made = run("create", "team", *options, "--registry", url, "--json", "-")
     document = json.loads(made.stdout)
     assert "no registered expert is law-* yet" in made.stderr
@@ -51,6 +64,7 @@ def test_what_it_may_be_used_for_is_stored_and_listed(url: str) -> None:
     assert listed == [{name: value for name, value in document.items() if name != "key"} | {"used": []}]
     assert read_key(document["key"])[0] == document["id"]  # type: ignore[index]
     assert document["experts"] == ["sql", "law-*"] and document["policies"] == ["default"]
+    assert document["priority"] == "high"
     assert document["admin"] and document["metrics"] and document["state"] == "active"
     assert document["expires_at"] == pytest.approx(time.time() + 30 * 86_400, abs=60)
 

@@ -84,6 +84,23 @@ def test_ps_lists_the_weights_of_each_host(endpoint: Endpoint) -> None:
     assert json.loads(run("ps", "--url", endpoint.url, "--json", "-").stdout)["hosts"][0] == host
 
 
+def test_ps_lists_the_endpoints_of_remote_experts(endpoint: Endpoint) -> None:
+    counts = {"in_flight": 2, "answered": 7, "failed": 5}
+    state = {
+        "expert": "big",
+        "endpoint": 1,
+        "url": "https://b.example/v1",
+        "state": "open",
+        "opens_in_s": 4.2,
+        **counts,
+    }
+    endpoint.answer = 200, {"hosts": [{"pool": "hosts", "endpoints": [state]}]}
+    shown = run("ps", "--url", endpoint.url).stdout
+    [line] = [line.split("│")[1:-1] for line in shown.splitlines() if line.startswith("│")]
+    cells = ["hosts 1", "big", "https://b.example/v1", "open", "4", "2", "7", "5"]
+    assert [cell.strip() for cell in line] == cells
+
+
 def test_load_and_unload_name_the_experts_in_the_query_and_send_the_key(endpoint: Endpoint) -> None:
     endpoint.answer = 200, {"hosts": [{"pool": "hosts", "loaded": ["base"]}]}
     done = run("load", "org/a", "b", "--url", endpoint.url, "--api-key-env", "KEY")

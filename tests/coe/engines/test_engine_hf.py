@@ -20,8 +20,10 @@ from coe.engines.hf import decoding
 from coe.engines.hf.engine import HFEngine
 from coe.engines.hf.expert import HFExpert
 from coe.engines.hf.lora.adapters import AdapterSlots
-from coe.errors import ContextLengthExceeded, EngineError, InvalidRequest, OutOfMemory, WeightsError
+from coe.errors import ContextLengthExceeded, DeadlineExceeded, EngineError, InvalidRequest, OutOfMemory, WeightsError
+from coe.host import Host
 from coe.types import GenerateRequest, Usage
+from registry.store import Snapshot
 from routers.base import Message
 
 QUESTIONS = [f"{word} the answer" * n for n, word in enumerate(("paris", "of", "the end", "is", "a"), start=1)]
@@ -286,6 +288,30 @@ async def test_a_cancelled_task_leaves_nothing_running(engine: HFEngine, tiny: P
         await task
     await asyncio.wait_for(engine.unload(expert), timeout=60)
     assert not any(t.name == "hf:tiny" for t in threading.enumerate())
+
+
+async def test_a_deadline_ends_the_row_and_frees_its_place(engine: HFEngine, tiny: Path) -> None:
+    """The batch has one row: only if the late answer stops is the next one generated."""
+    one = HFEngine("cpu", "float32", max_batch=1)
+    snapshot = Snapshot(1, {"tiny": model_spec(tiny, size_bytes=2**20)})
+    host = Host(snapshot, {"hf": one}, budget_bytes=2**30, locate=lambda spec: tiny, kind_of=lambda spec: "hf")
+    await host.load("tiny")
+    worker = host.cache.peek("tiny")._worker  # type: ignore[union-attr]
+    answered = 0
+    for _ in range(20):
+        try:
+            async for _ in host.ask("tiny", ask(max_tokens=480, deadline_s=0.02)):
+                answered += 1
+        except DeadlineExceeded:
+            break
+    else:
+        pytest.fail("480 tokens are generated within 20 ms")
+    assert not host.in_flight
+    async with asyncio.timeout(60):
+        while worker.batch:  # the row leaves at its next token  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert [chunk async for chunk in host.ask("tiny", ask(max_tokens=2))][-1].finish_reason
+    await host.aclose()
 
 
 async def test_unloading_waits_for_answers_then_frees_the_weights(engine: HFEngine, tiny: Path) -> None:

@@ -20,11 +20,14 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from coe.engines.base import Adapter
 from coe.engines.fake import FakeEngine
+from coe.engines.remote.attempts import Attempts
 from coe.engines.remote.engine import RemoteEngine, RemoteExpert
-from coe.engines.remote.errors import is_transient, seconds_to_retry, translated
-from coe.errors import CoeError, ConfigError, EngineError, InvalidRequest, RemoteError
+from coe.engines.remote.errors import is_transient, stated_wait_s, translated
+from coe.errors import CoeError, ConfigError, DeadlineExceeded, EngineError, InvalidRequest, RemoteError
+from coe.host import Host
 from coe.types import Chunk, GenerateRequest, Usage
 from registry.spec import ExpertSpec, Kind
+from registry.store import Snapshot
 from routers.base import Message
 
 HELLO = GenerateRequest(messages=(Message("system", "Be brief."), Message("user", "Hello")), max_tokens=9)
@@ -291,6 +294,19 @@ async def test_cancelling_the_task_closes_the_http_stream(endpoint: Endpoint, en
     await engine.unload(expert)
 
 
+async def test_a_deadline_closes_the_http_stream_and_frees_the_place(endpoint: Endpoint, engine: RemoteEngine) -> None:
+    endpoint.disconnected.clear()
+    spec = endpoint.spec("endless", context_length=1000)
+    host = Host(Snapshot(1, {"far": spec}), {"remote": engine}, budget_bytes=0, locate=lambda spec: Path())
+    with pytest.raises(DeadlineExceeded, match="did not finish within 0.5 s"):
+        async for _ in host.ask("far", replace(HELLO, deadline_s=0.5)):
+            pass
+    assert await asyncio.to_thread(endpoint.disconnected.wait, 10)
+    [state] = host.endpoints()
+    assert not host.in_flight and (state["in_flight"], state["failed"]) == (0, 0)
+    await host.aclose()
+
+
 async def test_adapters_and_unloaded_experts_are_refused(endpoint: Endpoint, engine: RemoteEngine) -> None:
     expert = await engine.load(endpoint.spec("good"), Path())
     adapter = Adapter(ExpertSpec(name="sql", kind=Kind.ADAPTER, source="adapters/sql", base="far"), Path())
@@ -351,15 +367,17 @@ PASSING = {
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
-async def test_every_exception_of_the_client_is_translated(kind: type[Exception], engine: RemoteEngine) -> None:
+async def test_every_exception_of_the_client_is_translated(
+    kind: type[Exception], engine: RemoteEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = ExpertSpec(name="far", kind=Kind.REMOTE, source="https://example.org/v1")
     expert = await engine.load(spec, Path())
     error = example(kind)
 
-    async def fail(request: GenerateRequest) -> Any:
+    async def fail(self: Attempts, place: Any) -> Any:
         raise error
 
-    expert._first_piece = fail  # type: ignore[method-assign]
+    monkeypatch.setattr(Attempts, "_open", fail)
     engine_error = translated(error, spec)
     assert engine_error.retryable == (kind.__name__ in PASSING)
     assert "'far' (https://example.org/v1)" in str(engine_error)
@@ -382,9 +400,9 @@ def test_an_exhausted_account_is_not_retried() -> None:
 
 @pytest.mark.parametrize(
     ("header", "wait"),
-    [("2", 2.0), ("9999", 60.0), ("-1", 0.0), ("nan", True), ("Wed, 21 Oct 2026", True), (None, True)],
+    [("2", 2.0), ("9999", 3600.0), ("-1", 0.0), ("nan", None), ("Wed, 21 Oct 2026", None), (None, None)],
 )
-def test_the_endpoint_says_when_to_try_again(header: str | None, wait: bool | float) -> None:
+def test_the_endpoint_says_when_to_try_again(header: str | None, wait: float | None) -> None:
     error = example(openai.RateLimitError)
     error.response = Response(headers={"retry-after": header} if header else None)  # type: ignore[attr-defined]
-    assert seconds_to_retry(error) is wait or seconds_to_retry(error) == wait
+    assert stated_wait_s(error) == wait

@@ -114,7 +114,7 @@ async def test_a_long_wait_is_left_to_the_caller_and_a_short_one_is_not() -> Non
 
 
 async def test_a_batch_waits_as_long_as_the_endpoint_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coe.engines.remote.engine._SHORT_WAIT_S", -1.0)  # every wait is a long one
+    monkeypatch.setattr("coe.engines.remote.attempts._SHORT_WAIT_S", -1.0)  # every wait is a long one
     tries = 0
 
     async def later(send: Send) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ STATES: list[dict[str, Any]] = [
         "busy": 3,
         "loads": {"law": 2, "sql": 1},
         "weights": [{"name": "law", "state": "resident"}, {"name": "sql", "state": "loading"}],
+        "endpoints": [
+            {"expert": "big", "endpoint": 0, "url": "https://a.example/v1", "state": "closed", "in_flight": 2}
+            | {"answered": 7, "failed": 0, "opened": 0},
+            {"expert": "big", "endpoint": 1, "url": "https://b.example/v1", "state": "open", "in_flight": 0}
+            | {"answered": 1, "failed": 5, "opened": 1},
+        ],
     },
     {
         "pool": "large",
@@ -76,6 +83,17 @@ async def test_hosts_are_on_the_page_of_the_gateway_that_is_asked() -> None:
     ]
 
 
+async def test_endpoints_of_remote_experts_are_shown_by_position_and_never_by_url() -> None:
+    read = await rendered(hosts=hosts)
+    first, second = ({"pool": "large", "host": "m-1", "expert": "big", "endpoint": each} for each in "01")
+    assert read["coe_remote_endpoint_state"] == [(first | {"state": "closed"}, 1), (second | {"state": "open"}, 1)]
+    assert read["coe_remote_endpoint_in_flight"] == [(first, 2), (second, 0)]
+    assert (second | {"outcome": "failed"}, 5) in read["coe_remote_endpoint_requests_total"]
+    assert (second, 1) in read["coe_remote_endpoint_opened_total"]
+    page, _ = await Metrics("g", hosts=hosts).render()
+    assert b"a.example" not in page
+
+
 async def test_hosts_that_do_not_respond_leave_the_rest_of_the_page() -> None:
     async def gone() -> list[dict[str, Any]]:
         raise EngineError("no expert host responds")
@@ -99,7 +117,7 @@ async def test_the_dashboard_asks_for_metrics_and_labels_that_are_exported() -> 
 
     metrics = Metrics("g", hosts=hosts)
     estimate = Estimate(("good",), np.array([[0.9]]), cost_usd=np.array([[0.1]]), ood=np.array([0.2]))
-    seen = inputs(estimate=estimate, allowed=frozenset({"good"}))
+    seen = replace(inputs(estimate=estimate, allowed=frozenset({"good"})), degraded="overloaded")
     unsure = routed(made_from=seen)
     metrics.observe(
         finished(routed=unsure, expert="other", done={"fallback": answer("other")}, first_parts={"gateway": 0.1})

@@ -174,6 +174,45 @@ async def test_a_key_whose_experts_are_gone_is_told_so_and_sees_no_other(url: st
         assert code(refused) == (403, "key_not_allowed") and "echo" not in refused.text
 
 
+async def test_the_priority_of_a_key_is_the_default_and_the_highest_of_its_requests(url: str) -> None:
+    keys = {level: create(url, level, priority=level) for level in ("low", "normal", "high")}
+    async with gateway(keyring=Keyring(StoredKeys(url))) as there:
+        asked = there.service.orchestrator._ask
+        seen: list[Any] = []
+
+        def ask(expert: str, request: Any) -> Any:
+            seen.append(request.priority)
+            return asked(expert, request)
+
+        there.service.orchestrator._ask = ask
+        for text in keys.values():
+            assert (await post(there, bearer(text))).status_code == 200
+        assert seen == ["low", "normal", "high"]
+        assert (await post(there, bearer(keys["high"]), coe={"priority": "low"})).status_code == 200
+        refused = await post(there, bearer(keys["normal"]), coe={"priority": "high"})
+        assert code(refused) == (403, "key_not_allowed") and 'which is "normal"' in refused.json()["error"]["message"]
+        embedding = {"model": "echo", "input": "hi", "coe": {"priority": "high"}}
+        assert code(await there.http.post("/v1/embeddings", json=embedding, headers=bearer(keys["low"])))[0] == 403
+        wrong = await post(there, bearer(keys["high"]), coe={"priority": "urgent"})
+        assert code(wrong)[0] == 400 and "'low', 'normal' or 'high'" in wrong.json()["error"]["message"]
+        assert seen[3:] == ["low"] and there.service.in_flight == 0
+
+
+async def test_without_keys_a_request_states_its_priority() -> None:
+    async with gateway() as there:
+        asked = there.service.orchestrator._ask
+        seen: list[Any] = []
+
+        def ask(expert: str, request: Any) -> Any:
+            seen.append(request.priority)
+            return asked(expert, request)
+
+        there.service.orchestrator._ask = ask
+        assert (await post(there, {}, coe={"priority": "high"})).status_code == 200
+        assert (await post(there, {})).status_code == 200
+        assert seen == ["high", "normal"]
+
+
 async def test_a_revoked_key_stops_within_two_seconds_on_every_gateway(url: str) -> None:
     text = create(url)
     async with gateway(keyring=Keyring(StoredKeys(url))) as one, gateway(keyring=Keyring(StoredKeys(url))) as two:

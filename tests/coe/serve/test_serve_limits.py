@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -11,16 +12,20 @@ from typing import Any
 
 import pytest
 import servers
-from api_server import Gateway, gateway
+from api_server import EXPERTS, Gateway, gateway
+from raw_endpoint import DONE, answering, event, raw_endpoint
 
 from coe.cli import serve as serve_command
 from coe.config import ServeConfig
+from coe.engines.remote.engine import RemoteEngine
 from coe.serve.http import ledger as ledger_module
 from coe.serve.http.keyring import Keyring, StoredKeys
 from coe.serve.http.ledger import Ledger, open_accounts
 from coe.serve.http.refusals import KeysUnavailable, LimitReached
+from registry.endpoints import RemoteEndpoint
 from registry.errors import StoreError
 from registry.keys import ApiKey, KeySpec, Limit
+from registry.spec import ExpertSpec, Kind
 from registry.store import Registry
 from registry.usage import Reserve, Settle, Spent
 from registry.usage_redis import RedisUsage
@@ -135,6 +140,31 @@ async def test_a_request_that_fails_before_any_text_costs_no_tokens(url: str) ->
         assert (await post(there, ada, model="broken")).status_code == 500
         assert (await post(there, ada, max_tokens=900)).status_code == 200  # nothing is reserved any more
     assert used(url, key)[1] == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tokens_that_failed_attempts_used_are_charged_once(url: str, stream: bool) -> None:
+    """The endpoint counts 7 and 5 tokens, and fails before any text; another endpoint answers 3 and 1."""
+    failing = answering(counted(7, 5) + 'data: {"error": {"message": "crashed", "code": 500}}\n\n')
+    well = answering(event("Hi", "stop") + counted(3, 1) + DONE)
+    key, ada = create(url, ("tokens", "month", 100_000))
+    async with raw_endpoint(failing) as a, raw_endpoint(well) as b:
+        places = [RemoteEndpoint(url=f"http://127.0.0.1:{each.port}/v1") for each in (a, b)]
+        kind = {"kind": Kind.REMOTE, "context_length": 1000}
+        both = ExpertSpec(name="both", endpoints=places, **kind)  # type: ignore[arg-type]
+        alone = ExpertSpec(name="alone", endpoints=places[:1], **kind)  # type: ignore[arg-type]
+        async with keyed(url, experts=(*EXPERTS, both, alone), engines={"remote": RemoteEngine(retries=0)}) as there:
+            answered = await post(there, ada, model="both", stream=stream)
+            assert answered.status_code == 200 and ("12 tokens" in answered.headers.get("x-coe-notes", "")) != stream
+            await charged(url, key, [16])
+            assert (await post(there, ada, model="alone", stream=stream)).status_code == 502
+            await charged(url, key, [28])
+            assert (len(a.requests), len(b.requests)) == (2, 1)
+
+
+def counted(prompt: int, completion: int) -> str:
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion}
+    return f"data: {json.dumps({'choices': [], 'usage': counts})}\n\n"
 
 
 async def test_three_gateways_and_64_clients_never_pass_a_limit_by_more_than_one_request(url: str) -> None:

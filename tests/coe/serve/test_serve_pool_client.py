@@ -277,6 +277,14 @@ async def test_of_several_groups_the_one_with_the_best_host_is_asked() -> None:
     assert await system.states() == [{"method": "state"}] * 2
 
 
+async def test_the_longest_wait_is_that_of_the_expert_whose_best_host_has_the_longest_queue() -> None:
+    board = Board()
+    system = hosts(board, big=Handle())
+    assert system.longest_wait_s() == 0.0
+    board.publish("big", [HostStatus("a", queue_s={"solo": 9.0, "base": 3.0}), HostStatus("b", queue_s={"base": 2.0})])
+    assert system.longest_wait_s() == 2.0, "b has no queue for `solo`"
+
+
 async def test_before_any_host_status_the_first_pool_is_called() -> None:
     first, second = Handle(Chunk("x", "stop", Usage(1, 1))), Handle()
     assert await ask(hosts(big=first, other=second), "solo", WHOLE) == "x"

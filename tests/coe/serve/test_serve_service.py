@@ -18,6 +18,7 @@ from coe.policy import Policy
 from coe.protocol.errors import retry_after_s
 from coe.protocol.parsed import Parsed
 from coe.protocol.requests import parse_chat
+from coe.serve.http import retry_after
 from coe.serve.http import service as module
 from coe.serve.http.call import Call
 from coe.serve.http.refusals import Full
@@ -108,7 +109,7 @@ async def test_a_requests_own_deadline_counts_but_never_beyond_the_services() ->
 
 
 async def test_places_are_counted_and_given_back_and_the_wait_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RECENT", 1.0)
+    monkeypatch.setattr(retry_after, "RECENT", 1.0)
     service, ask = make(Clock())
     ask.word_s = 4.5
     async with service.call("/a") as a, service.call("/b") as b:
