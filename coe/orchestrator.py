@@ -44,7 +44,7 @@ from coe.tokens import TokenCounter, Tokenizers
 from coe.types import Answer, Chunk, Failure, GenerateRequest
 from registry.errors import UnknownExpert
 from registry.store import Snapshot
-from routers.base import Message, Query, RoutingDecision
+from routers.base import Query, RoutingDecision
 from routers.errors import RouterError
 
 AskExpert = Callable[[str, GenerateRequest], AsyncGenerator[Chunk, None]]
@@ -162,8 +162,9 @@ class Orchestrator:
         return [*route(queries, policy, self.snapshot, load_s, self._counter)]
 
     def may_count(self, query: Query) -> bool:
-        """Whether routing may count the tokens of this query, so that it should not run on an event loop."""
-        return self._counter.may_count(query)
+        """Whether routing may count tokens of this query, or read many texts, so that it should not run on an event
+        loop."""
+        return (query.embeds and len(query.messages) > 1) or self._counter.may_count(query)
 
     def answer(self, request: GenerateRequest, *, model: str = AUTO, query: Query | None = None) -> Reply:
         """Route one request now; iterate `chunks` of the reply for the answer.
@@ -317,9 +318,8 @@ def _end(reply: Reply, answer: Answer) -> Answer:
 
 def query_of(request: GenerateRequest) -> Query:
     """What a router sees of a request: the conversation, tools, the limit of the answer, the capabilities it needs."""
-    messages = request.messages or (Message("user", request.prompt or ""),)
     return Query(
-        messages,
+        request.read,
         tools=request.offered,
         format=request.format,
         max_tokens=request.max_tokens,

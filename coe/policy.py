@@ -41,6 +41,11 @@ class Policy:
     least_cost_weight: float = 0.0
     degraded: str = ""
 
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The experts that its router chooses among; empty for a router of another package that does not say."""
+        return tuple(getattr(self.router, "experts", ()))
+
 
 @dataclass(slots=True)
 class Always:
@@ -48,6 +53,11 @@ class Always:
 
     expert: str
     requires: frozenset[str] = frozenset()
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """That one."""
+        return (self.expert,)
 
     def estimate(self, queries: Sequence[Query]) -> Estimate:
         """The same expert for each of the n queries."""

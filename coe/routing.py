@@ -22,8 +22,8 @@ from coe.switching import switches
 from coe.tokens import TokenCounter
 from registry.spec import ExpertSpec
 from registry.store import Snapshot
-from routers.base import Estimate, Query, RoutingDecision
-from routers.constraints import CONTEXT_LENGTH, EMBEDDING, TOKEN_PROMPTS, Eligible, check, no_eligible
+from routers.base import EMBEDDING, Estimate, Query, RoutingDecision
+from routers.constraints import CONTEXT_LENGTH, TOKEN_PROMPTS, Eligible, check, no_eligible
 from routers.conversation import Weighed, read
 from routers.decision import Switch, Utility, decide
 from routers.errors import NoEligibleExpert, RouterError
@@ -155,11 +155,17 @@ def _readable_alone(
     """Like `route`, with an error in place of each query of token ids: no router can read them."""
     rows = [i for i, query in enumerate(queries) if not _unreadable(query, policy)]
     routed = dict(zip(rows, route([queries[i] for i in rows], policy, snapshot, load_s, counter), strict=True))
-    refused = InvalidRequest(
-        "prompt: token ids are of one expert's tokenizer, and a router cannot read them: name the expert as `model`, "
+    return [routed[i] if i in routed else _ids_refused(query) for i, query in enumerate(queries)]
+
+
+def _ids_refused(query: Query) -> InvalidRequest:
+    where = "input" if query.embeds else "prompt"
+    error = InvalidRequest(
+        f"{where}: token ids are of one expert's tokenizer, and a router cannot read them: name the expert as `model`, "
         "or send text"
     )
-    return [routed.get(i, refused) for i in range(len(queries))]
+    error.param = where if query.embeds else None  # the caller adds which prompt
+    return error
 
 
 def _decided(

@@ -25,7 +25,7 @@ from registry.spec import ExpertSpec, Kind
 from registry.store import Snapshot
 from routers.base import Query
 from routers.constraints import LEAST_ROOM, Count, context_length
-from routers.tokens import TokenRange, most_tokens
+from routers.tokens import TokenRange, longest_input, most_tokens
 
 MOST_LOADED: Final = 4
 """Tokenizers kept in memory; one of 262,000 tokens takes 320 MB, one of 49,000 takes 40 MB."""
@@ -134,13 +134,14 @@ class TokenCounter:
 
     def may_count(self, query: Query) -> bool:
         """Whether the constraints may have to count this query, which can take a second. Costs microseconds."""
-        answer = query.max_tokens or 0
+        query, answer = longest_input(query), query.max_tokens or 0
         shortest = next((length for length in self._lengths if length > answer), None)
         return shortest is not None and most_tokens(query) + (answer or min(LEAST_ROOM, shortest // 4)) > shortest
 
     def of(self, query: Query) -> Count:
         """Expert -> tokens of the query; each tokenizer reads it once."""
         known: dict[Path, TokenRange | None] = {}
+        query = longest_input(query)
 
         def count(expert: str) -> TokenRange | None:
             spec = self._weights(self._experts[expert])

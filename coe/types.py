@@ -11,9 +11,8 @@ from coe.errors import ContextLengthExceeded, InvalidRequest
 from coe.sampling import NO_OPTIONS, SamplingOptions
 from coe.telemetry.origin import Origin
 from registry.priorities import RequestPriority
-from routers.base import Message, ToolCall
+from routers.base import EMBEDDING, Message, ToolCall
 from routers.constraints import (
-    EMBEDDING,
     JSON_SCHEMA,
     LOGPROBS,
     PROMPT_LOGPROBS,
@@ -168,6 +167,12 @@ class GenerateRequest:
         return () if self.tool_choice == "none" else self.tools
 
     @property
+    def read(self) -> tuple[Message, ...]:
+        """The messages that a router reads: a raw prompt is one of the user, and so is each text to embed."""
+        texts = [each for each in self.inputs if isinstance(each, str)]
+        return self.messages or tuple(Message("user", text) for text in texts or [self.prompt or ""])
+
+    @property
     def needs(self) -> frozenset[str]:
         """The capabilities that an expert or its engine must have for this request (`routers.constraints`)."""
         return frozenset(self._needs())
@@ -185,7 +190,7 @@ class GenerateRequest:
             yield LOGPROBS
         if self.prompt_logprobs is not None:
             yield PROMPT_LOGPROBS
-        if self.prompt_ids:
+        if self.prompt_ids or (self.inputs and not isinstance(self.inputs[0], str)):
             yield TOKEN_PROMPTS
         if self.sampling is not NO_OPTIONS and self.sampling != NO_OPTIONS:
             yield SAMPLING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Final, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ Floats = NDArray[np.floating[Any]]
 Words = tuple[str, ...]
 GENERAL = "general"
 """Label of a query that fits no category: it goes to the generalist."""
+EMBEDDING: Final = "embedding"
+"""What a query needs whose texts are embedded, and the capability of the experts that do it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,11 @@ class Query:
     def text(self) -> str:
         """The last user message; empty if there is none."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+
+    @property
+    def embeds(self) -> bool:
+        """Whether vectors are wanted: each user message is then an input of its own, not a turn of a conversation."""
+        return EMBEDDING in self.needs
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,13 @@ from typing import Final
 
 from registry.spec import ExpertSpec, Kind
 from registry.spelling import listing
-from routers.base import Query
+from routers.base import EMBEDDING, Query
 from routers.errors import NoEligibleExpert
-from routers.tokens import TokenRange, estimate_range, most_tokens
+from routers.tokens import TokenRange, estimate_range, longest_input, most_tokens
 
 CHAT, TOOLS, JSON, VISION = "chat", "tools", "json", "vision"
 JSON_SCHEMA, LOGPROBS, PROMPT_LOGPROBS = "json_schema", "logprobs", "prompt_logprobs"
 TOKEN_PROMPTS, SAMPLING = "token_prompts", "sampling"
-EMBEDDING = "embedding"
 DRAINED = "drained"
 CONTEXT_LENGTH = "context length"
 """Names of constraints."""
@@ -43,7 +42,8 @@ _UNKNOWN_ENGINE = frozenset({TOOLS, VISION})
 """What an engine that is not installed here is assumed to do, of what depends on the engine. (`json` does not: experts
 are trained to answer in JSON.)"""
 LEAST_ROOM = 64
-"""Tokens that an answer needs if the request states no `max_tokens`: an expert with less room is doubtful."""
+"""Tokens that an answer needs if the request states no `max_tokens`: an expert with less room is doubtful. A vector
+needs none."""
 _MOST_NAMED = 10
 """Experts that an error names, and reasons that it states."""
 
@@ -163,6 +163,8 @@ def estimate_tokens(query: Query) -> int:
 class _Room:
     """Whether a prompt and its answer fit a context. Figures are computed once, and only if needed.
 
+    Of texts to embed the longest one is read: a model reads each by itself.
+
     Attributes:
         enough: a context of this length surely has room.
     """
@@ -170,13 +172,14 @@ class _Room:
     def __init__(self, query: Query, answer_tokens: int, count: Count | None) -> None:
         self.counted: dict[str, int] = {}
         self.unsure: set[str] = set()
-        self._query, self._answer, self._count = query, answer_tokens, count
-        self.enough = most_tokens(query) + (answer_tokens or LEAST_ROOM)
+        self._query, self._answer, self._count = longest_input(query), answer_tokens, count
+        self._least = 0 if query.embeds else LEAST_ROOM
+        self.enough = most_tokens(self._query) + (answer_tokens or self._least)
         self._estimate: TokenRange | None = None
 
     def check(self, expert: str, length: int) -> tuple[str | None, str | None]:
         """Why the expert cannot take the query, or else why it probably cannot."""
-        wanted = self._answer or min(LEAST_ROOM, length // 4)
+        wanted = self._answer or min(self._least, length // 4)
         if self._answer >= length:
             return f"{CONTEXT_LENGTH}: {self._answer} tokens for the answer do not fit its {length}", None
         if self._estimated.high + wanted <= length:
@@ -209,7 +212,7 @@ def _failed(
     if spec.name in drained:
         return f"{DRAINED}: {drained[spec.name] or 'it takes no new requests now'}"
     able = spec.capabilities
-    if EMBEDDING in query.needs:
+    if query.embeds:
         return None if EMBEDDING in able else f"modality: it cannot return an {EMBEDDING}"
     if CHAT not in able or spec.kind is Kind.EMBEDDING:
         return f"modality: it cannot {CHAT}"

@@ -10,6 +10,7 @@ KINDS: dict[str, str] = {
     "cluster": "routers.kinds.cluster:ClusterRouter",
     "factor": "routers.kinds.factor:FactorRouter",
     "contrastive": "routers.kinds.contrastive.router:ContrastiveRouter",
+    "pilot": "routers.kinds.pilot:PilotRouter",
     "guarded": "routers.kinds.guarded:GuardedRouter",
     "quality": "routers.kinds.quality.router:QualityRouter",
     "skill": "routers.kinds.skill.router:SkillRouter",
@@ -19,5 +20,5 @@ KINDS: dict[str, str] = {
     "best-single": "routers.kinds.baselines:BestSingleRouter",
 }
 """kind -> `module:Class`, imported only when it is used."""
-UPDATABLE: Final = ("knn", "cluster", "category")
+UPDATABLE: Final = ("knn", "cluster", "category", "pilot")
 """The kinds that keep their training rows, so that `routers.update` can change them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final, Self
 
@@ -77,6 +77,13 @@ def estimate_range(query: Query) -> TokenRange:
         tools = TokenRange.of_text("".join(_tools(query)))
         found += TokenRange(0, tools.likely, tools.high)
     return found.framed(query)
+
+
+def longest_input(query: Query) -> Query:
+    """The query with the longest of the texts that it embeds, which is read alone; others as they are."""
+    if not query.embeds or len(query.messages) < 2:
+        return query
+    return replace(query, messages=(max(query.messages, key=lambda message: len(message.content)),))
 
 
 def most_tokens(query: Query) -> int:

@@ -3,8 +3,8 @@
 A router that can be updated keeps its training rows (`TrainingRows`, and embeddings or clusters). Each function returns
 a new router and leaves the old one unchanged, so that a serving router can be replaced at once.
 
-An updated `knn` or `category` router equals one fitted on all rows with the same embeddings. A `cluster` router keeps
-its centres; one fitted from scratch would find others.
+An updated `knn`, `category` or `pilot` router equals one fitted on all rows with the same embeddings. A `cluster`
+router keeps its centres; one fitted from scratch would find others.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from routers.errors import InvalidOutcomes, InvalidSettings, RouterError
 from routers.factory import TrainableRouter
+from routers.kind_list import UPDATABLE
 from routers.outcomes.table import OutcomeTable
 from routers.outcomes.training_rows import TrainingRows
 
@@ -60,7 +61,7 @@ def updatable(router: TrainableRouter) -> Updatable:
     if not isinstance(router, Updatable):
         raise RouterError(
             f"a {router.kind} router keeps no training rows, so it cannot be updated: train it again. "
-            "Routers of kind knn, cluster and category can be updated"
+            f"Routers of kind {', '.join(UPDATABLE)} can be updated"
         )
     return router
 

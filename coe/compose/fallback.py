@@ -41,7 +41,7 @@ class WithFallback:
             return Final(replace(outcome, notes=(*notes, *outcome.notes, *emptiness(outcome))))
         if isinstance(outcome, Failure):
             raise give_up(decision, done)
-        return ExpertCalls((ExpertCall(FALLBACK, self.expert, request),), last=True, notes=notes)
+        return ExpertCalls((ExpertCall(FALLBACK, self.expert, request, request.wants),), last=True, notes=notes)
 
     def _in_time(self, step: ExpertCalls | Final) -> ExpertCalls | Final:
         """The step, with time left for the fallback, unless it calls nothing else."""

@@ -20,7 +20,9 @@ class FallbackOnly:
         [expert] = decision.experts
         outcome = done.get(FALLBACK)
         if outcome is None:
-            return ExpertCalls((ExpertCall(FALLBACK, expert, request),), last=True, notes=(decision.reason,))
+            return ExpertCalls(
+                (ExpertCall(FALLBACK, expert, request, request.wants),), last=True, notes=(decision.reason,)
+            )
         if isinstance(outcome, Failure):
             raise give_up(decision, done)
         return Final(replace(outcome, notes=(decision.reason, *outcome.notes, *emptiness(outcome))))

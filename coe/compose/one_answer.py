@@ -13,11 +13,11 @@ from coe.compose.fallback_only import FallbackOnly
 from coe.compose.ruled_out import Without
 from coe.compose.single import Single
 from coe.types import GenerateRequest
-from routers.base import RoutingDecision
+from routers.base import EMBEDDING, RoutingDecision
 from routers.constraints import LOGPROBS, PROMPT_LOGPROBS, TOKEN_PROMPTS, TOOLS
 
-NEEDS_ONE: Final = frozenset({TOOLS, LOGPROBS, PROMPT_LOGPROBS, TOKEN_PROMPTS})
-"""Needs whose results cannot be voted on or combined: tool calls, and tokens of one tokenizer."""
+NEEDS_ONE: Final = frozenset({TOOLS, LOGPROBS, PROMPT_LOGPROBS, TOKEN_PROMPTS, EMBEDDING})
+"""Needs whose results cannot be voted on or combined: tool calls, tokens of one tokenizer, and vectors of one model."""
 
 
 def as_one_answer(composition: Composition, needs: Collection[str]) -> Composition:

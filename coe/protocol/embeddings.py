@@ -1,13 +1,13 @@
 """`/v1/embeddings`: OpenAI's request, and its response.
 
-An embedding is returned by the expert that `model` names: vectors of different models cannot be compared, so nothing is
-routed and nothing falls back.
+One expert embeds all inputs of a request, since vectors of different models cannot be compared: the one that `model`
+names, or the one that a policy chooses for all of them together. The response's `model` names it.
 """
 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final, Literal
@@ -17,7 +17,7 @@ from pydantic_core import to_json
 
 from coe.engines.embedding import Vectors
 from coe.errors import InvalidRequest
-from coe.policy import AUTO
+from coe.policy import AUTO, Policy
 from coe.protocol.errors import FieldProblem, InvalidFields
 from coe.protocol.fields import Neutral
 from coe.protocol.parsed import Parsed
@@ -29,8 +29,7 @@ from coe.types import Answer, GenerateRequest
 from registry.priorities import RequestPriority
 from registry.spec import RESERVED_PREFIX, ExpertSpec
 from registry.spelling import listing
-from routers.base import Query
-from routers.constraints import EMBEDDING
+from routers.base import EMBEDDING, Query
 
 MOST_DIMENSIONS: Final = 65_536
 """Most `dimensions`."""
@@ -49,8 +48,11 @@ IGNORED: Final = frozenset({"cache_salt", "request_id", "user"})
 
 
 class EmbeddingExtension(Strict):
-    """The field `coe`. deadline_s: seconds until the request is given up. priority: which waiting requests go first."""
+    """The field `coe`. experts: names that may embed; exclude: names that may not. deadline_s: seconds until the
+    request is given up. priority: which waiting requests go first."""
 
+    experts: Annotated[list[Name], Field(min_length=1, fail_fast=True)] | None = None
+    exclude: Annotated[list[Name], Field(fail_fast=True)] | None = None
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     priority: RequestPriority | None = None
 
@@ -90,35 +92,70 @@ def parse_embedding(body: object) -> ParsedEmbedding:
         raise invalid([*found, *problems]) from None
     if problems:
         raise invalid(problems)
+    own = fields.coe or EmbeddingExtension()
     request = GenerateRequest(
         prompt="",
         inputs=fields.input,
         wants="embedding",
         stream=False,
-        deadline_s=fields.coe.deadline_s if fields.coe else None,
-        priority=fields.coe.priority if fields.coe else None,
+        deadline_s=own.deadline_s,
+        priority=own.priority,
     )
+    allowed = None if own.experts is None else frozenset(own.experts)
     return ParsedEmbedding(
         fields.model,
         request,
-        Query.of("", raw=True, needs=request.needs),
+        Query(request.read, raw=True, needs=request.needs, allowed=allowed),
         ignored=tuple(sorted(name for name in IGNORED & whole.keys() if whole[name] is not None)),
+        exclude=frozenset(own.exclude or ()),
         base64=fields.encoding_format == "base64",
         dimensions=fields.dimensions,
     )
 
 
-def check_embeds(model: str, experts: Mapping[str, ExpertSpec]) -> None:
-    """Raises InvalidFields if `model` is a policy, or an expert that returns no embeddings. Names those that do."""
-    is_policy = model == AUTO or model.startswith(RESERVED_PREFIX)
-    if model not in experts and not is_policy:
-        return  # it does not exist, which routing reports
-    if not is_policy and EMBEDDING in experts[model].capabilities:
-        return
+def embedding_model(model: str, policies: Mapping[str, Policy], experts: Mapping[str, ExpertSpec]) -> str:
+    """An expert, or a policy as `coe/<name>`: `auto` is the one policy that chooses among embedding models.
+
+    Args:
+        policies, experts: those that the caller may use.
+
+    Raises:
+        InvalidFields: it returns no embeddings, or `auto` is none or several policies; names what can be named instead.
+    """
+    able = {name: None for name, spec in experts.items() if EMBEDDING in spec.capabilities}  # in order
+    if model == AUTO:
+        found = [name for name, policy in policies.items() if _only_embeds(policy, experts, able)]
+        if len(found) == 1:
+            return RESERVED_PREFIX + found[0]
+        many = "several policies choose" if found else "no policy chooses only"
+        raise _no_vectors(f"{model!r} is routed, and {many} among embedding models", found, able)
+    if model.startswith(RESERVED_PREFIX):
+        policy = policies.get(model.removeprefix(RESERVED_PREFIX))
+        if policy is None or not policy.experts or any(name in able for name in policy.experts):
+            return model  # what does not exist is reported by routing
+        usable = [name for name, policy in policies.items() if any(name in able for name in policy.experts)]
+        raise _no_vectors(f"{model!r} chooses among experts that return no embeddings", usable, able)
+    if model in experts and model not in able:
+        raise _no_vectors(f"{model!r} returns no embeddings", [], able)
+    return model
+
+
+def embeds_only(model: str, policies: Mapping[str, Policy], experts: Mapping[str, ExpertSpec]) -> bool:
+    """Whether an expert or `coe/<policy>` returns vectors and no text. Arguments as for `embedding_model`."""
     able = [name for name, spec in experts.items() if EMBEDDING in spec.capabilities]
-    why = "is routed, and embeddings are not" if is_policy else "returns no embeddings"
-    instead = f"name one of {listing(able)}" if able else "no expert of kind 'embedding' is registered"
-    raise InvalidFields(FieldProblem("model", "unsupported_value", f"{model!r} {why}: {instead}"))
+    policy = policies.get(model.removeprefix(RESERVED_PREFIX)) if model.startswith(RESERVED_PREFIX) else None
+    return model in able if policy is None else _only_embeds(policy, experts, able)
+
+
+def _only_embeds(policy: Policy, experts: Mapping[str, ExpertSpec], able: Collection[str]) -> bool:
+    known = [name for name in policy.experts if name in experts]
+    return bool(known) and all(name in able for name in known)
+
+
+def _no_vectors(why: str, policies: Collection[str], experts: Collection[str]) -> InvalidFields:
+    names = [*(RESERVED_PREFIX + name for name in policies), *experts]
+    instead = f"name one of {listing(names)}" if names else "no expert of kind 'embedding' is registered"
+    return InvalidFields(FieldProblem("model", "unsupported_value", f"{why}: {instead}"))
 
 
 def check_size(vectors: Vectors) -> None:

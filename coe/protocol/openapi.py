@@ -125,7 +125,7 @@ def _paths() -> dict[str, Any]:
         "/v1/embeddings": {
             "post": {
                 "operationId": "createEmbedding",
-                "summary": "Vectors of texts, by the expert that `model` names",
+                "summary": "Vectors of texts, all by the expert that `model` names or that a policy chooses",
                 "requestBody": _body(_ref("EmbeddingRequest")),
                 "responses": {"200": _json("The vectors", _ref("Embeddings")), **_errors()},
             }
@@ -133,10 +133,8 @@ def _paths() -> dict[str, Any]:
         "/v1/route": {
             "post": {
                 "operationId": "route",
-                "summary": "The routing decision for a chat, a completion or a response; no expert is called",
-                "requestBody": _body(
-                    {"anyOf": [_ref(f"{each}Request") for each in ("Chat", "Completion", "Response")]}
-                ),
+                "summary": "The routing decision for a chat, completion, embedding or response; no expert is called",
+                "requestBody": _body({"anyOf": [_ref(name) for name in _BODIES]}),
                 "responses": {"200": _json("The decision and its inputs", _ref("Route")), **_errors()},
             }
         },
@@ -297,7 +295,9 @@ def _request_schemas() -> dict[str, Any]:
         for field, text in DESCRIPTIONS.items():
             if field in schemas[name]["properties"] and field not in only:
                 schemas[name]["properties"][field] |= {"description": text}
-    schemas["EmbeddingRequest"]["properties"]["model"] |= {"description": "The name of an expert of kind `embedding`."}
+    schemas["EmbeddingRequest"]["properties"]["model"] |= {
+        "description": "An expert of kind `embedding`, `coe/<policy>`, or `auto`: the one policy of such experts."
+    }
     schemas["ResponseRequest"]["properties"]["input"] |= {
         "description": "A text of the user, or the items of the conversation, oldest first: all of them, since nothing "
         "is stored."

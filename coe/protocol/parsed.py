@@ -10,7 +10,7 @@ from heapq import nsmallest
 from coe.protocol.errors import MOST_COUNTED, FieldProblem, InvalidFields
 from coe.protocol.problems import invalid, unknown_expert
 from coe.types import GenerateRequest
-from routers.base import Message, Query
+from routers.base import Query
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +100,8 @@ class Parsed:
         first = self.query_among(experts, others=others)
         if not self.others:
             return [first]
-        conversations = map(conversation_of, self.requests)
-        return [
-            replace(first, id=f"prompt[{i}]", messages=conversation) for i, conversation in enumerate(conversations)
-        ]
+        return [replace(first, id=f"prompt[{i}]", messages=one.read) for i, one in enumerate(self.requests)]
 
 
 def _shifted(seed: int, i: int) -> int:
     return (seed + i + 2**63) % 2**64 - 2**63
-
-
-def conversation_of(request: GenerateRequest) -> tuple[Message, ...]:
-    """The messages that a router reads: a raw prompt is one of the user."""
-    return request.messages or (Message("user", request.prompt or ""),)

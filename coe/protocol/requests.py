@@ -21,7 +21,7 @@ from coe.protocol import fields as f
 from coe.protocol.consistency import chat_problems, completion_problems, weight_problems
 from coe.protocol.errors import MOST_COUNTED, FieldProblem, InvalidFields
 from coe.protocol.messages import Turn
-from coe.protocol.parsed import Parsed, conversation_of
+from coe.protocol.parsed import Parsed
 from coe.protocol.problems import Found, invalid, problem, refused, shown, wrong
 from coe.protocol.prompts import Prompt
 from coe.protocol.tools import NamedChoice
@@ -156,7 +156,7 @@ def _parsed(fields: f.GenerateFields, requests: Sequence[GenerateRequest], ignor
     own = fields.coe or f.Extension()
     request = requests[0]
     query = Query(
-        conversation_of(request),
+        request.read,
         tools=request.offered,
         format=request.format,
         needs=request.needs,

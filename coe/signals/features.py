@@ -155,6 +155,11 @@ class Filled:
     signals: Signals
     requires: frozenset[str] = frozenset()
 
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Those of the router."""
+        return tuple(getattr(self.router, "experts", ()))
+
     def estimate(self, queries: Sequence[Query]) -> Estimate:
         """The router's estimate of the n queries, with the features that it requires."""
         return self.router.estimate(self.signals.fill(queries, self.router.requires))

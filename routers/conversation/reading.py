@@ -59,20 +59,33 @@ def read(router: Router, queries: Sequence[Query], reads: Reads = "conversation"
     of_turns = router.estimate(asked)
     readings = []
     start = 0
-    for turns in found:
+    for query, turns in zip(queries, found, strict=True):
         rows = slice(start, start := start + len(turns))
-        readings.append(_reading(turns, rows, None if of_turns.ood is None else of_turns.ood[rows]))
+        if query.embeds:
+            readings.append(_side_by_side(turns, rows))
+        else:
+            readings.append(_reading(turns, rows, None if of_turns.ood is None else of_turns.ood[rows]))
     if len(asked) == len(queries):
         return Read(of_turns, of_turns, tuple(readings))
-    return Read(mix(of_turns, [reading.prefixes[-1] for reading in readings]), of_turns, tuple(readings))
+    mixtures = [reading.prefixes[-1] for reading in readings]
+    leading = [
+        _of_majority(of_turns, rows) if query.embeds else rows.start + int(weights.argmax())
+        for query, (rows, weights) in zip(queries, mixtures, strict=True)
+    ]
+    return Read(mix(of_turns, mixtures, leading), of_turns, tuple(readings))
 
 
-def mix(of_turns: Estimate, mixtures: Sequence[Mixture]) -> Estimate:
-    """One row for each mixture. Numbers are weighted means; what is no number is that of the turn that weighs most.
+def mix(of_turns: Estimate, mixtures: Sequence[Mixture], leading: Sequence[int] | None = None) -> Estimate:
+    """One row for each mixture. Numbers are weighted means; what is no number is that of the turn that leads.
 
     The confidence of a mixture counts the turns that would choose the same expert.
+
+    Args:
+        leading: the row of `of_turns` that leads each mixture; by default that of the largest weight.
     """
-    most = np.array([rows.start + int(weights.argmax()) for rows, weights in mixtures], dtype=np.intp)
+    if leading is None:
+        leading = [rows.start + int(weights.argmax()) for rows, weights in mixtures]
+    most = np.array(leading, dtype=np.intp)
     quality = _mean(of_turns.quality, mixtures)
     eligible = None if of_turns.eligible is None else of_turns.eligible[most]
     return Estimate(
@@ -112,6 +125,19 @@ def _reading(turns: Sequence[Turn], rows: slice, ood: Floats | None) -> Reading:
     return Reading(tuple(weighed), tuple(mixtures))
 
 
+def _side_by_side(turns: Sequence[Turn], rows: slice) -> Reading:
+    """Texts to embed: the mean of the estimates of all. No turn precedes another one, so there is one prefix."""
+    weights = np.full(len(turns), 1.0 / len(turns))
+    return Reading(tuple(Weighed(turn.message, 1.0 / len(turns), 1.0) for turn in turns), ((rows, weights),))
+
+
+def _of_majority(of_turns: Estimate, rows: slice) -> int:
+    """The first of these rows whose expert is that of most of them: of texts to embed, none weighs more."""
+    eligible = None if of_turns.eligible is None else of_turns.eligible[rows]
+    chosen = _choices(of_turns.quality[rows], eligible)
+    return int(rows.start + (chosen == np.bincount(chosen).argmax()).argmax())
+
+
 def _mean(values: Floats, mixtures: Sequence[Mixture]) -> Floats:
     """Weighted means of rows. A single row stays as it is, bit for bit."""
     return np.stack([values[rows.start] if len(weights) == 1 else weights @ values[rows] for rows, weights in mixtures])
@@ -146,4 +172,8 @@ def _reasons(reasons: tuple[str, ...], mixtures: Sequence[Mixture], most: NDArra
 
 
 def _truncated(truncated: NDArray[np.bool_], mixtures: Sequence[Mixture]) -> NDArray[np.bool_]:
-    return np.array([bool((truncated[rows] & (weights >= SEEN)).any()) for rows, weights in mixtures], dtype=bool)
+    """Whether a turn of some weight is truncated; where all weigh little, as many texts to embed do, any of them."""
+    return np.array(
+        [bool((truncated[rows] & (weights >= min(SEEN, weights.max()))).any()) for rows, weights in mixtures],
+        dtype=bool,
+    )

@@ -7,6 +7,9 @@ stand alone, the estimate of a conversation is
 
 where E_t is the router's estimate of turn t alone. So a turn weighs (1 - p_t) times the p of all later turns: weights
 decay with age, and sum to 1. A conversation of one user turn is E_1, bit for bit.
+
+Texts to embed (`Query.embeds`) are no conversation: they are read one by one and weigh the same, since one expert
+embeds them all.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ MOST_MESSAGES: Final = 64
 """Most user messages among which these are looked for."""
 MOST_CHARACTERS: Final = 16_000
 """Most characters that are read of a turn, from its beginning, where there are several."""
+MOST_INPUTS: Final = 32
+"""Most texts to embed that are read, evenly spaced among all: an encoder takes milliseconds for each."""
 WORDS_SCALE: Final = 1.5
 """Factor of the words' log-odds. This and the next two were chosen by `benchmarks/conversations.py tune`."""
 OOD_SCALE: Final = 16.0
@@ -70,6 +75,8 @@ def turns_of(query: Query, reads: Reads = "conversation") -> list[Turn]:
     at = [i for i, message in enumerate(query.messages) if message.role == "user"]
     if not at:
         return [Turn(0, "")]
+    if query.embeds:
+        return _inputs(query, at)
     last = query.messages[at[-1]].content
     if query.raw or query.features or reads == "last":
         return [Turn(at[-1], last)]
@@ -79,6 +86,15 @@ def turns_of(query: Query, reads: Reads = "conversation") -> list[Turn]:
     words = user_words([query.messages[i].content for i in at])
     found = [Turn(i, text[:MOST_CHARACTERS]) for i, text in zip(at, words, strict=True) if text.strip()]
     return found[-MOST_TURNS:] or [Turn(at[-1], last)]
+
+
+def _inputs(query: Query, at: Sequence[int]) -> list[Turn]:
+    """Texts to embed, at the given messages."""
+    if len(at) == 1:
+        return [Turn(at[0], query.messages[at[0]].content)]
+    n = min(len(at), MOST_INPUTS)
+    rows = [at[i * len(at) // n] for i in range(n)]
+    return [Turn(i, query.messages[i].content[:MOST_CHARACTERS]) for i in rows]
 
 
 def dependence(texts: Sequence[str], ood: NDArray[np.floating] | None = None) -> list[float]:

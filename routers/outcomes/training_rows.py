@@ -1,4 +1,4 @@
-"""TrainingRows: the part of a training table that an updatable router keeps (knn, cluster, category).
+"""TrainingRows: the part of a training table that an updatable router keeps (knn, cluster, category, pilot).
 
 With stored embeddings, a router learns new rows and experts without encoding its training prompts again.
 """

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from registry.spec import ExpertSpec, Kind
-from routers.base import Message, Query
+from routers.base import EMBEDDING, Message, Query
 from routers.constraints import check, context_length, estimate_tokens, prune
 from routers.errors import NoEligibleExpert
 from routers.tokens import TokenRange
@@ -118,6 +118,27 @@ def test_tools_and_json_ask_for_experts_that_have_them():
     as_json = Query.of("hi", format="json")
     assert check(as_json, SPECS).experts == {"able"}
     assert check(as_json, SPECS).removed["long"] == "json: it does not promise JSON"
+
+
+def test_texts_to_embed_suit_embedding_models_with_room_for_the_longest_one():
+    embeds = {"kind": Kind.EMBEDDING, "capabilities": frozenset({EMBEDDING})}
+    models = {
+        "tiny": spec("tiny", context_length=32, **embeds),
+        "wide": spec("wide", context_length=8192, **embeds),
+        "chats": spec("chats", context_length=8192),
+    }
+
+    def found(*texts, **options):
+        query = Query(tuple(Message("user", text) for text in texts), raw=True, needs=frozenset({EMBEDDING}))
+        return check(query, models, **options)
+
+    many = found(*["four words are here"] * 2000)
+    assert many.experts == {"tiny", "wide"} and not many.doubtful  # each is read by itself, and needs no answer
+    assert many.removed == {"chats": "modality: it cannot return an embedding"}
+    assert not found("word " * 28).doubtful
+    one_long = found("short", "word " * 500, "short")
+    assert "tokens do not fit its 32" in one_long.doubtful["tiny"] and one_long.among(models) == {"wide"}
+    assert found("short", "word " * 500, count=counted(500)).experts == {"wide"}
 
 
 def test_only_allowed_experts_may_answer():

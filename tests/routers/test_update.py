@@ -21,7 +21,7 @@ from routers.update import add_expert, add_rows, remove_expert, updatable
 WHOLE = planted_table(160)
 OLD, NEW = WHOLE.select(np.arange(120)), WHOLE.select(np.arange(120, 160))
 QUERIES = [*planted_table(40, seed=1).queries(), *(Query.of(text) for text in OOD)]
-SETTINGS = {"knn": {"k": 9}, "cluster": {"n_clusters": 6}, "category": {}}
+SETTINGS = {"knn": {"k": 9}, "cluster": {"n_clusters": 6}, "category": {}, "pilot": {}}
 KINDS = list(SETTINGS)
 
 
@@ -63,7 +63,7 @@ def test_only_new_prompts_are_encoded(kind):
     assert encoder.asked == []
 
 
-@pytest.mark.parametrize("kind", ["knn", "category"])
+@pytest.mark.parametrize("kind", ["knn", "category", "pilot"])
 def test_added_rows_give_the_router_of_all_rows(kind):
     assert_same(add_rows(trained(kind, OLD), NEW), trained(kind, WHOLE))
 

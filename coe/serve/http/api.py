@@ -32,7 +32,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coe.protocol.answers import ChatAnswer, TextAnswer
-from coe.protocol.embeddings import ParsedEmbedding, check_embeds, parse_embedding
+from coe.protocol.embeddings import ParsedEmbedding
 from coe.protocol.errors import INVALID, body_of
 from coe.protocol.openapi import openapi_document
 from coe.protocol.parsed import Parsed
@@ -40,10 +40,10 @@ from coe.protocol.requests import parse_chat, parse_completion
 from coe.protocol.response_request import parse_response
 from coe.protocol.responses import model_body, model_list
 from coe.serve.http import admin, admin_experts
-from coe.serve.http.call import error_response
+from coe.serve.http.call import Call, error_response
 from coe.serve.http.choices import Choices
 from coe.serve.http.docs_page import CONTENT_POLICY, docs_page
-from coe.serve.http.embeddings import send_embeddings
+from coe.serve.http.embeddings import embedding_of, is_embedding, send_embeddings
 from coe.serve.http.exchange import Exchange, headers_of
 from coe.serve.http.explained import decisions_body, explained
 from coe.serve.http.guard import guarded
@@ -137,12 +137,10 @@ async def answer(
 
 
 async def embeddings(service: Service, exchange: Exchange, body: bytes) -> None:
-    """The vectors of the inputs, by the expert that the request names."""
+    """The vectors of the inputs, all by the expert that the request names or that a policy chooses."""
     call = exchange.call
-    parsed = await service.accept(call, body, parse_embedding)
+    parsed = await service.accept(call, body, partial(embedding_of, call))
     assert isinstance(parsed, ParsedEmbedding)
-    snapshot = call.orchestrator.snapshot
-    check_embeds(snapshot.resolve(parsed.model), snapshot.experts)
     async with aclosing(service.answer(call, parsed)) as chunks:
         async for _ in chunks:
             pass
@@ -150,8 +148,8 @@ async def embeddings(service: Service, exchange: Exchange, body: bytes) -> None:
 
 
 async def route(service: Service, exchange: Exchange, body: bytes) -> None:
-    """The decision for the body of a chat, a completion or a response. No expert is called."""
-    parsed = await service.accept(exchange.call, body, _parse_any)
+    """The decision for the body of a chat, a completion, an embedding or a response. No expert is called."""
+    parsed = await service.accept(exchange.call, body, partial(_parse_any, exchange.call))
     await service.reserve(exchange.call, {"requests": len(parsed.requests)})
     await service.route(exchange.call, parsed)
     await exchange.json({"model": parsed.model, **decisions_body(exchange.call)})
@@ -210,10 +208,12 @@ async def _may_watch(service: Service, request: Request) -> bool:
         return False
 
 
-def _parse_any(body: object) -> Parsed:
+def _parse_any(call: Call, body: object) -> Parsed:
     if not isinstance(body, dict) or "messages" in body:
         return parse_chat(body)
-    return parse_response(body) if "input" in body else parse_completion(body) if "prompt" in body else parse_chat(body)
+    if "input" in body:
+        return embedding_of(call, body) if is_embedding(call, body) else parse_response(body)
+    return parse_completion(body) if "prompt" in body else parse_chat(body)
 
 
 async def _guarded(

@@ -20,7 +20,7 @@ def test_a_body_is_one_request_for_all_inputs() -> None:
     parsed = parse_embedding({"model": "m", "input": [[1, 2], [3]], "encoding_format": "base64", "user": "u"})
     assert parsed.request.inputs == ((1, 2), (3,)) and parsed.request.wants == "embedding"
     assert (parsed.base64, parsed.dimensions, parsed.ignored, parsed.stream) == (True, None, ("user",), False)
-    assert parsed.query.needs == {"embedding"} and parsed.size == 1
+    assert parsed.query.needs == {"embedding", "token_prompts"} and parsed.size == 1
     assert parse_embedding({"model": "m", "input": "a", "coe": {"deadline_s": 2}}).request.deadline_s == 2
 
 

@@ -79,8 +79,14 @@ async def test_dimensions_shorten_vectors_to_length_one() -> None:
         ({"input": "a", "dimensions": 65_537}, "dimensions", "less than or equal to 65536"),
         ({"input": "a", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "not supported"),
         ({"input": "a", "dimension": 5}, "dimension", "did you mean 'dimensions'"),
-        ({"input": "a", "model": "auto"}, "model", "is routed, and embeddings are not: name one of vectors, broken-"),
-        ({"input": "a", "model": "coe/safe"}, "model", "is routed, and embeddings are not"),
+        (
+            {"input": "a", "model": "auto"},
+            "model",
+            "no policy chooses only among embedding models: name one of vectors",
+        ),
+        ({"input": "a", "coe": {"experts": []}}, "coe.experts", "must not be empty"),
+        ({"input": "a", "coe": {"exclude": ["vektors"]}}, "coe.exclude", "did you mean 'vectors'"),
+        ({"input": "a", "coe": {"cost_weight": 1}}, "coe.cost_weight", "is not a known field"),
         ({"input": "a", "model": "echo"}, "model", "'echo' returns no embeddings: name one of vectors, broken-vec"),
     ],
 )

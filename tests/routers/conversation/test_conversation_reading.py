@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from routers.base import Estimate, Message, Query
+from routers.base import EMBEDDING, Estimate, Message, Query
 from routers.conversation import MOST_TURNS, main_text, read
-from routers.conversation.turns import MOST_CHARACTERS, dependence, prefix_weights, turns_of
+from routers.conversation.turns import MOST_CHARACTERS, MOST_INPUTS, dependence, prefix_weights, turns_of
 
 SQL = "The table orders has id and price. Which id has a price over 40?"
 SHELL = "Please rename the file old.log to new.log on my machine."
@@ -176,6 +176,43 @@ def test_in_an_agent_loop_the_words_are_those_of_the_last_user_turn() -> None:
 def test_which_turns_are_read(query: Query, texts: list[str]) -> None:
     assert [turn.text for turn in turns_of(query)] == texts
     assert len(read(Words(), [query]).estimate) == 1
+
+
+def inputs(*texts: str) -> Query:
+    return Query(tuple(Message("user", text) for text in texts), raw=True, needs=frozenset({EMBEDDING}))
+
+
+def test_texts_to_embed_are_read_one_by_one_and_weigh_the_same() -> None:
+    router = Words()
+    query = inputs(SQL, SHELL, "The table is blue.", REMINDER)
+    found = read(router, [query, Query.of(SQL)])
+    assert [each.text for each in router.asked[0]] == [SQL, SHELL, "The table is blue.", REMINDER, SQL]
+    assert [(turn.message, turn.weight) for turn in found.readings[0].turns] == [(i, 0.25) for i in range(4)]
+    alone = read(Words(), [inputs(each.content) for each in query.messages]).estimate
+    assert found.estimate.quality[0] == pytest.approx(alone.quality.mean(axis=0))
+    assert found.estimate.quality[1].tolist() == [0.9, 0.1, 0.1]
+    assert [best(query), best(inputs(SQL, SHELL, SHELL)), best(inputs(SQL))] == [["sql"], ["shell"], ["sql"]]
+    assert read(Words(), [inputs(*["a"] * 40, "x" * 2000)]).estimate.truncated.tolist() == [False]  # not read
+    assert read(Words(), [inputs(*["a"] * 30, "x" * 2000)]).estimate.truncated.tolist() == [True]
+
+
+def test_a_router_that_leaves_one_expert_eligible_goes_by_the_majority_of_the_texts_to_embed() -> None:
+    class OneEligible(Words):
+        def estimate(self, queries: Sequence[Query]) -> Estimate:
+            found = super().estimate(queries)
+            return replace(found, eligible=found.quality > 0.5)
+
+    estimate = read(OneEligible(), [inputs(SQL, SHELL, SHELL), inputs(SQL, SHELL), inputs(SHELL)]).estimate
+    assert estimate.eligible is not None
+    assert estimate.eligible.tolist() == [[False, True, False], [True, False, False], [False, True, False]]
+    assert estimate.labels == ("shell", "sql", "shell")
+
+
+def test_of_many_texts_to_embed_some_are_read_of_all_parts() -> None:
+    found = turns_of(inputs(*(f"text {i}" for i in range(2048))), "last")
+    assert [turn.message for turn in found] == list(range(0, 2048, 2048 // MOST_INPUTS))
+    assert [len(turn.text) for turn in turns_of(inputs("x" * 100_000, "y"))] == [MOST_CHARACTERS, 1]
+    assert [len(turn.text) for turn in turns_of(inputs("x" * 100_000))] == [100_000]
 
 
 def test_an_empty_answer_changes_nothing_that_is_read() -> None:
