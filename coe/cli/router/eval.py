@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from coe.cli.flags import Seed
 from coe.cli.option_groups import with_option_groups
@@ -13,6 +14,10 @@ from coe.cli.output import console
 from coe.cli.router.options import AnswerOptions, TableOptions, encoder_of, names_of, table_of
 from coe.cli.router.report import ReportOptions, parse_required, progress_bars, warnings_on_console
 from coe.cli.router.signals import SignalOptions
+
+if TYPE_CHECKING:
+    from routers.evaluation.curves import Sweep
+    from routers.outcomes.table import OutcomeTable
 
 
 @with_option_groups
@@ -37,6 +42,13 @@ def evaluate(
             "expert.",
         ),
     ] = None,
+    save_curve: Annotated[
+        bool,
+        typer.Option(
+            "--save-curve",
+            help="Keep the cost-quality curve in the folder of each router, for the page /ui of a service.",
+        ),
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Measure saved routers on a table that they were not trained on. `coe eval` measures experts."""
@@ -69,6 +81,24 @@ def evaluate(
                 rows = signals.add_to(reworded.table(report.detail.table.experts), loaded.router.requires, on_progress)
                 report = report.with_consistency(consistency(loaded.router, reworded, rows, chosen))
             reports.append(report)
+            if save_curve:
+                keep_curve(report.detail.curve, report.detail.table, folder, loaded.meta.digest, tables.outcomes, seed)
     if train_table is None:
         console.print("note: --train-outcomes adds kNN and category routers to the table", style="dim")
     output.write(reports, required, title=tables.outcomes.name)
+
+
+def keep_curve(curve: Sweep | None, table: OutcomeTable, folder: Path, digest: str, outcomes: Path, seed: int) -> None:
+    """Save the curve of a router beside it, or say why there is none."""
+    from routers.evaluation.saved_curve import CURVE, save_curve, saved_curve
+
+    if curve is None:
+        console.print(
+            f"[yellow]warning:[/] {escape(str(folder))}: no curve is saved: it needs costs of the table "
+            "(`cost::<expert>` columns, or --prices) and of the router, and one expert per query (no --compose)",
+            highlight=False,
+        )
+        return
+    found = saved_curve(curve, table, router=digest, measured="held out", name=outcomes.name, seed=seed)
+    save_curve(found, folder)
+    console.print(f"saved {folder / CURVE}", highlight=False, markup=False)

@@ -73,10 +73,12 @@ def train(
     """Train a router on an outcome table and save it.
 
     With --budget-usd or --save-cost, also solve its cost weight; with --max-calls, also solve the selector or the
-    composition of a policy that asks several experts. Both are solved on the folds of the table, out of fold.
+    composition of a policy that asks several experts. Both are solved on the folds of the table, out of fold; the
+    cost-quality curve found there is kept in the folder, as curve.json.
     """
     from routers.artifacts import save
     from routers.evaluation.cost_weight import out_of_fold
+    from routers.evaluation.saved_curve import save_curve, saved_curve
     from routers.factory import build, reads_text
 
     target, table = targets.target, tables.read()
@@ -87,7 +89,7 @@ def train(
         started = time.perf_counter()
         make = with_progress_lines(partial(build, kind, encoder, chosen))
         table = signals.add_to(table, make().requires, on_progress)
-        solved = policy = None
+        solved = policy = routing = None
         if target is not None or max_calls is not None:
             routing = out_of_fold(make, table, splits.of(table, seed))
             solved = None if target is None else solve_cost_weight(routing, table, target)
@@ -102,6 +104,11 @@ def train(
         digest = save(
             router, out, table=table, encoder=encoder, digests=digests, prices=notes, solved=solved, policy=policy
         )
+        if routing is not None and (curve := routing.sweep(table)) is not None:
+            found = saved_curve(
+                curve, table, router=digest, measured="out of fold", name=tables.outcomes.name, seed=seed
+            )
+            save_curve(found, out)
         if encoder is not None:
             tell_of_truncation(encoder, table.prompts)
     console.print(f"trained {kind} on {len(table):,} queries of {len(router.experts)} experts in {seconds:.1f} s")

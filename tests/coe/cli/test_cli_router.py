@@ -446,3 +446,26 @@ def test_train_solves_the_confidence_of_a_cascade(files):
     assert solved < 1.8 < certain
     refused = run(*command, *options, "--compose", "vote", ok=False)
     assert refused.exit_code == 2 and "only `cascade`" in refused.stderr
+
+
+def test_the_curve_is_kept_where_it_was_measured_on_other_rows(files):
+    def curve(folder):
+        path = folder / "curve.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    router, prices = files / "router", ["--prices", files / "prices.json"]
+    encoder = ["--encoder", "hashing:64"]
+    run("router", "train", "--outcomes", files / "train.parquet", "--kind", "knn", "--out", router, *encoder)
+    assert curve(router) is None, "nothing was measured"
+    evaluate = ["router", "eval", router, "--outcomes", files / "test.jsonl"]
+    run(*evaluate, *prices)
+    assert curve(router) is None, "a folder is changed on request only"
+    told = run(*evaluate, "--save-curve")
+    assert "no curve is saved: it needs costs" in " ".join(told.output.split()) and curve(router) is None
+    solved = [*encoder, *prices, "--save-cost", "--margin", "0"]
+    run("router", "train", "--outcomes", files / "train.parquet", "--kind", "knn", "--out", router, *solved)
+    found = curve(router)
+    assert (found["measured"], found["rows"], found["table"]) == ("out of fold", 150, "train.parquet")
+    assert found["router"] == load(router).meta.digest
+    run(*evaluate, *prices, "--save-curve")
+    assert (curve(router)["measured"], curve(router)["rows"]) == ("held out", 90)
