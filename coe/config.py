@@ -255,6 +255,8 @@ class ServeConfig(Section):
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may send requests, such as `https://app.example.com`, or `*`; requests of other pages get
     HTTP 403. Programs that are not browsers send no origin."""
+    ui: bool = True
+    """Serve the page `/ui` (docs/ui.md). It has no data of its own: what it shows needs the keys of the endpoints."""
     watch_s: Annotated[float, Field(gt=0)] = 2.0
     """Seconds between two looks at the registry and the files of the configuration for changes."""
     host_silent_s: Annotated[float, Field(gt=0)] = 10.0

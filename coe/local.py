@@ -124,6 +124,8 @@ def _policy(name: str, policy: PolicyConfig, snapshot: Snapshot, signals: Signal
         select=policy.selector,
         fallback=policy.fallback,
         router_digest=None if meta is None else meta.digest,
+        folder=policy.router,
+        trained=meta,
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +18,9 @@ from routers.conversation import Reads
 from routers.decision import Utility
 from routers.selectors import Selector, TopK
 
+if TYPE_CHECKING:
+    from routers.artifacts import ArtifactMeta
+
 AUTO = "auto"
 """The `model` that addresses the default policy."""
 
@@ -25,9 +30,9 @@ class Policy:
     """How experts are chosen (`router`, `reads`, `utility`, `select`) and how they answer (`composition`).
 
     reads: what the router reads of a conversation. fallback: expert that answers if all others fail. router_digest:
-    digest of the router's artifact; None if the router was not loaded from one.
-    least_cost_weight: the cost weight of a decision is at least this, where all costs are known. degraded: what the
-    policy gives up while the service is overloaded; "": nothing.
+    digest of the router's artifact; None if the router was not loaded from one. folder, trained: that of the artifact,
+    and its metadata. least_cost_weight: the cost weight of a decision is at least this, where all costs are known.
+    degraded: what the policy gives up while the service is overloaded; "": nothing.
     """
 
     name: str
@@ -40,11 +45,19 @@ class Policy:
     reads: Reads = "conversation"
     least_cost_weight: float = 0.0
     degraded: str = ""
+    folder: Path | None = field(default=None, compare=False, repr=False)
+    trained: ArtifactMeta | None = field(default=None, compare=False, repr=False)
 
     @property
     def experts(self) -> tuple[str, ...]:
         """The experts that its router chooses among; empty for a router of another package that does not say."""
         return tuple(getattr(self.router, "experts", ()))
+
+    @property
+    def best_single(self) -> str | None:
+        """The expert with the best mean score on the training table of the router; None if that is not known."""
+        reference = None if self.trained is None else self.trained.reference
+        return reference.experts[int(reference.mean_scores.argmax())] if reference and reference.experts else None
 
 
 @dataclass(slots=True)

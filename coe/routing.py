@@ -25,7 +25,7 @@ from registry.store import Snapshot
 from routers.base import EMBEDDING, Estimate, Query, RoutingDecision
 from routers.constraints import CONTEXT_LENGTH, TOKEN_PROMPTS, Eligible, check, no_eligible
 from routers.conversation import Weighed, read
-from routers.decision import Switch, Utility, decide
+from routers.decision import Switch, Utility, decide, utilities_of
 from routers.errors import NoEligibleExpert, RouterError
 from routers.selectors import Selector, TopK
 
@@ -76,6 +76,13 @@ class DecisionInputs:
             select=self.select,
             rng=None if self.seed is None else np.random.default_rng(self.seed),
         )[0]
+
+    def utilities(self) -> Mapping[str, float]:
+        """The utility of each expert of the router, by which `decide` ranks; empty if the fallback is the decision."""
+        if self.fallback is not None:
+            return {}
+        [row] = utilities_of(self.estimate, self.utility, self.load_s, [self.switch])
+        return dict(zip(self.estimate.experts, row.tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)

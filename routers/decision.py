@@ -115,7 +115,7 @@ def decide(
     if select is not None and k is not None:
         raise RouterError("give either select or k: `k` is short for `select=TopK(k)`")
     select = TopK(1 if k is None else k) if select is None else select
-    utilities = _utilities(estimate, utility, load_s or {}, switch)
+    utilities = utilities_of(estimate, utility, load_s or {}, switch)
     permitted = _permitted(estimate, allowed)
     ranking = Ranking.of(permitted, estimate.eligible, estimate.cost_usd, rng)
     order = ranking.order(utilities)
@@ -146,7 +146,7 @@ def first_choices(
     Raises:
         RouterError: as `decide`, for costs.
     """
-    utilities = _utilities(estimate, utility, {}, switch)
+    utilities = utilities_of(estimate, utility, {}, switch)
     names = np.array([[name in among for name in estimate.experts] for among in allowed], dtype=bool)
     permitted = names.reshape(estimate.quality.shape) & ~np.isnan(estimate.quality)
     first = Ranking.of(permitted, estimate.eligible, estimate.cost_usd).first(utilities)
@@ -154,13 +154,17 @@ def first_choices(
     return [estimate.experts[column] if ok else None for column, ok in zip(first, some, strict=True)]
 
 
-def _utilities(
+def utilities_of(
     estimate: Estimate,
     utility: Utility | Sequence[Utility],
     load_s: Mapping[str, float],
     switch: Sequence[Switch | None] | None,
 ) -> Floats:
-    """(n, m) utilities; NaN if the quality is NaN."""
+    """(n, m) utilities, by which `decide` ranks; NaN if the quality is NaN.
+
+    Raises:
+        RouterError: as `decide`, for costs and arguments of a wrong length or value.
+    """
     rates = [utility] * len(estimate) if isinstance(utility, Utility) else list(utility)
     if len(rates) != len(estimate):
         raise RouterError(f"{len(rates)} utilities for {len(estimate)} queries: give one for all, or one per query")

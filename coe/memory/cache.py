@@ -118,6 +118,11 @@ class ExpertCache(Generic[T]):
         return self._copies.used_bytes
 
     @property
+    def copies_budget_bytes(self) -> int:
+        """Most bytes of copies in host memory."""
+        return self._copies.budget_bytes
+
+    @property
     def failing(self) -> Mapping[str, Failing]:
         """Experts that are not loaded for a while, because their loads failed in a row."""
         return self._loads.failures.now()

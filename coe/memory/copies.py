@@ -76,6 +76,11 @@ class HeldCopies:
         """Bytes of all copies, those that are being read included."""
         return sum(copy.size_bytes for copy in self._copies.values())
 
+    @property
+    def budget_bytes(self) -> int:
+        """Most bytes of all copies."""
+        return self._store.budget_bytes
+
     def view(self, busy: Collection[str]) -> Copies:
         """For a plan. busy: experts that load, perhaps from their copy."""
         gone = [name for name, copy in self._copies.items() if not copy.reading and not self._store.holds(name)]

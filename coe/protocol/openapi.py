@@ -191,6 +191,29 @@ def _paths() -> dict[str, Any]:
             "get": _reading("getResidency", "What each host has in memory", _ref("HostList"), 501, 504)
         },
         **admin_paths(_json("Done", _ref("Change")), _errors),
+        "/admin/decisions": {
+            "get": _reading(
+                "getDecisions", "The last decisions of all gateways, without texts", _ref("DecisionList"), 400
+            )
+            | {
+                "parameters": [
+                    {
+                        "name": "last",
+                        "in": "query",
+                        "description": "How many of them; 200 by default.",
+                        "schema": {"type": "integer", "minimum": 1, "maximum": 1000},
+                    }
+                ]
+            }
+        },
+        "/admin/routers": {
+            "get": _reading("getRouters", "The router of each policy, with its cost-quality curve", _ref("RouterList"))
+        },
+        "/ui": {"get": _page("ui", "A page to ask, watch and compare")},
+        "/ui/{name}": {
+            "get": _page("uiFile", "A file of that page", 404)
+            | {"parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]}
+        },
         "/openapi.json": {"get": _reading("openapi", "This document", {"type": "object"})},
         "/docs": {
             "get": {
@@ -232,6 +255,18 @@ def _reading(name: str, summary: str, schema: Mapping[str, Any], *errors: int) -
         "operationId": name,
         "summary": summary,
         "responses": {"200": _json(summary, schema), **_errors(401, 403, 500, 503, *errors)},
+    }
+
+
+def _page(name: str, summary: str, *errors: int) -> dict[str, Any]:
+    return {
+        "operationId": name,
+        "summary": summary,
+        "responses": {
+            "200": {"description": "The page", "content": {"text/html": {}}},
+            "304": {"description": "It has not changed since the `ETag` that was sent"},
+            **(_errors(*errors) if errors else {}),
+        },
     }
 
 

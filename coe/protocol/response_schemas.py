@@ -180,6 +180,10 @@ SCHEMAS: Final[Mapping[str, Any]] = {
                 "description": "By expert: expected quality (score in [0, 1]) and cost (USD); null if none was made",
                 "type": ["object", "null"],
             },
+            "utility": {
+                "description": "The weights of cost, latency and switches, and `experts`: the utility of each",
+                "type": ["object", "null"],
+            },
             "allowed": _NAMES,
             "removed": {"type": "object", "description": "Expert -> the constraint that excludes it"},
             "doubtful": {"type": "object", "description": "Expert -> the constraint that may exclude it"},
@@ -209,6 +213,25 @@ SCHEMAS: Final[Mapping[str, Any]] = {
         "What an admin call has changed; `served`: whether every gateway uses it",
         {"object": TEXT, "registry_version": {"type": "integer"}},
         others=True,
+    ),
+    "DecisionList": object_of(
+        "The last decisions, the newest first",
+        {
+            "object": {"const": "coe.decisions"},
+            "gateways": COUNT,
+            "kept": COUNT,
+            "decisions": list_of(
+                {"type": "object", "description": "Policy, expert, confidence, cost and estimates of a request"}
+            ),
+        },
+    ),
+    "RouterList": object_of(
+        "The routers of the policies",
+        {
+            "object": {"const": "coe.routers"},
+            "default_policy": TEXT,
+            "policies": list_of({"type": "object", "description": "Weights, training table and curve of its router"}),
+        },
     ),
     "Error": object_of(
         "An error in OpenAI's form",

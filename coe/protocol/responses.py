@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 from coe.compose.notes import in_order
@@ -109,7 +110,8 @@ def route_body(
     """The body of `/v1/route`: the decision and its inputs, of the experts that the caller may know (None: all).
 
     `estimate` holds the expected quality (score in [0, 1]) and cost (USD) of each expert, null where unknown; it is
-    null as a whole if the caller named the expert. `removed` and `doubtful` hold the constraint that excludes an expert
+    null as a whole if the caller named the expert. `utility` holds the weights of cost, latency and switches, and the
+    utility of each expert, by which it is ranked. `removed` and `doubtful` hold the constraint that excludes an expert
     of the router, or may; `prompt_tokens` the counts by the experts' own tokenizers that the constraints used.
     `conversation` holds the user turns that were read with their weights, the expert of the previous turns, and the
     utility that each other expert loses.
@@ -123,6 +125,7 @@ def route_body(
         "policy": policy.name if policy else None,
         "decision": decision_document(routed.decision),
         "estimate": _estimate(routed.inputs.estimate, known) if routed.inputs else None,
+        "utility": _utility(routed.inputs, known) if routed.inputs else None,
         "allowed": sorted(routed.inputs.allowed) if routed.inputs else list(routed.decision.experts),
         "removed": {e: eligible.removed[e] for e in known if e in eligible.removed} if eligible else {},
         "doubtful": {e: eligible.doubtful[e] for e in known if e in eligible.doubtful} if eligible else {},
@@ -149,6 +152,11 @@ def _estimate(estimate: Estimate, known: Collection[str]) -> dict[str, dict[str,
         for j, expert in enumerate(estimate.experts)
         if expert in known
     }
+
+
+def _utility(inputs: DecisionInputs, known: Collection[str]) -> dict[str, Any]:
+    utilities = {expert: _number(value) for expert, value in inputs.utilities().items() if expert in known}
+    return {**asdict(inputs.utility), "experts": utilities}
 
 
 def _number(value: float) -> float | None:

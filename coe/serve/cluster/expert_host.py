@@ -193,6 +193,11 @@ class ExpertHost:
             "loads": dict(host.loads),
             "used_bytes": host.cache.used_bytes,
             "budget_bytes": host.cache.budget_bytes,
+            "copies": {
+                "experts": sorted(host.cache.copied),
+                "used_bytes": host.cache.copied_bytes,
+                "budget_bytes": host.cache.copies_budget_bytes,
+            },
             "busy": host.busy,
             "gpus": _gpus(),
         }

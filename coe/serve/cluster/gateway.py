@@ -25,6 +25,7 @@ from coe.serve.http.api import build_api
 from coe.serve.http.keyring import Keyring, StoredKeys
 from coe.serve.http.ledger import Ledger, open_accounts
 from coe.serve.http.metrics import Metrics
+from coe.serve.http.recent import RecentDecisions, Record
 from coe.serve.http.service import Service
 from coe.signals.features import Signals
 from coe.tokens import Tokenizers
@@ -86,6 +87,7 @@ class Gateway:
             wait_s=self._hosts.longest_wait_s,
             ledger=Ledger(lambda: open_accounts(settings, config.registry)),
             keyring=Keyring(StoredKeys(config.registry), required=settings.keys == "required"),
+            recent=RecentDecisions(pages=self._decisions),
         )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -161,6 +163,20 @@ class Gateway:
     async def page(self) -> bytes:
         """The metrics page of this process, for the gateway that merges them."""
         return await asyncio.to_thread(self._metrics.page)
+
+    async def decisions(self, count: int) -> Sequence[Record]:
+        """The last decisions of this process, for the gateway that merges them."""
+        return self._service.recent.last(count)
+
+    async def _decisions(self, count: int) -> Sequence[Sequence[Record]]:
+        """The last decisions of all gateways that respond in time."""
+        asked = serve.get_deployment_handle(GATEWAY, APP).broadcast("decisions", count)
+        try:
+            pages = await asked.results_async(timeout_s=PAGES_S, return_exceptions=True)
+        except TimeoutError:
+            log.warning("a gateway did not return its decisions within %g s: they are those of one gateway", PAGES_S)
+            return [self._service.recent.last(count)]
+        return [page for page in pages if isinstance(page, list)]
 
     async def _pages(self) -> Sequence[bytes]:
         """The pages of all gateways that respond in time; `coe_gateways` on the merged page counts them."""

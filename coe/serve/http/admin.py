@@ -203,5 +203,6 @@ async def within_deadline(service: Service) -> AsyncIterator[None]:
 
 
 def _residency_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("pool", "id", "responds", "budget_bytes", "used_bytes", "unhealthy", "weights", "endpoints")
+    memory = ("budget_bytes", "used_bytes", "busy", "unhealthy", "weights", "copies", "endpoints")
+    kept = ("pool", "id", "process", "responds", *memory)
     return {name: state[name] for name in kept if name in state}

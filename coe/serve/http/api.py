@@ -8,6 +8,8 @@
     POST /admin/load, /admin/unload               weights of experts into memory, and out of it
     GET  /admin/residency                         what is in memory, on each host
     *    /admin/experts, aliases, drain, pin, ...  changes of the experts (`admin_experts`)
+    GET  /admin/decisions, /admin/routers         the last decisions; the routers of the policies
+    GET  /ui                                      a page over these endpoints
     GET  /openapi.json, /docs                     all of this, for machines and for people
 
 Every answer names the expert (`model` and the `x-coe-*` headers); every error has OpenAI's shape. To add an endpoint,
@@ -39,7 +41,7 @@ from coe.protocol.parsed import Parsed
 from coe.protocol.requests import parse_chat, parse_completion
 from coe.protocol.response_request import parse_response
 from coe.protocol.responses import model_body, model_list
-from coe.serve.http import admin, admin_experts
+from coe.serve.http import admin, admin_experts, admin_reads
 from coe.serve.http.call import Call, error_response
 from coe.serve.http.choices import Choices
 from coe.serve.http.docs_page import CONTENT_POLICY, docs_page
@@ -51,6 +53,7 @@ from coe.serve.http.refusals import KeyNotAllowed, KeysUnavailable, Unauthorized
 from coe.serve.http.request_spans import observed
 from coe.serve.http.responses_api import respond, stored_response
 from coe.serve.http.service import Service
+from coe.serve.http.ui_page import ui_routes
 
 _ANY: Final = ["GET", "POST", "DELETE"]
 Handle = Callable[[Exchange, bytes], Coroutine[Any, Any, None]]
@@ -77,8 +80,11 @@ def build_api(service: Service) -> ASGIApp:
             Route("/admin/unload", partial(admin.answered, service, admin.unload), methods=["POST"]),
             Route("/admin/residency", partial(admin.answered, service, admin.residency)),
             *admin_experts.routes(service),
+            Route("/admin/decisions", partial(admin.answered, service, admin_reads.decisions)),
+            Route("/admin/routers", partial(admin.answered, service, admin_reads.routers)),
             Route("/openapi.json", openapi),
             Route("/docs", docs),
+            *(ui_routes() if service.settings.ui else ()),
         ],
         exception_handlers={HTTPException: _http_error},
     )

@@ -33,6 +33,7 @@ from coe.serve.http.keyring import Keyring
 from coe.serve.http.large_bodies import LargeBodies
 from coe.serve.http.ledger import Ledger
 from coe.serve.http.micro_batch import MicroBatch
+from coe.serve.http.recent import RecentDecisions
 from coe.serve.http.refusals import Full
 from coe.serve.http.request_spans import origin_of
 from coe.serve.http.request_spans import routing as spanned_routing
@@ -118,6 +119,7 @@ class Service:
         keyring: Keyring | None = None,
         ledger: Ledger | None = None,
         wait_s: Callable[[], float] = float,
+        recent: RecentDecisions | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -126,6 +128,7 @@ class Service:
         self._calls: dict[str, Call] = {}
         self._drains = Drains(clock)
         self.keyring = Keyring() if keyring is None else keyring
+        self.recent = RecentDecisions() if recent is None else recent
         self._ledger = ledger
         self.started_at = int(wall())
         self.uploads = Uploads(settings)
@@ -346,6 +349,8 @@ class Service:
         if writes_json():
             with _only_logged("the access log"):
                 access_log.write(finished)
+        with _only_logged("the last decisions"):
+            self.recent.write(finished)
         with _only_logged("the metrics"):
             if self.metrics is not None:
                 self.metrics.observe(finished)

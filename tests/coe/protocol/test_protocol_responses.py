@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
@@ -131,6 +132,20 @@ def test_a_decision_is_told_with_what_it_was_made_from() -> None:
     )
     assert body["estimate"] == {"a": {"quality": 0.5, "cost_usd": 0.01}, "b": {"quality": None, "cost_usd": 0.02}}
     assert body["decision"]["experts"] == ["a"] and body["decision"]["label"] == "sql" and body["allowed"] == ["a", "b"]
+
+
+def test_the_utilities_of_a_decision_are_those_that_it_ranked_by() -> None:
+    estimate = Estimate(("a", "b"), np.array([[0.5, 0.9]]), cost_usd=np.array([[0.01, 0.03]]))
+    inputs = DecisionInputs(
+        estimate, Utility(cost_weight=30, latency_weight=0.1), frozenset({"a", "b"}), load_s={"a": 1}
+    )
+    routed = Routed(Query.of("hi"), inputs.decide(), Policy("default", Always("a")), inputs, Single())
+    utility = route_body("77", routed, 4)["utility"]
+    assert utility["experts"] == pytest.approx({"a": 0.5 - 0.3 - 0.1, "b": 0.9 - 0.9})
+    assert (utility["cost_weight"], utility["latency_weight"], utility["switch_weight"]) == (30, 0.1, 0)
+    [score] = routed.decision.scores
+    assert score == utility["experts"][routed.decision.experts[0]] == max(utility["experts"].values())
+    assert route_body("77", routed, 4, frozenset({"b"}))["utility"]["experts"].keys() == {"b"}
 
 
 def test_a_named_expert_has_no_estimate() -> None:

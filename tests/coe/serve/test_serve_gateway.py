@@ -189,3 +189,14 @@ async def test_a_drain_reaches_all_gateways_and_their_requests_are_counted(
     silent = {"version": -1, "requests": 1}
     assert await gateway.uses(["echo"]) == [{"version": 3, "requests": 0}, silent], "what it does is not known"
     other._service.close()
+
+
+async def test_a_gateway_has_its_last_decisions_for_the_one_that_merges_them(gateway: Gateway) -> None:
+    await gateway.reconfigure(catalog(1, default=PolicyConfig(expert="echo")).to_json())
+    async with gateway._service.call("/v1/route") as call:
+        await gateway._service.route(
+            call, parse_chat({"model": "auto", "messages": [{"role": "user", "content": "hi"}]})
+        )
+    [record] = await gateway.decisions(5)
+    assert (record["policy"], record["chosen"], record["endpoint"]) == ("default", ["echo"], "/v1/route")
+    assert await gateway.decisions(0) == []

@@ -84,7 +84,7 @@ async def test_the_openapi_document_says_that_a_key_may_be_needed_and_what_comes
         document = (await there.http.get("/openapi.json")).json()
         assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
         assert document["security"] == [{"key": []}, {}]
-        open_to_all = {"/health", "/openapi.json", "/docs"}
+        open_to_all = {"/health", "/openapi.json", "/docs", "/ui", "/ui/{name}"}
         said_of = {(path, method): said for path, of in document["paths"].items() for method, said in of.items()}
         for (path, method), said in said_of.items():
             if path in open_to_all:
