@@ -187,6 +187,32 @@ class BrownoutConfig(Section):
     """Least quality given up per USD: cheaper experts are chosen. null leaves the weights of policies and requests."""
 
 
+class BatchesConfig(Section):
+    """Files and batches of the endpoint: `/v1/files` and `/v1/batches` (docs/batch.md)."""
+
+    folder: Path
+    """Folder of the files and of the runs; all gateways of a service use the same one."""
+    max_file_bytes: ByteSize = ByteSize(200 * 2**20)
+    """Most bytes of an uploaded file."""
+    max_files_bytes: ByteSize = ByteSize(10 * 2**30)
+    """Most bytes of all files together; beyond them uploads are refused."""
+    max_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000
+    """Most requests of a batch."""
+    max_waiting: Annotated[int, Field(ge=1)] = 100
+    """Most batches that wait or run; more get HTTP 429."""
+    at_once: Annotated[int, Field(ge=1, le=64)] = 1
+    """Batches that run at a time, in all gateways together; the others wait."""
+    in_flight: Annotated[int, Field(ge=1)] = 16
+    """Most expert calls of a batch that are in flight; a quarter of it while the gateway has other requests."""
+    keep_days: Annotated[float, Field(gt=0, le=3650)] = 30.0
+    """Days until a file, and a batch that has ended, is deleted."""
+
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _from_here(cls, path: object, info: ValidationInfo) -> object:
+        return _resolve(path, info)
+
+
 HttpPath = Literal["direct", "haproxy", "proxy"]
 
 
@@ -269,6 +295,8 @@ class ServeConfig(Section):
     trace_endpoint: Annotated[str, AfterValidator(_collector)] | None = None
     """Base URL of an OpenTelemetry collector that gets traces over OTLP, such as `http://127.0.0.1:4318`; null takes
     OTEL_EXPORTER_OTLP_ENDPOINT of the environment, and records none without (docs/observability.md)."""
+    batches: BatchesConfig | None = None
+    """Turns on `/v1/files` and `/v1/batches`; null leaves them off."""
 
     @property
     def http_path(self) -> HttpPath:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 from coe.batch.parts import answers_folder, read_calls, units_name, write_answers
 from coe.batch.records import dump_outcome
@@ -23,6 +23,7 @@ from coe.orchestrator import Orchestrator
 from coe.runs.storage import Folder
 from coe.types import Answer, Chunk, Failure, GenerateRequest
 from registry.spec import residency_names
+from registry.store import Snapshot
 
 _AHEAD = 2
 """Calls in flight, as a multiple of an expert's capacity: when one is done, the next already waits at the engine."""
@@ -63,6 +64,39 @@ class WorkReport:
         return self
 
 
+class AnsweringHost(Protocol):
+    """What answers expert calls: a `coe.host.Host`, or the hosts of a running service.
+
+    snapshot: the experts.
+    """
+
+    snapshot: Snapshot
+
+    def ask(self, name: str, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """Generate with an expert."""
+        ...
+
+    def capacity(self, name: str) -> int | None:
+        """Requests that the expert answers at once; None while that is not known."""
+        ...
+
+    def is_resident(self, name: str) -> bool:
+        """Whether the weights of the expert are in memory."""
+        ...
+
+    def prefetch(self, *names: str, keep: Collection[str] = ()) -> bool:
+        """Start to load experts, if there is room beside those to keep; whether it did."""
+        ...
+
+
+class Loads(Protocol):
+    """Counts the loads of a host."""
+
+    def add_to(self, report: WorkReport) -> None:
+        """Add the loads since the last call."""
+        ...
+
+
 class LoadCounter:
     """What a host loaded since the last report. One for all its work items: one may load weights for the next."""
 
@@ -83,8 +117,13 @@ class LoadCounter:
         return self._host.loads, stats.bytes_loaded, stats.load_s
 
 
+def _loads_of(host: AnsweringHost) -> LoadCounter:
+    assert isinstance(host, Host)  # the loads of others are counted elsewhere
+    return LoadCounter(host)
+
+
 @dataclass(slots=True)
-class _OpenUnit:
+class OpenUnit:
     """A unit with calls in flight; it is written after the last answer."""
 
     unit: Unit
@@ -103,19 +142,19 @@ class Answerer:
 
     def __init__(
         self,
-        host: Host,
+        host: AnsweringHost,
         folder: Folder,
         stage: int,
         units: Sequence[Unit],
         report: Callable[[WorkReport], None],
         *,
-        loads: LoadCounter | None = None,
+        loads: Loads | None = None,
         following: str | None = None,
     ) -> None:
         self._host, self._folder, self._stage, self._units = host, folder, stage, units
         self._orchestrator = Orchestrator(host.snapshot, {}, ask=self._ask)
         self._report, self._since = report, WorkReport()
-        self._loads, self._following = loads or LoadCounter(host), following
+        self._loads, self._following = loads or _loads_of(host), following
         self._began_s: float | None = None
         self._unusable: dict[str, Exception] = {}
         self._in_flight = 0
@@ -131,7 +170,7 @@ class Answerer:
         try:
             async with asyncio.TaskGroup() as tasks, aclosing(self._read()) as units:
                 async for unit, calls in units:
-                    opened = _OpenUnit(unit, [{} for _ in calls], len(calls))
+                    opened = OpenUnit(unit, [{} for _ in calls], len(calls))
                     for position, (row, call) in enumerate(calls):
                         await self._place(unit)
                         tasks.create_task(self._one(opened, position, row, call))
@@ -192,7 +231,7 @@ class Answerer:
         if self._host.prefetch(*residency_names(self._following), keep=keep):
             self._following = None
 
-    async def _one(self, opened: _OpenUnit, position: int, row: int, call: ExpertCall) -> None:
+    async def _one(self, opened: OpenUnit, position: int, row: int, call: ExpertCall) -> None:
         outcome = await self._answer(call)
         self._in_flight -= 1
         self._place_free.set()

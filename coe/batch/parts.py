@@ -29,21 +29,21 @@ from coe.batch.joint import assigned_rows
 from coe.batch.records import ANSWERS, CALLS, ROWS, RoutedRow, describe, dump_request, load_outcome, load_request
 from coe.batch.results import read_note, result, write_run
 from coe.batch.rows import InputRow, parse_row
-from coe.batch.source import Source, Split, read
+from coe.batch.source import RawRow, Source, Split, read
 from coe.batch.stages import Step, Unit, compositions, plan_units, step
 from coe.compose import Composition, ExpertCall, WithFallback, build_composition, ruled_out
 from coe.config import Config
 from coe.errors import CoeError, EngineError
 from coe.local import build_policies
 from coe.orchestrator import Orchestrator
-from coe.policy import AUTO
+from coe.policy import AUTO, address
 from coe.routing import Routed
 from coe.runs.storage import Folder
 from coe.signals.features import Signals
 from coe.types import Answer, Chunk, Failure, GenerateRequest
 from registry.spec import RESERVED_PREFIX
 from registry.store import Snapshot
-from routers.errors import RouterError
+from routers.errors import NoEligibleExpert, RouterError
 
 PARTS = "parts"
 _NOTE = b"coe"
@@ -54,6 +54,8 @@ class Job:
     """What every process of a run needs.
 
     model: the model of rows that name none. budget: within which the rows are assigned; None routes each on its own.
+    visible: the experts that may answer, and that errors may name; None: all.
+    logged_as: id under which internal errors are logged, for results that clients read (`records.describe`).
     """
 
     folder: Folder
@@ -62,6 +64,8 @@ class Job:
     snapshot: Snapshot
     model: str
     budget: Budget | None = None
+    visible: frozenset[str] | None = None
+    logged_as: str | None = None
 
     def composition_of(self) -> Callable[[RoutedRow], Composition]:
         """A function from a row to its composition; see `stages.compositions`."""
@@ -139,9 +143,9 @@ class PartRouter:
             else:
                 left.append(split)
         for split, lines in read(self._job.source, left) if left else ():
-            rows = [parse_row(line, self._job.model, self._job.snapshot.experts) for line in lines]
+            rows = [self._parse(line) for line in lines]
             outcomes = self._route(rows)
-            routed = [_routed(row, outcome) for row, outcome in zip(rows, outcomes, strict=True)]
+            routed = [_routed(row, outcome, self._job.logged_as) for row, outcome in zip(rows, outcomes, strict=True)]
             about = PlannedPart(
                 split.part,
                 rows=len(rows),
@@ -157,6 +161,11 @@ class PartRouter:
             _write(folder, _rows(split.part), ROWS, [row.record() for row in routed])
             yield _plan(self._job, about, 0, routed, [{} for _ in routed])
 
+    def _parse(self, line: RawRow) -> InputRow:
+        visible = self._job.visible
+        known = self._job.snapshot.experts if visible is None else visible
+        return parse_row(line, self._job.model, known, others=visible is not None)
+
     def _route(self, rows: Sequence[InputRow]) -> list[Routed | RouterError | CoeError]:
         """Rows of the same `model` are routed in one call."""
         outcomes: dict[int, Routed | RouterError | CoeError] = {}
@@ -170,11 +179,29 @@ class PartRouter:
             queries = [query for i in members if (query := rows[i].query) is not None]
             self._check(model)
             try:
-                found = self._orchestrator.route_each(queries, model)
+                self._check_visible(model)
+                found = list(map(self._discreet, self._orchestrator.route_each(queries, model)))
             except CoeError as error:
                 found = [error] * len(members)
             outcomes.update(zip(members, found, strict=True))
         return [outcomes[i] for i in range(len(rows))]
+
+    def _check_visible(self, model: str) -> None:
+        """Raise UnknownModel where `model` names an expert that may not answer."""
+        visible, router = self._job.visible, self._orchestrator
+        if visible is not None:
+            address(model, router.policies, router.default_policy, visible)
+
+    def _discreet(self, outcome: Routed | RouterError | CoeError) -> Routed | RouterError | CoeError:
+        """The outcome, or an error in its place that names no expert which may not answer."""
+        visible = self._job.visible
+        if visible is None or isinstance(outcome, Routed):
+            return outcome
+        text = str(outcome)
+        if not any(name in text for name in self._job.snapshot.experts if name not in visible):
+            return outcome
+        constraints = outcome.constraints if isinstance(outcome, NoEligibleExpert) else frozenset()
+        return NoEligibleExpert("no expert that the key may use can answer this request", constraints=constraints)
 
     def _check(self, model: str) -> None:
         """Raise BudgetError where the rows of a policy cannot be assigned."""
@@ -292,15 +319,16 @@ def _plan(
         _write(job.folder, _calls(stage, about.part), CALLS, *groups, note=PLANNED_PART.dump_json(about))
     else:
         outcomes = (None if isinstance(following, tuple) else following for following in steps)
-        records = [result(row, outcome, calls) for row, outcome, calls in zip(rows, outcomes, done, strict=True)]
+        finished = zip(rows, outcomes, done, strict=True)
+        records = [result(row, outcome, calls, job.logged_as) for row, outcome, calls in finished]
         records.sort(key=lambda record: (record["id"], record["line"]))
         write_run(job.folder, results_name(about.part), records, PLANNED_PART.dump_json(about))
     return about
 
 
-def _routed(row: InputRow, outcome: Routed | RouterError | CoeError) -> RoutedRow:
+def _routed(row: InputRow, outcome: Routed | RouterError | CoeError, logged_as: str | None) -> RoutedRow:
     if not isinstance(outcome, Routed):
-        return RoutedRow(row.line, row.id, row.model, row.endpoint, error=describe(outcome))
+        return RoutedRow(row.line, row.id, row.model, row.endpoint, error=describe(outcome, logged_as))
     return RoutedRow(
         line=row.line,
         id=row.id,

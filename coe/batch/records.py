@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -15,7 +16,8 @@ import coe.errors
 from coe.batch.pieces import PIECES, pieces_of, pieces_record
 from coe.errors import CoeError, EngineError, InvalidRequest
 from coe.protocol.decision import decision_document, decision_from
-from coe.protocol.errors import error_body
+from coe.protocol.errors import error_body, is_internal
+from coe.seam import text_of
 from coe.types import Answer, Failure, GenerateRequest, Usage
 from routers.base import RoutingDecision
 
@@ -71,6 +73,7 @@ ANSWERS = pa.schema(
 )
 """Answers to the calls; `error` where a call failed."""
 _REQUEST = TypeAdapter(GenerateRequest)
+logger = logging.getLogger(__name__)
 _ERROR_FIELDS = ("status", "code", "retryable")
 _OWN_FIELDS = ("public", "retry_after_s")
 """Fields that few errors have."""
@@ -183,9 +186,15 @@ def usage_of(record: Mapping[str, Any]) -> Usage:
     return Usage(record["prompt_tokens"], record["completion_tokens"], estimated=bool(record.get("usage_estimated")))
 
 
-def describe(error: Exception) -> dict[str, Any]:
-    """An OpenAI error object, and the HTTP status that the endpoint would send with it."""
-    status, body = error_body(error)
+def describe(error: Exception, logged_as: str | None = None) -> dict[str, Any]:
+    """An OpenAI error object, and the HTTP status that the endpoint would send with it.
+
+    Args:
+        logged_as: id under which an internal error is logged; then clients read the results, and get no detail of it.
+    """
+    if logged_as is not None and is_internal(error):
+        logger.warning("a row of %s failed: %s", logged_as, text_of(error))
+    status, body = error_body(error, logged_as=logged_as)
     return {"status": status, **body["error"]}
 
 

@@ -118,9 +118,17 @@ class Counts:
 
 
 def result(
-    row: RoutedRow, outcome: Answer | Exception | None, done: Mapping[str, Answer | Failure] = _NOTHING
+    row: RoutedRow,
+    outcome: Answer | Exception | None,
+    done: Mapping[str, Answer | Failure] = _NOTHING,
+    logged_as: str | None = None,
 ) -> Result:
-    """The result of a row. Without an outcome, the row has an error. `done`: the outcomes of its calls."""
+    """The result of a row. Without an outcome, the row has an error.
+
+    Args:
+        done: the outcomes of its calls.
+        logged_as: as in `records.describe`.
+    """
     record: Result = dict.fromkeys(RESULTS.names)
     record |= {"id": row.id, "line": row.line, "model": row.model, "policy": row.policy, "endpoint": row.endpoint}
     if row.decision is not None:
@@ -132,7 +140,7 @@ def result(
     if isinstance(outcome, Answer):
         answered = {"expert": outcome.expert, "answer": outcome.text, "notes": list(outcome.notes), "status": 200}
         return record | answered | result_columns(outcome) | outcome_columns(outcome)
-    return record | _failed(describe(outcome) if outcome is not None else row.error or {})
+    return record | _failed(describe(outcome, logged_as) if outcome is not None else row.error or {})
 
 
 def merge(

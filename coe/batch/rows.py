@@ -52,11 +52,12 @@ class InputRow:
     error: CoeError | None = None
 
 
-def parse_row(line: RawRow, default_model: str, experts: Collection[str]) -> InputRow:
+def parse_row(line: RawRow, default_model: str, experts: Collection[str], *, others: bool = False) -> InputRow:
     """The row of a line. Never raises: `error` has the problem, with the line's number.
 
     Args:
-        experts: the registered ones, for `coe.experts` and `coe.exclude` of a row.
+        experts: those that may answer it, for `coe.experts` and `coe.exclude` of a row.
+        others: there are other experts, which may not.
     """
     row = InputRow(line.number, f"line-{line.number:010d}", default_model)
     try:
@@ -71,7 +72,7 @@ def parse_row(line: RawRow, default_model: str, experts: Collection[str]) -> Inp
         asked = parsed.request
         request = replace(asked, stream=False, seed=_seed(asked, row.id), deadline_s=None)
         ignored = (*parsed.ignored, *(("coe.deadline_s",) if asked.deadline_s is not None else ()))
-        query = parsed.query_among(experts)
+        query = parsed.query_among(experts, others=others)
         return replace(row, request=request, query=query, ignored=ignored, answers=parsed.answers)
     except CoeError as error:
         return replace(row, error=_placed(error, line.number))

@@ -17,6 +17,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from coe.protocol import fields as f
+from coe.protocol.batch_paths import BATCH_SCHEMAS, batch_paths
+from coe.protocol.batches import BatchFields
 from coe.protocol.embeddings import IGNORED, REFUSED, EmbeddingFields
 from coe.protocol.field_descriptions import DESCRIPTIONS
 from coe.protocol.openapi_admin import admin_paths
@@ -33,7 +35,9 @@ _BODIES: Final[Mapping[str, type[BaseModel]]] = {
     "CompletionRequest": f.CompletionFields,
     "EmbeddingRequest": EmbeddingFields,
     "ResponseRequest": ResponseFields,
+    "BatchRequest": BatchFields,
 }
+_ANSWERED: Final = ("ChatRequest", "CompletionRequest", "EmbeddingRequest", "ResponseRequest")
 _IGNORED: Final = "Accepted, without effect here; the response header `x-coe-warning` names it."
 
 _HEADERS: Final = {
@@ -69,6 +73,7 @@ _ERRORS: Final = {
     502: "The expert failed, and no other could answer.",
     503: "The expert cannot answer now; `retry-after` states seconds.",
     504: "The deadline passed.",
+    507: "The files have no room.",
 }
 
 
@@ -85,7 +90,7 @@ def openapi_document() -> dict[str, Any]:
         },
         "paths": _paths(),
         "components": {
-            "schemas": {**_request_schemas(), **SCHEMAS, **RESPONSE_SCHEMAS},
+            "schemas": {**_request_schemas(), **SCHEMAS, **RESPONSE_SCHEMAS, **BATCH_SCHEMAS},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"key": []}, {}],  # a service without keys needs none
@@ -153,6 +158,7 @@ def _paths() -> dict[str, Any]:
                 ]
             }
         },
+        **batch_paths(_errors),
         "/health": {
             "get": {
                 "operationId": "health",
@@ -292,7 +298,7 @@ def _managing(name: str, summary: str, *parameters: Mapping[str, Any]) -> dict[s
 
 def _errors(*codes: int) -> dict[str, Any]:
     """Of these statuses; by default of those that an answer may have."""
-    return {str(code): _json(_ERRORS[code], _ref("Error")) for code in codes or _ERRORS.keys() - {409}}
+    return {str(code): _json(_ERRORS[code], _ref("Error")) for code in codes or _ERRORS.keys() - {409, 507}}
 
 
 def _json(description: str, schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,7 +331,7 @@ def _request_schemas() -> dict[str, Any]:
         IGNORED,
         IGNORED_IN_RESPONSES | of_engines,
     )
-    for name, only, free in zip(_BODIES, neutral, ignored, strict=True):
+    for name, only, free in zip(_ANSWERED, neutral, ignored, strict=True):
         schemas[name]["properties"] |= _neutral(only) | _free(free)
         for field, text in DESCRIPTIONS.items():
             if field in schemas[name]["properties"] and field not in only:

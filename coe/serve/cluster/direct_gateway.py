@@ -59,4 +59,6 @@ class DirectGateway(Gateway):
         """Serve awaits it before it ends this process."""
         if self._listener is not None:
             await self._listener.close()
+        if self._batches is not None:
+            await self._batches.close()
         super().__del__()

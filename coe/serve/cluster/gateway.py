@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
     from starlette.types import ASGIApp
 
+    from coe.serve.batches.service import Batches
+
 APP: Final = "coe"
 GATEWAY: Final = "gateway"
 PAGES_S: Final = 5.0
@@ -74,6 +76,9 @@ class Gateway:
         self._kept = LastGood()
         self._own_warnings: tuple[str, ...] = ()
         self._service_warnings: tuple[str, ...] = ()
+        keyring = Keyring(StoredKeys(config.registry), required=settings.keys == "required")
+        ledger = Ledger(lambda: open_accounts(settings, config.registry))
+        self._batches = None if settings.batches is None else self._opened(config, keyring, ledger)
         self._service = Service(
             self._orchestrator(EMPTY, {}),
             settings=settings,
@@ -85,10 +90,17 @@ class Gateway:
                 config, lambda: self._catalog, self, self._hosts, warnings=lambda: self._service.warnings
             ),
             wait_s=self._hosts.longest_wait_s,
-            ledger=Ledger(lambda: open_accounts(settings, config.registry)),
-            keyring=Keyring(StoredKeys(config.registry), required=settings.keys == "required"),
             recent=RecentDecisions(pages=self._decisions),
+            ledger=ledger,
+            keyring=keyring,
+            batches=self._batches,
         )
+
+    def _opened(self, config: Config, keyring: Keyring, ledger: Ledger) -> Batches:
+        """Files and batches; a service without them does not import their code."""
+        from coe.serve.batches.service import Batches
+
+        return Batches(config.serve, config.engines, ask=self._hosts.ask, keyring=keyring, ledger=ledger)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return build_api(self._service)
@@ -113,6 +125,9 @@ class Gateway:
             return
         self._hosts.update(catalog)
         self._service.update(self._orchestrator(catalog, loaded.policies))
+        if self._batches is not None:
+            self._batches.update(catalog.snapshot, catalog.policies, catalog.default_policy)
+            self._batches.start(lambda: self._service.in_flight > 0)
         self._catalog, self._own_warnings = catalog, loaded.warnings
         self._warn()
         for warning in loaded.warnings:

@@ -10,6 +10,7 @@
     *    /admin/experts, aliases, drain, pin, ...  changes of the experts (`admin_experts`)
     GET  /admin/decisions, /admin/routers         the last decisions; the routers of the policies
     GET  /ui                                      a page over these endpoints
+    POST, GET, DELETE /v1/files, POST, GET /v1/batches    files of requests, answered beside the others (`batches`)
     GET  /openapi.json, /docs                     all of this, for machines and for people
 
 Every answer names the expert (`model` and the `x-coe-*` headers); every error has OpenAI's shape. To add an endpoint,
@@ -42,6 +43,7 @@ from coe.protocol.requests import parse_chat, parse_completion
 from coe.protocol.response_request import parse_response
 from coe.protocol.responses import model_body, model_list
 from coe.serve.http import admin, admin_experts, admin_reads
+from coe.serve.http.batches import batch_routes
 from coe.serve.http.call import Call, error_response
 from coe.serve.http.choices import Choices
 from coe.serve.http.docs_page import CONTENT_POLICY, docs_page
@@ -74,6 +76,7 @@ def build_api(service: Service) -> ASGIApp:
             Route("/v1/route", Post(service, partial(route, service)), methods=["POST"]),
             Route("/v1/models", partial(_guarded, service, models)),
             Route("/v1/models/{id:path}", partial(_guarded, service, model)),
+            *batch_routes(service),
             Route("/health", partial(_guarded, service, health)),
             Route("/metrics", partial(_guarded, service, metrics)),
             Route("/admin/load", partial(admin.answered, service, admin.load), methods=["POST"]),

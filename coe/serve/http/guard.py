@@ -39,7 +39,7 @@ def guarded(settings: ServeConfig) -> list[Middleware]:
     cors = Middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
-        allow_methods=("GET", "POST"),
+        allow_methods=("GET", "POST", "DELETE"),
         allow_headers=("*",),
         expose_headers=("retry-after", *(f"x-coe-{name}" for name in DISCLOSED)),
     )

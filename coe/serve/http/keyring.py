@@ -13,11 +13,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from coe.errors import CoeError
 from coe.orchestrator import Orchestrator
-from coe.policy import Policy, address
+from coe.policy import address
 from coe.serve.http.refusals import KeyNotAllowed, KeysUnavailable, Unauthorized
 from registry.errors import RegistryError
 from registry.keys import ApiKey, matches, read_key
@@ -26,6 +26,7 @@ from registry.snapshot import expert_of
 from registry.storage import coe_home
 from registry.store import Registry, Snapshot
 
+T = TypeVar("T")
 REFRESH_S: Final = 1.0
 """Seconds after which the keys are looked at again."""
 WAIT_S: Final = 2.0
@@ -72,7 +73,7 @@ class Access:
             self._experts = snapshot, frozenset(name for name in snapshot if matches(expert_of(name), patterns))
         return self._experts[1]
 
-    def policies(self, policies: Mapping[str, Policy]) -> Mapping[str, Policy]:
+    def policies(self, policies: Mapping[str, T]) -> Mapping[str, T]:
         """Those of the policies that it may ask."""
         if self.key is None or self.key.spec.policies is None:
             return policies
@@ -208,6 +209,24 @@ class Keyring:
         if (why := known.why_invalid(secret, self._wall())) is not None:
             raise Unauthorized(f"the API key is refused: {why}")
         assert found is not None
+        return found
+
+    async def access_of(self, identity: str | None) -> Access:
+        """What work that goes on after its request may do, by the id of the key of the request; None: it had none.
+
+        Raises:
+            Unauthorized: the key was revoked or has expired, or the service requires keys by now.
+        """
+        if self._stored is None and not self._required:
+            return OPEN
+        await self._look()
+        if not self._required:
+            return OPEN
+        found = None if identity is None else self._keys.get(identity)
+        if found is None or found.key is None:
+            raise Unauthorized("it was made without a key of this service")
+        if (state := found.key.state(self._wall())) != "active":
+            raise Unauthorized(f"the API key {identity} is {state}")
         return found
 
     async def _look(self) -> None:

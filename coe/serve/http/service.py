@@ -24,6 +24,7 @@ from coe.protocol.parsed import Parsed
 from coe.routing import Routed
 from coe.serve.http import access_log
 from coe.serve.http.amounts import expected, spent
+from coe.serve.http.batch_store import Batches
 from coe.serve.http.brownout import Brownout
 from coe.serve.http.call import CANCELLED, Call
 from coe.serve.http.changes import Drains, ExpertChanges
@@ -103,6 +104,7 @@ class Service:
         changes: of the experts, for admin calls; None: they cannot be changed here.
         wait_s: the longest predicted wait of a new request for any expert.
         keyring: the API keys; None: there are none. ledger: their limits; None: there are none.
+        batches: files and batches; None: they are off.
         clock: monotonic seconds; wall: seconds since the epoch.
     """
 
@@ -120,6 +122,7 @@ class Service:
         ledger: Ledger | None = None,
         wait_s: Callable[[], float] = float,
         recent: RecentDecisions | None = None,
+        batches: Batches | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -129,7 +132,7 @@ class Service:
         self._drains = Drains(clock)
         self.keyring = Keyring() if keyring is None else keyring
         self.recent = RecentDecisions() if recent is None else recent
-        self._ledger = ledger
+        self._ledger, self.batches = ledger, batches
         self.started_at = int(wall())
         self.uploads = Uploads(settings)
         self._large = LargeBodies(settings.max_uploads_bytes)
