@@ -10,13 +10,14 @@ from typing import Any
 
 import openai
 import pytest
-from api_server import Gateway, Words, gateway
+from api_server import EXPERTS, Gateway, Words, expert, gateway
 
 from coe.policy import Policy
 from coe.serve.http.keyring import REFRESH_S, STALE_S, WAIT_S, Keyring, StoredKeys
 from coe.serve.http.refusals import KeysUnavailable, Unauthorized
 from registry.errors import StoreError
 from registry.keys import ApiKey, KeySpec
+from registry.spec import Kind
 from registry.store import Registry
 
 HI: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
@@ -176,7 +177,8 @@ async def test_a_key_whose_experts_are_gone_is_told_so_and_sees_no_other(url: st
 
 async def test_the_priority_of_a_key_is_the_default_and_the_highest_of_its_requests(url: str) -> None:
     keys = {level: create(url, level, priority=level) for level in ("low", "normal", "high")}
-    async with gateway(keyring=Keyring(StoredKeys(url))) as there:
+    vectors = expert("vectors", kind=Kind.EMBEDDING, capabilities=frozenset({"embedding"}))
+    async with gateway(experts=(*EXPERTS, vectors), keyring=Keyring(StoredKeys(url))) as there:
         asked = there.service.orchestrator._ask
         seen: list[Any] = []
 
@@ -191,7 +193,7 @@ async def test_the_priority_of_a_key_is_the_default_and_the_highest_of_its_reque
         assert (await post(there, bearer(keys["high"]), coe={"priority": "low"})).status_code == 200
         refused = await post(there, bearer(keys["normal"]), coe={"priority": "high"})
         assert code(refused) == (403, "key_not_allowed") and 'which is "normal"' in refused.json()["error"]["message"]
-        embedding = {"model": "echo", "input": "hi", "coe": {"priority": "high"}}
+        embedding = {"model": "vectors", "input": "hi", "coe": {"priority": "high"}}
         assert code(await there.http.post("/v1/embeddings", json=embedding, headers=bearer(keys["low"])))[0] == 403
         wrong = await post(there, bearer(keys["high"]), coe={"priority": "urgent"})
         assert code(wrong)[0] == 400 and "'low', 'normal' or 'high'" in wrong.json()["error"]["message"]
