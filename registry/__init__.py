@@ -19,7 +19,7 @@
                   usage_redis; priorities: of requests
     profiles      measured strengths of experts; strengths summarises them
     plugins       classes of other packages: entry points and `module:Class`
-    spelling      "did you mean"; lazy: the exports of this file
+    spelling      "did you mean"; lazy: the exports of this file; retries: where they are logged
     errors        RegistryError and what derives from it
 
 What `__all__` lists is the public interface; it is imported when it is first used.

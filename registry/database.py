@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from registry.errors import StoreError
+from registry.retries import are_logged
 from registry.storage import coe_home, translate_disk_full
 
 _BUSY_TIMEOUT_S = 30.0
@@ -132,6 +133,7 @@ def with_retries(work: Callable[[], T]) -> T:
     """Retry a transaction that lost to another writer: a lock timeout, or a row or table created concurrently."""
     import stamina
 
+    are_logged()
     caller = stamina.RetryingCaller(attempts=20, timeout=60.0, wait_initial=0.02, wait_max=0.5, wait_jitter=0.1)
     return caller(_is_contention, work)
 

@@ -126,7 +126,8 @@ def test_every_error_of_the_api_is_explained() -> None:
     assert {refusals.Full, errors.StorageFull} <= set(below(CoeError))
     table = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", table, re.M))
-    sent = ("coe.errors", "coe.serve.http", "coe.serve.batches", "coe.protocol")  # others are of commands, which other tests may have imported
+    # Others are of commands, which other tests may have imported.
+    sent = ("coe.errors", "coe.serve.http", "coe.serve.batches", "coe.protocol")
     codes = {each.code: str(each.status) for each in below(CoeError) if each.__module__.startswith(sent)}
     assert {code: rows.get(code) for code in codes if code != CoeError.code} == {
         code: status for code, status in codes.items() if code != CoeError.code

@@ -286,7 +286,12 @@ def test_a_full_disk_is_said_clearly(registry: Registry, monkeypatch: pytest.Mon
     assert registry.list() == []
 
 
-def test_contention_is_tried_again(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contention_is_tried_again_and_logged_not_printed(
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     original, tries = store._insert, []
 
     def insert(connection: Any, new: ExpertSpec) -> ExpertSpec:
@@ -298,6 +303,8 @@ def test_contention_is_tried_again(registry: Registry, monkeypatch: pytest.Monke
     monkeypatch.setattr(store, "_insert", insert)
     assert registry.add(spec("a")).version == 1
     assert len(tries) == 3 and registry.snapshot().version == 1
+    assert capfd.readouterr().out == "", "stdout is for results"
+    assert [record.name for record in caplog.records] == ["stamina"] * 2
 
 
 def test_a_row_that_another_writer_made_first_is_tried_again(

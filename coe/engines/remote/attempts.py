@@ -21,6 +21,7 @@ from coe.engines.remote.events import read_events
 from coe.engines.remote.limits import Limits
 from coe.errors import CoeError, DeadlineExceeded, RemoteError
 from coe.types import GenerateRequest, Usage
+from registry.retries import are_logged
 from registry.spec import ExpertSpec
 
 _SILENCE: Final = 10
@@ -97,6 +98,7 @@ class Attempts:
         """
         from stamina import AsyncRetryingCaller
 
+        are_logged()
         settings = self._settings
         retry = AsyncRetryingCaller(
             attempts=max(settings.retries + 1, len(self._pool.endpoints)),
