@@ -106,7 +106,7 @@ def _number(value: float) -> str:
         if value in (2**power - 1, 2**power, -(2**power)):
             less = " - 1" if value == 2**power - 1 else ""
             return f"{'-' if value < 0 else ''}2<sup>{power}</sup>{less}"
-    return f"{value:g}"
+    return f"{value:.0f}" if value == int(value) else f"{value:g}"
 
 
 def _text(text: str) -> str:

@@ -208,7 +208,8 @@ async def test_decisions_and_router_show_costs_and_the_working_point(page: Page)
     await ask(page, QUESTION)
     await page.click("#tab-decisions")
     saved = await page.locator("#decisions table", has_text="most expensive allowed").inner_text()
-    assert "best mean score on the training table" in saved and "\tlarge\t" in saved and "(9" in saved
+    assert "best mean score on the training table" in saved and "\tlarge\t" in saved
+    assert re.search(r"\(\d+\s?%\)", saved), saved  # of all decisions so far
     assert await page.locator("#decisions svg[role=img]").count() == 2
     await page.click("#tab-router")
     await page.wait_for_selector("#router svg .at")
