@@ -10,7 +10,7 @@ WORKERS ?= logical
 # Keep bytecode between the processes of a run: without it, collecting the tests takes twice the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test check lint types layers audit docs cover test-vllm vllm-env clients fuzz zoo-train latent latent-ablations lock clean
+.PHONY: setup demo test check lint types layers audit docs cover test-vllm vllm-env clients fuzz chaos soak zoo-train latent latent-ablations lock clean
 
 setup: .venv/.installed
 
@@ -100,6 +100,12 @@ fuzz: setup $(FUZZ)/bin/st  ## 10,000 requests generated from /openapi.json
 
 $(FUZZ)/bin/st:
 	$(PYTHON) -m venv $(FUZZ) && $(FUZZ)/bin/python -m pip install --quiet schemathesis==4.32.5
+
+chaos: setup  ## every part of a service fails under load, in turn (a quarter of an hour)
+	$(BIN)/python benchmarks/chaos.py
+
+soak: setup  ## half an hour of mixed load: no process may grow
+	$(BIN)/python benchmarks/soak.py
 
 zoo-train: setup  ## train the zoo's adapters again (about an hour on one core)
 	$(BIN)/python -m examples.zoo.train --all
