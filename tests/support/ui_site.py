@@ -29,7 +29,8 @@ ASKED = {
     "dates": ("Which day is the third of May 2024?", "Write 5 Jan 2023 as a date.", "Which date is Christmas 2022?"),
     "math": ("Add 17 and 25.", "Ada has 12 apples and eats 5.", "How much is 6 times 7?"),
 }
-ANSWERS = {
+ANSWERS = {  # the first key of a conversation wins: what pictures ask last stands first
+    "apples": "12 - 5 = 7",
     "over 100": "```sql\nSELECT id, total\nFROM orders\nWHERE total > 100;\n```",
     "oslo": "```sql\nSELECT name FROM customers WHERE city = 'Oslo';\n```",
     "orders of each": "```sql\nSELECT customer, count(*)\nFROM orders\nGROUP BY customer;\n```",
@@ -40,7 +41,6 @@ ANSWERS = {
     "5 jan": "2023-01-05",
     "christmas": "2022-12-25",
     "17 and 25": "17 + 25 = 42",
-    "apples": "12 - 5 = 7",
     "6 times": "6 × 7 = 42",
 }
 LONG = "A query over orders needs the total of each row. " * 8
