@@ -22,7 +22,8 @@ MOST_REASON_CHARACTERS: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class ExpertState:
-    """What is stated of an expert, and by whom, in seconds since the epoch. `drained`: the reason; None: it is not."""
+    """What admin calls have stated of an expert, with author and time (seconds since the epoch). `drained`: the reason,
+    None if it is not."""
 
     drained: str | None
     pinned: bool

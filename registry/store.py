@@ -187,7 +187,7 @@ class Registry:
         return self.snapshot()
 
     def expert_states(self) -> Mapping[str, ExpertState]:
-        """What is stated of experts, by whom and when, by name."""
+        """What admin calls have stated of experts, with author and time, by name."""
         with self._read() as connection:
             return states_of.read(connection)
 

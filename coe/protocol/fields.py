@@ -70,9 +70,8 @@ INSTEAD: Final[Mapping[str, str]] = {
 REFUSED_IN_MESSAGES: Final[Mapping[str, Neutral]] = {"audio": (None,), "function_call": (None,)}
 """Fields that a message copied from an answer carries, empty."""
 
-IGNORED_IN_CHAT: Final = frozenset(
+IGNORED_OF_OPENAI: Final = frozenset(
     {
-        "metadata",
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
@@ -80,9 +79,10 @@ IGNORED_IN_CHAT: Final = frozenset(
         "service_tier",
         "store",
         "user",
-        "verbosity",
     }
 )
+"""Fields about OpenAI's own service, of chats and responses."""
+IGNORED_IN_CHAT: Final = IGNORED_OF_OPENAI | {"metadata", "verbosity"}
 IGNORED_VALUES: Final[Mapping[str, Neutral]] = {"verbosity": ("medium",)}
 """Values of ignored fields that are the default, so that nothing is lost."""
 IGNORED_IN_COMPLETIONS: Final = frozenset({"user"})

@@ -40,19 +40,7 @@ REFUSED: Final[Mapping[str, f.Neutral]] = {
     "response_format": (None,),
 }
 """Fields that request what is not supported, and those that chat has under these names."""
-IGNORED: Final = frozenset(
-    {
-        "max_tool_calls",
-        "prompt_cache_key",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "truncation",
-        "user",
-    }
-)
+IGNORED: Final = f.IGNORED_OF_OPENAI | {"max_tool_calls", "truncation"}
 """Fields without effect. `max_tool_calls` counts calls of hosted tools, and there are none."""
 IGNORED_VALUES: Final[Mapping[str, f.Neutral]] = {"store": (False,), "truncation": ("disabled",)}
 """Values of ignored fields that request what happens anyway."""
