@@ -9,7 +9,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
-    ValidatorFunctionWrapHandler,
     WithJsonSchema,
     WrapValidator,
 )
@@ -19,7 +18,7 @@ from coe.protocol import fields as f
 from coe.protocol.bounds import MOST_CHAT_LOGPROBS
 from coe.protocol.response_input import INPUT_MODELS, Input
 from coe.protocol.texts import Count, Strict, Text, is_unicode
-from coe.protocol.tools import MODES, Parameters, SchemaName, SchemaObject, ToolName, only_functions
+from coe.protocol.tools import Parameters, SchemaName, SchemaObject, ToolName, mode_or, only_functions
 
 REFUSED: Final[Mapping[str, f.Neutral]] = {
     "access_programs": (None,),
@@ -85,31 +84,16 @@ class FlatChoice(Strict):
     name: str
 
 
-def _choice(value: object, validate: ValidatorFunctionWrapHandler) -> object:
-    if isinstance(value, dict):
-        kind = value.get("type")
-        if isinstance(kind, str) and kind != "function":
-            instead = "send only these tools, with a mode" if kind == "allowed_tools" else "only functions are"
-            raise PydanticCustomError(
-                "unsupported_value",
-                "type {kind} is not supported: {instead}",
-                {"kind": repr(kind[:40]), "instead": instead},
-            )
-        return validate(value)
-    if not isinstance(value, str) or value not in MODES:
-        raise PydanticCustomError(
-            "choice", 'should be "auto", "none", "required", or {"type": "function", "name": ...}'
-        )
-    return value
-
-
 FlatToolField = Annotated[FlatTool, BeforeValidator(only_functions)]
 if TYPE_CHECKING:
     FlatToolChoice = FlatChoice | Literal["auto", "none", "required"]
 else:
     FlatToolChoice = Annotated[
         FlatChoice,
-        WrapValidator(_choice, json_schema_input_type=FlatChoice | Literal["auto", "none", "required"]),
+        WrapValidator(
+            mode_or('{"type": "function", "name": ...}'),
+            json_schema_input_type=FlatChoice | Literal["auto", "none", "required"],
+        ),
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator
@@ -90,18 +90,21 @@ class NamedChoice(Strict):
     function: NamedFunction
 
 
-def _choice(value: object, validate: ValidatorFunctionWrapHandler) -> object:
-    if isinstance(value, dict):
-        if value.get("type") == "allowed_tools":
-            raise PydanticCustomError(
-                "unsupported_value", "type 'allowed_tools' is not supported: send only these tools, with a mode"
-            )
-        return validate(value)
-    if not isinstance(value, str) or value not in MODES:
-        raise PydanticCustomError(
-            "choice", 'should be "auto", "none", "required", or {"type": "function", "function": {"name": ...}}'
-        )
-    return value
+def mode_or(named: str) -> Callable[[object, ValidatorFunctionWrapHandler], object]:
+    """The check of a `tool_choice`: a mode, or an object such as `named`, which names a function."""
+
+    def check(value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        if isinstance(value, dict):
+            if value.get("type") == "allowed_tools":
+                raise PydanticCustomError(
+                    "unsupported_value", "type 'allowed_tools' is not supported: send only these tools, with a mode"
+                )
+            return validate(value)
+        if not isinstance(value, str) or value not in MODES:
+            raise PydanticCustomError("choice", 'should be "auto", "none", "required", or {named}', {"named": named})
+        return value
+
+    return check
 
 
 ToolField = Annotated[Tool, BeforeValidator(only_functions)]
@@ -110,7 +113,10 @@ if TYPE_CHECKING:
 else:
     ToolChoice = Annotated[
         NamedChoice,
-        WrapValidator(_choice, json_schema_input_type=NamedChoice | Literal["auto", "none", "required"]),
+        WrapValidator(
+            mode_or('{"type": "function", "function": {"name": ...}}'),
+            json_schema_input_type=NamedChoice | Literal["auto", "none", "required"],
+        ),
     ]
 
 
